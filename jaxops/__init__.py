@@ -1,0 +1,1 @@
+"""The models a product team runs on, in JAX."""

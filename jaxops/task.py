@@ -1,0 +1,170 @@
+"""What to learn: `Task`, a value made of pure functions, and what its data must look like."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Key = jax.Array
+Params = Any
+Extra = Any
+Batch = Mapping[str, Any]
+"""Named columns with one leading axis; `mask` (B,), if there, weighs the rows (0 is padding)."""
+
+
+class Column(NamedTuple):
+    """What one named column of a data set must look like.
+
+    Attributes:
+        name: the column's key in a batch.
+        shape: the shape of one row; `None` stands for any length.
+        dtype: NumPy's name of the dtype, such as "uint8"; "float" and "int" take any width.
+        classes: integer labels lie in [0, classes); `None` does not check.
+        target: the column is what is learned, so prediction does without it.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] = ()
+    dtype: str = "float"
+    classes: int | None = None
+    target: bool = False
+
+
+class Out(NamedTuple):
+    """What a loss gives besides its sum.
+
+    Attributes:
+        weight: (), the sum of the rows' weights: what the loss is divided by, once.
+        metrics: name -> mergeable metric state (see `jaxops.metrics`).
+        extra: the model's new non-trained variables, such as batch statistics.
+    """
+
+    weight: Array
+    metrics: dict[str, Any]
+    extra: Extra
+
+
+class Task(NamedTuple):
+    """What to learn.
+
+    Attributes:
+        init: `(key, batch) -> (params, extra)`.
+        loss: `(params, extra, batch, key, train) -> (loss, Out)`; the loss is a sum over rows.
+        predict: `(params, extra, batch) -> outputs`, no randomness.
+        columns: what the data must look like, checked before anything compiles.
+        classes: the classes' names in order, or empty.
+        recipe: how the task was made, `(function, arguments)`, so that `jaxops.save` can write
+            it down; `None` for a task made by hand.
+    """
+
+    init: Callable[[Key, Batch], tuple[Params, Extra]]
+    loss: Callable[[Params, Extra, Batch, Key, bool], tuple[Array, Out]]
+    predict: Callable[[Params, Extra, Batch], Any]
+    columns: tuple[Column, ...] = ()
+    classes: tuple[str, ...] = ()
+    recipe: tuple[Callable[..., "Task"], tuple[tuple[str, Any], ...]] | None = None
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return _hashable(value.tolist())
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return tuple(map(_hashable, value))
+    return value
+
+
+def recorded(make: Callable[..., Task]) -> Callable[..., Task]:
+    """Let a function that makes tasks remember its arguments, and give equal calls one task.
+
+    The record is what `jaxops.save` writes; one task for equal calls means that they compile
+    once. Arrays and lists among the arguments become tuples.
+    """
+    signature = inspect.signature(make)
+
+    @functools.lru_cache(maxsize=64)
+    def build(arguments: tuple[tuple[str, Any], ...]) -> Task:
+        return make(**dict(arguments))._replace(recipe=(wrapper, arguments))
+
+    @functools.wraps(make)
+    def wrapper(*args: Any, **kwargs: Any) -> Task:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return build(tuple((k, _hashable(v)) for k, v in bound.arguments.items()))
+
+    return wrapper
+
+
+def row_weights(batch: Batch) -> Array:
+    """The weight of each row, float32 (B,): `mask` where the batch has one, else ones."""
+    if "mask" in batch:
+        return jnp.asarray(batch["mask"], jnp.float32)
+    return jnp.ones(len(next(iter(batch.values()))), jnp.float32)
+
+
+def supervised(
+    model: Any,
+    inputs: Callable[[Batch, Key | None], Array],
+    loss: Callable[[Array, Batch], Array],
+    metrics: Callable[[Array, Batch, Array], dict[str, Any]],
+    predict: Callable[[Array], Any],
+    columns: tuple[Column, ...],
+    classes: tuple[str, ...] = (),
+) -> Task:
+    """A task from a Flax module and a loss for each row.
+
+    Args:
+        model: a `flax.linen.Module`; its `__call__` takes the inputs and, where it names them,
+            `train` (bool) and `mask` ((B,) bool, False for padding). Dropout draws from the
+            "dropout" stream.
+        inputs: `(batch, key) -> x`, what the model sees; the key is `None` outside training.
+        loss: `(outputs, batch) -> (B,)`, one value a row.
+        metrics: `(outputs, batch, weights) -> states`; "loss" is added to them.
+        predict: outputs -> what a user wants to read, such as probabilities.
+        columns: what the data must look like.
+        classes: names of the classes, if any.
+    """
+    from jaxops.metrics import mean
+
+    accepts = inspect.signature(type(model).__call__).parameters
+
+    def call(variables: Any, x: Array, weights: Array, train: bool, **kwargs: Any) -> Any:
+        if "train" in accepts:
+            kwargs["train"] = train
+        if "mask" in accepts:
+            kwargs["mask"] = weights > 0
+        return model.apply(variables, x, **kwargs)
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        variables = dict(model.init(key, inputs(batch, None)))
+        return variables.pop("params", {}), variables
+
+    def loss_fn(
+        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        weights = row_weights(batch)
+        variables = {"params": params, **extra}
+        if train:
+            look, drop = jax.random.split(key)
+            x = inputs(batch, look)
+            outputs, new = call(
+                variables, x, weights, True, rngs={"dropout": drop}, mutable=list(extra)
+            )
+            extra = {**extra, **new}
+        else:
+            outputs = call(variables, inputs(batch, None), weights, False)
+        losses = loss(outputs, batch)
+        # where, not a product: a padded row may hold anything, and 0 * inf is NaN
+        total = jnp.where(weights > 0, losses * weights, 0.0).sum()
+        states = {"loss": mean(losses, weights), **metrics(outputs, batch, weights)}
+        return total, Out(weights.sum(), states, extra)
+
+    def predict_fn(params: Params, extra: Extra, batch: Batch) -> Any:
+        x = inputs(batch, None)
+        return predict(call({"params": params, **extra}, x, row_weights(batch), False))
+
+    return Task(init, loss_fn, predict_fn, columns, classes)
