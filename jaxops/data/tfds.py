@@ -1,0 +1,60 @@
+"""TensorFlow Datasets without TensorFlow: prepared sets are read once, into arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def prepared(name: str, data_dirs: Sequence[str | Path]) -> Path | None:
+    """The directory of the newest prepared version of a TFDS set that can be read by row."""
+    for data_dir in data_dirs:
+        found = Path(data_dir).expanduser().joinpath(name).rglob("dataset_info.json")
+        for info in sorted(found, key=lambda p: _version(p.parent.name), reverse=True):
+            if not info.parent.name.startswith("incomplete") and readable(info.parent):
+                return info.parent
+    return None
+
+
+def _version(name: str) -> list[int]:
+    return [int(part) if part.isdigit() else -1 for part in name.split(".")]
+
+
+def readable(directory: Path) -> bool:
+    """Whether the set is in a format with random access: tfrecord needs TensorFlow."""
+    return any(
+        ".array_record" in file.name or ".parquet" in file.name for file in directory.iterdir()
+    )
+
+
+def default_dirs() -> list[str]:
+    """Where TFDS keeps its sets: `TFDS_DATA_DIR`, or ~/tensorflow_datasets."""
+    import tensorflow_datasets as tfds
+
+    return [tfds.core.constants.DATA_DIR]
+
+
+def read_tfds(directory: Path) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+    """All splits of a prepared set as columns, and the class names of its `label`, if any."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(directory))
+    splits = {}
+    for split in builder.info.splits:
+        source = builder.as_data_source(split=split)
+        # all at once: reading record by record is several times slower
+        records = source.__getitems__(range(len(source)))
+        columns = {key: [record[key] for record in records] for key in records[0]}
+        splits[split] = {key: _column(directory, key, value) for key, value in columns.items()}
+    features = builder.info.features
+    label = features.get("label")
+    return splits, tuple(getattr(label, "names", None) or ())
+
+
+def _column(directory: Path, name: str, values: list[Any]) -> np.ndarray:
+    if isinstance(values[0], bytes):
+        return np.array([value.decode() for value in values], dtype=object)
+    if isinstance(values[0], dict) or len({np.shape(value) for value in values}) > 1:
+        raise ValueError(f"{directory}: column {name!r}: rows of one shape wanted")
+    return np.stack(values)
