@@ -58,8 +58,12 @@ class Checkpointer:
             except Exception as error:
                 raise self._refused(error) from error
 
-    def restore(self, trees: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The newest checkpoint's trees and meta.
+    def meta(self) -> dict[str, Any]:
+        """What `save` was given as `meta` for the newest checkpoint."""
+        return json.loads(self._record()["meta"])
+
+    def restore(self, trees: dict[str, Any]) -> dict[str, Any]:
+        """The newest checkpoint's trees.
 
         Args:
             trees: name -> tree of `jax.ShapeDtypeStruct` with shardings: what is wanted, where.
@@ -68,20 +72,24 @@ class Checkpointer:
             FileNotFoundError: there is no complete checkpoint.
             ValueError: the checkpoint is of another model or optimizer; says what differs.
         """
+        found, wanted = self._record()["leaves"], _leaves(trees)
         step = self.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{self.directory}: no complete checkpoint in it")
-        record: Any = self._orbax.checkpointables_metadata(step).custom_metadata
-        if not record or "leaves" not in record:
-            raise ValueError(f"{self.directory}: checkpoint {step} was not written by jaxops")
-        found, wanted = record["leaves"], _leaves(trees)
         for leaf in sorted(found.keys() | wanted.keys()):
             if found.get(leaf) != wanted.get(leaf):
                 raise ValueError(
                     f"{self.directory}: checkpoint {step} is of another model or optimizer: {leaf}: "
                     f"{found.get(leaf, 'nothing')} found, {wanted.get(leaf, 'nothing')} wanted"
                 )
-        return self._orbax.load_checkpointables(step, trees), json.loads(record["meta"])
+        return self._orbax.load_checkpointables(step, trees)
+
+    def _record(self) -> Any:
+        step = self.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"{self.directory}: no complete checkpoint in it")
+        record = self._orbax.checkpointables_metadata(step).custom_metadata
+        if not record or "leaves" not in record:
+            raise ValueError(f"{self.directory}: checkpoint {step} was not written by jaxops")
+        return record
 
     def close(self) -> None:
         """Wait for the last save and let go of the directory."""

@@ -1,7 +1,6 @@
 """How fast, how much of the peak, how much memory. Compilation is never counted as speed."""
 
 import functools
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,18 +21,19 @@ class Clock:
 
     def __init__(self) -> None:
         self.first_step_seconds: float | None = None
-        self._made = self._since = time.perf_counter()
+        self._since = time.perf_counter()
         self._seconds = self._examples = 0.0
 
-    def tick(self, examples: int) -> None:
-        """A call that used so many examples has ended. The first one only starts the clock."""
+    def tick(self, examples: int) -> float | None:
+        """A call that used so many examples has ended: its seconds; `None` for the first one."""
         now = time.perf_counter()
+        seconds, self._since = now - self._since, now
         if self.first_step_seconds is None:
-            self.first_step_seconds = now - self._made
-        else:
-            self._seconds += now - self._since
-            self._examples += examples
-        self._since = now
+            self.first_step_seconds = seconds
+            return None
+        self._seconds += seconds
+        self._examples += examples
+        return seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -81,5 +81,7 @@ def peak_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
+    import resource  # not on Windows, whose users have no peak to read
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
