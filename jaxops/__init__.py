@@ -1,1 +1,45 @@
-"""The models a product team runs on, in JAX."""
+"""The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust."""
+
+from jaxops import data, losses, metrics, optim, parallel, report
+from jaxops.checkpoint import Checkpointer
+from jaxops.clock import Clock
+from jaxops.ensemble import ensemble, stack
+from jaxops.loop import evaluate, fit, predict
+from jaxops.model_file import Model, load, save
+from jaxops.parallel import Plan
+from jaxops.run import EarlyStopping
+from jaxops.state import TrainState, init_state
+from jaxops.step import eval_step, many_steps, train_step
+from jaxops.task import Column, Out, Task, recorded, supervised
+
+__version__ = "0.1.0"
+__all__ = [
+    "Checkpointer",
+    "Clock",
+    "Column",
+    "EarlyStopping",
+    "Model",
+    "Out",
+    "Plan",
+    "Task",
+    "TrainState",
+    "data",
+    "ensemble",
+    "eval_step",
+    "evaluate",
+    "fit",
+    "init_state",
+    "load",
+    "losses",
+    "many_steps",
+    "metrics",
+    "optim",
+    "parallel",
+    "predict",
+    "recorded",
+    "report",
+    "save",
+    "stack",
+    "supervised",
+    "train_step",
+]

@@ -96,7 +96,21 @@ def recorded(make: Callable[..., Task]) -> Callable[..., Task]:
         bound.apply_defaults()
         return build(tuple((k, _hashable(v)) for k, v in bound.arguments.items()))
 
+    wrapper.makes_task = True  # type: ignore[attr-defined]  # what a model file may call
     return wrapper
+
+
+def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
+    """One row of zeros that fits: lengths that are free are 1.
+
+    >>> example((Column("image", (28, 28, 1), "uint8"),))["image"].shape
+    (1, 28, 28, 1)
+    """
+    dtypes = {"float": "float32", "int": "int32"}
+    return {
+        c.name: np.zeros((1, *(n or 1 for n in c.shape)), dtypes.get(c.dtype, c.dtype))
+        for c in columns
+    }
 
 
 def row_weights(batch: Batch) -> Array:
