@@ -109,7 +109,7 @@ def row_weights(batch: Batch) -> Array:
 def supervised(
     model: Any,
     inputs: Callable[[Batch, Key | None], Array],
-    loss: Callable[[Array, Batch], Array],
+    loss: Callable[[Array, Batch, bool], Array],
     metrics: Callable[[Array, Batch, Array], dict[str, Any]],
     predict: Callable[[Array], Any],
     columns: tuple[Column, ...],
@@ -122,14 +122,12 @@ def supervised(
             `train` (bool) and `mask` ((B,) bool, False for padding). Dropout draws from the
             "dropout" stream.
         inputs: `(batch, key) -> x`, what the model sees; the key is `None` outside training.
-        loss: `(outputs, batch) -> (B,)`, one value a row.
-        metrics: `(outputs, batch, weights) -> states`; "loss" is added to them.
+        loss: `(outputs, batch, train) -> (B,)`, one value a row.
+        metrics: `(outputs, batch, weights) -> states`; a step adds "loss" by itself.
         predict: outputs -> what a user wants to read, such as probabilities.
         columns: what the data must look like.
         classes: names of the classes, if any.
     """
-    from jaxops.metrics import mean
-
     accepts = inspect.signature(type(model).__call__).parameters
 
     def call(variables: Any, x: Array, weights: Array, train: bool, **kwargs: Any) -> Any:
@@ -157,11 +155,10 @@ def supervised(
             extra = {**extra, **new}
         else:
             outputs = call(variables, inputs(batch, None), weights, False)
-        losses = loss(outputs, batch)
+        losses = loss(outputs, batch, train)
         # where, not a product: a padded row may hold anything, and 0 * inf is NaN
         total = jnp.where(weights > 0, losses * weights, 0.0).sum()
-        states = {"loss": mean(losses, weights), **metrics(outputs, batch, weights)}
-        return total, Out(weights.sum(), states, extra)
+        return total, Out(weights.sum(), metrics(outputs, batch, weights), extra)
 
     def predict_fn(params: Params, extra: Extra, batch: Batch) -> Any:
         x = inputs(batch, None)

@@ -1,0 +1,160 @@
+"""How batches reach a step: from columns kept on the device, or from a stream."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.parallel import Plan
+from jaxops.task import Array, Batch
+
+Columns = Mapping[str, np.ndarray]
+
+
+class Take(NamedTuple):
+    """Gathers the rows of a batch from resident columns, inside the step.
+
+    Attributes:
+        shapes: (name, shape of one row) of each column.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __call__(self, columns: dict[str, Array], index: Array) -> Batch:
+        """The rows of `index` (B,) int32; -1 is padding, and gets mask 0."""
+        rows = jnp.maximum(index, 0)
+        batch = {
+            name: columns[name][rows].reshape(len(index), *shape) for name, shape in self.shapes
+        }
+        present = (index >= 0).astype(jnp.float32)
+        batch["mask"] = present * batch["mask"] if "mask" in batch else present
+        return batch
+
+
+class Resident:
+    """Columns kept on the devices as they came; a batch is a function of the step number.
+
+    Rows are stored flat: gathering rows of one axis is several times faster than of more. The
+    rows of an epoch are permuted on the host, where it is cheap, from the seed and the epoch.
+
+    Attributes:
+        fixed: what every call is given: the columns.
+        take: makes a batch of `fixed` and a row of what `feed` returns.
+        steps_per_epoch: the last batch may be partly padding.
+    """
+
+    def __init__(self, columns: Columns, batch_size: int, seed: int, plan: Plan) -> None:
+        self.rows, self.batch_size, self.seed, self.plan = 0, batch_size, seed, plan
+        self.rows = len(next(iter(columns.values())))
+        self.steps_per_epoch: int | None = -(-self.rows // batch_size)
+        self.take = Take(tuple((name, value.shape[1:]) for name, value in columns.items()))
+        flat = {
+            name: value.reshape(self.rows, -1) if value.ndim > 2 else value
+            for name, value in columns.items()
+        }
+        self.fixed = jax.device_put(flat, plan.whole())
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of the rows in an epoch, counted from 0."""
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        return self._order[1]
+
+    def feed(self, step: int, count: int, length: int) -> Array:
+        """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`."""
+        assert self.steps_per_epoch
+        index = np.full((length, self.batch_size), -1, np.int32)
+        for i in range(count):
+            epoch, batch = divmod(step + i, self.steps_per_epoch)
+            chosen = self.order(epoch)[batch * self.batch_size :][: self.batch_size]
+            index[i, : len(chosen)] = chosen
+        return jax.device_put(index, self.plan.batch_sharding(1))
+
+    def state(self) -> None:
+        """Nothing to save: the step number says it all."""
+
+    def restore(self, state: Any, step: int) -> None:
+        """Nothing to do."""
+
+
+class Stream:
+    """Batches from an iterable of dicts of arrays, such as a batched `grain.IterDataset`.
+
+    Its iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
+    where it has not, a resumed run skips as many batches as were used, so the iterable must
+    give the same batches each time it is iterated. It starts over when it ends.
+    """
+
+    def __init__(self, batches: Any, batch_size: int, plan: Plan) -> None:
+        self.batches, self.batch_size, self.plan = batches, batch_size, plan
+        try:
+            self.steps_per_epoch: int | None = len(batches)
+        except TypeError:
+            self.steps_per_epoch = None
+        self.fixed: dict[str, Array] = {}
+        self.take = as_is
+        self._iterator: Iterator[Any] = iter(batches)
+
+    def feed(self, step: int, count: int, length: int) -> Batch:
+        """The next batch on the devices, padded to (1, B, ...) with its mask."""
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._iterator = iter(self.batches)
+            batch = next(self._iterator, None)
+            if batch is None:
+                raise ValueError("data: the stream is empty; wanted at least one batch")
+        padded = pad(batch, self.batch_size)
+        stacked = {name: value[None] for name, value in padded.items()}
+        return jax.device_put(stacked, self.plan.batch_sharding(1))
+
+    def state(self) -> Any:
+        """The iterator's state as JSON-like data, or `None` where it has none."""
+        if not hasattr(self._iterator, "get_state"):
+            return None
+        state = self._iterator.get_state()
+        return {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else state
+
+    def restore(self, state: Any, step: int) -> None:
+        """Go on behind the batch that made the step before `step`."""
+        if state is not None:
+            state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
+            self._iterator.set_state(state)  # type: ignore[attr-defined]
+            return
+        for _ in range(step):
+            if next(self._iterator, None) is None:
+                self._iterator = iter(self.batches)
+                next(self._iterator)
+
+
+def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
+    """A streamed batch is whole already."""
+    return batch
+
+
+def pad(batch: Columns, size: int) -> dict[str, np.ndarray]:
+    """The batch with `mask` and zero rows up to `size`.
+
+    >>> pad({"x": np.ones((2, 1))}, 3)["mask"]
+    array([1., 1., 0.], dtype=float32)
+    """
+    columns = {name: np.asarray(value) for name, value in batch.items()}
+    found = len(next(iter(columns.values())))
+    if found > size:
+        raise ValueError(f"data: a batch of {found} rows found, {size} (batch_size) wanted at most")
+    columns["mask"] = np.asarray(columns.get("mask", np.ones(found)), np.float32)
+    return {
+        name: np.concatenate([value, np.zeros((size - found, *value.shape[1:]), value.dtype)])
+        if found < size
+        else value
+        for name, value in columns.items()
+    }
+
+
+def batches_of(columns: Columns, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All rows once, in order, the last batch padded; every batch has a mask."""
+    for start in range(0, len(next(iter(columns.values()))), batch_size):
+        rows = {name: value[start : start + batch_size] for name, value in columns.items()}
+        yield pad(rows, batch_size)

@@ -1,0 +1,245 @@
+"""Training, evaluation and prediction over whole data sets: the only place with side effects."""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxops import metrics as m
+from jaxops.checkpoint import Checkpointer
+from jaxops.data.checks import check, rows
+from jaxops.data.feed import Resident, Stream, batches_of, pad
+from jaxops.parallel import Plan, single
+from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run, slow_in_loops
+from jaxops.state import TrainState, init_state
+from jaxops.step import MetricFunctions, eval_step
+from jaxops.task import Task
+
+Data = Any
+"""Columns in memory (`dict[str, np.ndarray]`), or an iterable of batches of such columns."""
+
+
+def fit(
+    task: Task,
+    data: Data,
+    *,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    epochs: int | None = None,
+    steps: int | None = None,
+    validation: Data = None,
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    early_stopping: EarlyStopping | None = None,
+    seed: int = 0,
+    plan: Plan | None = None,
+    state: TrainState | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = True,
+    log_every: int | None = None,
+    on_log: Callable[[Record], Any] | Sequence[Callable[[Record], Any]] = (),
+    progress: bool = True,
+) -> TrainState:
+    """Train, and return the last state, or with early stopping the best.
+
+    Columns in memory are put on the devices once and shuffled anew each epoch; every example is
+    seen once an epoch, the last batch padded. Many steps run in one call. The result depends on
+    the arguments alone, not on how the steps were split into calls or on being interrupted.
+
+    Args:
+        task: what to learn.
+        data: columns in memory, or a stream: an iterable of batches, such as a batched
+            `grain.IterDataset`. A stream is validated and reported every `log_every` steps (100)
+            where it has no length.
+        optimizer: any optax transformation; see `jaxops.optim`.
+        batch_size: rows in one update, over all devices.
+        epochs: passes over the data; or
+        steps: updates in all.
+        validation: columns or a stream, evaluated at the end of each epoch, with the averaged
+            parameters where the optimizer keeps some (`optim.ema`).
+        metrics: more validation metrics, name -> `(predictions, batch) -> metric state`.
+        early_stopping: when to stop, by a validation metric.
+        seed: of parameters, order and noise.
+        plan: how it lies on the devices; the first device alone by default.
+        state: start from this one (its arrays are given up); a fresh one by default.
+        checkpoint_dir: where checkpoints go, one at the end of each epoch.
+        checkpoint_every: steps between checkpoints instead.
+        resume: go on from the newest checkpoint in `checkpoint_dir`, if there is one.
+        log_every: report the mean over so many steps, as well as each epoch's.
+        on_log: called with each `Record`.
+        progress: show a progress bar and print a line an epoch.
+
+    Raises:
+        ValueError: before anything compiles, for data or arguments that cannot be meant.
+        FloatingPointError: the loss or a parameter is not finite; names the step. The last
+            checkpoint is from before.
+        KeyboardInterrupt: after the calls in flight have ended and a checkpoint is written.
+    """
+    plan = plan or single()
+    plan.check_batch_size(batch_size)
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")
+    if early_stopping and validation is None:
+        raise ValueError("early_stopping: wants validation data to decide by, found none")
+    if early_stopping and early_stopping.mode not in ("min", "max"):
+        raise ValueError(f'early_stopping: mode "min" or "max" wanted, {early_stopping.mode!r} found')
+    if isinstance(validation, Mapping):
+        check(validation, task.columns)
+    source = _source(task, data, batch_size, seed, plan)
+    period = source.steps_per_epoch or log_every or 100
+    if epochs is not None and source.steps_per_epoch is None:
+        raise ValueError("epochs: the stream has no length, so give steps instead")
+    total = steps if steps is not None else (epochs or 0) * period
+
+    def validate(state: TrainState) -> Record:
+        return evaluate(task, state, validation, plan=plan, metrics=metrics)
+
+    batch = _example(task, data)
+    state = state if state is not None else init_state(task, optimizer, seed, batch, plan)
+    run = Run(
+        task=task,
+        optimizer=optimizer,
+        plan=plan,
+        source=source,
+        period=period,
+        total=total,
+        validate=None if validation is None else validate,
+        early_stopping=early_stopping,
+        log_every=log_every,
+        on_log=[on_log] if callable(on_log) else list(on_log),
+        progress=progress,
+        looped=isinstance(source, Resident) and not slow_in_loops(task, state, batch),
+    )
+    if checkpoint_dir is None:
+        return run.train(state)
+    with Checkpointer(checkpoint_dir) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            if not resume:
+                raise ValueError(
+                    f"{checkpoint_dir}: has checkpoints of an earlier run; "
+                    "resume it (resume=True) or name another directory"
+                )
+            state = run.restore(state, checkpoints)
+        return run.train(state, checkpoints, checkpoint_every or period)
+
+
+def _source(task: Task, data: Data, batch_size: int, seed: int, plan: Plan) -> Resident | Stream:
+    if not isinstance(data, Mapping):
+        return Stream(data, batch_size, plan)
+    check(data, task.columns)
+    count = rows(data)
+    if batch_size > count:
+        raise ValueError(f"batch_size: {batch_size} found, at most {count} (all rows) wanted")
+    columns = {name: np.asarray(value) for name, value in data.items() if _wanted(task, name)}
+    return Resident(columns, batch_size, seed, plan)
+
+
+def _wanted(task: Task, name: str) -> bool:
+    """Columns that a task does not name (a customer's number, say) stay off the device."""
+    return name == "mask" or not task.columns or name in {column.name for column in task.columns}
+
+
+def _example(task: Task, data: Data) -> dict[str, np.ndarray]:
+    batch = data if isinstance(data, Mapping) else next(iter(data))
+    example = {n: np.asarray(v[:1]) for n, v in batch.items() if _wanted(task, n)}
+    check(example, task.columns)
+    return example
+
+
+def evaluate(
+    task: Task,
+    state: TrainState,
+    data: Data,
+    *,
+    batch_size: int = 1024,
+    plan: Plan | None = None,
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+) -> dict[str, Any]:
+    """The task's metrics over all of `data`: every example counts once, on any number of devices.
+
+    Args:
+        task: what was learned.
+        state: a state of it; see `optim.averaged` for the averaged parameters.
+        data: columns in memory, or an iterable of batches.
+        batch_size: rows at a time, at most; the last batch is padded and masked.
+        plan: the devices; the first alone by default.
+        metrics: more of them, name -> `(predictions, batch) -> metric state`.
+
+    Returns:
+        name -> float, or an array for a confusion matrix: "loss" and those of the task.
+    """
+    program = _eval_program(task, tuple((metrics or {}).items()))
+    total: dict[str, Any] = {}
+    for states, _ in _over(program, task, state, data, batch_size, plan, targets=True):
+        states = m.to_host(states)
+        total = m.merge(total, states) if total else states
+    if not total:
+        raise ValueError("data: the stream is empty; wanted at least one batch")
+    return m.summarize(total)
+
+
+def predict(
+    task: Task,
+    state: TrainState,
+    data: Data,
+    *,
+    batch_size: int = 1024,
+    plan: Plan | None = None,
+) -> Any:
+    """What the task predicts for every row, in order, as NumPy: (N, ...).
+
+    Target columns are not needed. A classifier gives probabilities.
+    """
+    program = _predict_program(task)
+    parts = [
+        jax.tree.map(lambda leaf: leaf[mask > 0], jax.device_get(outputs))  # noqa: B023
+        for outputs, mask in _over(program, task, state, data, batch_size, plan, targets=False)
+    ]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _over(
+    program: Callable[[TrainState, Any], Any],
+    task: Task,
+    state: TrainState,
+    data: Data,
+    batch_size: int,
+    plan: Plan | None,
+    targets: bool,
+) -> Iterable[tuple[Any, np.ndarray]]:
+    """The program's outputs for each padded batch with the batch's mask, a few calls behind."""
+    plan = plan or single()
+    shards = plan.batch_shards
+    if isinstance(data, Mapping):
+        check(data, task.columns, targets=targets)
+        columns = {
+            name: np.asarray(value) for name, value in data.items() if _wanted(task, name)
+        }
+        batch_size = min(batch_size, rows(columns))
+        batches: Iterable[Any] = batches_of(columns, -(-batch_size // shards) * shards)
+    else:
+        batches = (pad(batch, -(-len(next(iter(batch.values()))) // shards) * shards) for batch in data)
+    pending: deque[tuple[Any, np.ndarray]] = deque()
+    for batch in batches:
+        placed = jax.device_put(batch, plan.batch_sharding())
+        pending.append((program(state, placed), batch["mask"]))
+        if len(pending) > CALLS_IN_FLIGHT[False]:
+            yield pending.popleft()
+    yield from pending
+
+
+@functools.lru_cache(maxsize=32)
+def _eval_program(task: Task, metrics: MetricFunctions) -> Callable[..., Any]:
+    return jax.jit(functools.partial(eval_step, task, metrics))
+
+
+@functools.lru_cache(maxsize=32)
+def _predict_program(task: Task) -> Callable[..., Any]:
+    return jax.jit(lambda state, batch: task.predict(state.params, state.extra, batch))
+
+

@@ -1,0 +1,60 @@
+"""Losses of a row that optax has only element by element.
+
+Cross-entropy, binary or over classes, is optax's own: `optax.sigmoid_binary_cross_entropy`,
+`optax.softmax_cross_entropy`, `optax.softmax_cross_entropy_with_integer_labels`.
+
+"The squared error" is two losses, and articles 000 and 003 use one each (W06 in
+docs/errata.md). Their gradients differ by n/2 for rows of n values, and with them the learning
+rate that suits, so each has its own name here.
+"""
+
+import jax
+import optax
+
+Array = jax.Array
+
+
+def mse(predictions: Array, targets: Array) -> Array:
+    """Mean of the squared errors of each row: (1/n) Σ (ŷ - y)².
+
+    Args:
+        predictions: (B, ...), float.
+        targets: the same shape; it is never broadcast.
+
+    Returns:
+        (B,): the mean over every axis but the first.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: article 000, section 4.1.
+
+    >>> import jax.numpy as jnp
+    >>> mse(jnp.array([[1.0, 2.0], [0.0, 4.0]]), jnp.zeros((2, 2))).tolist()
+    [2.5, 8.0]
+    """
+    errors = optax.squared_error(predictions, targets)
+    return errors.mean(axis=tuple(range(1, errors.ndim)))
+
+
+def half_sum_squares(predictions: Array, targets: Array) -> Array:
+    """Half the sum of the squared errors of each row: ½ Σ (ŷ - y)²; its gradient is ŷ - y.
+
+    Args:
+        predictions: (B, ...), float.
+        targets: the same shape; it is never broadcast.
+
+    Returns:
+        (B,): the sum over every axis but the first.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: article 003, section 4.1, which calls it MSE.
+
+    >>> import jax.numpy as jnp
+    >>> half_sum_squares(jnp.array([[1.0, 2.0, 3.0]]), jnp.zeros((1, 3))).tolist()
+    [7.0]
+    """
+    errors = optax.l2_loss(predictions, targets)
+    return errors.sum(axis=tuple(range(1, errors.ndim)))

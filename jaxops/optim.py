@@ -1,0 +1,177 @@
+"""Optimizers and schedules: optax's own, and the few that optax lacks.
+
+Everything here returns a plain `optax.GradientTransformation` or schedule, and any other one can
+be given to `jaxops.fit` as well. Those here are made once per set of arguments, so that two equal
+set-ups share one compilation. `optax.chain` puts them together:
+
+>>> tx = optax.chain(optax.clip_by_global_norm(1.0), l2(1e-4), adam(cosine(1e-3, 1000)), ema(0.999))
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxops.state import TrainState
+from jaxops.task import Params
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _once(make: F) -> F:
+    return functools.wraps(make)(functools.lru_cache(maxsize=256)(make))  # type: ignore[return-value]
+
+
+sgd = _once(optax.sgd)
+adam = _once(optax.adam)
+adamw = _once(optax.adamw)
+nadam = _once(optax.nadam)
+rmsprop = _once(optax.rmsprop)
+adagrad = _once(optax.adagrad)
+adadelta = _once(optax.adadelta)
+lion = _once(optax.lion)
+lamb = _once(optax.lamb)
+adafactor = _once(optax.adafactor)
+chain = _once(optax.chain)
+clip_by_global_norm = _once(optax.clip_by_global_norm)
+
+constant = _once(optax.constant_schedule)
+
+
+@_once
+def step_decay(rate: float, every: int, factor: float) -> optax.Schedule:
+    """`rate * factor ** (step // every)`.
+
+    >>> [round(float(step_decay(0.1, every=10, factor=0.5)(step)), 4) for step in (0, 9, 10, 20)]
+    [0.1, 0.1, 0.05, 0.025]
+    """
+    return optax.exponential_decay(rate, every, factor, staircase=True)
+
+
+@_once
+def exponential(rate: float, every: int, factor: float) -> optax.Schedule:
+    """`rate * factor ** (step / every)`, without stairs.
+
+    >>> round(float(exponential(0.1, every=10, factor=0.25)(5)), 4)
+    0.05
+    """
+    return optax.exponential_decay(rate, every, factor)
+
+
+@_once
+def cosine(rate: float, steps: int, warmup: int = 0, end: float = 0.0) -> optax.Schedule:
+    """From 0 up to `rate` in a straight line over `warmup` steps, then down to `end` by a cosine.
+
+    `end` is reached at `steps`, warm-up included (Loshchilov & Hutter 2017).
+
+    >>> schedule = cosine(1.0, steps=30, warmup=10)
+    >>> [round(float(schedule(step)), 2) for step in (0, 5, 10, 20, 30)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    return optax.warmup_cosine_decay_schedule(
+        rate if warmup == 0 else 0.0, rate, warmup, steps, end_value=end
+    )
+
+
+@_once
+def phases(*parts: tuple[int, float]) -> optax.Schedule:
+    """One value after another: `(steps, value)` pairs; the last value holds on.
+
+    Article 004 (C06, C08) trains at 1e-3, then makes a new optimizer to tune at 1e-4, and so loses
+    Adam's moments. A schedule changes the rate, or the weight decay, and keeps them.
+
+    >>> rate = phases((100, 1e-3), (50, 1e-4))
+    >>> decay = phases((100, 0.0), (50, 1e-3))
+    >>> tx = adamw(rate, weight_decay=decay)
+    >>> [float(rate(step)) for step in (99, 100, 1000)]
+    [0.001, 0.0001, 0.0001]
+    """
+    starts = [sum(steps for steps, _ in parts[:i]) for i in range(1, len(parts))]
+    values = [value for _, value in parts]
+
+    def schedule(step: Any) -> Any:
+        phase = sum((jnp.asarray(step) >= start).astype(jnp.int32) for start in starts)
+        return jnp.asarray(values, jnp.float32)[phase]
+
+    return schedule
+
+
+@_once
+def plateau(factor: float, patience: int, every: int, min_delta: float = 1e-4) -> Any:
+    """Multiply the updates by `factor` when the training loss stops falling; goes last in a chain.
+
+    The loss is averaged over `every` steps (an epoch, say); after more than `patience` averages
+    without a relative fall of `min_delta` the rate is reduced. It is a function of the state
+    alone, so a resumed run reduces where the unbroken run would have.
+    """
+    return optax.contrib.reduce_on_plateau(factor, patience, min_delta, accumulation_size=every)
+
+
+def decay_mask(params: Params) -> Any:
+    """True for the leaves that weight decay is for: those of two or more axes.
+
+    Biases and the scales of normalisation layers are left alone.
+
+    >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+
+
+@_once
+def l1(strength: float) -> optax.GradientTransformation:
+    """The gradient of `strength * sum(|w|)` over `decay_mask`; goes before the optimizer."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), updates, params), state
+
+    return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), decay_mask)
+
+
+@_once
+def l2(strength: float) -> optax.GradientTransformation:
+    """The gradient of `strength / 2 * sum(w ** 2)` over `decay_mask`; goes before the optimizer.
+
+    This is what `torch.optim.Adam(weight_decay=strength)` does (to all parameters) in articles
+    C06 and C08: with Adam the penalty is rescaled by the second moments. Decoupled decay is
+    `adamw(rate, weight_decay=strength, mask=decay_mask)` (Loshchilov & Hutter 2019).
+    """
+    return optax.add_decayed_weights(strength, mask=decay_mask)
+
+
+class EmaState(NamedTuple):
+    """The averaged parameters, and how many updates they have seen."""
+
+    count: jax.Array
+    params: Params
+
+
+@_once
+def ema(decay: float) -> optax.GradientTransformation:
+    """Keep an exponential moving average of the parameters; goes last in a chain.
+
+    `average = d * average + (1 - d) * params` after each update, with
+    `d = min(decay, (1 + count) / (10 + count))`, so that the start is forgotten quickly
+    (the warm-up of TensorFlow's ExponentialMovingAverage). Read it by `averaged`.
+    """
+
+    def init(params: Params) -> EmaState:
+        return EmaState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params))
+
+    def update(updates: Any, state: EmaState, params: Any = None) -> tuple[Any, EmaState]:
+        new = optax.apply_updates(params, updates)
+        d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        mixed = jax.tree.map(lambda a, p: (d * a + (1 - d) * p).astype(a.dtype), state.params, new)
+        return updates, EmaState(state.count + 1, mixed)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(state: TrainState) -> TrainState:
+    """The state with the averaged parameters in place of the last ones, if `ema` kept any."""
+    is_ema = lambda leaf: isinstance(leaf, EmaState)
+    found = [leaf for leaf in jax.tree.leaves(state.opt_state, is_leaf=is_ema) if is_ema(leaf)]
+    return state._replace(params=found[0].params) if found else state

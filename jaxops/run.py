@@ -1,0 +1,320 @@
+"""One run of `fit`: calls of many steps, and what happens between them."""
+
+import functools
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxops import metrics as m
+from jaxops.checkpoint import Checkpointer, abstract
+from jaxops.clock import Clock
+from jaxops.data.feed import Resident, Stream
+from jaxops.optim import averaged
+from jaxops.parallel import Plan
+from jaxops.state import TrainState
+from jaxops.step import many_steps, train_step
+from jaxops.task import Batch, Task
+
+Record = dict[str, Any]
+"""One report: "split" ("train", "steps", "validation"), "step", "epoch", and metrics by name."""
+
+# Several CPU devices deadlock beyond 32 executions in flight; two are enough to hide the host's
+# work behind a call of many steps, a few more are wanted where a call is one step.
+CALLS_IN_FLIGHT = {True: 2, False: 16}
+SECONDS_PER_CALL = 0.5
+MAX_STEPS_PER_CALL = 256
+
+
+class EarlyStopping(NamedTuple):
+    """Stop when a validation metric gets no better, and give back the best state.
+
+    Attributes:
+        metric: its name in the validation record.
+        patience: how many validations without a better value are borne.
+        mode: "min" or "max": what is better.
+        min_delta: by how much a value must be better.
+    """
+
+    metric: str = "loss"
+    patience: int = 3
+    mode: str = "min"
+    min_delta: float = 0.0
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether `value` beats the best so far; NaN never does."""
+        sign = {"min": 1.0, "max": -1.0}[self.mode]
+        return not math.isnan(value) and (best is None or sign * (best - value) > self.min_delta)
+
+
+@dataclass
+class Run:
+    """One run of `fit`: what changes while it goes on, beside the state."""
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    plan: Plan
+    source: Resident | Stream
+    period: int
+    total: int
+    validate: Callable[[TrainState], Record] | None
+    early_stopping: EarlyStopping | None
+    log_every: int | None
+    on_log: list[Callable[[Record], Any]]
+    progress: bool
+    looped: bool
+    step: int = 0
+    best: TrainState | None = None
+    best_value: float | None = None
+    worse: int = 0  # validations since the best
+    epoch_metrics: dict[str, Any] = field(default_factory=dict)
+    window_metrics: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+    steps_per_call: int = 1
+
+    @property
+    def done(self) -> bool:
+        given_up = self.early_stopping and self.worse > self.early_stopping.patience
+        return self.step >= self.total or bool(given_up)
+
+    def train(
+        self, state: TrainState, checkpoints: Checkpointer | None = None, every: int = 0
+    ) -> TrainState:
+        """Call after call, none beyond a step where something is to be reported or saved."""
+        program = _train_program(self.task, self.optimizer, self.plan, self.source.take)
+        length = min(MAX_STEPS_PER_CALL, self.total) if self.looped else 1
+        pending: deque[tuple[int, int, Any]] = deque()
+        with _interrupts() as interrupted, self._bar() as bar:
+            while not self.done:
+                count = min(self.steps_per_call, length, self._until(every))
+                fed = self.source.feed(self.step, count, length)
+                used = jax.device_put(np.int32(count), self.plan.whole())
+                with jax.transfer_guard("disallow"):
+                    state, metrics = program(state, self.source.fixed, fed, used)
+                self.step += count
+                pending.append((self.step, count, metrics))
+                epoch_ends = self.step % self.period == 0 or self.step == self.total
+                saving = interrupted.is_set() or (every and self.step % every == 0)
+                wait = epoch_ends or saving
+                while len(pending) > (0 if wait else CALLS_IN_FLIGHT[self.looped]):
+                    self._fetch(*pending.popleft(), bar)
+                with self.clock.paused() if wait else nullcontext():
+                    if epoch_ends:
+                        self._end_epoch(state, bar)
+                    if checkpoints and (saving or self.done):
+                        self._save(state, checkpoints)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt(f"stopped after step {self.step}")
+        return state if self.best is None else self.best
+
+    def _until(self, every: int) -> int:
+        """How many steps there are to the next one where something is due."""
+        position = self.step % self.period
+        due = [self.period - position, self.total - self.step]
+        if self.log_every:
+            due.append(self.log_every - position % self.log_every)
+        if every:
+            due.append(every - self.step % every)
+        return min(due)
+
+    def _fetch(self, step: int, count: int, stacked: Any, bar: Any) -> None:
+        """Bring the metrics of the call that ended at `step` to the host, and add them up."""
+        stacked = jax.tree.map(lambda leaf: leaf[:count], m.to_host(stacked))
+        seconds = self.clock.tick(count * self.source.batch_size)
+        if seconds:  # long enough a call to hide the host's work, short enough to interrupt
+            wanted = int(SECONDS_PER_CALL * count / seconds)
+            self.steps_per_call = max(1, min(wanted, 4 * self.steps_per_call))
+        losses = stacked["loss"].total
+        if not np.isfinite(losses).all():
+            bad = int(np.flatnonzero(~np.isfinite(losses))[0])
+            raise FloatingPointError(
+                f"the loss is {losses[bad]} at step {step - count + bad + 1}; "
+                "a smaller learning rate or clipping (optim.clip_by_global_norm) may help"
+            )
+        part = m.fold(stacked)
+        self.epoch_metrics = m.merge(self.epoch_metrics, part) if self.epoch_metrics else part
+        if self.log_every:
+            self.window_metrics = (
+                m.merge(self.window_metrics, part) if self.window_metrics else part
+            )
+            position = step % self.period
+            if position and position % self.log_every == 0:
+                self._log("steps", step, m.summarize(self.window_metrics))
+            if position % self.log_every == 0:  # a window ends with its epoch at the latest
+                self.window_metrics = {}
+        bar.update(count)
+        bar.set_postfix(loss=f"{part['loss'].compute():.4f}", refresh=False)
+
+    def _end_epoch(self, state: TrainState, bar: Any) -> None:
+        """Report the epoch, validate, and keep the best state."""
+        speed = {"examples_per_second": self.clock.examples_per_second}
+        line = self._log("train", self.step, {**m.summarize(self.epoch_metrics), **speed})
+        self.epoch_metrics, self.window_metrics = {}, {}
+        if self.validate:
+            values = self.validate(averaged(state))
+            line += " | validation " + self._log("validation", self.step, values)
+            if self.early_stopping:
+                self._compare(state, values)
+        if self.progress:
+            bar.write(f"epoch {self.step / self.period:g}/{self.total / self.period:g}  {line}")
+
+    def _compare(self, state: TrainState, values: Record) -> None:
+        assert self.early_stopping
+        if self.early_stopping.metric not in values:
+            raise ValueError(
+                f"early_stopping: metric {self.early_stopping.metric!r} wanted, "
+                f"{sorted(values)} found"
+            )
+        value = values[self.early_stopping.metric]
+        if self.early_stopping.better(value, self.best_value):
+            # a copy: the state itself is given up to the next call
+            self.best, self.best_value, self.worse = jax.tree.map(jnp.copy, state), value, 0
+        else:
+            self.worse += 1
+
+    def _log(self, split: str, step: int, values: dict[str, Any]) -> str:
+        record = {"split": split, "step": step, "epoch": step / self.period, **values}
+        for log in self.on_log:
+            log(record)
+        numbers = {k: v for k, v in values.items() if isinstance(v, float)}
+        return " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+    def _save(self, state: TrainState, checkpoints: Checkpointer) -> None:
+        if not _finite(state.params):
+            raise FloatingPointError(f"a parameter is not finite after step {self.step}")
+        trees = {"state": state} if self.best is None else {"state": state, "best": self.best}
+        meta = {
+            "identity": self._identity(),
+            "best_value": self.best_value,
+            "worse": self.worse,
+            "stream": self.source.state(),
+            "epoch_metrics": _plain(self.epoch_metrics),
+            "window_metrics": _plain(self.window_metrics),
+        }
+        checkpoints.save(self.step, trees, meta)
+
+    def restore(self, state: TrainState, checkpoints: Checkpointer) -> TrainState:
+        """The state of the newest checkpoint; everything else goes on from it as well."""
+        meta = checkpoints.meta()
+        found, wanted = meta["identity"], self._identity()
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                raise ValueError(
+                    f"{checkpoints.directory}: a checkpoint of another run: {name}: "
+                    f"{found.get(name)} found, {wanted[name]} wanted"
+                )
+        trees = {"state": abstract(state)}
+        if meta["best_value"] is not None:
+            trees["best"] = abstract(state)
+        loaded = checkpoints.restore(trees)
+        state, self.best = loaded["state"], loaded.get("best")
+        self.step = int(state.step)
+        self.best_value, self.worse = meta["best_value"], meta["worse"]
+        self.epoch_metrics = _metrics(meta["epoch_metrics"])
+        self.window_metrics = _metrics(meta["window_metrics"])
+        self.source.restore(meta["stream"], self.step)
+        return state
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.source.batch_size,
+            "seed": getattr(self.source, "seed", None),
+            "rows": getattr(self.source, "rows", None),
+        }
+
+    def _bar(self) -> Any:
+        from tqdm.auto import tqdm
+
+        quiet = {} if sys.stderr.isatty() else {"mininterval": 10.0}  # a log file wants few lines
+        return tqdm(
+            total=self.total, initial=self.step, unit="step", disable=not self.progress, **quiet
+        )
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metric states as JSON: their class's name and their numbers, which JSON keeps exactly."""
+    return {
+        name: [type(state).__name__, [np.asarray(leaf).tolist() for leaf in state]]
+        for name, state in metrics.items()
+    }
+
+
+def _metrics(plain: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: getattr(m, kind)(*(np.asarray(leaf) for leaf in leaves))
+        for name, (kind, leaves) in plain.items()
+    }
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that no call is torn in the middle; a second one raises."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_signal(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@functools.lru_cache(maxsize=32)
+def _train_program(
+    task: Task, tx: optax.GradientTransformation, plan: Plan, take: Callable[[Any, Any], Any]
+) -> Callable[..., tuple[TrainState, Any]]:
+    """Many steps in one call; equal arguments give the same function, compiled once."""
+
+    def run(state: TrainState, fixed: Any, fed: Any, count: Any) -> tuple[TrainState, Any]:
+        def step(state: TrainState, chosen: Any) -> tuple[TrainState, Any]:
+            batch = jax.lax.with_sharding_constraint(take(fixed, chosen), plan.batch_sharding())
+            return train_step(task, tx, state, batch)
+
+        state, metrics = many_steps(step)(state, fed, count)
+        return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics
+
+    return jax.jit(run, donate_argnums=0)
+
+
+_finite = jax.jit(
+    lambda tree: jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+)
+
+
+def slow_in_loops(task: Task, state: TrainState, batch: Batch) -> bool:
+    """Whether the model has a convolution that XLA's CPU backend runs 10-100x slower in a loop.
+
+    Those of `jaxops.nn` have not; a user's `flax.linen.Conv` has, and then each step is a call.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    return _convolves(jax.make_jaxpr(task.predict)(state.params, state.extra, batch).jaxpr)
+
+
+def _convolves(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        if equation.params.get("branches_platforms"):
+            continue  # made by `jax.lax.platform_dependent`: the CPU has a form of its own
+        for inner in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns") and _convolves(inner):
+                return True
+    return False
