@@ -24,21 +24,20 @@ def initializers(name: str, fan_in: int) -> dict[str, Any]:
     Raises:
         ValueError: another name.
     """
-    match name:
-        case "lecun_normal":
-            kernel, bias = nn.initializers.lecun_normal(), nn.initializers.zeros
-        case "keras":
-            kernel, bias = nn.initializers.glorot_uniform(), nn.initializers.zeros
-        case "torch":
-            bound = fan_in**-0.5
+    bound = fan_in**-0.5
 
-            def kernel(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
-                return jax.random.uniform(key, shape, dtype, -bound, bound)
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-            bias = kernel
-        case _:
-            raise ValueError(f"initializer is {name!r}; wanted 'lecun_normal', 'keras' or 'torch'")
-    return {"kernel_init": kernel, "bias_init": bias}
+    known: dict[str, tuple[Any, Any]] = {
+        "lecun_normal": (nn.initializers.lecun_normal(), nn.initializers.zeros),
+        "keras": (nn.initializers.glorot_uniform(), nn.initializers.zeros),
+        "torch": (uniform, uniform),
+    }
+    if name not in known:
+        raise ValueError(f"initializer is {name!r}; wanted one of {', '.join(known)}")
+    kernel_init, bias_init = known[name]
+    return {"kernel_init": kernel_init, "bias_init": bias_init}
 
 
 def _dense(x: Array, features: int, init: str, name: str) -> Array:

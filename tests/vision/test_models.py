@@ -62,7 +62,7 @@ def test_uniform_initializers(initializer, kernel_bound, bias_bound):
 def test_lecun_normal_is_the_default():
     kernel = np.asarray(MLP().init(KEY, IMAGES)["params"]["hidden_0"]["kernel"])
     np.testing.assert_allclose(kernel.std(), 784**-0.5, rtol=0.01)
-    with pytest.raises(ValueError, match="'he'; wanted 'lecun_normal', 'keras' or 'torch'"):
+    with pytest.raises(ValueError, match="'he'; wanted one of lecun_normal, keras, torch"):
         MLP(initializer="he").init(KEY, IMAGES)
 
 
