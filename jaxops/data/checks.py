@@ -117,8 +117,9 @@ def _check_dtype(column: Column, value: np.ndarray) -> None:
 
 def _check_finite(name: str, value: np.ndarray) -> None:
     # min and max carry NaN and infinity along, and need no array of flags the size of the data
-    if value.size == 0 or (np.isfinite(value.min()) and np.isfinite(value.max())):
-        return
+    with np.errstate(invalid="ignore"):  # bfloat16 warns of NaN here
+        if value.size == 0 or (np.isfinite(value.min()) and np.isfinite(value.max())):
+            return
     bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
     kind = "NaN" if np.isnan(value[bad[0]]).any() else "infinity"
     raise ValueError(

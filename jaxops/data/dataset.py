@@ -258,7 +258,7 @@ def k_fold(
         ValueError: fewer than two folds, or fewer rows, in all or of one class, than folds.
 
     >>> [validation.tolist() for _, validation in k_fold(np.array([0, 0, 1, 1]), folds=2)]
-    [[1, 3], [0, 2]]
+    [[1, 2], [0, 3]]
     """
     from sklearn.model_selection import KFold, StratifiedKFold
 

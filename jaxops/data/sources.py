@@ -16,6 +16,7 @@ from jaxops.data.dataset import Columns, Dataset
 DIGITS = tuple("0123456789")
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 IDX = {"train": "train", "test": "t10k"}
+IDX_PARTS = ("images-idx3", "labels-idx1")
 PROBE_SECONDS = 4.0
 
 
@@ -102,8 +103,7 @@ def _mnist_sample(reasons: str) -> Dataset:
 
 
 def _read_mnist(folder: Path, stem: str) -> Columns:
-    image = read_idx(folder / f"{stem}-images-idx3-ubyte.gz")
-    label = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz")
+    image, label = (read_idx(folder / f"{stem}-{part}-ubyte.gz") for part in IDX_PARTS)
     if image.shape[1:] != (28, 28) or len(image) != len(label):
         raise ValueError(
             f"{folder}: {stem} images {image.shape} and labels {label.shape} found, "
@@ -122,7 +122,7 @@ def read_idx(path: Path) -> np.ndarray:
     if not path.exists() and path.with_suffix("").exists():
         path = path.with_suffix("")
     raw = path.read_bytes()
-    if path.suffix == ".gz":
+    if raw[:2] == b"\x1f\x8b":
         raw = _gunzip(path, raw)
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise ValueError(f"{path}: header {raw[:4].hex()} found, an IDX file of bytes wanted")
@@ -137,13 +137,11 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _gunzip(path: Path, raw: bytes) -> bytes:
-    """As much as can be unpacked, so that the message for a cut-off file can count the values."""
-    stream = zlib.decompressobj(wbits=31)
+    # a stream gives what a cut-off file still holds, so that the message can count the values
     try:
-        unpacked = stream.decompress(raw)
+        return zlib.decompressobj(wbits=31).decompress(raw)
     except zlib.error as error:
         raise ValueError(f"{path}: damaged gzip file: {error}") from None
-    return unpacked
 
 
 def _download_mnist() -> Path:
@@ -162,13 +160,21 @@ def _mnist_builder() -> Any:
     stock = tfds.image_classification.MNIST
 
     class MNIST(stock, skip_registration=True):  # type: ignore[misc, valid-type, call-arg]
-        """TFDS's own set; only its reading and encoding, which need TensorFlow, are replaced."""
+        """TFDS's own set; its unpacking and encoding, which need TensorFlow, are replaced."""
 
         name = "mnist"
         url_infos = stock.url_infos
 
-        def _generate_examples(self, num_examples: int, data_path: Any, label_path: Any) -> Any:
-            images, labels = read_idx(Path(data_path)), read_idx(Path(label_path))
+        def _split_generators(self, manager: Any) -> Any:
+            parts = [f"{stem}-{part}" for stem in IDX.values() for part in IDX_PARTS]
+            files = manager.download({part: f"{MNIST_URL}{part}-ubyte.gz" for part in parts})
+            return {
+                split: self._generate_examples(*(files[f"{stem}-{part}"] for part in IDX_PARTS))
+                for split, stem in IDX.items()
+            }
+
+        def _generate_examples(self, image_path: Any, label_path: Any) -> Any:
+            images, labels = read_idx(Path(image_path)), read_idx(Path(label_path))
             for row, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield row, {"image": Image.fromarray(image), "label": int(label)}
 

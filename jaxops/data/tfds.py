@@ -40,21 +40,25 @@ def read_tfds(directory: Path) -> tuple[dict[str, dict[str, np.ndarray]], tuple[
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(directory))
+    features = builder.info.features
     splits = {}
     for split in builder.info.splits:
         source = builder.as_data_source(split=split)
         # all at once: reading record by record is several times slower
         records = source.__getitems__(range(len(source)))
-        columns = {key: [record[key] for record in records] for key in records[0]}
-        splits[split] = {key: _column(directory, key, value) for key, value in columns.items()}
-    features = builder.info.features
-    label = features.get("label")
-    return splits, tuple(getattr(label, "names", None) or ())
+        if not records:
+            raise ValueError(f"{directory}: 0 rows found in split {split}, at least 1 wanted")
+        splits[split] = {
+            name: _column(f"{directory}: {name}", [record[name] for record in records], feature)
+            for name, feature in features.items()
+        }
+    names = getattr(features["label"], "names", None) if "label" in features else None
+    return splits, tuple(names or ())
 
 
-def _column(directory: Path, name: str, values: list[Any]) -> np.ndarray:
+def _column(where: str, values: list[Any], feature: Any) -> np.ndarray:
     if isinstance(values[0], bytes):
         return np.array([value.decode() for value in values], dtype=object)
     if isinstance(values[0], dict) or len({np.shape(value) for value in values}) > 1:
-        raise ValueError(f"{directory}: column {name!r}: rows of one shape wanted")
-    return np.stack(values)
+        raise ValueError(f"{where}: rows of several shapes or of named parts; one shape wanted")
+    return np.asarray(values, feature.np_dtype)

@@ -1,0 +1,125 @@
+"""Networks that see images, (B, H, W, C) float to logits (B, classes)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxops.nn import Conv, max_pool
+
+Array = jax.Array
+
+
+def initializers(name: str, fan_in: int) -> dict[str, Any]:
+    """How a layer's kernel and bias begin.
+
+    Args:
+        name: "lecun_normal" (Flax's own: variance 1 / fan_in, zero bias), "keras" (Glorot's
+            uniform, zero bias), or "torch" (kernel and bias uniform within 1 / sqrt(fan_in)).
+        fan_in: how many inputs one output sums over.
+
+    Returns:
+        `kernel_init` and `bias_init` for a layer.
+
+    Raises:
+        ValueError: another name.
+    """
+    bound = fan_in**-0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    known: dict[str, tuple[Any, Any]] = {
+        "lecun_normal": (nn.initializers.lecun_normal(), nn.initializers.zeros),
+        "keras": (nn.initializers.glorot_uniform(), nn.initializers.zeros),
+        "torch": (uniform, uniform),
+    }
+    if name not in known:
+        raise ValueError(f"initializer is {name!r}; wanted one of {', '.join(known)}")
+    kernel_init, bias_init = known[name]
+    return {"kernel_init": kernel_init, "bias_init": bias_init}
+
+
+def _dense(x: Array, features: int, init: str, name: str) -> Array:
+    return nn.Dense(features, name=name, **initializers(init, x.shape[-1]))(x)
+
+
+def _conv(x: Array, features: int, padding: str, init: str, name: str) -> Array:
+    start = initializers(init, 9 * x.shape[-1])
+    return Conv(features, padding=padding, name=name, **start)(x)
+
+
+def _batch_norm(x: Array, train: bool, mask: Array | None, name: str) -> Array:
+    """Batch normalisation whose statistics leave out the rows where mask (B,) is False."""
+    if mask is not None:
+        mask = mask.reshape(-1, *[1] * (x.ndim - 1))
+    # 0.9, not Flax's 0.99: the running statistics are right after dozens of steps, not hundreds
+    return nn.BatchNorm(momentum=0.9, name=name)(x, use_running_average=not train, mask=mask)
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron: flatten, then dense layers with ReLU.
+
+    With its defaults the network of articles 000 and 001 (C01, C02); `MLP((256, 128))` is that of
+    article 004 (C08).
+
+    Attributes:
+        widths: units of each hidden layer.
+        classes: number of logits.
+        dropout: probability of dropping a hidden unit while training.
+        batch_norm: normalise before each ReLU.
+        initializer: see `initializers`.
+
+    >>> shapes = jax.eval_shape(MLP().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
+    >>> shapes["params"]["hidden_0"]["kernel"].shape
+    (784, 128)
+    """
+
+    widths: tuple[int, ...] = (128,)
+    classes: int = 10
+    dropout: float = 0.0
+    batch_norm: bool = False
+    initializer: str = "lecun_normal"
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Logits (B, classes) of images; rows where `mask` (B,) is False do not count."""
+        x = x.reshape(len(x), -1)
+        for i, width in enumerate(self.widths):
+            x = _dense(x, width, self.initializer, f"hidden_{i}")
+            if self.batch_norm:
+                x = _batch_norm(x, train, mask, f"norm_{i}")
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{i}")(nn.relu(x))
+        return _dense(x, self.classes, self.initializer, "logits")
+
+
+class CNN(nn.Module):
+    """The convolutional network of article 002 (C03).
+
+    Convolution 3x3 without padding, ReLU, max-pool 2x2, dense, ReLU, dense.
+
+    Attributes:
+        classes: number of logits.
+        features: channels of the convolution.
+        hidden: units of the dense layer.
+        dropout: probability of dropping one of them while training.
+        initializer: see `initializers`.
+
+    >>> shapes = jax.eval_shape(CNN().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
+    >>> shapes["params"]["hidden"]["kernel"].shape
+    (5408, 128)
+    """
+
+    classes: int = 10
+    features: int = 32
+    hidden: int = 128
+    dropout: float = 0.0
+    initializer: str = "lecun_normal"
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Logits (B, classes) of images."""
+        x = max_pool(nn.relu(_conv(x, self.features, "VALID", self.initializer, "conv")), 2)
+        x = nn.relu(_dense(x.reshape(len(x), -1), self.hidden, self.initializer, "hidden"))
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        return _dense(x, self.classes, self.initializer, "logits")

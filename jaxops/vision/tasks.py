@@ -1,0 +1,93 @@
+"""What to learn from images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxops import metrics
+from jaxops.task import Batch, Column, Key, Task, recorded, supervised
+
+Array = jax.Array
+
+
+@recorded
+def classifier(
+    model: Any,
+    image_shape: tuple[int, int, int] = (28, 28, 1),
+    classes: int | tuple[str, ...] = 10,
+    mean: float | tuple[float, ...] = 0.0,
+    std: float | tuple[float, ...] = 1.0,
+    augment: Callable[[Key, Array], Array] | None = None,
+    label_smoothing: float = 0.0,
+) -> Task:
+    """Tell images apart: softmax cross-entropy over the model's logits.
+
+    A batch holds `image`, uint8 (B, *image_shape), and `label`, integers (B,) in [0, classes).
+    Images stay bytes until they are inside the step, where they become (image / 255 - mean) / std.
+
+    Args:
+        model: a Flax module, images (B, H, W, C) float32 to logits (B, classes).
+        image_shape: (H, W, C).
+        classes: how many, or their names in order.
+        mean: what is taken from an image in [0, 1]; one number or one for each channel.
+        std: what it is then divided by, likewise.
+        augment: changes training images between the two, `(key, images in [0, 1]) -> images`;
+            see `jaxops.data.augment`.
+        label_smoothing: in training, this share of each label is spread evenly over all classes
+            (Szegedy et al. 2015, arXiv:1512.00567); the loss of an evaluation is the plain one.
+
+    Returns:
+        A task whose predictions are probabilities (B, classes), with the metrics loss, accuracy.
+
+    Raises:
+        ValueError: the model says that it tells another number of classes apart.
+
+    >>> from jaxops import vision
+    >>> vision.classifier(vision.MLP(classes=2), classes=("cat", "dog")).classes
+    ('cat', 'dog')
+    """
+    names = classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
+    if getattr(model, "classes", len(names)) != len(names):
+        raise ValueError(f"the model has {model.classes} classes, the task {len(names)}: {names}")
+    middle, scale = (np.reshape(v, (1, 1, 1, -1)).astype(np.float32) for v in (mean, std))
+
+    def inputs(batch: Batch, key: Key | None) -> Array:
+        x = batch["image"].astype(jnp.float32) / 255
+        if augment is not None and key is not None:
+            x = augment(key, x)
+        return (x - middle) / scale
+
+    def cross_entropy(logits: Array, batch: Batch) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+    def smoothed(logits: Array, batch: Batch) -> Array:
+        target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(names)), label_smoothing)
+        return optax.softmax_cross_entropy(logits, target)
+
+    def task(loss: Callable[[Array, Batch], Array]) -> Task:
+        return supervised(
+            model,
+            inputs,
+            loss,
+            lambda logits, b, w: {"accuracy": metrics.accuracy(logits, b["label"], w)},
+            jax.nn.softmax,
+            (
+                Column("image", image_shape, "uint8"),
+                Column("label", (), "int", classes=len(names), target=True),
+            ),
+            names,
+        )
+
+    plain = task(cross_entropy)
+    if not label_smoothing:
+        return plain
+    smooth = task(smoothed)
+
+    def loss(params: Any, extra: Any, batch: Batch, key: Key, train: bool) -> Any:
+        return (smooth if train else plain).loss(params, extra, batch, key, train)
+
+    return plain._replace(loss=loss)

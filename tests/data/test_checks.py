@@ -1,0 +1,167 @@
+import re
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxops.data import check, rows
+from jaxops.task import Column
+
+IMAGE = Column("image", (28, 28, 1), "uint8")
+LABEL = Column("label", (), "int", classes=10, target=True)
+X = Column("x", (3,), "float")
+
+
+def images(n=4):
+    return np.zeros((n, 28, 28, 1), np.uint8)
+
+
+def table(n=4):
+    return np.arange(3 * n, dtype=np.float32).reshape(n, 3)
+
+
+def fails(columns, wanted, *parts):
+    with pytest.raises(ValueError) as caught:
+        check(columns, (wanted,))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_rows_counts_the_leading_axis():
+    assert rows({"a": np.zeros((5, 2)), "b": [1, 2, 3, 4, 5]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({}, "no columns"),
+        ({"a": np.zeros(3), "b": np.zeros(4)}, "a has 3, b has 4"),
+        ({"a": np.float32(3)}, "a: one value found"),
+    ],
+)
+def test_rows_refuses(columns, message):
+    with pytest.raises(ValueError, match=message):
+        rows(columns)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (IMAGE, images()),
+        (LABEL, np.array([0, 9, 3])),
+        (LABEL, np.array([0, 9], np.uint8)),
+        (LABEL, jnp.array([0, 9])),
+        (X, table()),
+        (X, table().astype(np.float64)),
+        (X, jnp.ones((2, 3), jnp.bfloat16)),
+        (Column("ids", (None,), "int", classes=5), np.array([[0, 4], [3, 2]])),
+        (Column("count", (), "int"), np.array([-7, 1000])),
+        (Column("grey", (None, None), "uint8"), images()[..., 0]),
+    ],
+)
+def test_good_columns_pass(column, value):
+    check({column.name: value}, (column,))
+
+
+def test_columns_that_are_not_wanted_are_ignored():
+    check({"x": table(), "note": np.array(["a", None], object), "z": np.array([np.nan])}, (X,))
+    check({"anything": np.zeros(0)}, ())
+
+
+def test_prediction_does_without_targets():
+    check({"image": images()}, (IMAGE, LABEL), targets=False)
+    with pytest.raises(ValueError, match="label: column missing; columns found: image"):
+        check({"image": images()}, (IMAGE, LABEL))
+
+
+def test_unequal_lengths_name_the_columns():
+    with pytest.raises(ValueError, match="image has 4, label has 3"):
+        check({"image": images(4), "label": np.zeros(3, int)}, (IMAGE, LABEL))
+
+
+def test_no_rows():
+    fails({"image": images(0)}, IMAGE, "image: 0 rows found, at least 1 wanted")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "parts"),
+    [
+        (IMAGE, images()[..., 0], ("(28, 28) found, (28, 28, 1) wanted", "image[..., None]")),
+        (Column("grey", (28, 28), "uint8"), images(), ("(28, 28, 1) found", "grey[..., 0]")),
+        (IMAGE, images().reshape(4, 784), ("(784,) found", "image.reshape(-1, 28, 28, 1)")),
+        (
+            Column("image", (32, 30, 3), "uint8"),
+            np.zeros((2, 3, 32, 30), np.uint8),
+            ("(3, 32, 30) found", "np.moveaxis(image, 1, -1)"),
+        ),
+        (LABEL, np.eye(4, 10, dtype=int), ("(10,) found, () wanted", "label.argmax(-1)")),
+        (X, np.zeros((4, 5), np.float32), ("(5,) found, (3,) wanted",)),
+        (Column("ids", (None,), "int"), np.zeros((2, 3, 4), int), ("(3, 4) found, (None,)",)),
+    ],
+)
+def test_wrong_shape(column, value, parts):
+    fails({column.name: value}, column, column.name, *parts)
+    if len(parts) == 2:  # the hint is code that mends it
+        check({column.name: eval(parts[1], {column.name: value, "np": np})}, (column,))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (IMAGE, np.linspace(0, 1, 4 * 784, dtype=np.float32).reshape(4, 28, 28, 1)),
+        (IMAGE, images().astype(np.float64)),
+        (IMAGE, images().astype(np.int64)),
+        (X, np.zeros((4, 3), np.int64)),
+        (X, np.zeros((4, 3), bool)),
+        (LABEL, np.array([0.0, 3.0])),
+        (LABEL, np.array(["cat", "dog"])),
+        (Column("x", (3,), "float32"), table().astype(np.float64)),
+    ],
+)
+def test_the_hint_mends_the_dtype(column, value):
+    with pytest.raises(ValueError, match=f"{value.dtype} found.*wanted; ") as caught:
+        check({column.name: value}, (column,))
+    hint = re.search(r": ([^:]*)$", str(caught.value))[1]
+    check({column.name: eval(hint, {column.name: value, "np": np})}, (column,))
+
+
+def test_labels_that_are_fractions():
+    fails({"label": np.array([0.0, 0.5])}, LABEL, "float64 found", "0.5 in row 1", "whole number")
+
+
+def test_text_for_numbers():
+    value = np.array([["a", "b", "c"]], object)
+    fails({"x": value}, X, "object found ('a' in row 0), float wanted")
+
+
+@pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "inf")])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, jnp.bfloat16])
+def test_not_finite(bad, word, dtype):
+    value = table(6).astype(dtype)
+    value[2, 1] = value[5, 0] = value[5, 2] = bad
+    fails({"x": value}, X, f"x: {word}", "row 2", "2 such rows")
+
+
+@pytest.mark.parametrize("bad", [-2, 10, 300])
+def test_labels_out_of_range(bad):
+    value = np.array([1, 2, bad, 4, bad])
+    fails({"label": value}, LABEL, f"label: {bad} found in row 2 (2 such rows)", "[0, 10)")
+
+
+def test_unlabelled_rows_have_to_be_dropped():
+    value = np.array([1, -1, -1, 4])
+    fails({"label": value}, LABEL, "-1 found in row 1 (2 such rows)", "unlabelled", "dropped")
+    check({"label": value[value != -1]}, (LABEL,))
+
+
+def test_token_ids_out_of_range():
+    ids = np.array([[1, 2], [3, 5]])
+    fails({"ids": ids}, Column("ids", (2,), "int", classes=5), "ids: 5 found in row 1 (1 such row)")
+
+
+def test_fast_on_mnist_sized_data():
+    columns = {"image": np.zeros((60_000, 28, 28, 1), np.uint8), "label": np.zeros(60_000, int)}
+    start = time.perf_counter()
+    check(columns, (IMAGE, LABEL))
+    assert time.perf_counter() - start < 0.1

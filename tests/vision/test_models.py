@@ -1,0 +1,95 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxops.vision import CNN, MLP
+
+KEY = jax.random.key(0)
+IMAGES = jax.random.uniform(KEY, (6, 28, 28, 1))
+
+
+@pytest.mark.parametrize(
+    "model, count", [(MLP(), 101_770), (MLP((256, 128)), 235_146), (CNN(), 693_962)]
+)
+def test_parameter_counts_are_those_of_the_articles(model, count):
+    shapes = jax.eval_shape(model.init, KEY, IMAGES)["params"]
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
+    assert model.apply({"params": model.init(KEY, IMAGES)["params"]}, IMAGES).shape == (6, 10)
+
+
+def test_mlp_is_its_formula():
+    model = MLP((16, 8), classes=3)
+    p = model.init(KEY, IMAGES)["params"]
+    x = np.asarray(IMAGES).reshape(6, -1)
+    for name in ("hidden_0", "hidden_1"):
+        x = np.maximum(x @ p[name]["kernel"] + p[name]["bias"][None], 0)
+    want = x @ p["logits"]["kernel"] + p["logits"]["bias"][None]
+    np.testing.assert_allclose(model.apply({"params": p}, IMAGES), want, rtol=1e-4, atol=1e-5)
+
+
+def test_cnn_is_that_of_flax_layers():
+    class Reference(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(32, (3, 3), padding="VALID", name="conv")(x))
+            x = nn.max_pool(x, (2, 2), (2, 2)).reshape(len(x), -1)
+            return nn.Dense(10, name="logits")(nn.relu(nn.Dense(128, name="hidden")(x)))
+
+    variables = CNN().init(KEY, IMAGES)
+    ours, want = CNN().apply(variables, IMAGES), Reference().apply(variables, IMAGES)
+    np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "initializer, kernel_bound, bias_bound",
+    [
+        ("keras", {"hidden": (6 / (5408 + 128)) ** 0.5, "conv": (6 / (9 + 9 * 32)) ** 0.5}, None),
+        ("torch", {"hidden": 5408**-0.5, "conv": 1 / 3}, {"hidden": 5408**-0.5, "conv": 1 / 3}),
+    ],
+)
+def test_uniform_initializers(initializer, kernel_bound, bias_bound):
+    params = CNN(initializer=initializer).init(KEY, IMAGES)["params"]
+    for layer, bound in kernel_bound.items():
+        kernel = np.asarray(params[layer]["kernel"])
+        assert 0.95 * bound < np.abs(kernel).max() <= bound
+        np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.1)
+        bias = np.abs(params[layer]["bias"]).max()
+        assert 0.8 * bias_bound[layer] < bias <= bias_bound[layer] if bias_bound else bias == 0
+
+
+def test_lecun_normal_is_the_default():
+    kernel = np.asarray(MLP().init(KEY, IMAGES)["params"]["hidden_0"]["kernel"])
+    np.testing.assert_allclose(kernel.std(), 784**-0.5, rtol=0.01)
+    with pytest.raises(ValueError, match="'he'; wanted one of lecun_normal, keras, torch"):
+        MLP(initializer="he").init(KEY, IMAGES)
+
+
+def test_dropout_draws_only_while_training():
+    for model in (MLP(dropout=0.5), CNN(dropout=0.5)):
+        variables = model.init(KEY, IMAGES)
+        a, b = (
+            model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(i)})
+            for i in range(2)
+        )
+        assert not np.allclose(a, b)
+        plain = type(model)().apply(variables, IMAGES)
+        np.testing.assert_allclose(model.apply(variables, IMAGES), plain, rtol=1e-6)
+
+
+def test_padding_rows_do_not_touch_batch_statistics():
+    model = MLP((16,), batch_norm=True)
+    variables = model.init(KEY, IMAGES)
+    padded = jnp.concatenate([IMAGES, jnp.full((3, 28, 28, 1), 1e6)])
+    mask = jnp.arange(9) < 6
+
+    def run(x, mask):
+        return model.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+
+    (want, want_new), (got, new) = run(IMAGES, None), run(padded, mask)
+    np.testing.assert_allclose(got[:6], want, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new, want_new)
+    hidden = IMAGES.reshape(6, -1) @ variables["params"]["hidden_0"]["kernel"]
+    mean = new["batch_stats"]["norm_0"]["mean"]
+    np.testing.assert_allclose(mean, 0.1 * np.asarray(hidden).mean(0), rtol=1e-4, atol=1e-5)
