@@ -75,10 +75,11 @@ class Checkpointer:
         found, wanted = self._record()["leaves"], _leaves(trees)
         step = self.latest_step()
         for leaf in sorted(found.keys() | wanted.keys()):
-            if found.get(leaf) != wanted.get(leaf):
+            have, want = (leaves.get(leaf, "nothing") for leaves in (found, wanted))
+            if have != want:
                 raise ValueError(
-                    f"{self.directory}: checkpoint {step} is of another model or optimizer: {leaf}: "
-                    f"{found.get(leaf, 'nothing')} found, {wanted.get(leaf, 'nothing')} wanted"
+                    f"{self.directory}: checkpoint {step} is of another model or optimizer: "
+                    f"{leaf}: {have} found, {want} wanted"
                 )
         return self._orbax.load_checkpointables(step, trees)
 

@@ -56,7 +56,8 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
     >>> flops(jnp.dot, jnp.ones((8, 16)), jnp.ones((16, 4)))  # 2 * 8 * 16 * 4
     1024.0
     """
-    return float(jax.jit(function).lower(*args).cost_analysis()["flops"])
+    cost = jax.jit(function).lower(*args).cost_analysis()
+    return float((cost or {})["flops"])
 
 
 @functools.cache

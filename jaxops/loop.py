@@ -87,7 +87,9 @@ def fit(
     if early_stopping and validation is None:
         raise ValueError("early_stopping: wants validation data to decide by, found none")
     if early_stopping and early_stopping.mode not in ("min", "max"):
-        raise ValueError(f'early_stopping: mode "min" or "max" wanted, {early_stopping.mode!r} found')
+        raise ValueError(
+            f'early_stopping: mode "min" or "max" wanted, {early_stopping.mode!r} found'
+        )
     if isinstance(validation, Mapping):
         check(validation, task.columns)
     source = _source(task, data, batch_size, seed, plan)
@@ -217,13 +219,13 @@ def _over(
     shards = plan.batch_shards
     if isinstance(data, Mapping):
         check(data, task.columns, targets=targets)
-        columns = {
-            name: np.asarray(value) for name, value in data.items() if _wanted(task, name)
-        }
+        columns = {name: np.asarray(value) for name, value in data.items() if _wanted(task, name)}
         batch_size = min(batch_size, rows(columns))
         batches: Iterable[Any] = batches_of(columns, -(-batch_size // shards) * shards)
     else:
-        batches = (pad(batch, -(-len(next(iter(batch.values()))) // shards) * shards) for batch in data)
+        batches = (
+            pad(batch, -(-len(next(iter(batch.values()))) // shards) * shards) for batch in data
+        )
     pending: deque[tuple[Any, np.ndarray]] = deque()
     for batch in batches:
         placed = jax.device_put(batch, plan.batch_sharding())
@@ -241,5 +243,3 @@ def _eval_program(task: Task, metrics: MetricFunctions) -> Callable[..., Any]:
 @functools.lru_cache(maxsize=32)
 def _predict_program(task: Task) -> Callable[..., Any]:
     return jax.jit(lambda state, batch: task.predict(state.params, state.extra, batch))
-
-

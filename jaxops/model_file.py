@@ -162,8 +162,8 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Task):
         if value.recipe is None:
             return None
-        make, arguments = value.recipe
-        return {"make": _name(make), "arguments": {k: _encode(v) for k, v in arguments}}
+        make, recorded = value.recipe
+        return {"make": _name(make), "arguments": {k: _encode(v) for k, v in recorded}}
     if isinstance(value, nn.Module) or (dataclasses.is_dataclass(value) and callable(value)):
         fields = [f.name for f in dataclasses.fields(value) if f.init]
         arguments = {k: getattr(value, k) for k in fields if k not in ("parent", "name")}

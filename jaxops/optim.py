@@ -86,7 +86,7 @@ def phases(*parts: tuple[int, float]) -> optax.Schedule:
     >>> rate = phases((100, 1e-3), (50, 1e-4))
     >>> decay = phases((100, 0.0), (50, 1e-3))
     >>> tx = adamw(rate, weight_decay=decay)
-    >>> [float(rate(step)) for step in (99, 100, 1000)]
+    >>> [round(float(rate(step)), 6) for step in (99, 100, 1000)]
     [0.001, 0.0001, 0.0001]
     """
     starts = [sum(steps for steps, _ in parts[:i]) for i in range(1, len(parts))]
@@ -128,7 +128,9 @@ def l1(strength: float) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), updates, params), state
 
-    return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), decay_mask)
+    return optax.masked(
+        optax.GradientTransformation(lambda _: optax.EmptyState(), update), decay_mask
+    )
 
 
 @_once
@@ -145,7 +147,7 @@ def l2(strength: float) -> optax.GradientTransformation:
 class EmaState(NamedTuple):
     """The averaged parameters, and how many updates they have seen."""
 
-    count: jax.Array
+    updates: jax.Array
     params: Params
 
 
@@ -154,7 +156,7 @@ def ema(decay: float) -> optax.GradientTransformation:
     """Keep an exponential moving average of the parameters; goes last in a chain.
 
     `average = d * average + (1 - d) * params` after each update, with
-    `d = min(decay, (1 + count) / (10 + count))`, so that the start is forgotten quickly
+    `d = min(decay, (1 + updates) / (10 + updates))`, so that the start is forgotten quickly
     (the warm-up of TensorFlow's ExponentialMovingAverage). Read it by `averaged`.
     """
 
@@ -163,15 +165,15 @@ def ema(decay: float) -> optax.GradientTransformation:
 
     def update(updates: Any, state: EmaState, params: Any = None) -> tuple[Any, EmaState]:
         new = optax.apply_updates(params, updates)
-        d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        d = jnp.minimum(decay, (1.0 + state.updates) / (10.0 + state.updates))
         mixed = jax.tree.map(lambda a, p: (d * a + (1 - d) * p).astype(a.dtype), state.params, new)
-        return updates, EmaState(state.count + 1, mixed)
+        return updates, EmaState(state.updates + 1, mixed)
 
     return optax.GradientTransformation(init, update)
 
 
 def averaged(state: TrainState) -> TrainState:
     """The state with the averaged parameters in place of the last ones, if `ema` kept any."""
-    is_ema = lambda leaf: isinstance(leaf, EmaState)
-    found = [leaf for leaf in jax.tree.leaves(state.opt_state, is_leaf=is_ema) if is_ema(leaf)]
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, EmaState))
+    found = [node for node in nodes if isinstance(node, EmaState)]
     return state._replace(params=found[0].params) if found else state

@@ -292,8 +292,8 @@ def plot_mistakes(
 
 def plot_predictions(
     images: np.ndarray,
-    probabilities: np.ndarray,
     labels: np.ndarray,
+    probabilities: np.ndarray,
     classes: Sequence[str],
     path: PathLike,
     count: int = 10,

@@ -1,6 +1,7 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
 import functools
+import math
 import signal
 import sys
 import threading
@@ -83,6 +84,7 @@ class Run:
 
     @property
     def done(self) -> bool:
+        """Whether all steps are made, or early stopping has lost its patience."""
         given_up = self.early_stopping and self.worse > self.early_stopping.patience
         return self.step >= self.total or bool(given_up)
 
@@ -186,6 +188,7 @@ class Run:
         for log in self.on_log:
             log(record)
         numbers = {k: v for k, v in values.items() if isinstance(v, float)}
+        numbers = {"loss": numbers.pop("loss"), **numbers}
         return " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
     def _save(self, state: TrainState, checkpoints: Checkpointer) -> None:

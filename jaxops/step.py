@@ -38,9 +38,7 @@ def train_step(
     return state, {"loss": Mean(total, out.weight), **out.metrics}
 
 
-def eval_step(
-    task: Task, metrics: MetricFunctions, state: TrainState, batch: Batch
-) -> Metrics:
+def eval_step(task: Task, metrics: MetricFunctions, state: TrainState, batch: Batch) -> Metrics:
     """The task's own metrics on one batch, and those of `metrics`, made from its predictions.
 
     Each of `metrics` is `(name, function)`, the function `(predictions, batch) -> metric state`.
@@ -68,7 +66,10 @@ def many_steps(
 
     def run(state: TrainState, batches: Any, count: Array) -> tuple[TrainState, Metrics]:
         length = len(jax.tree.leaves(batches)[0])
-        batch_at: Callable[[Any], Any] = lambda i: jax.tree.map(lambda leaf: leaf[i], batches)
+
+        def batch_at(i: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf[i], batches)
+
         if length == 1:
             state, metrics = step(state, batch_at(0))
             return state, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], metrics)

@@ -221,7 +221,7 @@ def test_no_mistakes(tmp_path):
 
 def test_predictions_show_the_likeliest_classes(tmp_path):
     figure = report.plot_predictions(
-        IMAGES, PROBABILITIES, LABELS, ("no", "yes"), tmp_path / "p.png", count=4
+        IMAGES, LABELS, PROBABILITIES, ("no", "yes"), tmp_path / "p.png", count=4
     )
     assert_picture(tmp_path / "p.png", figure)
     titles = [title for title, _ in shown(figure)]
@@ -242,7 +242,7 @@ def test_predictions_show_the_likeliest_classes(tmp_path):
 )
 def test_pictures_of_every_kind(tmp_path, image, pixel):
     figure = report.plot_predictions(
-        image[None], np.array([[0.5, 0.5]]), np.array([0]), (), tmp_path / "p.png"
+        image[None], np.array([0]), np.array([[0.5, 0.5]]), (), tmp_path / "p.png"
     )
     np.testing.assert_allclose(shown(figure)[0][1], pixel, atol=1e-12)
 

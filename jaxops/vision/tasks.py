@@ -61,33 +61,21 @@ def classifier(
             x = augment(key, x)
         return (x - middle) / scale
 
-    def cross_entropy(logits: Array, batch: Batch) -> Array:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-
-    def smoothed(logits: Array, batch: Batch) -> Array:
+    def cross_entropy(logits: Array, batch: Batch, train: bool) -> Array:
+        if not (train and label_smoothing):
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(names)), label_smoothing)
         return optax.softmax_cross_entropy(logits, target)
 
-    def task(loss: Callable[[Array, Batch], Array]) -> Task:
-        return supervised(
-            model,
-            inputs,
-            loss,
-            lambda logits, b, w: {"accuracy": metrics.accuracy(logits, b["label"], w)},
-            jax.nn.softmax,
-            (
-                Column("image", image_shape, "uint8"),
-                Column("label", (), "int", classes=len(names), target=True),
-            ),
-            names,
-        )
-
-    plain = task(cross_entropy)
-    if not label_smoothing:
-        return plain
-    smooth = task(smoothed)
-
-    def loss(params: Any, extra: Any, batch: Batch, key: Key, train: bool) -> Any:
-        return (smooth if train else plain).loss(params, extra, batch, key, train)
-
-    return plain._replace(loss=loss)
+    return supervised(
+        model,
+        inputs,
+        cross_entropy,
+        lambda logits, b, w: {"accuracy": metrics.accuracy(logits, b["label"], w)},
+        jax.nn.softmax,
+        (
+            Column("image", image_shape, "uint8"),
+            Column("label", (), "int", classes=len(names), target=True),
+        ),
+        names,
+    )
