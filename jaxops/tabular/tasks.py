@@ -1,0 +1,70 @@
+"""What to learn from tables."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxops import metrics
+from jaxops.task import Array, Batch, Column, Task, recorded, row_weights, supervised
+
+
+@recorded
+def classifier(model: Any, features: int, classes: tuple[str, str] = ("0", "1")) -> Task:
+    """Tell two classes apart (churn, response): binary cross-entropy over one logit.
+
+    A batch holds `features`, float (B, features), and `label`, integers (B,), 0 or 1. The loss of
+    a row with logit z and label y is -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z)), as article
+    003 has it (C04).
+
+    Args:
+        model: a Flax module, (B, features) float32 to logits (B, 1).
+        features: how many features a row has.
+        classes: the names of class 0 and class 1.
+
+    Returns:
+        A task whose predictions are the probabilities of class 1, (B,), with the metrics loss
+        and accuracy; for the area under the ROC curve evaluate with `metrics={"auc": auc}`.
+
+    Raises:
+        ValueError: other than two classes, or a model that says it has other than one output.
+
+    >>> from jaxops import tabular
+    >>> tabular.classifier(tabular.MLP(), features=20, classes=("stays", "leaves")).classes
+    ('stays', 'leaves')
+    """
+    if len(classes) != 2:
+        raise ValueError(f"classes: {len(classes)} found ({classes}), 2 wanted")
+    if getattr(model, "outputs", 1) != 1:
+        raise ValueError(f"model: {model.outputs} outputs found, 1 wanted")
+
+    def loss(logits: Array, batch: Batch, train: bool) -> Array:
+        label = jnp.asarray(batch["label"], logits.dtype)
+        return optax.sigmoid_binary_cross_entropy(logits[:, 0], label)
+
+    return supervised(
+        model,
+        lambda batch, key: jnp.asarray(batch["features"], jnp.float32),
+        loss,
+        lambda z, batch, w: {"accuracy": metrics.binary_accuracy(z[:, 0], batch["label"], w)},
+        lambda logits: jax.nn.sigmoid(logits[:, 0]),
+        (
+            Column("features", (features,), "float"),
+            Column("label", (), "int", classes=2, target=True),
+        ),
+        tuple(classes),
+    )
+
+
+def auc(probability: Array, batch: Batch) -> metrics.Scores:
+    """The area under the ROC curve, exact, as a metric for `jaxops.evaluate` and `fit`.
+
+    Args:
+        probability: (B,), of class 1.
+        batch: with `label` (B,), 0 or 1, and a `mask` if rows are padded.
+
+    >>> auc(jnp.array([0.2, 0.9, 0.4]), {"label": jnp.array([0, 1, 1])}).compute()
+    1.0
+    """
+    return metrics.scores(probability, batch["label"], row_weights(batch))

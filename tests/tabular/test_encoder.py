@@ -1,0 +1,135 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from jaxops.data import load
+from jaxops.tabular import Encoder, encode, fit_encoder
+
+TABLE = {
+    "age": np.array([20, 40, 60, 40]),
+    "income": np.array([1.0, np.nan, 3.0, np.nan]),
+    "plan": np.array(["b", "a", "b", "c"]),
+    "left": np.array(["yes", "no", "no", "yes"]),
+}
+
+
+def test_worked_by_hand():
+    encoder = fit_encoder(TABLE, label="left")
+    out = encode(encoder, TABLE)
+    assert encoder.names == ["age", "income", "income missing", "plan=a", "plan=b", "plan=c"]
+    root = np.sqrt(2)
+    wanted = [
+        [-root, -1, 0, 0, 1, 0],
+        [0, 0, 1, 1, 0, 0],
+        [root, 1, 0, 0, 1, 0],
+        [0, 0, 1, 0, 0, 1],
+    ]
+    np.testing.assert_allclose(out["features"], wanted, rtol=1e-6)
+    assert out["features"].dtype == np.float32
+    assert encoder.classes == ["no", "yes"]
+    assert out["label"].tolist() == [1, 0, 0, 1] and out["label"].dtype == np.int32
+
+
+def test_rows_that_training_has_not_seen():
+    encoder = fit_encoder(TABLE, drop=["income"], label="left")
+    new = {"age": np.array([np.nan, 80.0]), "plan": np.array(["z", "a"]), "more": np.zeros((2, 9))}
+    out = encode(encoder, new)
+    np.testing.assert_allclose(out["features"], [[0, 0, 0, 0], [2 * np.sqrt(2), 1, 0, 0]], 1e-6)
+    assert [*out] == ["features"]
+
+
+def test_json_holds_it():
+    encoder = fit_encoder(TABLE, label="left")
+    assert Encoder(**json.loads(json.dumps(encoder._asdict()))) == encoder
+
+
+def test_whole_number_labels_are_in_their_order():
+    columns = {"x": np.arange(4.0), "y": np.array([10, 9, -1, 9])}
+    encoder = fit_encoder(columns, label="y")
+    assert encoder.classes == ["-1", "9", "10"]
+    assert encode(encoder, columns)["label"].tolist() == [2, 1, 0, 1]
+
+
+def test_constant_numbers_become_zero():
+    columns = {"x": np.full(1001, 0.1)}
+    encoder = fit_encoder(columns)
+    assert encoder.std == {"x": 1.0}
+    np.testing.assert_array_equal(encode(encoder, columns)["features"], np.zeros((1001, 1)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments", "message"),
+    [
+        ({}, {}, "no columns"),
+        ({"a": np.zeros(0)}, {}, "0 rows found"),
+        ({"a": np.zeros(2), "b": np.zeros(3)}, {}, "a has 2, b has 3"),
+        ({"a": np.zeros(2)}, {"drop": ["id"]}, "no column 'id'; columns found: a"),
+        ({"a": np.zeros(2)}, {"label": "y"}, "no column 'y'"),
+        ({"a": np.zeros(2)}, {"label": "a"}, "a: float64 of rank 1 found, one text or whole"),
+        ({"a": np.zeros(2, int)}, {"label": "a"}, "no columns to learn from"),
+        ({"a": np.zeros((2, 3))}, {}, r"a: rows of shape \(3,\) found"),
+        ({"a": np.array([np.nan, np.nan])}, {}, "a: every value is missing"),
+        ({"a": np.array([0, np.inf])}, {}, "a: infinity found in row 1"),
+        ({"a": np.array(["x", None], object)}, {}, "a: None found in row 1, text or numbers"),
+        ({"id": np.array([f"c{i}" for i in range(30)])}, {}, "id: 30 different texts in 30 rows"),
+    ],
+)
+def test_fit_refuses(columns, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit_encoder(columns, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"age": np.array(["old"] * 4)}, r"age: text found \('old' in row 0\), numbers wanted"),
+        ({"plan": np.arange(4)}, "plan: numbers found .*, text wanted"),
+        ({"left": np.array(["no", "no", "maybe", "no"])}, "left: 'maybe' found in row 2, one of"),
+        ({"plan": np.array(["a"])}, "plan has 1"),
+        ({"income": np.array([0, 0, 0, -np.inf])}, "income: infinity found in row 3"),
+    ],
+)
+def test_encode_refuses(change, message):
+    encoder = fit_encoder(TABLE, label="left")
+    with pytest.raises(ValueError, match=message):
+        encode(encoder, {**TABLE, **change})
+
+
+def test_encode_needs_every_column():
+    with pytest.raises(ValueError, match="no column 'plan'; columns found: age, income"):
+        encode(fit_encoder(TABLE), {name: TABLE[name] for name in ("age", "income")})
+
+
+@pytest.mark.skipif("JAXOPS_DATA_DIR" not in os.environ, reason="JAXOPS_DATA_DIR is not set")
+def test_telco_churn_agrees_with_scikit_learn():
+    data = load("telco_churn").split(test=0.2, seed=0, stratify="Churn")
+    encoder = fit_encoder(data.train, drop=["customerID"], label="Churn")
+    assert encoder.missing == ["TotalCharges"] and encoder.classes == ["No", "Yes"]
+    numeric = ["SeniorCitizen", "tenure", "MonthlyCharges", "TotalCharges"]
+    text = [name for name in data.train if name not in (*numeric, "customerID", "Churn")]
+
+    def table(columns, names, dtype):
+        return np.stack([columns[name] for name in names], 1).astype(dtype)
+
+    scaler = StandardScaler().fit(table(data.train, numeric, float))
+    one_hot = OneHotEncoder(sparse_output=False).fit(table(data.train, text, object))
+    for columns in data.splits.values():
+        numbers = table(columns, numeric, float)
+        missing = np.isnan(numbers[:, -1:])
+        wanted = np.concatenate(
+            [
+                np.where(np.isnan(numbers), 0, scaler.transform(numbers)),
+                missing,
+                one_hot.transform(table(columns, text, object)),
+            ],
+            axis=1,
+        )
+        found = encode(encoder, columns)
+        assert found["features"].shape[1] == len(encoder.names) == 46
+        np.testing.assert_allclose(found["features"], wanted, atol=1e-6)
+        np.testing.assert_array_equal(found["label"], columns["Churn"] == "Yes")
+    counts = [np.isnan(columns["TotalCharges"]).sum() for columns in (data.train, data.test)]
+    assert sum(counts) == 11
