@@ -158,12 +158,12 @@ class Run:
 
     def _end_epoch(self, state: TrainState, bar: Any) -> None:
         """Report the epoch, validate, and keep the best state."""
-        speed = {"examples_per_second": self.clock.examples_per_second}
-        line = self._log("train", self.step, {**m.summarize(self.epoch_metrics), **speed})
+        rate = self.clock.examples_per_second
+        line = self._log("train", self.step, m.summarize(self.epoch_metrics), rate)
         self.epoch_metrics, self.window_metrics = {}, {}
         if self.validate:
             values = self.validate(averaged(state))
-            line += " | validation " + self._log("validation", self.step, values)
+            line += "  validation " + self._log("validation", self.step, values)
             if self.early_stopping:
                 self._compare(state, values)
         if self.progress:
@@ -183,13 +183,18 @@ class Run:
         else:
             self.worse += 1
 
-    def _log(self, split: str, step: int, values: dict[str, Any]) -> str:
+    def _log(self, split: str, step: int, values: dict[str, Any], rate: float | None = None) -> str:
+        """Hand a record to the loggers; the same in a line to print."""
         record = {"split": split, "step": step, "epoch": step / self.period, **values}
+        if split == "train":
+            record["examples_per_second"] = rate
+            record["first_step_seconds"] = self.clock.first_step_seconds
         for log in self.on_log:
             log(record)
         numbers = {k: v for k, v in values.items() if isinstance(v, float)}
         numbers = {"loss": numbers.pop("loss"), **numbers}
-        return " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        line = " ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        return f"{line} ({rate:,.0f} examples/s)" if rate else line
 
     def _save(self, state: TrainState, checkpoints: Checkpointer) -> None:
         if not _finite(state.params):

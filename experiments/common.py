@@ -1,0 +1,194 @@
+"""What every experiment has: its command line, its folder, its logs and pictures, its result."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+import jaxops as jo
+from jaxops import report
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of every experiment."""
+
+    seeds: int = 1
+    """how many times to train, with seeds 0, 1, ..."""
+    out: Path | None = None
+    """where to write; runs/NAME by default"""
+    resume: bool = False
+    """go on from the checkpoints of a run that was stopped"""
+    smoke: bool = False
+    """a few seconds on little data: does it run?"""
+    record: bool = False
+    """keep the result as experiments/results/NAME.json, for the README"""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Log:
+    """The records of one training: in a list, as JSON lines, and for TensorBoard."""
+
+    def __init__(self, folder: Path, resume: bool) -> None:
+        lines, step = folder / "metrics.jsonl", None
+        if resume and (folder / "checkpoints").exists():
+            with jo.Checkpointer(folder / "checkpoints") as checkpoints:
+                step = checkpoints.latest_step() or 0
+        self.json = report.JsonLines(lines, resume_step=step)
+        self.tensorboard = report.TensorBoard(folder / "tensorboard", resume_step=step)
+        self.records = report.read_json_lines(lines) if lines.exists() else []
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self.json(record)
+        self.tensorboard(record)
+
+
+def experiment(
+    name: str,
+    settings_class: type[S],
+    run: Callable[[S, int, Path], dict[str, float]],
+    published: dict[str, Any],
+    arguments: list[str] | None = None,
+) -> dict[str, Any]:
+    """Read the command line, run once for each seed, print and write the result.
+
+    Args:
+        name: of the experiment; its folder is runs/NAME.
+        settings_class: a frozen dataclass; each field is an option.
+        run: `(settings, seed, folder) -> metrics`, one training from start to end.
+        published: metric -> the article's or paper's figure, printed beside ours.
+        arguments: instead of the command line's.
+    """
+    settings = tyro.cli(settings_class, args=arguments, prog=f"python -m experiments.{name}")
+    out = settings.out or Path("runs") / name
+    start = time.perf_counter()
+    results = []
+    for seed in range(settings.seeds):
+        folder = out / f"seed-{seed}"
+        if folder.exists() and not settings.resume:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        results.append(run(settings, seed, folder))
+    result = {
+        "experiment": name,
+        "metrics": {
+            key: {
+                "mean": float(np.mean([r[key] for r in results])),
+                "std": float(np.std([r[key] for r in results], ddof=1)) if len(results) > 1 else 0,
+                "seeds": [r[key] for r in results],
+            }
+            for key in results[0]
+        },
+        "published": published,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": jo.clock.peak_memory(),
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "out"},
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    text = json.dumps(result, indent=2, default=str) + "\n"
+    files = [out / "result.json", *([RESULTS / f"{name}.json"] if settings.record else [])]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    print(f"\n{name}: {settings.seeds} seed(s), {result['seconds']:.1f} s")
+    print(report.table(_rows(result)))
+    written = [*files, *sorted((out / f"seed-{settings.seeds - 1}").iterdir())]
+    print("written:", *written, sep="\n  ")
+    return result
+
+
+def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "metric": name,
+            "mean": f"{value['mean']:.4f}",
+            "std": f"{value['std']:.4f}" if len(value["seeds"]) > 1 else "",
+            "published": result["published"].get(name, ""),
+        }
+        for name, value in result["metrics"].items()
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what the numbers depend on."""
+    packages = ("jaxops", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+
+
+def hardware() -> str:
+    """The processor or accelerator in words."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.local_device_count()} x {device.device_kind}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(models) or '?'} cores of {models[0] if models else platform.processor()}"
+
+
+def speed(records: list[dict[str, Any]], rows: int) -> dict[str, float]:
+    """Seconds an epoch of `rows` examples and to the first step, from a training's records."""
+    last = [r for r in records if r["split"] == "train"][-1]
+    rate = last["examples_per_second"]
+    return {
+        "seconds_per_epoch": rows / rate if rate else float("nan"),
+        "first_step_seconds": last["first_step_seconds"] or float("nan"),
+    }
+
+
+def mnist(smoke: bool, validation: float = 0.0) -> jo.data.Dataset:
+    """MNIST from the first source there is, which is printed; little of it for a smoke test."""
+    digits = jo.data.load("mnist")
+    print(f"data: {digits.source}")
+    if smoke:
+        few = {k: {c: v[:1000] for c, v in rows.items()} for k, rows in digits.splits.items()}
+        digits = dataclasses.replace(digits, splits=few)
+    return digits.split(validation=validation, stratify="label") if validation else digits
+
+
+def test_classifier(
+    task: jo.Task, state: jo.TrainState, test: dict[str, Any], folder: Path, log: Log
+) -> dict[str, float]:
+    """Look at the test set, once: metrics, pictures, and the finished model in one file."""
+    classes = task.classes
+
+    def confusion(probabilities: Any, batch: Any) -> Any:
+        return jo.metrics.confusion(
+            probabilities.argmax(-1), batch["label"], len(classes), batch["mask"]
+        )
+
+    values = jo.evaluate(task, state, test, metrics={"confusion": confusion})
+    probabilities = jo.predict(task, state, test)
+    report.plot_curves(log.records, folder / "curves.png")
+    report.plot_confusion(values["confusion"], classes, folder / "confusion.png")
+    report.plot_mistakes(
+        test["image"], test["label"], probabilities, classes, folder / "mistakes.png"
+    )
+    zero = jo.metrics.scores(probabilities[:, 0], test["label"] == 0, np.ones(len(test["label"])))
+    report.plot_roc(zero, folder / "roc.png")  # of one class against the rest: is it a 0?
+    jo.save(folder / "model.safetensors", task, state)
+    return {key: values[key] for key in ("accuracy", "loss", "f1_macro")}
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(line)

@@ -1,0 +1,60 @@
+"""C03 and C09: the convolutional network of article 002 (693,962 parameters), and ten predictions.
+
+Conv 32 3x3, max-pool 2x2, Dense 128, Dense 10; pixels divided by 255, Adam, five epochs in batches
+of 32. The article prints no accuracy. C09 predicts the test set and shows the first ten, here with
+their probabilities and pictures.
+
+    python -m experiments.mnist_cnn [--seeds 5]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jaxops as jo
+from experiments import common
+from jaxops import report, vision
+
+PUBLISHED = {"accuracy": "none printed (article 002)"}
+
+
+@dataclass(frozen=True)
+class Settings(common.Settings):
+    """The article's settings."""
+
+    epochs: int = 5
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+
+
+def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
+    """Train once, test once, show ten predictions."""
+    digits = common.mnist(settings.smoke)
+    log = common.Log(folder, settings.resume)
+    task = vision.classifier(vision.CNN(initializer="keras"))
+    state = jo.fit(
+        task,
+        digits.train,
+        # epsilon is Keras's, ten times optax's
+        optimizer=jo.optim.adam(settings.learning_rate, eps=1e-7),
+        batch_size=settings.batch_size,
+        epochs=1 if settings.smoke else settings.epochs,
+        seed=seed,
+        checkpoint_dir=folder / "checkpoints",
+        on_log=log,
+    )
+    values = common.test_classifier(task, state, digits.test, folder, log)
+    ten = {name: rows[:10] for name, rows in digits.test.items()}
+    probabilities = jo.load(folder / "model.safetensors").predict(ten["image"])
+    rows = [
+        {"label": int(label), "predicted": int(p.argmax()), "probability": f"{p.max():.4f}"}
+        for label, p in zip(ten["label"], probabilities, strict=True)
+    ]
+    print(report.table(rows))
+    report.plot_predictions(
+        ten["image"], ten["label"], probabilities, task.classes, folder / "predictions.png"
+    )
+    return values | common.speed(log.records, len(digits.train["label"]))
+
+
+if __name__ == "__main__":
+    common.experiment("mnist_cnn", Settings, run, PUBLISHED)
