@@ -144,18 +144,15 @@ class Cutout:
         return (distance >= 0) & (distance < self.size)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Compose:
     """Several transformations, one after the other.
 
-    >>> Compose(Flip(), Shift(2)).transforms
-    (Flip(probability=0.5), Shift(pixels=2))
+    >>> Compose((Flip(), Shift(2)))(jax.random.key(0), jnp.ones((4, 28, 28, 1))).shape
+    (4, 28, 28, 1)
     """
 
     transforms: tuple[Callable[[Array, Array], Array], ...]
-
-    def __init__(self, *transforms: Callable[[Array, Array], Array]):
-        object.__setattr__(self, "transforms", transforms)
 
     def __call__(self, key: Array, images: Array) -> Array:
         """Apply each with a key of its own."""

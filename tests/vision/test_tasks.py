@@ -74,7 +74,7 @@ def test_augmentation_sees_unit_images_and_only_training_ones():
 
 def test_a_few_steps_learn_with_everything_switched_on():
     model = MLP((32,), classes=4, dropout=0.1, batch_norm=True)
-    task = classifier(model, **SETTINGS, augment=Compose(Flip(), Cutout(2)), label_smoothing=0.05)
+    task = classifier(model, **SETTINGS, augment=Compose((Flip(), Cutout(2))), label_smoothing=0.05)
     params, extra = task.init(KEY, BATCH)
     before = task.loss(params, extra, BATCH, KEY, False)[0]
 
@@ -98,9 +98,9 @@ def test_names_columns_and_equal_calls():
         ("image", (6, 5, 3), None, False),
         ("label", (), 4, True),
     ]
-    augment = Compose(Flip(), Cutout(2))
+    augment = Compose((Flip(), Cutout(2)))
     assert classifier(MODEL, **SETTINGS, augment=augment) is classifier(
-        MODEL, **SETTINGS, augment=Compose(Flip(), Cutout(2))
+        MODEL, **SETTINGS, augment=Compose((Flip(), Cutout(2)))
     )
     assert task.recipe is not None and task.recipe[0] is classifier
     with pytest.raises(ValueError, match="the model has 4 classes, the task 3"):
