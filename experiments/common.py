@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm.auto import tqdm
@@ -184,8 +183,6 @@ def test_classifier(
     report.plot_mistakes(
         test["image"], test["label"], probabilities, classes, folder / "mistakes.png"
     )
-    zero = jo.metrics.scores(probabilities[:, 0], test["label"] == 0, jnp.ones(len(test["label"])))
-    report.plot_roc(zero, folder / "roc.png")  # of one class against the rest: is it a 0?
     jo.save(folder / "model.safetensors", task, state)
     return {key: values[key] for key in ("accuracy", "loss", "f1_macro")}
 
