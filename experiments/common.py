@@ -1,6 +1,7 @@
 """What every experiment has: its command line, its folder, its logs and pictures, its result."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import platform
@@ -13,11 +14,12 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import optax
 import tyro
 from tqdm.auto import tqdm
 
 import jaxops as jo
-from jaxops import report
+from jaxops import clock, report
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -97,7 +99,7 @@ def experiment(
         },
         "published": published,
         "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": jo.clock.peak_memory(),
+        "peak_memory_bytes": clock.peak_memory(),
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "out"},
         "versions": versions(),
         "hardware": hardware(),
@@ -145,13 +147,27 @@ def hardware() -> str:
     return f"{len(models) or '?'} cores of {models[0] if models else platform.processor()}"
 
 
-def speed(records: list[dict[str, Any]], rows: int) -> dict[str, float]:
-    """Seconds an epoch of `rows` examples and to the first step, from a training's records."""
-    last = [r for r in records if r["split"] == "train"][-1]
+def speed(
+    log: Log,
+    task: jo.Task,
+    optimizer: optax.GradientTransformation,
+    state: jo.TrainState,
+    train: dict[str, Any],
+    batch_size: int,
+) -> dict[str, float]:
+    """How fast the last epoch was: seconds, and its share of this device's matrix-product rate."""
+    last = [r for r in log.records if r["split"] == "train"][-1]
+    if not last["examples_per_second"]:
+        return {}  # resumed when there was nothing left to do
+    batch = {name: rows[:batch_size] for name, rows in train.items()}
+    step = functools.partial(jo.train_step, task, optimizer)
+    per_example = clock.flops(step, state, batch) / batch_size
     rate = last["examples_per_second"]
     return {
-        "seconds_per_epoch": rows / rate if rate else float("nan"),
-        "first_step_seconds": last["first_step_seconds"] or float("nan"),
+        "seconds_per_epoch": len(train["label"]) / rate,
+        "first_step_seconds": last["first_step_seconds"],
+        "gflop_per_second": rate * per_example / 1e9,
+        "share_of_peak": rate * per_example / clock.peak_flops(),
     }
 
 

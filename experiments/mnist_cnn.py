@@ -31,11 +31,12 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     digits = common.mnist(settings.smoke)
     log = common.Log(folder, settings.resume)
     task = vision.classifier(vision.CNN(initializer="keras"))
+    # epsilon is Keras's, ten times optax's
+    optimizer = jo.optim.adam(settings.learning_rate, eps=1e-7)
     state = jo.fit(
         task,
         digits.train,
-        # epsilon is Keras's, ten times optax's
-        optimizer=jo.optim.adam(settings.learning_rate, eps=1e-7),
+        optimizer=optimizer,
         batch_size=settings.batch_size,
         epochs=1 if settings.smoke else settings.epochs,
         seed=seed,
@@ -53,7 +54,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     report.plot_predictions(
         ten["image"], ten["label"], probabilities, task.classes, folder / "predictions.png"
     )
-    return values | common.speed(log.records, len(digits.train["label"]))
+    return values | common.speed(log, task, optimizer, state, digits.train, settings.batch_size)
 
 
 if __name__ == "__main__":

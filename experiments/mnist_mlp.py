@@ -38,10 +38,11 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
             epoch, step = divmod(record["step"], steps_per_epoch)
             common.say(f"[{epoch + 1},{step:5d}] loss: {record['loss']:.3f}")
 
+    optimizer = jo.optim.adam(settings.learning_rate)
     state = jo.fit(
         task,
         digits.train,
-        optimizer=jo.optim.adam(settings.learning_rate),
+        optimizer=optimizer,
         batch_size=settings.batch_size,
         epochs=1 if settings.smoke else settings.epochs,
         seed=seed,
@@ -51,7 +52,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     )
     values = common.test_classifier(task, state, digits.test, folder, log)
     print(f"test accuracy {values['accuracy']:.2%} (the article: 97.0 %)")
-    return values | common.speed(log.records, len(digits.train["label"]))
+    return values | common.speed(log, task, optimizer, state, digits.train, settings.batch_size)
 
 
 if __name__ == "__main__":

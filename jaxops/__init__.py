@@ -1,6 +1,6 @@
 """The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust."""
 
-from jaxops import data, losses, metrics, optim, parallel, report
+from jaxops import clock, data, losses, metrics, optim, parallel, report
 from jaxops.checkpoint import Checkpointer
 from jaxops.clock import Clock
 from jaxops.ensemble import ensemble, stack
@@ -23,6 +23,7 @@ __all__ = [
     "Plan",
     "Task",
     "TrainState",
+    "clock",
     "data",
     "ensemble",
     "eval_step",
