@@ -200,7 +200,9 @@ def test_classifier(
         test["image"], test["label"], probabilities, classes, folder / "mistakes.png"
     )
     jo.save(folder / "model.safetensors", task, state)
-    return {key: values[key] for key in ("accuracy", "loss", "f1_macro")}
+    count = len(probabilities)
+    say(f"test accuracy {values['accuracy']:.2%} of {count:,} images")
+    return {key: values[key] for key in ("accuracy", "loss", "f1_macro")} | {"test_rows": count}
 
 
 def say(line: str) -> None:

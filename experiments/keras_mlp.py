@@ -46,7 +46,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         on_log=log,
     )
     values = common.test_classifier(task, state, digits.test, folder, log)
-    print(f"test accuracy {values['accuracy']:.2%} (the article: 85 %)")
+    print("the article's figures: 90 % in training, 85 % in validation")
     return values | common.speed(log, task, optimizer, state, digits.train, settings.batch_size)
 
 

@@ -1,0 +1,38 @@
+"""The README's table, from the results that the experiments recorded: `python -m experiments.table`."""
+
+import json
+
+from experiments.common import RESULTS
+from jaxops import report
+
+
+def rows() -> list[dict[str, str]]:
+    """One row for each recorded result."""
+    table = []
+    for file in sorted(RESULTS.glob("*.json")):
+        result = json.loads(file.read_text())
+        metrics = result["metrics"]
+        name = "auc" if "auc" in metrics else "accuracy"
+        value = metrics[name]
+
+        def mean(key: str, form: str, metrics: dict = metrics) -> str:
+            return form.format(metrics[key]["mean"]) if key in metrics else ""
+
+        table.append(
+            {
+                "experiment": result["experiment"],
+                "metric": name,
+                "mean ± std": f"{value['mean']:.4f} ± {value['std']:.4f}",
+                "seeds": str(len(value["seeds"])),
+                "published": str(result["published"].get(name, "")),
+                "s/epoch": mean("seconds_per_epoch", "{:.2f}"),
+                "first step, s": mean("first_step_seconds", "{:.1f}"),
+                "peak MB": f"{result['peak_memory_bytes'] / 1e6:,.0f}",
+                "all, s": f"{result['seconds']:,.0f}",
+            }
+        )
+    return table
+
+
+if __name__ == "__main__":
+    print(report.table(rows()))
