@@ -1,4 +1,4 @@
-"""The README's table, from the results that the experiments recorded: `python -m experiments.table`."""
+"""The README's table of recorded results: `python -m experiments.table`."""
 
 import json
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import optax
 from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer
 from jaxops.data.checks import check, rows
-from jaxops.data.feed import Resident, Stream, batches_of, pad
+from jaxops.data.feed import Resident, Shuffled, Stream, batches_of, fits, pad
 from jaxops.parallel import Plan, single
 from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run, slow_in_loops
 from jaxops.state import TrainState, init_state
@@ -47,9 +47,9 @@ def fit(
 ) -> TrainState:
     """Train, and return the last state, or with early stopping the best.
 
-    Columns in memory are put on the devices once and shuffled anew each epoch; every example is
-    seen once an epoch, the last batch padded. Many steps run in one call. The result depends on
-    the arguments alone, not on how the steps were split into calls or on being interrupted.
+    Columns in memory are put on the devices once, if they fit, and shuffled anew each epoch; every
+    example is seen once an epoch, the last batch padded. Many steps run in one call. The result
+    depends on the arguments alone, not on how the steps were split into calls or interrupted.
 
     Args:
         task: what to learn.
@@ -131,6 +131,11 @@ def fit(
 
 
 def _source(task: Task, data: Data, batch_size: int, seed: int, plan: Plan) -> Resident | Stream:
+    if isinstance(data, Iterator):
+        raise ValueError(
+            "data: an iterator found, which can be read once; wanted columns, or an iterable "
+            "that starts anew each time, such as a list of batches or a grain.IterDataset"
+        )
     if not isinstance(data, Mapping):
         return Stream(data, batch_size, plan)
     check(data, task.columns)
@@ -138,6 +143,8 @@ def _source(task: Task, data: Data, batch_size: int, seed: int, plan: Plan) -> R
     if batch_size > count:
         raise ValueError(f"batch_size: {batch_size} found, at most {count} (all rows) wanted")
     columns = {name: np.asarray(value) for name, value in data.items() if _wanted(task, name)}
+    if not fits(columns, plan):
+        return Stream(Shuffled(columns, batch_size, seed), batch_size, plan)
     return Resident(columns, batch_size, seed, plan)
 
 

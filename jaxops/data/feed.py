@@ -33,11 +33,31 @@ class Take(NamedTuple):
         return batch
 
 
+class Order:
+    """Which rows make the batch of a step: all rows once an epoch, in an order of its own.
+
+    The permutation of an epoch is made on the host, where it is cheap, from the seed and the
+    epoch alone.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.steps_per_epoch = -(-rows // batch_size)
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def rows_of(self, step: int) -> np.ndarray:
+        """The row numbers of a step's batch; the last batch of an epoch may be shorter."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if self._epoch != epoch:
+            random = np.random.default_rng((self.seed, epoch))
+            self._epoch, self._permutation = epoch, random.permutation(self.rows)
+        return self._permutation[batch * self.batch_size :][: self.batch_size]
+
+
 class Resident:
     """Columns kept on the devices as they came; a batch is a function of the step number.
 
-    Rows are stored flat: gathering rows of one axis is several times faster than of more. The
-    rows of an epoch are permuted on the host, where it is cheap, from the seed and the epoch.
+    Rows are stored flat: gathering rows of one axis is several times faster than of more.
 
     Attributes:
         fixed: what every call is given: the columns.
@@ -46,30 +66,22 @@ class Resident:
     """
 
     def __init__(self, columns: Columns, batch_size: int, seed: int, plan: Plan) -> None:
-        self.rows, self.batch_size, self.seed, self.plan = 0, batch_size, seed, plan
+        self.batch_size, self.seed, self.plan = batch_size, seed, plan
         self.rows = len(next(iter(columns.values())))
-        self.steps_per_epoch: int | None = -(-self.rows // batch_size)
         self.take = Take(tuple((name, value.shape[1:]) for name, value in columns.items()))
         flat = {
             name: value.reshape(self.rows, -1) if value.ndim > 2 else value
             for name, value in columns.items()
         }
         self.fixed = jax.device_put(flat, plan.whole())
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The permutation of the rows in an epoch, counted from 0."""
-        if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
-        return self._order[1]
+        self._order = Order(self.rows, batch_size, seed)
+        self.steps_per_epoch: int | None = self._order.steps_per_epoch
 
     def feed(self, step: int, count: int, length: int) -> Array:
         """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`."""
-        assert self.steps_per_epoch
         index = np.full((length, self.batch_size), -1, np.int32)
         for i in range(count):
-            epoch, batch = divmod(step + i, self.steps_per_epoch)
-            chosen = self.order(epoch)[batch * self.batch_size :][: self.batch_size]
+            chosen = self._order.rows_of(step + i)
             index[i, : len(chosen)] = chosen
         return jax.device_put(index, self.plan.batch_sharding(1))
 
@@ -127,6 +139,45 @@ class Stream:
             if next(self._iterator, None) is None:
                 self._iterator = iter(self.batches)
                 next(self._iterator)
+
+
+class Shuffled:
+    """Columns too large for the device, as a stream: the very batches of `Resident`, gathered here.
+
+    It is an iterable and its own iterator, which never ends; its state is the step number.
+    """
+
+    def __init__(self, columns: Columns, batch_size: int, seed: int) -> None:
+        self.columns, self.step = columns, 0
+        self.order = Order(len(next(iter(columns.values()))), batch_size, seed)
+
+    def __len__(self) -> int:
+        return self.order.steps_per_epoch
+
+    def __iter__(self) -> "Shuffled":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rows = self.order.rows_of(self.step)
+        self.step += 1
+        return {name: value[rows] for name, value in self.columns.items()}
+
+    def get_state(self) -> dict[str, int]:
+        """Where it stands."""
+        return {"step": self.step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Stand there."""
+        self.step = state["step"]
+
+
+def fits(columns: Columns, plan: Plan) -> bool:
+    """Whether the columns leave half of the device's free memory to the rest."""
+    stats = plan.mesh.devices.flat[0].memory_stats() or {}
+    if "bytes_limit" not in stats:  # a CPU: its memory is where the columns are already
+        return True
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return 2 * sum(value.nbytes for value in columns.values()) <= free
 
 
 def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
