@@ -10,8 +10,8 @@ Adam, ten epochs in batches of 32. Three defects of it are mended:
 
 First comes stratified five-fold AUC, beside scikit-learn's logistic regression on the same features
 and folds; then the article's own split, with pictures and a model that is saved and loaded back.
-Expect an AUC of .843 +- .0004 over three seeds, with a spread of .013 over folds, in 12 s a seed on
-two CPU cores. Logistic regression has .845 +- .014 over folds: a linear model is hard to beat here.
+Expect an AUC of .843 +- .0004 over three seeds, with a spread of .013 over folds, in 15 s a seed on
+two busy CPU cores. Logistic regression has .845 +- .014: here a linear model is hard to beat.
 The data are the Telco customers (JAXOPS_DATA_DIR/telco_churn); without them scikit-learn's breast
 cancer set; or a table of your own, features first and the label, 0 or 1, in the last column:
 
