@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -243,12 +242,12 @@ def examine(
     """Look at the test set, once: metrics and pictures."""
 
     def confusion(probability: Any, batch: Any) -> Any:
-        return jo.metrics.confusion(jnp.int32(probability > 0.5), batch["label"], 2, batch["mask"])
+        return jo.metrics.confusion(probability > 0.5, batch["label"], 2, batch["mask"])
 
     test = parts.test
     values = jo.evaluate(task, state, test, metrics={**AUC, "confusion": confusion})
     probability = jo.predict(task, state, test)
-    scores = jo.metrics.scores(probability, jnp.asarray(test["label"]), jnp.ones(len(probability)))
+    scores = jo.metrics.scores(probability, test["label"], np.ones(len(probability)))
     report.plot_curves(log.records, folder / "curves.png", ("loss", "accuracy", "auc"))
     report.plot_confusion(values["confusion"], task.classes, folder / "confusion.png")
     report.plot_roc(scores, folder / "roc.png")

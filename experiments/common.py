@@ -130,8 +130,8 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Of Python and of what the numbers depend on."""
-    packages = ("jaxops", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version()} | {
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version(), "jaxops": jo.__version__} | {
         name: importlib.metadata.version(name) for name in packages
     }
 

@@ -307,13 +307,14 @@ def confusion(
     [[1.0, 1.0], [0.0, 1.0]]
     """
     _same_shape("labels", labels, predicted_labels)
+    predicted_labels = jnp.asarray(predicted_labels, jnp.int32)  # `probability > 0.5` is bool
     true = jax.nn.one_hot(labels, classes) * jnp.asarray(weights, jnp.float32)[:, None]
     predicted = jax.nn.one_hot(predicted_labels, classes)
     # highest precision: a TPU would round the weights to bfloat16
     return Confusion(jnp.matmul(true.T, predicted, precision="highest"))
 
 
-def scores(score: jax.Array, label: jax.Array, weights: jax.Array) -> Scores:
+def scores(score: Array, label: Array, weights: Array) -> Scores:
     """Keep score (B,), logits or probabilities of class 1, and label (B,), 0 or 1.
 
     >>> scores(jnp.array([0.2, 0.9]), jnp.array([0, 1]), jnp.ones(2)).compute()
