@@ -116,7 +116,7 @@ def search(settings: Settings, digits: jo.data.Dataset) -> dict[str, list[Trial]
         common.say(f"epochs {epochs}  error {error:.4f}  {config}")
         return error, (epochs, state)
 
-    count, most = (4, 1) if settings.smoke else (settings.halving_trials, settings.random_trials)
+    count, most = (2, 1) if settings.smoke else (settings.halving_trials, settings.random_trials)
     halving = jo.search.successive_halving(jo.search.sample(SPACE, count), train)
     longest = halving[-1].budget
     return {
