@@ -145,6 +145,7 @@ def searched(settings: Settings, digits: jo.data.Dataset, folder: Path) -> Confi
 def plot_search(searches: dict[str, list[Trial]], path: Path) -> None:
     """Validation error against the epochs, a line for each configuration, and against the space."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(4 * (1 + len(SPACE)), 3.6), dpi=150, layout="constrained")
     panels = figure.subplots(1, 1 + len(SPACE), sharey=True)
@@ -152,22 +153,29 @@ def plot_search(searches: dict[str, list[Trial]], path: Path) -> None:
         configs: dict[Any, list[Trial]] = {}
         for trial in trials:
             configs.setdefault(tuple(trial.config.items()), []).append(trial)
-        for line in configs.values():
+        for i, line in enumerate(configs.values()):
             panels[0].plot(
                 [t.budget for t in line], [t.value for t in line], "o-", color=color,
-                markersize=4, linewidth=1, alpha=0.7,
+                markersize=4, linewidth=1, alpha=0.7, label="" if i else name,
             )  # fmt: skip
         last = [line[-1] for line in configs.values()]
         sizes = [20 * t.budget for t in last]
         for axes, key in zip(panels[1:], SPACE, strict=True):
             x, y = [t.config[key] for t in last], [t.value for t in last]
-            axes.scatter(x, y, sizes, color=color, alpha=0.6, label=name, linewidths=0)
-    for axes, title in zip(panels, ("epochs", *SPACE), strict=True):
+            axes.scatter(x, y, sizes, color=color, alpha=0.6, linewidths=0)
+    budgets = sorted({trial.budget for trials in searches.values() for trial in trials})
+    for axes, (title, values) in zip(panels, {"epochs": budgets, **SPACE}.items(), strict=True):
         axes.set(xlabel=title.replace("_", " "), xscale="log", yscale="log")
+        if not isinstance(values, LogUniform):
+            axes.set_xticks(values, [str(value) for value in values])
+            axes.set_xticks([], minor=True)
         axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="validation error")
-    panels[-1].legend(frameon=False)
+    for which in ("major", "minor"):
+        getattr(panels[0].yaxis, f"set_{which}_formatter")(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path)
 
 
