@@ -1,6 +1,6 @@
 """The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust."""
 
-from jaxops import clock, data, losses, metrics, optim, parallel, report
+from jaxops import clock, data, losses, metrics, optim, parallel, report, search
 from jaxops.checkpoint import Checkpointer
 from jaxops.clock import Clock
 from jaxops.ensemble import ensemble, stack
@@ -40,6 +40,7 @@ __all__ = [
     "recorded",
     "report",
     "save",
+    "search",
     "stack",
     "supervised",
     "train_step",

@@ -1,0 +1,166 @@
+"""Searching hyper-parameters: at random, and by successive halving.
+
+Both take the user's own `train(config, budget, state) -> (value, state)`: train a configuration
+until it has had `budget` in all (epochs, steps, rows), from the state that the call before gave
+back, or `None` at first, and return a validation value, the lower the better, and whatever the
+next call needs to go on. With `jaxops.fit` that is
+
+    def train(config, epochs, state):
+        done, state = state or (0, None)
+        state = jo.fit(task, train_rows, optimizer=jo.optim.adam(config["learning_rate"]),
+                       batch_size=64, epochs=epochs - done, seed=done, state=state)
+        return 1 - jo.evaluate(task, state, validation_rows)["accuracy"], (epochs, state)
+
+which keeps parameters, moments and schedules; a new seed gives the new epochs an order of their
+own. (To be bit for bit the unbroken run, let `fit` resume from a `checkpoint_dir` of the
+configuration, with `epochs=budget`.)
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Config = dict[str, Any]
+Train = Callable[[Config, int, Any], tuple[float, Any]]
+
+
+class LogUniform(NamedTuple):
+    """A number between `low` and `high` whose logarithm is uniform, as a learning rate wants."""
+
+    low: float
+    high: float
+
+
+Space = Mapping[str, LogUniform | Sequence[Any]]
+"""Name -> a range, or the values to choose from."""
+
+
+class Trial(NamedTuple):
+    """One validation.
+
+    Attributes:
+        config: name -> value.
+        budget: what the configuration had been given until then, in all.
+        value: the lower the better; NaN where training diverged.
+    """
+
+    config: Config
+    budget: int
+    value: float
+
+
+def sample(space: Space, count: int, seed: int = 0) -> list[Config]:
+    """`count` configurations, each value drawn by itself; a longer list begins like a shorter.
+
+    Raises:
+        ValueError: nothing to draw, no values of a name, or a range that is not 0 < low < high.
+
+    >>> configs = sample({"rate": LogUniform(1e-4, 1e-2), "width": (128, 256)}, 2)
+    >>> [(round(config["rate"], 5), config["width"]) for config in configs]
+    [(0.00188, 256), (0.00012, 128)]
+    """
+    if not space or count < 1:
+        raise ValueError(f"space: at least one name and one draw wanted, found {space}, {count=}")
+    for name, values in space.items():
+        if isinstance(values, LogUniform):
+            if not 0 < values.low < values.high < math.inf:
+                raise ValueError(f"space: {name}: 0 < low < high wanted, found {values}")
+        elif isinstance(values, str) or len(values) == 0:
+            raise ValueError(f"space: {name}: a tuple of values wanted, found {values!r}")
+    rng = np.random.default_rng(seed)
+    return [{name: _draw(values, rng) for name, values in space.items()} for _ in range(count)]
+
+
+def _draw(values: LogUniform | Sequence[Any], rng: np.random.Generator) -> Any:
+    if isinstance(values, LogUniform):
+        return math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
+    return values[int(rng.integers(len(values)))]
+
+
+def random_search(
+    space: Space, train: Train, *, trials: int, budget: int, seed: int = 0
+) -> list[Trial]:
+    """Train `trials` configurations drawn from `space`, each for the whole `budget`.
+
+    Better than a grid of as many points, of which most repeat the values of the few names that
+    matter (Bergstra & Bengio 2012, JMLR 13). A trial that raises FloatingPointError, as `fit`
+    does when the loss is not finite, has the value NaN.
+
+    >>> space = {"x": (1, 2, 3)}
+    >>> best(random_search(space, lambda c, budget, state: (c["x"], None), trials=9, budget=1))
+    Trial(config={'x': 1}, budget=1, value=1.0)
+    """
+    _check_budget(budget)
+    return [_trial(train, config, None, budget)[0] for config in sample(space, trials, seed)]
+
+
+def successive_halving(
+    configs: Sequence[Config], train: Train, *, budget: int = 1, eta: int = 2
+) -> list[Trial]:
+    """Train all a little, then again and again the best `1 / eta` of them `eta` times as long.
+
+    Rung k takes the best `n // eta**k` configurations from their states on to `budget * eta**k`,
+    as long as there are two to compare (Jamieson & Talwalkar 2016, arXiv:1502.07943; a bracket of
+    Hyperband, Li et al. 2018, arXiv:1603.06560). The states of the others are let go. A rung
+    costs `n * budget` at most, so 16 configurations cost 40 budgets, of which the last two have
+    had 8 each. FloatingPointError counts as in `random_search`, as the worst value.
+
+    Args:
+        configs: what to compare; see `sample`.
+        train: see the module.
+        budget: of each in the first rung.
+        eta: one in `eta` goes on.
+
+    Returns:
+        The trials of all rungs in order; see `best`.
+
+    Raises:
+        ValueError: fewer than two configurations, or a budget or eta that cannot be meant.
+
+    >>> configs = [{"x": x} for x in (3, 1, 4, 2)]
+    >>> [trial.config["x"] for trial in successive_halving(configs, lambda c, *_: (c["x"], None))]
+    [3, 1, 4, 2, 1, 2]
+    """
+    _check_budget(budget)
+    if len(configs) < 2 or eta < 2:
+        raise ValueError(f"at least 2 configs and eta 2 wanted, found {len(configs)} and {eta}")
+    trials: list[Trial] = []
+    alive: list[tuple[Config, Any]] = [(config, None) for config in configs]
+    kept = len(configs)
+    while len(alive) > 1:
+        # popped, so that each state is held once: `fit` gives up the one it starts from
+        rung = [_trial(train, *alive.pop(0), budget) for _ in range(len(alive))]
+        trials += [trial for trial, _ in rung]
+        rung = [pair for pair in rung if not math.isnan(pair[0].value)]
+        rung.sort(key=lambda pair: pair[0].value)
+        kept, budget = kept // eta, budget * eta
+        alive = [(trial.config, state) for trial, state in rung[:kept]]
+    return trials
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The lowest value among the trials of the largest budget; values of others are not alike.
+
+    Raises:
+        ValueError: no trials, or none of them with a value.
+    """
+    longest = max((trial.budget for trial in trials), default=0)
+    found = [t for t in trials if t.budget == longest and not math.isnan(t.value)]
+    if not found:
+        raise ValueError(f"trials: one with a value wanted, found {list(trials)}")
+    return min(found, key=lambda trial: trial.value)
+
+
+def _trial(train: Train, config: Config, state: Any, budget: int) -> tuple[Trial, Any]:
+    try:
+        value, state = train(config, budget, state)
+    except FloatingPointError:
+        value, state = math.nan, None
+    return Trial(config, budget, float(value)), state
+
+
+def _check_budget(budget: int) -> None:
+    if budget < 1:
+        raise ValueError(f"budget: at least 1 wanted, {budget} found")
