@@ -4,19 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxops.vision import CNN, MLP
+from jaxops.vision import CNN, MLP, ConvNet
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(KEY, (6, 28, 28, 1))
 
 
 @pytest.mark.parametrize(
-    "model, count", [(MLP(), 101_770), (MLP((256, 128)), 235_146), (CNN(), 693_962)]
+    "model, count",
+    [(MLP(), 101_770), (MLP((256, 128)), 235_146), (CNN(), 693_962), (ConvNet(), 104_650)],
 )
 def test_parameter_counts_are_those_of_the_articles(model, count):
     shapes = jax.eval_shape(model.init, KEY, IMAGES)["params"]
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
-    assert model.apply({"params": model.init(KEY, IMAGES)["params"]}, IMAGES).shape == (6, 10)
+    assert jax.eval_shape(lambda: model.apply(model.init(KEY, IMAGES), IMAGES)).shape == (6, 10)
 
 
 def test_mlp_is_its_formula():
@@ -40,6 +41,29 @@ def test_cnn_is_that_of_flax_layers():
     variables = CNN().init(KEY, IMAGES)
     ours, want = CNN().apply(variables, IMAGES), Reference().apply(variables, IMAGES)
     np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
+
+
+def test_convnet_is_that_of_flax_layers():
+    class Reference(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            for i, (width, padding) in enumerate([(4, "VALID"), (6, "SAME")]):
+                x = nn.Conv(width, (3, 3), padding=padding, name=f"conv_{i}")(x)
+                x = nn.max_pool(x, (2, 2), (2, 2))
+                norm = nn.BatchNorm(not train, momentum=0.9, name=f"norm_{i}")
+                x = nn.relu(norm(x))
+            return nn.Dense(10, name="logits")(x.reshape(len(x), -1))
+
+    model = ConvNet((4, 6))
+    variables = model.init(KEY, IMAGES)
+    variables["params"] = jax.tree.map(lambda p: p + 0.1, variables["params"])
+    for train in (False, True):
+        ours, new = model.apply(variables, IMAGES, train=train, mutable="batch_stats")
+        want, new_want = Reference().apply(variables, IMAGES, train, mutable="batch_stats")
+        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new, new_want
+        )
 
 
 @pytest.mark.parametrize(
@@ -66,20 +90,30 @@ def test_lecun_normal_is_the_default():
         MLP(initializer="he").init(KEY, IMAGES)
 
 
-def test_dropout_draws_only_while_training():
-    for model in (MLP(dropout=0.5), CNN(dropout=0.5)):
-        variables = model.init(KEY, IMAGES)
-        a, b = (
-            model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(i)})
-            for i in range(2)
-        )
-        assert not np.allclose(a, b)
-        plain = type(model)().apply(variables, IMAGES)
-        np.testing.assert_allclose(model.apply(variables, IMAGES), plain, rtol=1e-6)
+@pytest.mark.parametrize("model", [MLP((8,), dropout=0.5), CNN(features=2, dropout=0.5)])
+def test_dropout_draws_only_while_training(model):
+    variables = model.init(KEY, IMAGES)
+
+    @jax.jit
+    def drawn(key):
+        return model.apply(variables, IMAGES, train=True, rngs={"dropout": key})
+
+    assert not np.allclose(drawn(KEY), drawn(jax.random.key(1)))
+    plain = model.clone(dropout=0.0).apply(variables, IMAGES)
+    np.testing.assert_allclose(model.apply(variables, IMAGES), plain, rtol=1e-6)
 
 
-def test_padding_rows_do_not_touch_batch_statistics():
-    model = MLP((16,), batch_norm=True)
+def test_convnet_drops_only_while_training():
+    model = ConvNet((2, 2), dropout=0.999)
+    variables = model.init(KEY, IMAGES)
+    rngs = {"dropout": KEY}
+    logits, _ = model.apply(variables, IMAGES, train=True, rngs=rngs, mutable="batch_stats")
+    assert (np.asarray(logits) == 0).mean() > 0.5  # nothing but the bias is left of most rows
+    assert (np.asarray(model.apply(variables, IMAGES)) != 0).all()
+
+
+@pytest.mark.parametrize("model", [MLP((16,), batch_norm=True), ConvNet((4, 8))])
+def test_padding_rows_do_not_touch_batch_statistics(model):
     variables = model.init(KEY, IMAGES)
     padded = jnp.concatenate([IMAGES, jnp.full((3, 28, 28, 1), 1e6)])
     mask = jnp.arange(9) < 6
@@ -90,6 +124,7 @@ def test_padding_rows_do_not_touch_batch_statistics():
     (want, want_new), (got, new) = run(IMAGES, None), run(padded, mask)
     np.testing.assert_allclose(got[:6], want, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new, want_new)
-    hidden = IMAGES.reshape(6, -1) @ variables["params"]["hidden_0"]["kernel"]
-    mean = new["batch_stats"]["norm_0"]["mean"]
-    np.testing.assert_allclose(mean, 0.1 * np.asarray(hidden).mean(0), rtol=1e-4, atol=1e-5)
+    if isinstance(model, MLP):
+        hidden = IMAGES.reshape(6, -1) @ variables["params"]["hidden_0"]["kernel"]
+        mean = new["batch_stats"]["norm_0"]["mean"]
+        np.testing.assert_allclose(mean, 0.1 * np.asarray(hidden).mean(0), rtol=1e-4, atol=1e-5)
