@@ -1,5 +1,6 @@
 """Layers that several rooms share."""
 
 from jaxops.nn.convolution import Conv, conv2d, max_pool
+from jaxops.nn.normalization import BatchNorm
 
-__all__ = ["Conv", "conv2d", "max_pool"]
+__all__ = ["BatchNorm", "Conv", "conv2d", "max_pool"]

@@ -4,24 +4,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxops.vision import CNN, MLP
+from jaxops.vision import CNN, MLP, ConvNet
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(KEY, (6, 28, 28, 1))
 
 
+def start(model):
+    return jax.jit(model.init)(KEY, IMAGES)
+
+
 @pytest.mark.parametrize(
-    "model, count", [(MLP(), 101_770), (MLP((256, 128)), 235_146), (CNN(), 693_962)]
+    "model, count",
+    [(MLP(), 101_770), (MLP((256, 128)), 235_146), (CNN(), 693_962), (ConvNet(), 104_650)],
 )
 def test_parameter_counts_are_those_of_the_articles(model, count):
     shapes = jax.eval_shape(model.init, KEY, IMAGES)["params"]
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
-    assert model.apply({"params": model.init(KEY, IMAGES)["params"]}, IMAGES).shape == (6, 10)
+    assert jax.eval_shape(lambda: model.apply(start(model), IMAGES)).shape == (6, 10)
 
 
 def test_mlp_is_its_formula():
     model = MLP((16, 8), classes=3)
-    p = model.init(KEY, IMAGES)["params"]
+    p = start(model)["params"]
     x = np.asarray(IMAGES).reshape(6, -1)
     for name in ("hidden_0", "hidden_1"):
         x = np.maximum(x @ p[name]["kernel"] + p[name]["bias"][None], 0)
@@ -37,9 +42,40 @@ def test_cnn_is_that_of_flax_layers():
             x = nn.max_pool(x, (2, 2), (2, 2)).reshape(len(x), -1)
             return nn.Dense(10, name="logits")(nn.relu(nn.Dense(128, name="hidden")(x)))
 
-    variables = CNN().init(KEY, IMAGES)
-    ours, want = CNN().apply(variables, IMAGES), Reference().apply(variables, IMAGES)
+    variables = start(CNN())
+    ours, want = (jax.jit(m.apply)(variables, IMAGES) for m in (CNN(), Reference()))
     np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
+
+
+def test_convnet_is_that_of_flax_layers():
+    class Reference(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            for i, (width, padding) in enumerate([(4, "VALID"), (6, "SAME")]):
+                x = nn.Conv(width, (3, 3), padding=padding, name=f"conv_{i}")(x)
+                x = nn.max_pool(x, (2, 2), (2, 2))
+                norm = nn.BatchNorm(not train, momentum=0.9, name=f"norm_{i}")
+                x = nn.relu(norm(x))
+            return nn.Dense(10, name="logits")(x.reshape(len(x), -1))
+
+    model = ConvNet((4, 6))
+    variables = start(model)
+    variables["params"] = jax.tree.map(lambda p: p + 0.1, variables["params"])
+
+    @jax.jit
+    def run(variables):
+        return [
+            (
+                model.apply(variables, IMAGES, train=train, mutable="batch_stats"),
+                Reference().apply(variables, IMAGES, train, mutable="batch_stats"),
+            )
+            for train in (False, True)
+        ]
+
+    for ours, flax in run(variables):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, flax
+        )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +86,7 @@ def test_cnn_is_that_of_flax_layers():
     ],
 )
 def test_uniform_initializers(initializer, kernel_bound, bias_bound):
-    params = CNN(initializer=initializer).init(KEY, IMAGES)["params"]
+    params = start(CNN(initializer=initializer))["params"]
     for layer, bound in kernel_bound.items():
         kernel = np.asarray(params[layer]["kernel"])
         assert 0.95 * bound < np.abs(kernel).max() <= bound
@@ -60,36 +96,53 @@ def test_uniform_initializers(initializer, kernel_bound, bias_bound):
 
 
 def test_lecun_normal_is_the_default():
-    kernel = np.asarray(MLP().init(KEY, IMAGES)["params"]["hidden_0"]["kernel"])
+    kernel = np.asarray(start(MLP())["params"]["hidden_0"]["kernel"])
     np.testing.assert_allclose(kernel.std(), 784**-0.5, rtol=0.01)
     with pytest.raises(ValueError, match="'he'; wanted one of lecun_normal, keras, torch"):
-        MLP(initializer="he").init(KEY, IMAGES)
+        start(MLP(initializer="he"))
 
 
-def test_dropout_draws_only_while_training():
-    for model in (MLP(dropout=0.5), CNN(dropout=0.5)):
-        variables = model.init(KEY, IMAGES)
-        a, b = (
-            model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(i)})
-            for i in range(2)
-        )
-        assert not np.allclose(a, b)
-        plain = type(model)().apply(variables, IMAGES)
-        np.testing.assert_allclose(model.apply(variables, IMAGES), plain, rtol=1e-6)
+@pytest.mark.parametrize("model", [MLP((8,), dropout=0.5), CNN(features=2, dropout=0.5)])
+def test_dropout_draws_only_while_training(model):
+    variables = start(model)
+
+    @jax.jit
+    def drawn(key):
+        return model.apply(variables, IMAGES, train=True, rngs={"dropout": key})
+
+    assert not np.allclose(drawn(KEY), drawn(jax.random.key(1)))
+    plain = jax.jit(model.clone(dropout=0.0).apply)(variables, IMAGES)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, IMAGES), plain, rtol=1e-6)
 
 
-def test_padding_rows_do_not_touch_batch_statistics():
-    model = MLP((16,), batch_norm=True)
-    variables = model.init(KEY, IMAGES)
+def test_convnet_drops_only_while_training():
+    model = ConvNet((2, 2), dropout=0.999)
+    variables = start(model)
+
+    @jax.jit
+    def drawn(key):
+        rngs = {"dropout": key}
+        return model.apply(variables, IMAGES, train=True, rngs=rngs, mutable="batch_stats")[0]
+
+    logits = drawn(KEY)
+    assert (np.asarray(logits) == 0).mean() > 0.5  # nothing but the bias is left of most rows
+    assert (np.asarray(jax.jit(model.apply)(variables, IMAGES)) != 0).all()
+
+
+@pytest.mark.parametrize("model", [MLP((16,), batch_norm=True), ConvNet((4, 8))])
+def test_padding_rows_do_not_touch_batch_statistics(model):
+    variables = start(model)
     padded = jnp.concatenate([IMAGES, jnp.full((3, 28, 28, 1), 1e6)])
     mask = jnp.arange(9) < 6
 
+    @jax.jit
     def run(x, mask):
         return model.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
 
     (want, want_new), (got, new) = run(IMAGES, None), run(padded, mask)
     np.testing.assert_allclose(got[:6], want, rtol=1e-4, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new, want_new)
-    hidden = IMAGES.reshape(6, -1) @ variables["params"]["hidden_0"]["kernel"]
-    mean = new["batch_stats"]["norm_0"]["mean"]
-    np.testing.assert_allclose(mean, 0.1 * np.asarray(hidden).mean(0), rtol=1e-4, atol=1e-5)
+    if isinstance(model, MLP):
+        hidden = IMAGES.reshape(6, -1) @ variables["params"]["hidden_0"]["kernel"]
+        mean = new["batch_stats"]["norm_0"]["mean"]
+        np.testing.assert_allclose(mean, 0.1 * np.asarray(hidden).mean(0), rtol=1e-4, atol=1e-5)
