@@ -1,0 +1,79 @@
+"""The best digits in minutes on two CPU cores, by what the articles name against over-fitting.
+
+Three stages of convolution, max-pool, batch norm and ReLU (`vision.ConvNet`, 104,650 parameters);
+rotation, shift and scale drawn anew for each image inside the step; AdamW under one cosine cycle
+with warm-up; the average of the parameters (EMA); and an ensemble of members that differ by seed.
+The recipe was chosen by validation, on the last 10,000 rows of train; `--validate` repeats that.
+
+It is to beat Flax's own MNIST example, 99.17 % in ten epochs.
+
+    python -m experiments.mnist_best [--seeds 3]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jaxops as jo
+from experiments import common
+from jaxops import vision
+from jaxops.data import augment
+
+PUBLISHED = {"accuracy": "0.9917 (the MNIST example of Flax, 10 epochs)"}
+
+
+@dataclass(frozen=True)
+class Settings(common.Settings):
+    """The recipe."""
+
+    epochs: int = 12
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    weight_decay: float = 1e-2
+    ema: float = 0.998
+    members: int = 1
+    """networks whose probabilities are averaged"""
+    validate: bool = False
+    """learn from 50,000 rows and look at the other 10,000, instead of at the test set"""
+
+
+def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
+    """Train the members, test their mean once."""
+    digits = common.mnist(settings.smoke, validation=1 / 6 if settings.validate else 0.0)
+    held_out = digits.validation if settings.validate else digits.test
+    log = common.Log(folder, settings.resume)
+    task = vision.classifier(
+        vision.ConvNet(),
+        mean=0.1307,
+        std=0.3081,
+        augment=augment.Affine(degrees=10, shift=2, scale=0.1),
+    )
+    epochs = 1 if settings.smoke else settings.epochs
+    steps = epochs * -(-len(digits.train["label"]) // settings.batch_size)
+    rate = jo.optim.cosine(settings.learning_rate, steps, warmup=steps // 5)
+    optimizer = jo.optim.chain(
+        jo.optim.adamw(rate, b2=0.99, weight_decay=settings.weight_decay, mask=jo.optim.decay_mask),
+        jo.optim.ema(settings.ema),
+    )
+    members = [
+        jo.fit(
+            task,
+            digits.train,
+            optimizer=optimizer,
+            batch_size=settings.batch_size,
+            epochs=epochs,
+            seed=seed * settings.members + member,
+            checkpoint_dir=folder / f"checkpoints-{member}",
+            on_log=log if member == 0 else (),
+        )
+        for member in range(settings.members)
+    ]
+    values = common.speed(log, task, optimizer, members[0], digits.train, settings.batch_size)
+    best, state = task, jo.optim.averaged(members[0])
+    if settings.members > 1:
+        best = jo.ensemble(task, members=settings.members)
+        state = jo.stack([jo.optim.averaged(member) for member in members])
+    return common.test_classifier(best, state, held_out, folder, log) | values
+
+
+if __name__ == "__main__":
+    common.experiment("mnist_best", Settings, run, PUBLISHED)
