@@ -154,8 +154,13 @@ class Compose:
 
     transforms: tuple[Callable[[Array, Array], Array], ...]
 
-    def __init__(self, *transforms: Callable[[Array, Array], Array]):
-        object.__setattr__(self, "transforms", transforms)
+    def __init__(
+        self,
+        *first: Callable[[Array, Array], Array],
+        transforms: tuple[Callable[[Array, Array], Array], ...] = (),
+    ):
+        # by its field's name, too: so a model file gives every dataclass its arguments
+        object.__setattr__(self, "transforms", (*first, *transforms))
 
     def __call__(self, key: Array, images: Array) -> Array:
         """Apply each with a key of its own."""
