@@ -105,7 +105,8 @@ class Run:
                 self.step += count
                 pending.append((self.step, count, metrics))
                 epoch_ends = self.step % self.period == 0 or self.step == self.total
-                saving = interrupted.is_set() or (every and self.step % every == 0)
+                stopping = interrupted.is_set()  # read once: what stops is also saved
+                saving = stopping or (every and self.step % every == 0)
                 wait = epoch_ends or saving
                 while len(pending) > (0 if wait else CALLS_IN_FLIGHT[self.looped]):
                     self._fetch(*pending.popleft(), bar)
@@ -118,7 +119,7 @@ class Run:
                         )
                     if checkpoints and (saving or self.done):
                         self._save(state, checkpoints)
-                if interrupted.is_set():
+                if stopping:
                     raise KeyboardInterrupt(f"stopped after step {self.step}")
         return state if self.best is None else self.best
 
