@@ -127,7 +127,14 @@ class Stop(Exception):
     """The test's own end of a run."""
 
 
-@pytest.mark.parametrize("kind", ["resident", "grain", "plain"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "grain",
+        pytest.param("resident", marks=pytest.mark.slow),
+        pytest.param("plain", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path, kind):
     records = []
 
@@ -149,9 +156,9 @@ def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path, kind):
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-    first = train("resident", tmp_path, lambda record: None)
+    first = train("resident", tmp_path, lambda record: None, steps=30)
     records = []
-    assert_equal(train("resident", tmp_path, records.append), first)
+    assert_equal(train("resident", tmp_path, records.append, steps=30), first)
     assert not records
 
 
@@ -194,10 +201,10 @@ def test_metrics_of_a_user_survive_in_the_middle_of_an_epoch(tmp_path):
 
 
 def test_early_stopping_is_left_out_on_the_way(tmp_path):
-    settings = {"steps": 60, "early_stopping": jo.EarlyStopping(patience=99)}
+    settings = {"steps": 20, "early_stopping": jo.EarlyStopping(patience=99)}
     train("resident", tmp_path, lambda record: None, **settings)
-    found = train("resident", tmp_path, lambda record: None, steps=70, early_stopping=None)
-    assert found.step == 70
+    found = train("resident", tmp_path, lambda record: None, steps=30, early_stopping=None)
+    assert found.step == 30
 
 
 def test_on_eight_devices_and_then_on_one(tmp_path):
