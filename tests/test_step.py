@@ -63,7 +63,7 @@ def test_padding_does_not_change_the_update(task):
     step = stepper(task, tx)
     want, want_metrics = step(state, batch)
     found, found_metrics = step(state, padded)
-    assert_close(found, want, rtol=1e-5, atol=1e-6)
+    assert_close(found, want, rtol=1e-5, atol=1e-5)
     assert_close(found_metrics, want_metrics, rtol=1e-5)
 
 
