@@ -97,7 +97,10 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            try:
+                self._orbax.close()
+            except Exception as error:  # it raises once more what stopped the save
+                raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> OSError:
         return OSError(
@@ -119,8 +122,10 @@ def _leaves(trees: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def abstract(tree: Any) -> Any:
+def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays: what `Checkpointer.restore` wants."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
     )

@@ -2,7 +2,8 @@
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def fit(
         KeyboardInterrupt: after the calls in flight have ended and a checkpoint is written.
     """
     plan = plan or single()
+    least = {"batch_size": (batch_size, 1), "epochs": (epochs, 0), "steps": (steps, 0)}
+    least |= {"log_every": (log_every, 1), "checkpoint_every": (checkpoint_every, 1)}
+    for name, (value, bound) in least.items():
+        if value is not None and value < bound:
+            raise ValueError(f"{name}: {value} found, at least {bound} wanted")
     plan.check_batch_size(batch_size)
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")
@@ -90,8 +96,9 @@ def fit(
         raise ValueError(
             f'early_stopping: mode "min" or "max" wanted, {early_stopping.mode!r} found'
         )
-    if isinstance(validation, Mapping):
-        check(validation, task.columns)
+    batch = _example(task, data, batch_size, "data")
+    if validation is not None:
+        _example(task, validation, None, "validation")
     source = _source(task, data, batch_size, seed, plan)
     period = source.steps_per_epoch or log_every or 100
     if epochs is not None and source.steps_per_epoch is None:
@@ -101,8 +108,12 @@ def fit(
     def validate(state: TrainState) -> Record:
         return evaluate(task, state, validation, plan=plan, metrics=metrics)
 
-    batch = _example(task, data)
-    state = state if state is not None else init_state(task, optimizer, seed, batch, plan)
+    def start() -> TrainState:
+        return init_state(task, optimizer, seed, batch, plan)
+
+    shapes = jax.eval_shape(start) if state is None else state
+    if early_stopping:
+        _check_metric(early_stopping.metric, task, shapes, batch, metrics)
     run = Run(
         task=task,
         optimizer=optimizer,
@@ -115,36 +126,34 @@ def fit(
         log_every=log_every,
         on_log=[on_log] if callable(on_log) else list(on_log),
         progress=progress,
-        looped=isinstance(source, Resident) and not slow_in_loops(task, state, batch),
+        looped=isinstance(source, Resident) and not slow_in_loops(task, shapes, batch),
     )
-    if checkpoint_dir is None:
-        return run.train(state)
-    with Checkpointer(checkpoint_dir) as checkpoints:
-        if checkpoints.latest_step() is not None:
+    with nullcontext() if checkpoint_dir is None else Checkpointer(checkpoint_dir) as checkpoints:
+        if checkpoints is not None and checkpoints.latest_step() is not None:
             if not resume:
                 raise ValueError(
                     f"{checkpoint_dir}: has checkpoints of an earlier run; "
                     "resume it (resume=True) or name another directory"
                 )
-            state = run.restore(state, checkpoints)
-        return run.train(state, checkpoints, checkpoint_every or period)
+            state = run.restore(shapes, batch, checkpoints)
+        elif state is None:
+            state = start()
+        else:
+            state = jax.device_put(state, plan.state_shardings(state))
+        every = (checkpoint_every or period) if checkpoints is not None else 0
+        return run.train(state, checkpoints, every)
 
 
 def _source(task: Task, data: Data, batch_size: int, seed: int, plan: Plan) -> Resident | Stream:
-    if isinstance(data, Iterator):
-        raise ValueError(
-            "data: an iterator found, which can be read once; wanted columns, or an iterable "
-            "that starts anew each time, such as a list of batches or a grain.IterDataset"
-        )
+    wanted = functools.partial(_wanted, task)
     if not isinstance(data, Mapping):
-        return Stream(data, batch_size, plan)
-    check(data, task.columns)
+        return Stream(data, batch_size, plan, wanted)
     count = rows(data)
     if batch_size > count:
         raise ValueError(f"batch_size: {batch_size} found, at most {count} (all rows) wanted")
-    columns = {name: np.asarray(value) for name, value in data.items() if _wanted(task, name)}
+    columns = {name: np.asarray(value) for name, value in data.items() if wanted(name)}
     if not fits(columns, plan):
-        return Stream(Shuffled(columns, batch_size, seed), batch_size, plan)
+        return Stream(Shuffled(columns, batch_size, seed), batch_size, plan, wanted)
     return Resident(columns, batch_size, seed, plan)
 
 
@@ -153,11 +162,31 @@ def _wanted(task: Task, name: str) -> bool:
     return name == "mask" or not task.columns or name in {column.name for column in task.columns}
 
 
-def _example(task: Task, data: Data) -> dict[str, np.ndarray]:
-    batch = data if isinstance(data, Mapping) else next(iter(data))
-    example = {n: np.asarray(v[:1]) for n, v in batch.items() if _wanted(task, n)}
-    check(example, task.columns)
-    return example
+def _example(task: Task, data: Data, batch_size: int | None, name: str) -> dict[str, np.ndarray]:
+    """One row; all that is in memory, or a stream's first batch, is checked."""
+    batch = data
+    if not isinstance(data, Mapping):
+        batches = iter(data)
+        if batches is data:
+            raise ValueError(
+                f"{name}: a generator or iterator found, which can be iterated once; wanted what "
+                "gives its batches anew each time, such as a list or a grain data set"
+            )
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError(f"{name}: the stream is empty; wanted at least one batch")
+    check(batch, task.columns)
+    if batch is not data:
+        pad(batch, batch_size or rows(batch))  # is it too large?
+    return {n: np.asarray(v[:1]) for n, v in batch.items() if _wanted(task, n)}
+
+
+def _check_metric(name: str, task: Task, state: Any, batch: Any, metrics: Any) -> None:
+    step = functools.partial(eval_step, task, tuple((metrics or {}).items()))
+    states = jax.eval_shape(step, state, pad(batch, 1))
+    found = m.summarize(jax.tree.map(lambda leaf: np.ones(leaf.shape), states))
+    if name not in found:
+        raise ValueError(f"early_stopping: metric {name!r} wanted, {sorted(found)} found")
 
 
 def evaluate(
@@ -209,6 +238,8 @@ def predict(
         jax.tree.map(lambda leaf: leaf[mask > 0], jax.device_get(outputs))  # noqa: B023
         for outputs, mask in _over(program, task, state, data, batch_size, plan, targets=False)
     ]
+    if not parts:
+        raise ValueError("data: the stream is empty; wanted at least one batch")
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -230,9 +261,11 @@ def _over(
         batch_size = min(batch_size, rows(columns))
         batches: Iterable[Any] = batches_of(columns, -(-batch_size // shards) * shards)
     else:
-        batches = (
-            pad(batch, -(-len(next(iter(batch.values()))) // shards) * shards) for batch in data
-        )
+        kept = ({n: v for n, v in batch.items() if _wanted(task, n)} for batch in data)
+        batches = (pad(batch, -(-rows(batch) // shards) * shards) for batch in kept)
+    # wherever it was trained; what the optimizer keeps is not needed
+    state = state._replace(opt_state=())
+    state = jax.device_put(state, plan.state_shardings(state))
     pending: deque[tuple[Any, np.ndarray]] = deque()
     for batch in batches:
         placed = jax.device_put(batch, plan.batch_sharding())

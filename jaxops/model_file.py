@@ -6,6 +6,7 @@ jaxops or among modules that are imported already, and only Flax modules, tasks'
 augmentations are called.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -165,8 +166,13 @@ def _encode(value: Any) -> Any:
         make, recorded = value.recipe
         return {"make": _name(make), "arguments": {k: _encode(v) for k, v in recorded}}
     if isinstance(value, nn.Module) or (dataclasses.is_dataclass(value) and callable(value)):
-        fields = [f.name for f in dataclasses.fields(value) if f.init]
-        arguments = {k: getattr(value, k) for k in fields if k not in ("parent", "name")}
+        arguments = {}
+        for field in dataclasses.fields(value):
+            argument = getattr(value, field.name)
+            # Flax's initializers are functions made in functions: as defaults they go without
+            unwritten = argument is field.default and _nameless(argument)
+            if field.init and field.name not in ("parent", "name") and not unwritten:
+                arguments[field.name] = argument
         return {
             "make": _name(type(value)),
             "arguments": {k: _encode(v) for k, v in arguments.items()},
@@ -175,9 +181,14 @@ def _encode(value: Any) -> Any:
         return value
     if isinstance(value, tuple):
         return {"tuple": [_encode(v) for v in value]}
-    if callable(value) and hasattr(value, "__qualname__"):
+    if callable(value) and hasattr(value, "__qualname__") and not _nameless(value):
         return {"function": _name(value)}
     raise ValueError(f"save: a {type(value).__name__} among the task's arguments found: {value!r}")
+
+
+def _nameless(value: Any) -> bool:
+    """A lambda, or a function made in a function: no one can look it up."""
+    return "<" in getattr(value, "__qualname__", "")
 
 
 def _name(thing: Any) -> str:
@@ -207,7 +218,8 @@ def _decode(value: Any, path: Any) -> Any:
 def _find(name: str, path: Any) -> Any:
     module, _, qualname = name.partition(":")
     if module.split(".")[0] in FUNCTIONS:
-        importlib.import_module(module)
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     found = getattr(sys.modules.get(module), qualname, None)
     if found is None:
         raise ValueError(

@@ -105,16 +105,21 @@ class Run:
                 self.step += count
                 pending.append((self.step, count, metrics))
                 epoch_ends = self.step % self.period == 0 or self.step == self.total
-                saving = interrupted.is_set() or (every and self.step % every == 0)
+                stopping = interrupted.is_set()  # read once: what stops is also saved
+                saving = stopping or (every and self.step % every == 0)
                 wait = epoch_ends or saving
                 while len(pending) > (0 if wait else CALLS_IN_FLIGHT[self.looped]):
                     self._fetch(*pending.popleft(), bar)
                 with self.clock.paused() if wait else nullcontext():
                     if epoch_ends:
                         self._end_epoch(state, bar)
+                    if (saving or self.done) and not _finite(state.params):
+                        raise FloatingPointError(
+                            f"a parameter is not finite after step {self.step}"
+                        )
                     if checkpoints and (saving or self.done):
                         self._save(state, checkpoints)
-                if interrupted.is_set():
+                if stopping:
                     raise KeyboardInterrupt(f"stopped after step {self.step}")
         return state if self.best is None else self.best
 
@@ -171,11 +176,6 @@ class Run:
 
     def _compare(self, state: TrainState, values: Record) -> None:
         assert self.early_stopping
-        if self.early_stopping.metric not in values:
-            raise ValueError(
-                f"early_stopping: metric {self.early_stopping.metric!r} wanted, "
-                f"{sorted(values)} found"
-            )
         value = values[self.early_stopping.metric]
         if self.early_stopping.better(value, self.best_value):
             # a copy: the state itself is given up to the next call
@@ -197,8 +197,6 @@ class Run:
         return f"{line} ({rate:,.0f} examples/s)" if rate else line
 
     def _save(self, state: TrainState, checkpoints: Checkpointer) -> None:
-        if not _finite(state.params):
-            raise FloatingPointError(f"a parameter is not finite after step {self.step}")
         trees = {"state": state} if self.best is None else {"state": state, "best": self.best}
         meta = {
             "identity": self._identity(),
@@ -210,8 +208,11 @@ class Run:
         }
         checkpoints.save(self.step, trees, meta)
 
-    def restore(self, state: TrainState, checkpoints: Checkpointer) -> TrainState:
-        """The state of the newest checkpoint; everything else goes on from it as well."""
+    def restore(self, like: TrainState, batch: Batch, checkpoints: Checkpointer) -> TrainState:
+        """The state of the newest checkpoint; everything else goes on from it as well.
+
+        `like` and `batch` have the shapes of the state and of a row.
+        """
         meta = checkpoints.meta()
         found, wanted = meta["identity"], self._identity()
         for name in wanted:
@@ -220,17 +221,21 @@ class Run:
                     f"{checkpoints.directory}: a checkpoint of another run: {name}: "
                     f"{found.get(name)} found, {wanted[name]} wanted"
                 )
-        trees = {"state": abstract(state)}
+        wanted_state = abstract(like, self.plan.state_shardings(like))
+        trees = {"state": wanted_state}
         if meta["best_value"] is not None:
-            trees["best"] = abstract(state)
+            trees["best"] = wanted_state
         loaded = checkpoints.restore(trees)
-        state, self.best = loaded["state"], loaded.get("best")
-        self.step = int(state.step)
-        self.best_value, self.worse = meta["best_value"], meta["worse"]
-        self.epoch_metrics = _metrics(meta["epoch_metrics"])
-        self.window_metrics = _metrics(meta["window_metrics"])
+        self.step = checkpoints.latest_step() or 0
+        if self.early_stopping:
+            self.best = loaded.get("best")
+            self.best_value, self.worse = meta["best_value"], meta["worse"]
+        step = functools.partial(train_step, self.task, self.optimizer)
+        shapes = jax.eval_shape(step, like, batch)[1]
+        self.epoch_metrics = _metrics(meta["epoch_metrics"], shapes)
+        self.window_metrics = _metrics(meta["window_metrics"], shapes)
         self.source.restore(meta["stream"], self.step)
-        return state
+        return loaded["state"]
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -249,17 +254,17 @@ class Run:
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metric states as JSON: their class's name and their numbers, which JSON keeps exactly."""
+    """Metric states as JSON, which keeps their numbers exactly."""
     return {
-        name: [type(state).__name__, [np.asarray(leaf).tolist() for leaf in state]]
+        name: [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state)]
         for name, state in metrics.items()
     }
 
 
-def _metrics(plain: dict[str, Any]) -> dict[str, Any]:
+def _metrics(plain: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: getattr(m, kind)(*(np.asarray(leaf) for leaf in leaves))
-        for name, (kind, leaves) in plain.items()
+        name: jax.tree.unflatten(jax.tree.structure(like[name]), [np.asarray(x) for x in leaves])
+        for name, leaves in plain.items()
     }
 
 

@@ -54,7 +54,9 @@ def init_state(
     101770
     """
     shapes = tuple(
-        (name, jax.ShapeDtypeStruct(value.shape, value.dtype)) for name, value in batch.items()
+        # int64 labels and float64 features are what NumPy gives, and what a device narrows
+        (name, jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype)))
+        for name, value in batch.items()
     )
     return _init_program(task, tx, plan or single(), shapes)(jax.random.key(seed))
 

@@ -120,6 +120,19 @@ def row_weights(batch: Batch) -> Array:
     return jnp.ones(len(next(iter(batch.values()))), jnp.float32)
 
 
+def _clean(batch: Batch, real: Array) -> Batch:
+    """Zeros in the rows that do not count: they may hold anything, and 0 * NaN is NaN.
+
+    To mask the losses is not enough: the gradient of a masked NaN is NaN as well.
+    """
+
+    def clean(column: Any) -> Array:
+        rows = real.reshape(-1, *[1] * (jnp.ndim(column) - 1))
+        return jnp.where(rows, column, jnp.zeros_like(column))
+
+    return {name: clean(column) for name, column in batch.items()}
+
+
 def supervised(
     model: Any,
     inputs: Callable[[Batch, Key | None], Array],
@@ -159,6 +172,8 @@ def supervised(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
     ) -> tuple[Array, Out]:
         weights = row_weights(batch)
+        if "mask" in batch:
+            batch = _clean(batch, weights > 0)
         variables = {"params": params, **extra}
         if train:
             look, drop = jax.random.split(key)
@@ -170,7 +185,7 @@ def supervised(
         else:
             outputs = call(variables, inputs(batch, None), weights, False)
         losses = loss(outputs, batch, train)
-        # where, not a product: a padded row may hold anything, and 0 * inf is NaN
+        # where, not a product: what a model makes of zeros may be infinite
         total = jnp.where(weights > 0, losses * weights, 0.0).sum()
         return total, Out(weights.sum(), metrics(outputs, batch, weights), extra)
 

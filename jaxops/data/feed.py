@@ -1,6 +1,6 @@
 """How batches reach a step: from columns kept on the device, or from a stream."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -100,8 +100,10 @@ class Stream:
     give the same batches each time it is iterated. It starts over when it ends.
     """
 
-    def __init__(self, batches: Any, batch_size: int, plan: Plan) -> None:
-        self.batches, self.batch_size, self.plan = batches, batch_size, plan
+    def __init__(
+        self, batches: Any, batch_size: int, plan: Plan, wanted: Callable[[str], bool]
+    ) -> None:
+        self.batches, self.batch_size, self.plan, self.wanted = batches, batch_size, plan, wanted
         try:
             self.steps_per_epoch: int | None = len(batches)
         except TypeError:
@@ -118,7 +120,8 @@ class Stream:
             batch = next(self._iterator, None)
             if batch is None:
                 raise ValueError("data: the stream is empty; wanted at least one batch")
-        padded = pad(batch, self.batch_size)
+        named = {name: value for name, value in batch.items() if self.wanted(name)}
+        padded = pad(named, self.batch_size)
         stacked = {name: value[None] for name, value in padded.items()}
         return jax.device_put(stacked, self.plan.batch_sharding(1))
 

@@ -1,0 +1,171 @@
+"""Small tasks, their data, and a run to be killed: what the tests of the core share."""
+
+import contextlib
+import logging
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxops as jo
+from jaxops import metrics, optim, vision
+
+SHAPE = (4, 4, 1)
+SETTINGS = {"image_shape": SHAPE, "classes": 3}
+TASK = vision.classifier(vision.MLP((16,), classes=3), **SETTINGS)
+LINEAR = vision.classifier(vision.MLP((), classes=3), **SETTINGS)
+ADAM = optim.adam(1e-2)
+
+
+def images(rows, seed=0, noise=0.0):
+    """Columns `image` and `label`, the label by a linear rule, some of them at random."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (rows, *SHAPE), np.uint8)
+    score = (image.reshape(rows, 16) / 255 - 0.5) @ np.random.default_rng(9).normal(size=(16, 3))
+    label = np.where(rng.uniform(size=rows) < noise, rng.integers(0, 3, rows), score.argmax(1))
+    return {"image": image, "label": label.astype(np.int32)}
+
+
+class Seen(NamedTuple):
+    """A metric of a user's own: how often each row was seen."""
+
+    counts: jax.Array
+
+    def merge(self, other):
+        return Seen(self.counts + other.counts)
+
+    def fold(self):
+        return Seen(self.counts.sum(0))
+
+    def compute(self):
+        return {"loss": 0.0, "seen": np.asarray(self.counts)}
+
+
+class Point(nn.Module):
+    """One trained number w per feature: the output is w * x."""
+
+    start: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("w", nn.initializers.constant(self.start), (1, x.shape[-1]))
+
+
+def counting(rows):
+    """Rows `x` (2,) and `id`; the metric "seen" counts the ids that a step is given."""
+    return jo.supervised(
+        Point(),
+        lambda batch, key: batch["x"],
+        lambda y, batch, train: jnp.square(y - 1).sum(-1),
+        lambda y, b, w: {"seen": Seen(jnp.zeros(rows).at[b["id"]].add(w))},
+        lambda y: y,
+        (jo.Column("x", (2,)), jo.Column("id", (), "int")),
+    )
+
+
+def numbered(rows):
+    x = np.random.default_rng(1).normal(size=(rows, 2)).astype(np.float32)
+    return {"x": x, "id": np.arange(rows, dtype=np.int32)}
+
+
+def regression(model, features=3):
+    """Rows `x` (features,) float to `y` (outputs,), with half the sum of squares."""
+    return jo.supervised(
+        model,
+        lambda batch, key: batch["x"],
+        lambda out, batch, train: jo.losses.half_sum_squares(out, batch["y"]),
+        lambda out, b, w: {"mse": metrics.squared_error(out, b["y"], w)},
+        lambda out: out,
+        (jo.Column("x", (features,)), jo.Column("y", (None,), target=True)),
+    )
+
+
+def host(tree):
+    """Leaves as NumPy, keys as their data."""
+    data = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        tree,
+    )
+    return jax.device_get(data)
+
+
+def assert_equal(a, b):
+    """The same trees, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
+
+
+def assert_close(a, b, **kwargs):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **kwargs), host(a), host(b))
+
+
+class _Names(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        found = re.match(r"Finished XLA compilation of (.+) in ", record.getMessage())
+        if found:
+            self.names.append(found[1])
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the programs that were compiled inside."""
+    handler = _Names()
+    logger = logging.getLogger("jax")
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield handler.names
+    finally:
+        logger.removeHandler(handler)
+
+
+class Batches:
+    """A plain iterable that can be started again, with or without a length."""
+
+    def __init__(self, columns, size):
+        self.columns, self.size = columns, size
+
+    def __iter__(self):
+        for start in range(0, len(self.columns["label"]), self.size):
+            yield {k: v[start : start + self.size] for k, v in self.columns.items()}
+
+
+def grained(columns, size):
+    """A Grain stream of shuffled batches, whose iterator has a state."""
+    import grain
+
+    rows = len(columns["label"])
+    return (
+        grain.MapDataset.source(np.arange(rows))
+        .shuffle(seed=3)
+        .map(lambda i: {k: v[i] for k, v in columns.items()})
+        .batch(size)
+        .to_iter_dataset()
+    )
+
+
+def train(kind, directory, on_log, **changes):
+    """The run that is killed: everything that a checkpoint has to carry is in it."""
+    columns = images(103, noise=0.3)
+    makers = {"resident": lambda c, n: c, "grain": grained, "plain": Batches}
+    task = vision.classifier(vision.MLP((16,), classes=3, dropout=0.1, batch_norm=True), **SETTINGS)
+    settings = {
+        "optimizer": optax.chain(optim.l2(1e-3), ADAM, optim.ema(0.9)),
+        "batch_size": 10,
+        "steps": 165,
+        "validation": images(57, seed=1),
+        "early_stopping": jo.EarlyStopping("accuracy", patience=9, mode="max"),
+        "checkpoint_dir": directory,
+        "checkpoint_every": 7,
+        "log_every": 4,
+        "on_log": on_log,
+        "progress": False,
+    }
+    return jo.fit(task, makers[kind](columns, 10), **{**settings, **changes})

@@ -1,0 +1,91 @@
+"""How batches reach a step."""
+
+import jax
+import numpy as np
+import pytest
+from small import images
+
+from jaxops.data.feed import Resident, Stream, Take, batches_of, pad
+from jaxops.parallel import data_parallel, single
+
+
+def resident(rows=23, size=5, seed=0, plan=None):
+    columns = {
+        "x": np.arange(rows * 6, dtype=np.float32).reshape(rows, 2, 3),
+        "id": np.arange(rows),
+    }
+    return columns, Resident(columns, size, seed, plan or single())
+
+
+def test_gathered_rows_are_the_columns_rows():
+    columns, source = resident()
+    index = np.asarray(source.feed(0, 5, 7))
+    assert index.shape == (7, 5) and (index[5:] == -1).all()
+    order = np.random.default_rng((0, 0)).permutation(23)
+    np.testing.assert_array_equal(index[:5].ravel()[:23], order)
+    for row in index:
+        batch = source.take(source.fixed, row)
+        real = row >= 0
+        np.testing.assert_array_equal(batch["mask"], real)
+        np.testing.assert_array_equal(batch["x"][real], columns["x"][row[real]])
+        assert batch["x"].shape == (5, 2, 3)
+
+
+def test_a_batch_is_a_function_of_the_step():
+    _, source = resident()
+    whole = np.asarray(source.feed(0, 12, 12))
+    for step in (11, 3, 7, 0):
+        _, other = resident()
+        np.testing.assert_array_equal(other.feed(step, 1, 1)[0], whole[step])
+    assert not np.array_equal(whole[:5], whole[5:10])
+    assert sorted(whole[5:10].ravel()) == [-1, -1, *range(23)]
+    assert not np.array_equal(resident(seed=1)[1].feed(0, 5, 5), whole[:5])
+
+
+def test_rows_lie_on_their_devices():
+    _, source = resident(rows=40, size=16, plan=data_parallel())
+    index = source.feed(0, 3, 4)
+    assert index.addressable_shards[0].data.shape == (4, 2)
+    assert len(source.fixed["x"].devices()) == 8
+    assert source.fixed["x"].addressable_shards[0].data.shape == (40, 6)  # whole, and flat
+
+
+def test_a_mask_column_is_kept():
+    take = Take((("x", ()), ("mask", ())))
+    columns = {"x": np.arange(3.0, dtype=np.float32), "mask": np.float32([1, 0, 0.5])}
+    batch = take(jax.device_put(columns), np.int32([2, 1, 0, -1]))
+    np.testing.assert_array_equal(batch["mask"], [0.5, 0, 1, 0])
+
+
+def test_pad():
+    batch = {"x": np.ones((2, 3), np.uint8), "mask": np.array([True, False])}
+    found = pad(batch, 4)
+    assert found["x"].dtype == np.uint8 and found["x"].shape == (4, 3)
+    np.testing.assert_array_equal(found["mask"], np.float32([1, 0, 0, 0]))
+    assert pad({"x": batch["x"]}, 2)["x"] is batch["x"]
+    with pytest.raises(ValueError, match="a batch of 2 rows found, 1"):
+        pad(batch, 1)
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 11])
+def test_batches_of_all_rows_once(size):
+    data = images(10)
+    batches = list(batches_of(data, size))
+    assert len(batches) == -(-10 // size) and all(len(b["image"]) == size for b in batches)
+    real = np.concatenate([b["image"][b["mask"] > 0] for b in batches])
+    np.testing.assert_array_equal(real, data["image"])
+
+
+def test_a_stream_starts_over_and_pads():
+    data = images(7)
+    batches = [{k: v[i : i + 4] for k, v in data.items()} for i in (0, 4)]
+    source = Stream(batches, 4, single(), lambda name: name != "image")
+    assert source.steps_per_epoch == 2
+    found = [source.feed(i, 1, 1) for i in range(4)]
+    assert set(found[0]) == {"label", "mask"}
+    masks = [np.asarray(batch["mask"])[0].sum() for batch in found]
+    assert masks == [4, 3, 4, 3]
+    np.testing.assert_array_equal(found[3]["label"], found[1]["label"])
+    other = Stream(batches, 4, single(), lambda name: True)
+    other.restore(None, 3)
+    np.testing.assert_array_equal(other.feed(3, 1, 1)["label"], found[3]["label"])
