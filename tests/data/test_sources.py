@@ -3,6 +3,7 @@ import http.server
 import os
 import struct
 import threading
+import threading
 import time
 from functools import partial
 
@@ -130,11 +131,18 @@ def test_a_silent_name_server_falls_through_within_seconds(monkeypatch):
     monkeypatch.undo()
     import requests
 
-    monkeypatch.setattr(requests, "head", lambda *args, **kwargs: time.sleep(60))
+    answered = threading.Event()
+
+    def silent(*args, **kwargs):
+        answered.wait(60)
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "head", silent)
     monkeypatch.setattr(sources, "PROBE_SECONDS", 0.1)
     start = time.perf_counter()
     assert not sources.reachable("http://192.0.2.1/")
     assert time.perf_counter() - start < 5
+    answered.set()  # no thread outlives its test
 
 
 def test_a_download_that_fails_falls_through(monkeypatch):
