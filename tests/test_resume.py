@@ -79,7 +79,8 @@ def wait_for_records(child, directory, count):
 def plain(records):
     """The last record of each split and step, without its speed."""
     kept = {(r["split"], r["step"]): r for r in json.loads(json.dumps(records))}
-    return {k: {**r, "examples_per_second": None} for k, r in kept.items()}
+    timings = {"examples_per_second": None, "first_step_seconds": None}
+    return {k: {**r, **timings} for k, r in kept.items()}
 
 
 def killed_run(directory, kind, kills, rng):

@@ -3,7 +3,6 @@ import http.server
 import os
 import struct
 import threading
-import threading
 import time
 from functools import partial
 
