@@ -18,6 +18,17 @@ class Checkpointer:
     Raises:
         OSError: from the next call on after the disk refused a write; checkpoints that were
             complete before stay readable.
+
+    >>> import tempfile
+    >>> import jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpoints:
+    ...     tree = {"weights": jnp.arange(3.0)}
+    ...     checkpoints.save(7, {"state": tree}, meta={"rows": 100})
+    ...     checkpoints.wait()
+    ...     wanted = abstract(tree, {"weights": tree["weights"].sharding})
+    ...     restored = checkpoints.restore({"state": wanted})
+    ...     print(checkpoints.latest_step(), checkpoints.meta(), restored["state"]["weights"])
+    7 {'rows': 100} [0. 1. 2.]
     """
 
     def __init__(self, directory: str | Path, keep: int = 3) -> None:

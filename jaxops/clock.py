@@ -17,6 +17,13 @@ class Clock:
     Attributes:
         first_step_seconds: from the clock's making to the end of the first call: tracing,
             compilation and the call itself; `None` until then.
+
+    >>> clock = Clock()
+    >>> clock.tick(64), clock.examples_per_second  # the first call is not speed
+    (None, None)
+    >>> seconds = clock.tick(64)
+    >>> clock.examples_per_second == 64 / seconds
+    True
     """
 
     def __init__(self) -> None:

@@ -112,6 +112,18 @@ def load(path: str | Path, task: Task | None = None) -> Model:
         FileNotFoundError: there is no such file.
         ValueError: it is truncated, not a jaxops model, of a newer format, names a model that is
             not imported, or does not fit the task given.
+
+    >>> import tempfile
+    >>> from jaxops import tabular
+    >>> from jaxops.state import init_state
+    >>> from jaxops.optim import sgd
+    >>> task = tabular.classifier(tabular.MLP(), features=3, classes=("stays", "leaves"))
+    >>> state = init_state(task, sgd(0.1), seed=0, batch=example(task.columns))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/customers.safetensors", task, state)
+    ...     model = load(f"{folder}/customers.safetensors")
+    >>> model.task.classes, model.predict(np.zeros((2, 3), np.float32)).shape
+    (('stays', 'leaves'), (2,))
     """
     from safetensors import SafetensorError, safe_open
 

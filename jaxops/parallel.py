@@ -73,6 +73,9 @@ def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
 
     The gradients are summed by one all-reduce, which XLA places; the numbers are those of one
     device with the whole batch. All local devices, unless some are named.
+
+    >>> data_parallel().batch_shards == jax.local_device_count()
+    True
     """
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)

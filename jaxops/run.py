@@ -44,6 +44,9 @@ class EarlyStopping(NamedTuple):
         patience: how many validations without a better value are borne.
         mode: "min" or "max": what is better.
         min_delta: by how much a value must be better.
+
+    >>> EarlyStopping("auc", mode="max").better(0.9, best=0.8)
+    True
     """
 
     metric: str = "loss"
