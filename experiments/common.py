@@ -80,22 +80,22 @@ def experiment(
     settings = tyro.cli(settings_class, args=arguments, prog=f"python -m experiments.{name}")
     out = settings.out or Path("runs") / name
     start = time.perf_counter()
+    if not settings.resume:
+        for earlier in out.glob("seed-*"):
+            print(f"removed: {earlier}, of an earlier run")
+            shutil.rmtree(earlier)
     results = []
     for seed in range(settings.seeds):
         folder = out / f"seed-{seed}"
-        if folder.exists() and not settings.resume:
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         results.append(run(settings, seed, folder))
+        if seed > 0:
+            results[-1].pop("first_step_seconds", None)  # only the first seed compiles
     result = {
         "experiment": name,
         "metrics": {
-            key: {
-                "mean": float(np.mean([r[key] for r in results])),
-                "std": float(np.std([r[key] for r in results], ddof=1)) if len(results) > 1 else 0,
-                "seeds": [r[key] for r in results],
-            }
-            for key in results[0]
+            key: _summary([r[key] for r in results if key in r])
+            for key in dict.fromkeys(key for r in results for key in r)
         },
         "published": published,
         "seconds": time.perf_counter() - start,
@@ -114,6 +114,11 @@ def experiment(
     written = [*files, *sorted((out / f"seed-{settings.seeds - 1}").iterdir())]
     print("written:", *written, sep="\n  ")
     return result
+
+
+def _summary(seeds: list[float]) -> dict[str, Any]:
+    std = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0
+    return {"mean": float(np.mean(seeds)), "std": std, "seeds": seeds}
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -155,7 +160,7 @@ def speed(
     train: dict[str, Any],
     batch_size: int,
 ) -> dict[str, float]:
-    """How fast the last epoch was: seconds, and its share of this device's matrix-product rate."""
+    """How fast it went after the first call: also as a share of this device's matrix product."""
     last = [r for r in log.records if r["split"] == "train"][-1]
     if not last["examples_per_second"]:
         return {}  # resumed when there was nothing left to do
@@ -181,7 +186,7 @@ def mnist(smoke: bool, validation: float = 0.0) -> jo.data.Dataset:
     return digits.split(validation=validation, stratify="label") if validation else digits
 
 
-def test_classifier(
+def look_at_test(
     task: jo.Task, state: jo.TrainState, test: dict[str, Any], folder: Path, log: Log
 ) -> dict[str, float]:
     """Look at the test set, once: metrics, pictures, and the finished model in one file."""

@@ -45,7 +45,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         checkpoint_dir=folder / "checkpoints",
         on_log=log,
     )
-    values = common.test_classifier(task, state, digits.test, folder, log)
+    values = common.look_at_test(task, state, digits.test, folder, log)
     print("the article's figures: 90 % in training, 85 % in validation")
     return values | common.speed(log, task, optimizer, state, digits.train, settings.batch_size)
 

@@ -43,7 +43,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         checkpoint_dir=folder / "checkpoints",
         on_log=log,
     )
-    values = common.test_classifier(task, state, digits.test, folder, log)
+    values = common.look_at_test(task, state, digits.test, folder, log)
     ten = {name: rows[:10] for name, rows in digits.test.items()}
     probabilities = jo.load(folder / "model.safetensors").predict(ten["image"])
     rows = [

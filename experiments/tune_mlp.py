@@ -89,7 +89,7 @@ def train_and_tune(
         batch_size=config["batch_size"],
         steps=2 * steps,
         validation=digits.validation,
-        early_stopping=jo.EarlyStopping("loss", patience=5),
+        early_stopping=jo.EarlyStopping("loss", patience=settings.epochs),  # not before phase 2
         seed=seed,
         checkpoint_dir=folder,
         on_log=on_log,
@@ -187,7 +187,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     learned, state = train_and_tune(
         settings, digits, ARTICLE, seed, folder / "checkpoints", on_log=[log]
     )
-    values = common.test_classifier(learned, state, digits.test, folder, log)
+    values = common.look_at_test(learned, state, digits.test, folder, log)
     adam = optimizer(ARTICLE["learning_rate"], 1, settings.weight_decay)
     speed = common.speed(log, learned, adam, state, digits.train, ARTICLE["batch_size"])
     best = searched(settings, digits, folder.parent / "seed-0")

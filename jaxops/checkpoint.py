@@ -52,7 +52,7 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
-        record = {"meta": json.dumps(meta), "leaves": _leaves(trees)}
+        record = {"meta": json.dumps(meta), "leaves": leaves(trees)}
         try:
             self._pending = self._orbax.save_checkpointables_async(
                 step, trees, custom_metadata=record, force=True
@@ -83,10 +83,10 @@ class Checkpointer:
             FileNotFoundError: there is no complete checkpoint.
             ValueError: the checkpoint is of another model or optimizer; says what differs.
         """
-        found, wanted = self._record()["leaves"], _leaves(trees)
+        found, wanted = self._record()["leaves"], leaves(trees)
         step = self.latest_step()
         for leaf in sorted(found.keys() | wanted.keys()):
-            have, want = (leaves.get(leaf, "nothing") for leaves in (found, wanted))
+            have, want = (tree.get(leaf, "nothing") for tree in (found, wanted))
             if have != want:
                 raise ValueError(
                     f"{self.directory}: checkpoint {step} is of another model or optimizer: "
@@ -126,7 +126,8 @@ class Checkpointer:
         self.close()
 
 
-def _leaves(trees: dict[str, Any]) -> dict[str, str]:
+def leaves(trees: dict[str, Any]) -> dict[str, str]:
+    """Path -> dtype and shape of every leaf."""
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_flatten_with_path(trees)[0]

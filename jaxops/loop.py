@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from jaxops import metrics as m
-from jaxops.checkpoint import Checkpointer
+from jaxops.checkpoint import Checkpointer, leaves
 from jaxops.data.checks import check, rows
-from jaxops.data.feed import Resident, Shuffled, Stream, batches_of, fits, pad
+from jaxops.data.feed import Gathered, Resident, Stream, fits, pad
 from jaxops.parallel import Plan, single
 from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run, slow_in_loops
 from jaxops.state import TrainState, init_state
@@ -54,9 +54,10 @@ def fit(
 
     Args:
         task: what to learn.
-        data: columns in memory, or a stream: an iterable of batches, such as a batched
-            `grain.IterDataset`. A stream is validated and reported every `log_every` steps (100)
-            where it has no length.
+        data: columns in memory, where a column `mask` (N,) weighs the rows; or a stream: an
+            iterable of batches, such as a batched `grain.IterDataset`, that gives the same batches
+            each time it is iterated. A stream is validated and reported every `log_every` steps
+            (100) where it has no length.
         optimizer: any optax transformation; see `jaxops.optim`.
         batch_size: rows in one update, over all devices.
         epochs: passes over the data; or
@@ -67,7 +68,9 @@ def fit(
         early_stopping: when to stop, by a validation metric.
         seed: of parameters, order and noise.
         plan: how it lies on the devices; the first device alone by default.
-        state: start from this one (its arrays are given up); a fresh one by default.
+        state: start from this one (its arrays are donated); a fresh one by default. Without
+            optimizer state, as `load` gives it, the optimizer starts afresh. The run counts its
+            own steps from 0, so the order of the rows starts over: another seed gives another.
         checkpoint_dir: where checkpoints go, one at the end of each epoch.
         checkpoint_every: steps between checkpoints instead.
         resume: go on from the newest checkpoint in `checkpoint_dir`, if there is one.
@@ -98,6 +101,7 @@ def fit(
         batch_size=(batch_size, 1),
         epochs=(epochs, 0),
         steps=(steps, 0),
+        seed=(seed, 0),
         log_every=(log_every, 1),
         checkpoint_every=(checkpoint_every, 1),
     )
@@ -120,7 +124,9 @@ def fit(
     def start() -> TrainState:
         return init_state(task, optimizer, seed, batch, plan)
 
-    shapes = jax.eval_shape(start) if state is None else state
+    shapes = jax.eval_shape(start)
+    if state is not None:
+        state = _given(state, shapes, optimizer)
     if early_stopping:
         _check_early_stopping(early_stopping, task, shapes, batch, metrics)
     run = Run(
@@ -135,7 +141,7 @@ def fit(
         log_every=log_every,
         on_log=[on_log] if callable(on_log) else list(on_log),
         progress=progress,
-        looped=isinstance(source, Resident) and not slow_in_loops(task, shapes, batch),
+        looped=source.many_steps and not slow_in_loops(task, shapes, batch),
     )
     with nullcontext() if checkpoint_dir is None else Checkpointer(checkpoint_dir) as checkpoints:
         if checkpoints is not None and checkpoints.latest_step() is not None:
@@ -160,25 +166,32 @@ def _check_numbers(**bounds: tuple[int | None, int]) -> None:
 
 
 def _source(task: Task, data: Data, batch_size: int, seed: int, plan: Plan) -> Resident | Stream:
-    wanted = functools.partial(_wanted, task)
     if not isinstance(data, Mapping):
-        return Stream(data, batch_size, plan, wanted)
+        return Stream(data, batch_size, plan, functools.partial(_prepare, task, targets=True))
     count = rows(data)
     if batch_size > count:
         raise ValueError(f"batch_size: {batch_size} found, at most {count} (all rows) wanted")
-    columns = {name: np.asarray(value) for name, value in data.items() if wanted(name)}
-    if not fits(columns, plan):
-        return Stream(Shuffled(columns, batch_size, seed), batch_size, plan, wanted)
-    return Resident(columns, batch_size, seed, plan)
+    columns = _named(task, data)
+    return (Resident if fits(columns, plan) else Gathered)(columns, batch_size, seed, plan)
 
 
-def _wanted(task: Task, name: str) -> bool:
+def _named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Columns that a task does not name (a customer's number, say) stay off the device."""
-    return name == "mask" or not task.columns or name in {column.name for column in task.columns}
+    wanted = {"mask", *(column.name for column in task.columns)}
+    return {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
+
+
+def _prepare(task: Task, columns: Mapping[str, Any], targets: bool) -> dict[str, np.ndarray]:
+    check(columns, task.columns, targets=targets)
+    return _named(task, columns)
 
 
 def _example(task: Task, data: Data, batch_size: int | None, name: str) -> dict[str, np.ndarray]:
     """One row; all that is in memory, or a stream's first batch, is checked."""
+    if hasattr(data, "splits"):
+        raise ValueError(f"{name}: a Dataset found, one of its splits wanted, such as data.train")
+    if hasattr(data, "iloc"):
+        raise ValueError(f"{name}: a data frame found; wanted Dataset.from_arrays(**frame).train")
     batch = data
     if not isinstance(data, Mapping):
         batches = iter(data)
@@ -190,10 +203,23 @@ def _example(task: Task, data: Data, batch_size: int | None, name: str) -> dict[
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"{name}: the stream is empty; wanted at least one batch")
-    check(batch, task.columns)
+    columns = _prepare(task, batch, targets=True)
     if batch is not data:
-        pad(batch, batch_size or rows(batch))  # is it too large?
-    return {n: np.asarray(v[:1]) for n, v in batch.items() if _wanted(task, n)}
+        pad(columns, batch_size or rows(batch))  # is it too large?
+    return {n: v[:1] for n, v in columns.items()}
+
+
+def _given(
+    state: TrainState, wanted: TrainState, optimizer: optax.GradientTransformation
+) -> TrainState:
+    if not jax.tree.leaves(state.opt_state):
+        state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
+    found, needed = leaves({"state": state}), leaves({"state": wanted})
+    for name in sorted(found.keys() | needed.keys()):
+        have, want = (tree.get(name, "nothing") for tree in (found, needed))
+        if have != want:
+            raise ValueError(f"{name}: {have} found, {want} wanted by the task and the optimizer")
+    return state
 
 
 def _check_early_stopping(
@@ -224,7 +250,8 @@ def evaluate(
         task: what was learned.
         state: a state of it; see `optim.averaged` for the averaged parameters.
         data: columns in memory, or an iterable of batches.
-        batch_size: rows at a time, at most; the last batch is padded and masked.
+        batch_size: rows at a time, at most, of columns; a stream's batches are taken as they come.
+            The last batch is padded and masked.
         plan: the devices; the first alone by default.
         metrics: more of them, name -> `(predictions, batch) -> metric state`.
 
@@ -251,12 +278,13 @@ def predict(
 ) -> Any:
     """What the task predicts for every row, in order, as NumPy: (N, ...).
 
-    Target columns are not needed. A classifier gives probabilities.
+    Target columns are not needed, and a `mask` changes nothing. A classifier gives probabilities.
+    The arguments are those of `evaluate`.
     """
     program = _predict_program(task)
     parts = [
-        jax.tree.map(lambda leaf: leaf[mask > 0], jax.device_get(outputs))  # noqa: B023
-        for outputs, mask in _over(program, task, state, data, batch_size, plan, targets=False)
+        jax.tree.map(lambda leaf: leaf[:count], jax.device_get(outputs))  # noqa: B023
+        for outputs, count in _over(program, task, state, data, batch_size, plan, targets=False)
     ]
     if not parts:
         raise ValueError("data: the stream is empty; wanted at least one batch")
@@ -271,25 +299,30 @@ def _over(
     batch_size: int,
     plan: Plan | None,
     targets: bool,
-) -> Iterable[tuple[Any, np.ndarray]]:
-    """The program's outputs for each padded batch with the batch's mask, a few calls behind."""
+) -> Iterable[tuple[Any, int]]:
+    """The program's outputs for each padded batch and how many rows count, a few calls behind."""
     plan = plan or single()
-    shards = plan.batch_shards
     if isinstance(data, Mapping):
-        check(data, task.columns, targets=targets)
-        columns = {name: np.asarray(value) for name, value in data.items() if _wanted(task, name)}
-        batch_size = min(batch_size, rows(columns))
-        batches: Iterable[Any] = batches_of(columns, -(-batch_size // shards) * shards)
+        columns, size = _prepare(task, data, targets), batch_size
+        batches: Iterable[Any] = (
+            {name: value[start : start + size] for name, value in columns.items()}
+            for start in range(0, rows(columns), size)
+        )
     else:
-        kept = ({n: v for n, v in batch.items() if _wanted(task, n)} for batch in data)
-        batches = (pad(batch, -(-rows(batch) // shards) * shards) for batch in kept)
+        batches, size = (_prepare(task, batch, targets) for batch in data), 0
     # wherever it was trained; what the optimizer keeps is not needed
     state = state._replace(opt_state=())
     state = jax.device_put(state, plan.state_shardings(state))
-    pending: deque[tuple[Any, np.ndarray]] = deque()
+    padded = 0
+    pending: deque[tuple[Any, int]] = deque()
     for batch in batches:
-        placed = jax.device_put(batch, plan.batch_sharding())
-        pending.append((program(state, placed), batch["mask"]))
+        count = rows(batch)
+        # the size of the largest batch so far, or a power of two: few sizes, few compilations
+        whole = 1 << (count - 1).bit_length()
+        padded = max(padded, min(whole, size) if size else count)
+        shards = plan.batch_shards
+        batch = pad(batch, -(-padded // shards) * shards)
+        pending.append((program(state, jax.device_put(batch, plan.batch_sharding())), count))
         if len(pending) > CALLS_IN_FLIGHT[False]:
             yield pending.popleft()
     yield from pending

@@ -22,7 +22,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _once(make: F) -> F:
-    return functools.wraps(make)(functools.lru_cache(maxsize=256)(make))  # type: ignore[return-value]
+    cached = functools.lru_cache(maxsize=256)(make)
+
+    @functools.wraps(make)
+    def once(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return cached(*args, **kwargs)
+        except TypeError:  # an argument that cannot be a key, such as a mask in a dict
+            return make(*args, **kwargs)
+
+    return once  # type: ignore[return-value]
 
 
 sgd = _once(optax.sgd)

@@ -139,7 +139,7 @@ class Run:
     def _fetch(self, step: int, count: int, stacked: Any, bar: Any) -> None:
         """Bring the metrics of the call that ended at `step` to the host, and add them up."""
         stacked = jax.tree.map(lambda leaf: leaf[:count], m.to_host(stacked))
-        seconds = self.clock.tick(count * self.source.batch_size)
+        seconds = self.clock.tick(int(stacked["loss"].weight.sum()))
         if seconds:  # long enough a call to hide the host's work, short enough to interrupt
             wanted = int(SECONDS_PER_CALL * count / seconds)
             self.steps_per_call = max(1, min(wanted, 4 * self.steps_per_call))
@@ -224,6 +224,9 @@ class Run:
                     f"{checkpoints.directory}: a checkpoint of another run: {name}: "
                     f"{found.get(name)} found, {wanted[name]} wanted"
                 )
+        if self.progress:
+            newest = checkpoints.latest_step()
+            print(f"resumed at step {newest:,} of {self.total:,} from {checkpoints.directory}")
         wanted_state = abstract(like, self.plan.state_shardings(like))
         trees = {"state": wanted_state}
         if meta["best_value"] is not None:
@@ -241,11 +244,9 @@ class Run:
         return loaded["state"]
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.source.batch_size,
-            "seed": getattr(self.source, "seed", None),
-            "rows": getattr(self.source, "rows", None),
-        }
+        rule = self.early_stopping
+        by = {} if rule is None else {"early_stopping": [rule.metric, rule.mode]}
+        return {**self.source.identity(), **by}
 
     def _bar(self) -> Any:
         from tqdm.auto import tqdm

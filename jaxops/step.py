@@ -35,7 +35,7 @@ def train_step(
     )
     params = optax.apply_updates(state.params, updates)
     state = TrainState(state.step + 1, params, opt_state, out.extra, state.key)
-    return state, {"loss": Mean(total, out.weight), **out.metrics}
+    return state, {**out.metrics, "loss": Mean(total, out.weight)}
 
 
 def eval_step(task: Task, metrics: MetricFunctions, state: TrainState, batch: Batch) -> Metrics:
@@ -44,7 +44,7 @@ def eval_step(task: Task, metrics: MetricFunctions, state: TrainState, batch: Ba
     Each of `metrics` is `(name, function)`, the function `(predictions, batch) -> metric state`.
     """
     total, out = task.loss(state.params, state.extra, batch, state.key, False)
-    states = {"loss": Mean(total, out.weight), **out.metrics}
+    states = {**out.metrics, "loss": Mean(total, out.weight)}
     if metrics:
         predictions = task.predict(state.params, state.extra, batch)
         states |= {name: function(predictions, batch) for name, function in metrics}

@@ -320,13 +320,13 @@ def test_the_newest_three_stay_and_foreign_files_are_named(tmp_path):
 def test_streams_say_how_they_are_continued():
     data = {**numbered(23), "label": np.zeros(23, np.int32)}
     for stream in (grained(data, 5), Batches(data, 5)):
-        source = jo.data.feed.Stream(stream, 5, jo.parallel.single(), lambda name: True)
+        source = jo.data.feed.Stream(stream, 5, jo.parallel.single(), dict)
         for i in range(3):
             source.feed(i, 1, 1)
         saved = json.loads(json.dumps(source.state()))
         assert (saved is None) == isinstance(stream, Batches)
         rest = [host(source.feed(i, 1, 1))["id"][0] for i in range(3, 7)]
-        again = jo.data.feed.Stream(stream, 5, jo.parallel.single(), lambda name: True)
+        again = jo.data.feed.Stream(stream, 5, jo.parallel.single(), dict)
         again.restore(saved, 3)
         np.testing.assert_array_equal(
             [host(again.feed(i, 1, 1))["id"][0] for i in range(3, 7)], rest

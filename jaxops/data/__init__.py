@@ -1,7 +1,8 @@
 """Named columns from anywhere: known data sets, arrays, files, folders of images, TFDS."""
 
+from jaxops.data import augment
 from jaxops.data.checks import check, rows
 from jaxops.data.dataset import Dataset, k_fold
 from jaxops.data.sources import load
 
-__all__ = ["Dataset", "check", "k_fold", "load", "rows"]
+__all__ = ["Dataset", "augment", "check", "k_fold", "load", "rows"]

@@ -36,6 +36,8 @@ def rows(columns: Mapping[str, Any]) -> int:
 def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool = True) -> None:
     """Check that columns are what a task wants; others than the wanted ones are ignored.
 
+    A column `mask` (N,), if there, weighs the rows: finite, 0 or more.
+
     Args:
         columns: name -> array with a leading axis of rows.
         wanted: what each column must look like, as in `Task.columns`.
@@ -66,6 +68,10 @@ def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool 
             _check_finite(column.name, value)
         if column.classes is not None:
             _check_labels(column.name, value, column.classes)
+        elif value.dtype.kind in "iu" and value.dtype.itemsize > 4:
+            _check_narrow(column.name, value)
+    if "mask" in columns:
+        _check_mask(np.asarray(columns["mask"]))
 
 
 def _check_shape(column: Column, value: np.ndarray) -> None:
@@ -140,6 +146,21 @@ def _check_labels(name: str, value: np.ndarray, classes: int) -> None:
     if first == -1:
         message += f"; rows labelled -1 (unlabelled) have to be dropped: keep = {name} != -1"
     raise ValueError(message)
+
+
+def _check_narrow(name: str, value: np.ndarray) -> None:
+    limits = np.iinfo(np.int32)
+    if value.size and (value.max() > limits.max or value.min() < limits.min):
+        big = value.max() if value.max() > limits.max else value.min()
+        raise ValueError(f"{name}: {big} found, numbers of 32 bits wanted, which a device holds")
+
+
+def _check_mask(value: np.ndarray) -> None:
+    if value.ndim != 1 or value.dtype.kind not in "biuf":
+        raise ValueError(f"mask: {value.dtype}{list(value.shape)} found, one number a row wanted")
+    if value.size and not (np.isfinite(value).all() and value.min() >= 0):
+        bad = np.flatnonzero(~(np.isfinite(value) & (value >= 0)))[0]
+        raise ValueError(f"mask: {value[bad]} found in row {bad}, weights of 0 or more wanted")
 
 
 def _such(count: int) -> str:

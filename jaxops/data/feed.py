@@ -65,25 +65,34 @@ class Resident:
         steps_per_epoch: the last batch may be partly padding.
     """
 
+    many_steps = True
+
     def __init__(self, columns: Columns, batch_size: int, seed: int, plan: Plan) -> None:
         self.batch_size, self.seed, self.plan = batch_size, seed, plan
         self.rows = len(next(iter(columns.values())))
-        self.take = Take(tuple((name, value.shape[1:]) for name, value in columns.items()))
+        self._order = Order(self.rows, batch_size, seed)
+        self.steps_per_epoch: int | None = self._order.steps_per_epoch
+        self._place(columns)
+
+    def _place(self, columns: Columns) -> None:
+        self.take: Any = Take(tuple((name, v.shape[1:]) for name, v in columns.items()))
         flat = {
             name: value.reshape(self.rows, -1) if value.ndim > 2 else value
             for name, value in columns.items()
         }
-        self.fixed = jax.device_put(flat, plan.whole())
-        self._order = Order(self.rows, batch_size, seed)
-        self.steps_per_epoch: int | None = self._order.steps_per_epoch
+        self.fixed = jax.device_put(flat, self.plan.whole())
 
-    def feed(self, step: int, count: int, length: int) -> Array:
+    def feed(self, step: int, count: int, length: int) -> Any:
         """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`."""
         index = np.full((length, self.batch_size), -1, np.int32)
         for i in range(count):
             chosen = self._order.rows_of(step + i)
             index[i, : len(chosen)] = chosen
         return jax.device_put(index, self.plan.batch_sharding(1))
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common."""
+        return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows}
 
     def state(self) -> None:
         """Nothing to save: the step number says it all."""
@@ -92,18 +101,41 @@ class Resident:
         """Nothing to do."""
 
 
+class Gathered(Resident):
+    """Columns too large for the device: the very batches of `Resident`, gathered on the host."""
+
+    many_steps = False
+
+    def _place(self, columns: Columns) -> None:
+        self.columns, self.take, self.fixed = columns, as_is, {}
+
+    def feed(self, step: int, count: int, length: int) -> Any:
+        """The batch of a step on the devices, padded to (1, B, ...) with its mask."""
+        rows = self._order.rows_of(step)
+        batch = {name: value[rows] for name, value in self.columns.items()}
+        return _put(batch, self.batch_size, self.plan)
+
+
+def _put(batch: Columns, batch_size: int, plan: Plan) -> Batch:
+    stacked = {name: value[None] for name, value in pad(batch, batch_size).items()}
+    return jax.device_put(stacked, plan.batch_sharding(1))
+
+
 class Stream:
     """Batches from an iterable of dicts of arrays, such as a batched `grain.IterDataset`.
 
+    The next batch is fetched, checked and sent while the devices still work on those before it.
     Its iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
     where it has not, a resumed run skips as many batches as were used, so the iterable must
     give the same batches each time it is iterated. It starts over when it ends.
     """
 
+    many_steps = False
+
     def __init__(
-        self, batches: Any, batch_size: int, plan: Plan, wanted: Callable[[str], bool]
+        self, batches: Any, batch_size: int, plan: Plan, prepare: Callable[[Columns], Columns]
     ) -> None:
-        self.batches, self.batch_size, self.plan, self.wanted = batches, batch_size, plan, wanted
+        self.batches, self.batch_size, self.plan, self.prepare = batches, batch_size, plan, prepare
         try:
             self.steps_per_epoch: int | None = len(batches)
         except TypeError:
@@ -120,10 +152,11 @@ class Stream:
             batch = next(self._iterator, None)
             if batch is None:
                 raise ValueError("data: the stream is empty; wanted at least one batch")
-        named = {name: value for name, value in batch.items() if self.wanted(name)}
-        padded = pad(named, self.batch_size)
-        stacked = {name: value[None] for name, value in padded.items()}
-        return jax.device_put(stacked, self.plan.batch_sharding(1))
+        return _put(self.prepare(batch), self.batch_size, self.plan)
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common."""
+        return {"batch_size": self.batch_size}
 
     def state(self) -> Any:
         """The iterator's state as JSON-like data, or `None` where it has none."""
@@ -142,36 +175,6 @@ class Stream:
             if next(self._iterator, None) is None:
                 self._iterator = iter(self.batches)
                 next(self._iterator)
-
-
-class Shuffled:
-    """Columns too large for the device, as a stream: the very batches of `Resident`, gathered here.
-
-    It is an iterable and its own iterator, which never ends; its state is the step number.
-    """
-
-    def __init__(self, columns: Columns, batch_size: int, seed: int) -> None:
-        self.columns, self.step = columns, 0
-        self.order = Order(len(next(iter(columns.values()))), batch_size, seed)
-
-    def __len__(self) -> int:
-        return self.order.steps_per_epoch
-
-    def __iter__(self) -> "Shuffled":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        rows = self.order.rows_of(self.step)
-        self.step += 1
-        return {name: value[rows] for name, value in self.columns.items()}
-
-    def get_state(self) -> dict[str, int]:
-        """Where it stands."""
-        return {"step": self.step}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Stand there."""
-        self.step = state["step"]
 
 
 def fits(columns: Columns, plan: Plan) -> bool:
@@ -205,10 +208,3 @@ def pad(batch: Columns, size: int) -> dict[str, np.ndarray]:
         else value
         for name, value in columns.items()
     }
-
-
-def batches_of(columns: Columns, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """All rows once, in order, the last batch padded; every batch has a mask."""
-    for start in range(0, len(next(iter(columns.values()))), batch_size):
-        rows = {name: value[start : start + batch_size] for name, value in columns.items()}
-        yield pad(rows, batch_size)

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import pytest
 
 import jaxops as jo
 from jaxops import loop
@@ -33,12 +34,17 @@ def test_too_large_for_the_device_is_the_same_run(monkeypatch, tmp_path):
     tx = jo.optim.adam(1e-2)
     settings = {"optimizer": tx, "batch_size": 8, "progress": False, "seed": 3}
     resident = jo.fit(TASK, data, epochs=4, **settings)
+    kept = {"checkpoint_dir": tmp_path / "resident", "checkpoint_every": 5}
+    jo.fit(TASK, data, steps=10, **settings, **kept)
     monkeypatch.setattr(loop, "fits", lambda columns, plan: False)
     streamed = jo.fit(TASK, data, epochs=4, **settings)
-    kept = {"checkpoint_dir": tmp_path, "checkpoint_every": 5}
+    moved = jo.fit(TASK, data, epochs=4, **settings, **kept)  # to a smaller device
+    kept["checkpoint_dir"] = tmp_path / "streamed"
     jo.fit(TASK, data, steps=10, **settings, **kept)  # in the middle of the second epoch
     resumed = jo.fit(TASK, data, epochs=4, **settings, **kept)
-    for other in (streamed, resumed):
+    with pytest.raises(ValueError, match="another run: seed: 3 found, 4 wanted"):
+        jo.fit(TASK, data, epochs=4, **{**settings, "seed": 4}, **kept)
+    for other in (streamed, resumed, moved):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
             resident.params,
