@@ -1,14 +1,17 @@
 """A finished model in one file: `save` and `load`.
 
 The file is a safetensors file: arrays, and a JSON text that says how the task was made, what its
-inputs look like, and which versions wrote it. Nothing in it is run: a name in it is looked up in
-jaxops or among modules that are imported already, and only Flax modules, tasks' makers and
-augmentations are called.
+inputs look like, and which versions wrote it. There is no code in it, but names of code that is
+here. `load` calls what is named, with the arguments written down, and traces the task's `init`; so
+a file may name only tasks' makers and Flax modules of jaxops, `flax.linen` and the user's own
+modules that are imported already, jaxops's augmentations and, among the arguments, the functions
+of `jax.nn` and `jax.nn.initializers` and float dtypes. `save` refuses what `load` would.
 """
 
 import contextlib
 import dataclasses
-import importlib
+import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -17,7 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,15 @@ from jaxops.state import TrainState
 from jaxops.task import Column, Task, example
 
 FORMAT = 1
-FUNCTIONS = ("jaxops", "jax", "flax")  # whose functions a file may name
+FUNCTIONS = {  # and dtypes, that a file may name; the module is the public one
+    f"{module.__name__}:{name}": thing
+    for module in (jax.nn, jax.nn.initializers)
+    for name, thing in vars(module).items()
+    if not name.startswith("_") and callable(thing) and thing.__module__.startswith("jax")
+} | {
+    f"jax.numpy:{name}": getattr(jnp, name)
+    for name in ("float16", "bfloat16", "float32", "float64")
+}
 
 
 class Model(NamedTuple):
@@ -70,6 +80,7 @@ def save(
         about: JSON-like data to keep with it, such as an encoder's tables.
 
     Raises:
+        ValueError: an argument of the task is nothing that a file may name.
         OSError: the file could not be written; one that was there before is left as it was.
     """
     from safetensors import SafetensorError
@@ -82,11 +93,7 @@ def save(
         "classes": task.classes,
         "step": int(state.step),
         "about": about or {},
-        "versions": {
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
     }
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -129,26 +136,36 @@ def load(path: str | Path, task: Task | None = None) -> Model:
 
     try:
         with safe_open(path, framework="flax") as file:
-            header = json.loads((file.metadata() or {}).get("jaxops", "null"))
+            text = (file.metadata() or {}).get("jaxops", "null")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: truncated, or not a model file: {error}") from error
+    try:
+        return _read(text, tensors, task)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # a text that was tampered with may fail anywhere
+        raise ValueError(f"{path}: its text does not describe a model: {error!r}") from error
+
+
+def _read(text: str, tensors: dict[str, Any], task: Task | None) -> Model:
+    header = json.loads(text)
     if not isinstance(header, dict) or "format" not in header:
-        raise ValueError(f"{path}: a safetensors file, but not a model that jaxops saved")
+        raise ValueError("a safetensors file, but not a model that jaxops saved")
     if header["format"] > FORMAT:
         raise ValueError(
-            f"{path}: format {header['format']} found, {FORMAT} or older wanted; "
+            f"format {header['format']} found, {FORMAT} or older wanted; "
             f"it was written by a newer jaxops ({header.get('versions')}): upgrade to read it"
         )
     if task is None:
         if header["task"] is None:
-            raise ValueError(f"{path}: its task was made by hand; wanted: load(path, task=...)")
-        task = _decode(header["task"], path)
-    state = _restore(path, task, header, tensors)
+            raise ValueError("its task was made by hand; wanted: load(path, task=...)")
+        task = _decode(header["task"])
+    state = _restore(task, header, tensors)
     return Model(task, state, header["about"], header["versions"])
 
 
-def _restore(path: Any, task: Task, header: Any, tensors: dict[str, Any]) -> TrainState:
+def _restore(task: Task, header: Any, tensors: dict[str, Any]) -> TrainState:
     columns = [Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"]]
     params, extra = jax.eval_shape(task.init, jax.random.key(0), example(tuple(columns)))
     wanted = _named(params, extra)
@@ -158,7 +175,7 @@ def _restore(path: Any, task: Task, header: Any, tensors: dict[str, Any]) -> Tra
             for tree in (tensors, wanted)
         )
         if have != want:
-            raise ValueError(f"{path}: {name}: {have} found, {want} wanted by the model")
+            raise ValueError(f"{name}: {have} found, {want} wanted by the model")
     leaves = [tensors[name] for name in wanted]
     params, extra = jax.tree.unflatten(jax.tree.structure((params, extra)), leaves)
     return TrainState(jnp.int32(header["step"]), params, (), extra, jax.random.key(0))
@@ -170,72 +187,115 @@ def _named(params: Any, extra: Any) -> dict[str, Any]:
     return {kinds[path[0].idx] + jax.tree_util.keystr(path[1:]): leaf for path, leaf in flat}
 
 
-def _encode(value: Any) -> Any:
+def _versions() -> dict[str, str]:
+    from jaxops import __version__
+
+    others = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "jaxops": __version__,
+        **{name: importlib.metadata.version(name) for name in others},
+        "python": platform.python_version(),
+    }
+
+
+def _encode(value: Any, where: str = "task") -> Any:
     """A value as JSON; `None` for a task made by hand."""
     if isinstance(value, Task):
-        if value.recipe is None:
+        if value.recipe:
+            make, recorded = value.recipe
+            return _call(make, dict(recorded), where)
+        if where == "task":
             return None
-        make, recorded = value.recipe
-        return {"make": _name(make), "arguments": {k: _encode(v) for k, v in recorded}}
-    if isinstance(value, nn.Module) or (dataclasses.is_dataclass(value) and callable(value)):
+        raise ValueError(_refusal(where, "a task made by hand"))
+    if isinstance(value, nn.Module) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type)
+    ):
         arguments = {}
         for field in dataclasses.fields(value):
             argument = getattr(value, field.name)
             # Flax's initializers are functions made in functions: as defaults they go without
-            unwritten = argument is field.default and _nameless(argument)
-            if field.init and field.name not in ("parent", "name") and not unwritten:
+            nameless = callable(argument) and not isinstance(argument, nn.Module)
+            nameless = (nameless and not _function(argument)) or field.name == "name"
+            default = argument is field.default and nameless
+            if field.init and field.name != "parent" and not default:
                 arguments[field.name] = argument
-        return {
-            "make": _name(type(value)),
-            "arguments": {k: _encode(v) for k, v in arguments.items()},
-        }
+        return _call(type(value), arguments, where)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(v) for v in value]}
-    if callable(value) and hasattr(value, "__qualname__") and not _nameless(value):
-        return {"function": _name(value)}
-    raise ValueError(f"save: a {type(value).__name__} among the task's arguments found: {value!r}")
+    if type(value) is tuple:
+        return {"tuple": [_encode(v, f"{where}[{i}]") for i, v in enumerate(value)]}
+    if name := _function(value):
+        return {"function": name}
+    raise ValueError(_refusal(where, value))
 
 
-def _nameless(value: Any) -> bool:
-    """A lambda, or a function made in a function: no one can look it up."""
-    return "<" in getattr(value, "__qualname__", "")
+def _call(make: Any, arguments: dict[str, Any], where: str) -> Any:
+    name = _name(make)
+    try:
+        same = _maker(name) is make
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError(_refusal(where, name))
+    return {
+        "make": name,
+        "arguments": {k: _encode(v, f"{where}.{k}") for k, v in arguments.items()},
+    }
 
 
-def _name(thing: Any) -> str:
-    return f"{thing.__module__}:{thing.__qualname__}"
+def _refusal(where: str, found: Any) -> str:
+    return (
+        f"save: {where}: {found!r} found; wanted: numbers, strings, tuples, a Flax module at the "
+        "top of its file, an augmentation of jaxops, a function of jax.nn or jax.nn.initializers, "
+        "or a float dtype of jax.numpy. Or save task._replace(recipe=None) and load(path, task=...)"
+    )
 
 
-def _decode(value: Any, path: Any) -> Any:
+def _function(value: Any) -> str | None:
+    return next((name for name, thing in FUNCTIONS.items() if thing is value), None)
+
+
+def _name(make: Any) -> str:
+    """Where it is looked up: for Flax's own modules the public place."""
+    public = vars(nn).get(make.__qualname__) is make
+    return f"{nn.__name__ if public else make.__module__}:{make.__qualname__}"
+
+
+def _decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "tuple" in value:
-        return tuple(_decode(v, path) for v in value["tuple"])
+        return tuple(map(_decode, value["tuple"]))
     if "function" in value:
-        function = _find(value["function"], path)
-        if value["function"].split(":")[0].split(".")[0] not in FUNCTIONS:
-            raise ValueError(f"{path}: a function of {FUNCTIONS} wanted, {value['function']} found")
-        return function
-    make = _find(value["make"], path)
-    allowed = hasattr(make, "makes_task") or (
-        isinstance(make, type)
-        and (issubclass(make, nn.Module) or make.__module__ == "jaxops.data.augment")
-    )
-    if not allowed:
-        raise ValueError(f"{path}: a Flax module or a task wanted, {value['make']} found")
-    return make(**{k: _decode(v, path) for k, v in value["arguments"].items()})
+        if value["function"] not in FUNCTIONS:
+            raise ValueError(
+                "a function of jax.nn or jax.nn.initializers, or a float dtype wanted; "
+                f"{value['function']} found"
+            )
+        return FUNCTIONS[value["function"]]
+    return _maker(value["make"])(**{k: _decode(v) for k, v in value["arguments"].items()})
 
 
-def _find(name: str, path: Any) -> Any:
+def _maker(name: str) -> Any:
+    """What a file may have called: a task's maker, a Flax module or an augmentation."""
     module, _, qualname = name.partition(":")
-    if module.split(".")[0] in FUNCTIONS:
+    root = module.split(".")[0]
+    if root == "jaxops":
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    found = getattr(sys.modules.get(module), qualname, None)
+    found = getattr(sys.modules.get(module), "__dict__", {}).get(qualname)
     if found is None:
         raise ValueError(
-            f"{path}: was made by {qualname} of {module}, which is not imported here; "
+            f"was made by {qualname} of {module}, which is not imported here; "
             "import it first, or give the task: load(path, task=...)"
         )
+    if inspect.isclass(found):
+        allowed = issubclass(found, nn.Module) or (
+            module == "jaxops.data.augment" and dataclasses.is_dataclass(found)
+        )
+    else:
+        allowed = inspect.isfunction(found) and hasattr(found, "makes_task")
+    # by its own name, not where it happens to be imported; of Flax what is public
+    if not allowed or name != _name(found) or (root == "flax" and module != nn.__name__):
+        raise ValueError(f"a Flax module or a task wanted, {name} found")
     return found

@@ -154,18 +154,22 @@ def supervised(
         predict: outputs -> what a user wants to read, such as probabilities.
         columns: what the data must look like.
         classes: names of the classes, if any.
+
+    Raises:
+        ValueError: when a step is traced, for a loss that is not one value a row.
     """
     accepts = inspect.signature(type(model).__call__).parameters
 
+    def named(weights: Array, train: bool) -> dict[str, Any]:
+        known = {"train": train, "mask": weights > 0}
+        return {name: value for name, value in known.items() if name in accepts}
+
     def call(variables: Any, x: Array, weights: Array, train: bool, **kwargs: Any) -> Any:
-        if "train" in accepts:
-            kwargs["train"] = train
-        if "mask" in accepts:
-            kwargs["mask"] = weights > 0
-        return model.apply(variables, x, **kwargs)
+        return model.apply(variables, x, **named(weights, train), **kwargs)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        variables = dict(model.init(key, inputs(batch, None)))
+        x = inputs(batch, None)
+        variables = dict(model.init(key, x, **named(row_weights(batch), False)))
         return variables.pop("params", {}), variables
 
     def loss_fn(
@@ -185,6 +189,10 @@ def supervised(
         else:
             outputs = call(variables, inputs(batch, None), weights, False)
         losses = loss(outputs, batch, train)
+        if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
+            raise ValueError(
+                f"loss: shape {jnp.shape(losses)} found, {weights.shape} wanted: one value a row"
+            )
         # where, not a product: what a model makes of zeros may be infinite
         total = jnp.where(weights > 0, losses * weights, 0.0).sum()
         return total, Out(weights.sum(), metrics(outputs, batch, weights), extra)

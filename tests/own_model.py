@@ -16,3 +16,19 @@ class Own(nn.Module):
         x = x.reshape(len(x), -1)
         x = self.act(nn.Dense(self.width, kernel_init=self.kernel_init, name="a")(x))
         return nn.Dense(3, name="b")(x)
+
+
+class Around(nn.Module):
+    """A user's module around another one."""
+
+    inner: nn.Module
+    act: object = jax.nn.tanh
+
+    @nn.compact
+    def __call__(self, x):
+        return self.act(self.inner(x.reshape(len(x), -1)))
+
+
+def activation(x):
+    """A function of the user's own, which a file may not name."""
+    return x * 2

@@ -2,14 +2,20 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
+import optax
 import pytest
+from own_model import Around, Own, activation
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from small import ADAM, SETTINGS, TASK, assert_equal, images, regression
@@ -86,7 +92,15 @@ def test_what_is_kept(path, state):
     assert_equal((model.state.params, model.state.extra), (state.params, state.extra))
     assert model.state.step == 2 and model.state.opt_state == ()
     assert model.about == {"note": ["kept", 1, {"x": None}]}
-    assert model.versions["jax"] == jax.__version__
+    assert model.versions == {
+        "jaxops": jo.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
     assert_equal(model.predict(IMAGES), model.predict({"image": IMAGES}))
     assert jo.load(path, TASK).task is TASK
 
@@ -124,8 +138,6 @@ def test_half_precision(tmp_path, state):
 
 
 def test_a_task_made_by_hand_needs_the_task(tmp_path):
-    import flax.linen as nn
-
     task = regression(nn.Dense(1))
     state = jo.init_state(task, ADAM, 0, {"x": np.ones((1, 3)), "y": np.ones((1, 1))})
     jo.save(tmp_path / "m", task, state)
@@ -154,8 +166,6 @@ np.testing.assert_array_equal(jo.load(path).predict(np.load(images)), given)
 
 
 def test_a_module_of_the_users_own(tmp_path):
-    from own_model import Own
-
     task = vision.classifier(Own(), **SETTINGS)
     state = trained(task)
     jo.save(tmp_path / "m", task, state)
@@ -232,6 +242,17 @@ def test_a_model_of_other_shapes(path):
         "jaxops:fit",
         "jaxops.model_file:save",
         "jax.numpy:save",
+        "jax.distributed:initialize",
+        "jax.nn:__loader__",
+        "jax._src.nn.functions:gelu",
+        "jax.experimental.host_callback:call",
+        "flax.serialization:os",
+        "flax.linen:jit",
+        "flax.linen.linear:Dense",
+        "flax.nnx.bridge.wrappers:ToLinen",
+        "jaxops.vision:classifier",
+        "jaxops.data.augment:dataclass",
+        "jaxops.model_file:Path",
         "jaxops.nothing_there:f",
         "nothing.there:f",
     ],
@@ -250,16 +271,132 @@ def test_nothing_that_a_file_names_is_run(path, tmp_path, name, place):
             header["task"]["arguments"]["augment"] = {"function": name}
 
     rewritten(path, change)
-    if place == "argument" and name in ("jaxops:fit", "jaxops.model_file:save", "jax.numpy:save"):
-        jo.load(path)  # a function of jaxops or jax may be named; it is called on arrays at most
-    else:
-        with pytest.raises(ValueError, match=f"{path}: "):
-            jo.load(path)
+    with pytest.raises(ValueError, match=f"{path}: .*(wanted|which is not imported here)"):
+        jo.load(path)
     assert not mark.exists()
 
 
-def test_what_cannot_be_written_down_is_named(tmp_path, state):
-    task = vision.classifier(vision.MLP((16,), classes=3), **SETTINGS, augment=lambda k, x: x)
-    with pytest.raises(ValueError, match=r"save: .*<lambda>"):
+@pytest.mark.parametrize("field", ["dot_general_cls", "dot_general", "promote_dtype"])
+def test_no_function_runs_in_a_module_of_flax(path, monkeypatch, field):
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: called.append(a))
+    model = {
+        "make": "flax.linen:Dense",
+        "arguments": {"features": 3, field: {"function": "jax.distributed:initialize"}},
+    }
+    rewritten(path, lambda header: header["task"]["arguments"].update(model=model))
+    with pytest.raises(
+        ValueError, match=r"jax\.nn\.initializers, .* wanted; jax\.distributed:init"
+    ):
+        jo.load(path)
+    assert not called
+
+
+def test_nothing_is_imported_for_a_name(path):
+    assert "jax.experimental.ode" not in sys.modules
+    model = {"make": "jax.experimental.ode:odeint", "arguments": {}}
+    rewritten(path, lambda header: header["task"]["arguments"].update(model=model))
+    with pytest.raises(ValueError, match=r"jax\.experimental\.ode, which is not imported"):
+        jo.load(path)
+    assert "jax.experimental.ode" not in sys.modules
+
+
+def in_task(change):
+    """A change of the task's arguments in the header."""
+    return lambda header: change(header["task"]["arguments"]) and None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: {"format": 1},
+        lambda header: {**header, "format": "x"},
+        lambda header: {**header, "format": None},
+        lambda header: {**header, "task": {}},
+        lambda header: {**header, "task": 3},
+        lambda header: {**header, "inputs": [{"shape": 3}]},
+        lambda header: {**header, "inputs": []},
+        lambda header: {**header, "step": "x"},
+        lambda header: {k: v for k, v in header.items() if k != "about"},
+        in_task(lambda arguments: arguments.update(nothing=1)),
+        in_task(lambda arguments: arguments.update(classes={"tuple": 3})),
+        in_task(lambda arguments: arguments.update(model={"make": 3})),
+        in_task(lambda arguments: arguments.update(model={"function": [1]})),
+        in_task(lambda arguments: arguments["model"]["arguments"].update(depth=2)),
+        in_task(lambda arguments: arguments["model"]["arguments"].update(hidden=None)),
+        in_task(lambda arguments: arguments["model"]["arguments"].update(initializer="none")),
+    ],
+)
+def test_a_malformed_text(path, change):
+    rewritten(path, change)
+    with pytest.raises(ValueError, match=f"^{path}: "):
+        jo.load(path)
+
+
+@pytest.mark.parametrize("text", ["{", "", "x", "[" * 100_000, "NaN", "1"])
+def test_a_text_that_is_not_json(path, text):
+    save_file({"w": np.ones(3)}, path, {"jaxops": text})
+    with pytest.raises(ValueError, match=f"^{path}: "):
+        jo.load(path)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        nn.Dense(3, name="x"),
+        nn.Dense(3, kernel_init=nn.initializers.ones, param_dtype=jnp.bfloat16),
+        nn.Sequential((nn.Dense(4), nn.gelu, nn.Dense(3))),
+    ],
+)
+def test_modules_of_flax_in_a_module(tmp_path, inner):
+    task = vision.classifier(Around(inner, act=nn.silu), **SETTINGS)
+    state = jo.init_state(task, ADAM, 0, images(1))
+    jo.save(tmp_path / "m", task, state)
+    found = jo.load(tmp_path / "m")
+    assert found.task == task
+    assert_equal(found.state.params, state.params)
+    assert_equal(found.predict(IMAGES), jo.predict(task, state, DATA))
+
+
+def test_functions_are_named_by_their_public_place(tmp_path):
+    task = vision.classifier(Around(nn.Dense(3), act=nn.gelu), **SETTINGS)
+    jo.save(tmp_path / "m", task, jo.init_state(task, ADAM, 0, images(1)))
+    with safe_open(tmp_path / "m", framework="np") as file:
+        text = file.metadata()["jaxops"]
+    assert '{"function": "jax.nn:gelu"}' in text and '"make": "flax.linen:Dense"' in text
+    assert "_src" not in text
+
+
+def inside():
+    class Hidden(nn.Dense):
+        pass
+
+    return Hidden(3)
+
+
+@pytest.mark.parametrize(
+    ("model", "augment", "named"),
+    [
+        (Own(), lambda key, x: x, r"task\.augment: .*<lambda>"),
+        (Own(act=activation), None, r"task\.model\.act: <function activation"),
+        (Own(act=jnp.sin), None, r"task\.model\.act: .*sin"),
+        (Own(kernel_init=nn.initializers.normal(0.1)), None, r"task\.model\.kernel_init: "),
+        (Around(nn.Sequential((nn.Dense(3), activation))), None, r"inner\.layers\[1\]: <function"),
+        (Around(inside()), None, r"task\.model\.inner: .*<locals>\.Hidden"),
+    ],
+)
+def test_what_load_would_refuse_is_refused_by_save(tmp_path, model, augment, named):
+    task = vision.classifier(model, **SETTINGS, augment=augment)
+    state = jo.init_state(task, ADAM, 0, images(1))
+    with pytest.raises(ValueError, match=rf"save: .*{named}.* found; wanted: .*recipe=None"):
         jo.save(tmp_path / "m", task, state)
     assert not list(tmp_path.iterdir())
+    jo.save(tmp_path / "m", task._replace(recipe=None), state)  # as the message says
+    assert_equal(jo.load(tmp_path / "m", task).state.params, state.params)
+
+
+def test_an_ensemble_of_a_task_made_by_hand(tmp_path):
+    several = jo.ensemble(TASK._replace(recipe=None), 2)
+    states = jo.stack([jo.init_state(TASK, ADAM, seed, images(1)) for seed in (0, 1)])
+    with pytest.raises(ValueError, match=r"save: task\.task: 'a task made by hand' found"):
+        jo.save(tmp_path / "m", several, states)

@@ -1,0 +1,62 @@
+"""What `supervised` asks of a module and of a loss."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxops as jo
+
+ROWS = {"x": np.arange(12, dtype=np.float32).reshape(4, 3)}
+KEY = jax.random.key(0)
+
+
+def task(model, loss):
+    return jo.supervised(
+        model,
+        lambda batch, key: batch["x"],
+        loss,
+        lambda outputs, batch, weights: {},
+        lambda outputs: outputs,
+        (jo.Column("x", (3,)),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (lambda out, batch, train: jnp.square(out).mean(), r"\(\)"),
+        (lambda out, batch, train: jnp.square(out), r"\(4, 1\)"),
+        (lambda out, batch, train: jnp.square(out)[:1, 0], r"\(1,\)"),
+        (lambda out, batch, train: 0.0, r"\(\)"),
+    ],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_a_loss_is_one_value_a_row(loss, shape, train):
+    made = task(nn.Dense(1), loss)
+    params, extra = made.init(KEY, ROWS)
+    with pytest.raises(ValueError, match=rf"loss: shape {shape} found, \(4,\) wanted: one value"):
+        jax.eval_shape(lambda p: made.loss(p, extra, ROWS, KEY, train)[0], params)
+
+
+class Strict(nn.Module):
+    """Neither `train` nor `mask` has a default."""
+
+    @nn.compact
+    def __call__(self, x, train: bool, mask):
+        rows = self.variable("seen", "rows", lambda: mask)
+        w = self.param("w", nn.initializers.constant(100.0 if train else 2.0), ())
+        return w * x.sum(-1) + 0 * rows.value
+
+
+@pytest.mark.parametrize("mask", [None, [1.0, 1.0, 0.5, 0.0]])
+def test_init_names_train_and_mask_as_a_step_does(mask):
+    made = task(Strict(), lambda out, batch, train: out)
+    rows = ROWS if mask is None else {**ROWS, "mask": np.array(mask, np.float32)}
+    params, extra = made.init(KEY, rows)
+    assert params["w"] == 2.0
+    np.testing.assert_array_equal(extra["seen"]["rows"], [True, True, True, mask is None])
+    total, out = made.loss(params, extra, rows, KEY, False)
+    # rows sum to 3, 12, 21, 30, each twice; masked: 6 + 24 + 42 / 2
+    assert (total, out.weight) == ((132.0, 4.0) if mask is None else (51.0, 2.5))
