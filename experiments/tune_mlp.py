@@ -15,6 +15,9 @@ stopping by the validation loss, the test set looked at once for each of four mo
 The search is made once, with seed 0: successive halving of 16 configurations beside random search
 with as many epochs in all, by the error on 10,000 validation rows split off train.
 
+Expect 98.1 % with a spread of .2 without augmentation, 96.9 with flips, 98.3 with rotation, 98.2
+for the best of the search, in about four minutes for three seeds on two CPU cores.
+
     python -m experiments.tune_mlp [--seeds 3]
 """
 
