@@ -13,6 +13,7 @@ from small import SETTINGS, assert_equal, images, regression
 import jaxops as jo
 from jaxops import metrics, optim, vision
 from jaxops.data.dataset import k_fold
+from jaxops.nn import BatchNorm
 
 NOISY, TEST = images(200, noise=0.4), images(1000, seed=1)
 
@@ -65,8 +66,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False, mask=None):
-        where = None if mask is None else mask.reshape(-1, 1)
-        return nn.BatchNorm(momentum=0.9, name="n")(x, use_running_average=not train, mask=where)
+        return BatchNorm(name="n")(x, train=train, mask=mask)
 
 
 def test_batch_norm_learns_the_datas_statistics_and_evaluates_by_them():

@@ -12,7 +12,7 @@ from small import ADAM, SETTINGS, TASK, assert_close, images
 
 import jaxops as jo
 from jaxops import optim, run, vision
-from jaxops.nn import Conv, max_pool
+from jaxops.nn import BatchNorm, Conv, max_pool
 
 
 class Net(nn.Module):
@@ -21,8 +21,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False, mask=None):
         x = Conv(4)(x)
-        where = mask.reshape(-1, 1, 1, 1) if mask is not None else None
-        x = nn.BatchNorm(momentum=0.9)(x, use_running_average=not train, mask=where)
+        x = BatchNorm()(x, train=train, mask=mask)
         x = max_pool(nn.relu(x), 2).reshape(len(x), -1)
         return nn.Dense(3)(nn.Dropout(0.0, deterministic=not train)(x))
 
