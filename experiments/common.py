@@ -207,6 +207,8 @@ def look_at_test(
     jo.save(folder / "model.safetensors", task, state)
     count = len(probabilities)
     say(f"test accuracy {values['accuracy']:.2%} of {count:,} images")
+    if count < 10_000:
+        say("that is part of MNIST only: not to be compared with figures for the whole of it")
     return {key: values[key] for key in ("accuracy", "loss", "f1_macro")} | {"test_rows": count}
 
 
