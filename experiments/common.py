@@ -78,6 +78,8 @@ def experiment(
         arguments: instead of the command line's.
     """
     settings = tyro.cli(settings_class, args=arguments, prog=f"python -m experiments.{name}")
+    if settings.record and settings.smoke:
+        raise ValueError("--record, --smoke: a smoke test's figures are not results; leave one out")
     out = settings.out or Path("runs") / name
     start = time.perf_counter()
     if not settings.resume:

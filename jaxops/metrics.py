@@ -1,9 +1,9 @@
-"""Metrics as states that merge: exact over any split into batches, scans and devices.
+"""Metrics as states that merge: exact over any split into batches, calls and devices.
 
 A state is a NamedTuple of arrays, made inside a jitted step and read once at the end:
 
     states = {"accuracy": accuracy(logits, labels, weights)}   # in the step
-    states = fold(to_host(states))                             # (K, ...) of a scan, float64
+    states = fold(to_host(states))                             # (K, ...) of many steps, float64
     total = merge(total, states)                               # over calls
     summarize(total)                                           # {"accuracy": 0.97}
 
@@ -28,7 +28,7 @@ class Metric(Protocol):
         """The state of both sets of rows; either both are NumPy or both are jax."""
 
     def fold(self) -> Self:
-        """Collapse K states, stacked by a scan along a new leading axis, to one."""
+        """Collapse K states, stacked by `many_steps` along a new leading axis, to one."""
 
     def compute(self) -> Any:
         """The value, on the host: a float, or a dict of name -> float or array."""
@@ -342,7 +342,7 @@ def to_host(states: Any) -> Any:
 
 
 def fold(states: dict[str, Any]) -> dict[str, Any]:
-    """Collapse the leading axis that a scan stacked, of each state."""
+    """Collapse the leading axis that `many_steps` stacked, of each state."""
     return {name: state.fold() for name, state in states.items()}
 
 

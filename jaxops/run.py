@@ -181,7 +181,7 @@ class Run:
         assert self.early_stopping
         value = values[self.early_stopping.metric]
         if self.early_stopping.better(value, self.best_value):
-            # a copy: the state itself is given up to the next call
+            # a copy: the state itself is donated to the next call
             self.best, self.best_value, self.worse = jax.tree.map(jnp.copy, state), value, 0
         else:
             self.worse += 1

@@ -66,6 +66,12 @@ def test_smoke(name, tmp_path, capsys):
     assert f"{name}: 1 seed(s)" in printed and str(tmp_path / "result.json") in printed
 
 
+def test_a_smoke_test_is_not_recorded(tmp_path):
+    with pytest.raises(ValueError, match="a smoke test's figures are not results"):
+        run("mnist_mlp", "--smoke", "--record", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_main_job_without_data_and_network(tmp_path):
     """Anywhere, with nothing: the sample that a package ships, within seconds, and it says so."""
