@@ -15,6 +15,7 @@ from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, leaves
 from jaxops.data.checks import check, rows
 from jaxops.data.feed import Gathered, Resident, Stream, fits, pad
+from jaxops.nn.product import check_compute
 from jaxops.parallel import Plan, single
 from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run, slow_in_loops
 from jaxops.state import TrainState, init_state
@@ -38,6 +39,7 @@ def fit(
     early_stopping: EarlyStopping | None = None,
     seed: int = 0,
     plan: Plan | None = None,
+    compute: str = "float32",
     state: TrainState | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -68,6 +70,8 @@ def fit(
         early_stopping: when to stop, by a validation metric.
         seed: of parameters, order and noise.
         plan: how it lies on the devices; the first device alone by default.
+        compute: "bfloat16" multiplies matrices in bfloat16 with float32 sums while training, in
+            the layers of `jaxops.nn` that say nothing else; see `jaxops.nn.matmul`.
         state: start from this one (its arrays are donated); a fresh one by default. Without
             optimizer state, as `load` gives it, the optimizer starts afresh. The run counts its
             own steps from 0, so the order of the rows starts over: another seed gives another.
@@ -97,6 +101,7 @@ def fit(
     """
     plan = plan or single()
     plan.check_batch_size(batch_size)
+    check_compute(compute)
     _check_numbers(
         batch_size=(batch_size, 1),
         epochs=(epochs, 0),
@@ -133,6 +138,7 @@ def fit(
         task=task,
         optimizer=optimizer,
         plan=plan,
+        compute=compute,
         source=source,
         period=period,
         total=total,

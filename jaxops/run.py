@@ -20,6 +20,7 @@ from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract
 from jaxops.clock import Clock
 from jaxops.data.feed import Resident, Stream
+from jaxops.nn.product import computing
 from jaxops.optim import averaged
 from jaxops.parallel import Plan
 from jaxops.state import TrainState
@@ -67,6 +68,7 @@ class Run:
     task: Task
     optimizer: optax.GradientTransformation
     plan: Plan
+    compute: str
     source: Resident | Stream
     period: int
     total: int
@@ -95,7 +97,9 @@ class Run:
         self, state: TrainState, checkpoints: Checkpointer | None = None, every: int = 0
     ) -> TrainState:
         """Call after call, none beyond a step where something is to be reported or saved."""
-        program = _train_program(self.task, self.optimizer, self.plan, self.source.take)
+        program = _train_program(
+            self.task, self.optimizer, self.plan, self.compute, self.source.take
+        )
         length = min(MAX_STEPS_PER_CALL, self.total) if self.looped else 1
         pending: deque[tuple[int, int, Any]] = deque()
         with _interrupts() as interrupted, self._bar() as bar:
@@ -246,7 +250,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         rule = self.early_stopping
         by = {} if rule is None else {"early_stopping": [rule.metric, rule.mode]}
-        return {**self.source.identity(), **by}
+        return {**self.source.identity(), "compute": self.compute, **by}
 
     def _bar(self) -> Any:
         from tqdm.auto import tqdm
@@ -294,14 +298,19 @@ def _interrupts() -> Iterator[threading.Event]:
 
 @functools.lru_cache(maxsize=32)
 def _train_program(
-    task: Task, tx: optax.GradientTransformation, plan: Plan, take: Callable[[Any, Any], Any]
+    task: Task,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    compute: str,
+    take: Callable[[Any, Any], Any],
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Many steps in one call; equal arguments give the same function, compiled once."""
 
     def run(state: TrainState, fixed: Any, fed: Any, count: Any) -> tuple[TrainState, Any]:
         def step(state: TrainState, chosen: Any) -> tuple[TrainState, Any]:
             batch = jax.lax.with_sharding_constraint(take(fixed, chosen), plan.batch_sharding())
-            return train_step(task, tx, state, batch)
+            with computing(compute):
+                return train_step(task, tx, state, batch)
 
         state, metrics = many_steps(step)(state, fed, count)
         return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxops.nn import BatchNorm, Conv, max_pool
+from jaxops.nn import BatchNorm, Conv, Dense, max_pool
 
 Array = jax.Array
 
@@ -40,8 +40,8 @@ def initializers(name: str, fan_in: int) -> dict[str, Any]:
     return {"kernel_init": kernel_init, "bias_init": bias_init}
 
 
-def _dense(x: Array, features: int, init: str, name: str) -> Array:
-    return nn.Dense(features, name=name, **initializers(init, x.shape[-1]))(x)
+def _dense(x: Array, features: int, init: str, compute: str | None, name: str) -> Array:
+    return Dense(features, compute=compute, name=name, **initializers(init, x.shape[-1]))(x)
 
 
 def _conv(x: Array, features: int, padding: str, init: str, name: str) -> Array:
@@ -61,6 +61,7 @@ class MLP(nn.Module):
         dropout: probability of dropping a hidden unit while training.
         batch_norm: normalise before each ReLU.
         initializer: see `initializers`.
+        compute: of the dense layers' products, see `jaxops.nn.matmul`.
 
     >>> shapes = jax.eval_shape(MLP().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
     >>> shapes["params"]["hidden_0"]["kernel"].shape
@@ -72,17 +73,18 @@ class MLP(nn.Module):
     dropout: float = 0.0
     batch_norm: bool = False
     initializer: str = "lecun_normal"
+    compute: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Logits (B, classes) of images; rows where `mask` (B,) is False do not count."""
         x = x.reshape(len(x), -1)
         for i, width in enumerate(self.widths):
-            x = _dense(x, width, self.initializer, f"hidden_{i}")
+            x = _dense(x, width, self.initializer, self.compute, f"hidden_{i}")
             if self.batch_norm:
                 x = BatchNorm(name=f"norm_{i}")(x, train=train, mask=mask)
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{i}")(nn.relu(x))
-        return _dense(x, self.classes, self.initializer, "logits")
+        return _dense(x, self.classes, self.initializer, self.compute, "logits")
 
 
 class CNN(nn.Module):
@@ -96,6 +98,7 @@ class CNN(nn.Module):
         hidden: units of the dense layer.
         dropout: probability of dropping one of them while training.
         initializer: see `initializers`.
+        compute: of the dense layers' products, see `jaxops.nn.matmul`.
 
     >>> shapes = jax.eval_shape(CNN().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
     >>> shapes["params"]["hidden"]["kernel"].shape
@@ -107,14 +110,17 @@ class CNN(nn.Module):
     hidden: int = 128
     dropout: float = 0.0
     initializer: str = "lecun_normal"
+    compute: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Logits (B, classes) of images."""
         x = max_pool(nn.relu(_conv(x, self.features, "VALID", self.initializer, "conv")), 2)
-        x = nn.relu(_dense(x.reshape(len(x), -1), self.hidden, self.initializer, "hidden"))
+        x = nn.relu(
+            _dense(x.reshape(len(x), -1), self.hidden, self.initializer, self.compute, "hidden")
+        )
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        return _dense(x, self.classes, self.initializer, "logits")
+        return _dense(x, self.classes, self.initializer, self.compute, "logits")
 
 
 class ConvNet(nn.Module):
@@ -128,6 +134,7 @@ class ConvNet(nn.Module):
         classes: number of logits.
         dropout: probability of dropping a feature before the dense layer while training.
         initializer: see `initializers`.
+        compute: of the dense layers' products, see `jaxops.nn.matmul`.
 
     >>> shapes = jax.eval_shape(ConvNet().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
     >>> shapes["params"]["logits"]["kernel"].shape
@@ -138,6 +145,7 @@ class ConvNet(nn.Module):
     classes: int = 10
     dropout: float = 0.0
     initializer: str = "lecun_normal"
+    compute: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
@@ -147,4 +155,4 @@ class ConvNet(nn.Module):
             x = max_pool(_conv(x, width, padding, self.initializer, f"conv_{i}"), 2)
             x = nn.relu(BatchNorm(name=f"norm_{i}")(x, train=train, mask=mask))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x.reshape(len(x), -1))
-        return _dense(x, self.classes, self.initializer, "logits")
+        return _dense(x, self.classes, self.initializer, self.compute, "logits")

@@ -1,0 +1,151 @@
+"""Matrix products in bfloat16 with float32 sums, where the hardware is faster that way."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+
+# part of every jit cache's key, so that a program traced for one is never used for the other
+_compute = jax.make_user_context("float32")
+
+
+@contextmanager
+def computing(compute: str) -> Iterator[None]:
+    """What is traced inside multiplies matrices so, where a layer does not say otherwise.
+
+    >>> with computing("bfloat16"):
+    ...     float(matmul(jnp.ones((1, 1)), jnp.full((1, 1), 1.001))[0, 0])
+    1.0
+    """
+    with _compute(check_compute(compute)):
+        yield
+
+
+def check_compute(compute: str) -> str:
+    """Raise `ValueError` for another word than "float32" or "bfloat16"."""
+    if compute not in ("float32", "bfloat16"):
+        raise ValueError(f'compute: {compute!r} found, "float32" or "bfloat16" wanted')
+    return compute
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this backend multiplies bfloat16 faster than float32.
+
+    Accelerators do; a CPU does with AMX or AVX512_BF16 instructions, as Linux names them.
+    """
+    if jax.default_backend() != "cpu":
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
+
+
+def matmul(x: Array, y: Array, compute: str | None = None) -> Array:
+    """The matrix product, with its backward products on the fast path of the platform as well.
+
+    In "bfloat16" both factors, and the gradients that come back, are rounded to 8 bits of
+    mantissa (relative error 2**-9 each); products are exact and sums float32. A CPU gets row-major
+    operands, transposed in memory where need be: XLA has no fast path for others. One without
+    instructions for bfloat16 (see `has_bfloat16`) multiplies float32.
+
+    Args:
+        x: (..., k), or (..., m, k) where `y` is batched.
+        y: (k, n), or (..., k, n) with the leading axes of `x`.
+        compute: "float32" or "bfloat16"; by default what `fit(compute=)` says, else "float32".
+            In "bfloat16" there is no forward-mode derivative.
+
+    Returns:
+        (..., n) or (..., m, n), float32.
+
+    Raises:
+        ValueError: the shapes do not fit, or `compute` is another word.
+
+    >>> matmul(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
+    (2, 3, 5)
+    """
+    compute = check_compute(compute or _compute.value)
+    batched = y.ndim > 2
+    leading = x.shape[:-2] if batched else ()
+    if x.shape[-1:] != y.shape[-2:-1] or y.shape[:-2] != leading:
+        raise ValueError(
+            f"matmul: {x.shape} and {y.shape} found, (..., k) and (k, n) "
+            "or (..., m, k) and (..., k, n) wanted"
+        )
+    product = jnp.matmul if compute == "float32" or not has_bfloat16() else _bfloat16_product
+    if batched:
+        return product(x, y)
+    # of two matrices: the gradient's product over several axes would be slower on a CPU
+    return product(x.reshape(-1, x.shape[-1]), y).reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _dot(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
+def _row_major(x: Array) -> Array:
+    """A transposed matrix laid out anew on a CPU; batches of small ones are faster left alone."""
+    if x.ndim > 2:
+        return x
+    layout = Layout(major_to_minor=(0, 1))
+    return lax.platform_dependent(
+        x, cpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x
+    )
+
+
+@jax.custom_vjp
+def _bfloat16_product(x: Array, y: Array) -> Array:
+    return _dot(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))
+
+
+def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return _dot(x, y), (x, y)
+
+
+def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, y = saved
+    g = g.astype(jnp.bfloat16)
+    return _dot(g, _row_major(y.mT)), _dot(_row_major(x.mT), g)
+
+
+_bfloat16_product.defvjp(_forward, _backward)
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias` over the last axis: `flax.linen.Dense` with a fast product.
+
+    Its parameters are named and shaped as Flax's: `kernel` (inputs, features), `bias` (features,).
+
+    Attributes:
+        features: the number of outputs.
+        use_bias: add a bias.
+        compute: see `matmul`.
+        kernel_init: initializer of the kernel.
+        bias_init: initializer of the bias.
+    """
+
+    features: int
+    use_bias: bool = True
+    compute: str | None = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(..., inputs) to (..., features)."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = matmul(x, kernel, self.compute)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+            y += bias.reshape(*[1] * (y.ndim - 1), -1)
+        return y

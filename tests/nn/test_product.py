@@ -1,0 +1,164 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxops as jo
+from jaxops import vision
+from jaxops.nn import Dense, computing, matmul, product
+
+SHAPES = [((5, 7), (7, 3)), ((2, 3, 8), (8, 4)), ((2, 3, 6, 8), (2, 3, 8, 5)), ((9,), (9, 2))]
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
+def has_bfloat16(request, monkeypatch):
+    """Both kinds of machine, whatever this one is."""
+    monkeypatch.setattr(product, "has_bfloat16", lambda: request.param)
+    return request.param
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(product, "has_bfloat16", lambda: True)
+
+
+def normal(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def rounded(x):
+    return np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
+
+
+def transposed(x):
+    return np.swapaxes(x, -1, -2)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_bfloat16_rounds_the_factors_and_nothing_else(shapes, fast):
+    """Against NumPy in float64, with factors and gradient rounded by hand."""
+    x, y = normal(0, shapes[0]), normal(1, shapes[1])
+    out, pull = jax.vjp(functools.partial(matmul, compute="bfloat16"), x, y)
+    g = normal(2, out.shape)
+    flat = (lambda a: a) if y.ndim > 2 else (lambda a: a.reshape(-1, a.shape[-1]))
+    xr, yr, gr = flat(rounded(x)), rounded(y), flat(rounded(g))
+    gx, gy = pull(g)
+    assert out.dtype == gx.dtype == gy.dtype == jnp.float32
+    np.testing.assert_allclose(flat(out), xr @ yr, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(flat(gx), gr @ transposed(yr), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gy, transposed(xr) @ gr, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_it_is_the_product_within_rounding(shapes, compute, has_bfloat16):
+    x, y = normal(0, shapes[0]), normal(1, shapes[1])
+    got, pull = jax.vjp(functools.partial(matmul, compute=compute), x, y)
+    want, pull_want = jax.vjp(jnp.matmul, x, y)
+    g = normal(2, want.shape)
+    rounds = compute == "bfloat16" and has_bfloat16
+    # each factor is off by 2**-9 at most, a sum of k products by k * 2**-8 of the largest
+    tolerance = 0.06 if rounds else 1e-5
+    for ours, theirs in zip((got, *pull(g)), (want, *pull_want(g)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=tolerance)
+        assert (np.abs(ours - theirs).max() > 1e-4) == rounds
+
+
+def test_it_works_under_vmap_scan_and_on_many_devices(fast):
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    xs, w = normal(0, (3, 16, 5)), normal(1, (5, 8))
+
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.square(matmul(x, w, "bfloat16")).sum())(w)
+
+    want = jnp.stack([gradient(x, w) for x in xs])
+    _, scanned = lax.scan(lambda c, x: (c, gradient(x, w)), 0, xs)
+    for got in (jax.vmap(gradient, (0, None))(xs, w), scanned):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    mesh = jo.parallel.data_parallel().mesh
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    spread = jax.jit(gradient, in_shardings=(split, whole), out_shardings=whole)(xs[0], w)
+    np.testing.assert_allclose(spread, want[0], rtol=1e-5, atol=1e-5)
+
+
+def test_operands_are_transposed_in_memory_on_a_cpu_only(fast):
+    x, w = normal(0, (16, 5)), normal(1, (5, 8))
+    step = jax.jit(jax.grad(lambda x, w: matmul(x, w, "bfloat16").sum(), (0, 1)))
+    traced = step.trace(x, w)
+    cpu, cuda = (traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda"))
+    assert cpu.count("LayoutConstraint") == 2 and "LayoutConstraint" not in cuda
+    for text in (cpu, cuda):
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert len(products) >= 2
+        assert all(line.count("xbf16>") == 2 and "xf32>" in line for line in products)
+
+
+def test_who_chooses(fast):
+    """The layer, else what surrounds it; a jitted function is traced anew for each."""
+    x, w = jnp.ones((1, 1)), jnp.full((1, 1), 1.001)
+    f = jax.jit(lambda compute: matmul(x, w, compute)[0, 0], static_argnums=0)
+    assert f(None) == f("float32") == w[0, 0] and f("bfloat16") == 1
+    with computing("bfloat16"):
+        assert f(None) == f("bfloat16") == 1 and f("float32") == w[0, 0]
+    assert f(None) == w[0, 0]
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_dense_is_that_of_flax(use_bias):
+    x = normal(0, (2, 3, 6))
+    ours, flax = Dense(4, use_bias=use_bias), nn.Dense(4, use_bias=use_bias)
+    variables = flax.init(jax.random.key(1), x)
+    got = ours.init(jax.random.key(1), x)
+    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, variables)
+    np.testing.assert_array_equal(
+        got["params"]["kernel"].std() > 0, variables["params"]["kernel"].std() > 0
+    )
+    variables = jax.tree.map(lambda p: p + 0.5, variables)  # so that the bias is not zero
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), rtol=1e-5)
+
+
+def test_a_mistake_is_named():
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(4, 5\) found"):
+        matmul(jnp.ones((2, 3)), jnp.ones((4, 5)))
+    with pytest.raises(ValueError, match=r"\(2, 2, 3\) and \(4, 3, 5\) found"):
+        matmul(jnp.ones((2, 2, 3)), jnp.ones((4, 3, 5)))
+    with pytest.raises(ValueError, match='"float32" or "bfloat16" wanted'):
+        Dense(2, compute="float16").init(jax.random.key(0), jnp.ones((1, 2)))
+
+
+def learned(model, **settings):
+    from small import SETTINGS, images
+
+    task = vision.classifier(model, **SETTINGS)
+    data = images(64)
+    state = jo.fit(
+        task, data, optimizer=jo.optim.adam(1e-2), batch_size=16, epochs=10, progress=False,
+        **settings,
+    )  # fmt: skip
+    return jax.device_get(state.params), jo.evaluate(task, state, data)["loss"]
+
+
+def test_one_argument_of_fit_or_of_the_model(fast):
+    plain, loss = learned(vision.MLP((16,), classes=3))
+    by_fit, loss_by_fit = learned(vision.MLP((16,), classes=3), compute="bfloat16")
+    by_model, _ = learned(vision.MLP((16,), classes=3, compute="bfloat16"))
+    kept, _ = learned(vision.MLP((16,), classes=3, compute="float32"), compute="bfloat16")
+    jax.tree.map(np.testing.assert_array_equal, by_fit, by_model)
+    jax.tree.map(np.testing.assert_array_equal, plain, kept)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), plain, by_fit))
+    assert 0 < max(moved) < 0.05
+    assert abs(loss - loss_by_fit) < 0.02 * loss
+    with pytest.raises(ValueError, match="compute: 'half' found"):
+        learned(vision.MLP((16,), classes=3), compute="half")
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(tmp_path, fast):
+    model = vision.MLP((16,), classes=3)
+    learned(model, compute="bfloat16", checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="compute: bfloat16 found, float32 wanted"):
+        learned(model, checkpoint_dir=tmp_path)
