@@ -12,7 +12,7 @@ from jaxops.data.feed import Resident, Stream
 from jaxops.report import table
 
 # The first calls compile, and find out how many steps a call should have.
-WARM_CALLS, TIMED_CALLS, TRACED_CALLS = 8, 8, 2
+WARM_CALLS, TIMED_CALLS, TRACED_CALLS = 8, 4, 2
 
 
 class Profile:

@@ -179,21 +179,23 @@ class Run:
         key = (self.source.batch_size, self._length)
         if self.plan.mesh.devices.flat[0].platform != "cpu" or self._length == 1:
             return True
-        looped = self._arguments(1, self._length)
+        looped = self._arguments(2, self._length)
         if not _convolves(program.trace(state, *looped).jaxpr.jaxpr):
             return True
         if key not in chosen:
             copy = jax.tree.map(jnp.copy, state)
 
-            def seconds(arguments: Any) -> float:
+            def seconds(*calls: Any) -> float:
                 nonlocal copy
                 start = time.perf_counter()
-                copy, _ = jax.block_until_ready(program(copy, *arguments))
+                for arguments in calls:
+                    copy, _ = program(copy, *arguments)
+                jax.block_until_ready(copy)
                 return time.perf_counter() - start
 
             plain = self._arguments(1, 1)
-            alone = min([seconds(plain) for _ in range(4)][1:])  # the first one compiles
-            seconds(self._arguments(0, self._length))
+            seconds(plain, self._arguments(0, self._length))  # compiles both, makes one step
+            alone = min(seconds(plain, plain) for _ in range(3))
             chosen[key] = any(seconds(looped) < SLOW_IN_LOOPS * alone for _ in range(3))
         return chosen[key]
 
@@ -224,11 +226,12 @@ class Run:
     def _read(self, bar: Any) -> None:
         """Bring the metrics of all calls that have ended to the host, at once, and add them up."""
         calls, self.unread, self.read_at = self.unread, [], time.monotonic()
+        if not calls:
+            return
         fetched = m.to_host([call.metrics for call in calls])
         for call, stacked in zip(calls, fetched, strict=True):
             loss = self._add(call.step, call.steps, stacked)
-        if calls:
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
     def _add(self, step: int, count: int, stacked: Any) -> float:
         """Add up the metrics of the call that ended at `step`; its mean loss."""
