@@ -37,7 +37,7 @@ Record = dict[str, Any]
 CALLS_IN_FLIGHT = {True: 2, False: 16}
 SECONDS_PER_CALL = 0.5
 # The room for rows' numbers and metrics in a call, used or not. It binds where a step takes less
-# than 2 ms; then the fixed price of a call (0.1 to 0.3 ms) is still under 1 us a step.
+# than 2 ms; then the fixed price of a call (0.1 to 0.3 ms) is about 1 us a step, and stays small.
 MAX_STEPS_PER_CALL = 256
 # Metrics stay on the devices until something is reported; but a loss that is not finite has to be
 # found within some seconds, and the metrics of many small calls take memory.
