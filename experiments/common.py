@@ -38,6 +38,8 @@ class Settings:
     """a few seconds on little data: does it run?"""
     record: bool = False
     """keep the result as experiments/results/NAME.json, for the README"""
+    cache: bool = True
+    """keep compiled programs in ~/.cache/jaxops for the next start"""
 
 
 S = TypeVar("S", bound=Settings)
@@ -80,6 +82,8 @@ def experiment(
     settings = tyro.cli(settings_class, args=arguments, prog=f"python -m experiments.{name}")
     if settings.record and settings.smoke:
         raise ValueError("--record, --smoke: a smoke test's figures are not results; leave one out")
+    if settings.cache:
+        jo.compilation_cache()
     out = settings.out or Path("runs") / name
     start = time.perf_counter()
     if not settings.resume:

@@ -1,6 +1,7 @@
 """The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust."""
 
 from jaxops import clock, data, losses, metrics, optim, parallel, report, search
+from jaxops.cache import compilation_cache
 from jaxops.checkpoint import Checkpointer
 from jaxops.clock import Clock
 from jaxops.ensemble import ensemble, stack
@@ -24,6 +25,7 @@ __all__ = [
     "Task",
     "TrainState",
     "clock",
+    "compilation_cache",
     "data",
     "ensemble",
     "eval_step",

@@ -12,18 +12,21 @@ import numpy as np
 import optax
 
 from jaxops import metrics as m
-from jaxops.checkpoint import Checkpointer, leaves
+from jaxops.checkpoint import Checkpointer, abstract, leaves
 from jaxops.data.checks import check, rows
 from jaxops.data.feed import Gathered, Resident, Stream, fits, pad
 from jaxops.nn.product import check_compute
 from jaxops.parallel import Plan, single
-from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run, slow_in_loops
-from jaxops.state import TrainState, init_state
+from jaxops.profile import Profile
+from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run
+from jaxops.state import TrainState, init_state, state_shapes
 from jaxops.step import MetricFunctions, eval_step
 from jaxops.task import Task
 
 Data = Any
 """Columns in memory (`dict[str, np.ndarray]`), or an iterable of batches of such columns."""
+
+EVALUATED_AT_ONCE = 1024
 
 
 def fit(
@@ -47,6 +50,7 @@ def fit(
     log_every: int | None = None,
     on_log: Callable[[Record], Any] | Sequence[Callable[[Record], Any]] = (),
     progress: bool = True,
+    profile: str | Path | None = None,
 ) -> TrainState:
     """Train, and return the last state, or with early stopping the best.
 
@@ -81,6 +85,8 @@ def fit(
         log_every: report the mean over so many steps, as well as each epoch's.
         on_log: called with each `Record`.
         progress: show a progress bar and print a line an epoch.
+        profile: trace a few steps into this directory, for TensorBoard and Perfetto, and print
+            where the time of a step goes; see `jaxops.profile`.
 
     Raises:
         ValueError: before anything compiles, for data or arguments that cannot be meant.
@@ -116,7 +122,7 @@ def fit(
         raise ValueError("early_stopping: wants validation data to decide by, found none")
     batch = _example(task, data, batch_size, "data")
     if validation is not None:
-        _example(task, validation, None, "validation")
+        validated = _example(task, validation, None, "validation", EVALUATED_AT_ONCE)
     source = _source(task, data, batch_size, seed, plan)
     period = source.steps_per_epoch or log_every or 100
     if epochs is not None and source.steps_per_epoch is None:
@@ -126,14 +132,13 @@ def fit(
     def validate(state: TrainState) -> Record:
         return evaluate(task, state, validation, plan=plan, metrics=metrics)
 
-    def start() -> TrainState:
-        return init_state(task, optimizer, seed, batch, plan)
-
-    shapes = jax.eval_shape(start)
+    shapes = state_shapes(task, optimizer, batch, plan)
     if state is not None:
         state = _given(state, shapes, optimizer)
     if early_stopping:
-        _check_early_stopping(early_stopping, task, shapes, batch, metrics)
+        most = EVALUATED_AT_ONCE if isinstance(validation, Mapping) else 0
+        validated = pad(validated, _padded(rows(validated), most, plan))
+        _check_early_stopping(early_stopping, task, shapes, validated, metrics, plan)
     run = Run(
         task=task,
         optimizer=optimizer,
@@ -147,7 +152,7 @@ def fit(
         log_every=log_every,
         on_log=[on_log] if callable(on_log) else list(on_log),
         progress=progress,
-        looped=source.many_steps and not slow_in_loops(task, shapes, batch),
+        profile=None if profile is None else Profile(profile),
     )
     with nullcontext() if checkpoint_dir is None else Checkpointer(checkpoint_dir) as checkpoints:
         if checkpoints is not None and checkpoints.latest_step() is not None:
@@ -156,9 +161,9 @@ def fit(
                     f"{checkpoint_dir}: has checkpoints of an earlier run; "
                     "resume it (resume=True) or name another directory"
                 )
-            state = run.restore(shapes, batch, checkpoints)
+            state = run.restore(shapes, checkpoints)
         elif state is None:
-            state = start()
+            state = init_state(task, optimizer, seed, batch, plan)
         else:
             state = jax.device_put(state, plan.state_shardings(state))
         every = (checkpoint_every or period) if checkpoints is not None else 0
@@ -192,8 +197,10 @@ def _prepare(task: Task, columns: Mapping[str, Any], targets: bool) -> dict[str,
     return _named(task, columns)
 
 
-def _example(task: Task, data: Data, batch_size: int | None, name: str) -> dict[str, np.ndarray]:
-    """One row; all that is in memory, or a stream's first batch, is checked."""
+def _example(
+    task: Task, data: Data, batch_size: int | None, name: str, count: int = 1
+) -> dict[str, np.ndarray]:
+    """The first rows; all that is in memory, or a stream's first batch, is checked."""
     if hasattr(data, "splits"):
         raise ValueError(f"{name}: a Dataset found, one of its splits wanted, such as data.train")
     if hasattr(data, "iloc"):
@@ -212,7 +219,7 @@ def _example(task: Task, data: Data, batch_size: int | None, name: str) -> dict[
     columns = _prepare(task, batch, targets=True)
     if batch is not data:
         pad(columns, batch_size or rows(batch))  # is it too large?
-    return {n: v[:1] for n, v in columns.items()}
+    return {n: v[:count] for n, v in columns.items()}
 
 
 def _given(
@@ -229,12 +236,17 @@ def _given(
 
 
 def _check_early_stopping(
-    stopping: EarlyStopping, task: Task, state: Any, batch: Any, metrics: Any
+    stopping: EarlyStopping, task: Task, state: Any, batch: Any, metrics: Any, plan: Plan
 ) -> None:
+    """What is traced here for a padded batch is what `evaluate` will compile."""
     if stopping.mode not in ("min", "max"):
         raise ValueError(f'early_stopping: mode "min" or "max" wanted, {stopping.mode!r} found')
-    step = functools.partial(eval_step, task, tuple((metrics or {}).items()))
-    states = jax.eval_shape(step, state, pad(batch, 1))
+    program = _eval_program(task, tuple((metrics or {}).items()))
+    state = state._replace(opt_state=())
+    state = abstract(state, plan.state_shardings(state))
+    columns = jax.tree.map(lambda column: jax.typeof(column), batch)
+    columns = abstract(columns, dict.fromkeys(columns, plan.batch_sharding()))
+    states = jax.eval_shape(program, state, columns)
     found = m.summarize(jax.tree.map(lambda leaf: np.ones(leaf.shape), states))
     if stopping.metric not in found:
         name = stopping.metric
@@ -246,7 +258,7 @@ def evaluate(
     state: TrainState,
     data: Data,
     *,
-    batch_size: int = 1024,
+    batch_size: int = EVALUATED_AT_ONCE,
     plan: Plan | None = None,
     metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
 ) -> dict[str, Any]:
@@ -279,7 +291,7 @@ def predict(
     state: TrainState,
     data: Data,
     *,
-    batch_size: int = 1024,
+    batch_size: int = EVALUATED_AT_ONCE,
     plan: Plan | None = None,
 ) -> Any:
     """What the task predicts for every row, in order, as NumPy: (N, ...).
@@ -323,15 +335,21 @@ def _over(
     pending: deque[tuple[Any, int]] = deque()
     for batch in batches:
         count = rows(batch)
-        # the size of the largest batch so far, or a power of two: few sizes, few compilations
-        whole = 1 << (count - 1).bit_length()
-        padded = max(padded, min(whole, size) if size else count)
-        shards = plan.batch_shards
-        batch = pad(batch, -(-padded // shards) * shards)
+        padded = max(padded, _padded(count, size, plan))
+        batch = pad(batch, padded)
         pending.append((program(state, jax.device_put(batch, plan.batch_sharding())), count))
         if len(pending) > CALLS_IN_FLIGHT[False]:
             yield pending.popleft()
     yield from pending
+
+
+def _padded(count: int, most: int, plan: Plan) -> int:
+    """The rows of a padded batch: a power of two up to `most`, so that few sizes compile.
+
+    With `most` 0, for a stream, as many as it has; always a multiple of the devices.
+    """
+    size = min(1 << (count - 1).bit_length(), most) if most else count
+    return -(-size // plan.batch_shards) * plan.batch_shards
 
 
 @functools.lru_cache(maxsize=32)

@@ -8,6 +8,7 @@ set-ups share one compilation. `optax.chain` puts them together:
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,11 +24,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _once(make: F) -> F:
     cached = functools.lru_cache(maxsize=256)(make)
+    signature = inspect.signature(make)
 
     @functools.wraps(make)
     def once(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)  # by name or by place: the same call
+        bound.apply_defaults()
         try:
-            return cached(*args, **kwargs)
+            return cached(*bound.args, **bound.kwargs)
         except TypeError:  # an argument that cannot be a key, such as a mask in a dict
             return make(*args, **kwargs)
 

@@ -5,6 +5,8 @@ import math
 import signal
 import sys
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,9 +25,10 @@ from jaxops.data.feed import Resident, Stream
 from jaxops.nn.product import computing
 from jaxops.optim import averaged
 from jaxops.parallel import Plan
+from jaxops.profile import Profile
 from jaxops.state import TrainState
 from jaxops.step import many_steps, train_step
-from jaxops.task import Batch, Task
+from jaxops.task import Task
 
 Record = dict[str, Any]
 """One report: "split" ("train", "steps", "validation"), "step", "epoch", and metrics by name."""
@@ -34,7 +37,25 @@ Record = dict[str, Any]
 # work behind a call of many steps, a few more are wanted where a call is one step.
 CALLS_IN_FLIGHT = {True: 2, False: 16}
 SECONDS_PER_CALL = 0.5
+# The room for rows' numbers and metrics in a call, used or not. It binds where a step takes less
+# than 2 ms; then the fixed price of a call (0.1 to 0.3 ms) is about 1 us a step, and stays small.
 MAX_STEPS_PER_CALL = 256
+# Metrics stay on the devices until something is reported; but a loss that is not finite has to be
+# found within some seconds, and the metrics of many small calls take memory.
+SECONDS_UNREAD = 10.0
+CALLS_UNREAD = 256
+# The form of a step in a loop is given up where it takes so many times as long as the plain one:
+# 1.0 to 1.3 is usual on a CPU, 7 to 100 where a convolution falls to XLA's naive code.
+SLOW_IN_LOOPS = 3.0
+
+
+class Call(NamedTuple):
+    """A call that was made: the step it ended at, its steps and rows, its stacked metrics."""
+
+    step: int
+    steps: int
+    examples: int
+    metrics: Any
 
 
 class EarlyStopping(NamedTuple):
@@ -77,13 +98,16 @@ class Run:
     log_every: int | None
     on_log: list[Callable[[Record], Any]]
     progress: bool
-    looped: bool
+    profile: Profile | None = None
+    looped: bool | None = None  # many steps in one call; `None` until that is chosen
     step: int = 0
     best: TrainState | None = None
     best_value: float | None = None
     worse: int = 0  # validations since the best
     epoch_metrics: dict[str, Any] = field(default_factory=dict)
     window_metrics: dict[str, Any] = field(default_factory=dict)
+    unread: list[Call] = field(default_factory=list)  # have ended; their metrics are to be read
+    read_at: float = 0.0
     clock: Clock = field(default_factory=Clock)
     steps_per_call: int = 1
 
@@ -97,26 +121,35 @@ class Run:
         self, state: TrainState, checkpoints: Checkpointer | None = None, every: int = 0
     ) -> TrainState:
         """Call after call, none beyond a step where something is to be reported or saved."""
+        if self.done:
+            return state if self.best is None else self.best
         program = _train_program(
             self.task, self.optimizer, self.plan, self.compute, self.source.take
         )
-        length = min(MAX_STEPS_PER_CALL, self.total) if self.looped else 1
-        pending: deque[tuple[int, int, Any]] = deque()
-        with _interrupts() as interrupted, self._bar() as bar:
+        if self.looped is None:
+            self.looped = self.source.many_steps and self._loops_well(program, state)
+        length = self._length if self.looped else 1
+        arguments = self._arguments
+        if self.profile:
+            arguments, program = self.profile.around(self.source, arguments, program)
+        in_flight: deque[Call] = deque()
+        self.read_at = time.monotonic()
+        with _interrupts() as interrupted, self._bar() as bar, self.profile or nullcontext():
             while not self.done:
                 count = min(self.steps_per_call, length, self._until(every))
-                fed = self.source.feed(self.step, count, length)
-                used = jax.device_put(np.int32(count), self.plan.whole())
+                given = arguments(count, length)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = program(state, self.source.fixed, fed, used)
+                    state, metrics = program(state, *given)
                 self.step += count
-                pending.append((self.step, count, metrics))
+                in_flight.append(Call(self.step, count, self.source.examples, metrics))
                 epoch_ends = self.step % self.period == 0 or self.step == self.total
                 stopping = interrupted.is_set()  # read once: what stops is also saved
                 saving = stopping or (every and self.step % every == 0)
                 wait = epoch_ends or saving
-                while len(pending) > (0 if wait else CALLS_IN_FLIGHT[self.looped]):
-                    self._fetch(*pending.popleft(), bar)
+                while len(in_flight) > (0 if wait else CALLS_IN_FLIGHT[self.looped]):
+                    self._await(in_flight.popleft(), bar)
+                if wait:
+                    self._read(bar)
                 with self.clock.paused() if wait else nullcontext():
                     if epoch_ends:
                         self._end_epoch(state, bar)
@@ -130,6 +163,46 @@ class Run:
                     raise KeyboardInterrupt(f"stopped after step {self.step}")
         return state if self.best is None else self.best
 
+    @property
+    def _length(self) -> int:
+        return min(MAX_STEPS_PER_CALL, self.total)
+
+    def _arguments(self, count: int, length: int) -> tuple[Any, Any, Any]:
+        """What the program is given beside the state, on the devices."""
+        fed = self.source.feed(self.step, count, length)
+        return self.source.fixed, fed, jax.device_put(np.int32(count), self.plan.whole())
+
+    def _loops_well(self, program: Any, state: TrainState) -> bool:
+        """Whether a step takes about as long in a loop as alone: measured where there is doubt.
+
+        There is doubt about convolutions on a CPU, of which those of `jaxops.nn` are free. The
+        steps are made on a copy of the state. The same process chooses once for all equal runs,
+        and a resumed run does not choose again: the two forms may round differently.
+        """
+        chosen = _CHOSEN.setdefault(program, {})
+        key = (self.source.batch_size, self._length)
+        if self.plan.mesh.devices.flat[0].platform != "cpu" or self._length == 1:
+            return True
+        looped = self._arguments(2, self._length)
+        if not _convolves(program.trace(state, *looped).jaxpr.jaxpr):
+            return True
+        if key not in chosen:
+            copy = jax.tree.map(jnp.copy, state)
+
+            def seconds(*calls: Any) -> float:
+                nonlocal copy
+                start = time.perf_counter()
+                for arguments in calls:
+                    copy, _ = program(copy, *arguments)
+                jax.block_until_ready(copy)
+                return time.perf_counter() - start
+
+            plain = self._arguments(1, 1)
+            seconds(plain, self._arguments(0, self._length))  # compiles both, makes one step
+            alone = min(seconds(plain, plain) for _ in range(3))
+            chosen[key] = any(seconds(looped) < SLOW_IN_LOOPS * alone for _ in range(3))
+        return chosen[key]
+
     def _until(self, every: int) -> int:
         """How many steps there are to the next one where something is due."""
         position = self.step % self.period
@@ -140,13 +213,33 @@ class Run:
             due.append(every - self.step % every)
         return min(due)
 
-    def _fetch(self, step: int, count: int, stacked: Any, bar: Any) -> None:
-        """Bring the metrics of the call that ended at `step` to the host, and add them up."""
-        stacked = jax.tree.map(lambda leaf: leaf[:count], m.to_host(stacked))
-        seconds = self.clock.tick(int(stacked["loss"].weight.sum()))
+    def _await(self, call: Call, bar: Any) -> None:
+        """Wait for the end of a call; its metrics stay on the devices until they are reported."""
+        jax.block_until_ready(call.metrics)
+        seconds = self.clock.tick(call.examples)
         if seconds:  # long enough a call to hide the host's work, short enough to interrupt
-            wanted = int(SECONDS_PER_CALL * count / seconds)
+            wanted = int(SECONDS_PER_CALL * call.steps / seconds)
             self.steps_per_call = max(1, min(wanted, 4 * self.steps_per_call))
+        bar.update(call.steps)
+        self.unread.append(call)
+        window_ends = self.log_every and call.step % self.period % self.log_every == 0
+        long_ago = time.monotonic() - self.read_at > SECONDS_UNREAD
+        if window_ends or long_ago or len(self.unread) >= CALLS_UNREAD:
+            self._read(bar)
+
+    def _read(self, bar: Any) -> None:
+        """Bring the metrics of all calls that have ended to the host, at once, and add them up."""
+        calls, self.unread, self.read_at = self.unread, [], time.monotonic()
+        if not calls:
+            return
+        fetched = m.to_host([call.metrics for call in calls])
+        for call, stacked in zip(calls, fetched, strict=True):
+            loss = self._add(call.step, call.steps, stacked)
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+    def _add(self, step: int, count: int, stacked: Any) -> float:
+        """Add up the metrics of the call that ended at `step`; its mean loss."""
+        stacked = jax.tree.map(lambda leaf: leaf[:count], stacked)
         losses = stacked["loss"].total
         if not np.isfinite(losses).all():
             bad = int(np.flatnonzero(~np.isfinite(losses))[0])
@@ -155,18 +248,15 @@ class Run:
                 "a smaller learning rate or clipping (optim.clip_by_global_norm) may help"
             )
         part = m.fold(stacked)
-        self.epoch_metrics = m.merge(self.epoch_metrics, part) if self.epoch_metrics else part
+        self.epoch_metrics = _merged(self.epoch_metrics, part)
         if self.log_every:
-            self.window_metrics = (
-                m.merge(self.window_metrics, part) if self.window_metrics else part
-            )
+            self.window_metrics = _merged(self.window_metrics, part)
             position = step % self.period
             if position and position % self.log_every == 0:
                 self._log("steps", step, m.summarize(self.window_metrics))
             if position % self.log_every == 0:  # a window ends with its epoch at the latest
                 self.window_metrics = {}
-        bar.update(count)
-        bar.set_postfix(loss=f"{part['loss'].compute():.4f}", refresh=False)
+        return float(part["loss"].compute())
 
     def _end_epoch(self, state: TrainState, bar: Any) -> None:
         """Report the epoch, validate, and keep the best state."""
@@ -209,17 +299,15 @@ class Run:
             "identity": self._identity(),
             "best_value": self.best_value,
             "worse": self.worse,
+            "looped": {self._platform: self.looped} if self.source.many_steps else {},
             "stream": self.source.state(),
             "epoch_metrics": _plain(self.epoch_metrics),
             "window_metrics": _plain(self.window_metrics),
         }
         checkpoints.save(self.step, trees, meta)
 
-    def restore(self, like: TrainState, batch: Batch, checkpoints: Checkpointer) -> TrainState:
-        """The state of the newest checkpoint; everything else goes on from it as well.
-
-        `like` and `batch` have the shapes of the state and of a row.
-        """
+    def restore(self, like: TrainState, checkpoints: Checkpointer) -> TrainState:
+        """The state of the newest checkpoint, shaped `like` this; all else goes on from it too."""
         meta = checkpoints.meta()
         found, wanted = meta["identity"], self._identity()
         for name in wanted:
@@ -240,12 +328,15 @@ class Run:
         if self.early_stopping:
             self.best = loaded.get("best")
             self.best_value, self.worse = meta["best_value"], meta["worse"]
-        step = functools.partial(train_step, self.task, self.optimizer)
-        shapes = jax.eval_shape(step, like, batch)[1]
-        self.epoch_metrics = _metrics(meta["epoch_metrics"], shapes)
-        self.window_metrics = _metrics(meta["window_metrics"], shapes)
+        self.epoch_metrics, self.window_metrics = meta["epoch_metrics"], meta["window_metrics"]
+        if self.source.many_steps:  # its rounding is that of the form it was begun in
+            self.looped = meta.get("looped", {}).get(self._platform)
         self.source.restore(meta["stream"], self.step)
         return loaded["state"]
+
+    @property
+    def _platform(self) -> str:
+        return self.plan.mesh.devices.flat[0].platform
 
     def _identity(self) -> dict[str, Any]:
         rule = self.early_stopping
@@ -269,11 +360,17 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metrics(plain: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: jax.tree.unflatten(jax.tree.structure(like[name]), [np.asarray(x) for x in leaves])
-        for name, leaves in plain.items()
+def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The states of both; `total` may be empty, or as `_plain` left it in a checkpoint."""
+    if not total:
+        return part
+    total = {
+        name: jax.tree.unflatten(jax.tree.structure(part[name]), [np.asarray(x) for x in state])
+        if isinstance(state, list)
+        else state
+        for name, state in total.items()
     }
+    return m.merge(total, part)
 
 
 @contextmanager
@@ -305,12 +402,14 @@ def _train_program(
     take: Callable[[Any, Any], Any],
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Many steps in one call; equal arguments give the same function, compiled once."""
+    # traced once, for its shapes, for the loop's body and for the form without a loop
+    update = jax.jit(functools.partial(train_step, task, tx), inline=True)
 
     def run(state: TrainState, fixed: Any, fed: Any, count: Any) -> tuple[TrainState, Any]:
         def step(state: TrainState, chosen: Any) -> tuple[TrainState, Any]:
             batch = jax.lax.with_sharding_constraint(take(fixed, chosen), plan.batch_sharding())
             with computing(compute):
-                return train_step(task, tx, state, batch)
+                return update(state, batch)
 
         state, metrics = many_steps(step)(state, fed, count)
         return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics
@@ -323,14 +422,8 @@ _finite = jax.jit(
 )
 
 
-def slow_in_loops(task: Task, state: TrainState, batch: Batch) -> bool:
-    """Whether the model has a convolution that XLA's CPU backend runs 10-100x slower in a loop.
-
-    Those of `jaxops.nn` have not; a user's `flax.linen.Conv` has, and then each step is a call.
-    """
-    if jax.default_backend() != "cpu":
-        return False
-    return _convolves(jax.make_jaxpr(task.predict)(state.params, state.extra, batch).jaxpr)
+# program -> (batch size, room) -> whether it loops
+_CHOSEN: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
 
 def _convolves(jaxpr: Any) -> bool:

@@ -1,6 +1,7 @@
 """What training changes: `TrainState`, born on its devices."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,21 +54,34 @@ def init_state(
     >>> sum(leaf.size for leaf in jax.tree.leaves(state.params))
     101770
     """
-    shapes = tuple(
+    return _init_program(task, tx, plan or single(), _shapes(batch))[1](jax.random.key(seed))
+
+
+def state_shapes(
+    task: Task, tx: optax.GradientTransformation, batch: Batch, plan: Plan | None = None
+) -> TrainState:
+    """Shapes and dtypes of the state that `init_state` makes, which traces nothing once more."""
+    return _init_program(task, tx, plan or single(), _shapes(batch))[0]
+
+
+def _shapes(batch: Batch) -> tuple[tuple[str, jax.ShapeDtypeStruct], ...]:
+    return tuple(
         # int64 labels and float64 features are what NumPy gives, and what a device narrows
         (name, jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype)))
         for name, value in batch.items()
     )
-    return _init_program(task, tx, plan or single(), shapes)(jax.random.key(seed))
 
 
 @functools.lru_cache(maxsize=64)
-def _init_program(task: Task, tx: optax.GradientTransformation, plan: Plan, shapes: Any) -> Any:
+def _init_program(
+    task: Task, tx: optax.GradientTransformation, plan: Plan, shapes: Any
+) -> tuple[TrainState, Callable[[Key], TrainState]]:
+    @functools.partial(jax.jit, inline=True)  # traced for its shapes, and never again
     def init(key: Key) -> TrainState:
         batch = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes}
         init_key, key = jax.random.split(key)
         params, extra = task.init(init_key, batch)
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), extra, key)
 
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return jax.jit(init, out_shardings=plan.state_shardings(abstract))
+    abstract = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))  # no key is made
+    return abstract, jax.jit(init, out_shardings=plan.state_shardings(abstract))

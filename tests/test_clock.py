@@ -45,14 +45,14 @@ def test_a_pause_before_the_first_call(now):
 
 def test_fit_reports_training_alone(monkeypatch, now):
     """Each call takes 1 s, the first one 50 s, a validation 500 s."""
-    real, calls, records = jo.run.Run._fetch, [], []
+    real, calls, records = jo.run.Run._await, [], []
 
-    def fetch(self, *args):
+    def wait(self, call, bar):
         now.time += 1 if calls else 50
-        calls.append(args[1])
-        return real(self, *args)
+        calls.append(call.steps)
+        return real(self, call, bar)
 
-    monkeypatch.setattr(jo.run.Run, "_fetch", fetch)
+    monkeypatch.setattr(jo.run.Run, "_await", wait)
     evaluate = jo.loop.evaluate
 
     def validate(*args, **kwargs):

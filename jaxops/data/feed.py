@@ -63,9 +63,11 @@ class Resident:
         fixed: what every call is given: the columns.
         take: makes a batch of `fixed` and a row of what `feed` returns.
         steps_per_epoch: the last batch may be partly padding.
+        examples: how many rows the last `feed` gave, without padding.
     """
 
     many_steps = True
+    examples = 0
 
     def __init__(self, columns: Columns, batch_size: int, seed: int, plan: Plan) -> None:
         self.batch_size, self.seed, self.plan = batch_size, seed, plan
@@ -85,9 +87,11 @@ class Resident:
     def feed(self, step: int, count: int, length: int) -> Any:
         """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`."""
         index = np.full((length, self.batch_size), -1, np.int32)
+        self.examples = 0
         for i in range(count):
             chosen = self._order.rows_of(step + i)
             index[i, : len(chosen)] = chosen
+            self.examples += len(chosen)
         return jax.device_put(index, self.plan.batch_sharding(1))
 
     def identity(self) -> dict[str, Any]:
@@ -112,6 +116,7 @@ class Gathered(Resident):
     def feed(self, step: int, count: int, length: int) -> Any:
         """The batch of a step on the devices, padded to (1, B, ...) with its mask."""
         rows = self._order.rows_of(step)
+        self.examples = len(rows)
         batch = {name: value[rows] for name, value in self.columns.items()}
         return _put(batch, self.batch_size, self.plan)
 
@@ -131,6 +136,7 @@ class Stream:
     """
 
     many_steps = False
+    examples = 0
 
     def __init__(
         self, batches: Any, batch_size: int, plan: Plan, prepare: Callable[[Columns], Columns]
@@ -152,7 +158,9 @@ class Stream:
             batch = next(self._iterator, None)
             if batch is None:
                 raise ValueError("data: the stream is empty; wanted at least one batch")
-        return _put(self.prepare(batch), self.batch_size, self.plan)
+        batch = self.prepare(batch)
+        self.examples = len(next(iter(batch.values())))
+        return _put(batch, self.batch_size, self.plan)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""

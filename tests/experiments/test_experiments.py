@@ -32,7 +32,7 @@ def offline(monkeypatch):
 def run(name, *arguments):
     module = importlib.import_module(f"experiments.{name}")
     settings = module.Settings, module.run, module.PUBLISHED
-    return common.experiment(name, *settings, arguments=[str(a) for a in arguments])
+    return common.experiment(name, *settings, arguments=["--no-cache", *map(str, arguments)])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_main_job_without_data_and_network(tmp_path):
     env |= {"PYTHONPATH": path, "TFDS_DATA_DIR": str(tmp_path / "tfds")}
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.mnist_mlp", "--smoke"],
+        [sys.executable, "-m", "experiments.mnist_mlp", "--smoke", "--no-cache"],
         cwd=tmp_path,
         env=env,
         capture_output=True,

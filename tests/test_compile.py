@@ -1,0 +1,271 @@
+"""What is traced, compiled, measured, fetched and kept on disk: each once, and none in between."""
+
+import os
+import re
+from collections import Counter
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from small import ADAM, SETTINGS, TASK, Batches, assert_equal, compilations, images
+
+import jaxops as jo
+from jaxops import cache, run, vision
+
+QUIET = {"optimizer": ADAM, "batch_size": 16, "progress": False}
+STREAM = list(Batches(images(43), 16))
+STOPPING = {"early_stopping": jo.EarlyStopping(patience=9), "validation": images(30)}
+
+
+class Counting(nn.Module):
+    """Counts how often Python runs through it."""
+
+    tag: str
+    traces: ClassVar[list[tuple[str, str]]] = []
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        mode = "init" if self.is_initializing() else "train" if train else "eval"
+        self.traces.append((self.tag, mode))
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("plan", [None, jo.parallel.data_parallel()], ids=["one", "eight"])
+@pytest.mark.parametrize("data", [images(43), STREAM], ids=["resident", "stream"])
+def test_everything_is_traced_once(data, plan, tmp_path, request):
+    tag = request.node.name
+    task = vision.classifier(Counting(tag), **SETTINGS)
+    settings = {**QUIET, **STOPPING, "plan": plan, "checkpoint_dir": tmp_path}
+    jo.fit(task, data, epochs=2, **settings)
+    jo.fit(task, data, epochs=3, **settings)  # resumed
+    jo.fit(task, data, epochs=2, **{**settings, "checkpoint_dir": None})
+    found = Counter(mode for t, mode in Counting.traces if t == tag)
+    assert found == {"init": 1, "train": 1, "eval": 1}
+
+
+RUNS = {
+    "resident": (images(43), {"epochs": 3}),
+    "stream": (STREAM, {"epochs": 3}),
+    "all": (images(43), {"epochs": 3, "log_every": 2, "checkpoint_every": 2, **STOPPING}),
+    "stream and all": (STREAM, {"epochs": 3, "log_every": 2, **STOPPING}),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_each_program_is_compiled_once(kind, tmp_path):
+    jax.clear_caches()
+    run._train_program.cache_clear()
+    data, settings = RUNS[kind]
+    where = tmp_path if "checkpoint_every" in settings else None
+    with compilations() as names:
+        jo.fit(TASK, data, checkpoint_dir=where and where / "a", **QUIET, **settings)
+    times = Counter(names)
+    assert times["jit(run)"] == times["jit(init)"] == 1, times
+    evaluations = [n for name, n in times.items() if "eval_step" in name or "unnamed" in name]
+    assert evaluations == [1] * ("validation" in settings), times
+    with compilations() as names:
+        jo.fit(TASK, data, checkpoint_dir=where and where / "b", **QUIET, **settings)
+    assert not names
+
+
+@pytest.mark.parametrize("data", [images(400), list(Batches(images(400), 16))])
+def test_nothing_is_fetched_between_reports(data, monkeypatch):
+    monkeypatch.setattr(run, "SECONDS_UNREAD", 1e9)
+    monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)  # a step a call
+    fetches, reports, calls = [], [], []
+    real, await_ = jax.device_get, run.Run._await
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetches.append(1) or real(tree))
+    monkeypatch.setattr(run.Run, "_await", lambda *a: calls.append(1) or await_(*a))
+
+    def on_log(record):
+        reports.append((record["step"], len(fetches), len(calls)))
+
+    jo.fit(TASK, data, epochs=2, log_every=10, on_log=on_log, **QUIET)
+    # the window that ends with the epoch is the epoch's own report
+    assert [step for step, *_ in reports] == [10, 20, 25, 35, 45, 50]
+    assert [fetched for _, fetched, _ in reports] == [1, 2, 3, 4, 5, 6]
+    assert [made for *_, made in reports] == [10, 20, 25, 35, 45, 50]
+    assert len(fetches) == 6
+
+
+@pytest.mark.parametrize("bound", ["CALLS_UNREAD", "SECONDS_UNREAD"])
+def test_metrics_do_not_wait_for_ever(bound, monkeypatch):
+    reads = []
+    real = run.Run._read
+    monkeypatch.setattr(run.Run, "_read", lambda self, bar: reads.append(1) or real(self, bar))
+    monkeypatch.setattr(run, bound, {"CALLS_UNREAD": 5, "SECONDS_UNREAD": -1.0}[bound])
+    records = []
+    jo.fit(TASK, STREAM, epochs=7, on_log=records.append, **QUIET)
+    plain = [r["loss"] for r in records]
+    assert len(reads) == {"CALLS_UNREAD": 7, "SECONDS_UNREAD": 7 + 21}[bound]
+    monkeypatch.undo()
+    records.clear()
+    jo.fit(TASK, STREAM, epochs=7, on_log=records.append, **QUIET)
+    assert plain == [r["loss"] for r in records]
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step_however_late():
+    seen = jo.optim.sgd(jo.optim.phases((5, 0.1), (1, 1e38), (1, 0.1)))
+    with pytest.raises(FloatingPointError, match=r"the loss is .* at step 7;"):
+        jo.fit(TASK, STREAM, epochs=10, **{**QUIET, "optimizer": seen})
+
+
+# Loops
+
+
+class Flax(nn.Module):
+    """The second convolution's gradient is 10 to 100 times slower in XLA's loops on a CPU."""
+
+    features: int = 16
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(nn.Conv(self.features, (3, 3))(x))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+def pictures(rows):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (rows, 16, 16, 1), np.uint8)
+    return {"image": image, "label": (image.mean((1, 2, 3)) > 127).astype(np.int32)}
+
+
+def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
+    chosen = []
+    real = run.Run._loops_well
+    monkeypatch.setattr(run.Run, "_loops_well", lambda *a: chosen.append(real(*a)) or chosen[-1])
+
+    def fit(model, **changes):
+        task = vision.classifier(model, image_shape=(16, 16, 1), classes=3)
+        return jo.fit(task, pictures(64), **{**QUIET, "steps": 6, **changes})
+
+    first = fit(Flax(), checkpoint_dir=tmp_path)
+    assert chosen == [False]
+    with compilations() as names:
+        assert_equal(fit(Flax()), first)
+    assert chosen == [False, False] and not names  # measured once in a process
+    run._CHOSEN.clear()
+    fit(Flax(), steps=8, checkpoint_dir=tmp_path)
+    assert chosen == [False, False] and not run._CHOSEN  # the checkpoint says it
+    with compilations() as names:
+        fit(vision.CNN(classes=3, features=2, hidden=4))
+    assert chosen[-1] and names.count("jit(run)") == 1  # those of jaxops.nn: nothing to measure
+
+
+def test_a_convolution_that_is_not_slow_is_looped(monkeypatch):
+    task = vision.classifier(Flax(3), image_shape=(16, 16, 1), classes=3)
+    settings = {**QUIET, "steps": 7, "optimizer": jo.optim.sgd(0.1)}
+    monkeypatch.setattr(run, "SLOW_IN_LOOPS", 1e9)
+    programs = []
+    real = run._train_program
+
+    def spy(*args):
+        program = real(*args)
+        programs.append(program)
+        return program
+
+    monkeypatch.setattr(run, "_train_program", spy)
+    looped = jo.fit(task, pictures(64), **settings)
+    assert list(run._CHOSEN[programs[0]].values()) == [True]
+    run._CHOSEN.clear()
+    monkeypatch.setattr(run, "SLOW_IN_LOOPS", 0.0)
+    stepped = jo.fit(task, pictures(64), **settings)
+    assert list(run._CHOSEN[programs[1]].values()) == [False]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), looped.params, stepped.params
+    )
+    run._CHOSEN.clear()  # no other test is to find what was forced here
+
+
+# The profile
+
+
+def test_a_profile_changes_nothing_and_says_where_the_time_goes(tmp_path, capsys):
+    settings = {**QUIET, "epochs": 16}
+    want = jo.fit(TASK, images(43), **settings)
+    assert_equal(jo.fit(TASK, images(43), **settings, profile=tmp_path), want)
+    said = capsys.readouterr().out
+    shares = dict(re.findall(r"\| (\w+) +\| +[\d.e-]+ \| +([\d.]+)% +\|", said))
+    assert list(shares) == ["input", "dispatch", "compute", "fetch", "all"], said
+    parts = [float(share) for name, share in shares.items() if name != "all"]
+    assert sum(parts) == pytest.approx(100, abs=0.3) and shares["all"] == "100.0"
+    assert f"traces: {tmp_path}" in said and "examples/s" in said
+    found = {file.name.split(".", 1)[1]: file for file in tmp_path.rglob("*.*") if file.is_file()}
+    assert {"json.gz", "xplane.pb"} <= found.keys(), found
+    assert all(file.stat().st_size > 1000 for file in found.values())
+
+
+@pytest.mark.parametrize(("epochs", "line"), [(1, "profile: 3 calls made"), (3, "no traces: 9")])
+def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys, epochs, line):
+    assert_equal(
+        jo.fit(TASK, STREAM, epochs=epochs, **QUIET, profile=tmp_path),
+        jo.fit(TASK, STREAM, epochs=epochs, **QUIET),
+    )
+    assert line in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+# The cache
+
+
+@pytest.fixture
+def settings_restored():
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    cache.jax_cache.reset_cache()
+    jax.clear_caches()
+
+
+def test_a_warm_cache_gives_the_same_bits(tmp_path, settings_restored):
+    def fit():
+        jax.clear_caches()
+        run._train_program.cache_clear()
+        return jo.fit(TASK, images(43), epochs=3, **QUIET)
+
+    want = fit()
+    assert jo.compilation_cache(tmp_path) == tmp_path
+    assert_equal(fit(), want)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-cache")}
+    assert any("jit_run" in file.name for file in files)
+    hits = []
+    jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+    assert_equal(fit(), want)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-cache")} == files
+    assert hits.count("/jax/compilation_cache/cache_hits") >= 2
+    assert "/jax/compilation_cache/cache_misses" not in hits
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
+        assert_equal(fit(), want)
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch, settings_restored):
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = jo.compilation_cache()
+    assert folder.parent == tmp_path / "jaxops" and folder.is_dir()
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert jax.__version__ in folder.name
+    monkeypatch.setattr(cache, "_processor", lambda: "another")
+    assert jo.compilation_cache() == folder  # configured already
+    assert jo.compilation_cache(tmp_path / "mine") == tmp_path / "mine"
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert jo.compilation_cache() != folder
+
+
+def test_what_is_oldest_in_the_cache_goes(tmp_path, monkeypatch, settings_restored):
+    monkeypatch.setattr(cache, "MOST_BYTES", 25)
+    for age in range(4):
+        (tmp_path / f"{age}-cache").write_bytes(bytes(10))
+        os.utime(tmp_path / f"{age}-cache", (1e9 - age, 1e9 - age))
+    jo.compilation_cache(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0-cache", "1-cache"]
