@@ -85,7 +85,7 @@ class Training:
         self.train = named(self.task, columns, "train")
         self.test = named(self.task, columns, "test")
         self.optimizer = jo.optim.adam(LEARNING_RATE, eps=EPSILON)
-        self.options = {"compute": form} if form == "bfloat16" else {}
+        self.options: dict[str, Any] = {"compute": form} if form == "bfloat16" else {}
         self.steps, self.rounds = 32, 0
 
     def fit(self, data: Any, **options: Any) -> jo.TrainState:

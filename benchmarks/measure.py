@@ -58,6 +58,7 @@ def measure(
     with ExitStack() as stack:
         try:
             workers = _start(workload, folder, how, stack, result)
+            how.say(f"{workload.name}: equal?")
             _check_equal(workers, result)
         except WorkerError as error:
             result["failed"] = str(error)
@@ -80,13 +81,14 @@ def _start(
     for side, names in workloads.forms(workload, how.compute).items():
         for form in names:
             name = f"{side} {form}"
-            how.say(f"{workload.name}: {name}: first step, settings")
+            how.say(f"{workload.name}: {name}: first step")
             worker = stack.enter_context(Worker(side, form, folder, how.pythons[side]))
             try:
                 facts = _first_step(worker, side, form)
                 if not workers:
                     result |= worker("facts")
                     worker("weights")
+                how.say(f"{workload.name}: {name}: settings")
                 facts |= worker("tune", seconds=how.seconds)
             except WorkerError as error:
                 if form != "compiled":

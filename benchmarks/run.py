@@ -23,6 +23,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,11 @@ def run(options: Options) -> int:
 
 
 def _all(options: Options, folder: Path, facts: dict[str, Any]) -> list[figures.Result]:
+    start, results = time.perf_counter(), []
+
+    def say(line: str) -> None:
+        print(f"{time.perf_counter() - start:5.0f} s  {line}", file=sys.stderr, flush=True)
+
     how = How(
         rounds=options.rounds,
         seconds=options.seconds,
@@ -133,9 +139,8 @@ def _all(options: Options, folder: Path, facts: dict[str, Any]) -> list[figures.
         compute=options.compute,
         peaks={d: max(of.values()) for d, of in facts["peak_flop_per_second"].items()},
         gpu=facts["platform"] != "cpu",
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=say,
     )
-    results = []
     for workload in workloads.chosen(options.names, how.gpu):
         columns, source = data.columns(workload)
         result = measure(workload, columns, folder / workload.name, how)

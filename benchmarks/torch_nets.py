@@ -73,11 +73,11 @@ def network(size: workloads.MLP | workloads.CNN | workloads.GPT, channels_last: 
         layers["flatten"] = Rows() if channels_last else nn.Flatten()
         layers["hidden"], layers["relu_1"] = nn.Linear(169 * size.features, size.hidden), nn.ReLU()
         layers["logits"] = nn.Linear(size.hidden, 10)
-        module = nn.Sequential(layers)
+        module: Any = nn.Sequential(layers)
         return module.to(memory_format=torch.channels_last) if channels_last else module
     for i, (a, b) in enumerate(zip(size.widths[:-2], size.widths[1:-1], strict=True)):
         layers[f"hidden_{i}"], layers[f"relu_{i}"] = nn.Linear(a, b), nn.ReLU()
-    layers["logits"] = nn.Linear(*size.widths[-2:])
+    layers["logits"] = nn.Linear(size.widths[-2], size.widths[-1])
     return nn.Sequential(layers)
 
 

@@ -167,7 +167,7 @@ class Training:
         self.workload, self.form, self.folder, self.started = workload, form, folder, started
         self.size = workload.network
         self.inputs, self.criterion = inputs_of(self.size), criterion_of(self.size)
-        self.raw, self.batches = columns, batches
+        self.raw, self.batches, self.best = columns, batches, 0.0
         self.settings = Settings(
             adam="default" if form == "article" else "fused",
             compile="default" if form == "compiled" else "",
@@ -204,10 +204,8 @@ class Training:
         model = torch_nets.network(self.size, settings.channels_last)
         model = model.to(DEVICE)
         self.reset(model, settings)
-        which = {} if settings.adam == "default" else {settings.adam: True}
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=LEARNING_RATE, eps=EPSILON, **which  # type: ignore[arg-type]
-        )  # fmt: skip
+        which: dict[str, Any] = {} if settings.adam == "default" else {settings.adam: True}
+        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, eps=EPSILON, **which)
         criterion, device = self.criterion, DEVICE.type
 
         def loss(*batch: Tensor) -> Tensor:
@@ -303,7 +301,6 @@ class Training:
 
     def tune(self, seconds: float) -> dict[str, Any]:
         """Find the best settings, one choice after another."""
-        self.best = 0.0
         if self.form != "article":
             compiler, self.settings = self.settings.compile, self.settings._replace(compile="")
             self.tune_eager()
@@ -438,7 +435,7 @@ class Prediction(Training):
 
     def tune(self, seconds: float) -> dict[str, Any]:
         """Threads and layout; traced or not; the compiler's modes."""
-        self.best, self.traced = 0.0, False
+        self.traced = False
         for traced in (False, True) if self.form == "careful" else (False,):
             self.trial(self.settings, traced)
             if ALL_THREADS > 1 and not GPU:

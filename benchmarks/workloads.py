@@ -10,8 +10,8 @@ Columns = dict[str, np.ndarray]
 
 SEED = 0
 FIRST_LOSSES = 20
-LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""relative, for each of the first losses and for what the check gives at its end"""
+LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""relative, for each of the first losses; absolute, for probabilities"""
 ACCURACY_TOLERANCE = {"float32": 0.005, "bfloat16": 0.01}
 FINAL_LOSS_TOLERANCE = {"float32": 0.01, "bfloat16": 0.02}
 """relative; where a task has no accuracy"""
