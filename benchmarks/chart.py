@@ -22,6 +22,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         path: the PNG.
     """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.patches import Patch
 
     results = [r for r in document["results"] if any(f in r.get("ratios", {}) for f in FORMS)]
     if not results:
@@ -32,12 +33,12 @@ def plot(document: dict[str, Any], path: Path) -> None:
         figsize=(8.6, 1.5 + 0.19 * count + 0.16 * len(bars)), dpi=160, layout="constrained"
     )
     axes = figure.subplots()
-    place, ticks, used = 0.0, [], {}
+    place, ticks, used = 0.0, [], set()
     for name, group in bars:
         top = place
         for form, found in group:
-            label, color = FORMS[form]
-            used[label] = _bar(axes, place, found, color)
+            _bar(axes, place, found, FORMS[form][1])
+            used.add(form)
             place += 1.0
         ticks.append(((top + place - 1) / 2, name))
         place += 0.9
@@ -60,11 +61,8 @@ def plot(document: dict[str, Any], path: Path) -> None:
         f"medians of {document['rounds']} rounds in turns, lines from the least to the most",
         fontsize=9, loc="left", color="#333333",
     )  # fmt: skip
-    order = [label for label, _ in FORMS.values() if label in used]
-    figure.legend(
-        [used[label] for label in order], order, loc="outside lower center", ncols=2,
-        frameon=False, fontsize=9,
-    )  # fmt: skip
+    keys = [Patch(color=color, label=label) for f, (label, color) in FORMS.items() if f in used]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(path)
 
 
@@ -72,14 +70,13 @@ def _bars(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(form, result["ratios"][form]) for form in FORMS if form in result["ratios"]]
 
 
-def _bar(axes: Any, place: float, found: dict[str, Any], color: str) -> Any:
+def _bar(axes: Any, place: float, found: dict[str, Any], color: str) -> None:
     """From 1 to the median; pale and hatched where unsettled."""
     median, settled = found["median"], found["settled"]
     look = {"color": color} if settled else {"color": "white", "edgecolor": GREY, "hatch": "////"}
-    bar = axes.barh(place, median - 1, left=1, height=0.86, linewidth=0.5, **look)
+    axes.barh(place, median - 1, left=1, height=0.86, linewidth=0.5, **look)
     axes.plot([found["min"], found["max"]], [place, place], color="#333333", linewidth=0.8)
     end = max(found["max"], 1.0)
     digits = 1 if median < 9.95 else 0
     text = f"{median:.{digits if median >= 1 else 2}f}" if settled else "unsettled"
     axes.text(end * math.exp(0.03), place, text, va="center", fontsize=7, color="#333333")
-    return bar

@@ -1,5 +1,6 @@
 """A worker as the suite sees it: a process that is asked and answers, and how busy the rest is."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -68,7 +69,8 @@ class Worker:
         """End it: its input ends, and so does its loop."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # it died with a command unread
+                    pipe.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

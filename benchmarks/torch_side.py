@@ -2,9 +2,9 @@
 
 Forms: "article", as the articles write it (DataLoader, `.item()` each step); "careful", as a user
 who knows PyTorch writes it; "compiled", the careful form under `torch.compile`; "bfloat16", the
-faster of autocast and of oneDNN's bfloat16 products, eager or compiled. What is best on this
-machine (threads, layout, bytes or floats in memory, which Adam, which compiler mode) is found by
-short trials, one choice after another, and reported.
+faster of autocast and of "medium" products (oneDNN's in bfloat16), eager or compiled. What is
+best on this machine (whose products, threads, layout, bytes or floats in memory, which Adam, which
+compiler mode) is found by short trials, one choice after another, and reported.
 """
 
 import time
@@ -36,8 +36,9 @@ class Settings(NamedTuple):
     channels_last: bool = False
     bytes: bool = False
     adam: str = "fused"
+    products: str = "highest"
+    autocast: bool = False
     compile: str = ""
-    low: str = ""
 
 
 COMPILERS: dict[str, dict[str, Any]] = {
@@ -75,7 +76,8 @@ class Machine:
 
     def peak(self, dtype: str) -> float:
         """FLOP/s: the best of ten products of two 2048 x 2048 matrices."""
-        torch.set_float32_matmul_precision("high" if GPU else "highest")
+        exact = "medium" if medium_is_exact() else "highest"
+        torch.set_float32_matmul_precision("high" if GPU else exact)
         a = torch.ones((2048, 2048), dtype=getattr(torch, dtype), device=DEVICE)
         times = []
         for _ in range(11):
@@ -94,10 +96,26 @@ def _wait() -> None:
 def _apply(settings: Settings, exact: bool = False) -> None:
     """Settings that PyTorch has one of for the whole process; `exact`: no TF32."""
     torch.set_num_threads(settings.threads)
-    precision = "medium" if settings.low == "medium" else "high" if GPU else "highest"
-    precision = "highest" if exact and not settings.low else precision
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = precision != "highest"
+    products = settings.products
+    if GPU and products == "highest" and not exact:
+        products = "high"
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = products != "highest"
+
+
+def medium_is_exact() -> bool:
+    """Whether "medium" products are float32's all the same.
+
+    On a CPU "medium" lets oneDNN choose. Where bfloat16 would gain nothing it computes in float32,
+    and on some processors twice as fast as PyTorch's usual library does.
+    """
+    if GPU:
+        return False
+    a = torch.rand((512, 512), generator=torch.Generator().manual_seed(0)) - 0.5
+    torch.set_float32_matmul_precision("medium")
+    error = (a @ a - (a.double() @ a.double()).float()).abs().max().item()
+    torch.set_float32_matmul_precision("highest")
+    return error < 1e-4
 
 
 def peak_memory() -> int:
@@ -171,7 +189,7 @@ class Training:
         self.settings = Settings(
             adam="default" if form == "article" else "fused",
             compile="default" if form == "compiled" else "",
-            low="autocast" if form == "bfloat16" else "",
+            autocast=form == "bfloat16",
         )
 
     # the data
@@ -215,7 +233,7 @@ class Training:
             with torch.autocast(device, torch.bfloat16):
                 return criterion(model, *batch)
 
-        chosen: Callable[..., Tensor] = low_loss if settings.low == "autocast" else loss
+        chosen: Callable[..., Tensor] = low_loss if settings.autocast else loss
         if settings.compile:
             torch._dynamo.reset()
             chosen = torch.compile(chosen, dynamic=False, **COMPILERS[settings.compile])
@@ -311,10 +329,10 @@ class Training:
         return {"settings": {**self.settings._asdict(), "device": str(DEVICE)}}
 
     def tune_eager(self) -> None:
-        """Threads, layout, floats or bytes, which Adam, which way to bfloat16."""
+        """Which library's products, threads, layout, floats or bytes, which Adam."""
         self.trial(self.settings)
-        if self.form == "bfloat16":
-            self.trial(self.settings._replace(low="medium"))
+        if (self.form == "bfloat16") != medium_is_exact():
+            self.trial(self.settings._replace(products="medium", autocast=False))
         if ALL_THREADS > 1 and not GPU:
             self.trial(self.settings._replace(threads=1))
         if isinstance(self.size, workloads.CNN):
@@ -438,6 +456,8 @@ class Prediction(Training):
         self.traced = False
         for traced in (False, True) if self.form == "careful" else (False,):
             self.trial(self.settings, traced)
+            if medium_is_exact():
+                self.trial(self.settings._replace(products="medium"), traced)
             if ALL_THREADS > 1 and not GPU:
                 self.trial(self.settings._replace(threads=1), traced)
             if isinstance(self.size, workloads.CNN):
@@ -446,7 +466,8 @@ class Prediction(Training):
             self.trial(self.settings._replace(compile=mode))
         self.ask = self.answerer(self.settings, self.traced)
         self.answers(self.ask, seconds)
-        chosen = {k: v for k, v in self.settings._asdict().items() if k not in ("adam", "bytes")}
+        unused = ("adam", "bytes", "autocast")
+        chosen = {k: v for k, v in self.settings._asdict().items() if k not in unused}
         return {"settings": {**chosen, "traced": self.traced, "device": str(DEVICE)}}
 
     def check(self) -> dict[str, Any]:

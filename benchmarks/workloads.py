@@ -111,7 +111,7 @@ WORKLOADS = (
     Workload("C01", C01, "mnist", 64, targets=_ARTICLE, gpu_targets=_MLP_GPU, bfloat16=True),
     Workload("C02", C02, "mnist", 32, targets=_ARTICLE),
     Workload(
-        "C03", C03, "mnist", 32, targets=(("article", 3.0), ("best", 1.5)),
+        "C03", C03, "mnist", 32, check_steps=200, targets=(("article", 3.0), ("best", 1.5)),
         gpu_targets=(("best", 1.3),), bfloat16=True,
     ),
     Workload("C04", CHURN, "churn", 32, targets=_ARTICLE),
@@ -127,7 +127,7 @@ WORKLOADS = (
     ),
     Workload("C04-1024", CHURN, "churn", 1024),
     Workload("C08-1024", C08, "mnist", 1024, gpu_targets=_MLP_GPU, bfloat16=True),
-    Workload("gpt-12", SMALL_GPT, "shakespeare", 12, check_steps=60, targets=_GPT, bfloat16=True),
+    Workload("gpt-12", SMALL_GPT, "shakespeare", 12, check_steps=40, targets=_GPT, bfloat16=True),
     Workload("gpt-64", SMALL_GPT, "shakespeare", 64, check_steps=30, targets=_GPT, bfloat16=True),
     Workload(
         "gpt-large", LARGE_GPT, "shakespeare", 64, check_steps=30,
