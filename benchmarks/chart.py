@@ -30,7 +30,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
     bars = [(r["workload"], _bars(r)) for r in results]
     count = sum(len(group) for _, group in bars)
     figure = Figure(
-        figsize=(8.6, 1.5 + 0.19 * count + 0.16 * len(bars)), dpi=160, layout="constrained"
+        figsize=(8.6, 1.5 + 0.16 * count + 0.16 * len(bars)), dpi=160, layout="constrained"
     )
     axes = figure.subplots()
     place, ticks, used = 0.0, [], set()
@@ -44,13 +44,15 @@ def plot(document: dict[str, Any], path: Path) -> None:
         place += 0.9
     values = [v for _, group in bars for _, found in group for v in (found["min"], found["max"])]
     low, high = min(0.5, *values), max(2.0, *values)
-    axes.set(xscale="log", xlim=(low / 1.15, high * 1.5), ylim=(place - 0.6, -0.9))
+    axes.set(xscale="log", xlim=(low / 1.15, high * 1.5), ylim=(place - 0.6, -1.7))
     steps = [s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low / 1.15 <= s <= high * 1.5]
     axes.set_xticks(steps, [f"{s:g}x" for s in steps])
     axes.set_xticks([], minor=True)
     axes.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color="#333333", linewidth=1)
+    for text, side in (("PyTorch is faster  ", "right"), ("  jaxops is faster", "left")):
+        axes.text(1, -1, text, ha=side, va="center", fontsize=8, color=GREY)
     axes.grid(axis="x", color="#e3e3e3", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

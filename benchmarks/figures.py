@@ -130,6 +130,16 @@ def below_floor(results: Sequence[Result], floors: Mapping[str, float]) -> list[
     return lines
 
 
+def unjudged(results: Sequence[Result], floors: Mapping[str, float]) -> list[str]:
+    """A line for each floor whose ratio was measured and is unsettled."""
+    return [
+        f"{result['workload']} {key}: {shown(found)}, so not judged by its floor"
+        for result in results
+        for key, found in result.get("ratios", {}).items()
+        if f"{result['workload']} {key}" in floors and not found["settled"]
+    ]
+
+
 def form_rows(result: Result) -> list[dict[str, Any]]:
     """A line for each form of a workload."""
     return [
@@ -182,6 +192,7 @@ def ratio_row(result: Result) -> dict[str, Any]:
         "workload": result["workload"],
         **{name: shown(found.get(name)) for name in ("article", "careful", "compiled")},
         "best PyTorch": shown(found.get("best")),
-        "fastest": shown(found.get("fastest") or found.get("vmapped")),
+        "fastest": shown(found.get("fastest")),
+        **({"one program": shown(found["vmapped"])} if "vmapped" in found else {}),
         "targets": ", ".join(verdicts),
     }

@@ -121,8 +121,10 @@ def run(options: Options) -> int:
     print(f"written: {out} {out.with_suffix('.png')}")
     if not options.check:
         return 1 if any("failed" in result for result in results) else 0
-    problems = figures.below_floor(results, json.loads((HERE / "floors.json").read_text()))
-    print(*problems or ["all settled ratios are above their floors"], sep="\n")
+    floors = json.loads((HERE / "floors.json").read_text())
+    problems = figures.below_floor(results, floors)
+    print(*problems or ["no settled ratio is below its floor"], sep="\n")
+    print(*figures.unjudged(results, floors), sep="\n")
     return 1 if problems else 0
 
 

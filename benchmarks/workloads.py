@@ -16,6 +16,7 @@ ACCURACY_TOLERANCE = {"float32": 0.005, "bfloat16": 0.01}
 FINAL_LOSS_TOLERANCE = {"float32": 0.01, "bfloat16": 0.02}
 """relative; where a task has no accuracy"""
 LEARNING_RATE, EPSILON = 1e-3, 1e-8
+TORCH_FORMS = ("article", "careful", "compiled")
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,12 @@ def forms(workload: Workload, compute: tuple[str, ...]) -> dict[str, list[str]]:
     """
     if workload.kind == "sweep":
         return {"jaxops": ["vmapped", "one at a time"], "torch": []}
-    torch = ["careful", "compiled"]
     if workload.kind == "predict":
-        return {"jaxops": ["float32"], "torch": torch}
+        return {"jaxops": ["float32"], "torch": [f for f in TORCH_FORMS if f != "article"]}
     low = ["bfloat16"] if workload.bfloat16 else []
     return {
         "jaxops": [c for c in compute if c == "float32" or workload.bfloat16],
-        "torch": ["article", *torch, *low],
+        "torch": [*TORCH_FORMS, *low],
     }
 
 

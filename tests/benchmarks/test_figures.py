@@ -69,6 +69,9 @@ def test_an_unsettled_ratio_is_no_reason_to_fail_and_a_failed_workload_is():
     wild = result("C01", {"jaxops float32": [1.0, 9.0], "torch careful": [10.0, 10.0]})
     assert not wild["ratios"]["best"]["settled"]
     assert figures.below_floor([wild], {"C01 best": 2.0}) == []
+    assert figures.unjudged([wild], {"C01 best": 2.0}) == [
+        "C01 best: unsettled (0.10-0.90), so not judged by its floor"
+    ]
     assert figures.below_floor([{"workload": "C03", "failed": "x"}], {}) == ["C03: failed"]
 
 
