@@ -1,6 +1,7 @@
 """The same networks in PyTorch, with the weights that jaxops began with."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,36 @@ def load_weights(module: nn.Module, file: Path, size: Any, channels_last: bool) 
             parameter.copy_(_tensor(found, flat.pop(found), size, channels_last))
     if flat:
         raise KeyError(f"{file}: {', '.join(flat)} found, which the network has not")
+
+
+def is_binary(size: Any) -> bool:
+    """One logit, not one for each class."""
+    return isinstance(size, workloads.MLP) and size.widths[-1] == 1
+
+
+def inputs_of(size: Any) -> Callable[[Tensor], Tensor]:
+    """What the network sees: bytes become (x / 255 - mean) / std."""
+    mean, std = getattr(size, "mean", 0.0), getattr(size, "std", 1.0)
+
+    def inputs(x: Tensor) -> Tensor:
+        return (x.float() / 255 - mean) / std if x.dtype is torch.uint8 else x
+
+    return inputs
+
+
+def criterion_of(size: Any) -> Callable[..., Tensor]:
+    """The mean loss of a batch, `(model, x, y)`; of tokens `(model, x)`."""
+    inputs = inputs_of(size)
+
+    def next_token(model: nn.Module, x: Tensor) -> Tensor:
+        return F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+    def yes_or_no(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(x)[:, 0], y)
+
+    def classes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(inputs(x)), y)
+
+    if isinstance(size, workloads.GPT):
+        return next_token
+    return yes_or_no if is_binary(size) else classes

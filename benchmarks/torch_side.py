@@ -8,54 +8,32 @@ compiler mode) is found by short trials, one choice after another, and reported.
 """
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import torch_nets, workloads
+from benchmarks.torch_choices import (
+    ALL_THREADS,
+    COMPILERS,
+    DEVICE,
+    GPU,
+    PREDICT_COMPILERS,
+    TRAIN_COMPILERS,
+    Settings,
+    apply,
+    medium_is_exact,
+    peak_memory,
+    wait,
+)
 from benchmarks.workloads import EPSILON, FIRST_LOSSES, LEARNING_RATE
 
 TRIAL_SECONDS = 0.3
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-ALL_THREADS = torch.get_num_threads()
-warnings.simplefilter("ignore")  # of PyTorch's own, such as that TorchScript is to go
-
-
-class Settings(NamedTuple):
-    """What a PyTorch user can choose without changing what is computed."""
-
-    threads: int = ALL_THREADS
-    channels_last: bool = False
-    bytes: bool = False
-    adam: str = "fused"
-    products: str = "highest"
-    autocast: bool = False
-    compile: str = ""
-
-
-COMPILERS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "cpp_wrapper": {"options": {"cpp_wrapper": True}},
-    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
-    "reduce-overhead": {"mode": "reduce-overhead"},
-    "freezing": {"options": {"freezing": True}},
-    "freezing, cpp_wrapper": {"options": {"freezing": True, "cpp_wrapper": True}},
-    "freezing, max-autotune": {"options": {"freezing": True, "max_autotune": True}},
-}
-TRAIN_COMPILERS = ("reduce-overhead", "max-autotune") if GPU else ("cpp_wrapper",)
-PREDICT_COMPILERS = (
-    ("reduce-overhead", "max-autotune")
-    if GPU
-    else ("cpp_wrapper", "freezing", "freezing, cpp_wrapper", "freezing, max-autotune")
-)
 
 
 def make(form: str, folder: str, started: float) -> Any:
@@ -83,82 +61,9 @@ class Machine:
         for _ in range(11):
             start = time.perf_counter()
             a @ a
-            _wait()
+            wait()
             times.append(time.perf_counter() - start)
         return 2 * 2048**3 / min(times)
-
-
-def _wait() -> None:
-    if GPU:
-        torch.cuda.synchronize()
-
-
-def _apply(settings: Settings, exact: bool = False) -> None:
-    """Settings that PyTorch has one of for the whole process; `exact`: no TF32."""
-    torch.set_num_threads(settings.threads)
-    products = settings.products
-    if GPU and products == "highest" and not exact:
-        products = "high"
-    torch.set_float32_matmul_precision(products)
-    torch.backends.cudnn.allow_tf32 = products != "highest"
-
-
-def medium_is_exact() -> bool:
-    """Whether "medium" products are float32's all the same.
-
-    On a CPU "medium" lets oneDNN choose. Where bfloat16 would gain nothing it computes in float32,
-    and on some processors twice as fast as PyTorch's usual library does.
-    """
-    if GPU:
-        return False
-    a = torch.rand((512, 512), generator=torch.Generator().manual_seed(0)) - 0.5
-    torch.set_float32_matmul_precision("medium")
-    error = (a @ a - (a.double() @ a.double()).float()).abs().max().item()
-    torch.set_float32_matmul_precision("highest")
-    return error < 1e-4
-
-
-def peak_memory() -> int:
-    """Bytes: the device's peak, or this process's."""
-    if GPU:
-        return torch.cuda.max_memory_allocated()
-    import resource
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _binary(size: Any) -> bool:
-    return isinstance(size, workloads.MLP) and size.widths[-1] == 1
-
-
-def inputs_of(size: Any) -> Callable[[Tensor], Tensor]:
-    """What the network sees: bytes become (x / 255 - mean) / std."""
-    mean, std = getattr(size, "mean", 0.0), getattr(size, "std", 1.0)
-
-    def inputs(x: Tensor) -> Tensor:
-        return (x.float() / 255 - mean) / std if x.dtype is torch.uint8 else x
-
-    return inputs
-
-
-def criterion_of(size: Any) -> Callable[..., Tensor]:
-    """The mean loss of a batch, `(model, x, y)`; of tokens `(model, x)`."""
-    inputs = inputs_of(size)
-
-    def next_token(model: nn.Module, x: Tensor) -> Tensor:
-        return F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
-
-    def yes_or_no(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(model(x)[:, 0], y)
-
-    def classes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(inputs(x)), y)
-
-    if isinstance(size, workloads.GPT):
-        return next_token
-    return yes_or_no if _binary(size) else classes
 
 
 class Program(NamedTuple):
@@ -184,7 +89,10 @@ class Training:
     ) -> None:
         self.workload, self.form, self.folder, self.started = workload, form, folder, started
         self.size = workload.network
-        self.inputs, self.criterion = inputs_of(self.size), criterion_of(self.size)
+        self.inputs, self.criterion = (
+            torch_nets.inputs_of(self.size),
+            torch_nets.criterion_of(self.size),
+        )
         self.raw, self.batches, self.best = columns, batches, 0.0
         self.settings = Settings(
             adam="default" if form == "article" else "fused",
@@ -211,14 +119,14 @@ class Training:
         if f"{split}_y" not in self.raw:
             return (x.to(DEVICE),)
         y = torch.from_numpy(self.raw[f"{split}_y"])
-        y = y.float() if _binary(self.size) else y.long()
+        y = y.float() if torch_nets.is_binary(self.size) else y.long()
         return x.to(DEVICE), y.to(DEVICE)
 
     # the program
 
     def program(self, settings: Settings) -> Program:
         """A new network with the initial weights, its optimizer, and its loss as settings say."""
-        _apply(settings)
+        apply(settings)
         model = torch_nets.network(self.size, settings.channels_last)
         model = model.to(DEVICE)
         self.reset(model, settings)
@@ -281,13 +189,13 @@ class Training:
 
     def rate(self, steps: Iterator[int], seconds: float) -> float:
         """Examples a second of the next so many seconds."""
-        _wait()
+        wait()
         start, examples = time.perf_counter(), 0
         for count in steps:
             examples += count
             if time.perf_counter() - start >= seconds:
                 break
-        _wait()
+        wait()
         return examples / (time.perf_counter() - start)
 
     # the commands
@@ -296,11 +204,11 @@ class Training:
         """Seconds from the start of this process to the end of the first step; peak memory."""
         self.start(self.settings)
         next(self.running)
-        _wait()
+        wait()
         first = time.time() - self.started
         for _ in range(3):
             next(self.running)
-        _wait()
+        wait()
         return {"first_step_seconds": first, "peak_memory": peak_memory()}
 
     def start(self, settings: Settings) -> None:
@@ -356,7 +264,7 @@ class Training:
 
     def check(self) -> dict[str, Any]:
         """The losses of the first steps on the given batches; after all of them, the test's."""
-        _apply(self.settings, exact=True)
+        apply(self.settings, exact=True)
         program = self.current
         self.reset(program.model, self.settings)
         program.optimizer.state.clear()
@@ -367,7 +275,7 @@ class Training:
             if i < FIRST_LOSSES:
                 losses.append(loss.item())
         result = {"losses": losses, **self.test(program.model)}
-        _apply(self.settings)
+        apply(self.settings)
         return result
 
     def test(self, model: nn.Module) -> dict[str, float | None]:
@@ -380,7 +288,9 @@ class Training:
                 total += self.criterion(model, *batch).item() * len(batch[0])
                 if len(batch) == 2:
                     logits = model(self.inputs(batch[0]))
-                    guess = logits[:, 0] > 0 if _binary(self.size) else logits.argmax(1)
+                    guess = (
+                        logits[:, 0] > 0 if torch_nets.is_binary(self.size) else logits.argmax(1)
+                    )
                     right += int((guess == batch[1]).sum())
         model.train()
         return {"loss": total / count, "accuracy": right / count if len(columns) == 2 else None}
@@ -395,7 +305,7 @@ class Prediction(Training):
 
     def answerer(self, settings: Settings, traced: bool) -> Callable[[np.ndarray], np.ndarray]:
         """What a user calls: bytes of images to probabilities."""
-        _apply(settings)
+        apply(settings)
         model = torch_nets.network(self.size, settings.channels_last)
         self.reset(model, settings)
         model = model.to(DEVICE).eval()
@@ -472,11 +382,11 @@ class Prediction(Training):
 
     def check(self) -> dict[str, Any]:
         """The probabilities of the first examples."""
-        _apply(self.settings, exact=True)
+        apply(self.settings, exact=True)
         rows = self.raw["test_x"][: max(16, self.workload.batch_size)]
         size = self.workload.batch_size
         parts = [self.ask(rows[i : i + size]) for i in range(0, len(rows), size)]
-        _apply(self.settings)
+        apply(self.settings)
         return {"outputs": np.concatenate(parts)[:16].ravel().tolist()}
 
     def measure(self, seconds: float) -> float:

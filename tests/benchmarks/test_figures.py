@@ -1,3 +1,4 @@
+import doctest
 import json
 import math
 
@@ -125,3 +126,9 @@ def test_chart(tmp_path):
     assert (tmp_path / "chart.png").stat().st_size > 10_000
     chart.plot({**document, "results": results[2:]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("module", [figures, workloads])
+def test_doctests(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
