@@ -1,0 +1,1 @@
+"""jaxops and PyTorch measured in turns: `python -m benchmarks.run --help`."""

@@ -1,0 +1,198 @@
+"""From rounds to figures: medians, ratios, what is settled, what is below its floor."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.workloads import (
+    ACCURACY_TOLERANCE,
+    FINAL_LOSS_TOLERANCE,
+    LOSS_TOLERANCE,
+)
+
+UNSETTLED = 0.35
+"""rounds whose ratios spread by more than this share of their median are not a result"""
+
+Result = dict[str, Any]
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least, most, and the rounds themselves.
+
+    >>> summary([1.0, 4.0, 2.0])
+    {'median': 2.0, 'min': 1.0, 'max': 4.0, 'rounds': [1.0, 4.0, 2.0]}
+    """
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "rounds": list(values),
+    }
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float], over: str) -> dict[str, Any]:
+    """Ours over theirs, round by round, and whether the rounds agree.
+
+    >>> ratio([2.0, 4.0, 6.0], [1.0, 1.0, 2.0], "torch careful")["median"]
+    3.0
+    """
+    found = summary([a / b for a, b in zip(ours, theirs, strict=True)])
+    settled = (found["max"] - found["min"]) / found["median"] <= UNSETTLED
+    return {"over": over, **found, "settled": settled}
+
+
+def ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Every ratio that a table shows, from the rates of each form, "jaxops ..." or "torch ...".
+
+    "article", "careful", "compiled": jaxops in float32 over that form; "best": over the one of
+    them with the highest median; "fastest": the fastest form of jaxops over the fastest of
+    PyTorch, bfloat16 among them, where either side has it; "bfloat16": both in bfloat16;
+    "vmapped": a sweep in one program over one at a time.
+    """
+
+    def fastest(side: str, low: bool) -> str:
+        names = [n for n in rates if n.startswith(side) and (low or not n.endswith("bfloat16"))]
+        return max(names, key=lambda n: statistics.median(rates[n]))
+
+    found: dict[str, Any] = {}
+
+    def add(name: str, ours: str, theirs: str) -> None:
+        found[name] = {"of": ours, **ratio(rates[ours], rates[theirs], theirs)}
+
+    if "jaxops vmapped" in rates:
+        add("vmapped", "jaxops vmapped", "jaxops one at a time")
+    if not any(name.startswith("torch") for name in rates):
+        return found
+    for form in ("article", "careful", "compiled"):
+        if f"torch {form}" in rates:
+            add(form, "jaxops float32", f"torch {form}")
+    add("best", "jaxops float32", fastest("torch", low=False))
+    low = [f"{side} bfloat16" in rates for side in ("jaxops", "torch")]
+    if all(low):
+        add("bfloat16", "jaxops bfloat16", "torch bfloat16")
+    if any(low):
+        add("fastest", fastest("jaxops", low=True), fastest("torch", low=True))
+    return found
+
+
+def _off(a: float, b: float) -> float:
+    return abs(a - b) / max(abs(a), 1e-12)
+
+
+def different(wanted: Mapping[str, Any], found: Mapping[str, Any], dtype: str) -> str:
+    """What is not equal in two answers to a check: a sentence with both series, or "".
+
+    Args:
+        wanted: of jaxops in float32.
+        found: of another form.
+        dtype: the tolerances' name.
+    """
+    if "outputs" in wanted:
+        pairs = zip(wanted["outputs"], found["outputs"], strict=True)
+        worst = np.max([abs(a - b) for a, b in pairs])  # carries NaN along, as max does not
+        if not worst <= LOSS_TOLERANCE[dtype]:
+            return f"probabilities differ by {worst:.2g}\n{wanted['outputs']}\n{found['outputs']}"
+        return ""
+    worst = np.max([_off(a, b) for a, b in zip(wanted["losses"], found["losses"], strict=True)])
+    if not worst <= LOSS_TOLERANCE[dtype]:
+        limit = LOSS_TOLERANCE[dtype]
+        return (
+            f"the first losses differ by {worst:.2g}, at most {limit:g} wanted\n"
+            f"jaxops float32: {wanted['losses']}\nthis form:      {found['losses']}"
+        )
+    if wanted["accuracy"] is not None:
+        off = abs(wanted["accuracy"] - found["accuracy"])
+        if not off <= ACCURACY_TOLERANCE[dtype]:
+            return f"accuracy {found['accuracy']:.4f}, {wanted['accuracy']:.4f} in jaxops float32"
+    elif not _off(wanted["loss"], found["loss"]) <= FINAL_LOSS_TOLERANCE[dtype]:
+        return f"test loss {found['loss']:.4f}, {wanted['loss']:.4f} in jaxops float32"
+    return ""
+
+
+def below_floor(results: Sequence[Result], floors: Mapping[str, float]) -> list[str]:
+    """A line for each settled ratio below its floor, and for each workload that failed.
+
+    Args:
+        results: of this run.
+        floors: "workload ratio", such as "C01 best", -> the least that is borne.
+    """
+    lines = []
+    for result in results:
+        name = result["workload"]
+        if "failed" in result:
+            lines.append(f"{name}: failed")
+        for key, found in result.get("ratios", {}).items():
+            floor = floors.get(f"{name} {key}", 0.0)
+            if found["settled"] and found["median"] < floor:
+                lines.append(f"{name} {key}: {found['median']:.2f}, at least {floor:g} wanted")
+    return lines
+
+
+def unjudged(results: Sequence[Result], floors: Mapping[str, float]) -> list[str]:
+    """A line for each floor whose ratio was measured and is unsettled."""
+    return [
+        f"{result['workload']} {key}: {shown(found)}, so not judged by its floor"
+        for result in results
+        for key, found in result.get("ratios", {}).items()
+        if f"{result['workload']} {key}" in floors and not found["settled"]
+    ]
+
+
+def form_rows(result: Result) -> list[dict[str, Any]]:
+    """A line for each form of a workload."""
+    return [
+        {
+            "workload": result["workload"],
+            "form": name,
+            "examples/s": f"{form['examples_per_second']['median']:,.0f}",
+            "min": f"{form['examples_per_second']['min']:,.0f}",
+            "max": f"{form['examples_per_second']['max']:,.0f}",
+            "first step, s": round(form["first_step_seconds"], 1),
+            "warm cache": round(form["first_step_seconds_warm"], 1)
+            if "first_step_seconds_warm" in form
+            else None,
+            "peak MB": round(form["peak_memory_bytes"] / 1e6),
+            "GFLOP/s": f"{form['flop_per_second'] / 1e9:,.1f}",
+            "of peak": f"{form['share_of_peak']:.1%}",
+        }
+        for name, form in result["forms"].items()
+    ]
+
+
+def shown(found: Mapping[str, Any] | None) -> str:
+    """A ratio as a table has it: the median, with its range; or that it is unsettled.
+
+    >>> shown(ratio([3.0, 3.0], [1.0, 1.0], "torch careful")), shown(None)
+    ('3.00x (3.00-3.00)', '')
+    """
+    if found is None:
+        return ""
+    spread = f"{found['min']:.2f}-{found['max']:.2f}"
+    return f"{found['median']:.2f}x ({spread})" if found["settled"] else f"unsettled ({spread})"
+
+
+def ratio_row(result: Result) -> dict[str, Any]:
+    """A workload's ratios, its targets, and whether they are met."""
+    found, targets = result.get("ratios", {}), result["targets"]
+    if "failed" in result:
+        return {"workload": result["workload"], "targets": "FAILED"}
+    verdicts = []
+    for name, target in targets.items():
+        have = found.get(name)
+        if have is None:
+            word = "not measured"
+        elif not have["settled"]:
+            word = "unsettled"
+        else:
+            word = "met" if have["median"] >= target else "missed"
+        verdicts.append(f"{name} {target:g}x {word}")
+    return {
+        "workload": result["workload"],
+        **{name: shown(found.get(name)) for name in ("article", "careful", "compiled")},
+        "best PyTorch": shown(found.get("best")),
+        "fastest": shown(found.get("fastest")),
+        **({"one program": shown(found["vmapped"])} if "vmapped" in found else {}),
+        "targets": ", ".join(verdicts),
+    }

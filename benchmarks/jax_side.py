@@ -1,0 +1,244 @@
+"""jaxops's side, through its public interface: a program is what a user would write."""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxops as jo
+from benchmarks import gpt, workloads
+from benchmarks.workloads import EPSILON, FIRST_LOSSES, LEARNING_RATE, SEED
+from jaxops import clock, tabular, vision
+
+SWEEP = 32
+
+
+def make(form: str, folder: str, started: float) -> Any:
+    """What answers the commands.
+
+    Args:
+        form: "float32", "bfloat16", "vmapped", "one at a time", or "machine" for no workload.
+        folder: what `workloads.write` wrote.
+        started: when this process was started, `time.time()`.
+    """
+    if form == "machine":
+        return Machine()
+    workload, columns, batches = workloads.read(Path(folder))
+    kinds = {"train": Training, "predict": Prediction, "sweep": Training}
+    kind = Sweep if form == "vmapped" else kinds[workload.kind]
+    return kind(workload, columns, batches, form, Path(folder), started)
+
+
+class Machine:
+    """What is asked once: versions, the device, and its matrix product's rate."""
+
+    def facts(self) -> dict[str, Any]:
+        """Of this interpreter."""
+        device = jax.local_devices()[0]
+        versions = {m.__name__: m.__version__ for m in (jax, flax, np, jo)}
+        return {"versions": versions, "platform": device.platform, "device": device.device_kind}
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of a product of two 2048 x 2048 matrices."""
+        return clock.peak_flops(dtype)
+
+
+def task_of(network: Any) -> jo.Task:
+    """What to learn, as the experiments have it."""
+    if isinstance(network, workloads.GPT):
+        return gpt.task(network)
+    if isinstance(network, workloads.CNN):
+        cnn = vision.CNN(features=network.features, hidden=network.hidden)
+        return vision.classifier(cnn, mean=network.mean, std=network.std)
+    features, *hidden, outputs = network.widths
+    if outputs == 1:
+        return tabular.classifier(tabular.MLP(tuple(hidden)), features)
+    mlp = vision.MLP(tuple(hidden), outputs)
+    return vision.classifier(mlp, mean=network.mean, std=network.std)
+
+
+def named(task: jo.Task, columns: workloads.Columns, split: str) -> dict[str, np.ndarray]:
+    """A split's columns under the names that the task has for them."""
+    names = [column.name for column in task.columns]
+    return {n: columns[f"{split}_{c}"] for n, c in zip(names, "xy", strict=False)}
+
+
+class Training:
+    """`jo.fit`, and how many examples a second it reports."""
+
+    def __init__(
+        self,
+        workload: workloads.Workload,
+        columns: workloads.Columns,
+        batches: np.ndarray,
+        form: str,
+        folder: Path,
+        started: float,
+    ) -> None:
+        self.workload, self.batches, self.folder, self.started = workload, batches, folder, started
+        self.task = task_of(workload.network)
+        self.train = named(self.task, columns, "train")
+        self.test = named(self.task, columns, "test")
+        self.optimizer = jo.optim.adam(LEARNING_RATE, eps=EPSILON)
+        self.options: dict[str, Any] = {"compute": form} if form == "bfloat16" else {}
+        self.steps, self.rounds = 32, 0
+
+    def fit(self, data: Any, **options: Any) -> jo.TrainState:
+        """The one call that is measured."""
+        return jo.fit(
+            self.task,
+            data,
+            optimizer=self.optimizer,
+            batch_size=self.workload.batch_size,
+            progress=False,
+            **self.options,
+            **options,
+        )
+
+    def setup(self) -> dict[str, Any]:
+        """Seconds from the start of this process to the end of the first step; peak memory."""
+        ends: list[float] = []
+        self.fit(self.train, steps=4, log_every=1, on_log=lambda record: ends.append(time.time()))
+        return {"first_step_seconds": ends[0] - self.started, "peak_memory": clock.peak_memory()}
+
+    def _batch(self) -> dict[str, np.ndarray]:
+        return {name: column[self.batches[0]] for name, column in self.train.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Parameters, and floating-point operations of a step for each of its examples."""
+        state = jo.init_state(self.task, self.optimizer, SEED, self._batch())
+        step = functools.partial(jo.train_step, self.task, self.optimizer)
+        return {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "flops_per_example": clock.flops(step, state, self._batch()) / self.workload.batch_size,
+        }
+
+    def weights(self) -> None:
+        """Write the initial parameters for the other side: weights.npz, by path."""
+        params = jo.init_state(self.task, self.optimizer, SEED, self._batch()).params
+        flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+        np.savez(self.folder / "weights.npz", **flat)
+
+    def check(self) -> dict[str, Any]:
+        """The losses of the first steps on the given batches; after all of them, the test's."""
+        stream = [{n: column[rows] for n, column in self.train.items()} for rows in self.batches]
+        losses: list[float] = []
+
+        def on_log(record: dict[str, Any]) -> None:
+            if record["split"] == "steps":
+                losses.append(float(record["loss"]))
+
+        with jax.default_matmul_precision("highest"):  # no TF32 here: is it the same network?
+            state = self.fit(stream, epochs=1, seed=SEED, log_every=1, on_log=on_log)
+            test = jo.evaluate(self.task, state, self.test)
+        return {
+            "losses": losses[:FIRST_LOSSES],
+            "loss": test["loss"],
+            "accuracy": test.get("accuracy"),
+        }
+
+    def _rate(self) -> float:
+        records: list[dict[str, Any]] = []
+        self.rounds += 1
+        self.fit(self.train, steps=self.steps, seed=self.rounds, on_log=records.append)
+        return float(records[-1]["examples_per_second"])
+
+    def tune(self, seconds: float) -> dict[str, Any]:
+        """How many steps take about so long: fixed from here on, so that nothing recompiles."""
+        for _ in range(2):
+            self.steps = max(8, int(seconds * self._rate() / self.workload.batch_size))
+        self._rate()
+        return {"steps": self.steps}
+
+    def measure(self, seconds: float) -> float:
+        """Examples a second, from the end of the first call on; `tune` set how long."""
+        return self._rate()
+
+
+class Sweep(Training):
+    """32 seeds in one vmapped program, each with an order of its own."""
+
+    def setup(self) -> dict[str, Any]:
+        """Compile and make four steps."""
+        states = [jo.init_state(self.task, self.optimizer, i, self._batch()) for i in range(SWEEP)]
+        self.states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        flat = {name: column.reshape(len(column), -1) for name, column in self.train.items()}
+        shapes = {name: column.shape[1:] for name, column in self.train.items()}
+        columns = jax.device_put(flat)
+
+        def step(states: Any, index: jax.Array) -> Any:
+            batch = {n: columns[n][index].reshape(*index.shape, *shapes[n]) for n in shapes}
+            one = functools.partial(jo.train_step, self.task, self.optimizer)
+            return jax.vmap(one)(states, batch)
+
+        self.program = jax.jit(jo.many_steps(step), donate_argnums=0)
+        self._calls(1)
+        first = time.time() - self.started
+        return {"first_step_seconds": first, "peak_memory": clock.peak_memory()}
+
+    def _calls(self, calls: int) -> None:
+        random = np.random.default_rng(SEED)
+        shape = (self.steps, SWEEP, self.workload.batch_size)
+        index = random.integers(0, len(next(iter(self.train.values()))), shape, np.int32)
+        for _ in range(calls):
+            self.states, metrics = self.program(self.states, index, np.int32(self.steps))
+        jax.block_until_ready(metrics)
+
+    def tune(self, seconds: float) -> dict[str, Any]:
+        """Nothing to choose; once more, warm."""
+        self._calls(1)
+        return {"seeds": SWEEP}
+
+    def measure(self, seconds: float) -> float:
+        """Examples a second, over all seeds."""
+        start, calls = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            self._calls(1)
+            calls += 1
+        examples = calls * self.steps * SWEEP * self.workload.batch_size
+        return examples / (time.perf_counter() - start)
+
+
+class Prediction(Training):
+    """NumPy in, NumPy out."""
+
+    def ask(self, x: np.ndarray) -> np.ndarray:
+        """What a user calls."""
+        return jo.predict(self.task, self.state, {"image": x})
+
+    def setup(self) -> dict[str, Any]:
+        """Seconds to the first answer."""
+        self.state = jo.init_state(self.task, self.optimizer, SEED, self._batch())
+        self.question = self.test["image"][: self.workload.batch_size]
+        self.ask(self.question)
+        first = time.time() - self.started
+        return {"first_step_seconds": first, "peak_memory": clock.peak_memory()}
+
+    def facts(self) -> dict[str, Any]:
+        """As in training, of a prediction."""
+        predict = functools.partial(self.task.predict, self.state.params, self.state.extra)
+        flops = clock.flops(predict, {"image": self.question}) / self.workload.batch_size
+        return {**super().facts(), "flops_per_example": flops}
+
+    def check(self) -> dict[str, Any]:
+        """The probabilities of the first examples: what both sides must agree on."""
+        with jax.default_matmul_precision("highest"):
+            return {"outputs": self.ask(self.test["image"][:16]).ravel().tolist()}
+
+    def tune(self, seconds: float) -> dict[str, Any]:
+        """Nothing to choose."""
+        self.measure(seconds)
+        return {}
+
+    def measure(self, seconds: float) -> float:
+        """Examples a second."""
+        start, calls = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            self.ask(self.question)
+            calls += 1
+        return calls * self.workload.batch_size / (time.perf_counter() - start)

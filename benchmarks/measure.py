@@ -1,0 +1,146 @@
+"""One workload: equal first, then timed in turns."""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import figures, workloads
+from benchmarks.process import Others, Worker, WorkerError
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run measures.
+
+    Attributes:
+        rounds: turns that each form takes.
+        seconds: of one turn.
+        pythons: side -> interpreter.
+        compute: of jaxops's forms.
+        peaks: dtype -> FLOP/s of this machine's matrix product.
+        gpu: whether there is one.
+        say: tells the user how far it is.
+    """
+
+    rounds: int
+    seconds: float
+    pythons: dict[str, str]
+    compute: tuple[str, ...]
+    peaks: dict[str, float]
+    gpu: bool
+    say: Callable[[str], None]
+
+
+def measure(
+    workload: workloads.Workload, columns: workloads.Columns, folder: Path, how: How
+) -> figures.Result:
+    """Everything about one workload; "failed" says why where the sides are not equal.
+
+    Args:
+        workload: what to measure.
+        columns: its data.
+        folder: new, for what the workers share.
+        how: rounds, interpreters, peaks.
+    """
+    workload = workloads.write(folder, workload, columns, workload.check_steps)
+    targets = workload.gpu_targets if how.gpu else workload.targets
+    result: figures.Result = {
+        "workload": workload.name,
+        "kind": workload.kind,
+        "batch_size": workload.batch_size,
+        "network": {"kind": type(workload.network).__name__, **asdict(workload.network)},
+        "targets": dict(targets),
+        "forms": {},
+    }
+    with ExitStack() as stack:
+        try:
+            workers = _start(workload, folder, how, stack, result)
+            how.say(f"{workload.name}: equal?")
+            _check_equal(workers, result)
+        except WorkerError as error:
+            result["failed"] = str(error)
+        if "failed" in result:
+            return {**result, "forms": {}}
+        _take_turns(workers, result, how)
+    for form in result["forms"].values():
+        rate = form["examples_per_second"]["median"]
+        form["flop_per_second"] = rate * result["flops_per_example"]
+        form["share_of_peak"] = form["flop_per_second"] / how.peaks[form["dtype"]]
+    rates = {n: f["examples_per_second"]["rounds"] for n, f in result["forms"].items()}
+    return {**result, "ratios": figures.ratios(rates)}
+
+
+def _start(
+    workload: workloads.Workload, folder: Path, how: How, stack: ExitStack, result: figures.Result
+) -> dict[str, Worker]:
+    """Each form's process: its first step, cold and (where it compiles) with a warm cache."""
+    workers: dict[str, Worker] = {}
+    for side, names in workloads.forms(workload, how.compute).items():
+        for form in names:
+            name = f"{side} {form}"
+            how.say(f"{workload.name}: {name}: first step")
+            worker = stack.enter_context(Worker(side, form, folder, how.pythons[side]))
+            try:
+                facts = _first_step(worker, side, form)
+                if not workers:
+                    result |= worker("facts")
+                    worker("weights")
+                how.say(f"{workload.name}: {name}: settings")
+                facts |= worker("tune", seconds=how.seconds)
+            except WorkerError as error:
+                if form != "compiled":
+                    raise
+                # torch.compile needs a C++ compiler; without one the rest can still be measured
+                result["missing"] = {name: str(error)}
+                continue
+            workers[name], result["forms"][name] = worker, facts
+    return workers
+
+
+def _first_step(worker: Worker, side: str, form: str) -> dict[str, Any]:
+    first = worker("setup")
+    facts = {
+        "dtype": "bfloat16" if form == "bfloat16" else "float32",
+        "first_step_seconds": first["first_step_seconds"],
+        "peak_memory_bytes": first["peak_memory"],
+    }
+    if side == "jaxops" or form == "compiled":
+        with Worker(side, form, worker.folder, worker.python) as again:
+            facts["first_step_seconds_warm"] = again("setup")["first_step_seconds"]
+    return facts
+
+
+def _check_equal(workers: dict[str, Worker], result: figures.Result) -> None:
+    """All forms compute the same; else "failed" tells which do not."""
+    if result["kind"] == "sweep":
+        return
+    answers = {name: worker("check") for name, worker in workers.items()}
+    wanted = answers["jaxops float32"]
+    problems = []
+    for name, answer in answers.items():
+        form = result["forms"][name]
+        problem = figures.different(wanted, answer, form["dtype"])
+        if problem:
+            problems.append(f"{name}: {problem}")
+        form["check"] = answer
+    if problems:
+        result["failed"] = "\n".join(problems)
+
+
+def _take_turns(workers: dict[str, Worker], result: figures.Result, how: How) -> None:
+    """A B A B: in each round every form once, while the others sleep."""
+    rates: dict[str, list[float]] = {name: [] for name in workers}
+    others: dict[str, list[float | None]] = {name: [] for name in workers}
+    for i in range(how.rounds):
+        how.say(f"{result['workload']}: round {i + 1} of {how.rounds}")
+        for name, worker in workers.items():
+            busy = Others(worker.process.pid)
+            rates[name].append(worker("measure", seconds=how.seconds))
+            others[name].append(busy.share())
+    for name, form in result["forms"].items():
+        form["examples_per_second"] = figures.summary(rates[name])
+        form["other_processes_cpu"] = others[name]
+    result["load"] = os.getloadavg() if hasattr(os, "getloadavg") else None

@@ -1,0 +1,143 @@
+"""The same networks in PyTorch, with the weights that jaxops began with."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import workloads
+
+
+class Rows(nn.Module):
+    """Flatten with the channels innermost: free where memory is channels-last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, H * W * C)."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class Block(nn.Module):
+    """Causal self-attention and a perceptron, pre-norm; PyTorch's fused attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) to the same."""
+        batch, length, width = x.shape
+        qkv = self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.project(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    """Tokens (B, T) to logits (B, T, vocabulary)."""
+
+    def __init__(self, size: workloads.GPT) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(size.vocabulary, size.width)
+        self.positions = nn.Parameter(torch.zeros(size.context, size.width))
+        blocks = [Block(size.width, size.heads) for _ in range(size.layers)]
+        for i, block in enumerate(blocks):
+            self.add_module(f"block_{i}", block)
+        self.blocks = [f"block_{i}" for i in range(size.layers)]
+        self.norm = nn.LayerNorm(size.width)
+        self.logits = nn.Linear(size.width, size.vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the token after each."""
+        x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
+        for name in self.blocks:
+            x = getattr(self, name)(x)
+        return self.logits(self.norm(x))
+
+
+def network(size: workloads.MLP | workloads.CNN | workloads.GPT, channels_last: bool) -> nn.Module:
+    """The module; its parameters are named as the Flax modules' are."""
+    if isinstance(size, workloads.GPT):
+        return GPT(size)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if isinstance(size, workloads.CNN):
+        layers["conv"] = nn.Conv2d(1, size.features, 3)
+        layers["relu_0"], layers["pool"] = nn.ReLU(), nn.MaxPool2d(2)
+        layers["flatten"] = Rows() if channels_last else nn.Flatten()
+        layers["hidden"], layers["relu_1"] = nn.Linear(169 * size.features, size.hidden), nn.ReLU()
+        layers["logits"] = nn.Linear(size.hidden, 10)
+        module: Any = nn.Sequential(layers)
+        return module.to(memory_format=torch.channels_last) if channels_last else module
+    for i, (a, b) in enumerate(zip(size.widths[:-2], size.widths[1:-1], strict=True)):
+        layers[f"hidden_{i}"], layers[f"relu_{i}"] = nn.Linear(a, b), nn.ReLU()
+    layers["logits"] = nn.Linear(size.widths[-2], size.widths[-1])
+    return nn.Sequential(layers)
+
+
+def _tensor(path: str, value: np.ndarray, size: Any, channels_last: bool) -> Tensor:
+    """PyTorch's layout of a Flax parameter: (out, in), (O, I, h, w), and C03's flattening."""
+    if path == "hidden/kernel" and isinstance(size, workloads.CNN) and not channels_last:
+        value = value.reshape(13, 13, size.features, -1).transpose(2, 0, 1, 3)
+        value = value.reshape(169 * size.features, -1)
+    if path.endswith("kernel"):
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    return torch.from_numpy(np.ascontiguousarray(value))
+
+
+def load_weights(module: nn.Module, file: Path, size: Any, channels_last: bool) -> None:
+    """Copy the parameters in place.
+
+    Raises:
+        KeyError: the file lacks one; all of both must be used.
+    """
+    flat = dict(np.load(file))
+    renamed = {"weight": ("kernel", "scale", "embedding")}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            *path, last = name.split(".")
+            names = ["/".join([*path, n]) for n in renamed.get(last, (last,))]
+            found = next(n for n in [*names, name] if n in flat)
+            parameter.copy_(_tensor(found, flat.pop(found), size, channels_last))
+    if flat:
+        raise KeyError(f"{file}: {', '.join(flat)} found, which the network has not")
+
+
+def is_binary(size: Any) -> bool:
+    """One logit, not one for each class."""
+    return isinstance(size, workloads.MLP) and size.widths[-1] == 1
+
+
+def inputs_of(size: Any) -> Callable[[Tensor], Tensor]:
+    """What the network sees: bytes become (x / 255 - mean) / std."""
+    mean, std = getattr(size, "mean", 0.0), getattr(size, "std", 1.0)
+
+    def inputs(x: Tensor) -> Tensor:
+        return (x.float() / 255 - mean) / std if x.dtype is torch.uint8 else x
+
+    return inputs
+
+
+def criterion_of(size: Any) -> Callable[..., Tensor]:
+    """The mean loss of a batch, `(model, x, y)`; of tokens `(model, x)`."""
+    inputs = inputs_of(size)
+
+    def next_token(model: nn.Module, x: Tensor) -> Tensor:
+        return F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+    def yes_or_no(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(x)[:, 0], y)
+
+    def classes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(inputs(x)), y)
+
+    if isinstance(size, workloads.GPT):
+        return next_token
+    return yes_or_no if is_binary(size) else classes

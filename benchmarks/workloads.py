@@ -1,0 +1,209 @@
+"""What is measured, as plain values: both sides read this file (NumPy and the standard library)."""
+
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+
+SEED = 0
+FIRST_LOSSES = 20
+LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""relative, for each of the first losses; absolute, for probabilities"""
+ACCURACY_TOLERANCE = {"float32": 0.005, "bfloat16": 0.01}
+FINAL_LOSS_TOLERANCE = {"float32": 0.01, "bfloat16": 0.02}
+"""relative; where a task has no accuracy"""
+LEARNING_RATE, EPSILON = 1e-3, 1e-8
+TORCH_FORMS = ("article", "careful", "compiled")
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Dense layers with ReLU; one output is a yes/no network with binary cross-entropy."""
+
+    widths: tuple[int, ...]
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def parameters(self) -> int:
+        """Kernels and biases."""
+        return sum((a + 1) * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
+
+
+@dataclass(frozen=True)
+class CNN:
+    """C03: convolution 3x3 without padding, ReLU, max-pool 2x2, dense, ReLU, dense."""
+
+    features: int = 32
+    hidden: int = 128
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def parameters(self) -> int:
+        """Kernels and biases."""
+        flat = 13 * 13 * self.features
+        return 10 * self.features + (flat + 1) * self.hidden + (self.hidden + 1) * 10
+
+
+@dataclass(frozen=True)
+class GPT:
+    """Pre-norm blocks, learned positions, GELU (tanh), no dropout, an output layer of its own."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    context: int = 64
+    vocabulary: int = 65
+
+    @property
+    def parameters(self) -> int:
+        """Of embeddings, blocks (12 w^2 + 13 w), the last norm, and the output without a bias."""
+        w = self.width
+        blocks = self.layers * (12 * w * w + 13 * w)
+        return (2 * self.vocabulary + self.context) * w + blocks + 2 * w
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One line of the table.
+
+    Attributes:
+        name: as the command line has it.
+        network: what is trained or asked.
+        data: "mnist", "churn" or "shakespeare".
+        batch_size: rows in one update, or in one question.
+        kind: "train", "predict" (NumPy in, NumPy out) or "sweep" (32 seeds at once, jaxops alone).
+        check_steps: updates on given batches before both sides are tested.
+        targets: ratio -> what the project wants of it on two CPU cores; see `benchmarks.figures`.
+        gpu: measured by default only where there is a GPU.
+        bfloat16: measured in bfloat16 as well.
+    """
+
+    name: str
+    network: MLP | CNN | GPT
+    data: str
+    batch_size: int
+    kind: str = "train"
+    check_steps: int = 300
+    targets: tuple[tuple[str, float], ...] = ()
+    gpu_targets: tuple[tuple[str, float], ...] = ()
+    gpu: bool = False
+    bfloat16: bool = False
+
+
+C01 = MLP((784, 128, 10), mean=0.5, std=0.5)
+C02 = MLP((784, 128, 10))
+C03 = CNN()
+C08 = MLP((784, 256, 128, 10), mean=0.5, std=0.5)
+SMALL_GPT = GPT()
+LARGE_GPT = GPT(layers=6, width=384, heads=6, context=256)
+CHURN = MLP((46, 128, 64, 1))
+"""C04; how many features it has, the data say"""
+
+_ARTICLE = (("article", 8.0), ("best", 3.0))
+_GPT = (("best", 1.0), ("fastest", 1.5))
+_MLP_GPU = (("best", 2.0),)
+
+WORKLOADS = (
+    Workload("C01", C01, "mnist", 64, targets=_ARTICLE, gpu_targets=_MLP_GPU, bfloat16=True),
+    Workload("C02", C02, "mnist", 32, targets=_ARTICLE),
+    Workload(
+        "C03", C03, "mnist", 32, check_steps=200, targets=(("article", 3.0), ("best", 1.5)),
+        gpu_targets=(("best", 1.3),), bfloat16=True,
+    ),
+    Workload("C04", CHURN, "churn", 32, targets=_ARTICLE),
+    Workload("C08", C08, "mnist", 64, targets=_ARTICLE, gpu_targets=_MLP_GPU, bfloat16=True),
+    Workload(
+        "C01-1024", C01, "mnist", 1024, targets=(("best", 1.2),),
+        gpu_targets=_MLP_GPU, bfloat16=True,
+    ),
+    Workload("C02-1024", C02, "mnist", 1024),
+    Workload(
+        "C03-1024", C03, "mnist", 1024, check_steps=40, targets=(("best", 1.2),),
+        gpu_targets=(("best", 1.3),), bfloat16=True,
+    ),
+    Workload("C04-1024", CHURN, "churn", 1024),
+    Workload("C08-1024", C08, "mnist", 1024, gpu_targets=_MLP_GPU, bfloat16=True),
+    Workload("gpt-12", SMALL_GPT, "shakespeare", 12, check_steps=40, targets=_GPT, bfloat16=True),
+    Workload("gpt-64", SMALL_GPT, "shakespeare", 64, check_steps=30, targets=_GPT, bfloat16=True),
+    Workload(
+        "gpt-large", LARGE_GPT, "shakespeare", 64, check_steps=30,
+        gpu_targets=(("fastest", 1.1),), gpu=True, bfloat16=True,
+    ),
+    Workload("C01-predict-1", C01, "mnist", 1, "predict", targets=(("best", 1.5),)),
+    Workload("C01-predict-1024", C01, "mnist", 1024, "predict", targets=(("best", 1.0),)),
+    Workload("C03-predict-1", C03, "mnist", 1, "predict", targets=(("best", 1.5),)),
+    Workload("C03-predict-1024", C03, "mnist", 1024, "predict", targets=(("best", 1.0),)),
+    Workload("C01-sweep", C01, "mnist", 64, "sweep", gpu=True),
+)  # fmt: skip
+BY_NAME = {workload.name: workload for workload in WORKLOADS}
+
+
+def chosen(names: tuple[str, ...], gpu: bool) -> list[Workload]:
+    """The workloads of these names; without names all, those for a GPU where there is one.
+
+    >>> [w.name for w in chosen(("C03", "C01"), gpu=False)]
+    ['C03', 'C01']
+    """
+    for name in names:
+        if name not in BY_NAME:
+            raise ValueError(f"{name}: no such workload; wanted one of {', '.join(BY_NAME)}")
+    if names:
+        return [BY_NAME[name] for name in names]
+    return [workload for workload in WORKLOADS if gpu or not workload.gpu]
+
+
+def forms(workload: Workload, compute: tuple[str, ...]) -> dict[str, list[str]]:
+    """Side -> its forms, in the order in which they take turns.
+
+    Args:
+        workload: a line of the table.
+        compute: of jaxops: "float32" and, where wanted, "bfloat16".
+    """
+    if workload.kind == "sweep":
+        return {"jaxops": ["vmapped", "one at a time"], "torch": []}
+    if workload.kind == "predict":
+        return {"jaxops": ["float32"], "torch": [f for f in TORCH_FORMS if f != "article"]}
+    low = ["bfloat16"] if workload.bfloat16 else []
+    return {
+        "jaxops": [c for c in compute if c == "float32" or workload.bfloat16],
+        "torch": [*TORCH_FORMS, *low],
+    }
+
+
+def write(folder: Path, workload: Workload, columns: Columns, steps: int) -> Workload:
+    """Put into a folder what both sides read: the workload, the data, the batches of the check.
+
+    Args:
+        folder: made where missing.
+        workload: C04's network gets its width from the data.
+        columns: "train_x", "test_x" and, but for text, "train_y", "test_y".
+        steps: batches of the check, at most an epoch.
+
+    Returns:
+        The workload as written.
+    """
+    if workload.data == "churn":
+        assert isinstance(workload.network, MLP)
+        widths = (columns["train_x"].shape[1], *workload.network.widths[1:])
+        workload = replace(workload, network=replace(workload.network, widths=widths))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "workload.pickle").write_bytes(pickle.dumps(workload, protocol=4))
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
+    order = np.random.default_rng(SEED).permutation(len(columns["train_x"]))
+    steps = min(steps, len(order) // workload.batch_size)
+    batches = order[: steps * workload.batch_size].reshape(steps, workload.batch_size)
+    np.save(folder / "batches.npy", batches)
+    return workload
+
+
+def read(folder: Path) -> tuple[Workload, Columns, np.ndarray]:
+    """The workload, its columns, and the rows (steps, batch) of the batches of the check."""
+    workload = pickle.loads((folder / "workload.pickle").read_bytes())
+    columns = {file.stem: np.load(file) for file in folder.glob("t*_[xy].npy")}
+    return workload, columns, np.load(folder / "batches.npy")

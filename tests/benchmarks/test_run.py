@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import figures, run
+
+FACTS = {
+    "hardware": "a machine",
+    "platform": "cpu",
+    "versions": {"jaxops": {"jaxops": "1", "jax": "2"}, "torch": {"torch": "3"}},
+    "peak_flop_per_second": {"float32": {"jaxops": 1e9, "torch": 2e9}},
+}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A run that measures nothing: C01 as given."""
+
+    def fake(rates):
+        answer = {
+            "workload": "C01",
+            "targets": {"best": 2.0},
+            "forms": {},
+            "ratios": figures.ratios(rates),
+        }
+        monkeypatch.setattr(run, "has_torch", lambda python: True)
+        monkeypatch.setattr(run, "machine", lambda options, folder: FACTS)
+        monkeypatch.setattr(run, "_all", lambda options, folder, facts: [answer])
+
+    return fake
+
+
+@pytest.mark.parametrize(("floor", "code"), [(2.5, 0), (3.5, 1)])
+def test_check_exits_by_the_floors(measured, monkeypatch, tmp_path, capsys, floor, code):
+    measured({"jaxops float32": [3.0, 3.0], "torch careful": [1.0, 1.0]})
+    (tmp_path / "floors.json").write_text(json.dumps({"C01 best": floor}))
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    options = run.Options(out=tmp_path / "out.json", check=True)
+    assert run.run(options) == code
+    out = capsys.readouterr().out
+    assert ("C01 best: 3.00, at least 3.5 wanted" in out) == bool(code)
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["results"][0]["ratios"]["best"]["median"] == 3.0
+    assert document["hardware"] == "a machine" and (tmp_path / "out.png").exists()
+
+
+def test_without_pytorch_it_says_how_to_get_it(tmp_path, capsys):
+    missing = run.Options(torch_python=tmp_path / "no-python", out=tmp_path / "out.json")
+    assert run.run(missing) == 2
+    captured = capsys.readouterr()
+    assert 'pip install "jaxops[bench]"' in captured.out and "--torch-python" in captured.out
+    assert captured.err == "" and not (tmp_path / "out.json").exists()
+
+
+def test_an_unknown_workload_is_told(capsys):
+    assert run.run(run.Options(names=("C99",))) == 2
+    assert "C99: no such workload; there are C01" in capsys.readouterr().out
+
+
+def test_where_results_go():
+    assert run.default_out(FACTS, ()) == Path(run.HERE, "results", "cpu.json")
+    gpu = {**FACTS, "platform": "gpu", "hardware": "NVIDIA H100 80GB HBM3"}
+    assert run.default_out(gpu, ()).name == "nvidia-h100-80gb-hbm3.json"
+    assert "results" not in run.default_out(FACTS, ("C01",)).parts  # a part is not the record
