@@ -1,4 +1,4 @@
-"""A small GPT in plain Flax: characters in, the next ones out."""
+"""A small GPT in plain Flax, its products by `jaxops.nn`: characters in, the next ones out."""
 
 import functools
 from typing import Any
@@ -10,17 +10,14 @@ import optax
 
 import jaxops as jo
 from benchmarks import workloads
+from jaxops.nn import Dense, matmul
 
 Array = jax.Array
 _INIT = nn.initializers.normal(0.02)
 
 
 def _dense(x: Array, features: int, name: str, use_bias: bool = True) -> Array:
-    return nn.Dense(features, use_bias=use_bias, kernel_init=_INIT, name=name)(x)
-
-
-def _product(equation: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(equation, a, b)
+    return Dense(features, use_bias=use_bias, kernel_init=_INIT, name=name)(x)
 
 
 def _norm(x: Array, name: str) -> Array:
@@ -38,12 +35,13 @@ class Block(nn.Module):
         batch, length, width = x.shape
         qkv = _dense(_norm(x, "norm_1"), 3 * width, "qkv")
         q, k, v = (
-            part.reshape(batch, length, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1)
+            part.reshape(batch, length, self.heads, -1).swapaxes(1, 2)
+            for part in jnp.split(qkv, 3, axis=-1)
         )
-        scores = _product("bqhd,bkhd->bhqk", q, k) / (width // self.heads) ** 0.5
+        scores = matmul(q, k.mT) / (width // self.heads) ** 0.5
         causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
         weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf))
-        mixed = _product("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        mixed = matmul(weights, v).swapaxes(1, 2).reshape(x.shape)
         x += _dense(mixed, width, "project")
         hidden = nn.gelu(_dense(_norm(x, "norm_2"), 4 * width, "up"), approximate=True)
         return x + _dense(hidden, width, "down")

@@ -58,8 +58,6 @@ class Options:
     for a run of some workloads runs/benchmarks/HARDWARE.json"""
     torch_python: Path = Path(sys.executable)
     """the interpreter of PyTorch's side, which needs NumPy and PyTorch alone"""
-    compute: tuple[str, ...] = ("float32",)
-    """jaxops's forms: float32, bfloat16"""
     check: bool = False
     """exit with 1 if a settled ratio is below its floor, or a workload fails"""
 
@@ -90,6 +88,7 @@ def machine(options: Options, folder: Path) -> dict[str, Any]:
     return {
         "hardware": facts["device"] if gpu else common.hardware(),
         "platform": facts["platform"],
+        "bfloat16": facts["bfloat16"],
         "versions": {"jaxops": common.versions(), "torch": others["versions"]},
         "peak_flop_per_second": peaks,
     }
@@ -138,7 +137,7 @@ def _all(options: Options, folder: Path, facts: dict[str, Any]) -> list[figures.
         rounds=options.rounds,
         seconds=options.seconds,
         pythons={"jaxops": sys.executable, "torch": str(options.torch_python)},
-        compute=options.compute,
+        compute=("float32", "bfloat16") if facts["bfloat16"] else ("float32",),
         peaks={d: max(of.values()) for d, of in facts["peak_flop_per_second"].items()},
         gpu=facts["platform"] != "cpu",
         say=say,

@@ -5,7 +5,7 @@ from jaxops.cache import compilation_cache
 from jaxops.checkpoint import Checkpointer
 from jaxops.clock import Clock
 from jaxops.ensemble import ensemble, stack
-from jaxops.loop import evaluate, fit, predict
+from jaxops.loop import evaluate, fit, predict, predictor
 from jaxops.model_file import Model, load, save
 from jaxops.parallel import Plan
 from jaxops.run import EarlyStopping
@@ -39,6 +39,7 @@ __all__ = [
     "optim",
     "parallel",
     "predict",
+    "predictor",
     "recorded",
     "report",
     "row_weights",

@@ -51,6 +51,22 @@ def test_whole_numbers_that_a_device_would_wrap():
     jo.data.check({"id": np.array([-(2**31), 2**31 - 1])}, (column,))
 
 
+def test_a_predictor_gives_what_predict_gives(state):
+    data = images(5)
+    question = {"image": data["image"]}
+    ask = jo.predictor(TASK, state, data)  # the labels are left out
+    np.testing.assert_allclose(ask(question), jo.predict(TASK, state, data), rtol=1e-5)
+    other = {"image": images(5, seed=1)["image"]}
+    np.testing.assert_allclose(ask(other), jo.predict(TASK, state, other), rtol=1e-5)
+    wanted = r"image uint8\(4, 4, 4, 1\) found, image uint8\(5, 4, 4, 1\) wanted"
+    with pytest.raises(ValueError, match=wanted):
+        ask({"image": question["image"][:4]})
+    with pytest.raises(ValueError, match=r"image float32\(5, 4, 4, 1\) found"):
+        ask({"image": question["image"].astype(np.float32)})
+    with pytest.raises(ValueError, match="image: dtype float64 found, uint8 wanted"):
+        jo.predictor(TASK, state, {"image": question["image"] / 255})
+
+
 def test_few_sizes_are_compiled(state):
     program = loop._predict_program(TASK)
     before = program._cache_size()

@@ -2,8 +2,9 @@
 
 On GPU and TPU they are the plain operations of `jax.lax`. XLA:CPU turns the gradient of a
 convolution inside a loop into a naive one, 10 to 100 times slower, and that of `reduce_window` into
-a serial scatter; there both are written over the image's shifted copies. The form is chosen when a
-program is lowered for its platform; values and gradients of both are the same up to rounding.
+a serial scatter; there, where a derivative is wanted, both are written over the image's shifted
+copies. The form is chosen when a program is lowered for its platform; values and gradients of both
+are the same up to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,9 +94,16 @@ def conv2d(
         shifted = _shifted(x, kernel.shape[:2], strides, dilation, pads, 0)
         return _product(shifted, kernel, groups)
 
-    return lax.platform_dependent(
-        x.astype(dtype), kernel.astype(dtype), cpu=as_products, default=as_lax
-    )
+    # XLA:CPU's convolution is slow with groups also where no derivative is wanted
+    on_cpu = as_products if groups > 1 else _where_differentiated(as_products, as_lax)
+    return lax.platform_dependent(x.astype(dtype), kernel.astype(dtype), cpu=on_cpu, default=as_lax)
+
+
+def _where_differentiated(fast: Callable[..., Array], plain: Callable[..., Array]) -> Any:
+    """`plain`, whose derivatives alone are slow on a CPU; `fast` where one is wanted."""
+    chosen = jax.custom_jvp(plain)
+    chosen.defjvp(lambda primals, tangents: jax.jvp(fast, primals, tangents))
+    return chosen
 
 
 def _product(shifted: list[Array], kernel: Array, groups: int) -> Array:
@@ -162,7 +170,9 @@ def max_pool(
             left = [_larger(a, b) for a, b in zip(left[::2], left[1::2], strict=False)] + odd
         return left[0]
 
-    return lax.platform_dependent(x, cpu=as_tournament, default=as_lax)
+    return lax.platform_dependent(
+        x, cpu=_where_differentiated(as_tournament, as_lax), default=as_lax
+    )
 
 
 def _larger(a: Array, b: Array) -> Array:

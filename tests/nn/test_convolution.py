@@ -120,6 +120,15 @@ def test_the_platform_chooses_the_form():
     assert "stablehlo.dot_general" not in text("cuda")
 
 
+def test_without_a_derivative_a_cpu_gets_the_plain_form_too():
+    """XLA's own convolution is the faster one there, but for groups."""
+    x, k = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    text = jax.jit(lambda x, k: max_pool(conv2d(x, k), 2)).lower(x, k).as_text()
+    assert "stablehlo.convolution" in text and "stablehlo.reduce_window" in text
+    text = jax.jit(lambda x, k: conv2d(x, k, groups=4)).lower(x, k[:, :, :1]).as_text()
+    assert "stablehlo.convolution" not in text
+
+
 @pytest.mark.parametrize(
     "settings",
     [
