@@ -84,6 +84,11 @@ def _off(a: float, b: float) -> float:
 def different(wanted: Mapping[str, Any], found: Mapping[str, Any], dtype: str) -> str:
     """What is not equal in two answers to a check: a sentence with both series, or "".
 
+    Now and then rounding brings an input of a ReLU, of the hundred thousands that a batch of 1,024
+    has in a step, to the other side of 0. Its gradient jumps, Adam's first steps magnify that, and
+    the losses part by up to 1e-3, in PyTorch against itself in float64 as well. So a form may try
+    several orders of the rows, of which one has to agree; another network agrees in none.
+
     Args:
         wanted: of jaxops in float32.
         found: of another form.

@@ -113,7 +113,7 @@ class Training:
         return {"first_step_seconds": ends[0] - self.started, "peak_memory": clock.peak_memory()}
 
     def _batch(self) -> dict[str, np.ndarray]:
-        return {name: column[self.batches[0]] for name, column in self.train.items()}
+        return {name: column[self.batches[0, 0]] for name, column in self.train.items()}
 
     def facts(self) -> dict[str, Any]:
         """Parameters, and floating-point operations of a step for each of its examples."""
@@ -130,9 +130,11 @@ class Training:
         flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
         np.savez(self.folder / "weights.npz", **flat)
 
-    def check(self) -> dict[str, Any]:
+    def check(self, order: int) -> dict[str, Any]:
         """The losses of the first steps on the given batches; after all of them, the test's."""
-        stream = [{n: column[rows] for n, column in self.train.items()} for rows in self.batches]
+        stream = [
+            {n: column[rows] for n, column in self.train.items()} for rows in self.batches[order]
+        ]
         losses: list[float] = []
 
         def on_log(record: dict[str, Any]) -> None:
@@ -230,7 +232,7 @@ class Prediction(Training):
         flops = clock.flops(predict, self.question) / self.workload.batch_size
         return {**super().facts(), "flops_per_example": flops}
 
-    def check(self) -> dict[str, Any]:
+    def check(self, order: int) -> dict[str, Any]:
         """The probabilities of the first examples: what both sides must agree on."""
         with jax.default_matmul_precision("highest"):
             question = {"image": self.test["image"][:16]}

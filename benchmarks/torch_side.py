@@ -262,7 +262,7 @@ class Training:
             other = 1 if self.settings.threads > 1 else ALL_THREADS
             self.trial(self.settings._replace(threads=other))
 
-    def check(self) -> dict[str, Any]:
+    def check(self, order: int) -> dict[str, Any]:
         """The losses of the first steps on the given batches; after all of them, the test's."""
         apply(self.settings, exact=True)
         program = self.current
@@ -270,7 +270,7 @@ class Training:
         program.optimizer.state.clear()
         program.model.train()
         losses = []
-        for i, rows in enumerate(self.batches):
+        for i, rows in enumerate(self.batches[order]):
             loss = self.step(program, torch.from_numpy(rows).to(DEVICE))
             if i < FIRST_LOSSES:
                 losses.append(loss.item())
@@ -380,7 +380,7 @@ class Prediction(Training):
         chosen = {k: v for k, v in self.settings._asdict().items() if k not in unused}
         return {"settings": {**chosen, "traced": self.traced, "device": str(DEVICE)}}
 
-    def check(self) -> dict[str, Any]:
+    def check(self, order: int) -> dict[str, Any]:
         """The probabilities of the first examples."""
         apply(self.settings, exact=True)
         rows = self.raw["test_x"][: max(16, self.workload.batch_size)]

@@ -10,6 +10,8 @@ Columns = dict[str, np.ndarray]
 
 SEED = 0
 FIRST_LOSSES = 20
+ORDERS = 4
+"""How many orders of the rows a form may try in the check: see `figures.different`."""
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """relative, for each of the first losses; absolute, for probabilities"""
 ACCURACY_TOLERANCE = {"float32": 0.005, "bfloat16": 0.01}
@@ -195,15 +197,16 @@ def write(folder: Path, workload: Workload, columns: Columns, steps: int) -> Wor
     (folder / "workload.pickle").write_bytes(pickle.dumps(workload, protocol=4))
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
-    order = np.random.default_rng(SEED).permutation(len(columns["train_x"]))
-    steps = min(steps, len(order) // workload.batch_size)
-    batches = order[: steps * workload.batch_size].reshape(steps, workload.batch_size)
-    np.save(folder / "batches.npy", batches)
+    rows = len(columns["train_x"])
+    steps = min(steps, rows // workload.batch_size)
+    orders = [np.random.default_rng(SEED + i).permutation(rows) for i in range(ORDERS)]
+    batches = np.stack([order[: steps * workload.batch_size] for order in orders])
+    np.save(folder / "batches.npy", batches.reshape(ORDERS, steps, workload.batch_size))
     return workload
 
 
 def read(folder: Path) -> tuple[Workload, Columns, np.ndarray]:
-    """The workload, its columns, and the rows (steps, batch) of the batches of the check."""
+    """The workload, its columns, and the rows (orders, steps, batch) of the check's batches."""
     workload = pickle.loads((folder / "workload.pickle").read_bytes())
     columns = {file.stem: np.load(file) for file in folder.glob("t*_[xy].npy")}
     return workload, columns, np.load(folder / "batches.npy")

@@ -64,11 +64,11 @@ def test_twenty_losses_agree(name, settings, tmp_path):
     ours.weights()
     theirs.settings = theirs.settings._replace(**settings)
     theirs.start(theirs.settings)
-    wanted, found = ours.check(), theirs.check()
+    wanted, found = ours.check(0), theirs.check(0)
     assert len(wanted["losses"]) == 20 and wanted["losses"][0] != wanted["losses"][-1]
     assert figures.different(wanted, found, "float32") == ""
     np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=1e-3)
-    again = theirs.check()  # from the initial weights once more, whatever was trained between
+    again = theirs.check(0)  # from the initial weights once more, whatever was trained between
     assert again["losses"] == pytest.approx(found["losses"], rel=1e-5)
 
 
@@ -79,7 +79,9 @@ def test_the_check_finds_another_network(tmp_path):
     weights["hidden_1/kernel"] = weights["hidden_1/kernel"] * 1.01
     np.savez(tmp_path / "weights.npz", **weights)
     theirs.start(theirs.settings)
-    assert "the first losses differ" in figures.different(ours.check(), theirs.check(), "float32")
+    for order in range(workloads.ORDERS):
+        wanted, found = ours.check(order), theirs.check(order)
+        assert "the first losses differ" in figures.different(wanted, found, "float32")
 
 
 @pytest.mark.parametrize("form", ["careful"])
@@ -89,7 +91,7 @@ def test_probabilities_agree(name, form, tmp_path):
     ours.setup()
     ours.weights()
     theirs.setup()
-    wanted, found = ours.check(), theirs.check()
+    wanted, found = ours.check(0), theirs.check(0)
     assert len(wanted["outputs"]) == 160
     assert sum(wanted["outputs"][:10]) == pytest.approx(1, abs=1e-5)
     assert figures.different(wanted, found, "float32") == ""
@@ -130,8 +132,9 @@ def test_what_is_written_is_read(tmp_path):
     written = workloads.write(tmp_path, workload("C04"), columns(workload("C04")), 100)
     found, read, batches = workloads.read(tmp_path)
     assert found == written and set(read) == {"train_x", "train_y", "test_x", "test_y"}
-    assert batches.shape == (32, 8)  # an epoch at most
-    assert sorted(batches.ravel()) == list(range(256))
+    assert batches.shape == (workloads.ORDERS, 32, 8)  # an epoch at most
+    assert all(sorted(order.ravel()) == list(range(256)) for order in batches)
+    assert (batches[0] != batches[1]).any()
 
 
 def test_the_suite_has_what_the_issue_names():
@@ -201,3 +204,30 @@ def test_a_sweep_of_seeds(tmp_path):
     assert kernels.shape == (32, 784, 128) and sweep.states.step.tolist() == [32] * 32
     assert float(abs(kernels[0] - kernels[1]).max()) > 0.01  # another seed, another network
     assert sweep.measure(0.05) > 0
+
+
+def answering(answers):
+    """A worker's stand-in: its losses in each order."""
+
+    def ask(do, order):
+        assert do == "check"
+        return {"losses": [answers[order]], "loss": 1.0, "accuracy": 0.5}
+
+    return ask
+
+
+def test_a_form_may_try_other_orders_and_one_must_agree():
+    from benchmarks import measure
+
+    def checked(theirs):
+        forms = {name: {"dtype": "float32"} for name in ("jaxops float32", "torch careful")}
+        result = {"kind": "train", "forms": forms}
+        workers = {"jaxops float32": answering([1, 2, 3, 4]), "torch careful": answering(theirs)}
+        measure._check_equal(workers, result)
+        return result
+
+    found = checked([1.1, 2, 9, 9])
+    assert "failed" not in found and found["forms"]["torch careful"]["check"]["order"] == 1
+    assert found["forms"]["jaxops float32"]["check"]["order"] == 0
+    failed = checked([1.1, 2.2, 3.3, 4.4])["failed"]
+    assert failed.startswith("torch careful: the first losses differ by 0.1") and "4.4" in failed
