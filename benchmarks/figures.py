@@ -145,6 +145,21 @@ def unjudged(results: Sequence[Result], floors: Mapping[str, float]) -> list[str
     ]
 
 
+def disturbed(results: Sequence[Result]) -> list[str]:
+    """A line for each workload whose careful loop came out slower than the article's.
+
+    It can always choose what that has, so its trials were disturbed: repeat the run.
+    """
+    lines = []
+    for result in results:
+        rates = {n: f["examples_per_second"]["median"] for n, f in result["forms"].items()}
+        careful, article = (rates.get(f"torch {form}", 1.0) for form in ("careful", "article"))
+        if careful < 0.95 * article:
+            name = result["workload"]
+            lines.append(f"{name}: careful PyTorch chose badly, its trials were disturbed: repeat")
+    return lines
+
+
 def form_rows(result: Result) -> list[dict[str, Any]]:
     """A line for each form of a workload."""
     return [

@@ -179,6 +179,7 @@ def _print(results: list[figures.Result], facts: dict[str, Any]) -> None:
     rows = [row for result in results for row in figures.form_rows(result)]
     print(*([f"\n{report.table(rows)}"] if rows else []))
     print(f"\njaxops over PyTorch\n{report.table([figures.ratio_row(r) for r in results])}\n")
+    print(*figures.disturbed(results), sep="\n")
 
 
 def main() -> None:

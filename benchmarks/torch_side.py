@@ -33,7 +33,7 @@ from benchmarks.torch_choices import (
 )
 from benchmarks.workloads import EPSILON, FIRST_LOSSES, LEARNING_RATE
 
-TRIAL_SECONDS = 0.3
+TRIAL_SECONDS = 0.2
 
 
 def make(form: str, folder: str, started: float) -> Any:
@@ -221,7 +221,8 @@ class Training:
         self.start(settings)
         for _ in range(3):
             next(self.running)
-        rate = self.rate(self.running, TRIAL_SECONDS)
+        # the better of two: what disturbs a trial only ever slows it
+        rate = max(self.rate(self.running, TRIAL_SECONDS) for _ in range(2))
         if rate > self.best:
             self.best, self.settings = rate, settings
 
@@ -357,7 +358,7 @@ class Prediction(Training):
         ask = self.answerer(settings, traced)
         for _ in range(5):
             ask(self.question)
-        rate = self.answers(ask, TRIAL_SECONDS)
+        rate = max(self.answers(ask, TRIAL_SECONDS) for _ in range(2))
         if rate > self.best:
             self.best, self.settings, self.traced = rate, settings, traced
 

@@ -76,6 +76,14 @@ def test_an_unsettled_ratio_is_no_reason_to_fail_and_a_failed_workload_is():
     assert figures.below_floor([{"workload": "C03", "failed": "x"}], {}) == ["C03: failed"]
 
 
+@pytest.mark.parametrize(("careful", "lines"), [(10.0, 0), (9.0, 1)])
+def test_a_careful_loop_slower_than_the_articles_was_disturbed(careful, lines):
+    rates = {"torch article": [10.0], "torch careful": [careful]}
+    forms = {n: {"examples_per_second": figures.summary(r)} for n, r in rates.items()}
+    sweep = {"workload": "C01-sweep", "forms": {"jaxops vmapped": forms["torch article"]}}
+    assert len(figures.disturbed([{"workload": "C01", "forms": forms}, sweep])) == lines
+
+
 def test_floors_name_workloads_and_ratios():
     from benchmarks.run import HERE
 
