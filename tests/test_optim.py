@@ -60,6 +60,25 @@ def test_every_optimizer_decreases_a_quadratic(name, rate):
     assert value(last) < 0.1 * value(PARAMS)
 
 
+def test_adam_is_optax_s_and_nearer_to_float64():
+    """The first steps, where 1 - 0.999**t has lost digits; later they agree."""
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(20, 50)).astype(np.float32)
+    m = v = np.zeros(50)
+    ours, theirs = optim.adam(1.0), optax.adam(1.0)
+    states = [tx.init(jnp.zeros(50)) for tx in (ours, theirs)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    worst = [0.0, 0.0]
+    for t, g in enumerate(grads, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * np.square(g, dtype=np.float64)
+        want = -(m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        for i, tx in enumerate((ours, theirs)):
+            found, states[i] = tx.update(jnp.asarray(g), states[i])
+            worst[i] = max(worst[i], np.abs(found - want).max())
+            np.testing.assert_allclose(found, want, rtol=2e-5, atol=2e-5)
+    assert worst[0] < 1e-6 < worst[1]
+
+
 def test_adam_is_its_formula():
     rate, b1, b2, eps = 0.1, 0.9, 0.999, 1e-8
     found = updated(optim.adam(rate), lambda p: jax.tree.map(jnp.cos, p), steps=3)
