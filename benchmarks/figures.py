@@ -14,6 +14,8 @@ from benchmarks.workloads import (
 
 UNSETTLED = 0.35
 """rounds whose ratios spread by more than this share of their median are not a result"""
+FEWEST_ROUNDS = 3
+"""and fewer of them are none either"""
 
 Result = dict[str, Any]
 
@@ -40,7 +42,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], over: str) -> dict[str
     """
     found = summary([a / b for a, b in zip(ours, theirs, strict=True)])
     settled = (found["max"] - found["min"]) / found["median"] <= UNSETTLED
-    return {"over": over, **found, "settled": settled}
+    return {"over": over, **found, "settled": settled and len(ours) >= FEWEST_ROUNDS}
 
 
 def ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def form_rows(result: Result) -> list[dict[str, Any]]:
 def shown(found: Mapping[str, Any] | None) -> str:
     """A ratio as a table has it: the median, with its range; or that it is unsettled.
 
-    >>> shown(ratio([3.0, 3.0], [1.0, 1.0], "torch careful")), shown(None)
+    >>> shown(ratio([3.0] * 3, [1.0] * 3, "torch careful")), shown(None)
     ('3.00x (3.00-3.00)', '')
     """
     if found is None:

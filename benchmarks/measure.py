@@ -60,11 +60,12 @@ def measure(
             workers = _start(workload, folder, how, stack, result)
             how.say(f"{workload.name}: equal?")
             _check_equal(workers, result)
+            if "failed" not in result:
+                _take_turns(workers, result, how)
         except WorkerError as error:
             result["failed"] = str(error)
         if "failed" in result:
             return {**result, "forms": {}}
-        _take_turns(workers, result, how)
     for form in result["forms"].values():
         rate = form["examples_per_second"]["median"]
         form["flop_per_second"] = rate * result["flops_per_example"]

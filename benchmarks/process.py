@@ -31,7 +31,7 @@ class Worker:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / f"jax-{form}".replace(" ", "-")),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2",  # of a GPU, which several workers share

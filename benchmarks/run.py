@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,11 @@ def run(options: Options) -> int:
         return 2
     with tempfile.TemporaryDirectory() as temporary:
         facts = machine(options, Path(temporary))
-        results = _all(options, Path(temporary), facts)
-    out = options.out or default_out(facts, options.names)
-    _write(out, options, facts, results)
+        out = options.out or default_out(facts, options.names)
+        results: list[figures.Result] = []
+        for result in _each(options, Path(temporary), facts):
+            results.append(result)
+            _write(out, options, facts, results)  # now, and again: a long run may be cut off
     _print(results, facts)
     print(f"written: {out} {out.with_suffix('.png')}")
     if not options.check:
@@ -127,8 +130,8 @@ def run(options: Options) -> int:
     return 1 if problems else 0
 
 
-def _all(options: Options, folder: Path, facts: dict[str, Any]) -> list[figures.Result]:
-    start, results = time.perf_counter(), []
+def _each(options: Options, folder: Path, facts: dict[str, Any]) -> Iterator[figures.Result]:
+    start = time.perf_counter()
 
     def say(line: str) -> None:
         print(f"{time.perf_counter() - start:5.0f} s  {line}", file=sys.stderr, flush=True)
@@ -145,11 +148,10 @@ def _all(options: Options, folder: Path, facts: dict[str, Any]) -> list[figures.
     for workload in workloads.chosen(options.names, how.gpu):
         columns, source = data.columns(workload)
         result = measure(workload, columns, folder / workload.name, how)
-        results.append({**result, "data": source})
         for key in ("failed", "missing"):
             if key in result:
                 print(f"{workload.name}: {key.upper()}: {result[key]}", file=sys.stderr)
-    return results
+        yield {**result, "data": source}
 
 
 def _write(

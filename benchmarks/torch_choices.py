@@ -8,6 +8,8 @@ import torch
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 ALL_THREADS = torch.get_num_threads()
+# as XLA has it: numbers below 1e-38, of which Adam makes many, are slow to compute with
+torch.set_flush_denormal(True)
 warnings.simplefilter("ignore")  # of PyTorch's own, such as that TorchScript is to go
 
 

@@ -256,7 +256,8 @@ class Training:
             self.best = 0.0  # the careful form has its own line
         self.trial(self.settings._replace(compile="default"))
         if self.form == "bfloat16" and not GPU:
-            return  # each takes ten seconds and more; "compiled" shows what they bring
+            self.trial(self.settings._replace(compile="cpp_wrapper"))
+            return  # the other number of threads takes ten seconds; "compiled" shows what it brings
         for mode in TRAIN_COMPILERS:
             self.trial(self.settings._replace(compile=mode))
         if ALL_THREADS > 1 and not GPU:
@@ -297,7 +298,9 @@ class Training:
         return {"loss": total / count, "accuracy": right / count if len(columns) == 2 else None}
 
     def measure(self, seconds: float) -> float:
-        """Examples a second."""
+        """Examples a second, after three steps that warm threads and caches."""
+        for _ in range(3):
+            next(self.running)
         return self.rate(self.running, seconds)
 
 

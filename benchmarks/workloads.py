@@ -184,7 +184,7 @@ def write(folder: Path, workload: Workload, columns: Columns, steps: int) -> Wor
         folder: made where missing.
         workload: C04's network gets its width from the data.
         columns: "train_x", "test_x" and, but for text, "train_y", "test_y".
-        steps: batches of the check, at most an epoch.
+        steps: batches of the check.
 
     Returns:
         The workload as written.
@@ -198,10 +198,14 @@ def write(folder: Path, workload: Workload, columns: Columns, steps: int) -> Wor
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
     rows = len(columns["train_x"])
-    steps = min(steps, rows // workload.batch_size)
-    orders = [np.random.default_rng(SEED + i).permutation(rows) for i in range(ORDERS)]
-    batches = np.stack([order[: steps * workload.batch_size] for order in orders])
-    np.save(folder / "batches.npy", batches.reshape(ORDERS, steps, workload.batch_size))
+    epochs = -(-steps * workload.batch_size // rows)
+    orders = []
+    for i in range(ORDERS):
+        random = np.random.default_rng(SEED + i)
+        order = np.concatenate([random.permutation(rows) for _ in range(epochs)])
+        orders.append(order[: steps * workload.batch_size])
+    batches = np.stack(orders).reshape(ORDERS, steps, workload.batch_size)
+    np.save(folder / "batches.npy", batches)
     return workload
 
 

@@ -83,7 +83,10 @@ def experiment(
     if settings.record and settings.smoke:
         raise ValueError("--record, --smoke: a smoke test's figures are not results; leave one out")
     if settings.cache:
-        jo.compilation_cache()
+        try:
+            jo.compilation_cache()
+        except (OSError, RuntimeError) as error:  # no home, or one that cannot be written to
+            print(f"compiled programs are not kept: {error}")
     out = settings.out or Path("runs") / name
     start = time.perf_counter()
     if not settings.resume:

@@ -1,5 +1,6 @@
 """Compiled programs kept on disk, so that the next process compiles nothing."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -18,7 +19,7 @@ def compilation_cache(directory: str | Path | None = None) -> Path:
     Results are the same to the bit. Without a `directory`, a cache that is configured already, as
     by the environment's JAX_COMPILATION_CACHE_DIR, stays as it is; else it is a folder of
     ~/.cache/jaxops (or of $XDG_CACHE_HOME/jaxops) for this processor and this jaxlib: code for
-    another processor may crash (jax issue 38445). What is oldest there goes, beyond 1 GiB.
+    another processor may crash (jax issue 38445). What was written first there goes, beyond 1 GiB.
 
     Returns:
         The directory.
@@ -57,7 +58,8 @@ def _processor() -> str:
 def _prune(folder: Path) -> None:
     """Jax itself bounds the size only where the package filelock is installed."""
     total = 0
-    for file in sorted(folder.glob("*-cache"), key=os.path.getmtime, reverse=True):
-        total += file.stat().st_size
-        if total > MOST_BYTES:
-            file.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process prunes at the same time
+        for file in sorted(folder.glob("*-cache"), key=os.path.getmtime, reverse=True):
+            total += file.stat().st_size
+            if total > MOST_BYTES:
+                file.unlink(missing_ok=True)

@@ -321,7 +321,7 @@ def predictor(
 
     Args:
         task: what was learned.
-        state: a state of it, on one device.
+        state: a state of it, which is brought to the first device.
         inputs: columns with the shapes and dtypes that are to come; the targets can be left out.
 
     Returns:
@@ -339,9 +339,10 @@ def predictor(
     (1, 10)
     """
     inputs = _prepare(task, inputs, targets=False)
-    targets = {column.name for column in task.columns if column.target}
-    inputs = {name: value for name, value in inputs.items() if name not in targets}
-    program = jax.jit(lambda batch: task.predict(state.params, state.extra, batch))
+    others = {"mask", *(column.name for column in task.columns if column.target)}
+    inputs = {name: value for name, value in inputs.items() if name not in others}
+    params, extra = jax.device_put((state.params, state.extra), single().whole())
+    program = jax.jit(lambda batch: task.predict(params, extra, batch))
     compiled = program.lower(inputs).compile()
 
     def call(columns: Mapping[str, Any]) -> Any:

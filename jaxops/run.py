@@ -1,12 +1,10 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
-import functools
 import math
 import signal
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,12 +20,11 @@ from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract
 from jaxops.clock import Clock
 from jaxops.data.feed import Resident, Stream
-from jaxops.nn.product import computing
 from jaxops.optim import averaged
 from jaxops.parallel import Plan
 from jaxops.profile import Profile
+from jaxops.program import loops_well, train_program
 from jaxops.state import TrainState
-from jaxops.step import many_steps, train_step
 from jaxops.task import Task
 
 Record = dict[str, Any]
@@ -43,10 +40,7 @@ MAX_STEPS_PER_CALL = 256
 # Metrics stay on the devices until something is reported; but a loss that is not finite has to be
 # found within some seconds, and the metrics of many small calls take memory.
 SECONDS_UNREAD = 10.0
-CALLS_UNREAD = 256
-# The form of a step in a loop is given up where it takes so many times as long as the plain one:
-# 1.0 to 1.3 is usual on a CPU, 7 to 100 where a convolution falls to XLA's naive code.
-SLOW_IN_LOOPS = 3.0
+CALLS_UNREAD, BYTES_UNREAD = 256, 64 << 20
 
 
 class Call(NamedTuple):
@@ -123,7 +117,7 @@ class Run:
         """Call after call, none beyond a step where something is to be reported or saved."""
         if self.done:
             return state if self.best is None else self.best
-        program = _train_program(
+        program = train_program(
             self.task, self.optimizer, self.plan, self.compute, self.source.take
         )
         if self.looped is None:
@@ -173,35 +167,10 @@ class Run:
         return self.source.fixed, fed, jax.device_put(np.int32(count), self.plan.whole())
 
     def _loops_well(self, program: Any, state: TrainState) -> bool:
-        """Whether a step takes about as long in a loop as alone: measured where there is doubt.
-
-        There is doubt about convolutions on a CPU, of which those of `jaxops.nn` are free. The
-        steps are made on a copy of the state. The same process chooses once for all equal runs,
-        and a resumed run does not choose again: the two forms may round differently.
-        """
-        chosen = _CHOSEN.setdefault(program, {})
-        key = (self.source.batch_size, self._length)
-        if self.plan.mesh.devices.flat[0].platform != "cpu" or self._length == 1:
+        if self._platform != "cpu" or self._length == 1:
             return True
-        looped = self._arguments(2, self._length)
-        if not _convolves(program.trace(state, *looped).jaxpr.jaxpr):
-            return True
-        if key not in chosen:
-            copy = jax.tree.map(jnp.copy, state)
-
-            def seconds(*calls: Any) -> float:
-                nonlocal copy
-                start = time.perf_counter()
-                for arguments in calls:
-                    copy, _ = program(copy, *arguments)
-                jax.block_until_ready(copy)
-                return time.perf_counter() - start
-
-            plain = self._arguments(1, 1)
-            seconds(plain, self._arguments(0, self._length))  # compiles both, makes one step
-            alone = min(seconds(plain, plain) for _ in range(3))
-            chosen[key] = any(seconds(looped) < SLOW_IN_LOOPS * alone for _ in range(3))
-        return chosen[key]
+        plain, looped = self._arguments(1, 1), self._arguments(2, self._length)
+        return loops_well(program, state, plain, looped)
 
     def _until(self, every: int) -> int:
         """How many steps there are to the next one where something is due."""
@@ -224,7 +193,9 @@ class Run:
         self.unread.append(call)
         window_ends = self.log_every and call.step % self.period % self.log_every == 0
         long_ago = time.monotonic() - self.read_at > SECONDS_UNREAD
-        if window_ends or long_ago or len(self.unread) >= CALLS_UNREAD:
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(call.metrics))
+        many = len(self.unread) >= min(CALLS_UNREAD, BYTES_UNREAD // size)
+        if window_ends or long_ago or many:
             self._read(bar)
 
     def _read(self, bar: Any) -> None:
@@ -295,11 +266,12 @@ class Run:
 
     def _save(self, state: TrainState, checkpoints: Checkpointer) -> None:
         trees = {"state": state} if self.best is None else {"state": state, "best": self.best}
+        chosen = self.source.many_steps and self._length > 1
         meta = {
             "identity": self._identity(),
             "best_value": self.best_value,
             "worse": self.worse,
-            "looped": {self._platform: self.looped} if self.source.many_steps else {},
+            "looped": {self._platform: self.looped} if chosen else {},
             "stream": self.source.state(),
             "epoch_metrics": _plain(self.epoch_metrics),
             "window_metrics": _plain(self.window_metrics),
@@ -328,7 +300,8 @@ class Run:
         if self.early_stopping:
             self.best = loaded.get("best")
             self.best_value, self.worse = meta["best_value"], meta["worse"]
-        self.epoch_metrics, self.window_metrics = meta["epoch_metrics"], meta["window_metrics"]
+        self.epoch_metrics = meta["epoch_metrics"]
+        self.window_metrics = meta["window_metrics"] if self.log_every else {}
         if self.source.many_steps:  # its rounding is that of the form it was begun in
             self.looped = meta.get("looped", {}).get(self._platform)
         self.source.restore(meta["stream"], self.step)
@@ -393,47 +366,6 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-@functools.lru_cache(maxsize=32)
-def _train_program(
-    task: Task,
-    tx: optax.GradientTransformation,
-    plan: Plan,
-    compute: str,
-    take: Callable[[Any, Any], Any],
-) -> Callable[..., tuple[TrainState, Any]]:
-    """Many steps in one call; equal arguments give the same function, compiled once."""
-    # traced once, for its shapes, for the loop's body and for the form without a loop
-    update = jax.jit(functools.partial(train_step, task, tx), inline=True)
-
-    def run(state: TrainState, fixed: Any, fed: Any, count: Any) -> tuple[TrainState, Any]:
-        def step(state: TrainState, chosen: Any) -> tuple[TrainState, Any]:
-            batch = jax.lax.with_sharding_constraint(take(fixed, chosen), plan.batch_sharding())
-            with computing(compute):
-                return update(state, batch)
-
-        state, metrics = many_steps(step)(state, fed, count)
-        return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics
-
-    return jax.jit(run, donate_argnums=0)
-
-
 _finite = jax.jit(
     lambda tree: jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 )
-
-
-# program -> (batch size, room) -> whether it loops
-_CHOSEN: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictionary()
-
-
-def _convolves(jaxpr: Any) -> bool:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        if equation.params.get("branches_platforms"):
-            continue  # made by `jax.lax.platform_dependent`: the CPU has a form of its own
-        for inner in jax.tree.leaves(tuple(equation.params.values())):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns") and _convolves(inner):
-                return True
-    return False

@@ -12,7 +12,7 @@ import pytest
 from small import ADAM, SETTINGS, TASK, Batches, assert_equal, compilations, images
 
 import jaxops as jo
-from jaxops import cache, run, vision
+from jaxops import cache, program, run, vision
 
 QUIET = {"optimizer": ADAM, "batch_size": 16, "progress": False}
 STREAM = list(Batches(images(43), 16))
@@ -56,7 +56,7 @@ RUNS = {
 @pytest.mark.parametrize("kind", RUNS)
 def test_each_program_is_compiled_once(kind, tmp_path):
     jax.clear_caches()
-    run._train_program.cache_clear()
+    program.train_program.cache_clear()
     data, settings = RUNS[kind]
     where = tmp_path if "checkpoint_every" in settings else None
     with compilations() as names:
@@ -147,9 +147,9 @@ def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
     with compilations() as names:
         assert_equal(fit(Flax()), first)
     assert chosen == [False, False] and not names  # measured once in a process
-    run._CHOSEN.clear()
+    program._CHOSEN.clear()
     fit(Flax(), steps=8, checkpoint_dir=tmp_path)
-    assert chosen == [False, False] and not run._CHOSEN  # the checkpoint says it
+    assert chosen == [False, False] and not program._CHOSEN  # the checkpoint says it
     with compilations() as names:
         fit(vision.CNN(classes=3, features=2, hidden=4))
     assert chosen[-1] and names.count("jit(run)") == 1  # those of jaxops.nn: nothing to measure
@@ -158,26 +158,25 @@ def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
 def test_a_convolution_that_is_not_slow_is_looped(monkeypatch):
     task = vision.classifier(Flax(3), image_shape=(16, 16, 1), classes=3)
     settings = {**QUIET, "steps": 7, "optimizer": jo.optim.sgd(0.1)}
-    monkeypatch.setattr(run, "SLOW_IN_LOOPS", 1e9)
+    monkeypatch.setattr(program, "SLOW_IN_LOOPS", 1e9)
     programs = []
-    real = run._train_program
+    real = program.train_program
 
     def spy(*args):
-        program = real(*args)
-        programs.append(program)
-        return program
+        programs.append(real(*args))
+        return programs[-1]
 
-    monkeypatch.setattr(run, "_train_program", spy)
+    monkeypatch.setattr(run, "train_program", spy)
     looped = jo.fit(task, pictures(64), **settings)
-    assert list(run._CHOSEN[programs[0]].values()) == [True]
-    run._CHOSEN.clear()
-    monkeypatch.setattr(run, "SLOW_IN_LOOPS", 0.0)
+    assert list(program._CHOSEN[programs[0]].values()) == [True]
+    program._CHOSEN.clear()
+    monkeypatch.setattr(program, "SLOW_IN_LOOPS", 0.0)
     stepped = jo.fit(task, pictures(64), **settings)
-    assert list(run._CHOSEN[programs[1]].values()) == [False]
+    assert list(program._CHOSEN[programs[1]].values()) == [False]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), looped.params, stepped.params
     )
-    run._CHOSEN.clear()  # no other test is to find what was forced here
+    program._CHOSEN.clear()  # no other test is to find what was forced here
 
 
 # The profile
@@ -228,7 +227,7 @@ def settings_restored():
 def test_a_warm_cache_gives_the_same_bits(tmp_path, settings_restored):
     def fit():
         jax.clear_caches()
-        run._train_program.cache_clear()
+        program.train_program.cache_clear()
         return jo.fit(TASK, images(43), epochs=3, **QUIET)
 
     want = fit()

@@ -22,7 +22,7 @@ from small import (
 )
 
 import jaxops as jo
-from jaxops import loop, metrics, optim, run, vision
+from jaxops import loop, metrics, optim, program, run, vision
 
 QUIET = {"optimizer": ADAM, "batch_size": 10, "progress": False}
 
@@ -192,7 +192,7 @@ def test_early_stopping_by_the_largest_and_by_a_least_gain():
 
 def test_one_compilation():
     jax.clear_caches()
-    run._train_program.cache_clear()
+    program.train_program.cache_clear()
 
     def run_once():
         model = vision.MLP((12,), classes=3)

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec
 from small import ADAM, SETTINGS, TASK, assert_close, images
 
 import jaxops as jo
-from jaxops import optim, run, vision
+from jaxops import optim, vision
 from jaxops.nn import BatchNorm, Conv, max_pool
+from jaxops.program import train_program
 
 
 class Net(nn.Module):
@@ -75,7 +76,7 @@ def test_a_state_moves_to_the_plan_it_goes_on_with():
 def compiled(plan, task=CONV):
     source = jo.data.feed.Resident(DATA, 16, 0, plan)
     state = jo.init_state(task, ADAM, 0, images(1), plan)
-    program = run._train_program(task, ADAM, plan, source.take)
+    program = train_program(task, ADAM, plan, "float32", source.take)
     count = jax.device_put(np.int32(4), plan.whole())
     return program.lower(state, source.fixed, source.feed(0, 4, 8), count).compile().as_text()
 

@@ -65,7 +65,7 @@ def matmul(x: Array, y: Array, compute: str | None = None) -> Array:
             In "bfloat16" there is no forward-mode derivative.
 
     Returns:
-        (..., n) or (..., m, n), float32.
+        (..., n) or (..., m, n): float32, or in "float32" what the factors' types promote to.
 
     Raises:
         ValueError: the shapes do not fit, or `compute` is another word.
@@ -81,7 +81,10 @@ def matmul(x: Array, y: Array, compute: str | None = None) -> Array:
             f"matmul: {x.shape} and {y.shape} found, (..., k) and (k, n) "
             "or (..., m, k) and (..., k, n) wanted"
         )
-    product = jnp.matmul if compute == "float32" or not has_bfloat16() else _bfloat16_product
+    product = jnp.matmul
+    if compute == "bfloat16" and has_bfloat16():
+        # so that gradients are of the factors' own types, whatever these are
+        x, y, product = x.astype(jnp.float32), y.astype(jnp.float32), _bfloat16_product
     if batched:
         return product(x, y)
     # of two matrices: the gradient's product over several axes would be slower on a CPU

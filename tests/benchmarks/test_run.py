@@ -26,14 +26,14 @@ def measured(monkeypatch):
         }
         monkeypatch.setattr(run, "has_torch", lambda python: True)
         monkeypatch.setattr(run, "machine", lambda options, folder: FACTS)
-        monkeypatch.setattr(run, "_all", lambda options, folder, facts: [answer])
+        monkeypatch.setattr(run, "_each", lambda options, folder, facts: [answer])
 
     return fake
 
 
 @pytest.mark.parametrize(("floor", "code"), [(2.5, 0), (3.5, 1)])
 def test_check_exits_by_the_floors(measured, monkeypatch, tmp_path, capsys, floor, code):
-    measured({"jaxops float32": [3.0, 3.0], "torch careful": [1.0, 1.0]})
+    measured({"jaxops float32": [3.0] * 3, "torch careful": [1.0] * 3})
     (tmp_path / "floors.json").write_text(json.dumps({"C01 best": floor}))
     monkeypatch.setattr(run, "HERE", tmp_path)
     options = run.Options(out=tmp_path / "out.json", check=True)

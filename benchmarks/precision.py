@@ -1,0 +1,95 @@
+"""What bfloat16 products cost in accuracy: every network with and without, from three seeds.
+
+    python -m benchmarks.precision [names] [--seeds 3]
+
+Nothing is timed here. Each pair has the same start and the same batches; after the article's
+epochs (a GPT: 1,500 steps) both are tested once. MNIST's networks and C04 show their accuracy, a
+GPT its loss. Where the processor has no instructions for bfloat16 there is nothing to compare.
+"""
+
+import statistics
+from dataclasses import dataclass
+
+import tyro
+
+import jaxops as jo
+from benchmarks import data, workloads
+from benchmarks.jax_side import named, task_of
+from benchmarks.workloads import EPSILON, LEARNING_RATE
+from jaxops import report
+from jaxops.nn.product import has_bfloat16
+
+LENGTH = {
+    "C01": {"epochs": 10},
+    "C02": {"epochs": 5},
+    "C03": {"epochs": 5},
+    "C04": {"epochs": 10},
+    "C08": {"epochs": 10},
+    "gpt-12": {"steps": 1500},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line sets."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = tuple(LENGTH)
+    """workloads"""
+    seeds: int = 3
+    """how many pairs to train, at least two"""
+
+
+def scores(name: str, compute: str, seeds: int, length: dict[str, int]) -> list[float]:
+    """The test's accuracy, or loss, for each seed."""
+    workload = workloads.BY_NAME[name]
+    columns, _ = data.columns(workload)
+    network = workload.network
+    if isinstance(network, workloads.MLP) and workload.data == "churn":  # as wide as its columns
+        network = workloads.MLP((columns["train_x"].shape[1], *network.widths[1:]))
+    task = task_of(network)
+    train, test = (named(task, columns, split) for split in ("train", "test"))
+    found = []
+    for seed in range(seeds):
+        state = jo.fit(
+            task,
+            train,
+            optimizer=jo.optim.adam(LEARNING_RATE, eps=EPSILON),
+            batch_size=workload.batch_size,
+            seed=seed,
+            compute=compute,
+            progress=False,
+            epochs=length.get("epochs"),
+            steps=length.get("steps"),
+        )
+        values = jo.evaluate(task, state, test)
+        found.append(values.get("accuracy", values["loss"]))
+    return found
+
+
+def row(name: str, seeds: int, length: dict[str, int]) -> dict[str, str]:
+    """A line of the table: both, and the mean of the differences seed by seed."""
+    pair = [scores(name, compute, seeds, length) for compute in ("float32", "bfloat16")]
+    off = [b - a for a, b in zip(*pair, strict=True)]
+    shown = [f"{statistics.mean(p):.4f} ± {statistics.stdev(p):.4f}" for p in pair]
+    return {
+        "workload": name,
+        "of the test": "loss" if name.startswith("gpt") else "accuracy",
+        "float32": shown[0],
+        "bfloat16": shown[1],
+        "difference": f"{statistics.mean(off):+.4f} ({min(off):+.4f} to {max(off):+.4f})",
+    }
+
+
+def main() -> None:
+    """The command line."""
+    options = tyro.cli(Options, description=__doc__, prog="python -m benchmarks.precision")
+    for name in options.names:
+        if name not in LENGTH:
+            raise SystemExit(f"{name}: no such workload; wanted some of {', '.join(LENGTH)}")
+    if not has_bfloat16():
+        raise SystemExit("this processor has no instructions for bfloat16: float32 is used instead")
+    print(report.table([row(name, options.seeds, LENGTH[name]) for name in options.names]))
+
+
+if __name__ == "__main__":
+    main()

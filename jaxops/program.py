@@ -1,0 +1,96 @@
+"""The program that `fit` runs: many steps in one call, or one where a loop would be slow."""
+
+import functools
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxops.nn.product import computing
+from jaxops.parallel import Plan
+from jaxops.state import TrainState
+from jaxops.step import many_steps, train_step
+from jaxops.task import Task
+
+# The form of a step in a loop is given up where it takes so many times as long as the plain one:
+# 1.0 to 1.3 is usual on a CPU, 7 to 100 where a convolution falls to XLA's naive code.
+SLOW_IN_LOOPS = 3.0
+
+# program -> shapes of its batches -> whether it loops
+_CHOSEN: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictionary()
+
+
+@functools.lru_cache(maxsize=32)
+def train_program(
+    task: Task,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    compute: str,
+    take: Callable[[Any, Any], Any],
+) -> Callable[..., tuple[TrainState, Any]]:
+    """Many steps in one call; equal arguments give the same function, compiled once."""
+    # traced once, for its shapes, for the loop's body and for the form without a loop
+    update = jax.jit(functools.partial(train_step, task, tx), inline=True)
+
+    def run(state: TrainState, fixed: Any, fed: Any, count: Any) -> tuple[TrainState, Any]:
+        def step(state: TrainState, chosen: Any) -> tuple[TrainState, Any]:
+            batch = jax.lax.with_sharding_constraint(take(fixed, chosen), plan.batch_sharding())
+            with computing(compute):
+                return update(state, batch)
+
+        state, metrics = many_steps(step)(state, fed, count)
+        return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def loops_well(program: Any, state: TrainState, plain: Any, looped: Any) -> bool:
+    """Whether a step on a CPU takes about as long in a loop as alone: measured where in doubt.
+
+    There is doubt about convolutions, of which those of `jaxops.nn` are free. The steps are made on
+    a copy of the state. The same process chooses once for all equal runs, and a resumed run does
+    not choose again: the two forms may round differently.
+
+    Args:
+        program: as `train_program` makes it.
+        state: stays as it is.
+        plain: what the program is given for one step without a loop, beside the state.
+        looped: the same for two steps in a loop.
+    """
+    if not _convolves(program.trace(state, *looped).jaxpr.jaxpr):
+        return True
+    chosen = _CHOSEN.setdefault(program, {})
+    key = tuple(leaf.shape for leaf in jax.tree.leaves(looped))
+    if key in chosen:
+        return chosen[key]
+    copy = jax.tree.map(jnp.copy, state)
+
+    def seconds(*calls: Any) -> float:
+        nonlocal copy
+        start = time.perf_counter()
+        for arguments in calls:
+            copy, _ = program(copy, *arguments)
+        jax.block_until_ready(copy)
+        return time.perf_counter() - start
+
+    seconds(plain, looped)  # compiles both
+    alone = min(seconds(plain, plain) for _ in range(3))
+    chosen[key] = any(seconds(looped) < SLOW_IN_LOOPS * alone for _ in range(3))
+    return chosen[key]
+
+
+def _convolves(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        if equation.params.get("branches_platforms"):
+            continue  # made by `jax.lax.platform_dependent`: the CPU has a form of its own
+        for inner in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns") and _convolves(inner):
+                return True
+    return False
