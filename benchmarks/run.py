@@ -123,7 +123,7 @@ def run(options: Options) -> int:
     print(f"written: {out} {out.with_suffix('.png')}")
     if not options.check:
         return 1 if any("failed" in result for result in results) else 0
-    floors = json.loads((HERE / "floors.json").read_text())
+    floors = json.loads((HERE / "floors.json").read_text()).get(facts["platform"], {})
     problems = figures.below_floor(results, floors)
     print(*problems or ["no settled ratio is below its floor"], sep="\n")
     print(*figures.unjudged(results, floors), sep="\n")

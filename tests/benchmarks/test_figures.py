@@ -88,9 +88,11 @@ def test_floors_name_workloads_and_ratios():
     from benchmarks.run import HERE
 
     known = {"article", "careful", "compiled", "best", "bfloat16", "fastest", "vmapped"}
-    for key, floor in json.loads((HERE / "floors.json").read_text()).items():
+    floors = json.loads((HERE / "floors.json").read_text())
+    for key, floor in floors.pop("cpu").items():
         name, ratio = key.split(" ")
         assert name in workloads.BY_NAME and ratio in known and floor > 0
+    assert not floors  # of a GPU nothing is recorded yet
 
 
 ANSWER = {"losses": [2.0, 1.0], "loss": 0.5, "accuracy": 0.9}
