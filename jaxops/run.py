@@ -281,7 +281,8 @@ class Run:
     def restore(self, like: TrainState, checkpoints: Checkpointer) -> TrainState:
         """The state of the newest checkpoint, shaped `like` this; all else goes on from it too."""
         meta = checkpoints.meta()
-        found, wanted = meta["identity"], self._identity()
+        found = {"compute": "float32"} | meta["identity"]  # an older checkpoint does not say
+        wanted = self._identity()
         for name in wanted:
             if found.get(name) != wanted[name]:
                 raise ValueError(
