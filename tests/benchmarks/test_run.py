@@ -34,7 +34,8 @@ def measured(monkeypatch):
 @pytest.mark.parametrize(("floor", "code"), [(2.5, 0), (3.5, 1)])
 def test_check_exits_by_the_floors(measured, monkeypatch, tmp_path, capsys, floor, code):
     measured({"jaxops float32": [3.0] * 3, "torch careful": [1.0] * 3})
-    (tmp_path / "floors.json").write_text(json.dumps({"cpu": {"C01 best": floor}, "gpu": {"C01 best": 9}}))
+    floors = {"cpu": {"C01 best": floor}, "gpu": {"C01 best": 9}}
+    (tmp_path / "floors.json").write_text(json.dumps(floors))
     monkeypatch.setattr(run, "HERE", tmp_path)
     options = run.Options(out=tmp_path / "out.json", check=True)
     assert run.run(options) == code
