@@ -221,8 +221,9 @@ class Prediction(Training):
 
     def setup(self) -> dict[str, Any]:
         """Seconds to the first answer."""
-        # the answer is waited for at once, so a thread of its own would only be slower
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        if self.workload.batch_size == 1:
+            # the answer is waited for at once, so a thread of its own would only be slower
+            jax.config.update("jax_cpu_enable_async_dispatch", False)
         self.state = jo.init_state(self.task, self.optimizer, SEED, self._batch())
         self.question = {"image": self.test["image"][: self.workload.batch_size]}
         self.ask = jo.predictor(self.task, self.state, self.question)

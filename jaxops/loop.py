@@ -315,9 +315,9 @@ def predictor(
     """A function that predicts as many rows as `inputs` has, with as little delay as there can be.
 
     One program is compiled, now, with the parameters among its constants, which XLA may lay out
-    and pack for the processor once and for all. On a CPU,
+    and pack for the processor once and for all. For single rows on a CPU,
     `jax.config.update("jax_cpu_enable_async_dispatch", False)` before JAX is first used spares
-    another microsecond or two.
+    another microsecond or two; for many rows it is slower.
 
     Args:
         task: what was learned.
