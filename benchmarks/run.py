@@ -5,7 +5,7 @@ or whose accuracy after the check differ is reported as failed and not timed. Th
 turns (A B A B), and what is reported are medians over rounds, and ratios round by round. A ratio
 whose rounds spread too widely is printed as unsettled. Use a machine that does nothing else.
 
-    python -m benchmarks.run                        all of it, about 20 minutes on two cores
+    python -m benchmarks.run                        all of it, about 25 minutes on two cores
     python -m benchmarks.run C01 C03 --rounds 9     some of it, more surely
     python -m benchmarks.run --check                fails if a ratio is below benchmarks/floors.json
 

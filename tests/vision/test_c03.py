@@ -24,7 +24,7 @@ class Plain(nn.Module):
 def test_a_hundred_losses_are_those_of_flax_and_optax():
     images, labels = mnist_data()
     data = {"image": images.reshape(-1, 28, 28, 1).astype(np.uint8), "label": labels}
-    tx = jo.optim.adam(1e-3, eps=1e-7)
+    tx = optax.adam(1e-3, eps=1e-7)
     task = vision.classifier(vision.CNN(initializer="keras"))
     start = jo.init_state(task, tx, 0, {name: rows[:1] for name, rows in data.items()})
     params = {"params": jax.tree.map(np.array, start.params)}
@@ -57,7 +57,5 @@ def test_a_hundred_losses_are_those_of_flax_and_optax():
         on_log=lambda r: found.append(r["loss"]) if r["split"] == "steps" else None,
         progress=False,
     )
-    np.testing.assert_allclose(found[:50], wanted[:50], atol=2e-5)
-    # by now a rounding has switched some ReLU on or off, and they part
-    np.testing.assert_allclose(found, wanted, atol=5e-3)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
     assert found[-1] < 0.5 * found[0]
