@@ -25,11 +25,12 @@ def train_step(
     `optax.contrib.reduce_on_plateau`, is given it.
     """
     key = jax.random.fold_in(state.key, state.step)
-    (total, out), grads = jax.value_and_grad(task.loss, has_aux=True)(
-        state.params, state.extra, batch, key, True
+    total, gradient, out = jax.vjp(
+        lambda params: task.loss(params, state.extra, batch, key, True), state.params, has_aux=True
     )
     weight = jnp.where(out.weight > 0, out.weight, 1.0)
-    grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+    # divided where the gradient starts: afterwards it would be one more pass over all of it
+    (grads,) = gradient((1 / weight).astype(total.dtype))
     updates, opt_state = optax.with_extra_args_support(tx).update(
         grads, state.opt_state, state.params, value=total / weight
     )
