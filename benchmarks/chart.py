@@ -10,6 +10,7 @@ FORMS = {
     "article": ("over PyTorch as the article writes it", "#9ecae1"),
     "careful": ("over careful PyTorch", BLUE),
     "compiled": ("over torch.compile", ORANGE),
+    "graphed": ("over a CUDA graph of PyTorch's step", "#756bb1"),
     "fastest": ("fastest over fastest, bfloat16 among them", GREEN),
 }
 
@@ -60,7 +61,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
     axes.set_title(
         f"jaxops {versions['jaxops']['jaxops']} on JAX {versions['jaxops']['jax']} over PyTorch "
         f"{versions['torch']['torch'].split('+')[0]}, examples a second\n{document['hardware']}, "
-        f"medians of {document['rounds']} rounds in turns, lines from the least to the most",
+        f"medians of {document['rounds']} rounds or more, lines from the least to the most",
         fontsize=9, loc="left", color="#333333",
     )  # fmt: skip
     keys = [Patch(color=color, label=label) for f, (label, color) in FORMS.items() if f in used]

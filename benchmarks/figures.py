@@ -1,5 +1,6 @@
 """From rounds to figures: medians, ratios, what is settled, what is below its floor."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +13,8 @@ from benchmarks.workloads import (
     LOSS_TOLERANCE,
 )
 
-UNSETTLED = 0.35
-"""rounds whose ratios spread by more than this share of their median are not a result"""
-FEWEST_ROUNDS = 3
-"""and fewer of them are none either"""
+UNSETTLED = 0.25
+"""a ratio is no result while the 95 % interval of its median is wider than this share of it"""
 
 Result = dict[str, Any]
 
@@ -34,22 +33,49 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """The narrowest interval between ordered values that holds the median with this confidence.
+
+    A value is below the median of what it was drawn from, or above, with a half each, whatever it
+    was drawn from: so the k-th least and k-th most of n hold that median between them with
+    confidence 1 - 2 P(Binomial(n, 1/2) < k) (Conover, Practical Nonparametric Statistics, 3.2).
+    Fewer than six values tell nothing at 95 %; of more, the outermost count for less and less.
+
+    >>> median_interval([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])  # all but 1 and 9: 96.1 %
+    (2.0, 8.0)
+    >>> median_interval([1.0, 1.0, 1.0, 1.0, 1.0])
+    (-inf, inf)
+    """
+    ordered, n = sorted(values), len(values)
+    k, outside = 0, 2 / 2**n  # that all are below the median, or all above
+    while outside <= 1 - confidence:
+        k += 1
+        outside += 2 * math.comb(n, k) / 2**n
+    return (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float], over: str) -> dict[str, Any]:
-    """Ours over theirs, round by round, and whether the rounds agree.
+    """Ours over theirs, round by round, and whether their median is known well enough.
 
     >>> ratio([2.0, 4.0, 6.0], [1.0, 1.0, 2.0], "torch careful")["median"]
     3.0
     """
     found = summary([a / b for a, b in zip(ours, theirs, strict=True)])
-    settled = (found["max"] - found["min"]) / found["median"] <= UNSETTLED
-    return {"over": over, **found, "settled": settled and len(ours) >= FEWEST_ROUNDS}
+    low, high = median_interval(found["rounds"])
+    known = math.isfinite(high - low)  # JSON has no infinity
+    return {
+        "over": over,
+        **found,
+        "interval": [low, high] if known else None,
+        "settled": bool(known and (high - low) / found["median"] <= UNSETTLED),
+    }
 
 
 def ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Every ratio that a table shows, from the rates of each form, "jaxops ..." or "torch ...".
 
-    "article", "careful", "compiled": jaxops in float32 over that form; "best": over the one of
-    them with the highest median; "fastest": the fastest form of jaxops over the fastest of
+    "article", "careful", "compiled", "graphed": jaxops in float32 over that form; "best": over the
+    one of them with the highest median; "fastest": the fastest form of jaxops over the fastest of
     PyTorch, bfloat16 among them, where either side has it; "bfloat16": both in bfloat16;
     "vmapped": a sweep in one program over one at a time.
     """
@@ -67,7 +93,7 @@ def ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         add("vmapped", "jaxops vmapped", "jaxops one at a time")
     if not any(name.startswith("torch") for name in rates):
         return found
-    for form in ("article", "careful", "compiled"):
+    for form in ("article", "careful", "compiled", "graphed"):
         if f"torch {form}" in rates:
             add(form, "jaxops float32", f"torch {form}")
     add("best", "jaxops float32", fastest("torch", low=False))
@@ -83,8 +109,21 @@ def _off(a: float, b: float) -> float:
     return abs(a - b) / max(abs(a), 1e-12)
 
 
+def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """The largest: of probabilities absolute, of the first losses relative; NaN stays NaN.
+
+    >>> round(difference({"losses": [2.0, 1.0]}, {"losses": [2.0, 1.5]}), 3)
+    0.5
+    """
+    if "outputs" in wanted:
+        off = [abs(a - b) for a, b in zip(wanted["outputs"], found["outputs"], strict=True)]
+    else:
+        off = [_off(a, b) for a, b in zip(wanted["losses"], found["losses"], strict=True)]
+    return float(np.max(off))  # carries NaN along, as max does not
+
+
 def different(wanted: Mapping[str, Any], found: Mapping[str, Any], dtype: str) -> str:
-    """What is not equal in two answers to a check: a sentence with both series, or "".
+    """What is not equal in two answers to a check: a sentence, or "".
 
     Now and then rounding brings an input of a ReLU, of the hundred thousands that a batch of 1,024
     has in a step, to the other side of 0. Its gradient jumps, Adam's first steps magnify that, and
@@ -96,15 +135,10 @@ def different(wanted: Mapping[str, Any], found: Mapping[str, Any], dtype: str) -
         found: of another form.
         dtype: the tolerances' name.
     """
+    worst, limit = difference(wanted, found), LOSS_TOLERANCE[dtype]
     if "outputs" in wanted:
-        pairs = zip(wanted["outputs"], found["outputs"], strict=True)
-        worst = np.max([abs(a - b) for a, b in pairs])  # carries NaN along, as max does not
-        if not worst <= LOSS_TOLERANCE[dtype]:
-            return f"probabilities differ by {worst:.2g}\n{wanted['outputs']}\n{found['outputs']}"
-        return ""
-    worst = np.max([_off(a, b) for a, b in zip(wanted["losses"], found["losses"], strict=True)])
-    if not worst <= LOSS_TOLERANCE[dtype]:
-        limit = LOSS_TOLERANCE[dtype]
+        return "" if worst <= limit else f"probabilities differ by {worst:.2g}"
+    if not worst <= limit:
         return (
             f"the first losses differ by {worst:.2g}, at most {limit:g} wanted\n"
             f"jaxops float32: {wanted['losses']}\nthis form:      {found['losses']}"
@@ -163,30 +197,44 @@ def disturbed(results: Sequence[Result]) -> list[str]:
 
 
 def form_rows(result: Result) -> list[dict[str, Any]]:
-    """A line for each form of a workload."""
-    return [
-        {
-            "workload": result["workload"],
-            "form": name,
-            "examples/s": f"{form['examples_per_second']['median']:,.0f}",
-            "min": f"{form['examples_per_second']['min']:,.0f}",
-            "max": f"{form['examples_per_second']['max']:,.0f}",
-            "first step, s": round(form["first_step_seconds"], 1),
-            "warm cache": round(form["first_step_seconds_warm"], 1)
-            if "first_step_seconds_warm" in form
-            else None,
-            "peak MB": round(form["peak_memory_bytes"] / 1e6),
-            "GFLOP/s": f"{form['flop_per_second'] / 1e9:,.1f}",
-            "of peak": f"{form['share_of_peak']:.1%}",
-        }
-        for name, form in result["forms"].items()
+    """A line for each form of a workload, and for each that is missing, with the reason."""
+    missing = result.get("missing", {})
+    return [_form_row(result["workload"], name, form) for name, form in result["forms"].items()] + [
+        {"workload": result["workload"], "form": f"{name}: {brief(why)}"}
+        for name, why in missing.items()
     ]
+
+
+def brief(why: str) -> str:
+    """The last line of a reason, which in a traceback is the error, cut to 80 letters.
+
+    >>> brief("Traceback:\\n  File x\\nInvalidCxxCompiler: no compiler\\n")
+    'InvalidCxxCompiler: no compiler'
+    """
+    lines = [line.strip() for line in why.splitlines() if ": " in line and line[:1].strip()]
+    return (lines or [why.strip()])[-1][:80]
+
+
+def _form_row(workload: str, name: str, form: Mapping[str, Any]) -> dict[str, Any]:
+    rates, warm = form["examples_per_second"], form.get("first_step_seconds_warm")
+    return {
+        "workload": workload,
+        "form": name,
+        "examples/s": f"{rates['median']:,.0f}",
+        "min": f"{rates['min']:,.0f}",
+        "max": f"{rates['max']:,.0f}",
+        "first step, s": round(form["first_step_seconds"], 1),
+        "warm cache": None if warm is None else round(warm, 1),
+        "peak MB": round(form["peak_memory_bytes"] / 1e6),
+        "GFLOP/s": f"{form['flop_per_second'] / 1e9:,.1f}",
+        "of peak": f"{form['share_of_peak']:.1%}",
+    }
 
 
 def shown(found: Mapping[str, Any] | None) -> str:
     """A ratio as a table has it: the median, with its range; or that it is unsettled.
 
-    >>> shown(ratio([3.0] * 3, [1.0] * 3, "torch careful")), shown(None)
+    >>> shown(ratio([3.0] * 6, [1.0] * 6, "torch careful")), shown(None)
     ('3.00x (3.00-3.00)', '')
     """
     if found is None:
@@ -198,8 +246,9 @@ def shown(found: Mapping[str, Any] | None) -> str:
 def ratio_row(result: Result) -> dict[str, Any]:
     """A workload's ratios, its targets, and whether they are met."""
     found, targets = result.get("ratios", {}), result["targets"]
-    if "failed" in result:
-        return {"workload": result["workload"], "targets": "FAILED"}
+    if "failed" in result or "not_run" in result:
+        said = "FAILED" if "failed" in result else f"not run: {result['not_run']}"
+        return {"workload": result["workload"], "targets": said}
     verdicts = []
     for name, target in targets.items():
         have = found.get(name)
@@ -215,6 +264,7 @@ def ratio_row(result: Result) -> dict[str, Any]:
         **{name: shown(found.get(name)) for name in ("article", "careful", "compiled")},
         "best PyTorch": shown(found.get("best")),
         "fastest": shown(found.get("fastest")),
+        **({"graphed": shown(found["graphed"])} if "graphed" in found else {}),
         **({"one program": shown(found["vmapped"])} if "vmapped" in found else {}),
         "targets": ", ".join(verdicts),
     }

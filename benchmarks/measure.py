@@ -10,13 +10,18 @@ from typing import Any
 from benchmarks import figures, workloads
 from benchmarks.process import Others, Worker, WorkerError
 
+MORE = 3
+OPTIONAL = ("compiled", "bfloat16", "graphed")
+"""forms of PyTorch whose failure the others survive: some want a C++ compiler, for one"""
+
 
 @dataclass(frozen=True)
 class How:
     """How a run measures.
 
     Attributes:
-        rounds: turns that each form takes.
+        rounds: turns that each form takes, and up to `MORE` times as many where that settles no
+            ratio.
         seconds: of one turn.
         pythons: side -> interpreter.
         compute: of jaxops's forms.
@@ -79,7 +84,7 @@ def _start(
 ) -> dict[str, Worker]:
     """Each form's process: its first step, cold and (where it compiles) with a warm cache."""
     workers: dict[str, Worker] = {}
-    for side, names in workloads.forms(workload, how.compute).items():
+    for side, names in workloads.forms(workload, how.compute, how.gpu).items():
         for form in names:
             name = f"{side} {form}"
             how.say(f"{workload.name}: {name}: first step")
@@ -92,10 +97,9 @@ def _start(
                 how.say(f"{workload.name}: {name}: settings")
                 facts |= worker("tune", seconds=how.seconds)
             except WorkerError as error:
-                if form != "compiled":
+                if side != "torch" or form not in OPTIONAL:
                     raise
-                # torch.compile needs a C++ compiler; without one the rest can still be measured
-                result["missing"] = {name: str(error)}
+                result.setdefault("missing", {})[name] = str(error)
                 continue
             workers[name], result["forms"][name] = worker, facts
     return workers
@@ -130,7 +134,11 @@ def _check_equal(workers: dict[str, Worker], result: figures.Result) -> None:
             problem = figures.different(wanted[order], answer, form["dtype"])
             if not problem:
                 break
-        form["check"] = {"order": order, **answer}
+        form["check"] = {
+            "order": order,
+            "difference": figures.difference(wanted[order], answer),
+            **{key: answer[key] for key in ("loss", "accuracy") if key in answer},
+        }
         if problem:
             problems.append(f"{name}: {problem}")
     if problems:
@@ -138,11 +146,14 @@ def _check_equal(workers: dict[str, Worker], result: figures.Result) -> None:
 
 
 def _take_turns(workers: dict[str, Worker], result: figures.Result, how: How) -> None:
-    """A B A B: in each round every form once, while the others sleep."""
+    """A B A B: in each round every form once, while the others sleep; till the ratios settle."""
     rates: dict[str, list[float]] = {name: [] for name in workers}
     others: dict[str, list[float | None]] = {name: [] for name in workers}
-    for i in range(how.rounds):
-        how.say(f"{result['workload']}: round {i + 1} of {how.rounds}")
+    for i in range(MORE * how.rounds):
+        found = figures.ratios(rates).values() if i >= how.rounds else ()
+        if i >= how.rounds and all(ratio["settled"] for ratio in found):
+            break
+        how.say(f"{result['workload']}: round {i + 1}")
         for name, worker in workers.items():
             busy = Others(worker.process.pid)
             rates[name].append(worker("measure", seconds=how.seconds))

@@ -3,7 +3,8 @@
 Both sides begin with the same weights and see the same batches; a workload whose first 20 losses
 or whose accuracy after the check differ is reported as failed and not timed. Then the forms take
 turns (A B A B), and what is reported are medians over rounds, and ratios round by round. A ratio
-whose rounds spread too widely is printed as unsettled. Use a machine that does nothing else.
+whose median is not known well enough after three times the rounds is printed as unsettled. Use a
+machine that does nothing else.
 
     python -m benchmarks.run                        all of it, about 25 minutes on two cores
     python -m benchmarks.run C01 C03 --rounds 9     some of it, more surely
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ class Options:
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """workloads; all that suit this machine by default"""
-    rounds: int = 5
-    """turns that each form takes"""
+    rounds: int = 6
+    """turns that each form takes; up to three times as many while a ratio is unsettled"""
     seconds: float = 0.7
     """of one turn, about"""
     out: Path | None = None
@@ -90,9 +91,21 @@ def machine(options: Options, folder: Path) -> dict[str, Any]:
         "hardware": facts["device"] if gpu else common.hardware(),
         "platform": facts["platform"],
         "bfloat16": facts["bfloat16"],
+        "compiler_options": facts["compiler_options"],
+        "environment": environment(os.environ),
         "versions": {"jaxops": common.versions(), "torch": others["versions"]},
         "peak_flop_per_second": peaks,
     }
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those that are known to change speed, as found.
+
+    >>> environment({"XLA_FLAGS": "--x", "HOME": "/root", "MALLOC_ARENA_MAX": "1"})
+    {'MALLOC_ARENA_MAX': '1', 'XLA_FLAGS': '--x'}
+    """
+    pattern = r"XLA_.*|OMP_.*|MKL_.*|MALLOC_.*|GLIBC_TUNABLES|LD_PRELOAD|TF_.*"
+    return {name: variables[name] for name in sorted(variables) if re.fullmatch(pattern, name)}
 
 
 def default_out(facts: dict[str, Any], names: tuple[str, ...]) -> Path:
@@ -145,13 +158,16 @@ def _each(options: Options, folder: Path, facts: dict[str, Any]) -> Iterator[fig
         gpu=facts["platform"] != "cpu",
         say=say,
     )
-    for workload in workloads.chosen(options.names, how.gpu):
+    here, elsewhere = workloads.chosen(options.names, how.gpu)
+    for workload in here:
         columns, source = data.columns(workload)
         result = measure(workload, columns, folder / workload.name, how)
         for key in ("failed", "missing"):
             if key in result:
                 print(f"{workload.name}: {key.upper()}: {result[key]}", file=sys.stderr)
         yield {**result, "data": source}
+    for workload in elsewhere:
+        yield {"workload": workload.name, "targets": {}, "forms": {}, "not_run": "no GPU"}
 
 
 def _write(

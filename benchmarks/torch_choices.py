@@ -1,9 +1,11 @@
 """What a PyTorch user can choose, and what the choice does to the process."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -14,7 +16,19 @@ warnings.simplefilter("ignore")  # of PyTorch's own, such as that TorchScript is
 
 
 class Settings(NamedTuple):
-    """What a PyTorch user can choose without changing what is computed."""
+    """What a PyTorch user can choose without changing what is computed.
+
+    Attributes:
+        threads: of products and loops.
+        channels_last: layout of images.
+        bytes: images stay bytes in memory, and are normalised in the step.
+        adam: "default", "foreach", "fused", or "compiled" ("foreach" under `torch.compile`).
+        products: `torch.set_float32_matmul_precision`.
+        autocast: to bfloat16.
+        compile: the loss, a name in `COMPILERS`, or "".
+        shuffle: rows are gathered for each "batch", or all columns once an "epoch" and then sliced.
+        graph: the whole step is one CUDA graph.
+    """
 
     threads: int = ALL_THREADS
     channels_last: bool = False
@@ -23,6 +37,8 @@ class Settings(NamedTuple):
     products: str = "highest"
     autocast: bool = False
     compile: str = ""
+    shuffle: str = "batch"
+    graph: bool = False
 
 
 COMPILERS: dict[str, dict[str, Any]] = {
@@ -45,6 +61,41 @@ PREDICT_COMPILERS = (
 def wait() -> None:
     if GPU:
         torch.cuda.synchronize()
+
+
+def record(update: Callable[..., Tensor], example: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """An update as one CUDA graph, into whose own batch every new one is copied.
+
+    What changed while it was recorded (parameters, the optimizer's state) is the caller's to reset.
+    Without a GPU nothing is recorded, and the update is made as it is, on its own batch.
+    """
+    batch = [column.clone() for column in example]
+    replay = _graph(update, batch) if GPU else lambda: update(*batch)
+
+    def run(*new: Tensor) -> Tensor:
+        for column, value in zip(batch, new, strict=True):
+            column.copy_(value)
+        return replay()
+
+    return run
+
+
+def _graph(update: Callable[..., Tensor], batch: Sequence[Tensor]) -> Callable[[], Tensor]:
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # what is allocated or compiled at first must not be recorded
+            update(*batch)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = update(*batch)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return loss
+
+    return replay
 
 
 def apply(settings: Settings, exact: bool = False) -> None:

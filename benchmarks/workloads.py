@@ -10,6 +10,8 @@ Columns = dict[str, np.ndarray]
 
 SEED = 0
 FIRST_LOSSES = 20
+CHECKED = 16
+"""predictions that are compared, at least"""
 ORDERS = 4
 """How many orders of the rows a form may try in the check: see `figures.different`."""
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -145,35 +147,37 @@ WORKLOADS = (
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
 
-def chosen(names: tuple[str, ...], gpu: bool) -> list[Workload]:
-    """The workloads of these names; without names all, those for a GPU where there is one.
+def chosen(names: tuple[str, ...], gpu: bool) -> tuple[list[Workload], list[Workload]]:
+    """The workloads of these names; without names all: those to run, those that want a GPU.
 
-    >>> [w.name for w in chosen(("C03", "C01"), gpu=False)]
+    >>> [w.name for w in chosen(("C03", "C01"), gpu=False)[0]]
     ['C03', 'C01']
     """
     for name in names:
         if name not in BY_NAME:
             raise ValueError(f"{name}: no such workload; wanted one of {', '.join(BY_NAME)}")
     if names:
-        return [BY_NAME[name] for name in names]
-    return [workload for workload in WORKLOADS if gpu or not workload.gpu]
+        return [BY_NAME[name] for name in names], []
+    here = [workload for workload in WORKLOADS if gpu or not workload.gpu]
+    return here, [workload for workload in WORKLOADS if workload not in here]
 
 
-def forms(workload: Workload, compute: tuple[str, ...]) -> dict[str, list[str]]:
+def forms(workload: Workload, compute: tuple[str, ...], gpu: bool = False) -> dict[str, list[str]]:
     """Side -> its forms, in the order in which they take turns.
 
     Args:
         workload: a line of the table.
         compute: of jaxops: "float32" and, where wanted, "bfloat16".
+        gpu: PyTorch's form "graphed" wants one.
     """
     if workload.kind == "sweep":
         return {"jaxops": ["vmapped", "one at a time"], "torch": []}
     if workload.kind == "predict":
         return {"jaxops": ["float32"], "torch": [f for f in TORCH_FORMS if f != "article"]}
-    low = ["bfloat16"] if workload.bfloat16 else []
+    more = ["graphed"] * gpu + ["bfloat16"] * workload.bfloat16
     return {
         "jaxops": [c for c in compute if c == "float32" or workload.bfloat16],
-        "torch": [*TORCH_FORMS, *low],
+        "torch": [*TORCH_FORMS, *more],
     }
 
 
@@ -197,20 +201,35 @@ def write(folder: Path, workload: Workload, columns: Columns, steps: int) -> Wor
     (folder / "workload.pickle").write_bytes(pickle.dumps(workload, protocol=4))
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
-    rows = len(columns["train_x"])
-    epochs = -(-steps * workload.batch_size // rows)
+    rows = checked_rows(len(columns["train_x"]), workload.batch_size)
+    epochs = -(-steps * workload.batch_size // len(rows))
     orders = []
     for i in range(ORDERS):
-        random = np.random.default_rng(SEED + i)
-        order = np.concatenate([random.permutation(rows) for _ in range(epochs)])
+        # as `jaxops.fit` orders data in memory with this seed, so that its own loop is checked
+        randoms = [np.random.default_rng((SEED + i, epoch)) for epoch in range(epochs)]
+        order = np.concatenate([rows[random.permutation(len(rows))] for random in randoms])
         orders.append(order[: steps * workload.batch_size])
     batches = np.stack(orders).reshape(ORDERS, steps, workload.batch_size)
     np.save(folder / "batches.npy", batches)
     return workload
 
 
+def checked_rows(rows: int, batch_size: int) -> np.ndarray:
+    """The rows of the check's data: whole batches, more than the first losses in an epoch.
+
+    >>> checked_rows(7, 2)[:12]  # 3 batches are too few, so rows come again
+    array([0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4])
+    """
+    return np.arange(max(rows // batch_size, FIRST_LOSSES + 1) * batch_size) % rows
+
+
+def read_workload(folder: Path) -> Workload:
+    """The workload as written."""
+    workload: Workload = pickle.loads((folder / "workload.pickle").read_bytes())
+    return workload
+
+
 def read(folder: Path) -> tuple[Workload, Columns, np.ndarray]:
     """The workload, its columns, and the rows (orders, steps, batch) of the check's batches."""
-    workload = pickle.loads((folder / "workload.pickle").read_bytes())
     columns = {file.stem: np.load(file) for file in folder.glob("t*_[xy].npy")}
-    return workload, columns, np.load(folder / "batches.npy")
+    return read_workload(folder), columns, np.load(folder / "batches.npy")

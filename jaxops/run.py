@@ -125,7 +125,7 @@ class Run:
         length = self._length if self.looped else 1
         arguments = self._arguments
         if self.profile:
-            arguments, program = self.profile.around(self.source, arguments, program)
+            arguments, program = self.profile.around(self.source, self.clock, arguments, program)
         in_flight: deque[Call] = deque()
         self.read_at = time.monotonic()
         with _interrupts() as interrupted, self._bar() as bar, self.profile or nullcontext():

@@ -1,8 +1,11 @@
 """What is traced, compiled, measured, fetched and kept on disk: each once, and none in between."""
 
+import functools
 import os
 import re
 from collections import Counter
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import ClassVar
 
 import flax.linen as nn
@@ -12,7 +15,7 @@ import pytest
 from small import ADAM, SETTINGS, TASK, Batches, assert_equal, compilations, images
 
 import jaxops as jo
-from jaxops import cache, program, run, vision
+from jaxops import cache, clock, program, run, vision
 
 QUIET = {"optimizer": ADAM, "batch_size": 16, "progress": False}
 STREAM = list(Batches(images(43), 16))
@@ -70,24 +73,113 @@ def test_each_program_is_compiled_once(kind, tmp_path):
     assert not names
 
 
+class Seen:
+    """An array of a program's, which tells when it comes to the host, however it does.
+
+    NumPy reads an array of JAX's through the buffer protocol, which nothing in Python sees; this
+    has none, so that every way leads through one of its methods.
+    """
+
+    def __init__(self, array, tell):
+        self.array, self.tell = array, tell
+
+    def __getattr__(self, name):
+        if name not in ("shape", "dtype", "nbytes", "block_until_ready", "copy_to_host_async"):
+            self.tell()
+        return getattr(self.array, name)
+
+    def _fetched(self, *_, **__):
+        self.tell()
+        return np.asarray(self.array)
+
+    __array__ = _fetched
+
+    def __float__(self):
+        return float(self._fetched())
+
+    __int__ = __index__ = lambda self: int(self._fetched())
+    __str__ = __repr__ = lambda self: str(self._fetched())
+
+    def __bool__(self):
+        return bool(self._fetched())
+
+    def __format__(self, spec):
+        return format(self._fetched().item(), spec)
+
+    def __getitem__(self, key):
+        return self._fetched()[key]
+
+
+FETCHES = [float, int, bool, str, "{:.1f}".format, np.asarray, np.array, jax.device_get]
+
+
+@pytest.mark.parametrize("fetch", [*FETCHES, lambda x: x.item(), lambda x: x.tolist(), np.sum])
+def test_an_array_that_is_seen_tells_of_every_way_to_the_host(fetch):
+    told = []
+    seen = Seen(jax.numpy.float32(3.0), lambda: told.append(1))
+    jax.block_until_ready([seen])
+    assert not told and seen.nbytes == 4
+    assert str(np.asarray(fetch(seen))).startswith(("3", "True")) and told
+
+
+def seen_runs(monkeypatch, data, on_log, offence=lambda state, metrics: None, **settings):
+    """A run's events in order: a call has ended "c", something was fetched "f", a report "r"."""
+    events = []
+    make, await_ = run.train_program, run.Run._await
+
+    def bare(tree):
+        return jax.tree.map(lambda leaf: getattr(leaf, "array", leaf), tree)
+
+    def train_program(*args):
+        program = make(*args)
+
+        def call(state, *given):
+            made = program(bare(state), *given)
+            seen = jax.tree.map(lambda leaf: Seen(leaf, lambda: events.append("f")), made)
+            offence(*seen)
+            return seen
+
+        return call
+
+    finite = run._finite
+    monkeypatch.setattr(run, "_finite", lambda tree: finite(bare(tree)))
+    monkeypatch.setattr(run, "train_program", train_program)
+    monkeypatch.setattr(run, "loops_well", lambda *_: True)
+    monkeypatch.setattr(run.Run, "_await", lambda *a: events.append("c") or await_(*a))
+    jo.fit(TASK, data, on_log=lambda r: events.append("r") or on_log(r), **QUIET, **settings)
+    return "".join(events)
+
+
+IN_REPORTS_ALONE = "(c{10}f+rc{10}f+rc{5}f+r){2}"
+
+
 @pytest.mark.parametrize("data", [images(400), list(Batches(images(400), 16))])
 def test_nothing_is_fetched_between_reports(data, monkeypatch):
     monkeypatch.setattr(run, "SECONDS_UNREAD", 1e9)
     monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)  # a step a call
-    fetches, reports, calls = [], [], []
-    real, await_ = jax.device_get, run.Run._await
-    monkeypatch.setattr(jax, "device_get", lambda tree: fetches.append(1) or real(tree))
-    monkeypatch.setattr(run.Run, "_await", lambda *a: calls.append(1) or await_(*a))
-
-    def on_log(record):
-        reports.append((record["step"], len(fetches), len(calls)))
-
-    jo.fit(TASK, data, epochs=2, log_every=10, on_log=on_log, **QUIET)
+    steps = []
+    settings = {"epochs": 2, "log_every": 10}
+    found = seen_runs(monkeypatch, data, lambda r: steps.append(r["step"]), **settings)
+    assert re.fullmatch(IN_REPORTS_ALONE, found), found
     # the window that ends with the epoch is the epoch's own report
-    assert [step for step, *_ in reports] == [10, 20, 25, 35, 45, 50]
-    assert [fetched for _, fetched, _ in reports] == [1, 2, 3, 4, 5, 6]
-    assert [made for *_, made in reports] == [10, 20, 25, 35, 45, 50]
-    assert len(fetches) == 6
+    assert steps == [10, 20, 25, 35, 45, 50]
+
+
+@pytest.mark.parametrize(
+    "offence",
+    [
+        lambda state, metrics: float(metrics["loss"].weight[0]),
+        lambda state, metrics: np.asarray(metrics["loss"].total),
+        lambda state, metrics: int(state.step),
+    ],
+    ids=["float", "asarray", "state"],
+)
+def test_a_loop_that_fetches_is_found_out(offence, monkeypatch):
+    monkeypatch.setattr(run, "SECONDS_UNREAD", 1e9)
+    monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)
+    settings = {"epochs": 2, "log_every": 10}
+    found = seen_runs(monkeypatch, images(400), lambda r: None, offence, **settings)
+    assert "r" in found and not re.fullmatch(IN_REPORTS_ALONE, found)
 
 
 @pytest.mark.parametrize("bound", ["CALLS_UNREAD", "SECONDS_UNREAD"])
@@ -133,7 +225,41 @@ def pictures(rows):
     return {"image": image, "label": (image.mean((1, 2, 3)) > 127).astype(np.int32)}
 
 
+class Timed:
+    """A program of one parameter, on a clock of its own: its calls take the seconds they are told.
+
+    It has a convolution, so there is doubt, and its loop is what has more than one row.
+    """
+
+    def __init__(self, alone, looped):
+        self.seconds, self.now, self.calls = {1: alone, 8: looped}, 0.0, []
+        kernel = np.ones((1, 1, 3), np.float32)
+        convolve = functools.partial(jax.lax.conv, window_strides=(1,), padding="SAME")
+        self.trace = jax.jit(lambda state, rows: convolve(state[None, None], kernel)).trace
+
+    def __call__(self, state, rows):
+        self.calls.append(len(rows))
+        self.now += self.seconds[len(rows)]
+        return state, None
+
+
+@pytest.mark.parametrize(
+    ("alone", "looped", "well"),
+    # looped: two steps in a loop, beside two alone; the loop may take up to three times as long
+    [(1.0, 2.0, True), (1.0, 5.9, True), (1.0, 6.1, False), (0.01, 2.0, False)],
+)
+def test_a_loop_is_chosen_by_its_seconds(alone, looped, well, monkeypatch):
+    timed, state = Timed(alone, looped), np.ones(4, np.float32)
+    monkeypatch.setattr(program, "time", SimpleNamespace(perf_counter=lambda: timed.now))
+    given = [np.zeros(1)], [np.zeros(8)]
+    assert program.loops_well(timed, state, *given) is well
+    assert set(timed.calls) == {1, 8}
+    timed.calls.clear()
+    assert program.loops_well(timed, state, *given) is well and not timed.calls  # kept
+
+
 def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
+    monkeypatch.setattr(program, "SLOW_IN_LOOPS", 0.0)  # here every loop is slow
     chosen = []
     real = run.Run._loops_well
     monkeypatch.setattr(run.Run, "_loops_well", lambda *a: chosen.append(real(*a)) or chosen[-1])
@@ -148,6 +274,7 @@ def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
         assert_equal(fit(Flax()), first)
     assert chosen == [False, False] and not names  # measured once in a process
     program._CHOSEN.clear()
+    monkeypatch.setattr(program, "SLOW_IN_LOOPS", 1e9)
     fit(Flax(), steps=8, checkpoint_dir=tmp_path)
     assert chosen == [False, False] and not program._CHOSEN  # the checkpoint says it
     with compilations() as names:
@@ -195,6 +322,29 @@ def test_a_profile_changes_nothing_and_says_where_the_time_goes(tmp_path, capsys
     found = {file.name.split(".", 1)[1]: file for file in tmp_path.rglob("*.*") if file.is_file()}
     assert {"json.gz", "xplane.pb"} <= found.keys(), found
     assert all(file.stat().st_size > 1000 for file in found.values())
+
+
+def test_a_traces_start_and_end_take_no_time_on_the_runs_clock(tmp_path, monkeypatch):
+    paused, seen = [], []
+    pause = clock.Clock.paused
+
+    @contextmanager
+    def spied(self):
+        with pause(self):
+            paused.append(1)
+            yield
+            paused.pop()
+
+    @contextmanager
+    def trace(*_, **__):
+        seen.append(bool(paused))
+        yield
+        seen.append(bool(paused))
+
+    monkeypatch.setattr(clock.Clock, "paused", spied)
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    jo.fit(TASK, STREAM, epochs=6, **QUIET, profile=tmp_path)
+    assert seen == [True, True]
 
 
 @pytest.mark.parametrize(("epochs", "line"), [(1, "profile: 3 calls made"), (3, "no traces: 9")])

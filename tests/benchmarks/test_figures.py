@@ -2,6 +2,7 @@ import doctest
 import json
 import math
 
+import numpy as np
 import pytest
 
 from benchmarks import chart, figures, workloads
@@ -18,11 +19,11 @@ def result(name, rates, **more):
 
 
 STEADY = {
-    "jaxops float32": [30.0, 33.0, 27.0],
-    "torch article": [10.0, 11.0, 9.0],
-    "torch careful": [15.0, 15.0, 15.0],
-    "torch compiled": [20.0, 22.0, 18.0],
-    "torch bfloat16": [60.0, 66.0, 54.0],
+    "jaxops float32": [30.0, 33.0, 27.0] * 2,
+    "torch article": [10.0, 11.0, 9.0] * 2,
+    "torch careful": [15.0, 15.0, 15.0] * 2,
+    "torch compiled": [20.0, 22.0, 18.0] * 2,
+    "torch bfloat16": [60.0, 66.0, 54.0] * 2,
 }
 
 
@@ -36,7 +37,7 @@ def test_ratios_are_made_round_by_round_and_best_is_the_highest_median_in_float3
 
 
 def test_fastest_takes_the_faster_form_of_each_side():
-    found = figures.ratios({**STEADY, "jaxops bfloat16": [90.0, 99.0, 81.0]})
+    found = figures.ratios({**STEADY, "jaxops bfloat16": [90.0, 99.0, 81.0] * 2})
     assert (found["fastest"]["of"], found["fastest"]["median"]) == ("jaxops bfloat16", 1.5)
     assert found["bfloat16"]["median"] == 1.5
     assert found["best"]["of"] == "jaxops float32"
@@ -47,9 +48,39 @@ def test_a_sweep_has_no_torch():
     assert {k: v["median"] for k, v in figures.ratios(rates).items()} == {"vmapped": 2.0}
 
 
-@pytest.mark.parametrize(("last", "settled"), [(1.17, True), (1.40, False)])
-def test_rounds_that_spread_by_more_than_35_percent_are_unsettled(last, settled):
-    found = figures.ratio([0.85, 1.0, last], [1.0, 1.0, 1.0], "torch careful")
+@pytest.mark.parametrize(
+    ("rounds", "k", "confidence"),
+    # of the binomial distribution's table: 1 - 2 P(X < k), the largest k with 95 % or more
+    [(6, 1, 0.9688), (8, 1, 0.9922), (9, 2, 0.9609), (12, 3, 0.9614), (18, 5, 0.9691)],
+)
+def test_the_interval_of_a_median(rounds, k, confidence):
+    values = np.random.default_rng(0).permutation(np.arange(1.0, rounds + 1))
+    assert figures.median_interval(values) == (k, rounds + 1 - k)
+    # and that is how often it holds the median of what was drawn, of whatever shape
+    drawn = np.sort(np.random.default_rng(1).exponential(size=(20_000, rounds)), axis=1)
+    held = (drawn[:, k - 1] <= math.log(2)) & (math.log(2) <= drawn[:, -k])
+    assert held.mean() == pytest.approx(confidence, abs=0.005)
+
+
+def test_five_rounds_are_too_few_for_an_interval():
+    found = figures.ratio([1.0] * 5, [1.0] * 5, "torch careful")
+    assert found["interval"] is None and not found["settled"]
+    assert figures.ratio([1.0] * 6, [1.0] * 6, "torch careful")["settled"]
+
+
+def test_more_rounds_settle_a_ratio_whose_extremes_widen():
+    rates = np.random.default_rng(0).lognormal(sigma=0.25, size=60)
+    found = [figures.ratio(rates[:n], np.ones(n), "torch careful") for n in (6, 18, 60)]
+    spread = [f["max"] - f["min"] for f in found]
+    width = [f["interval"][1] - f["interval"][0] for f in found]
+    assert spread[0] < spread[1] < spread[2] and width[0] > width[1] > width[2]
+    assert [f["settled"] for f in found] == [False, True, True]
+
+
+@pytest.mark.parametrize(("last", "settled"), [(1.09, True), (1.12, False)])
+def test_an_interval_wider_than_a_quarter_is_unsettled(last, settled):
+    found = figures.ratio([0.85, 1.0, 1.0, 1.0, 1.0, last], [1.0] * 6, "torch careful")
+    assert found["interval"] == [0.85, last]
     assert found["settled"] is settled
     assert figures.shown(found).startswith("unsettled") is not settled
     row = figures.ratio_row(
@@ -67,7 +98,7 @@ def test_a_settled_ratio_below_its_floor_is_named():
 
 
 def test_an_unsettled_ratio_is_no_reason_to_fail_and_a_failed_workload_is():
-    wild = result("C01", {"jaxops float32": [1.0, 9.0], "torch careful": [10.0, 10.0]})
+    wild = result("C01", {"jaxops float32": [1.0, 9.0] * 3, "torch careful": [10.0] * 6})
     assert not wild["ratios"]["best"]["settled"]
     assert figures.below_floor([wild], {"C01 best": 2.0}) == []
     assert figures.unjudged([wild], {"C01 best": 2.0}) == [
@@ -87,7 +118,7 @@ def test_a_careful_loop_slower_than_the_articles_was_disturbed(careful, lines):
 def test_floors_name_workloads_and_ratios():
     from benchmarks.run import HERE
 
-    known = {"article", "careful", "compiled", "best", "bfloat16", "fastest", "vmapped"}
+    known = {"article", "careful", "compiled", "graphed", "best", "bfloat16", "fastest", "vmapped"}
     floors = json.loads((HERE / "floors.json").read_text())
     for key, floor in floors.pop("cpu").items():
         name, ratio = key.split(" ")
@@ -127,10 +158,30 @@ def test_probabilities_must_agree():
     assert "differ" in figures.different({"outputs": [0.5]}, {"outputs": [0.502]}, "float32")
 
 
+def test_what_is_missing_or_not_run_has_its_row():
+    form = {
+        "examples_per_second": figures.summary([1.0]),
+        "first_step_seconds": 1.0,
+        "peak_memory_bytes": 1e6,
+        "flop_per_second": 1e9,
+        "share_of_peak": 0.5,
+    }
+    why = "torch bfloat16: 'setup' failed:\nTraceback:\n  at x\nInvalidCxxCompiler: no g++ found\n"
+    partly = {"workload": "C01", "forms": {"jaxops float32": form}, "missing": {"torch low": why}}
+    rows = figures.form_rows(partly)
+    assert [row["form"] for row in rows] == [
+        "jaxops float32",
+        "torch low: InvalidCxxCompiler: no g++ found",
+    ]
+    absent = {"workload": "gpt-large", "targets": {}, "forms": {}, "not_run": "no GPU"}
+    assert figures.ratio_row(absent)["targets"] == "not run: no GPU"
+    assert figures.form_rows(absent) == []
+
+
 def test_chart(tmp_path):
     versions = {"jaxops": {"jaxops": "1", "jax": "2"}, "torch": {"torch": "3+cpu"}}
     document = {"versions": versions, "hardware": "a machine", "rounds": 3}
-    wild = {"jaxops float32": [1.0, 9.0, 1.0], "torch careful": [2.0, 2.0, 2.0]}
+    wild = {"jaxops float32": [1.0, 9.0, 1.0] * 2, "torch careful": [2.0] * 6}
     results = [result("C01", STEADY), result("C02", wild), {"workload": "C03", "failed": "x"}]
     chart.plot({**document, "results": results}, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 10_000

@@ -8,6 +8,7 @@ from benchmarks import figures, run
 FACTS = {
     "hardware": "a machine",
     "platform": "cpu",
+    "compiler_options": {"xla_x": True},
     "versions": {"jaxops": {"jaxops": "1", "jax": "2"}, "torch": {"torch": "3"}},
     "peak_flop_per_second": {"float32": {"jaxops": 1e9, "torch": 2e9}},
 }
@@ -33,7 +34,7 @@ def measured(monkeypatch):
 
 @pytest.mark.parametrize(("floor", "code"), [(2.5, 0), (3.5, 1)])
 def test_check_exits_by_the_floors(measured, monkeypatch, tmp_path, capsys, floor, code):
-    measured({"jaxops float32": [3.0] * 3, "torch careful": [1.0] * 3})
+    measured({"jaxops float32": [3.0] * 6, "torch careful": [1.0] * 6})
     floors = {"cpu": {"C01 best": floor}, "gpu": {"C01 best": 9}}
     (tmp_path / "floors.json").write_text(json.dumps(floors))
     monkeypatch.setattr(run, "HERE", tmp_path)
@@ -43,6 +44,7 @@ def test_check_exits_by_the_floors(measured, monkeypatch, tmp_path, capsys, floo
     assert ("C01 best: 3.00, at least 3.5 wanted" in out) == bool(code)
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["results"][0]["ratios"]["best"]["median"] == 3.0
+    assert document["compiler_options"] == {"xla_x": True}
     assert document["hardware"] == "a machine" and (tmp_path / "out.png").exists()
 
 
@@ -57,6 +59,20 @@ def test_without_pytorch_it_says_how_to_get_it(tmp_path, capsys):
 def test_an_unknown_workload_is_told(capsys):
     assert run.run(run.Options(names=("C99",))) == 2
     assert "C99: no such workload; there are C01" in capsys.readouterr().out
+
+
+def test_without_a_gpu_the_rest_is_said_not_to_run(monkeypatch):
+    monkeypatch.setattr(run, "measure", lambda workload, *_: {"workload": workload.name})
+    monkeypatch.setattr(run.data, "columns", lambda workload: ({}, "nowhere"))
+    facts = {**FACTS, "bfloat16": False}
+    found = list(run._each(run.Options(), Path(), facts))
+    assert {r["workload"]: r.get("not_run") for r in found}["C01"] is None
+    assert [r["workload"] for r in found if r.get("not_run") == "no GPU"] == [
+        "gpt-large",
+        "C01-sweep",
+    ]
+    asked = list(run._each(run.Options(names=("C01-sweep",)), Path(), facts))
+    assert [r.get("not_run") for r in asked] == [None]
 
 
 def test_where_results_go():

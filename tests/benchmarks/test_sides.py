@@ -1,15 +1,21 @@
 """Both sides compute the same, step for step, for every network."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import data, figures, jax_side, workloads
+import jaxops as jo
+from benchmarks import data, figures, jax_side, measure, workloads
+from benchmarks.process import WorkerError
 from benchmarks.workloads import BY_NAME, GPT, WORKLOADS
+from jaxops.data import feed
 
 TINY = GPT(layers=2, width=32, heads=4, context=16, vocabulary=11)
 
@@ -33,8 +39,9 @@ def columns(workload, rows=256):
 
 
 def workload(name):
-    found = dataclasses.replace(BY_NAME[name], batch_size=8)
-    return dataclasses.replace(found, network=TINY) if name == "gpt-12" else found
+    size = 1 if name.endswith("predict-1") else 24 if "predict" in name else 8
+    found = dataclasses.replace(BY_NAME[name], batch_size=size)
+    return dataclasses.replace(found, network=TINY) if name.startswith("gpt") else found
 
 
 def sides(name, folder, form):
@@ -51,12 +58,14 @@ def sides(name, folder, form):
     [
         ("C01", {}),
         ("C01", {"bytes": True, "adam": "foreach"}),
+        ("C01", {"graph": True}),  # without a GPU nothing is recorded; its batches are copied in
         ("C02", {}),
         ("C03", {}),
         ("C03", {"channels_last": True, "bytes": True}),
         ("C04", {}),
         ("C08", {}),
         ("gpt-12", {}),
+        ("gpt-large", {}),
     ],
 )
 def test_twenty_losses_agree(name, settings, tmp_path):
@@ -85,14 +94,15 @@ def test_the_check_finds_another_network(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["careful"])
-@pytest.mark.parametrize("name", ["C01-predict-1", "C03-predict-1"])
+@pytest.mark.parametrize("name", ["C01-predict-1", "C03-predict-1", "C03-predict-1024"])
 def test_probabilities_agree(name, form, tmp_path):
-    _, ours, theirs = sides(name, tmp_path, form)
+    written, ours, theirs = sides(name, tmp_path, form)
     ours.setup()
     ours.weights()
     theirs.setup()
     wanted, found = ours.check(0), theirs.check(0)
-    assert len(wanted["outputs"]) == 160
+    size = written.batch_size
+    assert len(wanted["outputs"]) == 10 * max(16, size)  # all that are timed
     assert sum(wanted["outputs"][:10]) == pytest.approx(1, abs=1e-5)
     assert figures.different(wanted, found, "float32") == ""
 
@@ -133,20 +143,26 @@ def test_what_is_written_is_read(tmp_path):
     found, read, batches = workloads.read(tmp_path)
     assert found == written and set(read) == {"train_x", "train_y", "test_x", "test_y"}
     assert batches.shape == (workloads.ORDERS, 100, 8)
-    for order in batches:  # 256 rows: an epoch is 32 batches, the next begins anew
+    for i, order in enumerate(batches):  # 256 rows: an epoch is 32 batches, the next begins anew
         assert sorted(order[:32].ravel()) == sorted(order[32:64].ravel()) == list(range(256))
+        ours = feed.Order(256, 8, workloads.SEED + i)  # that of the loop that is timed
+        assert all((order[step] == ours.rows_of(step)).all() for step in range(100))
     assert (batches[0] != batches[1]).any()
 
 
 def test_the_suite_has_what_the_issue_names():
-    names = {w.name for w in workloads.chosen((), gpu=False)}
+    names = {w.name for w in workloads.chosen((), gpu=False)[0]}
     assert names == {
         *("C01", "C02", "C03", "C04", "C08", "gpt-12", "gpt-64"),
         *(f"C0{i}-1024" for i in (1, 2, 3, 4, 8)),
         *(f"{c}-predict-{n}" for c in ("C01", "C03") for n in (1, 1024)),
     }
-    everywhere = {w.name for w in workloads.chosen((), gpu=True)}
+    everywhere = {w.name for w in workloads.chosen((), gpu=True)[0]}
     assert everywhere - names == {"gpt-large", "C01-sweep"}
+    assert {w.name for w in workloads.chosen((), gpu=False)[1]} == {"gpt-large", "C01-sweep"}
+    large = BY_NAME["gpt-large"]  # nanoGPT's
+    assert large.network == GPT(layers=6, width=384, heads=6, context=256)
+    assert large.batch_size == 64 and large.bfloat16
     sizes = {n: BY_NAME[n].batch_size for n in ("C01", "C02", "C03", "C04", "C08")}
     assert sizes == {"C01": 64, "C02": 32, "C03": 32, "C04": 32, "C08": 64}
 
@@ -158,6 +174,8 @@ def test_forms():
     low = workloads.forms(BY_NAME["gpt-12"], both)
     assert low == {"jaxops": list(both), "torch": [*torch, "bfloat16"]}
     assert workloads.forms(BY_NAME["C01-sweep"], both)["torch"] == []
+    gpu = workloads.forms(BY_NAME["gpt-large"], both, gpu=True)
+    assert gpu["torch"] == [*torch, "graphed", "bfloat16"]
 
 
 def test_text_windows_overlap_by_one():
@@ -177,34 +195,167 @@ def test_end_to_end(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     # the compiled form takes half a minute, and a C++ compiler
     monkeypatch.setattr(workloads, "TORCH_FORMS", ("article", "careful"))
-    from benchmarks.measure import How, measure
-
     said = []
     pythons = {"jaxops": sys.executable, "torch": sys.executable}
-    how = How(2, 0.05, pythons, ("float32",), {"float32": 1e11}, False, said.append)
+    how = measure.How(2, 0.05, pythons, ("float32",), {"float32": 1e11}, False, said.append)
     small = dataclasses.replace(workload("C02"), check_steps=24)
-    result = measure(small, columns(small), tmp_path / "new", how)
+    result = measure.measure(small, columns(small), tmp_path / "new", how)
     assert "failed" not in result, result["failed"]
     assert list(result["forms"]) == ["jaxops float32", "torch article", "torch careful"]
     assert result["parameters"] == 101_770
     ours = result["forms"]["jaxops float32"]
-    assert len(ours["examples_per_second"]["rounds"]) == 2 and ours["share_of_peak"] > 0
+    assert len(ours["examples_per_second"]["rounds"]) == 6 and ours["share_of_peak"] > 0
     assert ours["first_step_seconds"] > 0.1 and ours["peak_memory_bytes"] > 1e8
     assert result["ratios"]["article"]["over"] == "torch article"
     row = figures.ratio_row({**result, "targets": {"article": 1e-9}})
     assert row["workload"] == "C02" and "article" in row["targets"]
 
 
-@pytest.mark.slow
-def test_a_sweep_of_seeds(tmp_path):
+def test_a_sweep_of_seeds_is_each_seed_alone(tmp_path):
     small = workload("C01-sweep")
     workloads.write(tmp_path, small, columns(small), 4)
     sweep = jax_side.make("vmapped", str(tmp_path), 0.0)
+    sweep.steps = 5
     sweep.setup()
     kernels = sweep.states.params["hidden_0"]["kernel"]
-    assert kernels.shape == (32, 784, 128) and sweep.states.step.tolist() == [32] * 32
-    assert float(abs(kernels[0] - kernels[1]).max()) > 0.01  # another seed, another network
-    assert sweep.measure(0.05) > 0
+    assert kernels.shape == (32, 784, 128) and sweep.states.step.tolist() == [5] * 32
+    # its rows, drawn once more, for two of the seeds
+    index = np.random.default_rng(workloads.SEED).integers(0, 256, (5, 32, 8), np.int32)
+    for seed in (0, 31):
+        state = jo.init_state(sweep.task, sweep.optimizer, seed, sweep._batch())
+        step = jax.jit(functools.partial(jo.train_step, sweep.task, sweep.optimizer))
+        for rows in index[:, seed]:
+            state, _ = step(state, {name: v[rows] for name, v in sweep.train.items()})
+        alone = jax.tree.leaves(state.params)
+        together = jax.tree.leaves(jax.tree.map(lambda leaf: leaf[seed], sweep.states.params))
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert sweep.measure(0.01) > 0
+
+
+def test_columns_shuffled_once_an_epoch_are_all_there(tmp_path):
+    _, ours, careful = sides("C04", tmp_path, "careful")
+    ours.weights()
+    careful.start(careful.settings._replace(shuffle="epoch"))
+    seen, update = [], careful.current.update
+    program = careful.current._replace(update=lambda *batch: seen.append(batch) or update(*batch))
+    steps = careful.steps(program)
+    for _ in range(64):
+        next(steps)
+    for epoch in (seen[:32], seen[32:]):
+        labels = sum(float(y.sum()) for _, y in epoch)
+        assert labels == careful.raw["train_y"].sum()  # of the last epoch, whose memory it is
+    rows = np.concatenate([x.numpy() for x, _ in seen[32:]])
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, careful.raw["train_x"]))
+    assert (rows != careful.raw["train_x"]).any()
+
+
+def test_a_shuffle_is_charged_by_the_example(tmp_path, monkeypatch):
+    _, ours, careful = sides("C04", tmp_path, "careful")
+    ours.weights()
+    careful.start(careful.settings)
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.torch_train.time.perf_counter", lambda: now[0])
+
+    def steps():  # an epoch of 256 rows: 32 steps of a second; before it 8 seconds of shuffling
+        while True:
+            for i in range(32):
+                if i == 0:
+                    now[0] += 8.0
+                    careful.last_shuffle = 8.0
+                    careful.shuffling += 8.0
+                now[0] += 1.0
+                yield 8
+
+    for seconds in (3.0, 20.0, 100.0):
+        assert careful.rate(steps(), seconds) == pytest.approx(256 / 40)
+
+
+def test_without_a_compiler_bfloat16_is_measured_eager(tmp_path, monkeypatch):
+    _, ours, low = sides("C04", tmp_path, "bfloat16")
+    ours.weights()
+    from benchmarks import torch_train
+
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch_train.torch, "compile", broken)
+    monkeypatch.setattr(torch_train, "ALL_THREADS", 1)
+    monkeypatch.setattr(torch_train, "TRIAL_SECONDS", 0.01)
+    found = low.tune(0.01)
+    assert found["settings"]["compile"] == "" and low.measure(0.01) > 0
+    assert found["failed_trials"]["{'compile': 'default'}"] == "no C++ compiler"
+
+
+class Fake:
+    """A worker's stand-in, whose rates are those of a table."""
+
+    rates: ClassVar[dict[str, list[float]]] = {}
+    broken: ClassVar[set[str]] = set()
+
+    def __init__(self, side, form, folder, python):
+        self.name, self.folder, self.python = f"{side} {form}", folder, python
+        self.process = SimpleNamespace(pid=-1)
+        self.turns = 0
+
+    def __call__(self, do, **_):
+        if do == "setup":
+            if self.name in self.broken:
+                raise WorkerError(f"{self.name}: 'setup' failed:\nError: no C++ compiler")
+            return {"first_step_seconds": 1.0, "peak_memory": 1}
+        if do == "check":
+            return {"losses": [1.0] * 20, "loss": 1.0, "accuracy": 0.5}
+        if do == "measure":
+            self.turns += 1
+            return self.rates.get(self.name, [1.0] * 6)[(self.turns - 1) % 6]
+        return {"facts": {"flops_per_example": 1.0}, "tune": {"steps": 1}}.get(do)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def measured(folder, monkeypatch, name, rates, broken=()):
+    monkeypatch.setattr(measure, "Worker", Fake)
+    monkeypatch.setattr(Fake, "rates", rates)
+    monkeypatch.setattr(Fake, "broken", set(broken))
+    peaks = {"float32": 1.0, "bfloat16": 1.0}
+    pythons = {"jaxops": "", "torch": ""}
+    how = measure.How(6, 0.1, pythons, ("float32", "bfloat16"), peaks, False, lambda line: None)
+    return measure.measure(workload(name), columns(workload(name)), folder, how)
+
+
+def rounds_of(result):
+    return {len(form["examples_per_second"]["rounds"]) for form in result["forms"].values()}
+
+
+@pytest.mark.parametrize(
+    ("rates", "rounds", "settled"),
+    [
+        ([2.0] * 6, 6, True),
+        ([2.0, 2.0, 2.1, 2.0, 9.0, 2.0], 9, True),  # one bad round: three more settle it
+        ([1.0, 2.0, 3.0, 1.0, 2.0, 3.0], 18, False),
+    ],
+)
+def test_rounds_go_on_till_the_ratios_settle(rates, rounds, settled, tmp_path, monkeypatch):
+    result = measured(tmp_path / "new", monkeypatch, "C02", {"jaxops float32": rates})
+    assert rounds_of(result) == {rounds}
+    assert result["ratios"]["best"]["settled"] is settled
+
+
+def test_forms_that_want_a_compiler_are_missing_and_the_others_stand(tmp_path, monkeypatch):
+    broken = {"torch compiled", "torch bfloat16"}
+    result = measured(tmp_path / "new", monkeypatch, "C01", {}, broken)
+    names = ["jaxops float32", "jaxops bfloat16", "torch article", "torch careful"]
+    assert list(result["forms"]) == names and set(result["missing"]) == broken
+    assert "no C++ compiler" in figures.form_rows(result)[-1]["form"]
+    assert result["ratios"]["best"]["median"] == 1.0
+    check = result["forms"]["torch careful"]["check"]
+    assert check == {"order": 0, "difference": 0.0, "loss": 1.0, "accuracy": 0.5}
+    failed = measured(tmp_path / "other", monkeypatch, "C01", {}, {"torch careful"})
+    assert "torch careful" in failed["failed"]
 
 
 def answering(answers):
@@ -218,8 +369,6 @@ def answering(answers):
 
 
 def test_a_form_may_try_other_orders_and_one_must_agree():
-    from benchmarks import measure
-
     def checked(theirs):
         forms = {name: {"dtype": "float32"} for name in ("jaxops float32", "torch careful")}
         result = {"kind": "train", "forms": forms}
