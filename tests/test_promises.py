@@ -1,5 +1,7 @@
 """Common mistakes of users, and promises easily broken: streams, masks, sizes, resuming."""
 
+import time
+
 import jax
 import numpy as np
 import optax
@@ -49,6 +51,23 @@ def test_whole_numbers_that_a_device_would_wrap():
     with pytest.raises(ValueError, match="id: 2147483648 found, numbers of 32 bits wanted"):
         jo.data.check({"id": np.array([0, 2**31])}, (column,))
     jo.data.check({"id": np.array([-(2**31), 2**31 - 1])}, (column,))
+
+
+def test_a_predictor_keeps_the_faster_of_two_programs(monkeypatch):
+    options = ({"speed": "slow"}, {"speed": "fast"}, {"speed": "slow"})
+    monkeypatch.setattr(loop, "PREDICTOR_OPTIONS", {"cpu": options})
+    made = []
+
+    class Lowered:
+        def compile(self, compiler_options):
+            def program(inputs):
+                time.sleep(0.005 if compiler_options["speed"] == "slow" else 0)
+                return inputs["x"]
+
+            made.append(program)
+            return program
+
+    assert loop._fastest(Lowered(), {"x": np.ones(3)}) is made[1]
 
 
 def test_a_predictor_gives_what_predict_gives(state):
