@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxops.metrics import Mean
+from jaxops.optim import counters
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Task
 
@@ -21,7 +22,8 @@ def train_step(
     """One update: gradient of the summed loss, divided once by the batch's weight.
 
     Pure; meant for `jax.jit(partial(train_step, task, tx), donate_argnums=0)`. The metrics are
-    mergeable states; "loss" is among them. An optimizer that wants the loss (`value=`), such as
+    mergeable states; "loss" is among them, and "skipped", "clipped" and "loss_scale" where the
+    optimizer has such (see `jaxops.optim`). An optimizer that wants the loss (`value=`), such as
     `optax.contrib.reduce_on_plateau`, is given it.
     """
     key = jax.random.fold_in(state.key, state.step)
@@ -34,8 +36,19 @@ def train_step(
         grads, state.opt_state, state.params, value=total / weight
     )
     params = optax.apply_updates(state.params, updates)
-    state = TrainState(state.step + 1, params, opt_state, out.extra, state.key)
-    return state, {**out.metrics, "loss": Mean(total, out.weight)}
+    metrics, extra = {**out.metrics, "loss": Mean(total, out.weight)}, out.extra
+    counted = counters(state.opt_state, opt_state)
+    if "skipped" in counted:
+        good = counted["skipped"].total == 0
+        extra = _where(good, extra, state.extra)
+        zeros = jax.tree.map(jnp.zeros_like, metrics)
+        metrics = _where(good | jnp.isfinite(total), metrics, zeros)  # a NaN stays in no sum
+    state = TrainState(state.step + 1, params, opt_state, extra, state.key)
+    return state, metrics | counted
+
+
+def _where(condition: Array, tree: Any, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
 
 
 def eval_step(task: Task, metrics: MetricFunctions, state: TrainState, batch: Batch) -> Metrics:
