@@ -257,7 +257,10 @@ def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
 
 
 def pmap_train_step(
-    task: Task, tx: optax.GradientTransformation, devices: Sequence[jax.Device] | None = None
+    task: Task,
+    tx: optax.GradientTransformation,
+    devices: Sequence[jax.Device] | None = None,
+    accumulate: int = 1,
 ) -> Callable[[Any, Batch], tuple[Any, Any]]:
     """`train_step` by `jax.pmap`, for who wants it: `(state, batch) -> (state, metrics)`, compiled.
 
@@ -271,6 +274,7 @@ def pmap_train_step(
         task: what to learn.
         tx: the optimizer.
         devices: all local ones by default.
+        accumulate: see `train_step`.
 
     Raises:
         ValueError: by the step, for a batch that does not divide over the devices, or by
@@ -294,7 +298,7 @@ def pmap_train_step(
     def step(state: Any, batch: Batch) -> Any:
         key = jax.random.fold_in(state.key, state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        total, out, grads = gradients(task, state, batch, key)
+        total, out, grads = gradients(task, state, batch, key, accumulate)
         total, weight, grads = jax.lax.psum((total, out.weight, grads), "data")
         extra = jax.lax.pmean(out.extra, "data")
         metrics = fold(jax.lax.all_gather(out.metrics, "data"))
