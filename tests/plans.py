@@ -13,6 +13,7 @@ from jaxops import optim, vision
 from jaxops.data.feed import Order, pad
 from jaxops.nn import BatchNorm, Conv, max_pool
 
+BATCH_NORM = "CNN with batch norm"
 ROWS, BATCH, STEPS = 107, 32, 20  # the fourth batch of an epoch has 11 rows, the rest is padding
 
 
@@ -31,13 +32,13 @@ CNN = vision.classifier(Net(), **SETTINGS)
 TRANSFORMER = next_token(Transformer(), 8)
 MODELS = {
     "MLP": (TASK, images(ROWS)),
-    "CNN with batch norm": (CNN, images(ROWS)),
+    BATCH_NORM: (CNN, images(ROWS)),
     "transformer": (TRANSFORMER, sentences(ROWS)),
 }
 ROW, COLUMN = ("tensor",), (None, "tensor")
 RULES = {
     "MLP": [("hidden_0/kernel", COLUMN), ("hidden_0/bias", ROW), ("logits/kernel", ROW)],
-    "CNN with batch norm": [("Conv_0/kernel", (None, None, *COLUMN)), ("Dense_0/kernel", ROW)],
+    BATCH_NORM: [("Conv_0/kernel", (None, None, *COLUMN)), ("Dense_0/kernel", ROW)],
     "transformer": [
         ("embedding", ROW),
         ("(qkv|up)_0/kernel|logits/kernel", COLUMN),
