@@ -11,7 +11,7 @@ from jaxops.parallel import Plan
 from jaxops.run import EarlyStopping
 from jaxops.state import TrainState, init_state
 from jaxops.step import eval_step, many_steps, train_step
-from jaxops.task import Column, Out, Task, recorded, row_weights, supervised
+from jaxops.task import Column, Out, Task, recorded, remat, row_weights, supervised
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "predict",
     "predictor",
     "recorded",
+    "remat",
     "report",
     "row_weights",
     "save",

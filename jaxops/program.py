@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxops.nn.product import computing
-from jaxops.parallel import Plan
+from jaxops.parallel import Plan, gathered
 from jaxops.state import TrainState
 from jaxops.step import many_steps, train_step
 from jaxops.task import Task
@@ -23,6 +23,12 @@ SLOW_IN_LOOPS = 3.0
 # Options of XLA for the train program, by platform. LLVM takes half of an AVX-512 register if it is
 # not told otherwise; whole ones make steps 0 to 8 % faster (docs/performance.md).
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
+# For "fsdp" on a CPU, where XLA else does what is a little faster, and accelerators' XLA does not:
+# it joins all gradients in one sum, puts parameters together before a loop, and orders for threads.
+LITTLE_MEMORY = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cpu-all-reduce-combiner,while-loop-invariant-code-motion",
+}
 
 # program -> shapes of its batches -> whether it loops
 _CHOSEN: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictionary()
@@ -35,10 +41,12 @@ def train_program(
     plan: Plan,
     compute: str,
     take: Callable[[Any, Any], Any],
+    accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Many steps in one call; equal arguments give the same function, compiled once."""
     # traced once, for its shapes, for the loop's body and for the form without a loop
-    update = jax.jit(functools.partial(train_step, task, tx), inline=True)
+    step = functools.partial(train_step, gathered(task, plan), tx, accumulate=accumulate)
+    update = jax.jit(step, inline=True)
 
     def run(state: TrainState, fixed: Any, fed: Any, count: Any) -> tuple[TrainState, Any]:
         def step(state: TrainState, chosen: Any) -> tuple[TrainState, Any]:
@@ -49,7 +57,10 @@ def train_program(
         state, metrics = many_steps(step)(state, fed, count)
         return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics
 
-    options = COMPILER_OPTIONS.get(plan.mesh.devices.flat[0].platform)
+    platform = plan.mesh.devices.flat[0].platform
+    options = dict(COMPILER_OPTIONS.get(platform, {}))
+    if platform == "cpu" and "fsdp" in plan.mesh.axis_names:
+        options |= LITTLE_MEMORY
     return jax.jit(run, donate_argnums=0, compiler_options=options)
 
 
