@@ -56,16 +56,15 @@ class Checkpointer:
                 _set_damaged_aside(self.directory)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"{self.directory} is checked")
-            policies, options = ocp.training, ocp.options
+            policies, context = ocp.training, ocp.Context()
+            # Called by process 0 when all is written and not yet in its place. A lambda, for
+            # Orbax copies its options, and a copied method is one of a copied object.
+            context.asynchronous.post_finalization_callback = lambda: self._seal()
+            # else a folder that cannot be made is found out after five minutes
+            context.asynchronous.create_directories_asynchronously = False
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
-                context=ocp.Context(
-                    # called, by process 0, when all is written and not yet in its place; a lambda,
-                    # for Orbax copies its options, and a copied method is of a copied object
-                    async_options=options.AsyncOptions(
-                        post_finalization_callback=lambda: self._seal()
-                    )
-                ),
+                context=context,
                 save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=True,
@@ -176,7 +175,8 @@ class Checkpointer:
 
 def _lock(directory: Path) -> int:
     """A lock on the directory itself; it ends with its descriptor, however the process ends."""
-    if not os.access(directory, os.W_OK | os.X_OK):
+    as_effective = os.access in os.supports_effective_ids
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=as_effective):
         raise PermissionError(f"{directory}: no checkpoint can be written there; it is read-only")
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -10,10 +10,10 @@ METADATA = "_CHECKPOINT_METADATA"  # Orbax's; our own record is in it
 
 
 def write(folder: Path) -> None:
-    """Write `checksums.json`: path -> SHA-256 of every file in a checkpoint, before its commit."""
+    """Write `checksums.json`, before the commit: path -> SHA-256 of every file, and its own."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-    (folder / NAME).write_text(json.dumps(digests, indent=0))
+    (folder / NAME).write_text(json.dumps({"files": digests, "own": _digest_of(digests)}, indent=0))
 
 
 def damage(folder: Path) -> str | None:
@@ -27,21 +27,27 @@ def damage(folder: Path) -> str | None:
         path = folder / NAME
         if not record.get("checksums") and not path.exists():
             return None
-        digests = json.loads(path.read_text())
-        for name, digest in digests.items():
+        kept = json.loads(path.read_text())
+        if _digest_of(kept["files"]) != kept["own"]:
+            return f"{path}: damaged: its checksum is another than its own"
+        for name, digest in kept["files"].items():
             path = folder / name
             if _digest(path) != digest:
                 return f"{path}: damaged: its checksum is another than in {NAME}"
         return None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         return f"{path}: damaged: {error}"
 
 
 def _digest(path: Path) -> str:
     if path.name == METADATA:
-        return hashlib.sha256(json.dumps(_metadata(path), sort_keys=True).encode()).hexdigest()
+        return _digest_of(_metadata(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _metadata(path: Path) -> Any:
