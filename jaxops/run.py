@@ -382,7 +382,7 @@ def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM add to, so that no call is torn; a second one does as ever."""
+    """A list that Ctrl-C and SIGTERM add to, so that no call is torn; a second Ctrl-C raises."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -391,7 +391,8 @@ def _signals() -> Iterator[list[int]]:
 
     def on_signal(number: int, _: Any) -> None:
         asked.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, on_signal)
