@@ -48,7 +48,7 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         self._pending: Any = None
         self._lock: int | None = None
-        self._saving = 0
+        self._saving: tuple[int, dict[str, Any]] = (0, {})
         try:
             if jax.process_index() == 0:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,9 @@ class Checkpointer:
             raise
 
     def _seal(self) -> None:
-        (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-        checksums.write(folder)
+        step, record = self._saving
+        (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
+        checksums.write(folder, record)
 
     def _unlock(self) -> None:
         lock, self._lock = self._lock, None
@@ -91,11 +92,10 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
-        record = {"meta": json.dumps(meta), "leaves": leaves(trees), "checksums": True}
-        self._saving = step
+        self._saving = step, {"meta": json.dumps(meta), "leaves": leaves(trees)}
         try:
             self._pending = self._orbax.save_checkpointables_async(
-                step, trees, custom_metadata=record, force=True
+                step, trees, custom_metadata={"checksums": True}, force=True
             )
         except Exception as error:
             raise self._refused(error) from error
@@ -143,7 +143,9 @@ class Checkpointer:
         step = self.latest_step()
         if step is None:
             raise FileNotFoundError(f"{self.directory}: no complete checkpoint in it")
-        record = self._orbax.checkpointables_metadata(step).custom_metadata
+        record = checksums.read(self.directory / str(step))
+        if record is None:  # an older one
+            record = self._orbax.checkpointables_metadata(step).custom_metadata
         if not record or "leaves" not in record:
             raise ValueError(f"{self.directory}: checkpoint {step} was not written by jaxops")
         return record

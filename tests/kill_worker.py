@@ -1,9 +1,9 @@
 """Runs that are killed at random moments; a process of its own, for it forks.
 
-    python kill_worker.py FOLDER SEED DEVICES CHAINS
+    python kill_worker.py FOLDER SEED DEVICES KILLS
 
-A chain is one run that is killed four times: during its first save, a step, a restore and a later
-save, and then goes on to its end. All is imported once, before the runs are forked.
+A run is killed four times, during its first save, a step, a restore and a later save, and then
+goes on to its end; then another is. All is imported once, before the runs are forked.
 """
 
 import json
@@ -50,7 +50,8 @@ def run(folder, cache, devices, mark):
             mark("step")
 
     plan = jo.parallel.data_parallel() if devices > 1 else None
-    changes = {"steps": 66, "batch_size": 16, "plan": plan}
+    stopping = jo.EarlyStopping("accuracy", patience=99, mode="max")  # the best state, and no end
+    changes = {"steps": 110, "batch_size": 16, "plan": plan, "early_stopping": stopping}
     state = train("resident", folder / "checkpoints", Log(), **changes)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(host(state))]
     np.savez(folder / "final.npz", *leaves)
@@ -93,7 +94,7 @@ def marks(pipe, seconds=60):
 
 
 def killed(folder, moment, rng, *arguments):
-    """Start the run and kill it at such a moment; where it was, in words."""
+    """Start the run and kill it at such a moment; where it was, or `None` where it had ended."""
     pid, pipe = started(folder, *arguments)
     which = moment.split()[-1]
     after = MOMENTS[moment][0] + (rng.randrange(4) if moment in ("save", "step") else 0)
@@ -108,7 +109,7 @@ def killed(folder, moment, rng, *arguments):
     os.close(pipe)
     if os.WIFEXITED(status):
         assert os.WEXITSTATUS(status) == 0, (folder / "errors.txt").read_text()[-3000:]
-        return "had ended"
+        return None
     if list((folder / "checkpoints").glob("*-tmp*")):
         return f"{moment}, half written"
     return moment
@@ -131,22 +132,25 @@ def finished(folder, *arguments):
         return [file[name] for name in file.files], records
 
 
-def main(folder, seed, devices, chains):
+def main(folder, seed, devices, kills):
     folder, rng = Path(folder), random.Random(int(seed))
     arguments = (folder / "cache", int(devices))
     want, want_records = finished(folder / "unbroken", *arguments)
-    moments, difference, same_records = Counter(), 0.0, True
-    for chain in range(int(chains)):
-        directory = folder / f"chain-{chain}"
+    moments, runs, difference, same_records = Counter(), 0, 0.0, True
+    while moments.total() < int(kills):
+        directory = folder / f"run-{runs}"
         later = ["step", "restore", "save"]
         rng.shuffle(later)
         for moment in ["first save", *later]:
-            moments[killed(directory, moment, rng, *arguments)] += 1
+            where = killed(directory, moment, rng, *arguments)
+            moments.update([where] if where else [])
         found, records = finished(directory, *arguments)
         for a, b in zip(found, want, strict=True):
             difference = max(difference, float(np.abs(np.float64(a) - np.float64(b)).max()))
         same_records &= records == want_records
-    outcome = {"moments": moments, "difference": difference, "same_records": same_records}
+        runs += 1
+    outcome = {"kills": moments.total(), "runs": runs, "moments": moments}
+    outcome |= {"difference": difference, "same_records": same_records}
     print(json.dumps({**outcome, "records": len(want_records)}))
 
 

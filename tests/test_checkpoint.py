@@ -149,8 +149,8 @@ def test_a_run_goes_back_to_the_newest_good_checkpoint_and_on(tmp_path, capsys):
 def test_all_damaged_is_not_a_run_from_the_start(tmp_path):
     written(tmp_path, (1, 2))
     for step in ("1", "2"):
-        (tmp_path / step / "checksums.json").write_text("{}x")
-    with pytest.raises(ValueError, match=r"(?s)2/checksums.json: damaged.*1/checksums.json: dam"):
+        (tmp_path / step / "jaxops.json").write_text("{}x")
+    with pytest.raises(ValueError, match=r"(?s)2/jaxops.json: damaged.*1/jaxops.json: dam"):
         jo.Checkpointer(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
