@@ -31,7 +31,7 @@ def timed(
         save(self, *args)
         pauses.append(time.perf_counter() - start)
 
-    jo.Checkpointer.save = measured  # type: ignore[method-assign]
+    jo.Checkpointer.save = measured  # type: ignore[method-assign, assignment]
     try:
         jo.fit(
             task,

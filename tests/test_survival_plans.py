@@ -60,11 +60,14 @@ def saved(directory):
 @pytest.mark.parametrize(
     "plans",
     [
-        [data_parallel(jax.local_devices()[:n]) for n in (8, 1, 4)],
-        [sharded(4), data_parallel(), sharded(2), None],
-        [None, sharded(8), data_parallel(jax.local_devices()[:2])],
+        pytest.param([data_parallel(jax.local_devices()[:n]) for n in (8, 1, 4)], id="8-1-4"),
+        pytest.param(
+            [sharded(4), data_parallel(), sharded(2), None],
+            id="sharded-8-sharded-1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param([None, sharded(8), data_parallel(jax.local_devices()[:2])], id="1-sharded-2"),
     ],
-    ids=["8-1-4", "sharded-8-sharded-1", "1-sharded-2"],
 )
 def test_a_run_goes_on_under_other_plans(tmp_path, plans):
     for i, plan in enumerate(plans, 1):
