@@ -8,13 +8,14 @@ from jaxops.ensemble import ensemble, stack
 from jaxops.loop import evaluate, fit, predict, predictor
 from jaxops.model_file import Model, load, save
 from jaxops.parallel import Plan
-from jaxops.run import EarlyStopping
+from jaxops.run import PREEMPTED, EarlyStopping
 from jaxops.state import TrainState, init_state
 from jaxops.step import eval_step, many_steps, train_step
 from jaxops.task import Column, Out, Task, recorded, remat, row_weights, supervised
 
 __version__ = "0.1.0"
 __all__ = [
+    "PREEMPTED",
     "Checkpointer",
     "Clock",
     "Column",

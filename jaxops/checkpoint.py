@@ -1,11 +1,18 @@
 """Checkpoints of a run in progress, by Orbax: whole or not there, and restored exactly."""
 
+import contextlib
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+
+from jaxops import checksums
 
 
 class Checkpointer:
@@ -15,9 +22,15 @@ class Checkpointer:
     it saves leaves the one before as the newest. Saving is asynchronous: the arrays are copied to
     the host before `save` returns, and written while training goes on.
 
+    Every file's checksum is kept in the checkpoint and compared when the directory is opened. A
+    newest checkpoint that is damaged is set aside as "STEP.damaged", which is printed, and the one
+    before is the newest. One `Checkpointer` at a time has a directory, by a lock that the system
+    takes back when its process dies.
+
     Raises:
-        OSError: from the next call on after the disk refused a write; checkpoints that were
-            complete before stay readable.
+        OSError: the directory cannot be written to, or another run has it; or, from the next call
+            on, the disk refused a write. Checkpoints that were complete before stay readable.
+        ValueError: every checkpoint is damaged; names the files.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -33,15 +46,42 @@ class Checkpointer:
 
     def __init__(self, directory: str | Path, keep: int = 3) -> None:
         self.directory = Path(directory).absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        policies = ocp.training
-        self._orbax = ocp.training.Checkpointer(
-            self.directory,
-            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
         self._pending: Any = None
+        self._lock: int | None = None
+        self._saving: tuple[int, dict[str, Any]] = (0, {})
+        try:
+            if jax.process_index() == 0:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(self.directory)
+                _set_damaged_aside(self.directory)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"{self.directory} is checked")
+            policies, context = ocp.training, ocp.Context()
+            # Called by process 0 when all is written and not yet in its place. A lambda, for
+            # Orbax copies its options, and a copied method is one of a copied object.
+            context.asynchronous.post_finalization_callback = lambda: self._seal()
+            # else a folder that cannot be made is found out after five minutes
+            context.asynchronous.create_directories_asynchronously = False
+            self._orbax = ocp.training.Checkpointer(
+                self.directory,
+                context=context,
+                save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _seal(self) -> None:
+        step, record = self._saving
+        (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
+        checksums.write(folder, record)
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or `None`."""
@@ -52,10 +92,10 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
-        record = {"meta": json.dumps(meta), "leaves": leaves(trees)}
+        self._saving = step, {"meta": json.dumps(meta), "leaves": leaves(trees)}
         try:
             self._pending = self._orbax.save_checkpointables_async(
-                step, trees, custom_metadata=record, force=True
+                step, trees, custom_metadata={"checksums": True}, force=True
             )
         except Exception as error:
             raise self._refused(error) from error
@@ -81,7 +121,8 @@ class Checkpointer:
 
         Raises:
             FileNotFoundError: there is no complete checkpoint.
-            ValueError: the checkpoint is of another model or optimizer; says what differs.
+            ValueError: the checkpoint is of another model or optimizer, and what differs; or it
+                cannot be read.
         """
         found, wanted = self._record()["leaves"], leaves(trees)
         step = self.latest_step()
@@ -92,13 +133,19 @@ class Checkpointer:
                     f"{self.directory}: checkpoint {step} is of another model or optimizer: "
                     f"{leaf}: {have} found, {want} wanted"
                 )
-        return self._orbax.load_checkpointables(step, trees)
+        try:
+            return self._orbax.load_checkpointables(step, trees)
+        except Exception as error:
+            folder = self.directory / str(step)
+            raise ValueError(f"{folder}: the checkpoint cannot be read: {error}") from error
 
     def _record(self) -> Any:
         step = self.latest_step()
         if step is None:
             raise FileNotFoundError(f"{self.directory}: no complete checkpoint in it")
-        record = self._orbax.checkpointables_metadata(step).custom_metadata
+        record = checksums.read(self.directory / str(step))
+        if record is None:  # an older one
+            record = self._orbax.checkpointables_metadata(step).custom_metadata
         if not record or "leaves" not in record:
             raise ValueError(f"{self.directory}: checkpoint {step} was not written by jaxops")
         return record
@@ -112,6 +159,8 @@ class Checkpointer:
                 self._orbax.close()
             except Exception as error:  # it raises once more what stopped the save
                 raise self._refused(error) from error
+            finally:
+                self._unlock()
 
     def _refused(self, error: Exception) -> OSError:
         return OSError(
@@ -124,6 +173,46 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lock(directory: Path) -> int:
+    """A lock on the directory itself; it ends with its descriptor, however the process ends."""
+    as_effective = os.access in os.supports_effective_ids
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=as_effective):
+        raise PermissionError(f"{directory}: no checkpoint can be written there; it is read-only")
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        # there is no such lock on Windows and on some network drives
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BlockingIOError(
+            f"{directory}: another run that is alive writes its checkpoints there; "
+            "wait for its end, or name another directory"
+        ) from error
+    except OSError:
+        pass
+    return descriptor
+
+
+def _set_damaged_aside(directory: Path) -> None:
+    """Leave a good checkpoint as the newest, if there is any."""
+    found = sorted(
+        (p for p in directory.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)
+    )
+    damaged: dict[Path, str] = {}
+    while found and (what := checksums.damage(found[-1])):
+        damaged[found.pop()] = what
+    if damaged and not found:
+        raise ValueError("\n".join(damaged.values()) + "\nand there is no other checkpoint")
+    for folder, what in damaged.items():
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        print(f"{what}; going back to checkpoint {found[-1].name}", file=sys.stderr)
 
 
 def leaves(trees: dict[str, Any]) -> dict[str, str]:

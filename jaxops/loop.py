@@ -101,7 +101,8 @@ def fit(
         checkpoint_every: steps between checkpoints instead.
         resume: go on from the newest checkpoint in `checkpoint_dir`, if there is one.
         log_every: report the mean over so many steps, as well as each epoch's.
-        on_log: called with each `Record`.
+        on_log: called with each `Record`. With a `checkpoint_dir`, one that has a method `resume`
+            (`report.JsonLines`) is first given the step that the run goes on from.
         progress: show a progress bar and print a line an epoch.
         profile: trace a few steps into this directory, for TensorBoard and Perfetto, and print
             where the time of a step goes; see `jaxops.profile`.
@@ -111,6 +112,7 @@ def fit(
         FloatingPointError: the loss or a parameter is not finite; names the step. The last
             checkpoint is from before.
         KeyboardInterrupt: after the calls in flight have ended and a checkpoint is written.
+        SystemExit: the same on SIGTERM, with code `jaxops.PREEMPTED` (75).
 
     >>> from jaxops import optim, parallel, tabular
     >>> x = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)

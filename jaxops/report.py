@@ -59,28 +59,35 @@ def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
 class JsonLines:
     """Logger of one JSON object a line; the file is closed after each, so none is lost.
 
-    What an earlier run wrote is kept, except a last line that a killed process left half written.
+    What an earlier run wrote is kept, except a last line that a killed process left half written,
+    and, when `fit` goes on from a checkpoint, what is of later steps, which it writes again: no
+    record is missing and none is there twice. So the file is for one run.
 
     Args:
         path: the file, made with its folder where missing.
-        resume_step: drop records of later steps, which a resumed run writes again.
+        resume_step: drop records of later steps at once.
     """
 
     def __init__(self, path: PathLike, resume_step: int | None = None):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            records = read_json_lines(self.path)
-            if resume_step is not None:
-                records = [r for r in records if r.get("step", 0) <= resume_step]
-            # replaced in one move: killed here, the old file is still whole
-            new = self.path.with_name(self.path.name + ".new")
-            new.write_text("".join(json.dumps(r) + "\n" for r in records))
-            new.replace(self.path)
+        self._written = False
+        self.resume(math.inf if resume_step is None else resume_step)
+
+    def resume(self, step: float) -> None:
+        """Drop records of steps after `step`, unless this logger wrote them: a second run's."""
+        if self._written or not self.path.exists():
+            return
+        records = [r for r in read_json_lines(self.path) if r.get("step", 0) <= step]
+        # replaced in one move: killed here, the old file is still whole
+        new = self.path.with_name(self.path.name + ".new")
+        new.write_text("".join(json.dumps(r) + "\n" for r in records))
+        new.replace(self.path)
 
     def __call__(self, record: Record) -> None:
         """Append a record; arrays become lists, NaN and infinity null."""
         line = json.dumps(_plain(record), allow_nan=False)
+        self._written = True
         with self.path.open("a") as file:
             file.write(line + "\n")
 

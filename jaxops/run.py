@@ -41,6 +41,12 @@ MAX_STEPS_PER_CALL = 256
 # found within some seconds, and the metrics of many small calls take memory.
 SECONDS_UNREAD = 10.0
 CALLS_UNREAD, BYTES_UNREAD = 256, 64 << 20
+# What is in flight has to end before a run that is to stop can save.
+SECONDS_IN_FLIGHT = 2.0
+# Skipping is for a bad batch now and then; where every step is bad, the run is.
+MAX_SKIPPED_IN_A_ROW = 100
+PREEMPTED = 75
+"""The exit code of a run that was stopped by SIGTERM and saved: EX_TEMPFAIL, try again."""
 
 
 class Call(NamedTuple):
@@ -99,12 +105,14 @@ class Run:
     best: TrainState | None = None
     best_value: float | None = None
     worse: int = 0  # validations since the best
+    skipped: int = 0  # steps in a row
     epoch_metrics: dict[str, Any] = field(default_factory=dict)
     window_metrics: dict[str, Any] = field(default_factory=dict)
     unread: list[Call] = field(default_factory=list)  # have ended; their metrics are to be read
     read_at: float = 0.0
     clock: Clock = field(default_factory=Clock)
     steps_per_call: int = 1
+    calls_in_flight: int = 2
 
     @property
     def done(self) -> bool:
@@ -132,9 +140,12 @@ class Run:
         arguments = self._arguments
         if self.profile:
             arguments, program = self.profile.around(self.source, self.clock, arguments, program)
+        for log in self.on_log:
+            if checkpoints is not None and hasattr(log, "resume"):
+                log.resume(self.step)
         in_flight: deque[Call] = deque()
         self.read_at = time.monotonic()
-        with _interrupts() as interrupted, self._bar() as bar, self.profile or nullcontext():
+        with _signals() as asked, self._bar() as bar, self.profile or nullcontext():
             while not self.done:
                 count = min(self.steps_per_call, length, self._until(every))
                 given = arguments(count, length)
@@ -143,10 +154,10 @@ class Run:
                 self.step += count
                 in_flight.append(Call(self.step, count, self.source.examples, metrics))
                 epoch_ends = self.step % self.period == 0 or self.step == self.total
-                stopping = interrupted.is_set()  # read once: what stops is also saved
-                saving = stopping or (every and self.step % every == 0)
+                stopping = list(asked)  # read once: what stops is also saved
+                saving = bool(stopping) or (every and self.step % every == 0)
                 wait = epoch_ends or saving
-                while len(in_flight) > (0 if wait else CALLS_IN_FLIGHT[self.looped]):
+                while len(in_flight) > (0 if wait else self.calls_in_flight):
                     self._await(in_flight.popleft(), bar)
                 if wait:
                     self._read(bar)
@@ -160,8 +171,14 @@ class Run:
                     if checkpoints and (saving or self.done):
                         self._save(state, checkpoints)
                 if stopping:
-                    raise KeyboardInterrupt(f"stopped after step {self.step}")
+                    self._stop(stopping[0])
         return state if self.best is None else self.best
+
+    def _stop(self, asked: int) -> None:
+        if asked == signal.SIGINT:
+            raise KeyboardInterrupt(f"stopped after step {self.step}")
+        print(f"preempted: stopped after step {self.step}", file=sys.stderr)
+        raise SystemExit(PREEMPTED)
 
     @property
     def _length(self) -> int:
@@ -195,6 +212,8 @@ class Run:
         if seconds:  # long enough a call to hide the host's work, short enough to interrupt
             wanted = int(SECONDS_PER_CALL * call.steps / seconds)
             self.steps_per_call = max(1, min(wanted, 4 * self.steps_per_call))
+            most = CALLS_IN_FLIGHT[bool(self.looped)]
+            self.calls_in_flight = max(2, min(most, int(SECONDS_IN_FLIGHT / seconds)))
         bar.update(call.steps)
         self.unread.append(call)
         window_ends = self.log_every and call.step % self.period % self.log_every == 0
@@ -224,6 +243,8 @@ class Run:
                 f"the loss is {losses[bad]} at step {step - count + bad + 1}; "
                 "a smaller learning rate or clipping (optim.clip_by_global_norm) may help"
             )
+        if "skipped" in stacked:
+            self._check_skipped(step - count, stacked["skipped"].total)
         part = m.fold(stacked)
         self.epoch_metrics = _merged(self.epoch_metrics, part)
         if self.log_every:
@@ -234,6 +255,15 @@ class Run:
             if position % self.log_every == 0:  # a window ends with its epoch at the latest
                 self.window_metrics = {}
         return float(part["loss"].compute())
+
+    def _check_skipped(self, step: int, skipped: np.ndarray) -> None:
+        for i, bad in enumerate(skipped, 1):
+            self.skipped = self.skipped + 1 if bad else 0
+            if self.skipped == MAX_SKIPPED_IN_A_ROW:
+                raise FloatingPointError(
+                    f"the loss or its gradient is not finite in all steps from "
+                    f"{step + i + 1 - self.skipped} to {step + i}"
+                )
 
     def _end_epoch(self, state: TrainState, bar: Any) -> None:
         """Report the epoch, validate, and keep the best state."""
@@ -265,9 +295,12 @@ class Run:
             record["first_step_seconds"] = self.clock.first_step_seconds
         for log in self.on_log:
             log(record)
-        numbers = {k: v for k, v in values.items() if isinstance(v, float)}
+        numbers = {k: v for k, v in values.items() if isinstance(v, float | int)}
         numbers = {"loss": numbers.pop("loss"), **numbers}
-        line = " ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        line = " ".join(
+            f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value:,}"
+            for name, value in numbers.items()
+        )
         return f"{line} ({rate:,.0f} examples/s)" if rate else line
 
     def _save(self, state: TrainState, checkpoints: Checkpointer) -> None:
@@ -356,23 +389,27 @@ def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that no call is torn in the middle; a second one raises."""
-    asked = threading.Event()
+def _signals() -> Iterator[list[int]]:
+    """A list that Ctrl-C and SIGTERM add to, so that no call is torn; a second Ctrl-C raises."""
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.getsignal(signal.SIGINT)
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
 
-    def on_signal(*_: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
+    def on_signal(number: int, _: Any) -> None:
+        asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
-    signal.signal(signal.SIGINT, on_signal)
+    for number in before:
+        signal.signal(number, on_signal)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _finite = jax.jit(

@@ -1,0 +1,63 @@
+"""What jaxops adds to a checkpoint of Orbax's: a record, and a checksum of every file.
+
+Orbax itself checks only some of them. All is in one file, `jaxops.json`, which is written before
+the checkpoint is moved into its place.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+NAME = "jaxops.json"
+METADATA = "_CHECKPOINT_METADATA"  # Orbax writes it to the last; nothing in it is a number we use
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record, path -> SHA-256 of every file in `folder`, and the checksum of both."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != METADATA)
+    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    content = {"record": record, "files": digests}
+    (folder / NAME).write_text(json.dumps({**content, "own": _digest_of(content)}))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record; `None` for a checkpoint of before there was one."""
+    path = folder / NAME
+    return json.loads(path.read_text())["record"] if path.exists() else None
+
+
+def damage(folder: Path) -> str | None:
+    """Which file of a checkpoint is damaged, and how; `None` where all are as they were written.
+
+    A checkpoint of before there were checksums is taken as it is.
+    """
+    path = folder / METADATA
+    try:
+        metadata = json.loads(path.read_text())
+        path = folder / NAME
+        if not (metadata["custom_metadata"] or {}).get("checksums") and not path.exists():
+            return None
+        content = json.loads(path.read_text())
+        if content.pop("own") != _digest_of(content):
+            return f"{path}: damaged: its checksum is another"
+        for name, digest in content["files"].items():
+            path = folder / name
+            if _digest(path) != digest:
+                return f"{path}: damaged: its checksum is another than in {NAME}"
+        path = folder / METADATA  # all else is sound, so if Orbax complains it is of this one
+        ocp.checkpointables_metadata(folder)
+        return None
+    except Exception as error:  # what was tampered with may fail anywhere
+        return f"{path}: damaged: {error!r}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""A run that goes on on other devices, and one that an earlier version of jaxops began."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from small import SETTINGS, assert_close, assert_equal, images
+
+import jaxops as jo
+from jaxops import vision
+from jaxops.parallel import Plan, data_parallel
+
+FIXTURES = Path(__file__).parent / "fixtures"
+sys.path.insert(0, str(FIXTURES))
+import make  # noqa: E402
+
+TASK = vision.classifier(vision.MLP((16,), classes=3, batch_norm=True), **SETTINGS)
+ADAM = jo.optim.adam(1e-2, eps=1e-2)  # a smaller eps makes large steps of a zero's rounding
+
+
+def rows_split(path, leaf):
+    """Matrices over the devices by rows, and with them their moments: fully sharded."""
+    if re.search(r"\['kernel'\]$", path) and leaf.shape[0] % 4 == 0:
+        return PartitionSpec("data")
+    return PartitionSpec()
+
+
+def sharded(count):
+    devices = jax.local_devices()[:count]
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return Plan(mesh, ("data",), rows_split)
+
+
+def fit(plan, steps, directory=None):
+    return jo.fit(
+        TASK,
+        images(48, noise=0.3),
+        optimizer=ADAM,
+        batch_size=16,
+        steps=steps,
+        plan=plan,
+        checkpoint_dir=directory,
+        progress=False,
+    )
+
+
+def saved(directory):
+    """The newest checkpoint's state, on one device."""
+    with jo.Checkpointer(directory) as checkpoints:
+        shapes = jo.state.state_shapes(TASK, ADAM, images(1))
+        wanted = jo.checkpoint.abstract(shapes, jo.parallel.single().state_shardings(shapes))
+        return checkpoints.restore({"state": wanted})["state"]
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        pytest.param([data_parallel(jax.local_devices()[:n]) for n in (8, 1, 4)], id="8-1-4"),
+        pytest.param(
+            [sharded(4), data_parallel(), sharded(2), None],
+            id="sharded-8-sharded-1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param([None, sharded(8), data_parallel(jax.local_devices()[:2])], id="1-sharded-2"),
+    ],
+)
+def test_a_run_goes_on_under_other_plans(tmp_path, plans):
+    for i, plan in enumerate(plans, 1):
+        state = fit(plan, 6 * i, tmp_path)
+        at = saved(tmp_path)
+        assert at.step == 6 * i
+        assert_equal(at, state)
+        if i < len(plans):  # nothing is left to train: what comes back is what was saved
+            again = fit(plans[i], 6 * i, tmp_path)
+            assert_equal(again, state)
+            wanted = (plans[i] or jo.parallel.single()).mesh.size
+            assert len(again.params["logits"]["kernel"].devices()) == wanted
+    # sums in another order; a bias before a normalisation moves by its rounding alone
+    assert_close(state, fit(None, 6 * len(plans)), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in FIXTURES.iterdir() if p.is_dir()))
+def test_what_earlier_versions_wrote_is_read(tmp_path, name):
+    shutil.copytree(FIXTURES / name / "checkpoints", tmp_path / "checkpoints")
+    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 8
+    final = make.fit(20, tmp_path / "checkpoints")
+    assert final.step == 20  # the best state, trained here
+    with np.load(FIXTURES / name / "final.npz") as file:
+        for leaf, file_name in zip(make.leaves(final), file.files, strict=True):
+            np.testing.assert_allclose(leaf, file[file_name], rtol=1e-5, atol=1e-6)
+    model = jo.load(FIXTURES / name / "small.model")
+    assert_close(model.state.params, final.params, rtol=1e-5, atol=1e-6)
+    found = model.predict(images(5, seed=2))
+    np.testing.assert_allclose(found, np.load(FIXTURES / name / "predictions.npy"), atol=1e-6)
