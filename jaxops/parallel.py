@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxops import hosts
+from jaxops.hosts import start as start
+
 Rule = Callable[[str, jax.ShapeDtypeStruct], PartitionSpec]
 
 
@@ -72,11 +75,16 @@ def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
     """Each device holds the whole state and an equal share of each batch.
 
     The gradients are summed by one all-reduce, which XLA places; the numbers are those of one
-    device with the whole batch. All local devices, unless some are named.
+    device with the whole batch. All devices of all processes, unless some are named.
 
-    >>> data_parallel().batch_shards == jax.local_device_count()
+    >>> data_parallel().batch_shards == jax.device_count()
     True
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Plan(mesh, ("data",))
+
+
+def default() -> Plan:
+    """One device where there is one process, else data parallelism over all processes."""
+    return single() if hosts.count() == 1 else data_parallel()

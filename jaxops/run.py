@@ -1,6 +1,7 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxops import hosts
 from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract
 from jaxops.clock import Clock
@@ -41,6 +43,9 @@ MAX_STEPS_PER_CALL = 256
 # found within some seconds, and the metrics of many small calls take memory.
 SECONDS_UNREAD = 10.0
 CALLS_UNREAD, BYTES_UNREAD = 256, 64 << 20
+# Several processes agree on the length of a call while it grows; later that would only cost time.
+CALLS_AGREED = 12
+PREEMPTED = 75
 
 
 class Call(NamedTuple):
@@ -104,6 +109,7 @@ class Run:
     read_at: float = 0.0
     clock: Clock = field(default_factory=Clock)
     steps_per_call: int = 1
+    ended: int = 0  # calls
 
     @property
     def done(self) -> bool:
@@ -121,7 +127,8 @@ class Run:
             self.task, self.optimizer, self.plan, self.compute, self.source.take
         )
         if self.looped is None:
-            self.looped = self.source.many_steps and self._loops_well(program, state)
+            looped = self.source.many_steps and self._loops_well(program, state)
+            self.looped = hosts.agreed(looped)
         length = self._length if self.looped else 1
         arguments = self._arguments
         if self.profile:
@@ -138,6 +145,8 @@ class Run:
                 in_flight.append(Call(self.step, count, self.source.examples, metrics))
                 epoch_ends = self.step % self.period == 0 or self.step == self.total
                 stopping = interrupted.is_set()  # read once: what stops is also saved
+                if hosts.count() > 1:
+                    stopping = hosts.preempted(range(self.step - count + 1, self.step + 1))
                 saving = stopping or (every and self.step % every == 0)
                 wait = epoch_ends or saving
                 while len(in_flight) > (0 if wait else CALLS_IN_FLIGHT[self.looped]):
@@ -153,6 +162,8 @@ class Run:
                         )
                     if checkpoints and (saving or self.done):
                         self._save(state, checkpoints)
+                if stopping and not interrupted.is_set():
+                    raise SystemExit(PREEMPTED)
                 if stopping:
                     raise KeyboardInterrupt(f"stopped after step {self.step}")
         return state if self.best is None else self.best
@@ -164,7 +175,7 @@ class Run:
     def _arguments(self, count: int, length: int) -> tuple[Any, Any, Any]:
         """What the program is given beside the state, on the devices."""
         fed = self.source.feed(self.step, count, length)
-        return self.source.fixed, fed, jax.device_put(np.int32(count), self.plan.whole())
+        return self.source.fixed, fed, hosts.put(np.int32(count), self.plan.whole())
 
     def _loops_well(self, program: Any, state: TrainState) -> bool:
         if self._platform != "cpu" or self._length == 1:
@@ -186,13 +197,18 @@ class Run:
         """Wait for the end of a call; its metrics stay on the devices until they are reported."""
         jax.block_until_ready(call.metrics)
         seconds = self.clock.tick(call.examples)
-        if seconds:  # long enough a call to hide the host's work, short enough to interrupt
+        self.ended += 1
+        agreed = hosts.count() == 1 or (self.looped and self.ended <= CALLS_AGREED)
+        if seconds and agreed:
+            # long enough a call to hide the host's work, short enough to interrupt
             wanted = int(SECONDS_PER_CALL * call.steps / seconds)
-            self.steps_per_call = max(1, min(wanted, 4 * self.steps_per_call))
+            self.steps_per_call = hosts.agreed(max(1, min(wanted, 4 * self.steps_per_call)))
         bar.update(call.steps)
         self.unread.append(call)
         window_ends = self.log_every and call.step % self.period % self.log_every == 0
         long_ago = time.monotonic() - self.read_at > SECONDS_UNREAD
+        if hosts.count() > 1:  # all find a bad loss at the same call, so not by the clock
+            long_ago = len(self.unread) * SECONDS_PER_CALL > SECONDS_UNREAD
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(call.metrics))
         many = len(self.unread) >= min(CALLS_UNREAD, BYTES_UNREAD // size)
         if window_ends or long_ago or many:
@@ -272,7 +288,7 @@ class Run:
             "best_value": self.best_value,
             "worse": self.worse,
             "looped": {self._platform: self.looped} if chosen else {},
-            "stream": self.source.state(),
+            "stream": _of_all(self.source.state()),
             "epoch_metrics": _plain(self.epoch_metrics),
             "window_metrics": _plain(self.window_metrics),
         }
@@ -305,7 +321,7 @@ class Run:
         self.window_metrics = meta["window_metrics"] if self.log_every else {}
         if self.source.many_steps:  # its rounding is that of the form it was begun in
             self.looped = meta.get("looped", {}).get(self._platform)
-        self.source.restore(meta["stream"], self.step)
+        self.source.restore(_own(meta["stream"], checkpoints), self.step)
         return loaded["state"]
 
     @property
@@ -347,6 +363,25 @@ def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return m.merge(total, part)
 
 
+def _of_all(state: Any) -> Any:
+    """The places of all processes in their own streams; of one process just that."""
+    states = hosts.every(state)
+    return states[0] if len(states) == 1 or states == [None] * len(states) else {"of": states}
+
+
+def _own(saved: Any, checkpoints: Checkpointer) -> Any:
+    """This process's part of what `_of_all` gave."""
+    if saved is None:
+        return None
+    states = saved["of"] if saved.keys() == {"of"} else [saved]
+    if len(states) != hosts.count():
+        raise ValueError(
+            f"{checkpoints.directory}: {len(states)} processes each left their place in a stream "
+            f"of their own; {hosts.count()} processes found, {len(states)} wanted"
+        )
+    return states[jax.process_index()]
+
+
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets, so that no call is torn in the middle; a second one raises."""
@@ -358,6 +393,8 @@ def _interrupts() -> Iterator[threading.Event]:
 
     def on_signal(*_: Any) -> None:
         asked.set()
+        if hosts.count() > 1:  # they stop together: by the way that SIGTERM takes
+            os.kill(os.getpid(), signal.SIGTERM)
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, on_signal)

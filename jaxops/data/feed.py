@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops import hosts
 from jaxops.parallel import Plan
 from jaxops.task import Array, Batch
 
@@ -82,7 +82,7 @@ class Resident:
             name: value.reshape(self.rows, -1) if value.ndim > 2 else value
             for name, value in columns.items()
         }
-        self.fixed = jax.device_put(flat, self.plan.whole())
+        self.fixed = hosts.put(flat, self.plan.whole())
 
     def feed(self, step: int, count: int, length: int) -> Any:
         """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`."""
@@ -92,7 +92,7 @@ class Resident:
             chosen = self._order.rows_of(step + i)
             index[i, : len(chosen)] = chosen
             self.examples += len(chosen)
-        return jax.device_put(index, self.plan.batch_sharding(1))
+        return hosts.put(index, self.plan.batch_sharding(1))
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
@@ -118,12 +118,11 @@ class Gathered(Resident):
         rows = self._order.rows_of(step)
         self.examples = len(rows)
         batch = {name: value[rows] for name, value in self.columns.items()}
-        return _put(batch, self.batch_size, self.plan)
+        return hosts.put(_stacked(batch, self.batch_size), self.plan.batch_sharding(1))
 
 
-def _put(batch: Columns, batch_size: int, plan: Plan) -> Batch:
-    stacked = {name: value[None] for name, value in pad(batch, batch_size).items()}
-    return jax.device_put(stacked, plan.batch_sharding(1))
+def _stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
+    return {name: value[None] for name, value in pad(batch, size).items()}
 
 
 class Stream:
@@ -133,6 +132,14 @@ class Stream:
     Its iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
     where it has not, a resumed run skips as many batches as were used, so the iterable must
     give the same batches each time it is iterated. It starts over when it ends.
+
+    With several processes each reads its own share of every batch, and the global batch is made
+    of the shares: of `batch_size` rows a process gives those that lie on its devices, batch_size /
+    processes where the plan splits a batch over all of them. As many batches must be an epoch in
+    each.
+
+    Attributes:
+        share: how many rows of a batch this process gives, at most.
     """
 
     many_steps = False
@@ -146,6 +153,7 @@ class Stream:
             self.steps_per_epoch: int | None = len(batches)
         except TypeError:
             self.steps_per_epoch = None
+        self.share = share(batch_size, plan)
         self.fixed: dict[str, Array] = {}
         self.take = as_is
         self._iterator: Iterator[Any] = iter(batches)
@@ -159,8 +167,9 @@ class Stream:
             if batch is None:
                 raise ValueError("data: the stream is empty; wanted at least one batch")
         batch = self.prepare(batch)
-        self.examples = len(next(iter(batch.values())))
-        return _put(batch, self.batch_size, self.plan)
+        self.examples = len(next(iter(batch.values()))) * self.batch_size // self.share
+        stacked = _stacked(batch, self.share)
+        return hosts.put_shares(stacked, self.plan.batch_sharding(1), self.batch_size, axis=1)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
@@ -187,11 +196,17 @@ class Stream:
 
 def fits(columns: Columns, plan: Plan) -> bool:
     """Whether the columns leave half of the device's free memory to the rest."""
-    stats = plan.mesh.devices.flat[0].memory_stats() or {}
+    stats = plan.mesh.local_devices[0].memory_stats() or {}
     if "bytes_limit" not in stats:  # a CPU: its memory is where the columns are already
         return True
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return 2 * sum(value.nbytes for value in columns.values()) <= free
+    needed = 2 * sum(value.nbytes for value in columns.values())
+    return all(hosts.every(needed <= free))
+
+
+def share(batch_size: int, plan: Plan) -> int:
+    """How many rows of a global batch this process's devices take."""
+    return len(hosts.rows_here(plan.batch_sharding(), batch_size))
 
 
 def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
