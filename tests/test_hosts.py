@@ -127,7 +127,7 @@ def test_evaluation_and_prediction(half, tmp_path):
             assert_close(found[name], want[name], atol=1e-5)
     own = np.concatenate([found["own"] for found in both])
     np.testing.assert_allclose(own, want["predicted"], atol=1e-5)
-    model = jo.load(half.folder / "net.model")
+    model = jo.load(half.folder / "net.model", worker.CONV)
     np.testing.assert_allclose(model.predict(worker.HELD["image"]), want["predicted"], atol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_four_processes_and_one_go_on_from_the_checkpoint_of_two(half, tmp_path)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_killed_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
     want = jax.tree.leaves(host(worker.killed(tmp_path / "unbroken")))
-    broken = Processes(2, tmp_path, "killed", VICTIM=str(victim))
+    broken = Processes(2, tmp_path, "killed", VICTIM=str(victim), SILENCE="10")
     other = broken.all[1 - victim].wait()
     seconds = time.time() - float((tmp_path / "died").read_text())
     assert other not in (0, 137, -9) and seconds < 30, (other, seconds)
@@ -202,13 +202,13 @@ def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path, what):
     start = time.time()
     codes = both.codes()
     assert time.time() - start < 10
-    assert codes == ([75, 75] if what == signal.SIGTERM else [75, 1]), codes
+    assert codes == ([75, 75] if what == signal.SIGTERM else [75, -signal.SIGINT]), codes
     with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
     assert 10 < step < 3000
     changes = {"data": Batches(worker.DATA, 16), "steps": step + 9}
     want = worker.adam(tmp_path / "unbroken", **changes)
-    assert_close(worker.adam(tmp_path, **changes), want, atol=1e-4)
+    assert_close(worker.adam(tmp_path, **changes), want, atol=1e-5)
 
 
 @pytest.fixture
