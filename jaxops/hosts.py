@@ -156,7 +156,7 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_put, tree, shardings)
 
 
-def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def _put(leaf: Any, sharding: Sharding) -> jax.Array:
     if isinstance(leaf, jax.Array):
         if not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
@@ -170,7 +170,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
     """Which of a batch's `size` rows lie on this process's devices, in ascending order."""
     here = np.zeros(size, bool)
-    for (rows,) in sharding.addressable_devices_indices_map((size,)).values():
+    for rows in sharding.addressable_devices_indices_map((size,)).values():
         here[rows] = True
     return np.flatnonzero(here)
 

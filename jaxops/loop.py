@@ -434,7 +434,7 @@ def _in_step(batches: Iterable[Any]) -> Iterable[tuple[Any, int]]:
 
     A process whose stream has ended gives empty batches until all have ended.
     """
-    last = None
+    last: Any = None
     for batch in itertools.chain(batches, itertools.repeat(None)):
         counts = hosts.every(0 if batch is None else rows(batch))
         if not any(counts):

@@ -288,7 +288,7 @@ class Run:
             "best_value": self.best_value,
             "worse": self.worse,
             "looped": {self._platform: self.looped} if chosen else {},
-            "stream": _of_all(self.source.state()),
+            "stream": self.source.state(),
             "epoch_metrics": _plain(self.epoch_metrics),
             "window_metrics": _plain(self.window_metrics),
         }
@@ -321,7 +321,7 @@ class Run:
         self.window_metrics = meta["window_metrics"] if self.log_every else {}
         if self.source.many_steps:  # its rounding is that of the form it was begun in
             self.looped = meta.get("looped", {}).get(self._platform)
-        self.source.restore(_own(meta["stream"], checkpoints), self.step)
+        self.source.restore(meta["stream"], self.step)
         return loaded["state"]
 
     @property
@@ -361,25 +361,6 @@ def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
         for name, state in total.items()
     }
     return m.merge(total, part)
-
-
-def _of_all(state: Any) -> Any:
-    """The places of all processes in their own streams; of one process just that."""
-    states = hosts.every(state)
-    return states[0] if len(states) == 1 or states == [None] * len(states) else {"of": states}
-
-
-def _own(saved: Any, checkpoints: Checkpointer) -> Any:
-    """This process's part of what `_of_all` gave."""
-    if saved is None:
-        return None
-    states = saved["of"] if saved.keys() == {"of"} else [saved]
-    if len(states) != hosts.count():
-        raise ValueError(
-            f"{checkpoints.directory}: {len(states)} processes each left their place in a stream "
-            f"of their own; {hosts.count()} processes found, {len(states)} wanted"
-        )
-    return states[jax.process_index()]
 
 
 @contextmanager

@@ -189,6 +189,8 @@ def test_one_killed_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
     assert_close(found.result("killed"), want, atol=1e-5)
     steps = [r["step"] for r in report.read_json_lines(tmp_path / "metrics.jsonl")]
     assert steps[-1] == 20
+    with pytest.raises(ValueError, match="data: 1 processes found, 2 wanted"):
+        worker.killed(tmp_path)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -176,15 +177,29 @@ class Stream:
         return {"batch_size": self.batch_size}
 
     def state(self) -> Any:
-        """The iterator's state as JSON-like data, or `None` where it has none."""
-        if not hasattr(self._iterator, "get_state"):
-            return None
-        state = self._iterator.get_state()
-        return {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else state
+        """The iterator's state as JSON-like data, or `None` where it has none.
+
+        With several processes it is that of all their iterators, and all of them call this.
+        """
+        state = self._iterator.get_state() if hasattr(self._iterator, "get_state") else None
+        state = {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else state
+        states = hosts.every(state)
+        return {"processes": states} if len(states) > 1 and state is not None else state
 
     def restore(self, state: Any, step: int) -> None:
-        """Go on behind the batch that made the step before `step`."""
+        """Go on behind the batch that made the step before `step`.
+
+        Raises:
+            ValueError: saved by another number of processes, each at a place of its own stream.
+        """
         if state is not None:
+            states = state["processes"] if state.keys() == {"processes"} else [state]
+            if len(states) != hosts.count():
+                raise ValueError(
+                    f"data: {hosts.count()} processes found, {len(states)} wanted: the checkpoint "
+                    "has the place of each in a stream of its own"
+                )
+            state = states[jax.process_index()]
             state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
             self._iterator.set_state(state)  # type: ignore[attr-defined]
             return
