@@ -43,6 +43,7 @@ class Processes:
         path = os.pathsep.join([str(HERE.parent), str(HERE)])
         environment = inherited | environment | {"JAX_PROCESS_ID": str(number)}
         environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+        environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         command = ["timeout", "-s", "KILL", str(SECONDS), sys.executable]
         with (self.folder / f"out.{number}").open("w") as out, self.err(number).open("w") as err:
             return subprocess.Popen(
@@ -75,6 +76,13 @@ class Processes:
         """To Python itself, which `timeout` has started."""
         children = Path(f"/proc/{self.all[number].pid}/task/{self.all[number].pid}/children")
         os.kill(int(children.read_text().split()[0]), what)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_compiled_once(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -169,9 +177,9 @@ def test_four_processes_and_one_go_on_from_the_checkpoint_of_two(half, tmp_path)
         if count == 1:
             found = jax.tree.leaves(host(worker.adam(folder)))
         else:
-            four = Processes(4, folder, "adam", "mlp", "conv", "stream").end_well()
+            four = Processes(4, folder, "adam", "mlp", "stream").end_well()
             found = four.result("adam")
-            for job in ("mlp", "conv", "stream"):
+            for job in ("mlp", "stream"):
                 assert_close(four.result(job), alone(job, tmp_path), atol=1e-5)
         assert_close(found, want, atol=1e-5)
 
@@ -179,13 +187,15 @@ def test_four_processes_and_one_go_on_from_the_checkpoint_of_two(half, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_killed_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
-    want = jax.tree.leaves(host(worker.killed(tmp_path / "unbroken")))
     broken = Processes(2, tmp_path, "killed", VICTIM=str(victim), SILENCE="10")
     other = broken.all[1 - victim].wait()
     seconds = time.time() - float((tmp_path / "died").read_text())
     assert other not in (0, 137, -9) and seconds < 30, (other, seconds)
     assert broken.err(1 - victim).read_text()
+    if victim == 0:
+        return
     found = Processes(2, tmp_path, "killed").end_well()
+    want = jax.tree.leaves(host(worker.killed(tmp_path / "unbroken")))
     assert_close(found.result("killed"), want, atol=1e-5)
     steps = [r["step"] for r in report.read_json_lines(tmp_path / "metrics.jsonl")]
     assert steps[-1] == 20
