@@ -1,7 +1,9 @@
 """Training, evaluation and prediction over whole data sets: the only place with side effects."""
 
 import functools
+import itertools
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,13 +14,14 @@ import jax
 import numpy as np
 import optax
 
+from jaxops import hosts
 from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract, leaves
 from jaxops.data.checks import check, rows
-from jaxops.data.feed import Gathered, Resident, Stream, fits, pad
+from jaxops.data.feed import Gathered, Resident, Stream, fits, pad, share
 from jaxops.nn.product import check_compute
 from jaxops.optim import LossScaleState, found
-from jaxops.parallel import Plan, single
+from jaxops.parallel import Plan, default, single
 from jaxops.profile import Profile
 from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run
 from jaxops.state import TrainState, init_state, state_shapes
@@ -89,7 +92,8 @@ def fit(
         metrics: more validation metrics, name -> `(predictions, batch) -> metric state`.
         early_stopping: when to stop, by a validation metric.
         seed: of parameters, order and noise.
-        plan: how it lies on the devices; the first device alone by default.
+        plan: how it lies on the devices; the first device alone by default, and all devices of
+            all processes where there are several (`parallel.start`).
         compute: "bfloat16" multiplies matrices in bfloat16 with float32 sums while training, in
             the layers of `jaxops.nn` that say nothing else; see `jaxops.nn.matmul`. "float16" does
             so with float16, and wants an optimizer in `optim.loss_scale`.
@@ -101,8 +105,9 @@ def fit(
         checkpoint_every: steps between checkpoints instead.
         resume: go on from the newest checkpoint in `checkpoint_dir`, if there is one.
         log_every: report the mean over so many steps, as well as each epoch's.
-        on_log: called with each `Record`. With a `checkpoint_dir`, one that has a method `resume`
-            (`report.JsonLines`) is first given the step that the run goes on from.
+        on_log: called with each `Record`, in the first process alone. With a `checkpoint_dir`, one
+            that has a method `resume` (`report.JsonLines`) is first given the step that the run
+            goes on from.
         progress: show a progress bar and print a line an epoch.
         profile: trace a few steps into this directory, for TensorBoard and Perfetto, and print
             where the time of a step goes; see `jaxops.profile`.
@@ -112,7 +117,12 @@ def fit(
         FloatingPointError: the loss or a parameter is not finite; names the step. The last
             checkpoint is from before.
         KeyboardInterrupt: after the calls in flight have ended and a checkpoint is written.
-        SystemExit: the same on SIGTERM, with code `jaxops.PREEMPTED` (75).
+        SystemExit: the same on SIGTERM, with code `jaxops.PREEMPTED` (75); of several processes all
+            stop at the same step.
+
+    With several processes every one calls `fit` with the same arguments: columns in memory are the
+    same in each, while of a stream each reads its own share (see `data.feed.Stream`), and
+    `checkpoint_dir` is a directory that all of them see.
 
     >>> from jaxops import optim, parallel, tabular
     >>> x = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
@@ -125,7 +135,8 @@ def fit(
     >>> predict(task, state, {"features": x[:5]}).shape
     (5,)
     """
-    plan = plan or single()
+    plan = plan or default()
+    hosts.check_mesh(plan.mesh)
     check_compute(compute)
     _check_numbers(
         batch_size=(batch_size, 1),
@@ -141,7 +152,7 @@ def fit(
         raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")
     if early_stopping and validation is None:
         raise ValueError("early_stopping: wants validation data to decide by, found none")
-    batch = _example(task, data, batch_size, "data")
+    batch = _example(task, data, share(batch_size, plan), "data")
     if validation is not None:
         validated = _example(task, validation, None, "validation", EVALUATED_AT_ONCE)
     source = _source(task, data, batch_size, seed, plan, accumulate)
@@ -153,6 +164,7 @@ def fit(
     def validate(state: TrainState) -> Record:
         return evaluate(task, state, validation, plan=plan, metrics=metrics)
 
+    hosts.check_same(**source.identity(), steps=total, period=period, data=_sample(data))
     shapes = state_shapes(task, optimizer, batch, plan)
     if compute == "float16" and not found(shapes.opt_state, LossScaleState):
         raise ValueError('compute: "float16" wants an optimizer in optim.loss_scale, found none')
@@ -160,7 +172,7 @@ def fit(
         state = _given(state, shapes, optimizer)
     if early_stopping:
         most = EVALUATED_AT_ONCE if isinstance(validation, Mapping) else 0
-        validated = pad(validated, _padded(rows(validated), most, plan))
+        validated = pad(validated, _padded(rows(validated), most, plan.batch_shards))
         _check_early_stopping(early_stopping, task, shapes, validated, metrics, plan)
     run = Run(
         task=task,
@@ -174,12 +186,14 @@ def fit(
         validate=None if validation is None else validate,
         early_stopping=early_stopping,
         log_every=log_every,
-        on_log=[on_log] if callable(on_log) else list(on_log),
-        progress=progress,
-        profile=None if profile is None else Profile(profile),
+        on_log=([on_log] if callable(on_log) else list(on_log)) if hosts.first() else [],
+        progress=progress and hosts.first(),
+        profile=Profile(profile) if profile is not None and hosts.first() else None,
     )
     with nullcontext() if checkpoint_dir is None else Checkpointer(checkpoint_dir) as checkpoints:
-        if checkpoints is not None and checkpoints.latest_step() is not None:
+        newest = None if checkpoints is None else checkpoints.latest_step()
+        hosts.check_same(checkpoint=newest)
+        if checkpoints is not None and newest is not None:
             if not resume:
                 raise ValueError(
                     f"{checkpoint_dir}: has checkpoints of an earlier run; "
@@ -189,7 +203,7 @@ def fit(
         elif state is None:
             state = init_state(task, optimizer, seed, batch, plan)
         else:
-            state = jax.device_put(state, plan.state_shardings(state))
+            state = hosts.put(state, plan.state_shardings(state))
         every = (checkpoint_every or period) if checkpoints is not None else 0
         return run.train(state, checkpoints, every)
 
@@ -212,6 +226,14 @@ def _source(
     columns = _named(task, data)
     kind = Resident if fits(columns, plan) else Gathered
     return kind(columns, batch_size, seed, plan, accumulate)
+
+
+def _sample(data: Data) -> dict[str, Any] | None:
+    """Enough of columns in memory to see that another process holds others."""
+    if hosts.count() == 1 or not isinstance(data, Mapping):
+        return None
+    few = {name: np.asarray(v)[:: -(-rows(data) // 64)] for name, v in data.items()}
+    return {n: [np.shape(data[n]), zlib.crc32(v.tobytes())] for n, v in sorted(few.items())}
 
 
 def _named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -297,8 +319,9 @@ def evaluate(
         state: a state of it; see `optim.averaged` for the averaged parameters.
         data: columns in memory, or an iterable of batches.
         batch_size: rows at a time, at most, of columns; a stream's batches are taken as they come.
-            The last batch is padded and masked.
-        plan: the devices; the first alone by default.
+            The last batch is padded and masked. With several processes each reads its own share
+            of a stream, until all have come to their ends.
+        plan: the devices; the first alone, or all of several processes, by default.
         metrics: more of them, name -> `(predictions, batch) -> metric state`.
 
     Returns:
@@ -307,7 +330,7 @@ def evaluate(
     program = _eval_program(task, tuple((metrics or {}).items()))
     total: dict[str, Any] = {}
     for states, _ in _over(program, task, state, data, batch_size, plan, targets=True):
-        states = m.to_host(states)
+        states = m.to_host(hosts.gathered(states))
         total = m.merge(total, states) if total else states
     if not total:
         raise ValueError("data: the stream is empty; wanted at least one batch")
@@ -325,12 +348,13 @@ def predict(
     """What the task predicts for every row, in order, as NumPy: (N, ...).
 
     Target columns are not needed, and a `mask` changes nothing. A classifier gives probabilities.
-    The arguments are those of `evaluate`.
+    The arguments are those of `evaluate`. With several processes each gets all rows of columns in
+    memory, which all of them hold, and of a stream the rows of its own share.
     """
     program = _predict_program(task)
     parts = [
-        jax.tree.map(lambda leaf: leaf[:count], jax.device_get(outputs))  # noqa: B023
-        for outputs, count in _over(program, task, state, data, batch_size, plan, targets=False)
+        jax.tree.map(lambda leaf: leaf[own], jax.device_get(hosts.gathered(outputs)))  # noqa: B023
+        for outputs, own in _over(program, task, state, data, batch_size, plan, targets=False)
     ]
     if not parts:
         raise ValueError("data: the stream is empty; wanted at least one batch")
@@ -370,7 +394,8 @@ def predictor(
     inputs = _prepare(task, inputs, targets=False)
     others = {"mask", *(column.name for column in task.columns if column.target)}
     inputs = {name: value for name, value in inputs.items() if name not in others}
-    params, extra = jax.device_put((state.params, state.extra), single().whole())
+    variables = hosts.gathered((state.params, state.extra))
+    params, extra = jax.device_put(variables, single().whole())
     program = jax.jit(lambda batch: task.predict(params, extra, batch))
     compiled = _fastest(program.lower(inputs), inputs)
 
@@ -412,39 +437,67 @@ def _over(
     batch_size: int,
     plan: Plan | None,
     targets: bool,
-) -> Iterable[tuple[Any, int]]:
-    """The program's outputs for each padded batch and how many rows count, a few calls behind."""
-    plan = plan or single()
+) -> Iterable[tuple[Any, Any]]:
+    """The program's outputs for each padded batch, a few calls behind, and which rows to read.
+
+    With several processes these are all rows of columns, and of a stream this process's own.
+    """
+    plan = plan or default()
+    hosts.check_mesh(plan.mesh)
+    sharding, parts = plan.batch_sharding(), plan.batch_shards
     if isinstance(data, Mapping):
-        columns, size = _prepare(task, data, targets), batch_size
-        batches: Iterable[Any] = (
-            {name: value[start : start + size] for name, value in columns.items()}
-            for start in range(0, rows(columns), size)
-        )
+        columns, size, here = _prepare(task, data, targets), batch_size, parts
+        starts = range(0, rows(columns), size)
+        cut = ({name: v[start : start + size] for name, v in columns.items()} for start in starts)
+        batches: Iterable[tuple[Any, int]] = ((batch, rows(batch)) for batch in cut)
     else:
-        batches, size = (_prepare(task, batch, targets) for batch in data), 0
+        size, here = 0, share(parts, plan)
+        batches = _in_step(_prepare(task, batch, targets) for batch in data)
     # wherever it was trained; what the optimizer keeps is not needed
     state = state._replace(opt_state=())
-    state = jax.device_put(state, plan.state_shardings(state))
+    state = hosts.put(state, plan.state_shardings(state))
     padded = 0
-    pending: deque[tuple[Any, int]] = deque()
-    for batch in batches:
-        count = rows(batch)
-        padded = max(padded, _padded(count, size, plan))
+    pending: deque[tuple[Any, Any]] = deque()
+    for batch, most in batches:
+        padded = max(padded, _padded(most, size, here))
+        own: Any = slice(0, rows(batch))
         batch = pad(batch, padded)
-        pending.append((program(state, jax.device_put(batch, plan.batch_sharding())), count))
+        if here == parts:
+            placed = hosts.put(batch, sharding)
+        else:
+            whole = padded // here * parts
+            placed = hosts.put_shares(batch, sharding, whole)
+            own = hosts.rows_here(sharding, whole)[own]
+        pending.append((program(state, placed), own))
         if len(pending) > CALLS_IN_FLIGHT[False]:
             yield pending.popleft()
     yield from pending
 
 
-def _padded(count: int, most: int, plan: Plan) -> int:
+def _in_step(batches: Iterable[Any]) -> Iterable[tuple[Any, int]]:
+    """Each batch, and the most rows that a process has in its own.
+
+    A process whose stream has ended gives empty batches until all have ended.
+    """
+    last: Any = None
+    for batch in itertools.chain(batches, itertools.repeat(None)):
+        counts = hosts.every(0 if batch is None else rows(batch))
+        if not any(counts):
+            return
+        if last is None and not all(counts):
+            process = counts.index(0)
+            raise ValueError(f"data: the stream of process {process} is empty; wanted a batch")
+        last = {name: v[:0] for name, v in last.items()} if batch is None else batch
+        yield last, max(counts)
+
+
+def _padded(count: int, most: int, shards: int) -> int:
     """The rows of a padded batch: a power of two up to `most`, so that few sizes compile.
 
-    With `most` 0, for a stream, as many as it has; always a multiple of the devices.
+    With `most` 0, for a stream, as many as it has; always a multiple of the shards.
     """
     size = min(1 << (count - 1).bit_length(), most) if most else count
-    return plan.padded(size)
+    return -(-size // shards) * shards
 
 
 @functools.lru_cache(maxsize=32)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxops import hosts
 from jaxops.state import TrainState
 from jaxops.task import Column, Task, example
 
@@ -72,6 +73,8 @@ def save(
 ) -> None:
     """Write a finished model to one file; it is whole, or not there.
 
+    With several processes all of them call this, and the first writes.
+
     Args:
         path: the file; one that is there is replaced.
         task: what was learned. Made by jaxops's own functions (or by one marked
@@ -95,9 +98,12 @@ def save(
         "about": about or {},
         "versions": _versions(),
     }
+    named = _named(*hosts.gathered((state.params, state.extra)))
+    if not hosts.first():
+        return
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {name: jnp.asarray(leaf) for name, leaf in _named(state.params, state.extra).items()}
+    tensors = {name: jnp.asarray(leaf) for name, leaf in named.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, {"jaxops": json.dumps(header)})

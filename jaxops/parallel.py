@@ -10,6 +10,8 @@ import jax
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxops import hosts
+from jaxops.hosts import start as start
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
 
 Rule = Callable[[str, Any], PartitionSpec]
@@ -190,7 +192,7 @@ def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
     """Each device holds the whole state and an equal share of each batch.
 
     The gradients are summed by one all-reduce, which XLA places; the numbers are those of one
-    device with the whole batch. All devices, unless some are named.
+    device with the whole batch. All devices of all processes, unless some are named.
 
     >>> data_parallel().batch_shards == jax.device_count()
     True
@@ -220,6 +222,11 @@ def tensor(
     """
     devices = jax.devices() if devices is None else devices
     return plan(tensor=len(devices), rules=rules, devices=devices)
+
+
+def default() -> Plan:
+    """One device where there is one process, else data parallelism over all processes."""
+    return single() if hosts.count() == 1 else data_parallel()
 
 
 @functools.lru_cache(maxsize=32)

@@ -2,6 +2,7 @@
 
 A record is a flat dict such as `{"step": 100, "epoch": 0.1, "split": "train", "loss": 0.5}`; a
 logger is called with records. Pictures need no display, and every `plot_*` returns its Figure.
+Of several processes only the first writes files.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxops import hosts
 from jaxops.metrics import Scores
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class JsonLines:
 
     def __init__(self, path: PathLike, resume_step: int | None = None):
         self.path = Path(path)
+        if not hosts.first():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._written = False
         self.resume(math.inf if resume_step is None else resume_step)
@@ -86,6 +90,8 @@ class JsonLines:
 
     def __call__(self, record: Record) -> None:
         """Append a record; arrays become lists, NaN and infinity null."""
+        if not hosts.first():
+            return
         line = json.dumps(_plain(record), allow_nan=False)
         self._written = True
         with self.path.open("a") as file:
@@ -104,6 +110,9 @@ class TensorBoard:
     """
 
     def __init__(self, directory: PathLike, resume_step: int | None = None):
+        self.writer: Any = None
+        if not hosts.first():
+            return
         from tensorboardX import SummaryWriter
 
         # TensorBoard drops the events at purge_step and after it. The suffix: two runs begun
@@ -120,13 +129,14 @@ class TensorBoard:
         """Write the record's scalars at its step."""
         for name, value in record.items():
             number = isinstance(value, int | float | np.number) or getattr(value, "shape", 0) == ()
-            if number and name not in ("step", "epoch"):
+            if self.writer and number and name not in ("step", "epoch"):
                 tag = f"{name}/{record['split']}" if "split" in record else name
                 self.writer.add_scalar(tag, float(value), int(record["step"]))
 
     def close(self) -> None:
         """Write what is still waiting."""
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -136,8 +146,9 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: PathLike) -> "Figure":
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    if hosts.first():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
     return figure
 
 

@@ -1,6 +1,7 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxops import hosts
 from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract
 from jaxops.clock import Clock
@@ -45,6 +47,8 @@ CALLS_UNREAD, BYTES_UNREAD = 256, 64 << 20
 SECONDS_IN_FLIGHT = 2.0
 # Skipping is for a bad batch now and then; where every step is bad, the run is.
 MAX_SKIPPED_IN_A_ROW = 100
+# Several processes agree on the length of a call while it grows; later that would only cost time.
+CALLS_AGREED = 12
 PREEMPTED = 75
 """The exit code of a run that was stopped by SIGTERM and saved: EX_TEMPFAIL, try again."""
 
@@ -113,6 +117,7 @@ class Run:
     clock: Clock = field(default_factory=Clock)
     steps_per_call: int = 1
     calls_in_flight: int = 2
+    ended: int = 0  # calls
 
     @property
     def done(self) -> bool:
@@ -135,7 +140,8 @@ class Run:
             self.accumulate,
         )
         if self.looped is None:
-            self.looped = self.source.many_steps and self._loops_well(program, state)
+            looped = self.source.many_steps and self._loops_well(program, state)
+            self.looped = hosts.agreed(looped)
         length = self._length if self.looped else 1
         arguments = self._arguments
         if self.profile:
@@ -155,6 +161,9 @@ class Run:
                 in_flight.append(Call(self.step, count, self.source.examples, metrics))
                 epoch_ends = self.step % self.period == 0 or self.step == self.total
                 stopping = list(asked)  # read once: what stops is also saved
+                if hosts.count() > 1:
+                    reached = hosts.preempted(range(self.step - count + 1, self.step + 1))
+                    stopping = (stopping or [signal.SIGTERM]) if reached else []
                 saving = bool(stopping) or (every and self.step % every == 0)
                 wait = epoch_ends or saving
                 while len(in_flight) > (0 if wait else self.calls_in_flight):
@@ -187,7 +196,7 @@ class Run:
     def _arguments(self, count: int, length: int) -> tuple[Any, Any, Any]:
         """What the program is given beside the state, on the devices."""
         fed = self.source.feed(self.step, count, length)
-        return self.source.fixed, fed, jax.device_put(np.int32(count), self.plan.whole())
+        return self.source.fixed, fed, hosts.put(np.int32(count), self.plan.whole())
 
     def _loops_well(self, program: Any, state: TrainState) -> bool:
         if self._platform != "cpu" or self._length == 1:
@@ -209,15 +218,21 @@ class Run:
         """Wait for the end of a call; its metrics stay on the devices until they are reported."""
         jax.block_until_ready(call.metrics)
         seconds = self.clock.tick(call.examples)
-        if seconds:  # long enough a call to hide the host's work, short enough to interrupt
+        self.ended += 1
+        agreed = hosts.count() == 1 or (self.looped and self.ended <= CALLS_AGREED)
+        if seconds and agreed:
+            # long enough a call to hide the host's work, short enough to interrupt
             wanted = int(SECONDS_PER_CALL * call.steps / seconds)
-            self.steps_per_call = max(1, min(wanted, 4 * self.steps_per_call))
+            self.steps_per_call = hosts.agreed(max(1, min(wanted, 4 * self.steps_per_call)))
+        if seconds and hosts.count() == 1:
             most = CALLS_IN_FLIGHT[bool(self.looped)]
             self.calls_in_flight = max(2, min(most, int(SECONDS_IN_FLIGHT / seconds)))
         bar.update(call.steps)
         self.unread.append(call)
         window_ends = self.log_every and call.step % self.period % self.log_every == 0
         long_ago = time.monotonic() - self.read_at > SECONDS_UNREAD
+        if hosts.count() > 1:  # all find a bad loss at the same call, so not by the clock
+            long_ago = len(self.unread) * SECONDS_PER_CALL > SECONDS_UNREAD
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(call.metrics))
         many = len(self.unread) >= min(CALLS_UNREAD, BYTES_UNREAD // size)
         if window_ends or long_ago or many:
@@ -396,12 +411,16 @@ def _signals() -> Iterator[list[int]]:
         yield asked
         return
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    if hosts.count() > 1:  # JAX's preemption service waits for SIGTERM
+        numbers = (signal.SIGINT,)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def on_signal(number: int, _: Any) -> None:
         asked.append(number)
         if number == signal.SIGINT:
             signal.signal(number, before[number])
+            if hosts.count() > 1:  # they stop together: by the way that SIGTERM takes
+                os.kill(os.getpid(), signal.SIGTERM)
 
     for number in before:
         signal.signal(number, on_signal)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxops.parallel import Plan, single
+from jaxops.parallel import Plan, default
 from jaxops.task import Array, Batch, Extra, Key, Params, Task
 
 
@@ -54,14 +54,14 @@ def init_state(
     >>> sum(leaf.size for leaf in jax.tree.leaves(state.params))
     101770
     """
-    return _init_program(task, tx, plan or single(), _shapes(batch))[1](jax.random.key(seed))
+    return _init_program(task, tx, plan or default(), _shapes(batch))[1](jax.random.key(seed))
 
 
 def state_shapes(
     task: Task, tx: optax.GradientTransformation, batch: Batch, plan: Plan | None = None
 ) -> TrainState:
     """Shapes and dtypes of the state that `init_state` makes, which traces nothing once more."""
-    return _init_program(task, tx, plan or single(), _shapes(batch))[0]
+    return _init_program(task, tx, plan or default(), _shapes(batch))[0]
 
 
 def _shapes(batch: Batch) -> tuple[tuple[str, jax.ShapeDtypeStruct], ...]:

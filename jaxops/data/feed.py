@@ -1,5 +1,6 @@
 """How batches reach a step: from columns kept on the device, or from a stream."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops import hosts
 from jaxops.parallel import Plan
 from jaxops.task import Array, Batch
 
@@ -85,7 +87,7 @@ class Resident:
             name: value.reshape(self.rows, -1) if value.ndim > 2 else value
             for name, value in columns.items()
         }
-        self.fixed = jax.device_put(flat, self.plan.whole())
+        self.fixed = hosts.put(flat, self.plan.whole())
 
     def feed(self, step: int, count: int, length: int) -> Any:
         """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`.
@@ -98,7 +100,7 @@ class Resident:
             chosen = self._order.rows_of(step + i)
             index[i, : len(chosen)] = chosen
             self.examples += len(chosen)
-        return jax.device_put(index, self.plan.batch_sharding(1))
+        return hosts.put(index, self.plan.batch_sharding(1))
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
@@ -124,12 +126,11 @@ class Gathered(Resident):
         rows = self._order.rows_of(step)
         self.examples = len(rows)
         batch = {name: value[rows] for name, value in self.columns.items()}
-        return _put(batch, self.padded, self.plan)
+        return hosts.put(_stacked(batch, self.padded), self.plan.batch_sharding(1))
 
 
-def _put(batch: Columns, size: int, plan: Plan) -> Batch:
-    stacked = {name: value[None] for name, value in pad(batch, size).items()}
-    return jax.device_put(stacked, plan.batch_sharding(1))
+def _stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
+    return {name: value[None] for name, value in pad(batch, size).items()}
 
 
 class Stream:
@@ -139,6 +140,15 @@ class Stream:
     Its iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
     where it has not, a resumed run skips as many batches as were used, so the iterable must
     give the same batches each time it is iterated. It starts over when it ends.
+
+    With several processes each reads its own share of every batch, and the global batch is made
+    of the shares: of `batch_size` rows a process gives those that lie on its devices, batch_size /
+    processes where the plan splits a batch over all of them. As many batches must be an epoch in
+    each.
+
+    Attributes:
+        share: how many rows of a batch this process gives, at most.
+        room: as many, and the padding that makes a batch divide over the devices.
     """
 
     many_steps = False
@@ -158,6 +168,8 @@ class Stream:
             self.steps_per_epoch: int | None = len(batches)
         except TypeError:
             self.steps_per_epoch = None
+        self.share = share(batch_size, plan)
+        self.room = len(hosts.rows_here(plan.batch_sharding(), self.padded))
         self.fixed: dict[str, Array] = {}
         self.take = as_is
         self._iterator: Iterator[Any] = iter(batches)
@@ -171,28 +183,43 @@ class Stream:
             if batch is None:
                 raise ValueError("data: the stream is empty; wanted at least one batch")
         batch = self.prepare(batch)
-        self.examples = len(next(iter(batch.values())))
-        if self.examples > self.batch_size:
+        found = len(next(iter(batch.values())))
+        if found > self.share:
             raise ValueError(
-                f"data: a batch of {self.examples} rows found, {self.batch_size} (batch_size) "
-                "wanted at most"
+                f"data: a batch of {found} rows found, {self.share} (batch_size) wanted at most"
             )
-        return _put(batch, self.padded, self.plan)
+        self.examples = found * self.batch_size // self.share
+        stacked = _stacked(batch, self.room)
+        return hosts.put_shares(stacked, self.plan.batch_sharding(1), self.padded, axis=1)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
         return {"batch_size": self.batch_size}
 
     def state(self) -> Any:
-        """The iterator's state as JSON-like data, or `None` where it has none."""
-        if not hasattr(self._iterator, "get_state"):
-            return None
-        state = self._iterator.get_state()
-        return {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else state
+        """The iterator's state as JSON-like data, or `None` where it has none.
+
+        With several processes it is that of all their iterators, and all of them call this.
+        """
+        state = self._iterator.get_state() if hasattr(self._iterator, "get_state") else None
+        state = {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else state
+        states = hosts.every(state)
+        return {"processes": states} if len(states) > 1 and state is not None else state
 
     def restore(self, state: Any, step: int) -> None:
-        """Go on behind the batch that made the step before `step`."""
+        """Go on behind the batch that made the step before `step`.
+
+        Raises:
+            ValueError: saved by another number of processes, each at a place of its own stream.
+        """
         if state is not None:
+            states = state["processes"] if state.keys() == {"processes"} else [state]
+            if len(states) != hosts.count():
+                raise ValueError(
+                    f"data: {hosts.count()} processes found, {len(states)} wanted: the checkpoint "
+                    "has the place of each in a stream of its own"
+                )
+            state = states[jax.process_index()]
             state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
             self._iterator.set_state(state)  # type: ignore[attr-defined]
             return
@@ -204,11 +231,24 @@ class Stream:
 
 def fits(columns: Columns, plan: Plan) -> bool:
     """Whether the columns leave half of the device's free memory to the rest."""
-    stats = plan.mesh.devices.flat[0].memory_stats() or {}
+    stats = plan.mesh.local_devices[0].memory_stats() or {}
     if "bytes_limit" not in stats:  # a CPU: its memory is where the columns are already
         return True
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return 2 * sum(value.nbytes for value in columns.values()) <= free
+    needed = 2 * sum(value.nbytes for value in columns.values())
+    return all(hosts.every(needed <= free))
+
+
+def share(batch_size: int, plan: Plan) -> int:
+    """How many rows of a global batch this process gives, in the proportion of its devices."""
+    padded = plan.padded(batch_size)
+    rows = batch_size * len(hosts.rows_here(plan.batch_sharding(), padded))
+    if rows % padded:
+        raise ValueError(
+            f"batch_size: {batch_size} found, a multiple of {padded // math.gcd(rows, padded)} "
+            "wanted, so that each process gives as many rows"
+        )
+    return rows // padded
 
 
 def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:

@@ -1,0 +1,173 @@
+"""One process of several: `python hosts_worker.py FOLDER JOB ...`, by its environment's number.
+
+The tests run the same jobs in one process, to compare.
+"""
+
+import itertools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from small import SETTINGS, TASK, Batches, grained, host, images
+
+import jaxops as jo
+from jaxops import hosts, optim, report, vision
+from jaxops.nn import BatchNorm, Conv, max_pool
+
+
+class Net(nn.Module):
+    """A convolution and batch norm, whose statistics are those of the whole batch.
+
+    No bias between them: its gradient is rounding alone, which Adam makes as large as any other.
+    """
+
+    @nn.compact
+    def __call__(self, x, *, train=False, mask=None):
+        x = BatchNorm()(Conv(4, use_bias=False)(x), train=train, mask=mask)
+        return nn.Dense(3)(max_pool(nn.relu(x), 2).reshape(len(x), -1))
+
+
+CONV = vision.classifier(Net(), **SETTINGS)
+DATA = images(107)
+HELD = images(103, seed=1)
+
+
+def fit(task=TASK, data=DATA, **changes):
+    settings = {"optimizer": optim.sgd(0.1, 0.9), "batch_size": 16, "steps": 20, "progress": False}
+    return jo.fit(task, data, **{**settings, **changes})
+
+
+class Shares:
+    """This process's share of every batch of a stream; `before(n)` is called before the nth."""
+
+    def __init__(self, batches, before=lambda n: None):
+        count = itertools.count()  # goes on where the stream starts over
+        self.batches, self.before = batches, lambda: before(next(count))
+
+    def __len__(self):
+        return -(-len(DATA["label"]) // 16)
+
+    def __iter__(self):
+        return Share(iter(self.batches), self.before)
+
+
+class Share:
+    def __init__(self, batches, before):
+        self.batches, self.before = batches, before
+        if hasattr(batches, "get_state"):
+            self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.before()
+        me, of = (jax.process_index(), hosts.count())
+        return {k: np.array_split(v, of)[me] for k, v in next(self.batches).items()}
+
+
+def mlp(folder):
+    return fit()
+
+
+def conv(folder):
+    return fit(CONV)
+
+
+def stream(folder):
+    return fit(CONV, Shares(Batches(DATA, 16)))
+
+
+def adam(folder, **changes):
+    """A run with all that a checkpoint carries, validated and logged."""
+    logs = [report.JsonLines(folder / "metrics.jsonl"), report.TensorBoard(folder / "events")]
+    settings = {
+        "optimizer": optim.adam(1e-2),
+        "validation": HELD,
+        "early_stopping": jo.EarlyStopping("accuracy", patience=99, mode="max"),
+        "on_log": logs,
+        "progress": True,
+        "checkpoint_dir": folder / "checkpoints",
+        "checkpoint_every": 5,
+    }
+    state = fit(CONV, **{**settings, **changes})
+    report.plot_curves(report.read_json_lines(folder / "metrics.jsonl"), folder / "curves.png")
+    return state
+
+
+def half(folder):
+    return adam(folder, steps=10)
+
+
+def evaluated(folder):
+    """Metrics and predictions, of columns and of a stream that ends sooner in the last process."""
+    state = fit(CONV, steps=3)
+    own = {k: np.array_split(v, hosts.count())[jax.process_index()] for k, v in HELD.items()}
+    parts = Batches(own, 17)
+    metrics = {"scores": lambda p, batch: jo.metrics.accuracy(p, batch["label"], batch["mask"])}
+    found = jo.evaluate(CONV, state, HELD, batch_size=40, metrics=metrics)
+    streamed = jo.evaluate(CONV, state, parts, metrics=metrics)
+    jo.save(folder / "net.model", CONV, state)
+    return {
+        "columns": {k: np.float64(v) for k, v in found.items()},
+        "stream": {k: np.float64(v) for k, v in streamed.items()},
+        "predicted": jo.predict(CONV, state, HELD, batch_size=40),
+        "own": jo.predict(CONV, state, parts),
+        "single": jo.predictor(CONV, state, {"image": HELD["image"][:3]})(
+            {"image": HELD["image"][:3]}
+        ),
+    }
+
+
+def refused(folder):
+    """What one process does otherwise than another is an error in all, not a hang."""
+    me = jax.process_index()
+    calls = {
+        "batch_size": lambda: fit(batch_size=16 if me == 0 else 8),
+        "data": lambda: fit(data=images(107, seed=me)),
+        "plan": lambda: fit(plan=jo.parallel.single()),
+        "stream": lambda: jo.evaluate(TASK, fit(steps=1), Batches(images(9 if me else 0), 4)),
+        "nan": lambda: fit(optimizer=optim.sgd(1e30), steps=60),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except (ValueError, FloatingPointError) as error:
+            (folder / f"{name}.{me}").write_text(f"{type(error).__name__}: {error}")
+
+
+def killed(folder, die_before=None):
+    """Process `VICTIM` dies before it gives its 14th batch."""
+    victim = os.environ.get("VICTIM")
+
+    def before(n):
+        if victim == str(jax.process_index()) and n == 13:
+            (folder / "died").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return adam(folder, data=Shares(grained(DATA, 16), before), batch_size=16)
+
+
+def preempted(folder):
+    """A slow run; whoever waits for the second checkpoint sends a signal."""
+    steps = int(os.environ.get("STEPS", 3000))
+    slowly = Shares(Batches(DATA, 16), lambda n: time.sleep(0.01))
+    return adam(folder, data=slowly, steps=steps)
+
+
+def main(folder, jobs):
+    jo.parallel.start(timeout=int(os.environ.get("SILENCE", 20)))
+    for job in jobs:
+        result = globals()[job](folder)
+        if hosts.first() or job == "evaluated":
+            leaves = jax.tree.leaves(host(result))
+            np.savez(folder / f"{job}.{jax.process_index()}.npz", *leaves)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
