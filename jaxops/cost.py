@@ -350,11 +350,4 @@ def _convolution(params: Any, x: Any, kernel: Any, out: Any) -> float:
         at = at + np.arange(taps)[None] * apart
         pairs *= ((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum()
     features, channels = kernel[numbers.rhs_spec[0]], kernel[numbers.rhs_spec[1]]
-    return (
-        2.0
-        * out[numbers.out_spec[0]]
-        / params["batch_group_count"]
-        * features
-        * channels
-        * float(pairs)
-    )
+    return 2.0 * out[numbers.out_spec[0]] * features * channels * float(pairs)

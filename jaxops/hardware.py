@@ -92,7 +92,7 @@ def this_machine() -> Hardware:
     )
 
 
-def _bandwidth(count: int = 2**26) -> float:
+def _bandwidth(count: int = 2**25) -> float:
     """Bytes/s of reading and writing arrays that no cache holds: the best of ten additions."""
     add = jax.jit(lambda x: x + 1)
     x = jnp.ones(count, jnp.float32)

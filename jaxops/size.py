@@ -51,7 +51,8 @@ class Size(NamedTuple):
         optimizer_bytes: of the optimizer's state.
         other_bytes: of the model's other variables and of the batch.
         activation_bytes: the most of forward and backward pass that is alive at once, besides.
-        gathered_bytes: of the largest parameter and its gradient, whole, where a plan splits them.
+        exchanged_bytes: of the largest parameter and its gradient, whole, where a plan splits
+            them; on a CPU also of the gradients' sums, which XLA writes into other memory.
         total_bytes: at the worst moment; gradients come while activations go, so less than the sum.
         flops: of the step, on all devices together.
         device_flops: of products on one device.
@@ -72,7 +73,7 @@ class Size(NamedTuple):
     optimizer_bytes: float
     other_bytes: float
     activation_bytes: float
-    gathered_bytes: float
+    exchanged_bytes: float
     total_bytes: float
     flops: float
     device_flops: float
@@ -119,7 +120,7 @@ class Size(NamedTuple):
             "optimizer": self.optimizer_bytes,
             "batch and other variables": self.other_bytes,
             "activations": self.activation_bytes,
-            "gathered": self.gathered_bytes,
+            "exchanged": self.exchanged_bytes,
             "at the worst moment": self.total_bytes,
             "there is": self.hardware.memory,
         }
@@ -222,9 +223,9 @@ def size(
         one = _gradient(task, state, placed.params, micro, plan, device.platform)
     update = _update(optimizer, state)
     collectives = _collectives(state.params, placed.params, plan, one, accumulate, device)
-    gathered = _gathered(state.params, placed.params, plan)
+    exchanged = _exchanged(state.params, placed.params, plan, device)
     other = held["extra"] + accumulate * _bytes(micro)
-    total = held["params"] + held["opt_state"] + other + one.alive + gathered
+    total = held["params"] + held["opt_state"] + other + one.alive + exchanged
     moved = accumulate * one.moved + 3 * held["params"] + 2 * held["opt_state"]
     if accumulate > 1:  # the sum of the gradients so far
         total += held["params"]
@@ -235,7 +236,7 @@ def size(
         products[dtype] += share * flops
     return Size(
         device, tuple(axes.items()), local, accumulate, parameters,
-        held["params"], held["params"], held["opt_state"], other, one.activations, gathered, total,
+        held["params"], held["params"], held["opt_state"], other, one.activations, exchanged, total,
         one.flops * plan.batch_shards * accumulate + update.flops, sum(products.values()), moved,
         collectives,
         sum(flops / _rate(device, dtype, compute) for dtype, flops in products.items()),
@@ -315,15 +316,17 @@ def _update(tx: optax.GradientTransformation, state: TrainState) -> Cost:
     return cost(jax.make_jaxpr(update)(state.params, state.opt_state, state.params))
 
 
-def _gathered(params: Any, placed: Any, plan: Plan) -> float:
-    """The largest of the parameters that a batch's axes split, and its gradient, put together."""
-    sizes = [0.0]
+def _exchanged(params: Any, placed: Any, plan: Plan, device: Hardware) -> float:
+    """Of the largest of the parameters that a batch's axes split, and of sums."""
+    largest = summed = 0.0
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True):
         axes = [axis for axes in _axes(place) for axis in axes]
         if set(axes) & set(plan.batch_axes):
             left = _product(plan, (a for a in axes if a not in plan.batch_axes))
-            sizes.append(2 * leaf.size * leaf.dtype.itemsize / left)
-    return max(sizes)
+            largest = max(largest, 2 * leaf.size * leaf.dtype.itemsize / left)
+        if device.platform == "cpu" and _product(plan, set(plan.batch_axes) - set(axes)) > 1:
+            summed += leaf.size * leaf.dtype.itemsize / _product(plan, axes)
+    return largest + summed
 
 
 def _collectives(
