@@ -12,7 +12,7 @@ from jaxops.run import EarlyStopping
 from jaxops.size import Size, size
 from jaxops.state import TrainState, init_state
 from jaxops.step import eval_step, many_steps, train_step
-from jaxops.task import Column, Out, Task, recorded, row_weights, supervised
+from jaxops.task import Column, Out, Task, recorded, remat, row_weights, supervised
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "predict",
     "predictor",
     "recorded",
+    "remat",
     "report",
     "row_weights",
     "save",

@@ -16,11 +16,12 @@ from jaxops.checkpoint import Checkpointer, abstract, leaves
 from jaxops.data.checks import check, rows
 from jaxops.data.feed import Gathered, Resident, Stream, fits, pad
 from jaxops.nn.product import check_compute
+from jaxops.optim import LossScaleState, found
 from jaxops.parallel import Plan, single
 from jaxops.profile import Profile
 from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run
 from jaxops.state import TrainState, init_state, state_shapes
-from jaxops.step import MetricFunctions, eval_step
+from jaxops.step import MetricFunctions, check_accumulate, eval_step
 from jaxops.task import Task
 
 Data = Any
@@ -43,6 +44,7 @@ def fit(
     seed: int = 0,
     plan: Plan | None = None,
     compute: str = "float32",
+    accumulate: int = 1,
     state: TrainState | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -65,7 +67,7 @@ def fit(
             each time it is iterated. A stream is validated and reported every `log_every` steps
             (100) where it has no length.
         optimizer: any optax transformation; see `jaxops.optim`.
-        batch_size: rows in one update, over all devices.
+        batch_size: rows in one update, over all devices; padded where it does not divide over them.
         epochs: passes over the data; or
         steps: updates in all.
         validation: columns or a stream, evaluated at the end of each epoch, with the averaged
@@ -75,7 +77,9 @@ def fit(
         seed: of parameters, order and noise.
         plan: how it lies on the devices; the first device alone by default.
         compute: "bfloat16" multiplies matrices in bfloat16 with float32 sums while training, in
-            the layers of `jaxops.nn` that say nothing else; see `jaxops.nn.matmul`.
+            the layers of `jaxops.nn` that say nothing else; see `jaxops.nn.matmul`. "float16" does
+            so with float16, and wants an optimizer in `optim.loss_scale`.
+        accumulate: take a batch in so many parts, one after the other; see `train_step`.
         state: start from this one (its arrays are donated); a fresh one by default. Without
             optimizer state, as `load` gives it, the optimizer starts afresh. The run counts its
             own steps from 0, so the order of the rows starts over: another seed gives another.
@@ -106,16 +110,17 @@ def fit(
     (5,)
     """
     plan = plan or single()
-    plan.check_batch_size(batch_size)
     check_compute(compute)
     _check_numbers(
         batch_size=(batch_size, 1),
+        accumulate=(accumulate, 1),
         epochs=(epochs, 0),
         steps=(steps, 0),
         seed=(seed, 0),
         log_every=(log_every, 1),
         checkpoint_every=(checkpoint_every, 1),
     )
+    check_accumulate(task, accumulate)
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")
     if early_stopping and validation is None:
@@ -123,7 +128,7 @@ def fit(
     batch = _example(task, data, batch_size, "data")
     if validation is not None:
         validated = _example(task, validation, None, "validation", EVALUATED_AT_ONCE)
-    source = _source(task, data, batch_size, seed, plan)
+    source = _source(task, data, batch_size, seed, plan, accumulate)
     period = source.steps_per_epoch or log_every or 100
     if epochs is not None and source.steps_per_epoch is None:
         raise ValueError("epochs: the stream has no length, so give steps instead")
@@ -133,6 +138,8 @@ def fit(
         return evaluate(task, state, validation, plan=plan, metrics=metrics)
 
     shapes = state_shapes(task, optimizer, batch, plan)
+    if compute == "float16" and not found(shapes.opt_state, LossScaleState):
+        raise ValueError('compute: "float16" wants an optimizer in optim.loss_scale, found none')
     if state is not None:
         state = _given(state, shapes, optimizer)
     if early_stopping:
@@ -144,6 +151,7 @@ def fit(
         optimizer=optimizer,
         plan=plan,
         compute=compute,
+        accumulate=accumulate,
         source=source,
         period=period,
         total=total,
@@ -176,14 +184,18 @@ def _check_numbers(**bounds: tuple[int | None, int]) -> None:
             raise ValueError(f"{name}: {value} found, at least {least} wanted")
 
 
-def _source(task: Task, data: Data, batch_size: int, seed: int, plan: Plan) -> Resident | Stream:
+def _source(
+    task: Task, data: Data, batch_size: int, seed: int, plan: Plan, accumulate: int
+) -> Resident | Stream:
     if not isinstance(data, Mapping):
-        return Stream(data, batch_size, plan, functools.partial(_prepare, task, targets=True))
+        prepare = functools.partial(_prepare, task, targets=True)
+        return Stream(data, batch_size, plan, prepare, accumulate)
     count = rows(data)
     if batch_size > count:
         raise ValueError(f"batch_size: {batch_size} found, at most {count} (all rows) wanted")
     columns = _named(task, data)
-    return (Resident if fits(columns, plan) else Gathered)(columns, batch_size, seed, plan)
+    kind = Resident if fits(columns, plan) else Gathered
+    return kind(columns, batch_size, seed, plan, accumulate)
 
 
 def _named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -399,7 +411,7 @@ def _padded(count: int, most: int, plan: Plan) -> int:
     With `most` 0, for a stream, as many as it has; always a multiple of the devices.
     """
     size = min(1 << (count - 1).bit_length(), most) if most else count
-    return -(-size // plan.batch_shards) * plan.batch_shards
+    return plan.padded(size)
 
 
 @functools.lru_cache(maxsize=32)

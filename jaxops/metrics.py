@@ -62,6 +62,31 @@ class Mean(NamedTuple):
         return float(self.total) / weight if weight else float("nan")
 
 
+class Count(NamedTuple):
+    """How often something happened, such as an update that was clipped.
+
+    Attributes:
+        total: (), how often.
+
+    >>> Count(np.array(3.0)).merge(Count(np.array(1.0))).compute()
+    4
+    """
+
+    total: Array
+
+    def merge(self, other: "Count") -> "Count":
+        """The events of both."""
+        return Count(self.total + other.total)
+
+    def fold(self) -> "Count":
+        """(K,) -> ()."""
+        return Count(self.total.sum(0))
+
+    def compute(self) -> int:
+        """The total."""
+        return int(self.total)
+
+
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """top / bottom, 0 where the bottom is 0: scikit-learn's `zero_division=0`."""
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)

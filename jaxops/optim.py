@@ -4,7 +4,7 @@ Everything here returns a plain `optax.GradientTransformation` or schedule, and 
 be given to `jaxops.fit` as well. Those here are made once per set of arguments, so that two equal
 set-ups share one compilation. `optax.chain` puts them together:
 
->>> tx = optax.chain(optax.clip_by_global_norm(1.0), l2(1e-4), adam(cosine(1e-3, 1000)), ema(0.999))
+>>> tx = optax.chain(clip_by_global_norm(1.0), l2(1e-4), adam(cosine(1e-3, 1000)), ema(0.999))
 """
 
 import functools
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxops.metrics import Count, Mean
 from jaxops.state import TrainState
 from jaxops.task import Params
 
@@ -49,7 +50,6 @@ lion = _once(optax.lion)
 lamb = _once(optax.lamb)
 adafactor = _once(optax.adafactor)
 chain = _once(optax.chain)
-clip_by_global_norm = _once(optax.clip_by_global_norm)
 
 constant = _once(optax.constant_schedule)
 
@@ -228,6 +228,141 @@ def ema(decay: float) -> optax.GradientTransformation:
 
 def averaged(state: TrainState) -> TrainState:
     """The state with the averaged parameters in place of the last ones, if `ema` kept any."""
-    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, EmaState))
-    found = [node for node in nodes if isinstance(node, EmaState)]
-    return state._replace(params=found[0].params) if found else state
+    kept = found(state.opt_state, EmaState)
+    return state._replace(params=kept[0].params) if kept else state
+
+
+class ClipState(NamedTuple):
+    """How many updates were clipped."""
+
+    clipped: jax.Array
+
+
+@_once
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scale gradients whose norm over all leaves is above `max_norm` down to it, and count them.
+
+    optax's own (Pascanu et al. 2012, arXiv:1211.5063) with a count, which a step reports as
+    "clipped". Goes first in a chain.
+
+    >>> tx = clip_by_global_norm(1.0)
+    >>> updates, state = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
+    >>> [round(float(u), 4) for u in updates], int(state.clipped)
+    ([0.6, 0.8], 1)
+    """
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(updates: Any, state: ClipState, params: Any = None) -> tuple[Any, ClipState]:
+        norm = optax.tree.norm(updates)
+        clipped = (norm > max_norm) & jnp.isfinite(norm)  # what is not finite stays so
+        return clip.update(updates, clip.init(params))[0], ClipState(state.clipped + clipped)
+
+    return optax.GradientTransformation(lambda _: ClipState(jnp.zeros((), jnp.int32)), update)
+
+
+@_once
+def skip_not_finite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Leave out the updates whose loss or gradients are not finite, and count them.
+
+    Wraps the whole optimizer. A step that is skipped changes neither the parameters, nor the
+    state of `tx`, nor the model's other variables (batch statistics); only the step number goes
+    on, so that the next batch is another. It is reported as "skipped", and counts in no other
+    metric where its loss is not finite. Without it the first such loss ends a run of `fit`.
+
+    It is `optax.apply_if_finite` that never gives in, and looks at the loss (`value=`) too.
+
+    >>> tx = skip_not_finite(sgd(0.1))
+    >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.zeros(2)))
+    >>> updates.tolist(), int(state.total_notfinite)
+    ([0.0, 0.0], 1)
+    """
+    guard = optax.apply_if_finite(tx, max_consecutive_errors=2**31 - 1)
+
+    def update(updates: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
+        good = jnp.isfinite(given.get("value", 0.0))
+        updates = jax.tree.map(lambda g: jnp.where(good, g, jnp.nan), updates)
+        return guard.update(updates, state, params, **given)
+
+    return optax.GradientTransformationExtraArgs(guard.init, update)
+
+
+class LossScaleState(NamedTuple):
+    """By what the loss is multiplied, for how many steps that went well, and the guarded state."""
+
+    scale: jax.Array
+    good_steps: jax.Array
+    guarded: optax.ApplyIfFiniteState
+
+
+MAX_LOSS_SCALE = 2.0**24  # gradients that are all zero would let it grow without end
+
+
+@_once
+def loss_scale(
+    tx: optax.GradientTransformation, initial: float = 2.0**15, every: int = 2000
+) -> optax.GradientTransformationExtraArgs:
+    """Keep a scale for the loss, so that small gradients do not vanish in float16.
+
+    A step multiplies the loss by the scale and divides the gradients by it, so `tx` sees them as
+    they are. Updates that are not finite are left out as by `skip_not_finite` and halve the scale,
+    to 1 at least; `every` good steps in a row double it. A step reports it as "loss_scale".
+
+    Args:
+        tx: the whole optimizer.
+        initial: the scale to begin with; a power of two loses no digit.
+        every: how many good steps double it.
+
+    References:
+        Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
+
+    >>> tx = loss_scale(sgd(0.1), initial=8.0, every=2)
+    >>> state, scales = tx.init(jnp.zeros(1)), []
+    >>> for gradient in (1.0, 1.0, jnp.inf, 1.0):
+    ...     _, state = tx.update(jnp.array([gradient]), state)
+    ...     scales.append(float(state.scale))
+    >>> scales
+    [8.0, 16.0, 8.0, 8.0]
+    """
+    guard = skip_not_finite(tx)
+
+    def init(params: Params) -> LossScaleState:
+        start = jnp.asarray(initial, jnp.float32), jnp.zeros((), jnp.int32)
+        return LossScaleState(*start, guard.init(params))
+
+    def update(
+        updates: Any, state: LossScaleState, params: Any = None, **given: Any
+    ) -> tuple[Any, LossScaleState]:
+        updates, guarded = guard.update(updates, state.guarded, params, **given)
+        good = jnp.where(guarded.last_finite, state.good_steps + 1, 0)
+        factor = jnp.where(guarded.last_finite, jnp.where(good == every, 2.0, 1.0), 0.5)
+        scale = jnp.clip(state.scale * factor, 1.0, MAX_LOSS_SCALE)
+        return updates, LossScaleState(scale, good % every, guarded)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def found(opt_state: Any, kind: type) -> list[Any]:
+    """The states of one kind in an optimizer's state, such as `LossScaleState`."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
+
+
+def counters(before: Any, after: Any) -> dict[str, Any]:
+    """What one update did, from the optimizer's state before and after it, as metrics.
+
+    "skipped" and "clipped" are counts, where `skip_not_finite`, `loss_scale` or
+    `clip_by_global_norm` are in the optimizer; "loss_scale" is what the loss was multiplied by.
+    """
+    totals = {
+        "skipped": (optax.ApplyIfFiniteState, "total_notfinite"),
+        "clipped": (ClipState, "clipped"),
+    }
+    states: dict[str, Any] = {}
+    for name, (kind, total) in totals.items():
+        pairs = zip(found(before, kind), found(after, kind), strict=True)
+        events = [getattr(new, total) - getattr(old, total) for old, new in pairs]
+        if events:
+            states[name] = Count(sum(events[1:], events[0]))
+    for scaled in found(before, LossScaleState):
+        states["loss_scale"] = Mean(scaled.scale, jnp.ones(()))
+    return states

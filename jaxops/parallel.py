@@ -1,27 +1,62 @@
 """How a state and a batch lie on the devices: `Plan`. No model mentions a mesh."""
 
+import functools
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-Rule = Callable[[str, jax.ShapeDtypeStruct], PartitionSpec]
+from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
+
+Rule = Callable[[str, Any], PartitionSpec]
+MIN_SIZE = 2**16
 
 
-def replicated(path: str, leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
+def replicated(path: str, leaf: Any) -> PartitionSpec:
     """The rule of data parallelism: every device holds the whole leaf."""
     return PartitionSpec()
+
+
+class Rules(NamedTuple):
+    """The rule of `plan`: first what is asked for by name, then what is left for `fsdp`.
+
+    Attributes:
+        named: (regular expression, PartitionSpec); the first that is found in a path counts.
+        shards: the devices along "fsdp"; 1 splits nothing more.
+        min_size: a leaf of fewer elements is not split by "fsdp".
+    """
+
+    named: tuple[tuple[str, PartitionSpec], ...] = ()
+    shards: int = 1
+    min_size: int = MIN_SIZE
+
+    def __call__(self, path: str, leaf: Any) -> PartitionSpec:
+        """The axes of a leaf: the largest free one that divides goes to "fsdp"."""
+        asked = next((spec for pattern, spec in self.named if re.search(pattern, path)), ())
+        # an optimizer may keep a leaf of another rank by a parameter's name (Adafactor does)
+        axes = [*asked, *[None] * (leaf.ndim - len(asked))] if len(asked) <= leaf.ndim else []
+        free = [
+            i for i, axis in enumerate(axes) if axis is None and not leaf.shape[i] % self.shards
+        ]
+        if self.shards > 1 and leaf.size >= self.min_size and free:
+            axes[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
+        return PartitionSpec(*axes)
 
 
 class Plan(NamedTuple):
     """A mesh, the axes that split a batch, and a rule that places each leaf of a state.
 
+    Plans that are equal give equal programs, so a rule of your own is best a function of a module.
+
     Attributes:
         mesh: the devices by named axes.
         batch_axes: the mesh axes over which the rows of a batch are split.
         rule: `(path, leaf) -> PartitionSpec` for each leaf of the state; the path reads like
-            ".params['logits']['kernel']".
+            "params/logits/kernel" or "opt_state/0/mu/logits/kernel".
     """
 
     mesh: Mesh
@@ -31,19 +66,40 @@ class Plan(NamedTuple):
     @property
     def batch_shards(self) -> int:
         """Into how many parts a batch is split."""
-        count = 1
-        for axis in self.batch_axes:
-            count *= self.mesh.shape[axis]
-        return count
+        return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
+
+    def padded(self, rows: int, accumulate: int = 1) -> int:
+        """As many rows, or the next number that divides over devices and microbatches."""
+        parts = self.batch_shards * accumulate
+        return -(-rows // parts) * parts
 
     def state_shardings(self, state: Any) -> Any:
-        """A tree of shardings for a state, abstract or not, by the rule."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: NamedSharding(
-                self.mesh, self.rule(jax.tree_util.keystr(path), leaf)
-            ),
-            state,
-        )
+        """A tree of shardings for a state, abstract or not, by the rule.
+
+        Raises:
+            ValueError: the rule does not fit the parameters.
+        """
+        paths, tree = jax.tree_util.tree_flatten_with_path(state)
+        leaves = [
+            (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in paths
+        ]
+        if isinstance(self.rule, Rules):
+            _check_names(self.rule.named, leaves)
+        return tree.unflatten([NamedSharding(self.mesh, self._spec(*leaf)) for leaf in leaves])
+
+    def _spec(self, path: str, leaf: Any) -> PartitionSpec:
+        spec = self.rule(path, leaf)
+        for i, axes in enumerate(spec):
+            names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+            shards = math.prod(self.mesh.shape[name] for name in names)
+            if leaf.shape[i] % shards and not path.startswith("params/"):
+                return PartitionSpec()  # what an optimizer keeps may have another shape
+            if leaf.shape[i] % shards:
+                raise ValueError(
+                    f"{path}: axis {i} of {leaf.shape} found, a multiple of {shards} wanted by "
+                    f"the rule's {spec}"
+                )
+        return spec
 
     def batch_sharding(self, leading: int = 0) -> NamedSharding:
         """Rows split over the batch axes, behind `leading` axes that stay whole."""
@@ -53,14 +109,76 @@ class Plan(NamedTuple):
         """On every device, unsplit."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raise `ValueError` where a batch does not divide over the devices."""
-        if batch_size % self.batch_shards:
-            low = batch_size - batch_size % self.batch_shards
+
+def _check_names(named: tuple[tuple[str, PartitionSpec], ...], leaves: Any) -> None:
+    """Each expression has to find a parameter, and one with as many axes as it splits."""
+    params = [(path, leaf) for path, leaf in leaves if path.startswith("params/")]
+    for pattern, spec in named if params else ():
+        found = [(path, leaf) for path, leaf in params if re.search(pattern, path)]
+        if not found:
+            names = ", ".join(path for path, _ in params[:10])
             raise ValueError(
-                f"batch_size: {batch_size} rows do not divide over {self.batch_shards} devices; "
-                f"wanted a multiple of {self.batch_shards}, such as {low + self.batch_shards}"
+                f"rules: {pattern!r} finds none of {names}{', ...' * (len(params) > 10)}"
             )
+        for path, leaf in found:
+            if len(spec) > leaf.ndim:
+                raise ValueError(f"{path}: {leaf.shape} found, {len(spec)} axes wanted by {spec}")
+
+
+def plan(
+    data: int | None = None,
+    fsdp: int | None = None,
+    tensor: int | None = None,
+    *,
+    min_size: int = MIN_SIZE,
+    rules: Sequence[tuple[str, Sequence[Any]]] = (),
+    devices: Sequence[jax.Device] | None = None,
+) -> Plan:
+    """Any combination of the three ways to share the work over data * fsdp * tensor devices.
+
+    "data" and "fsdp" split the rows of a batch. "fsdp" splits large parameters too, and the
+    optimizer's state with them (Rajbhandari et al. 2020, arXiv:1910.02054, stage 3): each is put
+    together when it is used, and not kept (`gathered`). "tensor" splits nothing by itself: rules
+    say which axes of which parameters, and XLA splits the products that use them (Shoeybi et al.
+    2019, arXiv:1909.08053). The numbers are those of one device.
+
+    Args:
+        data: devices along the axis "data", if there is to be one.
+        fsdp: devices along "fsdp"; the largest axis that divides and that no rule takes is split.
+        tensor: devices along "tensor".
+        min_size: a leaf of fewer elements is whole on each device along "fsdp".
+        rules: (regular expression, axes), such as `(r"hidden/kernel", (None, "tensor"))` for the
+            columns of a matrix or `(r"tokens/embedding", ("tensor",))` for the rows of an
+            embedding; the first that is found in a leaf's path counts.
+        devices: as many; all of them by default.
+
+    Raises:
+        ValueError: the numbers do not multiply to the devices, or a rule names an axis that is
+            not there. A rule that does not fit a model's parameters is found when a state is made.
+
+    >>> whole = plan(data=1, devices=jax.devices()[:1])
+    >>> whole.mesh.axis_names, whole.batch_shards
+    (('data',), 1)
+    """
+    asked = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {name: size for name, size in asked.items() if size is not None}
+    devices = jax.devices() if devices is None else devices
+    product = " * ".join(f"{name}={size}" for name, size in sizes.items())
+    if not sizes or min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"plan: {product or 'no axis'} found, numbers with the product {len(devices)} wanted, "
+            "the count of the devices; devices= names fewer"
+        )
+    named = tuple((pattern, PartitionSpec(*axes)) for pattern, axes in rules)
+    for pattern, spec in named:
+        for axis in jax.tree.leaves(tuple(spec)):
+            if axis not in sizes:
+                raise ValueError(f"rules: axis {axis!r} of {pattern!r} found, {[*sizes]} wanted")
+    axis_types = (AxisType.Auto,) * len(sizes)
+    mesh = jax.make_mesh((*sizes.values(),), (*sizes,), axis_types=axis_types, devices=devices)
+    batch_axes = tuple(name for name in ("data", "fsdp") if name in sizes)
+    rule = Rules(named, fsdp or 1, min_size) if named or fsdp else replicated
+    return Plan(mesh, batch_axes, rule)
 
 
 def single(device: jax.Device | None = None) -> Plan:
@@ -72,11 +190,126 @@ def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
     """Each device holds the whole state and an equal share of each batch.
 
     The gradients are summed by one all-reduce, which XLA places; the numbers are those of one
-    device with the whole batch. All local devices, unless some are named.
+    device with the whole batch. All devices, unless some are named.
 
-    >>> data_parallel().batch_shards == jax.local_device_count()
+    >>> data_parallel().batch_shards == jax.device_count()
     True
     """
+    devices = jax.devices() if devices is None else devices
+    return plan(data=len(devices), devices=devices)
+
+
+def fsdp(min_size: int = MIN_SIZE, devices: Sequence[jax.Device] | None = None) -> Plan:
+    """Each device holds a share of a batch, of the large parameters and of the optimizer's state.
+
+    >>> fsdp().rule("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32"))
+    PartitionSpec('fsdp', None)
+    """
+    devices = jax.devices() if devices is None else devices
+    return plan(fsdp=len(devices), min_size=min_size, devices=devices)
+
+
+def tensor(
+    rules: Sequence[tuple[str, Sequence[Any]]], devices: Sequence[jax.Device] | None = None
+) -> Plan:
+    """Each device holds the whole batch and the shares of the parameters that the rules split.
+
+    >>> rows = tensor([("embedding$", ("tensor",))])
+    >>> rows.rule("params/tokens/embedding", jax.ShapeDtypeStruct((1000, 64), "float32"))
+    PartitionSpec('tensor', None)
+    """
+    devices = jax.devices() if devices is None else devices
+    return plan(tensor=len(devices), rules=rules, devices=devices)
+
+
+@functools.lru_cache(maxsize=32)
+def gathered(task: Task, plan: Plan) -> Task:
+    """The task with a loss that puts together what "fsdp" splits, where it is used.
+
+    Without it XLA may move the activations instead, or keep all that it put together for the
+    backward pass: here that is put together again. `fit` does so; a loop of your own can.
+    """
+    if "fsdp" not in plan.mesh.axis_names:
+        return task
+
+    def loss(
+        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        split = plan.state_shardings({"params": params})["params"]
+        together = jax.tree.map(_without_fsdp, split)
+        params = jax.lax.with_sharding_constraint(params, split)  # so that this is what is kept
+        params = jax.lax.with_sharding_constraint(params, together)
+        return task.loss(params, extra, batch, key, train)
+
+    return task._replace(loss=jax.checkpoint(loss, policy=_keep_all_but_gathered, static_argnums=4))
+
+
+def _keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name != "sharding_constraint"
+
+
+def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
+    def left(axes: Any) -> Any:
+        names = axes if isinstance(axes, tuple) else (axes,)
+        return tuple(name for name in names if name and name != "fsdp") or None
+
+    return NamedSharding(sharding.mesh, PartitionSpec(*map(left, sharding.spec)))
+
+
+def pmap_train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    devices: Sequence[jax.Device] | None = None,
+    accumulate: int = 1,
+) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    """`train_step` by `jax.pmap`, for who wants it: `(state, batch) -> (state, metrics)`, compiled.
+
+    The state lies as `init_state(..., plan=data_parallel(devices))` puts it, and is donated. Each
+    device takes its rows of the batch; sums, weights and gradients are added up over the devices
+    and divided once, so the update is that of `train_step`. Two things differ from a plan. Batch
+    norm sees the rows of one device, not those of the batch: it divides by their statistics, and
+    the running ones are the mean over the devices. And each device draws its own noise.
+
+    Args:
+        task: what to learn.
+        tx: the optimizer.
+        devices: all local ones by default.
+        accumulate: see `train_step`.
+
+    Raises:
+        ValueError: by the step, for a batch that does not divide over the devices, or by
+            `pmap_train_step` for a loss that couples the rows of a batch.
+    """
+    from jaxops.metrics import fold
+    from jaxops.step import gradients, update  # which need the plans of this file
+
+    if task.coupled:
+        raise ValueError("task: its loss couples the rows of a batch (coupled=True); wanted a plan")
     devices = jax.local_devices() if devices is None else devices
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    return Plan(mesh, ("data",))
+
+    @functools.partial(
+        jax.pmap,
+        axis_name="data",
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+    def step(state: Any, batch: Batch) -> Any:
+        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        total, out, grads = gradients(task, state, batch, key, accumulate)
+        total, weight, grads = jax.lax.psum((total, out.weight, grads), "data")
+        extra = jax.lax.pmean(out.extra, "data")
+        metrics = fold(jax.lax.all_gather(out.metrics, "data"))
+        return update(tx, state, total, Out(weight, metrics, extra), grads)
+
+    def call(state: Any, batch: Batch) -> Any:
+        rows = len(next(iter(batch.values())))
+        if rows % len(devices):
+            raise ValueError(
+                f"batch: {rows} rows found, a multiple of {len(devices)} wanted, one part a device"
+            )
+        return step(state, {k: v.reshape(len(devices), -1, *v.shape[1:]) for k, v in batch.items()})
+
+    return call

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxops.nn.product import computing
-from jaxops.parallel import Plan
+from jaxops.parallel import Plan, gathered
 from jaxops.state import TrainState
 from jaxops.step import many_steps, train_step
 from jaxops.task import Task
@@ -31,10 +31,12 @@ def train_program(
     plan: Plan,
     compute: str,
     take: Callable[[Any, Any], Any],
+    accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Many steps in one call; equal arguments give the same function, compiled once."""
     # traced once, for its shapes, for the loop's body and for the form without a loop
-    update = jax.jit(functools.partial(train_step, task, tx), inline=True)
+    step = functools.partial(train_step, gathered(task, plan), tx, accumulate=accumulate)
+    update = jax.jit(step, inline=True)
 
     def run(state: TrainState, fixed: Any, fed: Any, count: Any) -> tuple[TrainState, Any]:
         def step(state: TrainState, chosen: Any) -> tuple[TrainState, Any]:
@@ -45,7 +47,14 @@ def train_program(
         state, metrics = many_steps(step)(state, fed, count)
         return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics
 
-    return jax.jit(run, donate_argnums=0)
+    # XLA's CPU would join the gradients in one sum, and so hold all of them, to be a little faster
+    small = {
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        "xla_disable_hlo_passes": "cpu-all-reduce-combiner",
+    }
+    on_cpu = plan.mesh.devices.flat[0].platform == "cpu"
+    options = small if on_cpu and "fsdp" in plan.mesh.axis_names else None
+    return jax.jit(run, donate_argnums=0, compiler_options=options)
 
 
 def loops_well(program: Any, state: TrainState, plain: Any, looped: Any) -> bool:

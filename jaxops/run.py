@@ -84,6 +84,7 @@ class Run:
     optimizer: optax.GradientTransformation
     plan: Plan
     compute: str
+    accumulate: int
     source: Resident | Stream
     period: int
     total: int
@@ -118,7 +119,12 @@ class Run:
         if self.done:
             return state if self.best is None else self.best
         program = train_program(
-            self.task, self.optimizer, self.plan, self.compute, self.source.take
+            self.task,
+            self.optimizer,
+            self.plan,
+            self.compute,
+            self.source.take,
+            self.accumulate,
         )
         if self.looped is None:
             self.looped = self.source.many_steps and self._loops_well(program, state)
@@ -281,7 +287,8 @@ class Run:
     def restore(self, like: TrainState, checkpoints: Checkpointer) -> TrainState:
         """The state of the newest checkpoint, shaped `like` this; all else goes on from it too."""
         meta = checkpoints.meta()
-        found = {"compute": "float32"} | meta["identity"]  # an older checkpoint does not say
+        older = {"compute": "float32", "accumulate": 1}  # an older checkpoint does not say
+        found = older | meta["identity"]
         wanted = self._identity()
         for name in wanted:
             if found.get(name) != wanted[name]:
@@ -315,7 +322,8 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         rule = self.early_stopping
         by = {} if rule is None else {"early_stopping": [rule.metric, rule.mode]}
-        return {**self.source.identity(), "compute": self.compute, **by}
+        how = {"compute": self.compute, "accumulate": self.accumulate}
+        return {**self.source.identity(), **how, **by}
 
     def _bar(self) -> Any:
         from tqdm.auto import tqdm

@@ -60,6 +60,8 @@ class Task(NamedTuple):
         classes: the classes' names in order, or empty.
         recipe: how the task was made, `(function, arguments)`, so that `jaxops.save` can write
             it down; `None` for a task made by hand.
+        coupled: the loss of a row depends on the other rows of its batch, as with negatives taken
+            from the batch, so a batch must not be taken in parts.
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -68,6 +70,7 @@ class Task(NamedTuple):
     columns: tuple[Column, ...] = ()
     classes: tuple[str, ...] = ()
     recipe: tuple[Callable[..., "Task"], tuple[tuple[str, Any], ...]] | None = None
+    coupled: bool = False
 
 
 def _hashable(value: Any) -> Any:
@@ -98,6 +101,39 @@ def recorded(make: Callable[..., Task]) -> Callable[..., Task]:
 
     wrapper.makes_task = True  # type: ignore[attr-defined]  # what a model file may call
     return wrapper
+
+
+@functools.lru_cache(maxsize=64)
+def remat(task: Task, policy: str | Callable[..., Any] = "dots") -> Task:
+    """The task with a loss that keeps less for its gradient, and computes the rest again.
+
+    Equal arguments give the same task, so they compile once. What `save` writes is the task itself.
+
+    Args:
+        task: any.
+        policy: "dots" keeps the results of matrix products (but for batched ones, as in
+            attention) and computes norms, activations and dropout again; "nothing" keeps the
+            parameters and the batch alone; or one of `jax.checkpoint_policies`.
+
+    Raises:
+        ValueError: another word.
+
+    References:
+        Chen et al. 2016, arXiv:1604.06174.
+
+    >>> from jaxops import vision
+    >>> task = vision.classifier(vision.MLP())
+    >>> remat(task) is remat(task)
+    True
+    """
+    named = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "nothing": jax.checkpoint_policies.nothing_saveable,
+    }
+    if isinstance(policy, str) and policy not in named:
+        raise ValueError(f"policy: {policy!r} found, one of {[*named]} wanted")
+    chosen = named[policy] if isinstance(policy, str) else policy
+    return task._replace(loss=jax.checkpoint(task.loss, policy=chosen, static_argnums=4))
 
 
 def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:

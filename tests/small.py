@@ -13,6 +13,7 @@ import optax
 
 import jaxops as jo
 from jaxops import metrics, optim, vision
+from jaxops.nn import Dense, matmul
 
 SHAPE = (4, 4, 1)
 SETTINGS = {"image_shape": SHAPE, "classes": 3}
@@ -169,3 +170,55 @@ def train(kind, directory, on_log, **changes):
         "progress": False,
     }
     return jo.fit(task, makers[kind](columns, 10), **{**settings, **changes})
+
+
+class Transformer(nn.Module):
+    """A causal decoder of one block: tokens (B, T) to logits (B, T, vocabulary)."""
+
+    vocabulary: int = 16
+    width: int = 16
+    heads: int = 2
+    layers: int = 1
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(self.vocabulary, self.width, name="tokens")(tokens)
+        length = tokens.shape[1]
+        x += self.param("positions", nn.initializers.normal(0.02), (1, length, self.width))
+        for i in range(self.layers):
+            q, k, v = (
+                part.reshape(*part.shape[:2], self.heads, -1).swapaxes(1, 2)
+                for part in jnp.split(
+                    Dense(3 * self.width, name=f"qkv_{i}")(nn.LayerNorm(name=f"norm_a_{i}")(x)),
+                    3,
+                    -1,
+                )
+            )
+            scores = matmul(q, k.mT) / (self.width // self.heads) ** 0.5
+            causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
+            mixed = matmul(nn.softmax(jnp.where(causal, scores, -jnp.inf)), v)
+            x += Dense(self.width, name=f"project_{i}")(mixed.swapaxes(1, 2).reshape(x.shape))
+            up = nn.gelu(Dense(4 * self.width, name=f"up_{i}")(nn.LayerNorm(name=f"norm_b_{i}")(x)))
+            x += Dense(self.width, name=f"down_{i}")(up)
+        return Dense(self.vocabulary, name="logits")(nn.LayerNorm(name="norm")(x))
+
+
+def next_token(model, length):
+    """Rows `tokens` (length + 1,): each token is predicted from those before it."""
+    return jo.supervised(
+        model,
+        lambda batch, key: batch["tokens"][:, :-1],
+        lambda logits, batch, train: optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["tokens"][:, 1:]
+        ).mean(-1),
+        lambda logits, b, w: {"accuracy": metrics.accuracy(logits, b["tokens"][:, 1:], w)},
+        nn.softmax,
+        (jo.Column("tokens", (length + 1,), "int", classes=model.vocabulary),),
+    )
+
+
+def sentences(rows, length=8, vocabulary=16):
+    """Tokens that count on by a step of each row's own."""
+    rng = np.random.default_rng(5)
+    start, step = rng.integers(0, vocabulary, (rows, 1)), rng.integers(1, 4, (rows, 1))
+    return {"tokens": ((start + step * np.arange(length + 1)) % vocabulary).astype(np.int32)}

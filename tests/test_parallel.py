@@ -111,10 +111,8 @@ def test_batches_and_states_lie_as_the_plan_says():
     assert rows.addressable_shards[0].data.shape == (3, 2)
 
 
-def test_a_batch_that_does_not_divide():
-    EIGHT.check_batch_size(24)
-    with pytest.raises(ValueError, match=r"20 rows do not divide over 8 .* such as 24"):
-        EIGHT.check_batch_size(20)
+def test_a_batch_that_does_not_divide_is_padded():
+    assert EIGHT.padded(24) == 24 and EIGHT.padded(20) == 24 and EIGHT.padded(20, 4) == 32
     assert EIGHT.batch_shards == 8 and jo.parallel.single().batch_shards == 1
 
 

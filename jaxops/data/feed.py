@@ -69,8 +69,11 @@ class Resident:
     many_steps = True
     examples = 0
 
-    def __init__(self, columns: Columns, batch_size: int, seed: int, plan: Plan) -> None:
+    def __init__(
+        self, columns: Columns, batch_size: int, seed: int, plan: Plan, accumulate: int = 1
+    ) -> None:
         self.batch_size, self.seed, self.plan = batch_size, seed, plan
+        self.padded = plan.padded(batch_size, accumulate)
         self.rows = len(next(iter(columns.values())))
         self._order = Order(self.rows, batch_size, seed)
         self.steps_per_epoch: int | None = self._order.steps_per_epoch
@@ -85,8 +88,11 @@ class Resident:
         self.fixed = jax.device_put(flat, self.plan.whole())
 
     def feed(self, step: int, count: int, length: int) -> Any:
-        """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`."""
-        index = np.full((length, self.batch_size), -1, np.int32)
+        """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`.
+
+        B is the batch's size, or the next that divides over the devices.
+        """
+        index = np.full((length, self.padded), -1, np.int32)
         self.examples = 0
         for i in range(count):
             chosen = self._order.rows_of(step + i)
@@ -118,11 +124,11 @@ class Gathered(Resident):
         rows = self._order.rows_of(step)
         self.examples = len(rows)
         batch = {name: value[rows] for name, value in self.columns.items()}
-        return _put(batch, self.batch_size, self.plan)
+        return _put(batch, self.padded, self.plan)
 
 
-def _put(batch: Columns, batch_size: int, plan: Plan) -> Batch:
-    stacked = {name: value[None] for name, value in pad(batch, batch_size).items()}
+def _put(batch: Columns, size: int, plan: Plan) -> Batch:
+    stacked = {name: value[None] for name, value in pad(batch, size).items()}
     return jax.device_put(stacked, plan.batch_sharding(1))
 
 
@@ -139,9 +145,15 @@ class Stream:
     examples = 0
 
     def __init__(
-        self, batches: Any, batch_size: int, plan: Plan, prepare: Callable[[Columns], Columns]
+        self,
+        batches: Any,
+        batch_size: int,
+        plan: Plan,
+        prepare: Callable[[Columns], Columns],
+        accumulate: int = 1,
     ) -> None:
         self.batches, self.batch_size, self.plan, self.prepare = batches, batch_size, plan, prepare
+        self.padded = plan.padded(batch_size, accumulate)
         try:
             self.steps_per_epoch: int | None = len(batches)
         except TypeError:
@@ -160,7 +172,12 @@ class Stream:
                 raise ValueError("data: the stream is empty; wanted at least one batch")
         batch = self.prepare(batch)
         self.examples = len(next(iter(batch.values())))
-        return _put(batch, self.batch_size, self.plan)
+        if self.examples > self.batch_size:
+            raise ValueError(
+                f"data: a batch of {self.examples} rows found, {self.batch_size} (batch_size) "
+                "wanted at most"
+            )
+        return _put(batch, self.padded, self.plan)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""

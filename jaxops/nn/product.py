@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16 with float32 sums, where the hardware is faster that way."""
+"""Matrix products in 16 bits with float32 sums, where the hardware is faster that way."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -31,9 +31,9 @@ def computing(compute: str) -> Iterator[None]:
 
 
 def check_compute(compute: str) -> str:
-    """Raise `ValueError` for another word than "float32" or "bfloat16"."""
-    if compute not in ("float32", "bfloat16"):
-        raise ValueError(f'compute: {compute!r} found, "float32" or "bfloat16" wanted')
+    """Raise `ValueError` for another word than "float32", "bfloat16" or "float16"."""
+    if compute not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f'compute: {compute!r} found, "float32", "bfloat16" or "float16" wanted')
     return compute
 
 
@@ -58,11 +58,15 @@ def matmul(x: Array, y: Array, compute: str | None = None) -> Array:
     operands, transposed in memory where need be: XLA has no fast path for others. One without
     instructions for bfloat16 (see `has_bfloat16`) multiplies float32.
 
+    "float16" keeps 11 bits of mantissa, but gradients below 6e-8 vanish and those above 65504 are
+    infinite, for which there is `optim.loss_scale`. It is for GPUs that are older than bfloat16; on
+    a CPU it is slow, and rounds all the same.
+
     Args:
         x: (..., k), or (..., m, k) where `y` is batched.
         y: (k, n), or (..., k, n) with the leading axes of `x`.
-        compute: "float32" or "bfloat16"; by default what `fit(compute=)` says, else "float32".
-            In "bfloat16" there is no forward-mode derivative.
+        compute: "float32", "bfloat16" or "float16"; by default what `fit(compute=)` says, else
+            "float32". In 16 bits there is no forward-mode derivative.
 
     Returns:
         (..., n) or (..., m, n): float32, or in "float32" what the factors' types promote to.
@@ -82,9 +86,10 @@ def matmul(x: Array, y: Array, compute: str | None = None) -> Array:
             "or (..., m, k) and (..., k, n) wanted"
         )
     product = jnp.matmul
-    if compute == "bfloat16" and has_bfloat16():
+    if compute == "float16" or (compute == "bfloat16" and has_bfloat16()):
         # so that gradients are of the factors' own types, whatever these are
-        x, y, product = x.astype(jnp.float32), y.astype(jnp.float32), _bfloat16_product
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        product = functools.partial(_low_product, compute)
     if batched:
         return product(x, y)
     # of two matrices: the gradient's product over several axes would be slower on a CPU
@@ -105,23 +110,23 @@ def _row_major(x: Array) -> Array:
     )
 
 
-@jax.custom_vjp
-def _bfloat16_product(x: Array, y: Array) -> Array:
-    return _dot(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _low_product(dtype: str, x: Array, y: Array) -> Array:
+    return _dot(x.astype(dtype), y.astype(dtype))
 
 
-def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+def _forward(dtype: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    x, y = x.astype(dtype), y.astype(dtype)
     return _dot(x, y), (x, y)
 
 
-def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _backward(dtype: str, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, y = saved
-    g = g.astype(jnp.bfloat16)
+    g = g.astype(dtype)
     return _dot(g, _row_major(y.mT)), _dot(_row_major(x.mT), g)
 
 
-_bfloat16_product.defvjp(_forward, _backward)
+_low_product.defvjp(_forward, _backward)
 
 
 class Dense(nn.Module):

@@ -140,8 +140,8 @@ def test_a_mistake_is_named():
         matmul(jnp.ones((2, 3)), jnp.ones((4, 5)))
     with pytest.raises(ValueError, match=r"\(2, 2, 3\) and \(4, 3, 5\) found"):
         matmul(jnp.ones((2, 2, 3)), jnp.ones((4, 3, 5)))
-    with pytest.raises(ValueError, match='"float32" or "bfloat16" wanted'):
-        Dense(2, compute="float16").init(jax.random.key(0), jnp.ones((1, 2)))
+    with pytest.raises(ValueError, match='"bfloat16" or "float16" wanted'):
+        Dense(2, compute="float8").init(jax.random.key(0), jnp.ones((1, 2)))
 
 
 def learned(model, **settings):
