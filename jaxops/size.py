@@ -1,5 +1,6 @@
 """What a training step needs on machines one does not have: memory, FLOPs, bytes, seconds."""
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,10 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxops.cost import Cost, cost
 from jaxops.hardware import HARDWARE, Hardware
 from jaxops.nn.product import computing, has_bfloat16
-from jaxops.parallel import Plan, single
+from jaxops.parallel import Plan, Rules, single
 from jaxops.report import table
 from jaxops.state import TrainState, state_shapes
+from jaxops.step import check_accumulate, gradients, update
 from jaxops.task import Task
 
 
@@ -204,12 +206,13 @@ def size(
     (101770, 814164.0, 'memory')
     """
     device = _hardware(hardware)
+    check_accumulate(task, accumulate)
     plan = plan or single()
     if mesh is not None:
         plan = _over(plan, mesh)
     axes = dict(plan.mesh.shape)
     rows = next(iter(batch.values())).shape[0]
-    local = math.ceil(rows / (plan.batch_shards * accumulate))
+    local = plan.padded(rows, accumulate) // (plan.batch_shards * accumulate)
     micro = {
         name: jax.ShapeDtypeStruct((local, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype))
         for name, v in batch.items()
@@ -220,24 +223,25 @@ def size(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     whole = _bytes(state.params)
     with computing(compute):
-        one = _gradient(task, state, placed.params, micro, plan, device.platform)
-    update = _update(optimizer, state)
+        one = _gradient(task, state, placed, micro, plan, device.platform)
+    after = _update(task, optimizer, state, micro)
     collectives = _collectives(state.params, placed.params, plan, one, accumulate, device)
-    exchanged = _exchanged(state.params, placed.params, plan, device)
+    largest, summed = _exchanged(state.params, placed.params, plan, device)
     other = held["extra"] + accumulate * _bytes(micro)
-    total = held["params"] + held["opt_state"] + other + one.alive + exchanged
+    total = held["params"] + held["opt_state"] + other + largest
+    total += max(one.alive, held["params"] + summed)  # gradients are summed when all are there
     moved = accumulate * one.moved + 3 * held["params"] + 2 * held["opt_state"]
     if accumulate > 1:  # the sum of the gradients so far
         total += held["params"]
         moved += 2 * accumulate * held["params"]
     share = held["params"] / whole if whole else 0.0
     products = defaultdict(float, {k: v * accumulate for k, v in one.products.items()})
-    for dtype, flops in update.products.items():
+    for dtype, flops in after.products.items():
         products[dtype] += share * flops
     return Size(
         device, tuple(axes.items()), local, accumulate, parameters,
-        held["params"], held["params"], held["opt_state"], other, one.activations, exchanged, total,
-        one.flops * plan.batch_shards * accumulate + update.flops, sum(products.values()), moved,
+        held["params"], held["params"], held["opt_state"], other, one.activations, largest + summed, total,
+        one.flops * plan.batch_shards * accumulate + after.flops, sum(products.values()), moved,
         collectives,
         sum(flops / _rate(device, dtype, compute) for dtype, flops in products.items()),
         moved / device.bandwidth,
@@ -259,7 +263,10 @@ def _over(plan: Plan, mesh: Mapping[str, int]) -> Plan:
         raise ValueError(f"mesh: axes {[*mesh]} found, {[*plan.mesh.axis_names]} wanted")
     sizes = tuple(mesh[axis] for axis in plan.mesh.axis_names)
     abstract = AbstractMesh(sizes, plan.mesh.axis_names, axis_types=(AxisType.Auto,) * len(sizes))
-    return plan._replace(mesh=cast(Any, abstract))
+    rule = plan.rule
+    if isinstance(rule, Rules):
+        rule = rule._replace(shards=mesh.get("fsdp", 1))
+    return plan._replace(mesh=cast(Any, abstract), rule=rule)
 
 
 def _bytes(tree: Any, shardings: Any = None) -> float:
@@ -285,39 +292,34 @@ def _gradient(
 ) -> Cost:
     """Forward and backward pass of one microbatch on one device."""
 
-    def gradient(params: Any, extra: Any, batch: Any, key: Any) -> Any:
-        return jax.value_and_grad(task.loss, has_aux=True)(params, extra, batch, key, True)
-
-    traced, shapes = jax.make_jaxpr(gradient, return_shape=True)(
-        state.params, state.extra, batch, state.key
-    )
-    splits, shares = [], list[float | None]()
-    for leaf, place in zip(jax.tree.leaves(state.params), jax.tree.leaves(placed), strict=True):
+    traced, shapes = jax.make_jaxpr(
+        lambda state, batch: gradients(task, state, batch, state.key), return_shape=True
+    )(state, batch)
+    splits = []
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
         axes = [*_axes(place), *[()] * (leaf.ndim - len(place.spec))]
         splits.append(tuple(bool(set(a) - set(plan.batch_axes)) for a in axes))
-        shares.append(1 / _product(plan, (a for b in axes for a in b if a in plan.batch_axes)))
-    others = len(jax.tree.leaves(shapes[0]))
+    kept = [
+        1 / _product(plan, (a for axes in _axes(place) for a in axes if a in plan.batch_axes))
+        for place in jax.tree.leaves(placed.params)
+    ]
+    others = [None] * len(jax.tree.leaves(shapes[:2]))
     parts = _product(plan, (a for a in plan.mesh.axis_names if a not in plan.batch_axes))
-    return cost(traced, platform, splits, parts, [*[None] * others, *shares])
+    return cost(traced, platform, splits, parts, [*others, *kept])
 
 
 def _product(plan: Plan, axes: Any) -> int:
     return math.prod(plan.mesh.shape[axis] for axis in axes)
 
 
-def _update(tx: optax.GradientTransformation, state: TrainState) -> Cost:
+def _update(task: Task, tx: optax.GradientTransformation, state: TrainState, batch: Any) -> Cost:
     """Of the optimizer on whole parameters."""
-
-    def update(grads: Any, opt_state: Any, params: Any) -> Any:
-        tx_ = optax.with_extra_args_support(tx)
-        updates, new = tx_.update(grads, opt_state, params, value=0.0)
-        return optax.apply_updates(params, updates), new
-
-    return cost(jax.make_jaxpr(update)(state.params, state.opt_state, state.params))
+    total, out, grads = jax.eval_shape(lambda s, b: gradients(task, s, b, s.key), state, batch)
+    return cost(jax.make_jaxpr(functools.partial(update, tx))(state, total, out, grads))
 
 
-def _exchanged(params: Any, placed: Any, plan: Plan, device: Hardware) -> float:
-    """Of the largest of the parameters that a batch's axes split, and of sums."""
+def _exchanged(params: Any, placed: Any, plan: Plan, device: Hardware) -> tuple[float, float]:
+    """Bytes of the largest of the parameters that a batch's axes split, and of all sums."""
     largest = summed = 0.0
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True):
         axes = [axis for axes in _axes(place) for axis in axes]
@@ -326,7 +328,7 @@ def _exchanged(params: Any, placed: Any, plan: Plan, device: Hardware) -> float:
             largest = max(largest, 2 * leaf.size * leaf.dtype.itemsize / left)
         if device.platform == "cpu" and _product(plan, set(plan.batch_axes) - set(axes)) > 1:
             summed += leaf.size * leaf.dtype.itemsize / _product(plan, axes)
-    return largest + summed
+    return largest, summed
 
 
 def _collectives(
