@@ -176,7 +176,8 @@ def size(
 
     Memory is what the traced gradient keeps, on the assumption that what is cheap and element by
     element is computed where it is used, and that results are freed after their last use. Seconds
-    are bounds from below: peak rates, full bandwidths, no latency. Statistics of batch norm,
+    are bounds from below: peak rates, full bandwidths, no latency (but a cache may be faster than
+    the memory). Statistics of batch norm,
     metrics and the exchange of rows are not counted among the collectives.
 
     Args:
@@ -240,7 +241,8 @@ def size(
         products[dtype] += share * flops
     return Size(
         device, tuple(axes.items()), local, accumulate, parameters,
-        held["params"], held["params"], held["opt_state"], other, one.activations, largest + summed, total,
+        held["params"], held["params"], held["opt_state"], other,
+        one.activations, largest + summed, total,
         one.flops * plan.batch_shards * accumulate + after.flops, sum(products.values()), moved,
         collectives,
         sum(flops / _rate(device, dtype, compute) for dtype, flops in products.items()),
