@@ -146,9 +146,8 @@ def _compiled(task: jo.Task, batch: Batch, plan: jo.Plan) -> Any:
         for k, v in batch.items()
     }
     count = jax.ShapeDtypeStruct((), "int32", sharding=plan.whole())
-    return (
-        train_program(task, ADAM, plan, "float32", _given).lower(state, None, fed, count).compile()
-    )
+    program: Any = train_program(task, ADAM, plan, "float32", _given)
+    return program.lower(state, None, fed, count).compile()
 
 
 def timed() -> Iterator[Row]:

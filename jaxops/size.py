@@ -265,7 +265,7 @@ def _over(plan: Plan, mesh: Mapping[str, int]) -> Plan:
         raise ValueError(f"mesh: axes {[*mesh]} found, {[*plan.mesh.axis_names]} wanted")
     sizes = tuple(mesh[axis] for axis in plan.mesh.axis_names)
     abstract = AbstractMesh(sizes, plan.mesh.axis_names, axis_types=(AxisType.Auto,) * len(sizes))
-    rule = plan.rule
+    rule: Any = plan.rule
     if isinstance(rule, Rules):
         rule = rule._replace(shards=mesh.get("fsdp", 1))
     return plan._replace(mesh=cast(Any, abstract), rule=rule)

@@ -12,8 +12,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from small import TASK, images, regression
 
 import jaxops as jo
-from benchmarks import gpt, workloads
-from jaxops import optim, vision
+from benchmarks import gpt, scaling, workloads
+from jaxops import clock, optim, vision
 from jaxops.cost import cost
 from jaxops.hardware import HARDWARE, this_machine
 
@@ -218,6 +218,18 @@ def test_a_mesh_that_is_not_here():
         jo.size(TASK, images(8), optimizer=ADAM, hardware="TPU")
 
 
+def test_the_plans_own_rules_go_by_the_mesh_that_is_not_here():
+    here = jo.parallel.plan(data=1, fsdp=1, min_size=64, devices=jax.devices()[:1])
+    found = jo.size(TASK, images(64), here, optimizer=ADAM, mesh={"data": 2, "fsdp": 8})
+    hidden, logits, biases = 16 * 16, 16 * 3, 16 + 3
+    assert found.parameter_bytes == 4 * (hidden / 8 + logits + biases)
+    kinds = [c[:2] for c in found.collectives]
+    assert ("all-gather", ("fsdp",)) in kinds and ("all-reduce", ("data", "fsdp")) in kinds
+    coupled = TASK._replace(coupled=True)
+    with pytest.raises(ValueError, match="accumulate: 2 found, 1 wanted"):
+        jo.size(coupled, images(64), optimizer=ADAM, accumulate=2)
+
+
 def test_nothing_is_allocated_for_what_no_machine_holds():
     """Ten billion parameters, 40 GB."""
     task = regression(nn.Dense(100_000), features=100_000)
@@ -318,9 +330,21 @@ def test_the_table_is_plausible():
         assert 100 < device.bfloat16 / device.bandwidth < 600
 
 
-def test_this_machine_is_measured():
-    here = this_machine()
+def test_this_machine_is_measured(monkeypatch):
+    monkeypatch.setattr(clock, "peak_flops", functools.partial(clock.peak_flops, size=256))
+    here = this_machine.__wrapped__()
     assert here.platform == "cpu" and here.island == 8
     assert 1e8 < here.bandwidth < 1e13 and here.memory > 1e9
     found = jo.size(TASK, images(64), optimizer=ADAM, hardware=here)
-    assert found.seconds[0] > 0
+    assert found.compute_seconds == found.device_flops / here.float32
+
+
+def test_what_a_program_sends():
+    text = """
+      %a = (f32[4,8]{1,0}, f32[]) all-reduce(%x, %y), replica_groups={{0,1,2,3}}
+      %b = f32[16,8]{1,0} all-gather-start(%a), dimensions={0}
+      %c = f32[16,8]{1,0} add(%b, %b)
+    """
+    counts, sent = scaling._sent(text, 4)
+    assert counts["all-reduce"] == counts["all-gather"] == 1 and sum(counts.values()) == 2
+    assert sent == 3 / 4 * (2 * (128 + 4) + 512)
