@@ -27,7 +27,6 @@ class Cost(NamedTuple):
         alive: the most bytes that are alive at once, beside the arguments.
         activations: the same without those of `shares`.
         reduced: bytes of the results that devices which share a product have to sum.
-        reductions: how many such results there are.
     """
 
     flops: float
@@ -36,7 +35,6 @@ class Cost(NamedTuple):
     alive: float
     activations: float
     reduced: float = 0.0
-    reductions: int = 0
 
 
 class _Op(NamedTuple):
@@ -132,7 +130,8 @@ class _Program:
             given = [values.get(v) if not hasattr(v, "val") else None for v in equation.invars]
             if name == "cond" and params.get("branches_platforms"):
                 platforms = params["branches_platforms"]
-                branch = next(i for i, p in enumerate(platforms) if p is None or self.platform in p)
+                fits = [i for i, p in enumerate(platforms) if p is None or self.platform in p]
+                branch = fits[0] if fits else -1
                 results = self.inline(params["branches"][branch].jaxpr, given[1:])
             elif name in _CALLS:
                 inner = params.get("jaxpr") or params.get("call_jaxpr")
@@ -177,7 +176,7 @@ class _Program:
         self.ops = list(self._needed(outputs))
         kept = {self.root[v] for v in outputs if v is not None}
         leaves = self._leaves({self.root[v] for v in inputs}, kept)
-        total, moved, reduced, reductions, within = 0.0, 0.0, 0.0, 0, defaultdict(float)
+        total, moved, reduced, within = 0.0, 0.0, 0.0, defaultdict(float)
         products: dict[str, float] = defaultdict(float)
         for i, op in enumerate(self.ops):
             read, written = self._sources(op, leaves), self._stored(op, leaves)
@@ -187,7 +186,7 @@ class _Program:
                 times, one = inner
                 total += times * one.flops
                 moved += times * one.moved
-                reduced, reductions = reduced + times * one.reduced, reductions + one.reductions
+                reduced += times * one.reduced
                 within[i] = one.alive
                 for dtype, flops in one.products.items():
                     products[dtype] += times * flops
@@ -198,14 +197,13 @@ class _Program:
                 products[self._factors(op)] += flops / mine
             if self._summed(op):
                 reduced += self._size(op.outputs[0])
-                reductions += 1
             if written:
                 moved += sum(map(self._size, read)) + sum(map(self._size, written))
         given = zip(outputs, shares, strict=False)
         share = {self.root[v]: s for v, s in given if v is not None and s is not None}
         alive = self._alive(leaves, kept, within, share)
         activations = self._alive(leaves, kept, within, dict.fromkeys(share, 0.0))
-        return Cost(total, dict(products), moved, alive, activations, reduced, reductions)
+        return Cost(total, dict(products), moved, alive, activations, reduced)
 
     def _needed(self, outputs: list[Any]) -> Iterator[_Op]:
         needed, found = {v for v in outputs if v is not None}, []
