@@ -1,6 +1,6 @@
 """The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust."""
 
-from jaxops import clock, data, losses, metrics, optim, parallel, report, search
+from jaxops import clock, data, hardware, losses, metrics, optim, parallel, report, search
 from jaxops.cache import compilation_cache
 from jaxops.checkpoint import Checkpointer
 from jaxops.clock import Clock
@@ -9,6 +9,7 @@ from jaxops.loop import evaluate, fit, predict, predictor
 from jaxops.model_file import Model, load, save
 from jaxops.parallel import Plan
 from jaxops.run import PREEMPTED, EarlyStopping
+from jaxops.size import Size, size
 from jaxops.state import TrainState, init_state
 from jaxops.step import eval_step, many_steps, train_step
 from jaxops.task import Column, Out, Task, recorded, remat, row_weights, supervised
@@ -23,6 +24,7 @@ __all__ = [
     "Model",
     "Out",
     "Plan",
+    "Size",
     "Task",
     "TrainState",
     "clock",
@@ -32,6 +34,7 @@ __all__ = [
     "eval_step",
     "evaluate",
     "fit",
+    "hardware",
     "init_state",
     "load",
     "losses",
@@ -47,6 +50,7 @@ __all__ = [
     "row_weights",
     "save",
     "search",
+    "size",
     "stack",
     "supervised",
     "train_step",

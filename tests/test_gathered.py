@@ -63,7 +63,7 @@ class Device:
 
 def test_half_of_the_free_memory_is_for_the_data():
     class Mesh:
-        local_devices = [None]
+        local_devices = (None,)
 
     plan = jo.parallel.Plan(Mesh(), ())
     columns = {"x": np.zeros(100, np.uint8)}
