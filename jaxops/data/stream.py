@@ -6,6 +6,9 @@ whatever reads ahead: this process, a thread, or worker processes.
 
 import functools
 import glob
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -404,9 +407,22 @@ def _ahead(source: _From, workers: int) -> Any:
     if workers:
         _mark_flags_as_parsed()
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=BATCHES_AHEAD)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=BATCHES_AHEAD),
+            _end_with_parent,
         )
     return iter(dataset)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """In a worker: end when the run does, also when it is killed and cannot say so."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @functools.cache
