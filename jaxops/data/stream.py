@@ -6,9 +6,9 @@ whatever reads ahead: this process, a thread, or worker processes.
 
 import functools
 import glob
+import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -415,12 +415,12 @@ def _ahead(source: _From, workers: int) -> Any:
 
 def _end_with_parent(worker: int, workers: int) -> None:
     """In a worker: end when the run does, also when it is killed and cannot say so."""
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
