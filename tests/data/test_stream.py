@@ -524,3 +524,82 @@ def test_many_files_are_not_open_at_once(tmp_path):
     before = len(list(descriptors.iterdir()))
     assert len(np.unique(joined(batches)["x"])) == 300
     assert len(list(descriptors.iterdir())) < before + 20
+
+
+LIMITED = """
+import json, resource, sys
+import jax
+import numpy as np
+import jaxops as jo
+from jaxops import tabular
+
+if __name__ == "__main__":
+    folder, limit, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:  # the limit is one
+        np.ones(limit // 8)
+        raise SystemExit("an array as large as the limit was allowed")
+    except MemoryError:
+        pass
+
+    def megabytes(record):
+        with open("/proc/self/status") as file:
+            found = dict(line.split(":", 1) for line in file)
+        samples.append({name: int(found[name].split()[0]) / 1024 for name in ("RssAnon", "VmData")})
+
+    samples, records = [], []
+    batches = jo.data.stream(folder, 128, window=4096)
+    jo.fit(
+        tabular.classifier(tabular.MLP((16,)), features=2048), batches,
+        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=1, log_every=len(batches) // 40,
+        on_log=[records.append, megabytes], progress=False,
+    )
+    json.dump({"samples": samples, "rows": len(batches) * 128}, open(out, "w"))
+"""
+
+
+@pytest.fixture
+def large(request, tmp_path):
+    """2 GB of rows of 8 KB, removed after the test: pytest keeps its folders."""
+    import shutil
+
+    folder = tmp_path / "large"
+    folder.mkdir()
+    block = np.random.default_rng(0).normal(size=(8192, 2048)).astype(np.float32)
+    for shard in range(32):
+        label = (block[:, shard] > 0).astype(np.int32)
+        if request.param == "npy":
+            np.save(folder / f"features-{shard}.npy", block)
+            np.save(folder / f"label-{shard}.npy", label)
+        else:
+            table = pa.table({"features": arrow(block), "label": label})
+            path = folder / f"{shard}.parquet"
+            settings = {"compression": "none", "use_dictionary": False}
+            pq.write_table(table, path, row_group_size=1024, **settings)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory limits and /proc are Linux's")
+@pytest.mark.parametrize("large", ["npy", "parquet"], indirect=True)
+def test_four_times_the_allowed_memory_trains_with_flat_memory(large, tmp_path):
+    """RLIMIT_DATA counts what a process allocates; pages of a mapped file are the system's."""
+    limit = 512 * 2**20
+    size = sum(path.stat().st_size for path in large.iterdir())
+    assert size > 4 * limit
+    script, out = tmp_path / "child.py", tmp_path / "out.json"
+    script.write_text(LIMITED)
+    # the stacks of a thread for each core are memory too
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "NPROC": "2"}
+    arguments = [sys.executable, str(script), str(large), str(limit), str(out)]
+    found = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    result = json.loads(out.read_text())
+    samples = result["samples"]
+    assert result["rows"] == 32 * 8192 and len(samples) >= 40
+    quarter = len(samples) // 4
+    for name in ("RssAnon", "VmData"):
+        values = np.array([sample[name] for sample in samples])
+        print(f"{name}: {values.min():.0f} to {values.max():.0f} MB of {size / 2**20:.0f} MB")
+        assert values[-quarter:].max() <= values[quarter : 2 * quarter].max() + 8
