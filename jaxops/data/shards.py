@@ -259,7 +259,8 @@ class Parquet:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(group.path) as file:
-            table = file.read_row_group(group.number, columns=self.columns)
+            # no threads of its own: the stream has some, and their stacks are memory
+            table = file.read_row_group(group.number, columns=self.columns, use_threads=False)
         where = f"{group.path}: row group {group.number}"
         return {name: _arrow(f"{where}: column {name!r}", table[name]) for name in self.columns}
 

@@ -6,6 +6,7 @@ whatever reads ahead: this process, a thread, or worker processes.
 
 import functools
 import glob
+import math
 import multiprocessing
 import os
 import threading
@@ -197,9 +198,9 @@ def _none(columns: Columns) -> Columns:
 def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray:
     """Where a random permutation of range(count) sends `index`; it is computed, not stored.
 
-    A Feistel network of six rounds permutes the numbers of 2 n bits, the fewest that hold `count`;
-    what falls outside goes through it again until it is inside (cycle walking), which keeps it
-    a permutation (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network over pairs (x // b, x % b), whose a * b values are hardly more than `count`;
+    the few that fall outside go through it again until they are inside (cycle walking), which
+    keeps it a permutation (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
 
     Args:
         index: (B,) whole numbers in [0, count).
@@ -212,17 +213,21 @@ def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray
     >>> sorted(permuted(np.arange(10), 10, seed=(0,)).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
-    half = np.uint64(max(1, -(-(count - 1).bit_length() // 2)))
-    low = (np.uint64(1) << half) - np.uint64(1)
-    keys = np.random.SeedSequence(seed).generate_state(6, np.uint64)
+    a = math.isqrt(count - 1) + 1
+    b = -(-count // a)
+    keys = np.random.SeedSequence(seed).generate_state(8, np.uint64).reshape(4, 2)
+
+    def mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
+        x = (x ^ key) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+        return x >> np.uint64(8)  # so that the sums below do not overflow
 
     def once(x: np.ndarray) -> np.ndarray:
-        left, right = x >> half, x & low
-        for key in keys:
-            mixed = (right ^ key) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & low)
-        return (left << half) | right
+        left, right = x // b, x % b
+        for first, second in keys:
+            left = (left + mixed(right, first)) % a
+            right = (right + mixed(left, second)) % b
+        return left * b + right
 
     found = once(np.asarray(index).astype(np.uint64))
     while (outside := found >= count).any():
