@@ -19,7 +19,7 @@ import pytest
 import jaxops as jo
 from jaxops import tabular
 from jaxops.data.feed import Stream
-from jaxops.data.stream import Share, permuted
+from jaxops.data.order import Share, permuted
 
 ROWS, SHARDS = 1000, 4
 TASK = tabular.classifier(tabular.MLP((8,)), features=3)
