@@ -63,7 +63,7 @@ class Device:
 
 def test_half_of_the_free_memory_is_for_the_data():
     class Mesh:
-        local_devices = (None,)
+        local_devices = ()
 
     plan = jo.parallel.Plan(Mesh(), ())
     columns = {"x": np.zeros(100, np.uint8)}
@@ -73,5 +73,5 @@ def test_half_of_the_free_memory_is_for_the_data():
         ({"bytes_limit": 200}, True),
         ({"bytes_limit": 250, "bytes_in_use": 51}, False),
     ):
-        Mesh.local_devices[0] = Device(stats)
+        Mesh.local_devices = (Device(stats),)
         assert loop.fits(columns, plan) is expected

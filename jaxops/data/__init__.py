@@ -4,5 +4,6 @@ from jaxops.data import augment
 from jaxops.data.checks import check, rows
 from jaxops.data.dataset import Dataset, k_fold
 from jaxops.data.sources import load
+from jaxops.data.stream import stream
 
-__all__ = ["Dataset", "augment", "check", "k_fold", "load", "rows"]
+__all__ = ["Dataset", "augment", "check", "k_fold", "load", "rows", "stream"]

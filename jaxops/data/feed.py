@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops import hosts
+from jaxops.data.stream import Streamed
 from jaxops.parallel import Plan
 from jaxops.task import Array, Batch
 
@@ -134,7 +135,7 @@ def _stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
 
 
 class Stream:
-    """Batches from an iterable of dicts of arrays, such as a batched `grain.IterDataset`.
+    """Batches of `data.stream`, or of an iterable of dicts of arrays: a `grain.IterDataset`, say.
 
     The next batch is fetched, checked and sent while the devices still work on those before it.
     Its iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
@@ -163,6 +164,10 @@ class Stream:
         accumulate: int = 1,
     ) -> None:
         self.batches, self.batch_size, self.plan, self.prepare = batches, batch_size, plan, prepare
+        if isinstance(batches, Streamed) and batches.batch_size != batch_size:
+            raise ValueError(
+                f"batch_size: {batch_size} found, {batches.batch_size} wanted as in data.stream"
+            )
         self.padded = plan.padded(batch_size, accumulate)
         try:
             self.steps_per_epoch: int | None = len(batches)
@@ -172,7 +177,8 @@ class Stream:
         self.room = len(hosts.rows_here(plan.batch_sharding(), self.padded))
         self.fixed: dict[str, Array] = {}
         self.take = as_is
-        self._iterator: Iterator[Any] = iter(batches)
+        streamed = isinstance(batches, Streamed)  # it has an order for each epoch
+        self._iterator: Iterator[Any] = batches.endless() if streamed else iter(batches)
 
     def feed(self, step: int, count: int, length: int) -> Batch:
         """The next batch on the devices, padded to (1, B, ...) with its mask."""
@@ -194,7 +200,8 @@ class Stream:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
-        return {"batch_size": self.batch_size}
+        known = self.batches.identity() if isinstance(self.batches, Streamed) else {}
+        return {"batch_size": self.batch_size, **known}
 
     def state(self) -> Any:
         """The iterator's state as JSON-like data, or `None` where it has none.

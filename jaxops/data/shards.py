@@ -1,0 +1,293 @@
+"""Readers of shards on a disk: rows of NPY files and of records, row groups of Parquet.
+
+A reader is small, can be pickled for a worker process, and opens its files when it is asked.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """A reader with cheap access to any row."""
+
+    rows: int
+
+    def take(self, index: np.ndarray) -> Columns:
+        """The rows at `index` (B,) int64 of every column."""
+        ...
+
+
+class Array(NamedTuple):
+    """Where the rows of one column lie in one .npy file."""
+
+    path: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def open(self) -> np.ndarray:
+        """The file, mapped: its pages are the system's to drop, and no file stays open."""
+        import pyarrow as pa
+
+        with pa.memory_map(self.path) as file:
+            buffer = file.read_buffer(file.size())  # stays mapped as long as it is used
+        if buffer.size < self.offset + self.dtype.itemsize * int(np.prod(self.shape)):
+            raise ValueError(f"{self.path}: the file has become shorter since it was first read")
+        count = int(np.prod(self.shape))
+        return np.frombuffer(buffer, self.dtype, count, self.offset).reshape(self.shape)
+
+
+class Npy:
+    """Columns in .npy files named COLUMN.npy, or COLUMN-SHARD.npy with the shard's number."""
+
+    def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None) -> None:
+        shards: dict[str, dict[str, Path]] = {}
+        for path in paths:
+            name, number = _column_and_shard(path)
+            shards.setdefault(number, {})[name] = path
+        names = sorted({_column_and_shard(path)[0] for path in paths})
+        self.columns = _chosen(paths[0].parent, names, columns)
+        self.shards: list[dict[str, Array]] = []
+        for number, files in sorted(shards.items(), key=lambda item: int(item[0] or 0)):
+            for name in self.columns:
+                if name not in files:
+                    beside = next(iter(files.values()))
+                    raise ValueError(f"{beside}: column {name!r} has no file for shard {number!r}")
+            self.shards.append({name: _header(files[name]) for name in self.columns})
+            _check_shard(self.shards[-1], self.shards[0])
+        self.ends = np.cumsum([next(iter(shard.values())).shape[0] for shard in self.shards])
+        self.rows = int(self.ends[-1])
+        self._open: dict[tuple[int, str], np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a worker maps the files by itself
+
+    def take(self, index: np.ndarray) -> Columns:
+        """The rows at `index` of every column, gathered shard by shard."""
+        shard = np.searchsorted(self.ends, index, side="right")
+        local = index - np.concatenate([[0], self.ends])[shard]
+        present = [(int(number), shard == number) for number in np.unique(shard)]
+        if len(present) == 1:
+            return {name: self._array(present[0][0], name)[local] for name in self.columns}
+        taken = {}
+        for name in self.columns:
+            first = self.shards[0][name]
+            taken[name] = np.empty((len(index), *first.shape[1:]), first.dtype)
+            for number, at in present:
+                taken[name][at] = self._array(number, name)[local[at]]
+        return taken
+
+    def _array(self, shard: int, name: str) -> np.ndarray:
+        if (shard, name) not in self._open:
+            self._open[shard, name] = self.shards[shard][name].open()
+        return self._open[shard, name]
+
+
+def _column_and_shard(path: Path) -> tuple[str, str]:
+    found = re.fullmatch(r"(.+?)(?:-(\d+)(?:-of-\d+)?)?", path.stem)
+    assert found
+    return found[1], found[2] or ""
+
+
+def _header(path: Path) -> Array:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a whole NumPy file of plain numbers: {error}") from None
+    if array.ndim == 0 or len(array) == 0:
+        raise ValueError(f"{path}: shape {array.shape} found, at least 1 row wanted")
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{path}: columns first (Fortran order) found, rows first wanted: "
+            "np.save(path, np.ascontiguousarray(array))"
+        )
+    return Array(str(path), array.dtype, array.shape, array.offset)
+
+
+def _check_shard(shard: dict[str, Array], first: dict[str, Array]) -> None:
+    rows = {array.shape[0] for array in shard.values()}
+    if len(rows) > 1:
+        found = ", ".join(f"{array.shape[0]:,} in {array.path}" for array in shard.values())
+        raise ValueError(f"equal numbers of rows wanted in the files of a shard; found {found}")
+    for name, array in shard.items():
+        found, wanted = (f"{a.dtype} of shape {a.shape[1:]}" for a in (array, first[name]))
+        if found != wanted:
+            raise ValueError(
+                f"{array.path}: column {name!r}: rows of {found} found, {wanted} wanted "
+                f"as in {first[name].path}"
+            )
+
+
+def _chosen(where: Any, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    for name in wanted or ():
+        if name not in found:
+            raise ValueError(f"{where}: no column {name!r}; columns found: {', '.join(found)}")
+    return list(wanted or found)
+
+
+class Records:
+    """Rows that are read one by one: a data source of TFDS or Grain, ArrayRecord files."""
+
+    def __init__(
+        self,
+        source: Any,
+        decode: Callable[[Any], Mapping[str, Any]] | None,
+        columns: Sequence[str] | None,
+        name: str,
+    ) -> None:
+        self.source, self.decode, self.columns, self.name = source, decode, columns, name
+        self.rows = len(source)
+
+    def take(self, index: np.ndarray) -> Columns:
+        """The records at `index`, read together where the source can, decoded and stacked."""
+        numbers = index.tolist()
+        together = getattr(self.source, "__getitems__", None)
+        records = together(numbers) if together else [self.source[i] for i in numbers]
+        if self.decode:
+            records = [self.decode(record) for record in records]
+        if not isinstance(records[0], Mapping):
+            raise ValueError(
+                f"{self.name}: records of {type(records[0]).__name__} found, columns wanted; "
+                "decode=function makes a dict of arrays of a record"
+            )
+        names = _chosen(self.name, list(records[0]), self.columns)
+        return {name: self._stacked(name, [r[name] for r in records], index) for name in names}
+
+    def _stacked(self, name: str, values: list[Any], index: np.ndarray) -> np.ndarray:
+        if isinstance(values[0], bytes | str):
+            return np.array(values, dtype=object)
+        first = np.shape(values[0])
+        for value, row in zip(values, index, strict=True):
+            if np.shape(value) != first or isinstance(value, Mapping):
+                raise ValueError(
+                    f"{self.name}: column {name!r}: row {row} has shape {np.shape(value)}, row "
+                    f"{index[0]} {first}; one shape wanted: decode=function can resize or pad"
+                )
+        return np.asarray(values)
+
+
+def array_records(
+    paths: Sequence[Path],
+    decode: Callable[[Any], Mapping[str, Any]] | None,
+    columns: Sequence[str] | None,
+) -> Records:
+    """ArrayRecord files; those that TFDS prepared are decoded by their own features."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    splits = {re.sub(r"\.array_record.*", "", path.name) for path in paths}
+    if (paths[0].parent / "features.json").exists():
+        if len(splits) > 1:
+            raise ValueError(
+                f"{paths[0].parent}: splits {', '.join(sorted(splits))} found, one wanted, such as "
+                f"{paths[0].parent / min(splits)}.array_record*"
+            )
+        decode = _TfdsDecode(str(paths[0].parent), decode)
+    try:
+        source = ArrayRecordDataSource([str(path) for path in paths])
+    except Exception as error:  # a RuntimeError or ValueError of C++, by the damage
+        raise ValueError(f"{paths[0]}: not whole ArrayRecord files: {error}") from None
+    return Records(source, decode, columns, str(paths[0].parent))
+
+
+class _TfdsDecode:
+    """Bytes to columns by the features of a prepared set, then what the user does with them."""
+
+    def __init__(self, directory: str, then: Callable[[Any], Mapping[str, Any]] | None) -> None:
+        self.directory, self.then = directory, then
+
+    @functools.cached_property
+    def features(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        return tfds.features.FeatureConnector.from_config(self.directory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory, "then": self.then}
+
+    def __call__(self, record: bytes) -> Mapping[str, Any]:
+        row = self.features.deserialize_example_np(record)
+        return self.then(row) if self.then else row
+
+
+class Group(NamedTuple):
+    """One row group of a Parquet file."""
+
+    path: str
+    number: int
+    rows: int
+
+
+class Parquet:
+    """Row groups of Parquet files: each is read whole, and none is kept open."""
+
+    def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.groups: list[Group] = []
+        types: dict[str, Any] = {}
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    meta, schema = file.metadata, file.schema_arrow
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ValueError(f"{path}: not a whole Parquet file: {error}") from None
+            if not types:
+                self.columns = _chosen(path, schema.names, columns)
+                types = {name: schema.field(name).type for name in self.columns}
+            for name in _chosen(path, schema.names, self.columns):
+                if schema.field(name).type != types[name]:
+                    raise ValueError(
+                        f"{path}: column {name!r}: {schema.field(name).type} found, {types[name]} "
+                        f"wanted as in {paths[0]}"
+                    )
+            rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+            self.groups += [Group(str(path), i, n) for i, n in enumerate(rows) if n]
+        self.rows = sum(group.rows for group in self.groups)
+        if not self.groups:
+            raise ValueError(f"{paths[0]}: 0 rows found, at least 1 wanted")
+
+    def read(self, group: Group) -> Columns:
+        """All rows of a row group, with the dtypes of the file."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(group.path) as file:
+            # no threads of its own: the stream has some, and their stacks are memory
+            table = file.read_row_group(group.number, columns=self.columns, use_threads=False)
+        where = f"{group.path}: row group {group.number}"
+        return {name: _arrow(f"{where}: column {name!r}", table[name]) for name in self.columns}
+
+
+def _arrow(where: str, column: Any) -> np.ndarray:
+    """An Arrow column as an array; lists of one length, also lists of such lists, get axes."""
+    import pyarrow as pa
+
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # of no chunks, or too large for one
+        array = pa.concat_arrays(array.chunks)
+    shape = [len(array)]
+    while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
+        if array.null_count:
+            raise ValueError(f"{where}: {array.null_count} missing values found, none wanted")
+        flat = array.flatten()
+        if pa.types.is_list(array.type):
+            lengths = np.unique(array.value_lengths().to_numpy(zero_copy_only=False))
+            if len(lengths) > 1:
+                raise ValueError(
+                    f"{where}: lists of {lengths[0]} to {lengths[-1]} values found, one length "
+                    "wanted; pad them"
+                )
+        shape.append(len(flat) // max(1, len(array)))
+        array = flat
+    if array.null_count and not pa.types.is_floating(array.type):
+        raise ValueError(
+            f"{where}: {array.null_count} missing values of {array.type} found, none wanted"
+        )
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
