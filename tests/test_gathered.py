@@ -1,5 +1,7 @@
 """Columns that do not fit on the device are streamed, batch for batch as if they did."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -63,7 +65,7 @@ class Device:
 
 def test_half_of_the_free_memory_is_for_the_data():
     class Mesh:
-        local_devices = [None]
+        local_devices: ClassVar = [None]
 
     plan = jo.parallel.Plan(Mesh(), ())
     columns = {"x": np.zeros(100, np.uint8)}
