@@ -5,6 +5,7 @@ each array that spans them. Whatever decides what is called next (a clock, a sig
 therefore agreed on first. In a single process all of this costs and does nothing.
 """
 
+import functools
 import json
 import os
 from typing import Any
@@ -159,12 +160,18 @@ def put(tree: Any, shardings: Any) -> Any:
 def _put(leaf: Any, sharding: Sharding) -> jax.Array:
     if isinstance(leaf, jax.Array):
         if not leaf.is_fully_addressable:
-            return jax.device_put(leaf, sharding)
+            return _moved(sharding)(leaf)
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = _put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     array = np.asarray(leaf)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+@functools.lru_cache(maxsize=256)
+def _moved(sharding: Sharding) -> Any:
+    """From one plan over the processes to another, which `jax.device_put` refuses."""
+    return jax.jit(lambda leaf: leaf, out_shardings=sharding)
 
 
 def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Columns that do not fit on the device are streamed, batch for batch as if they did."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -63,7 +65,7 @@ class Device:
 
 def test_half_of_the_free_memory_is_for_the_data():
     class Mesh:
-        local_devices = ()
+        local_devices: ClassVar = [None]
 
     plan = jo.parallel.Plan(Mesh(), ())
     columns = {"x": np.zeros(100, np.uint8)}
@@ -73,5 +75,5 @@ def test_half_of_the_free_memory_is_for_the_data():
         ({"bytes_limit": 200}, True),
         ({"bytes_limit": 250, "bytes_in_use": 51}, False),
     ):
-        Mesh.local_devices = (Device(stats),)
+        Mesh.local_devices[0] = Device(stats)
         assert loop.fits(columns, plan) is expected

@@ -20,7 +20,7 @@ import jaxops as jo
 from jaxops import hosts, report
 
 HERE = Path(__file__).parent
-SECONDS = 60  # after which a process is killed: a hang fails the test and never blocks
+SECONDS = 100  # after which a process is killed: a hang fails the test and never blocks
 
 
 class Processes:
