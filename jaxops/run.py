@@ -186,7 +186,8 @@ class Run:
     def _stop(self, asked: int) -> None:
         if asked == signal.SIGINT:
             raise KeyboardInterrupt(f"stopped after step {self.step}")
-        print(f"preempted: stopped after step {self.step}", file=sys.stderr)
+        if hosts.first():
+            print(f"preempted: stopped after step {self.step}", file=sys.stderr)
         raise SystemExit(PREEMPTED)
 
     @property

@@ -210,8 +210,9 @@ class Stream:
         """
         state = self._iterator.get_state() if hasattr(self._iterator, "get_state") else None
         state = {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else state
-        states = hosts.every(state)
-        return {"processes": states} if len(states) > 1 and state is not None else state
+        if state is None or hosts.count() == 1 or isinstance(self.batches, Streamed):
+            return state  # of a `Streamed` it is the same in any number of processes
+        return {"processes": hosts.every(state)}
 
     def restore(self, state: Any, step: int) -> None:
         """Go on behind the batch that made the step before `step`.
@@ -220,7 +221,8 @@ class Stream:
             ValueError: saved by another number of processes, each at a place of its own stream.
         """
         if state is not None:
-            states = state["processes"] if state.keys() == {"processes"} else [state]
+            one = [state] * hosts.count() if isinstance(self.batches, Streamed) else [state]
+            states = state["processes"] if state.keys() == {"processes"} else one
             if len(states) != hosts.count():
                 raise ValueError(
                     f"data: {hosts.count()} processes found, {len(states)} wanted: the checkpoint "
