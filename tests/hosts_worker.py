@@ -83,6 +83,17 @@ def stream(folder):
     return fit(CONV, Shares(Batches(DATA, 16)))
 
 
+def fsdp(folder):
+    """Parameters that no process holds whole, trained, saved, and put together again."""
+    plan = jo.parallel.fsdp(min_size=16)
+    state = fit(plan=plan, optimizer=optim.sgd(0.1, 0.9), checkpoint_dir=folder / "fsdp")
+    kernel = state.params["hidden_0"]["kernel"]
+    assert hosts.count() == 1 or not kernel.is_fully_replicated
+    jo.save(folder / "fsdp.model", TASK, state)
+    loss = jo.evaluate(TASK, state, HELD, plan=plan)["loss"]
+    return hosts.gathered(state.params), np.float32(loss), jo.predict(TASK, state, HELD)
+
+
 def adam(folder, **changes):
     """A run with all that a checkpoint carries, validated and logged."""
     logs = [report.JsonLines(folder / "metrics.jsonl"), report.TensorBoard(folder / "events")]

@@ -116,12 +116,12 @@ def test_two_processes_train_as_one(tmp_path):
 def half(tmp_path_factory):
     """Two processes have made half of a run, and other things."""
     folder = tmp_path_factory.mktemp("half")
-    return Processes(2, folder, "half", "conv", "stream", "evaluated", "refused").end_well()
+    return Processes(2, folder, "half", "conv", "stream", "fsdp", "evaluated", "refused").end_well()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["conv", "stream"])
-def test_batch_norm_and_streams_are_those_of_one_process(half, tmp_path, job):
+@pytest.mark.parametrize("job", ["conv", "stream", "fsdp"])
+def test_batch_norm_streams_and_shards_are_those_of_one_process(half, tmp_path, job):
     assert_close(half.result(job), alone(job, tmp_path), atol=1e-5)
 
 
