@@ -39,10 +39,9 @@ class Rules(NamedTuple):
         asked = next((spec for pattern, spec in self.named if re.search(pattern, path)), ())
         # an optimizer may keep a leaf of another rank by a parameter's name (Adafactor does)
         axes = [*asked, *[None] * (leaf.ndim - len(asked))] if len(asked) <= leaf.ndim else []
-        free = [
-            i for i, axis in enumerate(axes) if axis is None and not leaf.shape[i] % self.shards
-        ]
-        if self.shards > 1 and leaf.size >= self.min_size and free:
+        free = [i for i, axis in enumerate(axes) if not axis and not leaf.shape[i] % self.shards]
+        wanted = self.shards > 1 and leaf.size >= self.min_size
+        if wanted and free and "fsdp" not in jax.tree.leaves(axes):
             axes[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
         return PartitionSpec(*axes)
 
