@@ -84,7 +84,8 @@ class Plan(NamedTuple):
         ]
         if isinstance(self.rule, Rules):
             _check_names(self.rule.named, leaves)
-        return tree.unflatten([NamedSharding(self.mesh, self._spec(*leaf)) for leaf in leaves])
+        shardings = [NamedSharding(self.mesh, self._spec(*leaf)) for leaf in leaves]
+        return jax.tree.unflatten(tree, shardings)
 
     def _spec(self, path: str, leaf: Any) -> PartitionSpec:
         spec = self.rule(path, leaf)
@@ -176,8 +177,9 @@ def plan(
     axis_types = (AxisType.Auto,) * len(sizes)
     mesh = jax.make_mesh((*sizes.values(),), (*sizes,), axis_types=axis_types, devices=devices)
     batch_axes = tuple(name for name in ("data", "fsdp") if name in sizes)
-    rule = Rules(named, fsdp or 1, min_size) if named or fsdp else replicated
-    return Plan(mesh, batch_axes, rule)
+    if named or fsdp:
+        return Plan(mesh, batch_axes, Rules(named, fsdp or 1, min_size))
+    return Plan(mesh, batch_axes)
 
 
 def single(device: jax.Device | None = None) -> Plan:

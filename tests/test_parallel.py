@@ -182,7 +182,7 @@ def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():
     task, data = deep()
     layer = 256 * 256 * 4
     needed, gathers = {}, {}
-    for devices, accumulate in itertools.product((1, 2, 4, 8), (1, 4)):
+    for devices, accumulate in ((1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (8, 4)):
         plan = jo.parallel.plan(fsdp=devices, min_size=2**8, devices=jax.devices()[:devices])
         program = compiled(plan, task, accumulate, data, rows=8)
         memory = program.memory_analysis()
@@ -190,7 +190,7 @@ def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():
         gathers[devices, accumulate] = collectives(program)["all-gather"]
         if devices > 1:  # the gradients' share, once more where they are added up, and five layers
             assert memory.temp_size_in_bytes < (24 * accumulate**0.5 / devices + 5) * layer
-            assert needed[devices, accumulate] < 1.3 / devices * needed[1, accumulate], needed
+            assert needed[devices, accumulate] < 1.4 / devices * needed[1, accumulate], needed
             # Weights are put together for the forward and again for the backward pass, but the
             # last (and the first, which has no gradient to pass on), and biases: never for a part
             assert gathers[devices, accumulate] == 3 * 24 + 1
@@ -199,8 +199,10 @@ def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():
     # that a device keeps; `test_fsdp_on_a_tpu` shows what another XLA makes of this program.
     text = program.as_text()
     sums = set(re.findall(r"%(all-reduce[\w.]*) = f32\[256,256\]", text))
-    slices = re.findall(r"fusion\(.*?%(all-reduce[\w.]*)\b.*dynamic-slice", text)
-    assert len(sums) == 24 and sums <= set(slices), (sums, slices)
+    users = re.findall(r"= (.*) [\w-]+\([^)]*%(all-reduce[\w.]*)\b", text)
+    users = [(shape, name) for shape, name in users if name in sums]
+    assert len(sums) == 24 == len({name for _, name in users})
+    assert all("256,256" not in shape for shape, _ in users), users
 
 
 @pytest.mark.slow
