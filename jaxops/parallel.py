@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import optax
@@ -178,7 +178,8 @@ def plan(
     mesh = jax.make_mesh((*sizes.values(),), (*sizes,), axis_types=axis_types, devices=devices)
     batch_axes = tuple(name for name in ("data", "fsdp") if name in sizes)
     if named or fsdp:
-        return Plan(mesh, batch_axes, Rules(named, fsdp or 1, min_size))
+        rule = cast(Rule, Rules(named, fsdp or 1, min_size))  # mypy does not call a NamedTuple
+        return Plan(mesh, batch_axes, rule)
     return Plan(mesh, batch_axes)
 
 
