@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import optax
@@ -41,10 +41,9 @@ class Rules(NamedTuple):
         asked = next((spec for pattern, spec in self.named if re.search(pattern, path)), ())
         # an optimizer may keep a leaf of another rank by a parameter's name (Adafactor does)
         axes = [*asked, *[None] * (leaf.ndim - len(asked))] if len(asked) <= leaf.ndim else []
-        free = [
-            i for i, axis in enumerate(axes) if axis is None and not leaf.shape[i] % self.shards
-        ]
-        if self.shards > 1 and leaf.size >= self.min_size and free:
+        free = [i for i, axis in enumerate(axes) if not axis and not leaf.shape[i] % self.shards]
+        wanted = self.shards > 1 and leaf.size >= self.min_size
+        if wanted and free and "fsdp" not in jax.tree.leaves(axes):
             axes[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
         return PartitionSpec(*axes)
 
@@ -87,7 +86,8 @@ class Plan(NamedTuple):
         ]
         if isinstance(self.rule, Rules):
             _check_names(self.rule.named, leaves)
-        return tree.unflatten([NamedSharding(self.mesh, self._spec(*leaf)) for leaf in leaves])
+        shardings = [NamedSharding(self.mesh, self._spec(*leaf)) for leaf in leaves]
+        return jax.tree.unflatten(tree, shardings)
 
     def _spec(self, path: str, leaf: Any) -> PartitionSpec:
         spec = self.rule(path, leaf)
@@ -179,8 +179,10 @@ def plan(
     axis_types = (AxisType.Auto,) * len(sizes)
     mesh = jax.make_mesh((*sizes.values(),), (*sizes,), axis_types=axis_types, devices=devices)
     batch_axes = tuple(name for name in ("data", "fsdp") if name in sizes)
-    rule = Rules(named, fsdp or 1, min_size) if named or fsdp else replicated
-    return Plan(mesh, batch_axes, rule)
+    if named or fsdp:
+        rule = cast(Rule, Rules(named, fsdp or 1, min_size))  # mypy does not call a NamedTuple
+        return Plan(mesh, batch_axes, rule)
+    return Plan(mesh, batch_axes)
 
 
 def single(device: jax.Device | None = None) -> Plan:

@@ -103,7 +103,6 @@ def recorded(make: Callable[..., Task]) -> Callable[..., Task]:
     return wrapper
 
 
-@functools.lru_cache(maxsize=64)
 def remat(task: Task, policy: str | Callable[..., Any] = "dots") -> Task:
     """The task with a loss that keeps less for its gradient, and computes the rest again.
 
@@ -131,6 +130,11 @@ def remat(task: Task, policy: str | Callable[..., Any] = "dots") -> Task:
         if policy != "dots":
             raise ValueError(f'policy: {policy!r} found, "dots" or a function wanted')
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return _remat(task, policy)
+
+
+@functools.lru_cache(maxsize=64)
+def _remat(task: Task, policy: Callable[..., Any]) -> Task:
     return task._replace(loss=jax.checkpoint(task.loss, policy=policy, static_argnums=4))
 
 

@@ -67,13 +67,15 @@ def test_a_state_moves_to_the_plan_it_goes_on_with():
     assert back.step == 12
 
 
-def compiled(plan, model="CNN with batch norm", accumulate=1, data=None, tx=ADAM, rows=16):
+def compiled(
+    plan, model="CNN with batch norm", accumulate=1, data=None, tx=ADAM, rows=16, length=1
+):
     task, columns = plans.MODELS[model] if isinstance(model, str) else (model, data)
     source = jo.data.feed.Resident(columns, rows, 0, plan, accumulate)
     state = jo.init_state(task, tx, 0, columns, plan)
     program = train_program(task, tx, plan, "float32", source.take, accumulate)
     count = jax.device_put(np.int32(1), plan.whole())
-    return program.lower(state, source.fixed, source.feed(0, 1, 4), count).compile()
+    return program.lower(state, source.fixed, source.feed(0, 1, length), count).compile()
 
 
 def collectives(program):
@@ -136,7 +138,7 @@ DIAGONAL = [
     ("CNN with batch norm", "fsdp 4 x tensor 2", 1, "SGD"),
     ("transformer", "data 2 x fsdp 2 x tensor 2", 1, "Adam"),
 ]
-MATRIX = itertools.product(plans.MODELS, [*plans.AXES, "pmap"], [1, 4], plans.OPTIMIZERS)
+MATRIX = itertools.product(plans.MODELS, [*plans.AXES, "pmap"], [1, 4], ["SGD"])
 OTHERS = [
     case for case in MATRIX if case not in DIAGONAL and case[:2] != (plans.BATCH_NORM, "pmap")
 ]
@@ -176,34 +178,31 @@ def deep(width=256, layers=24, rows=8):
 
 
 def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():
-    """Weights, Adam's moments and gradients are shares; a layer or three are whole at a time."""
+    """Weights, Adam's moments and gradients are shares; two layers or so are whole at a time."""
     task, data = deep()
-    parameters = 24 * (256 + 1) * 256 * 4
-    needed = {}
-    for devices in (1, 2, 4, 8):
+    layer = 256 * 256 * 4
+    needed, gathers = {}, {}
+    for devices, accumulate in ((1, 1), (2, 1), (4, 1), (8, 1), (8, 4)):
         plan = jo.parallel.plan(fsdp=devices, min_size=2**8, devices=jax.devices()[:devices])
-        for accumulate in (1, 4):
-            program = compiled(plan, task, accumulate, data, rows=8)
-            memory = program.memory_analysis()
-            batches = sum(v.nbytes for v in data.values())
-            found = memory.argument_size_in_bytes - batches + memory.temp_size_in_bytes
-            needed[devices, accumulate] = found
-            if devices > 1:
-                assert memory.temp_size_in_bytes < (1 / devices + 0.25) * parameters
-    print("bytes a device:", needed)
-    for devices in (2, 4, 8):
-        assert needed[devices, 1] < 1.4 / devices * needed[1, 1], needed
-    counts = collectives(program)
-    # Each layer's weights are put together for the forward and again for the backward pass (the
-    # last but one is still there), and not again for each of four parts.
-    assert 24 < counts["all-gather"] <= 2 * 25, counts
-    assert counts["all-gather"] == collectives(compiled(plan, task, 1, data, rows=8))["all-gather"]
+        program = compiled(plan, task, accumulate, data, rows=8)
+        memory = program.memory_analysis()
+        needed[devices, accumulate] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        gathers[devices, accumulate] = collectives(program)["all-gather"]
+        if devices > 1:  # the gradients' share, once more where they are added up, and five layers
+            assert memory.temp_size_in_bytes < (24 * accumulate**0.5 / devices + 5) * layer
+            assert needed[devices, accumulate] < 1.6 / devices * needed[1, 1], needed
+            # Weights are put together for the forward and again for the backward pass, but the
+            # last (and the first, which has no gradient to pass on), and biases: never for a part
+            assert gathers[devices, accumulate] == 3 * 24 + 1
+    print({key: f"{value / 2**20:.2f} MB" for key, value in needed.items()})
     # On a CPU, XLA has no pass that makes one reduce-scatter of an all-reduce and the slice of it
     # that a device keeps; `test_fsdp_on_a_tpu` shows what another XLA makes of this program.
-    scattered = re.findall(
-        r"dynamic-slice[\w.]*\(.*all-reduce|all-reduce[\w.]*\)", program.as_text()
-    )
-    assert counts["reduce-scatter"] + len(scattered) >= 24
+    text = program.as_text()
+    sums = set(re.findall(r"%(all-reduce[\w.]*) = f32\[256,256\]", text))
+    users = re.findall(r"= (.*) [\w-]+\([^)]*%(all-reduce[\w.]*)\b", text)
+    users = [(shape, name) for shape, name in users if name in sums]
+    assert len(sums) == 24 == len({name for _, name in users})
+    assert all("256,256" not in shape for shape, _ in users), users
 
 
 @pytest.mark.slow
@@ -239,7 +238,8 @@ def test_fsdp_on_a_tpu(monkeypatch):
 
 def test_rows_of_an_embedding_lie_on_their_devices():
     plan = make_plan("tensor 8", "transformer")
-    state, _ = trained("transformer", "tensor 8")
+    task, data = plans.MODELS["transformer"]
+    state = jo.init_state(task, ADAM, 0, data, plan)
     table = state.params["tokens"]["embedding"]
     assert table.addressable_shards[0].data.shape == (2, 16)
     text = compiled(plan, "transformer").as_text()
