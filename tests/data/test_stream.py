@@ -551,7 +551,7 @@ if __name__ == "__main__":
     batches = jo.data.stream(folder, 128, window=4096)
     jo.fit(
         tabular.classifier(tabular.MLP((16,)), features=2048), batches,
-        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=1, log_every=len(batches) // 40,
+        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=3, log_every=len(batches) // 20,
         on_log=[records.append, megabytes], progress=False,
     )
     json.dump({"samples": samples, "rows": len(batches) * 128}, open(out, "w"))
@@ -598,9 +598,11 @@ def test_three_times_the_allowed_memory_trains_with_flat_memory(large, tmp_path)
     assert found.returncode == 0, found.stderr
     result = json.loads(out.read_text())
     samples = result["samples"]
-    assert result["rows"] == 32 * 8192 and len(samples) >= 40
+    assert result["rows"] == 32 * 8192 and len(samples) >= 60
     quarter = len(samples) // 4
     for name in ("RssAnon", "VmData"):
         values = np.array([sample[name] for sample in samples])
-        print(f"{name}: {values.min():.0f} to {values.max():.0f} MB of {size / 2**20:.0f} MB")
-        assert values[-quarter:].max() <= values[quarter : 2 * quarter].max() + 8
+        print(name, "MB, medians of quarters:", *(np.median(q) for q in np.array_split(values, 4)))
+        # a sample sees 0 to 20 batches of a MB and, of Parquet, 4 or 5 windows of 8 MB
+        assert np.median(values[-quarter:]) <= np.median(values[quarter : 2 * quarter]) + 8
+        assert values[-quarter:].max() <= values[quarter : 2 * quarter].max() + 32
