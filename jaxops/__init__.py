@@ -5,10 +5,12 @@ from jaxops.cache import compilation_cache
 from jaxops.checkpoint import Checkpointer
 from jaxops.clock import Clock
 from jaxops.ensemble import ensemble, stack
-from jaxops.loop import evaluate, fit, predict, predictor
+from jaxops.loop import evaluate, fit, predict
 from jaxops.model_file import Model, load, save
 from jaxops.parallel import Plan
-from jaxops.run import PREEMPTED, EarlyStopping
+from jaxops.predictor import predictor
+from jaxops.run import EarlyStopping
+from jaxops.signals import PREEMPTED
 from jaxops.size import Size, size
 from jaxops.state import TrainState, init_state
 from jaxops.step import eval_step, many_steps, train_step

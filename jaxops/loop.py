@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +16,11 @@ import optax
 from jaxops import hosts
 from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract, leaves
-from jaxops.data.checks import check, rows
+from jaxops.data.checks import named, prepare, rows
 from jaxops.data.feed import Gathered, Resident, Stream, fits, pad, share
 from jaxops.nn.product import check_compute
 from jaxops.optim import LossScaleState, found
-from jaxops.parallel import Plan, default, single
+from jaxops.parallel import Plan, default
 from jaxops.profile import Profile
 from jaxops.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run
 from jaxops.state import TrainState, init_state, state_shapes
@@ -32,19 +31,6 @@ Data = Any
 """Columns in memory (`dict[str, np.ndarray]`), or an iterable of batches of such columns."""
 
 EVALUATED_AT_ONCE = 1024
-# XLA's CPU backend may make one loop of a whole small network, with the conversion of its bytes
-# inside a product: 1,024 predictions of C01 took 1.8 ms so, and 0.5 with products by themselves.
-# Networks with convolutions are slower by themselves, so `predictor` tries both.
-PREDICTOR_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
-    "cpu": (
-        {},
-        {
-            "xla_cpu_experimental_ynn_fusion_type": (
-                "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
-            )
-        },
-    )
-}
 
 
 def fit(
@@ -218,12 +204,12 @@ def _source(
     task: Task, data: Data, batch_size: int, seed: int, plan: Plan, accumulate: int
 ) -> Resident | Stream:
     if not isinstance(data, Mapping):
-        prepare = functools.partial(_prepare, task, targets=True)
-        return Stream(data, batch_size, plan, prepare, accumulate)
+        checked = functools.partial(prepare, task, targets=True)
+        return Stream(data, batch_size, plan, checked, accumulate)
     count = rows(data)
     if batch_size > count:
         raise ValueError(f"batch_size: {batch_size} found, at most {count} (all rows) wanted")
-    columns = _named(task, data)
+    columns = named(task, data)
     kind = Resident if fits(columns, plan) else Gathered
     return kind(columns, batch_size, seed, plan, accumulate)
 
@@ -234,17 +220,6 @@ def _sample(data: Data) -> dict[str, Any] | None:
         return None
     few = {name: np.asarray(v)[:: -(-rows(data) // 64)] for name, v in data.items()}
     return {n: [np.shape(data[n]), zlib.crc32(v.tobytes())] for n, v in sorted(few.items())}
-
-
-def _named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Columns that a task does not name (a customer's number, say) stay off the device."""
-    wanted = {"mask", *(column.name for column in task.columns)}
-    return {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
-
-
-def _prepare(task: Task, columns: Mapping[str, Any], targets: bool) -> dict[str, np.ndarray]:
-    check(columns, task.columns, targets=targets)
-    return _named(task, columns)
 
 
 def _example(
@@ -266,7 +241,7 @@ def _example(
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"{name}: the stream is empty; wanted at least one batch")
-    columns = _prepare(task, batch, targets=True)
+    columns = prepare(task, batch, targets=True)
     if batch is not data:
         pad(columns, batch_size or rows(batch))  # is it too large?
     return {n: v[:count] for n, v in columns.items()}
@@ -361,74 +336,6 @@ def predict(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def predictor(
-    task: Task, state: TrainState, inputs: Mapping[str, Any]
-) -> Callable[[Mapping[str, Any]], Any]:
-    """A function that predicts as many rows as `inputs` has, with as little delay as there can be.
-
-    It is compiled now, with the parameters among its constants, which XLA may lay out and pack for
-    the processor once and for all; on a CPU in two ways, of which the one that is faster for these
-    `inputs` is kept (they agree to rounding). For single rows on a CPU,
-    `jax.config.update("jax_cpu_enable_async_dispatch", False)` before JAX is first used spares
-    another microsecond or two; for many rows it is slower.
-
-    Args:
-        task: what was learned.
-        state: a state of it, which is brought to the first device.
-        inputs: columns with the shapes and dtypes that are to come; the targets can be left out.
-
-    Returns:
-        columns of just those shapes and dtypes -> what `predict` gives. Values are not checked.
-
-    Raises:
-        ValueError: also by the function, for columns that it was not compiled for.
-
-    >>> from jaxops import optim, vision
-    >>> task = vision.classifier(vision.MLP())
-    >>> image = {"image": np.zeros((1, 28, 28, 1), np.uint8)}
-    >>> state = init_state(task, optim.adam(1e-3), seed=0, batch=image)
-    >>> classify = predictor(task, state, image)
-    >>> classify(image).shape
-    (1, 10)
-    """
-    inputs = _prepare(task, inputs, targets=False)
-    others = {"mask", *(column.name for column in task.columns if column.target)}
-    inputs = {name: value for name, value in inputs.items() if name not in others}
-    variables = hosts.gathered((state.params, state.extra))
-    params, extra = jax.device_put(variables, single().whole())
-    program = jax.jit(lambda batch: task.predict(params, extra, batch))
-    compiled = _fastest(program.lower(inputs), inputs)
-
-    def call(columns: Mapping[str, Any]) -> Any:
-        try:
-            outputs = compiled(columns)
-        except TypeError as error:
-            raise ValueError(f"{_shapes(columns)} found, {_shapes(inputs)} wanted") from error
-        return np.asarray(outputs) if isinstance(outputs, jax.Array) else jax.device_get(outputs)
-
-    return call
-
-
-def _fastest(lowered: Any, inputs: Mapping[str, Any]) -> Any:
-    """Compiled with the options of `PREDICTOR_OPTIONS` that make it fastest, by trial."""
-    options = PREDICTOR_OPTIONS.get(jax.default_backend(), ({},))
-    programs = [lowered.compile(compiler_options=option) for option in options]
-
-    def seconds(program: Any) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(program(inputs))
-        return time.perf_counter() - start
-
-    if len(programs) == 1:
-        return programs[0]
-    times = [[seconds(program) for program in programs] for _ in range(10)]  # in turns
-    return programs[int(np.median(times, axis=0).argmin())]
-
-
-def _shapes(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {np.asarray(v).dtype}{np.shape(v)}" for name, v in columns.items())
-
-
 def _over(
     program: Callable[[TrainState, Any], Any],
     task: Task,
@@ -446,13 +353,13 @@ def _over(
     hosts.check_mesh(plan.mesh)
     sharding, parts = plan.batch_sharding(), plan.batch_shards
     if isinstance(data, Mapping):
-        columns, size, here = _prepare(task, data, targets), batch_size, parts
+        columns, size, here = prepare(task, data, targets), batch_size, parts
         starts = range(0, rows(columns), size)
         cut = ({name: v[start : start + size] for name, v in columns.items()} for start in starts)
         batches: Iterable[tuple[Any, int]] = ((batch, rows(batch)) for batch in cut)
     else:
         size, here = 0, share(parts, plan)
-        batches = _in_step(_prepare(task, batch, targets) for batch in data)
+        batches = _in_step(prepare(task, batch, targets) for batch in data)
     # wherever it was trained; what the optimizer keeps is not needed
     state = state._replace(opt_state=())
     state = hosts.put(state, plan.state_shardings(state))

@@ -1,14 +1,12 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
 import math
-import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +24,7 @@ from jaxops.optim import averaged
 from jaxops.parallel import Plan
 from jaxops.profile import Profile
 from jaxops.program import loops_well, train_program
+from jaxops.signals import PREEMPTED, signals
 from jaxops.state import TrainState
 from jaxops.task import Task
 
@@ -49,8 +48,6 @@ SECONDS_IN_FLIGHT = 2.0
 MAX_SKIPPED_IN_A_ROW = 100
 # Several processes agree on the length of a call while it grows; later that would only cost time.
 CALLS_AGREED = 12
-PREEMPTED = 75
-"""The exit code of a run that was stopped by SIGTERM and saved: EX_TEMPFAIL, try again."""
 
 
 class Call(NamedTuple):
@@ -151,7 +148,7 @@ class Run:
                 log.resume(self.step)
         in_flight: deque[Call] = deque()
         self.read_at = time.monotonic()
-        with _signals() as asked, self._bar() as bar, self.profile or nullcontext():
+        with signals() as asked, self._bar() as bar, self.profile or nullcontext():
             while not self.done:
                 count = min(self.steps_per_call, length, self._until(every))
                 given = arguments(count, length)
@@ -404,34 +401,6 @@ def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
         for name, state in total.items()
     }
     return m.merge(total, part)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM add to, so that no call is torn; a second Ctrl-C raises."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-    if hosts.count() > 1:  # JAX's preemption service waits for SIGTERM
-        numbers = (signal.SIGINT,)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def on_signal(number: int, _: Any) -> None:
-        asked.append(number)
-        if number == signal.SIGINT:
-            signal.signal(number, before[number])
-            if hosts.count() > 1:  # they stop together: by the way that SIGTERM takes
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 _finite = jax.jit(

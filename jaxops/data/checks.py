@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.task import Column
+from jaxops.task import Column, Task
 
 
 def rows(columns: Mapping[str, Any]) -> int:
@@ -165,3 +165,15 @@ def _check_mask(value: np.ndarray) -> None:
 
 def _such(count: int) -> str:
     return f"{count:,} such row" + ("s" if count > 1 else "")
+
+
+def named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Columns that a task does not name (a customer's number, say) stay off the device."""
+    wanted = {"mask", *(column.name for column in task.columns)}
+    return {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
+
+
+def prepare(task: Task, columns: Mapping[str, Any], targets: bool) -> dict[str, np.ndarray]:
+    """The columns that a task names, checked; without `targets` those need not be there."""
+    check(columns, task.columns, targets=targets)
+    return named(task, columns)
