@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxops import hosts
 from jaxops.hosts import start as start
-from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
+from jaxops.task import Array, Batch, Extra, Key, Out, Params, Remat, Task
 
 Rule = Callable[[str, Any], PartitionSpec]
 MIN_SIZE = 2**16
@@ -206,8 +206,8 @@ def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
 def fsdp(min_size: int = MIN_SIZE, devices: Sequence[jax.Device] | None = None) -> Plan:
     """Each device holds a share of a batch, of the large parameters and of the optimizer's state.
 
-    >>> fsdp().rule("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32"))
-    PartitionSpec('fsdp', None)
+    >>> tuple(fsdp().rule("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32")))
+    ('fsdp', None)
     """
     devices = jax.devices() if devices is None else devices
     return plan(fsdp=len(devices), min_size=min_size, devices=devices)
@@ -219,8 +219,8 @@ def tensor(
     """Each device holds the whole batch and the shares of the parameters that the rules split.
 
     >>> rows = tensor([("embedding$", ("tensor",))])
-    >>> rows.rule("params/tokens/embedding", jax.ShapeDtypeStruct((1000, 64), "float32"))
-    PartitionSpec('tensor', None)
+    >>> tuple(rows.rule("params/tokens/embedding", jax.ShapeDtypeStruct((1000, 64), "float32")))
+    ('tensor', None)
     """
     devices = jax.devices() if devices is None else devices
     return plan(tensor=len(devices), rules=rules, devices=devices)
@@ -236,10 +236,15 @@ def gathered(task: Task, plan: Plan) -> Task:
     """The task with a loss that puts together what "fsdp" splits, where it is used.
 
     Without it XLA may move the activations instead, or keep all that it put together for the
-    backward pass: here that is put together again. `fit` does so; a loop of your own can.
+    backward pass: here that is put together again. `fit` does so; a loop of your own can. It goes
+    with `jo.remat`; but of blocks in `flax.linen.remat` inside a model all activations are kept, as
+    JAX lets the outermost `jax.checkpoint` say what is.
     """
     if "fsdp" not in plan.mesh.axis_names:
         return task
+    inner, keeps = task.loss, jax.checkpoint_policies.everything_saveable
+    if isinstance(inner, Remat):
+        inner, keeps = inner
 
     def loss(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
@@ -248,13 +253,12 @@ def gathered(task: Task, plan: Plan) -> Task:
         together = jax.tree.map(_without_fsdp, split)
         params = jax.lax.with_sharding_constraint(params, split)  # so that this is what is kept
         params = jax.lax.with_sharding_constraint(params, together)
-        return task.loss(params, extra, batch, key, train)
+        return inner(params, extra, batch, key, train)
 
-    return task._replace(loss=jax.checkpoint(loss, policy=_keep_all_but_gathered, static_argnums=4))
+    def policy(primitive: Any, *args: Any, **params: Any) -> Any:
+        return primitive.name != "sharding_constraint" and keeps(primitive, *args, **params)
 
-
-def _keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name != "sharding_constraint"
+    return task._replace(loss=Remat(loss, policy))
 
 
 def _without_fsdp(sharding: NamedSharding) -> NamedSharding:

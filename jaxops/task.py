@@ -135,7 +135,23 @@ def remat(task: Task, policy: str | Callable[..., Any] = "dots") -> Task:
 
 @functools.lru_cache(maxsize=64)
 def _remat(task: Task, policy: Callable[..., Any]) -> Task:
-    return task._replace(loss=jax.checkpoint(task.loss, policy=policy, static_argnums=4))
+    return task._replace(loss=Remat(task.loss, policy))
+
+
+class Remat(NamedTuple):
+    """A loss that keeps for its gradient what `policy` says; `parallel.gathered` adds to it.
+
+    Attributes:
+        loss: a task's.
+        policy: see `jax.checkpoint`.
+    """
+
+    loss: Callable[..., tuple[Array, Out]]
+    policy: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> tuple[Array, Out]:
+        """The loss; its arguments are those of `Task.loss`."""
+        return jax.checkpoint(self.loss, policy=self.policy, static_argnums=4)(*args)
 
 
 def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from plans import CNN, COLUMN, TOLERANCE, difference, make_plan, trained
 from small import ADAM, TASK, Batches, assert_close, compilations, host, images, regression
+from test_accumulate import Deep
 
 import jaxops as jo
 from jaxops import optim
@@ -192,7 +193,8 @@ def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():
             assert memory.temp_size_in_bytes < (24 * accumulate**0.5 / devices + 5) * layer
             assert needed[devices, accumulate] < 1.6 / devices * needed[1, 1], needed
             # Weights are put together for the forward and again for the backward pass, but the
-            # last (and the first, which has no gradient to pass on), and biases: never for a part
+            # last (and the first, which has no gradient to pass on), and biases; with parts in the
+            # body of their loop
             assert gathers[devices, accumulate] == 3 * 24 + 1
     print({key: f"{value / 2**20:.2f} MB" for key, value in needed.items()})
     # On a CPU, XLA has no pass that makes one reduce-scatter of an all-reduce and the slice of it
@@ -234,6 +236,17 @@ def test_fsdp_on_a_tpu(monkeypatch):
         text = program.lower(like, {}, fed, count).compile().as_text()
         assert wanted in text
         assert ("all-gather" in text) == (wanted == "ReduceScatter")
+
+
+def test_remat_keeps_less_under_fsdp_too():
+    task = regression(Deep(), 64)
+    data = {k: np.zeros((4096, n), np.float32) for k, n in (("x", 64), ("y", 4))}
+    plan = jo.parallel.plan(fsdp=2, min_size=2**8, devices=jax.devices()[:2])
+    plain, less = (
+        compiled(plan, kind, 1, data, rows=4096).memory_analysis().temp_size_in_bytes
+        for kind in (task, jo.remat(task))
+    )
+    assert less < 0.6 * plain, (less, plain)
 
 
 def test_rows_of_an_embedding_lie_on_their_devices():
