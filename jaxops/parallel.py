@@ -28,6 +28,9 @@ class Rules(NamedTuple):
         named: (regular expression, PartitionSpec); the first that is found in a path counts.
         shards: the devices along "fsdp"; 1 splits nothing more.
         min_size: a leaf of fewer elements is not split by "fsdp".
+
+    >>> tuple(Rules(shards=8)("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32")))
+    ('fsdp', None)
     """
 
     named: tuple[tuple[str, PartitionSpec], ...] = ()
@@ -204,8 +207,8 @@ def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
 def fsdp(min_size: int = MIN_SIZE, devices: Sequence[jax.Device] | None = None) -> Plan:
     """Each device holds a share of a batch, of the large parameters and of the optimizer's state.
 
-    >>> fsdp().rule("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32"))
-    PartitionSpec('fsdp', None)
+    >>> fsdp().batch_axes
+    ('fsdp',)
     """
     devices = jax.devices() if devices is None else devices
     return plan(fsdp=len(devices), min_size=min_size, devices=devices)
@@ -217,8 +220,8 @@ def tensor(
     """Each device holds the whole batch and the shares of the parameters that the rules split.
 
     >>> rows = tensor([("embedding$", ("tensor",))])
-    >>> rows.rule("params/tokens/embedding", jax.ShapeDtypeStruct((1000, 64), "float32"))
-    PartitionSpec('tensor', None)
+    >>> tuple(rows.rule("params/tokens/embedding", jax.ShapeDtypeStruct((1000, 64), "float32")))
+    ('tensor', None)
     """
     devices = jax.devices() if devices is None else devices
     return plan(tensor=len(devices), rules=rules, devices=devices)

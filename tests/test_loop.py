@@ -382,12 +382,6 @@ REFUSED = {
     "negative steps": (TASK, None, {"steps": -1}, "steps: -1 found"),
     "negative epochs": (TASK, None, {"epochs": -1}, "epochs: -1 found"),
     "negative log_every": (TASK, None, {"epochs": 1, "log_every": -1}, "log_every: -1 found"),
-    "batch over devices": (
-        TASK,
-        None,
-        {"epochs": 1, "plan": jo.parallel.data_parallel()},
-        "10 rows do not divide over 8 devices; wanted a multiple of 8, such as 16",
-    ),
     "both": (TASK, None, {"epochs": 1, "steps": 1}, "epochs, steps: wanted one of them"),
     "neither": (TASK, None, {}, "epochs, steps: wanted one of them"),
     "stopping without validation": (
