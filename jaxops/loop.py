@@ -70,7 +70,8 @@ def fit(
             each time it is iterated. A stream is validated and reported every `log_every` steps
             (100) where it has no length.
         optimizer: any optax transformation; see `jaxops.optim`.
-        batch_size: rows in one update, over all devices; padded where it does not divide over them.
+        batch_size: rows in one update, over all devices; padded where it does not divide over
+            them, which `nn.BatchNorm` leaves out and Flax's does not.
         epochs: passes over the data; or
         steps: updates in all.
         validation: columns or a stream, evaluated at the end of each epoch, with the averaged

@@ -30,6 +30,9 @@ class Rules(NamedTuple):
         named: (regular expression, PartitionSpec); the first that is found in a path counts.
         shards: the devices along "fsdp"; 1 splits nothing more.
         min_size: a leaf of fewer elements is not split by "fsdp".
+
+    >>> tuple(Rules(shards=8)("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32")))
+    ('fsdp', None)
     """
 
     named: tuple[tuple[str, PartitionSpec], ...] = ()

@@ -32,8 +32,9 @@ def train_step(
 
     With `accumulate=k` the batch is taken in k parts, one after the other, which needs the memory
     of one. Part j has the rows j, j + k, j + 2k, ..., so on many devices each row stays where it
-    is; what a plan exchanges (gradients, gathered parameters) it exchanges for each part. Sums and weights are added up and divided once: the update is that of the whole batch,
-    but for what couples its rows (the statistics of batch norm are those of a part).
+    is; what a plan exchanges (gradients, gathered parameters) it exchanges for each part. Sums and
+    weights are added up and divided once: the update is that of the whole batch, but for what
+    couples its rows (the statistics of batch norm are those of a part).
 
     Raises:
         ValueError: when it is traced, for a batch that does not divide, or a task whose loss

@@ -247,6 +247,7 @@ def test_fit_in_float16_wants_a_scale_and_learns_as_well():
     assert_close(again.params, full.params, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_scaled_loss_in_parts_on_eight_devices():
     tx = optim.loss_scale(optim.sgd(0.1, 0.9))
     settings = {"optimizer": tx, "steps": 20, "compute": "float16", **QUIET}
