@@ -149,9 +149,12 @@ class Remat(NamedTuple):
     loss: Callable[..., tuple[Array, Out]]
     policy: Callable[..., Any]
 
-    def __call__(self, *args: Any) -> tuple[Array, Out]:
-        """The loss; its arguments are those of `Task.loss`."""
-        return jax.checkpoint(self.loss, policy=self.policy, static_argnums=4)(*args)
+    def __call__(
+        self, params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        """The loss."""
+        kept = jax.checkpoint(self.loss, policy=self.policy, static_argnums=4)
+        return kept(params, extra, batch, key, train)
 
 
 def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
