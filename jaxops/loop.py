@@ -133,6 +133,13 @@ def fit(
         log_every=(log_every, 1),
         checkpoint_every=(checkpoint_every, 1),
     )
+    hosts.check_same(
+        seed=seed,  # of `fit`: a stream has one of its own
+        accumulate=accumulate,
+        compute=compute,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+    )
     check_accumulate(task, accumulate)
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")

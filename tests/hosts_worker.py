@@ -140,6 +140,8 @@ def refused(folder):
     me = jax.process_index()
     calls = {
         "batch_size": lambda: fit(batch_size=16 if me == 0 else 8),
+        "seed": lambda: fit(data=Shares(Batches(DATA, 16)), seed=me),
+        "log_every": lambda: fit(log_every=5 + me),
         "data": lambda: fit(data=images(107, seed=me)),
         "plan": lambda: fit(plan=jo.parallel.single()),
         "stream": lambda: jo.evaluate(TASK, fit(steps=1), Batches(images(9 if me else 0), 4)),
