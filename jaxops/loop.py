@@ -17,7 +17,7 @@ from jaxops import hosts
 from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract, leaves
 from jaxops.data.checks import named, prepare, rows
-from jaxops.data.feed import Gathered, Resident, Stream, fits, pad, share
+from jaxops.data.feed import Gathered, Resident, Stream, check_split, fits, pad, share
 from jaxops.nn.product import check_compute
 from jaxops.optim import LossScaleState, found
 from jaxops.parallel import Plan, default
@@ -145,6 +145,8 @@ def fit(
         raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")
     if early_stopping and validation is None:
         raise ValueError("early_stopping: wants validation data to decide by, found none")
+    if not isinstance(data, Mapping) or not isinstance(validation, Mapping | None):
+        check_split(plan)
     batch = _example(task, data, share(batch_size, plan), "data")
     if validation is not None:
         validated = _example(task, validation, None, "validation", EVALUATED_AT_ONCE)
@@ -365,6 +367,7 @@ def _over(
         cut = ({name: v[start : start + size] for name, v in columns.items()} for start in starts)
         batches: Iterable[tuple[Any, int]] = ((batch, rows(batch)) for batch in cut)
     else:
+        check_split(plan)
         size, here = 0, share(parts, plan)
         batches = _in_step(prepare(task, batch, targets) for batch in data)
     # wherever it was trained; what the optimizer keeps is not needed

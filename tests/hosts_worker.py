@@ -145,6 +145,10 @@ def refused(folder):
         "data": lambda: fit(data=images(107, seed=me)),
         "plan": lambda: fit(plan=jo.parallel.single()),
         "stream": lambda: jo.evaluate(TASK, fit(steps=1), Batches(images(9 if me else 0), 4)),
+        "split": lambda: fit(data=Shares(Batches(DATA, 16)), plan=jo.parallel.tensor([])),
+        "split_in_predict": lambda: jo.predict(
+            TASK, fit(steps=1), Batches(DATA, 16), plan=jo.parallel.tensor([])
+        ),
         "nan": lambda: fit(optimizer=optim.sgd(1e30), steps=60),
     }
     for name, call in calls.items():

@@ -160,6 +160,8 @@ def test_what_differs_between_processes_is_an_error_in_all(half):
         "data": "ValueError: data: .* in process 1",
         "plan": "ValueError: plan: devices of 1 of 2 processes found",
         "stream": "ValueError: data: the stream of process 0 is empty",
+        "split": r"ValueError: stream: parts \[0\] of 1 of a batch found in process 0 of 2, a plan",
+        "split_in_predict": r"ValueError: stream: parts \[0\] of 1 of a batch found in process 0",
         "nan": r"FloatingPointError: the loss is \S+ at step",
     }
     for name, message in wanted.items():
