@@ -18,6 +18,7 @@ from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract, leaves
 from jaxops.data.checks import named, prepare, rows
 from jaxops.data.feed import Gathered, Resident, Stream, check_split, fits, pad, share
+from jaxops.data.stream import Streamed
 from jaxops.nn.product import check_compute
 from jaxops.optim import LossScaleState, found
 from jaxops.parallel import Plan, default
@@ -213,7 +214,7 @@ def _source(
     task: Task, data: Data, batch_size: int, seed: int, plan: Plan, accumulate: int
 ) -> Resident | Stream:
     if not isinstance(data, Mapping):
-        checked = functools.partial(prepare, task, targets=True)
+        checked = functools.partial(prepare, task, targets=True, empty=isinstance(data, Streamed))
         return Stream(data, batch_size, plan, checked, accumulate)
     count = rows(data)
     if batch_size > count:
@@ -250,9 +251,11 @@ def _example(
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"{name}: the stream is empty; wanted at least one batch")
-    columns = prepare(task, batch, targets=True)
+    columns = prepare(task, batch, targets=True, empty=isinstance(data, Streamed))
     if batch is not data:
         pad(columns, batch_size or rows(batch))  # is it too large?
+    if rows(columns) == 0:  # others have all of the first batch, and the shapes of one row
+        columns = {n: np.zeros((1, *v.shape[1:]), v.dtype) for n, v in columns.items()}
     return {n: v[:count] for n, v in columns.items()}
 
 
@@ -369,7 +372,8 @@ def _over(
     else:
         check_split(plan)
         size, here = 0, share(parts, plan)
-        batches = _in_step(prepare(task, batch, targets) for batch in data)
+        empty = isinstance(data, Streamed)
+        batches = _in_step(prepare(task, batch, targets, empty) for batch in data)
     # wherever it was trained; what the optimizer keeps is not needed
     state = state._replace(opt_state=())
     state = hosts.put(state, plan.state_shardings(state))
@@ -398,11 +402,11 @@ def _in_step(batches: Iterable[Any]) -> Iterable[tuple[Any, int]]:
     """
     last: Any = None
     for batch in itertools.chain(batches, itertools.repeat(None)):
-        counts = hosts.every(0 if batch is None else rows(batch))
-        if not any(counts):
+        counts = hosts.every(-1 if batch is None else rows(batch))
+        if max(counts) < 0:
             return
-        if last is None and not all(counts):
-            process = counts.index(0)
+        if last is None and min(counts) < 0:
+            process = counts.index(-1)
             raise ValueError(f"data: the stream of process {process} is empty; wanted a batch")
         last = {name: v[:0] for name, v in last.items()} if batch is None else batch
         yield last, max(counts)
