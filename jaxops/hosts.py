@@ -99,9 +99,14 @@ def count() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
+def index() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index() if count() > 1 else 0
+
+
 def first() -> bool:
     """Whether this process is the one that writes and prints."""
-    return count() == 1 or jax.process_index() == 0
+    return index() == 0
 
 
 def every(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -204,6 +205,24 @@ def test_parquet_needs_a_row_group_for_each_process(tmp_path):
     pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: 1 row groups found.*each of 2 processes"):
         jo.data.stream(tmp_path, 2).batches(Share(0, 2))
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_parquet_goes_on_with_as_many_processes_alone(
+    folders, tmp_path, monkeypatch, kind, shuffle
+):
+    batches = open_stream(folders, kind, shuffle=shuffle)
+    run = {"optimizer": jo.optim.sgd(0.1), "batch_size": 64, "checkpoint_dir": tmp_path}
+    with monkeypatch.context() as patch:
+        two = types.SimpleNamespace(count=lambda: 2, index=lambda: 0)
+        patch.setattr(sys.modules["jaxops.data.stream"], "hosts", two)
+        jo.fit(TASK, batches, steps=2, progress=False, **run)
+    if kind == "npy":
+        assert jo.fit(TASK, batches, steps=3, progress=False, **run).step == 3
+    else:
+        with pytest.raises(ValueError, match="processes: 2 found, 1 wanted"):
+            jo.fit(TASK, batches, steps=3, progress=False, **run)
 
 
 def test_parquet_is_read_once_an_epoch_and_a_window_at_a_time(folders, monkeypatch):
