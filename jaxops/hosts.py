@@ -5,9 +5,11 @@ each array that spans them. Whatever decides what is called next (a clock, a sig
 therefore agreed on first. In a single process all of this costs and does nothing.
 """
 
+import builtins
 import functools
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -123,6 +125,22 @@ def every(value: Any) -> list[Any]:
 def agreed(value: Any) -> Any:
     """Process 0's value, in every process."""
     return every(value)[0]
+
+
+def by_first(call: Callable[[], Any]) -> None:
+    """Call it in process 0 alone, and raise what it raises, or the like of it, in every process."""
+    error: Exception | None = None
+    if first():
+        try:
+            call()
+        except Exception as raised:
+            error = raised
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    said = agreed(None if error is None else [kinds[0], str(error)])
+    if error is not None:
+        raise error
+    if said is not None:
+        raise getattr(builtins, said[0])(said[1])
 
 
 def check_same(**values: Any) -> None:
