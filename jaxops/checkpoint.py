@@ -30,7 +30,7 @@ class Checkpointer:
     Raises:
         OSError: the directory cannot be written to, or another run has it; or, from the next call
             on, the disk refused a write. Checkpoints that were complete before stay readable.
-        ValueError: every checkpoint is damaged; names the files.
+        ValueError: every checkpoint is damaged; names the files. Or `parallel.start` is wanted.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -45,6 +45,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | Path, keep: int = 3) -> None:
+        hosts.check_started()
         self.directory = Path(directory).absolute()
         self._pending: Any = None
         self._lock: int | None = None

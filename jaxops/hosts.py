@@ -156,8 +156,18 @@ def check_same(**values: Any) -> None:
                 )
 
 
+def check_started() -> None:
+    """Raise `ValueError` where JAX knows several processes, as on a TPU pod, that have not met."""
+    if not jax.distributed.is_initialized() and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes found that do not know each other; "
+            "call parallel.start() first, in each of them"
+        )
+
+
 def check_mesh(mesh: Mesh) -> None:
     """Raise `ValueError` where a process has no part in the mesh: it would not be waited for."""
+    check_started()
     found = {device.process_index for device in mesh.devices.flat}
     if len(found) < count():
         raise ValueError(

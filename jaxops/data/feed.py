@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -228,7 +227,7 @@ class Stream:
                     f"data: {hosts.count()} processes found, {len(states)} wanted: the checkpoint "
                     "has the place of each in a stream of its own"
                 )
-            state = states[jax.process_index()]
+            state = states[hosts.index()]
             state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
             self._iterator.set_state(state)  # type: ignore[attr-defined]
             return
