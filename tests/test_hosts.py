@@ -17,7 +17,7 @@ import pytest
 from small import Batches, assert_close, host
 
 import jaxops as jo
-from jaxops import hosts, report
+from jaxops import hosts, optim, report
 
 HERE = Path(__file__).parent
 SECONDS = 100  # after which a process is killed: a hang fails the test and never blocks
@@ -307,6 +307,25 @@ def test_in_one_process_there_is_nothing_to_agree_on():
     assert hosts.count() == 1 and hosts.first() and hosts.every("x") == ["x"]
     assert jo.parallel.default() == jo.parallel.single()
     assert not hosts.preempted(range(9))
+
+
+def test_processes_that_have_not_met_are_told_to(monkeypatch, tmp_path):
+    state = worker.fit(steps=1)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    for call in (
+        lambda: worker.fit(steps=1),
+        lambda: jo.evaluate(worker.TASK, state, worker.HELD),
+        lambda: jo.predict(worker.TASK, state, worker.HELD),
+        lambda: jo.Checkpointer(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"4 processes found.*call parallel.start\(\) first"):
+            call()
+
+
+def test_pmap_is_of_one_process(monkeypatch):
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    with pytest.raises(ValueError, match="pmap_train_step: 2 processes found, one wanted"):
+        jo.parallel.pmap_train_step(worker.TASK, optim.sgd(0.1))
 
 
 def test_rows_of_a_batch_that_lie_here():
