@@ -5,14 +5,14 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxops import checksums
+from jaxops import checksums, hosts
 
 
 class Checkpointer:
@@ -30,7 +30,7 @@ class Checkpointer:
     Raises:
         OSError: the directory cannot be written to, or another run has it; or, from the next call
             on, the disk refused a write. Checkpoints that were complete before stay readable.
-        ValueError: every checkpoint is damaged; names the files.
+        ValueError: every checkpoint is damaged; names the files. Or `parallel.start` is wanted.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -45,17 +45,14 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | Path, keep: int = 3) -> None:
+        hosts.check_started()
         self.directory = Path(directory).absolute()
         self._pending: Any = None
         self._lock: int | None = None
         self._saving: tuple[int, dict[str, Any]] = (0, {})
+        self._given_up = False  # what process 0 could not write the others' Orbax waits for
         try:
-            if jax.process_index() == 0:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                self._lock = _lock(self.directory)
-                _set_damaged_aside(self.directory)
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices(f"{self.directory} is checked")
+            hosts.by_first(self._open)
             policies, context = ocp.training, ocp.Context()
             # Called by process 0 when all is written and not yet in its place. A lambda, for
             # Orbax copies its options, and a copied method is one of a copied object.
@@ -72,6 +69,11 @@ class Checkpointer:
         except BaseException:
             self._unlock()
             raise
+
+    def _open(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.directory)
+        _set_damaged_aside(self.directory)
 
     def _seal(self) -> None:
         step, record = self._saving
@@ -92,6 +94,8 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
+        if hosts.count() > 1:
+            hosts.by_first(self._try_folder)
         self._saving = step, {"meta": json.dumps(meta), "leaves": leaves(trees)}
         try:
             self._pending = self._orbax.save_checkpointables_async(
@@ -101,13 +105,27 @@ class Checkpointer:
             raise self._refused(error) from error
 
     def wait(self) -> None:
-        """Return when the last save is on disk; raise what stopped it."""
+        """Return when the last save is on disk; raise what stopped it, in every process."""
+        if self._pending is not None:
+            self._given_up = not hosts.first()
+            hosts.by_first(self._wait)
+            self._given_up = False
+            self._wait()
+
+    def _wait(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
                 pending.result()
             except Exception as error:
                 raise self._refused(error) from error
+
+    def _try_folder(self) -> None:
+        """Where Orbax's process 0 can make no folder, its others wait for it for long."""
+        try:
+            os.rmdir(tempfile.mkdtemp(dir=self.directory))
+        except OSError as error:
+            raise self._refused(error) from error
 
     def meta(self) -> dict[str, Any]:
         """What `save` was given as `meta` for the newest checkpoint."""
@@ -151,9 +169,11 @@ class Checkpointer:
         return record
 
     def close(self) -> None:
-        """Wait for the last save and let go of the directory."""
+        """Wait for the last save and let go of the directory; each process for itself."""
+        if self._given_up:
+            return
         try:
-            self.wait()
+            self._wait()
         finally:
             try:
                 self._orbax.close()
@@ -171,8 +191,12 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:  # else the others may be elsewhere
+                self.wait()
+        finally:
+            self.close()
 
 
 def _lock(directory: Path) -> int:

@@ -5,9 +5,11 @@ each array that spans them. Whatever decides what is called next (a clock, a sig
 therefore agreed on first. In a single process all of this costs and does nothing.
 """
 
+import builtins
 import functools
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -99,9 +101,14 @@ def count() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
+def index() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index() if count() > 1 else 0
+
+
 def first() -> bool:
     """Whether this process is the one that writes and prints."""
-    return count() == 1 or jax.process_index() == 0
+    return index() == 0
 
 
 def every(value: Any) -> list[Any]:
@@ -120,6 +127,22 @@ def agreed(value: Any) -> Any:
     return every(value)[0]
 
 
+def by_first(call: Callable[[], Any]) -> None:
+    """Call it in process 0 alone, and raise what it raises, or the like of it, in every process."""
+    error: Exception | None = None
+    if first():
+        try:
+            call()
+        except Exception as raised:
+            error = raised
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    said = agreed(None if error is None else [kinds[0], str(error)])
+    if error is not None:
+        raise error
+    if said is not None:
+        raise getattr(builtins, said[0])(said[1])
+
+
 def check_same(**values: Any) -> None:
     """Raise `ValueError`, in every process, where one has another value than process 0."""
     all_values = every(values)
@@ -133,8 +156,18 @@ def check_same(**values: Any) -> None:
                 )
 
 
+def check_started() -> None:
+    """Raise `ValueError` where JAX knows several processes, as on a TPU pod, that have not met."""
+    if not jax.distributed.is_initialized() and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes found that do not know each other; "
+            "call parallel.start() first, in each of them"
+        )
+
+
 def check_mesh(mesh: Mesh) -> None:
     """Raise `ValueError` where a process has no part in the mesh: it would not be waited for."""
+    check_started()
     found = {device.process_index for device in mesh.devices.flat}
     if len(found) < count():
         raise ValueError(

@@ -17,7 +17,8 @@ from jaxops import hosts
 from jaxops import metrics as m
 from jaxops.checkpoint import Checkpointer, abstract, leaves
 from jaxops.data.checks import named, prepare, rows
-from jaxops.data.feed import Gathered, Resident, Stream, fits, pad, share
+from jaxops.data.feed import Gathered, Resident, Stream, check_split, fits, pad, share
+from jaxops.data.stream import Streamed
 from jaxops.nn.product import check_compute
 from jaxops.optim import LossScaleState, found
 from jaxops.parallel import Plan, default
@@ -134,11 +135,20 @@ def fit(
         log_every=(log_every, 1),
         checkpoint_every=(checkpoint_every, 1),
     )
+    hosts.check_same(
+        seed=seed,  # of `fit`: a stream has one of its own
+        accumulate=accumulate,
+        compute=compute,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+    )
     check_accumulate(task, accumulate)
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")
     if early_stopping and validation is None:
         raise ValueError("early_stopping: wants validation data to decide by, found none")
+    if not isinstance(data, Mapping) or not isinstance(validation, Mapping | None):
+        check_split(plan)
     batch = _example(task, data, share(batch_size, plan), "data")
     if validation is not None:
         validated = _example(task, validation, None, "validation", EVALUATED_AT_ONCE)
@@ -205,7 +215,7 @@ def _source(
     task: Task, data: Data, batch_size: int, seed: int, plan: Plan, accumulate: int
 ) -> Resident | Stream:
     if not isinstance(data, Mapping):
-        checked = functools.partial(prepare, task, targets=True)
+        checked = functools.partial(prepare, task, targets=True, empty=isinstance(data, Streamed))
         return Stream(data, batch_size, plan, checked, accumulate)
     count = rows(data)
     if batch_size > count:
@@ -242,9 +252,11 @@ def _example(
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"{name}: the stream is empty; wanted at least one batch")
-    columns = prepare(task, batch, targets=True)
+    columns = prepare(task, batch, targets=True, empty=isinstance(data, Streamed))
     if batch is not data:
         pad(columns, batch_size or rows(batch))  # is it too large?
+    if rows(columns) == 0:  # others have all of the first batch, and the shapes of one row
+        columns = {n: np.zeros((1, *v.shape[1:]), v.dtype) for n, v in columns.items()}
     return {n: v[:count] for n, v in columns.items()}
 
 
@@ -359,8 +371,10 @@ def _over(
         cut = ({name: v[start : start + size] for name, v in columns.items()} for start in starts)
         batches: Iterable[tuple[Any, int]] = ((batch, rows(batch)) for batch in cut)
     else:
+        check_split(plan)
         size, here = 0, share(parts, plan)
-        batches = _in_step(prepare(task, batch, targets) for batch in data)
+        empty = isinstance(data, Streamed)
+        batches = _in_step(prepare(task, batch, targets, empty) for batch in data)
     # wherever it was trained; what the optimizer keeps is not needed
     state = state._replace(opt_state=())
     state = hosts.put(state, plan.state_shardings(state))
@@ -389,11 +403,11 @@ def _in_step(batches: Iterable[Any]) -> Iterable[tuple[Any, int]]:
     """
     last: Any = None
     for batch in itertools.chain(batches, itertools.repeat(None)):
-        counts = hosts.every(0 if batch is None else rows(batch))
-        if not any(counts):
+        counts = hosts.every(-1 if batch is None else rows(batch))
+        if max(counts) < 0:
             return
-        if last is None and not all(counts):
-            process = counts.index(0)
+        if last is None and min(counts) < 0:
+            process = counts.index(-1)
             raise ValueError(f"data: the stream of process {process} is empty; wanted a batch")
         last = {name: v[:0] for name, v in last.items()} if batch is None else batch
         yield last, max(counts)

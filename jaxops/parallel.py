@@ -294,11 +294,18 @@ def pmap_train_step(
 
     Raises:
         ValueError: by the step, for a batch that does not divide over the devices, or by
-            `pmap_train_step` for a loss that couples the rows of a batch.
+            `pmap_train_step` for a loss that couples the rows of a batch, or with several
+            processes: it adds up over the devices of one.
     """
     from jaxops.metrics import fold
     from jaxops.step import gradients, update  # which need the plans of this file
 
+    hosts.check_started()
+    if hosts.count() > 1:
+        raise ValueError(
+            f"pmap_train_step: {hosts.count()} processes found, one wanted; "
+            "several want a plan, such as data_parallel(), and train_step"
+        )
     if task.coupled:
         raise ValueError("task: its loss couples the rows of a batch (coupled=True); wanted a plan")
     devices = jax.local_devices() if devices is None else devices

@@ -335,7 +335,11 @@ class Run:
     def restore(self, like: TrainState, checkpoints: Checkpointer) -> TrainState:
         """The state of the newest checkpoint, shaped `like` this; all else goes on from it too."""
         meta = checkpoints.meta()
-        older = {"compute": "float32", "accumulate": 1}  # an older checkpoint does not say
+        older = {
+            "compute": "float32",
+            "accumulate": 1,
+            "processes": 1,
+        }  # an older checkpoint does not say
         found = older | meta["identity"]
         wanted = self._identity()
         for name in wanted:

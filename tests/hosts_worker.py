@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from small import SETTINGS, TASK, Batches, grained, host, images
 
 import jaxops as jo
-from jaxops import hosts, optim, report, vision
+from jaxops import checksums, hosts, optim, report, vision
 from jaxops.nn import BatchNorm, Conv, max_pool
 
 
@@ -111,6 +112,27 @@ def adam(folder, **changes):
     return state
 
 
+def write(folder):
+    """What `streamed` reads; the last batch of 16 leaves the last of two processes no row."""
+    folder.mkdir()
+    for name, value in images(101).items():
+        for shard, part in enumerate(np.array_split(value, 3)):
+            np.save(folder / f"{name}-{shard}.npy", part)
+
+
+def streamed(folder):
+    """All that is done with `data.stream`."""
+    train = jo.data.stream(folder / "shards", 16, seed=3)
+    state = fit(data=train, validation=train, checkpoint_dir=folder / f"of_{hosts.count()}")
+    ordered = jo.data.stream(folder / "shards", 16, shuffle=False)
+    found = jo.evaluate(TASK, state, ordered)
+    return {
+        "state": state,
+        "evaluated": {k: np.float64(v) for k, v in found.items()},
+        "predicted": jo.predict(TASK, state, ordered),
+    }
+
+
 def half(folder):
     return adam(folder, steps=10)
 
@@ -140,9 +162,15 @@ def refused(folder):
     me = jax.process_index()
     calls = {
         "batch_size": lambda: fit(batch_size=16 if me == 0 else 8),
+        "seed": lambda: fit(data=Shares(Batches(DATA, 16)), seed=me),
+        "log_every": lambda: fit(log_every=5 + me),
         "data": lambda: fit(data=images(107, seed=me)),
         "plan": lambda: fit(plan=jo.parallel.single()),
         "stream": lambda: jo.evaluate(TASK, fit(steps=1), Batches(images(9 if me else 0), 4)),
+        "split": lambda: fit(data=Shares(Batches(DATA, 16)), plan=jo.parallel.tensor([])),
+        "split_in_predict": lambda: jo.predict(
+            TASK, fit(steps=1), Batches(DATA, 16), plan=jo.parallel.tensor([])
+        ),
         "nan": lambda: fit(optimizer=optim.sgd(1e30), steps=60),
     }
     for name, call in calls.items():
@@ -150,6 +178,38 @@ def refused(folder):
             call()
         except (ValueError, FloatingPointError) as error:
             (folder / f"{name}.{me}").write_text(f"{type(error).__name__}: {error}")
+
+
+def locked(folder):
+    """What process 0 alone finds out is an error in all."""
+    with jo.Checkpointer(folder / "locked"):
+        try:
+            jo.Checkpointer(folder / "locked")
+        except OSError as error:
+            said = f"{type(error).__name__}: {error}"
+            (folder / f"locked.{jax.process_index()}").write_text(said)
+
+
+def unwritten(folder):
+    """Neither a folder nor a file that process 0 cannot write leaves the other waiting."""
+    me, said = jax.process_index(), []
+    tree = {"state": hosts.put({"x": np.ones(4)}, jo.parallel.data_parallel().batch_sharding())}
+    real = checksums.write, tempfile.mkdtemp
+
+    def refuse(*args, **kwargs):
+        raise OSError("the disk is full")
+
+    for module, name in ((tempfile, "mkdtemp"), (checksums, "write")):
+        try:
+            with jo.Checkpointer(folder / name) as checkpoints:
+                checkpoints.save(1, tree, {})
+                checkpoints.wait()
+                setattr(module, name, refuse)
+                checkpoints.save(2, tree, {})
+        except OSError as error:
+            said.append(f"{type(error).__name__}: {error}")
+        checksums.write, tempfile.mkdtemp = real
+    (folder / f"unwritten.{me}").write_text("\n".join(said))
 
 
 def killed(folder, die_before=None):
@@ -175,7 +235,7 @@ def main(folder, jobs):
     jo.parallel.start(timeout=int(os.environ.get("SILENCE", 20)))
     for job in jobs:
         result = globals()[job](folder)
-        if hosts.first() or job == "evaluated":
+        if hosts.first() or job in ("evaluated", "streamed"):
             leaves = jax.tree.leaves(host(result))
             np.savez(folder / f"{job}.{jax.process_index()}.npz", *leaves)
 

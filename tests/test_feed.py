@@ -1,12 +1,15 @@
 """How batches reach a step."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 from small import images
 
-from jaxops.data.feed import Resident, Stream, Take, pad
-from jaxops.parallel import data_parallel, single
+from jaxops import hosts
+from jaxops.data.feed import Resident, Stream, Take, check_split, pad
+from jaxops.parallel import data_parallel, plan, single
 
 
 def resident(rows=23, size=5, seed=0, plan=None):
@@ -80,3 +83,37 @@ def test_a_stream_starts_over_and_pads():
     other = Stream(batches, 4, single(), dict)
     other.restore(None, 3)
     np.testing.assert_array_equal(other.feed(3, 1, 1)["label"], found[3]["label"])
+
+
+class Device:
+    """A device of one of two processes."""
+
+    def __init__(self, process):
+        self.process_index = process
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "found"),
+    [
+        ({"data": 4, "tensor": 2}, "00001111", None),
+        ({"data": 2, "fsdp": 4}, "00001111", None),
+        ({"data": 4, "tensor": 2}, "01010101", "[0, 1, 2, 3] of 4"),  # the same rows in both
+        ({"tensor": 8}, "00001111", "[0] of 1"),
+        ({"data": 8}, "11110000", "[4, 5, 6, 7] of 8"),  # in another order
+        ({"data": 8}, "00000011", "[0, 1, 2, 3, 4, 5] of 8"),  # not as many
+    ],
+)
+def test_a_stream_wants_equal_parts_in_the_order_of_processes(monkeypatch, shape, processes, found):
+    made, numbers = plan(**shape), iter(processes)
+    sharding = made.batch_sharding()
+    where = sharding.devices_indices_map((made.batch_shards,))
+    parts = {Device(int(next(numbers))): rows for rows in where.values()}
+    monkeypatch.setattr(type(sharding), "devices_indices_map", lambda self, shape: parts)
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    if found is None:
+        return check_split(made)
+    message = f"stream: parts {found} of a batch found in process 0 of 2, a plan that splits"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_split(made)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Stream([], 16, made, dict)

@@ -17,7 +17,7 @@ import pytest
 from small import Batches, assert_close, host
 
 import jaxops as jo
-from jaxops import hosts, report
+from jaxops import hosts, optim, report
 
 HERE = Path(__file__).parent
 SECONDS = 100  # after which a process is killed: a hang fails the test and never blocks
@@ -106,10 +106,32 @@ def alone(job, folder):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    found = Processes(2, tmp_path, "mlp").end_well()
+    worker.write(tmp_path / "shards")
+    found = Processes(2, tmp_path, "mlp", "streamed", "locked").end_well()
     assert_close(found.result("mlp"), alone("mlp", tmp_path), atol=1e-5)
+    want = worker.streamed(tmp_path)
+    keys = jax.tree.structure(want)
+    for process in range(2):
+        streamed = jax.tree.unflatten(keys, found.result("streamed", process))
+        for name in ("state", "evaluated"):
+            assert_close(streamed[name], host(want[name]), atol=1e-5)
+        own = np.arange(101) // 8 % 2 == process  # eight rows of each batch; none of the last
+        np.testing.assert_allclose(streamed["predicted"], want["predicted"][own], atol=1e-5)
+    said = [(tmp_path / f"locked.{i}").read_text() for i in range(2)]
+    assert said[0] == said[1] and re.match("BlockingIOError: .*another run that is alive", said[0])
     assert found.out(0) == ["2 processes by their addresses, 2 devices (cpu)"]
     assert found.out(1) == []
+
+
+@pytest.mark.slow
+def test_a_refused_save_is_an_error_in_both(tmp_path):
+    both = Processes(2, tmp_path, "unwritten")
+    both.codes()
+    said = [(tmp_path / f"unwritten.{i}").read_text().splitlines() for i in range(2)]
+    assert said[0] == said[1]
+    for line, name in zip(said[0], ("mkdtemp", "write"), strict=True):
+        wanted = f"OSError: {tmp_path / name}: the checkpoint could not be written"
+        assert line.startswith(wanted) and "step 1: the disk is full" in line
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +177,13 @@ def test_only_the_first_process_writes(half):
 def test_what_differs_between_processes_is_an_error_in_all(half):
     wanted = {
         "batch_size": "ValueError: batch_size: 8 found in process 1, 16 in process 0",
+        "seed": "ValueError: seed: 1 found in process 1, 0 in process 0",
+        "log_every": "ValueError: log_every: 6 found in process 1, 5 in process 0",
         "data": "ValueError: data: .* in process 1",
         "plan": "ValueError: plan: devices of 1 of 2 processes found",
         "stream": "ValueError: data: the stream of process 0 is empty",
+        "split": r"ValueError: stream: parts \[0\] of 1 of a batch found in process 0 of 2, a plan",
+        "split_in_predict": r"ValueError: stream: parts \[0\] of 1 of a batch found in process 0",
         "nan": r"FloatingPointError: the loss is \S+ at step",
     }
     for name, message in wanted.items():
@@ -303,6 +329,25 @@ def test_in_one_process_there_is_nothing_to_agree_on():
     assert hosts.count() == 1 and hosts.first() and hosts.every("x") == ["x"]
     assert jo.parallel.default() == jo.parallel.single()
     assert not hosts.preempted(range(9))
+
+
+def test_processes_that_have_not_met_are_told_to(monkeypatch, tmp_path):
+    state = worker.fit(steps=1)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    for call in (
+        lambda: worker.fit(steps=1),
+        lambda: jo.evaluate(worker.TASK, state, worker.HELD),
+        lambda: jo.predict(worker.TASK, state, worker.HELD),
+        lambda: jo.Checkpointer(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"4 processes found.*call parallel.start\(\) first"):
+            call()
+
+
+def test_pmap_is_of_one_process(monkeypatch):
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    with pytest.raises(ValueError, match="pmap_train_step: 2 processes found, one wanted"):
+        jo.parallel.pmap_train_step(worker.TASK, optim.sgd(0.1))
 
 
 def test_rows_of_a_batch_that_lie_here():

@@ -173,7 +173,14 @@ def named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
 
 
-def prepare(task: Task, columns: Mapping[str, Any], targets: bool) -> dict[str, np.ndarray]:
-    """The columns that a task names, checked; without `targets` those need not be there."""
-    check(columns, task.columns, targets=targets)
+def prepare(
+    task: Task, columns: Mapping[str, Any], targets: bool, empty: bool = False
+) -> dict[str, np.ndarray]:
+    """The columns that a task names, checked; without `targets` those need not be there.
+
+    With `empty` there may be no rows, as in the batch of `data.stream` whose rows all lie in other
+    processes.
+    """
+    if not empty or rows(columns) > 0:
+        check(columns, task.columns, targets=targets)
     return named(task, columns)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -143,9 +142,8 @@ class Stream:
     give the same batches each time it is iterated. It starts over when it ends.
 
     With several processes each reads its own share of every batch, and the global batch is made
-    of the shares: of `batch_size` rows a process gives those that lie on its devices, batch_size /
-    processes where the plan splits a batch over all of them. As many batches must be an epoch in
-    each.
+    of the shares, in the order of the processes: batch_size / processes rows each. So the plan has
+    to split a batch over all of them. As many batches must be an epoch in each.
 
     Attributes:
         share: how many rows of a batch this process gives, at most.
@@ -168,6 +166,7 @@ class Stream:
             raise ValueError(
                 f"batch_size: {batch_size} found, {batches.batch_size} wanted as in data.stream"
             )
+        check_split(plan)
         self.padded = plan.padded(batch_size, accumulate)
         try:
             self.steps_per_epoch: int | None = len(batches)
@@ -228,7 +227,7 @@ class Stream:
                     f"data: {hosts.count()} processes found, {len(states)} wanted: the checkpoint "
                     "has the place of each in a stream of its own"
                 )
-            state = states[jax.process_index()]
+            state = states[hosts.index()]
             state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
             self._iterator.set_state(state)  # type: ignore[attr-defined]
             return
@@ -246,6 +245,25 @@ def fits(columns: Columns, plan: Plan) -> bool:
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     needed = 2 * sum(value.nbytes for value in columns.values())
     return all(hosts.every(needed <= free))
+
+
+def check_split(plan: Plan) -> None:
+    """Raise `ValueError` where processes do not hold equal parts of a batch, one after the other.
+
+    A share of a stream knows its process's number alone, and nothing of the plan.
+    """
+    parts, processes = plan.batch_shards, hosts.count()
+    found: list[set[int]] = [set() for _ in range(processes)]
+    for device, (rows,) in plan.batch_sharding().devices_indices_map((parts,)).items():
+        found[device.process_index].update(range(parts)[rows])
+    for process, have in enumerate(found):
+        wanted = range(process * parts // processes, (process + 1) * parts // processes)
+        if have != set(wanted) or parts % processes:
+            raise ValueError(
+                f"stream: parts {sorted(have)} of {parts} of a batch found in process {process} of "
+                f"{processes}, a plan that splits the batch over all processes wanted, in their "
+                "order and evenly, such as parallel.data_parallel()"
+            )
 
 
 def share(batch_size: int, plan: Plan) -> int:

@@ -46,8 +46,8 @@ class Permuted:
 
 
 def _none(columns: Columns) -> Columns:
-    """One row that does not count, so that every process has a batch."""
-    return {**{name: value[:1] for name, value in columns.items()}, "mask": np.zeros(1, np.float32)}
+    """A batch of no rows, so that every process has as many batches."""
+    return {name: value[:0] for name, value in columns.items()}
 
 
 def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxops import hosts
 from jaxops.data.order import Grouped, Permuted, Share
 from jaxops.data.shards import Columns, Npy, Parquet, Records, array_records
 
@@ -137,7 +136,7 @@ class Streamed:
 
     def batches(self, share: Share | None = None) -> "Permuted | Grouped":
         """What gives the batch of each number to this process, or to another `share`."""
-        share = share or Share(jax.process_index(), jax.process_count())
+        share = share or Share(hosts.index(), hosts.count())
         if self.batch_size % share.processes:
             raise ValueError(
                 f"batch_size: {self.batch_size} found, a multiple of {share.processes} "
@@ -152,8 +151,10 @@ class Streamed:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
         found = {"rows": self.reader.rows, "seed": self.seed, "shuffle": self.shuffle}
-        by_group = isinstance(self.reader, Parquet) and self.shuffle
-        return {**found, "window": self.window} if by_group else found
+        if not isinstance(self.reader, Parquet):
+            return found
+        found["processes"] = hosts.count()  # whose row groups they are depends on it
+        return {**found, "window": self.window} if self.shuffle else found
 
 
 @dataclass
