@@ -12,6 +12,7 @@ from small import SETTINGS, assert_close, assert_equal, images
 import jaxops as jo
 from jaxops import vision
 from jaxops.parallel import data_parallel
+from jaxops.run import Run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
@@ -111,8 +112,17 @@ def test_the_best_state_is_split_and_goes_on_under_other_plans(tmp_path):
     assert_split(again, both(2, 4))
 
 
+def test_each_kind_of_plan_has_its_own_form_of_a_step(tmp_path):
+    for i, (plan, form) in enumerate([(sharded(2), False), (None, True), (sharded(2), False)], 1):
+        fit(plan, 3 * i, tmp_path)
+        with jo.Checkpointer(tmp_path) as checkpoints:
+            (looped,) = checkpoints.meta()["looped"].values()
+        assert looped == form
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in FIXTURES.iterdir() if p.is_dir()))
-def test_what_earlier_versions_wrote_is_read(tmp_path, name):
+def test_what_earlier_versions_wrote_is_read(tmp_path, name, monkeypatch):
+    monkeypatch.delattr(Run, "_loops_well")  # the form of a step is read, not chosen
     shutil.copytree(FIXTURES / name / "checkpoints", tmp_path / "checkpoints")
     with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 8
