@@ -8,6 +8,7 @@ Of several processes only the first writes files.
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,8 @@ class JsonLines:
 
     What an earlier run wrote is kept, except a last line that a killed process left half written,
     and, when `fit` goes on from a checkpoint, what is of later steps, which it writes again: no
-    record is missing and none is there twice. So the file is for one run.
+    record is missing and none is there twice. So the file is for one run: one that starts with a
+    `checkpoint_dir` and no checkpoint moves what it finds to NAME.old, and replaces an older one.
 
     Args:
         path: the file, made with its folder where missing.
@@ -79,10 +81,18 @@ class JsonLines:
         self.resume(math.inf if resume_step is None else resume_step)
 
     def resume(self, step: float) -> None:
-        """Drop records of steps after `step`, unless this logger wrote them: a second run's."""
+        """Drop records of steps after `step`, unless this logger wrote them: a second run's.
+
+        A run that starts at 0 may be a new one: then the file is moved to NAME.old first.
+        """
         if self._written or not self.path.exists():
             return
-        records = [r for r in read_json_lines(self.path) if r.get("step", 0) <= step]
+        found = read_json_lines(self.path)
+        records = [r for r in found if r.get("step", 0) <= step]
+        if step == 0 and len(records) < len(found):
+            old = self.path.with_name(self.path.name + ".old")
+            self.path.replace(old)
+            print(f"{self.path}: of an earlier run, moved to {old}", file=sys.stderr)
         # replaced in one move: killed here, the old file is still whole
         new = self.path.with_name(self.path.name + ".new")
         new.write_text("".join(json.dumps(r) + "\n" for r in records))

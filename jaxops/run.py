@@ -325,7 +325,7 @@ class Run:
             "identity": self._identity(),
             "best_value": self.best_value,
             "worse": self.worse,
-            "looped": {self._platform: self.looped} if chosen else {},
+            "looped": {self._form: self.looped} if chosen else {},
             "stream": self.source.state(),
             "epoch_metrics": _plain(self.epoch_metrics),
             "window_metrics": _plain(self.window_metrics),
@@ -363,13 +363,18 @@ class Run:
         self.epoch_metrics = meta["epoch_metrics"]
         self.window_metrics = meta["window_metrics"] if self.log_every else {}
         if self.source.many_steps:  # its rounding is that of the form it was begun in
-            self.looped = meta.get("looped", {}).get(self._platform)
+            self.looped = meta.get("looped", {}).get(self._form)
         self.source.restore(meta["stream"], self.step)
         return loaded["state"]
 
     @property
     def _platform(self) -> str:
         return self.plan.mesh.devices.flat[0].platform
+
+    @property
+    def _form(self) -> str:
+        """For what a form of the step was chosen: "fsdp" on a CPU has none in a loop."""
+        return self._platform + " fsdp" * ("fsdp" in self.plan.mesh.axis_names)
 
     def _identity(self) -> dict[str, Any]:
         rule = self.early_stopping

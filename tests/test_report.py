@@ -85,6 +85,29 @@ def test_a_resumed_run_leaves_no_duplicate(tmp_path):
     assert report.read_json_lines(path) == RECORDS
 
 
+def test_a_new_run_keeps_the_file_of_an_earlier_one(tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    for _ in range(2):  # the second time a file is there already
+        log(path, RECORDS)
+        logger = report.JsonLines(path)
+        logger.resume(0)
+        logger({"step": 1})
+        assert report.read_json_lines(path) == [{"step": 1}]
+        assert capsys.readouterr().err == f"{path}: of an earlier run, moved to {path}.old\n"
+        kept = report.read_json_lines(tmp_path / "log.jsonl.old")
+        assert kept[-4:] == RECORDS
+    assert len(kept) == 5  # that run's one record, and what was added
+
+
+def test_a_new_run_with_nothing_to_drop_moves_nothing(tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    log(path, [{"step": 0, "loss": 2.0}])
+    report.JsonLines(path).resume(0)
+    assert report.read_json_lines(path) == [{"step": 0, "loss": 2.0}]
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+    assert not capsys.readouterr().err
+
+
 def read_events(directory):
     """(tag, step, value) of all event files, and the steps from which they purge."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
