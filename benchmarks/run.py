@@ -104,7 +104,7 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     >>> environment({"XLA_FLAGS": "--x", "HOME": "/root", "MALLOC_ARENA_MAX": "1"})
     {'MALLOC_ARENA_MAX': '1', 'XLA_FLAGS': '--x'}
     """
-    pattern = r"XLA_.*|OMP_.*|MKL_.*|MALLOC_.*|GLIBC_TUNABLES|LD_PRELOAD|TF_.*"
+    pattern = r"XLA_.*|OMP_.*|MKL_.*|MALLOC_.*|GLIBC_TUNABLES|LD_PRELOAD"
     return {name: variables[name] for name in sorted(variables) if re.fullmatch(pattern, name)}
 
 
@@ -165,7 +165,8 @@ def _each(options: Options, folder: Path, facts: dict[str, Any]) -> Iterator[fig
         for key in ("failed", "missing"):
             if key in result:
                 print(f"{workload.name}: {key.upper()}: {result[key]}", file=sys.stderr)
-        yield {**result, "data": source}
+        place = os.environ.get("JAXOPS_DATA_DIR")  # of this machine
+        yield {**result, "data": source.replace(place, "JAXOPS_DATA_DIR") if place else source}
     for workload in elsewhere:
         yield {"workload": workload.name, "targets": {}, "forms": {}, "not_run": "no GPU"}
 

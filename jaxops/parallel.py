@@ -245,9 +245,8 @@ def gathered(task: Task, plan: Plan) -> Task:
     """
     if "fsdp" not in plan.mesh.axis_names:
         return task
-    inner, keeps = task.loss, jax.checkpoint_policies.everything_saveable
-    if isinstance(inner, Remat):
-        inner, keeps = inner
+    everything = jax.checkpoint_policies.everything_saveable
+    inner = task.loss if isinstance(task.loss, Remat) else Remat(task.loss, everything)
 
     def loss(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
@@ -256,10 +255,11 @@ def gathered(task: Task, plan: Plan) -> Task:
         together = jax.tree.map(_without_fsdp, split)
         params = jax.lax.with_sharding_constraint(params, split)  # so that this is what is kept
         params = jax.lax.with_sharding_constraint(params, together)
-        return inner(params, extra, batch, key, train)
+        return inner.loss(params, extra, batch, key, train)
 
     def policy(primitive: Any, *args: Any, **params: Any) -> Any:
-        return primitive.name != "sharding_constraint" and keeps(primitive, *args, **params)
+        kept = inner.policy(primitive, *args, **params)
+        return primitive.name != "sharding_constraint" and kept
 
     return task._replace(loss=Remat(loss, policy))
 

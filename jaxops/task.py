@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -138,7 +139,8 @@ def _remat(task: Task, policy: Callable[..., Any]) -> Task:
     return task._replace(loss=Remat(task.loss, policy))
 
 
-class Remat(NamedTuple):
+@dataclass(frozen=True)
+class Remat:
     """A loss that keeps for its gradient what `policy` says; `parallel.gathered` adds to it.
 
     Attributes:

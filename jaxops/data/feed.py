@@ -254,6 +254,7 @@ def check_split(plan: Plan) -> None:
     """
     parts, processes = plan.batch_shards, hosts.count()
     found: list[set[int]] = [set() for _ in range(processes)]
+    device: Any
     for device, (rows,) in plan.batch_sharding().devices_indices_map((parts,)).items():
         found[device.process_index].update(range(parts)[rows])
     for process, have in enumerate(found):
