@@ -27,8 +27,12 @@ class Processes:
     """Workers with one device each; each is killed, whatever it does, after `SECONDS`."""
 
     def __init__(self, count, folder, *jobs, **environment):
-        self.folder = folder
+        self.folder, self.given = folder, (count, jobs, environment)
         folder.mkdir(parents=True, exist_ok=True)
+        self.begin()
+
+    def begin(self):
+        count, jobs, environment = self.given
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -58,6 +62,11 @@ class Processes:
         return [process.wait() for process in self.all]
 
     def end_well(self):
+        if self.all[0].wait() and "Failed to start RPC server" in self.err(0).read_text():
+            for process in self.all:
+                process.terminate()
+                process.wait()
+            self.begin()  # once: another program took the port after it was found free
         codes = self.codes()
         said = "\n".join(self.err(i).read_text()[-2000:] for i in range(len(codes)))
         assert codes == [0] * len(codes), said
