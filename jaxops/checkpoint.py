@@ -50,7 +50,6 @@ class Checkpointer:
         self._pending: Any = None
         self._lock: int | None = None
         self._saving: tuple[int, dict[str, Any]] = (0, {})
-        self._given_up = False  # what process 0 could not write the others' Orbax waits for
         try:
             hosts.by_first(self._open)
             policies, context = ocp.training, ocp.Context()
@@ -105,14 +104,7 @@ class Checkpointer:
             raise self._refused(error) from error
 
     def wait(self) -> None:
-        """Return when the last save is on disk; raise what stopped it, in every process."""
-        if self._pending is not None:
-            self._given_up = not hosts.first()
-            hosts.by_first(self._wait)
-            self._given_up = False
-            self._wait()
-
-    def _wait(self) -> None:
+        """Return when the last save is on disk; raise what stopped it."""
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
@@ -169,11 +161,9 @@ class Checkpointer:
         return record
 
     def close(self) -> None:
-        """Wait for the last save and let go of the directory; each process for itself."""
-        if self._given_up:
-            return
+        """Wait for the last save and let go of the directory."""
         try:
-            self._wait()
+            self.wait()
         finally:
             try:
                 self._orbax.close()
@@ -191,12 +181,8 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:  # else the others may be elsewhere
-                self.wait()
-        finally:
-            self.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _lock(directory: Path) -> int:

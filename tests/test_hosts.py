@@ -27,8 +27,12 @@ class Processes:
     """Workers with one device each; each is killed, whatever it does, after `SECONDS`."""
 
     def __init__(self, count, folder, *jobs, **environment):
-        self.folder = folder
+        self.folder, self.given = folder, (count, jobs, environment)
         folder.mkdir(parents=True, exist_ok=True)
+        self.begin()
+
+    def begin(self):
+        count, jobs, environment = self.given
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -58,6 +62,11 @@ class Processes:
         return [process.wait() for process in self.all]
 
     def end_well(self):
+        if self.all[0].wait() and "Failed to start RPC server" in self.err(0).read_text():
+            for process in self.all:
+                process.terminate()
+                process.wait()
+            self.begin()  # once: another program took the port after it was found free
         codes = self.codes()
         said = "\n".join(self.err(i).read_text()[-2000:] for i in range(len(codes)))
         assert codes == [0] * len(codes), said
@@ -107,7 +116,7 @@ def alone(job, folder):
 
 def test_two_processes_train_as_one(tmp_path):
     worker.write(tmp_path / "shards")
-    found = Processes(2, tmp_path, "mlp", "streamed", "locked").end_well()
+    found = Processes(2, tmp_path, "mlp", "streamed", "locked", "unwritten").end_well()
     assert_close(found.result("mlp"), alone("mlp", tmp_path), atol=1e-5)
     want = worker.streamed(tmp_path)
     keys = jax.tree.structure(want)
@@ -117,21 +126,14 @@ def test_two_processes_train_as_one(tmp_path):
             assert_close(streamed[name], host(want[name]), atol=1e-5)
         own = np.arange(101) // 8 % 2 == process  # eight rows of each batch; none of the last
         np.testing.assert_allclose(streamed["predicted"], want["predicted"][own], atol=1e-5)
-    said = [(tmp_path / f"locked.{i}").read_text() for i in range(2)]
-    assert said[0] == said[1] and re.match("BlockingIOError: .*another run that is alive", said[0])
+    for job, wanted in (
+        ("locked", "BlockingIOError: .*another run that is alive"),
+        ("unwritten", "OSError: .*could not be written.* step 1: the disk is full"),
+    ):
+        said = [(tmp_path / f"{job}.{i}").read_text() for i in range(2)]
+        assert said[0] == said[1] and re.match(wanted, said[0]), said
     assert found.out(0) == ["2 processes by their addresses, 2 devices (cpu)"]
     assert found.out(1) == []
-
-
-@pytest.mark.slow
-def test_a_refused_save_is_an_error_in_both(tmp_path):
-    both = Processes(2, tmp_path, "unwritten")
-    both.codes()
-    said = [(tmp_path / f"unwritten.{i}").read_text().splitlines() for i in range(2)]
-    assert said[0] == said[1]
-    for line, name in zip(said[0], ("mkdtemp", "write"), strict=True):
-        wanted = f"OSError: {tmp_path / name}: the checkpoint could not be written"
-        assert line.startswith(wanted) and "step 1: the disk is full" in line
 
 
 @pytest.fixture(scope="module")

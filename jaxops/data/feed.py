@@ -254,8 +254,8 @@ def check_split(plan: Plan) -> None:
     """
     parts, processes = plan.batch_shards, hosts.count()
     found: list[set[int]] = [set() for _ in range(processes)]
-    device: Any
-    for device, (rows,) in plan.batch_sharding().devices_indices_map((parts,)).items():
+    where: Mapping[Any, Any] = plan.batch_sharding().devices_indices_map((parts,))
+    for device, (rows,) in where.items():
         found[device.process_index].update(range(parts)[rows])
     for process, have in enumerate(found):
         wanted = range(process * parts // processes, (process + 1) * parts // processes)
