@@ -136,19 +136,20 @@ class Run:
             self.source.take,
             self.accumulate,
         )
-        if self.looped is None:
-            looped = self.source.many_steps and self._loops_well(program, state)
-            self.looped = hosts.agreed(looped)
-        length = self._length if self.looped else 1
         arguments = self._arguments
-        if self.profile:
-            arguments, program = self.profile.around(self.source, self.clock, arguments, program)
-        for log in self.on_log:
-            if checkpoints is not None and hasattr(log, "resume"):
-                log.resume(self.step)
         in_flight: deque[Call] = deque()
-        self.read_at = time.monotonic()
         with signals() as asked, self._bar() as bar, self.profile or nullcontext():
+            if self.looped is None:  # compiles, so what is asked meanwhile has to be heard
+                looped = self.source.many_steps and self._loops_well(program, state)
+                self.looped = hosts.agreed(looped)
+            length = self._length if self.looped else 1
+            if self.profile:
+                clock = self.clock
+                arguments, program = self.profile.around(self.source, clock, arguments, program)
+            for log in self.on_log:
+                if checkpoints is not None and hasattr(log, "resume"):
+                    log.resume(self.step)
+            self.read_at = time.monotonic()
             while not self.done:
                 count = min(self.steps_per_call, length, self._until(every))
                 given = arguments(count, length)
