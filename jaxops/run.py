@@ -326,6 +326,7 @@ class Run:
             "identity": self._identity(),
             "best_value": self.best_value,
             "worse": self.worse,
+            "skipped": self.skipped,
             "looped": {self._form: self.looped} if chosen else {},
             "stream": self.source.state(),
             "epoch_metrics": _plain(self.epoch_metrics),
@@ -357,6 +358,7 @@ class Run:
         if self.early_stopping:
             self.best = loaded.get("best")
             self.best_value, self.worse = meta["best_value"], meta["worse"]
+        self.skipped = meta.get("skipped", 0)
         self.epoch_metrics = meta["epoch_metrics"]
         self.window_metrics = meta["window_metrics"] if self.log_every else {}
         if self.source.many_steps:  # its rounding is that of the form it was begun in

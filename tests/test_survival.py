@@ -231,3 +231,11 @@ def test_a_run_in_which_all_is_skipped_ends():
             epochs=1000,
             progress=False,
         )
+
+
+def test_skipped_steps_in_a_row_are_counted_on_after_a_restart(tmp_path):
+    task, data = spoiled(40, np.arange(40))
+    settings = {"optimizer": optim.skip_not_finite(ADAM), "batch_size": 10, "progress": False}
+    jo.fit(task, data, steps=60, checkpoint_dir=tmp_path, **settings)
+    with pytest.raises(FloatingPointError, match="not finite in all steps from 1 to 100"):
+        jo.fit(task, data, steps=120, checkpoint_dir=tmp_path, **settings)
