@@ -136,19 +136,20 @@ class Run:
             self.source.take,
             self.accumulate,
         )
-        if self.looped is None:
-            looped = self.source.many_steps and self._loops_well(program, state)
-            self.looped = hosts.agreed(looped)
-        length = self._length if self.looped else 1
         arguments = self._arguments
-        if self.profile:
-            arguments, program = self.profile.around(self.source, self.clock, arguments, program)
-        for log in self.on_log:
-            if checkpoints is not None and hasattr(log, "resume"):
-                log.resume(self.step)
         in_flight: deque[Call] = deque()
-        self.read_at = time.monotonic()
         with signals() as asked, self._bar() as bar, self.profile or nullcontext():
+            if self.looped is None:  # compiles, so what is asked meanwhile has to be heard
+                looped = self.source.many_steps and self._loops_well(program, state)
+                self.looped = hosts.agreed(looped)
+            length = self._length if self.looped else 1
+            if self.profile:
+                clock = self.clock
+                arguments, program = self.profile.around(self.source, clock, arguments, program)
+            for log in self.on_log:
+                if checkpoints is not None and hasattr(log, "resume"):
+                    log.resume(self.step)
+            self.read_at = time.monotonic()
             while not self.done:
                 count = min(self.steps_per_call, length, self._until(every))
                 given = arguments(count, length)
@@ -325,6 +326,7 @@ class Run:
             "identity": self._identity(),
             "best_value": self.best_value,
             "worse": self.worse,
+            "skipped": self.skipped,
             "looped": {self._form: self.looped} if chosen else {},
             "stream": self.source.state(),
             "epoch_metrics": _plain(self.epoch_metrics),
@@ -360,6 +362,7 @@ class Run:
         if self.early_stopping:
             self.best = loaded.get("best")
             self.best_value, self.worse = meta["best_value"], meta["worse"]
+        self.skipped = meta.get("skipped", 0)
         self.epoch_metrics = meta["epoch_metrics"]
         self.window_metrics = meta["window_metrics"] if self.log_every else {}
         if self.source.many_steps:  # its rounding is that of the form it was begun in

@@ -200,6 +200,7 @@ def supervised(
     predict: Callable[[Array], Any],
     columns: tuple[Column, ...],
     classes: tuple[str, ...] = (),
+    coupled: bool = False,
 ) -> Task:
     """A task from a Flax module and a loss for each row.
 
@@ -213,6 +214,8 @@ def supervised(
         predict: outputs -> what a user wants to read, such as probabilities.
         columns: what the data must look like.
         classes: names of the classes, if any.
+        coupled: a row's loss depends on the other rows, as with negatives taken from the batch;
+            then `accumulate` and `parallel.pmap_train_step`, which part a batch, refuse the task.
 
     Raises:
         ValueError: when a step is traced, for a loss that is not one value a row.
@@ -260,4 +263,4 @@ def supervised(
         x = inputs(batch, None)
         return predict(call({"params": params, **extra}, x, row_weights(batch), False))
 
-    return Task(init, loss_fn, predict_fn, columns, classes)
+    return Task(init, loss_fn, predict_fn, columns, classes, coupled=coupled)

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxops as jo
@@ -12,7 +13,7 @@ ROWS = {"x": np.arange(12, dtype=np.float32).reshape(4, 3)}
 KEY = jax.random.key(0)
 
 
-def task(model, loss):
+def task(model, loss, **changes):
     return jo.supervised(
         model,
         lambda batch, key: batch["x"],
@@ -20,6 +21,7 @@ def task(model, loss):
         lambda outputs, batch, weights: {},
         lambda outputs: outputs,
         (jo.Column("x", (3,)),),
+        **changes,
     )
 
 
@@ -60,3 +62,24 @@ def test_init_names_train_and_mask_as_a_step_does(mask):
     total, out = made.loss(params, extra, rows, KEY, False)
     # rows sum to 3, 12, 21, 30, each twice; masked: 6 + 24 + 42 / 2
     assert (total, out.weight) == ((132.0, 4.0) if mask is None else (51.0, 2.5))
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_coupled_loss_is_not_taken_in_parts(coupled):
+    """In-batch negatives: each row is to be the likest to itself of all rows of its batch."""
+
+    def loss(out, batch, train):
+        return optax.softmax_cross_entropy_with_integer_labels(out @ out.T, jnp.arange(len(out)))
+
+    def fit(accumulate):
+        made = task(nn.Dense(2), loss, coupled=coupled)
+        sgd = jo.optim.sgd(0.01)
+        settings = {"batch_size": 4, "accumulate": accumulate, "steps": 1, "progress": False}
+        return jo.fit(made, ROWS, optimizer=sgd, **settings).params["kernel"]
+
+    whole = fit(1)
+    if coupled:
+        with pytest.raises(ValueError, match="coupled=True"):
+            fit(2)
+    else:  # the parts have fewer negatives: what it would have learned
+        assert not np.allclose(fit(2), whole, rtol=1e-3)

@@ -17,6 +17,7 @@ from test_resume import start, wait_for_records
 
 import jaxops as jo
 from jaxops import optim, report
+from jaxops.run import Run
 
 HERE = Path(__file__).parent
 
@@ -82,6 +83,19 @@ def test_sigterm_in_this_process_is_handled_while_a_run_lasts(tmp_path):
     assert stopped.value.code == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert fit(images(40), tmp_path, epochs=2).step == 8  # it had saved the first
+
+
+def test_sigterm_while_the_form_of_a_step_is_chosen_is_answered_after(tmp_path, monkeypatch):
+    def loops_well(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(Run, "_loops_well", loops_well)
+        fit(images(40), tmp_path, epochs=9)
+    assert stopped.value.code == 75
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 1
 
 
 def fit(data, directory=None, optimizer=ADAM, **changes):
@@ -217,3 +231,11 @@ def test_a_run_in_which_all_is_skipped_ends():
             epochs=1000,
             progress=False,
         )
+
+
+def test_skipped_steps_in_a_row_are_counted_on_after_a_restart(tmp_path):
+    task, data = spoiled(40, np.arange(40))
+    settings = {"optimizer": optim.skip_not_finite(ADAM), "batch_size": 10, "progress": False}
+    jo.fit(task, data, steps=60, checkpoint_dir=tmp_path, **settings)
+    with pytest.raises(FloatingPointError, match="not finite in all steps from 1 to 100"):
+        jo.fit(task, data, steps=120, checkpoint_dir=tmp_path, **settings)
