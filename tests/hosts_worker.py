@@ -14,6 +14,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import numpy as np
+import plans
 import pytest
 from small import SETTINGS, TASK, Batches, grained, host, images
 
@@ -94,6 +95,30 @@ def fsdp(folder):
     jo.save(folder / "fsdp.model", TASK, state)
     loss = jo.evaluate(TASK, state, HELD, plan=plan)["loss"]
     return hosts.gathered(state.params), np.float32(loss), jo.predict(TASK, state, HELD)
+
+
+def every_plan(folder):
+    """Each model of `tests/plans.py` under plans that lie across the processes."""
+    cases = [
+        ("MLP", "tensor", 4),
+        (plans.BATCH_NORM, "data", 4),
+        (plans.BATCH_NORM, "fsdp", 1),
+        ("transformer", "data", 4),
+        ("transformer", "fsdp", 4),
+        ("transformer", "tensor", 1),
+    ]
+    return [across(*case) for case in cases[:: hosts.count() // 2 or 1]]
+
+
+def across(model, axis, accumulate):
+    """The end of twenty steps under a plan over all processes, or on one device where alone."""
+    task, data = plans.MODELS[model]
+    plan = None
+    if hosts.count() > 1:
+        rules = plans.RULES[model] if axis == "tensor" else ()
+        plan = jo.parallel.plan(**{axis: hosts.count()}, rules=rules, min_size=8)
+    state = fit(task, data, plan=plan, batch_size=plans.BATCH, accumulate=accumulate)
+    return hosts.gathered((state.params, state.extra))
 
 
 def adam(folder, **changes):

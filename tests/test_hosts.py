@@ -144,6 +144,16 @@ def half(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_plan_over_processes_is_one_device(tmp_path, count):
+    found = Processes(count, tmp_path, "every_plan").end_well().result("every_plan")
+    want = jax.tree.leaves([host(end) for end in worker.every_plan(tmp_path)[:: count // 2]])
+    assert len(found) == len(want) > 20
+    for process_ends, alone_ends in zip(found, want, strict=True):
+        np.testing.assert_allclose(process_ends, alone_ends, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["conv", "stream", "fsdp"])
 def test_batch_norm_streams_and_shards_are_those_of_one_process(half, tmp_path, job):
     assert_close(half.result(job), alone(job, tmp_path), atol=1e-5)
