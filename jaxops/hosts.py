@@ -2,7 +2,7 @@
 
 Every process runs the same script, makes the same calls in the same order, and holds a part of
 each array that spans them. Whatever decides what is called next (a clock, a signal, a file) is
-therefore agreed on first. In a single process all of this costs and does nothing.
+therefore agreed on first. In a single process all of this does nothing, and costs nothing.
 """
 
 import builtins

@@ -177,8 +177,9 @@ def size(
     Memory is what the traced gradient keeps, on the assumption that what is cheap and element by
     element is computed where it is used, and that results are freed after their last use. Seconds
     are bounds from below: peak rates, full bandwidths, no latency (but a cache may be faster than
-    the memory). Statistics of batch norm,
-    metrics and the exchange of rows are not counted among the collectives.
+    the memory). Statistics of batch norm, metrics and the exchange of rows are not counted among
+    the collectives. Blocks in `flax.linen.remat` are taken to be computed again, which `fit` does
+    not do under "fsdp" (`parallel.gathered`).
 
     Args:
         task: what to learn.
