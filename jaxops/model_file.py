@@ -4,8 +4,9 @@ The file is a safetensors file: arrays, and a JSON text that says how the task w
 inputs look like, and which versions wrote it. There is no code in it, but names of code that is
 here. `load` calls what is named, with the arguments written down, and traces the task's `init`; so
 a file may name only tasks' makers and Flax modules of jaxops, `flax.linen` and the user's own
-modules that are imported already, jaxops's augmentations and, among the arguments, the functions
-of `jax.nn` and `jax.nn.initializers` and float dtypes. `save` refuses what `load` would.
+modules that are imported already, jaxops's augmentations and configs of transformers and, among the
+arguments, the functions of `jax.nn` and `jax.nn.initializers` and float dtypes. `save` refuses what
+`load` would.
 """
 
 import contextlib
@@ -39,6 +40,7 @@ FUNCTIONS = {  # and dtypes, that a file may name; the module is the public one
     f"jax.numpy:{name}": getattr(jnp, name)
     for name in ("float16", "bfloat16", "float32", "float64")
 }
+DATACLASSES = ("jaxops.data.augment", "jaxops.nn.blocks")  # whose a file may name
 
 
 class Model(NamedTuple):
@@ -252,8 +254,9 @@ def _call(make: Any, arguments: dict[str, Any], where: str) -> Any:
 def _refusal(where: str, found: Any) -> str:
     return (
         f"save: {where}: {found!r} found; wanted: numbers, strings, tuples, a Flax module at the "
-        "top of its file, an augmentation of jaxops, a function of jax.nn or jax.nn.initializers, "
-        "or a float dtype of jax.numpy. Or save task._replace(recipe=None) and load(path, task=...)"
+        "top of its file, an augmentation or config of jaxops, a function of jax.nn or "
+        "jax.nn.initializers, or a float dtype of jax.numpy. Or save task._replace(recipe=None) "
+        "and load(path, task=...)"
     )
 
 
@@ -297,7 +300,7 @@ def _maker(name: str) -> Any:
         )
     if inspect.isclass(found):
         allowed = issubclass(found, nn.Module) or (
-            module == "jaxops.data.augment" and dataclasses.is_dataclass(found)
+            module in DATACLASSES and dataclasses.is_dataclass(found)
         )
     else:
         allowed = inspect.isfunction(found) and hasattr(found, "makes_task")

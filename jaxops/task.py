@@ -194,7 +194,7 @@ def _clean(batch: Batch, real: Array) -> Batch:
 
 def supervised(
     model: Any,
-    inputs: Callable[[Batch, Key | None], Array],
+    inputs: Callable[[Batch, Key | None], Any],
     loss: Callable[[Array, Batch, bool], Array],
     metrics: Callable[[Array, Batch, Array], dict[str, Any]],
     predict: Callable[[Array], Any],
@@ -208,7 +208,8 @@ def supervised(
         model: a `flax.linen.Module`; its `__call__` takes the inputs and, where it names them,
             `train` (bool) and `mask` ((B,) bool, False for padding). Dropout draws from the
             "dropout" stream.
-        inputs: `(batch, key) -> x`, what the model sees; the key is `None` outside training.
+        inputs: `(batch, key) -> x`, what the model sees, a tuple being its several arguments; the
+            key is `None` outside training.
         loss: `(outputs, batch, train) -> (B,)`, one value a row.
         metrics: `(outputs, batch, weights) -> states`; a step adds "loss" by itself.
         predict: outputs -> what a user wants to read, such as probabilities.
@@ -226,12 +227,15 @@ def supervised(
         known = {"train": train, "mask": weights > 0}
         return {name: value for name, value in known.items() if name in accepts}
 
-    def call(variables: Any, x: Array, weights: Array, train: bool, **kwargs: Any) -> Any:
-        return model.apply(variables, x, **named(weights, train), **kwargs)
+    def arguments(x: Any) -> tuple[Any, ...]:
+        return x if isinstance(x, tuple) else (x,)
+
+    def call(variables: Any, x: Any, weights: Array, train: bool, **kwargs: Any) -> Any:
+        return model.apply(variables, *arguments(x), **named(weights, train), **kwargs)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         x = inputs(batch, None)
-        variables = dict(model.init(key, x, **named(row_weights(batch), False)))
+        variables = dict(model.init(key, *arguments(x), **named(row_weights(batch), False)))
         return variables.pop("params", {}), variables
 
     def loss_fn(

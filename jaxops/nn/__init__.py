@@ -1,7 +1,29 @@
 """Layers that several rooms share."""
 
+from jaxops.nn.attention import Attention, attention, attention_mask, rotary, sinusoidal
+from jaxops.nn.blocks import Block, TransformerConfig
 from jaxops.nn.convolution import Conv, conv2d, max_pool
 from jaxops.nn.normalization import BatchNorm
 from jaxops.nn.product import Dense, computing, matmul
+from jaxops.nn.transformer import Cache, EncoderDecoder, Transformer, empty_cache
 
-__all__ = ["BatchNorm", "Conv", "Dense", "computing", "conv2d", "matmul", "max_pool"]
+__all__ = [
+    "Attention",
+    "BatchNorm",
+    "Block",
+    "Cache",
+    "Conv",
+    "Dense",
+    "EncoderDecoder",
+    "Transformer",
+    "TransformerConfig",
+    "attention",
+    "attention_mask",
+    "computing",
+    "conv2d",
+    "empty_cache",
+    "matmul",
+    "max_pool",
+    "rotary",
+    "sinusoidal",
+]

@@ -30,6 +30,15 @@ def computing(compute: str) -> Iterator[None]:
         yield
 
 
+def computing_in() -> str:
+    """What `computing` says here.
+
+    >>> computing_in()
+    'float32'
+    """
+    return str(_compute.value)
+
+
 def check_compute(compute: str) -> str:
     """Raise `ValueError` for another word than "float32", "bfloat16" or "float16"."""
     if compute not in ("float32", "bfloat16", "float16"):

@@ -1,0 +1,5 @@
+"""Models that read and write: transformers, how they learn, and what they answer."""
+
+from jaxops.language.models import bert_base, gpt2, llama_style, nanogpt, t5_small
+
+__all__ = ["bert_base", "gpt2", "llama_style", "nanogpt", "t5_small"]

@@ -1,0 +1,276 @@
+"""The transformer, one for all: decoders (GPT, Llama), encoders (BERT), encoder-decoders (T5).
+
+What a model is, is said by a `TransformerConfig`; `jaxops.language` has those of known models.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxops.nn.attention import attention_mask, sinusoidal
+from jaxops.nn.blocks import ACTIVATIONS, Stack, TransformerConfig, arange, norm
+from jaxops.nn.product import Array, Dense, matmul
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, so that the next need not look at these again.
+
+    Rows are aligned at their ends: of a row whose prompt is shorter the first slots are padding.
+
+    Attributes:
+        layers: keys and values (B, S, K, H) of each layer; with `scan`, stacked.
+        start: int (B,), the slot of a row's first token.
+        length: int (), how many slots are taken.
+        memory: of an encoder-decoder: keys and values of the source for each layer.
+        memory_mask: bool (B, 1, 1, S), its padding.
+    """
+
+    layers: Any
+    start: Array
+    length: Array
+    memory: Any = None
+    memory_mask: Array | None = None
+
+
+class Embedding(nn.Module):
+    """Tokens to vectors with their positions, and vectors back to logits."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """The tables, and BERT's head."""
+        config, init = self.config, nn.initializers.normal(0.02)
+        shape = (config.vocabulary, config.width)
+        self.tokens = self.param("tokens", init, shape)
+        if config.position == "learned":
+            self.positions = self.param("positions", init, (config.context, config.width))
+        if config.segment_types:
+            self.types = self.param("types", init, (config.segment_types, config.width))
+        if config.embedding_norm:
+            self.norm = norm(config)
+        self.drop = nn.Dropout(config.dropout)
+        if config.masked_head:
+            self.head_dense = Dense(config.width, kernel_init=init)
+            self.head_norm = norm(config)
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, shape[:1])
+        if not config.tied:
+            self.head = Dense(config.vocabulary, use_bias=False, kernel_init=init)
+
+    def __call__(
+        self, tokens: Array, positions: Array, types: Array | None = None, train: bool = False
+    ) -> Array:
+        """Of tokens (B, T) at positions (B or 1, T), of `types` (B, T): (B, T, D)."""
+        config = self.config
+        x = self.tokens[tokens]
+        if config.position == "learned":
+            x += self.positions[jnp.maximum(positions, 0)]
+        elif config.position == "sinusoidal":
+            # Vaswani et al. 2017, section 3.4: else the positions would drown the tokens
+            x = x * config.width**0.5 + sinusoidal(positions, config.width)
+        if config.segment_types:
+            x += self.types[jnp.zeros_like(tokens) if types is None else types]
+        if config.embedding_norm:
+            x = self.norm(x)
+        return self.drop(x, deterministic=not train)
+
+    def logits(self, x: Array) -> Array:
+        """Of x (B, T, D): (B, T, vocabulary)."""
+        config = self.config
+        if config.masked_head:
+            x = self.head_norm(ACTIVATIONS[config.activation](self.head_dense(x)))
+        if config.logit_scale != 1.0:
+            x *= config.logit_scale
+        y = matmul(x, self.tokens.T) if config.tied else self.head(x)
+        return y + self.head_bias.reshape(1, 1, -1) if config.masked_head else y
+
+
+def _check_length(config: TransformerConfig, length: int) -> None:
+    if length > config.context:
+        raise ValueError(
+            f"tokens: {length} in a row found, at most {config.context} (context) wanted"
+        )
+
+
+class Transformer(nn.Module):
+    """A decoder (GPT) or an encoder (BERT), by its `config`: tokens to logits.
+
+    >>> import jax
+    >>> config = TransformerConfig(vocabulary=65, context=8, layers=2, heads=2, width=16)
+    >>> model = Transformer(config)
+    >>> tokens = jnp.zeros((3, 8), jnp.int32)
+    >>> variables = model.init(jax.random.key(0), tokens)
+    >>> model.apply(variables, tokens).shape
+    (3, 8, 65)
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """Embedding and blocks."""
+        self.embedding = Embedding(self.config)
+        self.stack = Stack(self.config)
+
+    def __call__(
+        self,
+        tokens: Array,
+        segments: Array | None = None,
+        positions: Array | None = None,
+        types: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """Logits.
+
+        Args:
+            tokens: int (B, T).
+            segments: int (B, T): tokens see those of their own segment alone, 0 is padding; one
+                segment by default. So several documents share a row.
+            positions: int (B, T), in the documents; 0 to T - 1 by default.
+            types: int (B, T), where the model has `segment_types`; 0 by default.
+            train: drop.
+
+        Returns:
+            (B, T, vocabulary).
+
+        Raises:
+            ValueError: more tokens in a row than the context.
+        """
+        x = self.hidden(tokens, segments, positions, types, train=train)
+        return self.embedding.logits(x)
+
+    def hidden(
+        self,
+        tokens: Array,
+        segments: Array | None = None,
+        positions: Array | None = None,
+        types: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """What the logits are made of, (B, T, width): for heads of your own."""
+        _check_length(self.config, tokens.shape[1])
+        own = arange(tokens.shape[1]) if positions is None else positions
+        x = self.embedding(tokens, own, types, train)
+        return self.stack(x, positions, segments, train=train)[0]
+
+    def advance(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Logits (B, T, vocabulary) of the next T tokens after those in the cache, and the cache.
+
+        Raises:
+            ValueError: the model is not causal: earlier tokens would have seen these.
+        """
+        if not self.config.causal:
+            raise ValueError("advance: an encoder (causal=False) found, a decoder wanted")
+        return _advance(self, tokens, cache)
+
+
+def _advance(
+    model: Any, tokens: Array, cache: Cache, memory: Array | None = None
+) -> tuple[Array, Cache]:
+    length = tokens.shape[1]
+    own = arange(length) + cache.length - cache.start[:, None]
+    x = model.embedding(tokens, own)
+    x, (layers, remembered) = model.stack(
+        x, cache=cache, memory=memory, memory_mask=cache.memory_mask
+    )
+    cache = cache._replace(layers=layers, memory=remembered, length=cache.length + length)
+    return model.embedding.logits(x), cache
+
+
+def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
+    """A cache with room for `slots` tokens a row.
+
+    Args:
+        config: of the decoder.
+        slots: prompt and answer together.
+        start: int (B,), where in its first slots each row begins: prompts are aligned at their
+            ends, and what is before `start` is padding.
+
+    Raises:
+        ValueError: more slots than the context.
+    """
+    _check_length(config, slots)
+    shape = (len(start), slots, config.kv_heads or config.heads, config.per_head)
+    if config.scan:
+        shape = (config.layers, *shape)
+    pair = jnp.zeros(shape), jnp.zeros(shape)
+    layers = pair if config.scan else (pair,) * config.layers
+    return Cache(layers, start, jnp.zeros((), jnp.int32))
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder that sees all of the source, and a decoder that looks at what it made of it (T5).
+
+    Both are of `config`, but for what each token sees; they share the tokens' embeddings.
+
+    >>> import jax
+    >>> config = TransformerConfig(vocabulary=20, context=8, layers=1, heads=2, width=16)
+    >>> model = EncoderDecoder(config)
+    >>> source, target = jnp.zeros((3, 8), jnp.int32), jnp.zeros((3, 5), jnp.int32)
+    >>> variables = model.init(jax.random.key(0), source, target)
+    >>> model.apply(variables, source, target).shape
+    (3, 5, 20)
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """Embedding, encoder and decoder."""
+        self.embedding = Embedding(self.config)
+        self.encoder = Stack(replace(self.config, causal=False, window=None))
+        self.stack = Stack(replace(self.config, causal=True), cross=True)
+
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        source_segments: Array | None = None,
+        target_segments: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """Logits of what comes after each target token.
+
+        Args:
+            source: int (B, S).
+            target: int (B, T), what the decoder has seen: the answer behind a start token.
+            source_segments: int (B, S); tokens and targets of one number belong together, 0 is
+                padding; one segment by default.
+            target_segments: int (B, T).
+            train: drop.
+
+        Returns:
+            (B, T, vocabulary).
+
+        Raises:
+            ValueError: more tokens in a row than the context.
+        """
+        _check_length(self.config, max(source.shape[1], target.shape[1]))
+        memory = self.encode(source, source_segments, train=train)
+        own = arange(target.shape[1])
+        mask = None
+        if source_segments is not None:
+            known = jnp.ones_like(target) if target_segments is None else target_segments
+            mask = attention_mask(own, own, known, source_segments)
+        x = self.embedding(target, own, train=train)
+        x, _ = self.stack(x, None, target_segments, memory=memory, memory_mask=mask, train=train)
+        return self.embedding.logits(x)
+
+    def encode(self, source: Array, segments: Array | None = None, *, train: bool = False) -> Array:
+        """What the encoder makes of the source, (B, S, width)."""
+        x = self.embedding(source, arange(source.shape[1]), train=train)
+        return self.encoder(x, None, segments, train=train)[0]
+
+    def begin(
+        self, source: Array, segments: Array | None, tokens: Array, cache: Cache
+    ) -> tuple[Array, Cache]:
+        """Encode the source (B, S), then as `Transformer.advance`."""
+        memory = self.encode(source, segments)
+        mask = None if segments is None else (segments > 0)[:, None, None]
+        return _advance(self, tokens, cache._replace(memory_mask=mask), memory)
+
+    def advance(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+        """As `Transformer.advance`, with a cache that `begin` made."""
+        return _advance(self, tokens, cache)
