@@ -15,6 +15,7 @@ from benchmarks import gpt, workloads
 from benchmarks.side import Side
 from benchmarks.workloads import CHECKED, EPSILON, FIRST_LOSSES, LEARNING_RATE, LOSS_TOLERANCE, SEED
 from jaxops import clock, program, tabular, vision
+from jaxops.language.generate import generate
 from jaxops.nn.product import has_bfloat16
 
 SWEEP = 32
@@ -30,7 +31,7 @@ def make(form: str, folder: str, started: float) -> Any:
     """
     if form == "machine":
         return Machine()
-    kinds = {"train": Training, "predict": Prediction, "sweep": Training}
+    kinds = {"train": Training, "predict": Prediction, "sweep": Training, "generate": Generation}
     kind = kinds[workloads.read_workload(Path(folder)).kind]
     return (Sweep if form == "vmapped" else kind)(form, folder, started)
 
@@ -262,3 +263,44 @@ class Prediction(Training):
             self.ask(self.question)
             calls += 1
         return calls * self.workload.batch_size / (time.perf_counter() - start)
+
+
+class Generation(Training):
+    """`language.generate`: prompts of one length to the most probable answers."""
+
+    def setup(self) -> dict[str, Any]:
+        """Seconds to the first answer."""
+        self.state = jo.init_state(self.task, self.optimizer, SEED, self._batch())
+        rows = self.test["tokens"][: self.workload.batch_size]
+        self.prompts = [row[: workloads.PROMPT] for row in rows]
+        self.ask()
+        first = time.time() - self.started
+        return {"first_step_seconds": first, "peak_memory": clock.peak_memory()}
+
+    def ask(self) -> list[list[int]]:
+        """The answers' tokens: the one call that is measured."""
+        answers = generate(self.task, self.state, self.prompts, new_tokens=workloads.NEW_TOKENS)
+        return [answer.tokens.tolist() for answer in answers]
+
+    def facts(self) -> dict[str, Any]:
+        """As in training; the products with the parameters, for each token."""
+        parameters, network = super().facts()["parameters"], self.workload.network
+        looked_up = (network.vocabulary + network.context) * network.width
+        return {"parameters": parameters, "flops_per_example": 2 * (parameters - looked_up)}
+
+    def check(self, order: int) -> dict[str, Any]:
+        """The tokens of the answers that are timed."""
+        with jax.default_matmul_precision("highest"):
+            return {"outputs": [token for answer in self.ask() for token in answer]}
+
+    def tune(self, seconds: float) -> dict[str, Any]:
+        """Nothing to choose."""
+        self.measure(seconds)
+        return {}
+
+    def measure(self, seconds: float) -> float:
+        """Tokens a second."""
+        start, tokens = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            tokens += sum(map(len, self.ask()))
+        return tokens / (time.perf_counter() - start)

@@ -11,8 +11,8 @@ from benchmarks import figures, workloads
 from benchmarks.process import Others, Worker, WorkerError
 
 MORE = 3
-OPTIONAL = ("compiled", "bfloat16", "graphed")
-"""forms of PyTorch whose failure the others survive: some want a C++ compiler, for one"""
+OPTIONAL = ("compiled", "bfloat16", "graphed", "transformers")
+"""forms of PyTorch whose failure the others survive: some want a C++ compiler, or a package"""
 
 
 @dataclass(frozen=True)

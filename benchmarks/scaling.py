@@ -19,16 +19,13 @@ from typing import Any
 if "time" not in sys.argv:
     os.environ.setdefault("NPROC", "16")
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 import jaxops as jo
 from benchmarks import gpt, workloads
 from jaxops import optim, parallel, vision
 from jaxops.hardware import HARDWARE, Hardware, this_machine
-from jaxops.nn import Dense
 from jaxops.program import train_program
 from jaxops.report import table
 from jaxops.state import state_shapes
@@ -187,42 +184,10 @@ def _seconds(step: Any, state: Any, batch: Any) -> float:
     return min(times)
 
 
-class Rematerialised(gpt.GPT):
-    """`benchmarks.gpt.GPT` that keeps what goes into a block, and computes the block again."""
-
-    @nn.compact
-    def __call__(self, tokens: Any) -> Any:
-        """Logits of the token after each."""
-        size = self.size
-        embed = nn.Embed(size.vocabulary, size.width, name="tokens")
-        positions = self.param("positions", nn.initializers.zeros, (1, size.context, size.width))
-        x = embed(tokens) + positions
-        for i in range(size.layers):
-            x = nn.remat(gpt.Block)(size.heads, name=f"block_{i}")(x)
-        return Dense(size.vocabulary, use_bias=False, name="logits")(nn.LayerNorm(name="norm")(x))
-
-
-def large() -> jo.Task:
-    """7 billion parameters; otherwise as `benchmarks.gpt.task`."""
-
-    def loss(logits: Any, batch: Any, train: bool) -> Any:
-        targets = batch["tokens"][:, 1:]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(-1)
-
-    return jo.supervised(
-        Rematerialised(LARGE),
-        lambda batch, key: batch["tokens"][:, :-1],
-        loss,
-        lambda logits, batch, weights: {},
-        jax.nn.softmax,
-        (jo.Column("tokens", (LARGE.context + 1,), "int"),),
-    )
-
-
 SPLIT = [
-    ("(qkv|up|logits)/kernel", (None, "tensor")),
+    ("(qkv|up|head)/kernel", (None, "tensor")),
     ("(qkv|up)/bias", ("tensor",)),
-    ("(project|down)/kernel", ("tensor", None)),
+    ("(out|down)/kernel", ("tensor", None)),
 ]
 MESHES = (
     {"fsdp": 64},
@@ -236,7 +201,7 @@ MESHES = (
 
 def pod() -> Iterator[Row]:
     """2,048 windows a step, four million tokens, whatever the chips."""
-    task = large()
+    task = gpt.next_character(gpt.network(LARGE, remat=True))
     for device in ("H100", "v5e", "v5p"):
         for mesh in MESHES:
             rules = SPLIT if "tensor" in mesh else ()

@@ -92,13 +92,34 @@ def _tensor(path: str, value: np.ndarray, size: Any, channels_last: bool) -> Ten
     return torch.from_numpy(np.ascontiguousarray(value))
 
 
+def _name(path: str) -> str:
+    """What PyTorch's GPT calls a parameter of the Flax one; others have one name.
+
+    >>> _name("stack/block_0/feed_forward/up/kernel")
+    'block_0/up/kernel'
+    """
+    for ours, theirs in {
+        "stack/": "",
+        "embedding/tokens": "tokens/embedding",
+        "embedding/positions": "positions",
+        "embedding/head": "logits",
+        "feed_forward_norm": "norm_2",
+        "feed_forward/": "",
+        "attention_norm": "norm_1",
+        "attention/out": "project",
+        "attention/": "",
+    }.items():
+        path = path.replace(ours, theirs)
+    return path
+
+
 def load_weights(module: nn.Module, file: Path, size: Any, channels_last: bool) -> None:
     """Copy the parameters in place.
 
     Raises:
         KeyError: the file lacks one; all of both must be used.
     """
-    flat = dict(np.load(file))
+    flat = {_name(path): value for path, value in np.load(file).items()}
     renamed = {"weight": ("kernel", "scale", "embedding")}
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -3,9 +3,9 @@
 Forms: "article", as the articles write it (DataLoader, `.item()` each step); "careful", as a user
 who knows PyTorch writes it; "compiled", the careful form under `torch.compile`; "graphed", the
 whole step as one CUDA graph, on a GPU; "bfloat16", the faster of autocast and of "medium" products
-(oneDNN's in bfloat16), eager or compiled. What is best on this machine (whose products, threads,
-layout, bytes or floats in memory, how to shuffle, which Adam, which compiler mode) is found by
-short trials, one choice after another, and reported.
+(oneDNN's in bfloat16), eager or compiled; "transformers", that library's own generation. What is
+best on this machine (whose products, threads, layout, bytes or floats in memory, how to shuffle,
+which Adam, which compiler mode) is found by short trials, one choice after another, and reported.
 """
 
 import time
@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import workloads
 from benchmarks.torch_choices import DEVICE, GPU, medium_is_exact, wait
+from benchmarks.torch_generation import Generation
 from benchmarks.torch_predict import Prediction
 from benchmarks.torch_train import Training
 
@@ -26,7 +27,8 @@ def make(form: str, folder: str, started: float) -> Any:
     if form == "machine":
         return Machine()
     kind = workloads.read_workload(Path(folder)).kind
-    return (Prediction if kind == "predict" else Training)(form, folder, started)
+    kinds = {"train": Training, "predict": Prediction, "generate": Generation}
+    return kinds[kind](form, folder, started)
 
 
 class Machine:

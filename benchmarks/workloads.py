@@ -20,6 +20,8 @@ ACCURACY_TOLERANCE = {"float32": 0.005, "bfloat16": 0.01}
 FINAL_LOSS_TOLERANCE = {"float32": 0.01, "bfloat16": 0.02}
 """relative; where a task has no accuracy"""
 LEARNING_RATE, EPSILON = 1e-3, 1e-8
+PROMPT, NEW_TOKENS = 16, 200
+"""of a generation"""
 TORCH_FORMS = ("article", "careful", "compiled")
 
 
@@ -80,7 +82,9 @@ class Workload:
         network: what is trained or asked.
         data: "mnist", "churn" or "shakespeare".
         batch_size: rows in one update, or in one question.
-        kind: "train", "predict" (NumPy in, NumPy out) or "sweep" (32 seeds at once, jaxops alone).
+        kind: "train", "predict" (NumPy in, NumPy out), "generate" (prompts of `PROMPT` tokens in,
+            the `NEW_TOKENS` most probable ones out; an example is a token) or "sweep" (32 seeds at
+            once, jaxops alone).
         check_steps: updates on given batches before both sides are tested.
         targets: ratio -> what the project wants of it on two CPU cores; see `benchmarks.figures`.
         gpu: measured by default only where there is a GPU.
@@ -142,6 +146,8 @@ WORKLOADS = (
     Workload("C01-predict-1024", C01, "mnist", 1024, "predict", targets=(("best", 1.0),)),
     Workload("C03-predict-1", C03, "mnist", 1, "predict", targets=(("best", 1.5),)),
     Workload("C03-predict-1024", C03, "mnist", 1024, "predict", targets=(("best", 1.0),)),
+    Workload("gpt-generate-1", LARGE_GPT, "shakespeare", 1, "generate", targets=(("best", 1.0),)),
+    Workload("gpt-generate-16", LARGE_GPT, "shakespeare", 16, "generate", targets=(("best", 1.0),)),
     Workload("C01-sweep", C01, "mnist", 64, "sweep", gpu=True),
 )  # fmt: skip
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
@@ -172,6 +178,8 @@ def forms(workload: Workload, compute: tuple[str, ...], gpu: bool = False) -> di
     """
     if workload.kind == "sweep":
         return {"jaxops": ["vmapped", "one at a time"], "torch": []}
+    if workload.kind == "generate":
+        return {"jaxops": ["float32"], "torch": ["careful", "compiled", "transformers"]}
     if workload.kind == "predict":
         return {"jaxops": ["float32"], "torch": [f for f in TORCH_FORMS if f != "article"]}
     more = ["graphed"] * gpu + ["bfloat16"] * workload.bfloat16

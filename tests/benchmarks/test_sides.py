@@ -107,6 +107,24 @@ def test_probabilities_agree(name, form, tmp_path):
     assert figures.different(wanted, found, "float32") == ""
 
 
+@pytest.mark.parametrize("form", ["careful", "transformers"])
+def test_generated_tokens_agree(form, tmp_path, monkeypatch):
+    if form == "transformers":
+        pytest.importorskip("transformers")
+    monkeypatch.setattr(workloads, "PROMPT", 5)
+    monkeypatch.setattr(workloads, "NEW_TOKENS", 11)
+    _, ours, theirs = sides("gpt-generate-16", tmp_path, form)
+    ours.setup()
+    ours.weights()
+    theirs.setup()
+    wanted, found = ours.check(0), theirs.check(0)
+    assert len(wanted["outputs"]) == 8 * 11 and len(set(wanted["outputs"])) > 2
+    assert found["outputs"] == wanted["outputs"]
+    if form == "careful":  # and with the slots that are not filled yet masked
+        theirs.ask = theirs.answerer(theirs.settings, traced=True)
+        assert theirs.check(0)["outputs"] == wanted["outputs"]
+
+
 def test_the_articles_loop_sees_every_example_and_the_careful_one_whole_batches(tmp_path):
     _, ours, article = sides("C04", tmp_path, "article")
     ours.weights()
@@ -156,6 +174,7 @@ def test_the_suite_has_what_the_issue_names():
         *("C01", "C02", "C03", "C04", "C08", "gpt-12", "gpt-64"),
         *(f"C0{i}-1024" for i in (1, 2, 3, 4, 8)),
         *(f"{c}-predict-{n}" for c in ("C01", "C03") for n in (1, 1024)),
+        *(f"gpt-generate-{n}" for n in (1, 16)),
     }
     everywhere = {w.name for w in workloads.chosen((), gpu=True)[0]}
     assert everywhere - names == {"gpt-large", "C01-sweep"}
@@ -174,6 +193,8 @@ def test_forms():
     low = workloads.forms(BY_NAME["gpt-12"], both)
     assert low == {"jaxops": list(both), "torch": [*torch, "bfloat16"]}
     assert workloads.forms(BY_NAME["C01-sweep"], both)["torch"] == []
+    generate = workloads.forms(BY_NAME["gpt-generate-1"], both)
+    assert generate == {"jaxops": ["float32"], "torch": ["careful", "compiled", "transformers"]}
     gpu = workloads.forms(BY_NAME["gpt-large"], both, gpu=True)
     assert gpu["torch"] == [*torch, "graphed", "bfloat16"]
 

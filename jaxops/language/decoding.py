@@ -1,0 +1,351 @@
+"""The programs behind `generate`: prompts into a cache, then token after token on the device.
+
+Lengths and rows are rounded up, so that few programs serve all: a prompt's length and the rows to
+powers of two, and the cache's slots too, which double where they are used up. How many tokens are
+wanted, the seed and the numbers of `Sampling` are arguments and compile nothing.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxops.language.sampling import Sampling, choose
+from jaxops.nn import Cache, EncoderDecoder, empty_cache
+
+Array = jax.Array
+Variables = Any
+
+CHUNK = 64
+"""tokens that one call makes at most; then the host reads them"""
+LEAST_PROMPT, LEAST_SLOTS = 16, 64
+NONE = -1
+"""in place of a token of a row that has ended"""
+
+
+class Prompts(NamedTuple):
+    """Prompts as arrays, aligned at their ends.
+
+    Attributes:
+        tokens: int32 (B, T), all but the last token of each, padding first.
+        start: int32 (B,), where in `tokens` a prompt begins.
+        last: int32 (B,), the last token.
+        row: int32 (B,), its number among all prompts; `NONE` for padding.
+        source: int32 (B, S), what an encoder reads, padding last.
+        segments: int32 (B, S), 1 where `source` is not padding.
+    """
+
+    tokens: Any
+    start: Any
+    last: Any
+    row: Any
+    source: Any = None
+    segments: Any = None
+
+
+class Run(NamedTuple):
+    """What goes from token to token.
+
+    Attributes:
+        cache: of all tokens but the last.
+        token: int32 (B,), the last.
+        done: bool (B,).
+        log_probability: (B,), of the answer.
+        seen: bool (B, V), tokens that occurred; `None` without a repetition penalty.
+        keys: (B,).
+        count: int32 (), tokens so far.
+    """
+
+    cache: Cache
+    token: Array
+    done: Array
+    log_probability: Array
+    seen: Any
+    keys: Array
+    count: Array
+
+
+class Beams(NamedTuple):
+    """The W best answers so far of each prompt that have not ended, and the best that has.
+
+    Attributes:
+        cache: of B * W rows.
+        token: int32 (B * W,).
+        done: bool (B,), no answer can become better than `best`.
+        log_probability: (B, W); -inf for none.
+        best: (B,), the score of the best answer that has ended: its log-probability, over its
+            length to the power of the length penalty.
+        best_at: int32 (B,), the step at which it ended,
+        best_beam: int32 (B,), and which beam did.
+        count: int32 (), steps so far.
+    """
+
+    cache: Cache
+    token: Array
+    done: Array
+    log_probability: Array
+    best: Array
+    best_at: Array
+    best_beam: Array
+    count: Array
+
+
+class Programs(NamedTuple):
+    """Compiled once for each shape.
+
+    Attributes:
+        begin: `(variables, prompts, key, slots, beams, penalty) -> Run`, or `Beams` for `beams`.
+        sample: `(variables, run, steps, stop, sampling, most) -> (run, tokens (CHUNK, B))`.
+        beam: `(variables, run, steps, stop, longest, length_penalty) ->
+            (run, (tokens, parents (CHUNK, B, W)))`.
+    """
+
+    begin: Callable[..., Any]
+    sample: Callable[..., Any]
+    beam: Callable[..., Any]
+
+
+@functools.lru_cache(maxsize=32)
+def programs(model: Any) -> Programs:
+    """Those of a transformer; equal models share them."""
+    return Programs(
+        jax.jit(functools.partial(_begin, model), static_argnames=("slots", "beams", "penalty")),
+        jax.jit(functools.partial(_sample, model), static_argnames="most", donate_argnums=1),
+        jax.jit(functools.partial(_beam, model), donate_argnums=1),
+    )
+
+
+def bucket(number: int, least: int) -> int:
+    """The next power of two, at least `least`.
+
+    >>> bucket(17, 16)
+    32
+    """
+    return max(least, 1 << (number - 1).bit_length())
+
+
+def aligned(
+    prompts: list[np.ndarray], first_row: int, sources: list[np.ndarray] | None, context: int
+) -> Prompts:
+    """Prompts of different lengths, and sources where there are some, as arrays."""
+    rows = bucket(len(prompts), 1)
+    width = bucket(max(map(len, prompts)) - 1, LEAST_PROMPT)
+    tokens = np.zeros((rows, width), np.int32)
+    start = np.full(rows, width, np.int32)
+    last, row = np.zeros(rows, np.int32), np.full(rows, NONE, np.int32)
+    for i, prompt in enumerate(prompts):
+        start[i] = width - len(prompt) + 1
+        tokens[i, start[i] :], last[i], row[i] = prompt[:-1], prompt[-1], first_row + i
+    if sources is None:
+        return Prompts(tokens, start, last, row)
+    source = np.zeros((rows, min(bucket(max(map(len, sources)), LEAST_PROMPT), context)), np.int32)
+    segments = np.zeros_like(source)
+    for i, one in enumerate(sources):
+        source[i, : len(one)], segments[i, : len(one)] = one, 1
+    return Prompts(tokens, start, last, row, source, segments)
+
+
+def first_slots(prompts: Prompts) -> int:
+    """Of the cache in which prompts begin."""
+    return bucket(prompts.tokens.shape[1] + 1, LEAST_SLOTS)
+
+
+def chunks(program: Callable[..., Any], run: Any, most: int, chunk: int) -> Iterator[Any]:
+    """Make up to `most` tokens, and yield `(run, NumPy outputs)` after up to `chunk` each.
+
+    The cache gets more slots where it is full. `run` is donated to the next call.
+
+    Args:
+        program: `(run, steps) -> (run, outputs)`, outputs (CHUNK, ...).
+        run: as begun.
+        most: tokens of an answer.
+        chunk: at most `CHUNK`.
+    """
+    length = int(run.cache.length)
+    while most:
+        slots = jax.tree.leaves(run.cache.layers)[0].shape[-3]
+        if length == slots:
+            run, slots = run._replace(cache=_grown(run.cache)), 2 * slots
+        steps = min(most, chunk, slots - length)
+        run, outputs = program(run, np.int32(steps))
+        done, outputs = jax.device_get((run.done, outputs))
+        yield run, jax.tree.map(lambda leaf: leaf[:steps], outputs)  # noqa: B023
+        if done.all():
+            return
+        most, length = most - steps, length + steps
+
+
+@jax.jit
+def _grown(cache: Cache) -> Cache:
+    def double(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, jnp.zeros_like(leaf)], -3)
+
+    return cache._replace(layers=jax.tree.map(double, cache.layers))
+
+
+def _begin(
+    model: Any,
+    variables: Variables,
+    prompts: Prompts,
+    key: Array | None,
+    slots: int,
+    beams: int | None = None,
+    penalty: bool = False,
+) -> Run | Beams:
+    """Read the prompts. Logits are of no use here: what follows the last token comes later."""
+    # a row's positions are those of its tokens, so slots may be more than the context
+    config = replace(model.config, context=slots)
+    cache = empty_cache(config, slots, jnp.asarray(prompts.start))
+    if isinstance(model, EncoderDecoder):
+        read = (prompts.source, prompts.segments, prompts.tokens, cache)
+        _, cache = model.apply(variables, *read, method="begin")
+    else:
+        _, cache = model.apply(variables, prompts.tokens, cache, method="advance")
+    rows, padding = len(prompts.row), prompts.row < 0
+    if beams is not None:
+        index = jnp.repeat(jnp.arange(rows), beams)
+        first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
+        return Beams(
+            _taken(cache, index, config.scan, everything=True),
+            jnp.repeat(prompts.last, beams),
+            padding,
+            jnp.where(padding[:, None], -jnp.inf, first[None]),
+            jnp.full(rows, -jnp.inf),
+            *jnp.zeros((2, rows), jnp.int32),
+            jnp.int32(0),
+        )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.row)
+    seen = None
+    if penalty:
+        width = prompts.tokens.shape[1]
+        real = jnp.arange(width)[None] >= prompts.start[:, None]
+        each = jnp.arange(rows)
+        seen = jnp.zeros((rows, config.vocabulary), bool)
+        seen = seen.at[each[:, None], prompts.tokens].max(real).at[each, prompts.last].set(True)
+    zeros = jnp.zeros(rows)
+    return Run(cache, jnp.asarray(prompts.last), padding, zeros, seen, keys, jnp.int32(0))
+
+
+def _taken(cache: Cache, index: Array, scan: bool, everything: bool = False) -> Cache:
+    """These rows of a cache; of what they share, the prompts' own, only with `everything`."""
+
+    def take(tree: Any, axis: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf.take(index, axis), tree)
+
+    cache = cache._replace(layers=take(cache.layers, int(scan)))
+    if not everything:
+        return cache
+    return cache._replace(
+        start=take(cache.start, 0),
+        memory=take(cache.memory, int(scan)),
+        memory_mask=take(cache.memory_mask, 0),
+    )
+
+
+def _among(token: Array, stop: Array) -> Array:
+    return (token[..., None] == stop.reshape(*[1] * token.ndim, -1)).any(-1)
+
+
+def _sample(
+    model: Any,
+    variables: Variables,
+    run: Run,
+    steps: Array,
+    stop: Array,
+    sampling: Sampling,
+    most: int | None = None,
+) -> tuple[Run, Array]:
+    each = jnp.arange(len(run.token))
+
+    def more(carry: Any) -> Array:
+        i, run, _ = carry
+        return (i < steps) & ~run.done.all()
+
+    def step(carry: Any) -> Any:
+        i, run, tokens = carry
+        logits, cache = model.apply(variables, run.token[:, None], run.cache, method="advance")
+        logits = logits[:, 0].astype(jnp.float32)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(run.keys, run.count)
+        token = choose(logits, keys, sampling, most, run.seen)
+        added = jax.nn.log_softmax(logits)[each, token]
+        done = run.done | _among(token, stop)
+        run = Run(
+            cache,
+            token,
+            done,
+            run.log_probability + jnp.where(run.done, 0.0, added),
+            None if run.seen is None else run.seen.at[each, token].set(True),
+            run.keys,
+            run.count + 1,
+        )
+        return i + 1, run, tokens.at[i].set(jnp.where(done, NONE, token))
+
+    tokens = jnp.full((CHUNK, len(run.token)), NONE, jnp.int32)
+    _, run, tokens = lax.while_loop(more, step, (jnp.int32(0), run, tokens))
+    return run, tokens
+
+
+def _beam(
+    model: Any,
+    variables: Variables,
+    run: Beams,
+    steps: Array,
+    stop: Array,
+    longest: Array,
+    length_penalty: Array,
+) -> tuple[Beams, tuple[Array, Array]]:
+    rows, beams = run.log_probability.shape
+    vocabulary = model.config.vocabulary
+
+    def more(carry: Any) -> Array:
+        i, run, _ = carry
+        return (i < steps) & ~run.done.all()
+
+    def step(carry: Any) -> Any:
+        i, run, outputs = carry
+        logits, cache = model.apply(variables, run.token[:, None], run.cache, method="advance")
+        added = jax.nn.log_softmax(logits[:, 0].astype(jnp.float32))
+        scores = run.log_probability[..., None] + added.reshape(rows, beams, -1)
+        # so many that, whatever they are, W of them have not ended
+        count = min(beams * (1 + len(stop)), beams * vocabulary)
+        scores, index = lax.top_k(scores.reshape(rows, -1), count)
+        parent, token = index // vocabulary, index % vocabulary
+        stopped = _among(token, stop)
+        # an answer ends where its stop token is among the W best; length penalty: see `generate`
+        length = (run.count + 1).astype(jnp.float32)
+        ended = jnp.where(stopped & (jnp.arange(count)[None] < beams), scores, -jnp.inf)
+        ended /= length**length_penalty
+        which = ended.argmax(-1, keepdims=True)
+        score, beam = (jnp.take_along_axis(x, which, -1)[:, 0] for x in (ended, parent))
+        better = score > run.best
+        best = jnp.where(better, score, run.best)
+        # the W best that go on
+        on = jnp.argsort(stopped, stable=True)[:, :beams]
+        scores = jnp.where(stopped, -jnp.inf, scores)
+        scores, parent, token = (jnp.take_along_axis(x, on, -1) for x in (scores, parent, token))
+        row = (parent + beams * jnp.arange(rows)[:, None]).reshape(-1)
+        run = Beams(
+            _taken(cache, row, model.config.scan),
+            token.reshape(-1),
+            # a sum of log-probabilities only falls, and is divided by no more than this
+            run.done | (best >= scores.max(-1) / longest.astype(jnp.float32) ** length_penalty),
+            scores,
+            best,
+            jnp.where(better, run.count, run.best_at),
+            jnp.where(better, beam, run.best_beam),
+            run.count + 1,
+        )
+        return (
+            i + 1,
+            run,
+            tuple(x.at[i].set(y) for x, y in zip(outputs, (token, parent), strict=True)),
+        )
+
+    nothing = jnp.full((CHUNK, rows, beams), NONE, jnp.int32)
+    _, run, outputs = lax.while_loop(more, step, (jnp.int32(0), run, (nothing, nothing)))
+    return run, outputs

@@ -1,0 +1,103 @@
+"""From logits to the next token: what is left of a distribution, and a draw from it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+
+class Sampling(NamedTuple):
+    """How a token is chosen; a number, or `None`, which compiles to nothing.
+
+    Attributes:
+        temperature: divides the logits; `None` takes the most probable token.
+        top_k: the most probable so many tokens are left (Fan et al. 2018, arXiv:1805.04833).
+        top_p: the fewest tokens that together have this probability, after `top_k` (nucleus;
+            Holtzman et al. 2020, arXiv:1904.09751).
+        min_p: those with this share of the most probable one's probability (Nguyen et al. 2024,
+            arXiv:2407.01082).
+        repetition_penalty: of the tokens that occurred, see `penalised`.
+    """
+
+    temperature: Any = None
+    top_k: Any = None
+    top_p: Any = None
+    min_p: Any = None
+    repetition_penalty: Any = None
+
+
+def penalised(logits: Array, seen: Array, penalty: Array | float) -> Array:
+    """Logits of tokens that occurred, divided by `penalty` where positive, else multiplied.
+
+    Keskar et al. 2019 (CTRL), arXiv:1909.05858, section 4.1, which divides alone; that would make
+    a token whose logit is negative more probable.
+
+    Args:
+        logits: (B, V).
+        seen: bool (B, V).
+        penalty: 1 changes nothing.
+
+    >>> penalised(jnp.array([2.0, -1.0, 1.0]), jnp.array([True, True, False]), 2.0).tolist()
+    [1.0, -2.0, 1.0]
+    """
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def filtered(logits: Array, sampling: Sampling, most: int | None = None) -> Array:
+    """Logits with -inf for what top-k, top-p and min-p leave out; the most probable one is left.
+
+    Each leaves what is at least as probable as some token, so tokens of equal probability are
+    left, or left out, together.
+
+    Args:
+        logits: (B, V), divided by the temperature.
+        sampling: see there.
+        most: how many tokens top-k and top-p look at, at least top-k's own; all by default.
+
+    >>> logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
+    >>> jnp.isfinite(filtered(logits, Sampling(top_p=0.6))).tolist()
+    [[True, True, False, False]]
+    """
+    if sampling.top_k is not None or sampling.top_p is not None:
+        vocabulary = logits.shape[-1]
+        best = lax.top_k(logits, vocabulary if most is None else min(most, vocabulary))[0]
+    if sampling.top_k is not None:
+        last = jnp.minimum(sampling.top_k, best.shape[-1]) - 1
+        logits = _at_least(logits, lax.dynamic_index_in_dim(best, last, -1))
+    if sampling.top_p is not None:
+        # what is left has probabilities that sum to one; a token stays if those before it lack p
+        share = jnp.exp(best - jax.nn.logsumexp(logits, -1, keepdims=True))
+        needed = jnp.cumsum(share, -1) - share < sampling.top_p
+        least = jnp.where(needed, best, jnp.inf).min(-1, keepdims=True)
+        logits = _at_least(logits, least)
+    if sampling.min_p is not None:
+        least = logits.max(-1, keepdims=True) + jnp.log(sampling.min_p)
+        logits = _at_least(logits, least)
+    return logits
+
+
+def _at_least(logits: Array, least: Array) -> Array:
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def choose(
+    logits: Array, keys: Array, sampling: Sampling, most: int | None = None, seen: Any = None
+) -> Array:
+    """The next token of each row, int32 (B,).
+
+    Args:
+        logits: (B, V).
+        keys: (B,), one for each row, so that no row's token depends on another row.
+        sampling: see there.
+        most: see `filtered`.
+        seen: bool (B, V), the tokens that occurred, for the penalty.
+    """
+    if sampling.repetition_penalty is not None:
+        logits = penalised(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature is None:
+        return logits.argmax(-1).astype(jnp.int32)
+    logits = filtered(logits / sampling.temperature, sampling, most)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

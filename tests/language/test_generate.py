@@ -1,0 +1,400 @@
+"""Generation against plain loops over whole prefixes, and beam search against all sequences."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops.language import decoding
+from jaxops.language.generate import generate, stream
+from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
+
+VOCABULARY, CONTEXT = 23, 96
+DECODERS = {
+    "learned": {},
+    "rotary": {"position": "rotary", "norm": "rms", "activation": "swiglu", "qk_norm": True},
+    "relative": {"position": "relative", "attention_scale": 1.0},
+    "sinusoidal": {"position": "sinusoidal", "post_norm": True},
+    "window": {"window": 5, "position": "rotary"},
+    "grouped": {"heads": 4, "kv_heads": 2, "position": "none"},
+    "scan": {"scan": True, "tied": False},
+}
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 1, 1, 2], [3, 3]]
+STEPS = 9
+
+
+def config(**changes):
+    shape = {"vocabulary": VOCABULARY, "context": CONTEXT, "layers": 2, "heads": 2, "width": 16}
+    return TransformerConfig(**{**shape, **changes})
+
+
+@functools.cache
+def made(model, size=3.0):
+    """A task of it, and a state whose logits differ by more than rounding: wide kernels."""
+    one = jnp.ones((1, 4), jnp.int32)
+    inputs = (one, one) if isinstance(model, EncoderDecoder) else (one,)
+    params = jax.jit(model.init)(jax.random.key(7), *inputs)["params"]
+    params = jax.tree.map(lambda p: size * p if p.ndim > 1 else p, params)
+    task = jo.Task(None, None, None, recipe=(None, (("model", model),)))
+    return task, jo.TrainState(np.int32(0), params, (), {}, jax.random.key(0))
+
+
+@functools.cache
+def _whole(model):
+    """Logits of the last of `length` tokens, by the model on the whole prefix, padded last."""
+
+    @jax.jit
+    def decoder(params, tokens, length):
+        return model.apply({"params": params}, tokens)[0, length - 1]
+
+    @jax.jit
+    def both(params, source, segments, tokens, length):
+        return model.apply({"params": params}, source, tokens, segments)[0, length - 1]
+
+    return both if isinstance(model, EncoderDecoder) else decoder
+
+
+def logits_of(model, state, prompt, answer, begin=0):
+    def padded(row):
+        return jnp.zeros((1, 32), jnp.int32).at[0, : len(row)].set(jnp.array(row, jnp.int32))
+
+    if isinstance(model, EncoderDecoder):
+        seen, source = [begin, *answer], (padded(prompt), padded([1] * len(prompt)))
+    else:
+        seen, source = [*prompt, *answer], ()
+    return _whole(model)(state.params, *source, padded(seen), len(seen))
+
+
+def plain(model, state, prompt, row=0, seed=None, temperature=1.0, steps=STEPS, stop=(), begin=0):
+    """Tokens one by one, without a cache; draws by the documented keys."""
+    answer, total = [], 0.0
+    for i in range(steps):
+        logits = logits_of(model, state, prompt, answer, begin)
+        if seed is None:
+            token = int(logits.argmax())
+        else:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), i)
+            token = int(jax.random.categorical(key, logits / temperature))
+        total += float(jax.nn.log_softmax(logits)[token])
+        if token in stop:
+            return answer, total
+        answer.append(token)
+    return answer, total
+
+
+def models():
+    for name, changes in DECODERS.items():
+        yield pytest.param(Transformer(config(**changes)), id=name)
+    relative = {"position": "relative", "norm": "rms", "bias": False}
+    yield pytest.param(EncoderDecoder(config(**relative)), id="encoder-decoder")
+    yield pytest.param(EncoderDecoder(config(scan=True)), id="encoder-decoder-scan")
+
+
+@pytest.mark.parametrize("model", models())
+def test_equals_generation_without_a_cache(model):
+    task, state = made(model)
+    greedy = generate(task, state, PROMPTS, new_tokens=STEPS)
+    drawn = generate(task, state, PROMPTS, new_tokens=STEPS, temperature=0.8, seed=5)
+    for row, prompt in enumerate(PROMPTS):
+        for answers, how in ((greedy, {}), (drawn, {"seed": 5, "temperature": 0.8, "row": row})):
+            tokens, total = plain(model, state, prompt, **how)
+            assert answers[row].tokens.tolist() == tokens
+            assert answers[row].log_probability == pytest.approx(total, abs=1e-3)
+            assert not answers[row].stopped
+    assert len({tuple(a.tokens.tolist()) for a in drawn}) == len(PROMPTS)
+
+
+LEARNED = Transformer(config())
+SEQUENCES = EncoderDecoder(config(position="relative"))
+
+
+def test_a_long_answer_outgrows_its_cache_and_stays_right():
+    model = Transformer(config(position="rotary", context=300))
+    task, state = made(model)
+    answer = generate(task, state, [[1, 2], [3]], new_tokens=140)
+    tokens = np.zeros((1, 300), np.int32)
+    for prompt, found in zip([[1, 2], [3]], answer, strict=True):
+        # every token is the most probable one after those before it: one look at all of them
+        whole = [*prompt, *found.tokens.tolist()]
+        tokens[0, : len(whole)] = whole
+        best = model.apply({"params": state.params}, tokens)[0].argmax(-1)
+        assert best[len(prompt) - 1 : len(whole) - 1].tolist() == found.tokens.tolist()
+
+
+def test_prompts_up_to_the_context_are_answered():
+    task, state = made(LEARNED)
+    prompt = np.random.default_rng(0).integers(0, VOCABULARY, CONTEXT - 3)
+    (found,) = generate(task, state, [prompt], new_tokens=3)
+    whole = jnp.array([*prompt, *found.tokens], jnp.int32)[None]
+    best = LEARNED.apply({"params": state.params}, whole)[0].argmax(-1)
+    assert best[-4:-1].tolist() == found.tokens.tolist()
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "top_k": 8, "seed": 2}], ids=str)
+def test_an_answer_does_not_depend_on_the_other_prompts(how):
+    task, state = made(LEARNED)
+    together = generate(task, state, PROMPTS, new_tokens=STEPS, **how)
+    others = [PROMPTS[0], [9] * 40, *PROMPTS[2:], *[[8] * 5] * 3]
+    again = generate(task, state, others, new_tokens=STEPS, **how)
+    in_parts = generate(task, state, others, new_tokens=STEPS, batch_size=2, **how)
+    for row in (0, 2, 3):
+        assert together[row].tokens.tolist() == again[row].tokens.tolist()
+    assert [a.tokens.tolist() for a in again] == [a.tokens.tolist() for a in in_parts]
+    alone = generate(task, state, PROMPTS[:1], new_tokens=STEPS, **how)
+    assert alone[0].tokens.tolist() == together[0].tokens.tolist()
+
+
+def test_the_seed_decides_and_equal_prompts_have_answers_of_their_own():
+    task, state = made(LEARNED)
+    ask = functools.partial(generate, task, state, [[1, 2]] * 2, new_tokens=12, temperature=1.0)
+    first, again, other = ask(seed=1), ask(seed=1), ask(seed=2)
+    assert [a.tokens.tolist() for a in first] == [a.tokens.tolist() for a in again]
+    rows = [tuple(a.tokens.tolist()) for a in first + other]
+    assert len(set(rows)) == 4
+
+
+def test_filters_and_penalty_are_applied():
+    task, state = made(LEARNED)
+    ask = functools.partial(generate, task, state, PROMPTS, new_tokens=STEPS)
+    greedy = [a.tokens.tolist() for a in ask()]
+    for how in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert [a.tokens.tolist() for a in ask(temperature=3.0, **how)] == greedy
+    # so dear a repetition that there is none, of prompt or answer, till all tokens have occurred
+    for prompt, answer in zip(PROMPTS, ask(repetition_penalty=1e6, new_tokens=12), strict=True):
+        both = [*set(prompt), *answer.tokens.tolist()]
+        assert len(both) == len(set(both)) or len(both) > VOCABULARY
+
+
+@pytest.mark.parametrize("model", [LEARNED, SEQUENCES])
+def test_rows_that_have_stopped_are_not_extended(model):
+    task, state = made(model)
+    free = generate(task, state, PROMPTS, new_tokens=STEPS)
+    stop = [int(free[0].tokens[4]), int(free[2].tokens[2])]
+    found = generate(task, state, PROMPTS, new_tokens=STEPS, stop=stop)
+    for row, prompt in enumerate(PROMPTS):
+        tokens, total = plain(model, state, prompt, stop=stop)
+        assert found[row].tokens.tolist() == tokens
+        assert found[row].stopped == (len(tokens) < STEPS)
+        assert found[row].log_probability == pytest.approx(total, abs=1e-3)
+    assert found[2].stopped
+
+
+def test_the_loop_ends_when_all_have_stopped():
+    task, state = made(LEARNED)
+    stop = range(VOCABULARY)
+    found = list(stream(task, state, PROMPTS, new_tokens=50, stop=stop))
+    assert found == []
+    asked = decoding.aligned([np.array([1, 2])], 0, None, CONTEXT)
+    programs = decoding.programs(LEARNED)
+    variables = {"params": state.params}
+    run = programs.begin(variables, asked, jax.random.key(0), slots=64)
+    stops = np.arange(VOCABULARY, dtype=np.int32)
+    run, _ = programs.sample(variables, run, np.int32(50), stops, decoding.Sampling())
+    assert int(run.count) == 1
+
+
+def test_a_stream_gives_the_same_tokens():
+    task, state = made(LEARNED)
+    how = {"new_tokens": 29, "temperature": 1.0, "seed": 3, "stop": [4, 9]}
+    answers = generate(task, state, PROMPTS, **how)
+    steps = list(stream(task, state, PROMPTS, **how))
+    assert all(step.shape == (len(PROMPTS),) for step in steps)
+    for row, answer in enumerate(answers):
+        streamed = [int(step[row]) for step in steps]
+        assert [t for t in streamed if t >= 0] == answer.tokens.tolist()
+        assert set(streamed[len(answer.tokens) :]) <= {-1}
+    assert len(steps) == max(len(a.tokens) for a in answers)
+
+
+def test_a_stream_comes_while_it_is_made():
+    task, state = made(LEARNED)
+    steps = stream(task, state, [[1]], new_tokens=60)
+    first = [next(steps) for _ in range(3)]
+    assert [int(x[0]) for x in first] == generate(task, state, [[1]], new_tokens=3)[
+        0
+    ].tokens.tolist()
+
+
+class Bytes:
+    """Two tokens for each character above 127, so that some steps complete none."""
+
+    def encode(self, text):
+        return [t for b in text.encode() for t in divmod(b, 16)]
+
+    def decode(self, tokens):
+        pairs = zip(tokens[::2], tokens[1::2], strict=False)
+        return bytes(16 * (a % 16) + b % 16 for a, b in pairs).decode(errors="replace")
+
+
+def test_texts_in_and_texts_out():
+    task, state = made(LEARNED)
+    how = {"new_tokens": 40, "temperature": 2.0, "tokenizer": Bytes(), "stop": [22]}
+    answers = generate(task, state, ["hä", "x"], **how)
+    tokens = [Bytes().encode(text) for text in ("hä", "x")]
+    raw = generate(task, state, tokens, **{**how, "tokenizer": None})
+    assert [a.tokens.tolist() for a in answers] == [a.tokens.tolist() for a in raw]
+    assert [a.text for a in answers] == [Bytes().decode(a.tokens.tolist()) for a in raw]
+    assert raw[0].text is None
+    pieces = list(stream(task, state, ["hä", "x"], **how))
+    for row, answer in enumerate(answers):
+        assert "".join(piece[row] for piece in pieces) == answer.text
+    assert len(pieces) > 8
+
+
+def test_an_encoder_decoder_begins_with_what_it_is_told():
+    task, state = made(SEQUENCES)
+    found = generate(task, state, PROMPTS, new_tokens=STEPS, begin=5)
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        assert answer.tokens.tolist() == plain(SEQUENCES, state, prompt, begin=5)[0]
+    assert found[0].tokens.tolist() != plain(SEQUENCES, state, PROMPTS[0], begin=0)[0]
+
+
+# beam search
+
+TINY = Transformer(config(vocabulary=4, context=16))
+TINY_SEQUENCES = EncoderDecoder(config(vocabulary=4, context=16, scan=True))
+
+
+def log_probabilities(model, state, prompt):
+    return lambda answer: np.array(
+        jax.nn.log_softmax(logits_of(model, state, prompt, answer)), np.float64
+    )
+
+
+def exhaustive(after, steps, stop, alpha):
+    """The best of all sequences that end by `stop` or by length."""
+    best = (-math.inf, None)
+    for length in range(1, steps + 1):
+        for tokens in itertools.product(range(4), repeat=length):
+            ends = tokens[-1] == stop
+            if stop in tokens[:-1] or not (ends or length == steps):
+                continue
+            total = sum(after(tokens[:i])[token] for i, token in enumerate(tokens))
+            best = max(best, (total / length**alpha, tokens[:-1] if ends else tokens, total))
+    return best
+
+
+def beam_search(after, beams, steps, stop, alpha):
+    """As in the textbooks: lists, sorted."""
+    live, ended = [(0.0, ())], []
+    for _ in range(steps):
+        grown = [(s + after(t)[v], (*t, v)) for s, t in live for v in range(4)]
+        grown.sort(reverse=True)
+        ended += [(s, t) for s, t in grown[:beams] if t[-1] == stop]
+        live = [(s, t) for s, t in grown if t[-1] != stop][:beams]
+    finished = [(s / len(t) ** alpha, t[:-1], s) for s, t in ended]
+    return max(finished + [(s / steps**alpha, t, s) for s, t in live])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("model", [TINY, TINY_SEQUENCES], ids=["decoder", "encoder-decoder"])
+@pytest.mark.parametrize("stop", [2, 3])
+def test_beam_search_wide_enough_is_exact_and_narrower_the_textbooks(model, alpha, stop):
+    task, state = made(model, 6.0)
+    prompts, steps = [[1, 3, 0], [2], [0, 0, 1, 3]], 4
+    for beams in (64, 3, 2):
+        found = generate(
+            task, state, prompts, new_tokens=steps, beams=beams, stop=[stop], length_penalty=alpha
+        )
+        for prompt, answer in zip(prompts, found, strict=True):
+            after = functools.cache(log_probabilities(model, state, prompt))
+            search = functools.partial(beam_search, after, beams)
+            score, tokens, total = (
+                exhaustive(after, steps, stop, alpha) if beams == 64 else search(steps, stop, alpha)
+            )
+            assert tuple(answer.tokens.tolist()) == tokens
+            assert answer.log_probability == pytest.approx(total, abs=1e-4)
+            length = len(tokens) + answer.stopped
+            assert total / length**alpha == pytest.approx(score, rel=1e-6)
+
+
+def test_more_beams_find_answers_that_greedy_search_does_not():
+    task, state = made(LEARNED)
+    greedy = generate(task, state, PROMPTS, new_tokens=STEPS)
+    wide = generate(task, state, PROMPTS, new_tokens=STEPS, beams=16)
+    gains = [b.log_probability - a.log_probability for a, b in zip(greedy, wide, strict=True)]
+    assert min(gains) > -1e-3 and max(gains) > 0.01
+
+
+# what compiles, and what is refused
+
+
+def test_one_compilation_for_each_bucket_of_lengths():
+    model = Transformer(config(hidden=24))
+    task, state = made(model)
+    programs = decoding.programs(model)
+
+    def ask(prompts, new_tokens=5, **how):
+        generate(task, state, prompts, new_tokens=new_tokens, **how)
+        return programs.begin._cache_size(), programs.sample._cache_size()
+
+    assert ask([[1] * 3, [2]]) == (1, 1)
+    assert ask([[1] * 17, [2] * 9], new_tokens=47) == (1, 1)  # prompts in 16 slots, of 64
+    assert ask([[1] * 18, [2] * 9]) == (2, 1)  # in 32
+    assert ask([[1] * 4, [2]], new_tokens=60) == (2, 2)  # 128 slots
+    assert ask([[1] * 4] * 3) == (3, 3)  # 4 rows
+    assert ask([[1] * 5] * 4) == (3, 3)
+    assert ask([[1], [2]], temperature=1.0) == (3, 4)
+    for seed, temperature, top_k in ((1, 0.3, 3), (2, 2.0, 4)):
+        assert ask([[1], [2]], temperature=temperature, seed=seed, top_k=top_k) == (3, 5)
+    list(stream(task, state, [[1], [2]], new_tokens=30))
+    assert (programs.begin._cache_size(), programs.sample._cache_size()) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "how", "says"),
+    [
+        ([], {}, "prompts: none found"),
+        ([[1], []], {}, r"prompts\[1\]: empty"),
+        ([1, 2], {}, "prompts: a single one found"),
+        ("text", {}, "prompts: a single one found"),
+        (["text"], {}, r"prompts\[0\]: a text found without a tokenizer"),
+        ([[1.5]], {}, r"prompts\[0\]: float64\(1,\) found"),
+        ([[[1]]], {}, r"prompts\[0\]: int64\(1, 1\) found"),
+        ([[1], [2, VOCABULARY]], {}, r"prompts\[1\]: token 23 found, wanted in \[0, 23\)"),
+        ([[-1]], {}, "token -1 found"),
+        ([[1] * 90], {"new_tokens": 7}, r"prompts\[0\]: 90 tokens .* new_tokens is 7; at most 96"),
+        ([[1]], {"new_tokens": 0}, "new_tokens: 0 found"),
+        ([[1]], {"temperature": -1.0}, "temperature: -1.0 found"),
+        ([[1]], {"temperature": math.nan}, "temperature: nan found"),
+        ([[1]], {"temperature": 1.0, "top_k": 0}, "top_k: 0 found"),
+        ([[1]], {"temperature": 1.0, "top_p": 0.0}, "top_p: 0.0 found"),
+        ([[1]], {"temperature": 1.0, "top_p": 1.1}, "top_p: 1.1 found"),
+        ([[1]], {"temperature": 1.0, "min_p": 2.0}, "min_p: 2.0 found"),
+        ([[1]], {"top_p": 0.9}, "top_p: found with temperature 0"),
+        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty: 0.0 found"),
+        ([[1]], {"stop": [99]}, "stop: token 99 found"),
+        ([[1]], {"beams": 0}, "beams: 0 found"),
+        ([[1]], {"beams": 2, "temperature": 1.0}, "beams: 2 found with temperature"),
+        ([[1]], {"beams": 2, "length_penalty": -1.0}, "length_penalty: -1.0 found"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(prompts, how, says):
+    task, state = made(LEARNED)
+    with pytest.raises(ValueError, match=says):
+        generate(task, state, prompts, **{"new_tokens": 5, **how})
+    if not {"beams", "length_penalty"} & set(how):
+        with pytest.raises(ValueError, match=says):
+            stream(task, state, prompts, **{"new_tokens": 5, **how})
+
+
+def test_a_source_may_be_as_long_as_the_context_and_no_longer():
+    task, state = made(SEQUENCES)
+    assert len(generate(task, state, [[1] * CONTEXT], new_tokens=2)[0].tokens) == 2
+    with pytest.raises(ValueError, match="97 tokens found"):
+        generate(task, state, [[1] * (CONTEXT + 1)], new_tokens=2)
+    with pytest.raises(ValueError, match="begin: token 23"):
+        generate(task, state, [[1]], begin=VOCABULARY)
+
+
+def test_models_that_do_not_write_are_refused():
+    task, state = made(Transformer(config(causal=False)))
+    with pytest.raises(ValueError, match="an encoder"):
+        generate(task, state, [[1]])
+    with pytest.raises(ValueError, match="no record"):
+        generate(task._replace(recipe=None), state, [[1]])
