@@ -203,9 +203,9 @@ class Attention(nn.Module):
         cross: queries of one sequence look at keys and values of another.
         bias: of the products.
         rotary_base: turn queries and keys by their positions; `None` does not.
-        qk_norm: normalise each query and key by its root mean square, with a learned scale
-            (Henry et al. 2020, arXiv:2010.04245; here as in OLMo 2, arXiv:2501.00656), which keeps
-            their products bounded.
+        qk_norm: normalise each query and key by its root mean square, with a learned scale for all
+            heads (Henry et al. 2020, arXiv:2010.04245; here as in Qwen3, arXiv:2505.09388), which
+            keeps their products bounded.
         epsilon: of that.
         scale: of the products, see `attention`.
         causal: what a token sees where no mask is given, see `attention`.

@@ -100,15 +100,21 @@ class TransformerConfig:
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r} found, one of {known} wanted")
-        for name in ("vocabulary", "context", "layers", "heads", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} found, at least 1 wanted")
+        sizes = ("vocabulary", "context", "layers", "heads", "width")
+        for name in (*sizes, "hidden", "kv_heads", "head_width"):
+            found = getattr(self, name)
+            if (name in sizes or found is not None) and found < 1:
+                raise ValueError(f"{name}: {found} found, at least 1 wanted")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} found, at least 0 and below 1 wanted")
         if self.head_width is None and self.width % self.heads:
             raise ValueError(f"width: {self.width} found, a multiple of {self.heads} heads wanted")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"kv_heads: {self.kv_heads} found, a divisor of {self.heads} wanted")
         if self.position == "rotary" and self.per_head % 2:
             raise ValueError(f"head_width: {self.per_head} found, an even one wanted for rotary")
+        if self.position == "sinusoidal" and self.width % 2:
+            raise ValueError(f"width: {self.width} found, an even one wanted for sinusoidal")
         if self.window is not None and (self.window < 1 or not self.causal):
             raise ValueError(
                 f"window: {self.window}, causal: {self.causal} found; at least 1, "
@@ -295,7 +301,9 @@ class Stack(nn.Module):
             known = None if remembered is None else remembered[i]
             x, state = block(*arguments, name=f"block_{i}")(x, own, known, *shared)
             states.append(state)
-        return x, tuple(zip(*states, strict=True))
+        kept, remembered = zip(*states, strict=True)
+        # None without a memory, as in an empty cache: so a cache can be a loop's carry
+        return x, (kept, remembered if self.cross else None)
 
 
 def arange(length: int) -> Array:

@@ -1,0 +1,184 @@
+"""Published weights: GPT-2, BERT, T5 and Llama from the files that Hugging Face keeps."""
+
+import contextlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.language.huggingface import FAMILIES, Family
+from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
+
+
+def load_pretrained(
+    path: str | Path, config: TransformerConfig | None = None, **changes: Any
+) -> tuple[Transformer | EncoderDecoder, Any]:
+    """A GPT-2, BERT, T5 or Llama with its weights, in float32.
+
+    Nothing is downloaded, and no PyTorch is needed: the safetensors file of `save_pretrained`, or
+    of a model's page at Hugging Face, is read. Of BERT without its head for masked tokens
+    (`BertModel`) there is `hidden`; poolers are left out.
+
+    Args:
+        path: a folder with config.json and model.safetensors, or its several files with
+            model.safetensors.index.json; or one safetensors file, with `config`.
+        config: what the model is; by default what config.json says.
+        changes: other fields of the config, such as `scan=True, dropout=0.0`.
+
+    Returns:
+        The module, and its parameters: `module.apply({"params": params}, tokens)`. With
+        `config.scan` those of blocks are stacked.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: another kind of model; a setting that is not supported; tensors that are
+            missing, not expected or of another shape.
+
+    >>> import tempfile
+    >>> from safetensors.numpy import save_file
+    >>> config = TransformerConfig(vocabulary=5, context=4, layers=1, heads=1, width=2)
+    >>> shapes = {"attn.c_attn": (2, 6), "attn.c_proj": (2, 2), "ln_1": (2,), "ln_2": (2,),
+    ...           "mlp.c_fc": (2, 8), "mlp.c_proj": (8, 2)}
+    >>> weights = {f"h.0.{name}.weight": np.ones(shape) for name, shape in shapes.items()}
+    >>> weights |= {f"h.0.{name}.bias": np.ones(shape[-1:]) for name, shape in shapes.items()}
+    >>> weights |= {"wte.weight": np.ones((5, 2)), "wpe.weight": np.ones((4, 2)),
+    ...             "ln_f.weight": np.ones(2), "ln_f.bias": np.ones(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file(weights, f"{folder}/small.safetensors")
+    ...     module, params = load_pretrained(f"{folder}/small.safetensors", config)
+    >>> module.apply({"params": params}, jnp.zeros((1, 3), jnp.int32)).shape
+    (1, 3, 5)
+    """
+    from safetensors import SafetensorError
+
+    path = Path(path)
+    try:
+        with contextlib.ExitStack() as files:
+            tensors = _tensors(path, files)
+            family, config = _family(path, config, tensors)
+            config = replace(config, **changes)
+            model = family.model(config)
+            params = _params(family, config, tensors)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return model, params
+
+
+def _tensors(path: Path, files: contextlib.ExitStack) -> dict[str, tuple[Any, str]]:
+    """The open file of each tensor and its name there, by the name without the model's own."""
+    from safetensors import safe_open
+
+    paths = [path]
+    if path.is_dir():
+        paths, index = [path / "model.safetensors"], path / "model.safetensors.index.json"
+        if not paths[0].exists() and index.exists():
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            paths = [path / name for name in sorted(names)]
+    tensors = {}
+    for one in paths:
+        if not one.exists():
+            raise FileNotFoundError(f"{one}: no such file; of other kinds none is read")
+        file = files.enter_context(safe_open(one, framework="flax"))
+        for name in file.keys():  # noqa: SIM118
+            short = re.sub(r"^(transformer|bert|model)\.", "", name)
+            # as the first BERTs were written
+            short = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", short))
+            tensors[short] = file, name
+    return tensors
+
+
+def _family(
+    path: Path, config: TransformerConfig | None, tensors: Any
+) -> tuple[Family, TransformerConfig]:
+    if config is not None:
+        for family in FAMILIES.values():
+            if f"{family.names['stack.block_#.attention.out'][0]}.weight".replace("#", "0") in (
+                tensors
+            ):
+                return family, config
+        raise ValueError(f"tensors of {', '.join(FAMILIES)} wanted, {_few(tensors)} found")
+    if not path.is_dir():
+        raise ValueError("one file alone does not say what the model is: config wanted")
+    settings = json.loads((path / "config.json").read_text())
+    kind = settings.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(f"model_type: {kind!r} found, one of {tuple(FAMILIES)} wanted")
+    try:
+        config = FAMILIES[kind].config(settings)
+    except KeyError as error:
+        raise ValueError(f"config.json: {error} wanted, nothing found") from error
+    if config.masked_head and not any(name.startswith("cls.predictions.") for name in tensors):
+        config = replace(config, masked_head=False)
+    return FAMILIES[kind], config
+
+
+def _params(family: Family, config: TransformerConfig, tensors: dict[str, tuple[Any, str]]) -> Any:
+    """All parameters, once names and shapes have been seen to fit."""
+    model = family.model(replace(config, scan=False))
+    row = jnp.zeros((1, 1), jnp.int32)
+    rows = (row, row) if isinstance(model, EncoderDecoder) else (row,)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *rows)["params"]
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    sources = [_sources(family, ".".join(key.key for key in path)) for path, _ in leaves]
+    wanted = {name for names in sources for name in names}
+    if missing := wanted - tensors.keys():
+        raise ValueError(f"tensors {_few(missing)} wanted, not found")
+    spare = {name for name in tensors if re.fullmatch(family.spare, name)}
+    if unexpected := tensors.keys() - wanted - spare:
+        raise ValueError(f"tensors {_few(unexpected)} found, not wanted")
+    turned = [family.transposed and path[-1].key == "kernel" for path, _ in leaves]
+    for names, (_, leaf), turn in zip(sources, leaves, turned, strict=True):
+        _check_shapes(names, leaf.shape, turn, tensors)
+
+    def joined(names: tuple[str, ...], turn: bool) -> Any:
+        parts = [np.asarray(file.get_tensor(name)) for file, name in map(tensors.get, names)]
+        return np.concatenate([part.T if turn else part for part in parts], -1, dtype=np.float32)
+
+    params = jax.tree.unflatten(tree, map(joined, sources, turned))
+    if config.scan:
+        params = {name: _stacked(part) for name, part in params.items()}
+    return jax.tree.map(jnp.asarray, params)
+
+
+def _sources(family: Family, path: str) -> tuple[str, ...]:
+    """The names there of a parameter here, such as stack.block_3.attention.out.kernel."""
+    number = (re.findall(r"block_(\d+)", path) or ["0"])[0]
+    name = re.sub(r"block_\d+", "block_#", path)
+    module, _, leaf = name.rpartition(".")
+    if name not in family.names and module not in family.names:
+        raise ValueError(f"config: no tensor is known for the parameter {path}")
+    suffix = ".bias" if leaf == "bias" else ".weight"
+    found = family.names.get(name) or [f"{part}{suffix}" for part in family.names[module]]
+    return tuple(part.replace("#", number) for part in found)
+
+
+def _check_shapes(names: Any, wanted: tuple[int, ...], turn: bool, tensors: Any) -> None:
+    shapes = {
+        name: tuple(tensors[name][0].get_slice(tensors[name][1]).get_shape()) for name in names
+    }
+    turned = [shape[::-1] if turn else shape for shape in shapes.values()]
+    lengths = [shape[-1] for shape in turned if shape[:-1] == wanted[:-1] and len(shape) > 0]
+    if len(lengths) < len(turned) or sum(lengths) != wanted[-1]:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        whole = wanted[::-1] if turn else wanted
+        raise ValueError(f"{found} found, {whole}{' together' * (len(names) > 1)} wanted")
+
+
+def _stacked(stack: Any) -> Any:
+    """block_0, block_1, ... as one `blocks`, whose parameters have an axis more."""
+    blocks = [stack[f"block_{i}"] for i in range(sum(name.startswith("block_") for name in stack))]
+    if not blocks:
+        return stack
+    others = {name: part for name, part in stack.items() if not name.startswith("block_")}
+    return {**others, "blocks": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}
+
+
+def _few(names: Any) -> str:
+    """Some of many names."""
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

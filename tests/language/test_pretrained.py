@@ -1,0 +1,359 @@
+"""Weights from Hugging Face's files: logits, names, shapes and settings."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxops.language import load_pretrained
+from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
+
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(1, 20, (2, 9), np.int32)
+SEEN = np.array([[1] * 9, [1] * 6 + [0] * 3], np.int32)
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    pytest.importorskip("torch")
+    return pytest.importorskip("transformers")
+
+
+def shaken(model):
+    """Its weights larger than at the start, and biases and norms not 0 and 1."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model.eval()
+
+
+def gpt2(transformers):
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=12, n_embd=16, n_layer=2, n_head=4, n_inner=24
+    )
+    return shaken(transformers.GPT2LMHeadModel(config))
+
+
+def bert(transformers, kind="BertForMaskedLM"):
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=12,
+    )
+    return shaken(getattr(transformers, kind)(config))
+
+
+def t5(transformers, **settings):
+    config = transformers.T5Config(
+        vocab_size=20, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=4, **settings
+    )
+    return shaken(transformers.T5ForConditionalGeneration(config))
+
+
+def llama(transformers, **settings):
+    config = transformers.LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=12,
+        **{"num_key_value_heads": 2, "rms_norm_eps": 1e-5, **settings},
+    )
+    return shaken(transformers.LlamaForCausalLM(config))
+
+
+MODELS = {
+    "gpt2": gpt2,
+    "bert": bert,
+    "t5": t5,
+    "t5 v1.1": lambda t: t5(t, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "llama": llama,
+    "llama tied": lambda t: llama(t, tie_word_embeddings=True, num_key_value_heads=4),
+    "llama biased": lambda t: llama(t, attention_bias=True, mlp_bias=True, head_dim=6),
+}
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["", "scan"])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(transformers, tmp_path, name, scan):
+    import torch
+
+    theirs = MODELS[name](transformers)
+    theirs.save_pretrained(tmp_path, safe_serialization=True)
+    module, params = load_pretrained(tmp_path, scan=scan)
+    assert module.config.scan == scan
+    inputs = [torch.tensor(x, dtype=torch.int64) for x in (TOKENS, SEEN)]
+    variables = {"params": params}
+    with torch.no_grad():
+        if isinstance(module, EncoderDecoder):
+            target = TOKENS[:, ::-1][:, :7]
+            decoded = torch.tensor(target.copy(), dtype=torch.int64)
+            want = theirs(inputs[0], inputs[1], decoder_input_ids=decoded).logits
+            got = jax.jit(module.apply)(variables, TOKENS, target, SEEN)
+            real = np.ones((2, 7, 1))
+        else:
+            want = theirs(inputs[0], attention_mask=inputs[1]).logits
+            got = jax.jit(module.apply)(variables, TOKENS, SEEN)
+            real = SEEN[..., None]
+    assert np.abs(want).max() > 0.5
+    np.testing.assert_allclose(got * real, want * real, atol=1e-4)
+
+
+def test_types_and_the_encoder_of_bert(transformers, tmp_path):
+    """`BertModel`: other names, no head; two segment types."""
+    import torch
+
+    theirs = bert(transformers, "BertModel")
+    theirs.save_pretrained(tmp_path, safe_serialization=True)
+    module, params = load_pretrained(tmp_path)
+    types = (np.arange(9)[None] >= np.array([[4], [2]])).astype(np.int32)
+    tokens, seen, kinds = (torch.tensor(x, dtype=torch.int64) for x in (TOKENS, SEEN, types))
+    with torch.no_grad():
+        want = theirs(tokens, attention_mask=seen, token_type_ids=kinds).last_hidden_state
+    got = module.apply({"params": params}, TOKENS, SEEN, None, types, method="hidden")
+    np.testing.assert_allclose(got * SEEN[..., None], want * SEEN[..., None], atol=1e-4)
+
+
+def test_sharded_files(transformers, tmp_path):
+    theirs = llama(transformers)
+    theirs.save_pretrained(tmp_path / "whole", safe_serialization=True)
+    theirs.save_pretrained(tmp_path / "parts", safe_serialization=True, max_shard_size="3KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    whole, parts = (load_pretrained(tmp_path / name)[1] for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+# without torch or transformers
+
+WIDTH, HEADS, VOCABULARY = 8, 2, 13
+GPT2 = TransformerConfig(vocabulary=VOCABULARY, context=6, layers=2, heads=HEADS, width=WIDTH)
+SETTINGS = {
+    "model_type": "gpt2",
+    "vocab_size": VOCABULARY,
+    "n_positions": 6,
+    "n_embd": WIDTH,
+    "n_layer": 2,
+    "n_head": HEADS,
+}
+
+
+def gpt2_weights():
+    """As the file on GPT-2's page names them: no `transformer.` before, and masks among them."""
+    shapes = {"wte.weight": (VOCABULARY, WIDTH), "wpe.weight": (6, WIDTH)}
+    layers = {
+        "ln_1": (WIDTH,),
+        "attn.c_attn": (WIDTH, 3 * WIDTH),
+        "attn.c_proj": (WIDTH, WIDTH),
+        "ln_2": (WIDTH,),
+        "mlp.c_fc": (WIDTH, 4 * WIDTH),
+        "mlp.c_proj": (4 * WIDTH, WIDTH),
+    }
+    modules = {f"h.{i}.{name}": shape for i in range(2) for name, shape in layers.items()}
+    for name, shape in {**modules, "ln_f": (WIDTH,)}.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[-1:]}
+    rng = np.random.default_rng(1)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return weights | {f"h.{i}.attn.bias": np.ones((1, 1, 6, 6), np.float32) for i in range(2)}
+
+
+def gpt2_by_numpy(w, tokens):
+    """Logits of one row, in float64."""
+
+    def norm(name, x):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def dense(name, x):
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["wte.weight"][tokens] + w["wpe.weight"][: len(tokens)]
+    later = np.triu(np.full((len(tokens),) * 2, -np.inf), 1)
+    for i in range(2):
+        q, k, v = np.split(dense(f"h.{i}.attn.c_attn", norm(f"h.{i}.ln_1", x)), 3, -1)
+        mixed = []
+        for n in range(HEADS):
+            part = slice(n * WIDTH // HEADS, (n + 1) * WIDTH // HEADS)
+            weights = np.exp(q[:, part] @ k[:, part].T / np.sqrt(WIDTH // HEADS) + later)
+            mixed.append(weights @ v[:, part] / weights.sum(-1, keepdims=True))
+        x = x + dense(f"h.{i}.attn.c_proj", np.concatenate(mixed, -1))
+        y = dense(f"h.{i}.mlp.c_fc", norm(f"h.{i}.ln_2", x))
+        y = y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))) / 2
+        x = x + dense(f"h.{i}.mlp.c_proj", y)
+    return norm("ln_f", x) @ w["wte.weight"].T
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_file(gpt2_weights(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(SETTINGS))
+    return tmp_path
+
+
+def test_gpt2_by_hand(path):
+    """From the folder and, with a config, from its one file."""
+    tokens = np.array([[3, 1, 12, 0, 7]], np.int32)
+    wide = {name: weight.astype(np.float64) for name, weight in gpt2_weights().items()}
+    want = gpt2_by_numpy(wide, tokens[0])
+    module, params = load_pretrained(path)
+    assert isinstance(module, Transformer) and module.config.dropout == 0.1
+    np.testing.assert_allclose(module.apply({"params": params}, tokens)[0], want, atol=1e-4)
+    module, again = load_pretrained(path / "model.safetensors", GPT2, scan=True)
+    np.testing.assert_allclose(module.apply({"params": again}, tokens)[0], want, atol=1e-4)
+    blocks, block = again["stack"]["blocks"], params["stack"]["block_1"]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), blocks, block)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(again))
+
+
+def test_bfloat16_becomes_float32(path):
+    from safetensors.flax import save_file
+
+    weights = {name: jnp.asarray(w, jnp.bfloat16) for name, w in gpt2_weights().items()}
+    save_file(weights, path / "model.safetensors")
+    params = load_pretrained(path)[1]
+    got = params["embedding"]["tokens"]
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, weights["wte.weight"].astype(jnp.float32))
+
+
+def change(path, **tensors):
+    """The file with other tensors; `None` takes one away."""
+    weights = load_file(path / "model.safetensors") | tensors
+    kept = {name: w for name, w in weights.items() if w is not None}
+    save_file(kept, path / "model.safetensors")
+
+
+def test_a_tensor_too_few_or_too_many(path):
+    change(path, **{"h.1.ln_2.bias": None})
+    with pytest.raises(ValueError, match=r"tensors h\.1\.ln_2\.bias wanted, not found"):
+        load_pretrained(path)
+    change(path, **{"h.1.ln_2.bias": np.zeros(WIDTH, np.float32)})
+    load_pretrained(path)
+    with pytest.raises(
+        ValueError, match=r"h\.1\.attn\.c_attn\.bias.* and 7 more found, not wanted"
+    ):
+        load_pretrained(path, layers=1)
+    with pytest.raises(ValueError, match=r"h\.2\.attn.* and 7 more wanted, not found"):
+        load_pretrained(path, layers=3)
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("wpe.weight", (7, WIDTH), r"wpe\.weight \(7, 8\) found, \(6, 8\) wanted"),
+        ("h.0.attn.c_attn.weight", (WIDTH, WIDTH), r"\(8, 8\) found, \(8, 24\) wanted"),
+        ("h.0.mlp.c_fc.weight", (4 * WIDTH, WIDTH), r"\(32, 8\) found, \(8, 32\) wanted"),
+        ("ln_f.bias", (), r"ln_f\.bias \(\) found, \(8,\) wanted"),
+    ],
+)
+def test_another_shape(path, name, shape, message):
+    change(path, **{name: np.zeros(shape, np.float32)})
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(path)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 20,
+    "max_position_embeddings": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+}
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 20,
+    "num_layers": 2,
+    "num_heads": 4,
+    "d_model": 16,
+    "d_ff": 24,
+    "d_kv": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"model_type": "mamba"}, "model_type: 'mamba' found, one of .*gpt2.* wanted"),
+        ({}, "model_type: None found"),
+        ({"model_type": "gpt2"}, "config.json: 'vocab_size' wanted, nothing found"),
+        ({**SETTINGS, "activation_function": "silu"}, "activation_function: 'silu' found"),
+        ({**SETTINGS, "scale_attn_by_inverse_layer_idx": True}, "layer_idx: True found, False"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: 'llama3' found"),
+        ({**LLAMA, "rope_parameters": {"rope_type": "yarn"}}, "rope_scaling: 'yarn' found"),
+        ({**LLAMA, "hidden_act": "gelu"}, "hidden_act: 'gelu' found, one of .*silu"),
+        ({**LLAMA, "attention_bias": True}, "mlp_bias: False found, True wanted"),
+        ({**T5, "num_decoder_layers": 3}, "num_decoder_layers: 3 found, 2 wanted"),
+        ({**T5, "relative_attention_num_buckets": 16}, "buckets: 16 found, 32 wanted"),
+        ({**SETTINGS, "n_head": 3}, "width: 8 found, a multiple of 3 heads wanted"),
+        (LLAMA, r"tensors embed_tokens\.weight.* more wanted, not found"),
+    ],
+)
+def test_settings_that_are_not_supported(path, settings, message):
+    (path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pretrained(path)
+    assert str(path) in str(caught.value)
+
+
+def test_shapes_of_what_is_side_by_side(path):
+    """Several tensors of PyTorch's `Linear` become one kernel here."""
+    config = TransformerConfig(
+        5, 6, 1, 2, 8, hidden=4, kv_heads=1, position="rotary", norm="rms", activation="swiglu",
+        bias=False,
+    )  # fmt: skip
+    shapes = {
+        "embed_tokens": (5, 8),
+        "norm": (8,),
+        "layers.0.input_layernorm": (8,),
+        "layers.0.post_attention_layernorm": (8,),
+        "layers.0.self_attn.q_proj": (8, 8),
+        "layers.0.self_attn.k_proj": (4, 8),
+        "layers.0.self_attn.v_proj": (4, 8),
+        "layers.0.self_attn.o_proj": (8, 8),
+        "layers.0.mlp.gate_proj": (4, 8),
+        "layers.0.mlp.up_proj": (4, 8),
+        "layers.0.mlp.down_proj": (8, 4),
+    }
+    weights = {
+        f"model.{n}.weight": RNG.normal(size=s).astype(np.float32) for n, s in shapes.items()
+    }
+    file = path / "llama.safetensors"
+    save_file(weights, file)
+    _, params = load_pretrained(file, config)
+    kernel = params["stack"]["block_0"]["attention"]["qkv"]["kernel"]
+    want = [weights[f"model.layers.0.self_attn.{x}_proj.weight"].T for x in "qkv"]
+    np.testing.assert_array_equal(kernel, np.concatenate(want, 1))
+    with pytest.raises(
+        ValueError, match=r"v_proj\.weight \(4, 8\) found, \(24, 8\) together wanted"
+    ):
+        load_pretrained(file, config, kv_heads=2)
+    with pytest.raises(ValueError, match=r"no tensor is known for the parameter stack.*query_norm"):
+        load_pretrained(file, config, qk_norm=True)
+
+
+def test_files_that_are_not_there_or_of_another_kind(path):
+    with pytest.raises(FileNotFoundError, match=r"absent"):
+        load_pretrained(path / "absent.safetensors", GPT2)
+    with pytest.raises(ValueError, match="config wanted"):
+        load_pretrained(path / "model.safetensors")
+    save_file({"a": np.zeros(2)}, path / "other.safetensors")
+    with pytest.raises(ValueError, match="tensors of gpt2, bert, t5, llama wanted, a found"):
+        load_pretrained(path / "other.safetensors", GPT2)
+    (path / "broken.safetensors").write_bytes(b"12345678 not a file of tensors")
+    with pytest.raises(ValueError, match=r"broken\.safetensors"):
+        load_pretrained(path / "broken.safetensors", GPT2)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: no such file"):
+        load_pretrained(path)

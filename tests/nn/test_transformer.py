@@ -1,0 +1,350 @@
+"""The transformer: against NumPy, what a token sees, its scan, its cache, its config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_transformer as reference
+import pytest
+from transformers_small import (
+    KINDS,
+    PLACES,
+    REAL,
+    SEGMENTS,
+    TOKENS,
+    WEIGHT,
+    config_of,
+    learned,
+    pair_of,
+    params_of,
+    stacked,
+)
+
+import jaxops as jo
+from jaxops import language
+from jaxops.nn import EncoderDecoder, Transformer, empty_cache
+
+
+def wide(params):
+    return jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+
+
+def by_numpy(config, params):
+    rows = zip(TOKENS, SEGMENTS, PLACES, strict=True)
+    return np.stack([reference.transformer(config, params, *row) for row in rows])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_gradient_are_those_of_numpy(kind):
+    """The gradient along a random direction against a difference, in float64."""
+    config = config_of(kind)
+    logits, value, gradient = learned(config)
+    params = wide(params_of(config))
+    np.testing.assert_allclose(logits * REAL, by_numpy(config, params) * REAL, atol=1e-4)
+    rng = np.random.default_rng(2)
+    way = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+
+    def moved(step):
+        there = jax.tree.map(lambda p, w: p + step * w, params, way)
+        return (by_numpy(config, there) * WEIGHT).sum()
+
+    want = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    got = sum(jax.tree.leaves(jax.tree.map(lambda g, w: (g * w).sum(), gradient, way)))
+    assert got == pytest.approx(want, rel=1e-3)
+    assert value == pytest.approx(moved(0), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5 decoder", "gpt2"])
+def test_encoder_decoder_is_that_of_numpy(kind):
+    config = config_of(kind)
+    params = pair_of(config)
+    source, target, sources = TOKENS, TOKENS[:, ::-1][:, :7], SEGMENTS
+    targets = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 2, 2]], np.int32)
+    model = EncoderDecoder(config)
+    got = jax.jit(model.apply)({"params": params}, source, target, sources, targets)
+    p = wide(params)
+    encoder = dataclasses.replace(config, causal=False, window=None)
+    own, others = np.arange(7), np.arange(source.shape[1])
+    for b in range(2):
+        memory = reference.embed(config, p["embedding"], source[b], others)
+        memory = reference.stack(encoder, p["encoder"], memory, others, sources[b])
+        x = reference.embed(config, p["embedding"], target[b], own)
+        x = reference.stack(config, p["stack"], x, own, targets[b], memory, sources[b])
+        want = reference.logits(config, p["embedding"], x)
+        real = (targets[b] > 0)[:, None]
+        np.testing.assert_allclose(got[b] * real, want * real, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_no_token_learns_from_a_later_one(window):
+    """d logits_t / d embedding_s: 0 for s > t, and beyond what two layers of windows reach."""
+    config = config_of("llama", tied=False, window=window)
+    tokens = jnp.arange(6)[None]  # each once, so that a row of the table is a place
+
+    @jax.jit
+    def sums(table):
+        params = params_of(config)
+        params = {**params, "embedding": {**params["embedding"], "tokens": table}}
+        logits = Transformer(config).apply({"params": params}, tokens)[0]
+        return logits @ jnp.arange(1.0, 12.0)
+
+    jacobian = np.abs(jax.jacobian(sums)(params_of(config)["embedding"]["tokens"])).max(-1)
+    back = np.arange(6)[:, None] - np.arange(6)[None]
+    reach = 6 if window is None else config.layers * (window - 1)
+    np.testing.assert_array_equal(jacobian[:, :6] > 0, (back >= 0) & (back <= reach))
+
+
+def test_an_encoder_sees_both_sides():
+    config = config_of("t5 encoder")
+    tokens = jnp.arange(6)[None]
+
+    def last(table):
+        params = params_of(config)
+        params = {**params, "embedding": {**params["embedding"], "tokens": table}}
+        return Transformer(config).apply({"params": params}, tokens)[0, 0].sum()
+
+    gradient = jax.grad(last)(params_of(config)["embedding"]["tokens"])
+    assert (np.abs(gradient[:6]).max(-1) > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_padded_or_alone(kind):
+    """A document's logits are the same in a row of several, and with anything as padding."""
+    config = config_of(kind)
+    apply = jax.jit(lambda *x: Transformer(config).apply({"params": params_of(config)}, *x))
+    logits = learned(config)[0]
+    document = TOKENS[0, 4:9]
+    assert set(SEGMENTS[0, 4:9]) == {2}
+    padded = np.full((1, 10), 7, np.int32)
+    padded[0, :5] = document
+    alone = apply(padded, (np.arange(10) < 5)[None].astype(np.int32))
+    np.testing.assert_allclose(logits[0, 4:9], alone[0, :5], atol=1e-5)
+    padded[0, 5:] = 3
+    other = apply(padded, (np.arange(10) < 5)[None].astype(np.int32))
+    np.testing.assert_array_equal(alone[0, :5], other[0, :5])
+    just = Transformer(config).apply({"params": params_of(config)}, document[None])
+    np.testing.assert_allclose(just[0], alone[0, :5], atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True], ids=["", "remat"])
+@pytest.mark.parametrize("kind", ["fast", "t5 decoder"])
+def test_a_scan_is_the_same(kind, remat):
+    config = config_of(kind)
+    logits, _, gradient = learned(config)
+    params = stacked(params_of(config), config.layers)
+    scanned = dataclasses.replace(config, scan=True, remat=remat)
+    model = Transformer(scanned)
+
+    @jax.jit
+    def run(params):
+        y = model.apply({"params": params}, TOKENS, SEGMENTS, PLACES)
+        return (y * WEIGHT).sum(), y
+
+    (_, got), dparams = jax.value_and_grad(run, has_aux=True)(params)
+    np.testing.assert_allclose(got * REAL, logits * REAL, atol=1e-5)
+    want = stacked(gradient, config.layers)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dparams, want)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+
+
+def test_remat_unrolled_is_the_same_and_keeps_less():
+    """Of each block its input alone is kept for the gradient."""
+    config = config_of("llama")
+    params = params_of(config)
+
+    def kept(remat):
+        model = Transformer(dataclasses.replace(config, remat=remat))
+        _, pull = jax.vjp(lambda p: model.apply({"params": p}, TOKENS), params)
+        return pull(jnp.ones((2, 10, 11)))[0], sum(x.size for x in jax.tree.leaves(pull))
+
+    (want, much), (got, little) = kept(False), kept(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got, want)
+    assert little < 0.7 * much
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["", "scan"])
+def test_dropout_is_of_training_alone_and_of_its_key(scan):
+    config = config_of("llama", dropout=0.5, scan=scan)
+    params = params_of(config)
+
+    @jax.jit
+    def train(key):
+        variables, rngs = {"params": params}, {"dropout": key}
+        return Transformer(config).apply(variables, TOKENS, train=True, rngs=rngs)
+
+    one, same, other = (train(jax.random.key(k)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.1
+    plain = Transformer(dataclasses.replace(config, dropout=0.0))
+    apply = [m.apply({"params": params}, TOKENS) for m in (Transformer(config), plain)]
+    np.testing.assert_array_equal(*apply)
+
+
+CACHED = [
+    ("gpt2", False),
+    ("llama", True),
+    ("fast", False),
+    ("t5 decoder", True),
+    ("vaswani", True),
+    ("no positions", False),
+]
+
+
+@pytest.mark.parametrize("kind, scan", CACHED)
+def test_a_cache_gives_the_same_logits(kind, scan):
+    """Prompts of 5 and 2 tokens, aligned at their ends; then a pair, then one by one."""
+    config = config_of(kind)
+    params = params_of(config)
+    tokens = np.random.default_rng(3).integers(0, 11, (2, 12), np.int32)
+    want = jax.jit(Transformer(config).apply)({"params": params}, tokens)
+    if scan:
+        config = dataclasses.replace(config, scan=True)
+        params = stacked(params, config.layers)
+    model, start = Transformer(config), np.array([0, 3])
+    rows = np.stack([tokens[0, :11], [7, 7, 7, *tokens[1, :8]]])  # 7: padding
+    advance = jax.jit(lambda x, cache: model.apply({"params": params}, x, cache, method="advance"))
+    cache = empty_cache(config, 11, jnp.asarray(start))
+    got = []
+    for part in np.split(rows, [5, 7, 8, 9], axis=1):
+        y, cache = advance(part, cache)
+        got.append(y)
+    assert cache.length == 11
+    got = np.concatenate(got, 1)
+    np.testing.assert_allclose(got[0], want[0, :11], atol=1e-5)
+    np.testing.assert_allclose(got[1, 3:], want[1, :8], atol=1e-5)
+
+    def step(cache, token):  # a loop's carry stays what it is
+        y, cache = model.apply({"params": params}, token[:, None], cache, method="advance")
+        return cache, y[:, 0]
+
+    _, ys = jax.lax.scan(step, empty_cache(config, 11, jnp.asarray(start)), rows.T)
+    np.testing.assert_allclose(ys[:, 0], want[0, :11], atol=1e-5)
+    np.testing.assert_allclose(ys[3:, 1], want[1, :8], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind, scan", [("t5 decoder", False), ("llama", True), ("gpt2", False)])
+def test_a_cache_of_an_encoder_decoder(kind, scan):
+    config = config_of(kind)
+    params = pair_of(config)
+    target = np.random.default_rng(3).integers(0, 11, (2, 9), np.int32)
+    sources = (SEGMENTS > 0).astype(np.int32)
+    want = jax.jit(EncoderDecoder(config).apply)({"params": params}, TOKENS, target, sources)
+    if scan:
+        config = dataclasses.replace(config, scan=True)
+        params = stacked(params, config.layers)
+    model, variables = EncoderDecoder(config), {"params": params}
+    rows = np.stack([target[0], [5, 5, *target[1, :7]]])
+    cache = empty_cache(config, 9, jnp.array([0, 2]))
+    begin = jax.jit(lambda *x: model.apply(variables, *x, method="begin"))
+    y, cache = begin(TOKENS, sources, rows[:, :4], cache)
+    rest, cache = jax.lax.scan(
+        lambda cache, t: model.apply(variables, t[:, None], cache, method="advance")[::-1],
+        cache,
+        rows[:, 4:].T,
+    )[::-1]
+    got = np.concatenate([y, rest[:, :, 0].swapaxes(0, 1)], 1)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-5)
+    np.testing.assert_allclose(got[1, 2:], want[1, :7], atol=1e-5)
+
+
+# what their authors, or their files, count
+COUNTS = [
+    (language.gpt2(scan=True), 124_439_808),
+    (language.gpt2(scan=True, layers=24, heads=16, width=1024), 354_823_168),
+    (language.nanogpt(), 10_745_088),
+    (language.bert_base(scan=True), 109_514_298),
+    (language.t5_small(), 60_506_624),
+    (language.llama_style(), 1_100_048_384),
+    (
+        language.llama_style(context=4096, layers=32, kv_heads=32, width=4096, hidden=11_008),
+        6_738_415_616,
+    ),
+]
+
+
+@pytest.mark.parametrize("model, count", COUNTS, ids=[str(count) for _, count in COUNTS])
+def test_parameters_are_as_many_as_published(model, count):
+    row = jnp.zeros((1, 1), jnp.int32)
+    rows = (row, row) if isinstance(model, EncoderDecoder) else (row,)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *rows)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_layer_norms_bias_is_what_nanogpt_leaves_out():
+    """nanoGPT prints 10.65M, which leaves out the 256 x 384 positions."""
+    assert round((10_745_088 - 256 * 384) / 1e6, 2) == 10.65
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"position": "absolute"}, "position: 'absolute' found, one of"),
+        ({"norm": "batch"}, "norm: 'batch' found"),
+        ({"activation": "tanh"}, "activation: 'tanh' found"),
+        ({"layers": 0}, "layers: 0 found, at least 1 wanted"),
+        ({"width": 18}, "width: 18 found, a multiple of 4 heads wanted"),
+        ({"kv_heads": 3}, "kv_heads: 3 found, a divisor of 4 wanted"),
+        ({"kv_heads": 0}, "kv_heads: 0 found, at least 1 wanted"),
+        ({"hidden": -1}, "hidden: -1 found, at least 1 wanted"),
+        ({"position": "rotary", "width": 12}, "head_width: 3 found, an even one wanted for rotary"),
+        ({"position": "sinusoidal", "width": 13, "heads": 1}, "width: 13 found, an even one"),
+        ({"window": 0}, "window: 0, causal: True found"),
+        ({"window": 3, "causal": False}, "window: 3, causal: False found"),
+        ({"dropout": 1.0}, r"dropout: 1.0 found, at least 0 and below 1 wanted"),
+    ],
+)
+def test_a_config_that_cannot_be_meant(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of("gpt2", **changes)
+
+
+def test_a_row_that_is_too_long():
+    config = config_of("gpt2")
+    long = np.zeros((1, 13), np.int32)
+    with pytest.raises(ValueError, match=r"tokens: 13 in a row found, at most 12 \(context\)"):
+        Transformer(config).apply({"params": params_of(config)}, long)
+    with pytest.raises(ValueError, match="13 in a row"):
+        EncoderDecoder(config).init(jax.random.key(0), long, long[:, :3])
+    with pytest.raises(ValueError, match="13 in a row"):
+        empty_cache(config, 13, jnp.zeros(1, jnp.int32))
+
+
+def test_an_encoder_has_no_cache():
+    config = config_of("bert")
+    cache = empty_cache(config, 4, jnp.zeros(2, jnp.int32))
+    with pytest.raises(ValueError, match=r"an encoder \(causal=False\) found, a decoder wanted"):
+        Transformer(config).apply(
+            {"params": params_of(config)}, TOKENS[:, :1], cache, method="advance"
+        )
+
+
+@jo.recorded
+def copying(model):
+    """Each token's own name, as a task: to see one saved."""
+
+    def loss(logits, batch, train):
+        taken = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["tokens"][..., None], -1)
+        return -taken[..., 0].mean(-1)
+
+    return jo.supervised(
+        model,
+        inputs=lambda batch, key: batch["tokens"],
+        loss=loss,
+        metrics=lambda logits, batch, weights: {},
+        predict=lambda logits: logits.argmax(-1),
+        columns=(jo.Column("tokens", (10,), "int32", classes=11),),
+    )
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["", "scan"])
+def test_a_file_keeps_the_model(tmp_path, scan):
+    config = config_of("llama", scan=scan)
+    task = copying(Transformer(config))
+    data = {"tokens": np.random.default_rng(0).integers(0, 11, (16, 10), np.int32)}
+    state = jo.fit(task, data, optimizer=jo.optim.adam(1e-2), batch_size=8, steps=2, progress=False)
+    jo.save(tmp_path / "copy.model", task, state)
+    model = jo.load(tmp_path / "copy.model")
+    assert model.task is task
+    np.testing.assert_array_equal(model.predict(data["tokens"]), jo.predict(task, state, data))
