@@ -1,5 +1,28 @@
 """Models that read and write: transformers, how they learn, and what they answer."""
 
+from jaxops.language.data import Packed, pack, padded, windows
 from jaxops.language.models import bert_base, gpt2, llama_style, nanogpt, t5_small
+from jaxops.language.tasks import (
+    exact_match,
+    masked_tokens,
+    next_token,
+    sequence_to_sequence,
+    span_corruption,
+)
 
-__all__ = ["bert_base", "gpt2", "llama_style", "nanogpt", "t5_small"]
+__all__ = [
+    "Packed",
+    "bert_base",
+    "exact_match",
+    "gpt2",
+    "llama_style",
+    "masked_tokens",
+    "nanogpt",
+    "next_token",
+    "pack",
+    "padded",
+    "sequence_to_sequence",
+    "span_corruption",
+    "t5_small",
+    "windows",
+]
