@@ -1,6 +1,7 @@
 """Models that read and write: transformers, how they learn, and what they answer."""
 
 from jaxops.language.data import Packed, pack, padded, windows
+from jaxops.language.finetune import adapt, frozen, layerwise, lora, merge
 from jaxops.language.models import bert_base, gpt2, llama_style, nanogpt, t5_small
 from jaxops.language.tasks import (
     exact_match,
@@ -12,11 +13,16 @@ from jaxops.language.tasks import (
 
 __all__ = [
     "Packed",
+    "adapt",
     "bert_base",
     "exact_match",
+    "frozen",
     "gpt2",
+    "layerwise",
     "llama_style",
+    "lora",
     "masked_tokens",
+    "merge",
     "nanogpt",
     "next_token",
     "pack",
