@@ -1,6 +1,40 @@
 """Models that read and write: transformers, how they learn, and what they answer."""
 
+from jaxops.language.data import Packed, pack, padded, windows
+from jaxops.language.finetune import adapt, frozen, layerwise, lora, merge
+from jaxops.language.generate import Answer, generate, stream
 from jaxops.language.models import bert_base, gpt2, llama_style, nanogpt, t5_small
 from jaxops.language.pretrained import load_pretrained
+from jaxops.language.tasks import (
+    exact_match,
+    masked_tokens,
+    next_token,
+    sequence_to_sequence,
+    span_corruption,
+)
 
-__all__ = ["bert_base", "gpt2", "llama_style", "load_pretrained", "nanogpt", "t5_small"]
+__all__ = [
+    "Answer",
+    "Packed",
+    "adapt",
+    "bert_base",
+    "exact_match",
+    "frozen",
+    "generate",
+    "gpt2",
+    "layerwise",
+    "llama_style",
+    "load_pretrained",
+    "lora",
+    "masked_tokens",
+    "merge",
+    "nanogpt",
+    "next_token",
+    "pack",
+    "padded",
+    "sequence_to_sequence",
+    "span_corruption",
+    "stream",
+    "t5_small",
+    "windows",
+]

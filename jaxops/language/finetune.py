@@ -1,0 +1,260 @@
+"""Fine-tuning: parts that stay, rates by depth, and low-rank changes (LoRA)."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxops.state import TrainState
+from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, example, recorded
+
+ATTENTION = r"(qkv|query|key_value)/kernel$"  # what makes queries, keys and values
+
+
+def _by_path(function: Any, tree: Any) -> Any:
+    """The tree of `function(path, leaf)`, with paths like "stack/block_0/attention/qkv/kernel"."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        tree,
+    )
+
+
+def _names(params: Params) -> list[str]:
+    return jax.tree.leaves(_by_path(lambda path, leaf: path, params))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)
+
+
+@functools.lru_cache(maxsize=64)
+def frozen(
+    optimizer: optax.GradientTransformation, pattern: str
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer for all parameters but those whose path has `pattern` in it, which stay.
+
+    For these it keeps nothing, a norm by which it clips does not count them, and XLA computes no
+    gradient of theirs. `optim.ema` goes around it: `optim.chain(frozen(...), optim.ema(...))`.
+
+    Args:
+        optimizer: of the others.
+        pattern: a regular expression; paths read like "stack/block_0/attention/qkv/kernel".
+
+    Raises:
+        ValueError: when a state is made: the pattern finds no parameter, or all.
+
+    >>> tx = frozen(optax.sgd(1.0), "^embedding/")
+    >>> params = {"embedding": {"tokens": jnp.ones(2)}, "head": jnp.ones(2)}
+    >>> updates, _ = tx.update(params, tx.init(params))
+    >>> updates["embedding"]["tokens"].tolist(), updates["head"].tolist()
+    ([0.0, 0.0], [-1.0, -1.0])
+    """
+
+    def labels(params: Params) -> Any:
+        names = _names(params)
+        stay = [name for name in names if re.search(pattern, name)]
+        if not 0 < len(stay) < len(names):
+            raise ValueError(
+                f"pattern: {pattern!r} finds {len(stay)} of {len(names)} parameters, some but not "
+                f"all wanted: {_some(names)}"
+            )
+        return _by_path(lambda name, _: "stays" if name in stay else "learns", params)
+
+    return optax.multi_transform({"learns": optimizer, "stays": optax.set_to_zero()}, labels)
+
+
+@functools.lru_cache(maxsize=64)
+def layerwise(
+    optimizer: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with a rate for each layer: the nearer to the input, the smaller.
+
+    What comes behind the blocks of a transformer (a head) has the optimizer's own rate, the last
+    block `decay` times it, the one before it `decay ** 2` times, and the embeddings the least.
+    Blocks are told by their names, `block_3` or, stacked (`scan=True`), `blocks`; those of an
+    encoder and a decoder of one number have one rate.
+
+    Args:
+        optimizer: its updates are multiplied, and with them its decay of weights.
+        decay: 1 / 2.6 in ULMFiT, about 0.9 for BERT.
+
+    Raises:
+        ValueError: a decay outside (0, 1], or when a state is made: no block is found.
+
+    References:
+        Howard and Ruder 2018, arXiv:1801.06146, section 3.2 (discriminative fine-tuning).
+
+    >>> tx = layerwise(optax.sgd(1.0), 0.5)
+    >>> params = {"embedding": {"tokens": jnp.ones(())}, "block_0": {"bias": jnp.ones(())},
+    ...           "block_1": {"bias": jnp.ones(())}, "head": jnp.ones(())}
+    >>> updates, _ = tx.update(params, tx.init(params))
+    >>> [float(-u) for u in jax.tree.leaves(updates)]  # block_0, block_1, embedding, head
+    [0.25, 0.5, 0.125, 1.0]
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay: {decay} found, above 0 and up to 1 wanted")
+
+    def init(params: Params) -> optax.EmptyState:
+        _layers(params)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        layers = _layers(updates)
+        return _by_path(lambda path, u: u * _rate(path, u, layers, decay), updates), state
+
+    return optax.chain(optimizer, optax.GradientTransformation(init, update))
+
+
+def _layers(params: Params) -> int:
+    """How many blocks there are, one after the other."""
+
+    def count(path: str, leaf: Array) -> int:
+        numbered = re.search(r"\bblock_(\d+)/", path)
+        if numbered:
+            return int(numbered[1]) + 1
+        return leaf.shape[0] if re.search(r"\bblocks/", path) else 0
+
+    layers = max(jax.tree.leaves(_by_path(count, params)))
+    if not layers:
+        raise ValueError(f"layerwise: block_0, ... or blocks wanted among {_some(_names(params))}")
+    return layers
+
+
+def _rate(path: str, leaf: Array, layers: int, decay: float) -> Any:
+    if numbered := re.search(r"\bblock_(\d+)/", path):
+        return decay ** (layers - int(numbered[1]))
+    if re.search(r"\bblocks/", path):
+        rates = decay ** (layers - jnp.arange(layers, dtype=leaf.dtype))
+        return rates.reshape(-1, *[1] * (leaf.ndim - 1))
+    # BERT's head for masked tokens lies with the embeddings it may share
+    return decay ** (layers + 1) if re.search(r"\bembedding/(?!head)|\brelative/", path) else 1.0
+
+
+@recorded
+def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTENTION) -> Task:
+    """The task with its parameters held fast, but for a low-rank change of some kernels.
+
+    A kernel W (inputs, outputs) becomes `W + alpha / rank * A @ B`, A (inputs, rank) and B (rank,
+    outputs); only A and B are parameters, and the optimizer keeps nothing else. B starts at zero,
+    so training starts from W. The parameters of `task` lie in `extra["base"]`, where nothing
+    changes them; kernels that a scan has stacked, (layers, inputs, outputs), have as many A and B.
+
+        small = lora(task, rank=8)
+        state = jo.fit(small, data, state=adapt(small, state), ...)
+        jo.save("model", task, merge(small, state))
+
+    `jo.save(path, small, state)` keeps base and factors apart.
+
+    Args:
+        task: what was learned.
+        rank: of the change.
+        alpha: what the change is multiplied by, times `rank`; `rank` by default.
+        targets: a regular expression; the kernels whose paths have it in them. By default those
+            that make queries, keys and values.
+
+    Raises:
+        ValueError: a rank below 1; when a state is made: targets that find no parameter, or one
+            that is no matrix, or that are smaller than `rank`.
+
+    References:
+        Hu et al. 2021, arXiv:2106.09685.
+    """
+    if rank < 1:
+        raise ValueError(f"rank: {rank} found, at least 1 wanted")
+    scale = (rank if alpha is None else alpha) / rank
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        own, base_key = jax.random.split(key)
+        base, extra = task.init(base_key, batch)
+        return _factors(own, base, rank, targets), {"base": base, "extra": extra}
+
+    def loss(
+        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        whole = _applied(extra["base"], params, scale)
+        total, out = task.loss(whole, extra["extra"], batch, key, train)
+        return total, out._replace(extra={"base": extra["base"], "extra": out.extra})
+
+    def predict(params: Params, extra: Extra, batch: Batch) -> Any:
+        return task.predict(_applied(extra["base"], params, scale), extra["extra"], batch)
+
+    return task._replace(init=init, loss=loss, predict=predict)
+
+
+def _factors(key: Key, base: Params, rank: int, targets: str) -> dict[str, dict[str, Array]]:
+    """A normal with variance 1 / inputs and B zero, by the path of each target."""
+    found: dict[str, Array] = {}
+
+    def collect(path: str, leaf: Array) -> None:
+        if re.search(targets, path):
+            found[path] = leaf
+
+    _by_path(collect, base)
+    if not found:
+        raise ValueError(f"targets: {targets!r} finds none of {_some(_names(base))}")
+    factors = {}
+    for i, (path, leaf) in enumerate(sorted(found.items())):
+        if leaf.ndim < 2 or min(leaf.shape[-2:]) < rank:
+            raise ValueError(
+                f"targets: {path} {leaf.shape} found, matrices of at least {rank} (rank) rows and "
+                "columns wanted"
+            )
+        *stacked, inputs, outputs = leaf.shape
+        normal = jax.random.normal(jax.random.fold_in(key, i), (*stacked, inputs, rank), leaf.dtype)
+        zeros = jnp.zeros((*stacked, rank, outputs), leaf.dtype)
+        factors[path] = {"a": normal * inputs**-0.5, "b": zeros}
+    return factors
+
+
+def _applied(base: Params, factors: Any, scale: float) -> Params:
+    def change(path: str, leaf: Array) -> Array:
+        if path not in factors:
+            return leaf
+        return leaf + scale * jnp.matmul(factors[path]["a"], factors[path]["b"])
+
+    return _by_path(change, base)
+
+
+def adapt(task: Task, state: TrainState, seed: int = 0) -> TrainState:
+    """A state of `lora(...)` that begins where `state`, of the task inside, is.
+
+    Args:
+        task: made by `lora`.
+        state: of the task that it was made of; it is copied.
+        seed: of the factors, and of the noise in training.
+
+    Raises:
+        ValueError: the task was not made by `lora`.
+    """
+    _settings(task)
+    shapes = example(task.columns)
+    start, key = jax.random.split(jax.random.key(seed))
+    factors = jax.jit(lambda key: task.init(key, shapes)[0])(start)
+    base, extra = jax.tree.map(jnp.copy, (state.params, state.extra))
+    return TrainState(jnp.int32(0), factors, (), {"base": base, "extra": extra}, key)
+
+
+def merge(task: Task, state: TrainState) -> TrainState:
+    """The state of the task inside, with the change added to its kernels: nothing is left of LoRA.
+
+    Args:
+        task: made by `lora`.
+        state: of it.
+
+    Raises:
+        ValueError: the task was not made by `lora`.
+    """
+    settings = _settings(task)
+    rank, alpha = settings["rank"], settings["alpha"]
+    scale = (rank if alpha is None else alpha) / rank
+    params = jax.jit(_applied, static_argnums=2)(state.extra["base"], state.params, scale)
+    return state._replace(params=params, opt_state=(), extra=state.extra["extra"])
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    if task.recipe is None or task.recipe[0] is not lora:
+        raise ValueError("task: one made by lora wanted")
+    return dict(task.recipe[1])

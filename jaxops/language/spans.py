@@ -1,0 +1,131 @@
+"""T5's spans: which tokens are cut out of a text, on the device, in arrays of fixed shapes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxops.task import Array, Key
+
+
+class Spans(NamedTuple):
+    """How spans are cut out of texts of up to `length` tokens; see `span_corruption`.
+
+    Attributes:
+        cut: int32 (length + 1,): how many tokens are cut out of a text of 0, 1, ... tokens.
+        spans: int32 (length + 1,): in how many spans.
+        source_length: places for a source with its end.
+        target_length: places for a target with its end.
+        vocabulary: the last tokens of it are the sentinels.
+        end: the token at the end of sources and targets.
+        padding: the token behind it.
+    """
+
+    cut: np.ndarray
+    spans: np.ndarray
+    source_length: int
+    target_length: int
+    vocabulary: int
+    end: int
+    padding: int
+
+    @property
+    def length(self) -> int:
+        """The most tokens in a text."""
+        return len(self.cut) - 1
+
+    @property
+    def sentinels(self) -> int:
+        """The most spans in one."""
+        return int(self.spans.max())
+
+    def corrupt(self, key: Key, tokens: Array, count: Array) -> tuple[Array, Array]:
+        """Source (source_length,) and target (target_length,) of one text.
+
+        Args:
+            key: what is drawn by.
+            tokens: int (T,), T <= length.
+            count: int (), how many of them are the text; the rest is padding.
+        """
+        cut, spans = jnp.asarray(self.cut)[count], jnp.asarray(self.spans)[count]
+        place = jnp.arange(len(tokens))
+        first, second = jax.random.split(key)
+        kept_lengths = self._parts(first, count - cut, spans, len(tokens))
+        cut_lengths = self._parts(second, cut, spans, len(tokens))
+        # the text is kept, cut, kept, cut, ...: where does each part end, and which is a token in?
+        ends = jnp.stack([kept_lengths, cut_lengths], 1).reshape(-1).cumsum()
+        part = jnp.searchsorted(ends, place, side="right", method="compare_all")
+        span, is_cut, there = part // 2, part % 2 == 1, place < count
+        begins = is_cut & jnp.append(True, part[1:] != part[:-1])
+        sentinel = self.vocabulary - 1 - span
+
+        kept = there & (~is_cut | begins)
+        at = jnp.where(kept, jnp.cumsum(kept) - 1, self.source_length)  # beyond the end: nowhere
+        source = self._row(self.source_length, count - cut + spans, count)
+        source = source.at[at].set(jnp.where(is_cut, sentinel, tokens), mode="drop")
+
+        told = there & is_cut
+        at = jnp.where(told, jnp.cumsum(told) + span, self.target_length)
+        target = self._row(self.target_length, cut + spans, count)
+        target = target.at[at].set(tokens, mode="drop")
+        at = jnp.where(told & begins, at - 1, self.target_length)
+        return source, target.at[at].set(sentinel, mode="drop")
+
+    def _row(self, length: int, used: Array, count: Array) -> Array:
+        """Padding with the end in its place; nothing but padding where there is no text."""
+        end = jnp.where(count > 0, self.end, self.padding)
+        return jnp.full(length, self.padding, jnp.int32).at[used].set(end)
+
+    def _parts(self, key: Key, count: Array, parts: Array, length: int) -> Array:
+        """Lengths (sentinels,) of `parts` parts of `count` things, each at least 1, all as likely.
+
+        As many of the count - 1 places between two things are chosen as cut them so.
+        """
+        place = jnp.arange(length)
+        draw = jnp.where(place < count - 1, jax.random.uniform(key, (length,)), -1.0)
+        _, chosen = lax.top_k(draw, min(self.sentinels, length))
+        wanted = (jnp.arange(len(chosen)) < parts - 1).astype(jnp.int32)
+        begins = jnp.zeros(length, jnp.int32).at[chosen + 1].add(wanted, mode="drop")
+        number = jnp.where(place < count, begins.cumsum(), self.sentinels)
+        return jnp.zeros(self.sentinels, jnp.int32).at[number].add(1, mode="drop")
+
+
+def make_spans(
+    vocabulary: int,
+    context: int,
+    length: int | None,
+    share: float,
+    mean_span: float,
+    end: int,
+    padding: int,
+) -> Spans:
+    """See `span_corruption`; by default the longest texts whose sources and targets fit.
+
+    >>> spans = make_spans(32_128, 512, None, share=0.15, mean_span=3.0, end=1, padding=0)
+    >>> spans.length, spans.source_length, spans.target_length  # those of T5
+    (568, 512, 114)
+    """
+    if not 0 < share < 1 or mean_span < 1:
+        raise ValueError(
+            f"share, mean_span: {share}, {mean_span} found; between 0 and 1, and 1 or more, wanted"
+        )
+    lengths = np.arange(2 * context + 1 if length is None else length + 1)
+    cut = np.minimum(np.maximum(np.round(lengths * share), 1), lengths - 1).clip(0).astype(np.int32)
+    spans = np.minimum(np.maximum(np.round(cut / mean_span), 1), np.minimum(cut, lengths - cut))
+    sources = np.maximum.accumulate(lengths - cut + spans + 1)
+    targets = np.maximum.accumulate(cut + spans + 1)
+    fitting = int(np.flatnonzero((sources <= context) & (targets <= context))[-1])
+    most = fitting if length is None else length
+    if not 2 <= most <= fitting:
+        raise ValueError(
+            f"length: {length} found, 2 to {fitting} wanted: source and target have to fit the "
+            f"model's context of {context}"
+        )
+    cut, spans = cut[: most + 1], spans[: most + 1].astype(np.int32)
+    if spans.max() >= vocabulary:
+        raise ValueError(
+            f"model: {vocabulary} tokens found, more wanted, for {spans.max()} are sentinels"
+        )
+    return Spans(cut, spans, int(sources[most]), int(targets[most]), vocabulary, end, padding)

@@ -1,0 +1,455 @@
+"""What to learn from texts: each is a way to make a question of a batch of tokens."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxops import metrics
+from jaxops.language.spans import make_spans
+from jaxops.nn.transformer import empty_cache
+from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
+
+START = (np.zeros((1, 2), np.int32),)  # a row of tokens to initialise a model with
+
+
+class Question(NamedTuple):
+    """What a batch asks of a model.
+
+    Attributes:
+        arguments: the model's, in their order.
+        targets: int (B, T), the token that is right at each place.
+        weights: (B, T), 0 where a place does not count.
+    """
+
+    arguments: tuple[Any, ...]
+    targets: Array
+    weights: Array
+
+
+class Perplexity(NamedTuple):
+    """The exponential of the mean loss of a token: among how many it is as good as guessed.
+
+    >>> Perplexity(np.array(np.log(8.0)), np.array(1.0)).compute()
+    8.0
+    """
+
+    total: Any
+    weight: Any
+
+    def merge(self, other: "Perplexity") -> "Perplexity":
+        """That of both sets of tokens."""
+        return Perplexity(self.total + other.total, self.weight + other.weight)
+
+    def fold(self) -> "Perplexity":
+        """(K,) -> ()."""
+        return Perplexity(self.total.sum(0), self.weight.sum(0))
+
+    def compute(self) -> float:
+        """exp(total / weight)."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(metrics.Mean(self.total, self.weight).compute()))
+
+
+def _task(
+    model: Any,
+    ask: Callable[[Batch, Key | None], Question],
+    predict: Callable[[Params, Extra, Batch], Any],
+    start: tuple[Any, ...],
+    columns: tuple[Column, ...],
+) -> Task:
+    """A task whose loss is a sum over tokens: the cross-entropy of each with the model's logits.
+
+    Args:
+        model: a Flax module: the arguments of a question, and `train`, to logits (B, T, V).
+        ask: `(batch, key) -> Question`; the key is `None` outside training.
+        predict: as a task's.
+        start: arguments to initialise the model with; only shapes matter.
+        columns: what the data must look like.
+    """
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        if all(np.shape(batch[c.name])[1] > 1 for c in columns):  # not `task.example`
+            jax.eval_shape(lambda b: ask(b, None), dict(batch))  # are its rows too long?
+        variables = dict(model.init(key, *start))
+        return variables.pop("params", {}), variables
+
+    def loss(
+        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        look, drop = jax.random.split(key)
+        question = ask(batch, look if train else None)
+        logits, new = model.apply(
+            {"params": params, **extra},
+            *question.arguments,
+            train=train,
+            rngs={"dropout": drop},
+            mutable=list(extra) if train else [],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
+        weights = question.weights * row_weights(batch)[:, None]
+        mean = metrics.mean(losses, weights)
+        read = {
+            "accuracy": metrics.accuracy(logits, question.targets, weights),
+            "perplexity": Perplexity(*mean),
+        }
+        return mean.total, Out(mean.weight, read, {**extra, **new})
+
+    return Task(init, loss, predict, columns)
+
+
+def _config(model: Any, causal: bool | None) -> Any:
+    """What says the model's `vocabulary` and `context`; a decoder or an encoder, as is wanted."""
+    config = getattr(model, "config", model)
+    if causal is not None and getattr(config, "causal", causal) != causal:
+        raise ValueError(f"model: causal={config.causal} found, causal={causal} wanted")
+    return config
+
+
+def _columns(vocabulary: int) -> tuple[Column, ...]:
+    return (
+        Column("tokens", (None,), "int", classes=vocabulary),
+        Column("segments", (None,), "int"),
+    )
+
+
+def _length(config: Any, length: int | None) -> int:
+    context = getattr(config, "context", None)
+    length = length or context
+    if length is None:
+        raise ValueError("length: how many tokens the model sees at once wanted; None found")
+    if context is not None and length > context:
+        raise ValueError(f"length: {length} found, at most {context}, the model's context, wanted")
+    return length
+
+
+def _seen(batch: Batch, length: int, more: int, key: Key | None) -> tuple[Array, Array]:
+    """Tokens and segments of a batch, int32 (B, T), T <= length + more.
+
+    Of rows as `windows` makes them these are a window, at a random place where there is a key.
+    """
+    tokens, segments = (jnp.asarray(batch[name], jnp.int32) for name in ("tokens", "segments"))
+    found, wanted = tokens.shape[1], length + more
+    if segments.shape != tokens.shape:
+        raise ValueError(f"segments: {segments.shape} found, {tokens.shape} wanted, as of tokens")
+    if not 1 + more <= found <= wanted and found != 2 * length:
+        raise ValueError(
+            f"tokens: rows of {found} found, of at most {wanted} wanted (the model sees {length}), "
+            f"or as windows(tokens, {length}) makes them"
+        )
+    if found <= wanted:
+        return tokens, segments
+    if key is None:
+        return tokens[:, :wanted], segments[:, :wanted]
+    room = jnp.clip((segments > 0).sum(1) - wanted, 0, length - 1)
+    place = jax.random.randint(key, room.shape, 0, room + 1)
+    cut = jax.vmap(lambda row, i: lax.dynamic_slice(row, (i,), (wanted,)))
+    return cut(tokens, place), cut(segments, place)
+
+
+def positions(segments: Array) -> Array:
+    """Each token's place in its own document, from the segments of a row; both int (B, T).
+
+    >>> positions(jnp.array([[1, 1, 1, 2, 2, 0]])).tolist()
+    [[0, 1, 2, 0, 1, 0]]
+    """
+    place = lax.broadcasted_iota(jnp.int32, segments.shape, 1)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return place - lax.cummax(jnp.where(begins, place, 0), axis=1)
+
+
+@recorded
+def next_token(model: Any, length: int | None = None, packed: bool = True) -> Task:
+    """Foretell each token from those before it (GPT).
+
+    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them. Of
+    the first token of a document nothing is foretold. The loss of a target token with logits z
+    and id y is `logsumexp(z) - z_y`, in nats; a step divides by the number of target tokens.
+
+    Args:
+        model: a causal `nn.Transformer`, or a module called as it is: `(tokens, segments,
+            positions, train=)` to logits (B, T, vocabulary).
+        length: the most tokens it sees at once; its context by default.
+        packed: a row may hold several documents, or begin with padding; the model is given
+            segments and positions. False, for rows of one text each as from `windows`, spares the
+            mask: a causal model sees nothing of the padding behind a text.
+
+    Returns:
+        A task with the metrics loss, accuracy and perplexity, by token. It predicts the
+        log-probability of each token but the first, given those before it in its document,
+        (B, T - 1); 0 where nothing is foretold.
+
+    Raises:
+        ValueError: a model that sees the tokens to come; when it is traced, rows that are too long.
+
+    References:
+        Radford et al. 2018, "Improving language understanding by generative pre-training".
+
+    >>> from jaxops import nn
+    >>> config = nn.TransformerConfig(vocabulary=65, context=64, layers=2, heads=2, width=32)
+    >>> [column.name for column in next_token(nn.Transformer(config)).columns]
+    ['tokens', 'segments']
+    """
+    config = _config(model, causal=True)
+    seen = _length(config, length)
+
+    def ask(batch: Batch, key: Key | None) -> Question:
+        tokens, segments = _seen(batch, seen, 1, key)
+        own, following = segments[:, :-1], segments[:, 1:]
+        given = (own, positions(own)) if packed else ()
+        there = (own == following) & (following > 0)
+        return Question((tokens[:, :-1], *given), tokens[:, 1:], there.astype(jnp.float32))
+
+    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+        question = ask(batch, None)
+        logits = model.apply({"params": params, **extra}, *question.arguments)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
+        return jnp.where(question.weights > 0, -losses, 0.0)
+
+    return _task(model, ask, predict, START, _columns(config.vocabulary))
+
+
+def _row_keys(key: Key | None, tokens: Array) -> Array:
+    """A key for each row: in training of the step, else of the row's own tokens.
+
+    So an evaluation asks the same of a row in whatever batch, on however many devices, it comes.
+    """
+    if key is not None:
+        return jax.random.split(key, len(tokens))
+    factors = 2 * jax.random.bits(jax.random.key(0), (1, tokens.shape[1])) + 1
+    told = (tokens.astype(jnp.uint32) * factors).sum(1, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), told)
+
+
+@recorded
+def masked_tokens(
+    model: Any,
+    mask: int,
+    special: tuple[int, ...] = (),
+    share: float = 0.15,
+    length: int | None = None,
+) -> Task:
+    """Restore tokens that were chosen at random and hidden (BERT).
+
+    Each token is chosen with probability `share`. Of the chosen, 80 % become `mask`, 10 % a token
+    drawn from the whole vocabulary, and 10 % stay; all of them, and no others, are targets. They
+    are drawn inside the step, anew each time; in an evaluation the same of a row each time.
+
+    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them.
+
+    Args:
+        model: an `nn.Transformer` with `causal=False`, or a module called as it is.
+        mask: the token that stands for a hidden one.
+        special: tokens that are never chosen, such as those that begin and end a text.
+        share: of the tokens that are chosen.
+        length: the most tokens the model sees at once; its context by default.
+
+    Returns:
+        A task with the metrics loss, accuracy and perplexity, by token. It predicts the tokens,
+        int (B, T), with the likeliest one wherever `mask` is found.
+
+    Raises:
+        ValueError: a causal model, `mask` or a special token that is not in its vocabulary, or a
+            share outside (0, 1).
+
+    References:
+        Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+    """
+    config = _config(model, causal=False)
+    vocabulary, seen = config.vocabulary, _length(config, length)
+    for token in (mask, *special):
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"mask, special: token {token} found, in [0, {vocabulary}) wanted")
+    if not 0 < share < 1:
+        raise ValueError(f"share: {share} found, between 0 and 1 wanted")
+    never = np.asarray([mask, *special], np.int32)
+
+    def hide(key: Key, tokens: Array) -> tuple[Array, Array]:
+        """One row (T,): what the model is shown, and which tokens are chosen."""
+        choose, how, what = jax.random.split(key, 3)
+        chosen = jax.random.uniform(choose, tokens.shape) < share
+        dice = jax.random.uniform(how, tokens.shape)
+        other = jax.random.randint(what, tokens.shape, 0, vocabulary)
+        shown = jnp.where(dice < 0.8, mask, jnp.where(dice < 0.9, other, tokens))
+        chosen &= ~jnp.isin(tokens, never)
+        return jnp.where(chosen, shown, tokens), chosen
+
+    def given(tokens: Array, segments: Array) -> tuple[Array, ...]:
+        return tokens, segments, positions(segments)
+
+    def ask(batch: Batch, key: Key | None) -> Question:
+        tokens, segments = _seen(batch, seen, 0, key)
+        shown, chosen = jax.vmap(hide)(_row_keys(key, tokens), tokens)
+        weights = (chosen & (segments > 0)).astype(jnp.float32)
+        return Question(given(shown, segments), tokens, weights)
+
+    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+        tokens, segments = _seen(batch, seen, 0, None)
+        logits = model.apply({"params": params, **extra}, *given(tokens, segments))
+        return jnp.where(tokens == mask, logits.argmax(-1), tokens)
+
+    return _task(model, ask, predict, START, _columns(vocabulary))
+
+
+@recorded
+def span_corruption(
+    model: Any,
+    length: int | None = None,
+    share: float = 0.15,
+    mean_span: float = 3.0,
+    end: int = 1,
+    padding: int = 0,
+) -> Task:
+    """Restore spans that were cut out at random, each behind the sentinel in its place (T5).
+
+    Of a row of n tokens round(n * share) are cut out, in round(n * share / mean_span) spans of
+    random lengths and places, drawn inside the step, anew each time; in an evaluation the same of
+    a row each time. The source is the row with a sentinel in place of each span, the target each
+    sentinel with its span behind it, and both have `end` at their ends. Sentinel k is the token
+    `vocabulary - 1 - k`, as in T5; the data must not have them.
+
+    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them; the
+    documents of a row are taken as one text, as T5 does.
+
+    Args:
+        model: an `nn.EncoderDecoder`.
+        length: the most tokens of text in a row; by default as many as leave a source that fits
+            the context, for a context of 512 (as in T5) 568.
+        share: of the tokens that are cut out.
+        mean_span: tokens in a span, on average.
+        end: the token that ends a source and a target.
+        padding: the token behind the end, and the one that the decoder starts with.
+
+    Returns:
+        A task with the metrics loss, accuracy and perplexity, by token. It predicts the target of
+        the source that an evaluation makes of a row, token by token, each the likeliest, int
+        (B, longest target). To fill in texts with sentinels of your own, `sequence_to_sequence`
+        takes the same parameters.
+
+    Raises:
+        ValueError: a length whose sources or targets do not fit the context, or a share or mean
+            span that cannot be.
+
+    References:
+        Raffel et al. 2020, arXiv:1910.10683, section 3.1.4.
+    """
+    config = _config(model, causal=None)
+    vocabulary = config.vocabulary
+    spans = make_spans(vocabulary, config.context, length, share, mean_span, end, padding)
+
+    def corrupted(batch: Batch, key: Key | None) -> tuple[Array, Array]:
+        tokens, segments = _seen(batch, spans.length, 0, key)
+        keys, counts = _row_keys(key, tokens), (segments > 0).sum(1)
+        return jax.vmap(spans.corrupt)(keys, tokens, counts)
+
+    def ask(batch: Batch, key: Key | None) -> Question:
+        return _answered(*corrupted(batch, key), padding)
+
+    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+        source, target = corrupted(batch, None)
+        return _greedy(model, params, source, target.shape[1], end, padding)
+
+    return _task(model, ask, predict, START * 2, _columns(vocabulary - spans.sentinels))
+
+
+@recorded
+def sequence_to_sequence(model: Any, target_length: int, end: int = 1, padding: int = 0) -> Task:
+    """Answer a text with a text (T5): each target token from the source and the targets before it.
+
+    A batch holds `source`, integers (B, S), and `target`, integers (B, target_length), with
+    `padding` behind each text, as `padded` makes them; a target has `end` as its last token. The
+    decoder starts with `padding`, as in T5.
+
+    Args:
+        model: an `nn.EncoderDecoder`.
+        target_length: tokens in a row of targets.
+        end: the token that ends an answer.
+        padding: the token behind the end.
+
+    Returns:
+        A task with the metrics loss, accuracy and perplexity, by token. It predicts answers,
+        int (B, target_length), token by token, each the likeliest (greedy), with padding behind
+        the end; `language.generate` has other ways. `evaluate(..., metrics={"exact_match":
+        exact_match})` counts the answers that are right from end to end.
+
+    Raises:
+        ValueError: targets longer than the context, or tokens that are not in the vocabulary.
+    """
+    config = _config(model, causal=None)
+    vocabulary = config.vocabulary
+    if not 1 <= target_length <= config.context:
+        raise ValueError(
+            f"target_length: {target_length} found, 1 to {config.context}, the context, wanted"
+        )
+    if not (0 <= end < vocabulary and 0 <= padding < vocabulary) or end == padding:
+        raise ValueError(f"end, padding: {end}, {padding} found, two of {vocabulary} tokens wanted")
+
+    def ask(batch: Batch, key: Key | None) -> Question:
+        source, target = (jnp.asarray(batch[name], jnp.int32) for name in ("source", "target"))
+        if source.shape[1] > config.context:
+            raise ValueError(
+                f"source: rows of {source.shape[1]} tokens found, at most {config.context}, the "
+                "model's context, wanted"
+            )
+        return _answered(source, target, padding)
+
+    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+        source = jnp.asarray(batch["source"], jnp.int32)
+        return _greedy(model, params, source, target_length, end, padding)
+
+    columns = (
+        Column("source", (None,), "int", classes=vocabulary),
+        Column("target", (target_length,), "int", classes=vocabulary, target=True),
+    )
+    return _task(model, ask, predict, START * 2, columns)
+
+
+def _answered(source: Array, target: Array, padding: int) -> Question:
+    """The decoder has seen the target one place later, behind the padding that starts it."""
+    known = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=padding)
+    there = (source != padding).astype(jnp.int32)
+    return Question((source, known, there), target, (target != padding).astype(jnp.float32))
+
+
+def _greedy(
+    model: Any, params: Params, source: Array, length: int, end: int, padding: int
+) -> Array:
+    """The likeliest token, one after the other, up to `end`: int32 (B, length)."""
+    rows = len(source)
+    cache = empty_cache(model.config, length, jnp.zeros(rows, jnp.int32))
+    first, there = jnp.full((rows, 1), padding, jnp.int32), (source != padding).astype(jnp.int32)
+
+    def apply(method: str, *arguments: Any) -> Any:
+        return model.apply({"params": params}, *arguments, method=method)
+
+    def choose(logits: Array, ended: Array) -> tuple[Array, Array]:
+        token = jnp.where(ended, padding, logits[:, -1].argmax(-1)).astype(jnp.int32)
+        return token, ended | (token == end)
+
+    def step(carry: Any, _: None) -> Any:
+        token, ended, cache = carry
+        logits, cache = apply("advance", token[:, None], cache)
+        return (*choose(logits, ended), cache), token
+
+    logits, cache = apply("begin", source, there, first, cache)
+    carry = (*choose(logits, jnp.zeros(rows, bool)), cache)
+    (last, _, _), tokens = lax.scan(step, carry, length=length - 1)
+    return jnp.concatenate([tokens.T, last[:, None]], axis=1)
+
+
+def exact_match(answers: Array, batch: Batch) -> metrics.Mean:
+    """How often an answer is right from end to end, as a metric for `jaxops.evaluate` and `fit`.
+
+    Args:
+        answers: (B, T), as `sequence_to_sequence` predicts them.
+        batch: with `target` (B, T), and a `mask` if rows are padded.
+
+    >>> batch = {"target": jnp.array([[5, 1], [6, 1]])}
+    >>> exact_match(jnp.array([[5, 1], [7, 1]]), batch).compute()
+    0.5
+    """
+    return metrics.mean((answers == batch["target"]).all(-1), row_weights(batch))

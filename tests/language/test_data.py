@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from jaxops.language import pack, padded, windows
+
+
+def documents(count, longest, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 1000, rng.integers(1, longest + 1)) for _ in range(count)]
+
+
+def test_packing_keeps_every_document_whole_and_in_order():
+    texts = documents(300, 32)
+    columns, padding = pack(texts, 32)
+    tokens, segments = columns["tokens"], columns["segments"]
+    assert tokens.shape == segments.shape and tokens.shape[1] == 32
+    found = [
+        tuple(row[own == number])
+        for row, own in zip(tokens, segments, strict=True)
+        for number in range(1, own.max() + 1)
+    ]
+    assert sorted(found) == sorted(tuple(text) for text in texts)
+    for own in segments:  # 1, 2, ..., each in one piece, and padding behind them
+        text = own[own > 0]
+        assert (own[: len(text)] > 0).all() and text[0] == 1 and set(np.diff(text)) <= {0, 1}
+    assert padding == 1 - sum(map(len, texts)) / tokens.size == (segments == 0).mean()
+
+
+def test_little_is_padding():
+    texts = documents(2000, 128)
+    assert pack(texts, 128).padding < 0.01
+    rows = {len(pack(texts, n).columns["tokens"]) for n in (128,)}
+    least = -(-sum(map(len, texts)) // 128)
+    assert rows <= {least, least + 1, least + 2}  # no packing has fewer than `least`
+    alone = [np.ones(5, int)] * 4
+    assert pack(alone, 9).padding == pytest.approx(4 / 9)  # two of five do not share nine
+
+
+def test_windows_hold_every_token_once_at_their_beginnings():
+    for count in (2, 9, 10, 11, 100):
+        text = np.arange(1, count + 1, dtype=np.uint8)
+        rows = windows(text, 5)
+        assert rows["tokens"].shape[1] == 10 and rows["tokens"].dtype == np.uint8
+        assert np.array_equal(rows["tokens"][:, :5].reshape(-1)[:count], text)
+        assert np.array_equal(rows["segments"], rows["tokens"] > 0)
+        assert np.array_equal(rows["tokens"][:-1, 5:], rows["tokens"][1:, :5])
+
+
+def test_padded_rows():
+    assert padded([[3, 4], [5, 6, 7]], 3, padding=9).tolist() == [[3, 4, 9], [5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pack([], 4), "documents: 0 found, at least 1 wanted"),
+        (lambda: pack([[1], []], 4), "document 1: empty; at least 1 token wanted"),
+        (lambda: pack([[1, 2, 3]], 2), r"document 0: 3 tokens found, at most 2 wanted; cut it: "),
+        (lambda: pack([[1.5]], 2), r"document 0: float64\[1\] found, whole numbers"),
+        (lambda: pack([[[1]]], 2), r"document 0: int64\[1, 1\] found"),
+        (lambda: pack([[1], [2, -1]], 2), "document 1: token -1 found, 0 or more wanted"),
+        (lambda: windows([], 4), "tokens: empty"),
+        (lambda: windows([1], 4), "tokens: 1 found, at least 2 wanted"),
+        (lambda: windows([1, 2], 0), "length: 0 found, at least 1 wanted"),
+        (lambda: windows(["a", "b"], 4), "tokens: <U1"),
+        (lambda: padded([], 4), "texts: 0 found"),
+        (lambda: padded([[1, 0]], 4), "text 0: token 0 found, which is the padding"),
+        (lambda: padded([[1], [2] * 5], 4), "text 1: 5 tokens found, at most 4 wanted"),
+    ],
+)
+def test_wrong_texts_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

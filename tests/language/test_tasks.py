@@ -1,0 +1,360 @@
+import functools
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import assert_close, assert_equal
+
+import jaxops as jo
+from jaxops import language, nn
+from jaxops.language import tasks
+
+VOCABULARY = 40
+SMALL = {"vocabulary": VOCABULARY, "context": 12, "layers": 2, "heads": 2, "width": 16}
+DECODER = nn.Transformer(nn.TransformerConfig(**SMALL))
+ENCODER = nn.Transformer(nn.TransformerConfig(**SMALL, causal=False))
+BOTH = nn.EncoderDecoder(nn.TransformerConfig(**SMALL, position="relative"))
+NEXT, MASKED = language.next_token(DECODER), language.masked_tokens(ENCODER, mask=39)
+SPANS = language.span_corruption(BOTH, length=12)
+ANSWERS = language.sequence_to_sequence(BOTH, target_length=5)
+KEY = jax.random.key(0)
+SEEN = []
+
+
+class Spy(flax.linen.Module):
+    """Remembers what it is asked, and answers with its parameter."""
+
+    config: nn.TransformerConfig
+
+    @flax.linen.compact
+    def __call__(self, *arguments, train=False):
+        SEEN.append(arguments)
+        return self.get_variable("params", "logits")
+
+
+def spied(make, length, batch, key=KEY, train=True, causal=True, **settings):
+    """What a task asks of a model: the arguments, the targets and their weights.
+
+    The gradient with respect to logits of zero is `weight * (1 / V - onehot(target))`.
+    """
+    config = nn.TransformerConfig(**{**SMALL, "context": 512, "causal": causal, **settings})
+    task = make(Spy(config))
+    logits = jnp.zeros((len(batch["tokens"]), length, config.vocabulary))
+    loss = functools.partial(task.loss, extra={}, batch=batch, key=key, train=train)
+    grads, out = jax.grad(lambda p: loss(p), has_aux=True)({"logits": logits})
+    told = np.asarray(grads["logits"])
+    weights = -told.min(-1) / (1 - 1 / config.vocabulary)
+    assert out.weight == pytest.approx(weights.sum())
+    return [np.asarray(x) for x in SEEN[-1]], told.argmin(-1), weights
+
+
+def texts(count, longest, seed=0, shortest=1, above=2):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(shortest, longest + 1, count)
+    return [rng.integers(above, VOCABULARY - 5, n).astype(np.int32) for n in sizes]
+
+
+def alone(text):
+    return {"tokens": text[None], "segments": np.ones((1, len(text)), np.int32)}
+
+
+def sums(task, params, batch, train=False):
+    (total, out), grads = jax.value_and_grad(task.loss, has_aux=True)(params, {}, batch, KEY, train)
+    return float(total), float(out.weight), grads
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary", "relative"])
+def test_a_packed_batch_has_the_loss_and_gradient_of_its_documents_one_by_one(position):
+    config = nn.TransformerConfig(**SMALL, position=position)
+    task = language.next_token(nn.Transformer(config))
+    documents = [t[: n + 2] for n, t in zip((10, 4, 3, 2, 0, 0), texts(6, 13, shortest=13))]
+    packed = language.pack(documents, 13)
+    assert len(packed.columns["tokens"]) == 3
+    params, _ = task.init(KEY, packed.columns)
+    params = jax.tree.map(lambda p: 10 * p, params)  # far from even guesses
+    total, weight, grads = sums(task, params, packed.columns)
+    parts = [sums(task, params, alone(d)) for d in documents]
+    assert weight == sum(p[1] for p in parts) == sum(len(d) - 1 for d in documents)
+    assert total == pytest.approx(sum(p[0] for p in parts), rel=1e-5)
+    added = jax.tree.map(lambda *leaves: sum(leaves), *(p[2] for p in parts))
+    assert_close(grads, added, rtol=1e-3, atol=1e-4)
+
+
+def test_next_token_is_asked_within_documents():
+    batch = {
+        "tokens": np.array([[5, 6, 7, 8, 9, 0], [5, 6, 7, 8, 9, 10]]),
+        "segments": np.array([[1, 1, 1, 2, 2, 0], [1, 1, 2, 3, 3, 3]]),
+    }
+    (tokens, segments, places), targets, weights = spied(language.next_token, 5, batch)
+    assert np.array_equal(tokens, batch["tokens"][:, :-1])
+    assert np.array_equal(segments, batch["segments"][:, :-1])
+    assert places.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 1]]
+    assert weights.round(6).tolist() == [[1, 1, 0, 1, 0], [1, 0, 0, 1, 1]]
+    assert (targets == batch["tokens"][:, 1:])[weights > 0].all()
+    plain = functools.partial(language.next_token, packed=False)
+    assert len(spied(plain, 5, batch)[0]) == 1
+
+
+def test_loss_accuracy_perplexity_and_predictions_are_those_of_numpy():
+    batch = {**language.pack(texts(9, 13), 13).columns}
+    params, _ = NEXT.init(KEY, batch)
+    params = jax.tree.map(lambda p: 10 * p, params)
+    tokens, segments = batch["tokens"], batch["segments"]
+    places = tasks.positions(jnp.asarray(segments[:, :-1]))
+    logits = DECODER.apply({"params": params}, tokens[:, :-1], segments[:, :-1], places)
+    logits = np.asarray(logits, np.float64)
+    own = np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
+    losses = np.log(np.exp(logits).sum(-1)) - own
+    counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    mask = (np.arange(len(tokens)) != 1).astype(np.float32)
+    counted = counts & (mask > 0)[:, None]
+    total, out = NEXT.loss(params, {}, {**batch, "mask": mask}, KEY, False)
+    assert total == pytest.approx(losses[counted].sum(), rel=1e-5) and out.weight == counted.sum()
+    read = jo.metrics.summarize(out.metrics)
+    assert read["accuracy"] == pytest.approx((logits.argmax(-1) == tokens[:, 1:])[counted].mean())
+    assert read["perplexity"] == pytest.approx(np.exp(losses[counted].mean()), rel=1e-4)
+    foretold = NEXT.predict(params, {}, batch)
+    np.testing.assert_allclose(foretold, np.where(counts, -losses, 0), rtol=1e-3, atol=1e-4)
+
+
+def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
+    text = np.arange(95)
+    rows = language.windows(text, 8)
+    starts = []
+    for seed in range(60):
+        tokens, segments = tasks._seen(rows, 8, 1, jax.random.key(seed))
+        assert tokens.shape == (12, 9)
+        assert (np.diff(tokens, axis=1)[np.asarray(segments)[:, 1:] > 0] == 1).all()
+        starts.append(tokens[:, 0])
+        assert segments[:-1].min() == 1  # only the text's end is shorter than a window
+    counts = np.bincount(np.concatenate(starts)[:], minlength=95)
+    assert (counts[:86] > 0).all() and counts[:80].max() < 30  # 7.5 on average
+    plain = functools.partial(language.next_token, length=8)
+    (tokens, *_), targets, weights = spied(plain, 8, rows, train=False, vocabulary=100)
+    assert sorted(targets[weights > 0].tolist()) == list(range(1, 95))
+    assert tokens[1].tolist() == list(range(8, 16))
+
+
+def test_masked_tokens_are_chosen_and_hidden_as_in_bert():
+    vocabulary, rows, length = 5000, 100, 200
+    rng = np.random.default_rng(0)
+    batch = {
+        "tokens": rng.integers(4, vocabulary, (rows, length)),
+        "segments": np.repeat([[1] * 150 + [0] * 50], rows, 0),
+    }
+    batch["tokens"][:, ::10] = 3
+    make = functools.partial(language.masked_tokens, mask=2, special=(3,))
+    ask = functools.partial(spied, make, length, batch, causal=False, vocabulary=vocabulary)
+    (shown, segments, _), targets, weights = ask()
+    chosen, tokens = weights > 0.5, batch["tokens"]
+    assert np.array_equal(segments, batch["segments"])
+    assert not chosen[:, 150:].any() and not chosen[:, ::10].any()
+    assert np.array_equal(targets[chosen], tokens[chosen])
+
+    def near(found, count, share):  # four standard deviations
+        assert abs(found - count * share) < 4 * (count * share * (1 - share)) ** 0.5
+
+    near(chosen.sum(), rows * 150 * 0.9, 0.15)
+    near((shown[chosen] == 2).sum(), chosen.sum(), 0.8)
+    near((shown[chosen] == tokens[chosen]).sum(), chosen.sum(), 0.1)
+    others = shown[chosen][(shown[chosen] != 2) & (shown[chosen] != tokens[chosen])]
+    near(len(others), chosen.sum(), 0.1)
+    near((others < vocabulary / 2).sum(), len(others), 0.5)
+    there = segments > 0
+    assert np.array_equal(shown[there & ~chosen], tokens[there & ~chosen])
+
+    assert not np.array_equal(ask(key=jax.random.key(1))[2], weights)
+    one, two = ask(train=False), ask(train=False, key=jax.random.key(1))
+    assert np.array_equal(one[0][0], two[0][0]) and np.array_equal(one[2], two[2])
+
+
+def restored(source, target, vocabulary, sentinels, end):
+    """The text, from what is left of it and what was cut out; and the lengths of the spans."""
+    source, target = list(source), list(target)
+    first = vocabulary - sentinels
+    spans, text, used = {}, [], []
+    for token in target[: target.index(end)]:
+        if token >= first:
+            used.append(int(token))
+            spans[token] = []
+        else:
+            spans[used[-1]].append(token)
+    for token in source[: source.index(end)]:
+        text += spans.pop(token) if token >= first else [token]
+    assert not spans and used == list(range(vocabulary - 1, vocabulary - 1 - len(used), -1))
+    return text
+
+
+def test_a_text_is_restored_from_source_and_target_spans():
+    rng = np.random.default_rng(0)
+    batch = {"tokens": rng.integers(2, 400, (40, 64)).astype(np.int32)}
+    sizes = np.array([0, 1, 2, 3, 64, *rng.integers(2, 65, 35)])
+    batch["segments"] = (np.arange(64) < sizes[:, None]).astype(np.int32)
+    make = functools.partial(language.span_corruption, length=64)
+    seen = {}
+    for seed, train in ((0, True), (1, True), (0, False), (1, False)):
+        (source, known, there), target, weights = spied(
+            make, 14, batch, jax.random.key(seed), train, vocabulary=500
+        )
+        assert np.array_equal(there, source != 0)
+        assert np.array_equal(known[:, 1:], np.where(weights > 0, target, 0)[:, :-1])
+        assert (known[:, 0] == 0).all() and weights[0].sum() == 0
+        for i, n in enumerate(sizes):
+            if n == 0:
+                continue
+            told = np.where(weights[i] > 0, target[i], 0)
+            assert restored(source[i], told, 500, 3, end=1) == batch["tokens"][i, :n].tolist()
+            cut = max(1, round(n * 0.15)) if n > 1 else 0
+            spans = max(1, round(cut / 3)) if n > 1 else 0
+            assert (told >= 497).sum() == spans and weights[i].sum() == cut + spans + 1
+            assert (source[i] != 0).sum() == n - cut + spans + 1
+        seen[seed, train] = source
+    assert not np.array_equal(seen[0, True], seen[1, True])
+    assert np.array_equal(seen[0, False], seen[1, False])
+
+
+def test_every_place_is_cut_out_as_often():
+    batch = alone(np.arange(2, 42, dtype=np.int32))
+    batch = {name: np.repeat(column, 4000, 0) for name, column in batch.items()}
+    make = functools.partial(language.span_corruption, length=40, share=0.25, mean_span=2.5)
+    (source, *_), target, weights = spied(make, 15, batch, vocabulary=100)
+    told = target[weights > 0]
+    counts = np.bincount(told, minlength=100)[2:42] / 4000
+    assert counts.sum() == pytest.approx(10)
+    # T5's texts begin with what is kept and end with what is cut; between them it is even
+    assert counts[0] == 0 and counts[-1] == 1
+    assert counts[8:32].min() > 0.17 and counts[8:32].max() < 0.33
+
+
+def test_weights_of_padding_are_zero_and_rows_that_do_not_count_change_nothing():
+    for task in (NEXT, MASKED, SPANS):
+        batch = {**language.pack(texts(12, 12), 12).columns}
+        params, _ = task.init(KEY, batch)
+        mask = np.ones(len(batch["tokens"]), np.float32)
+        mask[-1] = 0
+        one = sums(task, params, {**batch, "mask": mask})
+        junk = {name: column.copy() for name, column in batch.items()}
+        junk["tokens"][-1], junk["tokens"][batch["segments"] == 0] = 7, 9
+        # the draw of an evaluation is by a row's tokens, so only these rows may differ
+        if task is NEXT:
+            two = sums(task, params, {**junk, "mask": mask})
+            assert one[:2] == pytest.approx(two[:2])
+            assert_close(one[2], two[2], atol=1e-6)
+        whole = {name: column[:-1] for name, column in batch.items()}
+        three = sums(task, params, whole)
+        assert one[1] == three[1] and one[0] == pytest.approx(three[0], rel=1e-5)
+        assert_close(one[2], three[2], rtol=1e-4, atol=1e-6)
+
+
+def test_unequal_parts_of_a_batch_weigh_by_their_tokens():
+    rows = language.pack(texts(40, 13, shortest=2), 13).columns
+    # one text a row: from 1 to 12 targets each
+    rows = {"tokens": rows["tokens"], "segments": (rows["segments"] == 1).astype(np.int32)}
+    count = len(rows["tokens"]) // 8 * 8
+    rows = {name: column[:count] for name, column in rows.items()}
+    assert len(set(rows["segments"].sum(1))) > 4
+    optimizer = jo.optim.sgd(0.5)
+
+    def trained(**settings):
+        state = jo.fit(
+            NEXT, rows, optimizer=optimizer, batch_size=8, steps=3, progress=False, **settings
+        )
+        return state.params
+
+    one = trained()
+    assert_close(one, trained(accumulate=2), rtol=1e-4, atol=1e-6)
+    assert_close(one, trained(plan=jo.parallel.data_parallel()), rtol=1e-4, atol=1e-6)
+
+
+def test_an_evaluation_is_the_same_in_batches_of_any_size_on_any_devices():
+    columns = language.pack(texts(60, 12), 12).columns
+    state = jo.init_state(MASKED, jo.optim.sgd(0.1), 0, columns)
+    wanted = jo.evaluate(MASKED, state, columns)
+    assert wanted["perplexity"] == pytest.approx(np.exp(wanted["loss"]))
+    for settings in ({"batch_size": 8}, {"plan": jo.parallel.data_parallel()}):
+        assert jo.evaluate(MASKED, state, columns, **settings) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_masked_tokens_are_filled_in():
+    batch = alone(np.array([3, 39, 5, 39, 7], np.int32))
+    params, _ = MASKED.init(KEY, batch)
+    filled = np.asarray(MASKED.predict(params, {}, batch))[0]
+    logits = ENCODER.apply({"params": params}, batch["tokens"])
+    assert filled.tolist() == [3, logits[0, 1].argmax(), 5, logits[0, 3].argmax(), 7]
+
+
+def test_answers_are_the_likeliest_tokens_one_after_the_other():
+    source = language.padded(texts(20, 9, shortest=3), 9)
+    params, _ = ANSWERS.init(KEY, {"source": source, "target": source[:, :5]})
+    params = jax.tree.map(lambda p: 15 * p, params)
+    found = np.asarray(ANSWERS.predict(params, {}, {"source": source}))
+    assert found.shape == (20, 5) and len(np.unique(found)) > 5
+    for row, answer in zip(source, found, strict=True):  # each without its padding, and no cache
+        text, said = row[row > 0][None], [0]
+        for token in answer:
+            logits = BOTH.apply({"params": params}, text, np.array([said]))
+            assert token == logits[0, -1].argmax()
+            said.append(int(token))
+            if token == 1:
+                break
+        assert (answer[len(said) - 1 :] == 0).all()
+
+
+def test_an_encoder_decoder_learns_to_turn_texts_round():
+    rng = np.random.default_rng(0)
+    content = rng.integers(2, 6, (256, 4)).astype(np.int32)
+    target = np.concatenate([content[:, ::-1], np.ones((256, 1), np.int32)], 1)
+    rows = {"source": content, "target": target}
+    state = jo.fit(
+        ANSWERS, rows, optimizer=jo.optim.adam(1e-2), batch_size=64, steps=150, progress=False
+    )
+    values = jo.evaluate(ANSWERS, state, rows, metrics={"exact_match": language.exact_match})
+    assert values["exact_match"] > 0.9 and values["accuracy"] > 0.97
+
+
+@pytest.mark.parametrize("task", [NEXT, MASKED, SPANS, ANSWERS])
+def test_a_model_file_brings_the_task_back(task, tmp_path):
+    text = language.padded(texts(4, 5, shortest=5), 5)
+    batch = {"tokens": text, "segments": np.ones_like(text), "source": text, "target": text}
+    state = jo.init_state(task, jo.optim.sgd(0.1), 0, batch)
+    jo.save(tmp_path / "model", task, state)
+    model = jo.load(tmp_path / "model")
+    assert_equal(model.state.params, state.params)
+    np.testing.assert_array_equal(model.predict(batch), jo.predict(task, state, batch))
+
+
+ROWS = language.pack(texts(10, 12), 12).columns
+
+
+def fitted(task, columns):
+    jo.fit(task, columns, optimizer=jo.optim.sgd(0.1), batch_size=2, steps=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: language.next_token(ENCODER), "causal=False found, causal=True wanted"),
+        (lambda: language.masked_tokens(DECODER, 3), "causal=True found, causal=False wanted"),
+        (lambda: language.masked_tokens(ENCODER, 40), r"token 40 found, in \[0, 40\) wanted"),
+        (lambda: language.masked_tokens(ENCODER, 3, share=1.0), "share: 1.0 found"),
+        (lambda: language.next_token(DECODER, length=13), "length: 13 found, at most 12"),
+        (lambda: language.span_corruption(BOTH, length=14), "length: 14 found, 2 to 13 wanted"),
+        (lambda: language.span_corruption(BOTH, mean_span=0.5), "share, mean_span: 0.15, 0.5"),
+        (lambda: language.sequence_to_sequence(BOTH, 13), "target_length: 13 found, 1 to 12"),
+        (lambda: language.sequence_to_sequence(BOTH, 5, end=0), "end, padding: 0, 0 found"),
+        (lambda: fitted(NEXT, {k: np.repeat(v, 3, 1) for k, v in ROWS.items()}), "rows of 36"),
+        (lambda: fitted(NEXT, {**ROWS, "tokens": ROWS["tokens"] + 30}), r"labels in \[0, 40\)"),
+        (lambda: fitted(SPANS, {**ROWS, "tokens": ROWS["tokens"] + 5}), r"labels in \[0, 39\)"),
+        (lambda: fitted(NEXT, {**ROWS, "segments": ROWS["segments"][:, 1:]}), "segments: "),
+        (lambda: fitted(NEXT, {"tokens": ROWS["tokens"]}), "segments: column missing"),
+        (
+            lambda: fitted(ANSWERS, {"source": np.ones((9, 13), int), "target": np.ones((9, 5), int)}),
+            "source: rows of 13 tokens found, at most 12",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
