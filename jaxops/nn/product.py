@@ -121,18 +121,19 @@ def _row_major(x: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _low_product(dtype: str, x: Array, y: Array) -> Array:
-    return _dot(x.astype(dtype), y.astype(dtype))
+    return _forward(dtype, x, y)[0]
 
 
 def _forward(dtype: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    x, y = x.astype(dtype), y.astype(dtype)
+    x, y = x.astype(dtype), _row_major(y.astype(dtype))  # it may be a table transposed
     return _dot(x, y), (x, y)
 
 
 def _backward(dtype: str, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, y = saved
     g = g.astype(dtype)
-    return _dot(g, _row_major(y.mT)), _dot(_row_major(x.mT), g)
+    # the result too: a transposition after it would be put into the product
+    return _dot(g, _row_major(y.mT)), _row_major(_dot(_row_major(x.mT), g))
 
 
 _low_product.defvjp(_forward, _backward)
