@@ -261,7 +261,7 @@ class Stack(nn.Module):
         else:
             slot = cache.length
             own = arange(length) + slot - cache.start[:, None]
-            slots = jax.tree.leaves(cache.layers)[0].shape[-3]
+            slots = jax.tree.leaves(cache.layers)[0].shape[-1]  # of keys
             others = arange(slots) - cache.start[:, None]
         mask = None
         if cache is not None:

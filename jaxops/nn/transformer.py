@@ -20,10 +20,10 @@ class Cache(NamedTuple):
     Rows are aligned at their ends: of a row whose prompt is shorter the first slots are padding.
 
     Attributes:
-        layers: keys and values (B, S, K, H) of each layer; with `scan`, stacked.
+        layers: keys (B, K, H, S) and values (B, K, S, H) of each layer; with `scan`, stacked.
         start: int (B,), the slot of a row's first token.
         length: int (), how many slots are taken.
-        memory: of an encoder-decoder: keys and values of the source for each layer.
+        memory: of an encoder-decoder: keys and values (B, S, K, H) of the source for each layer.
         memory_mask: bool (B, 1, 1, S), its padding.
     """
 
@@ -192,10 +192,9 @@ def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
         ValueError: more slots than the context.
     """
     _check_length(config, slots)
-    shape = (len(start), slots, config.kv_heads or config.heads, config.per_head)
-    if config.scan:
-        shape = (config.layers, *shape)
-    pair = jnp.zeros(shape), jnp.zeros(shape)
+    stacked = (config.layers,) if config.scan else ()
+    shape = (*stacked, len(start), config.kv_heads or config.heads)
+    pair = jnp.zeros((*shape, config.per_head, slots)), jnp.zeros((*shape, slots, config.per_head))
     layers = pair if config.scan else (pair,) * config.layers
     return Cache(layers, start, jnp.zeros((), jnp.int32))
 
