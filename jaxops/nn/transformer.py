@@ -192,7 +192,7 @@ def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
         ValueError: more slots than the context.
     """
     _check_length(config, slots)
-    shape = (len(start), slots, config.kv_heads or config.heads, config.per_head)
+    shape: tuple[int, ...] = (len(start), slots, config.kv_heads or config.heads, config.per_head)
     if config.scan:
         shape = (config.layers, *shape)
     pair = jnp.zeros(shape), jnp.zeros(shape)
