@@ -81,7 +81,7 @@ def attention(
     if causal:
         own, others = jnp.arange(length)[None], jnp.arange(keys)[None]
         seen = attention_mask(own, others, causal=True, window=window)
-        mask = seen if mask is None else mask & seen
+        mask = seen if mask is None or seen is None else mask & seen
 
     def by_group(x: Array) -> Array:
         """(B, T, N, H) to (B, K, N / K * T, H): one product serves the queries of a group."""

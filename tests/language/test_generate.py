@@ -34,15 +34,17 @@ def config(**changes):
 
 
 @functools.cache
-def made(model, size=0.06):
+def made(model, size=0.3):
     """A task of it, and a state whose logits differ by more than rounding: wide kernels."""
     one = jax.ShapeDtypeStruct((1, 4), "int32")
     inputs = (one, one) if isinstance(model, EncoderDecoder) else (one,)
     shapes = jax.eval_shape(model.init, jax.random.key(7), *inputs)["params"]
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda p: rng.normal(p.ndim == 1, size, p.shape).astype(np.float32), shapes
-    )
+
+    def fill(path, leaf):
+        return rng.normal(path[-1].key == "scale", size, leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(fill, shapes)
     task = jo.Task(None, None, None, recipe=(None, (("model", model),)))
     return task, jo.TrainState(np.int32(0), params, (), {}, jax.random.key(0))
 
@@ -92,31 +94,31 @@ def plain(model, state, prompt, steps=STEPS, stop=(), drawn=False, **how):
     return answer, total
 
 
+LEARNED = Transformer(config(layers=2))
+SEQUENCES = EncoderDecoder(config(position="relative", norm="rms", bias=False))
+
+
 def models():
     for name, changes in DECODERS.items():
         yield pytest.param(Transformer(config(**changes)), id=name)
-    relative = {"position": "relative", "norm": "rms", "bias": False}
-    yield pytest.param(EncoderDecoder(config(**relative)), id="encoder-decoder")
+    yield pytest.param(SEQUENCES, id="encoder-decoder")
     yield pytest.param(EncoderDecoder(config(scan=True, layers=2)), id="encoder-decoder-scan")
 
 
 @pytest.mark.parametrize("model", list(models()))
 def test_equals_generation_without_a_cache(model):
     task, state = made(model)
-    greedy = generate(task, state, PROMPTS, new_tokens=STEPS)
-    drawn = generate(task, state, PROMPTS, new_tokens=STEPS, temperature=0.8, seed=5)
+    asked = {"drawn": generate(task, state, PROMPTS, new_tokens=STEPS, temperature=0.8, seed=5)}
+    if model in (LEARNED, SEQUENCES):  # of the others what is drawn tells as much
+        asked["greedy"] = generate(task, state, PROMPTS, new_tokens=STEPS)
     for row, prompt in enumerate(PROMPTS):
         draw = {"drawn": True, "seed": 5, "temperature": 0.8, "row": row}
-        for answers, how in ((greedy, {}), (drawn, draw)):
-            tokens, total = plain(model, state, prompt, **how)
+        for name, answers in asked.items():
+            tokens, total = plain(model, state, prompt, **(draw if name == "drawn" else {}))
             assert answers[row].tokens.tolist() == tokens
             assert answers[row].log_probability == pytest.approx(total, abs=1e-3)
             assert not answers[row].stopped
-    assert len({tuple(a.tokens.tolist()) for a in drawn}) == len(PROMPTS)
-
-
-LEARNED = Transformer(config(layers=2))
-SEQUENCES = EncoderDecoder(config(position="relative"))
+    assert len({tuple(a.tokens.tolist()) for a in asked["drawn"]}) == len(PROMPTS)
 
 
 def test_a_long_answer_outgrows_its_cache_and_stays_right():
@@ -275,8 +277,8 @@ def test_an_encoder_decoder_begins_with_what_it_is_told():
 
 # beam search
 
-TINY = Transformer(config(vocabulary=4, context=16))
-TINY_SEQUENCES = EncoderDecoder(config(vocabulary=4, context=16, scan=True))
+TINY = Transformer(config(vocabulary=4, context=24))
+TINY_SEQUENCES = EncoderDecoder(config(vocabulary=4, context=24, scan=True))
 
 
 def log_probabilities(model, state, prompt):
@@ -312,7 +314,7 @@ def beam_search(score_of, beams, steps, stop, alpha):
 @pytest.mark.parametrize("model", [TINY, TINY_SEQUENCES], ids=["decoder", "encoder-decoder"])
 @pytest.mark.parametrize("stop", [2, 3])
 def test_beam_search_wide_enough_is_exact_and_narrower_the_textbooks(model, alpha, stop):
-    task, state = made(model, 0.15)
+    task, state = made(model, 0.5)
     prompts, steps = [[1, 3, 0], [2], [0, 0, 1, 3]], 4
     for beams in (64, 3, 2):
         found = generate(
