@@ -24,8 +24,10 @@ from benchmarks.torch_choices import (
     peak_memory,
 )
 from benchmarks.torch_predict import Prediction
+from benchmarks.torch_train import TRIAL_SECONDS
 
 Ask = Callable[[Tensor], Tensor]
+MODES = PREDICT_COMPILERS if GPU else ("cpp_wrapper", "freezing, cpp_wrapper")
 
 
 def look(
@@ -142,6 +144,21 @@ class Generation(Prediction):
         """Tokens a second of the next so many seconds."""
         return workloads.NEW_TOKENS * super().answers(ask, seconds)
 
+    def trial(self, traced: bool = False, **changes: Any) -> None:
+        """As of a prediction, which is shorter and has no need to be warm for so long."""
+        settings = self.settings._replace(**changes)
+        try:
+            ask = self.answerer(settings, traced)
+            ask(self.question)
+            rate = max(self.answers(ask, TRIAL_SECONDS) for _ in range(2))
+        except Exception as error:
+            if not settings.compile:
+                raise
+            self.failed[str(changes)] = str(error)[:500]
+            return
+        if rate > self.best:
+            self.best, self.settings, self.traced = rate, settings, traced
+
     def tune(self, seconds: float) -> dict[str, Any]:
         """All slots or the filled ones; threads; whose products; the compiler's modes."""
         self.traced = False
@@ -157,7 +174,7 @@ class Generation(Prediction):
             self.best = 0.0  # the careful form has its own line
             for whole in wholes:
                 self.trial(whole, compile="default")
-            for mode in PREDICT_COMPILERS:
+            for mode in MODES:
                 self.trial(self.traced, compile=mode)
             if ALL_THREADS > 1 and not GPU:
                 self.trial(self.traced, threads=ALL_THREADS + 1 - self.settings.threads)

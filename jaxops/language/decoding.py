@@ -17,6 +17,7 @@ from jax import lax
 
 from jaxops.language.sampling import Sampling, choose
 from jaxops.nn import Cache, EncoderDecoder, empty_cache
+from jaxops.program import COMPILER_OPTIONS
 
 Array = jax.Array
 Variables = Any
@@ -113,10 +114,15 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=32)
 def programs(model: Any) -> Programs:
     """Those of a transformer; equal models share them."""
+    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
+
+    def jit(program: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+        return jax.jit(functools.partial(program, model), compiler_options=options, **how)
+
     return Programs(
-        jax.jit(functools.partial(_begin, model), static_argnames=("slots", "beams", "penalty")),
-        jax.jit(functools.partial(_sample, model), static_argnames="most", donate_argnums=1),
-        jax.jit(functools.partial(_beam, model), donate_argnums=1),
+        jit(_begin, static_argnames=("slots", "beams", "penalty")),
+        jit(_sample, static_argnames="most", donate_argnums=1),
+        jit(_beam, donate_argnums=1),
     )
 
 
@@ -168,7 +174,7 @@ def chunks(program: Callable[..., Any], run: Any, most: int, chunk: int) -> Iter
     """
     length = int(run.cache.length)
     while most:
-        slots = jax.tree.leaves(run.cache.layers)[0].shape[-3]
+        slots = jax.tree.leaves(run.cache.layers)[0].shape[-1]  # of keys
         if length == slots:
             run, slots = run._replace(cache=_grown(run.cache)), 2 * slots
         steps = min(most, chunk, slots - length)
@@ -182,10 +188,10 @@ def chunks(program: Callable[..., Any], run: Any, most: int, chunk: int) -> Iter
 
 @jax.jit
 def _grown(cache: Cache) -> Cache:
-    def double(leaf: Array) -> Array:
-        return jnp.concatenate([leaf, jnp.zeros_like(leaf)], -3)
+    def double(path: Any, leaf: Array) -> Array:
+        return jnp.concatenate([leaf, jnp.zeros_like(leaf)], -1 if path[-1].idx == 0 else -2)
 
-    return cache._replace(layers=jax.tree.map(double, cache.layers))
+    return cache._replace(layers=jax.tree_util.tree_map_with_path(double, cache.layers))
 
 
 def _begin(

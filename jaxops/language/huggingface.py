@@ -163,7 +163,7 @@ def _llama(settings: Settings) -> TransformerConfig:
     if kind != "default":
         raise ValueError(f"rope_scaling: {kind!r} found, none wanted: it is not supported")
     bias = settings.get("attention_bias", False)
-    _only(settings, mlp_bias=bias)
+    _only({"mlp_bias": False, **settings}, mlp_bias=bias)
     return TransformerConfig(
         vocabulary=settings["vocab_size"],
         context=settings["max_position_embeddings"],

@@ -136,7 +136,7 @@ def _params(family: Family, config: TransformerConfig, tensors: dict[str, tuple[
         _check_shapes(names, leaf.shape, turn, tensors)
 
     def joined(names: tuple[str, ...], turn: bool) -> Any:
-        parts = [np.asarray(file.get_tensor(name)) for file, name in map(tensors.get, names)]
+        parts = [np.asarray(file.get_tensor(name)) for file, name in (tensors[n] for n in names)]
         return np.concatenate([part.T if turn else part for part in parts], -1, dtype=np.float32)
 
     params = jax.tree.unflatten(tree, map(joined, sources, turned))

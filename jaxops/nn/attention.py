@@ -81,7 +81,7 @@ def attention(
     if causal:
         own, others = jnp.arange(length)[None], jnp.arange(keys)[None]
         seen = attention_mask(own, others, causal=True, window=window)
-        mask = seen if mask is None else mask & seen
+        mask = seen if mask is None or seen is None else mask & seen
 
     def by_group(x: Array) -> Array:
         """(B, T, N, H) to (B, K, N / K * T, H): one product serves the queries of a group."""
@@ -260,11 +260,13 @@ class Attention(nn.Module):
             positions: int (B or 1, T).
             mask: all that a token sees, see `attention`.
             bias: see `attention`.
-            cache: keys and values so far, (B, S, K, H) each.
+            cache: keys (B, K, H, S) and values (B, K, S, H) so far, laid out as the products of a
+                single query want them: a CPU would copy all of another cache for every token.
             slot: where in the cache x begins.
 
         Returns:
-            (B, T, D), and the keys and values: of x, or the cache with x in it.
+            (B, T, D), and the cache with x in it, or without one the keys and values of x, each
+            (B, T, K, H).
         """
         q, k, v = jnp.split(
             self.qkv(x).reshape(*x.shape[:2], -1, self.head_width),
@@ -275,14 +277,16 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if self.rotary_base is not None:
             q, k = (rotary(y, positions, self.rotary_base) for y in (q, k))
+        kept = (k, v)
         if cache is not None:
-            k, v = (
-                lax.dynamic_update_slice(old, new.astype(old.dtype), (0, slot, 0, 0))
-                for old, new in zip(cache, (k, v), strict=True)
-            )
+            keys, values = cache
+            k, v = k.transpose(0, 2, 3, 1).astype(keys.dtype), v.swapaxes(1, 2).astype(values.dtype)
+            keys = lax.dynamic_update_slice(keys, k, (0, 0, 0, slot))
+            values = lax.dynamic_update_slice(values, v, (0, 0, slot, 0))
+            kept, k, v = (keys, values), keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
         causal = self.causal and mask is None
         y = attention(q, k, v, mask, bias, self.scale, causal, self.window if causal else None)
-        return self.out(y.reshape(*x.shape[:2], -1)), (k, v)
+        return self.out(y.reshape(*x.shape[:2], -1)), kept
 
     def remember(self, memory: Array) -> tuple[Array, Array]:
         """Keys and values (B, S, K, H) of a memory (B, S, D), for `recall`."""

@@ -203,7 +203,7 @@ class Block(nn.Module):
         x: Array,
         cache: Any,
         remembered: Any,
-        memory: Array | None,
+        memory: Any,
         positions: Array,
         mask: Array | None,
         bias: Array | None,
@@ -261,12 +261,11 @@ class Stack(nn.Module):
         else:
             slot = cache.length
             own = arange(length) + slot - cache.start[:, None]
-            slots = jax.tree.leaves(cache.layers)[0].shape[-3]
+            slots = jax.tree.leaves(cache.layers)[0].shape[-1]  # of keys
             others = arange(slots) - cache.start[:, None]
         mask = None
         if cache is not None:
-            mask = attention_mask(own, others, causal=True, window=config.window)
-            mask &= (others >= 0)[:, None, None]
+            mask = attention_mask(own, others, own >= 0, others >= 0, True, config.window)
         elif not (config.causal and positions is None and segments is None):
             mask = attention_mask(own, others, segments, segments, config.causal, config.window)
         bias = None

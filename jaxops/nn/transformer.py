@@ -20,10 +20,10 @@ class Cache(NamedTuple):
     Rows are aligned at their ends: of a row whose prompt is shorter the first slots are padding.
 
     Attributes:
-        layers: keys and values (B, S, K, H) of each layer; with `scan`, stacked.
+        layers: keys (B, K, H, S) and values (B, K, S, H) of each layer; with `scan`, stacked.
         start: int (B,), the slot of a row's first token.
         length: int (), how many slots are taken.
-        memory: of an encoder-decoder: keys and values of the source for each layer.
+        memory: of an encoder-decoder: keys and values (B, S, K, H) of the source for each layer.
         memory_mask: bool (B, 1, 1, S), its padding.
     """
 
@@ -59,14 +59,21 @@ class Embedding(nn.Module):
             self.head = Dense(config.vocabulary, use_bias=False, kernel_init=init)
 
     def __call__(
-        self, tokens: Array, positions: Array, types: Array | None = None, train: bool = False
+        self,
+        tokens: Array,
+        positions: Array | None,
+        types: Array | None = None,
+        train: bool = False,
     ) -> Array:
         """Of tokens (B, T) at positions (B or 1, T), of `types` (B, T): (B, T, D)."""
-        config = self.config
+        config, length = self.config, tokens.shape[1]
         x = self.tokens[tokens]
         if config.position == "learned":
-            x += self.positions[jnp.maximum(positions, 0)]
+            # a slice has a faster gradient than a look-up
+            table = self.positions
+            x += table[None, :length] if positions is None else table[jnp.maximum(positions, 0)]
         elif config.position == "sinusoidal":
+            positions = arange(length) if positions is None else positions
             # Vaswani et al. 2017, section 3.4: else the positions would drown the tokens
             x = x * config.width**0.5 + sinusoidal(positions, config.width)
         if config.segment_types:
@@ -151,8 +158,7 @@ class Transformer(nn.Module):
     ) -> Array:
         """What the logits are made of, (B, T, width): for heads of your own."""
         _check_length(self.config, tokens.shape[1])
-        own = arange(tokens.shape[1]) if positions is None else positions
-        x = self.embedding(tokens, own, types, train)
+        x = self.embedding(tokens, positions, types, train)
         return self.stack(x, positions, segments, train=train)[0]
 
     def advance(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -192,10 +198,9 @@ def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
         ValueError: more slots than the context.
     """
     _check_length(config, slots)
-    shape = (len(start), slots, config.kv_heads or config.heads, config.per_head)
-    if config.scan:
-        shape = (config.layers, *shape)
-    pair = jnp.zeros(shape), jnp.zeros(shape)
+    stacked = (config.layers,) if config.scan else ()
+    shape: tuple[int, ...] = (*stacked, len(start), config.kv_heads or config.heads)
+    pair = jnp.zeros((*shape, config.per_head, slots)), jnp.zeros((*shape, slots, config.per_head))
     layers = pair if config.scan else (pair,) * config.layers
     return Cache(layers, start, jnp.zeros((), jnp.int32))
 
@@ -254,13 +259,13 @@ class EncoderDecoder(nn.Module):
         if source_segments is not None:
             known = jnp.ones_like(target) if target_segments is None else target_segments
             mask = attention_mask(own, own, known, source_segments)
-        x = self.embedding(target, own, train=train)
+        x = self.embedding(target, None, train=train)
         x, _ = self.stack(x, None, target_segments, memory=memory, memory_mask=mask, train=train)
         return self.embedding.logits(x)
 
     def encode(self, source: Array, segments: Array | None = None, *, train: bool = False) -> Array:
         """What the encoder makes of the source, (B, S, width)."""
-        x = self.embedding(source, arange(source.shape[1]), train=train)
+        x = self.embedding(source, None, train=train)
         return self.encoder(x, None, segments, train=train)[0]
 
     def begin(

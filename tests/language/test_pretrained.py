@@ -83,11 +83,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["", "scan"])
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_transformers(transformers, tmp_path, name, scan):
+def test_logits_are_those_of_transformers(transformers, tmp_path, name):
     import torch
 
+    scan = name in ("gpt2", "t5 v1.1", "llama tied")
     theirs = MODELS[name](transformers)
     theirs.save_pretrained(tmp_path, safe_serialization=True)
     module, params = load_pretrained(tmp_path, scan=scan)
@@ -98,11 +98,11 @@ def test_logits_are_those_of_transformers(transformers, tmp_path, name, scan):
         if isinstance(module, EncoderDecoder):
             target = TOKENS[:, ::-1][:, :7]
             decoded = torch.tensor(target.copy(), dtype=torch.int64)
-            want = theirs(inputs[0], inputs[1], decoder_input_ids=decoded).logits
+            want = theirs(inputs[0], inputs[1], decoder_input_ids=decoded).logits.numpy()
             got = jax.jit(module.apply)(variables, TOKENS, target, SEEN)
             real = np.ones((2, 7, 1))
         else:
-            want = theirs(inputs[0], attention_mask=inputs[1]).logits
+            want = theirs(inputs[0], attention_mask=inputs[1]).logits.numpy()
             got = jax.jit(module.apply)(variables, TOKENS, SEEN)
             real = SEEN[..., None]
     assert np.abs(want).max() > 0.5
@@ -119,8 +119,9 @@ def test_types_and_the_encoder_of_bert(transformers, tmp_path):
     types = (np.arange(9)[None] >= np.array([[4], [2]])).astype(np.int32)
     tokens, seen, kinds = (torch.tensor(x, dtype=torch.int64) for x in (TOKENS, SEEN, types))
     with torch.no_grad():
-        want = theirs(tokens, attention_mask=seen, token_type_ids=kinds).last_hidden_state
-    got = module.apply({"params": params}, TOKENS, SEEN, None, types, method="hidden")
+        want = theirs(tokens, attention_mask=seen, token_type_ids=kinds).last_hidden_state.numpy()
+    hidden = jax.jit(lambda *x: module.apply({"params": params}, *x, method="hidden"))
+    got = hidden(TOKENS, SEEN, None, types)
     np.testing.assert_allclose(got * SEEN[..., None], want * SEEN[..., None], atol=1e-4)
 
 
@@ -207,9 +208,11 @@ def test_gpt2_by_hand(path):
     want = gpt2_by_numpy(wide, tokens[0])
     module, params = load_pretrained(path)
     assert isinstance(module, Transformer) and module.config.dropout == 0.1
-    np.testing.assert_allclose(module.apply({"params": params}, tokens)[0], want, atol=1e-4)
+    logits = jax.jit(module.apply)({"params": params}, tokens)
+    np.testing.assert_allclose(logits[0], want, atol=1e-4)
     module, again = load_pretrained(path / "model.safetensors", GPT2, scan=True)
-    np.testing.assert_allclose(module.apply({"params": again}, tokens)[0], want, atol=1e-4)
+    logits = jax.jit(module.apply)({"params": again}, tokens)
+    np.testing.assert_allclose(logits[0], want, atol=1e-4)
     blocks, block = again["stack"]["blocks"], params["stack"]["block_1"]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), blocks, block)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(again))
@@ -339,7 +342,7 @@ def test_shapes_of_what_is_side_by_side(path):
         ValueError, match=r"v_proj\.weight \(4, 8\) found, \(24, 8\) together wanted"
     ):
         load_pretrained(file, config, kv_heads=2)
-    with pytest.raises(ValueError, match=r"no tensor is known for the parameter stack.*query_norm"):
+    with pytest.raises(ValueError, match=r"no tensor is known for the parameter stack.*key_norm"):
         load_pretrained(file, config, qk_norm=True)
 
 

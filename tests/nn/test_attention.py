@@ -68,21 +68,33 @@ def real(name):
     return jnp.asarray(MASKS[name][1] > 0)[..., None, None].astype(jnp.float32)
 
 
+def loss(attend, q, k, v, mask, bias, weight):
+    y = attend(q, k, v, mask, bias)
+    return (y * weight).sum(), y
+
+
+def by_jax(q, k, v, mask, bias):
+    whole = jnp.broadcast_to(mask, (B, 1, T, T))
+    return jax.nn.dot_product_attention(q, k, v, bias, whole)
+
+
+def scaled(*arrays):
+    return attention(*arrays, scale=0.7)
+
+
+# compiled once for all masks
+run = jax.jit(jax.value_and_grad(loss, (1, 2, 3, 5), has_aux=True), static_argnums=0)
+
+
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("name", MASKS)
 def test_against_brute_force_and_jax(name, heads):
-    q, k, v = qkv(*HEADS[heads])
-    mask, weight = mask_of(name), normal(3, B, T, 4, H) * real(name)
-    np.testing.assert_allclose(
-        attention(q, k, v, mask) * real(name), brute_force(name, q, k, v), atol=1e-5
-    )
-
-    def gradients(f):
-        return jax.jit(jax.grad(lambda q, k, v: (f(q, k, v) * weight).sum(), (0, 1, 2)))(q, k, v)
-
-    ours = gradients(lambda *x: attention(*x, mask))
-    whole = jnp.broadcast_to(mask, (B, 1, T, T))
-    theirs = gradients(lambda *x: jax.nn.dot_product_attention(*x, mask=whole))
+    arrays, mask = qkv(*HEADS[heads]), jnp.broadcast_to(mask_of(name), (B, 1, T, T))
+    bias, weight = jnp.zeros((1, 4, T, T)), normal(3, B, T, 4, H) * real(name)
+    (_, y), ours = run(attention, *arrays, mask, bias, weight)
+    np.testing.assert_allclose(y * real(name), brute_force(name, *arrays), atol=1e-5)
+    (_, want), theirs = run(by_jax, *arrays, mask, bias, weight)
+    np.testing.assert_allclose(y * real(name), want * real(name), atol=1e-5)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -108,17 +120,12 @@ def test_against_pytorch(name, heads):
     torch = pytest.importorskip("torch")
     arrays = qkv(*HEADS[heads])
     bias, weight = normal(4, B, 4, T, T), normal(3, B, T, 4, H) * real(name)
-    mask = mask_of(name)
-
-    @jax.jit
-    def loss(q, k, v, bias):
-        return (attention(q, k, v, mask, bias, scale=0.7) * weight).sum()
-
-    value, ours = jax.value_and_grad(loss, (0, 1, 2, 3))(*arrays, bias)
+    mask = jnp.broadcast_to(mask_of(name), (B, 1, T, T))
+    (value, _), ours = run(scaled, *arrays, mask, bias, weight)
     leaves = [torch.tensor(np.asarray(x), requires_grad=True) for x in (*arrays, bias)]
     q, k, v = (x.transpose(1, 2) for x in leaves[:3])
     # a row without keys is NaN in PyTorch: padding sees itself
-    seen = np.asarray(jnp.broadcast_to(mask, (B, 1, T, T))) | np.eye(T, dtype=bool)
+    seen = np.asarray(mask) | np.eye(T, dtype=bool)
     added = leaves[3] + torch.where(torch.tensor(seen), 0.0, -torch.inf)
     y = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, added, scale=0.7, enable_gqa=True
@@ -220,10 +227,10 @@ def test_rotary_products_depend_on_the_distance_alone():
     q, k = normal(0, 1, 1, 1, 8), normal(1, 1, 1, 1, 8)
 
     def dot(t, s):
-        return (rotary(q, jnp.array([[t]])) * rotary(k, jnp.array([[s]]))).sum()
+        return float((rotary(q, jnp.array([[t]])) * rotary(k, jnp.array([[s]]))).sum())
 
-    assert dot(9, 4) == pytest.approx(dot(105, 100), abs=1e-4)
-    assert abs(dot(9, 4) - dot(9, 5)) > 1e-3
+    near, far, other = dot(9, 4), dot(105, 100), dot(9, 5)
+    assert abs(near - far) < 1e-4 < 1e-3 < abs(near - other)
 
 
 def test_sinusoidal_is_as_published():
