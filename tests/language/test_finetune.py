@@ -48,7 +48,7 @@ def test_frozen_parameters_stay_and_the_optimizer_keeps_nothing_of_them():
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("^head", "'.head' finds 0 of 27"), (".", "'.' finds 27 of 27 parameters")],
+    [("^head", "'.head' finds 0 of 28"), (".", "'.' finds 28 of 28 parameters")],
 )
 def test_a_pattern_that_finds_nothing_or_all_is_named(pattern, message):
     with pytest.raises(ValueError, match=message):
