@@ -56,7 +56,9 @@ def tokens(word: str, operands: str) -> list[int]:
 def question(word: str, settings: Settings, random: np.random.Generator) -> tuple[str, str]:
     """Operands and answer."""
     if word == "add":
-        a, b = (int(random.integers(0, 10 ** random.integers(1, settings.addends + 1))) for _ in "ab")
+        a, b = (
+            int(random.integers(0, 10 ** random.integers(1, settings.addends + 1))) for _ in "ab"
+        )
         return f"{a}+{b}", str(a + b)
     symbols = random.integers(0, 10, random.integers(2, settings.digits + 1)).astype(str)
     return "".join(symbols), "".join(symbols[::-1] if word == "reverse" else sorted(symbols))
@@ -140,7 +142,9 @@ def exact(task: jo.Task, state: jo.TrainState, word: str, rows: dict[str, np.nda
     metrics = {"exact_match": language.exact_match}
     share = jo.evaluate(task, state, rows, metrics=metrics)["exact_match"]
     common.say(f"{word}: {share:.2%} of {len(rows['target']):,} answers right from end to end")
-    for source, answer in zip(rows["source"], jo.predict(task, state, first(rows, 2)), strict=False):
+    for source, answer in zip(
+        rows["source"], jo.predict(task, state, first(rows, 2)), strict=False
+    ):
         common.say(f"  {text(source)} -> {text(answer)}")
     return share
 

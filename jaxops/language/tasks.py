@@ -92,12 +92,13 @@ def _task(
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
         weights = question.weights * row_weights(batch)[:, None]
-        mean = metrics.mean(losses, weights)
+        # where, not a product: what a model makes of a row of padding may be infinite
+        total, count = jnp.where(weights > 0, losses * weights, 0.0).sum(), weights.sum()
         read = {
             "accuracy": metrics.accuracy(logits, question.targets, weights),
-            "perplexity": Perplexity(*mean),
+            "perplexity": Perplexity(total, count),
         }
-        return mean.total, Out(mean.weight, read, {**extra, **new})
+        return total, Out(count, read, {**extra, **new})
 
     return Task(init, loss, predict, columns)
 

@@ -8,7 +8,7 @@ from small import assert_close, assert_equal
 import jaxops as jo
 from jaxops import language, nn
 
-SMALL = {"vocabulary": 20, "context": 8, "layers": 3, "heads": 2, "width": 8}
+SMALL = {"vocabulary": 20, "context": 8, "layers": 2, "heads": 2, "width": 8}
 TASKS = {
     scan: language.next_token(nn.Transformer(nn.TransformerConfig(**SMALL, scan=scan)))
     for scan in (False, True)
@@ -33,11 +33,11 @@ def named(tree):
 
 def test_frozen_parameters_stay_and_the_optimizer_keeps_nothing_of_them():
     task = TASKS[False]
-    optimizer = language.frozen(jo.optim.adamw(1e-2), "^embedding/|block_[01]/")
-    assert optimizer is language.frozen(jo.optim.adamw(1e-2), "^embedding/|block_[01]/")
+    optimizer = language.frozen(jo.optim.adamw(1e-2), "^embedding/|block_0/")
+    assert optimizer is language.frozen(jo.optim.adamw(1e-2), "^embedding/|block_0/")
     before, after = begun(task, optimizer), fitted(task, optimizer)
     start, end = named(before.params), named(after.params)
-    learns = {name for name in start if "block_2/" in name or name.startswith("stack/norm")}
+    learns = {name for name in start if "block_1/" in name or name.startswith("stack/norm")}
     for name in start:
         same = np.array_equal(start[name], end[name])
         assert same != (name in learns), name
@@ -48,52 +48,71 @@ def test_frozen_parameters_stay_and_the_optimizer_keeps_nothing_of_them():
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("^head", "'.head' finds 0 of"), (".", "'.' finds 38 of 38 parameters")],
+    [("^head", "'.head' finds 0 of 28"), (".", "'.' finds 28 of 28 parameters")],
 )
 def test_a_pattern_that_finds_nothing_or_all_is_named(pattern, message):
     with pytest.raises(ValueError, match=message):
         begun(TASKS[False], language.frozen(jo.optim.sgd(0.1), pattern))
 
 
+def of_ones(task):
+    """Parameters, all 1."""
+    shapes, _ = jax.eval_shape(task.init, jax.random.key(0), ROWS)
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+
+
+def layer(name):
+    return name.split("/")[name.startswith("stack/")]
+
+
 def test_rates_fall_from_layer_to_layer():
-    rates = {"embedding": 0.5**4, "block_0": 0.5**3, "block_1": 0.5**2, "block_2": 0.5, "norm": 1.0}
+    rates = {"embedding": 0.5**3, "block_0": 0.5**2, "block_1": 0.5, "norm": 1.0}
     optimizer = language.layerwise(jo.optim.sgd(0.1), 0.5)
     for scan, task in TASKS.items():
-        params = begun(task).params
-        ones = jax.tree.map(jnp.ones_like, params)
-        updates, _ = optimizer.update(ones, optimizer.init(params), params)
+        params = of_ones(task)
+        updates = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p)[0])(params)
+        assert scan == any("blocks/" in name for name in named(params))
         for name, update in named(updates).items():
-            layer = name.split("/")[name.startswith("stack/")]
-            if layer == "blocks":
-                for i in range(3):
+            if layer(name) == "blocks":
+                for i in range(2):
                     np.testing.assert_allclose(update[i], -0.1 * rates[f"block_{i}"], rtol=1e-6)
             else:
-                np.testing.assert_allclose(update, -0.1 * rates[layer], rtol=1e-6)
-        assert scan == any("blocks/" in name for name in named(params))
+                np.testing.assert_allclose(update, -0.1 * rates[layer(name)], rtol=1e-6)
 
 
 def test_the_rates_are_those_of_optimizers_of_their_own():
     """Decay of weights, which goes by the rate as well, is multiplied with it."""
-    task = TASKS[False]
-    found = fitted(task, language.layerwise(jo.optim.adamw(1e-2, weight_decay=0.1), 0.5)).params
 
     def label(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        layer = name.split("/")[name.startswith("stack/")]
-        return layer
+        return layer(jax.tree_util.keystr(path, simple=True, separator="/"))
 
-    powers = {"embedding": 4, "block_0": 3, "block_1": 2, "block_2": 1, "norm": 0}
+    powers = {"embedding": 3, "block_0": 2, "block_1": 1, "norm": 0}
     own = optax.multi_transform(
         {name: optax.adamw(1e-2 * 0.5**n, weight_decay=0.1) for name, n in powers.items()},
         lambda params: jax.tree_util.tree_map_with_path(label, params),
     )
-    assert_close(found, fitted(task, own).params, rtol=1e-5, atol=1e-7)
+    params = of_ones(TASKS[False])
+
+    def stepped(tx):
+        @jax.jit
+        def two_steps(params):
+            state = tx.init(params)
+            for scale in (1.0, -0.3):
+                grads = jax.tree.map(lambda p: scale * p, params)
+                updates, state = tx.update(grads, state, params)
+                params = optax.apply_updates(params, updates)
+            return params
+
+        return two_steps(params)
+
+    mine = language.layerwise(jo.optim.adamw(1e-2, weight_decay=0.1), 0.5)
+    assert_close(stepped(mine), stepped(own), rtol=1e-6)
 
 
 def test_a_model_without_blocks_has_no_layers():
-    with pytest.raises(ValueError, match="block_0, ... or blocks wanted among dense/kernel"):
+    with pytest.raises(ValueError, match=r"block_0, \.\.\. or blocks wanted among dense/kernel"):
         language.layerwise(jo.optim.sgd(0.1), 0.9).init({"dense": {"kernel": jnp.ones((2, 2))}})
-    with pytest.raises(ValueError, match="decay: 1.5 found"):
+    with pytest.raises(ValueError, match=r"decay: 1\.5 found"):
         language.layerwise(jo.optim.sgd(0.1), 1.5)
 
 
@@ -105,8 +124,8 @@ def test_lora_begins_at_the_base_trains_its_factors_alone_and_merges(scan, tmp_p
     small = language.lora(task, rank=2, alpha=3.0, targets=r"(qkv|up)/kernel")
     state = language.adapt(small, base)
     shapes = {name: leaf.shape for name, leaf in named(state.params).items()}
-    path, stacked = ("stack/blocks", (3,)) if scan else ("stack/block_1", ())
-    assert len(shapes) == (4 if scan else 12)
+    path, stacked = ("stack/blocks", (2,)) if scan else ("stack/block_1", ())
+    assert len(shapes) == (4 if scan else 8)
     assert shapes[f"{path}/attention/qkv/kernel/a"] == (*stacked, 8, 2)
     assert shapes[f"{path}/attention/qkv/kernel/b"] == (*stacked, 2, 24)
     want = jo.predict(task, base, ROWS)
@@ -116,10 +135,13 @@ def test_lora_begins_at_the_base_trains_its_factors_alone_and_merges(scan, tmp_p
     after = fitted(small, jo.optim.adam(1e-2), state=state, steps=20)
     assert_equal(after.extra["base"], kept)
     assert_equal(base.params, kept)  # not donated
-    assert not any(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (begins, after.params))))
+    assert not any(
+        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (begins, after.params)))
+    )
     assert {leaf.shape for leaf in jax.tree.leaves(after.opt_state)} <= {(), *shapes.values()}
     applied = jo.predict(small, after, ROWS)
     assert abs(applied - want).max() > 0.01
+    assert applied.sum() > want.sum()  # the text has become likelier
 
     merged = language.merge(small, after)
     np.testing.assert_allclose(jo.predict(task, merged, ROWS), applied, rtol=1e-5, atol=1e-6)
@@ -134,21 +156,12 @@ def test_lora_begins_at_the_base_trains_its_factors_alone_and_merges(scan, tmp_p
     np.testing.assert_array_equal(jo.load(tmp_path / "small").predict(ROWS), applied)
 
 
-def test_a_small_rank_learns_what_the_base_does_not_know():
-    task = TASKS[True]
-    base = fitted(task, jo.optim.adam(1e-2), steps=30)
-    before = jo.evaluate(task, base, ROWS)["loss"]
-    small = language.lora(task, rank=4)
-    after = fitted(small, jo.optim.adam(3e-2), state=language.adapt(small, base), steps=60)
-    assert jo.evaluate(small, after, ROWS)["loss"] < before - 0.1
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rank": 0}, "rank: 0 found"),
         ({"rank": 2, "targets": "query"}, "targets: 'query' finds none of"),
-        ({"rank": 2, "targets": "bias"}, r"bias \(16,\) found, matrices of at least 2"),
+        ({"rank": 2, "targets": "bias"}, r"bias \(8,\) found, matrices of at least 2"),
         ({"rank": 9}, r"qkv/kernel \(8, 24\) found, matrices of at least 9"),
     ],
 )
