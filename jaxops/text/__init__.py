@@ -1,0 +1,5 @@
+"""Decisions about texts."""
+
+from jaxops.text.recurrent import Recurrent
+
+__all__ = ["Recurrent"]
