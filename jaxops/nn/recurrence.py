@@ -16,6 +16,8 @@ State = Any
 """Of an LSTM `(hidden, memory)`, of a GRU `hidden`: (layers * directions, B, features) each."""
 Cell = Callable[[State, Array, Array], State]
 """One step: of the state, what the input gives, and the product with the hidden state."""
+How = tuple[Cell, str | None, bool]
+"""The cell, how products are computed, and whether the scan is from the end."""
 
 
 class Recurrence(nn.Module):
@@ -107,11 +109,12 @@ class Recurrence(nn.Module):
         # read backwards, padding at a row's end leaves the state as it begins
         reverse = name.startswith("backward")
         marks = None if segments is None else (segments > 0, _first(segments, reverse))
-        return _scan(type(self).cell, self.compute, reverse, recurrent, inputs, state, keep, marks)
+        how = self.cell, self.compute, reverse
+        return _scan(how, recurrent, inputs, state, keep, marks)
 
 
 def _lstm(state: State, inputs: Array, products: Array) -> State:
-    hidden, memory = state
+    _, memory = state
     i, f, g, o = jnp.split(inputs + products, 4, axis=-1)
     memory = nn.sigmoid(f) * memory + nn.sigmoid(i) * jnp.tanh(g)
     return nn.sigmoid(o) * jnp.tanh(memory), memory
@@ -162,7 +165,7 @@ class LSTM(Recurrence):
     """
 
     gates = 4
-    cell = _lstm
+    cell = staticmethod(_lstm)
 
     def _zero(self, shape: tuple[int, ...]) -> State:
         return jnp.zeros(shape), jnp.zeros(shape)
@@ -199,7 +202,7 @@ class GRU(Recurrence):
     """
 
     gates = 3
-    cell = _gru
+    cell = staticmethod(_gru)
 
     def _zero(self, shape: tuple[int, ...]) -> State:
         return jnp.zeros(shape)
@@ -249,9 +252,7 @@ def _first(segments: Array, reverse: bool) -> Array:
 
 
 def _steps(
-    cell: Cell,
-    compute: str | None,
-    reverse: bool,
+    how: How,
     kernel: Array,
     inputs: Array,
     state: State,
@@ -259,6 +260,7 @@ def _steps(
     marks: tuple[Array, Array] | None,
 ) -> tuple[tuple[Array, State], Array]:
     """Outputs (T, B, features) and the last state; and what was multiplied by the kernel."""
+    cell, compute, reverse = how
 
     def step(state: State, now: Any) -> tuple[State, tuple[Array, Array]]:
         inputs, marks = now
@@ -280,38 +282,20 @@ def _steps(
     return (outputs, state), read
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scan(
-    cell: Cell,
-    compute: str | None,
-    reverse: bool,
-    kernel: Array,
-    inputs: Array,
-    state: State,
-    keep: Array | None,
-    marks: tuple[Array, Array] | None,
-) -> tuple[Array, State]:
-    return _steps(cell, compute, reverse, kernel, inputs, state, keep, marks)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(how: How, *arrays: Any) -> tuple[Array, State]:
+    return _steps(how, *arrays)[0]
 
 
-def _forward(
-    cell: Cell,
-    compute: str | None,
-    reverse: bool,
-    kernel: Array,
-    inputs: Array,
-    state: State,
-    keep: Array | None,
-    marks: tuple[Array, Array] | None,
-) -> tuple[Any, Any]:
+def _forward(how: How, kernel: Array, inputs: Array, state: State, *rest: Any) -> Any:
     def run(inputs: Array, state: State) -> Any:
-        return _steps(cell, compute, reverse, kernel, inputs, state, keep, marks)
+        return _steps(how, kernel, inputs, state, *rest)
 
     result, pull, read = jax.vjp(run, inputs, state, has_aux=True)
     return result, (pull, read, kernel)
 
 
-def _backward(cell: Cell, compute: str | None, reverse: bool, saved: Any, g: Any) -> Any:
+def _backward(how: How, saved: Any, g: Any) -> tuple[Array, Array, State, None, None]:
     """The kernel's gradient is one product for all steps, not one in each and a sum of them."""
     pull, read, kernel = saved
     inputs, state = pull(g)
@@ -319,7 +303,7 @@ def _backward(cell: Cell, compute: str | None, reverse: bool, saved: Any, g: Any
     if inputs.shape[-1] > kernel.shape[-1]:  # a GRU adds them to all but xn
         r, z, _, n = jnp.split(inputs, 4, axis=-1)
         products = jnp.concatenate([r, z, n], -1)
-    (by_kernel,) = jax.vjp(lambda kernel: matmul(read, kernel, compute), kernel)[1](products)
+    (by_kernel,) = jax.vjp(lambda kernel: matmul(read, kernel, how[1]), kernel)[1](products)
     return by_kernel, inputs, state, None, None
 
 

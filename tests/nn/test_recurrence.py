@@ -25,7 +25,7 @@ def inputs(rows=ROWS, steps=STEPS):
 
 def params_of(model, x):
     """Parameters of which none is zero, as biases are at first."""
-    params = model.init(KEY, x)["params"]
+    params = jax.jit(model.init)(KEY, x)["params"]
     rng = np.random.default_rng(2)
     return {k: np.asarray(v) + rng.normal(0, 0.3, v.shape).astype("f") for k, v in params.items()}
 
@@ -57,9 +57,9 @@ def by_loops(model, params, x, lengths, state=None, drops=None):
     """Rows one by one, cut to their lengths: outputs and final states."""
     kind, directions = type(model), ["forward", "backward"][: 1 + model.bidirectional]
     count = model.layers * len(directions)
-    if state is None:
-        state = np.zeros((2, count, len(x), model.features))
-    hidden, memory = state if kind is LSTM else (state, np.zeros_like(state))
+    hidden = memory = np.zeros((count, len(x), model.features))
+    if state is not None:
+        hidden, memory = state if kind is LSTM else (state, memory)
     outputs = np.zeros((*x.shape[:2], model.features * len(directions)))
     finals = np.zeros((2, count, len(x), model.features))
     for row, length in enumerate(lengths):
@@ -208,9 +208,10 @@ def test_packed_documents_are_read_one_by_one(kind):
     model, x = kind(FEATURES, 2, True), inputs(1, 9)
     params = params_of(model, x)
     segments = np.array([[0, 4, 4, 4, 2, 2, 0, 2, 7]])  # padding before, within and between
-    outputs, final = model.apply({"params": params}, x, segments)
+    read = jax.jit(lambda x, segments: model.apply({"params": params}, x, segments))
+    outputs, final = read(x, segments)
     parts = [[1, 2, 3], [4, 5, 7], [8]]
-    alone = [model.apply({"params": params}, x[:, part]) for part in parts]
+    alone = [read(x[:, part], None) for part in parts]
     for part, (want, _) in zip(parts, alone, strict=True):
         close(outputs[:, part], want, atol=1e-6)
     assert not outputs[:, [0, 6]].any()
@@ -225,9 +226,10 @@ def test_packed_documents_are_read_one_by_one(kind):
 def test_reading_goes_on_from_a_state(kind):
     model, x = kind(FEATURES, 2), inputs()
     params = {"params": params_of(model, x)}
-    whole, end = model.apply(params, x)
-    first, state = model.apply(params, x[:, :3])
-    second, final = model.apply(params, x[:, 3:], None, state)
+    read = jax.jit(lambda x, state: model.apply(params, x, None, state))
+    whole, end = read(x, None)
+    first, state = read(x[:, :3], None)
+    second, final = read(x[:, 3:], state)
     close((np.concatenate([first, second], 1), final), (whole, end), atol=1e-6)
 
 
@@ -236,13 +238,18 @@ def test_one_mask_a_row_for_all_steps(kind):
     """The masks that were drawn, and that the loops with these masks give the same."""
     model, x = kind(FEATURES, 2, True, dropout=0.5, recurrent_dropout=0.25), np.abs(inputs(64))
     params = params_of(model, x)
-    result, kept = model.apply(
-        {"params": params},
-        x,
-        train=True,
-        rngs={"dropout": KEY},
-        capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
-    )
+
+    @jax.jit
+    def sampled(params, x):
+        return model.apply(
+            {"params": params},
+            x,
+            train=True,
+            rngs={"dropout": KEY},
+            capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+        )
+
+    result, kept = sampled(params, x)
     seen = {k: np.asarray(v["__call__"][0]) for k, v in kept["intermediates"].items()}
     names = [f"{side}_{layer}_dropout" for side in ("forward", "backward") for layer in (0, 1)]
     assert seen.keys() == {"dropout_0", "dropout_1", *names}
@@ -260,7 +267,7 @@ def test_one_mask_a_row_for_all_steps(kind):
         assert len(np.unique(keep > 0, axis=0)) > 10  # rows differ, of at most 32 that there are
     close(result, by_loops(model, params, x, np.full(64, STEPS), drops=drops), atol=1e-5)
 
-    plain = model.apply({"params": params}, x)  # nothing is dropped, and no key is wanted
+    plain = jax.jit(model.apply)({"params": params}, x)  # nothing is dropped, and no key is wanted
     close(plain, by_loops(model, params, x, np.full(64, STEPS)), atol=1e-5)
 
 

@@ -16,18 +16,19 @@ LENGTHS = np.array([6, 1, 4])
 TOKENS = np.random.default_rng(0).integers(1, 9, (3, 6)) * (np.arange(6) < LENGTHS[:, None])
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("both", [True, False])
-def test_each_text_alone_gives_the_same(pooling, cell, both):
+@pytest.mark.parametrize(
+    ("cell", "both", "pooling"),
+    [("lstm", True, "last"), ("gru", False, "last"), ("gru", True, "mean"), ("lstm", True, "max")],
+)
+def test_each_text_alone_gives_the_same(cell, both, pooling):
     model = Recurrent(9, 4, 5, 2, cell, both, pooling)
-    variables = model.init(KEY, TOKENS)
-    found = model.apply(variables, TOKENS)
+    variables = jax.jit(model.init)(KEY, TOKENS)
+    found = jax.jit(model.apply)(variables, TOKENS)
     params = variables["params"]
-    layers = {"lstm": LSTM, "gru": GRU}[cell](5, 2, both)
+    read = jax.jit({"lstm": LSTM, "gru": GRU}[cell](5, 2, both).apply)
     for logits, tokens, length in zip(found, TOKENS, LENGTHS, strict=True):
         x = params["embedding"]["embedding"][tokens[:length]][None]
-        outputs, _ = layers.apply({"params": params["recurrence"]}, x)
+        outputs, _ = read({"params": params["recurrence"]}, x)
         outputs = np.asarray(outputs[0])
         last = np.concatenate([outputs[-1, :5], outputs[0, 5:]])
         pooled = {"last": last, "mean": outputs.mean(0), "max": outputs.max(0)}[pooling]
@@ -39,7 +40,8 @@ def test_each_text_alone_gives_the_same(pooling, cell, both):
 def test_a_row_of_padding_is_finite(pooling):
     model = Recurrent(9, 4, 5, pooling=pooling)
     nothing = np.zeros((1, 6), np.int32)
-    grads = jax.grad(lambda v: model.apply(v, nothing).sum())(model.init(KEY, nothing))
+    variables = jax.jit(model.init)(KEY, nothing)
+    grads = jax.jit(jax.grad(lambda v: model.apply(v, nothing).sum()))(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     assert not grads["params"]["embedding"]["embedding"].any()
 
