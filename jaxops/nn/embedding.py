@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxops.nn.product import matmul
+from jaxops.nn.product import _row_major, matmul
 
 Array = jax.Array
 
@@ -48,4 +48,5 @@ class Embed(nn.Module):
 
     def attend(self, x: Array) -> Array:
         """Logits (B, T, vocabulary) of (B, T, features) by the same table: tied weights."""
-        return matmul(x, self.embedding.T, self.compute)
+        # laid out anew: the gradient of a bare transpose has a bfloat16 product that jax 0.10 lacks
+        return matmul(x, _row_major(self.embedding.T), self.compute)
