@@ -7,7 +7,10 @@ a word, of train and of validation (the last tenth), without dropout and at the 
 what dropout takes from the gap between the two; and what the mean of the probabilities under many
 masks (Monte Carlo) gives against the weights as they are (mean field).
 
-Words that occur less than three times in train are one word, "<rare>".
+Words that occur less than three times in train are one and the same rare word.
+
+Expect (one seed, two busy CPU cores): a validation loss of 3.649 against 3.696 without dropout
+(3.652 at its best epoch), .62 of the gap closed, and 3.634 by Monte Carlo; 3.5 minutes a seed.
 
     python -m experiments.variational_lstm [--seeds 3]
 """
