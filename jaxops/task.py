@@ -63,6 +63,8 @@ class Task(NamedTuple):
             it down; `None` for a task made by hand.
         coupled: the loss of a row depends on the other rows of its batch, as with negatives taken
             from the batch, so a batch must not be taken in parts.
+        sample: `(params, extra, batch, key) -> outputs`, as `predict` but with dropout on, for
+            `jaxops.monte_carlo`; `None` where the model has none.
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -72,6 +74,7 @@ class Task(NamedTuple):
     classes: tuple[str, ...] = ()
     recipe: tuple[Callable[..., "Task"], tuple[tuple[str, Any], ...]] | None = None
     coupled: bool = False
+    sample: Callable[[Params, Extra, Batch, Key], Any] | None = None
 
 
 def _hashable(value: Any) -> Any:
@@ -267,4 +270,18 @@ def supervised(
         x = inputs(batch, None)
         return predict(call({"params": params, **extra}, x, row_weights(batch), False))
 
-    return Task(init, loss_fn, predict_fn, columns, classes, coupled=coupled)
+    def sample(params: Params, extra: Extra, batch: Batch, key: Key) -> Any:
+        if extra:  # statistics of the batch would be noise of another kind, and are to be kept
+            raise ValueError(f"sample: a model of params alone wanted, {sorted(extra)} found")
+        x, rngs = inputs(batch, None), {"dropout": key}
+        return predict(call({"params": params}, x, row_weights(batch), True, rngs=rngs))
+
+    return Task(
+        init,
+        loss_fn,
+        predict_fn,
+        columns,
+        classes,
+        coupled=coupled,
+        sample=sample if "train" in accepts else None,
+    )

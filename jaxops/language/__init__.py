@@ -5,6 +5,7 @@ from jaxops.language.finetune import adapt, frozen, layerwise, lora, merge
 from jaxops.language.generate import Answer, generate, stream
 from jaxops.language.models import bert_base, gpt2, llama_style, nanogpt, t5_small
 from jaxops.language.pretrained import load_pretrained
+from jaxops.language.recurrent import Recurrent
 from jaxops.language.tasks import (
     exact_match,
     masked_tokens,
@@ -16,6 +17,7 @@ from jaxops.language.tasks import (
 __all__ = [
     "Answer",
     "Packed",
+    "Recurrent",
     "adapt",
     "bert_base",
     "exact_match",

@@ -3,17 +3,22 @@
 from jaxops.nn.attention import Attention, attention, attention_mask, rotary, sinusoidal
 from jaxops.nn.blocks import Block, TransformerConfig
 from jaxops.nn.convolution import Conv, conv2d, max_pool
+from jaxops.nn.embedding import Embed
 from jaxops.nn.normalization import BatchNorm
 from jaxops.nn.product import Dense, computing, matmul
+from jaxops.nn.recurrence import GRU, LSTM
 from jaxops.nn.transformer import Cache, EncoderDecoder, Transformer, empty_cache
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Attention",
     "BatchNorm",
     "Block",
     "Cache",
     "Conv",
     "Dense",
+    "Embed",
     "EncoderDecoder",
     "Transformer",
     "TransformerConfig",

@@ -12,6 +12,7 @@ from jaxops.text.calibration import (
 from jaxops.text.classify import Classifier, Decision, calibrate, classify, load, save
 from jaxops.text.data import NGrams, Reader, Tokens, labels, reader
 from jaxops.text.models import NGramBag, TextCNN, TransformerClassifier
+from jaxops.text.recurrent import Recurrent
 from jaxops.text.tasks import classifier
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "NGramBag",
     "NGrams",
     "Reader",
+    "Recurrent",
     "Reliability",
     "TextCNN",
     "Tokens",

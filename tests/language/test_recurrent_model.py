@@ -1,0 +1,105 @@
+"""The recurrent language model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxops.language import Recurrent
+from jaxops.nn import GRU, LSTM
+
+KEY = jax.random.key(0)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 9)))
+CELLS = ["lstm", "gru"]
+
+
+def made(**settings):
+    model = Recurrent(11, width=8, layers=2, **settings)
+    return model, jax.jit(model.init)(KEY, TOKENS)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_it_is_its_parts(cell, tied):
+    model, variables = made(cell=cell, tied=tied)
+    params = variables["params"]
+    table = params["embedding"]["embedding"]
+    layers = {"lstm": LSTM, "gru": GRU}[cell](8, layers=2)
+    hidden, _ = layers.apply({"params": params["recurrence"]}, table[TOKENS])
+    want = hidden @ table.T if tied else hidden @ params["head"]["kernel"]
+    np.testing.assert_allclose(model.apply(variables, TOKENS), want, atol=1e-5)
+    assert table.shape == (11, 8) and ("head" in params) != tied
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_it_sees_the_past_alone(cell):
+    model, variables = made(cell=cell)
+    table = variables["params"]["embedding"]["embedding"]
+
+    def logit(one_hot, t):  # of a text whose tokens are mixtures
+        inside = lambda module, x: module.recurrence(x)[0][0, t].sum()  # noqa: E731
+        return model.apply(variables, one_hot @ table, method=inside)
+
+    text = jax.nn.one_hot(TOKENS[:1], 11)
+    for t in (0, 4):
+        moves = jnp.abs(jax.grad(logit)(text, t)).sum((0, 2))
+        assert (moves[: t + 1] > 0).all() and not moves[t + 1 :].any()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_token_by_token_it_says_the_same(cell):
+    model, variables = made(cell=cell)
+    whole, state, said = model.apply(variables, TOKENS), None, []
+    advance = jax.jit(lambda tokens, state: model.apply(variables, tokens, state, method="advance"))
+    for t in range(TOKENS.shape[1]):
+        logits, state = advance(TOKENS[:, t : t + 1], state)
+        said.append(logits)
+    np.testing.assert_allclose(np.concatenate(said, 1), whole, atol=1e-5)
+
+
+def test_packed_documents_have_the_loss_of_each_alone():
+    model, variables = made()
+    documents = [TOKENS[0, :4], TOKENS[1, :3], TOKENS[2, :8]]
+    tokens = np.zeros((2, 9), np.int32)
+    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    places = [(0, 0, 1), (0, 4, 2), (1, 0, 1)]
+    for document, (row, start, segment) in zip(documents, places, strict=True):
+        at = row, slice(start, start + len(document))
+        tokens[at], segments[at], positions[at] = document, segment, np.arange(len(document))
+
+    def loss(variables, rows):
+        total = 0.0
+        for tokens, segments, positions in rows:
+            logits = model.apply(variables, tokens, segments, positions)[:, :-1]
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+            same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+            total += jnp.where(same, each, 0).sum()
+        return total
+
+    alone = [(d[None], jnp.ones((1, len(d)), int), jnp.arange(len(d))[None]) for d in documents]
+    slope = jax.jit(jax.value_and_grad(loss))
+    packed, single = slope(variables, [(tokens, segments, positions)]), slope(variables, alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed, single)
+
+
+def test_every_dropout_has_one_mask_a_row():
+    """Rows of one token: what is dropped at the first step is so at all others."""
+    model, variables = made(dropout=0.5, recurrent_dropout=0.5, word_dropout=0.5)
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # a row of nothing says something
+    tokens = jnp.full((40, 6), 3)
+    _, kept = model.apply(
+        variables, tokens, train=True, rngs={"dropout": KEY}, capture_intermediates=True
+    )
+    (hidden,) = kept["intermediates"]["drop"]["__call__"]
+    gone = np.asarray(hidden) == 0
+    assert (gone == gone[:, :1]).all() and 0.4 < gone.mean() < 0.6
+    assert len(np.unique(gone[:, 0], axis=0)) > 30
+    (vectors,) = kept["intermediates"]["embedding"]["__call__"]
+    dropped = np.asarray(vectors)[..., 0] == 0
+    assert (dropped == dropped[:, :1]).all() and 8 <= dropped[:, 0].sum() <= 32
+
+
+def test_another_cell():
+    with pytest.raises(ValueError, match='cell: \'rnn\' found, "lstm" or "gru" wanted'):
+        made(cell="rnn")
