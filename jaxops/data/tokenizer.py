@@ -1,0 +1,280 @@
+"""Texts to numbers and back: tokenizers trained on a user's own texts, kept as one JSON text."""
+
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Rust
+
+SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
+PAD, UNKNOWN, BOS, EOS, MASK = range(len(SPECIAL))
+KINDS = ("bpe", "byte", "wordpiece", "character", "word")
+BYTES = 256
+
+
+class Encoded(NamedTuple):
+    """Texts as rows of one length.
+
+    Attributes:
+        tokens: (N, length) int32, `PAD` (0) after the end.
+        lengths: (N,) int32, tokens that are not padding.
+        unknown: (N,) int32, how many of them stand for what the vocabulary lacks.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    unknown: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A trained tokenizer: a value, equal to another of the same text.
+
+    The first tokens are special in every vocabulary: 0 padding, 1 unknown, 2 and 3 the beginning
+    and the end of a text, 4 a mask; then those of `special`. Their names mean nothing when they
+    occur in a text.
+
+    Attributes:
+        text: what `to_json` gives: the JSON of the `tokenizers` library.
+
+    >>> tokenizer = Tokenizer.train(["my card is lost", "my card arrived"], kind="word")
+    >>> tokenizer.encode_batch(["my card", "lost it"], length=3).tokens.tolist()
+    [[6, 5, 0], [9, 1, 0]]
+    >>> tokenizer.decode([6, 5, 9])
+    'my card lost'
+    """
+
+    text: str
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        kind: str = "bpe",
+        vocabulary: int = 8192,
+        lowercase: bool = False,
+        special: Sequence[str] = (),
+    ) -> "Tokenizer":
+        """Learn a vocabulary; equal texts give equal tokenizers.
+
+        Args:
+            texts: what to learn from, and nothing of validation or test.
+            kind: "bpe" merges frequent pairs within words (Sennrich et al. 2016,
+                arXiv:1508.07909); "byte" does so with bytes, so that nothing is unknown and every
+                text comes back exactly (GPT-2); "wordpiece" is BERT's; "character" and "word" take
+                those as they are. "wordpiece" and "word" part words from punctuation, so what
+                `decode` gives has other blanks, and "bpe" loses a blank at the beginning.
+            vocabulary: at most so many tokens, special ones included; the frequent ones stay.
+            lowercase: in texts to come as well.
+            special: more special tokens, numbered from 5, such as the sentinels of T5.
+
+        Raises:
+            ValueError: another kind, no texts, a text that is empty or not a `str`, or a vocabulary
+                that has no room.
+        """
+        from tokenizers import Tokenizer as Rust
+        from tokenizers.normalizers import Lowercase
+
+        if kind not in KINDS:
+            raise ValueError(f"kind: {kind!r} found, one of {', '.join(KINDS)} wanted")
+        least = len(SPECIAL) + len(special) + (BYTES if kind == "byte" else 1)
+        if vocabulary < least:
+            raise ValueError(f"vocabulary: {vocabulary} found, at least {least} wanted")
+        texts = check_texts(texts)
+        model, trainer, before, decoder = _parts(kind, vocabulary, [*SPECIAL, *special])
+        rust: Any = Rust(model)
+        rust.pre_tokenizer, rust.decoder = before, decoder
+        if lowercase:
+            rust.normalizer = Lowercase()
+        rust.train_from_iterator(texts, trainer)
+        return cls.from_json(rust.to_str())
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The tokenizer of a text that `to_json` gave, or of a Hugging Face `tokenizer.json`.
+
+        Raises:
+            ValueError: not the JSON of a tokenizer.
+        """
+        from tokenizers import Tokenizer as Rust
+
+        try:
+            # its own order, so that equal tokenizers are equal texts
+            return cls(json.dumps(json.loads(Rust.from_str(text).to_str()), sort_keys=True))
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(f"text: not the JSON of a tokenizer: {error}") from None
+
+    def to_json(self) -> str:
+        """All of it as one text, for a model file: `save(..., about={"tokenizer": ...})`."""
+        return self.text
+
+    @cached_property
+    def _rust(self) -> "Rust":
+        from tokenizers import Tokenizer as Rust
+
+        rust = Rust.from_str(self.text)
+        rust.encode_special_tokens = True  # "[MASK]" in a text is six characters, not the mask
+        return rust
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are: every one is in [0, vocabulary)."""
+        return self._rust.get_vocab_size()
+
+    def id(self, token: str) -> int:
+        """The number of one token, special or not.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        number = self._rust.token_to_id(token)
+        if number is None:
+            raise ValueError(f"token: {token!r} found, one of the {self.vocabulary:,} wanted")
+        return number
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of one text, all of them, without a beginning or an end.
+
+        Raises:
+            ValueError: an empty text, or not a `str`.
+        """
+        (text,) = check_texts([text])
+        return self._rust.encode(text).ids
+
+    def encode_batch(
+        self, texts: Iterable[str], length: int, bos: bool = False, eos: bool = False
+    ) -> Encoded:
+        """Texts as rows of `length` tokens; a longer one is cut off at its end, with a warning.
+
+        Args:
+            texts: N of them.
+            length: of the rows: what the model sees at once.
+            bos: begin each with token 2;
+            eos: end each with token 3, cut off or not.
+
+        Raises:
+            ValueError: no texts, one that is empty or not a `str`, or no room for a token.
+        """
+        room = length - bos - eos
+        if room < 1:
+            raise ValueError(f"length: {length} found, at least {1 + bos + eos} wanted")
+        texts = check_texts(texts)
+        encodings = self._rust.encode_batch_fast(texts)
+        rows = [[*[BOS] * bos, *e.ids[:room], *[EOS] * eos] for e in encodings]
+        long = [row for row, e in enumerate(encodings) if len(e.ids) > room]
+        if long:
+            warn_cut(len(long), long[0], len(encodings[long[0]].ids), room)
+        tokens = np.full((len(rows), length), PAD, np.int32)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)] = ids
+        lengths = np.array([len(ids) for ids in rows], np.int32)
+        return Encoded(tokens, lengths, (tokens == UNKNOWN).sum(1, dtype=np.int32))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens; special ones say nothing, but for the unknown, which is "[UNK]".
+
+        Raises:
+            ValueError: a number outside the vocabulary.
+        """
+        ids = [int(t) for t in tokens]
+        odd = next((t for t in ids if not 0 <= t < self.vocabulary), None)
+        if odd is not None:
+            raise ValueError(f"tokens: {odd} found, numbers in [0, {self.vocabulary}) wanted")
+        silent = {i for i, t in self._rust.get_added_tokens_decoder().items() if t.special}
+        silent -= {UNKNOWN}
+        return self._rust.decode([t for t in ids if t not in silent], skip_special_tokens=False)
+
+
+def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, Any, Any]:
+    """Model, trainer, what parts a text into words, and what puts tokens together again."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+    unknown = special[UNKNOWN]
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "special_tokens": special,
+        "show_progress": False,
+    }
+    match kind:
+        case "bpe":
+            return (
+                models.BPE(unk_token=unknown),
+                trainers.BpeTrainer(**common),
+                pre_tokenizers.Metaspace(),
+                decoders.Metaspace(),
+            )
+        case "byte":
+            alphabet = pre_tokenizers.ByteLevel.alphabet()
+            return (
+                models.BPE(),
+                trainers.BpeTrainer(initial_alphabet=alphabet, **common),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                decoders.ByteLevel(),
+            )
+        case "wordpiece":
+            return (
+                models.WordPiece(unk_token=unknown),
+                trainers.WordPieceTrainer(**common),
+                pre_tokenizers.BertPreTokenizer(),
+                decoders.WordPiece(),
+            )
+        case "character":
+            parted: Any = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            joined: Any = decoders.Fuse()
+        case _:
+            parted, joined = pre_tokenizers.Whitespace(), None
+    return models.WordLevel(unk_token=unknown), trainers.WordLevelTrainer(**common), parted, joined
+
+
+def check_texts(texts: Any) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        ValueError: one `str` instead of several, none, one that is blank, not a `str` (such as
+            bytes, or NaN for a missing value), or not Unicode (lone surrogates).
+
+    >>> check_texts(["a", b"b"])
+    Traceback (most recent call last):
+    ValueError: texts: bytes found in row 1, str wanted; decode them: text.decode("utf-8")
+    """
+    if isinstance(texts, str | bytes):
+        raise ValueError(f"texts: one {type(texts).__name__} found, a list of texts wanted")
+    texts = list(texts)
+    if not texts:
+        raise ValueError("texts: none found, at least one wanted")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            hint = '; decode them: text.decode("utf-8")' if isinstance(text, bytes) else ""
+            raise ValueError(
+                f"texts: {type(text).__name__} found in row {row}, str wanted{hint}"
+            )
+        if not text.strip():
+            raise ValueError(f"texts: an empty text found in row {row}, words wanted")
+        if not text.isascii():
+            _check_unicode(text, row)
+    return [str(text) for text in texts]  # np.str_ as well
+
+
+def _check_unicode(text: str, row: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"texts: U+{ord(text[error.start]):04X} found in row {row} at character {error.start}, "
+            "Unicode text wanted; its file has another encoding than it was read with"
+        ) from None
+
+
+def warn_cut(count: int, row: int, found: int, length: int) -> None:
+    """One warning for all texts that are cut off."""
+    warnings.warn(
+        f"texts: {count:,} longer than {length} tokens found, the first in row {row} ({found}); "
+        "cut off at the end",
+        stacklevel=3,
+    )

@@ -1,0 +1,131 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from jaxops.data import Tokenizer
+from jaxops.data.tokenizer import BOS, EOS, KINDS, MASK, PAD, SPECIAL, UNKNOWN
+
+TEXTS = [
+    "Is there a way to know when my card will arrive?",
+    "My card has not arrived yet.",
+    "i am still waiting on my card",
+    "the café refunded  my top-up\nin euros €",
+]
+TRAINED = {kind: Tokenizer.train(TEXTS, kind=kind, vocabulary=400) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(kind):
+    tokenizer = TRAINED[kind]
+    for text in TEXTS:
+        found = tokenizer.decode(tokenizer.encode(text))
+        if kind in ("wordpiece", "word"):  # blanks are not kept
+            assert "".join(found.split()) == "".join(text.split())
+        else:
+            assert found == text
+    again = Tokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
+    assert again == tokenizer and hash(again) == hash(tokenizer)
+    assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+    assert Tokenizer.train(TEXTS, kind=kind, vocabulary=400) == tokenizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows(kind):
+    tokenizer = TRAINED[kind]
+    assert [tokenizer.id(name) for name in SPECIAL] == [PAD, UNKNOWN, BOS, EOS, MASK]
+    ids = [tokenizer.encode(text) for text in TEXTS]
+    assert 0 <= min(map(min, ids)) and max(map(max, ids)) < tokenizer.vocabulary <= 400
+    length = max(map(len, ids)) + 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = tokenizer.encode_batch(TEXTS, length, bos=True, eos=True)
+    assert rows.tokens.dtype == rows.lengths.dtype == rows.unknown.dtype == np.int32
+    for row, count, own in zip(rows.tokens, rows.lengths, ids, strict=True):
+        assert row.tolist() == [BOS, *own, EOS] + [PAD] * (length - count)
+        assert count == len(own) + 2
+    assert rows.unknown.sum() == 0
+
+
+def test_a_longer_text_is_cut_off_with_one_warning():
+    tokenizer = TRAINED["character"]
+    texts = ["my card", "card", "my my my"]
+    with pytest.warns(UserWarning, match=r"texts: 2 longer than 4 tokens .* row 0 \(7\)") as seen:
+        rows = tokenizer.encode_batch(texts, 5, eos=True)
+    assert len(seen) == 1 and seen[0].filename == __file__
+    assert rows.tokens[:, 4].tolist() == [EOS] * 3 and rows.lengths.tolist() == [5, 5, 5]
+    assert [tokenizer.decode(row) for row in rows.tokens] == ["my c", "card", "my m"]
+    with pytest.raises(ValueError, match="length: 1 found, at least 2 wanted"):
+        tokenizer.encode_batch(texts, 1, eos=True)
+
+
+def test_what_the_vocabulary_lacks():
+    odd = "card Ж💳"
+    counts = {k: int(t.encode_batch([odd], 32).unknown[0]) for k, t in TRAINED.items()}
+    assert counts == {"bpe": 2, "byte": 0, "wordpiece": 1, "character": 2, "word": 1}
+    assert TRAINED["byte"].decode(TRAINED["byte"].encode(odd)) == odd
+    found = TRAINED["character"].decode(TRAINED["character"].encode(odd))
+    assert found == "card [UNK][UNK]"
+
+
+def test_names_of_special_tokens_in_a_text_mean_nothing():
+    for tokenizer in TRAINED.values():
+        assert not {PAD, MASK, BOS, EOS} & set(tokenizer.encode("my [MASK] [PAD][BOS] card"))
+
+
+def test_lowercase_and_more_special_tokens():
+    tokenizer = Tokenizer.train(TEXTS, kind="word", lowercase=True, special=("<x0>", "<x1>"))
+    assert tokenizer.encode("MY Card") == tokenizer.encode("my card")
+    assert (tokenizer.id("<x0>"), tokenizer.id("<x1>")) == (5, 6)
+    assert tokenizer.decode([BOS, 5, *tokenizer.encode("my card"), EOS, PAD]) == "my card"
+    with pytest.raises(ValueError, match="token: '<x9>' found, one of the"):
+        tokenizer.id("<x9>")
+
+
+def test_vocabulary_is_a_limit_and_the_frequent_stay():
+    texts = ["a a a b b c"]
+    tokenizer = Tokenizer.train(texts, kind="word", vocabulary=7)
+    assert tokenizer.vocabulary == 7
+    assert tokenizer.encode("a b c") == [5, 6, UNKNOWN]
+    with pytest.raises(ValueError, match="vocabulary: 200 found, at least 261 wanted"):
+        Tokenizer.train(texts, kind="byte", vocabulary=200)
+    with pytest.raises(ValueError, match="kind: 'sentence' found, one of bpe, byte"):
+        Tokenizer.train(texts, kind="sentence")
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "texts: none found"),
+        ("my card", "texts: one str found, a list of texts wanted"),
+        (["card", ""], "texts: an empty text found in row 1"),
+        (["card", " \n"], "texts: an empty text found in row 1"),
+        (["card", "café".encode()], r'bytes found in row 1, str wanted; decode them: text.decode'),
+        (["card", float("nan")], "texts: float found in row 1, str wanted"),
+        (["card", None], "texts: NoneType found in row 1, str wanted"),
+        (
+            [b"caf\xe9".decode("utf-8", "surrogateescape")],
+            r"texts: U\+DCE9 found in row 0 at character 3, Unicode text wanted; its file has an",
+        ),
+    ],
+)
+def test_bad_texts(texts, message):
+    tokenizer = TRAINED["bpe"]
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.train(texts)
+    with pytest.raises(ValueError, match=message):
+        tokenizer.encode_batch(texts, 8)
+
+
+def test_bad_tokens_and_bad_json():
+    with pytest.raises(ValueError, match=r"tokens: 9999 found, numbers in \[0, "):
+        TRAINED["bpe"].decode([5, 9999])
+    for text in ("", "{}", '{"model": 1}'):
+        with pytest.raises(ValueError, match="text: not the JSON of a tokenizer"):
+            Tokenizer.from_json(text)
+
+
+def test_numpy_strings_are_texts():
+    found = TRAINED["bpe"].encode_batch(np.array(TEXTS), 64).tokens
+    np.testing.assert_array_equal(found, TRAINED["bpe"].encode_batch(TEXTS, 64).tokens)
