@@ -1,9 +1,9 @@
 """Extractive question answering: where in the passages is the answer to a question?
 
-    read = text.Passages(tokenizer, length=128)
-    task = text.spans(text.SpanReader(config), length=128)
-    state = jo.fit(task, read(questions, passages, answers), ...)
-    text.answer(task, state, read, "what is the code of the door?", passages).text
+read = text.Passages(tokenizer, length=128)
+task = text.spans(text.SpanReader(config), length=128)
+state = jo.fit(task, read(questions, passages, answers), ...)
+text.answer(task, state, read, "what is the code of the door?", passages).text
 """
 
 import functools

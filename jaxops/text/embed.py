@@ -104,9 +104,7 @@ def info_nce(
 
 
 @recorded
-def contrastive(
-    model: Any, length: int, temperature: float = 0.05, labelled: bool = False
-) -> Task:
+def contrastive(model: Any, length: int, temperature: float = 0.05, labelled: bool = False) -> Task:
     """Learn vectors of texts from pairs that belong together; the batch's others are negatives.
 
     A batch holds `tokens` and `positive`, integers (B, length), 0 for padding: two texts that mean
@@ -186,8 +184,9 @@ def partners(label: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.n
     place = np.arange(len(label)) - start[group]
     kept = size[group] > 1
     if not kept.any():
-        raise ValueError(f"label: {len(start)} values in {len(label)} rows found, two rows of one "
-                         "label wanted")
+        raise ValueError(
+            f"label: {len(start)} values in {len(label)} rows found, two rows of one label wanted"
+        )
     group, place, anchors = (np.tile(x[kept], count) for x in (group, place, order))
     step = np.random.default_rng(seed).integers(1, size[group])  # on from its own place, around
     positives = order[start[group] + (place + step) % size[group]]

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxops.topk import top_k
@@ -59,11 +61,11 @@ class Index(NamedTuple):
 
     Attributes:
         words: see `BM25`.
-        vectors: (N, D) float32, or `None`.
+        vectors: (N, D) float32, on the device, or `None`.
     """
 
     words: BM25
-    vectors: np.ndarray | None = None
+    vectors: jax.Array | None = None
 
 
 class Found(NamedTuple):
@@ -114,7 +116,7 @@ def index(
         raise ValueError(f"k1, b: {k1}, {b} found; k1 of 0 or more and b from 0 to 1 wanted")
     empty = np.zeros(0, np.int64)
     nothing = BM25({}, np.zeros(1, np.int64), *[empty] * 4, k1=k1, b=b)
-    start = Index(nothing, None if encode is None else np.zeros((0, 0), np.float32))
+    start = Index(nothing, None if encode is None else jnp.zeros((0, 0), np.float32))
     return add(start, documents, encode)
 
 
@@ -158,12 +160,12 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
     rows = np.concatenate([np.repeat(old.documents, old.counts), new_rows])
     vectors = None
     if encode is not None and had is not None:
-        vectors = _vectors("documents", encode, documents)
+        vectors = jnp.asarray(_vectors("documents", encode, documents))
         if had.size and had.shape[1] != vectors.shape[1]:
             raise ValueError(
                 f"encode: vectors of {vectors.shape[1]} numbers found, {had.shape[1]} wanted"
             )
-        vectors = np.concatenate([had.reshape(-1, vectors.shape[1]), vectors])
+        vectors = jnp.concatenate([had.reshape(-1, vectors.shape[1]), vectors])
     return Index(_bm25(vocabulary, terms, rows, lengths, old.k1, old.b), vectors)
 
 
@@ -244,7 +246,9 @@ def by_vectors(
         top_k(vectors[start : start + at_once], index.vectors, k)
         for start in range(0, len(queries), at_once)
     ]
-    scores, documents = (np.concatenate([np.asarray(x) for x in p]) for p in zip(*parts, strict=True))
+    scores, documents = (
+        np.concatenate([np.asarray(x) for x in p]) for p in zip(*parts, strict=True)
+    )
     return Found(scores, documents)
 
 
@@ -333,8 +337,9 @@ def recall(hits: np.ndarray, good: np.ndarray, k: int) -> float:
     """
     good = np.asarray(good)
     if good.shape != (len(hits),) or good.min() < 1:
-        raise ValueError(f"good: {good.shape} of least {good.min()} found, ({len(hits)},) of 1 "
-                         "or more wanted")
+        raise ValueError(
+            f"good: {good.shape} of least {good.min()} found, ({len(hits)},) of 1 or more wanted"
+        )
     return float((_first(hits, k).sum(1) / good).mean())
 
 
