@@ -195,8 +195,7 @@ class Passages:
                 f"{self.length - 4} wanted in rows of {self.length}"
             )
         rows = []
-        # a row begins in the middle of the one before, until one reaches the end
-        for first in range(0, max(len(passage.ids) - room, 0) + 1 + room // 2, max(room // 2, 1)):
+        for first in range(0, len(passage.ids), max(room // 2, 1)):
             ids = passage.ids[first : first + room]
             own = slice(len(head), len(head) + len(ids))
             tokens, types, pairs = np.full(self.length, PAD), np.zeros(self.length), np.array(pair)

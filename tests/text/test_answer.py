@@ -152,8 +152,7 @@ def test_the_best_span_of_all_passages():
     # the least log-probability of no answer is that of the passage read with most hope
     assert found.no_answer == pytest.approx(2 * log_p[0] - found.score, rel=1e-4)
     assert found.no_answer < 0 < asked(["nobody knows"]).no_answer
-    alone = asked(passages, longest=2)
-    assert alone.text in ("red ,", "red", "is  4711", "is", "door   is", "the red")
+    assert asked(passages, longest=2)[:2] == ("red", 2)  # "is" is too far
 
 
 def test_an_answer_beyond_the_first_row():
