@@ -109,8 +109,8 @@ def index(
         ValueError: no documents, one without a word, or constants out of range.
 
     >>> found = search(["a red card"], index(["my card", "red card", "a bank"]), k=2)
-    >>> found.documents.tolist(), found.scores.round(2).tolist()
-    ([[1, 2]], [[1.45, 0.98]])
+    >>> found.documents.tolist(), [f"{score:.3f}" for score in found.scores[0]]
+    ([[1, 2]], ['1.451', '0.981'])
     """
     if k1 < 0 or not 0 <= b <= 1:
         raise ValueError(f"k1, b: {k1}, {b} found; k1 of 0 or more and b from 0 to 1 wanted")

