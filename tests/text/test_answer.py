@@ -1,0 +1,249 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import text
+from jaxops.data import Tokenizer
+from jaxops.data.tokenizer import PAD
+from jaxops.nn import TransformerConfig
+
+TEXTS = ["what is the code of the red door", "the code of the red door is 4711 .", "nobody knows"]
+WORDS = Tokenizer.train(TEXTS, kind="word")
+PIECES = Tokenizer.train(TEXTS * 2, kind="bpe", vocabulary=60)
+
+
+@pytest.mark.parametrize("longest", [1, 3, 7, 100])
+def test_the_best_span_is_that_of_brute_force(longest):
+    rng = np.random.default_rng(0)
+    for draw in (lambda: rng.normal(size=(20, 8)), lambda: rng.integers(0, 3, (20, 8))):  # ties
+        start, end = (draw().astype(np.float32) for _ in range(2))
+        start[:, 0] = end[:, 0] = 99  # no answer is no span
+        found = text.best_span(start, end, longest)
+        for row in range(20):
+            sums = {
+                (i, j): start[row, i] + end[row, j]
+                for i in range(1, 8)
+                for j in range(i, min(i + longest, 8))
+            }
+            best = max(sums, key=lambda span: sums[span])  # the first of equals
+            assert tuple(int(x[row]) for x in found[:2]) == best
+            assert float(found[2][row]) == sums[best]
+
+
+@pytest.mark.parametrize("tokenizer", [WORDS, PIECES], ids=["words", "pieces"])
+def test_the_answer_is_where_its_tokens_are(tokenizer):
+    read = text.Passages(tokenizer, length=64)
+    passage = TEXTS[1]
+    place = passage.index("4711"), passage.index("4711") + 4
+    rows = read([TEXTS[0]] * 2, [passage, TEXTS[2]], [place, None])
+    assert rows["tokens"].shape == (2, 64) and rows["pair"].tolist() == [0, 1]
+    own = slice(rows["start"][0], rows["end"][0] + 1)
+    assert tokenizer.decode(rows["tokens"][0][own]) == "4711"
+    assert (rows["types"][0][own] == 1).all()
+    first, last = rows["characters"][0][own][[0, -1]]
+    assert passage[first[0] : last[1]].strip() == "4711"
+    assert rows["start"][1] == rows["end"][1] == 0
+    question, told = tokenizer.encode(TEXTS[0]), tokenizer.encode(passage)
+    wanted = [read.begin, *question, read.end, *told, read.end]
+    assert rows["tokens"][0].tolist() == wanted + [PAD] * (64 - len(wanted))
+    types = [0] * (len(question) + 2) + [1] * len(told)
+    assert rows["types"][0].tolist() == types + [0] * (64 - len(types))
+
+
+def test_a_long_passage_is_read_in_rows_that_overlap_by_half():
+    passage = " ".join(TEXTS[1].split()[:9] * 3)  # 27 words
+    read = text.Passages(WORDS, length=15)
+    question = "the code"  # leaves room for 10
+    place = passage.rindex("4711"), len(passage)  # in the last row alone
+    rows = read([question], [passage], [place])
+    ids = WORDS.encode(passage)
+    starts = [0, 5, 10, 15, 20]
+    for row, first in enumerate(starts):
+        seen = rows["tokens"][row][rows["types"][row] == 1].tolist()
+        assert seen == ids[first : first + 10]
+    assert len(rows["tokens"]) == len(starts)
+    assert (rows["start"] > 0).tolist() == [False, False, False, False, True]
+    assert rows["start"].max() == 9 and rows["end"].max() == 10  # words 25 and 26, from 20 on
+    assert len(read([question], [" ".join(passage.split()[:10])])["tokens"]) == 1
+    exactly = read([question], [" ".join(passage.split()[:11])])["tokens"]
+    assert len(exactly) == 2
+
+
+def test_the_loss_is_the_mean_of_two_cross_entropies():
+    class Fixed(nn.Module):
+        @nn.compact
+        def __call__(self, tokens, types):
+            table = self.param("table", nn.initializers.normal(1), (20, 2))
+            return table[tokens]
+
+    task = text.spans(Fixed(), length=5)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 20, (3, 5)).astype(np.int32)
+    batch = {
+        "tokens": tokens,
+        "types": np.ones_like(tokens),
+        "start": np.array([0, 1, 3]),
+        "end": np.array([0, 4, 3]),
+    }
+    params, extra = task.init(jax.random.key(0), batch)
+    total, out = task.loss(params, extra, batch, jax.random.key(0), False)
+    logits = np.asarray(params["table"], np.float64)[tokens]
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    wanted = -sum(
+        log_p[i, batch["start"][i], 0] / 2 + log_p[i, batch["end"][i], 1] / 2 for i in range(3)
+    )
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+    np.testing.assert_allclose(task.predict(params, extra, batch), log_p, rtol=1e-5, atol=1e-6)
+    right = [tuple(log_p[i].argmax(0)) == (batch["start"][i], batch["end"][i]) for i in range(3)]
+    assert out.metrics["accuracy"].compute() == pytest.approx(np.mean(right))
+
+
+CONFIG = TransformerConfig(
+    WORDS.vocabulary, context=24, layers=1, heads=2, width=8, causal=False, segment_types=2
+)
+
+
+def test_only_the_passage_and_no_answer_are_possible():
+    task, read = text.spans(text.SpanReader(CONFIG), length=24), text.Passages(WORDS, length=24)
+    rows = read([TEXTS[0]], [TEXTS[1]], [(0, 3)])
+    state = jo.init_state(task, jo.optim.sgd(0.1), 0, rows)
+    p = np.exp(jo.predict(task, state, rows))
+    possible = rows["types"] == 1
+    possible[:, 0] = True
+    assert (p[possible] > 0).all() and not p[~possible].any()
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+
+
+class Finds(nn.Module):
+    """Starts at the first token, ends at the second; how sure it is grows with the row."""
+
+    start: int
+    end: int
+
+    @nn.compact
+    def __call__(self, tokens, types):
+        sure = self.param("sure", nn.initializers.constant(3.0), (1, 1))
+        likes = jnp.stack([tokens == self.start, tokens == self.end], -1).astype(jnp.float32)
+        logits = jnp.where((types == 1)[..., None], likes * sure[..., None], -1e9)
+        none = jnp.full((len(tokens), 1, 2), 1.0)
+        return logits.at[:, :1].set(none)
+
+
+def asked(passages, longest=30, length=15):
+    task = text.spans(Finds(WORDS.id("red"), WORDS.id("is")), length=length)
+    read = text.Passages(WORDS, length=length)
+    example = read(["the code"], ["is"], [(0, 2)])
+    state = jo.init_state(task, jo.optim.sgd(0.1), 0, example)
+    return text.answer(task, state, read, "the code", passages, longest)
+
+
+def test_the_best_span_of_all_passages():
+    passages = ["nobody knows what", "code of  the red , door   is  4711 . nobody knows", "the red"]
+    found = asked(passages)
+    assert found.text == "red , door   is" and found.passage == 1
+    assert passages[1][found.start : found.end] == found.text
+    # by hand: ten tokens of the passage and no answer
+    logits = np.array([1.0] + [0] * 9 + [3.0])
+    log_p = logits - np.log(np.exp(logits).sum())
+    assert found.score == pytest.approx(2 * log_p[-1], rel=1e-5)
+    # the least log-probability of no answer is that of the passage read with most hope
+    assert found.no_answer == pytest.approx(2 * log_p[0] - found.score, rel=1e-4)
+    assert found.no_answer < 0 < asked(["nobody knows"]).no_answer
+    assert asked(passages, longest=2)[:2] == ("red", 2)  # "is" is too far
+
+
+def test_an_answer_beyond_the_first_row():
+    passage = " ".join(["nobody", "knows"] * 12 + ["the", "red", "door", "is", "4711"])
+    found = asked([passage])
+    assert found.text == "red door is" and found.start == passage.index("red")
+
+
+def test_bad_input():
+    read = text.Passages(WORDS, length=8)
+    bad = {
+        "questions, passages, answers: 1, 2, 2 found": (["the"], ["is"] * 2, [None] * 2),
+        "texts: an empty text found in row 0": ([" "], ["is"], None),
+        "questions: 5 tokens found in row 0, at most 4": (["the code of red is"], ["is"], None),
+        r"answers: \(1, 9\) found in row 0, .* <= 2 wanted": (["the"], ["is"], [(1, 9)]),
+        r"answers: \(1, 1\) found": (["the"], ["is"], [(1, 1)]),
+    }
+    for message, arguments in bad.items():
+        with pytest.raises(ValueError, match=message):
+            read(*arguments)
+    with pytest.raises(ValueError, match="longest: 0 found"):
+        asked(["is"], longest=0)
+    with pytest.raises(ValueError, match="texts: one str found"):
+        asked("is it here")
+    causal = TransformerConfig(9, context=8, layers=1, heads=1, width=4, segment_types=2)
+    with pytest.raises(ValueError, match="causal=True, segment_types=2 found"):
+        text.SpanReader(causal).init(jax.random.key(0), *[jnp.zeros((1, 8), jnp.int32)] * 2)
+    task = text.spans(text.SpanReader(CONFIG), length=8)
+    rows = text.Passages(WORDS, length=8)(["the"], ["is red"], [(0, 2)])
+    with pytest.raises(ValueError, match=r"start: 9 found .*\[0, 8\) wanted"):
+        wrong = {**rows, "start": rows["start"] + 6}
+        jo.fit(task, wrong, optimizer=jo.optim.sgd(0.1), batch_size=1, steps=1)
+
+
+NAMES = [f"name{i}" for i in range(8)]
+COLOURS = [f"colour{i}" for i in range(12)]
+THINGS = [f"thing{i}" for i in range(12)]
+
+
+def facts(rows, seed):
+    """Who has what, four facts a passage; the answer is a colour and a thing."""
+    rng = np.random.default_rng(seed)
+    questions, passages, places = [], [], []
+    for _ in range(rows):
+        names = rng.choice(NAMES, 4, replace=False)
+        having = [f"{rng.choice(COLOURS)} {rng.choice(THINGS)}" for _ in names]
+        asked = rng.integers(4)
+        told = [f"{name} has {what} . " for name, what in zip(names, having, strict=True)]
+        start = len("".join(told[:asked])) + len(names[asked]) + len(" has ")
+        questions.append(f"what has {names[asked]}")
+        passages.append("".join(told).strip())
+        places.append((start, start + len(having[asked])))
+    return questions, passages, places
+
+
+@pytest.mark.slow
+def test_learns_to_look_up():
+    train, test = facts(8000, seed=0), facts(300, seed=1)
+    tokenizer = Tokenizer.train([*train[0], *train[1]], kind="word")
+    read = text.Passages(tokenizer, length=28)
+    config = TransformerConfig(
+        tokenizer.vocabulary,
+        context=28,
+        layers=2,
+        heads=4,
+        width=64,
+        causal=False,
+        segment_types=2,
+        position="rotary",
+    )
+    task = text.spans(text.SpanReader(config), length=28)
+    rows = read(*train)
+    state = jo.fit(
+        task,
+        rows,
+        optimizer=jo.optim.adam(jo.optim.cosine(3e-3, 1000, warmup=100)),
+        batch_size=64,
+        steps=1000,
+        progress=False,
+    )
+    log_p = jo.predict(task, state, read(*test[:2]))
+    found = np.stack(text.best_span(log_p[..., 0], log_p[..., 1], 8)[:2])
+    wanted = read(*test)
+    exact = (found == [wanted["start"], wanted["end"]]).all(0).mean()
+    assert exact > 0.95
+    # several passages at once: of those that name the asked one, the answer is among theirs
+    right = 0
+    for i in range(50):
+        asked, place = test[0][i], test[2][i]
+        name = asked.split()[-1]
+        others = [p for p in test[1][:80] if f"{name} " not in p][:3]
+        found = text.answer(task, state, read, asked, [*others, test[1][i]])
+        right += found.text == test[1][i][slice(*place)]
+    assert right >= 45
