@@ -61,18 +61,28 @@ def params_of(config):
     return random_params(Transformer(config), TOKENS)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def run(config, params, tokens, segments, positions):
+    """One program for all tests of a config."""
+
+    def total(params):
+        logits = Transformer(config).apply({"params": params}, tokens, segments, positions)
+        return (logits * WEIGHT).sum(), logits
+
+    return jax.value_and_grad(total, has_aux=True)(params)
+
+
 @functools.cache
 def learned(config):
     """Logits, the weighted sum of them, and its gradient."""
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def run(params):
-        logits = Transformer(config).apply({"params": params}, TOKENS, SEGMENTS, PLACES)
-        return (logits * WEIGHT).sum(), logits
-
-    (value, logits), gradient = run(params_of(config))
+    (value, logits), gradient = run(config, params_of(config), TOKENS, SEGMENTS, PLACES)
     return logits, value, gradient
+
+
+def logits_of(config, tokens, segments):
+    """Of rows (2, 10), of one document each."""
+    places = np.tile(np.arange(10, dtype=np.int32), (2, 1))
+    return run(config, params_of(config), tokens, segments, places)[0][1]
 
 
 def stacked(params, layers):
