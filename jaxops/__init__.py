@@ -7,6 +7,7 @@ from jaxops.clock import Clock
 from jaxops.ensemble import ensemble, stack
 from jaxops.loop import evaluate, fit, predict
 from jaxops.model_file import Model, load, save
+from jaxops.monte_carlo import monte_carlo
 from jaxops.parallel import Plan
 from jaxops.predictor import predictor
 from jaxops.run import EarlyStopping
@@ -42,6 +43,7 @@ __all__ = [
     "losses",
     "many_steps",
     "metrics",
+    "monte_carlo",
     "optim",
     "parallel",
     "predict",
