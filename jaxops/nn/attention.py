@@ -74,7 +74,7 @@ def attention(
             mask,
             scale=scale,
             is_causal=causal,
-            local_window_size=None if window is None else (window - 1, 0),
+            local_window_size=(window - 1, 0) if causal and window else None,
             implementation="cudnn" if fused else None,
         )
         return y.astype(value.dtype if low == "float32" else jnp.float32)
