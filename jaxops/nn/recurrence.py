@@ -31,7 +31,7 @@ class Recurrence(nn.Module):
     compute: str | None = None
 
     gates: ClassVar[int]
-    cell: ClassVar[Cell]
+    cell: ClassVar[Any]  # a `Cell`
 
     def _zero(self, shape: tuple[int, ...]) -> State:
         raise NotImplementedError
@@ -55,7 +55,7 @@ class Recurrence(nn.Module):
             segments: (B, T), what belongs together: where it is 0 (or False: padding) the state
                 stays as it is and the output is 0; where another number begins, as in a row of
                 several packed documents, the state begins at zero. All is one document by
-                default; rows of lengths (B,) are `jnp.arange(T) < lengths[:, None]`.
+                default; rows of lengths (B,) are `jnp.arange(T)[None] < lengths[:, None]`.
             initial: the state to begin with, such as an earlier call returned; zero by default.
             train: drop, by the "dropout" stream.
 
@@ -158,7 +158,7 @@ class LSTM(Recurrence):
         Hochreiter and Schmidhuber 1997; the forget gate's bias: Jozefowicz et al. 2015.
 
     >>> x, lengths = jnp.ones((2, 5, 3)), jnp.array([5, 2])
-    >>> mask = jnp.arange(5) < lengths[:, None]
+    >>> mask = jnp.arange(5)[None] < lengths[:, None]
     >>> (outputs, (hidden, memory)), _ = LSTM(4).init_with_output(jax.random.key(0), x, mask)
     >>> outputs.shape, hidden.shape, bool((outputs[1, 1] == hidden[0, 1]).all())
     ((2, 5, 4), (1, 2, 4), True)
