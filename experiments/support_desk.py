@@ -59,7 +59,7 @@ class Desk(NamedTuple):
 
     router: text.Classifier
     route: Callable[[Any], np.ndarray]
-    index: text.Index
+    documents: text.Index
     encode: Callable[[Any], np.ndarray]
     answered: list[str]
 
@@ -78,7 +78,7 @@ def serve(desk: Desk, request: str) -> Reply:
     best = int(probability.argmax())
     if probability[best] < desk.router.threshold:
         return Reply(None, float(probability[best]), [])
-    found = text.search(request, desk.index, k=3, encode=desk.encode)
+    found = text.search(request, desk.documents, k=3, encode=desk.encode)
     nearest = [desk.answered[i] for i in found.documents[0]]
     return Reply(desk.router.task.classes[best], float(probability[best]), nearest)
 
@@ -172,10 +172,10 @@ def look_at_routing(router: text.Classifier, texts: Texts, folder: Path) -> dict
 def look_at_retrieval(desk: Desk, labels: np.ndarray, test: Any) -> dict[str, float]:
     """How often the nearest answered questions are of the request's intent, by three retrievers."""
     queries, depth = list(test["text"]), min(NEAREST, len(labels))
-    words = text.by_words(queries, desk.index, depth)
-    vectors = text.by_vectors(queries, desk.index, desk.encode, depth)
+    words = text.by_words(queries, desk.documents, depth)
+    vectors = text.by_vectors(queries, desk.documents, desk.encode, depth)
     fused = text.fuse([words.documents, vectors.documents], depth)
-    values = {}
+    values: dict[str, float] = {}
     for name, found in {"words": words, "vectors": vectors, "fused": fused}.items():
         hits = (labels[found.documents] == test["label"][:, None]) & (found.documents >= 0)
         values |= {

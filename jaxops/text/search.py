@@ -114,8 +114,8 @@ def index(
     """
     if k1 < 0 or not 0 <= b <= 1:
         raise ValueError(f"k1, b: {k1}, {b} found; k1 of 0 or more and b from 0 to 1 wanted")
-    empty = np.zeros(0, np.int64)
-    nothing = BM25({}, np.zeros(1, np.int64), *[empty] * 4, k1=k1, b=b)
+    empty = np.zeros(0, np.int32)
+    nothing = BM25({}, np.zeros(1, np.int64), empty, empty, empty, empty, k1, b)
     start = Index(nothing, None if encode is None else jnp.zeros((0, 0), np.float32))
     return add(start, documents, encode)
 
@@ -243,7 +243,7 @@ def by_vectors(
         raise ValueError("encode: the index has no vectors; make it with index(documents, encode)")
     vectors = _vectors("queries", encode, queries)
     parts = [
-        top_k(vectors[start : start + at_once], index.vectors, k)
+        top_k(jnp.asarray(vectors[start : start + at_once]), index.vectors, k)
         for start in range(0, len(queries), at_once)
     ]
     scores, documents = (
