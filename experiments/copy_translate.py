@@ -31,7 +31,7 @@ PUBLISHED = {"accuracy": "0.99 (to be reached)"}
 class Settings(common.Settings):
     """The questions and the network."""
 
-    rows: int = 20_000
+    rows: int = 60_000
     """questions of each kind to learn from"""
     held_out: int = 1000
     """others of each kind"""
@@ -44,7 +44,7 @@ class Settings(common.Settings):
     heads: int = 4
     position: str = "learned"
     batch_size: int = 128
-    steps: int = 3000
+    steps: int = 2500
     learning_rate: float = 2e-3
 
 
@@ -87,7 +87,8 @@ def questions(settings: Settings, seed: int) -> tuple[dict, dict[str, dict]]:
             drawn[operands] = answer
             if len(drawn) == count:
                 break
-        pairs = [list(drawn.items())[i] for i in random.permutation(len(drawn))]
+        found = list(drawn.items())
+        pairs = [found[i] for i in random.permutation(len(found))]  # else the short ones are first
         held_out[word] = columns(word, pairs[: settings.held_out])
         learnt.append(columns(word, pairs[settings.held_out :]))
     return {name: np.concatenate([c[name] for c in learnt]) for name in learnt[0]}, held_out
