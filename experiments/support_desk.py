@@ -8,12 +8,16 @@ is as good as its first result is of the request's own intent (p@1), or one of t
 before; the threshold keeps 95 % of validation, and knows nothing of them. The time is that of one
 request alone, with all of it: reading, routing, both searches, fusion.
 
-EXPECTED
+Expect over three seeds an accuracy of 92.1 % with a spread of .15 (the SVM: 91.4), 95 % of the test
+questions answered, 85 % of the foreign ones refused (AUROC .975), p@1 of 80.2 % by words and 92.3 %
+by vectors or both, hit@10 of 96.8, 96.9 and 97.6 %, a request in under a millisecond (median), and
+40 s a seed on two busy CPU cores.
 
     python -m experiments.support_desk [--seeds 3]
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +207,7 @@ def look_at_time(desk: Desk, requests: list[str]) -> dict[str, float]:
     }
 
 
-def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
+def open_desk_and_look(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     """Train the router and the encoder, open the desk, look at it once."""
     texts = read(seed, settings.smoke)
     log = common.Log(folder, settings.resume)
@@ -236,6 +240,13 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         | look_at_retrieval(desk, labels, texts.test)
         | look_at_time(desk, list(texts.test["text"][::10]))
     )
+
+
+def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
+    """One seed; of a few long questions the last n-grams of characters are left out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f"texts: .* longer than {READ.length} tokens")
+        return open_desk_and_look(settings, seed, folder)
 
 
 if __name__ == "__main__":
