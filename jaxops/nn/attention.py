@@ -268,10 +268,10 @@ class Attention(nn.Module):
             (B, T, D), and the cache with x in it, or without one the keys and values of x, each
             (B, T, K, H).
         """
-        q, k, v = jnp.split(
-            self.qkv(x).reshape(*x.shape[:2], -1, self.head_width),
-            [self.heads, self.heads + self.kv_heads],
-            axis=2,
+        ends = [self.heads * self.head_width, (self.heads + self.kv_heads) * self.head_width]
+        q, k, v = (
+            part.reshape(*x.shape[:2], -1, self.head_width)
+            for part in jnp.split(self.qkv(x), ends, axis=-1)
         )
         if self.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)

@@ -67,7 +67,7 @@ class Embedding(nn.Module):
     ) -> Array:
         """Of tokens (B, T) at positions (B or 1, T), of `types` (B, T): (B, T, D)."""
         config, length = self.config, tokens.shape[1]
-        x = self.tokens[tokens]
+        x = jnp.take(self.tokens, tokens, 0)
         if config.position == "learned":
             # a slice has a faster gradient than a look-up
             table = self.positions
