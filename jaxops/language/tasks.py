@@ -1,7 +1,6 @@
 """What to learn from texts: each is a way to make a question of a batch of tokens."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,157 +9,20 @@ import optax
 from jax import lax
 
 from jaxops import metrics
+from jaxops.language.question import (
+    START,
+    Question,
+    config_of,
+    length_of,
+    positions,
+    row_keys,
+    seen_by,
+    token_columns,
+    token_task,
+)
 from jaxops.language.spans import make_spans
 from jaxops.nn.transformer import empty_cache
-from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
-
-START = (np.zeros((1, 2), np.int32),)  # a row of tokens to initialise a model with
-
-
-class Question(NamedTuple):
-    """What a batch asks of a model.
-
-    Attributes:
-        arguments: the model's, in their order.
-        targets: int (B, T), the token that is right at each place.
-        weights: (B, T), 0 where a place does not count.
-    """
-
-    arguments: tuple[Any, ...]
-    targets: Array
-    weights: Array
-
-
-class Perplexity(NamedTuple):
-    """The exponential of the mean loss of a token: among how many it is as good as guessed.
-
-    >>> Perplexity(np.array(np.log(8.0)), np.array(1.0)).compute()
-    8.0
-    """
-
-    total: Any
-    weight: Any
-
-    def merge(self, other: "Perplexity") -> "Perplexity":
-        """That of both sets of tokens."""
-        return Perplexity(self.total + other.total, self.weight + other.weight)
-
-    def fold(self) -> "Perplexity":
-        """(K,) -> ()."""
-        return Perplexity(self.total.sum(0), self.weight.sum(0))
-
-    def compute(self) -> float:
-        """exp(total / weight)."""
-        with np.errstate(over="ignore"):
-            return float(np.exp(metrics.Mean(self.total, self.weight).compute()))
-
-
-def _task(
-    model: Any,
-    ask: Callable[[Batch, Key | None], Question],
-    predict: Callable[[Params, Extra, Batch], Any],
-    start: tuple[Any, ...],
-    columns: tuple[Column, ...],
-) -> Task:
-    """A task whose loss is a sum over tokens: the cross-entropy of each with the model's logits.
-
-    Args:
-        model: a Flax module: the arguments of a question, and `train`, to logits (B, T, V).
-        ask: `(batch, key) -> Question`; the key is `None` outside training.
-        predict: as a task's.
-        start: arguments to initialise the model with; only shapes matter.
-        columns: what the data must look like.
-    """
-
-    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        if all(np.shape(batch[c.name])[1] > 1 for c in columns):  # not `task.example`
-            jax.eval_shape(lambda b: ask(b, None), dict(batch))  # are its rows too long?
-        variables = dict(model.init(key, *start))
-        return variables.pop("params", {}), variables
-
-    def loss(
-        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
-    ) -> tuple[Array, Out]:
-        look, drop = jax.random.split(key)
-        question = ask(batch, look if train else None)
-        logits, new = model.apply(
-            {"params": params, **extra},
-            *question.arguments,
-            train=train,
-            rngs={"dropout": drop},
-            mutable=list(extra) if train else [],
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
-        weights = question.weights * row_weights(batch)[:, None]
-        # where, not a product: what a model makes of a row of padding may be infinite
-        total, count = jnp.where(weights > 0, losses * weights, 0.0).sum(), weights.sum()
-        read = {
-            "accuracy": metrics.accuracy(logits, question.targets, weights),
-            "perplexity": Perplexity(total, count),
-        }
-        return total, Out(count, read, {**extra, **new})
-
-    return Task(init, loss, predict, columns)
-
-
-def _config(model: Any, causal: bool | None) -> Any:
-    """What says the model's `vocabulary` and `context`; a decoder or an encoder, as is wanted."""
-    config = getattr(model, "config", model)
-    if causal is not None and getattr(config, "causal", causal) != causal:
-        raise ValueError(f"model: causal={config.causal} found, causal={causal} wanted")
-    return config
-
-
-def _columns(vocabulary: int) -> tuple[Column, ...]:
-    return (
-        Column("tokens", (None,), "int", classes=vocabulary),
-        Column("segments", (None,), "int"),
-    )
-
-
-def _length(config: Any, length: int | None) -> int:
-    context = getattr(config, "context", None)
-    length = length or context
-    if length is None:
-        raise ValueError("length: how many tokens the model sees at once wanted; None found")
-    if context is not None and length > context:
-        raise ValueError(f"length: {length} found, at most {context}, the model's context, wanted")
-    return length
-
-
-def _seen(batch: Batch, length: int, more: int, key: Key | None) -> tuple[Array, Array]:
-    """Tokens and segments of a batch, int32 (B, T), T <= length + more.
-
-    Of rows as `windows` makes them these are a window, at a random place where there is a key.
-    """
-    tokens, segments = (jnp.asarray(batch[name], jnp.int32) for name in ("tokens", "segments"))
-    found, wanted = tokens.shape[1], length + more
-    if segments.shape != tokens.shape:
-        raise ValueError(f"segments: {segments.shape} found, {tokens.shape} wanted, as of tokens")
-    if not 1 + more <= found <= wanted and found != 2 * length:
-        raise ValueError(
-            f"tokens: rows of {found} found, of at most {wanted} wanted (the model sees {length}), "
-            f"or as windows(tokens, {length}) makes them"
-        )
-    if found <= wanted:
-        return tokens, segments
-    if key is None:
-        return tokens[:, :wanted], segments[:, :wanted]
-    room = jnp.clip((segments > 0).sum(1) - wanted, 0, length - 1)
-    place = jax.random.randint(key, room.shape, 0, room + 1)
-    cut = jax.vmap(lambda row, i: lax.dynamic_slice(row, (i,), (wanted,)))
-    return cut(tokens, place), cut(segments, place)
-
-
-def positions(segments: Array) -> Array:
-    """Each token's place in its own document, from the segments of a row; both int (B, T).
-
-    >>> positions(jnp.array([[1, 1, 1, 2, 2, 0]])).tolist()
-    [[0, 1, 2, 0, 1, 0]]
-    """
-    place = lax.broadcasted_iota(jnp.int32, segments.shape, 1)
-    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return place - lax.cummax(jnp.where(begins, place, 0), axis=1)
+from jaxops.task import Array, Batch, Column, Extra, Key, Params, Task, recorded, row_weights
 
 
 @recorded
@@ -195,11 +57,11 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
     >>> [column.name for column in next_token(nn.Transformer(config)).columns]
     ['tokens', 'segments']
     """
-    config = _config(model, causal=True)
-    seen = _length(config, length)
+    config = config_of(model, causal=True)
+    seen = length_of(config, length)
 
     def ask(batch: Batch, key: Key | None) -> Question:
-        tokens, segments = _seen(batch, seen, 1, key)
+        tokens, segments = seen_by(batch, seen, 1, key)
         own, following = segments[:, :-1], segments[:, 1:]
         given = (own, positions(own)) if packed else ()
         there = (own == following) & (following > 0)
@@ -211,19 +73,7 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
         return jnp.where(question.weights > 0, -losses, 0.0)
 
-    return _task(model, ask, predict, START, _columns(config.vocabulary))
-
-
-def _row_keys(key: Key | None, tokens: Array) -> Array:
-    """A key for each row: in training of the step, else of the row's own tokens.
-
-    So an evaluation asks the same of a row in whatever batch, on however many devices, it comes.
-    """
-    if key is not None:
-        return jax.random.split(key, len(tokens))
-    factors = 2 * jax.random.bits(jax.random.key(0), (1, tokens.shape[1])) + 1
-    told = (tokens.astype(jnp.uint32) * factors).sum(1, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), told)
+    return token_task(model, ask, predict, START, token_columns(config.vocabulary))
 
 
 @recorded
@@ -260,8 +110,8 @@ def masked_tokens(
     References:
         Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
-    config = _config(model, causal=False)
-    vocabulary, seen = config.vocabulary, _length(config, length)
+    config = config_of(model, causal=False)
+    vocabulary, seen = config.vocabulary, length_of(config, length)
     for token in (mask, *special):
         if not 0 <= token < vocabulary:
             raise ValueError(f"mask, special: token {token} found, in [0, {vocabulary}) wanted")
@@ -283,17 +133,17 @@ def masked_tokens(
         return tokens, segments, positions(segments)
 
     def ask(batch: Batch, key: Key | None) -> Question:
-        tokens, segments = _seen(batch, seen, 0, key)
-        shown, chosen = jax.vmap(hide)(_row_keys(key, tokens), tokens)
+        tokens, segments = seen_by(batch, seen, 0, key)
+        shown, chosen = jax.vmap(hide)(row_keys(key, tokens), tokens)
         weights = (chosen & (segments > 0)).astype(jnp.float32)
         return Question(given(shown, segments), tokens, weights)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        tokens, segments = _seen(batch, seen, 0, None)
+        tokens, segments = seen_by(batch, seen, 0, None)
         logits = model.apply({"params": params, **extra}, *given(tokens, segments))
         return jnp.where(tokens == mask, logits.argmax(-1), tokens)
 
-    return _task(model, ask, predict, START, _columns(vocabulary))
+    return token_task(model, ask, predict, START, token_columns(vocabulary))
 
 
 @recorded
@@ -338,13 +188,13 @@ def span_corruption(
     References:
         Raffel et al. 2020, arXiv:1910.10683, section 3.1.4.
     """
-    config = _config(model, causal=None)
+    config = config_of(model, causal=None)
     vocabulary = config.vocabulary
     spans = make_spans(vocabulary, config.context, length, share, mean_span, end, padding)
 
     def corrupted(batch: Batch, key: Key | None) -> tuple[Array, Array]:
-        tokens, segments = _seen(batch, spans.length, 0, key)
-        keys, counts = _row_keys(key, tokens), (segments > 0).sum(1)
+        tokens, segments = seen_by(batch, spans.length, 0, key)
+        keys, counts = row_keys(key, tokens), (segments > 0).sum(1)
         return jax.vmap(spans.corrupt)(keys, tokens, counts)
 
     def ask(batch: Batch, key: Key | None) -> Question:
@@ -354,7 +204,7 @@ def span_corruption(
         source, target = corrupted(batch, None)
         return _greedy(model, params, source, target.shape[1], end, padding)
 
-    return _task(model, ask, predict, START * 2, _columns(vocabulary - spans.sentinels))
+    return token_task(model, ask, predict, START * 2, token_columns(vocabulary - spans.sentinels))
 
 
 @recorded
@@ -380,7 +230,7 @@ def sequence_to_sequence(model: Any, target_length: int, end: int = 1, padding: 
     Raises:
         ValueError: targets longer than the context, or tokens that are not in the vocabulary.
     """
-    config = _config(model, causal=None)
+    config = config_of(model, causal=None)
     vocabulary = config.vocabulary
     if not 1 <= target_length <= config.context:
         raise ValueError(
@@ -406,7 +256,7 @@ def sequence_to_sequence(model: Any, target_length: int, end: int = 1, padding: 
         Column("source", (None,), "int", classes=vocabulary),
         Column("target", (target_length,), "int", classes=vocabulary, target=True),
     )
-    return _task(model, ask, predict, START * 2, columns)
+    return token_task(model, ask, predict, START * 2, columns)
 
 
 def _answered(source: Array, target: Array, padding: int) -> Question:

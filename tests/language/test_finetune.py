@@ -116,7 +116,7 @@ def test_a_model_without_blocks_has_no_layers():
         language.layerwise(jo.optim.sgd(0.1), 1.5)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_lora_begins_at_the_base_trains_its_factors_alone_and_merges(scan, tmp_path):
     task = TASKS[scan]
     base = begun(task, seed=3)

@@ -9,7 +9,7 @@ from small import assert_close, assert_equal
 
 import jaxops as jo
 from jaxops import language, nn
-from jaxops.language import tasks
+from jaxops.language import question
 
 VOCABULARY = 40
 SMALL = {"vocabulary": VOCABULARY, "context": 12, "layers": 1, "heads": 2, "width": 16}
@@ -122,7 +122,7 @@ def test_loss_accuracy_perplexity_and_predictions_are_those_of_numpy():
     batch = {**language.pack(texts(9, 13), 13).columns}
     params = begun(NEXT, batch, 10)
     tokens, segments = batch["tokens"], batch["segments"]
-    places = tasks.positions(jnp.asarray(segments[:, :-1]))
+    places = question.positions(jnp.asarray(segments[:, :-1]))
     apply = program(DECODER.apply)
     logits = apply({"params": params}, tokens[:, :-1], segments[:, :-1], places)
     logits = np.asarray(logits, np.float64)
@@ -146,7 +146,7 @@ def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
     text = np.arange(95)
     rows = language.windows(text, 8)
     starts = []
-    draw = jax.jit(lambda key: tasks._seen(rows, 8, 1, key))
+    draw = jax.jit(lambda key: question.seen_by(rows, 8, 1, key))
     for seed in range(60):
         tokens, segments = jax.device_get(draw(jax.random.key(seed)))
         assert tokens.shape == (12, 9)
