@@ -1,5 +1,6 @@
 """The suite's GPT: the library's transformer, characters in, the next ones out."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,10 +15,8 @@ Array = jax.Array
 
 def network(size: workloads.GPT, **changes: Any) -> Transformer:
     """The network of a size; `changes` are other fields of its config."""
-    shape = {"vocabulary": size.vocabulary, "context": size.context, "layers": size.layers}
-    return Transformer(
-        TransformerConfig(**shape, heads=size.heads, width=size.width, tied=False, **changes)
-    )
+    shape: dict[str, Any] = dataclasses.asdict(size)
+    return Transformer(TransformerConfig(**shape, tied=False, **changes))
 
 
 @jo.recorded

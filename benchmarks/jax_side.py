@@ -285,6 +285,7 @@ class Generation(Training):
     def facts(self) -> dict[str, Any]:
         """As in training; the products with the parameters, for each token."""
         parameters, network = super().facts()["parameters"], self.workload.network
+        assert isinstance(network, workloads.GPT)
         looked_up = (network.vocabulary + network.context) * network.width
         return {"parameters": parameters, "flops_per_example": 2 * (parameters - looked_up)}
 

@@ -90,11 +90,17 @@ def masked(model: torch_nets.GPT, caches: list[Tensor], tokens: Tensor, place: T
 class Generation(Prediction):
     """Prompts of one length to the most probable answers; examples are tokens."""
 
+    @property
+    def network(self) -> workloads.GPT:
+        """Its size."""
+        assert isinstance(self.size, workloads.GPT)
+        return self.size
+
     def answerer(self, settings: Settings, traced: bool) -> Callable[[np.ndarray], np.ndarray]:
         """What a user calls; `traced` (no such thing here) looks at all slots."""
         apply(settings)
         if self.form == "transformers":
-            ask = _transformers(self.size, self.folder / "weights.npz")
+            ask = _transformers(self.network, self.folder / "weights.npz")
         else:
             ask = self.cached(settings, whole=traced)
 
@@ -106,7 +112,7 @@ class Generation(Prediction):
 
     def cached(self, settings: Settings, whole: bool) -> Ask:
         """Eager or compiled."""
-        size, rows = self.size, self.workload.batch_size
+        size, rows = self.network, self.workload.batch_size
         model = torch_nets.GPT(size)
         self.load(model, settings)
         model = model.to(DEVICE).eval()

@@ -184,7 +184,7 @@ def columns_then_rows(path, leaf):
     """As Shoeybi et al. split a block; the query, key and value of a head together."""
     if re.search(r"(qkv|up)/?.*kernel", path):
         return PartitionSpec(None, "tensor")
-    if re.search(r"(project|down)/?.*kernel", path):
+    if re.search(r"(out|down)/?.*kernel", path):
         return PartitionSpec("tensor")
     return PartitionSpec()
 

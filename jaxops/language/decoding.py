@@ -59,7 +59,7 @@ class Run(NamedTuple):
         log_probability: (B,), of the answer.
         seen: bool (B, V), tokens that occurred; `None` without a repetition penalty.
         keys: (B,).
-        count: int32 (), tokens so far.
+        made: int32 (), tokens so far.
     """
 
     cache: Cache
@@ -68,7 +68,7 @@ class Run(NamedTuple):
     log_probability: Array
     seen: Any
     keys: Array
-    count: Array
+    made: Array
 
 
 class Beams(NamedTuple):
@@ -83,7 +83,7 @@ class Beams(NamedTuple):
             length to the power of the length penalty.
         best_at: int32 (B,), the step at which it ended,
         best_beam: int32 (B,), and which beam did.
-        count: int32 (), steps so far.
+        made: int32 (), steps so far.
     """
 
     cache: Cache
@@ -93,7 +93,7 @@ class Beams(NamedTuple):
     best: Array
     best_at: Array
     best_beam: Array
-    count: Array
+    made: Array
 
 
 class Programs(NamedTuple):
@@ -198,7 +198,7 @@ def _begin(
     model: Any,
     variables: Variables,
     prompts: Prompts,
-    key: Array | None,
+    key: Any,
     slots: int,
     beams: int | None = None,
     penalty: bool = False,
@@ -206,7 +206,7 @@ def _begin(
     """Read the prompts. Logits are of no use here: what follows the last token comes later."""
     # a row's positions are those of its tokens, so slots may be more than the context
     config = replace(model.config, context=slots)
-    cache = empty_cache(config, slots, jnp.asarray(prompts.start))
+    cache: Any = empty_cache(config, slots, jnp.asarray(prompts.start))
     if isinstance(model, EncoderDecoder):
         read = (prompts.source, prompts.segments, prompts.tokens, cache)
         _, cache = model.apply(variables, *read, method="begin")
@@ -222,7 +222,8 @@ def _begin(
             padding,
             jnp.where(padding[:, None], -jnp.inf, first[None]),
             jnp.full(rows, -jnp.inf),
-            *jnp.zeros((2, rows), jnp.int32),
+            jnp.zeros(rows, jnp.int32),
+            jnp.zeros(rows, jnp.int32),
             jnp.int32(0),
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.row)
@@ -276,7 +277,7 @@ def _sample(
         i, run, tokens = carry
         logits, cache = model.apply(variables, run.token[:, None], run.cache, method="advance")
         logits = logits[:, 0].astype(jnp.float32)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(run.keys, run.count)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(run.keys, run.made)
         token = choose(logits, keys, sampling, most, run.seen)
         added = jax.nn.log_softmax(logits)[each, token]
         done = run.done | _among(token, stop)
@@ -287,7 +288,7 @@ def _sample(
             run.log_probability + jnp.where(run.done, 0.0, added),
             None if run.seen is None else run.seen.at[each, token].set(True),
             run.keys,
-            run.count + 1,
+            run.made + 1,
         )
         return i + 1, run, tokens.at[i].set(jnp.where(done, NONE, token))
 
@@ -323,7 +324,7 @@ def _beam(
         parent, token = index // vocabulary, index % vocabulary
         stopped = _among(token, stop)
         # an answer ends where its stop token is among the W best; length penalty: see `generate`
-        length = (run.count + 1).astype(jnp.float32)
+        length = (run.made + 1).astype(jnp.float32)
         ended = jnp.where(stopped & (jnp.arange(count)[None] < beams), scores, -jnp.inf)
         ended /= length**length_penalty
         which = ended.argmax(-1, keepdims=True)
@@ -342,9 +343,9 @@ def _beam(
             run.done | (best >= scores.max(-1) / longest.astype(jnp.float32) ** length_penalty),
             scores,
             best,
-            jnp.where(better, run.count, run.best_at),
+            jnp.where(better, run.made, run.best_at),
             jnp.where(better, beam, run.best_beam),
-            run.count + 1,
+            run.made + 1,
         )
         return (
             i + 1,

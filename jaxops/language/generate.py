@@ -204,7 +204,7 @@ def _draw(asked: Asked, prompts: Prompts, sampling: Sampling, seed: int) -> list
     scores, done = jax.device_get((run.log_probability, run.done))
     return [
         Answer(tokens[i][tokens[i] != NONE], float(scores[i]), bool(done[i]))
-        for i in np.flatnonzero(prompts.row != NONE)
+        for i in np.flatnonzero(prompts.row != NONE).tolist()
     ]
 
 
@@ -222,7 +222,7 @@ def _search(asked: Asked, prompts: Prompts, beams: int, length_penalty: float) -
     tokens, parents = (np.concatenate(x) for x in zip(*(part for _, part in parts), strict=True))
     return [
         _traced(end, tokens[:, i], parents[:, i], i, length_penalty)
-        for i in np.flatnonzero(prompts.row != NONE)
+        for i in np.flatnonzero(prompts.row != NONE).tolist()
     ]
 
 

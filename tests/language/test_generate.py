@@ -216,7 +216,7 @@ def test_the_loop_ends_when_all_have_stopped():
     run = programs.begin(variables, asked, jax.random.key(0), slots=64)
     stops = np.arange(VOCABULARY, dtype=np.int32)
     run, _ = programs.sample(variables, run, np.int32(50), stops, decoding.Sampling())
-    assert int(run.count) == 1
+    assert int(run.made) == 1
 
 
 def test_a_stream_gives_the_same_tokens():
