@@ -22,7 +22,13 @@ def questions(rows, seed=0):
     return texts, label
 
 
-def trained(model_of, read, rows=400):
+def doubtful():
+    """Validation rows of which a tenth have another label, so that nobody should be quite sure."""
+    texts, label = questions(200, seed=1)
+    return texts, np.where(np.arange(200) % 10 == 0, (label + 1) % 3, label)
+
+
+def trained(model_of, read, rows=300):
     texts, label = questions(rows)
     task = text.classifier(model_of(read.vocabulary), read.length, CLASSES)
     columns = {**read(texts), "label": label}
@@ -30,7 +36,7 @@ def trained(model_of, read, rows=400):
     state = jo.fit(
         task, columns, optimizer=optimizer, batch_size=100, epochs=8, progress=False, seed=1
     )
-    return text.calibrate(task, state, read, *questions(200, seed=1), keep=0.9)
+    return text.calibrate(task, state, read, *doubtful(), keep=0.9)
 
 
 def cnn(vocabulary):
@@ -57,7 +63,7 @@ GRAMS = text.NGrams(length=120, vocabulary=4096, characters=(2, 3))
 )
 def test_from_texts_to_decisions_and_back_from_a_file(model_of, read, tmp_path):
     ours = trained(model_of, read)
-    texts, label = questions(100, seed=2)
+    texts, label = questions(40, seed=2)
     said = text.classify(ours, texts)
     assert np.mean([d.label == CLASSES[n] for d, n in zip(said, label, strict=True)]) > 0.95
     for one, words in zip(said, texts, strict=True):
@@ -94,10 +100,11 @@ def test_words_by_leaving_each_out():
 
 def test_calibration_keeps_so_many_in_scope():
     ours = trained(cnn, WORDS)
-    texts, label = questions(200, seed=1)
+    texts, label = doubtful()
     p = ours.probabilities(texts)
     assert (p.max(1) >= ours.threshold).mean() == pytest.approx(0.9, abs=0.01)
-    assert text.temperature(p, label) == pytest.approx(1, abs=0.01) or ours.temperature < 0.02
+    assert text.temperature(p, label) == pytest.approx(1, abs=0.01)
+    assert p.max(1).mean() == pytest.approx(0.9, abs=0.03)  # as sure as it is right
     with pytest.raises(ValueError, match=r"keep: 1.5 found, a share in \(0, 1\] wanted"):
         text.calibrate(ours.task, ours.state, WORDS, texts, label, keep=1.5)
 
