@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def load_texts(name: str, folder: Path | None) -> Dataset:
             f"{name}: looked for {gone}{'' if folder else ' in JAXOPS_DATA_DIR (not set)'}; get "
             f"{', '.join(files)} from {home}, put it in DIR/{name} and set JAXOPS_DATA_DIR=DIR"
         )
-    splits, classes = {"banking77": _banking77, "clinc150": _clinc150}.get(name, _whole)(*paths)
+    readers: dict[str, Callable[..., Any]] = {"banking77": _banking77, "clinc150": _clinc150}
+    splits, classes = readers.get(name, _whole)(*paths)
     return Dataset(splits, classes, f"{name}, {paths[0].parent}")
 
 

@@ -61,7 +61,7 @@ class Tokenizer:
         lowercase: bool = False,
         special: Sequence[str] = (),
     ) -> "Tokenizer":
-        """Learn a vocabulary; equal texts give equal tokenizers.
+        """Learn a vocabulary; equal texts give equal tokenizers, but for "wordpiece".
 
         Args:
             texts: what to learn from, and nothing of validation or test.
@@ -251,9 +251,7 @@ def check_texts(texts: Any) -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             hint = '; decode them: text.decode("utf-8")' if isinstance(text, bytes) else ""
-            raise ValueError(
-                f"texts: {type(text).__name__} found in row {row}, str wanted{hint}"
-            )
+            raise ValueError(f"texts: {type(text).__name__} found in row {row}, str wanted{hint}")
         if not text.strip():
             raise ValueError(f"texts: an empty text found in row {row}, words wanted")
         if not text.isascii():

@@ -16,17 +16,17 @@ class Reliability(NamedTuple):
     Attributes:
         confidence: (bins,), its mean; NaN where a bin is empty.
         accuracy: (bins,), the share that is right.
-        count: (bins,), rows.
+        rows: (bins,), how many.
     """
 
     confidence: np.ndarray
     accuracy: np.ndarray
-    count: np.ndarray
+    rows: np.ndarray
 
     def ece(self) -> float:
         """The expected calibration error: see `ece`."""
         gap = np.nan_to_num(np.abs(self.accuracy - self.confidence))
-        return float((gap * self.count).sum() / self.count.sum())
+        return float((gap * self.rows).sum() / self.rows.sum())
 
 
 def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -93,8 +93,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins).astype(float)
     with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin
-        means = [np.bincount(place, value, bins) / count for value in (confidence, right)]
-    return Reliability(*means, count)
+        sure, share = (np.bincount(place, value, bins) / count for value in (confidence, right))
+    return Reliability(sure, share, count)
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
@@ -157,7 +157,7 @@ def plot_reliability(
     top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     top.bar(edges, np.nan_to_num(found.accuracy), 0.9 / bins, align="edge", color=BLUE, alpha=0.35)
     top.plot(found.confidence, found.accuracy, "o", color=BLUE, markersize=4, label="bins")
-    below.bar(edges, found.count, 0.9 / bins, align="edge", color=GREY)
+    below.bar(edges, found.rows, 0.9 / bins, align="edge", color=GREY)
     for axes in (top, below):
         _open_frame(axes)
     top.set(ylabel="accuracy", ylim=(0, 1), title=f"reliability, ECE {found.ece():.2%}")

@@ -1,4 +1,4 @@
-"""What a trained classifier says of texts: label, probability, whether to answer at all, and why."""
+"""What a trained classifier says of texts: label, probability, whether to answer, and why."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +33,17 @@ class Classifier(NamedTuple):
     threshold: float = 0.0
 
     def probabilities(self, texts: Iterable[str]) -> np.ndarray:
-        """Calibrated, (N, classes)."""
+        """Calibrated, (N, classes).
+
+        Raises:
+            ValueError: texts that cannot be meant, or tokens of another vocabulary.
+        """
+        wanted = self.task.columns[0].classes
+        if wanted not in (None, self.read.vocabulary):
+            raise ValueError(
+                f"read: tokens of a vocabulary of {self.read.vocabulary:,} found, of {wanted:,} "
+                "wanted: they are those of another model"
+            )
         found = jaxops.loop.predict(self.task, self.state, self.read(texts))
         return scaled(found, self.temperature)
 
@@ -86,9 +96,7 @@ def calibrate(
     return plain._replace(temperature=t, threshold=float(threshold))
 
 
-def classify(
-    classifier: Classifier, texts: Iterable[str], words: bool = True
-) -> list[Decision]:
+def classify(classifier: Classifier, texts: Iterable[str], words: bool = True) -> list[Decision]:
     """Label, calibrated probability, scope, and the words that carried the decision.
 
     A word counts by what happens without it: the text is read once more for each of its words.
@@ -122,7 +130,9 @@ def classify(
     for i, row in enumerate(parts):
         own = p[i, best[i]]
         rest = [next(fallen) for _ in row] if len(row) > 1 else [1 / p.shape[1]] * len(row)
-        carried = [(w, float(_log_odds(own) - _log_odds(r))) for w, r in zip(row, rest, strict=True)]
+        carried = [
+            (w, float(_log_odds(own) - _log_odds(r))) for w, r in zip(row, rest, strict=True)
+        ]
         decisions.append(
             Decision(
                 classifier.task.classes[best[i]],

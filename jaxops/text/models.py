@@ -128,6 +128,7 @@ class TransformerClassifier(nn.Module):
     word_dropout: float = 0.0
 
     def setup(self) -> None:
+        """Encoder, dropout and the last layer."""
         if self.pooling not in ("mean", "first"):
             raise ValueError(f'pooling: {self.pooling!r} found, "mean" or "first" wanted')
         self.encoder = Transformer(self.config)

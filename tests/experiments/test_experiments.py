@@ -21,7 +21,9 @@ from jaxops.data import sources
 from jaxops.tabular import Encoder, encode
 
 ROOT = Path(__file__).parents[2]
-NAMES = sorted({f.stem for f in ROOT.glob("experiments/*.py")} - {"__init__", "common", "table"})
+NAMES = sorted(
+    {f.stem for f in ROOT.glob("experiments/*.py")} - {"__init__", "common", "intents", "table"}
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import nn, text
+from jaxops.data import Tokenizer
+
+CLASSES = ("lost", "arrival", "pin")
+KEYS = {"lost": ("lost", "stolen", "gone"), "arrival": ("arrive", "track"), "pin": ("pin", "code")}
+OTHERS = ("my", "card", "please", "when", "did", "the", "bank", "is", "it")
+
+
+def questions(rows, seed=0):
+    """Texts with one word that tells the class, among others that tell nothing."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, rows).astype(np.int32)
+    texts = []
+    for number in label:
+        words = list(rng.choice(OTHERS, 5))
+        words.insert(rng.integers(0, 6), rng.choice(KEYS[CLASSES[number]]))
+        texts.append(" ".join(words))
+    return texts, label
+
+
+def doubtful():
+    """Validation rows of which a tenth have another label, so that nobody should be quite sure."""
+    texts, label = questions(200, seed=1)
+    return texts, np.where(np.arange(200) % 10 == 0, (label + 1) % 3, label)
+
+
+def trained(model_of, read, rows=300):
+    texts, label = questions(rows)
+    task = text.classifier(model_of(read.vocabulary), read.length, CLASSES)
+    columns = {**read(texts), "label": label}
+    optimizer = jo.optim.adam(0.01)
+    state = jo.fit(
+        task, columns, optimizer=optimizer, batch_size=100, epochs=8, progress=False, seed=1
+    )
+    return text.calibrate(task, state, read, *doubtful(), keep=0.9)
+
+
+def cnn(vocabulary):
+    return text.TextCNN(vocabulary, 3, width=16, filters=16)
+
+
+def bag(vocabulary):
+    return text.NGramBag(vocabulary, 3, width=8)
+
+
+def transformer(vocabulary):
+    config = nn.TransformerConfig(vocabulary, 12, layers=1, heads=2, width=16, causal=False)
+    return text.TransformerClassifier(config, 3)
+
+
+WORDS = text.Tokens(Tokenizer.train(questions(400)[0], kind="word"), length=12)
+GRAMS = text.NGrams(length=120, vocabulary=4096, characters=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model_of", "read"),
+    [(cnn, WORDS), (bag, GRAMS), (transformer, WORDS)],
+    ids=lambda x: str(x)[:12],
+)
+def test_from_texts_to_decisions_and_back_from_a_file(model_of, read, tmp_path):
+    ours = trained(model_of, read)
+    texts, label = questions(40, seed=2)
+    said = text.classify(ours, texts)
+    assert np.mean([d.label == CLASSES[n] for d, n in zip(said, label, strict=True)]) > 0.95
+    for one, words in zip(said, texts, strict=True):
+        assert 1 / 3 <= one.probability <= 1
+        assert one.in_scope == (one.probability >= ours.threshold)
+        assert [word for word, _ in one.words] == words.split()
+    carriers = [max(d.words, key=lambda pair: pair[1])[0] for d in said]
+    keys = [word for words in KEYS.values() for word in words]
+    assert np.mean([word in keys for word in carriers]) > 0.7
+
+    text.save(tmp_path / "questions.model", ours)
+    again = text.load(tmp_path / "questions.model")
+    assert again.read == read
+    assert text.classify(again, texts) == said
+
+
+def test_words_by_leaving_each_out():
+    ours = trained(bag, GRAMS)
+    one = text.classify(ours, ["is my card lost", "lost"])
+    p = ours.probabilities(["is my card lost"])[0]
+    best = int(p.argmax())
+
+    def log_odds(p):
+        return np.log(p) - np.log(1 - p)
+
+    for word, weight in one[0].words:
+        rest = " ".join(w for w in ("is", "my", "card", "lost") if w != word)
+        without = ours.probabilities([rest])[0, best]
+        assert weight == pytest.approx(log_odds(p[best]) - log_odds(without), rel=1e-4, abs=1e-5)
+    single = ours.probabilities(["lost"])[0].max()
+    assert one[1].words == (("lost", pytest.approx(log_odds(single) - log_odds(1 / 3))),)
+    assert text.classify(ours, ["lost"], words=False)[0].words == ()
+
+
+def test_calibration_keeps_so_many_in_scope():
+    ours = trained(cnn, WORDS)
+    texts, label = doubtful()
+    p = ours.probabilities(texts)
+    assert (p.max(1) >= ours.threshold).mean() == pytest.approx(0.9, abs=0.01)
+    assert text.temperature(p, label) == pytest.approx(1, abs=0.01)
+    assert p.max(1).mean() == pytest.approx(0.9, abs=0.03)  # as sure as it is right
+    with pytest.raises(ValueError, match=r"keep: 1.5 found, a share in \(0, 1\] wanted"):
+        text.calibrate(ours.task, ours.state, WORDS, texts, label, keep=1.5)
+
+
+def test_what_is_refused(tmp_path):
+    ours = trained(cnn, WORDS)
+    for texts, message in (
+        ([], "texts: none found"),
+        (["my card", ""], "an empty text found in row 1"),
+        ([b"my card"], "bytes found in row 0"),
+        ("my card", "one str found, a list of texts wanted"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            text.classify(ours, texts)
+    with pytest.warns(UserWarning, match="texts: 1 longer than 12 tokens"):
+        text.classify(ours, ["card " * 20], words=False)
+
+    larger = Tokenizer.train([f"word{i}" for i in range(500)] + ["my card"], kind="word")
+    other = ours._replace(read=text.Tokens(larger, 12))
+    with pytest.raises(ValueError, match="vocabulary"):
+        text.classify(other, ["my card"])
+
+    jo.save(tmp_path / "plain.model", ours.task, ours.state)
+    with pytest.raises(ValueError, match=r"plain.model: about: \[\] found, 'tokenizer'"):
+        text.load(tmp_path / "plain.model")
