@@ -130,8 +130,9 @@ def reader(about: dict[str, Any]) -> Reader:
     True
     """
     if "ngrams" in about:
-        found: dict[str, Any] = about["ngrams"]  # JSON has lists for tuples
-        return NGrams(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        found: dict[str, Any] = about["ngrams"]
+        pairs = {name: tuple(found[name]) for name in ("words", "characters")}  # lists in JSON
+        return NGrams(**{**found, **pairs})
     if "tokenizer" in about:
         return Tokens(Tokenizer.from_json(about["tokenizer"]), about["length"])
     raise ValueError(f"about: {[*about]} found, 'tokenizer' and 'length', or 'ngrams' wanted")
