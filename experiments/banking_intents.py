@@ -1,11 +1,14 @@
 """77 intents of banking questions (BANKING77), told apart without any pre-trained model.
 
-TextCNN (Kim), a bag of hashed n-grams (fastText), a small transformer from scratch and one that
-first learns to restore masked words of the train texts, and the mean of the four; beside them a
-linear SVM on tf-idf of words and characters, which has to be beaten. BERT is said to have 93.7.
+TextCNN (Kim), a bag of hashed n-grams (fastText), and the mean of both, which `accuracy` is of; a
+small transformer from scratch, one that first learns to restore masked words of the train texts,
+and the mean of all four (`accuracy_all`); beside them a linear SVM on tf-idf of words and
+characters, which has to be beaten. BERT is said to have 93.7.
 
-The recipe was chosen on a fifth of the train rows, as `--validate` does, and so were the
-temperatures; then all 10,003 are learned from, and the 3,080 test rows are looked at once.
+One seed gave: mean of both 93.1 %, CNN 92.6, bag 92.5, transformers 89.3 and 89.2 (pre-training
+gives nothing here), SVM 91.2. The recipe was chosen on a fifth of the train rows, as `--validate`
+does, and so were the temperatures; then all 10,003 are learned from, and the 3,080 test rows are
+looked at once.
 
     python -m experiments.banking_intents [--seeds 3]
 """

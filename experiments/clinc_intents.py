@@ -7,6 +7,7 @@ calibrated probability is small: `oos_auroc` is the area under the ROC curve of 
 scope are still answered right, and the two `..._by_validation` are what comes of the threshold at
 which this is so of the validation rows. None of the models has seen a question out of scope.
 
+One seed gave: mean of both 93.5 %, CNN 93.2, bag 92.6, transformers 90.4 either way, SVM 92.7.
 Temperatures and thresholds are of the 3,000 validation rows, which nothing is learned from; the
 4,500 + 1,000 test rows are looked at once.
 

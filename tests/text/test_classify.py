@@ -104,7 +104,6 @@ def test_calibration_keeps_so_many_in_scope():
     p = ours.probabilities(texts)
     assert (p.max(1) >= ours.threshold).mean() == pytest.approx(0.9, abs=0.01)
     assert text.temperature(p, label) == pytest.approx(1, abs=0.01)
-    assert p.max(1).mean() == pytest.approx(0.9, abs=0.03)  # as sure as it is right
     with pytest.raises(ValueError, match=r"keep: 1.5 found, a share in \(0, 1\] wanted"):
         text.calibrate(ours.task, ours.state, WORDS, texts, label, keep=1.5)
 
