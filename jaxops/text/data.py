@@ -130,16 +130,9 @@ def reader(about: dict[str, Any]) -> Reader:
     True
     """
     if "ngrams" in about:
-<<<<<<< HEAD
-        found: dict[str, Any] = {  # JSON has lists for tuples
-            k: tuple(v) if isinstance(v, list) else v for k, v in about["ngrams"].items()
-        }
-        return NGrams(**found)
-=======
         found: dict[str, Any] = about["ngrams"]
         pairs = {name: tuple(found[name]) for name in ("words", "characters")}  # lists in JSON
         return NGrams(**{**found, **pairs})
->>>>>>> intents
     if "tokenizer" in about:
         return Tokens(Tokenizer.from_json(about["tokenizer"]), about["length"])
     raise ValueError(f"about: {[*about]} found, 'tokenizer' and 'length', or 'ngrams' wanted")
