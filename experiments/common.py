@@ -195,6 +195,22 @@ def mnist(smoke: bool, validation: float = 0.0) -> jo.data.Dataset:
     return digits.split(validation=validation, stratify="label") if validation else digits
 
 
+def shakespeare(smoke: bool) -> tuple[str, str]:
+    """Train and validation of tinyshakespeare; for a smoke test little, or what is made up."""
+    try:
+        data = jo.data.load("tinyshakespeare")
+    except FileNotFoundError:
+        if not smoke:
+            raise
+        print("data: made up, for tinyshakespeare is not there")
+        words = np.random.default_rng(0).choice(["king", "speak", "is", "dead\n"], 8000)
+        text = " ".join(words)
+        return text[:30_000], text[30_000:]
+    print(f"data: {data.source}")
+    train, validation = (str(data.splits[name]["text"][0]) for name in ("train", "validation"))
+    return (train[:36_000], validation[:4_000]) if smoke else (train, validation)
+
+
 def look_at_test(
     task: jo.Task, state: jo.TrainState, test: dict[str, Any], folder: Path, log: Log
 ) -> dict[str, float]:

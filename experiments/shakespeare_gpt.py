@@ -6,7 +6,10 @@ character. `better` has rotary positions, QK-norm, squared ReLU, RMSNorm, Muon f
 (Jordan et al. 2024), larger batches and a rate that falls to zero, in no more time than `plain`
 takes. `--full` is nanoGPT's setting for a GPU (6 layers, width 384, context 256, dropout .2, 5,000
 steps of 64 windows, 1.4697). The loss is over all of the last tenth of the text, each character
-once, behind up to 64 (256) others.
+once, behind up to 64 (256) others, after the last step. The tokenizer has five special tokens
+beside the 65 characters. What `better` is was chosen by the last fifth of train (`--validate`).
+
+EXPECTED
 
     python -m experiments.shakespeare_gpt [--seeds 3] [--full]
 """
@@ -23,7 +26,10 @@ import jaxops as jo
 from experiments import common
 from jaxops import language, nn, report
 
-PUBLISHED = {"val_loss_plain": "1.88 (nanoGPT, CPU setting)"}
+PUBLISHED = {
+    "val_loss": "1.88 (nanoGPT, CPU setting)",
+    "val_loss_plain": "1.88 (nanoGPT, CPU setting)",
+}
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,10 @@ def muon(settings: Settings, steps: int) -> optax.GradientTransformation:
 
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     """Train both, and let the better one write."""
-    data = jo.data.load("tinyshakespeare")
-    print(f"data: {data.source}")
-    train, validation = (str(data.splits[name]["text"][0]) for name in ("train", "validation"))
+    train, validation = common.shakespeare(settings.smoke)
     if settings.validate:
         cut = len(train) * 4 // 5
         train, validation = train[:cut], train[cut:]
-    if settings.smoke:
-        train, validation = train[:20_000], validation[:5_000]
     tokenizer = jo.data.Tokenizer.train([train], kind="character")
     texts = [np.array(tokenizer.encode(text), np.uint8) for text in (train, validation)]
     values: dict[str, float] = {}
@@ -116,13 +118,15 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
             on_log=log,
         )
         values[f"seconds_{name}"] = time.perf_counter() - start
-        rate = log.records[-1]["examples_per_second"]
-        values[f"tokens_per_second_{name}"] = rate * network.config.context
+        rate = log.records[-1].get("examples_per_second")
+        if rate is not None:  # there was something left to do
+            values[f"tokens_per_second_{name}"] = rate * network.config.context
         scores = jo.evaluate(task, state, windows[1])
         values[f"val_loss_{name}"] = scores["loss"]
         report.plot_curves(log.records, folder / f"{name}.png")
         print(f"{name}: validation loss {scores['loss']:.4f} nats a character")
-    values["val_loss"] = values["val_loss_better"]
+    values |= {"val_loss": scores["loss"], "accuracy": scores["accuracy"]}
+    values["seconds_ratio"] = values["seconds_better"] / values["seconds_plain"]
     jo.save(folder / "model.safetensors", task, state, about={"tokenizer": tokenizer.to_json()})
     answers = language.generate(
         task, state, ["ROMEO:"], new_tokens=48, temperature=0.8, seed=seed, tokenizer=tokenizer

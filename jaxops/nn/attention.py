@@ -60,12 +60,11 @@ def attention(
             "(B, T, N, H) and twice (B, S, K, H), N a multiple of K, wanted"
         )
     scale = width**-0.5 if scale is None else scale
-    backend = jax.default_backend()
-    if backend != "cpu":
+    if jax.default_backend() != "cpu":
         low = computing_in()
         if low != "float32":
             query, key, value = (x.astype(low) for x in (query, key, value))
-        fused = backend == "gpu" and low != "float32" and width % 8 == 0 and width <= 128
+        fused = low != "float32" and mask is None and bias is None and has_fused_attention(width)
         y = jax.nn.dot_product_attention(
             query,
             key,
@@ -95,6 +94,16 @@ def attention(
     weights = jax.nn.softmax(scores).reshape(batch, groups, -1, keys)
     mixed = matmul(weights, by_group(value)).reshape(batch, heads, length, width)
     return mixed.swapaxes(1, 2)
+
+
+def has_fused_attention(width: int) -> bool:
+    """Whether cuDNN's fused attention is there for heads of this width: from Ampere on.
+
+    It takes 16 bits alone, and masks and biases in some shapes alone, so `attention` uses it where
+    there are none but `causal` and `window`; elsewhere it is XLA's.
+    """
+    capability = getattr(jax.devices()[0], "compute_capability", "0")  # of a GPU of NVIDIA's
+    return float(capability) >= 8 and width % 8 == 0 and width <= 128
 
 
 def attention_mask(

@@ -1,5 +1,7 @@
 """Attention against a sum over keys in NumPy, JAX's own and PyTorch's."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from numpy_transformer import bucket, rotated
 
 from jaxops import nn as jnn
 from jaxops.nn import attention, attention_mask, computing, product, rotary, sinusoidal
-from jaxops.nn.attention import relative_bucket
+from jaxops.nn.attention import has_fused_attention, relative_bucket
 
 B, T, H = 2, 7, 4
 HEADS = {"multi": (4, 4), "grouped": (4, 2), "multi-query": (4, 1)}
@@ -250,3 +252,22 @@ def test_relative_buckets_are_exact(causal):
     compiled = jax.jit(relative_bucket, static_argnums=1)(distance, causal)
     np.testing.assert_array_equal(compiled, want)
     assert max(want) == 31 and min(want) == 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "fused"),
+    [
+        ("9.0", 64, True),
+        ("8.0", 128, True),
+        ("7.5", 64, False),
+        ("8.6", 36, False),
+        (None, 64, False),
+    ],
+)
+def test_where_the_fused_kernel_is_asked_for(capability, width, fused, monkeypatch):
+    """Ampere and later, heads of up to 128 in eights; other makers' devices name no capability."""
+    device = types.SimpleNamespace(
+        **({} if capability is None else {"compute_capability": capability})
+    )
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert has_fused_attention(width) is fused
