@@ -28,7 +28,7 @@ class Settings(common.Settings):
     epochs: int = 12
     """of the bag and the CNN"""
     transformer_epochs: int = 8
-    pretraining_epochs: int = 10
+    pretraining_epochs: int = 5
     """passes over the train texts to restore masked words, before labels are looked at"""
     batch_size: int = 128
     label_smoothing: float = 0.1
