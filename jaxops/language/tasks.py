@@ -154,6 +154,7 @@ def span_corruption(
     mean_span: float = 3.0,
     end: int = 1,
     padding: int = 0,
+    first_sentinel: int | None = None,
 ) -> Task:
     """Restore spans that were cut out at random, each behind the sentinel in its place (T5).
 
@@ -161,7 +162,7 @@ def span_corruption(
     random lengths and places, drawn inside the step, anew each time; in an evaluation the same of
     a row each time. The source is the row with a sentinel in place of each span, the target each
     sentinel with its span behind it, and both have `end` at their ends. Sentinel k is the token
-    `vocabulary - 1 - k`, as in T5; the data must not have them.
+    `first_sentinel - k`; the data must have neither them nor tokens above.
 
     A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them; the
     documents of a row are taken as one text, as T5 does.
@@ -174,6 +175,8 @@ def span_corruption(
         mean_span: tokens in a span, on average.
         end: the token that ends a source and a target.
         padding: the token behind the end, and the one that the decoder starts with.
+        first_sentinel: the vocabulary's last token by default. T5's is 32_099: its vocabulary of
+            32_128 ends with tokens that stand for nothing.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the target of
@@ -182,15 +185,17 @@ def span_corruption(
         takes the same parameters.
 
     Raises:
-        ValueError: a length whose sources or targets do not fit the context, or a share or mean
-            span that cannot be.
+        ValueError: a length whose sources or targets do not fit the context, a share or mean
+            span that cannot be, or sentinels that are not in the vocabulary.
 
     References:
         Raffel et al. 2020, arXiv:1910.10683, section 3.1.4.
     """
     config = config_of(model, causal=None)
-    vocabulary = config.vocabulary
-    spans = make_spans(vocabulary, config.context, length, share, mean_span, end, padding)
+    first = config.vocabulary - 1 if first_sentinel is None else first_sentinel
+    if first >= config.vocabulary:
+        raise ValueError(f"first_sentinel: {first} found, below {config.vocabulary} wanted")
+    spans = make_spans(first, config.context, length, share, mean_span, end, padding)
 
     def corrupted(batch: Batch, key: Key | None) -> tuple[Array, Array]:
         tokens, segments = seen_by(batch, spans.length, 0, key)
@@ -204,7 +209,8 @@ def span_corruption(
         source, target = corrupted(batch, None)
         return _greedy(model, params, source, target.shape[1], end, padding)
 
-    return token_task(model, ask, predict, START * 2, token_columns(vocabulary - spans.sentinels))
+    columns = token_columns(first + 1 - spans.sentinels)
+    return token_task(model, ask, predict, START * 2, columns)
 
 
 @recorded

@@ -257,6 +257,20 @@ def test_a_text_is_restored_from_source_and_target_spans():
     assert np.array_equal(seen[0, False], seen[1, False])
 
 
+def test_sentinels_are_those_of_t5_where_its_vocabulary_is_padded():
+    batch = alone(np.arange(2, 42, dtype=np.int32))
+    make = functools.partial(language.span_corruption, length=40)
+    plain, t5 = (
+        spied(functools.partial(make, first_sentinel=first), 9, batch, vocabulary=32_128)
+        for first in (None, 32_099)  # of T5's tokenizer <extra_id_0>
+    )
+    assert [t for t in t5[1][0] if t > 41] == [32_099, 32_098]
+    for one, two in zip((plain[0][0], plain[1]), (t5[0][0], t5[1]), strict=True):
+        assert np.array_equal(one - 28 * (one > 41), two)
+    kept = language.span_corruption(BOTH, length=12, first_sentinel=35)
+    assert (SPANS.columns[0].classes, kept.columns[0].classes) == (39, 35)
+
+
 def test_every_place_is_cut_out_as_often():
     batch = alone(np.arange(2, 42, dtype=np.int32))
     batch = {name: np.repeat(column, 2000, 0) for name, column in batch.items()}
@@ -374,6 +388,8 @@ def fitted(task, columns):
         (lambda: language.next_token(DECODER, length=13), "length: 13 found, at most 12"),
         (lambda: language.span_corruption(BOTH, length=14), "length: 14 found, 2 to 12 wanted"),
         (lambda: language.span_corruption(BOTH, mean_span=0.5), "share, mean_span: 0.15, 0.5"),
+        (lambda: language.span_corruption(BOTH, first_sentinel=40), "40 found, below 40 wanted"),
+        (lambda: language.span_corruption(BOTH, first_sentinel=0), "0 found, at least 1 wanted"),
         (lambda: language.sequence_to_sequence(BOTH, 13), "target_length: 13 found, 1 to 12"),
         (lambda: language.sequence_to_sequence(BOTH, 5, end=0), "end, padding: 0, 0 found"),
         (lambda: fitted(NEXT, {k: np.repeat(v, 3, 1) for k, v in ROWS.items()}), "rows of 36"),
