@@ -44,7 +44,8 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the
         log-probability of each token but the first, given those before it in its document,
-        (B, T - 1); 0 where nothing is foretold.
+        (B, T - 1); 0 where nothing is foretold. `jaxops.monte_carlo` makes mean and spread of it,
+        over networks that the model's dropout draws.
 
     Raises:
         ValueError: a model that sees the tokens to come; when it is traced, rows that are too long.
@@ -67,13 +68,15 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
         there = (own == following) & (following > 0)
         return Question((tokens[:, :-1], *given), tokens[:, 1:], there.astype(jnp.float32))
 
-    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+    def predict(params: Params, extra: Extra, batch: Batch, key: Key | None = None) -> Array:
         question = ask(batch, None)
-        logits = model.apply({"params": params, **extra}, *question.arguments)
+        drop: dict[str, Any] = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+        logits = model.apply({"params": params, **extra}, *question.arguments, **drop)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
         return jnp.where(question.weights > 0, -losses, 0.0)
 
-    return token_task(model, ask, predict, START, token_columns(config.vocabulary))
+    task = token_task(model, ask, predict, START, token_columns(config.vocabulary))
+    return task._replace(sample=predict)
 
 
 @recorded
