@@ -163,6 +163,13 @@ def positions(segments: Array) -> Array:
     return place - lax.cummax(jnp.where(begins, place, 0), axis=1)
 
 
+def rows_seen(batch: Batch, length: int, key: Key | None) -> tuple[Array, Array, Array]:
+    """As `seen_by`, and a key for each row, (B,), that has no part in where its window begins."""
+    place, draw = (None, None) if key is None else jax.random.split(key)
+    tokens, segments = seen_by(batch, length, 0, place)
+    return tokens, segments, row_keys(draw, tokens)
+
+
 def row_keys(key: Key | None, tokens: Array) -> Array:
     """A key for each row: in training of the step, else of the row's own tokens.
 

@@ -15,7 +15,7 @@ from jaxops.language.question import (
     config_of,
     length_of,
     positions,
-    row_keys,
+    rows_seen,
     seen_by,
     token_columns,
     token_task,
@@ -136,8 +136,8 @@ def masked_tokens(
         return tokens, segments, positions(segments)
 
     def ask(batch: Batch, key: Key | None) -> Question:
-        tokens, segments = seen_by(batch, seen, 0, key)
-        shown, chosen = jax.vmap(hide)(row_keys(key, tokens), tokens)
+        tokens, segments, keys = rows_seen(batch, seen, key)
+        shown, chosen = jax.vmap(hide)(keys, tokens)
         weights = (chosen & (segments > 0)).astype(jnp.float32)
         return Question(given(shown, segments), tokens, weights)
 
@@ -201,9 +201,8 @@ def span_corruption(
     spans = make_spans(first, config.context, length, share, mean_span, end, padding)
 
     def corrupted(batch: Batch, key: Key | None) -> tuple[Array, Array]:
-        tokens, segments = seen_by(batch, spans.length, 0, key)
-        keys, counts = row_keys(key, tokens), (segments > 0).sum(1)
-        return jax.vmap(spans.corrupt)(keys, tokens, counts)
+        tokens, segments, keys = rows_seen(batch, spans.length, key)
+        return jax.vmap(spans.corrupt)(keys, tokens, (segments > 0).sum(1))
 
     def ask(batch: Batch, key: Key | None) -> Question:
         return _answered(*corrupted(batch, key), padding)

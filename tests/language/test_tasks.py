@@ -161,6 +161,15 @@ def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
     assert tokens[1].tolist() == list(range(8, 16))
 
 
+def test_where_a_window_begins_is_drawn_apart_from_what_is_hidden_in_it():
+    rows = language.windows(np.arange(95), 8)
+    tokens, segments, keys = question.rows_seen(rows, 8, KEY)
+    place, draw = jax.random.split(KEY)
+    assert_equal((tokens, segments), question.seen_by(rows, 8, 0, place))
+    drawn = jax.random.split(draw, len(tokens))
+    assert_equal(jax.random.key_data(keys), jax.random.key_data(drawn))
+
+
 def test_a_long_text_is_learned_and_evaluated_in_windows():
     task = language.next_token(DECODER, length=8, packed=False)
     text = np.random.default_rng(0).integers(0, 5, 59).astype(np.uint8)
