@@ -14,13 +14,13 @@ from jaxops.language.question import (
     Question,
     config_of,
     length_of,
-    positions,
     rows_seen,
     seen_by,
     token_columns,
     token_task,
 )
 from jaxops.language.spans import make_spans
+from jaxops.nn.attention import document_positions
 from jaxops.nn.transformer import empty_cache
 from jaxops.task import Array, Batch, Column, Extra, Key, Params, Task, recorded, row_weights
 
@@ -64,7 +64,7 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
     def ask(batch: Batch, key: Key | None) -> Question:
         tokens, segments = seen_by(batch, seen, 1, key)
         own, following = segments[:, :-1], segments[:, 1:]
-        given = (own, positions(own)) if packed else ()
+        given = (own, document_positions(own)) if packed else ()
         there = (own == following) & (following > 0)
         return Question((tokens[:, :-1], *given), tokens[:, 1:], there.astype(jnp.float32))
 
@@ -133,7 +133,7 @@ def masked_tokens(
         return jnp.where(chosen, shown, tokens), chosen
 
     def given(tokens: Array, segments: Array) -> tuple[Array, ...]:
-        return tokens, segments, positions(segments)
+        return tokens, segments, document_positions(segments)
 
     def ask(batch: Batch, key: Key | None) -> Question:
         tokens, segments, keys = rows_seen(batch, seen, key)

@@ -10,6 +10,7 @@ from small import assert_close, assert_equal
 import jaxops as jo
 from jaxops import language, nn
 from jaxops.language import question
+from jaxops.nn.attention import document_positions
 
 VOCABULARY = 40
 SMALL = {"vocabulary": VOCABULARY, "context": 12, "layers": 1, "heads": 2, "width": 16}
@@ -122,7 +123,7 @@ def test_loss_accuracy_perplexity_and_predictions_are_those_of_numpy():
     batch = {**language.pack(texts(9, 13), 13).columns}
     params = begun(NEXT, batch, 10)
     tokens, segments = batch["tokens"], batch["segments"]
-    places = question.positions(jnp.asarray(segments[:, :-1]))
+    places = document_positions(jnp.asarray(segments[:, :-1]))
     apply = program(DECODER.apply)
     logits = apply({"params": params}, tokens[:, :-1], segments[:, :-1], places)
     logits = np.asarray(logits, np.float64)
