@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jaxops import metrics
+from jaxops.language.decoding import greedy
 from jaxops.language.question import (
     START,
     Question,
@@ -21,7 +21,6 @@ from jaxops.language.question import (
 )
 from jaxops.language.spans import make_spans
 from jaxops.nn.attention import document_positions
-from jaxops.nn.transformer import empty_cache
 from jaxops.task import Array, Batch, Column, Extra, Key, Params, Task, recorded, row_weights
 
 
@@ -209,7 +208,7 @@ def span_corruption(
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         source, target = corrupted(batch, None)
-        return _greedy(model, params, source, target.shape[1], end, padding)
+        return greedy(model, {"params": params}, source, target.shape[1], end, padding)
 
     columns = token_columns(first + 1 - spans.sentinels)
     return token_task(model, ask, predict, START * 2, columns)
@@ -258,7 +257,7 @@ def sequence_to_sequence(model: Any, target_length: int, end: int = 1, padding: 
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         source = jnp.asarray(batch["source"], jnp.int32)
-        return _greedy(model, params, source, target_length, end, padding)
+        return greedy(model, {"params": params}, source, target_length, end, padding)
 
     columns = (
         Column("source", (None,), "int", classes=vocabulary),
@@ -272,32 +271,6 @@ def _answered(source: Array, target: Array, padding: int) -> Question:
     known = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=padding)
     there = (source != padding).astype(jnp.int32)
     return Question((source, known, there), target, (target != padding).astype(jnp.float32))
-
-
-def _greedy(
-    model: Any, params: Params, source: Array, length: int, end: int, padding: int
-) -> Array:
-    """The likeliest token, one after the other, up to `end`: int32 (B, length)."""
-    rows = len(source)
-    cache = empty_cache(model.config, length, jnp.zeros(rows, jnp.int32))
-    first, there = jnp.full((rows, 1), padding, jnp.int32), (source != padding).astype(jnp.int32)
-
-    def apply(method: str, *arguments: Any) -> Any:
-        return model.apply({"params": params}, *arguments, method=method)
-
-    def choose(logits: Array, ended: Array) -> tuple[Array, Array]:
-        token = jnp.where(ended, padding, logits[:, -1].argmax(-1)).astype(jnp.int32)
-        return token, ended | (token == end)
-
-    def step(carry: Any, _: None) -> Any:
-        token, ended, cache = carry
-        logits, cache = apply("advance", token[:, None], cache)
-        return (*choose(logits, ended), cache), token
-
-    logits, cache = apply("begin", source, there, first, cache)
-    carry = (*choose(logits, jnp.zeros(rows, bool)), cache)
-    (last, _, _), tokens = lax.scan(step, carry, length=length - 1)
-    return jnp.concatenate([tokens.T, last[:, None]], axis=1)
 
 
 def exact_match(answers: Array, batch: Batch) -> metrics.Mean:
