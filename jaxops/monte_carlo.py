@@ -21,8 +21,8 @@ def monte_carlo(task: Task, samples: int = 30, seed: int = 0) -> Task:
     one after the other, in the memory of one.
 
     Args:
-        task: one whose predictions are arrays, made by `supervised` of a model that takes `train`
-            and keeps no batch statistics.
+        task: one whose predictions are arrays, made by `supervised` or `language.next_token` of a
+            model that takes `train` and keeps no batch statistics.
         samples: how many, at least 2; the error of the mean is std / sqrt(samples).
         seed: of the draws.
 

@@ -266,6 +266,7 @@ def _sample(
     stop: Array,
     sampling: Sampling,
     most: int | None = None,
+    chunk: int = CHUNK,
 ) -> tuple[Run, Array]:
     each = jnp.arange(len(run.token))
 
@@ -292,9 +293,33 @@ def _sample(
         )
         return i + 1, run, tokens.at[i].set(jnp.where(done, NONE, token))
 
-    tokens = jnp.full((CHUNK, len(run.token)), NONE, jnp.int32)
+    tokens = jnp.full((chunk, len(run.token)), NONE, jnp.int32)
     _, run, tokens = lax.while_loop(more, step, (jnp.int32(0), run, tokens))
     return run, tokens
+
+
+def greedy(
+    model: Any, variables: Variables, source: Array, length: int, end: int, padding: int
+) -> Array:
+    """The likeliest token, one after the other, up to `end`: int32 (B, length), padding behind.
+
+    Args:
+        model: an `EncoderDecoder`, whose decoder begins with padding.
+        variables: its.
+        source: int (B, S), with padding behind each text.
+        length: of the longest answer, its end included.
+        end: the token that ends an answer.
+        padding: the token behind the end.
+    """
+    rows, there = len(source), (source != padding).astype(jnp.int32)
+    nothing, start = jnp.full((rows, 1), padding, jnp.int32), jnp.ones(rows, jnp.int32)
+    prompts = Prompts(nothing, start, nothing[:, 0], jnp.arange(rows), source, there)
+    run: Any = _begin(model, variables, prompts, jax.random.key(0), slots=length + 1)
+    stop, steps = jnp.array([end]), jnp.int32(length)
+    tokens = _sample(model, variables, run, steps, stop, Sampling(), chunk=length)[1].T
+    ended = tokens == NONE
+    tokens = jnp.where(ended, padding, tokens)
+    return jnp.where(ended & (ended.cumsum(1) == 1), end, tokens)
 
 
 def _beam(

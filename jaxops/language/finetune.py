@@ -181,7 +181,11 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
     def predict(params: Params, extra: Extra, batch: Batch) -> Any:
         return task.predict(_applied(extra["base"], params, scale), extra["extra"], batch)
 
-    return task._replace(init=init, loss=loss, predict=predict)
+    def sample(params: Params, extra: Extra, batch: Batch, key: Key) -> Any:
+        assert task.sample is not None  # for mypy: else this is not the task's
+        return task.sample(_applied(extra["base"], params, scale), extra["extra"], batch, key)
+
+    return task._replace(init=init, loss=loss, predict=predict, sample=task.sample and sample)
 
 
 def _factors(key: Key, base: Params, rank: int, targets: str) -> dict[str, dict[str, Array]]:

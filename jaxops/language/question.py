@@ -152,15 +152,11 @@ def seen_by(batch: Batch, length: int, more: int, key: Key | None) -> tuple[Arra
     return cut(tokens, place), cut(segments, place)
 
 
-def positions(segments: Array) -> Array:
-    """Each token's place in its own document, from the segments of a row; both int (B, T).
-
-    >>> positions(jnp.array([[1, 1, 1, 2, 2, 0]])).tolist()
-    [[0, 1, 2, 0, 1, 0]]
-    """
-    place = lax.broadcasted_iota(jnp.int32, segments.shape, 1)
-    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return place - lax.cummax(jnp.where(begins, place, 0), axis=1)
+def rows_seen(batch: Batch, length: int, key: Key | None) -> tuple[Array, Array, Array]:
+    """As `seen_by`, and a key for each row, (B,), that has no part in where its window begins."""
+    place, draw = (None, None) if key is None else jax.random.split(key)
+    tokens, segments = seen_by(batch, length, 0, place)
+    return tokens, segments, row_keys(draw, tokens)
 
 
 def row_keys(key: Key | None, tokens: Array) -> Array:

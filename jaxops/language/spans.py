@@ -18,7 +18,7 @@ class Spans(NamedTuple):
         spans: int32 (length + 1,): in how many spans.
         source_length: places for a source with its end.
         target_length: places for a target with its end.
-        vocabulary: the last tokens of it are the sentinels.
+        first_sentinel: sentinel k is the token `first_sentinel - k`.
         end: the token at the end of sources and targets.
         padding: the token behind it.
     """
@@ -27,7 +27,7 @@ class Spans(NamedTuple):
     spans: np.ndarray
     source_length: int
     target_length: int
-    vocabulary: int
+    first_sentinel: int
     end: int
     padding: int
 
@@ -59,7 +59,7 @@ class Spans(NamedTuple):
         part = jnp.searchsorted(ends, place, side="right", method="compare_all")
         span, is_cut, there = part // 2, part % 2 == 1, place < count
         begins = is_cut & jnp.append(True, part[1:] != part[:-1])
-        sentinel = self.vocabulary - 1 - span
+        sentinel = self.first_sentinel - span
 
         kept = there & (~is_cut | begins)
         at = jnp.where(kept, jnp.cumsum(kept) - 1, self.source_length)  # beyond the end: nowhere
@@ -93,7 +93,7 @@ class Spans(NamedTuple):
 
 
 def make_spans(
-    vocabulary: int,
+    first_sentinel: int,
     context: int,
     length: int | None,
     share: float,
@@ -103,7 +103,7 @@ def make_spans(
 ) -> Spans:
     """See `span_corruption`; by default the longest texts whose sources and targets fit.
 
-    >>> spans = make_spans(32_128, 512, None, share=0.15, mean_span=3.0, end=1, padding=0)
+    >>> spans = make_spans(32_099, 512, None, share=0.15, mean_span=3.0, end=1, padding=0)
     >>> spans.length, spans.source_length, spans.target_length  # those of T5
     (568, 512, 114)
     """
@@ -124,8 +124,9 @@ def make_spans(
             f"model's context of {context}"
         )
     cut, spans = cut[: most + 1], spans[: most + 1].astype(np.int32)
-    if spans.max() >= vocabulary:
+    if spans.max() > first_sentinel:
         raise ValueError(
-            f"model: {vocabulary} tokens found, more wanted, for {spans.max()} are sentinels"
+            f"first_sentinel: {first_sentinel} found, at least {spans.max()} wanted: there are "
+            f"{spans.max()} sentinels"
         )
-    return Spans(cut, spans, int(sources[most]), int(targets[most]), vocabulary, end, padding)
+    return Spans(cut, spans, int(sources[most]), int(targets[most]), first_sentinel, end, padding)

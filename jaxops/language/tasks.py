@@ -6,22 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jaxops import metrics
+from jaxops.language.decoding import greedy
 from jaxops.language.question import (
     START,
     Question,
     config_of,
     length_of,
-    positions,
-    row_keys,
+    rows_seen,
     seen_by,
     token_columns,
     token_task,
 )
 from jaxops.language.spans import make_spans
-from jaxops.nn.transformer import empty_cache
+from jaxops.nn.attention import document_positions
 from jaxops.task import Array, Batch, Column, Extra, Key, Params, Task, recorded, row_weights
 
 
@@ -44,7 +43,8 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the
         log-probability of each token but the first, given those before it in its document,
-        (B, T - 1); 0 where nothing is foretold.
+        (B, T - 1); 0 where nothing is foretold. `jaxops.monte_carlo` makes mean and spread of it,
+        over networks that the model's dropout draws.
 
     Raises:
         ValueError: a model that sees the tokens to come; when it is traced, rows that are too long.
@@ -63,17 +63,19 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
     def ask(batch: Batch, key: Key | None) -> Question:
         tokens, segments = seen_by(batch, seen, 1, key)
         own, following = segments[:, :-1], segments[:, 1:]
-        given = (own, positions(own)) if packed else ()
+        given = (own, document_positions(own)) if packed else ()
         there = (own == following) & (following > 0)
         return Question((tokens[:, :-1], *given), tokens[:, 1:], there.astype(jnp.float32))
 
-    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+    def predict(params: Params, extra: Extra, batch: Batch, key: Key | None = None) -> Array:
         question = ask(batch, None)
-        logits = model.apply({"params": params, **extra}, *question.arguments)
+        drop: dict[str, Any] = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+        logits = model.apply({"params": params, **extra}, *question.arguments, **drop)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
         return jnp.where(question.weights > 0, -losses, 0.0)
 
-    return token_task(model, ask, predict, START, token_columns(config.vocabulary))
+    task = token_task(model, ask, predict, START, token_columns(config.vocabulary))
+    return task._replace(sample=predict)
 
 
 @recorded
@@ -130,11 +132,11 @@ def masked_tokens(
         return jnp.where(chosen, shown, tokens), chosen
 
     def given(tokens: Array, segments: Array) -> tuple[Array, ...]:
-        return tokens, segments, positions(segments)
+        return tokens, segments, document_positions(segments)
 
     def ask(batch: Batch, key: Key | None) -> Question:
-        tokens, segments = seen_by(batch, seen, 0, key)
-        shown, chosen = jax.vmap(hide)(row_keys(key, tokens), tokens)
+        tokens, segments, keys = rows_seen(batch, seen, key)
+        shown, chosen = jax.vmap(hide)(keys, tokens)
         weights = (chosen & (segments > 0)).astype(jnp.float32)
         return Question(given(shown, segments), tokens, weights)
 
@@ -154,6 +156,7 @@ def span_corruption(
     mean_span: float = 3.0,
     end: int = 1,
     padding: int = 0,
+    first_sentinel: int | None = None,
 ) -> Task:
     """Restore spans that were cut out at random, each behind the sentinel in its place (T5).
 
@@ -161,7 +164,7 @@ def span_corruption(
     random lengths and places, drawn inside the step, anew each time; in an evaluation the same of
     a row each time. The source is the row with a sentinel in place of each span, the target each
     sentinel with its span behind it, and both have `end` at their ends. Sentinel k is the token
-    `vocabulary - 1 - k`, as in T5; the data must not have them.
+    `first_sentinel - k`; the data must have neither them nor tokens above.
 
     A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them; the
     documents of a row are taken as one text, as T5 does.
@@ -174,6 +177,8 @@ def span_corruption(
         mean_span: tokens in a span, on average.
         end: the token that ends a source and a target.
         padding: the token behind the end, and the one that the decoder starts with.
+        first_sentinel: the vocabulary's last token by default. T5's is 32_099: its vocabulary of
+            32_128 ends with tokens that stand for nothing.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the target of
@@ -182,29 +187,31 @@ def span_corruption(
         takes the same parameters.
 
     Raises:
-        ValueError: a length whose sources or targets do not fit the context, or a share or mean
-            span that cannot be.
+        ValueError: a length whose sources or targets do not fit the context, a share or mean
+            span that cannot be, or sentinels that are not in the vocabulary.
 
     References:
         Raffel et al. 2020, arXiv:1910.10683, section 3.1.4.
     """
     config = config_of(model, causal=None)
-    vocabulary = config.vocabulary
-    spans = make_spans(vocabulary, config.context, length, share, mean_span, end, padding)
+    first = config.vocabulary - 1 if first_sentinel is None else first_sentinel
+    if first >= config.vocabulary:
+        raise ValueError(f"first_sentinel: {first} found, below {config.vocabulary} wanted")
+    spans = make_spans(first, config.context, length, share, mean_span, end, padding)
 
     def corrupted(batch: Batch, key: Key | None) -> tuple[Array, Array]:
-        tokens, segments = seen_by(batch, spans.length, 0, key)
-        keys, counts = row_keys(key, tokens), (segments > 0).sum(1)
-        return jax.vmap(spans.corrupt)(keys, tokens, counts)
+        tokens, segments, keys = rows_seen(batch, spans.length, key)
+        return jax.vmap(spans.corrupt)(keys, tokens, (segments > 0).sum(1))
 
     def ask(batch: Batch, key: Key | None) -> Question:
         return _answered(*corrupted(batch, key), padding)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         source, target = corrupted(batch, None)
-        return _greedy(model, params, source, target.shape[1], end, padding)
+        return greedy(model, {"params": params}, source, target.shape[1], end, padding)
 
-    return token_task(model, ask, predict, START * 2, token_columns(vocabulary - spans.sentinels))
+    columns = token_columns(first + 1 - spans.sentinels)
+    return token_task(model, ask, predict, START * 2, columns)
 
 
 @recorded
@@ -250,7 +257,7 @@ def sequence_to_sequence(model: Any, target_length: int, end: int = 1, padding: 
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         source = jnp.asarray(batch["source"], jnp.int32)
-        return _greedy(model, params, source, target_length, end, padding)
+        return greedy(model, {"params": params}, source, target_length, end, padding)
 
     columns = (
         Column("source", (None,), "int", classes=vocabulary),
@@ -264,32 +271,6 @@ def _answered(source: Array, target: Array, padding: int) -> Question:
     known = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=padding)
     there = (source != padding).astype(jnp.int32)
     return Question((source, known, there), target, (target != padding).astype(jnp.float32))
-
-
-def _greedy(
-    model: Any, params: Params, source: Array, length: int, end: int, padding: int
-) -> Array:
-    """The likeliest token, one after the other, up to `end`: int32 (B, length)."""
-    rows = len(source)
-    cache = empty_cache(model.config, length, jnp.zeros(rows, jnp.int32))
-    first, there = jnp.full((rows, 1), padding, jnp.int32), (source != padding).astype(jnp.int32)
-
-    def apply(method: str, *arguments: Any) -> Any:
-        return model.apply({"params": params}, *arguments, method=method)
-
-    def choose(logits: Array, ended: Array) -> tuple[Array, Array]:
-        token = jnp.where(ended, padding, logits[:, -1].argmax(-1)).astype(jnp.int32)
-        return token, ended | (token == end)
-
-    def step(carry: Any, _: None) -> Any:
-        token, ended, cache = carry
-        logits, cache = apply("advance", token[:, None], cache)
-        return (*choose(logits, ended), cache), token
-
-    logits, cache = apply("begin", source, there, first, cache)
-    carry = (*choose(logits, jnp.zeros(rows, bool)), cache)
-    (last, _, _), tokens = lax.scan(step, carry, length=length - 1)
-    return jnp.concatenate([tokens.T, last[:, None]], axis=1)
 
 
 def exact_match(answers: Array, batch: Batch) -> metrics.Mean:

@@ -144,6 +144,17 @@ def attention_mask(
     return None if not parts else math.prod(parts[1:], start=parts[0])
 
 
+def document_positions(segments: Array) -> Array:
+    """Each token's place in its own document, from the segments of a row; both int (B, T).
+
+    >>> document_positions(jnp.array([[1, 1, 1, 2, 2, 0]])).tolist()
+    [[0, 1, 2, 0, 1, 0]]
+    """
+    place = lax.broadcasted_iota(jnp.int32, segments.shape, 1)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return place - lax.cummax(jnp.where(begins, place, 0), axis=1)
+
+
 def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     """Turn each pair (i, i + H/2) of x (B, T, N, H) by its position times base^(-2i/H).
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxops.nn.attention import attention_mask, sinusoidal
+from jaxops.nn.attention import attention_mask, document_positions, sinusoidal
 from jaxops.nn.blocks import ACTIVATIONS, Stack, TransformerConfig, arange, norm
 from jaxops.nn.product import Array, Dense, matmul
 
@@ -242,7 +242,7 @@ class EncoderDecoder(nn.Module):
             source: int (B, S).
             target: int (B, T), what the decoder has seen: the answer behind a start token.
             source_segments: int (B, S); tokens and targets of one number belong together, 0 is
-                padding; one segment by default.
+                padding; one segment by default. Positions count from where a segment begins.
             target_segments: int (B, T).
             train: drop.
 
@@ -259,14 +259,19 @@ class EncoderDecoder(nn.Module):
         if source_segments is not None:
             known = jnp.ones_like(target) if target_segments is None else target_segments
             mask = attention_mask(own, own, known, source_segments)
-        x = self.embedding(target, None, train=train)
+        x = self._embedded(target, target_segments, train)
         x, _ = self.stack(x, None, target_segments, memory=memory, memory_mask=mask, train=train)
         return self.embedding.logits(x)
 
     def encode(self, source: Array, segments: Array | None = None, *, train: bool = False) -> Array:
         """What the encoder makes of the source, (B, S, width)."""
-        x = self.embedding(source, None, train=train)
+        x = self._embedded(source, segments, train)
         return self.encoder(x, None, segments, train=train)[0]
+
+    def _embedded(self, tokens: Array, segments: Array | None, train: bool) -> Array:
+        # the stack need not know them: there it is distances that count, the same along a row
+        positions = None if segments is None else document_positions(segments)
+        return self.embedding(tokens, positions, train=train)
 
     def begin(
         self, source: Array, segments: Array | None, tokens: Array, cache: Cache

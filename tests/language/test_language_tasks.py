@@ -10,6 +10,7 @@ from small import assert_close, assert_equal
 import jaxops as jo
 from jaxops import language, nn
 from jaxops.language import question
+from jaxops.nn.attention import document_positions
 
 VOCABULARY = 40
 SMALL = {"vocabulary": VOCABULARY, "context": 12, "layers": 1, "heads": 2, "width": 16}
@@ -122,7 +123,7 @@ def test_loss_accuracy_perplexity_and_predictions_are_those_of_numpy():
     batch = {**language.pack(texts(9, 13), 13).columns}
     params = begun(NEXT, batch, 10)
     tokens, segments = batch["tokens"], batch["segments"]
-    places = question.positions(jnp.asarray(segments[:, :-1]))
+    places = document_positions(jnp.asarray(segments[:, :-1]))
     apply = program(DECODER.apply)
     logits = apply({"params": params}, tokens[:, :-1], segments[:, :-1], places)
     logits = np.asarray(logits, np.float64)
@@ -159,6 +160,15 @@ def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
     (tokens, *_), targets, weights = spied(plain, 8, rows, train=False, vocabulary=100)
     assert sorted(targets[weights > 0].tolist()) == list(range(1, 95))
     assert tokens[1].tolist() == list(range(8, 16))
+
+
+def test_where_a_window_begins_is_drawn_apart_from_what_is_hidden_in_it():
+    rows = language.windows(np.arange(95), 8)
+    tokens, segments, keys = question.rows_seen(rows, 8, KEY)
+    place, draw = jax.random.split(KEY)
+    assert_equal((tokens, segments), question.seen_by(rows, 8, 0, place))
+    drawn = jax.random.split(draw, len(tokens))
+    assert_equal(jax.random.key_data(keys), jax.random.key_data(drawn))
 
 
 def test_a_long_text_is_learned_and_evaluated_in_windows():
@@ -255,6 +265,20 @@ def test_a_text_is_restored_from_source_and_target_spans():
         seen[seed, train] = source
     assert not np.array_equal(seen[0, True], seen[1, True])
     assert np.array_equal(seen[0, False], seen[1, False])
+
+
+def test_sentinels_are_those_of_t5_where_its_vocabulary_is_padded():
+    batch = alone(np.arange(2, 42, dtype=np.int32))
+    make = functools.partial(language.span_corruption, length=40)
+    plain, t5 = (
+        spied(functools.partial(make, first_sentinel=first), 9, batch, vocabulary=32_128)
+        for first in (None, 32_099)  # of T5's tokenizer <extra_id_0>
+    )
+    assert [t for t in t5[1][0] if t > 41] == [32_099, 32_098]
+    for one, two in zip((plain[0][0], plain[1]), (t5[0][0], t5[1]), strict=True):
+        assert np.array_equal(one - 28 * (one > 41), two)
+    kept = language.span_corruption(BOTH, length=12, first_sentinel=35)
+    assert (SPANS.columns[0].classes, kept.columns[0].classes) == (39, 35)
 
 
 def test_every_place_is_cut_out_as_often():
@@ -374,6 +398,8 @@ def fitted(task, columns):
         (lambda: language.next_token(DECODER, length=13), "length: 13 found, at most 12"),
         (lambda: language.span_corruption(BOTH, length=14), "length: 14 found, 2 to 12 wanted"),
         (lambda: language.span_corruption(BOTH, mean_span=0.5), "share, mean_span: 0.15, 0.5"),
+        (lambda: language.span_corruption(BOTH, first_sentinel=40), "40 found, below 40 wanted"),
+        (lambda: language.span_corruption(BOTH, first_sentinel=0), "0 found, at least 1 wanted"),
         (lambda: language.sequence_to_sequence(BOTH, 13), "target_length: 13 found, 1 to 12"),
         (lambda: language.sequence_to_sequence(BOTH, 5, end=0), "end, padding: 0, 0 found"),
         (lambda: fitted(NEXT, {k: np.repeat(v, 3, 1) for k, v in ROWS.items()}), "rows of 36"),

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+import jaxops as jo
+from jaxops import language
 from jaxops.language import Recurrent
 from jaxops.nn import GRU, LSTM
 
@@ -103,3 +105,28 @@ def test_every_dropout_has_one_mask_a_row():
 def test_another_cell():
     with pytest.raises(ValueError, match='cell: \'rnn\' found, "lstm" or "gru" wanted'):
         made(cell="rnn")
+
+
+def test_monte_carlo_is_the_mean_and_spread_of_a_loop_with_lora_as_without():
+    model = Recurrent(11, width=8, dropout=0.3, recurrent_dropout=0.3, word_dropout=0.1)
+    task = language.next_token(model, length=8)
+    rows = language.pack(list(np.asarray(TOKENS)), 9).columns
+    state = jo.init_state(task, jo.optim.sgd(0.1), 0, rows)
+    tokens, segments = (jnp.asarray(rows[name]) for name in ("tokens", "segments"))
+
+    @jax.jit
+    def one(key):
+        rngs = {"dropout": key}
+        logits = model.apply(
+            {"params": state.params}, tokens[:, :-1], segments[:, :-1], train=True, rngs=rngs
+        )
+        own = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1)
+        return own[..., 0]
+
+    draws = [np.asarray(one(jax.random.fold_in(jax.random.key(7), i))) for i in range(5)]
+    assert np.ptp(draws, 0).max() > 1e-3  # dropout is on
+    small = language.lora(task, rank=2, targets="recurrence/.*kernel")
+    for made_of, begun in ((task, state), (small, language.adapt(small, state))):
+        found = jo.predict(jo.monte_carlo(made_of, samples=5, seed=7), begun, rows)
+        np.testing.assert_allclose(found["mean"], np.mean(draws, 0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found["std"], np.std(draws, 0, ddof=1), rtol=1e-3, atol=1e-6)

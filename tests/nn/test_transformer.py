@@ -68,14 +68,29 @@ def test_encoder_decoder_is_that_of_numpy(kind):
     p = wide(params)
     encoder = dataclasses.replace(config, causal=False, window=None)
     own, others = np.arange(7), np.arange(source.shape[1])
+    places = np.array([[0, 1, 2, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 1]])
     for b in range(2):
-        memory = reference.embed(config, p["embedding"], source[b], others)
+        memory = reference.embed(config, p["embedding"], source[b], PLACES[b])
         memory = reference.stack(encoder, p["encoder"], memory, others, sources[b])
-        x = reference.embed(config, p["embedding"], target[b], own)
+        x = reference.embed(config, p["embedding"], target[b], places[b])
         x = reference.stack(config, p["stack"], x, own, targets[b], memory, sources[b])
         want = reference.logits(config, p["embedding"], x)
         real = (targets[b] > 0)[:, None]
         np.testing.assert_allclose(got[b] * real, want * real, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "vaswani", "t5 decoder"])
+def test_an_encoder_decoder_reads_packed_documents_as_one_by_one(kind):
+    config = config_of(kind)
+    apply, variables = jax.jit(EncoderDecoder(config).apply), {"params": pair_of(config)}
+    source, target = TOKENS[:1], TOKENS[1:, :7]
+    sources = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0, 0]], np.int32)
+    targets = np.array([[1, 1, 1, 2, 2, 2, 0]], np.int32)
+    packed = apply(variables, source, target, sources, targets)
+    first = apply(variables, source[:, :4], target[:, :3])
+    second = apply(variables, source[:, 4:7], target[:, 3:6])
+    np.testing.assert_allclose(packed[:, :3], first, atol=1e-5)
+    np.testing.assert_allclose(packed[:, 3:6], second, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 2])
@@ -211,7 +226,7 @@ def test_a_cache_gives_the_same_logits(kind, scan):
     np.testing.assert_allclose(got[1, 3:], want[1, :7], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind, scan", [("t5 decoder", False), ("llama", True)])
+@pytest.mark.parametrize("kind, scan", [("t5 decoder", False), ("gpt2", False), ("llama", True)])
 def test_a_cache_of_an_encoder_decoder(kind, scan):
     config = config_of(kind)
     params = pair_of(config)
