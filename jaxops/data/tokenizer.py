@@ -1,5 +1,6 @@
 """Texts to numbers and back: tokenizers trained on a user's own texts, kept as one JSON text."""
 
+import functools
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,13 @@ SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
 PAD, UNKNOWN, BOS, EOS, MASK = range(len(SPECIAL))
 KINDS = ("bpe", "byte", "wordpiece", "character", "word")
 BYTES = 256
+# what others call ours, the first that is there counts: BERT, T5 and Llama, GPT-2
+OTHER_NAMES = {
+    "[PAD]": ("[PAD]", "<pad>"),
+    "[UNK]": ("[UNK]", "<unk>"),
+    "[BOS]": ("[BOS]", "[CLS]", "<s>", "<|endoftext|>"),
+    "[EOS]": ("[EOS]", "[SEP]", "</s>", "<|endoftext|>"),
+}
 
 
 class Encoded(NamedTuple):
@@ -36,9 +44,11 @@ class Encoded(NamedTuple):
 class Tokenizer:
     """A trained tokenizer: a value, equal to another of the same text.
 
-    The first tokens are special in every vocabulary: 0 padding, 1 unknown, 2 and 3 the beginning
-    and the end of a text, 4 a mask; then those of `special`. Their names mean nothing when they
-    occur in a text.
+    The first tokens are special in every vocabulary that is trained here: 0 padding, 1 unknown, 2
+    and 3 the beginning and the end of a text, 4 a mask; then those of `special`. In a Hugging Face
+    file they are found by name: [UNK] or <unk>; [CLS], <s> or <|endoftext|> for the beginning;
+    [SEP], </s> or <|endoftext|> for the end. Rows need 0 to be padding, [PAD] or <pad>, for it is
+    what models leave out. Their names mean nothing when they occur in a text.
 
     Attributes:
         text: what `to_json` gives: the JSON of the `tokenizers` library.
@@ -99,6 +109,8 @@ class Tokenizer:
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer of a text that `to_json` gave, or of a Hugging Face `tokenizer.json`.
 
+        Of the latter nothing is added to a text, padded or cut off, whatever the file says.
+
         Raises:
             ValueError: not the JSON of a tokenizer.
         """
@@ -116,11 +128,49 @@ class Tokenizer:
 
     @cached_property
     def _rust(self) -> "Rust":
-        from tokenizers import Tokenizer as Rust
+        return opened(self.text)
 
-        rust = Rust.from_str(self.text)
-        rust.encode_special_tokens = True  # "[MASK]" in a text is six characters, not the mask
-        return rust
+    def _special(self, name: str) -> int | None:
+        numbers = map(self._rust.token_to_id, OTHER_NAMES[name])
+        return next((number for number in numbers if number is not None), None)
+
+    def check_padding(self) -> None:
+        """Raise `ValueError` where token 0 is not padding, so that it means something in a row."""
+        if self._special("[PAD]") != PAD:
+            raise ValueError(
+                f"tokenizer: token 0 is {self._rust.id_to_token(0)!r}, and padding is number "
+                f"{self._special('[PAD]')}; padding ([PAD] or <pad>) at 0 wanted in rows of one "
+                "length: `encode` does without"
+            )
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """The token for what the vocabulary lacks, if it has one."""
+        return self._special("[UNK]")
+
+    @cached_property
+    def bos(self) -> int:
+        """The token that begins a text.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._edge("[BOS]")
+
+    @cached_property
+    def eos(self) -> int:
+        """The token that ends a text.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._edge("[EOS]")
+
+    def _edge(self, name: str) -> int:
+        number = self._special(name)
+        if number is None:
+            raise ValueError(f"tokenizer: none of {', '.join(OTHER_NAMES[name])} found, one wanted")
+        return number
 
     @property
     def vocabulary(self) -> int:
@@ -145,7 +195,7 @@ class Tokenizer:
             ValueError: an empty text, or not a `str`.
         """
         (text,) = check_texts([text])
-        return self._rust.encode(text).ids
+        return self._rust.encode(text, add_special_tokens=False).ids
 
     def encode_batch(
         self, texts: Iterable[str], length: int, bos: bool = False, eos: bool = False
@@ -155,18 +205,21 @@ class Tokenizer:
         Args:
             texts: N of them.
             length: of the rows: what the model sees at once.
-            bos: begin each with token 2;
-            eos: end each with token 3, cut off or not.
+            bos: begin each with the token `bos`;
+            eos: end each with the token `eos`, cut off or not.
 
         Raises:
-            ValueError: no texts, one that is empty or not a `str`, or no room for a token.
+            ValueError: no texts, one that is empty or not a `str`, no room for a token, a
+                vocabulary in which 0 is not padding, or none of the tokens asked for.
         """
+        self.check_padding()
         room = length - bos - eos
         if room < 1:
             raise ValueError(f"length: {length} found, at least {1 + bos + eos} wanted")
         texts = check_texts(texts)
-        encodings = self._rust.encode_batch_fast(texts)
-        rows = [[*[BOS] * bos, *e.ids[:room], *[EOS] * eos] for e in encodings]
+        encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        begin, end = [self.bos] if bos else [], [self.eos] if eos else []
+        rows = [[*begin, *e.ids[:room], *end] for e in encodings]
         long = [row for row, e in enumerate(encodings) if len(e.ids) > room]
         if long:
             warn_cut(len(long), long[0], len(encodings[long[0]].ids), room)
@@ -174,10 +227,11 @@ class Tokenizer:
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = ids
         lengths = np.array([len(ids) for ids in rows], np.int32)
-        return Encoded(tokens, lengths, (tokens == UNKNOWN).sum(1, dtype=np.int32))
+        unknown = np.array([ids.count(self.unknown) for ids in rows], np.int32)
+        return Encoded(tokens, lengths, unknown)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens; special ones say nothing, but for the unknown, which is "[UNK]".
+        """The text of tokens; special ones say nothing, but for the unknown, which is its name.
 
         Raises:
             ValueError: a number outside the vocabulary.
@@ -187,8 +241,20 @@ class Tokenizer:
         if odd is not None:
             raise ValueError(f"tokens: {odd} found, numbers in [0, {self.vocabulary}) wanted")
         silent = {i for i, t in self._rust.get_added_tokens_decoder().items() if t.special}
-        silent -= {UNKNOWN}
+        silent -= {self.unknown}
         return self._rust.decode([t for t in ids if t not in silent], skip_special_tokens=False)
+
+
+@functools.lru_cache(maxsize=16)
+def opened(text: str) -> "Rust":
+    """The tokenizer of the `tokenizers` library, which neither pads nor cuts off."""
+    from tokenizers import Tokenizer as Rust
+
+    rust = Rust.from_str(text)
+    rust.encode_special_tokens = True  # "[MASK]" in a text is six characters, not the mask
+    rust.no_padding()  # which a file may ask for
+    rust.no_truncation()
+    return rust
 
 
 def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, Any, Any]:

@@ -130,3 +130,52 @@ def test_bad_tokens_and_bad_json():
 def test_numpy_strings_are_texts():
     found = TRAINED["bpe"].encode_batch(np.array(TEXTS), 64).tokens
     np.testing.assert_array_equal(found, TRAINED["bpe"].encode_batch(TEXTS, 64).tokens)
+
+
+def hugging_face(names, **padding):
+    """The JSON of a tokenizer as BERT's is: special tokens added, rows padded and cut off."""
+    from tokenizers import Tokenizer as Rust
+    from tokenizers import models, pre_tokenizers, processors
+
+    words = ("my", "card", "is", "lost")
+    vocabulary = {name: number for number, name in enumerate((*names, *words))}
+    rust = Rust(
+        models.WordLevel(vocabulary, unk_token=next(n for n in names if "unk" in n.lower()))
+    )
+    rust.add_special_tokens(list(names))
+    rust.pre_tokenizer = pre_tokenizers.Whitespace()
+    first, last = names[-2:]
+    numbers = [(name, vocabulary[name]) for name in (first, last)]
+    rust.post_processor = processors.TemplateProcessing(f"{first} $A {last}", None, numbers)
+    rust.enable_padding(length=12)
+    rust.enable_truncation(4)
+    return rust.to_str()
+
+
+BERTS = ("[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]")  # 0, 3, 4, 5
+
+
+def test_a_file_of_hugging_face():
+    """Nothing is added, padded or cut off; special tokens are where the file has them."""
+    tokenizer = Tokenizer.from_json(hugging_face(BERTS))
+    assert tokenizer.encode("my card is lost") == [6, 7, 8, 9]
+    assert (tokenizer.unknown, tokenizer.bos, tokenizer.eos) == (3, 4, 5)
+    rows = tokenizer.encode_batch(["my card is lost", "my cat"], 6, bos=True, eos=True)
+    assert rows.tokens.tolist() == [[4, 6, 7, 8, 9, 5], [4, 6, 3, 5, 0, 0]]
+    assert rows.lengths.tolist() == [6, 4] and rows.unknown.tolist() == [0, 1]
+    assert tokenizer.decode([4, 6, 3, 5, 0]) == "my [UNK]"
+    assert not {0, 4, 5} & set(tokenizer.encode("my [CLS] [PAD]"))
+
+
+def test_a_file_whose_padding_is_not_0():
+    """As Llama's and GPT-2's: texts can be read, rows of one length cannot."""
+    tokenizer = Tokenizer.from_json(hugging_face(("<unk>", "<s>", "</s>")))
+    assert tokenizer.encode("my cat") == [3, 0]
+    assert (tokenizer.unknown, tokenizer.bos, tokenizer.eos) == (0, 1, 2)
+    with pytest.raises(ValueError, match=r"token 0 is '<unk>', and padding is number None; "):
+        tokenizer.encode_batch(["my card"], 4)
+    tokenizer = Tokenizer.from_json(hugging_face(("<unk>", "<pad>", "</s>")))
+    with pytest.raises(ValueError, match=r"token 0 is '<unk>', and padding is number 1; "):
+        tokenizer.encode_batch(["my card"], 4)
+    with pytest.raises(ValueError, match=r"none of \[BOS\], \[CLS\], <s>, .* found, one wanted"):
+        _ = tokenizer.bos
