@@ -192,9 +192,9 @@ class Tokenizer:
         """The tokens of one text, all of them, without a beginning or an end.
 
         Raises:
-            ValueError: an empty text, or not a `str`.
+            ValueError: an empty text (white space is none), or not a `str`.
         """
-        (text,) = check_texts([text])
+        (text,) = check_texts([text], blank=True)
         return self._rust.encode(text, add_special_tokens=False).ids
 
     def encode_batch(
@@ -298,12 +298,12 @@ def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, An
     return models.WordLevel(unk_token=unknown), trainers.WordLevelTrainer(**common), parted, joined
 
 
-def check_texts(texts: Any) -> list[str]:
-    """The texts as a list.
+def check_texts(texts: Any, blank: bool = False) -> list[str]:
+    """The texts as a list; with `blank` some may be white space alone.
 
     Raises:
-        ValueError: one `str` instead of several, none, one that is blank, not a `str` (such as
-            bytes, or NaN for a missing value), or not Unicode (lone surrogates).
+        ValueError: one `str` instead of several, none, one that is empty or blank, not a `str` (such
+            as bytes, or NaN for a missing value), or not Unicode (lone surrogates).
 
     >>> check_texts(["a", b"b"])
     Traceback (most recent call last):
@@ -318,7 +318,7 @@ def check_texts(texts: Any) -> list[str]:
         if not isinstance(text, str):
             hint = '; decode them: text.decode("utf-8")' if isinstance(text, bytes) else ""
             raise ValueError(f"texts: {type(text).__name__} found in row {row}, str wanted{hint}")
-        if not text.strip():
+        if not (text if blank else text.strip()):
             raise ValueError(f"texts: an empty text found in row {row}, words wanted")
         if not text.isascii():
             _check_unicode(text, row)

@@ -127,6 +127,17 @@ def test_bad_tokens_and_bad_json():
             Tokenizer.from_json(text)
 
 
+def test_white_space_is_a_text_to_go_on_from():
+    """As a prompt; in rows of texts it is a mistake."""
+    for kind in ("character", "byte"):
+        found = TRAINED[kind].encode("\n")
+        assert len(found) == 1 and TRAINED[kind].decode(found) == "\n"
+    with pytest.raises(ValueError, match="an empty text found"):
+        TRAINED["character"].encode("")
+    with pytest.raises(ValueError, match="an empty text found"):
+        TRAINED["character"].encode_batch(["\n"], 4)
+
+
 def test_numpy_strings_are_texts():
     found = TRAINED["bpe"].encode_batch(np.array(TEXTS), 64).tokens
     np.testing.assert_array_equal(found, TRAINED["bpe"].encode_batch(TEXTS, 64).tokens)
