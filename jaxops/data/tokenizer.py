@@ -172,6 +172,17 @@ class Tokenizer:
             raise ValueError(f"tokenizer: none of {', '.join(OTHER_NAMES[name])} found, one wanted")
         return number
 
+    @cached_property
+    def _by_character(self) -> bool:
+        """Tokens are characters or runs of them, as of the kinds "character", "bpe" and "byte"."""
+        about = json.loads(self.text)
+        before = about["pre_tokenizer"] or {}
+        return about["model"].get("type") == "BPE" or before.get("type") == "Split"
+
+    def _says_little(self, ids: list[int]) -> bool:
+        count = ids.count(self.unknown) if self.unknown is not None else 0
+        return count > 0 and (self._by_character or count == len(ids))
+
     @property
     def vocabulary(self) -> int:
         """How many tokens there are: every one is in [0, vocabulary)."""
@@ -191,16 +202,25 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The tokens of one text, all of them, without a beginning or an end.
 
+        Warns of what the vocabulary lacks as `encode_batch` does.
+
         Raises:
             ValueError: an empty text (white space is none), or not a `str`.
         """
         (text,) = check_texts([text], blank=True)
-        return self._rust.encode(text, add_special_tokens=False).ids
+        ids = self._rust.encode(text, add_special_tokens=False).ids
+        if self._says_little(ids):
+            warn_unknown(1, 0, text)
+        return ids
 
     def encode_batch(
         self, texts: Iterable[str], length: int, bos: bool = False, eos: bool = False
     ) -> Encoded:
         """Texts as rows of `length` tokens; a longer one is cut off at its end, with a warning.
+
+        There is a warning as well where a text is made of unknown tokens alone; and, if tokens are
+        characters or runs of them, where a single one is unknown. Words that are new are usual, and
+        counted only.
 
         Args:
             texts: N of them.
@@ -223,6 +243,9 @@ class Tokenizer:
         long = [row for row, e in enumerate(encodings) if len(e.ids) > room]
         if long:
             warn_cut(len(long), long[0], len(encodings[long[0]].ids), room)
+        odd = [row for row, e in enumerate(encodings) if self._says_little(e.ids)]
+        if odd:
+            warn_unknown(len(odd), odd[0], texts[odd[0]])
         tokens = np.full((len(rows), length), PAD, np.int32)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = ids
@@ -302,8 +325,8 @@ def check_texts(texts: Any, blank: bool = False) -> list[str]:
     """The texts as a list; with `blank` some may be white space alone.
 
     Raises:
-        ValueError: one `str` instead of several, none, one that is empty or blank, not a `str` (such
-            as bytes, or NaN for a missing value), or not Unicode (lone surrogates).
+        ValueError: one `str` instead of several, none, one that is empty or blank, not a `str`
+            (such as bytes, or NaN for a missing value), or not Unicode (lone surrogates).
 
     >>> check_texts(["a", b"b"])
     Traceback (most recent call last):
@@ -340,5 +363,14 @@ def warn_cut(count: int, row: int, found: int, length: int) -> None:
     warnings.warn(
         f"texts: {count:,} longer than {length} tokens found, the first in row {row} ({found}); "
         "cut off at the end",
+        stacklevel=3,
+    )
+
+
+def warn_unknown(count: int, row: int, text: str) -> None:
+    """One warning for all texts of which the vocabulary lacks too much."""
+    warnings.warn(
+        f"texts: {count:,} found of which the vocabulary lacks characters, or all words, the first "
+        f"in row {row}: {text[:40]!r}; each is an unknown token",
         stacklevel=3,
     )

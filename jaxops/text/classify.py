@@ -1,5 +1,6 @@
 """What a trained classifier says of texts: label, probability, whether to answer, and why."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,7 +132,9 @@ def classify(classifier: Classifier, texts: Iterable[str], words: bool = True) -
     rows = [i for i, _ in shorter]
     without = [np.full((0, p.shape[1]), np.nan)]
     if shorter:
-        without.append(classifier.probabilities([text for _, text in shorter]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of rows that nobody gave
+            without.append(classifier.probabilities([text for _, text in shorter]))
     fallen = iter(np.concatenate(without)[np.arange(len(rows)), best[rows]] if rows else [])
     decisions = []
     for i, row in enumerate(parts):

@@ -62,17 +62,39 @@ def test_a_longer_text_is_cut_off_with_one_warning():
 
 
 def test_what_the_vocabulary_lacks():
-    odd = "card Ж💳"
-    counts = {k: int(t.encode_batch([odd], 32).unknown[0]) for k, t in TRAINED.items()}
+    odd, counts = "card Ж💳", {}
+    for kind, tokenizer in TRAINED.items():
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            counts[kind] = int(tokenizer.encode_batch([TEXTS[0], odd], 64).unknown[1])
+            tokenizer.encode(odd)
+        said = [str(one.message) for one in seen]
+        if kind not in ("bpe", "character"):  # nothing is unknown, or a new word or two
+            assert said == []
+            continue
+        assert [one.filename for one in seen] == [__file__] * 2
+        assert "texts: 1 found of which the vocabulary lacks" in said[0]
+        assert "in row 1: 'card Ж💳'" in said[0] and "in row 0: 'card Ж💳'" in said[1]
     assert counts == {"bpe": 2, "byte": 0, "wordpiece": 1, "character": 2, "word": 2}
     assert TRAINED["byte"].decode(TRAINED["byte"].encode(odd)) == odd
-    found = TRAINED["character"].decode(TRAINED["character"].encode(odd))
-    assert found == "card [UNK][UNK]"
+    with pytest.warns(UserWarning, match="the vocabulary lacks characters"):
+        found = TRAINED["character"].encode(odd)
+    assert TRAINED["character"].decode(found) == "card [UNK][UNK]"
 
 
-def test_names_of_special_tokens_in_a_text_mean_nothing():
-    for tokenizer in TRAINED.values():
-        assert not {PAD, MASK, BOS, EOS} & set(tokenizer.encode("my [MASK] [PAD][BOS] card"))
+@pytest.mark.parametrize("kind", ["word", "wordpiece"])
+def test_a_text_of_nothing_but_new_words_is_told(kind):
+    with pytest.warns(UserWarning, match=r"texts: 2 found .* or all words, the first in row 1: 'Ж"):
+        rows = TRAINED[kind].encode_batch(["my Ж", "Ж Ж", "Ж"], 4)
+    assert rows.unknown.tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_of_special_tokens_in_a_text_mean_nothing(kind):
+    # with their letters in the vocabulary
+    tokenizer = Tokenizer.train([*TEXTS, "[MASK] [PAD] [BOS]"], kind=kind, vocabulary=400)
+    found = tokenizer.encode("my [MASK] [PAD][BOS] card")
+    assert not {PAD, MASK, BOS, EOS} & set(found)
 
 
 def test_lowercase_and_more_special_tokens():
