@@ -179,8 +179,11 @@ class Tokenizer:
         before = about["pre_tokenizer"] or {}
         return about["model"].get("type") == "BPE" or before.get("type") == "Split"
 
+    def _unknown(self, ids: list[int]) -> int:
+        return 0 if self.unknown is None else ids.count(self.unknown)
+
     def _says_little(self, ids: list[int]) -> bool:
-        count = ids.count(self.unknown) if self.unknown is not None else 0
+        count = self._unknown(ids)
         return count > 0 and (self._by_character or count == len(ids))
 
     @property
@@ -250,7 +253,7 @@ class Tokenizer:
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = ids
         lengths = np.array([len(ids) for ids in rows], np.int32)
-        unknown = np.array([ids.count(self.unknown) for ids in rows], np.int32)
+        unknown = np.array([self._unknown(ids) for ids in rows], np.int32)
         return Encoded(tokens, lengths, unknown)
 
     def decode(self, tokens: Iterable[int]) -> str:
