@@ -93,6 +93,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         cut = len(train) * 4 // 5
         train, validation = train[:cut], train[cut:]
     tokenizer = jo.data.Tokenizer.train([train], kind="character")
+    if settings.smoke:
+        train, validation = train[:20_000], validation[:5_000]
     texts = [np.array(tokenizer.encode(text), np.uint8) for text in (train, validation)]
     values: dict[str, float] = {}
     for name, network in networks(tokenizer.vocabulary, settings.full).items():

@@ -1,5 +1,6 @@
 """Texts to numbers and back: tokenizers trained on a user's own texts, kept as one JSON text."""
 
+import functools
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,13 @@ SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
 PAD, UNKNOWN, BOS, EOS, MASK = range(len(SPECIAL))
 KINDS = ("bpe", "byte", "wordpiece", "character", "word")
 BYTES = 256
+# what others call ours, the first that is there counts: BERT, T5 and Llama, GPT-2
+OTHER_NAMES = {
+    "[PAD]": ("[PAD]", "<pad>"),
+    "[UNK]": ("[UNK]", "<unk>"),
+    "[BOS]": ("[BOS]", "[CLS]", "<s>", "<|endoftext|>"),
+    "[EOS]": ("[EOS]", "[SEP]", "</s>", "<|endoftext|>"),
+}
 
 
 class Encoded(NamedTuple):
@@ -36,9 +44,11 @@ class Encoded(NamedTuple):
 class Tokenizer:
     """A trained tokenizer: a value, equal to another of the same text.
 
-    The first tokens are special in every vocabulary: 0 padding, 1 unknown, 2 and 3 the beginning
-    and the end of a text, 4 a mask; then those of `special`. Their names mean nothing when they
-    occur in a text.
+    The first tokens are special in every vocabulary that is trained here: 0 padding, 1 unknown, 2
+    and 3 the beginning and the end of a text, 4 a mask; then those of `special`. In a Hugging Face
+    file they are found by name: [UNK] or <unk>; [CLS], <s> or <|endoftext|> for the beginning;
+    [SEP], </s> or <|endoftext|> for the end. Rows need 0 to be padding, [PAD] or <pad>, for it is
+    what models leave out. Their names mean nothing when they occur in a text.
 
     Attributes:
         text: what `to_json` gives: the JSON of the `tokenizers` library.
@@ -99,6 +109,8 @@ class Tokenizer:
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer of a text that `to_json` gave, or of a Hugging Face `tokenizer.json`.
 
+        Of the latter nothing is added to a text, padded or cut off, whatever the file says.
+
         Raises:
             ValueError: not the JSON of a tokenizer.
         """
@@ -116,11 +128,63 @@ class Tokenizer:
 
     @cached_property
     def _rust(self) -> "Rust":
-        from tokenizers import Tokenizer as Rust
+        return opened(self.text)
 
-        rust = Rust.from_str(self.text)
-        rust.encode_special_tokens = True  # "[MASK]" in a text is six characters, not the mask
-        return rust
+    def _special(self, name: str) -> int | None:
+        numbers = map(self._rust.token_to_id, OTHER_NAMES[name])
+        return next((number for number in numbers if number is not None), None)
+
+    def check_padding(self) -> None:
+        """Raise `ValueError` where token 0 is not padding, so that it means something in a row."""
+        if self._special("[PAD]") != PAD:
+            raise ValueError(
+                f"tokenizer: token 0 is {self._rust.id_to_token(0)!r}, and padding is number "
+                f"{self._special('[PAD]')}; padding ([PAD] or <pad>) at 0 wanted in rows of one "
+                "length: `encode` does without"
+            )
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """The token for what the vocabulary lacks, if it has one."""
+        return self._special("[UNK]")
+
+    @cached_property
+    def bos(self) -> int:
+        """The token that begins a text.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._edge("[BOS]")
+
+    @cached_property
+    def eos(self) -> int:
+        """The token that ends a text.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self._edge("[EOS]")
+
+    def _edge(self, name: str) -> int:
+        number = self._special(name)
+        if number is None:
+            raise ValueError(f"tokenizer: none of {', '.join(OTHER_NAMES[name])} found, one wanted")
+        return number
+
+    @cached_property
+    def _by_character(self) -> bool:
+        """Tokens are characters or runs of them, as of the kinds "character", "bpe" and "byte"."""
+        about = json.loads(self.text)
+        before = about["pre_tokenizer"] or {}
+        return about["model"].get("type") == "BPE" or before.get("type") == "Split"
+
+    def _unknown(self, ids: list[int]) -> int:
+        return 0 if self.unknown is None else ids.count(self.unknown)
+
+    def _says_little(self, ids: list[int]) -> bool:
+        count = self._unknown(ids)
+        return count > 0 and (self._by_character or count == len(ids))
 
     @property
     def vocabulary(self) -> int:
@@ -141,43 +205,59 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The tokens of one text, all of them, without a beginning or an end.
 
+        Warns of what the vocabulary lacks as `encode_batch` does.
+
         Raises:
-            ValueError: an empty text, or not a `str`.
+            ValueError: an empty text (white space is none), or not a `str`.
         """
-        (text,) = check_texts([text])
-        return self._rust.encode(text).ids
+        (text,) = check_texts([text], blank=True)
+        ids = self._rust.encode(text, add_special_tokens=False).ids
+        if self._says_little(ids):
+            warn_unknown(1, 0, text)
+        return ids
 
     def encode_batch(
         self, texts: Iterable[str], length: int, bos: bool = False, eos: bool = False
     ) -> Encoded:
         """Texts as rows of `length` tokens; a longer one is cut off at its end, with a warning.
 
+        There is a warning as well where a text is made of unknown tokens alone; and, if tokens are
+        characters or runs of them, where a single one is unknown. Words that are new are usual, and
+        counted only.
+
         Args:
             texts: N of them.
             length: of the rows: what the model sees at once.
-            bos: begin each with token 2;
-            eos: end each with token 3, cut off or not.
+            bos: begin each with the token `bos`;
+            eos: end each with the token `eos`, cut off or not.
 
         Raises:
-            ValueError: no texts, one that is empty or not a `str`, or no room for a token.
+            ValueError: no texts, one that is empty or not a `str`, no room for a token, a
+                vocabulary in which 0 is not padding, or none of the tokens asked for.
         """
+        self.check_padding()
         room = length - bos - eos
         if room < 1:
             raise ValueError(f"length: {length} found, at least {1 + bos + eos} wanted")
         texts = check_texts(texts)
-        encodings = self._rust.encode_batch_fast(texts)
-        rows = [[*[BOS] * bos, *e.ids[:room], *[EOS] * eos] for e in encodings]
+        encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        begin, end = [self.bos] if bos else [], [self.eos] if eos else []
+        rows = [[*begin, *e.ids[:room], *end] for e in encodings]
         long = [row for row, e in enumerate(encodings) if len(e.ids) > room]
         if long:
             warn_cut(len(long), long[0], len(encodings[long[0]].ids), room)
+        odd = [row for row, e in enumerate(encodings) if self._says_little(e.ids)]
+        if odd:
+            warn_unknown(len(odd), odd[0], texts[odd[0]])
         tokens = np.full((len(rows), length), PAD, np.int32)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = ids
         lengths = np.array([len(ids) for ids in rows], np.int32)
-        return Encoded(tokens, lengths, (tokens == UNKNOWN).sum(1, dtype=np.int32))
+        unknown = np.array([self._unknown(ids) for ids in rows], np.int32)
+        return Encoded(tokens, lengths, unknown)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens; special ones say nothing, but for the unknown, which is "[UNK]".
+        """The text of tokens; special ones say nothing, but for the unknown, which is its name.
 
         Raises:
             ValueError: a number outside the vocabulary.
@@ -187,8 +267,20 @@ class Tokenizer:
         if odd is not None:
             raise ValueError(f"tokens: {odd} found, numbers in [0, {self.vocabulary}) wanted")
         silent = {i for i, t in self._rust.get_added_tokens_decoder().items() if t.special}
-        silent -= {UNKNOWN}
+        silent -= {self.unknown}
         return self._rust.decode([t for t in ids if t not in silent], skip_special_tokens=False)
+
+
+@functools.lru_cache(maxsize=16)
+def opened(text: str) -> "Rust":
+    """The tokenizer of the `tokenizers` library, which neither pads nor cuts off."""
+    from tokenizers import Tokenizer as Rust
+
+    rust = Rust.from_str(text)
+    rust.encode_special_tokens = True  # "[MASK]" in a text is six characters, not the mask
+    rust.no_padding()  # which a file may ask for
+    rust.no_truncation()
+    return rust
 
 
 def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, Any, Any]:
@@ -232,12 +324,12 @@ def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, An
     return models.WordLevel(unk_token=unknown), trainers.WordLevelTrainer(**common), parted, joined
 
 
-def check_texts(texts: Any) -> list[str]:
-    """The texts as a list.
+def check_texts(texts: Any, blank: bool = False) -> list[str]:
+    """The texts as a list; with `blank` some may be white space alone.
 
     Raises:
-        ValueError: one `str` instead of several, none, one that is blank, not a `str` (such as
-            bytes, or NaN for a missing value), or not Unicode (lone surrogates).
+        ValueError: one `str` instead of several, none, one that is empty or blank, not a `str`
+            (such as bytes, or NaN for a missing value), or not Unicode (lone surrogates).
 
     >>> check_texts(["a", b"b"])
     Traceback (most recent call last):
@@ -252,7 +344,7 @@ def check_texts(texts: Any) -> list[str]:
         if not isinstance(text, str):
             hint = '; decode them: text.decode("utf-8")' if isinstance(text, bytes) else ""
             raise ValueError(f"texts: {type(text).__name__} found in row {row}, str wanted{hint}")
-        if not text.strip():
+        if not (text if blank else text.strip()):
             raise ValueError(f"texts: an empty text found in row {row}, words wanted")
         if not text.isascii():
             _check_unicode(text, row)
@@ -274,5 +366,14 @@ def warn_cut(count: int, row: int, found: int, length: int) -> None:
     warnings.warn(
         f"texts: {count:,} longer than {length} tokens found, the first in row {row} ({found}); "
         "cut off at the end",
+        stacklevel=3,
+    )
+
+
+def warn_unknown(count: int, row: int, text: str) -> None:
+    """One warning for all texts of which the vocabulary lacks too much."""
+    warnings.warn(
+        f"texts: {count:,} found of which the vocabulary lacks characters, or all words, the first "
+        f"in row {row}: {text[:40]!r}; each is an unknown token",
         stacklevel=3,
     )

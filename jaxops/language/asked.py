@@ -78,6 +78,7 @@ def asked_of(
     stops = np.array(stop, np.int32).reshape(-1)
     check_tokens("stop", stops, model.config)
     check_tokens("begin", np.array([begin]), model.config)
+    check_vocabulary(tokenizer, model.config)
     rows = _tokens(prompts, tokenizer, model, new_tokens)
     params, extra = hosts.gathered((state.params, state.extra))
     variables = jax.device_put({"params": params, **extra}, single().whole())
@@ -130,6 +131,20 @@ def _tokens(
             )
         rows.append(row.astype(np.int32))
     return rows
+
+
+def check_vocabulary(tokenizer: Codec | None, config: TransformerConfig) -> None:
+    """Raise `ValueError` for a tokenizer that says it has another vocabulary than the model.
+
+    A model may have a few rows more, to a multiple of 64, as GPT-2's 50304 for 50257 tokens.
+    """
+    own = getattr(tokenizer, "vocabulary", config.vocabulary)
+    more = config.vocabulary - own
+    if more and not (0 < more < 128 and config.vocabulary % 64 == 0):
+        raise ValueError(
+            f"tokenizer: a vocabulary of {own:,} found, of {config.vocabulary:,} (the model's) "
+            "wanted: it is that of another model"
+        )
 
 
 def check_tokens(name: str, tokens: np.ndarray, config: TransformerConfig) -> None:

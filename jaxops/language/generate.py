@@ -94,8 +94,8 @@ def generate(
 
     Raises:
         ValueError: no prompts, an empty one, one that with `new_tokens` is longer than the
-            context, tokens outside the vocabulary, a number out of its range, draws from beams,
-            or a task whose model does not write.
+            context, tokens outside the vocabulary, a tokenizer of another vocabulary, a number out
+            of its range, draws from beams, or a task whose model does not write.
 
     >>> from jaxops import Task, nn
     >>> model = nn.Transformer(nn.TransformerConfig(9, context=8, layers=1, heads=1, width=4))

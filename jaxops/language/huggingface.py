@@ -221,7 +221,8 @@ FAMILIES = {
     "bert": Family(
         _bert,
         BERT,
-        r"embeddings\.position_ids|pooler\..*|cls\.seq_relationship\..*|cls\.predictions\.decoder\..*",
+        # of the head those that are wanted are read
+        r"embeddings\.position_ids|pooler\..*|cls\..*",
     ),
     "t5": Family(
         _t5,

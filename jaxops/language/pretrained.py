@@ -22,7 +22,8 @@ def load_pretrained(
 
     Nothing is downloaded, and no PyTorch is needed: the safetensors file of `save_pretrained`, or
     of a model's page at Hugging Face, is read. Of BERT without its head for masked tokens
-    (`BertModel`) there is `hidden`; poolers are left out.
+    (`BertModel`) there is `hidden`; `masked_head=False` leaves the head of a file that has one out,
+    which a classifier's encoder wants. Poolers are left out.
 
     Args:
         path: a folder with config.json and model.safetensors, or its several files with

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops import metrics
-from jaxops.data.tokenizer import BOS, EOS, PAD, Tokenizer, check_texts
+from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, opened
 from jaxops.loop import predict
 from jaxops.nn import Dense, Transformer, TransformerConfig
 from jaxops.state import TrainState
@@ -109,18 +109,12 @@ def spans(model: Any, length: int) -> Task:
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _rust(text: str) -> Any:
-    from tokenizers import Tokenizer as Rust
-
-    rust: Any = Rust.from_str(text)
-    rust.encode_special_tokens = True
-    return rust
-
-
 @dataclass(frozen=True)
 class Passages:
     """Reads a question and a passage as one row: begin, question, end, passage, end, padding.
+
+    The first token, `tokenizer.bos`, stands for no answer; `tokenizer.eos` ends question and
+    passage. Of BERT's own tokenizer these are [CLS] and [SEP].
 
     A passage that is too long for a row is read in several, each of which begins in the middle of
     the one before.
@@ -128,8 +122,6 @@ class Passages:
     Attributes:
         tokenizer: of both.
         length: of a row.
-        begin: the first token, which stands for no answer; `tokenizer.id("[CLS]")` for BERT.
-        end: what ends question and passage; `tokenizer.id("[SEP]")` for BERT.
 
     >>> read = Passages(Tokenizer.train(["who is it", "it is Ada"], kind="word"), length=10)
     >>> rows = read(["who is it"], ["it is Ada"], [(6, 9)])
@@ -141,8 +133,6 @@ class Passages:
 
     tokenizer: Tokenizer
     length: int
-    begin: int = BOS
-    end: int = EOS
 
     def __call__(
         self,
@@ -165,7 +155,8 @@ class Passages:
 
         Raises:
             ValueError: unequal numbers of them, an empty text, a question that leaves no room for
-                a passage, or an answer that is outside its passage or empty.
+                a passage, an answer that is outside its passage or empty, or a tokenizer without
+            the special tokens.
         """
         questions, passages = check_texts(questions), check_texts(passages)
         places = [None] * len(questions) if answers is None else answers
@@ -174,8 +165,11 @@ class Passages:
                 f"questions, passages, answers: {len(questions)}, {len(passages)}, {len(places)} "
                 "found, equal numbers wanted"
             )
-        rust = _rust(self.tokenizer.to_json())
-        asked, told = rust.encode_batch(questions), rust.encode_batch(passages)
+        self.tokenizer.check_padding()
+        rust = opened(self.tokenizer.to_json())
+        asked, told = (
+            rust.encode_batch(x, add_special_tokens=False) for x in (questions, passages)
+        )
         rows: list[tuple[Any, ...]] = []
         for pair, (question, passage) in enumerate(zip(asked, told, strict=True)):
             _check_place(pair, places[pair], passages[pair])
@@ -187,7 +181,8 @@ class Passages:
     def _rows(
         self, pair: int, question: list[int], passage: Any, place: tuple[int, int] | None
     ) -> list[tuple[Any, ...]]:
-        head = [self.begin, *question, self.end]
+        end = self.tokenizer.eos
+        head = [self.tokenizer.bos, *question, end]
         room = self.length - len(head) - 1
         if room < 1:
             raise ValueError(
@@ -199,12 +194,11 @@ class Passages:
             ids = passage.ids[first : first + room]
             own = slice(len(head), len(head) + len(ids))
             tokens, types, pairs = np.full(self.length, PAD), np.zeros(self.length), np.array(pair)
-            tokens[: own.stop + 1] = [*head, *ids, self.end]
+            tokens[: own.stop + 1] = [*head, *ids, end]
             types[own] = 1
             characters = np.zeros((self.length, 2))
             characters[own] = passage.offsets[first : first + room]
-            start, end = _span(characters[own], place, len(head))
-            row = (tokens, types, characters, pairs, start, end)
+            row = (tokens, types, characters, pairs, *_span(characters[own], place, len(head)))
             rows.append(tuple(np.asarray(x, np.int32) for x in row))
             if first + room >= len(passage.ids):
                 break

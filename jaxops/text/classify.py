@@ -1,5 +1,6 @@
 """What a trained classifier says of texts: label, probability, whether to answer, and why."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +37,14 @@ class Classifier(NamedTuple):
         """Calibrated, (N, classes).
 
         Raises:
-            ValueError: texts that cannot be meant, or tokens of another vocabulary.
+            ValueError: texts that cannot be meant, tokens of another vocabulary, or a task of many
+                labels, whose probabilities are those of `jaxops.predict`, one by one.
         """
+        if any(column.target and column.shape for column in self.task.columns):
+            raise ValueError(
+                "task: many=True found, a task of one label wanted: a temperature and a threshold "
+                "are fitted to probabilities that sum to one; see jaxops.predict"
+            )
         wanted = self.task.columns[0].classes
         if wanted not in (None, self.read.vocabulary):
             raise ValueError(
@@ -84,8 +91,8 @@ def calibrate(
         keep: the share of these texts that the threshold leaves in scope.
 
     Raises:
-        ValueError: texts or labels that cannot be meant, tokens of another vocabulary, or a `keep`
-            outside (0, 1].
+        ValueError: texts or labels that cannot be meant, tokens of another vocabulary, a task of
+            many labels, or a `keep` outside (0, 1].
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep: {keep} found, a share in (0, 1] wanted")
@@ -109,7 +116,8 @@ def classify(classifier: Classifier, texts: Iterable[str], words: bool = True) -
         words: whether to read the texts once more for each word.
 
     Raises:
-        ValueError: no texts, one that is empty or not a `str`, or tokens of another vocabulary.
+        ValueError: no texts, one that is empty or not a `str`, tokens of another vocabulary, or a
+            task of many labels.
     """
     texts = check_texts(texts)
     p = classifier.probabilities(texts)
@@ -124,7 +132,9 @@ def classify(classifier: Classifier, texts: Iterable[str], words: bool = True) -
     rows = [i for i, _ in shorter]
     without = [np.full((0, p.shape[1]), np.nan)]
     if shorter:
-        without.append(classifier.probabilities([text for _, text in shorter]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of rows that nobody gave
+            without.append(classifier.probabilities([text for _, text in shorter]))
     fallen = iter(np.concatenate(without)[np.arange(len(rows)), best[rows]] if rows else [])
     decisions = []
     for i, row in enumerate(parts):

@@ -62,17 +62,39 @@ def test_a_longer_text_is_cut_off_with_one_warning():
 
 
 def test_what_the_vocabulary_lacks():
-    odd = "card Ж💳"
-    counts = {k: int(t.encode_batch([odd], 32).unknown[0]) for k, t in TRAINED.items()}
+    odd, counts = "card Ж💳", {}
+    for kind, tokenizer in TRAINED.items():
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            counts[kind] = int(tokenizer.encode_batch([TEXTS[0], odd], 64).unknown[1])
+            tokenizer.encode(odd)
+        said = [str(one.message) for one in seen]
+        if kind not in ("bpe", "character"):  # nothing is unknown, or a new word or two
+            assert said == []
+            continue
+        assert [one.filename for one in seen] == [__file__] * 2
+        assert "texts: 1 found of which the vocabulary lacks" in said[0]
+        assert "in row 1: 'card Ж💳'" in said[0] and "in row 0: 'card Ж💳'" in said[1]
     assert counts == {"bpe": 2, "byte": 0, "wordpiece": 1, "character": 2, "word": 2}
     assert TRAINED["byte"].decode(TRAINED["byte"].encode(odd)) == odd
-    found = TRAINED["character"].decode(TRAINED["character"].encode(odd))
-    assert found == "card [UNK][UNK]"
+    with pytest.warns(UserWarning, match="the vocabulary lacks characters"):
+        found = TRAINED["character"].encode(odd)
+    assert TRAINED["character"].decode(found) == "card [UNK][UNK]"
 
 
-def test_names_of_special_tokens_in_a_text_mean_nothing():
-    for tokenizer in TRAINED.values():
-        assert not {PAD, MASK, BOS, EOS} & set(tokenizer.encode("my [MASK] [PAD][BOS] card"))
+@pytest.mark.parametrize("kind", ["word", "wordpiece"])
+def test_a_text_of_nothing_but_new_words_is_told(kind):
+    with pytest.warns(UserWarning, match=r"texts: 2 found .* or all words, the first in row 1: 'Ж"):
+        rows = TRAINED[kind].encode_batch(["my Ж", "Ж Ж", "Ж"], 4)
+    assert rows.unknown.tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_of_special_tokens_in_a_text_mean_nothing(kind):
+    # with their letters in the vocabulary
+    tokenizer = Tokenizer.train([*TEXTS, "[MASK] [PAD] [BOS]"], kind=kind, vocabulary=400)
+    found = tokenizer.encode("my [MASK] [PAD][BOS] card")
+    assert not {PAD, MASK, BOS, EOS} & set(found)
 
 
 def test_lowercase_and_more_special_tokens():
@@ -127,6 +149,66 @@ def test_bad_tokens_and_bad_json():
             Tokenizer.from_json(text)
 
 
+def test_white_space_is_a_text_to_go_on_from():
+    """As a prompt; in rows of texts it is a mistake."""
+    for kind in ("character", "byte"):
+        found = TRAINED[kind].encode("\n")
+        assert len(found) == 1 and TRAINED[kind].decode(found) == "\n"
+    with pytest.raises(ValueError, match="an empty text found"):
+        TRAINED["character"].encode("")
+    with pytest.raises(ValueError, match="an empty text found"):
+        TRAINED["character"].encode_batch(["\n"], 4)
+
+
 def test_numpy_strings_are_texts():
     found = TRAINED["bpe"].encode_batch(np.array(TEXTS), 64).tokens
     np.testing.assert_array_equal(found, TRAINED["bpe"].encode_batch(TEXTS, 64).tokens)
+
+
+def hugging_face(names, **padding):
+    """The JSON of a tokenizer as BERT's is: special tokens added, rows padded and cut off."""
+    from tokenizers import Tokenizer as Rust
+    from tokenizers import models, pre_tokenizers, processors
+
+    words = ("my", "card", "is", "lost")
+    vocabulary = {name: number for number, name in enumerate((*names, *words))}
+    rust = Rust(
+        models.WordLevel(vocabulary, unk_token=next(n for n in names if "unk" in n.lower()))
+    )
+    rust.add_special_tokens(list(names))
+    rust.pre_tokenizer = pre_tokenizers.Whitespace()
+    first, last = names[-2:]
+    numbers = [(name, vocabulary[name]) for name in (first, last)]
+    rust.post_processor = processors.TemplateProcessing(f"{first} $A {last}", None, numbers)
+    rust.enable_padding(length=12)
+    rust.enable_truncation(4)
+    return rust.to_str()
+
+
+BERTS = ("[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]")  # 0, 3, 4, 5
+
+
+def test_a_file_of_hugging_face():
+    """Nothing is added, padded or cut off; special tokens are where the file has them."""
+    tokenizer = Tokenizer.from_json(hugging_face(BERTS))
+    assert tokenizer.encode("my card is lost") == [6, 7, 8, 9]
+    assert (tokenizer.unknown, tokenizer.bos, tokenizer.eos) == (3, 4, 5)
+    rows = tokenizer.encode_batch(["my card is lost", "my cat"], 6, bos=True, eos=True)
+    assert rows.tokens.tolist() == [[4, 6, 7, 8, 9, 5], [4, 6, 3, 5, 0, 0]]
+    assert rows.lengths.tolist() == [6, 4] and rows.unknown.tolist() == [0, 1]
+    assert tokenizer.decode([4, 6, 3, 5, 0]) == "my [UNK]"
+    assert not {0, 4, 5} & set(tokenizer.encode("my [CLS] [PAD]"))
+
+
+def test_a_file_whose_padding_is_not_0():
+    """As Llama's and GPT-2's: texts can be read, rows of one length cannot."""
+    tokenizer = Tokenizer.from_json(hugging_face(("<unk>", "<s>", "</s>")))
+    assert tokenizer.encode("my cat") == [3, 0]
+    assert (tokenizer.unknown, tokenizer.bos, tokenizer.eos) == (0, 1, 2)
+    with pytest.raises(ValueError, match=r"token 0 is '<unk>', and padding is number None; "):
+        tokenizer.encode_batch(["my card"], 4)
+    tokenizer = Tokenizer.from_json(hugging_face(("<unk>", "<pad>", "</s>")))
+    with pytest.raises(ValueError, match=r"token 0 is '<unk>', and padding is number 1; "):
+        tokenizer.encode_batch(["my card"], 4)
+    with pytest.raises(ValueError, match=r"none of \[BOS\], \[CLS\], <s>, .* found, one wanted"):
+        _ = tokenizer.bos

@@ -11,6 +11,7 @@ import pytest
 
 import jaxops as jo
 from jaxops.language import decoding
+from jaxops.language.asked import check_vocabulary
 from jaxops.language.generate import generate, stream
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
@@ -265,6 +266,27 @@ def test_texts_in_and_texts_out():
     for row, answer in enumerate(answers):
         assert "".join(piece[row] for piece in pieces) == answer.text
     assert len(pieces) > 8
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused():
+    words = [f"w{i}" for i in range(VOCABULARY - 5)]  # and 5 special tokens
+    own = jo.data.Tokenizer.train([" ".join(words)], kind="word")
+    task, state = made(LEARNED)
+    assert generate(task, state, ["w3"], new_tokens=2, tokenizer=own)[0].text
+    for count in (VOCABULARY - 6, VOCABULARY - 4):
+        other = jo.data.Tokenizer.train([" ".join(f"w{i}" for i in range(count))], kind="word")
+        with pytest.raises(ValueError, match=rf"of {count + 5} found, of 23 .* wanted"):
+            generate(task, state, ["w3"], new_tokens=2, tokenizer=other)
+        with pytest.raises(ValueError, match=r"tokenizer: a vocabulary of"):
+            next(stream(task, state, ["w3"], new_tokens=2, tokenizer=other))
+
+
+def test_a_model_may_have_rows_to_a_multiple_of_64():
+    check_vocabulary(Bytes(), config())  # which says nothing
+    tokenizer = jo.data.Tokenizer.train(["w0 w1"], kind="word")
+    check_vocabulary(tokenizer, config(vocabulary=64))
+    with pytest.raises(ValueError, match="a vocabulary of 7 found, of 192"):
+        check_vocabulary(tokenizer, config(vocabulary=192))
 
 
 def test_an_encoder_decoder_begins_with_what_it_is_told():

@@ -5,9 +5,12 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import jaxops as jo
+from jaxops import text
 from jaxops.language import load_pretrained
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
@@ -344,6 +347,86 @@ def test_shapes_of_what_is_side_by_side(path):
         load_pretrained(file, config, kv_heads=2)
     with pytest.raises(ValueError, match=r"no tensor is known for the parameter stack.*key_norm"):
         load_pretrained(file, config, qk_norm=True)
+
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 6,
+    "num_hidden_layers": 1,
+    "num_attention_heads": HEADS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 12,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.0,
+}
+
+
+def bert_weights():
+    """As the file on BERT's page names them: pooler and both heads beside the encoder."""
+    shapes = {
+        "bert.embeddings.word_embeddings.weight": (VOCABULARY, WIDTH),
+        "bert.embeddings.position_embeddings.weight": (6, WIDTH),
+        "bert.embeddings.token_type_embeddings.weight": (2, WIDTH),
+        "cls.predictions.bias": (VOCABULARY,),
+    }
+    layer = "bert.encoder.layer.0"
+    modules = {
+        "bert.embeddings.LayerNorm": (WIDTH,),
+        f"{layer}.attention.self.query": (WIDTH, WIDTH),
+        f"{layer}.attention.self.key": (WIDTH, WIDTH),
+        f"{layer}.attention.self.value": (WIDTH, WIDTH),
+        f"{layer}.attention.output.dense": (WIDTH, WIDTH),
+        f"{layer}.attention.output.LayerNorm": (WIDTH,),
+        f"{layer}.intermediate.dense": (12, WIDTH),
+        f"{layer}.output.dense": (WIDTH, 12),
+        f"{layer}.output.LayerNorm": (WIDTH,),
+        "bert.pooler.dense": (WIDTH, WIDTH),
+        "cls.predictions.transform.dense": (WIDTH, WIDTH),
+        "cls.predictions.transform.LayerNorm": (WIDTH,),
+        "cls.seq_relationship": (2, WIDTH),
+    }
+    for name, shape in modules.items():  # kernels are (out, in), as PyTorch has them
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    rng = np.random.default_rng(2)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_a_bert_with_its_heads_becomes_a_classifier(path):
+    weights = bert_weights()
+    save_file(weights, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(BERT))
+    whole = load_pretrained(path)[1]
+    assert "head_dense" in whole["embedding"]
+    module, params = load_pretrained(path, masked_head=False)
+    assert not {"head_dense", "head_norm", "head_bias"} & params["embedding"].keys()
+    jax.tree.map(np.testing.assert_array_equal, params["stack"], whole["stack"])
+
+    columns = {
+        "tokens": np.array([[5, 3, 1, 0, 0, 0], [2, 9, 12, 4, 7, 0]], np.int32),
+        "label": np.array([0, 1], np.int32),
+    }
+    task = text.classifier(text.TransformerClassifier(module.config, 2), 6, 2)
+    tx = optax.sgd(0.1)
+    fresh = jo.init_state(task, tx, 0, columns)
+    given = fresh._replace(params={**fresh.params, "encoder": params}, opt_state=())
+    # the classes follow from the mean of what the encoder of the file says
+    real = columns["tokens"] > 0
+    encode = jax.jit(lambda *x: module.apply({"params": params}, *x, method="hidden"))
+    hidden = encode(columns["tokens"], real * 1)
+    mean = (np.asarray(hidden) * real[..., None]).sum(1) / real.sum(1, keepdims=True)
+    last = given.params["logits"]
+    want = jax.nn.softmax(mean @ np.asarray(last["kernel"]) + np.asarray(last["bias"])[None])
+    before = jo.predict(task, given, columns)
+    np.testing.assert_allclose(before, want, atol=1e-5)
+
+    how = {"optimizer": tx, "batch_size": 2, "steps": 1, "progress": False}
+    tuned = jo.fit(task, columns, state=given, **how)
+    after = jo.predict(task, tuned, columns)
+    assert np.log(after[[0, 1], [0, 1]]).sum() > np.log(before[[0, 1], [0, 1]]).sum()
+    query = tuned.params["encoder"]["stack"]["block_0"]["attention"]["qkv"]["kernel"][:, :WIDTH]
+    first = weights["bert.encoder.layer.0.attention.self.query.weight"].T
+    assert 0 < np.abs(query - first).max() < 0.1  # moved, from where the file has it
 
 
 def test_files_that_are_not_there_or_of_another_kind(path):

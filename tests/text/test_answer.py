@@ -7,7 +7,7 @@ import pytest
 import jaxops as jo
 from jaxops import text
 from jaxops.data import Tokenizer
-from jaxops.data.tokenizer import PAD
+from jaxops.data.tokenizer import BOS, EOS, PAD
 from jaxops.nn import TransformerConfig
 
 TEXTS = ["what is the code of the red door", "the code of the red door is 4711 .", "nobody knows"]
@@ -47,7 +47,7 @@ def test_the_answer_is_where_its_tokens_are(tokenizer):
     assert passage[first[0] : last[1]].strip() == "4711"
     assert rows["start"][1] == rows["end"][1] == 0
     question, told = tokenizer.encode(TEXTS[0]), tokenizer.encode(passage)
-    wanted = [read.begin, *question, read.end, *told, read.end]
+    wanted = [BOS, *question, EOS, *told, EOS]
     assert rows["tokens"][0].tolist() == wanted + [PAD] * (64 - len(wanted))
     types = [0] * (len(question) + 2) + [1] * len(told)
     assert rows["types"][0].tolist() == types + [0] * (64 - len(types))
@@ -248,3 +248,21 @@ def test_learns_to_look_up():
         others = [passage for passage in test[1] if f"{asked.split()[-1]} " not in passage][:3]
         right += text.answer(task, state, read, asked, [*others, own]).text == own[slice(*place)]
     assert right > 45
+
+
+def test_passages_of_a_tokenizer_with_other_special_tokens():
+    """As BERT's: its own [CLS] and [SEP], each once."""
+    from tokenizers import Tokenizer as Rust
+    from tokenizers import models, pre_tokenizers, processors
+
+    names = ["[PAD]", "[unused]", "[UNK]", "[CLS]", "[SEP]", "who", "Ada"]
+    numbers = {name: number for number, name in enumerate(names)}
+    rust = Rust(models.WordLevel(numbers, unk_token="[UNK]"))
+    rust.add_special_tokens(names[:5])
+    rust.pre_tokenizer = pre_tokenizers.Whitespace()
+    rust.post_processor = processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
+    rust.enable_padding(length=9)
+    read = text.Passages(Tokenizer.from_json(rust.to_str()), length=8)
+    rows = read(["who"], ["Ada"], [(0, 3)])
+    assert rows["tokens"].tolist() == [[3, 5, 4, 6, 4, 0, 0, 0]]
+    assert rows["start"].tolist() == rows["end"].tolist() == [3]

@@ -108,6 +108,18 @@ def test_calibration_keeps_so_many_in_scope():
         text.calibrate(ours.task, ours.state, WORDS, texts, label, keep=1.5)
 
 
+def test_many_labels_are_refused():
+    texts, label = questions(20)
+    task = text.classifier(bag(GRAMS.vocabulary), GRAMS.length, CLASSES, many=True)
+    columns = {**GRAMS(texts), "label": np.eye(3, dtype=np.int32)[label]}
+    adam = jo.optim.adam(0.01)
+    state = jo.fit(task, columns, optimizer=adam, batch_size=20, steps=1, progress=False)
+    with pytest.raises(ValueError, match="task: many=True found, a task of one label wanted"):
+        text.calibrate(task, state, GRAMS, texts, label)
+    with pytest.raises(ValueError, match="task: many=True found"):
+        text.classify(text.Classifier(task, state, GRAMS), texts)
+
+
 def test_what_is_refused(tmp_path):
     ours = trained(cnn, WORDS)
     for texts, message in (
