@@ -38,7 +38,7 @@ class Settings(common.Settings):
 
     full: bool = False
     """nanoGPT's setting for a GPU"""
-    steps: int = 850
+    steps: int = 650
     batch_size: int = 24
     muon_rate: float = 0.02
     adam_rate: float = 5e-3
