@@ -128,7 +128,8 @@ class Generation(Prediction):
 
         def ask(prompts: Tensor) -> Tensor:
             length = prompts.shape[1]
-            answer = torch.empty((len(prompts), workloads.NEW_TOKENS), dtype=torch.long)
+            asked = len(prompts), workloads.NEW_TOKENS
+            answer = torch.empty(asked, dtype=torch.long, device=DEVICE)  # on a GPU nothing waits
             token = sliced(model, caches, prompts, 0)
             for i in range(workloads.NEW_TOKENS):
                 answer[:, i : i + 1] = token
