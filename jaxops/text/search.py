@@ -223,8 +223,7 @@ def by_words(queries: str | Sequence[str], index: Index, k: int = 10) -> Found:
     for row, query in enumerate(queries):
         scores = bm25(query, index.words)
         # all that reach the k-th largest, in order; only these are sorted
-        least = max(np.partition(scores, -k)[-k], np.nextafter(0, 1))
-        best = np.flatnonzero(scores >= least)
+        best = np.flatnonzero((scores >= np.partition(scores, -k)[-k]) & (scores > 0))
         best = best[np.argsort(-scores[best], kind="stable")][:k]
         found.scores[row, : len(best)] = scores[best]
         found.documents[row, : len(best)] = best
