@@ -6,9 +6,9 @@ and the mean of all four (`accuracy_all`); beside them a linear SVM on tf-idf of
 characters, which has to be beaten. BERT is said to have 93.7.
 
 Expect over three seeds 92.9 % with a spread of .13; CNN 92.4, bag 92.2, transformers 89.7 and 89.3
-(pre-training gives nothing here), all four 92.6, SVM 91.2. The recipe was chosen on a fifth of the train rows, as `--validate`
-does, and so were the temperatures; then all 10,003 are learned from, and the 3,080 test rows are
-looked at once.
+(pre-training gives nothing here), all four 92.6, SVM 91.2. The recipe was chosen on a fifth of the
+train rows, as `--validate` does, and so were the temperatures; then all 10,003 are learned from,
+and the 3,080 test rows are looked at once.
 
     python -m experiments.banking_intents [--seeds 3]
 """

@@ -7,8 +7,8 @@ calibrated probability is small: `oos_auroc` is the area under the ROC curve of 
 scope are still answered right, and the two `..._by_validation` are what comes of the threshold at
 which this is so of the validation rows. None of the models has seen a question out of scope.
 
-Expect over three seeds 93.65 % with a spread of .15, oos_auroc .955, oos_recall .825; CNN 93.2 %, bag
-92.5, transformers 90.3 and 89.8, SVM 92.7 (.949, .805).
+Expect over three seeds 93.65 % with a spread of .15, oos_auroc .955, oos_recall .825; CNN 93.2 %,
+bag 92.5, transformers 90.3 and 89.8, SVM 92.7 (.949, .805).
 Temperatures and thresholds are of the 3,000 validation rows, which nothing is learned from; the
 4,500 + 1,000 test rows are looked at once.
 
