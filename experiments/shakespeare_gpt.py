@@ -9,7 +9,8 @@ steps of 64 windows, 1.4697). The loss is over all of the last tenth of the text
 once, behind up to 64 (256) others, after the last step. The tokenizer has five special tokens
 beside the 65 characters. What `better` is was chosen by the last fifth of train (`--validate`).
 
-EXPECTED
+Expect over three seeds 1.904 ± 0.010 of plain and 1.652 ± 0.006 of better, in 0.72 of plain's
+time; 86 and 62 s a seed on two CPU cores that did other work as well.
 
     python -m experiments.shakespeare_gpt [--seeds 3] [--full]
 """
