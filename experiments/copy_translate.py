@@ -7,8 +7,7 @@ not among them: what is right there was computed, not remembered. The network is
 small transformer of the kind of T5, whose decoder looks at what its encoder made of the source.
 
 It is to answer 99 % of the held-out questions right from end to end, token by token the likeliest
-one. The first seed answered all 3,000 right, in two and a half minutes beside other work on two
-CPU cores.
+one. Expect 99.98 % with a spread of .02 over three seeds, in 55 s a seed on two CPU cores.
 
     python -m experiments.copy_translate [--seeds 3]
 """
