@@ -1,6 +1,55 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
 from jaxops.recommend.events import Events, Histories
-from jaxops.recommend.recommender import Recommender
+from jaxops.recommend.losses import (
+    BinaryCrossEntropy,
+    BPRLoss,
+    CrossEntropy,
+    SampledSoftmax,
+    cross_entropy,
+    sampled_softmax,
+)
+from jaxops.recommend.recommend import Recommendations, recommend
+from jaxops.recommend.recommender import Model, Recommender, fit, load, save, update
+from jaxops.recommend.sequence import (
+    HSTU,
+    GRU4Rec,
+    Sequence,
+    bert4rec,
+    esasrec,
+    gru4rec,
+    hstu,
+    sasrec,
+)
+from jaxops.recommend.tasks import held_out, masked_item, next_item, rows
 
-__all__ = ["Events", "Histories", "Recommender"]
+__all__ = [
+    "HSTU",
+    "BPRLoss",
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "Events",
+    "GRU4Rec",
+    "Histories",
+    "Model",
+    "Recommendations",
+    "Recommender",
+    "SampledSoftmax",
+    "Sequence",
+    "bert4rec",
+    "cross_entropy",
+    "esasrec",
+    "fit",
+    "gru4rec",
+    "held_out",
+    "hstu",
+    "load",
+    "masked_item",
+    "next_item",
+    "recommend",
+    "rows",
+    "sampled_softmax",
+    "sasrec",
+    "save",
+    "update",
+]

@@ -250,7 +250,7 @@ class BinaryCrossEntropy:
 
 
 @dataclass(frozen=True)
-class BPR:
+class BPRLoss:
     """-log sigmoid(z_target - z_negative), the mean over K negatives (Rendle et al. 2009).
 
     Attributes:

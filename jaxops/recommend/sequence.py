@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxops.nn.attention import attention_mask, document_positions, relative_bucket
+from jaxops.nn.attention import attention_mask, relative_bucket
 from jaxops.nn.blocks import TransformerConfig, arange
 from jaxops.nn.product import Dense
 from jaxops.nn.recurrence import GRU
@@ -175,7 +175,8 @@ class HSTU(nn.Module):
     ) -> Array:
         """(B, T, D) of items (B, T)."""
         own = arange(tokens.shape[1]) if positions is None else positions
-        mask = attention_mask(own, own, segments, segments, True, None)
+        mask = attention_mask(own, own, segments, segments, causal=True)
+        assert mask is not None  # it is causal
         bucket = relative_bucket(own[:, None] - own[:, :, None], True)
         x = Embedding(self.config, name="embedding")(tokens, positions, train=train)
         for i in range(self.config.layers):
