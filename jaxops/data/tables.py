@@ -16,6 +16,17 @@ def read_csv(
     path: str | Path, columns: Sequence[str] | None, encoding: str, missing: Sequence[str]
 ) -> Columns:
     """A CSV file (or .csv.gz) with a header line, as columns."""
+    return from_frame(path, csv_frame(path, columns, encoding, missing))
+
+
+def csv_frame(
+    path: str | Path,
+    columns: Sequence[str] | None,
+    encoding: str,
+    missing: Sequence[str],
+    text: Sequence[str] = (),
+) -> Any:
+    """A CSV file as a pandas frame; the columns of `text` are kept as they are written."""
     import pandas as pd
 
     path = Path(path)
@@ -30,12 +41,18 @@ def read_csv(
         na_values=list(missing),
         keep_default_na=False,
         low_memory=False,
+        dtype=dict.fromkeys(text, str),
     )
-    return from_frame(path, frame[list(columns or names)])
+    return frame[list(columns or names)]
 
 
 def read_parquet(path: str | Path, columns: Sequence[str] | None) -> Columns:
     """A Parquet file as columns."""
+    return from_frame(path, parquet_frame(path, columns))
+
+
+def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
+    """A Parquet file as a pandas frame."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -47,7 +64,7 @@ def read_parquet(path: str | Path, columns: Sequence[str] | None) -> Columns:
     for name in columns or ():
         if name not in names:
             raise ValueError(f"{path}: no column {name!r}; columns found: {', '.join(names)}")
-    return from_frame(path, pd.read_parquet(path, columns=list(columns or names)))
+    return pd.read_parquet(path, columns=list(columns or names))
 
 
 def from_frame(path: str | Path, frame: Any) -> Columns:

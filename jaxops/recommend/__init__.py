@@ -1,6 +1,6 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
-from jaxops.recommend.events import Events, Histories
+from jaxops.recommend.events import Events, Histories, Report, events
 from jaxops.recommend.losses import (
     BinaryCrossEntropy,
     BPRLoss,
@@ -21,6 +21,7 @@ from jaxops.recommend.sequence import (
     hstu,
     sasrec,
 )
+from jaxops.recommend.splits import Split, joined, leave_one_out
 from jaxops.recommend.tasks import held_out, masked_item, next_item, rows
 
 __all__ = [
@@ -34,15 +35,20 @@ __all__ = [
     "Model",
     "Recommendations",
     "Recommender",
+    "Report",
     "SampledSoftmax",
     "Sequence",
+    "Split",
     "bert4rec",
     "cross_entropy",
     "esasrec",
+    "events",
     "fit",
     "gru4rec",
     "held_out",
     "hstu",
+    "joined",
+    "leave_one_out",
     "load",
     "masked_item",
     "next_item",
