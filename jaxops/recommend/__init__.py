@@ -9,6 +9,7 @@ from jaxops.recommend.losses import (
     cross_entropy,
     sampled_softmax,
 )
+from jaxops.recommend.ranking import Ranks, average_precision, hr, mrr, ndcg, ranks, recall
 from jaxops.recommend.recommend import Recommendations, recommend
 from jaxops.recommend.recommender import Model, Recommender, fit, load, save, update
 from jaxops.recommend.sequence import (
@@ -33,12 +34,14 @@ __all__ = [
     "GRU4Rec",
     "Histories",
     "Model",
+    "Ranks",
     "Recommendations",
     "Recommender",
     "Report",
     "SampledSoftmax",
     "Sequence",
     "Split",
+    "average_precision",
     "bert4rec",
     "cross_entropy",
     "esasrec",
@@ -46,12 +49,17 @@ __all__ = [
     "fit",
     "gru4rec",
     "held_out",
+    "hr",
     "hstu",
     "joined",
     "leave_one_out",
     "load",
     "masked_item",
+    "mrr",
+    "ndcg",
     "next_item",
+    "ranks",
+    "recall",
     "recommend",
     "rows",
     "sampled_softmax",
