@@ -1,6 +1,7 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
 from jaxops.recommend.events import Events, Histories, Report, events
+from jaxops.recommend.features import Features
 from jaxops.recommend.losses import (
     BinaryCrossEntropy,
     BPRLoss,
@@ -24,6 +25,13 @@ from jaxops.recommend.sequence import (
 )
 from jaxops.recommend.splits import Split, joined, leave_one_out
 from jaxops.recommend.tasks import held_out, masked_item, next_item, rows
+from jaxops.recommend.two_tower import (
+    TwoTower,
+    in_batch_softmax,
+    retrieval,
+    two_tower_recommender,
+    with_items,
+)
 
 __all__ = [
     "HSTU",
@@ -31,6 +39,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Events",
+    "Features",
     "GRU4Rec",
     "Histories",
     "Model",
@@ -41,6 +50,7 @@ __all__ = [
     "SampledSoftmax",
     "Sequence",
     "Split",
+    "TwoTower",
     "average_precision",
     "bert4rec",
     "cross_entropy",
@@ -51,6 +61,7 @@ __all__ = [
     "held_out",
     "hr",
     "hstu",
+    "in_batch_softmax",
     "joined",
     "leave_one_out",
     "load",
@@ -61,9 +72,12 @@ __all__ = [
     "ranks",
     "recall",
     "recommend",
+    "retrieval",
     "rows",
     "sampled_softmax",
     "sasrec",
     "save",
+    "two_tower_recommender",
     "update",
+    "with_items",
 ]
