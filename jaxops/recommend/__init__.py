@@ -1,5 +1,6 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
+from jaxops.recommend.blend import Blend, blend
 from jaxops.recommend.events import Events, Histories, Report, events
 from jaxops.recommend.features import Features
 from jaxops.recommend.losses import (
@@ -37,6 +38,7 @@ __all__ = [
     "HSTU",
     "BPRLoss",
     "BinaryCrossEntropy",
+    "Blend",
     "CrossEntropy",
     "Events",
     "Features",
@@ -53,6 +55,7 @@ __all__ = [
     "TwoTower",
     "average_precision",
     "bert4rec",
+    "blend",
     "cross_entropy",
     "esasrec",
     "events",

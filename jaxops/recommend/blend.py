@@ -1,0 +1,104 @@
+"""Several recommenders as one: a weighted sum of what they say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.recommend.recommender import Recommender
+from jaxops.task import Array, Params
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The sum over models of weight * log softmax(scores / temperature).
+
+    So each model speaks in log-probabilities, whatever its scores are; for models whose scores are
+    logits, as those trained by cross-entropy, the temperature is 1, and equal weights are the
+    geometric mean of what they foretell.
+
+    Attributes:
+        models: of the recommenders.
+        weights: of each.
+        temperatures: of each.
+    """
+
+    models: tuple[Any, ...]
+    weights: tuple[float, ...]
+    temperatures: tuple[float, ...]
+
+    @property
+    def context(self) -> int | None:
+        """The longest of the models'."""
+        found = [model.context for model in self.models]
+        return None if None in found else max(found)
+
+    def queries(self, params: Params, history: Array) -> Array:
+        """Scores (B, N) of items (B, L)."""
+        total: Any = 0.0
+        together = zip(self.models, self.weights, self.temperatures, strict=True)
+        for i, (model, weight, temperature) in enumerate(together):
+            own = params[str(i)]
+            scores = model.queries(own, _last(history, model.context, params["counts"]))
+            table = model.table(own)
+            if table is not None:
+                scores = jnp.matmul(scores, table.T)
+            total += weight * jax.nn.log_softmax(scores / temperature)
+        return total  # type: ignore[no-any-return]
+
+    def table(self, params: Params) -> None:
+        """None: the queries are the scores."""
+
+
+def _last(history: Array, context: int | None, counts: Array) -> Array:
+    """The last `context` items of each row, with what is behind them."""
+    if context is None or context >= history.shape[1]:
+        return history
+    padding = len(counts)
+    first = jnp.maximum((history < padding).sum(1, keepdims=True) - context, 0)
+    return jnp.take_along_axis(history, first + jnp.arange(context)[None], axis=1)
+
+
+def blend(
+    recommenders: Sequence[Recommender],
+    weights: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+) -> Recommender:
+    """Several recommenders of one catalogue as one; see `Blend`.
+
+    Args:
+        recommenders: at least one.
+        weights: of each; equal ones by default.
+        temperatures: of each; 1 by default.
+
+    Raises:
+        ValueError: none, other numbers of weights or temperatures, a temperature that is not
+            positive, or different items.
+
+    >>> from jaxops import recommend as r
+    >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)
+    >>> both = blend([r.fit(r.Popularity(), log), r.fit(r.ItemKNN(neighbours=1), log)])
+    >>> r.recommend(both, [["x"]], k=1).ids()
+    [['y']]
+    """
+    count = len(recommenders)
+    weights = [1.0 / max(count, 1)] * count if weights is None else weights
+    temperatures = [1.0] * count if temperatures is None else temperatures
+    if not count == len(weights) == len(temperatures) or count == 0:
+        raise ValueError(
+            f"recommenders, weights, temperatures: {count}, {len(weights)} and "
+            f"{len(temperatures)} found, as many of each wanted, at least one"
+        )
+    if min(temperatures) <= 0:
+        raise ValueError(f"temperatures: {min(temperatures)} found, above 0 wanted")
+    first = recommenders[0]
+    for i, other in enumerate(recommenders):
+        if not np.array_equal(other.items, first.items):
+            raise ValueError(f"recommenders: number {i} has other items than number 0")
+    params = {str(i): recommender.params for i, recommender in enumerate(recommenders)}
+    params["counts"] = jnp.asarray(first.counts, jnp.float32)
+    model = Blend(tuple(r.model for r in recommenders), tuple(weights), tuple(temperatures))
+    return Recommender(model, params, first.items, first.counts)

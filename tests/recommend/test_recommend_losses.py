@@ -1,0 +1,180 @@
+"""Losses over a catalogue against the whole softmax, formulas and simulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxops.recommend import (
+    BinaryCrossEntropy,
+    BPRLoss,
+    CrossEntropy,
+    SampledSoftmax,
+    cross_entropy,
+    sampled_softmax,
+)
+
+ROWS, LENGTH, WIDTH, ITEMS = 5, 7, 4, 50
+
+
+@pytest.fixture
+def batch():
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (ROWS, LENGTH, WIDTH))
+    table = jax.random.normal(keys[1], (ITEMS, WIDTH))
+    targets = jax.random.randint(keys[2], (ROWS, LENGTH), 0, ITEMS)
+    weights = jax.random.uniform(keys[3], (ROWS, LENGTH))
+    return hidden, table, targets, jnp.where(weights < 0.4, 0.0, weights)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 7, 100])
+def test_chunks_are_the_whole_in_value_and_gradient(batch, chunk):
+    hidden, table, targets, weights = batch
+
+    def whole(hidden, table):
+        losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, targets)
+        return 3.0 * (weights * losses).sum()
+
+    def chunked(hidden, table):
+        return 3.0 * cross_entropy(hidden, table, targets, weights, chunk)
+
+    wanted, wanted_gradients = jax.value_and_grad(whole, (0, 1))(hidden, table)
+    found, gradients = jax.jit(jax.value_and_grad(chunked, (0, 1)))(hidden, table)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(chunked)(hidden, table), wanted, rtol=1e-6)
+    for own, other in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(own, other, atol=2e-6)
+
+
+def test_large_scores_do_not_overflow(batch):
+    hidden, table, targets, weights = batch
+    losses = optax.softmax_cross_entropy_with_integer_labels(100 * hidden @ table.T, targets)
+    found = cross_entropy(100 * hidden, table, targets, weights)
+    np.testing.assert_allclose(found, (weights * losses).sum(), rtol=1e-5)
+
+
+def test_nothing_to_foretell_is_zero(batch):
+    hidden, table, targets, _ = batch
+    zero = jnp.zeros(targets.shape)
+    loss, gradients = jax.value_and_grad(cross_entropy, (0, 1))(hidden, table, targets, zero)
+    assert loss == 0
+    assert all((g == 0).all() for g in gradients)
+
+
+def test_a_chunk_bounds_the_memory():
+    """Of the compiled programs: 64 x 50 x 20,000 scores are 256 MB."""
+    hidden, table = jnp.zeros((64, 50, 8)), jnp.zeros((20_000, 8))
+    targets, weights = jnp.zeros((64, 50), int), jnp.ones((64, 50))
+
+    def whole(hidden, table):
+        losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, targets)
+        return (weights * losses).sum()
+
+    def chunked(hidden, table):
+        return cross_entropy(hidden, table, targets, weights, chunk=1)
+
+    def scratch(loss):
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, table).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert scratch(whole) > 2e8
+    assert scratch(chunked) < 3e7
+
+
+def test_the_partition_of_sampled_softmax_is_unbiased(batch):
+    """Its mean over draws is the whole sum over the catalogue, within four standard errors."""
+    hidden, table, targets, weights = batch
+    loss, total = SampledSoftmax(negatives=20, popular=0.5), jnp.exp(hidden @ table.T).sum(-1)
+    right = jnp.einsum("btd,btd->bt", hidden, table[targets])
+
+    @jax.jit
+    def partition(key):
+        drawn, log_q = loss.draw(ITEMS, targets, weights, key)
+        z = hidden @ table[drawn].T - (log_q + jnp.log(20.0)).reshape(1, 1, -1)
+        others = jnp.where(drawn.reshape(1, 1, -1) == targets[..., None], 0.0, jnp.exp(z))
+        return jnp.exp(right) + others.sum(-1)
+
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    found = np.asarray(jax.lax.map(partition, keys, batch_size=100), np.float64)
+    error = found.std(0) / len(keys) ** 0.5
+    assert (abs(found.mean(0) - total) < 4 * error).all()
+    assert (error / total < 0.02).all()  # or it would have shown nothing
+    # and the loss is made of that partition
+    drawn, log_q = loss.draw(ITEMS, targets, weights, keys[0])
+    wanted = (weights * (jnp.log(partition(keys[0])) - right)).sum()
+    own = sampled_softmax(hidden, table, targets, weights, drawn, log_q)
+    np.testing.assert_allclose(own, wanted, rtol=1e-5)
+
+
+def test_negatives_are_drawn_with_the_probabilities_they_say(batch):
+    _, _, targets, weights = batch
+    drawn, log_q = SampledSoftmax(200_000, popular=0.3).draw(
+        ITEMS, targets, weights, jax.random.key(2)
+    )
+    share = np.bincount(drawn, minlength=ITEMS) / len(drawn)
+    said = np.zeros(ITEMS)
+    said[np.asarray(drawn)] = np.exp(log_q)
+    real = np.asarray(targets)[np.asarray(weights) > 0]
+    by_hand = 0.3 * np.bincount(real, minlength=ITEMS) / len(real) + 0.7 / ITEMS
+    np.testing.assert_allclose(said, by_hand, rtol=1e-5)
+    np.testing.assert_allclose(share, by_hand, atol=4 * (0.05 / len(drawn)) ** 0.5)
+
+
+def test_many_negatives_are_nearly_the_whole_softmax(batch):
+    hidden, table, targets, weights = batch
+    key = jax.random.key(3)
+    whole = CrossEntropy()(hidden, table, targets, weights, key)
+    found = SampledSoftmax(200_000)(hidden, table, targets, weights, key)
+    np.testing.assert_allclose(found, whole, rtol=1e-3)
+
+
+def test_one_negative_is_the_loss_of_sasrec():
+    """Two items: the negative is the other one, whatever is drawn."""
+    hidden = jnp.array([[[1.0, 2.0], [0.5, -1.0]]])
+    table, targets = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[0, 1]])
+    weights = jnp.array([[1.0, 2.0]])
+    right, wrong = np.array([1.0, -1.0]), np.array([2.0, 0.5])
+    losses = np.log1p(np.exp(-right)) + np.log1p(np.exp(wrong))
+    arguments = (hidden, table, targets, weights, jax.random.key(0))
+    np.testing.assert_allclose(BinaryCrossEntropy()(*arguments), losses @ [1, 2], rtol=1e-6)
+    pairs = np.log1p(np.exp(wrong - right))
+    np.testing.assert_allclose(BPRLoss()(*arguments), pairs @ [1, 2], rtol=1e-6)
+    np.testing.assert_allclose(BPRLoss(3)(*arguments), pairs @ [1, 2], rtol=1e-6)
+
+
+def test_gbce_weighs_the_target_by_beta():
+    """Petrov and Macdonald 2023, equation 10: three items, one negative, a = 1/2."""
+    hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((3, 2))
+    arguments = (hidden, table, jnp.array([[1]]), jnp.ones((1, 1)), jax.random.key(0))
+    for t, beta in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
+        found = BinaryCrossEntropy(1, t)(*arguments)
+        np.testing.assert_allclose(found, (beta + 1) * np.log(2), rtol=1e-6)
+
+
+def test_negatives_are_never_the_target():
+    table = jnp.arange(4.0)[:, None]
+    hidden, targets = jnp.ones((1, 2000, 1)), jnp.full((1, 2000), 2)
+
+    def margin(loss):
+        return loss(hidden, table, targets, jnp.ones((1, 2000)), jax.random.key(0))
+
+    # log sigmoid of 2 - {0, 1, 3}, each a third
+    pairs = np.log1p(np.exp(np.array([0, 1, 3]) - 2.0))
+    np.testing.assert_allclose(margin(BPRLoss()) / 2000, pairs.mean(), rtol=0.05)
+    assert abs(pairs.mean() - np.r_[pairs, np.log(2)].mean()) > 0.06 * pairs.mean() / 2
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: SampledSoftmax(0), "negatives: 0 found"),
+        (lambda: SampledSoftmax(10, popular=1.0), "popular: 1.0 found"),
+        (lambda: BinaryCrossEntropy(0), "negatives: 0 found"),
+        (lambda: BinaryCrossEntropy(1, 1.5), "calibration: 1.5 found"),
+        (lambda: BPRLoss(0), "negatives: 0 found"),
+    ],
+)
+def test_settings_that_cannot_be_meant(make, name):
+    with pytest.raises(ValueError, match=name):
+        make()

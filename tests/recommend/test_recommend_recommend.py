@@ -1,0 +1,213 @@
+"""The best items for any histories, against a sort of all scores."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import recommend as r
+
+ITEMS = 37
+
+
+@pytest.fixture(scope="module")
+def recommender():
+    """A SASRec that has seen nothing yet: its lists are as good as any."""
+    module = r.sasrec(ITEMS, 6, 16, 1, 2, 0.0)
+    ones = jnp.ones((1, 6), jnp.int32)
+    params = module.init(jax.random.key(0), ones, method="hidden")["params"]
+    params = jax.tree.map(lambda x: 3 * x, params)
+    names = np.array([f"item {i}" for i in range(ITEMS)])
+    return r.Recommender(r.Sequence(module), params, names, np.arange(ITEMS, dtype=float))
+
+
+def some_histories(users=50, seed=0):
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(0, 20, users)
+    items = draw.integers(0, ITEMS, lengths.sum()).astype(np.int32)
+    return r.Histories(items, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def by_hand(recommender, history, k, exclude_seen=True, allowed=None):
+    """One user at a time, a stable sort of all scores."""
+    if len(history) == 0:
+        scores = recommender.counts / recommender.counts.sum()
+    else:
+        own = jnp.asarray(history[-6:], jnp.int32)[None]
+        query = recommender.model.queries(recommender.params, own)[0]
+        scores = np.asarray(recommender.model.table(recommender.params) @ query)
+    left = np.ones(ITEMS, bool) if allowed is None else allowed.copy()
+    if exclude_seen:
+        left[history] = False
+    order = np.argsort(-np.where(left, scores, -np.inf), kind="stable")[: min(k, left.sum())]
+    return order, scores[order]
+
+
+def split(histories):
+    return [histories.items[a:b] for a, b in zip(*(histories.starts[:-1], histories.starts[1:]))]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("devices", [None, 8])
+def test_lists_are_those_of_a_sort(recommender, exclude_seen, devices):
+    histories = some_histories()
+    found = r.recommend(
+        recommender,
+        histories,
+        5,
+        exclude_seen=exclude_seen,
+        devices=None if devices is None else jax.devices()[:devices],
+    )
+    for user, history in enumerate(split(histories)):
+        order, scores = by_hand(recommender, history, 5, exclude_seen)
+        assert found.places[user].tolist() == order.tolist()
+        np.testing.assert_allclose(found.scores[user], scores, atol=1e-5)
+    assert found.empty == (histories.lengths == 0).sum() > 0
+
+
+def test_ids_in_ids_out(recommender):
+    histories = [["item 3", "no such item", "item 5"], ["item 3", "item 5"], ["what"], []]
+    found = r.recommend(recommender, histories, 4)
+    assert found.unknown == 2 and found.empty == 2
+    lists = found.ids()
+    assert lists[0] == lists[1] and "item 3" not in lists[0]
+    assert lists[2] == lists[3] == ["item 36", "item 35", "item 34", "item 33"]
+
+
+def test_allow_and_deny(recommender):
+    histories = some_histories()
+    allow, deny = [f"item {i}" for i in range(0, 20)], ["item 4", "item 11"]
+    found = r.recommend(recommender, histories, 18, allow=allow, deny=deny)
+    allowed = np.arange(ITEMS) < 20
+    allowed[[4, 11]] = False
+    for user, history in enumerate(split(histories)):
+        order, _ = by_hand(recommender, history, 18, allowed=allowed)
+        assert found.places[user][: len(order)].tolist() == order.tolist()
+        assert (found.places[user][len(order) :] == -1).all()
+        assert (found.scores[user][len(order) :] == -np.inf).all()
+    assert len(found.ids()[0]) <= 18
+    alone = r.recommend(recommender, histories, 3, deny=deny)
+    assert not np.isin(alone.places, [4, 11]).any()
+
+
+def test_a_user_who_has_seen_everything(recommender):
+    everything = [[f"item {i}" for i in range(ITEMS)]]
+    found = r.recommend(recommender, everything, 3)
+    assert found.ids() == [[]] and (found.places == -1).all()
+    assert len(r.recommend(recommender, everything, 3, exclude_seen=False).ids()[0]) == 3
+
+
+def test_no_users(recommender):
+    found = r.recommend(recommender, [], 3)
+    assert found.places.shape == (0, 3) and found.ids() == []
+
+
+def test_what_is_seen_reaches_beyond_the_context(recommender):
+    """Ten items seen, six of them read: all ten are left out."""
+    history = [f"item {i}" for i in range(10)]
+    found = r.recommend(recommender, [history], ITEMS - 10)
+    assert sorted(found.places[0]) == list(range(10, ITEMS))
+    # and the earlier four change nothing else
+    late = r.recommend(recommender, [history[4:]], ITEMS, deny=history[:4])
+    assert late.places[0][: ITEMS - 10].tolist() == found.places[0].tolist()
+
+
+def test_many_users_in_batches_are_as_alone(recommender):
+    histories = some_histories(1200, seed=3)
+    together = r.recommend(recommender, histories, 5)
+    for user in (0, 511, 512, 700, 1199):
+        row = histories.items[histories.starts[user] : histories.starts[user + 1]]
+        alone = r.recommend(recommender, r.Histories(row, np.array([0, len(row)])), 5)
+        assert together.places[user].tolist() == alone.places[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 38}, "k: 38 found, 1 to 37"),
+        ({"k": 0}, "k: 0 found"),
+        ({"allow": ["item 3", "thing"]}, "allow: 'thing' found"),
+        ({"deny": ["thing"]}, "deny: 'thing' found"),
+    ],
+)
+def test_bad_arguments(recommender, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        r.recommend(recommender, [["item 1"]], **{"k": 3, **arguments})
+
+
+def test_bad_histories(recommender):
+    with pytest.raises(ValueError, match="row 1: 'item 1' found, a list of ids wanted"):
+        r.recommend(recommender, [["item 1"], "item 1"])
+    outside = r.Histories(np.array([ITEMS], np.int32), np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"places in \[0, 37\) wanted"):
+        r.recommend(recommender, outside)
+
+
+def test_a_file_gives_the_same_lists(recommender, tmp_path):
+    histories = some_histories()
+    r.save(tmp_path / "model.safetensors", recommender)
+    back = r.load(tmp_path / "model.safetensors")
+    assert back.model == recommender.model
+    assert back.items.tolist() == recommender.items.tolist()
+    one, other = (r.recommend(x, histories, 5) for x in (recommender, back))
+    np.testing.assert_array_equal(one.places, other.places)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_another_file_is_refused(tmp_path):
+    from jaxops import tabular
+
+    task = tabular.classifier(tabular.MLP((2,)), features=3)
+    batch = {"features": np.zeros((2, 3), np.float32), "label": np.zeros(2, np.int32)}
+    state = jo.init_state(task, jo.optim.adam(1e-3), seed=0, batch=batch)
+    jo.save(tmp_path / "other.safetensors", task, state)
+    with pytest.raises(ValueError, match="not a recommender"):
+        r.load(tmp_path / "other.safetensors")
+
+
+def test_a_blend_is_the_weighted_sum(recommender):
+    other = dataclasses.replace(
+        recommender, params=jax.tree.map(lambda x: x[::-1], recommender.params)
+    )
+    both = r.blend([recommender, other], [0.25, 0.75], [1.0, 2.0])
+    history = jnp.array([[1, 2, 3, 4, 5, 6, 7, 8, ITEMS, ITEMS]], jnp.int32)
+    last = jnp.array([[3, 4, 5, 6, 7, 8]], jnp.int32)
+
+    def scores(x):
+        return x.model.queries(x.params, last) @ x.model.table(x.params).T
+
+    wanted = 0.25 * jax.nn.log_softmax(scores(recommender)) + 0.75 * jax.nn.log_softmax(
+        scores(other) / 2
+    )
+    np.testing.assert_allclose(both.model.queries(both.params, history), wanted, atol=1e-5)
+    assert r.blend([recommender]).model.context == 6
+    with pytest.raises(ValueError, match="1, 2 and 1 found"):
+        r.blend([recommender], [1.0, 2.0])
+    with pytest.raises(ValueError, match="above 0 wanted"):
+        r.blend([recommender], temperatures=[0.0])
+
+
+@pytest.mark.parametrize("block", [3, 7, 100])
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("mesh", [None, 8])
+def test_top_k_with_masks_is_a_stable_sort(block, direct, mesh):
+    """Scores of few values, so that most of them tie."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    queries = jax.random.randint(keys[0], (6, 2), 0, 2).astype(jnp.float32)
+    items = jax.random.randint(keys[1], (23, 2), -1, 2).astype(jnp.float32)
+    seen = jax.random.randint(keys[2], (6, 5), -3, 30)
+    allowed = jax.random.uniform(keys[3], (23,)) < 0.7
+    scores = np.array(queries @ items.T)
+    scores[:, ~np.asarray(allowed)] = -np.inf
+    for row, own in enumerate(np.asarray(seen)):
+        scores[row, own[(own >= 0) & (own < 23)]] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :9]
+    given = (jnp.asarray(queries @ items.T), None) if direct else (queries, items)
+    mesh = None if mesh is None else jax.sharding.Mesh(np.array(jax.devices()[:mesh]), ("items",))
+    found, index = jo.top_k(*given, 9, block, seen=seen, allowed=allowed, mesh=mesh)
+    np.testing.assert_array_equal(found, np.take_along_axis(scores, order, 1))
+    there = np.isfinite(found)
+    np.testing.assert_array_equal(np.asarray(index)[there], order[there])

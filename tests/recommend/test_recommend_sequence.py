@@ -1,0 +1,251 @@
+"""Models of histories: against PyTorch, by what they may see, and by what they learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import recommend as r
+
+ITEMS = 20
+MODULES = {
+    "sasrec": r.sasrec(ITEMS, 8, 16, 2, 2, 0.0),
+    "esasrec": r.esasrec(ITEMS, 8, 16, 2, 2, 0.0),
+    "hstu": r.hstu(ITEMS, 8, 16, 2, 2, 0.0),
+    "gru4rec": r.gru4rec(ITEMS, 8, 16, 1, 0.0),
+    "bert4rec": r.bert4rec(ITEMS, 9, 16, 2, 2, 0.0),
+}
+CAUSAL = [name for name in MODULES if name != "bert4rec"]
+
+
+def params_of(name, seed=0):
+    """Not the small ones of a start: what is seen has to show."""
+    module = MODULES[name]
+    ones = jnp.ones((1, 8), jnp.int32)
+    params = module.init(jax.random.key(seed), ones, ones, method="hidden")["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return module, jax.tree.unflatten(tree, noise)
+
+
+def hidden(module, params, *arguments):
+    return module.apply({"params": params}, *arguments, method="hidden")
+
+
+def test_sasrec_is_that_of_pytorch():
+    """Copied weights: pre-norm layers of torch.nn.TransformerEncoder with a ReLU network."""
+    torch = pytest.importorskip("torch")
+    module, params = params_of("sasrec")
+    items = np.random.default_rng(0).integers(0, ITEMS, (3, 8))
+    layer = torch.nn.TransformerEncoderLayer(
+        16, 2, 16, dropout=0.0, activation="relu", batch_first=True, norm_first=True
+    )
+    norm = torch.nn.LayerNorm(16)
+    encoder = torch.nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=False)
+
+    def copy(to, value, transpose=True):
+        value = np.asarray(value)
+        to.data = torch.tensor(value.T if transpose and value.ndim == 2 else value)
+
+    def copy_norm(to, own):
+        copy(to.weight, own["scale"])
+        copy(to.bias, own["bias"])
+
+    stack = params["stack"]
+    for i, to in enumerate(encoder.layers):
+        own = stack[f"block_{i}"]
+        copy_norm(to.norm1, own["attention_norm"])
+        copy_norm(to.norm2, own["feed_forward_norm"])
+        copy(to.self_attn.in_proj_weight, own["attention"]["qkv"]["kernel"])
+        copy(to.self_attn.in_proj_bias, own["attention"]["qkv"]["bias"])
+        copy(to.self_attn.out_proj.weight, own["attention"]["out"]["kernel"])
+        copy(to.self_attn.out_proj.bias, own["attention"]["out"]["bias"])
+        copy(to.linear1.weight, own["feed_forward"]["up"]["kernel"])
+        copy(to.linear1.bias, own["feed_forward"]["up"]["bias"])
+        copy(to.linear2.weight, own["feed_forward"]["down"]["kernel"])
+        copy(to.linear2.bias, own["feed_forward"]["down"]["bias"])
+    copy_norm(norm, stack["norm"])
+    tables = params["embedding"]
+    x = np.asarray(tables["tokens"])[items] + np.asarray(tables["positions"])[None]
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(8)
+    with torch.no_grad():
+        wanted = encoder.eval()(torch.tensor(x), mask=mask, is_causal=True).numpy()
+    found = hidden(module, params, jnp.asarray(items, jnp.int32))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    queries = r.Sequence(module).queries(params, jnp.asarray(items, jnp.int32))
+    np.testing.assert_allclose(queries, wanted[:, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_nothing_to_come_is_seen(name):
+    module, params = params_of(name)
+    items = jnp.arange(8, dtype=jnp.int32)[None]
+    before = hidden(module, params, items)
+    after = hidden(module, params, items.at[0, 5].set(19))
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] != after[:, 5:]).any(-1).all()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_packed_histories_are_as_alone(name):
+    module, params = params_of(name)
+    items = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]], jnp.int32)
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]], jnp.int32)
+    positions = jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]], jnp.int32)
+    both = hidden(module, params, items, segments, positions)
+    first = hidden(module, params, items[:, :3])
+    second = hidden(module, params, items[:, 3:7])
+    np.testing.assert_allclose(both[:, :3], first, atol=2e-5)
+    np.testing.assert_allclose(both[:, 3:7], second, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_query_is_of_the_last_place_whatever_the_padding(name):
+    module, params = params_of(name)
+    model = r.Sequence(module)
+    assert model.context == 8
+    short = jnp.array([[3, 1, 4]], jnp.int32)
+    long = jnp.array([[3, 1, 4, ITEMS, ITEMS, ITEMS, ITEMS, ITEMS]], jnp.int32)
+    query = model.queries(params, short)
+    np.testing.assert_allclose(query, model.queries(params, long), atol=2e-5)
+    row = short if name != "bert4rec" else jnp.pad(short, ((0, 0), (0, 1)), constant_values=ITEMS)
+    np.testing.assert_allclose(query, hidden(module, params, row)[:, -1], atol=2e-5)
+    assert model.table(params).shape == (ITEMS, 16)
+
+
+def test_hstu_by_hand():
+    """One layer and head of the formula in the docstring."""
+    module = r.hstu(ITEMS, 8, 4, 1, 1, 0.0)
+    items = np.array([[2, 7, 5]])
+    start = jnp.asarray(items, jnp.int32)
+    params = module.init(jax.random.key(1), start, method="hidden")["params"]
+    params = jax.tree.map(
+        lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
+    own = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def norm(x, p):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * p["scale"] + p["bias"]
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    x, block = own["embedding"]["tokens"][items[0]], own["block_0"]
+    y = silu(norm(x, block["norm"]) @ block["uvqk"]["kernel"] + block["uvqk"]["bias"])
+    u, v, q, k = np.split(y, 4, axis=-1)
+    attended = np.zeros((3, 4))
+    for t in range(3):
+        for s in range(t + 1):
+            a = silu(q[t] @ k[s] + block["relative"]["embedding"][t - s, 0]) / (t + 1)
+            attended[t] += a * v[s]
+    y = norm(attended, block["attended_norm"]) * u
+    x = x + y @ block["out"]["kernel"] + block["out"]["bias"]
+    np.testing.assert_allclose(hidden(module, params, start)[0], norm(x, own["norm"]), atol=1e-4)
+
+
+def cycles(users=200, length=9, seed=0):
+    """Each user goes around the catalogue by steps of 1 or 2."""
+    draw = np.random.default_rng(seed)
+    first, step = draw.integers(0, ITEMS, (users, 1)), draw.integers(1, 3, (users, 1))
+    items = ((first + step * np.arange(length)) % ITEMS).astype(np.int32)
+    return r.Histories(items.ravel(), np.arange(users + 1) * length)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_it_learns_where_histories_go(name):
+    module, masked = MODULES[name], name == "bert4rec"
+    make = r.masked_item if masked else r.next_item
+    task = make(module, r.SampledSoftmax(64))
+    train = r.rows(cycles(), 9, overlap=0 if masked else 1)
+    test = r.held_out(cycles(50, seed=1), 9)
+    state = jo.fit(
+        task, train, optimizer=jo.optim.adam(5e-3), batch_size=20, epochs=40, progress=False
+    )
+    found = jo.evaluate(task, state, test)
+    # the items of the history are left out, and so nearly all are hit; the first is another matter
+    assert found["ndcg@10"] > 0.9
+    assert jo.predict(task, state, test).shape == (50, 16)
+
+
+def test_the_metrics_are_those_of_ranks(make_recommender):
+    recommender, state, task = make_recommender
+    told = cycles(40, seed=2)
+    test = r.held_out(told, 9)
+    found = jo.evaluate(task, state, test)
+    last = told.items.reshape(40, 9)
+    before = r.Histories(last[:, :-1].ravel(), np.arange(41) * 8)
+    target = r.Histories(last[:, -1].copy(), np.arange(41))
+    rank = r.ranks(recommender, before, target).ranks
+    np.testing.assert_allclose(found["ndcg@10"], r.ndcg(rank, 10).mean(), atol=1e-6)
+    np.testing.assert_allclose(found["hr@10"], r.hr(rank, 10).mean(), atol=1e-6)
+
+
+@pytest.fixture
+def make_recommender():
+    task = r.next_item(MODULES["sasrec"])
+    train = r.rows(cycles(), 9)
+    state = jo.fit(
+        task, train, optimizer=jo.optim.adam(5e-3), batch_size=20, epochs=2, progress=False
+    )
+    names = np.array([f"item {i}" for i in range(ITEMS)])
+    model = r.Sequence(MODULES["sasrec"])
+    return r.Recommender(model, state.params, names, np.ones(ITEMS)), state, task
+
+
+def test_rows_foretell_each_item_once():
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 40, 30)
+    items = np.arange(lengths.sum()).astype(np.int32)
+    histories = r.Histories(items, np.concatenate([[0], np.cumsum(lengths)]))
+    packed = r.rows(histories, length=9)
+    own, following = packed["segments"][:, :-1], packed["segments"][:, 1:]
+    targets = packed["items"][:, 1:][(own == following) & (following > 0)]
+    first = histories.starts[:-1]
+    assert sorted(targets) == sorted(np.setdiff1d(items, first))
+    # and none crosses from one history to another
+    before = packed["items"][:, :-1][(own == following) & (following > 0)]
+    np.testing.assert_array_equal(targets, before + 1)
+    masked = r.rows(histories, length=9, overlap=0)
+    seen = masked["items"][masked["segments"] > 0]
+    assert len(seen) == len(np.unique(seen))
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="none of two items"):
+        r.rows(r.Histories(np.array([1, 2], np.int32), np.array([0, 1, 2])), 5)
+    with pytest.raises(ValueError, match="a causal one wanted"):
+        r.next_item(MODULES["bert4rec"])
+    with pytest.raises(ValueError, match="one that sees both sides wanted"):
+        r.masked_item(MODULES["sasrec"])
+    with pytest.raises(ValueError, match="share: 1"):
+        r.masked_item(MODULES["bert4rec"], share=1.0)
+    task = r.next_item(MODULES["sasrec"])
+    long = r.rows(cycles(), 12)
+    with pytest.raises(ValueError, match="at most 9 in a row"):
+        jo.fit(task, long, optimizer=jo.optim.adam(1e-3), batch_size=4, epochs=1, progress=False)
+
+
+def test_eight_devices_equal_one():
+    task = r.next_item(MODULES["sasrec"], r.CrossEntropy())
+    train, test = r.rows(cycles(64), 9), r.held_out(cycles(50, seed=1), 9)
+
+    def trained(plan):
+        state = jo.fit(
+            task,
+            train,
+            optimizer=jo.optim.sgd(0.1),
+            batch_size=16,
+            steps=6,
+            validation=test,
+            plan=plan,
+            progress=False,
+        )
+        return state.params, jo.evaluate(task, state, test, plan=plan)
+
+    one, found_one = trained(jo.parallel.single())
+    many, found_many = trained(jo.parallel.data_parallel())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, many)
+    np.testing.assert_allclose(found_one["ndcg@10"], found_many["ndcg@10"], atol=1e-5)
