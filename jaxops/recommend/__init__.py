@@ -1,8 +1,17 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
-from jaxops.recommend.events import Events, Histories, Report, events
+from jaxops.recommend.events import Events, Histories, Report
+from jaxops.recommend.reading import events
 from jaxops.recommend.recommender import Recommender
-from jaxops.recommend.splits import Split, joined, leave_one_out
+from jaxops.recommend.splits import (
+    Split,
+    check_leakage,
+    joined,
+    k_core,
+    leave_one_out,
+    split_by_time,
+    split_by_user,
+)
 
 __all__ = [
     "Events",
@@ -10,7 +19,11 @@ __all__ = [
     "Recommender",
     "Report",
     "Split",
+    "check_leakage",
     "events",
     "joined",
+    "k_core",
     "leave_one_out",
+    "split_by_time",
+    "split_by_user",
 ]
