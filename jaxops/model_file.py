@@ -40,7 +40,14 @@ FUNCTIONS = {  # and dtypes, that a file may name; the module is the public one
     f"jax.numpy:{name}": getattr(jnp, name)
     for name in ("float16", "bfloat16", "float32", "float64")
 }
-DATACLASSES = ("jaxops.data.augment", "jaxops.nn.blocks")  # whose a file may name
+DATACLASSES = (  # whose a file may name
+    "jaxops.data.augment",
+    "jaxops.nn.blocks",
+    "jaxops.recommend.collaborative",
+    "jaxops.recommend.losses",
+    "jaxops.recommend.sequence",
+    "jaxops.recommend.two_tower",
+)
 
 
 class Model(NamedTuple):

@@ -5,11 +5,21 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 Array = jax.Array
 
 
-def top_k(queries: Array, items: Array, k: int, block: int = 8192) -> tuple[Array, Array]:
+def top_k(
+    queries: Array,
+    items: Array | None,
+    k: int,
+    block: int = 8192,
+    seen: Array | None = None,
+    allowed: Array | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Array, Array]:
     """The `k` items with the largest inner products, exactly, for each query.
 
     Items are scored a block at a time and the best `k` kept, so no more than (B, block + k) scores
@@ -18,12 +28,16 @@ def top_k(queries: Array, items: Array, k: int, block: int = 8192) -> tuple[Arra
 
     Args:
         queries: (B, D), float.
-        items: (N, D), float.
+        items: (N, D), float; or None where the queries are the scores themselves, (B, N).
         k: 1 to N.
         block: how many items are scored at once; at least `k` are.
+        seen: (B, M) int, items that a query leaves out; what is not in [0, N) says nothing.
+        allowed: (N,) bool, the items that are asked for; all by default.
+        mesh: of one axis, over which the items are split: each device finds the best of its own.
 
     Returns:
         scores (B, k) float32, largest first, and indices (B, k) int32. NaN counts as the largest.
+        An item that is left out has the score -inf.
 
     Raises:
         ValueError: other shapes, or `k` outside 1 to N.
@@ -32,27 +46,56 @@ def top_k(queries: Array, items: Array, k: int, block: int = 8192) -> tuple[Arra
     >>> index.tolist(), scores.tolist()
     ([[1, 0], [2, 1]], [[3.0, 1.0], [5.0, 2.0]])
     """
-    queries, items = jnp.asarray(queries), jnp.asarray(items)
-    if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
+    queries = jnp.asarray(queries)
+    items = None if items is None else jnp.asarray(items)
+    if queries.ndim != 2 or (
+        items is not None and (items.ndim != 2 or queries.shape[1] != items.shape[1])
+    ):
         raise ValueError(
-            f"queries, items: shapes {queries.shape} and {items.shape} found, "
+            f"queries, items: shapes {queries.shape} and {getattr(items, 'shape', None)} found, "
             "(B, D) and (N, D) wanted"
         )
-    if not 1 <= k <= len(items):
-        raise ValueError(f"k: {k} found, 1 to {len(items):,} (all items) wanted")
+    count = queries.shape[1] if items is None else len(items)
+    if not 1 <= k <= count:
+        raise ValueError(f"k: {k} found, 1 to {count:,} (all items) wanted")
     if block < 1:
         raise ValueError(f"block: {block} found, at least 1 wanted")
-    return _top_k(queries, items, k, min(max(k, block), len(items)))
+    if seen is not None and (seen.ndim != 2 or len(seen) != len(queries)):
+        raise ValueError(f"seen: shape {seen.shape} found, ({len(queries)}, M) wanted")
+    if allowed is not None and allowed.shape != (count,):
+        raise ValueError(f"allowed: shape {allowed.shape} found, ({count},) wanted")
+    if mesh is None:
+        return _top_k(queries, items, seen, allowed, k, block)
+    return _sharded(queries, items, seen, allowed, k, block, mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _top_k(queries: Array, items: Array, k: int, block: int) -> tuple[Array, Array]:
-    count = len(items)
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _top_k(
+    queries: Array,
+    items: Array | None,
+    seen: Array | None,
+    allowed: Array | None,
+    k: int,
+    block: int,
+) -> tuple[Array, Array]:
+    count = queries.shape[1] if items is None else len(items)
+    block = min(max(k, block), count)
 
     def score(start: Array | int) -> Array:
-        some = lax.dynamic_slice_in_dim(items, start, block)
-        dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-        return dot(queries, some.T, precision="highest")
+        if items is None:
+            scores = lax.dynamic_slice_in_dim(queries, start, block, 1).astype(jnp.float32)
+        else:
+            some = lax.dynamic_slice_in_dim(items, start, block)
+            scores = jnp.matmul(
+                queries, some.T, precision="highest", preferred_element_type=jnp.float32
+            )
+        if allowed is not None:
+            own = lax.dynamic_slice_in_dim(allowed, start, block)
+            scores = jnp.where(own[None], scores, -jnp.inf)
+        if seen is not None:
+            place = jnp.where(seen < start, block, seen - start)
+            scores = scores.at[jnp.arange(len(scores))[:, None], place].set(-jnp.inf, mode="drop")
+        return scores
 
     def merge(best: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
         # the last block reaches back over items that were seen, so that nothing is padded; the
@@ -67,3 +110,45 @@ def _top_k(queries: Array, items: Array, k: int, block: int) -> tuple[Array, Arr
 
     best = lax.top_k(score(0), k)
     return lax.scan(merge, (best[0], best[1]), jnp.arange(block, count, block))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _sharded(
+    queries: Array,
+    items: Array | None,
+    seen: Array | None,
+    allowed: Array | None,
+    k: int,
+    block: int,
+    mesh: Mesh,
+) -> tuple[Array, Array]:
+    (axis,) = mesh.axis_names
+    count = queries.shape[1] if items is None else len(items)
+    size = -(-count // mesh.size)  # of a device's share; the last is padded, with items not allowed
+    room = size * mesh.size - count
+    there = jnp.ones(count, bool) if allowed is None else allowed
+    there = jnp.pad(there, (0, room))
+    if items is None:
+        queries = jnp.pad(queries, ((0, 0), (0, room)))
+    else:
+        items = jnp.pad(items, ((0, room), (0, 0)))
+
+    def own(
+        queries: Array, items: Array | None, seen: Array | None, there: Array
+    ) -> tuple[Array, Array]:
+        first = lax.axis_index(axis) * size
+        if seen is not None:
+            seen = jnp.where(seen < first, size, seen - first)
+        scores, index = _top_k(queries, items, seen, there, min(k, size), block)
+        scores, index = (
+            lax.all_gather(x, axis, axis=1, tiled=True) for x in (scores, index + first)
+        )
+        # padding is at the end, and so of all that is left out it is last
+        scores, place = lax.top_k(scores, k)
+        return scores, jnp.take_along_axis(index, place, axis=1)
+
+    split = P(None, axis) if items is None else P()
+    # the same on every device, which the gathering hides from the check
+    return jax.shard_map(
+        own, mesh=mesh, in_specs=(split, P(axis), P(), P(axis)), out_specs=P(), check_vma=False
+    )(queries, items, seen, there)

@@ -58,6 +58,8 @@ class TransformerConfig:
         embedding_norm: normalise the embeddings, as BERT does.
         segment_types: rows of an embedding of a token's type, as BERT has 2; 0 has none.
         masked_head: BERT's head, a dense layer, activation and norm before the logits, and a bias.
+        gated_residual: multiply each branch by sigmoid(x W) of what came in (LiGR; Borisyuk et al.
+            2025, arXiv:2502.03417).
 
     Raises:
         ValueError: a combination that cannot be meant.
@@ -90,6 +92,7 @@ class TransformerConfig:
     embedding_norm: bool = False
     segment_types: int = 0
     masked_head: bool = False
+    gated_residual: bool = False
 
     def __post_init__(self) -> None:
         words: dict[str, Any] = {
@@ -197,6 +200,9 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config, std)
         self.feed_forward_norm = norm(config)
         self.drop = nn.Dropout(config.dropout, deterministic=not self.train)
+        if config.gated_residual:
+            gate = functools.partial(Dense, config.width, config.bias)
+            self.gates = [gate(kernel_init=nn.initializers.normal(0.02)) for _ in range(branches)]
 
     def __call__(
         self,
@@ -217,7 +223,7 @@ class Block(nn.Module):
             y, state["kept"] = self.attention(x, positions, mask, bias, cache, slot)
             return y
 
-        x = self._branch(attend, self.attention_norm, x)
+        x = self._branch(attend, self.attention_norm, x, 0)
         if self.cross:
             if remembered is None:
                 remembered = self.cross_attention.remember(memory)
@@ -225,14 +231,16 @@ class Block(nn.Module):
                 lambda x: self.cross_attention.recall(x, remembered, memory_mask),
                 self.cross_norm,
                 x,
+                1,
             )
-        x = self._branch(self.feed_forward, self.feed_forward_norm, x)
+        x = self._branch(self.feed_forward, self.feed_forward_norm, x, -1)
         return x, (state["kept"], remembered)
 
-    def _branch(self, branch: Any, norm: nn.Module, x: Array) -> Array:
+    def _branch(self, branch: Any, norm: nn.Module, x: Array, number: int) -> Array:
+        gate = nn.sigmoid(self.gates[number](x)) if self.config.gated_residual else 1.0
         if self.config.post_norm:
-            return norm(x + self.drop(branch(x)))
-        return x + self.drop(branch(norm(x)))
+            return norm(x + self.drop(branch(x)) * gate)
+        return x + self.drop(branch(norm(x))) * gate
 
 
 class Stack(nn.Module):

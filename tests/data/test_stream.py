@@ -612,7 +612,9 @@ def test_three_times_the_allowed_memory_trains_with_flat_memory(large, tmp_path)
     # stacks of threads for each core are memory too, and so is the GB that mimalloc sets aside
     small = {"NPROC": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     env = {**os.environ, **small, "PYTHONPATH": str(Path(__file__).parents[2])}
-    arguments = [sys.executable, str(script), str(large), str(limit), str(out)]
+    # VmData counts a thread's whole stack, 8 MB by default, whenever the thread may come to start
+    arguments = ["sh", "-c", 'ulimit -s 2048 && exec "$@"', "sh"]
+    arguments += [sys.executable, str(script), str(large), str(limit), str(out)]
     found = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
     result = json.loads(out.read_text())

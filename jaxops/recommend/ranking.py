@@ -1,0 +1,238 @@
+"""How well a recommender ranks what its users took next: exact ranks over the whole catalogue.
+
+Ranks are 1-based and ties stand at their mean, so that a model that scores all items alike is not
+rewarded for the order of the catalogue. Every metric takes ranks (U, M), inf where a user has fewer
+than M targets, and gives one value a user, (U,); see `intervals` for how sure their mean is.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxops.recommend.events import Histories
+from jaxops.recommend.recommender import Params, Recommender
+
+Array = jax.Array
+
+SCORES_AT_ONCE = 2**24  # 64 MiB of float32
+USERS_AT_ONCE = 1024  # of a small catalogue: what a model computes within is also to be held
+
+
+class Ranks(NamedTuple):
+    """Where the targets of users stand.
+
+    Attributes:
+        users: (R,) int64, the users that have a target.
+        ranks: (R, M) float64, from 1; inf where a user has fewer than M targets.
+    """
+
+    users: np.ndarray
+    ranks: np.ndarray
+
+
+def ranks(
+    recommender: Recommender,
+    histories: Histories,
+    targets: Histories,
+    exclude_seen: bool = True,
+) -> Ranks:
+    """The exact rank of each target among all items but those its user has seen.
+
+    A rank is 1 + (how many items score higher) + 1/2 (how many others score the same), of the N
+    items less those of the user's history. Targets are never left out, also where the user has
+    seen them: a user who has seen everything ranks the targets among themselves. A target named
+    twice counts once. The users are scored in batches of at most 2**24 scores and 1,024
+    users.
+
+    Args:
+        recommender: reads the last `context` items of a history; all of it is left out.
+        histories: of U users, as they were before the targets; may be empty.
+        targets: of the same U users, what they took next. Users without any are left out.
+        exclude_seen: False ranks among all N items.
+
+    Raises:
+        ValueError: not the same number of users, items outside the catalogue, or no target.
+        FloatingPointError: a score is NaN.
+    """
+    count, users = len(recommender.items), len(targets.starts) - 1
+    _check(histories, targets, count)
+    wanted = _keys(targets, count)
+    wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
+    taken = np.unique(_keys(histories, count)) if exclude_seen else wanted[:0]
+    seen = _histories(np.setdiff1d(taken, wanted, assume_unique=True), users, count)
+    targets = _histories(wanted, users, count)
+
+    lengths = np.stack([histories.lengths, seen.lengths, targets.lengths])
+    who = np.flatnonzero(targets.lengths)
+    found = np.full((users, int(targets.lengths.max())), np.inf)
+    model, params = recommender.model, jax.device_put(recommender.params)
+    table = _table(model, params)
+    waiting: list[tuple[np.ndarray, Array]] = []
+    for some in _batches(who, lengths, count):
+        longest, most_seen, most = (int(n) for n in lengths[:, some].max(1))
+        rows = histories.rows(some, model.context or _padded(longest, 16), count)
+        hidden = seen.rows(some, _padded(most_seen, 16), count)
+        wanted = targets.rows(some, _padded(most, 1), count)
+        waiting.append((some, _doubled(model, params, table, rows, hidden, wanted)))
+        if len(waiting) > 1:  # the host makes a batch ready while the device works on the last
+            _write(found, targets.lengths, *waiting.pop(0))
+    _write(found, targets.lengths, *waiting.pop())
+    return Ranks(who, found[who])
+
+
+def _batches(who: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
+    """Users of like lengths together: rows are padded to powers of 4, so few shapes compile."""
+    near = np.ceil(np.log2(np.maximum(lengths[:, who], 1)) / 2)
+    who = who[np.lexsort(near)]
+    size = min(len(who), USERS_AT_ONCE, max(1, SCORES_AT_ONCE // count))
+    batches = np.array_split(who, np.arange(size, len(who), size))
+    # the last is filled up with its last user, whose ranks are then written more than once
+    return [np.pad(some, (0, size - len(some)), mode="edge") for some in batches]
+
+
+def _padded(length: int, least: int) -> int:
+    """The next power of 4, times `least`."""
+    while least < length:
+        least *= 4
+    return least
+
+
+def _write(found: np.ndarray, widths: np.ndarray, some: np.ndarray, doubled: Array) -> None:
+    got = np.asarray(doubled)[:, : found.shape[1]]
+    if (got < 0).any():
+        raise FloatingPointError(f"scores: NaN for user {some[(got < 0).any(1)][0]}")
+    there = np.arange(got.shape[1]) < widths[some, None]
+    found[some, : got.shape[1]] = np.where(there, got / 2, np.inf)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _table(model: Any, params: Params) -> Array | None:
+    return model.table(params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _doubled(
+    model: Any, params: Params, table: Array | None, rows: Array, seen: Array, targets: Array
+) -> Array:
+    """Twice the ranks, (B, M) int32; -1 where a score is NaN."""
+    scores = model.queries(params, rows)
+    if table is not None:
+        scores = jnp.matmul(
+            scores, table.T, precision="highest", preferred_element_type=jnp.float32
+        )
+    # computed once: two fused computations of one score may differ in their last bit
+    scores = lax.optimization_barrier(scores)
+    own = jnp.take_along_axis(scores, targets, axis=1, mode="clip")[:, :, None]
+
+    def above(others: Array) -> Array:
+        """2 where another is higher, 1 where it is the same: the target itself gives the 1."""
+        return (others > own).astype(jnp.int32) + (others >= own)
+
+    count = scores.shape[1]
+    others = jnp.take_along_axis(scores, seen, axis=1, mode="clip")
+    hidden = jnp.where((seen < count)[:, None], above(others[:, None]), 0).sum(2)
+    doubled = 1 + above(scores[:, None]).sum(2) - hidden
+    return jnp.where(jnp.isnan(scores).any(1, keepdims=True), -1, doubled)
+
+
+def _keys(histories: Histories, count: int) -> np.ndarray:
+    """One number for each user and item."""
+    user = np.repeat(np.arange(len(histories.starts) - 1), histories.lengths)
+    return user * count + histories.items
+
+
+def _histories(keys: np.ndarray, users: int, count: int) -> Histories:
+    starts = np.concatenate([[0], np.cumsum(np.bincount(keys // count, minlength=users))])
+    return Histories((keys % count).astype(np.int32), starts)
+
+
+def _check(histories: Histories, targets: Histories, count: int) -> None:
+    if len(histories.starts) != len(targets.starts):
+        raise ValueError(
+            f"histories, targets: found {len(histories.starts) - 1:,} and "
+            f"{len(targets.starts) - 1:,} users, wanted the same"
+        )
+    if len(targets.items) == 0:
+        raise ValueError("targets: found none")
+    for name, items in (("histories", histories.items), ("targets", targets.items)):
+        outside = (items < 0) | (items >= count)
+        if outside.any():
+            raise ValueError(f"{name}: found item {items[outside][0]}, wanted 0 to {count - 1:,}")
+
+
+def hr(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Hit rate @k: whether any target is among the first k.
+
+    Args:
+        ranks: (U, M), inf where there is no target.
+        k: at least 1. A tie that straddles the k-th place stands behind it if its mean does.
+
+    >>> hr(np.array([[1.0, np.inf], [10.5, 12.0]]), 10)
+    array([1., 0.])
+    """
+    return (_ranks(ranks, k) <= k).max(1).astype(np.float64)
+
+
+def recall(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Recall @k: the share of a user's m targets that are among the first k; not of min(m, k).
+
+    >>> recall(np.array([[1.0, np.inf], [3.0, 12.0]]), 10)
+    array([1. , 0.5])
+    """
+    ranks = _ranks(ranks, k)
+    return (ranks <= k).sum(1) / np.isfinite(ranks).sum(1)
+
+
+def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
+    """NDCG @k: the sum of 1 / log2(1 + rank) over targets among the first k, over the largest.
+
+    The largest has the m targets at 1 to min(m, k). A tie is discounted at its mean rank, which is
+    a little less than the mean of its discounts (Jaervelin and Kekaelaeinen 2002; binary gains).
+
+    >>> ndcg(np.array([[1.0, 2.0], [3.0, np.inf]]), 10)
+    array([1. , 0.5])
+    """
+    ranks = _ranks(ranks, k)
+    gain = np.where(ranks <= k, 1 / np.log2(1 + ranks), 0).sum(1)
+    ideal = np.cumsum(1 / np.log2(2 + np.arange(ranks.shape[1])))
+    return gain / ideal[np.minimum(np.isfinite(ranks).sum(1), k) - 1]
+
+
+def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Reciprocal rank @k of the first target: 1 / rank, and 0 beyond k.
+
+    >>> mrr(np.array([[4.0, 2.0], [11.0, np.inf]]), 10)
+    array([0.5, 0. ])
+    """
+    best = _ranks(ranks, k).min(1)
+    return np.asarray(np.where(best <= k, 1 / best, 0))
+
+
+def average_precision(ranks: np.ndarray, k: int) -> np.ndarray:
+    """MAP @k, before the mean: the sum of j / (rank of the j-th target found), over min(m, k).
+
+    >>> average_precision(np.array([[4.0, 1.0], [11.0, np.inf]]), 10)
+    array([0.75, 0.  ])
+    """
+    ranks = np.sort(_ranks(ranks, k), axis=1)
+    precision = (1 + np.arange(ranks.shape[1]))[None] / ranks
+    found = np.where(ranks <= k, precision, 0).sum(1)
+    return found / np.minimum(np.isfinite(ranks).sum(1), k)
+
+
+METRICS = {"hr": hr, "recall": recall, "ndcg": ndcg, "mrr": mrr, "map": average_precision}
+
+
+def _ranks(ranks: Any, k: int) -> np.ndarray:
+    ranks = np.asarray(ranks, np.float64)
+    if ranks.ndim != 2 or not (ranks >= 1).all() or not np.isfinite(ranks).any(1).all():
+        raise ValueError(
+            f"ranks: found shape {ranks.shape}, wanted (U, M), from 1, one finite a user"
+        )
+    if k < 1:
+        raise ValueError(f"k: found {k}, wanted at least 1")
+    return ranks

@@ -1,0 +1,189 @@
+"""Ranks and metrics against a NumPy brute force, scikit-learn and values worked by hand."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn
+
+from jaxops import recommend
+from jaxops.recommend import Histories, Recommender, ranking
+
+
+@dataclass(frozen=True)
+class Given:
+    """The table's rows as queries: of a user's last item, or the sum; or whole rows of scores."""
+
+    context: int | None = None
+    scores: bool = False
+
+    def queries(self, params, history):
+        return params.at[history].get(mode="fill", fill_value=0).sum(1)
+
+    def table(self, params):
+        return None if self.scores else params
+
+
+def lists(rows):
+    return Histories(
+        np.array([item for row in rows for item in row], np.int32),
+        np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+    )
+
+
+def brute(scores, seen, targets, exclude_seen=True):
+    """The ranks of a user's targets, one after the other."""
+    found = []
+    for target in dict.fromkeys(targets):
+        left_out = set(seen) - set(targets) if exclude_seen else set()
+        others = np.array([s for i, s in enumerate(scores) if i not in left_out and i != target])
+        found.append(1 + (others > scores[target]).sum() + (others == scores[target]).sum() / 2)
+    return found
+
+
+def some(users, items, longest, seed, values=7):
+    """Scores of few values, so that there are ties; histories with repeats; 0 to 3 targets."""
+    rng = np.random.default_rng(seed)
+    table = rng.integers(-values, values, (items, items)).astype(np.float32)
+    histories = [list(rng.integers(0, items, rng.integers(longest))) for _ in range(users)]
+    targets = [list(rng.integers(0, items, rng.integers(4))) for _ in range(users)]
+    return table, histories, targets
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("context", [None, 5])
+@pytest.mark.parametrize("table", [True, False])
+def test_ranks_are_a_brute_forces(exclude_seen, context, table, monkeypatch):
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 40 * 23)  # several batches, the last not full
+    params, histories, targets = some(users=150, items=40, longest=70, seed=0)
+    params = params if not table else params[:, :6]
+    model = Given(context, scores=not table)
+    recommender = Recommender(model, params, np.arange(40).astype(str))
+    got = recommend.ranks(recommender, lists(histories), lists(targets), exclude_seen)
+    assert got.users.tolist() == [u for u in range(150) if targets[u]]
+    for user, row in zip(got.users, got.ranks, strict=True):
+        recent = histories[user] if context is None else histories[user][-context:]
+        query = params[recent].sum(0)
+        scores = params @ query if table else query
+        want = brute(scores, histories[user], targets[user], exclude_seen)
+        assert row[np.isfinite(row)].tolist() == want
+        assert len(row) == 3
+
+
+def test_all_scores_alike_stand_in_the_middle():
+    """Not at the top: a model that knows nothing gets what chance gets."""
+    recommender = Recommender(Given(), np.zeros((9, 2), np.float32), np.arange(9).astype(str))
+    got = recommend.ranks(recommender, lists([[0, 1], []]), lists([[4], [4]]))
+    assert got.ranks.tolist() == [[4.0], [5.0]]
+
+
+def test_everything_seen_and_a_target_seen_before():
+    table = np.array([[1.0], [2.0], [3.0], [4.0]], np.float32)
+    recommender = Recommender(Given(), table, np.arange(4).astype(str))
+    got = recommend.ranks(recommender, lists([[0, 1, 2, 3]] * 2), lists([[0], [1, 3, 1]]))
+    assert got.ranks.tolist() == [[1.0, np.inf], [2.0, 1.0]]
+
+
+def test_minus_infinity_is_a_score_and_nan_is_none():
+    scores = np.array([[0, -np.inf, -np.inf, -np.inf]] * 4, np.float32)
+    recommender = Recommender(Given(context=1, scores=True), scores, np.arange(4).astype(str))
+    assert recommend.ranks(recommender, lists([[3]]), lists([[1]])).ranks.tolist() == [[2.5]]
+    scores[0, 2] = np.nan
+    with pytest.raises(FloatingPointError, match="NaN for user 1"):
+        recommend.ranks(recommender._replace(params=scores), lists([[3], [0]]), lists([[1], [1]]))
+
+
+def test_one_program_for_users_of_any_length(monkeypatch):
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 31 * 8)
+    params, histories, targets = some(users=64, items=31, longest=16, seed=1)
+    recommender = Recommender(Given(context=4), params, np.arange(31).astype(str))
+    before = ranking._doubled._cache_size()
+    targets = [row[:1] for row in targets]
+    for _ in range(2):
+        recommend.ranks(recommender, lists(histories), lists(targets))
+    assert ranking._doubled._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("histories", "targets", "message"),
+    [
+        ([[0]], [[1], [1]], "found 1 and 2 users, wanted the same"),
+        ([[0]], [[]], "targets: found none"),
+        ([[0]], [[4]], "targets: found item 4, wanted 0 to 3"),
+        ([[-1]], [[3]], "histories: found item -1, wanted 0 to 3"),
+    ],
+)
+def test_bad_input_is_named(histories, targets, message):
+    recommender = Recommender(Given(), np.ones((4, 1), np.float32), np.arange(4).astype(str))
+    with pytest.raises(ValueError, match=message):
+        recommend.ranks(recommender, lists(histories), lists(targets))
+
+
+def random_ranks(users=200, items=60, seed=0):
+    """Scores without ties, relevance of one to five items each, and the ranks of these."""
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.tile(np.arange(float(items)), (users, 1)), axis=1)
+    relevant = rng.permuted(np.tile(np.arange(items) < 5, (users, 1)), axis=1)
+    relevant &= rng.random((users, items)) < 0.7
+    relevant[np.arange(users), rng.integers(0, items, users)] = True
+    order = np.argsort(np.argsort(-scores, axis=1), axis=1) + 1.0
+    return scores, relevant, np.sort(np.where(relevant, order, np.inf), axis=1)[:, ::-1][:, -6:]
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 60, 1000])
+def test_metrics_are_a_brute_forces(k):
+    scores, relevant, ranks = random_ranks()
+    order = np.argsort(-scores, axis=1)[:, :k]
+    for user in range(len(scores)):
+        hits = relevant[user][order[user]]
+        total = relevant[user].sum()
+        at = np.flatnonzero(hits)
+        dcg = sum(1 / np.log2(2 + i) for i in at)
+        ideal = sum(1 / np.log2(2 + i) for i in range(min(total, k)))
+        precisions = [hits[: i + 1].mean() for i in at]
+        want = {
+            "hr": float(hits.any()),
+            "recall": hits.sum() / total,
+            "ndcg": dcg / ideal,
+            "mrr": 1 / (at[0] + 1) if len(at) else 0,
+            "map": sum(precisions) / min(total, k),
+        }
+        got = {n: f(ranks[user : user + 1], k)[0] for n, f in ranking.METRICS.items()}
+        assert got == pytest.approx(want, abs=1e-12)
+
+
+def test_metrics_are_scikit_learns():
+    scores, relevant, ranks = random_ranks(seed=1)
+    for k in (1, 5, 10):
+        want = [
+            sklearn.ndcg_score(r[None], s[None], k=k) for r, s in zip(relevant, scores, strict=True)
+        ]
+        np.testing.assert_allclose(recommend.ndcg(ranks, k), want, atol=1e-12)
+    want = sklearn.label_ranking_average_precision_score(relevant, scores)
+    assert recommend.average_precision(ranks, 60).mean() == pytest.approx(want, abs=1e-12)
+    alone = np.argmax(relevant, axis=1)
+    first = np.array([[1 + (s > s[a]).sum()] for s, a in zip(scores, alone, strict=True)])
+    want = sklearn.top_k_accuracy_score(alone, scores, k=10, labels=np.arange(60))
+    assert recommend.hr(first, 10).mean() == want
+
+
+def test_ties_at_their_mean():
+    """Two targets tied at the top fill places 1 and 2; a tie over the last place is a miss."""
+    tied = np.array([[1.5, 1.5]])
+    assert recommend.average_precision(tied, 2).tolist() == [1.0]
+    assert recommend.ndcg(tied, 2) == pytest.approx(2 / np.log2(2.5) / (1 + 1 / np.log2(3)))
+    assert recommend.hr(np.array([[10.5]]), 10).tolist() == [0.0]
+    assert recommend.mrr(np.array([[2.5]]), 10).tolist() == [0.4]
+
+
+@pytest.mark.parametrize("name", ranking.METRICS)
+def test_metrics_refuse(name):
+    metric = ranking.METRICS[name]
+    for wrong in (np.ones(3), np.full((2, 2), np.inf), np.zeros((2, 1)), np.array([[np.nan]])):
+        with pytest.raises(ValueError, match="ranks: found shape"):
+            metric(wrong, 10)
+    with pytest.raises(ValueError, match="k: found 0"):
+        metric(np.ones((1, 1)), 0)
+    on_device = metric(jax.numpy.array([[2.0, np.inf]]), 3)
+    assert on_device == metric(np.array([[2.0, np.inf]]), 3)

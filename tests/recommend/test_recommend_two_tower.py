@@ -1,0 +1,259 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import recommend
+from jaxops.recommend import Events, Features, TwoTower, in_batch_softmax, two_tower
+from jaxops.topk import top_k
+
+COLOURS = np.array(["red", "green", "blue", "black"])
+
+
+def log(users=120, items=60, length=8, seed=0):
+    """A user wants one colour, and of it the larger or the smaller ones: text and a number."""
+    rng = np.random.default_rng(seed)
+    colour, size = rng.integers(0, 4, items), rng.choice([-1.0, 1.0], items)
+    taste, large = np.arange(users) % 4, np.where(np.arange(users) % 8 < 4, -1.0, 1.0)
+    user = np.repeat(np.arange(users), length)
+    wanted = (taste[:, None] == colour) & (large[:, None] == size)
+    item = np.concatenate([rng.choice(np.flatnonzero(row), length) for row in wanted])
+    order = rng.permutation(len(user))
+    return Events(
+        user=user[order].astype(np.int32),
+        item=item[order].astype(np.int32),
+        time=np.arange(len(user)),
+        weight=np.ones(len(user), np.float32),
+        users=np.arange(users).astype(str),
+        items=np.char.add("item ", np.arange(items).astype(str)),
+        user_features={"wants": COLOURS[taste]},
+        item_features={"colour": COLOURS[colour], "size": 3 + 2 * size},
+    )
+
+
+def fitted(events, steps=150, **settings):
+    settings = {"width": 16, "hidden": (16,), "context": 6, **settings}
+    model = TwoTower.fitted(events, **settings)
+    task = recommend.retrieval(model, events)
+    adam = jo.optim.adam(1e-2)
+    columns = model.rows(events)
+    state = jo.fit(task, columns, optimizer=adam, batch_size=64, steps=steps, progress=False)
+    return task, state, recommend.two_tower_recommender(model, state, events.items)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    events = log()
+    return events, *fitted(events)
+
+
+def test_in_batch_softmax_is_the_formula():
+    rng = np.random.default_rng(0)
+    count, catalogue = 7, 4
+    scores = rng.normal(size=(count, count))
+    q = rng.dirichlet(np.ones(catalogue))
+    item, weights = rng.integers(0, catalogue, count), np.array([1, 1, 0, 2, 1, 0, 0.5])
+    found = in_batch_softmax(*map(jnp.asarray, (scores, item, np.log(q[item]), weights)))
+    real = [j for j in range(count) if weights[j] > 0]
+    for i in real:
+        drawn = [np.exp(scores[i, j]) / q[item[j]] for j in real if item[j] != item[i]]
+        total = np.exp(scores[i, i]) + sum(drawn) / (len(real) - 1)
+        assert found[i] == pytest.approx(np.log(total) - scores[i, i], rel=1e-5)
+
+
+def test_log_q_correction_is_unbiased():
+    """What stands for the sum over all items has that mean; without the correction it has not."""
+    rng = np.random.default_rng(1)
+    catalogue, batch, draws = 12, 16, 20_000
+    q = rng.dirichlet(np.full(catalogue, 0.5)) * 0.9 + 0.1 / catalogue
+    logits, own = rng.normal(size=catalogue), 3
+    item = rng.choice(catalogue, (draws, batch), p=q)
+    item[:, 0] = own
+
+    def total(log_q):  # exp(loss + own score) is the estimate
+        def one(item):
+            scores = jnp.broadcast_to(jnp.asarray(logits, jnp.float32)[item][None], (batch, batch))
+            return in_batch_softmax(scores, item, log_q[item], jnp.ones(batch))[0]
+
+        losses = jax.jit(jax.vmap(one))(jnp.asarray(item))
+        return np.exp(np.asarray(losses, np.float64) + logits[own])
+
+    corrected = total(jnp.log(jnp.asarray(q, jnp.float32)))
+    error = corrected.std() / np.sqrt(draws)
+    whole = np.exp(logits).sum()
+    assert error < 0.01 * whole
+    assert abs(corrected.mean() - whole) < 4 * error
+    plain = total(jnp.full(catalogue, -np.log(catalogue)))
+    assert abs(plain.mean() - whole) > 20 * plain.std() / np.sqrt(draws)
+
+
+def test_loss_and_gradient_without_others_are_zero():
+    scores, item, log_q = jnp.ones((3, 3)), jnp.zeros(3, jnp.int32), jnp.zeros(3)
+    for weights in (jnp.ones(3), jnp.array([1.0, 0, 0]), jnp.zeros(3)):
+        value, grad = jax.value_and_grad(
+            lambda s, w=weights: in_batch_softmax(s, item, log_q, w).sum()
+        )(scores)
+        assert value == 0 and not np.asarray(grad).any()
+
+
+def test_rows_are_what_was_taken_before():
+    events = Events(
+        user=np.array([1, 0, 1, 1], np.int32),
+        item=np.array([4, 2, 0, 3], np.int32),
+        time=np.arange(4),
+        weight=np.array([1, 2, 3, 4], np.float32),
+        users=np.array(["a", "b"]),
+        items=np.array(list("pqrst")),
+        user_features={"age": np.array([30.0, 50.0])},
+    )
+    rows = TwoTower.fitted(events, context=2).rows(events)
+    assert rows["item"].tolist() == [2, 4, 0, 3]
+    assert rows["history"].tolist() == [[5, 5], [5, 5], [4, 5], [4, 0]]
+    assert rows["mask"].tolist() == [2, 1, 3, 4]
+    assert rows["numbers"].tolist() == [[-1], [1], [1], [1]]
+    assert rows["categories"].shape == (4, 0)
+
+
+def test_features_are_read_as_in_training():
+    train = {"brand": np.array(["b", "a", "b"]), "price": np.array([1.0, np.nan, 3.0])}
+    features = Features.fitted(train)
+    assert features.names == ("brand", "price") and hash(features) == hash(Features.fitted(train))
+    assert features.read(train, 3)["categories"].tolist() == [[2], [1], [2]]
+    new = {"price": np.array([5.0, np.nan]), "brand": np.array(["a", "zz"]), "more": [1, 2]}
+    read = features.read(new, 2)
+    assert read["categories"].tolist() == [[1], [0]]
+    assert read["numbers"].tolist() == [[3.0, 0.0], [0.0, 1.0]]  # standardised; is it missing?
+    nothing = Features.fitted({}).read({}, 4)
+    assert nothing["categories"].shape == nothing["numbers"].shape == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"brand": np.array(["a"])}, "no column 'price'"),
+        ({"price": np.array([1.0])}, "no column 'brand'"),
+        ({"price": np.array([1.0]), "brand": np.array([1])}, "brand: int64 found, text wanted"),
+        ({"price": np.array([1.0]), "brand": np.array(["a", "b"])}, "brand: 2 rows found, 1"),
+        ({"price": np.array(["x"]), "brand": np.array(["a"])}, "price: text found"),
+    ],
+)
+def test_other_columns_are_refused(columns, message):
+    features = Features.fitted({"brand": np.array(["a", "a"]), "price": np.array([1.0, 2.0])})
+    with pytest.raises(ValueError, match=message):
+        features.read(columns, 1)
+
+
+def test_queries_do_not_see_padding_and_see_no_more_than_there_is(trained):
+    events, task, state, recommender = trained
+    model, params, _ = recommender
+    count = len(events.items)
+    history = np.array([[3, 5, count, count], [7, 1, 2, 9], [count] * 4], np.int32)
+    ask = jax.jit(model.queries)
+    queries = ask(params, history)
+    longer = np.pad(history, ((0, 0), (0, 5)), constant_values=count)
+    np.testing.assert_allclose(ask(params, longer), queries, atol=1e-5)
+    np.testing.assert_allclose(ask(params, history[:1, :2]), queries[:1], atol=1e-5)
+    assert queries.shape == (3, 16) and np.isfinite(queries).all()  # also of an empty one
+    np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1 / model.temperature, rtol=1e-5)
+    backwards = ask(params, history[:, ::-1][1:2])
+    assert abs(backwards - queries[1:2]).max() > 1e-4  # the last one counts for another
+    users = model.user_features.read({"wants": np.array(["red"] * 3)}, 3)
+    assert abs(ask(params, history, users) - queries).max() > 0.1
+    row = {name: values[:9] for name, values in model.rows(events).items()}
+    users = {name: row[name] for name in ("categories", "numbers")}
+    np.testing.assert_allclose(
+        jo.predict(task, state, row), ask(params, row["history"], users), atol=1e-5
+    )
+
+
+def test_table_is_the_items_vectors(trained, monkeypatch):
+    events, _, _, (model, params, items) = trained
+    table = jax.jit(model.table)(params)
+    assert table.shape == (60, 16) and table.dtype == jnp.float32 and items is events.items
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
+    monkeypatch.setattr(two_tower, "ITEMS_AT_ONCE", 7)
+    in_blocks = model.table(params)  # not jitted: the program for all at once is there already
+    np.testing.assert_allclose(in_blocks, table, atol=1e-6)
+
+
+def test_an_item_is_scored_by_its_features_alone(trained):
+    events, _, _, recommender = trained
+    colour, size = np.meshgrid(COLOURS, [1.0, 5.0])
+    columns = {"colour": colour.ravel(), "size": size.ravel(), "of no use": np.zeros(8)}
+    names = np.char.add("new ", np.arange(8).astype(str))
+    more = recommend.with_items(recommender, names, columns)
+    assert more.items.tolist() == [*events.items.tolist(), *names.tolist()]
+    read, ask = jax.jit(more.model.table), jax.jit(more.model.queries)
+    before, table = read(recommender.params), read(more.params)
+    np.testing.assert_array_equal(table[:60], before)
+
+    # users who were not in training: three things taken, of one kind
+    kind = 4 * (np.asarray(events.item_features["size"]) > 3)
+    kind += [COLOURS.tolist().index(c) for c in events.item_features["colour"]]
+    history = np.stack([np.flatnonzero(kind == k)[[0, -1, 1]] for k in range(8)])
+    queries = ask(more.params, history)
+    _, best = top_k(queries, table[60:], k=1)
+    assert best[:, 0].tolist() == list(range(8))
+    # and a new item among a user's things is understood
+    again = ask(more.params, 60 + np.arange(8)[:, None])
+    assert top_k(again, table[:60], k=1)[1].shape == (8, 1)
+    assert (kind[np.asarray(top_k(again, table[:60], k=1)[1])[:, 0]] == np.arange(8)).all()
+
+
+def test_features_alone_tell_a_user_without_history(trained):
+    events, _, _, (model, params, _) = trained
+    users = model.user_features.read({"wants": COLOURS}, 4)
+    queries = jax.jit(model.queries)(params, np.full((4, 6), 60), users)
+    best = np.asarray(top_k(queries, jax.jit(model.table)(params), k=3)[1])
+    assert (events.item_features["colour"][best] == COLOURS[:, None]).all()
+
+
+def test_items_without_own_embeddings():
+    events = log()
+    task, _, (model, params, _) = fitted(events, steps=10, ids=False)
+    assert model.known == 0 and params["network"]["own"].shape == (1, 16)
+    same = {}
+    for i, key in enumerate(zip(*events.item_features.values(), strict=True)):
+        same.setdefault(key, []).append(i)
+    table = np.asarray(jax.jit(model.table)(params))
+    for group in same.values():  # the features are all that there is
+        np.testing.assert_allclose(table[group], table[group[:1]].repeat(len(group), 0), atol=1e-6)
+    assert task.coupled
+
+
+def test_padding_changes_neither_loss_nor_gradient(trained):
+    events, task, state, recommender = trained
+    rows = {n: v[:6] for n, v in recommender.model.rows(events).items()}
+    padded = {
+        name: np.concatenate([v, np.full((2, *v.shape[1:]), 9999).astype(v.dtype)])
+        for name, v in rows.items()
+    }
+    padded["mask"][6:] = 0
+
+    def loss(params, batch):
+        return task.loss(params, state.extra, batch, jax.random.key(0), False)[0]
+
+    both = jax.jit(jax.value_and_grad(loss))
+    (a, grad), (b, same) = (both(state.params, x) for x in (rows, padded))
+    assert float(a) == pytest.approx(float(b), rel=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), grad, same)
+
+
+def test_bad_input_is_named(trained):
+    events, _, _, recommender = trained
+    columns = {"colour": COLOURS[:2], "size": np.zeros(2)}
+    with pytest.raises(ValueError, match="'item 3' found, which is there already"):
+        recommend.with_items(recommender, ["new", "item 3"], columns)
+    with pytest.raises(ValueError, match="'new' found, which is there already"):
+        recommend.with_items(recommender, ["new", "new"], columns)
+    with pytest.raises(ValueError, match="colour: 2 rows found, 1 wanted"):
+        recommend.with_items(recommender, ["new"], columns)
+    none = Events(*(x[:0] for x in (events.user, events.item, events.time, events.weight)),
+                  events.users, events.items)  # fmt: skip
+    with pytest.raises(ValueError, match="events: none found"):
+        recommend.retrieval(recommender.model, none)
+    fewer = Events(*(x[:5] for x in (events.user, events.item, events.time, events.weight)),
+                   events.users, events.items, {}, events.item_features)  # fmt: skip
+    with pytest.raises(ValueError, match=r"\d items with events found, \d+ wanted"):
+        recommend.retrieval(recommender.model, fewer)
