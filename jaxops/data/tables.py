@@ -26,7 +26,7 @@ def csv_frame(
     missing: Sequence[str],
     text: Sequence[str] = (),
 ) -> Any:
-    """A CSV file as a pandas frame; the columns of `text` are kept as they are written."""
+    """A CSV file as a pandas frame; in the columns of `text` only "" is missing."""
     import pandas as pd
 
     path = Path(path)
@@ -38,7 +38,7 @@ def csv_frame(
         path,
         usecols=list(columns or names),
         encoding=encoding,
-        na_values=list(missing),
+        na_values={name: [""] if name in text else list(missing) for name in names},
         keep_default_na=False,
         low_memory=False,
         dtype=dict.fromkeys(text, str),

@@ -12,6 +12,7 @@ from jaxops.recommend.losses import (
     sampled_softmax,
 )
 from jaxops.recommend.ranking import Ranks, average_precision, hr, mrr, ndcg, ranks, recall
+from jaxops.recommend.reading import events
 from jaxops.recommend.recommend import Recommendations, recommend
 from jaxops.recommend.recommender import Model, Recommender, fit, load, save, update
 from jaxops.recommend.sequence import (
@@ -24,7 +25,15 @@ from jaxops.recommend.sequence import (
     hstu,
     sasrec,
 )
-from jaxops.recommend.splits import Split, joined, leave_one_out
+from jaxops.recommend.splits import (
+    Split,
+    check_leakage,
+    joined,
+    k_core,
+    leave_one_out,
+    split_by_time,
+    split_by_user,
+)
 from jaxops.recommend.tasks import held_out, masked_item, next_item, rows
 from jaxops.recommend.two_tower import (
     TwoTower,
@@ -56,6 +65,7 @@ __all__ = [
     "average_precision",
     "bert4rec",
     "blend",
+    "check_leakage",
     "cross_entropy",
     "esasrec",
     "events",
@@ -66,6 +76,7 @@ __all__ = [
     "hstu",
     "in_batch_softmax",
     "joined",
+    "k_core",
     "leave_one_out",
     "load",
     "masked_item",
@@ -80,6 +91,8 @@ __all__ = [
     "sampled_softmax",
     "sasrec",
     "save",
+    "split_by_time",
+    "split_by_user",
     "two_tower_recommender",
     "update",
     "with_items",

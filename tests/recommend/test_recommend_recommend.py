@@ -9,6 +9,7 @@ import pytest
 
 import jaxops as jo
 from jaxops import recommend as r
+from jaxops.topk import top_k
 
 ITEMS = 37
 
@@ -207,7 +208,7 @@ def test_top_k_with_masks_is_a_stable_sort(block, direct, mesh):
     order = np.argsort(-scores, axis=1, kind="stable")[:, :9]
     given = (jnp.asarray(queries @ items.T), None) if direct else (queries, items)
     mesh = None if mesh is None else jax.sharding.Mesh(np.array(jax.devices()[:mesh]), ("items",))
-    found, index = jo.top_k(*given, 9, block, seen=seen, allowed=allowed, mesh=mesh)
+    found, index = top_k(*given, 9, block, seen=seen, allowed=allowed, mesh=mesh)
     np.testing.assert_array_equal(found, np.take_along_axis(scores, order, 1))
     there = np.isfinite(found)
     np.testing.assert_array_equal(np.asarray(index)[there], order[there])
