@@ -1,7 +1,7 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
 from jaxops.recommend.blend import Blend, blend
-from jaxops.recommend.events import Events, Histories, Report, events
+from jaxops.recommend.events import Events, Histories, Report
 from jaxops.recommend.features import Features
 from jaxops.recommend.losses import (
     BinaryCrossEntropy,
