@@ -1,8 +1,11 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
 from jaxops.recommend.blend import Blend, blend
+from jaxops.recommend.evaluation import Evaluation, compare, evaluate, segments, table
 from jaxops.recommend.events import Events, Histories, Report
 from jaxops.recommend.features import Features
+from jaxops.recommend.intervals import Interval, Paired, interval, paired
+from jaxops.recommend.lists import coverage, gini, novelty, popularity, popularity_bias
 from jaxops.recommend.losses import (
     BinaryCrossEntropy,
     BPRLoss,
@@ -11,7 +14,17 @@ from jaxops.recommend.losses import (
     cross_entropy,
     sampled_softmax,
 )
-from jaxops.recommend.ranking import Ranks, average_precision, hr, mrr, ndcg, ranks, recall
+from jaxops.recommend.ranking import (
+    Ranks,
+    average_precision,
+    hr,
+    mrr,
+    ndcg,
+    ranks,
+    ranks_and_lists,
+    recall,
+    sampled_metrics,
+)
 from jaxops.recommend.reading import events
 from jaxops.recommend.recommend import Recommendations, recommend
 from jaxops.recommend.recommender import Model, Recommender, fit, load, save, update
@@ -49,11 +62,14 @@ __all__ = [
     "BinaryCrossEntropy",
     "Blend",
     "CrossEntropy",
+    "Evaluation",
     "Events",
     "Features",
     "GRU4Rec",
     "Histories",
+    "Interval",
     "Model",
+    "Paired",
     "Ranks",
     "Recommendations",
     "Recommender",
@@ -66,15 +82,20 @@ __all__ = [
     "bert4rec",
     "blend",
     "check_leakage",
+    "compare",
+    "coverage",
     "cross_entropy",
     "esasrec",
+    "evaluate",
     "events",
     "fit",
+    "gini",
     "gru4rec",
     "held_out",
     "hr",
     "hstu",
     "in_batch_softmax",
+    "interval",
     "joined",
     "k_core",
     "leave_one_out",
@@ -83,16 +104,24 @@ __all__ = [
     "mrr",
     "ndcg",
     "next_item",
+    "novelty",
+    "paired",
+    "popularity",
+    "popularity_bias",
     "ranks",
+    "ranks_and_lists",
     "recall",
     "recommend",
     "retrieval",
     "rows",
+    "sampled_metrics",
     "sampled_softmax",
     "sasrec",
     "save",
+    "segments",
     "split_by_time",
     "split_by_user",
+    "table",
     "two_tower_recommender",
     "update",
     "with_items",

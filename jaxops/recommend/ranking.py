@@ -6,6 +6,8 @@ than M targets, and gives one value a user, (U,); see `intervals` for how sure t
 """
 
 import functools
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +30,12 @@ class Ranks(NamedTuple):
     Attributes:
         users: (R,) int64, the users that have a target.
         ranks: (R, M) float64, from 1; inf where a user has fewer than M targets.
+        candidates: (R,) int64, among how many items.
     """
 
     users: np.ndarray
     ranks: np.ndarray
+    candidates: np.ndarray
 
 
 def ranks(
@@ -58,6 +62,41 @@ def ranks(
         ValueError: not the same number of users, items outside the catalogue, or no target.
         FloatingPointError: a score is NaN.
     """
+    return _ranked(recommender, histories, targets, exclude_seen, k=0)[0]
+
+
+def ranks_and_lists(
+    recommender: Recommender,
+    histories: Histories,
+    targets: Histories,
+    k: int,
+    exclude_seen: bool = True,
+) -> tuple[Ranks, np.ndarray]:
+    """What `ranks` gives, and of the same scores each user's first k items.
+
+    Args:
+        recommender: as in `ranks`, as is all else.
+        histories: of U users.
+        targets: of the same U users.
+        k: 1 to N.
+        exclude_seen: as in `ranks`: targets are never left out.
+
+    Returns:
+        The ranks, and (R, k) int32: indices of items, best first, of equal ones the lower index; N
+        where fewer than k are left, or score more than -inf.
+    """
+    if not 1 <= k <= len(recommender.items):
+        raise ValueError(f"k: found {k}, wanted 1 to {len(recommender.items):,} (all items)")
+    return _ranked(recommender, histories, targets, exclude_seen, k)
+
+
+def _ranked(
+    recommender: Recommender,
+    histories: Histories,
+    targets: Histories,
+    exclude_seen: bool,
+    k: int,
+) -> tuple[Ranks, np.ndarray]:
     count, users = len(recommender.items), len(targets.starts) - 1
     _check(histories, targets, count)
     wanted = _keys(targets, count)
@@ -68,20 +107,30 @@ def ranks(
 
     lengths = np.stack([histories.lengths, seen.lengths, targets.lengths])
     who = np.flatnonzero(targets.lengths)
-    found = np.full((users, int(targets.lengths.max())), np.inf)
+    places = np.full((users, int(targets.lengths.max())), np.inf)
+    lists = np.full((users, k), count, np.int32)
+
+    def write(some: np.ndarray, doubled: Array, best: Array) -> None:
+        got = np.asarray(doubled)[:, : places.shape[1]]
+        if (got < 0).any():
+            raise FloatingPointError(f"scores: NaN for user {some[(got < 0).any(1)][0]}")
+        there = np.arange(got.shape[1]) < targets.lengths[some, None]
+        places[some, : got.shape[1]] = np.where(there, got / 2, np.inf)
+        lists[some] = best
+
     model, params = recommender.model, jax.device_put(recommender.params)
     table = _table(model, params)
-    waiting: list[tuple[np.ndarray, Array]] = []
+    waiting: list[tuple[np.ndarray, Array, Array]] = []
     for some in _batches(who, lengths, count):
         longest, most_seen, most = (int(n) for n in lengths[:, some].max(1))
         rows = histories.rows(some, model.context or _padded(longest, 16), count)
         hidden = seen.rows(some, _padded(most_seen, 16), count)
-        wanted = targets.rows(some, _padded(most, 1), count)
-        waiting.append((some, _doubled(model, params, table, rows, hidden, wanted)))
+        goals = targets.rows(some, _padded(most, 1), count)
+        waiting.append((some, *_score(model, k, params, table, rows, hidden, goals)))
         if len(waiting) > 1:  # the host makes a batch ready while the device works on the last
-            _write(found, targets.lengths, *waiting.pop(0))
-    _write(found, targets.lengths, *waiting.pop())
-    return Ranks(who, found[who])
+            write(*waiting.pop(0))
+    write(*waiting.pop())
+    return Ranks(who, places[who], count - seen.lengths[who]), lists[who]
 
 
 def _batches(who: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
@@ -101,24 +150,22 @@ def _padded(length: int, least: int) -> int:
     return least
 
 
-def _write(found: np.ndarray, widths: np.ndarray, some: np.ndarray, doubled: Array) -> None:
-    got = np.asarray(doubled)[:, : found.shape[1]]
-    if (got < 0).any():
-        raise FloatingPointError(f"scores: NaN for user {some[(got < 0).any(1)][0]}")
-    there = np.arange(got.shape[1]) < widths[some, None]
-    found[some, : got.shape[1]] = np.where(there, got / 2, np.inf)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _table(model: Any, params: Params) -> Array | None:
     return model.table(params)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _doubled(
-    model: Any, params: Params, table: Array | None, rows: Array, seen: Array, targets: Array
-) -> Array:
-    """Twice the ranks, (B, M) int32; -1 where a score is NaN."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score(
+    model: Any,
+    k: int,
+    params: Params,
+    table: Array | None,
+    rows: Array,
+    seen: Array,
+    targets: Array,
+) -> tuple[Array, Array]:
+    """Twice the ranks, (B, M) int32, or -1 where a score is NaN; and the first k items, (B, k)."""
     scores = model.queries(params, rows)
     if table is not None:
         scores = jnp.matmul(
@@ -136,7 +183,12 @@ def _doubled(
     others = jnp.take_along_axis(scores, seen, axis=1, mode="clip")
     hidden = jnp.where((seen < count)[:, None], above(others[:, None]), 0).sum(2)
     doubled = 1 + above(scores[:, None]).sum(2) - hidden
-    return jnp.where(jnp.isnan(scores).any(1, keepdims=True), -1, doubled)
+    doubled = jnp.where(jnp.isnan(scores).any(1, keepdims=True), -1, doubled)
+    if k == 0:
+        return doubled, jnp.zeros((len(scores), 0), jnp.int32)
+    left = scores.at[jnp.arange(len(scores))[:, None], seen].set(-jnp.inf, mode="drop")
+    best, index = lax.top_k(left, k)
+    return doubled, jnp.where(best == -jnp.inf, count, index)
 
 
 def _keys(histories: Histories, count: int) -> np.ndarray:
@@ -224,7 +276,55 @@ def average_precision(ranks: np.ndarray, k: int) -> np.ndarray:
     return found / np.minimum(np.isfinite(ranks).sum(1), k)
 
 
-METRICS = {"hr": hr, "recall": recall, "ndcg": ndcg, "mrr": mrr, "map": average_precision}
+METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "hr": hr,
+    "recall": recall,
+    "ndcg": ndcg,
+    "mrr": mrr,
+    "map": average_precision,
+}
+
+
+def sampled_metrics(
+    ranks: Ranks, k: int, negatives: int = 100, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """What the metrics would be among a sample of the items, for comparison with old papers only.
+
+    Each target is ranked among itself and `negatives` others, drawn evenly and without repeats from
+    the items it was exactly ranked among: how many of them stand above it is hypergeometric, so
+    that nothing is scored again. Of items with the target's score half count as above it.
+
+    Args:
+        ranks: exact ones.
+        k: at least 1.
+        negatives: fewer than the candidates of any user.
+        seed: of the draw.
+
+    Returns:
+        name -> (R,) values, the names those of the metrics behind "sampled_".
+
+    Warns:
+        UserWarning: always. The order of models by sampled metrics need not be that by the metrics
+            themselves (Krichene and Rendle 2020, On sampled metrics for item recommendation).
+
+    Raises:
+        ValueError: more negatives than there are.
+    """
+    warnings.warn(
+        f"sampled metrics: ranked among {negatives} drawn items instead of all, which can reverse "
+        "the order of models (Krichene and Rendle 2020); never compare them with full ones",
+        stacklevel=2,
+    )
+    others = ranks.candidates[:, None] - 1
+    if not 1 <= negatives <= others.min():
+        raise ValueError(f"negatives: found {negatives}, wanted 1 to {others.min():,}")
+    rng = np.random.default_rng(seed)
+    there = np.isfinite(ranks.ranks)
+    above = np.where(there, ranks.ranks - 1, 0)
+    whole = (above + rng.integers(0, 2, above.shape) / 2).astype(np.int64)
+    drawn = rng.hypergeometric(whole, others - whole, negatives)
+    found = np.where(there, 1.0 + drawn, np.inf)
+    return {f"sampled_{name}@{k}": metric(found, k) for name, metric in METRICS.items()}
 
 
 def _ranks(ranks: Any, k: int) -> np.ndarray:

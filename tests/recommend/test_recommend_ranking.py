@@ -98,11 +98,11 @@ def test_one_program_for_users_of_any_length(monkeypatch):
     monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 31 * 8)
     params, histories, targets = some(users=64, items=31, longest=16, seed=1)
     recommender = Recommender(Given(context=4), params, np.arange(31).astype(str))
-    before = ranking._doubled._cache_size()
+    before = ranking._score._cache_size()
     targets = [row[:1] for row in targets]
     for _ in range(2):
         recommend.ranks(recommender, lists(histories), lists(targets))
-    assert ranking._doubled._cache_size() == before + 1
+    assert ranking._score._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""How sure the mean of a metric over users is, and the difference between two models.
+
+The randomness meant is that of the users: another draw of as many from the same population. That
+of training (another seed) is not in it; train again to see it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+
+class Interval(NamedTuple):
+    """A mean over users, and the bounds between which it lies with the confidence asked for."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+class Paired(NamedTuple):
+    """The mean of a - b over the same users, its bounds, and the p-value of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def interval(
+    values: np.ndarray, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The bootstrap interval of a mean, bias-corrected and accelerated.
+
+    BCa (Efron 1987, Better bootstrap confidence intervals) follows the skewness of a metric that
+    is 0 for most users. Where all values are alike it has no width: it knows of no others.
+
+    Args:
+        values: (U,) one value a user, such as `ndcg(ranks, 10)`.
+        resamples: samples of U users drawn with replacement.
+        level: of confidence.
+        seed: of the samples.
+
+    Raises:
+        ValueError: fewer than two values, one that is not finite, or a level outside 0 to 1.
+
+    >>> print(interval(np.arange(1000) < 50))
+    0.0500 [0.0380, 0.0660]
+    """
+    values = _checked("values", values)
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(
+            f"level, resamples: found {level} and {resamples}, wanted 0 to 1, and 1 up"
+        )
+    mean = values.mean()
+    centred = values - mean
+    if np.ptp(values) == 0:
+        return Interval(float(mean), float(mean), float(mean))
+    means = _means(values, resamples, np.random.default_rng(seed))
+    below = ((means < mean).mean() + (means <= mean).mean()) / 2
+    bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
+    skewness = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    z = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, ndtr(bias + z / (1 - skewness * z)))
+    return Interval(float(mean), float(low), float(high))
+
+
+def paired(
+    a: np.ndarray, b: np.ndarray, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Paired:
+    """Whether model a is better than model b for the same users.
+
+    The bounds are those of `interval` for the differences. The p-value is that of sign flips, two-
+    sided: if the models were alike, each user's difference could as well have the other sign
+    (Fisher's randomisation test); it is at least 1 / (resamples + 1).
+
+    Args:
+        a: (U,) a metric's values of the one model.
+        b: (U,) those of the other, of the same users in the same order.
+        resamples: samples of users, and flips of all signs.
+        level: of confidence.
+        seed: of both.
+
+    Raises:
+        ValueError: not the same shape; else as `interval`.
+
+    >>> a = np.arange(1000) % 10 == 0
+    >>> paired(a, a & (np.arange(1000) % 20 == 0)).p < 0.001
+    True
+    """
+    a, b = _checked("a", a), _checked("b", b)
+    if a.shape != b.shape:
+        raise ValueError(f"a, b: found {len(a):,} and {len(b):,} values, wanted the same users")
+    d = a - b
+    total = abs(d.sum())
+    flipped = np.abs(_flipped(d, resamples, np.random.default_rng([seed, 1])))
+    # a sum that differs by rounding alone is as far out
+    far = (flipped >= total - 1e-9 * np.abs(d).sum()).sum()
+    return Paired(*interval(d, resamples, level, seed), float((1 + far) / (1 + resamples)))
+
+
+def _means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of samples with replacement, (resamples,)."""
+    n = len(values)
+    distinct, counts = np.unique(values, return_counts=True)
+    if _few(distinct, values):  # how often each value is drawn: the same law, and much faster
+        return rng.multinomial(n, counts / n, resamples) @ distinct / n
+    return _repeat(lambda: values[rng.integers(0, n, n)].mean(), resamples)
+
+
+def _flipped(d: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Sums with every sign drawn anew, (resamples,)."""
+    sizes, counts = np.unique(np.abs(d), return_counts=True)
+    if _few(sizes, d):
+        return (2 * rng.binomial(counts, 0.5, (resamples, len(sizes))) - counts[None]) @ sizes
+    size = np.abs(d)
+    draw = lambda: size @ rng.integers(0, 2, len(d), dtype=bool)  # noqa: E731
+    return 2 * _repeat(draw, resamples) - size.sum()
+
+
+def _few(distinct: np.ndarray, values: np.ndarray) -> bool:
+    return len(distinct) < len(values) / 8
+
+
+def _repeat(draw: Callable[[], np.floating], times: int) -> np.ndarray:
+    return np.array([draw() for _ in range(times)])
+
+
+def _checked(name: str, values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        found = f"shape {values.shape}, {(~np.isfinite(values)).sum():,} of them not finite"
+        raise ValueError(f"{name}: found {found}; wanted (U,), two users or more, all finite")
+    return values

@@ -1,0 +1,196 @@
+"""Lists, evaluations and their comparison against loops over users and items."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import stats
+
+from jaxops import recommend
+from jaxops.recommend import Evaluation, Histories, Recommender, ranking
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of the rows of a user's items is the query."""
+
+    context: int | None = None
+
+    def queries(self, params, history):
+        return params.at[history].get(mode="fill", fill_value=0).sum(1)
+
+    def table(self, params):
+        return params
+
+
+def lists(rows):
+    return Histories(
+        np.array([item for row in rows for item in row], np.int32),
+        np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+    )
+
+
+def some(users=120, items=48, longest=40, seed=0):
+    """Scores without ties; histories with repeats; 0 to 3 targets, some of them seen before."""
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(items, 8)).astype(np.float32)
+    histories = [list(rng.integers(0, items, 1 + rng.integers(longest))) for _ in range(users)]
+    targets = [list(rng.integers(0, items, rng.integers(4))) for _ in range(users)]
+    return Recommender(Sum(), table, np.arange(items).astype(str)), histories, targets
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_evaluation_is_a_brute_forces(exclude_seen, monkeypatch):
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 48 * 19)
+    recommender, histories, targets = some()
+    got = recommend.evaluate(recommender, lists(histories), lists(targets), 10, exclude_seen)
+    counts = np.bincount(np.concatenate(histories), minlength=48)
+    percentile = (stats.rankdata(counts) - 0.5) / 48
+    taken = np.mean([percentile[i] for row in histories for i in row])
+    for place, user in enumerate(got.users):
+        scores = recommender.params @ recommender.params[histories[user]].sum(0)
+        left_out = set(histories[user]) - set(targets[user]) if exclude_seen else set()
+        want = [i for i in np.argsort(-scores) if i not in left_out]
+        assert got.lists[place].tolist() == [*want, *[48] * 10][:10]
+        shown = want[:10]
+        assert got.values["recall@10"][place] == np.mean([i in shown for i in set(targets[user])])
+        bits = np.mean([-np.log2(max(counts[i], 1) / counts.sum()) for i in shown])
+        assert got.values["novelty@10"][place] == pytest.approx(bits)
+        bias = np.mean([percentile[i] for i in shown]) - taken
+        assert got.values["popularity_bias@10"][place] == pytest.approx(bias)
+    figures = got.figures()
+    shown = np.bincount(got.lists.ravel(), minlength=49)[:48]
+    assert figures["coverage@10"] == len(set(got.lists.ravel()) - {48}) / 48
+    apart = np.abs(shown[:, None] - shown[None]).mean() / (2 * shown.mean())
+    assert figures["gini@10"] == pytest.approx(apart)
+    ranks = recommend.ranks(recommender, lists(histories), lists(targets), exclude_seen)
+    assert figures["mrr@10"] == recommend.mrr(ranks.ranks, 10).mean()
+
+
+def test_items_on_eight_devices_give_the_same():
+    recommender, histories, targets = some()
+    mesh = jax.make_mesh((8,), ("items",), axis_types=(AxisType.Auto,))
+    spread = jax.device_put(recommender.params, NamedSharding(mesh, PartitionSpec("items")))
+    one = recommend.evaluate(recommender, lists(histories), lists(targets))
+    eight = recommend.evaluate(
+        recommender._replace(params=spread), lists(histories), lists(targets)
+    )
+    np.testing.assert_array_equal(one.ranks, eight.ranks)
+    np.testing.assert_array_equal(one.lists, eight.lists)
+
+
+def test_a_short_list_and_no_events():
+    """Who has seen all but the target is shown the target; of nobody's events nothing is known."""
+    recommender, _, _ = some(items=4)
+    seen = recommend.evaluate(recommender, lists([[0, 1, 2, 3]]), lists([[2]]), k=3)
+    assert seen.lists.tolist() == [[2, 4, 4]]
+    assert seen.figures()["hr@3"] == 1
+    new = recommend.evaluate(recommender, lists([[]]), lists([[2]]), k=3)
+    assert new.lists.tolist() == [[0, 1, 2]]  # all score 0
+    assert new.values["popularity_bias@3"].tolist() == [0.0]
+    known = recommend.evaluate(
+        recommender, lists([[]]), lists([[2]]), 3, counts=np.array([5, 1, 1, 1])
+    )
+    assert known.values["novelty@3"] == pytest.approx(-np.log2([5 / 8, 1 / 8, 1 / 8]).mean())
+    assert np.isnan(recommend.novelty(np.array([[4, 4]]), np.ones(4))).all()
+
+
+@pytest.mark.parametrize("k", [0, 49])
+def test_k_outside_the_catalogue_is_named(k):
+    recommender, histories, targets = some()
+    with pytest.raises(ValueError, match=f"k: found {k}, wanted 1 to 48"):
+        recommend.evaluate(recommender, lists(histories), lists(targets), k)
+
+
+def test_wrong_counts_are_named():
+    recommender, histories, targets = some()
+    with pytest.raises(ValueError, match=r"counts: found shape \(3,\), wanted \(48,\)"):
+        recommend.evaluate(recommender, lists(histories), lists(targets), counts=np.ones(3))
+
+
+def test_segments_make_the_whole():
+    recommender, histories, targets = some()
+    whole = recommend.evaluate(recommender, lists(histories), lists(targets))
+    labels = np.where([len(row) < 20 for row in histories], "short", "long")
+    parts = recommend.segments(whole, labels)
+    assert list(parts) == ["long", "short"]
+    assert [labels[u] for u in parts["short"].users] == ["short"] * len(parts["short"].users)
+    alone = recommend.evaluate(
+        recommender,
+        lists(histories),
+        lists([t if label == "short" else [] for t, label in zip(targets, labels, strict=True)]),
+    )
+    assert alone.figures() == parts["short"].figures()
+    assert sum(len(part.users) for part in parts.values()) == len(whole.users)
+    with pytest.raises(ValueError, match="labels: found shape"):
+        recommend.segments(whole, labels[:-2])
+
+
+def evaluation(hits, lists=None):
+    users = np.arange(len(hits))
+    lists = np.zeros((len(hits), 1), np.int32) if lists is None else lists
+    values = {"hr@1": hits.astype(float), "novelty@1": np.full(len(hits), 2.0)}
+    return Evaluation(1, 4, users, np.ones((len(hits), 1)), lists, values)
+
+
+def test_the_best_is_marked_only_where_it_is_known():
+    hits = np.arange(10_000) % 20 == 0
+    more = hits | (np.arange(10_000) % 500 == 1)
+    rng = np.random.default_rng(0)
+    shuffled = rng.permutation(more)
+    rows = {"plain": evaluation(hits), "more": evaluation(more)}
+    assert recommend.table(rows) == (
+        "| model | hr@1                        | novelty@1               "
+        "| coverage@1 | gini@1 |\n"
+        "|-------|-----------------------------|-------------------------"
+        "|------------|--------|\n"
+        "| plain | 0.0500 [0.0461, 0.0544]     | 2.0000 [2.0000, 2.0000] "
+        "| 0.2500     | 0.7500 |\n"
+        "| more  | **0.0520** [0.0480, 0.0564] | 2.0000 [2.0000, 2.0000] "
+        "| 0.2500     | 0.7500 |"
+    )
+    # as good in the mean as the best, of other users: nothing is known of the three
+    rows["shuffled"] = evaluation(shuffled)
+    assert "**" not in recommend.table(rows)
+    assert "**" not in recommend.table({"alone": evaluation(more)})
+
+
+def test_comparison_refuses():
+    one, two = evaluation(np.arange(9) % 2 == 0), evaluation(np.arange(8) % 2 == 0)
+    with pytest.raises(ValueError, match="'two' is of other users than the first"):
+        recommend.compare({"one": one, "two": two})
+    with pytest.raises(ValueError, match=r"metrics: \['hr@5'\] wanted, 'one' has \['hr@1'"):
+        recommend.compare({"one": one}, ["hr@5"])
+    with pytest.raises(ValueError, match="evaluations: found none"):
+        recommend.compare({})
+
+
+def test_sampled_metrics_warn_and_are_those_of_a_draw():
+    recommender, histories, targets = some(users=60, items=300)
+    targets = [row[:1] for row in targets]
+    ranks = recommend.ranks(recommender, lists(histories), lists(targets))
+    left_out = [len(set(histories[u]) - set(targets[u])) for u in ranks.users]
+    assert ranks.candidates.tolist() == [300 - n for n in left_out]
+    draws = 400
+    got = []
+    for seed in range(draws):
+        with pytest.warns(UserWarning, match="Krichene and Rendle 2020"):
+            values = recommend.sampled_metrics(ranks, 10, negatives=50, seed=seed)
+        got.append([values["sampled_hr@10"], values["sampled_ndcg@10"]])
+    rng = np.random.default_rng(0)
+    want = []
+    for rank, count in zip(ranks.ranks[:, 0], ranks.candidates, strict=True):
+        # the others in the order of their scores: the first rank - 1 stand above the target
+        drawn = rng.permuted(np.tile(np.arange(count - 1), (draws, 1)), axis=1)[:, :50]
+        place = 1 + (drawn < rank - 1).sum(1)
+        want.append([place <= 10, np.where(place <= 10, 1 / np.log2(1 + place), 0)])
+    error = np.sqrt(0.25 / draws)
+    np.testing.assert_allclose(np.mean(got, 0).T, np.mean(want, 2), atol=6 * error)
+    np.testing.assert_allclose(np.mean(got, (0, 2)), np.mean(want, (0, 2)), atol=6 * error / 7)
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="negatives: found 300, wanted 1 to"),
+    ):
+        recommend.sampled_metrics(ranks, 10, negatives=300)
