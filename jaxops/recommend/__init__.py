@@ -1,10 +1,14 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
 from jaxops.recommend.blend import Blend, blend
+from jaxops.recommend.bpr import BPR
+from jaxops.recommend.ease import EASE
 from jaxops.recommend.evaluation import Evaluation, compare, evaluate, segments, table
 from jaxops.recommend.events import Events, Histories, Report
 from jaxops.recommend.features import Features
+from jaxops.recommend.ials import IALS
 from jaxops.recommend.intervals import Interval, Paired, interval, paired
+from jaxops.recommend.item_knn import ItemKNN
 from jaxops.recommend.lists import coverage, gini, novelty, popularity, popularity_bias
 from jaxops.recommend.losses import (
     BinaryCrossEntropy,
@@ -14,6 +18,7 @@ from jaxops.recommend.losses import (
     cross_entropy,
     sampled_softmax,
 )
+from jaxops.recommend.popularity import Popularity
 from jaxops.recommend.ranking import (
     Ranks,
     average_precision,
@@ -57,7 +62,10 @@ from jaxops.recommend.two_tower import (
 )
 
 __all__ = [
+    "BPR",
+    "EASE",
     "HSTU",
+    "IALS",
     "BPRLoss",
     "BinaryCrossEntropy",
     "Blend",
@@ -68,8 +76,10 @@ __all__ = [
     "GRU4Rec",
     "Histories",
     "Interval",
+    "ItemKNN",
     "Model",
     "Paired",
+    "Popularity",
     "Ranks",
     "Recommendations",
     "Recommender",
