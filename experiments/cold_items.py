@@ -12,7 +12,8 @@ events are known, and who now take 5 of 500 new items, which are not popular yet
 many of the 5 are among the first 10 of the 500; `share_of_new` how many of the first 10 of all
 2,500 items are new, who are a fifth of these. Beside the two towers: without the items' own
 embeddings; without the log-q correction; without the users' features; new items by how popular
-their category and brand are; at random; and `ceiling`, what ranking by the true styles has. The recipe was chosen on seed 100.
+their category and brand are; at random; and `ceiling`, what ranking by the true styles has.
+The recipe was chosen on seed 100.
 
     python -m experiments.cold_items [--seeds 3]
 """
@@ -192,7 +193,7 @@ def train(
         on_log=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
-    return recommend.two_tower_recommender(model, state, world.events.items)
+    return recommend.two_tower_recommender(model, state, world.events)
 
 
 def without_log_q(task: jo.Task) -> jo.Task:
