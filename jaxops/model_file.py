@@ -44,6 +44,7 @@ DATACLASSES = (  # whose a file may name
     "jaxops.data.augment",
     "jaxops.nn.blocks",
     "jaxops.recommend.collaborative",
+    "jaxops.recommend.features",
     "jaxops.recommend.losses",
     "jaxops.recommend.sequence",
     "jaxops.recommend.two_tower",

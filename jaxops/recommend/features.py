@@ -38,7 +38,7 @@ class Features:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the columns."""
-        return tuple(feature[0] for feature in (*self.categories, *self.numbers))
+        return (*(c[0] for c in self.categories), *(n[0] for n in self.numbers))
 
     def read(self, columns: Columns, count: int) -> dict[str, np.ndarray]:
         """What the towers take.
@@ -58,7 +58,8 @@ class Features:
         odd = next((n for n in columns if len(columns[n]) != count), None)
         if odd is not None:
             raise ValueError(f"{odd}: {len(columns[odd]):,} rows found, {count:,} wanted")
-        mean, std = ({f[0]: f[i] for f in self.numbers} for i in (1, 2))
+        mean = {name: value for name, value, _, _ in self.numbers}
+        std = {name: value for name, _, value, _ in self.numbers}
         missing = [name for name, *_, some in self.numbers if some]
         values = {name: list(known) for name, known in self.categories}
         numbers = np.zeros((count, 0), np.float32)

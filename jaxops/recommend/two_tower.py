@@ -1,5 +1,6 @@
 """Two towers: an item is what its features say, so that one that nobody has taken is scored too."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,11 +85,7 @@ class TwoTower:
 
     def table(self, params: Params) -> Array:
         """The items' vectors, (N, D) float32."""
-
-        def vector(item: Any) -> Array:
-            return Network(self).apply({"params": params["network"]}, **item, method="item")
-
-        items = params["items"]
+        items, vector = params["items"], functools.partial(self._vectors, params["network"])
         return jax.lax.map(vector, items, batch_size=min(ITEMS_AT_ONCE, len(items["own"])))
 
     def rows(self, events: Events) -> dict[str, np.ndarray]:
@@ -121,14 +118,20 @@ class TwoTower:
         """With a key, as in training."""
         drop, keep = (None, None) if key is None else jax.random.split(key)
         taken = jax.tree.map(lambda x: x.at[history].get(mode="fill", fill_value=0), items)
-        apply = Network(self).apply
-        vectors = apply({"params": network}, **self._own(taken, drop), method="item")
+        vectors = self._vectors(network, self._own(taken, drop))
         if users is not None and keep is not None:
             seen = jax.random.bernoulli(keep, 1 - self.unknown, (len(history), 1))
             users = jax.tree.map(lambda x: jnp.where(seen, x, 0), users)
         there = history < len(items["own"])
-        queries = apply({"params": network}, vectors, there, users, method="user")
+        apply: Any = Network(self).apply
+        queries: Array = apply({"params": network}, vectors, there, users, method="user")
         return queries / self.temperature
+
+    def _vectors(self, network: Params, items: Any) -> Array:
+        """(..., D)."""
+        apply: Any = Network(self).apply
+        vectors: Array = apply({"params": network}, **items, method="item")
+        return vectors
 
     def _own(self, items: dict[str, Array], key: Key | None) -> dict[str, Array]:
         """In training, some items without their own embeddings."""
@@ -297,7 +300,8 @@ def retrieval(model: TwoTower, events: Events) -> Task:
         first = {name: jnp.asarray(values[:1]) for name, values in items.items()}
         users = _users(batch)
         users = users and {name: values[:1] for name, values in users.items()}
-        params = Network(model).init(key, **first, users=users)["params"]
+        start: Any = Network(model).init
+        params = start(key, **first, users=users)["params"]
         return params, {"items": jax.tree.map(jnp.asarray, items), "log_q": jnp.asarray(log_q)}
 
     def loss(params: Params, extra: Any, batch: Batch, key: Key, train: bool) -> tuple[Array, Out]:
@@ -309,7 +313,7 @@ def retrieval(model: TwoTower, events: Events) -> Task:
         drop, rest = jax.random.split(key) if train else (None, None)
         queries = model._queries(params, extra["items"], history, users, rest)
         taken = model._own(jax.tree.map(lambda x: x[item], extra["items"]), drop)
-        vectors = Network(model).apply({"params": params}, **taken, method="item")
+        vectors = model._vectors(params, taken)
         losses = in_batch_softmax(queries @ vectors.T, item, extra["log_q"][item], weights)
         return (losses * weights).sum(), Out(weights.sum(), {}, extra)
 
@@ -333,15 +337,17 @@ def _users(batch: Batch) -> dict[str, Array] | None:
     return {n: batch[n] for n in ("categories", "numbers")} if "categories" in batch else None
 
 
-def two_tower_recommender(model: TwoTower, state: TrainState, items: np.ndarray) -> Recommender:
+def two_tower_recommender(model: TwoTower, state: TrainState, events: Events) -> Recommender:
     """What was learned, as any recommender: the items' features go along with the parameters.
 
     Args:
         model: what was trained.
         state: of it.
-        items: (N,) the items' own ids, str, in the order of the training log's.
+        events: that it was trained on.
     """
-    return Recommender(model, {"network": state.params, "items": state.extra["items"]}, items)
+    counts = np.bincount(events.item, minlength=len(events.items)).astype(np.float64)
+    params = {"network": state.params, "items": state.extra["items"]}
+    return Recommender(model, params, events.items, counts)
 
 
 def with_items(recommender: Recommender, items: Any, columns: Columns) -> Recommender:
@@ -370,4 +376,9 @@ def with_items(recommender: Recommender, items: Any, columns: Columns) -> Recomm
     table = recommender.params["items"]
     table = {name: jnp.concatenate([table[name], jnp.asarray(new[name])]) for name in table}
     params = {**recommender.params, "items": table}
-    return Recommender(recommender.model, params, np.concatenate([recommender.items, items]))
+    return Recommender(
+        recommender.model,
+        params,
+        np.concatenate([recommender.items, items]),
+        np.concatenate([recommender.counts, np.zeros(len(items))]),
+    )

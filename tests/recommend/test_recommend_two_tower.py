@@ -39,7 +39,7 @@ def fitted(events, steps=150, **settings):
     adam = jo.optim.adam(1e-2)
     columns = model.rows(events)
     state = jo.fit(task, columns, optimizer=adam, batch_size=64, steps=steps, progress=False)
-    return task, state, recommend.two_tower_recommender(model, state, events.items)
+    return task, state, recommend.two_tower_recommender(model, state, events)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_other_columns_are_refused(columns, message):
 
 def test_queries_do_not_see_padding_and_see_no_more_than_there_is(trained):
     events, task, state, recommender = trained
-    model, params, _ = recommender
+    model, params = recommender.model, recommender.params
     count = len(events.items)
     history = np.array([[3, 5, count, count], [7, 1, 2, 9], [count] * 4], np.int32)
     ask = jax.jit(model.queries)
@@ -168,7 +168,8 @@ def test_queries_do_not_see_padding_and_see_no_more_than_there_is(trained):
 
 
 def test_table_is_the_items_vectors(trained, monkeypatch):
-    events, _, _, (model, params, items) = trained
+    events, _, _, recommender = trained
+    model, params, items = recommender.model, recommender.params, recommender.items
     table = jax.jit(model.table)(params)
     assert table.shape == (60, 16) and table.dtype == jnp.float32 and items is events.items
     np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
@@ -202,7 +203,8 @@ def test_an_item_is_scored_by_its_features_alone(trained):
 
 
 def test_features_alone_tell_a_user_without_history(trained):
-    events, _, _, (model, params, _) = trained
+    events, _, _, recommender = trained
+    model, params = recommender.model, recommender.params
     users = model.user_features.read({"wants": COLOURS}, 4)
     queries = jax.jit(model.queries)(params, np.full((4, 6), 60), users)
     best = np.asarray(top_k(queries, jax.jit(model.table)(params), k=3)[1])
@@ -211,7 +213,8 @@ def test_features_alone_tell_a_user_without_history(trained):
 
 def test_items_without_own_embeddings():
     events = log()
-    task, _, (model, params, _) = fitted(events, steps=10, ids=False)
+    task, _, recommender = fitted(events, steps=10, ids=False)
+    model, params = recommender.model, recommender.params
     assert model.known == 0 and params["network"]["own"].shape == (1, 16)
     same = {}
     for i, key in enumerate(zip(*events.item_features.values(), strict=True)):
@@ -257,3 +260,27 @@ def test_bad_input_is_named(trained):
                    events.users, events.items, {}, events.item_features)  # fmt: skip
     with pytest.raises(ValueError, match=r"\d items with events found, \d+ wanted"):
         recommend.retrieval(recommender.model, fewer)
+
+
+def test_as_any_recommender_from_a_file_with_new_items(trained, tmp_path):
+    events, _, _, recommender = trained
+    columns = {"colour": np.array(["blue", "unseen"]), "size": np.array([1.0, np.nan])}
+    more = recommend.with_items(recommender, ["new", "odd"], columns)
+    assert more.counts.tolist() == [*np.bincount(events.item, minlength=60), 0, 0]
+    colours, sizes = events.item_features.values()
+    small = events.items[(colours == "blue") & (sizes < 3)]
+    histories = [small[:2], ["item 0", "nowhere", "new"], []]
+    found = recommend.recommend(more, histories, k=4)
+    assert "new" in found.ids()[0] and "new" not in found.ids()[1]
+    assert found.unknown == found.empty == 1
+    queries = more.model.queries(more.params, np.array([[more.place_of[i] for i in small[:2]]]))
+    scores = np.array(queries @ more.model.table(more.params).T)[0]
+    scores[[more.place_of[i] for i in small[:2]]] = -np.inf
+    assert found.places[0].tolist() == np.argsort(-scores)[:4].tolist()
+
+    recommend.save(tmp_path / "towers.model", more)
+    again = recommend.load(tmp_path / "towers.model")
+    assert again.model == more.model
+    np.testing.assert_array_equal(recommend.recommend(again, histories, k=4).places, found.places)
+    later = recommend.with_items(again, ["newest"], {n: v[:1] for n, v in columns.items()})
+    assert recommend.recommend(later, [["newest"]], k=3).ids()[0][0] in [*small, "new"]

@@ -1,0 +1,232 @@
+"""Items that nobody has taken yet, for users who were never seen: two towers on generated data.
+
+What is behind the log: a style is a point on a sphere of 8 dimensions. An item's style is the sum
+of one for its category (of 30), one for its brand (of 80), one that its two numbers (price, age
+group) turn continuously, and a part of its own that no feature tells. A user's style has a part
+for their segment (of 6), which is a feature of theirs, and a larger part of their own, which only
+what they took tells. They take an item with probability softmax(sharpness * style . style +
+popularity), where popularity is Zipf's and has nothing to do with features.
+
+3,000 users take 20 items each of 2,000 items; another 1,000 users come later, of whom 20 such
+events are known, and who now take 5 of 500 new items, which are not popular yet. `recall@10` is how
+many of the 5 are among the first 10 of the 500; `share_of_new` how many of the first 10 of all
+2,500 items are new, who are a fifth of these. Beside the two towers: without the items' own
+embeddings; without the log-q correction; without the users' features; new items by how popular
+their category and brand are; at random; and `ceiling`, what ranking by the true styles has.
+The recipe was chosen on seed 100.
+
+    python -m experiments.cold_items [--seeds 3]
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxops as jo
+from experiments import common
+from jaxops import recommend, report
+from jaxops.topk import top_k
+
+PUBLISHED = {"recall@10": "no publication: the log is generated, see `ceiling`"}
+STYLE = 8
+
+
+@dataclass(frozen=True)
+class Settings(common.Settings):
+    """The log and the network."""
+
+    users: int = 3000
+    later_users: int = 1000
+    items: int = 2000
+    new_items: int = 500
+    events: int = 20
+    """of a user"""
+    sharpness: float = 8.0
+    width: int = 64
+    batch_size: int = 512
+    epochs: int = 5
+    learning_rate: float = 2e-3
+    temperature: float = 0.1
+
+
+class World(NamedTuple):
+    """The log, and what is behind it.
+
+    Attributes:
+        events: of the users who are learned from.
+        histories: (U, L) of the later users.
+        users: their columns.
+        taken: (U, 5) of the new items.
+        names: the new items' ids.
+        columns: the new items' columns.
+        truth: (U, new items) how well the styles fit.
+    """
+
+    events: recommend.Events
+    histories: np.ndarray
+    users: dict[str, np.ndarray]
+    taken: np.ndarray
+    names: np.ndarray
+    columns: dict[str, np.ndarray]
+    truth: np.ndarray
+
+
+def sphere(random: np.random.Generator, count: int) -> np.ndarray:
+    x = random.normal(size=(count, STYLE))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def draw(random: np.random.Generator, logits: np.ndarray, count: int) -> np.ndarray:
+    """Different items for each row, one after the other: Gumbel's noise, and the largest."""
+    noisy = logits + random.gumbel(size=logits.shape)
+    return np.argsort(-noisy, axis=1)[:, :count].astype(np.int32)
+
+
+def generate(settings: Settings, seed: int) -> World:
+    random = np.random.default_rng(seed)
+    count = settings.items + settings.new_items
+    category, brand = random.integers(0, 30, count), random.integers(0, 80, count)
+    price, age = random.uniform(0, 1, (2, count))
+    planes = sphere(random, 4)
+    turned = sum(
+        np.cos(np.pi * x)[:, None] * planes[i][None] + np.sin(np.pi * x)[:, None] * planes[i + 1]
+        for x, i in ((price, 0), (age, 2))
+    )
+    styles = sphere(random, 30)[category] + 0.7 * sphere(random, 80)[brand] + 0.5 * turned
+    styles = styles + 0.3 * sphere(random, count)
+    styles /= np.linalg.norm(styles, axis=1, keepdims=True)
+    columns = {
+        "category": np.char.add("category ", category.astype(str)),
+        "brand": np.char.add("brand ", brand.astype(str)),
+        "price": np.exp(1 + 3 * price),
+        "age": 80 * age,
+    }
+    people = settings.users + settings.later_users
+    segment = random.integers(0, 6, people)
+    tastes = 0.7 * sphere(random, 6)[segment] + sphere(random, people)
+    fits = settings.sharpness * tastes @ styles.T
+    rank = 1 + random.permutation(settings.items)
+    taken = draw(random, fits[:, : settings.items] - 0.8 * np.log(rank)[None], settings.events)
+    first, names = settings.users, np.char.add("item ", np.arange(count).astype(str))
+    user = np.repeat(np.arange(first, dtype=np.int32), settings.events)
+    segments = {"segment": np.char.add("segment ", segment.astype(str))}
+    events = recommend.Events(
+        user=user,
+        item=taken[:first].ravel(),
+        time=np.arange(len(user)),
+        weight=np.ones(len(user), np.float32),
+        users=np.arange(first).astype(str),
+        items=names[: settings.items],
+        user_features={name: values[:first] for name, values in segments.items()},
+        item_features={name: values[: settings.items] for name, values in columns.items()},
+    )
+    later = fits[first:, settings.items :]
+    return World(
+        events,
+        taken[first:],
+        {name: values[first:] for name, values in segments.items()},
+        draw(random, later, 5),
+        names[settings.items :],
+        {name: values[settings.items :] for name, values in columns.items()},
+        later,
+    )
+
+
+def recall(ranked: np.ndarray, taken: np.ndarray) -> float:
+    """The mean share of `taken` (U, 5) that is in `ranked` (U, 10)."""
+    return float((ranked[:, :, None] == taken[:, None]).any(1).mean())
+
+
+def best(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, axis=1, kind="stable")[:, :10]
+
+
+def popularity(world: World) -> np.ndarray:
+    """(new items,) how often an item of the category, and one of the brand, was taken."""
+    known, total = world.events.item_features, np.zeros(len(world.names))
+    times = np.bincount(world.events.item, minlength=len(world.events.items))
+    for name in ("category", "brand"):
+        values, place = np.unique(known[name], return_inverse=True)
+        mean = np.bincount(place, times) / np.bincount(place)
+        by_value = dict(zip(values.tolist(), mean.tolist(), strict=True))
+        total += [np.log(by_value.get(value, times.mean())) for value in world.columns[name]]
+    return total
+
+
+def rank(recommender: recommend.Recommender, world: World, users: bool) -> dict[str, float]:
+    """Recall of the new items, alone and among all; what the history has is left out."""
+    model, old = recommender.model, len(world.events.items)
+    more = recommend.with_items(recommender, world.names, world.columns)
+    read = model.user_features.read(world.users, len(world.taken)) if users else None
+    queries = jax.jit(model.queries)(more.params, world.histories, read)
+    table = jax.jit(model.table)(more.params)
+    scores = np.array(queries @ table.T)
+    np.put_along_axis(scores, world.histories, -np.inf, axis=1)
+    _, alone = top_k(queries, table[old:], k=10)
+    return {
+        "recall@10": recall(np.asarray(alone), world.taken),
+        "share_of_new": float((best(scores) >= old).mean()),
+    }
+
+
+def train(
+    settings: Settings, world: World, seed: int, folder: Path, ids: bool = True, log_q: bool = True
+) -> recommend.Recommender:
+    model = recommend.TwoTower.fitted(
+        world.events, ids, width=settings.width, temperature=settings.temperature
+    )
+    task = recommend.retrieval(model, world.events)
+    if not log_q:
+        task = without_log_q(task)
+    log = common.Log(folder, settings.resume)
+    state = jo.fit(
+        task,
+        model.rows(world.events),
+        optimizer=jo.optim.adamw(settings.learning_rate, weight_decay=1e-3),
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        seed=seed,
+        checkpoint_dir=folder / "checkpoints",
+        on_log=log,
+    )
+    report.plot_curves(log.records, folder / "curves.png")
+    return recommend.two_tower_recommender(model, state, world.events)
+
+
+def without_log_q(task: jo.Task) -> jo.Task:
+    """As if all items were drawn alike."""
+
+    def init(key: Any, batch: Any) -> Any:
+        params, extra = task.init(key, batch)
+        even = np.full(len(extra["log_q"]), -np.log(len(extra["log_q"])), np.float32)
+        return params, {**extra, "log_q": jax.numpy.asarray(even)}
+
+    return task._replace(init=init)
+
+
+def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
+    """Train three forms; rank the new items."""
+    if settings.smoke:
+        settings = replace(
+            settings, users=200, later_users=50, items=150, new_items=60, epochs=2, batch_size=64
+        )
+    world = generate(settings, seed)
+    whole = train(settings, world, seed, folder / "two_tower")
+    values = rank(whole, world, users=True)
+    values |= {f"{n}_no_user_features": v for n, v in rank(whole, world, users=False).items()}
+    for name, changes in {"features_alone": {"ids": False}, "no_log_q": {"log_q": False}}.items():
+        other = train(settings, world, seed, folder / name, **changes)
+        values |= {f"{n}_{name}": v for n, v in rank(other, world, users=True).items()}
+    by_popularity = np.broadcast_to(popularity(world), world.truth.shape)
+    chance = np.random.default_rng(seed).random(world.truth.shape)
+    rows = {"popularity": by_popularity, "random": chance, "ceiling": world.truth}
+    values |= {f"recall@10_{name}": recall(best(s), world.taken) for name, s in rows.items()}
+    print(report.table([{"ranking": name, "recall": f"{v:.3f}"} for name, v in values.items()]))
+    return values
+
+
+if __name__ == "__main__":
+    common.experiment("cold_items", Settings, run, PUBLISHED)
