@@ -66,7 +66,7 @@ class Log:
 def experiment(
     name: str,
     settings_class: type[S],
-    run: Callable[[S, int, Path], dict[str, float]],
+    run: Callable[[S, int, Path], dict[str, Any]],
     published: dict[str, Any],
     arguments: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def experiment(
     Args:
         name: of the experiment; its folder is runs/NAME.
         settings_class: a frozen dataclass; each field is an option.
-        run: `(settings, seed, folder) -> metrics`, one training from start to end.
+        run: `(settings, seed, folder) -> metrics`, one training from start to end; where several
+            models are compared, also `rows`: model -> metrics.
         published: metric -> the article's or paper's figure, printed beside ours.
         arguments: instead of the command line's.
     """
@@ -100,11 +101,13 @@ def experiment(
         results.append(run(settings, seed, folder))
         if seed > 0:
             results[-1].pop("first_step_seconds", None)  # only the first seed compiles
+    rows = [r.pop("rows", {}) for r in results]
     result = {
         "experiment": name,
-        "metrics": {
-            key: _summary([r[key] for r in results if key in r])
-            for key in dict.fromkeys(key for r in results for key in r)
+        "metrics": _summaries(results),
+        "rows": {
+            model: _summaries([r[model] for r in rows if model in r])
+            for model in dict.fromkeys(model for r in rows for model in r)
         },
         "published": published,
         "seconds": time.perf_counter() - start,
@@ -120,9 +123,18 @@ def experiment(
         file.write_text(text)
     print(f"\n{name}: {settings.seeds} seed(s), {result['seconds']:.1f} s")
     print(report.table(_rows(result)))
+    if result["rows"]:
+        print(report.table(_models(result["rows"])))
     written = [*files, *sorted((out / f"seed-{settings.seeds - 1}").iterdir())]
     print("written:", *written, sep="\n  ")
     return result
+
+
+def _summaries(results: list[dict[str, float]]) -> dict[str, Any]:
+    return {
+        key: _summary([r[key] for r in results if key in r])
+        for key in dict.fromkeys(key for r in results for key in r)
+    }
 
 
 def _summary(seeds: list[float]) -> dict[str, Any]:
@@ -139,6 +151,18 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "published": result["published"].get(name, ""),
         }
         for name, value in result["metrics"].items()
+    ]
+
+
+def _models(rows: dict[str, Any]) -> list[dict[str, Any]]:
+    def text(value: dict[str, Any]) -> str:
+        spread = f" ± {value['std']:.4f}" if len(value["seeds"]) > 1 else ""
+        return f"{value['mean']:.4f}{spread}"
+
+    names = dict.fromkeys(name for metrics in rows.values() for name in metrics)
+    return [
+        {"model": model} | {name: text(metrics[name]) if name in metrics else "" for name in names}
+        for model, metrics in rows.items()
     ]
 
 

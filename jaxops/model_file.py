@@ -43,11 +43,21 @@ FUNCTIONS = {  # and dtypes, that a file may name; the module is the public one
 DATACLASSES = (  # whose a file may name
     "jaxops.data.augment",
     "jaxops.nn.blocks",
-    "jaxops.recommend.collaborative",
-    "jaxops.recommend.features",
-    "jaxops.recommend.losses",
-    "jaxops.recommend.sequence",
-    "jaxops.recommend.two_tower",
+    *(
+        f"jaxops.recommend.{name}"
+        for name in (
+            "blend",
+            "bpr",
+            "ease",
+            "features",
+            "ials",
+            "item_knn",
+            "losses",
+            "popularity",
+            "sequence",
+            "two_tower",
+        )
+    ),
 )
 
 

@@ -47,7 +47,7 @@ class Blend:
             if table is not None:
                 scores = jnp.matmul(scores, table.T)
             total += weight * jax.nn.log_softmax(scores / temperature)
-        return total  # type: ignore[no-any-return]
+        return total
 
     def table(self, params: Params) -> None:
         """None: the queries are the scores."""

@@ -162,7 +162,12 @@ def test_it_learns_where_histories_go(name):
     train = r.rows(cycles(), 9, overlap=0 if masked else 1)
     test = r.held_out(cycles(50, seed=1), 9)
     state = jo.fit(
-        task, train, optimizer=jo.optim.adam(5e-3), batch_size=20, epochs=40, progress=False
+        task,
+        train,
+        optimizer=jo.optim.adam(5e-3),
+        batch_size=20,
+        epochs=120 if masked else 40,
+        progress=False,
     )
     found = jo.evaluate(task, state, test)
     # the items of the history are left out, and so nearly all are hit; the first is another matter
