@@ -3,7 +3,7 @@
 from jaxops.recommend.evaluation import Evaluation, compare, evaluate, segments, table
 from jaxops.recommend.events import Events, Histories
 from jaxops.recommend.intervals import Interval, Paired, interval, paired
-from jaxops.recommend.lists import coverage, gini, novelty, popularity, popularity_bias
+from jaxops.recommend.lists import coverage, gini, mean_popularity, novelty, popularity_bias
 from jaxops.recommend.ranking import (
     Ranks,
     average_precision,
@@ -32,11 +32,11 @@ __all__ = [
     "gini",
     "hr",
     "interval",
+    "mean_popularity",
     "mrr",
     "ndcg",
     "novelty",
     "paired",
-    "popularity",
     "popularity_bias",
     "ranks",
     "ranks_and_lists",
