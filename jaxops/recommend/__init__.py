@@ -9,7 +9,14 @@ from jaxops.recommend.features import Features
 from jaxops.recommend.ials import IALS
 from jaxops.recommend.intervals import Interval, Paired, interval, paired
 from jaxops.recommend.item_knn import ItemKNN
-from jaxops.recommend.lists import coverage, gini, novelty, popularity, popularity_bias
+from jaxops.recommend.lists import (
+    coverage,
+    gini,
+    mean_popularity,
+    novelty,
+    popularity,
+    popularity_bias,
+)
 from jaxops.recommend.losses import (
     BinaryCrossEntropy,
     BPRLoss,
@@ -111,6 +118,7 @@ __all__ = [
     "leave_one_out",
     "load",
     "masked_item",
+    "mean_popularity",
     "mrr",
     "ndcg",
     "next_item",

@@ -105,16 +105,17 @@ def segments(evaluation: Evaluation, labels: Sequence[Any] | np.ndarray) -> dict
 
 
 def compare(
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[Any, Evaluation],
     metrics: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> list[dict[str, str]]:
-    """Evaluations of the same users side by side, as rows for `report.table`.
+    """Evaluations side by side, as rows for `report.table`.
 
     A value stands with its bootstrap interval, and in bold where it is the best of its column and
     the interval of its paired difference from every other row excludes 0: from intervals that
     overlap nothing follows, as the rows share their users. Coverage has no interval, and of what
-    is neither good nor bad in itself (novelty, popularity bias, coverage) nothing is marked.
+    is neither good nor bad in itself (novelty, popularity bias, coverage) nothing is marked. Rows
+    of different users (`segments`) say how many they are, and nothing is marked.
 
     Args:
         evaluations: name -> evaluation.
@@ -122,29 +123,30 @@ def compare(
         level: of confidence.
 
     Raises:
-        ValueError: evaluations of other users, or a metric that one of them lacks.
+        ValueError: no evaluation, or a metric that one of them lacks.
     """
     every = list(evaluations.values())
     if not every:
         raise ValueError("evaluations: found none")
     figures = {name: one.figures() for name, one in evaluations.items()}
     metrics = list(next(iter(figures.values())) if metrics is None else metrics)
-    for name, one in evaluations.items():
-        if not np.array_equal(one.users, every[0].users):
-            raise ValueError(f"evaluations: {name!r} is of other users than the first")
+    for name in evaluations:
         if lacking := [metric for metric in metrics if metric not in figures[name]]:
             raise ValueError(f"metrics: {lacking} wanted, {name!r} has {list(figures[name])}")
-    rows = [{"model": name} for name in evaluations]
+    same = all(np.array_equal(one.users, every[0].users) for one in every)
+    rows = [
+        {"model": str(name)} | ({} if same else {"users": f"{len(one.users):,}"})
+        for name, one in evaluations.items()
+    ]
     for metric in metrics:
         columns = [one.values.get(metric) for one in every]
-        best = _best(metric, columns, level)
-        for place, (row, values) in enumerate(zip(rows, columns, strict=True)):
-            if values is None:
-                row[metric] = f"{figures[row['model']][metric]:.4f}"
-                continue
-            found = interval(values[np.isfinite(values)], level=level)
-            mean = f"**{found.mean:.4f}**" if place == best else f"{found.mean:.4f}"
-            row[metric] = f"{mean} [{found.low:.4f}, {found.high:.4f}]"
+        best = _best(metric, columns, level) if same else None
+        for place, (name, values) in enumerate(zip(evaluations, columns, strict=True)):
+            text = f"{figures[name][metric]:.4f}"
+            rows[place][metric] = f"**{text}**" if place == best else text
+            if values is not None and np.isfinite(values).sum() > 1:
+                found = interval(values[np.isfinite(values)], level=level)
+                rows[place][metric] += f" [{found.low:.4f}, {found.high:.4f}]"
     return rows
 
 
@@ -158,7 +160,7 @@ def _best(metric: str, columns: list[Any], level: float) -> int | None:
 
 
 def table(
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[Any, Evaluation],
     metrics: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> str:

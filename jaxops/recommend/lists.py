@@ -57,7 +57,7 @@ def novelty(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return _mean(-np.log2(np.maximum(counts, 1) / max(counts.sum(), 1)), lists)
 
 
-def popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def mean_popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """How popular each user's list is: the mean percentile of its items in the catalogue, 0 to 1.
 
     An item's percentile is the share of items with fewer events, plus half of those with as many:
@@ -66,7 +66,7 @@ def popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     Returns:
         (U,); NaN for an empty list.
 
-    >>> popularity(np.array([[0, 1], [2, 4]]), np.array([9, 5, 1, 1]))
+    >>> mean_popularity(np.array([[0, 1], [2, 4]]), np.array([9, 5, 1, 1]))
     array([0.75, 0.25])
     """
     return _mean(_percentiles(counts), lists)
@@ -75,7 +75,7 @@ def popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def popularity_bias(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """How much more popular each user's list is than what users take.
 
-    `popularity` of the list, less the mean percentile of all events: 0 if items were shown as
+    `mean_popularity` of the list, less the mean percentile of all events: 0 if items were shown as
     popular as those taken, above 0 if the popular are favoured.
 
     Returns:
@@ -86,7 +86,7 @@ def popularity_bias(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
     weights = counts if np.any(counts) else None  # before the first event all are alike
     taken = np.average(_percentiles(counts), weights=weights)
-    return popularity(lists, counts) - taken
+    return mean_popularity(lists, counts) - taken
 
 
 def _percentiles(counts: np.ndarray) -> np.ndarray:

@@ -243,7 +243,7 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     """NDCG @k: the sum of 1 / log2(1 + rank) over targets among the first k, over the largest.
 
     The largest has the m targets at 1 to min(m, k). A tie is discounted at its mean rank, which is
-    a little less than the mean of its discounts (Jaervelin and Kekaelaeinen 2002; binary gains).
+    a little less than the mean of its discounts (Järvelin and Kekäläinen 2002; binary gains).
 
     >>> ndcg(np.array([[1.0, 2.0], [3.0, np.inf]]), 10)
     array([1. , 0.5])

@@ -141,15 +141,13 @@ def test_the_best_is_marked_only_where_it_is_known():
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(more)
     rows = {"plain": evaluation(hits), "more": evaluation(more)}
+    first, second = recommend.interval(hits), str(recommend.interval(more))
+    marked = f"**{second[:6]}**{second[6:]}"
     assert recommend.table(rows) == (
-        "| model | hr@1                        | novelty@1               "
-        "| coverage@1 | gini@1 |\n"
-        "|-------|-----------------------------|-------------------------"
-        "|------------|--------|\n"
-        "| plain | 0.0500 [0.0461, 0.0544]     | 2.0000 [2.0000, 2.0000] "
-        "| 0.2500     | 0.7500 |\n"
-        "| more  | **0.0520** [0.0480, 0.0564] | 2.0000 [2.0000, 2.0000] "
-        "| 0.2500     | 0.7500 |"
+        "| model | hr@1                        | novelty@1               | coverage@1 | gini@1 |\n"
+        "|-------|-----------------------------|-------------------------|------------|--------|\n"
+        f"| plain | {first}     | 2.0000 [2.0000, 2.0000] | 0.2500     | 0.7500 |\n"
+        f"| more  | {marked} | 2.0000 [2.0000, 2.0000] | 0.2500     | 0.7500 |"
     )
     # as good in the mean as the best, of other users: nothing is known of the three
     rows["shuffled"] = evaluation(shuffled)
@@ -157,10 +155,20 @@ def test_the_best_is_marked_only_where_it_is_known():
     assert "**" not in recommend.table({"alone": evaluation(more)})
 
 
+def test_other_users_are_counted_and_nothing_is_marked():
+    parts = recommend.segments(evaluation(np.arange(900) < 300), np.arange(900) // 300)
+    alone = evaluation(np.ones(1, bool))
+    rows = recommend.compare({**parts, "alone": alone}, ["hr@1"])
+    assert rows == [
+        {"model": "0", "users": "300", "hr@1": "1.0000 [1.0000, 1.0000]"},
+        {"model": "1", "users": "300", "hr@1": "0.0000 [0.0000, 0.0000]"},
+        {"model": "2", "users": "300", "hr@1": "0.0000 [0.0000, 0.0000]"},
+        {"model": "alone", "users": "1", "hr@1": "1.0000"},
+    ]
+
+
 def test_comparison_refuses():
-    one, two = evaluation(np.arange(9) % 2 == 0), evaluation(np.arange(8) % 2 == 0)
-    with pytest.raises(ValueError, match="'two' is of other users than the first"):
-        recommend.compare({"one": one, "two": two})
+    one = evaluation(np.arange(9) % 2 == 0)
     with pytest.raises(ValueError, match=r"metrics: \['hr@5'\] wanted, 'one' has \['hr@1'"):
         recommend.compare({"one": one}, ["hr@5"])
     with pytest.raises(ValueError, match="evaluations: found none"):

@@ -47,17 +47,19 @@ def test_values_alike_are_drawn_by_the_same_law(monkeypatch):
 
 @pytest.mark.parametrize("metric", ["hr", "mrr", "difference"])
 def test_95_of_100_intervals_hold_the_truth(metric):
+    """The truth is drawn each time: at one, the grid of a share of 2,000 users helps or harms."""
     rng = np.random.default_rng(0)
     found = []
     for simulation in range(SIMULATIONS):
+        p, u = rng.uniform(0.04, 0.06), rng.random(2000)
         if metric == "hr":
-            values, truth = rng.random(2000) < 0.05, 0.05
-        elif metric == "mrr":
-            values = reciprocal_ranks(rng, 2000)
-            truth = (1 + 1 / 2 + 1 / 3) / 30
-        else:  # of hits that two models mostly share
-            both, one, other = (rng.random((3, 2000)).T < [0.04, 0.02, 0.01]).T
-            values, truth = (both | one) * 1.0 - (both | other), 0.96 * (0.02 - 0.01)
+            values, truth = u < p, p
+        elif metric == "mrr":  # the first three places p / 3 each
+            values = np.where(u < p, 1 / (1 + np.floor(3 * u / p)), 0)
+            truth = p / 3 * (1 + 1 / 2 + 1 / 3)
+        else:  # of two models' hits, most of which they share
+            q = rng.uniform(0, 0.02)
+            values, truth = (u < p) * 1.0 - (u > 1 - q), p - q
         bounds = interval(values, 1000, seed=simulation)
         found.append((bounds.low <= truth, truth <= bounds.high))
     low, high = np.mean(found, axis=0)
@@ -66,7 +68,7 @@ def test_95_of_100_intervals_hold_the_truth(metric):
 
 
 def test_one_in_twenty_models_alike_is_called_different():
-    """The size of the test, by the p-value and by the bounds: the two models swap users' hits."""
+    """The size of the test, by the p-value and by the bounds; two models of one hit rate."""
     rng = np.random.default_rng(1)
     found = []
     for simulation in range(SIMULATIONS):
