@@ -99,9 +99,11 @@ class BPR:
         count = len(events)
         batch = min(self.batch_size, count)
         for epoch in range(self.epochs):
-            order = np.pad(rng.permutation(count), (0, -count % batch), constant_values=count)
-            order = order.astype(np.int32).reshape(-1, batch)
-            state = _epoch(self, state, log, order, jax.random.fold_in(key, epoch))
+            shuffled = rng.permutation(count).astype(np.int32)
+            order = np.pad(shuffled, (0, -count % batch), constant_values=count)
+            state = _epoch(
+                self, state, log, order.reshape(-1, batch), jax.random.fold_in(key, epoch)
+            )
         return {"items": state.tables[1], "bias": state.tables[2][:, 0]}
 
     def _folded(self, params: Any, events: Events) -> Array:

@@ -29,7 +29,7 @@ class EASE:
     `fit` with parameters adds the new events' counts to those that were kept, and solves again.
     That equals a fit to all events as long as none of the users had events before: of a user who
     had, the old and the new items are not counted together, and only a fit to all events is exact.
-    An item that was left out, or is new, comes in with `min_count` new events, and counts from there.
+    An item that was left out, or is new, comes in with `min_count` new events, counted from there.
 
     Attributes:
         l2: added to the diagonal of X'X; from 100 to 1,000 for most logs.

@@ -48,7 +48,7 @@ class Popularity:
         Raises:
             ValueError: see `check_log`.
         """
-        old = np.zeros(0) if params is None else np.asarray(params["score"])
+        old: Any = np.zeros(0) if params is None else np.asarray(params["score"])
         check_log(events, len(old))
         last = float(np.max(events.time))
         if params is not None:

@@ -85,9 +85,9 @@ def test_ease_is_the_closed_form(weights):
 def test_ease_solves_by_halves_where_items_are_many_and_unevenly_popular():
     events = generated(users=2000, items=1300)  # odd halves, three levels
     x = interactions(events).toarray().astype(np.float64)
-    assert np.linalg.cond(x.T @ x + np.eye(1300)) > 1e4
-    params = EASE(l2=1.0).fit(events)
-    np.testing.assert_allclose(params["weights"], ease_in_float64(x, 1.0), atol=1e-5)
+    assert np.linalg.cond(x.T @ x + 0.1 * np.eye(1300)) > 1e4
+    params = EASE(l2=0.1).fit(events)
+    np.testing.assert_allclose(params["weights"], ease_in_float64(x, 0.1), atol=1e-5)
 
 
 def test_ease_scores_are_x_times_b():
@@ -187,7 +187,7 @@ def test_a_sweep_of_ials_solves_for_every_user_and_item(steps):
     model = IALS(factors=12, l2=0.02, steps=steps)
     start = jax.random.normal(jax.random.key(0), (90, 12))
     blocks = Blocks.of(interactions(events)), Blocks.of(interactions(events).T.tocsr())
-    users, items = model.sweep(jnp.zeros((50, 12)), start, *blocks, model._nothing(90))
+    users, items = model.sweep(jnp.zeros((50, 12)), start, *blocks, model.nothing())
     for found, table, log_, others in ((users, start, x, 90), (items, users, x.T, 50)):
         table = np.asarray(table, np.float64)
         gram = model.unobserved * table.T @ table
@@ -217,7 +217,7 @@ def test_the_loss_of_ials_falls_with_each_sweep(steps):
     blocks = Blocks.of(interactions(events)), Blocks.of(interactions(events).T.tocsr())
     losses = [ials_loss(model, x, users, items)]
     for _ in range(6):
-        users, items = model.sweep(users, items, *blocks, model._nothing(50))
+        users, items = model.sweep(users, items, *blocks, model.nothing())
         losses.append(ials_loss(model, x, users, items))
     assert (np.diff(losses) < 1e-6 * losses[0]).all()
     assert losses[-1] < 0.9 * losses[1]
@@ -256,7 +256,7 @@ def test_an_update_of_ials_solves_the_new_events_around_the_old_factors():
     updated = model.fit(new, params)
     # the users of the update, in the old basis
     before = np.vstack([params["items"], np.zeros((4, 6))]).astype(np.float64)
-    count = np.append(params["count"], np.zeros(4))
+    count = np.append(params["counts"], np.zeros(4))
     gram = np.asarray(params["users_gram"], np.float64)
     x = interactions(new).toarray().astype(np.float64)
     seen = np.diff(interactions(new).indptr) > 0
