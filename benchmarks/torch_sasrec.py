@@ -246,6 +246,7 @@ class Scoring:
         self.histories, size = sequence_data.read(Path(folder))
         self.model = SASRec(size).to(DEVICE).eval()
         self.size = size
+        self.score(min(2048, len(self.histories.starts) - 1))  # warm
 
     def score(self, users: int) -> dict[str, float]:
         """Users a second, and by how many bytes the peak of memory rose."""
