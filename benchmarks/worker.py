@@ -4,6 +4,7 @@ It sleeps while the other side works: `readline` waits in the kernel. Answers go
 of stdout; what anything else prints there goes to stderr.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -41,15 +42,18 @@ def private_stdout() -> TextIO:
     return private
 
 
+SIDES = {
+    "jaxops": "jax_side",
+    "torch": "torch_side",
+    "jaxops SASRec": "jax_sasrec",
+    "torch SASRec": "torch_sasrec",
+}
+
+
 def make_side(name: str, form: str, folder: str, started: float) -> Any:
-    """The side of a command line: "jaxops" or "torch"."""
-    if name == "torch":
-        from benchmarks import torch_side
-
-        return torch_side.make(form, folder, started)
-    from benchmarks import jax_side
-
-    return jax_side.make(form, folder, started)
+    """The side of a command line, one of `SIDES`."""
+    side: Any = importlib.import_module(f"benchmarks.{SIDES[name]}")
+    return side.make(form, folder, started)
 
 
 if __name__ == "__main__":
