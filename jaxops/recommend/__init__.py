@@ -14,7 +14,6 @@ from jaxops.recommend.lists import (
     gini,
     mean_popularity,
     novelty,
-    popularity,
     popularity_bias,
 )
 from jaxops.recommend.losses import (
