@@ -116,8 +116,7 @@ def train(
         on_log=log,
     )
     report.plot_curves(log.records, folder / name / "curves.png")
-    counts = np.bincount(split.train.item, minlength=items).astype(float)
-    model = r.Recommender(r.Sequence(module), state.params, split.train.items, counts)
+    model = r.recommender(module, state, split.train)
     r.save(file, model)
     return model, {"seconds": time.perf_counter() - begin, "epochs": log.records[-1]["epoch"]}
 
@@ -203,17 +202,17 @@ def compare(settings: Settings, split: r.Split, seed: int, folder: Path) -> dict
 
 def plot(evaluations: dict[str, r.Evaluation], file: Path) -> None:
     """NDCG@10 of each model with its bootstrap interval, the best on top."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     found = {name: r.interval(e.values["ndcg@10"]) for name, e in evaluations.items()}
     names = sorted(found, key=lambda name: found[name].mean)
     mean, low, high = np.array([found[name] for name in names]).T
-    figure, axes = plt.subplots(figsize=(7, 0.35 * len(names) + 1), layout="constrained")
+    figure = Figure(figsize=(7, 0.35 * len(names) + 1), layout="constrained")
+    axes = figure.subplots()
     axes.errorbar(mean, names, xerr=[mean - low, high - mean], fmt="o", capsize=3)
     axes.set(xlabel="NDCG@10 of the test items, 95 % over users", xlim=(0, None))
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from jaxops.recommend.sequence import (
     esasrec,
     gru4rec,
     hstu,
+    recommender,
     sasrec,
 )
 from jaxops.recommend.splits import (
@@ -129,6 +130,7 @@ __all__ = [
     "ranks_and_lists",
     "recall",
     "recommend",
+    "recommender",
     "retrieval",
     "rows",
     "sampled_metrics",

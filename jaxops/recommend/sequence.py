@@ -11,12 +11,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxops.nn.attention import attention_mask, relative_bucket
 from jaxops.nn.blocks import TransformerConfig, arange
 from jaxops.nn.product import Dense
 from jaxops.nn.recurrence import GRU
 from jaxops.nn.transformer import Embedding, Transformer
+from jaxops.recommend.events import Events
+from jaxops.recommend.recommender import Recommender
+from jaxops.state import TrainState
 
 Array = jax.Array
 
@@ -236,3 +240,21 @@ class Sequence:
     def table(self, params: Any) -> Array:
         """(N, D)."""
         return params["embedding"]["tokens"][:-1]
+
+
+def recommender(module: Any, state: TrainState, events: Events) -> Recommender:
+    """What `next_item` or `masked_item` has learned, ready to recommend.
+
+    Args:
+        module: that was trained.
+        state: of it.
+        events: it was trained on, for the items' ids and how often each was taken.
+
+    Raises:
+        ValueError: a module of another number of items.
+    """
+    items = module.config.vocabulary - 1
+    if items != len(events.items):
+        raise ValueError(f"module: {items:,} items found, {len(events.items):,} wanted, as events")
+    counts = np.bincount(events.item, minlength=items).astype(np.float64)
+    return Recommender(Sequence(module), state.params, events.items, counts)
