@@ -1,6 +1,5 @@
 """iALS: matrix factors for implicit feedback, by alternating least squares on the device."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -135,8 +134,8 @@ class IALS:
     ) -> Array:
         """Least squares for the rows of `old` (R, D), with `table` (S, D) held fixed."""
         new, held, basis = _start(self, old, table, prior, jnp.float32(others))
-        for block in blocks.blocks:
-            new = _solve_block(self, new, held, *block)
+        for same_length in blocks.blocks:
+            new = _solve_blocks(self, new, held, *same_length)
         return _turn(new, basis.T)
 
     def queries(self, params: Any, history: Array) -> Array:
@@ -192,7 +191,8 @@ class Blocks(NamedTuple):
 
     Attributes:
         size: number of rows R; with it
-        blocks: of (start (), the first of B rows; column (B, L); weight (B, L), 0 for padding).
+        blocks: for each length L, K blocks of B rows: start (K,), the first row of each; column
+            (K, B, L); weight (K, B, L), 0 for padding.
     """
 
     size: int
@@ -204,24 +204,24 @@ class Blocks(NamedTuple):
         lengths = np.diff(matrix.indptr)
         # a small log is not worth many programs
         chosen = least_padding(lengths, min(PROGRAMS, 1 + 8 * matrix.nnz // EVENTS_AT_ONCE))
-        return cls(matrix.shape[0], list(cls._cut(matrix, lengths, chosen)))
+        stops = np.searchsorted(lengths, chosen, side="right")
+        cuts = zip(chosen, [0, *stops[:-1]], stops, strict=True)
+        return cls(matrix.shape[0], [cls._cut(matrix, lengths, *cut) for cut in cuts])
 
     @staticmethod
     def _cut(
-        matrix: Any, lengths: np.ndarray, chosen: np.ndarray
-    ) -> Iterator[tuple[Array, Array, Array]]:
-        stops = np.searchsorted(lengths, chosen, side="right")
-        for length, first, stop in zip(chosen, [0, *stops[:-1]], stops, strict=True):
-            blocks = -(-(stop - first) * length // EVENTS_AT_ONCE)
-            height = -(-(stop - first) // max(1, blocks))
-            place = np.arange(length)
-            for start in range(first, stop, max(1, height)):
-                rows = min(start, stop - height) + np.arange(height)  # the last may overlap
-                there = place < lengths[rows][:, None]
-                index = np.where(there, matrix.indptr[rows][:, None] + place, 0)
-                column = matrix.indices[index].astype(np.int32)
-                weight = np.where(there, matrix.data[index], 0).astype(np.float32)
-                yield jax.device_put((rows[0].astype(np.int32), column, weight))
+        matrix: Any, lengths: np.ndarray, length: int, first: int, stop: int
+    ) -> tuple[Array, Array, Array]:
+        blocks = -(-(stop - first) * length // EVENTS_AT_ONCE)
+        height = -(-(stop - first) // blocks)
+        start = np.minimum(np.arange(first, stop, height), stop - height)  # the last may overlap
+        rows = start[:, None] + np.arange(height)
+        place = np.arange(length)
+        there = place < lengths[rows][..., None]
+        index = np.where(there, matrix.indptr[rows][..., None] + place, 0)
+        column = matrix.indices[index].astype(np.int32)
+        weight = np.where(there, matrix.data[index], 0).astype(np.float32)
+        return jax.device_put((start.astype(np.int32), column, weight))
 
 
 def least_padding(lengths: np.ndarray, most: int) -> np.ndarray:
@@ -298,23 +298,28 @@ def _start(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _solve_block(
+def _solve_blocks(
     model: IALS, new: Array, held: Held, start: Array, column: Array, weight: Array
 ) -> Array:
-    """`new` with the rows of one block solved."""
-    row = start + jnp.arange(len(column))
-    count = held.counts.at[row].get(mode="clip") + weight.sum(1)
-    extra = held.prior.at[row].get(mode="clip") + model._l2(count, held.others)
-    diagonal = held.spectrum[None] + extra[:, None]
-    right = held.right.at[row].get(mode="clip")
-    rows = held.table.at[column].get(mode="clip")
-    with jax.default_matmul_precision("highest"):
+    """`new` with the rows of the blocks of one length solved."""
+
+    def step(new: Array, block: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        start, column, weight = block
+        row = start + jnp.arange(len(column))
+        count = held.counts.at[row].get(mode="clip") + weight.sum(1)
+        extra = held.prior.at[row].get(mode="clip") + model._l2(count, held.others)
+        diagonal = held.spectrum[None] + extra[:, None]
+        right = held.right.at[row].get(mode="clip")
+        rows = held.table.at[column].get(mode="clip")
         if model.steps is None:
             x = solve(rows, weight, diagonal, right)
         else:
             x = jax.lax.dynamic_slice_in_dim(new, start, len(row))
             x = conjugate_gradients(rows, weight, diagonal, right, x, model.steps)
-    return jax.lax.dynamic_update_slice_in_dim(new, x, start, 0)
+        return jax.lax.dynamic_update_slice_in_dim(new, x, start, 0), None
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.scan(step, new, (start, column, weight))[0]
 
 
 def solve(rows: Array, weight: Array, diagonal: Array, right: Array) -> Array:
