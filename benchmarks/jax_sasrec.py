@@ -56,8 +56,8 @@ class Training:
         rows = recommend.rows(first, self.size.context + 1)
         task = recommend.next_item(network(self.size, dropout=0.0), self.loss)
         params, extra = self.task.init(jax.random.key(0), self.rows)
-        total, out = task.loss(params, extra, rows, jax.random.key(0), True)
-        return float(total / out.weight)
+        found = jax.jit(task.loss, static_argnums=4)(params, extra, rows, jax.random.key(0), True)
+        return float(found[0] / found[1].weight)
 
     def _rate(self) -> float:
         records: list[dict[str, Any]] = []

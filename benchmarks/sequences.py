@@ -96,7 +96,7 @@ def in_turns(bench: Bench, folder: Path, loss: str) -> dict[str, Any]:
     found: dict[str, Any] = {"forms": {}, "missing": {}}
     rates: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        workers = {}
+        workers: dict[str, Worker] = {}
         for side, form in forms:
             name = f"{side} {form}"
             say(f"train, {loss}: {name}: settings")
@@ -125,18 +125,18 @@ def in_turns(bench: Bench, folder: Path, loss: str) -> dict[str, Any]:
                 found["forms"][name].setdefault("other_processes_cpu", []).append(busy.share())
     for name, values in rates.items():
         found["forms"][name]["users_per_second"] = figures.summary(values)
-    best = {
-        side: max(
-            (n for n in rates if n.startswith(side)),
-            key=lambda n: figures.summary(rates[n])["median"],
-        )
-        for side in ("jaxops", "torch")
-    }
+
+    def best(side: str) -> str:
+        medians = {name: figures.summary(values)["median"] for name, values in rates.items()}
+        return max((name for name in rates if name.startswith(side)), key=lambda n: medians[n])
+
+    ours, theirs = best("jaxops"), best("torch")
     found["ratios"] = {
         name: figures.ratio(rates["jaxops float32"], rates[name], name)
         for name in rates
         if name.startswith("torch")
-    } | {"best over best": figures.ratio(*(rates[n] for n in best.values()), best["torch"])}
+    }
+    found["best over best"] = {"of": ours, **figures.ratio(rates[ours], rates[theirs], theirs)}
     return found
 
 
@@ -243,6 +243,9 @@ def run(options: Options) -> dict[str, Any]:
             options.out.write_text(json.dumps(document, indent=1) + "\n")  # now: it may be cut off
     for name, table in rows(results).items():
         print(f"\n{name}\n{report.table(table)}")
+    for kind in ("full", "binary"):
+        if best := results.get("train", {}).get(kind, {}).get("best over best"):
+            print(f"{kind}: {best['of']} over {best['over']}: {figures.shown(best)}")
     print(f"\nwritten: {options.out}")
     return results
 

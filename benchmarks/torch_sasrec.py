@@ -4,8 +4,8 @@ One user a row, padded behind to the context, as RecBole has it; a batch of 128 
 are the cross-entropy over all items, and the binary one with one random negative. Forms:
 
 plain: scores at all places, and those of padding ignored; Adam by default.
-careful: scores at the places that count, which for Beauty are a seventh; fused Adam; threads, and
-for the cross-entropy whether it goes by chunks, by short trials.
+careful: scores at the places that count, which for Beauty are an eighth; fused Adam; threads, and
+for the cross-entropy whether it goes by chunks of places, by short trials.
 compiled: the careful form under `torch.compile`.
 """
 
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks import sequence_data
 from benchmarks.rise import Rise
@@ -106,31 +105,37 @@ def cross_entropy_everywhere(model: SASRec, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(scores.flatten(0, 1), y.flatten(), ignore_index=len(model.table))
 
 
-def cross_entropy(chunk: int | None = None, hidden: Any = None) -> Callable[..., Tensor]:
-    """The same, of scores at the places that count; by chunks of so many, made again backwards."""
-
-    def some(x: Tensor, table: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(x @ table.T, y, reduction="sum")
+def cross_entropy(hidden: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """The same, of scores at the places that count."""
 
     def loss(model: SASRec, x: Tensor, y: Tensor) -> Tensor:
-        table, real = model.table, y < len(model.table)
-        x, y = (hidden or model)(x)[real], y[real]
-        if chunk is None:
-            return some(x, table, y) / len(y)
-        parts = zip(x.split(chunk), y.split(chunk), strict=True)
-        sums = [checkpoint(some, a, table, b, use_reentrant=False) for a, b in parts]
-        return torch.stack(sums).sum() / len(y)
+        real = y < len(model.table)
+        return F.cross_entropy(hidden(x)[real] @ model.table.T, y[real])
 
     return loss
 
 
-def binary_cross_entropy(hidden: Any = None) -> Callable[..., Tensor]:
+def by_chunks(x: Tensor, model: SASRec, y: Tensor, chunk: int) -> Tensor:
+    """The same with its gradients, `chunk` of the hidden vectors x (M, D) at a time.
+
+    Each chunk's scores are given up once its gradients are known, and none are made twice.
+    """
+    leaf, total = x.detach().requires_grad_(), torch.zeros((), device=x.device)
+    for own, label in zip(leaf.split(chunk), y.split(chunk), strict=True):
+        part = F.cross_entropy(own @ model.table.T, label, reduction="sum") / len(y)
+        part.backward()
+        total += part.detach()
+    x.backward(leaf.grad)
+    return total
+
+
+def binary_cross_entropy(hidden: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """One random negative a place, as SASRec's authors have it."""
 
     def loss(model: SASRec, x: Tensor, y: Tensor) -> Tensor:
         table, real = model.tokens.weight, (y < len(model.table)).float()
         wrong = torch.randint(len(model.table), y.shape, device=y.device)
-        vectors = (hidden or model)(x)
+        vectors = hidden(x)
         right, wrong_score = (vectors * table[y]).sum(-1), (vectors * table[wrong]).sum(-1)
         losses = F.softplus(-right) + F.softplus(wrong_score)
         return (losses * real).sum() / real.sum()
@@ -163,7 +168,7 @@ class Training:
         torch.set_float32_matmul_precision("high" if GPU else "highest")
         model = SASRec(self.size).to(DEVICE)
         load_weights(model, self.folder / "weights.npz")
-        fused = {} if self.form == "plain" else {"fused": True}
+        fused: dict[str, Any] = {} if self.form == "plain" else {"fused": True}
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, **fused)
         hidden: Any = model
         if self.form == "compiled":
@@ -174,13 +179,18 @@ class Training:
         elif self.form == "plain":
             loss_of = cross_entropy_everywhere
         else:
-            loss_of = cross_entropy(choice.chunk, hidden)
+            loss_of = cross_entropy(hidden)
         self.loss_of, self.model = loss_of, model
 
         def update(rows: Tensor) -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(model, rows[:, :-1], rows[:, 1:])
-            loss.backward()
+            x, y = rows[:, :-1], rows[:, 1:]
+            if choice.chunk is None:
+                loss = loss_of(model, x, y)
+                loss.backward()
+            else:
+                real = y < self.size.items
+                loss = by_chunks(hidden(x)[real], model, y[real], choice.chunk)
             optimizer.step()
             return loss
 
@@ -222,7 +232,7 @@ class Training:
         """Choose by short trials; the plain form has no choice."""
         options = [Choice()]
         if self.form != "plain":
-            chunks = (None, 256) if self.loss == "full" else (None,)
+            chunks = (None, 128) if self.loss == "full" else (None,)
             threads = {ALL_THREADS, ALL_THREADS if GPU else 1}
             options = [Choice(t, c) for t in sorted(threads) for c in chunks]
         rates = []
@@ -276,7 +286,7 @@ class Loss:
 
     def __init__(self, form: str, folder: str, started: float) -> None:
         _, self.size = sequence_data.read(Path(folder))
-        self.chunk = 256 if form.endswith("chunked") else None
+        self.chunked = form.endswith("chunked")
 
     def run(self, rows: int, repeats: int) -> dict[str, float]:
         """Seconds of one, the least, and by how many bytes the peak of memory rose."""
@@ -290,7 +300,10 @@ class Loss:
             for _ in range(repeats):
                 model.zero_grad(set_to_none=True)
                 start = time.perf_counter()
-                cross_entropy(self.chunk, lambda x: x)(model, x, y).backward()
+                if self.chunked:
+                    by_chunks(x.flatten(0, 1), model, y.flatten(), chunk=128)
+                else:
+                    cross_entropy(lambda x: x)(model, x, y).backward()
                 wait()
                 times.append(time.perf_counter() - start)
         return {"seconds": min(times), "bytes": rise.bytes}
