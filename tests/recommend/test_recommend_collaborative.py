@@ -87,7 +87,7 @@ def test_ease_solves_by_halves_where_items_are_many_and_unevenly_popular(monkeyp
     monkeypatch.setattr("jaxops.recommend.ease.ITEMS_AT_ONCE", 128)
     events = generated(users=1200, items=602)  # three levels, odd halves
     x = interactions(events).toarray().astype(np.float64)
-    assert np.linalg.cond(x.T @ x + 0.02 * np.eye(602)) > 5000
+    assert np.linalg.cond(x.T @ x + 0.02 * np.eye(602)) > 2000
     params = EASE(l2=0.02).fit(events)
     np.testing.assert_allclose(params["weights"], ease_in_float64(x, 0.02), atol=1e-5)
 
