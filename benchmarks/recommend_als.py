@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxops.recommend import EASE, IALS, Events
 from jaxops.recommend.counts import interactions
-from jaxops.recommend.ials import Blocks
+from jaxops.recommend.ials import Blocks, by_length
 
 CONFIDENCE = 11.0
 REGULARISATION = 1.1
@@ -72,6 +72,8 @@ def turns(forms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[l
 
 def loss(model: IALS, log: Any, items: Any) -> float:
     """What iALS minimises, at the best users for these items, in float64."""
+    log, order = by_length(log)
+    items = np.asarray(items)[order]
     blocks = Blocks.of(log)
     exact = replace(model, steps=None)
     empty = jnp.zeros((log.shape[0], model.factors))

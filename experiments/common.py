@@ -102,7 +102,7 @@ def experiment(
         if seed > 0:
             results[-1].pop("first_step_seconds", None)  # only the first seed compiles
     rows = [r.pop("rows", {}) for r in results]
-    result = {
+    result: dict[str, Any] = {
         "experiment": name,
         "metrics": _summaries(results),
         "rows": {

@@ -45,8 +45,10 @@ from jaxops.recommend.sequence import (
     Sequence,
     bert4rec,
     esasrec,
+    extended,
     gru4rec,
     hstu,
+    recommender,
     sasrec,
 )
 from jaxops.recommend.splits import (
@@ -104,6 +106,7 @@ __all__ = [
     "esasrec",
     "evaluate",
     "events",
+    "extended",
     "fit",
     "gini",
     "gru4rec",
@@ -129,6 +132,7 @@ __all__ = [
     "ranks_and_lists",
     "recall",
     "recommend",
+    "recommender",
     "retrieval",
     "rows",
     "sampled_metrics",

@@ -1,6 +1,5 @@
 """iALS: matrix factors for implicit feedback, by alternating least squares on the device."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -91,28 +90,25 @@ class IALS:
         """
         size = len(events.items)
         check_log(events, 0 if params is None else len(params["items"]))
-        log = interactions(events)
-        log = log[np.diff(log.indptr) > 0]
+        log, order = by_length(interactions(events))
         by_user, by_item = Blocks.of(log), Blocks.of(log.T.tocsr())
         if params is None:
-            prior = self.nothing()
-            shape = size, self.factors
-            items = (
-                0.1 / np.sqrt(self.factors) * jax.random.normal(jax.random.key(self.seed), shape)
-            )
+            prior, key = self.nothing(), jax.random.key(self.seed)
+            items = 0.1 / np.sqrt(self.factors) * jax.random.normal(key, (size, self.factors))
         else:
-            prior = self._prior(params, size)
+            prior = self._prior(params, order)
             items = prior.items
         users = jnp.zeros((by_user.size, self.factors))
         for _ in range(self.sweeps):
             users, items = self.sweep(users, items, by_user, by_item, prior)
         spectrum, basis = jnp.linalg.eigh(_gram(items))
+        counts = prior.counts + jnp.asarray(log.sum(0), jnp.float32)
         return {
-            "items": _turn(items, basis),
+            "items": _turn(items, basis)[np.argsort(order)],
             "spectrum": jnp.maximum(spectrum, 0),
             "users_gram": _turn(_turn(prior.gram + _gram(users), basis).T, basis),
             "users": prior.users + by_user.size,
-            "counts": prior.counts + jnp.asarray(log.sum(0), jnp.float32),
+            "counts": counts[np.argsort(order)],
         }
 
     def nothing(self) -> "Prior":
@@ -120,10 +116,10 @@ class IALS:
         wide = jnp.zeros((1, self.factors))
         return Prior(wide, jnp.zeros((self.factors,) * 2), jnp.zeros(()), jnp.zeros(1))
 
-    def _prior(self, params: Any, size: int) -> "Prior":
-        more = size - len(params["items"])
-        items = jnp.pad(jnp.asarray(params["items"]), ((0, more), (0, 0)))
-        counts = jnp.pad(jnp.asarray(params["counts"]), (0, more))
+    def _prior(self, params: Any, order: np.ndarray) -> "Prior":
+        more = len(order) - len(params["items"])
+        items = jnp.pad(jnp.asarray(params["items"]), ((0, more), (0, 0)))[order]
+        counts = jnp.pad(jnp.asarray(params["counts"]), (0, more))[order]
         return Prior(items, jnp.asarray(params["users_gram"]), jnp.asarray(params["users"]), counts)
 
     def sweep(
@@ -138,8 +134,8 @@ class IALS:
     ) -> Array:
         """Least squares for the rows of `old` (R, D), with `table` (S, D) held fixed."""
         new, held, basis = _start(self, old, table, prior, jnp.float32(others))
-        for block in blocks.blocks:
-            new = _solve_block(self, new, held, *block)
+        for same_length in blocks.blocks:
+            new = _solve_blocks(self, new, held, *same_length)
         return _turn(new, basis.T)
 
     def queries(self, params: Any, history: Array) -> Array:
@@ -177,12 +173,26 @@ class Prior(NamedTuple):
     counts: Array
 
 
+def by_length(log: Any) -> tuple[Any, np.ndarray]:
+    """Shorter rows and columns first, empty rows left out; and the columns' order.
+
+    Rows of like length are then a slice of the factors, which is faster than a scatter.
+    """
+    lengths = np.diff(log.indptr)
+    order = np.argsort(np.bincount(log.indices, minlength=log.shape[1]), kind="stable")
+    log = log[np.argsort(lengths, kind="stable")[(lengths == 0).sum() :]]
+    log.indices = np.argsort(order)[log.indices].astype(np.int32)
+    log.has_sorted_indices = False
+    return log, order
+
+
 class Blocks(NamedTuple):
-    """The rows of a sparse matrix, by length, in blocks of about as many elements each.
+    """The rows of a sparse matrix, shorter ones first, in blocks of about as many elements each.
 
     Attributes:
         size: number of rows R; with it
-        blocks: of (row (B,), R being padding; column (B, L) and weight (B, L), 0 for padding).
+        blocks: for each length L, K blocks of B rows: start (K,), the first row of each; column
+            (K, B, L); weight (K, B, L), 0 for padding.
     """
 
     size: int
@@ -190,35 +200,31 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Any) -> "Blocks":
-        """Blocks of a SciPy CSR array."""
+        """Blocks of a SciPy CSR array whose rows become longer."""
         lengths = np.diff(matrix.indptr)
-        chosen = least_padding(lengths)
-        bucket = chosen[np.searchsorted(chosen, lengths)]
-        return cls(matrix.shape[0], list(cls._cut(matrix, lengths, bucket)))
+        # a small log is not worth many programs
+        chosen = least_padding(lengths, min(PROGRAMS, 1 + 8 * matrix.nnz // EVENTS_AT_ONCE))
+        stops = np.searchsorted(lengths, chosen, side="right")
+        cuts = zip(chosen, [0, *stops[:-1]], stops, strict=True)
+        return cls(matrix.shape[0], [cls._cut(matrix, lengths, *cut) for cut in cuts])
 
     @staticmethod
     def _cut(
-        matrix: Any, lengths: np.ndarray, bucket: np.ndarray
-    ) -> Iterator[tuple[Array, Array, Array]]:
-        size = len(lengths)
-        for length in np.unique(bucket):
-            rows = np.flatnonzero(bucket == length)
-            most = max(1, EVENTS_AT_ONCE // length)
-            height = -(-len(rows) // -(-len(rows) // most))  # as many blocks, the last one full
-            place = np.arange(length)
-            for start in range(0, len(rows), height):
-                row = rows[start : start + height]
-                there = place < lengths[row][:, None]
-                index = np.where(there, matrix.indptr[row][:, None] + place, 0)
-                column = matrix.indices[index].astype(np.int32)
-                weight = np.where(there, matrix.data[index], 0).astype(np.float32)
-                more = height - len(row)
-                padded = np.pad(row.astype(np.int32), (0, more), constant_values=size)
-                wide = ((0, more), (0, 0))
-                yield jax.device_put((padded, np.pad(column, wide), np.pad(weight, wide)))
+        matrix: Any, lengths: np.ndarray, length: int, first: int, stop: int
+    ) -> tuple[Array, Array, Array]:
+        blocks = -(-(stop - first) * length // EVENTS_AT_ONCE)
+        height = -(-(stop - first) // blocks)
+        start = np.minimum(np.arange(first, stop, height), stop - height)  # the last may overlap
+        rows = start[:, None] + np.arange(height)
+        place = np.arange(length)
+        there = place < lengths[rows][..., None]
+        index = np.where(there, matrix.indptr[rows][..., None] + place, 0)
+        column = matrix.indices[index].astype(np.int32)
+        weight = np.where(there, matrix.data[index], 0).astype(np.float32)
+        return jax.device_put((start.astype(np.int32), column, weight))
 
 
-def least_padding(lengths: np.ndarray, most: int = PROGRAMS) -> np.ndarray:
+def least_padding(lengths: np.ndarray, most: int) -> np.ndarray:
     """At most so many lengths, rising, that hold rows of all `lengths` with the least padding.
 
     Of candidates 15 % apart, by dynamic programming; each length is one more program to compile.
@@ -292,22 +298,28 @@ def _start(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _solve_block(
-    model: IALS, new: Array, held: Held, row: Array, column: Array, weight: Array
+def _solve_blocks(
+    model: IALS, new: Array, held: Held, start: Array, column: Array, weight: Array
 ) -> Array:
-    """`new` with the rows of one block solved."""
-    count = held.counts.at[row].get(mode="clip") + weight.sum(1)
-    extra = held.prior.at[row].get(mode="clip") + model._l2(count, held.others)
-    diagonal = held.spectrum[None] + extra[:, None]
-    right = held.right.at[row].get(mode="clip")
-    rows = held.table.at[column].get(mode="clip")
-    with jax.default_matmul_precision("highest"):
+    """`new` with the rows of the blocks of one length solved."""
+
+    def step(new: Array, block: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        start, column, weight = block
+        row = start + jnp.arange(len(column))
+        count = held.counts.at[row].get(mode="clip") + weight.sum(1)
+        extra = held.prior.at[row].get(mode="clip") + model._l2(count, held.others)
+        diagonal = held.spectrum[None] + extra[:, None]
+        right = held.right.at[row].get(mode="clip")
+        rows = held.table.at[column].get(mode="clip")
         if model.steps is None:
             x = solve(rows, weight, diagonal, right)
         else:
-            x = new.at[row].get(mode="clip")
+            x = jax.lax.dynamic_slice_in_dim(new, start, len(row))
             x = conjugate_gradients(rows, weight, diagonal, right, x, model.steps)
-    return new.at[row].set(x, mode="drop")
+        return jax.lax.dynamic_update_slice_in_dim(new, x, start, 0), None
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.scan(step, new, (start, column, weight))[0]
 
 
 def solve(rows: Array, weight: Array, diagonal: Array, right: Array) -> Array:

@@ -74,7 +74,7 @@ def recommend(
 
     >>> from jaxops import recommend as r
     >>> log = {"user": ["a", "a", "b", "b", "c"], "item": ["x", "y", "x", "y", "z"]}
-    >>> model = r.fit(r.ItemKNN(neighbours=2, shrink=0.0), r.events(log))
+    >>> model = r.fit(r.ItemKNN(neighbours=2, shrink=0.0), r.events(log, time=None))
     >>> r.recommend(model, [["x"], ["y", "never seen"]], k=1).ids()
     [['y'], ['x']]
     """

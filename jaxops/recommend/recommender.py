@@ -99,8 +99,11 @@ def update(recommender: Recommender, events: Events) -> Recommender:
             `events(items=)`), and may go on with new ones.
 
     Raises:
-        ValueError: `items` that begin otherwise.
+        ValueError: `items` that begin otherwise, or a model of another kind.
     """
+    if not hasattr(recommender.model, "fit"):
+        name = type(recommender.model).__name__
+        raise ValueError(f"recommender: {name} is trained by jaxops.fit; see recommend.extended")
     known = recommender.items
     if not np.array_equal(events.items[: len(known)], known):
         raise ValueError(

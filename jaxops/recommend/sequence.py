@@ -5,18 +5,22 @@ and for BERT4Rec's mask; and with `hidden(tokens, segments, positions, train=)`,
 products with the items' embeddings are the scores.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxops.nn.attention import attention_mask, relative_bucket
 from jaxops.nn.blocks import TransformerConfig, arange
 from jaxops.nn.product import Dense
 from jaxops.nn.recurrence import GRU
 from jaxops.nn.transformer import Embedding, Transformer
+from jaxops.recommend.events import Events
+from jaxops.recommend.recommender import Recommender
+from jaxops.state import TrainState
 
 Array = jax.Array
 
@@ -236,3 +240,53 @@ class Sequence:
     def table(self, params: Any) -> Array:
         """(N, D)."""
         return params["embedding"]["tokens"][:-1]
+
+
+def recommender(module: Any, state: TrainState, events: Events) -> Recommender:
+    """What `next_item` or `masked_item` has learned, ready to recommend.
+
+    Args:
+        module: that was trained.
+        state: of it.
+        events: it was trained on, for the items' ids and how often each was taken.
+
+    Raises:
+        ValueError: a module of another number of items.
+    """
+    items = module.config.vocabulary - 1
+    if items != len(events.items):
+        raise ValueError(f"module: {items:,} items found, {len(events.items):,} wanted, as events")
+    counts = np.bincount(events.item, minlength=items).astype(np.float64)
+    return Recommender(Sequence(module), state.params, events.items, counts)
+
+
+def extended(recommender: Recommender, items: int, seed: int = 0) -> tuple[Any, TrainState]:
+    """The module and state of a model of histories with room for new items, to go on training.
+
+    Known items keep their places and vectors; new ones begin as in an untrained model. Train on
+    new events, whose catalogue begins with the known items (`events(..., items=model.items)`), by
+    `fit(task, rows(...), state=state)`, and `recommender` makes the result ready.
+
+    Args:
+        recommender: of a module that `sasrec` or another function here has made.
+        items: how many there are now, at least as many as before.
+        seed: of the new vectors.
+
+    Raises:
+        ValueError: fewer items, or a model of another kind.
+    """
+    model = recommender.model
+    if not isinstance(model, Sequence):
+        raise ValueError(f"recommender: {type(model).__name__} found, Sequence wanted; see update")
+    before = len(recommender.items)
+    if items < before:
+        raise ValueError(f"items: {items:,} found, at least the {before:,} known ones wanted")
+    config = replace(model.module.config, vocabulary=items + 1)
+    key = jax.random.key(seed)
+    new = 0.02 * jax.random.normal(key, (items - before, config.width))  # as in `nn.Embedding`
+    params = dict(recommender.params)
+    table = params["embedding"]["tokens"]
+    table = jnp.concatenate([table[:-1], new, table[-1:]])  # the mask stays last
+    params["embedding"] = {**params["embedding"], "tokens": table}
+    state = TrainState(jnp.int32(0), params, (), {}, key)
+    return model.module.clone(config=config), state

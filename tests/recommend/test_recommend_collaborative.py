@@ -7,7 +7,7 @@ import pytest
 
 from jaxops.recommend import BPR, EASE, IALS, Events, ItemKNN, Popularity
 from jaxops.recommend.counts import interactions
-from jaxops.recommend.ials import Blocks, conjugate_gradients, solve
+from jaxops.recommend.ials import Blocks, by_length, conjugate_gradients, solve
 
 MODELS = [
     EASE(l2=5.0),
@@ -85,7 +85,7 @@ def test_ease_is_the_closed_form(weights):
 def test_ease_solves_by_halves_where_items_are_many_and_unevenly_popular():
     events = generated(users=2000, items=1300)  # odd halves, three levels
     x = interactions(events).toarray().astype(np.float64)
-    assert np.linalg.cond(x.T @ x + 0.1 * np.eye(1300)) > 1e4
+    assert np.linalg.cond(x.T @ x + 0.1 * np.eye(1300)) > 5000
     params = EASE(l2=0.1).fit(events)
     np.testing.assert_allclose(params["weights"], ease_in_float64(x, 0.1), atol=1e-5)
 
@@ -183,18 +183,19 @@ def test_ials_folds_in_by_the_normal_equations(items):
 @pytest.mark.parametrize("steps", [None, 60])
 def test_a_sweep_of_ials_solves_for_every_user_and_item(steps):
     events = generated(users=50, items=90, weights=True)
-    x = interactions(events).toarray().astype(np.float64)
+    log_, _ = by_length(interactions(events))
+    x = log_.toarray().astype(np.float64)
     model = IALS(factors=12, l2=0.02, steps=steps)
     start = jax.random.normal(jax.random.key(0), (90, 12))
-    blocks = Blocks.of(interactions(events)), Blocks.of(interactions(events).T.tocsr())
-    users, items = model.sweep(jnp.zeros((50, 12)), start, *blocks, model.nothing())
-    for found, table, log_, others in ((users, start, x, 90), (items, users, x.T, 50)):
+    blocks = Blocks.of(log_), Blocks.of(log_.T.tocsr())
+    users, items = model.sweep(jnp.zeros((len(x), 12)), start, *blocks, model.nothing())
+    for found, table, rows, others in ((users, start, x, 90), (items, users, x.T, len(x))):
         table = np.asarray(table, np.float64)
         gram = model.unobserved * table.T @ table
-        for row in range(len(log_)):
-            l2 = model.l2 * (log_[row].sum() + model.unobserved * others)
-            wanted = normal_equations(table, gram, log_[row], l2)
-            np.testing.assert_allclose(found[row], wanted, atol=1e-4)
+        for row, solved in zip(rows, found, strict=True):
+            l2 = model.l2 * (row.sum() + model.unobserved * others)
+            wanted = normal_equations(table, gram, row, l2)
+            np.testing.assert_allclose(solved, wanted, atol=1e-4)
 
 
 def ials_loss(model, x, users, items):
@@ -209,12 +210,12 @@ def ials_loss(model, x, users, items):
 
 @pytest.mark.parametrize("steps", [None, 2])
 def test_the_loss_of_ials_falls_with_each_sweep(steps):
-    events = generated(users=80, items=50)
-    x = interactions(events).toarray().astype(np.float64)
+    log_, _ = by_length(interactions(generated(users=80, items=50)))
+    x = log_.toarray().astype(np.float64)
     model = IALS(factors=8, steps=steps)
     items = 0.1 * jax.random.normal(jax.random.key(0), (50, 8))
-    users = jnp.zeros((80, 8))
-    blocks = Blocks.of(interactions(events)), Blocks.of(interactions(events).T.tocsr())
+    users = jnp.zeros((len(x), 8))
+    blocks = Blocks.of(log_), Blocks.of(log_.T.tocsr())
     losses = [ials_loss(model, x, users, items)]
     for _ in range(6):
         users, items = model.sweep(users, items, *blocks, model.nothing())
@@ -223,16 +224,38 @@ def test_the_loss_of_ials_falls_with_each_sweep(steps):
     assert losses[-1] < 0.9 * losses[1]
 
 
-def test_blocks_hold_each_event_once():
-    events = generated(users=300, items=200, weights=True)
-    matrix = interactions(events)
-    for sparse in (matrix, matrix.T.tocsr()):
+def test_blocks_hold_each_event_once(monkeypatch):
+    monkeypatch.setattr("jaxops.recommend.ials.EVENTS_AT_ONCE", 4096)
+    matrix = interactions(generated(users=300, items=200, weights=True))
+    log_, order = by_length(matrix)
+    lengths = np.diff(matrix.indptr)
+    kept = np.argsort(lengths, kind="stable")[(lengths == 0).sum() :]
+    np.testing.assert_array_equal(log_.toarray(), matrix.toarray()[kept][:, order])
+    for sparse in (log_, log_.T.tocsr()):
         blocks = Blocks.of(sparse)
-        rebuilt = np.zeros(np.add(sparse.shape, (1, 0)))
-        for row, column, weight in blocks.blocks:
-            np.add.at(rebuilt, (np.asarray(row)[:, None], np.asarray(column)), np.asarray(weight))
-        np.testing.assert_array_equal(rebuilt[:-1], sparse.toarray())
+        rebuilt = np.zeros(sparse.shape)
+        flat = [block for stack in blocks.blocks for block in zip(*stack, strict=True)]
+        for start, column, weight in flat:
+            part = np.zeros((len(column), sparse.shape[1]))
+            np.add.at(part, (np.arange(len(column))[:, None], np.asarray(column)), weight)
+            rebuilt[int(start) : int(start) + len(column)] = part
+        np.testing.assert_array_equal(rebuilt, sparse.toarray())
         assert len({block[1].shape for block in blocks.blocks}) > 1
+
+
+def test_blocks_of_many_rows_are_of_one_height(monkeypatch):
+    monkeypatch.setattr("jaxops.recommend.ials.EVENTS_AT_ONCE", 128)
+    log_, _ = by_length(interactions(generated(users=300, items=20)))
+    blocks = Blocks.of(log_).blocks
+    assert len(blocks) <= 8
+    assert sum(len(start) for start, _, _ in blocks) > 10
+    covered = {
+        int(first) + i
+        for start, column, _ in blocks
+        for first in start
+        for i in range(column.shape[1])
+    }
+    assert covered == set(range(log_.shape[0]))
 
 
 def test_conjugate_gradients_reach_the_exact_solution():
@@ -359,7 +382,7 @@ def test_bpr_folds_in_at_the_least_of_its_loss():
     params = model.fit(planted(items=40))
     table = np.asarray(model.table(params), np.float64)
     history = np.array([[3, 8, 11, 40], [20, 21, 0, 39]])
-    found = np.asarray(model.queries(params, jnp.asarray(history)))
+    found = np.asarray(jax.jit(model.queries)(params, jnp.asarray(history)))
     drawn = np.asarray(jax.random.randint(jax.random.key(0), (128,), 0, 40))
     for row, query in zip(history, found, strict=True):
         row = row[row < 40]

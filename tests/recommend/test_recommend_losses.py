@@ -82,6 +82,7 @@ def test_a_chunk_bounds_the_memory():
     assert scratch(chunked) < 3e7
 
 
+@pytest.mark.slow
 def test_the_partition_of_sampled_softmax_is_unbiased(batch):
     """Its mean over draws is the whole sum over the catalogue, within four standard errors."""
     hidden, table, targets, weights = batch

@@ -154,6 +154,7 @@ def cycles(users=200, length=9, seed=0):
     return r.Histories(items.ravel(), np.arange(users + 1) * length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_it_learns_where_histories_go(name):
     module, masked = MODULES[name], name == "bert4rec"
@@ -254,3 +255,71 @@ def test_eight_devices_equal_one():
     many, found_many = trained(jo.parallel.data_parallel())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, many)
     np.testing.assert_allclose(found_one["ndcg@10"], found_many["ndcg@10"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_new_items_leave_the_known_where_they_are(name):
+    module, params = params_of(name)
+    names = np.array([f"item {i}" for i in range(ITEMS)])
+    before = r.Recommender(r.Sequence(module), params, names, np.ones(ITEMS))
+    larger, state = r.extended(before, ITEMS + 3)
+    after = r.Sequence(larger)
+    history = jnp.array([[3, 1, 4], [2, 7, 1]], jnp.int32)
+    np.testing.assert_allclose(
+        after.queries(state.params, history), before.model.queries(params, history), atol=1e-5
+    )
+    table = after.table(state.params)
+    np.testing.assert_array_equal(table[:ITEMS], before.model.table(params))
+    assert table.shape == (ITEMS + 3, 16)
+    with pytest.raises(ValueError, match="items: 5 found, at least the 20"):
+        r.extended(before, 5)
+    with pytest.raises(ValueError, match=r"is trained by jaxops\.fit"):
+        r.update(before, None)
+
+
+@pytest.mark.slow
+def test_new_events_are_learned_from_a_warm_start():
+    """Users who go around 20 items; then some who go around 24: the new ones are recommended."""
+
+    def log(items, seed, known=()):
+        first = np.random.default_rng(seed).integers(0, items, (200, 1))
+        walk = (first + np.arange(9)) % items
+        columns = {"user": np.repeat(np.arange(200), 9), "item": [f"{i:02}" for i in walk.ravel()]}
+        return r.events(columns, time=None, items=known or [f"{i:02}" for i in range(ITEMS)])
+
+    def learn(module, events, state, epochs):
+        return jo.fit(
+            r.next_item(module),
+            r.rows(events.histories(), 9),
+            optimizer=jo.optim.adam(5e-3),
+            batch_size=20,
+            epochs=epochs,
+            state=state,
+            progress=False,
+        )
+
+    old, new = log(ITEMS, 0), log(ITEMS + 4, 1)
+    assert new.items[:ITEMS].tolist() == old.items.tolist()
+    model = r.recommender(MODULES["sasrec"], learn(MODULES["sasrec"], old, None, 20), old)
+    assert r.recommend(model, [["17", "18", "19"]], 1).ids() == [["00"]]
+    module, state = r.extended(model, len(new.items))
+    model = r.recommender(module, learn(module, new, state, 20), new)
+    lists = r.recommend(model, [["17", "18", "19"], ["18", "19", "20"], ["01", "02"]], 1).ids()
+    assert lists == [["20"], ["21"], ["03"]]
+
+
+def test_a_log_of_one_user():
+    log = r.events({"user": ["a"] * 8, "item": list("xyzxyzxy")}, time=None)
+    module = r.sasrec(3, 8, 16, 1, 1, 0.0)
+    state = jo.fit(
+        r.next_item(module),
+        r.rows(log.histories(), 9),
+        optimizer=jo.optim.adam(1e-2),
+        batch_size=1,
+        epochs=40,
+        progress=False,
+    )
+    model = r.recommender(module, state, log)
+    assert r.recommend(model, [["x"], ["x", "y"]], 1).ids() == [["y"], ["z"]]
+    for kind in (r.EASE(l2=1.0), r.ItemKNN(), r.Popularity(), r.IALS(factors=2)):
+        assert len(r.recommend(r.fit(kind, log), [["x"]], 2).ids()[0]) == 2
