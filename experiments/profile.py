@@ -18,6 +18,9 @@ near: the share of the ten nearest items that lie in the user's two largest true
 auc: of the visits; `_times`, of the classifier without the vector; `_ceiling`, of the true
 probability; and `ece`, by how much the probability is off.
 
+Expect, of seed 0 on two busy CPU cores in 35 s: accuracy .674 (counted .656), interests_error .313
+(counted .305, which is the better of the two), near .78, auc .738 (times .731, ceiling .757).
+
     python -m experiments.profile [--seeds 3]
 """
 
