@@ -15,6 +15,10 @@ embeddings; without the log-q correction; without the users' features; new items
 their category and brand are; at random; and `ceiling`, what ranking by the true styles has.
 The recipe was chosen on seed 100.
 
+Expect, of seed 0 on two busy CPU cores in 60 s: recall@10 .330, of features alone .313, by
+popularity .031, at random .018, ceiling .497. Without the correction it is .339, without the users'
+features .331: neither matters here, for the new items have no popularity and histories tell enough.
+
     python -m experiments.cold_items [--seeds 3]
 """
 

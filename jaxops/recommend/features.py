@@ -19,6 +19,11 @@ class Features:
         categories: of each column of text its name and its values, sorted.
         numbers: of each column of numbers its name, mean, standard deviation, and whether some
             were missing, for which there is an indicator then.
+
+    >>> features = Features.fitted({"brand": np.array(["b", "a"]), "price": np.array([1.0, 3.0])})
+    >>> read = features.read({"brand": np.array(["a", "new"]), "price": np.array([3.0, 2.0])}, 2)
+    >>> read["categories"].tolist(), read["numbers"].tolist()
+    ([[1], [0]], [[1.0], [0.0]])
     """
 
     categories: tuple[tuple[str, tuple[str, ...]], ...] = ()
