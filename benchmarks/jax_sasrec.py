@@ -99,7 +99,9 @@ class Scoring:
         params, _ = task.init(jax.random.key(0), {"items": np.zeros((1, 1), np.int32)})
         items = np.arange(size.items).astype(str)
         counts = np.ones(size.items)
-        self.recommender = recommend.Recommender(recommend.Sequence(module), params, items, counts)
+        self.recommender = recommend.Recommender(
+            recommend.SequenceModel(module), params, items, counts
+        )
         self.score(min(2048, len(self.histories.lengths)))  # compiles
 
     def score(self, users: int) -> dict[str, float]:

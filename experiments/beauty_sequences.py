@@ -98,7 +98,8 @@ def train(
     task = make_task(module, recipe.loss)
     length = settings.context if masked else settings.context + 1
     packed = r.rows(split.train.histories(), length, overlap=0 if masked else 1)
-    validation = r.held_out(r.joined(split.train, split.validation).histories(), length)
+    known, targets = split.before_validation().histories(), split.validation.histories()
+    validation = r.held_out(known, targets, length)
     few = np.random.default_rng(0).permutation(len(validation["items"]))[:10_000]
     log = common.Log(folder / name, settings.resume)
     begin = time.perf_counter()

@@ -118,7 +118,7 @@ def encoder(settings: Settings, log: Log, seed: int, folder: Path) -> r.Recommen
     report.plot_curves(records.records, folder / "curves.png")
     names = np.array([f"category {i // EACH}, item {i % EACH}" for i in range(CATEGORIES * EACH)])
     counts = np.bincount(log.histories.items, minlength=len(names)).astype(np.float64)
-    return r.Recommender(r.Sequence(module), state.params, names, counts)
+    return r.Recommender(r.SequenceModel(module), state.params, names, counts)
 
 
 def vectors(model: r.Recommender, log: Log) -> tuple[np.ndarray, np.ndarray]:

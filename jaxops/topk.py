@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Array = jax.Array
@@ -19,6 +19,7 @@ def top_k(
     seen: Array | None = None,
     allowed: Array | None = None,
     mesh: Mesh | None = None,
+    count: int | None = None,
 ) -> tuple[Array, Array]:
     """The `k` items with the largest inner products, exactly, for each query.
 
@@ -34,6 +35,7 @@ def top_k(
         seen: (B, M) int, items that a query leaves out; what is not in [0, N) says nothing.
         allowed: (N,) bool, the items that are asked for; all by default.
         mesh: of one axis, over which the items are split: each device finds the best of its own.
+        count: N, where `items` are as `split_items` lays them out, with padding behind them.
 
     Returns:
         scores (B, k) float32, largest first, and indices (B, k) int32. NaN counts as the largest.
@@ -55,7 +57,8 @@ def top_k(
             f"queries, items: shapes {queries.shape} and {getattr(items, 'shape', None)} found, "
             "(B, D) and (N, D) wanted"
         )
-    count = queries.shape[1] if items is None else len(items)
+    if count is None or items is None:
+        count = queries.shape[1] if items is None else len(items)
     if not 1 <= k <= count:
         raise ValueError(f"k: {k} found, 1 to {count:,} (all items) wanted")
     if block < 1:
@@ -66,7 +69,14 @@ def top_k(
         raise ValueError(f"allowed: shape {allowed.shape} found, ({count},) wanted")
     if mesh is None:
         return _top_k(queries, items, seen, allowed, k, block)
-    return _sharded(queries, items, seen, allowed, k, block, mesh)
+    return _sharded(queries, items, seen, allowed, k, block, mesh, count)
+
+
+def split_items(items: Array, mesh: Mesh) -> Array:
+    """The rows of `items` (N, D) over the one axis of `mesh`, zeros behind the last."""
+    (axis,) = mesh.axis_names
+    padded = jnp.pad(items, ((0, -len(items) % mesh.size), (0, 0)))
+    return jax.device_put(padded, NamedSharding(mesh, P(axis)))
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -112,7 +122,7 @@ def _top_k(
     return lax.scan(merge, (best[0], best[1]), jnp.arange(block, count, block))[0]
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _sharded(
     queries: Array,
     items: Array | None,
@@ -121,16 +131,16 @@ def _sharded(
     k: int,
     block: int,
     mesh: Mesh,
+    count: int,
 ) -> tuple[Array, Array]:
     (axis,) = mesh.axis_names
-    count = queries.shape[1] if items is None else len(items)
     size = -(-count // mesh.size)  # of a device's share; the last is padded, with items not allowed
     room = size * mesh.size - count
     there = jnp.ones(count, bool) if allowed is None else allowed
     there = jnp.pad(there, (0, room))
     if items is None:
         queries = jnp.pad(queries, ((0, 0), (0, room)))
-    else:
+    elif len(items) == count:
         items = jnp.pad(items, ((0, room), (0, 0)))
 
     def own(

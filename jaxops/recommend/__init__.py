@@ -12,7 +12,6 @@ from jaxops.recommend.item_knn import ItemKNN
 from jaxops.recommend.lists import (
     coverage,
     gini,
-    mean_popularity,
     novelty,
     popularity_bias,
 )
@@ -42,7 +41,7 @@ from jaxops.recommend.recommender import Model, Recommender, fit, load, save, up
 from jaxops.recommend.sequence import (
     HSTU,
     GRU4Rec,
-    Sequence,
+    SequenceModel,
     bert4rec,
     esasrec,
     extended,
@@ -93,7 +92,7 @@ __all__ = [
     "Recommender",
     "Report",
     "SampledSoftmax",
-    "Sequence",
+    "SequenceModel",
     "Split",
     "TwoTower",
     "average_precision",
@@ -120,7 +119,6 @@ __all__ = [
     "leave_one_out",
     "load",
     "masked_item",
-    "mean_popularity",
     "mrr",
     "ndcg",
     "next_item",

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxops.recommend.recommender import Recommender
+from jaxops.recommend.recommender import Recommender, last_items, scores
 from jaxops.task import Array, Params
 
 
@@ -41,25 +40,14 @@ class Blend:
         total: Any = 0.0
         together = zip(self.models, self.weights, self.temperatures, strict=True)
         for i, (model, weight, temperature) in enumerate(together):
-            own = params[str(i)]
-            scores = model.queries(own, _last(history, model.context, params["counts"]))
-            table = model.table(own)
-            if table is not None:
-                scores = jnp.matmul(scores, table.T)
-            total += weight * jax.nn.log_softmax(scores / temperature)
+            own, share = params[str(i)], params["share"]
+            last = last_items(history, model.context, len(share))
+            found = scores(model, own, model.table(own), share, last)
+            total += weight * jax.nn.log_softmax(found / temperature)
         return total
 
     def table(self, params: Params) -> None:
         """None: the queries are the scores."""
-
-
-def _last(history: Array, context: int | None, counts: Array) -> Array:
-    """The last `context` items of each row, with what is behind them."""
-    if context is None or context >= history.shape[1]:
-        return history
-    padding = len(counts)
-    first = jnp.maximum((history < padding).sum(1, keepdims=True) - context, 0)
-    return jnp.take_along_axis(history, first + jnp.arange(context)[None], axis=1)
 
 
 def blend(
@@ -99,6 +87,6 @@ def blend(
         if not np.array_equal(other.items, first.items):
             raise ValueError(f"recommenders: number {i} has other items than number 0")
     params = {str(i): recommender.params for i, recommender in enumerate(recommenders)}
-    params["counts"] = jnp.asarray(first.counts, jnp.float32)
+    params["share"] = first.on_device[2]
     model = Blend(tuple(r.model for r in recommenders), tuple(weights), tuple(temperatures))
     return Recommender(model, params, first.items, first.counts)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ class BPR:
     batch_size: int = 1024
     seed: int = 0
     context: int | None = None
+
+    answers_empty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, least in {"factors": 1, "epochs": 1, "batch_size": 1}.items():

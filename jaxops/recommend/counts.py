@@ -15,13 +15,13 @@ def check_log(events: Events, known: int = 0) -> None:
         known: how many items the model has already.
 
     Raises:
-        ValueError: no events, a weight that is not above 0, or fewer items than are known.
+        ValueError: no events, a weight below 0, or fewer items than are known.
     """
     if len(events) == 0:
         raise ValueError("events: none found, at least one wanted")
-    wrong = ~((events.weight > 0) & np.isfinite(events.weight))
+    wrong = ~((events.weight >= 0) & np.isfinite(events.weight))
     if wrong.any():
-        raise ValueError(f"weight: {events.weight[wrong][0]} found, finite and above 0 wanted")
+        raise ValueError(f"weight: {events.weight[wrong][0]} found, finite and not below 0 wanted")
     if len(events.items) < known:
         raise ValueError(
             f"items: {len(events.items)} found, wanted the {known} known ones and then the new"

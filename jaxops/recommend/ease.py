@@ -1,7 +1,7 @@
 """EASE: each item predicted from the others by one ridge regression, in closed form."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ class EASE:
     l2: float = 100.0
     min_count: int = 1
     context: int | None = None
+
+    for_update: ClassVar[tuple[str, ...]] = ("gram",)
 
     def __post_init__(self) -> None:
         if not self.l2 > 0:

@@ -47,6 +47,7 @@ def evaluate(
     k: int = 10,
     exclude_seen: bool = True,
     counts: np.ndarray | None = None,
+    users: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """All metrics of a recommender, over the full catalogue; of any users, in training or not.
 
@@ -58,11 +59,12 @@ def evaluate(
         exclude_seen: leave out of the ranking what a user's history holds; see `ranks`.
         counts: (N,) how many events each item has, for the novelty and popularity bias of what is
             shown; by default in `histories`. Give those of training where other users are tested.
+        users: columns of U rows, where the model reads features of users.
 
     Raises:
         ValueError: k outside 1 to N, and what `ranks` raises.
     """
-    ranks, lists = ranks_and_lists(recommender, histories, targets, k, exclude_seen)
+    ranks, lists = ranks_and_lists(recommender, histories, targets, k, exclude_seen, users)
     items = len(recommender.items)
     if counts is None:
         counts = np.bincount(histories.items, minlength=items)

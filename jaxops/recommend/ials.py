@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,8 @@ class IALS:
     steps: int | None = 3
     seed: int = 0
     context: int | None = None
+
+    for_update: ClassVar[tuple[str, ...]] = ("users_gram", "users", "count")
 
     def __post_init__(self) -> None:
         for name, least in {"factors": 1, "sweeps": 1, "steps": 1}.items():

@@ -1,7 +1,7 @@
 """Item k nearest neighbours: what was taken by the same users as what you took."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ class ItemKNN:
     neighbours: int = 100
     shrink: float = 10.0
     context: int | None = None
+
+    for_update: ClassVar[tuple[str, ...]] = ("count", "column", "start")
 
     def __post_init__(self) -> None:
         if self.neighbours < 1:

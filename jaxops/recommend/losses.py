@@ -43,8 +43,25 @@ def cross_entropy(
     True
     """
     rows, length, _ = hidden.shape
+    # no more rows at once than one place of each allows; they are far apart, so that of rows that
+    # lie on several devices each has its share
+    parts = next(p for p in range(1, rows + 1) if fits(rows, p, len(table)))
+    if parts > 1:
+
+        def part(total: Array, x: tuple[Array, ...]) -> tuple[Array, None]:
+            return total + cross_entropy(x[0], table, x[1], x[2], chunk), None
+
+        split = [
+            x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (hidden, targets, weights)
+        ]
+        return lax.scan(part, jnp.zeros(()), tuple(split))[0]
     chunk = min(chunk or max(1, AT_ONCE // (rows * len(table))), length)
     return _cross_entropy(chunk, hidden, table, targets, weights)
+
+
+def fits(rows: int, parts: int, items: int) -> bool:
+    """Whether so many equal parts of the rows are small enough for their scores to be held."""
+    return rows % parts == 0 and (rows // parts * items <= AT_ONCE or parts == rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -164,8 +181,8 @@ class SampledSoftmax:
     """Cross-entropy with negatives drawn in each step, half uniformly and half from the targets.
 
     The batch's own targets are items by popularity, which uniform draws hardly ever meet; the
-    probability of an item is the mixture's (Klenitskiy and Vasilev 2023, arXiv:2309.07602, and
-    eSASRec, 2025, mix the two as well). See `sampled_softmax`.
+    probability of an item is the mixture's (mixed negative sampling: Yang et al. 2020,
+    doi:10.1145/3366424.3386195). See `sampled_softmax`.
 
     Attributes:
         negatives: M, for all places of the batch together.
@@ -219,7 +236,8 @@ def _scores(
 class BinaryCrossEntropy:
     """-beta log sigmoid(z_target) - sum over K negatives of log(1 - sigmoid(z)).
 
-    With one negative the loss of SASRec (Kang and McAuley 2018, arXiv:1808.09781). With more, and
+    With one negative the loss of SASRec (Kang and McAuley 2018, arXiv:1808.09781), which draws
+    among items that the user never took, while here the target alone is spared. With more, and
     `calibration` t, gBCE (Petrov and Macdonald 2023, arXiv:2308.07192): beta = a (t (1 - 1 / a) +
     1 / a), where a = K / (N - 1) is the share of the negatives that are drawn; so that the sigmoid
     is the probability, which few negatives would overstate.

@@ -1,7 +1,7 @@
 """What everybody takes, or took lately: the baseline that a model has to beat."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ class Popularity:
 
     half_life: float | None = None
     context: int | None = 1
+
+    answers_empty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.half_life is not None and not self.half_life > 0:

@@ -7,7 +7,7 @@ than M targets, and gives one value a user, (U,); see `intervals` for how sure t
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxops.recommend.events import Histories
-from jaxops.recommend.recommender import Params, Recommender
+from jaxops.recommend.recommender import Params, Recommender, read_users, scores
 
 Array = jax.Array
 
@@ -43,6 +43,7 @@ def ranks(
     histories: Histories,
     targets: Histories,
     exclude_seen: bool = True,
+    users: Mapping[str, Any] | None = None,
 ) -> Ranks:
     """The exact rank of each target among all items but those its user has seen.
 
@@ -57,12 +58,13 @@ def ranks(
         histories: of U users, as they were before the targets; may be empty.
         targets: of the same U users, what they took next. Users without any are left out.
         exclude_seen: False ranks among all N items.
+        users: columns of U rows, where the model reads features of users.
 
     Raises:
         ValueError: not the same number of users, items outside the catalogue, or no target.
         FloatingPointError: a score is NaN.
     """
-    return _ranked(recommender, histories, targets, exclude_seen, k=0)[0]
+    return _ranked(recommender, histories, targets, exclude_seen, users, k=0)[0]
 
 
 def ranks_and_lists(
@@ -71,6 +73,7 @@ def ranks_and_lists(
     targets: Histories,
     k: int,
     exclude_seen: bool = True,
+    users: Mapping[str, Any] | None = None,
 ) -> tuple[Ranks, np.ndarray]:
     """What `ranks` gives, and of the same scores each user's first k items.
 
@@ -80,6 +83,7 @@ def ranks_and_lists(
         targets: of the same U users.
         k: 1 to N.
         exclude_seen: as in `ranks`: targets are never left out.
+        users: as in `ranks`.
 
     Returns:
         The ranks, and (R, k) int32: indices of items, best first, of equal ones the lower index; N
@@ -87,7 +91,7 @@ def ranks_and_lists(
     """
     if not 1 <= k <= len(recommender.items):
         raise ValueError(f"k: found {k}, wanted 1 to {len(recommender.items):,} (all items)")
-    return _ranked(recommender, histories, targets, exclude_seen, k)
+    return _ranked(recommender, histories, targets, exclude_seen, users, k)
 
 
 def _ranked(
@@ -95,42 +99,48 @@ def _ranked(
     histories: Histories,
     targets: Histories,
     exclude_seen: bool,
+    users: Mapping[str, Any] | None,
     k: int,
 ) -> tuple[Ranks, np.ndarray]:
-    count, users = len(recommender.items), len(targets.starts) - 1
+    count, count_users = len(recommender.items), len(targets.starts) - 1
     _check(histories, targets, count)
     wanted = _keys(targets, count)
     wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
     taken = np.unique(_keys(histories, count)) if exclude_seen else wanted[:0]
-    seen = _histories(np.setdiff1d(taken, wanted, assume_unique=True), users, count)
-    targets = _histories(wanted, users, count)
+    seen = _histories(np.setdiff1d(taken, wanted, assume_unique=True), count_users, count)
+    targets = _histories(wanted, count_users, count)
 
     lengths = np.stack([histories.lengths, seen.lengths, targets.lengths])
     who = np.flatnonzero(targets.lengths)
-    places = np.full((users, int(targets.lengths.max())), np.inf)
-    lists = np.full((users, k), count, np.int32)
+    places = np.full((len(who), int(targets.lengths.max())), np.inf)
+    lists = np.full((len(who), k), count, np.int32)
+    row_of = np.zeros(count_users, np.int64)
+    row_of[who] = np.arange(len(who))
 
     def write(some: np.ndarray, doubled: Array, best: Array) -> None:
         got = np.asarray(doubled)[:, : places.shape[1]]
         if (got < 0).any():
             raise FloatingPointError(f"scores: NaN for user {some[(got < 0).any(1)][0]}")
         there = np.arange(got.shape[1]) < targets.lengths[some, None]
-        places[some, : got.shape[1]] = np.where(there, got / 2, np.inf)
-        lists[some] = best
+        places[row_of[some], : got.shape[1]] = np.where(there, got / 2, np.inf)
+        lists[row_of[some]] = best
 
-    model, params = recommender.model, jax.device_put(recommender.params)
-    table = _table(model, params)
+    model = recommender.model
+    params, table, share = recommender.on_device
+    columns = read_users(model, users, count_users)
     waiting: list[tuple[np.ndarray, Array, Array]] = []
     for some in _batches(who, lengths, count):
         longest, most_seen, most = (int(n) for n in lengths[:, some].max(1))
         rows = histories.rows(some, model.context or _padded(longest, 16), count)
         hidden = seen.rows(some, _padded(most_seen, 16), count)
         goals = targets.rows(some, _padded(most, 1), count)
-        waiting.append((some, *_score(model, k, params, table, rows, hidden, goals)))
+        own = columns and {name: values[some] for name, values in columns.items()}
+        found = _score(model, k, params, table, share, rows, own, hidden, goals)
+        waiting.append((some, *found))
         if len(waiting) > 1:  # the host makes a batch ready while the device works on the last
             write(*waiting.pop(0))
     write(*waiting.pop())
-    return Ranks(who, places[who], count - seen.lengths[who]), lists[who]
+    return Ranks(who, places, count - seen.lengths[who]), lists
 
 
 def _batches(who: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
@@ -150,43 +160,35 @@ def _padded(length: int, least: int) -> int:
     return least
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _table(model: Any, params: Params) -> Array | None:
-    return model.table(params)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
     model: Any,
     k: int,
     params: Params,
     table: Array | None,
+    share: Array,
     rows: Array,
+    users: Any,
     seen: Array,
     targets: Array,
 ) -> tuple[Array, Array]:
     """Twice the ranks, (B, M) int32, or -1 where a score is NaN; and the first k items, (B, k)."""
-    scores = model.queries(params, rows)
-    if table is not None:
-        scores = jnp.matmul(
-            scores, table.T, precision="highest", preferred_element_type=jnp.float32
-        )
     # computed once: two fused computations of one score may differ in their last bit
-    scores = lax.optimization_barrier(scores)
-    own = jnp.take_along_axis(scores, targets, axis=1, mode="clip")[:, :, None]
+    found = lax.optimization_barrier(scores(model, params, table, share, rows, users))
+    own = jnp.take_along_axis(found, targets, axis=1, mode="clip")[:, :, None]
 
     def above(others: Array) -> Array:
         """2 where another is higher, 1 where it is the same: the target itself gives the 1."""
         return (others > own).astype(jnp.int32) + (others >= own)
 
-    count = scores.shape[1]
-    others = jnp.take_along_axis(scores, seen, axis=1, mode="clip")
+    count = found.shape[1]
+    others = jnp.take_along_axis(found, seen, axis=1, mode="clip")
     hidden = jnp.where((seen < count)[:, None], above(others[:, None]), 0).sum(2)
-    doubled = 1 + above(scores[:, None]).sum(2) - hidden
-    doubled = jnp.where(jnp.isnan(scores).any(1, keepdims=True), -1, doubled)
+    doubled = 1 + above(found[:, None]).sum(2) - hidden
+    doubled = jnp.where(jnp.isnan(found).any(1, keepdims=True), -1, doubled)
     if k == 0:
-        return doubled, jnp.zeros((len(scores), 0), jnp.int32)
-    left = scores.at[jnp.arange(len(scores))[:, None], seen].set(-jnp.inf, mode="drop")
+        return doubled, jnp.zeros((len(found), 0), jnp.int32)
+    left = found.at[jnp.arange(len(found))[:, None], seen].set(-jnp.inf, mode="drop")
     best, index = lax.top_k(left, k)
     return doubled, jnp.where(best == -jnp.inf, count, index)
 
@@ -251,7 +253,7 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     ranks = _ranks(ranks, k)
     gain = np.where(ranks <= k, 1 / np.log2(1 + ranks), 0).sum(1)
     ideal = np.cumsum(1 / np.log2(2 + np.arange(ranks.shape[1])))
-    return gain / ideal[np.minimum(np.isfinite(ranks).sum(1), k) - 1]
+    return np.minimum(gain / ideal[np.minimum(np.isfinite(ranks).sum(1), k) - 1], 1.0)
 
 
 def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
@@ -273,7 +275,7 @@ def average_precision(ranks: np.ndarray, k: int) -> np.ndarray:
     ranks = np.sort(_ranks(ranks, k), axis=1)
     precision = (1 + np.arange(ranks.shape[1]))[None] / ranks
     found = np.where(ranks <= k, precision, 0).sum(1)
-    return found / np.minimum(np.isfinite(ranks).sum(1), k)
+    return np.minimum(found / np.minimum(np.isfinite(ranks).sum(1), k), 1.0)
 
 
 METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {

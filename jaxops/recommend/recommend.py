@@ -1,7 +1,7 @@
 """The best items for any histories: `recommend`."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,23 +11,24 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxops.recommend.events import Histories
-from jaxops.recommend.recommender import Recommender
+from jaxops.recommend.recommender import Recommender, queries, read_users
 from jaxops.task import Array
-from jaxops.topk import top_k
+from jaxops.topk import split_items, top_k
 
-AT_ONCE = 512  # users
+USERS_AT_ONCE = 512
+PLACES_AT_ONCE = 2**23  # of histories, or of scores where a model gives all at once
 
 
 class Recommendations(NamedTuple):
     """The best items of each user, best first.
 
     Attributes:
-        places: (U, k) int32, places in `items`; -1 where fewer than k items are left.
-        scores: (U, k) float32, as the model has them; -inf where there is no item. Of a user
-            without history, the items' share of the training events.
+        places: (U, k) int32, places in `items`; N where fewer than k items are left.
+        scores: (U, k) float32, as the model has them; -inf where there is no item.
         items: (N,) ids.
         unknown: how many ids in the histories the catalogue lacks; they were skipped.
-        empty: how many users have no known item in their history, and got what is most taken.
+        empty: how many users have no known item in their history. Unless the model has an answer
+            for them, they got what is most taken, scored by its share of the training events.
     """
 
     places: np.ndarray
@@ -38,7 +39,7 @@ class Recommendations(NamedTuple):
 
     def ids(self) -> list[list[str]]:
         """For each user the ids, at most k."""
-        return [self.items[row[row >= 0]].tolist() for row in self.places]
+        return [self.items[row[row < len(self.items)]].tolist() for row in self.places]
 
 
 def recommend(
@@ -49,28 +50,31 @@ def recommend(
     exclude_seen: bool = True,
     allow: Iterable[str] | None = None,
     deny: Iterable[str] | None = None,
+    users: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Recommendations:
     """The `k` best items for each history, exactly, whether or not the user was in training.
 
     Users are taken some hundreds at a time, those with histories of like length together, and items
-    by blocks; so the memory it takes depends neither on how many users there are nor, but for the
-    table itself, on how many items.
+    by blocks; so the memory it takes does not depend on how many users there are. What scoring
+    takes is put on the device by the first call, and stays there as long as the recommender.
 
     Args:
-        recommender: see `fit`, `load`, and `Sequence`.
+        recommender: see `fit`, `recommender`, `load`.
         histories: of each user the items' ids, oldest first, or `Histories` of their places. An id
             that the catalogue lacks is skipped, and counted.
         k: how many.
         exclude_seen: leave out what is in the history.
         allow: ids to choose among; all by default.
         deny: ids to leave out.
+        users: columns of U rows, where the model reads features of users (`TwoTower`).
         devices: over which the items are split for the search; the first alone by default. The
             model itself is on each of them.
 
     Raises:
-        ValueError: `k` beyond the catalogue, ids in `allow` or `deny` that it lacks, or places
-            outside it.
+        ValueError: `k` beyond the catalogue, ids in `allow` or `deny` that it lacks, places outside
+            it, or columns of users that the model does not read.
+        FloatingPointError: a score is NaN.
 
     >>> from jaxops import recommend as r
     >>> log = {"user": ["a", "a", "b", "b", "c"], "item": ["x", "y", "x", "y", "z"]}
@@ -78,7 +82,7 @@ def recommend(
     >>> r.recommend(model, [["x"], ["y", "never seen"]], k=1).ids()
     [['y'], ['x']]
     """
-    count = len(recommender.items)
+    model, count = recommender.model, len(recommender.items)
     if not 1 <= k <= count:
         raise ValueError(f"k: {k} found, 1 to {count:,} (all items) wanted")
     unknown = 0
@@ -86,55 +90,46 @@ def recommend(
         histories, unknown = recommender.histories(histories)
     elif len(histories.items) and not 0 <= histories.items.min() <= histories.items.max() < count:
         raise ValueError(f"histories: places in [0, {count:,}) wanted, others found")
-    allowed = _allowed(recommender, allow, deny)
-    mesh = None if devices is None else Mesh(np.array(devices), ("items",))
-    whole = None if mesh is None else NamedSharding(mesh, P())
-    params, table, counts, allowed = jax.device_put(
-        (
-            recommender.params,
-            _table(recommender.model, recommender.params),
-            jnp.asarray(recommender.counts / max(recommender.counts.sum(), 1), jnp.float32),
-            allowed,
-        ),
-        whole,
-    )
     lengths = histories.lengths
-    order = np.argsort(lengths, kind="stable")
-    index = np.full((len(lengths), k), -1, np.int32)
-    scores = np.full((len(lengths), k), -np.inf, np.float32)
-    context = recommender.model.context
-    empty = int((lengths == 0).sum())
+    columns = read_users(model, users, len(lengths))
+    params, table, share = recommender.on_device
+    allowed = _allowed(recommender, allow, deny)
+    mesh = None
+    if devices is not None:
+        mesh = Mesh(np.array(devices), ("items",))
+        params, share, allowed = jax.device_put((params, share, allowed), NamedSharding(mesh, P()))
+        table = None if table is None else split_items(table, mesh)
+    places = np.full((len(lengths), k), count, np.int32)
+    best = np.full((len(lengths), k), -np.inf, np.float32)
     waiting: list[tuple[np.ndarray, Any]] = []
-    parts = [order[i : i + AT_ONCE] for i in range(empty, len(order), AT_ONCE)]
-    for users in ([order[:1]] if empty else []) + parts:
-        room = bucket(int(lengths[users].max()))
-        seen = histories.rows(users, room, count)
-        history = seen
-        if context is not None and context < room:
-            history = histories.rows(users, context, count)
-        # no user is a batch of its own size, so that few programs are compiled
-        size = min(AT_ONCE, bucket(len(users)))
+    for some in _batches(lengths, count if table is None else 1):
+        empty = not lengths[some[0]] and not getattr(model, "answers_empty", False)
+        asked = some[:1] if empty else some  # whose lists are all the same
+        room = bucket(int(lengths[asked].max()))
+        seen = history = histories.rows(asked, room, count)
+        if model.context is not None and model.context < room:
+            history = histories.rows(asked, model.context, count)
+        size = bucket(len(asked))  # few programs, and not one for each number of users
         history, seen = (_padded(rows, size, count) for rows in (history, seen))
-        known = bool(lengths[users[0]])
+        own = columns and {name: _padded(values[asked], size) for name, values in columns.items()}
         found = _best(
-            recommender.model if known else None,
+            None if empty else model,
             k,
             mesh,
             params,
-            table if known else None,
-            counts,
+            None if empty else table,
+            share,
             history,
+            own,
             seen if exclude_seen else None,
             allowed,
         )
-        waiting.append((users, found))
+        waiting.append((some, [x[: len(asked)] for x in found]))
         if len(waiting) > 2:
-            _take(*waiting.pop(0), index, scores)
-    for users, found in waiting:
-        _take(users, found, index, scores)
-    if empty:
-        index[order[:empty]], scores[order[:empty]] = index[order[0]], scores[order[0]]
-    return Recommendations(index, scores, recommender.items, unknown, empty)
+            _take(*waiting.pop(0), places, best)
+    for some, found in waiting:
+        _take(some, found, places, best)
+    return Recommendations(places, best, recommender.items, unknown, int((lengths == 0).sum()))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -144,30 +139,49 @@ def _best(
     mesh: Mesh | None,
     params: Any,
     table: Array | None,
-    counts: Array,
+    share: Array,
     history: Array,
+    users: Any,
     seen: Array | None,
     allowed: Array | None,
 ) -> tuple[Array, Array]:
     if model is None:  # nothing is known of the user
-        queries = jnp.broadcast_to(counts, (len(history), len(counts)))
+        found = jnp.broadcast_to(share, (len(history), len(share)))
     else:
-        queries = model.queries(params, history)
-    scores, index = top_k(queries, table, k, seen=seen, allowed=allowed, mesh=mesh)
-    return scores, jnp.where(scores == -jnp.inf, -1, index)
+        found = queries(model, params, history, users)
+    scores, index = top_k(found, table, k, seen=seen, allowed=allowed, mesh=mesh, count=len(share))
+    return scores, jnp.where(scores == -jnp.inf, len(share), index)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _table(model: Any, params: Any) -> Array | None:
-    return model.table(params)
+def _batches(lengths: np.ndarray, scores: int) -> Iterable[np.ndarray]:
+    """Users of like lengths together, those without history first and by themselves.
+
+    Args:
+        lengths: of all histories.
+        scores: that are held for each user.
+    """
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = USERS_AT_ONCE
+        longest = lengths[order[min(start + size, len(order)) - 1]]
+        size = min(size, max(1, PLACES_AT_ONCE // max(bucket(int(longest)), scores)))
+        some = order[start : start + size]
+        if lengths[some[0]] == 0:
+            some = some[lengths[some] == 0]
+        yield some
+        start += len(some)
 
 
-def _take(users: np.ndarray, found: Any, index: np.ndarray, scores: np.ndarray) -> None:
-    scores[users], index[users] = (np.asarray(x)[: len(users)] for x in found)
+def _take(some: np.ndarray, found: Any, places: np.ndarray, best: np.ndarray) -> None:
+    best[some], places[some] = (np.asarray(x) for x in found)
+    if np.isnan(best[some]).any():
+        raise FloatingPointError(f"scores: NaN for user {some[np.isnan(best[some]).any(1)][0]}")
 
 
-def _padded(rows: np.ndarray, size: int, padding: int) -> np.ndarray:
-    return np.pad(rows, ((0, size - len(rows)), (0, 0)), constant_values=padding)
+def _padded(rows: np.ndarray, size: int, padding: Any = 0) -> np.ndarray:
+    room = [(0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
+    return np.pad(rows, room, constant_values=padding)
 
 
 def bucket(length: int) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxops.nn.attention import attention_mask, relative_bucket
 from jaxops.nn.blocks import TransformerConfig, arange
@@ -19,7 +18,7 @@ from jaxops.nn.product import Dense
 from jaxops.nn.recurrence import GRU
 from jaxops.nn.transformer import Embedding, Transformer
 from jaxops.recommend.events import Events
-from jaxops.recommend.recommender import Recommender
+from jaxops.recommend.recommender import Recommender, event_counts
 from jaxops.state import TrainState
 
 Array = jax.Array
@@ -205,7 +204,7 @@ def hstu(
 
 
 @dataclass(frozen=True)
-class Sequence:
+class SequenceModel:
     """What a `Recommender` of histories is by: the last place's vector, and the items' embeddings.
 
     Attributes:
@@ -242,13 +241,16 @@ class Sequence:
         return params["embedding"]["tokens"][:-1]
 
 
-def recommender(module: Any, state: TrainState, events: Events) -> Recommender:
+def recommender(
+    module: Any, state: TrainState, events: Events, known: Recommender | None = None
+) -> Recommender:
     """What `next_item` or `masked_item` has learned, ready to recommend.
 
     Args:
         module: that was trained.
         state: of it.
         events: it was trained on, for the items' ids and how often each was taken.
+        known: what it went on from, by `extended`, whose counts are added.
 
     Raises:
         ValueError: a module of another number of items.
@@ -256,8 +258,10 @@ def recommender(module: Any, state: TrainState, events: Events) -> Recommender:
     items = module.config.vocabulary - 1
     if items != len(events.items):
         raise ValueError(f"module: {items:,} items found, {len(events.items):,} wanted, as events")
-    counts = np.bincount(events.item, minlength=items).astype(np.float64)
-    return Recommender(Sequence(module), state.params, events.items, counts)
+    counts = event_counts(events)
+    if known is not None:
+        counts[: len(known.counts)] += known.counts
+    return Recommender(SequenceModel(module), state.params, events.items, counts)
 
 
 def extended(recommender: Recommender, items: int, seed: int = 0) -> tuple[Any, TrainState]:
@@ -276,8 +280,8 @@ def extended(recommender: Recommender, items: int, seed: int = 0) -> tuple[Any, 
         ValueError: fewer items, or a model of another kind.
     """
     model = recommender.model
-    if not isinstance(model, Sequence):
-        raise ValueError(f"recommender: {type(model).__name__} found, Sequence wanted; see update")
+    if not isinstance(model, SequenceModel):
+        raise ValueError(f"recommender: {type(model).__name__} found, a model of histories wanted")
     before = len(recommender.items)
     if items < before:
         raise ValueError(f"items: {items:,} found, at least the {before:,} known ones wanted")

@@ -11,8 +11,9 @@ from jaxops import metrics
 from jaxops.language.data import pack
 from jaxops.nn.attention import document_positions
 from jaxops.recommend.events import Histories
-from jaxops.recommend.losses import AT_ONCE, CrossEntropy
-from jaxops.recommend.sequence import Sequence
+from jaxops.recommend.losses import CrossEntropy, fits
+from jaxops.recommend.recommender import last_items
+from jaxops.recommend.sequence import SequenceModel
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
 
 Loss = Callable[[Array, Array, Array, Array, Key], Array]
@@ -54,15 +55,22 @@ def rows(histories: Histories, length: int, overlap: int = 1) -> dict[str, np.nd
     return {"items": columns["tokens"], "segments": columns["segments"]}
 
 
-def held_out(histories: Histories, length: int) -> dict[str, np.ndarray]:
-    """Histories to be tested by their last item, one a row: `items` and `segments`, as in `rows`.
+def held_out(histories: Histories, targets: Histories, length: int) -> dict[str, np.ndarray]:
+    """Histories with what came next at the end, one a row: `items` and `segments`, as in `rows`.
 
     Args:
-        histories: with the held-out item at the end of each; those of one item are left out.
-        length: of a row, the history's last items and the held-out one; see `rows`.
+        histories: of U users, as they were before; a user whose is empty is left out.
+        targets: of the same users, of which the first counts; a user without any is left out.
+        length: of a row, the history's last items and the target; see `rows`.
+
+    >>> before = Histories(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
+    >>> after = Histories(np.array([8, 9], np.int32), np.array([0, 2, 2]))
+    >>> held_out(before, after, length=4)["items"].tolist()
+    [[5, 6, 8, 0]]
     """
-    users = np.flatnonzero(histories.lengths > 1)
-    items = histories.rows(users, length, -1)
+    users = np.flatnonzero((histories.lengths > 0) & (targets.lengths > 0))
+    items = np.pad(histories.rows(users, length - 1, -1), ((0, 0), (0, 1)), constant_values=-1)
+    items[np.arange(len(users)), (items >= 0).sum(1)] = targets.items[targets.starts[users]]
     return {"items": np.maximum(items, 0), "segments": (items >= 0).astype(np.int32)}
 
 
@@ -102,7 +110,8 @@ def masked_item(module: Any, loss: Loss = CrossEntropy(), share: float = 0.2) ->
 
     In training a batch is of `rows(..., overlap=0)`; of each row `share` of the items are hidden,
     drawn anew in each step, and at least one. An evaluation is that of `next_item`: the last item
-    of a history is hidden, and no other.
+    of a history is hidden, and no other. The original draws by history and adds histories with the
+    last item alone hidden; here a row's histories share its draw.
 
     Args:
         module: as `bert4rec` makes it.
@@ -132,7 +141,7 @@ def masked_item(module: Any, loss: Loss = CrossEntropy(), share: float = 0.2) ->
 
 
 def _task(module: Any, loss: Loss, ask: Any, ahead: int) -> Task:
-    items, model = module.config.vocabulary - 1, Sequence(module)
+    items, model = module.config.vocabulary - 1, SequenceModel(module)
 
     def read(batch: Batch) -> tuple[Array, Array]:
         found, segments = (jnp.asarray(batch[n], jnp.int32) for n in ("items", "segments"))
@@ -181,7 +190,7 @@ def _task(module: Any, loss: Loss, ask: Any, ahead: int) -> Task:
         history = jnp.where(jnp.arange(found.shape[1])[None] < last, found, items)[:, :-1]
         # in parts, so that no more than some scores are held; the rows of a part are far apart, so
         # that each device has its share of them
-        parts = next(p for p in range(1, len(found) + 1) if _suffices(len(found), p, items))
+        parts = next(p for p in range(1, len(found) + 1) if fits(len(found), p, items))
 
         def part(x: tuple[Array, Array]) -> tuple[Array, Array]:
             return held_out_ranks(model, params, *x)
@@ -198,17 +207,14 @@ def _task(module: Any, loss: Loss, ask: Any, ahead: int) -> Task:
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         found, segments = read(batch)
-        return model.queries(params, jnp.where(segments > 0, found, items)[:, -model.context :])
+        history = jnp.where(segments > 0, found, items)
+        return model.queries(params, last_items(history, model.context, items))
 
     columns = (
         Column("items", (None,), "int", classes=items),
         Column("segments", (None,), "int"),
     )
     return Task(init, loss_fn, predict, columns)
-
-
-def _suffices(count: int, parts: int, items: int) -> bool:
-    return count % parts == 0 and (count // parts * items <= AT_ONCE or parts == count)
 
 
 def held_out_ranks(
@@ -218,9 +224,15 @@ def held_out_ranks(
 
     The rank is among all items but those of the history, ties at their mean, from 1.
     """
-    scores = model.queries(params, history) @ model.table(params).T
+    scores = jnp.matmul(
+        model.queries(params, history),
+        model.table(params).T,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
     right = jnp.take_along_axis(scores, target, 1)
     losses = (jax.nn.logsumexp(scores, axis=1, keepdims=True) - right)[:, 0]
     row = jnp.arange(len(scores))[:, None]
     others = scores.at[row, history].set(-jnp.inf, mode="drop").at[row, target].set(-jnp.inf)
-    return losses, 1.0 + (others > right).sum(1) + 0.5 * (others == right).sum(1)
+    rank = 1.0 + (others > right).sum(1) + 0.5 * (others == right).sum(1)
+    return losses, jnp.where(jnp.isnan(losses), jnp.inf, rank)

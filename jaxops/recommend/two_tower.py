@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jaxops.nn import Dense
 from jaxops.recommend.events import Events
 from jaxops.recommend.features import Columns, Features
-from jaxops.recommend.recommender import Recommender
+from jaxops.recommend.recommender import Recommender, event_counts
 from jaxops.state import TrainState
 from jaxops.task import Batch, Column, Key, Out, Task, row_weights
 
@@ -54,6 +54,8 @@ class TwoTower:
     hidden: tuple[int, ...] = (128,)
     unknown: float = 0.3
     temperature: float = 0.1
+
+    answers_empty: ClassVar[bool] = True
 
     @classmethod
     def fitted(cls, events: Events, ids: bool = True, **settings: Any) -> "TwoTower":
@@ -345,9 +347,8 @@ def two_tower_recommender(model: TwoTower, state: TrainState, events: Events) ->
         state: of it.
         events: that it was trained on.
     """
-    counts = np.bincount(events.item, minlength=len(events.items)).astype(np.float64)
     params = {"network": state.params, "items": state.extra["items"]}
-    return Recommender(model, params, events.items, counts)
+    return Recommender(model, params, events.items, event_counts(events))
 
 
 def with_items(recommender: Recommender, items: Any, columns: Columns) -> Recommender:

@@ -22,7 +22,7 @@ def recommender():
     params = module.init(jax.random.key(0), ones, method="hidden")["params"]
     params = jax.tree.map(lambda x: 3 * x, params)
     names = np.array([f"item {i}" for i in range(ITEMS)])
-    return r.Recommender(r.Sequence(module), params, names, np.arange(ITEMS, dtype=float))
+    return r.Recommender(r.SequenceModel(module), params, names, np.arange(ITEMS, dtype=float))
 
 
 def some_histories(users=50, seed=0):
@@ -87,7 +87,7 @@ def test_allow_and_deny(recommender):
     for user, history in enumerate(split(histories)):
         order, _ = by_hand(recommender, history, 18, allowed=allowed)
         assert found.places[user][: len(order)].tolist() == order.tolist()
-        assert (found.places[user][len(order) :] == -1).all()
+        assert (found.places[user][len(order) :] == ITEMS).all()
         assert (found.scores[user][len(order) :] == -np.inf).all()
     assert len(found.ids()[0]) <= 18
     alone = r.recommend(recommender, histories, 3, deny=deny)
@@ -97,7 +97,7 @@ def test_allow_and_deny(recommender):
 def test_a_user_who_has_seen_everything(recommender):
     everything = [[f"item {i}" for i in range(ITEMS)]]
     found = r.recommend(recommender, everything, 3)
-    assert found.ids() == [[]] and (found.places == -1).all()
+    assert found.ids() == [[]] and (found.places == ITEMS).all()
     assert len(r.recommend(recommender, everything, 3, exclude_seen=False).ids()[0]) == 3
 
 
@@ -142,6 +142,10 @@ def test_bad_arguments(recommender, arguments, message):
 def test_bad_histories(recommender):
     with pytest.raises(ValueError, match="row 1: 'item 1' found, a list of ids wanted"):
         r.recommend(recommender, [["item 1"], "item 1"])
+    with pytest.raises(ValueError, match="row 0: 3 found, ids wanted, which are text"):
+        r.recommend(recommender, [[3, 4]])
+    with pytest.raises(ValueError, match="users: columns found, which SequenceModel does not"):
+        r.recommend(recommender, [["item 1"]], users={"age": np.zeros(1)})
     outside = r.Histories(np.array([ITEMS], np.int32), np.array([0, 1]))
     with pytest.raises(ValueError, match=r"places in \[0, 37\) wanted"):
         r.recommend(recommender, outside)
@@ -212,3 +216,99 @@ def test_top_k_with_masks_is_a_stable_sort(block, direct, mesh):
     np.testing.assert_array_equal(found, np.take_along_axis(scores, order, 1))
     there = np.isfinite(found)
     np.testing.assert_array_equal(np.asarray(index)[there], order[there])
+
+
+def test_not_a_number_is_no_list(recommender):
+    params = jax.tree.map(lambda x: x.at[0].set(jnp.nan), recommender.params)
+    broken = dataclasses.replace(recommender, params=params)
+    with pytest.raises(FloatingPointError, match="NaN for user 0"):
+        r.recommend(broken, [["item 1"]])
+
+
+def test_figures_are_of_the_lists_that_are_served(recommender):
+    """Also for users without history; the targets are new to them."""
+    histories = some_histories(80, seed=5)
+    draw = np.random.default_rng(6)
+    seen = [set(row.tolist()) for row in split(histories)]
+    new = [draw.choice(sorted(set(range(ITEMS)) - own)) for own in seen]
+    targets = r.Histories(np.array(new, np.int32), np.arange(81))
+    found = r.evaluate(recommender, histories, targets, k=5)
+    served = r.recommend(recommender, histories, 5)
+    np.testing.assert_array_equal(found.lists, served.places)
+    hits = (served.places == np.array(new)[:, None]).any(1)
+    np.testing.assert_array_equal(found.values["hr@5"], hits)
+    assert (histories.lengths == 0).any()
+
+
+def test_a_second_call_compiles_nothing_and_moves_no_parameters(recommender, monkeypatch):
+    from jaxops.recommend.recommend import _best
+
+    histories = some_histories()
+    first = r.recommend(recommender, histories, 5)
+    moved = []
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, *a, **k: moved.append(x) or put(x, *a, **k))
+    before = _best._cache_size()
+    second = r.recommend(recommender, histories, 5)
+    assert _best._cache_size() == before
+    assert not moved
+    np.testing.assert_array_equal(first.places, second.places)
+
+
+def test_one_very_long_history_does_not_make_the_others_long():
+    """600 users of a model that reads all: what is held is bounded, not by the longest of them."""
+    from jaxops.recommend.recommend import PLACES_AT_ONCE, _batches
+
+    lengths = np.full(600, 4)
+    lengths[17] = 1_000_000
+    batches = list(_batches(lengths, 1))
+    assert sorted(np.concatenate(batches)) == list(range(600))
+    for some in batches:
+        room = 1 << (int(lengths[some].max()) - 1).bit_length()
+        assert len(some) * room <= max(PLACES_AT_ONCE, room)
+    assert len(batches[-1]) < 600 - 512 + 1
+
+
+KINDS = {
+    "EASE": r.EASE(l2=1.0),
+    "IALS": r.IALS(factors=4, sweeps=2),
+    "BPR": r.BPR(factors=4, epochs=2, batch_size=16),
+    "ItemKNN": r.ItemKNN(neighbours=5),
+    "Popularity": r.Popularity(half_life=2.0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_comes_back_from_its_file(kind, tmp_path):
+    log = r.events(
+        {"user": [f"u{i // 4}" for i in range(80)], "item": [f"i{i * 7 % 23}" for i in range(80)]},
+        time=None,
+    )
+    model = r.fit(KINDS[kind], log)
+    r.save(tmp_path / "model.safetensors", model)
+    back = r.load(tmp_path / "model.safetensors")
+    histories = [["i3", "i5"], ["i0"], []]
+    one, other = (r.recommend(x, histories, 5) for x in (model, back))
+    assert one.ids() == other.ids()
+    np.testing.assert_array_equal(one.scores, other.scores)
+    # and what it needs to go on is there too
+    new = r.events({"user": ["n", "n"], "item": ["i3", "new"]}, time=None, items=model.items)
+    one, other = (r.recommend(r.update(x, new), histories, 5) for x in (model, back))
+    assert one.ids() == other.ids()
+
+
+@pytest.mark.parametrize("name", ["hstu", "gru4rec", "bert4rec", "esasrec", "blend"])
+def test_every_sequence_model_comes_back_from_its_file(name, recommender, tmp_path):
+    if name == "blend":
+        model = r.blend([recommender, recommender], [0.3, 0.7])
+    else:
+        module = getattr(r, name)(ITEMS, 6, 16, 1)
+        ones = jnp.ones((1, 2), jnp.int32)
+        params = module.init(jax.random.key(1), ones, ones, ones, method="hidden")["params"]
+        model = dataclasses.replace(recommender, model=r.SequenceModel(module), params=params)
+    r.save(tmp_path / "model.safetensors", model)
+    back = r.load(tmp_path / "model.safetensors")
+    histories = some_histories(10)
+    one, other = (r.recommend(x, histories, 5) for x in (model, back))
+    np.testing.assert_array_equal(one.places, other.places)
+    np.testing.assert_array_equal(one.scores, other.scores)
