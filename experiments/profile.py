@@ -18,8 +18,10 @@ near: the share of the ten nearest items that lie in the user's two largest true
 auc: of the visits; `_times`, of the classifier without the vector; `_ceiling`, of the true
 probability; and `ece`, by how much the probability is off.
 
-Expect, of seed 0 on two busy CPU cores in 35 s: accuracy .674 (counted .656), interests_error .313
-(counted .305, which is the better of the two), near .78, auc .738 (times .731, ceiling .757).
+How the log came about: on a first one, without kinds of users, counting told the largest interest
+better (.656 against .580), and the vector added nothing to the times. This one was made up so that
+there is something that counting does not see, and four versions were looked at on one seed. What is
+reported is of another world and of other users than those.
 
     python -m experiments.profile [--seeds 3]
 """
@@ -174,7 +176,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     if settings.smoke:
         settings = replace(settings, users=200, held_out=60, epochs=2, batch_size=8)
     train, test = (
-        generate(users, np.random.default_rng(7), np.random.default_rng([seed, part]))
+        generate(users, np.random.default_rng(11), np.random.default_rng([seed + 10, part]))
         for part, users in enumerate((settings.users, settings.held_out))
     )
     model = encoder(settings, train, seed, folder)
