@@ -15,6 +15,7 @@ For another log of `user item` lines, in the order of time, say `--file`; see al
 `experiments.movielens`. A run that was stopped goes on with `--resume`.
 """
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -88,9 +89,9 @@ def train(
     name: str, settings: Settings, split: r.Split, seed: int, folder: Path
 ) -> tuple[r.Recommender, dict[str, float]]:
     """One model of histories, or the one that an earlier run has left; and what it took."""
-    file = folder / f"{name}.safetensors"
+    file, facts = folder / f"{name}.safetensors", folder / name / "took.json"
     if settings.resume and file.exists():
-        return r.load(file), {}
+        return r.load(file), json.loads(facts.read_text()) if facts.exists() else {}
     recipe, items = RECIPES[name], len(split.train.items)
     module = recipe.make(items, settings.context, dropout=recipe.dropout)
     masked = not module.config.causal
@@ -118,25 +119,29 @@ def train(
     )
     report.plot_curves(log.records, folder / name / "curves.png")
     model = r.recommender(module, state, split.train)
+    took = {"seconds": time.perf_counter() - begin, "epochs": log.records[-1]["epoch"]}
+    facts.write_text(json.dumps(took))
     r.save(file, model)
-    return model, {"seconds": time.perf_counter() - begin, "epochs": log.records[-1]["epoch"]}
+    return model, took
 
 
-def collaborative(settings: Settings, split: r.Split) -> dict[str, r.Recommender]:
-    """The models that are fitted in closed form or by sweeps."""
-    rare = 1 if settings.smoke else 3  # 54,542 items are 12 GB of float32
+def collaborative(
+    settings: Settings, split: r.Split
+) -> tuple[dict[str, r.Recommender], dict[str, dict[str, float]]]:
+    """The models that are fitted in closed form or by sweeps, and what each took."""
+    rare = 1 if settings.smoke else 5  # 13,036 items: all would take 48 GB
     models = {
         "ease": r.EASE(l2=100.0, min_count=rare),
         "ials": r.IALS(factors=64),
         "item_knn": r.ItemKNN(neighbours=100, shrink=1.0),
         "popularity": r.Popularity(),
     }
-    found = {}
+    found, took = {}, {}
     for name, model in models.items():
         begin = time.perf_counter()
         found[name] = r.fit(model, split.train)
-        common.say(f"{name}: {time.perf_counter() - begin:.1f} s")
-    return found
+        took[name] = {"seconds": time.perf_counter() - begin}
+    return found, took
 
 
 def blended(
@@ -186,7 +191,8 @@ def compare(settings: Settings, split: r.Split, seed: int, folder: Path) -> dict
     for name in ("sasrec_cross_entropy", "bert4rec") if settings.smoke else RECIPES:
         common.say(f"seed {seed}: {name}")
         models[name], took[name] = train(name, settings, split, seed, folder)
-    models |= collaborative(settings, split)
+    fitted, seconds = collaborative(settings, split)
+    models, took = models | fitted, took | seconds
     models["blend"], took["blend"] = blended(settings, models, split)
     histories, targets = split.before_test().histories(), split.test.histories()
     evaluations = {
@@ -197,7 +203,11 @@ def compare(settings: Settings, split: r.Split, seed: int, folder: Path) -> dict
     (folder / "table.md").write_text(table + "\n")
     common.say(table)
     plot(evaluations, folder / "models.png")
-    rows = {name: found.figures() | took.get(name, {}) for name, found in evaluations.items()}
+    rows = {}
+    for name, found in evaluations.items():
+        bounds = r.interval(found.values["ndcg@10"])
+        between = {"ndcg@10_low": bounds.low, "ndcg@10_high": bounds.high}
+        rows[name] = found.figures() | between | took[name]
     return {key: rows["blend"][key] for key in ("hr@10", "ndcg@10")} | {"rows": rows}
 
 
