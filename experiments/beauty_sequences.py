@@ -52,8 +52,8 @@ RECIPES = {
     "sasrec_cross_entropy": Recipe(r.sasrec, r.CrossEntropy(), 16),
     "esasrec": Recipe(r.esasrec, r.SampledSoftmax(4096), 24),
     "gru4rec": Recipe(r.gru4rec, r.SampledSoftmax(4096), 24),
-    "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 60, dropout=0.3, patience=6),
-    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 40, patience=6),
+    "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 40, dropout=0.3),
+    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 24),
 }
 BLENDED = ("sasrec_cross_entropy", "esasrec", "gru4rec", "bert4rec")
 
