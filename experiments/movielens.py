@@ -7,7 +7,9 @@ random access: `tfds.builder("movielens/1m-ratings", file_format="array_record")
 
 Published under this protocol (leave one out, all items but those seen are ranked), HR@10 / NDCG@10:
 SASRec with one negative .2500 / .1341, BERT4Rec .2843 / .1537, SASRec by cross-entropy .3152 /
-.1821 ("Turning Dross Into Gold Loss", Klenitskiy and Vasilev 2023, arXiv:2309.07602).
+.1821 ("Turning Dross Into Gold Loss", Klenitskiy and Vasilev 2023, arXiv:2309.07602). Many ratings
+of a user have the same second, and theirs are in the order of BERT4Rec's file: with the order of
+`ratings.dat` the figures may differ.
 
     python -m experiments.movielens --file ratings.dat [--seeds 3]
     python -m experiments.movielens                      (TFDS)

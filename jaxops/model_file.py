@@ -4,9 +4,9 @@ The file is a safetensors file: arrays, and a JSON text that says how the task w
 inputs look like, and which versions wrote it. There is no code in it, but names of code that is
 here. `load` calls what is named, with the arguments written down, and traces the task's `init`; so
 a file may name only tasks' makers and Flax modules of jaxops, `flax.linen` and the user's own
-modules that are imported already, jaxops's augmentations and configs of transformers and, among the
-arguments, the functions of `jax.nn` and `jax.nn.initializers` and float dtypes. `save` refuses what
-`load` would.
+modules that are imported already, jaxops's augmentations, configs of transformers and settings of
+recommenders and, among the arguments, the functions of `jax.nn` and `jax.nn.initializers` and float
+dtypes. `save` refuses what `load` would.
 """
 
 import contextlib
@@ -40,25 +40,11 @@ FUNCTIONS = {  # and dtypes, that a file may name; the module is the public one
     f"jax.numpy:{name}": getattr(jnp, name)
     for name in ("float16", "bfloat16", "float32", "float64")
 }
-DATACLASSES = (  # whose a file may name
+DATACLASSES = (
     "jaxops.data.augment",
     "jaxops.nn.blocks",
-    *(
-        f"jaxops.recommend.{name}"
-        for name in (
-            "blend",
-            "bpr",
-            "ease",
-            "features",
-            "ials",
-            "item_knn",
-            "losses",
-            "popularity",
-            "sequence",
-            "two_tower",
-        )
-    ),
-)
+    "jaxops.recommend.",
+)  # of modules so called
 
 
 class Model(NamedTuple):
@@ -318,7 +304,7 @@ def _maker(name: str) -> Any:
         )
     if inspect.isclass(found):
         allowed = issubclass(found, nn.Module) or (
-            module in DATACLASSES and dataclasses.is_dataclass(found)
+            module.startswith(DATACLASSES) and dataclasses.is_dataclass(found)
         )
     else:
         allowed = inspect.isfunction(found) and hasattr(found, "makes_task")

@@ -226,6 +226,8 @@ def _scores(
     hidden: Array, table: Array, targets: Array, negatives: int, key: Array
 ) -> tuple[Array, Array]:
     """Of the targets (B, T), and of negatives drawn uniformly from the other items (B, T, K)."""
+    if len(table) < 2:
+        raise ValueError("table: 1 item found, 2 wanted, so that there is another to be drawn")
     drawn = jax.random.randint(key, (*targets.shape, negatives), 0, len(table) - 1)
     drawn += drawn >= targets[..., None]
     right = (hidden * table[targets]).sum(-1)

@@ -282,7 +282,7 @@ def _codes(
     first = np.asarray(known, object)
     last = np.empty(0, object) if table is None else table[0]
     ids = pd.unique(np.concatenate([first, found, last]))
-    if not (ids[: len(first)] == first).all():
+    if len(pd.unique(first)) < len(first):
         raise ValueError("items: an id found twice")
     place = pd.Index(ids).get_indexer(found).astype(np.int32)
     return place[codes], ids.astype(str)

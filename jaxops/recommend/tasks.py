@@ -76,7 +76,7 @@ def held_out(histories: Histories, targets: Histories, length: int) -> dict[str,
 
 @recorded
 def next_item(module: Any, loss: Loss = CrossEntropy()) -> Task:  # noqa: B008
-    """Foretell each item of a history from those before it.
+    """Foretell each item of a history from those before it; weights of events are not looked at.
 
     In training a batch is of `rows`: of each history every item but the first is foretold. In an
     evaluation each row is one history, as `held_out` makes it, and its last item alone is foretold.
