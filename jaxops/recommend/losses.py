@@ -35,7 +35,8 @@ def cross_entropy(
         targets: (B, T) int, in [0, N).
         weights: (B, T) float.
         chunk: places of each row that are scored at once, B * chunk * N scores; by default so many
-            that these are at most 2 ** 23 (32 MB).
+            that these are at most 2 ** 23 (32 MB). Where rows lie on several devices, XLA adds the
+            table's gradient up over these once a chunk: ask for larger ones there.
 
     >>> hidden, table = jnp.ones((1, 2, 3)), jnp.zeros((5, 3))
     >>> loss = cross_entropy(hidden, table, jnp.array([[0, 4]]), jnp.array([[1.0, 0.5]]))
@@ -115,17 +116,19 @@ def _by_chunks(
         total += (weight * (top + jnp.log(total_e) - right)).sum()
         if gradient:
             part = weight / total_e
-            pull = matmul(e, wide) * part - weight * wide[label[:, 0]]
+            pull = matmul(e, wide) * part
             into_x = lax.dynamic_update_slice_in_dim(
                 into_x, pull.reshape(-1, chunk, width), i * chunk, 1
             )
             into_table += matmul(e.T, own * part)
-            into_table = into_table.at[label[:, 0]].add(-weight * own)
         return total, into_x, into_table
 
     start = (jnp.zeros(()), jnp.zeros_like(x), jnp.zeros_like(wide))
     chunks = -(-count // chunk)
     total, into_x, into_table = lax.fori_loop(0, chunks, body, start)
+    if gradient:  # of the targets' own scores
+        into_x -= w[..., None] * wide[y]
+        into_table = into_table.at[y.reshape(-1)].add(-(w[..., None] * x).reshape(-1, width))
     back = jnp.argsort(first, axis=1)[..., None]
     into_hidden = jnp.take_along_axis(into_x[:, :length], back, 1)
     return total, into_hidden.astype(hidden.dtype), into_table.astype(table.dtype)

@@ -179,3 +179,16 @@ def test_negatives_are_never_the_target():
 def test_settings_that_cannot_be_meant(make, name):
     with pytest.raises(ValueError, match=name):
         make()
+
+
+def test_a_catalogue_too_large_for_one_place_of_each_row(batch, monkeypatch):
+    from jaxops.recommend import losses
+
+    hidden, table, targets, weights = batch
+    whole = jax.value_and_grad(cross_entropy, (0, 1))(hidden, table, targets, weights)
+    monkeypatch.setattr(losses, "AT_ONCE", 60)
+    assert losses.fits(ROWS, 5, ITEMS) and not losses.fits(ROWS, 1, ITEMS)
+    parts = jax.value_and_grad(cross_entropy, (0, 1))(hidden, table, targets, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), parts, whole)
+    task = [loss(*batch, jax.random.key(0)) for loss in (CrossEntropy(),)]
+    np.testing.assert_allclose(task[0], whole[0], rtol=1e-6)
