@@ -23,6 +23,11 @@ better (.656 against .580), and the vector added nothing to the times. This one 
 there is something that counting does not see, and four versions were looked at on one seed. What is
 reported is of another world and of other users than those.
 
+Expect over three seeds accuracy .714 (counted .697) and near .81; but interests_error .261 (counted
+.243, which is better), and auc .720 (.724 by the times alone, of .757 that can be had): the vector
+tells who somebody is a little better than counting, how much of each no better, and when they come
+back not at all.
+
     python -m experiments.profile [--seeds 3]
 """
 
