@@ -52,9 +52,10 @@ RECIPES = {
     "sasrec_cross_entropy": Recipe(r.sasrec, r.CrossEntropy(), 16),
     "esasrec": Recipe(r.esasrec, r.SampledSoftmax(4096), 24),
     "gru4rec": Recipe(r.gru4rec, r.SampledSoftmax(4096), 24),
-    "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 40, dropout=0.3),
+    "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 80, dropout=0.3, patience=8),
     "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 24),
 }
+HIDDEN = 0.6  # of the items, for BERT4Rec, as its authors have it on Beauty
 BLENDED = ("sasrec_cross_entropy", "esasrec", "gru4rec", "bert4rec")
 
 
@@ -95,8 +96,10 @@ def train(
     recipe, items = RECIPES[name], len(split.train.items)
     module = recipe.make(items, settings.context, dropout=recipe.dropout)
     masked = not module.config.causal
-    make_task = r.masked_item if masked else r.next_item
-    task = make_task(module, recipe.loss)
+    if masked:
+        task = r.masked_item(module, recipe.loss, HIDDEN)
+    else:
+        task = r.next_item(module, recipe.loss)
     length = settings.context if masked else settings.context + 1
     packed = r.rows(split.train.histories(), length, overlap=0 if masked else 1)
     known, targets = split.before_validation().histories(), split.validation.histories()
