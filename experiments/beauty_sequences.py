@@ -156,7 +156,7 @@ def blended(
 ) -> tuple[r.Recommender, dict[str, float]]:
     """The blend that foretells the validation items of 5,000 users best."""
     histories, targets = some(split, 100 if settings.smoke else 5000)
-    found = []
+    found: list[Any] = []
     for names in BLENDS[:1] if settings.smoke else BLENDS:
         members = [models[name] for name in names if name in models]
         for weight in (0.0, 0.1, 0.2, 0.4):
