@@ -53,7 +53,7 @@ RECIPES = {
     "esasrec": Recipe(r.esasrec, r.SampledSoftmax(4096), 24),
     "gru4rec": Recipe(r.gru4rec, r.SampledSoftmax(4096), 24),
     "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 40, dropout=0.3, patience=8),
-    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 24),
+    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 40, dropout=0.2, patience=10),
 }
 HIDDEN = 0.6  # of the items, for BERT4Rec, as its authors have it on Beauty
 BLENDS = (
