@@ -60,7 +60,8 @@ class SASRec(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Of each place the vector that foretells the next item."""
-        x = self.drop(self.tokens(items) + self.positions[: items.shape[1]])
+        x = self.tokens(items) * self.tokens.embedding_dim**0.5
+        x = self.drop(x + self.positions[: items.shape[1]])
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

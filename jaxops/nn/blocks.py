@@ -58,6 +58,7 @@ class TransformerConfig:
         embedding_norm: normalise the embeddings, as BERT does.
         segment_types: rows of an embedding of a token's type, as BERT has 2; 0 has none.
         masked_head: BERT's head, a dense layer, activation and norm before the logits, and a bias.
+        embedding_scale: multiplies a token's embedding where it comes in; SASRec has sqrt(width).
         gated_residual: multiply each branch by sigmoid(x W) of what came in (LiGR; Borisyuk et al.
             2025, arXiv:2502.03417).
 
@@ -92,6 +93,7 @@ class TransformerConfig:
     embedding_norm: bool = False
     segment_types: int = 0
     masked_head: bool = False
+    embedding_scale: float = 1.0
     gated_residual: bool = False
 
     def __post_init__(self) -> None:

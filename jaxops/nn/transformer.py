@@ -68,6 +68,8 @@ class Embedding(nn.Module):
         """Of tokens (B, T) at positions (B or 1, T), of `types` (B, T): (B, T, D)."""
         config, length = self.config, tokens.shape[1]
         x = jnp.take(self.tokens, tokens, 0)
+        if config.embedding_scale != 1.0:
+            x *= config.embedding_scale
         if config.position == "learned":
             # a slice has a faster gradient than a look-up
             table = self.positions

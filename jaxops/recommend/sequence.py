@@ -34,7 +34,9 @@ def sasrec(
 ) -> Transformer:
     """SASRec: a causal transformer over the items (Kang and McAuley 2018, arXiv:1808.09781).
 
-    Before its branches are layer norms, and its feed-forward network is as wide as the model.
+    Before its branches are layer norms, its feed-forward network is as wide as the model, and items
+    come in scaled by sqrt(width): else the places would drown them, and one negative is not enough
+    to learn them by.
 
     >>> sasrec(items=100).config.vocabulary
     101
@@ -49,6 +51,7 @@ def sasrec(
             hidden=width,
             activation="relu",
             dropout=dropout,
+            embedding_scale=width**0.5,
         )
     )
 

@@ -68,7 +68,7 @@ def test_sasrec_is_that_of_pytorch():
         copy(to.linear2.bias, own["feed_forward"]["down"]["bias"])
     copy_norm(norm, stack["norm"])
     tables = params["embedding"]
-    x = np.asarray(tables["tokens"])[items] + np.asarray(tables["positions"])[None]
+    x = 4 * np.asarray(tables["tokens"])[items] + np.asarray(tables["positions"])[None]
     mask = torch.nn.Transformer.generate_square_subsequent_mask(8)
     with torch.no_grad():
         wanted = encoder.eval()(torch.tensor(x), mask=mask, is_causal=True).numpy()
