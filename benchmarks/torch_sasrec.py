@@ -29,7 +29,7 @@ TRIAL_SECONDS = 4.0
 
 
 class Block(nn.Module):
-    """Causal attention of one head and a perceptron as wide as the model, pre-norm."""
+    """Causal attention of one head and a perceptron as wide as the model, post-norm."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to the same."""
-        q, k, v = self.qkv(self.norm_1(x)).unsqueeze(1).chunk(3, -1)
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
-        x = x + self.drop(self.project(mixed))
-        return x + self.drop(self.down(F.relu(self.up(self.norm_2(x)))))
+        x = self.norm_1(x + self.drop(self.project(mixed)))
+        return self.norm_2(x + self.drop(self.down(F.relu(self.up(x)))))
 
 
 class SASRec(nn.Module):
@@ -61,10 +61,10 @@ class SASRec(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """Of each place the vector that foretells the next item."""
         x = self.tokens(items) * self.tokens.embedding_dim**0.5
-        x = self.drop(x + self.positions[: items.shape[1]])
+        x = self.drop(self.norm(x + self.positions[: items.shape[1]]))
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return x
 
     @property
     def table(self) -> Tensor:
@@ -89,7 +89,7 @@ def load_weights(model: SASRec, file: Path) -> None:
             if path[:1] == ["blocks"]:
                 path = ["stack", f"block_{path[1]}", names[path[2]]]
             elif path[:1] == ["norm"]:
-                path = ["stack", "norm"]
+                path = ["embedding", "norm"]
             else:
                 path, last = ["embedding"], {"weight": "tokens"}.get(last, last)
             kinds = {"weight": ("kernel", "scale")}.get(last, (last,))

@@ -34,9 +34,10 @@ def sasrec(
 ) -> Transformer:
     """SASRec: a causal transformer over the items (Kang and McAuley 2018, arXiv:1808.09781).
 
-    Before its branches are layer norms, its feed-forward network is as wide as the model, and items
-    come in scaled by sqrt(width): else the places would drown them, and one negative is not enough
-    to learn them by.
+    As its authors have it, items come in scaled by sqrt(width), what is added to is normalised
+    (post-norm, and a norm of the embeddings), and the feed-forward network is as wide as the model.
+    Each of these matters: on Beauty a pre-norm transformer of the same size takes twice as many
+    epochs, and learns little from one negative. Here keys and values are normalised as well.
 
     >>> sasrec(items=100).config.vocabulary
     101
@@ -51,6 +52,8 @@ def sasrec(
             hidden=width,
             activation="relu",
             dropout=dropout,
+            post_norm=True,
+            embedding_norm=True,
             embedding_scale=width**0.5,
         )
     )
@@ -66,7 +69,17 @@ def bert4rec(
 ) -> Transformer:
     """BERT4Rec: an encoder that restores hidden items (Sun et al. 2019, arXiv:1904.06690)."""
     return Transformer(
-        TransformerConfig(items + 1, context, layers, heads, width, causal=False, dropout=dropout)
+        TransformerConfig(
+            items + 1,
+            context,
+            layers,
+            heads,
+            width,
+            causal=False,
+            dropout=dropout,
+            post_norm=True,
+            embedding_norm=True,
+        )
     )
 
 

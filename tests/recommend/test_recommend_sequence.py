@@ -35,15 +35,15 @@ def hidden(module, params, *arguments):
 
 
 def test_sasrec_is_that_of_pytorch():
-    """Copied weights: pre-norm layers of torch.nn.TransformerEncoder with a ReLU network."""
+    """Copied weights: post-norm layers of torch.nn.TransformerEncoder with a ReLU network."""
     torch = pytest.importorskip("torch")
     module, params = params_of("sasrec")
     items = np.random.default_rng(0).integers(0, ITEMS, (3, 8))
     layer = torch.nn.TransformerEncoderLayer(
-        16, 2, 16, dropout=0.0, activation="relu", batch_first=True, norm_first=True
+        16, 2, 16, dropout=0.0, activation="relu", batch_first=True
     )
     norm = torch.nn.LayerNorm(16)
-    encoder = torch.nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=False)
+    encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def copy(to, value, transpose=True):
         value = np.asarray(value)
@@ -66,12 +66,12 @@ def test_sasrec_is_that_of_pytorch():
         copy(to.linear1.bias, own["feed_forward"]["up"]["bias"])
         copy(to.linear2.weight, own["feed_forward"]["down"]["kernel"])
         copy(to.linear2.bias, own["feed_forward"]["down"]["bias"])
-    copy_norm(norm, stack["norm"])
     tables = params["embedding"]
+    copy_norm(norm, tables["norm"])
     x = 4 * np.asarray(tables["tokens"])[items] + np.asarray(tables["positions"])[None]
     mask = torch.nn.Transformer.generate_square_subsequent_mask(8)
     with torch.no_grad():
-        wanted = encoder.eval()(torch.tensor(x), mask=mask, is_causal=True).numpy()
+        wanted = encoder.eval()(norm(torch.tensor(x)), mask=mask, is_causal=True).numpy()
     found = hidden(module, params, jnp.asarray(items, jnp.int32))
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     queries = r.SequenceModel(module).queries(params, jnp.asarray(items, jnp.int32))
