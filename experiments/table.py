@@ -12,9 +12,8 @@ def rows() -> list[dict[str, str]]:
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
         metrics = result["metrics"]
-        name = next(
-            n for n in ("auc", "val_loss", "accuracy", "ndcg@10", "recall@10") if n in metrics
-        )
+        known = (*result["published"], "val_loss")  # what there is a figure for comes first
+        name = next(n for n in known if n in metrics)
         value = metrics[name]
 
         def mean(key: str, form: str, metrics: dict = metrics) -> str:
