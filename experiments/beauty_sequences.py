@@ -212,7 +212,7 @@ def compare(settings: Settings, split: r.Split, seed: int, folder: Path) -> dict
         bounds = r.interval(found.values["ndcg@10"])
         between = {"ndcg@10_low": bounds.low, "ndcg@10_high": bounds.high}
         rows[name] = found.figures() | between | took[name]
-    return {key: rows["blend"][key] for key in ("hr@10", "ndcg@10")} | {"rows": rows}
+    return {key: rows["blend"][key] for key in ("hr@10", "ndcg@10")} | {"models": rows}
 
 
 def plot(evaluations: dict[str, r.Evaluation], file: Path) -> None:

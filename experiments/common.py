@@ -76,7 +76,7 @@ def experiment(
         name: of the experiment; its folder is runs/NAME.
         settings_class: a frozen dataclass; each field is an option.
         run: `(settings, seed, folder) -> metrics`, one training from start to end; where several
-            models are compared, also `rows`: model -> metrics.
+            models are compared, also `models`: model -> metrics, which are the result's `rows`.
         published: metric -> the article's or paper's figure, printed beside ours.
         arguments: instead of the command line's.
     """
@@ -101,7 +101,7 @@ def experiment(
         results.append(run(settings, seed, folder))
         if seed > 0:
             results[-1].pop("first_step_seconds", None)  # only the first seed compiles
-    rows = [r.pop("rows", {}) for r in results]
+    rows = [r.pop("models", {}) for r in results]
     result: dict[str, Any] = {
         "experiment": name,
         "metrics": _summaries(results),

@@ -54,7 +54,7 @@ def test_factors_of_16_bits_have_sums_of_32():
 
 def test_memory_does_not_grow_with_the_items():
     queries, items = jnp.zeros((64, 16)), jnp.zeros((100_000, 16))
-    compiled = _top_k.lower(queries, items, 10, 1000).compile()
+    compiled = _top_k.lower(queries, items, None, None, 10, 1000).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 64 * 100_000 * 4 / 5
 
 

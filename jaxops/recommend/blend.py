@@ -86,7 +86,7 @@ def blend(
     for i, other in enumerate(recommenders):
         if not np.array_equal(other.items, first.items):
             raise ValueError(f"recommenders: number {i} has other items than number 0")
-    params = {str(i): recommender.params for i, recommender in enumerate(recommenders)}
+    params: dict[str, Any] = {str(i): r.on_device[0] for i, r in enumerate(recommenders)}
     params["share"] = first.on_device[2]
     model = Blend(tuple(r.model for r in recommenders), tuple(weights), tuple(temperatures))
     return Recommender(model, params, first.items, first.counts)

@@ -1,6 +1,7 @@
 """Ranks and metrics against a NumPy brute force, scikit-learn and values worked by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ class Given:
 
     context: int | None = None
     scores: bool = False
+    answers_empty: ClassVar[bool] = True
 
     def queries(self, params, history):
         return params.at[history].get(mode="fill", fill_value=0).sum(1)
@@ -59,7 +61,7 @@ def test_ranks_are_a_brute_forces(exclude_seen, context, table, monkeypatch):
     params, histories, targets = some(users=150, items=40, longest=70, seed=0)
     params = params if not table else params[:, :6]
     model = Given(context, scores=not table)
-    recommender = Recommender(model, params, np.arange(40).astype(str))
+    recommender = Recommender(model, params, np.arange(40).astype(str), np.ones(40))
     got = recommend.ranks(recommender, lists(histories), lists(targets), exclude_seen)
     assert got.users.tolist() == [u for u in range(150) if targets[u]]
     for user, row in zip(got.users, got.ranks, strict=True):
@@ -73,31 +75,35 @@ def test_ranks_are_a_brute_forces(exclude_seen, context, table, monkeypatch):
 
 def test_all_scores_alike_stand_in_the_middle():
     """Not at the top: a model that knows nothing gets what chance gets."""
-    recommender = Recommender(Given(), np.zeros((9, 2), np.float32), np.arange(9).astype(str))
+    recommender = Recommender(
+        Given(), np.zeros((9, 2), np.float32), np.arange(9).astype(str), np.ones(9)
+    )
     got = recommend.ranks(recommender, lists([[0, 1], []]), lists([[4], [4]]))
     assert got.ranks.tolist() == [[4.0], [5.0]]
 
 
 def test_everything_seen_and_a_target_seen_before():
     table = np.array([[1.0], [2.0], [3.0], [4.0]], np.float32)
-    recommender = Recommender(Given(), table, np.arange(4).astype(str))
+    recommender = Recommender(Given(), table, np.arange(4).astype(str), np.ones(4))
     got = recommend.ranks(recommender, lists([[0, 1, 2, 3]] * 2), lists([[0], [1, 3, 1]]))
     assert got.ranks.tolist() == [[1.0, np.inf], [2.0, 1.0]]
 
 
 def test_minus_infinity_is_a_score_and_nan_is_none():
     scores = np.array([[0, -np.inf, -np.inf, -np.inf]] * 4, np.float32)
-    recommender = Recommender(Given(context=1, scores=True), scores, np.arange(4).astype(str))
+    recommender = Recommender(
+        Given(context=1, scores=True), scores, np.arange(4).astype(str), np.ones(4)
+    )
     assert recommend.ranks(recommender, lists([[3]]), lists([[1]])).ranks.tolist() == [[2.5]]
     scores[0, 2] = np.nan
     with pytest.raises(FloatingPointError, match="NaN for user 1"):
-        recommend.ranks(recommender._replace(params=scores), lists([[3], [0]]), lists([[1], [1]]))
+        recommend.ranks(replace(recommender, params=scores), lists([[3], [0]]), lists([[1], [1]]))
 
 
 def test_one_program_for_users_of_any_length(monkeypatch):
     monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 31 * 8)
     params, histories, targets = some(users=64, items=31, longest=16, seed=1)
-    recommender = Recommender(Given(context=4), params, np.arange(31).astype(str))
+    recommender = Recommender(Given(context=4), params, np.arange(31).astype(str), np.ones(31))
     before = ranking._score._cache_size()
     targets = [row[:1] for row in targets]
     for _ in range(2):
@@ -115,7 +121,9 @@ def test_one_program_for_users_of_any_length(monkeypatch):
     ],
 )
 def test_bad_input_is_named(histories, targets, message):
-    recommender = Recommender(Given(), np.ones((4, 1), np.float32), np.arange(4).astype(str))
+    recommender = Recommender(
+        Given(), np.ones((4, 1), np.float32), np.arange(4).astype(str), np.ones(4)
+    )
     with pytest.raises(ValueError, match=message):
         recommend.ranks(recommender, lists(histories), lists(targets))
 

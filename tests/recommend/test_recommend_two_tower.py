@@ -284,3 +284,20 @@ def test_as_any_recommender_from_a_file_with_new_items(trained, tmp_path):
     np.testing.assert_array_equal(recommend.recommend(again, histories, k=4).places, found.places)
     later = recommend.with_items(again, ["newest"], {n: v[:1] for n, v in columns.items()})
     assert recommend.recommend(later, [["newest"]], k=3).ids()[0][0] in [*small, "new"]
+
+
+def test_features_of_users_reach_lists_and_figures(trained):
+    """Nothing is known of them but what they want, and that is what they get."""
+    events, _, _, model = trained
+    users, nobody = {"wants": COLOURS}, recommend.Histories(np.zeros(0, np.int32), np.zeros(5, int))
+    found = recommend.recommend(model, [[]] * 4, k=5, users=users)
+    assert found.empty == 4
+    colour = np.asarray(events.item_features["colour"])
+    assert (colour[found.places] == COLOURS[:, None]).mean() > 0.9
+    alike = recommend.recommend(model, [[]] * 4, k=5)
+    assert (alike.places == alike.places[:1]).all()
+    targets = recommend.Histories(np.arange(4, dtype=np.int32), np.arange(5))
+    figures = recommend.evaluate(model, nobody, targets, k=5, users=users)
+    np.testing.assert_array_equal(figures.lists, found.places)
+    with pytest.raises(ValueError, match="wants: 4 rows found, 1 wanted"):
+        recommend.recommend(model, [["item 1"]], users=users)
