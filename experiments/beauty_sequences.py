@@ -44,16 +44,17 @@ class Recipe:
     loss: Any
     epochs: int
     """at most"""
-    dropout: float = 0.5
+    dropout: float
+    learning_rate: float
     patience: int = 3
 
 
 RECIPES = {
-    "sasrec_cross_entropy": Recipe(r.sasrec, r.CrossEntropy(), 16),
-    "esasrec": Recipe(r.esasrec, r.SampledSoftmax(4096), 24),
-    "gru4rec": Recipe(r.gru4rec, r.SampledSoftmax(4096), 24),
-    "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 40, dropout=0.3, patience=8),
-    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 40, dropout=0.2, patience=10),
+    "sasrec_cross_entropy": Recipe(r.sasrec, r.CrossEntropy(), 12, 0.2, 1e-3),
+    "esasrec": Recipe(r.esasrec, r.SampledSoftmax(4096), 24, 0.5, 2e-3),
+    "gru4rec": Recipe(r.gru4rec, r.SampledSoftmax(4096), 24, 0.5, 2e-3),
+    "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 40, 0.3, 2e-3, patience=8),
+    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 40, 0.2, 1e-3, patience=10),
 }
 HIDDEN = 0.6  # of the items, for BERT4Rec, as its authors have it on Beauty
 BLENDS = (
@@ -73,7 +74,6 @@ class Settings(common.Settings):
     """how many of a user's last items are read"""
     batch_size: int = 16
     """packed rows of 50 items, of some 120 users"""
-    learning_rate: float = 2e-3
 
 
 def read(settings: Settings) -> r.Split:
@@ -114,7 +114,7 @@ def train(
     state = jo.fit(
         task,
         packed,
-        optimizer=jo.optim.adam(settings.learning_rate),
+        optimizer=jo.optim.adam(recipe.learning_rate),
         batch_size=settings.batch_size,
         epochs=1 if settings.smoke else recipe.epochs,
         validation={column: values[few] for column, values in validation.items()},

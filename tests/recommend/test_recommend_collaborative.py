@@ -366,6 +366,7 @@ def planted(users=200, items=60, groups=4, taken=8, seed=0):
     return log(np.repeat(np.arange(users), taken), np.concatenate(item), items=items)
 
 
+@pytest.mark.slow
 def test_bpr_learns_a_planted_structure():
     model = BPR(factors=8, epochs=15, batch_size=128)
     params = model.fit(planted())
@@ -377,6 +378,7 @@ def test_bpr_learns_a_planted_structure():
     assert (lowest > highest).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_bpr_folds_in_at_the_least_of_its_loss():
     from scipy.optimize import minimize
 
