@@ -110,7 +110,9 @@ def in_turns(bench: Bench, folder: Path, loss: str) -> dict[str, Any]:
             except WorkerError as error:
                 if form != "compiled":  # which wants a C++ compiler
                     raise
-                found["missing"][name] = str(error)
+                # not the traceback, which is full of the machine's own paths
+                lines = reversed(str(error).splitlines())
+                found["missing"][name] = next((x for x in lines if "Error: " in x), "it died")
                 continue
             workers[name], found["forms"][name], rates[name] = worker, facts, []
         wanted = found["forms"]["jaxops float32"]["loss"]
