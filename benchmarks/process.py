@@ -35,7 +35,8 @@ class Worker:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2",  # of a GPU, which several workers share
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / f"inductor-{form}"),
+            # g++ is called with unquoted paths: no blanks
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / f"inductor-{form}".replace(" ", "-")),
         }
         command = [python, "-m", "benchmarks.worker", side, form, str(folder), str(time.time())]
         with self.log.open("ab") as log:
