@@ -1,5 +1,6 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
+from jaxops.intervals import Interval, Paired, interval, paired
 from jaxops.recommend.blend import Blend, blend
 from jaxops.recommend.bpr import BPR
 from jaxops.recommend.ease import EASE
@@ -7,7 +8,6 @@ from jaxops.recommend.evaluation import Evaluation, compare, evaluate, segments,
 from jaxops.recommend.events import Events, Histories, Report
 from jaxops.recommend.features import Features
 from jaxops.recommend.ials import IALS
-from jaxops.recommend.intervals import Interval, Paired, interval, paired
 from jaxops.recommend.item_knn import ItemKNN
 from jaxops.recommend.lists import (
     coverage,

@@ -2,7 +2,7 @@
 
 Ranks are 1-based and ties stand at their mean, so that a model that scores all items alike is not
 rewarded for the order of the catalogue. Every metric takes ranks (U, M), inf where a user has fewer
-than M targets, and gives one value a user, (U,); see `intervals` for how sure their mean is.
+than M targets, and gives one value a user, (U,); see `jaxops.intervals` for how sure their mean is.
 """
 
 import functools

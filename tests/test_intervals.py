@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxops.recommend import interval, intervals, paired
+from jaxops import intervals
+from jaxops.intervals import interval, paired
 
 SIMULATIONS = 4000  # the standard error of 95 % is then .34 %
 

@@ -1,4 +1,4 @@
-"""How sure the mean of a metric over users is, and the difference between two models.
+"""How sure the mean of a metric over users (or series, or runs) is, and two models' difference.
 
 The randomness meant is that of the users: another draw of as many from the same population. That
 of training (another seed) is not in it; train again to see it.

@@ -1,0 +1,1 @@
+"""Decisions taken from forecasts and logs: order quantities, stock policies, offers."""
