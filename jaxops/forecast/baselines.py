@@ -36,8 +36,8 @@ def padded(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndar
     lengths = np.diff(offsets)
     if np.ndim(values) != 1 or offsets[0] != 0 or offsets[-1] != len(values) or (lengths < 1).any():
         raise ValueError(
-            f"values, offsets: found shape {np.shape(values)} and series of {lengths.min()} rows up,"
-            f" {offsets[0]} to {offsets[-1]}; wanted (R,) and 0 to R, a row or more each"
+            f"values, offsets: found shape {np.shape(values)} and series of {lengths.min()} rows"
+            f" up, {offsets[0]} to {offsets[-1]}; wanted (R,) and 0 to R, a row or more each"
         )
     out = np.zeros((len(lengths), lengths.max()), values.dtype)
     column = np.arange(lengths.max())[None] - (lengths.max() - lengths)[:, None]

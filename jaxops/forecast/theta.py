@@ -1,6 +1,7 @@
 """The theta method as in the M competitions, for many series in one program."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -44,7 +45,18 @@ def theta_method(
     >>> theta_method(jnp.array([[2.0, 4.0, 6.0, 8.0]]), 2).round(2)
     Array([[ 9., 10.]], dtype=float32)
     """
-    values, lengths = checked(values, lengths, horizon, season)
+    levels = None if levels is None else tuple(levels)
+    return _theta(*checked(values, lengths, horizon, season), horizon, season, levels)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _theta(
+    values: jax.Array,
+    lengths: jax.Array,
+    horizon: int,
+    season: int,
+    levels: tuple[float, ...] | None,
+) -> jax.Array:
     indices = seasonal_indices(values, season, lengths)
     adjusted = values / by_column(indices, values.shape[1])
     ahead = by_column(indices, horizon, after=True)
@@ -82,6 +94,7 @@ def by_column(indices: jax.Array, columns: int, after: bool = False) -> jax.Arra
     return indices[:, (jnp.arange(columns) + first) % m]
 
 
+@partial(jax.jit, static_argnums=1)
 def seasonal_indices(values: jax.Array, season: int, lengths: jax.Array) -> jax.Array:
     """Multiplicative indices of mean 1, by the classical decomposition; 1 where there is no season.
 
@@ -98,7 +111,7 @@ def seasonal_indices(values: jax.Array, season: int, lengths: jax.Array) -> jax.
         (B, m), the last that of the last column.
     """
     (B, L), m = values.shape, season
-    if m == 1 or L < 3 * m:
+    if m == 1 or 3 * m > L:
         return jnp.ones((B, m), values.dtype)
     there = inside(values, lengths)
     weights = jnp.concatenate([jnp.array([0.5]), jnp.ones(m - 1), jnp.array([0.5])]) / m
@@ -156,6 +169,7 @@ class Smoothing(NamedTuple):
     sse: jax.Array
 
 
+@partial(jax.jit, static_argnames="points")
 def simple_smoothing(values: jax.Array, lengths: jax.Array, points: int = 32) -> Smoothing:
     """The alpha and first level of least squares: level += alpha (value - level).
 
