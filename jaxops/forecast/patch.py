@@ -92,7 +92,7 @@ class PatchTST(nn.Module):
         dropout: of patches' vectors, of each branch and inside the perceptrons.
 
     >>> x = Inputs.of(jnp.ones((2, 32, 3)), horizon=4)
-    >>> PatchTST(32, 4).init_with_output(jax.random.key(0), x)[0].shape
+    >>> jax.eval_shape(PatchTST(32, 4).init_with_output, jax.random.key(0), x)[0].shape
     (2, 4, 3, 1)
     """
 
