@@ -12,6 +12,13 @@ from jaxops.forecast.conformal import (
 )
 from jaxops.forecast.data import Report, Series, from_arrays
 from jaxops.forecast.dates import calendar
+from jaxops.forecast.distributions import (
+    Distribution,
+    Gaussian,
+    NegativeBinomial,
+    StudentT,
+    ZeroInflated,
+)
 from jaxops.forecast.future import future_covariates
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.linear import DLinear, NLinear
@@ -35,10 +42,13 @@ from jaxops.forecast.metrics import (
     table,
     width,
 )
+from jaxops.forecast.mixer import TiDE, TSMixer, TSMixerExt
+from jaxops.forecast.nbeats import NBEATS, NHiTS
 from jaxops.forecast.normalization import normalize
-from jaxops.forecast.outputs import Output, Point
-from jaxops.forecast.patch import PatchTST
+from jaxops.forecast.outputs import Output, Point, Quantiles
+from jaxops.forecast.patch import ITransformer, PatchTST
 from jaxops.forecast.reading import series
+from jaxops.forecast.recurrent import Recurrent
 from jaxops.forecast.series import Series
 from jaxops.forecast.theta import naive2, theta_method
 from jaxops.forecast.windows import (
@@ -54,19 +64,32 @@ from jaxops.forecast.windows import (
 )
 
 __all__ = [
+    "NBEATS",
     "Adaptive",
     "Bounds",
     "DLinear",
+    "Distribution",
     "Fold",
+    "Gaussian",
+    "ITransformer",
     "Inputs",
+    "NHiTS",
     "NLinear",
+    "NegativeBinomial",
     "Output",
     "PatchTST",
     "Point",
+    "Quantiles",
+    "Recurrent",
     "Report",
     "Scores",
     "Series",
     "Split",
+    "StudentT",
+    "TSMixer",
+    "TSMixerExt",
+    "TiDE",
+    "ZeroInflated",
     "adaptive",
     "backtest",
     "block_interval",

@@ -76,8 +76,8 @@ def check(model: Any, inputs: Inputs, uses: tuple[str, ...] = ()) -> None:
                 f"{column}: {found} found, {(*wanted[column], found[-1])} wanted: "
                 f"look_back {length}, horizon {horizon}"
             )
-    if model.output.counts and model.instance_norm not in ("none", "mean"):
+    if model.output.scale_only and model.instance_norm not in ("none", "mean"):
         raise ValueError(
-            f'instance_norm: {model.instance_norm!r} found, "none" or "mean" wanted for counts, '
-            "which can be scaled but not shifted"
+            f'instance_norm: {model.instance_norm!r} found, "none" or "mean" wanted with '
+            f"{model.output}, which can be scaled but not shifted"
         )

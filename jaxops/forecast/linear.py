@@ -54,7 +54,7 @@ class NLinear(nn.Module):
         individual: each channel has a map of its own.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
-    >>> NLinear(8, 4).init_with_output(jax.random.key(0), x)[0].shape
+    >>> jax.eval_shape(NLinear(8, 4).init_with_output, jax.random.key(0), x)[0].shape
     (2, 4, 3, 1)
     """
 
@@ -100,7 +100,7 @@ class DLinear(nn.Module):
         kernel: steps of the moving average, odd.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
-    >>> DLinear(8, 4).init_with_output(jax.random.key(0), x)[0].shape
+    >>> jax.eval_shape(DLinear(8, 4).init_with_output, jax.random.key(0), x)[0].shape
     (2, 4, 3, 1)
     """
 

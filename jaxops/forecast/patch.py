@@ -8,7 +8,8 @@ from jaxops.forecast.inputs import Inputs, check
 from jaxops.forecast.layers import forecast_of, linear
 from jaxops.forecast.normalization import normalize
 from jaxops.forecast.outputs import Output, Point
-from jaxops.nn import BatchNorm, matmul
+from jaxops.nn import BatchNorm, TransformerConfig, matmul
+from jaxops.nn.blocks import Stack
 
 Array = jax.Array
 
@@ -92,7 +93,7 @@ class PatchTST(nn.Module):
         dropout: of patches' vectors, of each branch and inside the perceptrons.
 
     >>> x = Inputs.of(jnp.ones((2, 32, 3)), horizon=4)
-    >>> PatchTST(32, 4).init_with_output(jax.random.key(0), x)[0].shape
+    >>> jax.eval_shape(PatchTST(32, 4).init_with_output, jax.random.key(0), x)[0].shape
     (2, 4, 3, 1)
     """
 
@@ -137,4 +138,71 @@ class PatchTST(nn.Module):
             x, scores = block(x, scores, train, rows)
         flat = x.reshape(batch, channels, -1)
         raw = linear(self.horizon * self.output.size, flat.shape[-1], "head")(flat)
+        return forecast_of(self, raw, loc, scale)
+
+
+class ITransformer(nn.Module):
+    """A transformer whose tokens are channels, each with its whole window.
+
+    Liu et al. 2024, arXiv:2310.06625. Past covariates are tokens too, and known ones with their
+    future, of which the paper's code has the look-back alone. It mixes channels.
+
+    Attributes:
+        look_back: L.
+        horizon: H.
+        output: what is foretold, see `outputs`.
+        instance_norm: see `normalize`.
+        layers: blocks.
+        heads: of attention.
+        width: of a token.
+        hidden: of the perceptrons.
+        dropout: of tokens and of each branch.
+
+    >>> x = Inputs.of(jnp.ones((2, 32, 3)), 4, known=jnp.ones((2, 36, 2)))
+    >>> jax.eval_shape(ITransformer(32, 4).init_with_output, jax.random.key(0), x)[0].shape
+    (2, 4, 3, 1)
+    """
+
+    look_back: int
+    horizon: int
+    output: Output = Point()
+    instance_norm: str = "mean_std"
+    layers: int = 2
+    heads: int = 8
+    width: int = 256
+    hidden: int = 256
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False) -> Array:
+        """The output's parameters (B, H, C, P).
+
+        Raises:
+            ValueError: inputs that do not fit, static covariates, or a width that is no multiple
+                of the heads.
+        """
+        check(self, inputs, uses=("past", "known"))
+        config = TransformerConfig(
+            vocabulary=1,  # its tokens come as vectors
+            context=1,
+            layers=self.layers,
+            heads=self.heads,
+            width=self.width,
+            hidden=self.hidden,
+            causal=False,
+            position="none",
+            post_norm=True,
+            activation="gelu_exact",
+            dropout=self.dropout,
+        )
+        values, loc, scale = normalize(inputs.values, self.instance_norm)
+        tokens = []
+        for name, x in (("values", values), ("past", inputs.past), ("known", inputs.known)):
+            if x.shape[-1]:
+                tokens.append(linear(self.width, x.shape[1], name)(x.swapaxes(1, 2)))
+        x = jnp.concatenate(tokens, 1)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Stack(config, name="blocks")(x, train=train)[0]
+        x = nn.LayerNorm(epsilon=1e-5, name="norm")(x[:, : values.shape[-1]])
+        raw = linear(self.horizon * self.output.size, self.width, "head")(x)
         return forecast_of(self, raw, loc, scale)

@@ -35,7 +35,7 @@ def test_nlinear_and_dlinear_are_their_formulas(individual):
     x = windows()
     values = np.asarray(x.values)
     model = forecast.NLinear(40, 5, individual=individual)
-    found, variables = model.init_with_output(jax.random.key(0), x)
+    found, variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
     p = {
         k: np.broadcast_to(v, (2, *v.shape[-2:]) if "kernel" in k else (2, 5))
         for k, v in variables["params"].items()
@@ -44,7 +44,7 @@ def test_nlinear_and_dlinear_are_their_formulas(individual):
     np.testing.assert_allclose(found[..., 0], wanted + values[:, -1:], atol=1e-4)
 
     model = forecast.DLinear(40, 5, individual=individual, kernel=7)
-    found, variables = model.init_with_output(jax.random.key(0), x)
+    found, variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
     p = {
         k: np.broadcast_to(v, (2, *v.shape[-2:]) if "kernel" in k else (2, 5))
         for k, v in variables["params"].items()
@@ -67,8 +67,15 @@ def test_dlinear_and_its_gradients_are_those_of_pytorch():
     torch = pytest.importorskip("torch")
     x = windows()
     model = forecast.DLinear(40, 5)
-    params = model.init(jax.random.key(0), x)["params"]
-    y, pull = jax.vjp(lambda p: model.apply({"params": p}, x)[..., 0], params)
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+
+    def forecasts(params):
+        return model.apply({"params": params}, x)[..., 0]
+
+    def loss(params):
+        return jnp.sin(forecasts(params)).sum()
+
+    y, grads = jax.jit(lambda p: (forecasts(p), jax.grad(loss)(p)))(params)
     values = torch.from_numpy(np.array(x.values))
     front, end = values[:, :1].repeat(1, 12, 1), values[:, -1:].repeat(1, 12, 1)
     padded = torch.cat([front, values, end], 1).permute(0, 2, 1)
@@ -82,8 +89,7 @@ def test_dlinear_and_its_gradients_are_those_of_pytorch():
     }
     wanted = sum(layers[name](part) for name, part in parts.items()).permute(0, 2, 1)
     np.testing.assert_allclose(y, wanted.detach(), atol=1e-4)
-    (grads,) = pull(jnp.cos(y))
-    (wanted.cos().detach() * wanted).sum().backward()
+    wanted.sin().sum().backward()
     for name, layer in layers.items():
         np.testing.assert_allclose(
             grads[f"{name}_kernel"], layer.weight.grad.T, atol=2e-4, rtol=1e-3
@@ -132,10 +138,11 @@ def test_patchtst_is_that_of_pytorch(train):
     torch = pytest.importorskip("torch")
     x = windows(look_back=43)
     model = forecast.PatchTST(43, 5, layers=2, dropout=0.0, hidden=32)
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
     random = np.random.default_rng(1)  # norms that do something
     variables = jax.tree.map(lambda v: v + random.uniform(0, 0.2, v.shape).astype("f4"), variables)
-    found, _ = model.apply(variables, x, train, mutable=["batch_stats"])
+    run = jax.jit(lambda v: model.apply(v, x, train, mutable=["batch_stats"])[0])
+    found = run(variables)
     wanted = patchtst_in_torch(
         torch,
         variables["params"],
@@ -147,3 +154,125 @@ def test_patchtst_is_that_of_pytorch(train):
         train,
     )
     np.testing.assert_allclose(found[..., 0], wanted.detach(), atol=1e-4, rtol=1e-4)
+
+
+L, H = 32, 6
+SMALL = {
+    "NLinear": {},
+    "DLinear": {},
+    "NBEATS": {"width": 16, "stacks": ("generic", "trend", "seasonality"), "blocks": 2},
+    "NHiTS": {"width": 16},
+    "TSMixer": {"hidden": 8, "blocks": 2},
+    "TSMixerExt": {"hidden": 8, "width": 8, "blocks": 1},
+    "TiDE": {"width": 16, "temporal": 8},
+    "PatchTST": {"layers": 2, "hidden": 16},
+    "ITransformer": {"width": 16, "hidden": 16, "heads": 2},
+    "Recurrent": {"width": 8},
+}
+USES = {
+    "TSMixerExt": ("past", "known", "static"),
+    "TiDE": ("past", "known", "static"),
+    "Recurrent": ("past", "known", "static"),
+    "ITransformer": ("past", "known"),
+}
+MIXING = {"TSMixer", "TSMixerExt", "ITransformer", "Recurrent"}
+
+
+def make(name, **kwargs):
+    return getattr(forecast, name)(L, H, **SMALL[name], **kwargs)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_keeps_its_promises(name):
+    """Units, channels, and what a covariate may tell."""
+    widths = {"past": 2, "known": 3, "static": 1}
+    x = windows(3, L, 2, H, **{k: widths[k] for k in USES.get(name, ())})
+    model = make(name, instance_norm="mean_std")
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    run = jax.jit(lambda v, x: model.apply(v, x)[..., 0])
+    y = run(variables, x)
+    assert y.shape == (3, H, 2)
+    other = run(variables, x._replace(values=x.values * 3 + 7))
+    np.testing.assert_allclose(other, 3 * y + 7, rtol=1e-3, atol=1e-3)
+
+    moved = run(variables, x._replace(values=x.values.at[1:, :, 1].add(jnp.arange(L)[None] % 5)))
+    assert (moved[0] == y[0]).all()  # another window's
+    assert not np.allclose(moved[1:, :, 1], y[1:, :, 1], atol=1e-3)
+    assert np.allclose(moved[1:, :, 0], y[1:, :, 0], atol=1e-5) == (name not in MIXING)
+
+    for column in USES.get(name, ()):
+        value = getattr(x, column)
+        moved = run(variables, x._replace(**{column: value + 1}))
+        assert not np.allclose(moved, y, atol=1e-4)
+    if "known" in USES.get(name, ()):  # of step 2
+        moved = run(variables, x._replace(known=x.known.at[:, L + 2].add(1)))
+        assert not np.allclose(moved[:, 2], y[:, 2], atol=1e-5)
+
+
+def test_the_forecast_of_a_step_by_its_own_known_covariates_alone():
+    """A recurrent network's steps are apart: the gradient by another step's covariates is 0."""
+    x, model = windows(2, L, 1, H, known=2), make("Recurrent")
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    def first(known):
+        return model.apply(variables, x._replace(known=known))[0, :, 0, 0]
+
+    found = jax.jit(jax.jacobian(first))(x.known)
+    by_step = abs(found[:, 0, L:]).max(-1)
+    assert (np.diag(by_step) > 1e-6).all()
+    assert (by_step - np.diag(np.diag(by_step)) == 0).all()
+    assert (found[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_learns_with_dropout_and_quantiles(name):
+    x = windows(4, L, 2, H)
+    output = forecast.Quantiles((0.1, 0.5, 0.9))
+    model = make(name, output=output)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert jax.eval_shape(model.apply, shapes, x).shape == (4, H, 2, 3)
+    for column in ("past", "known", "static"):
+        given = windows(4, L, 2, H, **{column: 1})
+        if column in USES.get(name, ()):
+            jax.eval_shape(model.init, jax.random.key(0), given)
+        else:
+            with pytest.raises(ValueError, match=f"{column}: width 1 found, but {name} has no use"):
+                jax.eval_shape(model.init, jax.random.key(0), given)
+    with pytest.raises(ValueError, match=rf"\(B, look_back = {L}, C\) wanted by {name}"):
+        jax.eval_shape(model.init, jax.random.key(0), windows(4, L - 1, 2, H))
+    counts = make(name, output=forecast.NegativeBinomial(), instance_norm="mean_std")
+    with pytest.raises(ValueError, match='"none" or "mean" wanted with NegativeBinomial'):
+        jax.eval_shape(counts.init, jax.random.key(0), x)
+
+
+def test_bad_settings_are_refused():
+    x, key = windows(2, L, 1, H), jax.random.key(0)
+    bad = [
+        (forecast.PatchTST(L, H, patch=33), "patch: 33, stride: 8 found"),
+        (forecast.PatchTST(L, H, stride=0), "patch: 16, stride: 0 found"),
+        (forecast.PatchTST(L, H, heads=3), "a multiple of 3 heads wanted"),
+        (forecast.DLinear(L, H, kernel=24), "kernel: 24 found, an odd number wanted"),
+        (forecast.NLinear(L, 0), "NLinear: horizon: 0 found"),
+        (forecast.NLinear(L, H, instance_norm="max"), "instance_norm: 'max' found"),
+        (forecast.NBEATS(L, H, stacks=("trends",)), "stacks: "),
+        (forecast.NHiTS(L, H, pool=(2,)), r"pool: \(2,\), downsample: \(4, 2, 1\) found"),
+        (forecast.Recurrent(L, H, cell="rnn"), "cell: 'rnn' found"),
+    ]
+    for model, message in bad:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model.init, key, x)
+    short = Inputs.of(x.values, H, known=jnp.ones((2, L + H - 1, 1)))
+    with pytest.raises(ValueError, match=r"known: \(2, 37, 1\) found, \(2, 38, 1\) wanted"):
+        jax.eval_shape(forecast.TiDE(L, H).init, key, short)
+
+
+def test_instance_norm_of_constant_and_zero_windows():
+    x = jnp.zeros((1, 4, 2)).at[..., 1].set(5.0)
+    for kind in ("mean_std", "last"):
+        found, loc, _ = forecast.normalize(x, kind)
+        assert (found == 0).all()
+        assert loc[0, 0].tolist() == [0, 5]
+    found, loc, scale = forecast.normalize(x, "mean")
+    assert loc is None
+    assert scale[0, 0].tolist() == [1, 5]
+    assert found[0, 0].tolist() == [0, 1]
