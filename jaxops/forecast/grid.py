@@ -21,6 +21,8 @@ def step(frequency: str) -> int | None:
     from pandas.tseries.frequencies import to_offset
 
     wanted = 'an alias of pandas ("h", "D", "B", "W-MON", "MS") or a whole number wanted'
+    if not isinstance(frequency, str):
+        raise ValueError(f"frequency={frequency!r}: text wanted, such as {str(frequency)!r}")
     if frequency.isdecimal() and int(frequency) > 0:
         return int(frequency)
     try:
