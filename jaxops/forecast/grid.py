@@ -165,7 +165,8 @@ def _alias(seconds: int) -> str:
 def _months(times: np.ndarray, same: np.ndarray, steps: np.ndarray, common: int) -> str:
     days = times.astype("datetime64[D]")
     starts = bool((days == days.astype("datetime64[M]")).all())
-    if not starts and (days + 1 != (days + 1).astype("datetime64[M]")).any():
+    after = days + np.timedelta64(1, "D")
+    if not starts and (after != after.astype("datetime64[M]")).any():
         if (steps % common).any():
             raise ValueError(
                 f"frequency: steps of {steps.min() / DAY:g} to {steps.max() / DAY:g} days found, "
