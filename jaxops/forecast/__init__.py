@@ -1,12 +1,6 @@
 """Forecasting: from a table of series to quantiles, for any series."""
 
-from jaxops.forecast.backtests import (
-    Backtest,
-    Conformal,
-    calibrated,
-    historical_forecasts,
-    history,
-)
+from jaxops.forecast.backtests import Backtest, Conformal, calibrated, historical_forecasts, history
 from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
 from jaxops.forecast.classical import Baseline
 from jaxops.forecast.conformal import (
@@ -66,6 +60,7 @@ from jaxops.forecast.windows import (
     Fold,
     Split,
     backtest,
+    cut,
     gather,
     origins,
     padded,
@@ -119,6 +114,7 @@ __all__ = [
     "crps_normal",
     "crps_quantiles",
     "crps_samples",
+    "cut",
     "direct",
     "drift",
     "forecast",
