@@ -62,6 +62,14 @@ def trained(network, series, scaling, steps=3, **more):
     return task, state
 
 
+@pytest.fixture(scope="module")
+def tide(series):
+    """A network that takes all covariates: task, state and forecaster."""
+    network, scaling = f.TiDE(L, H), f.scaling(series)
+    task, state = trained(network, series, scaling)
+    return task, state, f.forecaster(network, state, series, scaling)
+
+
 def test_scaling_by_training_rows(series):
     rows = np.array([20, 10, 30])
     found = f.scaling(series, "series", rows)
@@ -141,9 +149,8 @@ def test_a_series_not_seen_in_training_is_scaled_by_itself(series):
     np.testing.assert_allclose(found, f.forecast(model, one, levels=()).mean * 1000, rtol=1e-3)
 
 
-def test_nothing_behind_the_origin_reaches_a_forecast(series):
-    network = f.TiDE(L, H)
-    task, state = trained(network, series, f.scaling(series))
+def test_nothing_behind_the_origin_reaches_a_forecast(tide):
+    task, state, _ = tide
     origin = 20
     window = {"series": np.array([0], np.int32), "origin": np.array([origin], np.int32)}
 
@@ -273,19 +280,14 @@ def test_counts_are_not_scaled(series):
         (dict(levels=(0.5,)), "Point has no quantiles"),
     ],
 )
-def test_what_cannot_be_forecast(series, change, message):
-    network = f.TiDE(L, H)
-    _, state = trained(network, series, f.scaling(series))
-    model = f.forecaster(network, state, series, f.scaling(series))
+def test_what_cannot_be_forecast(series, tide, change, message):
     given = dict(horizon=H, future=np.zeros((3, H, 3)), levels=()) | change
     with pytest.raises(ValueError, match=message):
-        f.forecast(model, series, **given)
+        f.forecast(tide[2], series, **given)
 
 
-def test_another_kind_of_history(series):
-    network = f.TiDE(L, H)
-    _, state = trained(network, series, f.scaling(series))
-    model = f.forecaster(network, state, series, f.scaling(series))
+def test_another_kind_of_history(series, tide):
+    model = tide[2]
     with pytest.raises(ValueError, match=r"known_names \(\) found, \('k1', 'k2', 'k3'\) wanted"):
         f.forecast(model, plain(series), levels=())
     short = f.history(series, {"series": np.array([1]), "origin": series.offsets[1:2] + 11})
