@@ -256,7 +256,7 @@ def test_counts_are_not_scaled(series):
     counts = f.from_arrays(["a", "b"], [rng.poisson(3, 40), rng.poisson(50, 40)])
     network = f.Recurrent(L, H, f.NegativeBinomial(), instance_norm="mean")
     scaling = f.scaling(counts, "none")
-    task, state = trained(network, counts, scaling)
+    _task, state = trained(network, counts, scaling)
     found = f.forecast(f.forecaster(network, state, counts, scaling), counts)
     assert (found.mean > 0).all() and (found.quantiles == np.round(found.quantiles)).all()
     with pytest.raises(ValueError, match="scaling: 'series' found, \"none\" wanted"):
@@ -269,19 +269,19 @@ def test_counts_are_not_scaled(series):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(horizon=5), "horizon: 5 found, at most 4 wanted"),
-        (dict(horizon=0), "horizon: 0 found, at least 1 wanted"),
-        (dict(future=None), "future: none found, the steps to come of"),
-        (dict(future=np.zeros((3, 3, 3))), "future: 3 steps of .* found, 4 wanted"),
-        (dict(future=np.zeros((3, 4, 2))), r"future: \(3, 4, 2\) found, \(3, 4, 3\) wanted"),
-        (dict(future=np.full((3, 4, 3), np.nan)), "future: a value that is not finite"),
-        (dict(levels=(0.5, 0.1)), "rising numbers between 0 and 1"),
-        (dict(levels=(0.5, 1.0)), "rising numbers between 0 and 1"),
-        (dict(levels=(0.5,)), "Point has no quantiles"),
+        ({"horizon": 5}, "horizon: 5 found, at most 4 wanted"),
+        ({"horizon": 0}, "horizon: 0 found, at least 1 wanted"),
+        ({"future": None}, "future: none found, the steps to come of"),
+        ({"future": np.zeros((3, 3, 3))}, "future: 3 steps of .* found, 4 wanted"),
+        ({"future": np.zeros((3, 4, 2))}, r"future: \(3, 4, 2\) found, \(3, 4, 3\) wanted"),
+        ({"future": np.full((3, 4, 3), np.nan)}, "future: a value that is not finite"),
+        ({"levels": (0.5, 0.1)}, "rising numbers between 0 and 1"),
+        ({"levels": (0.5, 1.0)}, "rising numbers between 0 and 1"),
+        ({"levels": (0.5,)}, "Point has no quantiles"),
     ],
 )
 def test_what_cannot_be_forecast(series, tide, change, message):
-    given = dict(horizon=H, future=np.zeros((3, H, 3)), levels=()) | change
+    given = {"horizon": H, "future": np.zeros((3, H, 3)), "levels": ()} | change
     with pytest.raises(ValueError, match=message):
         f.forecast(tide[2], series, **given)
 
