@@ -1,5 +1,19 @@
 """Forecasting: from a table of series to quantiles, for any series."""
 
+from jaxops.forecast.backtests import Backtest, Conformal, calibrated, historical_forecasts, history
+from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
+from jaxops.forecast.classical import Baseline
+from jaxops.forecast.conformal import (
+    Adaptive,
+    Bounds,
+    adaptive,
+    conformal_quantiles,
+    margin,
+    quantile_scores,
+    split_conformal,
+)
+from jaxops.forecast.data import Report, Series, from_arrays
+from jaxops.forecast.dates import calendar
 from jaxops.forecast.distributions import (
     Distribution,
     Gaussian,
@@ -7,19 +21,67 @@ from jaxops.forecast.distributions import (
     StudentT,
     ZeroInflated,
 )
+from jaxops.forecast.ensembles import Ensemble, stacking
+from jaxops.forecast.forecasters import Forecast, Forecaster, forecast, forecaster, load, save
+from jaxops.forecast.future import future_covariates
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.linear import DLinear, NLinear
+from jaxops.forecast.metrics import (
+    Scores,
+    block_interval,
+    compare,
+    coverage,
+    crps_normal,
+    crps_quantiles,
+    crps_samples,
+    mae,
+    mase,
+    mse,
+    owa,
+    pinball,
+    rmse,
+    score,
+    seasonal_scale,
+    smape,
+    table,
+    width,
+)
 from jaxops.forecast.mixer import TiDE, TSMixer, TSMixerExt
 from jaxops.forecast.nbeats import NBEATS, NHiTS
 from jaxops.forecast.normalization import normalize
 from jaxops.forecast.outputs import Output, Point, Quantiles
 from jaxops.forecast.patch import ITransformer, PatchTST
+from jaxops.forecast.reading import series
 from jaxops.forecast.recurrent import Recurrent
+from jaxops.forecast.scaling import Scaling, scaling
+from jaxops.forecast.tasks import direct
+from jaxops.forecast.theta import naive2, theta_method
+from jaxops.forecast.windows import (
+    Fold,
+    Split,
+    backtest,
+    cut,
+    gather,
+    origins,
+    padded,
+    split,
+    split_by_time,
+    too_short,
+)
 
 __all__ = [
     "NBEATS",
+    "Adaptive",
+    "Backtest",
+    "Baseline",
+    "Bounds",
+    "Conformal",
     "DLinear",
     "Distribution",
+    "Ensemble",
+    "Fold",
+    "Forecast",
+    "Forecaster",
     "Gaussian",
     "ITransformer",
     "Inputs",
@@ -31,10 +93,65 @@ __all__ = [
     "Point",
     "Quantiles",
     "Recurrent",
+    "Report",
+    "Scaling",
+    "Scores",
+    "Series",
+    "Split",
     "StudentT",
     "TSMixer",
     "TSMixerExt",
     "TiDE",
     "ZeroInflated",
+    "adaptive",
+    "backtest",
+    "block_interval",
+    "calendar",
+    "calibrated",
+    "compare",
+    "conformal_quantiles",
+    "coverage",
+    "crps_normal",
+    "crps_quantiles",
+    "crps_samples",
+    "cut",
+    "direct",
+    "drift",
+    "forecast",
+    "forecaster",
+    "from_arrays",
+    "future_covariates",
+    "gather",
+    "historical_forecasts",
+    "history",
+    "load",
+    "mae",
+    "margin",
+    "mase",
+    "mse",
+    "naive2",
     "normalize",
+    "origins",
+    "owa",
+    "padded",
+    "pinball",
+    "quantile_scores",
+    "repeat_last",
+    "right_aligned",
+    "rmse",
+    "save",
+    "scaling",
+    "score",
+    "seasonal_naive",
+    "seasonal_scale",
+    "series",
+    "smape",
+    "split",
+    "split_by_time",
+    "split_conformal",
+    "stacking",
+    "table",
+    "theta_method",
+    "too_short",
+    "width",
 ]
