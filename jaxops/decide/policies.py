@@ -38,7 +38,8 @@ def order_up_to(params: Any, observation: Observation) -> Array:
 def reorder(params: Any, observation: Observation) -> Array:
     """(s, S): at s or below, order up to S.
 
-    `params` is (s, S), or to learn them (s, S, softness), each () or (B,). Whether to order is a step, which has no gradient. With a softness w it is passed that of
+    `params` is (s, S), or to learn them (s, S, softness), each () or (B,). Whether to order is a
+    step, which has no gradient. With a softness w it is passed that of
     sigmoid((s - position) / w), so that s can be learned, with a bias; the orders are the same.
 
     >>> seen = Observation(*map(jnp.array, ([2.0, 3.0], [[], []], [2.0, 3.0], [[], []])))

@@ -79,7 +79,7 @@ def simulate_serial(
     start = sum(lead_times)
     if demand.ndim != 2 or demand.shape[1] <= start:
         raise ValueError(
-            f"demand: shape {demand.shape} found, (paths, periods) wanted, of these more than {start}"
+            f"demand: shape {demand.shape} found, (paths, over {start} periods) wanted"
         )
     levels = jnp.asarray(levels, jnp.float32)
     if levels.shape != h.shape:
