@@ -7,11 +7,11 @@ days; what is not there is lost, at a margin of the item's own (the newsvendor's
 .96). The last 120 days are the test, simulated with what each policy ordered from day to day.
 
 Forecast and learned policy see the same: the last 28 days, promotions and weekday ahead, season,
-the item's habits. Both are perceptrons of the same size; the one is trained on the quantiles of
-the next three days and the rule orders up to the quantile of their sum that costs ask for, the
-other is trained by the gradient of money through the simulator. `mean` orders up to the sum of the
-same forecast's means: accurate, and blind to cost. `safety` adds to it what the item's errors on
-the days before the test ask for. `naive` orders up to last week's sales of these weekdays.
+the item's habits. The forecast is TiDE's, of the quantiles of the next three days, and the rule
+orders up to the quantile of their sum that costs ask for. The learned policy is a perceptron of
+the same width, trained by the gradient of money through the simulator. `mean` orders up to the sum
+of the same forecast's means: accurate, and blind to cost. `safety` adds to it what the item's
+errors on the days before the test ask for. `naive` orders up to last week's demand of these days.
 `hindsight` knows all demand: with linear costs only the days that no order reaches cost money.
 The correlation between days that the rule assumes was chosen on 60 days before the test. Costs are
 per item and day, intervals over items (BCa).
@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +30,13 @@ import numpy as np
 import jaxops as jo
 from experiments import common
 from jaxops import decide, report
-from jaxops.forecast import Quantiles
+from jaxops.forecast import Quantiles, Series, TiDE, direct, from_arrays, origins, scaling
 from jaxops.intervals import interval, paired
 
 PUBLISHED = {"cost_learned": "no publication: the demand is generated, see `hindsight`"}
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 LOOK_BACK, LEAD_TIME = 28, 2
+BEFORE = 56  # days of demand before the first that is ordered for
 HORIZON = LEAD_TIME + 1
 
 
@@ -57,9 +57,10 @@ class Settings(common.Settings):
 
 
 class World(NamedTuple):
-    """What is known of N items over T days; before the first of these are 56 more of demand.
+    """What is known of N items over T days.
 
     Attributes:
+        series: all demand, from BEFORE days before the first; promotions and calendar are `known`.
         demand: (N, T).
         promotion: (N, T) 0 or 1, known ahead.
         features: (N, T, F), of each day as they are known in its morning.
@@ -68,6 +69,7 @@ class World(NamedTuple):
         naive: (N, T) last week's demand of this day and the next two.
     """
 
+    series: Series
     demand: np.ndarray
     promotion: np.ndarray
     features: np.ndarray
@@ -88,8 +90,8 @@ class World(NamedTuple):
 
 def generate(settings: Settings, seed: int) -> World:
     rng = np.random.default_rng(seed)
-    n, before = settings.items, 56
-    days = before + settings.train + settings.validation + settings.test + HORIZON
+    n = settings.items
+    days = BEFORE + settings.train + settings.validation + settings.test + HORIZON
     day = np.arange(days)
     level = np.zeros((n, days))
     for t in range(1, days):
@@ -109,14 +111,13 @@ def generate(settings: Settings, seed: int) -> World:
     demand *= rng.random((n, days)) < few
     worth = rng.lognormal(1, 0.5, n)
     costs = decide.Costs(0.05 * worth, worth * rng.uniform(0.15, 1.2, n))
-    return described(demand, promotion.astype(np.float32), costs, before, settings.train)
+    return described(demand, promotion.astype(np.float32), costs, settings.train)
 
 
-def described(
-    demand: np.ndarray, promotion: np.ndarray, costs: decide.Costs, before: int, train: int
-) -> World:
-    """The features of each day after `before`, of what is known in its morning."""
+def described(demand: np.ndarray, promotion: np.ndarray, costs: decide.Costs, train: int) -> World:
+    """The features of each day after the first BEFORE, of what is known in its morning."""
     stop = demand.shape[1] - HORIZON
+    before, shape = BEFORE, (len(demand), stop - BEFORE)
     learned = slice(before, before + train)
     past, promoted = demand[:, learned], promotion[:, learned] > 0
     usual = np.maximum(past.mean(1), 0.05)
@@ -135,22 +136,34 @@ def described(
     recent = np.lib.stride_tricks.sliding_window_view(promotion, 7, axis=1)[
         :, before - 7 : stop - 7
     ]
-    day = np.arange(before, stop)
+    day = np.arange(demand.shape[1])
     angle = 2 * np.pi * day / 365
     calendar = np.column_stack([np.eye(7)[day % 7], np.sin(angle), np.cos(angle)])
-    shape = (len(demand), len(day))
     parts = [
         np.minimum(back[..., -LOOK_BACK:], 8),
         back[..., -7:].mean(-1)[..., None],
         back.mean(-1)[..., None],
         (back == 0).mean(-1)[..., None],
         recent,
-        ahead[:, : len(day)],
-        np.broadcast_to(calendar[None], (*shape, 9)),
+        ahead,
+        np.broadcast_to(calendar[None, before:stop], (*shape, 9)),
         np.broadcast_to(np.stack(habits, -1)[:, None], (*shape, len(habits))),
     ]
     weekday = [demand[:, before - 7 + i : stop - 7 + i] for i in range(HORIZON)]
+    planned = np.broadcast_to(calendar[None], (len(demand), *calendar.shape))
+    series = replace(
+        from_arrays([f"item {i}" for i in range(len(demand))], list(demand)),
+        known=np.concatenate([promotion[..., None], planned], -1)
+        .reshape(-1, 10)
+        .astype(np.float32),
+        past=(demand.reshape(-1, 1) == 0).astype(np.float32),
+        static=np.stack(habits, -1).astype(np.float32),
+        past_names=("none sold",),
+        known_names=("promotion", *(f"weekday {i}" for i in range(7)), "sine", "cosine"),
+        static_names=("usual", "lift", "variance", "zeros", "shortage"),
+    )
     return World(
+        series,
         demand[:, before:stop],
         promotion[:, before:stop],
         np.concatenate(parts, -1).astype(np.float32),
@@ -160,52 +173,28 @@ def described(
     )
 
 
-class QuantileNetwork(nn.Module):
-    """A perceptron from features (..., F) to what `Quantiles` wants of the next days."""
-
-    hidden: int
-    output: Quantiles = Quantiles(LEVELS)
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        x = features
-        for i in range(2):
-            x = nn.gelu(nn.Dense(self.hidden, name=f"hidden_{i}")(x))
-        raw = nn.Dense(HORIZON * self.output.size, name="quantiles")(x)
-        return self.output.parameters(raw.reshape(*x.shape[:-1], HORIZON, self.output.size))
-
-
-def quantile_regression(network: QuantileNetwork) -> jo.Task:
-    """Columns features (F,) and ahead (HORIZON,), demand in units of the item's usual one."""
-
-    def init(key: Any, batch: Any) -> Any:
-        return network.init(key, batch["features"])["params"], {}
-
-    def predict(params: Any, extra: Any, batch: Any) -> Any:
-        return network.apply({"params": params}, batch["features"])
-
-    def loss(params: Any, extra: Any, batch: Any, key: Any, train: bool) -> Any:
-        rows = network.output.loss(predict(params, extra, batch), batch["ahead"]).sum(1)
-        weight = batch.get("mask", jnp.ones_like(rows))
-        return (rows * weight).sum(), jo.Out(weight.sum(), {}, extra)
-
-    columns = jo.Column("features", (None,)), jo.Column("ahead", (HORIZON,), target=True)
-    return jo.Task(init, loss, predict, columns)
-
-
 def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.ndarray:
     """(N, T, HORIZON, Q) quantiles of demand, made in the morning of each day for it and on."""
-    ahead = np.lib.stride_tricks.sliding_window_view(world.demand, HORIZON, axis=1)
-    ahead = ahead[:, : settings.train - LEAD_TIME] / world.usual[:, None, None]
-    seen = world.features[:, : ahead.shape[1]]
-    task = quantile_regression(QuantileNetwork(settings.hidden))
+    network = TiDE(
+        LOOK_BACK,
+        HORIZON,
+        Quantiles(LEVELS),
+        instance_norm="none",
+        width=settings.hidden,
+        temporal=settings.hidden,
+        dropout=0.1,
+    )
+
+    def windows(stop: int) -> Any:
+        rows = world.series.offsets[:-1, None] + [[BEFORE, BEFORE + stop]]
+        return origins(world.series, LOOK_BACK, HORIZON, rows)
+
+    known = scaling(world.series, rows=BEFORE + settings.train)
+    task = direct(network, world.series, known)
     log = common.Log(folder, settings.resume)
     state = jo.fit(
         task,
-        {
-            "features": seen.reshape(-1, seen.shape[-1]),
-            "ahead": np.ascontiguousarray(ahead.reshape(-1, HORIZON)),
-        },
+        windows(settings.train),
         optimizer=jo.optim.adamw(settings.learning_rate, weight_decay=1e-3),
         batch_size=512,
         epochs=settings.forecast_epochs,
@@ -214,8 +203,8 @@ def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.nd
         on_log=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
-    found = jax.jit(task.predict)(state.params, {}, {"features": world.features})
-    return np.maximum(np.asarray(found) * world.usual[:, None, None, None], 0)
+    found = jo.predict(task, state, windows(world.demand.shape[1] + LEAD_TIME))[:, :, 0]
+    return np.maximum(found.reshape(settings.items, -1, HORIZON, len(LEVELS)), 0)
 
 
 def learned(settings: Settings, world: World, seed: int, folder: Path) -> np.ndarray:
@@ -230,7 +219,7 @@ def learned(settings: Settings, world: World, seed: int, folder: Path) -> np.nda
     state = jo.fit(
         task,
         {name: np.concatenate([part[name] for part in parts]) for name in whole},
-        optimizer=jo.optim.adamw(settings.learning_rate, weight_decay=1e-3, clip_norm=1.0),
+        optimizer=jo.optim.adamw(settings.learning_rate, weight_decay=1e-3),
         batch_size=64,
         epochs=settings.policy_epochs,
         seed=seed,
@@ -298,9 +287,7 @@ def policies(
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """Train forecast and policy; play all policies on the days of the test."""
     if settings.smoke:
-        settings = replace(
-            settings, items=40, train=120, validation=30, test=30, segment=30
-        )  # as many days as a promotion or two need
+        settings = replace(settings, items=40, train=120, validation=30, test=30, segment=30)
         settings = replace(settings, forecast_epochs=2, policy_epochs=3, hidden=16)
     world = generate(settings, seed)
     quantiles = forecast(settings, world, seed, folder / "forecast")
@@ -308,7 +295,9 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     levels["learned"] = learned(settings, world, seed, folder / "policy")
     start = settings.train + settings.validation
     test = world.days(start, start + settings.test)
-    played = {name: play(test, rows[:, start:][:, : settings.test]) for name, rows in levels.items()}
+    played = {
+        name: play(test, rows[:, start:][:, : settings.test]) for name, rows in levels.items()
+    }
     costs = {name: np.asarray(t.cost.mean(1), np.float64) for name, t in played.items()}
     known = decide.hindsight(
         test.demand, costs=test.costs, lead_time=LEAD_TIME, stock=HORIZON * test.usual

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxops.decide import given
 from jaxops.decide.newsvendor import newsvendor_quantiles, total_quantiles
 from jaxops.decide.stock import Costs, Observation, Trajectory, checked, simulate, straight_through
-from jaxops.task import Batch, Column, Extra, Key, Out, Params, Task, recorded
+from jaxops.task import Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
 
 Array = jax.Array
 
@@ -138,7 +138,7 @@ def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Tas
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
     ) -> tuple[Array, Out]:
         cost = _played(levels(params, batch), batch, lead_time, back_orders).cost.mean(1)
-        weight = batch.get("mask", jnp.ones_like(cost))
+        weight = row_weights(batch)
         return (cost * weight).sum(), Out(weight.sum(), {}, extra)
 
     names = ("scale", "stock", "holding", "shortage", "fixed", "price")
