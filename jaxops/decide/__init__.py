@@ -1,1 +1,57 @@
 """Decisions taken from forecasts and logs: order quantities, stock policies, offers."""
+
+from jaxops.decide.newsvendor import (
+    Order,
+    newsvendor_normal,
+    newsvendor_poisson,
+    newsvendor_quantiles,
+    newsvendor_samples,
+    total_quantiles,
+)
+from jaxops.decide.policies import (
+    LevelNetwork,
+    base_stock,
+    hindsight,
+    order_up_to,
+    ordering,
+    quantile_rule,
+    reorder,
+)
+from jaxops.decide.s_s import Levels, s_s_discrete, s_s_poisson
+from jaxops.decide.serial import (
+    SerialOptimum,
+    SerialTrajectory,
+    fit_serial,
+    optimal_serial,
+    simulate_serial,
+)
+from jaxops.decide.stock import Costs, Observation, Policy, Trajectory, simulate
+
+__all__ = [
+    "Costs",
+    "LevelNetwork",
+    "Levels",
+    "Observation",
+    "Order",
+    "Policy",
+    "SerialOptimum",
+    "SerialTrajectory",
+    "Trajectory",
+    "base_stock",
+    "fit_serial",
+    "hindsight",
+    "newsvendor_normal",
+    "newsvendor_poisson",
+    "newsvendor_quantiles",
+    "newsvendor_samples",
+    "optimal_serial",
+    "order_up_to",
+    "ordering",
+    "quantile_rule",
+    "reorder",
+    "s_s_discrete",
+    "s_s_poisson",
+    "simulate",
+    "simulate_serial",
+    "total_quantiles",
+]
