@@ -50,11 +50,11 @@ class Recipe:
 
 
 RECIPES = {
-    "sasrec_cross_entropy": Recipe(r.sasrec, r.CrossEntropy(), 12, 0.2, 1e-3),
+    "sasrec_cross_entropy": Recipe(r.sasrec, r.CrossEntropy(), 12, 0.4, 1e-3),
     "esasrec": Recipe(r.esasrec, r.SampledSoftmax(4096), 24, 0.5, 2e-3),
     "gru4rec": Recipe(r.gru4rec, r.SampledSoftmax(4096), 24, 0.5, 2e-3),
     "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 40, 0.3, 2e-3, patience=8),
-    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 40, 0.2, 1e-3, patience=10),
+    "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 40, 0.1, 1e-3, patience=10),
 }
 HIDDEN = 0.6  # of the items, for BERT4Rec, as its authors have it on Beauty
 BLENDS = (

@@ -1,0 +1,182 @@
+"""Regular times: hours, business days, months, or plain counts."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+DAY = 86_400
+
+
+@lru_cache(maxsize=64)
+def step(frequency: str) -> int | None:
+    """The seconds of a step, or the number of an integer's; None where months or days differ.
+
+    Raises:
+        ValueError: a frequency that pandas does not know, or one that goes back.
+    """
+    import pandas as pd
+    from pandas.tseries.frequencies import to_offset
+
+    wanted = 'an alias of pandas ("h", "D", "B", "W-MON", "MS") or a whole number wanted'
+    if frequency.isdecimal() and int(frequency) > 0:
+        return int(frequency)
+    try:
+        offset = to_offset(frequency)
+    except ValueError as error:
+        raise ValueError(f"frequency={frequency!r}: {wanted} ({error})") from None
+    if offset is None or offset.n < 1:
+        raise ValueError(f"frequency={frequency!r}: {wanted}")
+    if isinstance(offset, pd.offsets.Day):
+        return int(offset.n) * DAY
+    if isinstance(offset, pd.offsets.Tick):
+        seconds = pd.Timedelta(offset) / pd.Timedelta("1s")
+        if seconds < 1 or seconds % 1:
+            raise ValueError(f"frequency={frequency!r}: whole seconds wanted")
+        return int(seconds)
+    return None
+
+
+def check(frequency: str, times: np.ndarray) -> None:
+    """Raise `ValueError` for a frequency of dates where times are counts, or the reverse."""
+    step(frequency)
+    counts = times.dtype.kind != "M"
+    if frequency.isdecimal() != counts:
+        kind = 'integers: a whole number such as "1"' if counts else 'dates: an alias such as "h"'
+        raise ValueError(f"frequency={frequency!r}: times are {kind} wanted")
+
+
+def _range(first: Any, frequency: str, **until: Any) -> np.ndarray:
+    import pandas as pd
+
+    grid = pd.date_range(pd.Timestamp(first), freq=frequency, **until)
+    return np.asarray(grid.to_numpy().astype("datetime64[s]"))
+
+
+def places(times: np.ndarray, since: np.ndarray, frequency: str) -> tuple[np.ndarray, np.ndarray]:
+    """How many steps each time lies after another.
+
+    Args:
+        times: (N,) datetime64[s] or int64, none before `since`.
+        since: (N,) where the steps are counted from.
+        frequency: of the steps.
+
+    Returns:
+        The steps, int64 (N,), and whether they are whole, bool (N,).
+
+    >>> days = np.array(["2024-01-01", "2024-03-01", "2024-03-05"], "datetime64[s]")
+    >>> places(days, days[[0, 0, 0]], "MS")
+    (array([0, 2, 3]), array([ True,  True, False]))
+    """
+    fixed = step(frequency)
+    if fixed is not None:
+        count, rest = np.divmod((times - since).astype(np.int64), fixed)
+        return count, rest == 0
+    import pandas as pd
+
+    grid = _range(since.min(), frequency, end=pd.Timestamp(times.max()))
+    place, start = np.searchsorted(grid, times), np.searchsorted(grid, since)
+    beyond = np.append(grid, np.datetime64("NaT", "s"))
+    return place - start, (beyond[place] == times) & (beyond[start] == since)
+
+
+def moved(times: np.ndarray, steps: np.ndarray | int, frequency: str) -> np.ndarray:
+    """The times so many steps later (or earlier, where negative), of the times' dtype.
+
+    Args:
+        times: datetime64[s] or int64, times of the frequency.
+        steps: int64, that broadcasts with `times`.
+        frequency: of the steps.
+
+    >>> moved(np.array(["2024-01-31"], "datetime64[s]"), np.array([1, -2]), "ME").astype("M8[D]")
+    array(['2024-02-29', '2023-11-30'], dtype='datetime64[D]')
+    """
+    fixed = step(frequency)
+    steps = np.asarray(steps, np.int64)
+    if fixed is not None:
+        return np.asarray(times + (steps * fixed).astype(_difference(times)))
+    if times.size == 0 or steps.size == 0:
+        return np.broadcast_to(times, np.broadcast_shapes(times.shape, steps.shape))
+    import pandas as pd
+    from pandas.tseries.frequencies import to_offset
+
+    low, high = min(int(steps.min()), 0), max(int(steps.max()), 0)
+    first = pd.Timestamp(times.min()) + low * to_offset(frequency)
+    last = pd.Timestamp(times.max()) + high * to_offset(frequency)
+    grid = _range(first, frequency, end=last)
+    return np.asarray(grid[np.searchsorted(grid, times) + steps])
+
+
+def _difference(times: np.ndarray) -> str:
+    return "timedelta64[s]" if times.dtype.kind == "M" else "int64"
+
+
+def inferred(times: np.ndarray, same: np.ndarray) -> str:
+    """The most frequent step within the series, as an alias of pandas; the smaller of equals.
+
+    Args:
+        times: (N,) datetime64[s] or int64, series by series, sorted within them.
+        same: bool (N - 1,), the next row is of the same series.
+
+    Raises:
+        ValueError: no step, or none that pandas has an alias of.
+
+    >>> inferred(np.array(["2024-01-04", "2024-01-05", "2024-01-08"], "datetime64[s]"),
+    ...          np.array([True, True]))
+    'B'
+    """
+    steps = np.diff(times).astype(np.int64)[same]
+    steps = steps[steps > 0]
+    if len(steps) == 0:
+        raise ValueError(
+            "frequency: no series has two times to infer it from; frequency= wanted, "
+            'such as "h", "D", "MS", or "1" where times are counts'
+        )
+    common = _mode(steps)
+    if times.dtype.kind != "M":
+        return str(common)
+    if common >= 28 * DAY:
+        return _months(times, same, steps, common)
+    weeks, weekday = np.divmod(times.astype("datetime64[D]").astype(np.int64) + 3, 7)
+    weekdays = np.unique(weekday)
+    if common == DAY and weekdays.max() < 5 and (np.diff(weeks)[same] > 0).any():
+        return "B"
+    if common == 7 * DAY and len(weekdays) == 1:
+        return f"W-{WEEKDAYS[weekdays[0]]}"
+    return _alias(common)
+
+
+def _mode(steps: np.ndarray) -> int:
+    values, counts = np.unique(steps, return_counts=True)
+    return int(values[counts.argmax()])
+
+
+def _alias(seconds: int) -> str:
+    units = {"D": DAY, "h": 3600, "min": 60, "s": 1}
+    alias = next(name for name, unit in units.items() if seconds % unit == 0)
+    count = seconds // units[alias]
+    return alias if count == 1 else f"{count}{alias}"
+
+
+def _months(times: np.ndarray, same: np.ndarray, steps: np.ndarray, common: int) -> str:
+    days = times.astype("datetime64[D]")
+    starts = bool((days == days.astype("datetime64[M]")).all())
+    if not starts and (days + 1 != (days + 1).astype("datetime64[M]")).any():
+        if (steps % common).any():
+            raise ValueError(
+                f"frequency: steps of {steps.min() / DAY:g} to {steps.max() / DAY:g} days found, "
+                "and times that are neither all first nor all last days of a month; frequency= "
+                "wanted"
+            )
+        return _alias(common)
+    months = times.astype("datetime64[M]").astype(np.int64)
+    gaps = np.diff(months)[same]
+    count, first = _mode(gaps[gaps > 0]), int(months[0]) % 12
+    letter = "S" if starts else "E"
+    if count == 3:
+        return f"Q{letter}-{MONTHS[first % 3 if starts else 9 + first % 3]}"
+    if count == 12:
+        return f"Y{letter}-{MONTHS[first]}"
+    return f"M{letter}" if count == 1 else f"{count}M{letter}"

@@ -1,0 +1,395 @@
+"""How good forecasts are, for each window and for each step ahead, with intervals.
+
+Forecast and target are (W, H, C): windows, steps ahead, channels; where each series has one window,
+as in M4, the windows are the series. A metric takes the mean over steps and channels and gives
+(W,); with `per="step"` the mean over windows and channels, (H,). All in float64 on the host. A
+value that is not finite is an error, never left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy.special import ndtr
+
+from jaxops import report
+from jaxops.intervals import Interval, interval, paired
+
+Per = Literal["window", "step"]
+
+
+def mse(forecast: np.ndarray, target: np.ndarray, per: Per = "window") -> np.ndarray:
+    """Mean of (forecast - target)^2, (W,) or (H,).
+
+    >>> mse(np.zeros((1, 2, 1)), np.array([[[1.0], [3.0]]]))
+    array([5.])
+    """
+    forecast, target = _checked(forecast, target)
+    return _mean((forecast - target) ** 2, per)
+
+
+def mae(forecast: np.ndarray, target: np.ndarray, per: Per = "window") -> np.ndarray:
+    """Mean of |forecast - target|, (W,) or (H,)."""
+    forecast, target = _checked(forecast, target)
+    return _mean(np.abs(forecast - target), per)
+
+
+def rmse(forecast: np.ndarray, target: np.ndarray, per: Per = "window") -> np.ndarray:
+    """Root of `mse`; the mean of this over windows is not the root of the mean over all."""
+    return np.sqrt(mse(forecast, target, per))
+
+
+def smape(forecast: np.ndarray, target: np.ndarray, per: Per = "window") -> np.ndarray:
+    """Mean of 200 |f - y| / (|f| + |y|), in percent, as in M4 (Makridakis et al. 2020); 0 for 0/0.
+
+    >>> smape(np.array([[[1.0]]]), np.array([[[3.0]]]))
+    array([100.])
+    """
+    forecast, target = _checked(forecast, target)
+    size = np.abs(forecast) + np.abs(target)
+    return _mean(200 * np.abs(forecast - target) / np.where(size > 0, size, 1), per)
+
+
+def mase(
+    forecast: np.ndarray, target: np.ndarray, scale: np.ndarray, per: Per = "window"
+) -> np.ndarray:
+    """Mean of |f - y| / scale (Hyndman and Koehler 2006).
+
+    Args:
+        forecast: (W, H, C).
+        target: (W, H, C).
+        scale: (W,) or (W, C), of `seasonal_scale` of each window's series before the forecast.
+        per: "window" or "step".
+
+    Raises:
+        ValueError: shapes that differ, values that are not finite, or a scale that is not above 0,
+            as a series has which repeats itself exactly: leave these series out, and say so.
+    """
+    forecast, target = _checked(forecast, target)
+    scale = np.asarray(scale, np.float64)
+    scale = scale[:, None] if scale.ndim == 1 else scale
+    if scale.ndim != 2 or len(scale) != len(target) or scale.shape[1] not in (1, target.shape[2]):
+        raise ValueError(f"scale: found shape {scale.shape}, wanted one for each of {len(target)}")
+    if not (scale > 0).all():
+        raise ValueError(f"scale: {(~(scale > 0)).sum():,} of {scale.size:,} are not above 0")
+    return _mean(np.abs(forecast - target) / scale[:, None], per)
+
+
+def seasonal_scale(
+    values: np.ndarray, season: int = 1, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """The mean of |y_t - y_{t - season}| in the training part, (B,); NaN where it is no longer.
+
+    Args:
+        values: (B, L), right-aligned.
+        season: steps of one.
+        lengths: (B,), by default all L.
+
+    >>> seasonal_scale(np.array([[1.0, 2.0, 4.0]]))
+    array([1.5])
+    """
+    values = np.asarray(values, np.float64)
+    moves = np.abs(values[:, season:] - values[:, :-season])
+    count = np.full(len(values), values.shape[1]) if lengths is None else np.asarray(lengths)
+    count = count - season
+    there = np.arange(moves.shape[1])[None] >= (moves.shape[1] - count)[:, None]
+    return np.where(there, moves, 0).sum(1) / np.where(count > 0, count, np.nan)
+
+
+def owa(smape: float, mase: float, smape_naive2: float, mase_naive2: float) -> float:
+    """The overall weighted average of M4: mean of both errors relative to those of `naive2`.
+
+    >>> owa(smape=9.0, mase=1.0, smape_naive2=18.0, mase_naive2=2.0)
+    0.5
+    """
+    return (smape / smape_naive2 + mase / mase_naive2) / 2
+
+
+def pinball(
+    quantiles: np.ndarray, target: np.ndarray, levels: Sequence[float], per: Per = "window"
+) -> np.ndarray:
+    """Mean over levels a of max(a (y - q), (a - 1) (y - q)), the quantile loss.
+
+    Args:
+        quantiles: (W, H, C, Q).
+        target: (W, H, C).
+        levels: Q, between 0 and 1.
+        per: "window" or "step".
+
+    >>> pinball(np.array([[[[0.0, 4.0]]]]), np.array([[[1.0]]]), (0.1, 0.9))
+    array([0.2])
+    """
+    quantiles, target = _checked(quantiles, target, extra=1)
+    levels = np.asarray(levels, np.float64)
+    if levels.shape != quantiles.shape[3:] or not ((levels > 0) & (levels < 1)).all():
+        raise ValueError(f"levels: found {levels}, wanted {quantiles.shape[3]} between 0 and 1")
+    miss = target[..., None] - quantiles
+    return _mean(np.maximum(levels * miss, (levels - 1) * miss).mean(3), per)
+
+
+def crps_quantiles(
+    quantiles: np.ndarray, target: np.ndarray, levels: Sequence[float], per: Per = "window"
+) -> np.ndarray:
+    """Continuous ranked probability score from quantiles: twice `pinball`.
+
+    It is the integral over all levels of twice the quantile loss (Laio and Tamea 2007), here by its
+    mean: near the truth for many levels that are evenly spread, (i - 1/2) / Q. Of few levels
+    compare only with the same levels.
+    """
+    return 2 * pinball(quantiles, target, levels, per)
+
+
+def crps_samples(samples: np.ndarray, target: np.ndarray, per: Per = "window") -> np.ndarray:
+    """CRPS from n samples: mean |x - y| - mean |x - x'| / 2 over the pairs of different samples.
+
+    So its expectation is that of the distribution behind the samples (fair; Ferro 2014).
+
+    Args:
+        samples: (W, H, C, n), n of 2 or more.
+        target: (W, H, C).
+        per: "window" or "step".
+
+    >>> crps_samples(np.array([[[[0.0, 2.0]]]]), np.array([[[1.0]]]))
+    array([0.])
+    """
+    samples, target = _checked(samples, target, extra=1)
+    if (n := samples.shape[3]) < 2:
+        raise ValueError("samples: found 1, wanted 2 or more")
+    # sum over pairs |x - x'| = sum of sorted x times (2 i - n - 1), i from 1
+    between = (np.sort(samples, 3) * (2 * np.arange(1, n + 1) - n - 1)).sum(3) / (n * (n - 1))
+    return _mean(np.abs(samples - target[..., None]).mean(3) - between, per)
+
+
+def crps_normal(
+    mean: np.ndarray, sd: np.ndarray, target: np.ndarray, per: Per = "window"
+) -> np.ndarray:
+    """CRPS of a normal distribution: sd (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)).
+
+    z is (target - mean) / sd (Gneiting and Raftery 2007, eq. 21). All are (W, H, C).
+
+    >>> crps_normal(np.zeros((1, 1, 1)), np.ones((1, 1, 1)), np.zeros((1, 1, 1))).round(4)
+    array([0.2337])
+    """
+    mean, target = _checked(mean, target)
+    sd, _ = _checked(sd, target)
+    if not (sd > 0).all():
+        raise ValueError(f"sd: {(~(sd > 0)).sum():,} values are not above 0")
+    z = (target - mean) / sd
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    return _mean(sd * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi)), per)
+
+
+def coverage(
+    low: np.ndarray, high: np.ndarray, target: np.ndarray, per: Per = "window"
+) -> np.ndarray:
+    """Share of targets within [low, high], (W,) or (H,); bounds may be infinite."""
+    low, high, target = _bounds(low, high, target)
+    return _mean(((low <= target) & (target <= high)).astype(np.float64), per)
+
+
+def width(low: np.ndarray, high: np.ndarray, per: Per = "window") -> np.ndarray:
+    """Mean of high - low, (W,) or (H,); infinite where a bound is. Empty intervals count as 0."""
+    low, high, _ = _bounds(low, high, np.zeros(np.shape(low)))
+    return _mean(np.maximum(high - low, 0), per)
+
+
+def block_interval(
+    values: np.ndarray, block: int, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The bootstrap interval of a mean over time, where values resemble their neighbours.
+
+    Windows that overlap share targets, and so errors: resampled one by one (`interval`) their mean
+    looks far surer than it is. Here runs of `block` windows are drawn, from a circle so that each
+    value is drawn alike (Politis and Romano 1992), and the bounds are the means' percentiles.
+    With fewer than some twenty blocks the bounds are still too narrow, and no resampling of one
+    stretch of time knows of a year unlike it.
+
+    Args:
+        values: (W,) one value a window, in the order of time.
+        block: windows in a run: the horizon in windows, or more.
+        resamples: how many.
+        level: of confidence.
+        seed: of the draws.
+
+    Raises:
+        ValueError: not (W,) finite values, or a block outside 1 to half of them.
+    """
+    values = np.asarray(values, np.float64)
+    W = len(values)
+    if values.ndim != 1 or not np.isfinite(values).all() or not 1 <= block <= W // 2:
+        raise ValueError(
+            f"values, block: found shape {values.shape} and {block}; wanted (W,) finite values,"
+            " and 1 to W / 2"
+        )
+    total = np.concatenate([[0], np.cumsum(np.concatenate([values, values[: block - 1]]))])
+    means = (total[block:] - total[:-block]) / block
+    drawn = np.random.default_rng(seed).integers(0, W, (resamples, -(-W // block)))
+    low, high = np.quantile(means[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+class Scores(NamedTuple):
+    """What forecasts of W windows are worth.
+
+    Attributes:
+        values: metric -> (W,): "mse", "mae", "smape", and where asked for "mase", "pinball",
+            "crps", "coverage" and "width".
+        steps: metric -> (H,), the same for each step ahead.
+        block: windows that resemble each other, for the intervals; 1 where each stands alone.
+    """
+
+    values: dict[str, np.ndarray]
+    steps: dict[str, np.ndarray]
+    block: int
+
+    def figures(self) -> dict[str, float]:
+        """The mean of each metric over all windows, and "rmse", the root of that of mse."""
+        means = {name: float(values.mean()) for name, values in self.values.items()}
+        squared = means.pop("mse")
+        return {"mse": squared, "rmse": squared**0.5, **means}
+
+    def interval(self, metric: str, level: float = 0.95) -> Interval:
+        """The figure between its bounds, over windows; by `block_interval` where they overlap."""
+        if metric == "rmse":
+            return Interval(*np.sqrt(self.interval("mse", level)).tolist())
+        values = self.values[metric]
+        if self.block > 1:
+            return block_interval(values, self.block, level=level)
+        return interval(values, level=level)
+
+
+def score(
+    forecast: np.ndarray,
+    target: np.ndarray,
+    scale: np.ndarray | None = None,
+    quantiles: np.ndarray | None = None,
+    levels: Sequence[float] = (),
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    block: int = 1,
+) -> Scores:
+    """All metrics of point forecasts, and of their quantiles and intervals where given.
+
+    Args:
+        forecast: (W, H, C).
+        target: (W, H, C).
+        scale: (W,) or (W, C), for "mase"; see there.
+        quantiles: (W, H, C, Q), for "pinball" and "crps".
+        levels: Q of them.
+        bounds: low and high, (W, H, C) each, for "coverage" and "width", such as `Bounds`.
+        block: windows that resemble each other: the horizon divided by the stride, or more, where
+            windows of one series overlap; see `block_interval`. One window a series: 1.
+
+    Raises:
+        ValueError: what the metrics raise.
+    """
+
+    def every(per: Per) -> dict[str, np.ndarray]:
+        out = {name: metric(forecast, target, per) for name, metric in POINT.items()}
+        if scale is not None:
+            out["mase"] = mase(forecast, target, scale, per)
+        if quantiles is not None:
+            out["pinball"] = pinball(quantiles, target, levels, per)
+            out["crps"] = crps_quantiles(quantiles, target, levels, per)
+        if bounds is not None:
+            out["coverage"], out["width"] = coverage(*bounds, target, per), width(*bounds, per)
+        return out
+
+    return Scores(every("window"), every("step"), block)
+
+
+POINT = {"mse": mse, "mae": mae, "smape": smape}
+SMALLER = {"mse", "rmse", "mae", "smape", "mase", "pinball", "crps"}  # is better
+
+
+def compare(
+    scores: Mapping[Any, Scores], metrics: Sequence[str] | None = None, level: float = 0.95
+) -> list[dict[str, str]]:
+    """Forecasts of the same windows side by side, as rows for `report.table`.
+
+    A figure stands with its interval, and in bold where it is the best of its column and the
+    interval of its difference from every other row, window by window, excludes 0. Coverage and
+    width are never marked: neither is good without the other.
+
+    Args:
+        scores: name -> scores.
+        metrics: of `Scores.figures`; by default all of the first.
+        level: of confidence.
+
+    Raises:
+        ValueError: no scores, of different windows, or a metric that one of them lacks.
+    """
+    if not scores:
+        raise ValueError("scores: found none")
+    if len(sizes := {len(one.values["mse"]) for one in scores.values()}) > 1:
+        raise ValueError(f"scores: found {sorted(sizes)} windows, wanted the same ones in each")
+    figures = {name: one.figures() for name, one in scores.items()}
+    metrics = list(next(iter(figures.values())) if metrics is None else metrics)
+    for name in scores:
+        if lacking := [metric for metric in metrics if metric not in figures[name]]:
+            raise ValueError(f"metrics: {lacking} wanted, {name!r} has {list(figures[name])}")
+    rows = [{"model": str(name)} for name in scores]
+    for metric in metrics:
+        best = _best(metric, list(scores.values()), level)
+        for place, (name, one) in enumerate(scores.items()):
+            text = f"{figures[name][metric]:.4f}"
+            text = f"**{text}**" if place == best else text
+            if np.isfinite(figures[name][metric]):
+                _, low, high = one.interval(metric, level)
+                text += f" [{low:.4f}, {high:.4f}]"
+            rows[place][metric] = text
+    return rows
+
+
+def table(
+    scores: Mapping[Any, Scores], metrics: Sequence[str] | None = None, level: float = 0.95
+) -> str:
+    """`compare` as an aligned Markdown table."""
+    return report.table(compare(scores, metrics, level))
+
+
+def _best(metric: str, every: list[Scores], level: float) -> int | None:
+    """The row that is better than every other, or None."""
+    if metric not in SMALLER or len(every) < 2:
+        return None
+    columns = [one.values["mse" if metric == "rmse" else metric] for one in every]
+    best = int(np.argmin([values.mean() for values in columns]))
+    block = max(one.block for one in every)
+
+    def better(values: np.ndarray) -> bool:
+        if block > 1:
+            return block_interval(values - columns[best], block, level=level).low > 0
+        return paired(values, columns[best], level=level).low > 0
+
+    return best if all(better(v) for i, v in enumerate(columns) if i != best) else None
+
+
+def _mean(values: np.ndarray, per: Per) -> np.ndarray:
+    if per not in ("window", "step"):
+        raise ValueError(f"per: found {per!r}, wanted 'window' or 'step'")
+    return values.mean((1, 2) if per == "window" else (0, 2))
+
+
+def _checked(
+    forecast: np.ndarray, target: np.ndarray, extra: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float64, where their shapes agree and all is finite."""
+    forecast, target = np.asarray(forecast, np.float64), np.asarray(target, np.float64)
+    if target.ndim != 3 or forecast.ndim != 3 + extra or forecast.shape[:3] != target.shape:
+        raise ValueError(
+            f"forecast, target: found shapes {forecast.shape} and {target.shape}, wanted (W, H, C)"
+            + (" with one dimension more for the forecast's" if extra else " of both")
+        )
+    for name, values in {"forecast": forecast, "target": target}.items():
+        if bad := np.size(values) - np.isfinite(values).sum():
+            raise ValueError(f"{name}: {bad:,} of {values.size:,} values are not finite")
+    return forecast, target
+
+
+def _bounds(low: np.ndarray, high: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, ...]:
+    low, high, target = (np.asarray(x, np.float64) for x in (low, high, target))
+    if target.ndim != 3 or not low.shape == high.shape == target.shape:
+        found = f"{low.shape}, {high.shape}, {target.shape}"
+        raise ValueError(f"low, high, target: found shapes {found}, wanted (W, H, C) of all")
+    if any(np.isnan(x).any() for x in (low, high, target)) or not np.isfinite(target).all():
+        raise ValueError("low, high, target: found NaN, or a target that is not finite")
+    return low, high, target

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from jaxops import intervals
+from jaxops.forecast import metrics
+
+RNG = np.random.default_rng(0)
+FORECAST, TARGET = RNG.normal(size=(2, 6, 4, 3))
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "rmse", "smape"])
+def test_points_against_a_loop(name):
+    one = {
+        "mse": lambda f, y: (f - y) ** 2,
+        "mae": lambda f, y: abs(f - y),
+        "rmse": lambda f, y: (f - y) ** 2,
+        "smape": lambda f, y: 200 * abs(f - y) / (abs(f) + abs(y)),
+    }[name]
+    last = np.sqrt if name == "rmse" else np.asarray
+    window = [
+        np.mean([one(f, y) for f, y in zip(FORECAST[w].flat, TARGET[w].flat)]) for w in range(6)
+    ]
+    step = [
+        np.mean([one(f, y) for f, y in zip(FORECAST[:, h].flat, TARGET[:, h].flat)])
+        for h in range(4)
+    ]
+    metric = getattr(metrics, name)
+    np.testing.assert_allclose(metric(FORECAST, TARGET), last(window))
+    np.testing.assert_allclose(metric(FORECAST, TARGET, per="step"), last(step))
+
+
+def test_smape_of_nothing_for_nothing_is_0():
+    zero = np.zeros((1, 1, 1))
+    assert metrics.smape(zero, zero) == 0 and metrics.smape(zero, zero + 3) == 200
+
+
+def test_mase_scales_by_the_seasonal_naive_error_of_training():
+    history = np.array([[0, 0, 1.0, 5, 2, 7], [1, 3, 2, 6, 4, 4]])
+    scale = metrics.seasonal_scale(history, 2, lengths=np.array([4, 6]))
+    np.testing.assert_allclose(scale, [(1 + 2) / 2, (1 + 3 + 2 + 2) / 4])
+    forecast, target = np.zeros((2, 2, 1)), np.array([[[3.0], [0]], [[2], [2]]])
+    np.testing.assert_allclose(metrics.mase(forecast, target, scale), [1.0, 1.0])
+    np.testing.assert_allclose(metrics.mase(forecast, target, scale, "step"), [1.5, 0.5])
+    assert np.isnan(metrics.seasonal_scale(history, 2, lengths=np.array([2, 6]))[0])
+    with pytest.raises(ValueError, match="scale: 1 of 2 are not above 0"):
+        metrics.mase(forecast, target, np.array([0, 1]))
+
+
+def test_pinball_is_least_at_the_quantile():
+    y = np.random.default_rng(1).exponential(size=(20_000, 1, 1))
+    for level in (0.1, 0.5, 0.8):
+        tried = np.linspace(0.02, 3, 150)
+        loss = [metrics.pinball(np.full((*y.shape, 1), q), y, [level]).mean() for q in tried]
+        assert tried[np.argmin(loss)] == pytest.approx(-np.log(1 - level), abs=0.05)
+    # scikit-learn's, at several levels
+    sklearn = pytest.importorskip("sklearn.metrics")
+    q = RNG.normal(size=(6, 4, 3, 3))
+    levels = (0.2, 0.5, 0.9)
+    theirs = [
+        sklearn.mean_pinball_loss(TARGET.ravel(), q[..., i].ravel(), alpha=a)
+        for i, a in enumerate(levels)
+    ]
+    assert metrics.pinball(q, TARGET, levels).mean() == pytest.approx(np.mean(theirs))
+
+
+def test_crps_by_its_integral_its_quantiles_and_its_samples():
+    mean, sd, y = 1.0, 2.0, 2.5
+    whole = lambda z: (stats.norm.cdf(z, mean, sd) - (z >= y)) ** 2  # noqa: E731
+    integral = integrate.quad(whole, -20, y)[0] + integrate.quad(whole, y, 20)[0]
+    one = np.ones((1, 1, 1))
+    assert metrics.crps_normal(mean * one, sd * one, y * one)[0] == pytest.approx(integral)
+    levels = (np.arange(400) + 0.5) / 400
+    quantiles = stats.norm.ppf(levels, mean, sd)[None, None, None]
+    found = metrics.crps_quantiles(quantiles, y * one, levels)[0]
+    assert found == pytest.approx(integral, rel=1e-3)
+    # fair: of a few samples right on average
+    samples = np.random.default_rng(2).normal(mean, sd, (40_000, 1, 1, 3))
+    found = metrics.crps_samples(samples, np.full((40_000, 1, 1), y)).mean()
+    assert found == pytest.approx(integral, rel=0.02)
+
+
+def test_samples_against_all_pairs():
+    samples = RNG.normal(size=(6, 4, 3, 5))
+    pairs = np.abs(samples[..., None] - samples[..., None, :]).sum((-1, -2)) / 20
+    expected = np.abs(samples - TARGET[..., None]).mean(-1) - pairs / 2
+    np.testing.assert_allclose(metrics.crps_samples(samples, TARGET), expected.mean((1, 2)))
+
+
+def test_coverage_and_width():
+    low, high = np.array([[[0.0], [0.0], [-np.inf]]]), np.array([[[1.0], [1.0], [np.inf]]])
+    target = np.array([[[1.0], [1.1], [9.0]]])
+    np.testing.assert_allclose(metrics.coverage(low, high, target), 2 / 3)
+    np.testing.assert_array_equal(metrics.coverage(low, high, target, "step"), [1, 0, 1])
+    np.testing.assert_array_equal(metrics.width(low, high, "step"), [1, 1, np.inf])
+    np.testing.assert_array_equal(metrics.width(high[:, :2], low[:, :2]), 0)
+
+
+def test_nothing_is_dropped():
+    bad = TARGET.copy()
+    bad[2, 1, 0] = np.nan
+    with pytest.raises(ValueError, match="target: 1 of 72 values are not finite"):
+        metrics.mse(FORECAST, bad)
+    with pytest.raises(ValueError, match="forecast: 1 of 72"):
+        metrics.smape(bad, TARGET)
+    with pytest.raises(ValueError, match="found NaN"):
+        metrics.coverage(bad, TARGET, TARGET)
+    with pytest.raises(ValueError, match=r"wanted \(W, H, C\)"):
+        metrics.mae(FORECAST[0], TARGET[0])
+    with pytest.raises(ValueError, match="levels: found"):
+        metrics.pinball(FORECAST[..., None], TARGET, (0.1, 0.9))
+    with pytest.raises(ValueError, match="per: found 'series'"):
+        metrics.mae(FORECAST, TARGET, "series")
+
+
+def test_block_interval_covers_where_windows_overlap():
+    rng = np.random.default_rng(3)
+    horizon, covered = 20, {"alone": 0, "blocks": 0}
+    for trial in range(100):
+        errors = rng.exponential(size=1219)
+        windows = np.convolve(errors, np.ones(horizon) / horizon, "valid")
+        for name, found in {
+            "alone": intervals.interval(windows, 200, seed=trial),
+            "blocks": metrics.block_interval(windows, 2 * horizon, 200, seed=trial),
+        }.items():
+            covered[name] += found.low <= 1 <= found.high
+    assert covered["alone"] < 60 and covered["blocks"] >= 86
+    with pytest.raises(ValueError, match="values, block"):
+        metrics.block_interval(np.ones(10), 6)
+
+
+def test_blocks_of_one_are_the_bootstrap():
+    values = np.random.default_rng(4).normal(size=400)
+    found = metrics.block_interval(values, 1)
+    np.testing.assert_allclose(found, intervals.interval(values), atol=0.01)
+    assert found.mean == pytest.approx(values.mean())
+
+
+def test_a_table_marks_what_is_surely_best():
+    rng = np.random.default_rng(5)
+    target = rng.normal(size=(200, 4, 1))
+    good, bad = (target + s * rng.normal(size=target.shape) for s in (0.5, 1.0))
+    bounds = (target - 1, target + 1)
+    scores = {n: metrics.score(f, target, bounds=bounds) for n, f in {"a": good, "b": bad}.items()}
+    text = metrics.table(scores)
+    row = next(line for line in text.splitlines() if line.startswith("| a"))
+    figures = scores["a"].figures()
+    assert figures["rmse"] == pytest.approx(np.sqrt(((good - target) ** 2).mean()))
+    assert row.count("**") == 8 and f"**{figures['mae']:.4f}** [" in row  # not coverage, nor width
+    assert scores["a"].interval("rmse").low == scores["a"].interval("mse").low ** 0.5
+    alike = metrics.compare({"a": scores["a"], "same": scores["a"]}, ["mae"])
+    assert not any("**" in row["mae"] for row in alike)
+    overlapping = {name: one._replace(block=10) for name, one in scores.items()}
+    assert "**" in metrics.compare(overlapping, ["mse"])[0]["mse"]
+
+
+def test_a_table_of_what_cannot_be_compared():
+    whole, part = metrics.score(FORECAST, TARGET), metrics.score(FORECAST[:3], TARGET[:3])
+    with pytest.raises(ValueError, match="wanted the same ones"):
+        metrics.compare({"a": whole, "b": part})
+    with pytest.raises(ValueError, match="'a' has"):
+        metrics.compare({"a": whole}, ["mase"])
+    with pytest.raises(ValueError, match="found none"):
+        metrics.compare({})
+
+
+def test_scores_with_quantiles():
+    levels = (0.1, 0.5, 0.9)
+    quantiles = np.stack([TARGET - 1, TARGET, TARGET + 1], -1)
+    found = metrics.score(FORECAST, TARGET, np.ones(6), quantiles, levels, block=2)
+    assert found.figures()["pinball"] == pytest.approx(0.2 / 3)
+    assert found.figures()["crps"] == pytest.approx(0.4 / 3)
+    assert found.figures()["mase"] == found.figures()["mae"]
+    assert {len(v) for v in found.steps.values()} == {4} and list(found.steps) == list(found.values)

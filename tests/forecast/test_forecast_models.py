@@ -1,0 +1,278 @@
+"""The networks: against PyTorch with the same weights, and what a forecast may look at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxops import forecast
+from jaxops.forecast import Inputs
+from jaxops.forecast.linear import moving_average
+
+
+def windows(batch=3, look_back=40, channels=2, horizon=5, **widths):
+    random = np.random.default_rng(0)
+    values = random.normal(size=(batch, look_back, channels)).cumsum(1).astype(np.float32)
+    lengths = {"past": (look_back,), "known": (look_back + horizon,), "static": ()}
+    given = {
+        name: random.normal(size=(batch, *lengths[name], width)).astype(np.float32)
+        for name, width in widths.items()
+    }
+    return Inputs.of(values, horizon, **given)
+
+
+def test_the_moving_average_is_that_of_its_definition():
+    x = np.random.default_rng(0).normal(size=(2, 30, 3)).astype(np.float32)
+    for kernel in (1, 3, 7, 25):
+        half = kernel // 2
+        padded = np.pad(x, ((0, 0), (half, half), (0, 0)), mode="edge")
+        wanted = np.stack([padded[:, i : i + kernel].mean(1) for i in range(30)], 1)
+        np.testing.assert_allclose(moving_average(x, kernel), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("individual", [False, True])
+def test_nlinear_and_dlinear_are_their_formulas(individual):
+    x = windows()
+    values = np.asarray(x.values)
+    model = forecast.NLinear(40, 5, individual=individual)
+    found, variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
+    p = {
+        k: np.broadcast_to(v, (2, *v.shape[-2:]) if "kernel" in k else (2, 5))
+        for k, v in variables["params"].items()
+    }
+    wanted = np.einsum("blc,clh->bhc", values - values[:, -1:], p["kernel"]) + p["bias"].T
+    np.testing.assert_allclose(found[..., 0], wanted + values[:, -1:], atol=1e-4)
+
+    model = forecast.DLinear(40, 5, individual=individual, kernel=7)
+    found, variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
+    p = {
+        k: np.broadcast_to(v, (2, *v.shape[-2:]) if "kernel" in k else (2, 5))
+        for k, v in variables["params"].items()
+    }
+    trend = np.asarray(moving_average(x.values, 7))
+    wanted = np.einsum("blc,clh->bhc", trend, p["trend_kernel"]) + p["trend_bias"].T
+    wanted += np.einsum("blc,clh->bhc", values - trend, p["seasonal_kernel"]) + p["seasonal_bias"].T
+    np.testing.assert_allclose(found[..., 0], wanted, atol=1e-4)
+
+
+def torch_linear(layer, params):
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.array(params["kernel"].T)))
+        layer.bias.copy_(torch.from_numpy(np.array(params["bias"])))
+    return layer
+
+
+def test_dlinear_and_its_gradients_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    x = windows()
+    model = forecast.DLinear(40, 5)
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+
+    def forecasts(params):
+        return model.apply({"params": params}, x)[..., 0]
+
+    def loss(params):
+        return jnp.sin(forecasts(params)).sum()
+
+    y, grads = jax.jit(lambda p: (forecasts(p), jax.grad(loss)(p)))(params)
+    values = torch.from_numpy(np.array(x.values))
+    front, end = values[:, :1].repeat(1, 12, 1), values[:, -1:].repeat(1, 12, 1)
+    padded = torch.cat([front, values, end], 1).permute(0, 2, 1)
+    trend = torch.nn.AvgPool1d(25, stride=1)(padded)
+    parts = {"trend": trend, "seasonal": values.permute(0, 2, 1) - trend}
+    layers = {
+        name: torch_linear(
+            torch.nn.Linear(40, 5), {k: params[f"{name}_{k}"] for k in ("kernel", "bias")}
+        )
+        for name in parts
+    }
+    wanted = sum(layers[name](part) for name, part in parts.items()).permute(0, 2, 1)
+    np.testing.assert_allclose(y, wanted.detach(), atol=1e-4)
+    wanted.sin().sum().backward()
+    for name, layer in layers.items():
+        np.testing.assert_allclose(
+            grads[f"{name}_kernel"], layer.weight.grad.T, atol=2e-4, rtol=1e-3
+        )
+
+
+def patchtst_in_torch(torch, params, stats, x, heads, stride, patch, train):
+    """The paper's network, an operation a line."""
+    mean = x.mean(1, keepdim=True)
+    std = torch.sqrt(x.var(1, keepdim=True, unbiased=False) + 1e-5)
+    z = ((x - mean) / std).permute(0, 2, 1)
+    batch, channels, _ = z.shape
+    z = torch.nn.ReplicationPad1d((0, stride))(z).unfold(-1, patch, stride)
+
+    def linear(z, p):
+        return torch_linear(torch.nn.Linear(*p["kernel"].shape), p)(z)
+
+    z = linear(z, params["embedding"]).flatten(0, 1) + torch.tensor(np.array(params["positions"]))
+    rows, number, width = z.shape
+    before = 0
+    for name in sorted(n for n in params if n.startswith("block")):
+        p = params[name]
+
+        def norm(z, which):
+            layer = torch.nn.BatchNorm1d(width)
+            state = {"weight": p[which]["scale"], "bias": p[which]["bias"]}
+            state |= {f"running_{k}": stats[name][which][k] for k in ("mean", "var")}
+            state = {k: torch.tensor(np.array(v)) for k, v in state.items()}
+            layer.load_state_dict(state, strict=False)
+            return layer.train(train)(z.transpose(1, 2)).transpose(1, 2)
+
+        q, k, v = (
+            part.reshape(rows, number, heads, -1).transpose(1, 2)
+            for part in linear(z, p["qkv"]).chunk(3, -1)
+        )
+        before = q @ k.transpose(2, 3) / (width // heads) ** 0.5 + before
+        mixed = (before.softmax(-1) @ v).transpose(1, 2).reshape(rows, number, width)
+        z = norm(z + linear(mixed, p["out"]), "attention_norm")
+        z = norm(z + linear(torch.nn.GELU()(linear(z, p["up"])), p["down"]), "norm")
+    y = linear(z.reshape(batch, channels, -1), params["head"]).permute(0, 2, 1)
+    return y * std + mean
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_patchtst_is_that_of_pytorch(train):
+    torch = pytest.importorskip("torch")
+    x = windows(look_back=43)
+    model = forecast.PatchTST(43, 5, layers=2, dropout=0.0, hidden=32)
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
+    random = np.random.default_rng(1)  # norms that do something
+    variables = jax.tree.map(lambda v: v + random.uniform(0, 0.2, v.shape).astype("f4"), variables)
+    run = jax.jit(lambda v: model.apply(v, x, train, mutable=["batch_stats"])[0])
+    found = run(variables)
+    wanted = patchtst_in_torch(
+        torch,
+        variables["params"],
+        variables["batch_stats"],
+        torch.from_numpy(np.array(x.values)),
+        4,
+        8,
+        16,
+        train,
+    )
+    np.testing.assert_allclose(found[..., 0], wanted.detach(), atol=1e-4, rtol=1e-4)
+
+
+L, H = 32, 6
+SMALL = {
+    "NLinear": {},
+    "DLinear": {},
+    "NBEATS": {"width": 16, "stacks": ("generic", "trend", "seasonality"), "blocks": 2},
+    "NHiTS": {"width": 16},
+    "TSMixer": {"hidden": 8, "blocks": 2},
+    "TSMixerExt": {"hidden": 8, "width": 8, "blocks": 1},
+    "TiDE": {"width": 16, "temporal": 8},
+    "PatchTST": {"layers": 2, "hidden": 16},
+    "ITransformer": {"width": 16, "hidden": 16, "heads": 2},
+    "Recurrent": {"width": 8},
+}
+USES = {
+    "TSMixerExt": ("past", "known", "static"),
+    "TiDE": ("past", "known", "static"),
+    "Recurrent": ("past", "known", "static"),
+    "ITransformer": ("past", "known"),
+}
+MIXING = {"TSMixer", "TSMixerExt", "ITransformer", "Recurrent"}
+
+
+def make(name, **kwargs):
+    return getattr(forecast, name)(L, H, **SMALL[name], **kwargs)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_keeps_its_promises(name):
+    """Units, channels, and what a covariate may tell."""
+    widths = {"past": 2, "known": 3, "static": 1}
+    x = windows(3, L, 2, H, **{k: widths[k] for k in USES.get(name, ())})
+    model = make(name, instance_norm="mean_std")
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    run = jax.jit(lambda v, x: model.apply(v, x)[..., 0])
+    y = run(variables, x)
+    assert y.shape == (3, H, 2)
+    other = run(variables, x._replace(values=x.values * 3 + 7))
+    np.testing.assert_allclose(other, 3 * y + 7, rtol=1e-3, atol=1e-3)
+
+    moved = run(variables, x._replace(values=x.values.at[1:, :, 1].add(jnp.arange(L)[None] % 5)))
+    assert (moved[0] == y[0]).all()  # another window's
+    assert not np.allclose(moved[1:, :, 1], y[1:, :, 1], atol=1e-3)
+    assert np.allclose(moved[1:, :, 0], y[1:, :, 0], atol=1e-5) == (name not in MIXING)
+
+    for column in USES.get(name, ()):
+        value = getattr(x, column)
+        moved = run(variables, x._replace(**{column: value + 1}))
+        assert not np.allclose(moved, y, atol=1e-4)
+    if "known" in USES.get(name, ()):  # of step 2
+        moved = run(variables, x._replace(known=x.known.at[:, L + 2].add(1)))
+        assert not np.allclose(moved[:, 2], y[:, 2], atol=1e-5)
+
+
+def test_the_forecast_of_a_step_by_its_own_known_covariates_alone():
+    """A recurrent network's steps are apart: the gradient by another step's covariates is 0."""
+    x, model = windows(2, L, 1, H, known=2), make("Recurrent")
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    def first(known):
+        return model.apply(variables, x._replace(known=known))[0, :, 0, 0]
+
+    found = jax.jit(jax.jacobian(first))(x.known)
+    by_step = abs(found[:, 0, L:]).max(-1)
+    assert (np.diag(by_step) > 1e-6).all()
+    assert (by_step - np.diag(np.diag(by_step)) == 0).all()
+    assert (found[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_learns_with_dropout_and_quantiles(name):
+    x = windows(4, L, 2, H)
+    output = forecast.Quantiles((0.1, 0.5, 0.9))
+    model = make(name, output=output)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert jax.eval_shape(model.apply, shapes, x).shape == (4, H, 2, 3)
+    for column in ("past", "known", "static"):
+        given = windows(4, L, 2, H, **{column: 1})
+        if column in USES.get(name, ()):
+            jax.eval_shape(model.init, jax.random.key(0), given)
+        else:
+            with pytest.raises(ValueError, match=f"{column}: width 1 found, but {name} has no use"):
+                jax.eval_shape(model.init, jax.random.key(0), given)
+    with pytest.raises(ValueError, match=rf"\(B, look_back = {L}, C\) wanted by {name}"):
+        jax.eval_shape(model.init, jax.random.key(0), windows(4, L - 1, 2, H))
+    counts = make(name, output=forecast.NegativeBinomial(), instance_norm="mean_std")
+    with pytest.raises(ValueError, match='"none" or "mean" wanted with NegativeBinomial'):
+        jax.eval_shape(counts.init, jax.random.key(0), x)
+
+
+def test_bad_settings_are_refused():
+    x, key = windows(2, L, 1, H), jax.random.key(0)
+    bad = [
+        (forecast.PatchTST(L, H, patch=33), "patch: 33, stride: 8 found"),
+        (forecast.PatchTST(L, H, stride=0), "patch: 16, stride: 0 found"),
+        (forecast.PatchTST(L, H, heads=3), "a multiple of 3 heads wanted"),
+        (forecast.DLinear(L, H, kernel=24), "kernel: 24 found, an odd number wanted"),
+        (forecast.NLinear(L, 0), "NLinear: horizon: 0 found"),
+        (forecast.NLinear(L, H, instance_norm="max"), "instance_norm: 'max' found"),
+        (forecast.NBEATS(L, H, stacks=("trends",)), "stacks: "),
+        (forecast.NHiTS(L, H, pool=(2,)), r"pool: \(2,\), downsample: \(4, 2, 1\) found"),
+        (forecast.Recurrent(L, H, cell="rnn"), "cell: 'rnn' found"),
+    ]
+    for model, message in bad:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model.init, key, x)
+    short = Inputs.of(x.values, H, known=jnp.ones((2, L + H - 1, 1)))
+    with pytest.raises(ValueError, match=r"known: \(2, 37, 1\) found, \(2, 38, 1\) wanted"):
+        jax.eval_shape(forecast.TiDE(L, H).init, key, short)
+
+
+def test_instance_norm_of_constant_and_zero_windows():
+    x = jnp.zeros((1, 4, 2)).at[..., 1].set(5.0)
+    for kind in ("mean_std", "last"):
+        found, loc, _ = forecast.normalize(x, kind)
+        assert (found == 0).all()
+        assert loc[0, 0].tolist() == [0, 5]
+    found, loc, scale = forecast.normalize(x, "mean")
+    assert loc is None
+    assert scale[0, 0].tolist() == [1, 5]
+    assert found[0, 0].tolist() == [0, 1]
