@@ -1,6 +1,8 @@
 """Forecasting: from a table of series to quantiles, for any series."""
 
-from jaxops.forecast.baselines import drift, padded, repeat_last, seasonal_naive
+from jaxops.forecast.backtests import Backtest, Conformal, calibrated, historical_forecasts, history
+from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
+from jaxops.forecast.classical import Baseline
 from jaxops.forecast.conformal import (
     Adaptive,
     Bounds,
@@ -19,6 +21,8 @@ from jaxops.forecast.distributions import (
     StudentT,
     ZeroInflated,
 )
+from jaxops.forecast.ensembles import Ensemble, stacking
+from jaxops.forecast.forecasters import Forecast, Forecaster, forecast, forecaster, load, save
 from jaxops.forecast.future import future_covariates
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.linear import DLinear, NLinear
@@ -49,12 +53,14 @@ from jaxops.forecast.outputs import Output, Point, Quantiles
 from jaxops.forecast.patch import ITransformer, PatchTST
 from jaxops.forecast.reading import series
 from jaxops.forecast.recurrent import Recurrent
-from jaxops.forecast.series import Series
+from jaxops.forecast.scaling import Scaling, scaling
+from jaxops.forecast.tasks import direct
 from jaxops.forecast.theta import naive2, theta_method
 from jaxops.forecast.windows import (
     Fold,
     Split,
     backtest,
+    cut,
     gather,
     origins,
     padded,
@@ -66,10 +72,16 @@ from jaxops.forecast.windows import (
 __all__ = [
     "NBEATS",
     "Adaptive",
+    "Backtest",
+    "Baseline",
     "Bounds",
+    "Conformal",
     "DLinear",
     "Distribution",
+    "Ensemble",
     "Fold",
+    "Forecast",
+    "Forecaster",
     "Gaussian",
     "ITransformer",
     "Inputs",
@@ -82,6 +94,7 @@ __all__ = [
     "Quantiles",
     "Recurrent",
     "Report",
+    "Scaling",
     "Scores",
     "Series",
     "Split",
@@ -94,16 +107,24 @@ __all__ = [
     "backtest",
     "block_interval",
     "calendar",
+    "calibrated",
     "compare",
     "conformal_quantiles",
     "coverage",
     "crps_normal",
     "crps_quantiles",
     "crps_samples",
+    "cut",
+    "direct",
     "drift",
+    "forecast",
+    "forecaster",
     "from_arrays",
     "future_covariates",
     "gather",
+    "historical_forecasts",
+    "history",
+    "load",
     "mae",
     "margin",
     "mase",
@@ -116,7 +137,10 @@ __all__ = [
     "pinball",
     "quantile_scores",
     "repeat_last",
+    "right_aligned",
     "rmse",
+    "save",
+    "scaling",
     "score",
     "seasonal_naive",
     "seasonal_scale",
@@ -125,6 +149,7 @@ __all__ = [
     "split",
     "split_by_time",
     "split_conformal",
+    "stacking",
     "table",
     "theta_method",
     "too_short",

@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 
-def padded(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def right_aligned(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Series that lie end to end, right-aligned.
 
     Args:
@@ -29,7 +29,7 @@ def padded(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndar
     Raises:
         ValueError: offsets that are not those of R rows, or an empty series.
 
-    >>> padded(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 3, 4]))[0]
+    >>> right_aligned(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 3, 4]))[0]
     array([[1., 2., 3.],
            [0., 0., 4.]])
     """

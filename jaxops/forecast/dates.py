@@ -136,8 +136,10 @@ def _marks(times: np.ndarray, frequency: str, name: str, days: Sequence[Any]) ->
     first = last = times.astype("datetime64[D]")
     fixed = grid.step(frequency)
     if fixed is None and frequency[0] in "MQY" and frequency.lstrip("MQY")[:1] == "E":
-        first = grid.moved(times, -1, frequency).astype("datetime64[D]") + 1
+        before = grid.moved(times, -1, frequency).astype("datetime64[D]")
+        first = before + np.timedelta64(1, "D")
     elif frequency != "B" and (fixed is None or fixed > grid.DAY):
-        last = (grid.moved(times, 1, frequency) - 1).astype("datetime64[D]")
+        following = grid.moved(times, 1, frequency)
+        last = (following - np.timedelta64(1, "s")).astype("datetime64[D]")
     after = np.searchsorted(sorted_days, last, "right")
     return np.asarray(after > np.searchsorted(sorted_days, first, "left"))

@@ -21,6 +21,8 @@ def step(frequency: str) -> int | None:
     from pandas.tseries.frequencies import to_offset
 
     wanted = 'an alias of pandas ("h", "D", "B", "W-MON", "MS") or a whole number wanted'
+    if not isinstance(frequency, str):
+        raise ValueError(f"frequency={frequency!r}: text wanted, such as {str(frequency)!r}")
     if frequency.isdecimal() and int(frequency) > 0:
         return int(frequency)
     try:
@@ -163,7 +165,8 @@ def _alias(seconds: int) -> str:
 def _months(times: np.ndarray, same: np.ndarray, steps: np.ndarray, common: int) -> str:
     days = times.astype("datetime64[D]")
     starts = bool((days == days.astype("datetime64[M]")).all())
-    if not starts and (days + 1 != (days + 1).astype("datetime64[M]")).any():
+    after = days + np.timedelta64(1, "D")
+    if not starts and (after != after.astype("datetime64[M]")).any():
         if (steps % common).any():
             raise ValueError(
                 f"frequency: steps of {steps.min() / DAY:g} to {steps.max() / DAY:g} days found, "

@@ -42,8 +42,8 @@ def series(
     Args:
         source: a file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name.
         id: the column of the series' id, text or integers, of a long table.
-        time: the column of times: integers (counts), dates, or their text in ISO 8601; those with
-            an offset from UTC become UTC.
+        time: the column of times: integers, which are counts (20240131 too); dates, or their text
+            in ISO 8601, of which those with an offset from UTC become UTC.
         value: the columns of values: the channels, or with layout "series" the series. By default
             "value" of a long table, and of a wide one all columns not named otherwise.
         known: columns of covariates that are known for the future too, such as promotions; of

@@ -7,7 +7,7 @@ import pytest
 
 from jaxops import forecast
 from jaxops.forecast import baselines, metrics
-from jaxops.forecast.baselines import drift, padded, repeat_last, seasonal_naive
+from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
 from jaxops.forecast.theta import naive2, seasonal_indices, simple_smoothing, theta_method
 
 REAL = Path(os.environ.get("JAXOPS_DATA_DIR", "/nowhere"))
@@ -27,17 +27,17 @@ def series():
 
 def together(series):
     offsets = np.concatenate([[0], np.cumsum([len(x) for x in series])])
-    return padded(np.concatenate(series), offsets)
+    return right_aligned(np.concatenate(series), offsets)
 
 
-def test_padded_series_end_in_the_last_column(series):
+def test_right_aligned_series_end_in_the_last_column(series):
     values, lengths = together(series)
     assert values.shape == (5, 90) and lengths.tolist() == list(LENGTHS)
     for row, x in zip(values, series, strict=True):
         np.testing.assert_array_equal(row[-len(x) :], x)
         assert not row[: -len(x)].any()
     with pytest.raises(ValueError, match="a row or more"):
-        padded(np.zeros(3), np.array([0, 2, 2, 3]))
+        right_aligned(np.zeros(3), np.array([0, 2, 2, 3]))
 
 
 METHODS = {

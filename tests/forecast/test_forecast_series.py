@@ -215,6 +215,7 @@ BAD = {
         "frequency='h': times are integers: a whole number",
     ),
     "frequency": ({}, {"frequency": "hourly"}, "frequency='hourly': an alias of pandas"),
+    "number": ({}, {"frequency": 1}, "frequency=1: text wanted, such as '1'"),
     "back": ({}, {"frequency": "-1h"}, "frequency='-1h': an alias of pandas"),
     "layout": ({}, {"layout": "tall"}, "layout='tall': one of 'long', 'series', 'channels' wanted"),
     "fill": ({}, {"fill": "mean"}, 'fill=\'mean\': "zero", "previous", "linear"'),

@@ -1,0 +1,134 @@
+"""What to learn from series: all steps of the horizon at once."""
+
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops import metrics
+from jaxops.forecast.data import Series
+from jaxops.forecast.distributions import NegativeBinomial
+from jaxops.forecast.inputs import Inputs
+from jaxops.forecast.scaling import Scaling
+from jaxops.forecast.windows import gather
+from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
+
+
+def direct(network: Any, series: Series, scaling: Scaling) -> Task:
+    """Forecast the `horizon` steps after an origin from the `look_back` before it, all at once.
+
+    A batch holds windows as `origins` makes them. They are cut out inside the step, from the series
+    that lie on the device once, in the state's `extra`. A task is made for its series.
+
+    Args:
+        network: such as `NLinear`; with `look_back`, `horizon` and `output`.
+        series: all rows, those of validation and test too; which of them are learned from is said
+            by the origins.
+        scaling: of the training rows. The loss is that of scaled values.
+
+    Returns:
+        A task with the metrics loss, mse and mae, the last two in evaluations alone and of scaled
+        values, over all steps and channels. It predicts the parameters of the output, in the
+        series' own units, (B, H, C, P).
+
+    Raises:
+        ValueError: a network that cannot take the series' covariates, or an output of counts with
+            scaled, negative or broken values.
+    """
+    back, horizon, output = network.look_back, network.horizon, network.output
+    _check_output(output, series, scaling)
+    loc, scale = scaling.of(series, series.ids)
+    group = np.repeat(np.arange(len(series.ids)), series.lengths)
+    rows = {
+        "values": (series.values - loc[group]) / scale[group],
+        "past": series.past,
+        "known": series.known,
+    }
+    fixed = {**rows, "static": series.static, "loc": loc, "scale": scale}
+    masked = "mask" in inspect.signature(type(network).__call__).parameters  # batch norm's
+
+    def read(extra: Extra, batch: Batch, weights: Array) -> tuple[Inputs, Array]:
+        # a row of padding may hold anything
+        origin = jnp.where(weights > 0, batch["origin"], back)
+        number = jnp.where(weights > 0, batch["series"], 0)
+        values = gather(extra["values"], origin, -back, horizon)
+        past = gather(extra["past"], origin, -back, 0)
+        known = gather(extra["known"], origin, -back, horizon)
+        inputs = Inputs(values[:, :back], past, known, extra["static"][number])
+        return inputs, values[:, back:]
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        like = {name: jnp.zeros((1, *x.shape[1:]), jnp.float32) for name, x in fixed.items()}
+        ahead = {"values": back, "past": back, "known": back + horizon}
+        windows = [jnp.zeros((1, n, *like[name].shape[1:])) for name, n in ahead.items()]
+        variables = dict(network.init(key, Inputs(*windows, like["static"]), train=False))
+        params = variables.pop("params", {})
+        return params, {
+            "series": {name: jnp.asarray(x, jnp.float32) for name, x in fixed.items()},
+            "network": variables,
+        }
+
+    def loss_fn(
+        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        weights = row_weights(batch)
+        inputs, target = read(extra["series"], batch, weights)
+        variables = {"params": params, **extra["network"]}
+        if train:
+            real = {"mask": weights > 0} if masked else {}
+            found, new = network.apply(
+                variables,
+                inputs,
+                train=True,
+                rngs={"dropout": key},
+                mutable=list(extra["network"]),
+                **real,
+            )
+            extra = {**extra, "network": {**extra["network"], **new}}
+        else:
+            found = network.apply(variables, inputs, train=False)
+        losses = output.loss(found, target).mean((1, 2))
+        total = jnp.where(weights > 0, losses * weights, 0.0).sum()
+        read_of = {}
+        if not train:
+            error = output.mean(found) - target
+            read_of = {
+                "mse": metrics.mean(jnp.square(error).mean((1, 2)), weights),
+                "mae": metrics.mean(jnp.abs(error).mean((1, 2)), weights),
+            }
+        return total, Out(weights.sum(), read_of, extra)
+
+    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+        weights = row_weights(batch)
+        inputs, _ = read(extra["series"], batch, weights)
+        found = network.apply({"params": params, **extra["network"]}, inputs, train=False)
+        if output.scale_only:
+            return found
+        number = jnp.where(weights > 0, batch["series"], 0)
+        loc, scale = (extra["series"][name][number][:, None] for name in ("loc", "scale"))
+        return output.scaled(found, loc, scale)
+
+    columns = (
+        Column("series", (), "int", len(series.ids)),
+        Column("origin", (), "int", len(series.values) - horizon + 1),
+    )
+    return Task(init, loss_fn, predict, columns)
+
+
+def _check_output(output: Any, series: Series, scaling: Scaling) -> None:
+    if not output.scale_only:
+        return
+    if scaling.kind != "none":
+        raise ValueError(
+            f'scaling: {scaling.kind!r} found, "none" wanted by {output}, which cannot be shifted; '
+            'a network\'s instance_norm="mean" brings series to one size'
+        )
+    if not isinstance(getattr(output, "of", output), NegativeBinomial):
+        return
+    bad = (series.values < 0) | (series.values != np.round(series.values))
+    if bad.any():
+        row = int(np.flatnonzero(bad.any(1))[0])
+        name = str(series.ids[np.searchsorted(series.offsets, row, "right") - 1])
+        found = series.values[row][bad[row]][0]
+        raise ValueError(f"values: {found:g} of series {name!r} found, counts wanted by {output}")

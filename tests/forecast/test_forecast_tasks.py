@@ -1,0 +1,302 @@
+"""`direct`, `forecast` and what can answer it, against arrays cut by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import forecast as f
+from jaxops import parallel
+
+L, H = 12, 4
+
+
+@pytest.fixture(scope="module")
+def series():
+    """Three series of two channels and all kinds of covariates."""
+    rng = np.random.default_rng(0)
+    lengths = [40, 30, 55]
+    time = np.concatenate([np.arange(n) for n in lengths])
+    level = np.repeat([10.0, 200.0, -3.0], lengths)[:, None]
+    wave = np.sin(2 * np.pi * time / 6)[:, None] * np.array([[2.0, 5.0]])
+    values = level + wave + rng.normal(0, 0.3, (len(time), 2))
+    return f.Series(
+        ids=np.array(["a", "b", "c"]),
+        start=np.array(["2024-01-01T00", "2024-01-02T05", "2024-03-01T00"], "datetime64[s]"),
+        frequency="h",
+        offsets=np.append(0, np.cumsum(lengths)),
+        values=values.astype(np.float32),
+        channels=("x", "y"),
+        known=rng.normal(size=(len(time), 3)).astype(np.float32),
+        past=rng.normal(size=(len(time), 1)).astype(np.float32),
+        static=rng.normal(size=(3, 2)).astype(np.float32),
+        known_names=("k1", "k2", "k3"),
+        past_names=("p",),
+        static_names=("s1", "s2"),
+    )
+
+
+def plain(series):
+    """The same without covariates."""
+    rows, count = len(series.values), len(series)
+    return f.Series(
+        series.ids,
+        series.start,
+        series.frequency,
+        series.offsets,
+        series.values,
+        series.channels,
+        np.zeros((rows, 0), np.float32),
+        np.zeros((rows, 0), np.float32),
+        np.zeros((count, 0), np.float32),
+    )
+
+
+def trained(network, series, scaling, steps=3, **more):
+    task = f.direct(network, series, scaling)
+    windows = f.origins(series, network.look_back, network.horizon)
+    optimizer = jo.optim.adam(1e-2)
+    state = jo.fit(
+        task, windows, optimizer=optimizer, batch_size=16, steps=steps, progress=False, **more
+    )
+    return task, state
+
+
+def test_scaling_by_training_rows(series):
+    rows = np.array([20, 10, 30])
+    found = f.scaling(series, "series", rows)
+    for s in range(3):
+        part = series.values[series.offsets[s] :][: rows[s]]
+        np.testing.assert_allclose(found.loc[s], part.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(found.scale[s], part.std(0), rtol=1e-5)
+    whole = f.scaling(series, "global")
+    np.testing.assert_allclose(whole.scale[0], series.values.std(0), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"rows: 41 of series 'a' found, 1 to 40"):
+        f.scaling(series, rows=[41, 3, 3])
+
+
+def test_loss_and_metrics_are_those_of_windows_cut_by_hand(series):
+    series = plain(series)
+    scaling = f.scaling(series)
+    network = f.NLinear(L, H, f.Point("mae"))
+    task, state = trained(network, series, scaling)
+    windows = f.origins(series, L, H)
+    ids, origins = windows["series"], windows["origin"]
+    loc, scale = scaling.loc[ids][:, None], scaling.scale[ids][:, None]
+    target = series.values[origins[:, None] + np.arange(H)]
+    before = series.values[origins[:, None] + np.arange(-L, 0)]
+    kernel, bias = np.asarray(state.params["kernel"]), np.asarray(state.params["bias"])
+    scaled = (before - loc) / scale
+    last = scaled[:, -1:]
+    wanted = np.einsum("blc,lh->bhc", scaled - last, kernel) + bias[None, :, None] + last
+    np.testing.assert_allclose(
+        jo.predict(task, state, windows)[..., 0], wanted * scale + loc, rtol=1e-4, atol=1e-4
+    )
+    error = wanted - (target - loc) / scale
+    found = jo.evaluate(task, state, windows, batch_size=7)
+    assert found["mse"] == pytest.approx((error**2).mean(), rel=1e-4)
+    assert found["mae"] == found["loss"] == pytest.approx(np.abs(error).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        f.TiDE(L, H, f.Quantiles((0.1, 0.5, 0.9))),
+        f.Recurrent(L, H, f.Gaussian()),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_any_history_is_forecast_as_by_the_task(series, network, tmp_path):
+    scaling = f.scaling(series)
+    task, state = trained(network, series, scaling)
+    windows = {"series": np.array([0, 1, 2], np.int32), "origin": series.offsets[1:] - H}
+    windows["origin"] = windows["origin"].astype(np.int32)
+    parameters = jo.predict(task, state, windows)
+    wanted = network.output.mean(parameters)
+    model = f.forecaster(network, state, series, scaling)
+    past = f.history(series, windows)
+    future = series.known[windows["origin"][:, None] + np.arange(H)]
+    found = f.forecast(model, past, future=future)
+    np.testing.assert_allclose(found.mean, wanted, rtol=1e-4, atol=1e-4)
+    assert found.quantiles.shape == (3, H, 2, 3) and (np.diff(found.quantiles) >= 0).all()
+    assert found.times[0, 0] == np.datetime64("2024-01-02T12") and found.times.shape == (3, H)
+    # fewer steps and rows, in another order, from a file
+    f.save(tmp_path / "model", model)
+    again = f.forecast(f.load(tmp_path / "model"), past.part([2, 0]), 2, future[[2, 0]])
+    np.testing.assert_allclose(again.mean, found.mean[[2, 0], :2], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(again.quantiles, found.quantiles[[2, 0], :2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_series_not_seen_in_training_is_scaled_by_itself(series):
+    series = plain(series)
+    scaling = f.scaling(series)
+    network = f.NLinear(L, H)
+    _, state = trained(network, series, scaling)
+    model = f.forecaster(network, state, series, scaling)
+    one = series.part([1])
+    large = f.from_arrays(
+        ["new"], [one.values * 1000], start=one.start[0], frequency="h", channels=("x", "y")
+    )
+    found = f.forecast(model, large, levels=()).mean
+    np.testing.assert_allclose(found, f.forecast(model, one, levels=()).mean * 1000, rtol=1e-3)
+
+
+def test_nothing_behind_the_origin_reaches_a_forecast(series):
+    network = f.TiDE(L, H)
+    task, state = trained(network, series, f.scaling(series))
+    origin = 20
+    window = {"series": np.array([0], np.int32), "origin": np.array([origin], np.int32)}
+
+    def total(fixed):
+        extra = {**state.extra, "series": {**state.extra["series"], **fixed}}
+        return task.predict(state.params, extra, window).sum()
+
+    fixed = {name: state.extra["series"][name] for name in ("values", "past", "known")}
+    slopes = jax.grad(total)(fixed)
+    for name, last in {"values": origin, "past": origin, "known": origin + H}.items():
+        slope = np.abs(np.asarray(slopes[name])).sum(1)
+        assert (slope[last:] == 0).all() and (slope[: origin - L] == 0).all()
+        assert (slope[origin - L : last] > 0).all(), name
+
+
+@pytest.mark.parametrize("network", [f.DLinear(L, H), f.PatchTST(L, H, patch=4, stride=2)])
+def test_eight_devices_learn_as_one(series, network):
+    series = plain(series)
+    scaling = f.scaling(series)
+    states = [
+        trained(network, series, scaling, plan=plan)[1]
+        for plan in (parallel.single(), parallel.data_parallel())
+    ]
+    if isinstance(network, f.PatchTST):  # dropout draws by device
+        assert jax.tree.map(np.shape, states[0].params) == jax.tree.map(np.shape, states[1].params)
+        return
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *(s.params for s in states)
+    )
+
+
+def test_baselines_answer_from_whole_histories(series):
+    series = plain(series)
+    found = f.forecast(f.Baseline("seasonal_naive", 6), series, 8, levels=(0.5,))
+    for s in range(3):
+        own = series.values[series.offsets[s] : series.offsets[s + 1]]
+        wanted = np.concatenate([own[-6:], own[-6:-4]])
+        np.testing.assert_allclose(found.mean[s], wanted)
+        np.testing.assert_allclose(found.quantiles[s, ..., 0], wanted, rtol=1e-5)
+    windows = f.origins(series, L, H, stride=5)
+    test = f.historical_forecasts(f.Baseline("repeat_last"), series, windows, H)
+    np.testing.assert_array_equal(
+        test.mean, np.repeat(series.values[windows["origin"] - 1][:, None], H, 1)
+    )
+    np.testing.assert_array_equal(test.target[:, 0], series.values[windows["origin"]])
+
+
+def test_conformal_quantiles_cover_their_share():
+    """A random walk of steps that are not normal, on series of sizes 1 to 1,000."""
+    rng = np.random.default_rng(1)
+    steps = rng.exponential(1.0, (400, 60)) - 1
+    values = np.cumsum(steps, 1) * np.geomspace(1, 1000, 400)[:, None]
+    series = f.from_arrays([str(i) for i in range(400)], list(values))
+    order = rng.permutation(400)
+    first, second = series.part(order[:200]), series.part(order[200:])
+    model = f.Baseline("repeat_last")
+    levels = (0.1, 0.5, 0.9)
+    windows = f.origins(first, 40, 3, stride=1000)
+    fitted = f.calibrated(model, first, windows, 3, levels, look_back=40)
+    test = f.historical_forecasts(fitted, second, f.origins(second, 40, 3, stride=1000), 3, levels)
+    below = (test.target[..., None] <= test.quantiles).mean((0, 2))  # (H, Q)
+    # two samples of 200: the calibration's and the test's
+    error = 4 * np.sqrt(2 * np.array(levels) * (1 - np.array(levels)) / 200)
+    assert (np.abs(below - levels) < error[None]).all()
+    with pytest.raises(ValueError, match=r"levels: \[0.2\] found, of \(0.1, 0.5, 0.9\) wanted"):
+        f.forecast(fitted, second, 3, levels=(0.2,))
+    with pytest.raises(ValueError, match="windows: 5 found whose series vary, 9 wanted"):
+        f.calibrated(model, first, {n: c[:5] for n, c in windows.items()}, 3, look_back=40)
+
+
+def test_an_ensemble_is_the_weighted_mean(series):
+    series = plain(series)
+    members = (f.Baseline("repeat_last"), f.Baseline("drift"))
+    both = f.forecast(f.Ensemble(members, (0.25, 0.75)), series, 5)
+    parts = [f.forecast(member, series, 5) for member in members]
+    for name in ("mean", "quantiles"):
+        a, b = (getattr(part, name) for part in parts)
+        np.testing.assert_allclose(getattr(both, name), 0.25 * a + 0.75 * b, rtol=1e-5)
+    with pytest.raises(ValueError, match="2 from 0 up with sum 1"):
+        f.Ensemble(members, (0.5, 0.6))
+
+
+def test_stacking_is_the_least_squares_of_the_simplex():
+    rng = np.random.default_rng(2)
+    target = rng.normal(size=(50, 4))
+    forecasts = (
+        target[None] + rng.normal(size=(3, 50, 4)) * np.array([1.0, 0.5, 3.0])[:, None, None]
+    )
+    found = np.array(f.stacking(forecasts, target))
+
+    def error(weights):
+        return ((np.tensordot(weights, forecasts, 1) - target) ** 2).mean()
+
+    grid = [
+        np.array([a, b, 1 - a - b]) for a in np.linspace(0, 1, 41) for b in np.linspace(0, 1, 41)
+    ]
+    best = min(error(w) for w in grid if w.min() >= 0)
+    assert found.min() >= 0 and found.sum() == pytest.approx(1) and error(found) <= best + 1e-9
+
+
+def test_counts_are_not_scaled(series):
+    rng = np.random.default_rng(3)
+    counts = f.from_arrays(["a", "b"], [rng.poisson(3, 40), rng.poisson(50, 40)])
+    network = f.Recurrent(L, H, f.NegativeBinomial(), instance_norm="mean")
+    scaling = f.scaling(counts, "none")
+    task, state = trained(network, counts, scaling)
+    found = f.forecast(f.forecaster(network, state, counts, scaling), counts)
+    assert (found.mean > 0).all() and (found.quantiles == np.round(found.quantiles)).all()
+    with pytest.raises(ValueError, match="scaling: 'series' found, \"none\" wanted"):
+        f.direct(network, counts, f.scaling(counts))
+    negative = f.from_arrays(["a", "b"], [[1, 2], [3, -1]])
+    with pytest.raises(ValueError, match="values: -1 of series 'b' found, counts wanted"):
+        f.direct(network, negative, scaling)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(horizon=5), "horizon: 5 found, at most 4 wanted"),
+        (dict(horizon=0), "horizon: 0 found, at least 1 wanted"),
+        (dict(future=None), "future: none found, the steps to come of"),
+        (dict(future=np.zeros((3, 3, 3))), "future: 3 steps of .* found, 4 wanted"),
+        (dict(future=np.zeros((3, 4, 2))), r"future: \(3, 4, 2\) found, \(3, 4, 3\) wanted"),
+        (dict(future=np.full((3, 4, 3), np.nan)), "future: a value that is not finite"),
+        (dict(levels=(0.5, 0.1)), "rising numbers between 0 and 1"),
+        (dict(levels=(0.5, 1.0)), "rising numbers between 0 and 1"),
+        (dict(levels=(0.5,)), "Point has no quantiles"),
+    ],
+)
+def test_what_cannot_be_forecast(series, change, message):
+    network = f.TiDE(L, H)
+    _, state = trained(network, series, f.scaling(series))
+    model = f.forecaster(network, state, series, f.scaling(series))
+    given = dict(horizon=H, future=np.zeros((3, H, 3)), levels=()) | change
+    with pytest.raises(ValueError, match=message):
+        f.forecast(model, series, **given)
+
+
+def test_another_kind_of_history(series):
+    network = f.TiDE(L, H)
+    _, state = trained(network, series, f.scaling(series))
+    model = f.forecaster(network, state, series, f.scaling(series))
+    with pytest.raises(ValueError, match=r"known_names \(\) found, \('k1', 'k2', 'k3'\) wanted"):
+        f.forecast(model, plain(series), levels=())
+    short = f.history(series, {"series": np.array([1]), "origin": series.offsets[1:2] + 11})
+    with pytest.raises(ValueError, match="11 rows of series 'b' found, at least 12"):
+        f.forecast(model, short, future=np.zeros((1, H, 3)), levels=())
+
+
+def test_a_constant_series_is_forecast_constant():
+    flat = f.from_arrays(["a"], [np.full(40, 7.0)])
+    scaling = f.scaling(flat)
+    for network in (f.NLinear(L, H, instance_norm="mean_std"), f.PatchTST(L, H, patch=4, stride=2)):
+        _, state = trained(network, flat, scaling)
+        found = f.forecast(f.forecaster(network, state, flat, scaling), flat, levels=()).mean
+        assert np.isfinite(found).all() and np.abs(found - 7).max() < 1
