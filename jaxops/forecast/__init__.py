@@ -59,6 +59,7 @@ from jaxops.forecast.theta import naive2, theta_method
 from jaxops.forecast.windows import (
     Fold,
     Split,
+    Windows,
     backtest,
     cut,
     gather,
@@ -102,6 +103,7 @@ __all__ = [
     "TSMixer",
     "TSMixerExt",
     "TiDE",
+    "Windows",
     "ZeroInflated",
     "adaptive",
     "backtest",

@@ -46,9 +46,11 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         "known": series.known,
     }
     fixed = {**rows, "static": series.static, "loc": loc, "scale": scale}
+    none = {name: x.shape for name, x in fixed.items() if x.size == 0}  # checkpoints refuse them
     masked = "mask" in inspect.signature(type(network).__call__).parameters  # batch norm's
 
     def read(extra: Extra, batch: Batch, weights: Array) -> tuple[Inputs, Array]:
+        extra = {**extra, **{name: jnp.zeros(shape) for name, shape in none.items()}}
         # a row of padding may hold anything
         origin = jnp.where(weights > 0, batch["origin"], back)
         number = jnp.where(weights > 0, batch["series"], 0)
@@ -65,7 +67,9 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         variables = dict(network.init(key, Inputs(*windows, like["static"]), train=False))
         params = variables.pop("params", {})
         return params, {
-            "series": {name: jnp.asarray(x, jnp.float32) for name, x in fixed.items()},
+            "series": {
+                name: jnp.asarray(x, jnp.float32) for name, x in fixed.items() if name not in none
+            },
             "network": variables,
         }
 

@@ -135,6 +135,15 @@ def test_any_history_is_forecast_as_by_the_task(series, network, tmp_path):
     np.testing.assert_allclose(again.quantiles, found.quantiles[[2, 0], :2], rtol=1e-5, atol=1e-5)
 
 
+def test_a_run_goes_on_from_its_checkpoint(series, tmp_path):
+    series, network = plain(series), f.DLinear(L, H)
+    scaling = f.scaling(series)
+    whole = trained(network, series, scaling, 6)[1]
+    trained(network, series, scaling, 3, checkpoint_dir=tmp_path)
+    again = trained(network, series, scaling, 6, checkpoint_dir=tmp_path)[1]
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+
+
 def test_a_series_not_seen_in_training_is_scaled_by_itself(series):
     series = plain(series)
     scaling = f.scaling(series)
