@@ -81,7 +81,7 @@ def read(settings: Settings, name: str) -> f.Series:
         return f.from_arrays([name], [wave + noise], channels=list("abcdefg"))
     file = Path(os.environ.get("JAXOPS_DATA_DIR", ".")) / f"ett/{name}.csv"
     series = f.series(file, layout="channels", time="date")
-    return f.cut(series, 14_400)
+    return f.cut(series, np.array([[0, 14_400]]))
 
 
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:

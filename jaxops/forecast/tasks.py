@@ -61,10 +61,11 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         return inputs, values[:, back:]
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        like = {name: jnp.zeros((1, *x.shape[1:]), jnp.float32) for name, x in fixed.items()}
-        ahead = {"values": back, "past": back, "known": back + horizon}
-        windows = [jnp.zeros((1, n, *like[name].shape[1:])) for name, n in ahead.items()]
-        variables = dict(network.init(key, Inputs(*windows, like["static"]), train=False))
+        def like(name: str, *length: int) -> Array:
+            return jnp.zeros((1, *length, fixed[name].shape[1]))
+
+        windows = like("values", back), like("past", back), like("known", back + horizon)
+        variables = dict(network.init(key, Inputs(*windows, like("static")), train=False))
         params = variables.pop("params", {})
         return params, {
             "series": {
