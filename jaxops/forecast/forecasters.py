@@ -15,7 +15,7 @@ from jaxops import model_file
 from jaxops.forecast.data import Series
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.outputs import Point
-from jaxops.forecast.scaling import Scaling
+from jaxops.forecast.scales import Scaling
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
 

@@ -10,7 +10,7 @@ from jaxops import metrics
 from jaxops.forecast.data import Series
 from jaxops.forecast.distributions import NegativeBinomial
 from jaxops.forecast.inputs import Inputs
-from jaxops.forecast.scaling import Scaling
+from jaxops.forecast.scales import Scaling
 from jaxops.forecast.windows import gather
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
 
