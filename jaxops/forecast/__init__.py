@@ -10,6 +10,7 @@ from jaxops.forecast.conformal import (
     quantile_scores,
     split_conformal,
 )
+from jaxops.forecast.ets import exponential_smoothing, fit_smoothing
 from jaxops.forecast.metrics import (
     Scores,
     block_interval,
@@ -47,6 +48,8 @@ __all__ = [
     "crps_quantiles",
     "crps_samples",
     "drift",
+    "exponential_smoothing",
+    "fit_smoothing",
     "mae",
     "margin",
     "mase",

@@ -172,10 +172,15 @@ def residual_variance(errors: jax.Array, count: jax.Array, estimated: int = 0) -
 
 def normal_quantiles(mean: jax.Array, sd: jax.Array, levels: Sequence[float]) -> jax.Array:
     """(B, H, Q) from (B, H) each."""
+    z = ndtri(checked_levels(levels).astype(mean.dtype))
+    return mean[..., None] + sd[..., None] * z[None, None]
+
+
+def checked_levels(levels: Sequence[float]) -> jax.Array:
+    """(Q,), where all lie between 0 and 1."""
     if not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels: found {tuple(levels)}, wanted between 0 and 1")
-    z = ndtri(jnp.asarray(levels, mean.dtype))
-    return mean[..., None] + sd[..., None] * z[None, None]
+    return jnp.asarray(levels, jnp.float32)
 
 
 def checked(
