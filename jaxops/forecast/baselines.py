@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
 
 
 def padded(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -46,9 +47,9 @@ def padded(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def repeat_last(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
     """The last value, for ever.
@@ -77,10 +78,10 @@ def repeat_last(
 
 
 def seasonal_naive(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
     season: int,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
     """The last season, for ever; where a series is shorter than one, its last value.
@@ -116,9 +117,9 @@ def seasonal_naive(
 
 
 def drift(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
     """The line through the first and the last value; a single value is repeated.
@@ -184,7 +185,7 @@ def checked_levels(levels: Sequence[float]) -> jax.Array:
 
 
 def checked(
-    values: jax.Array, lengths: jax.Array | None, horizon: int, season: int = 1
+    values: ArrayLike, lengths: ArrayLike | None, horizon: int, season: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """The arrays, where their shapes are right: what a jitted function can check."""
     values = jnp.asarray(values)

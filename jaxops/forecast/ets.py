@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxops.forecast.baselines import checked, checked_levels, inside
 from jaxops.forecast.least_squares import least, least_squares
@@ -34,6 +35,9 @@ BETAS = (
     (1.0, 3.0),
 )  # logits of beta / alpha; from the best weights of each it starts
 CHUNK = 1 << 24  # numbers in the Jacobians that are held at once
+
+
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Form(NamedTuple):
@@ -93,10 +97,10 @@ class Fit(NamedTuple):
 
 
 def exponential_smoothing(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
     season: int = 1,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
     forms: Sequence[str] = DAMPED,
     samples: int = 1000,
@@ -135,8 +139,9 @@ def exponential_smoothing(
     probabilities = checked_levels(levels)
 
     def quantiles(series: tuple) -> jax.Array:
-        key, *rest = series
-        drawn = paths(*rest, jax.random.normal(key, (samples, horizon)))
+        key, form, weights, state, sigma = series
+        noise = jax.random.normal(key, (samples, horizon))
+        drawn = paths(form, weights, state, sigma, noise)
         return jnp.quantile(drawn, probabilities, axis=0).T
 
     keys = jax.random.split(jax.random.key(seed), len(fit.sigma))
@@ -145,9 +150,9 @@ def exponential_smoothing(
 
 
 def fit_smoothing(
-    values: jax.Array,
+    values: ArrayLike,
     season: int = 1,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     forms: Sequence[str] = DAMPED,
 ) -> Fit:
     """The weights and first states of greatest likelihood, for every series and form at once.
@@ -276,7 +281,7 @@ def run(
     """
     m = len(state.season)
 
-    def step(carry: tuple[jax.Array, ...], x: tuple[jax.Array, ...]) -> tuple:
+    def step(carry: tuple[jax.Array, ...], x: tuple[jax.Array, ...]) -> tuple[Pair, Pair]:
         (level, slope), (value, there, s) = carry, x
         (base, moved), mean = expected(form, weights, level, slope, s)
         new, season = updated(form, weights, base, moved, s, value - mean)
