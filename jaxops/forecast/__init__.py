@@ -22,6 +22,7 @@ from jaxops.forecast.distributions import (
     ZeroInflated,
 )
 from jaxops.forecast.ensembles import Ensemble, stacking
+from jaxops.forecast.ets import exponential_smoothing, fit_smoothing
 from jaxops.forecast.forecasters import Forecast, Forecaster, forecast, forecaster, load, save
 from jaxops.forecast.future import future_covariates
 from jaxops.forecast.inputs import Inputs
@@ -119,6 +120,8 @@ __all__ = [
     "cut",
     "direct",
     "drift",
+    "exponential_smoothing",
+    "fit_smoothing",
     "forecast",
     "forecaster",
     "from_arrays",

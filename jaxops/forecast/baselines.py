@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
 
 
 def right_aligned(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -46,9 +47,9 @@ def right_aligned(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, 
 
 
 def repeat_last(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
     """The last value, for ever.
@@ -77,10 +78,10 @@ def repeat_last(
 
 
 def seasonal_naive(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
     season: int,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
     """The last season, for ever; where a series is shorter than one, its last value.
@@ -116,9 +117,9 @@ def seasonal_naive(
 
 
 def drift(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
     """The line through the first and the last value; a single value is repeated.
@@ -172,14 +173,19 @@ def residual_variance(errors: jax.Array, count: jax.Array, estimated: int = 0) -
 
 def normal_quantiles(mean: jax.Array, sd: jax.Array, levels: Sequence[float]) -> jax.Array:
     """(B, H, Q) from (B, H) each."""
-    if not all(0 < level < 1 for level in levels):
-        raise ValueError(f"levels: found {tuple(levels)}, wanted between 0 and 1")
-    z = ndtri(jnp.asarray(levels, mean.dtype))
+    z = ndtri(checked_levels(levels).astype(mean.dtype))
     return mean[..., None] + sd[..., None] * z[None, None]
 
 
+def checked_levels(levels: Sequence[float]) -> jax.Array:
+    """(Q,), where all lie between 0 and 1."""
+    if not all(0 < level < 1 for level in levels):
+        raise ValueError(f"levels: found {tuple(levels)}, wanted between 0 and 1")
+    return jnp.asarray(levels, jnp.float32)
+
+
 def checked(
-    values: jax.Array, lengths: jax.Array | None, horizon: int, season: int = 1
+    values: ArrayLike, lengths: ArrayLike | None, horizon: int, season: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """The arrays, where their shapes are right: what a jitted function can check."""
     values = jnp.asarray(values)

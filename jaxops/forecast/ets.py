@@ -11,7 +11,7 @@ w = s and v = base for a multiplicative season, else 1. A multiplicative error c
 but the likelihood: e / mean, not e, is normal of variance sigma^2.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -19,16 +19,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from jaxops.forecast.baselines import checked, inside, normal_quantiles
+from jaxops.forecast.baselines import checked, checked_levels, inside
+from jaxops.forecast.least_squares import least, least_squares
 
 FORMS = tuple(
     error + trend + season
     for error, season in ("AN", "MN", "AA", "MA", "MM")
     for trend in ("N", "A", "Ad")
 )
-ITERATIONS = 20  # of Levenberg and Marquardt's method
+DAMPED = tuple(form for form in FORMS if form[1:-1] != "A")
+BETAS = (
+    (-3.0, -1.0),
+    (1.0, 3.0),
+)  # logits of beta / alpha; from the best weights of each it starts
 CHUNK = 1 << 24  # numbers in the Jacobians that are held at once
+
+
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Form(NamedTuple):
@@ -88,16 +97,19 @@ class Fit(NamedTuple):
 
 
 def exponential_smoothing(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
     season: int = 1,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
-    forms: Sequence[str] = FORMS,
+    forms: Sequence[str] = DAMPED,
     samples: int = 1000,
     seed: int = 0,
 ) -> jax.Array:
     """ETS of the form that has the least AICc, for each series.
+
+    Trends are damped unless `forms` are given: over long horizons a straight one overshoots, even
+    where its likelihood is greater. M4 hourly has sMAPE 17.1 so, and 21.0 with all of `FORMS`.
 
     Args:
         values: (B, L), right-aligned.
@@ -124,13 +136,13 @@ def exponential_smoothing(
     if levels is None:
         noise = jnp.zeros((len(fit.sigma), 1, horizon))
         return jax.vmap(paths)(form, fit.weights, fit.state, fit.sigma, noise)[:, 0]
-    normal_quantiles(jnp.zeros((1, 1)), jnp.ones((1, 1)), levels)  # are they levels?
-    levels = jnp.asarray(levels)
+    probabilities = checked_levels(levels)
 
     def quantiles(series: tuple) -> jax.Array:
-        key, *rest = series
-        drawn = paths(*rest, jax.random.normal(key, (samples, horizon)))
-        return jnp.quantile(drawn, levels, axis=0).T
+        key, form, weights, state, sigma = series
+        noise = jax.random.normal(key, (samples, horizon))
+        drawn = paths(form, weights, state, sigma, noise)
+        return jnp.quantile(drawn, probabilities, axis=0).T
 
     keys = jax.random.split(jax.random.key(seed), len(fit.sigma))
     each = (keys, form, fit.weights, fit.state, fit.sigma)
@@ -138,17 +150,17 @@ def exponential_smoothing(
 
 
 def fit_smoothing(
-    values: jax.Array,
+    values: ArrayLike,
     season: int = 1,
-    lengths: jax.Array | None = None,
-    forms: Sequence[str] = FORMS,
+    lengths: ArrayLike | None = None,
+    forms: Sequence[str] = DAMPED,
 ) -> Fit:
     """The weights and first states of greatest likelihood, for every series and form at once.
 
     The likelihood of each form is a sum of squares (with a relative error, of the errors times the
-    geometric mean of what was expected), which Levenberg and Marquardt's method makes least in 20
-    steps from the best of a few weights. Its Jacobian comes by forward differentiation of the
-    recursion: all states and weights at once, and no series waits for another.
+    geometric mean of what was expected), which Levenberg and Marquardt's method makes least in 12
+    steps: from the best of a few weights with a steady slope, and of a few with a quick one. Its
+    Jacobian comes by forward differentiation of the recursion; no series waits for another.
 
     Args:
         values: (B, L), right-aligned.
@@ -199,7 +211,7 @@ def _every(values: jax.Array, lengths: jax.Array, m: int, forms: Form) -> tuple:
     B, L = values.shape
     values = jnp.pad(values, ((0, 0), (-L % m, 0)))  # whole seasons: the next step is of phase 0
     F, T = len(forms.trend), values.shape[1]
-    chunk = max(1, min(B, CHUNK // (F * T * (5 + m))))
+    chunk = max(1, min(B, CHUNK // (F * T * (5 + m) * len(BETAS))))
     there = inside(values, lengths)
     scale = jnp.where(there, jnp.abs(values), 0).sum(1) / lengths
     scale = jnp.where(scale > 0, scale, 1)
@@ -219,9 +231,13 @@ def _one(
     """One form for one series of mean size 1, (T,)."""
     residuals = partial(scaled_errors, form=form, values=values, there=there, n=n, m=m)
     first = first_guess(form, values, n, m)
-    tried = jnp.array(list(product((-2.0, 0.0, 2.0), (-3.0, 0.0, 3.0), (-3.0, 0.0), (1.0,))))
-    starts = jnp.concatenate([tried, jnp.tile(first[None], (len(tried), 1))], 1)
-    costs = jax.vmap(lambda u: jnp.sum(residuals(u) ** 2))(starts)
+    groups = [list(product((-2.0, 0.0, 2.0), beta, (-3.0, 0.0), (1.0,))) for beta in BETAS]
+    tried = jnp.array(groups)
+    first = jnp.broadcast_to(first[None, None], (*tried.shape[:2], 1 + m))
+    starts = jnp.concatenate([tried, first], 2)
+    cost = lambda u: jnp.sum(residuals(u) ** 2)  # noqa: E731
+    costs = jax.vmap(jax.vmap(cost))(starts)
+    starts = jax.vmap(lambda group, costs: group[least(costs)])(starts, costs)
     free = jnp.concatenate(
         [
             jnp.array([True]),
@@ -231,10 +247,11 @@ def _one(
             jnp.broadcast_to(form.seasonal, (m - 1,)),
         ]
     )
-    u = least_squares(residuals, starts[_least(costs)], free)
+    ends = jax.vmap(lambda u: least_squares(residuals, u, free))(starts)
+    u = ends[least(jax.vmap(cost)(ends))]
     weights, state = unpack(u, form, m)
     state, means = run(form, weights, state, values, there)
-    square = jnp.maximum(jnp.sum(residuals(u) ** 2), 1e-12)
+    square = jnp.maximum(cost(u), 1e-12)
     # log|mean| of a relative error is within the residuals; units are those of the values again
     likelihood = -n / 2 * (jnp.log(2 * jnp.pi * square / n) + 1) - n * jnp.log(scale)
     k = free.sum() + 1
@@ -248,10 +265,6 @@ def _one(
     state = State(state.level * scale, state.slope * scale, state.season * size)
     sigma = sigma * jnp.where(form.relative, 1, scale)
     return weights, state, sigma, likelihood, jnp.where(fits, aicc, jnp.inf)
-
-
-def _least(costs: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(costs), costs, jnp.inf).argmin()
 
 
 def run(
@@ -268,7 +281,7 @@ def run(
     """
     m = len(state.season)
 
-    def step(carry: tuple[jax.Array, ...], x: tuple[jax.Array, ...]) -> tuple:
+    def step(carry: tuple[jax.Array, ...], x: tuple[jax.Array, ...]) -> tuple[Pair, Pair]:
         (level, slope), (value, there, s) = carry, x
         (base, moved), mean = expected(form, weights, level, slope, s)
         new, season = updated(form, weights, base, moved, s, value - mean)
@@ -276,8 +289,8 @@ def run(
         return kept, (jnp.where(there, season, s), mean)
 
     def cycle(carry: State, x: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
-        (level, slope), (s, means) = jax.lax.scan(step, carry[:2], (*x, carry.season))
-        return State(level, slope, s), means
+        after, (season, means) = jax.lax.scan(step, carry[:2], (*x, carry.season))
+        return State(*after, season), means
 
     state, means = jax.lax.scan(cycle, state, (values.reshape(-1, m), there.reshape(-1, m)))
     return state, means.reshape(-1)
@@ -360,39 +373,3 @@ def first_guess(form: Form, values: jax.Array, n: jax.Array, m: int) -> jax.Arra
     apart = jnp.where(form.product, two / line, two - line).mean(0)
     middle = jnp.where(form.product, apart / apart.mean(), apart - apart.mean())
     return jnp.concatenate([level[None], slope[None], jnp.roll(middle, start % m)[:-1]])
-
-
-def least_squares(
-    residuals: Callable[[jax.Array], jax.Array], u: jax.Array, free: jax.Array
-) -> jax.Array:
-    """Levenberg and Marquardt's method: each step the best of four dampings, if it is better."""
-    tries = jnp.array([0.1, 1.0, 10.0, 100.0])
-
-    def both(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        r = residuals(u)
-        return r, r
-
-    def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple:
-        u, damping = carry
-        J, r = jax.jacfwd(both, has_aux=True)(u)
-        J = jnp.where(free[None], J, 0)
-        H, g = J.T @ J, J.T @ r
-        size = jnp.diagonal(H)
-        ridge = size + 1e-7 * size.max() + 1e-20
-
-        def move(d: jax.Array) -> jax.Array:
-            change = jnp.linalg.solve(H + jnp.diag(d * ridge), g)
-            new = u - jnp.where(free, jnp.clip(change, -3, 3), 0)
-            return jnp.concatenate([jnp.clip(new[:4], -9, 9), new[4:]])
-
-        dampings = damping * tries
-        moved = jax.vmap(move)(dampings)
-        costs = jax.vmap(lambda u: jnp.sum(both(u)[0] ** 2))(moved)
-        best = _least(costs)
-        better = costs[best] < jnp.sum(r**2)
-        new = jnp.where(better, moved[best], u)
-        damping = jnp.clip(jnp.where(better, dampings[best], damping * 1000), 1e-6, 1e6)
-        return (new, damping), None
-
-    (u, _), _ = jax.lax.scan(step, (u, jnp.asarray(1e-2)), length=ITERATIONS)
-    return u

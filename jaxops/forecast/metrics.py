@@ -120,11 +120,11 @@ def pinball(
     array([0.2])
     """
     quantiles, target = _checked(quantiles, target, extra=1)
-    levels = np.asarray(levels, np.float64)
-    if levels.shape != quantiles.shape[3:] or not ((levels > 0) & (levels < 1)).all():
+    asked = np.asarray(levels, np.float64)
+    if asked.shape != quantiles.shape[3:] or not ((asked > 0) & (asked < 1)).all():
         raise ValueError(f"levels: found {levels}, wanted {quantiles.shape[3]} between 0 and 1")
     miss = target[..., None] - quantiles
-    return _mean(np.maximum(levels * miss, (levels - 1) * miss).mean(3), per)
+    return _mean(np.maximum(asked * miss, (asked - 1) * miss).mean(3), per)
 
 
 def crps_quantiles(

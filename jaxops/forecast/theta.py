@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxops.forecast.baselines import checked, inside, normal_quantiles, steps
 
@@ -13,10 +14,10 @@ CRITICAL = 1.645  # of the test for a season: two-sided, 90 %
 
 
 def theta_method(
-    values: jax.Array,
+    values: ArrayLike,
     horizon: int,
     season: int = 1,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
     """Theta (Assimakopoulos and Nikolopoulos 2000), with lines 0 and 2 of equal weight.
@@ -73,7 +74,7 @@ def _theta(
 
 
 def naive2(
-    values: jax.Array, horizon: int, season: int, lengths: jax.Array | None = None
+    values: ArrayLike, horizon: int, season: int, lengths: ArrayLike | None = None
 ) -> jax.Array:
     """The last value after seasonal adjustment, times the indices: what OWA compares with.
 
