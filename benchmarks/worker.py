@@ -47,6 +47,8 @@ SIDES = {
     "torch": "torch_side",
     "jaxops SASRec": "jax_sasrec",
     "torch SASRec": "torch_sasrec",
+    "jaxops forecasting": "jax_forecasting",
+    "torch forecasting": "torch_forecasting",
 }
 
 

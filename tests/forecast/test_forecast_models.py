@@ -299,3 +299,79 @@ def test_dropout_drops_by_chance_at_its_rate():
     assert (layer.apply({}, x, False) == x).all()
     with pytest.raises(ValueError, match="dropout: 1 found"):
         Dropout(1).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
+
+
+def perceptron(p, x):
+    names = sorted(n for n in p if n.startswith("dense"))
+    for name in names:
+        x = np.maximum(x @ p[name]["kernel"] + p[name]["bias"], 0)
+    return x @ p["theta"]["kernel"] + p["theta"]["bias"]
+
+
+def test_nbeats_is_its_blocks_one_after_the_other():
+    """Trend and seasonality, whose two blocks share weights, then two generic ones."""
+    x = windows(2, 12, 1, H)
+    model = forecast.NBEATS(
+        12, H, instance_norm="none", stacks=("trend", "seasonality", "generic"), blocks=2, width=8
+    )
+    found, variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
+    p = jax.tree.map(np.asarray, variables["params"])
+    assert len(p) == 4
+    time = np.arange(-12, H)
+    curves = [
+        np.stack([(time / 12) ** i for i in range(3)]),
+        np.stack([f(2 * np.pi * i * time / H) for f in (np.cos, np.sin) for i in range(3)]),
+    ]
+    residual, total = np.asarray(x.values)[:, :, 0], 0
+    for stack in range(3):
+        for block in range(2):
+            theta = perceptron(p[f"stack_{stack}_block_{block if stack == 2 else 0}"], residual)
+            if stack == 2:
+                back, ahead = theta[:, :12], theta[:, 12:]
+            else:
+                half = theta.shape[1] // 2
+                back = theta[:, :half] @ curves[stack][:, :12]
+                ahead = theta[:, half:] @ curves[stack][:, 12:]
+            residual, total = residual - back, total + ahead
+    np.testing.assert_allclose(found[:, :, 0, 0], total, atol=1e-3, rtol=1e-3)
+
+
+def test_nhits_is_its_stacks_by_pytorchs_pooling_and_interpolation():
+    torch = pytest.importorskip("torch")
+    x = windows(2, 13, 1, H)
+    model = forecast.NHiTS(13, H, instance_norm="none", pool=(4, 1), downsample=(3, 2), width=8)
+    found, variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
+    p = jax.tree.map(np.asarray, variables["params"])
+    residual, total = np.asarray(x.values)[:, :, 0], 0
+    for stack, pool in enumerate((4, 1)):
+        seen = torch.nn.functional.max_pool1d(torch.tensor(residual)[:, None], pool, ceil_mode=True)
+        theta = perceptron(p[f"stack_{stack}_block_0"], seen[:, 0].numpy())
+        knots = torch.tensor(theta[:, None, 13:])
+        lines = torch.nn.functional.interpolate(knots, size=H, mode="linear")
+        residual, total = residual - theta[:, :13], total + lines[:, 0].numpy()
+    np.testing.assert_allclose(found[:, :, 0, 0], total, atol=1e-4, rtol=1e-4)
+
+
+def test_itransformer_is_that_of_pytorch():
+    torch = pytest.importorskip("torch")
+    x = windows(2, L, 3, H)
+    model = forecast.ITransformer(L, H, width=16, hidden=24, heads=2)
+    found, variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
+    p = variables["params"]
+    values = torch.tensor(np.array(x.values))
+    mean, std = values.mean(1, True), (values.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    z = torch_linear(torch.nn.Linear(L, 16), p["values"])(((values - mean) / std).transpose(1, 2))
+    for i in range(2):
+        own = p["blocks"][f"block_{i}"]
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 24, 0.0, "gelu", batch_first=True).eval()
+        torch_linear(layer.self_attn.out_proj, own["attention"]["out"])
+        torch_linear(layer.linear1, own["feed_forward"]["up"])
+        torch_linear(layer.linear2, own["feed_forward"]["down"])
+        qkv = own["attention"]["qkv"]
+        with torch.no_grad():
+            layer.self_attn.in_proj_weight.copy_(torch.tensor(np.array(qkv["kernel"].T)))
+            layer.self_attn.in_proj_bias.copy_(torch.tensor(np.array(qkv["bias"])))
+        z = layer(z)  # norms begin as the identity on both sides
+    z = torch.nn.functional.layer_norm(z, (16,))
+    wanted = torch_linear(torch.nn.Linear(16, H), p["head"])(z).transpose(1, 2) * std + mean
+    np.testing.assert_allclose(found[..., 0], wanted.detach(), atol=1e-4, rtol=1e-4)
