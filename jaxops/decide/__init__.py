@@ -1,5 +1,6 @@
 """Decisions taken from forecasts and logs: order quantities, stock policies, offers."""
 
+from jaxops.decide.bandits import Bandit, Choice, beta_thompson, explore, linucb, thompson
 from jaxops.decide.newsvendor import (
     Order,
     newsvendor_normal,
@@ -8,6 +9,7 @@ from jaxops.decide.newsvendor import (
     newsvendor_samples,
     total_quantiles,
 )
+from jaxops.decide.off_policy import Value, direct, doubly_robust, ips, snips
 from jaxops.decide.policies import (
     LevelNetwork,
     base_stock,
@@ -17,6 +19,7 @@ from jaxops.decide.policies import (
     quantile_rule,
     reorder,
 )
+from jaxops.decide.prices import demand_curve
 from jaxops.decide.s_s import Levels, s_s_discrete, s_s_poisson
 from jaxops.decide.serial import (
     SerialOptimum,
@@ -28,6 +31,8 @@ from jaxops.decide.serial import (
 from jaxops.decide.stock import Costs, Observation, Policy, Trajectory, simulate
 
 __all__ = [
+    "Bandit",
+    "Choice",
     "Costs",
     "LevelNetwork",
     "Levels",
@@ -37,9 +42,17 @@ __all__ = [
     "SerialOptimum",
     "SerialTrajectory",
     "Trajectory",
+    "Value",
     "base_stock",
+    "beta_thompson",
+    "demand_curve",
+    "direct",
+    "doubly_robust",
+    "explore",
     "fit_serial",
     "hindsight",
+    "ips",
+    "linucb",
     "newsvendor_normal",
     "newsvendor_poisson",
     "newsvendor_quantiles",
@@ -53,5 +66,7 @@ __all__ = [
     "s_s_poisson",
     "simulate",
     "simulate_serial",
+    "snips",
+    "thompson",
     "total_quantiles",
 ]

@@ -1,0 +1,337 @@
+"""Bandits for offers: which arm to show, learned while showing; pure functions over arrays.
+
+A bandit says with which probability it takes each arm, and draws from just these; so what it logs
+(`Choice.propensity`) is exact, and `jaxops.decide.off_policy` can judge other policies by it.
+
+    bandit = thompson(arms=4, features=8)
+    state = bandit.init()
+    arm, propensity = bandit.choose(state, context, key)      # a batch of decisions at once
+    state = bandit.update(state, context, arm, reward)        # now, or when the feedback is in
+
+All may be jitted, scanned over and mapped (`vmap` over states: a thousand bandits in one program).
+A linear state is sums over rows, so late feedback, in any order and in any batches, gives the same
+posterior, and states of several servers add up. Sums with one Cholesky factorisation per batch of
+decisions, not Sherman-Morrison updates of an inverse, whose rounding errors add up in float32.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy import special
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+Array = jax.Array
+State = Any
+NODES = np.linspace(-6, 6, 33)  # standard deviations about each arm's mean
+
+
+class Choice(NamedTuple):
+    """What to show: `arm` int32 (B,), and the probability with which it was taken, (B,)."""
+
+    arm: Array
+    propensity: Array
+
+
+class Bandit(NamedTuple):
+    """A way to choose among A arms.
+
+    Attributes:
+        init: `() -> state`.
+        probabilities: `(state, context) -> (B, A)`, of taking each arm; `context` is float (B, D),
+            a row for each decision (where a bandit reads none, only B counts).
+        update: `(state, context, arm, reward, mask=None) -> state`, from rows whose reward is
+            known: `arm` int (B,), `reward` float (B,); `mask` (B,), 0 where a row is padding, or
+            its reward is not yet known. Outside of jit it raises ValueError for an arm that is
+            none and a reward or context that is not finite.
+    """
+
+    init: Callable[[], State]
+    probabilities: Callable[[State, Array], Array]
+    update: Callable[..., State]
+
+    def choose(self, state: State, context: Array, key: Array) -> Choice:
+        """One arm for each row of `context` (B, D), drawn from `probabilities`."""
+        p = self.probabilities(state, context)
+        arm = jax.random.categorical(key, jnp.log(p)).astype(jnp.int32)
+        return Choice(arm, jnp.take_along_axis(p, arm[:, None], axis=1)[:, 0])
+
+
+class Linear(NamedTuple):
+    """What rows x with rewards r say about the weights of each arm, r ~ x . weights.
+
+    Attributes:
+        precision: (A, D, D), ridge I + sum x x'.
+        moment: (A, D), sum r x.
+        squares: (), the least of sum (r - x . weights)^2 + ridge |weights|^2, all arms together.
+        rows: (), how many.
+    """
+
+    precision: Array
+    moment: Array
+    squares: Array
+    rows: Array
+
+
+def start(arms: int, features: int, ridge: float) -> Linear:
+    """The state before any row."""
+    eye = jnp.broadcast_to(ridge * jnp.eye(features), (arms, features, features))
+    return Linear(eye, jnp.zeros((arms, features)), jnp.zeros(()), jnp.zeros(()))
+
+
+def posterior(state: Linear) -> tuple[Array, Array]:
+    """Each arm's weights, (A, D), and the lower Cholesky factor of their precision, (A, D, D)."""
+    factor = jnp.linalg.cholesky(state.precision)
+    return cho_solve((factor, True), state.moment[..., None])[..., 0], factor
+
+
+def values(state: Linear, context: Array) -> tuple[Array, Array]:
+    """Mean x . weights of each arm, (B, A), and sqrt(x' precision^-1 x), (B, A)."""
+    mean, factor = posterior(state)
+    rows = jnp.broadcast_to(context.T, (len(mean), *context.T.shape))
+    half = solve_triangular(factor, rows, lower=True)
+    return dot("bd,ad->ba", context, mean), jnp.sqrt((half**2).sum(1)).T
+
+
+def noise_of(state: Linear, noise: float | None) -> Array:
+    """The rewards' standard deviation: as given, or of the rows and one more of size 1."""
+    return jnp.sqrt((1 + state.squares) / (1 + state.rows)) if noise is None else jnp.float32(noise)
+
+
+def learn(
+    state: Linear, context: Array, arm: Array, reward: Array, mask: Array | None = None
+) -> Linear:
+    """The state after B more rows."""
+    arms, features = state.moment.shape
+    return _learn(state, *checked(arms, features, context, arm, reward, mask))
+
+
+@jax.jit
+def _learn(state: Linear, context: Array, arm: Array, reward: Array, weight: Array) -> Linear:
+    chosen = jax.nn.one_hot(arm, len(state.moment)) * weight[:, None]
+    rows = chosen[:, :, None] * context[:, None, :]
+    new = state._replace(
+        precision=state.precision + dot("bad,be->ade", rows, context),
+        moment=state.moment + dot("bad,b->ad", rows, reward),
+        rows=state.rows + weight.sum(),
+    )
+    before, after = posterior(state)[0], posterior(new)[0]
+    # sum r^2 - weights' moment is the same, but a small difference of large numbers
+    error = reward - (context * after[arm]).sum(1)
+    change = after - before
+    squares = (weight * error**2).sum() + dot("ad,ade,ae->", change, state.precision, change)
+    return new._replace(squares=state.squares + squares)
+
+
+@lru_cache(maxsize=64)
+def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> Bandit:
+    """The arm with the greatest x . weights_a + alpha sqrt(x' A_a^-1 x), A_a = ridge I + sum x x'.
+
+    Its propensities are 1 (1 / T where T arms are tied, as at the start): nothing that it logs
+    tells what another arm would have given. For a log to evaluate other policies with, mix in
+    some chance, `explore`. With alpha 0 it is greedy, and `explore` makes that epsilon-greedy.
+
+    Args:
+        arms: A, each with weights of its own.
+        features: D, a column of ones among them where rewards have a mean.
+        alpha: how much the unknown is worth; a reward's standard deviation is of the right size.
+        ridge: of the regression.
+
+    References:
+        Li et al. 2010, arXiv:1003.0146, algorithm 1 (disjoint linear models).
+
+    >>> bandit = linucb(arms=2, features=1, alpha=0.5)
+    >>> x = jnp.ones((3, 1))
+    >>> state = bandit.update(bandit.init(), x, np.array([0, 0, 1]), np.array([1.0, 1.0, 0.0]))
+    >>> bandit.choose(state, x[:1], jax.random.key(0)).arm.tolist()
+    [0]
+    """
+
+    def probabilities(state: Linear, context: Array) -> Array:
+        mean, spread = values(state, _context(features, context))
+        upper = mean + alpha * spread
+        best = (upper == upper.max(1, keepdims=True)).astype(jnp.float32)
+        return best / best.sum(1, keepdims=True)
+
+    return Bandit(lambda: start(arms, features, ridge), probabilities, learn)
+
+
+@lru_cache(maxsize=64)
+def thompson(arms: int, features: int, noise: float | None = None, ridge: float = 1.0) -> Bandit:
+    """Thompson sampling: an arm as often as it is the best, given what is known.
+
+    Rewards are x . weights_a + noise; weights_a has the prior N(0, noise^2 / ridge I), so a row's
+    values are independent N(m_a, s_a^2), and arm a is the best with probability
+
+        integral prod_{b != a} F_b(v) dF_a(v),
+
+    which is computed (to about .001) instead of drawing weights, so that propensities are known.
+
+    Args:
+        arms: A, each with weights of its own.
+        features: D, a column of ones among them where rewards have a mean.
+        noise: a reward's standard deviation; learned by default, from a first guess of 1 that is
+            worth one row: bring rewards to about that size.
+        ridge: the prior's precision, in units of a row's.
+
+    References:
+        Agrawal and Goyal 2013, arXiv:1209.3352; Thompson 1933, Biometrika 25.
+
+    >>> bandit = thompson(arms=2, features=1, noise=1.0)
+    >>> x = jnp.ones((4, 1))
+    >>> state = bandit.update(bandit.init(), x, np.array([0, 0, 0, 1]), np.array([2.0, 2, 2, 0]))
+    >>> # 1.5 +- .5 against 0 +- .707: Phi(1.5 / sqrt(.75)) = .9584
+    >>> print(np.asarray(bandit.probabilities(state, x[:1])).round(3))
+    [[0.958 0.042]]
+    """
+
+    def probabilities(state: Linear, context: Array) -> Array:
+        mean, spread = values(state, _context(features, context))
+        spread = spread * noise_of(state, noise)
+        nodes = mean[..., None] + spread[..., None] * jnp.asarray(NODES, jnp.float32)[None, None]
+        nodes = jnp.sort(nodes.reshape(len(mean), 1, -1))
+        return _best(special.log_ndtr((nodes - mean[..., None]) / spread[..., None]))
+
+    return Bandit(lambda: start(arms, features, ridge), probabilities, learn)
+
+
+class Counts(NamedTuple):
+    """Of each arm, (A,): 1 + successes, and 1 + failures."""
+
+    successes: Array
+    failures: Array
+
+
+@lru_cache(maxsize=64)
+def beta_thompson(arms: int) -> Bandit:
+    """Thompson sampling for rewards from 0 to 1, such as clicks, without context.
+
+    An arm's rate has the prior Beta(1, 1) and the posterior Beta(successes, failures); the
+    probability of being the best is computed as in `thompson`. A reward between 0 and 1 counts as
+    that part of a success.
+
+    References:
+        Chapelle and Li 2011, An empirical evaluation of Thompson sampling, NIPS 24.
+
+    >>> bandit = beta_thompson(2)
+    >>> nothing = jnp.zeros((1, 0))
+    >>> state = bandit.update(bandit.init(), nothing, np.array([1]), np.array([1.0]))
+    >>> # of Beta(2, 1) and Beta(1, 1) the first is greater twice in three times
+    >>> print(np.asarray(bandit.probabilities(state, nothing)).round(2))
+    [[0.33 0.67]]
+    """
+
+    def update(
+        state: Counts, context: Array, arm: Array, reward: Array, mask: Array | None = None
+    ) -> Counts:
+        _, arm, reward, weight = checked(arms, None, context, arm, reward, mask, unit=True)
+        chosen = jax.nn.one_hot(arm, arms) * weight[:, None]
+        return Counts(
+            state.successes + dot("ba,b->a", chosen, reward),
+            state.failures + dot("ba,b->a", chosen, 1 - reward),
+        )
+
+    def probabilities(state: Counts, context: Array) -> Array:
+        a, b = state
+        # the logit of a Beta is nearly normal, and its moments are known
+        mean = special.digamma(a) - special.digamma(b)
+        spread = jnp.sqrt(special.polygamma(1, a) + special.polygamma(1, b))
+        nodes = mean[:, None] + spread[:, None] * jnp.asarray(NODES, jnp.float32)[None]
+        nodes = jax.nn.sigmoid(jnp.sort(nodes.ravel()))
+        grid = jnp.broadcast_to(nodes, (arms, nodes.size))
+        a, b = (jnp.broadcast_to(x[:, None], grid.shape) for x in state)
+        cdf = special.betainc(a, b, grid)
+        p = _best(jnp.log(jnp.maximum(cdf, 1e-30))[None])
+        return jnp.broadcast_to(p, (len(context), arms))
+
+    return Bandit(lambda: Counts(jnp.ones(arms), jnp.ones(arms)), probabilities, update)
+
+
+@lru_cache(maxsize=64)
+def explore(bandit: Bandit, epsilon: float) -> Bandit:
+    """The bandit, but with probability epsilon any arm, all alike.
+
+    So every propensity is at least epsilon / A, and off-policy weights at most A / epsilon.
+
+    >>> bandit = explore(linucb(arms=4, features=1, alpha=0), 0.2)  # epsilon-greedy
+    >>> x = jnp.ones((1, 1))
+    >>> state = bandit.update(bandit.init(), x, np.array([2]), np.array([1.0]))
+    >>> print(np.asarray(bandit.probabilities(state, x)).round(3))
+    [[0.05 0.05 0.85 0.05]]
+    """
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon: found {epsilon}, wanted a probability")
+
+    def probabilities(state: State, context: Array) -> Array:
+        p = bandit.probabilities(state, context)
+        return (1 - epsilon) * p + epsilon / p.shape[1]
+
+    return bandit._replace(probabilities=probabilities)
+
+
+def _best(log_cdf: Array) -> Array:
+    """The probability that each is the greatest, (B, A), from log F_a at sorted nodes (B, A, J)."""
+    others = jnp.exp(log_cdf.sum(1, keepdims=True) - log_cdf)
+    steps = jnp.diff(jnp.exp(log_cdf))
+    p = (steps * (others[..., 1:] + others[..., :-1]) / 2).sum(-1)
+    return p / p.sum(1, keepdims=True)
+
+
+def dot(subscripts: str, *arrays: Array) -> Array:
+    """`einsum` in full float32, also on an accelerator."""
+    return jnp.einsum(subscripts, *arrays, precision="highest")
+
+
+def checked(
+    arms: int,
+    features: int | None,
+    context: Array,
+    arm: Array,
+    reward: Array,
+    mask: Array | None,
+    unit: bool = False,
+) -> tuple[Array, Array, Array, Array]:
+    """Context, arm, reward and weight of rows to learn from; zeros where the weight is 0.
+
+    Raises:
+        ValueError: shapes that do not fit; outside of jit also an arm that is none, and a reward or
+            context that is not finite, or (unit) a reward that is not from 0 to 1.
+    """
+    context, weight = _context(features, context), _weights(mask, len(context))
+    for name, column in (("arm", arm), ("reward", reward), ("mask", weight)):
+        if jnp.shape(column) != (len(context),):
+            found = jnp.shape(column)
+            raise ValueError(f"{name}: found shape {found}, wanted ({len(context)},) as of context")
+    if not any(isinstance(x, jax.core.Tracer) for x in (context, arm, reward, weight)):
+        real = np.asarray(weight) > 0
+        a, r, x = np.asarray(arm)[real], np.asarray(reward)[real], np.asarray(context)[real]
+        if a.size and not (np.issubdtype(a.dtype, np.integer) and 0 <= a.min() <= a.max() < arms):
+            raise ValueError(
+                f"arm: found {a.min()} to {a.max()} ({a.dtype}), wanted 0 to {arms - 1}"
+            )
+        for name, rows in (("context", x), ("reward", r)):
+            if not np.isfinite(rows).all():
+                raise ValueError(f"{name}: found NaN or infinity, wanted finite numbers or mask 0")
+        if unit and r.size and not 0 <= r.min() <= r.max() <= 1:
+            raise ValueError(f"reward: found {r.min()} to {r.max()}, wanted 0 to 1")
+    keep = weight > 0
+    return (
+        jnp.where(keep[:, None], context, 0),
+        jnp.asarray(arm),
+        jnp.where(keep, jnp.asarray(reward, jnp.float32), 0),
+        weight,
+    )
+
+
+def _context(features: int | None, context: Array) -> Array:
+    if jnp.ndim(context) != 2 or features not in (None, jnp.shape(context)[1]):
+        wanted = "(B, D)" if features is None else f"(B, {features})"
+        raise ValueError(f"context: found shape {jnp.shape(context)}, wanted {wanted}")
+    return jnp.asarray(context, jnp.float32)
+
+
+def _weights(mask: Array | None, count: int) -> Array:
+    return jnp.ones(count) if mask is None else jnp.asarray(mask, jnp.float32)
