@@ -52,7 +52,7 @@ def drawn(count: int, seed: int = 0) -> dict[str, np.ndarray]:
         "p": h * rng.uniform(1, 50, count),
         "mean": mean,
         "sd": mean * rng.uniform(0.1, 0.4, count),
-        "fixed": h * rng.uniform(5, 50, count),
+        "fixed": h * rng.uniform(50, 500, count),
     }
 
 

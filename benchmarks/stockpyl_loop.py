@@ -34,7 +34,7 @@ def main(problems: str, answers: str) -> None:
         rows = [forms[name](i) for i in range(count)]
         out[f"seconds {name}"] = np.array(time.perf_counter() - start)
         out[name] = np.array(rows)
-    np.savez(answers, **out)
+    np.savez(answers, **out)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -93,39 +93,52 @@ def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 
     given.not_negative(mean=mean)
     given.positive(holding=holding, shortage=shortage)
     given.whole(lead_time=lead_time)
-    mean, holding, shortage = given.together(np.multiply(mean, lead_time + 1), holding, shortage)
-    return _poisson(mean, holding, shortage, reach(mean))
+    mean = np.multiply(mean, lead_time + 1.0)
+    rarest = np.min(np.divide(holding, np.add(holding, shortage)), initial=1.0)
+    return _poisson(*given.together(mean, holding, shortage), reach(mean, 1e-6 * rarest))
 
 
-def reach(mean: Any) -> int:
-    """How far from its mean Poisson demand is looked at: further out it is rarer than 1e-12."""
-    return int(9 * np.sqrt(np.max(mean, initial=0)) + 30)
+def reach(mean: Any, chance: float = 1e-12) -> int:
+    """How far at most from its mean Poisson demand is but for so small a chance.
+
+    Bernstein's bound: P(|demand - mean| > x) < 2 exp(-x^2 / (2 mean + 2 x / 3)).
+    """
+    nats = np.log(2 / chance)
+    return int(nats / 3 + np.sqrt(nats**2 / 9 + 2 * nats * np.max(mean, initial=0))) + 1
 
 
 def poisson(mean: Array, first: Array, count: int) -> Array:
-    """P(demand = first + 0 .. count - 1), shape (..., count), as if there were no other values.
+    """P(demand = first + 0 .. count - 1) of each mean, shape (count, ...), as if no other were.
 
     From ratios of neighbours: log-gamma of large counts in float32 would cost most of the digits.
     """
-    steps = first[..., None] + jnp.arange(1, count, dtype=jnp.float32).reshape(
-        (1,) * first.ndim + (-1,)
-    )
-    ratios = jnp.log(mean)[..., None] - jnp.log(steps)
-    logits = jnp.cumsum(jnp.concatenate([jnp.zeros_like(mean)[..., None], ratios], -1), -1)
-    return jax.nn.softmax(logits, -1)
+    start = jnp.zeros_like(mean)
+
+    def following(logit: Array, k: Array) -> tuple[Array, Array]:
+        logit = logit + jnp.log(mean) - jnp.log(first + k)
+        return logit, logit
+
+    _, rest = jax.lax.scan(following, start, jnp.arange(1.0, count))
+    return jax.nn.softmax(jnp.concatenate([start[None], rest]), 0)
 
 
 @partial(jax.jit, static_argnums=3)
 def _poisson(mean: Array, holding: Array, shortage: Array, reach: int) -> Order:
     first = jnp.maximum(jnp.floor(mean) - reach, 0)
-    p = poisson(mean, first, 2 * reach + 1)
-    more = jnp.cumsum(p[..., ::-1], -1)[..., ::-1] - p  # P(demand > value)
     allowed = holding / (holding + shortage)
-    place = jnp.argmax(more <= allowed[..., None], -1).astype(jnp.float32)
-    values = jnp.arange(2 * reach + 1, dtype=jnp.float32)
-    short = values.reshape((1,) * mean.ndim + (-1,)) - place[..., None]
-    too_many, too_few = (p * jnp.maximum(-short, 0)).sum(-1), (p * jnp.maximum(short, 0)).sum(-1)
-    return Order(first + place, holding * too_many + shortage * too_few)
+
+    # from the largest value of demand down, for the sums of small chances to keep their digits
+    def lower(state: Any, p: Array) -> tuple[Any, None]:
+        more, place, cost = state  # P(demand > value); values at which that is too much
+        short = more > allowed
+        # a unit above the order lacks with chance `more`; one below it is too many with 1 - more
+        cost = cost + jnp.where(short, holding * jnp.maximum(1 - more, 0), shortage * more)
+        return (more + p, place + short, cost), None
+
+    zero = jnp.zeros_like(mean)
+    chances = poisson(mean, first, 2 * reach + 1)
+    (_, place, cost), _ = jax.lax.scan(lower, (zero, zero, zero), chances, reverse=True)
+    return Order(first + place, cost)
 
 
 def newsvendor_samples(samples: Any, holding: Any, shortage: Any) -> Order:

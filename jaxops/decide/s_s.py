@@ -21,7 +21,7 @@ from jaxops.decide import given
 from jaxops.decide.newsvendor import poisson, reach
 
 Array = jax.Array
-AT_ONCE = 1 << 24  # pairs (s, S), of all the items looked at together
+AT_ONCE = 1 << 22  # levels S, of all the items looked at together
 
 
 class Levels(NamedTuple):
@@ -58,9 +58,10 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
     def probabilities(periods: int) -> Array:
         total = jnp.asarray(means * periods, jnp.float32)
         size = int(means.max() * periods) + reach(means.max() * periods) + 1
-        return poisson(total, jnp.zeros_like(total), size)
+        return poisson(total, jnp.zeros_like(total), size).T
 
-    return _best(probabilities(1), probabilities(lead_time + 1), holding, shortage, fixed)
+    one, total = (np.asarray(probabilities(periods)) for periods in (1, lead_time + 1))
+    return _best(one, total, holding, shortage, fixed)
 
 
 def s_s_discrete(
@@ -69,8 +70,9 @@ def s_s_discrete(
     """The best (s, S) for any demand in whole units, for B items at once.
 
     Exact: all pairs in a window of levels are compared, and the window grows until G at either
-    end is above the best cost, beyond which no optimum lies. Time and memory grow with the square
-    of the window, which is about S - s and twenty standard deviations of lead time demand.
+    end is above the best cost, beyond which no optimum lies. Time grows with the square of the
+    window, which is a few times S - s and the standard deviation of lead time demand. In float32:
+    where pairs cost the same to five digits, any of them may come out.
 
     Args:
         probabilities: (B, n) of a demand of 0, 1, ... n - 1 units in one period.
@@ -101,78 +103,103 @@ def s_s_discrete(
     total = p
     for _ in range(lead_time):
         total = np.stack([np.convolve(a, b) for a, b in zip(total, p, strict=True)])
-    return _best(
-        jnp.asarray(p, jnp.float32), jnp.asarray(total, jnp.float32), holding, shortage, fixed
-    )
+    return _best(p.astype(np.float32), total.astype(np.float32), holding, shortage, fixed)
 
 
-def _best(p: Array, total: Array, holding: Any, shortage: Any, fixed: Any) -> Levels:
+def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: Any) -> Levels:
     given.positive(holding=holding, shortage=shortage)
     given.not_negative(fixed=fixed)
     for name, value in {"holding": holding, "shortage": shortage, "fixed": fixed}.items():
         if np.shape(value) not in ((), (len(p),)):
             raise ValueError(f"{name}: shape {np.shape(value)} found, one or ({len(p)},) wanted")
     h, b, k = (
-        np.broadcast_to(np.asarray(c, np.float32), len(p)) for c in (holding, shortage, fixed)
+        np.broadcast_to(np.asarray(c), len(p)).astype(np.float32)
+        for c in (holding, shortage, fixed)
     )
-    units = np.arange(p.shape[1])
-    mean = np.asarray(p) @ units
-    # about S - s of the economic order quantity with shortages, and some spread
-    width = int(np.max(np.sqrt(2 * k * mean * (h + b) / (h * b)) + 2 * np.sqrt(mean)) + 8)
-    while True:
-        batch = max(1, AT_ONCE // (2 * width) ** 2)
-        levels, enough = _search(p, total, h, b, k, width, min(batch, len(p)))
-        if enough.all():
-            return levels
-        width *= 2
+    mean = p @ np.arange(p.shape[1])
+    units = np.arange(total.shape[1])
+    sd = np.sqrt(total @ units**2.0 - (total @ units) ** 2)
+    # how far G must rise to pay for a fixed cost, by the economic order quantity; see `_search`
+    rise = np.sqrt(2 * k * mean * h * b / (h + b))
+    wanted = np.maximum(rise / h + 3 * sd, 2 * (rise / b + 3 * sd)) + 8
+    width = 1 << np.ceil(np.log2(wanted)).astype(int)
+    levels, left = np.zeros((len(p), 3), np.float32), np.arange(len(p))
+    while len(left):
+        failed = []
+        for size in np.unique(width[left]):
+            alike = left[width[left] == size]
+            for rows in np.split(alike, range(AT_ONCE // size, len(alike), AT_ONCE // size)):
+                # as many as a power of two, so that few programs are compiled
+                more = np.resize(rows, 1 << int(np.ceil(np.log2(len(rows)))))
+                found, enough = _search(*(x[more] for x in (p, total, h, b, k)), int(size))
+                levels[rows] = np.stack(found, 1)[: len(rows)]
+                failed.append(rows[~np.asarray(enough)[: len(rows)]])
+        left = np.concatenate(failed)
+        width[left] *= 2
+    return Levels(*jnp.asarray(levels.T))
 
 
-@partial(jax.jit, static_argnums=(5, 6))
+@partial(jax.jit, static_argnums=5)
 def _search(
-    p: Array, total: Array, holding: Array, shortage: Array, fixed: Array, width: int, batch: int
+    p: Array, total: Array, holding: Array, shortage: Array, fixed: Array, above: int
 ) -> tuple[Levels, Array]:
-    """The best of a window of `width` levels on either side of the newsvendor's order."""
-    count = 2 * width
+    """The best of s + 1 from above / 2 below the newsvendor's order, and S to `above` above it.
 
-    def item(row: tuple[Array, ...]) -> tuple[Levels, Array]:
-        p, total, holding, shortage, fixed = row
-        cdf = jnp.cumsum(total)
-        best = jnp.argmax(cdf >= shortage / (holding + shortage))
-        y = best - width + jnp.arange(count)
-        g = _expected(y, total, cdf, holding, shortage)
-        m = _renewal(p, count)
-        # row: S; column: d = 0 ..; the policy that stops after column d has s = S - d - 1
-        d = jnp.arange(count)
-        place = d[:, None] - d[None]
-        sums = fixed + jnp.cumsum(m[None] * g[place], 1)
-        cost = jnp.where(place >= 0, sums / jnp.cumsum(m)[None], jnp.inf)
-        up_to, column = jnp.unravel_index(jnp.argmin(cost), cost.shape)
-        least = cost[up_to, column]
-        low, high = (x.astype(jnp.float32) for x in (y[up_to] - column - 1, y[up_to]))
-        return Levels(low, high, least), (g[0] > least) & (g[-1] > least)
+    The optimum has s < the newsvendor's order <= S; and G(s + 1), G(S) at most its cost.
+    """
+    below = above // 2
+    count = below + above
+    cdf = jnp.cumsum(total, 1)
+    order = jnp.argmax(cdf >= (shortage / (holding + shortage))[:, None], 1)
+    g = _expected(order, total, cdf, holding, shortage, below, count)
+    # what lies below the window is never the best
+    wide = jnp.concatenate([jnp.full((len(p), count), 1e30), g], 1)
+    p = jnp.pad(p[:, :count], ((0, 0), (0, max(0, count - p.shape[1]))))
+    turned = jnp.concatenate([p[:, :0:-1], jnp.zeros((len(p), count))], 1)
+    some = 1 - p[:, 0]
 
-    return jax.lax.map(item, (p, total, holding, shortage, fixed), batch_size=batch)
+    def longer(state: Any, d: Array) -> tuple[Any, None]:
+        """From S - s = d to d + 1, for all S."""
+        m, sums, mass, least, distance = state
+        before = jax.lax.dynamic_slice_in_dim(turned, count - 1 - d, count, 1)  # p(d - i), 0 < i
+        new = jnp.where(d == 0, 1.0, (m * before).sum(1)) / some
+        m = jax.lax.dynamic_update_slice_in_dim(m, new[:, None], d, 1)
+        sums += new[:, None] * jax.lax.dynamic_slice_in_dim(wide, count + below - d, above, 1)
+        mass += new[:, None]
+        cost = sums / mass
+        return (
+            m,
+            sums,
+            mass,
+            jnp.minimum(cost, least),
+            jnp.where(cost < least, d + 1, distance),
+        ), None
+
+    sums = jnp.broadcast_to(fixed[:, None], (len(p), above))
+    state = (
+        jnp.zeros((len(p), count)),
+        sums,
+        jnp.zeros((len(p), 1)),
+        jnp.full_like(sums, jnp.inf),
+        jnp.zeros(sums.shape, jnp.int32),
+    )
+    (_, _, _, costs, distances), _ = jax.lax.scan(longer, state, jnp.arange(count))
+    place = jnp.argmin(costs, 1, keepdims=True)
+    least, distance = (jnp.take_along_axis(x, place, 1)[:, 0] for x in (costs, distances))
+    up_to = order + place[:, 0]
+    levels = Levels(*(x.astype(jnp.float32) for x in (up_to - distance, up_to, least)))
+    return levels, (g[:, 0] > least) & (g[:, -1] > least)
 
 
-def _expected(y: Array, total: Array, cdf: Array, holding: Array, shortage: Array) -> Array:
-    """G at the whole levels y, which rise by 1: G(y + 1) - G(y) = (holding + shortage) F(y) - b."""
-    short = jnp.arange(len(total)) - y[0]
-    first = (total * jnp.where(short > 0, shortage * short, -holding * short)).sum()
-    inside = cdf[jnp.clip(y, 0, len(cdf) - 1)]
-    f = jnp.where(y < 0, 0, jnp.where(y >= len(cdf), 1, inside))
-    steps = (holding + shortage) * f - shortage
-    return first + jnp.concatenate([jnp.zeros(1), jnp.cumsum(steps[:-1])])
-
-
-def _renewal(p: Array, count: int) -> Array:
-    """m(0), ..., m(count - 1)."""
-    p = jnp.zeros(count).at[: len(p)].set(p[:count])
-    some = 1 - p[0]
-
-    def step(last: Array, _: Any) -> tuple[Array, Array]:  # last: m(d - 1), m(d - 2), ...
-        new = (p[1:] * last).sum() / some
-        return jnp.concatenate([new[None], last[:-1]]), new
-
-    first = jnp.zeros(count - 1).at[0].set(1 / some)
-    _, rest = jax.lax.scan(step, first, None, length=count - 1)
-    return jnp.concatenate([first[:1], rest])
+def _expected(
+    order: Array, total: Array, cdf: Array, h: Array, b: Array, below: int, count: int
+) -> Array:
+    """G (B, count) from order - below up, by G(y + 1) - G(y) = (h + b) P(demand <= y) - b."""
+    short = jnp.arange(total.shape[1])[None] - order[:, None]
+    first = (total * jnp.where(short > 0, b[:, None] * short, -h[:, None] * short)).sum(1)
+    y = order[:, None] + jnp.arange(-below, count - below)[None]
+    last = total.shape[1] - 1
+    f = jnp.take_along_axis(cdf, jnp.clip(y, 0, last), 1)
+    steps = (h + b)[:, None] * jnp.where(y < 0, 0, jnp.where(y >= last, 1, f)) - b[:, None]
+    rises = jnp.cumsum(steps, 1) - steps
+    return first[:, None] + rises - rises[:, below : below + 1]
