@@ -6,10 +6,9 @@
 
 sales are negative binomial about them (variance mu + .15 mu^2). The level is lognormal over
 articles; the season is the year's, the same for all; the shock is each article's own, and half
-of it is left after three days. Promotions last a week, four times as likely in high season as on
-average and hardly ever in low season, and every other one comes with a price cut of 10 to 25 %.
-So who compares days with and without promotion counts the season and the price cut as its
-effect. Rows:
+of it is left after three days. A promotion lasts a week; a week has one with probability .6 in
+high season and .03 in low season, and every other one comes with a price cut of 10 to 25 %. So who
+compares days with and without promotion counts the season and the price cut as its effect. Rows:
 
     naive               log of mean sales on days with promotion over those without
     no_season           log-linear regression on promotion and log price alone
@@ -19,7 +18,7 @@ effect. Rows:
                         weeks, and asked about each of these weeks with the promotion on and off;
                         its interval is over articles, and knows nothing of another training
 
-`coverage`: in how many of 40 other such worlds the regression's interval of 95 % holds the truth;
+`coverage`: in how many of 60 other such worlds the regression's interval of 95 % holds the truth;
 `coverage_rows` that of the interval which takes each day for independent, as a plain Poisson
 regression prints it.
 
@@ -54,7 +53,7 @@ class Settings(common.Settings):
 
     articles: int = 100
     days: int = 728
-    worlds: int = 40
+    worlds: int = 60
     look_back: int = 28
     width: int = 64
     batch_size: int = 256

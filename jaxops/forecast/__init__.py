@@ -21,6 +21,7 @@ from jaxops.forecast.distributions import (
     StudentT,
     ZeroInflated,
 )
+from jaxops.forecast.effects import Effects, effect, log_linear
 from jaxops.forecast.ensembles import Ensemble, stacking
 from jaxops.forecast.forecasters import Forecast, Forecaster, forecast, forecaster, load, save
 from jaxops.forecast.future import future_covariates
@@ -78,6 +79,7 @@ __all__ = [
     "Conformal",
     "DLinear",
     "Distribution",
+    "Effects",
     "Ensemble",
     "Fold",
     "Forecast",
@@ -117,6 +119,7 @@ __all__ = [
     "cut",
     "direct",
     "drift",
+    "effect",
     "forecast",
     "forecaster",
     "from_arrays",
@@ -125,6 +128,7 @@ __all__ = [
     "historical_forecasts",
     "history",
     "load",
+    "log_linear",
     "mae",
     "margin",
     "mase",
