@@ -4,9 +4,9 @@ The file is a safetensors file: arrays, and a JSON text that says how the task w
 inputs look like, and which versions wrote it. There is no code in it, but names of code that is
 here. `load` calls what is named, with the arguments written down, and traces the task's `init`; so
 a file may name only tasks' makers and Flax modules of jaxops, `flax.linen` and the user's own
-modules that are imported already, jaxops's augmentations, configs of transformers, outputs of forecasts
-and settings of recommenders and, among the arguments, the functions of `jax.nn` and `jax.nn.initializers` and float
-dtypes. `save` refuses what `load` would.
+modules that are imported already, jaxops's augmentations, configs of transformers, settings of
+recommenders and outputs of forecasts and, among the arguments, the functions of `jax.nn` and
+`jax.nn.initializers` and float dtypes. `save` refuses what `load` would.
 """
 
 import contextlib

@@ -1,27 +1,72 @@
 """Decisions taken from forecasts and logs: order quantities, stock policies, offers."""
 
-from jaxops.decide.bandits import (
-    Bandit,
-    Choice,
-    beta_thompson,
-    explore,
-    linucb,
-    thompson,
+from jaxops.decide.bandits import Bandit, Choice, beta_thompson, explore, linucb, thompson
+from jaxops.decide.newsvendor import (
+    Order,
+    newsvendor_normal,
+    newsvendor_poisson,
+    newsvendor_quantiles,
+    newsvendor_samples,
+    total_quantiles,
 )
 from jaxops.decide.off_policy import Value, direct, doubly_robust, ips, snips
+from jaxops.decide.policies import (
+    LevelNetwork,
+    base_stock,
+    hindsight,
+    order_up_to,
+    ordering,
+    quantile_rule,
+    reorder,
+)
 from jaxops.decide.prices import demand_curve
+from jaxops.decide.s_s import Levels, s_s_discrete, s_s_poisson
+from jaxops.decide.serial import (
+    SerialOptimum,
+    SerialTrajectory,
+    fit_serial,
+    optimal_serial,
+    simulate_serial,
+)
+from jaxops.decide.stock import Costs, Observation, Policy, Trajectory, simulate
 
 __all__ = [
     "Bandit",
     "Choice",
+    "Costs",
+    "LevelNetwork",
+    "Levels",
+    "Observation",
+    "Order",
+    "Policy",
+    "SerialOptimum",
+    "SerialTrajectory",
+    "Trajectory",
     "Value",
+    "base_stock",
     "beta_thompson",
     "demand_curve",
     "direct",
     "doubly_robust",
     "explore",
+    "fit_serial",
+    "hindsight",
     "ips",
     "linucb",
+    "newsvendor_normal",
+    "newsvendor_poisson",
+    "newsvendor_quantiles",
+    "newsvendor_samples",
+    "optimal_serial",
+    "order_up_to",
+    "ordering",
+    "quantile_rule",
+    "reorder",
+    "s_s_discrete",
+    "s_s_poisson",
+    "simulate",
+    "simulate_serial",
     "snips",
     "thompson",
+    "total_quantiles",
 ]

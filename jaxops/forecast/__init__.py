@@ -54,12 +54,13 @@ from jaxops.forecast.outputs import Output, Point, Quantiles
 from jaxops.forecast.patch import ITransformer, PatchTST
 from jaxops.forecast.reading import series
 from jaxops.forecast.recurrent import Recurrent
-from jaxops.forecast.scaling import Scaling, scaling
+from jaxops.forecast.scales import Scaling, scaling
 from jaxops.forecast.tasks import direct
 from jaxops.forecast.theta import naive2, theta_method
 from jaxops.forecast.windows import (
     Fold,
     Split,
+    Windows,
     backtest,
     cut,
     gather,
@@ -104,6 +105,7 @@ __all__ = [
     "TSMixer",
     "TSMixerExt",
     "TiDE",
+    "Windows",
     "ZeroInflated",
     "adaptive",
     "backtest",

@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
 from jaxops.forecast.data import Series
+from jaxops.forecast.ets import exponential_smoothing
 from jaxops.forecast.theta import theta_method
 
-METHODS = ("repeat_last", "seasonal_naive", "drift", "theta")
+METHODS = ("repeat_last", "seasonal_naive", "drift", "theta", "ets")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Baseline:
     Channels are forecast one by one; covariates are not looked at.
 
     Attributes:
-        method: "repeat_last", "seasonal_naive", "drift" or "theta"; see the functions.
+        method: "repeat_last", "seasonal_naive", "drift", "theta" or "ets"; see `repeat_last`,
+            `seasonal_naive`, `drift`, `theta_method` and `exponential_smoothing`.
         season: steps of one; 1 is none.
 
     Raises:
@@ -64,8 +66,12 @@ class Baseline:
 def _answer(
     model: Baseline, horizon: int, levels: tuple[float, ...], values: Any, lengths: Any
 ) -> tuple[Any, Any]:
-    plain = {"repeat_last": repeat_last, "drift": drift}
-    seasonal = {"seasonal_naive": seasonal_naive, "theta": theta_method}
+    plain: dict[str, Any] = {"repeat_last": repeat_last, "drift": drift}
+    seasonal = {
+        "seasonal_naive": seasonal_naive,
+        "theta": theta_method,
+        "ets": exponential_smoothing,
+    }
 
     def call(levels: tuple[float, ...] | None) -> Any:
         if model.method in plain:

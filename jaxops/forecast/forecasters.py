@@ -15,7 +15,7 @@ from jaxops import model_file
 from jaxops.forecast.data import Series
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.outputs import Point
-from jaxops.forecast.scaling import Scaling
+from jaxops.forecast.scales import Scaling
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
 
@@ -137,13 +137,13 @@ class Forecaster:
         for start in range(0, len(history.ids), size):
             few = slice(start, start + size)
             rows = history.offsets[1:][few, None] - network.look_back + np.arange(network.look_back)
-            inputs = Inputs(
+            windows: Any = (
                 (history.values[rows] - loc[few, None]) / scale[few, None],
                 history.past[rows],
                 np.concatenate([history.known[rows], known[few]], 1),
                 history.static[few],
             )
-            part = (inputs, loc[few], scale[few])
+            part = (Inputs(*windows), loc[few], scale[few])
             count = len(rows)
             part = jax.tree.map(
                 lambda x, n=size - count: np.concatenate([x, x[:1].repeat(n, 0)]), part

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxops.forecast.inputs import COVARIATES, Inputs, check
-from jaxops.forecast.layers import forecast_of, linear
+from jaxops.forecast.layers import Dropout, forecast_of, linear
 from jaxops.forecast.normalization import normalize
 from jaxops.forecast.outputs import Output, Point
 
@@ -27,7 +27,7 @@ class TimeMixing(nn.Module):
         """(B, T, F) to the same."""
         steps = x.shape[1]
         y = linear(steps, steps, "time")(_norm(x, "norm").swapaxes(1, 2)).swapaxes(1, 2)
-        return x + nn.Dropout(self.dropout, deterministic=not train)(nn.relu(y))
+        return x + Dropout(self.dropout)(nn.relu(y), train)
 
 
 class FeatureMixing(nn.Module):
@@ -42,7 +42,7 @@ class FeatureMixing(nn.Module):
         """(B, T, F) to (B, T, features)."""
 
         def drop(x: Array) -> Array:
-            return nn.Dropout(self.dropout, deterministic=not train)(x)
+            return Dropout(self.dropout)(x, train)
 
         y = drop(nn.relu(linear(self.hidden, x.shape[-1], "up")(_norm(x, "norm"))))
         y = drop(linear(self.features, self.hidden, "down")(y))
@@ -171,7 +171,7 @@ class ResidualBlock(nn.Module):
         inputs = x.shape[-1]
         y = nn.relu(linear(self.hidden, inputs, "up")(x))
         y = linear(self.features, self.hidden, "down")(y)
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout)(y, train)
         y += linear(self.features, inputs, "skip")(x)
         return nn.LayerNorm(epsilon=1e-5, name="norm")(y) if self.norm else y
 

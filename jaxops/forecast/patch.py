@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxops.forecast.inputs import Inputs, check
-from jaxops.forecast.layers import forecast_of, linear
+from jaxops.forecast.layers import Dropout, forecast_of, linear
 from jaxops.forecast.normalization import normalize
 from jaxops.forecast.outputs import Output, Point
 from jaxops.nn import BatchNorm, TransformerConfig, matmul
@@ -53,7 +53,7 @@ class PatchBlock(nn.Module):
         (batch, length, width), per_head = x.shape, x.shape[2] // self.heads
 
         def drop(x: Array, rate: float) -> Array:
-            return nn.Dropout(rate, deterministic=not train)(x)
+            return Dropout(rate)(x, train)
 
         qkv = linear(3 * width, width, "qkv")(x)
         q, k, v = qkv.reshape(batch, length, 3, self.heads, per_head).transpose(2, 0, 3, 1, 4)
@@ -130,7 +130,7 @@ class PatchTST(nn.Module):
         x = linear(self.width, self.patch, "embedding")(x)
         uniform = nn.initializers.uniform(0.04)
         places = self.param("positions", lambda *a: uniform(*a) - 0.02, x.shape[1:])
-        x = nn.Dropout(self.dropout, deterministic=not train)(x + places[None])
+        x = Dropout(self.dropout)(x + places[None], train)
         rows = None if mask is None else jnp.repeat(mask, channels)
         scores = None
         for i in range(self.layers):
@@ -201,7 +201,7 @@ class ITransformer(nn.Module):
             if x.shape[-1]:
                 tokens.append(linear(self.width, x.shape[1], name)(x.swapaxes(1, 2)))
         x = jnp.concatenate(tokens, 1)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train)
         x = Stack(config, name="blocks")(x, train=train)[0]
         x = nn.LayerNorm(epsilon=1e-5, name="norm")(x[:, : values.shape[-1]])
         raw = linear(self.horizon * self.output.size, self.width, "head")(x)

@@ -10,7 +10,7 @@ from jaxops import metrics
 from jaxops.forecast.data import Series
 from jaxops.forecast.distributions import NegativeBinomial
 from jaxops.forecast.inputs import Inputs
-from jaxops.forecast.scaling import Scaling
+from jaxops.forecast.scales import Scaling
 from jaxops.forecast.windows import gather
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
 
@@ -46,9 +46,11 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         "known": series.known,
     }
     fixed = {**rows, "static": series.static, "loc": loc, "scale": scale}
+    none = {name: x.shape for name, x in fixed.items() if x.size == 0}  # checkpoints refuse them
     masked = "mask" in inspect.signature(type(network).__call__).parameters  # batch norm's
 
     def read(extra: Extra, batch: Batch, weights: Array) -> tuple[Inputs, Array]:
+        extra = {**extra, **{name: jnp.zeros(shape) for name, shape in none.items()}}
         # a row of padding may hold anything
         origin = jnp.where(weights > 0, batch["origin"], back)
         number = jnp.where(weights > 0, batch["series"], 0)
@@ -59,13 +61,16 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         return inputs, values[:, back:]
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        like = {name: jnp.zeros((1, *x.shape[1:]), jnp.float32) for name, x in fixed.items()}
-        ahead = {"values": back, "past": back, "known": back + horizon}
-        windows = [jnp.zeros((1, n, *like[name].shape[1:])) for name, n in ahead.items()]
-        variables = dict(network.init(key, Inputs(*windows, like["static"]), train=False))
+        def like(name: str, *length: int) -> Array:
+            return jnp.zeros((1, *length, fixed[name].shape[1]))
+
+        windows = like("values", back), like("past", back), like("known", back + horizon)
+        variables = dict(network.init(key, Inputs(*windows, like("static")), train=False))
         params = variables.pop("params", {})
         return params, {
-            "series": {name: jnp.asarray(x, jnp.float32) for name, x in fixed.items()},
+            "series": {
+                name: jnp.asarray(x, jnp.float32) for name, x in fixed.items() if name not in none
+            },
             "network": variables,
         }
 

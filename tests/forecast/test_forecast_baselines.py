@@ -95,8 +95,8 @@ def test_quantiles_are_those_of_normal_errors(series):
 
 def test_theta_intervals_cover_a_series_of_its_own_kind():
     rng = np.random.default_rng(1)
-    noise = rng.normal(size=(2000, 120))  # SES with drift: level += .4 e + .5
-    level = 50 + np.cumsum(0.4 * noise + 0.5, 1) - (0.4 * noise + 0.5)
+    noise = rng.normal(size=(2000, 120))  # of SES: level += .4 e
+    level = 50 + np.cumsum(0.4 * noise, 1) - (0.4 * noise)
     x = (level + noise).astype(np.float32)
     low, high = np.moveaxis(np.asarray(theta_method(x[:, :108], 12, levels=(0.05, 0.95))), -1, 0)
     covered = metrics.coverage(low[..., None], high[..., None], x[:, 108:, None])

@@ -7,6 +7,7 @@ import pytest
 
 from jaxops import forecast
 from jaxops.forecast import Inputs
+from jaxops.forecast.layers import Dropout
 from jaxops.forecast.linear import moving_average
 
 
@@ -276,3 +277,25 @@ def test_instance_norm_of_constant_and_zero_windows():
     assert loc is None
     assert scale[0, 0].tolist() == [1, 5]
     assert found[0, 0].tolist() == [0, 1]
+
+
+def test_dropout_drops_by_chance_at_its_rate():
+    x = jnp.ones((400, 250))
+    layer = Dropout(0.3)
+    first, other = (
+        np.asarray(layer.apply({}, x, True, rngs={"dropout": jax.random.key(i)})) for i in range(2)
+    )
+    np.testing.assert_allclose(np.unique(first), [0, 1 / 0.7], rtol=1e-6)
+    sigma = (0.3 * 0.7) ** 0.5
+    for a, b in [(first, other), (first[1:], first[:-1]), (first[:, 1:], first[:, :-1])]:
+        dropped, also = a == 0, b == 0
+        assert abs(dropped.mean() - 0.3) < 5 * sigma / dropped.size**0.5
+        together = (dropped & also).mean()  # independent
+        assert abs(together - 0.09) < 5 * (0.09 * 0.91 / dropped.size) ** 0.5
+    for axis in (0, 1):  # of each row and column: chi squared
+        counts = (first == 0).sum(axis)
+        chi = ((counts - 0.3 * first.shape[axis]) ** 2).sum() / (sigma**2 * first.shape[axis])
+        assert abs(chi - counts.size) < 5 * (2 * counts.size) ** 0.5
+    assert (layer.apply({}, x, False) == x).all()
+    with pytest.raises(ValueError, match="dropout: 1 found"):
+        Dropout(1).apply({}, x, True, rngs={"dropout": jax.random.key(0)})

@@ -62,6 +62,14 @@ def trained(network, series, scaling, steps=3, **more):
     return task, state
 
 
+@pytest.fixture(scope="module")
+def tide(series):
+    """A network that takes all covariates: task, state and forecaster."""
+    network, scaling = f.TiDE(L, H), f.scaling(series)
+    task, state = trained(network, series, scaling)
+    return task, state, f.forecaster(network, state, series, scaling)
+
+
 def test_scaling_by_training_rows(series):
     rows = np.array([20, 10, 30])
     found = f.scaling(series, "series", rows)
@@ -127,6 +135,15 @@ def test_any_history_is_forecast_as_by_the_task(series, network, tmp_path):
     np.testing.assert_allclose(again.quantiles, found.quantiles[[2, 0], :2], rtol=1e-5, atol=1e-5)
 
 
+def test_a_run_goes_on_from_its_checkpoint(series, tmp_path):
+    series, network = plain(series), f.DLinear(L, H)
+    scaling = f.scaling(series)
+    whole = trained(network, series, scaling, 6)[1]
+    trained(network, series, scaling, 3, checkpoint_dir=tmp_path)
+    again = trained(network, series, scaling, 6, checkpoint_dir=tmp_path)[1]
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+
+
 def test_a_series_not_seen_in_training_is_scaled_by_itself(series):
     series = plain(series)
     scaling = f.scaling(series)
@@ -141,9 +158,8 @@ def test_a_series_not_seen_in_training_is_scaled_by_itself(series):
     np.testing.assert_allclose(found, f.forecast(model, one, levels=()).mean * 1000, rtol=1e-3)
 
 
-def test_nothing_behind_the_origin_reaches_a_forecast(series):
-    network = f.TiDE(L, H)
-    task, state = trained(network, series, f.scaling(series))
+def test_nothing_behind_the_origin_reaches_a_forecast(tide):
+    task, state, _ = tide
     origin = 20
     window = {"series": np.array([0], np.int32), "origin": np.array([origin], np.int32)}
 
@@ -249,7 +265,7 @@ def test_counts_are_not_scaled(series):
     counts = f.from_arrays(["a", "b"], [rng.poisson(3, 40), rng.poisson(50, 40)])
     network = f.Recurrent(L, H, f.NegativeBinomial(), instance_norm="mean")
     scaling = f.scaling(counts, "none")
-    task, state = trained(network, counts, scaling)
+    _task, state = trained(network, counts, scaling)
     found = f.forecast(f.forecaster(network, state, counts, scaling), counts)
     assert (found.mean > 0).all() and (found.quantiles == np.round(found.quantiles)).all()
     with pytest.raises(ValueError, match="scaling: 'series' found, \"none\" wanted"):
@@ -262,30 +278,25 @@ def test_counts_are_not_scaled(series):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(horizon=5), "horizon: 5 found, at most 4 wanted"),
-        (dict(horizon=0), "horizon: 0 found, at least 1 wanted"),
-        (dict(future=None), "future: none found, the steps to come of"),
-        (dict(future=np.zeros((3, 3, 3))), "future: 3 steps of .* found, 4 wanted"),
-        (dict(future=np.zeros((3, 4, 2))), r"future: \(3, 4, 2\) found, \(3, 4, 3\) wanted"),
-        (dict(future=np.full((3, 4, 3), np.nan)), "future: a value that is not finite"),
-        (dict(levels=(0.5, 0.1)), "rising numbers between 0 and 1"),
-        (dict(levels=(0.5, 1.0)), "rising numbers between 0 and 1"),
-        (dict(levels=(0.5,)), "Point has no quantiles"),
+        ({"horizon": 5}, "horizon: 5 found, at most 4 wanted"),
+        ({"horizon": 0}, "horizon: 0 found, at least 1 wanted"),
+        ({"future": None}, "future: none found, the steps to come of"),
+        ({"future": np.zeros((3, 3, 3))}, "future: 3 steps of .* found, 4 wanted"),
+        ({"future": np.zeros((3, 4, 2))}, r"future: \(3, 4, 2\) found, \(3, 4, 3\) wanted"),
+        ({"future": np.full((3, 4, 3), np.nan)}, "future: a value that is not finite"),
+        ({"levels": (0.5, 0.1)}, "rising numbers between 0 and 1"),
+        ({"levels": (0.5, 1.0)}, "rising numbers between 0 and 1"),
+        ({"levels": (0.5,)}, "Point has no quantiles"),
     ],
 )
-def test_what_cannot_be_forecast(series, change, message):
-    network = f.TiDE(L, H)
-    _, state = trained(network, series, f.scaling(series))
-    model = f.forecaster(network, state, series, f.scaling(series))
-    given = dict(horizon=H, future=np.zeros((3, H, 3)), levels=()) | change
+def test_what_cannot_be_forecast(series, tide, change, message):
+    given = {"horizon": H, "future": np.zeros((3, H, 3)), "levels": ()} | change
     with pytest.raises(ValueError, match=message):
-        f.forecast(model, series, **given)
+        f.forecast(tide[2], series, **given)
 
 
-def test_another_kind_of_history(series):
-    network = f.TiDE(L, H)
-    _, state = trained(network, series, f.scaling(series))
-    model = f.forecaster(network, state, series, f.scaling(series))
+def test_another_kind_of_history(series, tide):
+    model = tide[2]
     with pytest.raises(ValueError, match=r"known_names \(\) found, \('k1', 'k2', 'k3'\) wanted"):
         f.forecast(model, plain(series), levels=())
     short = f.history(series, {"series": np.array([1]), "origin": series.offsets[1:2] + 11})

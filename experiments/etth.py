@@ -1,0 +1,229 @@
+"""ETTh1 and ETTh2, hourly: all seven channels to all seven, 96 to 720 steps ahead.
+
+12, 4 and 4 months for training, validation and test; channels standardised by the training rows;
+every window of every split is scored, those that look back into the rows before as well (2,785 of
+test at 96 steps). Each network has two learning rates, of which validation chooses, as it chooses
+the epoch, the weights of the ensemble, and which row is the best, `etth1_96_mse` and so on; the
+test windows are looked at once. The ensemble's weights come from the first half of the validation
+windows, and what is the best is said by the second half, so that neither is judged by what it was
+fitted to.
+
+Published (MSE / MAE at 96): ETTh1 DLinear .375 / .399, NLinear .374 / .394 (Zeng et al. 2023,
+arXiv:2205.13504, table 2), PatchTST/64 .370 / .400 (Nie et al. 2023, arXiv:2211.14730, table 3);
+ETTh2 DLinear .289 / .353, NLinear .277 / .338, PatchTST/64 .274 / .337, TiDE .270 / .336 (Das et
+al. 2023, arXiv:2304.08424). Repeating the last value: 1.295 / .713 and .432 / .422.
+At 192, 336 and 720 (MSE): ETTh1 DLinear .405, .439, .472, NLinear .408, .429, .440, PatchTST/64
+.413, .422, .447; ETTh2 DLinear .383, .448, .605, NLinear .344, .357, .394, PatchTST/64 .341, .329,
+.379.
+
+    JAXOPS_DATA_DIR=DATA python -m experiments.etth [--seeds 3]
+"""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+import jaxops as jo
+from experiments import common
+from jaxops import forecast as f
+from jaxops import report
+
+PUBLISHED = {"etth1_96_mse": "0.370 (PatchTST/64)", "etth2_96_mse": "0.270 (TiDE)"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained."""
+
+    make: Callable[[int], Any]
+    """horizon -> network"""
+    learning_rates: tuple[float, ...]
+    batch_size: int
+    epochs: int
+    """at most"""
+    decay: float
+    """of the learning rate, every epoch"""
+    patience: int = 3
+
+
+RECIPES = {
+    "nlinear": Recipe(lambda h: f.NLinear(336, h), (5e-3, 1e-3), 32, 10, 0.5),
+    "dlinear": Recipe(lambda h: f.DLinear(336, h), (5e-3, 1e-3), 32, 10, 0.5),
+    "tide": Recipe(lambda h: f.TiDE(720, h, width=128, dropout=0.5), (1e-3, 2e-4), 128, 10, 0.7),
+    "patchtst": Recipe(lambda h: f.PatchTST(512, h), (1e-3,), 128, 12, 0.8),
+}
+
+
+@dataclass(frozen=True)
+class Settings(common.Settings):
+    """What is forecast."""
+
+    datasets: tuple[str, ...] = ("ETTh1", "ETTh2")
+    horizons: tuple[int, ...] = (96, 192, 336, 720)
+    patchtst_horizons: tuple[int, ...] = (96,)
+    """those at which PatchTST, which takes most of the time, is trained"""
+
+
+def read(settings: Settings, name: str) -> f.Series:
+    """One data set's 20 months; a made-up one for a smoke test."""
+    if settings.smoke:
+        time = np.arange(2400)[:, None]
+        noise = np.random.default_rng(0).normal(0, 0.3, (2400, 7))
+        wave = np.sin(2 * np.pi * (time / 24 + np.arange(7) / 7))
+        return f.from_arrays([name], [wave + noise], channels=list("abcdefg"))
+    file = Path(os.environ.get("JAXOPS_DATA_DIR", ".")) / f"ett/{name}.csv"
+    series = f.series(file, layout="channels", time="date")
+    return f.cut(series, np.array([[0, 14_400]]))
+
+
+def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
+    """All data sets and horizons."""
+    metrics: dict[str, float] = {}
+    rows: dict[str, dict[str, float]] = {}
+    horizons = (96,) if settings.smoke else settings.horizons
+    for name, horizon in itertools.product(settings.datasets, horizons):
+        key = f"{name.lower()}_{horizon}"
+        done = folder / key / "scores.json"
+        if not (settings.resume and done.exists()):
+            found = compare(settings, name, horizon, seed, folder / key)
+            done.write_text(json.dumps(found))
+        best, scores = json.loads(done.read_text())
+        for model, values in scores.items():
+            rows.setdefault(model, {}).update({f"{key}_{m}": v for m, v in values.items()})
+        metrics |= {f"{key}_{m}": scores[best][m] for m in ("mse", "mae")}
+        common.say(f"{key}: the best by validation is {best}")
+    return metrics | {"models": rows}
+
+
+def compare(
+    settings: Settings, name: str, horizon: int, seed: int, folder: Path
+) -> tuple[str, dict[str, dict[str, float]]]:
+    """One data set and horizon: the best row by validation, and the scores of all rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    series = read(settings, name)
+    sizes = (1440, 480, 480) if settings.smoke else (8640, 2880, 2880)
+    split = f.split(series, *sizes)
+    scaling = f.scaling(series, rows=sizes[0])
+    scaled = (series.values - scaling.loc) / scaling.scale
+    ahead = np.arange(horizon)
+    parts = {}  # the windows of a split are the same ones whatever looks back
+    for part, rows in (("validation", split.validation), ("test", split.test)):
+        parts[part] = f.origins(series, 720, horizon, rows)
+    target = {part: scaled[w["origin"][:, None] + ahead] for part, w in parts.items()}
+    found: dict[str, dict[str, np.ndarray]] = {
+        "repeat_last": {
+            part: np.repeat(scaled[w["origin"] - 1][:, None], horizon, 1)
+            for part, w in parts.items()
+        },
+        "seasonal_naive": {
+            part: scaled[w["origin"][:, None] - 24 + ahead % 24] for part, w in parts.items()
+        },
+    }
+    seconds = {}
+    for model, recipe in RECIPES.items():
+        if settings.smoke and model != "nlinear":
+            continue
+        if model == "patchtst" and horizon not in settings.patchtst_horizons:
+            continue
+        common.say(f"seed {seed}: {name}, {horizon} steps: {model}")
+        begin = time.perf_counter()
+        found[model] = train(
+            settings, recipe, horizon, series, split, scaling, parts, seed, folder / model
+        )
+        seconds[model] = time.perf_counter() - begin
+    names = list(seconds)
+    first, second = np.array_split(np.arange(len(target["validation"])), 2)
+    stacked = np.stack([found[model]["validation"][first] for model in names])
+    weights = f.stacking(stacked, target["validation"][first])
+    found["ensemble"] = {
+        part: sum(w * found[m][part] for w, m in zip(weights, names, strict=True))  # type: ignore[misc]
+        for part in parts
+    }
+    common.say(
+        "ensemble: " + ", ".join(f"{w:.2f} {m}" for w, m in zip(weights, names, strict=True))
+    )
+    by = {
+        model: f.mse(x["validation"][second], target["validation"][second]).mean()
+        for model, x in found.items()
+    }
+    best = min(by, key=lambda model: float(by[model]))
+    scores = {m: f.score(x["test"], target["test"], block=horizon) for m, x in found.items()}
+    table = f.table(scores, ["mse", "mae"])
+    (folder / "table.md").write_text(table + "\n")
+    common.say(table)
+    plot(scores, folder / "steps.png")
+    return best, {
+        model: {"mse": s.figures()["mse"], "mae": s.figures()["mae"]}
+        | {"validation_mse": float(by[model])}
+        | ({"seconds": seconds[model]} if model in seconds else {})
+        for model, s in scores.items()
+    }
+
+
+def train(
+    settings: Settings,
+    recipe: Recipe,
+    horizon: int,
+    series: f.Series,
+    split: f.Split,
+    scaling: f.Scaling,
+    parts: dict[str, f.Windows],
+    seed: int,
+    folder: Path,
+) -> dict[str, np.ndarray]:
+    """Scaled forecasts of validation and test, of the learning rate that validation prefers."""
+    network = recipe.make(horizon)
+    task = f.direct(network, series, scaling)
+    windows = f.origins(series, network.look_back, horizon, split.train)
+    steps = -(-len(windows["origin"]) // recipe.batch_size)
+    tried = []
+    for rate in recipe.learning_rates[:1] if settings.smoke else recipe.learning_rates:
+        log = common.Log(folder / f"{rate:g}", settings.resume)
+        schedule = optax.exponential_decay(rate, steps, recipe.decay, staircase=True)
+        state = jo.fit(
+            task,
+            windows,
+            optimizer=jo.optim.adam(schedule),
+            batch_size=recipe.batch_size,
+            epochs=1 if settings.smoke else recipe.epochs,
+            validation=parts["validation"],
+            early_stopping=jo.EarlyStopping("mse", recipe.patience),
+            seed=seed,
+            checkpoint_dir=folder / f"{rate:g}" / "checkpoints",
+            resume=settings.resume,
+            on_log=log,
+        )
+        report.plot_curves(log.records, folder / f"{rate:g}" / "curves.png")
+        value = min(r["mse"] for r in log.records if r["split"] == "validation")
+        tried.append((value, rate, state))
+    _, _, state = min(tried, key=lambda one: one[:2])
+    loc, scale = scaling.loc[None], scaling.scale[None]
+    return {part: (jo.predict(task, state, w)[..., 0] - loc) / scale for part, w in parts.items()}
+
+
+def plot(scores: dict[str, f.Scores], file: Path) -> None:
+    """MSE at each step ahead."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for model, one in scores.items():
+        if model != "repeat_last":  # several times the others
+            steps = one.steps["mse"]
+            axes.plot(np.arange(1, len(steps) + 1), steps, label=model)
+    axes.set(xlabel="steps ahead", ylabel="MSE of scaled values", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    common.experiment("etth", Settings, run, PUBLISHED)

@@ -1,0 +1,248 @@
+"""Rules that order, for `simulate`; one that learns; and what perfect knowledge would have cost."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxops.decide import given
+from jaxops.decide.newsvendor import newsvendor_quantiles, total_quantiles
+from jaxops.decide.stock import Costs, Observation, Trajectory, checked, simulate, straight_through
+from jaxops.task import Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
+
+Array = jax.Array
+
+
+def base_stock(level: Any, observation: Observation) -> Array:
+    """Order up to `level`, () or (B,), what is not there or on the way.
+
+    >>> seen = Observation(*map(jnp.array, ([2.0], [[3.0]], [5.0], [[]])))
+    >>> print(base_stock(9.0, seen))
+    [4.]
+    """
+    return level - observation.position
+
+
+def order_up_to(params: Any, observation: Observation) -> Array:
+    """Order up to the period's own level, which is the first feature; `params` are not used.
+
+    >>> seen = Observation(*map(jnp.array, ([2.0], [[]], [2.0], [[9.0]])))
+    >>> print(order_up_to(None, seen))
+    [7.]
+    """
+    return observation.features[:, 0] - observation.position
+
+
+def reorder(params: Any, observation: Observation) -> Array:
+    """(s, S): at s or below, order up to S.
+
+    `params` is (s, S), or to learn them (s, S, softness), each () or (B,). Whether to order is a
+    step, which has no gradient. With a softness w it is passed that of
+    sigmoid((s - position) / w), so that s can be learned, with a bias; the orders are the same.
+
+    >>> seen = Observation(*map(jnp.array, ([2.0, 3.0], [[], []], [2.0, 3.0], [[], []])))
+    >>> print(reorder((2.0, 9.0), seen))
+    [7. 0.]
+    """
+    low, high, *softness = params
+    gap = low - observation.position
+    now = (gap >= 0).astype(jnp.float32)
+    if softness:
+        now = straight_through(now, jax.nn.sigmoid(gap / softness[0]))
+    return now * (high - observation.position)
+
+
+def quantile_rule(
+    levels: Any, quantiles: Any, holding: Any, shortage: Any, correlation: Any = 0.0
+) -> Array:
+    """Levels to order up to, from a forecast's quantiles over lead time and review.
+
+    The newsvendor's quantile of the demand of the lead_time + 1 periods that an order must last.
+    It is optimal with back-orders where demand is as forecast; with lost sales and a lead time
+    it is somewhat high.
+
+    Args:
+        levels: (Q,) of the quantiles, with some on either side of .5.
+        quantiles: (..., lead_time + 1, Q), made before each period for it and the next ones.
+        holding: cost of a unit and period; one, or of the leading shape.
+        shortage: of a unit that is not there.
+        correlation: between two periods' errors, see `total_quantiles`.
+
+    Returns:
+        (...) float32, such as (B, T): the first feature of `order_up_to`.
+
+    Raises:
+        ValueError: as `total_quantiles` and `newsvendor_quantiles`.
+
+    >>> print(quantile_rule([0.1, 0.5, 0.9], [[[7, 10, 14], [6, 10, 13]]], 1, 9))
+    [25.]
+    """
+    total = total_quantiles(levels, quantiles, correlation)
+    return newsvendor_quantiles(levels, total, holding, shortage).quantity
+
+
+class LevelNetwork(nn.Module):
+    """An order-up-to level from features: softplus of a perceptron, above 0.
+
+    Attributes:
+        hidden: widths of the hidden layers; empty is linear in the features.
+
+    >>> LevelNetwork().init_with_output(jax.random.key(0), jnp.zeros((4, 52, 3)))[0].shape
+    (4, 52)
+    """
+
+    hidden: tuple[int, ...] = (32, 32)
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """(..., F) -> (...)."""
+        x = features
+        for i, width in enumerate(self.hidden):
+            x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
+        # it begins at twice the usual demand: a level that never orders would never learn
+        x = nn.Dense(1, name="level", bias_init=nn.initializers.constant(2.0))(x)
+        return nn.softplus(x[..., 0])
+
+
+@recorded
+def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Task:
+    """End to end: a network from features to levels, trained on the money that its orders cost.
+
+    The loss of an item is the mean cost of a period that `simulate` finds for `order_up_to` with
+    levels scale * network(features); its gradient goes through all periods. Fit it with `jo.fit`;
+    `predict` gives the levels (B, T).
+
+    Columns: demand (T,), features (T, F) known at the start of each period, `scale` (the item's
+    usual demand in L + 1 periods, say: levels are in units of it), stock at the start, and
+    holding, shortage, fixed and price, as `Costs.columns` gives them.
+
+    Args:
+        network: a Flax module, features (B, T, F) -> (B, T); such as `LevelNetwork()`.
+        lead_time: periods, as in `simulate`.
+        back_orders: as in `simulate`.
+
+    >>> ordering(LevelNetwork(), lead_time=1).columns[0].name
+    'demand'
+    """
+    given.whole(lead_time=lead_time)
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        return network.init(key, batch["features"])["params"], {}
+
+    def levels(params: Params, batch: Batch) -> Array:
+        return network.apply({"params": params}, batch["features"]) * batch["scale"][:, None]
+
+    def loss(
+        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        cost = _played(levels(params, batch), batch, lead_time, back_orders).cost.mean(1)
+        weight = row_weights(batch)
+        return (cost * weight).sum(), Out(weight.sum(), {}, extra)
+
+    names = ("scale", "stock", "holding", "shortage", "fixed", "price")
+    return Task(
+        init,
+        loss,
+        lambda params, extra, batch: levels(params, batch),
+        columns=(
+            Column("demand", (None,), target=True),
+            Column("features", (None, None)),
+            Column("scale"),
+            *(Column(name, target=True) for name in names[1:]),
+        ),
+    )
+
+
+def _played(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Trajectory:
+    return simulate(
+        order_up_to,
+        None,
+        batch["demand"],
+        levels[..., None],
+        costs=Costs(*(batch[name] for name in Costs._fields)),
+        lead_time=lead_time,
+        back_orders=back_orders,
+        stock=batch["stock"],
+    )
+
+
+def hindsight(
+    demand: Any,
+    *,
+    costs: Costs,
+    lead_time: int = 0,
+    back_orders: bool = False,
+    stock: Any = 0.0,
+) -> Array:
+    """The least that any orders could have cost, all demand known before; for the whole time.
+
+    Exact, also with fixed costs, by dynamic programming over which order serves which demand
+    (Wagner and Whitin 1958, Dynamic Version of the Economic Lot Size Model; Zangwill 1966 for
+    back-orders): the stock at the start serves first; then every demand waits, is lost, or is
+    served from one order, and orders serve one stretch of time each. A lower bound of every
+    policy's cost in `simulate`, in time O(B T^2).
+
+    Args:
+        demand: (B, T).
+        costs: as in `simulate`, as are the others.
+        lead_time: nothing that is ordered serves earlier.
+        back_orders: whether unmet demand waits.
+        stock: at the start.
+
+    Returns:
+        (B,) float32, less the revenue.
+
+    Raises:
+        ValueError: as `simulate`.
+
+    >>> costs = Costs(holding=1, shortage=20, fixed=5)
+    >>> print(hindsight([[4.0, 3.0, 0.0, 9.0]], costs=costs))
+    [13.]
+    """
+    demand, _, costs = checked(demand, None, costs, lead_time)
+    given.not_negative(stock=stock)
+    start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), demand.shape[:1])
+    return _hindsight(demand, start, costs, lead_time, back_orders)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _hindsight(
+    demand: Array, stock: Array, costs: Costs, lead_time: int, back_orders: bool
+) -> Array:
+    count = demand.shape[1]
+    holding, shortage, fixed, price = (c[:, None] for c in costs)
+    left = jnp.maximum(stock[:, None] - jnp.cumsum(demand, 1), 0)
+    before = jnp.concatenate([stock[:, None], left[:, :-1]], 1)
+    net = demand - (before - left)
+    # until[a]: demand of the periods before a
+    until = jnp.concatenate([jnp.zeros_like(stock)[:, None], jnp.cumsum(net, 1)], 1)
+    place = jnp.arange(count + 1)[None]
+    served = jnp.broadcast_to(jnp.where(place == 0, 0.0, jnp.inf), until.shape)
+    lost = shortage + (0.0 if back_orders else price)  # of a unit unmet, each period or for good
+
+    # served[:, a]: least cost of the periods before a, all of whose demand is served or lost;
+    # unmet[:, a]: what it costs that demand of a .. j - 1 waits until j, or is lost
+    def arrival(state: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], None]:
+        served, unmet = state
+        best = jnp.min(served + unmet, 1, keepdims=True) + fixed
+        later = jnp.maximum(place[:, :-1] - j, 0) * holding
+        kept = later if back_orders else jnp.minimum(later, lost)
+        stretch = jnp.cumsum(jnp.where(place[:, :-1] >= j, kept * net, 0), 1)
+        new = jnp.where((place[:, 1:] > j) & (j >= lead_time), best + stretch, jnp.inf)
+        served = served.at[:, 1:].min(new)
+        return (served, waited(unmet, j + 1)), None
+
+    def waited(unmet: Array, j: Array) -> Array:
+        now = jnp.take_along_axis(until, jnp.broadcast_to(j, (len(until), 1)), 1)
+        cost = jnp.maximum(now - until, 0) * lost
+        if back_orders:
+            cost = cost + jnp.where(place < j, unmet, 0)
+        return jnp.where(place <= j, cost, jnp.inf)
+
+    (served, unmet), _ = jax.lax.scan(arrival, (served, served), jnp.arange(count))
+    if back_orders:  # who still waits at the end has not paid
+        unmet = unmet + price * (until[:, -1:] - until)
+    best = (served + unmet).min(1)
+    return best + (holding * left).sum(1) - (price * demand).sum(1)
