@@ -21,6 +21,7 @@ from jaxops.forecast.distributions import (
     StudentT,
     ZeroInflated,
 )
+from jaxops.forecast.effects import Effects, effect, log_linear
 from jaxops.forecast.ensembles import Ensemble, stacking
 from jaxops.forecast.ets import exponential_smoothing, fit_smoothing
 from jaxops.forecast.forecasters import Forecast, Forecaster, forecast, forecaster, load, save
@@ -80,6 +81,7 @@ __all__ = [
     "Conformal",
     "DLinear",
     "Distribution",
+    "Effects",
     "Ensemble",
     "Fold",
     "Forecast",
@@ -120,6 +122,7 @@ __all__ = [
     "cut",
     "direct",
     "drift",
+    "effect",
     "exponential_smoothing",
     "fit_smoothing",
     "forecast",
@@ -130,6 +133,7 @@ __all__ = [
     "historical_forecasts",
     "history",
     "load",
+    "log_linear",
     "mae",
     "margin",
     "mase",

@@ -226,7 +226,9 @@ def regret(world, bandit, steps=200, runs=8):
     "world, bandit",
     [
         (linear_world, decide.linucb(ARMS, FEATURES)),
-        (linear_world, decide.thompson(ARMS, FEATURES, noise=1.0)),
+        pytest.param(
+            linear_world, decide.thompson(ARMS, FEATURES, noise=1.0), marks=pytest.mark.slow
+        ),
         pytest.param(linear_world, decide.thompson(ARMS, FEATURES), marks=pytest.mark.slow),
         (click_world, decide.beta_thompson(3)),
         (price_world, decide.demand_curve(PRICES, 1.0)),

@@ -23,7 +23,12 @@ from jaxops.tabular import Encoder, encode
 ROOT = Path(__file__).parents[2]
 PARTS = {"__init__", "common", "intents", "table", "movielens"}  # the last runs beauty_sequences'
 NAMES = sorted({f.stem for f in ROOT.glob("experiments/*.py")} - PARTS)
-MAIN = {"binary_mlp": "auc", "beauty_sequences": "ndcg@10", "cold_items": "recall@10"}
+MAIN = {
+    "binary_mlp": "auc",
+    "beauty_sequences": "ndcg@10",
+    "cold_items": "recall@10",
+    "sales_with_promotions": "coverage",
+}
 
 
 @pytest.fixture(autouse=True)
