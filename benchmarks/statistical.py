@@ -109,7 +109,7 @@ def main(settings: Settings) -> None:
     series = hourly("train")[: settings.series]
     target = np.stack(hourly("test")[: settings.series])[..., None]
     offsets = np.concatenate([[0], np.cumsum([len(x) for x in series])])
-    values, lengths = forecast.padded(np.concatenate(series), offsets)
+    values, lengths = forecast.right_aligned(np.concatenate(series), offsets)
     scale = forecast.seasonal_scale(values, SEASON, lengths)
     forms = theirs(series, settings.processes) if settings.statsforecast else {}
     results, seconds = timed(forms, settings.rounds)

@@ -27,6 +27,9 @@ MAIN = {
     "binary_mlp": "auc",
     "beauty_sequences": "ndcg@10",
     "cold_items": "recall@10",
+    "demand_to_orders": "cost_learned",
+    "etth": "etth1_96_mse",
+    "m4_hourly": "smape",
     "sales_with_promotions": "coverage",
 }
 
