@@ -19,7 +19,7 @@ def batch():
         rows.append((level * wave * (1 + 0.03 * rng.normal(size=n))).astype(np.float32))
     rows[4] -= 60
     rows[5][:], rows[6][:] = 7, 0
-    return baselines.padded(np.concatenate(rows), np.concatenate([[0], np.cumsum(LENGTHS)]))
+    return baselines.right_aligned(np.concatenate(rows), np.concatenate([[0], np.cumsum(LENGTHS)]))
 
 
 @pytest.fixture(scope="module")
