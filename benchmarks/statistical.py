@@ -121,7 +121,8 @@ def main(settings: Settings) -> None:
     for name, result in results.items():
         figures = forecast.score(result[..., None], target, scale).figures()
         row = {"method": name, "sMAPE": f"{figures['smape']:.3f}"}
-        row |= {"MASE": f"{figures['mase']:.3f}", "published": PUBLISHED.get(name, "")}
+        known = PUBLISHED.get(name, "") if len(series) == 414 else ""
+        row |= {"MASE": f"{figures['mase']:.3f}", "published": known}
         row["seconds"] = f"{seconds[name]:.2f}"
         row["first call"] = f"{first[name]:.1f}" if name in first else ""
         rows.append(row)
