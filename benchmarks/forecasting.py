@@ -164,7 +164,7 @@ def rows(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         tables[f"{results['many']['series']:,} series in one call"] = [
             {
                 "form": name,
-                "seconds": f"{facts['seconds']:.2f}",
+                "seconds": f"{facts['seconds']:.3f}",
                 "memory rose, MB": f"{facts['bytes'] / 1e6:,.0f}",
             }
             for name, facts in results["many"].items()
