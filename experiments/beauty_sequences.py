@@ -3,8 +3,9 @@
 Leave one out: the last item is test, the one before it validation. Ranks are among all items but
 those the user has seen. Rows: SASRec by full cross-entropy and by one negative; eSASRec, BERT4Rec
 and GRU4Rec by a sampled softmax; EASE, iALS, item-kNN, popularity; and the blend of the best of
-them, which `hr@10` and `ndcg@10` are of. Epochs are chosen by NDCG@10 of 10,000 users' validation
-items, as was everything else; the test items are looked at once.
+them, which `hr@10` and `ndcg@10` are of: a second SASRec from another seed is in it. Epochs are
+chosen by NDCG@10 of 10,000 users' validation items, as was everything else. That the second SASRec
+is there was decided after one seed's test rows had been seen, by validation (.0456 against .0421).
 
 Published ("Turning Dross Into Gold Loss", Klenitskiy and Vasilev 2023, arXiv:2309.07602): SASRec
 with one negative .0246 / .0126, BERT4Rec .0338 / .0187, SASRec by cross-entropy .0533 / .0327.
@@ -47,21 +48,23 @@ class Recipe:
     dropout: float
     learning_rate: float
     patience: int = 3
+    another_seed: int = 0
+    """added to the seed: the same model once more, for the blend"""
 
 
 RECIPES = {
     "sasrec_cross_entropy": Recipe(r.sasrec, r.CrossEntropy(), 12, 0.4, 1e-3),
+    "sasrec_cross_entropy_again": Recipe(
+        r.sasrec, r.CrossEntropy(), 12, 0.4, 1e-3, another_seed=100
+    ),
     "esasrec": Recipe(r.esasrec, r.SampledSoftmax(4096), 24, 0.5, 2e-3),
     "gru4rec": Recipe(r.gru4rec, r.SampledSoftmax(4096), 24, 0.5, 2e-3),
     "bert4rec": Recipe(r.bert4rec, r.SampledSoftmax(4096), 40, 0.3, 2e-3, patience=8),
     "sasrec_one_negative": Recipe(r.sasrec, r.BinaryCrossEntropy(), 40, 0.1, 1e-3, patience=10),
 }
 HIDDEN = 0.6  # of the items, for BERT4Rec, as its authors have it on Beauty
-BLENDS = (
-    ("sasrec_cross_entropy", "esasrec"),
-    ("sasrec_cross_entropy", "esasrec", "bert4rec"),
-    ("sasrec_cross_entropy", "esasrec", "bert4rec", "gru4rec"),
-)
+TWICE = ("sasrec_cross_entropy", "sasrec_cross_entropy_again")
+BLENDS = (TWICE, (*TWICE, "esasrec"), (*TWICE, "esasrec", "bert4rec"))
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def train(
         epochs=1 if settings.smoke else recipe.epochs,
         validation={column: values[few] for column, values in validation.items()},
         early_stopping=jo.EarlyStopping("ndcg@10", recipe.patience, "max"),
-        seed=seed,
+        seed=seed + recipe.another_seed,
         checkpoint_dir=folder / name / "checkpoints",
         resume=settings.resume,
         on_log=log,
@@ -159,7 +162,7 @@ def blended(
     found: list[Any] = []
     for names in BLENDS[:1] if settings.smoke else BLENDS:
         members = [models[name] for name in names if name in models]
-        for weight in (0.0, 0.1, 0.2, 0.4):
+        for weight in (0.0, 0.1, 0.2):
             weights = [(1 - weight) / len(members)] * len(members) + [weight]
             temperatures = [1.0] * len(members) + [0.1]  # a cosine is no log-probability
             blend = r.blend([*members, models["item_knn"]], weights, temperatures)
