@@ -58,7 +58,8 @@ class Series:
         report: of the reading; None for series that were not read from a table.
 
     Raises:
-        ValueError: arrays whose shapes do not fit together, or a frequency that is none.
+        ValueError: arrays whose shapes do not fit together; values or covariates that are not
+            finite float32; a frequency that is none.
     """
 
     ids: np.ndarray
@@ -99,10 +100,34 @@ class Series:
             raise ValueError(
                 f"Series: {rows} rows found, fewer than {2**31} wanted: rows are int32"
             )
+        for name, columns in (
+            ("values", self.channels),
+            ("known", self.known_names),
+            ("past", self.past_names),
+            ("static", self.static_names),
+        ):
+            self._check_numbers(name, columns)
         names = self.known_names + self.past_names + self.static_names + self.channels
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"Series: column {twice!r} found twice, once wanted")
+
+    def _check_numbers(self, name: str, columns: tuple[str, ...]) -> None:
+        array = getattr(self, name)
+        if array.dtype != np.float32:
+            raise ValueError(f"Series: {name}: {array.dtype} found, float32 wanted")
+        finite = np.isfinite(array)
+        if finite.all():
+            return
+        row, j = np.argwhere(~finite)[0]
+        s, place = row, ""
+        if name != "static":
+            s = np.searchsorted(self.offsets, row, "right") - 1
+            place = f", row {row - self.offsets[s]}"
+        raise ValueError(
+            f"Series: {name}: {array[row, j]} found in column {columns[j]!r} of series "
+            f"{str(self.ids[s])!r}{place}, finite numbers wanted"
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -213,14 +238,6 @@ def from_arrays(
         tables.append(table)
     offsets = np.append(0, np.cumsum([len(table) for table in tables]))
     table = np.concatenate(tables)
-    bad = ~np.isfinite(table).all(1)
-    if bad.any():
-        row = int(bad.argmax())
-        of = int(np.searchsorted(offsets, row, "right")) - 1
-        raise ValueError(
-            f"values: series {str(names[of])!r}: {table[row]} found in row {row - offsets[of]}, "
-            "finite numbers wanted"
-        )
     return Series(
         ids=names,
         start=np.broadcast_to(as_time(start, "start"), names.shape).copy(),
