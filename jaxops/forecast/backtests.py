@@ -10,7 +10,7 @@ from jaxops.forecast import grid
 from jaxops.forecast.conformal import margin
 from jaxops.forecast.data import Series
 from jaxops.forecast.forecasters import forecast
-from jaxops.forecast.windows import Windows
+from jaxops.forecast.windows import Windows, check_windows
 
 ROWS_AT_ONCE = 2**23
 
@@ -79,7 +79,12 @@ def historical_forecasts(
         horizon: H.
         levels: of quantiles.
         look_back: rows that the model is given; all before the origin by default.
+
+    Raises:
+        ValueError: a window whose target, or whose one row before it, is not in its series, which
+            is named; no windows; else as `forecast`.
     """
+    _checked(series, windows, horizon)
     ahead = np.arange(horizon)
     given = windows["origin"] - series.offsets[windows["series"]]
     widest = int(min(given.max(), look_back or given.max()))
@@ -161,8 +166,10 @@ def calibrated(
         season: steps of one.
 
     Raises:
-        ValueError: too few windows; a look-back within the season; else as `forecast`.
+        ValueError: too few windows; a look-back within the season; else as
+            `historical_forecasts`.
     """
+    _checked(series, windows, horizon)
     levels = tuple(levels)
     if look_back <= season:
         raise ValueError(f"look_back: {look_back} found, more than the season, {season}, wanted")
@@ -192,6 +199,12 @@ def units(history: Series, look_back: int, season: int) -> np.ndarray:
     rows = history.values[np.maximum(place, 0)].astype(np.float64)
     moves, both = np.abs(rows[:, season:] - rows[:, :-season]), there[:, :-season, None]
     return np.where(both, moves, 0).sum(1) / np.maximum(both.sum(1), 1)
+
+
+def _checked(series: Series, windows: Windows, horizon: int) -> None:
+    if len(windows["origin"]) == 0:
+        raise ValueError("windows: none found, at least 1 wanted")
+    check_windows(series, windows, 1, horizon)
 
 
 def _base(

@@ -219,6 +219,43 @@ def origins(
     return {"series": of, "origin": (last[of] - stride * to_come).astype(np.int32)}
 
 
+def check_windows(series: Series, windows: Windows, look_back: int, horizon: int) -> None:
+    """Check that the rows of each window lie within its series, as `gather` wants them.
+
+    Args:
+        series: that the windows are of.
+        windows: W of them, from anywhere.
+        look_back: L, rows before each origin that will be read.
+        horizon: H, rows from the origin on.
+
+    Raises:
+        ValueError: a series that is none, or a window that reaches beyond its series' first or last
+            row; series and origin are named.
+
+    >>> from jaxops.forecast import from_arrays
+    >>> two = from_arrays(["a", "b"], [range(5), range(4)])
+    >>> check_windows(two, origins(two, 2, 1), 2, 1)
+    >>> check_windows(two, origins(two, 2, 1), 3, 1)
+    Traceback (most recent call last):
+    ValueError: windows: origin 2 of series 'a' (rows 0 to 4) found, 3 to 4 wanted ...
+    """
+    of, origin = windows["series"], windows["origin"]
+    none = (of < 0) | (of >= len(series))
+    if none.any():
+        found = of[none.argmax()]
+        raise ValueError(f"windows: series {found} found, 0 to {len(series) - 1} wanted")
+    first, last = series.offsets[of] + look_back, series.offsets[of + 1] - horizon
+    beyond = (origin < first) | (origin > last)
+    if beyond.any():
+        w = int(beyond.argmax())
+        begin, end = series.offsets[of[w] : of[w] + 2]
+        raise ValueError(
+            f"windows: origin {origin[w]} of series {str(series.ids[of[w]])!r} (rows {begin} to "
+            f"{end - 1}) found, {first[w]} to {last[w]} wanted for look_back={look_back} and "
+            f"horizon={horizon}; {beyond.sum()} of {len(of)} windows reach beyond their series"
+        )
+
+
 def padded(series: Series, rows: int) -> Series:
     """The series, those with fewer rows lengthened at their beginning by repeats of the first row.
 

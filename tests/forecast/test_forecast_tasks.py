@@ -230,6 +230,22 @@ def test_conformal_quantiles_cover_their_share():
         f.calibrated(model, first, {n: c[:5] for n, c in windows.items()}, 3, look_back=40)
 
 
+@pytest.mark.parametrize("ask", [f.historical_forecasts, f.calibrated])
+def test_windows_that_reach_beyond_their_series(series, ask):
+    model, one = f.Baseline("repeat_last"), plain(series)
+    at = f.origins(one, L, H)
+    with pytest.raises(
+        ValueError, match=r"origin 36 of series 'a' \(rows 0 to 39\) found, 1 to 35"
+    ):
+        ask(model, one, at, H + 1)
+    with pytest.raises(ValueError, match=r"origin 40 of series 'b' .* found, 41 to 66 wanted"):
+        ask(model, one, {"series": np.array([1]), "origin": np.array([40])}, H)
+    with pytest.raises(ValueError, match="windows: series 3 found, 0 to 2 wanted"):
+        ask(model, one, {"series": np.array([3]), "origin": np.array([40])}, H)
+    with pytest.raises(ValueError, match="windows: none found"):
+        ask(model, one, {name: column[:0] for name, column in at.items()}, H)
+
+
 def test_an_ensemble_is_the_weighted_mean(series):
     series = plain(series)
     members = (f.Baseline("repeat_last"), f.Baseline("drift"))
