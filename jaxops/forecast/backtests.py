@@ -1,14 +1,13 @@
 """What a model would have said at each origin of a backtest, and intervals made from that."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxops.forecast import grid
 from jaxops.forecast.conformal import margin
-from jaxops.forecast.data import Series
+from jaxops.forecast.data import Series, taken
 from jaxops.forecast.forecasters import forecast
 from jaxops.forecast.windows import Windows, check_windows
 
@@ -31,19 +30,7 @@ def history(series: Series, windows: Windows, look_back: int | None = None) -> S
     of, origin = windows["series"], windows["origin"].astype(np.int64)
     begin = series.offsets[of]
     first = begin if look_back is None else np.maximum(begin, origin - look_back)
-    offsets = np.append(0, np.cumsum(origin - first))
-    rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], origin - first)
-    return replace(
-        series,
-        ids=series.ids[of],
-        start=grid.moved(series.start[of], first - begin, series.frequency),
-        offsets=offsets,
-        values=series.values[rows],
-        known=series.known[rows],
-        past=series.past[rows],
-        static=series.static[of],
-        report=None,
-    )
+    return taken(series, of, first, origin)
 
 
 class Backtest(NamedTuple):

@@ -174,21 +174,37 @@ class Series:
         >>> from_arrays(["a", "b", "c"], [[1], [2, 3], [4]]).part([2, 1]).values[:, 0].tolist()
         [4.0, 2.0, 3.0]
         """
-        index = np.arange(len(self))[np.asarray(keep)]
-        lengths = self.lengths[index]
-        offsets = np.append(0, np.cumsum(lengths))
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], lengths)
-        return replace(
-            self,
-            ids=self.ids[index],
-            start=self.start[index],
-            offsets=offsets,
-            values=self.values[rows],
-            known=self.known[rows],
-            past=self.past[rows],
-            static=self.static[index],
-            report=None,
-        )
+        of = np.arange(len(self))[np.asarray(keep)]
+        return taken(self, of, self.offsets[of], self.offsets[of + 1])
+
+
+def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of rows, first to last - 1, end to end.
+
+    Returns:
+        The offsets of the N ranges, int64 (N + 1,), and all their rows, int64.
+
+    >>> ranges(np.array([5, 1]), np.array([7, 4]))
+    (array([0, 2, 5]), array([5, 6, 1, 2, 3]))
+    """
+    offsets = np.append(0, np.cumsum(last - first))
+    return offsets, np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], last - first)
+
+
+def taken(series: Series, of: np.ndarray, first: np.ndarray, last: np.ndarray) -> Series:
+    """The rows first to last - 1 of the series `of`, (N,) each, as N series."""
+    offsets, rows = ranges(first, last)
+    return replace(
+        series,
+        ids=series.ids[of],
+        start=grid.moved(series.start[of], first - series.offsets[of], series.frequency),
+        offsets=offsets,
+        values=series.values[rows],
+        known=series.known[rows],
+        past=series.past[rows],
+        static=series.static[of],
+        report=None,
+    )
 
 
 def from_arrays(

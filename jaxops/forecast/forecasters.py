@@ -128,7 +128,7 @@ class Forecaster:
         network = self.network
         horizon = network.horizon if horizon is None else horizon
         known = self._checked(history, horizon, future)
-        loc, scale = self.scaling.of(history, self.ids)
+        loc, scale = self.scaling.of(history)
         variables = jax.device_put(self.variables)
         wide = network.look_back * len(self.channels)
         # a power of two, so that few sizes compile
@@ -260,7 +260,7 @@ def save(path: str | Path, model: Forecaster) -> None:
     arrays = tuple((name, np.shape(x), str(np.asarray(x).dtype)) for name, x in flat.items())
     named = tuple((name, getattr(model, name)) for name in (*NAMED, "frequency"))
     state = TrainState(jnp.int32(0), params, (), {}, jax.random.key(0))
-    about = {"ids": model.ids.tolist(), "scaling": scaling.kind}
+    about = {"ids": scaling.ids.tolist(), "scaling": scaling.kind}
     model_file.save(path, _stored(model.network, named, arrays), state, about)
 
 
@@ -276,6 +276,6 @@ def load(path: str | Path) -> Forecaster:
     if make is not _stored:
         raise ValueError(f"{path}: not a forecaster; see jaxops.load")
     params, given = jax.device_get(found.state.params), dict(arguments)
-    scaling = Scaling(found.about["scaling"], params["loc"], params["scale"])
     ids = np.array(found.about["ids"], dtype=object)
+    scaling = Scaling(found.about["scaling"], params["loc"], params["scale"], ids)
     return Forecaster(given["network"], params["variables"], scaling, ids, **dict(given["named"]))
