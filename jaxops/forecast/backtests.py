@@ -1,6 +1,6 @@
 """What a model would have said at each origin of a backtest, and intervals made from that."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,8 @@ from jaxops.forecast.data import Series, taken
 from jaxops.forecast.forecasters import forecast
 from jaxops.forecast.windows import Windows, check_windows
 
-ROWS_AT_ONCE = 2**23
+AT_ONCE = 2**25
+"""Numbers of histories that are copied at once."""
 
 
 def history(series: Series, windows: Windows, look_back: int | None = None) -> Series:
@@ -71,19 +72,53 @@ def historical_forecasts(
         ValueError: a window whose target, or whose one row before it, is not in its series, which
             is named; no windows; else as `forecast`.
     """
-    _checked(series, windows, horizon)
-    ahead = np.arange(horizon)
-    given = windows["origin"] - series.offsets[windows["series"]]
-    widest = int(min(given.max(), look_back or given.max()))
-    size = max(1, ROWS_AT_ONCE // widest)
     parts = []
-    for start in range(0, len(given), size):
-        few = {name: column[start : start + size] for name, column in windows.items()}
-        future = series.known[few["origin"][:, None] + ahead]
-        found = forecast(model, history(series, few, look_back), horizon, future, levels)
+    for before, future in _asked(model, series, windows, horizon, look_back):
+        found = forecast(model, before, horizon, future, levels)
         parts.append((found.mean, found.quantiles))
     mean, quantiles = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return Backtest(mean, quantiles, series.values[windows["origin"][:, None] + ahead])
+    return Backtest(mean, quantiles, targets(series, windows, horizon))
+
+
+def targets(series: Series, windows: Windows, horizon: int) -> np.ndarray:
+    """What came, (W, H, C)."""
+    return series.values[windows["origin"][:, None] + np.arange(horizon)]
+
+
+def _asked(
+    model: Any, series: Series, windows: Windows, horizon: int, look_back: int | None
+) -> Iterator[tuple[Series, np.ndarray]]:
+    """The windows' histories and known covariates to come, as many at once as memory should hold.
+
+    A network wants the covariates of all its horizon, of which the first steps may tell too.
+    """
+    if len(windows["origin"]) == 0:
+        raise ValueError("windows: none found, at least 1 wanted")
+    steps = max(horizon, reach(model)) if series.known_names else horizon
+    try:
+        check_windows(series, windows, 1, steps)
+    except ValueError as error:
+        if steps == horizon:
+            raise
+        raise ValueError(
+            f"horizon: {horizon} found; the model wants the known covariates of {steps} steps, so "
+            f"windows of that horizon are wanted: {error}"
+        ) from None
+    given = windows["origin"] - series.offsets[windows["series"]]
+    widest = int(min(given.max(), look_back or given.max()))
+    numbers = sum(table.shape[1] for table in (series.values, series.known, series.past))
+    size = max(1, AT_ONCE // (widest * numbers))
+    for start in range(0, len(given), size):
+        few = {name: column[start : start + size] for name, column in windows.items()}
+        future = series.known[few["origin"][:, None] + np.arange(steps)]
+        yield history(series, few, look_back), future
+
+
+def reach(model: Any) -> int:
+    """Steps that a model wants known covariates of: the longest horizon of its networks, or 0."""
+    network = getattr(model, "network", None)
+    within = (*getattr(model, "members", ()), *([model.model] if hasattr(model, "model") else []))
+    return max([0 if network is None else network.horizon, *map(reach, within)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +131,8 @@ class Conformal:
         offsets: (H, C, Q), of each step: how far the quantile is moved, in units of the series.
         look_back: rows of a history that its unit is taken from.
         season: see `calibrated`.
+        left_out: share of the calibration windows whose history does not vary.
+        counts: whether no quantile may be below 0, as of whole numbers from 0 up.
     """
 
     model: Any
@@ -103,6 +140,8 @@ class Conformal:
     offsets: np.ndarray
     look_back: int
     season: int
+    left_out: float = 0.0
+    counts: bool = False
 
     def answer(
         self,
@@ -122,6 +161,7 @@ class Conformal:
         unit = units(history, self.look_back, self.season)[:, None, :, None]
         # moved by different amounts they may cross
         moved = np.sort(base + self.offsets[None, :horizon] * unit, axis=-1)
+        moved = np.maximum(moved, 0) if self.counts else moved
         return mean, moved[..., [self.levels.index(level) for level in levels]]
 
 
@@ -141,12 +181,15 @@ def calibrated(
     arXiv:1905.03222, theorem 2). Errors are counted in units of each series, so that series of all
     sizes count alike, and new ones can be forecast: the mean absolute difference of values one
     season apart in the last `look_back` rows, as in MASE. A history without such a difference
-    gets intervals without width.
+    gets intervals without width. Of series of counts (whole numbers from 0 up) no quantile is moved
+    below 0.
 
     Args:
         model: any, see `forecast`; where it has no quantiles they are put around its mean.
         series: with the rows to calibrate by.
-        windows: at least (1 - a) / a where the outermost level is a or 1 - a.
+        windows: at least (1 - a) / a where the outermost level is a or 1 - a. Of one whose unit
+            is 0 no error can be counted: these are left out, and `Conformal.left_out` is their
+            share, for which nothing is promised.
         horizon: H.
         levels: Q.
         look_back: rows before each origin that the unit is taken from, more than the season.
@@ -156,16 +199,17 @@ def calibrated(
         ValueError: too few windows; a look-back within the season; else as
             `historical_forecasts`.
     """
-    _checked(series, windows, horizon)
     levels = tuple(levels)
     if look_back <= season:
         raise ValueError(f"look_back: {look_back} found, more than the season, {season}, wanted")
-    before = history(series, windows)
-    ahead = windows["origin"][:, None] + np.arange(horizon)
-    _, base = _base(model, before, horizon, series.known[ahead], levels)
-    unit = units(before, look_back, season)
+    parts = []
+    for before, future in _asked(model, series, windows, horizon, None):
+        _, base = _base(model, before, horizon, future, levels)
+        parts.append((base, units(before, look_back, season)))
+    base, unit = (np.concatenate(x) for x in zip(*parts, strict=True))
     used = (unit > 0).all(1)
-    error = (series.values[ahead][..., None] - base)[used] / unit[used][:, None, :, None]
+    target = targets(series, windows, horizon)
+    error = (target[..., None] - base)[used] / unit[used][:, None, :, None]
     offsets = []
     for i, level in enumerate(levels):
         sign, share = (1, level) if level >= 0.5 else (-1, 1 - level)
@@ -173,10 +217,13 @@ def calibrated(
         needed = int(np.ceil(share / (1 - share) - 1e-9))
         if len(found) < needed:
             raise ValueError(
-                f"windows: {len(found)} found whose series vary, {needed} wanted for level {level}"
+                f"windows: {len(found)} of {len(used)} found whose histories vary, {needed} wanted "
+                f"for level {level}"
             )
         offsets.append(sign * margin(sign * found, share))
-    return Conformal(model, levels, np.stack(offsets, -1), look_back, season)
+    counts = bool((series.values >= 0).all() and (series.values % 1 == 0).all())
+    left_out = float(1 - used.mean())
+    return Conformal(model, levels, np.stack(offsets, -1), look_back, season, left_out, counts)
 
 
 def units(history: Series, look_back: int, season: int) -> np.ndarray:
@@ -186,12 +233,6 @@ def units(history: Series, look_back: int, season: int) -> np.ndarray:
     rows = history.values[np.maximum(place, 0)].astype(np.float64)
     moves, both = np.abs(rows[:, season:] - rows[:, :-season]), there[:, :-season, None]
     return np.where(both, moves, 0).sum(1) / np.maximum(both.sum(1), 1)
-
-
-def _checked(series: Series, windows: Windows, horizon: int) -> None:
-    if len(windows["origin"]) == 0:
-        raise ValueError("windows: none found, at least 1 wanted")
-    check_windows(series, windows, 1, horizon)
 
 
 def _base(

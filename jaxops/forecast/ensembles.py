@@ -18,7 +18,7 @@ class Ensemble:
         weights: M numbers, not negative, whose sum is 1; all alike by default.
 
     Raises:
-        ValueError: other weights.
+        ValueError: other weights; of `forecast` without a horizon, members whose horizons differ.
     """
 
     members: tuple[Any, ...]
@@ -30,7 +30,8 @@ class Ensemble:
         if not self.weights:
             object.__setattr__(self, "weights", (1 / len(self.members),) * len(self.members))
         found = np.asarray(self.weights)
-        if len(found) != len(self.members) or (found < 0).any() or abs(found.sum() - 1) > 1e-3:
+        fits = len(found) == len(self.members) and (found >= 0).all()
+        if not fits or not abs(found.sum() - 1) <= 1e-3:  # so NaN is refused
             raise ValueError(
                 f"weights: {self.weights} found, {len(self.members)} from 0 up with sum 1 wanted"
             )
@@ -53,6 +54,11 @@ class Ensemble:
             for member, w in zip(self.members, self.weights, strict=True)
             if w > 0
         ]
+        steps = sorted({part[0].shape[1] for part in parts})
+        if len(steps) > 1:
+            raise ValueError(
+                f"horizon: None found, a number up to {steps[0]} wanted: the members' are {steps}"
+            )
         mean, quantiles = (sum(part) for part in zip(*parts, strict=True))
         return mean, quantiles
 
@@ -75,6 +81,8 @@ def stacking(forecasts: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
     >>> stacking(np.stack([truth + [1, -1, 1], truth - [1, -1, 1]]), truth)
     (0.5, 0.5)
     """
+    if not np.isfinite(target).all():
+        raise ValueError(f"target: {(~np.isfinite(target)).sum()} numbers not finite, 0 wanted")
     if forecasts.shape[1:] != target.shape or not np.isfinite(forecasts).all():
         raise ValueError(
             f"forecasts: {forecasts.shape} found, (M, {', '.join(map(str, target.shape))}) wanted, "

@@ -249,7 +249,7 @@ def test_conformal_quantiles_cover_their_share():
     assert (np.abs(below - levels) < error[None]).all()
     with pytest.raises(ValueError, match=r"levels: \[0.2\] found, of \(0.1, 0.5, 0.9\) wanted"):
         f.forecast(fitted, second, 3, levels=(0.2,))
-    with pytest.raises(ValueError, match="windows: 5 found whose series vary, 9 wanted"):
+    with pytest.raises(ValueError, match="windows: 5 of 5 found whose histories vary, 9 wanted"):
         f.calibrated(model, first, {n: c[:5] for n, c in windows.items()}, 3, look_back=40)
 
 
@@ -269,6 +269,72 @@ def test_windows_that_reach_beyond_their_series(series, ask):
         ask(model, one, {name: column[:0] for name, column in at.items()}, H)
 
 
+class Last:
+    """Repeats the last value, and has a horizon; in NumPy."""
+
+    has_quantiles = False
+
+    def __init__(self, horizon=H):
+        self.horizon = horizon
+
+    def answer(self, history, horizon, future, levels):
+        last = history.values[history.offsets[1:] - 1][:, None]
+        mean = np.repeat(last, self.horizon if horizon is None else horizon, 1)
+        return mean, np.zeros((*mean.shape, 0))
+
+
+class Sum:
+    """Says the sum of all known covariates given, and of a network's horizon at least."""
+
+    network = f.TiDE(L, H)
+    has_quantiles = False
+
+    def answer(self, history, horizon, future, levels):
+        assert future.shape[1] >= H
+        mean = future[:, :H].sum((1, 2))[:, None, None]
+        return np.broadcast_to(mean, (len(mean), horizon, 2)), np.zeros((len(mean), horizon, 2, 0))
+
+
+def test_a_smaller_horizon_gets_the_covariates_of_the_whole(series):
+    windows = f.origins(series, L, H)
+    for model in (Sum(), f.Ensemble((f.Baseline("drift"), Sum()), (0.0, 1.0))):
+        found = f.historical_forecasts(model, series, windows, 2)
+        known = series.known[windows["origin"][:, None] + np.arange(H)]
+        np.testing.assert_allclose(found.mean[:, 1, 0], known.sum((1, 2)), rtol=1e-5)
+        assert f.calibrated(model, series, windows, 2, (0.5,), L).offsets.shape == (2, 2, 1)
+        with pytest.raises(ValueError, match=r"horizon: 2 found; the model wants .* of 4 steps"):
+            f.historical_forecasts(model, series, f.origins(series, L, 2), 2)
+
+
+def test_windows_in_parts_say_the_same(series, monkeypatch):
+    series, model = plain(series), Last()
+    windows = f.origins(series, L, H)
+    levels = (0.25, 0.75)
+
+    def both():
+        fitted = f.calibrated(model, series, windows, H, levels, L)
+        return fitted.offsets, f.historical_forecasts(fitted, series, windows, H, levels).quantiles
+
+    one = both()
+    monkeypatch.setattr("jaxops.forecast.backtests.AT_ONCE", 2**10)
+    for whole, parts in zip(one, both(), strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-5)
+
+
+def test_conformal_counts_and_histories_that_do_not_vary():
+    rng = np.random.default_rng(0)
+    sold = rng.poisson(1, (40, 30))
+    sold[:10] = 3
+    counts = f.from_arrays([str(i) for i in range(40)], list(sold))
+    windows, model = f.origins(counts, 20, 2, stride=50), Last()
+    fitted = f.calibrated(model, counts, windows, 2, (0.1, 0.9), 20)
+    assert fitted.left_out == 0.25 and fitted.counts
+    found = f.forecast(fitted, counts, 2, levels=(0.1, 0.9)).quantiles
+    assert found.min() == 0 and (found[:10] == 3).all()
+    halves = replace(counts, values=counts.values - np.float32(0.5))
+    assert f.calibrated(model, halves, windows, 2, (0.1, 0.9), 20).counts is False
+
+
 def test_an_ensemble_is_the_weighted_mean(series):
     series = plain(series)
     members = (f.Baseline("repeat_last"), f.Baseline("drift"))
@@ -279,6 +345,10 @@ def test_an_ensemble_is_the_weighted_mean(series):
         np.testing.assert_allclose(getattr(both, name), 0.25 * a + 0.75 * b, rtol=1e-5)
     with pytest.raises(ValueError, match="2 from 0 up with sum 1"):
         f.Ensemble(members, (0.5, 0.6))
+    with pytest.raises(ValueError, match="2 from 0 up with sum 1"):
+        f.Ensemble(members, (0.5, float("nan")))
+    with pytest.raises(ValueError, match=r"horizon: None found, a number up to 1 .* \[1, 2\]"):
+        f.forecast(f.Ensemble((Last(2), Last(1))), series, levels=())
 
 
 def test_stacking_is_the_least_squares_of_the_simplex():
@@ -297,6 +367,11 @@ def test_stacking_is_the_least_squares_of_the_simplex():
     ]
     best = min(error(w) for w in grid if w.min() >= 0)
     assert found.min() >= 0 and found.sum() == pytest.approx(1) and error(found) <= best + 1e-9
+
+
+def test_a_target_of_stacking_that_is_not_finite():
+    with pytest.raises(ValueError, match="target: 1 numbers not finite"):
+        f.stacking(np.zeros((2, 3)), np.array([1, np.nan, 2]))
 
 
 def test_counts_are_not_scaled(series):
