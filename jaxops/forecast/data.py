@@ -59,7 +59,7 @@ class Series:
 
     Raises:
         ValueError: arrays whose shapes do not fit together; values or covariates that are not
-            finite float32; a frequency that is none.
+            finite float32; a frequency that is none, or a start that is off it.
     """
 
     ids: np.ndarray
@@ -96,6 +96,13 @@ class Series:
         if (self.lengths < 1).any():
             empty = str(self.ids[self.lengths.argmin()])
             raise ValueError(f"Series: offsets: series {empty!r} has no row, at least 1 wanted")
+        _, whole = grid.places(self.start, self.start, self.frequency)
+        if not whole.all():
+            s = int(whole.argmin())
+            raise ValueError(
+                f"Series: start: {self.start[s]} of series {str(self.ids[s])!r} found, a time of "
+                f"frequency {self.frequency!r} wanted"
+            )
         if rows >= 2**31:
             raise ValueError(
                 f"Series: {rows} rows found, fewer than {2**31} wanted: rows are int32"

@@ -265,6 +265,14 @@ def test_bad_arrays_and_wide_tables_are_named():
         forecast.from_arrays(["a"], [[1]], start="soon")
     with pytest.raises(ValueError, match="frequency='1': times are dates"):
         forecast.from_arrays(["a"], [[1]], start="2024-01-01")
+    for start, frequency in [
+        ("2024-01-15", "MS"),
+        ("2024-01-06", "B"),
+        ("2024-01-02", "W-MON"),
+        (["2024-01-01", "2024-03-30"], "ME"),
+    ]:
+        with pytest.raises(ValueError, match=rf"start: 2024-.* a time of frequency '{frequency}'"):
+            forecast.from_arrays(["a", "b"], [[1], [2]], start=start, frequency=frequency)
     one = forecast.from_arrays(["a"], [[1, 2]])
     with pytest.raises(ValueError, match=r"known: shape \(1, 0\) found, \(2, 0\) wanted"):
         replace(one, known=np.zeros((1, 0), np.float32))
