@@ -150,17 +150,16 @@ def described(demand: np.ndarray, promotion: np.ndarray, costs: decide.Costs, tr
         np.broadcast_to(np.stack(habits, -1)[:, None], (*shape, len(habits))),
     ]
     weekday = [demand[:, before - 7 + i : stop - 7 + i] for i in range(HORIZON)]
-    planned = np.broadcast_to(calendar[None], (len(demand), *calendar.shape))
-    series = replace(
-        from_arrays([f"item {i}" for i in range(len(demand))], list(demand)),
-        known=np.concatenate([promotion[..., None], planned], -1)
-        .reshape(-1, 10)
-        .astype(np.float32),
-        past=(demand.reshape(-1, 1) == 0).astype(np.float32),
-        static=np.stack(habits, -1).astype(np.float32),
-        past_names=("none sold",),
-        known_names=("promotion", *(f"weekday {i}" for i in range(7)), "sine", "cosine"),
-        static_names=("usual", "lift", "variance", "zeros", "shortage"),
+    seasons = (*(f"weekday {i}" for i in range(7)), "sine", "cosine")
+    series = from_arrays(
+        [f"item {i}" for i in range(len(demand))],
+        demand,
+        known={
+            "promotion": promotion,
+            **{k: [x] * len(demand) for k, x in zip(seasons, calendar.T, strict=True)},
+        },
+        past={"none sold": demand == 0},
+        static=dict(zip(("usual", "lift", "variance", "zeros", "shortage"), habits, strict=True)),
     )
     return World(
         series,

@@ -101,15 +101,14 @@ def generate(settings: Settings, seed: int) -> forecast.Series:
     level = random.normal(2.5, 0.7, (settings.articles, 1))
     mean = np.exp(level + known @ list(TRUTH.values()) + shock)
     sales = random.poisson(random.gamma(1 / 0.15, 0.15 * mean))
-    log = forecast.from_arrays(
+    return forecast.from_arrays(
         [f"article {i}" for i in range(settings.articles)],
         sales,
         start="2023-01-02",
         frequency="D",
         channels=("sales",),
+        known=dict(zip(NAMES, np.moveaxis(known, 2, 0), strict=True)),
     )
-    known = known.reshape(-1, len(NAMES)).astype(np.float32)
-    return replace(log, known=known, known_names=NAMES)
 
 
 def naive(series: forecast.Series) -> Effect:

@@ -1,12 +1,15 @@
 """Series of one regular frequency, ragged, with their covariates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxops.forecast import grid
+
+Columns = Sequence[np.ndarray | Sequence[float]] | np.ndarray
+"""S arrays, one a series."""
 
 
 class Report(NamedTuple):
@@ -216,11 +219,14 @@ def taken(series: Series, of: np.ndarray, first: np.ndarray, last: np.ndarray) -
 
 def from_arrays(
     ids: Sequence[str] | np.ndarray,
-    values: Sequence[np.ndarray | Sequence[float]],
+    values: Columns,
     *,
     start: object = 0,
     frequency: str = "1",
     channels: Sequence[str] = ("value",),
+    known: Mapping[str, Columns] | None = None,
+    past: Mapping[str, Columns] | None = None,
+    static: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> Series:
     """Series from a ragged list of arrays, such as the wide rows of M4, which has no dates.
 
@@ -230,9 +236,13 @@ def from_arrays(
         start: the time of the first row, one for all series or (S,): an integer, or a date.
         frequency: "1" where time is a count, else a pandas alias such as "h".
         channels: names of the C channels.
+        known: covariates by name, S arrays of shape (T,) each, as long as the values: those whose
+            future is known.
+        past: likewise, those known up to now only.
+        static: by name, (S,) numbers.
 
     Raises:
-        ValueError: an id found twice, another shape, or a value that is not finite.
+        ValueError: an id found twice, another shape, or a number that is not finite.
 
     M4 has one series a row, blank behind its end:
 
@@ -242,7 +252,10 @@ def from_arrays(
     >>> series = from_arrays(["H1", "H2"], [[605, 586, 559], [3124, 2990]])
     >>> series.offsets.tolist(), series.start.tolist(), series.frequency
     ([0, 3, 5], [0, 0], '1')
+    >>> from_arrays(["a"], [[5, 6]], known={"sunday": [[0, 1]]}, static={"size": [80]}).known_names
+    ('sunday',)
     """
+    known, past, static = known or {}, past or {}, static or {}
     names = np.asarray([str(name) for name in ids])
     if len(names) == 0 or len(names) != len(values):
         raise ValueError(f"ids, values: {len(names)} and {len(values)} found, as many wanted, 1 up")
@@ -268,10 +281,33 @@ def from_arrays(
         offsets=offsets,
         values=table,
         channels=tuple(channels),
-        known=np.zeros((len(table), 0), np.float32),
-        past=np.zeros((len(table), 0), np.float32),
-        static=np.zeros((len(names), 0), np.float32),
+        known=_covariates("known", known, names, offsets),
+        past=_covariates("past", past, names, offsets),
+        static=_covariates("static", {k: [[x] for x in v] for k, v in static.items()}, names),
+        known_names=tuple(known),
+        past_names=tuple(past),
+        static_names=tuple(static),
     )
+
+
+def _covariates(
+    kind: str, given: Mapping[str, Columns], ids: np.ndarray, offsets: np.ndarray | None = None
+) -> np.ndarray:
+    """Columns of S arrays each, (R, K); of one row a series without offsets."""
+    offsets = np.arange(len(ids) + 1) if offsets is None else offsets
+    table = np.empty((offsets[-1], len(given)), np.float32)
+    for j, (name, arrays) in enumerate(given.items()):
+        if len(arrays) != len(ids):
+            raise ValueError(f"{kind}: {name!r}: {len(arrays)} series found, {len(ids)} wanted")
+        for s, array in enumerate(arrays):
+            rows = offsets[s + 1] - offsets[s]
+            if np.shape(array) != (rows,):
+                raise ValueError(
+                    f"{kind}: {name!r}: shape {np.shape(array)} of series {str(ids[s])!r} found, "
+                    f"({rows},) wanted"
+                )
+            table[offsets[s] : offsets[s + 1], j] = array
+    return table
 
 
 def as_time(time: object, what: str) -> np.ndarray:

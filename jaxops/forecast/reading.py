@@ -56,7 +56,8 @@ def series(
             whole number such as "1"; inferred as the most frequent step by default.
         fill: how to fill gaps, and numbers missing in given rows: "zero", "previous" (of the same
             series) or "linear" (between the two beside it); one for all columns, or by column.
-            By default both are errors.
+            By default both are errors. For backtests use "previous": of "linear" a look-back that
+            ends in a gap would see the value behind it.
         duplicates: of rows of the same series and time: "error"; "sum" or "mean" of the values,
             with the mean of the covariates; or the "last" row.
         encoding: of a CSV file.

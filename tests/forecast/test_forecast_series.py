@@ -254,6 +254,31 @@ def test_bad_tables_are_named(case):
         forecast.series({**GOOD, **columns}, **arguments)
 
 
+def test_covariates_of_arrays():
+    one = forecast.from_arrays(
+        ["a", "b"],
+        [[1, 2, 3], [4, 5]],
+        known={"price": [[1, 2, 3], [4, 5]], "on": [[0, 1, 0], [1, 1]]},
+        past={"rain": [np.zeros(3), np.ones(2)]},
+        static={"size": np.array([10, 20]), "floors": [1, 2]},
+    )
+    assert one.known.tolist() == [[1, 0], [2, 1], [3, 0], [4, 1], [5, 1]]
+    assert one.past[:, 0].tolist() == [0, 0, 0, 1, 1]
+    assert one.static.tolist() == [[10, 1], [20, 2]]
+    assert (one.known_names, one.past_names) == (("price", "on"), ("rain",))
+    assert one.static_names == ("size", "floors")
+    for given, message in [
+        ({"known": {"price": [[1, 2, 3]]}}, "known: 'price': 1 series found, 2 wanted"),
+        ({"past": {"x": [[1, 2], [3, 4]]}}, r"past: 'x': shape \(2,\) of series 'a' .* \(3,\)"),
+        ({"static": {"x": [[1, 2], [1, 2]]}}, r"static: 'x': shape \(1, 2\) of series 'a' found"),
+        ({"static": {"x": [1]}}, "static: 'x': 1 series found, 2 wanted"),
+        ({"known": {"x": [[1, 2, 3], [np.inf, 5]]}}, "inf found in column 'x' of series 'b'"),
+        ({"known": {"value": [[1, 2, 3], [4, 5]]}}, "column 'value' found twice"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            forecast.from_arrays(["a", "b"], [[1, 2, 3], [4, 5]], **given)
+
+
 def test_bad_arrays_and_wide_tables_are_named():
     with pytest.raises(ValueError, match="ids: 'a' found twice"):
         forecast.from_arrays(["a", "a"], [[1], [2]])
