@@ -189,7 +189,8 @@ def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.nd
         rows = world.series.offsets[:-1, None] + [[BEFORE, BEFORE + stop]]
         return origins(world.series, LOOK_BACK, HORIZON, rows)
 
-    known = scaling(world.series, rows=BEFORE + settings.train)
+    training = world.series.offsets[:-1, None] + [[0, BEFORE + settings.train]]
+    known = scaling(world.series, rows=training)
     task = direct(network, world.series, known)
     log = common.Log(folder, settings.resume)
     state = jo.fit(

@@ -111,7 +111,7 @@ def compare(
     series = read(settings, name)
     sizes = (1440, 480, 480) if settings.smoke else (8640, 2880, 2880)
     split = f.split(series, *sizes)
-    scaling = f.scaling(series, rows=sizes[0])
+    scaling = f.scaling(series, rows=split.train)
     scaled = (series.values - scaling.loc) / scaling.scale
     ahead = np.arange(horizon)
     parts = {}  # the windows of a split are the same ones whatever looks back

@@ -96,7 +96,6 @@ class Forecaster:
         network: it and its settings.
         variables: its parameters, and batch statistics if any.
         scaling: that it was trained with.
-        ids: (S,), of the series that the scaling is of.
         channels: the series' names, in order; as are the next three.
         known_names: likewise.
         past_names: likewise.
@@ -107,7 +106,6 @@ class Forecaster:
     network: Any
     variables: Any
     scaling: Scaling
-    ids: np.ndarray
     channels: tuple[str, ...]
     known_names: tuple[str, ...]
     past_names: tuple[str, ...]
@@ -130,7 +128,7 @@ class Forecaster:
         network = self.network
         horizon = network.horizon if horizon is None else horizon
         known = self._checked(history, horizon, future, levels)
-        loc, scale = self.scaling.of(history, self.ids)
+        loc, scale = self.scaling.of(history)
         variables = jax.device_put(self.variables)
         rows = network.look_back + network.horizon
         wide = rows * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
@@ -236,7 +234,6 @@ def forecaster(network: Any, state: TrainState, series: Series, scaling: Scaling
         network,
         jax.device_get({"params": state.params, **state.extra["network"]}),
         scaling,
-        series.ids,
         series.channels,
         series.known_names,
         series.past_names,
@@ -281,7 +278,7 @@ def save(path: str | Path, model: Forecaster) -> None:
     arrays = tuple((name, np.shape(x), str(np.asarray(x).dtype)) for name, x in flat.items())
     named = tuple((name, getattr(model, name)) for name in (*NAMED, "frequency"))
     state = TrainState(jnp.int32(0), params, (), {}, jax.random.key(0))
-    about = {"ids": model.ids.tolist()}
+    about = {"ids": scaling.ids.tolist()}
     model_file.save(path, _stored(model.network, scaling.kind, named, arrays), state, about)
 
 
@@ -297,6 +294,6 @@ def load(path: str | Path) -> Forecaster:
     if make is not _stored:
         raise ValueError(f"{path}: not a forecaster; see jaxops.load")
     params, given = jax.device_get(found.state.params), dict(arguments)
-    scaling = Scaling(given["scaling"], params["loc"], params["scale"])
     ids = np.array(found.about["ids"], dtype=object)
-    return Forecaster(given["network"], params["variables"], scaling, ids, **dict(given["named"]))
+    scaling = Scaling(given["scaling"], params["loc"], params["scale"], ids)
+    return Forecaster(given["network"], params["variables"], scaling, **dict(given["named"]))

@@ -41,7 +41,7 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
     """
     back, horizon, output = network.look_back, network.horizon, network.output
     _check_output(output, series, scaling)
-    loc, scale = scaling.of(series, series.ids)
+    loc, scale = scaling.of(series)
     group = np.repeat(np.arange(len(series.ids)), series.lengths)
     rows = {
         "values": (series.values - loc[group]) / scale[group],
