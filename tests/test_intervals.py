@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxops import intervals
-from jaxops.intervals import interval, paired
+from jaxops.intervals import block_interval, interval, paired
 
 SIMULATIONS = 4000  # the standard error of 95 % is then .34 %
 
@@ -80,6 +80,13 @@ def test_one_in_twenty_models_alike_is_called_different():
     assert np.mean(found, axis=0) == pytest.approx((0.05, 0.05), abs=0.01)
 
 
+def test_turns_change_no_draw(monkeypatch):
+    values = np.random.default_rng(0).random(300)
+    whole = interval(values), block_interval(values, 7)
+    monkeypatch.setattr(intervals, "AT_ONCE", 1000)
+    assert (interval(values), block_interval(values, 7)) == whole
+
+
 def test_p_value_is_the_exact_one():
     rng = np.random.default_rng(0)
     for a, b in ((rng.random(12), rng.random(12) - 0.2), (rng.integers(0, 2, (2, 14)))):
@@ -104,6 +111,29 @@ def test_pairs_see_what_intervals_hide():
 def test_no_spread():
     assert interval(np.ones(5)) == (1.0, 1.0, 1.0)
     assert paired(np.ones(5), np.ones(5)) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_block_interval_covers_where_windows_overlap():
+    rng = np.random.default_rng(3)
+    horizon, covered = 20, {"alone": 0, "blocks": 0}
+    for trial in range(100):
+        errors = rng.exponential(size=1219)
+        windows = np.convolve(errors, np.ones(horizon) / horizon, "valid")
+        for name, found in {
+            "alone": interval(windows, 200, seed=trial),
+            "blocks": block_interval(windows, 2 * horizon, 200, seed=trial),
+        }.items():
+            covered[name] += found.low <= 1 <= found.high
+    assert covered["alone"] < 60 and covered["blocks"] >= 86
+    with pytest.raises(ValueError, match="values, block"):
+        block_interval(np.ones(10), 6)
+
+
+def test_blocks_of_one_are_the_bootstrap():
+    values = np.random.default_rng(4).normal(size=400)
+    found = block_interval(values, 1)
+    np.testing.assert_allclose(found, interval(values), atol=0.01)
+    assert found.mean == pytest.approx(values.mean())
 
 
 @pytest.mark.parametrize("values", [np.ones(1), np.ones((3, 2)), np.array([0.0, np.nan])])

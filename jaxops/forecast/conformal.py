@@ -10,6 +10,7 @@ places. Windows of a series in time cannot quite: overlapping ones carry less th
 worth, and where the series changes coverage is lost. `adaptive` corrects itself as targets come in.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -169,11 +170,12 @@ def adaptive(
         raise ValueError(f"rate, delay: found {rate} and {delay.min()}, wanted 0 up and 1 up")
     columns = (np.sort(first, 0), first, scores)
     flat = [jnp.asarray(x.reshape(len(x), -1), jnp.float32) for x in columns]
-    one = jax.vmap(_follow, in_axes=(1, 1, 1, 0, None, None), out_axes=1)
-    found = jax.jit(one)(*flat, jnp.asarray(delay.reshape(-1)), level, rate)
+    found = _follow(*flat, jnp.asarray(delay.reshape(-1)), level, rate)
     return Adaptive(*(x.reshape(-1, *axes) for x in found))
 
 
+@jax.jit
+@partial(jax.vmap, in_axes=(1, 1, 1, 0, None, None), out_axes=1)
 def _follow(
     ordered: jax.Array,
     first: jax.Array,

@@ -131,20 +131,49 @@ def exponential_smoothing(
     >>> exponential_smoothing(x, 2, forms=["AAN"]).round(1)
     Array([[18., 20.]], dtype=float32)
     """
+    probabilities = None if levels is None else checked_levels(levels)
     fit = fit_smoothing(values, season, lengths, forms)
-    form = jax.tree.map(lambda x: x[fit.form], Form.of(forms))
-    if levels is None:
-        noise = jnp.zeros((len(fit.sigma), 1, horizon))
-        return jax.vmap(paths)(form, fit.weights, fit.state, fit.sigma, noise)[:, 0]
-    probabilities = checked_levels(levels)
+    if probabilities is None:
+        return mean_path(fit, horizon, forms)
+    return path_quantiles(fit, horizon, probabilities, forms, samples, seed)
 
+
+def mean_path(fit: Fit, horizon: int, forms: Sequence[str] = DAMPED) -> jax.Array:
+    """What follows each series without errors, (B, H); `forms` as they were fitted."""
+    return _mean_path(fit, Form.of(forms), horizon)
+
+
+@partial(jax.jit, static_argnums=2)
+def _mean_path(fit: Fit, forms: Form, horizon: int) -> jax.Array:
+    form = jax.tree.map(lambda x: x[fit.form], forms)
+    noise = jnp.zeros((len(fit.sigma), 1, horizon))
+    return jax.vmap(paths)(form, fit.weights, fit.state, fit.sigma, noise)[:, 0]
+
+
+def path_quantiles(
+    fit: Fit,
+    horizon: int,
+    levels: ArrayLike,
+    forms: Sequence[str] = DAMPED,
+    samples: int = 1000,
+    seed: int = 0,
+) -> jax.Array:
+    """Quantiles of paths drawn from each series' model, (B, H, Q); `forms` as fitted."""
+    key = jax.random.key(seed)
+    return _path_quantiles(fit, Form.of(forms), key, jnp.asarray(levels), horizon, samples)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _path_quantiles(
+    fit: Fit, forms: Form, key: jax.Array, levels: jax.Array, horizon: int, samples: int
+) -> jax.Array:
     def quantiles(series: tuple) -> jax.Array:
         key, form, weights, state, sigma = series
         noise = jax.random.normal(key, (samples, horizon))
-        drawn = paths(form, weights, state, sigma, noise)
-        return jnp.quantile(drawn, probabilities, axis=0).T
+        return jnp.quantile(paths(form, weights, state, sigma, noise), levels, axis=0).T
 
-    keys = jax.random.split(jax.random.key(seed), len(fit.sigma))
+    keys = jax.random.split(key, len(fit.sigma))
+    form = jax.tree.map(lambda x: x[fit.form], forms)
     each = (keys, form, fit.weights, fit.state, fit.sigma)
     return jax.lax.map(quantiles, each, batch_size=min(64, len(keys)))
 

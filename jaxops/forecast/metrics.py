@@ -2,8 +2,9 @@
 
 Forecast and target are (W, H, C): windows, steps ahead, channels; where each series has one window,
 as in M4, the windows are the series. A metric takes the mean over steps and channels and gives
-(W,); with `per="step"` the mean over windows and channels, (H,). All in float64 on the host. A
-value that is not finite is an error, never left out.
+(W,); with `per="step"` the mean over windows and channels, (H,); with `per="both"` that over
+channels alone, (W, H). All in float64 on the host. A value that is not finite is an error, never
+left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ import numpy as np
 from scipy.special import ndtr
 
 from jaxops import report
-from jaxops.intervals import Interval, interval, paired
+from jaxops.intervals import Interval, block_interval, interval
 
-Per = Literal["window", "step"]
+AXES = {"window": (1, 2), "step": (0, 2), "both": (2,)}
+Per = Literal["window", "step", "both"]
 
 
 def mse(forecast: np.ndarray, target: np.ndarray, per: Per = "window") -> np.ndarray:
@@ -59,7 +61,7 @@ def mase(
         forecast: (W, H, C).
         target: (W, H, C).
         scale: (W,) or (W, C), of `seasonal_scale` of each window's series before the forecast.
-        per: "window" or "step".
+        per: "window", "step" or "both".
 
     Raises:
         ValueError: shapes that differ, values that are not finite, or a scale that is not above 0,
@@ -114,7 +116,7 @@ def pinball(
         quantiles: (W, H, C, Q).
         target: (W, H, C).
         levels: Q, between 0 and 1.
-        per: "window" or "step".
+        per: "window", "step" or "both".
 
     >>> pinball(np.array([[[[0.0, 4.0]]]]), np.array([[[1.0]]]), (0.1, 0.9))
     array([0.2])
@@ -147,7 +149,7 @@ def crps_samples(samples: np.ndarray, target: np.ndarray, per: Per = "window") -
     Args:
         samples: (W, H, C, n), n of 2 or more.
         target: (W, H, C).
-        per: "window" or "step".
+        per: "window", "step" or "both".
 
     >>> crps_samples(np.array([[[[0.0, 2.0]]]]), np.array([[[1.0]]]))
     array([0.])
@@ -193,69 +195,67 @@ def width(low: np.ndarray, high: np.ndarray, per: Per = "window") -> np.ndarray:
     return _mean(np.maximum(high - low, 0), per)
 
 
-def block_interval(
-    values: np.ndarray, block: int, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """The bootstrap interval of a mean over time, where values resemble their neighbours.
-
-    Windows that overlap share targets, and so errors: resampled one by one (`interval`) their mean
-    looks far surer than it is. Here runs of `block` windows are drawn, from a circle so that each
-    value is drawn alike (Politis and Romano 1992), and the bounds are the means' percentiles.
-    With fewer than some twenty blocks the bounds are still too narrow, and no resampling of one
-    stretch of time knows of a year unlike it.
-
-    Args:
-        values: (W,) one value a window, in the order of time.
-        block: windows in a run: the horizon in windows, or more.
-        resamples: how many.
-        level: of confidence.
-        seed: of the draws.
-
-    Raises:
-        ValueError: not (W,) finite values, or a block outside 1 to half of them.
-    """
-    values = np.asarray(values, np.float64)
-    W = len(values)
-    if values.ndim != 1 or not np.isfinite(values).all() or not 1 <= block <= W // 2:
-        raise ValueError(
-            f"values, block: found shape {values.shape} and {block}; wanted (W,) finite values,"
-            " and 1 to W / 2"
-        )
-    total = np.concatenate([[0], np.cumsum(np.concatenate([values, values[: block - 1]]))])
-    means = (total[block:] - total[:-block]) / block
-    drawn = np.random.default_rng(seed).integers(0, W, (resamples, -(-W // block)))
-    low, high = np.quantile(means[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
-
-
 class Scores(NamedTuple):
     """What forecasts of W windows are worth.
 
     Attributes:
-        values: metric -> (W,): "mse", "mae", "smape", and where asked for "mase", "pinball",
-            "crps", "coverage" and "width".
-        steps: metric -> (H,), the same for each step ahead.
+        each: metric -> (W, H), mean over channels: "mse", "mae", "smape", and where asked for
+            "mase", "pinball", "crps", "coverage" and "width".
         block: windows that resemble each other, for the intervals; 1 where each stands alone.
     """
 
-    values: dict[str, np.ndarray]
-    steps: dict[str, np.ndarray]
+    each: dict[str, np.ndarray]
     block: int
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """Metric -> (W,), of each window."""
+        return {name: values.mean(1) for name, values in self.each.items()}
+
+    @property
+    def steps(self) -> dict[str, np.ndarray]:
+        """Metric -> (H,), of each step ahead."""
+        return {name: values.mean(0) for name, values in self.each.items()}
 
     def figures(self) -> dict[str, float]:
         """The mean of each metric over all windows, and "rmse", the root of that of mse."""
-        means = {name: float(values.mean()) for name, values in self.values.items()}
+        means = {name: float(values.mean()) for name, values in self.each.items()}
         squared = means.pop("mse")
         return {"mse": squared, "rmse": squared**0.5, **means}
 
-    def interval(self, metric: str, level: float = 0.95) -> Interval:
-        """The figure between its bounds, over windows; by `block_interval` where they overlap."""
+    def interval(self, metric: str, level: float = 0.95, step: int | None = None) -> Interval:
+        """The figure between its bounds, over windows; by `block_interval` where they overlap.
+
+        Of all steps, or of that one whose place in `steps` is given. A metric or step that is not
+        there, or windows of fewer than two blocks, are a ValueError.
+        """
         if metric == "rmse":
-            return Interval(*np.sqrt(self.interval("mse", level)).tolist())
-        values = self.values[metric]
-        if self.block > 1:
-            return block_interval(values, self.block, level=level)
-        return interval(values, level=level)
+            return Interval(*np.sqrt(self.interval("mse", level, step)).tolist())
+        if metric not in self.each:
+            raise ValueError(f"metric: {metric!r} found, one of {list(self.each)} wanted")
+        values = self.each[metric]
+        if step is not None and not 0 <= step < values.shape[1]:
+            raise ValueError(f"step: {step} found, 0 to {values.shape[1] - 1} wanted")
+        return _interval(values.mean(1) if step is None else values[:, step], self.block, level)
+
+    def owa(self, naive2: "Scores", level: float = 0.95) -> Interval:
+        """`owa` between its bounds; `naive2` has the scores of that, for the same windows.
+
+        The bounds are those of the mean of each window's influence: how far the average moves as
+        the window counts more (of a ratio of means a / b: (a_i - b_i a / b) / b; Efron 1982).
+        Other windows, or scores without "mase", are a ValueError.
+        """
+        if "mase" not in self.each or "mase" not in naive2.each:
+            raise ValueError("mase: not in both scores; `score` wants `scale` for it")
+        sizes = [len(one.each["mase"]) for one in (self, naive2)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"naive2: found {sizes[1]} windows, wanted the same {sizes[0]}")
+        parts = []
+        for name in ("smape", "mase"):
+            own, base = self.each[name].mean(1), naive2.each[name].mean(1)
+            ratio = own.mean() / base.mean()
+            parts.append(ratio + (own - ratio * base) / base.mean())
+        return _interval((parts[0] + parts[1]) / 2, max(self.block, naive2.block), level)
 
 
 def score(
@@ -283,21 +283,19 @@ def score(
         ValueError: what the metrics raise.
     """
 
-    def every(per: Per) -> dict[str, np.ndarray]:
-        out = {name: metric(forecast, target, per) for name, metric in POINT.items()}
-        if scale is not None:
-            out["mase"] = mase(forecast, target, scale, per)
-        if quantiles is not None:
-            out["pinball"] = pinball(quantiles, target, levels, per)
-            out["crps"] = crps_quantiles(quantiles, target, levels, per)
-        if bounds is not None:
-            out["coverage"], out["width"] = coverage(*bounds, target, per), width(*bounds, per)
-        return out
-
-    return Scores(every("window"), every("step"), block)
+    each = {name: metric(forecast, target, "both") for name, metric in POINT.items()}
+    if scale is not None:
+        each["mase"] = mase(forecast, target, scale, "both")
+    if quantiles is not None:
+        each["pinball"] = pinball(quantiles, target, levels, "both")
+        each["crps"] = 2 * each["pinball"]  # see `crps_quantiles`
+    if bounds is not None:
+        each["coverage"], each["width"] = coverage(*bounds, target, "both"), width(*bounds, "both")
+    return Scores(each, block)
 
 
 POINT = {"mse": mse, "mae": mae, "smape": smape}
+BLOCKS = 20  # that an interval needs
 SMALLER = {"mse", "rmse", "mae", "smape", "mase", "pinball", "crps"}  # is better
 
 
@@ -308,7 +306,8 @@ def compare(
 
     A figure stands with its interval, and in bold where it is the best of its column and the
     interval of its difference from every other row, window by window, excludes 0. Coverage and
-    width are never marked: neither is good without the other.
+    width are never marked: neither is good without the other. Windows that make fewer than 20
+    blocks are too few for either: a dash takes the interval's place, and nothing is marked.
 
     Args:
         scores: name -> scores.
@@ -320,7 +319,7 @@ def compare(
     """
     if not scores:
         raise ValueError("scores: found none")
-    if len(sizes := {len(one.values["mse"]) for one in scores.values()}) > 1:
+    if len(sizes := {len(one.each["mse"]) for one in scores.values()}) > 1:
         raise ValueError(f"scores: found {sorted(sizes)} windows, wanted the same ones in each")
     figures = {name: one.figures() for name, one in scores.items()}
     metrics = list(next(iter(figures.values())) if metrics is None else metrics)
@@ -333,7 +332,9 @@ def compare(
         for place, (name, one) in enumerate(scores.items()):
             text = f"{figures[name][metric]:.4f}"
             text = f"**{text}**" if place == best else text
-            if np.isfinite(figures[name][metric]):
+            if not _enough(one):
+                text += " [-]"
+            elif np.isfinite(figures[name][metric]):
                 _, low, high = one.interval(metric, level)
                 text += f" [{low:.4f}, {high:.4f}]"
             rows[place][metric] = text
@@ -351,22 +352,29 @@ def _best(metric: str, every: list[Scores], level: float) -> int | None:
     """The row that is better than every other, or None."""
     if metric not in SMALLER or len(every) < 2:
         return None
-    columns = [one.values["mse" if metric == "rmse" else metric] for one in every]
+    if not all(_enough(one) for one in every):
+        return None
+    columns = [one.each["mse" if metric == "rmse" else metric].mean(1) for one in every]
     best = int(np.argmin([values.mean() for values in columns]))
     block = max(one.block for one in every)
+    rest = [values for place, values in enumerate(columns) if place != best]
+    return best if all(_interval(v - columns[best], block, level).low > 0 for v in rest) else None
 
-    def better(values: np.ndarray) -> bool:
-        if block > 1:
-            return block_interval(values - columns[best], block, level=level).low > 0
-        return paired(values, columns[best], level=level).low > 0
 
-    return best if all(better(v) for i, v in enumerate(columns) if i != best) else None
+def _enough(scores: Scores) -> bool:
+    return len(scores.each["mse"]) // scores.block >= BLOCKS
+
+
+def _interval(values: np.ndarray, block: int, level: float) -> Interval:
+    if block > 1:
+        return block_interval(values, block, level=level)
+    return interval(values, level=level)
 
 
 def _mean(values: np.ndarray, per: Per) -> np.ndarray:
-    if per not in ("window", "step"):
-        raise ValueError(f"per: found {per!r}, wanted 'window' or 'step'")
-    return values.mean((1, 2) if per == "window" else (0, 2))
+    if per not in AXES:
+        raise ValueError(f"per: found {per!r}, wanted one of {tuple(AXES)}")
+    return values.mean(AXES[per])
 
 
 def _checked(

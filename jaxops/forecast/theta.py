@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxops.forecast.baselines import checked, inside, normal_quantiles, steps
+from jaxops.forecast.baselines import checked, checked_levels, inside, normal_quantiles, steps
 
 CRITICAL = 1.645  # of the test for a season: two-sided, 90 %
 
@@ -46,18 +46,17 @@ def theta_method(
     >>> theta_method(jnp.array([[2.0, 4.0, 6.0, 8.0]]), 2).round(2)
     Array([[ 9., 10.]], dtype=float32)
     """
-    levels = None if levels is None else tuple(levels)
-    return _theta(*checked(values, lengths, horizon, season), horizon, season, levels)
+    if levels is not None:
+        checked_levels(levels)
+    mean, sd = theta_normal(*checked(values, lengths, horizon, season), horizon, season)
+    return mean if levels is None else normal_quantiles(mean, sd, levels)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _theta(
-    values: jax.Array,
-    lengths: jax.Array,
-    horizon: int,
-    season: int,
-    levels: tuple[float, ...] | None,
-) -> jax.Array:
+@partial(jax.jit, static_argnums=(2, 3))
+def theta_normal(
+    values: jax.Array, lengths: jax.Array, horizon: int, season: int
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of each step, (B, H) each; see `theta_method`."""
     indices = seasonal_indices(values, season, lengths)
     adjusted = values / by_column(indices, values.shape[1])
     ahead = by_column(indices, horizon, after=True)
@@ -65,12 +64,10 @@ def _theta(
     smooth = simple_smoothing(2 * adjusted - line, lengths)
     end = (smooth.level + line[:, -1])[:, None] / 2
     mean = (end + slope[:, None] / 2 * steps(horizon)) * ahead
-    if levels is None:
-        return mean
     # the errors of the theta forecast are half those of line 2: the line itself has none
     variance = smooth.sse / 4 / jnp.maximum(lengths - 2, 1)
     spread = 1 + (steps(horizon) - 1) * (smooth.alpha**2)[:, None]
-    return normal_quantiles(mean, jnp.sqrt(variance[:, None] * spread) * ahead, levels)
+    return mean, jnp.sqrt(variance[:, None] * spread) * ahead
 
 
 def naive2(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxops import forecast
-from jaxops.forecast import baselines, metrics
+from jaxops.forecast import baselines, classical, ets, metrics
 from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
 from jaxops.forecast.theta import naive2, seasonal_indices, simple_smoothing, theta_method
 
@@ -151,6 +151,56 @@ def test_a_constant_series_goes_on():
     for method in METHODS.values():
         np.testing.assert_allclose(method(values, 5), 7, rtol=1e-6)
     assert np.isnan(np.asarray(repeat_last(values * np.nan, 5))).all()
+
+
+@pytest.mark.parametrize("method", classical.METHODS)
+def test_a_model_of_each_method(series, method):
+    """Short series and long ones lie in tables of their own: each is as it is alone."""
+    season = 1 if method == "ets" else 7  # which compiles sooner
+    model, levels = forecast.Baseline(method, season), () if method == "naive2" else (0.1, 0.5)
+    table = forecast.from_arrays(range(5), series)
+    found = forecast.forecast(model, table, 9, levels=levels)
+    assert found.mean.shape == (5, 9, 1) and found.quantiles.shape == (5, 9, 1, len(levels))
+    values, lengths = together(series)
+    direct = {
+        "repeat_last": lambda *a: repeat_last(values, 9, lengths, *a),
+        "drift": lambda *a: drift(values, 9, lengths, *a),
+        "seasonal_naive": lambda *a: seasonal_naive(values, 9, 7, lengths, *a),
+        "naive2": lambda *a: naive2(values, 9, 7, lengths, *a),
+        "theta": lambda *a: theta_method(values, 9, 7, lengths, *a),
+        "ets": lambda *a: ets.exponential_smoothing(values, 9, 1, lengths, *a),
+    }[method]
+    np.testing.assert_allclose(found.mean[..., 0], direct(), rtol=2e-3)
+    if method not in ("ets", "naive2"):  # ETS draws
+        np.testing.assert_allclose(found.quantiles[:, :, 0], direct(levels), rtol=2e-3)
+
+
+def test_one_fit_gives_mean_and_quantiles(series, monkeypatch):
+    fits = []
+    fit = classical.fit_smoothing
+    monkeypatch.setattr(classical, "fit_smoothing", lambda *a: fits.append(1) or fit(*a))
+    forecast.forecast(forecast.Baseline("ets"), forecast.from_arrays(["a"], series[:1]), 3)
+    assert len(fits) == 1
+
+
+def test_a_long_series_does_not_widen_the_short_ones(monkeypatch):
+    seen = []
+    align = classical.right_aligned
+    monkeypatch.setattr(
+        classical, "right_aligned", lambda *a: seen.append(align(*a)[0].shape) or align(*a)
+    )
+    lengths = [3, 4, 1000, 5, 8, 1]
+    table = forecast.from_arrays(range(6), [np.arange(n) for n in lengths])
+    found = forecast.forecast(forecast.Baseline("drift"), table, 2)
+    assert seen == [(5, 8), (1, 1000)]
+    np.testing.assert_allclose(found.mean[:5, 1, 0], np.array(lengths[:5]) + 1, rtol=1e-5)
+    assert found.mean[5, 1, 0] == 0
+
+
+def test_naive2_has_no_quantiles(series):
+    table = forecast.from_arrays(range(5), series)
+    with pytest.raises(ValueError, match=r"levels: \(0.1, 0.9\) found, \(\) wanted: 'naive2'"):
+        forecast.forecast(forecast.Baseline("naive2", 7), table, 3, levels=(0.1, 0.9))
 
 
 def hourly(name):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from small import compilations
 
 from jaxops.forecast import conformal, metrics
 
@@ -104,6 +105,17 @@ def test_each_column_has_its_own_delay():
     for h in range(3):
         alone = conformal.adaptive(calibration[:, h, 1], scores[:, h, 1], 0.9, 0.02, h + 1)
         np.testing.assert_array_equal(found[:, h, 1], alone.margins)
+
+
+def test_adaptive_compiles_once_for_all_of_a_shape():
+    rng = np.random.default_rng(7)
+    scores = rng.exponential(size=(2, 23, 2))
+    with compilations() as names:
+        conformal.adaptive(scores[0], scores[1], 0.9, 0.02)
+    assert any("_follow" in name for name in names)
+    with compilations() as names:
+        conformal.adaptive(scores[1], scores[0], 0.8, 0.1, delay=3)
+    assert not names
 
 
 def test_adaptive_keeps_its_coverage_where_the_variance_shifts():

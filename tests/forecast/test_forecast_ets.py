@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import compilations
 
 from jaxops.forecast import baselines, ets
 
@@ -148,6 +149,15 @@ def test_quantiles_are_those_of_the_model(batch):
     np.testing.assert_allclose(spread[:5], exact[:5], rtol=0.04)
     mean = ets.exponential_smoothing(values, 6, 1, lengths, forms=forms)
     assert (np.abs(found[..., 1] - mean) < 0.05 * exact)[:5].all()
+
+
+def test_a_second_call_compiles_nothing(batch):
+    values, lengths = batch
+    for levels in (None, (0.1, 0.9)):
+        ets.exponential_smoothing(values, 5, 1, lengths, levels, ["ANN"], samples=10)
+        with compilations() as names:
+            ets.exponential_smoothing(values + 1, 5, 1, lengths, levels, ["ANN"], samples=10)
+        assert not names
 
 
 def test_constant_series_go_on(fit):

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxops import intervals
 from jaxops.forecast import metrics
 
 RNG = np.random.default_rng(0)
@@ -28,6 +27,8 @@ def test_points_against_a_loop(name):
     metric = getattr(metrics, name)
     np.testing.assert_allclose(metric(FORECAST, TARGET), last(window))
     np.testing.assert_allclose(metric(FORECAST, TARGET, per="step"), last(step))
+    one = metric(FORECAST[2:3, 1:2], TARGET[2:3, 1:2])[0]
+    assert metric(FORECAST, TARGET, per="both")[2, 1] == pytest.approx(one)
 
 
 def test_smape_of_nothing_for_nothing_is_0():
@@ -113,29 +114,6 @@ def test_nothing_is_dropped():
         metrics.mae(FORECAST, TARGET, "series")
 
 
-def test_block_interval_covers_where_windows_overlap():
-    rng = np.random.default_rng(3)
-    horizon, covered = 20, {"alone": 0, "blocks": 0}
-    for trial in range(100):
-        errors = rng.exponential(size=1219)
-        windows = np.convolve(errors, np.ones(horizon) / horizon, "valid")
-        for name, found in {
-            "alone": intervals.interval(windows, 200, seed=trial),
-            "blocks": metrics.block_interval(windows, 2 * horizon, 200, seed=trial),
-        }.items():
-            covered[name] += found.low <= 1 <= found.high
-    assert covered["alone"] < 60 and covered["blocks"] >= 86
-    with pytest.raises(ValueError, match="values, block"):
-        metrics.block_interval(np.ones(10), 6)
-
-
-def test_blocks_of_one_are_the_bootstrap():
-    values = np.random.default_rng(4).normal(size=400)
-    found = metrics.block_interval(values, 1)
-    np.testing.assert_allclose(found, intervals.interval(values), atol=0.01)
-    assert found.mean == pytest.approx(values.mean())
-
-
 def test_a_table_marks_what_is_surely_best():
     rng = np.random.default_rng(5)
     target = rng.normal(size=(200, 4, 1))
@@ -152,6 +130,9 @@ def test_a_table_marks_what_is_surely_best():
     assert not any("**" in row["mae"] for row in alike)
     overlapping = {name: one._replace(block=10) for name, one in scores.items()}
     assert "**" in metrics.compare(overlapping, ["mse"])[0]["mse"]
+    for block in (11, 150):  # 18 blocks, and 1: nothing is said to be sure
+        few = {name: one._replace(block=block) for name, one in scores.items()}
+        assert metrics.compare(few, ["mse"])[0]["mse"] == f"{figures['mse']:.4f} [-]"
 
 
 def test_a_table_of_what_cannot_be_compared():
@@ -171,4 +152,47 @@ def test_scores_with_quantiles():
     assert found.figures()["pinball"] == pytest.approx(0.2 / 3)
     assert found.figures()["crps"] == pytest.approx(0.4 / 3)
     assert found.figures()["mase"] == found.figures()["mae"]
-    assert {len(v) for v in found.steps.values()} == {4} and list(found.steps) == list(found.values)
+    for metric, value in {
+        "mase": lambda per: metrics.mase(FORECAST, TARGET, np.ones(6), per),
+        "crps": lambda per: metrics.crps_quantiles(quantiles, TARGET, levels, per),
+        "smape": lambda per: metrics.smape(FORECAST, TARGET, per),
+    }.items():
+        np.testing.assert_allclose(found.values[metric], value("window"))
+        np.testing.assert_allclose(found.steps[metric], value("step"))
+
+
+def test_each_step_has_its_interval():
+    found = metrics.score(FORECAST, TARGET)
+    alone = metrics.score(FORECAST[:, 2:3], TARGET[:, 2:3])
+    for metric in ("mse", "rmse", "smape"):
+        assert found.interval(metric, step=2) == alone.interval(metric)
+    assert found.interval("mae", step=0).mean == pytest.approx(found.steps["mae"][0])
+    with pytest.raises(ValueError, match="step: 4 found, 0 to 3 wanted"):
+        found.interval("mse", step=4)
+    with pytest.raises(ValueError, match="metric: 'mase' found"):
+        found.interval("mase")
+
+
+def test_interval_of_owa_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(6)
+    target = 10 + rng.normal(size=(300, 3, 1))
+    size = rng.exponential(size=(300, 1, 1))  # both models are wrong for the same series
+    one, naive = (
+        metrics.score(target + s * size * rng.normal(size=target.shape), target, np.full(300, 2.0))
+        for s in (0.5, 1.0)
+    )
+    found = one.owa(naive)
+    four = [s.values[name] for s in (one, naive) for name in ("smape", "mase")]
+    assert found.mean == pytest.approx(metrics.owa(*(x.mean() for x in four)))
+    want = stats.bootstrap(
+        four,
+        lambda *x, axis: metrics.owa(*(one.mean(axis) for one in x)),
+        paired=True,
+        n_resamples=4000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert found[1:] == pytest.approx((want.low, want.high), abs=0.01)
+    assert naive.owa(naive) == pytest.approx((1, 1, 1))
+    with pytest.raises(ValueError, match="mase: not in both"):
+        one.owa(metrics.score(target, target))
