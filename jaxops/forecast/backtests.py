@@ -217,7 +217,7 @@ def calibrated(
         needed = int(np.ceil(share / (1 - share) - 1e-9))
         if len(found) < needed:
             raise ValueError(
-                f"windows: {len(found)} of {len(used)} found whose histories vary, {needed} wanted "
+                f"windows: {len(found)} of {len(unit)} found whose histories vary, {needed} wanted "
                 f"for level {level}"
             )
         offsets.append(sign * margin(sign * found, share))
