@@ -224,10 +224,10 @@ class Scores(NamedTuple):
         return {"mse": squared, "rmse": squared**0.5, **means}
 
     def interval(self, metric: str, level: float = 0.95, step: int | None = None) -> Interval:
-        """The figure between its bounds, over windows; by `block_interval` where they overlap.
+        """The figure between its bounds, of all steps or of one's place in `steps`.
 
-        Of all steps, or of that one whose place in `steps` is given. A metric or step that is not
-        there, or windows of fewer than two blocks, are a ValueError.
+        By `block_interval` where windows overlap. A ValueError where it is not there, or of fewer
+        than two blocks.
         """
         if metric == "rmse":
             return Interval(*np.sqrt(self.interval("mse", level, step)).tolist())
