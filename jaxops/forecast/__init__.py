@@ -30,7 +30,6 @@ from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.linear import DLinear, NLinear
 from jaxops.forecast.metrics import (
     Scores,
-    block_interval,
     compare,
     coverage,
     crps_normal,
@@ -72,6 +71,7 @@ from jaxops.forecast.windows import (
     split_by_time,
     too_short,
 )
+from jaxops.intervals import block_interval
 
 __all__ = [
     "DAMPED",

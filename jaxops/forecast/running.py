@@ -61,7 +61,7 @@ def adaptive_backtest(
     >>> series = from_arrays(["a"], [walk])
     >>> before, after = (origins(series, 1, 2, np.array([rows])) for rows in ([1, 200], [200, 600]))
     >>> found = adaptive_backtest(Baseline("repeat_last"), series, before, after, 2, level=0.8)
-    >>> np.abs(found.coverage - 0.8).max() < 0.05
+    >>> bool(np.abs(found.coverage - 0.8).max() < 0.05)
     True
     """
     orders = [np.lexsort((w["origin"], w["series"])) for w in (calibration, test)]
