@@ -1,6 +1,7 @@
 """The table of `benchmarks.statistical`, of made-up hours and the quick methods."""
 
 import numpy as np
+
 from benchmarks import statistical
 
 
