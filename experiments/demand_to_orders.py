@@ -189,7 +189,8 @@ def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.nd
         rows = world.series.offsets[:-1, None] + [[BEFORE, BEFORE + stop]]
         return origins(world.series, LOOK_BACK, HORIZON, rows)
 
-    known = scaling(world.series, rows=BEFORE + settings.train)
+    training = world.series.offsets[:-1, None] + [[0, BEFORE + settings.train]]
+    known = scaling(world.series, rows=training)
     task = direct(network, world.series, known)
     log = common.Log(folder, settings.resume)
     state = jo.fit(
@@ -270,7 +271,8 @@ def policies(
         for c in (0.0, 0.2, 0.4, 0.7, 1.0)
     }
     correlation = min(tried, key=tried.__getitem__)
-    print("cost of correlations before the test:", {c: round(v, 4) for c, v in tried.items()})
+    costs = ", ".join(f"{cost:.4f} at {c}" for c, cost in tried.items())
+    common.say(f"cost of correlations before the test: {costs}")
     mean = np.asarray(Quantiles(LEVELS).mean(jnp.asarray(quantiles))).sum(-1)
     total = np.lib.stride_tricks.sliding_window_view(world.demand, HORIZON, axis=1).sum(-1)
     errors = total[:, start : stop - LEAD_TIME] - mean[:, start : stop - LEAD_TIME]
@@ -314,10 +316,11 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     inside = (test.demand >= seen[..., 1]) & (test.demand <= seen[..., 5])
     values = {f"cost_{name}": row["cost"] for name, row in models.items()}
     values |= {"coverage_10_90": float(inside.mean()), "correlation": correlation}
-    for name in ("rule", "mean", "naive"):
-        difference = paired(costs["learned"], costs[name])
-        values[f"learned_less_{name}"] = difference.difference
-        print(f"learned less {name}: {difference}")
+    for name in ("rule", "safety", "mean", "naive"):
+        less = paired(costs["learned"], costs[name])
+        ends = {"": less.difference, "_low": less.low, "_high": less.high, "_p": less.p}
+        values |= {f"learned_less_{name}{end}": value for end, value in ends.items()}
+        common.say(f"learned less {name}: {less}")
     picture(test, seen, played, models, folder / "orders.png")
     return values | {"models": models}
 
@@ -330,13 +333,13 @@ def picture(
     path: Path,
 ) -> None:
     """One item's forecast fan, orders and stock, and what all items cost."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     promoted = (test.promotion.sum(1) > 0) & (test.usual > np.median(test.usual))
     item = int(np.argmax(promoted))
     day = np.arange(test.demand.shape[1])
-    figure, axes = plt.subplots(4, 1, figsize=(9, 11), constrained_layout=True)
-    fan, orders, stock, money = axes
+    figure = Figure(figsize=(9, 11), layout="constrained")
+    fan, orders, stock, money = figure.subplots(4)
     for low, high, shade in ((1, 5, 0.2), (2, 4, 0.3)):
         label = f"{LEVELS[low]:.0%} to {LEVELS[high]:.0%}"
         band = quantiles[item, :, low], quantiles[item, :, high]
@@ -362,7 +365,6 @@ def picture(
     money.invert_yaxis()
     money.set_xlabel("cost of an item and day, with 95 % intervals over items")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

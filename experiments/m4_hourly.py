@@ -78,6 +78,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """Baselines, networks and their ensemble."""
     series = read(settings.smoke)
     logs = replace(series, values=np.log(series.values))
+    scaling = f.scaling(logs, "none")
     parts = f.split(series, None, HORIZON, HORIZON)
     validation, test = (
         f.origins(series, 0, HORIZON, rows) for rows in (parts.validation, parts.test)
@@ -101,8 +102,16 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
         name = f"nhits_{weeks}_weeks"
         begin = time.perf_counter()
         common.say(f"seed {seed}: {name}, without and with the validation rows")
-        chosen.append(train(settings, weeks, logs, parts.train, seed, folder / name / "chosen"))
-        final.append(train(settings, weeks, logs, until_test, seed, folder / name / "final"))
+        network = f.NHiTS(
+            7 * SEASON * weeks, HORIZON, f.Point("mae"), "mean_std", width=settings.width
+        )
+        task = f.direct(network, logs, scaling)  # one, so that it compiles once
+        for models, learned, kind in (
+            (chosen, parts.train, "chosen"),
+            (final, until_test, "final"),
+        ):
+            state = train(settings, network, task, logs, learned, seed, folder / name / kind)
+            models.append(f.forecaster(network, state, logs, scaling))
         rows[name] = {"seconds": time.perf_counter() - begin}
         found[name] = np.exp(f.forecast(final[-1], f.history(logs, test), levels=()).mean)
         rows[name] |= validated(chosen[-1], logs, validation, target["validation"])
@@ -132,17 +141,21 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def train(
-    settings: Settings, weeks: int, logs: f.Series, rows: np.ndarray, seed: int, folder: Path
-) -> f.Forecaster:
-    """N-HiTS of all windows whose targets lie in `rows`."""
-    network = f.NHiTS(7 * SEASON * weeks, HORIZON, f.Point("mae"), "mean_std", width=settings.width)
-    scaling = f.scaling(logs, "none")
+    settings: Settings,
+    network: f.NHiTS,
+    task: jo.Task,
+    logs: f.Series,
+    rows: np.ndarray,
+    seed: int,
+    folder: Path,
+) -> jo.TrainState:
+    """The network after all windows whose targets lie in `rows`."""
     windows = f.origins(logs, network.look_back, HORIZON, rows)
     epochs = 1 if settings.smoke else settings.epochs
     steps = epochs * -(-len(windows["origin"]) // settings.batch_size)
     log = common.Log(folder, settings.resume)
     state = jo.fit(
-        f.direct(network, logs, scaling),
+        task,
         windows,
         optimizer=jo.optim.adam(optax.cosine_decay_schedule(settings.learning_rate, steps)),
         batch_size=settings.batch_size,
@@ -153,7 +166,7 @@ def train(
         on_log=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
-    return f.forecaster(network, state, logs, scaling)
+    return state
 
 
 def validated(

@@ -45,7 +45,9 @@ class Rules(NamedTuple):
         # an optimizer may keep a leaf of another rank by a parameter's name (Adafactor does)
         axes = [*asked, *[None] * (leaf.ndim - len(asked))] if len(asked) <= leaf.ndim else []
         free = [i for i, axis in enumerate(axes) if not axis and not leaf.shape[i] % self.shards]
-        wanted = self.shards > 1 and leaf.size >= self.min_size
+        # what is not trained, such as the series of a forecast, is read anywhere by any device
+        trained = not path.startswith("extra/")
+        wanted = trained and self.shards > 1 and leaf.size >= self.min_size
         if wanted and free and "fsdp" not in jax.tree.leaves(axes):
             axes[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
         return PartitionSpec(*axes)

@@ -9,7 +9,7 @@ from jaxops.decide.newsvendor import (
     newsvendor_samples,
     total_quantiles,
 )
-from jaxops.decide.off_policy import Value, direct, doubly_robust, ips, snips
+from jaxops.decide.off_policy import Value, direct_method, doubly_robust, ips, snips
 from jaxops.decide.policies import (
     LevelNetwork,
     base_stock,
@@ -46,7 +46,7 @@ __all__ = [
     "base_stock",
     "beta_thompson",
     "demand_curve",
-    "direct",
+    "direct_method",
     "doubly_robust",
     "explore",
     "fit_serial",

@@ -21,6 +21,12 @@ def not_negative(**values: Any) -> None:
         _check(name, value, lambda x: x >= 0, "0 or more")
 
 
+def share(**values: Any) -> None:
+    """Raise ValueError where one is not finite and 0 to 1; traced values go unchecked."""
+    for name, value in values.items():
+        _check(name, value, lambda x: (x >= 0) & (x <= 1), "0 to 1")
+
+
 def finite(**values: Any) -> None:
     """Raise ValueError where one is not finite; traced values go unchecked."""
     for name, value in values.items():
@@ -32,6 +38,18 @@ def whole(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int | np.integer) or value < 0:
             raise ValueError(f"{name}: {value!r} found, a whole number of periods, 0 up, wanted")
+
+
+def known(**values: Any) -> None:
+    """Raise ValueError where one is traced: what comes out has a shape that depends on it."""
+    for name, value in values.items():
+        if traced(value):
+            raise ValueError(f"{name}: a traced value found, numbers wanted: call outside of jit")
+
+
+def power_of_two(count: int) -> int:
+    """The least that is not below `count`, so that problems of like size share a program."""
+    return 1 << max(int(count) - 1, 0).bit_length()
 
 
 def together(*values: Any) -> list[Array]:

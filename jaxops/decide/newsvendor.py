@@ -75,27 +75,27 @@ def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 
     that many digits, either may come out.
 
     Args:
-        mean: of one period's demand, 0 or more; not traced, for the widest item decides how many
-            values of demand are looked at. All arguments broadcast.
+        mean: of one period's demand, 0 or more. All arguments broadcast; none may be traced, for
+            the widest item decides how many values of demand are looked at.
         holding: cost of a unit too many.
         shortage: cost of a unit too few.
         lead_time: periods until an order is there, whole.
 
     Raises:
-        ValueError: a mean below 0, a cost at or below 0, one that is not finite, or a traced mean.
+        ValueError: a mean below 0, a cost at or below 0, one that is not finite, or is traced.
 
     >>> order = newsvendor_poisson([50.0, 0.3], holding=1, shortage=4)
     >>> print(*order.quantity, *order.cost.round(4))
     56.0 1.0 10.0752 0.9041
     """
-    if given.traced(mean):
-        raise ValueError("mean: a traced value found, numbers wanted: call outside of jit")
+    given.known(mean=mean, holding=holding, shortage=shortage)
     given.not_negative(mean=mean)
     given.positive(holding=holding, shortage=shortage)
     given.whole(lead_time=lead_time)
     mean = np.multiply(mean, lead_time + 1.0)
     rarest = np.min(np.divide(holding, np.add(holding, shortage)), initial=1.0)
-    return _poisson(*given.together(mean, holding, shortage), reach(mean, 1e-6 * rarest))
+    wide = given.power_of_two(reach(mean, 1e-6 * rarest))
+    return _poisson(*given.together(mean, holding, shortage), wide)
 
 
 def reach(mean: Any, chance: float = 1e-12) -> int:
@@ -287,8 +287,7 @@ def total_quantiles(levels: Any, quantiles: Any, correlation: Any = 0.0) -> Arra
             f"levels, quantiles: {np.asarray(levels)} and shape {q.shape} found; levels around .5 "
             "and (..., periods, levels) wanted"
         )
-    given.not_negative(correlation=correlation)
-    given.not_negative(**{"1 - correlation": 1 - correlation})
+    given.share(correlation=correlation)
     middle = _interpolated(jnp.full(q.shape[:-1], 0.5), t, q)[..., None]
     d = q - middle
     total = d.sum(-2)

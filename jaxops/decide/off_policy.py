@@ -6,9 +6,9 @@ would take each of the A arms in the same situations, (N, A). All here is NumPy 
 
     ips             unbiased if the propensities are right; wide where the policies differ much
     snips           the same over the weights' mean: a little biased, mostly narrower
-    direct          the mean of a reward model's predictions: as biased as the model
-    doubly_robust   direct, with the model's errors on the log put right by ips: unbiased if either
-                    the propensities or the model are right, and mostly the narrowest
+    direct_method   the mean of a reward model's predictions: as biased as the model
+    doubly_robust   the same, with the model's errors on the log put right by ips: unbiased if
+                    either the propensities or the model are right, and mostly the narrowest
 
 Where few rows decide the intervals are somewhat narrow: in simulation, with 110 effective rows of
 400, those of 95 % held the truth in 91 to 93 %. Rows are taken as independent; several decisions
@@ -31,7 +31,7 @@ class Value(NamedTuple):
         low: where its interval begins; BCa bootstrap over rows, see `intervals.interval`.
         high: where it ends.
         effective: (sum w)^2 / sum w^2, as many rows would the estimate stand on if the log were
-            the policy's own; N for `direct`. Far below N, a few rows decide.
+            the policy's own; N for `direct_method`. Far below N, a few rows decide.
         mean_weight: of w = policy / propensity, before clipping; 1 but for chance where the
             propensities are right and the running policy could take whatever this one does.
         clipped: the share of rows whose weight was cut.
@@ -102,7 +102,7 @@ def snips(
     return _value(mean + log.weight * (log.reward - mean) / log.weight.mean(), log)
 
 
-def direct(policy: np.ndarray, predicted: np.ndarray) -> Value:
+def direct_method(policy: np.ndarray, predicted: np.ndarray) -> Value:
     """The direct method: mean of the rewards predicted for the policy's arms.
 
     Its interval knows of other rows, not of the model's error, which no number of rows removes.

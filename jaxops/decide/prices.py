@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from jaxops.decide.bandits import Array, Bandit, Linear, checked, learn, noise_of, posterior, start
+from jaxops.decide.bandits import (
+    Array,
+    Bandit,
+    Linear,
+    checked,
+    dot,
+    learn,
+    noise_of,
+    posterior,
+    start,
+)
 
 DRAWS = 512
 
@@ -89,7 +99,7 @@ def _demand_curve(
         across = jnp.sqrt(jnp.maximum((half[1] ** 2).sum(1) - along**2, 0))
         z = jnp.asarray(_points(), jnp.float32)[:, :, None]
         b = mean[-1] + sd * sd_b[None] * z[0]  # (DRAWS, B)
-        a = (level @ mean)[None] + sd * (along[None] * z[0] + across[None] * z[1])
+        a = dot("bd,d->b", level, mean)[None] + sd * (along[None] * z[0] + across[None] * z[1])
         units = a[..., None] - jnp.maximum(b, 0)[..., None] * relative[None, None]
         best = (margin[None, None] * jnp.maximum(units, 0)).argmax(-1)
         return jax.nn.one_hot(best, len(prices)).mean(0)

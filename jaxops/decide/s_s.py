@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import gammaln
 
 from jaxops.decide import given
-from jaxops.decide.newsvendor import poisson, reach
+from jaxops.decide.newsvendor import reach
 
 Array = jax.Array
 AT_ONCE = 1 << 22  # levels S, of all the items looked at together
+WIDEST = 1 << 15  # levels S of an item: with more of them the search takes minutes
 
 
 class Levels(NamedTuple):
@@ -43,25 +45,28 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
         lead_time: periods until an order is there, whole.
 
     Raises:
-        ValueError: a value that is not finite; a fixed cost below 0, or another at or below 0.
+        ValueError: a value that is not finite, or is traced; a fixed cost below 0, or another at
+            or below 0; an item whose levels lie further apart than can be compared.
 
     >>> best = s_s_poisson([6.0, 20.0], holding=1, shortage=4, fixed=5)
     >>> print(best.reorder, best.up_to, best.cost[0].round(4))
     [ 4. 18.] [10. 24.] 8.0341
     """
+    given.known(mean=mean, holding=holding, shortage=shortage, fixed=fixed)
     given.positive(mean=mean)
     means = np.atleast_1d(np.asarray(mean, np.float64))
     if means.ndim != 1:
         raise ValueError(f"mean: shape {means.shape} found, (items,) wanted")
     given.whole(lead_time=lead_time)
 
-    def probabilities(periods: int) -> Array:
-        total = jnp.asarray(means * periods, jnp.float32)
-        size = int(means.max() * periods) + reach(means.max() * periods) + 1
-        return poisson(total, jnp.zeros_like(total), size).T
+    def probabilities(total: np.ndarray) -> np.ndarray:
+        k = np.arange(int(total.max()) + reach(total.max()) + 1)
+        # in float64: of logs of thousands float32 would lose percents
+        logs = k * np.log(total)[:, None] - total[:, None] - gammaln(k + 1)
+        return np.exp(logs)
 
-    one, total = (np.asarray(probabilities(periods)) for periods in (1, lead_time + 1))
-    return _best(one, total, holding, shortage, fixed)
+    one, all_periods = probabilities(means), probabilities(means * (lead_time + 1))
+    return _best(one, all_periods, holding, shortage, fixed)
 
 
 def s_s_discrete(
@@ -83,12 +88,14 @@ def s_s_discrete(
 
     Raises:
         ValueError: probabilities that are below 0, do not sum to 1, or say that there is never any
-            demand; a fixed cost below 0, or another at or below 0; shapes that do not fit.
+            demand; a fixed cost below 0, or another at or below 0; shapes that do not fit; a traced
+            value; an item whose levels lie further apart than can be compared.
 
     >>> best = s_s_discrete([[0.5, 0.0, 0.3, 0.2]], holding=1, shortage=9, fixed=8)
     >>> print(best.reorder, best.up_to)
     [1.] [5.]
     """
+    given.known(probabilities=probabilities, holding=holding, shortage=shortage, fixed=fixed)
     given.not_negative(probabilities=probabilities)
     given.whole(lead_time=lead_time)
     p = np.asarray(probabilities, np.float64)
@@ -103,10 +110,11 @@ def s_s_discrete(
     total = p
     for _ in range(lead_time):
         total = np.stack([np.convolve(a, b) for a, b in zip(total, p, strict=True)])
-    return _best(p.astype(np.float32), total.astype(np.float32), holding, shortage, fixed)
+    return _best(p, total, holding, shortage, fixed)
 
 
 def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: Any) -> Levels:
+    """From float64 probabilities (B, n) of demand in one period, and (B, m) in all of them."""
     given.positive(holding=holding, shortage=shortage)
     given.not_negative(fixed=fixed)
     for name, value in {"holding": holding, "shortage": shortage, "fixed": fixed}.items():
@@ -118,11 +126,16 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
     )
     mean = p @ np.arange(p.shape[1])
     units = np.arange(total.shape[1])
-    sd = np.sqrt(total @ units**2.0 - (total @ units) ** 2)
+    sd = np.sqrt(np.maximum(total @ units**2.0 - (total @ units) ** 2, 0))
     # how far G must rise to pay for a fixed cost, by the economic order quantity; see `_search`
     rise = np.sqrt(2 * k * mean * h * b / (h + b))
     wanted = np.maximum(rise / h + 3 * sd, 2 * (rise / b + 3 * sd)) + 8
+    _narrow(wanted)
     width = 1 << np.ceil(np.log2(wanted)).astype(int)
+    p, total = (
+        np.pad(x, ((0, 0), (0, given.power_of_two(x.shape[1]) - x.shape[1]))).astype(np.float32)
+        for x in (p, total)
+    )
     levels, left = np.zeros((len(p), 3), np.float32), np.arange(len(p))
     while len(left):
         failed = []
@@ -130,13 +143,25 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
             alike = left[width[left] == size]
             for rows in np.split(alike, range(AT_ONCE // size, len(alike), AT_ONCE // size)):
                 # as many as a power of two, so that few programs are compiled
-                more = np.resize(rows, 1 << int(np.ceil(np.log2(len(rows)))))
+                more = np.resize(rows, given.power_of_two(len(rows)))
                 found, enough = _search(*(x[more] for x in (p, total, h, b, k)), int(size))
                 levels[rows] = np.stack(found, 1)[: len(rows)]
                 failed.append(rows[~np.asarray(enough)[: len(rows)]])
         left = np.concatenate(failed)
         width[left] *= 2
+        _narrow(width)
     return Levels(*jnp.asarray(levels.T))
+
+
+def _narrow(width: np.ndarray) -> None:
+    """Raise ValueError where a window is too wide, or grows without an end."""
+    wide = np.flatnonzero(width > WIDEST)
+    if len(wide):
+        raise ValueError(
+            f"item {wide[0]} ({len(wide):,} such): {width[wide[0]]:,.0f} levels to compare found, "
+            f"at most {WIDEST:,} wanted; count its demand in larger units, such as boxes, or see "
+            "whether its shortage or holding cost is right"
+        )
 
 
 @partial(jax.jit, static_argnums=5)

@@ -19,6 +19,7 @@ Inventory Systems).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ import optax
 from scipy.special import ndtr
 
 from jaxops.decide import given
+from jaxops.decide.bandits import dot
 
 Array = jax.Array
 
@@ -84,6 +86,13 @@ def simulate_serial(
     levels = jnp.asarray(levels, jnp.float32)
     if levels.shape != h.shape:
         raise ValueError(f"levels: shape {levels.shape} found, {h.shape} wanted")
+    return _simulate(levels, demand, jnp.asarray(h, jnp.float32), penalty, lead_times)
+
+
+@partial(jax.jit, static_argnums=4)
+def _simulate(
+    levels: Array, demand: Array, holding: Array, penalty: Any, lead_times: tuple[int, ...]
+) -> SerialTrajectory:
     stages, supply = [], jnp.full_like(demand, jnp.inf)
     for level, lead in reversed(list(zip(levels, lead_times, strict=True))):
         # columns are the ends of periods; the first `lead` of them are still filling
@@ -94,8 +103,8 @@ def simulate_serial(
     ends = demand.shape[1]
     echelon = jnp.stack([stage[:, -ends:] for stage in reversed(stages)], -1)
     unmet = jnp.maximum(-echelon[..., 0], 0)
-    rate = jnp.asarray(h, jnp.float32)
-    return SerialTrajectory(echelon, unmet, echelon @ rate + (penalty + rate.sum()) * unmet)
+    cost = dot("btn,n->bt", echelon, holding) + (penalty + holding.sum()) * unmet
+    return SerialTrajectory(echelon, unmet, cost)
 
 
 def fit_serial(
@@ -133,24 +142,37 @@ def fit_serial(
     """
     given.finite(demand=demand)
     demand = jnp.asarray(demand, jnp.float32)
-    setup: dict[str, Any] = {"holding": holding, "lead_times": lead_times, "penalty": penalty}
-    below = np.cumsum(lead_times)
-    first = jnp.asarray(below, jnp.float32) * demand.mean()
+    first = jnp.asarray(np.cumsum(lead_times), jnp.float32) * demand.mean()
+    # what is wrong with the arguments is said here
+    simulate_serial(first, demand, holding=holding, lead_times=lead_times, penalty=penalty)
+    h, lead_times = _checked(holding, lead_times, penalty)
+    costs = jnp.asarray(h, jnp.float32), penalty
+    return _fit(first, demand, costs, learning_rate, lead_times, steps)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _fit(
+    first: Array,
+    demand: Array,
+    costs: tuple[Array, Any],
+    learning_rate: Array,
+    lead_times: tuple[int, ...],
+    steps: int,
+) -> Array:
     scale = jnp.maximum(demand.std(), 1e-6)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def cost(shifts: Array) -> Array:
-        return simulate_serial(first + scale * shifts, demand, **setup).cost.mean() / scale
+        levels = first + scale * shifts
+        return _simulate(levels, demand, *costs, lead_times).cost.mean() / scale
 
     def step(state: tuple[Array, Any], _: Any) -> tuple[tuple[Array, Any], None]:
         shifts, moments = state
         updates, moments = optimizer.update(jax.grad(cost)(shifts), moments)
         return (shifts + updates, moments), None
 
-    simulate_serial(first, demand, **setup)  # what is wrong with the arguments is said here
     zero = jnp.zeros_like(first)
-    run = jax.jit(lambda s: jax.lax.scan(step, s, None, length=steps)[0])
-    shifts, _ = run((zero, optimizer.init(zero)))
+    (shifts, _), _ = jax.lax.scan(step, (zero, optimizer.init(zero)), None, length=steps)
     return first + scale * shifts
 
 

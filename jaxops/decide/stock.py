@@ -129,9 +129,9 @@ def simulate(
         softness: units; orders of about so many feel the fixed cost in their gradient.
 
     Raises:
-        ValueError: demand of another shape, below 0 or not finite; features of another B or T;
-            costs not above 0 (fixed, price: below 0) or of another shape; a lead time that is not
-            whole; an initial stock below 0; a softness not above 0.
+        ValueError: demand of another shape, below 0 or not finite; features of another B or T, or
+            not finite; costs not above 0 (fixed, price: below 0) or of another shape; a lead time
+            that is not whole; an initial stock below 0; a softness not above 0.
 
     >>> from jaxops.decide import base_stock
     >>> demand = [[3.0, 6.0, 2.0]]
@@ -225,5 +225,6 @@ def checked(demand: Any, features: Any, costs: Costs, lead_time: int) -> tuple[A
             raise ValueError(
                 f"{name}: shape {np.shape(value)} found, one number or ({len(demand)},) wanted"
             )
+    given.finite(features=features)
     rows = [jnp.broadcast_to(jnp.asarray(c, jnp.float32), demand.shape[:1]) for c in costs]
     return demand, jnp.asarray(features), Costs(*rows)

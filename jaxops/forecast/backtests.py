@@ -1,16 +1,15 @@
 """What a model would have said at each origin of a backtest, and intervals made from that."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxops.forecast import grid
 from jaxops.forecast.conformal import margin
-from jaxops.forecast.data import Series
+from jaxops.forecast.data import Series, taken
 from jaxops.forecast.forecasters import forecast
-from jaxops.forecast.windows import Windows
+from jaxops.forecast.windows import Windows, check_windows
 
 ROWS_AT_ONCE = 2**23
 
@@ -31,19 +30,7 @@ def history(series: Series, windows: Windows, look_back: int | None = None) -> S
     of, origin = windows["series"], windows["origin"].astype(np.int64)
     begin = series.offsets[of]
     first = begin if look_back is None else np.maximum(begin, origin - look_back)
-    offsets = np.append(0, np.cumsum(origin - first))
-    rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], origin - first)
-    return replace(
-        series,
-        ids=series.ids[of],
-        start=grid.moved(series.start[of], first - begin, series.frequency),
-        offsets=offsets,
-        values=series.values[rows],
-        known=series.known[rows],
-        past=series.past[rows],
-        static=series.static[of],
-        report=None,
-    )
+    return taken(series, of, first, origin)
 
 
 class Backtest(NamedTuple):
@@ -79,7 +66,12 @@ def historical_forecasts(
         horizon: H.
         levels: of quantiles.
         look_back: rows that the model is given; all before the origin by default.
+
+    Raises:
+        ValueError: a window whose target, or whose one row before it, is not in its series, which
+            is named; no windows; else as `forecast`.
     """
+    _checked(series, windows, horizon)
     ahead = np.arange(horizon)
     given = windows["origin"] - series.offsets[windows["series"]]
     widest = int(min(given.max(), look_back or given.max()))
@@ -161,8 +153,10 @@ def calibrated(
         season: steps of one.
 
     Raises:
-        ValueError: too few windows; a look-back within the season; else as `forecast`.
+        ValueError: too few windows; a look-back within the season; else as
+            `historical_forecasts`.
     """
+    _checked(series, windows, horizon)
     levels = tuple(levels)
     if look_back <= season:
         raise ValueError(f"look_back: {look_back} found, more than the season, {season}, wanted")
@@ -192,6 +186,12 @@ def units(history: Series, look_back: int, season: int) -> np.ndarray:
     rows = history.values[np.maximum(place, 0)].astype(np.float64)
     moves, both = np.abs(rows[:, season:] - rows[:, :-season]), there[:, :-season, None]
     return np.where(both, moves, 0).sum(1) / np.maximum(both.sum(1), 1)
+
+
+def _checked(series: Series, windows: Windows, horizon: int) -> None:
+    if len(windows["origin"]) == 0:
+        raise ValueError("windows: none found, at least 1 wanted")
+    check_windows(series, windows, 1, horizon)
 
 
 def _base(

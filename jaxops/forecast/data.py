@@ -58,7 +58,8 @@ class Series:
         report: of the reading; None for series that were not read from a table.
 
     Raises:
-        ValueError: arrays whose shapes do not fit together, or a frequency that is none.
+        ValueError: arrays whose shapes do not fit together; values or covariates that are not
+            finite float32; a frequency that is none.
     """
 
     ids: np.ndarray
@@ -99,10 +100,34 @@ class Series:
             raise ValueError(
                 f"Series: {rows} rows found, fewer than {2**31} wanted: rows are int32"
             )
+        for name, columns in (
+            ("values", self.channels),
+            ("known", self.known_names),
+            ("past", self.past_names),
+            ("static", self.static_names),
+        ):
+            self._check_numbers(name, columns)
         names = self.known_names + self.past_names + self.static_names + self.channels
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"Series: column {twice!r} found twice, once wanted")
+
+    def _check_numbers(self, name: str, columns: tuple[str, ...]) -> None:
+        array = getattr(self, name)
+        if array.dtype != np.float32:
+            raise ValueError(f"Series: {name}: {array.dtype} found, float32 wanted")
+        finite = np.isfinite(array)
+        if finite.all():
+            return
+        row, j = np.argwhere(~finite)[0]
+        s, place = row, ""
+        if name != "static":
+            s = np.searchsorted(self.offsets, row, "right") - 1
+            place = f", row {row - self.offsets[s]}"
+        raise ValueError(
+            f"Series: {name}: {array[row, j]} found in column {columns[j]!r} of series "
+            f"{str(self.ids[s])!r}{place}, finite numbers wanted"
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -149,21 +174,37 @@ class Series:
         >>> from_arrays(["a", "b", "c"], [[1], [2, 3], [4]]).part([2, 1]).values[:, 0].tolist()
         [4.0, 2.0, 3.0]
         """
-        index = np.arange(len(self))[np.asarray(keep)]
-        lengths = self.lengths[index]
-        offsets = np.append(0, np.cumsum(lengths))
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], lengths)
-        return replace(
-            self,
-            ids=self.ids[index],
-            start=self.start[index],
-            offsets=offsets,
-            values=self.values[rows],
-            known=self.known[rows],
-            past=self.past[rows],
-            static=self.static[index],
-            report=None,
-        )
+        of = np.arange(len(self))[np.asarray(keep)]
+        return taken(self, of, self.offsets[of], self.offsets[of + 1])
+
+
+def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of rows, first to last - 1, end to end.
+
+    Returns:
+        The offsets of the N ranges, int64 (N + 1,), and all their rows, int64.
+
+    >>> ranges(np.array([5, 1]), np.array([7, 4]))
+    (array([0, 2, 5]), array([5, 6, 1, 2, 3]))
+    """
+    offsets = np.append(0, np.cumsum(last - first))
+    return offsets, np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], last - first)
+
+
+def taken(series: Series, of: np.ndarray, first: np.ndarray, last: np.ndarray) -> Series:
+    """The rows first to last - 1 of the series `of`, (N,) each, as N series."""
+    offsets, rows = ranges(first, last)
+    return replace(
+        series,
+        ids=series.ids[of],
+        start=grid.moved(series.start[of], first - series.offsets[of], series.frequency),
+        offsets=offsets,
+        values=series.values[rows],
+        known=series.known[rows],
+        past=series.past[rows],
+        static=series.static[of],
+        report=None,
+    )
 
 
 def from_arrays(
@@ -213,14 +254,6 @@ def from_arrays(
         tables.append(table)
     offsets = np.append(0, np.cumsum([len(table) for table in tables]))
     table = np.concatenate(tables)
-    bad = ~np.isfinite(table).all(1)
-    if bad.any():
-        row = int(bad.argmax())
-        of = int(np.searchsorted(offsets, row, "right")) - 1
-        raise ValueError(
-            f"values: series {str(names[of])!r}: {table[row]} found in row {row - offsets[of]}, "
-            "finite numbers wanted"
-        )
     return Series(
         ids=names,
         start=np.broadcast_to(as_time(start, "start"), names.shape).copy(),

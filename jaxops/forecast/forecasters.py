@@ -16,6 +16,7 @@ from jaxops.forecast.data import Series
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.outputs import Point
 from jaxops.forecast.scales import Scaling
+from jaxops.forecast.tasks import check_counts
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
 
@@ -68,10 +69,11 @@ def forecast(
         model: a `Forecaster`, or another with its `answer`.
         history: as it is known at the moment of the forecast.
         horizon: steps; all that the model has by default, at most these.
-        future: float (S, H or more, K), the known covariates of the steps to come, for a history
-            that has some; see `future_covariates`.
-        levels: of quantiles, in (0, 1), rising; () for none. A point forecast has none, until
-            `calibrated` puts intervals around it.
+        future: float (S, H, K), the known covariates of the steps to come, for a history that has
+            some; of all the network's horizon, even where fewer steps are asked for. See
+            `future_covariates`.
+        levels: of quantiles, in (0, 1), rising; () for none, as a point forecast has, until
+            `calibrated` puts some around it.
 
     Raises:
         ValueError: a horizon beyond the model's or beyond `future`; a series shorter than the
@@ -94,7 +96,6 @@ class Forecaster:
         network: it and its settings.
         variables: its parameters, and batch statistics if any.
         scaling: that it was trained with.
-        ids: (S,), of the series that the scaling is of.
         channels: the series' names, in order; as are the next three.
         known_names: likewise.
         past_names: likewise.
@@ -105,7 +106,6 @@ class Forecaster:
     network: Any
     variables: Any
     scaling: Scaling
-    ids: np.ndarray
     channels: tuple[str, ...]
     known_names: tuple[str, ...]
     past_names: tuple[str, ...]
@@ -127,13 +127,14 @@ class Forecaster:
         """See `forecast`."""
         network = self.network
         horizon = network.horizon if horizon is None else horizon
-        known = self._checked(history, horizon, future)
-        loc, scale = self.scaling.of(history, self.ids)
+        known = self._checked(history, horizon, future, levels)
+        loc, scale = self.scaling.of(history)
         variables = jax.device_put(self.variables)
-        wide = network.look_back * len(self.channels)
+        rows = network.look_back + network.horizon
+        wide = rows * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
         # a power of two, so that few sizes compile
         size = 1 << max(0, min(AT_ONCE // wide, len(history.ids)) - 1).bit_length()
-        parts = []
+        parts: list[Any] = []
         for start in range(0, len(history.ids), size):
             few = slice(start, start + size)
             rows = history.offsets[1:][few, None] - network.look_back + np.arange(network.look_back)
@@ -150,12 +151,26 @@ class Forecaster:
             )
             found = _answer(network, levels, variables, *part)
             parts.append(jax.tree.map(lambda x, n=count: x[:n], found))
+            if len(parts) > 2:  # the device has work while the host cuts the next windows out
+                parts[-3] = jax.device_get(parts[-3])
         mean, quantiles = (np.concatenate(x) for x in zip(*jax.device_get(parts), strict=True))
         return mean[:, :horizon], quantiles[:, :horizon]
 
-    def _checked(self, history: Series, horizon: int, future: np.ndarray | None) -> np.ndarray:
+    def _checked(
+        self,
+        history: Series,
+        horizon: int,
+        future: np.ndarray | None,
+        levels: tuple[float, ...],
+    ) -> np.ndarray:
         """The covariates of the horizon, (S, H, K), H being the network's."""
         network = self.network
+        if levels and not self.has_quantiles:
+            raise ValueError(
+                f"levels: {levels} found, () wanted for {network.output}, a point without "
+                "quantiles; `calibrated` puts some around it"
+            )
+        check_counts(network.output, history)
         if horizon > network.horizon:
             raise ValueError(f"horizon: {horizon} found, at most {network.horizon} wanted")
         for name in (*NAMED, "frequency"):
@@ -219,7 +234,6 @@ def forecaster(network: Any, state: TrainState, series: Series, scaling: Scaling
         network,
         jax.device_get({"params": state.params, **state.extra["network"]}),
         scaling,
-        series.ids,
         series.channels,
         series.known_names,
         series.past_names,
@@ -231,6 +245,7 @@ def forecaster(network: Any, state: TrainState, series: Series, scaling: Scaling
 @recorded
 def _stored(
     network: Any,
+    scaling: str,
     named: tuple[tuple[str, Any], ...],
     arrays: tuple[tuple[str, tuple[int, ...], str], ...],
 ) -> Task:
@@ -244,9 +259,12 @@ def _stored(
         raise ValueError("a forecaster from a file is not trained; see forecast.direct")
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        values = jnp.asarray(batch["values"], jnp.float32)
-        inputs = Inputs.of(values, network.horizon)
-        return network.apply(params["variables"], inputs, train=False)
+        if scaling == "series" or any(dict(named)[name] for name in NAMED[1:]):
+            raise ValueError("a forecaster that wants more than values; see forecast.load")
+        loc, scale = params["loc"][None], params["scale"][None]
+        values = (jnp.asarray(batch["values"], jnp.float32) - loc) / scale
+        found = network.apply(params["variables"], Inputs.of(values, network.horizon), train=False)
+        return found if network.output.scale_only else network.output.scaled(found, loc, scale)
 
     column = Column("values", (network.look_back, len(dict(named)["channels"])))
     return Task(init, loss, predict, (column,))
@@ -260,8 +278,8 @@ def save(path: str | Path, model: Forecaster) -> None:
     arrays = tuple((name, np.shape(x), str(np.asarray(x).dtype)) for name, x in flat.items())
     named = tuple((name, getattr(model, name)) for name in (*NAMED, "frequency"))
     state = TrainState(jnp.int32(0), params, (), {}, jax.random.key(0))
-    about = {"ids": model.ids.tolist(), "scaling": scaling.kind}
-    model_file.save(path, _stored(model.network, named, arrays), state, about)
+    about = {"ids": scaling.ids.tolist()}
+    model_file.save(path, _stored(model.network, scaling.kind, named, arrays), state, about)
 
 
 def load(path: str | Path) -> Forecaster:
@@ -276,6 +294,6 @@ def load(path: str | Path) -> Forecaster:
     if make is not _stored:
         raise ValueError(f"{path}: not a forecaster; see jaxops.load")
     params, given = jax.device_get(found.state.params), dict(arguments)
-    scaling = Scaling(found.about["scaling"], params["loc"], params["scale"])
     ids = np.array(found.about["ids"], dtype=object)
-    return Forecaster(given["network"], params["variables"], scaling, ids, **dict(given["named"]))
+    scaling = Scaling(given["scaling"], params["loc"], params["scale"], ids)
+    return Forecaster(given["network"], params["variables"], scaling, **dict(given["named"]))

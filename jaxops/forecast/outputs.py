@@ -137,6 +137,7 @@ class Quantiles(Output):
         ends = (0.0, *levels, 1.0)
         if not levels or any(b <= a for a, b in itertools.pairwise(ends)):
             raise ValueError(f"levels: {levels} found, rising numbers between 0 and 1 wanted")
+        object.__setattr__(self, "levels", levels)  # a list cannot be hashed, as jit wants it
 
     @property
     def size(self) -> int:

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxops.forecast.data import Series
+from jaxops.forecast.data import Series, ranges
+from jaxops.forecast.windows import Rows, checked_rows
 
 KINDS = ("none", "global", "series")
 
@@ -16,33 +17,35 @@ class Scaling(NamedTuple):
         kind: "none"; "global", the same for all series; or "series", each its own.
         loc: float32 (S, C), or (1, C) but for "series".
         scale: the same, positive.
+        ids: (S,), of the series it was made of.
     """
 
     kind: str
     loc: np.ndarray
     scale: np.ndarray
+    ids: np.ndarray
 
-    def of(self, history: Series, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Loc and scale, both (S, C), of each series of `history`.
+    def of(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
+        """Loc and scale, both (S, C), of each series, found by its id.
 
         Args:
-            history: any series. One that was not scaled in training is scaled by itself.
-            ids: (S',), of the series that `loc` and `scale` are of.
+            series: any, in any order. One whose id is not among `ids` is scaled by all its rows.
         """
-        shape = (len(history.ids), history.values.shape[1])
+        shape = (len(series), series.values.shape[1])
         if self.kind != "series":
             return np.broadcast_to(self.loc, shape), np.broadcast_to(self.scale, shape)
-        place = {name: i for i, name in enumerate(ids.tolist())}
-        known = np.array([place.get(name, -1) for name in history.ids.tolist()])
-        own = scaling(history, "series") if (known < 0).any() else self
-        found = [
-            np.where(known[:, None] < 0, a if own is not self else b[known], b[known])
-            for a, b in ((own.loc, self.loc), (own.scale, self.scale))
-        ]
-        return found[0], found[1]
+        place = {name: i for i, name in enumerate(self.ids.tolist())}
+        index = np.array([place.get(name, -1) for name in series.ids.tolist()])
+        loc, scale = self.loc[index], self.scale[index]
+        new = index < 0
+        if new.any():
+            some = series.part(new)
+            whole = np.stack([some.offsets[:-1], some.offsets[1:]], axis=1)
+            _, loc[new], scale[new], _ = scaling(some, rows=whole)
+        return loc, scale
 
 
-def scaling(series: Series, kind: str = "series", rows: int | np.ndarray | None = None) -> Scaling:
+def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> Scaling:
     """Means and standard deviations of the training rows.
 
     A channel that does not vary has scale 1: it becomes 0, and nothing is divided by 0.
@@ -50,36 +53,35 @@ def scaling(series: Series, kind: str = "series", rows: int | np.ndarray | None 
     Args:
         series: to be scaled.
         kind: see `Scaling`.
-        rows: how many of each series' first rows are for training, one number or (S,); all of them
-            by default. Later rows must not be looked at.
+        rows: int (S, 2), the range of each series' training rows, such as `split(...).train`;
+            needed unless kind is "none". No other row is looked at.
 
     Raises:
-        ValueError: another kind, or numbers of rows that the series have not.
+        ValueError: another kind; no ranges, ranges of other series, or one without a row.
 
-    >>> from jaxops.forecast.data import from_arrays
-    >>> two = from_arrays(["a", "b"], [np.array([0.0, 2.0, 9.0]), np.array([5.0, 5.0])])
-    >>> scaling(two, rows=2).loc.ravel().tolist(), scaling(two, rows=2).scale.ravel().tolist()
+    >>> from jaxops.forecast import from_arrays, split
+    >>> two = from_arrays(["a", "b"], [[0, 2, 9], [5, 5, 7]])
+    >>> found = scaling(two, rows=split(two, 2, 0, 1).train)
+    >>> found.loc.ravel().tolist(), found.scale.ravel().tolist()
     ([1.0, 5.0], [1.0, 1.0])
     """
     if kind not in KINDS:
         raise ValueError(f"kind: {kind!r} found, one of {KINDS} wanted")
-    channels = series.values.shape[1]
+    shape = (1, series.values.shape[1])
     if kind == "none":
-        return Scaling(
-            kind, np.zeros((1, channels), np.float32), np.ones((1, channels), np.float32)
-        )
-    lengths = series.lengths
-    count = lengths if rows is None else np.broadcast_to(rows, lengths.shape)
-    bad = np.flatnonzero((count < 1) | (count > lengths))
-    if len(bad):
-        name, found = str(series.ids[bad[0]]), int(count[bad[0]])
-        raise ValueError(
-            f"rows: {found} of series {name!r} found, 1 to {int(lengths[bad[0]])} (all) wanted"
-        )
-    group = np.repeat(np.arange(len(lengths)), lengths)
-    training = np.arange(len(group)) - series.offsets[group] < count[group]
-    group = group[training] if kind == "series" else np.zeros(int(training.sum()), np.int64)
+        return Scaling(kind, np.zeros(shape, np.float32), np.ones(shape, np.float32), series.ids)
+    if rows is None:
+        raise ValueError("rows: None found, the training rows wanted, such as split(...).train")
+    rows = checked_rows(series, rows)
+    none = rows[:, 1] <= rows[:, 0]
+    if none.any():
+        name = str(series.ids[none.argmax()])
+        raise ValueError(f"rows: none of series {name!r} found, at least 1 wanted")
+    offsets, training = ranges(rows[:, 0], rows[:, 1])
     values = series.values[training].astype(np.float64)
+    group = np.zeros(len(values), np.int64)
+    if kind == "series":
+        group = np.repeat(np.arange(len(series)), np.diff(offsets))
 
     def mean(x: np.ndarray) -> np.ndarray:
         sums = [np.bincount(group, column) for column in x.T]
@@ -89,4 +91,4 @@ def scaling(series: Series, kind: str = "series", rows: int | np.ndarray | None 
     scale = np.sqrt(mean((values - loc[group]) ** 2))
     # what rounding alone leaves of a constant is no scale
     scale = np.where(scale > 1e-9 * np.abs(loc), scale, 1.0)
-    return Scaling(kind, loc.astype(np.float32), scale.astype(np.float32))
+    return Scaling(kind, loc.astype(np.float32), scale.astype(np.float32), series.ids)

@@ -27,6 +27,9 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
             by the origins.
         scaling: of the training rows. The loss is that of scaled values.
 
+    The series are in every checkpoint too, and on every device whole. Dropout stays on for
+    `jaxops.monte_carlo`, whose outputs are parameters.
+
     Returns:
         A task with the metrics loss, mse and mae, the last two in evaluations alone and of scaled
         values, over all steps and channels. It predicts the parameters of the output, in the
@@ -38,7 +41,7 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
     """
     back, horizon, output = network.look_back, network.horizon, network.output
     _check_output(output, series, scaling)
-    loc, scale = scaling.of(series, series.ids)
+    loc, scale = scaling.of(series)
     group = np.repeat(np.arange(len(series.ids)), series.lengths)
     rows = {
         "values": (series.values - loc[group]) / scale[group],
@@ -105,30 +108,41 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         return total, Out(weights.sum(), read_of, extra)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+        return scaled(params, extra, batch, train=False)
+
+    def scaled(params: Params, extra: Extra, batch: Batch, **how: Any) -> Array:
         weights = row_weights(batch)
         inputs, _ = read(extra["series"], batch, weights)
-        found = network.apply({"params": params, **extra["network"]}, inputs, train=False)
+        found = network.apply({"params": params, **extra["network"]}, inputs, **how)
         if output.scale_only:
             return found
         number = jnp.where(weights > 0, batch["series"], 0)
         loc, scale = (extra["series"][name][number][:, None] for name in ("loc", "scale"))
         return output.scaled(found, loc, scale)
 
+    def sample(params: Params, extra: Extra, batch: Batch, key: Key) -> Array:
+        if extra["network"]:  # statistics of the batch would be noise of another kind
+            raise ValueError(f"sample: a network without batch norm wanted, {network} found")
+        return scaled(params, extra, batch, train=True, rngs={"dropout": key})
+
     columns = (
         Column("series", (), "int", len(series.ids)),
         Column("origin", (), "int", len(series.values) - horizon + 1),
     )
-    return Task(init, loss_fn, predict, columns)
+    return Task(init, loss_fn, predict, columns, sample=sample)
 
 
 def _check_output(output: Any, series: Series, scaling: Scaling) -> None:
-    if not output.scale_only:
-        return
-    if scaling.kind != "none":
+    if output.scale_only and scaling.kind != "none":
         raise ValueError(
             f'scaling: {scaling.kind!r} found, "none" wanted by {output}, which cannot be shifted; '
             'a network\'s instance_norm="mean" brings series to one size'
         )
+    check_counts(output, series)
+
+
+def check_counts(output: Any, series: Series) -> None:
+    """Raise `ValueError` where an output of counts is asked of other numbers."""
     if not isinstance(getattr(output, "of", output), NegativeBinomial):
         return
     bad = (series.values < 0) | (series.values != np.round(series.values))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxops.forecast import grid
-from jaxops.forecast.data import Series, as_time
+from jaxops.forecast.data import Series, as_time, taken
 
 Windows = dict[str, np.ndarray]
 """Columns `series` and `origin`, int32 (W,): the series, and the row of the first step forecast."""
@@ -143,11 +143,12 @@ def _first_last(
         raise ValueError(
             f"look_back={look_back}, horizon={horizon}: 0 or more, and 1 or more, wanted"
         )
-    rows = _checked(series, rows)
+    rows = checked_rows(series, rows)
     return np.maximum(rows[:, 0], series.offsets[:-1] + look_back), rows[:, 1] - horizon
 
 
-def _checked(series: Series, rows: Rows | None) -> Rows:
+def checked_rows(series: Series, rows: Rows | None) -> Rows:
+    """Ranges of rows that are of these series, (S, 2); all rows for None."""
     ends = np.stack([series.offsets[:-1], series.offsets[1:]], axis=1)
     rows = ends if rows is None else np.asarray(rows)
     if rows.shape != ends.shape or (rows < ends[:, :1]).any() or (rows > ends[:, 1:]).any():
@@ -219,6 +220,43 @@ def origins(
     return {"series": of, "origin": (last[of] - stride * to_come).astype(np.int32)}
 
 
+def check_windows(series: Series, windows: Windows, look_back: int, horizon: int) -> None:
+    """Check that the rows of each window lie within its series, as `gather` wants them.
+
+    Args:
+        series: that the windows are of.
+        windows: W of them, from anywhere.
+        look_back: L, rows before each origin that will be read.
+        horizon: H, rows from the origin on.
+
+    Raises:
+        ValueError: a series that is none, or a window that reaches beyond its series' first or last
+            row; series and origin are named.
+
+    >>> from jaxops.forecast import from_arrays
+    >>> two = from_arrays(["a", "b"], [range(5), range(4)])
+    >>> check_windows(two, origins(two, 2, 1), 2, 1)
+    >>> check_windows(two, origins(two, 2, 1), 3, 1)
+    Traceback (most recent call last):
+    ValueError: windows: origin 2 of series 'a' (rows 0 to 4) found, 3 to 4 wanted ...
+    """
+    of, origin = windows["series"], windows["origin"]
+    none = (of < 0) | (of >= len(series))
+    if none.any():
+        found = of[none.argmax()]
+        raise ValueError(f"windows: series {found} found, 0 to {len(series) - 1} wanted")
+    first, last = series.offsets[of] + look_back, series.offsets[of + 1] - horizon
+    beyond = (origin < first) | (origin > last)
+    if beyond.any():
+        w = int(beyond.argmax())
+        begin, end = series.offsets[of[w] : of[w] + 2]
+        raise ValueError(
+            f"windows: origin {origin[w]} of series {str(series.ids[of[w]])!r} (rows {begin} to "
+            f"{end - 1}) found, {first[w]} to {last[w]} wanted for look_back={look_back} and "
+            f"horizon={horizon}; {beyond.sum()} of {len(of)} windows reach beyond their series"
+        )
+
+
 def padded(series: Series, rows: int) -> Series:
     """The series, those with fewer rows lengthened at their beginning by repeats of the first row.
 
@@ -247,6 +285,7 @@ def padded(series: Series, rows: int) -> Series:
         values=series.values[index],
         known=series.known[index],
         past=series.past[index],
+        report=None,
     )
 
 
@@ -262,21 +301,12 @@ def cut(series: Series, rows: Rows) -> Series:
     >>> past.values[:, 0].tolist(), past.start.tolist()
     ([1.0, 2.0, 0.0, 1.0], [1, 0])
     """
-    rows = _checked(series, rows)
+    rows = checked_rows(series, rows)
     lengths = rows[:, 1] - rows[:, 0]
     if (lengths < 1).any():
         empty = str(series.ids[int(lengths.argmin())])
         raise ValueError(f"rows: series {empty!r}: none found, at least 1 wanted")
-    offsets = np.append(0, np.cumsum(lengths))
-    index = np.arange(offsets[-1]) + np.repeat(rows[:, 0] - offsets[:-1], lengths)
-    return replace(
-        series,
-        start=grid.moved(series.start, rows[:, 0] - series.offsets[:-1], series.frequency),
-        offsets=offsets,
-        values=series.values[index],
-        known=series.known[index],
-        past=series.past[index],
-    )
+    return taken(series, np.arange(len(series)), rows[:, 0], rows[:, 1])
 
 
 class Fold(NamedTuple):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
+from small import compilations
 
 from jaxops.decide import (
     newsvendor_normal,
@@ -175,6 +176,39 @@ def test_s_s_grows_its_window():
     assert around[4] == min(around) and np.isclose(around[4], best.cost[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("mean", [1500.0, 6000.0])
+def test_s_s_of_large_means(mean):
+    """The cost of the levels found, by the renewal equation in float64."""
+    h, b, k, lead_time = 1.0, 9.0, 60.0, 1
+    best = s_s_poisson([mean], h, b, k, lead_time)
+    low, high = int(best.reorder[0]), int(best.up_to[0])
+    p = stats.poisson.pmf(np.arange(high - low), mean)
+    m = np.zeros(high - low)
+    for d in range(high - low):
+        m[d] = (1.0 if d == 0 else (p[1 : d + 1] * m[d - 1 :: -1]).sum()) / (1 - p[0])
+    total = stats.poisson(mean * (lead_time + 1))
+    y = high - np.arange(high - low)
+    demand = np.arange(int(4 * mean))
+    short = demand - y[:, None]
+    g = (total.pmf(demand) * np.where(short > 0, b * short, -h * short)).sum(1)
+    assert np.isclose(best.cost[0], (k + m @ g) / m.sum(), rtol=1e-4)
+    # nothing is left over from order to order where S - s is less than demand: a newsvendor
+    level = total.ppf(b / (h + b))
+    assert abs(high - level) <= 1 and high - low < mean
+
+
+def test_problems_of_like_size_share_programs():
+    def solve(top):
+        newsvendor_poisson([3.0, top], 1, 4)
+        s_s_poisson([3.0, top], 1, 4, 5)
+
+    solve(50.0)
+    with compilations() as names:
+        solve(51.0)
+        solve(55.5)
+    assert names == []
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -191,8 +225,12 @@ def test_s_s_grows_its_window():
         (lambda: newsvendor_quantiles([0.1, 0.5], [[1, 2], [3, 2]], 1, 2), r"after \(1, 0\)"),
         (lambda: newsvendor_quantiles([0.1, 0.5], [1, np.inf], 1, 2), "quantiles: inf found"),
         (lambda: total_quantiles([0.1, 0.2], [[1, 2]]), "around .5"),
-        (lambda: total_quantiles([0.1, 0.7], [[1, 2]], 2), "correlation: -1 found"),
+        (lambda: total_quantiles([0.1, 0.7], [[1, 2]], 2), "^correlation: 2 found, 0 to 1 wanted"),
         (lambda: s_s_poisson(0, 1, 2, 3), "mean: 0 found"),
+        (lambda: s_s_poisson([3, 5], 1, [2, 1e-7], 3), r"item 1 \(1 such\): .* levels to compare"),
+        (lambda: jax.jit(lambda k: s_s_poisson([3], 1, 2, k))(3.0), "fixed: a traced value"),
+        (lambda: jax.jit(lambda p: s_s_discrete(p, 1, 2, 3))(np.ones((1, 1))), "probabilities: a"),
+        (lambda: jax.jit(lambda h: newsvendor_poisson(3, h, 2))(1.0), "holding: a traced value"),
         (lambda: s_s_poisson([3], 1, 2, [3, 4]), r"fixed: shape \(2,\) found"),
         (lambda: s_s_discrete([[0.5, 0.2]], 1, 2, 3), "a sum of 1"),
         (lambda: s_s_discrete([[1.5, -0.5]], 1, 2, 3), "probabilities: -0.5"),

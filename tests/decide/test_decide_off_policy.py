@@ -61,7 +61,7 @@ def estimates(world, rng):
         "ips": decide.ips(policy, arm, reward, p),
         "snips": decide.snips(policy, arm, reward, taken),
         "clipped": decide.ips(policy, arm, reward, taken, clip=2.0),
-        "direct, bad model": decide.direct(policy, bad),
+        "direct, bad model": decide.direct_method(policy, bad),
         "dr": decide.doubly_robust(policy, arm, reward, taken, true),
         "dr, bad model": decide.doubly_robust(policy, arm, reward, taken, bad),
         "dr, bad propensities": decide.doubly_robust(policy, arm, reward, off, true),
@@ -125,8 +125,8 @@ def test_formulas_by_hand():
     assert cut.clipped == 0.5 and cut.mean_weight == pytest.approx(7.5 / 4)
     predicted = np.array([[1.0, 2.0], [0.0, 1.0], [2.0, 5.0], [3.0, 3.0]])
     rows = np.array([1.5, 0.8, 2.0, 3.0])
-    assert decide.direct(policy, predicted).mean == pytest.approx(rows.mean())
-    assert decide.direct(policy, predicted).effective == 4
+    assert decide.direct_method(policy, predicted).mean == pytest.approx(rows.mean())
+    assert decide.direct_method(policy, predicted).effective == 4
     found = decide.doubly_robust(policy, arm, reward, propensity, predicted)
     assert found.mean == pytest.approx((rows + w * np.array([0, 1, 1, 1])).mean())
     exact = decide.doubly_robust(policy, arm, reward, propensity, predicted * 0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
+from small import compilations
 
 from jaxops.decide import fit_serial, newsvendor_normal, optimal_serial, simulate_serial
 
@@ -124,3 +125,14 @@ def test_errors(change, message):
     given = {"levels": [1, 2, 3], "demand": np.ones((2, 9))} | THREE | change
     with pytest.raises(ValueError, match=message):
         simulate_serial(given.pop("levels"), given.pop("demand"), **given)
+
+
+def test_other_demand_and_costs_share_a_program():
+    def fit(seed, penalty):
+        demand = np.random.default_rng(seed).normal(10, 2, (4, 60))
+        return fit_serial(demand, **THREE | {"penalty": penalty}, steps=3)
+
+    fit(0, 40.0)
+    with compilations() as names:
+        fit(1, 30.0)
+    assert names == []

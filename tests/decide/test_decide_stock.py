@@ -289,6 +289,7 @@ def test_padding_changes_nothing():
         ({"demand": -np.ones((2, 3))}, r"demand: -1 found at \(0, 0\) \(6 such\)"),
         ({"demand": np.full((2, 3), np.nan)}, "demand: nan found"),
         ({"features": np.ones((2, 4, 1))}, r"features: shape \(2, 4, 1\) found"),
+        ({"features": np.full((2, 3, 1), np.nan)}, r"features: nan found at \(0, 0, 0\)"),
         ({"costs": Costs(0, 1)}, "holding: 0 found"),
         ({"costs": Costs(1, 1, -2)}, "fixed: -2 found"),
         ({"costs": Costs(1, np.ones(3))}, r"shortage: shape \(3,\) found"),

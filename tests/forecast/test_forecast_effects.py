@@ -77,7 +77,7 @@ def test_a_scale_of_columns_changes_nothing():
     """Prices in the ten thousands, say."""
     series = world(0)
     known = series.known * [1, 1e-3, 1] + np.array([[0, 1e-2, 0]])
-    wanted, found = log_linear(series), log_linear(replace(series, known=known))
+    wanted, found = log_linear(series), log_linear(replace(series, known=known.astype(np.float32)))
     np.testing.assert_allclose(
         found.coefficients, wanted.coefficients * [1, 1e3, 1], rtol=1e-3, atol=1e-4
     )
@@ -131,13 +131,7 @@ KNOWN = world(0).known
     "series, arguments, message",
     [
         (changed(5, -1), {}, r"sales: found -1\.0 in row 5, series 0, wanted 0 or more"),
-        (changed(5, np.nan), {}, "sales: found nan in row 5"),
         (changed(FIRST, 0), {}, "sales: series 0 sold nothing"),
-        (
-            changed(known=np.full_like(KNOWN, np.nan)),
-            {},
-            "promotion: found nan in row 0, series 0, wanted a finite",
-        ),
         (changed(), {"channel": "units"}, "channel: found 'units', wanted one of"),
         (changed(), {"columns": ["sun"]}, r"columns: found \['sun'\], wanted some of"),
         (changed(), {"columns": []}, r"columns: found \[\], wanted some of"),

@@ -257,7 +257,7 @@ def test_bad_tables_are_named(case):
 def test_bad_arrays_and_wide_tables_are_named():
     with pytest.raises(ValueError, match="ids: 'a' found twice"):
         forecast.from_arrays(["a", "a"], [[1], [2]])
-    with pytest.raises(ValueError, match=r"series 'b': \[nan\] found in row 1"):
+    with pytest.raises(ValueError, match="nan found in column 'value' of series 'b', row 1, fini"):
         forecast.from_arrays(["a", "b"], [[1], [2, np.nan]])
     with pytest.raises(ValueError, match=r"series 'a': shape \(0,\) found, \(T, 1\) wanted"):
         forecast.from_arrays(["a"], [[]])
@@ -268,6 +268,21 @@ def test_bad_arrays_and_wide_tables_are_named():
     one = forecast.from_arrays(["a"], [[1, 2]])
     with pytest.raises(ValueError, match=r"known: shape \(1, 0\) found, \(2, 0\) wanted"):
         replace(one, known=np.zeros((1, 0), np.float32))
+    two = forecast.from_arrays(["a", "b"], [[1, 2], [3, 0]])
+    with (
+        np.errstate(divide="ignore"),
+        pytest.raises(
+            ValueError, match="values: -inf found in column 'value' of series 'b', row 1"
+        ),
+    ):
+        replace(two, values=np.log(two.values))
+    with pytest.raises(ValueError, match="values: float64 found, float32 wanted"):
+        replace(two, values=two.values * np.float64(2))
+    prices = np.array([[1], [np.nan], [2], [3]], np.float32)
+    with pytest.raises(ValueError, match="known: nan found in column 'price' of series 'a', row 1"):
+        replace(two, known=prices, known_names=("price",))
+    with pytest.raises(ValueError, match="static: nan found in column 'size' of series 'b', fin"):
+        replace(two, static=prices[:2], static_names=("size",))
     with pytest.raises(ValueError, match="column 'y': 0 numbers found"):
         forecast.series({"time": [1, 2], "x": [1, 2], "y": [np.nan] * 2}, layout="series")
     with pytest.raises(ValueError, match="past and static columns are of a long table"):
