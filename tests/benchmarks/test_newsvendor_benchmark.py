@@ -1,9 +1,8 @@
-"""The newsvendor benchmark from end to end; SciPy stands in for stockpyl, which is not installed."""
+"""The newsvendor benchmark from end to end; SciPy stands in for stockpyl."""
 
 import json
 import sys
 
-import numpy as np
 import pytest
 
 from benchmarks import newsvendor
