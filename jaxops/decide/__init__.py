@@ -18,6 +18,7 @@ from jaxops.decide.policies import (
     ordering,
     quantile_rule,
     reorder,
+    reorder_each,
 )
 from jaxops.decide.prices import demand_curve
 from jaxops.decide.s_s import Levels, s_s_discrete, s_s_poisson
@@ -62,6 +63,7 @@ __all__ = [
     "ordering",
     "quantile_rule",
     "reorder",
+    "reorder_each",
     "s_s_discrete",
     "s_s_poisson",
     "simulate",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxops.decide import given
 from jaxops.decide.newsvendor import newsvendor_quantiles, total_quantiles
-from jaxops.decide.stock import Costs, Observation, Trajectory, checked, simulate, straight_through
+from jaxops.decide.stock import Costs, Observation, checked, simulate, straight_through
 from jaxops.task import Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
 
 Array = jax.Array
@@ -83,27 +83,43 @@ def quantile_rule(
     return newsvendor_quantiles(levels, total, holding, shortage).quantity
 
 
+def reorder_each(softness: Any, observation: Observation) -> Array:
+    """(s, S) of the period's own: the features are S and S - s; `params` is the softness.
+
+    >>> seen = Observation(*map(jnp.array, ([2.0, 3.0], [[], []], [2.0, 3.0], [[9.0, 7.0]] * 2)))
+    >>> print(reorder_each(1.0, seen))
+    [7. 0.]
+    """
+    up_to, gap = observation.features.T
+    return reorder((up_to - gap, up_to, softness), observation)
+
+
 class LevelNetwork(nn.Module):
-    """An order-up-to level from features: softplus of a perceptron, above 0.
+    """Levels from features: softplus of a perceptron, above 0.
 
     Attributes:
         hidden: widths of the hidden layers; empty is linear in the features.
+        reorder: whether to give (..., 2) instead, the level S to order up to and S - s, how far
+            below it one waits before one orders: what a fixed cost of an order asks for.
 
     >>> LevelNetwork().init_with_output(jax.random.key(0), jnp.zeros((4, 52, 3)))[0].shape
     (4, 52)
     """
 
     hidden: tuple[int, ...] = (32, 32)
+    reorder: bool = False
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        """(..., F) -> (...)."""
+        """(..., F) -> (...), or (..., 2)."""
         x = features
         for i, width in enumerate(self.hidden):
             x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
         # it begins at twice the usual demand: a level that never orders would never learn
-        x = nn.Dense(1, name="level", bias_init=nn.initializers.constant(2.0))(x)
-        return nn.softplus(x[..., 0])
+        level = nn.Dense(1, name="level", bias_init=nn.initializers.constant(2.0))(x)
+        if not self.reorder:
+            return nn.softplus(level[..., 0])
+        return nn.softplus(jnp.concatenate([level, nn.Dense(1, name="gap")(x)], -1))
 
 
 @recorded
@@ -112,14 +128,16 @@ def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Tas
 
     The loss of an item is the mean cost of a period that `simulate` finds for `order_up_to` with
     levels scale * network(features); its gradient goes through all periods. Fit it with `jo.fit`;
-    `predict` gives the levels (B, T).
+    `predict` gives the levels (B, T). Where an order has a fixed cost one should not order every
+    period: `LevelNetwork(reorder=True)` learns S and S - s, (B, T, 2), for `reorder_each`. Whether
+    it orders has the gradient of sigmoid((s - position) / w), with w a quarter of `scale`.
 
     Columns: demand (T,), features (T, F) known at the start of each period, `scale` (the item's
     usual demand in L + 1 periods, say: levels are in units of it), stock at the start, and
     holding, shortage, fixed and price, as `Costs.columns` gives them.
 
     Args:
-        network: a Flax module, features (B, T, F) -> (B, T); such as `LevelNetwork()`.
+        network: a Flax module, features (B, T, F) -> (B, T) or (B, T, 2); such as `LevelNetwork()`.
         lead_time: periods, as in `simulate`.
         back_orders: as in `simulate`.
 
@@ -132,12 +150,13 @@ def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Tas
         return network.init(key, batch["features"])["params"], {}
 
     def levels(params: Params, batch: Batch) -> Array:
-        return network.apply({"params": params}, batch["features"]) * batch["scale"][:, None]
+        found = network.apply({"params": params}, batch["features"])
+        return found * batch["scale"].reshape(-1, *[1] * (found.ndim - 1))
 
     def loss(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
     ) -> tuple[Array, Out]:
-        cost = _played(levels(params, batch), batch, lead_time, back_orders).cost.mean(1)
+        cost = _cost(levels(params, batch), batch, lead_time, back_orders).mean(1)
         weight = row_weights(batch)
         return (cost * weight).sum(), Out(weight.sum(), {}, extra)
 
@@ -155,17 +174,30 @@ def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Tas
     )
 
 
-def _played(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Trajectory:
-    return simulate(
-        order_up_to,
-        None,
+def _cost(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Array:
+    """(B, T), with the gradients to learn `levels` (B, T), or (B, T, 2), by."""
+    softness = jnp.where(batch["scale"] > 0, batch["scale"] / 4, 1)  # padding has a scale of 0
+    played = simulate(
+        order_up_to if levels.ndim == 2 else reorder_each,
+        softness,
         batch["demand"],
-        levels[..., None],
+        levels.reshape(*batch["demand"].shape, -1),
         costs=Costs(*(batch[name] for name in Costs._fields)),
         lead_time=lead_time,
         back_orders=back_orders,
         stock=batch["stock"],
+        softness=softness,
     )
+    if levels.ndim == 2:
+        return played.cost
+    # of a step in whether one orders, not in how much: as `reorder` passes it on
+    left = batch["demand"] if back_orders else played.sales
+    change = jnp.cumsum(played.orders - left, 1) - played.orders + left
+    position = batch["stock"][:, None] + change
+    up_to, gap = levels[..., 0], levels[..., 1]
+    soft = jax.nn.sigmoid((up_to - gap - position) / softness[:, None])
+    now = straight_through((played.orders > 0).astype(jnp.float32), soft)
+    return played.cost - played.fixed + batch["fixed"][:, None] * now
 
 
 def hindsight(

@@ -126,7 +126,7 @@ def simulate(
             period t + lead_time on.
         back_orders: whether unmet demand waits; else it is lost.
         stock: (B,) or one, at the start; nothing is on the way then.
-        softness: units; orders of about so many feel the fixed cost in their gradient.
+        softness: units, (B,) or one; orders of about so many feel the fixed cost in their gradient.
 
     Raises:
         ValueError: demand of another shape, below 0 or not finite; features of another B or T, or

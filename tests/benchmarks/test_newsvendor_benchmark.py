@@ -1,4 +1,4 @@
-"""The newsvendor benchmark from end to end; SciPy stands in for stockpyl where it is not."""
+"""The newsvendor benchmark from end to end; SciPy stands in for stockpyl."""
 
 import json
 import sys

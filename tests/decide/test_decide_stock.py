@@ -19,6 +19,7 @@ from jaxops.decide import (
     ordering,
     quantile_rule,
     reorder,
+    reorder_each,
     s_s_poisson,
     simulate,
 )
@@ -271,15 +272,86 @@ def test_learned_policy_is_nearly_optimal():
     assert levels.shape == (400, 40) and (levels > 0).all()
 
 
-def test_padding_changes_nothing():
-    task, (rows, _) = ordering(LevelNetwork((4,)), lead_time=1), items(6, 5, 0)
+def steady(count, seed, size=1.0, fixed=60.0):
+    """Items of Poisson demand, for whom one order in four periods is right; in units of `size`."""
+    rng = np.random.default_rng(seed)
+    usual = rng.uniform(4, 12, count)
+    log = np.broadcast_to(np.log(usual)[:, None, None], (count, 60, 1))
+    return {
+        "demand": size * rng.poisson(usual[:, None], (count, 60)).astype(np.float32),
+        "features": log.astype(np.float32),
+        "scale": size * usual.astype(np.float32),
+        "stock": 2 * size * usual.astype(np.float32),
+        **Costs(1, 9, fixed * size).columns(count),
+    }, usual
+
+
+def test_learned_reorder_level_is_nearly_that_of_theory():
+    task = ordering(LevelNetwork((16,), reorder=True), back_orders=True)
+    train, _ = steady(300, 0)
+    state = jo.fit(
+        task, train, optimizer=optax.adam(0.02), batch_size=100, epochs=60, progress=False
+    )
+    test, usual = steady(300, 1)
+
+    def cost(policy, params):
+        kept = {"costs": Costs(1, 9, 60.0), "back_orders": True, "stock": test["stock"]}
+        return simulate(policy, params, test["demand"], **kept).cost.mean()
+
+    best = s_s_poisson(usual, 1, 9, 60.0)
+    exact = cost(reorder, (best.reorder, best.up_to))
+    every = cost(base_stock, newsvendor_poisson(usual, 1, 9).quantity)
+    found = jo.evaluate(task, state, test)["loss"]
+    assert 0.98 * exact < found < 1.06 * exact and found < 0.5 * every
+    levels = task.predict(state.params, {}, test)
+    played = simulate(
+        reorder_each,
+        1.0,
+        test["demand"],
+        levels,
+        costs=Costs(1, 9, 60.0),
+        back_orders=True,
+        stock=test["stock"],
+    )
+    assert np.isclose(played.cost.mean(), found, rtol=1e-4)
+
+
+@pytest.mark.parametrize("back_orders", [False, True])
+@pytest.mark.parametrize("reorder", [False, True])
+def test_units_do_not_matter(reorder, back_orders):
+    """Of items that sell thousands the fixed cost pulls as much: softness is in their units."""
+    task = ordering(LevelNetwork((), reorder), lead_time=1, back_orders=back_orders)
+    (rows, _), (large, _) = steady(5, 0), steady(5, 0, size=1024.0)
+    (free, _), key = steady(5, 0, fixed=0.0), jax.random.key(0)
+    params, extra = task.init(key, rows)
+    slopes = [
+        jax.grad(lambda p, b=batch: task.loss(p, extra, b, key, True)[0])(params)
+        for batch in (rows, large, free)
+    ]
+    one, thousand, without = (
+        np.concatenate(jax.tree.leaves(jax.tree.map(jnp.ravel, g))) for g in slopes
+    )
+    np.testing.assert_allclose(thousand, 1024 * one, rtol=1e-3, atol=1)
+    assert np.abs(one - without).max() > 0.1
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_padding_changes_nothing(reorder):
+    task, (rows, _) = ordering(LevelNetwork((4,), reorder), lead_time=1), items(6, 5, 0)
     params, extra = task.init(jax.random.key(0), rows)
     key = jax.random.key(1)
-    loss, out = task.loss(params, extra, rows, key, True)
-    padded = {name: np.concatenate([rows[name], rows[name][:2] * 3]) for name in rows}
-    padded["mask"] = np.array([1.0] * 6 + [0.0] * 2, np.float32)
-    again, more = task.loss(params, extra, padded, key, True)
-    assert np.isclose(loss, again) and out.weight == more.weight == 6
+    cost = jax.value_and_grad(
+        lambda params, batch: task.loss(params, extra, batch, key, True), has_aux=True
+    )
+    (loss, out), slopes = cost(params, rows)
+    for size in (3, 0):
+        padded = {name: np.concatenate([rows[name], rows[name][:2] * size]) for name in rows}
+        padded["mask"] = np.array([1.0] * 6 + [0.0] * 2, np.float32)
+        (again, more), others = cost(params, padded)
+        assert np.isclose(loss, again) and out.weight == more.weight == 6
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), slopes, others
+        )
 
 
 @pytest.mark.parametrize(
