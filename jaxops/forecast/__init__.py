@@ -25,14 +25,13 @@ from jaxops.forecast.distributions import (
 )
 from jaxops.forecast.effects import Effects, effect, log_linear
 from jaxops.forecast.ensembles import Ensemble, stacking
-from jaxops.forecast.ets import exponential_smoothing, fit_smoothing
+from jaxops.forecast.ets import DAMPED, FORMS, Fit, exponential_smoothing, fit_smoothing
 from jaxops.forecast.forecasters import Forecast, Forecaster, forecast, forecaster, load, save
 from jaxops.forecast.future import future_covariates
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.linear import DLinear, NLinear
 from jaxops.forecast.metrics import (
     Scores,
-    block_interval,
     compare,
     coverage,
     crps_normal,
@@ -57,6 +56,7 @@ from jaxops.forecast.outputs import Output, Point, Quantiles
 from jaxops.forecast.patch import ITransformer, PatchTST
 from jaxops.forecast.reading import series
 from jaxops.forecast.recurrent import Recurrent
+from jaxops.forecast.running import AdaptiveBacktest, adaptive_backtest
 from jaxops.forecast.scales import Scaling, scaling
 from jaxops.forecast.tasks import direct
 from jaxops.forecast.theta import naive2, theta_method
@@ -74,10 +74,14 @@ from jaxops.forecast.windows import (
     split_by_time,
     too_short,
 )
+from jaxops.intervals import block_interval
 
 __all__ = [
+    "DAMPED",
+    "FORMS",
     "NBEATS",
     "Adaptive",
+    "AdaptiveBacktest",
     "Backtest",
     "Baseline",
     "Bounds",
@@ -86,6 +90,7 @@ __all__ = [
     "Distribution",
     "Effects",
     "Ensemble",
+    "Fit",
     "Fold",
     "Forecast",
     "Forecaster",
@@ -112,6 +117,7 @@ __all__ = [
     "Windows",
     "ZeroInflated",
     "adaptive",
+    "adaptive_backtest",
     "backtest",
     "block_interval",
     "calendar",

@@ -7,7 +7,8 @@ trained nor chosen on; each of the other axes, such as step ahead and channel, h
 
 Split margins cover at least the level on average where calibration and test windows could change
 places. Windows of a series in time cannot quite: overlapping ones carry less than N windows'
-worth, and where the series changes coverage is lost. `adaptive` corrects itself as targets come in.
+worth, and where the series changes coverage is lost. `adaptive` corrects itself as targets come in;
+`adaptive_backtest` does so for the windows of any model.
 """
 
 from collections.abc import Sequence

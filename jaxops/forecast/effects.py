@@ -25,6 +25,7 @@ from jaxops.intervals import Interval
 
 Array = jax.Array
 STEPS = 50
+dot = partial(jnp.matmul, precision="highest")  # statistics: no TF32 on GPUs
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _fit(x: Array, sales: Array, index: Array, count: int) -> tuple[Array, Array
 
     def rates(beta: Array) -> tuple[Array, Array]:
         """Expected sales, their sum in each series being that of the sales; and the levels."""
-        score = x @ beta
+        score = dot(x, beta)
         top = jax.ops.segment_max(score, index, count, indices_are_sorted=True)
         level = jnp.log(sold) - top - jnp.log(sums(jnp.exp(score - top[index])))
         return jnp.exp(score + level[index]), level
@@ -158,7 +159,7 @@ def _fit(x: Array, sales: Array, index: Array, count: int) -> tuple[Array, Array
         score, second = derivatives(beta)
         step = jnp.linalg.solve(second.sum(0), score.sum(0))
         # far from the best the quadratic is wrong: no step changes a rate more than e-fold
-        step = step / jnp.maximum(1, jnp.abs(x @ step).max())
+        step = step / jnp.maximum(1, jnp.abs(dot(x, step)).max())
         return beta + step, jnp.abs(step).max(), steps + 1
 
     beta, step, _ = jax.lax.while_loop(

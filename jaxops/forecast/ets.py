@@ -131,11 +131,12 @@ def exponential_smoothing(
     >>> exponential_smoothing(x, 2, forms=["AAN"]).round(1)
     Array([[18., 20.]], dtype=float32)
     """
-    probabilities = None if levels is None else checked_levels(levels)
+    if levels is not None:
+        checked_levels(levels)
     fit = fit_smoothing(values, season, lengths, forms)
-    if probabilities is None:
+    if levels is None:
         return mean_path(fit, horizon, forms)
-    return path_quantiles(fit, horizon, probabilities, forms, samples, seed)
+    return path_quantiles(fit, horizon, levels, forms, samples, seed)
 
 
 def mean_path(fit: Fit, horizon: int, forms: Sequence[str] = DAMPED) -> jax.Array:
@@ -153,14 +154,14 @@ def _mean_path(fit: Fit, forms: Form, horizon: int) -> jax.Array:
 def path_quantiles(
     fit: Fit,
     horizon: int,
-    levels: ArrayLike,
+    levels: Sequence[float],
     forms: Sequence[str] = DAMPED,
     samples: int = 1000,
     seed: int = 0,
 ) -> jax.Array:
     """Quantiles of paths drawn from each series' model, (B, H, Q); `forms` as fitted."""
     key = jax.random.key(seed)
-    return _path_quantiles(fit, Form.of(forms), key, jnp.asarray(levels), horizon, samples)
+    return _path_quantiles(fit, Form.of(forms), key, checked_levels(levels), horizon, samples)
 
 
 @partial(jax.jit, static_argnums=(4, 5))

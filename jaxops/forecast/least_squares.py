@@ -30,7 +30,8 @@ def least_squares(
         u, damping = carry
         J, r = jax.jacfwd(both, has_aux=True)(u)
         J = jnp.where(free[None], J, 0)
-        H, g = J.T @ J, J.T @ r
+        # the default precision of GPUs loses what the damping is small against
+        H, g = (jnp.matmul(J.T, x, precision="highest") for x in (J, r))
         size = jnp.diagonal(H)
         ridge = size + 1e-7 * size.max() + 1e-20
 

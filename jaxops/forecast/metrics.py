@@ -3,8 +3,7 @@
 Forecast and target are (W, H, C): windows, steps ahead, channels; where each series has one window,
 as in M4, the windows are the series. A metric takes the mean over steps and channels and gives
 (W,); with `per="step"` the mean over windows and channels, (H,); with `per="both"` that over
-channels alone, (W, H). All in float64 on the host. A value that is not finite is an error, never
-left out.
+channels alone, (W, H). All in float64 on the host. What is not finite is an error, never left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -224,10 +223,9 @@ class Scores(NamedTuple):
         return {"mse": squared, "rmse": squared**0.5, **means}
 
     def interval(self, metric: str, level: float = 0.95, step: int | None = None) -> Interval:
-        """The figure between its bounds, over windows; by `block_interval` where they overlap.
+        """The figure, of all steps or of one place in `steps`, between its bounds.
 
-        Of all steps, or of that one whose place in `steps` is given. A metric or step that is not
-        there, or windows of fewer than two blocks, are a ValueError.
+        By `block_interval` where windows overlap.
         """
         if metric == "rmse":
             return Interval(*np.sqrt(self.interval("mse", level, step)).tolist())
@@ -243,13 +241,11 @@ class Scores(NamedTuple):
 
         The bounds are those of the mean of each window's influence: how far the average moves as
         the window counts more (of a ratio of means a / b: (a_i - b_i a / b) / b; Efron 1982).
-        Other windows, or scores without "mase", are a ValueError.
         """
         if "mase" not in self.each or "mase" not in naive2.each:
             raise ValueError("mase: not in both scores; `score` wants `scale` for it")
-        sizes = [len(one.each["mase"]) for one in (self, naive2)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"naive2: found {sizes[1]} windows, wanted the same {sizes[0]}")
+        if len(naive2.each["mase"]) != (W := len(self.each["mase"])):
+            raise ValueError(f"naive2: found other windows, wanted the same {W}")
         parts = []
         for name in ("smape", "mase"):
             own, base = self.each[name].mean(1), naive2.each[name].mean(1)

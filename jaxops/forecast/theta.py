@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from scipy.fft import next_fast_len
 
 from jaxops.forecast.baselines import checked, checked_levels, inside, normal_quantiles, steps
 
@@ -114,7 +115,9 @@ def seasonal_indices(values: jax.Array, season: int, lengths: jax.Array) -> jax.
     there = inside(values, lengths)
     weights = jnp.concatenate([jnp.array([0.5]), jnp.ones(m - 1), jnp.array([0.5])]) / m
     weights = weights if m % 2 == 0 else jnp.ones(m) / m
-    trend = jax.vmap(lambda row: jnp.convolve(row, weights.astype(row.dtype), "valid"))(values)
+    weights = weights.astype(values.dtype)
+    average = lambda row: jnp.convolve(row, weights, "valid", precision="highest")  # noqa: E731
+    trend = jax.vmap(average)(values)
     half = m // 2
     trended = there[:, half : L - half] & there[:, : L - 2 * half]
     ratio = jnp.where(trended, values[:, half : L - half] / trend, 0)
@@ -134,10 +137,13 @@ def seasonal(values: jax.Array, there: jax.Array, lengths: jax.Array, season: in
     mean = jnp.where(there, values, 0).sum(1) / n
     x = jnp.where(there, values - mean[:, None], 0)
     x = x / jnp.maximum(jnp.abs(x).max(1, keepdims=True), 1e-30)  # squares stay within float32
-    products = jnp.stack([(x[:, k:] * x[:, : x.shape[1] - k]).sum(1) for k in range(season + 1)])
-    r = products[1:] / jnp.where(products[:1] > 0, products[:1], 1)
-    limit = CRITICAL * jnp.sqrt((1 + 2 * (r[:-1] ** 2).sum(0)) / n)
-    return (jnp.abs(r[-1]) > limit) & (lengths >= 3 * season)
+    # sums of x_t x_(t - k) for all k at once, by Wiener and Khinchin; the zeros part the ends
+    size = next_fast_len(x.shape[1] + season)
+    power = jnp.abs(jnp.fft.rfft(x, size)) ** 2
+    products = jnp.fft.irfft(power, size)[:, : season + 1]
+    r = products[:, 1:] / jnp.where(products[:, :1] > 0, products[:, :1], 1)
+    limit = CRITICAL * jnp.sqrt((1 + 2 * (r[:, :-1] ** 2).sum(1)) / n)
+    return (jnp.abs(r[:, -1]) > limit) & (lengths >= 3 * season)
 
 
 def straight_line(values: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,13 +1,16 @@
 """Effects against scikit-learn's Poisson regression with a column for each series, and refits."""
 
+import re
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from sklearn.linear_model import PoissonRegressor
 
-from jaxops.forecast import from_arrays
+from jaxops.forecast import effects, from_arrays
 from jaxops.forecast.effects import effect, log_linear
+from jaxops.forecast.least_squares import least_squares
 
 TRUE = {"promotion": 0.4, "log_price": -1.5, "weekend": 0.2}
 
@@ -153,3 +156,15 @@ def test_sales_that_are_0_in_every_promotion():
 def test_change_of_no_column(change):
     with pytest.raises(ValueError, match="change: found"):
         effect(log_linear(world(0)), change)
+
+
+def test_products_keep_float32_on_gpus():
+    rows = jax.ShapeDtypeStruct((6, 2), np.float32), jax.ShapeDtypeStruct((6,), np.float32)
+    index = jax.ShapeDtypeStruct((6,), np.int32)
+    start = jax.ShapeDtypeStruct((5,), np.float32), jax.ShapeDtypeStruct((5,), bool)
+    for text in (
+        str(jax.make_jaxpr(lambda *a: effects._fit(*a, 3))(*rows, index)),
+        str(jax.make_jaxpr(lambda *a: least_squares(jax.numpy.sin, *a))(*start)),
+    ):
+        products = text.count("dot_general[")
+        assert products >= 2 and len(re.findall(r"\bprecision=\S*HIGHEST", text)) == products
