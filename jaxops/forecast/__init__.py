@@ -1,12 +1,14 @@
 """Forecasting: from a table of series to quantiles, for any series."""
 
-from jaxops.forecast.backtests import Backtest, Conformal, calibrated, historical_forecasts, history
+from jaxops.forecast.backtests import Backtest, historical_forecasts, history
 from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
 from jaxops.forecast.classical import Baseline
 from jaxops.forecast.conformal import (
     Adaptive,
     Bounds,
+    Conformal,
     adaptive,
+    calibrated,
     conformal_quantiles,
     margin,
     quantile_scores,

@@ -1,12 +1,10 @@
-"""What a model would have said at each origin of a backtest, and intervals made from that."""
+"""What a model would have said at each origin of a backtest."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxops.forecast.conformal import margin
 from jaxops.forecast.data import Series, taken
 from jaxops.forecast.forecasters import forecast
 from jaxops.forecast.windows import Windows, check_windows
@@ -73,7 +71,7 @@ def historical_forecasts(
             is named; no windows; else as `forecast`.
     """
     parts = []
-    for before, future in _asked(model, series, windows, horizon, look_back):
+    for before, future in asked(model, series, windows, horizon, look_back):
         found = forecast(model, before, horizon, future, levels)
         parts.append((found.mean, found.quantiles))
     mean, quantiles = (np.concatenate(x) for x in zip(*parts, strict=True))
@@ -85,7 +83,7 @@ def targets(series: Series, windows: Windows, horizon: int) -> np.ndarray:
     return series.values[windows["origin"][:, None] + np.arange(horizon)]
 
 
-def _asked(
+def asked(
     model: Any, series: Series, windows: Windows, horizon: int, look_back: int | None
 ) -> Iterator[tuple[Series, np.ndarray]]:
     """The windows' histories and known covariates to come, as many at once as memory should hold.
@@ -119,127 +117,3 @@ def reach(model: Any) -> int:
     network = getattr(model, "network", None)
     within = (*getattr(model, "members", ()), *([model.model] if hasattr(model, "model") else []))
     return max([0 if network is None else network.horizon, *map(reach, within)])
-
-
-@dataclass(frozen=True, eq=False)
-class Conformal:
-    """A model whose quantiles are moved so that they cover what they promise.
-
-    Attributes:
-        model: any, see `forecast`.
-        levels: Q quantiles.
-        offsets: (H, C, Q), of each step: how far the quantile is moved, in units of the series.
-        look_back: rows of a history that its unit is taken from.
-        season: see `calibrated`.
-        left_out: share of the calibration windows whose history does not vary.
-        counts: whether no quantile may be below 0, as of whole numbers from 0 up.
-    """
-
-    model: Any
-    levels: tuple[float, ...]
-    offsets: np.ndarray
-    look_back: int
-    season: int
-    left_out: float = 0.0
-    counts: bool = False
-
-    def answer(
-        self,
-        history: Series,
-        horizon: int | None,
-        future: np.ndarray | None,
-        levels: tuple[float, ...],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See `forecast`."""
-        missing = [level for level in levels if level not in self.levels]
-        if missing:
-            raise ValueError(f"levels: {missing} found, of {self.levels} wanted, as calibrated")
-        horizon = len(self.offsets) if horizon is None else horizon
-        if horizon > len(self.offsets):
-            raise ValueError(f"horizon: {horizon} found, at most {len(self.offsets)} wanted")
-        mean, base = _base(self.model, history, horizon, future, self.levels)
-        unit = units(history, self.look_back, self.season)[:, None, :, None]
-        # moved by different amounts they may cross
-        moved = np.sort(base + self.offsets[None, :horizon] * unit, axis=-1)
-        moved = np.maximum(moved, 0) if self.counts else moved
-        return mean, moved[..., [self.levels.index(level) for level in levels]]
-
-
-def calibrated(
-    model: Any,
-    series: Series,
-    windows: Windows,
-    horizon: int,
-    levels: Sequence[float] = (0.1, 0.5, 0.9),
-    look_back: int = 100,
-    season: int = 1,
-) -> Conformal:
-    """Put conformal quantiles around a model, by windows it has not learned from.
-
-    Each quantile is moved, at each step ahead, as far as would have covered its share of these
-    windows (split conformal prediction, Vovk et al. 2005; of quantiles, Romano et al. 2019,
-    arXiv:1905.03222, theorem 2). Errors are counted in units of each series, so that series of all
-    sizes count alike, and new ones can be forecast: the mean absolute difference of values one
-    season apart in the last `look_back` rows, as in MASE. A history without such a difference
-    gets intervals without width. Of series of counts (whole numbers from 0 up) no quantile is moved
-    below 0.
-
-    Args:
-        model: any, see `forecast`; where it has no quantiles they are put around its mean.
-        series: with the rows to calibrate by.
-        windows: at least (1 - a) / a where the outermost level is a or 1 - a. Of one whose unit
-            is 0 no error can be counted: these are left out, and `Conformal.left_out` is their
-            share, for which nothing is promised.
-        horizon: H.
-        levels: Q.
-        look_back: rows before each origin that the unit is taken from, more than the season.
-        season: steps of one.
-
-    Raises:
-        ValueError: too few windows; a look-back within the season; else as
-            `historical_forecasts`.
-    """
-    levels = tuple(levels)
-    if look_back <= season:
-        raise ValueError(f"look_back: {look_back} found, more than the season, {season}, wanted")
-    parts = []
-    for before, future in _asked(model, series, windows, horizon, None):
-        _, base = _base(model, before, horizon, future, levels)
-        parts.append((base, units(before, look_back, season)))
-    base, unit = (np.concatenate(x) for x in zip(*parts, strict=True))
-    used = (unit > 0).all(1)
-    target = targets(series, windows, horizon)
-    error = (target[..., None] - base)[used] / unit[used][:, None, :, None]
-    offsets = []
-    for i, level in enumerate(levels):
-        sign, share = (1, level) if level >= 0.5 else (-1, 1 - level)
-        found = error[..., i]
-        needed = int(np.ceil(share / (1 - share) - 1e-9))
-        if len(found) < needed:
-            raise ValueError(
-                f"windows: {len(found)} of {len(unit)} found whose histories vary, {needed} wanted "
-                f"for level {level}"
-            )
-        offsets.append(sign * margin(sign * found, share))
-    counts = bool((series.values >= 0).all() and (series.values % 1 == 0).all())
-    left_out = float(1 - used.mean())
-    return Conformal(model, levels, np.stack(offsets, -1), look_back, season, left_out, counts)
-
-
-def units(history: Series, look_back: int, season: int) -> np.ndarray:
-    """Mean |y_t - y_(t - season)| over the last `look_back` rows, (S, C); 0 for shorter series."""
-    place = history.offsets[1:, None] - np.arange(look_back, 0, -1)
-    there = place >= history.offsets[:-1, None]
-    rows = history.values[np.maximum(place, 0)].astype(np.float64)
-    moves, both = np.abs(rows[:, season:] - rows[:, :-season]), there[:, :-season, None]
-    return np.where(both, moves, 0).sum(1) / np.maximum(both.sum(1), 1)
-
-
-def _base(
-    model: Any, history: Series, horizon: int, future: Any, levels: tuple[float, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and what the quantiles are moved from: the model's own, or its mean."""
-    if getattr(model, "has_quantiles", True):
-        return model.answer(history, horizon, future, levels)
-    mean, _ = model.answer(history, horizon, future, ())
-    return mean, np.repeat(mean[..., None], len(levels), axis=-1)
