@@ -109,7 +109,7 @@ def simulate(
     lead_time: int = 0,
     back_orders: bool = False,
     stock: Any = 0.0,
-    softness: float = 1.0,
+    softness: Any = 1.0,
 ) -> Trajectory:
     """What a policy does to B items over T periods of demand.
 
