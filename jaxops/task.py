@@ -65,6 +65,8 @@ class Task(NamedTuple):
             from the batch, so a batch must not be taken in parts.
         sample: `(params, extra, batch, key) -> outputs`, as `predict` but with dropout on, for
             `jaxops.monte_carlo`; `None` where the model has none.
+        check: `columns -> None`, on the host and before anything compiles: raises `ValueError` for
+            rows that `columns` let pass.
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -75,6 +77,7 @@ class Task(NamedTuple):
     recipe: tuple[Callable[..., "Task"], tuple[tuple[str, Any], ...]] | None = None
     coupled: bool = False
     sample: Callable[[Params, Extra, Batch, Key], Any] | None = None
+    check: Callable[[Batch], None] | None = None
 
 
 def _hashable(value: Any) -> Any:

@@ -183,4 +183,6 @@ def prepare(
     """
     if not empty or rows(columns) > 0:
         check(columns, task.columns, targets=targets)
+        if task.check:
+            task.check(columns)
     return named(task, columns)

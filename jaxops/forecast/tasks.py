@@ -11,7 +11,7 @@ from jaxops.forecast.data import Series
 from jaxops.forecast.distributions import NegativeBinomial
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.scales import Scaling
-from jaxops.forecast.windows import gather
+from jaxops.forecast.windows import check_windows, gather
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
 
 
@@ -36,11 +36,15 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         series' own units, (B, H, C, P).
 
     Raises:
-        ValueError: a network that cannot take the series' covariates, or an output of counts with
-            scaled, negative or broken values.
+        ValueError: a network that cannot take the series' covariates; a scaling of other series;
+            an output of counts with scaled, negative or broken values. And by `fit`, `evaluate` and
+            `predict`, for windows that reach beyond their series.
     """
     back, horizon, output = network.look_back, network.horizon, network.output
     _check_output(output, series, scaling)
+    if scaling.kind == "series" and not np.isin(series.ids, scaling.ids).all():
+        new = str(series.ids[~np.isin(series.ids, scaling.ids)][0])
+        raise ValueError(f"scaling: none found of series {new!r}, one of its training rows wanted")
     loc, scale = scaling.of(series)
     group = np.repeat(np.arange(len(series.ids)), series.lengths)
     rows = {
@@ -129,7 +133,11 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         Column("series", (), "int", len(series.ids)),
         Column("origin", (), "int", len(series.values) - horizon + 1),
     )
-    return Task(init, loss_fn, predict, columns, sample=sample)
+
+    def check(windows: Batch) -> None:
+        check_windows(series, {name: np.asarray(x) for name, x in windows.items()}, back, horizon)
+
+    return Task(init, loss_fn, predict, columns, sample=sample, check=check)
 
 
 def _check_output(output: Any, series: Series, scaling: Scaling) -> None:

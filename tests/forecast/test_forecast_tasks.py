@@ -442,6 +442,25 @@ def test_monte_carlo_dropout_spreads_what_a_forecast_says(series):
     assert found["mean"].shape == (len(windows["origin"]), H, 2, 1) and (found["std"] > 0).all()
 
 
+def test_windows_and_scalings_of_others_are_refused(series, tide):
+    task, state, _ = tide
+    windows = f.origins(series, L - 3, H)
+    with pytest.raises(ValueError, match=r"windows: origin 9 of series 'a' .* found, 12 to 36"):
+        jo.evaluate(task, state, windows)
+    beyond = {"series": np.array([0], np.int32), "origin": np.array([37], np.int32)}
+    with pytest.raises(ValueError, match="origin 37 of series 'a'"):
+        jo.predict(task, state, beyond)
+    part = series.part([0, 1])
+    with pytest.raises(ValueError, match="scaling: none found of series 'c'"):
+        f.direct(f.TiDE(L, H), series, f.scaling(part, rows=whole(part)))
+    turned = series.part([2, 0, 1])
+    again = f.direct(f.TiDE(L, H), series, f.scaling(turned, rows=whole(turned)))
+    first = {name: column[:5] for name, column in f.origins(series, L, H).items()}
+    new = jo.init_state(again, jo.optim.sgd(0.1), 0, first)
+    for name in ("values", "loc", "scale"):  # whatever the order of the scaling's series
+        np.testing.assert_array_equal(new.extra["series"][name], state.extra["series"][name])
+
+
 def test_a_constant_series_is_forecast_constant():
     flat = f.from_arrays(["a"], [np.full(40, 7.0)])
     scaling = f.scaling(flat, rows=whole(flat))
