@@ -42,7 +42,8 @@ FUNCTIONS = {  # and dtypes, that a file may name; the module is the public one
 }
 DATACLASSES = (
     "jaxops.data.augment",
-    "jaxops.forecast.",
+    "jaxops.forecast.distributions",
+    "jaxops.forecast.outputs",
     "jaxops.nn.blocks",
     "jaxops.recommend.",
 )  # of modules so called

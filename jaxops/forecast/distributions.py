@@ -1,5 +1,6 @@
 """Distributions that a network can foretell: Gaussian, Student's t, counts, and many zeros."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,17 +23,17 @@ class Distribution(Output):
 
     discrete: ClassVar[bool] = False
 
+    @abstractmethod
     def log_prob(self, parameters: Array, x: Array) -> Array:
         """The logarithm of the density, or of the probability, at x (...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cdf(self, parameters: Array, x: Array) -> Array:
         """The probability of x or less; axes of x and parameters (..., P) may be 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, parameters: Array, u: Array) -> Array:
         """The least x whose `cdf` is u or more; axes of u and parameters (..., P) may be 1."""
-        raise NotImplementedError
 
     def loss(self, parameters: Array, target: Array) -> Array:
         """The negative logarithm of the density, or of the probability, (...)."""

@@ -21,7 +21,7 @@ from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
 
 AT_ONCE = 2**22
-"""Numbers in the look-backs that one call of the device takes."""
+"""Numbers that go into one call of the device and come out of it, about."""
 NAMED = ("channels", "known_names", "past_names", "static_names")
 
 
@@ -130,8 +130,8 @@ class Forecaster:
         known = self._checked(history, horizon, future, levels)
         loc, scale = self.scaling.of(history)
         variables = jax.device_put(self.variables)
-        rows = network.look_back + network.horizon
-        wide = rows * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
+        steps = network.look_back + network.horizon
+        wide = steps * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
         # a power of two, so that few sizes compile
         size = 1 << max(0, min(AT_ONCE // wide, len(history.ids)) - 1).bit_length()
         parts: list[Any] = []

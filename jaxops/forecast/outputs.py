@@ -1,6 +1,7 @@
 """What a network says of each step: a point or quantiles; `distributions` has the others."""
 
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ Array = jax.Array
 LOSSES = ("mse", "mae", "huber")
 
 
-class Output:
+class Output(ABC):
     """What the outputs share; parameters are (..., P) with P = `size`, targets (...).
 
     Attributes:
@@ -22,14 +23,15 @@ class Output:
     scale_only: ClassVar[bool] = False
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """P, how many numbers a network gives for each step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parameters(self, raw: Array) -> Array:
         """Of any numbers (..., P) those that are allowed, such as a positive scale."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
         """Of `loc + scale * y`, where the parameters are of y.
 
@@ -41,23 +43,22 @@ class Output:
         Raises:
             ValueError: a loc, where it is `scale_only`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, parameters: Array, target: Array) -> Array:
         """What to minimise, (...): of a distribution the negative logarithm of its density."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean(self, parameters: Array) -> Array:
         """The expected value (...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def quantiles(self, parameters: Array, levels: tuple[float, ...]) -> Array:
         """Of each level, (..., Q)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
         """Draws (n, ...)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,14 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
 
     A batch holds windows as `origins` makes them. They are cut out inside the step, from the series
     that lie on the device once, in the state's `extra`. A task is made for its series.
+    They are in every checkpoint too, and on every device whole. `jaxops.monte_carlo` gives mean and
+    spread of what `predict` gives.
 
     Args:
         network: such as `NLinear`; with `look_back`, `horizon` and `output`.
         series: all rows, those of validation and test too; which of them are learned from is said
             by the origins.
         scaling: of the training rows. The loss is that of scaled values.
-
-    The series are in every checkpoint too, and on every device whole. Dropout stays on for
-    `jaxops.monte_carlo`, whose outputs are parameters.
 
     Returns:
         A task with the metrics loss, mse and mae, the last two in evaluations alone and of scaled
