@@ -624,6 +624,7 @@ def test_three_times_the_allowed_memory_trains_with_flat_memory(large, tmp_path)
     for name in ("RssAnon", "VmData"):
         values = np.array([sample[name] for sample in samples])
         print(name, "MB, medians of quarters:", *(np.median(q) for q in np.array_split(values, 4)))
-        # a sample sees 0 to 20 batches of a MB and, of Parquet, 4 or 5 windows of 8 MB
-        assert np.median(values[-quarter:]) <= np.median(values[quarter : 2 * quarter]) + 8
-        assert values[-quarter:].max() <= values[quarter : 2 * quarter].max() + 32
+        # a sample sees 0 to 20 batches of a MB and, of Parquet, 4 or 5 windows of 8 MB; the two
+        # quarters are a GB of rows apart, of which a leak of 3 % would show
+        for statistic in (np.median, np.max):
+            assert statistic(values[-quarter:]) <= statistic(values[quarter : 2 * quarter]) + 32
