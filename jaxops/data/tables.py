@@ -3,13 +3,88 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Columns = dict[str, np.ndarray]
+Source = str | Path | Mapping[str, Any]
+"""A file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name."""
+PARQUET = (".parquet", ".pq")
+
+
+def source_frame(
+    source: Source,
+    wanted: Sequence[str] | None,
+    needed: Sequence[str],
+    read_csv: Callable[[str | Path], Any],
+) -> tuple[str, Any]:
+    """The source's name for messages, and the wanted columns (or all) as a pandas frame.
+
+    Args:
+        source: a file, a frame or arrays.
+        wanted: names of columns, or None for all; then
+        needed: those that have to be there.
+        read_csv: of a file that is not Parquet.
+    """
+    import pandas as pd
+
+    if isinstance(source, str | Path):
+        parquet = Path(source).suffix in PARQUET
+        name, frame = str(source), parquet_frame(source, wanted) if parquet else read_csv(source)
+    elif isinstance(source, pd.DataFrame):
+        name, frame = "frame", source
+    elif isinstance(source, Mapping):
+        name = "arrays"
+        arrays = {key: np.asarray(value) for key, value in source.items()}
+        for key, array in arrays.items():
+            first = next(iter(arrays.values()))
+            if array.ndim != 1 or len(array) != len(first):
+                raise ValueError(
+                    f"arrays: column {key!r}: shape {array.shape} found, ({len(first)},) wanted"
+                )
+        frame = pd.DataFrame(arrays)
+    else:
+        raise ValueError(f"source: {type(source).__name__} found, a path, a frame or arrays wanted")
+    for column in wanted or needed:
+        if column not in frame.columns:
+            found = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{name}: no column {column!r}; columns found: {found}")
+    names = pd.Index(wanted or frame.columns)
+    if names.has_duplicates:
+        twice = names[names.duplicated()][0]
+        raise ValueError(f"{name}: column {twice!r} found or named twice, once wanted")
+    if len(frame) == 0:
+        raise ValueError(f"{name}: 0 rows found, at least 1 wanted")
+    return name, frame[names]
+
+
+def none_missing(column: Any, what: str, wanted: str) -> None:
+    """Raise ValueError where a frame's column has no value in a row."""
+    absent = column.isna().to_numpy()
+    if absent.any():
+        raise ValueError(
+            f"{what}: {absent.sum()} missing, the first in row {absent.argmax()} (counted from 0); "
+            f"{wanted} wanted"
+        )
+
+
+def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's id, int32 (N,), and the ids by that number, `str` objects (S,)."""
+    import pandas as pd
+
+    none_missing(column, what, "an id for every row")
+    codes, found = pd.factorize(column)
+    found = np.asarray(found, object)
+    odd = next((value for value in found if not isinstance(value, str | int | np.integer)), None)
+    kinds = {isinstance(value, str) for value in found}
+    if odd is not None or column.dtype.kind == "b" or len(kinds) > 1:
+        kind = "text and integers" if odd is None and len(kinds) > 1 else column.dtype
+        detail = "" if odd is None else f" ({odd!r})"
+        raise ValueError(f"{what}: {kind}{detail} found, text or integers wanted for ids")
+    return codes.astype(np.int32), found.astype(str).astype(object)
 
 
 def read_csv(

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxops.data import tables
+from jaxops.data.tables import Source
 from jaxops.forecast import grid, reading
 from jaxops.forecast.data import Series
 from jaxops.forecast.dates import Dates, calendar_columns, computed
-from jaxops.forecast.reading import Source
 
 
 def future_covariates(
@@ -86,8 +87,8 @@ def _read(
     grid.check(series.frequency, when)
     of, end = np.zeros(len(when), np.int64), np.full(len(when), wanted.min())
     if id is not None:
-        code, ids = reading.codes(table[id], f"{name}: column {id!r}")
-        of = pd.Index(series.ids).get_indexer(pd.Index(ids))[code]
+        code, ids = tables.ids(table[id], f"{name}: column {id!r}")
+        of = pd.Index(series.ids).get_indexer(pd.Index(ids.astype(str)))[code]
         end = wanted[of, 0]
     rows = np.flatnonzero((of >= 0) & (when >= end) & (when <= wanted.max()))
     data = reading.numbers(table[read].iloc[rows], name)

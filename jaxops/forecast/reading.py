@@ -7,14 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxops.data import tables
+from jaxops.data.tables import Source, none_missing
 from jaxops.forecast.data import Report, Series
 from jaxops.forecast.regular import Duplicates, Fill, Groups, Table, regular
 
-Source = str | Path | Mapping[str, Any]
-"""A file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name."""
 Layout = Literal["long", "series", "channels"]
 MISSING = ("", "nan", "NaN", "NA", "null")
-PARQUET = (".parquet", ".pq")
 
 
 def series(
@@ -121,72 +119,19 @@ def frame(
         encoding: of a CSV file.
         id: the column whose text is left as it is, such as "007" and "NA".
     """
-    import pandas as pd
+    text = [id] if id is not None and id in needed else []
 
-    if isinstance(source, str | Path):
-        name = str(source)
-        if Path(source).suffix in PARQUET:
-            table = tables.parquet_frame(source, wanted)
-        else:
-            table = tables.csv_frame(
-                source, wanted, encoding, MISSING, [id] if id is not None and id in needed else []
-            )
-    elif isinstance(source, pd.DataFrame):
-        name, table = "frame", source
-    elif isinstance(source, Mapping):
-        name = "arrays"
-        arrays = {key: np.asarray(value) for key, value in source.items()}
-        for key, array in arrays.items():
-            first = next(iter(arrays.values()))
-            if array.ndim != 1 or len(array) != len(first):
-                raise ValueError(
-                    f"arrays: column {key!r}: shape {array.shape} found, ({len(first)},) wanted"
-                )
-        table = pd.DataFrame(arrays)
-    else:
-        raise ValueError(f"source: {type(source).__name__} found, a path, a frame or arrays wanted")
-    for column in wanted or needed:
-        if column not in table.columns:
-            found = ", ".join(map(str, table.columns))
-            raise ValueError(f"{name}: no column {column!r}; columns found: {found}")
-    names = pd.Index(wanted or table.columns)
-    if names.has_duplicates:
-        twice = names[names.duplicated()][0]
-        raise ValueError(f"{name}: column {twice!r} found or named twice, once wanted")
-    if len(table) == 0:
-        raise ValueError(f"{name}: 0 rows found, at least 1 wanted")
-    return name, table[names]
+    def read(path: str | Path) -> Any:
+        return tables.csv_frame(path, wanted, encoding, MISSING, text)
 
-
-def _missing(column: Any, what: str, wanted: str) -> None:
-    absent = column.isna().to_numpy()
-    if absent.any():
-        raise ValueError(
-            f"{what}: {absent.sum()} missing, the first in row {absent.argmax()} (counted from 0); "
-            f"{wanted} wanted"
-        )
-
-
-def codes(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each row's id, int (N,), and the ids by that number, str (S,)."""
-    import pandas as pd
-
-    _missing(column, what, "an id for every row")
-    code, ids = pd.factorize(column)
-    ids = np.asarray(ids, object)
-    kinds = {isinstance(value, str) for value in ids}
-    odd = next((value for value in ids if not isinstance(value, str | int | np.integer)), None)
-    if odd is not None or len(kinds) > 1 or column.dtype.kind == "b":
-        found = column.dtype if odd is None else repr(odd)
-        raise ValueError(f"{what}: {found} found, text or integers wanted for ids")
-    return code, ids.astype(str)
+    return tables.source_frame(source, wanted, needed, read)
 
 
 def times(column: Any, what: str) -> np.ndarray:
     """Times as int64 or datetime64[s] (N,)."""
     import pandas as pd
 
-    _missing(column, what, "a time for every row")
+    none_missing(column, what, "a time for every row")
     if column.dtype.kind in "iu":
         return np.asarray(column.to_numpy(np.int64))
     if column.dtype.kind in "fb":
@@ -236,7 +181,8 @@ def numbers(columns: Any, what: str) -> np.ndarray:
 def _long(name: str, columns: Any, id: str, time: str, groups: Groups, layout: Layout) -> Table:
     """A long table; or one series, its columns the channels."""
     if layout == "long":
-        code, ids = codes(columns[id], f"{name}: column {id!r}")
+        code, found = tables.ids(columns[id], f"{name}: column {id!r}")
+        ids = found.astype(str)
     else:
         code, ids = np.zeros(len(columns), np.int64), np.asarray(["series"])
     when = times(columns[time], f"{name}: column {time!r}")

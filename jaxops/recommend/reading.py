@@ -1,7 +1,7 @@
 """Files, frames and arrays to an event log."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,13 +9,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxops.data import tables
+from jaxops.data.tables import Source, none_missing
 from jaxops.recommend.events import Events, Report
 
-Source = str | Path | Mapping[str, Any]
-"""A file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name."""
 Repeats = Literal["keep", "distinct", "first", "last"]
 MISSING = ("", "nan", "NaN")
-PARQUET = (".parquet", ".pq")
 
 
 def events(
@@ -138,39 +136,16 @@ def _columns(
     source: Source, wanted: Sequence[str] | None, text: Sequence[str], form: _Form
 ) -> tuple[str, Any]:
     """The source's name for messages, and the wanted columns (or all) as a pandas frame."""
-    import pandas as pd
-
-    if form.header and (not isinstance(source, str | Path) or Path(source).suffix in PARQUET):
+    file = isinstance(source, str | Path) and Path(source).suffix not in tables.PARQUET
+    if form.header and not file:
         raise ValueError("header: only a CSV file can lack the names of its columns")
-    if isinstance(source, str | Path):
-        name = str(source)
-        if Path(source).suffix in PARQUET:
-            frame = tables.parquet_frame(source, wanted)
-        elif form.header is None and form.separator == ",":
-            frame = tables.csv_frame(source, wanted, form.encoding, MISSING, text)
-        else:
-            frame = _plain_frame(Path(source), text, form)
-    elif isinstance(source, pd.DataFrame):
-        name, frame = "frame", source
-    elif isinstance(source, Mapping):
-        name = "arrays"
-        arrays = {key: np.asarray(value) for key, value in source.items()}
-        for key, array in arrays.items():
-            first = next(iter(arrays.values()))
-            if array.ndim != 1 or len(array) != len(first):
-                raise ValueError(
-                    f"arrays: column {key!r}: shape {array.shape} found, ({len(first)},) wanted"
-                )
-        frame = pd.DataFrame(arrays)
-    else:
-        raise ValueError(f"source: {type(source).__name__} found, a path, a frame or arrays wanted")
-    for column in wanted or text:
-        if column not in frame.columns:
-            found = ", ".join(map(str, frame.columns))
-            raise ValueError(f"{name}: no column {column!r}; columns found: {found}")
-    if len(frame) == 0:
-        raise ValueError(f"{name}: 0 rows found, at least 1 wanted")
-    return name, frame[list(wanted)] if wanted else frame
+
+    def read(path: str | Path) -> Any:
+        if form.header is None and form.separator == ",":
+            return tables.csv_frame(path, wanted, form.encoding, MISSING, text)
+        return _plain_frame(Path(path), text, form)
+
+    return tables.source_frame(source, wanted, text, read)
 
 
 def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
@@ -206,19 +181,10 @@ def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
     return frame
 
 
-def _missing(column: Any, what: str, wanted: str) -> None:
-    absent = column.isna().to_numpy()
-    if absent.any():
-        raise ValueError(
-            f"{what}: {absent.sum()} missing, the first in row {absent.argmax()} (counted from 0); "
-            f"{wanted} wanted"
-        )
-
-
 def _times(column: Any, what: str) -> np.ndarray:
     import pandas as pd
 
-    _missing(column, what, "a time for every event")
+    none_missing(column, what, "a time for every event")
     kind = column.dtype.kind
     if kind in "iu":
         return np.asarray(column.to_numpy(np.int64))
@@ -241,7 +207,7 @@ def _times(column: Any, what: str) -> np.ndarray:
 def _weights(column: Any, what: str) -> np.ndarray:
     import pandas as pd
 
-    _missing(column, what, "a number, 0 or more,")
+    none_missing(column, what, "a number, 0 or more,")
     if column.dtype.kind not in "iuf":
         number = pd.to_numeric(column, errors="coerce").notna()
         odd = column[number if number.all() else ~number].iloc[0]
@@ -256,29 +222,13 @@ def _weights(column: Any, what: str) -> np.ndarray:
     return np.asarray(weights)
 
 
-def _texts(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each row's id, and the ids by that number, as text, as they appear."""
-    import pandas as pd
-
-    _missing(column, what, "an id for every row")
-    codes, ids = pd.factorize(column)
-    ids = np.asarray(ids, object)
-    odd = next((value for value in ids if not isinstance(value, str | int | np.integer)), None)
-    kinds = {isinstance(value, str) for value in ids}
-    if odd is not None or column.dtype.kind == "b" or len(kinds) > 1:
-        found = "text and integers" if odd is None and len(kinds) > 1 else column.dtype
-        detail = "" if odd is None else f" ({odd!r})"
-        raise ValueError(f"{what}: {found}{detail} found, text or integers wanted for ids")
-    return codes.astype(np.int32), ids.astype(str).astype(object)
-
-
 def _codes(
     column: Any, what: str, known: Sequence[str] | np.ndarray, table: tuple[Any, Any, str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the ids, and the ids: the known ones, the column's, the table's."""
     import pandas as pd
 
-    codes, found = _texts(column, what)
+    codes, found = tables.ids(column, what)
     first = np.asarray(known, object)
     last = np.empty(0, object) if table is None else table[0]
     ids = pd.unique(np.concatenate([first, found, last]))
@@ -293,7 +243,7 @@ def _features(source: Source | None, column: str) -> tuple[Any, Any, str] | None
     if source is None:
         return None
     name, frame = _columns(source, None, (column,), _Form())
-    codes, ids = _texts(frame[column], f"{name}: column {column!r}")
+    codes, ids = tables.ids(frame[column], f"{name}: column {column!r}")
     if len(ids) < len(codes):
         twice = ids[np.bincount(codes).argmax()]
         raise ValueError(f"{name}: column {column!r}: {twice!r} found twice, once wanted")

@@ -202,9 +202,9 @@ BAD = {
     "mixed ids": (
         {"id": np.array(["a", 1, 1], object)},
         {},
-        "column 'id': object found, text or int",
+        "column 'id': text and integers found, text or int",
     ),
-    "float ids": ({"id": [0.5, 1, 1]}, {}, "column 'id': 0.5 found, text or integers"),
+    "float ids": ({"id": [0.5, 1, 1]}, {}, r"column 'id': float64 \(0.5\) found, text or integers"),
     "column": ({}, {"value": "sales"}, "no column 'sales'; columns found: id, time, value"),
     "twice": ({}, {"known": ["value"]}, "column 'value' found or named twice"),
     "length": ({"value": [1.0]}, {}, r"column 'value': shape \(1,\) found, \(3,\) wanted"),
