@@ -210,7 +210,7 @@ def train(
     return {part: (jo.predict(task, state, w)[..., 0] - loc) / scale for part, w in parts.items()}
 
 
-def plot(scores: dict[str, f.Scores], file: Path) -> None:
+def plot(scores: dict[str, f.Evaluation], file: Path) -> None:
     """MSE at each step ahead."""
     from matplotlib.figure import Figure
 

@@ -26,12 +26,20 @@ from jaxops.forecast.distributions import (
 from jaxops.forecast.effects import Effects, effect, log_linear
 from jaxops.forecast.ensembles import Ensemble, stacking
 from jaxops.forecast.ets import DAMPED, FORMS, Fit, exponential_smoothing, fit_smoothing
-from jaxops.forecast.forecasters import Forecast, Forecaster, forecast, forecaster, load, save
+from jaxops.forecast.forecasters import (
+    Forecast,
+    Forecaster,
+    Model,
+    forecast,
+    forecaster,
+    load,
+    save,
+)
 from jaxops.forecast.future import future_covariates
 from jaxops.forecast.inputs import Inputs
 from jaxops.forecast.linear import DLinear, NLinear
 from jaxops.forecast.metrics import (
-    Scores,
+    Evaluation,
     compare,
     coverage,
     crps_normal,
@@ -90,6 +98,7 @@ __all__ = [
     "Distribution",
     "Effects",
     "Ensemble",
+    "Evaluation",
     "Fit",
     "Fold",
     "Forecast",
@@ -97,6 +106,7 @@ __all__ = [
     "Gaussian",
     "ITransformer",
     "Inputs",
+    "Model",
     "NHiTS",
     "NLinear",
     "NegativeBinomial",
@@ -107,7 +117,6 @@ __all__ = [
     "Recurrent",
     "Report",
     "Scaling",
-    "Scores",
     "Series",
     "Split",
     "StudentT",

@@ -194,7 +194,7 @@ def width(low: np.ndarray, high: np.ndarray, per: Per = "window") -> np.ndarray:
     return _mean(np.maximum(high - low, 0), per)
 
 
-class Scores(NamedTuple):
+class Evaluation(NamedTuple):
     """What forecasts of W windows are worth.
 
     Attributes:
@@ -236,7 +236,7 @@ class Scores(NamedTuple):
             raise ValueError(f"step: {step} found, 0 to {values.shape[1] - 1} wanted")
         return _interval(values.mean(1) if step is None else values[:, step], self.block, level)
 
-    def owa(self, naive2: "Scores", level: float = 0.95) -> Interval:
+    def owa(self, naive2: "Evaluation", level: float = 0.95) -> Interval:
         """`owa` between its bounds; `naive2` has the scores of that, for the same windows.
 
         The bounds are those of the mean of each window's influence: how far the average moves as
@@ -262,7 +262,7 @@ def score(
     levels: Sequence[float] = (),
     bounds: tuple[np.ndarray, np.ndarray] | None = None,
     block: int = 1,
-) -> Scores:
+) -> Evaluation:
     """All metrics of point forecasts, and of their quantiles and intervals where given.
 
     Args:
@@ -287,7 +287,7 @@ def score(
         each["crps"] = 2 * each["pinball"]  # see `crps_quantiles`
     if bounds is not None:
         each["coverage"], each["width"] = coverage(*bounds, target, "both"), width(*bounds, "both")
-    return Scores(each, block)
+    return Evaluation(each, block)
 
 
 POINT = {"mse": mse, "mae": mae, "smape": smape}
@@ -296,7 +296,7 @@ SMALLER = {"mse", "rmse", "mae", "smape", "mase", "pinball", "crps"}  # is bette
 
 
 def compare(
-    scores: Mapping[Any, Scores], metrics: Sequence[str] | None = None, level: float = 0.95
+    scores: Mapping[Any, Evaluation], metrics: Sequence[str] | None = None, level: float = 0.95
 ) -> list[dict[str, str]]:
     """Forecasts of the same windows side by side, as rows for `report.table`.
 
@@ -307,7 +307,7 @@ def compare(
 
     Args:
         scores: name -> scores.
-        metrics: of `Scores.figures`; by default all of the first.
+        metrics: of `Evaluation.figures`; by default all of the first.
         level: of confidence.
 
     Raises:
@@ -338,13 +338,13 @@ def compare(
 
 
 def table(
-    scores: Mapping[Any, Scores], metrics: Sequence[str] | None = None, level: float = 0.95
+    scores: Mapping[Any, Evaluation], metrics: Sequence[str] | None = None, level: float = 0.95
 ) -> str:
     """`compare` as an aligned Markdown table."""
     return report.table(compare(scores, metrics, level))
 
 
-def _best(metric: str, every: list[Scores], level: float) -> int | None:
+def _best(metric: str, every: list[Evaluation], level: float) -> int | None:
     """The row that is better than every other, or None."""
     if metric not in SMALLER or len(every) < 2:
         return None
@@ -357,7 +357,7 @@ def _best(metric: str, every: list[Scores], level: float) -> int | None:
     return best if all(_interval(v - columns[best], block, level).low > 0 for v in rest) else None
 
 
-def _enough(scores: Scores) -> bool:
+def _enough(scores: Evaluation) -> bool:
     return len(scores.each["mse"]) // scores.block >= BLOCKS
 
 
