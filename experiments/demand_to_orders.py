@@ -16,6 +16,10 @@ errors on the days before the test ask for. `naive` orders up to last week's dem
 The correlation between days that the rule assumes was chosen on 60 days before the test. Costs are
 per item and day, intervals over items (BCa).
 
+Expect over three seeds (each with a demand of its own): learned 4.32 +- .05, rule 4.55 +- .13,
+safety 4.83, mean 5.59, naive 7.74, hindsight .15; learned less rule -.23, with a mean interval of
+-.36 to -.12. Two and a half minutes on two cores that others used too.
+
     python -m experiments.demand_to_orders [--seeds 3]
 """
 
