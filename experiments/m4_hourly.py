@@ -12,6 +12,9 @@ Published sMAPE / MASE (M4, Makridakis et al. 2020): naive 43.003 / 11.608, seas
 .893, ProLogistica 9.611 / .873. `owa` is the mean of both relative to naive 2. Our ETS has damped
 trends alone.
 
+Expect over three seeds: sMAPE 8.28 +- .06, MASE .774 +- .005, `coverage_80` .813; single networks
+8.6 to 8.8. Five and a half minutes on two cores.
+
     JAXOPS_DATA_DIR=DATA python -m experiments.m4_hourly [--seeds 3]
 """
 
