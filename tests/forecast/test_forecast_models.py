@@ -9,6 +9,7 @@ from jaxops import forecast
 from jaxops.forecast import Inputs
 from jaxops.forecast.layers import Dropout
 from jaxops.forecast.linear import moving_average
+from jaxops.nn import LSTM
 
 
 def windows(batch=3, look_back=40, channels=2, horizon=5, **widths):
@@ -350,6 +351,88 @@ def test_nhits_is_its_stacks_by_pytorchs_pooling_and_interpolation():
         lines = torch.nn.functional.interpolate(knots, size=H, mode="linear")
         residual, total = residual - theta[:, :13], total + lines[:, 0].numpy()
     np.testing.assert_allclose(found[:, :, 0, 0], total, atol=1e-4, rtol=1e-4)
+
+
+def perturbed(variables):
+    """Parameters away from their start, at which a norm's scale is 1 and its bias 0."""
+    draw = np.random.default_rng(7)
+    return jax.tree.map(
+        lambda p: np.asarray(p + draw.normal(0, 0.1, p.shape), np.float32), variables
+    )
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def layer_norm(p, x, axes):
+    x = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    return x * p["scale"] + p["bias"]
+
+
+def test_tsmixer_is_its_perceptrons_over_time_and_over_channels():
+    """Chen et al. 2023, figure 1: norms over both axes, one layer over time, two over channels."""
+    x = windows(3, 12, 2, H)
+    model = forecast.TSMixer(12, H, instance_norm="none", blocks=2, hidden=7)
+    variables = perturbed(model.init(jax.random.key(0), x))
+    p, y = variables["params"], np.asarray(x.values)
+    for i in range(2):
+        time, feature = p[f"time_{i}"], p[f"feature_{i}"]
+        seen = layer_norm(time["norm"], y, (1, 2)).transpose(0, 2, 1)
+        y = y + np.maximum(dense(time["time"], seen), 0).transpose(0, 2, 1)
+        seen = np.maximum(dense(feature["up"], layer_norm(feature["norm"], y, (1, 2))), 0)
+        y = y + dense(feature["down"], seen)
+    wanted = dense(p["head"], y.transpose(0, 2, 1)).transpose(0, 2, 1)
+    found = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(found[..., 0], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_tide_is_its_residual_blocks():
+    """Das et al. 2023, figure 1: covariates projected, encoder, decoder, a step's own, a skip."""
+    x = windows(3, 12, 2, H, known=4, static=2)
+    model = forecast.TiDE(
+        12,
+        H,
+        instance_norm="none",
+        width=9,
+        encoder=1,
+        decoder=2,
+        per_step=3,
+        projected=2,
+        temporal=5,
+    )
+    variables = perturbed(model.init(jax.random.key(0), x))
+    p = variables["params"]
+
+    def block(name, x):
+        q = p[name]
+        y = dense(q["down"], np.maximum(dense(q["up"], x), 0)) + dense(q["skip"], x)
+        return layer_norm(q["norm"], y, -1) if "norm" in q else y
+
+    known = block("known", np.asarray(x.known))
+    for channel in range(2):
+        values = np.asarray(x.values)[:, :, channel]
+        y = np.concatenate([values, np.asarray(x.static), known.reshape(3, -1)], 1)
+        y = block("decoder_1", block("decoder_0", block("encoder_0", y))).reshape(3, H, 3)
+        steps = block("temporal", np.concatenate([y, known[:, 12:]], 2))[:, :, 0]
+        found = jax.jit(model.apply)(variables, x)[:, :, channel, 0]
+        np.testing.assert_allclose(found, steps + dense(p["direct"], values), atol=1e-4, rtol=1e-4)
+
+
+def test_recurrent_is_a_cell_and_two_layers_for_each_step():
+    """The cell itself is held to PyTorch's in tests/nn."""
+    x = windows(3, 12, 2, H, past=1, known=4, static=2)
+    model = forecast.Recurrent(12, H, instance_norm="none", width=6, context=3)
+    variables = perturbed(model.init(jax.random.key(0), x))
+    p = variables["params"]
+    static = np.broadcast_to(np.asarray(x.static)[:, None], (3, 12, 2))
+    seen = np.concatenate([x.values, x.past, x.known[:, :12], static], -1)
+    states = LSTM(6, 1).apply({"params": p["recurrence"]}, seen)[0]
+    steps = dense(p["context"], np.asarray(states)[:, -1]).reshape(3, H, 3)
+    steps = np.concatenate([steps, np.asarray(x.known)[:, 12:]], -1)
+    wanted = dense(p["head"], np.maximum(dense(p["step"], steps), 0))
+    found = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(found[..., 0], wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_itransformer_is_that_of_pytorch():
