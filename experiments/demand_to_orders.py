@@ -18,7 +18,8 @@ per item and day, intervals over items (BCa).
 
 Expect over three seeds (each with a demand of its own): learned 4.32 +- .05, rule 4.55 +- .13,
 safety 4.83, mean 5.59, naive 7.74, hindsight .15; learned less rule -.23, with a mean interval of
--.36 to -.12. Two and a half minutes on two cores that others used too.
+-.36 to -.12. Two and a quarter minutes on two cores that others used
+too.
 
     python -m experiments.demand_to_orders [--seeds 3]
 """

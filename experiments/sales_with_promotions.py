@@ -23,7 +23,7 @@ compares days with and without promotion counts the season and the price cut as 
 regression prints it.
 
 Expect over three seeds a promotion's effect of .356 +- .009, its interval holding the truth each
-time; naive .779, no_season .618, no_price .518. `coverage` .911 +- .026, of 180 worlds; 160 more
+time; naive .779, no_season .618, no_price .518. `coverage` .911 +- .025, of 180 worlds; 160 more
 had .988, so .947 in all; of the elasticity .939; `coverage_rows` .328. The forecaster has .346, but
 +- .027: from one training to another it moves more than its interval says. Four minutes on two
 cores that others used too.
