@@ -570,7 +570,7 @@ if __name__ == "__main__":
     batches = jo.data.stream(folder, 128, window=4096)
     jo.fit(
         tabular.classifier(tabular.MLP((16,)), features=2048), batches,
-        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=3, log_every=len(batches) // 20,
+        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=5, log_every=len(batches) // 20,
         on_log=[records.append, megabytes], progress=False,
     )
     json.dump({"samples": samples, "rows": len(batches) * 128}, open(out, "w"))
@@ -618,13 +618,13 @@ def test_three_times_the_allowed_memory_trains_with_flat_memory(large, tmp_path)
     found = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
     result = json.loads(out.read_text())
-    samples = result["samples"]
-    assert result["rows"] == 32 * 8192 and len(samples) >= 60
+    assert result["rows"] == 32 * 8192 and len(result["samples"]) >= 100
+    # on a loaded machine the allocator has all that it keeps some way into the second epoch only
+    samples = result["samples"][-60:]
     quarter = len(samples) // 4
     for name in ("RssAnon", "VmData"):
         values = np.array([sample[name] for sample in samples])
         print(name, "MB, medians of quarters:", *(np.median(q) for q in np.array_split(values, 4)))
-        # a sample sees 0 to 20 batches of a MB and, of Parquet, 4 or 5 windows of 8 MB; the two
-        # quarters are a GB of rows apart, of which a leak of 3 % would show
-        for statistic in (np.median, np.max):
-            assert statistic(values[-quarter:]) <= statistic(values[quarter : 2 * quarter]) + 32
+        # a sample sees 0 to 20 batches of a MB and, of Parquet, 4 or 5 windows of 8 MB
+        assert np.median(values[-quarter:]) <= np.median(values[quarter : 2 * quarter]) + 8
+        assert values[-quarter:].max() <= values[quarter : 2 * quarter].max() + 32
