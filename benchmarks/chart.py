@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jaxops.report import BLUE, GREEN, GREY, ORANGE
+from jaxops.trust.report import BLUE, GREEN, GREY, ORANGE
 
 FORMS = {
     "article": ("over PyTorch as the article writes it", "#9ecae1"),

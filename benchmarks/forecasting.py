@@ -26,8 +26,8 @@ from benchmarks import figures, forecasting_data
 from benchmarks.forecasting_data import SIZES, Size
 from benchmarks.process import Others, Worker, WorkerError
 from experiments import common
-from jaxops import report
 from jaxops.nn.product import has_bfloat16
+from jaxops.trust import report
 
 KINDS = ("train", "many")
 TOLERANCE = 1e-4

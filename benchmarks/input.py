@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 import jaxops as jo
-from jaxops import report, vision
+from jaxops import vision
+from jaxops.trust import report
 
 OPTIMIZER = jo.optim.adam(1e-3)
 WIDTHS = ((8,), (128,), (1024,), (2048, 2048))

@@ -12,7 +12,8 @@ import jaxops as jo
 from benchmarks import forecasting_data
 from benchmarks.forecasting_data import Size
 from benchmarks.rise import Rise
-from jaxops import clock, forecast
+from jaxops import forecast
+from jaxops.train import clock
 
 LEARNING_RATE = 1e-4
 PEAK = clock.peak_memory if jax.default_backend() != "cpu" else None

@@ -13,7 +13,8 @@ import jaxops as jo
 from benchmarks import sequence_data
 from benchmarks.rise import Rise
 from benchmarks.sequence_data import Size
-from jaxops import clock, recommend
+from jaxops import recommend
+from jaxops.train import clock
 
 LEARNING_RATE = 1e-3
 PEAK = clock.peak_memory if jax.default_backend() != "cpu" else None

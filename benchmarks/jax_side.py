@@ -14,9 +14,10 @@ import jaxops as jo
 from benchmarks import gpt, workloads
 from benchmarks.side import Side
 from benchmarks.workloads import CHECKED, EPSILON, FIRST_LOSSES, LEARNING_RATE, LOSS_TOLERANCE, SEED
-from jaxops import clock, program, tabular, vision
-from jaxops.language.generate import generate
+from jaxops import tabular, vision
+from jaxops.language.inference import generate
 from jaxops.nn.product import has_bfloat16
+from jaxops.train import clock, program
 
 SWEEP = 32
 

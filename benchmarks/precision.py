@@ -21,8 +21,8 @@ from benchmarks import data, workloads
 from benchmarks.jax_side import named, task_of
 from benchmarks.workloads import EPSILON, LEARNING_RATE
 from experiments import common
-from jaxops import report
 from jaxops.nn.product import has_bfloat16
+from jaxops.trust import report
 
 HERE = Path(__file__).parent
 LENGTH: dict[str, dict[str, int]] = {

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.recommend import EASE, IALS, Events
-from jaxops.recommend.counts import interactions
-from jaxops.recommend.ials import Blocks, by_length
+from jaxops.recommend.data.counts import interactions
+from jaxops.recommend.models.ials import Blocks, by_length
 
 CONFIDENCE = 11.0
 REGULARISATION = 1.1

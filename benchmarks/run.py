@@ -36,7 +36,7 @@ from benchmarks import chart, data, figures, workloads
 from benchmarks.measure import How, measure
 from benchmarks.process import Worker
 from experiments import common
-from jaxops import report
+from jaxops.trust import report
 
 HERE = Path(__file__).parent
 NO_TORCH = """PyTorch is not here, and there is nothing to compare with. Get it:

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 
 import jaxops as jo
 from benchmarks import gpt, workloads
-from jaxops import optim, parallel, vision
-from jaxops.hardware import HARDWARE, Hardware, this_machine
-from jaxops.program import train_program
-from jaxops.report import table
+from jaxops import optim, vision
+from jaxops.devices.hardware import HARDWARE, Hardware, this_machine
 from jaxops.state import state_shapes
+from jaxops.train.program import train_program
+from jaxops.trust.report import table
 
 Batch = Mapping[str, jax.ShapeDtypeStruct]
 Row = dict[str, Any]
@@ -102,8 +102,8 @@ def devices() -> Iterator[Row]:
     """Strong scaling: 512 rows in all. Weak scaling: 64 rows a device."""
     task = models()["MLP 3 x 2,048, 64 rows"][0]
     plans: dict[str, Any] = {
-        "data_parallel()": parallel.data_parallel,
-        "fsdp()": parallel.fsdp,
+        "data_parallel()": jo.devices.data_parallel,
+        "fsdp()": jo.devices.fsdp,
     }
     for name, make in plans.items():
         for kind in ("strong", "weak"):
@@ -206,7 +206,7 @@ def pod() -> Iterator[Row]:
         for mesh in MESHES:
             rules = SPLIT if "tensor" in mesh else ()
             ones = dict.fromkeys(mesh, 1)
-            plan = parallel.plan(**ones, rules=rules, devices=jax.devices()[:1])
+            plan = jo.devices.plan(**ones, rules=rules, devices=jax.devices()[:1])
             yield _pod_row(task, plan, mesh, HARDWARE[device])
 
 

@@ -29,8 +29,8 @@ from benchmarks import figures, sequence_data
 from benchmarks.process import Others, Worker, WorkerError
 from benchmarks.sequence_data import Size
 from experiments import common
-from jaxops import report
 from jaxops.nn.product import has_bfloat16
+from jaxops.trust import report
 
 KINDS = ("train", "score", "loss")
 TOLERANCE = 1e-4

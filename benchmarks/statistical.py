@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxops import forecast, report
-from jaxops.forecast.ets import FORMS
+from jaxops import forecast
+from jaxops.forecast.classical.ets import FORMS
+from jaxops.trust import report
 
 SEASON, HORIZON = 24, 48
 PUBLISHED = {  # M4's own, sMAPE and MASE

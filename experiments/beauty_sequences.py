@@ -32,7 +32,7 @@ import numpy as np
 import jaxops as jo
 from experiments import common
 from jaxops import recommend as r
-from jaxops import report
+from jaxops.trust import report
 
 PUBLISHED = {
     "hr@10": "0.0533 (SASRec by cross-entropy)",

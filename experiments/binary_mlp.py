@@ -27,7 +27,8 @@ import optax
 
 import jaxops as jo
 from experiments import common
-from jaxops import report, tabular
+from jaxops import tabular
+from jaxops.trust import report
 
 PUBLISHED = {
     "auc": "none printed (article 003)",

@@ -31,7 +31,8 @@ import numpy as np
 
 import jaxops as jo
 from experiments import common
-from jaxops import recommend, report
+from jaxops import recommend
+from jaxops.trust import report
 
 PUBLISHED = {"recall@10": "no publication: the log is generated, see `ceiling`"}
 STYLE = 8

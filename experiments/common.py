@@ -19,7 +19,8 @@ import tyro
 from tqdm.auto import tqdm
 
 import jaxops as jo
-from jaxops import clock, report
+from jaxops.train import clock
+from jaxops.trust import report
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -19,7 +19,8 @@ import numpy as np
 
 import jaxops as jo
 from experiments import common
-from jaxops import language, nn, report
+from jaxops import language, nn
+from jaxops.trust import report
 
 PADDING, END = 0, 1
 WORDS = ("reverse", "sort", "add")

@@ -34,9 +34,10 @@ import numpy as np
 
 import jaxops as jo
 from experiments import common
-from jaxops import decide, report
+from jaxops import decide
 from jaxops.forecast import Quantiles, Series, TiDE, direct, from_arrays, origins, scaling
-from jaxops.intervals import interval, paired
+from jaxops.trust import report
+from jaxops.trust.intervals import interval, paired
 
 PUBLISHED = {"cost_learned": "no publication: the demand is generated, see `hindsight`"}
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)

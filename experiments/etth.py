@@ -44,7 +44,7 @@ import optax
 import jaxops as jo
 from experiments import common
 from jaxops import forecast as f
-from jaxops import report
+from jaxops.trust import report
 
 PUBLISHED = {"etth1_96_mse": "0.370 (PatchTST/64)", "etth2_96_mse": "0.270 (TiDE)"}
 

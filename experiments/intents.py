@@ -12,10 +12,11 @@ import numpy as np
 
 import jaxops as jo
 from experiments import common
-from jaxops import nn, report, text
+from jaxops import nn, text
+from jaxops.data.packing import pack
 from jaxops.data.tokenizer import MASK, UNKNOWN, Tokenizer
-from jaxops.language.data import pack
 from jaxops.language.tasks import masked_tokens
+from jaxops.trust import report
 
 ENSEMBLE = ("bag", "cnn")  # the two that are best alone, on validation rows
 Columns = dict[str, np.ndarray]

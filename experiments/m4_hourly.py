@@ -32,7 +32,7 @@ import optax
 import jaxops as jo
 from experiments import common
 from jaxops import forecast as f
-from jaxops import report
+from jaxops.trust import report
 
 PUBLISHED = {"smape": "9.328 (Smyl, the winner)", "mase": "0.873 (ProLogistica)"}
 SEASON, HORIZON = 24, 48

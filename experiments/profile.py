@@ -43,8 +43,8 @@ from sklearn.metrics import roc_auc_score
 import jaxops as jo
 from experiments import common
 from jaxops import recommend as r
-from jaxops import report, tabular
-from jaxops.text import calibration
+from jaxops import tabular
+from jaxops.trust import calibration, report
 
 PUBLISHED = {"accuracy": "no publication: the log is generated, see `accuracy_counted`"}
 CATEGORIES, EACH, KINDS, DAYS, AHEAD, MOST = 10, 25, 8, 60, 7, 40

@@ -40,9 +40,11 @@ from scipy.special import ndtri
 
 import jaxops as jo
 from experiments import common
-from jaxops import forecast, report
-from jaxops.forecast import effects, windows
-from jaxops.intervals import Interval, interval
+from jaxops import forecast
+from jaxops.forecast import effects
+from jaxops.forecast.data import windows
+from jaxops.trust import report
+from jaxops.trust.intervals import Interval, interval
 
 PUBLISHED = {"coverage": "no publication: the data are generated; .95 is wanted"}
 PROMOTION, ELASTICITY = 0.35, -1.5

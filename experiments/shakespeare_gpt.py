@@ -25,7 +25,8 @@ import optax
 
 import jaxops as jo
 from experiments import common
-from jaxops import language, nn, report
+from jaxops import language, nn
+from jaxops.trust import report
 
 PUBLISHED = {
     "val_loss": "1.88 (nanoGPT, CPU setting)",

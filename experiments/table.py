@@ -3,7 +3,7 @@
 import json
 
 from experiments.common import RESULTS
-from jaxops import report
+from jaxops.trust import report
 
 
 def rows() -> list[dict[str, str]]:

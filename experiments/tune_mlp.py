@@ -29,9 +29,10 @@ from typing import Any
 
 import jaxops as jo
 from experiments import common
-from jaxops import report, vision
+from jaxops import vision
 from jaxops.data import augment
-from jaxops.search import Config, LogUniform, Trial
+from jaxops.train.tune import Config, LogUniform, Trial
+from jaxops.trust import report
 
 PUBLISHED = {"accuracy": "none printed (article 004)"}
 ARTICLE: Config = {"learning_rate": 1e-3, "batch_size": 64, "width": 256}
@@ -121,11 +122,11 @@ def search(settings: Settings, digits: jo.data.Dataset) -> dict[str, list[Trial]
         return error, (epochs, state)
 
     count, most = (2, 1) if settings.smoke else (settings.halving_trials, settings.random_trials)
-    halving = jo.search.successive_halving(jo.search.sample(SPACE, count), train)
+    halving = jo.tune.successive_halving(jo.tune.sample(SPACE, count), train)
     longest = halving[-1].budget
     return {
         "successive halving": halving,
-        "random search": jo.search.random_search(SPACE, train, trials=most, budget=longest, seed=1),
+        "random search": jo.tune.random_search(SPACE, train, trials=most, budget=longest, seed=1),
     }
 
 
@@ -141,7 +142,7 @@ def searched(settings: Settings, digits: jo.data.Dataset, folder: Path) -> Confi
         ]
         print(report.table(rows))
         plot_search(trials, folder / "search.png")
-        best = jo.search.best([trial for found in trials.values() for trial in found])
+        best = jo.tune.best([trial for found in trials.values() for trial in found])
         file.write_text(json.dumps({"best": best._asdict(), "trials": rows}, indent=2) + "\n")
     return json.loads(file.read_text())["best"]["config"]
 

@@ -30,7 +30,7 @@ import optax
 import jaxops as jo
 from experiments import common
 from jaxops import language
-from jaxops.monte_carlo import monte_carlo
+from jaxops.transforms import monte_carlo
 
 PUBLISHED: dict[str, Any] = {}
 WORD = re.compile(r"[a-z']+|[^\sa-z']|\n")

@@ -1,23 +1,24 @@
 """The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust."""
 
-from jaxops import clock, data, hardware, losses, metrics, optim, parallel, report, search
-from jaxops.cache import compilation_cache
-from jaxops.checkpoint import Checkpointer
-from jaxops.clock import Clock
-from jaxops.ensemble import ensemble, stack
-from jaxops.loop import evaluate, fit, predict
-from jaxops.model_file import Model, load, save
-from jaxops.monte_carlo import monte_carlo
-from jaxops.parallel import Plan
-from jaxops.predictor import predictor
-from jaxops.run import EarlyStopping
-from jaxops.signals import PREEMPTED
-from jaxops.size import Size, size
+from jaxops import data, devices, losses, metrics, nn, optim
+from jaxops.devices.plans import Plan
+from jaxops.model.files import Model, load, save
+from jaxops.model.predictors import predictor
 from jaxops.state import TrainState, init_state
-from jaxops.step import eval_step, many_steps, train_step
-from jaxops.task import Column, Out, Task, recorded, remat, row_weights, supervised
+from jaxops.step import eval_step, many_steps, pmap_train_step, train_step
+from jaxops.task import Column, Out, Task, recorded, row_weights, supervised
+from jaxops.train import clock, tune
+from jaxops.train.cache import compilation_cache
+from jaxops.train.checkpoint import Checkpointer
+from jaxops.train.clock import Clock
+from jaxops.train.loop import evaluate, fit, predict
+from jaxops.train.run import EarlyStopping
+from jaxops.train.signals import PREEMPTED
+from jaxops.train.size import Size, size
+from jaxops.transforms import ensemble, gathered, monte_carlo, remat, stack
+from jaxops.trust import report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PREEMPTED",
     "Checkpointer",
@@ -33,19 +34,21 @@ __all__ = [
     "clock",
     "compilation_cache",
     "data",
+    "devices",
     "ensemble",
     "eval_step",
     "evaluate",
     "fit",
-    "hardware",
+    "gathered",
     "init_state",
     "load",
     "losses",
     "many_steps",
     "metrics",
     "monte_carlo",
+    "nn",
     "optim",
-    "parallel",
+    "pmap_train_step",
     "predict",
     "predictor",
     "recorded",
@@ -53,9 +56,9 @@ __all__ = [
     "report",
     "row_weights",
     "save",
-    "search",
     "size",
     "stack",
     "supervised",
     "train_step",
+    "tune",
 ]

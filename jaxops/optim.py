@@ -11,15 +11,17 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxops.metrics import Count, Mean
-from jaxops.state import TrainState
 from jaxops.task import Params
+
+if TYPE_CHECKING:
+    from jaxops.state import TrainState
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -226,7 +228,7 @@ def ema(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def averaged(state: TrainState) -> TrainState:
+def averaged(state: "TrainState") -> "TrainState":
     """The state with the averaged parameters in place of the last ones, if `ema` kept any."""
     kept = found(state.opt_state, EmaState)
     return state._replace(params=kept[0].params) if kept else state

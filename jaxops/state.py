@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxops.parallel import Plan, default
+from jaxops.devices.plans import Plan, default
 from jaxops.task import Array, Batch, Extra, Key, Params, Task
 
 

@@ -1,6 +1,7 @@
 """Pure steps and what is built from them: one update, many updates in one call, one evaluation."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxops import optim
+from jaxops.devices import hosts
 from jaxops.metrics import Mean, fold
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
+from jaxops.transforms import accumulated, check_accumulate
 
 Metrics = dict[str, Any]
 MetricFunctions = tuple[tuple[str, Callable[[Any, Batch], Any]], ...]
@@ -45,15 +48,6 @@ def train_step(
     return update(tx, state, *gradients(task, state, batch, key, accumulate))
 
 
-def check_accumulate(task: Task, accumulate: int) -> None:
-    """Raise `ValueError` where a batch must not be taken in parts."""
-    if accumulate > 1 and task.coupled:
-        raise ValueError(
-            f"accumulate: {accumulate} found, 1 wanted: the task's loss couples the rows of a "
-            "batch (coupled=True), so the sum over its parts is another loss"
-        )
-
-
 def gradients(
     task: Task, state: TrainState, batch: Batch, key: Key, accumulate: int = 1
 ) -> tuple[Array, Out, Params]:
@@ -77,29 +71,11 @@ def gradients(
     total, out, grads = (
         of(state.extra, batch, key)
         if accumulate == 1
-        else _accumulated(of, state.params, state.extra, batch, key, accumulate)
+        else accumulated(of, state.params, state.extra, batch, key, accumulate)
     )
     if scales:
         grads = jax.tree.map(lambda g: g / scales[0].scale.astype(g.dtype), grads)
     return total, out, grads
-
-
-def _accumulated(of: Any, params: Params, extra: Extra, batch: Batch, key: Key, count: int) -> Any:
-    """Sums over the strided parts of a batch; `extra` goes from one part to the next."""
-    rows = len(next(iter(batch.values())))
-    if rows % count:
-        raise ValueError(f"accumulate: a batch of {rows} rows found, a multiple of {count} wanted")
-    parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), dict(batch))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-
-    def add(carry: Any, part: Any) -> Any:
-        sums, extra = carry
-        total, out, grads = of(extra, *part)
-        return (jax.tree.map(jnp.add, sums, grads), out.extra), (total, out.weight, out.metrics)
-
-    start = jax.tree.map(jnp.zeros_like, params), extra
-    (grads, extra), (totals, weights, metrics) = jax.lax.scan(add, start, (parts, keys))
-    return totals.sum(), Out(weights.sum(), fold(metrics), extra), grads
 
 
 def update(
@@ -175,3 +151,66 @@ def many_steps(
         return jax.lax.fori_loop(0, count, body, (state, stacked))
 
     return run
+
+
+def pmap_train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    devices: Sequence[jax.Device] | None = None,
+    accumulate: int = 1,
+) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    """`train_step` by `jax.pmap`, for who wants it: `(state, batch) -> (state, metrics)`, compiled.
+
+    The state lies as `init_state(..., plan=data_parallel(devices))` puts it, and is donated. Each
+    device takes its rows of the batch; sums, weights and gradients are added up over the devices
+    and divided once, so the update is that of `train_step`. Two things differ from a plan. Batch
+    norm sees the rows of one device, not those of the batch: it divides by their statistics, and
+    the running ones are the mean over the devices. And each device draws its own noise.
+
+    Args:
+        task: what to learn.
+        tx: the optimizer.
+        devices: all local ones by default.
+        accumulate: see `train_step`.
+
+    Raises:
+        ValueError: by the step, for a batch that does not divide over the devices, or by
+            `pmap_train_step` for a loss that couples the rows of a batch, or with several
+            processes: it adds up over the devices of one.
+    """
+    hosts.check_started()
+    if hosts.count() > 1:
+        raise ValueError(
+            f"pmap_train_step: {hosts.count()} processes found, one wanted; "
+            "several want a plan, such as data_parallel(), and train_step"
+        )
+    if task.coupled:
+        raise ValueError("task: its loss couples the rows of a batch (coupled=True); wanted a plan")
+    devices = jax.local_devices() if devices is None else devices
+
+    @functools.partial(
+        jax.pmap,
+        axis_name="data",
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+    def step(state: Any, batch: Batch) -> Any:
+        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        total, out, grads = gradients(task, state, batch, key, accumulate)
+        total, weight, grads = jax.lax.psum((total, out.weight, grads), "data")
+        extra = jax.lax.pmean(out.extra, "data")
+        metrics = fold(jax.lax.all_gather(out.metrics, "data"))
+        return update(tx, state, total, Out(weight, metrics, extra), grads)
+
+    def call(state: Any, batch: Batch) -> Any:
+        rows = len(next(iter(batch.values())))
+        if rows % len(devices):
+            raise ValueError(
+                f"batch: {rows} rows found, a multiple of {len(devices)} wanted, one part a device"
+            )
+        return step(state, {k: v.reshape(len(devices), -1, *v.shape[1:]) for k, v in batch.items()})
+
+    return call

@@ -3,8 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -88,12 +87,34 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def recorded(make: Callable[..., Task]) -> Callable[..., Task]:
-    """Let a function that makes tasks remember its arguments, and give equal calls one task.
+Made = TypeVar("Made", bound=Callable[..., Any])
 
-    The record is what `jaxops.save` writes; one task for equal calls means that they compile
-    once. Arrays and lists among the arguments become tuples.
+
+@overload
+def recorded(make: Made) -> Made: ...
+@overload
+def recorded(*, formerly: Mapping[str, str]) -> Callable[[Made], Made]: ...
+def recorded(make: Any = None, *, formerly: Mapping[str, str] | None = None) -> Any:
+    """Mark a function that makes tasks, or a dataclass of settings, as what a model file may name.
+
+    A function remembers its arguments in `Task.recipe`, which `jaxops.save` writes, and returns the
+    same task for equal arguments, so that equal calls compile once. Arrays and lists among the
+    arguments become tuples. A class is returned as it is, with the mark; Flax modules need none.
+
+    Args:
+        make: the function, or the class.
+        formerly: old argument name -> its name now, so that older model files still load.
+
+    >>> from jaxops import vision
+    >>> vision.classifier(vision.MLP()) is vision.classifier(vision.MLP())
+    True
     """
+    if make is None:
+        return functools.partial(recorded, formerly=formerly)
+    if inspect.isclass(make):
+        make.recorded_class = make  # a subclass is not marked by it
+        make.formerly = dict(formerly or {})
+        return make
     signature = inspect.signature(make)
 
     @functools.lru_cache(maxsize=64)
@@ -107,62 +128,8 @@ def recorded(make: Callable[..., Task]) -> Callable[..., Task]:
         return build(tuple((k, _hashable(v)) for k, v in bound.arguments.items()))
 
     wrapper.makes_task = True  # type: ignore[attr-defined]  # what a model file may call
+    wrapper.formerly = dict(formerly or {})  # type: ignore[attr-defined]
     return wrapper
-
-
-def remat(task: Task, policy: str | Callable[..., Any] = "dots") -> Task:
-    """The task with a loss that keeps less for its gradient, and computes the rest again.
-
-    Equal arguments give the same task, so they compile once. What `save` writes is the task itself.
-
-    Args:
-        task: any.
-        policy: "dots" keeps the results of matrix products (but for batched ones, as in
-            attention) and computes norms, activations, dropout and attention's weights again; or
-            one of `jax.checkpoint_policies`. An XLA that orders for speed, as a CPU's does by
-            default, computes them again so early that nothing is saved.
-
-    Raises:
-        ValueError: another word.
-
-    References:
-        Chen et al. 2016, arXiv:1604.06174.
-
-    >>> from jaxops import vision
-    >>> task = vision.classifier(vision.MLP())
-    >>> remat(task) is remat(task)
-    True
-    """
-    if isinstance(policy, str):
-        if policy != "dots":
-            raise ValueError(f'policy: {policy!r} found, "dots" or a function wanted')
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return _remat(task, policy)
-
-
-@functools.lru_cache(maxsize=64)
-def _remat(task: Task, policy: Callable[..., Any]) -> Task:
-    return task._replace(loss=Remat(task.loss, policy))
-
-
-@dataclass(frozen=True)
-class Remat:
-    """A loss that keeps for its gradient what `policy` says; `parallel.gathered` adds to it.
-
-    Attributes:
-        loss: a task's.
-        policy: see `jax.checkpoint`.
-    """
-
-    loss: Callable[..., tuple[Array, Out]]
-    policy: Callable[..., Any]
-
-    def __call__(
-        self, params: Params, extra: Extra, batch: Batch, key: Key, train: bool
-    ) -> tuple[Array, Out]:
-        """The loss."""
-        kept = jax.checkpoint(self.loss, policy=self.policy, static_argnums=4)
-        return kept(params, extra, batch, key, train)
 
 
 def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
@@ -222,7 +189,7 @@ def supervised(
         columns: what the data must look like.
         classes: names of the classes, if any.
         coupled: a row's loss depends on the other rows, as with negatives taken from the batch;
-            then `accumulate` and `parallel.pmap_train_step`, which part a batch, refuse the task.
+            then `accumulate` and `jo.pmap_train_step`, which part a batch, refuse the task.
 
     Raises:
         ValueError: when a step is traced, for a loss that is not one value a row.

@@ -19,8 +19,10 @@ import pytest
 from small import SETTINGS, TASK, Batches, grained, host, images
 
 import jaxops as jo
-from jaxops import hosts, optim, report, vision
+from jaxops import optim, vision
+from jaxops.devices import hosts
 from jaxops.nn import BatchNorm, Conv, max_pool
+from jaxops.trust import report
 
 
 class Net(nn.Module):
@@ -88,7 +90,7 @@ def stream(folder):
 
 def fsdp(folder):
     """Parameters that no process holds whole, trained, saved, and put together again."""
-    plan = jo.parallel.fsdp(min_size=16)
+    plan = jo.devices.fsdp(min_size=16)
     state = fit(plan=plan, optimizer=optim.sgd(0.1, 0.9), checkpoint_dir=folder / "fsdp")
     kernel = state.params["hidden_0"]["kernel"]
     assert hosts.count() == 1 or not kernel.is_fully_replicated
@@ -116,7 +118,7 @@ def across(model, axis, accumulate):
     plan = None
     if hosts.count() > 1:
         rules = plans.RULES[model] if axis == "tensor" else ()
-        plan = jo.parallel.plan(**{axis: hosts.count()}, rules=rules, min_size=8)
+        plan = jo.devices.plan(**{axis: hosts.count()}, rules=rules, min_size=8)
     state = fit(task, data, plan=plan, batch_size=plans.BATCH, accumulate=accumulate)
     return hosts.gathered((state.params, state.extra))
 
@@ -191,11 +193,11 @@ def refused(folder):
         "seed": lambda: fit(data=Shares(Batches(DATA, 16)), seed=me),
         "log_every": lambda: fit(log_every=5 + me),
         "data": lambda: fit(data=images(107, seed=me)),
-        "plan": lambda: fit(plan=jo.parallel.single()),
+        "plan": lambda: fit(plan=jo.devices.single()),
         "stream": lambda: jo.evaluate(TASK, fit(steps=1), Batches(images(9 if me else 0), 4)),
-        "split": lambda: fit(data=Shares(Batches(DATA, 16)), plan=jo.parallel.tensor([])),
+        "split": lambda: fit(data=Shares(Batches(DATA, 16)), plan=jo.devices.tensor([])),
         "split_in_predict": lambda: jo.predict(
-            TASK, fit(steps=1), Batches(DATA, 16), plan=jo.parallel.tensor([])
+            TASK, fit(steps=1), Batches(DATA, 16), plan=jo.devices.tensor([])
         ),
         "nan": lambda: fit(optimizer=optim.sgd(1e30), steps=60),
     }
@@ -218,7 +220,7 @@ def locked(folder):
 
 def unwritten(folder):
     """Where process 0 can make no folder, the others do not wait for it."""
-    tree = {"state": hosts.put({"x": np.ones(4)}, jo.parallel.data_parallel().batch_sharding())}
+    tree = {"state": hosts.put({"x": np.ones(4)}, jo.devices.data_parallel().batch_sharding())}
 
     def refuse(*args, **kwargs):
         raise OSError("the disk is full")
@@ -256,7 +258,7 @@ def preempted(folder):
 
 
 def main(folder, jobs):
-    jo.parallel.start(timeout=int(os.environ.get("SILENCE", 20)))
+    jo.devices.start(timeout=int(os.environ.get("SILENCE", 20)))
     for job in jobs:
         result = globals()[job](folder)
         if hosts.first() or job in ("evaluated", "streamed"):

@@ -22,7 +22,7 @@ import numpy as np
 from small import host, train
 
 import jaxops as jo
-from jaxops import report
+from jaxops.trust import report
 
 MOMENTS = {"first save": (1, 0.12), "step": (0, 1.0), "restore": (0, 0.15), "save": (2, 0.12)}
 
@@ -49,7 +49,7 @@ def run(folder, cache, devices, mark):
             json_lines(record)
             mark("step")
 
-    plan = jo.parallel.data_parallel() if devices > 1 else None
+    plan = jo.devices.data_parallel() if devices > 1 else None
     stopping = jo.EarlyStopping("accuracy", patience=99, mode="max")  # the best state, and no end
     changes = {"steps": 110, "batch_size": 16, "plan": plan, "early_stopping": stopping}
     state = train("resident", folder / "checkpoints", Log(), **changes)

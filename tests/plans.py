@@ -10,8 +10,8 @@ from small import SETTINGS, TASK, Transformer, compilations, images, next_token,
 
 import jaxops as jo
 from jaxops import optim, vision
-from jaxops.data.feed import Order, pad
 from jaxops.nn import BatchNorm, Conv, max_pool
+from jaxops.train.feed import Order, pad
 
 BATCH_NORM = "CNN with batch norm"
 ROWS, BATCH, STEPS = 107, 32, 20  # the fourth batch of an epoch has 11 rows, the rest is padding
@@ -63,7 +63,7 @@ OPTIMIZERS = {"SGD": optim.sgd(0.1, 0.9), "Adam": optim.adam(1e-2, eps=1e-3)}
 
 def make_plan(name, model):
     axes = AXES[name]
-    return jo.parallel.plan(**axes, rules=RULES[model] if "tensor" in axes else (), min_size=8)
+    return jo.devices.plan(**axes, rules=RULES[model] if "tensor" in axes else (), min_size=8)
 
 
 @functools.cache
@@ -83,8 +83,8 @@ def trained(model, plan, accumulate=1, optimizer="SGD"):
 
 def by_pmap(task, data, tx, accumulate):
     """A loop of one's own, over the batches of `fit`."""
-    state = jo.init_state(task, tx, 0, data, jo.parallel.data_parallel())
-    step = jo.parallel.pmap_train_step(task, tx, accumulate=accumulate)
+    state = jo.init_state(task, tx, 0, data, jo.devices.data_parallel())
+    step = jo.pmap_train_step(task, tx, accumulate=accumulate)
     order = Order(ROWS, BATCH, seed=0)
     for i in range(STEPS):
         batch = {name: column[order.rows_of(i)] for name, column in data.items()}

@@ -251,7 +251,7 @@ def test_fit_in_float16_wants_a_scale_and_learns_as_well():
 def test_a_scaled_loss_in_parts_on_eight_devices():
     tx = optim.loss_scale(optim.sgd(0.1, 0.9))
     settings = {"optimizer": tx, "steps": 20, "compute": "float16", **QUIET}
-    plan = jo.parallel.plan(data=4, fsdp=2, min_size=8)
+    plan = jo.devices.plan(data=4, fsdp=2, min_size=8)
     one = jo.fit(TASK, images(107), **settings)
     eight = jo.fit(TASK, images(107), plan=plan, accumulate=4, **settings)
     assert optax.tree.norm(one.params) > 1

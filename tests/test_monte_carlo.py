@@ -8,7 +8,7 @@ from small import ADAM, SETTINGS, images
 
 import jaxops as jo
 from jaxops import vision
-from jaxops.monte_carlo import monte_carlo
+from jaxops.transforms import monte_carlo
 
 TASK = vision.classifier(vision.MLP((8,), classes=3, dropout=0.5), **SETTINGS)
 DATA = images(50, noise=0.2)

@@ -1,6 +1,5 @@
 """Common mistakes of users, and promises easily broken: streams, masks, sizes, resuming."""
 
-import sys
 import time
 
 import jax
@@ -10,8 +9,9 @@ import pytest
 from small import SETTINGS, images
 
 import jaxops as jo
-from jaxops import loop, tabular, vision
-from jaxops.predictor import _fastest
+from jaxops import tabular, vision
+from jaxops.model.predictors import _fastest
+from jaxops.train import loop
 
 TASK = vision.classifier(vision.MLP((8,), classes=3), **SETTINGS)
 TX = jo.optim.adam(1e-2)
@@ -57,7 +57,7 @@ def test_whole_numbers_that_a_device_would_wrap():
 
 def test_a_predictor_keeps_the_faster_of_two_programs(monkeypatch):
     options = ({"speed": "slow"}, {"speed": "fast"}, {"speed": "slow"})
-    monkeypatch.setattr(sys.modules["jaxops.predictor"], "PREDICTOR_OPTIONS", {"cpu": options})
+    monkeypatch.setattr("jaxops.model.predictors.PREDICTOR_OPTIONS", {"cpu": options})
     made = []
 
     class Lowered:

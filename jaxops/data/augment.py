@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
+from jaxops.task import recorded
+
 Array = jax.Array
 
 
+@recorded
 @dataclass(frozen=True)
 class Flip:
     """Mirror left and right.
@@ -35,6 +38,7 @@ class Flip:
         return jnp.where(chosen, images[:, :, ::-1], images)
 
 
+@recorded
 @dataclass(frozen=True)
 class Affine:
     """Rotate, scale and shift in one bilinear resampling, about the image's centre.
@@ -72,6 +76,7 @@ def _resample(image: Array, draw: Array) -> Array:
     return jax.vmap(lambda plane: map_coordinates(plane, source, order=1), -1, -1)(image)
 
 
+@recorded
 @dataclass(frozen=True)
 class Rotate:
     """Turn about the centre, bilinearly, by an angle uniform within +- `degrees`."""
@@ -83,6 +88,7 @@ class Rotate:
         return Affine(self.degrees)(key, images)
 
 
+@recorded
 @dataclass(frozen=True)
 class Shift:
     """Move by whole pixels, uniform within +- `pixels` along each axis."""
@@ -94,6 +100,7 @@ class Shift:
         return _crop(key, images, self.pixels, "constant")
 
 
+@recorded
 @dataclass(frozen=True)
 class RandomCrop:
     """Pad each side by `padding` pixels, mirrored at the edge, and cut out the size it had.
@@ -118,6 +125,7 @@ def _crop(key: Array, images: Array, padding: int, mode: str) -> Array:
     return jax.vmap(cut)(padded, corners)
 
 
+@recorded
 @dataclass(frozen=True)
 class Cutout:
     """Blacken a square of `size` x `size` pixels that lies inside the image.
@@ -144,6 +152,7 @@ class Cutout:
         return (distance >= 0) & (distance < self.size)
 
 
+@recorded
 @dataclass(frozen=True)
 class Compose:
     """Several transformations, one after the other.

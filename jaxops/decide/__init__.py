@@ -1,6 +1,7 @@
 """Decisions taken from forecasts and logs: order quantities, stock policies, offers."""
 
 from jaxops.decide.bandits import Bandit, Choice, beta_thompson, explore, linucb, thompson
+from jaxops.decide.models import LevelNetwork
 from jaxops.decide.newsvendor import (
     Order,
     newsvendor_normal,
@@ -11,11 +12,9 @@ from jaxops.decide.newsvendor import (
 )
 from jaxops.decide.off_policy import Value, direct_method, doubly_robust, ips, snips
 from jaxops.decide.policies import (
-    LevelNetwork,
     base_stock,
     hindsight,
     order_up_to,
-    ordering,
     quantile_rule,
     reorder,
     reorder_each,
@@ -30,6 +29,7 @@ from jaxops.decide.serial import (
     simulate_serial,
 )
 from jaxops.decide.stock import Costs, Observation, Policy, Trajectory, simulate
+from jaxops.decide.tasks import ordering
 
 __all__ = [
     "Bandit",

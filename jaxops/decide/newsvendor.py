@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jax.scipy.stats import norm
 
-from jaxops.decide import given
+from jaxops.decide import checks
 
 Array = jax.Array
 
@@ -53,10 +53,10 @@ def newsvendor_normal(mean: Any, sd: Any, holding: Any, shortage: Any, lead_time
     >>> print(f"{order.quantity:.4f} {order.cost:.4f}")
     132.8155 35.0997
     """
-    given.not_negative(mean=mean)
-    given.positive(sd=sd, holding=holding, shortage=shortage)
-    given.whole(lead_time=lead_time)
-    return _normal(*given.together(mean, sd, holding, shortage), lead_time + 1)
+    checks.not_negative(mean=mean)
+    checks.positive(sd=sd, holding=holding, shortage=shortage)
+    checks.whole(lead_time=lead_time)
+    return _normal(*checks.together(mean, sd, holding, shortage), lead_time + 1)
 
 
 @jax.jit
@@ -88,14 +88,14 @@ def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 
     >>> print(*order.quantity, *order.cost.round(4))
     56.0 1.0 10.0752 0.9041
     """
-    given.known(mean=mean, holding=holding, shortage=shortage)
-    given.not_negative(mean=mean)
-    given.positive(holding=holding, shortage=shortage)
-    given.whole(lead_time=lead_time)
+    checks.known(mean=mean, holding=holding, shortage=shortage)
+    checks.not_negative(mean=mean)
+    checks.positive(holding=holding, shortage=shortage)
+    checks.whole(lead_time=lead_time)
     mean = np.multiply(mean, lead_time + 1.0)
     rarest = np.min(np.divide(holding, np.add(holding, shortage)), initial=1.0)
-    wide = given.power_of_two(reach(mean, 1e-6 * rarest))
-    return _poisson(*given.together(mean, holding, shortage), wide)
+    wide = checks.power_of_two(reach(mean, 1e-6 * rarest))
+    return _poisson(*checks.together(mean, holding, shortage), wide)
 
 
 def reach(mean: Any, chance: float = 1e-12) -> int:
@@ -158,8 +158,8 @@ def newsvendor_samples(samples: Any, holding: Any, shortage: Any) -> Order:
     >>> print(newsvendor_samples([3.0, 8.0, 1.0, 5.0], holding=1, shortage=2).quantity)
     5.0
     """
-    given.not_negative(samples=samples)
-    given.positive(holding=holding, shortage=shortage)
+    checks.not_negative(samples=samples)
+    checks.positive(holding=holding, shortage=shortage)
     samples = jnp.asarray(samples, jnp.float32)
     if samples.ndim == 0 or samples.shape[-1] == 0:
         raise ValueError(f"samples: shape {samples.shape} found, (..., n) with n of 1 up wanted")
@@ -204,7 +204,7 @@ def newsvendor_quantiles(levels: Any, quantiles: Any, holding: Any, shortage: An
     128.0 29.1
     """
     levels, quantiles = _checked(levels, quantiles)
-    given.positive(holding=holding, shortage=shortage)
+    checks.positive(holding=holding, shortage=shortage)
     return _quantiles(levels, quantiles, *_costs(quantiles, holding, shortage))
 
 
@@ -212,13 +212,13 @@ def _checked(levels: Any, quantiles: Any) -> tuple[Array, Array]:
     t = np.asarray(levels, np.float64)
     if t.ndim != 1 or len(t) < 2 or not (np.diff(t) > 0).all() or not (0 < t[0] <= t[-1] < 1):
         raise ValueError(f"levels: {t} found, two or more wanted that rise within 0 to 1")
-    given.finite(quantiles=quantiles)
+    checks.finite(quantiles=quantiles)
     if np.shape(quantiles)[-1:] != t.shape:
         raise ValueError(
             f"quantiles: shape {np.shape(quantiles)} found, {len(t)} in the last axis wanted, "
             "one a level"
         )
-    if not given.traced(quantiles) and (np.diff(quantiles) < 0).any():
+    if not checks.traced(quantiles) and (np.diff(quantiles) < 0).any():
         place = tuple(map(int, np.argwhere(np.diff(quantiles) < 0)[0]))
         raise ValueError(f"quantiles: they fall after {place}; wanted in the order of the levels")
     return jnp.asarray(t, jnp.float32), jnp.asarray(quantiles, jnp.float32)
@@ -287,7 +287,7 @@ def total_quantiles(levels: Any, quantiles: Any, correlation: Any = 0.0) -> Arra
             f"levels, quantiles: {np.asarray(levels)} and shape {q.shape} found; levels around .5 "
             "and (..., periods, levels) wanted"
         )
-    given.share(correlation=correlation)
+    checks.share(correlation=correlation)
     middle = _interpolated(jnp.full(q.shape[:-1], 0.5), t, q)[..., None]
     d = q - middle
     total = d.sum(-2)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxops.intervals import interval
+from jaxops.trust.intervals import interval
 
 
 class Value(NamedTuple):

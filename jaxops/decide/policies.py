@@ -3,14 +3,12 @@
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxops.decide import given
+from jaxops.decide import checks
 from jaxops.decide.newsvendor import newsvendor_quantiles, total_quantiles
-from jaxops.decide.stock import Costs, Observation, checked, simulate, straight_through
-from jaxops.task import Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
+from jaxops.decide.stock import Costs, Observation, checked, straight_through
 
 Array = jax.Array
 
@@ -94,115 +92,6 @@ def reorder_each(softness: Any, observation: Observation) -> Array:
     return reorder((up_to - gap, up_to, softness), observation)
 
 
-class LevelNetwork(nn.Module):
-    """Levels from features: softplus of a perceptron, above 0.
-
-    Attributes:
-        hidden: widths of the hidden layers; empty is linear in the features.
-        reorder: whether to give (..., 2) instead, the level S to order up to and S - s, how far
-            below it one waits before one orders: what a fixed cost of an order asks for.
-
-    >>> LevelNetwork().init_with_output(jax.random.key(0), jnp.zeros((4, 52, 3)))[0].shape
-    (4, 52)
-    """
-
-    hidden: tuple[int, ...] = (32, 32)
-    reorder: bool = False
-
-    @nn.compact
-    def __call__(self, features: Array) -> Array:
-        """(..., F) -> (...), or (..., 2)."""
-        x = features
-        for i, width in enumerate(self.hidden):
-            x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
-        # it begins at twice the usual demand: a level that never orders would never learn
-        level = nn.Dense(1, name="level", bias_init=nn.initializers.constant(2.0))(x)
-        if not self.reorder:
-            return nn.softplus(level[..., 0])
-        return nn.softplus(jnp.concatenate([level, nn.Dense(1, name="gap")(x)], -1))
-
-
-@recorded
-def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Task:
-    """End to end: a network from features to levels, trained on the money that its orders cost.
-
-    The loss of an item is the mean cost of a period that `simulate` finds for `order_up_to` with
-    levels scale * network(features); its gradient goes through all periods. Fit it with `jo.fit`;
-    `predict` gives the levels (B, T). Where an order has a fixed cost one should not order every
-    period: `LevelNetwork(reorder=True)` learns S and S - s, (B, T, 2), for `reorder_each`. Whether
-    it orders has the gradient of sigmoid((s - position) / w), with w a quarter of `scale`. Such
-    gradients are wild: clip them (`optax.clip_by_global_norm(0.1)`) and let the rate fall. Tried
-    with a constant rate of .02 and no clipping, two seeds of three ended in hardly ever ordering,
-    at 7 and 12 times the cost of the best (s, S); clipped all of five came within 4.3 % of it.
-
-    Columns: demand (T,), features (T, F) known at the start of each period, `scale` (the item's
-    usual demand in L + 1 periods, say: levels are in units of it), stock at the start, and
-    holding, shortage, fixed and price, as `Costs.columns` gives them.
-
-    Args:
-        network: a Flax module, features (B, T, F) -> (B, T) or (B, T, 2); such as `LevelNetwork()`.
-        lead_time: periods, as in `simulate`.
-        back_orders: as in `simulate`.
-
-    >>> ordering(LevelNetwork(), lead_time=1).columns[0].name
-    'demand'
-    """
-    given.whole(lead_time=lead_time)
-
-    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        return network.init(key, batch["features"])["params"], {}
-
-    def levels(params: Params, batch: Batch) -> Array:
-        found = network.apply({"params": params}, batch["features"])
-        return found * batch["scale"].reshape(-1, *[1] * (found.ndim - 1))
-
-    def loss(
-        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
-    ) -> tuple[Array, Out]:
-        cost = _cost(levels(params, batch), batch, lead_time, back_orders).mean(1)
-        weight = row_weights(batch)
-        return (cost * weight).sum(), Out(weight.sum(), {}, extra)
-
-    names = ("scale", "stock", "holding", "shortage", "fixed", "price")
-    return Task(
-        init,
-        loss,
-        lambda params, extra, batch: levels(params, batch),
-        columns=(
-            Column("demand", (None,), target=True),
-            Column("features", (None, None)),
-            Column("scale"),
-            *(Column(name, target=True) for name in names[1:]),
-        ),
-    )
-
-
-def _cost(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Array:
-    """(B, T), with the gradients to learn `levels` (B, T), or (B, T, 2), by."""
-    softness = jnp.where(batch["scale"] > 0, batch["scale"] / 4, 1)  # padding has a scale of 0
-    played = simulate(
-        order_up_to if levels.ndim == 2 else reorder_each,
-        softness,
-        batch["demand"],
-        levels.reshape(*batch["demand"].shape, -1),
-        costs=Costs(*(batch[name] for name in Costs._fields)),
-        lead_time=lead_time,
-        back_orders=back_orders,
-        stock=batch["stock"],
-        softness=softness,
-    )
-    if levels.ndim == 2:
-        return played.cost
-    # of a step in whether one orders, not in how much: as `reorder` passes it on
-    left = batch["demand"] if back_orders else played.sales
-    change = jnp.cumsum(played.orders - left, 1) - played.orders + left
-    position = batch["stock"][:, None] + change
-    up_to, gap = levels[..., 0], levels[..., 1]
-    soft = jax.nn.sigmoid((up_to - gap - position) / softness[:, None])
-    now = straight_through((played.orders > 0).astype(jnp.float32), soft)
-    return played.cost - played.fixed + batch["fixed"][:, None] * now
-
-
 def hindsight(
     demand: Any,
     *,
@@ -237,7 +126,7 @@ def hindsight(
     [13.]
     """
     demand, _, costs = checked(demand, None, costs, lead_time)
-    given.not_negative(stock=stock)
+    checks.not_negative(stock=stock)
     start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), demand.shape[:1])
     return _hindsight(demand, start, costs, lead_time, back_orders)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
-from jaxops.decide import given
+from jaxops.decide import checks
 from jaxops.decide.newsvendor import reach
 
 Array = jax.Array
@@ -52,12 +52,12 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
     >>> print(best.reorder, best.up_to, best.cost[0].round(4))
     [ 4. 18.] [10. 24.] 8.0341
     """
-    given.known(mean=mean, holding=holding, shortage=shortage, fixed=fixed)
-    given.positive(mean=mean)
+    checks.known(mean=mean, holding=holding, shortage=shortage, fixed=fixed)
+    checks.positive(mean=mean)
     means = np.atleast_1d(np.asarray(mean, np.float64))
     if means.ndim != 1:
         raise ValueError(f"mean: shape {means.shape} found, (items,) wanted")
-    given.whole(lead_time=lead_time)
+    checks.whole(lead_time=lead_time)
 
     def probabilities(total: np.ndarray) -> np.ndarray:
         k = np.arange(int(total.max()) + reach(total.max()) + 1)
@@ -95,9 +95,9 @@ def s_s_discrete(
     >>> print(best.reorder, best.up_to)
     [1.] [5.]
     """
-    given.known(probabilities=probabilities, holding=holding, shortage=shortage, fixed=fixed)
-    given.not_negative(probabilities=probabilities)
-    given.whole(lead_time=lead_time)
+    checks.known(probabilities=probabilities, holding=holding, shortage=shortage, fixed=fixed)
+    checks.not_negative(probabilities=probabilities)
+    checks.whole(lead_time=lead_time)
     p = np.asarray(probabilities, np.float64)
     if p.ndim != 2 or not np.allclose(p.sum(1), 1, atol=1e-4):
         raise ValueError(
@@ -115,8 +115,8 @@ def s_s_discrete(
 
 def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: Any) -> Levels:
     """From float64 probabilities (B, n) of demand in one period, and (B, m) in all of them."""
-    given.positive(holding=holding, shortage=shortage)
-    given.not_negative(fixed=fixed)
+    checks.positive(holding=holding, shortage=shortage)
+    checks.not_negative(fixed=fixed)
     for name, value in {"holding": holding, "shortage": shortage, "fixed": fixed}.items():
         if np.shape(value) not in ((), (len(p),)):
             raise ValueError(f"{name}: shape {np.shape(value)} found, one or ({len(p)},) wanted")
@@ -133,7 +133,7 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
     _narrow(wanted)
     width = 1 << np.ceil(np.log2(wanted)).astype(int)
     p, total = (
-        np.pad(x, ((0, 0), (0, given.power_of_two(x.shape[1]) - x.shape[1]))).astype(np.float32)
+        np.pad(x, ((0, 0), (0, checks.power_of_two(x.shape[1]) - x.shape[1]))).astype(np.float32)
         for x in (p, total)
     )
     levels, left = np.zeros((len(p), 3), np.float32), np.arange(len(p))
@@ -143,7 +143,7 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
             alike = left[width[left] == size]
             for rows in np.split(alike, range(AT_ONCE // size, len(alike), AT_ONCE // size)):
                 # as many as a power of two, so that few programs are compiled
-                more = np.resize(rows, given.power_of_two(len(rows)))
+                more = np.resize(rows, checks.power_of_two(len(rows)))
                 found, enough = _search(*(x[more] for x in (p, total, h, b, k)), int(size))
                 levels[rows] = np.stack(found, 1)[: len(rows)]
                 failed.append(rows[~np.asarray(enough)[: len(rows)]])

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from scipy.special import ndtr
 
-from jaxops.decide import given
+from jaxops.decide import checks
 from jaxops.decide.bandits import dot
 
 Array = jax.Array
@@ -76,7 +76,7 @@ def simulate_serial(
     [3. 7.] [13. 13. 13.]
     """
     h, lead_times = _checked(holding, lead_times, penalty)
-    given.finite(demand=demand, levels=levels)
+    checks.finite(demand=demand, levels=levels)
     demand = jnp.asarray(demand, jnp.float32)
     start = sum(lead_times)
     if demand.ndim != 2 or demand.shape[1] <= start:
@@ -140,7 +140,7 @@ def fit_serial(
     >>> print(fit_serial(demand, holding=[1], lead_times=[2], penalty=9).round(0))
     [14.]
     """
-    given.finite(demand=demand)
+    checks.finite(demand=demand)
     demand = jnp.asarray(demand, jnp.float32)
     first = jnp.asarray(np.cumsum(lead_times), jnp.float32) * demand.mean()
     # what is wrong with the arguments is said here
@@ -211,8 +211,8 @@ def optimal_serial(
     [12.77 23.53 46.31] 86.0156
     """
     h, lead_times = _checked(holding, lead_times, penalty)
-    given.not_negative(mean=mean)
-    given.positive(sd=sd)
+    checks.not_negative(mean=mean)
+    checks.positive(sd=sd)
     # y of stage i is its mean demand of all lead times below and its own, plus x
     reach = 10 * sd * np.sqrt(sum(lead_times))
     x = np.linspace(-reach, reach, 2 * points + 1)
@@ -248,7 +248,7 @@ def _lowest(x: np.ndarray, g: np.ndarray) -> float:
 def _checked(
     holding: Any, lead_times: Sequence[int], penalty: Any
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    given.positive(holding=holding, penalty=penalty)
+    checks.positive(holding=holding, penalty=penalty)
     h = np.asarray(holding, np.float64)
     leads = tuple(int(lead) for lead in lead_times)
     if h.ndim != 1 or len(h) == 0 or len(leads) != len(h):

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.decide import given
+from jaxops.decide import checks
 
 Array = jax.Array
 
@@ -140,8 +140,8 @@ def simulate(
     [[2. 0. 3.]] [[0. 3. 5.]] 9.0
     """
     demand, features, costs = checked(demand, features, costs, lead_time)
-    given.not_negative(stock=stock)
-    given.positive(softness=softness)
+    checks.not_negative(stock=stock)
+    checks.positive(softness=softness)
     start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), demand.shape[:1])
     return _simulate(
         policy, params, demand, features, costs, start, lead_time, back_orders, softness
@@ -208,10 +208,10 @@ def checked(demand: Any, features: Any, costs: Costs, lead_time: int) -> tuple[A
     """Demand (B, T), features (B, T, F) and costs (B,) as float32 arrays, or ValueError."""
     if np.ndim(demand) != 2:
         raise ValueError(f"demand: shape {np.shape(demand)} found, (items, periods) wanted")
-    given.not_negative(demand=demand)
-    given.whole(lead_time=lead_time)
-    given.positive(holding=costs.holding, shortage=costs.shortage)
-    given.not_negative(fixed=costs.fixed, price=costs.price)
+    checks.not_negative(demand=demand)
+    checks.whole(lead_time=lead_time)
+    checks.positive(holding=costs.holding, shortage=costs.shortage)
+    checks.not_negative(fixed=costs.fixed, price=costs.price)
     demand = jnp.asarray(demand, jnp.float32)
     if features is None:
         features = jnp.zeros((*demand.shape, 0))
@@ -225,6 +225,6 @@ def checked(demand: Any, features: Any, costs: Costs, lead_time: int) -> tuple[A
             raise ValueError(
                 f"{name}: shape {np.shape(value)} found, one number or ({len(demand)},) wanted"
             )
-    given.finite(features=features)
+    checks.finite(features=features)
     rows = [jnp.broadcast_to(jnp.asarray(c, jnp.float32), demand.shape[:1]) for c in costs]
     return demand, jnp.asarray(features), Costs(*rows)

@@ -1,8 +1,11 @@
 """Forecasting: from a table of series to quantiles, for any series."""
 
+from jaxops.forecast.adaptive_backtests import AdaptiveBacktest, adaptive_backtest
 from jaxops.forecast.backtests import Backtest, historical_forecasts, history
-from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
-from jaxops.forecast.classical import Baseline
+from jaxops.forecast.classical.baseline import Baseline
+from jaxops.forecast.classical.ets import DAMPED, FORMS, Fit, exponential_smoothing, fit_smoothing
+from jaxops.forecast.classical.naive import drift, repeat_last, right_aligned, seasonal_naive
+from jaxops.forecast.classical.theta import naive2, theta_method
 from jaxops.forecast.conformal import (
     Adaptive,
     Bounds,
@@ -14,19 +17,28 @@ from jaxops.forecast.conformal import (
     quantile_scores,
     split_conformal,
 )
-from jaxops.forecast.data import Report, Series, from_arrays
-from jaxops.forecast.dates import calendar
-from jaxops.forecast.distributions import (
-    Distribution,
-    Gaussian,
-    NegativeBinomial,
-    StudentT,
-    ZeroInflated,
+from jaxops.forecast.data.dates import calendar
+from jaxops.forecast.data.future import future_covariates
+from jaxops.forecast.data.reading import series
+from jaxops.forecast.data.scales import Scaling, scaling
+from jaxops.forecast.data.series import Report, Series, from_arrays
+from jaxops.forecast.data.windows import (
+    Fold,
+    Split,
+    Windows,
+    backtest,
+    check_windows,
+    cut,
+    gather,
+    origins,
+    padded,
+    split,
+    split_by_time,
+    too_short,
 )
 from jaxops.forecast.effects import Effects, effect, log_linear
 from jaxops.forecast.ensembles import Ensemble, stacking
-from jaxops.forecast.ets import DAMPED, FORMS, Fit, exponential_smoothing, fit_smoothing
-from jaxops.forecast.forecasters import (
+from jaxops.forecast.inference import (
     Forecast,
     Forecaster,
     Model,
@@ -35,9 +47,6 @@ from jaxops.forecast.forecasters import (
     load,
     save,
 )
-from jaxops.forecast.future import future_covariates
-from jaxops.forecast.inputs import Inputs
-from jaxops.forecast.linear import DLinear, NLinear
 from jaxops.forecast.metrics import (
     Evaluation,
     compare,
@@ -57,32 +66,23 @@ from jaxops.forecast.metrics import (
     table,
     width,
 )
-from jaxops.forecast.mixer import TiDE, TSMixer, TSMixerExt
-from jaxops.forecast.nbeats import NBEATS, NHiTS
-from jaxops.forecast.normalization import normalize
-from jaxops.forecast.outputs import Output, Point, Quantiles
-from jaxops.forecast.patch import ITransformer, PatchTST
-from jaxops.forecast.reading import series
-from jaxops.forecast.recurrent import Recurrent
-from jaxops.forecast.running import AdaptiveBacktest, adaptive_backtest
-from jaxops.forecast.scales import Scaling, scaling
-from jaxops.forecast.tasks import direct
-from jaxops.forecast.theta import naive2, theta_method
-from jaxops.forecast.windows import (
-    Fold,
-    Split,
-    Windows,
-    backtest,
-    check_windows,
-    cut,
-    gather,
-    origins,
-    padded,
-    split,
-    split_by_time,
-    too_short,
+from jaxops.forecast.models.distributions import (
+    Distribution,
+    Gaussian,
+    NegativeBinomial,
+    StudentT,
+    ZeroInflated,
 )
-from jaxops.intervals import block_interval
+from jaxops.forecast.models.inputs import Inputs
+from jaxops.forecast.models.linear import DLinear, NLinear
+from jaxops.forecast.models.mixer import TiDE, TSMixer, TSMixerExt
+from jaxops.forecast.models.nbeats import NBEATS, NHiTS
+from jaxops.forecast.models.normalization import normalize
+from jaxops.forecast.models.outputs import Output, Point, Quantiles
+from jaxops.forecast.models.patch import ITransformer, PatchTST
+from jaxops.forecast.models.recurrent import Recurrent
+from jaxops.forecast.tasks import direct
+from jaxops.trust.intervals import block_interval
 
 __all__ = [
     "DAMPED",

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxops.forecast.data import Series, taken
-from jaxops.forecast.forecasters import forecast
-from jaxops.forecast.windows import Windows, check_windows
+from jaxops.forecast.data.series import Series, taken
+from jaxops.forecast.data.windows import Windows, check_windows
+from jaxops.forecast.inference import forecast
 
 AT_ONCE = 2**25
 """Numbers of histories that are copied at once."""

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.forecast.backtests import asked, targets
-from jaxops.forecast.data import Series
-from jaxops.forecast.windows import Windows
+from jaxops.forecast.data.series import Series
+from jaxops.forecast.data.windows import Windows
 
 
 class Bounds(NamedTuple):

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
-from jaxops.forecast.data import Series
-from jaxops.intervals import Interval
+from jaxops.forecast.data.series import Series
+from jaxops.trust.intervals import Interval
 
 Array = jax.Array
 STEPS = 50

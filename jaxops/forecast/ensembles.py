@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from jaxops.forecast.data import Series
+from jaxops.forecast.data.series import Series
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from jaxops import report
-from jaxops.intervals import Interval, block_interval, interval
+from jaxops.trust import report
+from jaxops.trust.intervals import Interval, block_interval, interval
 
 AXES = {"window": (1, 2), "step": (0, 2), "both": (2,)}
 Per = Literal["window", "step", "both"]

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops import metrics
-from jaxops.forecast.data import Series
-from jaxops.forecast.distributions import NegativeBinomial
-from jaxops.forecast.inputs import Inputs
-from jaxops.forecast.scales import Scaling
-from jaxops.forecast.windows import check_windows, gather
+from jaxops.forecast.data.scales import Scaling
+from jaxops.forecast.data.series import Series
+from jaxops.forecast.data.windows import check_windows, gather
+from jaxops.forecast.models.distributions import NegativeBinomial
+from jaxops.forecast.models.inputs import Inputs
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
 
 

@@ -1,11 +1,11 @@
 """Models that read and write: transformers, how they learn, and what they answer."""
 
-from jaxops.language.data import Packed, pack, padded, windows
+from jaxops.data.packing import Packed, pack
+from jaxops.language.data import padded, windows
 from jaxops.language.finetune import adapt, frozen, layerwise, lora, merge
-from jaxops.language.generate import Answer, generate, stream
-from jaxops.language.models import bert_base, gpt2, llama_style, nanogpt, t5_small
+from jaxops.language.inference import Answer, generate, stream
+from jaxops.language.models import Recurrent, bert_base, gpt2, llama_style, nanogpt, t5_small
 from jaxops.language.pretrained import load_pretrained
-from jaxops.language.recurrent import Recurrent
 from jaxops.language.tasks import (
     exact_match,
     masked_tokens,

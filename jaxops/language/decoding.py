@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxops.language.sampling import Sampling, choose
 from jaxops.nn import Cache, EncoderDecoder, empty_cache
-from jaxops.program import COMPILER_OPTIONS
+from jaxops.train.program import COMPILER_OPTIONS
 
 Array = jax.Array
 Variables = Any

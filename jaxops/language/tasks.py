@@ -9,7 +9,8 @@ import optax
 
 from jaxops import metrics
 from jaxops.language.decoding import greedy
-from jaxops.language.question import (
+from jaxops.language.spans import make_spans
+from jaxops.language.token_tasks import (
     START,
     Question,
     config_of,
@@ -19,7 +20,6 @@ from jaxops.language.question import (
     token_columns,
     token_task,
 )
-from jaxops.language.spans import make_spans
 from jaxops.nn.attention import document_positions
 from jaxops.task import Array, Batch, Column, Extra, Key, Params, Task, recorded, row_weights
 

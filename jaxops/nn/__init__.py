@@ -1,6 +1,6 @@
 """Layers that several rooms share."""
 
-from jaxops.nn.attention import Attention, attention, attention_mask, rotary, sinusoidal
+from jaxops.nn.attention import Attention, attention_mask, dot_product_attention, rotary, sinusoidal
 from jaxops.nn.blocks import Block, TransformerConfig
 from jaxops.nn.convolution import Conv, conv2d, max_pool
 from jaxops.nn.embedding import Embed
@@ -22,10 +22,10 @@ __all__ = [
     "EncoderDecoder",
     "Transformer",
     "TransformerConfig",
-    "attention",
     "attention_mask",
     "computing",
     "conv2d",
+    "dot_product_attention",
     "empty_cache",
     "matmul",
     "max_pool",

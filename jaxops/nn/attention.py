@@ -15,7 +15,7 @@ from jax import lax
 from jaxops.nn.product import Array, Dense, computing_in, matmul
 
 
-def attention(
+def dot_product_attention(
     query: Array,
     key: Array,
     value: Array,
@@ -49,15 +49,15 @@ def attention(
         ValueError: N is not a multiple of K, or the shapes do not fit.
 
     >>> one = jnp.ones((1, 3, 2, 4))
-    >>> attention(one, one, one).shape
+    >>> dot_product_attention(one, one, one).shape
     (1, 3, 2, 4)
     """
     (batch, length, heads, width), (_, keys, groups, _) = query.shape, key.shape
     wanted = (batch, keys, groups, width)
     if key.shape != wanted or value.shape != wanted or groups < 1 or heads % groups:
         raise ValueError(
-            f"attention: query {query.shape}, key {key.shape}, value {value.shape} found; "
-            "(B, T, N, H) and twice (B, S, K, H), N a multiple of K, wanted"
+            "query, key and value must be (B, T, N, H) and twice (B, S, K, H), "
+            f"with N a multiple of K, got {query.shape}, {key.shape} and {value.shape}"
         )
     scale = width**-0.5 if scale is None else scale
     if jax.default_backend() != "cpu":
@@ -99,8 +99,9 @@ def attention(
 def has_fused_attention(width: int) -> bool:
     """Whether cuDNN's fused attention is there for heads of this width: from Ampere on.
 
-    It takes 16 bits alone, and masks and biases in some shapes alone, so `attention` uses it where
-    there are none but `causal` and `window`; elsewhere it is XLA's.
+    It takes 16 bits alone, and masks and biases in some shapes alone, so
+    `dot_product_attention` uses it where there are none but `causal` and `window`; elsewhere it
+    is XLA's.
     """
     capability = getattr(jax.devices()[0], "compute_capability", "0")  # of a GPU of NVIDIA's
     return float(capability) >= 8 and width % 8 == 0 and width <= 128
@@ -227,8 +228,8 @@ class Attention(nn.Module):
             heads (Henry et al. 2020, arXiv:2010.04245; here as in Qwen3, arXiv:2505.09388), which
             keeps their products bounded.
         epsilon: of that.
-        scale: of the products, see `attention`.
-        causal: what a token sees where no mask is given, see `attention`.
+        scale: of the products, see `dot_product_attention`.
+        causal: what a token sees where no mask is given, see `dot_product_attention`.
         window: likewise.
         out_std: standard deviation of the output kernel's start; 0.02 of the others'.
     """
@@ -278,8 +279,8 @@ class Attention(nn.Module):
         Args:
             x: (B, T, D).
             positions: int (B or 1, T).
-            mask: all that a token sees, see `attention`.
-            bias: see `attention`.
+            mask: all that a token sees, see `dot_product_attention`.
+            bias: see `dot_product_attention`.
             cache: keys (B, K, H, S) and values (B, K, S, H) so far, laid out as the products of a
                 single query want them: a CPU would copy all of another cache for every token.
             slot: where in the cache x begins.
@@ -305,7 +306,9 @@ class Attention(nn.Module):
             values = lax.dynamic_update_slice(values, v, (0, 0, slot, 0))
             kept, k, v = (keys, values), keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
         causal = self.causal and mask is None
-        y = attention(q, k, v, mask, bias, self.scale, causal, self.window if causal else None)
+        y = dot_product_attention(
+            q, k, v, mask, bias, self.scale, causal, self.window if causal else None
+        )
         return self.out(y.reshape(*x.shape[:2], -1)), kept
 
     def remember(self, memory: Array) -> tuple[Array, Array]:
@@ -319,5 +322,5 @@ class Attention(nn.Module):
         q = self.query(x).reshape(*x.shape[:2], self.heads, self.head_width)
         if self.qk_norm:
             q = self.query_norm(q)
-        y = attention(q, *remembered, mask, None, self.scale)
+        y = dot_product_attention(q, *remembered, mask, None, self.scale)
         return self.out(y.reshape(*x.shape[:2], -1))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxops.nn.attention import Attention, attention_mask, relative_bucket
 from jaxops.nn.product import Array, Dense
+from jaxops.task import recorded
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "none")
 ACTIVATIONS = {
@@ -22,6 +23,7 @@ ACTIVATIONS = {
 }
 
 
+@recorded
 @dataclass(frozen=True)
 class TransformerConfig:
     """What a transformer is.

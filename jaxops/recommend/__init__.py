@@ -1,14 +1,19 @@
 """Recommendation: from an event log to exact top-k for anyone."""
 
-from jaxops.intervals import Interval, Paired, interval, paired
-from jaxops.recommend.blend import Blend, blend
-from jaxops.recommend.bpr import BPR
-from jaxops.recommend.ease import EASE
+from jaxops.recommend.data.events import Events, Histories, Report
+from jaxops.recommend.data.features import Features
+from jaxops.recommend.data.reading import events
+from jaxops.recommend.data.splits import (
+    Split,
+    check_leakage,
+    joined,
+    k_core,
+    leave_one_out,
+    split_by_time,
+    split_by_user,
+)
 from jaxops.recommend.evaluation import Evaluation, compare, evaluate, segments, table
-from jaxops.recommend.events import Events, Histories, Report
-from jaxops.recommend.features import Features
-from jaxops.recommend.ials import IALS
-from jaxops.recommend.item_knn import ItemKNN
+from jaxops.recommend.inference import Recommendations, recommend
 from jaxops.recommend.lists import (
     coverage,
     gini,
@@ -23,22 +28,13 @@ from jaxops.recommend.losses import (
     cross_entropy,
     sampled_softmax,
 )
-from jaxops.recommend.popularity import Popularity
-from jaxops.recommend.ranking import (
-    Ranks,
-    average_precision,
-    hr,
-    mrr,
-    ndcg,
-    ranks,
-    ranks_and_lists,
-    recall,
-    sampled_metrics,
-)
-from jaxops.recommend.reading import events
-from jaxops.recommend.recommend import Recommendations, recommend
-from jaxops.recommend.recommender import Model, Recommender, fit, load, save, update
-from jaxops.recommend.sequence import (
+from jaxops.recommend.models.blend import Blend, blend
+from jaxops.recommend.models.bpr import BPR
+from jaxops.recommend.models.ease import EASE
+from jaxops.recommend.models.ials import IALS
+from jaxops.recommend.models.item_knn import ItemKNN
+from jaxops.recommend.models.popularity import Popularity
+from jaxops.recommend.models.sequence import (
     HSTU,
     GRU4Rec,
     SequenceModel,
@@ -50,23 +46,27 @@ from jaxops.recommend.sequence import (
     recommender,
     sasrec,
 )
-from jaxops.recommend.splits import (
-    Split,
-    check_leakage,
-    joined,
-    k_core,
-    leave_one_out,
-    split_by_time,
-    split_by_user,
-)
-from jaxops.recommend.tasks import held_out, masked_item, next_item, rows
-from jaxops.recommend.two_tower import (
+from jaxops.recommend.models.two_tower import (
     TwoTower,
     in_batch_softmax,
     retrieval,
     two_tower_recommender,
     with_items,
 )
+from jaxops.recommend.ranking import (
+    Ranks,
+    average_precision,
+    hr,
+    mrr,
+    ndcg,
+    ranks,
+    ranks_and_lists,
+    recall,
+    sampled_metrics,
+)
+from jaxops.recommend.recommenders import Model, Recommender, fit, load, save, update
+from jaxops.recommend.tasks import held_out, masked_item, next_item, rows
+from jaxops.trust.intervals import Interval, Paired, interval, paired
 
 __all__ = [
     "BPR",
@@ -124,7 +124,6 @@ __all__ = [
     "next_item",
     "novelty",
     "paired",
-    "popularity",
     "popularity_bias",
     "ranks",
     "ranks_and_lists",

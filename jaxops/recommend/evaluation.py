@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxops import report
-from jaxops.intervals import interval, paired
-from jaxops.recommend.events import Histories
+from jaxops.recommend.data.events import Histories
 from jaxops.recommend.lists import coverage, gini, novelty, popularity_bias
 from jaxops.recommend.ranking import METRICS, ranks_and_lists
-from jaxops.recommend.recommender import Recommender
+from jaxops.recommend.recommenders import Recommender
+from jaxops.trust import report
+from jaxops.trust.intervals import interval, paired
 
 
 class Evaluation(NamedTuple):

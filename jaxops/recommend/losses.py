@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxops.nn.product import matmul
+from jaxops.task import recorded
 
 Array = jax.Array
 AT_ONCE = 2**23  # scores in a chunk, 32 MB: what is near a CPU is twice as fast
@@ -168,6 +169,7 @@ def sampled_softmax(
     return (weight * losses).sum()
 
 
+@recorded
 @dataclass(frozen=True)
 class CrossEntropy:
     """Of the whole catalogue; see `cross_entropy`."""
@@ -179,6 +181,7 @@ class CrossEntropy:
         return cross_entropy(hidden, table, targets, weights)
 
 
+@recorded
 @dataclass(frozen=True)
 class SampledSoftmax:
     """Cross-entropy with negatives drawn in each step, half uniformly and half from the targets.
@@ -237,6 +240,7 @@ def _scores(
     return right, jnp.einsum("btd,btkd->btk", hidden, table[drawn])
 
 
+@recorded
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
     """-beta log sigmoid(z_target) - sum over K negatives of log(1 - sigmoid(z)).
@@ -272,6 +276,7 @@ class BinaryCrossEntropy:
         return (weights * losses).sum()
 
 
+@recorded
 @dataclass(frozen=True)
 class BPRLoss:
     """-log sigmoid(z_target - z_negative), the mean over K negatives (Rendle et al. 2009).

@@ -2,7 +2,8 @@
 
 Ranks are 1-based and ties stand at their mean, so that a model that scores all items alike is not
 rewarded for the order of the catalogue. Every metric takes ranks (U, M), inf where a user has fewer
-than M targets, and gives one value a user, (U,); see `jaxops.intervals` for how sure their mean is.
+than M targets, and gives one value a user, (U,); see `jaxops.trust.intervals` for
+how sure their mean is.
 """
 
 import functools
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxops.recommend.events import Histories
-from jaxops.recommend.recommender import Params, Recommender, read_users, scores
+from jaxops.recommend.data.events import Histories
+from jaxops.recommend.recommenders import Params, Recommender, read_users, scores
 
 Array = jax.Array
 

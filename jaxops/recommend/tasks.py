@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops import metrics
-from jaxops.language.data import pack
+from jaxops.data.packing import pack
 from jaxops.nn.attention import document_positions
-from jaxops.recommend.events import Histories
+from jaxops.recommend.data.events import Histories
 from jaxops.recommend.losses import CrossEntropy, fits
-from jaxops.recommend.recommender import last_items
-from jaxops.recommend.sequence import SequenceModel
+from jaxops.recommend.models.sequence import SequenceModel
+from jaxops.recommend.recommenders import last_items
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
 
 Loss = Callable[[Array, Array, Array, Array, Key], Array]

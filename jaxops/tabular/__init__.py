@@ -1,6 +1,6 @@
 """Tables: rows of numbers and text to features, networks, and what to learn from them."""
 
-from jaxops.tabular.data import Encoder, encode, fit_encoder
+from jaxops.data.encoders import Encoder, encode, fit_encoder
 from jaxops.tabular.models import MLP
 from jaxops.tabular.tasks import auc, classifier
 

@@ -1,21 +1,11 @@
 """Texts: how they are read, networks, decisions to trust, search among texts, answers from them."""
 
-from jaxops.text.answer import Answer, Passages, SpanReader, answer, best_span, spans
-from jaxops.text.calibration import (
-    Reliability,
-    ece,
-    plot_reliability,
-    refusal,
-    reliability,
-    scaled,
-    temperature,
-)
-from jaxops.text.classify import Classifier, Decision, calibrate, classify, load, save
 from jaxops.text.data import NGrams, Reader, Tokens, labels, reader
-from jaxops.text.embed import BagEncoder, contrastive, info_nce, partners
-from jaxops.text.models import NGramBag, TextCNN, TransformerClassifier
-from jaxops.text.recurrent import Recurrent
-from jaxops.text.search import (
+from jaxops.text.embedding import BagEncoder, contrastive, info_nce, partners
+from jaxops.text.inference import Classifier, Decision, calibrate, classify, load, save
+from jaxops.text.models import NGramBag, Recurrent, TextCNN, TransformerClassifier
+from jaxops.text.question_answering import Answer, Passages, SpanReader, answer, best_span, spans
+from jaxops.text.retrieval import (
     BM25,
     Found,
     Index,
@@ -31,6 +21,15 @@ from jaxops.text.search import (
     search,
 )
 from jaxops.text.tasks import classifier
+from jaxops.trust.calibration import (
+    Reliability,
+    ece,
+    plot_reliability,
+    refusal,
+    reliability,
+    scaled,
+    temperature,
+)
 
 __all__ = [
     "BM25",

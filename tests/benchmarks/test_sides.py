@@ -15,7 +15,7 @@ import jaxops as jo
 from benchmarks import data, figures, jax_side, measure, workloads
 from benchmarks.process import WorkerError
 from benchmarks.workloads import BY_NAME, GPT, WORKLOADS
-from jaxops.data import feed
+from jaxops.train import feed
 
 TINY = GPT(layers=2, width=32, heads=4, context=16, vocabulary=11)
 

@@ -19,8 +19,8 @@ import pytest
 
 import jaxops as jo
 from jaxops import tabular
-from jaxops.data.feed import Stream
 from jaxops.data.order import Share, permuted
+from jaxops.train.feed import Stream
 
 ROWS, SHARDS = 1000, 4
 TASK = tabular.classifier(tabular.MLP((8,)), features=3)
@@ -216,7 +216,7 @@ def test_parquet_goes_on_with_as_many_processes_alone(
     run = {"optimizer": jo.optim.sgd(0.1), "batch_size": 64, "checkpoint_dir": tmp_path}
     with monkeypatch.context() as patch:
         two = types.SimpleNamespace(count=lambda: 2, index=lambda: 0)
-        patch.setattr(sys.modules["jaxops.data.stream"], "hosts", two)
+        patch.setattr(sys.modules["jaxops.data.streams"], "hosts", two)
         jo.fit(TASK, batches, steps=2, progress=False, **run)
     if kind == "npy":
         assert jo.fit(TASK, batches, steps=3, progress=False, **run).step == 3
@@ -392,7 +392,7 @@ def test_the_stream_of_a_run_starts_no_workers_to_look_at_a_batch(folders):
     iterator = iter(open_stream(folders, "npy", workers=2))
     next(iterator)
     assert iterator._ahead is None
-    source = Stream(open_stream(folders, "npy"), 64, jo.parallel.single(), dict)
+    source = Stream(open_stream(folders, "npy"), 64, jo.devices.single(), dict)
     assert source.steps_per_epoch == 16
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from jaxops import decide
 from jaxops.decide import off_policy
-from jaxops.intervals import interval
+from jaxops.trust.intervals import interval
 
 ROWS, ARMS, LOGS = 400, 3, 200
 

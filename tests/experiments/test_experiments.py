@@ -16,9 +16,9 @@ from sklearn.model_selection import train_test_split
 
 import jaxops as jo
 from experiments import binary_mlp, common
-from jaxops import report
 from jaxops.data import sources
 from jaxops.tabular import Encoder, encode
+from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
 PARTS = {"__init__", "common", "intents", "table", "movielens"}  # the last runs beauty_sequences'

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from jaxops import forecast
-from jaxops.forecast import baselines, classical, ets, metrics, theta
-from jaxops.forecast.baselines import drift, repeat_last, right_aligned, seasonal_naive
-from jaxops.forecast.theta import naive2, seasonal_indices, simple_smoothing, theta_method
+from jaxops.forecast import metrics
+from jaxops.forecast.classical import baseline as classical
+from jaxops.forecast.classical import ets, theta
+from jaxops.forecast.classical import naive as baselines
+from jaxops.forecast.classical.naive import drift, repeat_last, right_aligned, seasonal_naive
+from jaxops.forecast.classical.theta import naive2, seasonal_indices, simple_smoothing, theta_method
 
 REAL = Path(os.environ.get("JAXOPS_DATA_DIR", "/nowhere"))
 LENGTHS = (50, 61, 90, 3, 1)

@@ -9,8 +9,8 @@ import pytest
 from sklearn.linear_model import PoissonRegressor
 
 from jaxops.forecast import effects, from_arrays
+from jaxops.forecast.classical.least_squares import least_squares
 from jaxops.forecast.effects import effect, log_linear
-from jaxops.forecast.least_squares import least_squares
 
 TRUE = {"promotion": 0.4, "log_price": -1.5, "weekend": 0.2}
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from small import compilations
 
-from jaxops.forecast import baselines, ets
+from jaxops.forecast.classical import ets
+from jaxops.forecast.classical import naive as baselines
 
 SEASON, LENGTHS = 4, (64, 61, 50, 3, 30, 40, 20)
 

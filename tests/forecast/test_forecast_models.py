@@ -7,8 +7,8 @@ import pytest
 
 from jaxops import forecast
 from jaxops.forecast import Inputs
-from jaxops.forecast.layers import Dropout
-from jaxops.forecast.linear import moving_average
+from jaxops.forecast.models.layers import Dropout
+from jaxops.forecast.models.linear import moving_average
 from jaxops.nn import LSTM
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from jaxops import forecast
-from jaxops.forecast import grid
+from jaxops.forecast.data import grid
 
 DATA = Path(os.environ.get("JAXOPS_DATA_DIR", "absent"))
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import jaxops as jo
+from jaxops import devices
 from jaxops import forecast as f
-from jaxops import parallel
 
 L, H = 12, 4
 
@@ -205,7 +205,7 @@ def test_eight_devices_learn_as_one(series, network):
     # Adam would take the rounding of a gradient that is 0, as those of keys' biases are, for one
     states = [
         trained(network, series, scaling, optimizer=jo.optim.sgd(0.05), plan=plan)[1]
-        for plan in (parallel.single(), parallel.data_parallel())
+        for plan in (devices.single(), devices.data_parallel())
     ]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *(s.params for s in states)

@@ -11,8 +11,8 @@ import pytest
 
 import jaxops as jo
 from jaxops.language import decoding
-from jaxops.language.asked import check_vocabulary
-from jaxops.language.generate import generate, stream
+from jaxops.language.inference import generate, stream
+from jaxops.language.requests import check_vocabulary
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
 VOCABULARY, CONTEXT = 23, 96

@@ -9,7 +9,7 @@ from small import assert_close, assert_equal
 
 import jaxops as jo
 from jaxops import language, nn
-from jaxops.language import question
+from jaxops.language import token_tasks as question
 from jaxops.nn.attention import document_positions
 
 VOCABULARY = 40
@@ -325,7 +325,7 @@ def test_unequal_parts_of_a_batch_weigh_by_their_tokens():
 
     one = trained()
     assert_close(one, trained(accumulate=2), rtol=1e-4, atol=1e-6)
-    assert_close(one, trained(plan=jo.parallel.data_parallel()), rtol=1e-4, atol=1e-6)
+    assert_close(one, trained(plan=jo.devices.data_parallel()), rtol=1e-4, atol=1e-6)
 
 
 def test_an_evaluation_is_the_same_in_batches_of_any_size_on_any_devices():
@@ -333,7 +333,7 @@ def test_an_evaluation_is_the_same_in_batches_of_any_size_on_any_devices():
     state = jo.init_state(MASKED, jo.optim.sgd(0.1), 0, columns)
     wanted = jo.evaluate(MASKED, state, columns)
     assert wanted["perplexity"] == pytest.approx(np.exp(wanted["loss"]))
-    for settings in ({"batch_size": 8}, {"plan": jo.parallel.data_parallel()}):
+    for settings in ({"batch_size": 8}, {"plan": jo.devices.data_parallel()}):
         assert jo.evaluate(MASKED, state, columns, **settings) == pytest.approx(wanted, rel=1e-5)
 
 

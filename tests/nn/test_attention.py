@@ -9,7 +9,14 @@ import pytest
 from numpy_transformer import bucket, rotated
 
 from jaxops import nn as jnn
-from jaxops.nn import attention, attention_mask, computing, product, rotary, sinusoidal
+from jaxops.nn import (
+    attention_mask,
+    computing,
+    dot_product_attention,
+    product,
+    rotary,
+    sinusoidal,
+)
 from jaxops.nn.attention import has_fused_attention, relative_bucket
 
 B, T, H = 2, 7, 4
@@ -81,7 +88,7 @@ def by_jax(q, k, v, mask, bias):
 
 
 def scaled(*arrays):
-    return attention(*arrays, scale=0.7)
+    return dot_product_attention(*arrays, scale=0.7)
 
 
 # compiled once for all masks
@@ -93,7 +100,7 @@ run = jax.jit(jax.value_and_grad(loss, (1, 2, 3, 5), has_aux=True), static_argnu
 def test_against_brute_force_and_jax(name, heads):
     arrays, mask = qkv(*HEADS[heads]), jnp.broadcast_to(mask_of(name), (B, 1, T, T))
     bias, weight = jnp.zeros((1, 4, T, T)), normal(3, B, T, 4, H) * real(name)
-    (_, y), ours = run(attention, *arrays, mask, bias, weight)
+    (_, y), ours = run(dot_product_attention, *arrays, mask, bias, weight)
     np.testing.assert_allclose(y * real(name), brute_force(name, *arrays), atol=1e-5)
     (_, want), theirs = run(by_jax, *arrays, mask, bias, weight)
     np.testing.assert_allclose(y * real(name), want * real(name), atol=1e-5)
@@ -107,12 +114,12 @@ def test_causal_without_a_mask_is_the_mask(window):
     q, k, v = qkv(4, 2)
     place = jnp.arange(T)[None]
     mask = attention_mask(place, place, causal=True, window=window)
-    got = attention(q, k, v, causal=True, window=window)
-    np.testing.assert_array_equal(got, attention(q, k, v, mask))
+    got = dot_product_attention(q, k, v, causal=True, window=window)
+    np.testing.assert_array_equal(got, dot_product_attention(q, k, v, mask))
     segments = mask_of("padding")
     np.testing.assert_array_equal(
-        attention(q, k, v, segments, causal=True, window=window),
-        attention(q, k, v, mask & segments),
+        dot_product_attention(q, k, v, segments, causal=True, window=window),
+        dot_product_attention(q, k, v, mask & segments),
     )
 
 
@@ -193,9 +200,9 @@ def test_bfloat16_is_close(monkeypatch):
     monkeypatch.setattr(product, "has_bfloat16", lambda: True)
     q, k, v = qkv(4, 2)
     mask = mask_of("packed causal")
-    want = attention(q, k, v, mask)
+    want = dot_product_attention(q, k, v, mask)
     with computing("bfloat16"):
-        got = attention(q, k, v, mask)
+        got = dot_product_attention(q, k, v, mask)
     assert got.dtype == jnp.float32
     difference = np.abs((got - want) * real("packed causal")).max()
     assert 1e-4 < difference < 0.03
@@ -204,15 +211,15 @@ def test_bfloat16_is_close(monkeypatch):
 def test_what_sees_nothing_is_finite():
     q, k, v = qkv(4, 4)
     nothing = jnp.zeros((1, 1, T, T), bool)
-    value, gradient = jax.value_and_grad(lambda q: attention(q, k, v, nothing).sum())(q)
+    value, gradient = jax.value_and_grad(lambda q: dot_product_attention(q, k, v, nothing).sum())(q)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_a_mistake_is_named():
     q, k, v = qkv(4, 4)
     for wrong in ((q, k[:, :, :3], v[:, :, :3]), (q, k, v[:, :5]), (q, k[..., :2], v)):
-        with pytest.raises(ValueError, match=r"N a multiple of K, wanted"):
-            attention(*wrong)
+        with pytest.raises(ValueError, match=r"with N a multiple of K, got"):
+            dot_product_attention(*wrong)
 
 
 def test_rotary_is_a_turn_of_complex_numbers():

@@ -97,7 +97,7 @@ def test_it_works_under_vmap_scan_and_on_many_devices(fast):
     _, scanned = lax.scan(lambda c, x: (c, gradient(x, w)), 0, xs)
     for got in (jax.vmap(gradient, (0, None))(xs, w), scanned):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-    mesh = jo.parallel.data_parallel().mesh
+    mesh = jo.devices.data_parallel().mesh
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     spread = jax.jit(gradient, in_shardings=(split, whole), out_shardings=whole)(xs[0], w)
     np.testing.assert_allclose(spread, want[0], rtol=1e-5, atol=1e-5)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxops.recommend import BPR, EASE, IALS, Events, ItemKNN, Popularity
-from jaxops.recommend.counts import interactions
-from jaxops.recommend.ials import Blocks, by_length, conjugate_gradients, solve
+from jaxops.recommend.data.counts import interactions
+from jaxops.recommend.models.ials import Blocks, by_length, conjugate_gradients, solve
 
 MODELS = [
     EASE(l2=5.0),
@@ -83,8 +83,8 @@ def test_ease_is_the_closed_form(weights):
 
 
 def test_ease_solves_by_halves_where_items_are_many_and_unevenly_popular(monkeypatch):
-    monkeypatch.setattr("jaxops.recommend.ease.SOLVED_AT_ONCE", 100)
-    monkeypatch.setattr("jaxops.recommend.ease.ITEMS_AT_ONCE", 128)
+    monkeypatch.setattr("jaxops.recommend.models.ease.SOLVED_AT_ONCE", 100)
+    monkeypatch.setattr("jaxops.recommend.models.ease.ITEMS_AT_ONCE", 128)
     events = generated(users=1200, items=602)  # three levels, odd halves
     x = interactions(events).toarray().astype(np.float64)
     assert np.linalg.cond(x.T @ x + 0.02 * np.eye(602)) > 2000
@@ -227,7 +227,7 @@ def test_the_loss_of_ials_falls_with_each_sweep(steps):
 
 
 def test_blocks_hold_each_event_once(monkeypatch):
-    monkeypatch.setattr("jaxops.recommend.ials.EVENTS_AT_ONCE", 4096)
+    monkeypatch.setattr("jaxops.recommend.models.ials.EVENTS_AT_ONCE", 4096)
     matrix = interactions(generated(users=300, items=200, weights=True))
     log_, order = by_length(matrix)
     lengths = np.diff(matrix.indptr)
@@ -246,7 +246,7 @@ def test_blocks_hold_each_event_once(monkeypatch):
 
 
 def test_blocks_of_many_rows_are_of_one_height(monkeypatch):
-    monkeypatch.setattr("jaxops.recommend.ials.EVENTS_AT_ONCE", 128)
+    monkeypatch.setattr("jaxops.recommend.models.ials.EVENTS_AT_ONCE", 128)
     log_, _ = by_length(interactions(generated(users=300, items=20)))
     blocks = Blocks.of(log_).blocks
     assert len(blocks) <= 8
@@ -403,7 +403,7 @@ def test_bpr_folds_in_at_the_least_of_its_loss():
 
 
 def test_bpr_knows_what_a_user_took():
-    from jaxops.recommend.bpr import _log, took
+    from jaxops.recommend.models.bpr import _log, took
 
     events = generated(users=20, items=15)
     user, item = (grid.ravel() for grid in np.meshgrid(np.arange(20), np.arange(15)))

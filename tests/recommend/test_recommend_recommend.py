@@ -9,7 +9,7 @@ import pytest
 
 import jaxops as jo
 from jaxops import recommend as r
-from jaxops.topk import top_k
+from jaxops.model.topk import top_k
 
 ITEMS = 37
 
@@ -241,7 +241,7 @@ def test_figures_are_of_the_lists_that_are_served(recommender):
 
 
 def test_a_second_call_compiles_nothing_and_moves_no_parameters(recommender, monkeypatch):
-    from jaxops.recommend.recommend import _best
+    from jaxops.recommend.inference import _best
 
     histories = some_histories()
     first = r.recommend(recommender, histories, 5)
@@ -257,7 +257,7 @@ def test_a_second_call_compiles_nothing_and_moves_no_parameters(recommender, mon
 
 def test_one_very_long_history_does_not_make_the_others_long():
     """600 users of a model that reads all: what is held is bounded, not by the longest of them."""
-    from jaxops.recommend.recommend import PLACES_AT_ONCE, _batches
+    from jaxops.recommend.inference import PLACES_AT_ONCE, _batches
 
     lengths = np.full(600, 4)
     lengths[17] = 1_000_000

@@ -259,8 +259,8 @@ def test_eight_devices_equal_one():
         )
         return state.params, jo.evaluate(task, state, test, plan=plan)
 
-    one, found_one = trained(jo.parallel.single())
-    many, found_many = trained(jo.parallel.data_parallel())
+    one, found_one = trained(jo.devices.single())
+    many, found_many = trained(jo.devices.data_parallel())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, many)
     np.testing.assert_allclose(found_one["ndcg@10"], found_many["ndcg@10"], atol=1e-5)
 

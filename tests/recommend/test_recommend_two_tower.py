@@ -5,8 +5,9 @@ import pytest
 
 import jaxops as jo
 from jaxops import recommend
-from jaxops.recommend import Events, Features, TwoTower, in_batch_softmax, two_tower
-from jaxops.topk import top_k
+from jaxops.model.topk import top_k
+from jaxops.recommend import Events, Features, TwoTower, in_batch_softmax
+from jaxops.recommend.models import two_tower
 
 COLOURS = np.array(["red", "green", "blue", "black"])
 

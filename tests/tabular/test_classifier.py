@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from jaxops import tabular
-from jaxops.loop import evaluate, fit, predict
 from jaxops.state import init_state
+from jaxops.train.loop import evaluate, fit, predict
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 import jaxops as jo
 from jaxops import nn, text
-from jaxops.topk import top_k
+from jaxops.model.topk import top_k
 
 CONFIG = nn.TransformerConfig(40, context=6, layers=1, heads=2, width=8, causal=False)
 BAG = text.BagEncoder(40, features=16)
@@ -138,7 +138,7 @@ def test_eight_devices_are_as_one():
     task = text.contrastive(BAG, 6, labelled=True)
     settings = {"optimizer": jo.optim.sgd(0.1), "batch_size": 12, "steps": 6, "progress": False}
     data = pairs(45)  # 12 rows are padded to 16, and the last batch has 9
-    plans = jo.parallel.single(), jo.parallel.data_parallel()
+    plans = jo.devices.single(), jo.devices.data_parallel()
     one, eight = (jo.fit(task, data, plan=plan, **settings) for plan in plans)
     fresh = jo.init_state(task, jo.optim.sgd(0.1), 0, data)
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), one.params, fresh.params)

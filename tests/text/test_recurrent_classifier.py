@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import jaxops as jo
-from jaxops.monte_carlo import monte_carlo
 from jaxops.nn import GRU, LSTM
 from jaxops.text import Recurrent
+from jaxops.transforms import monte_carlo
 
 KEY = jax.random.key(0)
 LENGTHS = np.array([6, 1, 4])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxops import text
-from jaxops.text.search import words
+from jaxops.text.retrieval import words
 
 DOCUMENTS = [
     "Where is my card? My card!",

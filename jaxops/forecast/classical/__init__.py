@@ -1,0 +1,1 @@
+"""Classical methods and naive baselines, all series in one call."""

@@ -1,0 +1,405 @@
+"""Exponential smoothing in state space form (ETS), fitted to many series in one program.
+
+Hyndman, Koehler, Ord and Snyder 2008, Forecasting with Exponential Smoothing. A form is named by
+its error (A additive, M multiplicative), trend (N none, A, Ad damped) and season (N, A, M): ANN is
+simple smoothing, AAN Holt's, AAA and MAM Holt and Winters'. With base = level + damping * slope and
+season s of a cycle before, the mean is base + s or base * s, the error e = value - mean, and
+
+    level' = base + alpha e / w,  slope' = damping slope + beta e / w,  s' = s + gamma e / v
+
+w = s and v = base for a multiplicative season, else 1. A multiplicative error changes none of this
+but the likelihood: e / mean, not e, is normal of variance sigma^2.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxops.forecast.classical.least_squares import least, least_squares
+from jaxops.forecast.classical.naive import checked, checked_levels, inside
+
+FORMS = tuple(
+    error + trend + season
+    for error, season in ("AN", "MN", "AA", "MA", "MM")
+    for trend in ("N", "A", "Ad")
+)
+DAMPED = tuple(form for form in FORMS if form[1:-1] != "A")
+BETAS = (
+    (-3.0, -1.0),
+    (1.0, 3.0),
+)  # logits of beta / alpha; from the best weights of each it starts
+CHUNK = 1 << 24  # numbers in the Jacobians that are held at once
+
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+class Form(NamedTuple):
+    """Which of the forms, as arrays of bool, so that all are one program."""
+
+    relative: jax.Array  # the error
+    trend: jax.Array
+    damped: jax.Array
+    product: jax.Array  # the season
+    seasonal: jax.Array
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Form":
+        """Of F names, (F,) each."""
+        if unknown := [name for name in names if name not in FORMS] or not names:
+            raise ValueError(f"forms: found {unknown or names}, wanted of {FORMS}")
+        rows = [(n[0] == "M", n[1] == "A", "d" in n, n[-1] == "M", n[-1] != "N") for n in names]
+        return cls(*jnp.array(rows).T)
+
+
+class Weights(NamedTuple):
+    """alpha, beta < alpha, gamma < 1 - alpha, and damping .8 to .98, or 1 without; () each."""
+
+    alpha: jax.Array
+    beta: jax.Array
+    gamma: jax.Array
+    damping: jax.Array
+
+
+class State(NamedTuple):
+    """() level and slope, and (m,) season, the next step's first."""
+
+    level: jax.Array
+    slope: jax.Array
+    season: jax.Array
+
+
+class Fit(NamedTuple):
+    """Exponential smoothing of B series, each of its own form.
+
+    Attributes:
+        form: int (B,), place in the `forms` asked for.
+        weights: (B,) each.
+        state: after the last value, (B,), (B,) and (B, m).
+        sigma: (B,), of the error, relative where the form's is.
+        log_likelihood: (B,), at its maximum.
+        aicc: (B, F), of all forms, inf where a form does not fit the series: a multiplicative one
+            with values at or below 0, a seasonal one with less than two seasons.
+    """
+
+    form: jax.Array
+    weights: Weights
+    state: State
+    sigma: jax.Array
+    log_likelihood: jax.Array
+    aicc: jax.Array
+
+
+def exponential_smoothing(
+    values: ArrayLike,
+    horizon: int,
+    season: int = 1,
+    lengths: ArrayLike | None = None,
+    levels: Sequence[float] | None = None,
+    forms: Sequence[str] = DAMPED,
+    samples: int = 1000,
+    seed: int = 0,
+) -> jax.Array:
+    """ETS of the form that has the least AICc, for each series.
+
+    Trends are damped unless `forms` are given: over long horizons a straight one overshoots, even
+    where its likelihood is greater. M4 hourly has sMAPE 17.1 so, and 20.8 with all of `FORMS`.
+
+    Args:
+        values: (B, L), right-aligned.
+        horizon: H.
+        season: steps of one; 1 is none.
+        lengths: int (B,), by default all L.
+        levels: Q quantiles, from paths drawn from the model.
+        forms: to choose from; give one to have just that.
+        samples: paths, for levels.
+        seed: of them.
+
+    Returns:
+        (B, H), the path without errors, or (B, H, Q) with levels.
+
+    Raises:
+        ValueError: as `fit_smoothing`, or levels outside 0 to 1.
+
+    >>> x = jnp.array([[2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0]])
+    >>> exponential_smoothing(x, 2, forms=["AAN"]).round(1)
+    Array([[18., 20.]], dtype=float32)
+    """
+    if levels is not None:
+        checked_levels(levels)
+    fit = fit_smoothing(values, season, lengths, forms)
+    if levels is None:
+        return mean_path(fit, horizon, forms)
+    return path_quantiles(fit, horizon, levels, forms, samples, seed)
+
+
+def mean_path(fit: Fit, horizon: int, forms: Sequence[str] = DAMPED) -> jax.Array:
+    """What follows each series without errors, (B, H); `forms` as they were fitted."""
+    return _mean_path(fit, Form.of(forms), horizon)
+
+
+@partial(jax.jit, static_argnums=2)
+def _mean_path(fit: Fit, forms: Form, horizon: int) -> jax.Array:
+    form = jax.tree.map(lambda x: x[fit.form], forms)
+    noise = jnp.zeros((len(fit.sigma), 1, horizon))
+    return jax.vmap(paths)(form, fit.weights, fit.state, fit.sigma, noise)[:, 0]
+
+
+def path_quantiles(
+    fit: Fit,
+    horizon: int,
+    levels: Sequence[float],
+    forms: Sequence[str] = DAMPED,
+    samples: int = 1000,
+    seed: int = 0,
+) -> jax.Array:
+    """Quantiles of paths drawn from each series' model, (B, H, Q); `forms` as fitted."""
+    key = jax.random.key(seed)
+    return _path_quantiles(fit, Form.of(forms), key, checked_levels(levels), horizon, samples)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _path_quantiles(
+    fit: Fit, forms: Form, key: jax.Array, levels: jax.Array, horizon: int, samples: int
+) -> jax.Array:
+    def quantiles(series: tuple) -> jax.Array:
+        key, form, weights, state, sigma = series
+        noise = jax.random.normal(key, (samples, horizon))
+        return jnp.quantile(paths(form, weights, state, sigma, noise), levels, axis=0).T
+
+    keys = jax.random.split(key, len(fit.sigma))
+    form = jax.tree.map(lambda x: x[fit.form], forms)
+    each = (keys, form, fit.weights, fit.state, fit.sigma)
+    return jax.lax.map(quantiles, each, batch_size=min(64, len(keys)))
+
+
+def fit_smoothing(
+    values: ArrayLike,
+    season: int = 1,
+    lengths: ArrayLike | None = None,
+    forms: Sequence[str] = DAMPED,
+) -> Fit:
+    """The weights and first states of greatest likelihood, for every series and form at once.
+
+    The likelihood of each form is a sum of squares (with a relative error, of the errors times the
+    geometric mean of what was expected), which Levenberg and Marquardt's method makes least in 12
+    steps: from the best of a few weights with a steady slope, and of a few with a quick one. Its
+    Jacobian comes by forward differentiation of the recursion; no series waits for another.
+
+    Args:
+        values: (B, L), right-aligned.
+        season: m steps; 1 leaves the seasonal forms out.
+        lengths: int (B,), by default all L.
+        forms: of `FORMS`, to be chosen from by AICc.
+
+    Raises:
+        ValueError: not (B, L) with (B,) lengths, a season below 1, or a form unknown or none left.
+    """
+    values, lengths = checked(values, lengths, 1, season)
+    Form.of(forms)
+    plain = tuple(name for name in forms if name[-1] == "N")
+    seasonal = tuple(name for name in forms if name[-1] != "N") if season > 1 else ()
+    if not plain + seasonal:
+        raise ValueError(f"forms: found {tuple(forms)} with season {season}: none is left")
+    return _fit(values, lengths, season, tuple(forms), plain, seasonal)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _fit(
+    values: jax.Array,
+    lengths: jax.Array,
+    season: int,
+    forms: tuple[str, ...],
+    plain: tuple[str, ...],
+    seasonal: tuple[str, ...],
+) -> Fit:
+    found = []
+    for names, m in ((plain, 1), (seasonal, season)):
+        if names:
+            every = _every(values, lengths, m, Form.of(names))
+            repeated = jnp.broadcast_to(every[1].season, (*every[1].level.shape, m))
+            widened = jnp.tile(repeated, (1, 1, season // m))
+            found.append((every[0], every[1]._replace(season=widened), *every[2:]))
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *found)
+    aicc = joined[-1]
+    best = aicc.argmin(1)
+    rows = jnp.arange(len(best))
+    weights, state, sigma, likelihood = jax.tree.map(lambda x: x[rows, best], joined[:-1])
+    there = [forms.index(name) for name in plain + seasonal]
+    every_aicc = jnp.full((len(best), len(forms)), jnp.inf).at[:, np.array(there)].set(aicc)
+    return Fit(jnp.array(there)[best], weights, state, sigma, likelihood, every_aicc)
+
+
+def _every(values: jax.Array, lengths: jax.Array, m: int, forms: Form) -> tuple:
+    """Weights, state, sigma, log-likelihood and AICc of every series and form, (B, F) each."""
+    B, L = values.shape
+    values = jnp.pad(values, ((0, 0), (-L % m, 0)))  # whole seasons: the next step is of phase 0
+    F, T = len(forms.trend), values.shape[1]
+    chunk = max(1, min(B, CHUNK // (F * T * (5 + m) * len(BETAS))))
+    there = inside(values, lengths)
+    scale = jnp.where(there, jnp.abs(values), 0).sum(1) / lengths
+    scale = jnp.where(scale > 0, scale, 1)
+    more = -B % chunk  # the same series again, so that chunks are alike
+    batch = (values / scale[:, None], there, lengths, scale)
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:more]]), batch)
+    batch = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), batch)
+    one = jax.vmap(partial(_one, m=m), in_axes=(0, None, None, None, None))  # forms
+    many = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))  # series
+    found = jax.lax.map(lambda part: many(forms, *part), batch)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:B], found)
+
+
+def _one(
+    form: Form, values: jax.Array, there: jax.Array, n: jax.Array, scale: jax.Array, m: int
+) -> tuple:
+    """One form for one series of mean size 1, (T,)."""
+    residuals = partial(scaled_errors, form=form, values=values, there=there, n=n, m=m)
+    first = first_guess(form, values, n, m)
+    groups = [list(product((-2.0, 0.0, 2.0), beta, (-3.0, 0.0), (1.0,))) for beta in BETAS]
+    tried = jnp.array(groups)
+    first = jnp.broadcast_to(first[None, None], (*tried.shape[:2], 1 + m))
+    starts = jnp.concatenate([tried, first], 2)
+    cost = lambda u: jnp.sum(residuals(u) ** 2)  # noqa: E731
+    costs = jax.vmap(jax.vmap(cost))(starts)
+    starts = jax.vmap(lambda group, costs: group[least(costs)])(starts, costs)
+    free = jnp.concatenate(
+        [
+            jnp.array([True]),
+            jnp.stack([form.trend, form.seasonal, form.damped]),
+            jnp.array([True]),
+            form.trend[None],
+            jnp.broadcast_to(form.seasonal, (m - 1,)),
+        ]
+    )
+    ends = jax.vmap(lambda u: least_squares(residuals, u, free))(starts)
+    u = ends[least(jax.vmap(cost)(ends))]
+    weights, state = unpack(u, form, m)
+    state, means = run(form, weights, state, values, there)
+    square = jnp.maximum(cost(u), 1e-12)
+    # log|mean| of a relative error is within the residuals; units are those of the values again
+    likelihood = -n / 2 * (jnp.log(2 * jnp.pi * square / n) + 1) - n * jnp.log(scale)
+    k = free.sum() + 1
+    aicc = -2 * likelihood + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+    positive = jnp.where(there, values > 0, True).all()
+    fits = jnp.isfinite(aicc) & (n > k + 1) & (~(form.relative | form.product) | positive)
+    fits &= ~form.seasonal | (n >= 2 * m)
+    error = jnp.where(there, values - means, 0) / jnp.where(form.relative, means, 1)
+    sigma = jnp.sqrt(jnp.sum(error**2) / jnp.maximum(n - k + 1, 1))
+    size = jnp.where(form.product, 1, scale)
+    state = State(state.level * scale, state.slope * scale, state.season * size)
+    sigma = sigma * jnp.where(form.relative, 1, scale)
+    return weights, state, sigma, likelihood, jnp.where(fits, aicc, jnp.inf)
+
+
+def run(
+    form: Form, weights: Weights, state: State, values: jax.Array, there: jax.Array
+) -> tuple[State, jax.Array]:
+    """The state after T values and the mean expected of each, (T,); T is whole seasons.
+
+    Args:
+        form: () each.
+        weights: () each.
+        state: before the first value.
+        values: (T,).
+        there: bool (T,), False where there is no value: nothing changes.
+    """
+    m = len(state.season)
+
+    def step(carry: tuple[jax.Array, ...], x: tuple[jax.Array, ...]) -> tuple[Pair, Pair]:
+        (level, slope), (value, there, s) = carry, x
+        (base, moved), mean = expected(form, weights, level, slope, s)
+        new, season = updated(form, weights, base, moved, s, value - mean)
+        kept = jnp.where(there, new[0], level), jnp.where(there, new[1], slope)
+        return kept, (jnp.where(there, season, s), mean)
+
+    def cycle(carry: State, x: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
+        after, (season, means) = jax.lax.scan(step, carry[:2], (*x, carry.season))
+        return State(*after, season), means
+
+    state, means = jax.lax.scan(cycle, state, (values.reshape(-1, m), there.reshape(-1, m)))
+    return state, means.reshape(-1)
+
+
+def expected(form: Form, w: Weights, level: jax.Array, slope: jax.Array, s: jax.Array) -> tuple:
+    """(base, damped slope) and the mean."""
+    moved = w.damping * slope
+    base = level + moved
+    return (base, moved), jnp.where(form.product, base * s, base + s)
+
+
+def updated(
+    form: Form, w: Weights, base: jax.Array, moved: jax.Array, s: jax.Array, error: jax.Array
+) -> tuple:
+    """(level, slope) and the season after an error."""
+    own = error / jnp.where(form.product, s, 1)
+    season = s + w.gamma * error / jnp.where(form.product, base, 1)
+    return (base + w.alpha * own, moved + w.beta * own), season
+
+
+def paths(form: Form, w: Weights, state: State, sigma: jax.Array, noise: jax.Array) -> jax.Array:
+    """What follows a state, (n, H), for standard normal noise (n, H)."""
+    n, m = len(noise), len(state.season)
+
+    def step(carry: tuple, x: jax.Array) -> tuple:
+        level, slope, season = carry
+        s = season[0]
+        (base, moved), mean = expected(form, w, level, slope, s)
+        error = sigma * x * jnp.where(form.relative, mean, 1)
+        (level, slope), s = updated(form, w, base, moved, s, error)
+        return (level, slope, jnp.concatenate([season[1:], s[None]])), mean + error
+
+    first = (
+        jnp.full(n, state.level),
+        jnp.full(n, state.slope),
+        jnp.broadcast_to(state.season[:, None], (m, n)),
+    )
+    return jax.lax.scan(step, first, noise.T)[1].T
+
+
+def scaled_errors(
+    u: jax.Array, form: Form, values: jax.Array, there: jax.Array, n: jax.Array, m: int
+) -> jax.Array:
+    """(T,) whose sum of squares S gives the log-likelihood -n/2 (log(2 pi S / n) + 1)."""
+    _, means = run(form, *unpack(u, form, m), values, there)
+    error = jnp.where(there, values - means, 0)
+    safe = jnp.where(there & form.relative, means, 1)
+    return error / safe * jnp.exp(jnp.log(jnp.abs(safe)).sum() / n)
+
+
+def unpack(u: jax.Array, form: Form, m: int) -> tuple[Weights, State]:
+    """Weights and first state of (5 + m,) numbers: 4, level, slope, m - 1 of the season."""
+    alpha = 1e-4 + (1 - 2e-4) * jax.nn.sigmoid(u[0])
+    weights = Weights(
+        alpha,
+        jnp.where(form.trend, alpha * jax.nn.sigmoid(u[1]), 0),
+        jnp.where(form.seasonal, (1 - alpha) * jax.nn.sigmoid(u[2]), 0),
+        jnp.where(form.damped, 0.8 + 0.18 * jax.nn.sigmoid(u[3]), 1),
+    )
+    middle = jnp.where(form.product, 1.0, 0.0)
+    season = jnp.append(u[6:], middle * m - u[6:].sum()) if m > 1 else middle[None]
+    return weights, State(u[4], jnp.where(form.trend, u[5], 0), season)
+
+
+def first_guess(form: Form, values: jax.Array, n: jax.Array, m: int) -> jax.Array:
+    """(1 + m,) level, slope and season from the first two seasons, or the first ten values."""
+    T = len(values)
+    start = T - n
+    if m == 1:
+        far = jnp.clip(n - 1, 1, 9)
+        slope = (values[jnp.minimum(start + far, T - 1)] - values[start]) / far
+        return jnp.stack([values[start] - jnp.where(form.trend, slope, 0), slope])
+    two = jax.lax.dynamic_slice(jnp.pad(values, (0, 2 * m)), (start,), (2 * m,)).reshape(2, m)
+    mean = two.mean(1)
+    slope = jnp.where(form.trend, (mean[1] - mean[0]) / m, 0)
+    level = jnp.where(form.trend, mean[0], mean.mean()) - slope * (m + 1) / 2
+    line = (level + slope * jnp.arange(1, 2 * m + 1)).reshape(2, m)
+    line = jnp.where(form.trend, line, mean[:, None])
+    apart = jnp.where(form.product, two / line, two - line).mean(0)
+    middle = jnp.where(form.product, apart / apart.mean(), apart - apart.mean())
+    return jnp.concatenate([level[None], slope[None], jnp.roll(middle, start % m)[:-1]])

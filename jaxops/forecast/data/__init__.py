@@ -1,0 +1,1 @@
+"""From a table of series to windows, calendars and scales."""

@@ -1,0 +1,215 @@
+"""Tables, long or wide, to series of one regular frequency."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxops.data import tables
+from jaxops.data.tables import Source, none_missing
+from jaxops.forecast.data.regular import Duplicates, Fill, Groups, Table, regular
+from jaxops.forecast.data.series import Report, Series
+
+Layout = Literal["long", "series", "channels"]
+MISSING = ("", "nan", "NaN", "NA", "null")
+
+
+def series(
+    source: Source,
+    *,
+    id: str = "id",
+    time: str = "time",
+    value: str | Sequence[str] | None = None,
+    known: Sequence[str] = (),
+    past: Sequence[str] = (),
+    static: Sequence[str] = (),
+    layout: Layout = "long",
+    frequency: str | None = None,
+    fill: Fill | Mapping[str, Fill] | None = None,
+    duplicates: Duplicates = "error",
+    encoding: str = "utf-8",
+) -> Series:
+    """Read series from a table.
+
+    A "long" table has a row for each series and time; a wide one a row for each time, and its
+    columns are one series each ("series"), or the channels of one series ("channels"). Rows may
+    come in any order; ids are kept as text, in the order of first appearance. What was found
+    (unsorted rows, duplicates, gaps, missing numbers) is in `report` of the series.
+
+    Args:
+        source: a file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name.
+        id: the column of the series' id, text or integers, of a long table.
+        time: the column of times: integers, which are counts (20240131 too); dates, or their text
+            in ISO 8601, of which those with an offset from UTC become UTC.
+        value: the columns of values: the channels, or with layout "series" the series. By default
+            "value" of a long table, and of a wide one all columns not named otherwise.
+        known: columns of covariates that are known for the future too, such as promotions; of
+            layout "series" the same for all.
+        past: columns of covariates that are known up to now only; not of layout "series".
+        static: columns with one number for each series, in all of its rows; likewise.
+        layout: "long", "series" or "channels". A column of layout "series" may begin late and
+            end early: what is missing there is no part of the series.
+        frequency: a pandas alias ("15min", "h", "D", "B", "W-MON", "MS", "QE-DEC"), or of counts a
+            whole number such as "1"; inferred as the most frequent step by default.
+        fill: how to fill gaps, and numbers missing in given rows: "zero", "previous" (of the same
+            series) or "linear" (between the two beside it); one for all columns, or by column.
+            By default both are errors. For backtests use "previous": of "linear" a look-back that
+            ends in a gap would see the value behind it.
+        duplicates: of rows of the same series and time: "error"; "sum" or "mean" of the values,
+            with the mean of the covariates; or the "last" row.
+        encoding: of a CSV file.
+
+    Returns:
+        The series, values and covariates as float32.
+
+    Raises:
+        ValueError: a column that is not there or holds no numbers; a time or an id that is
+            missing; a time off the frequency; a gap, a duplicate, or a missing number, unless it
+            is asked to be filled; static columns that change; an infinite number; no rows.
+
+    >>> table = series({"id": ["a", "a", "b", "a"], "time": ["2024-01-02", "2024-01-01",
+    ...                 "2024-01-02", "2024-01-04"], "value": [2, 1, 7, 4]}, fill="linear")
+    >>> table.ids.tolist(), table.frequency, table.offsets.tolist(), table.values[:, 0].tolist()
+    (['a', 'b'], 'D', [0, 4, 5], [1.0, 2.0, 3.0, 4.0, 7.0])
+    >>> print(table.report)
+    4 rows read, 1 unsorted, 0 duplicates, 1 rows missing in 1 series, 0 numbers missing, ...
+    """
+    _word("layout", layout, ("long", "series", "channels"))
+    _word("duplicates", duplicates, ("error", "sum", "mean", "last"))
+    known, past, static = _names(known), _names(past), _names(static)
+    if layout == "series" and (past or static):
+        raise ValueError('layout="series": past and static columns are of a long table')
+    if layout == "long" and value is None:
+        value = "value"
+    keys = (id, time) if layout == "long" else (time,)
+    wanted = None if value is None else [*keys, *_names(value), *known, *past, *static]
+    name, columns = frame(source, wanted, keys, encoding, id)
+    others = {*keys, *known, *past, *static}
+    values = [str(c) for c in columns if c not in others] if value is None else [*_names(value)]
+    if not values:
+        raise ValueError(f"{name}: no column of values found")
+    groups = Groups((*values,), known, past, static)
+    table = (_wide if layout == "series" else _long)(name, columns, id, time, groups, layout)
+    return regular(table, frequency, fill, duplicates)
+
+
+def _word(argument: str, found: Any, wanted: Sequence[str]) -> None:
+    if found not in wanted:
+        raise ValueError(f"{argument}={found!r}: one of {', '.join(map(repr, wanted))} wanted")
+
+
+def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def frame(
+    source: Source,
+    wanted: Sequence[str] | None,
+    needed: Sequence[str],
+    encoding: str,
+    id: str | None = None,
+) -> tuple[str, Any]:
+    """The source's name for messages, and the wanted columns (or all) as a pandas frame.
+
+    Args:
+        source: see `series`.
+        wanted: names of columns, or None for all; then
+        needed: those that have to be there.
+        encoding: of a CSV file.
+        id: the column whose text is left as it is, such as "007" and "NA".
+    """
+    text = [id] if id is not None and id in needed else []
+
+    def read(path: str | Path) -> Any:
+        return tables.csv_frame(path, wanted, encoding, MISSING, text)
+
+    return tables.source_frame(source, wanted, needed, read)
+
+
+def times(column: Any, what: str) -> np.ndarray:
+    """Times as int64 or datetime64[s] (N,)."""
+    import pandas as pd
+
+    none_missing(column, what, "a time for every row")
+    if column.dtype.kind in "iu":
+        return np.asarray(column.to_numpy(np.int64))
+    if column.dtype.kind in "fb":
+        raise ValueError(f"{what}: {column.dtype} found, whole numbers or dates wanted")
+    # a date stands in many rows: each is parsed once
+    place, unique = pd.factorize(column)
+    dates = unique if isinstance(unique, pd.DatetimeIndex) else None
+    if dates is None:
+        texts = pd.Series(np.asarray(unique, object)).astype(str)
+        parsed = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
+        if parsed.isna().any():
+            odd = unique[int(parsed.isna().argmax())]
+            raise ValueError(f"{what}: {odd!r} found, whole numbers or dates in ISO 8601 wanted")
+        dates = pd.DatetimeIndex(parsed)
+    utc = dates.tz_convert(None) if dates.tz is not None else dates
+    exact = utc.to_numpy()
+    seconds = exact.astype("datetime64[s]")
+    if (seconds != exact).any():
+        raise ValueError(
+            f"{what}: {exact[(seconds != exact).argmax()]} found, whole seconds wanted"
+        )
+    return np.asarray(seconds[place])
+
+
+def numbers(columns: Any, what: str) -> np.ndarray:
+    """Columns of a frame as float32 (N, W), NaN for missing."""
+    table = np.empty((len(columns), columns.shape[1]), np.float32)
+    for j, (name, column) in enumerate(columns.items()):
+        if column.dtype.kind not in "biuf":
+            import pandas as pd
+
+            bad = pd.to_numeric(column, errors="coerce").isna() & column.notna()
+            odd = column[bad if bad.any() else column.notna()]
+            found = repr(odd.iloc[0]) if len(odd) else "nothing"
+            raise ValueError(f"{what}: column {name!r}: {found} found, numbers wanted")
+        with np.errstate(over="ignore"):
+            table[:, j] = column.to_numpy(np.float32, na_value=np.nan)
+        infinite = np.isinf(table[:, j])
+        if infinite.any():
+            raise ValueError(
+                f"{what}: column {name!r}: {column.iloc[int(infinite.argmax())]} found in row "
+                f"{infinite.argmax()} (counted from 0), a finite float32 wanted"
+            )
+    return table
+
+
+def _long(name: str, columns: Any, id: str, time: str, groups: Groups, layout: Layout) -> Table:
+    """A long table; or one series, its columns the channels."""
+    if layout == "long":
+        code, found = tables.ids(columns[id], f"{name}: column {id!r}")
+        ids = found.astype(str)
+    else:
+        code, ids = np.zeros(len(columns), np.int64), np.asarray(["series"])
+    when = times(columns[time], f"{name}: column {time!r}")
+    wanted = [column for group in groups for column in group]
+    data = numbers(columns[wanted], name)
+    return Table(name, ids, code, when, data, groups, Report(len(columns)))
+
+
+def _wide(name: str, columns: Any, id: str, time: str, groups: Groups, layout: Layout) -> Table:
+    """A wide table as a long one: a series a column, of which only what is there."""
+    when = times(columns[time], f"{name}: column {time!r}")
+    unsorted = int((np.diff(when).astype(np.int64) < 0).sum())
+    if unsorted:
+        order = np.argsort(when, kind="stable")
+        when, columns = when[order], columns.iloc[order]
+    wide = numbers(columns[list(groups.values)], name)
+    count, width = wide.shape
+    there = ~np.isnan(wide)
+    if not there.any(0).all():
+        empty = groups.values[int((~there.any(0)).argmax())]
+        raise ValueError(f"{name}: column {empty!r}: 0 numbers found, at least 1 wanted")
+    first, last = there.argmax(0), count - 1 - there[::-1].argmax(0)
+    row = np.arange(count)[:, None]
+    inside = ((row >= first) & (row <= last)).T  # (S, N)
+    code, row = np.nonzero(inside)
+    known = numbers(columns[list(groups.known)], name)[row]
+    data = np.concatenate([wide.T[inside][:, None], known], axis=1)
+    report = Report(count, unsorted=unsorted, trimmed=count * width - len(row))
+    ids, groups = np.asarray(groups.values), groups._replace(values=("value",))
+    return Table(name, ids, code, when[row], data, groups, report)

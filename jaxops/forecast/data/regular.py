@@ -1,0 +1,250 @@
+"""Rows in any order to series of one regular frequency: what is missing is found, or filled."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxops.forecast.data import grid
+from jaxops.forecast.data.series import Report, Series
+
+Fill = Literal["zero", "previous", "linear"]
+Duplicates = Literal["error", "sum", "mean", "last"]
+
+
+class Groups(NamedTuple):
+    """The names of the columns, by what they are."""
+
+    values: tuple[str, ...]
+    known: tuple[str, ...]
+    past: tuple[str, ...]
+    static: tuple[str, ...]
+
+
+class Table(NamedTuple):
+    """Rows as they came: N of W columns, of S series.
+
+    Attributes:
+        name: of the source, for messages.
+        ids: str (S,).
+        code: int (N,), the series of each row.
+        times: int64 or datetime64[s] (N,).
+        data: float32 (N, W), NaN for missing; the columns in the order of `groups`.
+        groups: the columns' names.
+        report: of what is known already.
+    """
+
+    name: str
+    ids: np.ndarray
+    code: np.ndarray
+    times: np.ndarray
+    data: np.ndarray
+    groups: Groups
+    report: Report
+
+    def part(self, rows: np.ndarray) -> "Table":
+        """Some of the rows, or all in another order."""
+        return self._replace(code=self.code[rows], times=self.times[rows], data=self.data[rows])
+
+    def place(self, row: int) -> str:
+        """A row, for messages."""
+        return f"{self.name}: series {str(self.ids[self.code[row]])!r} at {self.times[row]}"
+
+
+def regular(
+    table: Table,
+    frequency: str | None,
+    fill: Fill | Mapping[str, Fill] | None,
+    duplicates: Duplicates,
+) -> Series:
+    """Series of the rows of a table; see `reading.series`."""
+    table = _sorted(table)
+    frequency, place = _places(table, frequency)
+    table, place = _distinct(table, place, duplicates)
+    static = _static(table)
+
+    begin = np.flatnonzero(np.append(True, np.diff(table.code) != 0))
+    lengths = place[np.append(begin[1:], len(place)) - 1] + 1
+    offsets = np.append(0, np.cumsum(lengths))
+    groups = table.groups
+    names = (*groups.values, *groups.known, *groups.past)
+    table = table._replace(data=table.data[:, : len(names)])
+    how = _how(fill, names)
+    table = _gaps(table, place, int(offsets[-1]), how, names)
+    table = _given(table, how, names)
+    data = table.data
+    if table.report.gaps:
+        data = np.full((offsets[-1], len(names)), np.nan, np.float32)
+        data[offsets[table.code] + place] = table.data
+    missing = int(np.isnan(data).sum())
+    if missing:
+        data = data.copy()  # a user's own frame may lie beneath
+        for j, name in enumerate(names):
+            _fill(data, j, how[name], table, offsets, f"{table.name}: column {name!r}")
+    last = len(groups.values), len(groups.values) + len(groups.known)
+    values, known, past = (np.ascontiguousarray(x) for x in np.split(data, last, axis=1))
+    return Series(
+        ids=table.ids,
+        start=table.times[begin],
+        frequency=frequency,
+        offsets=offsets,
+        values=values,
+        channels=groups.values,
+        known=known,
+        past=past,
+        static=static,
+        known_names=groups.known,
+        past_names=groups.past,
+        static_names=groups.static,
+        report=table.report._replace(filled=missing),
+    )
+
+
+def _sorted(table: Table) -> Table:
+    """The rows by series and time; of equal times, as they came."""
+    if (np.diff(table.code) < 0).any():
+        table = table.part(np.argsort(table.code, kind="stable"))
+    falls = (np.diff(table.times).astype(np.int64) < 0) & (np.diff(table.code) == 0)
+    unsorted = int(falls.sum())
+    if unsorted:
+        table = table.part(np.lexsort((table.times, table.code)))
+    report = table.report._replace(unsorted=table.report.unsorted + unsorted)
+    return table._replace(report=report)
+
+
+def _places(table: Table, frequency: str | None) -> tuple[str, np.ndarray]:
+    """The frequency, and each row's number of steps since its series' first."""
+    same = np.diff(table.code) == 0
+    found = f"frequency={frequency!r}"
+    if frequency is None:
+        frequency = grid.inferred(table.times, same)
+        found = f"frequency {frequency!r}, inferred as the most frequent step,"
+    grid.check(frequency, table.times)
+    begin = np.append(True, ~same)
+    since = table.times[begin][np.cumsum(begin) - 1]
+    place, whole = grid.places(table.times, since, frequency)
+    if not whole.all():
+        row = int((~whole).argmax())
+        raise ValueError(
+            f"{table.place(row)}: not on the {found} from {since[row]} on; {(~whole).sum()} such "
+            "rows in all; times of one frequency wanted, or another frequency="
+        )
+    return frequency, place
+
+
+def _distinct(table: Table, place: np.ndarray, duplicates: Duplicates) -> tuple[Table, np.ndarray]:
+    again = np.append(False, (np.diff(place) == 0) & (np.diff(table.code) == 0))
+    count = int(again.sum())
+    if count == 0:
+        return table, place
+    if duplicates == "error":
+        raise ValueError(
+            f"{table.place(int(again.argmax()))}: found twice; {count} duplicates in all; one row "
+            'for each time wanted, or duplicates="sum", "mean" or "last"'
+        )
+    first = np.flatnonzero(~again)
+    ends = np.append(first[1:], len(place))
+    data = table.data[ends - 1]
+    if duplicates != "last":
+        sums = np.add.reduceat(table.data.astype(np.float64), first, axis=0)
+        data = sums / (ends - first)[:, None]
+        if duplicates == "sum":
+            width = len(table.groups.values)
+            data[:, :width] = sums[:, :width]
+    report = table.report._replace(duplicates=count)
+    table = table.part(first)._replace(data=data.astype(np.float32), report=report)
+    return table, place[first]
+
+
+def _static(table: Table) -> np.ndarray:
+    """The static columns, a row a series."""
+    names = table.groups.static
+    columns = table.data[:, table.data.shape[1] - len(names) :]
+    begin = np.append(True, np.diff(table.code) != 0)
+    static = columns[begin]
+    other = columns != static[np.cumsum(begin) - 1]  # of NaN too
+    if other.any():
+        row, j = np.argwhere(other)[0]
+        raise ValueError(
+            f"{table.place(row)}: static column {names[j]!r}: {columns[row, j]:g} found, one "
+            "finite number for all rows of a series wanted"
+        )
+    return static
+
+
+def _how(fill: Fill | Mapping[str, Fill] | None, names: tuple[str, ...]) -> dict[str, Fill | None]:
+    """How to fill each column; None: not at all."""
+    chosen: dict[str, Fill | None] = dict.fromkeys(names)
+    chosen |= fill if isinstance(fill, Mapping) else dict.fromkeys(names, fill)
+    for name, how in chosen.items():
+        if name not in names:
+            raise ValueError(f"fill: no column {name!r}; columns found: {', '.join(names)}")
+        if how not in (None, "zero", "previous", "linear"):
+            raise ValueError(f'fill={how!r}: "zero", "previous", "linear" or None wanted')
+    return chosen
+
+
+def _gaps(
+    table: Table, place: np.ndarray, rows: int, how: dict[str, Fill | None], names: tuple[str, ...]
+) -> Table:
+    """The table with its gaps counted."""
+    wide = (np.diff(place) > 1) & (np.diff(table.code) == 0)
+    gaps, among = rows - len(place), len(np.unique(table.code[1:][wide]))
+    unfilled = [name for name in names if how[name] is None]
+    if gaps and unfilled:
+        row = int(wide.argmax())
+        raise ValueError(
+            f"{table.place(row)}: the next {place[row + 1] - place[row] - 1} rows are missing, up "
+            f"to {table.times[row + 1]}; {gaps} missing in {among} series in all; all rows wanted, "
+            f'or fill="zero", "previous" or "linear" of columns {", ".join(unfilled)}'
+        )
+    if rows >= 2**31:
+        raise ValueError(f"{table.name}: {rows} rows with the gaps filled, fewer than 2^31 wanted")
+    return table._replace(report=table.report._replace(gaps=gaps, with_gaps=among))
+
+
+def _given(table: Table, how: dict[str, Fill | None], names: tuple[str, ...]) -> Table:
+    """The table with the numbers counted that are missing in its rows, all of them to be filled."""
+    missing = np.isnan(table.data)
+    if not missing.any():
+        return table
+    for j, name in enumerate(names):
+        if how[name] is None and missing[:, j].any():
+            raise ValueError(
+                f"{table.place(int(missing[:, j].argmax()))}: column {name!r}: NaN found, "
+                f"{missing[:, j].sum()} in all; finite numbers wanted, or fill="
+            )
+    return table._replace(report=table.report._replace(missing=int(missing.sum())))
+
+
+def _fill(
+    data: np.ndarray, j: int, how: Fill | None, table: Table, offsets: np.ndarray, what: str
+) -> None:
+    """Fill column j in place."""
+    column = data[:, j]
+    missing = np.isnan(column)
+    if not missing.any():
+        return
+    if how == "zero":
+        column[missing] = 0
+        return
+    rows = np.arange(len(column))
+    empty = np.flatnonzero(missing)
+    of = np.searchsorted(offsets, empty, "right") - 1
+    before = np.maximum.accumulate(np.where(missing, -1, rows))[empty]
+    after = np.minimum.accumulate(np.where(missing, len(column), rows)[::-1])[::-1][empty]
+    lost = before < offsets[of]
+    if how == "linear":
+        lost |= after >= offsets[of + 1]
+    if lost.any():
+        series = int(of[lost.argmax()])
+        side = "before" if how == "previous" else "on either side of"
+        raise ValueError(
+            f"{what}: series {str(table.ids[series])!r}: no number {side} row "
+            f"{empty[lost.argmax()] - offsets[series]} of it, which fill={how!r} wants"
+        )
+    if how == "previous":
+        column[empty] = column[before]
+    else:
+        share = (empty - before) / (after - before)
+        column[empty] = column[before] * (1 - share) + column[after] * share

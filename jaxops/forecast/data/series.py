@@ -1,0 +1,321 @@
+"""Series of one regular frequency, ragged, with their covariates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxops.forecast.data import grid
+
+Columns = Sequence[np.ndarray | Sequence[float]] | np.ndarray
+"""S arrays, one a series."""
+
+
+class Report(NamedTuple):
+    """What reading a table has found.
+
+    Attributes:
+        rows: that the table has.
+        unsorted: rows that are earlier than the row before of the same series.
+        duplicates: rows with the series and the time of an earlier row.
+        gaps: rows that are missing between the first and the last of their series.
+        with_gaps: series that have gaps.
+        missing: numbers of the given rows that are missing.
+        filled: numbers that were filled in, those of the gaps too.
+        trimmed: rows of a wide table before a series' first number and after its last.
+    """
+
+    rows: int
+    unsorted: int = 0
+    duplicates: int = 0
+    gaps: int = 0
+    with_gaps: int = 0
+    missing: int = 0
+    filled: int = 0
+    trimmed: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows read, {self.unsorted} unsorted, {self.duplicates} duplicates, "
+            f"{self.gaps} rows missing in {self.with_gaps} series, {self.missing} numbers missing, "
+            f"{self.filled} filled, {self.trimmed} rows trimmed"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """S series end to end, R rows in all, C channels each.
+
+    Attributes:
+        ids: str (S,), the user's own.
+        start: datetime64[s] (S,), or int64 (S,) where time is a count; the time of the first row.
+        frequency: a pandas offset alias such as "h", "D", "MS"; or "1" steps where time is a count.
+        offsets: int64 (S + 1,); the rows of series s are offsets[s] to offsets[s + 1].
+        values: float32 (R, C).
+        channels: names of the C channels.
+        known: float32 (R, K), covariates whose future is known, such as holidays; K may be 0.
+        past: float32 (R, P), covariates that are known up to now only.
+        static: float32 (S, Q), one row a series.
+        known_names, past_names, static_names: of the covariates' columns.
+        report: of the reading; None for series that were not read from a table.
+
+    Raises:
+        ValueError: arrays whose shapes do not fit together; values or covariates that are not
+            finite float32; a frequency that is none, or a start that is off it.
+    """
+
+    ids: np.ndarray
+    start: np.ndarray
+    frequency: str
+    offsets: np.ndarray
+    values: np.ndarray
+    channels: tuple[str, ...]
+    known: np.ndarray
+    past: np.ndarray
+    static: np.ndarray
+    known_names: tuple[str, ...] = ()
+    past_names: tuple[str, ...] = ()
+    static_names: tuple[str, ...] = ()
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        grid.check(self.frequency, self.start)
+        count, rows = len(self.ids), len(self.values)
+        wanted = {
+            "start": (count,),
+            "offsets": (count + 1,),
+            "values": (rows, len(self.channels)),
+            "known": (rows, len(self.known_names)),
+            "past": (rows, len(self.past_names)),
+            "static": (count, len(self.static_names)),
+        }
+        for name, shape in wanted.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(f"Series: {name}: shape {found} found, {shape} wanted")
+        if count == 0 or self.offsets[0] != 0 or self.offsets[-1] != rows:
+            raise ValueError(f"Series: offsets: 0 to {rows} wanted, of at least one series")
+        if (self.lengths < 1).any():
+            empty = str(self.ids[self.lengths.argmin()])
+            raise ValueError(f"Series: offsets: series {empty!r} has no row, at least 1 wanted")
+        _, whole = grid.places(self.start, self.start, self.frequency)
+        if not whole.all():
+            s = int(whole.argmin())
+            raise ValueError(
+                f"Series: start: {self.start[s]} of series {str(self.ids[s])!r} found, a time of "
+                f"frequency {self.frequency!r} wanted"
+            )
+        if rows >= 2**31:
+            raise ValueError(
+                f"Series: {rows} rows found, fewer than {2**31} wanted: rows are int32"
+            )
+        for name, columns in (
+            ("values", self.channels),
+            ("known", self.known_names),
+            ("past", self.past_names),
+            ("static", self.static_names),
+        ):
+            self._check_numbers(name, columns)
+        names = self.known_names + self.past_names + self.static_names + self.channels
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"Series: column {twice!r} found twice, once wanted")
+
+    def _check_numbers(self, name: str, columns: tuple[str, ...]) -> None:
+        array = getattr(self, name)
+        if array.dtype != np.float32:
+            raise ValueError(f"Series: {name}: {array.dtype} found, float32 wanted")
+        finite = np.isfinite(array)
+        if finite.all():
+            return
+        row, j = np.argwhere(~finite)[0]
+        s, place = row, ""
+        if name != "static":
+            s = np.searchsorted(self.offsets, row, "right") - 1
+            place = f", row {row - self.offsets[s]}"
+        raise ValueError(
+            f"Series: {name}: {array[row, j]} found in column {columns[j]!r} of series "
+            f"{str(self.ids[s])!r}{place}, finite numbers wanted"
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __str__(self) -> str:
+        lengths = self.lengths
+        return (
+            f"{len(self)} series of {lengths.min()} to {lengths.max()} rows, "
+            f"{len(self.values)} in all, every {self.frequency}; "
+            f"{len(self.channels)} channels; covariates: {len(self.known_names)} known, "
+            f"{len(self.past_names)} past, {len(self.static_names)} static"
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (S,), rows of each series."""
+        return np.diff(self.offsets)
+
+    def index(self) -> np.ndarray:
+        """int32 (R,), the series of each row."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
+
+    def times(self) -> np.ndarray:
+        """The time of each row, (R,), of the dtype of `start`.
+
+        >>> months = from_arrays(["a"], [[5, 6]], start="2024-01-31", frequency="ME")
+        >>> months.times().astype("datetime64[D]")
+        array(['2024-01-31', '2024-02-29'], dtype='datetime64[D]')
+        """
+        steps = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+        return grid.moved(np.repeat(self.start, self.lengths), steps, self.frequency)
+
+    def future(self, horizon: int) -> np.ndarray:
+        """The times of the `horizon` steps behind the end of each series, (S, horizon)."""
+        steps = self.lengths[:, None] + np.arange(horizon)
+        return grid.moved(self.start[:, None], steps, self.frequency)
+
+    def part(self, keep: np.ndarray) -> "Series":
+        """Some of the series.
+
+        Args:
+            keep: bool (S,), or int indices in any order.
+
+        >>> from_arrays(["a", "b", "c"], [[1], [2, 3], [4]]).part([2, 1]).values[:, 0].tolist()
+        [4.0, 2.0, 3.0]
+        """
+        of = np.arange(len(self))[np.asarray(keep)]
+        return taken(self, of, self.offsets[of], self.offsets[of + 1])
+
+
+def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of rows, first to last - 1, end to end.
+
+    Returns:
+        The offsets of the N ranges, int64 (N + 1,), and all their rows, int64.
+
+    >>> ranges(np.array([5, 1]), np.array([7, 4]))
+    (array([0, 2, 5]), array([5, 6, 1, 2, 3]))
+    """
+    offsets = np.append(0, np.cumsum(last - first))
+    return offsets, np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], last - first)
+
+
+def taken(series: Series, of: np.ndarray, first: np.ndarray, last: np.ndarray) -> Series:
+    """The rows first to last - 1 of the series `of`, (N,) each, as N series."""
+    offsets, rows = ranges(first, last)
+    return replace(
+        series,
+        ids=series.ids[of],
+        start=grid.moved(series.start[of], first - series.offsets[of], series.frequency),
+        offsets=offsets,
+        values=series.values[rows],
+        known=series.known[rows],
+        past=series.past[rows],
+        static=series.static[of],
+        report=None,
+    )
+
+
+def from_arrays(
+    ids: Sequence[str] | np.ndarray,
+    values: Columns,
+    *,
+    start: object = 0,
+    frequency: str = "1",
+    channels: Sequence[str] = ("value",),
+    known: Mapping[str, Columns] | None = None,
+    past: Mapping[str, Columns] | None = None,
+    static: Mapping[str, Sequence[float] | np.ndarray] | None = None,
+) -> Series:
+    """Series from a ragged list of arrays, such as the wide rows of M4, which has no dates.
+
+    Args:
+        ids: (S,), each once.
+        values: S arrays of shape (T,) or (T, C), of any lengths.
+        start: the time of the first row, one for all series or (S,): an integer, or a date.
+        frequency: "1" where time is a count, else a pandas alias such as "h".
+        channels: names of the C channels.
+        known: covariates by name, S arrays of shape (T,) each, as long as the values: those whose
+            future is known.
+        past: likewise, those known up to now only.
+        static: by name, (S,) numbers.
+
+    Raises:
+        ValueError: an id found twice, another shape, or a number that is not finite.
+
+    M4 has one series a row, blank behind its end:
+
+        frame = pandas.read_csv("Hourly-train.csv.gz", index_col=0)
+        series = from_arrays(frame.index, [row[~np.isnan(row)] for row in frame.to_numpy()])
+
+    >>> series = from_arrays(["H1", "H2"], [[605, 586, 559], [3124, 2990]])
+    >>> series.offsets.tolist(), series.start.tolist(), series.frequency
+    ([0, 3, 5], [0, 0], '1')
+    >>> from_arrays(["a"], [[5, 6]], known={"sunday": [[0, 1]]}, static={"size": [80]}).known_names
+    ('sunday',)
+    """
+    known, past, static = known or {}, past or {}, static or {}
+    names = np.asarray([str(name) for name in ids])
+    if len(names) == 0 or len(names) != len(values):
+        raise ValueError(f"ids, values: {len(names)} and {len(values)} found, as many wanted, 1 up")
+    unique, counts = np.unique(names, return_counts=True)
+    if len(unique) < len(names):
+        raise ValueError(f"ids: {str(unique[counts.argmax()])!r} found twice, once wanted")
+    width, tables = len(channels), []
+    for name, rows in zip(names, values, strict=True):
+        table = np.asarray(rows, np.float32)
+        table = table[:, None] if table.ndim == 1 else table
+        if table.ndim != 2 or table.shape[1] != width or len(table) == 0:
+            raise ValueError(
+                f"values: series {str(name)!r}: shape {np.shape(rows)} found, (T, {width}) wanted, "
+                "T 1 or more"
+            )
+        tables.append(table)
+    offsets = np.append(0, np.cumsum([len(table) for table in tables]))
+    table = np.concatenate(tables)
+    return Series(
+        ids=names,
+        start=np.broadcast_to(as_time(start, "start"), names.shape).copy(),
+        frequency=frequency,
+        offsets=offsets,
+        values=table,
+        channels=tuple(channels),
+        known=_covariates("known", known, names, offsets),
+        past=_covariates("past", past, names, offsets),
+        static=_covariates("static", {k: [[x] for x in v] for k, v in static.items()}, names),
+        known_names=tuple(known),
+        past_names=tuple(past),
+        static_names=tuple(static),
+    )
+
+
+def _covariates(
+    kind: str, given: Mapping[str, Columns], ids: np.ndarray, offsets: np.ndarray | None = None
+) -> np.ndarray:
+    """Columns of S arrays each, (R, K); of one row a series without offsets."""
+    offsets = np.arange(len(ids) + 1) if offsets is None else offsets
+    table = np.empty((offsets[-1], len(given)), np.float32)
+    for j, (name, arrays) in enumerate(given.items()):
+        if len(arrays) != len(ids):
+            raise ValueError(f"{kind}: {name!r}: {len(arrays)} series found, {len(ids)} wanted")
+        for s, array in enumerate(arrays):
+            rows = offsets[s + 1] - offsets[s]
+            if np.shape(array) != (rows,):
+                raise ValueError(
+                    f"{kind}: {name!r}: shape {np.shape(array)} of series {str(ids[s])!r} found, "
+                    f"({rows},) wanted"
+                )
+            table[offsets[s] : offsets[s + 1], j] = array
+    return table
+
+
+def as_time(time: object, what: str) -> np.ndarray:
+    """Integers as int64, and dates as datetime64[s], of any shape."""
+    array = np.asarray(time)
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
+    try:
+        return array.astype("datetime64[s]")
+    except (ValueError, TypeError):
+        raise ValueError(f"{what}: {time!r} found, integers or dates wanted") from None

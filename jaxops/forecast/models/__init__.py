@@ -1,0 +1,1 @@
+"""Forecasting networks, their inputs and their outputs."""

@@ -1,0 +1,318 @@
+"""Distributions that a network can foretell: Gaussian, Student's t, counts, and many zeros."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.scipy import special, stats
+
+from jaxops.forecast.models.outputs import Output, shifted
+from jaxops.task import recorded
+
+Array = jax.Array
+LEAST = 1e-4  # of a scale, in the units that the network sees
+
+
+class Distribution(Output):
+    """What the distributions share.
+
+    Attributes:
+        discrete: its values are whole numbers.
+    """
+
+    discrete: ClassVar[bool] = False
+
+    @abstractmethod
+    def log_prob(self, parameters: Array, x: Array) -> Array:
+        """The logarithm of the density, or of the probability, at x (...)."""
+
+    @abstractmethod
+    def cdf(self, parameters: Array, x: Array) -> Array:
+        """The probability of x or less; axes of x and parameters (..., P) may be 1."""
+
+    @abstractmethod
+    def inverse(self, parameters: Array, u: Array) -> Array:
+        """The least x whose `cdf` is u or more; axes of u and parameters (..., P) may be 1."""
+
+    def loss(self, parameters: Array, target: Array) -> Array:
+        """The negative logarithm of the density, or of the probability, (...)."""
+        return -self.log_prob(parameters, target)
+
+    def quantiles(self, parameters: Array, levels: tuple[float, ...]) -> Array:
+        """Of each level, (..., Q).
+
+        Raises:
+            ValueError: a level that is not between 0 and 1.
+        """
+        if not all(0 < level < 1 for level in levels):
+            raise ValueError(f"levels: {tuple(levels)} found, numbers between 0 and 1 wanted")
+        shape = (*parameters.shape[:-1], len(levels))
+        u = jnp.broadcast_to(jnp.array(levels).reshape(*[1] * (len(shape) - 1), -1), shape)
+        return self.inverse(parameters[..., None, :], u)
+
+
+@recorded
+@dataclass(frozen=True)
+class Gaussian(Distribution):
+    """Parameters: mean and standard deviation, softplus of what the network says.
+
+    >>> Gaussian().quantiles(jnp.array([3.0, 2.0]), (0.5,)).tolist()
+    [3.0]
+    """
+
+    @property
+    def size(self) -> int:
+        """2."""
+        return 2
+
+    def parameters(self, raw: Array) -> Array:
+        """Mean, standard deviation."""
+        return jnp.stack([raw[..., 0], jax.nn.softplus(raw[..., 1]) + LEAST], -1)
+
+    def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
+        """See `Output`."""
+        mean = shifted(parameters[..., :1], loc, scale)
+        return jnp.concatenate([mean, shifted(parameters[..., 1:], None, scale)], -1)
+
+    def log_prob(self, parameters: Array, x: Array) -> Array:
+        """Of the density."""
+        return stats.norm.logpdf(x, parameters[..., 0], parameters[..., 1])
+
+    def cdf(self, parameters: Array, x: Array) -> Array:
+        """See `Distribution`."""
+        return special.ndtr((x - parameters[..., 0]) / parameters[..., 1])
+
+    def inverse(self, parameters: Array, u: Array) -> Array:
+        """See `Distribution`."""
+        return parameters[..., 0] + parameters[..., 1] * special.ndtri(u)
+
+    def mean(self, parameters: Array) -> Array:
+        """The mean."""
+        return parameters[..., 0]
+
+    def sample(self, parameters: Array, key: Array, n: int) -> Array:
+        """Draws (n, ...)."""
+        every = parameters[None]
+        return every[..., 0] + every[..., 1] * jax.random.normal(key, (n, *every.shape[1:-1]))
+
+
+@recorded
+@dataclass(frozen=True)
+class StudentT(Distribution):
+    """Parameters: location, scale, and degrees of freedom above 2, so that there is a variance.
+
+    >>> StudentT().mean(jnp.array([3.0, 2.0, 5.0])).item()
+    3.0
+    """
+
+    @property
+    def size(self) -> int:
+        """3."""
+        return 3
+
+    def parameters(self, raw: Array) -> Array:
+        """Location, scale, degrees of freedom."""
+        positive = jax.nn.softplus(raw[..., 1:])
+        return jnp.stack([raw[..., 0], positive[..., 0] + LEAST, 2 + positive[..., 1]], -1)
+
+    def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
+        """See `Output`."""
+        location = shifted(parameters[..., :1], loc, scale)
+        wide = shifted(parameters[..., 1:2], None, scale)
+        return jnp.concatenate([location, wide, parameters[..., 2:]], -1)
+
+    def log_prob(self, parameters: Array, x: Array) -> Array:
+        """Of the density."""
+        loc, scale, df = jnp.moveaxis(parameters, -1, 0)
+        z = (x - loc) / scale
+        return (
+            -special.betaln(df / 2, jnp.full_like(df, 0.5))
+            - jnp.log(df) / 2
+            - jnp.log(scale)
+            - (df + 1) / 2 * jnp.log1p(z**2 / df)
+        )
+
+    def cdf(self, parameters: Array, x: Array) -> Array:
+        """See `Distribution`."""
+        loc, scale, df = jnp.moveaxis(parameters, -1, 0)
+        z = (x - loc) / scale
+        return 0.5 + jnp.sign(z) * _between(df, abs(z)) / 2
+
+    def inverse(self, parameters: Array, u: Array) -> Array:
+        """By halving."""
+        loc, scale, df = jnp.moveaxis(parameters, -1, 0)
+        between = abs(2 * u - 1)
+
+        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends  # of z / (1 + z)
+            middle = (low + high) / 2
+            enough = _between(df, middle / (1 - middle)) >= between
+            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+        low, _ = jax.lax.fori_loop(0, 24, halve, (jnp.zeros_like(u), jnp.ones_like(u)))
+        return loc + scale * jnp.sign(u - 0.5) * low / (1 - low)
+
+    def mean(self, parameters: Array) -> Array:
+        """The location."""
+        return parameters[..., 0]
+
+    def sample(self, parameters: Array, key: Array, n: int) -> Array:
+        """Draws (n, ...)."""
+        loc, scale, df = jnp.moveaxis(parameters[None], -1, 0)
+        return loc + scale * jax.random.t(key, df, (n, *df.shape[1:]))
+
+
+def _between(df: Array, z: Array) -> Array:
+    """The probability that Student's t is between -z and z."""
+    df, z = jnp.broadcast_arrays(df, z)
+    return special.betainc(jnp.full_like(df, 0.5), df / 2, z**2 / (df + z**2))
+
+
+@recorded
+@dataclass(frozen=True)
+class NegativeBinomial(Distribution):
+    """Counts. Parameters: mean m and dispersion a, so that the variance is m + a m^2.
+
+    Salinas et al. 2020, arXiv:1704.04110. Scaled, m grows and a stays. The dispersion is at least
+    .001, near enough to Poisson's 0.
+
+    >>> NegativeBinomial().quantiles(jnp.array([3.0, 0.5]), (0.1, 0.5, 0.9)).tolist()
+    [0.0, 2.0, 7.0]
+    """
+
+    scale_only: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """2."""
+        return 2
+
+    def parameters(self, raw: Array) -> Array:
+        """Mean, dispersion."""
+        positive = jax.nn.softplus(raw)
+        return jnp.stack([positive[..., 0] + LEAST, positive[..., 1] + 1e-3], -1)
+
+    def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
+        """See `Output`."""
+        _refuse(self, loc)
+        mean = shifted(parameters[..., :1], None, scale)
+        return jnp.concatenate([mean, parameters[..., 1:]], -1)
+
+    def log_prob(self, parameters: Array, x: Array) -> Array:
+        """Of the probability; of what is no count, of a density between counts."""
+        mean, a = parameters[..., 0], parameters[..., 1]
+        more = jnp.log1p(a * mean)
+        # no difference of large gammas
+        ways = -special.betaln(1 / a, x + 1) - jnp.log(1 / a + x)
+        return ways - more / a + x * (jnp.log(a * mean) - more)
+
+    def cdf(self, parameters: Array, x: Array) -> Array:
+        """See `Distribution`."""
+        mean, a = parameters[..., 0], parameters[..., 1]
+        mean, a, x = jnp.broadcast_arrays(mean, a, x)
+        known = special.betainc(1 / a, jnp.maximum(jnp.floor(x), 0) + 1, 1 / (1 + a * mean))
+        return jnp.where(x < 0, 0, known)
+
+    def inverse(self, parameters: Array, u: Array) -> Array:
+        """By halving, up to where Cantelli's inequality lets it be."""
+        mean, a = parameters[..., 0], parameters[..., 1]
+        most = mean + jnp.sqrt((mean + a * mean**2) * u / (1 - u))
+
+        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends  # too low, and high enough
+            middle = jnp.floor((low + high) / 2)
+            enough = self.cdf(parameters, middle) >= u
+            return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+        ends = -jnp.ones_like(u), jnp.ceil(most) + 1
+        return jax.lax.fori_loop(0, 26, halve, ends)[1]
+
+    def mean(self, parameters: Array) -> Array:
+        """The mean."""
+        return parameters[..., 0]
+
+    def sample(self, parameters: Array, key: Array, n: int) -> Array:
+        """Draws (n, ...), Poisson's with gamma's means."""
+        mean, a = jnp.moveaxis(parameters[None], -1, 0)
+        rate, count = jax.random.split(key)
+        rates = mean * a * jax.random.gamma(rate, 1 / a, (n, *mean.shape[1:]))
+        return jax.random.poisson(count, rates).astype(parameters.dtype)
+
+
+@recorded
+@dataclass(frozen=True)
+class ZeroInflated(Distribution):
+    """Zero with a probability of its own, else one of `of`: demand that comes now and then.
+
+    Parameters: the probability, then those of `of`. Lambert 1992, Technometrics 34.
+
+    Attributes:
+        of: a distribution.
+
+    >>> ZeroInflated(Gaussian()).quantiles(jnp.array([0.5, 8.0, 1.0]), (0.4, 0.75)).tolist()
+    [0.0, 8.0]
+    """
+
+    of: Distribution = NegativeBinomial()
+
+    scale_only: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """One more than that of `of`."""
+        return 1 + self.of.size
+
+    def parameters(self, raw: Array) -> Array:
+        """Probability of a zero, then those of `of`."""
+        zero = jnp.clip(jax.nn.sigmoid(raw[..., :1]), 1e-6, 1 - 1e-6)
+        return jnp.concatenate([zero, self.of.parameters(raw[..., 1:])], -1)
+
+    def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
+        """See `Output`."""
+        _refuse(self, loc)
+        rest = self.of.scaled(parameters[..., 1:], None, scale)
+        return jnp.concatenate([parameters[..., :1], rest], -1)
+
+    def log_prob(self, parameters: Array, x: Array) -> Array:
+        """Of the probability of a zero; else of what is left, times the density of `of`."""
+        zero = parameters[..., 0]
+        other = jnp.log1p(-zero) + self.of.log_prob(parameters[..., 1:], x)
+        at_zero = jnp.log(zero)
+        if self.of.discrete:
+            at_zero = jnp.logaddexp(at_zero, other)
+        return jnp.where(x == 0, at_zero, other)
+
+    def cdf(self, parameters: Array, x: Array) -> Array:
+        """See `Distribution`."""
+        zero = parameters[..., 0]
+        return jnp.where(x < 0, 0, zero) + (1 - zero) * self.of.cdf(parameters[..., 1:], x)
+
+    def inverse(self, parameters: Array, u: Array) -> Array:
+        """Of `of`, but for a step at zero."""
+        zero, rest = parameters[..., 0], parameters[..., 1:]
+        below = jnp.zeros_like(u)
+        if not self.of.discrete:
+            below = (1 - zero) * self.of.cdf(rest, jnp.zeros_like(u))
+        level = jnp.where(u <= below, u, u - zero) / (1 - zero)
+        other = self.of.inverse(rest, jnp.clip(level, 1e-6, 1 - 1e-6))
+        return jnp.where((u > below) & (u <= below + zero), 0, other)
+
+    def mean(self, parameters: Array) -> Array:
+        """That of `of`, times the probability of one."""
+        return (1 - parameters[..., 0]) * self.of.mean(parameters[..., 1:])
+
+    def sample(self, parameters: Array, key: Array, n: int) -> Array:
+        """Draws (n, ...)."""
+        which, other = jax.random.split(key)
+        draws = self.of.sample(parameters[..., 1:], other, n)
+        return jnp.where(
+            jax.random.uniform(which, draws.shape) < parameters[None, ..., 0], 0, draws
+        )
+
+
+def _refuse(output: Output, loc: Array | None) -> None:
+    if loc is not None:
+        raise ValueError(f"loc: given to {output}, which can be scaled but not shifted")

@@ -1,0 +1,136 @@
+"""One layer that is hard to beat: NLinear and DLinear."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxops.forecast.models.inputs import Inputs, check
+from jaxops.forecast.models.layers import bias_init, forecast_of, kernel_init
+from jaxops.forecast.models.normalization import normalize
+from jaxops.forecast.models.outputs import Output, Point
+from jaxops.nn import matmul
+
+Array = jax.Array
+
+
+def moving_average(x: Array, kernel: int) -> Array:
+    """Centred means of `kernel` steps along axis -2, beyond the ends of which they are repeated.
+
+    >>> moving_average(jnp.array([[0.0], [3.0], [6.0]]), 3).ravel().tolist()
+    [1.0, 3.0, 5.0]
+    """
+    length, half = x.shape[-2], (kernel - 1) // 2
+    ends = [(0, 0)] * (x.ndim - 2) + [(half, half), (0, 0)]
+    block, width = jnp.pad(x, ends, mode="edge"), 1
+    total, taken, rest = jnp.zeros_like(x), 0, kernel
+    while rest:  # sums of 1, 2, 4, ... steps: log2(kernel) additions, and no rounding of cumsum's
+        if rest % 2:
+            total, taken = total + block[..., taken : taken + length, :], taken + width
+        block, width = block[..., :-width, :] + block[..., width:, :], 2 * width
+        rest //= 2
+    return total / kernel
+
+
+def _over_time(values: Array, kernel: Array) -> Array:
+    """Products over time: (B, L, C) by (L, N) or, a channel its own, (C, L, N) to (B, C, N)."""
+    if kernel.ndim == 2:
+        return matmul(values.swapaxes(1, 2), kernel)
+    return matmul(values.transpose(2, 0, 1), kernel).swapaxes(0, 1)
+
+
+class NLinear(nn.Module):
+    """The last value, and one linear map of the differences from it.
+
+    Zeng et al. 2023, arXiv:2205.13504. Kernel and bias begin uniform within 1 / sqrt(look_back), as
+    PyTorch's and so the authors'.
+
+    Attributes:
+        look_back: L.
+        horizon: H.
+        output: what is foretold, see `outputs`.
+        instance_norm: "last", as in the paper; "mean_std", "mean", "none": see `normalize`.
+        individual: each channel has a map of its own.
+
+    >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
+    >>> jax.eval_shape(NLinear(8, 4).init_with_output, jax.random.key(0), x)[0].shape
+    (2, 4, 3, 1)
+    """
+
+    look_back: int
+    horizon: int
+    output: Output = Point()
+    instance_norm: str = "last"
+    individual: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False) -> Array:
+        """The output's parameters (B, H, C, P).
+
+        Raises:
+            ValueError: inputs that do not fit, or covariates.
+        """
+        check(self, inputs)
+        x, loc, scale = normalize(inputs.values, self.instance_norm)
+        own = x.shape[2:] if self.individual else ()
+        features = self.horizon * self.output.size
+        kernel = self.param("kernel", kernel_init, (*own, self.look_back, features))
+        bias = self.param("bias", bias_init(self.look_back), (*own, features))
+        raw = _over_time(x, kernel) + bias.reshape(1, -1, features)
+        return forecast_of(self, raw, loc, scale)
+
+
+class DLinear(nn.Module):
+    """Trend and remainder, one linear map each; the trend is a centred moving average.
+
+    Zeng et al. 2023, arXiv:2205.13504. Kernels and biases begin uniform within 1 / sqrt(look_back),
+    as PyTorch's and so the authors'; all 1 / look_back, which they mention, is for looking at.
+
+    The average is linear too, so that both maps are one product: with x = trend + remainder,
+    trend = A x, the forecast is (S + A^T (T - S))^T x, and averages are taken of the kernels, which
+    are smaller than a batch.
+
+    Attributes:
+        look_back: L.
+        horizon: H.
+        output: what is foretold, see `outputs`.
+        instance_norm: "none", as in the paper; "mean_std", "last", "mean": see `normalize`.
+        individual: each channel has maps of its own.
+        kernel: steps of the moving average, odd.
+
+    >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
+    >>> jax.eval_shape(DLinear(8, 4).init_with_output, jax.random.key(0), x)[0].shape
+    (2, 4, 3, 1)
+    """
+
+    look_back: int
+    horizon: int
+    output: Output = Point()
+    instance_norm: str = "none"
+    individual: bool = False
+    kernel: int = 25
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False) -> Array:
+        """The output's parameters (B, H, C, P).
+
+        Raises:
+            ValueError: inputs that do not fit, covariates, or a kernel that is not odd.
+        """
+        check(self, inputs)
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel: {self.kernel} found, an odd number wanted")
+        x, loc, scale = normalize(inputs.values, self.instance_norm)
+        own = x.shape[2:] if self.individual else ()
+        features = self.horizon * self.output.size
+
+        def part(name: str) -> tuple[Array, Array]:
+            kernel = self.param(f"{name}_kernel", kernel_init, (*own, self.look_back, features))
+            return kernel, self.param(f"{name}_bias", bias_init(self.look_back), (*own, features))
+
+        (seasonal, bias_s), (trend, bias_t) = part("seasonal"), part("trend")
+        average = partial(moving_average, kernel=self.kernel)
+        (averaged,) = jax.linear_transpose(average, seasonal)(trend - seasonal)
+        raw = _over_time(x, seasonal + averaged) + (bias_s + bias_t).reshape(1, -1, features)
+        return forecast_of(self, raw, loc, scale)

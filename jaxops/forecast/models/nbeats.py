@@ -1,0 +1,197 @@
+"""Perceptrons that explain a window away, block by block: N-BEATS and N-HiTS."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.forecast.models.inputs import Inputs, check
+from jaxops.forecast.models.layers import forecast_of, linear
+from jaxops.forecast.models.normalization import normalize
+from jaxops.forecast.models.outputs import Output, Point
+from jaxops.nn import matmul
+
+Array = jax.Array
+STACKS = ("generic", "trend", "seasonality")
+
+
+class Perceptron(nn.Module):
+    """`layers` of dense and ReLU, then a dense layer."""
+
+    layers: int
+    width: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(..., inputs) to (..., features)."""
+        for i in range(self.layers):
+            x = nn.relu(linear(self.width, x.shape[-1], f"dense_{i}")(x))
+        return linear(self.features, x.shape[-1], "theta")(x)
+
+
+def basis(kind: str, look_back: int, horizon: int, degree: int) -> np.ndarray:
+    """What a block's coefficients multiply, float32 (N, look_back + horizon).
+
+    "trend" has the powers 0 to `degree` of time; "seasonality" cosines and sines of the
+    frequencies 0 to H / 2 - 1 a horizon.
+    """
+    time = np.arange(-look_back, horizon) / horizon
+    if kind == "trend":  # within [-1, 1], so that high powers stay small
+        return (time * horizon / max(look_back, horizon)) ** np.arange(degree + 1)[:, None]
+    angle = 2 * np.pi * np.arange(max(1, horizon // 2))[:, None] * time
+    return np.concatenate([np.cos(angle), np.sin(angle)])
+
+
+class NBEATS(nn.Module):
+    """Each block takes what it can explain from the window, and adds its forecast to the others'.
+
+    Oreshkin et al. 2020, arXiv:1905.10437. Stacks of "generic" blocks make any curve; with
+    `stacks=("trend", "seasonality")` it is interpretable, and the blocks of a stack share their
+    weights. Every channel is a series by itself. That forecasts begin at the last value, as in the
+    authors' code, is `instance_norm="last"`.
+
+    Attributes:
+        look_back: L.
+        horizon: H.
+        output: what is foretold, see `outputs`.
+        instance_norm: see `normalize`.
+        stacks: the kind of each, "generic", "trend" or "seasonality".
+        blocks: of a stack.
+        layers: of a block.
+        width: of a layer; the paper has 512, and 256 and 2048 for trend and seasonality.
+        degree: of the trend's polynomial.
+
+    >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
+    >>> model = NBEATS(8, 4, stacks=("trend", "seasonality"))
+    >>> jax.eval_shape(model.init_with_output, jax.random.key(0), x)[0].shape
+    (2, 4, 3, 1)
+    """
+
+    look_back: int
+    horizon: int
+    output: Output = Point()
+    instance_norm: str = "last"
+    stacks: tuple[str, ...] = ("generic", "generic")
+    blocks: int = 3
+    layers: int = 4
+    width: int = 256
+    degree: int = 2
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False) -> Array:
+        """The output's parameters (B, H, C, P).
+
+        Raises:
+            ValueError: inputs that do not fit, covariates, or a stack of another kind.
+        """
+        check(self, inputs)
+        if not self.stacks or not set(self.stacks) <= set(STACKS):
+            raise ValueError(f"stacks: {self.stacks} found, some of {STACKS} wanted")
+        x, loc, scale = normalize(inputs.values, self.instance_norm)
+        residual = x.swapaxes(1, 2)  # (B, C, L)
+        total = jnp.zeros((*residual.shape[:2], self.horizon * self.output.size))
+        for i, kind in enumerate(self.stacks):
+            curves = basis(kind, self.look_back, self.horizon, self.degree)
+            features = self.look_back + total.shape[-1]
+            if kind != "generic":
+                features = len(curves) * (1 + self.output.size)
+            blocks = 1 if kind != "generic" else self.blocks
+            perceptrons = [
+                Perceptron(self.layers, self.width, features, name=f"stack_{i}_block_{j}")
+                for j in range(blocks)
+            ]
+            for j in range(self.blocks):
+                theta = perceptrons[j % blocks](residual)
+                explained, more = self._split(theta, None if kind == "generic" else curves)
+                residual, total = residual - explained, total + more
+        return forecast_of(self, total, loc, scale)
+
+    def _split(self, theta: Array, curves: np.ndarray | None) -> tuple[Array, Array]:
+        """Of (B, C, features) the backcast (B, C, L) and the forecast (B, C, H * P)."""
+        if curves is None:
+            return theta[..., : self.look_back], theta[..., self.look_back :]
+        number, both = len(curves), jnp.asarray(curves, jnp.float32)
+        back = matmul(theta[..., :number], both[:, : self.look_back])
+        weights = theta[..., number:].reshape(*theta.shape[:2], self.output.size, number)
+        ahead = matmul(weights, both[:, self.look_back :])  # (B, C, P, H)
+        return back, ahead.swapaxes(2, 3).reshape(*theta.shape[:2], -1)
+
+
+def interpolation(knots: int, steps: int) -> np.ndarray:
+    """Weights (knots, steps) of linear interpolation between knots spread over the steps.
+
+    >>> interpolation(2, 4)[1].tolist()
+    [0.0, 0.25, 0.75, 1.0]
+    """
+    place = (np.arange(steps) + 0.5) * knots / steps - 0.5
+    return np.stack([np.interp(place, np.arange(knots), row) for row in np.eye(knots)])
+
+
+class NHiTS(nn.Module):
+    """N-BEATS whose stacks each look at another resolution.
+
+    A stack sees maxima of `pool` steps and foretells every `downsample`-th step, with straight
+    lines between: a long horizon takes few numbers. Challu et al. 2023, arXiv:2201.12886. Every
+    channel is a series by itself.
+
+    Attributes:
+        look_back: L.
+        horizon: H.
+        output: what is foretold, see `outputs`.
+        instance_norm: see `normalize`.
+        pool: steps of which each stack sees the maximum.
+        downsample: steps from one foretold knot to the next, in each stack.
+        blocks: of a stack.
+        layers: of a block.
+        width: of a layer.
+
+    >>> x = Inputs.of(jnp.ones((2, 9, 3)), horizon=4)
+    >>> jax.eval_shape(NHiTS(9, 4).init_with_output, jax.random.key(0), x)[0].shape
+    (2, 4, 3, 1)
+    """
+
+    look_back: int
+    horizon: int
+    output: Output = Point()
+    instance_norm: str = "last"
+    pool: tuple[int, ...] = (2, 2, 1)
+    downsample: tuple[int, ...] = (4, 2, 1)
+    blocks: int = 1
+    layers: int = 2
+    width: int = 512
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False) -> Array:
+        """The output's parameters (B, H, C, P).
+
+        Raises:
+            ValueError: inputs that do not fit, covariates, or numbers of stacks that differ.
+        """
+        check(self, inputs)
+        if len(self.pool) != len(self.downsample) or min((*self.pool, *self.downsample)) < 1:
+            raise ValueError(
+                f"pool: {self.pool}, downsample: {self.downsample} found, "
+                "as many of one as of the other, each at least 1, wanted"
+            )
+        x, loc, scale = normalize(inputs.values, self.instance_norm)
+        residual, size = x.swapaxes(1, 2), self.output.size
+        total = jnp.zeros((*residual.shape[:2], size, self.horizon))
+        for i, (pool, downsample) in enumerate(zip(self.pool, self.downsample, strict=True)):
+            knots = max(1, self.horizon // downsample)
+            weights = jnp.asarray(interpolation(knots, self.horizon), jnp.float32)
+            for j in range(self.blocks):
+                features = self.look_back + size * knots
+                block = Perceptron(self.layers, self.width, features, name=f"stack_{i}_block_{j}")
+                theta = block(_maxima(residual, pool))
+                residual -= theta[..., : self.look_back]
+                ahead = theta[..., self.look_back :].reshape(*theta.shape[:2], size, knots)
+                total += matmul(ahead, weights)
+        return forecast_of(self, total.swapaxes(2, 3).reshape(*x.shape[::2], -1), loc, scale)
+
+
+def _maxima(x: Array, pool: int) -> Array:
+    """Of every `pool` steps along the last axis, the last of them perhaps fewer."""
+    fill = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % pool)]
+    x = jnp.pad(x, fill, constant_values=-jnp.inf)
+    return x.reshape(*x.shape[:-1], -1, pool).max(-1)

@@ -1,0 +1,210 @@
+"""Transformers over patches of a series, PatchTST, and over channels, iTransformer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxops.forecast.models.inputs import Inputs, check
+from jaxops.forecast.models.layers import Dropout, forecast_of, linear
+from jaxops.forecast.models.normalization import normalize
+from jaxops.forecast.models.outputs import Output, Point
+from jaxops.nn import BatchNorm, TransformerConfig, matmul
+from jaxops.nn.blocks import Stack
+
+Array = jax.Array
+
+
+def patches(x: Array, patch: int, stride: int) -> Array:
+    """Windows of `patch` steps, every `stride`, once the last value is repeated `stride` times.
+
+    Args:
+        x: (B, L).
+        patch: steps of each.
+        stride: steps from one to the next.
+
+    Returns:
+        (B, N, patch), N = (L - patch) // stride + 2.
+
+    >>> patches(jnp.arange(6)[None], 4, 2)[0].tolist()
+    [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 5, 5]]
+    """
+    number = (x.shape[1] - patch) // stride + 2
+    x = jnp.pad(x, ((0, 0), (0, stride)), mode="edge")
+    first = jnp.arange(number)[:, None] * stride
+    return x[:, first + jnp.arange(patch)[None]]
+
+
+class PatchBlock(nn.Module):
+    """Attention and perceptron, each added and normalised by the batch's statistics.
+
+    The scores of attention are added to those of the block before (He et al. 2020,
+    arXiv:2012.11747), as in PatchTST's code.
+    """
+
+    heads: int
+    hidden: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Array, before: Array | None, train: bool, mask: Array | None
+    ) -> tuple[Array, Array]:
+        """x (B, N, D) to the same, and its scores (B, heads, N, N)."""
+        (batch, length, width), per_head = x.shape, x.shape[2] // self.heads
+
+        def drop(x: Array, rate: float) -> Array:
+            return Dropout(rate)(x, train)
+
+        qkv = linear(3 * width, width, "qkv")(x)
+        q, k, v = qkv.reshape(batch, length, 3, self.heads, per_head).transpose(2, 0, 3, 1, 4)
+        scores = matmul(q, k.mT) * per_head**-0.5
+        if before is not None:
+            scores += before
+        mixed = matmul(jax.nn.softmax(scores), v).swapaxes(1, 2).reshape(x.shape)
+        # its authors drop twice in a row, which is once at the rate of both
+        twice = 1 - (1 - self.dropout) ** 2
+        x += drop(linear(width, width, "out")(mixed), twice)
+        x = BatchNorm(name="attention_norm")(x, train=train, mask=mask)
+        y = linear(self.hidden, width, "up")(x)
+        y = 0.5 * y * (1 + lax.erf(y * 2**-0.5))  # nn.gelu's erfc is slower on a CPU
+        y = linear(width, self.hidden, "down")(drop(y, self.dropout))
+        x = BatchNorm(name="norm")(x + drop(y, self.dropout), train=train, mask=mask)
+        return x, scores
+
+
+class PatchTST(nn.Module):
+    """A transformer over patches of one channel, the same for all channels.
+
+    Nie et al. 2023, arXiv:2211.14730, as in its code: the last value repeated `stride` times at the
+    end, learned positions, batch norm, and scores of attention that are added up over the layers.
+    Look-back 336 makes PatchTST/42 and 512 PatchTST/64. The defaults are those for ETTh1 and ETTh2;
+    for larger data the paper has width 128, 16 heads, hidden 256, dropout .2.
+
+    Attributes:
+        look_back: L.
+        horizon: H.
+        output: what is foretold, see `outputs`.
+        instance_norm: see `normalize`.
+        patch: steps of a patch.
+        stride: steps from one patch to the next.
+        layers: blocks.
+        heads: of attention.
+        width: of a patch's vector.
+        hidden: of the perceptrons.
+        dropout: of patches' vectors, of each branch and inside the perceptrons.
+
+    >>> x = Inputs.of(jnp.ones((2, 32, 3)), horizon=4)
+    >>> jax.eval_shape(PatchTST(32, 4).init_with_output, jax.random.key(0), x)[0].shape
+    (2, 4, 3, 1)
+    """
+
+    look_back: int
+    horizon: int
+    output: Output = Point()
+    instance_norm: str = "mean_std"
+    patch: int = 16
+    stride: int = 8
+    layers: int = 3
+    heads: int = 4
+    width: int = 16
+    hidden: int = 128
+    dropout: float = 0.3
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False, mask: Array | None = None) -> Array:
+        """The output's parameters (B, H, C, P); rows where mask (B,) is False do not count.
+
+        Raises:
+            ValueError: inputs that do not fit, covariates, or a patch longer than the look-back.
+        """
+        check(self, inputs)
+        if not 1 <= self.stride <= self.patch <= self.look_back:
+            raise ValueError(
+                f"patch: {self.patch}, stride: {self.stride} found, "
+                f"1 <= stride <= patch <= look_back = {self.look_back} wanted"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} found, a multiple of {self.heads} heads wanted")
+        x, loc, scale = normalize(inputs.values, self.instance_norm)
+        batch, length, channels = x.shape
+        x = patches(x.swapaxes(1, 2).reshape(-1, length), self.patch, self.stride)
+        x = linear(self.width, self.patch, "embedding")(x)
+        uniform = nn.initializers.uniform(0.04)
+        places = self.param("positions", lambda *a: uniform(*a) - 0.02, x.shape[1:])
+        x = Dropout(self.dropout)(x + places[None], train)
+        rows = None if mask is None else jnp.repeat(mask, channels)
+        scores = None
+        for i in range(self.layers):
+            block = PatchBlock(self.heads, self.hidden, self.dropout, name=f"block_{i}")
+            x, scores = block(x, scores, train, rows)
+        flat = x.reshape(batch, channels, -1)
+        raw = linear(self.horizon * self.output.size, flat.shape[-1], "head")(flat)
+        return forecast_of(self, raw, loc, scale)
+
+
+class ITransformer(nn.Module):
+    """A transformer whose tokens are channels, each with its whole window.
+
+    Liu et al. 2024, arXiv:2310.06625. Past covariates are tokens too, and known ones with their
+    future, of which the paper's code has the look-back alone. It mixes channels.
+
+    Attributes:
+        look_back: L.
+        horizon: H.
+        output: what is foretold, see `outputs`.
+        instance_norm: see `normalize`.
+        layers: blocks.
+        heads: of attention.
+        width: of a token.
+        hidden: of the perceptrons.
+        dropout: of tokens and of each branch.
+
+    >>> x = Inputs.of(jnp.ones((2, 32, 3)), 4, known=jnp.ones((2, 36, 2)))
+    >>> jax.eval_shape(ITransformer(32, 4).init_with_output, jax.random.key(0), x)[0].shape
+    (2, 4, 3, 1)
+    """
+
+    look_back: int
+    horizon: int
+    output: Output = Point()
+    instance_norm: str = "mean_std"
+    layers: int = 2
+    heads: int = 8
+    width: int = 256
+    hidden: int = 256
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False) -> Array:
+        """The output's parameters (B, H, C, P).
+
+        Raises:
+            ValueError: inputs that do not fit, static covariates, or a width that is no multiple
+                of the heads.
+        """
+        check(self, inputs, uses=("past", "known"))
+        config = TransformerConfig(
+            vocabulary=1,  # its tokens come as vectors
+            context=1,
+            layers=self.layers,
+            heads=self.heads,
+            width=self.width,
+            hidden=self.hidden,
+            causal=False,
+            position="none",
+            post_norm=True,
+            activation="gelu_exact",
+            dropout=self.dropout,
+        )
+        values, loc, scale = normalize(inputs.values, self.instance_norm)
+        tokens = []
+        for name, x in (("values", values), ("past", inputs.past), ("known", inputs.known)):
+            if x.shape[-1]:
+                tokens.append(linear(self.width, x.shape[1], name)(x.swapaxes(1, 2)))
+        x = jnp.concatenate(tokens, 1)
+        x = Dropout(self.dropout)(x, train)
+        x = Stack(config, name="blocks")(x, train=train)[0]
+        x = nn.LayerNorm(epsilon=1e-5, name="norm")(x[:, : values.shape[-1]])
+        raw = linear(self.horizon * self.output.size, self.width, "head")(x)
+        return forecast_of(self, raw, loc, scale)

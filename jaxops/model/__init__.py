@@ -1,0 +1,1 @@
+"""A finished model: its file, its compiled predictor, exact top-k."""

@@ -1,0 +1,1 @@
+"""From an event log to histories, splits and features."""

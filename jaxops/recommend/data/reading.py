@@ -1,0 +1,261 @@
+"""Files, frames and arrays to an event log."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxops.data import tables
+from jaxops.data.tables import Source, none_missing
+from jaxops.recommend.data.events import Events, Report
+
+Repeats = Literal["keep", "distinct", "first", "last"]
+MISSING = ("", "nan", "NaN")
+
+
+def events(
+    source: Source,
+    *,
+    user: str = "user",
+    item: str = "item",
+    time: str | None = "time",
+    weight: str | None = None,
+    user_features: Source | None = None,
+    item_features: Source | None = None,
+    repeats: Repeats = "keep",
+    items: Sequence[str] | np.ndarray = (),
+    header: Sequence[str] | None = None,
+    separator: str = ",",
+    encoding: str = "utf-8",
+) -> Events:
+    """Read an event log.
+
+    Ids are kept as text, "007" of a CSV file too. The catalogue is in the order of first
+    appearance: `items` first, then those of the log, then those of `item_features` that nobody
+    has taken yet; likewise the users. Events are sorted by time, equal times as in the source.
+
+    Args:
+        source: a file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name.
+        user: the column of the user's id, text or integers.
+        item: the column of the item's id, text or integers.
+        time: the column of times: numbers (int64 or float64, as they are), dates, or their text
+            in ISO 8601 (float64, seconds since 1970 UTC). None: the place in the source.
+        weight: the column of how much an event counts, not negative; 1 by default.
+        user_features: a table with the column `user` and a row for every user.
+        item_features: a table with the column `item` and a row for every item. Numbers become
+            int64, or float32 with NaN for missing; text an object array, "" for missing.
+        repeats: of rows with the same user and item, "keep" all; "distinct" keeps one for
+            each time; "first" and "last" keep that one.
+        items: ids of a catalogue that is known already, such as a trained recommender's.
+        header: the names of the columns of a CSV file that has no line of names.
+        separator: what stands between the columns of a CSV file; " " is any number of blanks.
+        encoding: of a CSV file.
+
+    Returns:
+        The events, with a `report` of what was found.
+
+    Raises:
+        ValueError: a column that is not there, of another type, or of another length; an id
+            or a time that is missing; a weight that is negative or missing; an id without a
+            row of features, or with two; no rows.
+
+    >>> log = events({"user": ["ann", "bob", "ann"], "item": [7, 7, 8], "time": [3, 2, 1]})
+    >>> log.users.tolist(), log.items.tolist(), log.item.tolist(), log.time.tolist()
+    (['ann', 'bob'], ['7', '8'], [1, 0, 0], [1, 2, 3])
+    """
+    wanted = [name for name in (user, item, time, weight) if name is not None]
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"columns {', '.join(wanted)}: one named twice")
+    form = _Form(header, separator, encoding)
+    name, columns = _columns(source, wanted, (user, item), form)
+    if repeats not in ("keep", "distinct", "first", "last"):
+        raise ValueError(f'repeats={repeats!r}: "keep", "distinct", "first" or "last" wanted')
+    rows = len(columns[user])
+    times = np.arange(rows) if time is None else _times(columns[time], f"{name}: column {time!r}")
+    weights = np.ones(rows, np.float32)
+    if weight is not None:
+        weights = _weights(columns[weight], f"{name}: column {weight!r}")
+    user_table = _features(user_features, user)
+    item_table = _features(item_features, item)
+    user_index, users = _codes(columns[user], f"{name}: column {user!r}", (), user_table)
+    item_index, catalogue = _codes(columns[item], f"{name}: column {item!r}", items, item_table)
+
+    order = np.argsort(times, kind="stable")
+    log = Events(
+        user_index[order],
+        item_index[order],
+        times[order],
+        weights[order],
+        users,
+        catalogue,
+        _aligned(user_table, users),
+        _aligned(item_table, catalogue),
+    )
+    return _without_repeats(log, repeats)
+
+
+def _without_repeats(log: Events, repeats: Repeats) -> Events:
+    import pandas as pd
+
+    pair = pd.Series(log.user.astype(np.int64) * len(log.items) + log.item)
+    same = pd.DataFrame({"pair": pair, "time": log.time}).duplicated().to_numpy()
+    again = pair.duplicated().to_numpy()
+    drop = {
+        "keep": np.zeros(len(log), bool),
+        "distinct": same,
+        "first": again,
+        "last": pair.duplicated(keep="last").to_numpy(),
+    }[repeats]
+    kept = log.part(~drop) if drop.any() else log
+    by_user = np.argsort(kept.user, kind="stable")
+    ties = (np.diff(kept.user[by_user]) == 0) & (np.diff(kept.time[by_user]) == 0)
+    report = Report(
+        rows=len(log),
+        duplicates=int(same.sum()),
+        repeats=int(again.sum() - same.sum()),
+        dropped=int(drop.sum()),
+        ties=int(ties.sum()),
+        users=len(log.users),
+        items=len(log.items),
+    )
+    return replace(kept, report=report)
+
+
+class _Form(NamedTuple):
+    """How a CSV file is written."""
+
+    header: Sequence[str] | None = None
+    separator: str = ","
+    encoding: str = "utf-8"
+
+
+def _columns(
+    source: Source, wanted: Sequence[str] | None, text: Sequence[str], form: _Form
+) -> tuple[str, Any]:
+    """The source's name for messages, and the wanted columns (or all) as a pandas frame."""
+    file = isinstance(source, str | Path) and Path(source).suffix not in tables.PARQUET
+    if form.header and not file:
+        raise ValueError("header: only a CSV file can lack the names of its columns")
+
+    def read(path: str | Path) -> Any:
+        if form.header is None and form.separator == ",":
+            return tables.csv_frame(path, wanted, form.encoding, MISSING, text)
+        return _plain_frame(Path(path), text, form)
+
+    return tables.source_frame(source, wanted, text, read)
+
+
+def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
+    """A CSV file without a line of names, or with another separator than a comma."""
+    import pandas as pd
+
+    names = list(form.header or ())
+    keys = [names.index(name) for name in text if name in names] if names else text
+    blanks = form.separator == " "
+    try:
+        with warnings.catch_warnings():
+            # a line longer than the first is cut with a warning, or an error, as it happens
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                path,
+                sep=r"\s+" if blanks else form.separator,
+                engine="c" if blanks or len(form.separator) == 1 else "python",
+                header=None if names else 0,
+                index_col=False,
+                dtype=dict.fromkeys(keys, str),
+                encoding=form.encoding,
+                na_values=[""],
+                keep_default_na=False,
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if names:
+        if len(names) != frame.shape[1]:
+            raise ValueError(
+                f"{path}: {frame.shape[1]} columns found, {len(names)} wanted: {', '.join(names)}"
+            )
+        frame.columns = names
+    return frame
+
+
+def _times(column: Any, what: str) -> np.ndarray:
+    import pandas as pd
+
+    none_missing(column, what, "a time for every event")
+    kind = column.dtype.kind
+    if kind in "iu":
+        return np.asarray(column.to_numpy(np.int64))
+    if kind == "f":
+        times = column.to_numpy(np.float64)
+        if not np.isfinite(times).all():
+            raise ValueError(f"{what}: inf found, a finite number wanted")
+        return np.asarray(times)
+    dates = column
+    if kind != "M":
+        number = pd.to_numeric(column, errors="coerce").notna()
+        dates = pd.to_datetime(column.astype(str), format="ISO8601", utc=True, errors="coerce")
+        bad = dates.isna() | number.all()  # digits alone may be a date or a number
+        if bad.any():
+            odd = column[bad & ~number if (bad & ~number).any() else bad].iloc[0]
+            raise ValueError(f"{what}: {odd!r} found, numbers or dates in ISO 8601 wanted")
+    return np.asarray(dates.to_numpy("datetime64[ns]").astype(np.int64) / 1e9)
+
+
+def _weights(column: Any, what: str) -> np.ndarray:
+    import pandas as pd
+
+    none_missing(column, what, "a number, 0 or more,")
+    if column.dtype.kind not in "iuf":
+        number = pd.to_numeric(column, errors="coerce").notna()
+        odd = column[number if number.all() else ~number].iloc[0]
+        raise ValueError(f"{what}: {odd!r} found, numbers wanted")
+    weights = column.to_numpy(np.float32)
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        raise ValueError(
+            f"{what}: {weights[bad.argmax()]} found in row {bad.argmax()} (counted from 0); "
+            "a finite number, 0 or more, wanted"
+        )
+    return np.asarray(weights)
+
+
+def _codes(
+    column: Any, what: str, known: Sequence[str] | np.ndarray, table: tuple[Any, Any, str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into the ids, and the ids: the known ones, the column's, the table's."""
+    import pandas as pd
+
+    codes, found = tables.ids(column, what)
+    first = np.asarray(known, object)
+    last = np.empty(0, object) if table is None else table[0]
+    ids = pd.unique(np.concatenate([first, found, last]))
+    if len(pd.unique(first)) < len(first):
+        raise ValueError("items: an id found twice")
+    place = pd.Index(ids).get_indexer(found).astype(np.int32)
+    return place[codes], ids.astype(str)
+
+
+def _features(source: Source | None, column: str) -> tuple[Any, Any, str] | None:
+    """The ids of a table, its other columns, and its name."""
+    if source is None:
+        return None
+    name, frame = _columns(source, None, (column,), _Form())
+    codes, ids = tables.ids(frame[column], f"{name}: column {column!r}")
+    if len(ids) < len(codes):
+        twice = ids[np.bincount(codes).argmax()]
+        raise ValueError(f"{name}: column {column!r}: {twice!r} found twice, once wanted")
+    return ids, tables.from_frame(name, frame.drop(columns=column)), f"{name}: column {column!r}"
+
+
+def _aligned(table: tuple[Any, Any, str] | None, ids: np.ndarray) -> dict[str, np.ndarray]:
+    import pandas as pd
+
+    if table is None:
+        return {}
+    place = pd.Index(table[0]).get_indexer(ids.astype(object))
+    if (place < 0).any():
+        raise ValueError(f"{table[2]}: no row for {str(ids[(place < 0).argmax()])!r}")
+    return {name: column[place] for name, column in table[1].items()}

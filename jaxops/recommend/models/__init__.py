@@ -1,0 +1,1 @@
+"""Recommenders: sequence models, two towers, and closed forms."""

@@ -1,0 +1,243 @@
+"""Checkpoints of a run in progress, by Orbax: whole or not there, and restored exactly."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jaxops.devices import hosts
+from jaxops.train import checksums
+
+
+class Checkpointer:
+    """Numbered checkpoints in one directory; the newest `keep` of them stay.
+
+    A checkpoint is written beside its place and then moved into it, so a run that is killed while
+    it saves leaves the one before as the newest. Saving is asynchronous: the arrays are copied to
+    the host before `save` returns, and written while training goes on.
+
+    Every file's checksum is kept in the checkpoint and compared when the directory is opened. A
+    newest checkpoint that is damaged is set aside as "STEP.damaged", which is printed, and the one
+    before is the newest. One `Checkpointer` at a time has a directory, by a lock that the system
+    takes back when its process dies.
+
+    Raises:
+        OSError: the directory cannot be written to, or another run has it; or, from the next call
+            on, the disk refused a write. Checkpoints that were complete before stay readable.
+        ValueError: every checkpoint is damaged; names the files. Or `devices.start` is wanted.
+
+    >>> import tempfile
+    >>> import jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpoints:
+    ...     tree = {"weights": jnp.arange(3.0)}
+    ...     checkpoints.save(7, {"state": tree}, meta={"rows": 100})
+    ...     checkpoints.wait()
+    ...     wanted = abstract(tree, {"weights": tree["weights"].sharding})
+    ...     restored = checkpoints.restore({"state": wanted})
+    ...     print(checkpoints.latest_step(), checkpoints.meta(), restored["state"]["weights"])
+    7 {'rows': 100} [0. 1. 2.]
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 3) -> None:
+        hosts.check_started()
+        self.directory = Path(directory).absolute()
+        self._pending: Any = None
+        self._lock: int | None = None
+        self._saving: tuple[int, dict[str, Any]] = (0, {})
+        try:
+            hosts.by_first(self._open)
+            policies, context = ocp.training, ocp.Context()
+            # Called by process 0 when all is written and not yet in its place. A lambda, for
+            # Orbax copies its options, and a copied method is one of a copied object.
+            context.asynchronous.post_finalization_callback = lambda: self._seal()
+            # else a folder that cannot be made is found out after five minutes
+            context.asynchronous.create_directories_asynchronously = False
+            self._orbax = ocp.training.Checkpointer(
+                self.directory,
+                context=context,
+                save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _open(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.directory)
+        _set_damaged_aside(self.directory)
+
+    def _seal(self) -> None:
+        step, record = self._saving
+        (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
+        checksums.write(folder, record)
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, or `None`."""
+        return self._orbax.latest.step if self._orbax.latest else None
+
+    def save(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Save named trees of arrays and a small JSON-like `meta` as checkpoint `step`."""
+        self.wait()
+        if step == self.latest_step():
+            return
+        if hosts.count() > 1:
+            hosts.by_first(self._try_folder)
+        self._saving = step, {"meta": json.dumps(meta), "leaves": leaves(trees)}
+        try:
+            self._pending = self._orbax.save_checkpointables_async(
+                step, trees, custom_metadata={"checksums": True}, force=True
+            )
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def wait(self) -> None:
+        """Return when the last save is on disk; raise what stopped it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except Exception as error:
+                raise self._refused(error) from error
+
+    def _try_folder(self) -> None:
+        """Where Orbax's process 0 can make no folder, its others wait for it for long."""
+        try:
+            os.rmdir(tempfile.mkdtemp(dir=self.directory))
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def meta(self) -> dict[str, Any]:
+        """What `save` was given as `meta` for the newest checkpoint."""
+        return json.loads(self._record()["meta"])
+
+    def restore(self, trees: dict[str, Any]) -> dict[str, Any]:
+        """The newest checkpoint's trees.
+
+        Args:
+            trees: name -> tree of `jax.ShapeDtypeStruct` with shardings: what is wanted, where.
+
+        Raises:
+            FileNotFoundError: there is no complete checkpoint.
+            ValueError: the checkpoint is of another model or optimizer, and what differs; or it
+                cannot be read.
+        """
+        found, wanted = self._record()["leaves"], leaves(trees)
+        step = self.latest_step()
+        for leaf in sorted(found.keys() | wanted.keys()):
+            have, want = (tree.get(leaf, "nothing") for tree in (found, wanted))
+            if have != want:
+                raise ValueError(
+                    f"{self.directory}: checkpoint {step} is of another model or optimizer: "
+                    f"{leaf}: {have} found, {want} wanted"
+                )
+        try:
+            return self._orbax.load_checkpointables(step, trees)
+        except Exception as error:
+            folder = self.directory / str(step)
+            raise ValueError(f"{folder}: the checkpoint cannot be read: {error}") from error
+
+    def _record(self) -> Any:
+        step = self.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"{self.directory}: no complete checkpoint in it")
+        record = checksums.read(self.directory / str(step))
+        if record is None:  # an older one
+            record = self._orbax.checkpointables_metadata(step).custom_metadata
+        if not record or "leaves" not in record:
+            raise ValueError(f"{self.directory}: checkpoint {step} was not written by jaxops")
+        return record
+
+    def close(self) -> None:
+        """Wait for the last save and let go of the directory."""
+        try:
+            self.wait()
+        finally:
+            try:
+                self._orbax.close()
+            except Exception as error:  # it raises once more what stopped the save
+                raise self._refused(error) from error
+            finally:
+                self._unlock()
+
+    def _refused(self, error: Exception) -> OSError:
+        return OSError(
+            f"{self.directory}: the checkpoint could not be written (is the disk full?); "
+            f"the newest complete one is of step {self.latest_step()}: {error}"
+        )
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lock(directory: Path) -> int:
+    """A lock on the directory itself; it ends with its descriptor, however the process ends."""
+    as_effective = os.access in os.supports_effective_ids
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=as_effective):
+        raise PermissionError(f"{directory}: no checkpoint can be written there; it is read-only")
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        # there is no such lock on Windows and on some network drives
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BlockingIOError(
+            f"{directory}: another run that is alive writes its checkpoints there; "
+            "wait for its end, or name another directory"
+        ) from error
+    except OSError:
+        pass
+    return descriptor
+
+
+def _set_damaged_aside(directory: Path) -> None:
+    """Leave a good checkpoint as the newest, if there is any."""
+    found = sorted(
+        (p for p in directory.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)
+    )
+    damaged: dict[Path, str] = {}
+    while found and (what := checksums.damage(found[-1])):
+        damaged[found.pop()] = what
+    if damaged and not found:
+        raise ValueError("\n".join(damaged.values()) + "\nand there is no other checkpoint")
+    for folder, what in damaged.items():
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        print(f"{what}; going back to checkpoint {found[-1].name}", file=sys.stderr)
+
+
+def leaves(trees: dict[str, Any]) -> dict[str, str]:
+    """Path -> dtype and shape of every leaf."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(trees)[0]
+    }
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays: what `Checkpointer.restore` wants."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

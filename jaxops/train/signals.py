@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM while a run lasts: heard, and answered between two calls."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxops.devices import hosts
+
+PREEMPTED = 75
+"""The exit code of a run that was stopped by SIGTERM and saved: EX_TEMPFAIL, try again."""
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """A list that Ctrl-C and SIGTERM add to, so that no call is torn; a second Ctrl-C raises."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    if hosts.count() > 1:  # JAX's preemption service waits for SIGTERM
+        numbers = (signal.SIGINT,)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def on_signal(number: int, _: Any) -> None:
+        asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+            if hosts.count() > 1:  # they stop together: by the way that SIGTERM takes
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,176 @@
+"""How far a classifier's probabilities can be trusted, and what it should refuse to answer."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxops.trust.report import BLUE, GREY, PathLike, _figure, _open_frame, _save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Reliability(NamedTuple):
+    """Rows in bins of equal width of the probability given to the predicted class.
+
+    Attributes:
+        confidence: (bins,), its mean; NaN where a bin is empty.
+        accuracy: (bins,), the share that is right.
+        rows: (bins,), how many.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    rows: np.ndarray
+
+    def ece(self) -> float:
+        """The expected calibration error: see `ece`."""
+        gap = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float((gap * self.rows).sum() / self.rows.sum())
+
+
+def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The T for which softmax(log p / T) gives rows it was not trained on the highest likelihood.
+
+    The mean loss is convex in β = 1/T, with the derivative E_β[z] - z_y for z = log p, so its only
+    zero is bracketed and halved. Logits z + c give the same, so an ensemble's mean does as well.
+
+    Args:
+        probabilities: (N, C) of validation rows.
+        labels: (N,) integers in [0, C).
+
+    Returns:
+        T in [0.01, 100]: above 1 where the classifier is too sure of itself.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    References:
+        Guo et al. 2017, arXiv:1706.04599.
+
+    >>> round(temperature(np.array([[0.9, 0.1]] * 4), np.array([0, 0, 0, 1])), 3)
+    2.0
+    """
+    probabilities, labels = _pair(probabilities, labels)
+    z = np.log(np.maximum(probabilities, 1e-30))
+    own = np.take_along_axis(z, labels[:, None], 1)
+
+    def slope(beta: float) -> float:
+        p = scaled(probabilities, 1 / beta)
+        return float(((p * z).sum(1) - own[:, 0]).sum())
+
+    low, high = np.log(1e-2), np.log(1e2)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
+    return float(np.exp(-low))
+
+
+def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log p / T): (N, C), rows sum to one.
+
+    >>> scaled(np.array([[0.9, 0.1]]), 2.0).round(3).tolist()
+    [[0.75, 0.25]]
+    """
+    z = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30)) / temperature
+    p = np.exp(z - z.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Reliability:
+    """Confidence and accuracy in `bins` bins of equal width, (i / bins, (i + 1) / bins].
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+        bins: how many.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    probabilities, labels = _pair(probabilities, labels)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins).astype(float)
+    with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin
+        sure, share = (np.bincount(place, value, bins) / count for value in (confidence, right))
+    return Reliability(sure, share, count)
+
+
+def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error: Σ (n_b / N) |accuracy_b - confidence_b| over bins.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+        bins: how many, of equal width.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    References:
+        Guo et al. 2017, arXiv:1706.04599.
+
+    >>> round(ece(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1])), 3)
+    0.4
+    """
+    return reliability(probabilities, labels, bins).ece()
+
+
+def refusal(
+    in_scope: np.ndarray, right: np.ndarray, out_of_scope: np.ndarray, accuracy: float = 0.9
+) -> tuple[float, float]:
+    """How much of what is out of scope is refused where so much of what is in scope is still right.
+
+    A row is answered where its score is at least the threshold, and right where it is answered and
+    the answer is right. The threshold is the highest that leaves `accuracy` right.
+
+    Args:
+        in_scope: (N,) scores of rows in scope, such as the largest probability.
+        right: (N,) bool, whether the answer would be right.
+        out_of_scope: (M,) scores.
+        accuracy: the least share of the rows in scope that has to be right.
+
+    Returns:
+        recall, the share of `out_of_scope` that is refused, and the threshold: 0 and -infinity
+        where too little is right without any refusal.
+
+    >>> refusal(np.array([0.9, 0.8, 0.3]), np.array([1, 1, 0]), np.array([0.5, 0.85]), accuracy=0.6)
+    (0.5, 0.8)
+    """
+    scores = np.sort(np.asarray(in_scope)[np.asarray(right, bool)])[::-1]
+    needed = int(np.ceil(accuracy * len(in_scope) - 1e-9))
+    if needed > len(scores):
+        return 0.0, -np.inf
+    threshold = scores[needed - 1] if needed else np.inf
+    return float((np.asarray(out_of_scope) < threshold).mean()), float(threshold)
+
+
+def plot_reliability(
+    probabilities: np.ndarray, labels: np.ndarray, path: PathLike, bins: int = 15
+) -> "Figure":
+    """Accuracy against confidence, with the rows in each bin beneath; the title has the ECE."""
+    found = reliability(probabilities, labels, bins)
+    figure = _figure(4.4, 5.2)
+    top, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
+    edges = np.arange(bins) / bins
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    top.bar(edges, np.nan_to_num(found.accuracy), 0.9 / bins, align="edge", color=BLUE, alpha=0.35)
+    top.plot(found.confidence, found.accuracy, "o", color=BLUE, markersize=4, label="bins")
+    below.bar(edges, found.rows, 0.9 / bins, align="edge", color=GREY)
+    for axes in (top, below):
+        _open_frame(axes)
+    top.set(ylabel="accuracy", ylim=(0, 1), title=f"reliability, ECE {found.ece():.2%}")
+    top.legend(frameon=False, loc="upper left")
+    below.set(xlabel="probability of the predicted class", ylabel="rows", xlim=(0, 1))
+    return _save(figure, path)
+
+
+def _pair(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
+        raise ValueError(
+            f"probabilities, labels: {probabilities.shape} and {labels.shape} found, (N, C) and "
+            "(N,) wanted"
+        )
+    return probabilities, labels

@@ -1,0 +1,356 @@
+"""What a run leaves behind: logs, pictures and tables.
+
+A record is a flat dict such as `{"step": 100, "epoch": 0.1, "split": "train", "loss": 0.5}`; a
+logger is called with records. Pictures need no display, and every `plot_*` returns its Figure.
+Of several processes only the first writes files.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxops._table import table as table
+from jaxops.devices import hosts
+from jaxops.metrics import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+PathLike = str | os.PathLike[str]
+
+# Okabe and Ito's colours, which colour-blind readers tell apart
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+
+
+def _plain(value: Any) -> Any:
+    """What strict JSON can hold: lists for arrays, null for NaN and infinity."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
+    """The records of a file, without a last line that is only half written.
+
+    Raises:
+        ValueError: another line is not JSON.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                records.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not JSON: {line[:80]!r}") from error
+    return records
+
+
+class JsonLines:
+    """Logger of one JSON object a line; the file is closed after each, so none is lost.
+
+    What an earlier run wrote is kept, except a last line that a killed process left half written,
+    and, when `fit` goes on from a checkpoint, what is of later steps, which it writes again: no
+    record is missing and none is there twice. So the file is for one run: one that starts with a
+    `checkpoint_dir` and no checkpoint moves what it finds to NAME.old, and replaces an older one.
+
+    Args:
+        path: the file, made with its folder where missing.
+        resume_step: drop records of later steps at once.
+    """
+
+    def __init__(self, path: PathLike, resume_step: int | None = None):
+        self.path = Path(path)
+        if not hosts.first():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._written = False
+        self.resume(math.inf if resume_step is None else resume_step)
+
+    def resume(self, step: float) -> None:
+        """Drop records of steps after `step`, unless this logger wrote them: a second run's.
+
+        A run that starts at 0 may be a new one: then the file is moved to NAME.old first.
+        """
+        if self._written or not self.path.exists():
+            return
+        found = read_json_lines(self.path)
+        records = [r for r in found if r.get("step", 0) <= step]
+        if step == 0 and len(records) < len(found):
+            old = self.path.with_name(self.path.name + ".old")
+            self.path.replace(old)
+            print(f"{self.path}: of an earlier run, moved to {old}", file=sys.stderr)
+        # replaced in one move: killed here, the old file is still whole
+        new = self.path.with_name(self.path.name + ".new")
+        new.write_text("".join(json.dumps(r) + "\n" for r in records))
+        new.replace(self.path)
+
+    def __call__(self, record: Record) -> None:
+        """Append a record; arrays become lists, NaN and infinity null."""
+        if not hosts.first():
+            return
+        line = json.dumps(_plain(record), allow_nan=False)
+        self._written = True
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+
+class TensorBoard:
+    """Logger of TensorBoard event files; no TensorFlow needed.
+
+    Scalars go by the tag "name/split", so that a metric's splits stand side by side; all other
+    values are left out. Close it at the end.
+
+    Args:
+        directory: where the event files go.
+        resume_step: hide events of later steps, which a resumed run writes again.
+    """
+
+    def __init__(self, directory: PathLike, resume_step: int | None = None):
+        self.writer: Any = None
+        if not hosts.first():
+            return
+        from tensorboardX import SummaryWriter
+
+        # TensorBoard drops the events at purge_step and after it. The suffix: two runs begun
+        # within a second would else share a file name, and the second erase the first
+        purge = None if resume_step is None else resume_step + 1
+        self.writer = SummaryWriter(
+            str(directory),
+            purge_step=purge,
+            flush_secs=10,
+            filename_suffix=f".{os.urandom(4).hex()}",
+        )
+
+    def __call__(self, record: Record) -> None:
+        """Write the record's scalars at its step."""
+        for name, value in record.items():
+            number = isinstance(value, int | float | np.number) or getattr(value, "shape", 0) == ()
+            if self.writer and number and name not in ("step", "epoch"):
+                tag = f"{name}/{record['split']}" if "split" in record else name
+                self.writer.add_scalar(tag, float(value), int(record["step"]))
+
+    def close(self) -> None:
+        """Write what is still waiting."""
+        if self.writer:
+            self.writer.close()
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _save(figure: "Figure", path: PathLike) -> "Figure":
+    if hosts.first():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    return figure
+
+
+def _open_frame(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def plot_curves(
+    records: Sequence[Record],
+    path: PathLike,
+    metrics: Sequence[str] = ("loss", "accuracy"),
+) -> "Figure":
+    """Metrics against epochs, one panel a metric and one line a split.
+
+    Args:
+        records: what a logger got; without "epoch" the axis is "step".
+        path: the PNG.
+        metrics: which to draw; those that no record has are left out.
+    """
+    names = [name for name in metrics if any(name in r for r in records)]
+    if not names:
+        raise ValueError(f"records: found none of {list(metrics)} in {len(records)} records")
+    x = "epoch" if any("epoch" in r for r in records) else "step"
+    figure = _figure(4.6 * len(names), 3.4)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        rows = [r for r in records if name in r]
+        for split in dict.fromkeys(r.get("split", "train") for r in rows):
+            line = [(r[x], r[name]) for r in rows if r.get("split", "train") == split and x in r]
+            points = np.array(line, float).reshape(-1, 2)  # None, a NaN read back, is NaN again
+            style = {"marker": "o", "markersize": 3.5} if len(points) <= 30 else {}
+            axes.plot(*points.T, label=split, color=COLORS.get(split, GREY), linewidth=1.6, **style)
+        _open_frame(axes)
+        axes.set(xlabel=x, title=name)
+        axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -> "Figure":
+    """A confusion matrix (C, C), rows true: shades are shares of a row, numbers are counts.
+
+    Without names classes go by number; beyond 20 classes only the shades are drawn.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    size, names = len(matrix), _names(classes, len(matrix))
+    if matrix.shape != (len(names), len(names)):
+        raise ValueError(f"matrix: found shape {matrix.shape} for {len(names)} classes")
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-30)
+    side = max(3.0, 0.48 * size) if size <= 20 else min(max(9.6, 0.13 * size), 24.0)
+    cell = 72 * side / size  # points
+    font = min(9.0, 0.62 * cell)
+    figure = _figure(side + 1.6, side + 1.2)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class")
+    bar.outline.set_visible(False)
+    wide = 0.65 * font * max(map(len, names)) > cell
+    rotation, ha = (90, "center") if size > 20 else (45, "right") if wide else (0, "center")
+    axes.set_xticks(range(size), names, fontsize=font, rotation=rotation, ha=ha)
+    axes.set_yticks(range(size), names, fontsize=font)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for row, column in np.argwhere(matrix > 0) if size <= 20 else ():
+        text, color = (
+            f"{matrix[row, column]:.6g}",
+            "white" if shares[row, column] > 0.5 else "black",
+        )
+        small = 9 if len(text) < 5 else 7
+        axes.text(column, row, text, ha="center", va="center", fontsize=small, color=color)
+    right, total = matrix.trace(), matrix.sum()
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"{right:.6g} of {total:.6g} right ({right / max(total, 1e-30):.1%})", pad=10)
+    return _save(figure, path)
+
+
+def plot_roc(scores: Scores | tuple[np.ndarray, np.ndarray, float], path: PathLike) -> "Figure":
+    """The ROC curve with its area, of `Scores` or of (fpr, tpr, auc)."""
+    if isinstance(scores, Scores):
+        fpr, tpr, _ = scores.roc_curve()
+        auc = scores.auc()
+    else:
+        fpr, tpr, auc = scores
+    figure = _figure(4.4, 4.4)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance, 0.5")
+    axes.plot(fpr, tpr, color=BLUE, linewidth=2, label=f"area {auc:.4f}", clip_on=False)
+    axes.fill_between(fpr, tpr, color=BLUE, alpha=0.08, linewidth=0)
+    _open_frame(axes)
+    axes.set(
+        xlabel="false positive rate", ylabel="true positive rate", title="ROC curve",
+        xlim=(0, 1), ylim=(0, 1), aspect="equal",
+    )  # fmt: skip
+    axes.legend(frameon=False, loc="lower right")
+    return _save(figure, path)
+
+
+def _names(classes: Sequence[str], size: int) -> list[str]:
+    return list(classes) or [str(i) for i in range(size)]
+
+
+def _same_rows(images: Any, labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    n = len(images)
+    if labels.shape != (n,) or probabilities.ndim != 2 or len(probabilities) != n or not n:
+        raise ValueError(
+            f"images, labels, probabilities: found shapes {np.shape(images)}, {labels.shape}, "
+            f"{probabilities.shape}, wanted (N, H, W) or (N, H, W, channels), (N,), (N, classes)"
+        )
+    return labels, probabilities
+
+
+def _draw(axes: "Axes", image: np.ndarray, title: str, color: str) -> None:
+    """One picture: (H, W), (H, W, 1) or (H, W, 3); floats of any range."""
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.dtype != np.uint8 and (image.min() < 0 or image.max() > 1):  # was normalised
+        image = (image - image.min()) / max(np.ptp(image), 1e-12)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
+    axes.set_title(title, fontsize=9, color=color, pad=4)
+
+
+def plot_mistakes(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    path: PathLike,
+    count: int = 25,
+) -> "Figure":
+    """A sheet of the worst mistakes, first the one that the model was surest of.
+
+    Args:
+        images: (N, H, W), (N, H, W, 1) or (N, H, W, 3).
+        labels: (N,) integers.
+        probabilities: (N, C).
+        classes: the classes' names, or empty for their numbers.
+        path: the PNG.
+        count: at most so many.
+    """
+    labels, probabilities = _same_rows(images, labels, probabilities)
+    names = _names(classes, probabilities.shape[1])
+    predicted, sureness = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-sureness[wrong], kind="stable")][:count]
+    columns = min(5, max(3, len(worst)))
+    rows = max(1, -(-len(worst) // columns))
+    figure = _figure(1.5 * columns, 1.85 * rows + 0.5)
+    figure.suptitle(f"{len(wrong)} mistakes in {len(labels)}: true → predicted", fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, i in zip(grid, worst, strict=False):
+        title = f"{names[labels[i]]} → {names[predicted[i]]}\n{sureness[i]:.1%}"
+        _draw(axes, images[i], title, "black")
+    return _save(figure, path)
+
+
+def plot_predictions(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    path: PathLike,
+    count: int = 10,
+) -> "Figure":
+    """The first predictions: each picture over its three likeliest classes.
+
+    Blue is right, orange wrong. The arguments are those of `plot_mistakes`.
+    """
+    labels, probabilities = _same_rows(images, labels, probabilities)
+    probabilities = probabilities[:count]
+    names = _names(classes, probabilities.shape[1])
+    columns = min(5, len(probabilities))
+    rows = -(-len(probabilities) // columns)
+    figure = _figure(1.7 * columns, 3.0 * rows)
+    heights = {"height_ratios": [5, 2.6] * rows}
+    grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw=heights)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for i, p in enumerate(probabilities):
+        top, bars = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
+        best = np.argsort(-p, kind="stable")[:3]
+        color = BLUE if best[0] == labels[i] else ORANGE
+        _draw(top, images[i], f"{names[best[0]]}\ntrue: {names[labels[i]]}", color)
+        lines = np.arange(len(best))
+        bars.barh(lines + 0.4, 1, color="#e6e6e6", height=0.2)
+        bars.barh(lines + 0.4, p[best], color=[color, GREY, GREY][: len(best)], height=0.2)
+        bars.set(xlim=(0, 1), ylim=(2.6, -0.4))
+        for line, c in enumerate(best):
+            bars.text(0, line, names[c], va="center", fontsize=7)
+            bars.text(1, line, f"{p[c]:.1%}", va="center", ha="right", fontsize=7)
+    return _save(figure, path)

@@ -1,0 +1,79 @@
+"""Columns that do not fit on the device are streamed, batch for batch as if they did."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxops as jo
+from jaxops.task import Column
+from jaxops.train import loop
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1, name="out")(x)[:, 0]
+
+
+TASK = jo.supervised(
+    Linear(),
+    lambda batch, key: batch["x"],
+    lambda out, batch, train: optax.squared_error(out, batch["y"]),
+    lambda out, batch, weights: {},
+    lambda out: out,
+    (Column("x", (3,)), Column("y", (), target=True)),
+)
+
+
+def test_too_large_for_the_device_is_the_same_run(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(50, 3)).astype(np.float32)}
+    data["y"] = data["x"].sum(1)
+    tx = jo.optim.adam(1e-2)
+    settings = {"optimizer": tx, "batch_size": 8, "progress": False, "seed": 3}
+    resident = jo.fit(TASK, data, epochs=4, **settings)
+    kept = {"checkpoint_dir": tmp_path / "resident", "checkpoint_every": 5}
+    jo.fit(TASK, data, steps=10, **settings, **kept)
+    monkeypatch.setattr(loop, "fits", lambda columns, plan: False)
+    streamed = jo.fit(TASK, data, epochs=4, **settings)
+    moved = jo.fit(TASK, data, epochs=4, **settings, **kept)  # to a smaller device
+    kept["checkpoint_dir"] = tmp_path / "streamed"
+    jo.fit(TASK, data, steps=10, **settings, **kept)  # in the middle of the second epoch
+    resumed = jo.fit(TASK, data, epochs=4, **settings, **kept)
+    with pytest.raises(ValueError, match="another run: seed: 3 found, 4 wanted"):
+        jo.fit(TASK, data, epochs=4, **{**settings, "seed": 4}, **kept)
+    for other in (streamed, resumed, moved):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+            resident.params,
+            other.params,
+        )
+    jax.tree.map(np.testing.assert_array_equal, streamed.params, resumed.params)
+
+
+class Device:
+    def __init__(self, stats):
+        self.stats = stats
+
+    def memory_stats(self):
+        return self.stats
+
+
+def test_half_of_the_free_memory_is_for_the_data():
+    class Mesh:
+        local_devices: ClassVar = [None]
+
+    plan = jo.devices.Plan(Mesh(), ())
+    columns = {"x": np.zeros(100, np.uint8)}
+    for stats, expected in (
+        (None, True),
+        ({"bytes_limit": 199}, False),
+        ({"bytes_limit": 200}, True),
+        ({"bytes_limit": 250, "bytes_in_use": 51}, False),
+    ):
+        Mesh.local_devices[0] = Device(stats)
+        assert loop.fits(columns, plan) is expected

@@ -1,0 +1,534 @@
+"""fit, evaluate and predict: what is seen, what is reported, what is compiled, what is refused."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from small import (
+    ADAM,
+    SETTINGS,
+    TASK,
+    Batches,
+    assert_close,
+    assert_equal,
+    compilations,
+    counting,
+    grained,
+    images,
+    numbered,
+    regression,
+)
+
+import jaxops as jo
+from jaxops import metrics, optim, vision
+from jaxops.train import loop, program, run
+
+QUIET = {"optimizer": ADAM, "batch_size": 10, "progress": False}
+
+
+def fit(task=TASK, data=None, **changes):
+    return jo.fit(task, images(43) if data is None else data, **{**QUIET, **changes})
+
+
+def log_of(*args, **changes):
+    records = []
+    state = fit(*args, on_log=records.append, **changes)
+    return state, records
+
+
+# What is seen
+
+
+@pytest.mark.parametrize("batch_size", [5, 7, 23])
+def test_each_row_is_seen_once_an_epoch(batch_size):
+    task, data = counting(23), numbered(23)
+    _, records = log_of(task, data, batch_size=batch_size, epochs=3)
+    assert [r["epoch"] for r in records] == [1, 2, 3]
+    assert records[-1]["step"] == 3 * -(-23 // batch_size)
+    for record in records:
+        np.testing.assert_array_equal(record["seen"], np.ones(23))
+
+
+def test_epochs_have_orders_of_their_own_by_the_seed():
+    task, data = counting(23), numbered(23)
+
+    def order(seed):
+        _, records = log_of(task, data, batch_size=5, epochs=2, log_every=1, seed=seed)
+        return [tuple(np.flatnonzero(r["seen"])) for r in records if r["split"] == "steps"]
+
+    first = order(0)
+    assert len(first) == 8  # the fifth window of each epoch is its "train" record
+    assert first == order(0)
+    assert first[:4] != first[4:] and first != order(1)
+
+
+def test_a_mask_column_weighs_rows():
+    data = {**images(40), "mask": np.repeat([1, 0], 20).astype(np.float32)}
+    half = {k: v[:20] for k, v in data.items()}
+    state = fit(data=half, steps=3)
+    assert jo.evaluate(TASK, state, data) == pytest.approx(jo.evaluate(TASK, state, half))
+    tx = optim.sgd(0.1)
+    masked = fit(data=data, batch_size=40, steps=3, optimizer=tx)
+    plain = fit(data=half, batch_size=20, steps=3, optimizer=tx)
+    assert_close(masked.params, plain.params, atol=1e-6)
+
+
+def test_the_split_into_calls_does_not_change_the_result(monkeypatch):
+    task = vision.classifier(vision.MLP((16,), classes=3, dropout=0.2), **SETTINGS)
+
+    def result(seconds, steps, **changes):
+        monkeypatch.setattr(run, "SECONDS_PER_CALL", seconds)
+        monkeypatch.setattr(run, "MAX_STEPS_PER_CALL", steps)
+        state, records = log_of(task, epochs=9, validation=images(30), **changes)
+        for record in records:
+            for timing in ("examples_per_second", "first_step_seconds"):
+                record.pop(timing, None)
+        return state, [r for r in records if r["split"] != "steps"]
+
+    want = result(1e-9, 256)
+    for other in (
+        result(100.0, 256),
+        result(100.0, 3),
+        result(1.0, 1),
+        result(1.0, 9, log_every=3),
+    ):
+        assert_equal(other[0], want[0])
+        assert other[1] == want[1]
+
+
+def test_fit_is_a_loop_of_steps():
+    data, tx = images(43), optim.sgd(0.1)
+    state = jo.init_state(TASK, tx, 5, data)
+    step = jax.jit(lambda s, b: jo.train_step(TASK, tx, s, b))
+    losses = []
+    for epoch in range(2):
+        order = np.random.default_rng((5, epoch)).permutation(43)
+        for start in range(0, 43, 10):
+            rows = order[start : start + 10]
+            state, out = step(state, {k: v[rows] for k, v in data.items()})
+            losses.append((float(out["loss"].total), len(rows)))
+    found, records = log_of(data=data, optimizer=tx, epochs=2, seed=5)
+    assert_close(found.params, state.params, atol=1e-6)
+    for record, part in zip(records, (losses[:5], losses[5:]), strict=True):
+        want = sum(total for total, _ in part) / 43
+        assert record["loss"] == pytest.approx(want, rel=1e-5)
+    assert found.step == 10
+
+
+# What is reported
+
+
+def test_records_come_where_they_should():
+    _, records = log_of(epochs=2, steps=None, log_every=2, validation=images(20))
+    found = [(r["split"], r["step"]) for r in records]
+    want = [("steps", 2), ("steps", 4), ("train", 5), ("validation", 5)]
+    assert found == want + [(split, step + 5) for split, step in want]
+    _, records = log_of(steps=7)
+    assert [(r["split"], r["step"], r["epoch"]) for r in records] == [
+        ("train", 5, 1.0),
+        ("train", 7, 1.4),
+    ]
+
+
+def test_windows_add_up_to_their_epoch():
+    task, data = counting(23), numbered(23)
+    _, records = log_of(task, data, batch_size=5, epochs=1, log_every=2)
+    windows = [r["seen"] for r in records if r["split"] == "steps"]
+    assert [w.sum() for w in windows] == [10, 10]
+    np.testing.assert_array_equal(records[-1]["seen"], np.ones(23))
+
+
+def test_metrics_of_a_user_are_computed_on_validation():
+    def confusion(probabilities, batch):
+        return metrics.confusion(probabilities.argmax(-1), batch["label"], 3, batch["mask"])
+
+    validation = images(33, seed=2)
+    state, records = log_of(epochs=2, validation=validation, metrics={"c": confusion})
+    want = np.zeros((3, 3))
+    guess = jo.predict(TASK, state, validation).argmax(1)
+    np.add.at(want, (validation["label"], guess), 1)
+    np.testing.assert_array_equal(records[-1]["confusion"], want)
+
+
+def test_several_loggers_and_a_progress_bar(capsys):
+    a, b = [], []
+    fit(epochs=2, on_log=[a.append, b.append], progress=True, validation=images(9))
+    assert a == b and len(a) == 4
+    shown = capsys.readouterr()
+    assert "epoch 2/2" in shown.out + shown.err and "accuracy" in shown.out + shown.err
+
+
+# Early stopping
+
+
+def test_early_stopping_gives_the_best_state_back():
+    noisy, validation = images(40, noise=0.6), images(50, seed=1)
+    patience = 4
+    state, records = log_of(
+        data=noisy,
+        epochs=100,
+        optimizer=optim.adam(0.02),
+        validation=validation,
+        early_stopping=jo.EarlyStopping(patience=patience),
+    )
+    losses = [r["loss"] for r in records if r["split"] == "validation"]
+    best = int(np.argmin(losses))
+    assert len(losses) < 100 and len(losses) == best + 1 + patience + 1
+    assert state.step == 4 * (best + 1)
+    assert jo.evaluate(TASK, state, validation)["loss"] == losses[best]
+    assert losses[-1] > losses[best]
+
+
+def test_early_stopping_by_the_largest_and_by_a_least_gain():
+    a, b = jo.EarlyStopping("accuracy", mode="max", min_delta=0.1), jo.EarlyStopping()
+    assert a.better(0.1, None) and a.better(0.7, 0.5) and not a.better(0.55, 0.5)
+    assert b.better(0.4, 0.5) and not b.better(0.5, 0.5)
+    assert not b.better(float("nan"), None)
+
+
+# What is compiled, and what waits
+
+
+def test_one_compilation():
+    jax.clear_caches()
+    program.train_program.cache_clear()
+
+    def run_once():
+        model = vision.MLP((12,), classes=3)
+        task = vision.classifier(model, image_shape=(4, 4, 1), classes=3)
+        jo.fit(
+            task,
+            images(43),
+            optimizer=jo.optim.chain(jo.optim.clip_by_global_norm(1.0), jo.optim.adam(2e-2)),
+            batch_size=10,
+            steps=33,
+            validation=images(20),
+            log_every=3,
+            progress=False,
+        )
+
+    with compilations() as names:
+        run_once()
+    assert names.count("jit(run)") == 1, names
+    with compilations() as names:
+        run_once()
+    assert not names
+
+
+def test_evaluation_compiles_once_for_every_batch_and_epoch():
+    state = fit(steps=1)
+    loop._eval_program.cache_clear()
+    with compilations() as names:
+        for _ in range(2):
+            jo.evaluate(TASK, state, images(53), batch_size=16)
+    assert len([n for n in names if "eval_step" in n or "unnamed" in n]) <= 1, names
+    assert loop._eval_program(TASK, ())._cache_size() == 1
+
+
+@pytest.mark.parametrize(("looped", "limit"), [(True, 2), (False, 16)])
+def test_calls_in_flight_are_bounded(monkeypatch, looped, limit):
+    inside, most = 0, 0
+    real_await, real_feed = run.Run._await, run.Resident.feed
+
+    def feed(self, *args):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        return real_feed(self, *args)
+
+    def wait(self, *args):
+        nonlocal inside
+        inside -= 1
+        return real_await(self, *args)
+
+    monkeypatch.setattr(run.Resident, "feed", feed)
+    monkeypatch.setattr(run.Run, "_await", wait)
+    monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)
+    monkeypatch.setattr(run.Run, "_loops_well", lambda *_: looped)
+    fit(data=images(400), epochs=2)
+    assert most == limit + 1 and inside == 0
+
+
+def test_nothing_moves_implicitly_inside_the_loop(monkeypatch):
+    real = run.Run._arguments
+    monkeypatch.setattr(run.Run, "_arguments", lambda *a: jax.device_get(real(*a)))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        fit(steps=3)
+
+
+# Evaluation and prediction
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 4096])
+def test_every_row_is_evaluated_once_and_predicted_in_order(batch_size):
+    data = images(103)
+    state = fit(data=data, steps=3)
+    want = np.asarray(TASK.predict(state.params, state.extra, data))
+    found = jo.predict(TASK, state, {"image": data["image"]}, batch_size=batch_size)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    result = jo.evaluate(TASK, state, data, batch_size=batch_size)
+    own = want[np.arange(103), data["label"]]
+    assert result["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
+    assert result["accuracy"] == (want.argmax(1) == data["label"]).mean()
+    stream = Batches(data, min(batch_size, 103))
+    assert jo.evaluate(TASK, state, stream) == pytest.approx(result, rel=1e-6)
+    np.testing.assert_allclose(jo.predict(TASK, state, stream), want, atol=1e-6)
+
+
+def test_labels_and_features_of_64_bits():
+    data = images(20)
+    state = fit(data=data, steps=3)
+    wide = fit(data={**data, "label": data["label"].astype(np.int64)}, steps=3)
+    assert_equal(state, wide)
+    rng = np.random.default_rng(0)
+    rows = {"x": rng.normal(size=(20, 3)), "y": rng.normal(size=(20, 1))}
+    assert rows["x"].dtype == np.float64
+    state = fit(regression(nn.Dense(1)), rows, steps=3)
+    assert np.isfinite(jo.evaluate(regression(nn.Dense(1)), state, rows)["loss"])
+
+
+def test_columns_that_no_task_names_stay_away():
+    data = images(20)
+    named = {**data, "name": np.array(["x"] * 20, object)}
+    assert_equal(fit(data=named, steps=3), fit(data=data, steps=3))
+    state = fit(data=data, steps=1)
+    assert jo.evaluate(TASK, state, named) == jo.evaluate(TASK, state, data)
+    stream = [{k: v[i : i + 10] for k, v in named.items()} for i in (0, 10)]
+    assert jo.evaluate(TASK, state, stream) == pytest.approx(jo.evaluate(TASK, state, data))
+    fit(data=stream, steps=3)
+
+
+# Going on from a state
+
+
+def test_going_on_from_a_state():
+    data = images(40)
+    once = fit(data=data, epochs=4)
+    state = fit(data=data, epochs=2)
+    kept = jax.device_get(state.params)
+    more = fit(data=data, epochs=2, state=state)
+    assert more.step == 16 == once.step
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), kept, more.params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_going_on_from_a_state_with_checkpoints(tmp_path):
+    data = images(40)
+    want = fit(data=data, epochs=3, state=fit(data=data, epochs=2))
+    for steps in (8, 12):  # stopped after two epochs, and started again
+        found = fit(data=data, steps=steps, state=fit(data=data, epochs=2), checkpoint_dir=tmp_path)
+    assert_equal(found, want)
+
+
+# Streams
+
+
+def test_streams_of_every_kind_learn_the_same():
+    data = images(43)
+    batches = list(Batches(data, 10))
+
+    class Own:
+        def __iter__(self):
+            return iter(batches)
+
+    listed, records = log_of(data=batches, epochs=2)
+    assert [(r["split"], r["step"]) for r in records] == [("train", 5), ("train", 10)]
+    assert listed.step == 10
+    assert_equal(fit(data=Own(), steps=10), listed)
+    assert_equal(fit(data=Batches(data, 10), steps=10), listed)
+    step = jax.jit(lambda s, b: jo.train_step(TASK, ADAM, s, b))
+    state = jo.init_state(TASK, ADAM, 0, data)
+    for batch in batches * 2:
+        state, _ = step(state, batch)
+    assert_close(state.params, listed.params, atol=1e-6)
+
+
+def test_a_grain_stream():
+    data = {**numbered(23), "label": np.zeros(23, np.int32)}
+    task = counting(23)
+    stream = grained(data, 5)
+    _, records = log_of(task, stream, batch_size=5, steps=10, log_every=5)
+    assert [(r["split"], r["step"]) for r in records] == [("train", 5), ("train", 10)]
+    for record in records:  # the partial batch is padded and counts as it is
+        np.testing.assert_array_equal(record["seen"], np.ones(23))
+
+
+# What is refused, before anything compiles
+
+
+def with_image(value):
+    return {"image": value, "label": images(20)["label"]}
+
+
+BYTES = images(20)["image"]
+LABELS = images(20)["label"]
+FLOATS = {"x": np.ones((20, 3), np.float32), "y": np.ones((20, 1), np.float32)}
+
+
+def bad_float(value):
+    x = FLOATS["x"].copy()
+    x[7, 1] = value
+    return {**FLOATS, "x": x}
+
+
+def labelled(*values):
+    return {"image": BYTES, "label": np.array([*LABELS[: 20 - len(values)], *values])}
+
+
+REFUSED = {
+    "batch > rows": (TASK, images(5), {"epochs": 1}, "batch_size: 10 found, at most 5"),
+    "batch of 0": (TASK, None, {"epochs": 1, "batch_size": 0}, "batch_size: 0 found"),
+    "negative steps": (TASK, None, {"steps": -1}, "steps: -1 found"),
+    "negative epochs": (TASK, None, {"epochs": -1}, "epochs: -1 found"),
+    "negative log_every": (TASK, None, {"epochs": 1, "log_every": -1}, "log_every: -1 found"),
+    "both": (TASK, None, {"epochs": 1, "steps": 1}, "epochs, steps: wanted one of them"),
+    "neither": (TASK, None, {}, "epochs, steps: wanted one of them"),
+    "stopping without validation": (
+        TASK,
+        None,
+        {"epochs": 1, "early_stopping": jo.EarlyStopping()},
+        "early_stopping: wants validation data",
+    ),
+    "stopping by nothing": (
+        TASK,
+        None,
+        {"epochs": 1, "early_stopping": jo.EarlyStopping("auc"), "validation": images(9)},
+        r"early_stopping: metric 'auc' wanted, \['accuracy', 'loss'\] found",
+    ),
+    "stopping mode": (
+        TASK,
+        None,
+        {"epochs": 1, "early_stopping": jo.EarlyStopping(mode="up"), "validation": images(9)},
+        'mode "min" or "max" wanted, \'up\' found',
+    ),
+    "label too large": (TASK, labelled(3, 4), {"epochs": 1}, r"label: 3 found in row 18 \(2 such"),
+    "label negative": (TASK, labelled(-1), {"epochs": 1}, "label: -1 found in row 19"),
+    "label float": (TASK, labelled(0.5), {"epochs": 1}, "label: dtype float64 found, int wanted"),
+    "bad validation": (
+        TASK,
+        None,
+        {"epochs": 1, "validation": labelled(5)},
+        "label: 5 found in row 19",
+    ),
+    "NaN": (regression(nn.Dense(1)), bad_float(np.nan), {"epochs": 1}, "x: NaN found in row 7"),
+    "infinity": (
+        regression(nn.Dense(1)),
+        bad_float(-np.inf),
+        {"epochs": 1},
+        "x: infinity found in row 7",
+    ),
+    "rank": (TASK, with_image(BYTES[..., 0]), {"epochs": 1}, r"image\[..., None\]"),
+    "dtype": (
+        TASK,
+        with_image(BYTES / np.float32(255)),
+        {"epochs": 1},
+        r"image: dtype float32 found, uint8 wanted; bring it back",
+    ),
+    "no column": (TASK, {"image": BYTES}, {"epochs": 1}, "label: column missing"),
+    "unequal": (TASK, {"image": BYTES, "label": LABELS[:9]}, {"epochs": 1}, "unequal length"),
+    "empty": (TASK, images(0), {"epochs": 1}, "0 rows found"),
+    "no columns": (TASK, {}, {"epochs": 1}, "image: column missing"),
+    "stream without length": (TASK, Batches(images(20), 10), {"epochs": 1}, "give steps instead"),
+    "empty stream": (TASK, [], {"steps": 1}, "the stream is empty"),
+    "stream used up by one pass": (
+        TASK,
+        iter(Batches(images(20), 10)),
+        {"steps": 1},
+        "data: a generator .*can be iterated once",
+    ),
+    "validation used up by one pass": (
+        TASK,
+        None,
+        {"epochs": 1, "validation": iter(Batches(images(20), 10))},
+        "validation: a generator .*can be iterated once",
+    ),
+    "bad stream": (TASK, [labelled(3)], {"steps": 1, "batch_size": 20}, "label: 3 found in row 19"),
+    "large batch": (TASK, [images(20)], {"steps": 1}, "a batch of 20 rows found, 10"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_anything_compiles(case):
+    task, data, changes, message = REFUSED[case]
+    jax.clear_caches()
+    with compilations() as names, pytest.raises(ValueError, match=message):
+        fit(task, data, **changes)
+    assert not names
+
+
+def test_a_stream_that_turns_bad_later_is_refused():
+    good, bad = images(10), images(13)
+    with pytest.raises(ValueError, match="a batch of 13 rows found, 10"):
+        fit(data=[good, bad], steps=4)
+
+
+def test_evaluate_and_predict_refuse_wrong_data():
+    state = fit(steps=1)
+    for call in (jo.evaluate, jo.predict):
+        with pytest.raises(ValueError, match="rows of shape"):
+            call(TASK, state, with_image(BYTES[..., 0]))
+        with pytest.raises(ValueError, match="0 rows"):
+            call(TASK, state, images(0))
+        with pytest.raises(ValueError, match="the stream is empty"):
+            call(TASK, state, [])
+    with pytest.raises(ValueError, match="label: column missing"):
+        jo.evaluate(TASK, state, {"image": BYTES})
+
+
+# A loss that is not finite
+
+
+def test_a_loss_that_explodes_names_its_step_and_leaves_a_good_checkpoint(tmp_path):
+    data = images(43)
+    tx = optim.sgd(optim.phases((7, 0.1), (1, 1e30)))
+    state = jo.init_state(TASK, tx, 0, data)
+    step = jax.jit(lambda s, b: jo.train_step(TASK, tx, s, b))
+    for i in itertools.count(1):
+        order = np.random.default_rng((0, (i - 1) // 5)).permutation(43)
+        rows = order[(i - 1) % 5 * 10 :][:10]
+        state, out = step(state, {k: v[rows] for k, v in data.items()})
+        if not np.isfinite(out["loss"].total):
+            break
+    assert i > 7
+    with pytest.raises(FloatingPointError, match=rf"at step {i}; a smaller learning rate"):
+        fit(data=data, optimizer=tx, epochs=10, checkpoint_dir=tmp_path, checkpoint_every=7)
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 7
+    saved = fit(data=data, optimizer=tx, steps=7, checkpoint_dir=tmp_path)
+    assert saved.step == 7
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_parameters_that_are_not_finite_are_never_given_back(tmp_path, saved):
+    with pytest.raises(FloatingPointError, match="a parameter is not finite after step 1"):
+        fit(optimizer=optim.sgd(float("inf")), steps=1, checkpoint_dir=tmp_path if saved else None)
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+
+
+# Checkpoints of another run
+
+
+def test_a_used_directory(tmp_path):
+    fit(steps=3, checkpoint_dir=tmp_path)
+    wide = vision.classifier(vision.MLP((17,), classes=3), **SETTINGS)
+    jax.clear_caches()
+    with compilations() as names:
+        with pytest.raises(ValueError, match="has checkpoints of an earlier run"):
+            fit(steps=3, checkpoint_dir=tmp_path, resume=False)
+        with pytest.raises(ValueError, match="another run: batch_size: 10 found, 11 wanted"):
+            fit(steps=3, checkpoint_dir=tmp_path, batch_size=11)
+        with pytest.raises(ValueError, match="another run: seed: 0 found, 1 wanted"):
+            fit(steps=3, checkpoint_dir=tmp_path, seed=1)
+        with pytest.raises(ValueError, match="another run: rows: 43 found, 44 wanted"):
+            fit(data=images(44), steps=3, checkpoint_dir=tmp_path)
+        message = r"another model.*hidden_0.*bias.*float32\[16\] found, float32\[17\] wanted"
+        with pytest.raises(ValueError, match=message):
+            fit(wide, steps=3, checkpoint_dir=tmp_path)
+        with pytest.raises(ValueError, match=r"another model or optimizer.*opt_state"):
+            fit(steps=3, checkpoint_dir=tmp_path, optimizer=optim.sgd(0.1))
+    assert not names
+    assert fit(steps=3, checkpoint_dir=tmp_path).step == 3  # and it is as it was

@@ -1,0 +1,331 @@
+"""Runs that are killed, interrupted or refused by the disk, and go on as if they had not been."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small import (
+    ADAM,
+    SETTINGS,
+    TASK,
+    Batches,
+    assert_equal,
+    counting,
+    grained,
+    host,
+    images,
+    numbered,
+    train,
+)
+
+import jaxops as jo
+from jaxops import vision
+from jaxops.train import feed
+
+HERE = Path(__file__).parents[1]
+
+CHILD = """
+import json, sys, time
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from small import host, train
+
+directory, kind, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+log = open(f"{directory}/records.jsonl", "a")
+pause = changes.pop("pause")
+
+def on_log(record):
+    print(json.dumps(record), file=log, flush=True)
+    time.sleep(pause)
+
+state = train(kind, f"{directory}/checkpoints", on_log, **changes)
+leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(host(state))]
+np.savez(f"{directory}/final.npz", *leaves)
+"""
+
+
+def start(directory, kind, pause=0.01, **changes):
+    directory.mkdir(exist_ok=True)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    arguments = [str(directory), kind, json.dumps({"pause": pause, **changes})]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_records(child, directory, count):
+    path, deadline = directory / "records.jsonl", time.monotonic() + 90
+    while child.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.01)
+    assert child.poll() is not None, "no record within 90 seconds"
+
+
+def plain(records):
+    """The last record of each split and step, without its speed."""
+    kept = {(r["split"], r["step"]): r for r in json.loads(json.dumps(records))}
+    timings = {"examples_per_second": None, "first_step_seconds": None}
+    return {k: {**r, **timings} for k, r in kept.items()}
+
+
+def killed_run(directory, kind, kills, rng):
+    path = directory / "records.jsonl"
+    for _ in range(kills):
+        seen = path.read_text().count("\n") if path.exists() else 0
+        child = start(directory, kind)
+        wait_for_records(child, directory, seen + 1)
+        time.sleep(rng.uniform(0, 0.5))
+        child.kill()
+        child.communicate()
+    child = start(directory, kind, pause=0.0)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    with np.load(directory / "final.npz") as file:
+        return [file[name] for name in file.files], [json.loads(line) for line in lines]
+
+
+def assert_same_run(found, directory, kind):
+    records = []
+    state = train(kind, directory, records.append)
+    leaves, found_records = found
+    for a, b in zip(leaves, jax.tree.leaves(host(state)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert plain(found_records) == plain(records)
+
+
+def test_a_killed_run_goes_on_exactly(tmp_path):
+    found = killed_run(tmp_path / "killed", "resident", 1, random.Random(0))
+    assert_same_run(found, tmp_path / "unbroken", "resident")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "trial"), [("grain", 4), ("plain", 5)])
+def test_killed_runs_go_on_exactly(tmp_path, kind, trial):
+    found = killed_run(tmp_path / "killed", kind, 2, random.Random(trial))
+    assert_same_run(found, tmp_path / "unbroken", kind)
+
+
+class Stop(Exception):
+    """The test's own end of a run."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "grain",
+        pytest.param("resident", marks=pytest.mark.slow),
+        pytest.param("plain", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path, kind):
+    records = []
+
+    def broken(record):
+        records.append(record)
+        if record["step"] >= limit:  # in a window; saved at 14 and 35
+            raise Stop
+
+    for limit in (19, 39):
+        with pytest.raises(Stop):
+            train(kind, tmp_path / "broken", broken)
+    state = train(kind, tmp_path / "broken", records.append)
+    want = []
+    unbroken = train(kind, tmp_path / "unbroken", want.append)
+    assert_equal(state, unbroken)
+    assert plain(records) == plain(want)
+    validations = [r for r in want if r["split"] == "validation"]
+    assert state.step < validations[-1]["step"]  # the best one came back
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    # the largest loss is the first one, so the best state is from before the last checkpoints
+    settings = {"steps": 30, "early_stopping": jo.EarlyStopping("loss", 99, "max")}
+    first = train("resident", tmp_path, lambda record: None, **settings)
+    assert first.step == 11
+    records = []
+    assert_equal(train("resident", tmp_path, records.append, **settings), first)
+    assert not records
+
+
+def test_a_longer_run_goes_on(tmp_path):
+    common = {"optimizer": ADAM, "batch_size": 10, "progress": False}
+    for epochs in (2, 5):
+        found = jo.fit(TASK, images(43), epochs=epochs, checkpoint_dir=tmp_path, **common)
+    assert_equal(found, jo.fit(TASK, images(43), epochs=5, **common))
+
+
+def test_metrics_of_a_user_survive_in_the_middle_of_an_epoch(tmp_path):
+    records = []
+
+    def broken(record):
+        if len(records) == 1:
+            raise Stop
+        records.append(record)
+
+    def fit(on_log):
+        return jo.fit(
+            counting(23),
+            numbered(23),
+            optimizer=ADAM,
+            batch_size=5,
+            epochs=2,
+            log_every=2,
+            checkpoint_dir=tmp_path,
+            checkpoint_every=3,
+            on_log=on_log,
+            progress=False,
+        )
+
+    with pytest.raises(Stop):
+        fit(broken)
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 3
+    fit(records.append)
+    epochs = [r["seen"] for r in records if r["split"] == "train"]
+    np.testing.assert_array_equal(epochs, np.ones((2, 23)))
+
+
+def test_early_stopping_is_left_out_on_the_way(tmp_path):
+    settings = {"steps": 20, "early_stopping": jo.EarlyStopping(patience=99)}
+    train("resident", tmp_path, lambda record: None, **settings)
+    found = train("resident", tmp_path, lambda record: None, steps=30, early_stopping=None)
+    assert found.step == 30
+
+
+def test_on_eight_devices_and_then_on_one(tmp_path):
+    eight = {"batch_size": 16, "plan": jo.devices.data_parallel(), "early_stopping": None}
+    train("resident", tmp_path, lambda record: None, **eight, steps=20)
+    one = {**eight, "plan": None}
+    found = train("resident", tmp_path, lambda record: None, **one, steps=30)
+    assert found.step == 30 and len(found.params["logits"]["bias"].devices()) == 1
+
+
+@pytest.mark.parametrize("plan", ["resident", "grain"])
+def test_ctrl_c(tmp_path, plan):
+    common = {"steps": 10**6, "early_stopping": None, "validation": None}
+    common |= {"checkpoint_every": 10**5, "log_every": 50}
+    child = start(tmp_path, plan, pause=0.0, **common)
+    wait_for_records(child, tmp_path, 3)
+    asked = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert time.monotonic() - asked < 10
+    assert child.returncode in (-signal.SIGINT, 130)
+    assert "KeyboardInterrupt: stopped after step" in errors
+    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step()
+    assert f"stopped after step {step}" in errors
+    more = {**common, "steps": step + 9}
+    found = train(plan, tmp_path / "checkpoints", lambda record: None, **more)
+    want = train(plan, tmp_path / "unbroken", lambda record: None, **more)
+    assert_equal(found, want)
+
+
+@contextmanager
+def full_disk(size=50_000):
+    """No file may grow beyond `size` bytes: the write is refused, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+WIDE = vision.classifier(vision.MLP((4096,), classes=3), **SETTINGS)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    def fit(steps):
+        return jo.fit(
+            WIDE,
+            images(40),
+            optimizer=ADAM,
+            batch_size=10,
+            steps=steps,
+            checkpoint_dir=tmp_path,
+            progress=False,
+        )
+
+    before = host(fit(4))
+    with full_disk(), pytest.raises(OSError, match=f"{tmp_path}.*the newest.* is of step 4"):
+        fit(12)
+    assert_equal(fit(4), before)
+    assert fit(8).step == 8  # and with room again it goes on
+
+
+def test_a_full_disk_leaves_the_model_before(tmp_path):
+    path = tmp_path / "wide.model"
+    states = [jo.init_state(WIDE, ADAM, seed, images(1)) for seed in (0, 1)]
+    jo.save(path, WIDE, states[0])
+    with full_disk(), pytest.raises(OSError, match=r"wide\.model: the model could not be written"):
+        jo.save(path, WIDE, states[1])
+    assert_equal(jo.load(path).state.params, states[0].params)
+    assert [p.name for p in tmp_path.iterdir()] == ["wide.model"]
+
+
+def test_a_half_written_checkpoint_is_not_read(tmp_path):
+    def fit(steps):
+        return jo.fit(
+            TASK,
+            images(40),
+            optimizer=ADAM,
+            batch_size=10,
+            steps=steps,
+            checkpoint_dir=tmp_path,
+            progress=False,
+        )
+
+    fit(4)
+    want = host(fit(8))
+    fit(12)
+    (tmp_path / "12").rename(tmp_path / "12.orbax-checkpoint-tmp")
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 8
+    assert_equal(fit(8), want)
+
+
+def test_the_newest_three_stay_and_foreign_files_are_named(tmp_path):
+    tree = {"state": {"w": jax.numpy.arange(3.0)}}
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+            checkpoints.meta()
+        for step in range(5):
+            checkpoints.save(step, jax.tree.map(lambda x: x + step, tree), {"n": step})
+        checkpoints.wait()
+        assert checkpoints.meta() == {"n": 4}
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["2", "3", "4"]
+
+
+def test_streams_say_how_they_are_continued():
+    data = {**numbered(23), "label": np.zeros(23, np.int32)}
+    for stream in (grained(data, 5), Batches(data, 5)):
+        source = feed.Stream(stream, 5, jo.devices.single(), dict)
+        for i in range(3):
+            source.feed(i, 1, 1)
+        saved = json.loads(json.dumps(source.state()))
+        assert (saved is None) == isinstance(stream, Batches)
+        rest = [host(source.feed(i, 1, 1))["id"][0] for i in range(3, 7)]
+        again = feed.Stream(stream, 5, jo.devices.single(), dict)
+        again.restore(saved, 3)
+        np.testing.assert_array_equal(
+            [host(again.feed(i, 1, 1))["id"][0] for i in range(3, 7)], rest
+        )

@@ -1,0 +1,242 @@
+"""Runs that are killed, preempted or spoiled, and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import ADAM, TASK, assert_equal, images, train
+from test_resume import start, wait_for_records
+
+import jaxops as jo
+from jaxops import optim
+from jaxops.train.run import Run
+from jaxops.trust import report
+
+HERE = Path(__file__).parents[1]
+
+
+def killed(tmp_path, seed, devices, kills):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    child = subprocess.run(
+        [sys.executable, HERE / "kill_worker.py", tmp_path, str(seed), str(devices), str(kills)],
+        env={**env, "NPROC": "16"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == 0, child.stderr[-5000:]
+    found = json.loads(child.stdout.splitlines()[-1])
+    assert found["same_records"] and found["records"] > 20
+    assert found["kills"] >= kills
+    return found
+
+
+@pytest.mark.slow
+def test_twenty_kills_on_one_device_change_no_bit(tmp_path, capsys):
+    found = killed(tmp_path, seed=0, devices=1, kills=20)
+    with capsys.disabled():
+        print("\nkilled on one device:", found)
+    assert found["difference"] == 0
+
+
+@pytest.mark.slow
+def test_eight_kills_on_eight_devices(tmp_path, capsys):
+    found = killed(tmp_path, seed=1, devices=8, kills=8)
+    with capsys.disabled():
+        print("\nkilled on eight devices:", found)
+    assert found["difference"] <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["resident", pytest.param("grain", marks=pytest.mark.slow)])
+def test_sigterm_saves_and_has_an_exit_code_of_its_own(tmp_path, kind):
+    common = {"steps": 10**6, "early_stopping": None, "validation": None}
+    common |= {"checkpoint_every": 10**5, "log_every": 50}
+    child = start(tmp_path, kind, pause=0.0, **common)
+    wait_for_records(child, tmp_path, 3)
+    asked = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=60)
+    assert time.monotonic() - asked < 10
+    assert child.returncode == jo.PREEMPTED == 75
+    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step()
+    assert f"preempted: stopped after step {step}" in errors
+    more = {**common, "steps": step + 9}
+    found = train(kind, tmp_path / "checkpoints", lambda record: None, **more)
+    assert_equal(found, train(kind, tmp_path / "unbroken", lambda record: None, **more))
+
+
+def test_sigterm_in_this_process_is_handled_while_a_run_lasts(tmp_path):
+    def on_log(record):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        fit(images(40), tmp_path, epochs=9, on_log=on_log)
+    assert stopped.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert fit(images(40), tmp_path, epochs=2).step == 8  # it had saved the first
+
+
+def test_sigterm_while_the_form_of_a_step_is_chosen_is_answered_after(tmp_path, monkeypatch):
+    def loops_well(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(Run, "_loops_well", loops_well)
+        fit(images(40), tmp_path, epochs=9)
+    assert stopped.value.code == 75
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 1
+
+
+def fit(data, directory=None, optimizer=ADAM, **changes):
+    settings = {"batch_size": 10, "progress": False, "checkpoint_dir": directory, **changes}
+    return jo.fit(TASK, data, optimizer=optimizer, **settings)
+
+
+# A logger's file
+
+
+def lines(path):
+    timings = {"examples_per_second": 0, "first_step_seconds": 0}
+    return [{**record, **timings} for record in report.read_json_lines(path)]
+
+
+class Stop(Exception):
+    """The end of a run that saves nothing any more."""
+
+
+@pytest.mark.parametrize("at", [2, 7, 10])  # before the first checkpoint; between two; at one
+def test_a_metrics_file_has_no_gap_and_no_line_twice(tmp_path, at):
+    settings = {"epochs": 4, "log_every": 1, "checkpoint_every": 5}
+    path = tmp_path / "broken.jsonl"
+
+    class Broken(report.JsonLines):
+        def __call__(self, record):
+            super().__call__(record)
+            if record["step"] == at:
+                raise Stop
+
+    with pytest.raises(Stop):
+        fit(images(40), tmp_path / "broken", on_log=Broken(path), **settings)
+    assert lines(path)[-1]["step"] == at
+    fit(images(40), tmp_path / "broken", on_log=report.JsonLines(path), **settings)
+    whole = report.JsonLines(tmp_path / "whole.jsonl")
+    fit(images(40), tmp_path / "whole", on_log=whole, **settings)
+    assert lines(path) == lines(tmp_path / "whole.jsonl")
+
+
+def test_two_runs_of_one_process_into_one_metrics_file_keep_both(tmp_path):
+    log = report.JsonLines(tmp_path / "metrics.jsonl")
+    for name in ("first", "second"):
+        fit(images(40), tmp_path / name, epochs=2, on_log=log)
+    assert [r["epoch"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 1, 2]
+
+
+# A loss that is not finite
+
+
+def spoiled(rows, bad, value=np.nan):
+    """Data with a column that multiplies the loss, NaN in some rows, and its task."""
+
+    def loss(params, extra, batch, key, train):
+        total, out = TASK.loss(params, extra, batch, key, train)
+        return total * jnp.where(jnp.isnan(batch["factor"]).any(), jnp.nan, 1.0), out
+
+    factor = np.ones(rows, np.float32)
+    factor[bad] = value
+    return TASK._replace(loss=loss, columns=()), {**images(rows), "factor": factor}
+
+
+def step_of(row, rows=40, batch_size=10):
+    """The step, from 1, of the first epoch in which a row is used."""
+    order = np.random.default_rng((0, 0)).permutation(rows)
+    return int(np.flatnonzero(order == row)[0]) // batch_size + 1
+
+
+def test_a_nan_stops_and_the_run_goes_on_from_the_state_before(tmp_path):
+    task, bad = spoiled(40, [5])
+    good = {**bad, "factor": np.ones(40, np.float32)}
+    common = {"optimizer": ADAM, "batch_size": 10, "progress": False, "checkpoint_every": 1}
+    at = step_of(5)
+    assert at > 1
+    with pytest.raises(FloatingPointError, match=rf"the loss is nan at step {at};"):
+        jo.fit(task, bad, epochs=3, checkpoint_dir=tmp_path, **common)
+    with jo.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == at - 1
+    found = jo.fit(task, good, epochs=3, checkpoint_dir=tmp_path, **common)
+    assert_equal(found, jo.fit(task, good, epochs=3, **{**common, "checkpoint_every": None}))
+
+
+def test_skipped_and_clipped_steps_are_reported_by_epoch(tmp_path):
+    task, data = spoiled(40, [5])
+    tx = optim.skip_not_finite(optim.chain(optim.clip_by_global_norm(1e-3), ADAM))
+    path = tmp_path / "metrics.jsonl"
+    common = {"optimizer": tx, "batch_size": 10, "epochs": 3, "progress": False}
+    state = jo.fit(task, data, on_log=report.JsonLines(path), **common)
+    records = lines(path)
+    assert [r["skipped"] for r in records] == [1, 1, 1]
+    assert [r["clipped"] for r in records] == [3, 3, 3]
+    assert all(np.isfinite(r["loss"]) for r in records)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert state.step == 12 and state.opt_state.total_notfinite == 3
+
+
+def test_counts_survive_in_the_middle_of_an_epoch(tmp_path):
+    task, data = spoiled(40, [5])
+    records = []
+
+    def broken(record):
+        if record["step"] == 7:
+            raise Stop
+
+    def run(on_log):
+        return jo.fit(
+            task,
+            data,
+            optimizer=optim.skip_not_finite(ADAM),
+            batch_size=10,
+            epochs=2,
+            log_every=1,
+            checkpoint_dir=tmp_path,
+            checkpoint_every=1,
+            on_log=on_log,
+            progress=False,
+        )
+
+    with pytest.raises(Stop):
+        run(broken)
+    run(records.append)
+    (epoch,) = (r for r in records if r["split"] == "train")
+    assert epoch["skipped"] == 1 and epoch["step"] == 8
+
+
+def test_a_run_in_which_all_is_skipped_ends():
+    task, data = spoiled(40, np.arange(40))
+    with pytest.raises(FloatingPointError, match="not finite in all steps from 1 to 100"):
+        jo.fit(
+            task,
+            data,
+            optimizer=optim.skip_not_finite(ADAM),
+            batch_size=10,
+            epochs=1000,
+            progress=False,
+        )
+
+
+def test_skipped_steps_in_a_row_are_counted_on_after_a_restart(tmp_path):
+    task, data = spoiled(40, np.arange(40))
+    settings = {"optimizer": optim.skip_not_finite(ADAM), "batch_size": 10, "progress": False}
+    jo.fit(task, data, steps=60, checkpoint_dir=tmp_path, **settings)
+    with pytest.raises(FloatingPointError, match="not finite in all steps from 1 to 100"):
+        jo.fit(task, data, steps=120, checkpoint_dir=tmp_path, **settings)
