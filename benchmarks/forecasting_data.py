@@ -20,7 +20,7 @@ class Size(NamedTuple):
     """
 
     network: str
-    look_back: int
+    context: int
     horizon: int = 96
     batch: int = 32
     train: int = TRAIN

@@ -20,7 +20,7 @@ PEAK = clock.peak_memory if jax.default_backend() != "cpu" else None
 
 
 def network(size: Size) -> Any:
-    return getattr(forecast, size.network)(size.look_back, size.horizon)
+    return getattr(forecast, size.network)(size.context, size.horizon)
 
 
 class Training:
@@ -33,7 +33,7 @@ class Training:
         series = forecast.from_arrays(["series"], [values], channels=names)
         scaling = forecast.scaling(series, "none")
         self.task = forecast.direct(network(self.size), series, scaling)
-        self.windows = forecast.origins(series, self.size.look_back, self.size.horizon)
+        self.windows = forecast.origins(series, self.size.context, self.size.horizon)
         self.optimizer = jo.optim.adam(LEARNING_RATE)
         self.steps, self.rounds = 32, 0
 
@@ -96,12 +96,12 @@ class Many:
         scaling = forecast.scaling(some, "none")
         module = network(self.size)
         task = forecast.direct(module, some, scaling)
-        windows = forecast.origins(some, self.size.look_back, 1)
+        windows = forecast.origins(some, self.size.context, 1)
         state = jo.state.init_state(task, jo.optim.sgd(0.1), seed=0, batch=windows)
         self.model = forecast.forecaster(module, state, some, scaling)
 
     def _series(self, count: int) -> Any:
-        values = forecasting_data.many(count, self.size.look_back + 1)
+        values = forecasting_data.many(count, self.size.context + 1)
         return forecast.from_arrays([str(i) for i in range(count)], list(values))
 
     def run(self, series: int, repeats: int) -> dict[str, float]:

@@ -18,7 +18,10 @@ from jaxops.train import clock
 
 LEARNING_RATE = 1e-3
 PEAK = clock.peak_memory if jax.default_backend() != "cpu" else None
-LOSSES = {"full": recommend.CrossEntropy(), "binary": recommend.BinaryCrossEntropy()}
+LOSSES: dict[str, Any] = {
+    "full": recommend.CrossEntropy(),
+    "binary": recommend.BinaryCrossEntropy(),
+}
 
 
 def network(size: Size, dropout: float | None = None) -> Any:

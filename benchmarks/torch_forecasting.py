@@ -32,8 +32,8 @@ class DLinear(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.seasonal = nn.Linear(size.look_back, size.horizon)
-        self.trend = nn.Linear(size.look_back, size.horizon)
+        self.seasonal = nn.Linear(size.context, size.horizon)
+        self.trend = nn.Linear(size.context, size.horizon)
         self.average = nn.AvgPool1d(25, stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class PatchTST(nn.Module):
 
     def __init__(self, size: Size, dropout: float = 0.3) -> None:
         super().__init__()
-        number, width = (size.look_back - 16) // 8 + 2, 16
+        number, width = (size.context - 16) // 8 + 2, 16
         self.embedding, self.drop = nn.Linear(16, width), nn.Dropout(dropout)
         self.positions = nn.Parameter(torch.zeros(number, width))
         self.blocks = nn.ModuleList(Block(width, 4, 128, dropout) for _ in range(3))
@@ -120,10 +120,10 @@ class Windows(torch.utils.data.Dataset):
         self.values, self.size = values, size
 
     def __len__(self) -> int:
-        return len(self.values) - self.size.look_back - self.size.horizon + 1
+        return len(self.values) - self.size.context - self.size.horizon + 1
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        middle = i + self.size.look_back
+        middle = i + self.size.context
         return self.values[i:middle], self.values[middle : middle + self.size.horizon]
 
 
@@ -135,7 +135,7 @@ class Training:
         values, self.size = forecasting_data.read(self.folder)
         self.plain = Windows(torch.from_numpy(values), self.size)
         # (W, L + H, C), a view
-        length = self.size.look_back + self.size.horizon
+        length = self.size.context + self.size.horizon
         on_device = self.plain.values.to(DEVICE)
         self.windows = on_device.unfold(0, length, 1).transpose(1, 2)
         self.threads = ALL_THREADS
@@ -163,7 +163,7 @@ class Training:
             next(self.running)
 
     def steps(self, update: Callable[[Tensor, Tensor], None]) -> Iterator[int]:
-        back, batch = self.size.look_back, self.size.batch
+        back, batch = self.size.context, self.size.batch
         if self.form == "plain":
             loader = torch.utils.data.DataLoader(self.plain, batch, shuffle=True, drop_last=True)
             while True:
@@ -191,7 +191,7 @@ class Training:
         """The loss of the first windows, nothing dropped out."""
         model = build(self.size).eval()
         load_weights(model, self.folder / "weights.npz")
-        window, back = self.windows[:windows], self.size.look_back
+        window, back = self.windows[:windows], self.size.context
         with torch.no_grad():
             return float(F.mse_loss(model(window[:, :back]), window[:, back:]))
 
@@ -229,7 +229,7 @@ class Many:
 
     def run(self, series: int, repeats: int) -> dict[str, float]:
         """Seconds of one, the least, and by how many bytes the peak of memory rose."""
-        values, times = forecasting_data.many(series, self.size.look_back + 1)[:, 1:, None], []
+        values, times = forecasting_data.many(series, self.size.context + 1)[:, 1:, None], []
         found = np.empty((series, self.size.horizon, 1), np.float32)
         with torch.inference_mode(), Rise(peak_memory if GPU else None) as rise:
             for _ in range(1 + repeats):

@@ -132,7 +132,7 @@ def train(
     """The task, and its state of the epoch with the best validation AUC."""
     encoder = parts.encoder
     network = tabular.MLP(dropout=kit.dropout)
-    task = tabular.classifier(network, len(encoder.names), tuple(encoder.classes))
+    task = tabular.classifier(network, len(encoder.names), (encoder.classes[0], encoder.classes[1]))
     state = jo.fit(
         task,
         parts.train,

@@ -104,7 +104,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     config = nn.TransformerConfig(
         vocabulary=len(SYMBOLS),
         context=max(lengths.values()),
-        layers=settings.layers,
+        depth=settings.layers,
         heads=settings.heads,
         width=settings.width,
         norm="rms",

@@ -203,7 +203,7 @@ def train(
     """Scaled forecasts of validation and test, of the epoch that validation prefers."""
     network = recipe.make(horizon)
     task = f.direct(network, series, scaling)
-    windows = f.origins(series, network.look_back, horizon, split.train)
+    windows = f.origins(series, network.context, horizon, split.train)
     steps = -(-len(windows["origin"]) // recipe.batch_size)
     schedule = optax.exponential_decay(
         recipe.learning_rates[name], steps, recipe.decay, staircase=True

@@ -86,7 +86,7 @@ def learners(settings: Settings, texts: np.ndarray, classes: int) -> dict[str, L
     config = nn.TransformerConfig(
         vocabulary=tokenizer.vocabulary,
         context=settings.length,
-        layers=2,
+        depth=2,
         heads=4,
         width=128,
         causal=False,

@@ -153,7 +153,7 @@ def train(
     folder: Path,
 ) -> jo.TrainState:
     """The network after all windows whose targets lie in `rows`."""
-    windows = f.origins(logs, network.look_back, HORIZON, rows)
+    windows = f.origins(logs, network.context, HORIZON, rows)
     epochs = 1 if settings.smoke else settings.epochs
     steps = epochs * -(-len(windows["origin"]) // settings.batch_size)
     log = common.Log(folder, settings.resume)

@@ -62,7 +62,7 @@ class Settings(common.Settings):
     articles: int = 100
     days: int = 728
     worlds: int = 60
-    look_back: int = 28
+    context: int = 28
     width: int = 64
     batch_size: int = 256
     epochs: int = 4
@@ -149,7 +149,7 @@ def learned(settings: Settings, series: forecast.Series, seed: int, folder: Path
     """A forecaster's answer to: and if there had been a promotion, or none?"""
     last = settings.days - 7 * LAST_WEEKS
     network = forecast.TiDE(
-        settings.look_back,
+        settings.context,
         7,
         forecast.NegativeBinomial(),
         "mean",
@@ -163,7 +163,7 @@ def learned(settings: Settings, series: forecast.Series, seed: int, folder: Path
     log = common.Log(folder, settings.resume)
     state = jo.fit(
         task,
-        forecast.origins(series, settings.look_back, 7, until(series, last)),
+        forecast.origins(series, settings.context, 7, until(series, last)),
         optimizer=jo.optim.adamw(settings.learning_rate),
         batch_size=settings.batch_size,
         epochs=settings.epochs,

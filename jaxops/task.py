@@ -112,8 +112,8 @@ def recorded(make: Any = None, *, formerly: Mapping[str, str] | None = None) -> 
     if make is None:
         return functools.partial(recorded, formerly=formerly)
     if inspect.isclass(make):
-        make.recorded_class = make  # a subclass is not marked by it
-        make.formerly = dict(formerly or {})
+        make.recorded_class = make  # type: ignore[attr-defined]  # a subclass is not marked by it
+        make.formerly = dict(formerly or {})  # type: ignore[attr-defined]
         return make
     signature = inspect.signature(make)
 

@@ -13,13 +13,13 @@ AT_ONCE = 2**25
 """Numbers of histories that are copied at once."""
 
 
-def history(series: Series, windows: Windows, look_back: int | None = None) -> Series:
+def history(series: Series, windows: Windows, context: int | None = None) -> Series:
     """Each window's series as it was known at its origin, W series, ids repeated.
 
     Args:
         series: all rows.
         windows: W of them.
-        look_back: rows before the origin; all by default.
+        context: rows before the origin; all by default.
 
     >>> from jaxops.forecast import from_arrays
     >>> windows = {"series": np.array([0, 0]), "origin": np.array([2, 3])}
@@ -28,7 +28,7 @@ def history(series: Series, windows: Windows, look_back: int | None = None) -> S
     """
     of, origin = windows["series"], windows["origin"].astype(np.int64)
     begin = series.offsets[of]
-    first = begin if look_back is None else np.maximum(begin, origin - look_back)
+    first = begin if context is None else np.maximum(begin, origin - context)
     return taken(series, of, first, origin)
 
 
@@ -52,7 +52,7 @@ def historical_forecasts(
     windows: Windows,
     horizon: int,
     levels: Sequence[float] = (),
-    look_back: int | None = None,
+    context: int | None = None,
 ) -> Backtest:
     """Ask any model at each window's origin, with nothing of the values behind it.
 
@@ -64,14 +64,14 @@ def historical_forecasts(
         windows: as `origins` or `backtest` makes them for this horizon.
         horizon: H.
         levels: of quantiles.
-        look_back: rows that the model is given; all before the origin by default.
+        context: rows that the model is given; all before the origin by default.
 
     Raises:
         ValueError: a window whose target, or whose one row before it, is not in its series, which
             is named; no windows; else as `forecast`.
     """
     parts = []
-    for before, future in asked(model, series, windows, horizon, look_back):
+    for before, future in asked(model, series, windows, horizon, context):
         found = forecast(model, before, horizon, future, levels)
         parts.append((found.mean, found.quantiles))
     mean, quantiles = (np.concatenate(x) for x in zip(*parts, strict=True))
@@ -84,7 +84,7 @@ def targets(series: Series, windows: Windows, horizon: int) -> np.ndarray:
 
 
 def asked(
-    model: Any, series: Series, windows: Windows, horizon: int, look_back: int | None
+    model: Any, series: Series, windows: Windows, horizon: int, context: int | None
 ) -> Iterator[tuple[Series, np.ndarray]]:
     """The windows' histories and known covariates to come, as many at once as memory should hold.
 
@@ -103,13 +103,13 @@ def asked(
             f"windows of that horizon are wanted: {error}"
         ) from None
     given = windows["origin"] - series.offsets[windows["series"]]
-    widest = int(min(given.max(), look_back or given.max()))
+    widest = int(min(given.max(), context or given.max()))
     numbers = sum(table.shape[1] for table in (series.values, series.known, series.past))
     size = max(1, AT_ONCE // (widest * numbers))
     for start in range(0, len(given), size):
         few = {name: column[start : start + size] for name, column in windows.items()}
         future = series.known[few["origin"][:, None] + np.arange(steps)]
-        yield history(series, few, look_back), future
+        yield history(series, few, context), future
 
 
 def reach(model: Any) -> int:

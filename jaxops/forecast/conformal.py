@@ -232,7 +232,7 @@ class Conformal:
         model: any, see `forecast`.
         levels: Q quantiles.
         offsets: (H, C, Q), of each step: how far the quantile is moved, in units of the series.
-        look_back: rows of a history that its unit is taken from.
+        context: rows of a history that its unit is taken from.
         season: see `calibrated`.
         left_out: share of the calibration windows whose history does not vary.
         counts: whether no quantile may be below 0, as of whole numbers from 0 up.
@@ -241,7 +241,7 @@ class Conformal:
     model: Any
     levels: tuple[float, ...]
     offsets: np.ndarray
-    look_back: int
+    context: int
     season: int
     left_out: float = 0.0
     counts: bool = False
@@ -261,7 +261,7 @@ class Conformal:
         if horizon > len(self.offsets):
             raise ValueError(f"horizon: {horizon} found, at most {len(self.offsets)} wanted")
         mean, base = _base(self.model, history, horizon, future, self.levels)
-        unit = units(history, self.look_back, self.season)[:, None, :, None]
+        unit = units(history, self.context, self.season)[:, None, :, None]
         # moved by different amounts they may cross
         moved = np.sort(base + self.offsets[None, :horizon] * unit, axis=-1)
         moved = np.maximum(moved, 0) if self.counts else moved
@@ -274,7 +274,7 @@ def calibrated(
     windows: Windows,
     horizon: int,
     levels: Sequence[float] = (0.1, 0.5, 0.9),
-    look_back: int = 100,
+    context: int = 100,
     season: int = 1,
 ) -> Conformal:
     """Put conformal quantiles around a model, by windows it has not learned from.
@@ -287,7 +287,7 @@ def calibrated(
     windows (split conformal prediction, Vovk et al. 2005; of quantiles, Romano et al. 2019,
     arXiv:1905.03222, theorem 2). Errors are counted in units of each series, so that series of all
     sizes count alike, and new ones can be forecast: the mean absolute difference of values one
-    season apart in the last `look_back` rows, as in MASE. A history without such a difference
+    season apart in the last `context` rows, as in MASE. A history without such a difference
     gets intervals without width. Of series of counts (whole numbers from 0 up) no quantile is moved
     below 0.
 
@@ -299,7 +299,7 @@ def calibrated(
             share, for which nothing is promised.
         horizon: H.
         levels: Q.
-        look_back: rows before each origin that the unit is taken from, more than the season.
+        context: rows before each origin that the unit is taken from, more than the season.
         season: steps of one.
 
     Raises:
@@ -307,12 +307,12 @@ def calibrated(
             `historical_forecasts`.
     """
     levels = tuple(levels)
-    if look_back <= season:
-        raise ValueError(f"look_back: {look_back} found, more than the season, {season}, wanted")
+    if context <= season:
+        raise ValueError(f"context: {context} found, more than the season, {season}, wanted")
     parts = []
     for before, future in asked(model, series, windows, horizon, None):
         _, base = _base(model, before, horizon, future, levels)
-        parts.append((base, units(before, look_back, season)))
+        parts.append((base, units(before, context, season)))
     base, unit = (np.concatenate(x) for x in zip(*parts, strict=True))
     used = (unit > 0).all(1)
     target = targets(series, windows, horizon)
@@ -330,12 +330,12 @@ def calibrated(
         offsets.append(sign * margin(sign * found, share))
     counts = bool((series.values >= 0).all() and (series.values % 1 == 0).all())
     left_out = float(1 - used.mean())
-    return Conformal(model, levels, np.stack(offsets, -1), look_back, season, left_out, counts)
+    return Conformal(model, levels, np.stack(offsets, -1), context, season, left_out, counts)
 
 
-def units(history: Series, look_back: int, season: int) -> np.ndarray:
-    """Mean |y_t - y_(t - season)| over the last `look_back` rows, (S, C); 0 for shorter series."""
-    place = history.offsets[1:, None] - np.arange(look_back, 0, -1)
+def units(history: Series, context: int, season: int) -> np.ndarray:
+    """Mean |y_t - y_(t - season)| over the last `context` rows, (S, C); 0 for shorter series."""
+    place = history.offsets[1:, None] - np.arange(context, 0, -1)
     there = place >= history.offsets[:-1, None]
     rows = history.values[np.maximum(place, 0)].astype(np.float64)
     moves, both = np.abs(rows[:, season:] - rows[:, :-season]), there[:, :-season, None]

@@ -130,14 +130,14 @@ class Forecaster:
         known = self._checked(history, horizon, future, levels)
         loc, scale = self.scaling.of(history)
         variables = jax.device_put(self.variables)
-        steps = network.look_back + network.horizon
+        steps = network.context + network.horizon
         wide = steps * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
         # a power of two, so that few sizes compile
         size = 1 << max(0, min(AT_ONCE // wide, len(history.ids)) - 1).bit_length()
         parts: list[Any] = []
         for start in range(0, len(history.ids), size):
             few = slice(start, start + size)
-            rows = history.offsets[1:][few, None] - network.look_back + np.arange(network.look_back)
+            rows = history.offsets[1:][few, None] - network.context + np.arange(network.context)
             windows: Any = (
                 (history.values[rows] - loc[few, None]) / scale[few, None],
                 history.past[rows],
@@ -177,11 +177,11 @@ class Forecaster:
             wanted, found = getattr(self, name), getattr(history, name)
             if wanted != found:
                 raise ValueError(f"history: {name} {found} found, {wanted} wanted, as in training")
-        short = np.flatnonzero(history.lengths < network.look_back)
+        short = np.flatnonzero(history.lengths < network.context)
         if len(short):
             raise ValueError(
                 f"history: {history.lengths[short[0]]} rows of series "
-                f"{str(history.ids[short[0]])!r} found, at least {network.look_back} (look_back) "
+                f"{str(history.ids[short[0]])!r} found, at least {network.context} (context) "
                 "wanted; see `padded`"
             )
         count, width = len(history.ids), len(self.known_names)
@@ -266,7 +266,7 @@ def _stored(
         found = network.apply(params["variables"], Inputs.of(values, network.horizon), train=False)
         return found if network.output.scale_only else network.output.scaled(found, loc, scale)
 
-    column = Column("values", (network.look_back, len(dict(named)["channels"])))
+    column = Column("values", (network.context, len(dict(named)["channels"])))
     return Task(init, loss, predict, (column,))
 
 

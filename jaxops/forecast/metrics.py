@@ -363,8 +363,8 @@ def _enough(scores: Evaluation) -> bool:
 
 def _interval(values: np.ndarray, block: int, level: float) -> Interval:
     if block > 1:
-        return block_interval(values, block, level=level)
-    return interval(values, level=level)
+        return block_interval(values, block, coverage=level)
+    return interval(values, coverage=level)
 
 
 def _mean(values: np.ndarray, per: Per) -> np.ndarray:

@@ -16,7 +16,7 @@ from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row
 
 
 def direct(network: Any, series: Series, scaling: Scaling) -> Task:
-    """Forecast the `horizon` steps after an origin from the `look_back` before it, all at once.
+    """Forecast the `horizon` steps after an origin from the `context` before it, all at once.
 
     A batch holds windows as `origins` makes them. They are cut out inside the step, from the series
     that lie on the device once, in the state's `extra`. A task is made for its series.
@@ -24,7 +24,7 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
     spread of what `predict` gives.
 
     Args:
-        network: such as `NLinear`; with `look_back`, `horizon` and `output`.
+        network: such as `NLinear`; with `context`, `horizon` and `output`.
         series: all rows, those of validation and test too; which of them are learned from is said
             by the origins.
         scaling: of the training rows. The loss is that of scaled values.
@@ -39,7 +39,7 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
             an output of counts with scaled, negative or broken values. And by `fit`, `evaluate` and
             `predict`, for windows that reach beyond their series.
     """
-    back, horizon, output = network.look_back, network.horizon, network.output
+    back, horizon, output = network.context, network.horizon, network.output
     _check_output(output, series, scaling)
     if scaling.kind == "series" and not np.isin(series.ids, scaling.ids).all():
         new = str(series.ids[~np.isin(series.ids, scaling.ids)][0])

@@ -99,7 +99,7 @@ def _gpt2(settings: Settings) -> TransformerConfig:
     return TransformerConfig(
         vocabulary=settings["vocab_size"],
         context=settings["n_positions"],
-        layers=settings["n_layer"],
+        depth=settings["n_layer"],
         heads=settings["n_head"],
         width=settings["n_embd"],
         hidden=settings.get("n_inner"),
@@ -114,7 +114,7 @@ def _bert(settings: Settings) -> TransformerConfig:
     return TransformerConfig(
         vocabulary=settings["vocab_size"],
         context=settings["max_position_embeddings"],
-        layers=settings["num_hidden_layers"],
+        depth=settings["num_hidden_layers"],
         heads=settings["num_attention_heads"],
         width=settings["hidden_size"],
         hidden=settings["intermediate_size"],
@@ -140,7 +140,7 @@ def _t5(settings: Settings) -> TransformerConfig:
     return TransformerConfig(
         vocabulary=settings["vocab_size"],
         context=settings.get("n_positions", 512),
-        layers=layers,
+        depth=layers,
         heads=settings["num_heads"],
         width=width,
         hidden=settings["d_ff"],
@@ -167,7 +167,7 @@ def _llama(settings: Settings) -> TransformerConfig:
     return TransformerConfig(
         vocabulary=settings["vocab_size"],
         context=settings["max_position_embeddings"],
-        layers=settings["num_hidden_layers"],
+        depth=settings["num_hidden_layers"],
         heads=settings["num_attention_heads"],
         width=settings["hidden_size"],
         hidden=settings["intermediate_size"],

@@ -98,7 +98,7 @@ def generate(
             of its range, draws from beams, or a task whose model does not write.
 
     >>> from jaxops import Task, nn
-    >>> model = nn.Transformer(nn.TransformerConfig(9, context=8, layers=1, heads=1, width=4))
+    >>> model = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
     >>> variables = model.init(jax.random.key(0), np.zeros((1, 8), np.int32))
     >>> state = TrainState(0, variables["params"], (), {}, None)
     >>> task = Task(None, None, None, recipe=(None, (("model", model),)))

@@ -8,16 +8,17 @@ import jax
 
 from jaxops.nn import Dense, Embed, EncoderDecoder, Transformer, TransformerConfig
 from jaxops.nn.recurrence import State, recurrence
+from jaxops.task import recorded
 
 Array = jax.Array
 
 GPT2 = TransformerConfig(
-    vocabulary=50_257, context=1024, layers=12, heads=12, width=768, dropout=0.1
+    vocabulary=50_257, context=1024, depth=12, heads=12, width=768, dropout=0.1
 )
 NANOGPT = TransformerConfig(
     vocabulary=65,
     context=256,
-    layers=6,
+    depth=6,
     heads=6,
     width=384,
     activation="gelu_exact",
@@ -27,7 +28,7 @@ NANOGPT = TransformerConfig(
 BERT_BASE = TransformerConfig(
     vocabulary=30_522,
     context=512,
-    layers=12,
+    depth=12,
     heads=12,
     width=768,
     causal=False,
@@ -42,7 +43,7 @@ BERT_BASE = TransformerConfig(
 T5_SMALL = TransformerConfig(
     vocabulary=32_128,
     context=512,
-    layers=6,
+    depth=6,
     heads=8,
     width=512,
     head_width=64,
@@ -58,7 +59,7 @@ T5_SMALL = TransformerConfig(
 TINY_LLAMA = TransformerConfig(
     vocabulary=32_000,
     context=2048,
-    layers=22,
+    depth=22,
     heads=32,
     width=2048,
     hidden=5632,
@@ -76,7 +77,7 @@ def gpt2(**changes: Any) -> Transformer:
     """GPT-2 small: 124,439,808 parameters (Radford et al. 2019).
 
     Args:
-        changes: other fields of `TransformerConfig`; `layers=24, heads=16, width=1024` is medium.
+        changes: other fields of `TransformerConfig`; `depth=24, heads=16, width=1024` is medium.
 
     >>> gpt2(context=128).config.context
     128
@@ -87,7 +88,7 @@ def gpt2(**changes: Any) -> Transformer:
 def nanogpt(**changes: Any) -> Transformer:
     """nanoGPT's network for characters, as its setting for a GPU has it: 10,745,088 parameters.
 
-    That for a CPU is `nanogpt(context=64, layers=4, heads=4, width=128, dropout=0.0)`. A.
+    That for a CPU is `nanogpt(context=64, depth=4, heads=4, width=128, dropout=0.0)`. A.
     Karpathy, nanoGPT, config/train_shakespeare_char.py, where positions are not counted (10.65M).
 
     Args:
@@ -121,7 +122,7 @@ def llama_style(**changes: Any) -> Transformer:
 
     TinyLlama's size, 1,100,048,384 parameters (Zhang et al. 2024, arXiv:2401.02385). Llama 2 7B
     (Touvron et al. 2023, arXiv:2307.09288), of 6,738,415,616, is `llama_style(context=4096,
-    layers=32, kv_heads=32, width=4096, hidden=11_008)`.
+    depth=32, kv_heads=32, width=4096, hidden=11_008)`.
 
     Args:
         changes: other fields of `TransformerConfig`.
@@ -129,6 +130,7 @@ def llama_style(**changes: Any) -> Transformer:
     return Transformer(replace(TINY_LLAMA, **changes))
 
 
+@recorded(formerly={"layers": "depth"})
 class Recurrent(nn.Module):
     """Embedding, LSTM or GRU, and logits of each next token, with variational dropout.
 
@@ -138,7 +140,7 @@ class Recurrent(nn.Module):
     Attributes:
         vocabulary: how many tokens there are.
         width: of embeddings and states.
-        layers: of the recurrence.
+        depth: of the recurrence.
         cell: "lstm" or "gru".
         tied: the logits are by the embeddings' table (Press and Wolf 2017, arXiv:1608.05859).
         dropout: probability of dropping a feature of what goes into a layer, the logits' too.
@@ -155,7 +157,7 @@ class Recurrent(nn.Module):
 
     vocabulary: int
     width: int = 256
-    layers: int = 1
+    depth: int = 1
     cell: str = "lstm"
     tied: bool = True
     dropout: float = 0.0
@@ -168,7 +170,7 @@ class Recurrent(nn.Module):
         self.embedding = Embed(self.vocabulary, self.width, self.word_dropout, self.compute)
         self.recurrence = recurrence(self.cell)(
             self.width,
-            self.layers,
+            self.depth,
             dropout=self.dropout,
             recurrent_dropout=self.recurrent_dropout,
             compute=self.compute,

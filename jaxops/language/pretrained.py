@@ -42,7 +42,7 @@ def load_pretrained(
 
     >>> import tempfile
     >>> from safetensors.numpy import save_file
-    >>> config = TransformerConfig(vocabulary=5, context=4, layers=1, heads=1, width=2)
+    >>> config = TransformerConfig(vocabulary=5, context=4, depth=1, heads=1, width=2)
     >>> shapes = {"attn.c_attn": (2, 6), "attn.c_proj": (2, 2), "ln_1": (2,), "ln_2": (2,),
     ...           "mlp.c_fc": (2, 8), "mlp.c_proj": (8, 2)}
     >>> weights = {f"h.0.{name}.weight": np.ones(shape) for name, shape in shapes.items()}

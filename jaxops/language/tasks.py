@@ -53,7 +53,7 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
         Radford et al. 2018, "Improving language understanding by generative pre-training".
 
     >>> from jaxops import nn
-    >>> config = nn.TransformerConfig(vocabulary=65, context=64, layers=2, heads=2, width=32)
+    >>> config = nn.TransformerConfig(vocabulary=65, context=64, depth=2, heads=2, width=32)
     >>> [column.name for column in next_token(nn.Transformer(config)).columns]
     ['tokens', 'segments']
     """

@@ -23,7 +23,7 @@ ACTIVATIONS = {
 }
 
 
-@recorded
+@recorded(formerly={"layers": "depth"})
 @dataclass(frozen=True)
 class TransformerConfig:
     """What a transformer is.
@@ -31,7 +31,7 @@ class TransformerConfig:
     Attributes:
         vocabulary: how many tokens there are.
         context: the longest sequence; the rows of learned positions.
-        layers: blocks, of the encoder and the decoder each where there are both.
+        depth: blocks, of the encoder and the decoder each where there are both.
         heads: of queries.
         width: of the residual stream, D.
         hidden: of the feed-forward network; 4 * width by default.
@@ -70,7 +70,7 @@ class TransformerConfig:
 
     vocabulary: int
     context: int
-    layers: int
+    depth: int
     heads: int
     width: int
     hidden: int | None = None
@@ -107,7 +107,7 @@ class TransformerConfig:
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r} found, one of {known} wanted")
-        sizes = ("vocabulary", "context", "layers", "heads", "width")
+        sizes = ("vocabulary", "context", "depth", "heads", "width")
         for name in (*sizes, "hidden", "kv_heads", "head_width"):
             found = getattr(self, name)
             if (name in sizes or found is not None) and found < 1:
@@ -179,7 +179,7 @@ class Block(nn.Module):
         """The branches, their norms and their dropout."""
         config = self.config
         branches = 3 if self.cross else 2
-        std = 0.02 / (branches * config.layers) ** 0.5  # GPT-2: the sum's variance stays
+        std = 0.02 / (branches * config.depth) ** 0.5  # GPT-2: the sum's variance stays
         attention = functools.partial(
             Attention,
             features=config.width,
@@ -303,11 +303,11 @@ class Stack(nn.Module):
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, 0, *[nn.broadcast] * len(shared)),
-                length=config.layers,
+                length=config.depth,
             )
             return over(*arguments, name="blocks")(x, caches, remembered, *shared)
         states = []
-        for i in range(config.layers):
+        for i in range(config.depth):
             own = None if caches is None else caches[i]
             known = None if remembered is None else remembered[i]
             x, state = block(*arguments, name=f"block_{i}")(x, own, known, *shared)

@@ -24,7 +24,7 @@ class Recurrence(nn.Module):
     """What `LSTM` and `GRU` share: layers and directions, packed rows, dropout."""
 
     features: int
-    layers: int = 1
+    depth: int = 1
     bidirectional: bool = False
     dropout: float = 0.0
     recurrent_dropout: float = 0.0
@@ -70,7 +70,7 @@ class Recurrence(nn.Module):
         if x.ndim != 3:
             raise ValueError(f"x: shape {x.shape} found, (rows, steps, features) wanted")
         directions = ("forward", "backward") if self.bidirectional else ("forward",)
-        shape = (self.layers * len(directions), len(x), self.features)
+        shape = (self.depth * len(directions), len(x), self.features)
         initial = _checked(initial, self._zero(shape))
         if segments is not None:
             if jnp.shape(segments) != x.shape[:2]:
@@ -80,7 +80,7 @@ class Recurrence(nn.Module):
         if segments is not None:  # 0 * NaN would be NaN in the kernels' gradients
             x = jnp.where(segments > 0, x, 0)
         finals: list[State] = []
-        for layer in range(self.layers):
+        for layer in range(self.depth):
             drop = nn.Dropout(self.dropout, (0,), not train, name=f"dropout_{layer}")
             x, outputs = drop(x), []  # (0,): one mask for all steps
             for direction in directions:
@@ -148,7 +148,7 @@ class LSTM(Recurrence):
 
     Attributes:
         features: of the hidden state, in each direction.
-        layers: one on top of the other.
+        depth: one on top of the other.
         bidirectional: each layer also reads every document from its end, with weights of its own.
         dropout: probability of dropping a feature of a layer's input while training.
         recurrent_dropout: the same of a hidden state on its way into the gates.

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
     """A decoder (GPT) or an encoder (BERT), by its `config`: tokens to logits.
 
     >>> import jax
-    >>> config = TransformerConfig(vocabulary=65, context=8, layers=2, heads=2, width=16)
+    >>> config = TransformerConfig(vocabulary=65, context=8, depth=2, heads=2, width=16)
     >>> model = Transformer(config)
     >>> tokens = jnp.zeros((3, 8), jnp.int32)
     >>> variables = model.init(jax.random.key(0), tokens)
@@ -183,7 +183,7 @@ def _advance(
     x, (layers, remembered) = model.stack(
         x, cache=cache, memory=memory, memory_mask=cache.memory_mask
     )
-    cache = cache._replace(layers=layers, memory=remembered, length=cache.length + length)
+    cache = cache._replace(depth=layers, memory=remembered, length=cache.length + length)
     return model.embedding.logits(x), cache
 
 
@@ -200,10 +200,10 @@ def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
         ValueError: more slots than the context.
     """
     _check_length(config, slots)
-    stacked = (config.layers,) if config.scan else ()
+    stacked = (config.depth,) if config.scan else ()
     shape: tuple[int, ...] = (*stacked, len(start), config.kv_heads or config.heads)
     pair = jnp.zeros((*shape, config.per_head, slots)), jnp.zeros((*shape, slots, config.per_head))
-    layers = pair if config.scan else (pair,) * config.layers
+    layers = pair if config.scan else (pair,) * config.depth
     return Cache(layers, start, jnp.zeros((), jnp.int32))
 
 
@@ -213,7 +213,7 @@ class EncoderDecoder(nn.Module):
     Both are of `config`, but for what each token sees; they share the tokens' embeddings.
 
     >>> import jax
-    >>> config = TransformerConfig(vocabulary=20, context=8, layers=1, heads=2, width=16)
+    >>> config = TransformerConfig(vocabulary=20, context=8, depth=1, heads=2, width=16)
     >>> model = EncoderDecoder(config)
     >>> source, target = jnp.zeros((3, 8), jnp.int32), jnp.zeros((3, 5), jnp.int32)
     >>> variables = model.init(jax.random.key(0), source, target)

@@ -147,7 +147,7 @@ def compare(
             text = f"{figures[name][metric]:.4f}"
             rows[place][metric] = f"**{text}**" if place == best else text
             if values is not None and np.isfinite(values).sum() > 1:
-                found = interval(values[np.isfinite(values)], level=level)
+                found = interval(values[np.isfinite(values)], coverage=level)
                 rows[place][metric] += f" [{found.low:.4f}, {found.high:.4f}]"
     return rows
 
@@ -158,7 +158,7 @@ def _best(metric: str, columns: list[Any], level: float) -> int | None:
         return None
     best = int(np.argmax([values.mean() for values in columns]))
     rest = [values for place, values in enumerate(columns) if place != best]
-    return best if all(paired(columns[best], v, level=level).low > 0 for v in rest) else None
+    return best if all(paired(columns[best], v, coverage=level).low > 0 for v in rest) else None
 
 
 def table(

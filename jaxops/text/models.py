@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxops.data.tokenizer import PAD, UNKNOWN
 from jaxops.nn import Dense, Embed, Transformer, TransformerConfig
 from jaxops.nn.recurrence import recurrence
+from jaxops.task import recorded
 
 Array = jax.Array
 POOLING = ("last", "mean", "max")
@@ -157,6 +158,7 @@ class TransformerClassifier(nn.Module):
         return self.logits(self.drop(x, deterministic=not train))
 
 
+@recorded(formerly={"layers": "depth"})
 class Recurrent(nn.Module):
     """Embedding, LSTM or GRU, what they say of the whole text, and one dense layer.
 
@@ -167,7 +169,7 @@ class Recurrent(nn.Module):
         vocabulary: number of tokens.
         classes: number of logits.
         width: of the embeddings, and of the states in each direction.
-        layers: of the recurrence.
+        depth: of the recurrence.
         cell: "lstm" or "gru".
         bidirectional: read from the end as well.
         pooling: "last" state in each direction, or "mean" or "max" over the tokens.
@@ -185,7 +187,7 @@ class Recurrent(nn.Module):
     vocabulary: int
     classes: int
     width: int = 128
-    layers: int = 1
+    depth: int = 1
     cell: str = "lstm"
     bidirectional: bool = True
     pooling: str = "max"
@@ -207,7 +209,7 @@ class Recurrent(nn.Module):
         embed = Embed(self.vocabulary, self.width, self.word_dropout, name="embedding")
         outputs, state = recurrence(self.cell)(
             self.width,
-            self.layers,
+            self.depth,
             self.bidirectional,
             self.dropout,
             self.recurrent_dropout,

@@ -79,7 +79,7 @@ def spans(model: Any, length: int) -> Task:
 
     >>> from jaxops.nn import TransformerConfig
     >>> config = TransformerConfig(
-    ...     100, context=32, layers=2, heads=2, width=16, causal=False, segment_types=2)
+    ...     100, context=32, depth=2, heads=2, width=16, causal=False, segment_types=2)
     >>> [column.name for column in spans(SpanReader(config), length=32).columns]
     ['tokens', 'types', 'start', 'end']
     """

@@ -34,7 +34,7 @@ class Paired(NamedTuple):
 
 
 def interval(
-    values: np.ndarray, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    values: np.ndarray, resamples: int = 2000, coverage: float = 0.95, seed: int = 0
 ) -> Interval:
     """The bootstrap interval of a mean, bias-corrected and accelerated.
 
@@ -45,19 +45,19 @@ def interval(
     Args:
         values: (U,) one value a user, such as `ndcg(ranks, 10)`.
         resamples: samples of U users drawn with replacement.
-        level: of confidence.
+        coverage: of confidence.
         seed: of the samples.
 
     Raises:
-        ValueError: fewer than two values, one that is not finite, or a level outside 0 to 1.
+        ValueError: fewer than two values, one that is not finite, or a coverage outside 0 to 1.
 
     >>> print(interval(np.arange(1000) < 50))
     0.0500 [0.0370, 0.0650]
     """
     values = _checked("values", values)
-    if not 0 < level < 1 or resamples < 1:
+    if not 0 < coverage < 1 or resamples < 1:
         raise ValueError(
-            f"level, resamples: found {level} and {resamples}, wanted 0 to 1, and 1 up"
+            f"coverage, resamples: found {coverage} and {resamples}, wanted 0 to 1, and 1 up"
         )
     mean = values.mean()
     centred = values - mean
@@ -67,13 +67,13 @@ def interval(
     skewness = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
     # of a mean the bias correction is the acceleration too: to the order of the method the same
     # as counting samples below the mean, without that count's noise
-    z = skewness + ndtri([(1 - level) / 2, (1 + level) / 2])
+    z = skewness + ndtri([(1 - coverage) / 2, (1 + coverage) / 2])
     low, high = np.quantile(means, ndtr(skewness + z / (1 - skewness * z)))
     return Interval(float(mean), float(low), float(high))
 
 
 def paired(
-    a: np.ndarray, b: np.ndarray, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    a: np.ndarray, b: np.ndarray, resamples: int = 2000, coverage: float = 0.95, seed: int = 0
 ) -> Paired:
     """Whether model a is better than model b for the same users.
 
@@ -85,7 +85,7 @@ def paired(
         a: (U,) a metric's values of the one model.
         b: (U,) those of the other, of the same users in the same order.
         resamples: samples of users, and flips of all signs.
-        level: of confidence.
+        coverage: of confidence.
         seed: of both.
 
     Raises:
@@ -103,11 +103,11 @@ def paired(
     flipped = np.abs(_flipped(d, resamples, np.random.default_rng([seed, 1])))
     # a sum that differs by rounding alone is as far out
     far = (flipped >= total - 1e-9 * np.abs(d).sum()).sum()
-    return Paired(*interval(d, resamples, level, seed), float((1 + far) / (1 + resamples)))
+    return Paired(*interval(d, resamples, coverage, seed), float((1 + far) / (1 + resamples)))
 
 
 def block_interval(
-    values: np.ndarray, block: int, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    values: np.ndarray, block: int, resamples: int = 2000, coverage: float = 0.95, seed: int = 0
 ) -> Interval:
     """The bootstrap interval of a mean over time, where values resemble their neighbours.
 
@@ -121,7 +121,7 @@ def block_interval(
         values: (W,) one value a window (or day, ...), in the order of time.
         block: windows in a run: the horizon in windows, or more.
         resamples: how many.
-        level: of confidence.
+        coverage: of confidence.
         seed: of the draws.
 
     Raises:
@@ -138,7 +138,7 @@ def block_interval(
     means = (total[block:] - total[:-block]) / block
     rng, count = np.random.default_rng(seed), -(-W // block)
     drawn = _repeat(lambda k: means[rng.integers(0, W, (k, count))].mean(1), resamples, count)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2])
     return Interval(float(values.mean()), float(low), float(high))
 
 

@@ -17,7 +17,7 @@ from benchmarks.process import WorkerError
 from benchmarks.workloads import BY_NAME, GPT, WORKLOADS
 from jaxops.train import feed
 
-TINY = GPT(layers=2, width=32, heads=4, context=16, vocabulary=11)
+TINY = GPT(depth=2, width=32, heads=4, context=16, vocabulary=11)
 
 
 def columns(workload, rows=256):
@@ -180,7 +180,7 @@ def test_the_suite_has_what_the_issue_names():
     assert everywhere - names == {"gpt-large", "C01-sweep"}
     assert {w.name for w in workloads.chosen((), gpu=False)[1]} == {"gpt-large", "C01-sweep"}
     large = BY_NAME["gpt-large"]  # nanoGPT's
-    assert large.network == GPT(layers=6, width=384, heads=6, context=256)
+    assert large.network == GPT(depth=6, width=384, heads=6, context=256)
     assert large.batch_size == 64 and large.bfloat16
     sizes = {n: BY_NAME[n].batch_size for n in ("C01", "C02", "C03", "C04", "C08")}
     assert sizes == {"C01": 64, "C02": 32, "C03": 32, "C04": 32, "C08": 64}

@@ -174,9 +174,9 @@ def test_each_device_holds_its_share_and_gives_its_memory_back(plan):
     assert kernel.addressable_shards[0].data.size == kernel.size // np.prod(split)
 
 
-def deep(width=256, layers=24, rows=8):
+def deep(width=256, depth=24, rows=8):
     data = {"x": np.zeros((rows, width), np.float32), "y": np.zeros((rows, 4), np.float32)}
-    return regression(nn.Sequential([*(nn.Dense(width) for _ in range(layers)), nn.Dense(4)])), data
+    return regression(nn.Sequential([*(nn.Dense(width) for _ in range(depth)), nn.Dense(4)])), data
 
 
 def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():

@@ -12,10 +12,10 @@ from jaxops.forecast.models.linear import moving_average
 from jaxops.nn import LSTM
 
 
-def windows(batch=3, look_back=40, channels=2, horizon=5, **widths):
+def windows(batch=3, context=40, channels=2, horizon=5, **widths):
     random = np.random.default_rng(0)
-    values = random.normal(size=(batch, look_back, channels)).cumsum(1).astype(np.float32)
-    lengths = {"past": (look_back,), "known": (look_back + horizon,), "static": ()}
+    values = random.normal(size=(batch, context, channels)).cumsum(1).astype(np.float32)
+    lengths = {"past": (context,), "known": (context + horizon,), "static": ()}
     given = {
         name: random.normal(size=(batch, *lengths[name], width)).astype(np.float32)
         for name, width in widths.items()
@@ -138,8 +138,8 @@ def patchtst_in_torch(torch, params, stats, x, heads, stride, patch, train):
 @pytest.mark.parametrize("train", [False, True])
 def test_patchtst_is_that_of_pytorch(train):
     torch = pytest.importorskip("torch")
-    x = windows(look_back=43)
-    model = forecast.PatchTST(43, 5, layers=2, dropout=0.0, hidden=32)
+    x = windows(context=43)
+    model = forecast.PatchTST(43, 5, depth=2, dropout=0.0, hidden=32)
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
     random = np.random.default_rng(1)  # norms that do something
     variables = jax.tree.map(lambda v: v + random.uniform(0, 0.2, v.shape).astype("f4"), variables)
@@ -240,7 +240,7 @@ def test_every_network_learns_with_dropout_and_quantiles(name):
         else:
             with pytest.raises(ValueError, match=f"{column}: width 1 found, but {name} has no use"):
                 jax.eval_shape(model.init, jax.random.key(0), given)
-    with pytest.raises(ValueError, match=rf"\(B, look_back = {L}, C\) wanted by {name}"):
+    with pytest.raises(ValueError, match=rf"\(B, context = {L}, C\) wanted by {name}"):
         jax.eval_shape(model.init, jax.random.key(0), windows(4, L - 1, 2, H))
     counts = make(name, output=forecast.NegativeBinomial(), instance_norm="mean_std")
     with pytest.raises(ValueError, match='"none" or "mean" wanted with NegativeBinomial'):

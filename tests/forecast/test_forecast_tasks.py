@@ -61,7 +61,7 @@ def whole(series):
 
 def trained(network, series, scaling, steps=3, optimizer=None, **more):
     task = f.direct(network, series, scaling)
-    windows = f.origins(series, network.look_back, network.horizon)
+    windows = f.origins(series, network.context, network.horizon)
     optimizer = optimizer or jo.optim.adam(1e-2)
     state = jo.fit(
         task, windows, optimizer=optimizer, batch_size=16, steps=steps, progress=False, **more
@@ -239,7 +239,7 @@ def test_conformal_quantiles_cover_their_share():
     model = f.Baseline("repeat_last")
     levels = (0.1, 0.5, 0.9)
     windows = f.origins(first, 40, 3, stride=1000)
-    fitted = f.calibrated(model, first, windows, 3, levels, look_back=40)
+    fitted = f.calibrated(model, first, windows, 3, levels, context=40)
     test = f.historical_forecasts(fitted, second, f.origins(second, 40, 3, stride=1000), 3, levels)
     below = (test.target[..., None] <= test.quantiles).mean((0, 2))  # (H, Q)
     # two samples of 200: the calibration's and the test's
@@ -248,7 +248,7 @@ def test_conformal_quantiles_cover_their_share():
     with pytest.raises(ValueError, match=r"levels: \[0.2\] found, of \(0.1, 0.5, 0.9\) wanted"):
         f.forecast(fitted, second, 3, levels=(0.2,))
     with pytest.raises(ValueError, match="windows: 5 of 5 found whose histories vary, 9 wanted"):
-        f.calibrated(model, first, {n: c[:5] for n, c in windows.items()}, 3, look_back=40)
+        f.calibrated(model, first, {n: c[:5] for n, c in windows.items()}, 3, context=40)
 
 
 @pytest.mark.parametrize("ask", [f.historical_forecasts, f.calibrated])

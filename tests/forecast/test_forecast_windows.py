@@ -21,12 +21,12 @@ def ragged(*lengths: int) -> forecast.Series:
     return forecast.from_arrays([f"s{i}" for i in range(len(lengths))], values)
 
 
-def brute(series, look_back, horizon, rows):
+def brute(series, context, horizon, rows):
     """(series, origin) of every window, by a loop."""
     found = []
     for s in range(len(series)):
         for origin in range(series.offsets[s], series.offsets[s + 1]):
-            whole = origin - look_back >= series.offsets[s]
+            whole = origin - context >= series.offsets[s]
             if whole and rows[s, 0] <= origin and origin + horizon <= rows[s, 1]:
                 found.append((s, origin))
     return found
@@ -36,17 +36,17 @@ def pairs(windows):
     return list(zip(windows["series"].tolist(), windows["origin"].tolist(), strict=True))
 
 
-@pytest.mark.parametrize(("look_back", "horizon"), [(0, 1), (3, 2), (5, 5), (10, 1), (1, 4)])
-def test_every_window_of_a_split_and_no_other(look_back, horizon):
+@pytest.mark.parametrize(("context", "horizon"), [(0, 1), (3, 2), (5, 5), (10, 1), (1, 4)])
+def test_every_window_of_a_split_and_no_other(context, horizon):
     series = ragged(23, 11, 40, 5)
     split = forecast.split(series, None, 0.2, 0.3)
     every = []
     for rows in (*split, np.stack([series.offsets[:-1], series.offsets[1:]], axis=1)):
-        wanted = brute(series, look_back, horizon, rows)
-        windows = forecast.origins(series, look_back, horizon, rows, short="skip")
+        wanted = brute(series, context, horizon, rows)
+        windows = forecast.origins(series, context, horizon, rows, short="skip")
         assert pairs(windows) == wanted
         assert all(column.dtype == np.int32 for column in windows.values())
-        without = forecast.too_short(series, look_back, horizon, rows)
+        without = forecast.too_short(series, context, horizon, rows)
         assert set(np.flatnonzero(~without)) == {s for s, _ in wanted}
         every.append(set(wanted))
     assert not every[0] & every[1] and not every[1] & every[2]
@@ -142,7 +142,7 @@ def test_backtest_leaves_out_short_series_if_asked():
 
 def test_padded_series_have_windows_and_the_same_end():
     series = ragged(3, 10)
-    with pytest.raises(ValueError, match=r"'s0': 3 rows up to .* 7 wanted for look_back=5 and ho"):
+    with pytest.raises(ValueError, match=r"'s0': 3 rows up to .* 7 wanted for context=5 and ho"):
         forecast.origins(series, 5, 2)
     long = forecast.padded(series, 7)
     assert long.lengths.tolist() == [7, 10] and long.start.tolist() == [-4, 0]
@@ -200,7 +200,7 @@ def test_bad_arguments_are_named():
         (lambda: forecast.origins(series, 40, 5, short="skip"), "'s0': 30 .* 2 of 2 series"),
         (lambda: forecast.cut(other, split.test), "rows: ranges of the rows of these 2"),
         (lambda: forecast.origins(other, 1, 1, split.test), "rows: ranges of the rows of these 2"),
-        (lambda: forecast.origins(series, 1, 0), "look_back=1, horizon=0: 0 or more"),
+        (lambda: forecast.origins(series, 1, 0), "context=1, horizon=0: 0 or more"),
         (lambda: forecast.origins(series, 1, 1, stride=0), "stride=0"),
         (lambda: forecast.split_by_time(series, "2024-01-01", "2024-02-01"), "times such as 0 wan"),
         (lambda: forecast.split_by_time(days, 1, 2), "times such as 2024-01-01T00:00:00 wanted"),

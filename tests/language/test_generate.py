@@ -95,7 +95,7 @@ def plain(model, state, prompt, steps=STEPS, stop=(), drawn=False, **how):
     return answer, total
 
 
-LEARNED = Transformer(config(layers=2))
+LEARNED = Transformer(config(depth=2))
 SEQUENCES = EncoderDecoder(config(position="relative", norm="rms", bias=False))
 
 
@@ -103,7 +103,7 @@ def models():
     for name, changes in DECODERS.items():
         yield pytest.param(Transformer(config(**changes)), id=name)
     yield pytest.param(SEQUENCES, id="encoder-decoder")
-    yield pytest.param(EncoderDecoder(config(scan=True, layers=2)), id="encoder-decoder-scan")
+    yield pytest.param(EncoderDecoder(config(scan=True, depth=2)), id="encoder-decoder-scan")
 
 
 @pytest.mark.parametrize("model", list(models()))

@@ -140,7 +140,7 @@ def test_sharded_files(transformers, tmp_path):
 # without torch or transformers
 
 WIDTH, HEADS, VOCABULARY = 8, 2, 13
-GPT2 = TransformerConfig(vocabulary=VOCABULARY, context=6, layers=2, heads=HEADS, width=WIDTH)
+GPT2 = TransformerConfig(vocabulary=VOCABULARY, context=6, depth=2, heads=HEADS, width=WIDTH)
 SETTINGS = {
     "model_type": "gpt2",
     "vocab_size": VOCABULARY,
@@ -248,9 +248,9 @@ def test_a_tensor_too_few_or_too_many(path):
     with pytest.raises(
         ValueError, match=r"h\.1\.attn\.c_attn\.bias.* and 7 more found, not wanted"
     ):
-        load_pretrained(path, layers=1)
+        load_pretrained(path, depth=1)
     with pytest.raises(ValueError, match=r"h\.2\.attn.* and 7 more wanted, not found"):
-        load_pretrained(path, layers=3)
+        load_pretrained(path, depth=3)
 
 
 @pytest.mark.parametrize(

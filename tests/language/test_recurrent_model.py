@@ -17,7 +17,7 @@ CELLS = ["lstm", "gru"]
 
 
 def made(**settings):
-    model = Recurrent(11, width=8, layers=2, **settings)
+    model = Recurrent(11, width=8, depth=2, **settings)
     return model, jax.jit(model.init)(KEY, TOKENS)
 
 
@@ -27,7 +27,7 @@ def test_it_is_its_parts(cell, tied):
     model, variables = made(cell=cell, tied=tied)
     params = variables["params"]
     table = params["embedding"]["embedding"]
-    layers = {"lstm": LSTM, "gru": GRU}[cell](8, layers=2)
+    layers = {"lstm": LSTM, "gru": GRU}[cell](8, depth=2)
     hidden, _ = layers.apply({"params": params["recurrence"]}, table[TOKENS])
     want = hidden @ table.T if tied else hidden @ params["head"]["kernel"]
     np.testing.assert_allclose(model.apply(variables, TOKENS), want, atol=1e-5)

@@ -258,13 +258,13 @@ def test_a_cache_of_an_encoder_decoder(kind, scan):
 # what their authors, or their files, count
 COUNTS = [
     (language.gpt2(scan=True), 124_439_808),
-    (language.gpt2(scan=True, layers=24, heads=16, width=1024), 354_823_168),
+    (language.gpt2(scan=True, depth=24, heads=16, width=1024), 354_823_168),
     (language.nanogpt(), 10_745_088),
     (language.bert_base(scan=True), 109_514_298),
     (language.t5_small(), 60_506_624),
     (language.llama_style(), 1_100_048_384),
     (
-        language.llama_style(context=4096, layers=32, kv_heads=32, width=4096, hidden=11_008),
+        language.llama_style(context=4096, depth=32, kv_heads=32, width=4096, hidden=11_008),
         6_738_415_616,
     ),
 ]

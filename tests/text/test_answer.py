@@ -102,7 +102,7 @@ def test_the_loss_is_the_mean_of_two_cross_entropies():
 
 
 CONFIG = TransformerConfig(
-    WORDS.vocabulary, context=24, layers=1, heads=2, width=8, causal=False, segment_types=2
+    WORDS.vocabulary, context=24, depth=1, heads=2, width=8, causal=False, segment_types=2
 )
 
 
@@ -177,7 +177,7 @@ def test_bad_input():
         asked(["is"], longest=0)
     with pytest.raises(ValueError, match="texts: one str found"):
         asked("is it here")
-    causal = TransformerConfig(9, context=8, layers=1, heads=1, width=4, segment_types=2)
+    causal = TransformerConfig(9, context=8, depth=1, heads=1, width=4, segment_types=2)
     with pytest.raises(ValueError, match="causal=True, segment_types=2 found"):
         text.SpanReader(causal).init(jax.random.key(0), *[jnp.zeros((1, 8), jnp.int32)] * 2)
     task = text.spans(text.SpanReader(CONFIG), length=8)
@@ -219,7 +219,7 @@ def test_learns_to_look_up():
     config = TransformerConfig(
         tokenizer.vocabulary,
         context=28,
-        layers=2,
+        depth=2,
         heads=4,
         width=64,
         hidden=128,

@@ -48,7 +48,7 @@ def bag(vocabulary):
 
 
 def transformer(vocabulary):
-    config = nn.TransformerConfig(vocabulary, 12, layers=1, heads=2, width=16, causal=False)
+    config = nn.TransformerConfig(vocabulary, 12, depth=1, heads=2, width=16, causal=False)
     return text.TransformerClassifier(config, 3)
 
 

@@ -7,7 +7,7 @@ import jaxops as jo
 from jaxops import nn, text
 from jaxops.model.topk import top_k
 
-CONFIG = nn.TransformerConfig(40, context=6, layers=1, heads=2, width=8, causal=False)
+CONFIG = nn.TransformerConfig(40, context=6, depth=1, heads=2, width=8, causal=False)
 BAG = text.BagEncoder(40, features=16)
 ENCODERS = {
     "bag": BAG,

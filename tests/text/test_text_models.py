@@ -9,7 +9,7 @@ import jaxops as jo
 from jaxops import nn, text
 
 CONFIG = nn.TransformerConfig(
-    vocabulary=40, context=24, layers=2, heads=2, width=16, causal=False, dropout=0.1
+    vocabulary=40, context=24, depth=2, heads=2, width=16, causal=False, dropout=0.1
 )
 MODELS = [
     text.TextCNN(40, classes=3, width=8, filters=6),

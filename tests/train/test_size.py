@@ -20,7 +20,7 @@ from jaxops.train.cost import cost
 
 ADAM = optim.adam(1e-3)
 CPU = HARDWARE["H100"]._replace(name="cpu", platform="cpu")  # what XLA compiles for here
-GPT = workloads.GPT(layers=2, width=64, context=64)
+GPT = workloads.GPT(depth=2, width=64, context=64)
 
 
 def columns(rows):

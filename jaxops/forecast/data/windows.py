@@ -136,15 +136,13 @@ def split_by_time(series: Series, validation: object, test: object, end: object 
 
 
 def _first_last(
-    series: Series, look_back: int, horizon: int, rows: Rows | None
+    series: Series, context: int, horizon: int, rows: Rows | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first and the last origin of each series; where the last is before, there is none."""
-    if look_back < 0 or horizon < 1:
-        raise ValueError(
-            f"look_back={look_back}, horizon={horizon}: 0 or more, and 1 or more, wanted"
-        )
+    if context < 0 or horizon < 1:
+        raise ValueError(f"context={context}, horizon={horizon}: 0 or more, and 1 or more, wanted")
     rows = checked_rows(series, rows)
-    return np.maximum(rows[:, 0], series.offsets[:-1] + look_back), rows[:, 1] - horizon
+    return np.maximum(rows[:, 0], series.offsets[:-1] + context), rows[:, 1] - horizon
 
 
 def checked_rows(series: Series, rows: Rows | None) -> Rows:
@@ -158,19 +156,19 @@ def checked_rows(series: Series, rows: Rows | None) -> Rows:
     return rows
 
 
-def too_short(series: Series, look_back: int, horizon: int, rows: Rows | None = None) -> np.ndarray:
+def too_short(series: Series, context: int, horizon: int, rows: Rows | None = None) -> np.ndarray:
     """Which series have no window; see `origins`.
 
     Returns:
         bool (S,).
     """
-    first, last = _first_last(series, look_back, horizon, rows)
+    first, last = _first_last(series, context, horizon, rows)
     return np.asarray(last < first)
 
 
 def origins(
     series: Series,
-    look_back: int,
+    context: int,
     horizon: int,
     rows: Rows | None = None,
     *,
@@ -181,7 +179,7 @@ def origins(
 
     Args:
         series: S of them.
-        look_back: L, rows before the origin, of the same series.
+        context: L, rows before the origin, of the same series.
         horizon: H, rows from the origin on.
         rows: the range of each series, such as `split(...).test`; all rows by default.
         stride: rows between two origins of a series, counted from its last, which is always there.
@@ -203,14 +201,14 @@ def origins(
         raise ValueError(
             f'stride={stride}, short={short!r}: 1 or more, and "error" or "skip", wanted'
         )
-    first, last = _first_last(series, look_back, horizon, rows)
+    first, last = _first_last(series, context, horizon, rows)
     none = last < first
     if none.all() or (none.any() and short == "error"):
         s = int(none.argmax())
         length = first[s] - series.offsets[s], last[s] + horizon - series.offsets[s]
         raise ValueError(
             f"series {str(series.ids[s])!r}: {length[1]} rows up to the end of the range found, "
-            f"{length[0] + horizon} wanted for look_back={look_back} and horizon={horizon} in it; "
+            f"{length[0] + horizon} wanted for context={context} and horizon={horizon} in it; "
             f'{none.sum()} of {len(series)} series are too short; short="skip" leaves them out, '
             "`padded` lengthens them"
         )
@@ -220,13 +218,13 @@ def origins(
     return {"series": of, "origin": (last[of] - stride * to_come).astype(np.int32)}
 
 
-def check_windows(series: Series, windows: Windows, look_back: int, horizon: int) -> None:
+def check_windows(series: Series, windows: Windows, context: int, horizon: int) -> None:
     """Check that the rows of each window lie within its series, as `gather` wants them.
 
     Args:
         series: that the windows are of.
         windows: W of them, from anywhere.
-        look_back: L, rows before each origin that will be read.
+        context: L, rows before each origin that will be read.
         horizon: H, rows from the origin on.
 
     Raises:
@@ -245,14 +243,14 @@ def check_windows(series: Series, windows: Windows, look_back: int, horizon: int
     if none.any():
         found = of[none.argmax()]
         raise ValueError(f"windows: series {found} found, 0 to {len(series) - 1} wanted")
-    first, last = series.offsets[of] + look_back, series.offsets[of + 1] - horizon
+    first, last = series.offsets[of] + context, series.offsets[of + 1] - horizon
     beyond = (origin < first) | (origin > last)
     if beyond.any():
         w = int(beyond.argmax())
         begin, end = series.offsets[of[w] : of[w] + 2]
         raise ValueError(
             f"windows: origin {origin[w]} of series {str(series.ids[of[w]])!r} (rows {begin} to "
-            f"{end - 1}) found, {first[w]} to {last[w]} wanted for look_back={look_back} and "
+            f"{end - 1}) found, {first[w]} to {last[w]} wanted for context={context} and "
             f"horizon={horizon}; {beyond.sum()} of {len(of)} windows reach beyond their series"
         )
 
@@ -325,7 +323,7 @@ class Fold(NamedTuple):
 
 def backtest(
     series: Series,
-    look_back: int,
+    context: int,
     horizon: int,
     *,
     count: int = 1,
@@ -342,7 +340,7 @@ def backtest(
 
     Args:
         series: S of them.
-        look_back: L.
+        context: L.
         horizon: H.
         count: origins a series.
         step: rows from one origin to the next; H by default, so that targets do not overlap.
@@ -375,18 +373,18 @@ def backtest(
     tested = horizon + step * (count - 1)
     ends = series.offsets[1:]
     rows = np.stack([np.maximum(ends - tested, series.offsets[:-1]), ends], axis=1)
-    lacks = series.lengths < look_back + validation + tested
+    lacks = series.lengths < context + validation + tested
     if lacks.all() or (lacks.any() and short == "error"):
         s = int(lacks.argmax())
         raise ValueError(
             f"series {str(series.ids[s])!r}: {series.lengths[s]} rows found, "
-            f"{look_back + validation + tested} wanted: look_back={look_back}, "
+            f"{context + validation + tested} wanted: context={context}, "
             f"validation={validation}, and {tested} for count={count} origins every {step} and "
             f'horizon={horizon}; {lacks.sum()} of {len(series)} series are too short; short="skip" '
             "leaves them out, `padded` lengthens them"
         )
     rows[lacks] = ends[lacks, None]  # no window
-    windows = origins(series, look_back, horizon, rows, stride=step, short="skip")
+    windows = origins(series, context, horizon, rows, stride=step, short="skip")
     of, origin = (windows[name].reshape(-1, count) for name in ("series", "origin"))
     folds = []
     for first in range(0, count, refit):

@@ -55,13 +55,13 @@ COVARIATES = ("past", "known", "static")
 
 def check(model: Any, inputs: Inputs, uses: tuple[str, ...] = ()) -> None:
     """Raise `ValueError` unless the inputs fit the model; `uses` names its covariates."""
-    name, length, horizon = type(model).__name__, model.look_back, model.horizon
-    for field in ("look_back", "horizon"):
+    name, length, horizon = type(model).__name__, model.context, model.horizon
+    for field in ("context", "horizon"):
         if getattr(model, field) < 1:
             raise ValueError(f"{name}: {field}: {getattr(model, field)} found, at least 1 wanted")
     if inputs.values.ndim != 3 or inputs.values.shape[1] != length:
         raise ValueError(
-            f"values: {inputs.values.shape} found, (B, look_back = {length}, C) wanted by {name}"
+            f"values: {inputs.values.shape} found, (B, context = {length}, C) wanted by {name}"
         )
     batch = len(inputs.values)
     wanted = {"past": (batch, length), "known": (batch, length + horizon), "static": (batch,)}
@@ -74,7 +74,7 @@ def check(model: Any, inputs: Inputs, uses: tuple[str, ...] = ()) -> None:
         if found[:-1] != wanted[column]:
             raise ValueError(
                 f"{column}: {found} found, {(*wanted[column], found[-1])} wanted: "
-                f"look_back {length}, horizon {horizon}"
+                f"context {length}, horizon {horizon}"
             )
     if model.output.scale_only and model.instance_norm not in ("none", "mean"):
         raise ValueError(

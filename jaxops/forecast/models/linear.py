@@ -11,6 +11,7 @@ from jaxops.forecast.models.layers import bias_init, forecast_of, kernel_init
 from jaxops.forecast.models.normalization import normalize
 from jaxops.forecast.models.outputs import Output, Point
 from jaxops.nn import matmul
+from jaxops.task import recorded
 
 Array = jax.Array
 
@@ -40,14 +41,15 @@ def _over_time(values: Array, kernel: Array) -> Array:
     return matmul(values.transpose(2, 0, 1), kernel).swapaxes(0, 1)
 
 
+@recorded(formerly={"look_back": "context"})
 class NLinear(nn.Module):
     """The last value, and one linear map of the differences from it.
 
-    Zeng et al. 2023, arXiv:2205.13504. Kernel and bias begin uniform within 1 / sqrt(look_back), as
+    Zeng et al. 2023, arXiv:2205.13504. Kernel and bias begin uniform within 1 / sqrt(context), as
     PyTorch's and so the authors'.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: "last", as in the paper; "mean_std", "mean", "none": see `normalize`.
@@ -58,7 +60,7 @@ class NLinear(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "last"
@@ -75,24 +77,25 @@ class NLinear(nn.Module):
         x, loc, scale = normalize(inputs.values, self.instance_norm)
         own = x.shape[2:] if self.individual else ()
         features = self.horizon * self.output.size
-        kernel = self.param("kernel", kernel_init, (*own, self.look_back, features))
-        bias = self.param("bias", bias_init(self.look_back), (*own, features))
+        kernel = self.param("kernel", kernel_init, (*own, self.context, features))
+        bias = self.param("bias", bias_init(self.context), (*own, features))
         raw = _over_time(x, kernel) + bias.reshape(1, -1, features)
         return forecast_of(self, raw, loc, scale)
 
 
+@recorded(formerly={"look_back": "context"})
 class DLinear(nn.Module):
     """Trend and remainder, one linear map each; the trend is a centred moving average.
 
-    Zeng et al. 2023, arXiv:2205.13504. Kernels and biases begin uniform within 1 / sqrt(look_back),
-    as PyTorch's and so the authors'; all 1 / look_back, which they mention, is for looking at.
+    Zeng et al. 2023, arXiv:2205.13504. Kernels and biases begin uniform within 1 / sqrt(context),
+    as PyTorch's and so the authors'; all 1 / context, which they mention, is for looking at.
 
     The average is linear too, so that both maps are one product: with x = trend + remainder,
     trend = A x, the forecast is (S + A^T (T - S))^T x, and averages are taken of the kernels, which
     are smaller than a batch.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: "none", as in the paper; "mean_std", "last", "mean": see `normalize`.
@@ -104,7 +107,7 @@ class DLinear(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "none"
@@ -126,8 +129,8 @@ class DLinear(nn.Module):
         features = self.horizon * self.output.size
 
         def part(name: str) -> tuple[Array, Array]:
-            kernel = self.param(f"{name}_kernel", kernel_init, (*own, self.look_back, features))
-            return kernel, self.param(f"{name}_bias", bias_init(self.look_back), (*own, features))
+            kernel = self.param(f"{name}_kernel", kernel_init, (*own, self.context, features))
+            return kernel, self.param(f"{name}_bias", bias_init(self.context), (*own, features))
 
         (seasonal, bias_s), (trend, bias_t) = part("seasonal"), part("trend")
         average = partial(moving_average, kernel=self.kernel)

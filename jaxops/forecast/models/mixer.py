@@ -8,6 +8,7 @@ from jaxops.forecast.models.inputs import COVARIATES, Inputs, check
 from jaxops.forecast.models.layers import Dropout, forecast_of, linear
 from jaxops.forecast.models.normalization import normalize
 from jaxops.forecast.models.outputs import Output, Point
+from jaxops.task import recorded
 
 Array = jax.Array
 
@@ -51,13 +52,14 @@ class FeatureMixing(nn.Module):
         return x + y
 
 
+@recorded(formerly={"look_back": "context"})
 class TSMixer(nn.Module):
     """Perceptrons over time and over channels in turn, then one over time to the horizon.
 
     Chen et al. 2023, arXiv:2303.06053. It mixes channels; see `TSMixerExt` for covariates.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
@@ -70,7 +72,7 @@ class TSMixer(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "mean_std"
@@ -92,10 +94,11 @@ class TSMixer(nn.Module):
             mixing = FeatureMixing(x.shape[-1], self.hidden, self.dropout, name=f"feature_{i}")
             x = mixing(x, train)
         features = self.horizon * self.output.size
-        raw = linear(features, self.look_back, "head")(x.swapaxes(1, 2))
+        raw = linear(features, self.context, "head")(x.swapaxes(1, 2))
         return forecast_of(self, raw, loc, scale)
 
 
+@recorded(formerly={"look_back": "context"})
 class TSMixerExt(nn.Module):
     """TSMixer with covariates: the past is brought to the horizon's steps, then all is mixed.
 
@@ -103,7 +106,7 @@ class TSMixerExt(nn.Module):
     channels.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
@@ -117,7 +120,7 @@ class TSMixerExt(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "mean_std"
@@ -142,12 +145,12 @@ class TSMixerExt(nn.Module):
             mixing = FeatureMixing(self.width, self.hidden, self.dropout, name=name)
             return mixing(jnp.concatenate([x, of_series], -1), train)
 
-        seen = [values, inputs.past, inputs.known[:, : self.look_back]]
+        seen = [values, inputs.past, inputs.known[:, : self.context]]
         past = jnp.concatenate(seen, -1).swapaxes(1, 2)
-        past = linear(self.horizon, self.look_back, "to_horizon")(past).swapaxes(1, 2)
+        past = linear(self.horizon, self.context, "to_horizon")(past).swapaxes(1, 2)
         parts = [mix(past, "past")]
         if inputs.known.shape[-1]:
-            parts.append(mix(inputs.known[:, self.look_back :], "future"))
+            parts.append(mix(inputs.known[:, self.context :], "future"))
         x = jnp.concatenate(parts, -1)
         for i in range(self.blocks):
             x = TimeMixing(self.dropout, name=f"time_{i}")(x, train)
@@ -176,6 +179,7 @@ class ResidualBlock(nn.Module):
         return nn.LayerNorm(epsilon=1e-5, name="norm")(y) if self.norm else y
 
 
+@recorded(formerly={"look_back": "context"})
 class TiDE(nn.Module):
     """A perceptron of the window and all covariates, and one of each step with its covariates.
 
@@ -183,7 +187,7 @@ class TiDE(nn.Module):
     channel is a series by itself, and the covariates are those of all.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
@@ -200,7 +204,7 @@ class TiDE(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "mean_std"
@@ -240,7 +244,7 @@ class TiDE(nn.Module):
         if inputs.known.shape[-1]:
             known = block(inputs.known, self.projected, self.width, "known")
             parts.append(for_all(known.reshape(batch, -1)))
-            future = for_all(known[:, self.look_back :])
+            future = for_all(known[:, self.context :])
         x = jnp.concatenate(parts, -1)
         for i in range(self.encoder):
             x = block(x, self.width, self.width, f"encoder_{i}")
@@ -252,5 +256,5 @@ class TiDE(nn.Module):
         # of a single number a layer norm would leave nothing
         last = ResidualBlock(self.output.size, self.temporal, self.dropout, False, name="temporal")
         raw = last(steps, train).reshape(batch, channels, -1)
-        raw += linear(self.horizon * self.output.size, self.look_back, "direct")(values)
+        raw += linear(self.horizon * self.output.size, self.context, "direct")(values)
         return forecast_of(self, raw, loc, scale)

@@ -10,6 +10,7 @@ from jaxops.forecast.models.layers import forecast_of, linear
 from jaxops.forecast.models.normalization import normalize
 from jaxops.forecast.models.outputs import Output, Point
 from jaxops.nn import matmul
+from jaxops.task import recorded
 
 Array = jax.Array
 STACKS = ("generic", "trend", "seasonality")
@@ -18,31 +19,32 @@ STACKS = ("generic", "trend", "seasonality")
 class Perceptron(nn.Module):
     """`layers` of dense and ReLU, then a dense layer."""
 
-    layers: int
+    depth: int
     width: int
     features: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., inputs) to (..., features)."""
-        for i in range(self.layers):
+        for i in range(self.depth):
             x = nn.relu(linear(self.width, x.shape[-1], f"dense_{i}")(x))
         return linear(self.features, x.shape[-1], "theta")(x)
 
 
-def basis(kind: str, look_back: int, horizon: int, degree: int) -> np.ndarray:
-    """What a block's coefficients multiply, float32 (N, look_back + horizon).
+def basis(kind: str, context: int, horizon: int, degree: int) -> np.ndarray:
+    """What a block's coefficients multiply, float32 (N, context + horizon).
 
     "trend" has the powers 0 to `degree` of time; "seasonality" cosines and sines of the
     frequencies 0 to H / 2 - 1 a horizon.
     """
-    time = np.arange(-look_back, horizon) / horizon
+    time = np.arange(-context, horizon) / horizon
     if kind == "trend":  # within [-1, 1], so that high powers stay small
-        return (time * horizon / max(look_back, horizon)) ** np.arange(degree + 1)[:, None]
+        return (time * horizon / max(context, horizon)) ** np.arange(degree + 1)[:, None]
     angle = 2 * np.pi * np.arange(max(1, horizon // 2))[:, None] * time
     return np.concatenate([np.cos(angle), np.sin(angle)])
 
 
+@recorded(formerly={"look_back": "context", "layers": "depth"})
 class NBEATS(nn.Module):
     """Each block takes what it can explain from the window, and adds its forecast to the others'.
 
@@ -52,13 +54,13 @@ class NBEATS(nn.Module):
     authors' code, is `instance_norm="last"`.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
         stacks: the kind of each, "generic", "trend" or "seasonality".
         blocks: of a stack.
-        layers: of a block.
+        depth: of a block.
         width: of a layer; the paper has 512, and 256 and 2048 for trend and seasonality.
         degree: of the trend's polynomial.
 
@@ -68,13 +70,13 @@ class NBEATS(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "last"
     stacks: tuple[str, ...] = ("generic", "generic")
     blocks: int = 3
-    layers: int = 4
+    depth: int = 4
     width: int = 256
     degree: int = 2
 
@@ -92,13 +94,13 @@ class NBEATS(nn.Module):
         residual = x.swapaxes(1, 2)  # (B, C, L)
         total = jnp.zeros((*residual.shape[:2], self.horizon * self.output.size))
         for i, kind in enumerate(self.stacks):
-            curves = basis(kind, self.look_back, self.horizon, self.degree)
-            features = self.look_back + total.shape[-1]
+            curves = basis(kind, self.context, self.horizon, self.degree)
+            features = self.context + total.shape[-1]
             if kind != "generic":
                 features = len(curves) * (1 + self.output.size)
             blocks = 1 if kind != "generic" else self.blocks
             perceptrons = [
-                Perceptron(self.layers, self.width, features, name=f"stack_{i}_block_{j}")
+                Perceptron(self.depth, self.width, features, name=f"stack_{i}_block_{j}")
                 for j in range(blocks)
             ]
             for j in range(self.blocks):
@@ -110,11 +112,11 @@ class NBEATS(nn.Module):
     def _split(self, theta: Array, curves: np.ndarray | None) -> tuple[Array, Array]:
         """Of (B, C, features) the backcast (B, C, L) and the forecast (B, C, H * P)."""
         if curves is None:
-            return theta[..., : self.look_back], theta[..., self.look_back :]
+            return theta[..., : self.context], theta[..., self.context :]
         number, both = len(curves), jnp.asarray(curves, jnp.float32)
-        back = matmul(theta[..., :number], both[:, : self.look_back])
+        back = matmul(theta[..., :number], both[:, : self.context])
         weights = theta[..., number:].reshape(*theta.shape[:2], self.output.size, number)
-        ahead = matmul(weights, both[:, self.look_back :])  # (B, C, P, H)
+        ahead = matmul(weights, both[:, self.context :])  # (B, C, P, H)
         return back, ahead.swapaxes(2, 3).reshape(*theta.shape[:2], -1)
 
 
@@ -128,6 +130,7 @@ def interpolation(knots: int, steps: int) -> np.ndarray:
     return np.stack([np.interp(place, np.arange(knots), row) for row in np.eye(knots)])
 
 
+@recorded(formerly={"look_back": "context", "layers": "depth"})
 class NHiTS(nn.Module):
     """N-BEATS whose stacks each look at another resolution.
 
@@ -136,14 +139,14 @@ class NHiTS(nn.Module):
     channel is a series by itself.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
         pool: steps of which each stack sees the maximum.
         downsample: steps from one foretold knot to the next, in each stack.
         blocks: of a stack.
-        layers: of a block.
+        depth: of a block.
         width: of a layer.
 
     >>> x = Inputs.of(jnp.ones((2, 9, 3)), horizon=4)
@@ -151,14 +154,14 @@ class NHiTS(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "last"
     pool: tuple[int, ...] = (2, 2, 1)
     downsample: tuple[int, ...] = (4, 2, 1)
     blocks: int = 1
-    layers: int = 2
+    depth: int = 2
     width: int = 512
 
     @nn.compact
@@ -181,11 +184,11 @@ class NHiTS(nn.Module):
             knots = max(1, self.horizon // downsample)
             weights = jnp.asarray(interpolation(knots, self.horizon), jnp.float32)
             for j in range(self.blocks):
-                features = self.look_back + size * knots
-                block = Perceptron(self.layers, self.width, features, name=f"stack_{i}_block_{j}")
+                features = self.context + size * knots
+                block = Perceptron(self.depth, self.width, features, name=f"stack_{i}_block_{j}")
                 theta = block(_maxima(residual, pool))
-                residual -= theta[..., : self.look_back]
-                ahead = theta[..., self.look_back :].reshape(*theta.shape[:2], size, knots)
+                residual -= theta[..., : self.context]
+                ahead = theta[..., self.context :].reshape(*theta.shape[:2], size, knots)
                 total += matmul(ahead, weights)
         return forecast_of(self, total.swapaxes(2, 3).reshape(*x.shape[::2], -1), loc, scale)
 

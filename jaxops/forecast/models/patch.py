@@ -11,6 +11,7 @@ from jaxops.forecast.models.normalization import normalize
 from jaxops.forecast.models.outputs import Output, Point
 from jaxops.nn import BatchNorm, TransformerConfig, matmul
 from jaxops.nn.blocks import Stack
+from jaxops.task import recorded
 
 Array = jax.Array
 
@@ -73,6 +74,7 @@ class PatchBlock(nn.Module):
         return x, scores
 
 
+@recorded(formerly={"look_back": "context", "layers": "depth"})
 class PatchTST(nn.Module):
     """A transformer over patches of one channel, the same for all channels.
 
@@ -82,13 +84,13 @@ class PatchTST(nn.Module):
     for larger data the paper has width 128, 16 heads, hidden 256, dropout .2.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
         patch: steps of a patch.
         stride: steps from one patch to the next.
-        layers: blocks.
+        depth: blocks.
         heads: of attention.
         width: of a patch's vector.
         hidden: of the perceptrons.
@@ -99,13 +101,13 @@ class PatchTST(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "mean_std"
     patch: int = 16
     stride: int = 8
-    layers: int = 3
+    depth: int = 3
     heads: int = 4
     width: int = 16
     hidden: int = 128
@@ -119,10 +121,10 @@ class PatchTST(nn.Module):
             ValueError: inputs that do not fit, covariates, or a patch longer than the look-back.
         """
         check(self, inputs)
-        if not 1 <= self.stride <= self.patch <= self.look_back:
+        if not 1 <= self.stride <= self.patch <= self.context:
             raise ValueError(
                 f"patch: {self.patch}, stride: {self.stride} found, "
-                f"1 <= stride <= patch <= look_back = {self.look_back} wanted"
+                f"1 <= stride <= patch <= context = {self.context} wanted"
             )
         if self.width % self.heads:
             raise ValueError(f"width: {self.width} found, a multiple of {self.heads} heads wanted")
@@ -135,7 +137,7 @@ class PatchTST(nn.Module):
         x = Dropout(self.dropout)(x + places[None], train)
         rows = None if mask is None else jnp.repeat(mask, channels)
         scores = None
-        for i in range(self.layers):
+        for i in range(self.depth):
             block = PatchBlock(self.heads, self.hidden, self.dropout, name=f"block_{i}")
             x, scores = block(x, scores, train, rows)
         flat = x.reshape(batch, channels, -1)
@@ -143,6 +145,7 @@ class PatchTST(nn.Module):
         return forecast_of(self, raw, loc, scale)
 
 
+@recorded(formerly={"look_back": "context", "layers": "depth"})
 class ITransformer(nn.Module):
     """A transformer whose tokens are channels, each with its whole window.
 
@@ -150,11 +153,11 @@ class ITransformer(nn.Module):
     future, of which the paper's code has the look-back alone. It mixes channels.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
-        layers: blocks.
+        depth: blocks.
         heads: of attention.
         width: of a token.
         hidden: of the perceptrons.
@@ -165,11 +168,11 @@ class ITransformer(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "mean_std"
-    layers: int = 2
+    depth: int = 2
     heads: int = 8
     width: int = 256
     hidden: int = 256
@@ -187,7 +190,7 @@ class ITransformer(nn.Module):
         config = TransformerConfig(
             vocabulary=1,  # its tokens come as vectors
             context=1,
-            layers=self.layers,
+            depth=self.depth,
             heads=self.heads,
             width=self.width,
             hidden=self.hidden,

@@ -9,27 +9,29 @@ from jaxops.forecast.models.layers import forecast_of, linear
 from jaxops.forecast.models.normalization import normalize
 from jaxops.forecast.models.outputs import Output, Point
 from jaxops.nn.recurrence import recurrence
+from jaxops.task import recorded
 
 Array = jax.Array
 
 
+@recorded(formerly={"look_back": "context", "layers": "depth", "context": "step_width"})
 class Recurrent(nn.Module):
     """LSTM or GRU over the window and its covariates; then each step by one perceptron.
 
-    The last state becomes `context` numbers for each step, and these with the step's known
+    The last state becomes `step_width` numbers for each step, and these with the step's known
     covariates its forecast: the direct forecast of MQ-RNN (Wen et al. 2017, arXiv:1711.11053). It
     mixes channels. Dropout is variational (Gal and Ghahramani 2016, arXiv:1512.05287), so that
     `jaxops.monte_carlo` gives forecasts with their spread.
 
     Attributes:
-        look_back: L.
+        context: L.
         horizon: H.
         output: what is foretold, see `outputs`.
         instance_norm: see `normalize`.
         cell: "lstm" or "gru".
         width: of a state, and of the perceptron.
-        layers: of the recurrence.
-        context: numbers about a step.
+        depth: of the recurrence.
+        step_width: numbers about a step.
         dropout: of what goes into a layer, one mask for all steps.
         recurrent_dropout: of a state on its way into the gates.
 
@@ -38,14 +40,14 @@ class Recurrent(nn.Module):
     (2, 4, 3, 1)
     """
 
-    look_back: int
+    context: int
     horizon: int
     output: Output = Point()
     instance_norm: str = "mean_std"
     cell: str = "lstm"
     width: int = 64
-    layers: int = 1
-    context: int = 16
+    depth: int = 1
+    step_width: int = 16
     dropout: float = 0.1
     recurrent_dropout: float = 0.1
 
@@ -63,15 +65,15 @@ class Recurrent(nn.Module):
         x = jnp.concatenate([values, inputs.past, inputs.known[:, :length], static], -1)
         read = recurrence(self.cell)(
             self.width,
-            self.layers,
+            self.depth,
             dropout=self.dropout,
             recurrent_dropout=self.recurrent_dropout,
             name="recurrence",
         )
         state = read(x, train=train)[0][:, -1]
         state = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(state)
-        about = linear(self.horizon * self.context, self.width, "context")(state)
-        steps = about.reshape(batch, self.horizon, self.context)
+        about = linear(self.horizon * self.step_width, self.width, "context")(state)
+        steps = about.reshape(batch, self.horizon, self.step_width)
         steps = jnp.concatenate([steps, inputs.known[:, length:]], -1)
         steps = nn.relu(linear(self.width, steps.shape[-1], "step")(steps))
         raw = linear(channels * self.output.size, self.width, "head")(steps)

@@ -29,7 +29,7 @@ def sasrec(
     items: int,
     context: int = 50,
     width: int = 64,
-    layers: int = 2,
+    depth: int = 2,
     heads: int = 1,
     dropout: float = 0.2,
 ) -> Transformer:
@@ -47,7 +47,7 @@ def sasrec(
         TransformerConfig(
             items + 1,
             context,
-            layers,
+            depth,
             heads,
             width,
             hidden=width,
@@ -64,7 +64,7 @@ def bert4rec(
     items: int,
     context: int = 50,
     width: int = 64,
-    layers: int = 2,
+    depth: int = 2,
     heads: int = 2,
     dropout: float = 0.2,
 ) -> Transformer:
@@ -73,7 +73,7 @@ def bert4rec(
         TransformerConfig(
             items + 1,
             context,
-            layers,
+            depth,
             heads,
             width,
             causal=False,
@@ -88,7 +88,7 @@ def esasrec(
     items: int,
     context: int = 50,
     width: int = 64,
-    layers: int = 2,
+    depth: int = 2,
     heads: int = 2,
     dropout: float = 0.2,
 ) -> Transformer:
@@ -101,7 +101,7 @@ def esasrec(
         TransformerConfig(
             items + 1,
             context,
-            layers,
+            depth,
             heads,
             width,
             activation="swiglu",
@@ -115,7 +115,7 @@ def esasrec(
 class GRU4Rec(nn.Module):
     """A GRU over the items (Hidasi et al. 2016, arXiv:1511.06939).
 
-    Of `config` it uses vocabulary, context, layers, width and dropout.
+    Of `config` it uses vocabulary, context, depth, width and dropout.
     """
 
     config: TransformerConfig
@@ -123,7 +123,7 @@ class GRU4Rec(nn.Module):
     def setup(self) -> None:
         """Embeddings, GRU, and the way back to the embeddings' space."""
         self.embedding = Embedding(self.config)
-        self.gru = GRU(self.config.width, self.config.layers, dropout=self.config.dropout)
+        self.gru = GRU(self.config.width, self.config.depth, dropout=self.config.dropout)
         self.out = Dense(self.config.width)
 
     def hidden(
@@ -140,11 +140,11 @@ class GRU4Rec(nn.Module):
 
 
 def gru4rec(
-    items: int, context: int = 50, width: int = 64, layers: int = 1, dropout: float = 0.2
+    items: int, context: int = 50, width: int = 64, depth: int = 1, dropout: float = 0.2
 ) -> GRU4Rec:
     """A `GRU4Rec` of so many items."""
     return GRU4Rec(
-        TransformerConfig(items + 1, context, layers, 1, width, position="none", dropout=dropout)
+        TransformerConfig(items + 1, context, depth, 1, width, position="none", dropout=dropout)
     )
 
 
@@ -179,7 +179,7 @@ class HSTU(nn.Module):
     """Hierarchical sequential transduction units (Zhai et al. 2024, arXiv:2402.17152).
 
     The distances between places are those in the history; times of events are not looked at. Of
-    `config` it uses vocabulary, context, layers, heads, width and dropout.
+    `config` it uses vocabulary, context, depth, heads, width and dropout.
     """
 
     config: TransformerConfig
@@ -199,7 +199,7 @@ class HSTU(nn.Module):
         assert mask is not None  # it is causal
         bucket = relative_bucket(own[:, None] - own[:, :, None], True)
         x = Embedding(self.config, name="embedding")(tokens, positions, train=train)
-        for i in range(self.config.layers):
+        for i in range(self.config.depth):
             x = HSTUBlock(self.config, name=f"block_{i}")(x, mask, bucket, train)
         return nn.LayerNorm(name="norm")(x)
 
@@ -208,15 +208,13 @@ def hstu(
     items: int,
     context: int = 50,
     width: int = 64,
-    layers: int = 2,
+    depth: int = 2,
     heads: int = 2,
     dropout: float = 0.2,
 ) -> HSTU:
     """An `HSTU` of so many items."""
     return HSTU(
-        TransformerConfig(
-            items + 1, context, layers, heads, width, position="none", dropout=dropout
-        )
+        TransformerConfig(items + 1, context, depth, heads, width, position="none", dropout=dropout)
     )
 
 
