@@ -108,7 +108,7 @@ C02 = MLP((784, 128, 10))
 C03 = CNN()
 C08 = MLP((784, 256, 128, 10), mean=0.5, std=0.5)
 SMALL_GPT = GPT()
-LARGE_GPT = GPT(depth=6, width=384, heads=6, context=256)
+LARGE_GPT = GPT(layers=6, width=384, heads=6, context=256)
 CHURN = MLP((46, 128, 64, 1))
 """C04; how many features it has, the data say"""
 

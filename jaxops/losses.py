@@ -58,3 +58,31 @@ def half_sum_squares(predictions: Array, targets: Array) -> Array:
     """
     errors = optax.l2_loss(predictions, targets)
     return errors.sum(axis=tuple(range(1, errors.ndim)))
+
+
+def smoothed_cross_entropy(logits: Array, label: Array, smoothing: float) -> Array:
+    """Cross-entropy with integer labels, a share of each label spread evenly over all classes.
+
+    The target is (1 - smoothing) * onehot(label) + smoothing / C; with smoothing 0 it is the plain
+    cross-entropy.
+
+    Args:
+        logits: (B, C), float.
+        label: (B,), integers in [0, C).
+        smoothing: the share, in [0, 1); a Python number.
+
+    Returns:
+        (B,).
+
+    References:
+        Szegedy et al. 2015, arXiv:1512.00567.
+
+    >>> import jax.numpy as jnp
+    >>> loss = smoothed_cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([1]), smoothing=0.1)
+    >>> [round(float(v), 4) for v in loss]
+    [0.6931]
+    """
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, target)

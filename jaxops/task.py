@@ -152,6 +152,20 @@ def row_weights(batch: Batch) -> Array:
     return jnp.ones(len(next(iter(batch.values()))), jnp.float32)
 
 
+def masked_sum(values: Array, weights: Array) -> Array:
+    """The weighted sum of `values`, in which those of weight 0 count for nothing, also NaN.
+
+    Args:
+        values: any shape.
+        weights: float, the same shape.
+
+    >>> print(masked_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([2.0, 0.0, 1.0])))
+    5.0
+    """
+    # where, not a product alone: what a model makes of padding may be infinite, and 0 * inf is NaN
+    return jnp.where(weights > 0, values * weights, 0.0).sum()
+
+
 def _clean(batch: Batch, real: Array) -> Batch:
     """Zeros in the rows that do not count: they may hold anything, and 0 * NaN is NaN.
 
@@ -232,9 +246,9 @@ def supervised(
             raise ValueError(
                 f"loss: shape {jnp.shape(losses)} found, {weights.shape} wanted: one value a row"
             )
-        # where, not a product: what a model makes of zeros may be infinite
-        total = jnp.where(weights > 0, losses * weights, 0.0).sum()
-        return total, Out(weights.sum(), metrics(outputs, batch, weights), extra)
+        return masked_sum(losses, weights), Out(
+            weights.sum(), metrics(outputs, batch, weights), extra
+        )
 
     def predict_fn(params: Params, extra: Extra, batch: Batch) -> Any:
         x = inputs(batch, None)

@@ -8,7 +8,18 @@ import jax.numpy as jnp
 from jaxops.decide import checks
 from jaxops.decide.policies import order_up_to, reorder_each
 from jaxops.decide.stock import Costs, simulate, straight_through
-from jaxops.task import Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
+from jaxops.task import (
+    Batch,
+    Column,
+    Extra,
+    Key,
+    Out,
+    Params,
+    Task,
+    masked_sum,
+    recorded,
+    row_weights,
+)
 
 Array = jax.Array
 
@@ -52,7 +63,7 @@ def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Tas
     ) -> tuple[Array, Out]:
         cost = _cost(levels(params, batch), batch, lead_time, back_orders).mean(1)
         weight = row_weights(batch)
-        return (cost * weight).sum(), Out(weight.sum(), {}, extra)
+        return masked_sum(cost, weight), Out(weight.sum(), {}, extra)
 
     names = ("scale", "stock", "holding", "shortage", "fixed", "price")
     return Task(

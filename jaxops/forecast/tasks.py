@@ -12,7 +12,7 @@ from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import check_windows, gather
 from jaxops.forecast.models.distributions import NegativeBinomial
 from jaxops.forecast.models.inputs import Inputs
-from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
+from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, masked_sum, row_weights
 
 
 def direct(network: Any, series: Series, scaling: Scaling) -> Task:
@@ -100,7 +100,7 @@ def direct(network: Any, series: Series, scaling: Scaling) -> Task:
         else:
             found = network.apply(variables, inputs, train=False)
         losses = output.loss(found, target).mean((1, 2))
-        total = jnp.where(weights > 0, losses * weights, 0.0).sum()
+        total = masked_sum(losses, weights)
         read_of = {}
         if not train:
             error = output.mean(found) - target

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 from jaxops import metrics
-from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
+from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, masked_sum, row_weights
 
 START = (np.zeros((1, 2), np.int32),)  # a row of tokens to initialise a model with
 
@@ -91,7 +91,7 @@ def token_task(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
         weights = question.weights * row_weights(batch)[:, None]
         # where, not a product: what a model makes of a row of padding may be infinite
-        total, count = jnp.where(weights > 0, losses * weights, 0.0).sum(), weights.sum()
+        total, count = masked_sum(losses, weights), weights.sum()
         read = {
             "accuracy": metrics.accuracy(logits, question.targets, weights),
             "perplexity": Perplexity(total, count),

@@ -183,7 +183,7 @@ def _advance(
     x, (layers, remembered) = model.stack(
         x, cache=cache, memory=memory, memory_mask=cache.memory_mask
     )
-    cache = cache._replace(depth=layers, memory=remembered, length=cache.length + length)
+    cache = cache._replace(layers=layers, memory=remembered, length=cache.length + length)
     return model.embedding.logits(x), cache
 
 

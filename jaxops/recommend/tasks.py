@@ -14,7 +14,19 @@ from jaxops.recommend.data.events import Histories
 from jaxops.recommend.losses import CrossEntropy, fits
 from jaxops.recommend.models.sequence import SequenceModel
 from jaxops.recommend.recommenders import last_items
-from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded, row_weights
+from jaxops.task import (
+    Array,
+    Batch,
+    Column,
+    Extra,
+    Key,
+    Out,
+    Params,
+    Task,
+    masked_sum,
+    recorded,
+    row_weights,
+)
 
 Loss = Callable[[Array, Array, Array, Array, Key], Array]
 """Of hidden (B, T, D), table (N, D), targets and weights (B, T) and a key: a sum over places."""
@@ -203,7 +215,7 @@ def _task(module: Any, loss: Loss, ask: Any, ahead: int) -> Task:
             "hr@10": metrics.mean(hit.astype(jnp.float32), weights),
             "ndcg@10": metrics.mean(gain, weights),
         }
-        return jnp.where(weights > 0, losses * weights, 0.0).sum(), read_of
+        return masked_sum(losses, weights), read_of
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         found, segments = read(batch)

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from jaxops import metrics
+from jaxops.losses import smoothed_cross_entropy
 from jaxops.task import Array, Batch, Column, Task, recorded, supervised
 
 
@@ -49,10 +50,7 @@ def classifier(
         raise ValueError(f"the model has {model.classes} classes, the task {len(names)}: {names}")
 
     def one(logits: Array, batch: Batch, train: bool) -> Array:
-        if not (train and label_smoothing):
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(names)), label_smoothing)
-        return optax.softmax_cross_entropy(logits, target)
+        return smoothed_cross_entropy(logits, batch["label"], label_smoothing if train else 0.0)
 
     def several(logits: Array, batch: Batch, train: bool) -> Array:
         target = batch["label"].astype(logits.dtype)

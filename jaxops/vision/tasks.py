@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxops import metrics
+from jaxops.losses import smoothed_cross_entropy
 from jaxops.task import Batch, Column, Key, Task, recorded, supervised
 
 Array = jax.Array
@@ -62,10 +62,7 @@ def classifier(
         return (x - middle) / scale
 
     def cross_entropy(logits: Array, batch: Batch, train: bool) -> Array:
-        if not (train and label_smoothing):
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(names)), label_smoothing)
-        return optax.softmax_cross_entropy(logits, target)
+        return smoothed_cross_entropy(logits, batch["label"], label_smoothing if train else 0.0)
 
     return supervised(
         model,

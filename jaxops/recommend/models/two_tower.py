@@ -15,7 +15,7 @@ from jaxops.recommend.data.events import Events
 from jaxops.recommend.data.features import Columns, Features
 from jaxops.recommend.recommenders import Recommender, event_counts
 from jaxops.state import TrainState
-from jaxops.task import Batch, Column, Key, Out, Task, recorded, row_weights
+from jaxops.task import Batch, Column, Key, Out, Task, masked_sum, recorded, row_weights
 
 Array = jax.Array
 Params = Any
@@ -318,7 +318,7 @@ def retrieval(model: TwoTower, events: Events) -> Task:
         taken = model._own(jax.tree.map(lambda x: x[item], extra["items"]), drop)
         vectors = model._vectors(params, taken)
         losses = in_batch_softmax(queries @ vectors.T, item, extra["log_q"][item], weights)
-        return (losses * weights).sum(), Out(weights.sum(), {}, extra)
+        return masked_sum(losses, weights), Out(weights.sum(), {}, extra)
 
     def predict(params: Params, extra: Any, batch: Batch) -> Array:
         return model._queries(params, extra["items"], batch["history"], _users(batch), None)
