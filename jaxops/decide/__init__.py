@@ -1,6 +1,8 @@
 """Decisions taken from forecasts and logs: order quantities, stock policies, offers."""
 
 from jaxops.decide.bandits import Bandit, Choice, beta_thompson, explore, linucb, thompson
+from jaxops.decide.data import Costs
+from jaxops.decide.inference import Observation, Policy, Trajectory, simulate
 from jaxops.decide.models import LevelNetwork
 from jaxops.decide.newsvendor import (
     Order,
@@ -28,7 +30,6 @@ from jaxops.decide.serial import (
     optimal_serial,
     simulate_serial,
 )
-from jaxops.decide.stock import Costs, Observation, Policy, Trajectory, simulate
 from jaxops.decide.tasks import ordering
 
 __all__ = [

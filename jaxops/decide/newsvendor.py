@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jax.scipy.stats import norm
 
-from jaxops.decide import checks
+from jaxops.decide import _checks as checks
 
 Array = jax.Array
 

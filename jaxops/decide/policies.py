@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxops.decide import checks
+from jaxops.decide import _checks as checks
+from jaxops.decide.data import Costs, checked
+from jaxops.decide.inference import Observation, straight_through
 from jaxops.decide.newsvendor import newsvendor_quantiles, total_quantiles
-from jaxops.decide.stock import Costs, Observation, checked, straight_through
 
 Array = jax.Array
 

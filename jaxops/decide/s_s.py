@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
-from jaxops.decide import checks
+from jaxops.decide import _checks as checks
 from jaxops.decide.newsvendor import reach
 
 Array = jax.Array

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from scipy.special import ndtr
 
-from jaxops.decide import checks
+from jaxops.decide import _checks as checks
 from jaxops.decide.bandits import dot
 
 Array = jax.Array

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxops.decide import checks
+from jaxops.decide import _checks as checks
+from jaxops.decide.data import Costs
+from jaxops.decide.inference import simulate, straight_through
 from jaxops.decide.policies import order_up_to, reorder_each
-from jaxops.decide.stock import Costs, simulate, straight_through
 from jaxops.task import (
     Batch,
     Column,

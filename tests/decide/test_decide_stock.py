@@ -24,7 +24,7 @@ from jaxops.decide import (
     s_s_poisson,
     simulate,
 )
-from jaxops.decide.stock import ordered
+from jaxops.decide.inference import ordered
 
 COSTS = Costs(holding=1.0, shortage=5.0, fixed=3.0, price=2.0)
 
