@@ -23,9 +23,11 @@ def columns(workload: Workload) -> tuple[Columns, str]:
     assert isinstance(workload.network, GPT)
     text, source = _text()
     letters, tokens = np.unique(text, return_inverse=True)
-    wanted = workload.network.vocabulary
-    if len(letters) != wanted:
-        raise ValueError(f"{source}: {len(letters)} different characters found, {wanted} wanted")
+    vocabulary = workload.network.vocabulary
+    if len(letters) != vocabulary:
+        raise ValueError(
+            f"{source} must have {vocabulary} different characters, got {len(letters)}"
+        )
     context, cut = workload.network.context, int(0.9 * len(tokens))
     train, test = (_windows(part, context) for part in (tokens[:cut], tokens[cut:]))
     return {"train_x": train, "test_x": test[:: max(1, len(test) // 200)]}, source

@@ -140,15 +140,20 @@ def different(wanted: Mapping[str, Any], found: Mapping[str, Any], dtype: str) -
         return "" if worst <= limit else f"probabilities differ by {worst:.2g}"
     if not worst <= limit:
         return (
-            f"the first losses differ by {worst:.2g}, at most {limit:g} wanted\n"
+            f"the first losses must differ by at most {limit:g}, got {worst:.2g}\n"
             f"jaxops float32: {wanted['losses']}\nthis form:      {found['losses']}"
         )
     if wanted["accuracy"] is not None:
         off = abs(wanted["accuracy"] - found["accuracy"])
         if not off <= ACCURACY_TOLERANCE[dtype]:
-            return f"accuracy {found['accuracy']:.4f}, {wanted['accuracy']:.4f} in jaxops float32"
+            return (
+                f"accuracy must be {wanted['accuracy']:.4f} as in jaxops float32, "
+                f"got {found['accuracy']:.4f}"
+            )
     elif not _off(wanted["loss"], found["loss"]) <= FINAL_LOSS_TOLERANCE[dtype]:
-        return f"test loss {found['loss']:.4f}, {wanted['loss']:.4f} in jaxops float32"
+        return (
+            f"test loss must be {wanted['loss']:.4f} as in jaxops float32, got {found['loss']:.4f}"
+        )
     return ""
 
 
@@ -167,7 +172,7 @@ def below_floor(results: Sequence[Result], floors: Mapping[str, float]) -> list[
         for key, found in result.get("ratios", {}).items():
             floor = floors.get(f"{name} {key}", 0.0)
             if found["settled"] and found["median"] < floor:
-                lines.append(f"{name} {key}: {found['median']:.2f}, at least {floor:g} wanted")
+                lines.append(f"{name} {key} must be at least {floor:g}, got {found['median']:.2f}")
     return lines
 
 

@@ -112,7 +112,9 @@ def in_turns(bench: Bench, network: str) -> dict[str, Any]:
         wanted = found["forms"]["jaxops float32"]["loss"]
         for name, facts in found["forms"].items():
             if abs(facts["loss"] / wanted - 1) > TOLERANCE:
-                raise ValueError(f"{name}: loss {facts['loss']}, jaxops float32: {wanted}")
+                raise ValueError(
+                    f"{name}: loss must be {wanted} (jaxops float32), got {facts['loss']}"
+                )
         for i in range(bench.rounds):
             say(f"train, {network}: round {i + 1}")
             for name, worker in workers.items():
@@ -177,7 +179,7 @@ def run(options: Options) -> dict[str, Any]:
     """Measure, print, write."""
     unknown = sorted(set(options.kinds) - set(KINDS))
     if unknown:
-        raise ValueError(f"{', '.join(unknown)} found, of {', '.join(KINDS)} wanted")
+        raise ValueError(f"names must be of {', '.join(KINDS)}, got {', '.join(unknown)}")
     results: dict[str, Any] = {}
     parts = {"train": train, "many": many}
     with tempfile.TemporaryDirectory() as temporary:

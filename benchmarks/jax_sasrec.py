@@ -26,9 +26,7 @@ LOSSES: dict[str, Any] = {
 
 def network(size: Size, dropout: float | None = None) -> Any:
     rate = size.dropout if dropout is None else dropout
-    return recommend.sasrec(
-        size.items, size.context, size.width, size.layers, heads=1, dropout=rate
-    )
+    return recommend.sasrec(size.items, size.context, size.width, size.depth, heads=1, dropout=rate)
 
 
 class Training:

@@ -153,7 +153,7 @@ class Training(Side):
             state = fit(self.batches.shape[1], FIRST_LOSSES)
             test = jo.evaluate(self.task, state, self.test)
         if not abs(losses()[0] / np.mean(first) - 1) <= LOSS_TOLERANCE["float32"]:
-            raise ValueError(f"mean loss of many steps a call {losses()[0]}, one a call: {first}")
+            raise ValueError(f"the mean loss must be that of {first}, got {losses()[0]}")
         return {"losses": first, "loss": test["loss"], "accuracy": test.get("accuracy")}
 
     def _rate(self) -> float:

@@ -44,7 +44,7 @@ class Settings:
 
 
 def drawn(count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Problems of many kinds: service levels of .5 to .98, means of 5 to 60."""
+    """Problems of many kinds: service levels of 0.5 to 0.98, means of 5 to 60."""
     rng = np.random.default_rng(seed)
     h, mean = rng.uniform(0.5, 2, count), rng.uniform(5, 60, count)
     return {

@@ -100,11 +100,11 @@ def run(options: Options) -> None:
     """Train, print, write."""
     for name in options.names:
         if name not in LENGTH:
-            raise SystemExit(f"{name}: no such workload; wanted some of {', '.join(LENGTH)}")
+            raise SystemExit(f"names must be of {', '.join(LENGTH)}, got {name}")
     if options.seeds < 2:
-        raise SystemExit(f"--seeds: {options.seeds} found, at least 2 wanted")
+        raise SystemExit(f"--seeds must be at least 2, got {options.seeds}")
     if not has_bfloat16():
-        raise SystemExit("this processor has no instructions for bfloat16: float32 is used instead")
+        raise SystemExit("the processor must have instructions for bfloat16, got one without")
     whole = options.names == tuple(LENGTH)
     folder = HERE / "results" if whole else Path("runs", "benchmarks")
     out = options.out or folder / "precision.json"

@@ -120,7 +120,7 @@ def run(options: Options) -> int:
     """Measure, print, write; the exit code."""
     unknown = sorted(set(options.names) - set(workloads.BY_NAME))
     if unknown:
-        print(f"{', '.join(unknown)}: no such workload; there are {', '.join(workloads.BY_NAME)}")
+        print(f"names must be of {', '.join(workloads.BY_NAME)}, got {', '.join(unknown)}")
         return 2
     if not has_torch(options.torch_python):
         print(NO_TORCH)

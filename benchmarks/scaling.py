@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 ADAM = optim.adam(1e-3)
 CPU = HARDWARE["H100"]._replace(name="cpu", platform="cpu")
-LARGE = workloads.GPT(layers=32, width=4096, heads=32, context=2048, vocabulary=32_000)
+LARGE = workloads.GPT(depth=32, width=4096, heads=32, context=2048, vocabulary=32_000)
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 

@@ -21,7 +21,7 @@ class Size(NamedTuple):
     items: int = ITEMS
     context: int = 50
     width: int = 64
-    layers: int = 2
+    depth: int = 2
     dropout: float = 0.2
     batch: int = 128
 

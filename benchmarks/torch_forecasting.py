@@ -110,7 +110,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
             value = flat.pop(found)
             parameter.copy_(torch.from_numpy(value.T if found.endswith("kernel") else value))
     if flat:
-        raise KeyError(f"{file}: {', '.join(flat)} found, which the network has not")
+        raise KeyError(f"{file} must have the network's parameters alone, got {', '.join(flat)}")
 
 
 class Windows(torch.utils.data.Dataset):

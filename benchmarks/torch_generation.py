@@ -118,7 +118,7 @@ class Generation(Prediction):
         model = model.to(DEVICE).eval()
         slots = workloads.PROMPT + workloads.NEW_TOKENS
         shape = (2, rows, size.heads, slots, size.width // size.heads)
-        caches = [torch.zeros(shape, device=DEVICE) for _ in range(size.layers)]
+        caches = [torch.zeros(shape, device=DEVICE) for _ in range(size.depth)]
         places = torch.arange(slots, device=DEVICE)
         step: Any = masked if whole else sliced
         if settings.compile:
@@ -206,7 +206,7 @@ def _transformers(size: workloads.GPT, weights: Path) -> Ask:
 
     config = GPT2Config(
         vocab_size=size.vocabulary, n_positions=size.context, n_embd=size.width,
-        n_layer=size.layers, n_head=size.heads, tie_word_embeddings=False,
+        n_layer=size.depth, n_head=size.heads, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     model: Any = GPT2LMHeadModel(config)
@@ -234,7 +234,9 @@ def _transformers(size: workloads.GPT, weights: Path) -> Ask:
     model.load_state_dict(found, strict=False)
     missing = {n for n, _ in model.named_parameters()} ^ set(found)
     if missing:
-        raise KeyError(f"{', '.join(sorted(missing))}: only in one of both networks")
+        raise KeyError(
+            f"parameters must be in both networks, got {', '.join(sorted(missing))} in one"
+        )
     model = model.to(DEVICE).eval()
 
     def ask(prompts: Tensor) -> Tensor:

@@ -48,10 +48,10 @@ class GPT(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(size.vocabulary, size.width)
         self.positions = nn.Parameter(torch.zeros(size.context, size.width))
-        blocks = [Block(size.width, size.heads) for _ in range(size.layers)]
+        blocks = [Block(size.width, size.heads) for _ in range(size.depth)]
         for i, block in enumerate(blocks):
             self.add_module(f"block_{i}", block)
-        self.blocks = [f"block_{i}" for i in range(size.layers)]
+        self.blocks = [f"block_{i}" for i in range(size.depth)]
         self.norm = nn.LayerNorm(size.width)
         self.logits = nn.Linear(size.width, size.vocabulary, bias=False)
 
@@ -128,7 +128,7 @@ def load_weights(module: nn.Module, file: Path, size: Any, channels_last: bool) 
             found = next(n for n in [*names, name] if n in flat)
             parameter.copy_(_tensor(found, flat.pop(found), size, channels_last))
     if flat:
-        raise KeyError(f"{file}: {', '.join(flat)} found, which the network has not")
+        raise KeyError(f"{file} must have the network's parameters alone, got {', '.join(flat)}")
 
 
 def is_binary(size: Any) -> bool:

@@ -55,7 +55,7 @@ class SASRec(nn.Module):
         self.positions = nn.Parameter(torch.zeros(size.context, size.width))
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.drop = nn.Dropout(size.dropout)
-        self.blocks = nn.ModuleList(Block(size.width, size.dropout) for _ in range(size.layers))
+        self.blocks = nn.ModuleList(Block(size.width, size.dropout) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width)
 
     def forward(self, items: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def load_weights(model: SASRec, file: Path) -> None:
             value = flat.pop(found)
             parameter.copy_(torch.from_numpy(value.T if found.endswith("kernel") else value))
     if flat:
-        raise KeyError(f"{file}: {', '.join(flat)} found, which the network has not")
+        raise KeyError(f"{file} must have the network's parameters alone, got {', '.join(flat)}")
 
 
 def cross_entropy_everywhere(model: SASRec, x: Tensor, y: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class CNN:
 class GPT:
     """Pre-norm blocks, learned positions, GELU (tanh), no dropout, an output layer of its own."""
 
-    layers: int = 4
+    depth: int = 4
     width: int = 128
     heads: int = 4
     context: int = 64
@@ -69,7 +69,7 @@ class GPT:
     def parameters(self) -> int:
         """Of embeddings, blocks (12 w^2 + 13 w), the last norm, and the output without a bias."""
         w = self.width
-        blocks = self.layers * (12 * w * w + 13 * w)
+        blocks = self.depth * (12 * w * w + 13 * w)
         return (2 * self.vocabulary + self.context) * w + blocks + 2 * w
 
 
@@ -108,7 +108,7 @@ C02 = MLP((784, 128, 10))
 C03 = CNN()
 C08 = MLP((784, 256, 128, 10), mean=0.5, std=0.5)
 SMALL_GPT = GPT()
-LARGE_GPT = GPT(layers=6, width=384, heads=6, context=256)
+LARGE_GPT = GPT(depth=6, width=384, heads=6, context=256)
 CHURN = MLP((46, 128, 64, 1))
 """C04; how many features it has, the data say"""
 
@@ -161,7 +161,7 @@ def chosen(names: tuple[str, ...], gpu: bool) -> tuple[list[Workload], list[Work
     """
     for name in names:
         if name not in BY_NAME:
-            raise ValueError(f"{name}: no such workload; wanted one of {', '.join(BY_NAME)}")
+            raise ValueError(f"names must be of {', '.join(BY_NAME)}, got {name}")
     if names:
         return [BY_NAME[name] for name in names], []
     here = [workload for workload in WORKLOADS if gpu or not workload.gpu]

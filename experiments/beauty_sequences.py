@@ -1,23 +1,25 @@
 """Beauty (Amazon reviews, BERT4Rec's version): the next of 54,542 items for 40,226 users.
 
-Leave one out: the last item is test, the one before it validation. Ranks are among all items but
-those the user has seen. Rows: SASRec by full cross-entropy and by one negative; eSASRec, BERT4Rec
-and GRU4Rec by a sampled softmax; EASE, iALS, item-kNN, popularity; and the blend of the best of
-them, which `hr@10` and `ndcg@10` are of: a second SASRec from another seed is in it. Epochs are
-chosen by NDCG@10 of 10,000 users' validation items, as was everything else. That the second SASRec
-is there was decided by validation, after one seed's test rows had been seen.
+Leave one out: each user's last item is test, the one before it validation. The target is ranked
+among all items except those the user has seen. Models: SASRec by full cross-entropy and with one
+negative; eSASRec, BERT4Rec and GRU4Rec with a sampled softmax; EASE, iALS, item-kNN, popularity;
+and a blend of the best of them, whose figures are `hr@10` and `ndcg@10`. The blend contains a
+second SASRec from another seed. Epochs and everything else were chosen by the NDCG@10 of the
+validation items of 10,000 users. The second SASRec was also chosen by validation, but after the
+test rows of one seed had been seen.
 
-Published ("Turning Dross Into Gold Loss", Klenitskiy and Vasilev 2023, arXiv:2309.07602): SASRec
-with one negative .0246 / .0126, BERT4Rec .0338 / .0187, SASRec by cross-entropy .0533 / .0327.
+Published ("Turning Dross Into Gold Loss", Klenitskiy and Vasilev 2023, arXiv:2309.07602), HR@10 /
+NDCG@10: SASRec with one negative 0.0246 / 0.0126, BERT4Rec 0.0338 / 0.0187, SASRec by cross-entropy
+0.0533 / 0.0327.
 
-Expect over three seeds: SASRec by cross-entropy .0532 +- .0006 / .0326 +- .0003, one negative .0248
-/ .0126, BERT4Rec .0301 / .0155, the blend .0587 +- .0007 / .0346 +- .0005. Half an hour a seed on
-two cores.
+Expected over three seeds: SASRec by cross-entropy 0.0532 +- 0.0006 / 0.0326 +- 0.0003, one negative
+0.0248 / 0.0126, BERT4Rec 0.0301 / 0.0155, the blend 0.0587 +- 0.0007 / 0.0346 +- 0.0005. Half an
+hour a seed on two cores.
 
     JAXOPS_DATA_DIR=DATA python -m experiments.beauty_sequences [--seeds 3]
 
-For another log of `user item` lines, in the order of time, say `--file`; see also
-`experiments.movielens`. A run that was stopped goes on with `--resume`.
+`--file` reads another log of `user item` lines in the order of time; see also
+`experiments.movielens`. `--resume` continues a run that was stopped.
 """
 
 import json
@@ -150,12 +152,12 @@ def collaborative(
         "item_knn": r.ItemKNN(neighbours=100, shrink=1.0),
         "popularity": r.Popularity(),
     }
-    found, took = {}, {}
+    recommenders, took = {}, {}
     for name, model in models.items():
         begin = time.perf_counter()
-        found[name] = r.fit(model, split.train)
+        recommenders[name] = r.fit(model, split.train)
         took[name] = {"seconds": time.perf_counter() - begin}
-    return found, took
+    return recommenders, took
 
 
 def blended(
@@ -163,7 +165,7 @@ def blended(
 ) -> tuple[r.Recommender, dict[str, float]]:
     """The blend that foretells the validation items of 5,000 users best."""
     histories, targets = some(split, 100 if settings.smoke else 5000)
-    found: list[Any] = []
+    blends: list[Any] = []
     for names in BLENDS[:1] if settings.smoke else BLENDS:
         members = [models[name] for name in names if name in models]
         for weight in (0.0, 0.1, 0.2):
@@ -172,8 +174,10 @@ def blended(
             blend = r.blend([*members, models["item_knn"]], weights, temperatures)
             ndcg = float(r.ndcg(r.ranks(blend, histories, targets).ranks, 10).mean())
             common.say(f"{len(members)} models, item-kNN {weight}: validation NDCG@10 {ndcg:.4f}")
-            found.append((ndcg, len(found), blend, {"blended": len(members), "knn_weight": weight}))
-    _, _, blend, chosen = max(found)
+            blends.append(
+                (ndcg, len(blends), blend, {"blended": len(members), "knn_weight": weight})
+            )
+    _, _, blend, chosen = max(blends)
     return blend, chosen
 
 
@@ -215,10 +219,10 @@ def compare(settings: Settings, split: r.Split, seed: int, folder: Path) -> dict
     common.say(table)
     plot(evaluations, folder / "models.png")
     rows = {}
-    for name, found in evaluations.items():
-        bounds = r.interval(found.values["ndcg@10"])
+    for name, evaluation in evaluations.items():
+        bounds = r.interval(evaluation.values["ndcg@10"])
         between = {"ndcg@10_low": bounds.low, "ndcg@10_high": bounds.high}
-        rows[name] = found.figures() | between | took[name]
+        rows[name] = evaluation.figures() | between | took[name]
     return {key: rows["blend"][key] for key in ("hr@10", "ndcg@10")} | {"models": rows}
 
 
@@ -226,9 +230,9 @@ def plot(evaluations: dict[str, r.Evaluation], file: Path) -> None:
     """NDCG@10 of each model with its bootstrap interval, the best on top."""
     from matplotlib.figure import Figure
 
-    found = {name: r.interval(e.values["ndcg@10"]) for name, e in evaluations.items()}
-    names = sorted(found, key=lambda name: found[name].mean)
-    mean, low, high = np.array([found[name] for name in names]).T
+    intervals = {name: r.interval(e.values["ndcg@10"]) for name, e in evaluations.items()}
+    names = sorted(intervals, key=lambda name: intervals[name].mean)
+    mean, low, high = np.array([intervals[name] for name in names]).T
     figure = Figure(figsize=(7, 0.35 * len(names) + 1), layout="constrained")
     axes = figure.subplots()
     axes.errorbar(mean, names, xerr=[mean - low, high - mean], fmt="o", capsize=3)

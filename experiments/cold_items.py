@@ -1,23 +1,23 @@
-"""Items that nobody has taken yet, for users who were never seen: two towers on generated data.
+"""New items for new users: a two-tower model on generated data.
 
-What is behind the log: a style is a point on a sphere of 8 dimensions. An item's style is the sum
-of one for its category (of 30), one for its brand (of 80), one that its two numbers (price, age
-group) turn continuously, and a part of its own that no feature tells. A user's style has a part
-for their segment (of 6), which is a feature of theirs, and a larger part of their own, which only
-what they took tells. They take an item with probability softmax(sharpness * style . style +
-popularity), where popularity is Zipf's and has nothing to do with features.
+How the log is generated: a style is a point on a sphere of 8 dimensions. An item's style is the sum
+of one for its category (of 30), one for its brand (of 80), one that depends smoothly on its two
+numbers (price, age group), and a part of its own that no feature shows. A user's style has a part
+for their segment (of 6), which is a feature, and a larger part of their own, which only their
+history shows. They take an item with probability softmax(sharpness * style . style + popularity),
+where popularity follows Zipf's law and is independent of the features.
 
-3,000 users take 20 items each of 2,000 items; another 1,000 users come later, of whom 20 such
-events are known, and who now take 5 of 500 new items, which are not popular yet. `recall@10` is how
-many of the 5 are among the first 10 of the 500; `share_of_new` how many of the first 10 of all
-2,500 items are new, who are a fifth of these. Beside the two towers: without the items' own
-embeddings; without the log-q correction; without the users' features; new items by how popular
-their category and brand are; at random; and `ceiling`, what ranking by the true styles has.
-The recipe was chosen on seed 100.
+3,000 users take 20 items each of 2,000 items. Another 1,000 users come later: 20 such events are
+known of each, and they now take 5 of 500 new items, which are not popular yet. `recall@10` is the
+share of these 5 among the first 10 of the 500; `share_of_new` is the share of new items, a fifth
+of all, among the first 10 of all 2,500. The two-tower model is compared with: one without the
+items' own embeddings; one without the log-q correction; one without the users' features; new items
+ranked by the popularity of their category and brand; a random order; and `ceiling`, ranking by the
+true styles. The recipe was chosen on seed 100.
 
-Expect over three seeds recall@10 .330, of features alone .316, by popularity .048, at random .019,
-ceiling .495. Without the correction it is .335, without the users' features .332: neither matters
-here, for the new items have no popularity and histories tell enough.
+Expected over three seeds: recall@10 0.330, from features alone 0.316, by popularity 0.048, at
+random 0.019, ceiling 0.495. Without the correction it is 0.335, without the users' features 0.332:
+neither matters here, because new items have no popularity and histories are informative enough.
 
     python -m experiments.cold_items [--seeds 3]
 """

@@ -1,13 +1,13 @@
-"""An encoder-decoder on questions whose answers are known: reverse, sort, add.
+"""An encoder-decoder on questions with known answers: reverse, sort, add.
 
-The source is a word for what is wanted and its operands, a symbol a token; the target is the
+The source is the name of the operation and its operands, one symbol a token; the target is the
 answer: "reverse 4 1 7" gives "7 1 4", "sort 4 1 7" gives "1 4 7", "add 9 7 + 5" gives "1 0 2".
-Of each kind there are `rows` questions to learn from and `held_out` others, whose operands are
-not among them: what is right there was computed, not remembered. The network is a
-small transformer of the kind of T5, whose decoder looks at what its encoder made of the source.
+There are `rows` questions of each operation to train on and `held_out` others, whose operands do
+not occur among them, so a correct answer was computed and not remembered. The module is a small
+transformer in the form of T5: its decoder attends to the encoder's output.
 
-It is to answer 99 % of the held-out questions right from end to end, token by token the likeliest
-one. Expect 99.98 % with a spread of .02 over three seeds, in 55 s a seed on two CPU cores.
+The goal is to answer 99 % of the held-out questions without any error by greedy decoding. Expected:
+99.98 % with a standard deviation of 0.02 over three seeds, in 55 s a seed on two CPU cores.
 
     python -m experiments.copy_translate [--seeds 3]
 """
@@ -41,7 +41,7 @@ class Settings(common.Settings):
     addends: int = 3
     """the most digits of a number to add"""
     width: int = 64
-    layers: int = 2
+    depth: int = 2
     heads: int = 4
     batch_size: int = 128
     steps: int = 4000
@@ -87,8 +87,8 @@ def questions(settings: Settings, seed: int) -> tuple[dict, dict[str, dict]]:
             drawn[operands] = answer
             if len(drawn) == count:
                 break
-        found = list(drawn.items())
-        pairs = [found[i] for i in random.permutation(len(found))]  # else the short ones are first
+        rows = list(drawn.items())
+        pairs = [rows[i] for i in random.permutation(len(rows))]  # else the short ones are first
         held_out[word] = columns(word, pairs[: settings.held_out])
         learnt.append(columns(word, pairs[settings.held_out :]))
     return {name: np.concatenate([c[name] for c in learnt]) for name in learnt[0]}, held_out
@@ -97,14 +97,14 @@ def questions(settings: Settings, seed: int) -> tuple[dict, dict[str, dict]]:
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     """Train once, ask the held-out questions once."""
     if settings.smoke:
-        small = {"rows": 200, "held_out": 20, "width": 32, "layers": 1, "steps": 20}
+        small = {"rows": 200, "held_out": 20, "width": 32, "depth": 1, "steps": 20}
         settings = replace(settings, **small)  # type: ignore[arg-type]
     train, held_out = questions(settings, seed)
     lengths = {name: rows.shape[1] for name, rows in train.items()}
     config = nn.TransformerConfig(
         vocabulary=len(SYMBOLS),
         context=max(lengths.values()),
-        depth=settings.layers,
+        depth=settings.depth,
         heads=settings.heads,
         width=settings.width,
         norm="rms",

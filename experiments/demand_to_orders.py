@@ -1,25 +1,25 @@
 """From demand to orders: what forecasts and policies cost in money, on generated sales.
 
-400 items are sold daily. Their demand is negative binomial around a level that wanders, times a
-week of the item's own, a season of the year, and promotions, which are planned ahead and whose
-lift differs by item; a quarter of the items sell on few days only (zero-inflated). Orders take two
-days; what is not there is lost, at a margin of the item's own (the newsvendor's quantile is .75 to
-.96). The last 120 days are the test, simulated with what each policy ordered from day to day.
+400 items are sold daily. Their demand is negative binomial around a level that follows a random
+walk, times a weekly pattern of the item, a yearly season, and promotions, which are planned ahead
+and whose effect differs by item; a quarter of the items sell on few days only (zero-inflated).
+Orders arrive after two days. Demand that cannot be met is lost, at a margin of the item's own (the
+newsvendor's quantile is 0.75 to 0.96). The last 120 days are the test: each policy is simulated day
+by day with its own orders.
 
-Forecast and learned policy see the same: the last 28 days, promotions and weekday ahead, season,
-the item's habits. The forecast is TiDE's, of the quantiles of the next three days, and the rule
-orders up to the quantile of their sum that costs ask for. The learned policy is a perceptron of
-the same width, trained by the gradient of money through the simulator. `mean` orders up to the sum
-of the same forecast's means: accurate, and blind to cost. `safety` adds to it what the item's
-errors on the days before the test ask for. `naive` orders up to last week's demand of these days.
-`hindsight` knows all demand: with linear costs only the days that no order reaches cost money.
-The correlation between days that the rule assumes was chosen on 60 days before the test. Costs are
-per item and day, intervals over items (BCa).
+Forecast and learned policy see the same inputs: the last 28 days, promotions and weekdays ahead,
+season, and the item's averages. The forecast is TiDE's, of the quantiles of the next three days,
+and `rule` orders up to the quantile of their sum that the costs call for. `learned` is a perceptron
+of the same width, trained by the gradient of the cost through the simulator. `mean` orders up to
+the sum of the same forecast's means: accurate, but it ignores the costs. `safety` adds a safety
+stock computed from the item's errors on the days before the test. `naive` orders up to last week's
+demand on the same days. `hindsight` knows all demand: with linear costs, only the days that no
+order can reach cost money. The correlation between days that `rule` assumes was chosen on 60 days
+before the test. Costs are per item and day, intervals over items (BCa).
 
-Expect over three seeds (each with a demand of its own): learned 4.32 +- .05, rule 4.55 +- .13,
-safety 4.83, mean 5.59, naive 7.74, hindsight .15; learned less rule -.23, with a mean interval of
--.36 to -.12. Two and a quarter minutes on two cores that others used
-too.
+Expected over three seeds (each with its own demand): learned 4.32 +- 0.05, rule 4.55 +- 0.13,
+safety 4.83, mean 5.59, naive 7.74, hindsight 0.15; learned minus rule -0.23, with a mean interval
+of -0.36 to -0.12. Two and a quarter minutes on two shared cores.
 
     python -m experiments.demand_to_orders [--seeds 3]
 """
@@ -209,8 +209,8 @@ def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.nd
         on_log=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
-    found = jo.predict(task, state, windows(world.demand.shape[1] + LEAD_TIME))[:, :, 0]
-    return np.maximum(found.reshape(settings.items, -1, HORIZON, len(LEVELS)), 0)
+    quantiles = jo.predict(task, state, windows(world.demand.shape[1] + LEAD_TIME))[:, :, 0]
+    return np.maximum(quantiles.reshape(settings.items, -1, HORIZON, len(LEVELS)), 0)
 
 
 def learned(settings: Settings, world: World, seed: int, folder: Path) -> np.ndarray:

@@ -1,30 +1,30 @@
 """ETTh1 and ETTh2, hourly: all seven channels to all seven, 96 to 720 steps ahead.
 
-12, 4 and 4 months for training, validation and test; channels standardised by the training rows;
-every window of every split is scored, those that look back into the rows before as well (2,785 of
-test at 96 steps). The linear networks are trained as by Zeng et al., PatchTST at Nie's rate in
-smaller batches; the others' rates, widths and dropout were chosen by validation of one seed.
-Validation chooses each network's epoch and which row is the best, `etth1_96_mse` and so on. `mean`
-is the mean of all networks, `stacked` a weighted one, with weights from the first half of the
-validation windows. What is the best is said by the second half, which shares no target with the
-first; epochs were chosen on both. At 192 steps and more the two linear networks alone are trained.
-Test rows of seed 0 had been seen of two earlier versions: where validation chose rates and norms as
-well (DLinear .387, PatchTST .381 on ETTh1), and of these with less dropout in TiDE and TSMixer. So
-the publications' rates are not validation's: on ETTh1 this prefers .001 for DLinear, and for
-PatchTST 2e-4.
+12, 4 and 4 months for training, validation and test; channels standardised by the training rows.
+Every window of every split is scored, also those whose context reaches into the split before (2,785
+test windows at 96 steps). The linear models are trained as by Zeng et al., PatchTST at Nie's
+learning rate in smaller batches; rates, widths and dropout of the others were chosen by the
+validation of one seed. Validation chooses each model's epoch and the best row, which is reported as
+`etth1_96_mse` and so on. `mean` is the mean of all models, `stacked` a weighted mean whose weights
+are fitted on the first half of the validation windows. The best row is chosen on the second half,
+which shares no target with the first; epochs were chosen on both. At 192 steps and more only the
+two linear models are trained. The test rows of seed 0 had been seen for two earlier versions: one
+in which validation also chose rates and norms (DLinear 0.387, PatchTST 0.381 on ETTh1), and one
+with less dropout in TiDE and TSMixer. So the published learning rates are not the ones that
+validation prefers: on ETTh1 it prefers 0.001 for DLinear and 2e-4 for PatchTST.
 
-Published (MSE / MAE at 96): ETTh1 DLinear .375 / .399, NLinear .374 / .394 (Zeng et al. 2023,
-arXiv:2205.13504, table 2), PatchTST/64 .370 / .400 (Nie et al. 2023, arXiv:2211.14730, table 3);
-ETTh2 DLinear .289 / .353, NLinear .277 / .338, PatchTST/64 .274 / .337, TiDE .270 / .336 (Das et
-al. 2023, arXiv:2304.08424). Repeating the last value: 1.295 / .713 and .432 / .422.
-At 192, 336 and 720 (MSE): ETTh1 DLinear .405, .439, .472, NLinear .408, .429, .440, PatchTST/64
-.413, .422, .447; ETTh2 DLinear .383, .448, .605, NLinear .344, .357, .394, PatchTST/64 .341, .329,
-.379.
+Published (MSE / MAE at 96): ETTh1 DLinear 0.375 / 0.399, NLinear 0.374 / 0.394 (Zeng et al. 2023,
+arXiv:2205.13504, table 2), PatchTST/64 0.370 / 0.400 (Nie et al. 2023, arXiv:2211.14730, table 3);
+ETTh2 DLinear 0.289 / 0.353, NLinear 0.277 / 0.338, PatchTST/64 0.274 / 0.337, TiDE 0.270 / 0.336
+(Das et al. 2023, arXiv:2304.08424). Repeating the last value: 1.295 / 0.713 and 0.432 / 0.422.
+At 192, 336 and 720 (MSE): ETTh1 DLinear 0.405, 0.439, 0.472, NLinear 0.408, 0.429, 0.440,
+PatchTST/64 0.413, 0.422, 0.447; ETTh2 DLinear 0.383, 0.448, 0.605, NLinear 0.344, 0.357, 0.394,
+PatchTST/64 0.341, 0.329, 0.379.
 
-Expect at 96 (MSE, three seeds): ETTh1 DLinear .374 +- .004, NLinear .375, PatchTST .374, TSMixer
-.365, mean .365, and the best by validation, stacked, .369 +- .002; ETTh2 DLinear .296 +- .004,
-NLinear .277, PatchTST .275, TSMixer .279, and the best by validation, mean, .272. Nineteen minutes
-on two cores.
+Expected at 96 (MSE, three seeds): ETTh1 DLinear 0.374 +- 0.004, NLinear 0.375, PatchTST 0.374,
+TSMixer 0.365, mean 0.365, and the best by validation, stacked, 0.369 +- 0.002; ETTh2 DLinear 0.296
++- 0.004, NLinear 0.277, PatchTST 0.275, TSMixer 0.279, and the best by validation, mean, 0.272.
+Nineteen minutes on two cores.
 
     JAXOPS_DATA_DIR=DATA python -m experiments.etth [--seeds 3]
 """
@@ -113,8 +113,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
         key = f"{name.lower()}_{horizon}"
         done = folder / key / "scores.json"
         if not (settings.resume and done.exists()):
-            found = compare(settings, name, horizon, seed, folder / key)
-            done.write_text(json.dumps(found))
+            result = compare(settings, name, horizon, seed, folder / key)
+            done.write_text(json.dumps(result))
         best, scores = json.loads(done.read_text())
         for model, values in scores.items():
             rows.setdefault(model, {}).update({f"{key}_{m}": v for m, v in values.items()})
@@ -138,7 +138,7 @@ def compare(
     for part, rows in (("validation", split.validation), ("test", split.test)):
         parts[part] = f.origins(series, 720, horizon, rows)
     target = {part: scaled[w["origin"][:, None] + ahead] for part, w in parts.items()}
-    found: dict[str, dict[str, np.ndarray]] = {
+    predictions: dict[str, dict[str, np.ndarray]] = {
         "repeat_last": {
             part: np.repeat(scaled[w["origin"] - 1][:, None], horizon, 1)
             for part, w in parts.items()
@@ -155,27 +155,29 @@ def compare(
             continue
         common.say(f"seed {seed}: {name}, {horizon} steps: {model}")
         begin = time.perf_counter()
-        found[model] = train(
+        predictions[model] = train(
             settings, recipe, name, horizon, series, split, scaling, parts, seed, folder / model
         )
         seconds[model] = time.perf_counter() - begin
     names = list(seconds)
     middle = len(target["validation"]) // 2
     first, second = slice(0, max(1, middle - horizon + 1)), slice(middle, None)
-    stacked = np.stack([found[model]["validation"][first] for model in names])
+    stacked = np.stack([predictions[model]["validation"][first] for model in names])
     weights = f.stacking(stacked, target["validation"][first])
     common.say("stacked: " + ", ".join(f"{w:.2f} {m}" for w, m in zip(weights, names, strict=True)))
     for ensemble, w in (("stacked", weights), ("mean", np.full(len(names), 1 / len(names)))):
-        found[ensemble] = {
-            part: np.einsum("m,mwhc->whc", w, np.stack([found[model][part] for model in names]))
+        predictions[ensemble] = {
+            part: np.einsum(
+                "m,mwhc->whc", w, np.stack([predictions[model][part] for model in names])
+            )
             for part in parts
         }
     by = {
         model: f.mse(x["validation"][second], target["validation"][second]).mean()
-        for model, x in found.items()
+        for model, x in predictions.items()
     }
     best = min(by, key=lambda model: float(by[model]))
-    scores = {m: f.score(x["test"], target["test"], block=horizon) for m, x in found.items()}
+    scores = {m: f.score(x["test"], target["test"], block=horizon) for m, x in predictions.items()}
     table = f.table(scores, ["mse", "mae"])
     (folder / "table.md").write_text(table + "\n")
     common.say(table)

@@ -1,12 +1,13 @@
-"""C02: the Keras network of article 001, 784-128-10 with softmax (101,770 parameters).
+"""C02: the Keras model of article 001, 784-128-10 with softmax (101,770 parameters).
 
-The article calls it a GPT; it is a perceptron for MNIST, and the real GPT is another program. As
-written: Dense 128 ReLU, Dense 10 softmax, Adam, categorical (one-hot) cross-entropy, five epochs
-in batches of 32. Its figures, 90 % in training and 85 % in validation, cannot come from this code,
-and it has no validation data. Pixels are divided by 255; one-hot cross-entropy of a softmax is
-the cross-entropy with integer labels that is used here.
+The article calls it a GPT; it is a perceptron for MNIST (the GPT is `shakespeare_gpt`). As written:
+Dense 128 ReLU, Dense 10 softmax, Adam, categorical (one-hot) cross-entropy, five epochs in batches
+of 32. Its figures, 90 % in training and 85 % in validation, cannot come from this code, and it has
+no validation data. Pixels are divided by 255. The cross-entropy with integer labels used here
+equals the one-hot cross-entropy of a softmax.
 
-Expect 97.6 % with a spread of .1 over five seeds, in two seconds a seed on two CPU cores.
+Expected: 97.6 % with a standard deviation of 0.1 over five seeds, in two seconds a seed on two CPU
+cores.
 
     python -m experiments.keras_mlp [--seeds 5]
 """

@@ -1,19 +1,19 @@
-"""M4's 414 hourly series, the next 48 hours of each: one network for all, beside the classics.
+"""M4's 414 hourly series, the next 48 hours of each: global models beside classical ones.
 
-Networks see logarithms: the absolute error of these is, near enough, the percentage error that
-sMAPE counts, and series of all sizes become alike. Three N-HiTS that look back one, two and three
-weeks are averaged. What they are was chosen by the last 48 hours of the training rows (validation,
-a row's `validation_smape`); then all are trained once more, for as many epochs, on all training
-rows. Around the ensemble lie conformal intervals, with margins from validation: `coverage_80` is
-the share of test values between the quantiles .1 and .9.
+The global models see logarithms: their absolute error is close to the percentage error that sMAPE
+measures, and series of all sizes become alike. Three N-HiTS with contexts of one, two and three
+weeks are averaged. Their settings were chosen by the last 48 hours of the training rows
+(validation, a row's `validation_smape`); then all are trained again, for as many epochs, on all
+training rows. The ensemble has conformal intervals, with margins from validation: `coverage_80` is
+the share of test values between the quantiles 0.1 and 0.9.
 
 Published sMAPE / MASE (M4, Makridakis et al. 2020): naive 43.003 / 11.608, seasonal naive 13.912 /
 1.193, naive 2 18.383 / 2.395, Theta 18.138 / 2.455, ETS 17.307 / 1.824, the winner (Smyl) 9.328 /
-.893, ProLogistica 9.611 / .873. `owa` is the mean of both relative to naive 2. Our ETS has damped
-trends alone.
+0.893, ProLogistica 9.611 / 0.873. `owa` is the mean of both relative to naive 2. The ETS here has
+damped trends only.
 
-Expect over three seeds: sMAPE 8.28 +- .06, MASE .774 +- .005, `coverage_80` .813; single networks
-8.6 to 8.8. Five and a half minutes on two cores.
+Expected over three seeds: sMAPE 8.28 +- 0.06, MASE 0.774 +- 0.005, `coverage_80` 0.813; single
+models 8.6 to 8.8. Five and a half minutes on two cores.
 
     JAXOPS_DATA_DIR=DATA python -m experiments.m4_hourly [--seeds 3]
 """
@@ -93,10 +93,10 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     before = f.history(series, test)
     values, lengths = f.right_aligned(before.values[:, 0], before.offsets)
     scale = f.seasonal_scale(values, SEASON, lengths)
-    found, rows = {}, {}
+    forecasts, rows = {}, {}
     for name, model in BASELINES.items():
         begin = time.perf_counter()
-        found[name] = f.forecast(model, before, HORIZON, levels=()).mean
+        forecasts[name] = f.forecast(model, before, HORIZON, levels=()).mean
         rows[name] = {"seconds": time.perf_counter() - begin}
     chosen: list[f.Forecaster] = []
     final: list[f.Forecaster] = []
@@ -116,22 +116,22 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
             state = train(settings, network, task, logs, learned, seed, folder / name / kind)
             models.append(f.forecaster(network, state, logs, scaling))
         rows[name] = {"seconds": time.perf_counter() - begin}
-        found[name] = np.exp(f.forecast(final[-1], f.history(logs, test), levels=()).mean)
+        forecasts[name] = np.exp(f.forecast(final[-1], f.history(logs, test), levels=()).mean)
         rows[name] |= validated(chosen[-1], logs, validation, target["validation"])
     one, all_rows = (f.Ensemble(tuple(members)) for members in (chosen, final))
     rows["ensemble"] = validated(one, logs, validation, target["validation"])
     margins = f.calibrated(one, logs, validation, HORIZON, LEVELS, 10 * SEASON, SEASON)
     answer = f.forecast(replace(margins, model=all_rows), f.history(logs, test), levels=LEVELS)
-    found["ensemble"] = np.exp(answer.mean)
+    forecasts["ensemble"] = np.exp(answer.mean)
     bounds = np.exp(answer.quantiles[..., 0]), np.exp(answer.quantiles[..., -1])
     scores = {
         name: f.score(x, target["test"], scale, bounds=bounds if name == "ensemble" else None)
-        for name, x in found.items()
+        for name, x in forecasts.items()
     }
     table = f.table(scores, ["smape", "mase"])
     (folder / "table.md").write_text(table + "\n")
     common.say(table)
-    plot(series, test, found["ensemble"], bounds, folder / "series.png")
+    plot(series, test, forecasts["ensemble"], bounds, folder / "series.png")
     for name, one_score in scores.items():
         figures = one_score.figures()
         rows[name] |= {"smape": figures["smape"], "mase": figures["mase"]}

@@ -1,12 +1,12 @@
-"""C03 and C09: the convolutional network of article 002 (693,962 parameters), and ten predictions.
+"""C03 and C09: the convolutional model of article 002 (693,962 parameters), and ten predictions.
 
 Conv 32 3x3, max-pool 2x2, Dense 128, Dense 10; pixels divided by 255, Adam, five epochs in batches
-of 32. The article prints no accuracy. C09 predicts the test set and shows the first ten, here with
-their probabilities and pictures.
+of 32. The article prints no accuracy. C09 predicts the test set and shows the first ten images,
+here with their probabilities.
 
-Expect 98.4 to 98.5 % with a spread of .2 over seeds, in 17 seconds a seed on two CPU cores. The
-start is Keras's (Glorot), as the article's would be; the last epoch of Adam at a constant 1e-3
-leaves single seeds anywhere from 98.2 to 98.7.
+Expected: 98.4 to 98.5 % with a standard deviation of 0.2 over seeds, in 17 seconds a seed on two
+CPU cores. Parameters are initialised as in Keras (Glorot). The last epoch of Adam at a constant
+rate of 1e-3 leaves single seeds anywhere from 98.2 to 98.7 %.
 
     python -m experiments.mnist_cnn [--seeds 10]
 """

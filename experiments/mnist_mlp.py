@@ -1,9 +1,10 @@
-"""C01: the MNIST network of article 000, 784-128-10 (101,770 parameters).
+"""C01: the MNIST model of article 000, 784-128-10 (101,770 parameters).
 
-The article: PyTorch, Normalize(.5, .5), batches of 64, Adam 1e-3, ten epochs, a report every 100
+The article: PyTorch, Normalize(0.5, 0.5), batches of 64, Adam 1e-3, ten epochs, a report every 100
 steps, "about 97 %" on the test set.
 
-Expect 97.2 % with a spread of .2 over five seeds, in three seconds a seed on two CPU cores.
+Expected: 97.2 % with a standard deviation of 0.2 over five seeds, in three seconds a seed on two
+CPU cores.
 
     python -m experiments.mnist_mlp [--seeds 5]
 """

@@ -1,15 +1,15 @@
 """MovieLens 1M: the next of 3,706 films for 6,040 users, by the script of `beauty_sequences`.
 
-Not run here: this machine has no such log. GroupLens's licence forbids passing it on, so fetch it
+It has not been run here: the log may not be redistributed (GroupLens's licence), so fetch it
 yourself: `ratings.dat` of ml-1m.zip, or TFDS's `movielens/1m-ratings`, prepared in a format with
 random access: `tfds.builder("movielens/1m-ratings", file_format="array_record")
 .download_and_prepare()`. Every rating is an event, whatever its stars.
 
-Published under this protocol (leave one out, all items but those seen are ranked), HR@10 / NDCG@10:
-SASRec with one negative .2500 / .1341, BERT4Rec .2843 / .1537, SASRec by cross-entropy .3152 /
-.1821 ("Turning Dross Into Gold Loss", Klenitskiy and Vasilev 2023, arXiv:2309.07602). Many ratings
-of a user have the same second, and theirs are in the order of BERT4Rec's file: with the order of
-`ratings.dat` the figures may differ.
+Published under this protocol (leave one out, ranked among all items not yet seen), HR@10 / NDCG@10:
+SASRec with one negative 0.2500 / 0.1341, BERT4Rec 0.2843 / 0.1537, SASRec by cross-entropy 0.3152 /
+0.1821 ("Turning Dross Into Gold Loss", Klenitskiy and Vasilev 2023, arXiv:2309.07602). Many ratings
+of a user have the same second, and the published figures use the order of BERT4Rec's file: with the
+order of `ratings.dat` the figures may differ.
 
     python -m experiments.movielens --file ratings.dat [--seeds 3]
     python -m experiments.movielens                      (TFDS)

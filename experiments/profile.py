@@ -1,32 +1,33 @@
-"""A user's profile out of one vector: what lies near, which interests, and when they come back.
+"""A user profile from one vector: nearest items, interests, and when the user comes back.
 
-Article 000 (6.3) wants a profile of each user from what they did. Here it is read from the vector
+Article 000 (6.3) wants a profile of each user from their actions. Here it is read from the vector
 that a SASRec makes of a history, for users who were not in training, in three ways: the nearest
-items; interests, the shares of the categories in the softmax over all items; and the probability
-of a visit within the next 7 days, by a classifier on the vector and on how the visits lie in time.
+items; the interests, which are the shares of the categories in the softmax over all items; and the
+probability of a visit within the next 7 days, by a classifier on the vector and on the times of
+past visits.
 
 The log is generated. Each of 10 categories has 25 items, mostly taken one after the other. Users
-are of 8 kinds; a user's interests are drawn around their kind's, and with every event they go on in
-a category drawn from their interests. They visit as a Poisson process, at a rate that is their own
-times one of their interests, over 60 days: 2 to 40 events of each of 8,000 users. 1,000 others are
-the test. All that is behind the log is known, so that the profile can be held against it:
+are of 8 kinds; a user's interests are drawn around those of their kind, and each event continues in
+a category drawn from the interests. Visits are a Poisson process over 60 days, whose rate is the
+user's own times one of their interests: 2 to 40 events of each of 8,000 users. 1,000 other users
+are the test. Everything behind the log is known, so the profile can be compared with the truth:
 
-accuracy: how often the largest interest is the true one, and `_counted`, of the category that was
-taken most often, the last of equals, which is what a profile mostly is;
+accuracy: how often the largest interest is the true one; `_counted` takes the category that was
+taken most often instead (the last of equals), as most profiles do;
 interests_error: half the sum of absolute differences from the true interests; also `_counted`;
 near: the share of the ten nearest items that lie in the user's two largest true interests;
-auc: of the visits; `_times`, of the classifier without the vector; `_ceiling`, of the true
-probability; and `ece`, by how much the probability is off.
+auc: of the predicted visits; `_times` is the classifier without the vector, `_ceiling` the true
+probability; `ece` is the calibration error.
 
-How the log came about: on a first one, without kinds of users, counting told the largest interest
-better (.656 against .580), and the vector added nothing to the times. This one was made up so that
-there is something that counting does not see, and four versions were looked at on one seed. What is
-reported is of another world and of other users than those.
+How the log was designed: on a first one, without kinds of users, counting was better for the
+largest interest (0.656 against 0.580), and the vector added nothing to the times. This one has
+structure that counting does not see; four versions were tried on one seed. The reported figures
+are from other generated logs and other users than those.
 
-Expect over three seeds accuracy .714 (counted .697) and near .81; but interests_error .261 (counted
-.243, which is better), and auc .720 (.724 by the times alone, of .757 that can be had): the vector
-tells who somebody is a little better than counting, how much of each no better, and when they come
-back not at all.
+Expected over three seeds: accuracy 0.714 (counted 0.697) and near 0.81; but interests_error 0.261
+(counted 0.243, which is better), and auc 0.720 (0.724 from the times alone; 0.757 is the ceiling).
+So the vector is a little better than counting for the largest interest, no better for the shares,
+and of no use for the time of the next visit.
 
     python -m experiments.profile [--seeds 3]
 """
@@ -89,9 +90,9 @@ def generate(users: int, world: np.random.Generator, random: np.random.Generator
     rate = np.minimum(rate, MOST / DAYS)
     lengths = np.clip(random.poisson(rate * DAYS), 2, MOST)
     items, times = [], []
-    for own, count in zip(interests, lengths, strict=True):
+    for shares, count in zip(interests, lengths, strict=True):
         place = random.integers(0, EACH, CATEGORIES)
-        for category in random.choice(CATEGORIES, count, p=own):
+        for category in random.choice(CATEGORIES, count, p=shares):
             further = 1 if random.random() < 0.7 else random.integers(EACH)
             place[category] = (place[category] + further) % EACH
             items.append(category * EACH + place[category])

@@ -1,32 +1,32 @@
-"""What a promotion sells, from generated retail data whose truth is known.
+"""The effect of a promotion on sales, from generated retail data whose true effect is known.
 
 100 articles, two years of days: expected sales are
 
-    exp(level + weekday + season + .35 promotion - 1.5 log(price / list price) + shock),
+    exp(level + weekday + season + 0.35 promotion - 1.5 log(price / list price) + shock),
 
-sales are negative binomial about them (variance mu + .15 mu^2). The level is lognormal over
-articles; the season is the year's, the same for all; the shock is each article's own, and half
-of it is left after three days. A promotion lasts a week; a week has one with probability .6 in
-high season and .03 in low season, and every other one comes with a price cut of 10 to 25 %. So who
-compares days with and without promotion counts the season and the price cut as its effect. Rows:
+and sales are negative binomial around them (variance mu + 0.15 mu^2). The level is lognormal over
+articles; the yearly season is the same for all; the shock is each article's own and decays by half
+in three days. A promotion lasts a week; a week has one with probability 0.6 in high season and 0.03
+in low season, and every other one comes with a price cut of 10 to 25 %. So a comparison of days
+with and without promotion attributes the season and the price cut to it. Rows:
 
     naive               log of mean sales on days with promotion over those without
     no_season           log-linear regression on promotion and log price alone
     no_price            on promotion, weekday and season
-    regression          on all four; intervals are by articles
+    regression          on all four; intervals are clustered by article
     forecaster          TiDE with a negative binomial, trained on all days but the last twelve
-                        weeks, and asked about each of these weeks with the promotion on and off;
-                        its interval is over articles, and knows nothing of another training
+                        weeks, and queried for each of these weeks with the promotion on and off;
+                        its interval is over articles and ignores the variation between trainings
 
-`coverage`: in how many of 60 other such worlds the regression's interval of 95 % holds the truth;
-`coverage_rows` that of the interval which takes each day for independent, as a plain Poisson
-regression prints it.
+`coverage` is the share of 60 other generated data sets in which the regression's 95 % interval
+contains the true effect; `coverage_rows` is that of the interval which treats days as independent,
+as a plain Poisson regression prints it.
 
-Expect over three seeds a promotion's effect of .356 +- .009, its interval holding the truth each
-time; naive .779, no_season .618, no_price .518. `coverage` .911 +- .025, of 180 worlds; 160 more
-had .988, so .947 in all; of the elasticity .939; `coverage_rows` .328. The forecaster has .346, but
-+- .027: from one training to another it moves more than its interval says. Four minutes on two
-cores that others used too.
+Expected over three seeds: a promotion's effect of 0.356 +- 0.009, with the true effect inside the
+interval each time; naive 0.779, no_season 0.618, no_price 0.518. `coverage` 0.911 +- 0.025, of 180
+data sets; 160 more had 0.988, so 0.947 in all; of the elasticity 0.939; `coverage_rows` 0.328. The
+forecaster has 0.346 +- 0.027: it varies more between trainings than its interval says. Four minutes
+on two shared cores.
 
     python -m experiments.sales_with_promotions [--seeds 3]
 """
@@ -46,7 +46,7 @@ from jaxops.forecast.data import windows
 from jaxops.trust import report
 from jaxops.trust.intervals import Interval, interval
 
-PUBLISHED = {"coverage": "no publication: the data are generated; .95 is wanted"}
+PUBLISHED = {"coverage": "no publication: the data are generated; 0.95 is wanted"}
 PROMOTION, ELASTICITY = 0.35, -1.5
 WEEKDAY = np.array([0.0, -0.1, -0.05, 0.0, 0.15, 0.3, 0.2])
 SEASON = {"cos_1": 0.3, "sin_1": -0.15, "cos_2": 0.1, "sin_2": 0.05}
@@ -185,17 +185,17 @@ def learned(settings: Settings, series: forecast.Series, seed: int, folder: Path
     return Effect(interval(np.mean(ratios, 0)))
 
 
-def draw(found: dict[str, Effect], series: forecast.Series, folder: Path) -> None:
+def draw(estimates: dict[str, Effect], series: forecast.Series, folder: Path) -> None:
     """The promotion's effect by each row; weekdays, the year and the price by regression."""
     from matplotlib.figure import Figure
 
     fitted = effects.log_linear(series)
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     (first, weekday), (season, price) = figure.subplots(2, 2)
-    for place, estimate in enumerate(reversed(found.values())):
+    for place, estimate in enumerate(reversed(estimates.values())):
         mean, low, high = estimate.promotion
         first.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=report.BLUE)
-    first.set_yticks(range(len(found)), reversed(found), fontsize=9)
+    first.set_yticks(range(len(estimates)), reversed(estimates), fontsize=9)
     first.axvline(PROMOTION, color=report.ORANGE, linestyle="--")
     first.set(title="promotion: effect on log sales, and the truth")
 
@@ -230,14 +230,14 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
             settings, articles=12, days=364, worlds=3, width=8, batch_size=64, epochs=1
         )
     series = generate(settings, seed)
-    found = {
+    estimates = {
         "naive": naive(series),
         "no_season": regression(series, without=("weekday", "cos", "sin")),
         "no_price": regression(series, without=("log_price",)),
         "regression": regression(series),
         "forecaster": learned(settings, series, seed, folder),
     }
-    draw(found, series, folder)
+    draw(estimates, series, folder)
     held = []
     for other in range(settings.worlds):
         world = generate(settings, 1000 + settings.worlds * seed + other)
@@ -248,9 +248,9 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     models = {
         name: {"promotion": e.promotion.mean, "low": e.promotion.low, "high": e.promotion.high}
         | ({} if e.elasticity is None else {"elasticity": e.elasticity.mean})
-        for name, e in found.items()
+        for name, e in estimates.items()
     }
-    best = found["regression"].promotion
+    best = estimates["regression"].promotion
     return {
         "promotion": best.mean,
         "promotion_held": float(best.low <= PROMOTION <= best.high),

@@ -1,16 +1,17 @@
-"""A GPT learns Shakespeare by characters: nanoGPT's network, then a better one in the same time.
+"""A GPT learns Shakespeare by characters: nanoGPT's, then a better one in the same time.
 
-`plain` is nanoGPT's setting for a CPU (4 layers, width 128, context 64, 2,000 steps of 12 windows,
-AdamW 1e-3 with warm-up and cosine), which is to end at a validation loss of at most 1.88 nats a
-character. `better` has rotary positions, QK-norm, squared ReLU, RMSNorm, Muon for the matrices
-(Jordan et al. 2024), larger batches and a rate that falls to zero, in no more time than `plain`
-takes. `--full` is nanoGPT's setting for a GPU (6 layers, width 384, context 256, dropout .2, 5,000
-steps of 64 windows, 1.4697). The loss is over all of the last tenth of the text, each character
-once, behind up to 64 (256) others, after the last step. The tokenizer has five special tokens
-beside the 65 characters. What `better` is was chosen by the last fifth of train (`--validate`).
+`plain` is nanoGPT's setting for a CPU (depth 4, width 128, context 64, 2,000 steps of 12 windows,
+AdamW 1e-3 with warm-up and cosine); its validation loss is to be at most 1.88 nats a character.
+`better` has rotary positions, QK-norm, squared ReLU, RMSNorm, Muon for the matrices (Jordan et al.
+2024), larger batches and a rate that falls to zero, and takes no more time than `plain`. `--full`
+is nanoGPT's setting for a GPU (depth 6, width 384, context 256, dropout 0.2, 5,000 steps of 64
+windows, 1.4697). The loss is the mean over all characters of the last tenth of the text, each
+predicted once from up to 64 (256) characters before it, after the last step. The tokenizer has five
+special tokens beside the 65 characters. The settings of `better` were chosen on the last fifth of
+train (`--validate`).
 
-Expect over three seeds 1.904 ± 0.010 of plain and 1.652 ± 0.006 of better, in 0.72 of plain's
-time; 86 and 62 s a seed on two CPU cores that did other work as well.
+Expected over three seeds: 1.904 ± 0.010 for plain and 1.652 ± 0.006 for better, in 0.72 of plain's
+time; 86 and 62 s a seed on two shared CPU cores.
 
     python -m experiments.shakespeare_gpt [--seeds 3] [--full]
 """
@@ -50,7 +51,7 @@ class Settings(common.Settings):
 
 def networks(vocabulary: int, full: bool) -> dict[str, nn.Transformer]:
     """nanoGPT's, and the better one of the same size."""
-    size = {} if full else {"context": 64, "layers": 4, "heads": 4, "width": 128, "dropout": 0.0}
+    size = {} if full else {"context": 64, "depth": 4, "heads": 4, "width": 128, "dropout": 0.0}
     better = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2"}
     return {
         "plain": language.nanogpt(vocabulary=vocabulary, **size),

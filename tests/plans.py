@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -114,6 +115,7 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     import conftest  # noqa: F401  # eight devices
 
     main()

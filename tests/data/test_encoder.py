@@ -1,5 +1,4 @@
 import json
-import os
 
 import numpy as np
 import pytest
@@ -103,7 +102,7 @@ def test_encode_needs_every_column():
         encode(fit_encoder(TABLE), {name: TABLE[name] for name in ("age", "income")})
 
 
-@pytest.mark.skipif("JAXOPS_DATA_DIR" not in os.environ, reason="JAXOPS_DATA_DIR is not set")
+@pytest.mark.data("telco_churn")
 def test_telco_churn_agrees_with_scikit_learn():
     data = load("telco_churn").split(test=0.2, seed=0, stratify="Churn")
     encoder = fit_encoder(data.train, drop=["customerID"], label="Churn")

@@ -285,10 +285,9 @@ def test_unknown_name():
 
 
 REAL = os.environ.get("JAXOPS_DATA_DIR", "")
-real = pytest.mark.skipif(not REAL, reason="JAXOPS_DATA_DIR is not set")
 
 
-@real
+@pytest.mark.data("mnist")
 def test_real_mnist():
     data = load("mnist", data_dir=REAL)
     assert data.train["image"].shape == (60_000, 28, 28, 1) and len(data.test["label"]) == 10_000
@@ -298,7 +297,7 @@ def test_real_mnist():
     assert np.bincount(data.test["label"]).tolist()[:3] == [980, 1135, 1032]
 
 
-@real
+@pytest.mark.data("telco_churn")
 def test_real_telco_churn():
     columns = load("telco_churn", data_dir=REAL).train
     assert len(columns) == 21 and len(columns["Churn"]) == 7_043

@@ -1,7 +1,5 @@
 import gzip
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +64,7 @@ def test_files_that_are_not_there_or_damaged(folder, monkeypatch):
         load("clinc150", folder)
 
 
+@pytest.mark.data("banking77", "clinc150", "tinyshakespeare")
 @pytest.mark.parametrize(
     ("name", "rows", "classes"),
     [
@@ -86,8 +85,6 @@ def test_files_that_are_not_there_or_damaged(folder, monkeypatch):
     ],
 )
 def test_the_real_ones(name, rows, classes):
-    if not Path(os.environ.get("JAXOPS_DATA_DIR", "/nowhere"), name).exists():
-        pytest.skip(f"no {name} in JAXOPS_DATA_DIR")
     data = load(name)
     assert {split: len(columns["text"]) for split, columns in data.splits.items()} == rows
     assert len(data.classes) == classes

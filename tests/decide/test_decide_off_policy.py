@@ -154,9 +154,7 @@ def test_what_a_bandit_logs_evaluates_another_policy():
 
 @pytest.fixture(scope="module")
 def campaign():
-    path = Path(os.environ.get("JAXOPS_DATA_DIR", "/nowhere"), "hillstrom", "hillstrom.csv.gz")
-    if not path.exists():
-        pytest.skip("wants hillstrom in JAXOPS_DATA_DIR")
+    path = Path(os.environ["JAXOPS_DATA_DIR"], "hillstrom", "hillstrom.csv.gz")
     with gzip.open(path) as file:
         table = pd.read_csv(file)
     arms = ["No E-Mail", "Mens E-Mail", "Womens E-Mail"]
@@ -167,6 +165,7 @@ def always(arm, rows):
     return np.tile(np.eye(3)[arm], (rows, 1))
 
 
+@pytest.mark.data("hillstrom")
 def test_hillstrom_arms_and_effects(campaign):
     """Who got which mail was drawn, a third each; `arm`'s own share in place of 1/3 is SNIPS."""
     _, arm, visit = campaign
@@ -185,6 +184,7 @@ def test_hillstrom_arms_and_effects(campaign):
     assert found[2] - found[0] == pytest.approx(0.0452, abs=5e-5)
 
 
+@pytest.mark.data("hillstrom")
 def test_hillstrom_doubly_robust_is_narrower(campaign):
     """A linear model by arm, each half of the rows predicted from the other."""
     table, arm, visit = campaign

@@ -233,7 +233,7 @@ def hourly(name):
     return [row[~np.isnan(row)] for row in table]
 
 
-@pytest.mark.skipif(not (REAL / "m4").exists(), reason="no m4 in JAXOPS_DATA_DIR")
+@pytest.mark.data("m4")
 @pytest.mark.parametrize(
     ("method", "smape", "mase"),
     [
@@ -255,7 +255,7 @@ def test_published_rows_of_m4_hourly(method, smape, mase):
     assert round(found["smape"], 3) == smape and round(found["mase"], 3) == mase
 
 
-@pytest.mark.skipif(not (REAL / "ett").exists(), reason="no ett in JAXOPS_DATA_DIR")
+@pytest.mark.data("ett")
 def test_published_row_of_etth1():
     import pandas as pd
 

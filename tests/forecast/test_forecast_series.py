@@ -140,7 +140,7 @@ def test_wide_tables_by_choice():
         forecast.series(wide, layout="channels", time="day")
 
 
-@pytest.mark.skipif(not (DATA / "ett").exists(), reason="ETT is not there")
+@pytest.mark.data("ett")
 def test_ett():
     read = forecast.series(DATA / "ett" / "ETTh1.csv", layout="channels", time="date")
     assert read.values.shape == (17_420, 7) and read.frequency == "h"
@@ -149,7 +149,7 @@ def test_ett():
     assert read.report == forecast.Report(17_420)
 
 
-@pytest.mark.skipif(not (DATA / "m4").exists(), reason="M4 is not there")
+@pytest.mark.data("m4")
 def test_m4_rows_and_the_published_naive_row():
     """The seasonal naive forecast of the last 48 rows has the published sMAPE, 13.912."""
     parts = [

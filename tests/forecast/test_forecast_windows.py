@@ -58,7 +58,7 @@ def test_stride_counts_from_the_last_window():
     assert pairs(windows) == [(0, 6), (0, 10), (0, 14), (0, 18), (1, 26), (1, 30)]
 
 
-@pytest.mark.skipif(not (DATA / "ett").exists(), reason="ETT is not there")
+@pytest.mark.data("ett")
 @pytest.mark.parametrize("name", ["ETTh1", "ETTh2"])
 def test_ett_has_the_published_counts_and_repeat_last_row(name):
     """2,785 test windows at 96, and the error of repeating the last row, of the data note."""

@@ -424,7 +424,7 @@ def test_joined_wants_parts_of_one_log():
         recommend.joined(one, other)
 
 
-@pytest.mark.skipif(not BEAUTY.exists(), reason="JAXOPS_DATA_DIR has no beauty/beauty.txt")
+@pytest.mark.data("beauty")
 def test_beauty():
     log = recommend.events(BEAUTY, header=("user", "item"), separator=" ", time=None)
     assert log.report == recommend.Report(353_962, 0, 0, 0, 0, users=40_226, items=54_542)

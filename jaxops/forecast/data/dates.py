@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxops._optional import require
 from jaxops.forecast.data import grid
 from jaxops.forecast.data.series import Series
 
@@ -91,7 +90,7 @@ def calendar_columns(
     Returns:
         float32 (N, len(names)).
     """
-    pd = require("pandas", extra="data")
+    import pandas as pd
 
     if times.dtype.kind != "M":
         raise ValueError("calendar: times are counts, dates wanted")

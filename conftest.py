@@ -1,0 +1,166 @@
+"""Strict JAX on eight CPU devices for all tests and doctests, and the budget of their time."""
+
+import ctypes
+import gc
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+# With fewer threads than twice the devices, collectives of several CPU devices can deadlock.
+os.environ.setdefault("NPROC", "16")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# CPU seconds, which hardly depend on what else the machine does: on two cores, 720 take six
+# minutes. A folder's budget is about 1.5 times what it was measured to take.
+TOTAL = 720
+BUDGET: dict[str, int] = {}
+MEMORY = 2.0  # GB that a test process may take
+CLEAR = 1.2  # GB from which compiled programs are dropped
+
+ROOT = Path(__file__).parent
+FOLDERS: dict[str, list[float]] = {}  # of this process: folder -> tests, seconds, CPU seconds
+PROCESSES: dict[str, dict] = {}  # of all processes: name -> folders, CPU seconds, GB
+clear_at = CLEAR
+
+
+def pytest_addoption(parser):
+    """The option `--budget`."""
+    text = "fail if tests that are not slow take more CPU time, or a process more memory, than set"
+    parser.addoption("--budget", action="store_true", help=f"{text} in conftest.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip a test marked `data(name, ...)` unless JAXOPS_DATA_DIR has the folders it names."""
+    directory = Path(os.environ.get("JAXOPS_DATA_DIR", "/nowhere"))
+    for item in items:
+        for mark in item.iter_markers("data"):
+            for name in mark.args:
+                if not (directory / name).exists():
+                    item.add_marker(pytest.mark.skip(reason=f"no {name} in JAXOPS_DATA_DIR"))
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Drop compiled programs when they fill the memory, or nearly use up the memory maps.
+
+    XLA's CPU compiler ends the process with a segmentation fault at 65,530 maps. What remains
+    after dropping is no reason to drop again before the process has grown by a quarter.
+    """
+    yield
+    global clear_at
+    statm, maps = Path("/proc/self/statm"), Path("/proc/self/maps")
+    if not statm.exists():
+        return
+
+    def resident():
+        return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**30
+
+    if resident() > clear_at or maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        clear_at = max(CLEAR, 1.25 * resident())
+
+
+def cpu_seconds():
+    """CPU seconds of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def peak_memory():
+    """The most memory that this process has held, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def folder(path):
+    """The row of the table that a test file belongs to: `tests/vision`, `jaxops`, `docs`."""
+    top, *rest = path.relative_to(ROOT).parts
+    return f"{top}/{rest[0]}" if top == "tests" and len(rest) > 1 else top
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Count the time of one test, with its fixtures."""
+    start, cpu = time.perf_counter(), cpu_seconds()
+    result = yield
+    row = FOLDERS.setdefault(folder(item.path), [0, 0.0, 0.0])
+    for i, value in enumerate((1, time.perf_counter() - start, cpu_seconds() - cpu)):
+        row[i] += value
+    return result
+
+
+def pytest_sessionfinish(session):
+    """Hand what this process took to the first process; there, judge it."""
+    if FOLDERS:
+        taken = {"folders": FOLDERS, "cpu": cpu_seconds(), "memory": peak_memory()}
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["taken"] = taken
+        else:
+            PROCESSES["one"] = taken
+    if session.config.option.budget and exceeded(session.config) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Keep what a process of pytest-xdist handed over."""
+    if "taken" in getattr(node, "workeroutput", {}):
+        PROCESSES[node.gateway.id] = node.workeroutput["taken"]
+
+
+def taken():
+    """folder -> tests, seconds, CPU seconds of all processes, sorted by folder."""
+    rows = {}
+    for process in PROCESSES.values():
+        for name, row in process["folders"].items():
+            rows[name] = [a + b for a, b in zip(row, rows.get(name, (0, 0, 0)), strict=True)]
+    return dict(sorted(rows.items()))
+
+
+def total():
+    """CPU seconds of all processes: tests, imports and collection."""
+    return sum(process["cpu"] for process in PROCESSES.values())
+
+
+def exceeded(config):
+    """One sentence for each budget that was exceeded."""
+    lines = [
+        f"process {name} must take at most {MEMORY:g} GB, got {process['memory']:.2f}"
+        for name, process in PROCESSES.items()
+        if process["memory"] > MEMORY
+    ]
+    if config.option.markexpr == "not slow":
+        seconds = {name: row[2] for name, row in taken().items()} | {"all": total()}
+        lines += [
+            f"{name} must take at most {limit} CPU seconds, got {seconds[name]:.0f}"
+            for name, limit in (BUDGET | {"all": TOTAL}).items()
+            if seconds.get(name, 0) > limit
+        ]
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print the table, and below it what was exceeded."""
+    if not PROCESSES:
+        return
+    terminalreporter.section("time and memory")
+    write = terminalreporter.write_line
+    limits = BUDGET | {"all": TOTAL} if config.option.markexpr == "not slow" else {}
+    write(f"{'folder':20}{'tests':>7}{'seconds':>9}{'CPU s':>8}{'budget':>8}")
+    rows = taken()
+    tests, seconds = (sum(row[i] for row in rows.values()) for i in (0, 1))
+    for name, (count, wall, cpu) in (rows | {"all": (tests, seconds, total())}).items():
+        write(f"{name:20}{count:7}{wall:9.1f}{cpu:8.1f}{limits.get(name, ''):>8}")
+    for name, process in PROCESSES.items():
+        write(f"process {name}: at most {process['memory']:.2f} GB")
+    for line in exceeded(config):
+        write(line, red=True)
