@@ -1,6 +1,7 @@
 """The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust."""
 
 from jaxops import data, devices, losses, metrics, nn, optim
+from jaxops._version import __version__ as __version__
 from jaxops.devices.plans import Plan
 from jaxops.model.files import Model, load, save
 from jaxops.model.predictors import predictor
@@ -18,7 +19,6 @@ from jaxops.train.size import Size, size
 from jaxops.transforms import ensemble, gathered, monte_carlo, remat, stack
 from jaxops.trust import report
 
-__version__ = "0.2.0"
 __all__ = [
     "PREEMPTED",
     "Checkpointer",

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops.data import images, tables
 from jaxops.data import tfds as tfds_files
 from jaxops.data.checks import rows
@@ -177,7 +178,7 @@ class Dataset:
             ValueError: a split that would be empty or is there already, a class with too few
                 rows to stratify, or columns standardised already.
         """
-        from sklearn.model_selection import train_test_split
+        selection = require("sklearn.model_selection", extra="data")
 
         if self.scaling:
             raise ValueError("split before standardize: its statistics are of the train rows only")
@@ -197,7 +198,7 @@ class Dataset:
         for name, size in sizes.items():
             labels = None if stratify is None else self.train[stratify][rest]
             try:
-                rest, cut = train_test_split(
+                rest, cut = selection.train_test_split(
                     rest, test_size=size, random_state=seed, stratify=labels
                 )
             except ValueError as error:
@@ -260,19 +261,19 @@ def k_fold(
     >>> [validation.tolist() for _, validation in k_fold(np.array([0, 0, 1, 1]), folds=2)]
     [[1, 2], [0, 3]]
     """
-    from sklearn.model_selection import KFold, StratifiedKFold
+    selection = require("sklearn.model_selection", extra="data")
 
     labels = np.asarray(labels_or_count)
     count = len(labels) if labels.ndim else int(labels)
     if not 2 <= folds <= count:
         raise ValueError(f"folds: {folds} found, 2 to {count} wanted for {count} rows")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        return list(KFold(folds, shuffle=True, random_state=seed).split(np.zeros(count)))
+        return list(selection.KFold(folds, shuffle=True, random_state=seed).split(np.zeros(count)))
     values, counts = np.unique(labels, return_counts=True)
     if counts.min() < folds:
         raise ValueError(
             f"label {values[counts.argmin()]}: {counts.min()} rows found, at least {folds} wanted "
             f"for {folds} folds"
         )
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    splitter = selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(count), labels))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxops._optional import require
+
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -40,7 +42,8 @@ def read_folder(
 
 def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     """One image file as uint8 (height, width, channels), upright and resized."""
-    from PIL import Image, ImageOps
+    Image = require("PIL.Image", extra="data")
+    ImageOps = require("PIL.ImageOps", extra="data")
 
     try:
         with Image.open(file) as image:

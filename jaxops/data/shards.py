@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxops._optional import require
+
 Columns = dict[str, np.ndarray]
 
 
@@ -34,7 +36,7 @@ class Array(NamedTuple):
 
     def open(self) -> np.ndarray:
         """The file, mapped: its pages are the system's to drop, and no file stays open."""
-        import pyarrow as pa
+        pa = require("pyarrow", extra="data")
 
         with pa.memory_map(self.path) as file:
             buffer = file.read_buffer(file.size())  # stays mapped as long as it is used
@@ -179,7 +181,7 @@ def array_records(
     columns: Sequence[str] | None,
 ) -> Records:
     """ArrayRecord files; those that TFDS prepared are decoded by their own features."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    reading = require("array_record.python.array_record_data_source", extra="data")
 
     splits = {re.sub(r"\.array_record.*", "", path.name) for path in paths}
     if (paths[0].parent / "features.json").exists():
@@ -190,7 +192,7 @@ def array_records(
             )
         decode = _TfdsDecode(str(paths[0].parent), decode)
     try:
-        source = ArrayRecordDataSource([str(path) for path in paths])
+        source = reading.ArrayRecordDataSource([str(path) for path in paths])
     except Exception as error:  # a RuntimeError or ValueError of C++, by the damage
         raise ValueError(f"{paths[0]}: not whole ArrayRecord files: {error}") from None
     return Records(source, decode, columns, str(paths[0].parent))
@@ -204,7 +206,7 @@ class _TfdsDecode:
 
     @functools.cached_property
     def features(self) -> Any:
-        import tensorflow_datasets as tfds
+        tfds = require("tensorflow_datasets", extra="data")
 
         return tfds.features.FeatureConnector.from_config(self.directory)
 
@@ -228,8 +230,8 @@ class Parquet:
     """Row groups of Parquet files: each is read whole, and none is kept open."""
 
     def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        pa = require("pyarrow", extra="data")
+        pq = require("pyarrow.parquet", extra="data")
 
         self.groups: list[Group] = []
         types: dict[str, Any] = {}
@@ -256,7 +258,7 @@ class Parquet:
 
     def read(self, group: Group) -> Columns:
         """All rows of a row group, with the dtypes of the file."""
-        import pyarrow.parquet as pq
+        pq = require("pyarrow.parquet", extra="data")
 
         with pq.ParquetFile(group.path) as file:
             # no threads of its own: the stream has some, and their stacks are memory
@@ -267,7 +269,7 @@ class Parquet:
 
 def _arrow(where: str, column: Any) -> np.ndarray:
     """An Arrow column as an array; lists of one length, also lists of such lists, get axes."""
-    import pyarrow as pa
+    pa = require("pyarrow", extra="data")
 
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # of no chunks, or too large for one

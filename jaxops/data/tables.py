@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxops._optional import require
+
 Columns = dict[str, np.ndarray]
 Source = str | Path | Mapping[str, Any]
 """A file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name."""
@@ -29,7 +31,7 @@ def source_frame(
         needed: those that have to be there.
         read_csv: of a file that is not Parquet.
     """
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     if isinstance(source, str | Path):
         parquet = Path(source).suffix in PARQUET
@@ -73,7 +75,7 @@ def none_missing(column: Any, what: str, wanted: str) -> None:
 
 def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     """The number of each row's id, int32 (N,), and the ids by that number, `str` objects (S,)."""
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     none_missing(column, what, "an id for every row")
     codes, found = pd.factorize(column)
@@ -102,7 +104,7 @@ def csv_frame(
     text: Sequence[str] = (),
 ) -> Any:
     """A CSV file as a pandas frame; in the columns of `text` only "" is missing."""
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     path = Path(path)
     names = _check_csv(path, encoding)
@@ -128,9 +130,9 @@ def read_parquet(path: str | Path, columns: Sequence[str] | None) -> Columns:
 
 def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
     """A Parquet file as a pandas frame."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pd = require("pandas", extra="data")
+    pa = require("pyarrow", extra="data")
+    pq = require("pyarrow.parquet", extra="data")
 
     try:
         names = pq.read_schema(path).names

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxops._optional import require
+
 
 def prepared(name: str, data_dirs: Sequence[str | Path]) -> Path | None:
     """The directory of the newest prepared version of a TFDS set that can be read by row."""
@@ -30,14 +32,14 @@ def readable(directory: Path) -> bool:
 
 def default_dirs() -> list[str]:
     """Where TFDS keeps its sets: `TFDS_DATA_DIR`, or ~/tensorflow_datasets."""
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets", extra="data")
 
     return [tfds.core.constants.DATA_DIR]
 
 
 def read_tfds(directory: Path) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
     """All splits of a prepared set as columns, and the class names of its `label`, if any."""
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets", extra="data")
 
     builder = tfds.builder_from_directory(str(directory))
     features = builder.info.features

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxops._optional import require
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Rust
 
@@ -88,8 +90,8 @@ class Tokenizer:
             ValueError: another kind, no texts, a text that is empty or not a `str`, or a vocabulary
                 that has no room.
         """
-        from tokenizers import Tokenizer as Rust
-        from tokenizers.normalizers import Lowercase
+        Rust = require("tokenizers", extra="text").Tokenizer
+        Lowercase = require("tokenizers.normalizers", extra="text").Lowercase
 
         if kind not in KINDS:
             raise ValueError(f"kind: {kind!r} found, one of {', '.join(KINDS)} wanted")
@@ -114,7 +116,7 @@ class Tokenizer:
         Raises:
             ValueError: not the JSON of a tokenizer.
         """
-        from tokenizers import Tokenizer as Rust
+        Rust = require("tokenizers", extra="text").Tokenizer
 
         try:
             # its own order, so that equal tokenizers are equal texts
@@ -274,7 +276,7 @@ class Tokenizer:
 @functools.lru_cache(maxsize=16)
 def opened(text: str) -> "Rust":
     """The tokenizer of the `tokenizers` library, which neither pads nor cuts off."""
-    from tokenizers import Tokenizer as Rust
+    Rust = require("tokenizers", extra="text").Tokenizer
 
     rust = Rust.from_str(text)
     rust.encode_special_tokens = True  # "[MASK]" in a text is six characters, not the mask
@@ -285,7 +287,9 @@ def opened(text: str) -> "Rust":
 
 def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, Any, Any]:
     """Model, trainer, what parts a text into words, and what puts tokens together again."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    tokenizers = require("tokenizers", extra="text")
+    decoders, models = tokenizers.decoders, tokenizers.models
+    pre_tokenizers, trainers = tokenizers.pre_tokenizers, tokenizers.trainers
 
     unknown = special[UNKNOWN]
     common: dict[str, Any] = {
@@ -317,7 +321,7 @@ def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, An
                 decoders.WordPiece(),
             )
         case "character":
-            parted: Any = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            parted: Any = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
             joined: Any = decoders.Fuse()
         case _:
             parted, joined = pre_tokenizers.Whitespace(), None

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxops._version import __version__
 from jaxops.devices import hosts
 from jaxops.state import TrainState
 from jaxops.task import Column, Task, example
@@ -194,8 +195,6 @@ def _named(params: Any, extra: Any) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    from jaxops import __version__
-
     others = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "jaxops": __version__,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops._table import table as table
 from jaxops.devices import hosts
 from jaxops.metrics import Scores
@@ -124,7 +125,7 @@ class TensorBoard:
         self.writer: Any = None
         if not hosts.first():
             return
-        from tensorboardX import SummaryWriter
+        SummaryWriter = require("tensorboardX", extra="plots").SummaryWriter
 
         # TensorBoard drops the events at purge_step and after it. The suffix: two runs begun
         # within a second would else share a file name, and the second erase the first
@@ -151,9 +152,10 @@ class TensorBoard:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    # not pyplot: no global state, no display
+    figure = require("matplotlib.figure", extra="plots")
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return figure.Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _save(figure: "Figure", path: PathLike) -> "Figure":

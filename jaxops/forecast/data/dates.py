@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops.forecast.data import grid
 from jaxops.forecast.data.series import Series
 
@@ -90,7 +91,7 @@ def calendar_columns(
     Returns:
         float32 (N, len(names)).
     """
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     if times.dtype.kind != "M":
         raise ValueError("calendar: times are counts, dates wanted")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops.data import tables
 from jaxops.data.tables import Source
 from jaxops.forecast.data import grid, reading
@@ -77,7 +78,7 @@ def _read(
     series: Series, name: str, table: Any, read: list[str], horizon: int, id: str | None, time: str
 ) -> np.ndarray:
     """The columns of a table behind the series' ends, (S, H, len(read))."""
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     for column in (time, *read):
         if column not in table.columns:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxops._optional import require
+
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 DAY = 86_400
@@ -17,8 +19,8 @@ def step(frequency: str) -> int | None:
     Raises:
         ValueError: a frequency that pandas does not know, or one that goes back.
     """
-    import pandas as pd
-    from pandas.tseries.frequencies import to_offset
+    pd = require("pandas", extra="data")
+    to_offset = require("pandas.tseries.frequencies", extra="data").to_offset
 
     wanted = 'an alias of pandas ("h", "D", "B", "W-MON", "MS") or a whole number wanted'
     if not isinstance(frequency, str):
@@ -51,7 +53,7 @@ def check(frequency: str, times: np.ndarray) -> None:
 
 
 def _range(first: Any, frequency: str, **until: Any) -> np.ndarray:
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     grid = pd.date_range(pd.Timestamp(first), freq=frequency, **until)
     return np.asarray(grid.to_numpy().astype("datetime64[s]"))
@@ -76,7 +78,7 @@ def places(times: np.ndarray, since: np.ndarray, frequency: str) -> tuple[np.nda
     if fixed is not None:
         count, rest = np.divmod((times - since).astype(np.int64), fixed)
         return count, rest == 0
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     grid = _range(since.min(), frequency, end=pd.Timestamp(times.max()))
     place, start = np.searchsorted(grid, times), np.searchsorted(grid, since)
@@ -101,8 +103,8 @@ def moved(times: np.ndarray, steps: np.ndarray | int, frequency: str) -> np.ndar
         return np.asarray(times + (steps * fixed).astype(_difference(times)))
     if times.size == 0 or steps.size == 0:
         return np.broadcast_to(times, np.broadcast_shapes(times.shape, steps.shape))
-    import pandas as pd
-    from pandas.tseries.frequencies import to_offset
+    pd = require("pandas", extra="data")
+    to_offset = require("pandas.tseries.frequencies", extra="data").to_offset
 
     low, high = min(int(steps.min()), 0), max(int(steps.max()), 0)
     first = pd.Timestamp(times.min()) + low * to_offset(frequency)

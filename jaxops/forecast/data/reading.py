@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops.data import tables
 from jaxops.data.tables import Source, none_missing
 from jaxops.forecast.data.regular import Duplicates, Fill, Groups, Table, regular
@@ -129,7 +130,7 @@ def frame(
 
 def times(column: Any, what: str) -> np.ndarray:
     """Times as int64 or datetime64[s] (N,)."""
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     none_missing(column, what, "a time for every row")
     if column.dtype.kind in "iu":
@@ -161,7 +162,7 @@ def numbers(columns: Any, what: str) -> np.ndarray:
     table = np.empty((len(columns), columns.shape[1]), np.float32)
     for j, (name, column) in enumerate(columns.items()):
         if column.dtype.kind not in "biuf":
-            import pandas as pd
+            pd = require("pandas", extra="data")
 
             bad = pd.to_numeric(column, errors="coerce").isna() & column.notna()
             odd = column[bad if bad.any() else column.notna()]

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops.data import tables
 from jaxops.data.tables import Source, none_missing
 from jaxops.recommend.data.events import Events, Report
@@ -98,7 +99,7 @@ def events(
 
 
 def _without_repeats(log: Events, repeats: Repeats) -> Events:
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     pair = pd.Series(log.user.astype(np.int64) * len(log.items) + log.item)
     same = pd.DataFrame({"pair": pair, "time": log.time}).duplicated().to_numpy()
@@ -150,7 +151,7 @@ def _columns(
 
 def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
     """A CSV file without a line of names, or with another separator than a comma."""
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     names = list(form.header or ())
     keys = [names.index(name) for name in text if name in names] if names else text
@@ -182,7 +183,7 @@ def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
 
 
 def _times(column: Any, what: str) -> np.ndarray:
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     none_missing(column, what, "a time for every event")
     kind = column.dtype.kind
@@ -205,7 +206,7 @@ def _times(column: Any, what: str) -> np.ndarray:
 
 
 def _weights(column: Any, what: str) -> np.ndarray:
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     none_missing(column, what, "a number, 0 or more,")
     if column.dtype.kind not in "iuf":
@@ -226,7 +227,7 @@ def _codes(
     column: Any, what: str, known: Sequence[str] | np.ndarray, table: tuple[Any, Any, str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the ids, and the ids: the known ones, the column's, the table's."""
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     codes, found = tables.ids(column, what)
     first = np.asarray(known, object)
@@ -251,7 +252,7 @@ def _features(source: Source | None, column: str) -> tuple[Any, Any, str] | None
 
 
 def _aligned(table: tuple[Any, Any, str] | None, ids: np.ndarray) -> dict[str, np.ndarray]:
-    import pandas as pd
+    pd = require("pandas", extra="data")
 
     if table is None:
         return {}
