@@ -148,8 +148,7 @@ def together(task: jo.Task, batches: Any, rate: float, seconds: float) -> float:
         optimizer=OPTIMIZER,
         batch_size=batches.batch_size,
         steps=max(20, int(rate * seconds / batches.batch_size)),
-        log_every=10**9,
-        on_log=records.append,
+        reports=jo.Reports(records.append, every=10**9),
         progress=False,
     )
     return records[-1]["examples_per_second"]

@@ -63,7 +63,7 @@ class Training:
             seed=self.rounds,
             compute=self.compute,
             progress=False,
-            on_log=records.append,
+            reports=records.append,
         )
         return records
 

@@ -73,7 +73,7 @@ class Training:
             seed=self.rounds,
             compute=self.compute,
             progress=False,
-            on_log=records.append,
+            reports=records.append,
         )
         return float(records[-1]["examples_per_second"]) * self.users_per_row
 

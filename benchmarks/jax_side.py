@@ -104,7 +104,11 @@ class Training(Side):
     def setup(self) -> dict[str, Any]:
         """Seconds from the start of this process to the end of the first step; peak memory."""
         ends: list[float] = []
-        self.fit(self.train, steps=4, log_every=1, on_log=lambda record: ends.append(time.time()))
+        self.fit(
+            self.train,
+            steps=4,
+            reports=jo.Reports(lambda record: ends.append(time.time()), every=1),
+        )
         return {"first_step_seconds": ends[0] - self.started, "peak_memory": clock.peak_memory()}
 
     def _batch(self) -> dict[str, np.ndarray]:
@@ -141,7 +145,7 @@ class Training(Side):
             start = jo.init_state(self.task, self.optimizer, SEED, self._batch())
             return self.fit(
                 data, steps=steps, seed=SEED + order, state=start,
-                log_every=log_every, on_log=records.append,
+                reports=jo.Reports(records.append, every=log_every),
             )  # fmt: skip
 
         def losses() -> list[float]:
@@ -159,7 +163,7 @@ class Training(Side):
     def _rate(self) -> float:
         records: list[dict[str, Any]] = []
         self.rounds += 1
-        self.fit(self.train, steps=self.steps, seed=self.rounds, on_log=records.append)
+        self.fit(self.train, steps=self.steps, seed=self.rounds, reports=records.append)
         return float(records[-1]["examples_per_second"])
 
     def tune(self, seconds: float) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def timed(
             optimizer=optim.adam(1e-3),
             batch_size=64,
             epochs=epochs,
-            checkpoint_dir=directory,
-            on_log=lambda record: ends.append(time.perf_counter()),
+            checkpoints=directory,
+            reports=lambda record: ends.append(time.perf_counter()),
             progress=False,
         )
     finally:

@@ -129,9 +129,8 @@ def train(
         validation={column: values[few] for column, values in validation.items()},
         early_stopping=jo.EarlyStopping("ndcg@10", recipe.patience, "max"),
         seed=seed + recipe.another_seed,
-        checkpoint_dir=folder / name / "checkpoints",
-        resume=settings.resume,
-        on_log=log,
+        checkpoints=jo.Checkpoints(folder / name / "checkpoints", resume=settings.resume),
+        reports=log,
     )
     report.plot_curves(log.records, folder / name / "curves.png")
     model = r.recommender(module, state, split.train)

@@ -227,9 +227,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     log = common.Log(folder, settings.resume)
     kit, _ = choose(settings, parts, seed)
     print(f"validation chose {kit}")
-    task, state = train(
-        settings, kit, parts, seed, checkpoint_dir=folder / "checkpoints", on_log=log
-    )
+    task, state = train(settings, kit, parts, seed, checkpoints=folder / "checkpoints", reports=log)
     test = examine(task, state, parts, folder, log)
     jo.save(folder / "model.safetensors", task, state, about={"encoder": parts.encoder._asdict()})
     print(report.table(score(folder / "model.safetensors", data.test)))

@@ -192,8 +192,8 @@ def train(
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        on_log=log,
+        checkpoints=folder / "checkpoints",
+        reports=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
     return recommend.two_tower_recommender(model, state, world.events)

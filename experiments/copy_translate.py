@@ -123,9 +123,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         batch_size=settings.batch_size,
         steps=settings.steps,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        log_every=100,
-        on_log=log,
+        checkpoints=folder / "checkpoints",
+        reports=jo.Reports(log, every=100),
     )
     report.plot_curves(log.records, folder / "curves.png")
     jo.save(folder / "model.safetensors", task, state, about={"symbols": SYMBOLS})

@@ -205,8 +205,8 @@ def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.nd
         batch_size=512,
         epochs=settings.forecast_epochs,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        on_log=log,
+        checkpoints=folder / "checkpoints",
+        reports=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
     quantiles = jo.predict(task, state, windows(world.demand.shape[1] + LEAD_TIME))[:, :, 0]
@@ -229,8 +229,8 @@ def learned(settings: Settings, world: World, seed: int, folder: Path) -> np.nda
         batch_size=64,
         epochs=settings.policy_epochs,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        on_log=log,
+        checkpoints=folder / "checkpoints",
+        reports=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
     return np.asarray(jax.jit(task.predict)(state.params, {}, whole))

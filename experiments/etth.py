@@ -220,9 +220,8 @@ def train(
         validation=parts["validation"],
         early_stopping=jo.EarlyStopping("mse", 3),
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        resume=settings.resume,
-        on_log=log,
+        checkpoints=jo.Checkpoints(folder / "checkpoints", resume=settings.resume),
+        reports=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
     loc, scale = scaling.loc[None], scaling.scale[None]

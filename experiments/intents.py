@@ -141,7 +141,7 @@ def train(
         seed=seed,
         state=state,
         compute=settings.compute,
-        on_log=log,
+        reports=log,
         progress=False,
     )
     return task, state

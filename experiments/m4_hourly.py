@@ -164,9 +164,8 @@ def train(
         batch_size=settings.batch_size,
         epochs=epochs,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        resume=settings.resume,
-        on_log=log,
+        checkpoints=jo.Checkpoints(folder / "checkpoints", resume=settings.resume),
+        reports=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
     return state

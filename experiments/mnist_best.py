@@ -64,8 +64,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
             batch_size=settings.batch_size,
             epochs=epochs,
             seed=seed * settings.members + member,
-            checkpoint_dir=folder / ("checkpoints" if member == 0 else f"checkpoints-{member}"),
-            on_log=log if member == 0 else (),
+            checkpoints=folder / ("checkpoints" if member == 0 else f"checkpoints-{member}"),
+            reports=jo.Reports(log if member == 0 else ()),
         )
         for member in range(settings.members)
     ]

@@ -45,8 +45,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         batch_size=settings.batch_size,
         epochs=1 if settings.smoke else settings.epochs,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        on_log=log,
+        checkpoints=folder / "checkpoints",
+        reports=log,
     )
     values = common.look_at_test(task, state, digits.test, folder, log)
     ten = {name: rows[:10] for name, rows in digits.test.items()}

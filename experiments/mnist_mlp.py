@@ -49,9 +49,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         batch_size=settings.batch_size,
         epochs=1 if settings.smoke else settings.epochs,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        log_every=100,
-        on_log=[log, as_the_article_prints],
+        checkpoints=folder / "checkpoints",
+        reports=jo.Reports([log, as_the_article_prints], every=100),
     )
     values = common.look_at_test(task, state, digits.test, folder, log)
     print("the article's test accuracy: 97.0 %")

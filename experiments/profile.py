@@ -120,8 +120,8 @@ def encoder(settings: Settings, log: Log, seed: int, folder: Path) -> r.Recommen
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         seed=seed,
-        checkpoint_dir=folder / "checkpoints",
-        on_log=records,
+        checkpoints=folder / "checkpoints",
+        reports=records,
     )
     report.plot_curves(records.records, folder / "curves.png")
     names = np.array([f"category {i // EACH}, item {i % EACH}" for i in range(CATEGORIES * EACH)])

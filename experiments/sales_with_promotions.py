@@ -168,7 +168,7 @@ def learned(settings: Settings, series: forecast.Series, seed: int, folder: Path
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         seed=seed,
-        on_log=log,
+        reports=log,
     )
     report.plot_curves(log.records, folder / "curves.png")
     model = forecast.forecaster(network, state, series, scaling)

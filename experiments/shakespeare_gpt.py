@@ -118,9 +118,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
             steps=steps,
             seed=seed,
             compute="bfloat16" if name == "better" or settings.full else "float32",
-            checkpoint_dir=folder / name / "checkpoints",
-            log_every=max(steps // 10, 1),
-            on_log=log,
+            checkpoints=folder / name / "checkpoints",
+            reports=jo.Reports(log, every=max(steps // 10, 1)),
         )
         values[f"seconds_{name}"] = time.perf_counter() - start
         rate = log.records[-1].get("examples_per_second")

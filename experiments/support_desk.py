@@ -110,7 +110,7 @@ def train_router(settings: Settings, seed: int, texts: Texts, log: common.Log) -
         epochs=epochs,
         validation=columns(texts.validation),
         seed=seed,
-        on_log=log,
+        reports=log,
     )
     part = texts.validation
     return text.calibrate(task, state, READ, part["text"], part["label"], settings.keep)

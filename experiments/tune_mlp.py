@@ -79,7 +79,7 @@ def train_and_tune(
     seed: int,
     folder: Path,
     augmentation: Any = None,
-    on_log: Sequence[Callable] = (),
+    reports: Sequence[Callable] = (),
 ) -> tuple[jo.Task, jo.TrainState]:
     """Both phases, in one run."""
     epochs = 1 if settings.smoke else settings.epochs
@@ -94,8 +94,8 @@ def train_and_tune(
         validation=digits.validation,
         early_stopping=jo.EarlyStopping("loss", patience=settings.epochs),  # not before phase 2
         seed=seed,
-        checkpoint_dir=folder,
-        on_log=on_log,
+        checkpoints=folder,
+        reports=reports,
     )
     return learned, state
 
@@ -188,7 +188,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     digits = common.mnist(settings.smoke, validation=1 / 6)
     log = common.Log(folder, settings.resume)
     learned, state = train_and_tune(
-        settings, digits, ARTICLE, seed, folder / "checkpoints", on_log=[log]
+        settings, digits, ARTICLE, seed, folder / "checkpoints", reports=[log]
     )
     values = common.look_at_test(learned, state, digits.test, folder, log)
     adam = optimizer(ARTICLE["learning_rate"], 1, settings.weight_decay)

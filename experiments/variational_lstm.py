@@ -129,8 +129,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
             validation=validation,
             seed=seed,
             compute="bfloat16",
-            checkpoint_dir=folder / name / "checkpoints",
-            on_log=log,
+            checkpoints=folder / name / "checkpoints",
+            reports=log,
         )
         records[name] = log.records
         seen, unseen = (jo.evaluate(task, state, part) for part in (train, test))

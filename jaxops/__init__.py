@@ -13,7 +13,7 @@ from jaxops.train.cache import compilation_cache
 from jaxops.train.checkpoint import Checkpointer
 from jaxops.train.clock import Clock
 from jaxops.train.loop import evaluate, fit, predict
-from jaxops.train.run import EarlyStopping
+from jaxops.train.settings import Checkpoints, EarlyStopping, Reports
 from jaxops.train.signals import PREEMPTED
 from jaxops.train.size import Size, size
 from jaxops.transforms import ensemble, gathered, monte_carlo, remat, stack
@@ -22,12 +22,14 @@ from jaxops.trust import report
 __all__ = [
     "PREEMPTED",
     "Checkpointer",
+    "Checkpoints",
     "Clock",
     "Column",
     "EarlyStopping",
     "Model",
     "Out",
     "Plan",
+    "Reports",
     "Size",
     "Task",
     "TrainState",

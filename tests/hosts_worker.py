@@ -91,7 +91,7 @@ def stream(folder):
 def fsdp(folder):
     """Parameters that no process holds whole, trained, saved, and put together again."""
     plan = jo.devices.fsdp(min_size=16)
-    state = fit(plan=plan, optimizer=optim.sgd(0.1, 0.9), checkpoint_dir=folder / "fsdp")
+    state = fit(plan=plan, optimizer=optim.sgd(0.1, 0.9), checkpoints=folder / "fsdp")
     kernel = state.params["hidden_0"]["kernel"]
     assert hosts.count() == 1 or not kernel.is_fully_replicated
     jo.save(folder / "fsdp.model", TASK, state)
@@ -130,10 +130,9 @@ def adam(folder, **changes):
         "optimizer": optim.adam(1e-2),
         "validation": HELD,
         "early_stopping": jo.EarlyStopping("accuracy", patience=99, mode="max"),
-        "on_log": logs,
+        "reports": logs,
         "progress": True,
-        "checkpoint_dir": folder / "checkpoints",
-        "checkpoint_every": 5,
+        "checkpoints": jo.Checkpoints(folder / "checkpoints", every=5),
     }
     state = fit(CONV, **{**settings, **changes})
     report.plot_curves(report.read_json_lines(folder / "metrics.jsonl"), folder / "curves.png")
@@ -151,7 +150,7 @@ def write(folder):
 def streamed(folder):
     """All that is done with `data.stream`."""
     train = jo.data.stream(folder / "shards", 16, seed=3)
-    state = fit(data=train, validation=train, checkpoint_dir=folder / f"of_{hosts.count()}")
+    state = fit(data=train, validation=train, checkpoints=folder / f"of_{hosts.count()}")
     ordered = jo.data.stream(folder / "shards", 16, shuffle=False)
     found = jo.evaluate(TASK, state, ordered)
     return {
@@ -191,7 +190,7 @@ def refused(folder):
     calls = {
         "batch_size": lambda: fit(batch_size=16 if me == 0 else 8),
         "seed": lambda: fit(data=Shares(Batches(DATA, 16)), seed=me),
-        "log_every": lambda: fit(log_every=5 + me),
+        "every": lambda: fit(reports=jo.Reports(every=5 + me)),
         "data": lambda: fit(data=images(107, seed=me)),
         "plan": lambda: fit(plan=jo.devices.single()),
         "stream": lambda: jo.evaluate(TASK, fit(steps=1), Batches(images(9 if me else 0), 4)),

@@ -152,7 +152,7 @@ def grained(columns, size):
     )
 
 
-def train(kind, directory, on_log, **changes):
+def train(kind, directory, on_log, save_every=7, log_every=4, **changes):
     """The run that is killed: everything that a checkpoint has to carry is in it."""
     columns = images(103, noise=0.3)
     makers = {"resident": lambda c, n: c, "grain": grained, "plain": Batches}
@@ -163,10 +163,8 @@ def train(kind, directory, on_log, **changes):
         "steps": 165,
         "validation": images(57, seed=1),
         "early_stopping": jo.EarlyStopping("accuracy", patience=9, mode="max"),
-        "checkpoint_dir": directory,
-        "checkpoint_every": 7,
-        "log_every": 4,
-        "on_log": on_log,
+        "checkpoints": jo.Checkpoints(directory, every=save_every),
+        "reports": jo.Reports(on_log, every=log_every),
         "progress": False,
     }
     return jo.fit(task, makers[kind](columns, 10), **{**settings, **changes})

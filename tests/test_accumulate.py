@@ -121,9 +121,9 @@ def test_what_cannot_be_taken_in_parts_is_refused():
 def test_fit_pads_to_the_parts_and_its_checkpoint_knows_them(tmp_path):
     settings = {"optimizer": SGD, "batch_size": 10, "steps": 6, "progress": False}
     want = jo.fit(TASK, images(25), **settings)
-    found = jo.fit(TASK, images(25), **settings, accumulate=4, checkpoint_dir=tmp_path)
+    found = jo.fit(TASK, images(25), **settings, accumulate=4, checkpoints=tmp_path)
     assert_close(found.params, want.params, atol=1e-5)
-    again = {**settings, "steps": 8, "checkpoint_dir": tmp_path}
+    again = {**settings, "steps": 8, "checkpoints": tmp_path}
     with pytest.raises(ValueError, match="accumulate: 4 found, 1 wanted"):
         jo.fit(TASK, images(25), **again)
     assert jo.fit(TASK, images(25), **again, accumulate=4).step == 8
@@ -237,7 +237,9 @@ def test_fit_in_float16_wants_a_scale_and_learns_as_well():
     scaled = optim.loss_scale(ADAM)
     full = jo.fit(TASK, data, optimizer=ADAM, **settings)
     records = []
-    low = jo.fit(TASK, data, optimizer=scaled, compute="float16", on_log=records.append, **settings)
+    low = jo.fit(
+        TASK, data, optimizer=scaled, compute="float16", reports=records.append, **settings
+    )
     accuracy = [jo.evaluate(TASK, state, data)["accuracy"] for state in (full, low)]
     assert accuracy[1] > accuracy[0] - 0.02 and accuracy[0] > 0.9, accuracy
     assert records[0]["loss_scale"] == 2.0**15 and records[0]["skipped"] == 0

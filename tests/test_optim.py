@@ -259,7 +259,7 @@ def test_averaged_is_what_is_validated():
         batch_size=10,
         epochs=2,
         validation=other,
-        on_log=records.append,
+        reports=records.append,
         progress=False,
     )
     average = optim.averaged(state)

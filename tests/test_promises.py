@@ -137,7 +137,7 @@ def test_optimizers_take_what_cannot_be_a_key():
 
 
 def test_resuming_says_so_and_by_which_rule(tmp_path, capsys):
-    run = {"optimizer": TX, "batch_size": 10, "validation": images(9), "checkpoint_dir": tmp_path}
+    run = {"optimizer": TX, "batch_size": 10, "validation": images(9), "checkpoints": tmp_path}
     stopping = jo.EarlyStopping("loss", patience=5)
     jo.fit(TASK, images(20), epochs=1, early_stopping=stopping, **run)
     jo.fit(TASK, images(20), epochs=2, early_stopping=stopping, **run)

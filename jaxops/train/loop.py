@@ -26,7 +26,8 @@ from jaxops.task import Task
 from jaxops.train.checkpoint import Checkpointer, abstract, leaves
 from jaxops.train.feed import Gathered, Resident, Stream, check_split, fits, pad, share
 from jaxops.train.profile import Profile
-from jaxops.train.run import CALLS_IN_FLIGHT, EarlyStopping, Record, Run
+from jaxops.train.run import CALLS_IN_FLIGHT, Run
+from jaxops.train.settings import Checkpoints, EarlyStopping, Record, Reports
 from jaxops.transforms import check_accumulate
 
 Data = Any
@@ -51,13 +52,9 @@ def fit(
     compute: str = "float32",
     accumulate: int = 1,
     state: TrainState | None = None,
-    checkpoint_dir: str | Path | None = None,
-    checkpoint_every: int | None = None,
-    resume: bool = True,
-    log_every: int | None = None,
-    on_log: Callable[[Record], Any] | Sequence[Callable[[Record], Any]] = (),
+    checkpoints: Checkpoints | str | Path | None = None,
+    reports: Reports | Callable[[Record], Any] | Sequence[Callable[[Record], Any]] = (),
     progress: bool = True,
-    profile: str | Path | None = None,
 ) -> TrainState:
     """Train, and return the last state, or with early stopping the best.
 
@@ -69,8 +66,8 @@ def fit(
         task: what to learn.
         data: columns in memory, where a column `mask` (N,) weighs the rows; or a stream: an
             iterable of batches, such as a batched `grain.IterDataset`, that gives the same batches
-            each time it is iterated. A stream is validated and reported every `log_every` steps
-            (100) where it has no length.
+            each time it is iterated. A stream without a length is validated and reported every
+            `reports.every` steps (100 by default).
         optimizer: any optax transformation; see `jaxops.optim`.
         batch_size: rows in one update, over all devices; padded where it does not divide over
             them, which `nn.BatchNorm` leaves out and Flax's does not.
@@ -90,16 +87,11 @@ def fit(
         state: start from this one (its arrays are donated); a fresh one by default. Without
             optimizer state, as `load` gives it, the optimizer starts afresh. The run counts its
             own steps from 0, so the order of the rows starts over: another seed gives another.
-        checkpoint_dir: where checkpoints go, one at the end of each epoch.
-        checkpoint_every: steps between checkpoints instead.
-        resume: go on from the newest checkpoint in `checkpoint_dir`, if there is one.
-        log_every: report the mean over so many steps, as well as each epoch's.
-        on_log: called with each `Record`, in the first process alone. With a `checkpoint_dir`, one
-            that has a method `resume` (`report.JsonLines`) is first given the step that the run
-            goes on from.
+        checkpoints: a directory, which gets a checkpoint at the end of each epoch and from which
+            the same call continues; or `Checkpoints`, to say more.
+        reports: a function or several that are called with each `Record`; or `Reports`, to say
+            more.
         progress: show a progress bar and print a line an epoch.
-        profile: trace a few steps into this directory, for TensorBoard and Perfetto, and print
-            where the time of a step goes; see `jaxops.train.profile`.
 
     Raises:
         ValueError: before anything compiles, for data or arguments that cannot be meant.
@@ -111,7 +103,7 @@ def fit(
 
     With several processes every one calls `fit` with the same arguments: columns in memory are the
     same in each, while of a stream each reads its own share (see `data.feed.Stream`), and
-    `checkpoint_dir` is a directory that all of them see.
+    `checkpoints` is a directory that all of them see.
 
     >>> from jaxops import optim, tabular
 
@@ -129,22 +121,24 @@ def fit(
     plan = plan or default()
     hosts.check_mesh(plan.mesh)
     check_compute(compute)
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        checkpoints = Checkpoints(checkpoints)
+    if not isinstance(reports, Reports):
+        reports = Reports(reports)
+    every = {
+        "reports.every": reports.every,
+        "checkpoints.every": checkpoints.every if checkpoints else None,
+    }
     _check_numbers(
         batch_size=(batch_size, 1),
         accumulate=(accumulate, 1),
         epochs=(epochs, 0),
         steps=(steps, 0),
         seed=(seed, 0),
-        log_every=(log_every, 1),
-        checkpoint_every=(checkpoint_every, 1),
+        **{name: (value, 1) for name, value in every.items()},
     )
-    hosts.check_same(
-        seed=seed,  # of `fit`: a stream has one of its own
-        accumulate=accumulate,
-        compute=compute,
-        log_every=log_every,
-        checkpoint_every=checkpoint_every,
-    )
+    # seed: that of `fit`; a stream has one of its own
+    hosts.check_same(seed=seed, accumulate=accumulate, compute=compute, **every)
     check_accumulate(task, accumulate)
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs, steps: wanted one of them, found {epochs=}, {steps=}")
@@ -156,7 +150,7 @@ def fit(
     if validation is not None:
         validated = _example(task, validation, None, "validation", EVALUATED_AT_ONCE)
     source = _source(task, data, batch_size, seed, plan, accumulate)
-    period = source.steps_per_epoch or log_every or 100
+    period = source.steps_per_epoch or reports.every or 100
     if epochs is not None and source.steps_per_epoch is None:
         raise ValueError("epochs: the stream has no length, so give steps instead")
     total = steps if steps is not None else (epochs or 0) * period
@@ -174,6 +168,7 @@ def fit(
         most = EVALUATED_AT_ONCE if isinstance(validation, Mapping) else 0
         validated = pad(validated, _padded(rows(validated), most, plan.batch_shards))
         _check_early_stopping(early_stopping, task, shapes, validated, metrics, plan)
+    on_log, profile = reports.on_log, reports.profile
     run = Run(
         task=task,
         optimizer=optimizer,
@@ -185,27 +180,27 @@ def fit(
         total=total,
         validate=None if validation is None else validate,
         early_stopping=early_stopping,
-        log_every=log_every,
+        log_every=reports.every,
         on_log=([on_log] if callable(on_log) else list(on_log)) if hosts.first() else [],
         progress=progress and hosts.first(),
         profile=Profile(profile) if profile is not None and hosts.first() else None,
     )
-    with nullcontext() if checkpoint_dir is None else Checkpointer(checkpoint_dir) as checkpoints:
-        newest = None if checkpoints is None else checkpoints.latest_step()
+    with Checkpointer(checkpoints.directory) if checkpoints else nullcontext() as saved:
+        newest = None if saved is None else saved.latest_step()
         hosts.check_same(checkpoint=newest)
-        if checkpoints is not None and newest is not None:
-            if not resume:
+        if saved is not None and newest is not None:
+            if checkpoints and not checkpoints.resume:
                 raise ValueError(
-                    f"{checkpoint_dir}: has checkpoints of an earlier run; "
+                    f"{checkpoints.directory}: has checkpoints of an earlier run; "
                     "resume it (resume=True) or name another directory"
                 )
-            state = run.restore(shapes, checkpoints)
+            state = run.restore(shapes, saved)
         elif state is None:
             state = init_state(task, optimizer, seed, batch, plan)
         else:
             state = hosts.put(state, plan.state_shardings(state))
-        every = (checkpoint_every or period) if checkpoints is not None else 0
-        return run.train(state, checkpoints, every)
+        save_every = (checkpoints.every or period) if checkpoints else 0
+        return run.train(state, saved, save_every)
 
 
 def _check_numbers(**bounds: tuple[int | None, int]) -> None:

@@ -1,6 +1,5 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
-import math
 import signal
 import sys
 import time
@@ -26,10 +25,8 @@ from jaxops.train.clock import Clock
 from jaxops.train.feed import Resident, Stream
 from jaxops.train.profile import Profile
 from jaxops.train.program import loops_well, train_program
+from jaxops.train.settings import EarlyStopping, Record
 from jaxops.train.signals import PREEMPTED, signals
-
-Record = dict[str, Any]
-"""One report: "split" ("train", "steps", "validation"), "step", "epoch", and metrics by name."""
 
 # Several CPU devices deadlock beyond 32 executions in flight; two are enough to hide the host's
 # work behind a call of many steps, a few more are wanted where a call is one step.
@@ -57,30 +54,6 @@ class Call(NamedTuple):
     steps: int
     examples: int
     metrics: Any
-
-
-class EarlyStopping(NamedTuple):
-    """Stop when a validation metric gets no better, and give back the best state.
-
-    Attributes:
-        metric: its name in the validation record.
-        patience: how many validations without a better value are borne.
-        mode: "min" or "max": what is better.
-        min_delta: by how much a value must be better.
-
-    >>> EarlyStopping("auc", mode="max").better(0.9, best=0.8)
-    True
-    """
-
-    metric: str = "loss"
-    patience: int = 3
-    mode: str = "min"
-    min_delta: float = 0.0
-
-    def better(self, value: float, best: float | None) -> bool:
-        """Whether `value` beats the best so far; NaN never does."""
-        sign = {"min": 1.0, "max": -1.0}[self.mode]
-        return not math.isnan(value) and (best is None or sign * (best - value) > self.min_delta)
 
 
 @dataclass

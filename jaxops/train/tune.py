@@ -12,7 +12,7 @@ next call needs to go on. With `jaxops.fit` that is
         return 1 - jo.evaluate(task, state, validation_rows)["accuracy"], (epochs, state)
 
 which keeps parameters, moments and schedules; a new seed gives the new epochs an order of their
-own. (To be bit for bit the unbroken run, let `fit` resume from a `checkpoint_dir` of the
+own. (To be bit for bit the unbroken run, let `fit` resume from `checkpoints` of the
 configuration, with `epochs=budget`.)
 """
 

@@ -67,7 +67,7 @@ class JsonLines:
     What an earlier run wrote is kept, except a last line that a killed process left half written,
     and, when `fit` goes on from a checkpoint, what is of later steps, which it writes again: no
     record is missing and none is there twice. So the file is for one run: one that starts with a
-    `checkpoint_dir` and no checkpoint moves what it finds to NAME.old, and replaces an older one.
+    `checkpoints` and no checkpoint moves what it finds to NAME.old, and replaces an older one.
 
     Args:
         path: the file, made with its folder where missing.

@@ -215,7 +215,7 @@ def test_parquet_goes_on_with_as_many_processes_alone(
     folders, tmp_path, monkeypatch, kind, shuffle
 ):
     batches = open_stream(folders, kind, shuffle=shuffle)
-    run = {"optimizer": jo.optim.sgd(0.1), "batch_size": 64, "checkpoint_dir": tmp_path}
+    run = {"optimizer": jo.optim.sgd(0.1), "batch_size": 64, "checkpoints": tmp_path}
     with monkeypatch.context() as patch:
         two = types.SimpleNamespace(count=lambda: 2, index=lambda: 0)
         patch.setattr(sys.modules["jaxops.data.streams"], "hosts", two)
@@ -286,7 +286,7 @@ def test_fit_takes_the_batches_of_each_epoch(folders, kind):
 
     batches = open_stream(folders, kind)
     records = []
-    found = fit(batches, epochs=2, on_log=records.append, validation=batches)
+    found = fit(batches, epochs=2, reports=records.append, validation=batches)
     wanted = fit(list(itertools.islice(batches.endless(), 32)), steps=32)
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -313,7 +313,7 @@ def test_a_stream_is_of_one_batch_size_and_one_seed(folders, tmp_path):
             batches,
             optimizer=jo.optim.sgd(0.1),
             progress=False,
-            checkpoint_dir=tmp_path,
+            checkpoints=tmp_path,
             **settings,
         )
 
@@ -339,7 +339,8 @@ if __name__ == "__main__":
     state = jo.fit(
         TASK, open_stream({kind: folder}, kind, workers=int(workers)),
         optimizer=jo.optim.adam(1e-2), batch_size=64, steps=300,
-        checkpoint_dir=out + "/checkpoints", checkpoint_every=20, log_every=1, on_log=on_log,
+        checkpoints=jo.Checkpoints(out + "/checkpoints", every=20),
+        reports=jo.Reports(on_log, every=1),
         progress=False,
     )
     np.savez(out + "/final.npz", *map(np.asarray, jax.tree.leaves(state.params)))
@@ -624,8 +625,8 @@ if __name__ == "__main__":
     batches = jo.data.stream(folder, 128, window=4096)
     jo.fit(
         tabular.classifier(tabular.MLP((16,)), features=2048), batches,
-        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=5, log_every=len(batches) // 20,
-        on_log=records.append, progress=False,
+        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=5, progress=False,
+        reports=jo.Reports(records.append, every=len(batches) // 20),
     )
     json.dump({"records": len(records), "rows": len(batches) * 128}, open(out, "w"))
 """

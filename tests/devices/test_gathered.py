@@ -36,12 +36,12 @@ def test_too_large_for_the_device_is_the_same_run(monkeypatch, tmp_path):
     tx = jo.optim.adam(1e-2)
     settings = {"optimizer": tx, "batch_size": 8, "progress": False, "seed": 3}
     resident = jo.fit(TASK, data, epochs=4, **settings)
-    kept = {"checkpoint_dir": tmp_path / "resident", "checkpoint_every": 5}
+    kept = {"checkpoints": jo.Checkpoints(tmp_path / "resident", every=5)}
     jo.fit(TASK, data, steps=10, **settings, **kept)
     monkeypatch.setattr(loop, "fits", lambda columns, plan: False)
     streamed = jo.fit(TASK, data, epochs=4, **settings)
     moved = jo.fit(TASK, data, epochs=4, **settings, **kept)  # to a smaller device
-    kept["checkpoint_dir"] = tmp_path / "streamed"
+    kept = {"checkpoints": jo.Checkpoints(tmp_path / "streamed", every=5)}
     jo.fit(TASK, data, steps=10, **settings, **kept)  # in the middle of the second epoch
     resumed = jo.fit(TASK, data, epochs=4, **settings, **kept)
     with pytest.raises(ValueError, match="another run: seed: 3 found, 4 wanted"):

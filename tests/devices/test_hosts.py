@@ -192,7 +192,7 @@ def test_what_differs_between_processes_is_an_error_in_all(half):
     wanted = {
         "batch_size": "ValueError: batch_size: 8 found in process 1, 16 in process 0",
         "seed": "ValueError: seed: 1 found in process 1, 0 in process 0",
-        "log_every": "ValueError: log_every: 6 found in process 1, 5 in process 0",
+        "every": "ValueError: reports.every: 6 found in process 1, 5 in process 0",
         "data": "ValueError: data: .* in process 1",
         "plan": "ValueError: plan: devices of 1 of 2 processes found",
         "stream": "ValueError: data: the stream of process 0 is empty",

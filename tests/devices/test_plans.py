@@ -306,8 +306,8 @@ def test_a_batch_of_twenty_on_eight_devices(kind):
     data = DATA if kind == "resident" else list(Batches(DATA, 20))
     settings = {"optimizer": optim.sgd(0.1, 0.9), "batch_size": 20, "progress": False, "steps": 20}
     records = {"one": [], "eight": []}
-    one = jo.fit(CNN, data, **settings, on_log=records["one"].append)
-    eight = jo.fit(CNN, data, **settings, on_log=records["eight"].append, plan=EIGHT)
+    one = jo.fit(CNN, data, **settings, reports=records["one"].append)
+    eight = jo.fit(CNN, data, **settings, reports=records["eight"].append, plan=EIGHT)
     assert_close((one.params, one.extra), (eight.params, eight.extra), atol=TOLERANCE)
     for a, b in zip(*records.values(), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)

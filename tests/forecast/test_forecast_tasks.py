@@ -162,8 +162,8 @@ def test_a_run_goes_on_from_its_checkpoint(series, tmp_path):
     series, network = plain(series), f.DLinear(L, H)
     scaling = f.scaling(series, rows=whole(series))
     straight = trained(network, series, scaling, 6)[1]
-    trained(network, series, scaling, 3, checkpoint_dir=tmp_path)
-    again = trained(network, series, scaling, 6, checkpoint_dir=tmp_path)[1]
+    trained(network, series, scaling, 3, checkpoints=tmp_path)
+    again = trained(network, series, scaling, 6, checkpoints=tmp_path)[1]
     jax.tree.map(np.testing.assert_array_equal, straight.params, again.params)
 
 

@@ -130,7 +130,7 @@ def test_a_run_goes_back_to_the_newest_good_checkpoint_and_on(tmp_path, capsys):
             optimizer=ADAM,
             batch_size=10,
             steps=steps,
-            checkpoint_dir=directory,
+            checkpoints=directory,
             progress=False,
         )
 
@@ -185,7 +185,7 @@ def test_the_lock_ends_with_its_process(tmp_path):
 
 def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path):
     def fit(**changes):
-        settings = {"optimizer": ADAM, "batch_size": 10, "epochs": 2, "checkpoint_dir": tmp_path}
+        settings = {"optimizer": ADAM, "batch_size": 10, "epochs": 2, "checkpoints": tmp_path}
         return jo.fit(TASK, images(40), progress=False, **{**settings, **changes})
 
     first = fit()

@@ -69,7 +69,7 @@ def test_fit_reports_training_alone(monkeypatch, now):
         batch_size=10,
         epochs=3,
         validation=images(20),
-        on_log=records.append,
+        reports=records.append,
         progress=False,
     )
     speed = records[-2]["examples_per_second"]

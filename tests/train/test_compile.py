@@ -41,10 +41,10 @@ class Counting(nn.Module):
 def test_everything_is_traced_once(data, plan, tmp_path, request):
     tag = request.node.name
     task = vision.classifier(Counting(tag), **SETTINGS)
-    settings = {**QUIET, **STOPPING, "plan": plan, "checkpoint_dir": tmp_path}
+    settings = {**QUIET, **STOPPING, "plan": plan, "checkpoints": tmp_path}
     jo.fit(task, data, epochs=2, **settings)
     jo.fit(task, data, epochs=3, **settings)  # resumed
-    jo.fit(task, data, epochs=2, **{**settings, "checkpoint_dir": None})
+    jo.fit(task, data, epochs=2, **{**settings, "checkpoints": None})
     found = Counter(mode for t, mode in Counting.traces if t == tag)
     assert found == {"init": 1, "train": 1, "eval": 1}
 
@@ -52,8 +52,8 @@ def test_everything_is_traced_once(data, plan, tmp_path, request):
 RUNS = {
     "resident": (images(43), {"epochs": 3}),
     "stream": (STREAM, {"epochs": 3}),
-    "all": (images(43), {"epochs": 3, "log_every": 2, "checkpoint_every": 2, **STOPPING}),
-    "stream and all": (STREAM, {"epochs": 3, "log_every": 2, **STOPPING}),
+    "all": (images(43), {"epochs": 3, "reports": jo.Reports(every=2), **STOPPING}),
+    "stream and all": (STREAM, {"epochs": 3, "reports": jo.Reports(every=2), **STOPPING}),
 }
 
 
@@ -62,15 +62,18 @@ def test_each_program_is_compiled_once(kind, tmp_path):
     jax.clear_caches()
     program.train_program.cache_clear()
     data, settings = RUNS[kind]
-    where = tmp_path if "checkpoint_every" in settings else None
+
+    def where(name):
+        return jo.Checkpoints(tmp_path / name, every=2) if kind == "all" else None
+
     with compilations() as names:
-        jo.fit(TASK, data, checkpoint_dir=where and where / "a", **QUIET, **settings)
+        jo.fit(TASK, data, checkpoints=where("a"), **QUIET, **settings)
     times = Counter(names)
     assert times["jit(run)"] == times["jit(init)"] == 1, times
     evaluations = [n for name, n in times.items() if "eval_step" in name or "unnamed" in name]
     assert evaluations == [1] * ("validation" in settings), times
     with compilations() as names:
-        jo.fit(TASK, data, checkpoint_dir=where and where / "b", **QUIET, **settings)
+        jo.fit(TASK, data, checkpoints=where("b"), **QUIET, **settings)
     assert not names
 
 
@@ -123,7 +126,9 @@ def test_an_array_that_is_seen_tells_of_every_way_to_the_host(fetch):
     assert str(np.asarray(fetch(seen))).startswith(("3", "True")) and told
 
 
-def seen_runs(monkeypatch, data, on_log, offence=lambda state, metrics: None, **settings):
+def seen_runs(
+    monkeypatch, data, on_log, offence=lambda state, metrics: None, every=None, **settings
+):
     """A run's events in order: a call has ended "c", something was fetched "f", a report "r"."""
     events = []
     make, await_ = run.train_program, run.Run._await
@@ -147,7 +152,8 @@ def seen_runs(monkeypatch, data, on_log, offence=lambda state, metrics: None, **
     monkeypatch.setattr(run, "train_program", train_program)
     monkeypatch.setattr(run, "loops_well", lambda *_: True)
     monkeypatch.setattr(run.Run, "_await", lambda *a: events.append("c") or await_(*a))
-    jo.fit(TASK, data, on_log=lambda r: events.append("r") or on_log(r), **QUIET, **settings)
+    reports = jo.Reports(lambda r: events.append("r") or on_log(r), every=every)
+    jo.fit(TASK, data, reports=reports, **QUIET, **settings)
     return "".join(events)
 
 
@@ -159,8 +165,7 @@ def test_nothing_is_fetched_between_reports(data, monkeypatch):
     monkeypatch.setattr(run, "SECONDS_UNREAD", 1e9)
     monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)  # a step a call
     steps = []
-    settings = {"epochs": 2, "log_every": 10}
-    found = seen_runs(monkeypatch, data, lambda r: steps.append(r["step"]), **settings)
+    found = seen_runs(monkeypatch, data, lambda r: steps.append(r["step"]), epochs=2, every=10)
     assert re.fullmatch(IN_REPORTS_ALONE, found), found
     # the window that ends with the epoch is the epoch's own report
     assert steps == [10, 20, 25, 35, 45, 50]
@@ -178,8 +183,7 @@ def test_nothing_is_fetched_between_reports(data, monkeypatch):
 def test_a_loop_that_fetches_is_found_out(offence, monkeypatch):
     monkeypatch.setattr(run, "SECONDS_UNREAD", 1e9)
     monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)
-    settings = {"epochs": 2, "log_every": 10}
-    found = seen_runs(monkeypatch, images(400), lambda r: None, offence, **settings)
+    found = seen_runs(monkeypatch, images(400), lambda r: None, offence, epochs=2, every=10)
     assert "r" in found and not re.fullmatch(IN_REPORTS_ALONE, found)
 
 
@@ -190,12 +194,12 @@ def test_metrics_do_not_wait_for_ever(bound, monkeypatch):
     monkeypatch.setattr(run.Run, "_read", lambda self, bar: reads.append(1) or real(self, bar))
     monkeypatch.setattr(run, bound, {"CALLS_UNREAD": 5, "SECONDS_UNREAD": -1.0}[bound])
     records = []
-    jo.fit(TASK, STREAM, epochs=7, on_log=records.append, **QUIET)
+    jo.fit(TASK, STREAM, epochs=7, reports=records.append, **QUIET)
     plain = [r["loss"] for r in records]
     assert len(reads) == {"CALLS_UNREAD": 7, "SECONDS_UNREAD": 7 + 21}[bound]
     monkeypatch.undo()
     records.clear()
-    jo.fit(TASK, STREAM, epochs=7, on_log=records.append, **QUIET)
+    jo.fit(TASK, STREAM, epochs=7, reports=records.append, **QUIET)
     assert plain == [r["loss"] for r in records]
 
 
@@ -269,14 +273,14 @@ def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
         task = vision.classifier(model, image_shape=(16, 16, 1), classes=3)
         return jo.fit(task, pictures(64), **{**QUIET, "steps": 6, **changes})
 
-    first = fit(Flax(), checkpoint_dir=tmp_path)
+    first = fit(Flax(), checkpoints=tmp_path)
     assert chosen == [False]
     with compilations() as names:
         assert_equal(fit(Flax()), first)
     assert chosen == [False, False] and not names  # measured once in a process
     program._CHOSEN.clear()
     monkeypatch.setattr(program, "SLOW_IN_LOOPS", 1e9)
-    fit(Flax(), steps=8, checkpoint_dir=tmp_path)
+    fit(Flax(), steps=8, checkpoints=tmp_path)
     assert chosen == [False, False] and not program._CHOSEN  # the checkpoint says it
     with compilations() as names:
         fit(vision.CNN(classes=3, features=2, hidden=4))
@@ -313,7 +317,7 @@ def test_a_convolution_that_is_not_slow_is_looped(monkeypatch):
 def test_a_profile_changes_nothing_and_says_where_the_time_goes(tmp_path, capsys):
     settings = {**QUIET, "epochs": 16}
     want = jo.fit(TASK, images(43), **settings)
-    assert_equal(jo.fit(TASK, images(43), **settings, profile=tmp_path), want)
+    assert_equal(jo.fit(TASK, images(43), **settings, reports=jo.Reports(profile=tmp_path)), want)
     said = capsys.readouterr().out
     shares = dict(re.findall(r"\| (\w+) +\| +[\d.e-]+ \| +([\d.]+)% +\|", said))
     assert list(shares) == ["input", "dispatch", "compute", "fetch", "all"], said
@@ -344,14 +348,14 @@ def test_a_traces_start_and_end_take_no_time_on_the_runs_clock(tmp_path, monkeyp
 
     monkeypatch.setattr(clock.Clock, "paused", spied)
     monkeypatch.setattr(jax.profiler, "trace", trace)
-    jo.fit(TASK, STREAM, epochs=6, **QUIET, profile=tmp_path)
+    jo.fit(TASK, STREAM, epochs=6, **QUIET, reports=jo.Reports(profile=tmp_path))
     assert seen == [True, True]
 
 
 @pytest.mark.parametrize(("epochs", "line"), [(1, "profile: 3 calls made"), (3, "no traces: 9")])
 def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys, epochs, line):
     assert_equal(
-        jo.fit(TASK, STREAM, epochs=epochs, **QUIET, profile=tmp_path),
+        jo.fit(TASK, STREAM, epochs=epochs, **QUIET, reports=jo.Reports(profile=tmp_path)),
         jo.fit(TASK, STREAM, epochs=epochs, **QUIET),
     )
     assert line in capsys.readouterr().out and not list(tmp_path.iterdir())

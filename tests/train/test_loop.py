@@ -32,9 +32,9 @@ def fit(task=TASK, data=None, **changes):
     return jo.fit(task, images(43) if data is None else data, **{**QUIET, **changes})
 
 
-def log_of(*args, **changes):
+def log_of(*args, every=None, **changes):
     records = []
-    state = fit(*args, on_log=records.append, **changes)
+    state = fit(*args, reports=jo.Reports(records.append, every=every), **changes)
     return state, records
 
 
@@ -55,7 +55,7 @@ def test_epochs_have_orders_of_their_own_by_the_seed():
     task, data = counting(23), numbered(23)
 
     def order(seed):
-        _, records = log_of(task, data, batch_size=5, epochs=2, log_every=1, seed=seed)
+        _, records = log_of(task, data, batch_size=5, epochs=2, every=1, seed=seed)
         return [tuple(np.flatnonzero(r["seen"])) for r in records if r["split"] == "steps"]
 
     first = order(0)
@@ -92,7 +92,7 @@ def test_the_split_into_calls_does_not_change_the_result(monkeypatch):
         result(100.0, 256),
         result(100.0, 3),
         result(1.0, 1),
-        result(1.0, 9, log_every=3),
+        result(1.0, 9, every=3),
     ):
         assert_equal(other[0], want[0])
         assert other[1] == want[1]
@@ -121,7 +121,7 @@ def test_fit_is_a_loop_of_steps():
 
 
 def test_records_come_where_they_should():
-    _, records = log_of(epochs=2, steps=None, log_every=2, validation=images(20))
+    _, records = log_of(epochs=2, steps=None, every=2, validation=images(20))
     found = [(r["split"], r["step"]) for r in records]
     want = [("steps", 2), ("steps", 4), ("train", 5), ("validation", 5)]
     assert found == want + [(split, step + 5) for split, step in want]
@@ -134,7 +134,7 @@ def test_records_come_where_they_should():
 
 def test_windows_add_up_to_their_epoch():
     task, data = counting(23), numbered(23)
-    _, records = log_of(task, data, batch_size=5, epochs=1, log_every=2)
+    _, records = log_of(task, data, batch_size=5, epochs=1, every=2)
     windows = [r["seen"] for r in records if r["split"] == "steps"]
     assert [w.sum() for w in windows] == [10, 10]
     np.testing.assert_array_equal(records[-1]["seen"], np.ones(23))
@@ -154,7 +154,7 @@ def test_metrics_of_a_user_are_computed_on_validation():
 
 def test_several_loggers_and_a_progress_bar(capsys):
     a, b = [], []
-    fit(epochs=2, on_log=[a.append, b.append], progress=True, validation=images(9))
+    fit(epochs=2, reports=[a.append, b.append], progress=True, validation=images(9))
     assert a == b and len(a) == 4
     shown = capsys.readouterr()
     assert "epoch 2/2" in shown.out + shown.err and "accuracy" in shown.out + shown.err
@@ -205,7 +205,7 @@ def test_one_compilation():
             batch_size=10,
             steps=33,
             validation=images(20),
-            log_every=3,
+            reports=jo.Reports(every=3),
             progress=False,
         )
 
@@ -318,7 +318,7 @@ def test_going_on_from_a_state_with_checkpoints(tmp_path):
     data = images(40)
     want = fit(data=data, epochs=3, state=fit(data=data, epochs=2))
     for steps in (8, 12):  # stopped after two epochs, and started again
-        found = fit(data=data, steps=steps, state=fit(data=data, epochs=2), checkpoint_dir=tmp_path)
+        found = fit(data=data, steps=steps, state=fit(data=data, epochs=2), checkpoints=tmp_path)
     assert_equal(found, want)
 
 
@@ -349,7 +349,7 @@ def test_a_grain_stream():
     data = {**numbered(23), "label": np.zeros(23, np.int32)}
     task = counting(23)
     stream = grained(data, 5)
-    _, records = log_of(task, stream, batch_size=5, steps=10, log_every=5)
+    _, records = log_of(task, stream, batch_size=5, steps=10, every=5)
     assert [(r["split"], r["step"]) for r in records] == [("train", 5), ("train", 10)]
     for record in records:  # the partial batch is padded and counts as it is
         np.testing.assert_array_equal(record["seen"], np.ones(23))
@@ -382,7 +382,18 @@ REFUSED = {
     "batch of 0": (TASK, None, {"epochs": 1, "batch_size": 0}, "batch_size: 0 found"),
     "negative steps": (TASK, None, {"steps": -1}, "steps: -1 found"),
     "negative epochs": (TASK, None, {"epochs": -1}, "epochs: -1 found"),
-    "negative log_every": (TASK, None, {"epochs": 1, "log_every": -1}, "log_every: -1 found"),
+    "reports every -1": (
+        TASK,
+        None,
+        {"epochs": 1, "reports": jo.Reports(every=-1)},
+        "reports.every: -1 found",
+    ),
+    "checkpoints every 0": (
+        TASK,
+        None,
+        {"epochs": 1, "checkpoints": jo.Checkpoints("unused", every=0)},
+        "checkpoints.every: 0 found",
+    ),
     "both": (TASK, None, {"epochs": 1, "steps": 1}, "epochs, steps: wanted one of them"),
     "neither": (TASK, None, {}, "epochs, steps: wanted one of them"),
     "stopping without validation": (
@@ -493,10 +504,10 @@ def test_a_loss_that_explodes_names_its_step_and_leaves_a_good_checkpoint(tmp_pa
             break
     assert i > 7
     with pytest.raises(FloatingPointError, match=rf"at step {i}; a smaller learning rate"):
-        fit(data=data, optimizer=tx, epochs=10, checkpoint_dir=tmp_path, checkpoint_every=7)
+        fit(data=data, optimizer=tx, epochs=10, checkpoints=jo.Checkpoints(tmp_path, every=7))
     with jo.Checkpointer(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 7
-    saved = fit(data=data, optimizer=tx, steps=7, checkpoint_dir=tmp_path)
+    saved = fit(data=data, optimizer=tx, steps=7, checkpoints=tmp_path)
     assert saved.step == 7
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
 
@@ -504,7 +515,7 @@ def test_a_loss_that_explodes_names_its_step_and_leaves_a_good_checkpoint(tmp_pa
 @pytest.mark.parametrize("saved", [True, False])
 def test_parameters_that_are_not_finite_are_never_given_back(tmp_path, saved):
     with pytest.raises(FloatingPointError, match="a parameter is not finite after step 1"):
-        fit(optimizer=optim.sgd(float("inf")), steps=1, checkpoint_dir=tmp_path if saved else None)
+        fit(optimizer=optim.sgd(float("inf")), steps=1, checkpoints=tmp_path if saved else None)
     with jo.Checkpointer(tmp_path) as checkpoints:
         assert checkpoints.latest_step() is None
 
@@ -513,22 +524,22 @@ def test_parameters_that_are_not_finite_are_never_given_back(tmp_path, saved):
 
 
 def test_a_used_directory(tmp_path):
-    fit(steps=3, checkpoint_dir=tmp_path)
+    fit(steps=3, checkpoints=tmp_path)
     wide = vision.classifier(vision.MLP((17,), classes=3), **SETTINGS)
     jax.clear_caches()
     with compilations() as names:
         with pytest.raises(ValueError, match="has checkpoints of an earlier run"):
-            fit(steps=3, checkpoint_dir=tmp_path, resume=False)
+            fit(steps=3, checkpoints=jo.Checkpoints(tmp_path, resume=False))
         with pytest.raises(ValueError, match="another run: batch_size: 10 found, 11 wanted"):
-            fit(steps=3, checkpoint_dir=tmp_path, batch_size=11)
+            fit(steps=3, checkpoints=tmp_path, batch_size=11)
         with pytest.raises(ValueError, match="another run: seed: 0 found, 1 wanted"):
-            fit(steps=3, checkpoint_dir=tmp_path, seed=1)
+            fit(steps=3, checkpoints=tmp_path, seed=1)
         with pytest.raises(ValueError, match="another run: rows: 43 found, 44 wanted"):
-            fit(data=images(44), steps=3, checkpoint_dir=tmp_path)
+            fit(data=images(44), steps=3, checkpoints=tmp_path)
         message = r"another model.*hidden_0.*bias.*float32\[16\] found, float32\[17\] wanted"
         with pytest.raises(ValueError, match=message):
-            fit(wide, steps=3, checkpoint_dir=tmp_path)
+            fit(wide, steps=3, checkpoints=tmp_path)
         with pytest.raises(ValueError, match=r"another model or optimizer.*opt_state"):
-            fit(steps=3, checkpoint_dir=tmp_path, optimizer=optim.sgd(0.1))
+            fit(steps=3, checkpoints=tmp_path, optimizer=optim.sgd(0.1))
     assert not names
-    assert fit(steps=3, checkpoint_dir=tmp_path).step == 3  # and it is as it was
+    assert fit(steps=3, checkpoints=tmp_path).step == 3  # and it is as it was

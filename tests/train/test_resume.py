@@ -167,7 +167,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_a_longer_run_goes_on(tmp_path):
     common = {"optimizer": ADAM, "batch_size": 10, "progress": False}
     for epochs in (2, 5):
-        found = jo.fit(TASK, images(43), epochs=epochs, checkpoint_dir=tmp_path, **common)
+        found = jo.fit(TASK, images(43), epochs=epochs, checkpoints=tmp_path, **common)
     assert_equal(found, jo.fit(TASK, images(43), epochs=5, **common))
 
 
@@ -186,10 +186,8 @@ def test_metrics_of_a_user_survive_in_the_middle_of_an_epoch(tmp_path):
             optimizer=ADAM,
             batch_size=5,
             epochs=2,
-            log_every=2,
-            checkpoint_dir=tmp_path,
-            checkpoint_every=3,
-            on_log=on_log,
+            reports=jo.Reports(on_log, every=2),
+            checkpoints=jo.Checkpoints(tmp_path, every=3),
             progress=False,
         )
 
@@ -220,7 +218,7 @@ def test_on_eight_devices_and_then_on_one(tmp_path):
 @pytest.mark.parametrize("plan", ["resident", "grain"])
 def test_ctrl_c(tmp_path, plan):
     common = {"steps": 10**6, "early_stopping": None, "validation": None}
-    common |= {"checkpoint_every": 10**5, "log_every": 50}
+    common |= {"save_every": 10**5, "log_every": 50}
     child = start(tmp_path, plan, pause=0.0, **common)
     wait_for_records(child, tmp_path, 3)
     asked = time.monotonic()
@@ -260,7 +258,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
             optimizer=ADAM,
             batch_size=10,
             steps=steps,
-            checkpoint_dir=tmp_path,
+            checkpoints=tmp_path,
             progress=False,
         )
 
@@ -289,7 +287,7 @@ def test_a_half_written_checkpoint_is_not_read(tmp_path):
             optimizer=ADAM,
             batch_size=10,
             steps=steps,
-            checkpoint_dir=tmp_path,
+            checkpoints=tmp_path,
             progress=False,
         )
 

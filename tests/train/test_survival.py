@@ -58,7 +58,7 @@ def test_eight_kills_on_eight_devices(tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["resident", pytest.param("grain", marks=pytest.mark.slow)])
 def test_sigterm_saves_and_has_an_exit_code_of_its_own(tmp_path, kind):
     common = {"steps": 10**6, "early_stopping": None, "validation": None}
-    common |= {"checkpoint_every": 10**5, "log_every": 50}
+    common |= {"save_every": 10**5, "log_every": 50}
     child = start(tmp_path, kind, pause=0.0, **common)
     wait_for_records(child, tmp_path, 3)
     asked = time.monotonic()
@@ -80,7 +80,7 @@ def test_sigterm_in_this_process_is_handled_while_a_run_lasts(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
-        fit(images(40), tmp_path, epochs=9, on_log=on_log)
+        fit(images(40), tmp_path, epochs=9, reports=on_log)
     assert stopped.value.code == 75
     assert signal.getsignal(signal.SIGTERM) is before
     assert fit(images(40), tmp_path, epochs=2).step == 8  # it had saved the first
@@ -99,8 +99,8 @@ def test_sigterm_while_the_form_of_a_step_is_chosen_is_answered_after(tmp_path, 
         assert checkpoints.latest_step() == 1
 
 
-def fit(data, directory=None, optimizer=ADAM, **changes):
-    settings = {"batch_size": 10, "progress": False, "checkpoint_dir": directory, **changes}
+def fit(data, checkpoints=None, optimizer=ADAM, **changes):
+    settings = {"batch_size": 10, "progress": False, "checkpoints": checkpoints, **changes}
     return jo.fit(TASK, data, optimizer=optimizer, **settings)
 
 
@@ -118,8 +118,11 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("at", [2, 7, 10])  # before the first checkpoint; between two; at one
 def test_a_metrics_file_has_no_gap_and_no_line_twice(tmp_path, at):
-    settings = {"epochs": 4, "log_every": 1, "checkpoint_every": 5}
     path = tmp_path / "broken.jsonl"
+
+    def run(name, log):
+        checkpoints = jo.Checkpoints(tmp_path / name, every=5)
+        fit(images(40), checkpoints, epochs=4, reports=jo.Reports(log, every=1))
 
     class Broken(report.JsonLines):
         def __call__(self, record):
@@ -128,18 +131,17 @@ def test_a_metrics_file_has_no_gap_and_no_line_twice(tmp_path, at):
                 raise Stop
 
     with pytest.raises(Stop):
-        fit(images(40), tmp_path / "broken", on_log=Broken(path), **settings)
+        run("broken", Broken(path))
     assert lines(path)[-1]["step"] == at
-    fit(images(40), tmp_path / "broken", on_log=report.JsonLines(path), **settings)
-    whole = report.JsonLines(tmp_path / "whole.jsonl")
-    fit(images(40), tmp_path / "whole", on_log=whole, **settings)
+    run("broken", report.JsonLines(path))
+    run("whole", report.JsonLines(tmp_path / "whole.jsonl"))
     assert lines(path) == lines(tmp_path / "whole.jsonl")
 
 
 def test_two_runs_of_one_process_into_one_metrics_file_keep_both(tmp_path):
     log = report.JsonLines(tmp_path / "metrics.jsonl")
     for name in ("first", "second"):
-        fit(images(40), tmp_path / name, epochs=2, on_log=log)
+        fit(images(40), tmp_path / name, epochs=2, reports=log)
     assert [r["epoch"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 1, 2]
 
 
@@ -167,15 +169,16 @@ def step_of(row, rows=40, batch_size=10):
 def test_a_nan_stops_and_the_run_goes_on_from_the_state_before(tmp_path):
     task, bad = spoiled(40, [5])
     good = {**bad, "factor": np.ones(40, np.float32)}
-    common = {"optimizer": ADAM, "batch_size": 10, "progress": False, "checkpoint_every": 1}
+    common = {"optimizer": ADAM, "batch_size": 10, "epochs": 3, "progress": False}
+    checkpoints = jo.Checkpoints(tmp_path, every=1)
     at = step_of(5)
     assert at > 1
     with pytest.raises(FloatingPointError, match=rf"the loss is nan at step {at};"):
-        jo.fit(task, bad, epochs=3, checkpoint_dir=tmp_path, **common)
-    with jo.Checkpointer(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == at - 1
-    found = jo.fit(task, good, epochs=3, checkpoint_dir=tmp_path, **common)
-    assert_equal(found, jo.fit(task, good, epochs=3, **{**common, "checkpoint_every": None}))
+        jo.fit(task, bad, checkpoints=checkpoints, **common)
+    with jo.Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.latest_step() == at - 1
+    found = jo.fit(task, good, checkpoints=checkpoints, **common)
+    assert_equal(found, jo.fit(task, good, **common))
 
 
 def test_skipped_and_clipped_steps_are_reported_by_epoch(tmp_path):
@@ -183,7 +186,7 @@ def test_skipped_and_clipped_steps_are_reported_by_epoch(tmp_path):
     tx = optim.skip_not_finite(optim.chain(optim.clip_by_global_norm(1e-3), ADAM))
     path = tmp_path / "metrics.jsonl"
     common = {"optimizer": tx, "batch_size": 10, "epochs": 3, "progress": False}
-    state = jo.fit(task, data, on_log=report.JsonLines(path), **common)
+    state = jo.fit(task, data, reports=report.JsonLines(path), **common)
     records = lines(path)
     assert [r["skipped"] for r in records] == [1, 1, 1]
     assert [r["clipped"] for r in records] == [3, 3, 3]
@@ -207,10 +210,8 @@ def test_counts_survive_in_the_middle_of_an_epoch(tmp_path):
             optimizer=optim.skip_not_finite(ADAM),
             batch_size=10,
             epochs=2,
-            log_every=1,
-            checkpoint_dir=tmp_path,
-            checkpoint_every=1,
-            on_log=on_log,
+            reports=jo.Reports(on_log, every=1),
+            checkpoints=jo.Checkpoints(tmp_path, every=1),
             progress=False,
         )
 
@@ -237,6 +238,6 @@ def test_a_run_in_which_all_is_skipped_ends():
 def test_skipped_steps_in_a_row_are_counted_on_after_a_restart(tmp_path):
     task, data = spoiled(40, np.arange(40))
     settings = {"optimizer": optim.skip_not_finite(ADAM), "batch_size": 10, "progress": False}
-    jo.fit(task, data, steps=60, checkpoint_dir=tmp_path, **settings)
+    jo.fit(task, data, steps=60, checkpoints=tmp_path, **settings)
     with pytest.raises(FloatingPointError, match="not finite in all steps from 1 to 100"):
-        jo.fit(task, data, steps=120, checkpoint_dir=tmp_path, **settings)
+        jo.fit(task, data, steps=120, checkpoints=tmp_path, **settings)

@@ -54,7 +54,7 @@ def fit(plan, steps, directory=None, **changes):
         batch_size=16,
         steps=steps,
         plan=plan,
-        checkpoint_dir=directory,
+        checkpoints=directory,
         progress=False,
         **changes,
     )

@@ -53,8 +53,9 @@ def test_a_hundred_losses_are_those_of_flax_and_optax():
         optimizer=tx,
         batch_size=32,
         steps=100,
-        log_every=1,
-        on_log=lambda r: found.append(r["loss"]) if r["split"] == "steps" else None,
+        reports=jo.Reports(
+            lambda r: found.append(r["loss"]) if r["split"] == "steps" else None, every=1
+        ),
         progress=False,
     )
     np.testing.assert_allclose(found, wanted, atol=2e-5)

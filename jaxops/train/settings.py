@@ -1,0 +1,72 @@
+"""What a run of `fit` is told beside its task and data: when to stop, what to save and report."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Record = dict[str, Any]
+"""One report: "split" ("train", "steps", "validation"), "step", "epoch", and metrics by name."""
+
+
+class EarlyStopping(NamedTuple):
+    """Stop when a validation metric no longer improves, and return the best state.
+
+    Attributes:
+        metric: its name in the validation record.
+        patience: number of validations without improvement before stopping.
+        mode: "min" or "max": the direction of improvement.
+        min_delta: smallest difference that counts as an improvement.
+
+    >>> EarlyStopping("auc", mode="max").better(0.9, best=0.8)
+    True
+    """
+
+    metric: str = "loss"
+    patience: int = 3
+    mode: str = "min"
+    min_delta: float = 0.0
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether `value` improves on the best so far; NaN never does."""
+        sign = {"min": 1.0, "max": -1.0}[self.mode]
+        return not math.isnan(value) and (best is None or sign * (best - value) > self.min_delta)
+
+
+class Checkpoints(NamedTuple):
+    """Where and how often `fit` saves, for `fit(..., checkpoints=...)`.
+
+    Attributes:
+        directory: one directory per run. With several processes, all of them must see it.
+        every: steps between checkpoints; by default one at the end of each epoch.
+        resume: continue from the newest checkpoint in the directory, if there is one. With False
+            a directory that already has checkpoints is an error.
+
+    >>> Checkpoints("runs/mine", every=100)
+    Checkpoints(directory='runs/mine', every=100, resume=True)
+    """
+
+    directory: str | Path
+    every: int | None = None
+    resume: bool = True
+
+
+class Reports(NamedTuple):
+    """What `fit` reports beside its progress bar, for `fit(..., reports=...)`.
+
+    Attributes:
+        on_log: a function or several, called with each `Record`, in the first process only. With
+            checkpoints, one that has a method `resume` (`report.JsonLines`) is first given the
+            step from which the run continues.
+        every: also report the mean over every so many steps, not only each epoch's.
+        profile: directory for traces of a few steps, to be read by TensorBoard and Perfetto; also
+            prints where the time of a step goes; see `jaxops.train.profile`.
+
+    >>> records = []
+    >>> Reports(records.append, every=100).every
+    100
+    """
+
+    on_log: Callable[[Record], Any] | Sequence[Callable[[Record], Any]] = ()
+    every: int | None = None
+    profile: str | Path | None = None
