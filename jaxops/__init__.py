@@ -12,7 +12,8 @@ from jaxops.train import clock, tune
 from jaxops.train.cache import compilation_cache
 from jaxops.train.checkpoint import Checkpointer
 from jaxops.train.clock import Clock
-from jaxops.train.loop import evaluate, fit, predict
+from jaxops.train.evaluation import evaluate, predict
+from jaxops.train.loop import fit
 from jaxops.train.settings import Checkpoints, EarlyStopping, Reports
 from jaxops.train.signals import PREEMPTED
 from jaxops.train.size import Size, size

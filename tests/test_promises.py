@@ -11,7 +11,7 @@ from small import SETTINGS, images
 import jaxops as jo
 from jaxops import tabular, vision
 from jaxops.model.predictors import _fastest
-from jaxops.train import loop
+from jaxops.train import evaluation
 
 TASK = vision.classifier(vision.MLP((8,), classes=3), **SETTINGS)
 TX = jo.optim.adam(1e-2)
@@ -89,7 +89,7 @@ def test_a_predictor_gives_what_predict_gives(state):
 
 
 def test_few_sizes_are_compiled(state):
-    program = loop._predict_program(TASK)
+    program = evaluation._predict_program(TASK)
     before = program._cache_size()
     for count in range(17, 33):  # all padded to 32
         assert len(jo.predict(TASK, state, images(count))) == count

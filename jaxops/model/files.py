@@ -59,7 +59,7 @@ class Model(NamedTuple):
 
     def predict(self, inputs: Any, batch_size: int = 1024) -> Any:
         """Predictions for every row: `inputs` are columns by name, or the one input's array."""
-        from jaxops.train.loop import predict
+        from jaxops.train.evaluation import predict
 
         if not isinstance(inputs, Mapping):
             names = [column.name for column in self.task.columns if not column.target]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import jaxops.train.loop
+import jaxops.train.evaluation
 from jaxops.data.tokenizer import check_texts
 from jaxops.model import files as model_file
 from jaxops.state import TrainState
@@ -51,7 +51,7 @@ class Classifier(NamedTuple):
                 f"read: tokens of a vocabulary of {self.read.vocabulary:,} found, of {wanted:,} "
                 "wanted: they are those of another model"
             )
-        found = jaxops.train.loop.predict(self.task, self.state, self.read(texts))
+        found = jaxops.train.evaluation.predict(self.task, self.state, self.read(texts))
         return scaled(found, self.temperature)
 
 

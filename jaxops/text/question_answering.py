@@ -21,7 +21,7 @@ from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, opened
 from jaxops.nn import Dense, Transformer, TransformerConfig
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Task, recorded, supervised
-from jaxops.train.loop import predict
+from jaxops.train.evaluation import predict
 
 
 class SpanReader(nn.Module):

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the next process compiles nothing."""
+"""Compiled programs kept on disk, so that the next process need not compile them."""
 
 import contextlib
 import hashlib
@@ -16,10 +16,13 @@ MOST_BYTES = 1 << 30
 def compilation_cache(directory: str | Path | None = None) -> Path:
     """From now on, read compiled programs from `directory`, and write new ones to it.
 
-    Results are the same to the bit. Without a `directory`, a cache that is configured already, as
-    by the environment's JAX_COMPILATION_CACHE_DIR, stays as it is; else it is a folder of
-    ~/.cache/jaxops (or of $XDG_CACHE_HOME/jaxops) for this processor and this jaxlib: code for
-    another processor may crash (jax issue 38445). What was written first there goes, beyond 1 GiB.
+    Results are the same to the bit. Without a `directory`, a cache that is already configured, as
+    by the environment variable JAX_COMPILATION_CACHE_DIR, is kept; otherwise it is a folder in
+    ~/.cache/jaxops (or $XDG_CACHE_HOME/jaxops) for this processor and this jaxlib, since code for
+    another processor may crash (jax issue 38445). Beyond 1 GiB the oldest programs are deleted.
+
+    Args:
+        directory: made if it does not exist.
 
     Returns:
         The directory.
@@ -42,12 +45,12 @@ def compilation_cache(directory: str | Path | None = None) -> Path:
     # the defaults leave out what compiles within a second: on a CPU, nearly everything
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax_cache.reset_cache()  # what compiled before has settled that there is none
+    jax_cache.reset_cache()  # an earlier compilation has decided that there is no cache
     return folder
 
 
 def _processor() -> str:
-    """A name for what code is compiled for: two processors of a kind may differ in features."""
+    """A name for what code is compiled for; two processors of one model may differ in features."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     kinds = {x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))}
@@ -56,7 +59,7 @@ def _processor() -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Jax itself bounds the size only where the package filelock is installed."""
+    """Jax itself limits the size only where the package filelock is installed."""
     total = 0
     with contextlib.suppress(FileNotFoundError):  # another process prunes at the same time
         for file in sorted(folder.glob("*-cache"), key=os.path.getmtime, reverse=True):

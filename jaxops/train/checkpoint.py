@@ -1,4 +1,4 @@
-"""Checkpoints of a run in progress, by Orbax: whole or not there, and restored exactly."""
+"""Checkpoints of a run in progress, by Orbax: complete or absent, and restored exactly."""
 
 import contextlib
 import json
@@ -10,28 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from jaxops.devices import hosts
 from jaxops.train import checksums
 
 
 class Checkpointer:
-    """Numbered checkpoints in one directory; the newest `keep` of them stay.
+    """Numbered checkpoints in one directory; the newest `keep` of them are kept.
 
-    A checkpoint is written beside its place and then moved into it, so a run that is killed while
-    it saves leaves the one before as the newest. Saving is asynchronous: the arrays are copied to
-    the host before `save` returns, and written while training goes on.
+    A checkpoint is written to a temporary folder and then renamed, so a run that is killed while
+    it saves leaves the previous one as the newest. Saving is asynchronous: the arrays are copied to
+    the host before `save` returns, and written while training continues.
 
-    Every file's checksum is kept in the checkpoint and compared when the directory is opened. A
-    newest checkpoint that is damaged is set aside as "STEP.damaged", which is printed, and the one
-    before is the newest. One `Checkpointer` at a time has a directory, by a lock that the system
-    takes back when its process dies.
+    Every file's checksum is stored in the checkpoint and compared when the directory is opened. A
+    newest checkpoint that is damaged is renamed to "STEP.damaged", which is printed, and the
+    previous one becomes the newest. Only one `Checkpointer` at a time can use a directory, by a
+    lock that the system releases when its process ends.
+
+    Args:
+        directory: made if it does not exist.
+        keep: number of checkpoints that are kept.
 
     Raises:
-        OSError: the directory cannot be written to, or another run has it; or, from the next call
+        OSError: the directory cannot be written to, or another run uses it; or, from the next call
             on, the disk refused a write. Checkpoints that were complete before stay readable.
-        ValueError: every checkpoint is damaged; names the files. Or `devices.start` is wanted.
+        ValueError: every checkpoint is damaged (names the files), or `devices.start` was not
+            called.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -46,6 +50,8 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | Path, keep: int = 3) -> None:
+        from orbax.checkpoint import v1 as ocp  # slow to import
+
         hosts.check_started()
         self.directory = Path(directory).absolute()
         self._pending: Any = None
@@ -57,7 +63,7 @@ class Checkpointer:
             # Called by process 0 when all is written and not yet in its place. A lambda, for
             # Orbax copies its options, and a copied method is one of a copied object.
             context.asynchronous.post_finalization_callback = lambda: self._seal()
-            # else a folder that cannot be made is found out after five minutes
+            # otherwise a folder that cannot be made is noticed only after five minutes
             context.asynchronous.create_directories_asynchronously = False
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
@@ -105,7 +111,7 @@ class Checkpointer:
             raise self._refused(error) from error
 
     def wait(self) -> None:
-        """Return when the last save is on disk; raise what stopped it."""
+        """Return when the last save is on disk; raise the error that stopped it, if any."""
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
@@ -128,21 +134,22 @@ class Checkpointer:
         """The newest checkpoint's trees.
 
         Args:
-            trees: name -> tree of `jax.ShapeDtypeStruct` with shardings: what is wanted, where.
+            trees: name -> tree of `jax.ShapeDtypeStruct` with shardings: shapes, dtypes and where
+                the arrays are to lie.
 
         Raises:
             FileNotFoundError: there is no complete checkpoint.
-            ValueError: the checkpoint is of another model or optimizer, and what differs; or it
+            ValueError: the checkpoint is of another model or optimizer (names what differs), or it
                 cannot be read.
         """
-        found, wanted = self._record()["leaves"], leaves(trees)
+        saved, given = self._record()["leaves"], leaves(trees)
         step = self.latest_step()
-        for leaf in sorted(found.keys() | wanted.keys()):
-            have, want = (tree.get(leaf, "nothing") for tree in (found, wanted))
+        for leaf in sorted(saved.keys() | given.keys()):
+            have, want = (tree.get(leaf, "nothing") for tree in (saved, given))
             if have != want:
                 raise ValueError(
-                    f"{self.directory}: checkpoint {step} is of another model or optimizer: "
-                    f"{leaf}: {have} found, {want} wanted"
+                    f"{leaf} must be {have}, as in checkpoint {step} of {self.directory}, got "
+                    f"{want}; the checkpoint is of another model or optimizer"
                 )
         try:
             return self._orbax.load_checkpointables(step, trees)
@@ -162,7 +169,7 @@ class Checkpointer:
         return record
 
     def close(self) -> None:
-        """Wait for the last save and let go of the directory."""
+        """Wait for the last save and release the directory."""
         try:
             self.wait()
         finally:
@@ -211,19 +218,19 @@ def _lock(directory: Path) -> int:
 
 def _set_damaged_aside(directory: Path) -> None:
     """Leave a good checkpoint as the newest, if there is any."""
-    found = sorted(
+    steps = sorted(
         (p for p in directory.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)
     )
     damaged: dict[Path, str] = {}
-    while found and (what := checksums.damage(found[-1])):
-        damaged[found.pop()] = what
-    if damaged and not found:
+    while steps and (what := checksums.damage(steps[-1])):
+        damaged[steps.pop()] = what
+    if damaged and not steps:
         raise ValueError("\n".join(damaged.values()) + "\nand there is no other checkpoint")
     for folder, what in damaged.items():
         aside = folder.with_name(f"{folder.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-        print(f"{what}; going back to checkpoint {found[-1].name}", file=sys.stderr)
+        print(f"{what}; going back to checkpoint {steps[-1].name}", file=sys.stderr)
 
 
 def leaves(trees: dict[str, Any]) -> dict[str, str]:
@@ -235,7 +242,7 @@ def leaves(trees: dict[str, Any]) -> dict[str, str]:
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays: what `Checkpointer.restore` wants."""
+    """Shapes, dtypes and shardings of a tree of arrays, as `Checkpointer.restore` takes them."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,

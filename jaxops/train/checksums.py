@@ -1,6 +1,6 @@
-"""What jaxops adds to a checkpoint of Orbax's: a record, and a checksum of every file.
+"""What jaxops adds to an Orbax checkpoint: a record, and a checksum of every file.
 
-Orbax itself checks only some of them. All is in one file, `jaxops.json`, which is written before
+Orbax itself checks only some files. Both are in one file, `jaxops.json`, which is written before
 the checkpoint is moved into its place.
 """
 
@@ -9,10 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orbax.checkpoint import v1 as ocp
-
 NAME = "jaxops.json"
-METADATA = "_CHECKPOINT_METADATA"  # Orbax writes it to the last; nothing in it is a number we use
+METADATA = "_CHECKPOINT_METADATA"  # Orbax still writes to it after the checksums are made
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
@@ -24,16 +22,18 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record; `None` for a checkpoint of before there was one."""
+    """The record; `None` for a checkpoint of an earlier version, which has none."""
     path = folder / NAME
     return json.loads(path.read_text())["record"] if path.exists() else None
 
 
 def damage(folder: Path) -> str | None:
-    """Which file of a checkpoint is damaged, and how; `None` where all are as they were written.
+    """Which file of a checkpoint is damaged, and how; `None` if all are as they were written.
 
-    A checkpoint of before there were checksums is taken as it is.
+    A checkpoint of an earlier version, without checksums, is not checked.
     """
+    from orbax.checkpoint import v1 as ocp  # slow to import
+
     path = folder / METADATA
     try:
         metadata = json.loads(path.read_text())
@@ -42,15 +42,15 @@ def damage(folder: Path) -> str | None:
             return None
         content = json.loads(path.read_text())
         if content.pop("own") != _digest_of(content):
-            return f"{path}: damaged: its checksum is another"
+            return f"{path}: damaged: its checksum differs"
         for name, digest in content["files"].items():
             path = folder / name
             if _digest(path) != digest:
-                return f"{path}: damaged: its checksum is another than in {NAME}"
-        path = folder / METADATA  # all else is sound, so if Orbax complains it is of this one
+                return f"{path}: damaged: its checksum differs from that in {NAME}"
+        path = folder / METADATA  # all others are intact, so an error of Orbax concerns this one
         ocp.checkpointables_metadata(folder)
         return None
-    except Exception as error:  # what was tampered with may fail anywhere
+    except Exception as error:  # a damaged file may cause any error
         return f"{path}: damaged: {error!r}"
 
 

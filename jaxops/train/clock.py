@@ -1,4 +1,4 @@
-"""How fast, how much of the peak, how much memory. Compilation is never counted as speed."""
+"""Training speed, peak FLOP/s and peak memory. Compilation is never counted as speed."""
 
 import functools
 import sys
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 
 class Clock:
-    """Counts examples against seconds, from the end of the first call on.
+    """Measures examples per second, from the end of the first call on.
 
     Attributes:
-        first_step_seconds: from the clock's making to the end of the first call: tracing,
+        first_step_seconds: from the creation of the clock to the end of the first call: tracing,
             compilation and the call itself; `None` until then.
 
     >>> clock = Clock()
@@ -32,7 +32,11 @@ class Clock:
         self._seconds = self._examples = 0.0
 
     def tick(self, examples: int) -> float | None:
-        """A call that used so many examples has ended: its seconds; `None` for the first one."""
+        """Record the end of a call; its seconds, or `None` for the first one.
+
+        Args:
+            examples: number of rows it used, without padding.
+        """
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         if self.first_step_seconds is None:
@@ -44,21 +48,22 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside (validation, a checkpoint) takes no time on this clock."""
+        """Time spent inside (validation, a checkpoint) is not counted."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
 
     @property
     def examples_per_second(self) -> float | None:
-        """Of all calls but the first; `None` before there is a second one."""
+        """Mean over all calls but the first; `None` before the second one."""
         return self._examples / self._seconds if self._seconds > 0 else None
 
 
 def flops(function: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of one call, as XLA counts them before it optimises.
 
-    Loops are counted once, so give it one step and not many. Nothing is compiled or run.
+    The body of a loop is counted once, so use it for one step, not for many. Nothing is compiled
+    or run.
 
     >>> flops(jnp.dot, jnp.ones((8, 16)), jnp.ones((16, 4)))  # 2 * 8 * 16 * 4
     1024.0
@@ -71,8 +76,8 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
 def peak_flops(dtype: str = "float32", size: int = 2048) -> float:
     """FLOP/s of this device's matrix product, measured: the best of ten (size, size) products.
 
-    A measured peak is lower than the data sheet's and is what a program here can hope for. The
-    product is float32, or sums in float32 what is of fewer bits.
+    A measured peak is lower than the data sheet's, and the most that a program can reach here.
+    Inputs of fewer bits than float32 are summed in float32.
     """
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
@@ -86,7 +91,7 @@ def peak_flops(dtype: str = "float32", size: int = 2048) -> float:
 
 
 def peak_memory() -> int:
-    """The most bytes held so far: the device's own count, or this process's where it has none."""
+    """Peak memory in bytes: the device's own count, or this process's where it has none."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])

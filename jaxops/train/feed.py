@@ -1,18 +1,53 @@
 """How batches reach a step: from columns kept on the device, or from a stream."""
 
+import functools
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops.data.checks import prepare, rows
 from jaxops.data.streams import Streamed
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan
-from jaxops.task import Array, Batch
+from jaxops.task import Array, Batch, Task
+
+Data = Any
+"""Columns in memory (`dict[str, np.ndarray]`), or an iterable of batches of such columns."""
 
 Columns = Mapping[str, np.ndarray]
+
+
+def source(
+    task: Task, data: Data, batch_size: int, seed: int, plan: Plan, accumulate: int = 1
+) -> "Resident | Stream":
+    """The batches of a run, from data that are read, checked and placed here and nowhere else.
+
+    Args:
+        task: names the columns that are needed and what they must look like.
+        data: columns in memory, or an iterable of batches.
+        batch_size: rows in one update, over all devices.
+        seed: of the order of columns in memory.
+        plan: the devices.
+        accumulate: parts in which a batch is taken.
+
+    Raises:
+        ValueError: the columns, or a stream's first batch, are not what the task needs; or the
+            batch size does not fit.
+    """
+    check_kind(data, "data")
+    if not isinstance(data, Mapping):
+        return Stream(data, batch_size, plan, checker(task, data), accumulate)
+    columns = prepare(task, data, targets=True)
+    if batch_size > rows(columns):
+        raise ValueError(
+            f"batch_size must be at most {rows(columns)} (the number of rows), got {batch_size}"
+        )
+    kind = Resident if fits(columns, plan) else Gathered
+    return kind(columns, batch_size, seed, plan, accumulate)
 
 
 class Take(NamedTuple):
@@ -25,10 +60,10 @@ class Take(NamedTuple):
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     def __call__(self, columns: dict[str, Array], index: Array) -> Batch:
-        """The rows of `index` (B,) int32; -1 is padding, and gets mask 0."""
-        rows = jnp.maximum(index, 0)
+        """The rows of `index` (B,) int32; -1 is padding and gets mask 0."""
+        chosen = jnp.maximum(index, 0)
         batch = {
-            name: columns[name][rows].reshape(len(index), *shape) for name, shape in self.shapes
+            name: columns[name][chosen].reshape(len(index), *shape) for name, shape in self.shapes
         }
         present = (index >= 0).astype(jnp.float32)
         batch["mask"] = present * batch["mask"] if "mask" in batch else present
@@ -36,10 +71,10 @@ class Take(NamedTuple):
 
 
 class Order:
-    """Which rows make the batch of a step: all rows once an epoch, in an order of its own.
+    """Which rows make the batch of a step: every row once an epoch, each epoch in another order.
 
     The permutation of an epoch is made on the host, where it is cheap, from the seed and the
-    epoch alone.
+    number of the epoch alone.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int) -> None:
@@ -62,10 +97,11 @@ class Resident:
     Rows are stored flat: gathering rows of one axis is several times faster than of more.
 
     Attributes:
+        example: the first row, whose shapes and dtypes are those of every batch.
         fixed: what every call is given: the columns.
         take: makes a batch of `fixed` and a row of what `feed` returns.
         steps_per_epoch: the last batch may be partly padding.
-        examples: how many rows the last `feed` gave, without padding.
+        examples: number of rows that the last `feed` returned, without padding.
     """
 
     many_steps = True
@@ -76,9 +112,11 @@ class Resident:
     ) -> None:
         self.batch_size, self.seed, self.plan = batch_size, seed, plan
         self.padded = plan.padded(batch_size, accumulate)
-        self.rows = len(next(iter(columns.values())))
+        self.rows = rows(columns)
+        self.example = {name: value[:1] for name, value in columns.items()}
         self._order = Order(self.rows, batch_size, seed)
         self.steps_per_epoch: int | None = self._order.steps_per_epoch
+        self._sample = _sample(columns) if hosts.count() > 1 else None
         self._place(columns)
 
     def _place(self, columns: Columns) -> None:
@@ -92,7 +130,7 @@ class Resident:
     def feed(self, step: int, count: int, length: int) -> Any:
         """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`.
 
-        B is the batch's size, or the next that divides over the devices.
+        B is the batch size, or the next number that divides over the devices.
         """
         index = np.full((length, self.padded), -1, np.int32)
         self.examples = 0
@@ -106,15 +144,19 @@ class Resident:
         """What a resumed run must have in common."""
         return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows}
 
+    def sample(self) -> Any:
+        """Enough of the columns to notice that another process holds different ones."""
+        return self._sample
+
     def state(self) -> None:
-        """Nothing to save: the step number says it all."""
+        """Nothing to save: the step number determines the batches."""
 
     def restore(self, state: Any, step: int) -> None:
         """Nothing to do."""
 
 
 class Gathered(Resident):
-    """Columns too large for the device: the very batches of `Resident`, gathered on the host."""
+    """Columns too large for the device: the batches of `Resident`, gathered on the host."""
 
     many_steps = False
 
@@ -123,9 +165,9 @@ class Gathered(Resident):
 
     def feed(self, step: int, count: int, length: int) -> Any:
         """The batch of a step on the devices, padded to (1, B, ...) with its mask."""
-        rows = self._order.rows_of(step)
-        self.examples = len(rows)
-        batch = {name: value[rows] for name, value in self.columns.items()}
+        chosen = self._order.rows_of(step)
+        self.examples = len(chosen)
+        batch = {name: value[chosen] for name, value in self.columns.items()}
         return hosts.put(_stacked(batch, self.padded), self.plan.batch_sharding(1))
 
 
@@ -133,21 +175,31 @@ def _stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
     return {name: value[None] for name, value in pad(batch, size).items()}
 
 
+def _sample(columns: Columns) -> dict[str, Any]:
+    stride = -(-rows(columns) // 64)
+    return {
+        name: [value.shape, zlib.crc32(value[::stride].tobytes())]
+        for name, value in sorted(columns.items())
+    }
+
+
 class Stream:
     """Batches of `data.stream`, or of an iterable of dicts of arrays: a `grain.IterDataset`, say.
 
     The next batch is fetched, checked and sent while the devices still work on those before it.
-    Its iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
+    The first one is read when the stream is made, checked, and used in the first step.
+    The iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
     where it has not, a resumed run skips as many batches as were used, so the iterable must
     give the same batches each time it is iterated. It starts over when it ends.
 
     With several processes each reads its own share of every batch, and the global batch is made
-    of the shares, in the order of the processes: batch_size / processes rows each. So the plan has
-    to split a batch over all of them. As many batches must be an epoch in each.
+    of the shares, in the order of the processes: batch_size / processes rows each. So the plan
+    must split a batch over all of them. An epoch must have the same number of batches in each.
 
     Attributes:
-        share: how many rows of a batch this process gives, at most.
-        room: as many, and the padding that makes a batch divide over the devices.
+        example: the first row, whose shapes and dtypes are those of every batch.
+        share: number of rows of a batch that this process reads, at most.
+        room: the same, with the padding that makes a batch divide over the devices.
     """
 
     many_steps = False
@@ -158,42 +210,51 @@ class Stream:
         batches: Any,
         batch_size: int,
         plan: Plan,
-        prepare: Callable[[Columns], Columns],
+        prepare: Callable[[Columns], dict[str, np.ndarray]],
         accumulate: int = 1,
     ) -> None:
         self.batches, self.batch_size, self.plan, self.prepare = batches, batch_size, plan, prepare
         if isinstance(batches, Streamed) and batches.batch_size != batch_size:
             raise ValueError(
-                f"batch_size: {batch_size} found, {batches.batch_size} wanted as in data.stream"
+                f"batch_size must be {batches.batch_size}, as in data.stream, got {batch_size}"
             )
         check_split(plan)
         self.padded = plan.padded(batch_size, accumulate)
-        try:
-            self.steps_per_epoch: int | None = len(batches)
-        except TypeError:
-            self.steps_per_epoch = None
         self.share = share(batch_size, plan)
         self.room = len(hosts.rows_here(plan.batch_sharding(), self.padded))
         self.fixed: dict[str, Array] = {}
         self.take = as_is
-        streamed = isinstance(batches, Streamed)  # it has an order for each epoch
-        self._iterator: Iterator[Any] = batches.endless() if streamed else iter(batches)
+        try:
+            self.steps_per_epoch: int | None = len(batches)
+        except TypeError:
+            self.steps_per_epoch = None
+        self._iterator = self._start()
+        self._first: dict[str, np.ndarray] | None = self._next()  # until the first step uses it
+        self.example = one_row(self._first)
+
+    def _start(self) -> Iterator[Any]:
+        if isinstance(self.batches, Streamed):  # it has an order for each epoch
+            return self.batches.endless()
+        return iterate(self.batches, "data")
+
+    def _next(self) -> dict[str, np.ndarray]:
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._iterator = self._start()
+            batch = first(self._iterator, "data")
+        batch = self.prepare(batch)
+        if rows(batch) > self.share:
+            raise ValueError(
+                f"data must have at most {self.share} rows (batch_size) in a batch, "
+                f"got {rows(batch)}"
+            )
+        return batch
 
     def feed(self, step: int, count: int, length: int) -> Batch:
         """The next batch on the devices, padded to (1, B, ...) with its mask."""
-        batch = next(self._iterator, None)
-        if batch is None:
-            self._iterator = iter(self.batches)
-            batch = next(self._iterator, None)
-            if batch is None:
-                raise ValueError("data: the stream is empty; wanted at least one batch")
-        batch = self.prepare(batch)
-        found = len(next(iter(batch.values())))
-        if found > self.share:
-            raise ValueError(
-                f"data: a batch of {found} rows found, {self.share} (batch_size) wanted at most"
-            )
-        self.examples = found * self.batch_size // self.share
+        batch = self._next() if self._first is None else self._first
+        self._first = None
+        self.examples = rows(batch) * self.batch_size // self.share
         stacked = _stacked(batch, self.room)
         return hosts.put_shares(stacked, self.plan.batch_sharding(1), self.padded, axis=1)
 
@@ -201,6 +262,9 @@ class Stream:
         """What a resumed run must have in common."""
         known = self.batches.identity() if isinstance(self.batches, Streamed) else {}
         return {"batch_size": self.batch_size, **known}
+
+    def sample(self) -> None:
+        """Nothing: each process reads other rows."""
 
     def state(self) -> Any:
         """The iterator's state as JSON-like data, or `None` where it has none.
@@ -214,31 +278,81 @@ class Stream:
         return {"processes": hosts.every(state)}
 
     def restore(self, state: Any, step: int) -> None:
-        """Go on behind the batch that made the step before `step`.
+        """Continue behind the batch that made the step before `step`.
 
         Raises:
             ValueError: saved by another number of processes, each at a place of its own stream.
         """
-        if state is not None:
-            one = [state] * hosts.count() if isinstance(self.batches, Streamed) else [state]
-            states = state["processes"] if state.keys() == {"processes"} else one
-            if len(states) != hosts.count():
-                raise ValueError(
-                    f"data: {hosts.count()} processes found, {len(states)} wanted: the checkpoint "
-                    "has the place of each in a stream of its own"
-                )
-            state = states[hosts.index()]
-            state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
-            self._iterator.set_state(state)  # type: ignore[attr-defined]
+        if state is None:
+            for _ in range(step):
+                if self._first is None and next(self._iterator, None) is None:
+                    self._iterator = self._start()
+                    next(self._iterator)
+                self._first = None
             return
-        for _ in range(step):
-            if next(self._iterator, None) is None:
-                self._iterator = iter(self.batches)
-                next(self._iterator)
+        one = [state] * hosts.count() if isinstance(self.batches, Streamed) else [state]
+        states = state["processes"] if state.keys() == {"processes"} else one
+        if len(states) != hosts.count():
+            raise ValueError(
+                f"data must be read by {len(states)} processes, got {hosts.count()}: the "
+                "checkpoint holds the position of each in a stream of its own"
+            )
+        state = states[hosts.index()]
+        state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
+        self._iterator, self._first = self._start(), None
+        self._iterator.set_state(state)  # type: ignore[attr-defined]
+
+
+def check_kind(data: Data, name: str) -> None:
+    """Raise `ValueError` for what is often given where columns or batches are needed."""
+    if hasattr(data, "splits"):
+        raise ValueError(f"{name} must be one split, such as data.train, got a Dataset")
+    if hasattr(data, "iloc"):
+        raise ValueError(
+            f"{name} must be columns or batches, got a data frame; "
+            "Dataset.from_arrays(**frame).train makes columns of it"
+        )
+
+
+def iterate(batches: Any, name: str) -> Iterator[Any]:
+    """The batches from the first; `ValueError` for what can be iterated only once."""
+    iterator = iter(batches)
+    if iterator is batches:
+        raise ValueError(
+            f"{name} must give its batches again each time it is iterated, such as a list or a "
+            "grain data set, got a generator or iterator"
+        )
+    return iterator
+
+
+def first(batches: Iterator[Any], name: str) -> Any:
+    """The first batch of a stream; `ValueError` where there is none."""
+    batch = next(batches, None)
+    if batch is None:
+        raise ValueError(f"{name} must have at least one batch, got an empty stream")
+    return batch
+
+
+def checker(
+    task: Task, batches: Any, targets: bool = True
+) -> Callable[[Columns], dict[str, np.ndarray]]:
+    """What makes of a stream's batch the columns that a task names, checked.
+
+    A batch of `data.stream` may be empty, where all its rows lie in other processes.
+    """
+    empty = isinstance(batches, Streamed)
+    return functools.partial(prepare, task, targets=targets, empty=empty)
+
+
+def one_row(columns: Columns) -> dict[str, np.ndarray]:
+    """The first row of a batch, or a row of zeros where it has none."""
+    if rows(columns) > 0:
+        return {name: value[:1] for name, value in columns.items()}
+    return {name: np.zeros((1, *value.shape[1:]), value.dtype) for name, value in columns.items()}
 
 
 def fits(columns: Columns, plan: Plan) -> bool:
-    """Whether the columns leave half of the device's free memory to the rest."""
+    """Whether the columns take at most half of the device's free memory."""
     stats = plan.mesh.local_devices[0].memory_stats() or {}
     if "bytes_limit" not in stats:  # a CPU: its memory is where the columns are already
         return True
@@ -250,33 +364,33 @@ def fits(columns: Columns, plan: Plan) -> bool:
 def check_split(plan: Plan) -> None:
     """Raise `ValueError` where processes do not hold equal parts of a batch, one after the other.
 
-    A share of a stream knows its process's number alone, and nothing of the plan.
+    A share of a stream depends on its process's number alone, not on the plan.
     """
     parts, processes = plan.batch_shards, hosts.count()
-    found: list[set[int]] = [set() for _ in range(processes)]
+    held: list[set[int]] = [set() for _ in range(processes)]
     where: Mapping[Any, Any] = plan.batch_sharding().devices_indices_map((parts,))
-    for device, (rows,) in where.items():
-        found[device.process_index].update(range(parts)[rows])
-    for process, have in enumerate(found):
+    for device, (part,) in where.items():
+        held[device.process_index].update(range(parts)[part])
+    for process, have in enumerate(held):
         wanted = range(process * parts // processes, (process + 1) * parts // processes)
         if have != set(wanted) or parts % processes:
             raise ValueError(
-                f"stream: parts {sorted(have)} of {parts} of a batch found in process {process} of "
-                f"{processes}, a plan that splits the batch over all processes wanted, in their "
-                "order and evenly, such as devices.data_parallel()"
+                "plan must split the batches of a stream evenly over all processes, in their "
+                f"order, such as devices.data_parallel(), got parts {sorted(have)} of {parts} in "
+                f"process {process} of {processes}"
             )
 
 
 def share(batch_size: int, plan: Plan) -> int:
-    """How many rows of a global batch this process gives, in the proportion of its devices."""
+    """Number of rows of a global batch that this process reads, in proportion to its devices."""
     padded = plan.padded(batch_size)
-    rows = batch_size * len(hosts.rows_here(plan.batch_sharding(), padded))
-    if rows % padded:
+    count = batch_size * len(hosts.rows_here(plan.batch_sharding(), padded))
+    if count % padded:
         raise ValueError(
-            f"batch_size: {batch_size} found, a multiple of {padded // math.gcd(rows, padded)} "
-            "wanted, so that each process gives as many rows"
+            f"batch_size must be a multiple of {padded // math.gcd(count, padded)}, so that each "
+            f"process reads the same number of rows, got {batch_size}"
         )
-    return rows // padded
+    return count // padded
 
 
 def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
@@ -291,13 +405,13 @@ def pad(batch: Columns, size: int) -> dict[str, np.ndarray]:
     array([1., 1., 0.], dtype=float32)
     """
     columns = {name: np.asarray(value) for name, value in batch.items()}
-    found = len(next(iter(columns.values())))
-    if found > size:
-        raise ValueError(f"data: a batch of {found} rows found, {size} (batch_size) wanted at most")
-    columns["mask"] = np.asarray(columns.get("mask", np.ones(found)), np.float32)
+    count = len(next(iter(columns.values())))
+    if count > size:
+        raise ValueError(f"data must have at most {size} rows (batch_size) in a batch, got {count}")
+    columns["mask"] = np.asarray(columns.get("mask", np.ones(count)), np.float32)
     return {
-        name: np.concatenate([value, np.zeros((size - found, *value.shape[1:]), value.dtype)])
-        if found < size
+        name: np.concatenate([value, np.zeros((size - count, *value.shape[1:]), value.dtype)])
+        if count < size
         else value
         for name, value in columns.items()
     }

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: `fit(..., profile=DIR)`."""
+"""Where the time of a step goes: `fit(..., reports=Reports(profile=DIR))`."""
 
 import time
 from collections.abc import Callable
@@ -21,8 +21,8 @@ class Profile:
 
     The parts are: "input", until the batches are on the devices; "dispatch", until the call
     returns (on a CPU, XLA computes small programs in there); "compute", until the devices are
-    done; "fetch", until the metrics are on the host. Without a profile they overlap, so their
-    sum is more than a step takes. The calls are those that the run makes anyway, so the
+    done; "fetch", until the metrics are on the host. Without a profile these parts overlap, so
+    their sum is more than a step takes. The calls are those that the run makes anyway, so the
     parameters are the same to the bit.
 
     Args:
@@ -43,9 +43,9 @@ class Profile:
         arguments: Callable[..., Any],
         program: Callable[..., Any],
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """What makes a call's arguments, and the call, with clocks around them.
+        """The functions that make a call's arguments and the call, with timing around them.
 
-        On the run's own clock, whose rate is reported, a trace's start and end take no time.
+        The time to start and end a trace is not counted on the run's own clock.
         """
 
         def part(name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -93,19 +93,19 @@ class Profile:
     def report(self) -> str:
         """The table: each part's milliseconds a step and its share."""
         if not self.timed_calls:
-            return f"profile: {self.calls} calls made, more than {WARM_CALLS} wanted to measure"
+            return f"profile: must have more than {WARM_CALLS} calls to measure, got {self.calls}"
         total = sum(self.seconds.values())
         rows = [
             {"part": name, "ms a step": 1e3 * value / self.steps, "share": f"{value / total:.1%}"}
             for name, value in (*self.seconds.items(), ("all", total))
         ]
-        wanted = WARM_CALLS + TIMED_CALLS
+        untraced = WARM_CALLS + TIMED_CALLS
         return (
             f"profile: {self.timed_calls} calls of {self.steps / self.timed_calls:g} steps, "
             f"{self.examples / total:,.0f} examples/s one call at a time\n{table(rows)}\n"
             + (
                 f"traces: {self.directory}"
-                if self.calls > wanted
-                else f"no traces: {self.calls} calls made, more than {wanted} wanted"
+                if self.calls > untraced
+                else f"no traces: must have more than {untraced} calls, got {self.calls}"
             )
         )

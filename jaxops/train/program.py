@@ -17,15 +17,16 @@ from jaxops.step import many_steps, train_step
 from jaxops.task import Task
 from jaxops.transforms import gathered
 
-# The form of a step in a loop is given up where it takes so many times as long as the plain one:
-# 1.0 to 1.3 is usual on a CPU, 7 to 100 where a convolution falls to XLA's naive code.
+# A step in a loop is replaced by single calls where it takes so many times as long as alone: 1.0 to
+# 1.3 is usual on a CPU, 7 to 100 where XLA uses its naive code for a convolution.
 SLOW_IN_LOOPS = 3.0
 
-# Options of XLA for the train program, by platform. LLVM takes half of an AVX-512 register if it is
-# not told otherwise; whole ones make steps 0 to 8 % faster (docs/performance.md).
+# Options of XLA for the train program, by platform. By default LLVM uses half of an AVX-512
+# register; whole ones make steps 0 to 8 % faster (docs/performance.md).
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
-# For "fsdp" on a CPU, where XLA else does what is a little faster, and accelerators' XLA does not:
-# it joins all gradients in one sum, puts parameters together before a loop, and orders for threads.
+# For "fsdp" on a CPU, to save memory as on an accelerator. By default XLA's CPU compiler is a bit
+# faster, but joins all gradients in one sum, gathers parameters before a loop, and schedules for
+# threads.
 LITTLE_MEMORY = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_disable_hlo_passes": "cpu-all-reduce-combiner,while-loop-invariant-code-motion",
@@ -67,16 +68,16 @@ def train_program(
 
 
 def loops_well(program: Any, state: TrainState, plain: Any, looped: Any) -> bool:
-    """Whether a step on a CPU takes about as long in a loop as alone: measured where in doubt.
+    """Whether a step on a CPU takes about as long in a loop as alone; measured for convolutions.
 
-    There is doubt about convolutions, of which those of `jaxops.nn` are free. The steps are made on
-    a copy of the state. The same process chooses once for all equal runs, and a resumed run does
-    not choose again: the two forms may round differently.
+    Other operations, and the convolutions of `jaxops.nn`, are as fast in a loop. The steps are made
+    on a copy of the state. A process measures once for all equal runs, and a resumed run does not
+    measure again, since the two forms may round differently.
 
     Args:
         program: as `train_program` makes it.
-        state: stays as it is.
-        plain: what the program is given for one step without a loop, beside the state.
+        state: is not changed.
+        plain: the program's arguments for one step without a loop, beside the state.
         looped: the same for two steps in a loop.
     """
     if not _convolves(program.trace(state, *looped).jaxpr.jaxpr):
@@ -107,7 +108,7 @@ def _convolves(jaxpr: Any) -> bool:
         if equation.primitive.name == "conv_general_dilated":
             return True
         if equation.params.get("branches_platforms"):
-            continue  # made by `jax.lax.platform_dependent`: the CPU has a form of its own
+            continue  # made by `jax.lax.platform_dependent`: another form is used on a CPU
         for inner in jax.tree.leaves(tuple(equation.params.values())):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns") and _convolves(inner):

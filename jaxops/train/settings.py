@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 Record = dict[str, Any]
 """One report: "split" ("train", "steps", "validation"), "step", "epoch", and metrics by name."""
 
+Logs = Callable[[Record], Any] | Sequence[Callable[[Record], Any]]
+"""A function that is called with each record, or several."""
+
 
 class EarlyStopping(NamedTuple):
     """Stop when a validation metric no longer improves, and return the best state.
@@ -50,6 +53,11 @@ class Checkpoints(NamedTuple):
     every: int | None = None
     resume: bool = True
 
+    @classmethod
+    def of(cls, argument: "Checkpoints | str | Path | None") -> "Checkpoints | None":
+        """The argument of `fit`, where a directory stands for itself."""
+        return argument if argument is None or isinstance(argument, Checkpoints) else cls(argument)
+
 
 class Reports(NamedTuple):
     """What `fit` reports beside its progress bar, for `fit(..., reports=...)`.
@@ -67,6 +75,15 @@ class Reports(NamedTuple):
     100
     """
 
-    on_log: Callable[[Record], Any] | Sequence[Callable[[Record], Any]] = ()
+    on_log: Logs = ()
     every: int | None = None
     profile: str | Path | None = None
+
+    @classmethod
+    def of(cls, argument: "Reports | Logs") -> "Reports":
+        """The argument of `fit`, where a function or several stand for themselves."""
+        return argument if isinstance(argument, Reports) else cls(argument)
+
+    def functions(self) -> list[Callable[[Record], Any]]:
+        """Those of `on_log`."""
+        return [self.on_log] if callable(self.on_log) else list(self.on_log)

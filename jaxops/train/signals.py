@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run lasts: heard, and answered between two calls."""
+"""Ctrl-C and SIGTERM during a run: noticed at once, acted on between two calls."""
 
 import os
 import signal
@@ -10,15 +10,15 @@ from typing import Any
 from jaxops.devices import hosts
 
 PREEMPTED = 75
-"""The exit code of a run that was stopped by SIGTERM and saved: EX_TEMPFAIL, try again."""
+"""Exit code of a run that was stopped by SIGTERM and has saved: EX_TEMPFAIL, try again."""
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM add to, so that no call is torn; a second Ctrl-C raises."""
-    asked: list[int] = []
+    """A list to which Ctrl-C and SIGTERM add, so that no call is torn; a second Ctrl-C raises."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield received
         return
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
     if hosts.count() > 1:  # JAX's preemption service waits for SIGTERM
@@ -26,7 +26,7 @@ def signals() -> Iterator[list[int]]:
     before = {number: signal.getsignal(number) for number in numbers}
 
     def on_signal(number: int, _: Any) -> None:
-        asked.append(number)
+        received.append(number)
         if number == signal.SIGINT:
             signal.signal(number, before[number])
             if hosts.count() > 1:  # they stop together: by the way that SIGTERM takes
@@ -35,7 +35,7 @@ def signals() -> Iterator[list[int]]:
     for number in before:
         signal.signal(number, on_signal)
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,9 +1,9 @@
-"""Searching hyper-parameters: at random, and by successive halving.
+"""Hyper-parameter search: random search and successive halving.
 
 Both take the user's own `train(config, budget, state) -> (value, state)`: train a configuration
-until it has had `budget` in all (epochs, steps, rows), from the state that the call before gave
-back, or `None` at first, and return a validation value, the lower the better, and whatever the
-next call needs to go on. With `jaxops.fit` that is
+until it has had `budget` in all (epochs, steps, rows), from the state that the previous call
+returned, or `None` at first, and return a validation value, the lower the better, and whatever
+the next call needs to continue. With `jaxops.fit` that is
 
     def train(config, epochs, state):
         done, state = state or (0, None)
@@ -27,7 +27,15 @@ Train = Callable[[Config, int, Any], tuple[float, Any]]
 
 
 class LogUniform(NamedTuple):
-    """A number between `low` and `high` whose logarithm is uniform, as a learning rate wants."""
+    """A number between `low` and `high` whose logarithm is uniform: for learning rates.
+
+    Attributes:
+        low: the smallest value, above 0.
+        high: the largest.
+
+    >>> sample({"rate": LogUniform(1e-4, 1e-2)}, 1)[0]["rate"] < 1e-2
+    True
+    """
 
     low: float
     high: float
@@ -38,11 +46,11 @@ Space = Mapping[str, LogUniform | Sequence[Any]]
 
 
 class Trial(NamedTuple):
-    """One validation.
+    """One validation of one configuration.
 
     Attributes:
         config: name -> value.
-        budget: what the configuration had been given until then, in all.
+        budget: the configuration's total budget so far.
         value: the lower the better; NaN where training diverged.
     """
 
@@ -52,23 +60,23 @@ class Trial(NamedTuple):
 
 
 def sample(space: Space, count: int, seed: int = 0) -> list[Config]:
-    """`count` configurations, each value drawn by itself; a longer list begins like a shorter.
+    """`count` configurations, each value drawn independently; a longer list begins like a shorter.
 
     Raises:
-        ValueError: nothing to draw, no values of a name, or a range that is not 0 < low < high.
+        ValueError: the space is empty, a name has no values, or a range is not 0 < low < high.
 
     >>> configs = sample({"rate": LogUniform(1e-4, 1e-2), "width": (128, 256)}, 2)
     >>> [(round(config["rate"], 5), config["width"]) for config in configs]
     [(0.00188, 256), (0.00012, 128)]
     """
     if not space or count < 1:
-        raise ValueError(f"space: at least one name and one draw wanted, found {space}, {count=}")
+        raise ValueError(f"space and count must not be empty or 0, got {space} and {count=}")
     for name, values in space.items():
         if isinstance(values, LogUniform):
             if not 0 < values.low < values.high < math.inf:
-                raise ValueError(f"space: {name}: 0 < low < high wanted, found {values}")
+                raise ValueError(f"space[{name!r}] must have 0 < low < high, got {values}")
         elif isinstance(values, str) or len(values) == 0:
-            raise ValueError(f"space: {name}: a tuple of values wanted, found {values!r}")
+            raise ValueError(f"space[{name!r}] must be a tuple of values, got {values!r}")
     rng = np.random.default_rng(seed)
     return [{name: _draw(values, rng) for name, values in space.items()} for _ in range(count)]
 
@@ -99,25 +107,25 @@ def random_search(
 def successive_halving(
     configs: Sequence[Config], train: Train, *, budget: int = 1, eta: int = 2
 ) -> list[Trial]:
-    """Train all a little, then again and again the best `1 / eta` of them `eta` times as long.
+    """Train all configurations a little, then repeatedly the best `1 / eta` `eta` times as long.
 
     Rung k takes the best `n // eta**k` configurations from their states on to `budget * eta**k`,
     as long as there are two to compare (Jamieson & Talwalkar 2016, arXiv:1502.07943; a bracket of
-    Hyperband, Li et al. 2018, arXiv:1603.06560). The states of the others are let go. A rung
-    costs `n * budget` at most, so 16 configurations cost 40 budgets, of which the last two have
-    had 8 each. FloatingPointError counts as in `random_search`, as the worst value.
+    Hyperband, Li et al. 2018, arXiv:1603.06560). The states of the others are released. A rung
+    costs `n * budget` at most, so 16 configurations cost 40 budgets, and the last two get 8 each.
+    A trial that raises FloatingPointError counts as the worst value.
 
     Args:
         configs: what to compare; see `sample`.
         train: see the module.
-        budget: of each in the first rung.
-        eta: one in `eta` goes on.
+        budget: of each configuration in the first rung.
+        eta: one in `eta` continues.
 
     Returns:
         The trials of all rungs in order; see `best`.
 
     Raises:
-        ValueError: fewer than two configurations, or a budget or eta that cannot be meant.
+        ValueError: fewer than two configurations, a budget below 1, or an eta below 2.
 
     >>> configs = [{"x": x} for x in (3, 1, 4, 2)]
     >>> [trial.config["x"] for trial in successive_halving(configs, lambda c, *_: (c["x"], None))]
@@ -125,7 +133,9 @@ def successive_halving(
     """
     _check_budget(budget)
     if len(configs) < 2 or eta < 2:
-        raise ValueError(f"at least 2 configs and eta 2 wanted, found {len(configs)} and {eta}")
+        raise ValueError(
+            f"configs and eta must be at least 2, got {len(configs)} configs and eta {eta}"
+        )
     trials: list[Trial] = []
     alive: list[tuple[Config, Any]] = [(config, None) for config in configs]
     kept = len(configs)
@@ -141,16 +151,19 @@ def successive_halving(
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The lowest value among the trials of the largest budget; values of others are not alike.
+    """The trial of the lowest value among those of the largest budget; others are not comparable.
 
     Raises:
         ValueError: no trials, or none of them with a value.
+
+    >>> best([Trial({"x": 1}, 1, 0.1), Trial({"x": 2}, 4, 0.3)]).config
+    {'x': 2}
     """
     longest = max((trial.budget for trial in trials), default=0)
-    found = [t for t in trials if t.budget == longest and not math.isnan(t.value)]
-    if not found:
-        raise ValueError(f"trials: one with a value wanted, found {list(trials)}")
-    return min(found, key=lambda trial: trial.value)
+    valued = [t for t in trials if t.budget == longest and not math.isnan(t.value)]
+    if not valued:
+        raise ValueError(f"trials must have one with a value that is not NaN, got {list(trials)}")
+    return min(valued, key=lambda trial: trial.value)
 
 
 def _trial(train: Train, config: Config, state: Any, budget: int) -> tuple[Trial, Any]:
@@ -163,4 +176,4 @@ def _trial(train: Train, config: Config, state: Any, budget: int) -> tuple[Trial
 
 def _check_budget(budget: int) -> None:
     if budget < 1:
-        raise ValueError(f"budget: at least 1 wanted, {budget} found")
+        raise ValueError(f"budget must be at least 1, got {budget}")

@@ -223,7 +223,7 @@ def test_parquet_goes_on_with_as_many_processes_alone(
     if kind == "npy":
         assert jo.fit(TASK, batches, steps=3, progress=False, **run).step == 3
     else:
-        with pytest.raises(ValueError, match="processes: 2 found, 1 wanted"):
+        with pytest.raises(ValueError, match=r"processes must be 2, as in .*, got 1"):
             jo.fit(TASK, batches, steps=3, progress=False, **run)
 
 
@@ -317,10 +317,10 @@ def test_a_stream_is_of_one_batch_size_and_one_seed(folders, tmp_path):
             **settings,
         )
 
-    with pytest.raises(ValueError, match=r"batch_size: 128 found, 64 wanted as in data\.s"):
+    with pytest.raises(ValueError, match=r"batch_size must be 64, as in data\.stream, got 128"):
         fit(open_stream(folders, "npy"), batch_size=128, steps=1)
     fit(open_stream(folders, "npy"), batch_size=64, steps=2)
-    with pytest.raises(ValueError, match="another run: seed: 0 found, 1 wanted"):
+    with pytest.raises(ValueError, match=r"seed must be 0, as in the run .*, got 1"):
         fit(open_stream(folders, "npy", seed=1), batch_size=64, steps=3)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxops as jo
 from jaxops.task import Column
-from jaxops.train import loop
+from jaxops.train import feed
 
 
 class Linear(nn.Module):
@@ -38,13 +38,13 @@ def test_too_large_for_the_device_is_the_same_run(monkeypatch, tmp_path):
     resident = jo.fit(TASK, data, epochs=4, **settings)
     kept = {"checkpoints": jo.Checkpoints(tmp_path / "resident", every=5)}
     jo.fit(TASK, data, steps=10, **settings, **kept)
-    monkeypatch.setattr(loop, "fits", lambda columns, plan: False)
+    monkeypatch.setattr(feed, "fits", lambda columns, plan: False)
     streamed = jo.fit(TASK, data, epochs=4, **settings)
     moved = jo.fit(TASK, data, epochs=4, **settings, **kept)  # to a smaller device
     kept = {"checkpoints": jo.Checkpoints(tmp_path / "streamed", every=5)}
     jo.fit(TASK, data, steps=10, **settings, **kept)  # in the middle of the second epoch
     resumed = jo.fit(TASK, data, epochs=4, **settings, **kept)
-    with pytest.raises(ValueError, match="another run: seed: 3 found, 4 wanted"):
+    with pytest.raises(ValueError, match=r"seed must be 3, as in the run .*, got 4"):
         jo.fit(TASK, data, epochs=4, **{**settings, "seed": 4}, **kept)
     for other in (streamed, resumed, moved):
         jax.tree.map(
@@ -76,4 +76,4 @@ def test_half_of_the_free_memory_is_for_the_data():
         ({"bytes_limit": 250, "bytes_in_use": 51}, False),
     ):
         Mesh.local_devices[0] = Device(stats)
-        assert loop.fits(columns, plan) is expected
+        assert feed.fits(columns, plan) is expected

@@ -195,9 +195,9 @@ def test_what_differs_between_processes_is_an_error_in_all(half):
         "every": "ValueError: reports.every: 6 found in process 1, 5 in process 0",
         "data": "ValueError: data: .* in process 1",
         "plan": "ValueError: plan: devices of 1 of 2 processes found",
-        "stream": "ValueError: data: the stream of process 0 is empty",
-        "split": r"ValueError: stream: parts \[0\] of 1 of a batch found in process 0 of 2, a plan",
-        "split_in_predict": r"ValueError: stream: parts \[0\] of 1 of a batch found in process 0",
+        "stream": "ValueError: data must have at least one batch, got an empty stream in process 0",
+        "split": r"ValueError: plan must split .* got parts \[0\] of 1 in process 0 of 2",
+        "split_in_predict": r"ValueError: plan must split .* got parts \[0\] of 1 in process 0",
         "nan": r"FloatingPointError: the loss is \S+ at step",
     }
     for name, message in wanted.items():
@@ -239,7 +239,7 @@ def test_one_killed_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
     assert_close(found.result("killed"), want, atol=1e-5)
     steps = [r["step"] for r in report.read_json_lines(tmp_path / "metrics.jsonl")]
     assert steps[-1] == 20
-    with pytest.raises(ValueError, match="data: 1 processes found, 2 wanted"):
+    with pytest.raises(ValueError, match="data must be read by 2 processes, got 1"):
         worker.killed(tmp_path)
 
 

@@ -7,7 +7,8 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from jaxops import tabular
 from jaxops.state import init_state
-from jaxops.train.loop import evaluate, fit, predict
+from jaxops.train.evaluation import evaluate, predict
+from jaxops.train.loop import fit
 
 
 @pytest.fixture(scope="module")

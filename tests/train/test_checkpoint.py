@@ -189,9 +189,9 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path):
         return jo.fit(TASK, images(40), progress=False, **{**settings, **changes})
 
     first = fit()
-    with pytest.raises(ValueError, match=f"{tmp_path}: a checkpoint of another run: batch_size"):
+    with pytest.raises(ValueError, match=f"batch_size must be 10, .*{tmp_path}, got 20"):
         fit(batch_size=20)
-    with pytest.raises(ValueError, match=f"{tmp_path}: a checkpoint of another run: seed: 0 found"):
+    with pytest.raises(ValueError, match=f"seed must be 0, .*{tmp_path}, got 1"):
         fit(seed=1)
     with pytest.raises(ValueError, match="of another model or optimizer"):
         fit(optimizer=jo.optim.sgd(0.1))

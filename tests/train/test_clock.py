@@ -7,7 +7,8 @@ from small import TASK, images
 
 import jaxops as jo
 from jaxops import optim
-from jaxops.train import clock, loop
+from jaxops.train import clock
+from jaxops.train.evaluation import Evaluation
 from jaxops.train.run import Run
 
 
@@ -55,13 +56,13 @@ def test_fit_reports_training_alone(monkeypatch, now):
         return real(self, call, bar)
 
     monkeypatch.setattr(Run, "_await", wait)
-    evaluate = loop.evaluate
+    evaluate = Evaluation.__call__
 
-    def validate(*args, **kwargs):
+    def validate(*args):
         now.time += 500
-        return evaluate(*args, **kwargs)
+        return evaluate(*args)
 
-    monkeypatch.setattr(loop, "evaluate", validate)
+    monkeypatch.setattr(Evaluation, "__call__", validate)
     jo.fit(
         TASK,
         images(100),

@@ -16,7 +16,7 @@ from small import ADAM, SETTINGS, TASK, Batches, assert_equal, compilations, ima
 
 import jaxops as jo
 from jaxops import vision
-from jaxops.train import cache, clock, program, run
+from jaxops.train import cache, clock, pace, program, run, tally
 
 QUIET = {"optimizer": ADAM, "batch_size": 16, "progress": False}
 STREAM = list(Batches(images(43), 16))
@@ -162,8 +162,8 @@ IN_REPORTS_ALONE = "(c{10}f+rc{10}f+rc{5}f+r){2}"
 
 @pytest.mark.parametrize("data", [images(400), list(Batches(images(400), 16))])
 def test_nothing_is_fetched_between_reports(data, monkeypatch):
-    monkeypatch.setattr(run, "SECONDS_UNREAD", 1e9)
-    monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)  # a step a call
+    monkeypatch.setattr(tally, "SECONDS_UNREAD", 1e9)
+    monkeypatch.setattr(pace, "SECONDS_PER_CALL", 1e-9)  # a step a call
     steps = []
     found = seen_runs(monkeypatch, data, lambda r: steps.append(r["step"]), epochs=2, every=10)
     assert re.fullmatch(IN_REPORTS_ALONE, found), found
@@ -181,8 +181,8 @@ def test_nothing_is_fetched_between_reports(data, monkeypatch):
     ids=["float", "asarray", "state"],
 )
 def test_a_loop_that_fetches_is_found_out(offence, monkeypatch):
-    monkeypatch.setattr(run, "SECONDS_UNREAD", 1e9)
-    monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)
+    monkeypatch.setattr(tally, "SECONDS_UNREAD", 1e9)
+    monkeypatch.setattr(pace, "SECONDS_PER_CALL", 1e-9)
     found = seen_runs(monkeypatch, images(400), lambda r: None, offence, epochs=2, every=10)
     assert "r" in found and not re.fullmatch(IN_REPORTS_ALONE, found)
 
@@ -190,9 +190,9 @@ def test_a_loop_that_fetches_is_found_out(offence, monkeypatch):
 @pytest.mark.parametrize("bound", ["CALLS_UNREAD", "SECONDS_UNREAD"])
 def test_metrics_do_not_wait_for_ever(bound, monkeypatch):
     reads = []
-    real = run.Run._read
-    monkeypatch.setattr(run.Run, "_read", lambda self, bar: reads.append(1) or real(self, bar))
-    monkeypatch.setattr(run, bound, {"CALLS_UNREAD": 5, "SECONDS_UNREAD": -1.0}[bound])
+    real = tally.Tally.read
+    monkeypatch.setattr(tally.Tally, "read", lambda self: reads.append(1) or real(self))
+    monkeypatch.setattr(tally, bound, {"CALLS_UNREAD": 5, "SECONDS_UNREAD": -1.0}[bound])
     records = []
     jo.fit(TASK, STREAM, epochs=7, reports=records.append, **QUIET)
     plain = [r["loss"] for r in records]
@@ -352,7 +352,13 @@ def test_a_traces_start_and_end_take_no_time_on_the_runs_clock(tmp_path, monkeyp
     assert seen == [True, True]
 
 
-@pytest.mark.parametrize(("epochs", "line"), [(1, "profile: 3 calls made"), (3, "no traces: 9")])
+@pytest.mark.parametrize(
+    ("epochs", "line"),
+    [
+        (1, "more than 8 calls to measure, got 3"),
+        (3, "no traces: must have more than 12 calls, got 9"),
+    ],
+)
 def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys, epochs, line):
     assert_equal(
         jo.fit(TASK, STREAM, epochs=epochs, **QUIET, reports=jo.Reports(profile=tmp_path)),

@@ -66,7 +66,7 @@ def test_pad():
     assert found["x"].dtype == np.uint8 and found["x"].shape == (4, 3)
     np.testing.assert_array_equal(found["mask"], np.float32([1, 0, 0, 0]))
     assert pad({"x": batch["x"]}, 2)["x"] is batch["x"]
-    with pytest.raises(ValueError, match="a batch of 2 rows found, 1"):
+    with pytest.raises(ValueError, match=r"at most 1 rows .batch_size. in a batch, got 2"):
         pad(batch, 1)
 
 
@@ -83,6 +83,25 @@ def test_a_stream_starts_over_and_pads():
     other = Stream(batches, 4, single(), dict)
     other.restore(None, 3)
     np.testing.assert_array_equal(other.feed(3, 1, 1)["label"], found[3]["label"])
+
+
+def test_no_batch_of_a_stream_is_read_before_its_step_but_the_first():
+    data, read = images(7), []
+
+    class Counted:
+        def __iter__(self):
+            for i in (0, 4):
+                read.append(i)
+                yield {k: v[i : i + 4] for k, v in data.items()}
+
+    source = Stream(Counted(), 4, single(), dict)
+    assert source.example["label"].tolist() == data["label"][:1].tolist() and read == [0]
+    for step, want in enumerate(([0], [0, 4], [0, 4, 0])):
+        source.feed(step, 1, 1)
+        assert read == want
+    other = Stream(Counted(), 4, single(), dict)
+    other.restore(None, 1)
+    np.testing.assert_array_equal(other.feed(1, 1, 1)["label"][0, :3], data["label"][4:])
 
 
 class Device:
@@ -112,7 +131,7 @@ def test_a_stream_wants_equal_parts_in_the_order_of_processes(monkeypatch, shape
     monkeypatch.setattr(hosts, "count", lambda: 2)
     if found is None:
         return check_split(made)
-    message = f"stream: parts {found} of a batch found in process 0 of 2, a plan that splits"
+    message = f"got parts {found} in process 0 of 2"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_split(made)
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -23,7 +23,7 @@ from small import (
 
 import jaxops as jo
 from jaxops import metrics, optim, vision
-from jaxops.train import loop, program, run
+from jaxops.train import evaluation, pace, program, run
 
 QUIET = {"optimizer": ADAM, "batch_size": 10, "progress": False}
 
@@ -79,8 +79,8 @@ def test_the_split_into_calls_does_not_change_the_result(monkeypatch):
     task = vision.classifier(vision.MLP((16,), classes=3, dropout=0.2), **SETTINGS)
 
     def result(seconds, steps, **changes):
-        monkeypatch.setattr(run, "SECONDS_PER_CALL", seconds)
-        monkeypatch.setattr(run, "MAX_STEPS_PER_CALL", steps)
+        monkeypatch.setattr(pace, "SECONDS_PER_CALL", seconds)
+        monkeypatch.setattr(pace, "MAX_STEPS_PER_CALL", steps)
         state, records = log_of(task, epochs=9, validation=images(30), **changes)
         for record in records:
             for timing in ("examples_per_second", "first_step_seconds"):
@@ -219,12 +219,12 @@ def test_one_compilation():
 
 def test_evaluation_compiles_once_for_every_batch_and_epoch():
     state = fit(steps=1)
-    loop._eval_program.cache_clear()
+    evaluation._eval_program.cache_clear()
     with compilations() as names:
         for _ in range(2):
             jo.evaluate(TASK, state, images(53), batch_size=16)
     assert len([n for n in names if "eval_step" in n or "unnamed" in n]) <= 1, names
-    assert loop._eval_program(TASK, ())._cache_size() == 1
+    assert evaluation._eval_program(TASK, ())._cache_size() == 1
 
 
 @pytest.mark.parametrize(("looped", "limit"), [(True, 2), (False, 16)])
@@ -245,7 +245,7 @@ def test_calls_in_flight_are_bounded(monkeypatch, looped, limit):
 
     monkeypatch.setattr(run.Resident, "feed", feed)
     monkeypatch.setattr(run.Run, "_await", wait)
-    monkeypatch.setattr(run, "SECONDS_PER_CALL", 1e-9)
+    monkeypatch.setattr(pace, "SECONDS_PER_CALL", 1e-9)
     monkeypatch.setattr(run.Run, "_loops_well", lambda *_: looped)
     fit(data=images(400), epochs=2)
     assert most == limit + 1 and inside == 0
@@ -378,41 +378,51 @@ def labelled(*values):
 
 
 REFUSED = {
-    "batch > rows": (TASK, images(5), {"epochs": 1}, "batch_size: 10 found, at most 5"),
-    "batch of 0": (TASK, None, {"epochs": 1, "batch_size": 0}, "batch_size: 0 found"),
-    "negative steps": (TASK, None, {"steps": -1}, "steps: -1 found"),
-    "negative epochs": (TASK, None, {"epochs": -1}, "epochs: -1 found"),
+    "batch > rows": (
+        TASK,
+        images(5),
+        {"epochs": 1},
+        "batch_size must be at most 5 .*rows.*, got 10",
+    ),
+    "batch of 0": (
+        TASK,
+        None,
+        {"epochs": 1, "batch_size": 0},
+        "batch_size must be at least 1, got 0",
+    ),
+    "negative steps": (TASK, None, {"steps": -1}, "steps must be at least 0, got -1"),
+    "negative epochs": (TASK, None, {"epochs": -1}, "epochs must be at least 0, got -1"),
     "reports every -1": (
         TASK,
         None,
         {"epochs": 1, "reports": jo.Reports(every=-1)},
-        "reports.every: -1 found",
+        "reports.every must be at least 1, got -1",
     ),
     "checkpoints every 0": (
         TASK,
         None,
         {"epochs": 1, "checkpoints": jo.Checkpoints("unused", every=0)},
-        "checkpoints.every: 0 found",
+        "checkpoints.every must be at least 1, got 0",
     ),
-    "both": (TASK, None, {"epochs": 1, "steps": 1}, "epochs, steps: wanted one of them"),
-    "neither": (TASK, None, {}, "epochs, steps: wanted one of them"),
+    "both": (TASK, None, {"epochs": 1, "steps": 1}, "one of epochs and steps must be given"),
+    "neither": (TASK, None, {}, "one of epochs and steps must be given"),
     "stopping without validation": (
         TASK,
         None,
         {"epochs": 1, "early_stopping": jo.EarlyStopping()},
-        "early_stopping: wants validation data",
+        "validation must be given for early_stopping",
     ),
     "stopping by nothing": (
         TASK,
         None,
         {"epochs": 1, "early_stopping": jo.EarlyStopping("auc"), "validation": images(9)},
-        r"early_stopping: metric 'auc' wanted, \['accuracy', 'loss'\] found",
+        r"early_stopping.metric must be one of \['accuracy', 'loss'\], got 'auc'",
     ),
     "stopping mode": (
         TASK,
         None,
         {"epochs": 1, "early_stopping": jo.EarlyStopping(mode="up"), "validation": images(9)},
-        'mode "min" or "max" wanted, \'up\' found',
+        'early_stopping.mode must be "min" or "max", got \'up\'',
     ),
     "label too large": (TASK, labelled(3, 4), {"epochs": 1}, r"label: 3 found in row 18 \(2 such"),
     "label negative": (TASK, labelled(-1), {"epochs": 1}, "label: -1 found in row 19"),
@@ -442,21 +452,26 @@ REFUSED = {
     "empty": (TASK, images(0), {"epochs": 1}, "0 rows found"),
     "no columns": (TASK, {}, {"epochs": 1}, "image: column missing"),
     "stream without length": (TASK, Batches(images(20), 10), {"epochs": 1}, "give steps instead"),
-    "empty stream": (TASK, [], {"steps": 1}, "the stream is empty"),
+    "empty stream": (TASK, [], {"steps": 1}, "at least one batch, got an empty stream"),
     "stream used up by one pass": (
         TASK,
         iter(Batches(images(20), 10)),
         {"steps": 1},
-        "data: a generator .*can be iterated once",
+        "data must give its batches again.*got a generator",
     ),
     "validation used up by one pass": (
         TASK,
         None,
         {"epochs": 1, "validation": iter(Batches(images(20), 10))},
-        "validation: a generator .*can be iterated once",
+        "validation must give its batches again.*got a generator",
     ),
     "bad stream": (TASK, [labelled(3)], {"steps": 1, "batch_size": 20}, "label: 3 found in row 19"),
-    "large batch": (TASK, [images(20)], {"steps": 1}, "a batch of 20 rows found, 10"),
+    "large batch": (
+        TASK,
+        [images(20)],
+        {"steps": 1},
+        "at most 10 rows .batch_size. in a batch, got 20",
+    ),
 }
 
 
@@ -471,7 +486,7 @@ def test_refused_before_anything_compiles(case):
 
 def test_a_stream_that_turns_bad_later_is_refused():
     good, bad = images(10), images(13)
-    with pytest.raises(ValueError, match="a batch of 13 rows found, 10"):
+    with pytest.raises(ValueError, match=r"at most 10 rows .batch_size. in a batch, got 13"):
         fit(data=[good, bad], steps=4)
 
 
@@ -482,7 +497,7 @@ def test_evaluate_and_predict_refuse_wrong_data():
             call(TASK, state, with_image(BYTES[..., 0]))
         with pytest.raises(ValueError, match="0 rows"):
             call(TASK, state, images(0))
-        with pytest.raises(ValueError, match="the stream is empty"):
+        with pytest.raises(ValueError, match="at least one batch, got an empty stream"):
             call(TASK, state, [])
     with pytest.raises(ValueError, match="label: column missing"):
         jo.evaluate(TASK, state, {"image": BYTES})
@@ -528,18 +543,18 @@ def test_a_used_directory(tmp_path):
     wide = vision.classifier(vision.MLP((17,), classes=3), **SETTINGS)
     jax.clear_caches()
     with compilations() as names:
-        with pytest.raises(ValueError, match="has checkpoints of an earlier run"):
+        with pytest.raises(ValueError, match="without checkpoints for resume=False, got"):
             fit(steps=3, checkpoints=jo.Checkpoints(tmp_path, resume=False))
-        with pytest.raises(ValueError, match="another run: batch_size: 10 found, 11 wanted"):
+        with pytest.raises(ValueError, match=r"batch_size must be 10, as in the run .*, got 11"):
             fit(steps=3, checkpoints=tmp_path, batch_size=11)
-        with pytest.raises(ValueError, match="another run: seed: 0 found, 1 wanted"):
+        with pytest.raises(ValueError, match=r"seed must be 0, as in the run .*, got 1"):
             fit(steps=3, checkpoints=tmp_path, seed=1)
-        with pytest.raises(ValueError, match="another run: rows: 43 found, 44 wanted"):
+        with pytest.raises(ValueError, match=r"rows must be 43, as in the run .*, got 44"):
             fit(data=images(44), steps=3, checkpoints=tmp_path)
-        message = r"another model.*hidden_0.*bias.*float32\[16\] found, float32\[17\] wanted"
+        message = r"hidden_0.*bias.* must be float32\[16\], .* got float32\[17\].*another model"
         with pytest.raises(ValueError, match=message):
             fit(wide, steps=3, checkpoints=tmp_path)
-        with pytest.raises(ValueError, match=r"another model or optimizer.*opt_state"):
+        with pytest.raises(ValueError, match=r"opt_state.*another model or optimizer"):
             fit(steps=3, checkpoints=tmp_path, optimizer=optim.sgd(0.1))
     assert not names
     assert fit(steps=3, checkpoints=tmp_path).step == 3  # and it is as it was

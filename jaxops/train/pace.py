@@ -1,0 +1,47 @@
+"""How many steps a call makes, and how many calls are in flight: by the seconds they take."""
+
+from dataclasses import dataclass, field
+
+from jaxops.devices import hosts
+from jaxops.train.clock import Clock
+
+# Several CPU devices deadlock beyond 32 executions in flight; two are enough to hide the host's
+# work behind a call of many steps, a few more are wanted where a call is one step.
+CALLS_IN_FLIGHT = {True: 2, False: 16}
+SECONDS_PER_CALL = 0.5
+# The room for rows' numbers and metrics in a call, used or not. It binds where a step takes less
+# than 2 ms; then the fixed price of a call (0.1 to 0.3 ms) is about 1 us a step, and stays small.
+MAX_STEPS_PER_CALL = 256
+# What is in flight has to end before a run that is to stop can save.
+SECONDS_IN_FLIGHT = 2.0
+# Several processes agree on the length of a call while it grows; later that would only cost time.
+CALLS_AGREED = 12
+
+
+@dataclass
+class Pace:
+    """Calls long enough to hide the host's work, and short enough to interrupt.
+
+    Attributes:
+        steps: steps in the next call, at most.
+        in_flight: calls that may be in flight.
+        ended: number of calls that have ended.
+        clock: counts training alone.
+    """
+
+    steps: int = 1
+    in_flight: int = 2
+    ended: int = 0
+    clock: Clock = field(default_factory=Clock)
+
+    def tick(self, steps: int, examples: int, looped: bool) -> None:
+        """A call of so many steps and examples has ended; `looped` if many steps are one call."""
+        seconds = self.clock.tick(examples)
+        self.ended += 1
+        if not seconds:  # the first call compiles
+            return
+        if hosts.count() == 1 or (looped and self.ended <= CALLS_AGREED):
+            most = max(1, min(int(SECONDS_PER_CALL * steps / seconds), 4 * self.steps))
+            self.steps = hosts.agreed(most)
+        if hosts.count() == 1:
+            self.in_flight = max(2, min(CALLS_IN_FLIGHT[looped], int(SECONDS_IN_FLIGHT / seconds)))
