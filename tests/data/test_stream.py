@@ -572,7 +572,7 @@ def growth(batches, epochs, task):
             optimizer=jo.optim.sgd(0.01),
             batch_size=batches.batch_size,
             epochs=epochs,
-            on_log=sample,
+            reports=sample,
             progress=False,
         )
     finally:
