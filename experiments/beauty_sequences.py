@@ -107,7 +107,8 @@ def train(
     if settings.resume and file.exists():
         return r.load(file), json.loads(facts.read_text()) if facts.exists() else {}
     recipe, items = RECIPES[name], len(split.train.items)
-    module = recipe.make(items, settings.context, dropout=recipe.dropout)
+    small = {"width": 16, "depth": 1} if settings.smoke else {}
+    module = recipe.make(items, settings.context, dropout=recipe.dropout, **small)
     masked = not module.config.causal
     if masked:
         task = r.masked_item(module, recipe.loss, HIDDEN)
@@ -147,7 +148,7 @@ def collaborative(
     rare = 1 if settings.smoke else 5  # 13,036 items: all would take 48 GB
     models = {
         "ease": r.EASE(l2=100.0, min_count=rare),
-        "ials": r.IALS(factors=64),
+        "ials": r.IALS(factors=8 if settings.smoke else 64),
         "item_knn": r.ItemKNN(neighbours=100, shrink=1.0),
         "popularity": r.Popularity(),
     }

@@ -86,15 +86,20 @@ def learners(settings: Settings, texts: np.ndarray, classes: int) -> dict[str, L
     config = nn.TransformerConfig(
         vocabulary=tokenizer.vocabulary,
         context=settings.length,
-        depth=2,
+        depth=1 if settings.smoke else 2,
         heads=4,
-        width=128,
+        width=32 if settings.smoke else 128,
         causal=False,
         dropout=0.1,
     )
     bag = text.NGramBag(grams.vocabulary, classes, dropout=0.1, hidden_dropout=0.1)
     cnn = text.TextCNN(
-        tokenizer.vocabulary, classes, width=256, widths=(1, 2, 3), filters=512, word_dropout=0.1
+        tokenizer.vocabulary,
+        classes,
+        width=256,
+        widths=(1, 2, 3),
+        filters=32 if settings.smoke else 512,
+        word_dropout=0.1,
     )
     transformer = text.TransformerClassifier(config, classes, dropout=0.3, word_dropout=0.1)
     scratch = Learner(words, transformer, settings.transformer_epochs, 1e-3, 0.8)

@@ -19,6 +19,7 @@ time; 86 and 62 s a seed on two shared CPU cores.
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,9 +50,13 @@ class Settings(common.Settings):
     """learn from the first four fifths of train, look at its last: for choosing settings"""
 
 
-def networks(vocabulary: int, full: bool) -> dict[str, nn.Transformer]:
+def modules(vocabulary: int, settings: Settings) -> dict[str, nn.Transformer]:
     """nanoGPT's, and the better one of the same size."""
-    size = {} if full else {"context": 64, "depth": 4, "heads": 4, "width": 128, "dropout": 0.0}
+    size: dict[str, Any] = {"context": 64, "depth": 4, "heads": 4, "width": 128, "dropout": 0.0}
+    if settings.full:
+        size = {}
+    if settings.smoke:
+        size |= {"context": 16, "depth": 1, "width": 32}
     better = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2"}
     return {
         "plain": language.nanogpt(vocabulary=vocabulary, **size),
@@ -100,14 +105,14 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         train, validation = train[:20_000], validation[:5_000]
     texts = [np.array(tokenizer.encode(text), np.uint8) for text in (train, validation)]
     values: dict[str, float] = {}
-    for name, network in networks(tokenizer.vocabulary, settings.full).items():
+    for name, module in modules(tokenizer.vocabulary, settings).items():
         steps, batch_size = (5000, 64) if settings.full else (2000, 12)
         if name == "better" and not settings.full:
             steps, batch_size = settings.steps, settings.batch_size
         if settings.smoke:
             steps = 20
-        windows = [language.windows(text, network.config.context) for text in texts]
-        task = language.next_token(network, packed=False)
+        windows = [language.windows(text, module.config.context) for text in texts]
+        task = language.next_token(module, packed=False)
         log = common.Log(folder / name, settings.resume)
         start = time.perf_counter()
         state = jo.fit(
@@ -124,7 +129,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         values[f"seconds_{name}"] = time.perf_counter() - start
         rate = log.records[-1].get("examples_per_second")
         if rate is not None:  # there was something left to do
-            values[f"tokens_per_second_{name}"] = rate * network.config.context
+            values[f"tokens_per_second_{name}"] = rate * module.config.context
         scores = jo.evaluate(task, state, windows[1])
         values[f"val_loss_{name}"] = scores["loss"]
         report.plot_curves(log.records, folder / f"{name}.png")
