@@ -11,7 +11,7 @@ from experiments import binary_mlp
 
 
 def columns(workload: Workload) -> tuple[Columns, str]:
-    """Columns as `workloads.write` wants them, and where they came from."""
+    """Columns for `workloads.write`, and their source."""
     if workload.data == "mnist":
         digits = jo.data.load("mnist")
         splits = {"train": digits.train, "test": digits.test}

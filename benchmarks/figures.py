@@ -1,4 +1,4 @@
-"""From rounds to figures: medians, ratios, what is settled, what is below its floor."""
+"""From rounds to figures: medians, ratios, whether a ratio is settled or below its floor."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ Result = dict[str, Any]
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, most, and the rounds themselves.
+    """Median, minimum, maximum, and the rounds themselves.
 
     >>> summary([1.0, 4.0, 2.0])
     {'median': 2.0, 'min': 1.0, 'max': 4.0, 'rounds': [1.0, 4.0, 2.0]}
@@ -36,10 +36,10 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """The narrowest interval between ordered values that holds the median with this confidence.
 
-    A value is below the median of what it was drawn from, or above, with a half each, whatever it
-    was drawn from: so the k-th least and k-th most of n hold that median between them with
-    confidence 1 - 2 P(Binomial(n, 1/2) < k) (Conover, Practical Nonparametric Statistics, 3.2).
-    Fewer than six values tell nothing at 95 %; of more, the outermost count for less and less.
+    A value lies below or above its distribution's median with probability 1/2 each, whatever the
+    distribution: so the k-th smallest and k-th largest of n enclose that median with confidence
+    1 - 2 P(Binomial(n, 1/2) < k) (Conover, Practical Nonparametric Statistics, 3.2).
+    Fewer than six values give no interval at 95 %; with more, the outermost values matter less.
 
     >>> median_interval([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])  # all but 1 and 9: 96.1 %
     (2.0, 8.0)
@@ -55,7 +55,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], over: str) -> dict[str, Any]:
-    """Ours over theirs, round by round, and whether their median is known well enough.
+    """Our rate over theirs, round by round, and whether the median is known well enough.
 
     >>> ratio([2.0, 4.0, 6.0], [1.0, 1.0, 2.0], "torch careful")["median"]
     3.0
@@ -123,12 +123,12 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> float:
 
 
 def different(wanted: Mapping[str, Any], found: Mapping[str, Any], dtype: str) -> str:
-    """What is not equal in two answers to a check: a sentence, or "".
+    """What differs between two answers to a check: a sentence, or "" where they agree.
 
-    Now and then rounding brings an input of a ReLU, of the hundred thousands that a batch of 1,024
-    has in a step, to the other side of 0. Its gradient jumps, Adam's first steps magnify that, and
-    the losses part by up to 1e-3, in PyTorch against itself in float64 as well. So a form may try
-    several orders of the rows, of which one has to agree; another network agrees in none.
+    A batch of 1,024 has hundreds of thousands of ReLU inputs in a step, and rounding sometimes
+    moves one across 0. Its gradient jumps, Adam's first steps magnify that, and the losses differ
+    by up to 1e-3, also between PyTorch and PyTorch in float64. So a form may try several orders of
+    the rows, of which one has to agree; a different network agrees in none.
 
     Args:
         wanted: of jaxops in float32.
@@ -162,7 +162,7 @@ def below_floor(results: Sequence[Result], floors: Mapping[str, float]) -> list[
 
     Args:
         results: of this run.
-        floors: "workload ratio", such as "C01 best", -> the least that is borne.
+        floors: "workload ratio", such as "C01 best", -> the lowest ratio that passes.
     """
     lines = []
     for result in results:
@@ -189,7 +189,7 @@ def unjudged(results: Sequence[Result], floors: Mapping[str, float]) -> list[str
 def disturbed(results: Sequence[Result]) -> list[str]:
     """A line for each workload whose careful loop came out slower than the article's.
 
-    It can always choose what that has, so its trials were disturbed: repeat the run.
+    It could have chosen what the article does, so its trials were disturbed: repeat the run.
     """
     lines = []
     for result in results:
@@ -237,7 +237,7 @@ def _form_row(workload: str, name: str, form: Mapping[str, Any]) -> dict[str, An
 
 
 def shown(found: Mapping[str, Any] | None) -> str:
-    """A ratio as a table has it: the median, with its range; or that it is unsettled.
+    """A ratio for a table: the median with its range, or the range alone where unsettled.
 
     >>> shown(ratio([3.0] * 6, [1.0] * 6, "torch careful")), shown(None)
     ('3.00x (3.00-3.00)', '')

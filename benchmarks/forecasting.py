@@ -6,8 +6,8 @@ the same windows, with the same weights, must agree. PyTorch's forms: see
 `benchmarks.torch_forecasting`.
 many: 100,000 series forecast in one call, seconds and memory.
 
-Each form is a process of its own, and sleeps while others work. Use a machine that does nothing
-else. Without `--smoke` about ten minutes on two cores.
+Each form is a process of its own, and sleeps while others work. Run it on an otherwise idle
+machine. Without `--smoke` about ten minutes on two cores.
 """
 
 import datetime
@@ -53,7 +53,7 @@ class Options:
 
 
 class Bench:
-    """What the parts share: options, a folder for each network."""
+    """Shared by the parts: options, a folder for each network."""
 
     def __init__(self, options: Options, folder: Path) -> None:
         self.options, self.folder = options, folder
@@ -81,7 +81,7 @@ def train(bench: Bench) -> dict[str, Any]:
 
 
 def in_turns(bench: Bench, network: str) -> dict[str, Any]:
-    """One network: equal first, then A B A B."""
+    """One network: first the check that all forms agree, then rounds in turns."""
     computes = ("float32", "bfloat16") if has_bfloat16() else ("float32",)
     forms = [("jaxops", c) for c in computes]
     forms += [("torch", form) for form in ("plain", "careful", "compiled")]

@@ -23,7 +23,7 @@ SWEEP = 32
 
 
 def make(form: str, folder: str, started: float) -> Any:
-    """What answers the commands.
+    """The object that answers the commands.
 
     Args:
         form: "float32", "bfloat16", "vmapped", "one at a time", or "machine" for no workload.
@@ -167,7 +167,7 @@ class Training(Side):
         return float(records[-1]["examples_per_second"])
 
     def tune(self, seconds: float) -> dict[str, Any]:
-        """How many steps take about so long: fixed from here on, so that nothing recompiles."""
+        """Fix the number of steps that takes about so long, so that nothing recompiles."""
         for _ in range(2):
             self.steps = max(8, int(seconds * self._rate() / self.workload.batch_size))
         self._rate()

@@ -1,4 +1,4 @@
-"""One workload: equal first, then timed in turns."""
+"""One workload: first the check that all forms agree, then rounds in turns."""
 
 import os
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class How:
 def measure(
     workload: workloads.Workload, columns: workloads.Columns, folder: Path, how: How
 ) -> figures.Result:
-    """Everything about one workload; "failed" says why where the sides are not equal.
+    """Everything about one workload; "failed" says why where the sides differ.
 
     Args:
         workload: what to measure.
@@ -119,7 +119,7 @@ def _first_step(worker: Worker, side: str, form: str) -> dict[str, Any]:
 
 
 def _check_equal(workers: dict[str, Worker], result: figures.Result) -> None:
-    """All forms compute the same; else "failed" tells which do not."""
+    """Check that all forms compute the same; otherwise "failed" names those that do not."""
     if result["kind"] == "sweep":
         return
     wanted: list[dict[str, Any]] = []
@@ -146,7 +146,7 @@ def _check_equal(workers: dict[str, Worker], result: figures.Result) -> None:
 
 
 def _take_turns(workers: dict[str, Worker], result: figures.Result, how: How) -> None:
-    """A B A B: in each round every form once, while the others sleep; till the ratios settle."""
+    """Time each form once in every round while the others sleep, until the ratios settle."""
     rates: dict[str, list[float]] = {name: [] for name in workers}
     others: dict[str, list[float | None]] = {name: [] for name in workers}
     for i in range(MORE * how.rounds):

@@ -1,10 +1,11 @@
 """What a checkpoint costs the loop: `python -m benchmarks.pause`.
 
 `fit` saves at the end of each epoch, its default. The loop waits while the arrays are copied to the
-host, and they are written while training goes on: the pause is the first, its share is of the time
-from one save to the next. Behind it stands how long all epochs but the first took with checkpoints
-and without, which shows what the writing takes from the training beside it (on few cores), but also
-the noise of the machine. An epoch here is 12,800 images; of MNIST's 60,000 the share is a fifth.
+host; they are written while training continues. The pause is the time of the copy, its share that
+of the time between two saves. The next columns are the seconds of all epochs but the first with
+checkpoints and without: their difference is what writing takes from the training beside it (on few
+cores), and the noise of the machine. An epoch here is 12,800 images; with MNIST's 60,000 the share
+is a fifth.
 """
 
 import statistics

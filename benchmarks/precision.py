@@ -1,10 +1,10 @@
-"""What bfloat16 products cost in accuracy: every network with and without, from three seeds.
+"""What bfloat16 products cost in accuracy: every network with and without, for three seeds.
 
     python -m benchmarks.precision [names] [--seeds 3] [--out FILE]
 
-Nothing is timed here. Each pair has the same start and the same batches; after the article's
-epochs (a GPT: 1,500 steps) both are tested once. MNIST's networks and C04 show their accuracy, a
-GPT its loss. Where the processor has no instructions for bfloat16 there is nothing to compare.
+Nothing is timed here. Each pair has the same initial parameters and the same batches; after the
+article's epochs (a GPT: 1,500 steps) both are tested once. MNIST's networks and C04 show their
+accuracy, a GPT its loss. A processor without instructions for bfloat16 has nothing to compare.
 """
 
 import datetime

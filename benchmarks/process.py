@@ -1,4 +1,4 @@
-"""A worker as the suite sees it: a process that is asked and answers, and how busy the rest is."""
+"""Workers: processes that answer commands; and the load of the machine's other processes."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""How steps scale, without the machines: `python -m benchmarks.scaling [xla|devices|time|pod]`.
+"""How steps scale, by calculation: `python -m benchmarks.scaling [xla|devices|time|pod]`.
 
 xla: the calculator beside XLA's analyses of compiled steps, on one device.
 devices: collectives of the program that `fit` runs, for 1, 2, 4 and 8 virtual CPU devices.
@@ -200,7 +200,7 @@ MESHES = (
 
 
 def pod() -> Iterator[Row]:
-    """2,048 windows a step, four million tokens, whatever the chips."""
+    """2,048 windows a step, four million tokens, on any number of chips."""
     task = gpt.next_character(gpt.network(LARGE, remat=True))
     for device in ("H100", "v5e", "v5p"):
         for mesh in MESHES:

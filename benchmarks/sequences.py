@@ -1,16 +1,16 @@
 """SASRec beside PyTorch, in turns: `python -m benchmarks.sequences [train] [score] [loss]`.
 
-train: users a second on Amazon Beauty (or histories generated like it) at width 64, 2 layers,
+train: users a second on Amazon Beauty (or histories generated like it) at width 64, depth 2,
 context 50, steps of 128 users, with the cross-entropy over all 54,542 items and with one random
 negative. First both sides' losses of the same users, with the same weights, must agree; with a
-random negative they differ by chance, and are printed. PyTorch's forms: see
+random negative they differ by chance and are only printed. PyTorch's forms: see
 `benchmarks.torch_sasrec`. jaxops packs several histories into a row; PyTorch pads.
 score: users a second who were not in training, for the exact ten best of 20,000 items that they
-have not had; memory for 10,000 and for 100,000 users; 1,000,000 items.
+have not seen; memory for 10,000 and for 100,000 users; 1,000,000 items.
 loss: seconds and memory of the cross-entropy and its gradients for 128 x 50 places of 54,542 items.
 
-Each form is a process of its own, and sleeps while others work. Use a machine that does nothing
-else. Without `--smoke` about 15 minutes on two cores, of which train takes most.
+Each form is a process of its own, and sleeps while others work. Run it on an otherwise idle
+machine. Without `--smoke` about 15 minutes on two cores, of which train takes most.
 """
 
 import datetime
@@ -54,7 +54,7 @@ class Options:
 
 
 class Bench:
-    """What the parts share: options, a folder, a line for the user."""
+    """Shared by the parts: options, a folder, and progress lines for the user."""
 
     def __init__(self, options: Options, folder: Path) -> None:
         self.options, self.folder = options, folder
@@ -89,7 +89,7 @@ def train(bench: Bench) -> dict[str, Any]:
 
 
 def in_turns(bench: Bench, folder: Path, loss: str) -> dict[str, Any]:
-    """One loss: equal first, then A B A B."""
+    """One loss: first the check that all forms agree, then rounds in turns."""
     computes = ("float32", "bfloat16") if has_bfloat16() else ("float32",)
     forms = [("jaxops", c) for c in computes]
     forms += [("torch", form) for form in ("plain", "careful", "compiled")]

@@ -1,4 +1,4 @@
-"""What a side is made of: the workload, its data and its batches, as the suite wrote them."""
+"""Shared by both sides: the workload, its data and its batches, as the suite wrote them."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ measured; not a dependency of jaxops) gets its frame ready and one process a cor
 those of `forecast`, which fits and forecasts; it goes first, for its processes are forked, which
 JAX, once started, forbids. Its AutoETS chooses among the same kinds of forms,
 straight trends too, AutoTheta among four variants of the method. jaxops gets the padded array; its
-first call, with compilation, is said apart. Each line has the median of the rounds.
+first call, with compilation, is reported separately. Each line has the median of the rounds.
 """
 
 import os

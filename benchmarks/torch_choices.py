@@ -99,7 +99,7 @@ def _graph(update: Callable[..., Tensor], batch: Sequence[Tensor]) -> Callable[[
 
 
 def apply(settings: Settings, exact: bool = False) -> None:
-    """Settings that PyTorch has one of for the whole process; `exact`: no TF32."""
+    """Apply the settings that hold for the whole process; `exact`: no TF32."""
     torch.set_num_threads(settings.threads)
     products = settings.products
     if GPU and products == "highest" and not exact:

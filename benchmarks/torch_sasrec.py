@@ -59,7 +59,7 @@ class SASRec(nn.Module):
         self.norm = nn.LayerNorm(size.width)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Of each place the vector that foretells the next item."""
+        """The vector at each place that predicts the next item."""
         x = self.tokens(items) * self.tokens.embedding_dim**0.5
         x = self.drop(self.norm(x + self.positions[: items.shape[1]]))
         for block in self.blocks:
