@@ -23,6 +23,7 @@ from jaxops.trust import report
 ROOT = Path(__file__).parents[2]
 PARTS = {"__init__", "common", "intents", "table", "movielens"}  # the last runs beauty_sequences'
 NAMES = sorted({f.stem for f in ROOT.glob("experiments/*.py")} - PARTS)
+FAST = ("mnist_mlp", "etth")
 MAIN = {
     "binary_mlp": "auc",
     "beauty_sequences": "ndcg@10",
@@ -46,8 +47,7 @@ def run(name, *arguments):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == "mnist_mlp" else [pytest.mark.slow]) for n in NAMES],
+    "name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in NAMES]
 )
 def test_smoke(name, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("JAXOPS_DATA_DIR", raising=False)
