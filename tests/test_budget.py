@@ -1,0 +1,77 @@
+"""What the root conftest.py reports and enforces."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import conftest
+import pytest
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    first = {"tests/vision": [3, 9.0, 30.0], "docs": [1, 2.0, 4.0]}
+    found = {
+        "gw0": {"folders": first, "cpu": 40.0, "memory": 1.5},
+        "gw1": {"folders": {"tests/vision": [2, 1.0, 25.0]}, "cpu": 30.0, "memory": 2.5},
+    }
+    monkeypatch.setattr(conftest, "PROCESSES", found)
+    monkeypatch.setattr(conftest, "BUDGET", {"tests/vision": 50, "docs": 5, "tests/nn": 1})
+    monkeypatch.setattr(conftest, "TOTAL", 60)
+
+
+def config(expression):
+    return SimpleNamespace(option=SimpleNamespace(markexpr=expression))
+
+
+def test_time_of_all_processes_is_added_up_by_folder(processes):
+    assert conftest.taken() == {"docs": [1, 2.0, 4.0], "tests/vision": [5, 10.0, 55.0]}
+    assert conftest.total() == 70
+
+
+def test_what_exceeds_its_budget_is_named(processes):
+    memory = "process gw1 must take at most 2 GB, got 2.50"
+    vision = "tests/vision must take at most 50 CPU seconds, got 55"
+    total = "all must take at most 60 CPU seconds, got 70"
+    assert conftest.exceeded(config("not slow")) == [memory, vision, total]
+    assert conftest.exceeded(config("slow or data")) == [memory]
+
+
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [
+        ("tests/test_step.py", "tests"),
+        ("tests/vision/test_tasks.py", "tests/vision"),
+        ("jaxops/nn/layers.py", "jaxops"),
+        ("docs/start.md", "docs"),
+        ("README.md", "README.md"),
+    ],
+)
+def test_the_row_of_a_file(path, row):
+    assert conftest.folder(conftest.ROOT / path) == row
+
+
+def test_processor_time_counts_this_process_and_its_children():
+    before = conftest.cpu_seconds()
+    loop = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", loop], check=True)
+    assert conftest.cpu_seconds() - before >= 0.3
+
+
+def test_a_test_that_needs_absent_data_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXOPS_DATA_DIR", str(tmp_path))
+    (tmp_path / "adult").mkdir()
+
+    class Item:
+        def __init__(self, *names):
+            self.names, self.markers = names, []
+
+        def iter_markers(self, name):
+            return [pytest.mark.data(*self.names).mark] if name == "data" else []
+
+        def add_marker(self, marker):
+            self.markers.append(marker.mark.kwargs["reason"])
+
+    items = Item("adult"), Item("adult", "mnist"), Item()
+    conftest.pytest_collection_modifyitems(items)
+    assert [item.markers for item in items] == [[], ["no mnist in JAXOPS_DATA_DIR"], []]
