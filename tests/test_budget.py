@@ -4,8 +4,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import conftest
 import pytest
+
+import conftest
 
 
 @pytest.fixture
