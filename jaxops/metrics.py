@@ -147,11 +147,9 @@ class Confusion(NamedTuple):
         if average is None:
             return scores
         if average == "binary" and len(counts) != 2:
-            raise ValueError(f'average: "binary" wants 2 classes, found {len(counts)}')
+            raise ValueError(f'average must not be "binary" for {len(counts)} classes: it needs 2')
         if average not in ("macro", "micro", "binary"):
-            raise ValueError(
-                f'average: found {average!r}, wanted None, "macro", "micro" or "binary"'
-            )
+            raise ValueError(f'average must be None, "macro", "micro" or "binary", got {average!r}')
         if not counts.sum():
             return float("nan")
         if average == "micro":
@@ -248,7 +246,9 @@ def mean(values: jax.Array, weights: jax.Array) -> Mean:
     """
     values, weights = jnp.asarray(values, jnp.float32), jnp.asarray(weights, jnp.float32)
     if values.shape[: weights.ndim] != weights.shape:
-        raise ValueError(f"weights: found shape {weights.shape} for values {values.shape}")
+        raise ValueError(
+            f"weights must have a shape that fits values {values.shape}, got {weights.shape}"
+        )
     rows = values.mean(tuple(range(weights.ndim, values.ndim)))
     # where, not only a product: a padded row may hold anything, and 0 * inf is NaN
     return Mean((jnp.where(weights > 0, rows, 0.0) * weights).sum(), weights.sum())
@@ -272,9 +272,9 @@ def top_k(logits: jax.Array, labels: jax.Array, k: int, weights: jax.Array) -> M
     0.5
     """
     _same_shape("labels", labels, logits[..., 0])
-    own = jnp.take_along_axis(logits, labels[..., None], -1)
+    of_label = jnp.take_along_axis(logits, labels[..., None], -1)
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    behind = (logits < own) | ((logits == own) & (classes >= labels[..., None]))
+    behind = (logits < of_label) | ((logits == of_label) & (classes >= labels[..., None]))
     return mean((~behind).sum(-1) < k, weights)
 
 
@@ -350,10 +350,10 @@ def scores(score: Array, label: Array, weights: Array) -> Scores:
     return Scores(*(jnp.asarray(x, jnp.float32) for x in (score, label, weights)))
 
 
-def _same_shape(name: str, found: Any, wanted: Any) -> None:
+def _same_shape(name: str, given: Any, like: Any) -> None:
     # (B,) against (B, 1) would quietly become (B, B)
-    if found.shape != wanted.shape:
-        raise ValueError(f"{name}: found shape {found.shape}, wanted {wanted.shape}")
+    if given.shape != like.shape:
+        raise ValueError(f"{name} must have shape {like.shape}, got {given.shape}")
 
 
 def _difference(pred: Any, target: Any) -> jax.Array:

@@ -87,7 +87,7 @@ def adam(
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
         t = count.astype(jnp.float32)
-        # of a decay of zero nothing is left after a step
+        # with a decay of zero the correction is 1
         mean, square = (-1 / jnp.expm1(t * math.log(b)) if b else 1.0 for b in (b1, b2))
         updates = jax.tree.map(lambda m, v: (m * mean) / (jnp.sqrt(v * square) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
@@ -134,10 +134,10 @@ def cosine(rate: float, steps: int, warmup: int = 0, end: float = 0.0) -> optax.
 
 @_once
 def phases(*parts: tuple[int, float]) -> optax.Schedule:
-    """One value after another: `(steps, value)` pairs; the last value holds on.
+    """A piecewise constant schedule: `(steps, value)` pairs; the last value stays.
 
-    Article 004 (C06, C08) trains at 1e-3, then makes a new optimizer to tune at 1e-4, and so loses
-    Adam's moments. A schedule changes the rate, or the weight decay, and keeps them.
+    To train at 1e-3 and then tune at 1e-4 with a second optimizer loses Adam's moments. A schedule
+    changes the rate, or the weight decay, and keeps them.
 
     >>> rate = phases((100, 1e-3), (50, 1e-4))
     >>> decay = phases((100, 0.0), (50, 1e-3))
@@ -159,17 +159,31 @@ def phases(*parts: tuple[int, float]) -> optax.Schedule:
 def plateau(factor: float, patience: int, every: int, min_delta: float = 1e-4) -> Any:
     """Multiply the updates by `factor` when the training loss stops falling; goes last in a chain.
 
-    The loss is averaged over `every` steps (an epoch, say); after more than `patience` averages
-    without a relative fall of `min_delta` the rate is reduced. It is a function of the state
-    alone, so a resumed run reduces where the unbroken run would have.
+    The loss is averaged over `every` steps (such as an epoch); after `patience` averages without a
+    relative fall of `min_delta` the updates are reduced. This depends on the optimizer's state
+    alone, so a resumed run reduces them where an uninterrupted run does.
+
+    Args:
+        factor: multiplies the updates, again at each plateau.
+        patience: number of averages without improvement after which the updates are reduced.
+        every: number of steps that one average covers.
+        min_delta: relative fall of the loss that counts as an improvement.
+
+    >>> tx = chain(sgd(1.0), plateau(factor=0.5, patience=2, every=1))
+    >>> params = jnp.zeros(1)
+    >>> state = tx.init(params)
+    >>> for _ in range(4):  # the loss stays at 1.0
+    ...     updates, state = tx.update(jnp.ones(1), state, params, value=1.0)
+    >>> updates.tolist()
+    [-0.5]
     """
     return optax.contrib.reduce_on_plateau(factor, patience, min_delta, accumulation_size=every)
 
 
 def decay_mask(params: Params) -> Any:
-    """True for the leaves that weight decay is for: those of two or more axes.
+    """True for the leaves that weight decay applies to: those of two or more axes.
 
-    Biases and the scales of normalisation layers are left alone.
+    Biases and the scales of normalisation layers are not decayed.
 
     >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
@@ -179,7 +193,14 @@ def decay_mask(params: Params) -> Any:
 
 @_once
 def l1(strength: float) -> optax.GradientTransformation:
-    """The gradient of `strength * sum(|w|)` over `decay_mask`; goes before the optimizer."""
+    """Add the gradient of `strength * sum(|w|)` over `decay_mask`; goes before the optimizer.
+
+    >>> params = {"kernel": jnp.array([[2.0, -3.0]])}
+    >>> tx = chain(l1(0.1), sgd(1.0))
+    >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    >>> [round(float(u), 4) for u in updates["kernel"][0]]
+    [-0.1, 0.1]
+    """
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), updates, params), state
@@ -191,11 +212,17 @@ def l1(strength: float) -> optax.GradientTransformation:
 
 @_once
 def l2(strength: float) -> optax.GradientTransformation:
-    """The gradient of `strength / 2 * sum(w ** 2)` over `decay_mask`; goes before the optimizer.
+    """Add the gradient of `strength / 2 * sum(w ** 2)` over `decay_mask`; before the optimizer.
 
-    This is what `torch.optim.Adam(weight_decay=strength)` does (to all parameters) in articles
-    C06 and C08: with Adam the penalty is rescaled by the second moments. Decoupled decay is
+    This is what `torch.optim.Adam(weight_decay=strength)` does, to all parameters: with Adam the
+    penalty is rescaled by the second moments. Decoupled decay is
     `adamw(rate, weight_decay=strength, mask=decay_mask)` (Loshchilov & Hutter 2019).
+
+    >>> params = {"kernel": jnp.array([[2.0, -3.0]])}
+    >>> tx = chain(l2(0.1), sgd(1.0))
+    >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    >>> [round(float(u), 4) for u in updates["kernel"][0]]
+    [-0.2, 0.3]
     """
     return optax.add_decayed_weights(strength, mask=decay_mask)
 
@@ -212,8 +239,14 @@ def ema(decay: float) -> optax.GradientTransformation:
     """Keep an exponential moving average of the parameters; goes last in a chain.
 
     `average = d * average + (1 - d) * params` after each update, with
-    `d = min(decay, (1 + updates) / (10 + updates))`, so that the start is forgotten quickly
-    (the warm-up of TensorFlow's ExponentialMovingAverage). Read it by `averaged`.
+    `d = min(decay, (1 + updates) / (10 + updates))`, so that the initial parameters are forgotten
+    quickly (the warm-up of TensorFlow's ExponentialMovingAverage). `averaged` gives the result.
+
+    >>> tx = chain(sgd(1.0), ema(0.999))
+    >>> params = jnp.zeros(1)
+    >>> _, state = tx.update(-jnp.ones(1), tx.init(params), params)  # the parameter is 1 now
+    >>> round(float(state[1].params[0]), 4)
+    0.9
     """
 
     def init(params: Params) -> EmaState:
@@ -229,8 +262,16 @@ def ema(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(state: "TrainState") -> "TrainState":
-    """The state with the averaged parameters in place of the last ones, if `ema` kept any."""
-    kept = found(state.opt_state, EmaState)
+    """The state with the averaged parameters in place of the last ones, if `ema` kept any.
+
+    >>> from jaxops.state import TrainState
+    >>> tx, params = chain(sgd(1.0), ema(0.999)), jnp.zeros(1)
+    >>> _, kept = tx.update(-jnp.ones(1), tx.init(params), params)
+    >>> state = TrainState(jnp.int32(1), jnp.ones(1), kept, {}, jax.random.key(0))
+    >>> round(float(averaged(state).params[0]), 4)
+    0.9
+    """
+    kept = states_of(state.opt_state, EmaState)
     return state._replace(params=kept[0].params) if kept else state
 
 
@@ -264,14 +305,14 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 @_once
 def skip_not_finite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Leave out the updates whose loss or gradients are not finite, and count them.
+    """Skip the updates whose loss or gradients are not finite, and count them.
 
-    Wraps the whole optimizer. A step that is skipped changes neither the parameters, nor the
-    state of `tx`, nor the model's other variables (batch statistics); only the step number goes
-    on, so that the next batch is another. It is reported as "skipped", and counts in no other
-    metric where its loss is not finite. Without it the first such loss ends a run of `fit`.
+    Wraps the whole optimizer. A skipped step changes neither the parameters, nor the state of
+    `tx`, nor the model's other variables (batch statistics); only the step number advances, so
+    that the next batch is another one. It is reported as "skipped"; if its loss is not finite, it
+    counts in no other metric. Without this wrapper the first such loss ends a run of `fit`.
 
-    It is `optax.apply_if_finite` that never gives in, and looks at the loss (`value=`) too.
+    This is `optax.apply_if_finite` without a limit, and it checks the loss (`value=`) as well.
 
     >>> tx = skip_not_finite(sgd(0.1))
     >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.zeros(2)))
@@ -289,7 +330,7 @@ def skip_not_finite(tx: optax.GradientTransformation) -> optax.GradientTransform
 
 
 class LossScaleState(NamedTuple):
-    """By what the loss is multiplied, for how many steps that went well, and the guarded state."""
+    """The factor of the loss, the number of finite steps in a row, and the guarded state."""
 
     scale: jax.Array
     good_steps: jax.Array
@@ -303,16 +344,16 @@ MAX_LOSS_SCALE = 2.0**24  # gradients that are all zero would let it grow withou
 def loss_scale(
     tx: optax.GradientTransformation, initial: float = 2.0**15, every: int = 2000
 ) -> optax.GradientTransformationExtraArgs:
-    """Keep a scale for the loss, so that small gradients do not vanish in float16.
+    """Scale the loss dynamically, so that small gradients do not vanish in float16.
 
-    A step multiplies the loss by the scale and divides the gradients by it, so `tx` sees them as
-    they are. Updates that are not finite are left out as by `skip_not_finite` and halve the scale,
-    to 1 at least; `every` good steps in a row double it. A step reports it as "loss_scale".
+    A step multiplies the loss by the scale and divides the gradients by it, so `tx` sees unscaled
+    gradients. Updates that are not finite are skipped as by `skip_not_finite` and halve the scale,
+    to 1 at least; `every` finite steps in a row double it. A step reports it as "loss_scale".
 
     Args:
         tx: the whole optimizer.
         initial: the scale to begin with; a power of two loses no digit.
-        every: how many good steps double it.
+        every: number of finite steps in a row that double the scale.
 
     References:
         Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
@@ -343,14 +384,14 @@ def loss_scale(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def found(opt_state: Any, kind: type) -> list[Any]:
+def states_of(opt_state: Any, kind: type) -> list[Any]:
     """The states of one kind in an optimizer's state, such as `LossScaleState`."""
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
     return [node for node in nodes if isinstance(node, kind)]
 
 
 def counters(before: Any, after: Any) -> dict[str, Any]:
-    """What one update did, from the optimizer's state before and after it, as metrics.
+    """Metrics of one update, from the optimizer's state before and after it.
 
     "skipped" and "clipped" are counts, where `skip_not_finite`, `loss_scale` or
     `clip_by_global_norm` are in the optimizer; "loss_scale" is what the loss was multiplied by.
@@ -361,10 +402,10 @@ def counters(before: Any, after: Any) -> dict[str, Any]:
     }
     states: dict[str, Any] = {}
     for name, (kind, total) in totals.items():
-        pairs = zip(found(before, kind), found(after, kind), strict=True)
+        pairs = zip(states_of(before, kind), states_of(after, kind), strict=True)
         events = [getattr(new, total) - getattr(old, total) for old, new in pairs]
         if events:
             states[name] = Count(sum(events[1:], events[0]))
-    for scaled in found(before, LossScaleState):
+    for scaled in states_of(before, LossScaleState):
         states["loss_scale"] = Mean(scaled.scale, jnp.ones(()))
     return states

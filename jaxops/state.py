@@ -13,7 +13,7 @@ from jaxops.task import Array, Batch, Extra, Key, Params, Task
 
 
 class TrainState(NamedTuple):
-    """Arrays only; the task, the model and the optimizer are closed over by the step.
+    """The arrays of a run; the task and the optimizer are closed over by the step.
 
     Attributes:
         step: () int32, the number of updates made so far.
@@ -40,11 +40,11 @@ def init_state(
     """A new state, initialised inside one jitted call with each leaf on its devices.
 
     Args:
-        task: what to learn.
+        task: the task.
         tx: the optimizer.
         seed: of the parameters and of all later randomness.
-        batch: any batch: only shapes and dtypes matter.
-        plan: how the state lies on the devices; one device by default.
+        batch: any batch; only its shapes and dtypes matter.
+        plan: how the state is placed on the devices; one device by default.
 
     >>> import numpy as np, optax
     >>> from jaxops import vision
@@ -60,13 +60,13 @@ def init_state(
 def state_shapes(
     task: Task, tx: optax.GradientTransformation, batch: Batch, plan: Plan | None = None
 ) -> TrainState:
-    """Shapes and dtypes of the state that `init_state` makes, which traces nothing once more."""
+    """Shapes and dtypes of the state that `init_state` makes; cached, does not retrace."""
     return _init_program(task, tx, plan or default(), _shapes(batch))[0]
 
 
 def _shapes(batch: Batch) -> tuple[tuple[str, jax.ShapeDtypeStruct], ...]:
     return tuple(
-        # int64 labels and float64 features are what NumPy gives, and what a device narrows
+        # NumPy gives int64 labels and float64 features, which a device narrows
         (name, jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype)))
         for name, value in batch.items()
     )
@@ -76,7 +76,7 @@ def _shapes(batch: Batch) -> tuple[tuple[str, jax.ShapeDtypeStruct], ...]:
 def _init_program(
     task: Task, tx: optax.GradientTransformation, plan: Plan, shapes: Any
 ) -> tuple[TrainState, Callable[[Key], TrainState]]:
-    @functools.partial(jax.jit, inline=True)  # traced for its shapes, and never again
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes
     def init(key: Key) -> TrainState:
         batch = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes}
         init_key, key = jax.random.split(key)

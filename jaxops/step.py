@@ -1,4 +1,4 @@
-"""Pure steps and what is built from them: one update, many updates in one call, one evaluation."""
+"""Pure steps: one update, many updates in one call, one evaluation, and an update by pmap."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -30,18 +30,34 @@ def train_step(
 
     Pure; meant for `jax.jit(partial(train_step, task, tx), donate_argnums=0)`. The metrics are
     mergeable states; "loss" is among them, and "skipped", "clipped" and "loss_scale" where the
-    optimizer has such (see `jaxops.optim`). An optimizer that wants the loss (`value=`), such as
-    `optax.contrib.reduce_on_plateau`, is given it.
+    optimizer reports them (see `jaxops.optim`). An optimizer that takes the loss (`value=`), such
+    as `optax.contrib.reduce_on_plateau`, gets it.
 
-    With `accumulate=k` the batch is taken in k parts, one after the other, which needs the memory
-    of one. Part j has the rows j, j + k, j + 2k, ..., so on many devices each row stays where it
-    is; what a plan exchanges (gradients, gathered parameters) it exchanges for each part. Sums and
-    weights are added up and divided once: the update is that of the whole batch, but for what
-    couples its rows (the statistics of batch norm are those of a part).
+    With `accumulate=k` the batch is taken in k parts, one after the other, in the memory of one
+    part. Part j has the rows j, j + k, j + 2k, ..., so that on many devices each row stays where it
+    is; what a plan exchanges (gradients, gathered parameters) is exchanged for each part. Sums and
+    weights are added up and divided once: the update is that of the whole batch, except for what
+    couples its rows (batch norm uses the statistics of a part).
+
+    Args:
+        task: the task.
+        tx: the optimizer.
+        state: of the task; donate it when jitting.
+        batch: columns with one leading axis.
+        accumulate: number of parts that the batch is taken in.
 
     Raises:
-        ValueError: when it is traced, for a batch that does not divide, or a task whose loss
-            couples the rows.
+        ValueError: while tracing, for a batch that does not divide, or a task whose loss couples
+            the rows.
+
+    >>> import numpy as np
+    >>> from jaxops import init_state, tabular
+    >>> task, tx = tabular.classifier(tabular.MLP((4,)), features=3), optim.sgd(0.1)
+    >>> batch = {"features": np.ones((2, 3), np.float32), "label": np.array([0, 1])}
+    >>> step = jax.jit(functools.partial(train_step, task, tx), donate_argnums=0)
+    >>> state, metrics = step(init_state(task, tx, seed=0, batch=batch), batch)
+    >>> int(state.step), sorted(metrics)
+    (1, ['accuracy', 'loss'])
     """
     check_accumulate(task, accumulate)
     key = jax.random.fold_in(state.key, state.step)
@@ -51,27 +67,27 @@ def train_step(
 def gradients(
     task: Task, state: TrainState, batch: Batch, key: Key, accumulate: int = 1
 ) -> tuple[Array, Out, Params]:
-    """The summed loss of a batch, what comes with it, and the gradient of the sum.
+    """The summed loss of a batch, its `Out`, and the gradient of the sum.
 
     With `optim.loss_scale` in the optimizer the gradient is that of the scaled loss, divided again.
     """
-    scales = optim.found(state.opt_state, optim.LossScaleState)
+    scales = optim.states_of(state.opt_state, optim.LossScaleState)
 
     def loss(params: Params, extra: Extra, part: Batch, key: Key) -> Any:
         total, out = task.loss(params, extra, part, key, True)
         scaled = total * scales[0].scale.astype(total.dtype) if scales else total
         return scaled, (total, out)
 
-    def of(extra: Extra, part: Batch, key: Key) -> Any:
+    def gradients_of(extra: Extra, part: Batch, key: Key) -> Any:
         (_, (total, out)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, extra, part, key
         )
         return total, out, grads
 
     total, out, grads = (
-        of(state.extra, batch, key)
+        gradients_of(state.extra, batch, key)
         if accumulate == 1
-        else accumulated(of, state.params, state.extra, batch, key, accumulate)
+        else accumulated(gradients_of, state.params, state.extra, batch, key, accumulate)
     )
     if scales:
         grads = jax.tree.map(lambda g: g / scales[0].scale.astype(g.dtype), grads)
@@ -83,7 +99,7 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """The state after one update by the sums that `gradients` gives, and the metrics."""
     weight = jnp.where(out.weight > 0, out.weight, 1.0)
-    # a product, which XLA puts into the optimizer's loops; a division was a pass of its own
+    # a product, which XLA fuses with the optimizer; a division took another pass over memory
     grads = jax.tree.map(lambda g: g * (1 / weight).astype(g.dtype), grads)
     updates, opt_state = optax.with_extra_args_support(tx).update(
         grads, state.opt_state, state.params, value=total / weight
@@ -95,7 +111,7 @@ def update(
         good = counted["skipped"].total == 0
         extra = _where(good, extra, state.extra)
         zeros = jax.tree.map(jnp.zeros_like, metrics)
-        metrics = _where(good | jnp.isfinite(total), metrics, zeros)  # a NaN stays in no sum
+        metrics = _where(good | jnp.isfinite(total), metrics, zeros)  # no NaN enters a sum
     state = TrainState(state.step + 1, params, opt_state, extra, state.key)
     return state, metrics | counted
 
@@ -105,9 +121,21 @@ def _where(condition: Array, tree: Any, other: Any) -> Any:
 
 
 def eval_step(task: Task, metrics: MetricFunctions, state: TrainState, batch: Batch) -> Metrics:
-    """The task's own metrics on one batch, and those of `metrics`, made from its predictions.
+    """The task's own metrics on one batch, and more metrics of its predictions.
 
-    Each of `metrics` is `(name, function)`, the function `(predictions, batch) -> metric state`.
+    Args:
+        task: the task.
+        metrics: `(name, function)` pairs, the function `(predictions, batch) -> metric state`.
+        state: of the task.
+        batch: columns with one leading axis.
+
+    >>> import numpy as np
+    >>> from jaxops import init_state, tabular
+    >>> task = tabular.classifier(tabular.MLP((4,)), features=3)
+    >>> batch = {"features": np.ones((2, 3), np.float32), "label": np.array([0, 1])}
+    >>> state = init_state(task, optim.sgd(0.1), seed=0, batch=batch)
+    >>> eval_step(task, (), state, batch)["accuracy"].compute()
+    0.5
     """
     total, out = task.loss(state.params, state.extra, batch, state.key, False)
     states = {**out.metrics, "loss": Mean(total, out.weight)}
@@ -126,8 +154,16 @@ def many_steps(
     the first `count` (an int32 scalar) are used. It returns the state and the metrics of each
     step, stacked along a leading axis of length K; rows from `count` on are zero.
 
-    A loop with a count is `lax.scan` with the freedom to stop early: one compilation serves
-    every count. K = 1 is compiled without a loop, in which some operations are slow on a CPU.
+    Unlike `lax.scan`, a loop with a count can stop early: one compilation serves every count.
+    K = 1 is compiled without a loop, in which some operations are slow on a CPU.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)`, such as a partial `train_step`.
+
+    >>> step = lambda state, batch: (state + batch, {"sum": state + batch})
+    >>> state, metrics = many_steps(step)(jnp.float32(0), jnp.arange(4.0), 3)
+    >>> float(state), metrics["sum"].tolist()
+    (3.0, [0.0, 1.0, 3.0, 0.0])
     """
 
     def run(state: TrainState, batches: Any, count: Array) -> tuple[TrainState, Metrics]:
@@ -159,33 +195,48 @@ def pmap_train_step(
     devices: Sequence[jax.Device] | None = None,
     accumulate: int = 1,
 ) -> Callable[[Any, Batch], tuple[Any, Any]]:
-    """`train_step` by `jax.pmap`, for who wants it: `(state, batch) -> (state, metrics)`, compiled.
+    """`train_step` by `jax.pmap`, provided for code that still uses pmap.
 
-    The state lies as `init_state(..., plan=data_parallel(devices))` puts it, and is donated. Each
-    device takes its rows of the batch; sums, weights and gradients are added up over the devices
-    and divided once, so the update is that of `train_step`. Two things differ from a plan. Batch
-    norm sees the rows of one device, not those of the batch: it divides by their statistics, and
-    the running ones are the mean over the devices. And each device draws its own noise.
+    The state has to be placed as by `init_state(..., plan=data_parallel(devices))`, and is donated.
+    Each device takes its rows of the batch; sums, weights and gradients are added up over the
+    devices and divided once, so the update is that of `train_step`. Two things differ from a plan:
+    batch norm uses the statistics of one device's rows, with running statistics that are the mean
+    over the devices; and each device draws its own dropout.
 
     Args:
-        task: what to learn.
+        task: the task.
         tx: the optimizer.
-        devices: all local ones by default.
+        devices: all local devices by default.
         accumulate: see `train_step`.
 
+    Returns:
+        The compiled step, `(state, batch) -> (state, metrics)`.
+
     Raises:
-        ValueError: by the step, for a batch that does not divide over the devices, or by
-            `pmap_train_step` for a loss that couples the rows of a batch, or with several
-            processes: it adds up over the devices of one.
+        ValueError: a task whose loss couples the rows of a batch, or several processes. The step
+            raises for a batch that does not divide over the devices.
+
+    >>> import numpy as np
+    >>> from jaxops import init_state, tabular
+    >>> from jaxops.devices import data_parallel
+    >>> task, tx = tabular.classifier(tabular.MLP((4,)), features=3), optim.sgd(0.1)
+    >>> rows = 2 * jax.device_count()
+    >>> batch = {"features": np.ones((rows, 3), np.float32), "label": np.arange(rows) % 2}
+    >>> state = init_state(task, tx, seed=0, batch=batch, plan=data_parallel())
+    >>> state, metrics = pmap_train_step(task, tx)(state, batch)
+    >>> int(state.step)
+    1
     """
     hosts.check_started()
     if hosts.count() > 1:
         raise ValueError(
-            f"pmap_train_step: {hosts.count()} processes found, one wanted; "
-            "several want a plan, such as data_parallel(), and train_step"
+            f"pmap_train_step must run in one process, got {hosts.count()}; for several use "
+            "a plan, such as data_parallel(), and train_step"
         )
     if task.coupled:
-        raise ValueError("task: its loss couples the rows of a batch (coupled=True); wanted a plan")
+        raise ValueError(
+            "task must not couple the rows of a batch, got coupled=True; use a plan instead"
+        )
     devices = jax.local_devices() if devices is None else devices
 
     @functools.partial(
@@ -209,7 +260,8 @@ def pmap_train_step(
         rows = len(next(iter(batch.values())))
         if rows % len(devices):
             raise ValueError(
-                f"batch: {rows} rows found, a multiple of {len(devices)} wanted, one part a device"
+                f"batch must have a multiple of {len(devices)} rows (the number of devices), "
+                f"got {rows}"
             )
         return step(state, {k: v.reshape(len(devices), -1, *v.shape[1:]) for k, v in batch.items()})
 

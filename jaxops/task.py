@@ -14,7 +14,7 @@ Key = jax.Array
 Params = Any
 Extra = Any
 Batch = Mapping[str, Any]
-"""Named columns with one leading axis; `mask` (B,), if there, weighs the rows (0 is padding)."""
+"""Named columns with one leading axis; `mask` (B,), if present, weighs the rows (0 is padding)."""
 
 
 class Column(NamedTuple):
@@ -25,7 +25,10 @@ class Column(NamedTuple):
         shape: the shape of one row; `None` stands for any length.
         dtype: NumPy's name of the dtype, such as "uint8"; "float" and "int" take any width.
         classes: integer labels lie in [0, classes); `None` does not check.
-        target: the column is what is learned, so prediction does without it.
+        target: the column is what is learned; prediction does not need it.
+
+    >>> Column("label", dtype="int", classes=10, target=True).shape
+    ()
     """
 
     name: str
@@ -36,10 +39,10 @@ class Column(NamedTuple):
 
 
 class Out(NamedTuple):
-    """What a loss gives besides its sum.
+    """What a loss returns besides its sum.
 
     Attributes:
-        weight: (), the sum of the rows' weights: what the loss is divided by, once.
+        weight: (), the sum of the rows' weights, by which the loss is divided once.
         metrics: name -> mergeable metric state (see `jaxops.metrics`).
         extra: the model's new non-trained variables, such as batch statistics.
     """
@@ -50,7 +53,7 @@ class Out(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What to learn.
+    """What to learn, as pure functions; most are made by `supervised` or by a room.
 
     Attributes:
         init: `(key, batch) -> (params, extra)`.
@@ -58,14 +61,14 @@ class Task(NamedTuple):
         predict: `(params, extra, batch) -> outputs`, no randomness.
         columns: what the data must look like, checked before anything compiles.
         classes: the classes' names in order, or empty.
-        recipe: how the task was made, `(function, arguments)`, so that `jaxops.save` can write
-            it down; `None` for a task made by hand.
-        coupled: the loss of a row depends on the other rows of its batch, as with negatives taken
-            from the batch, so a batch must not be taken in parts.
+        recipe: how the task was made, `(function, arguments)`, which `jaxops.save` writes; `None`
+            for a task made by hand.
+        coupled: whether the loss of a row depends on the other rows of its batch, as with negatives
+            taken from the batch; then a batch must not be taken in parts.
         sample: `(params, extra, batch, key) -> outputs`, as `predict` but with dropout on, for
             `jaxops.monte_carlo`; `None` where the model has none.
-        check: `columns -> None`, on the host and before anything compiles: raises `ValueError` for
-            rows that `columns` let pass.
+        check: `columns -> None`, called on the host before anything compiles: raises `ValueError`
+            for rows that `columns` accepts and the task does not.
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -95,11 +98,11 @@ def recorded(make: Made) -> Made: ...
 @overload
 def recorded(*, formerly: Mapping[str, str]) -> Callable[[Made], Made]: ...
 def recorded(make: Any = None, *, formerly: Mapping[str, str] | None = None) -> Any:
-    """Mark a function that makes tasks, or a dataclass of settings, as what a model file may name.
+    """Allow model files to name a function that makes tasks, or a dataclass of settings.
 
-    A function remembers its arguments in `Task.recipe`, which `jaxops.save` writes, and returns the
-    same task for equal arguments, so that equal calls compile once. Arrays and lists among the
-    arguments become tuples. A class is returned as it is, with the mark; Flax modules need none.
+    The function remembers its arguments in `Task.recipe`, which `jaxops.save` writes, and returns
+    the same task for equal arguments, so that equal calls compile once. Arrays and lists among the
+    arguments become tuples. A class is marked and returned; Flax modules need no mark.
 
     Args:
         make: the function, or the class.
@@ -133,7 +136,7 @@ def recorded(make: Any = None, *, formerly: Mapping[str, str] | None = None) -> 
 
 
 def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
-    """One row of zeros that fits: lengths that are free are 1.
+    """One row of zeros that fits the columns; free lengths are 1.
 
     >>> example((Column("image", (28, 28, 1), "uint8"),))["image"].shape
     (1, 28, 28, 1)
@@ -146,14 +149,18 @@ def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
 
 
 def row_weights(batch: Batch) -> Array:
-    """The weight of each row, float32 (B,): `mask` where the batch has one, else ones."""
+    """The weight of each row, float32 (B,): `mask` if the batch has one, else ones.
+
+    >>> row_weights({"x": jnp.zeros((2, 3)), "mask": jnp.array([1, 0])}).tolist()
+    [1.0, 0.0]
+    """
     if "mask" in batch:
         return jnp.asarray(batch["mask"], jnp.float32)
     return jnp.ones(len(next(iter(batch.values()))), jnp.float32)
 
 
 def masked_sum(values: Array, weights: Array) -> Array:
-    """The weighted sum of `values`, in which those of weight 0 count for nothing, also NaN.
+    """The weighted sum of `values`, without those of weight 0, which may be NaN.
 
     Args:
         values: any shape.
@@ -162,14 +169,14 @@ def masked_sum(values: Array, weights: Array) -> Array:
     >>> print(masked_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([2.0, 0.0, 1.0])))
     5.0
     """
-    # where, not a product alone: what a model makes of padding may be infinite, and 0 * inf is NaN
+    # where, not a product alone: the outputs for padding may be infinite, and 0 * inf is NaN
     return jnp.where(weights > 0, values * weights, 0.0).sum()
 
 
 def _clean(batch: Batch, real: Array) -> Batch:
-    """Zeros in the rows that do not count: they may hold anything, and 0 * NaN is NaN.
+    """The batch with zeros in its padding rows, which may hold anything.
 
-    To mask the losses is not enough: the gradient of a masked NaN is NaN as well.
+    Masking the losses is not enough: the gradient of a masked NaN is NaN as well.
     """
 
     def clean(column: Any) -> Array:
@@ -179,8 +186,31 @@ def _clean(batch: Batch, real: Array) -> Batch:
     return {name: clean(column) for name, column in batch.items()}
 
 
+def _calls(module: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`init(key, x, weights)` and `call(variables, x, weights, train, **kwargs)` of a module.
+
+    It is given `train` and `mask` where it names them, and a tuple `x` as several arguments.
+    """
+    accepts = inspect.signature(module).parameters
+
+    def arguments(x: Any, weights: Array, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        known = {"train": train, "mask": weights > 0}
+        named = {name: value for name, value in known.items() if name in accepts}
+        return x if isinstance(x, tuple) else (x,), named
+
+    def init(key: Key, x: Any, weights: Array) -> dict[str, Any]:
+        several, named = arguments(x, weights, False)
+        return dict(module.init(key, *several, **named))
+
+    def call(variables: Any, x: Any, weights: Array, train: bool, **kwargs: Any) -> Any:
+        several, named = arguments(x, weights, train)
+        return module.apply(variables, *several, **named, **kwargs)
+
+    return init, call
+
+
 def supervised(
-    model: Any,
+    module: Any,
     inputs: Callable[[Batch, Key | None], Any],
     loss: Callable[[Array, Batch, bool], Array],
     metrics: Callable[[Array, Batch, Array], dict[str, Any]],
@@ -192,37 +222,41 @@ def supervised(
     """A task from a Flax module and a loss for each row.
 
     Args:
-        model: a `flax.linen.Module`; its `__call__` takes the inputs and, where it names them,
-            `train` (bool) and `mask` ((B,) bool, False for padding). Dropout draws from the
-            "dropout" stream.
-        inputs: `(batch, key) -> x`, what the model sees, a tuple being its several arguments; the
+        module: a `flax.linen.Module`, or what `jaxops.from_nnx` makes of an NNX module; its
+            `__call__` takes the inputs and, where it names them, `train` (bool) and `mask`
+            ((B,) bool, False for padding). Dropout draws from the "dropout" stream.
+        inputs: `(batch, key) -> x`, the inputs of the module, a tuple for several arguments; the
             key is `None` outside training.
         loss: `(outputs, batch, train) -> (B,)`, one value a row.
-        metrics: `(outputs, batch, weights) -> states`; a step adds "loss" by itself.
-        predict: outputs -> what a user wants to read, such as probabilities.
+        metrics: `(outputs, batch, weights) -> states`; a step adds "loss".
+        predict: outputs -> predictions, such as probabilities.
         columns: what the data must look like.
         classes: names of the classes, if any.
-        coupled: a row's loss depends on the other rows, as with negatives taken from the batch;
-            then `accumulate` and `jo.pmap_train_step`, which part a batch, refuse the task.
+        coupled: whether a row's loss depends on the other rows, as with negatives taken from the
+            batch; `accumulate` and `pmap_train_step`, which divide a batch, then raise.
 
     Raises:
-        ValueError: when a step is traced, for a loss that is not one value a row.
+        ValueError: while a step is traced, for a loss that is not one value a row.
+
+    A linear regression:
+
+    >>> import flax.linen as nn
+    >>> task = supervised(
+    ...     nn.Dense(1),
+    ...     inputs=lambda batch, key: batch["x"],
+    ...     loss=lambda outputs, batch, train: jnp.square(outputs[:, 0] - batch["y"]),
+    ...     metrics=lambda outputs, batch, weights: {},
+    ...     predict=lambda outputs: outputs[:, 0],
+    ...     columns=(Column("x", (3,)), Column("y", target=True)),
+    ... )
+    >>> params, extra = task.init(jax.random.key(0), example(task.columns))
+    >>> task.predict(params, extra, {"x": jnp.zeros((2, 3))}).tolist()
+    [0.0, 0.0]
     """
-    accepts = inspect.signature(type(model).__call__).parameters
-
-    def named(weights: Array, train: bool) -> dict[str, Any]:
-        known = {"train": train, "mask": weights > 0}
-        return {name: value for name, value in known.items() if name in accepts}
-
-    def arguments(x: Any) -> tuple[Any, ...]:
-        return x if isinstance(x, tuple) else (x,)
-
-    def call(variables: Any, x: Any, weights: Array, train: bool, **kwargs: Any) -> Any:
-        return model.apply(variables, *arguments(x), **named(weights, train), **kwargs)
+    start, call = _calls(module)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        x = inputs(batch, None)
-        variables = dict(model.init(key, *arguments(x), **named(row_weights(batch), False)))
+        variables = start(key, inputs(batch, None), row_weights(batch))
         return variables.pop("params", {}), variables
 
     def loss_fn(
@@ -244,7 +278,7 @@ def supervised(
         losses = loss(outputs, batch, train)
         if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
             raise ValueError(
-                f"loss: shape {jnp.shape(losses)} found, {weights.shape} wanted: one value a row"
+                f"loss must have shape {weights.shape} (one value a row), got {jnp.shape(losses)}"
             )
         return masked_sum(losses, weights), Out(
             weights.sum(), metrics(outputs, batch, weights), extra
@@ -255,8 +289,8 @@ def supervised(
         return predict(call({"params": params, **extra}, x, row_weights(batch), False))
 
     def sample(params: Params, extra: Extra, batch: Batch, key: Key) -> Any:
-        if extra:  # statistics of the batch would be noise of another kind, and are to be kept
-            raise ValueError(f"sample: a model of params alone wanted, {sorted(extra)} found")
+        if extra:  # batch statistics would be noise of another kind, and would change the state
+            raise ValueError(f"extra must be empty to sample with dropout, got {sorted(extra)}")
         x, rngs = inputs(batch, None), {"dropout": key}
         return predict(call({"params": params}, x, row_weights(batch), True, rngs=rngs))
 
@@ -267,5 +301,5 @@ def supervised(
         columns,
         classes,
         coupled=coupled,
-        sample=sample if "train" in accepts else None,
+        sample=sample if "train" in inspect.signature(module).parameters else None,
     )

@@ -16,19 +16,19 @@ from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, recorded, r
 
 
 def remat(task: Task, policy: str | Callable[..., Any] = "dots") -> Task:
-    """The task with a loss that keeps less for its gradient, and computes the rest again.
+    """The task with rematerialisation: its gradient stores less and recomputes the rest.
 
-    Equal arguments give the same task, so they compile once. What `save` writes is the task itself.
+    Equal arguments give the same task, so they compile once. `save` writes the task itself.
 
     Args:
-        task: any.
-        policy: "dots" keeps the results of matrix products (but for batched ones, as in
-            attention) and computes norms, activations, dropout and attention's weights again; or
-            one of `jax.checkpoint_policies`. An XLA that orders for speed, as a CPU's does by
-            default, computes them again so early that nothing is saved.
+        task: any task.
+        policy: "dots" stores the results of matrix products (except batched ones, as in attention)
+            and recomputes norms, activations, dropout and attention weights; or one of
+            `jax.checkpoint_policies`. On a CPU, XLA schedules for speed by default and recomputes
+            so early that no memory is saved.
 
     Raises:
-        ValueError: another word.
+        ValueError: a string other than "dots".
 
     References:
         Chen et al. 2016, arXiv:1604.06174.
@@ -40,7 +40,7 @@ def remat(task: Task, policy: str | Callable[..., Any] = "dots") -> Task:
     """
     if isinstance(policy, str):
         if policy != "dots":
-            raise ValueError(f'policy: {policy!r} found, "dots" or a function wanted')
+            raise ValueError(f'policy must be "dots" or a function, got {policy!r}')
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return _remat(task, policy)
 
@@ -52,10 +52,10 @@ def _remat(task: Task, policy: Callable[..., Any]) -> Task:
 
 @dataclass(frozen=True)
 class Remat:
-    """A loss that keeps for its gradient what `policy` says; `jo.gathered` adds to it.
+    """A loss whose gradient stores what `policy` says; `jo.gathered` adds to it.
 
     Attributes:
-        loss: a task's.
+        loss: the loss of a task.
         policy: see `jax.checkpoint`.
     """
 
@@ -72,12 +72,21 @@ class Remat:
 
 @functools.lru_cache(maxsize=32)
 def gathered(task: Task, plan: Plan) -> Task:
-    """The task with a loss that puts together what "fsdp" splits, where it is used.
+    """The task with a loss that gathers the parameters that "fsdp" splits where they are used.
 
-    Without it XLA may move the activations instead, or keep all that it put together for the
-    backward pass: here that is put together again. `fit` does so; a loop of your own can. It goes
-    with `jo.remat`; but of blocks in `flax.linen.remat` inside a model all activations are kept, as
-    JAX lets the outermost `jax.checkpoint` say what is.
+    Without it XLA may move the activations instead, or store every gathered parameter for the
+    backward pass; with it they are gathered again. `fit` applies it; your own loop can. It works
+    together with `jo.remat`. Inside a module that uses `flax.linen.remat` all activations of its
+    blocks are stored, since JAX obeys the outermost `jax.checkpoint`.
+
+    Args:
+        task: any task.
+        plan: the plan of the run; without an axis "fsdp" the task is returned as it is.
+
+    >>> from jaxops import devices, vision
+    >>> task = vision.classifier(vision.MLP())
+    >>> gathered(task, devices.data_parallel()) is task, gathered(task, devices.fsdp()) is task
+    (True, False)
     """
     if "fsdp" not in plan.mesh.axis_names:
         return task
@@ -112,8 +121,8 @@ def check_accumulate(task: Task, accumulate: int) -> None:
     """Raise `ValueError` where a batch must not be taken in parts."""
     if accumulate > 1 and task.coupled:
         raise ValueError(
-            f"accumulate: {accumulate} found, 1 wanted: the task's loss couples the rows of a "
-            "batch (coupled=True), so the sum over its parts is another loss"
+            f"accumulate must be 1 for a task whose loss couples the rows of a batch "
+            f"(coupled=True), got {accumulate}; the sum over parts would be another loss"
         )
 
 
@@ -121,7 +130,7 @@ def accumulated(of: Any, params: Params, extra: Extra, batch: Batch, key: Key, c
     """Sums over the strided parts of a batch; `extra` goes from one part to the next."""
     rows = len(next(iter(batch.values())))
     if rows % count:
-        raise ValueError(f"accumulate: a batch of {rows} rows found, a multiple of {count} wanted")
+        raise ValueError(f"accumulate must divide the {rows} rows of a batch, got {count}")
     parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), dict(batch))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
@@ -137,19 +146,29 @@ def accumulated(of: Any, params: Params, extra: Extra, batch: Batch, key: Key, c
 
 @recorded
 def ensemble(task: Task, members: int) -> Task:
-    """A task whose parameters are those of `members` states of `task`, put together by `stack`.
+    """A task that predicts with several states of `task`, put together by `stack`.
 
     It predicts the mean of the members' predictions (for a classifier, of their probabilities).
-    Its loss is the mean of the members' losses, which the loss of the mean prediction does not
-    exceed where the loss is convex in it, as cross-entropy is; metrics of the mean prediction
-    are made by `evaluate(..., metrics=...)`. It cannot be trained.
+    Its loss is the mean of the members' losses, an upper bound on the loss of the mean prediction
+    where the loss is convex, as cross-entropy is; for metrics of the mean prediction use
+    `evaluate(..., metrics=...)`. It cannot be trained.
 
-    >>> from jaxops import vision
-    >>> several = ensemble(vision.classifier(vision.MLP()), members=3)
+    Args:
+        task: the task of every member.
+        members: number of states.
+
+    >>> import numpy as np
+    >>> from jaxops import init_state, optim, tabular
+    >>> task = tabular.classifier(tabular.MLP((4,)), features=3)
+    >>> rows = {"features": np.ones((2, 3), np.float32)}
+    >>> states = [init_state(task, optim.sgd(0.1), seed, rows) for seed in range(3)]
+    >>> together = stack(states)
+    >>> ensemble(task, members=3).predict(together.params, together.extra, rows).shape
+    (2,)
     """
 
     def each(params: Params, extra: Extra, function: Any) -> Any:
-        # one after the other: a member's activations are there once, and no operation is batched
+        # one after the other: only one member's activations are stored, and nothing is batched
         return jax.lax.map(lambda member: function(*member), (params, extra))
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
@@ -159,7 +178,9 @@ def ensemble(task: Task, members: int) -> Task:
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
     ) -> tuple[Array, Out]:
         if train:
-            raise ValueError("ensemble: train its members one by one and `stack` their states")
+            raise ValueError(
+                "an ensemble must not be trained itself; train its members and `stack` their states"
+            )
         total = each(params, extra, lambda p, e: task.loss(p, e, batch, key, False)[0])
         return total.mean(0), Out(row_weights(batch).sum(), {}, extra)
 
@@ -171,7 +192,11 @@ def ensemble(task: Task, members: int) -> Task:
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
-    """The state of an `ensemble` from its members' states; without the optimizers' arrays."""
+    """The state of an `ensemble` from the states of its members, without optimizer states.
+
+    Args:
+        states: of one task, in any order; each leaf gets a leading axis of that length.
+    """
     kept = [state._replace(opt_state=()) for state in states]
     params, extra = (
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
@@ -182,24 +207,27 @@ def stack(states: Sequence[TrainState]) -> TrainState:
 
 @recorded
 def monte_carlo(task: Task, samples: int = 30, seed: int = 0) -> Task:
-    """The task with predictions `{"mean": ..., "std": ...}` over networks that dropout draws.
+    """The task with predictions `{"mean": ..., "std": ...}` over samples with dropout on.
 
-    Each sample is a prediction with dropout as in training; the spread says how sure the model is
-    of its prediction (Gal and Ghahramani 2016, arXiv:1506.02142). Its parameters are those of
-    `task`, and so are its loss and metrics, of the weights as they are; what is asked of the mean
-    prediction is made by `evaluate(..., metrics=...)`. It cannot be trained.
+    Each sample is a prediction with dropout as in training; their spread measures how certain the
+    model is (Gal and Ghahramani 2016, arXiv:1506.02142). The parameters are those of `task`. So
+    are its loss and metrics, without dropout; for metrics of the mean prediction use
+    `evaluate(..., metrics=...)`. It cannot be trained.
 
-    The draws depend on the seed, and on where a row stands in which batch size; samples are made
-    one after the other, in the memory of one.
+    The samples depend on the seed, the batch size and the place of a row in its batch. They are
+    computed one after the other, in the memory of one.
 
     Args:
-        task: one whose predictions are arrays, made by `supervised` or `language.next_token` of a
-            model that takes `train` and keeps no batch statistics.
-        samples: how many, at least 2; the error of the mean is std / sqrt(samples).
-        seed: of the draws.
+        task: a task whose predictions are arrays, made by `supervised` or `language.next_token`
+            from a module that takes `train` and has no batch statistics.
+        samples: number of samples, at least 2; the error of the mean is std / sqrt(samples).
+        seed: of the samples.
 
     Raises:
-        ValueError: fewer than 2 samples, or a task that has no dropout to turn on.
+        ValueError: fewer than 2 samples, or a task without dropout.
+
+    References:
+        Gal and Ghahramani 2016, arXiv:1506.02142.
 
     >>> import numpy as np
     >>> from jaxops import tabular
@@ -213,16 +241,19 @@ def monte_carlo(task: Task, samples: int = 30, seed: int = 0) -> Task:
     ((4,), True)
     """
     if samples < 2:
-        raise ValueError(f"samples: {samples} found, at least 2 wanted")
+        raise ValueError(f"samples must be at least 2, got {samples}")
     if task.sample is None:
-        raise ValueError("task: one with `sample` wanted, of a model that takes `train`")
+        raise ValueError("task must have `sample`, got None: its module does not name `train`")
     sample = task.sample
 
     def loss(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
     ) -> tuple[Array, Out]:
         if train:
-            raise ValueError("monte_carlo: train the task itself; its state is of this one as well")
+            raise ValueError(
+                "a monte_carlo task must not be trained itself; train the task, and its state "
+                "serves both"
+            )
         return task.loss(params, extra, batch, key, False)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Any:

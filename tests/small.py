@@ -5,6 +5,7 @@ import logging
 import re
 from typing import NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -96,11 +97,11 @@ def host(tree):
 
 def assert_equal(a, b):
     """The same trees, bit for bit."""
-    jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
+    chex.assert_trees_all_equal(host(a), host(b))
 
 
-def assert_close(a, b, **kwargs):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **kwargs), host(a), host(b))
+def assert_close(a, b, rtol=1e-7, atol=0):
+    chex.assert_trees_all_close(host(a), host(b), rtol=rtol, atol=atol)
 
 
 class _Names(logging.Handler):

@@ -36,7 +36,7 @@ def test_it_predicts_the_mean(members):
 
 def test_it_is_not_trained(members):
     several = jo.ensemble(TASK, 3)
-    with pytest.raises(ValueError, match="train its members one by one"):
+    with pytest.raises(ValueError, match="must not be trained itself; train its members"):
         jo.fit(several, DATA, optimizer=ADAM, batch_size=10, steps=1, progress=False)
 
 

@@ -19,11 +19,20 @@ def assert_close(found, wanted, atol=2e-6):
 
 def sgd_path(loss, params, rate, steps):
     """The parameters after each of `steps` steps of `optax.sgd`."""
-    tx = optax.sgd(rate)
+    return optimized(optax.sgd(rate), jax.grad(loss), params, steps)
+
+
+def optimized(tx, gradient, params, steps):
+    """The parameters after each of `steps` steps along a gradient."""
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(gradient(params), state)
+        return optax.apply_updates(params, updates), state
+
     state, path = tx.init(params), []
     for _ in range(steps):
-        updates, state = tx.update(jax.grad(loss)(params), state)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
         path.append(params)
     return path
 
@@ -312,14 +321,7 @@ def numpy_adam(gradient, theta, rate=1e-3, b1=0.9, b2=0.999, eps=1e-8, steps=10,
 
 
 def adam_path(gradient, theta, steps):
-    tx, path = optax.adam(1e-3), []
-    theta = jnp.array(theta)
-    state = tx.init(theta)
-    for _ in range(steps):
-        updates, state = tx.update(gradient(theta), state)
-        theta = optax.apply_updates(theta, updates)
-        path.append(theta)
-    return np.array(path)
+    return np.array(optimized(optax.adam(1e-3), gradient, jnp.array(theta), steps))
 
 
 @pytest.mark.parametrize("g", [1.0, -1.0, 1e-3, 50.0])

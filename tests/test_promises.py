@@ -79,10 +79,10 @@ def test_a_predictor_gives_what_predict_gives(state):
     np.testing.assert_allclose(ask(question), jo.predict(TASK, state, data), rtol=1e-5)
     other = {"image": images(5, seed=1)["image"]}
     np.testing.assert_allclose(ask(other), jo.predict(TASK, state, other), rtol=1e-5)
-    wanted = r"image uint8\(4, 4, 4, 1\) found, image uint8\(5, 4, 4, 1\) wanted"
+    wanted = r"columns must be image uint8\(5, 4, 4, 1\), got image uint8\(4, 4, 4, 1\)"
     with pytest.raises(ValueError, match=wanted):
         ask({"image": question["image"][:4]})
-    with pytest.raises(ValueError, match=r"image float32\(5, 4, 4, 1\) found"):
+    with pytest.raises(ValueError, match=r"got image float32\(5, 4, 4, 1\)"):
         ask({"image": question["image"].astype(np.float32)})
     with pytest.raises(ValueError, match="image: dtype float64 found, uint8 wanted"):
         jo.predictor(TASK, state, {"image": question["image"] / 255})

@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' pages, and what this machine does, measured."""
+"""Peak rates of accelerators, from their makers' pages, and of this machine, measured."""
 
 import functools
 import os
@@ -12,19 +12,22 @@ from jaxops.train import clock
 
 
 class Hardware(NamedTuple):
-    """One device; bandwidths are bytes/s, and those between devices are what one of them can send.
+    """The rates of one device; all bandwidths are in bytes/s.
 
     Attributes:
-        name: as `HARDWARE` has it.
-        platform: "cpu", "cuda" or "tpu", JAX's word.
+        name: its key in `HARDWARE`.
+        platform: "cpu", "cuda" or "tpu", as JAX names it.
         bfloat16: FLOP/s of dense matrix products with bfloat16 or float16 factors.
         float32: FLOP/s of JAX's float32 products at their default precision: TF32 on NVIDIA's
             tensor cores, one pass of bfloat16 factors on a TPU.
-        memory: bytes.
+        memory: its size in bytes.
         bandwidth: of the memory.
-        interconnect: over all links together to the devices of the same island.
-        island: how many devices the fast interconnect joins.
-        network: of one device's share of the network between islands.
+        interconnect: what it can send to the devices of the same island, over all links together.
+        island: number of devices that the fast interconnect joins.
+        network: what it can send to other islands.
+
+    >>> HARDWARE["H100"].memory, HARDWARE["H100"].island
+    (80000000000.0, 8)
     """
 
     name: str
@@ -71,9 +74,9 @@ HARDWARE = {
 
 @functools.cache
 def this_machine() -> Hardware:
-    """This process's first device, measured: its products, its memory's bandwidth.
+    """The first device of this process, with measured FLOP/s and memory bandwidth.
 
-    Several CPU devices share the memory, through which they also talk to each other.
+    Several CPU devices share one memory, through which they also exchange data.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}

@@ -1,8 +1,8 @@
-"""Many processes, one run: how they start, and what keeps them in step.
+"""Runs of several processes: how they start, and how they stay in step.
 
 Every process runs the same script, makes the same calls in the same order, and holds a part of
-each array that spans them. Whatever decides what is called next (a clock, a signal, a file) is
-therefore agreed on first. In a single process all of this does nothing, and costs nothing.
+each array that spans them. Whatever decides which call comes next (a clock, a signal, a file) is
+therefore agreed on first. In a single process all of this does nothing and costs nothing.
 """
 
 import builtins
@@ -28,23 +28,23 @@ def start(
     *,
     timeout: int = 60,
 ) -> None:
-    """Join the other processes of this run; call it first, in each of them.
+    """Connect the processes of this run; call it first, in each of them.
 
-    On Cloud TPU, under SLURM (`srun`) and Open MPI (`mpirun`) JAX finds the others by itself.
-    Elsewhere name them, here or in the environment. Where nothing is found and nothing named, this
-    is a run of one process, and nothing is done: the same script runs on a laptop.
+    On Cloud TPU, under SLURM (`srun`) and under Open MPI (`mpirun`) JAX detects the processes.
+    Elsewhere give the arguments, here or in the environment. If nothing is detected and nothing
+    given, the run has one process and this does nothing: the same script runs on a laptop.
 
     Args:
-        coordinator: "host:port" of process 0, which every process can reach, or the environment's
-            JAX_COORDINATOR_ADDRESS.
-        processes: how many there are, or JAX_NUM_PROCESSES.
-        process: the number of this one, from 0, or JAX_PROCESS_ID.
-        timeout: seconds without a sign of life after which a process is taken for dead, and the
-            others end with an error. For each other to start they wait five minutes.
+        coordinator: "host:port" of process 0, which every process can reach; by default the
+            environment variable JAX_COORDINATOR_ADDRESS.
+        processes: number of processes; by default JAX_NUM_PROCESSES.
+        process: number of this process, from 0; by default JAX_PROCESS_ID.
+        timeout: seconds without a heartbeat after which a process counts as dead, and the others
+            end with an error. Processes wait five minutes for each other to start.
 
     Raises:
-        ValueError: JAX's devices are in use already; or only some of the arguments are there.
-        RuntimeError: the others did not start in time.
+        ValueError: JAX's devices are in use already, or only some of the arguments are given.
+        RuntimeError: the other processes did not start in time.
 
     >>> start(processes=1)  # nothing to do
     """
@@ -56,9 +56,9 @@ def start(
     if processes == 1:
         return
     given = {"coordinator": coordinator, "processes": processes, "process": process}
-    found = ", ".join(f"{name} {value}" for name, value in given.items())
+    named = ", ".join(f"{name} {value}" for name, value in given.items())
     if coordinator and ":" not in coordinator:
-        raise ValueError(f'coordinator: {coordinator!r} found, "host:port" wanted')
+        raise ValueError(f'coordinator must be "host:port", got {coordinator!r}')
     try:
         jax.distributed.initialize(
             coordinator,
@@ -71,13 +71,14 @@ def start(
         if set(given.values()) == {None} and "coordinator_address" in str(error):
             return  # no cluster
         raise ValueError(
-            f"{found}: found; wanted all three, with process in 0 to processes - 1, "
-            f"or a cluster that JAX knows ({error})"
+            "coordinator, processes and process (in 0 to processes - 1) must all be given, or the "
+            f"cluster must be one that JAX knows, got {named or 'none of them'} ({error})"
         ) from error
     except RuntimeError as error:
         if "must be called before" in str(error):
             raise ValueError(
-                "start: JAX's devices are in use already; wanted as the first call of the script"
+                "devices.start must be called before anything uses JAX's devices, got a process "
+                "that uses them already; make it the first call of the script"
             ) from error
         raise
     if first():
@@ -92,12 +93,12 @@ def _number(value: int | None, variable: str) -> int | None:
     if value is not None or text is None:
         return value
     if not text.isdecimal():
-        raise ValueError(f"{variable}: {text!r} found, a number wanted")
+        raise ValueError(f"{variable} must be a whole number, got {text!r}")
     return int(text)
 
 
 def count() -> int:
-    """How many processes there are; asks no device before `start`."""
+    """Number of processes; initialises no device before `start`."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -107,12 +108,12 @@ def index() -> int:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this is process 0, which writes and prints."""
     return index() == 0
 
 
 def every(value: Any) -> list[Any]:
-    """What each process has of a small JSON-like value, by process; all of them take part."""
+    """The small JSON-like values of all processes, in their order; every process must call it."""
     if count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -128,7 +129,7 @@ def agreed(value: Any) -> Any:
 
 
 def by_first(call: Callable[[], Any]) -> None:
-    """Call it in process 0 alone, and raise what it raises, or the like of it, in every process."""
+    """Call it in process 0 alone; an exception there is raised in every process."""
     error: Exception | None = None
     if first():
         try:
@@ -144,43 +145,43 @@ def by_first(call: Callable[[], Any]) -> None:
 
 
 def check_same(**values: Any) -> None:
-    """Raise `ValueError`, in every process, where one has another value than process 0."""
+    """Raise `ValueError`, in every process, if one of them has another value than process 0."""
     all_values = every(values)
     for process, theirs in enumerate(all_values):
-        for name, found in theirs.items():
-            wanted = all_values[0][name]
-            if found != wanted:
+        for name, value in theirs.items():
+            first_value = all_values[0][name]
+            if value != first_value:
                 raise ValueError(
-                    f"{name}: {found} found in process {process}, {wanted} in process 0; "
-                    "wanted the same in every process"
+                    f"{name} must be the same in every process, got {first_value} in process 0 and "
+                    f"{value} in process {process}"
                 )
 
 
 def check_started() -> None:
-    """Raise `ValueError` where JAX knows several processes, as on a TPU pod, that have not met."""
+    """Raise `ValueError` if there are several processes, as on a TPU pod, without `start`."""
     if not jax.distributed.is_initialized() and jax.process_count() > 1:
         raise ValueError(
-            f"{jax.process_count()} processes found that do not know each other; "
-            "call devices.start() first, in each of them"
+            f"the {jax.process_count()} processes must know each other; "
+            "call devices.start() first in each of them"
         )
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """Raise `ValueError` where a process has no part in the mesh: it would not be waited for."""
+    """Raise `ValueError` if a process has no device in the mesh: the others would not wait."""
     check_started()
-    found = {device.process_index for device in mesh.devices.flat}
-    if len(found) < count():
+    processes = {device.process_index for device in mesh.devices.flat}
+    if len(processes) < count():
         raise ValueError(
-            f"plan: devices of {len(found)} of {count()} processes found; wanted devices of all, "
-            "such as devices.data_parallel()"
+            f"plan must have devices of all {count()} processes, got devices of {len(processes)}; "
+            "such a plan is devices.data_parallel()"
         )
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """`jax.device_put` of arrays that every process holds whole; each places its own devices' part.
+    """`jax.device_put` of arrays that every process holds whole, over all processes.
 
     Args:
-        tree: of arrays: NumPy's, this process's own, or some that span the processes already.
+        tree: arrays of NumPy, of this process, or that span the processes already.
         shardings: one for all leaves, or a tree of them.
     """
     if count() == 1:
@@ -208,7 +209,7 @@ def _moved(sharding: Sharding) -> Any:
 
 
 def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
-    """Which of a batch's `size` rows lie on this process's devices, in ascending order."""
+    """Indices of the rows of a batch that lie on this process's devices, ascending."""
     here = np.zeros(size, bool)
     for rows in sharding.addressable_devices_indices_map((size,)).values():
         here[rows] = True
@@ -216,13 +217,13 @@ def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
 
 
 def put_shares(tree: Any, sharding: NamedSharding, size: int, axis: int = 0) -> Any:
-    """One global array of each process's own share of it.
+    """Global arrays, of which each process gives its share.
 
     Args:
-        tree: of NumPy arrays whose `axis` has the `rows_here` of this process.
+        tree: NumPy arrays whose `axis` has the `rows_here` of this process.
         sharding: of the global arrays.
-        size: the global arrays' length along `axis`.
-        axis: that of the rows.
+        size: length of the global arrays along `axis`.
+        axis: the axis of the rows.
     """
     if count() == 1:
         return jax.device_put(tree, sharding)
@@ -235,7 +236,7 @@ def put_shares(tree: Any, sharding: NamedSharding, size: int, axis: int = 0) -> 
 
 
 def gathered(tree: Any) -> Any:
-    """What spans the processes as whole NumPy arrays in each; all of them take part."""
+    """Arrays that span the processes as whole NumPy arrays; every process must call it."""
 
     def whole(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -248,10 +249,10 @@ def gathered(tree: Any) -> Any:
 
 
 def preempted(steps: range) -> bool:
-    """Whether every process is to stop now, since one of them was sent SIGTERM.
+    """Whether every process has to stop now, because one of them received SIGTERM.
 
-    JAX's preemption service picks a step that none has passed; so it is asked for each step once,
-    in order, by every process.
+    JAX's preemption service picks a step that no process has passed; so every process calls this
+    for each step once, in order.
     """
     reached = multihost_utils.reached_preemption_sync_point
     return count() > 1 and any(reached(step) for step in steps)

@@ -15,17 +15,21 @@ MIN_SIZE = 2**16
 
 
 def replicated(path: str, leaf: Any) -> PartitionSpec:
-    """The rule of data parallelism: every device holds the whole leaf."""
+    """The rule of data parallelism: every device holds the whole leaf.
+
+    >>> tuple(replicated("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32")))
+    ()
+    """
     return PartitionSpec()
 
 
 class Rules(NamedTuple):
-    """The rule of `plan`: first what is asked for by name, then what is left for `fsdp`.
+    """The rule of `plan`: first the splits given by name, then those of "fsdp".
 
     Attributes:
-        named: (regular expression, PartitionSpec); the first that is found in a path counts.
-        shards: the devices along "fsdp"; 1 splits nothing more.
-        min_size: a leaf of fewer elements is not split by "fsdp".
+        named: (regular expression, PartitionSpec) pairs; the first that matches a path applies.
+        shards: number of devices along "fsdp"; 1 splits nothing more.
+        min_size: leaves of fewer elements are not split by "fsdp".
 
     >>> tuple(Rules(shards=8)("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32")))
     ('fsdp', None)
@@ -37,14 +41,14 @@ class Rules(NamedTuple):
 
     def __call__(self, path: str, leaf: Any) -> PartitionSpec:
         """The axes of a leaf: the largest free one that divides goes to "fsdp"."""
-        asked = next((spec for pattern, spec in self.named if re.search(pattern, path)), ())
+        spec = next((spec for pattern, spec in self.named if re.search(pattern, path)), ())
         # an optimizer may keep a leaf of another rank by a parameter's name (Adafactor does)
-        axes = [*asked, *[None] * (leaf.ndim - len(asked))] if len(asked) <= leaf.ndim else []
+        axes = [*spec, *[None] * (leaf.ndim - len(spec))] if len(spec) <= leaf.ndim else []
         free = [i for i, axis in enumerate(axes) if not axis and not leaf.shape[i] % self.shards]
         # what is not trained, such as the series of a forecast, is read anywhere by any device
         trained = not path.startswith("extra/")
-        wanted = trained and self.shards > 1 and leaf.size >= self.min_size
-        if wanted and free and "fsdp" not in jax.tree.leaves(axes):
+        sharded = trained and self.shards > 1 and leaf.size >= self.min_size
+        if sharded and free and "fsdp" not in jax.tree.leaves(axes):
             axes[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
         return PartitionSpec(*axes)
 
@@ -52,7 +56,7 @@ class Rules(NamedTuple):
 class Plan(NamedTuple):
     """A mesh, the axes that split a batch, and a rule that places each leaf of a state.
 
-    Plans that are equal give equal programs, so a rule of your own is best a function of a module.
+    Equal plans share their compiled programs; so define a rule of your own at the top of a module.
 
     Attributes:
         mesh: the devices by named axes.
@@ -67,11 +71,11 @@ class Plan(NamedTuple):
 
     @property
     def batch_shards(self) -> int:
-        """Into how many parts a batch is split."""
+        """Number of parts that a batch is split into."""
         return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
 
     def padded(self, rows: int, accumulate: int = 1) -> int:
-        """As many rows, or the next number that divides over devices and microbatches."""
+        """The smallest number, at least `rows`, that divides over devices and microbatches."""
         parts = self.batch_shards * accumulate
         return -(-rows // parts) * parts
 
@@ -99,8 +103,8 @@ class Plan(NamedTuple):
                 return PartitionSpec()  # what an optimizer keeps may have another shape
             if leaf.shape[i] % shards:
                 raise ValueError(
-                    f"{path}: axis {i} of {leaf.shape} found, a multiple of {shards} wanted by "
-                    f"the rule's {spec}"
+                    f"{path}: axis {i} must be a multiple of {shards} for the rule {spec}, got "
+                    f"shape {leaf.shape}"
                 )
         return spec
 
@@ -114,18 +118,21 @@ class Plan(NamedTuple):
 
 
 def _check_names(named: tuple[tuple[str, PartitionSpec], ...], leaves: Any) -> None:
-    """Each expression has to find a parameter, and one with as many axes as it splits."""
+    """Each expression has to match a parameter with as many axes as it names."""
     params = [(path, leaf) for path, leaf in leaves if path.startswith("params/")]
     for pattern, spec in named if params else ():
-        found = [(path, leaf) for path, leaf in params if re.search(pattern, path)]
-        if not found:
+        matches = [(path, leaf) for path, leaf in params if re.search(pattern, path)]
+        if not matches:
             names = ", ".join(path for path, _ in params[:10])
             raise ValueError(
-                f"rules: {pattern!r} finds none of {names}{', ...' * (len(params) > 10)}"
+                f"rules must each match a parameter, got {pattern!r}, which matches none of "
+                f"{names}{', ...' * (len(params) > 10)}"
             )
-        for path, leaf in found:
+        for path, leaf in matches:
             if len(spec) > leaf.ndim:
-                raise ValueError(f"{path}: {leaf.shape} found, {len(spec)} axes wanted by {spec}")
+                raise ValueError(
+                    f"{path} must have {len(spec)} axes for the rule {spec}, got shape {leaf.shape}"
+                )
 
 
 def plan(
@@ -137,46 +144,53 @@ def plan(
     rules: Sequence[tuple[str, Sequence[Any]]] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Plan:
-    """Any combination of the three ways to share the work over data * fsdp * tensor devices.
+    """A plan over data * fsdp * tensor devices, which combines three ways to share the work.
 
-    "data" and "fsdp" split the rows of a batch. "fsdp" splits large parameters too, and the
-    optimizer's state with them (Rajbhandari et al. 2020, arXiv:1910.02054, stage 3): each is put
-    together when it is used, and not kept (`gathered`). "tensor" splits nothing by itself: rules
-    say which axes of which parameters, and XLA splits the products that use them (Shoeybi et al.
-    2019, arXiv:1909.08053). The numbers are those of one device.
+    "data" and "fsdp" split the rows of a batch. "fsdp" also splits large parameters and their
+    optimizer state (stage 3 of Rajbhandari et al.): each parameter is gathered when it is used,
+    and not kept (`gathered`). "tensor" splits nothing by itself: rules name the axes of the
+    parameters to split, and XLA splits the matrix products that use them (Shoeybi et al.).
+    Results match single-device training to 1e-5.
 
     Args:
-        data: devices along the axis "data", if there is to be one.
-        fsdp: devices along "fsdp"; the largest axis that divides and that no rule takes is split.
-        tensor: devices along "tensor".
-        min_size: a leaf of fewer elements is whole on each device along "fsdp".
-        rules: (regular expression, axes), such as `(r"hidden/kernel", (None, "tensor"))` for the
-            columns of a matrix or `(r"tokens/embedding", ("tensor",))` for the rows of an
-            embedding; the first that is found in a leaf's path counts.
-        devices: as many; all of them by default.
+        data: number of devices along the axis "data"; None leaves the axis out.
+        fsdp: number of devices along "fsdp"; of each large parameter the largest axis that divides
+            and that no rule takes is split.
+        tensor: number of devices along "tensor".
+        min_size: leaves of fewer elements stay whole on each device along "fsdp".
+        rules: (regular expression, axes) pairs, such as `(r"hidden/kernel", (None, "tensor"))` for
+            the columns of a matrix or `(r"tokens/embedding", ("tensor",))` for the rows of an
+            embedding; the first that matches the path of a parameter applies.
+        devices: the devices; all by default.
 
     Raises:
-        ValueError: the numbers do not multiply to the devices, or a rule names an axis that is
-            not there. A rule that does not fit a model's parameters is found when a state is made.
+        ValueError: the sizes do not multiply to the number of devices, or a rule names an axis
+            that the plan lacks. A rule that does not fit a model's parameters raises when a state
+            is made.
+
+    References:
+        Rajbhandari et al. 2020, arXiv:1910.02054; Shoeybi et al. 2019, arXiv:1909.08053.
 
     >>> whole = plan(data=1, devices=jax.devices()[:1])
     >>> whole.mesh.axis_names, whole.batch_shards
     (('data',), 1)
     """
-    asked = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    sizes = {name: size for name, size in asked.items() if size is not None}
+    given = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {name: size for name, size in given.items() if size is not None}
     devices = jax.devices() if devices is None else devices
     product = " * ".join(f"{name}={size}" for name, size in sizes.items())
     if not sizes or min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
         raise ValueError(
-            f"plan: {product or 'no axis'} found, numbers with the product {len(devices)} wanted, "
-            "the count of the devices; devices= names fewer"
+            f"the sizes of the plan's axes must have the product {len(devices)} (the number of "
+            f"devices), got {product or 'no axis'}; devices= chooses fewer devices"
         )
     named = tuple((pattern, PartitionSpec(*axes)) for pattern, axes in rules)
     for pattern, spec in named:
         for axis in jax.tree.leaves(tuple(spec)):
             if axis not in sizes:
-                raise ValueError(f"rules: axis {axis!r} of {pattern!r} found, {[*sizes]} wanted")
+                raise ValueError(
+                    f"the axis of rule {pattern!r} must be one of {[*sizes]}, got {axis!r}"
+                )
     axis_types = (AxisType.Auto,) * len(sizes)
     mesh = jax.make_mesh((*sizes.values(),), (*sizes,), axis_types=axis_types, devices=devices)
     batch_axes = tuple(name for name in ("data", "fsdp") if name in sizes)
@@ -187,15 +201,21 @@ def plan(
 
 
 def single(device: jax.Device | None = None) -> Plan:
-    """Everything on one device: the first, unless another is named."""
+    """A plan with everything on one device, by default the first.
+
+    >>> single().batch_shards
+    1
+    """
     return data_parallel([device or jax.local_devices()[0]])
 
 
 def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
     """Each device holds the whole state and an equal share of each batch.
 
-    The gradients are summed by one all-reduce, which XLA places; the numbers are those of one
-    device with the whole batch. All devices of all processes, unless some are named.
+    XLA sums the gradients by an all-reduce; results match single-device training to 1e-5.
+
+    Args:
+        devices: by default all devices of all processes.
 
     >>> data_parallel().batch_shards == jax.device_count()
     True
@@ -207,6 +227,10 @@ def data_parallel(devices: Sequence[jax.Device] | None = None) -> Plan:
 def fsdp(min_size: int = MIN_SIZE, devices: Sequence[jax.Device] | None = None) -> Plan:
     """Each device holds a share of a batch, of the large parameters and of the optimizer's state.
 
+    Args:
+        min_size: leaves of fewer elements stay whole on each device.
+        devices: by default all devices of all processes.
+
     >>> tuple(fsdp().rule("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32")))
     ('fsdp', None)
     """
@@ -217,7 +241,11 @@ def fsdp(min_size: int = MIN_SIZE, devices: Sequence[jax.Device] | None = None) 
 def tensor(
     rules: Sequence[tuple[str, Sequence[Any]]], devices: Sequence[jax.Device] | None = None
 ) -> Plan:
-    """Each device holds the whole batch and the shares of the parameters that the rules split.
+    """Each device holds the whole batch and a share of the parameters that the rules split.
+
+    Args:
+        rules: see `plan`.
+        devices: by default all devices of all processes.
 
     >>> rows = tensor([("embedding$", ("tensor",))])
     >>> tuple(rows.rule("params/tokens/embedding", jax.ShapeDtypeStruct((1000, 64), "float32")))

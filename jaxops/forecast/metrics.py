@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from jaxops.trust import report
+from jaxops import _table
+from jaxops.trust.comparisons import side_by_side, surely_best
 from jaxops.trust.intervals import Interval, block_interval, interval
 
 AXES = {"window": (1, 2), "step": (0, 2), "both": (2,)}
@@ -298,7 +299,7 @@ SMALLER = {"mse", "rmse", "mae", "smape", "mase", "pinball", "crps"}  # is bette
 def compare(
     scores: Mapping[Any, Evaluation], metrics: Sequence[str] | None = None, level: float = 0.95
 ) -> list[dict[str, str]]:
-    """Forecasts of the same windows side by side, as rows for `report.table`.
+    """Forecasts of the same windows side by side, as rows for `jaxops.report.table`.
 
     A figure stands with its interval, and in bold where it is the best of its column and the
     interval of its difference from every other row, window by window, excludes 0. Coverage and
@@ -317,44 +318,35 @@ def compare(
         raise ValueError("scores: found none")
     if len(sizes := {len(one.each["mse"]) for one in scores.values()}) > 1:
         raise ValueError(f"scores: found {sorted(sizes)} windows, wanted the same ones in each")
+    every = list(scores.values())
+
+    def bounds(name: Any, metric: str) -> str:
+        one = scores[name]
+        if not _enough(one):
+            return " [-]"
+        if not np.isfinite(figures[name][metric]):
+            return ""
+        _, low, high = one.interval(metric, level)
+        return f" [{low:.4f}, {high:.4f}]"
+
     figures = {name: one.figures() for name, one in scores.items()}
-    metrics = list(next(iter(figures.values())) if metrics is None else metrics)
-    for name in scores:
-        if lacking := [metric for metric in metrics if metric not in figures[name]]:
-            raise ValueError(f"metrics: {lacking} wanted, {name!r} has {list(figures[name])}")
-    rows = [{"model": str(name)} for name in scores]
-    for metric in metrics:
-        best = _best(metric, list(scores.values()), level)
-        for place, (name, one) in enumerate(scores.items()):
-            text = f"{figures[name][metric]:.4f}"
-            text = f"**{text}**" if place == best else text
-            if not _enough(one):
-                text += " [-]"
-            elif np.isfinite(figures[name][metric]):
-                _, low, high = one.interval(metric, level)
-                text += f" [{low:.4f}, {high:.4f}]"
-            rows[place][metric] = text
-    return rows
+    return side_by_side(figures, metrics, lambda metric: _best(metric, every, level), bounds)
 
 
 def table(
     scores: Mapping[Any, Evaluation], metrics: Sequence[str] | None = None, level: float = 0.95
 ) -> str:
     """`compare` as an aligned Markdown table."""
-    return report.table(compare(scores, metrics, level))
+    return _table.table(compare(scores, metrics, level))
 
 
 def _best(metric: str, every: list[Evaluation], level: float) -> int | None:
     """The row that is better than every other, or None."""
-    if metric not in SMALLER or len(every) < 2:
-        return None
-    if not all(_enough(one) for one in every):
+    if metric not in SMALLER or not all(_enough(one) for one in every):
         return None
     columns = [one.each["mse" if metric == "rmse" else metric].mean(1) for one in every]
-    best = int(np.argmin([values.mean() for values in columns]))
     block = max(one.block for one in every)
-    rest = [values for place, values in enumerate(columns) if place != best]
-    return best if all(_interval(v - columns[best], block, level).low > 0 for v in rest) else None
+    return surely_best(columns, lambda a, b: _interval(a - b, block, level), smaller=True)
 
 
 def _enough(scores: Evaluation) -> bool:

@@ -46,10 +46,10 @@ class Model(NamedTuple):
     """A finished model.
 
     Attributes:
-        task: what it learned, with `task.classes` and `task.columns`.
-        state: its parameters, as `evaluate` and `predict` take them; no optimizer state.
-        about: what `save` was given to keep with it.
-        versions: of what wrote the file.
+        task: its task, with `task.classes` and `task.columns`.
+        state: its parameters, as `evaluate` and `predict` take them, without optimizer state.
+        about: the data that `save` was given to keep with it.
+        versions: package -> version, of the program that wrote the file.
     """
 
     task: Task
@@ -58,13 +58,13 @@ class Model(NamedTuple):
     versions: dict[str, str]
 
     def predict(self, inputs: Any, batch_size: int = 1024) -> Any:
-        """Predictions for every row: `inputs` are columns by name, or the one input's array."""
+        """Predictions for every row; `inputs` are columns by name, or the array of a single one."""
         from jaxops.train.evaluation import predict
 
         if not isinstance(inputs, Mapping):
             names = [column.name for column in self.task.columns if not column.target]
             if len(names) != 1:
-                raise ValueError(f"inputs: columns by name wanted, {names}; one array found")
+                raise ValueError(f"inputs must be the columns {names} by name, got one array")
             inputs = {names[0]: np.asarray(inputs)}
         return predict(self.task, self.state, inputs, batch_size=batch_size)
 
@@ -72,20 +72,20 @@ class Model(NamedTuple):
 def save(
     path: str | Path, task: Task, state: TrainState, about: dict[str, Any] | None = None
 ) -> None:
-    """Write a finished model to one file; it is whole, or not there.
+    """Write a finished model to one file; an interrupted write leaves no partial file.
 
     With several processes all of them call this, and the first writes.
 
     Args:
-        path: the file; one that is there is replaced.
-        task: what was learned. Made by jaxops's own functions (or by one marked
-            `jaxops.recorded`), it can be loaded from the file alone.
-        state: of it; `optim.averaged(state)` where an average was kept.
+        path: the file; an existing one is replaced.
+        task: the task. If a function of jaxops made it (or one marked by `jaxops.recorded`), the
+            file alone is enough to load the model.
+        state: its state; `optim.averaged(state)` if `optim.ema` kept an average.
         about: JSON-like data to keep with it, such as an encoder's tables.
 
     Raises:
-        ValueError: an argument of the task is nothing that a file may name.
-        OSError: the file could not be written; one that was there before is left as it was.
+        ValueError: the task has an argument that a file cannot hold.
+        OSError: the file could not be written; an existing file is left unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.flax import save_file
@@ -120,12 +120,12 @@ def load(path: str | Path, task: Task | None = None) -> Model:
 
     Args:
         path: the file.
-        task: what it learned, for a task whose maker the file cannot name.
+        task: the task, if the file cannot name how it was made.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, not a jaxops model, of a newer format, names a model that is
-            not imported, or does not fit the task given.
+        ValueError: the file is truncated, not a model of jaxops or of a newer format; it names a
+            module that is not imported; or it does not fit the task given.
 
     >>> import tempfile
     >>> from jaxops import tabular
@@ -161,12 +161,12 @@ def _read(text: str, tensors: dict[str, Any], task: Task | None) -> Model:
         raise ValueError("a safetensors file, but not a model that jaxops saved")
     if header["format"] > FORMAT:
         raise ValueError(
-            f"format {header['format']} found, {FORMAT} or older wanted; "
-            f"it was written by a newer jaxops ({header.get('versions')}): upgrade to read it"
+            f"format must be at most {FORMAT}, got {header['format']}; a newer jaxops "
+            f"({header.get('versions')}) wrote the file: upgrade jaxops to read it"
         )
     if task is None:
         if header["task"] is None:
-            raise ValueError("its task was made by hand; wanted: load(path, task=...)")
+            raise ValueError("its task was made by hand and must be given: load(path, task=...)")
         task = _decode(header["task"])
     state = _restore(task, header, tensors)
     return Model(task, state, header["about"], header["versions"])
@@ -175,15 +175,15 @@ def _read(text: str, tensors: dict[str, Any], task: Task | None) -> Model:
 def _restore(task: Task, header: Any, tensors: dict[str, Any]) -> TrainState:
     columns = [Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"]]
     params, extra = jax.eval_shape(task.init, jax.random.key(0), example(tuple(columns)))
-    wanted = _named(params, extra)
-    for name in sorted(wanted.keys() | tensors.keys()):
+    expected = _named(params, extra)
+    for name in sorted(expected.keys() | tensors.keys()):
         have, want = (
             f"{tree[name].dtype}{list(tree[name].shape)}" if name in tree else "nothing"
-            for tree in (tensors, wanted)
+            for tree in (tensors, expected)
         )
         if have != want:
-            raise ValueError(f"{name}: {have} found, {want} wanted by the model")
-    leaves = [tensors[name] for name in wanted]
+            raise ValueError(f"{name} must be {want} for this model, got {have}")
+    leaves = [tensors[name] for name in expected]
     params, extra = jax.tree.unflatten(jax.tree.structure((params, extra)), leaves)
     return TrainState(jnp.int32(header["step"]), params, (), extra, jax.random.key(0))
 
@@ -248,12 +248,12 @@ def _call(make: Any, arguments: dict[str, Any], where: str) -> Any:
     }
 
 
-def _refusal(where: str, found: Any) -> str:
+def _refusal(where: str, value: Any) -> str:
     return (
-        f"save: {where}: {found!r} found; wanted: numbers, strings, tuples, a Flax module at the "
-        "top of its file, an augmentation or config of jaxops, a function of jax.nn or "
-        "jax.nn.initializers, or a float dtype of jax.numpy. Or save task._replace(recipe=None) "
-        "and load(path, task=...)"
+        f"{where} must be made of numbers, strings, tuples, Flax modules at the top of their "
+        "files, what is marked by jaxops.recorded, functions of jax.nn or jax.nn.initializers and "
+        f"float dtypes of jax.numpy, got {value!r}; or save task._replace(recipe=None) and "
+        "load(path, task=...)"
     )
 
 
@@ -275,8 +275,8 @@ def _decode(value: Any) -> Any:
     if "function" in value:
         if value["function"] not in FUNCTIONS:
             raise ValueError(
-                "a function of jax.nn or jax.nn.initializers, or a float dtype wanted; "
-                f"{value['function']} found"
+                "a function must be one of jax.nn or jax.nn.initializers, or a float dtype of "
+                f"jax.numpy, got {value['function']}"
             )
         return FUNCTIONS[value["function"]]
     make = _maker(value["make"])
@@ -289,26 +289,31 @@ def _maker(name: str) -> Any:
     module, _, qualname = name.partition(":")
     root = module.split(".")[0]
     if root == "jaxops":
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module(module)
-        except ImportError:
+        if getattr(_attribute(module, qualname), "__module__", None) != module:
             name = _moved(module, qualname)
             module = name.partition(":")[0]
-    found = getattr(sys.modules.get(module), "__dict__", {}).get(qualname)
-    if found is None:
+    maker = _attribute(module, qualname)
+    if maker is None:
         raise ValueError(
             f"was made by {qualname} of {module}, which is not imported here; "
             "import it first, or give the task: load(path, task=...)"
         )
-    if inspect.isclass(found):
-        marked = getattr(found, "recorded_class", None) is found
-        allowed = issubclass(found, nn.Module) or marked
+    if inspect.isclass(maker):
+        marked = getattr(maker, "recorded_class", None) is maker
+        allowed = issubclass(maker, nn.Module) or marked
     else:
-        allowed = inspect.isfunction(found) and hasattr(found, "makes_task")
+        allowed = inspect.isfunction(maker) and hasattr(maker, "makes_task")
     # by its own name, not where it happens to be imported; of Flax what is public
-    if not allowed or name != _name(found) or (root == "flax" and module != nn.__name__):
-        raise ValueError(f"a Flax module or a task wanted, {name} found")
-    return found
+    if not allowed or name != _name(maker) or (root == "flax" and module != nn.__name__):
+        raise ValueError(f"what a file names must be a Flax module or recorded, got {name}")
+    return maker
+
+
+def _attribute(module: str, name: str) -> Any:
+    """What an imported module calls so, or None."""
+    return getattr(sys.modules.get(module), "__dict__", {}).get(name)
 
 
 def _moved(module: str, qualname: str) -> str:

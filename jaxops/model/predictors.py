@@ -31,24 +31,23 @@ PREDICTOR_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
 def predictor(
     task: Task, state: TrainState, inputs: Mapping[str, Any]
 ) -> Callable[[Mapping[str, Any]], Any]:
-    """A function that predicts as many rows as `inputs` has, with as little delay as there can be.
+    """A compiled function that predicts as many rows as `inputs` has, with the least latency.
 
-    It is compiled now, with the parameters among its constants, which XLA may lay out and pack for
-    the processor once and for all; on a CPU in two ways, of which the one that is faster for these
-    `inputs` is kept (they agree to rounding). For single rows on a CPU,
-    `jax.config.update("jax_cpu_enable_async_dispatch", False)` before JAX is first used spares
-    another microsecond or two; for many rows it is slower.
+    The parameters are constants of the program, which XLA may lay out for the processor. On a CPU
+    two programs are compiled, which agree to rounding, and the faster one for these `inputs` is
+    kept. For single rows on a CPU, `jax.config.update("jax_cpu_enable_async_dispatch", False)`
+    before JAX is first used saves another microsecond or two; for many rows it is slower.
 
     Args:
-        task: what was learned.
-        state: a state of it, which is brought to the first device.
-        inputs: columns with the shapes and dtypes that are to come; the targets can be left out.
+        task: the task.
+        state: its state, which is copied to the first device.
+        inputs: columns of the shapes and dtypes that will be predicted; targets can be left out.
 
     Returns:
-        columns of just those shapes and dtypes -> what `predict` gives. Values are not checked.
+        A function from columns of these shapes and dtypes to predictions. Values are not checked.
 
     Raises:
-        ValueError: also by the function, for columns that it was not compiled for.
+        ValueError: also by the function, for columns of other shapes or dtypes.
 
     >>> from jaxops import init_state, optim, vision
     >>> task = vision.classifier(vision.MLP())
@@ -70,7 +69,9 @@ def predictor(
         try:
             outputs = compiled(columns)
         except TypeError as error:
-            raise ValueError(f"{_shapes(columns)} found, {_shapes(inputs)} wanted") from error
+            raise ValueError(
+                f"columns must be {_shapes(inputs)}, got {_shapes(columns)}"
+            ) from error
         return np.asarray(outputs) if isinstance(outputs, jax.Array) else jax.device_get(outputs)
 
     return call

@@ -31,18 +31,18 @@ def top_k(
         queries: (B, D), float.
         items: (N, D), float; or None where the queries are the scores themselves, (B, N).
         k: 1 to N.
-        block: how many items are scored at once; at least `k` are.
-        seen: (B, M) int, items that a query leaves out; what is not in [0, N) says nothing.
-        allowed: (N,) bool, the items that are asked for; all by default.
-        mesh: of one axis, over which the items are split: each device finds the best of its own.
-        count: N, where `items` are as `split_items` lays them out, with padding behind them.
+        block: number of items scored at once; `k` if that is larger.
+        seen: (B, M) int, items to leave out for each query; values outside [0, N) are ignored.
+        allowed: (N,) bool, the items to choose among; all by default.
+        mesh: a mesh of one axis, over which the items are split: each device finds its best.
+        count: N, if `items` are laid out by `split_items`, with padding at the end.
 
     Returns:
         scores (B, k) float32, largest first, and indices (B, k) int32. NaN counts as the largest.
-        An item that is left out has the score -inf.
+        Items that are left out have the score -inf.
 
     Raises:
-        ValueError: other shapes, or `k` outside 1 to N.
+        ValueError: shapes that do not fit, or `k` outside 1 to N.
 
     >>> scores, index = top_k(jnp.eye(2), jnp.array([[1.0, 0.0], [3.0, 2.0], [1.0, 5.0]]), k=2)
     >>> index.tolist(), scores.tolist()
@@ -54,26 +54,26 @@ def top_k(
         items is not None and (items.ndim != 2 or queries.shape[1] != items.shape[1])
     ):
         raise ValueError(
-            f"queries, items: shapes {queries.shape} and {getattr(items, 'shape', None)} found, "
-            "(B, D) and (N, D) wanted"
+            "queries and items must have shapes (B, D) and (N, D), got "
+            f"{queries.shape} and {getattr(items, 'shape', None)}"
         )
     if count is None or items is None:
         count = queries.shape[1] if items is None else len(items)
     if not 1 <= k <= count:
-        raise ValueError(f"k: {k} found, 1 to {count:,} (all items) wanted")
+        raise ValueError(f"k must be in 1 to {count:,} (the number of items), got {k}")
     if block < 1:
-        raise ValueError(f"block: {block} found, at least 1 wanted")
+        raise ValueError(f"block must be at least 1, got {block}")
     if seen is not None and (seen.ndim != 2 or len(seen) != len(queries)):
-        raise ValueError(f"seen: shape {seen.shape} found, ({len(queries)}, M) wanted")
+        raise ValueError(f"seen must have shape ({len(queries)}, M), got {seen.shape}")
     if allowed is not None and allowed.shape != (count,):
-        raise ValueError(f"allowed: shape {allowed.shape} found, ({count},) wanted")
+        raise ValueError(f"allowed must have shape ({count},), got {allowed.shape}")
     if mesh is None:
         return _top_k(queries, items, seen, allowed, k, block)
     return _sharded(queries, items, seen, allowed, k, block, mesh, count)
 
 
 def split_items(items: Array, mesh: Mesh) -> Array:
-    """The rows of `items` (N, D) over the one axis of `mesh`, zeros behind the last."""
+    """The rows of `items` (N, D) split over the one axis of `mesh`, padded by zeros."""
     (axis,) = mesh.axis_names
     padded = jnp.pad(items, ((0, -len(items) % mesh.size), (0, 0)))
     return jax.device_put(padded, NamedSharding(mesh, P(axis)))
@@ -100,8 +100,8 @@ def _top_k(
                 queries, some.T, precision="highest", preferred_element_type=jnp.float32
             )
         if allowed is not None:
-            own = lax.dynamic_slice_in_dim(allowed, start, block)
-            scores = jnp.where(own[None], scores, -jnp.inf)
+            candidates = lax.dynamic_slice_in_dim(allowed, start, block)
+            scores = jnp.where(candidates[None], scores, -jnp.inf)
         if seen is not None:
             place = jnp.where(seen < start, block, seen - start)
             scores = scores.at[jnp.arange(len(scores))[:, None], place].set(-jnp.inf, mode="drop")
@@ -136,20 +136,20 @@ def _sharded(
     (axis,) = mesh.axis_names
     size = -(-count // mesh.size)  # of a device's share; the last is padded, with items not allowed
     room = size * mesh.size - count
-    there = jnp.ones(count, bool) if allowed is None else allowed
-    there = jnp.pad(there, (0, room))
+    eligible = jnp.ones(count, bool) if allowed is None else allowed
+    eligible = jnp.pad(eligible, (0, room))
     if items is None:
         queries = jnp.pad(queries, ((0, 0), (0, room)))
     elif len(items) == count:
         items = jnp.pad(items, ((0, room), (0, 0)))
 
-    def own(
-        queries: Array, items: Array | None, seen: Array | None, there: Array
+    def best_of_device(
+        queries: Array, items: Array | None, seen: Array | None, eligible: Array
     ) -> tuple[Array, Array]:
         first = lax.axis_index(axis) * size
         if seen is not None:
             seen = jnp.where(seen < first, size, seen - first)
-        scores, index = _top_k(queries, items, seen, there, min(k, size), block)
+        scores, index = _top_k(queries, items, seen, eligible, min(k, size), block)
         scores, index = (
             lax.all_gather(x, axis, axis=1, tiled=True) for x in (scores, index + first)
         )
@@ -160,5 +160,9 @@ def _sharded(
     split = P(None, axis) if items is None else P()
     # the same on every device, which the gathering hides from the check
     return jax.shard_map(
-        own, mesh=mesh, in_specs=(split, P(axis), P(), P(axis)), out_specs=P(), check_vma=False
-    )(queries, items, seen, there)
+        best_of_device,
+        mesh=mesh,
+        in_specs=(split, P(axis), P(), P(axis)),
+        out_specs=P(),
+        check_vma=False,
+    )(queries, items, seen, eligible)

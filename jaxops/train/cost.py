@@ -85,8 +85,8 @@ def cost(
 
     >>> import jax.numpy as jnp
     >>> traced = jax.make_jaxpr(lambda x, w: jnp.tanh(x @ w))(jnp.ones((8, 16)), jnp.ones((16, 4)))
-    >>> found = cost(traced)
-    >>> found.products, found.flops - 2 * 8 * 16 * 4, found.moved
+    >>> one = cost(traced)
+    >>> one.products, one.flops - 2 * 8 * 16 * 4, one.moved
     ({'float32': 1024.0}, 32.0, 1152.0)
     """
     program = _Program(platform, parts)
@@ -206,13 +206,13 @@ class _Program:
         return Cost(total, dict(products), moved, alive, activations, reduced)
 
     def _needed(self, outputs: list[Any]) -> Iterator[_Op]:
-        needed, found = {v for v in outputs if v is not None}, []
+        needed, ops = {v for v in outputs if v is not None}, []
         needed = {self.root[v] for v in needed}
         for op in reversed(self.ops):
             if needed.intersection(op.outputs):
                 needed |= {self.root[v] for v in op.inputs if v is not None}
-                found.append(op)
-        return reversed(found)
+                ops.append(op)
+        return reversed(ops)
 
     def _leaves(self, inputs: set[int], kept: set[int]) -> dict[int, set[int]]:
         """Of each value the stored ones that it is computed from: itself, if it is stored."""
@@ -286,7 +286,7 @@ class _Program:
         if op.name not in ("scan", "while", "cond"):
             return None
         bodies = op.params.get("branches") or [op.params.get("jaxpr") or op.params["body_jaxpr"]]
-        found = []
+        costs = []
         for body in bodies:
             given = op.inputs[-len(body.jaxpr.invars) :] if body.jaxpr.invars else []
             splits = []
@@ -294,8 +294,8 @@ class _Program:
                 split = self.split.get(value) if value is not None else None
                 # a loop's slices have an axis less
                 splits.append(split[-len(var.aval.shape) :] if split and var.aval.shape else None)
-            found.append(cost(body, self.platform, splits, self.over))
-        return op.params.get("length", 1), max(found, key=lambda c: c.flops)
+            costs.append(cost(body, self.platform, splits, self.over))
+        return op.params.get("length", 1), max(costs, key=lambda c: c.flops)
 
     def _alive(
         self, leaves: Any, kept: set[int], within: dict[int, float], share: dict[int, float]

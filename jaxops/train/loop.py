@@ -11,7 +11,7 @@ import optax
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan, default
 from jaxops.nn.product import check_compute
-from jaxops.optim import LossScaleState, found
+from jaxops.optim import LossScaleState, states_of
 from jaxops.state import TrainState, init_state, state_shapes
 from jaxops.task import Task
 from jaxops.train import feed
@@ -133,7 +133,7 @@ def fit(
         validate = Evaluation(task, validation, plan, metrics, name="validation")
     hosts.check_same(**source.identity(), steps=total, period=period, data=source.sample())
     shapes = state_shapes(task, optimizer, source.example, plan)
-    if compute == "float16" and not found(shapes.opt_state, LossScaleState):
+    if compute == "float16" and not states_of(shapes.opt_state, LossScaleState):
         raise ValueError('optimizer must be in optim.loss_scale for compute="float16"')
     if state is not None:
         state = _checked_state(state, shapes, optimizer)

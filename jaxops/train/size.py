@@ -204,8 +204,8 @@ def size(
     >>> from jaxops import optim, vision
     >>> images = {"image": jax.ShapeDtypeStruct((64, 28, 28, 1), "uint8"),
     ...           "label": jax.ShapeDtypeStruct((64,), "int32")}
-    >>> found = size(vision.classifier(vision.MLP()), images, optimizer=optim.adam(1e-3))
-    >>> found.parameters, found.optimizer_bytes, found.binds
+    >>> needs = size(vision.classifier(vision.MLP()), images, optimizer=optim.adam(1e-3))
+    >>> needs.parameters, needs.optimizer_bytes, needs.binds
     (101770, 814164.0, 'memory')
     """
     device = _hardware(hardware)
@@ -257,14 +257,14 @@ def _hardware(hardware: str | Hardware) -> Hardware:
     if isinstance(hardware, Hardware):
         return hardware
     if hardware not in HARDWARE:
-        raise ValueError(f"hardware: {hardware!r} found, one of {', '.join(HARDWARE)} wanted")
+        raise ValueError(f"hardware must be one of {', '.join(HARDWARE)}, got {hardware!r}")
     return HARDWARE[hardware]
 
 
 def _over(plan: Plan, mesh: Mapping[str, int]) -> Plan:
     """The plan over a mesh of other sizes, which need not exist."""
     if set(plan.mesh.axis_names) != set(mesh):
-        raise ValueError(f"mesh: axes {[*mesh]} found, {[*plan.mesh.axis_names]} wanted")
+        raise ValueError(f"mesh must have the axes {[*plan.mesh.axis_names]}, got {[*mesh]}")
     sizes = tuple(mesh[axis] for axis in plan.mesh.axis_names)
     abstract = AbstractMesh(sizes, plan.mesh.axis_names, axis_types=(AxisType.Auto,) * len(sizes))
     rule: Any = plan.rule
@@ -339,26 +339,26 @@ def _collectives(
     params: Any, placed: Any, plan: Plan, one: Cost, accumulate: int, device: Hardware
 ) -> tuple[Collective, ...]:
     """What a step of `accumulate` microbatches exchanges."""
-    found: dict[tuple[str, tuple[str, ...], str], float] = defaultdict(float)
+    sizes: dict[tuple[str, tuple[str, ...], str], float] = defaultdict(float)
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True):
         splits = [axis for axes in _axes(place) for axis in axes]
         size = leaf.size * leaf.dtype.itemsize
         size /= _product(plan, (a for a in splits if a not in plan.batch_axes))
         over = tuple(a for a in plan.batch_axes if a in splits)
         if over:  # put together for the forward pass, and again for the backward pass
-            found["all-gather", over, "parameters"] += 2 * size
-            found["reduce-scatter", over, "gradients"] += size
+            sizes["all-gather", over, "parameters"] += 2 * size
+            sizes["reduce-scatter", over, "gradients"] += size
         rest = tuple(a for a in plan.batch_axes if a not in splits)
-        found["all-reduce", rest, "gradients"] += 2 * size / _product(plan, over)
+        sizes["all-reduce", rest, "gradients"] += 2 * size / _product(plan, over)
     others = tuple(a for a in plan.mesh.axis_names if a not in plan.batch_axes)
-    found["all-reduce", others, "activations"] += 2 * one.reduced
-    return tuple(_rings({k: accumulate * v for k, v in found.items()}, plan, device))
+    sizes["all-reduce", others, "activations"] += 2 * one.reduced
+    return tuple(_rings({k: accumulate * v for k, v in sizes.items()}, plan, device))
 
 
-def _rings(found: Any, plan: Plan, device: Hardware) -> Iterator[Collective]:
+def _rings(sizes: Any, plan: Plan, device: Hardware) -> Iterator[Collective]:
     """Each exchange in rings within an island, and of its parts in rings between islands."""
     names = list(plan.mesh.axis_names)
-    for (kind, axes, of), size in found.items():
+    for (kind, axes, of), size in sizes.items():
         count = _product(plan, axes)
         if count == 1 or not size:
             continue

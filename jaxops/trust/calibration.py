@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jaxops.trust.report import BLUE, GREY, PathLike, _figure, _open_frame, _save
+from jaxops.trust._figures import BLUE, GREY, PathLike, new_figure, open_frame, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,27 +150,36 @@ def plot_reliability(
     probabilities: np.ndarray, labels: np.ndarray, path: PathLike, bins: int = 15
 ) -> "Figure":
     """Accuracy against confidence, with the rows in each bin beneath; the title has the ECE."""
-    found = reliability(probabilities, labels, bins)
-    figure = _figure(4.4, 5.2)
+    bins_of_rows = reliability(probabilities, labels, bins)
+    figure = new_figure(4.4, 5.2)
     top, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
     edges = np.arange(bins) / bins
     top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-    top.bar(edges, np.nan_to_num(found.accuracy), 0.9 / bins, align="edge", color=BLUE, alpha=0.35)
-    top.plot(found.confidence, found.accuracy, "o", color=BLUE, markersize=4, label="bins")
-    below.bar(edges, found.rows, 0.9 / bins, align="edge", color=GREY)
+    top.bar(
+        edges,
+        np.nan_to_num(bins_of_rows.accuracy),
+        0.9 / bins,
+        align="edge",
+        color=BLUE,
+        alpha=0.35,
+    )
+    top.plot(
+        bins_of_rows.confidence, bins_of_rows.accuracy, "o", color=BLUE, markersize=4, label="bins"
+    )
+    below.bar(edges, bins_of_rows.rows, 0.9 / bins, align="edge", color=GREY)
     for axes in (top, below):
-        _open_frame(axes)
-    top.set(ylabel="accuracy", ylim=(0, 1), title=f"reliability, ECE {found.ece():.2%}")
+        open_frame(axes)
+    top.set(ylabel="accuracy", ylim=(0, 1), title=f"reliability, ECE {bins_of_rows.ece():.2%}")
     top.legend(frameon=False, loc="upper left")
     below.set(xlabel="probability of the predicted class", ylabel="rows", xlim=(0, 1))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _pair(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
         raise ValueError(
-            f"probabilities, labels: {probabilities.shape} and {labels.shape} found, (N, C) and "
-            "(N,) wanted"
+            "probabilities and labels must have shapes (N, C) and (N,), got "
+            f"{probabilities.shape} and {labels.shape}"
         )
     return probabilities, labels

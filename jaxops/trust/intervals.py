@@ -57,7 +57,8 @@ def interval(
     values = _checked("values", values)
     if not 0 < coverage < 1 or resamples < 1:
         raise ValueError(
-            f"coverage, resamples: found {coverage} and {resamples}, wanted 0 to 1, and 1 up"
+            "coverage must be between 0 and 1 and resamples at least 1, got "
+            f"{coverage} and {resamples}"
         )
     mean = values.mean()
     centred = values - mean
@@ -97,7 +98,7 @@ def paired(
     """
     a, b = _checked("a", a), _checked("b", b)
     if a.shape != b.shape:
-        raise ValueError(f"a, b: found {len(a):,} and {len(b):,} values, wanted the same users")
+        raise ValueError(f"a and b must be of the same users, got {len(a):,} and {len(b):,} values")
     d = a - b
     total = abs(d.sum())
     flipped = np.abs(_flipped(d, resamples, np.random.default_rng([seed, 1])))
@@ -131,8 +132,8 @@ def block_interval(
     W = len(values)
     if values.ndim != 1 or not np.isfinite(values).all() or not 1 <= block <= W // 2:
         raise ValueError(
-            f"values, block: found shape {values.shape} and {block}; wanted (W,) finite values,"
-            " and 1 to W / 2"
+            "values must be (W,) finite numbers and block in 1 to W / 2, got shape "
+            f"{values.shape} and {block}"
         )
     total = np.concatenate([[0], np.cumsum(np.concatenate([values, values[: block - 1]]))])
     means = (total[block:] - total[:-block]) / block
@@ -174,6 +175,9 @@ def _repeat(draw: Callable[[int], np.ndarray], times: int, size: int) -> np.ndar
 def _checked(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        found = f"shape {values.shape}, {(~np.isfinite(values)).sum():,} of them not finite"
-        raise ValueError(f"{name}: found {found}; wanted (U,), two users or more, all finite")
+        infinite = (~np.isfinite(values)).sum()
+        raise ValueError(
+            f"{name} must be (U,) finite numbers of 2 users or more, got shape {values.shape}, "
+            f"{infinite:,} of them not finite"
+        )
     return values

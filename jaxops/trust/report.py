@@ -19,16 +19,22 @@ from jaxops._optional import require
 from jaxops._table import table as table
 from jaxops.devices import hosts
 from jaxops.metrics import Scores
+from jaxops.trust._figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PathLike,
+    new_figure,
+    open_frame,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-PathLike = str | os.PathLike[str]
-
-# Okabe and Ito's colours, which colour-blind readers tell apart
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 
 
@@ -151,26 +157,6 @@ class TensorBoard:
             self.writer.close()
 
 
-def _figure(width: float, height: float) -> "Figure":
-    # not pyplot: no global state, no display
-    figure = require("matplotlib.figure", extra="plots")
-
-    return figure.Figure(figsize=(width, height), dpi=150, layout="constrained")
-
-
-def _save(figure: "Figure", path: PathLike) -> "Figure":
-    if hosts.first():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-    return figure
-
-
-def _open_frame(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
 def plot_curves(
     records: Sequence[Record],
     path: PathLike,
@@ -185,9 +171,11 @@ def plot_curves(
     """
     names = [name for name in metrics if any(name in r for r in records)]
     if not names:
-        raise ValueError(f"records: found none of {list(metrics)} in {len(records)} records")
+        raise ValueError(
+            f"records must have one of {list(metrics)}, got {len(records)} without any"
+        )
     x = "epoch" if any("epoch" in r for r in records) else "step"
-    figure = _figure(4.6 * len(names), 3.4)
+    figure = new_figure(4.6 * len(names), 3.4)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         rows = [r for r in records if name in r]
         for split in dict.fromkeys(r.get("split", "train") for r in rows):
@@ -195,10 +183,10 @@ def plot_curves(
             points = np.array(line, float).reshape(-1, 2)  # None, a NaN read back, is NaN again
             style = {"marker": "o", "markersize": 3.5} if len(points) <= 30 else {}
             axes.plot(*points.T, label=split, color=COLORS.get(split, GREY), linewidth=1.6, **style)
-        _open_frame(axes)
+        open_frame(axes)
         axes.set(xlabel=x, title=name)
         axes.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -> "Figure":
@@ -209,12 +197,12 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -
     matrix = np.asarray(matrix, np.float64)
     size, names = len(matrix), _names(classes, len(matrix))
     if matrix.shape != (len(names), len(names)):
-        raise ValueError(f"matrix: found shape {matrix.shape} for {len(names)} classes")
+        raise ValueError(f"matrix must have shape ({len(names)}, {len(names)}), got {matrix.shape}")
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-30)
     side = max(3.0, 0.48 * size) if size <= 20 else min(max(9.6, 0.13 * size), 24.0)
     cell = 72 * side / size  # points
     font = min(9.0, 0.62 * cell)
-    figure = _figure(side + 1.6, side + 1.2)
+    figure = new_figure(side + 1.6, side + 1.2)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the true class")
@@ -235,7 +223,7 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -
     right, total = matrix.trace(), matrix.sum()
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{right:.6g} of {total:.6g} right ({right / max(total, 1e-30):.1%})", pad=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_roc(scores: Scores | tuple[np.ndarray, np.ndarray, float], path: PathLike) -> "Figure":
@@ -245,18 +233,18 @@ def plot_roc(scores: Scores | tuple[np.ndarray, np.ndarray, float], path: PathLi
         auc = scores.auc()
     else:
         fpr, tpr, auc = scores
-    figure = _figure(4.4, 4.4)
+    figure = new_figure(4.4, 4.4)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance, 0.5")
     axes.plot(fpr, tpr, color=BLUE, linewidth=2, label=f"area {auc:.4f}", clip_on=False)
     axes.fill_between(fpr, tpr, color=BLUE, alpha=0.08, linewidth=0)
-    _open_frame(axes)
+    open_frame(axes)
     axes.set(
         xlabel="false positive rate", ylabel="true positive rate", title="ROC curve",
         xlim=(0, 1), ylim=(0, 1), aspect="equal",
     )  # fmt: skip
     axes.legend(frameon=False, loc="lower right")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _names(classes: Sequence[str], size: int) -> list[str]:
@@ -268,8 +256,9 @@ def _same_rows(images: Any, labels: Any, probabilities: Any) -> tuple[np.ndarray
     n = len(images)
     if labels.shape != (n,) or probabilities.ndim != 2 or len(probabilities) != n or not n:
         raise ValueError(
-            f"images, labels, probabilities: found shapes {np.shape(images)}, {labels.shape}, "
-            f"{probabilities.shape}, wanted (N, H, W) or (N, H, W, channels), (N,), (N, classes)"
+            "images, labels and probabilities must have shapes (N, H, W) or (N, H, W, channels), "
+            f"(N,) and (N, classes), got {np.shape(images)}, {labels.shape} and "
+            f"{probabilities.shape}"
         )
     return labels, probabilities
 
@@ -310,7 +299,7 @@ def plot_mistakes(
     worst = wrong[np.argsort(-sureness[wrong], kind="stable")][:count]
     columns = min(5, max(3, len(worst)))
     rows = max(1, -(-len(worst) // columns))
-    figure = _figure(1.5 * columns, 1.85 * rows + 0.5)
+    figure = new_figure(1.5 * columns, 1.85 * rows + 0.5)
     figure.suptitle(f"{len(wrong)} mistakes in {len(labels)}: true → predicted", fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
@@ -318,7 +307,7 @@ def plot_mistakes(
     for axes, i in zip(grid, worst, strict=False):
         title = f"{names[labels[i]]} → {names[predicted[i]]}\n{sureness[i]:.1%}"
         _draw(axes, images[i], title, "black")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_predictions(
@@ -338,7 +327,7 @@ def plot_predictions(
     names = _names(classes, probabilities.shape[1])
     columns = min(5, len(probabilities))
     rows = -(-len(probabilities) // columns)
-    figure = _figure(1.7 * columns, 3.0 * rows)
+    figure = new_figure(1.7 * columns, 3.0 * rows)
     heights = {"height_ratios": [5, 2.6] * rows}
     grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw=heights)
     for axes in grid.ravel():
@@ -355,4 +344,4 @@ def plot_predictions(
         for line, c in enumerate(best):
             bars.text(0, line, names[c], va="center", fontsize=7)
             bars.text(1, line, f"{p[c]:.1%}", va="center", ha="right", fontsize=7)
-    return _save(figure, path)
+    return save_figure(figure, path)

@@ -190,11 +190,11 @@ def test_only_the_first_process_writes(half):
 @pytest.mark.slow
 def test_what_differs_between_processes_is_an_error_in_all(half):
     wanted = {
-        "batch_size": "ValueError: batch_size: 8 found in process 1, 16 in process 0",
-        "seed": "ValueError: seed: 1 found in process 1, 0 in process 0",
-        "every": "ValueError: reports.every: 6 found in process 1, 5 in process 0",
-        "data": "ValueError: data: .* in process 1",
-        "plan": "ValueError: plan: devices of 1 of 2 processes found",
+        "batch_size": "ValueError: batch_size must .* got 16 in process 0 and 8 in process 1",
+        "seed": "ValueError: seed must .* got 0 in process 0 and 1 in process 1",
+        "every": "ValueError: reports.every must .* got 5 in process 0 and 6 in process 1",
+        "data": "ValueError: data must .* in process 1",
+        "plan": "ValueError: plan must have devices of all 2 processes, got devices of 1",
         "stream": "ValueError: data must have at least one batch, got an empty stream in process 0",
         "split": r"ValueError: plan must split .* got parts \[0\] of 1 in process 0 of 2",
         "split_in_predict": r"ValueError: plan must split .* got parts \[0\] of 1 in process 0",
@@ -314,7 +314,7 @@ def test_addresses_are_arguments_or_in_the_environment(initialized, monkeypatch,
     assert initialized == [("host:1234", 2, 1, 60), ("other:99", 3, 2, 60)]
     assert "by their addresses" in capsys.readouterr().out
     monkeypatch.setenv("JAX_PROCESS_ID", "two")
-    with pytest.raises(ValueError, match="JAX_PROCESS_ID: 'two' found, a number wanted"):
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID must be a whole number, got 'two'"):
         jo.devices.start()
 
 
@@ -325,17 +325,19 @@ def test_alone_nothing_is_done_or_said(initialized, capsys):
 
 
 def test_arguments_that_cannot_be_meant(initialized):
-    with pytest.raises(ValueError, match='"host:port" wanted'):
+    with pytest.raises(ValueError, match='coordinator must be "host:port"'):
         jo.devices.start("host", 2, 0)
-    with pytest.raises(ValueError, match="coordinator None, processes 2, process 0: found; wanted"):
+    with pytest.raises(
+        ValueError, match=r"must all be given.*got coordinator None, processes 2, process 0 "
+    ):
         jo.devices.start(processes=2, process=0)
-    with pytest.raises(ValueError, match=r"processes None.*wanted all three"):
+    with pytest.raises(ValueError, match=r"must all be given.*processes None"):
         jo.devices.start("host:1", process=0)
 
 
 def test_start_comes_before_anything_else():
     jax.devices()
-    with pytest.raises(ValueError, match="wanted as the first call of the script"):
+    with pytest.raises(ValueError, match="make it the first call of the script"):
         jo.devices.start("localhost:1", 2, 0)
 
 
@@ -354,13 +356,15 @@ def test_processes_that_have_not_met_are_told_to(monkeypatch, tmp_path):
         lambda: jo.predict(worker.TASK, state, worker.HELD),
         lambda: jo.Checkpointer(tmp_path),
     ):
-        with pytest.raises(ValueError, match=r"4 processes found.*call devices.start\(\) first"):
+        with pytest.raises(
+            ValueError, match=r"4 processes must know each other; call devices.start\(\) first"
+        ):
             call()
 
 
 def test_pmap_is_of_one_process(monkeypatch):
     monkeypatch.setattr(hosts, "count", lambda: 2)
-    with pytest.raises(ValueError, match="pmap_train_step: 2 processes found, one wanted"):
+    with pytest.raises(ValueError, match="pmap_train_step must run in one process, got 2"):
         jo.pmap_train_step(worker.TASK, optim.sgd(0.1))
 
 

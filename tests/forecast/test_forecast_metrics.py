@@ -139,7 +139,7 @@ def test_a_table_of_what_cannot_be_compared():
     whole, part = metrics.score(FORECAST, TARGET), metrics.score(FORECAST[:3], TARGET[:3])
     with pytest.raises(ValueError, match="wanted the same ones"):
         metrics.compare({"a": whole, "b": part})
-    with pytest.raises(ValueError, match="'a' has"):
+    with pytest.raises(ValueError, match="of 'a', got"):
         metrics.compare({"a": whole}, ["mase"])
     with pytest.raises(ValueError, match="found none"):
         metrics.compare({})

@@ -79,7 +79,7 @@ def test_refusal_where_too_little_is_right():
 
 
 def test_shapes():
-    with pytest.raises(ValueError, match=r"\(3, 2\) and \(2,\) found, \(N, C\) and \(N,\) wanted"):
+    with pytest.raises(ValueError, match=r"shapes \(N, C\) and \(N,\), got \(3, 2\) and \(2,\)"):
         ece(np.ones((3, 2)), np.zeros(2, int))
 
 

@@ -1,0 +1,93 @@
+"""Model files that 0.1 wrote, of every public kind, give the answers they gave then."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import jaxops as jo
+from jaxops import forecast, recommend, text
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "v0_1"
+ANSWERS = np.load(FOLDER / "answers.npz")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.model"))
+TEXTS = ["where is my card", "what is my balance", "my card is lost"]
+
+
+def stored(name, part):
+    prefix = f"{name}/{part}/"
+    return {key.removeprefix(prefix): ANSWERS[key] for key in ANSWERS if key.startswith(prefix)}
+
+
+def series(values, known):
+    """The three series that were forecast, with the covariates that some networks read."""
+    cuts, more = np.cumsum([14, 12]), {}
+    if known.size:
+        more["known"] = {"price": np.split(known[:, 0], cuts)}
+        more["static"] = {"size": [1.0, 2.0, 3.0]}
+    return forecast.from_arrays(
+        ["a", "b", "c"],
+        np.split(values[:, 0], cuts),
+        start="2024-01-01",
+        frequency="D",
+        **more,
+    )
+
+
+def answered(name, path):
+    kind = name.split("_")[0]
+    if kind == "decisions":
+        return text.load(path).probabilities(TEXTS)
+    if kind == "recommend":
+        users = {"age": np.array([1.0, 2.0, 3.0])} if name == "recommend_two_tower" else None
+        model = recommend.load(path)
+        lists = recommend.recommend(model, [["i3", "i5"], ["i0"], []], k=5, users=users)
+        return lists.places, lists.scores
+    if kind == "forecast":
+        history, model = series(**stored(name, "in")), forecast.load(path)
+        levels = (0.2, 0.5, 0.8) if model.has_quantiles else ()
+        future = np.ones((3, 4, 1), np.float32) if history.known_names else None
+        told = forecast.forecast(model, history, future=future, levels=levels)
+        return told.mean, told.quantiles
+    model = jo.load(path)
+    assert model.about == ({} if kind == "task" else {"note": name})
+    return model.predict(stored(name, "in"))
+
+
+def test_there_is_one_of_every_kind():
+    """Every module and task of jaxops that a file of 0.1 could name stands in some file."""
+    named = set()
+    for name in NAMES:
+        with safe_open(FOLDER / f"{name}.model", framework="numpy") as file:
+            _makers(json.loads(file.metadata()["jaxops"])["task"], named)
+    assert len(NAMES) >= 55 and len(named) >= 65
+    assert {"jaxops.vision.tasks:classifier", "jaxops.ensemble:ensemble"} <= named
+    assert {"jaxops.forecast.mixer:TSMixer", "jaxops.recommend.two_tower:TwoTower"} <= named
+
+
+def _makers(value, named):
+    if isinstance(value, dict):
+        named |= {value["make"]} if "make" in value else set()
+        for one in value.values():
+            _makers(one, named)
+    elif isinstance(value, list):
+        for one in value:
+            _makers(one, named)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_0_1_loads(name):
+    jo.load(FOLDER / f"{name}.model")  # names every module, and fits its parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_0_1_gives_its_answers(name):
+    found = jax.tree.leaves(answered(name, FOLDER / f"{name}.model"))
+    wanted = stored(name, "out")
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted.values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
