@@ -51,6 +51,8 @@ def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
                 raise ValueError(f"mode {image.mode} found, 8 bits a channel wanted")
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
             resized = upright.resize(size[::-1], Image.Resampling.BILINEAR)
+    except FileNotFoundError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file}: not a readable image: {error}") from None
     return np.asarray(resized, np.uint8).reshape(*size, channels)

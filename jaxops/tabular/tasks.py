@@ -1,4 +1,4 @@
-"""What to learn from tables."""
+"""Tasks on tables."""
 
 from typing import Any
 
@@ -10,17 +10,16 @@ from jaxops import metrics
 from jaxops.task import Array, Batch, Column, Task, recorded, row_weights, supervised
 
 
-@recorded
-def classifier(model: Any, features: int, classes: tuple[str, str] = ("0", "1")) -> Task:
+@recorded(formerly={"model": "module"})
+def classifier(module: Any, features: int, classes: tuple[str, str] = ("0", "1")) -> Task:
     """Tell two classes apart (churn, response): binary cross-entropy over one logit.
 
     A batch holds `features`, float (B, features), and `label`, integers (B,), 0 or 1. The loss of
-    a row with logit z and label y is -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z)), as article
-    003 has it (C04).
+    a row with logit z and label y is -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z)).
 
     Args:
-        model: a Flax module, (B, features) float32 to logits (B, 1).
-        features: how many features a row has.
+        module: a Flax module, (B, features) float32 to logits (B, 1).
+        features: number of features of a row.
         classes: the names of class 0 and class 1.
 
     Returns:
@@ -28,23 +27,23 @@ def classifier(model: Any, features: int, classes: tuple[str, str] = ("0", "1"))
         and accuracy; for the area under the ROC curve evaluate with `metrics={"auc": auc}`.
 
     Raises:
-        ValueError: other than two classes, or a model that says it has other than one output.
+        ValueError: other than two classes, or a module whose `outputs` is not 1.
 
     >>> from jaxops import tabular
     >>> tabular.classifier(tabular.MLP(), features=20, classes=("stays", "leaves")).classes
     ('stays', 'leaves')
     """
     if len(classes) != 2:
-        raise ValueError(f"classes: {len(classes)} found ({classes}), 2 wanted")
-    if getattr(model, "outputs", 1) != 1:
-        raise ValueError(f"model: {model.outputs} outputs found, 1 wanted")
+        raise ValueError(f"classes must be 2 names, got {len(classes)}: {classes}")
+    if getattr(module, "outputs", 1) != 1:
+        raise ValueError(f"module.outputs must be 1, got {module.outputs}")
 
     def loss(logits: Array, batch: Batch, train: bool) -> Array:
         label = jnp.asarray(batch["label"], logits.dtype)
         return optax.sigmoid_binary_cross_entropy(logits[:, 0], label)
 
     return supervised(
-        model,
+        module,
         lambda batch, key: jnp.asarray(batch["features"], jnp.float32),
         loss,
         lambda z, batch, w: {"accuracy": metrics.binary_accuracy(z[:, 0], batch["label"], w)},

@@ -1,4 +1,4 @@
-"""What to learn from images."""
+"""Tasks on images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,9 @@ from jaxops.task import Batch, Column, Key, Task, recorded, supervised
 Array = jax.Array
 
 
-@recorded
+@recorded(formerly={"model": "module"})
 def classifier(
-    model: Any,
+    module: Any,
     image_shape: tuple[int, int, int] = (28, 28, 1),
     classes: int | tuple[str, ...] = 10,
     mean: float | tuple[float, ...] = 0.0,
@@ -24,35 +24,42 @@ def classifier(
     augment: Callable[[Key, Array], Array] | None = None,
     label_smoothing: float = 0.0,
 ) -> Task:
-    """Tell images apart: softmax cross-entropy over the model's logits.
+    """Tell images apart: softmax cross-entropy over the module's logits.
 
     A batch holds `image`, uint8 (B, *image_shape), and `label`, integers (B,) in [0, classes).
     Images stay bytes until they are inside the step, where they become (image / 255 - mean) / std.
+    With label smoothing s and C classes, the loss of a row with logits z and label y is
+    -sum_c q_c log softmax(z)_c, where q_c = (1 - s) [c = y] + s / C.
 
     Args:
-        model: a Flax module, images (B, H, W, C) float32 to logits (B, classes).
+        module: a Flax module, images (B, H, W, C) float32 to logits (B, classes).
         image_shape: (H, W, C).
-        classes: how many, or their names in order.
-        mean: what is taken from an image in [0, 1]; one number or one for each channel.
-        std: what it is then divided by, likewise.
-        augment: changes training images between the two, `(key, images in [0, 1]) -> images`;
-            see `jaxops.data.augment`.
-        label_smoothing: in training, this share of each label is spread evenly over all classes
-            (Szegedy et al. 2015, arXiv:1512.00567); the loss of an evaluation is the plain one.
+        classes: number of classes, or their names in order.
+        mean: what is subtracted from an image in [0, 1]; one number or one for each channel.
+        std: what the difference is divided by; one number or one for each channel.
+        augment: changes training images before mean and std are applied, `(key, images in
+            [0, 1]) -> images`; see `jaxops.data.augment`.
+        label_smoothing: s in training; the loss of an evaluation has none.
 
     Returns:
-        A task whose predictions are probabilities (B, classes), with the metrics loss, accuracy.
+        A task whose predictions are probabilities (B, classes), with the metrics loss and accuracy.
 
     Raises:
-        ValueError: the model says that it tells another number of classes apart.
+        ValueError: the module's `classes` differ from the task's.
+
+    References:
+        Szegedy et al. 2015, "Rethinking the Inception Architecture", arXiv:1512.00567 (label
+        smoothing).
 
     >>> from jaxops import vision
     >>> vision.classifier(vision.MLP(classes=2), classes=("cat", "dog")).classes
     ('cat', 'dog')
     """
     names = classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
-    if getattr(model, "classes", len(names)) != len(names):
-        raise ValueError(f"the model has {model.classes} classes, the task {len(names)}: {names}")
+    if getattr(module, "classes", len(names)) != len(names):
+        raise ValueError(
+            f"module.classes must be {len(names)} (the task's {names}), got {module.classes}"
+        )
     middle, scale = (np.reshape(v, (1, 1, 1, -1)).astype(np.float32) for v in (mean, std))
 
     def inputs(batch: Batch, key: Key | None) -> Array:
@@ -65,7 +72,7 @@ def classifier(
         return smoothed_cross_entropy(logits, batch["label"], label_smoothing if train else 0.0)
 
     return supervised(
-        model,
+        module,
         inputs,
         cross_entropy,
         lambda logits, b, w: {"accuracy": metrics.accuracy(logits, b["label"], w)},

@@ -112,9 +112,9 @@ def test_equal_calls_give_one_task():
 
 
 def test_refuses_what_is_not_binary(data):
-    with pytest.raises(ValueError, match=r"classes: 3 found"):
+    with pytest.raises(ValueError, match="classes must be 2 names, got 3"):
         tabular.classifier(tabular.MLP(), features=5, classes=("a", "b", "c"))
-    with pytest.raises(ValueError, match="model: 2 outputs found, 1 wanted"):
+    with pytest.raises(ValueError, match="module.outputs must be 1, got 2"):
         tabular.classifier(tabular.MLP(outputs=2), features=5)
     unlabelled = {**data, "label": data["label"] - 1}
     with pytest.raises(ValueError, match=r"label: -1 found .*unlabelled"):
