@@ -1,8 +1,8 @@
 """Augmentation on the device: callables `(key, images) -> images`, for use inside a jitted step.
 
-Images are (B, H, W, C) floats; each is changed by its own draw, and the same key changes them the
-same way. What comes in from outside an image is 0. A transformation is a frozen dataclass, so that
-it can be one of the arguments that `jaxops.task.recorded` remembers.
+Images are float (B, H, W, C). Each is changed by a random draw, and the same key gives the same
+draws. Pixels outside an image are 0. A transformation is a frozen dataclass, so that it can be one
+of the arguments that `jaxops.task.recorded` remembers.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ Array = jax.Array
 @recorded
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left and right.
+    """Mirror images left to right.
 
     Attributes:
-        probability: of mirroring an image.
+        probability: of mirroring an image, in [0, 1].
 
     >>> Flip(1.0)(jax.random.key(0), jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
     [2.0, 1.0, 0.0]
@@ -41,14 +41,16 @@ class Flip:
 @recorded
 @dataclass(frozen=True)
 class Affine:
-    """Rotate, scale and shift in one bilinear resampling, about the image's centre.
+    """Rotate, scale and shift about the image's centre, in one bilinear resampling.
 
     Attributes:
-        degrees: the angle is uniform within +- degrees.
-        shift: pixels; the shift along each axis is uniform within +- shift, not only whole pixels.
-        scale: the factor is uniform within 1 +- scale.
+        degrees: the angle is uniform in [-degrees, degrees].
+        shift: in pixels; the shift along each axis is uniform in [-shift, shift], and need not be
+            a whole number.
+        scale: the factor is uniform in [1 - scale, 1 + scale].
 
-    >>> Affine(15.0, shift=2.0, scale=0.1)(jax.random.key(0), jnp.ones((4, 28, 28, 1))).shape
+    >>> augment = jax.jit(Affine(15.0, shift=2.0, scale=0.1))
+    >>> augment(jax.random.key(0), jnp.ones((4, 28, 28, 1))).shape
     (4, 28, 28, 1)
     """
 
@@ -64,7 +66,7 @@ class Affine:
 
 
 def _resample(image: Array, draw: Array) -> Array:
-    """One (H, W, C) image turned anticlockwise, enlarged and moved down and right."""
+    """Rotate one image (H, W, C) anticlockwise, enlarge it and move it down and right."""
     angle, scale, down, right = draw
     height, width, _ = image.shape
     middle = (height - 1) / 2, (width - 1) / 2
@@ -79,19 +81,34 @@ def _resample(image: Array, draw: Array) -> Array:
 @recorded
 @dataclass(frozen=True)
 class Rotate:
-    """Turn about the centre, bilinearly, by an angle uniform within +- `degrees`."""
+    """Rotate images about their centre, bilinearly.
+
+    Attributes:
+        degrees: the angle is uniform in [-degrees, degrees].
+
+    >>> augment = jax.jit(Rotate(15.0))
+    >>> augment(jax.random.key(0), jnp.ones((4, 28, 28, 1))).shape
+    (4, 28, 28, 1)
+    """
 
     degrees: float = 15.0
 
     def __call__(self, key: Array, images: Array) -> Array:
-        """Turn the images."""
+        """Rotate the images."""
         return Affine(self.degrees)(key, images)
 
 
 @recorded
 @dataclass(frozen=True)
 class Shift:
-    """Move by whole pixels, uniform within +- `pixels` along each axis."""
+    """Move images by whole pixels; what moves in is 0.
+
+    Attributes:
+        pixels: the shift along each axis is uniform in -pixels, ..., pixels.
+
+    >>> jax.jit(Shift(2))(jax.random.key(0), jnp.ones((4, 8, 8, 1))).shape
+    (4, 8, 8, 1)
+    """
 
     pixels: int = 2
 
@@ -103,15 +120,21 @@ class Shift:
 @recorded
 @dataclass(frozen=True)
 class RandomCrop:
-    """Pad each side by `padding` pixels, mirrored at the edge, and cut out the size it had.
+    """Pad each side with pixels mirrored at the edge, and crop to the original size.
 
-    For photographs, whose edges are not black; `Shift` is the same with zeros.
+    For photographs, whose edges are not black; `Shift` pads with zeros.
+
+    Attributes:
+        padding: pixels on each side.
+
+    >>> jax.jit(RandomCrop(2))(jax.random.key(0), jnp.ones((4, 8, 8, 3))).shape
+    (4, 8, 8, 3)
     """
 
     padding: int = 4
 
     def __call__(self, key: Array, images: Array) -> Array:
-        """Pad and cut the images."""
+        """Pad and crop the images."""
         return _crop(key, images, self.padding, "reflect")
 
 
@@ -128,15 +151,27 @@ def _crop(key: Array, images: Array, padding: int, mode: str) -> Array:
 @recorded
 @dataclass(frozen=True)
 class Cutout:
-    """Blacken a square of `size` x `size` pixels that lies inside the image.
+    """Set a random square inside each image to 0.
 
-    DeVries and Taylor 2017, arXiv:1708.04552, where the square may also stick out.
+    Attributes:
+        size: side of the square in pixels.
+
+    Raises:
+        ValueError: the square is larger than the image.
+
+    References:
+        DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with
+        Cutout", arXiv:1708.04552, where the square may also reach beyond the image.
+
+    >>> images = jax.jit(Cutout(2))(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    >>> int((images == 0).sum())
+    4
     """
 
     size: int = 8
 
     def __call__(self, key: Array, images: Array) -> Array:
-        """Blacken one square of each image."""
+        """Set one square of each image to 0."""
         batch, height, width, _ = images.shape
         rows, columns = jax.random.split(key)
         inside = self._span(rows, batch, height).reshape(batch, height, 1, 1)
@@ -144,9 +179,9 @@ class Cutout:
         return jnp.where(inside, 0.0, images)
 
     def _span(self, key: Array, batch: int, length: int) -> Array:
-        """(batch, length): True on `size` neighbours, beginning anywhere."""
+        """(batch, length): True on `size` neighbours at a random place."""
         if self.size > length:
-            raise ValueError(f"Cutout: a square of {self.size} is larger than the image's {length}")
+            raise ValueError(f"size must be at most {length} (the image's side), got {self.size}")
         start = jax.random.randint(key, (batch, 1), 0, length - self.size + 1)
         distance = jnp.arange(length)[None] - start
         return (distance >= 0) & (distance < self.size)
@@ -155,16 +190,20 @@ class Cutout:
 @recorded
 @dataclass(frozen=True)
 class Compose:
-    """Several transformations, one after the other.
+    """Apply several transformations one after the other.
 
-    >>> Compose((Flip(), Shift(2)))(jax.random.key(0), jnp.ones((4, 28, 28, 1))).shape
-    (4, 28, 28, 1)
+    Attributes:
+        transforms: callables `(key, images) -> images`; each gets a different key.
+
+    >>> augment = jax.jit(Compose((Flip(), Shift(2))))
+    >>> augment(jax.random.key(0), jnp.ones((4, 8, 8, 1))).shape
+    (4, 8, 8, 1)
     """
 
     transforms: tuple[Callable[[Array, Array], Array], ...]
 
     def __call__(self, key: Array, images: Array) -> Array:
-        """Apply each with a key of its own."""
+        """Apply each transformation with a different key."""
         for i, transform in enumerate(self.transforms):
             images = transform(jax.random.fold_in(key, i), images)
         return images

@@ -43,8 +43,8 @@ class Dataset:
         # "splits" itself is missing while a copy is being unpickled
         if name != "splits" and not name.startswith("__") and name in self.splits:
             return self.splits[name]
-        found = ", ".join(self.__dict__.get("splits", {}))
-        raise AttributeError(f"no split or attribute {name!r}; splits found: {found}")
+        splits = ", ".join(self.__dict__.get("splits", {}))
+        raise AttributeError(f"Dataset has no split or attribute {name!r}; its splits: {splits}")
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name}: {rows(columns):,}" for name, columns in self.splits.items())
@@ -101,15 +101,19 @@ class Dataset:
         """From NumPy's .npy or .npz, never unpickling: one split, "train".
 
         An .npz and a structured array give a column for each name. A plain 2-D table gives
-        `features` float32 (N, d) and, where `label` numbers a column (-1 is the last), `label`
-        (N,): int64 if all are whole numbers. Article 003's `data.npy` is read with `label=-1`.
+        `features` float32 (N, d) and, where `label` is the index of a column (-1 is the last),
+        `label` (N,): int64 if all are whole numbers.
+
+        Args:
+            path: the file.
+            label: index of a plain table's target column; `None` takes all columns as features.
 
         Raises:
             ValueError: a broken file, one with Python objects, or an array of another rank.
         """
         columns = tables.read_npy(path, label)
         if rows(columns) == 0:
-            raise ValueError(f"{path}: 0 rows found, at least 1 wanted")
+            raise ValueError(f"{path} must have at least 1 row, got 0")
         return cls({"train": columns}, source=str(path))
 
     @classmethod
@@ -130,7 +134,7 @@ class Dataset:
             directory = tfds_files.prepared(str(name), dirs)
         if directory is None or not tfds_files.readable(directory):
             raise FileNotFoundError(
-                f"{name}: no TFDS set prepared as array_record or parquet in "
+                f"{name} must be a TFDS set prepared as array_record or parquet, got none in "
                 f"{directory or ', '.join(map(str, dirs))}; prepare it: tfds.builder({str(name)!r},"
                 ' file_format="array_record").download_and_prepare()'
             )
@@ -181,18 +185,20 @@ class Dataset:
         selection = require("sklearn.model_selection", extra="data")
 
         if self.scaling:
-            raise ValueError("split before standardize: its statistics are of the train rows only")
+            raise ValueError(
+                "split must come before standardize, whose statistics are of the train rows alone"
+            )
         count = rows(self.train)
         sizes = {name: math.ceil(fraction * count) for name, fraction in fractions.items()}
         for name, fraction in fractions.items():
             if name in self.splits:
-                raise ValueError(f"{name}: the split is there already; splits: {[*self.splits]}")
+                raise ValueError(f"{name} must be a new split, got one of {[*self.splits]}")
             if not 0 < fraction < 1:
-                raise ValueError(f"{name}: fraction {fraction} found, one in (0, 1) wanted")
+                raise ValueError(f"{name} must be a fraction in (0, 1), got {fraction}")
         if sum(sizes.values()) >= count:
-            raise ValueError(f"train would be empty: {count} rows found, {sizes} wanted")
+            raise ValueError(f"fractions must leave rows for train, got {sizes} of {count} rows")
         if stratify is not None and stratify not in self.train:
-            raise ValueError(f"stratify: no column {stratify!r}; columns: {', '.join(self.train)}")
+            raise ValueError(f"stratify must be one of {', '.join(self.train)}, got {stratify!r}")
         rest = np.arange(count)
         splits = dict(self.splits)
         for name, size in sizes.items():
@@ -207,10 +213,13 @@ class Dataset:
         return replace(self, splits={**splits, "train": take(self.train, rest)})
 
     def standardize(self, *columns: str) -> Self:
-        """(x - mean) / std in all splits, float32; mean and std are those of the train rows.
+        """Replace x by (x - mean) / std in all splits; both are taken of the train rows.
 
-        Each entry of a row has its own statistics, kept in `scaling`. The std of a constant
-        is 1.
+        Each entry of a row has its own mean and standard deviation, which `scaling` keeps. That of
+        a constant counts as 1.
+
+        Args:
+            *columns: names of columns of numbers; they become float32.
 
         Raises:
             ValueError: a column that is not there, not of finite numbers, or standardised already.
@@ -219,9 +228,9 @@ class Dataset:
         scaling = dict(self.scaling)
         for name in columns:
             if name not in self.train:
-                raise ValueError(f"no column {name!r}; columns found: {', '.join(self.train)}")
+                raise ValueError(f"columns must be among {', '.join(self.train)}, got {name!r}")
             if name in scaling:
-                raise ValueError(f"{name}: standardised already")
+                raise ValueError(f"{name} must not be standardised twice")
             mean, std = scaling[name] = _statistics(name, self.train[name])
             for split in splits.values():
                 split[name] = ((split[name] - mean) / std).astype(np.float32)
@@ -229,16 +238,24 @@ class Dataset:
 
 
 def take(columns: Columns, index: np.ndarray) -> Columns:
-    """The rows at `index` of every column."""
+    """Return the rows at `index` of every column.
+
+    Args:
+        columns: name -> array (N, ...).
+        index: (B,) integers in [0, N).
+
+    >>> take({"x": np.array([10, 20, 30])}, np.array([2, 0]))["x"].tolist()
+    [30, 10]
+    """
     return {name: value[index] for name, value in columns.items()}
 
 
 def _statistics(name: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if value.dtype.kind not in "biuf":
-        raise ValueError(f"{name}: {value.dtype} found ({value[0]!r} in row 0), numbers wanted")
+        raise ValueError(f"{name} must be numbers, got {value.dtype} ({value[0]!r} in row 0)")
     mean, std = value.mean(0, dtype=np.float64), value.std(0, dtype=np.float64)
     if not np.isfinite(mean).all():
-        raise ValueError(f"{name}: NaN or infinity found in the train rows, finite numbers wanted")
+        raise ValueError(f"{name} must be finite in the train rows, got NaN or infinity")
     # compared as values: the rounded std of equal numbers is not always 0
     constant = value.max(0) == value.min(0)
     return np.where(constant, value[0], mean), np.where(constant, 1.0, std)
@@ -247,13 +264,16 @@ def _statistics(name: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def k_fold(
     labels_or_count: Any, folds: int = 5, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train index, validation index) for each fold; every row is in validation once.
+    """Indices of cross-validation: every row is in the validation part of one fold.
 
     Args:
         labels_or_count: the number of rows, or an array of labels (N,). Integer labels keep
             their proportions in every fold.
-        folds: how many.
+        folds: number of folds.
         seed: of the shuffling.
+
+    Returns:
+        (train index, validation index) for each fold, int64.
 
     Raises:
         ValueError: fewer than two folds, or fewer rows, in all or of one class, than folds.
@@ -266,14 +286,14 @@ def k_fold(
     labels = np.asarray(labels_or_count)
     count = len(labels) if labels.ndim else int(labels)
     if not 2 <= folds <= count:
-        raise ValueError(f"folds: {folds} found, 2 to {count} wanted for {count} rows")
+        raise ValueError(f"folds must be in [2, {count}] (the number of rows), got {folds}")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         return list(selection.KFold(folds, shuffle=True, random_state=seed).split(np.zeros(count)))
     values, counts = np.unique(labels, return_counts=True)
     if counts.min() < folds:
         raise ValueError(
-            f"label {values[counts.argmin()]}: {counts.min()} rows found, at least {folds} wanted "
-            f"for {folds} folds"
+            f"folds must be at most {counts.min()} (the rows of label {values[counts.argmin()]}), "
+            f"got {folds}"
         )
     splitter = selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(count), labels))

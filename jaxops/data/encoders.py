@@ -1,4 +1,4 @@
-"""Rows of a table to features: what a value means is learned on the train rows alone."""
+"""Raw columns of a table to features, by statistics of the train rows alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +9,9 @@ from jaxops.data.checks import rows
 
 
 class Encoder(NamedTuple):
-    """How raw columns become features; plain values, so that JSON holds it as it is.
+    """How raw columns become features; see `fit_encoder`.
 
+    It holds plain values alone, so it can be kept as JSON:
     `Encoder(**json.loads(json.dumps(encoder._asdict())))` is equal to `encoder`.
 
     Attributes:
@@ -18,8 +19,12 @@ class Encoder(NamedTuple):
         std: numeric column -> their standard deviation, 1 where it is 0.
         missing: the numeric columns with values missing in train; each has an indicator.
         values: text column -> its sorted train values; each has an indicator.
-        label: the column that is learned, or `None`.
-        classes: the label's sorted train values, as text; the place of one is its number.
+        label: the target column, or `None`.
+        classes: the label's sorted train values, as text; a label's number is its index here.
+
+    >>> encoder = fit_encoder({"age": [20.0, 40.0], "left": ["no", "yes"]}, label="left")
+    >>> encoder.names, encoder.mean, encoder.classes
+    (['age'], {'age': 30.0}, ['no', 'yes'])
     """
 
     mean: dict[str, float]
@@ -46,12 +51,13 @@ def fit_encoder(
 
     Args:
         columns: name -> (N,), numbers (NaN is a missing value) or text.
-        drop: columns to leave out, such as a customer's number.
-        label: the column that is learned, text or whole numbers.
+        drop: columns to leave out, such as identifiers.
+        label: the target column, text or whole numbers.
 
     Raises:
-        ValueError: a column that is not there, of rank 2, without a value, infinite, neither
-            numbers nor text, or text that names the rows (more values than half the rows).
+        ValueError: a missing column, one that is not one-dimensional, has no value, is infinite
+            or neither numbers nor text, or a text column that looks like an identifier (more
+            different values than 20 and half the rows).
 
     >>> table = {"age": np.array([20.0, 40.0, np.nan]), "plan": np.array(["a", "b", "a"])}
     >>> encoder = fit_encoder(table)
@@ -62,10 +68,10 @@ def fit_encoder(
     """
     count = rows(columns)
     if count == 0:
-        raise ValueError("0 rows found, at least 1 wanted")
+        raise ValueError("columns must have at least 1 row, got 0")
     for name in (*drop, *([label] if label is not None else [])):
         if name not in columns:
-            raise ValueError(f"no column {name!r}; columns found: {', '.join(columns)}")
+            raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
     classes = [] if label is None else sorted(set(_labels(label, columns[label])), key=_order)
     encoder = Encoder({}, {}, [], {}, label, classes)
     for name in columns:
@@ -75,7 +81,7 @@ def fit_encoder(
         if value.dtype.kind != "O":
             present = value[~np.isnan(value)]
             if len(present) == 0:
-                raise ValueError(f"{name}: every value is missing; drop the column")
+                raise ValueError(f"{name} must have a value in some row, got none; drop the column")
             constant = present.max() == present.min()
             encoder.mean[name] = float(present[0] if constant else present.mean())
             encoder.std[name] = 1.0 if constant else float(present.std())
@@ -85,21 +91,25 @@ def fit_encoder(
         values = sorted(set(value))
         if len(values) > max(20, count / 2):
             raise ValueError(
-                f"{name}: {len(values):,} different texts in {count:,} rows found, which name the "
-                f"rows and tell nothing of others; drop it: drop=({name!r},)"
+                f"{name} must have at most {max(20, count // 2):,} different texts, got "
+                f"{len(values):,} in {count:,} rows; it looks like an identifier column: "
+                f"drop=({name!r},)"
             )
         encoder.values[name] = values
     if not encoder.names:
-        raise ValueError(f"no columns to learn from; columns found: {', '.join(columns)}")
+        raise ValueError(f"columns must include one to learn from, got {', '.join(columns)}")
     return encoder
 
 
 def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Raw columns as an encoder learned to read them.
+    """Turn raw columns into features, as an encoder learned from the train rows.
 
-    A number becomes (x - mean) / std, a missing one 0 (the mean); a text that was not seen in
-    train is 0 in all of its column's indicators. Columns that the encoder does not know are
-    ignored, and the label may be absent, as it is in prediction.
+    A number becomes (x - mean) / std, and 0 where it is missing. A text has one indicator for each
+    train value, all 0 for a value that is new. Columns that the encoder does not know are ignored.
+
+    Args:
+        encoder: see `fit_encoder`.
+        columns: name -> (N,), as in training; the label may be absent, as in prediction.
 
     Returns:
         `features` float32 (N, len(encoder.names)), and `label` int32 (N,) where there is one.
@@ -107,11 +117,15 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     Raises:
         ValueError: a missing column, numbers for text or text for numbers, infinity, or a label
             that is none of the classes.
+
+    >>> encoder = fit_encoder({"plan": ["a", "b"]})
+    >>> encode(encoder, {"plan": ["b", "new"]})["features"].tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
     """
     known = [*encoder.mean, *encoder.values]
     for name in known:
         if name not in columns:
-            raise ValueError(f"no column {name!r}; columns found: {', '.join(columns)}")
+            raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
     targets = [name for name in (encoder.label,) if name is not None and name in columns]
     count = rows({name: columns[name] for name in [*known, *targets]})
     numbers = {name: _column(name, columns[name], "numbers") for name in encoder.mean}
@@ -138,23 +152,22 @@ def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:
     """Numbers as float64 (N,), text as an object array of `str`."""
     value = np.asarray(column)
     if value.ndim != 1:
-        raise ValueError(f"{name}: rows of shape {value.shape[1:]} found, one value a row wanted")
+        raise ValueError(f"{name} must be one value a row, got rows of shape {value.shape[1:]}")
     if value.dtype.kind in "biuf":
-        found, value = "numbers", value.astype(np.float64)
+        kind, value = "numbers", value.astype(np.float64)
         infinite = np.flatnonzero(np.isinf(value))
         if len(infinite):
             raise ValueError(
-                f"{name}: infinity found in row {infinite[0]}, finite numbers or NaN for missing "
-                "wanted"
+                f"{name} must be finite, or NaN where missing, got infinity in row {infinite[0]}"
             )
     else:
-        found, value = "text", value.astype(object)
+        kind, value = "text", value.astype(object)
         odd = next((row for row, v in enumerate(value) if not isinstance(v, str)), None)
         if odd is not None:
-            raise ValueError(f"{name}: {value[odd]!r} found in row {odd}, text or numbers wanted")
-    if wanted not in (None, found):
+            raise ValueError(f"{name} must be text or numbers, got {value[odd]!r} in row {odd}")
+    if wanted not in (None, kind):
         raise ValueError(
-            f"{name}: {found} found ({value[0]!r} in row 0), {wanted} wanted, as in the train rows"
+            f"{name} must be {wanted}, as in the train rows, got {kind} ({value[0]!r} in row 0)"
         )
     return value
 
@@ -163,8 +176,7 @@ def _labels(name: str, column: Any) -> list[str]:
     value = np.asarray(column)
     if value.ndim != 1 or value.dtype.kind not in "biuOU":
         raise ValueError(
-            f"{name}: {value.dtype} of rank {value.ndim} found, one text or whole number a row "
-            "wanted"
+            f"{name} must be one text or whole number a row, got {value.dtype} of rank {value.ndim}"
         )
     return [str(v) for v in value.tolist()]
 
@@ -180,5 +192,5 @@ def _numbered(name: str, classes: list[str], column: Any) -> np.ndarray:
     labels = _labels(name, column)
     for row, label in enumerate(labels):
         if label not in number:
-            raise ValueError(f"{name}: {label!r} found in row {row}, one of {classes} wanted")
+            raise ValueError(f"{name} must be one of {classes}, got {label!r} in row {row}")
     return np.array([number[label] for label in labels], np.int32)

@@ -1,4 +1,4 @@
-"""Folders of images to columns."""
+"""Image files and folders of images to columns."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def class_names(path: Path) -> tuple[str, ...]:
         raise FileNotFoundError(f"{path}: no such folder")
     names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
-        raise ValueError(f"{path}: no folders found, one folder of images for each class wanted")
+        raise ValueError(f"{path} must hold one folder of images for each class, got no folders")
     return tuple(names)
 
 
@@ -25,7 +25,9 @@ def read_folder(
     """`image` uint8 (N, height, width, channels) and `label` int32 (N,), in order of the names."""
     unknown = sorted(set(class_names(path)) - set(classes))
     if unknown:
-        raise ValueError(f"{path}: class {unknown[0]!r} found, classes wanted: {list(classes)}")
+        raise ValueError(
+            f"{path} must hold folders of the classes {list(classes)}, got {unknown[0]!r}"
+        )
     files = [
         (file, label)
         for label, name in enumerate(classes)
@@ -33,7 +35,7 @@ def read_folder(
         if file.suffix.lower() in SUFFIXES
     ]
     if not files:
-        raise ValueError(f"{path}: no images found ({', '.join(sorted(SUFFIXES))} wanted)")
+        raise ValueError(f"{path} must hold images ({', '.join(sorted(SUFFIXES))}), got none")
     images = np.empty((len(files), *size, channels), np.uint8)
     for row, (file, _) in enumerate(files):
         images[row] = read_image(file, size, channels)
@@ -48,11 +50,11 @@ def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode.startswith("I") or image.mode == "F":
-                raise ValueError(f"mode {image.mode} found, 8 bits a channel wanted")
+                raise ValueError(f"it must have 8 bits a channel, got mode {image.mode}")
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
             resized = upright.resize(size[::-1], Image.Resampling.BILINEAR)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file}: not a readable image: {error}") from None
+        raise ValueError(f"{file} must be a readable image, got an error: {error}") from None
     return np.asarray(resized, np.uint8).reshape(*size, channels)

@@ -1,4 +1,4 @@
-"""Which rows make the batch of each number, for each process: functions of the number alone."""
+"""The rows of each batch, by process: functions of the batch's number alone."""
 
 import math
 from dataclasses import dataclass
@@ -84,18 +84,19 @@ def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray
             right = (right + mixed(left, second)) % b
         return left * b + right
 
-    found = once(np.asarray(index).astype(np.uint64))
-    while (outside := found >= count).any():
-        found[outside] = once(found[outside])
-    return found.astype(np.int64)
+    sent = once(np.asarray(index).astype(np.uint64))
+    while (outside := sent >= count).any():
+        sent[outside] = once(sent[outside])
+    return sent.astype(np.int64)
 
 
 def _shared(groups: list[Group], processes: int) -> list[list[Group]]:
     """The row groups of each process, in order; the largest first to whoever has fewest rows."""
     if len(groups) < processes:
         raise ValueError(
-            f"{groups[0].path}: {len(groups)} row groups found in all files, at least one for each "
-            f"of {processes} processes wanted; write them with a smaller row_group_size"
+            f"source must have at least {processes} row groups (the number of processes), got "
+            f"{len(groups)} in {groups[0].path} and the files beside it; write them with a smaller "
+            "row_group_size"
         )
     parts: list[list[Group]] = [[] for _ in range(processes)]
     rows = [0] * processes
@@ -182,20 +183,20 @@ class Grouped:
 
     def _read(self, lane: int, epoch: int, number: int) -> Columns:
         """A window's columns; each lane holds one, and shares that of another lane."""
-        found = next((c for key, c in self._held.values() if key == (epoch, number)), None)
-        if found is None:
+        columns = next((c for key, c in self._held.values() if key == (epoch, number)), None)
+        if columns is None:
             self._held.pop(lane, None)  # let go first: two windows are not held for one lane
             window = self._windows(epoch)[number]
             order = np.arange(window.rows)
             if self.shuffle:
                 order = np.random.default_rng((self.seed, epoch, number)).permutation(order)
-            found, start = {}, 0
+            columns, start = {}, 0
             for group in window.groups:
                 places = order[start : start + group.rows]
                 start += group.rows
                 for name, rows in self.reader.read(group).items():
-                    if name not in found:
-                        found[name] = np.empty((window.rows, *rows.shape[1:]), rows.dtype)
-                    found[name][places] = rows
-        self._held[lane] = ((epoch, number), found)
-        return found
+                    if name not in columns:
+                        columns[name] = np.empty((window.rows, *rows.shape[1:]), rows.dtype)
+                    columns[name][places] = rows
+        self._held[lane] = ((epoch, number), columns)
+        return columns

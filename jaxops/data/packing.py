@@ -1,4 +1,4 @@
-"""Documents of different lengths as rows of one length."""
+"""Documents of different lengths packed into rows of one length."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,12 +7,12 @@ import numpy as np
 
 
 class Packed(NamedTuple):
-    """Documents in rows.
+    """Documents packed into rows; see `pack`.
 
     Attributes:
-        columns: `tokens` and `segments`, int32 (N, length); a row's documents are its segments
-            1, 2, ..., and 0 is padding.
-        padding: the share of all places that is padding.
+        columns: `tokens` and `segments`, int32 (N, length). The documents of a row are numbered
+            1, 2, ... in `segments`, where 0 is padding.
+        padding: fraction of all tokens that is padding.
     """
 
     columns: dict[str, np.ndarray]
@@ -20,20 +20,26 @@ class Packed(NamedTuple):
 
 
 def pack(documents: Sequence[Any], length: int) -> Packed:
-    """Put documents into rows of `length` tokens, so that few steps go into padding.
+    """Pack documents into rows of `length` tokens, with little padding.
 
-    The longest document comes first, and each goes to the row with the least room that suffices
-    (best fit decreasing; Krell et al. 2021, arXiv:2107.02027). No document is cut. All rows have
-    one length, so one program serves them all.
+    Best fit decreasing: the documents are taken by falling length, and each goes to the row with
+    the least room that suffices. No document is cut.
 
     Args:
-        documents: token ids of each, one axis, at least one and at most `length`.
-        length: of a row. For `next_token` the context of the model and 1, for of its last token
-            nothing is predicted; else the context.
+        documents: token ids of each, integers (n,) with 1 <= n <= `length`.
+        length: tokens of a row: the model's context, and one more for `next_token`, because
+            nothing is predicted from a row's last token.
+
+    Returns:
+        `Packed`.
 
     Raises:
-        ValueError: no documents, or one that is empty, too long, or not made of token ids; it
-            names the first such.
+        ValueError: no documents, or one that is empty, too long or not made of token ids; the
+            message names the first such document.
+
+    References:
+        Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination",
+        arXiv:2107.02027.
 
     >>> packed = pack([[5, 6], [7, 8, 9], [4]], length=4)
     >>> packed.columns["tokens"].tolist()
@@ -42,7 +48,7 @@ def pack(documents: Sequence[Any], length: int) -> Packed:
     ([[1, 1, 1, 2], [1, 1, 0, 0]], 0.25)
     """
     if len(documents) == 0:
-        raise ValueError("documents: 0 found, at least 1 wanted")
+        raise ValueError("documents must hold at least 1 document, got none")
     texts = [token_ids(f"document {i}", text, length) for i, text in enumerate(documents)]
     sizes = [len(text) for text in texts]
     filled = _best_fit(sizes, length)
@@ -77,18 +83,31 @@ def _best_fit(sizes: list[int], length: int) -> list[list[int]]:
 
 
 def token_ids(name: str, text: Any, length: int | None = None) -> np.ndarray:
-    """The token ids of one text, checked."""
+    """Check the token ids of one text, and return them as an array.
+
+    Args:
+        name: of the text, for messages.
+        text: integers (n,).
+        length: the largest n that is allowed; any by default.
+
+    Raises:
+        ValueError: no tokens, too many, or other than integers of 0 or more along one axis.
+
+    >>> token_ids("document 0", [5, -1])
+    Traceback (most recent call last):
+    ValueError: document 0 must be tokens of at least 0, got -1
+    """
     ids = np.asarray(text)
     if ids.size == 0:
-        raise ValueError(f"{name}: empty; at least 1 token wanted, or leave it out")
+        raise ValueError(f"{name} must have at least 1 token, got none; leave it out")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        found = f"{ids.dtype}{list(ids.shape)}"
-        raise ValueError(f"{name}: {found} found, whole numbers along one axis wanted")
+        given = f"{ids.dtype}{list(ids.shape)}"
+        raise ValueError(f"{name} must be whole numbers along one axis, got {given}")
     if ids.min() < 0:
-        raise ValueError(f"{name}: token {ids.min()} found, 0 or more wanted")
+        raise ValueError(f"{name} must be tokens of at least 0, got {ids.min()}")
     if length is not None and len(ids) > length:
         raise ValueError(
-            f"{name}: {len(ids):,} tokens found, at most {length:,} wanted; cut it: "
+            f"{name} must have at most {length:,} tokens, got {len(ids):,}; cut it: "
             f"[text[i : i + {length}] for i in range(0, len(text), {length})]"
         )
     return ids

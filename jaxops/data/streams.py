@@ -1,4 +1,4 @@
-"""Data sets larger than memory: shards on a disk, streamed by Grain, exact to resume.
+"""Data sets larger than memory: shards on a disk, streamed by Grain, resumed exactly.
 
 Batch i of a stream is a function of i, so the state of an iterator is one number, the same
 whatever reads ahead: this process, a thread, or worker processes.
@@ -33,12 +33,13 @@ def stream(
     decode: Callable[[Any], Mapping[str, Any]] | None = None,
     window: int = 65_536,
 ) -> "Streamed":
-    """Batches of a data set that need not fit into memory, for `fit`, `evaluate` and `predict`.
+    """Stream batches of a data set that need not fit into memory.
 
-    Every row comes once an epoch; the last batch may be shorter. With many processes each gets its
-    own share, and all get as many batches. Rows are shuffled anew each epoch: NPY and ArrayRecord
-    over the whole set, by a permutation that is computed and not stored; Parquet by row groups,
-    and by rows within a window. The order depends on the arguments alone, not on `workers`.
+    The result goes into `fit`, `evaluate` and `predict`. Every row comes once an epoch; the last
+    batch may be shorter. With several processes each reads its own share of the rows, and all read
+    the same number of batches. Rows are shuffled anew each epoch: NPY and ArrayRecord over the
+    whole set, by a permutation that is computed and not stored; Parquet by row groups, and by rows
+    within a window. The order depends on the arguments alone, not on `workers`.
 
     Args:
         source: a directory, a file or a glob pattern of shards, all of one kind: .npy files named
@@ -47,17 +48,22 @@ def stream(
             with `decode`. Or a data source of TFDS or Grain: `len`, and a record for each number.
         batch_size: rows in one update, over all devices and processes; that of `fit`.
         seed: of the order.
-        shuffle: without it rows come in order, as `predict` wants them.
-        workers: processes that read ahead, for records that are dear to decode. They are spawned
-            when the second batch is asked for, so a script wants `if __name__ == "__main__"`.
-        columns: those to read, all by default.
+        shuffle: without it rows come in their stored order, as for `predict`.
+        workers: number of processes that read ahead, for records that are costly to decode. They
+            are spawned when the second batch is read, so a script needs the guard
+            `if __name__ == "__main__"`.
+        columns: names of the columns to read, all by default.
         decode: makes named arrays of one record of `.array_record` files or of a data source.
-        window: how many rows of Parquet are held to be shuffled, in whole row groups, at least
+        window: number of Parquet rows held in memory to be shuffled, in whole row groups, at least
             four of them.
+
+    Returns:
+        A `Streamed`: an iterable of batches, dicts of arrays (B, ...).
 
     Raises:
         FileNotFoundError: no such files.
-        ValueError: files that do not fit together or are damaged; names the file and column.
+        ValueError: files that do not fit together or are damaged; the message names the file and
+            the column.
 
     >>> import tempfile
     >>> import numpy as np
@@ -70,7 +76,7 @@ def stream(
     """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
-            raise ValueError(f"{name}: {value} found, at least {least} wanted")
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     reader = _reader(source, columns, decode)
     return Streamed(reader, batch_size, seed, shuffle, workers, window)
 
@@ -81,25 +87,29 @@ def _reader(
     if not isinstance(source, str | Path):
         if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
             raise ValueError(
-                f"source: {type(source).__name__} found; a path, or a data source with len() and "
-                "a record for each number wanted"
+                "source must be a path, or a data source with len() and a record for each number, "
+                f"got {type(source).__name__}"
             )
         return Records(source, decode, columns, f"source {type(source).__name__}")
     kinds: dict[str, list[Path]] = {"npy": [], "parquet": [], "array_record": []}
-    found = Path(source).iterdir() if Path(source).is_dir() else map(Path, glob.glob(str(source)))
-    for path in sorted(found):
+    files = Path(source).iterdir() if Path(source).is_dir() else map(Path, glob.glob(str(source)))
+    for path in sorted(files):
         for kind, paths in kinds.items():
             if f".{kind}" in path.name and path.is_file():
                 paths.append(path)
     present = {kind: paths for kind, paths in kinds.items() if paths}
     if not present:
-        raise FileNotFoundError(f"{source}: no .npy, .parquet or .array_record files found")
+        raise FileNotFoundError(
+            f"{source} must hold .npy, .parquet or .array_record files, got none"
+        )
     if len(present) > 1:
-        files = ", ".join(str(paths[0]) for paths in present.values())
-        raise ValueError(f"{source}: files of several kinds found ({files}); one kind wanted")
+        given = ", ".join(str(paths[0]) for paths in present.values())
+        raise ValueError(f"{source} must hold files of one kind, got {given}")
     [(kind, paths)] = present.items()
     if decode and kind != "array_record":
-        raise ValueError(f"decode: found with .{kind} files, whose columns are arrays already")
+        raise ValueError(
+            f"decode must be None for .{kind} files, whose columns are arrays, got {decode!r}"
+        )
     if kind == "array_record":
         return array_records(paths, decode, columns)
     return Npy(paths, columns) if kind == "npy" else Parquet(paths, columns)
@@ -107,9 +117,10 @@ def _reader(
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """Batches of a data set on a disk: what `stream` makes.
+    """Batches of a data set on a disk; see `stream`.
 
-    Iterating gives the first epoch's batches, the local rows of each; `endless` all epochs'.
+    Iterating gives the batches of the first epoch, `endless` those of all epochs. With several
+    processes a batch holds the rows of this process alone.
     """
 
     reader: Any
@@ -139,8 +150,8 @@ class Streamed:
         share = share or Share(hosts.index(), hosts.count())
         if self.batch_size % share.processes:
             raise ValueError(
-                f"batch_size: {self.batch_size} found, a multiple of {share.processes} "
-                "(processes) wanted"
+                f"batch_size must be a multiple of {share.processes} (the number of processes), "
+                f"got {self.batch_size}"
             )
         if isinstance(self.reader, Parquet):
             return Grouped(
@@ -149,12 +160,12 @@ class Streamed:
         return Permuted(self.reader, self.batch_size, self.seed, self.shuffle, share)
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common."""
-        found = {"rows": self.reader.rows, "seed": self.seed, "shuffle": self.shuffle}
+        """What a resumed run must have in common with the one that was interrupted."""
+        settings = {"rows": self.reader.rows, "seed": self.seed, "shuffle": self.shuffle}
         if not isinstance(self.reader, Parquet):
-            return found
-        found["processes"] = hosts.count()  # whose row groups they are depends on it
-        return {**found, "window": self.window} if self.shuffle else found
+            return settings
+        settings["processes"] = hosts.count()  # the processes' row groups depend on it
+        return {**settings, "window": self.window} if self.shuffle else settings
 
 
 @dataclass
@@ -187,7 +198,7 @@ class Batches:
         if self._next >= self._stop:
             self.close()
             raise StopIteration
-        if not self._begun:  # read here: who looks at one batch alone starts no workers
+        if not self._begun:  # read here, so that reading a single batch starts no workers
             self._begun, batch = True, self._batches[self._next]
         else:
             if self._ahead is None:
@@ -230,7 +241,7 @@ def _ahead(source: _From, workers: int) -> Any:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """In a worker: end when the run does, also when it is killed and cannot say so."""
+    """In a worker: end when the main process does, also when that is killed."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

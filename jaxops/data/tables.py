@@ -1,4 +1,4 @@
-"""Files to columns: CSV, Parquet, NPY and NPZ."""
+"""CSV, Parquet, NPY and NPZ files to columns."""
 
 import csv
 import gzip
@@ -45,21 +45,21 @@ def source_frame(
             first = next(iter(arrays.values()))
             if array.ndim != 1 or len(array) != len(first):
                 raise ValueError(
-                    f"arrays: column {key!r}: shape {array.shape} found, ({len(first)},) wanted"
+                    f"column {key!r} must have shape ({len(first)},), got {array.shape}"
                 )
         frame = pd.DataFrame(arrays)
     else:
-        raise ValueError(f"source: {type(source).__name__} found, a path, a frame or arrays wanted")
+        raise ValueError(f"source must be a path, a frame or arrays, got {type(source).__name__}")
     for column in wanted or needed:
         if column not in frame.columns:
-            found = ", ".join(map(str, frame.columns))
-            raise ValueError(f"{name}: no column {column!r}; columns found: {found}")
+            given = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{name} must have a column {column!r}, got {given}")
     names = pd.Index(wanted or frame.columns)
     if names.has_duplicates:
         twice = names[names.duplicated()][0]
-        raise ValueError(f"{name}: column {twice!r} found or named twice, once wanted")
+        raise ValueError(f"{name} must have each column once, got {twice!r} twice")
     if len(frame) == 0:
-        raise ValueError(f"{name}: 0 rows found, at least 1 wanted")
+        raise ValueError(f"{name} must have at least 1 row, got 0")
     return name, frame[names]
 
 
@@ -68,8 +68,8 @@ def none_missing(column: Any, what: str, wanted: str) -> None:
     absent = column.isna().to_numpy()
     if absent.any():
         raise ValueError(
-            f"{what}: {absent.sum()} missing, the first in row {absent.argmax()} (counted from 0); "
-            f"{wanted} wanted"
+            f"{what} must have {wanted}, got {absent.sum()} missing, the first in row "
+            f"{absent.argmax()} (counted from 0)"
         )
 
 
@@ -78,15 +78,15 @@ def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     pd = require("pandas", extra="data")
 
     none_missing(column, what, "an id for every row")
-    codes, found = pd.factorize(column)
-    found = np.asarray(found, object)
-    odd = next((value for value in found if not isinstance(value, str | int | np.integer)), None)
-    kinds = {isinstance(value, str) for value in found}
+    codes, uniques = pd.factorize(column)
+    values = np.asarray(uniques, object)
+    odd = next((value for value in values if not isinstance(value, str | int | np.integer)), None)
+    kinds = {isinstance(value, str) for value in values}
     if odd is not None or column.dtype.kind == "b" or len(kinds) > 1:
         kind = "text and integers" if odd is None and len(kinds) > 1 else column.dtype
         detail = "" if odd is None else f" ({odd!r})"
-        raise ValueError(f"{what}: {kind}{detail} found, text or integers wanted for ids")
-    return codes.astype(np.int32), found.astype(str).astype(object)
+        raise ValueError(f"{what} must be text or integers, got {kind}{detail}")
+    return codes.astype(np.int32), values.astype(str).astype(object)
 
 
 def read_csv(
@@ -110,7 +110,7 @@ def csv_frame(
     names = _check_csv(path, encoding)
     for name in columns or ():
         if name not in names:
-            raise ValueError(f"{path}: no column {name!r}; columns found: {', '.join(names)}")
+            raise ValueError(f"{path} must have a column {name!r}, got {', '.join(names)}")
     frame = pd.read_csv(
         path,
         usecols=list(columns or names),
@@ -137,17 +137,17 @@ def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
     try:
         names = pq.read_schema(path).names
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a whole Parquet file: {error}") from None
+        raise ValueError(f"{path} must be a whole Parquet file, got an error: {error}") from None
     for name in columns or ():
         if name not in names:
-            raise ValueError(f"{path}: no column {name!r}; columns found: {', '.join(names)}")
+            raise ValueError(f"{path} must have a column {name!r}, got {', '.join(names)}")
     return pd.read_parquet(path, columns=list(columns or names))
 
 
 def from_frame(path: str | Path, frame: Any) -> Columns:
     """Numbers become int64, or float32 with NaN for missing; text an object array of `str`."""
     if len(frame) == 0:
-        raise ValueError(f"{path}: 0 rows found, at least 1 wanted")
+        raise ValueError(f"{path} must have at least 1 row, got 0")
     columns = {}
     for name, series in frame.items():
         kind = series.dtype.kind
@@ -162,7 +162,7 @@ def from_frame(path: str | Path, frame: Any) -> Columns:
             odd = next((value for value in filled if not isinstance(value, str)), None)
             if odd is not None:
                 raise ValueError(
-                    f"{path}: column {name!r}: {type(odd).__name__} found, numbers or text wanted"
+                    f"{path}: column {name!r} must be numbers or text, got {type(odd).__name__}"
                 )
             columns[str(name)] = filled
     return columns
@@ -183,19 +183,19 @@ def _check_csv(path: Path, encoding: str) -> list[str]:
             for line in reader:
                 if line and len(line) != len(names):
                     raise ValueError(
-                        f"{path}: line {reader.line_num}: {len(line)} fields found, "
-                        f"{len(names)} wanted, as in the header"
+                        f"{path}: line {reader.line_num} must have {len(names)} fields, as the "
+                        f"header, got {len(line)}"
                     )
     except UnicodeDecodeError:
         raise ValueError(_encoding_message(path, encoding)) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file: {error}") from None
+        raise ValueError(f"{path} must be a whole gzip file, got an error: {error}") from None
     if not names:
-        raise ValueError(f"{path}: empty file, a header line with column names wanted")
+        raise ValueError(f"{path} must begin with a header line of column names, got an empty file")
     names[0] = names[0].removeprefix("\ufeff")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path}: column {twice[0]!r} found twice in the header")
+        raise ValueError(f"{path} must have each column once in the header, got {twice[0]!r} twice")
     return names
 
 
@@ -204,10 +204,10 @@ def _encoding_message(path: Path, encoding: str) -> str:
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     try:
         raw.decode(encoding)
-        where = "somewhere"
+        given = "other bytes"
     except UnicodeDecodeError as error:
-        where = f"0x{raw[error.start]:02x} found at byte {error.start}"
-    return f'{path}: {where}, {encoding} wanted; try encoding="latin-1" or "cp1252"'
+        given = f"0x{raw[error.start]:02x} at byte {error.start}"
+    return f'{path} must be {encoding}, got {given}; try encoding="latin-1" or "cp1252"'
 
 
 def read_npy(path: str | Path, label: int | None) -> Columns:
@@ -220,22 +220,27 @@ def read_npy(path: str | Path, label: int | None) -> Columns:
     except FileNotFoundError:
         raise
     except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole NumPy file of plain arrays: {error}") from None
+        raise ValueError(
+            f"{path} must be a whole NumPy file of plain arrays, got an error: {error}"
+        ) from None
     if not isinstance(loaded, dict) and loaded.dtype.names:
         loaded = {name: np.ascontiguousarray(loaded[name]) for name in loaded.dtype.names}
     if isinstance(loaded, dict):
         if label is not None:
-            raise ValueError(f"{path}: label={label} is for a plain table; columns: {[*loaded]}")
+            raise ValueError(
+                f"label must be None for named columns {[*loaded]} ({path}), got {label}"
+            )
         return loaded
     if loaded.ndim != 2 or loaded.dtype.kind not in "biuf":
         raise ValueError(
-            f"{path}: {loaded.dtype} of rank {loaded.ndim} found, a 2-D table of numbers, a "
-            "structured array or an .npz of named arrays wanted"
+            f"{path} must be a 2-D table of numbers, a structured array or an .npz of named "
+            f"arrays, got {loaded.dtype} of rank {loaded.ndim}"
         )
     if label is None:
         return {"features": loaded.astype(np.float32)}
     if not -loaded.shape[1] <= label < loaded.shape[1]:
-        raise ValueError(f"{path}: label={label}, but the table has {loaded.shape[1]} columns")
+        width = loaded.shape[1]
+        raise ValueError(f"label must be in [{-width}, {width}) (columns of {path}), got {label}")
     target = loaded[:, label]
     if np.isfinite(target).all() and (target == np.floor(target)).all():
         target = target.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Known sets of texts, from their original files."""
+"""Known data sets of texts, read from their original files."""
 
 import csv
 import gzip
@@ -30,7 +30,7 @@ FILES = {  # name -> the files, and where they are to be had
 
 
 def load_texts(name: str, folder: Path | None) -> Dataset:
-    """One of `FILES`, described at `jaxops.data.load`.
+    """Load one of `FILES`; see `jaxops.data.load`.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -54,24 +54,24 @@ def _read(path: Path) -> str:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole file: {error}") from None
+        raise ValueError(f"{path} must be a whole file, got an error: {error}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: 0x{error.object[error.start]:02x} found at byte {error.start}, "
-                         "UTF-8 wanted") from None  # fmt: skip
+        given = f"0x{error.object[error.start]:02x} at byte {error.start}"
+        raise ValueError(f"{path} must be UTF-8, got {given}") from None
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(_read(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise ValueError(f"{path} must be JSON, got an error: {error}") from None
 
 
 def _labelled(path: Path, pairs: list[tuple[str, str]], classes: tuple[str, ...]) -> Columns:
     number = {name: i for i, name in enumerate(classes)}
     odd = next((label for _, label in pairs if label not in number), None)
     if odd is not None or not pairs:
-        raise ValueError(f"{path}: label {odd!r} found, one of {len(classes)} names wanted")
+        raise ValueError(f"{path}: label must be one of {len(classes)} names, got {odd!r}")
     return {
         "text": np.array([text for text, _ in pairs], object),
         "label": np.array([number[label] for _, label in pairs], np.int32),
@@ -84,18 +84,18 @@ def _banking77(train: Path, test: Path, names: Path) -> tuple[dict[str, Columns]
     for path in (train, test):
         header, *lines = csv.reader(io.StringIO(_read(path), newline=""))
         if header != ["text", "category"] or any(len(line) != 2 for line in lines):
-            raise ValueError(f"{path}: columns {header} found, two wanted: text, category")
+            raise ValueError(f"{path} must have the columns text and category, got {header}")
         splits[path.stem] = _labelled(path, [(line[0], line[1]) for line in lines], classes)
     return splits, classes
 
 
 def _clinc150(path: Path) -> tuple[dict[str, Columns], tuple[str, ...]]:
-    found = _json(path)
+    questions = _json(path)
     splits: dict[str, Columns] = {}
-    classes = tuple(dict.fromkeys(label for _, label in found["train"]))  # by domain
+    classes = tuple(dict.fromkeys(label for _, label in questions["train"]))  # by domain
     for split, key in (("train", "train"), ("validation", "val"), ("test", "test")):
-        splits[split] = _labelled(path, found[key], classes)
-        outside = np.array([text for text, _ in found[f"oos_{key}"]], object)
+        splits[split] = _labelled(path, questions[key], classes)
+        outside = np.array([text for text, _ in questions[f"oos_{key}"]], object)
         splits[f"{split}_out_of_scope"] = {"text": outside}
     return splits, classes
 

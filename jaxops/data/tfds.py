@@ -12,8 +12,8 @@ from jaxops._optional import require
 def prepared(name: str, data_dirs: Sequence[str | Path]) -> Path | None:
     """The directory of the newest prepared version of a TFDS set that can be read by row."""
     for data_dir in data_dirs:
-        found = Path(data_dir).expanduser().joinpath(name).rglob("dataset_info.json")
-        for info in sorted(found, key=lambda p: _version(p.parent.name), reverse=True):
+        infos = Path(data_dir).expanduser().joinpath(name).rglob("dataset_info.json")
+        for info in sorted(infos, key=lambda p: _version(p.parent.name), reverse=True):
             if not info.parent.name.startswith("incomplete") and readable(info.parent):
                 return info.parent
     return None
@@ -49,7 +49,7 @@ def read_tfds(directory: Path) -> tuple[dict[str, dict[str, np.ndarray]], tuple[
         # all at once: reading record by record is several times slower
         records = source.__getitems__(range(len(source)))
         if not records:
-            raise ValueError(f"{directory}: 0 rows found in split {split}, at least 1 wanted")
+            raise ValueError(f"{directory}: split {split} must have at least 1 row, got 0")
         splits[split] = {
             name: _column(f"{directory}: {name}", [record[name] for record in records], feature)
             for name, feature in features.items()
@@ -62,5 +62,5 @@ def _column(where: str, values: list[Any], feature: Any) -> np.ndarray:
     if isinstance(values[0], bytes):
         return np.array([value.decode() for value in values], dtype=object)
     if isinstance(values[0], dict) or len({np.shape(value) for value in values}) > 1:
-        raise ValueError(f"{where}: rows of several shapes or of named parts; one shape wanted")
+        raise ValueError(f"{where} must have rows of one shape, got several, or named parts")
     return np.asarray(values, feature.np_dtype)

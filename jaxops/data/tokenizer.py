@@ -1,4 +1,4 @@
-"""Texts to numbers and back: tokenizers trained on a user's own texts, kept as one JSON text."""
+"""Texts to tokens and back: tokenizers trained on a user's own texts, kept as one JSON text."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
 PAD, UNKNOWN, BOS, EOS, MASK = range(len(SPECIAL))
 KINDS = ("bpe", "byte", "wordpiece", "character", "word")
 BYTES = 256
-# what others call ours, the first that is there counts: BERT, T5 and Llama, GPT-2
+# names in files of BERT, T5 and Llama, GPT-2; the first that the vocabulary has counts
 OTHER_NAMES = {
     "[PAD]": ("[PAD]", "<pad>"),
     "[UNK]": ("[UNK]", "<unk>"),
@@ -33,8 +33,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         tokens: (N, length) int32, `PAD` (0) after the end.
-        lengths: (N,) int32, tokens that are not padding.
-        unknown: (N,) int32, how many of them stand for what the vocabulary lacks.
+        lengths: (N,) int32, number of tokens that are not padding.
+        unknown: (N,) int32, number of unknown tokens among them.
     """
 
     tokens: np.ndarray
@@ -44,13 +44,13 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A trained tokenizer: a value, equal to another of the same text.
+    """A trained tokenizer: texts to tokens and back. Equal `text` means equal tokenizers.
 
-    The first tokens are special in every vocabulary that is trained here: 0 padding, 1 unknown, 2
+    The first tokens of every vocabulary that is trained here are special: 0 padding, 1 unknown, 2
     and 3 the beginning and the end of a text, 4 a mask; then those of `special`. In a Hugging Face
-    file they are found by name: [UNK] or <unk>; [CLS], <s> or <|endoftext|> for the beginning;
-    [SEP], </s> or <|endoftext|> for the end. Rows need 0 to be padding, [PAD] or <pad>, for it is
-    what models leave out. Their names mean nothing when they occur in a text.
+    file they are known by name: [UNK] or <unk>; [CLS], <s> or <|endoftext|> for the beginning;
+    [SEP], </s> or <|endoftext|> for the end. `encode_batch` requires that token 0 is padding, [PAD]
+    or <pad>, because models ignore it. A special token's name in a text is read as plain text.
 
     Attributes:
         text: what `to_json` gives: the JSON of the `tokenizers` library.
@@ -73,31 +73,31 @@ class Tokenizer:
         lowercase: bool = False,
         special: Sequence[str] = (),
     ) -> "Tokenizer":
-        """Learn a vocabulary; equal texts give equal tokenizers, but for "wordpiece".
+        """Learn a vocabulary. Equal texts give equal tokenizers, except of kind "wordpiece".
 
         Args:
-            texts: what to learn from, and nothing of validation or test.
-            kind: "bpe" merges frequent pairs within words (Sennrich et al. 2016,
-                arXiv:1508.07909); "byte" does so with bytes, so that nothing is unknown and every
-                text comes back exactly (GPT-2); "wordpiece" is BERT's; "character" and "word" take
-                those as they are. "wordpiece" and "word" part words from punctuation, so what
-                `decode` gives has other blanks, and "bpe" loses a blank at the beginning.
-            vocabulary: at most so many tokens, special ones included; the frequent ones stay.
-            lowercase: in texts to come as well.
+            texts: training texts, without those of validation and test.
+            kind: "bpe" merges frequent pairs of characters within words (Sennrich et al. 2016,
+                arXiv:1508.07909). "byte" merges bytes, so that nothing is unknown and `decode`
+                restores every text exactly (GPT-2). "wordpiece" is BERT's. "character" and "word"
+                take characters and words as tokens. "wordpiece" and "word" separate words from
+                punctuation, so `decode` gives other spaces; "bpe" loses a leading space.
+            vocabulary: largest number of tokens, special ones included; the most frequent are kept.
+            lowercase: convert texts to lower case, also those that are encoded later.
             special: more special tokens, numbered from 5, such as the sentinels of T5.
 
         Raises:
             ValueError: another kind, no texts, a text that is empty or not a `str`, or a vocabulary
-                that has no room.
+                smaller than the special tokens (and for "byte" the 256 bytes) need.
         """
         Rust = require("tokenizers", extra="text").Tokenizer
         Lowercase = require("tokenizers.normalizers", extra="text").Lowercase
 
         if kind not in KINDS:
-            raise ValueError(f"kind: {kind!r} found, one of {', '.join(KINDS)} wanted")
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         least = len(SPECIAL) + len(special) + (BYTES if kind == "byte" else 1)
         if vocabulary < least:
-            raise ValueError(f"vocabulary: {vocabulary} found, at least {least} wanted")
+            raise ValueError(f"vocabulary must be at least {least}, got {vocabulary}")
         texts = check_texts(texts)
         model, trainer, before, decoder = _parts(kind, vocabulary, [*SPECIAL, *special])
         rust: Any = Rust(model)
@@ -109,9 +109,9 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """The tokenizer of a text that `to_json` gave, or of a Hugging Face `tokenizer.json`.
+        """Make a tokenizer of what `to_json` returned, or of a Hugging Face `tokenizer.json`.
 
-        Of the latter nothing is added to a text, padded or cut off, whatever the file says.
+        Settings of the file that add tokens, pad or truncate are ignored.
 
         Raises:
             ValueError: not the JSON of a tokenizer.
@@ -122,10 +122,12 @@ class Tokenizer:
             # its own order, so that equal tokenizers are equal texts
             return cls(json.dumps(json.loads(Rust.from_str(text).to_str()), sort_keys=True))
         except Exception as error:  # the library raises nothing more special
-            raise ValueError(f"text: not the JSON of a tokenizer: {error}") from None
+            raise ValueError(
+                f"text must be the JSON of a tokenizer, got an error: {error}"
+            ) from None
 
     def to_json(self) -> str:
-        """All of it as one text, for a model file: `save(..., about={"tokenizer": ...})`."""
+        """Return the tokenizer as JSON, for a model file: `save(..., about={"tokenizer": ...})`."""
         return self.text
 
     @cached_property
@@ -137,12 +139,12 @@ class Tokenizer:
         return next((number for number in numbers if number is not None), None)
 
     def check_padding(self) -> None:
-        """Raise `ValueError` where token 0 is not padding, so that it means something in a row."""
+        """Raise `ValueError` where token 0 is not padding."""
         if self._special("[PAD]") != PAD:
             raise ValueError(
-                f"tokenizer: token 0 is {self._rust.id_to_token(0)!r}, and padding is number "
-                f"{self._special('[PAD]')}; padding ([PAD] or <pad>) at 0 wanted in rows of one "
-                "length: `encode` does without"
+                "tokenizer must have padding ([PAD] or <pad>) as token 0, got "
+                f"{self._rust.id_to_token(0)!r}, and padding as {self._special('[PAD]')}; `encode` "
+                "needs no padding"
             )
 
     @cached_property
@@ -171,7 +173,7 @@ class Tokenizer:
     def _edge(self, name: str) -> int:
         number = self._special(name)
         if number is None:
-            raise ValueError(f"tokenizer: none of {', '.join(OTHER_NAMES[name])} found, one wanted")
+            raise ValueError(f"tokenizer must have one of {', '.join(OTHER_NAMES[name])}, got none")
         return number
 
     @cached_property
@@ -190,7 +192,7 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are: every one is in [0, vocabulary)."""
+        """Number of tokens; each is in [0, vocabulary)."""
         return self._rust.get_vocab_size()
 
     def id(self, token: str) -> int:
@@ -201,13 +203,15 @@ class Tokenizer:
         """
         number = self._rust.token_to_id(token)
         if number is None:
-            raise ValueError(f"token: {token!r} found, one of the {self.vocabulary:,} wanted")
+            raise ValueError(
+                f"token must be one of the {self.vocabulary:,} in the vocabulary, got {token!r}"
+            )
         return number
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of one text, all of them, without a beginning or an end.
+        """Encode one text: all of its tokens, without beginning and end tokens.
 
-        Warns of what the vocabulary lacks as `encode_batch` does.
+        Warns of unknown tokens as `encode_batch` does.
 
         Raises:
             ValueError: an empty text (white space is none), or not a `str`.
@@ -221,26 +225,26 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], length: int, bos: bool = False, eos: bool = False
     ) -> Encoded:
-        """Texts as rows of `length` tokens; a longer one is cut off at its end, with a warning.
+        """Encode texts as rows of `length` tokens. A longer text is truncated, with a warning.
 
-        There is a warning as well where a text is made of unknown tokens alone; and, if tokens are
-        characters or runs of them, where a single one is unknown. Words that are new are usual, and
-        counted only.
+        There is also a warning where a text has unknown tokens alone and, for tokens that are
+        characters or runs of them, where a single one is unknown. New words are common, so they are
+        only counted in `Encoded.unknown`.
 
         Args:
             texts: N of them.
-            length: of the rows: what the model sees at once.
-            bos: begin each with the token `bos`;
-            eos: end each with the token `eos`, cut off or not.
+            length: tokens of a row, the model's context.
+            bos: begin each row with the token `bos`.
+            eos: end each text with the token `eos`, also where it was truncated.
 
         Raises:
-            ValueError: no texts, one that is empty or not a `str`, no room for a token, a
-                vocabulary in which 0 is not padding, or none of the tokens asked for.
+            ValueError: no texts, one that is empty or not a `str`, a `length` too small for one
+                token, a vocabulary in which 0 is not padding, or one without `bos` or `eos`.
         """
         self.check_padding()
         room = length - bos - eos
         if room < 1:
-            raise ValueError(f"length: {length} found, at least {1 + bos + eos} wanted")
+            raise ValueError(f"length must be at least {1 + bos + eos}, got {length}")
         texts = check_texts(texts)
         encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
         begin, end = [self.bos] if bos else [], [self.eos] if eos else []
@@ -259,7 +263,7 @@ class Tokenizer:
         return Encoded(tokens, lengths, unknown)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens; special ones say nothing, but for the unknown, which is its name.
+        """Turn tokens back into text. Special tokens are left out, except the unknown token.
 
         Raises:
             ValueError: a number outside the vocabulary.
@@ -267,7 +271,7 @@ class Tokenizer:
         ids = [int(t) for t in tokens]
         odd = next((t for t in ids if not 0 <= t < self.vocabulary), None)
         if odd is not None:
-            raise ValueError(f"tokens: {odd} found, numbers in [0, {self.vocabulary}) wanted")
+            raise ValueError(f"tokens must be in [0, {self.vocabulary}), got {odd}")
         silent = {i for i, t in self._rust.get_added_tokens_decoder().items() if t.special}
         silent -= {self.unknown}
         return self._rust.decode([t for t in ids if t not in silent], skip_special_tokens=False)
@@ -329,7 +333,11 @@ def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, An
 
 
 def check_texts(texts: Any, blank: bool = False) -> list[str]:
-    """The texts as a list; with `blank` some may be white space alone.
+    """Check texts, and return them as a list.
+
+    Args:
+        texts: an iterable of `str`.
+        blank: allow texts of white space alone.
 
     Raises:
         ValueError: one `str` instead of several, none, one that is empty or blank, not a `str`
@@ -337,19 +345,19 @@ def check_texts(texts: Any, blank: bool = False) -> list[str]:
 
     >>> check_texts(["a", b"b"])
     Traceback (most recent call last):
-    ValueError: texts: bytes found in row 1, str wanted; decode them: text.decode("utf-8")
+    ValueError: texts must be str, got bytes in row 1; decode them: text.decode("utf-8")
     """
     if isinstance(texts, str | bytes):
-        raise ValueError(f"texts: one {type(texts).__name__} found, a list of texts wanted")
+        raise ValueError(f"texts must be a list of texts, got one {type(texts).__name__}")
     texts = list(texts)
     if not texts:
-        raise ValueError("texts: none found, at least one wanted")
+        raise ValueError("texts must hold at least one text, got none")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             hint = '; decode them: text.decode("utf-8")' if isinstance(text, bytes) else ""
-            raise ValueError(f"texts: {type(text).__name__} found in row {row}, str wanted{hint}")
+            raise ValueError(f"texts must be str, got {type(text).__name__} in row {row}{hint}")
         if not (text if blank else text.strip()):
-            raise ValueError(f"texts: an empty text found in row {row}, words wanted")
+            raise ValueError(f"texts must not be empty, got an empty text in row {row}")
         if not text.isascii():
             _check_unicode(text, row)
     return [str(text) for text in texts]  # np.str_ as well
@@ -360,24 +368,24 @@ def _check_unicode(text: str, row: int) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"texts: U+{ord(text[error.start]):04X} found in row {row} at character {error.start}, "
-            "Unicode text wanted; its file has another encoding than it was read with"
+            f"texts must be Unicode, got U+{ord(text[error.start]):04X} in row {row} at character "
+            f"{error.start}; its file has another encoding than it was read with"
         ) from None
 
 
-def warn_cut(count: int, row: int, found: int, length: int) -> None:
-    """One warning for all texts that are cut off."""
+def warn_cut(count: int, row: int, tokens: int, length: int) -> None:
+    """Warn once for all texts that are truncated."""
     warnings.warn(
-        f"texts: {count:,} longer than {length} tokens found, the first in row {row} ({found}); "
-        "cut off at the end",
+        f"texts must have at most {length} tokens, got {count:,} longer, the first in row {row} "
+        f"({tokens}); truncated at the end",
         stacklevel=3,
     )
 
 
 def warn_unknown(count: int, row: int, text: str) -> None:
-    """One warning for all texts of which the vocabulary lacks too much."""
+    """Warn once for all texts with too many unknown tokens."""
     warnings.warn(
-        f"texts: {count:,} found of which the vocabulary lacks characters, or all words, the first "
-        f"in row {row}: {text[:40]!r}; each is an unknown token",
+        f"texts must be of the vocabulary, got {count:,} with unknown characters, or of unknown "
+        f"words alone, the first in row {row}: {text[:40]!r}",
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Layers that several rooms share."""
+"""Layers: Flax modules and functions that the rooms share."""
 
 from jaxops.nn.attention import Attention, attention_mask, dot_product_attention, rotary, sinusoidal
 from jaxops.nn.blocks import Block, TransformerConfig

@@ -1,7 +1,7 @@
-"""Attention, its masks and its positions.
+"""Attention, attention masks and position encodings.
 
-On GPU and TPU it is `jax.nn.dot_product_attention`, which on a GPU in 16 bits is one fused kernel;
-on a CPU the same sums by `jaxops.nn.matmul`, which has a fast path for bfloat16 there.
+On GPU and TPU attention is `jax.nn.dot_product_attention`, which on a GPU in 16 bits is one fused
+kernel; on a CPU it is computed with `jaxops.nn.matmul`, which has a fast path for bfloat16.
 """
 
 import math
@@ -25,28 +25,32 @@ def dot_product_attention(
     causal: bool = False,
     window: int | None = None,
 ) -> Array:
-    """Scaled dot-product attention: `softmax(scale * q k^T + bias) v` over the keys that are seen.
+    """Scaled dot-product attention: `softmax(scale * q k^T + bias) v` over the visible keys.
 
-    Query head n looks at key head `n // (N / K)`: K = N is multi-head attention (Vaswani et al.
-    2017, arXiv:1706.03762), K = 1 multi-query (Shazeer 2019, arXiv:1911.02150), between them it is
-    grouped (Ainslie et al. 2023, arXiv:2305.13245).
+    Query head n attends to key head `n // (N / K)`: K = N is multi-head attention, K = 1 is
+    multi-query, and 1 < K < N is grouped-query attention.
 
     Args:
-        query: (B, T, N, H).
-        key: (B, S, K, H).
-        value: (B, S, K, H).
-        mask: bool (B or 1, 1, T, S), True where a query sees a key; all by default. A query that
-            sees no key, such as padding, gets something finite without meaning.
-        bias: (B or 1, N, T, S), added to the scaled products.
+        query: float (B, T, N, H).
+        key: float (B, S, K, H).
+        value: float (B, S, K, H).
+        mask: bool (B or 1, 1, T, S), True where a query attends to a key; all by default. The
+            output of a query without any key, such as padding, is finite but meaningless.
+        bias: float (B or 1, N, T, S), added to the scaled products.
         scale: 1 / sqrt(H) by default.
-        causal: query t sees keys 0 to t alone.
-        window: with `causal`, the last so many of them.
+        causal: query t attends to keys 0 to t only.
+        window: with `causal`, to the last `window` of them only.
 
     Returns:
-        (B, T, N, H).
+        float (B, T, N, H).
 
     Raises:
         ValueError: N is not a multiple of K, or the shapes do not fit.
+
+    References:
+        Vaswani et al. 2017, "Attention Is All You Need", arXiv:1706.03762.
+        Shazeer 2019, "Fast Transformer Decoding", arXiv:1911.02150 (multi-query).
+        Ainslie et al. 2023, "GQA", arXiv:2305.13245 (grouped-query).
 
     >>> one = jnp.ones((1, 3, 2, 4))
     >>> dot_product_attention(one, one, one).shape
@@ -78,9 +82,9 @@ def dot_product_attention(
         )
         return y.astype(value.dtype if low == "float32" else jnp.float32)
     if causal:
-        own, others = jnp.arange(length)[None], jnp.arange(keys)[None]
-        seen = attention_mask(own, others, causal=True, window=window)
-        mask = seen if mask is None or seen is None else mask & seen
+        places, key_places = jnp.arange(length)[None], jnp.arange(keys)[None]
+        visible = attention_mask(places, key_places, causal=True, window=window)
+        mask = visible if mask is None or visible is None else mask & visible
 
     def by_group(x: Array) -> Array:
         """(B, T, N, H) to (B, K, N / K * T, H): one product serves the queries of a group."""
@@ -97,13 +101,12 @@ def dot_product_attention(
 
 
 def has_fused_attention(width: int) -> bool:
-    """Whether cuDNN's fused attention is there for heads of this width: from Ampere on.
+    """Whether this GPU has cuDNN's fused attention for heads of this width (Ampere or later).
 
-    It takes 16 bits alone, and masks and biases in some shapes alone, so
-    `dot_product_attention` uses it where there are none but `causal` and `window`; elsewhere it
-    is XLA's.
+    It computes in 16 bits only and takes few shapes of masks and biases, so
+    `dot_product_attention` uses it for `causal` and `window` alone, and XLA's otherwise.
     """
-    capability = getattr(jax.devices()[0], "compute_capability", "0")  # of a GPU of NVIDIA's
+    capability = getattr(jax.devices()[0], "compute_capability", "0")  # NVIDIA GPUs have it
     return float(capability) >= 8 and width % 8 == 0 and width <= 128
 
 
@@ -115,18 +118,19 @@ def attention_mask(
     causal: bool = False,
     window: int | None = None,
 ) -> Array | None:
-    """Which queries see which keys; `None` where all see all.
+    """Make a mask of which queries attend to which keys.
 
     Args:
-        query_positions: int (b, T), b is B or 1; the places of tokens in their documents.
+        query_positions: int (b, T), b is B or 1: positions of tokens in their documents.
         key_positions: int (b, S).
-        query_segments: int (B, T): tokens see those of their own segment; 0 is padding.
+        query_segments: int (B, T): tokens attend to tokens of the same segment; 0 is padding.
         key_segments: int (B, S).
-        causal: a query sees no later key.
-        window: it sees keys less than so many places before it and, if not causal, after it.
+        causal: a query attends to no later key.
+        window: a query attends to keys less than `window` positions before it and, if not
+            causal, after it.
 
     Returns:
-        bool (B or 1, 1, T, S).
+        bool (B or 1, 1, T, S), or `None` where every query attends to every key.
 
     >>> place = jnp.arange(4)[None]
     >>> attention_mask(place, place, causal=True, window=2)[0, 0].astype(int).tolist()
@@ -140,13 +144,19 @@ def attention_mask(
         if window is not None:
             parts.append(abs(ahead) < window)
     if query_segments is not None and key_segments is not None:
-        own, others = query_segments[:, None, :, None], key_segments[:, None, None, :]
-        parts.append((own == others) & (others > 0))
+        segments, key_segments = query_segments[:, None, :, None], key_segments[:, None, None, :]
+        parts.append((segments == key_segments) & (key_segments > 0))
     return None if not parts else math.prod(parts[1:], start=parts[0])
 
 
 def document_positions(segments: Array) -> Array:
-    """Each token's place in its own document, from the segments of a row; both int (B, T).
+    """Return each token's position in its document.
+
+    Args:
+        segments: int (B, T), the documents of each row, see `jaxops.data.pack`.
+
+    Returns:
+        int (B, T), counted from 0 in each document.
 
     >>> document_positions(jnp.array([[1, 1, 1, 2, 2, 0]])).tolist()
     [[0, 1, 2, 0, 1, 0]]
@@ -157,15 +167,25 @@ def document_positions(segments: Array) -> Array:
 
 
 def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
-    """Turn each pair (i, i + H/2) of x (B, T, N, H) by its position times base^(-2i/H).
+    """Rotary position encoding: rotate each pair (i, i + H/2) by position * base^(-2i/H).
 
-    The product of a query and a key then depends on their distance alone. Su et al. 2021,
-    arXiv:2104.09864; pairs as in Llama.
+    The product of a rotated query and a rotated key depends on their distance only. Pairs are
+    those of Llama.
 
     Args:
-        x: (B, T, N, H), H even.
+        x: float (B, T, N, H), H even: queries or keys.
         positions: int (B or 1, T).
-        base: of the wave lengths.
+        base: the wave lengths are 2 pi base^(2i/H).
+
+    Returns:
+        float (B, T, N, H).
+
+    References:
+        Su et al. 2021, "RoFormer", arXiv:2104.09864.
+
+    >>> x = jnp.ones((1, 2, 1, 2))
+    >>> rotary(x, jnp.arange(2)[None]).round(3)[0, :, 0].tolist()
+    [[1.0, 1.0], [-0.301..., 1.381...]]
     """
     half = x.shape[-1] // 2
     frequency = base ** (-np.arange(half, dtype=np.float32) / half)
@@ -176,10 +196,19 @@ def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
 
 
 def sinusoidal(positions: Array, width: int) -> Array:
-    """Positions (b, T) as (b, T, width): sines, then cosines, of frequencies 1 to 1 / 10,000.
+    """Sinusoidal position encoding: sines, then cosines, of position * 10,000^(-2i/width).
 
-    Vaswani et al. 2017, section 3.5, where the two alternate; the order makes no difference to
-    what can be learned.
+    In the paper sines and cosines alternate; the order makes no difference to what is learned.
+
+    Args:
+        positions: int (b, T).
+        width: even.
+
+    Returns:
+        float (b, T, width).
+
+    References:
+        Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
 
     >>> sinusoidal(jnp.zeros((1, 1)), 4)[0, 0].tolist()
     [0.0, 0.0, 1.0, 1.0]
@@ -193,10 +222,19 @@ def sinusoidal(positions: Array, width: int) -> Array:
 def relative_bucket(
     distance: Array, causal: bool, buckets: int = 32, max_distance: int = 128
 ) -> Array:
-    """T5's buckets of key position minus query position: exact when near, by logarithm when far.
+    """T5's buckets of key position minus query position: exact when near, logarithmic when far.
 
-    Raffel et al. 2020, arXiv:1910.10683, section 2.1. Where queries see both sides, half of the
-    buckets are for keys that come later.
+    Args:
+        distance: int, any shape: key position minus query position.
+        causal: queries attend to no later keys; otherwise half of the buckets are for these.
+        buckets: number of buckets.
+        max_distance: all distances from here on share the last bucket.
+
+    Returns:
+        int, the shape of `distance`, in [0, buckets).
+
+    References:
+        Raffel et al. 2020, arXiv:1910.10683, section 2.1.
 
     >>> relative_bucket(jnp.array([0, -1, -8, -20, -1000, 3]), causal=True).tolist()
     [0, 1, 8, 17, 31, 0]
@@ -207,31 +245,40 @@ def relative_bucket(
         start = jnp.where(distance > 0, buckets, 0)
     back = -jnp.minimum(distance, 0) if causal else abs(distance)
     exact = buckets // 2
-    # a log of 0 is never chosen, and its gradient never asked for
+    # of a log of 0 neither value nor gradient is used
     far = jnp.log(jnp.maximum(back, 1) / exact) / math.log(max_distance / exact)
     far = jnp.minimum(exact + (far * (buckets - exact)).astype(jnp.int32), buckets - 1)
     return start + jnp.where(back < exact, back, far)
 
 
 class Attention(nn.Module):
-    """Attention with its products: over what comes in or, as `cross`, over a memory.
+    """Attention with its projections: self-attention or, with `cross`, attention over a memory.
 
     Attributes:
-        features: D, of what goes in and comes out.
-        heads: N.
-        kv_heads: K, of keys and values.
+        features: D, width of the input and of the output.
+        heads: N, heads of queries.
+        kv_heads: K, heads of keys and values.
         head_width: H.
-        cross: queries of one sequence look at keys and values of another.
-        bias: of the products.
-        rotary_base: turn queries and keys by their positions; `None` does not.
+        cross: queries of one sequence attend to keys and values of another.
+        bias: the projections have biases.
+        rotary_base: rotate queries and keys by their positions, see `rotary`; `None` does not.
         qk_norm: normalise each query and key by its root mean square, with a learned scale for all
-            heads (Henry et al. 2020, arXiv:2010.04245; here as in Qwen3, arXiv:2505.09388), which
-            keeps their products bounded.
-        epsilon: of that.
-        scale: of the products, see `dot_product_attention`.
-        causal: what a token sees where no mask is given, see `dot_product_attention`.
-        window: likewise.
-        out_std: standard deviation of the output kernel's start; 0.02 of the others'.
+            heads, which keeps their products bounded.
+        epsilon: added to the mean square in `qk_norm`.
+        scale: see `dot_product_attention`.
+        causal: see `dot_product_attention`; used where no mask is given.
+        window: see `dot_product_attention`; used where no mask is given.
+        out_std: standard deviation of the initial output kernel; that of the others is 0.02.
+
+    References:
+        Henry et al. 2020, arXiv:2010.04245 (query-key normalisation; here as in Qwen3,
+        arXiv:2505.09388).
+
+    >>> layer = Attention(features=8, heads=2, kv_heads=1, head_width=4, causal=True)
+    >>> x, positions = jnp.ones((1, 3, 8)), jnp.arange(3)[None]
+    >>> variables = jax.eval_shape(layer.init, jax.random.key(0), x, positions)
+    >>> variables["params"]["qkv"]["kernel"].shape
+    (8, 16)
     """
 
     features: int
@@ -249,7 +296,7 @@ class Attention(nn.Module):
     out_std: float = 0.02
 
     def setup(self) -> None:
-        """Queries, keys and values of one sequence come from one product."""
+        """Make the projections; queries, keys and values of one sequence come from one product."""
 
         def dense(heads: int) -> Dense:
             init = nn.initializers.normal(0.02)
@@ -274,16 +321,16 @@ class Attention(nn.Module):
         cache: tuple[Array, Array] | None = None,
         slot: Array | int = 0,
     ) -> tuple[Array, tuple[Array, Array]]:
-        """Attend over x, or over the cache once x is written into it.
+        """Attend over x, or over the cache after x is written into it.
 
         Args:
             x: (B, T, D).
             positions: int (B or 1, T).
-            mask: all that a token sees, see `dot_product_attention`.
+            mask: see `dot_product_attention`; it replaces `causal` and `window`.
             bias: see `dot_product_attention`.
-            cache: keys (B, K, H, S) and values (B, K, S, H) so far, laid out as the products of a
-                single query want them: a CPU would copy all of another cache for every token.
-            slot: where in the cache x begins.
+            cache: keys (B, K, H, S) and values (B, K, S, H) so far, in the layout that the products
+                of a single query read: with another, a CPU would copy the cache for every token.
+            slot: index in the cache where x begins.
 
         Returns:
             (B, T, D), and the cache with x in it, or without one the keys and values of x, each
@@ -318,7 +365,7 @@ class Attention(nn.Module):
         return (self.key_norm(k) if self.qk_norm else k), v
 
     def recall(self, x: Array, remembered: tuple[Array, Array], mask: Array | None) -> Array:
-        """Attend over what is remembered: x (B, T, D) to the same."""
+        """Attend over the keys and values that `remember` returned: (B, T, D) to (B, T, D)."""
         q = self.query(x).reshape(*x.shape[:2], self.heads, self.head_width)
         if self.qk_norm:
             q = self.query_norm(q)

@@ -1,4 +1,4 @@
-"""What a transformer is made of: its config, its blocks, and the stack of them."""
+"""The parts of a transformer: its config, its blocks, and the stack of blocks."""
 
 import functools
 from dataclasses import dataclass
@@ -26,46 +26,51 @@ ACTIVATIONS = {
 @recorded(formerly={"layers": "depth"})
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What a transformer is.
+    """The configuration of a `Transformer` or an `EncoderDecoder`.
 
     Attributes:
-        vocabulary: how many tokens there are.
-        context: the longest sequence; the rows of learned positions.
-        depth: blocks, of the encoder and the decoder each where there are both.
+        vocabulary: number of tokens.
+        context: largest number of tokens in a row.
+        depth: number of blocks; an encoder-decoder has as many in each part.
         heads: of queries.
-        width: of the residual stream, D.
-        hidden: of the feed-forward network; 4 * width by default.
+        width: D, of the residual stream.
+        hidden: width of the feed-forward network; 4 * width by default.
         kv_heads: heads of keys and values; as many as `heads` by default, 1 is multi-query.
         head_width: width / heads by default.
-        causal: a token sees none that comes later.
-        window: it sees the last so many tokens, itself included; all by default.
-        position: "learned", "sinusoidal", "rotary", "relative" (T5's biases, shared by the layers)
+        causal: a token attends to no later token.
+        window: a token attends to the last `window` tokens, itself included; all by default.
+        position: "learned", "sinusoidal", "rotary", "relative" (T5's biases, shared by the blocks)
             or "none".
         norm: "layer" or "rms".
-        post_norm: normalise after each sum, as in BERT and the first transformer; before each
-            branch by default.
+        post_norm: normalise after each residual sum, as in BERT and the original transformer;
+            before each branch by default.
         activation: "gelu", "gelu_exact", "relu", "relu2" (squared ReLU, So et al. 2021,
             arXiv:2109.08668), or with a gate "swiglu", "geglu" (Shazeer 2020, arXiv:2002.05202).
         bias: of dense layers and layer norms.
         qk_norm: see `Attention`.
-        tied: logits are products with the tokens' embeddings (Press and Wolf 2017).
-        dropout: of embeddings and of each branch in training. The weights of attention are not
-            dropped: fused kernels have no dropout.
-        scan: blocks are one loop over stacked parameters, which compiles once for all of them.
-        remat: keep of each block its input alone for the gradient (Chen et al. 2016).
-        epsilon: of the norms.
+        tied: logits are products with the tokens' embeddings (Press and Wolf 2017,
+            arXiv:1608.05859).
+        dropout: of embeddings and of each branch in training. Attention weights are not dropped:
+            fused kernels have no dropout.
+        scan: the blocks are one loop over stacked parameters, which compiles one block.
+        remat: store only each block's input for the gradient, and compute the rest again (Chen
+            et al. 2016, arXiv:1604.06174).
+        epsilon: added to the variance in the norms.
         rotary_base: see `rotary`.
         attention_scale: 1 / sqrt(head_width) by default; T5 has 1.
-        logit_scale: multiplies what the logits are made of; T5 has width ** -0.5.
+        logit_scale: multiplies the hidden states before the logits; T5 has width ** -0.5.
         embedding_norm: normalise the embeddings, as BERT does.
-        segment_types: rows of an embedding of a token's type, as BERT has 2; 0 has none.
+        segment_types: number of token types with an embedding; BERT has 2, 0 is none.
         masked_head: BERT's head, a dense layer, activation and norm before the logits, and a bias.
-        embedding_scale: multiplies a token's embedding where it comes in; SASRec has sqrt(width).
-        gated_residual: multiply each branch by sigmoid(x W) of what came in (LiGR; Borisyuk et al.
-            2025, arXiv:2502.03417).
+        embedding_scale: multiplies a token's embedding at the input; SASRec has sqrt(width).
+        gated_residual: multiply each branch by sigmoid(x W) of the block's input x (LiGR;
+            Borisyuk et al. 2025, arXiv:2502.03417).
 
     Raises:
-        ValueError: a combination that cannot be meant.
+        ValueError: an unknown word, a size below 1, or a combination that makes no sense.
+
+    >>> TransformerConfig(vocabulary=65, context=8, depth=2, heads=2, width=16).per_head
+    8
     """
 
     vocabulary: int
@@ -106,26 +111,25 @@ class TransformerConfig:
         }
         for name, known in words.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: {getattr(self, name)!r} found, one of {known} wanted")
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         sizes = ("vocabulary", "context", "depth", "heads", "width")
         for name in (*sizes, "hidden", "kv_heads", "head_width"):
-            found = getattr(self, name)
-            if (name in sizes or found is not None) and found < 1:
-                raise ValueError(f"{name}: {found} found, at least 1 wanted")
+            size = getattr(self, name)
+            if (name in sizes or size is not None) and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} found, at least 0 and below 1 wanted")
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.head_width is None and self.width % self.heads:
-            raise ValueError(f"width: {self.width} found, a multiple of {self.heads} heads wanted")
+            raise ValueError(f"width must be a multiple of {self.heads} (heads), got {self.width}")
         if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"kv_heads: {self.kv_heads} found, a divisor of {self.heads} wanted")
+            raise ValueError(f"kv_heads must divide {self.heads} (heads), got {self.kv_heads}")
         if self.position == "rotary" and self.per_head % 2:
-            raise ValueError(f"head_width: {self.per_head} found, an even one wanted for rotary")
+            raise ValueError(f"head_width must be even for rotary positions, got {self.per_head}")
         if self.position == "sinusoidal" and self.width % 2:
-            raise ValueError(f"width: {self.width} found, an even one wanted for sinusoidal")
+            raise ValueError(f"width must be even for sinusoidal positions, got {self.width}")
         if self.window is not None and (self.window < 1 or not self.causal):
             raise ValueError(
-                f"window: {self.window}, causal: {self.causal} found; at least 1, "
-                "and causal, wanted"
+                f"window must be at least 1 and causal True, got {self.window} and {self.causal}"
             )
 
     @property
@@ -135,21 +139,21 @@ class TransformerConfig:
 
 
 def norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
-    """The config's norm: `LayerNorm`, or `RMSNorm` (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """Make `LayerNorm`, or `RMSNorm` (Zhang and Sennrich 2019, arXiv:1910.07467)."""
     if config.norm == "rms":
         return nn.RMSNorm(epsilon=config.epsilon, name=name)
     return nn.LayerNorm(epsilon=config.epsilon, use_bias=config.bias, name=name)
 
 
 class FeedForward(nn.Module):
-    """Dense, activation, dense; with a gate the activation of a second product multiplies."""
+    """Dense, activation, dense; gated activations multiply by a second dense product."""
 
     config: TransformerConfig
     out_std: float
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, T, D) to the same."""
+        """(B, T, D) to (B, T, D)."""
         config, hidden = self.config, self.config.hidden or 4 * self.config.width
         act, init = ACTIVATIONS[config.activation], nn.initializers.normal(0.02)
         if config.activation.endswith("glu"):
@@ -163,12 +167,22 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, attention over a memory if `cross`, feed-forward; each added to what came in.
+    """A transformer block: attention, then cross-attention if `cross`, then feed-forward.
+
+    Each branch is added to its input: x + branch(norm(x)), or norm(x + branch(x)) with
+    `config.post_norm`.
 
     Attributes:
         config: of the transformer.
-        cross: there is a memory.
-        train: drop.
+        cross: attend over a memory as well.
+        train: apply dropout.
+
+    >>> config = TransformerConfig(vocabulary=65, context=8, depth=2, heads=2, width=16)
+    >>> x, positions = jnp.ones((1, 8, 16)), jnp.arange(8)[None]
+    >>> arguments = (x, None, None, None, positions, None, None, None, 0)
+    >>> shapes = jax.eval_shape(Block(config).init, jax.random.key(0), *arguments)
+    >>> sorted(shapes["params"])
+    ['attention', 'attention_norm', 'feed_forward', 'feed_forward_norm']
     """
 
     config: TransformerConfig
@@ -220,7 +234,22 @@ class Block(nn.Module):
         memory_mask: Array | None,
         slot: Array | int,
     ) -> tuple[Array, tuple[Any, Any]]:
-        """x (B, T, D) to the same, and keys and values: of x, or the cache, and of the memory."""
+        """Apply the branches.
+
+        Args:
+            x: (B, T, D).
+            cache: keys and values so far, see `Attention`, or `None`.
+            remembered: keys and values of the memory, or `None` to compute them of `memory`.
+            memory: (B, S, D), or `None`.
+            positions: int (B or 1, T).
+            mask: see `Attention`.
+            bias: see `Attention`.
+            memory_mask: bool (B or 1, 1, T or 1, S), or `None`.
+            slot: index in the cache where x begins.
+
+        Returns:
+            (B, T, D); and the keys and values of x (or the cache with them) and of the memory.
+        """
         state = {}
 
         def attend(x: Array) -> Array:
@@ -248,7 +277,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """The blocks, what they share (relative positions), and the last norm."""
+    """The blocks, the relative positions that they share, and the last norm."""
 
     config: TransformerConfig
     cross: bool = False
@@ -265,28 +294,32 @@ class Stack(nn.Module):
         cache: Any = None,
         train: bool = False,
     ) -> tuple[Array, Any]:
-        """x (B, T, D) to the same, and the keys and values of all layers."""
+        """(B, T, D) to (B, T, D), and the keys and values of all blocks."""
         config, length = self.config, x.shape[1]
         if cache is None:
             slot: Array | int = 0
-            own = others = arange(length) if positions is None else positions
+            places = key_places = arange(length) if positions is None else positions
         else:
             slot = cache.length
-            own = arange(length) + slot - cache.start[:, None]
+            places = arange(length) + slot - cache.start[:, None]
             slots = jax.tree.leaves(cache.layers)[0].shape[-1]  # of keys
-            others = arange(slots) - cache.start[:, None]
+            key_places = arange(slots) - cache.start[:, None]
         mask = None
         if cache is not None:
-            mask = attention_mask(own, others, own >= 0, others >= 0, True, config.window)
+            mask = attention_mask(
+                places, key_places, places >= 0, key_places >= 0, True, config.window
+            )
         elif not (config.causal and positions is None and segments is None):
-            mask = attention_mask(own, others, segments, segments, config.causal, config.window)
+            mask = attention_mask(
+                places, key_places, segments, segments, config.causal, config.window
+            )
         bias = None
         if config.position == "relative":
-            bucket = relative_bucket(others[:, None] - own[:, :, None], config.causal)
+            bucket = relative_bucket(key_places[:, None] - places[:, :, None], config.causal)
             init = nn.initializers.normal(0.02)
             table = nn.Embed(32, config.heads, embedding_init=init, name="relative")
             bias = table(bucket).transpose(0, 3, 1, 2)
-        shared = (memory, own, mask, bias, memory_mask, slot)
+        shared = (memory, places, mask, bias, memory_mask, slot)
         caches, remembered = (None, None) if cache is None else (cache.layers, cache.memory)
         x, state = self._blocks(x, caches, remembered, shared, train)
         return (x if config.post_norm else norm(config, "norm")(x)), state
@@ -308,12 +341,12 @@ class Stack(nn.Module):
             return over(*arguments, name="blocks")(x, caches, remembered, *shared)
         states = []
         for i in range(config.depth):
-            own = None if caches is None else caches[i]
-            known = None if remembered is None else remembered[i]
-            x, state = block(*arguments, name=f"block_{i}")(x, own, known, *shared)
+            cache = None if caches is None else caches[i]
+            memory = None if remembered is None else remembered[i]
+            x, state = block(*arguments, name=f"block_{i}")(x, cache, memory, *shared)
             states.append(state)
         kept, remembered = zip(*states, strict=True)
-        # None without a memory, as in an empty cache: so a cache can be a loop's carry
+        # None without a memory, as in an empty cache, so that a cache can be the carry of a loop
         return x, (kept, remembered if self.cross else None)
 
 

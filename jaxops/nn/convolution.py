@@ -1,9 +1,9 @@
 """Convolution and pooling that are fast on a CPU too, also inside `lax.scan` and under `grad`.
 
-On GPU and TPU they are the plain operations of `jax.lax`. XLA:CPU turns the gradient of a
-convolution inside a loop into a naive one, 10 to 100 times slower, and that of `reduce_window` into
-a serial scatter; there, where a derivative is wanted, both are written over the image's shifted
-copies. The form is chosen when a program is lowered for its platform; values and gradients of both
+On GPU and TPU they are the operations of `jax.lax`. XLA:CPU compiles the gradient of a convolution
+inside a loop to a naive one, 10 to 100 times slower, and that of `reduce_window` to a serial
+scatter; so where a derivative is computed on a CPU, both are written over shifted copies of the
+image. The form is chosen when a program is lowered for its platform; values and gradients of both
 are the same up to rounding.
 """
 
@@ -34,18 +34,18 @@ def conv2d(
 
     `y[b, i, j, o] = sum over (di, dj, c) of kernel[di, dj, c, o]
     * x[b, i * strides[0] + di * dilation[0], j * strides[1] + dj * dilation[1], c]`,
-    x being surrounded with zeros. With groups, channels and outputs are divided into as many equal
-    runs, and the outputs of a run see only its channels.
+    where x is 0 outside the image. With groups, input and output channels are divided into `groups`
+    equal runs, and the outputs of a run read only its inputs.
 
     Args:
         x: (B, H, W, C).
         kernel: (h, w, C / groups, O).
-        strides: rows and columns between one output and the next; an int is both.
+        strides: rows and columns between one output and the next; an int sets both.
         padding: "SAME" pads with zeros so that strides of 1 keep the size, and others give
             ceil(size / stride); "VALID" does not pad; or ((top, bottom), (left, right)), where an
-            int is both of a pair.
-        dilation: rows and columns between the places that the kernel sees; an int is both.
-        groups: C is a depthwise convolution.
+            int sets both of a pair.
+        dilation: rows and columns between the pixels that the kernel reads; an int sets both.
+        groups: number of runs; C of them are a depthwise convolution.
 
     Returns:
         (B, H', W', O), of the type that x and kernel promote to.
@@ -60,19 +60,18 @@ def conv2d(
     """
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(
-            f"conv2d: x {x.shape} and kernel {kernel.shape} must be (B, H, W, C) and "
-            "(h, w, C / groups, O)"
+            "x and kernel must be (B, H, W, C) and (h, w, C / groups, O), got "
+            f"{x.shape} and {kernel.shape}"
         )
     channels, features = x.shape[3], kernel.shape[3]
     if groups < 1 or channels % groups or features % groups:
         raise ValueError(
-            f"groups: {groups} found, a divisor of {channels} channels and {features} features "
-            "wanted"
+            f"groups must divide {channels} (channels) and {features} (features), got {groups}"
         )
     if kernel.shape[2] != channels // groups:
         raise ValueError(
-            f"kernel: {kernel.shape} found, (h, w, {channels // groups}, O) wanted for x {x.shape} "
-            f"and groups {groups}"
+            f"kernel must be (h, w, {channels // groups}, O) for x {x.shape} and groups {groups}, "
+            f"got {kernel.shape}"
         )
     strides, dilation = _pair("strides", strides, 1), _pair("dilation", dilation, 1)
     spans = [(n - 1) * d + 1 for n, d in zip(kernel.shape[:2], dilation, strict=True)]
@@ -94,24 +93,24 @@ def conv2d(
         shifted = _shifted(x, kernel.shape[:2], strides, dilation, pads, 0)
         return _product(shifted, kernel, groups)
 
-    # XLA:CPU's convolution is slow with groups also where no derivative is wanted
+    # XLA:CPU's convolution with groups is slow even without a derivative
     on_cpu = as_products if groups > 1 else _where_differentiated(as_products, as_lax)
     return lax.platform_dependent(x.astype(dtype), kernel.astype(dtype), cpu=on_cpu, default=as_lax)
 
 
 def _where_differentiated(fast: Callable[..., Array], plain: Callable[..., Array]) -> Any:
-    """`plain`, whose derivatives alone are slow on a CPU; `fast` where one is wanted."""
+    """`plain` for values, `fast` where a derivative is computed as well."""
     chosen = jax.custom_jvp(plain)
     chosen.defjvp(lambda primals, tangents: jax.jvp(fast, primals, tangents))
     return chosen
 
 
 def _product(shifted: list[Array], kernel: Array, groups: int) -> Array:
-    """One matrix product over the patches that the kernel sees, of all groups at once.
+    """One matrix product over the patches that the kernel reads, of all groups at once.
 
-    Of the forms measured (a sum of h * w products, patches the other way round, a product for each
-    group, a sum over the kernel's places for depthwise ones) this is the fastest; without groups
-    the product has to be of two matrices, not of higher rank.
+    It was the fastest of the forms measured (a sum of h * w products, transposed patches, a product
+    for each group, a sum over the kernel's pixels for depthwise ones). Without groups it must be a
+    product of two matrices, not of higher rank.
     """
     h, w, channels, features = kernel.shape
     runs = [s.reshape(-1, groups, channels) for s in shifted]
@@ -129,17 +128,17 @@ def max_pool(
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Array:
-    """The largest value in each window, as `jax.lax.reduce_window` has it.
+    """Take the largest value of each window, as `jax.lax.reduce_window` does.
 
-    Where values tie for the largest, the first, row by row, is given the gradient.
+    Where several values are the largest, the first of them, row by row, gets the gradient.
 
     Args:
         x: (B, H, W, C).
-        window: its rows and columns; an int is both.
+        window: its rows and columns; an int sets both.
         strides: rows and columns between windows; by default the window's size, so that they do
             not overlap. (`flax.linen.max_pool` has 1.)
-        padding: as in `conv2d`, with minus infinity. With "VALID" rows and columns over are
-            dropped.
+        padding: as in `conv2d`, with minus infinity. With "VALID" the rows and columns that fill no
+            window are dropped.
 
     Returns:
         (B, H', W', C).
@@ -151,7 +150,7 @@ def max_pool(
     [[5.0, 7.0], [13.0, 15.0]]
     """
     if x.ndim != 4:
-        raise ValueError(f"max_pool: x {x.shape} must be (B, H, W, C)")
+        raise ValueError(f"x must be (B, H, W, C), got {x.shape}")
     window = _pair("window", window, 1)
     strides = window if strides is None else _pair("strides", strides, 1)
     pads = _pads(padding, x.shape[1:3], window, strides)
@@ -163,7 +162,7 @@ def max_pool(
         return lax.reduce_window(x, least, lax.max, (1, *window, 1), (1, *strides, 1), around)
 
     def as_tournament(x: Array) -> Array:
-        """Rounds of two neighbours each: faster than one after the other, or than `max`."""
+        """Rounds of pairwise maxima: faster than one after the other, or than `max`."""
         left = _shifted(x, window, strides, (1, 1), pads, lowest)
         while len(left) > 1:
             odd = left[len(left) // 2 * 2 :]
@@ -176,14 +175,14 @@ def max_pool(
 
 
 def _larger(a: Array, b: Array) -> Array:
-    """`lax.max` whose gradient is not shared where a == b: it is a's. NaN wins, as there."""
+    """`lax.max`, but where a == b the gradient is a's alone. NaN wins, as there."""
     return jnp.where((a >= b) | (a != a), a, b)
 
 
 def _shifted(
     x: Array, window: Sequence[int], strides: Pair, dilation: Pair, pads: list[Pair], fill: float
 ) -> list[Array]:
-    """What each place of the window sees: (B, H', W', C) for each, row by row.
+    """What each pixel of the window reads: (B, H', W', C) for each, row by row.
 
     Rows are split into (blocks, stride): row i of a window is row i % stride of block i // stride.
     Slices of that are faster than slices with a stride, and their gradients too.
@@ -195,7 +194,7 @@ def _shifted(
     ):
         last = (n - 1) * d
         count = max(0, (size + low + high - last - 1) // stride + 1)
-        whole = (last // stride + count) * stride  # cuts rows off, or adds some that no one sees
+        whole = (last // stride + count) * stride  # cuts rows off, or adds rows that are not read
         around.append((low, whole - size - low, 0))
         counts.append(count)
     rows, columns = counts
@@ -214,7 +213,7 @@ def _pair(name: str, value: Any, least: int | None = None) -> Pair:
         case [int(a), int(b)] if least is None or min(a, b) >= least:
             return a, b
     bound = "" if least is None else f" of at least {least}"
-    raise ValueError(f"{name}: {value!r} found, an int or a pair of ints{bound} wanted")
+    raise ValueError(f"{name} must be an int or a pair of ints{bound}, got {value!r}")
 
 
 def _pads(
@@ -223,13 +222,13 @@ def _pads(
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(
-                f"padding: {padding!r} found, 'SAME', 'VALID' or ((top, bottom), (left, right)) "
-                "wanted"
+                "padding must be 'SAME', 'VALID' or ((top, bottom), (left, right)), got "
+                f"{padding!r}"
             )
         return [(low, high) for low, high in lax.padtype_to_pads(sizes, spans, strides, padding)]
     both = (padding, padding) if isinstance(padding, int) else padding
     if len(both) != 2:
-        raise ValueError(f"padding: {padding!r} found, ((top, bottom), (left, right)) wanted")
+        raise ValueError(f"padding must be ((top, bottom), (left, right)), got {padding!r}")
     return [_pair("padding", one) for one in both]
 
 
@@ -244,8 +243,8 @@ class Conv(nn.Module):
         kernel_size: (h, w).
         strides: rows and columns between one output and the next.
         padding: "SAME", "VALID" or ((top, bottom), (left, right)).
-        kernel_dilation: rows and columns between the places that the kernel sees.
-        feature_group_count: into how many runs channels and features are divided.
+        kernel_dilation: rows and columns between the pixels that the kernel reads.
+        feature_group_count: number of groups, see `conv2d`.
         use_bias: add a bias.
         kernel_init: initializer of the kernel.
         bias_init: initializer of the bias.
@@ -267,12 +266,12 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Convolve."""
+        """Convolve (B, H, W, C) to (B, H', W', features)."""
         groups = self.feature_group_count
         if groups < 1 or x.shape[-1] % groups or self.features % groups:
             raise ValueError(
-                f"feature_group_count: {groups} found, a divisor of {x.shape[-1]} channels and "
-                f"{self.features} features wanted"
+                f"feature_group_count must divide {x.shape[-1]} (channels) and {self.features} "
+                f"(features), got {groups}"
             )
         shape = (*_pair("kernel_size", self.kernel_size, 1), x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)

@@ -1,4 +1,4 @@
-"""Vectors for tokens."""
+"""Embeddings of tokens."""
 
 import flax.linen as nn
 import jax
@@ -12,17 +12,22 @@ Array = jax.Array
 class Embed(nn.Module):
     """A vector for each token, with dropout of whole words.
 
-    A dropped word is zero wherever it stands in its row (Gal and Ghahramani 2016,
-    arXiv:1512.05287): one mask over the vocabulary for each row.
+    A dropped word is zero at all of its places in a row: there is one mask over the vocabulary for
+    each row. Vectors are initialised with normal values of variance 1 / features.
 
     Attributes:
-        vocabulary: how many tokens there are.
-        features: of a vector; they begin normal with variance 1 / features.
+        vocabulary: number of tokens.
+        features: of a vector.
         dropout: probability of dropping a word of a row while training.
         compute: of the products in `attend`, see `jaxops.nn.matmul`.
 
+    References:
+        Gal and Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent
+        Neural Networks", arXiv:1512.05287.
+
     >>> embed = Embed(10, 4)
-    >>> vectors, params = embed.init_with_output(jax.random.key(0), jnp.ones((2, 3), jnp.int32))
+    >>> params = embed.init(jax.random.key(0), jnp.ones((2, 3), jnp.int32))
+    >>> vectors = embed.apply(params, jnp.ones((2, 3), jnp.int32))
     >>> vectors.shape, embed.apply(params, vectors, method="attend").shape
     ((2, 3, 4), (2, 3, 10))
     """
@@ -47,6 +52,6 @@ class Embed(nn.Module):
         return vectors
 
     def attend(self, x: Array) -> Array:
-        """Logits (B, T, vocabulary) of (B, T, features) by the same table: tied weights."""
-        # laid out anew: the gradient of a bare transpose has a bfloat16 product that jax 0.10 lacks
+        """Logits (B, T, vocabulary) of x (B, T, features) by the same table: tied weights."""
+        # in row-major order: the gradient of a bare transpose has a product that jax 0.10 lacks
         return matmul(x, _row_major(self.embedding.T), self.compute)

@@ -1,4 +1,4 @@
-"""Batch normalisation that knows which rows are padding."""
+"""Batch normalisation that ignores padding."""
 
 import flax.linen as nn
 import jax
@@ -9,18 +9,25 @@ Array = jax.Array
 
 
 class BatchNorm(nn.Module):
-    """Normalise each channel by the mean and variance of the rows that count.
+    """Normalise each channel by the mean and variance of the rows that are not padding.
 
-    As `flax.linen.BatchNorm`, with its names (`scale`, `bias`; `batch_stats`: `mean`, `var`), but
-    for a batch with no row that counts, such as the last part of a padded batch in gradient
-    accumulation: there Flax's statistics become NaN, and these stay as they were.
-
-    Ioffe and Szegedy 2015, arXiv:1502.03167.
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias. The statistics are those of the batch in
+    training, and running ones otherwise. Names are those of `flax.linen.BatchNorm` (`scale`,
+    `bias`; `batch_stats`: `mean`, `var`). They differ for a batch of padding alone, such as the
+    last part of a padded batch in gradient accumulation: there Flax's running statistics become
+    NaN, and these do not change.
 
     Attributes:
-        momentum: of the running statistics. With 0.9, not Flax's 0.99, they are right after dozens
-            of steps, not hundreds.
+        momentum: of the running statistics. With 0.9, instead of Flax's 0.99, they are accurate
+            after dozens of steps instead of hundreds.
         epsilon: added to the variance.
+
+    References:
+        Ioffe and Szegedy 2015, "Batch Normalization", arXiv:1502.03167.
+
+    >>> shapes = jax.eval_shape(BatchNorm().init, jax.random.key(0), jnp.ones((8, 3)))
+    >>> shapes["batch_stats"]["mean"].shape
+    (3,)
     """
 
     momentum: float = 0.9
@@ -28,7 +35,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Normalise x (B, ..., C); rows where `mask` (B,) is False do not count."""
+        """Normalise x (B, ..., C); rows where `mask` (B,) is False are padding."""
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)

@@ -1,4 +1,4 @@
-"""Matrix products in 16 bits with float32 sums, where the hardware is faster that way."""
+"""Matrix products in 16 bits with float32 sums, where the hardware is faster in 16 bits."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -20,7 +20,13 @@ _compute = jax.make_user_context("float32")
 
 @contextmanager
 def computing(compute: str) -> Iterator[None]:
-    """What is traced inside multiplies matrices so, where a layer does not say otherwise.
+    """Set how `matmul` computes in programs that are traced inside this context.
+
+    Args:
+        compute: "float32", "bfloat16" or "float16", see `matmul`; a layer's `compute` has priority.
+
+    Raises:
+        ValueError: another word.
 
     >>> with computing("bfloat16"):
     ...     float(matmul(jnp.ones((1, 1)), jnp.full((1, 1), 1.001))[0, 0])
@@ -31,7 +37,7 @@ def computing(compute: str) -> Iterator[None]:
 
 
 def computing_in() -> str:
-    """What `computing` says here.
+    """Return the `compute` of the innermost `computing` context, by default "float32".
 
     >>> computing_in()
     'float32'
@@ -40,9 +46,9 @@ def computing_in() -> str:
 
 
 def check_compute(compute: str) -> str:
-    """Raise `ValueError` for another word than "float32", "bfloat16" or "float16"."""
+    """Return `compute`, or raise `ValueError` if it is unknown."""
     if compute not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f'compute: {compute!r} found, "float32", "bfloat16" or "float16" wanted')
+        raise ValueError(f'compute must be "float32", "bfloat16" or "float16", got {compute!r}')
     return compute
 
 
@@ -60,25 +66,25 @@ def has_bfloat16() -> bool:
 
 
 def matmul(x: Array, y: Array, compute: str | None = None) -> Array:
-    """The matrix product, with its backward products on the fast path of the platform as well.
+    """Multiply matrices, forward and backward on the platform's fast path.
 
-    In "bfloat16" both factors, and the gradients that come back, are rounded to 8 bits of
-    mantissa (relative error 2**-9 each); products are exact and sums float32. A CPU gets row-major
-    operands, transposed in memory where need be: XLA has no fast path for others. One without
-    instructions for bfloat16 (see `has_bfloat16`) multiplies float32.
+    In "bfloat16" both factors, and the gradients in the backward products, are rounded to 8 bits of
+    mantissa (relative error 2**-9 each); products are exact and sums float32. On a CPU the operands
+    are copied to row-major order where needed, because XLA has no fast path for others. A CPU
+    without bfloat16 instructions multiplies in float32.
 
-    "float16" keeps 11 bits of mantissa, but gradients below 6e-8 vanish and those above 65504 are
-    infinite, for which there is `optim.loss_scale`. It is for GPUs that are older than bfloat16; on
-    a CPU it is slow, and rounds all the same.
+    "float16" keeps 11 bits of mantissa, but gradients below 6e-8 become 0 and those above 65504
+    infinite; see `optim.loss_scale`. It is meant for GPUs older than bfloat16; on a CPU it rounds
+    as well, and is slow.
 
     Args:
-        x: (..., k), or (..., m, k) where `y` is batched.
-        y: (k, n), or (..., k, n) with the leading axes of `x`.
-        compute: "float32", "bfloat16" or "float16"; by default what `fit(compute=)` says, else
-            "float32". In 16 bits there is no forward-mode derivative.
+        x: float (..., k), or (..., m, k) where `y` is batched.
+        y: float (k, n), or (..., k, n) with the leading axes of `x`.
+        compute: "float32", "bfloat16" or "float16"; by default that of `fit(compute=)` or
+            `computing`, else "float32". In 16 bits there is no forward-mode derivative.
 
     Returns:
-        (..., n) or (..., m, n): float32, or in "float32" what the factors' types promote to.
+        (..., n) or (..., m, n): float32, or in "float32" the type that the factors promote to.
 
     Raises:
         ValueError: the shapes do not fit, or `compute` is another word.
@@ -91,8 +97,8 @@ def matmul(x: Array, y: Array, compute: str | None = None) -> Array:
     leading = x.shape[:-2] if batched else ()
     if x.shape[-1:] != y.shape[-2:-1] or y.shape[:-2] != leading:
         raise ValueError(
-            f"matmul: {x.shape} and {y.shape} found, (..., k) and (k, n) "
-            "or (..., m, k) and (..., k, n) wanted"
+            "x and y must be (..., k) and (k, n), or (..., m, k) and (..., k, n), got "
+            f"{x.shape} and {y.shape}"
         )
     product = jnp.matmul
     if compute == "float16" or (compute == "bfloat16" and has_bfloat16()):
@@ -110,7 +116,7 @@ def _dot(x: Array, y: Array) -> Array:
 
 
 def _row_major(x: Array) -> Array:
-    """A transposed matrix laid out anew on a CPU; batches of small ones are faster left alone."""
+    """Copy a transposed matrix to row-major order on a CPU; not batches, which are faster as is."""
     if x.ndim > 2:
         return x
     layout = Layout(major_to_minor=(0, 1))
@@ -140,7 +146,7 @@ _low_product.defvjp(_forward, _backward)
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias` over the last axis: `flax.linen.Dense` with a fast product.
+    """`x @ kernel + bias` over the last axis: `flax.linen.Dense` with the product of `matmul`.
 
     Its parameters are named and shaped as Flax's: `kernel` (inputs, features), `bias` (features,).
 
@@ -150,6 +156,10 @@ class Dense(nn.Module):
         compute: see `matmul`.
         kernel_init: initializer of the kernel.
         bias_init: initializer of the bias.
+
+    >>> shapes = jax.eval_shape(Dense(5).init, jax.random.key(0), jnp.ones((2, 3)))
+    >>> shapes["params"]["kernel"].shape, shapes["params"]["bias"].shape
+    ((3, 5), (5,))
     """
 
     features: int

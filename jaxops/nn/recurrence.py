@@ -15,9 +15,9 @@ Array = jax.Array
 State = Any
 """Of an LSTM `(hidden, memory)`, of a GRU `hidden`: (layers * directions, B, features) each."""
 Cell = Callable[[State, Array, Array], State]
-"""One step: of the state, what the input gives, and the product with the hidden state."""
+"""One step, of the state, the input's products and the hidden state's product."""
 How = tuple[Cell, str | None, bool]
-"""The cell, how products are computed, and whether the scan is from the end."""
+"""The cell, how products are computed, and whether the scan runs from the end."""
 
 
 class Recurrence(nn.Module):
@@ -52,29 +52,29 @@ class Recurrence(nn.Module):
 
         Args:
             x: (B, T, D) float.
-            segments: (B, T), what belongs together: where it is 0 (or False: padding) the state
-                stays as it is and the output is 0; where another number begins, as in a row of
-                several packed documents, the state begins at zero. All is one document by
-                default; rows of lengths (B,) are `jnp.arange(T)[None] < lengths[:, None]`.
-            initial: the state to begin with, such as an earlier call returned; zero by default.
-            train: drop, by the "dropout" stream.
+            segments: int or bool (B, T). Where it is 0 (padding) the state does not change and the
+                output is 0. Where another number begins, as in a row of several packed documents,
+                the state is reset to zero. By default a row is one document; for rows of lengths
+                (B,) give `jnp.arange(T)[None] < lengths[:, None]`.
+            initial: the state at the first step, such as an earlier call returned; zero by default.
+            train: apply dropout, drawn from the "dropout" stream.
 
         Returns:
-            The hidden states of the last layer, (B, T, features), twice as wide in both
-            directions: forward, backward. And the state at the end (of the backward direction,
-            which is at the first step), layer by layer, its directions next to each other.
+            The hidden states of the last layer, (B, T, features), or (B, T, 2 * features) if
+            bidirectional: forward, then backward. And the last state of each layer and direction
+            (that of the backward direction is at the first step), directions side by side.
 
         Raises:
-            ValueError: when it is traced, for shapes that do not fit.
+            ValueError: shapes that do not fit.
         """
         if x.ndim != 3:
-            raise ValueError(f"x: shape {x.shape} found, (rows, steps, features) wanted")
+            raise ValueError(f"x must be (rows, steps, features), got {x.shape}")
         directions = ("forward", "backward") if self.bidirectional else ("forward",)
         shape = (self.depth * len(directions), len(x), self.features)
         initial = _checked(initial, self._zero(shape))
         if segments is not None:
             if jnp.shape(segments) != x.shape[:2]:
-                raise ValueError(f"segments: {jnp.shape(segments)} found, {x.shape[:2]} wanted")
+                raise ValueError(f"segments must be {x.shape[:2]}, got {jnp.shape(segments)}")
             segments = jnp.asarray(segments, jnp.int32).T[..., None]
         x = x.swapaxes(0, 1)  # a scan is over the first axis
         if segments is not None:  # 0 * NaN would be NaN in the kernels' gradients
@@ -106,7 +106,7 @@ class Recurrence(nn.Module):
         if train and self.recurrent_dropout:
             drop = nn.Dropout(self.recurrent_dropout, deterministic=False, name=f"{name}_dropout")
             keep = drop(jnp.ones((x.shape[1], self.features)))
-        # read backwards, padding at a row's end leaves the state as it begins
+        # read backwards, padding at a row's end leaves the initial state unchanged
         reverse = name.startswith("backward")
         marks = None if segments is None else (segments > 0, _first(segments, reverse))
         how = self.cell, self.compute, reverse
@@ -131,35 +131,39 @@ def _gru(hidden: State, inputs: Array, products: Array) -> State:
 class LSTM(Recurrence):
     """Layers of long short-term memory, in one or both directions.
 
-    With the input x, the hidden state h and the memory c, as PyTorch has it:
+    With the input x, the hidden state h and the memory c, as in PyTorch:
 
         i, f, g, o = split(x @ kernel + h @ recurrent_kernel + bias)
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h = sigmoid(o) * tanh(c)
 
-    PyTorch's weights are the transposed kernels, and the bias the sum of its two. Kernels begin
-    as there, uniform within 1 / sqrt(features); biases at 0, those of the forget gates f at 1.
+    PyTorch's weights are the transposed kernels, and the bias is the sum of its two. Kernels are
+    initialised as in PyTorch, uniform within 1 / sqrt(features); biases at 0, those of the forget
+    gates f at 1.
 
-    Dropout is variational (Gal and Ghahramani 2016, arXiv:1512.05287): while training, each row
-    has one mask for all of its steps, so that each is read by one network out of those that
-    dropout makes; see `jaxops.monte_carlo` for predictions over these.
+    Dropout is variational: in training, a row has one mask for all of its steps, so a row is read
+    by one of the networks that dropout makes. `jaxops.monte_carlo` averages predictions over them.
 
     There is no forward-mode derivative.
 
     Attributes:
         features: of the hidden state, in each direction.
-        depth: one on top of the other.
-        bidirectional: each layer also reads every document from its end, with weights of its own.
-        dropout: probability of dropping a feature of a layer's input while training.
-        recurrent_dropout: the same of a hidden state on its way into the gates.
+        depth: number of layers.
+        bidirectional: each layer also reads every document from its end, with separate weights.
+        dropout: probability of dropping a feature of a layer's input in training.
+        recurrent_dropout: probability of dropping a feature of the hidden state in the gates.
         compute: of the products, see `jaxops.nn.matmul`.
 
     References:
-        Hochreiter and Schmidhuber 1997; the forget gate's bias: Jozefowicz et al. 2015.
+        Hochreiter and Schmidhuber 1997, "Long Short-Term Memory".
+        Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent Network Architectures" (the
+        forget gates' bias).
+        Gal and Ghahramani 2016, arXiv:1512.05287 (variational dropout).
 
     >>> x, lengths = jnp.ones((2, 5, 3)), jnp.array([5, 2])
     >>> mask = jnp.arange(5)[None] < lengths[:, None]
-    >>> (outputs, (hidden, memory)), _ = LSTM(4).init_with_output(jax.random.key(0), x, mask)
+    >>> start = jax.jit(LSTM(4).init_with_output)
+    >>> (outputs, (hidden, memory)), _ = start(jax.random.key(0), x, mask)
     >>> outputs.shape, hidden.shape, bool((outputs[1, 1] == hidden[0, 1]).all())
     ((2, 5, 4), (1, 2, 4), True)
     """
@@ -180,7 +184,7 @@ class LSTM(Recurrence):
 class GRU(Recurrence):
     """Layers of gated recurrent units, in one or both directions.
 
-    With the input x and the hidden state h, as PyTorch has it:
+    With the input x and the hidden state h, as in PyTorch:
 
         xr, xz, xn = split(x @ kernel + bias)
         hr, hz, hn = split(h @ recurrent_kernel)
@@ -188,15 +192,14 @@ class GRU(Recurrence):
         n = tanh(xn + r * (hn + recurrent_bias))
         h = (1 - z) * n + z * h
 
-    PyTorch's weights are the transposed kernels; `bias` is the sum of its two but for n, where
-    they are apart. All else, attributes and dropout too, is as in `LSTM`.
+    PyTorch's weights are the transposed kernels; `bias` is the sum of its two, except for n, where
+    both are kept. Attributes, dropout and the call are those of `LSTM`.
 
     References:
         Cho et al. 2014, arXiv:1406.1078, with the product before the reset gate.
 
-    >>> (outputs, hidden), _ = GRU(4, bidirectional=True).init_with_output(
-    ...     jax.random.key(0), jnp.ones((2, 5, 3))
-    ... )
+    >>> start = GRU(4, bidirectional=True).init_with_output
+    >>> (outputs, hidden), _ = jax.eval_shape(start, jax.random.key(0), jnp.ones((2, 5, 3)))
     >>> outputs.shape, hidden.shape
     ((2, 5, 8), (2, 2, 4))
     """
@@ -217,14 +220,14 @@ class GRU(Recurrence):
 
 
 def recurrence(cell: str) -> type[LSTM] | type[GRU]:
-    """The layers' class.
+    """Return the layers' class: `LSTM` for "lstm", `GRU` for "gru".
 
     Raises:
-        ValueError: another word than "lstm" or "gru".
+        ValueError: another word.
     """
     known: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
     if cell not in known:
-        raise ValueError(f'cell: {cell!r} found, "lstm" or "gru" wanted')
+        raise ValueError(f'cell must be "lstm" or "gru", got {cell!r}')
     return known[cell]
 
 
@@ -236,14 +239,14 @@ def _uniform(key: Array, shape: tuple[int, ...], features: int) -> Array:
 def _checked(initial: State | None, zero: State) -> State:
     if initial is None:
         return zero
-    found, wanted = (jax.tree.map(jnp.shape, state) for state in (initial, zero))
-    if found != wanted:
-        raise ValueError(f"initial: a state of shapes {found} found, {wanted} wanted")
+    given, wanted = (jax.tree.map(jnp.shape, state) for state in (initial, zero))
+    if given != wanted:
+        raise ValueError(f"initial must be a state of shapes {wanted}, got {given}")
     return initial
 
 
 def _first(segments: Array, reverse: bool) -> Array:
-    """Where a document begins that follows another, with padding between them or not."""
+    """Where a document begins that follows another, with or without padding between them."""
 
     def step(last: Array, now: Array) -> tuple[Array, Array]:
         return jnp.where(now > 0, now, last), (now > 0) & (last > 0) & (now != last)
@@ -259,7 +262,7 @@ def _steps(
     keep: Array | None,
     marks: tuple[Array, Array] | None,
 ) -> tuple[tuple[Array, State], Array]:
-    """Outputs (T, B, features) and the last state; and what was multiplied by the kernel."""
+    """Outputs (T, B, features), the last state, and what the kernel was multiplied with."""
     cell, compute, reverse = how
 
     def step(state: State, now: Any) -> tuple[State, tuple[Array, Array]]:
@@ -296,7 +299,7 @@ def _forward(how: How, kernel: Array, inputs: Array, state: State, *rest: Any) -
 
 
 def _backward(how: How, saved: Any, g: Any) -> tuple[Array, Array, State, None, None]:
-    """The kernel's gradient is one product for all steps, not one in each and a sum of them."""
+    """Compute the kernel's gradient as one product over all steps, not as a sum of one for each."""
     pull, read, kernel = saved
     inputs, state = pull(g)
     products = inputs

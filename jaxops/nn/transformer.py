@@ -1,6 +1,6 @@
-"""The transformer, one for all: decoders (GPT, Llama), encoders (BERT), encoder-decoders (T5).
+"""One transformer for decoders (GPT, Llama), encoders (BERT) and encoder-decoders (T5).
 
-What a model is, is said by a `TransformerConfig`; `jaxops.language` has those of known models.
+A `TransformerConfig` sets the architecture; `jaxops.language` has those of known models.
 """
 
 from dataclasses import replace
@@ -15,16 +15,16 @@ from jaxops.nn.product import Array, Dense, matmul
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, so that the next need not look at these again.
+    """Keys and values of the tokens so far, so that they are computed once; see `empty_cache`.
 
-    Rows are aligned at their ends: of a row whose prompt is shorter the first slots are padding.
+    Rows are aligned at their ends: the first slots of a row with a shorter prompt are padding.
 
     Attributes:
-        layers: keys (B, K, H, S) and values (B, K, S, H) of each layer; with `scan`, stacked.
+        layers: keys (B, K, H, S) and values (B, K, S, H) of each block; stacked with `scan`.
         start: int (B,), the slot of a row's first token.
-        length: int (), how many slots are taken.
-        memory: of an encoder-decoder: keys and values (B, S, K, H) of the source for each layer.
-        memory_mask: bool (B, 1, 1, S), its padding.
+        length: int (), number of slots in use.
+        memory: of an encoder-decoder, keys and values (B, S, K, H) of the source for each block.
+        memory_mask: bool (B, 1, 1, S), False where the source is padding.
     """
 
     layers: Any
@@ -35,12 +35,12 @@ class Cache(NamedTuple):
 
 
 class Embedding(nn.Module):
-    """Tokens to vectors with their positions, and vectors back to logits."""
+    """Tokens and positions to vectors, and vectors to logits."""
 
     config: TransformerConfig
 
     def setup(self) -> None:
-        """The tables, and BERT's head."""
+        """Make the tables, and BERT's head."""
         config, init = self.config, nn.initializers.normal(0.02)
         shape = (config.vocabulary, config.width)
         self.tokens = self.param("tokens", init, shape)
@@ -65,7 +65,7 @@ class Embedding(nn.Module):
         types: Array | None = None,
         train: bool = False,
     ) -> Array:
-        """Of tokens (B, T) at positions (B or 1, T), of `types` (B, T): (B, T, D)."""
+        """Vectors (B, T, D) of tokens (B, T) at positions (B or 1, T), of `types` (B, T)."""
         config, length = self.config, tokens.shape[1]
         x = jnp.take(self.tokens, tokens, 0)
         if config.embedding_scale != 1.0:
@@ -76,7 +76,7 @@ class Embedding(nn.Module):
             x += table[None, :length] if positions is None else table[jnp.maximum(positions, 0)]
         elif config.position == "sinusoidal":
             positions = arange(length) if positions is None else positions
-            # Vaswani et al. 2017, section 3.4: else the positions would drown the tokens
+            # Vaswani et al. 2017, section 3.4: otherwise positions would outweigh tokens
             x = x * config.width**0.5 + sinusoidal(positions, config.width)
         if config.segment_types:
             x += self.types[jnp.zeros_like(tokens) if types is None else types]
@@ -85,7 +85,7 @@ class Embedding(nn.Module):
         return self.drop(x, deterministic=not train)
 
     def logits(self, x: Array) -> Array:
-        """Of x (B, T, D): (B, T, vocabulary)."""
+        """Logits (B, T, vocabulary) of x (B, T, D)."""
         config = self.config
         if config.masked_head:
             x = self.head_norm(ACTIVATIONS[config.activation](self.head_dense(x)))
@@ -98,7 +98,7 @@ class Embedding(nn.Module):
 def _check_length(config: TransformerConfig, length: int) -> None:
     if length > config.context:
         raise ValueError(
-            f"tokens: {length} in a row found, at most {config.context} (context) wanted"
+            f"tokens must be at most {config.context} in a row (the context), got {length}"
         )
 
 
@@ -106,11 +106,11 @@ class Transformer(nn.Module):
     """A decoder (GPT) or an encoder (BERT), by its `config`: tokens to logits.
 
     >>> import jax
-    >>> config = TransformerConfig(vocabulary=65, context=8, depth=2, heads=2, width=16)
-    >>> model = Transformer(config)
+    >>> config = TransformerConfig(vocabulary=65, context=8, depth=1, heads=2, width=16)
+    >>> module = Transformer(config)
     >>> tokens = jnp.zeros((3, 8), jnp.int32)
-    >>> variables = model.init(jax.random.key(0), tokens)
-    >>> model.apply(variables, tokens).shape
+    >>> variables = jax.jit(module.init)(jax.random.key(0), tokens)
+    >>> jax.jit(module.apply)(variables, tokens).shape
     (3, 8, 65)
     """
 
@@ -130,15 +130,15 @@ class Transformer(nn.Module):
         *,
         train: bool = False,
     ) -> Array:
-        """Logits.
+        """Compute logits.
 
         Args:
-            tokens: int (B, T).
-            segments: int (B, T): tokens see those of their own segment alone, 0 is padding; one
-                segment by default. So several documents share a row.
+            tokens: int (B, T) in [0, config.vocabulary).
+            segments: int (B, T), the documents of a row, 0 is padding: tokens attend to tokens of
+                the same segment only. By default a row is one document.
             positions: int (B, T), in the documents; 0 to T - 1 by default.
-            types: int (B, T), where the model has `segment_types`; 0 by default.
-            train: drop.
+            types: int (B, T) in [0, config.segment_types); 0 by default.
+            train: apply dropout.
 
         Returns:
             (B, T, vocabulary).
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
         *,
         train: bool = False,
     ) -> Array:
-        """What the logits are made of, (B, T, width): for heads of your own."""
+        """Return the hidden states before the logits, (B, T, width), for other heads."""
         _check_length(self.config, tokens.shape[1])
         x = self.embedding(tokens, positions, types, train)
         return self.stack(x, positions, segments, train=train)[0]
@@ -167,37 +167,42 @@ class Transformer(nn.Module):
         """Logits (B, T, vocabulary) of the next T tokens after those in the cache, and the cache.
 
         Raises:
-            ValueError: the model is not causal: earlier tokens would have seen these.
+            ValueError: the config is not causal, so earlier tokens would attend to these.
         """
         if not self.config.causal:
-            raise ValueError("advance: an encoder (causal=False) found, a decoder wanted")
+            raise ValueError("config.causal must be True (a decoder), got False (an encoder)")
         return _advance(self, tokens, cache)
 
 
 def _advance(
-    model: Any, tokens: Array, cache: Cache, memory: Array | None = None
+    module: Any, tokens: Array, cache: Cache, memory: Array | None = None
 ) -> tuple[Array, Cache]:
     length = tokens.shape[1]
-    own = arange(length) + cache.length - cache.start[:, None]
-    x = model.embedding(tokens, own)
-    x, (layers, remembered) = model.stack(
+    positions = arange(length) + cache.length - cache.start[:, None]
+    x = module.embedding(tokens, positions)
+    x, (layers, remembered) = module.stack(
         x, cache=cache, memory=memory, memory_mask=cache.memory_mask
     )
     cache = cache._replace(layers=layers, memory=remembered, length=cache.length + length)
-    return model.embedding.logits(x), cache
+    return module.embedding.logits(x), cache
 
 
 def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
-    """A cache with room for `slots` tokens a row.
+    """Make an empty cache with room for `slots` tokens a row.
 
     Args:
         config: of the decoder.
-        slots: prompt and answer together.
-        start: int (B,), where in its first slots each row begins: prompts are aligned at their
-            ends, and what is before `start` is padding.
+        slots: tokens of prompt and answer together.
+        start: int (B,), the slot of each row's first token: prompts are aligned at their ends, and
+            the slots before `start` are padding.
 
     Raises:
         ValueError: more slots than the context.
+
+    >>> config = TransformerConfig(vocabulary=65, context=8, depth=2, heads=2, width=16)
+    >>> keys, values = empty_cache(config, 8, jnp.array([0, 3])).layers[0]
+    >>> keys.shape, values.shape
+    ((2, 2, 8, 8), (2, 2, 8, 8))
     """
     _check_length(config, slots)
     stacked = (config.depth,) if config.scan else ()
@@ -208,16 +213,16 @@ def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
 
 
 class EncoderDecoder(nn.Module):
-    """An encoder that sees all of the source, and a decoder that looks at what it made of it (T5).
+    """An encoder of the source, and a decoder that attends to the encoder's output (T5).
 
-    Both are of `config`, but for what each token sees; they share the tokens' embeddings.
+    Both have the same config, except that the encoder is not causal; they share the embeddings.
 
     >>> import jax
     >>> config = TransformerConfig(vocabulary=20, context=8, depth=1, heads=2, width=16)
-    >>> model = EncoderDecoder(config)
+    >>> module = EncoderDecoder(config)
     >>> source, target = jnp.zeros((3, 8), jnp.int32), jnp.zeros((3, 5), jnp.int32)
-    >>> variables = model.init(jax.random.key(0), source, target)
-    >>> model.apply(variables, source, target).shape
+    >>> variables = jax.eval_shape(module.init, jax.random.key(0), source, target)  # shapes alone
+    >>> jax.eval_shape(module.apply, variables, source, target).shape
     (3, 5, 20)
     """
 
@@ -238,15 +243,16 @@ class EncoderDecoder(nn.Module):
         *,
         train: bool = False,
     ) -> Array:
-        """Logits of what comes after each target token.
+        """Compute the logits of the token after each target token.
 
         Args:
             source: int (B, S).
-            target: int (B, T), what the decoder has seen: the answer behind a start token.
-            source_segments: int (B, S); tokens and targets of one number belong together, 0 is
-                padding; one segment by default. Positions count from where a segment begins.
+            target: int (B, T), a start token and the answer.
+            source_segments: int (B, S), the documents of a row, 0 is padding: targets attend to the
+                source of the same segment. By default a row is one document. Positions count from
+                the beginning of a segment.
             target_segments: int (B, T).
-            train: drop.
+            train: apply dropout.
 
         Returns:
             (B, T, vocabulary).
@@ -256,33 +262,33 @@ class EncoderDecoder(nn.Module):
         """
         _check_length(self.config, max(source.shape[1], target.shape[1]))
         memory = self.encode(source, source_segments, train=train)
-        own = arange(target.shape[1])
         mask = None
         if source_segments is not None:
-            known = jnp.ones_like(target) if target_segments is None else target_segments
-            mask = attention_mask(own, own, known, source_segments)
+            segments = jnp.ones_like(target) if target_segments is None else target_segments
+            places = arange(target.shape[1])
+            mask = attention_mask(places, places, segments, source_segments)
         x = self._embedded(target, target_segments, train)
         x, _ = self.stack(x, None, target_segments, memory=memory, memory_mask=mask, train=train)
         return self.embedding.logits(x)
 
     def encode(self, source: Array, segments: Array | None = None, *, train: bool = False) -> Array:
-        """What the encoder makes of the source, (B, S, width)."""
+        """Encode the source, (B, S) to (B, S, width)."""
         x = self._embedded(source, segments, train)
         return self.encoder(x, None, segments, train=train)[0]
 
     def _embedded(self, tokens: Array, segments: Array | None, train: bool) -> Array:
-        # the stack need not know them: there it is distances that count, the same along a row
+        # not needed by the stack, which uses distances: these are the same along a row
         positions = None if segments is None else document_positions(segments)
         return self.embedding(tokens, positions, train=train)
 
     def begin(
         self, source: Array, segments: Array | None, tokens: Array, cache: Cache
     ) -> tuple[Array, Cache]:
-        """Encode the source (B, S), then as `Transformer.advance`."""
+        """Encode the source (B, S), then decode as `Transformer.advance` does."""
         memory = self.encode(source, segments)
         mask = None if segments is None else (segments > 0)[:, None, None]
         return _advance(self, tokens, cache._replace(memory_mask=mask), memory)
 
     def advance(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
-        """As `Transformer.advance`, with a cache that `begin` made."""
+        """Decode as `Transformer.advance` does, with a cache that `begin` returned."""
         return _advance(self, tokens, cache)

@@ -1,4 +1,4 @@
-"""Networks that see rows of features, (B, d) float to logits (B, outputs)."""
+"""Flax modules that read rows of features: float (B, d) to logits (B, outputs)."""
 
 import functools
 
@@ -9,14 +9,14 @@ from jaxops.nn import Dense
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU; its defaults are the network of article 003 (C04).
+    """A multi-layer perceptron: dense layers with ReLU.
 
-    Kernels begin as Keras has them (Glorot's uniform), biases at zero.
+    Kernels are initialised with Glorot's uniform, as in Keras, and biases with zero.
 
     Attributes:
         widths: units of each hidden layer.
         outputs: number of logits.
-        dropout: probability of dropping a hidden unit while training.
+        dropout: probability of dropping a hidden unit in training.
         compute: of the products, see `jaxops.nn.matmul`.
 
     >>> shapes = jax.eval_shape(MLP().init, jax.random.key(0), jax.numpy.ones((1, 20)))

@@ -1,4 +1,4 @@
-"""Networks that see images, (B, H, W, C) float to logits (B, classes)."""
+"""Flax modules that classify images: float (B, H, W, C) to logits (B, classes)."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ Array = jax.Array
 
 
 def initializers(name: str, fan_in: int) -> dict[str, Any]:
-    """How a layer's kernel and bias begin.
+    """Initializers of a layer's kernel and bias, by name.
 
     Args:
-        name: "lecun_normal" (Flax's own: variance 1 / fan_in, zero bias), "keras" (Glorot's
+        name: "lecun_normal" (Flax's default: variance 1 / fan_in, zero bias), "keras" (Glorot's
             uniform, zero bias), or "torch" (kernel and bias uniform within 1 / sqrt(fan_in)).
-        fan_in: how many inputs one output sums over.
+        fan_in: number of inputs that one output sums over.
 
     Returns:
         `kernel_init` and `bias_init` for a layer.
@@ -35,7 +35,7 @@ def initializers(name: str, fan_in: int) -> dict[str, Any]:
         "torch": (uniform, uniform),
     }
     if name not in known:
-        raise ValueError(f"initializer is {name!r}; wanted one of {', '.join(known)}")
+        raise ValueError(f"initializer must be one of {', '.join(known)}, got {name!r}")
     kernel_init, bias_init = known[name]
     return {"kernel_init": kernel_init, "bias_init": bias_init}
 
@@ -52,13 +52,10 @@ def _conv(x: Array, features: int, padding: str, init: str, name: str) -> Array:
 class MLP(nn.Module):
     """A multi-layer perceptron: flatten, then dense layers with ReLU.
 
-    With its defaults the network of articles 000 and 001 (C01, C02); `MLP((256, 128))` is that of
-    article 004 (C08).
-
     Attributes:
         widths: units of each hidden layer.
         classes: number of logits.
-        dropout: probability of dropping a hidden unit while training.
+        dropout: probability of dropping a hidden unit in training.
         batch_norm: normalise before each ReLU.
         initializer: see `initializers`.
         compute: of the dense layers' products, see `jaxops.nn.matmul`.
@@ -77,7 +74,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Logits (B, classes) of images; rows where `mask` (B,) is False do not count."""
+        """Logits (B, classes) of images; rows where `mask` (B,) is False are padding."""
         x = x.reshape(len(x), -1)
         for i, width in enumerate(self.widths):
             x = _dense(x, width, self.initializer, self.compute, f"hidden_{i}")
@@ -88,7 +85,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """The convolutional network of article 002 (C03).
+    """A small convolutional network with one convolution.
 
     Convolution 3x3 without padding, ReLU, max-pool 2x2, dense, ReLU, dense.
 
@@ -96,7 +93,7 @@ class CNN(nn.Module):
         classes: number of logits.
         features: channels of the convolution.
         hidden: units of the dense layer.
-        dropout: probability of dropping one of them while training.
+        dropout: probability of dropping one of them in training.
         initializer: see `initializers`.
         compute: of the dense layers' products, see `jaxops.nn.matmul`.
 
@@ -126,13 +123,13 @@ class CNN(nn.Module):
 class ConvNet(nn.Module):
     """Stages of convolution 3x3, max-pool 2x2, batch norm and ReLU, then one dense layer.
 
-    Small and cheap: a stage pools before the rest, so that normalising and activating cost a
-    quarter, and only the first, which has the most pixels, does without padding.
+    A stage pools before it normalises, which makes normalisation and ReLU four times cheaper. Only
+    the first convolution, which has the most pixels, is not padded.
 
     Attributes:
         widths: channels of each stage.
         classes: number of logits.
-        dropout: probability of dropping a feature before the dense layer while training.
+        dropout: probability of dropping a feature before the dense layer in training.
         initializer: see `initializers`.
         compute: of the dense layers' products, see `jaxops.nn.matmul`.
 
@@ -149,7 +146,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Logits (B, classes) of images; rows where `mask` (B,) is False do not count."""
+        """Logits (B, classes) of images; rows where `mask` (B,) is False are padding."""
         for i, width in enumerate(self.widths):
             padding = "SAME" if i else "VALID"
             x = max_pool(_conv(x, width, padding, self.initializer, f"conv_{i}"), 2)

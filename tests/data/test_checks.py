@@ -37,7 +37,7 @@ def test_rows_counts_the_leading_axis():
     [
         ({}, "no columns"),
         ({"a": np.zeros(3), "b": np.zeros(4)}, "a has 3, b has 4"),
-        ({"a": np.float32(3)}, "a: one value found"),
+        ({"a": np.float32(3)}, "a must be an array of rows, got one value"),
     ],
 )
 def test_rows_refuses(columns, message):
@@ -71,33 +71,33 @@ def test_columns_that_are_not_wanted_are_ignored():
 
 def test_prediction_does_without_targets():
     check({"image": images()}, (IMAGE, LABEL), targets=False)
-    with pytest.raises(ValueError, match="label: column missing; columns found: image"):
+    with pytest.raises(ValueError, match="columns must include 'label', got image"):
         check({"image": images()}, (IMAGE, LABEL))
 
 
 def test_unequal_lengths_name_the_columns():
-    with pytest.raises(ValueError, match="image has 4, label has 3"):
+    with pytest.raises(ValueError, match="equal numbers of rows, got 4 of image, 3 of label"):
         check({"image": images(4), "label": np.zeros(3, int)}, (IMAGE, LABEL))
 
 
 def test_no_rows():
-    fails({"image": images(0)}, IMAGE, "image: 0 rows found, at least 1 wanted")
+    fails({"image": images(0)}, IMAGE, "image must have at least 1 row, got 0")
 
 
 @pytest.mark.parametrize(
     ("column", "value", "parts"),
     [
-        (IMAGE, images()[..., 0], ("(28, 28) found, (28, 28, 1) wanted", "image[..., None]")),
-        (Column("grey", (28, 28), "uint8"), images(), ("(28, 28, 1) found", "grey[..., 0]")),
-        (IMAGE, images().reshape(4, 784), ("(784,) found", "image.reshape(-1, 28, 28, 1)")),
+        (IMAGE, images()[..., 0], ("shape (28, 28, 1), got (28, 28);", "image[..., None]")),
+        (Column("grey", (28, 28), "uint8"), images(), ("got (28, 28, 1);", "grey[..., 0]")),
+        (IMAGE, images().reshape(4, 784), ("got (784,);", "image.reshape(-1, 28, 28, 1)")),
         (
             Column("image", (32, 30, 3), "uint8"),
             np.zeros((2, 3, 32, 30), np.uint8),
-            ("(3, 32, 30) found", "np.moveaxis(image, 1, -1)"),
+            ("got (3, 32, 30);", "np.moveaxis(image, 1, -1)"),
         ),
-        (LABEL, np.eye(4, 10, dtype=int), ("(10,) found, () wanted", "label.argmax(-1)")),
-        (X, np.zeros((4, 5), np.float32), ("(5,) found, (3,) wanted",)),
-        (Column("ids", (None,), "int"), np.zeros((2, 3, 4), int), ("(3, 4) found, (None,)",)),
+        (LABEL, np.eye(4, 10, dtype=int), ("shape (), got (10,);", "label.argmax(-1)")),
+        (X, np.zeros((4, 5), np.float32), ("shape (3,), got (5,)",)),
+        (Column("ids", (None,), "int"), np.zeros((2, 3, 4), int), ("(None,), got (3, 4)",)),
     ],
 )
 def test_wrong_shape(column, value, parts):
@@ -120,19 +120,19 @@ def test_wrong_shape(column, value, parts):
     ],
 )
 def test_the_hint_mends_the_dtype(column, value):
-    with pytest.raises(ValueError, match=f"{value.dtype} found.*wanted; ") as caught:
+    with pytest.raises(ValueError, match=f"must have dtype .*got {value.dtype}; ") as caught:
         check({column.name: value}, (column,))
     hint = re.search(r": ([^:]*)$", str(caught.value))[1]
     check({column.name: eval(hint, {column.name: value, "np": np})}, (column,))
 
 
 def test_labels_that_are_fractions():
-    fails({"label": np.array([0.0, 0.5])}, LABEL, "float64 found", "0.5 in row 1", "whole number")
+    fails({"label": np.array([0.0, 0.5])}, LABEL, "got float64", "0.5 in row 1", "whole number")
 
 
 def test_text_for_numbers():
     value = np.array([["a", "b", "c"]], object)
-    fails({"x": value}, X, "object found ('a' in row 0), float wanted")
+    fails({"x": value}, X, "x must be float, got object ('a' in row 0)")
 
 
 @pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "inf")])
@@ -146,18 +146,22 @@ def test_not_finite(bad, word, dtype):
 @pytest.mark.parametrize("bad", [-2, 10, 300])
 def test_labels_out_of_range(bad):
     value = np.array([1, 2, bad, 4, bad])
-    fails({"label": value}, LABEL, f"label: {bad} found in row 2 (2 such rows)", "[0, 10)")
+    fails({"label": value}, LABEL, "label must be in [0, 10)", f"got {bad} in row 2 (2 such rows)")
 
 
 def test_unlabelled_rows_have_to_be_dropped():
     value = np.array([1, -1, -1, 4])
-    fails({"label": value}, LABEL, "-1 found in row 1 (2 such rows)", "unlabelled", "dropped")
+    fails({"label": value}, LABEL, "got -1 in row 1 (2 such rows)", "unlabelled", "drop")
     check({"label": value[value != -1]}, (LABEL,))
 
 
 def test_token_ids_out_of_range():
     ids = np.array([[1, 2], [3, 5]])
-    fails({"ids": ids}, Column("ids", (2,), "int", classes=5), "ids: 5 found in row 1 (1 such row)")
+    fails(
+        {"ids": ids},
+        Column("ids", (2,), "int", classes=5),
+        "ids must be in [0, 5), got 5 in row 1 (1 such row)",
+    )
 
 
 def test_fast_on_mnist_sized_data():

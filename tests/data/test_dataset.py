@@ -18,7 +18,7 @@ def numbered(n=100, classes=4):
 def test_splits_are_attributes():
     data = numbered()
     assert data.train is data.splits["train"]
-    with pytest.raises(AttributeError, match="'validation'; splits found: train"):
+    with pytest.raises(AttributeError, match="'validation'; its splits: train"):
         _ = data.validation
 
 
@@ -33,7 +33,7 @@ def test_repr_counts_rows():
 
 
 def test_from_arrays_refuses_unequal_columns():
-    with pytest.raises(ValueError, match="a has 2, b has 3"):
+    with pytest.raises(ValueError, match="got 2 of a, 3 of b"):
         Dataset.from_arrays(a=np.zeros(2), b=np.zeros(3))
 
 
@@ -78,8 +78,8 @@ def test_split_follows_the_seed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"test": 0.0}, "test: fraction 0.0 found"),
-        ({"test": 1.5}, "test: fraction 1.5 found"),
+        ({"test": 0.0}, r"test must be a fraction in \(0, 1\), got 0.0"),
+        ({"test": 1.5}, r"test must be a fraction in \(0, 1\), got 1.5"),
         ({"test": 0.5, "validation": 0.5}, "train would be empty: 100 rows"),
         ({"train": 0.5}, "train: the split is there already"),
         ({"test": 0.2, "stratify": "city"}, "no column 'city'; columns: x, row, label"),
@@ -92,7 +92,7 @@ def test_split_refuses(arguments, message):
 
 
 def test_split_comes_before_standardize():
-    with pytest.raises(ValueError, match="split before standardize"):
+    with pytest.raises(ValueError, match="split must come before standardize"):
         numbered().standardize("x").split(test=0.2)
 
 
@@ -122,8 +122,8 @@ def test_a_constant_column_becomes_zero(value):
 @pytest.mark.parametrize(
     ("columns", "name", "message"),
     [
-        ({"x": np.ones(3)}, "y", "no column 'y'; columns found: x"),
-        ({"x": np.array(["a", "b"])}, "x", "x: <U1 found"),
+        ({"x": np.ones(3)}, "y", "columns must be among x, got 'y'"),
+        ({"x": np.array(["a", "b"])}, "x", "x must be numbers, got <U1"),
         ({"x": np.array([1, np.nan])}, "x", "x: NaN or infinity"),
     ],
 )
@@ -133,7 +133,7 @@ def test_standardize_refuses(columns, name, message):
 
 
 def test_standardize_once():
-    with pytest.raises(ValueError, match="x: standardised already"):
+    with pytest.raises(ValueError, match="x must not be standardised twice"):
         numbered().standardize("x").standardize("x")
 
 
@@ -155,9 +155,9 @@ def test_k_fold_keeps_the_proportions_of_labels():
 @pytest.mark.parametrize(
     ("labels", "folds", "message"),
     [
-        (10, 1, "folds: 1 found, 2 to 10 wanted"),
-        (3, 5, "folds: 5 found, 2 to 3 wanted"),
-        (np.repeat([4, 7], [20, 3]), 5, "label 7: 3 rows found, at least 5 wanted"),
+        (10, 1, r"folds must be in \[2, 10\] .*, got 1"),
+        (3, 5, r"folds must be in \[2, 3\] .*, got 5"),
+        (np.repeat([4, 7], [20, 3]), 5, r"folds must be at most 3 \(the rows of label 7\), got 5"),
     ],
 )
 def test_k_fold_refuses(labels, folds, message):

@@ -60,7 +60,9 @@ def test_csv_with_a_byte_order_mark(write):
 
 def test_csv_in_another_encoding(write):
     path = write("town,n\nMünchen,1\n", encoding="latin-1")
-    with pytest.raises(ValueError, match=r'people.csv: 0xfc found at byte 8, utf-8.*"latin-1"'):
+    with pytest.raises(
+        ValueError, match=r'people.csv must be utf-8, got 0xfc at byte 8; .*"latin-1"'
+    ):
         Dataset.from_csv(path)
     assert Dataset.from_csv(path, encoding="latin-1").train["town"][0] == "München"
 
@@ -68,21 +70,21 @@ def test_csv_in_another_encoding(write):
 def test_csv_encoding_position_far_into_the_file(write):
     text = "town,n\n" + "Berlin,2\n" * 50_000
     path = write(text.encode() + "Zürich,1\n".encode("latin-1"), "towns.csv.gz")
-    with pytest.raises(ValueError, match=f"byte {len(text) + 1},"):
+    with pytest.raises(ValueError, match=f"byte {len(text) + 1};"):
         Dataset.from_csv(path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3\n", "line 3: 1 fields found, 2 wanted"),
-        ("a,b\n1,2\n3,4\n5,6,7\n", "line 4: 3 fields found, 2 wanted"),
+        ("a,b\n1,2\n3\n", "line 3 must have 2 fields, as the header, got 1"),
+        ("a,b\n1,2\n3,4\n5,6,7\n", "line 4 must have 2 fields, as the header, got 3"),
         ('a,b\n"1\n1",2\n3,4,5\n', "line 4: 3 fields"),
         ("a,b\n1,2,\n3,4,\n", "line 2: 3 fields"),
         ("", "empty file"),
         ("\n\n", "empty file"),
-        ("a,b\n", "0 rows found"),
-        ("a,b,a\n1,2,3\n", "column 'a' found twice"),
+        ("a,b\n", "at least 1 row, got 0"),
+        ("a,b,a\n1,2,3\n", "each column once in the header, got 'a' twice"),
     ],
 )
 @pytest.mark.parametrize("name", ["bad.csv", "bad.csv.gz"])
@@ -94,14 +96,14 @@ def test_bad_csv(write, text, message, name):
 
 
 def test_csv_without_a_column_asked_for(write):
-    with pytest.raises(ValueError, match="no column 'wage'; columns found: name, age, income"):
+    with pytest.raises(ValueError, match="must have a column 'wage', got name, age, income"):
         Dataset.from_csv(write(CSV), columns=["age", "wage"])
 
 
 def test_csv_cut_off_gzip(write):
     path = write(CSV * 100, "people.csv.gz")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"people.csv.gz: not a whole gzip file"):
+    with pytest.raises(ValueError, match=r"people.csv.gz must be a whole gzip file"):
         Dataset.from_csv(path)
 
 
@@ -113,7 +115,7 @@ def test_parquet_gives_what_csv_gives(write, tmp_path):
         np.testing.assert_array_equal(people[name], value)
         assert people[name].dtype == value.dtype
     assert [*Dataset.from_parquet(tmp_path / "people.parquet", ["age"]).train] == ["age"]
-    with pytest.raises(ValueError, match="no column 'wage'"):
+    with pytest.raises(ValueError, match="must have a column 'wage'"):
         Dataset.from_parquet(tmp_path / "people.parquet", columns=["wage"])
 
 
@@ -122,12 +124,14 @@ def test_parquet_with_missing_whole_numbers_and_lists(tmp_path):
     pd.DataFrame({"n": pd.array([1, None], "Int64")}).to_parquet(path)
     np.testing.assert_array_equal(Dataset.from_parquet(path).train["n"], [1, np.nan])
     pd.DataFrame({"v": [[1.0, 2.0], [3.0]]}).to_parquet(path)
-    with pytest.raises(ValueError, match=r"t.parquet: column 'v': ndarray found"):
+    with pytest.raises(
+        ValueError, match=r"t.parquet: column 'v' must be numbers or text, got ndarray"
+    ):
         Dataset.from_parquet(path)
 
 
 def test_broken_parquet(write):
-    with pytest.raises(ValueError, match=r"t.parquet: not a whole Parquet file"):
+    with pytest.raises(ValueError, match=r"t.parquet must be a whole Parquet file"):
         Dataset.from_parquet(write("PAR1, or not", "t.parquet"))
 
 
@@ -150,7 +154,7 @@ def test_npz_and_structured_arrays(tmp_path):
     np.save(tmp_path / "b.npy", np.array([(1, 2.5), (3, 4.5)], [("n", "i4"), ("x", "f4")]))
     columns = Dataset.from_npy(tmp_path / "b.npy").train
     assert columns["n"].tolist() == [1, 3] and columns["x"].dtype == np.float32
-    with pytest.raises(ValueError, match="label=-1 is for a plain table"):
+    with pytest.raises(ValueError, match=r"label must be None for named columns .*, got -1"):
         Dataset.from_npy(tmp_path / "b.npy", label=-1)
 
 
@@ -171,9 +175,9 @@ def test_bad_npy(tmp_path):
     path.write_bytes(b"")
     fails("not a whole NumPy file")
     np.save(path, np.ones((2, 3, 4)))
-    fails("rank 3 found, a 2-D table")
+    fails("must be a 2-D table .* of rank 3")
     np.save(path, np.ones((0, 3)))
-    fails("0 rows found")
+    fails("must have at least 1 row, got 0")
 
 
 def picture(path, size, colour, mode="RGB"):
@@ -220,7 +224,7 @@ def test_image_folder_with_train_and_test(tmp_path):
     assert data.train["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 9]
     assert data.classes == ("a", "b") and data.test["label"].tolist() == [0]
     picture(tmp_path / "test" / "c" / "0.png", (2, 2), 9, "L")
-    with pytest.raises(ValueError, match="class 'c' found, classes wanted: \\['a', 'b'\\]"):
+    with pytest.raises(ValueError, match=r"of the classes \['a', 'b'\], got 'c'"):
         Dataset.from_image_folder(tmp_path, size=(2, 2))
 
 
@@ -228,22 +232,22 @@ def test_broken_images_are_named(tmp_path):
     picture(tmp_path / "a" / "good.png", (32, 32), (1, 2, 3))
     broken = tmp_path / "a" / "broken.png"
     broken.write_bytes((tmp_path / "a" / "good.png").read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"broken.png: not a readable image"):
+    with pytest.raises(ValueError, match=r"broken.png must be a readable image"):
         Dataset.from_image_folder(tmp_path, size=(2, 2))
     broken.write_text("text")
-    with pytest.raises(ValueError, match=r"broken.png: not a readable image"):
+    with pytest.raises(ValueError, match=r"broken.png must be a readable image"):
         Dataset.from_image_folder(tmp_path, size=(2, 2))
     broken.unlink()
     Image.fromarray(np.full((2, 2), 40_000, np.uint16)).save(tmp_path / "a" / "deep.png")
-    with pytest.raises(ValueError, match=r"deep.png: .*8 bits a channel wanted"):
+    with pytest.raises(ValueError, match=r"deep.png .*it must have 8 bits a channel, got mode I"):
         Dataset.from_image_folder(tmp_path, size=(2, 2))
 
 
 def test_folders_without_images(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Dataset.from_image_folder(tmp_path / "nowhere", size=(2, 2))
-    with pytest.raises(ValueError, match="no folders found"):
+    with pytest.raises(ValueError, match="for each class, got no folders"):
         Dataset.from_image_folder(tmp_path, size=(2, 2))
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="no images found"):
+    with pytest.raises(ValueError, match=r"must hold images .*, got none"):
         Dataset.from_image_folder(tmp_path, size=(2, 2))

@@ -124,7 +124,7 @@ def stack(config, p, x, positions, segments, memory=None, memory_segments=None):
     if config.position == "relative":
         buckets = np.vectorize(bucket)(ahead, config.causal)
         bias = p["relative"]["embedding"][buckets].transpose(2, 0, 1)
-    for i in range(config.layers):
+    for i in range(config.depth):
         b = p[f"block_{i}"]
 
         def add(x, name, branch, b=b):

@@ -114,13 +114,17 @@ def test_causal_without_a_mask_is_the_mask(window):
     q, k, v = qkv(4, 2)
     place = jnp.arange(T)[None]
     mask = attention_mask(place, place, causal=True, window=window)
-    got = dot_product_attention(q, k, v, causal=True, window=window)
-    np.testing.assert_array_equal(got, dot_product_attention(q, k, v, mask))
     segments = mask_of("padding")
-    np.testing.assert_array_equal(
-        dot_product_attention(q, k, v, segments, causal=True, window=window),
-        dot_product_attention(q, k, v, mask & segments),
-    )
+
+    @jax.jit
+    def run(q, k, v):
+        how = {"causal": True, "window": window}
+        plain = dot_product_attention(q, k, v, **how), dot_product_attention(q, k, v, mask)
+        masked = dot_product_attention(q, k, v, segments, **how)
+        return plain, (masked, dot_product_attention(q, k, v, mask & segments))
+
+    for got, want in run(q, k, v):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -167,7 +171,6 @@ def test_module_is_that_of_pytorch(self):
             params[name] = {"kernel": kernel[:, part], "bias": bias[part]}
     weight = normal(2, B, T, width)
 
-    @jax.jit
     def run(params, x, memory):
         def both(a, x, memory):
             if self:
@@ -177,7 +180,7 @@ def test_module_is_that_of_pytorch(self):
         y = ours.apply({"params": params}, x, memory, method=both)
         return (y * weight).sum(), y
 
-    (_, y), (dparams, dx, dmemory) = jax.value_and_grad(run, (0, 1, 2), has_aux=True)(
+    (_, y), (dparams, dx, dmemory) = jax.jit(jax.value_and_grad(run, (0, 1, 2), has_aux=True))(
         jax.tree.map(jnp.asarray, params), x, memory
     )
     tx, tmemory = (torch.tensor(np.asarray(z), requires_grad=True) for z in (x, memory))
@@ -200,9 +203,10 @@ def test_bfloat16_is_close(monkeypatch):
     monkeypatch.setattr(product, "has_bfloat16", lambda: True)
     q, k, v = qkv(4, 2)
     mask = mask_of("packed causal")
-    want = dot_product_attention(q, k, v, mask)
+    attend = jax.jit(dot_product_attention)  # traced anew for each way to compute
+    want = attend(q, k, v, mask)
     with computing("bfloat16"):
-        got = dot_product_attention(q, k, v, mask)
+        got = attend(q, k, v, mask)
     assert got.dtype == jnp.float32
     difference = np.abs((got - want) * real("packed causal")).max()
     assert 1e-4 < difference < 0.03
@@ -211,7 +215,8 @@ def test_bfloat16_is_close(monkeypatch):
 def test_what_sees_nothing_is_finite():
     q, k, v = qkv(4, 4)
     nothing = jnp.zeros((1, 1, T, T), bool)
-    value, gradient = jax.value_and_grad(lambda q: dot_product_attention(q, k, v, nothing).sum())(q)
+    attend = jax.value_and_grad(lambda q: dot_product_attention(q, k, v, nothing).sum())
+    value, gradient = jax.jit(attend)(q)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -225,7 +230,7 @@ def test_a_mistake_is_named():
 def test_rotary_is_a_turn_of_complex_numbers():
     x = normal(0, B, T, 3, 8)
     positions = jnp.asarray([np.arange(T), np.arange(T) + 40])
-    got = rotary(x, positions, 500.0)
+    got = jax.jit(lambda *a: rotary(*a, 500.0))(x, positions)
     for b in range(B):
         for n in range(3):
             want = rotated(np.asarray(x[b, :, n], np.float64), np.asarray(positions[b]), 500.0)
@@ -235,10 +240,11 @@ def test_rotary_is_a_turn_of_complex_numbers():
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = normal(0, 1, 1, 1, 8), normal(1, 1, 1, 1, 8)
 
+    @jax.jit
     def dot(t, s):
-        return float((rotary(q, jnp.array([[t]])) * rotary(k, jnp.array([[s]]))).sum())
+        return (rotary(q, t.reshape(1, 1)) * rotary(k, s.reshape(1, 1))).sum()
 
-    near, far, other = dot(9, 4), dot(105, 100), dot(9, 5)
+    near, far, other = (float(dot(*map(jnp.array, p))) for p in ((9, 4), (105, 100), (9, 5)))
     assert abs(near - far) < 1e-4 < 1e-3 < abs(near - other)
 
 

@@ -1,5 +1,7 @@
 """LSTM and GRU against PyTorch and against loops in NumPy."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,8 @@ import pytest
 from jaxops.nn import GRU, LSTM, Embed
 
 KEY = jax.random.key(0)
-ROWS, STEPS, INPUTS, FEATURES = 3, 7, 4, 5
-LENGTHS = np.array([7, 3, 5])
+ROWS, STEPS, INPUTS, FEATURES = 3, 9, 4, 5
+LENGTHS = np.array([9, 3, 5])
 MASK = np.arange(STEPS) < LENGTHS[:, None]
 VARIANTS = [
     pytest.param(kind, layers, both, id=f"{kind.__name__}-{layers}-{'both' if both else 'one'}")
@@ -25,13 +27,43 @@ def inputs(rows=ROWS, steps=STEPS):
 
 def params_of(model, x):
     """Parameters of which none is zero, as biases are at first."""
-    params = jax.jit(model.init)(KEY, x)["params"]
+    shapes = jax.eval_shape(model.init, KEY, x)["params"]
     rng = np.random.default_rng(2)
-    return {k: np.asarray(v) + rng.normal(0, 0.3, v.shape).astype("f") for k, v in params.items()}
+    return {k: rng.normal(0, 0.4, v.shape).astype("f") for k, v in shapes.items()}
+
+
+@functools.cache
+def program(model):
+    """Gradients by parameters, x and state, and the result: one program for all tests of a module.
+
+    Of the loss `(outputs * weights).sum()` and the squares of the final state.
+    """
+
+    def total(params, x, state, segments, weights):
+        result = model.apply({"params": params}, x, segments, state)
+        return loss(result, weights), result
+
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+
+
+def loss(result, weights):
+    outputs, final = result
+    return (outputs * weights).sum() + sum((leaf**2).sum() for leaf in jax.tree.leaves(final))
+
+
+def weights_of(model):
+    shape = (ROWS, STEPS, FEATURES * (1 + model.bidirectional))
+    return np.random.default_rng(3).normal(size=shape).astype("f")
+
+
+def read(model, params, x, state, segments):
+    """Outputs and final state."""
+    segments = np.asarray(segments, np.int32)
+    return program(model)(params, x, state, segments, weights_of(model))[1]
 
 
 def start_of(model, rows=ROWS):
-    shape = (model.layers * (1 + model.bidirectional), rows, model.features)
+    shape = (model.depth * (1 + model.bidirectional), rows, model.features)
     state = [np.random.default_rng(i).normal(size=shape).astype("f") for i in range(2)]
     return tuple(state) if isinstance(model, LSTM) else state[0]
 
@@ -56,7 +88,7 @@ def one_step(kind, p, x, h, c, keep):
 def by_loops(model, params, x, lengths, state=None, drops=None):
     """Rows one by one, cut to their lengths: outputs and final states."""
     kind, directions = type(model), ["forward", "backward"][: 1 + model.bidirectional]
-    count = model.layers * len(directions)
+    count = model.depth * len(directions)
     hidden = memory = np.zeros((count, len(x), model.features))
     if state is not None:
         hidden, memory = state if kind is LSTM else (state, memory)
@@ -64,7 +96,7 @@ def by_loops(model, params, x, lengths, state=None, drops=None):
     finals = np.zeros((2, count, len(x), model.features))
     for row, length in enumerate(lengths):
         below = [x[row, t] for t in range(length)]
-        for layer in range(model.layers):
+        for layer in range(model.depth):
             if drops:
                 below = [v * drops[f"dropout_{layer}"][row] for v in below]
             sides = []
@@ -92,33 +124,25 @@ def close(found, wanted, **tolerance):
 @pytest.mark.parametrize(("kind", "layers", "both"), VARIANTS)
 def test_it_is_what_loops_give(kind, layers, both):
     model, x = kind(FEATURES, layers, both), inputs()
-    params, start = params_of(model, x), start_of(kind(FEATURES, layers, both))
-    read = jax.jit(lambda p, x, s, mask: model.apply({"params": p}, x, mask, s))
-    close(read(params, x, start, MASK), by_loops(model, params, x, LENGTHS, start), atol=1e-5)
-    whole = np.full(ROWS, STEPS)
-    close(read(params, x, None, None), by_loops(model, params, x, whole), atol=1e-5)
+    params, start = params_of(model, x), start_of(model)
+    got = read(model, params, x, start, MASK)
+    close(got, by_loops(model, params, x, LENGTHS, start), atol=1e-5)
+    zero, whole = jax.tree.map(np.zeros_like, start), np.full(ROWS, STEPS)
+    got = read(model, params, x, zero, np.ones_like(MASK))
+    close(got, by_loops(model, params, x, whole), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "layers", "both"), VARIANTS)
 def test_gradients_are_the_slopes_of_the_loops(kind, layers, both):
     model, x = kind(FEATURES, layers, both), inputs()
     params, start = params_of(model, x), start_of(model)
-    rng = np.random.default_rng(3)
-    weights = rng.normal(size=(ROWS, STEPS, FEATURES * (1 + both)))
-
-    def loss(result):
-        outputs, final = result
-        return (outputs * weights).sum() + sum((leaf**2).sum() for leaf in jax.tree.leaves(final))
-
-    def ours(params, x, start):
-        return loss(model.apply({"params": params}, x, MASK, start))
-
-    grads = jax.jit(jax.grad(ours, (0, 1, 2)))(params, x, start)
+    rng, weights = np.random.default_rng(4), weights_of(model)
+    grads, _ = program(model)(params, x, start, MASK.astype(np.int32), weights)
     trees = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, x, start))
     for _ in range(3):
         way = jax.tree.map(lambda a: rng.normal(size=a.shape), trees)
         at = [jax.tree.map(lambda a, b: a + step * b, trees, way) for step in (1e-5, -1e-5)]
-        ends = [loss(by_loops(model, p, v, LENGTHS, s)) for p, v, s in at]
+        ends = [loss(by_loops(model, p, v, LENGTHS, s), weights) for p, v, s in at]
         slope = sum(jax.tree.leaves(jax.tree.map(lambda g, w: (g * w).sum(), grads, way)))
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-3)
 
@@ -153,83 +177,73 @@ def test_it_is_that_of_pytorch(kind, layers, both):
     )
     outputs, _ = unpack(outputs, batch_first=True, total_length=STEPS)
 
-    def ours(params, x, start):
-        outputs, final = model.apply({"params": params}, x, MASK, start)
-        total = jnp.sin(outputs).sum() + sum((v**2).sum() for v in jax.tree.leaves(final))
-        return total, (outputs, final)
-
-    grads, found = jax.jit(jax.grad(ours, (0, 1, 2), has_aux=True))(params, x, start)
+    weights = weights_of(model)
+    grads, found = program(model)(params, x, start, MASK.astype(np.int32), weights)
     leaves = [outputs, *(final if kind is LSTM else (final,))]
     close(jax.tree.leaves(found), [v.detach().numpy() for v in leaves], atol=1e-5)
 
-    (torch.sin(outputs).sum() + sum((v**2).sum() for v in leaves[1:])).backward()
+    loss((outputs, leaves[1:]), torch.tensor(weights)).backward()
     close(grads[1], packed_x.grad.numpy(), atol=1e-4)
     wanted = jax.tree.map(lambda v: v.grad.numpy(), packed_start)
     close(grads[2], wanted, atol=1e-4)
     for layer in range(layers):
         for name, end in (("forward", ""), ("backward", "_reverse"))[: 1 + both]:
             here = f"{name}_{layer}"
-            of = {
+            by_name = {
                 k: getattr(theirs, f"{k}_l{layer}{end}").grad.numpy()
                 for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             }
-            close(grads[0][f"{here}_kernel"], of["weight_ih"].T, rtol=1e-4, atol=1e-4)
-            close(grads[0][f"{here}_recurrent_kernel"], of["weight_hh"].T, rtol=1e-4, atol=1e-4)
-            close(grads[0][f"{here}_bias"], of["bias_ih"], rtol=1e-4, atol=1e-4)
+            close(grads[0][f"{here}_kernel"], by_name["weight_ih"].T, rtol=1e-4, atol=1e-4)
+            close(
+                grads[0][f"{here}_recurrent_kernel"], by_name["weight_hh"].T, rtol=1e-4, atol=1e-4
+            )
+            close(grads[0][f"{here}_bias"], by_name["bias_ih"], rtol=1e-4, atol=1e-4)
             if kind is GRU:
-                second = of["bias_hh"][2 * FEATURES :]
+                second = by_name["bias_hh"][2 * FEATURES :]
                 close(grads[0][f"{here}_recurrent_bias"], second, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
 def test_padding_may_hold_anything(kind):
     model, x = kind(FEATURES, 2, True), inputs()
-    params = params_of(model, x)
-
-    @jax.jit
-    def grads(params, x):
-        def loss(params, x):
-            outputs, final = model.apply({"params": params}, x, MASK)
-            total = jnp.square(outputs).sum() + sum(v.sum() for v in jax.tree.leaves(final))
-            return total, (outputs, final)
-
-        return jax.grad(loss, (0, 1), has_aux=True)(params, x)
-
-    wanted = grads(params, x)
-    found = grads(params, np.where(MASK[..., None], x, np.nan))
+    params, start = params_of(model, x), start_of(model)
+    rest = start, MASK.astype(np.int32), weights_of(model)
+    wanted = program(model)(params, x, *rest)
+    found = program(model)(params, np.where(MASK[..., None], x, np.float32(np.nan)), *rest)
     close(found, wanted, rtol=0)
-    (_, by_x), (outputs, _) = found
+    (_, by_x, _), (outputs, _) = found
     assert not np.asarray(outputs)[~MASK].any() and np.asarray(outputs)[MASK].all()
     assert not np.asarray(by_x)[~MASK].any() and np.asarray(by_x)[MASK].all()
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
 def test_packed_documents_are_read_one_by_one(kind):
-    model, x = kind(FEATURES, 2, True), inputs(1, 9)
-    params = params_of(model, x)
-    segments = np.array([[0, 4, 4, 4, 2, 2, 0, 2, 7]])  # padding before, within and between
-    read = jax.jit(lambda x, segments: model.apply({"params": params}, x, segments))
-    outputs, final = read(x, segments)
+    model, x = kind(FEATURES, 2, True), inputs()
+    params, zero = params_of(model, x), jax.tree.map(np.zeros_like, start_of(model))
+    segments = np.zeros((ROWS, STEPS), np.int32)
+    segments[0] = [0, 4, 4, 4, 2, 2, 0, 2, 7]  # padding before, within and between
+    outputs, final = read(model, params, x, zero, segments)
     parts = [[1, 2, 3], [4, 5, 7], [8]]
-    alone = [read(x[:, part], None) for part in parts]
-    for part, (want, _) in zip(parts, alone, strict=True):
-        close(outputs[:, part], want, atol=1e-6)
-    assert not outputs[:, [0, 6]].any()
-    for leaf, first, last in zip(
-        *(jax.tree.leaves(s) for s in (final, alone[0][1], alone[2][1])), strict=True
-    ):
-        close(leaf[::2], last[::2], atol=1e-6)  # forward
-        close(leaf[1::2], first[1::2], atol=1e-6)
+    alone, real = np.zeros_like(x), np.zeros_like(segments)
+    for row, part in enumerate(parts):  # each document begins a row of its own
+        alone[row, : len(part)], real[row, : len(part)] = x[0, part], 1
+    want, ends = read(model, params, alone, zero, real)
+    for row, part in enumerate(parts):
+        close(outputs[0, part], want[row, : len(part)], atol=1e-6)
+    assert not outputs[0, [0, 6]].any()
+    for leaf, end in zip(jax.tree.leaves(final), jax.tree.leaves(ends), strict=True):
+        close(leaf[::2, 0], end[::2, 2], atol=1e-6)  # forward
+        close(leaf[1::2, 0], end[1::2, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
 def test_reading_goes_on_from_a_state(kind):
-    model, x = kind(FEATURES, 2), inputs()
+    model, x = kind(FEATURES, 2), inputs(steps=8)
     params = {"params": params_of(model, x)}
     read = jax.jit(lambda x, state: model.apply(params, x, None, state))
     whole, end = read(x, None)
-    first, state = read(x[:, :3], None)
-    second, final = read(x[:, 3:], state)
+    first, state = read(x[:, :4], jax.tree.map(np.zeros_like, start_of(model)))
+    second, final = read(x[:, 4:], state)
     close((np.concatenate([first, second], 1), final), (whole, end), atol=1e-6)
 
 
@@ -287,10 +301,15 @@ def test_products_in_16_bits():
 @pytest.mark.parametrize(
     ("x", "segments", "initial", "message"),
     [
-        (np.ones((3, 4)), None, None, r"x: shape \(3, 4\) found, \(rows, steps, features\) wanted"),
-        (inputs(), np.ones((3, 6)), None, r"segments: \(3, 6\) found, \(3, 7\) wanted"),
-        (inputs(), None, np.ones((1, 3, 5)), r"initial: .* \(1, 3, 5\) found, \(\(1, 3, 5\), "),
-        (inputs(), None, (np.ones((1, 3, 4)),) * 2, r"initial: .*\(1, 3, 4\)\) found"),
+        (np.ones((3, 4)), None, None, r"x must be \(rows, steps, features\), got \(3, 4\)"),
+        (inputs(), np.ones((3, 6)), None, r"segments must be \(3, 7\), got \(3, 6\)"),
+        (inputs(), None, np.ones((1, 3, 5)), r"initial must .* \(\(1, 3, 5\), .*, got \(1, 3, 5\)"),
+        (
+            inputs(),
+            None,
+            (np.ones((1, 3, 4)),) * 2,
+            r"initial must .*, got \(\(1, 3, 4\), \(1, 3, 4\)\)",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit(x, segments, initial, message):
@@ -303,10 +322,11 @@ def test_embed_drops_words_from_a_whole_row():
         Embed(6, 4, dropout=0.5),
         jnp.asarray(np.random.default_rng(0).integers(0, 6, (50, 40))),
     )
-    vectors, params = embed.init_with_output(KEY, tokens)
+    vectors, params = jax.jit(embed.init_with_output)(KEY, tokens)
     table = np.asarray(params["params"]["embedding"])
     np.testing.assert_array_equal(vectors, table[tokens])
-    dropped = np.asarray(embed.apply(params, tokens, train=True, rngs={"dropout": KEY}))
+    drop = jax.jit(lambda p, t: embed.apply(p, t, train=True, rngs={"dropout": KEY}))
+    dropped = np.asarray(drop(params, tokens))
     ratio = dropped / table[tokens]
     np.testing.assert_allclose(np.unique(ratio.round(5)), [0, 2])
     shares = []

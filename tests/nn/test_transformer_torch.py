@@ -102,7 +102,7 @@ def transformer(config, p, tokens, segments, positions):
     if config.embedding_norm:
         x = norm(config, e["norm"], x)
     mask = mask_of(config, p["stack"], segments, positions)
-    for i in range(config.layers):
+    for i in range(config.depth):
         b = p["stack"][f"block_{i}"]
         for name in ("attention", "feed_forward"):
             y = x if config.post_norm else norm(config, b[f"{name}_norm"], x)
@@ -195,14 +195,13 @@ def test_the_stack_is_pytorchs_layers(cross, post_norm):
     real, seen = SEGMENTS > 0, np.arange(6)[None] < np.array([[6], [4]])
     weight = rng.normal(size=x.shape).astype(np.float32) * real[..., None]
 
-    @jax.jit
     def run(x, memory):
         more = {"memory": memory, "memory_mask": seen[:, None, None]} if cross else {}
         segments = jnp.asarray(real, jnp.int32)
         y = Stack(config, cross).apply({"params": params}, x, None, segments, **more)[0]
         return (y * weight).sum(), y
 
-    (_, got), gradients = jax.value_and_grad(run, (0, 1), has_aux=True)(x, memory)
+    (_, got), gradients = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(x, memory)
     tx, tmemory = (torch.tensor(z, requires_grad=True) for z in (x, memory))
     y = tx
     for layer in layers:

