@@ -258,7 +258,7 @@ def test_bad_settings_are_refused():
         (forecast.NLinear(L, H, instance_norm="max"), "instance_norm: 'max' found"),
         (forecast.NBEATS(L, H, stacks=("trends",)), "stacks: "),
         (forecast.NHiTS(L, H, pool=(2,)), r"pool: \(2,\), downsample: \(4, 2, 1\) found"),
-        (forecast.Recurrent(L, H, cell="rnn"), "cell: 'rnn' found"),
+        (forecast.Recurrent(L, H, cell="rnn"), "cell must be .*, got 'rnn'"),
     ]
     for model, message in bad:
         with pytest.raises(ValueError, match=message):

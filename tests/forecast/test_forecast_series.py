@@ -190,7 +190,7 @@ BAD = {
     "time missing": (
         {"time": ["2024-01-01", None, "2024"]},
         {},
-        "column 'time': 1 missing, the first",
+        "column 'time' must have .*, got 1 missing, the first",
     ),
     "no time": ({"time": ["2024-01-01", "soon", "2024"]}, {}, "column 'time': 'soon' found"),
     "half seconds": (
@@ -198,17 +198,25 @@ BAD = {
         {},
         "2024-01-01T00:00:00.5.* whole seconds",
     ),
-    "id missing": ({"id": ["a", None, "b"]}, {}, "column 'id': 1 missing, the first in row 1"),
+    "id missing": (
+        {"id": ["a", None, "b"]},
+        {},
+        "column 'id' must have .*, got 1 missing, the first in row 1",
+    ),
     "mixed ids": (
         {"id": np.array(["a", 1, 1], object)},
         {},
-        "column 'id': text and integers found, text or int",
+        "column 'id' must be text or integers, got text and int",
     ),
-    "float ids": ({"id": [0.5, 1, 1]}, {}, r"column 'id': float64 \(0.5\) found, text or integers"),
-    "column": ({}, {"value": "sales"}, "no column 'sales'; columns found: id, time, value"),
+    "float ids": (
+        {"id": [0.5, 1, 1]},
+        {},
+        r"column 'id' must be text or integers, got float64 \(0.5\)",
+    ),
+    "column": ({}, {"value": "sales"}, "must have a column 'sales', got id, time, value"),
     "twice": ({}, {"known": ["value"]}, "column 'value' found or named twice"),
     "length": ({"value": [1.0]}, {}, r"column 'value': shape \(1,\) found, \(3,\) wanted"),
-    "empty": ({"id": [], "time": [], "value": []}, {}, "0 rows found"),
+    "empty": ({"id": [], "time": [], "value": []}, {}, "must have at least 1 row, got 0"),
     "counts as hours": (
         {},
         {"frequency": "h"},

@@ -53,8 +53,8 @@ def test_padded_rows():
     ("call", "message"),
     [
         (lambda: pack([], 4), "documents: 0 found, at least 1 wanted"),
-        (lambda: pack([[1], []], 4), "document 1: empty; at least 1 token wanted"),
-        (lambda: pack([[1, 2, 3]], 2), r"document 0: 3 tokens found, at most 2 wanted; cut it: "),
+        (lambda: pack([[1], []], 4), "document 1 must have at least 1 token, got none"),
+        (lambda: pack([[1, 2, 3]], 2), r"document 0 must have at most 2 tokens, got 3; cut it: "),
         (lambda: pack([[1.5]], 2), r"document 0: float64\[1\] found, whole numbers"),
         (lambda: pack([[[1]]], 2), r"document 0: int64\[1, 1\] found"),
         (lambda: pack([[1], [2, -1]], 2), "document 1: token -1 found, 0 or more wanted"),
@@ -64,7 +64,7 @@ def test_padded_rows():
         (lambda: windows(["a", "b"], 4), "tokens: <U1"),
         (lambda: padded([], 4), "texts: 0 found"),
         (lambda: padded([[1, 0]], 4), "text 0: token 0 found, which is the padding"),
-        (lambda: padded([[1], [2] * 5], 4), "text 1: 5 tokens found, at most 4 wanted"),
+        (lambda: padded([[1], [2] * 5], 4), "text 1 must have at most 4 tokens, got 5"),
     ],
 )
 def test_wrong_texts_are_named(call, message):

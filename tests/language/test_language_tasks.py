@@ -406,7 +406,7 @@ def fitted(task, columns):
         (lambda: fitted(NEXT, {**ROWS, "tokens": ROWS["tokens"] + 30}), r"labels in \[0, 40\)"),
         (lambda: fitted(SPANS, {**ROWS, "tokens": ROWS["tokens"] + 5}), r"labels in \[0, 39\)"),
         (lambda: fitted(NEXT, {**ROWS, "segments": ROWS["segments"][:, 1:]}), "segments: "),
-        (lambda: fitted(NEXT, {"tokens": ROWS["tokens"]}), "segments: column missing"),
+        (lambda: fitted(NEXT, {"tokens": ROWS["tokens"]}), "columns must include 'segments'"),
         (
             lambda: fitted(
                 ANSWERS, {"source": np.ones((9, 13), int), "target": np.ones((9, 5), int)}

@@ -302,7 +302,7 @@ T5 = {
         ({**LLAMA, "attention_bias": True}, "mlp_bias: False found, True wanted"),
         ({**T5, "num_decoder_layers": 3}, "num_decoder_layers: 3 found, 2 wanted"),
         ({**T5, "relative_attention_num_buckets": 16}, "buckets: 16 found, 32 wanted"),
-        ({**SETTINGS, "n_head": 3}, "width: 8 found, a multiple of 3 heads wanted"),
+        ({**SETTINGS, "n_head": 3}, r"width must be a multiple of 3 \(heads\), got 8"),
         (LLAMA, r"tensors embed_tokens\.weight.* more wanted, not found"),
     ],
 )

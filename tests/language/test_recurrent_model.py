@@ -103,7 +103,7 @@ def test_every_dropout_has_one_mask_a_row():
 
 
 def test_another_cell():
-    with pytest.raises(ValueError, match='cell: \'rnn\' found, "lstm" or "gru" wanted'):
+    with pytest.raises(ValueError, match='cell must be "lstm" or "gru", got \'rnn\''):
         made(cell="rnn")
 
 

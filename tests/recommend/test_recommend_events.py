@@ -201,22 +201,31 @@ def test_a_known_catalogue_comes_first():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item": None}, "arrays: no column 'item'; columns found: user, time"),
-        ({"time": [1, np.nan, 2]}, r"column 'time': 1 missing, the first in row 1 .* wanted"),
+        ({"item": None}, "arrays must have a column 'item', got user, time"),
+        (
+            {"time": [1, np.nan, 2]},
+            "column 'time' must have .*, got 1 missing, the first in row 1 ",
+        ),
         ({"time": [1, np.inf, 2]}, "column 'time': inf found"),
         ({"time": ["1", "2", "no"]}, "column 'time': 'no' found, numbers or dates"),
         ({"time": ["2024-01-01", "2024", "x"]}, "column 'time': 'x' found, numbers or dates"),
         ({"time": ["1", "2", "3"]}, "column 'time': '1' found, numbers or dates"),
         ({"time": [True, False, True]}, "column 'time': .*True.* found"),
-        ({"user": ["a", None, "b"]}, "column 'user': 1 missing, the first in row 1"),
-        ({"user": [1.0, 2.5, 3.0]}, "column 'user': float64 .* found, text or integers wanted"),
+        (
+            {"user": ["a", None, "b"]},
+            "column 'user' must have .*, got 1 missing, the first in row 1",
+        ),
+        ({"user": [1.0, 2.5, 3.0]}, "column 'user' must be text or integers, got float64"),
         ({"user": np.array(["a", 1, "b"], object)}, "column 'user': text and integers found"),
         ({"user": [True, False, True]}, "column 'user': bool .*found"),
         ({"item": [1, 2]}, r"column 'item': shape \(2,\) found, \(3,\) wanted"),
         ({"weight": [1, -2, 3]}, "column 'weight': -2.0 found in row 1 .* 0 or more, wanted"),
         ({"weight": [1, np.nan, 3]}, "column 'weight': 1 missing"),
         ({"weight": ["1", "many", "3"]}, "column 'weight': 'many' found, numbers wanted"),
-        ({"user": [], "item": [], "time": [], "weight": []}, "arrays: 0 rows found"),
+        (
+            {"user": [], "item": [], "time": [], "weight": []},
+            "arrays must have at least 1 row, got 0",
+        ),
     ],
 )
 def test_bad_columns_are_named(change, message):
@@ -229,9 +238,13 @@ def test_bad_columns_are_named(change, message):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("user,item\na,1\n", {}, "log.csv: no column 'time'; columns found: user, item"),
+        ("user,item\na,1\n", {}, r"log.csv must have a column 'time', got user, item"),
         ("user,item,time\na,1\n", {}, "log.csv: line 2: 2 fields found, 3 wanted"),
-        ("user,item,time\n,1,2\n", {}, "column 'user': 1 missing, the first in row 0"),
+        (
+            "user,item,time\n,1,2\n",
+            {},
+            "column 'user' must have .*, got 1 missing, the first in row 0",
+        ),
         ("a 1\nb\n", {"header": ("user", "item"), "separator": " "}, "'item': 1 missing"),
         ("a 1\nb 1 2\n", {"header": ("user", "item"), "separator": " "}, "line 2, saw 3"),
         ("a\n", {"header": ("user", "item"), "separator": " "}, "1 columns found, 2 wanted"),
@@ -251,7 +264,7 @@ def test_bad_files_are_named(tmp_path, text, options, message):
     [
         ({"item_features": {"item": ["1"], "x": [1]}}, "column 'item': no row for '2'"),
         ({"item_features": {"item": ["1", "2", "1"]}}, "column 'item': '1' found twice"),
-        ({"item_features": {"x": [1]}}, "no column 'item'"),
+        ({"item_features": {"x": [1]}}, "must have a column 'item'"),
         ({"user_features": {"user": ["b"]}}, "column 'user': no row for 'a'"),
         ({"items": ["1", "1"]}, "items: an id found twice"),
         ({"item": "user"}, "one named twice"),

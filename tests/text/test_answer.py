@@ -165,7 +165,7 @@ def test_bad_input():
     read = text.Passages(WORDS, length=8)
     bad = {
         "questions, passages, answers: 1, 2, 2 found": (["the"], ["is"] * 2, [None] * 2),
-        "texts: an empty text found in row 0": ([" "], ["is"], None),
+        "texts must not be empty, got an empty text in row 0": ([" "], ["is"], None),
         "questions: 5 tokens found in row 0, at most 4": (["the code of red is"], ["is"], None),
         r"answers: \(1, 9\) found in row 0, .* <= 2 wanted": (["the"], ["is"], [(1, 9)]),
         r"answers: \(1, 1\) found": (["the"], ["is"], [(1, 1)]),
@@ -175,7 +175,7 @@ def test_bad_input():
             read(*arguments)
     with pytest.raises(ValueError, match="longest: 0 found"):
         asked(["is"], longest=0)
-    with pytest.raises(ValueError, match="texts: one str found"):
+    with pytest.raises(ValueError, match="texts must be a list of texts, got one str"):
         asked("is it here")
     causal = TransformerConfig(9, context=8, depth=1, heads=1, width=4, segment_types=2)
     with pytest.raises(ValueError, match="causal=True, segment_types=2 found"):

@@ -123,9 +123,9 @@ def test_many_labels_are_refused():
 def test_what_is_refused(tmp_path):
     ours = trained(cnn, WORDS)
     for texts, message in (
-        ([], "texts: none found"),
-        (["my card", ""], "an empty text found in row 1"),
-        ([b"my card"], "bytes found in row 0"),
+        ([], "texts must hold at least one text, got none"),
+        (["my card", ""], "texts must not be empty, got an empty text in row 1"),
+        ([b"my card"], "texts must be str, got bytes in row 0"),
         ("my card", "one str found, a list of texts wanted"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -173,10 +173,12 @@ def test_hashed_ngrams_by_hand():
     wanted += ["c ,", "c, ", "c , "]
     numbers = [1 + crc32(gram.encode()) % (2**20 - 1) for gram in wanted]
     assert row[: len(numbers)].tolist() == numbers and (row[len(numbers) :] == 0).all()
-    with pytest.warns(UserWarning, match=r"texts: 1 longer than 5 tokens found, .* row 1 \(21\)"):
+    with pytest.warns(
+        UserWarning, match=r"texts must have at most 5 tokens, got 1 longer, .* row 1 \(21\)"
+    ):
         cut = text.NGrams(5, 2**20, (1, 2), (2, 3))(["a", "A card, a"])
     assert cut["tokens"][1].tolist() == numbers[:5]
-    for texts, message in (([""], "an empty text found in row 0"), ([b"a"], "bytes found in row")):
+    for texts, message in (([""], "got an empty text in row 0"), ([b"a"], "got bytes in row")):
         with pytest.raises(ValueError, match=message):
             read(texts)
 
@@ -213,7 +215,7 @@ def test_loss_and_accuracy_of_many_labels_are_those_of_scikit_learn():
     assert found["loss"] == pytest.approx(wanted, rel=1e-5)
     assert found["accuracy"] == pytest.approx(accuracy_score(label, p > 0.5))
     np.testing.assert_allclose(jo.predict(task, state, columns), p, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"label: 2 found in row 0"):
+    with pytest.raises(ValueError, match=r"label must be in .*, got 2 in row 0"):
         jo.evaluate(task, state, {**columns, "label": label + 2 * (label == 0)})
 
 
@@ -240,9 +242,9 @@ def test_refusals():
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, columns)
     jo.evaluate(task, state, columns)
     for change, message in (
-        ({"tokens": some() + 36}, r"tokens: \d+ found in row \d .* in \[0, 40\) wanted"),
-        ({"tokens": some(5, 14)}, r"tokens: rows of shape \(14,\) found, \(12,\) wanted"),
-        ({"label": np.full(5, 3)}, r"label: 3 found in row 0"),
+        ({"tokens": some() + 36}, r"tokens must be in \[0, 40\), got \d+ in row \d"),
+        ({"tokens": some(5, 14)}, r"tokens must have rows of shape \(12,\), got \(14,\)"),
+        ({"label": np.full(5, 3)}, r"label must be in .*, got 3 in row 0"),
     ):
         with pytest.raises(ValueError, match=message):
             jo.evaluate(task, state, {**columns, **change})

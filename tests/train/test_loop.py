@@ -424,33 +424,48 @@ REFUSED = {
         {"epochs": 1, "early_stopping": jo.EarlyStopping(mode="up"), "validation": images(9)},
         'early_stopping.mode must be "min" or "max", got \'up\'',
     ),
-    "label too large": (TASK, labelled(3, 4), {"epochs": 1}, r"label: 3 found in row 18 \(2 such"),
-    "label negative": (TASK, labelled(-1), {"epochs": 1}, "label: -1 found in row 19"),
-    "label float": (TASK, labelled(0.5), {"epochs": 1}, "label: dtype float64 found, int wanted"),
+    "label too large": (
+        TASK,
+        labelled(3, 4),
+        {"epochs": 1},
+        r"label must be .*, got 3 in row 18 \(2 such",
+    ),
+    "label negative": (TASK, labelled(-1), {"epochs": 1}, "label must be .*, got -1 in row 19"),
+    "label float": (TASK, labelled(0.5), {"epochs": 1}, "label must have dtype int, got float64"),
     "bad validation": (
         TASK,
         None,
         {"epochs": 1, "validation": labelled(5)},
-        "label: 5 found in row 19",
+        "label must be .*, got 5 in row 19",
     ),
-    "NaN": (regression(nn.Dense(1)), bad_float(np.nan), {"epochs": 1}, "x: NaN found in row 7"),
+    "NaN": (
+        regression(nn.Dense(1)),
+        bad_float(np.nan),
+        {"epochs": 1},
+        "x must be finite, got NaN in row 7",
+    ),
     "infinity": (
         regression(nn.Dense(1)),
         bad_float(-np.inf),
         {"epochs": 1},
-        "x: infinity found in row 7",
+        "x must be finite, got infinity in row 7",
     ),
     "rank": (TASK, with_image(BYTES[..., 0]), {"epochs": 1}, r"image\[..., None\]"),
     "dtype": (
         TASK,
         with_image(BYTES / np.float32(255)),
         {"epochs": 1},
-        r"image: dtype float32 found, uint8 wanted; bring it back",
+        r"image must have dtype uint8, got float32; bring it back",
     ),
-    "no column": (TASK, {"image": BYTES}, {"epochs": 1}, "label: column missing"),
-    "unequal": (TASK, {"image": BYTES, "label": LABELS[:9]}, {"epochs": 1}, "unequal length"),
-    "empty": (TASK, images(0), {"epochs": 1}, "0 rows found"),
-    "no columns": (TASK, {}, {"epochs": 1}, "image: column missing"),
+    "no column": (TASK, {"image": BYTES}, {"epochs": 1}, "columns must include 'label'"),
+    "unequal": (
+        TASK,
+        {"image": BYTES, "label": LABELS[:9]},
+        {"epochs": 1},
+        "equal numbers of rows",
+    ),
+    "empty": (TASK, images(0), {"epochs": 1}, "must have at least 1 row, got 0"),
+    "no columns": (TASK, {}, {"epochs": 1}, "columns must include 'image'"),
     "stream without length": (TASK, Batches(images(20), 10), {"epochs": 1}, "give steps instead"),
     "empty stream": (TASK, [], {"steps": 1}, "at least one batch, got an empty stream"),
     "stream used up by one pass": (
@@ -465,7 +480,12 @@ REFUSED = {
         {"epochs": 1, "validation": iter(Batches(images(20), 10))},
         "validation must give its batches again.*got a generator",
     ),
-    "bad stream": (TASK, [labelled(3)], {"steps": 1, "batch_size": 20}, "label: 3 found in row 19"),
+    "bad stream": (
+        TASK,
+        [labelled(3)],
+        {"steps": 1, "batch_size": 20},
+        "label must be .*, got 3 in row 19",
+    ),
     "large batch": (
         TASK,
         [images(20)],
@@ -499,7 +519,7 @@ def test_evaluate_and_predict_refuse_wrong_data():
             call(TASK, state, images(0))
         with pytest.raises(ValueError, match="at least one batch, got an empty stream"):
             call(TASK, state, [])
-    with pytest.raises(ValueError, match="label: column missing"):
+    with pytest.raises(ValueError, match="columns must include 'label'"):
         jo.evaluate(TASK, state, {"image": BYTES})
 
 

@@ -208,7 +208,7 @@ def _times(column: Any, what: str) -> np.ndarray:
 def _weights(column: Any, what: str) -> np.ndarray:
     pd = require("pandas", extra="data")
 
-    none_missing(column, what, "a number, 0 or more,")
+    none_missing(column, what, "a number of at least 0")
     if column.dtype.kind not in "iuf":
         number = pd.to_numeric(column, errors="coerce").notna()
         odd = column[number if number.all() else ~number].iloc[0]
