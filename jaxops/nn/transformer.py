@@ -200,9 +200,9 @@ def empty_cache(config: TransformerConfig, slots: int, start: Array) -> Cache:
         ValueError: more slots than the context.
 
     >>> config = TransformerConfig(vocabulary=65, context=8, depth=2, heads=2, width=16)
-    >>> keys, values = empty_cache(config, 8, jnp.array([0, 3])).layers[0]
-    >>> keys.shape, values.shape
-    ((2, 2, 8, 8), (2, 2, 8, 8))
+    >>> cache = empty_cache(config, 8, jnp.array([0, 3]))
+    >>> isinstance(cache, Cache), [keys.shape for keys, values in cache.layers]
+    (True, [(2, 2, 8, 8), (2, 2, 8, 8)])
     """
     _check_length(config, slots)
     stacked = (config.depth,) if config.scan else ()

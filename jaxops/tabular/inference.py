@@ -8,7 +8,7 @@ import numpy as np
 from jaxops.data.encoders import Encoder, encode
 from jaxops.state import TrainState
 from jaxops.task import Task
-from jaxops.train.loop import predict
+from jaxops.train.evaluation import predict
 
 
 class Scored(NamedTuple):
@@ -54,8 +54,8 @@ def classify(
     >>> encoder = tabular.fit_encoder(table)
     >>> task = tabular.classifier(tabular.MLP((2,)), len(encoder.names), ("stays", "leaves"))
     >>> state = jo.init_state(task, jo.optim.adam(0.001), 0, tabular.encode(encoder, table))
-    >>> tabular.classify(task, state, encoder, table, threshold=0.0).labels.tolist()
-    ['leaves', 'leaves']
+    >>> tabular.classify(task, state, encoder, table, threshold=0.0)
+    Scored(labels=array(['leaves', 'leaves'], dtype=object), probabilities=array(...))
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxops.state import TrainState
 from jaxops.task import Task
-from jaxops.train.loop import predict
+from jaxops.train.evaluation import predict
 
 
 class Labelled(NamedTuple):
@@ -41,8 +41,8 @@ def classify(task: Task, state: TrainState, images: np.ndarray, k: int = 1) -> L
     >>> task = vision.classifier(vision.MLP(classes=2), (2, 2, 1), classes=("cat", "dog"))
     >>> images = np.zeros((1, 2, 2, 1), np.uint8)
     >>> state = jo.init_state(task, jo.optim.adam(0.001), 0, {"image": images})
-    >>> vision.classify(task, state, images, k=2).labels.tolist()
-    [['cat', 'dog']]
+    >>> vision.classify(task, state, images)
+    Labelled(labels=array([['cat']], dtype=object), probabilities=array([[0.5]], dtype=float32))
     """
     if not 1 <= k <= len(task.classes):
         raise ValueError(f"k must be in [1, {len(task.classes)}] (number of classes), got {k}")

@@ -4,7 +4,7 @@ import pytest
 
 from jaxops import tabular
 from jaxops.state import init_state
-from jaxops.train.loop import predict
+from jaxops.train.evaluation import predict
 
 TABLE = {
     "age": np.array([20.0, 40.0, np.nan, 70.0, 31.0]),

@@ -5,7 +5,7 @@ from PIL import Image
 
 from jaxops import vision
 from jaxops.state import init_state
-from jaxops.train.loop import predict
+from jaxops.train.evaluation import predict
 
 TASK = vision.classifier(vision.MLP((8,), classes=3), (4, 5, 1), classes=("cat", "dog", "owl"))
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 1), np.uint8)
