@@ -3,8 +3,22 @@
 from jaxops.data import augment
 from jaxops.data.checks import check, rows
 from jaxops.data.dataset import Dataset, k_fold
+from jaxops.data.packing import Packed, pack
 from jaxops.data.sources import load
-from jaxops.data.streams import stream
-from jaxops.data.tokenizer import Tokenizer
+from jaxops.data.streams import Streamed, stream
+from jaxops.data.tokenizer import Encoded, Tokenizer
 
-__all__ = ["Dataset", "Tokenizer", "augment", "check", "k_fold", "load", "rows", "stream"]
+__all__ = [
+    "Dataset",
+    "Encoded",
+    "Packed",
+    "Streamed",
+    "Tokenizer",
+    "augment",
+    "check",
+    "k_fold",
+    "load",
+    "pack",
+    "rows",
+    "stream",
+]

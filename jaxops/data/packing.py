@@ -41,11 +41,11 @@ def pack(documents: Sequence[Any], length: int) -> Packed:
         Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination",
         arXiv:2107.02027.
 
-    >>> packed = pack([[5, 6], [7, 8, 9], [4]], length=4)
-    >>> packed.columns["tokens"].tolist()
-    [[7, 8, 9, 4], [5, 6, 0, 0]]
-    >>> packed.columns["segments"].tolist(), packed.padding
-    ([[1, 1, 1, 2], [1, 1, 0, 0]], 0.25)
+    >>> pack([[5, 6], [7, 8, 9], [4]], length=4)
+    Packed(columns={'tokens': array([[7, 8, 9, 4],
+                                     [5, 6, 0, 0]], dtype=int32),
+                    'segments': array([[1, 1, 1, 2],
+                                       [1, 1, 0, 0]], dtype=int32)}, padding=0.25)
     """
     if len(documents) == 0:
         raise ValueError("documents must hold at least 1 document, got none")

@@ -56,8 +56,10 @@ class Tokenizer:
         text: what `to_json` gives: the JSON of the `tokenizers` library.
 
     >>> tokenizer = Tokenizer.train(["my card is lost", "my card arrived"], kind="word")
-    >>> tokenizer.encode_batch(["my card", "lost it"], length=3).tokens.tolist()
-    [[6, 5, 0], [9, 1, 0]]
+    >>> tokenizer.encode_batch(["my card", "lost it"], length=3)
+    Encoded(tokens=array([[6, 5, 0],
+                          [9, 1, 0]], dtype=int32),
+            lengths=array([2, 2], dtype=int32), unknown=array([0, 1], dtype=int32))
     >>> tokenizer.decode([6, 5, 9])
     'my card lost'
     """
