@@ -8,11 +8,11 @@ import numpy as np
 
 from jaxops.data.shards import Columns, Group, Parquet, Rows
 
-LANES = 4  # places of an epoch at which Parquet is read by turns; see `Grouped`
+LANES = 4  # positions in an epoch at which Parquet is read in turn; see `Grouped`
 
 
 class Share(NamedTuple):
-    """Which process this is, of how many."""
+    """The index of this process, and the number of processes."""
 
     process: int
     processes: int
@@ -20,7 +20,7 @@ class Share(NamedTuple):
 
 @dataclass
 class Permuted:
-    """Batches of a reader with cheap access to any row: slices of a permutation of all rows."""
+    """Batches of a reader that can take any row: slices of a permutation of all rows."""
 
     reader: Rows
     batch_size: int
@@ -38,7 +38,7 @@ class Permuted:
         local = self.batch_size // self.share.processes
         start = batch * self.batch_size + self.share.process * local
         index = np.arange(start, min(start + local, self.reader.rows))
-        if len(index) == 0:  # the other processes have had the last rows
+        if len(index) == 0:  # the last rows are those of other processes
             return _none(self.reader.take(np.zeros(1, np.int64)))
         if self.shuffle:
             index = permuted(index, self.reader.rows, (self.seed, epoch))
@@ -51,19 +51,22 @@ def _none(columns: Columns) -> Columns:
 
 
 def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Where a random permutation of range(count) sends `index`; it is computed, not stored.
+    """Apply a random permutation of range(count) to `index`; it is computed, not stored.
 
-    A Feistel network over pairs (x // b, x % b), whose a * b values are hardly more than `count`;
-    the few that fall outside go through it again until they are inside (cycle walking), which
-    keeps it a permutation (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network permutes the pairs (x // b, x % b), of which there are a * b, slightly more
+    than `count`. A value that falls outside [0, count) goes through the network again until it is
+    inside (cycle walking), so that the result is a permutation too.
 
     Args:
-        index: (B,) whole numbers in [0, count).
+        index: integers (B,) in [0, count).
         count: at most 2**62.
         seed: of the permutation.
 
     Returns:
-        (B,) int64, distinct where `index` is.
+        int64 (B,), distinct where `index` is.
+
+    References:
+        Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains".
 
     >>> sorted(permuted(np.arange(10), 10, seed=(0,)).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -91,7 +94,7 @@ def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray
 
 
 def _shared(groups: list[Group], processes: int) -> list[list[Group]]:
-    """The row groups of each process, in order; the largest first to whoever has fewest rows."""
+    """Assign row groups to processes: the largest first, to the process with the fewest rows."""
     if len(groups) < processes:
         raise ValueError(
             f"source must have at least {processes} row groups (the number of processes), got "
@@ -108,7 +111,7 @@ def _shared(groups: list[Group], processes: int) -> list[list[Group]]:
 
 
 class _Window(NamedTuple):
-    """Row groups that are read and shuffled together, and which rows of the epoch they are."""
+    """Row groups that are read and shuffled together, and the number of rows before them."""
 
     start: int
     groups: tuple[Group, ...]
@@ -119,12 +122,13 @@ class _Window(NamedTuple):
 
 
 class Grouped:
-    """Batches of Parquet, where a whole row group has to be read for a single row.
+    """Batches of Parquet, where reading one row means reading its whole row group.
 
-    An epoch is a sequence of rows: row groups in random order, cut into windows, each shuffled.
-    Its batches come from `LANES` places of that sequence by turns. So a batch and its neighbours
-    are of several windows, and worker w of n, which makes batches w, w + n, ..., has lanes of its
-    own to read where n divides `LANES`. A row group stays with its process in all epochs.
+    An epoch is a sequence of rows: the row groups in random order, cut into windows, each window
+    shuffled. Consecutive batches are taken in turn from `LANES` positions of that sequence, so
+    neighbouring batches come from different windows. Worker w of n makes the batches w, w + n, ...,
+    so if n divides `LANES`, no two workers read the same window. A row group is read by the same
+    process in all epochs.
     """
 
     def __init__(
@@ -150,7 +154,7 @@ class Grouped:
         before = [-(-(self.per_epoch - i) // self.lanes) for i in range(lane)]
         start = (sum(before) + turn) * self.local
         stop = min(start + self.local, self.rows)
-        if start >= self.rows:  # other processes have more rows
+        if start >= self.rows:  # only other processes have rows left
             return _none(self._read(lane, epoch, 0))
         parts = []
         for i, window in enumerate(self._windows(epoch)):
@@ -159,7 +163,7 @@ class Grouped:
             if first < last:
                 columns = self._read(lane, epoch, i)
                 parts.append({name: value[first:last] for name, value in columns.items()})
-        # copies: a view would keep its window in memory as long as the batch is
+        # copied, because a view would keep the whole window in memory
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _windows(self, epoch: int) -> list[_Window]:
@@ -182,10 +186,10 @@ class Grouped:
         return windows
 
     def _read(self, lane: int, epoch: int, number: int) -> Columns:
-        """A window's columns; each lane holds one, and shares that of another lane."""
+        """The columns of a window. Each lane holds one window, or shares that of another lane."""
         columns = next((c for key, c in self._held.values() if key == (epoch, number)), None)
         if columns is None:
-            self._held.pop(lane, None)  # let go first: two windows are not held for one lane
+            self._held.pop(lane, None)  # freed first, so that a lane never holds two windows
             window = self._windows(epoch)[number]
             order = np.arange(window.rows)
             if self.shuffle:

@@ -17,17 +17,17 @@ Columns = dict[str, np.ndarray]
 
 
 class Rows(Protocol):
-    """A reader with cheap access to any row."""
+    """A reader that can take any rows at little cost."""
 
     rows: int
 
     def take(self, index: np.ndarray) -> Columns:
-        """The rows at `index` (B,) int64 of every column."""
+        """Return the rows at `index` (B,) int64 of every column."""
         ...
 
 
 class Array(NamedTuple):
-    """Where the rows of one column lie in one .npy file."""
+    """One column in one .npy file: its dtype, shape and offset."""
 
     path: str
     dtype: np.dtype
@@ -141,7 +141,7 @@ def _chosen(where: Any, present: Sequence[str], wanted: Sequence[str] | None) ->
 
 
 class Records:
-    """Rows that are read one by one: a data source of TFDS or Grain, ArrayRecord files."""
+    """Rows that are read one at a time: a data source of TFDS or Grain, or ArrayRecord files."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ def array_records(
     decode: Callable[[Any], Mapping[str, Any]] | None,
     columns: Sequence[str] | None,
 ) -> Records:
-    """ArrayRecord files; those that TFDS prepared are decoded by their own features."""
+    """Open ArrayRecord files; those that TFDS prepared are decoded by its `features.json`."""
     reading = require("array_record.python.array_record_data_source", extra="data")
 
     splits = {re.sub(r"\.array_record.*", "", path.name) for path in paths}
@@ -207,7 +207,7 @@ def array_records(
 
 
 class _TfdsDecode:
-    """Bytes to columns by the features of a prepared set, then what the user does with them."""
+    """Bytes to columns by the features of a prepared TFDS set, then the user's function."""
 
     def __init__(self, directory: str, then: Callable[[Any], Mapping[str, Any]] | None) -> None:
         self.directory, self.then = directory, then
@@ -235,7 +235,7 @@ class Group(NamedTuple):
 
 
 class Parquet:
-    """Row groups of Parquet files: each is read whole, and none is kept open."""
+    """Row groups of Parquet files. Each is read whole, and no file stays open."""
 
     def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None) -> None:
         pa = require("pyarrow", extra="data")
@@ -271,14 +271,14 @@ class Parquet:
         pq = require("pyarrow.parquet", extra="data")
 
         with pq.ParquetFile(group.path) as file:
-            # no threads of its own: the stream has some, and their stacks are memory
+            # without threads: the stream has its own, and each thread's stack costs memory
             table = file.read_row_group(group.number, columns=self.columns, use_threads=False)
         where = f"{group.path}: row group {group.number}"
         return {name: _arrow(f"{where}: column {name!r}", table[name]) for name in self.columns}
 
 
 def _arrow(where: str, column: Any) -> np.ndarray:
-    """An Arrow column as an array; lists of one length, also lists of such lists, get axes."""
+    """An Arrow column as an array; (nested) lists of one length become axes."""
     pa = require("pyarrow", extra="data")
 
     array = column.combine_chunks()

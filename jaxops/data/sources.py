@@ -93,7 +93,7 @@ def _mnist(folder: Path | None) -> Dataset:
         tried.append("no prepared TFDS set")
         try:
             directory = _download_mnist()
-        except Exception as error:  # whatever goes wrong, the sample is better than nothing
+        except Exception as error:  # whatever went wrong, the sample can still be used
             tried.append(f"no download ({_one_line(error)})")
             return _mnist_sample("; ".join(tried))
     data = Dataset.from_tfds(directory)
@@ -159,7 +159,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _gunzip(path: Path, raw: bytes) -> bytes:
-    # a stream gives what a cut-off file still holds, so that the message can count the values
+    # decompressed as a stream, so that the message can count the values of a truncated file
     try:
         return zlib.decompressobj(wbits=31).decompress(raw)
     except zlib.error as error:
@@ -167,7 +167,7 @@ def _gunzip(path: Path, raw: bytes) -> bytes:
 
 
 def _download_mnist() -> Path:
-    """TFDS's download of MNIST, prepared without TensorFlow. Raises whatever goes wrong."""
+    """Let TFDS download MNIST, and prepare it without TensorFlow."""
     if not reachable(MNIST_URL + "t10k-labels-idx1-ubyte.gz"):
         raise ConnectionError(f"{MNIST_URL} did not answer within {PROBE_SECONDS:g} s")
     builder = _mnist_builder()
@@ -204,7 +204,7 @@ def _mnist_builder() -> Any:
 
 
 def reachable(url: str) -> bool:
-    """Whether the address answers within seconds; TFDS itself retries for minutes."""
+    """Whether the address answers within `PROBE_SECONDS`; TFDS itself retries for minutes."""
     requests = require("requests", extra="data")
 
     answers: list[bool] = []
@@ -215,7 +215,7 @@ def reachable(url: str) -> bool:
         except requests.RequestException:
             answers.append(False)
 
-    # in a thread, because no timeout of the socket's covers a name server that is silent
+    # in a thread, because the socket's timeout does not cover a silent name server
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS + 1)

@@ -131,7 +131,7 @@ class Streamed:
     window: int
 
     def __len__(self) -> int:
-        """Batches in an epoch, the same on every process."""
+        """Number of batches in an epoch, the same on every process."""
         return self.batches().per_epoch
 
     def __repr__(self) -> str:
@@ -142,11 +142,11 @@ class Streamed:
         return Batches(self.batches(), len(self), self.workers)
 
     def endless(self) -> "Batches":
-        """The batches of epoch after epoch, each in an order of its own."""
+        """Iterate over the batches of all epochs, each epoch in a different order."""
         return Batches(self.batches(), ENDLESS, self.workers)
 
     def batches(self, share: Share | None = None) -> "Permuted | Grouped":
-        """What gives the batch of each number to this process, or to another `share`."""
+        """Return what makes the batch of each number, for this process or another `share`."""
         share = share or Share(hosts.index(), hosts.count())
         if self.batch_size % share.processes:
             raise ValueError(
@@ -184,7 +184,7 @@ class _From:
 
 
 class Batches:
-    """An iterator of batches, read ahead by Grain; its state is the number of the next."""
+    """An iterator of batches, read ahead by Grain. Its state is the number of the next batch."""
 
     def __init__(self, batches: Any, stop: int, workers: int) -> None:
         self._batches, self._stop, self._workers = batches, stop, workers
@@ -212,12 +212,12 @@ class Batches:
         return {"next": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go on with the batch of that number; nothing before it is read."""
+        """Continue with the batch of that number; nothing before it is read."""
         self.close()
         self._next, self._begun = state["next"], False
 
     def close(self) -> None:
-        """End the thread or the processes that read ahead."""
+        """Stop the thread or the processes that read ahead."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.close()
@@ -254,7 +254,7 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 @functools.cache
 def _mark_flags_as_parsed() -> None:
-    """Grain asks absl for flags, which refuses outside `absl.app` (google/grain#1355)."""
+    """Let Grain read absl's flags, which fails outside `absl.app` (google/grain#1355)."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
