@@ -161,7 +161,7 @@ def train(kind, directory, on_log, save_every=7, log_every=4, **changes):
     settings = {
         "optimizer": optax.chain(optim.l2(1e-3), ADAM, optim.ema(0.9)),
         "batch_size": 10,
-        "steps": 165,
+        "steps": 72,
         "validation": images(57, seed=1),
         "early_stopping": jo.EarlyStopping("accuracy", patience=9, mode="max"),
         "checkpoints": jo.Checkpoints(directory, every=save_every),

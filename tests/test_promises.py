@@ -111,7 +111,7 @@ def test_tuning_what_was_loaded(state, tmp_path):
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, tuned.params)
     assert 0 < max(jax.tree.leaves(moved)) < 0.1  # from there, not from a new start
     other = vision.classifier(vision.MLP((9,), classes=3), **SETTINGS)
-    with pytest.raises(ValueError, match=r"float32\[8\] found, float32\[9\] wanted by the task"):
+    with pytest.raises(ValueError, match=r"must be float32\[9\] for the task .*, got float32\[8\]"):
         jo.fit(other, images(20), optimizer=TX, batch_size=10, epochs=1, state=tuned)
 
 
@@ -120,11 +120,15 @@ def test_a_data_set_or_a_frame_instead_of_columns():
 
     data = jo.data.Dataset({"train": images(4)})
     settings = {"optimizer": TX, "batch_size": 2, "epochs": 1}
-    with pytest.raises(ValueError, match=r"data: a Dataset found, .* such as data\.train"):
+    with pytest.raises(
+        ValueError, match=r"data must be one split, such as data\.train, got a Dataset"
+    ):
         jo.fit(TASK, data, **settings)
-    with pytest.raises(ValueError, match=r"data: a data frame found; wanted Dataset\.from_arrays"):
+    with pytest.raises(
+        ValueError, match=r"must be columns or batches, got a data frame; Dataset\.from_arrays"
+    ):
         jo.fit(TASK, pd.DataFrame({"x": [1, 2]}), **settings)
-    with pytest.raises(ValueError, match="seed: -1 found, at least 0 wanted"):
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         jo.fit(TASK, images(4), **settings, seed=-1)
 
 
@@ -142,7 +146,7 @@ def test_resuming_says_so_and_by_which_rule(tmp_path, capsys):
     jo.fit(TASK, images(20), epochs=1, early_stopping=stopping, **run)
     jo.fit(TASK, images(20), epochs=2, early_stopping=stopping, **run)
     assert f"resumed at step 2 of 4 from {tmp_path}" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"early_stopping: \['loss', 'min'\] found"):
+    with pytest.raises(ValueError, match=r"early_stopping must be \['loss', 'min'\], as in"):
         jo.fit(TASK, images(20), epochs=3, early_stopping=jo.EarlyStopping("accuracy"), **run)
 
 

@@ -134,7 +134,9 @@ def fit(
     hosts.check_same(**source.identity(), steps=total, period=period, data=source.sample())
     shapes = state_shapes(task, optimizer, source.example, plan)
     if compute == "float16" and not states_of(shapes.opt_state, LossScaleState):
-        raise ValueError('optimizer must be in optim.loss_scale for compute="float16"')
+        raise ValueError(
+            'optimizer must be in optim.loss_scale for compute="float16", got one without'
+        )
     if state is not None:
         state = _checked_state(state, shapes, optimizer)
     if validate:

@@ -158,29 +158,30 @@ def test_all_damaged_is_not_a_run_from_the_start(tmp_path):
 # A directory that is somebody else's
 
 
-def test_two_runs_do_not_write_to_one_directory(tmp_path):
-    with jo.Checkpointer(tmp_path):
-        with pytest.raises(OSError, match=f"{tmp_path}: another run that is alive"):
-            jo.Checkpointer(tmp_path)
+def test_two_runs_do_not_write_to_one_directory_and_a_lock_ends_with_its_process(tmp_path):
+    taken, free = tmp_path / "taken", tmp_path / "free"
+    code = f"""
+import os, jaxops as jo
+held = jo.Checkpointer({str(free)!r})
+try:
+    jo.Checkpointer({str(taken)!r})
+except OSError as error:
+    print(error, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    with jo.Checkpointer(taken):
+        with pytest.raises(OSError, match=f"{taken}: another run that is alive"):
+            jo.Checkpointer(taken)
         child = subprocess.run(
-            [sys.executable, "-c", f"import jaxops as jo; jo.Checkpointer({str(tmp_path)!r})"],
+            [sys.executable, "-c", code],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             capture_output=True,
             text=True,
         )
-        assert child.returncode == 1
-        assert "another run that is alive" in child.stderr
-    jo.Checkpointer(tmp_path).close()
-
-
-def test_the_lock_ends_with_its_process(tmp_path):
-    code = f"import os, jaxops as jo; jo.Checkpointer({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
-    child = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert child.returncode == -9
-    jo.Checkpointer(tmp_path).close()
+        assert child.returncode == -9, child.stderr
+        assert f"{taken}: another run that is alive" in child.stdout
+    for directory in (taken, free):
+        jo.Checkpointer(directory).close()
 
 
 def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path):

@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_however_late():
 class Flax(nn.Module):
     """The second convolution's gradient is 10 to 100 times slower in XLA's loops on a CPU."""
 
-    features: int = 16
+    features: int = 3
 
     @nn.compact
     def __call__(self, x):
@@ -226,7 +226,7 @@ class Flax(nn.Module):
 
 def pictures(rows):
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (rows, 16, 16, 1), np.uint8)
+    image = rng.integers(0, 256, (rows, 8, 8, 1), np.uint8)
     return {"image": image, "label": (image.mean((1, 2, 3)) > 127).astype(np.int32)}
 
 
@@ -270,7 +270,7 @@ def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
     monkeypatch.setattr(run.Run, "_loops_well", lambda *a: chosen.append(real(*a)) or chosen[-1])
 
     def fit(model, **changes):
-        task = vision.classifier(model, image_shape=(16, 16, 1), classes=3)
+        task = vision.classifier(model, image_shape=(8, 8, 1), classes=3)
         return jo.fit(task, pictures(64), **{**QUIET, "steps": 6, **changes})
 
     first = fit(Flax(), checkpoints=tmp_path)
@@ -288,7 +288,7 @@ def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
 
 
 def test_a_convolution_that_is_not_slow_is_looped(monkeypatch):
-    task = vision.classifier(Flax(3), image_shape=(16, 16, 1), classes=3)
+    task = vision.classifier(Flax(), image_shape=(8, 8, 1), classes=3)
     settings = {**QUIET, "steps": 7, "optimizer": jo.optim.sgd(0.1)}
     monkeypatch.setattr(program, "SLOW_IN_LOOPS", 1e9)
     programs = []

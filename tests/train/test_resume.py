@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted or refused by the disk, and go on as if they had not been."""
 
+import functools
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +40,7 @@ CHILD = """
 import json, sys, time
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
-import numpy as np
-from small import host, train
+from small import train
 
 directory, kind, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 log = open(f"{directory}/records.jsonl", "a")
@@ -49,9 +50,7 @@ def on_log(record):
     print(json.dumps(record), file=log, flush=True)
     time.sleep(pause)
 
-state = train(kind, f"{directory}/checkpoints", on_log, **changes)
-leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(host(state))]
-np.savez(f"{directory}/final.npz", *leaves)
+train(kind, f"{directory}/checkpoints", on_log, **changes)
 """
 
 
@@ -84,42 +83,37 @@ def plain(records):
     return {k: {**r, **timings} for k, r in kept.items()}
 
 
-def killed_run(directory, kind, kills, rng):
-    path = directory / "records.jsonl"
+@functools.cache
+def unbroken(kind):
+    """The state and the records of a run that nothing interrupts."""
+    records = []
+    with tempfile.TemporaryDirectory() as directory:
+        return train(kind, directory, records.append), records
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills", "trial"),
+    [
+        ("resident", 1, 0),
+        pytest.param("grain", 2, 4, marks=pytest.mark.slow),
+        pytest.param("plain", 2, 5, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_runs_go_on_exactly(tmp_path, kind, kills, trial):
+    path, rng = tmp_path / "records.jsonl", random.Random(trial)
     for _ in range(kills):
         seen = path.read_text().count("\n") if path.exists() else 0
-        child = start(directory, kind)
-        wait_for_records(child, directory, seen + 1)
+        child = start(tmp_path, kind, pause=0.05)
+        wait_for_records(child, tmp_path, seen + 1)
         time.sleep(rng.uniform(0, 0.5))
         child.kill()
         child.communicate()
-    child = start(directory, kind, pause=0.0)
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    with np.load(directory / "final.npz") as file:
-        return [file[name] for name in file.files], [json.loads(line) for line in lines]
-
-
-def assert_same_run(found, directory, kind):
-    records = []
-    state = train(kind, directory, records.append)
-    leaves, found_records = found
-    for a, b in zip(leaves, jax.tree.leaves(host(state)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert plain(found_records) == plain(records)
-
-
-def test_a_killed_run_goes_on_exactly(tmp_path):
-    found = killed_run(tmp_path / "killed", "resident", 1, random.Random(0))
-    assert_same_run(found, tmp_path / "unbroken", "resident")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "trial"), [("grain", 4), ("plain", 5)])
-def test_killed_runs_go_on_exactly(tmp_path, kind, trial):
-    found = killed_run(tmp_path / "killed", kind, 2, random.Random(trial))
-    assert_same_run(found, tmp_path / "unbroken", kind)
+    records = [json.loads(line) for line in lines]
+    state = train(kind, tmp_path / "checkpoints", records.append)
+    want, wanted = unbroken(kind)
+    assert_equal(state, want)
+    assert plain(records) == plain(wanted)
 
 
 class Stop(Exception):
@@ -146,11 +140,10 @@ def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path, kind):
         with pytest.raises(Stop):
             train(kind, tmp_path / "broken", broken)
     state = train(kind, tmp_path / "broken", records.append)
-    want = []
-    unbroken = train(kind, tmp_path / "unbroken", want.append)
-    assert_equal(state, unbroken)
-    assert plain(records) == plain(want)
-    validations = [r for r in want if r["split"] == "validation"]
+    want, wanted = unbroken(kind)
+    assert_equal(state, want)
+    assert plain(records) == plain(wanted)
+    validations = [r for r in wanted if r["split"] == "validation"]
     assert state.step < validations[-1]["step"]  # the best one came back
 
 
@@ -209,31 +202,44 @@ def test_early_stopping_is_left_out_on_the_way(tmp_path):
 
 def test_on_eight_devices_and_then_on_one(tmp_path):
     eight = {"batch_size": 16, "plan": jo.devices.data_parallel(), "early_stopping": None}
+    eight["validation"] = None
     train("resident", tmp_path, lambda record: None, **eight, steps=20)
     one = {**eight, "plan": None}
     found = train("resident", tmp_path, lambda record: None, **one, steps=30)
     assert found.step == 30 and len(found.params["logits"]["bias"].devices()) == 1
 
 
-@pytest.mark.parametrize("plan", ["resident", "grain"])
-def test_ctrl_c(tmp_path, plan):
-    common = {"steps": 10**6, "early_stopping": None, "validation": None}
-    common |= {"save_every": 10**5, "log_every": 50}
-    child = start(tmp_path, plan, pause=0.0, **common)
-    wait_for_records(child, tmp_path, 3)
-    asked = time.monotonic()
-    child.send_signal(signal.SIGINT)
+def interrupted(directory, kind, number):
+    """Start a long run, or continue it, and send it a signal; its exit code, its last words."""
+    child = start(directory, kind, pause=0.0, **LONG)
+    path = directory / "records.jsonl"
+    wait_for_records(child, directory, 3 + (path.read_text().count("\n") if path.exists() else 0))
+    sent = time.monotonic()
+    child.send_signal(number)
     _, errors = child.communicate(timeout=60)
-    assert time.monotonic() - asked < 10
-    assert child.returncode in (-signal.SIGINT, 130)
-    assert "KeyboardInterrupt: stopped after step" in errors
+    assert time.monotonic() - sent < 10
+    return child.returncode, errors
+
+
+LONG = {"steps": 10**6, "early_stopping": None, "validation": None}
+LONG |= {"save_every": 10**5, "log_every": 50}
+
+
+@pytest.mark.parametrize("kind", ["resident", pytest.param("grain", marks=pytest.mark.slow)])
+def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(tmp_path, kind):
+    code, errors = interrupted(tmp_path, kind, signal.SIGTERM)
+    assert code == jo.PREEMPTED == 75
+    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
+        first = checkpoints.latest_step()
+    assert f"preempted: stopped after step {first}" in errors
+    code, errors = interrupted(tmp_path, kind, signal.SIGINT)
+    assert code in (-signal.SIGINT, 130)
     with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
-    assert f"stopped after step {step}" in errors
-    more = {**common, "steps": step + 9}
-    found = train(plan, tmp_path / "checkpoints", lambda record: None, **more)
-    want = train(plan, tmp_path / "unbroken", lambda record: None, **more)
-    assert_equal(found, want)
+    assert step > first and f"KeyboardInterrupt: stopped after step {step}" in errors
+    more = {**LONG, "steps": step + 9}
+    found = train(kind, tmp_path / "checkpoints", lambda record: None, **more)
+    assert_equal(found, train(kind, tmp_path / "unbroken", lambda record: None, **more))
 
 
 @contextmanager

@@ -5,15 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import ADAM, TASK, assert_equal, images, train
-from test_resume import start, wait_for_records
+from small import ADAM, TASK, assert_equal, images
 
 import jaxops as jo
 from jaxops import optim
@@ -53,25 +51,6 @@ def test_eight_kills_on_eight_devices(tmp_path, capsys):
     with capsys.disabled():
         print("\nkilled on eight devices:", found)
     assert found["difference"] <= 1e-6
-
-
-@pytest.mark.parametrize("kind", ["resident", pytest.param("grain", marks=pytest.mark.slow)])
-def test_sigterm_saves_and_has_an_exit_code_of_its_own(tmp_path, kind):
-    common = {"steps": 10**6, "early_stopping": None, "validation": None}
-    common |= {"save_every": 10**5, "log_every": 50}
-    child = start(tmp_path, kind, pause=0.0, **common)
-    wait_for_records(child, tmp_path, 3)
-    asked = time.monotonic()
-    child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
-    assert time.monotonic() - asked < 10
-    assert child.returncode == jo.PREEMPTED == 75
-    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-    assert f"preempted: stopped after step {step}" in errors
-    more = {**common, "steps": step + 9}
-    found = train(kind, tmp_path / "checkpoints", lambda record: None, **more)
-    assert_equal(found, train(kind, tmp_path / "unbroken", lambda record: None, **more))
 
 
 def test_sigterm_in_this_process_is_handled_while_a_run_lasts(tmp_path):
@@ -238,6 +217,7 @@ def test_a_run_in_which_all_is_skipped_ends():
 def test_skipped_steps_in_a_row_are_counted_on_after_a_restart(tmp_path):
     task, data = spoiled(40, np.arange(40))
     settings = {"optimizer": optim.skip_not_finite(ADAM), "batch_size": 10, "progress": False}
-    jo.fit(task, data, steps=60, checkpoints=tmp_path, **settings)
+    settings["checkpoints"] = jo.Checkpoints(tmp_path, every=60)
+    jo.fit(task, data, steps=60, **settings)
     with pytest.raises(FloatingPointError, match="not finite in all steps from 1 to 100"):
-        jo.fit(task, data, steps=120, checkpoints=tmp_path, **settings)
+        jo.fit(task, data, steps=120, **settings)

@@ -54,7 +54,7 @@ def fit(plan, steps, directory=None, **changes):
         batch_size=16,
         steps=steps,
         plan=plan,
-        checkpoints=directory,
+        checkpoints=directory and jo.Checkpoints(directory, every=6),
         progress=False,
         **changes,
     )
@@ -77,7 +77,11 @@ def saved(directory):
             id="sharded-8-sharded-1",
             marks=pytest.mark.slow,
         ),
-        pytest.param([sharded(8), both(2, 2), data_parallel()], id="sharded-both-8"),
+        pytest.param(
+            [sharded(8), both(2, 2), data_parallel()],
+            id="sharded-both-8",
+            marks=pytest.mark.slow,
+        ),
         pytest.param([None, sharded(8), data_parallel(jax.local_devices()[:2])], id="1-sharded-2"),
     ],
 )

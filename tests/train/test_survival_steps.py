@@ -1,6 +1,6 @@
 """Steps that must not spoil a run: skipped, clipped, with a scaled loss; what is counted."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxops import metrics, optim, vision
 NORMED = vision.classifier(vision.MLP((8,), classes=3, batch_norm=True), **SETTINGS)
 
 
+@cache
 def spoiled(task, kind):
     """The task, whose loss, or only its gradient, is not finite in batches that are bad."""
 
@@ -36,8 +37,13 @@ def batches(count, at=()):
         yield {**images(6, seed=i), "bad": np.full(6, float(i in at), np.float32)}
 
 
+@cache
+def step_of(task, tx):
+    return jax.jit(partial(jo.train_step, task, tx))
+
+
 def run(task, tx, given, state=None):
-    step, seen = jax.jit(partial(jo.train_step, task, tx)), []
+    step, seen = step_of(task, tx), []
     for batch in given:
         state = jo.init_state(task, tx, 0, batch) if state is None else state
         state, out = step(state, batch)
@@ -67,7 +73,7 @@ def test_metrics_of_a_skipped_step_spoil_no_mean():
     tx = optim.skip_not_finite(optim.sgd(0.1))
     task = spoiled(LINEAR, "loss")
     given = list(batches(4, at=(1,)))
-    step = jax.jit(partial(jo.train_step, task, tx))
+    step = step_of(task, tx)
     state, states = jo.init_state(task, tx, 0, given[0]), []
     for batch in given:
         state, out = step(state, batch)
@@ -93,9 +99,9 @@ def test_clipping_is_optax_and_is_counted():
     norms, fresh = [], jo.init_state(LINEAR, theirs, 0, given[0])
     gradient = jax.jit(jax.grad(lambda p, b: LINEAR.loss(p, {}, b, fresh.key, True)[0] / 6))
     for batch in given:
-        grads = gradient(fresh.params, batch)
+        grads = jax.device_get(gradient(fresh.params, batch))
         norms.append(np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads))))
-        fresh, _ = jo.train_step(LINEAR, theirs, fresh, batch)
+        fresh, _ = step_of(LINEAR, theirs)(fresh, batch)
     assert [s["clipped"] for s in seen] == [int(n > limit) for n in norms]
     assert 0 < sum(s["clipped"] for s in seen) < 8
 
