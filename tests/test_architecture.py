@@ -257,6 +257,15 @@ def required(path):
             yield module.value.split(".")[0], extra.value.value
 
 
+def skipped_without(path):
+    """The package of every `importorskip` of a name."""
+    calls = (node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call))
+    for call in calls:
+        named = call.args and isinstance(call.args[0], ast.Constant)
+        if named and getattr(call.func, "attr", None) == "importorskip":
+            yield call.args[0].value.split(".")[0]
+
+
 def test_jaxops_imports_what_the_base_declares_and_requires_the_rest():
     for path in python_files("jaxops"):
         for package, _, _, types_only in third_party(path):
@@ -279,6 +288,7 @@ def test_what_is_declared_is_imported():
     used = {name for folder in ("jaxops", *OUTSIDE) for p in python_files(folder)
             for name, *_ in third_party(p)}  # fmt: skip
     used |= {package for p in python_files("jaxops") for package, _ in required(p)}
+    used |= {package for p in python_files("tests") for package in skipped_without(p)}
     for name in sorted(declared(*project()["optional-dependencies"])):
         listed = {IMPORTED_AS.get(n, n.replace("-", "_")) for n in NOT_IMPORTED}
         assert (name in used) != (name in listed), name

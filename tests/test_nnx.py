@@ -146,9 +146,10 @@ def test_it_trains_and_is_saved(tmp_path):
 
 
 def test_on_two_devices():
-    data = images(40)
+    """By SGD: batch norm takes the hidden bias out again, so its gradient is rounding alone."""
+    data, run = images(40), {**RUN, "optimizer": optim.sgd(0.1)}
     whole, split = (
-        jo.fit(OURS, data, **RUN, plan=plan)
+        jo.fit(OURS, data, **run, plan=plan)
         for plan in (None, jo.devices.data_parallel(jax.devices()[:2]))
     )
     assert_close(split, whole, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,7 @@
-"""What a traced function costs on one device: FLOPs, bytes moved, bytes alive. Nothing is run.
+"""The cost of a traced function on one device: FLOPs, bytes moved, bytes alive. Nothing is run.
 
-The trace is walked as a compiler would lay it out: products, reductions and the like write their
-results to memory; what is cheap and element by element between them is computed where it is used.
+The trace is read as a compiler would lay it out: matrix products, reductions and the like write
+their results to memory; cheap elementwise operations between them are computed where they are used.
 """
 
 import math
@@ -17,15 +17,15 @@ Split = tuple[bool, ...]
 
 
 class Cost(NamedTuple):
-    """Of one call, on one device.
+    """The cost of one call on one device.
 
     Attributes:
-        flops: operations of the whole function, a multiplication and an addition being two.
-        products: type of the factors -> operations in matrix products and convolutions of one
-            device; the rest of `flops` is element by element.
+        flops: operations of the whole function; a multiplication and an addition count as two.
+        products: dtype of the factors -> operations in matrix products and convolutions on one
+            device; the rest of `flops` is elementwise.
         moved: bytes read from and written to memory.
-        alive: the most bytes that are alive at once, beside the arguments.
-        activations: the same without those of `shares`.
+        alive: the peak of the bytes in use, besides the arguments.
+        activations: the same without the results of `shares`.
         reduced: bytes of the results that devices which share a product have to sum.
     """
 
@@ -73,15 +73,16 @@ def cost(
 ) -> Cost:
     """The cost of a jaxpr, as `jax.make_jaxpr` gives it.
 
-    A `while` without a known count is counted once, a `cond` as its dearest branch.
+    A `while` without a known number of iterations counts once, a `cond` as its most expensive
+    branch.
 
     Args:
-        closed: what is counted.
-        platform: "cpu", "cuda" or "tpu": what `jax.lax.platform_dependent` chooses by.
-        splits: of each argument, which axes are split into `parts`; products with it are divided
-            so, and what is made of their results along with them.
+        closed: the jaxpr.
+        platform: "cpu", "cuda" or "tpu", which decides `jax.lax.platform_dependent`.
+        splits: for each argument, which axes are split into `parts`; products with it are divided
+            accordingly, and so is what follows from their results.
         parts: size of the mesh's axis "tensor".
-        shares: of each result, which part of it one device keeps; `None` is an ordinary result.
+        shares: for each result, the share of it that one device keeps; `None` for all of it.
 
     >>> import jax.numpy as jnp
     >>> traced = jax.make_jaxpr(lambda x, w: jnp.tanh(x @ w))(jnp.ones((8, 16)), jnp.ones((16, 4)))

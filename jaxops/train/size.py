@@ -1,4 +1,4 @@
-"""What a training step needs on machines one does not have: memory, FLOPs, bytes, seconds."""
+"""The memory, FLOPs and seconds that a training step needs on a given machine, by its trace."""
 
 import functools
 import math
@@ -22,15 +22,15 @@ from jaxops.transforms import check_accumulate
 
 
 class Collective(NamedTuple):
-    """What the devices exchange in one step.
+    """One kind of exchange between the devices in a step.
 
     Attributes:
         kind: "all-reduce", "all-gather" or "reduce-scatter".
         axes: the mesh axes it goes over.
-        of: what is exchanged.
+        of: what is exchanged, such as "gradients".
         sent: bytes that each device sends, in rings: (n - 1) / n of the whole for a gather or a
             scatter over n devices, twice that for an all-reduce.
-        seconds: at the full bandwidth, no latency.
+        seconds: at the full bandwidth, without latency.
     """
 
     kind: str
@@ -41,28 +41,29 @@ class Collective(NamedTuple):
 
 
 class Size(NamedTuple):
-    """A training step in numbers; bytes are those of one device. `print` it.
+    """The size of a training step; bytes are those of one device. `print` shows it as tables.
 
     Attributes:
-        hardware: what it is to run on.
+        hardware: the device it is computed for.
         mesh: (axis, size) pairs.
-        rows: of one microbatch on one device.
-        accumulate: microbatches in a step.
-        parameters: how many are trained.
+        rows: rows of one microbatch on one device.
+        accumulate: number of microbatches in a step.
+        parameters: number of trained parameters.
         parameter_bytes: of the parameters.
         gradient_bytes: of the gradients.
         optimizer_bytes: of the optimizer's state.
-        other_bytes: of the model's other variables and of the batch.
-        activation_bytes: the most of forward and backward pass that is alive at once, besides.
-        exchanged_bytes: of the largest parameter and its gradient, whole, where a plan splits
-            them; on a CPU also of the gradients' sums, which XLA writes into other memory.
-        total_bytes: at the worst moment; gradients come while activations go, so less than the sum.
+        other_bytes: of the module's other variables and of the batch.
+        activation_bytes: the peak of the activations in the forward and backward pass.
+        exchanged_bytes: of the largest parameter and its gradient when gathered, if a plan splits
+            them; on a CPU also of the summed gradients, which XLA writes into other memory.
+        total_bytes: the peak of all of these together; less than their sum, as activations are
+            freed while gradients are computed.
         flops: of the step, on all devices together.
-        device_flops: of products on one device.
-        moved_bytes: read from and written to its memory.
-        collectives: what the devices exchange.
-        compute_seconds: products at the peak rate.
-        memory_seconds: at the memory's bandwidth.
+        device_flops: of matrix products and convolutions on one device.
+        moved_bytes: read from and written to the memory of one device.
+        collectives: the exchanges between the devices.
+        compute_seconds: of the products at the peak rate.
+        memory_seconds: of the moved bytes at the full bandwidth.
         interconnect_seconds: of all collectives.
     """
 
@@ -88,12 +89,12 @@ class Size(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """How many there are in the mesh."""
+        """Number of devices in the mesh."""
         return math.prod(size for _, size in self.mesh)
 
     @property
     def fits(self) -> bool:
-        """Whether a device's memory holds it."""
+        """Whether the memory of a device is enough."""
         return self.total_bytes <= self.hardware.memory
 
     @property
@@ -111,7 +112,7 @@ class Size(NamedTuple):
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Of a step at the least: all three at once, and one after the other."""
+        """Lower bounds for a step: all three overlapping, and one after the other."""
         return max(self._seconds.values()), sum(self._seconds.values())
 
     def __str__(self) -> str:
@@ -124,10 +125,10 @@ class Size(NamedTuple):
             "batch and other variables": self.other_bytes,
             "activations": self.activation_bytes,
             "exchanged": self.exchanged_bytes,
-            "at the worst moment": self.total_bytes,
-            "there is": self.hardware.memory,
+            "peak": self.total_bytes,
+            "available": self.hardware.memory,
         }
-        times = {**self._seconds, "all at once": self.seconds[0], "in turn": self.seconds[1]}
+        times = {**self._seconds, "overlapping": self.seconds[0], "in turn": self.seconds[1]}
         rows = [{"memory of a device": k, "bytes": _short(v, "B")} for k, v in memory.items()]
         steps = [{"time of a step": k, "seconds": _short(v, "s")} for k, v in times.items()]
         sent = [
@@ -173,25 +174,25 @@ def size(
     hardware: str | Hardware = "H100",
     mesh: Mapping[str, int] | None = None,
 ) -> Size:
-    """What one `train_step` needs; nothing is allocated, compiled or run.
+    """The memory and time that one `train_step` needs; nothing is allocated, compiled or run.
 
-    Memory is what the traced gradient keeps, on the assumption that what is cheap and element by
-    element is computed where it is used, and that results are freed after their last use. Seconds
-    are bounds from below: peak rates, full bandwidths, no latency (but a cache may be faster than
-    the memory). Statistics of batch norm, metrics and the exchange of rows are not counted among
-    the collectives. Blocks in `flax.linen.remat` are taken to be computed again, which `fit` does
-    not do under "fsdp" (`jo.gathered`).
+    Memory is what the traced gradient stores, assuming that cheap elementwise results are computed
+    where they are used and that results are freed after their last use. Seconds are lower bounds:
+    peak rates, full bandwidths, no latency (though a cache may be faster than the memory).
+    Statistics of batch norm, metrics and the exchange of rows are not among the collectives.
+    Blocks in `flax.linen.remat` count as recomputed, although `fit` stores their activations under
+    "fsdp" (`jo.gathered`).
 
     Args:
-        task: what to learn.
+        task: the task.
         batch: columns, or their shapes (`jax.ShapeDtypeStruct`), of all devices together.
-        plan: how it lies on the devices; one alone by default.
+        plan: how the state and the batch are placed; one device by default.
         optimizer: as for `fit`.
-        accumulate: microbatches in a step.
+        accumulate: number of microbatches in a step.
         compute: as for `fit`.
         hardware: a name in `jaxops.devices.hardware.HARDWARE`, or a `Hardware`.
-        mesh: sizes of the plan's axes, in place of those of its devices, of which there may be
-            fewer here.
+        mesh: sizes of the plan's axes that replace those of the plan's own devices; so a machine
+            with fewer devices can size a plan for more.
 
     Raises:
         ValueError: unknown hardware, or a mesh that lacks an axis of the plan.
@@ -262,7 +263,7 @@ def _hardware(hardware: str | Hardware) -> Hardware:
 
 
 def _over(plan: Plan, mesh: Mapping[str, int]) -> Plan:
-    """The plan over a mesh of other sizes, which need not exist."""
+    """The plan over a mesh of other sizes, whose devices need not exist."""
     if set(plan.mesh.axis_names) != set(mesh):
         raise ValueError(f"mesh must have the axes {[*plan.mesh.axis_names]}, got {[*mesh]}")
     sizes = tuple(mesh[axis] for axis in plan.mesh.axis_names)
@@ -274,7 +275,7 @@ def _over(plan: Plan, mesh: Mapping[str, int]) -> Plan:
 
 
 def _bytes(tree: Any, shardings: Any = None) -> float:
-    """Of all leaves, or of one device's part of them."""
+    """Bytes of all leaves, or of one device's part of them."""
     leaves = jax.tree.leaves(tree)
     places = jax.tree.leaves(shardings) if shardings is not None else [None] * len(leaves)
     return float(
@@ -317,7 +318,7 @@ def _product(plan: Plan, axes: Any) -> int:
 
 
 def _update(task: Task, tx: optax.GradientTransformation, state: TrainState, batch: Any) -> Cost:
-    """Of the optimizer on whole parameters."""
+    """The cost of the optimizer on whole parameters."""
     total, out, grads = jax.eval_shape(lambda s, b: gradients(task, s, b, s.key), state, batch)
     return cost(jax.make_jaxpr(functools.partial(update, tx))(state, total, out, grads))
 

@@ -1,4 +1,4 @@
-"""How far a classifier's probabilities can be trusted, and what it should refuse to answer."""
+"""Calibration of a classifier's probabilities, and refusal of what is out of scope."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +11,15 @@ if TYPE_CHECKING:
 
 
 class Reliability(NamedTuple):
-    """Rows in bins of equal width of the probability given to the predicted class.
+    """Rows in bins of equal width of the probability of the predicted class.
 
     Attributes:
-        confidence: (bins,), its mean; NaN where a bin is empty.
-        accuracy: (bins,), the share that is right.
-        rows: (bins,), how many.
+        confidence: (bins,), the mean of that probability; NaN for an empty bin.
+        accuracy: (bins,), the share of rows that are predicted correctly.
+        rows: (bins,), the number of rows.
+
+    >>> Reliability(np.array([0.6, 0.9]), np.array([0.5, 0.9]), np.array([10.0, 10.0])).ece()
+    0.05
     """
 
     confidence: np.ndarray
@@ -30,17 +33,18 @@ class Reliability(NamedTuple):
 
 
 def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The T for which softmax(log p / T) gives rows it was not trained on the highest likelihood.
+    """The temperature T for which softmax(log p / T) has the highest likelihood on validation rows.
 
     The mean loss is convex in β = 1/T, with the derivative E_β[z] - z_y for z = log p, so its only
-    zero is bracketed and halved. Logits z + c give the same, so an ensemble's mean does as well.
+    zero is found by bisection. A constant added to z changes nothing, so the mean probabilities of
+    an ensemble can be given as well.
 
     Args:
         probabilities: (N, C) of validation rows.
         labels: (N,) integers in [0, C).
 
     Returns:
-        T in [0.01, 100]: above 1 where the classifier is too sure of itself.
+        T in [0.01, 100]; it is above 1 if the classifier is overconfident.
 
     Raises:
         ValueError: the shapes differ.
@@ -67,7 +71,7 @@ def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T): (N, C), rows sum to one.
+    """Probabilities at another temperature: softmax(log p / T), (N, C).
 
     >>> scaled(np.array([[0.9, 0.1]]), 2.0).round(3).tolist()
     [[0.75, 0.25]]
@@ -83,10 +87,13 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     Args:
         probabilities: (N, C).
         labels: (N,) integers.
-        bins: how many.
+        bins: number of bins.
 
     Raises:
         ValueError: the shapes differ.
+
+    >>> reliability(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]), bins=2).rows.tolist()
+    [0.0, 2.0]
     """
     probabilities, labels = _pair(probabilities, labels)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
@@ -103,7 +110,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     Args:
         probabilities: (N, C).
         labels: (N,) integers.
-        bins: how many, of equal width.
+        bins: number of bins of equal width.
 
     Raises:
         ValueError: the shapes differ.
@@ -120,20 +127,20 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
 def refusal(
     in_scope: np.ndarray, right: np.ndarray, out_of_scope: np.ndarray, accuracy: float = 0.9
 ) -> tuple[float, float]:
-    """How much of what is out of scope is refused where so much of what is in scope is still right.
+    """The share of out-of-scope rows that is refused at a required accuracy on rows in scope.
 
-    A row is answered where its score is at least the threshold, and right where it is answered and
-    the answer is right. The threshold is the highest that leaves `accuracy` right.
+    A row is answered if its score is at least the threshold. The threshold is the highest at which
+    the share `accuracy` of the rows in scope is still answered, and answered correctly.
 
     Args:
         in_scope: (N,) scores of rows in scope, such as the largest probability.
-        right: (N,) bool, whether the answer would be right.
-        out_of_scope: (M,) scores.
-        accuracy: the least share of the rows in scope that has to be right.
+        right: (N,) bool, whether the answer to the row is correct.
+        out_of_scope: (M,) scores of rows out of scope.
+        accuracy: the required share of the rows in scope that is answered correctly.
 
     Returns:
-        recall, the share of `out_of_scope` that is refused, and the threshold: 0 and -infinity
-        where too little is right without any refusal.
+        recall, the share of `out_of_scope` that is refused, and the threshold; 0 and -infinity if
+        too few answers are correct even without refusal.
 
     >>> refusal(np.array([0.9, 0.8, 0.3]), np.array([1, 1, 0]), np.array([0.5, 0.85]), accuracy=0.6)
     (0.5, 0.8)
@@ -149,7 +156,17 @@ def refusal(
 def plot_reliability(
     probabilities: np.ndarray, labels: np.ndarray, path: PathLike, bins: int = 15
 ) -> "Figure":
-    """Accuracy against confidence, with the rows in each bin beneath; the title has the ECE."""
+    """Plot accuracy against confidence, with the number of rows in each bin below.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+        path: the PNG.
+        bins: number of bins of equal width.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     bins_of_rows = reliability(probabilities, labels, bins)
     figure = new_figure(4.4, 5.2)
     top, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)

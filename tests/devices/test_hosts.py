@@ -18,7 +18,7 @@ from small import Batches, assert_close, host
 
 import jaxops as jo
 from jaxops import optim
-from jaxops.devices import hosts
+from jaxops.devices import hosts, plans
 from jaxops.trust import report
 
 HERE = Path(__file__).parents[1]
@@ -343,7 +343,7 @@ def test_start_comes_before_anything_else():
 
 def test_in_one_process_there_is_nothing_to_agree_on():
     assert hosts.count() == 1 and hosts.first() and hosts.every("x") == ["x"]
-    assert jo.devices.default() == jo.devices.single()
+    assert plans.default() == jo.devices.single()
     assert not hosts.preempted(range(9))
 
 

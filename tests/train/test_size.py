@@ -69,7 +69,7 @@ def products(name):
             return 2 * rows * (2 * 784 * 2048 + 3 * 2048 * 2048 + 3 * 2048 * 10)
         case "gpt":
             w, t = GPT.width, GPT.context
-            token = GPT.layers * (12 * w * w + 2 * t * w) + w * GPT.vocabulary
+            token = GPT.depth * (12 * w * w + 2 * t * w) + w * GPT.vocabulary
             return 2 * rows * t * 3 * token
 
 
@@ -201,7 +201,7 @@ def test_a_split_transformer_sums_four_times_a_block(compute):
     (collective,) = split.collectives
     assert collective[:3] == ("all-reduce", ("tensor",), "activations")
     # forward and backward; the first block's inputs have a gradient too
-    assert collective.sent == 4 * GPT.layers * activations * 2 * 3 / 4
+    assert collective.sent == 4 * GPT.depth * activations * 2 * 3 / 4
     logits = 2 * 3 * 64 * GPT.context * GPT.width * GPT.vocabulary
     assert split.device_flops == (alone.device_flops - logits) / 4 + logits
     assert split.flops == alone.flops
