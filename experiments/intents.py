@@ -125,7 +125,7 @@ def train(
     read, rows = learner.read, questions.train
     task = text.classifier(
         learner.model,
-        read.length,
+        read.context,
         questions.classes,
         label_smoothing=settings.label_smoothing,
     )

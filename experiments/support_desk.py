@@ -32,7 +32,7 @@ from experiments import common, intents
 from jaxops import text
 from jaxops.trust import report
 
-READ = text.NGrams(length=320, vocabulary=2**16)
+READ = text.NGrams(context=320, vocabulary=2**16)
 PUBLISHED = {"accuracy": "0.9136 (linear SVM on TF-IDF, measured on these files)"}
 NEAREST = 100
 
@@ -100,7 +100,7 @@ def read(seed: int, smoke: bool) -> Texts:
 def train_router(settings: Settings, seed: int, texts: Texts, log: common.Log) -> text.Classifier:
     """A classifier of intents that knows how sure it is, and when it is too unsure."""
     model = text.NGramBag(READ.vocabulary, len(texts.intents), dropout=0.3, hidden_dropout=0.3)
-    task = text.classifier(model, READ.length, texts.intents, label_smoothing=0.1)
+    task = text.classifier(model, READ.context, texts.intents, label_smoothing=0.1)
     epochs = 2 if settings.smoke else settings.router_epochs
     state = jo.fit(
         task,
@@ -119,7 +119,7 @@ def train_router(settings: Settings, seed: int, texts: Texts, log: common.Log) -
 def train_encoder(settings: Settings, seed: int, texts: Texts) -> tuple[jo.Task, jo.TrainState]:
     """Vectors that are near where the intent is the same."""
     model = text.BagEncoder(READ.vocabulary, features=128, dropout=0.3)
-    task = text.contrastive(model, READ.length, settings.temperature, labelled=True)
+    task = text.contrastive(model, READ.context, settings.temperature, labelled=True)
     rows = columns(texts.train)
     anchors, positives = text.partners(rows["label"], settings.partners, seed)
     pairs = {name: column[anchors] for name, column in rows.items()}
@@ -238,7 +238,7 @@ def open_desk_and_look(settings: Settings, seed: int, folder: Path) -> dict[str,
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     """One seed; of a few long questions the last n-grams of characters are left out."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=f"texts: .* longer than {READ.length} tokens")
+        warnings.filterwarnings("ignore", message=f"texts: .* longer than {READ.context} tokens")
         return open_desk_and_look(settings, seed, folder)
 
 

@@ -1,4 +1,9 @@
-"""Models that read and write: transformers, how they learn, and what they answer."""
+"""Language models: pre-training and fine-tuning of transformers, and generation of text.
+
+`data` makes rows of tokens, `models` holds Flax modules, `tasks` says what to learn, and
+`inference` generates text. `finetune` freezes parameters or adapts them (LoRA), and `pretrained`
+reads published weights.
+"""
 
 from jaxops.data.packing import Packed, pack
 from jaxops.language.data import padded, windows

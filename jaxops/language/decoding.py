@@ -1,8 +1,8 @@
 """The programs behind `generate`: prompts into a cache, then token after token on the device.
 
-Lengths and rows are rounded up, so that few programs serve all: a prompt's length and the rows to
-powers of two, and the cache's slots too, which double where they are used up. How many tokens are
-wanted, the seed and the numbers of `Sampling` are arguments and compile nothing.
+Prompt lengths, numbers of rows and the cache's slots are rounded up to powers of two, so that few
+compilations serve all requests; the slots double when they are used up. The number of new tokens,
+the seed and the numbers of `Sampling` are arguments and compile nothing.
 """
 
 import functools
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxops._shapes import next_power_of_two
 from jaxops.language.sampling import Sampling, choose
 from jaxops.nn import Cache, EncoderDecoder, empty_cache
 from jaxops.train.program import COMPILER_OPTIONS
@@ -23,20 +24,20 @@ Array = jax.Array
 Variables = Any
 
 CHUNK = 64
-"""tokens that one call makes at most; then the host reads them"""
+"""The largest number of tokens that one call makes before the host reads them."""
 LEAST_PROMPT, LEAST_SLOTS = 16, 64
 NONE = -1
-"""in place of a token of a row that has ended"""
+"""Stands for the token of a row that has ended."""
 
 
 class Prompts(NamedTuple):
     """Prompts as arrays, aligned at their ends.
 
     Attributes:
-        tokens: int32 (B, T), all but the last token of each, padding first.
-        start: int32 (B,), where in `tokens` a prompt begins.
-        last: int32 (B,), the last token.
-        row: int32 (B,), its number among all prompts; `NONE` for padding.
+        tokens: int32 (B, T), all tokens of each prompt but the last, padding first.
+        start: int32 (B,), the place in `tokens` at which a prompt begins.
+        last: int32 (B,), the last token of each prompt.
+        row: int32 (B,), the number of the prompt in the request; `NONE` for padding.
         source: int32 (B, S), what an encoder reads, padding last.
         segments: int32 (B, S), 1 where `source` is not padding.
     """
@@ -50,16 +51,16 @@ class Prompts(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What goes from token to token.
+    """The state of a decoding loop between two tokens.
 
     Attributes:
-        cache: of all tokens but the last.
-        token: int32 (B,), the last.
-        done: bool (B,).
-        log_probability: (B,), of the answer.
+        cache: keys and values of all tokens but the last.
+        token: int32 (B,), the last token.
+        done: bool (B,), whether the answer has ended.
+        log_probability: (B,), of the answer so far.
         seen: bool (B, V), tokens that occurred; `None` without a repetition penalty.
-        keys: (B,).
-        made: int32 (), tokens so far.
+        keys: (B,), random keys of the rows.
+        made: int32 (), number of tokens so far.
     """
 
     cache: Cache
@@ -72,18 +73,18 @@ class Run(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """The W best answers so far of each prompt that have not ended, and the best that has.
+    """The state of beam search: the W best open answers of each prompt, and the best ended one.
 
     Attributes:
         cache: of B * W rows.
         token: int32 (B * W,).
-        done: bool (B,), no answer can become better than `best`.
-        log_probability: (B, W); -inf for none.
-        best: (B,), the score of the best answer that has ended: its log-probability, over its
+        done: bool (B,), whether no open answer can become better than `best`.
+        log_probability: (B, W); -inf for an empty beam.
+        best: (B,), the score of the best answer that has ended: its log-probability divided by its
             length to the power of the length penalty.
-        best_at: int32 (B,), the step at which it ended,
-        best_beam: int32 (B,), and which beam did.
-        made: int32 (), steps so far.
+        best_at: int32 (B,), the step at which it ended.
+        best_beam: int32 (B,), the beam it was in.
+        made: int32 (), number of steps so far.
     """
 
     cache: Cache
@@ -97,7 +98,7 @@ class Beams(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Compiled once for each shape.
+    """The jitted functions for one module, compiled once for each shape.
 
     Attributes:
         begin: `(variables, prompts, key, slots, beams, penalty) -> Run`, or `Beams` for `beams`.
@@ -112,12 +113,12 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def programs(model: Any) -> Programs:
-    """Those of a transformer; equal models share them."""
+def programs(module: Any) -> Programs:
+    """The jitted functions for a transformer; equal modules share them."""
     options = COMPILER_OPTIONS.get(jax.default_backend(), {})
 
     def jit(program: Callable[..., Any], **how: Any) -> Callable[..., Any]:
-        return jax.jit(functools.partial(program, model), compiler_options=options, **how)
+        return jax.jit(functools.partial(program, module), compiler_options=options, **how)
 
     return Programs(
         jit(_begin, static_argnames=("slots", "beams", "penalty")),
@@ -126,21 +127,12 @@ def programs(model: Any) -> Programs:
     )
 
 
-def bucket(number: int, least: int) -> int:
-    """The next power of two, at least `least`.
-
-    >>> bucket(17, 16)
-    32
-    """
-    return max(least, 1 << (number - 1).bit_length())
-
-
 def aligned(
     prompts: list[np.ndarray], first_row: int, sources: list[np.ndarray] | None, context: int
 ) -> Prompts:
-    """Prompts of different lengths, and sources where there are some, as arrays."""
-    rows = bucket(len(prompts), 1)
-    width = bucket(max(map(len, prompts)) - 1, LEAST_PROMPT)
+    """Prompts of different lengths, and an encoder-decoder's sources, as arrays."""
+    rows = next_power_of_two(len(prompts))
+    width = next_power_of_two(max(map(len, prompts)) - 1, LEAST_PROMPT)
     tokens = np.zeros((rows, width), np.int32)
     start = np.full(rows, width, np.int32)
     last, row = np.zeros(rows, np.int32), np.full(rows, NONE, np.int32)
@@ -149,7 +141,9 @@ def aligned(
         tokens[i, start[i] :], last[i], row[i] = prompt[:-1], prompt[-1], first_row + i
     if sources is None:
         return Prompts(tokens, start, last, row)
-    source = np.zeros((rows, min(bucket(max(map(len, sources)), LEAST_PROMPT), context)), np.int32)
+    source = np.zeros(
+        (rows, min(next_power_of_two(max(map(len, sources)), LEAST_PROMPT), context)), np.int32
+    )
     segments = np.zeros_like(source)
     for i, one in enumerate(sources):
         source[i, : len(one)], segments[i, : len(one)] = one, 1
@@ -157,20 +151,20 @@ def aligned(
 
 
 def first_slots(prompts: Prompts) -> int:
-    """Of the cache in which prompts begin."""
-    return bucket(prompts.tokens.shape[1] + 1, LEAST_SLOTS)
+    """The number of slots of the cache into which the prompts are read."""
+    return next_power_of_two(prompts.tokens.shape[1] + 1, LEAST_SLOTS)
 
 
 def chunks(program: Callable[..., Any], run: Any, most: int, chunk: int) -> Iterator[Any]:
-    """Make up to `most` tokens, and yield `(run, NumPy outputs)` after up to `chunk` each.
+    """Make up to `most` tokens; yield `(run, NumPy outputs)` after every `chunk` of them at most.
 
-    The cache gets more slots where it is full. `run` is donated to the next call.
+    A full cache is doubled. `run` is donated to the next call.
 
     Args:
         program: `(run, steps) -> (run, outputs)`, outputs (CHUNK, ...).
-        run: as begun.
-        most: tokens of an answer.
-        chunk: at most `CHUNK`.
+        run: the state after reading the prompts.
+        most: largest number of tokens in an answer.
+        chunk: number of tokens between two yields, at most `CHUNK`.
     """
     length = int(run.cache.length)
     while most:
@@ -195,7 +189,7 @@ def _grown(cache: Cache) -> Cache:
 
 
 def _begin(
-    model: Any,
+    module: Any,
     variables: Variables,
     prompts: Prompts,
     key: Any,
@@ -203,15 +197,15 @@ def _begin(
     beams: int | None = None,
     penalty: bool = False,
 ) -> Run | Beams:
-    """Read the prompts. Logits are of no use here: what follows the last token comes later."""
-    # a row's positions are those of its tokens, so slots may be more than the context
-    config = replace(model.config, context=slots)
+    """Read the prompts into a cache. Their last tokens are left to the first step of the loop."""
+    # positions count a row's own tokens, so there may be more slots than the context
+    config = replace(module.config, context=slots)
     cache: Any = empty_cache(config, slots, jnp.asarray(prompts.start))
-    if isinstance(model, EncoderDecoder):
-        read = (prompts.source, prompts.segments, prompts.tokens, cache)
-        _, cache = model.apply(variables, *read, method="begin")
+    if isinstance(module, EncoderDecoder):
+        arguments = (prompts.source, prompts.segments, prompts.tokens, cache)
+        _, cache = module.apply(variables, *arguments, method="begin")
     else:
-        _, cache = model.apply(variables, prompts.tokens, cache, method="advance")
+        _, cache = module.apply(variables, prompts.tokens, cache, method="advance")
     rows, padding = len(prompts.row), prompts.row < 0
     if beams is not None:
         index = jnp.repeat(jnp.arange(rows), beams)
@@ -239,7 +233,7 @@ def _begin(
 
 
 def _taken(cache: Cache, index: Array, scan: bool, everything: bool = False) -> Cache:
-    """These rows of a cache; of what they share, the prompts' own, only with `everything`."""
+    """The rows `index` of a cache; with `everything` also of what beams of a prompt share."""
 
     def take(tree: Any, axis: int) -> Any:
         return jax.tree.map(lambda leaf: leaf.take(index, axis), tree)
@@ -259,7 +253,7 @@ def _among(token: Array, stop: Array) -> Array:
 
 
 def _sample(
-    model: Any,
+    module: Any,
     variables: Variables,
     run: Run,
     steps: Array,
@@ -276,7 +270,7 @@ def _sample(
 
     def step(carry: Any) -> Any:
         i, run, tokens = carry
-        logits, cache = model.apply(variables, run.token[:, None], run.cache, method="advance")
+        logits, cache = module.apply(variables, run.token[:, None], run.cache, method="advance")
         logits = logits[:, 0].astype(jnp.float32)
         keys = jax.vmap(jax.random.fold_in, (0, None))(run.keys, run.made)
         token = choose(logits, keys, sampling, most, run.seen)
@@ -299,31 +293,31 @@ def _sample(
 
 
 def greedy(
-    model: Any, variables: Variables, source: Array, length: int, end: int, padding: int
+    module: Any, variables: Variables, source: Array, length: int, end: int, padding: int
 ) -> Array:
-    """The likeliest token, one after the other, up to `end`: int32 (B, length), padding behind.
+    """Greedy decoding up to `end`, int32 (B, length), with padding behind.
 
     Args:
-        model: an `EncoderDecoder`, whose decoder begins with padding.
-        variables: its.
+        module: an `EncoderDecoder`, whose decoder starts with padding.
+        variables: of the module.
         source: int (B, S), with padding behind each text.
-        length: of the longest answer, its end included.
+        length: number of tokens in the longest answer, `end` included.
         end: the token that ends an answer.
         padding: the token behind the end.
     """
-    rows, there = len(source), (source != padding).astype(jnp.int32)
+    rows, segments = len(source), (source != padding).astype(jnp.int32)
     nothing, start = jnp.full((rows, 1), padding, jnp.int32), jnp.ones(rows, jnp.int32)
-    prompts = Prompts(nothing, start, nothing[:, 0], jnp.arange(rows), source, there)
-    run: Any = _begin(model, variables, prompts, jax.random.key(0), slots=length + 1)
+    prompts = Prompts(nothing, start, nothing[:, 0], jnp.arange(rows), source, segments)
+    run: Any = _begin(module, variables, prompts, jax.random.key(0), slots=length + 1)
     stop, steps = jnp.array([end]), jnp.int32(length)
-    tokens = _sample(model, variables, run, steps, stop, Sampling(), chunk=length)[1].T
+    tokens = _sample(module, variables, run, steps, stop, Sampling(), chunk=length)[1].T
     ended = tokens == NONE
     tokens = jnp.where(ended, padding, tokens)
     return jnp.where(ended & (ended.cumsum(1) == 1), end, tokens)
 
 
 def _beam(
-    model: Any,
+    module: Any,
     variables: Variables,
     run: Beams,
     steps: Array,
@@ -332,7 +326,7 @@ def _beam(
     length_penalty: Array,
 ) -> tuple[Beams, tuple[Array, Array]]:
     rows, beams = run.log_probability.shape
-    vocabulary = model.config.vocabulary
+    vocabulary = module.config.vocabulary
 
     def more(carry: Any) -> Array:
         i, run, _ = carry
@@ -340,10 +334,10 @@ def _beam(
 
     def step(carry: Any) -> Any:
         i, run, outputs = carry
-        logits, cache = model.apply(variables, run.token[:, None], run.cache, method="advance")
+        logits, cache = module.apply(variables, run.token[:, None], run.cache, method="advance")
         added = jax.nn.log_softmax(logits[:, 0].astype(jnp.float32))
         scores = run.log_probability[..., None] + added.reshape(rows, beams, -1)
-        # so many that, whatever they are, W of them have not ended
+        # enough candidates that W of them do not end, whatever they are
         count = min(beams * (1 + len(stop)), beams * vocabulary)
         scores, index = lax.top_k(scores.reshape(rows, -1), count)
         parent, token = index // vocabulary, index % vocabulary
@@ -356,15 +350,15 @@ def _beam(
         score, beam = (jnp.take_along_axis(x, which, -1)[:, 0] for x in (ended, parent))
         better = score > run.best
         best = jnp.where(better, score, run.best)
-        # the W best that go on
+        # the W best that do not end
         on = jnp.argsort(stopped, stable=True)[:, :beams]
         scores = jnp.where(stopped, -jnp.inf, scores)
         scores, parent, token = (jnp.take_along_axis(x, on, -1) for x in (scores, parent, token))
         row = (parent + beams * jnp.arange(rows)[:, None]).reshape(-1)
         run = Beams(
-            _taken(cache, row, model.config.scan),
+            _taken(cache, row, module.config.scan),
             token.reshape(-1),
-            # a sum of log-probabilities only falls, and is divided by no more than this
+            # a bound on all open answers: their log-probabilities only fall, lengths are <= longest
             run.done | (best >= scores.max(-1) / longest.astype(jnp.float32) ** length_penalty),
             scores,
             best,

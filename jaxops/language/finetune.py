@@ -1,4 +1,4 @@
-"""Fine-tuning: parts that stay, rates by depth, and low-rank changes (LoRA)."""
+"""Fine-tuning: frozen parameters, learning rates by layer, and low-rank adaptation (LoRA)."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ import optax
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, example, recorded
 
-ATTENTION = r"(qkv|query|key_value)/kernel$"  # what makes queries, keys and values
+ATTENTION = r"(qkv|query|key_value)/kernel$"  # the kernels of queries, keys and values
 
 
 def _by_path(function: Any, tree: Any) -> Any:
@@ -34,17 +34,19 @@ def _some(names: list[str]) -> str:
 def frozen(
     optimizer: optax.GradientTransformation, pattern: str
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer for all parameters but those whose path has `pattern` in it, which stay.
+    """An optimizer that leaves parameters unchanged whose path matches `pattern`.
 
-    For these it keeps nothing, a norm by which it clips does not count them, and XLA computes no
-    gradient of theirs. `optim.ema` goes around it: `optim.chain(frozen(...), optim.ema(...))`.
+    It keeps no state for frozen parameters, leaves them out of a norm by which it clips, and XLA
+    does not compute their gradients. Put `optim.ema` around it: `optim.chain(frozen(...),
+    optim.ema(...))`.
 
     Args:
-        optimizer: of the others.
-        pattern: a regular expression; paths read like "stack/block_0/attention/qkv/kernel".
+        optimizer: of the other parameters.
+        pattern: a regular expression that is searched for in paths such as
+            "stack/block_0/attention/qkv/kernel".
 
     Raises:
-        ValueError: when a state is made: the pattern finds no parameter, or all.
+        ValueError: when a state is made, if the pattern matches no parameter, or all.
 
     >>> tx = frozen(optax.sgd(1.0), "^embedding/")
     >>> params = {"embedding": {"tokens": jnp.ones(2)}, "head": jnp.ones(2)}
@@ -58,8 +60,8 @@ def frozen(
         stay = [name for name in names if re.search(pattern, name)]
         if not 0 < len(stay) < len(names):
             raise ValueError(
-                f"pattern: {pattern!r} finds {len(stay)} of {len(names)} parameters, some but not "
-                f"all wanted: {_some(names)}"
+                f"pattern must match some of {len(names)} parameters but not all, got {pattern!r}, "
+                f"which matches {len(stay)}; the parameters are {_some(names)}"
             )
         return _by_path(lambda name, _: "stays" if name in stay else "learns", params)
 
@@ -70,19 +72,19 @@ def frozen(
 def layerwise(
     optimizer: optax.GradientTransformation, decay: float
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with a rate for each layer: the nearer to the input, the smaller.
+    """An optimizer whose learning rate decreases by the factor `decay` from layer to layer.
 
-    What comes behind the blocks of a transformer (a head) has the optimizer's own rate, the last
-    block `decay` times it, the one before it `decay ** 2` times, and the embeddings the least.
-    Blocks are told by their names, `block_3` or, stacked (`scan=True`), `blocks`; those of an
-    encoder and a decoder of one number have one rate.
+    Parameters behind the blocks of a transformer (a head) have the optimizer's own rate, the last
+    block `decay` times it, the block before it `decay ** 2` times it, and the embeddings the
+    smallest. Blocks are recognised by their names, `block_3` or, stacked (`scan=True`), `blocks`;
+    blocks of an encoder and a decoder with equal numbers have equal rates.
 
     Args:
-        optimizer: its updates are multiplied, and with them its decay of weights.
-        decay: 1 / 2.6 in ULMFiT, about 0.9 for BERT.
+        optimizer: its updates are scaled, weight decay included.
+        decay: in (0, 1]; 1 / 2.6 in ULMFiT, about 0.9 for BERT.
 
     Raises:
-        ValueError: a decay outside (0, 1], or when a state is made: no block is found.
+        ValueError: a decay outside (0, 1]; when a state is made, if there are no blocks.
 
     References:
         Howard and Ruder 2018, arXiv:1801.06146, section 3.2 (discriminative fine-tuning).
@@ -95,7 +97,7 @@ def layerwise(
     [0.25, 0.5, 0.125, 1.0]
     """
     if not 0 < decay <= 1:
-        raise ValueError(f"decay: {decay} found, above 0 and up to 1 wanted")
+        raise ValueError(f"decay must be in (0, 1], got {decay}")
 
     def init(params: Params) -> optax.EmptyState:
         _layers(params)
@@ -109,7 +111,7 @@ def layerwise(
 
 
 def _layers(params: Params) -> int:
-    """How many blocks there are, one after the other."""
+    """The number of blocks in the stack."""
 
     def count(path: str, leaf: Array) -> int:
         numbered = re.search(r"\bblock_(\d+)/", path)
@@ -119,7 +121,9 @@ def _layers(params: Params) -> int:
 
     layers = max(jax.tree.leaves(_by_path(count, params)))
     if not layers:
-        raise ValueError(f"layerwise: block_0, ... or blocks wanted among {_some(_names(params))}")
+        raise ValueError(
+            f"params must have block_0, ... or blocks for layerwise, got {_some(_names(params))}"
+        )
     return layers
 
 
@@ -129,18 +133,18 @@ def _rate(path: str, leaf: Array, layers: int, decay: float) -> Any:
     if re.search(r"\bblocks/", path):
         rates = decay ** (layers - jnp.arange(layers, dtype=leaf.dtype))
         return rates.reshape(-1, *[1] * (leaf.ndim - 1))
-    # BERT's head for masked tokens lies with the embeddings it may share
+    # BERT's head for masked tokens is among the embeddings, and belongs to the end
     return decay ** (layers + 1) if re.search(r"\bembedding/(?!head)|\brelative/", path) else 1.0
 
 
 @recorded
 def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTENTION) -> Task:
-    """The task with its parameters held fast, but for a low-rank change of some kernels.
+    """The task with frozen parameters and a trained low-rank change of some kernels (LoRA).
 
-    A kernel W (inputs, outputs) becomes `W + alpha / rank * A @ B`, A (inputs, rank) and B (rank,
-    outputs); only A and B are parameters, and the optimizer keeps nothing else. B starts at zero,
-    so training starts from W. The parameters of `task` lie in `extra["base"]`, where nothing
-    changes them; kernels that a scan has stacked, (layers, inputs, outputs), have as many A and B.
+    A kernel W (inputs, outputs) becomes `W + alpha / rank * A @ B` with A (inputs, rank) and B
+    (rank, outputs). Only A and B are parameters, and the optimizer keeps state for them alone. B
+    starts at zero, so training starts from W. The parameters of `task` are in `extra["base"]` and
+    do not change. Kernels stacked by a scan, (depth, inputs, outputs), have `depth` such pairs.
 
         small = lora(task, rank=8)
         state = jo.fit(small, data, state=adapt(small, state), ...)
@@ -149,27 +153,38 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
     `jo.save(path, small, state)` keeps base and factors apart.
 
     Args:
-        task: what was learned.
+        task: the task that the base was trained for.
         rank: of the change.
-        alpha: what the change is multiplied by, times `rank`; `rank` by default.
-        targets: a regular expression; the kernels whose paths have it in them. By default those
-            that make queries, keys and values.
+        alpha: scale of the change, `alpha / rank`; by default `rank`, a scale of 1.
+        targets: a regular expression that is searched for in the paths of kernels. By default it
+            matches the kernels of queries, keys and values.
+
+    Returns:
+        A task that predicts what `task` predicts, for `adapt`, `jaxops.fit` and `merge`.
 
     Raises:
-        ValueError: a rank below 1; when a state is made: targets that find no parameter, or one
-            that is no matrix, or that are smaller than `rank`.
+        ValueError: a rank below 1; when a state is made, if `targets` match no parameter, one that
+            is not a matrix, or a matrix smaller than `rank`.
 
     References:
         Hu et al. 2021, arXiv:2106.09685.
+
+    >>> from jaxops import nn
+    >>> from jaxops.language import next_token
+    >>> config = nn.TransformerConfig(vocabulary=9, context=8, depth=1, heads=1, width=4)
+    >>> small = lora(next_token(nn.Transformer(config)), rank=2)
+    >>> shapes = jax.eval_shape(small.init, jax.random.key(0), example(small.columns))[0]
+    >>> {path: factors["a"].shape for path, factors in shapes.items()}
+    {'stack/block_0/attention/qkv/kernel': (4, 2)}
     """
     if rank < 1:
-        raise ValueError(f"rank: {rank} found, at least 1 wanted")
+        raise ValueError(f"rank must be at least 1, got {rank}")
     scale = (rank if alpha is None else alpha) / rank
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        own, base_key = jax.random.split(key)
+        factor_key, base_key = jax.random.split(key)
         base, extra = task.init(base_key, batch)
-        return _factors(own, base, rank, targets), {"base": base, "extra": extra}
+        return _factors(factor_key, base, rank, targets), {"base": base, "extra": extra}
 
     def loss(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
@@ -182,29 +197,29 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
         return task.predict(_applied(extra["base"], params, scale), extra["extra"], batch)
 
     def sample(params: Params, extra: Extra, batch: Batch, key: Key) -> Any:
-        assert task.sample is not None  # for mypy: else this is not the task's
+        assert task.sample is not None  # for mypy: without it this function is not used
         return task.sample(_applied(extra["base"], params, scale), extra["extra"], batch, key)
 
     return task._replace(init=init, loss=loss, predict=predict, sample=task.sample and sample)
 
 
 def _factors(key: Key, base: Params, rank: int, targets: str) -> dict[str, dict[str, Array]]:
-    """A normal with variance 1 / inputs and B zero, by the path of each target."""
-    found: dict[str, Array] = {}
+    """For the path of each target, A normal with variance 1 / inputs, and B zero."""
+    matched: dict[str, Array] = {}
 
     def collect(path: str, leaf: Array) -> None:
         if re.search(targets, path):
-            found[path] = leaf
+            matched[path] = leaf
 
     _by_path(collect, base)
-    if not found:
-        raise ValueError(f"targets: {targets!r} finds none of {_some(_names(base))}")
+    if not matched:
+        raise ValueError(f"targets must match one of {_some(_names(base))}, got {targets!r}")
     factors = {}
-    for i, (path, leaf) in enumerate(sorted(found.items())):
+    for i, (path, leaf) in enumerate(sorted(matched.items())):
         if leaf.ndim < 2 or min(leaf.shape[-2:]) < rank:
             raise ValueError(
-                f"targets: {path} {leaf.shape} found, matrices of at least {rank} (rank) rows and "
-                "columns wanted"
+                f"targets must be matrices of at least {rank} (rank) rows and columns, got {path} "
+                f"{leaf.shape}"
             )
         *stacked, inputs, outputs = leaf.shape
         normal = jax.random.normal(jax.random.fold_in(key, i), (*stacked, inputs, rank), leaf.dtype)
@@ -223,12 +238,12 @@ def _applied(base: Params, factors: Any, scale: float) -> Params:
 
 
 def adapt(task: Task, state: TrainState, seed: int = 0) -> TrainState:
-    """A state of `lora(...)` that begins where `state`, of the task inside, is.
+    """A state of a `lora` task that starts from the trained `state` of the task inside it.
 
     Args:
         task: made by `lora`.
-        state: of the task that it was made of; it is copied.
-        seed: of the factors, and of the noise in training.
+        state: of the task inside; it is copied.
+        seed: of the factors, and of the random draws in training.
 
     Raises:
         ValueError: the task was not made by `lora`.
@@ -242,11 +257,11 @@ def adapt(task: Task, state: TrainState, seed: int = 0) -> TrainState:
 
 
 def merge(task: Task, state: TrainState) -> TrainState:
-    """The state of the task inside, with the change added to its kernels: nothing is left of LoRA.
+    """The state of the task inside, with the low-rank change added to its kernels.
 
     Args:
         task: made by `lora`.
-        state: of it.
+        state: of that task.
 
     Raises:
         ValueError: the task was not made by `lora`.
@@ -260,5 +275,6 @@ def merge(task: Task, state: TrainState) -> TrainState:
 
 def _settings(task: Task) -> dict[str, Any]:
     if task.recipe is None or task.recipe[0] is not lora:
-        raise ValueError("task: one made by lora wanted")
+        made = "by hand" if task.recipe is None else f"by {task.recipe[0].__name__}"
+        raise ValueError(f"task must be made by lora, got one made {made}")
     return dict(task.recipe[1])

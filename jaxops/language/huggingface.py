@@ -1,4 +1,4 @@
-"""What Hugging Face calls the settings and the tensors of GPT-2, BERT, T5 and Llama."""
+"""The names that Hugging Face gives to settings and tensors of GPT-2, BERT, T5 and Llama."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
 Settings = dict[str, Any]  # of a config.json
 
-# names in config.json of what `TransformerConfig.activation` has
+# name of an activation in config.json -> `TransformerConfig.activation`
 ACTIVATIONS = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
@@ -17,7 +17,7 @@ ACTIVATIONS = {
 }
 GATED = {"silu": "swiglu", "gelu_new": "geglu", "gelu_pytorch_tanh": "geglu"}
 
-# a module, or parameter, here: what it is there; several are side by side in one of ours
+# path of a module or parameter in jaxops -> its names in the file; several are concatenated
 Names = dict[str, tuple[str, ...]]
 GPT2: Names = {
     "embedding.tokens": ("wte.weight",),
@@ -63,7 +63,7 @@ LLAMA: Names = {
 
 
 def _t5_stack(ours: str, theirs: str, last: int) -> Names:
-    """Of the encoder or the decoder; its feed-forward network is in its last layer."""
+    """The names in the encoder or decoder, whose feed-forward network is its layer `last`."""
     block, layer = f"{ours}.block_#", f"{theirs}.block.#.layer"
     attention, dense = f"{layer}.0.SelfAttention", f"{layer}.{last}.DenseReluDense"
     first = attention.replace("#", "0")
@@ -131,7 +131,7 @@ def _bert(settings: Settings) -> TransformerConfig:
 
 def _t5(settings: Settings) -> TransformerConfig:
     layers, width = settings["num_layers"], settings["d_model"]
-    # no field: as many; a field that is null: likewise
+    # a missing or null field means as many decoder layers
     _only(settings, num_decoder_layers=layers, relative_attention_num_buckets=32)
     _only(settings, relative_attention_max_distance=128)
     tied = settings.get("tie_word_embeddings", True)
@@ -161,7 +161,7 @@ def _llama(settings: Settings) -> TransformerConfig:
     rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise ValueError(f"rope_scaling: {kind!r} found, none wanted: it is not supported")
+        raise ValueError(f"rope_scaling must be none (others are not supported), got {kind!r}")
     bias = settings.get("attention_bias", False)
     _only({"mlp_bias": False, **settings}, mlp_bias=bias)
     return TransformerConfig(
@@ -185,34 +185,34 @@ def _llama(settings: Settings) -> TransformerConfig:
 
 def _only(settings: Settings, **wanted: Any) -> None:
     for name, value in wanted.items():
-        found = settings.get(name, value)
-        if found != value and found is not None:
-            raise ValueError(f"config.json: {name}: {found!r} found, {value!r} wanted")
+        setting = settings.get(name, value)
+        if setting != value and setting is not None:
+            raise ValueError(f"config.json: {name} must be {value!r}, got {setting!r}")
 
 
 def _word(settings: Settings, name: str, known: dict[str, str], default: str) -> str:
-    found = settings.get(name, default)
-    if found not in known:
-        raise ValueError(f"config.json: {name}: {found!r} found, one of {tuple(known)} wanted")
-    return known[found]
+    setting = settings.get(name, default)
+    if setting not in known:
+        raise ValueError(f"config.json: {name} must be one of {tuple(known)}, got {setting!r}")
+    return known[setting]
 
 
 class Family(NamedTuple):
-    """How models of one kind are written down.
+    """How the files of one family of models are read.
 
     Attributes:
-        config: of what config.json says.
+        config: makes the config from the settings in config.json.
         names: see `Names`.
-        spare: a pattern of tensors that say nothing new: masks, copies of tied embeddings, heads
-            for another task.
-        model: what it makes.
-        transposed: kernels are (out, in), as PyTorch's `Linear` has them.
+        spare: a pattern of tensors that are not needed: masks, copies of tied embeddings, heads
+            for other tasks.
+        module: makes the Flax module from the config.
+        transposed: whether kernels are (out, in), as in PyTorch's `Linear`.
     """
 
     config: Callable[[Settings], TransformerConfig]
     names: Names
     spare: str
-    model: Callable[[TransformerConfig], Any] = Transformer
+    module: Callable[[TransformerConfig], Any] = Transformer
     transposed: bool = True
 
 
@@ -221,7 +221,7 @@ FAMILIES = {
     "bert": Family(
         _bert,
         BERT,
-        # of the head those that are wanted are read
+        # the head for masked tokens is read where the config has one
         r"embeddings\.position_ids|pooler\..*|cls\..*",
     ),
     "t5": Family(

@@ -1,4 +1,4 @@
-"""What users ask of a trained model that writes: `generate`, and `stream`, token by token."""
+"""What users ask of a trained language model: `generate` answers, or `stream` them by token."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -6,33 +6,34 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxops._shapes import next_power_of_two
 from jaxops.language import decoding
 from jaxops.language.decoding import CHUNK, NONE, Beams, Prompts, Run
 from jaxops.language.requests import (
-    Asked,
     Codec,
-    asked_of,
+    Request,
     check_at_least,
     check_beams,
-    sampling_of,
+    checked_request,
+    checked_sampling,
 )
 from jaxops.language.sampling import Sampling
 from jaxops.state import TrainState
 from jaxops.task import Task
 
 STREAMED = 8
-"""tokens between two looks at what came"""
+"""The number of tokens that `stream` makes in one call."""
 
 
 class Answer(NamedTuple):
-    """What follows a prompt.
+    """The answer to a prompt.
 
     Attributes:
         tokens: int32 (n,), without the prompt and without the stop token.
-        log_probability: of the answer, its stop token included, as the model has it: without
-            temperature, filters and penalty.
-        stopped: it ended by a stop token, not by length.
-        text: where there is a tokenizer.
+        log_probability: of the answer, its stop token included, in the model's own distribution:
+            without temperature, filters and penalty.
+        stopped: whether a stop token ended it, rather than its length.
+        text: the decoded tokens, with a tokenizer; else `None`.
     """
 
     tokens: np.ndarray
@@ -60,62 +61,66 @@ def generate(
     begin: int | None = None,
     batch_size: int = 64,
 ) -> list[Answer]:
-    """Answers to prompts: the most probable tokens, or draws, or the best that beams find.
+    """Answers to prompts, by greedy decoding, sampling or beam search.
 
-    Keys and values of earlier tokens are kept, and prompts of different lengths answered
-    together; no answer depends on the other prompts, but for rounding. Programs compile once for
-    each power of two of prompt length, rows and tokens in all. `nn.computing("bfloat16")` around
-    the call computes in 16 bits.
+    Keys and values of earlier tokens are cached, and prompts of different lengths are answered
+    together; an answer does not depend on the other prompts, except for rounding. Compilations are
+    shared by all requests whose prompt lengths, numbers of prompts and total lengths round up to
+    the same powers of two. `nn.computing("bfloat16")` around the call computes in 16 bits.
 
     A token is drawn after `repetition_penalty`, `temperature`, `top_k`, `top_p` and `min_p`, in
     that order: see `jaxops.language.sampling`.
 
     Args:
-        task: made with a `nn.Transformer`, or with a `nn.EncoderDecoder`, which reads the prompt
+        task: made with an `nn.Transformer`, or with an `nn.EncoderDecoder`, which reads the prompt
             as its source.
-        state: what was learned.
-        prompts: N of them, each a sequence of tokens or, with a tokenizer, a text.
-        new_tokens: at most so many in an answer.
+        state: trained state of the task.
+        prompts: N prompts, each a sequence of tokens or, with a tokenizer, a text.
+        new_tokens: largest number of tokens in an answer.
         temperature: 0 takes the most probable token; 1 draws from the model's distribution.
-        top_k: draw from the most probable so many.
-        top_p: draw from the fewest that together have this probability.
-        min_p: draw from those with this share of the most probable one's.
-        repetition_penalty: above 1 makes tokens of prompt and answer less probable.
-        beams: more than 1 is beam search: the best so many answers so far go on. An answer ends
-            where its stop token is among the best so many continuations.
-        length_penalty: of beam search: the best answer is that of the highest log-probability
-            over (tokens, stop token included) ** length_penalty. 0 favours short answers, 1 is
-            the mean over tokens.
+        top_k: draw from the k most probable tokens.
+        top_p: draw from the smallest set of tokens that together have this probability.
+        min_p: draw from tokens with at least this share of the largest probability.
+        repetition_penalty: above 1 makes tokens of the prompt and the answer less probable.
+        beams: number of open answers that beam search keeps; 1 is no beam search. An answer ends
+            where its stop token is among the best `beams` continuations.
+        length_penalty: beam search takes the answer with the largest log-probability divided by
+            (number of tokens, stop token included) ** length_penalty. 0 favours short answers, 1
+            compares means over tokens.
         stop: tokens that end an answer; by default the task's `end`, if it has one.
-        seed: answers depend on it, the row and the prompt.
-        tokenizer: of texts. An answer's text is that of its tokens alone.
-        begin: of an encoder-decoder: the token before the answer; the task's `padding` by default.
-        batch_size: prompts at a time.
+        seed: of the draws; they also depend on the row and the prompt.
+        tokenizer: encodes prompts that are texts, and decodes answers (without their prompts).
+        begin: the token with which an encoder-decoder starts an answer; by default the task's
+            `padding`.
+        batch_size: number of prompts that are answered at once.
+
+    Returns:
+        N answers.
 
     Raises:
-        ValueError: no prompts, an empty one, one that with `new_tokens` is longer than the
-            context, tokens outside the vocabulary, a tokenizer of another vocabulary, a number out
-            of its range, draws from beams, or a task whose model does not write.
+        ValueError: no prompts, an empty prompt, a prompt that is longer than the context with
+            `new_tokens`, tokens outside the vocabulary, a tokenizer of another vocabulary, a number
+            out of its range, sampling with beams, or a task whose module cannot generate.
 
     >>> from jaxops import Task, nn
-    >>> model = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
-    >>> variables = model.init(jax.random.key(0), np.zeros((1, 8), np.int32))
+    >>> module = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
+    >>> variables = module.init(jax.random.key(0), np.zeros((1, 8), np.int32))
     >>> state = TrainState(0, variables["params"], (), {}, None)
-    >>> task = Task(None, None, None, recipe=(None, (("model", model),)))
+    >>> task = Task(None, None, None, recipe=(None, (("module", module),)))
     >>> [len(answer.tokens) for answer in generate(task, state, [[1, 2, 3], [4]], new_tokens=5)]
     [5, 5]
     """
-    sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty)
+    sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     check_beams(beams, length_penalty, sampling)
     check_at_least(1, batch_size=batch_size)
-    asked = asked_of(task, state, prompts, new_tokens, tokenizer, stop, begin)
+    request = checked_request(task, state, prompts, new_tokens, tokenizer, stop, begin)
     answers: list[Answer] = []
-    for first in range(0, len(asked.rows), batch_size):
-        part = asked.part(first, batch_size)
+    for first in range(0, len(request.rows), batch_size):
+        part = request.part(first, batch_size)
         if beams > 1:
-            answers += _search(asked, part, beams, length_penalty)
+            answers += _search(request, part, beams, length_penalty)
         else:
-            answers += _draw(asked, part, sampling, seed)
+            answers += _draw(request, part, sampling, seed)
     if tokenizer is None:
         return answers
     return [answer._replace(text=tokenizer.decode(answer.tokens.tolist())) for answer in answers]
@@ -137,25 +142,51 @@ def stream(
     tokenizer: Codec | None = None,
     begin: int | None = None,
 ) -> Iterator[Any]:
-    """As `generate` without beams, but the answers' tokens as they come, the same ones.
+    """The tokens that `generate` would give, without beams, one after the other as they are made.
 
-    Args are those of `generate`; all prompts are answered at once.
+    All prompts are answered at once. The arguments are those of `generate`.
+
+    Args:
+        task: see `generate`, like the arguments below.
+        state: trained state of the task.
+        prompts: N prompts.
+        new_tokens: largest number of tokens in an answer.
+        temperature: 0 takes the most probable token.
+        top_k: draw from the k most probable tokens.
+        top_p: draw from the smallest set of tokens with this probability.
+        min_p: draw from tokens with at least this share of the largest probability.
+        repetition_penalty: above 1 makes tokens that occurred less probable.
+        stop: tokens that end an answer.
+        seed: of the draws.
+        tokenizer: encodes and decodes texts.
+        begin: the token with which an encoder-decoder starts.
 
     Returns:
-        an iterator of int32 (N,), one token of each answer, -1 of those that have ended. With a
-        tokenizer of lists of N texts, what is added to each answer; a character may need several
-        tokens, so some are empty.
+        An iterator of int32 (N,): one token of each answer, -1 for answers that have ended. With a
+        tokenizer, an iterator of lists of N texts: what is added to each answer; an added text may
+        be empty, since a character may need several tokens.
+
+    Raises:
+        ValueError: see `generate`.
+
+    >>> from jaxops import Task, nn
+    >>> module = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
+    >>> variables = module.init(jax.random.key(0), np.zeros((1, 8), np.int32))
+    >>> state = TrainState(0, variables["params"], (), {}, None)
+    >>> task = Task(None, None, None, recipe=(None, (("module", module),)))
+    >>> len(list(stream(task, state, [[1, 2, 3], [4]], new_tokens=5)))
+    5
     """
-    sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty)
-    asked = asked_of(task, state, prompts, new_tokens, tokenizer, stop, begin)
-    count = len(asked.rows)
-    run = _run(asked, asked.part(0, count), sampling, seed, STREAMED)
+    sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    request = checked_request(task, state, prompts, new_tokens, tokenizer, stop, begin)
+    count = len(request.rows)
+    run = _run(request, request.part(0, count), sampling, seed, STREAMED)
     each = (row[:count] for _, part in run for row in part if (row != NONE).any())
     return each if tokenizer is None else _texts(each, tokenizer, count)
 
 
 def _texts(each: Iterator[np.ndarray], tokenizer: Codec, count: int) -> Iterator[list[str]]:
-    """What every step adds to the texts of the tokens so far."""
+    """What each step adds to the texts of the tokens so far."""
     tokens: list[list[int]] = [[] for _ in range(count)]
     shown = [""] * count
 
@@ -179,26 +210,26 @@ def _texts(each: Iterator[np.ndarray], tokenizer: Codec, count: int) -> Iterator
 
 
 def _run(
-    asked: Asked, prompts: Prompts, sampling: Sampling, seed: int, chunk: int
+    request: Request, prompts: Prompts, sampling: Sampling, seed: int, chunk: int
 ) -> Iterator[tuple[Run, np.ndarray]]:
-    programs = decoding.programs(asked.model)
+    programs = decoding.programs(request.module)
     run = programs.begin(
-        asked.variables,
+        request.variables,
         prompts,
         jax.random.key(seed),
         slots=decoding.first_slots(prompts),
         penalty=sampling.repetition_penalty is not None,
     )
-    most = None if sampling.top_k is None else decoding.bucket(int(sampling.top_k), 1)
+    most = None if sampling.top_k is None else next_power_of_two(int(sampling.top_k))
 
     def program(run: Run, steps: np.ndarray) -> tuple[Run, jax.Array]:
-        return programs.sample(asked.variables, run, steps, asked.stops, sampling, most=most)
+        return programs.sample(request.variables, run, steps, request.stops, sampling, most=most)
 
-    return decoding.chunks(program, run, asked.new_tokens, chunk)
+    return decoding.chunks(program, run, request.new_tokens, chunk)
 
 
-def _draw(asked: Asked, prompts: Prompts, sampling: Sampling, seed: int) -> list[Answer]:
-    parts = list(_run(asked, prompts, sampling, seed, CHUNK))
+def _draw(request: Request, prompts: Prompts, sampling: Sampling, seed: int) -> list[Answer]:
+    parts = list(_run(request, prompts, sampling, seed, CHUNK))
     run = parts[-1][0]
     tokens = np.concatenate([part for _, part in parts]).T
     scores, done = jax.device_get((run.log_probability, run.done))
@@ -208,16 +239,16 @@ def _draw(asked: Asked, prompts: Prompts, sampling: Sampling, seed: int) -> list
     ]
 
 
-def _search(asked: Asked, prompts: Prompts, beams: int, length_penalty: float) -> list[Answer]:
-    programs = decoding.programs(asked.model)
+def _search(request: Request, prompts: Prompts, beams: int, length_penalty: float) -> list[Answer]:
+    programs = decoding.programs(request.module)
     slots = decoding.first_slots(prompts)
-    run = programs.begin(asked.variables, prompts, None, slots=slots, beams=beams)
-    longest, penalty = np.int32(asked.new_tokens), np.float32(length_penalty)
+    run = programs.begin(request.variables, prompts, None, slots=slots, beams=beams)
+    longest, penalty = np.int32(request.new_tokens), np.float32(length_penalty)
 
     def program(run: Beams, steps: np.ndarray) -> tuple[Beams, Any]:
-        return programs.beam(asked.variables, run, steps, asked.stops, longest, penalty)
+        return programs.beam(request.variables, run, steps, request.stops, longest, penalty)
 
-    parts = list(decoding.chunks(program, run, asked.new_tokens, CHUNK))
+    parts = list(decoding.chunks(program, run, request.new_tokens, CHUNK))
     end = jax.device_get(parts[-1][0]._replace(cache=None))
     tokens, parents = (np.concatenate(x) for x in zip(*(part for _, part in parts), strict=True))
     return [
@@ -229,7 +260,7 @@ def _search(asked: Asked, prompts: Prompts, beams: int, length_penalty: float) -
 def _traced(
     end: Beams, tokens: np.ndarray, parents: np.ndarray, row: int, length_penalty: float
 ) -> Answer:
-    """The best answer of a row, from its end back: tokens and parents are (steps, W)."""
+    """The best answer of a row, traced back from its end; tokens and parents are (steps, W)."""
     stopped = bool(end.done[row])
     if stopped:
         length, beam = int(end.best_at[row]), int(end.best_beam[row])
@@ -237,8 +268,8 @@ def _traced(
     else:
         length, beam = len(tokens), int(end.log_probability[row].argmax())
         score = float(end.log_probability[row, beam])
-    found = []
+    backwards = []
     for step in reversed(range(length)):
-        found.append(tokens[step, beam])
+        backwards.append(tokens[step, beam])
         beam = parents[step, beam]
-    return Answer(np.array(found[::-1], np.int32), score, stopped)
+    return Answer(np.array(backwards[::-1], np.int32), score, stopped)

@@ -1,4 +1,4 @@
-"""Known transformers: their shapes, with the parameter counts that are published for them."""
+"""Flax modules: known transformers with their published parameter counts, and a recurrent one."""
 
 from dataclasses import replace
 from typing import Any
@@ -77,7 +77,8 @@ def gpt2(**changes: Any) -> Transformer:
     """GPT-2 small: 124,439,808 parameters (Radford et al. 2019).
 
     Args:
-        changes: other fields of `TransformerConfig`; `depth=24, heads=16, width=1024` is medium.
+        changes: fields of `TransformerConfig` to replace; `depth=24, heads=16, width=1024` is GPT-2
+            medium.
 
     >>> gpt2(context=128).config.context
     128
@@ -86,13 +87,19 @@ def gpt2(**changes: Any) -> Transformer:
 
 
 def nanogpt(**changes: Any) -> Transformer:
-    """nanoGPT's network for characters, as its setting for a GPU has it: 10,745,088 parameters.
+    """nanoGPT's character model, in its setting for a GPU: 10,745,088 parameters.
 
-    That for a CPU is `nanogpt(context=64, depth=4, heads=4, width=128, dropout=0.0)`. A.
-    Karpathy, nanoGPT, config/train_shakespeare_char.py, where positions are not counted (10.65M).
+    Its setting for a CPU is `nanogpt(context=64, depth=4, heads=4, width=128, dropout=0.0)`. The
+    published count, 10.65M, leaves the positions out.
 
     Args:
-        changes: other fields of `TransformerConfig`.
+        changes: fields of `TransformerConfig` to replace.
+
+    References:
+        A. Karpathy, nanoGPT, config/train_shakespeare_char.py.
+
+    >>> nanogpt().config.width
+    384
     """
     return Transformer(replace(NANOGPT, **changes))
 
@@ -100,10 +107,16 @@ def nanogpt(**changes: Any) -> Transformer:
 def bert_base(**changes: Any) -> Transformer:
     """BERT base, uncased, with the head for masked tokens: 109,514,298 parameters.
 
-    Devlin et al. 2018, arXiv:1810.04805, which has 110M with a pooler in place of the head.
+    The published count, 110M, is with a pooler in place of the head.
 
     Args:
-        changes: other fields of `TransformerConfig`.
+        changes: fields of `TransformerConfig` to replace.
+
+    References:
+        Devlin et al. 2018, arXiv:1810.04805.
+
+    >>> bert_base(masked_head=False).config.causal
+    False
     """
     return Transformer(replace(BERT_BASE, **changes))
 
@@ -112,45 +125,58 @@ def t5_small(**changes: Any) -> EncoderDecoder:
     """T5 small: 60,506,624 parameters (Raffel et al. 2020, arXiv:1910.10683).
 
     Args:
-        changes: other fields of `TransformerConfig`; of another width, `logit_scale` too.
+        changes: fields of `TransformerConfig` to replace; with another width set
+            `logit_scale=width**-0.5`.
+
+    >>> t5_small().config.position
+    'relative'
     """
     return EncoderDecoder(replace(T5_SMALL, **changes))
 
 
 def llama_style(**changes: Any) -> Transformer:
-    """Llama's kind: rotary, RMSNorm, SwiGLU, no biases, grouped heads, untied, in a scan.
+    """A transformer in Llama's style, by default of TinyLlama's size: 1,100,048,384 parameters.
 
-    TinyLlama's size, 1,100,048,384 parameters (Zhang et al. 2024, arXiv:2401.02385). Llama 2 7B
-    (Touvron et al. 2023, arXiv:2307.09288), of 6,738,415,616, is `llama_style(context=4096,
-    depth=32, kv_heads=32, width=4096, hidden=11_008)`.
+    Rotary positions, RMSNorm, SwiGLU, no biases, grouped heads, untied embeddings, a scan.
+    Llama 2 7B, with 6,738,415,616 parameters, is `llama_style(context=4096, depth=32, kv_heads=32,
+    width=4096, hidden=11_008)`.
 
     Args:
-        changes: other fields of `TransformerConfig`.
+        changes: fields of `TransformerConfig` to replace.
+
+    References:
+        Zhang et al. 2024, arXiv:2401.02385 (TinyLlama); Touvron et al. 2023, arXiv:2307.09288.
+
+    >>> llama_style(depth=2).config.kv_heads
+    4
     """
     return Transformer(replace(TINY_LLAMA, **changes))
 
 
 @recorded(formerly={"layers": "depth"})
 class Recurrent(nn.Module):
-    """Embedding, LSTM or GRU, and logits of each next token, with variational dropout.
+    """A recurrent language model: embedding, LSTM or GRU, and logits of each next token.
 
-    Each kind of dropout has one mask for a row and all of its steps (Gal and Ghahramani 2016,
-    arXiv:1512.05287).
+    Dropout is variational: each kind has one mask for a row and all of its steps.
 
     Attributes:
-        vocabulary: how many tokens there are.
-        width: of embeddings and states.
-        depth: of the recurrence.
+        vocabulary: number of tokens.
+        width: size of embeddings and states.
+        depth: number of recurrent layers.
         cell: "lstm" or "gru".
-        tied: the logits are by the embeddings' table (Press and Wolf 2017, arXiv:1608.05859).
-        dropout: probability of dropping a feature of what goes into a layer, the logits' too.
-        recurrent_dropout: the same of a hidden state on its way into the gates.
-        word_dropout: probability of dropping a word of the vocabulary from a row.
-        compute: of the products, see `jaxops.nn.matmul`.
+        tied: whether the logits use the table of embeddings.
+        dropout: probability of dropping a feature of a layer's input, the logits' included.
+        recurrent_dropout: probability of dropping a feature of a state that enters the gates.
+        word_dropout: probability of dropping a token of the vocabulary from a row.
+        compute: dtype of matrix products, see `jaxops.nn.matmul`.
+
+    References:
+        Gal and Ghahramani 2016, arXiv:1512.05287 (dropout); Press and Wolf 2017, arXiv:1608.05859
+        (tied embeddings).
 
     >>> import jax.numpy as jnp
-    >>> model, tokens = Recurrent(vocabulary=65, width=16), jnp.zeros((2, 8), jnp.int32)
-    >>> logits, params = model.init_with_output(jax.random.key(0), tokens)
+    >>> module, tokens = Recurrent(vocabulary=65, width=16), jnp.zeros((2, 8), jnp.int32)
+    >>> logits, params = module.init_with_output(jax.random.key(0), tokens)
     >>> logits.shape, sorted(params["params"])
     ((2, 8, 65), ['embedding', 'recurrence'])
     """
@@ -187,13 +213,14 @@ class Recurrent(nn.Module):
         *,
         train: bool = False,
     ) -> Array:
-        """Logits of what comes after each token.
+        """Logits of the token that follows each token.
 
         Args:
             tokens: int (B, T).
-            segments: int (B, T): each segment is read on its own, 0 is padding; one by default.
-            positions: as transformers take them, and not needed here.
-            train: drop.
+            segments: int (B, T); each segment is read on its own, 0 is padding. By default a row is
+                one segment.
+            positions: accepted as by transformers, and ignored.
+            train: whether dropout is on.
 
         Returns:
             (B, T, vocabulary).
@@ -201,7 +228,7 @@ class Recurrent(nn.Module):
         return self._read(tokens, segments, None, train)[0]
 
     def advance(self, tokens: Array, state: State | None = None) -> tuple[Array, State]:
-        """Logits (B, T, vocabulary) of tokens that follow those of `state`, and the state after.
+        """Logits (B, T, vocabulary) of tokens that follow those of `state`, and the new state.
 
         The state is that of `jaxops.nn.LSTM` or `GRU`; a text begins with `None`.
         """

@@ -1,4 +1,4 @@
-"""Published weights: GPT-2, BERT, T5 and Llama from the files that Hugging Face keeps."""
+"""Published weights: GPT-2, BERT, T5 and Llama from files in Hugging Face's layout."""
 
 import contextlib
 import json
@@ -20,25 +20,25 @@ def load_pretrained(
 ) -> tuple[Transformer | EncoderDecoder, Any]:
     """A GPT-2, BERT, T5 or Llama with its weights, in float32.
 
-    Nothing is downloaded, and no PyTorch is needed: the safetensors file of `save_pretrained`, or
-    of a model's page at Hugging Face, is read. Of BERT without its head for masked tokens
-    (`BertModel`) there is `hidden`; `masked_head=False` leaves the head of a file that has one out,
-    which a classifier's encoder wants. Poolers are left out.
+    Reads the safetensors files that `save_pretrained` writes, or that a model's page at Hugging
+    Face offers. Nothing is downloaded, and PyTorch is not needed. A BERT without its head for
+    masked tokens (`BertModel`) offers only the method `hidden`. Give `masked_head=False` to leave
+    out the head of a file that has one, as for the encoder of a classifier. Poolers are left out.
 
     Args:
-        path: a folder with config.json and model.safetensors, or its several files with
-            model.safetensors.index.json; or one safetensors file, with `config`.
-        config: what the model is; by default what config.json says.
-        changes: other fields of the config, such as `scan=True, dropout=0.0`.
+        path: a folder with config.json and model.safetensors, or with several safetensors files
+            and model.safetensors.index.json; or one safetensors file, together with `config`.
+        config: of the module; by default made from config.json.
+        changes: fields of the config to replace, such as `scan=True, dropout=0.0`.
 
     Returns:
-        The module, and its parameters: `module.apply({"params": params}, tokens)`. With
-        `config.scan` those of blocks are stacked.
+        The module and its parameters, for `module.apply({"params": params}, tokens)`. With
+        `config.scan` the parameters of the blocks are stacked.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         ValueError: another kind of model; a setting that is not supported; tensors that are
-            missing, not expected or of another shape.
+            missing, not expected, or of another shape.
 
     >>> import tempfile
     >>> from safetensors.numpy import save_file
@@ -63,15 +63,15 @@ def load_pretrained(
             tensors = _tensors(path, files)
             family, config = _family(path, config, tensors)
             config = replace(config, **changes)
-            model = family.model(config)
+            module = family.module(config)
             params = _params(family, config, tensors)
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return model, params
+    return module, params
 
 
 def _tensors(path: Path, files: contextlib.ExitStack) -> dict[str, tuple[Any, str]]:
-    """The open file of each tensor and its name there, by the name without the model's own."""
+    """For each tensor, by its name without the model's prefix, the open file and its name there."""
     from safetensors import safe_open
 
     paths = [path]
@@ -83,11 +83,11 @@ def _tensors(path: Path, files: contextlib.ExitStack) -> dict[str, tuple[Any, st
     tensors = {}
     for one in paths:
         if not one.exists():
-            raise FileNotFoundError(f"{one}: no such file; of other kinds none is read")
+            raise FileNotFoundError(f"{one}: no such file; only safetensors files are read")
         file = files.enter_context(safe_open(one, framework="flax"))
         for name in file.keys():  # noqa: SIM118
             short = re.sub(r"^(transformer|bert|model)\.", "", name)
-            # as the first BERTs were written
+            # the names in files of the first BERTs
             short = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", short))
             tensors[short] = file, name
     return tensors
@@ -102,36 +102,36 @@ def _family(
                 tensors
             ):
                 return family, config
-        raise ValueError(f"tensors of {', '.join(FAMILIES)} wanted, {_few(tensors)} found")
+        raise ValueError(f"tensors must be those of {', '.join(FAMILIES)}, got {_few(tensors)}")
     if not path.is_dir():
-        raise ValueError("one file alone does not say what the model is: config wanted")
+        raise ValueError("config must be given with a single file, got None")
     settings = json.loads((path / "config.json").read_text())
     kind = settings.get("model_type")
     if kind not in FAMILIES:
-        raise ValueError(f"model_type: {kind!r} found, one of {tuple(FAMILIES)} wanted")
+        raise ValueError(f"model_type must be one of {tuple(FAMILIES)}, got {kind!r}")
     try:
         config = FAMILIES[kind].config(settings)
     except KeyError as error:
-        raise ValueError(f"config.json: {error} wanted, nothing found") from error
+        raise ValueError(f"config.json must have {error}, got nothing") from error
     if config.masked_head and not any(name.startswith("cls.predictions.") for name in tensors):
         config = replace(config, masked_head=False)
     return FAMILIES[kind], config
 
 
 def _params(family: Family, config: TransformerConfig, tensors: dict[str, tuple[Any, str]]) -> Any:
-    """All parameters, once names and shapes have been seen to fit."""
-    model = family.model(replace(config, scan=False))
+    """All parameters, read after names and shapes are checked."""
+    module = family.module(replace(config, scan=False))
     row = jnp.zeros((1, 1), jnp.int32)
-    rows = (row, row) if isinstance(model, EncoderDecoder) else (row,)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *rows)["params"]
+    rows = (row, row) if isinstance(module, EncoderDecoder) else (row,)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *rows)["params"]
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     sources = [_sources(family, ".".join(key.key for key in path)) for path, _ in leaves]
     wanted = {name for names in sources for name in names}
     if missing := wanted - tensors.keys():
-        raise ValueError(f"tensors {_few(missing)} wanted, not found")
+        raise ValueError(f"tensors must have {_few(missing)}, got none of that name")
     spare = {name for name in tensors if re.fullmatch(family.spare, name)}
     if unexpected := tensors.keys() - wanted - spare:
-        raise ValueError(f"tensors {_few(unexpected)} found, not wanted")
+        raise ValueError(f"tensors must be those of the config, got {_few(unexpected)} as well")
     turned = [family.transposed and path[-1].key == "kernel" for path, _ in leaves]
     for names, (_, leaf), turn in zip(sources, leaves, turned, strict=True):
         _check_shapes(names, leaf.shape, turn, tensors)
@@ -147,15 +147,15 @@ def _params(family: Family, config: TransformerConfig, tensors: dict[str, tuple[
 
 
 def _sources(family: Family, path: str) -> tuple[str, ...]:
-    """The names there of a parameter here, such as stack.block_3.attention.out.kernel."""
+    """The tensors of a parameter such as stack.block_3.attention.out.kernel."""
     number = (re.findall(r"block_(\d+)", path) or ["0"])[0]
     name = re.sub(r"block_\d+", "block_#", path)
     module, _, leaf = name.rpartition(".")
     if name not in family.names and module not in family.names:
-        raise ValueError(f"config: no tensor is known for the parameter {path}")
+        raise ValueError(f"config must have parameters with known tensors, got {path}")
     suffix = ".bias" if leaf == "bias" else ".weight"
-    found = family.names.get(name) or [f"{part}{suffix}" for part in family.names[module]]
-    return tuple(part.replace("#", number) for part in found)
+    names = family.names.get(name) or [f"{part}{suffix}" for part in family.names[module]]
+    return tuple(part.replace("#", number) for part in names)
 
 
 def _check_shapes(names: Any, wanted: tuple[int, ...], turn: bool, tensors: Any) -> None:
@@ -165,13 +165,14 @@ def _check_shapes(names: Any, wanted: tuple[int, ...], turn: bool, tensors: Any)
     turned = [shape[::-1] if turn else shape for shape in shapes.values()]
     lengths = [shape[-1] for shape in turned if shape[:-1] == wanted[:-1] and len(shape) > 0]
     if len(lengths) < len(turned) or sum(lengths) != wanted[-1]:
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         whole = wanted[::-1] if turn else wanted
-        raise ValueError(f"{found} found, {whole}{' together' * (len(names) > 1)} wanted")
+        together = " together" * (len(names) > 1)
+        raise ValueError(f"{', '.join(names)} must be {whole}{together}, got {given}")
 
 
 def _stacked(stack: Any) -> Any:
-    """block_0, block_1, ... as one `blocks`, whose parameters have an axis more."""
+    """block_0, block_1, ... as one `blocks`, with parameters stacked along a new first axis."""
     blocks = [stack[f"block_{i}"] for i in range(sum(name.startswith("block_") for name in stack))]
     if not blocks:
         return stack
@@ -180,6 +181,6 @@ def _stacked(stack: Any) -> Any:
 
 
 def _few(names: Any) -> str:
-    """Some of many names."""
+    """The first names, and the number of the others."""
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""What is asked of a model that writes, checked before anything compiles."""
+"""Requests for generated text, checked before anything compiles."""
 
 import math
 from collections.abc import Sequence
@@ -17,28 +17,28 @@ from jaxops.task import Task
 
 
 class Codec(Protocol):
-    """A tokenizer: texts to tokens and back, as `jaxops.data.Tokenizer`."""
+    """A tokenizer: texts to tokens and back, such as `jaxops.data.Tokenizer`."""
 
     def encode(self, text: str) -> Sequence[int]:
-        """Of a text."""
+        """The tokens of a text."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Of tokens."""
+        """The text of tokens."""
 
 
-class Asked(NamedTuple):
-    """Checked prompts, and what answers them.
+class Request(NamedTuple):
+    """Checked prompts, and the module that answers them.
 
     Attributes:
-        model: a `Transformer` or an `EncoderDecoder`.
-        variables: its own, on the first device.
-        rows: the prompts, int32 (n,) each.
-        new_tokens: at most so many in an answer.
-        stops: int32 (n,).
-        begin: what an answer of an encoder-decoder follows.
+        module: a `Transformer` or an `EncoderDecoder`.
+        variables: of the module, on the first device.
+        rows: the tokens of each prompt, int32 (n,).
+        new_tokens: largest number of tokens in an answer.
+        stops: int32 (n,), the tokens that end an answer.
+        begin: the token with which the decoder of an encoder-decoder starts.
     """
 
-    model: Any
+    module: Any
     variables: Any
     rows: list[np.ndarray]
     new_tokens: int
@@ -46,15 +46,15 @@ class Asked(NamedTuple):
     begin: int
 
     def part(self, first: int, size: int) -> decoding.Prompts:
-        """These rows as arrays."""
-        rows, context = self.rows[first : first + size], self.model.config.context
-        if isinstance(self.model, EncoderDecoder):
+        """The `size` prompts from `first` on, as arrays."""
+        rows, context = self.rows[first : first + size], self.module.config.context
+        if isinstance(self.module, EncoderDecoder):
             starts = [np.array([self.begin], np.int32)] * len(rows)
             return decoding.aligned(starts, first, rows, context)
         return decoding.aligned(rows, first, None, context)
 
 
-def asked_of(
+def checked_request(
     task: Task,
     state: TrainState,
     prompts: Sequence[Any],
@@ -62,138 +62,140 @@ def asked_of(
     tokenizer: Codec | None,
     stop: Sequence[int] | None,
     begin: int | None,
-) -> Asked:
-    """The arguments of `generate`, checked.
+) -> Request:
+    """The request that these arguments of `generate` make.
 
     Raises:
-        ValueError: see there.
+        ValueError: see `generate`.
     """
     check_at_least(1, new_tokens=new_tokens)
-    made = dict(task.recipe[1]) if task.recipe else {}
-    model = _model(made)
+    settings = dict(task.recipe[1]) if task.recipe else {}
+    module = _module(settings)
     if stop is None:
-        stop = [made["end"]] if "end" in made else []
+        stop = [settings["end"]] if "end" in settings else []
     if begin is None:
-        begin = made.get("padding", 0)
+        begin = settings.get("padding", 0)
     stops = np.array(stop, np.int32).reshape(-1)
-    check_tokens("stop", stops, model.config)
-    check_tokens("begin", np.array([begin]), model.config)
-    check_vocabulary(tokenizer, model.config)
-    rows = _tokens(prompts, tokenizer, model, new_tokens)
+    check_tokens("stop", stops, module.config)
+    check_tokens("begin", np.array([begin]), module.config)
+    check_vocabulary(tokenizer, module.config)
+    rows = _tokens(prompts, tokenizer, module, new_tokens)
     params, extra = hosts.gathered((state.params, state.extra))
     variables = jax.device_put({"params": params, **extra}, single().whole())
-    return Asked(model, variables, rows, new_tokens, stops, begin)
+    return Request(module, variables, rows, new_tokens, stops, begin)
 
 
-def _model(made: dict[str, Any]) -> Any:
+def _module(settings: dict[str, Any]) -> Any:
     """The transformer among the arguments that a task was made with."""
     kinds = (Transformer, EncoderDecoder)
-    model = next((value for value in made.values() if isinstance(value, kinds)), None)
-    if model is None:
-        found = ", ".join(made) or "no record of how it was made"
+    module = next((value for value in settings.values() if isinstance(value, kinds)), None)
+    if module is None:
+        given = f"one made with {', '.join(settings)}" if settings else "one made by hand"
         raise ValueError(
-            f"task: made with {found}; one made with a Transformer or an EncoderDecoder wanted "
-            "(of LoRA: the task inside, with the merged state)"
+            f"task must be made with a Transformer or an EncoderDecoder, got {given}; for LoRA "
+            "give the inner task with the merged state"
         )
-    if isinstance(model, Transformer) and not model.config.causal:
-        raise ValueError("task: an encoder (causal=False) found, a decoder wanted: it cannot write")
-    return model
+    if isinstance(module, Transformer) and not module.config.causal:
+        raise ValueError("task must have a decoder (causal=True), got an encoder")
+    return module
 
 
 def _tokens(
-    prompts: Sequence[Any], tokenizer: Codec | None, model: Any, new_tokens: int
+    prompts: Sequence[Any], tokenizer: Codec | None, module: Any, new_tokens: int
 ) -> list[np.ndarray]:
     """Each prompt's tokens, checked."""
     if isinstance(prompts, str) or any(np.ndim(p) == 0 and not isinstance(p, str) for p in prompts):
-        raise ValueError("prompts: a single one found, a list of prompts wanted")
+        raise ValueError("prompts must be a list of prompts, got a single one")
     if not len(prompts):
-        raise ValueError("prompts: none found, at least one wanted")
-    config = model.config
+        raise ValueError("prompts must have at least one prompt, got none")
+    config = module.config
     rows = []
     for i, prompt in enumerate(prompts):
         name = f"prompts[{i}]"
         if isinstance(prompt, str):
             if tokenizer is None:
-                raise ValueError(f"{name}: a text found without a tokenizer, tokens wanted")
+                raise ValueError(f"{name} must be tokens without a tokenizer, got a text")
             prompt = tokenizer.encode(prompt)
         row = np.asarray(prompt)
         if row.size == 0:
-            raise ValueError(f"{name}: empty, at least one token wanted")
+            raise ValueError(f"{name} must have at least one token, got none")
         if row.ndim != 1 or row.dtype.kind not in "iu":
-            raise ValueError(f"{name}: {row.dtype}{row.shape} found, int (n,) wanted")
+            raise ValueError(f"{name} must be int (n,), got {row.dtype}{row.shape}")
         check_tokens(name, row, config)
-        apart = isinstance(model, EncoderDecoder)  # the answer has a context of its own
-        length, both = len(row), max(len(row), new_tokens) if apart else len(row) + new_tokens
-        if both > config.context:
+        separate = isinstance(module, EncoderDecoder)  # the answer has a context of its own
+        longest = max(len(row), new_tokens) if separate else len(row) + new_tokens
+        if longest > config.context:
             raise ValueError(
-                f"{name}: {length} tokens found, and new_tokens is {new_tokens}; at most "
-                f"{config.context} (context) {'each' if apart else 'together'} wanted"
+                f"{name} and new_tokens must have at most {config.context} tokens (the context) "
+                f"{'each' if separate else 'together'}, got {len(row)} and {new_tokens}"
             )
         rows.append(row.astype(np.int32))
     return rows
 
 
 def check_vocabulary(tokenizer: Codec | None, config: TransformerConfig) -> None:
-    """Raise `ValueError` for a tokenizer that says it has another vocabulary than the model.
+    """Raise `ValueError` for a tokenizer with another vocabulary than the module.
 
-    A model may have a few rows more, to a multiple of 64, as GPT-2's 50304 for 50257 tokens.
+    A module may have more rows, up to a multiple of 64, such as 50304 for GPT-2's 50257 tokens.
     """
-    own = getattr(tokenizer, "vocabulary", config.vocabulary)
-    more = config.vocabulary - own
+    vocabulary = getattr(tokenizer, "vocabulary", config.vocabulary)
+    more = config.vocabulary - vocabulary
     if more and not (0 < more < 128 and config.vocabulary % 64 == 0):
         raise ValueError(
-            f"tokenizer: a vocabulary of {own:,} found, of {config.vocabulary:,} (the model's) "
-            "wanted: it is that of another model"
+            f"tokenizer must have a vocabulary of {config.vocabulary:,} (the module's), got "
+            f"{vocabulary:,}; it is the tokenizer of another model"
         )
 
 
 def check_tokens(name: str, tokens: np.ndarray, config: TransformerConfig) -> None:
-    """Raise `ValueError` for one that the vocabulary lacks."""
-    odd = tokens[(tokens < 0) | (tokens >= config.vocabulary)]
-    if odd.size:
+    """Raise `ValueError` for a token outside the vocabulary."""
+    outside = tokens[(tokens < 0) | (tokens >= config.vocabulary)]
+    if outside.size:
         raise ValueError(
-            f"{name}: token {odd[0]} found, wanted in [0, {config.vocabulary}) (vocabulary)"
+            f"{name} must be tokens in [0, {config.vocabulary}) (the vocabulary), got {outside[0]}"
         )
 
 
 def check_at_least(least: int, **numbers: Any) -> None:
-    """Raise `ValueError` for what is less, or no whole number."""
+    """Raise `ValueError` for a number below `least`, or one that is not whole."""
     for name, number in numbers.items():
         if isinstance(number, bool) or int(number) != number or number < least:
-            raise ValueError(f"{name}: {number!r} found, a whole number of at least {least} wanted")
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
 
 
 def check_beams(beams: int, length_penalty: float, sampling: Sampling) -> None:
-    """Raise `ValueError` for what beam search cannot do."""
+    """Raise `ValueError` for settings that beam search does not take."""
     check_at_least(1, beams=beams)
     if not (math.isfinite(length_penalty) and length_penalty >= 0):
-        raise ValueError(f"length_penalty: {length_penalty} found, at least 0 wanted")
+        raise ValueError(f"length_penalty must be at least 0, got {length_penalty}")
     given = ", ".join(name for name, n in sampling._asdict().items() if n is not None)
     if beams > 1 and given:
-        raise ValueError(f"beams: {beams} found with {given}; beam search does not draw")
+        raise ValueError(f"beams must be 1 with {given}, got {beams}; beam search does not sample")
 
 
-def sampling_of(
+def checked_sampling(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
     repetition_penalty: float,
 ) -> Sampling:
-    """The numbers checked; `None` where they change nothing."""
+    """The settings, checked; `None` where a number changes nothing."""
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature: {temperature} found, a number of at least 0 wanted")
+        raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
     if not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
-        raise ValueError(f"repetition_penalty: {repetition_penalty} found, more than 0 wanted")
+        raise ValueError(f"repetition_penalty must be above 0, got {repetition_penalty}")
     for name, share in (("top_p", top_p), ("min_p", min_p)):
         if share is not None and not 0 < share <= 1:
-            raise ValueError(f"{name}: {share} found, more than 0 and at most 1 wanted")
+            raise ValueError(f"{name} must be in (0, 1], got {share}")
     if top_k is not None:
         check_at_least(1, top_k=top_k)
     filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
     given = ", ".join(name for name, number in filters.items() if number is not None)
     if given and temperature == 0:
-        raise ValueError(f"{given}: found with temperature 0, which takes the most probable token")
+        raise ValueError(
+            f"temperature must be above 0 with {given}, got 0; it takes the most probable token"
+        )
 
     def real(number: float | None, off: float | None = None) -> Any:
         return None if number is None or number == off else np.float32(number)

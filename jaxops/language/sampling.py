@@ -1,4 +1,4 @@
-"""From logits to the next token: what is left of a distribution, and a draw from it."""
+"""From logits to the next token: filters of a distribution, and a draw from it."""
 
 from typing import Any, NamedTuple
 
@@ -10,16 +10,19 @@ Array = jax.Array
 
 
 class Sampling(NamedTuple):
-    """How a token is chosen; a number, or `None`, which compiles to nothing.
+    """How a token is chosen. Each field is a number, or `None`, which compiles to nothing.
 
     Attributes:
         temperature: divides the logits; `None` takes the most probable token.
-        top_k: the most probable so many tokens are left (Fan et al. 2018, arXiv:1805.04833).
-        top_p: the fewest tokens that together have this probability, after `top_k` (nucleus;
-            Holtzman et al. 2020, arXiv:1904.09751).
-        min_p: those with this share of the most probable one's probability (Nguyen et al. 2024,
-            arXiv:2407.01082).
-        repetition_penalty: of the tokens that occurred, see `penalised`.
+        top_k: keeps the k most probable tokens.
+        top_p: keeps the smallest set of tokens with at least this probability, after `top_k`
+            (nucleus sampling).
+        min_p: keeps tokens with at least this share of the largest probability.
+        repetition_penalty: lowers tokens that occurred before, see `penalised`.
+
+    References:
+        Fan et al. 2018, arXiv:1805.04833 (top-k); Holtzman et al. 2020, arXiv:1904.09751 (top-p);
+        Nguyen et al. 2024, arXiv:2407.01082 (min-p).
     """
 
     temperature: Any = None
@@ -30,15 +33,17 @@ class Sampling(NamedTuple):
 
 
 def penalised(logits: Array, seen: Array, penalty: Array | float) -> Array:
-    """Logits of tokens that occurred, divided by `penalty` where positive, else multiplied.
+    """Logits with those of tokens that occurred divided by `penalty`, or multiplied if negative.
 
-    Keskar et al. 2019 (CTRL), arXiv:1909.05858, section 4.1, which divides alone; that would make
-    a token whose logit is negative more probable.
+    The paper divides all of them, which would make a token with a negative logit more probable.
 
     Args:
         logits: (B, V).
-        seen: bool (B, V).
-        penalty: 1 changes nothing.
+        seen: bool (B, V), the tokens that occurred.
+        penalty: above 0; 1 changes nothing.
+
+    References:
+        Keskar et al. 2019 (CTRL), arXiv:1909.05858, section 4.1.
 
     >>> penalised(jnp.array([2.0, -1.0, 1.0]), jnp.array([True, True, False]), 2.0).tolist()
     [1.0, -2.0, 1.0]
@@ -47,15 +52,15 @@ def penalised(logits: Array, seen: Array, penalty: Array | float) -> Array:
 
 
 def filtered(logits: Array, sampling: Sampling, most: int | None = None) -> Array:
-    """Logits with -inf for what top-k, top-p and min-p leave out; the most probable one is left.
+    """Logits with -inf for the tokens that top-k, top-p and min-p remove.
 
-    Each leaves what is at least as probable as some token, so tokens of equal probability are
-    left, or left out, together.
+    The most probable token always stays. Each filter keeps all tokens above a threshold, so tokens
+    of equal probability stay or go together.
 
     Args:
         logits: (B, V), divided by the temperature.
-        sampling: see there.
-        most: how many tokens top-k and top-p look at, at least top-k's own; all by default.
+        sampling: see `Sampling`.
+        most: number of tokens that top-k and top-p examine, at least k; all by default.
 
     >>> logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
     >>> jnp.isfinite(filtered(logits, Sampling(top_p=0.6))).tolist()
@@ -68,7 +73,7 @@ def filtered(logits: Array, sampling: Sampling, most: int | None = None) -> Arra
         last = jnp.minimum(sampling.top_k, best.shape[-1]) - 1
         logits = _at_least(logits, lax.dynamic_index_in_dim(best, last, -1))
     if sampling.top_p is not None:
-        # what is left has probabilities that sum to one; a token stays if those before it lack p
+        # probabilities are renormalised after top-k; a token stays if those before it sum to < p
         share = jnp.exp(best - jax.nn.logsumexp(logits, -1, keepdims=True))
         needed = jnp.cumsum(share, -1) - share < sampling.top_p
         least = jnp.where(needed, best, jnp.inf).min(-1, keepdims=True)
@@ -91,9 +96,13 @@ def choose(
     Args:
         logits: (B, V).
         keys: (B,), one for each row, so that no row's token depends on another row.
-        sampling: see there.
+        sampling: see `Sampling`.
         most: see `filtered`.
         seen: bool (B, V), the tokens that occurred, for the penalty.
+
+    >>> logits = jnp.array([[0.1, 2.0, 0.3]])
+    >>> choose(logits, None, Sampling()).tolist()  # the most probable
+    [1]
     """
     if sampling.repetition_penalty is not None:
         logits = penalised(logits, seen, sampling.repetition_penalty)

@@ -1,4 +1,4 @@
-"""T5's spans: which tokens are cut out of a text, on the device, in arrays of fixed shapes."""
+"""T5's span corruption: which tokens are cut out of a text, on the device, in fixed shapes."""
 
 from typing import NamedTuple
 
@@ -14,13 +14,13 @@ class Spans(NamedTuple):
     """How spans are cut out of texts of up to `length` tokens; see `span_corruption`.
 
     Attributes:
-        cut: int32 (length + 1,): how many tokens are cut out of a text of 0, 1, ... tokens.
-        spans: int32 (length + 1,): in how many spans.
-        source_length: places for a source with its end.
-        target_length: places for a target with its end.
+        cut: int32 (length + 1,), number of tokens that are cut out of a text of 0, 1, ... tokens.
+        spans: int32 (length + 1,), number of spans in which they are cut out.
+        source_length: number of tokens in a row of sources, `end` included.
+        target_length: number of tokens in a row of targets, `end` included.
         first_sentinel: sentinel k is the token `first_sentinel - k`.
         end: the token at the end of sources and targets.
-        padding: the token behind it.
+        padding: the token behind the end.
     """
 
     cut: np.ndarray
@@ -33,55 +33,55 @@ class Spans(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The most tokens in a text."""
+        """The largest number of tokens in a text."""
         return len(self.cut) - 1
 
     @property
     def sentinels(self) -> int:
-        """The most spans in one."""
+        """The largest number of spans in a text."""
         return int(self.spans.max())
 
     def corrupt(self, key: Key, tokens: Array, count: Array) -> tuple[Array, Array]:
         """Source (source_length,) and target (target_length,) of one text.
 
         Args:
-            key: what is drawn by.
+            key: of the random draws.
             tokens: int (T,), T <= length.
-            count: int (), how many of them are the text; the rest is padding.
+            count: int (), number of tokens of the text; the rest is padding.
         """
         cut, spans = jnp.asarray(self.cut)[count], jnp.asarray(self.spans)[count]
         place = jnp.arange(len(tokens))
         first, second = jax.random.split(key)
         kept_lengths = self._parts(first, count - cut, spans, len(tokens))
         cut_lengths = self._parts(second, cut, spans, len(tokens))
-        # the text is kept, cut, kept, cut, ...: where does each part end, and which is a token in?
+        # parts of the text are kept, cut, kept, cut, ...: where each ends, and which has each token
         ends = jnp.stack([kept_lengths, cut_lengths], 1).reshape(-1).cumsum()
         part = jnp.searchsorted(ends, place, side="right", method="compare_all")
-        span, is_cut, there = part // 2, part % 2 == 1, place < count
+        span, is_cut, is_text = part // 2, part % 2 == 1, place < count
         begins = is_cut & jnp.append(True, part[1:] != part[:-1])
         sentinel = self.first_sentinel - span
 
-        kept = there & (~is_cut | begins)
-        at = jnp.where(kept, jnp.cumsum(kept) - 1, self.source_length)  # beyond the end: nowhere
+        kept = is_text & (~is_cut | begins)
+        at = jnp.where(kept, jnp.cumsum(kept) - 1, self.source_length)  # out of range: dropped
         source = self._row(self.source_length, count - cut + spans, count)
         source = source.at[at].set(jnp.where(is_cut, sentinel, tokens), mode="drop")
 
-        told = there & is_cut
-        at = jnp.where(told, jnp.cumsum(told) + span, self.target_length)
+        removed = is_text & is_cut
+        at = jnp.where(removed, jnp.cumsum(removed) + span, self.target_length)
         target = self._row(self.target_length, cut + spans, count)
         target = target.at[at].set(tokens, mode="drop")
-        at = jnp.where(told & begins, at - 1, self.target_length)
+        at = jnp.where(removed & begins, at - 1, self.target_length)
         return source, target.at[at].set(sentinel, mode="drop")
 
     def _row(self, length: int, used: Array, count: Array) -> Array:
-        """Padding with the end in its place; nothing but padding where there is no text."""
+        """A row of padding with the end token at `used`; only padding where there is no text."""
         end = jnp.where(count > 0, self.end, self.padding)
         return jnp.full(length, self.padding, jnp.int32).at[used].set(end)
 
     def _parts(self, key: Key, count: Array, parts: Array, length: int) -> Array:
-        """Lengths (sentinels,) of `parts` parts of `count` things, each at least 1, all as likely.
+        """Lengths (sentinels,) of `parts` parts of `count` tokens, each at least 1, equally likely.
 
-        As many of the count - 1 places between two things are chosen as cut them so.
+        Of the count - 1 places between two tokens, parts - 1 are chosen at random to cut at.
         """
         place = jnp.arange(length)
         draw = jnp.where(place < count - 1, jax.random.uniform(key, (length,)), -1.0)
@@ -101,7 +101,10 @@ def make_spans(
     end: int,
     padding: int,
 ) -> Spans:
-    """See `span_corruption`; by default the longest texts whose sources and targets fit.
+    """The settings of `span_corruption`; by default for the longest texts that fit the context.
+
+    Raises:
+        ValueError: see `span_corruption`.
 
     >>> spans = make_spans(32_099, 512, None, share=0.15, mean_span=3.0, end=1, padding=0)
     >>> spans.length, spans.source_length, spans.target_length  # those of T5
@@ -109,7 +112,8 @@ def make_spans(
     """
     if not 0 < share < 1 or mean_span < 1:
         raise ValueError(
-            f"share, mean_span: {share}, {mean_span} found; between 0 and 1, and 1 or more, wanted"
+            "share and mean_span must be between 0 and 1 and at least 1, got "
+            f"{share} and {mean_span}"
         )
     lengths = np.arange(2 * context + 1 if length is None else length + 1)
     cut = np.minimum(np.maximum(np.round(lengths * share), 1), lengths - 1).clip(0).astype(np.int32)
@@ -120,13 +124,13 @@ def make_spans(
     most = fitting if length is None else length
     if not 2 <= most <= fitting:
         raise ValueError(
-            f"length: {length} found, 2 to {fitting} wanted: source and target have to fit the "
-            f"model's context of {context}"
+            f"length must be in 2 to {fitting} (so that source and target fit the module's context "
+            f"of {context}), got {length}"
         )
     cut, spans = cut[: most + 1], spans[: most + 1].astype(np.int32)
     if spans.max() > first_sentinel:
         raise ValueError(
-            f"first_sentinel: {first_sentinel} found, at least {spans.max()} wanted: there are "
-            f"{spans.max()} sentinels"
+            f"first_sentinel must be at least {spans.max()} (the number of sentinels), got "
+            f"{first_sentinel}"
         )
     return Spans(cut, spans, int(sources[most]), int(targets[most]), first_sentinel, end, padding)

@@ -1,4 +1,4 @@
-"""What to learn from texts: each is a way to make a question of a batch of tokens."""
+"""What to learn from texts: the next token, masked tokens, cut-out spans, or answers to texts."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from jaxops.language.decoding import greedy
 from jaxops.language.spans import make_spans
 from jaxops.language.token_tasks import (
     START,
-    Question,
+    TokenTargets,
     config_of,
-    length_of,
-    rows_seen,
-    seen_by,
+    context_of,
+    read_rows,
+    read_rows_with_keys,
     token_columns,
     token_task,
 )
@@ -24,30 +24,31 @@ from jaxops.nn.attention import document_positions
 from jaxops.task import Array, Batch, Column, Extra, Key, Params, Task, recorded, row_weights
 
 
-@recorded
-def next_token(model: Any, length: int | None = None, packed: bool = True) -> Task:
-    """Foretell each token from those before it (GPT).
+@recorded(formerly={"model": "module", "length": "context"})
+def next_token(module: Any, context: int | None = None, packed: bool = True) -> Task:
+    """Causal language modelling: predict each token from those before it (GPT).
 
-    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them. Of
-    the first token of a document nothing is foretold. The loss of a target token with logits z
-    and id y is `logsumexp(z) - z_y`, in nats; a step divides by the number of target tokens.
+    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them. The
+    first token of a document is not a prediction target. The loss of a target token y with logits z
+    is `logsumexp(z) - z_y`, in nats; a step divides by the number of target tokens.
 
     Args:
-        model: a causal `nn.Transformer`, or a module called as it is: `(tokens, segments,
+        module: a causal `nn.Transformer`, or a module with the same call: `(tokens, segments,
             positions, train=)` to logits (B, T, vocabulary).
-        length: the most tokens it sees at once; its context by default.
-        packed: a row may hold several documents, or begin with padding; the model is given
-            segments and positions. False, for rows of one text each as from `windows`, spares the
-            mask: a causal model sees nothing of the padding behind a text.
+        context: number of tokens that are read at once, at most and by default the module's.
+        packed: whether a row may hold several documents, or begin with padding; the module is then
+            given segments and positions. False, for rows of one text each as from `windows`, saves
+            the attention mask: a causal module does not see padding behind a text.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the
-        log-probability of each token but the first, given those before it in its document,
-        (B, T - 1); 0 where nothing is foretold. `jaxops.monte_carlo` makes mean and spread of it,
-        over networks that the model's dropout draws.
+        log-probability of each token but the first given those before it in its document, (B,
+        T - 1), with 0 where there is no target. `jaxops.monte_carlo` makes mean and spread of it,
+        over dropout masks.
 
     Raises:
-        ValueError: a model that sees the tokens to come; when it is traced, rows that are too long.
+        ValueError: a module that is not causal, or a context above the module's; when traced, rows
+            that are too long.
 
     References:
         Radford et al. 2018, "Improving language understanding by generative pre-training".
@@ -57,72 +58,80 @@ def next_token(model: Any, length: int | None = None, packed: bool = True) -> Ta
     >>> [column.name for column in next_token(nn.Transformer(config)).columns]
     ['tokens', 'segments']
     """
-    config = config_of(model, causal=True)
-    seen = length_of(config, length)
+    config = config_of(module, causal=True)
+    context = context_of(config, context)
 
-    def ask(batch: Batch, key: Key | None) -> Question:
-        tokens, segments = seen_by(batch, seen, 1, key)
-        own, following = segments[:, :-1], segments[:, 1:]
-        given = (own, document_positions(own)) if packed else ()
-        there = (own == following) & (following > 0)
-        return Question((tokens[:, :-1], *given), tokens[:, 1:], there.astype(jnp.float32))
+    def make_targets(batch: Batch, key: Key | None) -> TokenTargets:
+        tokens, segments = read_rows(batch, context, 1, key)
+        current, following = segments[:, :-1], segments[:, 1:]
+        documents = (current, document_positions(current)) if packed else ()
+        is_target = (current == following) & (following > 0)
+        return TokenTargets(
+            (tokens[:, :-1], *documents), tokens[:, 1:], is_target.astype(jnp.float32)
+        )
 
     def predict(params: Params, extra: Extra, batch: Batch, key: Key | None = None) -> Array:
-        question = ask(batch, None)
+        arguments, targets, weights = make_targets(batch, None)
         drop: dict[str, Any] = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-        logits = model.apply({"params": params, **extra}, *question.arguments, **drop)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
-        return jnp.where(question.weights > 0, -losses, 0.0)
+        logits = module.apply({"params": params, **extra}, *arguments, **drop)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return jnp.where(weights > 0, -losses, 0.0)
 
-    task = token_task(model, ask, predict, START, token_columns(config.vocabulary))
+    task = token_task(module, make_targets, predict, START, token_columns(config.vocabulary))
     return task._replace(sample=predict)
 
 
-@recorded
+@recorded(formerly={"model": "module", "length": "context"})
 def masked_tokens(
-    model: Any,
+    module: Any,
     mask: int,
     special: tuple[int, ...] = (),
     share: float = 0.15,
-    length: int | None = None,
+    context: int | None = None,
 ) -> Task:
-    """Restore tokens that were chosen at random and hidden (BERT).
+    """Masked language modelling: restore tokens that were chosen at random and hidden (BERT).
 
     Each token is chosen with probability `share`. Of the chosen, 80 % become `mask`, 10 % a token
-    drawn from the whole vocabulary, and 10 % stay; all of them, and no others, are targets. They
-    are drawn inside the step, anew each time; in an evaluation the same of a row each time.
+    drawn from the whole vocabulary, and 10 % stay as they are; the chosen tokens are the targets.
+    The draws are made inside the step, anew each time; an evaluation always hides the same tokens
+    of a row.
 
     A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them.
 
     Args:
-        model: an `nn.Transformer` with `causal=False`, or a module called as it is.
-        mask: the token that stands for a hidden one.
+        module: an `nn.Transformer` with `causal=False`, or a module with the same call.
+        mask: the token that replaces a hidden one.
         special: tokens that are never chosen, such as those that begin and end a text.
-        share: of the tokens that are chosen.
-        length: the most tokens the model sees at once; its context by default.
+        share: expected share of tokens that are chosen.
+        context: number of tokens that are read at once, at most and by default the module's.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the tokens,
-        int (B, T), with the likeliest one wherever `mask` is found.
+        int (B, T), with the likeliest token in each place of `mask`.
 
     Raises:
-        ValueError: a causal model, `mask` or a special token that is not in its vocabulary, or a
-            share outside (0, 1).
+        ValueError: a causal module, `mask` or a special token outside its vocabulary, or a share
+            outside (0, 1).
 
     References:
         Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+
+    >>> from jaxops import nn
+    >>> config = nn.TransformerConfig(65, context=64, depth=2, heads=2, width=32, causal=False)
+    >>> [column.classes for column in masked_tokens(nn.Transformer(config), mask=4).columns]
+    [65, None]
     """
-    config = config_of(model, causal=False)
-    vocabulary, seen = config.vocabulary, length_of(config, length)
+    config = config_of(module, causal=False)
+    vocabulary, context = config.vocabulary, context_of(config, context)
     for token in (mask, *special):
         if not 0 <= token < vocabulary:
-            raise ValueError(f"mask, special: token {token} found, in [0, {vocabulary}) wanted")
+            raise ValueError(f"mask and special must be in [0, {vocabulary}), got {token}")
     if not 0 < share < 1:
-        raise ValueError(f"share: {share} found, between 0 and 1 wanted")
+        raise ValueError(f"share must be between 0 and 1, got {share}")
     never = np.asarray([mask, *special], np.int32)
 
     def hide(key: Key, tokens: Array) -> tuple[Array, Array]:
-        """One row (T,): what the model is shown, and which tokens are chosen."""
+        """For one row (T,): the tokens that the module reads, and which are chosen."""
         choose, how, what = jax.random.split(key, 3)
         chosen = jax.random.uniform(choose, tokens.shape) < share
         dice = jax.random.uniform(how, tokens.shape)
@@ -131,26 +140,26 @@ def masked_tokens(
         chosen &= ~jnp.isin(tokens, never)
         return jnp.where(chosen, shown, tokens), chosen
 
-    def given(tokens: Array, segments: Array) -> tuple[Array, ...]:
+    def arguments(tokens: Array, segments: Array) -> tuple[Array, ...]:
         return tokens, segments, document_positions(segments)
 
-    def ask(batch: Batch, key: Key | None) -> Question:
-        tokens, segments, keys = rows_seen(batch, seen, key)
+    def make_targets(batch: Batch, key: Key | None) -> TokenTargets:
+        tokens, segments, keys = read_rows_with_keys(batch, context, key)
         shown, chosen = jax.vmap(hide)(keys, tokens)
         weights = (chosen & (segments > 0)).astype(jnp.float32)
-        return Question(given(shown, segments), tokens, weights)
+        return TokenTargets(arguments(shown, segments), tokens, weights)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        tokens, segments = seen_by(batch, seen, 0, None)
-        logits = model.apply({"params": params, **extra}, *given(tokens, segments))
+        tokens, segments = read_rows(batch, context, 0, None)
+        logits = module.apply({"params": params, **extra}, *arguments(tokens, segments))
         return jnp.where(tokens == mask, logits.argmax(-1), tokens)
 
-    return token_task(model, ask, predict, START, token_columns(vocabulary))
+    return token_task(module, make_targets, predict, START, token_columns(vocabulary))
 
 
-@recorded
+@recorded(formerly={"model": "module"})
 def span_corruption(
-    model: Any,
+    module: Any,
     length: int | None = None,
     share: float = 0.15,
     mean_span: float = 3.0,
@@ -158,123 +167,142 @@ def span_corruption(
     padding: int = 0,
     first_sentinel: int | None = None,
 ) -> Task:
-    """Restore spans that were cut out at random, each behind the sentinel in its place (T5).
+    """Restore spans that were cut out at random, each marked by a sentinel token (T5).
 
-    Of a row of n tokens round(n * share) are cut out, in round(n * share / mean_span) spans of
-    random lengths and places, drawn inside the step, anew each time; in an evaluation the same of
-    a row each time. The source is the row with a sentinel in place of each span, the target each
-    sentinel with its span behind it, and both have `end` at their ends. Sentinel k is the token
-    `first_sentinel - k`; the data must have neither them nor tokens above.
+    From a row of n tokens, round(n * share) are cut out in round(n * share / mean_span) spans of
+    random lengths at random places. They are drawn inside the step, anew each time; an evaluation
+    always cuts the same spans out of a row. The source is the row with a sentinel in place of each
+    span; the target is each sentinel followed by its span; both end with `end`. Sentinel k is the
+    token `first_sentinel - k`. The data must not contain sentinels or tokens above them.
 
     A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them; the
-    documents of a row are taken as one text, as T5 does.
+    documents of a row are treated as one text, as in T5.
 
     Args:
-        model: an `nn.EncoderDecoder`.
-        length: the most tokens of text in a row; by default as many as leave a source that fits
-            the context, for a context of 512 (as in T5) 568.
-        share: of the tokens that are cut out.
-        mean_span: tokens in a span, on average.
+        module: an `nn.EncoderDecoder`.
+        length: largest number of tokens in a row before spans are cut out. By default as many as
+            leave a source that fits the module's context: 568 for a context of 512, as in T5.
+        share: share of the tokens that is cut out.
+        mean_span: mean number of tokens in a span.
         end: the token that ends a source and a target.
-        padding: the token behind the end, and the one that the decoder starts with.
-        first_sentinel: the vocabulary's last token by default. T5's is 32_099: its vocabulary of
-            32_128 ends with tokens that stand for nothing.
+        padding: the token behind the end, with which the decoder starts.
+        first_sentinel: by default the last token of the vocabulary. T5's is 32_099: the last tokens
+            of its vocabulary of 32_128 are unused.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the target of
-        the source that an evaluation makes of a row, token by token, each the likeliest, int
-        (B, longest target). To fill in texts with sentinels of your own, `sequence_to_sequence`
-        takes the same parameters.
+        the source that an evaluation makes of a row, by greedy decoding, int (B, longest target).
+        To fill in texts with sentinels of your own, use `sequence_to_sequence` with the same
+        parameters.
 
     Raises:
-        ValueError: a length whose sources or targets do not fit the context, a share or mean
-            span that cannot be, or sentinels that are not in the vocabulary.
+        ValueError: a length whose sources or targets exceed the context, a share outside (0, 1), a
+            mean span below 1, or sentinels outside the vocabulary.
 
     References:
         Raffel et al. 2020, arXiv:1910.10683, section 3.1.4.
+
+    >>> from jaxops import nn
+    >>> config = nn.TransformerConfig(100, context=32, depth=1, heads=2, width=8)
+    >>> task = span_corruption(nn.EncoderDecoder(config), length=24)
+    >>> task.columns[0].classes  # two sentinels are above the tokens of the data
+    99
     """
-    config = config_of(model, causal=None)
+    config = config_of(module, causal=None)
     first = config.vocabulary - 1 if first_sentinel is None else first_sentinel
     if first >= config.vocabulary:
-        raise ValueError(f"first_sentinel: {first} found, below {config.vocabulary} wanted")
+        raise ValueError(
+            f"first_sentinel must be below {config.vocabulary} (the vocabulary), got {first}"
+        )
     spans = make_spans(first, config.context, length, share, mean_span, end, padding)
 
     def corrupted(batch: Batch, key: Key | None) -> tuple[Array, Array]:
-        tokens, segments, keys = rows_seen(batch, spans.length, key)
+        tokens, segments, keys = read_rows_with_keys(batch, spans.length, key)
         return jax.vmap(spans.corrupt)(keys, tokens, (segments > 0).sum(1))
 
-    def ask(batch: Batch, key: Key | None) -> Question:
-        return _answered(*corrupted(batch, key), padding)
+    def make_targets(batch: Batch, key: Key | None) -> TokenTargets:
+        return _decoder_targets(*corrupted(batch, key), padding)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         source, target = corrupted(batch, None)
-        return greedy(model, {"params": params}, source, target.shape[1], end, padding)
+        return greedy(module, {"params": params}, source, target.shape[1], end, padding)
 
     columns = token_columns(first + 1 - spans.sentinels)
-    return token_task(model, ask, predict, START * 2, columns)
+    return token_task(module, make_targets, predict, START * 2, columns)
 
 
-@recorded
-def sequence_to_sequence(model: Any, target_length: int, end: int = 1, padding: int = 0) -> Task:
-    """Answer a text with a text (T5): each target token from the source and the targets before it.
+@recorded(formerly={"model": "module"})
+def sequence_to_sequence(module: Any, target_length: int, end: int = 1, padding: int = 0) -> Task:
+    """Answer a text with a text (T5): predict each target token from source and earlier targets.
 
     A batch holds `source`, integers (B, S), and `target`, integers (B, target_length), with
-    `padding` behind each text, as `padded` makes them; a target has `end` as its last token. The
+    `padding` behind each text, as `padded` makes them; the last token of a target is `end`. The
     decoder starts with `padding`, as in T5.
 
     Args:
-        model: an `nn.EncoderDecoder`.
-        target_length: tokens in a row of targets.
+        module: an `nn.EncoderDecoder`.
+        target_length: number of tokens in a row of targets.
         end: the token that ends an answer.
         padding: the token behind the end.
 
     Returns:
-        A task with the metrics loss, accuracy and perplexity, by token. It predicts answers,
-        int (B, target_length), token by token, each the likeliest (greedy), with padding behind
-        the end; `language.generate` has other ways. `evaluate(..., metrics={"exact_match":
-        exact_match})` counts the answers that are right from end to end.
+        A task with the metrics loss, accuracy and perplexity, by token. It predicts answers by
+        greedy decoding, int (B, target_length), with padding behind the end; `language.generate`
+        offers sampling and beam search. `evaluate(..., metrics={"exact_match": exact_match})`
+        counts answers that are right as a whole.
 
     Raises:
-        ValueError: targets longer than the context, or tokens that are not in the vocabulary.
+        ValueError: targets longer than the context, or tokens outside the vocabulary; when traced,
+            sources longer than the context.
+
+    >>> from jaxops import nn
+    >>> config = nn.TransformerConfig(100, context=32, depth=1, heads=2, width=8)
+    >>> task = sequence_to_sequence(nn.EncoderDecoder(config), target_length=8)
+    >>> [(column.name, column.shape) for column in task.columns]
+    [('source', (None,)), ('target', (8,))]
     """
-    config = config_of(model, causal=None)
+    config = config_of(module, causal=None)
     vocabulary = config.vocabulary
     if not 1 <= target_length <= config.context:
         raise ValueError(
-            f"target_length: {target_length} found, 1 to {config.context}, the context, wanted"
+            f"target_length must be in 1 to {config.context} (the context), got {target_length}"
         )
     if not (0 <= end < vocabulary and 0 <= padding < vocabulary) or end == padding:
-        raise ValueError(f"end, padding: {end}, {padding} found, two of {vocabulary} tokens wanted")
+        raise ValueError(
+            f"end and padding must be two tokens in [0, {vocabulary}), got {end} and {padding}"
+        )
 
-    def ask(batch: Batch, key: Key | None) -> Question:
+    def make_targets(batch: Batch, key: Key | None) -> TokenTargets:
         source, target = (jnp.asarray(batch[name], jnp.int32) for name in ("source", "target"))
         if source.shape[1] > config.context:
             raise ValueError(
-                f"source: rows of {source.shape[1]} tokens found, at most {config.context}, the "
-                "model's context, wanted"
+                f"source must be rows of at most {config.context} tokens (the module's context), "
+                f"got rows of {source.shape[1]}"
             )
-        return _answered(source, target, padding)
+        return _decoder_targets(source, target, padding)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         source = jnp.asarray(batch["source"], jnp.int32)
-        return greedy(model, {"params": params}, source, target_length, end, padding)
+        return greedy(module, {"params": params}, source, target_length, end, padding)
 
     columns = (
         Column("source", (None,), "int", classes=vocabulary),
         Column("target", (target_length,), "int", classes=vocabulary, target=True),
     )
-    return token_task(model, ask, predict, START * 2, columns)
+    return token_task(module, make_targets, predict, START * 2, columns)
 
 
-def _answered(source: Array, target: Array, padding: int) -> Question:
-    """The decoder has seen the target one place later, behind the padding that starts it."""
-    known = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=padding)
-    there = (source != padding).astype(jnp.int32)
-    return Question((source, known, there), target, (target != padding).astype(jnp.float32))
+def _decoder_targets(source: Array, target: Array, padding: int) -> TokenTargets:
+    """The decoder reads the target shifted by one place, behind the padding it starts with."""
+    shifted = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=padding)
+    segments = (source != padding).astype(jnp.int32)
+    return TokenTargets(
+        (source, shifted, segments), target, (target != padding).astype(jnp.float32)
+    )
 
 
 def exact_match(answers: Array, batch: Batch) -> metrics.Mean:
-    """How often an answer is right from end to end, as a metric for `jaxops.evaluate` and `fit`.
+    """The share of answers that are right as a whole, as a metric for `jaxops.evaluate` and `fit`.
 
     Args:
         answers: (B, T), as `sequence_to_sequence` predicts them.

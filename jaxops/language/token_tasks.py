@@ -1,4 +1,4 @@
-"""How a batch of texts becomes a question to a model, and its answers a loss by tokens."""
+"""What the language tasks share: rows of tokens, targets with weights, and a loss by token."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ from jax import lax
 from jaxops import metrics
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, masked_sum, row_weights
 
-START = (np.zeros((1, 2), np.int32),)  # a row of tokens to initialise a model with
+START = (np.zeros((1, 2), np.int32),)  # a row of tokens, whose shape a module is initialised with
 
 
-class Question(NamedTuple):
-    """What a batch asks of a model.
+class TokenTargets(NamedTuple):
+    """What a module is given for a batch, and the tokens it should predict.
 
     Attributes:
-        arguments: the model's, in their order.
-        targets: int (B, T), the token that is right at each place.
-        weights: (B, T), 0 where a place does not count.
+        arguments: the positional arguments of the module.
+        targets: int (B, T), the target token at each place.
+        weights: (B, T), 0 where a place is not a target.
     """
 
     arguments: tuple[Any, ...]
@@ -30,7 +30,11 @@ class Question(NamedTuple):
 
 
 class Perplexity(NamedTuple):
-    """The exponential of the mean loss of a token: among how many it is as good as guessed.
+    """exp(mean loss of a token): the effective number of equally likely tokens.
+
+    Attributes:
+        total: (), the sum of the losses in nats.
+        weight: (), the number of tokens.
 
     >>> round(Perplexity(np.array(np.log(8.0)), np.array(1.0)).compute(), 6)
     8.0
@@ -40,7 +44,7 @@ class Perplexity(NamedTuple):
     weight: Any
 
     def merge(self, other: "Perplexity") -> "Perplexity":
-        """That of both sets of tokens."""
+        """The perplexity of both sets of tokens."""
         return Perplexity(self.total + other.total, self.weight + other.weight)
 
     def fold(self) -> "Perplexity":
@@ -54,118 +58,131 @@ class Perplexity(NamedTuple):
 
 
 def token_task(
-    model: Any,
-    ask: Callable[[Batch, Key | None], Question],
+    module: Any,
+    make_targets: Callable[[Batch, Key | None], TokenTargets],
     predict: Callable[[Params, Extra, Batch], Any],
     start: tuple[Any, ...],
     columns: tuple[Column, ...],
 ) -> Task:
-    """A task whose loss is a sum over tokens: the cross-entropy of each with the model's logits.
+    """A task whose loss is the sum over target tokens of their cross-entropies.
 
     Args:
-        model: a Flax module: the arguments of a question, and `train`, to logits (B, T, V).
-        ask: `(batch, key) -> Question`; the key is `None` outside training.
-        predict: as a task's.
-        start: arguments to initialise the model with; only shapes matter.
+        module: a Flax module, (arguments of `TokenTargets`, train=) to logits (B, T, V).
+        make_targets: `(batch, key) -> TokenTargets`; the key is `None` outside training.
+        predict: see `Task`.
+        start: arguments to initialise the module with; only their shapes matter.
         columns: what the data must look like.
     """
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         if all(np.shape(batch[c.name])[1] > 1 for c in columns):  # not `task.example`
-            jax.eval_shape(lambda b: ask(b, None), dict(batch))  # are its rows too long?
-        variables = dict(model.init(key, *start))
+            jax.eval_shape(lambda b: make_targets(b, None), dict(batch))  # refuses rows too long
+        variables = dict(module.init(key, *start))
         return variables.pop("params", {}), variables
 
     def loss(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
     ) -> tuple[Array, Out]:
-        look, drop = jax.random.split(key)
-        question = ask(batch, look if train else None)
-        logits, new = model.apply(
+        target_key, dropout_key = jax.random.split(key)
+        arguments, targets, target_weights = make_targets(batch, target_key if train else None)
+        logits, new = module.apply(
             {"params": params, **extra},
-            *question.arguments,
+            *arguments,
             train=train,
-            rngs={"dropout": drop},
+            rngs={"dropout": dropout_key},
             mutable=list(extra) if train else [],
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, question.targets)
-        weights = question.weights * row_weights(batch)[:, None]
-        # where, not a product: what a model makes of a row of padding may be infinite
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        weights = target_weights * row_weights(batch)[:, None]
         total, count = masked_sum(losses, weights), weights.sum()
-        read = {
-            "accuracy": metrics.accuracy(logits, question.targets, weights),
+        states = {
+            "accuracy": metrics.accuracy(logits, targets, weights),
             "perplexity": Perplexity(total, count),
         }
-        return total, Out(count, read, {**extra, **new})
+        return total, Out(count, states, {**extra, **new})
 
     return Task(init, loss, predict, columns)
 
 
-def config_of(model: Any, causal: bool | None) -> Any:
-    """What says the model's `vocabulary` and `context`; a decoder or an encoder, as is wanted."""
-    config = getattr(model, "config", model)
+def config_of(module: Any, causal: bool | None) -> Any:
+    """What has the module's `vocabulary` and `context`: its config, or the module itself.
+
+    Raises:
+        ValueError: the module is an encoder where `causal` is True, or a decoder where it is False.
+    """
+    config = getattr(module, "config", module)
     if causal is not None and getattr(config, "causal", causal) != causal:
-        raise ValueError(f"model: causal={config.causal} found, causal={causal} wanted")
+        raise ValueError(f"module must have causal={causal}, got causal={config.causal}")
     return config
 
 
 def token_columns(vocabulary: int) -> tuple[Column, ...]:
-    """What `pack` and `windows` make."""
+    """The columns that `pack` and `windows` make."""
     return (
         Column("tokens", (None,), "int", classes=vocabulary),
         Column("segments", (None,), "int"),
     )
 
 
-def length_of(config: Any, length: int | None) -> int:
-    """The most tokens a model sees at once: its context, unless fewer are wanted."""
-    context = getattr(config, "context", None)
-    length = length or context
-    if length is None:
-        raise ValueError("length: how many tokens the model sees at once wanted; None found")
-    if context is not None and length > context:
-        raise ValueError(f"length: {length} found, at most {context}, the model's context, wanted")
-    return length
+def context_of(config: Any, context: int | None) -> int:
+    """The number of tokens that a task reads at once: by default the module's context.
+
+    Raises:
+        ValueError: more tokens than the module's context, or `None` where the module has none.
+    """
+    largest = getattr(config, "context", None)
+    context = context or largest
+    if context is None:
+        raise ValueError(
+            "context must be a number of tokens, got None; the module has no context of its own"
+        )
+    if largest is not None and context > largest:
+        raise ValueError(f"context must be at most {largest} (the module's), got {context}")
+    return context
 
 
-def seen_by(batch: Batch, length: int, more: int, key: Key | None) -> tuple[Array, Array]:
-    """Tokens and segments of a batch, int32 (B, T), T <= length + more.
+def read_rows(batch: Batch, context: int, more: int, key: Key | None) -> tuple[Array, Array]:
+    """Tokens and segments of a batch, int32 (B, T), T <= context + more.
 
-    Of rows as `windows` makes them these are a window, at a random place where there is a key.
+    From rows as `windows` makes them, one window each: at a random place with a key, else at the
+    beginning.
+
+    Raises:
+        ValueError: when traced, for rows that are too long or segments of another shape.
     """
     tokens, segments = (jnp.asarray(batch[name], jnp.int32) for name in ("tokens", "segments"))
-    found, wanted = tokens.shape[1], length + more
+    length, longest = tokens.shape[1], context + more
     if segments.shape != tokens.shape:
-        raise ValueError(f"segments: {segments.shape} found, {tokens.shape} wanted, as of tokens")
-    if not 1 + more <= found <= wanted and found != 2 * length:
+        raise ValueError(f"segments must be {tokens.shape} (as tokens), got {segments.shape}")
+    if not 1 + more <= length <= longest and length != 2 * context:
         raise ValueError(
-            f"tokens: rows of {found} found, of at most {wanted} wanted (the model sees {length}), "
-            f"or as windows(tokens, {length}) makes them"
+            f"tokens must be rows of at most {longest} (the task reads {context}), or windows("
+            f"tokens, {context}), got rows of {length}"
         )
-    if found <= wanted:
+    if length <= longest:
         return tokens, segments
     if key is None:
-        return tokens[:, :wanted], segments[:, :wanted]
-    room = jnp.clip((segments > 0).sum(1) - wanted, 0, length - 1)
+        return tokens[:, :longest], segments[:, :longest]
+    room = jnp.clip((segments > 0).sum(1) - longest, 0, context - 1)
     place = jax.random.randint(key, room.shape, 0, room + 1)
-    cut = jax.vmap(lambda row, i: lax.dynamic_slice(row, (i,), (wanted,)))
+    cut = jax.vmap(lambda row, i: lax.dynamic_slice(row, (i,), (longest,)))
     return cut(tokens, place), cut(segments, place)
 
 
-def rows_seen(batch: Batch, length: int, key: Key | None) -> tuple[Array, Array, Array]:
-    """As `seen_by`, and a key for each row, (B,), that has no part in where its window begins."""
+def read_rows_with_keys(batch: Batch, context: int, key: Key | None) -> tuple[Array, Array, Array]:
+    """As `read_rows`, and a key for each row, (B,), independent of where its window begins."""
     place, draw = (None, None) if key is None else jax.random.split(key)
-    tokens, segments = seen_by(batch, length, 0, place)
+    tokens, segments = read_rows(batch, context, 0, place)
     return tokens, segments, row_keys(draw, tokens)
 
 
 def row_keys(key: Key | None, tokens: Array) -> Array:
-    """A key for each row: in training of the step, else of the row's own tokens.
+    """A key for each row: in training from the step's key, else from a hash of the row's tokens.
 
-    So an evaluation asks the same of a row in whatever batch, on however many devices, it comes.
+    So an evaluation draws the same for a row in any batch, on any number of devices.
     """
     if key is not None:
         return jax.random.split(key, len(tokens))
     factors = 2 * jax.random.bits(jax.random.key(0), (1, tokens.shape[1])) + 1
-    told = (tokens.astype(jnp.uint32) * factors).sum(1, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), told)
+    hashes = (tokens.astype(jnp.uint32) * factors).sum(1, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), hashes)

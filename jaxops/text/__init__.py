@@ -1,10 +1,31 @@
-"""Texts: how they are read, networks, decisions to trust, search among texts, answers from them."""
+"""Texts: classification, sentence vectors, search among documents, and answers from them.
 
-from jaxops.text.data import NGrams, Reader, Tokens, labels, reader
-from jaxops.text.embedding import BagEncoder, contrastive, info_nce, partners
-from jaxops.text.inference import Classifier, Decision, calibrate, classify, load, save
-from jaxops.text.models import NGramBag, Recurrent, TextCNN, TransformerClassifier
-from jaxops.text.question_answering import Answer, Passages, SpanReader, answer, best_span, spans
+`data` turns texts into columns, `models` holds Flax modules, `tasks` says what to learn, and
+`inference` has what users ask of a trained model: `classify`, `answer` and `search`. `retrieval` is
+the index behind `search`, with its metrics.
+"""
+
+from jaxops.text.data import NGrams, Passages, Reader, Tokens, labels, partners, reader
+from jaxops.text.inference import (
+    Answer,
+    Classifier,
+    Decision,
+    answer,
+    best_span,
+    calibrate,
+    classify,
+    load,
+    save,
+    search,
+)
+from jaxops.text.models import (
+    BagEncoder,
+    NGramBag,
+    Recurrent,
+    SpanReader,
+    TextCNN,
+    TransformerClassifier,
+)
 from jaxops.text.retrieval import (
     BM25,
     Found,
@@ -18,9 +39,8 @@ from jaxops.text.retrieval import (
     index,
     mrr,
     recall,
-    search,
 )
-from jaxops.text.tasks import classifier
+from jaxops.text.tasks import classifier, contrastive, info_nce, spans
 from jaxops.trust.calibration import (
     Reliability,
     ece,

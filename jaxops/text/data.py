@@ -1,4 +1,8 @@
-"""Texts to columns: tokens of a trained tokenizer, or hashed n-grams of words and characters."""
+"""Texts to columns: tokens, hashed n-grams, question-passage pairs, labels and positive pairs.
+
+A reader is a callable that turns texts into the columns a task expects. `Tokens` and `NGrams` read
+single texts, `Passages` reads a question together with a passage.
+"""
 
 import functools
 import re
@@ -9,81 +13,86 @@ from typing import Any
 
 import numpy as np
 
-from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, warn_cut
+from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, opened, warn_cut
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Reads texts as the tokens of a `Tokenizer`, in rows of `length`; 0 is padding.
+    """A reader that encodes texts with a trained `Tokenizer`, in rows of `context` tokens.
 
-    >>> read = Tokens(Tokenizer.train(["my card is lost", "my card"], kind="word"), length=3)
+    Attributes:
+        tokenizer: encodes a text; token 0 is padding.
+        context: number of tokens in a row; longer texts are cut with a warning.
+
+    >>> read = Tokens(Tokenizer.train(["my card is lost", "my card"], kind="word"), context=3)
     >>> read(["my card"])["tokens"].tolist()
     [[6, 5, 0]]
     """
 
     tokenizer: Tokenizer
-    length: int
+    context: int
 
     @property
     def vocabulary(self) -> int:
-        """Tokens are in [0, vocabulary)."""
+        """Number of tokens; every token is in [0, vocabulary)."""
         return self.tokenizer.vocabulary
 
     def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
-        """`tokens` (N, length) int32; raises and warns as `Tokenizer.encode_batch` does."""
-        return {"tokens": self.tokenizer.encode_batch(texts, self.length).tokens}
+        """`tokens` (N, context) int32; raises and warns as `Tokenizer.encode_batch` does."""
+        return {"tokens": self.tokenizer.encode_batch(texts, self.context).tokens}
 
     def about(self) -> dict[str, Any]:
-        """What `reader` makes it of again, as JSON has it."""
-        return {"tokenizer": self.tokenizer.to_json(), "length": self.length}
+        """The settings as JSON values, from which `reader` makes an equal reader."""
+        return {"tokenizer": self.tokenizer.to_json(), "context": self.context}
 
 
 @dataclass(frozen=True)
 class NGrams:
-    """Reads texts as sets of n-grams, numbered by a hash, so that there is nothing to train.
+    """A reader that turns a text into the set of its n-grams, numbered by a hash.
 
-    The n-grams are of words and, within a word and the blanks around it, of characters; texts are
-    lowered. Two that share a number (one in `vocabulary / n` of n) cannot be told apart.
+    There is no vocabulary to train. N-grams are taken of words and, within each word and the blanks
+    around it, of characters, after lower-casing the text. Different n-grams may receive the same
+    number; a model cannot distinguish them.
 
     Attributes:
-        length: of a row: at most so many n-grams of a text, those of words first.
-        vocabulary: of the hash; numbers are in [1, vocabulary), and 0 is padding.
-        words: shortest and longest run of words.
-        characters: shortest and longest run of characters; (0, 0) for none.
+        context: number of n-grams in a row; a text's word n-grams come first.
+        vocabulary: size of the hash table; numbers are in [1, vocabulary), 0 is padding.
+        words: shortest and longest word n-gram.
+        characters: shortest and longest character n-gram; (0, 0) for none.
 
     References:
         Joulin et al. 2017, arXiv:1607.01759; Bojanowski et al. 2017, arXiv:1607.04606.
 
-    >>> read = NGrams(length=8, vocabulary=100, characters=(0, 0))
+    >>> read = NGrams(context=8, vocabulary=100, characters=(0, 0))
     >>> rows = read(["lost my card", "my card"])["tokens"]
     >>> (rows > 0).sum(1).tolist(), set(rows[1]) <= set(rows[0])
     ([5, 3], True)
     """
 
-    length: int = 384
+    context: int = 384
     vocabulary: int = 2**17
     words: tuple[int, int] = (1, 2)
     characters: tuple[int, int] = (2, 5)
 
     def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
-        """`tokens` (N, length) int32; a text of more n-grams is cut off, with a warning.
+        """`tokens` (N, context) int32; a text with more n-grams is cut, with a warning.
 
         Raises:
-            ValueError: no texts, one that is empty, or not a `str`.
+            ValueError: no texts, an empty text, or a text that is not a `str`.
         """
-        found = [self._numbers(text) for text in check_texts(texts)]
-        long = [row for row, numbers in enumerate(found) if len(numbers) > self.length]
-        if long:
-            warn_cut(len(long), long[0], len(found[long[0]]), self.length)
-        rows = np.full((len(found), self.length), PAD, np.int32)
-        for row, numbers in zip(rows, found, strict=True):
-            row[: len(numbers)] = numbers[: self.length]
+        texts_numbers = [self._numbers(text) for text in check_texts(texts)]
+        cut = [row for row, numbers in enumerate(texts_numbers) if len(numbers) > self.context]
+        if cut:
+            warn_cut(len(cut), cut[0], len(texts_numbers[cut[0]]), self.context)
+        rows = np.full((len(texts_numbers), self.context), PAD, np.int32)
+        for row, numbers in zip(rows, texts_numbers, strict=True):
+            row[: len(numbers)] = numbers[: self.context]
         return {"tokens": rows}
 
     def _numbers(self, text: str) -> list[int]:
-        """Each n-gram of the text once, in the order of its first place."""
+        """The number of each distinct n-gram, in order of first occurrence."""
         words = WORD.findall(text.lower())
         low, high = self.words
         runs = (
@@ -93,24 +102,25 @@ class NGrams:
         )
         numbers = [_number(f"w{run}", self.vocabulary) for run in runs]
         for word in words:
-            numbers += _of_word(word, *self.characters, self.vocabulary)
+            numbers += _character_ngrams(word, *self.characters, self.vocabulary)
         return list(dict.fromkeys(numbers))
 
     def about(self) -> dict[str, Any]:
-        """What `reader` makes it of again, as JSON has it."""
+        """The settings as JSON values, from which `reader` makes an equal reader."""
         return {"ngrams": asdict(self)}
 
 
 Reader = Tokens | NGrams
+"""What reads single texts: a model file keeps either of them."""
 
 
 def _number(gram: str, vocabulary: int) -> int:
-    # Python's own hash of a text is another in each process
+    # Python's hash of a string differs between processes
     return 1 + zlib.crc32(gram.encode()) % (vocabulary - 1)
 
 
 @functools.lru_cache(maxsize=2**16)
-def _of_word(word: str, low: int, high: int, vocabulary: int) -> tuple[int, ...]:
+def _character_ngrams(word: str, low: int, high: int, vocabulary: int) -> tuple[int, ...]:
     padded = f" {word} "
     return tuple(
         _number(f"c{padded[i : i + n]}", vocabulary)
@@ -120,37 +130,41 @@ def _of_word(word: str, low: int, high: int, vocabulary: int) -> tuple[int, ...]
 
 
 def reader(about: dict[str, Any]) -> Reader:
-    """The reader that a model file tells of; see `Tokens.about` and `NGrams.about`.
+    """The reader that a model file describes; see `Tokens.about` and `NGrams.about`.
+
+    Args:
+        about: the settings; files of jaxops 0.1 say `length` for `context`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the settings describe no reader.
 
-    >>> read = NGrams(length=8)
+    >>> read = NGrams(context=8)
     >>> reader(read.about()) == read
     True
     """
     if "ngrams" in about:
-        found: dict[str, Any] = about["ngrams"]
-        pairs = {name: tuple(found[name]) for name in ("words", "characters")}  # lists in JSON
-        return NGrams(**{**found, **pairs})
+        pairs = ("words", "characters")  # JSON has lists for tuples
+        settings = {k: tuple(v) if k in pairs else v for k, v in about["ngrams"].items()}
+        return NGrams(**{"context" if k == "length" else k: v for k, v in settings.items()})
     if "tokenizer" in about:
-        return Tokens(Tokenizer.from_json(about["tokenizer"]), about["length"])
-    raise ValueError(f"about: {[*about]} found, 'tokenizer' and 'length', or 'ngrams' wanted")
+        tokenizer = Tokenizer.from_json(about["tokenizer"])
+        return Tokens(tokenizer, about["context"] if "context" in about else about["length"])
+    raise ValueError(f"about must have 'tokenizer' and 'context', or 'ngrams', got {[*about]}")
 
 
 def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> np.ndarray:
-    """Names of classes as the numbers that a task wants.
+    """Class names as the integer labels that `text.classifier` takes.
 
     Args:
-        names: (N,) names; with `many` N lists of names, which may be empty.
-        classes: all names in order.
-        many: a text may have several labels, or none.
+        names: N class names; with `many`, N lists of names, which may be empty.
+        classes: all class names, in the order of the model's logits.
+        many: whether a text may have several labels, or none.
 
     Returns:
-        (N,) int32, or (N, classes) of 0 and 1.
+        (N,) int32; with `many` (N, classes) int32 of 0 and 1.
 
     Raises:
-        ValueError: a name that is none of the classes.
+        ValueError: a name that is not among `classes`.
 
     >>> labels(["lost", "found"], ("found", "lost")).tolist()
     [1, 0]
@@ -160,11 +174,11 @@ def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> 
     number = {name: i for i, name in enumerate(classes)}
     rows = [list(row) if many else [row] for row in names]
     for i, row in enumerate(rows):
-        odd = next((name for name in row if name not in number), None)
-        if odd is not None:
+        unknown = next((name for name in row if name not in number), None)
+        if unknown is not None:
             raise ValueError(
-                f"label: {odd!r} found in row {i}, one of {len(number)} classes wanted: "
-                f"{', '.join(classes[:5])}{', ...' if len(number) > 5 else ''}"
+                f"label must be one of {len(number)} classes ({', '.join(classes[:5])}"
+                f"{', ...' if len(number) > 5 else ''}), got {unknown!r} in row {i}"
             )
     if not many:
         return np.array([number[row[0]] for row in rows], np.int32)
@@ -172,3 +186,157 @@ def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> 
     for i, row in enumerate(rows):
         table[i, [number[name] for name in row]] = 1
     return table
+
+
+def partners(label: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of rows with the same label, for `text.contrastive`: `count` random ones for each row.
+
+    Args:
+        label: (N,) int.
+        count: number of pairs for each row.
+        seed: of the random draws.
+
+    Returns:
+        Row numbers of anchors and of positives, int (M,) each. M is `count` times the number of
+        rows whose label occurs more than once.
+
+    Raises:
+        ValueError: no label occurs twice.
+
+    >>> anchors, positives = partners(np.array([0, 1, 0]), count=1, seed=0)
+    >>> anchors.tolist(), positives.tolist()
+    ([0, 2], [2, 0])
+    """
+    label = np.asarray(label)
+    order = np.argsort(label, kind="stable")
+    _, start, size = np.unique(label[order], return_index=True, return_counts=True)
+    group = np.repeat(np.arange(len(start)), size)
+    place = np.arange(len(label)) - start[group]
+    kept = size[group] > 1
+    if not kept.any():
+        raise ValueError(
+            f"label must have two rows of one value, got {len(start)} values in {len(label)} rows"
+        )
+    group, place, anchors = (np.tile(x[kept], count) for x in (group, place, order))
+    # a step of 1 to size - 1 around the group never ends at the row itself
+    step = np.random.default_rng(seed).integers(1, size[group])
+    positives = order[start[group] + (place + step) % size[group]]
+    back = np.argsort(anchors, kind="stable")
+    return anchors[back], positives[back]
+
+
+@dataclass(frozen=True)
+class Passages:
+    """A reader of question-passage pairs: begin, question, end, passage, end, padding in each row.
+
+    The first token, `tokenizer.bos`, stands for "no answer"; `tokenizer.eos` ends the question and
+    the passage. For BERT's tokenizer these are [CLS] and [SEP].
+
+    A passage that is too long for one row is read in several rows, each of which begins in the
+    middle of the row before.
+
+    Attributes:
+        tokenizer: encodes questions and passages.
+        context: number of tokens in a row.
+
+    >>> read = Passages(Tokenizer.train(["who is it", "it is Ada"], kind="word"), context=10)
+    >>> rows = read(["who is it"], ["it is Ada"], [(6, 9)])
+    >>> rows["tokens"].tolist()
+    [[2, 8, 5, 6, 3, 6, 5, 7, 3, 0]]
+    >>> rows["start"].tolist(), rows["end"].tolist()
+    ([7], [7])
+    """
+
+    tokenizer: Tokenizer
+    context: int
+
+    def __call__(
+        self,
+        questions: Sequence[str],
+        passages: Sequence[str],
+        answers: Sequence[tuple[int, int] | None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The columns of `text.spans`, R rows for N pairs.
+
+        Args:
+            questions: N texts.
+            passages: N texts.
+            answers: for each pair the characters `(start, end)` of the answer, so that it reads
+                `passage[start:end]`, or `None` where the passage has no answer. A row of a long
+                passage that does not hold the whole answer has none.
+
+        Returns:
+            `tokens` and `types` (R, context) int32; with answers `start` and `end` (R,) int32.
+            For turning tokens back into text also `pair` (R,), the pair that a row belongs to, and
+            `characters` (R, context, 2), where each token begins and ends in its passage.
+
+        Raises:
+            ValueError: unequal numbers of questions, passages and answers, an empty text, a
+                question that leaves no room for a passage, an answer that is empty or outside its
+                passage, or a tokenizer without the special tokens.
+        """
+        questions, passages = check_texts(questions), check_texts(passages)
+        places = [None] * len(questions) if answers is None else answers
+        if not len(questions) == len(passages) == len(places):
+            raise ValueError(
+                "questions, passages and answers must have equal lengths, got "
+                f"{len(questions)}, {len(passages)} and {len(places)}"
+            )
+        self.tokenizer.check_padding()
+        encoder = opened(self.tokenizer.to_json())
+        question_tokens, passage_tokens = (
+            encoder.encode_batch(texts, add_special_tokens=False) for texts in (questions, passages)
+        )
+        rows: list[tuple[Any, ...]] = []
+        for pair, (question, passage) in enumerate(
+            zip(question_tokens, passage_tokens, strict=True)
+        ):
+            _check_place(pair, places[pair], passages[pair])
+            rows += self._rows(pair, question.ids, passage, places[pair])
+        tokens, types, characters, pairs, start, end = map(np.stack, zip(*rows, strict=True))
+        columns = {"tokens": tokens, "types": types, "pair": pairs, "characters": characters}
+        return columns if answers is None else {**columns, "start": start, "end": end}
+
+    def _rows(
+        self, pair: int, question: list[int], passage: Any, place: tuple[int, int] | None
+    ) -> list[tuple[Any, ...]]:
+        end = self.tokenizer.eos
+        head = [self.tokenizer.bos, *question, end]
+        room = self.context - len(head) - 1
+        if room < 1:
+            raise ValueError(
+                f"questions must have at most {self.context - 4} tokens (context "
+                f"{self.context} less 3 special tokens and one of the passage), got "
+                f"{len(question)} in row {pair}"
+            )
+        rows = []
+        for first in range(0, len(passage.ids), max(room // 2, 1)):
+            ids = passage.ids[first : first + room]
+            inside = slice(len(head), len(head) + len(ids))
+            tokens, types = np.full(self.context, PAD), np.zeros(self.context)
+            tokens[: inside.stop + 1] = [*head, *ids, end]
+            types[inside] = 1
+            characters = np.zeros((self.context, 2))
+            characters[inside] = passage.offsets[first : first + room]
+            span = _span(characters[inside], place, len(head))
+            row = (tokens, types, characters, np.array(pair), *span)
+            rows.append(tuple(np.asarray(x, np.int32) for x in row))
+            if first + room >= len(passage.ids):
+                break
+        return rows
+
+
+def _check_place(pair: int, place: tuple[int, int] | None, passage: str) -> None:
+    if place is not None and not 0 <= place[0] < place[1] <= len(passage):
+        raise ValueError(
+            f"answers must be (start, end) with 0 <= start < end <= {len(passage)} (the length of "
+            f"the passage), got {tuple(place)} in row {pair}"
+        )
+
+
+def _span(characters: np.ndarray, place: tuple[int, int] | None, head: int) -> tuple[int, int]:
+    """First and last token of the answer; both 0 unless the row holds the whole answer."""
+    if place is None or place[0] < characters[0, 0] or place[1] > characters[-1, 1]:
+        return 0, 0
+    inside = np.flatnonzero((characters[:, 1] > place[0]) & (characters[:, 0] < place[1]))
+    return (head + inside[0], head + inside[-1]) if len(inside) else (0, 0)

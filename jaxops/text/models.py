@@ -1,4 +1,7 @@
-"""Networks that see texts, (B, length) int32 tokens where 0 is padding, to logits (B, classes)."""
+"""Flax modules that read texts: classifiers, sentence encoders, and a reader of answer spans.
+
+All take tokens (B, T) int32 in which 0 is padding; padding never changes an output.
+"""
 
 import flax.linen as nn
 import jax
@@ -14,20 +17,20 @@ POOLING = ("last", "mean", "max")
 
 
 class TextCNN(nn.Module):
-    """Convolutions over words, the largest value of each filter, and one dense layer.
+    """Convolutions over tokens, max pooling of each filter, and a dense layer.
 
-    A filter of width k sees every run of k tokens; of a text that is shorter, the text and zeros.
-    Padding is in no run, so that it changes nothing.
+    A filter of width k sees every run of k tokens; a shorter text is extended with zeros. No run
+    contains padding.
 
     Attributes:
         vocabulary: number of tokens.
         classes: number of logits.
-        width: of a token's embedding.
-        widths: of the filters, in tokens.
-        filters: of each width.
-        dropout: probability of dropping a filter's value while training.
-        word_dropout: probability of dropping a whole token while training.
-        compute: of the products, see `jaxops.nn.matmul`.
+        width: size of a token's embedding.
+        widths: widths of the filters, in tokens.
+        filters: number of filters of each width.
+        dropout: probability of dropping a pooled value in training.
+        word_dropout: probability of dropping a token in training.
+        compute: dtype of matrix products, see `jaxops.nn.matmul`.
 
     References:
         Kim 2014, arXiv:1408.5882.
@@ -57,33 +60,34 @@ class TextCNN(nn.Module):
         x = whole(jnp.where(real[..., None], x, 0))
         count = tokens.shape[1]
         lengths = real.sum(1, keepdims=True)
-        found = []
+        pooled = []
         for k in self.widths:
             padded = jnp.pad(x, ((0, 0), (0, k - 1), (0, 0)))
             runs = jnp.concatenate([padded[:, i : i + count] for i in range(k)], -1)
-            # a product: inside a loop the gradient of a convolution is slow on a CPU
+            # a dense product: the gradient of a convolution inside a loop is slow on a CPU
             y = nn.relu(Dense(self.filters, compute=self.compute, name=f"conv_{k}")(runs))
             last = jnp.maximum(lengths - k, 0)  # where the last run begins
             inside = jnp.arange(count)[None] <= last
-            found.append(jnp.where(inside[..., None], y, 0).max(1))  # after relu 0 is the least
-        x = jnp.concatenate(found, -1)
+            pooled.append(jnp.where(inside[..., None], y, 0).max(1))  # 0 is relu's least value
+        x = jnp.concatenate(pooled, -1)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return Dense(self.classes, compute=self.compute, name="logits")(x)
 
 
 class NGramBag(nn.Module):
-    """A weighted sum of n-grams' embeddings, and one dense layer, as in fastText.
+    """A weighted sum of n-gram embeddings, and a dense layer, as in fastText.
 
-    With ids i of a text `x = Σ g_i E_i / sqrt(Σ g_i²)`: the weights g = exp(gate) are learned, as
-    the tf-idf of a linear model is computed, and the sum is of unit length for orthogonal
-    embeddings. Embeddings begin at zero, so an n-gram that was never seen says nothing.
+    For the n-grams i of a text, `x = Σ g_i E_i / sqrt(Σ g_i²)`. The weights g = exp(gate) are
+    learned; they play the part of tf-idf weights in a linear model. For orthogonal embeddings of
+    unit length, x has unit length. Embeddings start at zero, so n-grams that do not occur in
+    training have no influence.
 
     Attributes:
-        vocabulary: numbers of n-grams, see `NGrams`.
+        vocabulary: number of n-gram ids, see `text.NGrams`.
         classes: number of logits.
-        width: of an embedding.
-        dropout: probability of dropping an n-gram while training.
-        hidden_dropout: probability of dropping a value of x while training.
+        width: size of an embedding.
+        dropout: probability of dropping an n-gram in training.
+        hidden_dropout: probability of dropping a value of x in training.
 
     References:
         Joulin et al. 2017, arXiv:1607.01759.
@@ -114,14 +118,20 @@ class NGramBag(nn.Module):
 
 
 class TransformerClassifier(nn.Module):
-    """A transformer encoder, the mean of what it says of each token, and one dense layer.
+    """A transformer encoder, pooling over its outputs, and a dense layer.
 
     Attributes:
-        config: of the encoder; `causal=False` lets tokens see what follows them.
+        config: of the encoder; with `causal=False` tokens see those that follow them.
         classes: number of logits.
-        pooling: "mean" over the tokens, or "first" for the first alone.
-        dropout: probability of dropping a value of the mean while training.
-        word_dropout: probability of taking a token for an unknown one while training.
+        pooling: "mean" over all tokens, or "first" for the output of the first token.
+        dropout: probability of dropping a pooled value in training.
+        word_dropout: probability of replacing a token by the unknown token in training.
+
+    >>> config = TransformerConfig(50, context=8, depth=1, heads=2, width=16, causal=False)
+    >>> model = TransformerClassifier(config, classes=3)
+    >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8), jnp.int32))
+    >>> sorted(shapes["params"])
+    ['encoder', 'logits']
     """
 
     config: TransformerConfig
@@ -133,7 +143,7 @@ class TransformerClassifier(nn.Module):
     def setup(self) -> None:
         """Encoder, dropout and the last layer."""
         if self.pooling not in ("mean", "first"):
-            raise ValueError(f'pooling: {self.pooling!r} found, "mean" or "first" wanted')
+            raise ValueError(f"pooling must be 'mean' or 'first', got {self.pooling!r}")
         self.encoder = Transformer(self.config)
         self.drop = nn.Dropout(self.dropout)
         self.logits = Dense(self.classes)
@@ -147,8 +157,8 @@ class TransformerClassifier(nn.Module):
         """Logits (B, classes)."""
         real = tokens != PAD
         if train and self.word_dropout:
-            gone = jax.random.bernoulli(self.make_rng("dropout"), self.word_dropout, tokens.shape)
-            tokens = jnp.where(gone & real, UNKNOWN, tokens)
+            drop = jax.random.bernoulli(self.make_rng("dropout"), self.word_dropout, tokens.shape)
+            tokens = jnp.where(drop & real, UNKNOWN, tokens)
         x = self.encoder.hidden(tokens, real.astype(jnp.int32), train=train)
         if self.pooling == "mean":
             weight = real / jnp.maximum(real.sum(1, keepdims=True), 1)
@@ -160,23 +170,26 @@ class TransformerClassifier(nn.Module):
 
 @recorded(formerly={"layers": "depth"})
 class Recurrent(nn.Module):
-    """Embedding, LSTM or GRU, what they say of the whole text, and one dense layer.
+    """Embedding, LSTM or GRU layers, pooling over their outputs, and a dense layer.
 
-    Dropout is variational, one mask for a text and all of its tokens (Gal and Ghahramani 2016,
-    arXiv:1512.05287); `jaxops.monte_carlo` gives predictions with their spread.
+    Dropout is variational: one mask for a text and all of its tokens. `jaxops.monte_carlo` gives
+    predictions with their spread over such masks.
 
     Attributes:
         vocabulary: number of tokens.
         classes: number of logits.
-        width: of the embeddings, and of the states in each direction.
-        depth: of the recurrence.
+        width: size of the embeddings, and of the states in each direction.
+        depth: number of recurrent layers.
         cell: "lstm" or "gru".
-        bidirectional: read from the end as well.
-        pooling: "last" state in each direction, or "mean" or "max" over the tokens.
-        dropout: probability of dropping a feature of what goes into a layer, the logits' too.
-        recurrent_dropout: the same of a hidden state on its way into the gates.
-        word_dropout: probability of dropping a word of the vocabulary from a text.
-        compute: of the products, see `jaxops.nn.matmul`.
+        bidirectional: whether a second recurrence reads from the end.
+        pooling: "last" state of each direction, or "mean" or "max" over the tokens.
+        dropout: probability of dropping a feature of a layer's input, the dense layer included.
+        recurrent_dropout: probability of dropping a feature of a state that enters the gates.
+        word_dropout: probability of dropping a token of the vocabulary from a text.
+        compute: dtype of matrix products, see `jaxops.nn.matmul`.
+
+    References:
+        Gal and Ghahramani 2016, arXiv:1512.05287.
 
     >>> model = Recurrent(vocabulary=50, classes=3)
     >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8), jnp.int32))
@@ -201,11 +214,11 @@ class Recurrent(nn.Module):
         """Logits (B, classes).
 
         Raises:
-            ValueError: when it is traced, for another `cell` or `pooling`.
+            ValueError: when traced, for an unknown `cell` or `pooling`.
         """
         if self.pooling not in POOLING:
-            raise ValueError(f"pooling: {self.pooling!r} found, one of {POOLING} wanted")
-        real = tokens != 0
+            raise ValueError(f"pooling must be one of {POOLING}, got {self.pooling!r}")
+        real = tokens != PAD
         embed = Embed(self.vocabulary, self.width, self.word_dropout, name="embedding")
         outputs, state = recurrence(self.cell)(
             self.width,
@@ -217,12 +230,95 @@ class Recurrent(nn.Module):
             name="recurrence",
         )(embed(tokens, train=train), real, train=train)
         if self.pooling == "last":
-            top = jax.tree.leaves(state)[0][-1 - self.bidirectional :]  # (B, width) of each side
+            top = jax.tree.leaves(state)[0][-1 - self.bidirectional :]  # (B, width) a direction
             x = jnp.concatenate(list(top), -1)
         elif self.pooling == "mean":
             x = outputs.sum(1) / jnp.maximum(real.sum(1, keepdims=True), 1)
-        else:  # states are above -1; a text of nothing but padding has 0
+        else:  # states are above -1; a row of padding gets 0
             x = jnp.where(real[..., None], outputs, -1).max(1)
             x = jnp.where(real.any(1, keepdims=True), x, 0)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return Dense(self.classes, compute=self.compute, name="logits")(x)
+
+
+class BagEncoder(nn.Module):
+    """A sentence encoder: a weighted sum of the embeddings of n-grams or words.
+
+    For ids i of a text, `Σ g_i E_i / sqrt(Σ g_i²)` with learned weights g = exp(gate); the result
+    has unit length where the embeddings are orthogonal and of unit length. Embeddings start at
+    random and so nearly orthogonal: texts that share words have similar vectors from the start.
+    (`NGramBag` starts at zero, where all texts would be equally similar for good.)
+
+    Attributes:
+        vocabulary: number of n-gram ids or tokens; 0 is padding.
+        features: D, the size of a vector.
+        dropout: probability of dropping an n-gram in training.
+
+    >>> encoder = BagEncoder(vocabulary=10, features=64)
+    >>> encoder.init_with_output(jax.random.key(0), jnp.array([[4, 7, 0]]))[0].shape
+    (1, 64)
+    """
+
+    vocabulary: int
+    features: int = 128
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens: Array, *, train: bool = False) -> Array:
+        """Vectors (B, D) of tokens (B, T)."""
+        start = nn.initializers.normal(self.features**-0.5)
+        table = self.param("embedding", start, (self.vocabulary, self.features))
+        gate = self.param("gate", nn.initializers.zeros, (self.vocabulary,))
+        weight = jnp.where(tokens != PAD, jnp.exp(gate[tokens]), 0)
+        weight = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(weight)
+        norm = jax.lax.rsqrt(jnp.square(weight).sum(1, keepdims=True) + 1e-9)
+        return jnp.einsum("bl,bld->bd", weight * norm, table[tokens])
+
+
+class SpanReader(nn.Module):
+    """A transformer encoder with a logit of answer start and answer end for each token.
+
+    Only tokens of the passage, and the first token, which stands for "no answer", are possible:
+    all others have the logit -1e9.
+
+    Attributes:
+        config: of the encoder, with `causal=False` and `segment_types=2`.
+
+    References:
+        Devlin et al. 2019, arXiv:1810.04805, section 4.2.
+
+    >>> config = TransformerConfig(
+    ...     50, context=8, depth=1, heads=2, width=16, causal=False, segment_types=2)
+    >>> rows = jnp.ones((1, 8), jnp.int32)
+    >>> jax.eval_shape(SpanReader(config).init_with_output, jax.random.key(0), rows, rows)[0].shape
+    (1, 8, 2)
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        """The encoder and its head."""
+        config = self.config
+        if config.causal or config.segment_types != 2:
+            raise ValueError(
+                "config must have causal=False and segment_types=2 (question and passage), got "
+                f"causal={config.causal} and segment_types={config.segment_types}"
+            )
+        self.encoder = Transformer(config)
+        self.head = Dense(2)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return self.config.vocabulary
+
+    def __call__(self, tokens: Array, types: Array, *, train: bool = False) -> Array:
+        """Logits (B, T, 2) of start and end from tokens (B, T) and types (B, T), 1 in the passage.
+
+        Raises:
+            ValueError: when traced, for a causal encoder or one without two segment types.
+        """
+        segments = (tokens != PAD).astype(jnp.int32)
+        x = self.encoder.hidden(tokens, segments, None, types, train=train)
+        possible = (types == 1).at[:, 0].set(True)
+        return jnp.where(possible[..., None], self.head(x), -1e9)

@@ -1,12 +1,12 @@
-"""Search: documents found by their words (BM25), by their vectors, and by both.
+"""Retrieval: an index of documents, rankings by words (BM25) and by vectors, and their fusion.
 
     index = text.index(documents, encode)
     found = text.search(["where is my card?"], index, k=5, encode=encode)
     [documents[i] for i in found.documents[0]]
 
-`encode` makes vectors of texts, for example those of a model that `text.contrastive` trained:
+`encode` turns texts into vectors, for example with a model that `text.contrastive` trained:
 
-    encode = lambda texts: jo.predict(task, state, tokenizer.encode(texts))
+    encode = lambda texts: jo.predict(task, state, read(texts))
 """
 
 import re
@@ -20,30 +20,29 @@ import numpy as np
 from jaxops.model.topk import top_k
 
 Encode = Callable[[Sequence[str]], Any]
-"""Texts to vectors (B, D); queries and documents whose product is large belong together."""
+"""Texts to vectors (B, D); the larger the product of two vectors, the better the texts match."""
 
-FUSED = 60
+RANK_CONSTANT = 60
 """The constant of reciprocal rank fusion, as its authors chose it."""
-DEPTH = 100
-"""So many documents of each ranking are fused, at least."""
-# a run of letters and digits is a word; so is, as in Lucene's standard analyzer, each sign of a
-# script that puts no blanks between words
+# a word is a run of letters and digits, or, as in Lucene's standard analyzer, one character of a
+# script without blanks between words
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 
 class BM25(NamedTuple):
-    """Documents by their words: for each word the documents that hold it, and what it adds there.
+    """An inverted index: for each word the documents that contain it, and its BM25 weight there.
 
     Attributes:
-        vocabulary: word -> its number.
+        vocabulary: word -> its number v.
         starts: (V + 1,) int64; the entries of word v are `starts[v]:starts[v + 1]`.
-        documents: (E,) int32, ascending for each word.
-        counts: (E,) int32, how often the document holds the word.
-        weights: (E,) float32, what one such word of a query adds to the document's score.
-        lengths: (N,) int32, words of each document.
-        k1: how soon another occurrence of a word adds nothing more.
-        b: how much the length of a document counts, 0 to 1.
+        documents: (E,) int32, the documents of each entry, ascending for each word.
+        counts: (E,) int32, how often the document contains the word.
+        weights: (E,) float32, what the word adds to the document's score for each time that a query
+            contains it.
+        lengths: (N,) int32, number of words of each document.
+        k1: saturation of repeated words; 0 counts each word once.
+        b: normalisation by document length, from 0 (none) to 1 (full).
     """
 
     vocabulary: dict[str, int]
@@ -60,8 +59,8 @@ class Index(NamedTuple):
     """Documents, ready to be searched.
 
     Attributes:
-        words: see `BM25`.
-        vectors: (N, D) float32, on the device, or `None`.
+        words: the inverted index, see `BM25`.
+        vectors: (N, D) float32 on the device, or `None` without an encoder.
     """
 
     words: BM25
@@ -69,11 +68,11 @@ class Index(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search found, best first.
+    """The documents that a search found for each query, best first.
 
     Attributes:
         scores: (B, k) float32, comparable within a row; -inf where there is no document.
-        documents: (B, k) int32, their places in the index, and -1 where a query has no more.
+        documents: (B, k) int32, numbers of documents in the index; -1 where there is no document.
     """
 
     scores: np.ndarray
@@ -81,7 +80,7 @@ class Found(NamedTuple):
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits without case, and single CJK signs.
+    """The words of a text: runs of letters and digits, case-folded, and single CJK characters.
 
     >>> words("Where's my CARD? 卡在哪")
     ['where', 's', 'my', 'card', '卡', '在', '哪']
@@ -92,28 +91,31 @@ def words(text: str) -> list[str]:
 def index(
     documents: Sequence[str], encode: Encode | None = None, k1: float = 1.2, b: float = 0.75
 ) -> Index:
-    """Documents, ready to be searched by their words and, with `encode`, by their vectors.
+    """Index documents for a search by words (Okapi BM25) and, with `encode`, by vectors.
 
-    A document d that holds a word w f times adds to the score of a query, for each w in it,
-    idf(w) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|)), idf(w) = log(1 + (N - n + 1/2) /
-    (n + 1/2)), where n of the N documents hold w: Okapi BM25 with the idf of Lucene, which is
-    never negative (Robertson and Zaragoza 2009, doi:10.1561/1500000019).
+    A document d that contains a word w f times adds, for each w in a query,
+    `idf(w) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|))` to its score, where
+    `idf(w) = log(1 + (N - n + 0.5) / (n + 0.5))` and n of the N documents contain w. This idf is
+    that of Lucene, which is never negative.
 
     Args:
-        documents: texts, each with a word at least.
-        encode: makes their vectors; `search` wants the same one for queries.
-        k1: 0 or more.
-        b: 0 to 1.
+        documents: texts, each with at least one word.
+        encode: turns texts into vectors; give the same one to `search`.
+        k1: saturation of repeated words, at least 0.
+        b: normalisation by document length, in [0, 1].
 
     Raises:
         ValueError: no documents, one without a word, or constants out of range.
 
-    >>> found = search(["a red card"], index(["my card", "red card", "a bank"]), k=2)
+    References:
+        Robertson and Zaragoza 2009, doi:10.1561/1500000019.
+
+    >>> found = by_words(["a red card"], index(["my card", "red card", "a bank"]), k=2)
     >>> found.documents.tolist(), [f"{score:.3f}" for score in found.scores[0]]
     ([[1, 2]], ['1.451', '0.981'])
     """
     if k1 < 0 or not 0 <= b <= 1:
-        raise ValueError(f"k1, b: {k1}, {b} found; k1 of 0 or more and b from 0 to 1 wanted")
+        raise ValueError(f"k1 and b must be at least 0 and in [0, 1], got {k1} and {b}")
     empty = np.zeros(0, np.int32)
     nothing = BM25({}, np.zeros(1, np.int64), empty, empty, empty, empty, k1, b)
     start = Index(nothing, None if encode is None else jnp.zeros((0, 0), np.float32))
@@ -121,35 +123,34 @@ def index(
 
 
 def add(index: Index, documents: Sequence[str], encode: Encode | None = None) -> Index:
-    """A new index that holds more documents, behind those it has.
+    """A new index with more documents behind the existing ones, equal to one made of all at once.
 
-    It is the index of all of them at once: how rare words are, and how long a document is on
-    average, is counted anew.
+    Document frequencies and the mean document length are counted anew.
 
     Args:
-        index: stays as it is.
-        documents: see `index`.
-        encode: the one the index was made with, if any.
+        index: the existing index; it is not changed.
+        documents: see `text.index`.
+        encode: the encoder the index was made with, if any.
 
     Raises:
-        ValueError: no documents, one without a word, an encoder where there was none, none where
-            there was one, or one whose vectors have another length.
+        ValueError: no documents, one without a word, an encoder for an index without vectors, none
+            for an index with vectors, or one with vectors of another size.
 
     >>> more = add(index(["my card"]), ["red card"])
-    >>> search(["red card"], more, k=2).documents.tolist()
+    >>> by_words(["red card"], more, k=2).documents.tolist()
     [[1, 0]]
     """
     _check_texts("documents", documents)
-    had, old = index.vectors, index.words
-    if (encode is None) != (had is None):
-        found, wanted = ("none", "one") if encode is None else ("one", "none")
-        raise ValueError(f"encode: {found} found, {wanted} wanted, as the index was made")
+    vectors, old = index.vectors, index.words
+    if (encode is None) != (vectors is None):
+        wanted, given = ("given", "None") if encode is None else ("None", "an encoder")
+        raise ValueError(f"encode must be {wanted}, as when the index was made, got {given}")
     split = [words(text) for text in documents]
-    for row, found_words in enumerate(split):
-        if not found_words:
+    for row, row_words in enumerate(split):
+        if not row_words:
             raise ValueError(
-                f"documents: no word found in row {row} ({documents[row][:40]!r}), at least one "
-                "wanted; leave it out"
+                f"documents must have at least one word each, got {documents[row][:40]!r} in row "
+                f"{row}; leave it out"
             )
     vocabulary = dict(old.vocabulary)
     ids = [vocabulary.setdefault(word, len(vocabulary)) for text in split for word in text]
@@ -158,14 +159,14 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
     before = np.repeat(np.arange(len(old.starts) - 1), np.diff(old.starts))
     terms = np.concatenate([np.repeat(before, old.counts), ids]).astype(np.int64)
     rows = np.concatenate([np.repeat(old.documents, old.counts), new_rows])
-    vectors = None
-    if encode is not None and had is not None:
-        vectors = jnp.asarray(_vectors("documents", encode, documents))
-        if had.size and had.shape[1] != vectors.shape[1]:
+    if encode is not None and vectors is not None:
+        new = jnp.asarray(_vectors("documents", encode, documents))
+        if vectors.size and vectors.shape[1] != new.shape[1]:
             raise ValueError(
-                f"encode: vectors of {vectors.shape[1]} numbers found, {had.shape[1]} wanted"
+                f"encode must give vectors of {vectors.shape[1]} numbers (those of the index), got "
+                f"{new.shape[1]}"
             )
-        vectors = jnp.concatenate([had.reshape(-1, vectors.shape[1]), vectors])
+        vectors = jnp.concatenate([vectors.reshape(-1, new.shape[1]), new])
     return Index(_bm25(vocabulary, terms, rows, lengths, old.k1, old.b), vectors)
 
 
@@ -177,7 +178,7 @@ def _bm25(
     k1: float,
     b: float,
 ) -> BM25:
-    """From each occurrence of a word: its number and its document's."""
+    """The index of all occurrences of words, `terms` their numbers and `rows` their documents."""
     count = len(lengths)
     keys, counts = np.unique(terms * count + rows, return_counts=True)
     term, document = np.divmod(keys, count)
@@ -199,7 +200,11 @@ def _bm25(
 
 
 def bm25(query: str, words_index: BM25) -> np.ndarray:
-    """The score of every document for one query, (N,) float64; 0 where no word is shared.
+    """The BM25 score of every document for one query, (N,) float64; 0 where no word is shared.
+
+    Args:
+        query: a text; a word that occurs twice counts twice.
+        words_index: `words` of an `Index`.
 
     >>> bm25("card card", index(["my card", "a bank"]).words).round(3).tolist()
     [1.386, 0.0]
@@ -208,21 +213,30 @@ def bm25(query: str, words_index: BM25) -> np.ndarray:
     for word in words(query):
         term = words_index.vocabulary.get(word)
         if term is not None:
-            own = slice(words_index.starts[term], words_index.starts[term + 1])
-            scores[words_index.documents[own]] += words_index.weights[own]
+            entries = slice(words_index.starts[term], words_index.starts[term + 1])
+            scores[words_index.documents[entries]] += words_index.weights[entries]
     return scores
 
 
 def by_words(queries: str | Sequence[str], index: Index, k: int = 10) -> Found:
     """The documents with the largest BM25 scores; those that share no word are not found.
 
-    The arguments are those of `search`.
+    Args:
+        queries: texts, or one text.
+        index: made by `text.index`.
+        k: number of documents for each query, at most the number of all documents.
+
+    Raises:
+        ValueError: no query, an empty query, or `k` outside 1 to N.
+
+    >>> by_words("lost card", index(["my card", "a bank"]), k=2).documents.tolist()
+    [[0, -1]]
     """
-    queries = _queries(queries, index, k)
+    queries = check_queries(queries, index, k)
     found = Found(np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
     for row, query in enumerate(queries):
         scores = bm25(query, index.words)
-        # all that reach the k-th largest, in order; only these are sorted
+        # only documents that reach the k-th largest score are sorted
         best = np.flatnonzero((scores >= np.partition(scores, -k)[-k]) & (scores > 0))
         best = best[np.argsort(-scores[best], kind="stable")][:k]
         found.scores[row, : len(best)] = scores[best]
@@ -233,13 +247,28 @@ def by_words(queries: str | Sequence[str], index: Index, k: int = 10) -> Found:
 def by_vectors(
     queries: str | Sequence[str], index: Index, encode: Encode, k: int = 10, at_once: int = 1024
 ) -> Found:
-    """The documents whose vectors have the largest products with the query's, exactly.
+    """The documents whose vectors have the largest products with the query's vector, exactly.
 
-    The arguments are those of `search`; `at_once` is how many queries are scored at a time.
+    Args:
+        queries: texts, or one text.
+        index: made by `text.index` with an encoder.
+        encode: the one the index was made with.
+        k: number of documents for each query, at most the number of all documents.
+        at_once: number of queries that are scored in one call.
+
+    Raises:
+        ValueError: no query, an empty query, `k` outside 1 to N, an index without vectors, or an
+            encoder that does not give one finite vector for each text.
+
+    >>> encode = lambda texts: np.array([[len(text), 1.0] for text in texts])
+    >>> by_vectors("card", index(["a", "long"], encode), encode, k=2).documents.tolist()
+    [[1, 0]]
     """
-    queries = _queries(queries, index, k)
+    queries = check_queries(queries, index, k)
     if index.vectors is None:
-        raise ValueError("encode: the index has no vectors; make it with index(documents, encode)")
+        raise ValueError(
+            "index must have vectors, got one without; make it with index(documents, encode)"
+        )
     vectors = _vectors("queries", encode, queries)
     parts = [
         top_k(jnp.asarray(vectors[start : start + at_once]), index.vectors, k)
@@ -252,29 +281,32 @@ def by_vectors(
 
 
 def fuse(rankings: Sequence[np.ndarray], k: int = 10) -> Found:
-    """One ranking of several by reciprocal rank: a document scores the sum of 1 / (60 + rank).
+    """Reciprocal rank fusion: a document scores the sum of 1 / (60 + rank) over the rankings.
 
-    Ranks count from 1; what a ranking does not hold gets nothing from it. Scores themselves do not
-    count, so rankings with scores of any scale go together. Of equal sums the lower number comes
-    first. Cormack, Clarke and Buettcher 2009, doi:10.1145/1571941.1572114.
+    Ranks count from 1; a ranking without the document adds nothing. Only ranks count, so the
+    scores behind the rankings may have different scales. Of equal sums the lower document number
+    comes first.
 
     Args:
-        rankings: (B, K_i) int each, documents best first, each once; -1 is none.
-        k: how many to give.
+        rankings: (B, K_i) int each, documents best first, each at most once; -1 is none.
+        k: number of documents in the result.
 
     Raises:
-        ValueError: no rankings, or of different numbers of rows.
+        ValueError: no rankings, or rankings with different numbers of rows.
+
+    References:
+        Cormack, Clarke and Buettcher 2009, doi:10.1145/1571941.1572114.
 
     >>> fuse([np.array([[7, 3, 5]]), np.array([[5, 7, -1]])], k=3).documents.tolist()
     [[7, 5, 3]]
     """
     counts = {len(ranking) for ranking in rankings}
     if len(counts) != 1:
-        raise ValueError(f"rankings: {sorted(counts)} rows found, one number of rows wanted")
+        raise ValueError(f"rankings must have equal numbers of rows, got {sorted(counts)}")
     found = Found(np.full((*counts, k), -np.inf, np.float32), np.full((*counts, k), -1, np.int32))
     for row in range(*counts):
         parts = [np.asarray(ranking[row]) for ranking in rankings]
-        shares = [1 / (FUSED + 1 + np.arange(len(part))) for part in parts]
+        shares = [1 / (RANK_CONSTANT + 1 + np.arange(len(part))) for part in parts]
         flat, share = np.concatenate(parts), np.concatenate(shares)
         known, place = np.unique(flat[flat >= 0], return_inverse=True)
         sums = np.bincount(place, share[flat >= 0], len(known))
@@ -284,38 +316,14 @@ def fuse(rankings: Sequence[np.ndarray], k: int = 10) -> Found:
     return found
 
 
-def search(
-    queries: str | Sequence[str], index: Index, k: int = 10, encode: Encode | None = None
-) -> Found:
-    """The best documents for each query: by words, or with `encode` by words and vectors, fused.
-
-    Fused are the best 100 (or k) of `by_words` and of `by_vectors`, see `fuse`.
-
-    Args:
-        queries: texts, or one.
-        index: made by `index`.
-        k: how many documents, at most all.
-        encode: the one the index was made with.
-
-    Raises:
-        ValueError: an empty query, `k` outside 1 to N, or an index without vectors.
-    """
-    if encode is None:
-        return by_words(queries, index, k)
-    _queries(queries, index, k)
-    depth = min(max(k, DEPTH), len(index.words.lengths))
-    each = by_words(queries, index, depth), by_vectors(queries, index, encode, depth)
-    return fuse([found.documents for found in each], k)
-
-
 def hit_rate(hits: np.ndarray, k: int) -> float:
-    """The share of queries with a good document among the first `k`; at k = 1 the precision.
+    """The share of queries with a relevant document among the first `k`; at k = 1 the precision.
 
-    Where each query has one good document this is the recall at k.
+    Where each query has one relevant document this is the recall at k.
 
     Args:
-        hits: bool (B, K): is the document that was found in this place a good one?
-        k: at most K.
+        hits: bool (B, K), whether the document at this rank is relevant.
+        k: number of ranks that count, at most K.
 
     >>> hit_rate(np.array([[0, 1, 0], [0, 0, 0], [1, 1, 0]], bool), k=2) == 2 / 3
     True
@@ -324,12 +332,15 @@ def hit_rate(hits: np.ndarray, k: int) -> float:
 
 
 def recall(hits: np.ndarray, good: np.ndarray, k: int) -> float:
-    """The mean share of a query's good documents that are among the first `k`.
+    """The mean share of a query's relevant documents that are among the first `k`.
 
     Args:
         hits: bool (B, K), see `hit_rate`.
-        good: int (B,), how many good documents there are in all, at least 1 for each query.
-        k: at most K.
+        good: int (B,), number of relevant documents of each query, at least 1.
+        k: number of ranks that count, at most K.
+
+    Raises:
+        ValueError: `k` outside 1 to K, another shape of `good`, or a query without one.
 
     >>> recall(np.array([[0, 1, 1], [1, 0, 0]], bool), np.array([4, 1]), k=3)
     0.75
@@ -337,13 +348,16 @@ def recall(hits: np.ndarray, good: np.ndarray, k: int) -> float:
     good = np.asarray(good)
     if good.shape != (len(hits),) or good.min() < 1:
         raise ValueError(
-            f"good: {good.shape} of least {good.min()} found, ({len(hits)},) of 1 or more wanted"
+            f"good must be ({len(hits)},) of at least 1, got {good.shape} with least {good.min()}"
         )
     return float((_first(hits, k).sum(1) / good).mean())
 
 
 def mrr(hits: np.ndarray) -> float:
-    """The mean reciprocal rank of the first good document, 0 where there is none among the K.
+    """The mean reciprocal rank of the first relevant document; 0 for a query without one.
+
+    Args:
+        hits: bool (B, K), see `hit_rate`.
 
     >>> mrr(np.array([[0, 1, 0], [0, 0, 0], [1, 1, 0]], bool))
     0.5
@@ -355,26 +369,31 @@ def mrr(hits: np.ndarray) -> float:
 def _first(hits: np.ndarray, k: int) -> np.ndarray:
     hits = np.asarray(hits, bool)
     if hits.ndim != 2 or not 1 <= k <= hits.shape[1]:
-        raise ValueError(f"hits, k: {hits.shape} and {k} found, (B, K) and k from 1 to K wanted")
+        raise ValueError(f"hits must be (B, K) and k in 1 to K, got {hits.shape} and {k}")
     return hits[:, :k]
 
 
-def _queries(queries: str | Sequence[str], index: Index, k: int) -> Sequence[str]:
+def check_queries(queries: str | Sequence[str], index: Index, k: int) -> Sequence[str]:
+    """The queries as a list.
+
+    Raises:
+        ValueError: no query, an empty query, or `k` outside 1 to the number of documents.
+    """
     queries = [queries] if isinstance(queries, str) else queries
     _check_texts("queries", queries)
-    if not 1 <= k <= len(index.words.lengths):
-        count = len(index.words.lengths)
-        raise ValueError(f"k: {k} found, 1 to {count:,} (all documents) wanted")
+    count = len(index.words.lengths)
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be in 1 to {count:,} (the number of documents), got {k}")
     return queries
 
 
 def _check_texts(name: str, texts: Sequence[str]) -> None:
     if isinstance(texts, str) or len(texts) == 0:
-        found = "one text" if isinstance(texts, str) else "0 texts"
-        raise ValueError(f"{name}: {found} found, a list of at least one text wanted")
+        given = "one text" if isinstance(texts, str) else "0 texts"
+        raise ValueError(f"{name} must be a list of at least one text, got {given}")
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name}: {text!r} found in row {row}, a text wanted")
+            raise ValueError(f"{name} must be texts with words, got {text!r} in row {row}")
 
 
 def _vectors(name: str, encode: Encode, texts: Sequence[str]) -> np.ndarray:
@@ -382,6 +401,7 @@ def _vectors(name: str, encode: Encode, texts: Sequence[str]) -> np.ndarray:
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
         finite = "" if np.isfinite(vectors).all() else " with NaN or infinity"
         raise ValueError(
-            f"encode: {vectors.shape}{finite} found for {name}, finite ({len(texts)}, D) wanted"
+            f"encode must give finite vectors ({len(texts)}, D), got {vectors.shape}{finite} for "
+            f"{name}"
         )
     return vectors

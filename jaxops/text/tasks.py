@@ -1,58 +1,63 @@
-"""What to learn from texts."""
+"""What to learn from texts: classes, sentence vectors, and where the answer to a question is."""
 
+import inspect
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxops import metrics
 from jaxops.losses import smoothed_cross_entropy
-from jaxops.task import Array, Batch, Column, Task, recorded, supervised
+from jaxops.task import Array, Batch, Column, Key, Task, recorded, row_weights, supervised
 
 
-@recorded
+@recorded(formerly={"model": "module", "length": "context"})
 def classifier(
-    model: Any,
-    length: int,
+    module: Any,
+    context: int,
     classes: int | tuple[str, ...],
     many: bool = False,
     label_smoothing: float = 0.0,
 ) -> Task:
-    """Tell texts apart: softmax cross-entropy, or with `many` labels binary cross-entropies.
+    """Classify texts: softmax cross-entropy, or a binary cross-entropy for each of `many` labels.
 
-    A batch holds `tokens`, integers (B, length) in [0, model.vocabulary) where 0 is padding (see
+    A batch holds `tokens`, integers (B, context) in [0, module.vocabulary) where 0 is padding (see
     `text.Tokens` and `text.NGrams`), and `label`: integers (B,) in [0, classes), or with `many`
     (B, classes) of 0 and 1.
 
     Args:
-        model: a Flax module, tokens to logits (B, classes).
-        length: of a row.
-        classes: how many, or their names in order.
-        many: a text may have several labels, or none.
-        label_smoothing: in training, this share of each label is spread evenly over all classes
-            (with `many`, over yes and no); the loss of an evaluation is the plain one.
+        module: a Flax module, tokens to logits (B, classes).
+        context: number of tokens in a row.
+        classes: number of classes, or their names in the order of the logits.
+        many: whether a text may have several labels, or none.
+        label_smoothing: share of each label that is spread evenly over all classes in training
+            (with `many`, over yes and no). Evaluations use the plain loss.
 
     Returns:
-        A task whose predictions are probabilities (B, classes), which sum to one but for `many`,
-        with the metrics loss and accuracy: a row counts where its label, or all of its labels, are
-        right (with `many` those above 1/2 are given).
+        A task that predicts probabilities (B, classes), which sum to one unless `many` is set. Its
+        metrics are loss and accuracy; a row counts as right where its label is right, or with
+        `many` where all of its labels are (predicted are those with a probability above 0.5).
 
     Raises:
-        ValueError: the model says that it tells another number of classes apart.
+        ValueError: the module has another number of classes.
 
     >>> from jaxops import text
-    >>> model = text.NGramBag(vocabulary=1000, classes=2)
-    >>> text.classifier(model, length=64, classes=("lost", "found")).classes
+    >>> module = text.NGramBag(vocabulary=1000, classes=2)
+    >>> text.classifier(module, context=64, classes=("lost", "found")).classes
     ('lost', 'found')
     """
     names = classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
-    if getattr(model, "classes", len(names)) != len(names):
-        raise ValueError(f"the model has {model.classes} classes, the task {len(names)}: {names}")
+    if getattr(module, "classes", len(names)) != len(names):
+        raise ValueError(
+            f"classes must be {module.classes} (those of the module), got {len(names)}: {names}"
+        )
 
-    def one(logits: Array, batch: Batch, train: bool) -> Array:
+    def one_label(logits: Array, batch: Batch, train: bool) -> Array:
         return smoothed_cross_entropy(logits, batch["label"], label_smoothing if train else 0.0)
 
-    def several(logits: Array, batch: Batch, train: bool) -> Array:
+    def many_labels(logits: Array, batch: Batch, train: bool) -> Array:
         target = batch["label"].astype(logits.dtype)
         if train:
             target = target * (1 - label_smoothing) + label_smoothing / 2
@@ -63,16 +68,189 @@ def classifier(
             return {"accuracy": metrics.accuracy(logits, batch["label"], weights)}
         return {"accuracy": metrics.mean(((logits > 0) == (batch["label"] > 0)).all(-1), weights)}
 
-    wanted = ((len(names),), 2) if many else ((), len(names))
+    shape, values = ((len(names),), 2) if many else ((), len(names))
     return supervised(
-        model,
+        module,
         lambda batch, key: batch["tokens"],
-        several if many else one,
+        many_labels if many else one_label,
         accuracy,
         jax.nn.sigmoid if many else jax.nn.softmax,
         (
-            Column("tokens", (length,), "int", classes=getattr(model, "vocabulary", None)),
-            Column("label", wanted[0], "int", classes=wanted[1], target=True),
+            Column("tokens", (context,), "int", classes=getattr(module, "vocabulary", None)),
+            Column("label", shape, "int", classes=values, target=True),
         ),
         names,
+    )
+
+
+class Pair(nn.Module):
+    """Vectors of unit length for the several texts of a row, by one encoder.
+
+    Attributes:
+        encoder: a Flax module, tokens (B, T) int32 to vectors (B, D); may take `train`.
+    """
+
+    encoder: Any
+
+    @nn.compact
+    def __call__(self, tokens: Array, *, train: bool = False) -> Array:
+        """(B, V, T) int32, V texts a row, to (B, V, D) float32."""
+        rows, views, length = tokens.shape
+        parameters = inspect.signature(type(self.encoder).__call__).parameters
+        named = {"train": train} if "train" in parameters else {}
+        # the texts of a row stay side by side, and so on one device
+        x = self.encoder(tokens.reshape(rows * views, length), **named).astype(jnp.float32)
+        x *= jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
+        return x.reshape(rows, views, -1)
+
+
+def info_nce(
+    anchors: Array,
+    positives: Array,
+    weights: Array,
+    temperature: float,
+    label: Array | None = None,
+) -> tuple[Array, Array]:
+    """The contrastive loss of each row, and whether its nearest positive is one of its own.
+
+    With s_ij = anchor_i . positive_j / temperature, the loss of row i is -log softmax_j(s_i)[i]:
+    the positives of the other rows are its negatives. With labels, rows of the same label are
+    positives as well, and the loss is the mean of -log softmax_j(s_i)[p] over all positives p.
+
+    Args:
+        anchors: (B, D) float.
+        positives: (B, D) float.
+        weights: (B,); a row of weight 0 is not a negative of other rows.
+        temperature: above 0.
+        label: (B,) int; by default all rows have different labels.
+
+    Returns:
+        Losses (B,) and hits (B,) bool.
+
+    References:
+        van den Oord et al. 2018, arXiv:1807.03748 (InfoNCE); Khosla et al. 2020, arXiv:2004.11362
+        (with labels, their L_out).
+
+    >>> import numpy as np
+    >>> vectors = jnp.eye(2)
+    >>> losses, hits = info_nce(vectors, vectors, jnp.ones(2), temperature=0.5)
+    >>> np.asarray(losses).round(4), hits.tolist()  # log(1 + exp(-2))
+    (array([0.1269, 0.1269], dtype=float32), [True, True])
+    """
+    real = (weights > 0)[None]
+    scores = jnp.matmul(anchors, positives.T, precision="highest") / temperature
+    # finite, so that a batch of padding alone has no NaN in its gradient
+    scores = jnp.where(real, scores, -1e9)
+    matches = jnp.eye(len(anchors), dtype=bool) if label is None else label[:, None] == label[None]
+    matches &= real
+    log_p = jax.nn.log_softmax(scores)
+    losses = -jnp.where(matches, log_p, 0.0).sum(-1) / jnp.maximum(matches.sum(-1), 1)
+    nearest = scores.argmax(-1)[:, None]
+    return losses, jnp.take_along_axis(matches, nearest, axis=1)[:, 0]
+
+
+@recorded(formerly={"model": "module", "length": "context"})
+def contrastive(
+    module: Any, context: int, temperature: float = 0.05, labelled: bool = False
+) -> Task:
+    """Learn sentence vectors from pairs of texts; the other rows of a batch are the negatives.
+
+    A batch holds `tokens` and `positive`, integers (B, context) with 0 for padding: two texts of
+    the same meaning, a question and its answer, or the same text twice, which dropout makes
+    different (Gao et al. 2021, arXiv:2104.08821). Where several rows of a batch may have the same
+    meaning, set `labelled`: the batch then holds `label`, integers (B,), and rows of one label are
+    positives of each other. See `info_nce` for the loss and `partners` for pairs from labels. The
+    loss couples the rows of a batch: more rows are more negatives, and `accumulate` is refused.
+
+    Args:
+        module: a Flax module, tokens (B, context) to vectors (B, D), which the task scales to unit
+            length: `BagEncoder`, or `TextCNN` and `TransformerClassifier` with D classes.
+        context: number of tokens in a row.
+        temperature: divides the products of vectors; a small one weighs the nearest negatives most.
+        labelled: whether rows with equal labels are positives.
+
+    Returns:
+        A task that predicts the vectors (B, D) of `tokens`, of unit length. Its metrics are loss
+        and accuracy: how often the nearest positive of the batch is a row's own, or has its label.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+
+    >>> from jaxops import text
+    >>> contrastive(text.BagEncoder(vocabulary=100), context=16).coupled
+    True
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+
+    def inputs(batch: Batch, key: Key | None) -> Array:
+        return jnp.stack([batch[n] for n in ("tokens", "positive") if n in batch], axis=1)
+
+    def pairs(vectors: Array, batch: Batch) -> tuple[Array, Array]:
+        label = batch["label"] if labelled else None
+        return info_nce(vectors[:, 0], vectors[:, 1], row_weights(batch), temperature, label)
+
+    text = ((context,), "int", getattr(module, "vocabulary", None))
+    label = Column("label", (), "int", target=True)
+    return supervised(
+        Pair(module),
+        inputs,
+        lambda vectors, batch, train: pairs(vectors, batch)[0],
+        lambda vectors, batch, w: {"accuracy": metrics.mean(pairs(vectors, batch)[1], w)},
+        lambda vectors: vectors[:, 0],
+        (
+            Column("tokens", *text),
+            Column("positive", *text, target=True),
+            *((label,) if labelled else ()),
+        ),
+        coupled=True,
+    )
+
+
+@recorded(formerly={"model": "module", "length": "context"})
+def spans(module: Any, context: int) -> Task:
+    """Extractive question answering: learn where in a passage the answer starts and ends.
+
+    A batch holds, as `text.Passages` makes them, `tokens`, integers (B, context): the question and
+    a passage; `types` (B, context), 1 for tokens of the passage; and `start` and `end` (B,), the
+    first and the last token of the answer, both 0 where the passage has none. The loss of a row is
+    the mean of the cross-entropies of start and end, each over all tokens of the row.
+
+    Args:
+        module: a Flax module, (tokens, types) to logits (B, context, 2), such as `SpanReader`.
+        context: number of tokens in a row.
+
+    Returns:
+        A task that predicts log-probabilities (B, context, 2) of start and end. Its metrics are
+        loss and accuracy: how often the likeliest start and the likeliest end are both right.
+
+    >>> from jaxops import nn, text
+    >>> config = nn.TransformerConfig(
+    ...     100, context=32, depth=2, heads=2, width=16, causal=False, segment_types=2)
+    >>> [column.name for column in spans(text.SpanReader(config), context=32).columns]
+    ['tokens', 'types', 'start', 'end']
+    """
+
+    def places(batch: Batch) -> Array:
+        return jnp.stack([batch["start"], batch["end"]], axis=-1)
+
+    def loss(logits: Array, batch: Batch, train: bool) -> Array:
+        log_p = jax.nn.log_softmax(logits, axis=1)
+        return -jnp.take_along_axis(log_p, places(batch)[:, None], axis=1)[:, 0].mean(-1)
+
+    def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
+        return {"accuracy": metrics.mean((logits.argmax(1) == places(batch)).all(-1), weights)}
+
+    return supervised(
+        module,
+        lambda batch, key: (batch["tokens"], batch["types"]),
+        loss,
+        accuracy,
+        lambda logits: jax.nn.log_softmax(logits, axis=1),
+        (
+            Column("tokens", (context,), "int", classes=getattr(module, "vocabulary", None)),
+            Column("types", (context,), "int", classes=2),
+            Column("start", (), "int", classes=context, target=True),
+            Column("end", (), "int", classes=context, target=True),
+        ),
     )

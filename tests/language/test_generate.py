@@ -17,20 +17,20 @@ from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
 VOCABULARY, CONTEXT = 23, 96
 DECODERS = {
-    "learned": {"layers": 2},
+    "learned": {"depth": 2},
     "rotary": {"position": "rotary", "norm": "rms", "activation": "swiglu", "qk_norm": True},
     "relative": {"position": "relative", "attention_scale": 1.0},
     "sinusoidal": {"position": "sinusoidal", "post_norm": True},
     "window": {"window": 5, "position": "rotary"},
     "grouped": {"heads": 4, "kv_heads": 2, "position": "none"},
-    "scan": {"scan": True, "tied": False, "layers": 2},
+    "scan": {"scan": True, "tied": False, "depth": 2},
 }
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 1, 1, 2], [3, 3]]
 STEPS = 9
 
 
 def config(**changes):
-    shape = {"vocabulary": VOCABULARY, "context": CONTEXT, "layers": 1, "heads": 2, "width": 16}
+    shape = {"vocabulary": VOCABULARY, "context": CONTEXT, "depth": 1, "heads": 2, "width": 16}
     return TransformerConfig(**{**shape, **changes})
 
 
@@ -46,7 +46,7 @@ def made(model, size=0.3):
         return rng.normal(path[-1].key == "scale", size, leaf.shape).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(fill, shapes)
-    task = jo.Task(None, None, None, recipe=(None, (("model", model),)))
+    task = jo.Task(None, None, None, recipe=(None, (("module", model),)))
     return task, jo.TrainState(np.int32(0), params, (), {}, jax.random.key(0))
 
 
@@ -275,9 +275,11 @@ def test_a_tokenizer_of_another_vocabulary_is_refused():
     assert generate(task, state, ["w3"], new_tokens=2, tokenizer=own)[0].text
     for count in (VOCABULARY - 6, VOCABULARY - 4):
         other = jo.data.Tokenizer.train([" ".join(f"w{i}" for i in range(count))], kind="word")
-        with pytest.raises(ValueError, match=rf"of {count + 5} found, of 23 .* wanted"):
+        with pytest.raises(
+            ValueError, match=rf"vocabulary of 23 \(the module\'s\), got {count + 5}"
+        ):
             generate(task, state, ["w3"], new_tokens=2, tokenizer=other)
-        with pytest.raises(ValueError, match=r"tokenizer: a vocabulary of"):
+        with pytest.raises(ValueError, match=r"tokenizer must have a vocabulary of"):
             next(stream(task, state, ["w3"], new_tokens=2, tokenizer=other))
 
 
@@ -285,7 +287,7 @@ def test_a_model_may_have_rows_to_a_multiple_of_64():
     check_vocabulary(Bytes(), config())  # which says nothing
     tokenizer = jo.data.Tokenizer.train(["w0 w1"], kind="word")
     check_vocabulary(tokenizer, config(vocabulary=64))
-    with pytest.raises(ValueError, match="a vocabulary of 7 found, of 192"):
+    with pytest.raises(ValueError, match=r"a vocabulary of 192 .*, got 7"):
         check_vocabulary(tokenizer, config(vocabulary=192))
 
 
@@ -392,29 +394,41 @@ def test_one_compilation_for_each_bucket_of_lengths():
 @pytest.mark.parametrize(
     ("prompts", "how", "says"),
     [
-        ([], {}, "prompts: none found"),
-        ([[1], []], {}, r"prompts\[1\]: empty"),
-        ([1, 2], {}, "prompts: a single one found"),
-        ("text", {}, "prompts: a single one found"),
-        (["text"], {}, r"prompts\[0\]: a text found without a tokenizer"),
-        ([[1.5]], {}, r"prompts\[0\]: float64\(1,\) found"),
-        ([[[1]]], {}, r"prompts\[0\]: int64\(1, 1\) found"),
-        ([[1], [2, VOCABULARY]], {}, r"prompts\[1\]: token 23 found, wanted in \[0, 23\)"),
-        ([[-1]], {}, "token -1 found"),
-        ([[1] * 90], {"new_tokens": 7}, r"prompts\[0\]: 90 tokens .* new_tokens is 7; at most 96"),
-        ([[1]], {"new_tokens": 0}, "new_tokens: 0 found"),
-        ([[1]], {"temperature": -1.0}, "temperature: -1.0 found"),
-        ([[1]], {"temperature": math.nan}, "temperature: nan found"),
-        ([[1]], {"temperature": 1.0, "top_k": 0}, "top_k: 0 found"),
-        ([[1]], {"temperature": 1.0, "top_p": 0.0}, "top_p: 0.0 found"),
-        ([[1]], {"temperature": 1.0, "top_p": 1.1}, "top_p: 1.1 found"),
-        ([[1]], {"temperature": 1.0, "min_p": 2.0}, "min_p: 2.0 found"),
-        ([[1]], {"top_p": 0.9}, "top_p: found with temperature 0"),
-        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty: 0.0 found"),
-        ([[1]], {"stop": [99]}, "stop: token 99 found"),
-        ([[1]], {"beams": 0}, "beams: 0 found"),
-        ([[1]], {"beams": 2, "temperature": 1.0}, "beams: 2 found with temperature"),
-        ([[1]], {"beams": 2, "length_penalty": -1.0}, "length_penalty: -1.0 found"),
+        ([], {}, "prompts must have at least one prompt, got none"),
+        ([[1], []], {}, r"prompts\[1\] must have at least one token, got none"),
+        ([1, 2], {}, "prompts must be a list of prompts, got a single one"),
+        ("text", {}, "prompts must be a list of prompts, got a single one"),
+        (["text"], {}, r"prompts\[0\] must be tokens without a tokenizer, got a text"),
+        ([[1.5]], {}, r"prompts\[0\] must be int \(n,\), got float64\(1,\)"),
+        ([[[1]]], {}, r"prompts\[0\] must be int \(n,\), got int64\(1, 1\)"),
+        ([[1], [2, VOCABULARY]], {}, r"prompts\[1\] must be tokens in \[0, 23\) .*, got 23"),
+        ([[-1]], {}, r"tokens in \[0, 23\) .*, got -1"),
+        (
+            [[1] * 90],
+            {"new_tokens": 7},
+            r"prompts\[0\] and new_tokens must have at most 96 .* together, got 90 and 7",
+        ),
+        ([[1]], {"new_tokens": 0}, "new_tokens must be a whole number of at least 1, got 0"),
+        ([[1]], {"temperature": -1.0}, "temperature must be a number of at least 0, got -1.0"),
+        ([[1]], {"temperature": math.nan}, "temperature must be .*, got nan"),
+        (
+            [[1]],
+            {"temperature": 1.0, "top_k": 0},
+            "top_k must be a whole number of at least 1, got 0",
+        ),
+        ([[1]], {"temperature": 1.0, "top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ([[1]], {"temperature": 1.0, "top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
+        ([[1]], {"temperature": 1.0, "min_p": 2.0}, r"min_p must be in \(0, 1\], got 2.0"),
+        ([[1]], {"top_p": 0.9}, "temperature must be above 0 with top_p, got 0"),
+        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty must be above 0, got 0.0"),
+        ([[1]], {"stop": [99]}, r"stop must be tokens in \[0, 23\) .*, got 99"),
+        ([[1]], {"beams": 0}, "beams must be a whole number of at least 1, got 0"),
+        ([[1]], {"beams": 2, "temperature": 1.0}, "beams must be 1 with temperature, got 2"),
+        (
+            [[1]],
+            {"beams": 2, "length_penalty": -1.0},
+            "length_penalty must be at least 0, got -1.0",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_refused(prompts, how, says):
@@ -429,15 +443,17 @@ def test_what_cannot_be_answered_is_refused(prompts, how, says):
 def test_a_source_may_be_as_long_as_the_context_and_no_longer():
     task, state = made(SEQUENCES)
     assert len(generate(task, state, [[1] * CONTEXT], new_tokens=2)[0].tokens) == 2
-    with pytest.raises(ValueError, match="97 tokens found"):
+    with pytest.raises(ValueError, match=r"must have at most 96 tokens .* each, got 97 and 2"):
         generate(task, state, [[1] * (CONTEXT + 1)], new_tokens=2)
-    with pytest.raises(ValueError, match="begin: token 23"):
+    with pytest.raises(ValueError, match=r"begin must be tokens in .*, got 23"):
         generate(task, state, [[1]], begin=VOCABULARY)
 
 
 def test_models_that_do_not_write_are_refused():
     task, state = made(Transformer(config(causal=False)))
-    with pytest.raises(ValueError, match="an encoder"):
+    with pytest.raises(
+        ValueError, match=r"task must have a decoder \(causal=True\), got an encoder"
+    ):
         generate(task, state, [[1]])
-    with pytest.raises(ValueError, match="no record"):
+    with pytest.raises(ValueError, match=r"task must be made with .*, got one made by hand"):
         generate(task._replace(recipe=None), state, [[1]])

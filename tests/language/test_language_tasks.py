@@ -9,11 +9,11 @@ from small import assert_close, assert_equal
 
 import jaxops as jo
 from jaxops import language, nn
-from jaxops.language import token_tasks as question
+from jaxops.language.token_tasks import read_rows, read_rows_with_keys
 from jaxops.nn.attention import document_positions
 
 VOCABULARY = 40
-SMALL = {"vocabulary": VOCABULARY, "context": 12, "layers": 1, "heads": 2, "width": 16}
+SMALL = {"vocabulary": VOCABULARY, "context": 12, "depth": 1, "heads": 2, "width": 16}
 DECODER = nn.Transformer(nn.TransformerConfig(**SMALL))
 ENCODER = nn.Transformer(nn.TransformerConfig(**SMALL, causal=False))
 BOTH = nn.EncoderDecoder(nn.TransformerConfig(**SMALL, position="relative"))
@@ -147,7 +147,7 @@ def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
     text = np.arange(95)
     rows = language.windows(text, 8)
     starts = []
-    draw = jax.jit(lambda key: question.seen_by(rows, 8, 1, key))
+    draw = jax.jit(lambda key: read_rows(rows, 8, 1, key))
     for seed in range(60):
         tokens, segments = jax.device_get(draw(jax.random.key(seed)))
         assert tokens.shape == (12, 9)
@@ -156,7 +156,7 @@ def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
         assert segments[:-1].min() == 1  # only the text's end is shorter than a window
     counts = np.bincount(np.concatenate(starts)[:], minlength=95)
     assert (counts[:86] > 0).all() and counts[:80].max() < 30  # 7.5 on average
-    plain = functools.partial(language.next_token, length=8)
+    plain = functools.partial(language.next_token, context=8)
     (tokens, *_), targets, weights = spied(plain, 8, rows, train=False, vocabulary=100)
     assert sorted(targets[weights > 0].tolist()) == list(range(1, 95))
     assert tokens[1].tolist() == list(range(8, 16))
@@ -164,15 +164,15 @@ def test_windows_begin_anywhere_and_each_token_is_evaluated_once():
 
 def test_where_a_window_begins_is_drawn_apart_from_what_is_hidden_in_it():
     rows = language.windows(np.arange(95), 8)
-    tokens, segments, keys = question.rows_seen(rows, 8, KEY)
+    tokens, segments, keys = read_rows_with_keys(rows, 8, KEY)
     place, draw = jax.random.split(KEY)
-    assert_equal((tokens, segments), question.seen_by(rows, 8, 0, place))
+    assert_equal((tokens, segments), read_rows(rows, 8, 0, place))
     drawn = jax.random.split(draw, len(tokens))
     assert_equal(jax.random.key_data(keys), jax.random.key_data(drawn))
 
 
 def test_a_long_text_is_learned_and_evaluated_in_windows():
-    task = language.next_token(DECODER, length=8, packed=False)
+    task = language.next_token(DECODER, context=8, packed=False)
     text = np.random.default_rng(0).integers(0, 5, 59).astype(np.uint8)
     rows = language.windows(text, 8)
     state = jo.fit(
@@ -391,27 +391,60 @@ def fitted(task, columns):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: language.next_token(ENCODER), "causal=False found, causal=True wanted"),
-        (lambda: language.masked_tokens(DECODER, 3), "causal=True found, causal=False wanted"),
-        (lambda: language.masked_tokens(ENCODER, 40), r"token 40 found, in \[0, 40\) wanted"),
-        (lambda: language.masked_tokens(ENCODER, 3, share=1.0), "share: 1.0 found"),
-        (lambda: language.next_token(DECODER, length=13), "length: 13 found, at most 12"),
-        (lambda: language.span_corruption(BOTH, length=14), "length: 14 found, 2 to 12 wanted"),
-        (lambda: language.span_corruption(BOTH, mean_span=0.5), "share, mean_span: 0.15, 0.5"),
-        (lambda: language.span_corruption(BOTH, first_sentinel=40), "40 found, below 40 wanted"),
-        (lambda: language.span_corruption(BOTH, first_sentinel=0), "0 found, at least 1 wanted"),
-        (lambda: language.sequence_to_sequence(BOTH, 13), "target_length: 13 found, 1 to 12"),
-        (lambda: language.sequence_to_sequence(BOTH, 5, end=0), "end, padding: 0, 0 found"),
-        (lambda: fitted(NEXT, {k: np.repeat(v, 3, 1) for k, v in ROWS.items()}), "rows of 36"),
+        (lambda: language.next_token(ENCODER), "module must have causal=True, got causal=False"),
+        (
+            lambda: language.masked_tokens(DECODER, 3),
+            "module must have causal=False, got causal=True",
+        ),
+        (
+            lambda: language.masked_tokens(ENCODER, 40),
+            r"mask and special must be in \[0, 40\), got 40",
+        ),
+        (
+            lambda: language.masked_tokens(ENCODER, 3, share=1.0),
+            "share must be between 0 and 1, got 1.0",
+        ),
+        (
+            lambda: language.next_token(DECODER, context=13),
+            r"context must be at most 12 .*, got 13",
+        ),
+        (lambda: language.span_corruption(BOTH, length=14), "length must be in 2 to 12 .*, got 14"),
+        (
+            lambda: language.span_corruption(BOTH, mean_span=0.5),
+            "share and mean_span must be .*, got 0.15 and 0.5",
+        ),
+        (
+            lambda: language.span_corruption(BOTH, first_sentinel=40),
+            "first_sentinel must be below 40 .*, got 40",
+        ),
+        (
+            lambda: language.span_corruption(BOTH, first_sentinel=0),
+            "first_sentinel must be at least 1 .*, got 0",
+        ),
+        (
+            lambda: language.sequence_to_sequence(BOTH, 13),
+            "target_length must be in 1 to 12 .*, got 13",
+        ),
+        (
+            lambda: language.sequence_to_sequence(BOTH, 5, end=0),
+            "end and padding must be .*, got 0 and 0",
+        ),
+        (
+            lambda: fitted(NEXT, {k: np.repeat(v, 3, 1) for k, v in ROWS.items()}),
+            "tokens must be rows of at most 13 .*, got rows of 36",
+        ),
         (lambda: fitted(NEXT, {**ROWS, "tokens": ROWS["tokens"] + 30}), r"labels in \[0, 40\)"),
         (lambda: fitted(SPANS, {**ROWS, "tokens": ROWS["tokens"] + 5}), r"labels in \[0, 39\)"),
-        (lambda: fitted(NEXT, {**ROWS, "segments": ROWS["segments"][:, 1:]}), "segments: "),
+        (
+            lambda: fitted(NEXT, {**ROWS, "segments": ROWS["segments"][:, 1:]}),
+            "segments must be .*, got",
+        ),
         (lambda: fitted(NEXT, {"tokens": ROWS["tokens"]}), "columns must include 'segments'"),
         (
             lambda: fitted(
                 ANSWERS, {"source": np.ones((9, 13), int), "target": np.ones((9, 5), int)}
             ),
-            "source: rows of 13 tokens found, at most 12",
+            "source must be rows of at most 12 tokens .*, got rows of 13",
         ),
     ],
 )

@@ -109,7 +109,7 @@ def test_another_cell():
 
 def test_monte_carlo_is_the_mean_and_spread_of_a_loop_with_lora_as_without():
     model = Recurrent(11, width=8, dropout=0.3, recurrent_dropout=0.3, word_dropout=0.1)
-    task = language.next_token(model, length=8)
+    task = language.next_token(model, context=8)
     rows = language.pack(list(np.asarray(TOKENS)), 9).columns
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, rows)
     tokens, segments = (jnp.asarray(rows[name]) for name in ("tokens", "segments"))

@@ -35,7 +35,7 @@ def test_the_best_span_is_that_of_brute_force(longest):
 
 @pytest.mark.parametrize("tokenizer", [WORDS, PIECES], ids=["words", "pieces"])
 def test_the_answer_is_where_its_tokens_are(tokenizer):
-    read = text.Passages(tokenizer, length=64)
+    read = text.Passages(tokenizer, context=64)
     passage = TEXTS[1]
     place = passage.index("4711"), passage.index("4711") + 4
     rows = read([TEXTS[0]] * 2, [passage, TEXTS[2]], [place, None])
@@ -55,7 +55,7 @@ def test_the_answer_is_where_its_tokens_are(tokenizer):
 
 def test_a_long_passage_is_read_in_rows_that_overlap_by_half():
     passage = " ".join(TEXTS[1].split()[:9] * 3)  # 27 words
-    read = text.Passages(WORDS, length=15)
+    read = text.Passages(WORDS, context=15)
     question = "the code"  # leaves room for 10
     place = passage.rindex("4711"), len(passage)  # in the last row alone
     rows = read([question], [passage], [place])
@@ -79,7 +79,7 @@ def test_the_loss_is_the_mean_of_two_cross_entropies():
             table = self.param("table", nn.initializers.normal(1), (20, 2))
             return table[tokens]
 
-    task = text.spans(Fixed(), length=5)
+    task = text.spans(Fixed(), context=5)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 20, (3, 5)).astype(np.int32)
     batch = {
@@ -107,7 +107,7 @@ CONFIG = TransformerConfig(
 
 
 def test_only_the_passage_and_no_answer_are_possible():
-    task, read = text.spans(text.SpanReader(CONFIG), length=24), text.Passages(WORDS, length=24)
+    task, read = text.spans(text.SpanReader(CONFIG), context=24), text.Passages(WORDS, context=24)
     rows = read([TEXTS[0]], [TEXTS[1]], [(0, 3)])
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, rows)
     p = np.exp(jo.predict(task, state, rows))
@@ -132,9 +132,9 @@ class Finds(nn.Module):
         return logits.at[:, :1].set(none)
 
 
-def asked(passages, longest=30, length=15):
-    task = text.spans(Finds(WORDS.id("red"), WORDS.id("is")), length=length)
-    read = text.Passages(WORDS, length=length)
+def answered(passages, longest=30, context=15):
+    task = text.spans(Finds(WORDS.id("red"), WORDS.id("is")), context=context)
+    read = text.Passages(WORDS, context=context)
     example = read(["the code"], ["is"], [(0, 2)])
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, example)
     return text.answer(task, state, read, "the code", passages, longest)
@@ -142,7 +142,7 @@ def asked(passages, longest=30, length=15):
 
 def test_the_best_span_of_all_passages():
     passages = ["nobody knows what", "code of  the red , door   is  4711 . nobody knows", "the red"]
-    found = asked(passages)
+    found = answered(passages)
     assert found.text == "red , door   is" and found.passage == 1
     assert passages[1][found.start : found.end] == found.text
     # by hand: ten tokens of the passage and no answer
@@ -151,37 +151,47 @@ def test_the_best_span_of_all_passages():
     assert found.score == pytest.approx(2 * log_p[-1], rel=1e-5)
     # the least log-probability of no answer is that of the passage read with most hope
     assert found.no_answer == pytest.approx(2 * log_p[0] - found.score, rel=1e-4)
-    assert found.no_answer < 0 < asked(["nobody knows"]).no_answer
-    assert asked(passages, longest=2)[:2] == ("red", 2)  # "is" is too far
+    assert found.no_answer < 0 < answered(["nobody knows"]).no_answer
+    assert answered(passages, longest=2)[:2] == ("red", 2)  # "is" is too far
 
 
 def test_an_answer_beyond_the_first_row():
     passage = " ".join(["nobody", "knows"] * 12 + ["the", "red", "door", "is", "4711"])
-    found = asked([passage])
+    found = answered([passage])
     assert found.text == "red door is" and found.start == passage.index("red")
 
 
 def test_bad_input():
-    read = text.Passages(WORDS, length=8)
+    read = text.Passages(WORDS, context=8)
     bad = {
-        "questions, passages, answers: 1, 2, 2 found": (["the"], ["is"] * 2, [None] * 2),
+        "passages and answers must have equal lengths, got 1, 2 and 2": (
+            ["the"],
+            ["is"] * 2,
+            [None] * 2,
+        ),
         "texts must not be empty, got an empty text in row 0": ([" "], ["is"], None),
-        "questions: 5 tokens found in row 0, at most 4": (["the code of red is"], ["is"], None),
-        r"answers: \(1, 9\) found in row 0, .* <= 2 wanted": (["the"], ["is"], [(1, 9)]),
-        r"answers: \(1, 1\) found": (["the"], ["is"], [(1, 1)]),
+        "questions must have at most 4 tokens .*, got 5 in row 0": (
+            ["the code of red is"],
+            ["is"],
+            None,
+        ),
+        r"answers must be .* <= 2 .*, got \(1, 9\) in row 0": (["the"], ["is"], [(1, 9)]),
+        r"answers must be .*, got \(1, 1\)": (["the"], ["is"], [(1, 1)]),
     }
     for message, arguments in bad.items():
         with pytest.raises(ValueError, match=message):
             read(*arguments)
-    with pytest.raises(ValueError, match="longest: 0 found"):
-        asked(["is"], longest=0)
+    with pytest.raises(ValueError, match="longest must be at least 1, got 0"):
+        answered(["is"], longest=0)
     with pytest.raises(ValueError, match="texts must be a list of texts, got one str"):
-        asked("is it here")
+        answered("is it here")
     causal = TransformerConfig(9, context=8, depth=1, heads=1, width=4, segment_types=2)
-    with pytest.raises(ValueError, match="causal=True, segment_types=2 found"):
+    with pytest.raises(
+        ValueError, match=r"config must have causal=False .*, got causal=True and segment_types=2"
+    ):
         text.SpanReader(causal).init(jax.random.key(0), *[jnp.zeros((1, 8), jnp.int32)] * 2)
-    task = text.spans(text.SpanReader(CONFIG), length=8)
-    rows = text.Passages(WORDS, length=8)(["the"], ["is red"], [(0, 2)])
+    task = text.spans(text.SpanReader(CONFIG), context=8)
+    rows = text.Passages(WORDS, context=8)(["the"], ["is red"], [(0, 2)])
     with pytest.raises(ValueError, match=r"start: 9 found .*\[0, 8\) wanted"):
         wrong = {**rows, "start": rows["start"] + 6}
         jo.fit(task, wrong, optimizer=jo.optim.sgd(0.1), batch_size=1, steps=1)
@@ -215,7 +225,7 @@ def facts(rows, seed):
 def test_learns_to_look_up():
     train, test = facts(4800, seed=0), facts(300, seed=1)
     tokenizer = Tokenizer.train([*train[0], *train[1]], kind="word")
-    read = text.Passages(tokenizer, length=28)
+    read = text.Passages(tokenizer, context=28)
     config = TransformerConfig(
         tokenizer.vocabulary,
         context=28,
@@ -227,7 +237,7 @@ def test_learns_to_look_up():
         segment_types=2,
         position="rotary",
     )
-    task = text.spans(text.SpanReader(config), length=28)
+    task = text.spans(text.SpanReader(config), context=28)
     rows = read(*train)
     state = jo.fit(
         task,
@@ -262,7 +272,7 @@ def test_passages_of_a_tokenizer_with_other_special_tokens():
     rust.pre_tokenizer = pre_tokenizers.Whitespace()
     rust.post_processor = processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
     rust.enable_padding(length=9)
-    read = text.Passages(Tokenizer.from_json(rust.to_str()), length=8)
+    read = text.Passages(Tokenizer.from_json(rust.to_str()), context=8)
     rows = read(["who"], ["Ada"], [(0, 3)])
     assert rows["tokens"].tolist() == [[3, 5, 4, 6, 4, 0, 0, 0]]
     assert rows["start"].tolist() == rows["end"].tolist() == [3]

@@ -179,7 +179,9 @@ def test_partners_share_the_label_and_are_drawn_evenly():
     assert counts[[0, 2, 3]].min() > 900 and counts.sum() == 3000
     again = text.partners(label, count=3000, seed=1)
     np.testing.assert_array_equal(again, (anchors, positives))
-    with pytest.raises(ValueError, match="two rows of one label wanted"):
+    with pytest.raises(
+        ValueError, match="label must have two rows of one value, got 4 values in 4 rows"
+    ):
         text.partners(np.arange(4), count=1, seed=0)
 
 
@@ -195,7 +197,7 @@ def test_a_model_file_keeps_it(tmp_path):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="temperature: 0 found, above 0 wanted"):
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         text.contrastive(BAG, 6, temperature=0)
     task, data = text.contrastive(BAG, 6), pairs(8)
     fit = {"optimizer": jo.optim.sgd(0.1), "steps": 1, "progress": False}

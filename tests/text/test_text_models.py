@@ -148,7 +148,7 @@ def test_bag_by_loops():
 
 def test_an_ngram_that_was_never_seen_says_nothing():
     model = text.NGramBag(40, classes=3, width=6)
-    task = text.classifier(model, length=4, classes=3)
+    task = text.classifier(model, context=4, classes=3)
     columns = {
         "tokens": np.array([[1, 2, 0, 0], [3, 0, 0, 0], [4, 5, 0, 0]] * 8, np.int32),
         "label": np.array([0, 1, 2] * 8, np.int32),
@@ -162,7 +162,7 @@ def test_an_ngram_that_was_never_seen_says_nothing():
 
 
 def test_hashed_ngrams_by_hand():
-    read = text.NGrams(length=40, vocabulary=2**20, words=(1, 2), characters=(2, 3))
+    read = text.NGrams(context=40, vocabulary=2**20, words=(1, 2), characters=(2, 3))
     row = read(["A card, a"])["tokens"][0]
     from zlib import crc32
 
@@ -184,9 +184,11 @@ def test_hashed_ngrams_by_hand():
 
 
 def test_labels():
-    with pytest.raises(ValueError, match=r"label: 'stolen' found in row 1, one of 2 classes want"):
+    with pytest.raises(
+        ValueError, match=r"label must be one of 2 classes .*, got 'stolen' in row 1"
+    ):
         text.labels(["lost", "stolen"], ("lost", "found"))
-    with pytest.raises(ValueError, match=r"label: 'stolen' found in row 0"):
+    with pytest.raises(ValueError, match=r"label must be .*, got 'stolen' in row 0"):
         text.labels([["lost", "stolen"]], ("lost", "found"), many=True)
 
 
@@ -205,7 +207,7 @@ def test_loss_and_accuracy_of_many_labels_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(40, 4)).astype(np.float32)
     label = (logits + rng.normal(size=(40, 4)) * 0.3 > 0).astype(np.int32)
-    task = text.classifier(Given(4), length=1, classes=("a", "b", "c", "d"), many=True)
+    task = text.classifier(Given(4), context=1, classes=("a", "b", "c", "d"), many=True)
     columns = {"tokens": np.arange(40, dtype=np.int32)[:, None], "label": label}
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, columns)
     state = state._replace(params={"rows": {"embedding": jnp.asarray(logits)}})
@@ -222,7 +224,7 @@ def test_loss_and_accuracy_of_many_labels_are_those_of_scikit_learn():
 def test_label_smoothing_is_of_training_alone():
     columns = {"tokens": np.array([[7]], np.int32), "label": np.array([1], np.int32)}
     plain, smooth = (
-        text.classifier(Given(3), length=1, classes=3, label_smoothing=s) for s in (0.0, 0.3)
+        text.classifier(Given(3), context=1, classes=3, label_smoothing=s) for s in (0.0, 0.3)
     )
     params = {"rows": {"embedding": jnp.tile(jnp.array([[0.0, 2.0, -1.0]]), (40, 1))}}
     log_p = np.array([0, 2, -1]) - np.log(np.exp([0, 2, -1]).sum())
@@ -237,7 +239,7 @@ def test_label_smoothing_is_of_training_alone():
 
 def test_refusals():
     model = MODELS[0]
-    task = text.classifier(model, length=12, classes=3)
+    task = text.classifier(model, context=12, classes=3)
     columns = {"tokens": some(), "label": np.zeros(5, np.int32)}
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, columns)
     jo.evaluate(task, state, columns)
@@ -248,7 +250,7 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             jo.evaluate(task, state, {**columns, **change})
-    with pytest.raises(ValueError, match="the model has 3 classes, the task 4"):
-        text.classifier(model, length=12, classes=4)
-    with pytest.raises(ValueError, match="pooling: 'max' found"):
+    with pytest.raises(ValueError, match=r"classes must be 3 \(those of the module\), got 4"):
+        text.classifier(model, context=12, classes=4)
+    with pytest.raises(ValueError, match="pooling must be 'mean' or 'first', got 'max'"):
         text.TransformerClassifier(CONFIG, 3, pooling="max").init(jax.random.key(0), some())

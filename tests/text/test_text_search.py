@@ -132,9 +132,9 @@ def test_metrics_by_hand():
     good = np.array([2, 1, 4, 1])
     assert text.recall(hits, good, 2) == pytest.approx((0 + 0 + 1 / 4 + 1) / 4)
     assert text.recall(hits, good, 4) == pytest.approx((1 + 0 + 1 / 2 + 1) / 4)
-    with pytest.raises(ValueError, match=r"k from 1 to K wanted"):
+    with pytest.raises(ValueError, match=r"k in 1 to K, got \(4, 4\) and 5"):
         text.hit_rate(hits, 5)
-    with pytest.raises(ValueError, match="good: "):
+    with pytest.raises(ValueError, match=r"good must be \(4,\) of at least 1, got"):
         text.recall(hits, np.array([2, 0, 4, 1]), 2)
 
 
@@ -147,30 +147,42 @@ def short(texts):
 
 
 BAD = {
-    "documents: 0 texts found": lambda i: text.index([]),
-    "documents: one text found": lambda i: text.index("my card"),
-    "documents: '  ' found in row 1, a text": lambda i: text.index(["my card", "  "]),
-    r"no word found in row 0 \('\?!'\)": lambda i: text.index(["?!"]),
-    "documents: None found in row 0": lambda i: text.index([None]),
-    "k1, b: -1, 0.75 found": lambda i: text.index(["a"], k1=-1),
-    "k1, b: 1.2, 2 found": lambda i: text.index(["a"], b=2),
-    "queries: '' found in row 0": lambda i: text.search("", i),
-    "queries: ' ' found in row 1": lambda i: text.search(["card", " "], i, encode=encode),
-    "queries: 0 texts": lambda i: text.search([], i),
-    r"k: 7 found, 1 to 6 \(all documents\)": lambda i: text.search("card", i, k=7),
-    "k: 0 found": lambda i: text.search("card", i, k=0, encode=encode),
-    "encode: the index has no vectors": lambda i: text.search("card", i, k=1, encode=encode),
-    "encode: one found, none wanted": lambda i: text.add(i, ["card"], encode),
-    "encode: none found, one wanted": lambda i: text.add(text.index(["a"], encode), ["b"]),
-    "vectors of 2 numbers found, 3": lambda i: text.add(
+    "documents must be a list of at least one text, got 0 texts": lambda i: text.index([]),
+    "documents must be a list of at least one text, got one text": lambda i: text.index("my card"),
+    "documents must be texts with words, got '  ' in row 1": lambda i: text.index(
+        ["my card", "  "]
+    ),
+    r"documents must have at least one word each, got '\?!' in row 0": lambda i: text.index(["?!"]),
+    "documents must be texts with words, got None in row 0": lambda i: text.index([None]),
+    "k1 and b must be .*, got -1 and 0.75": lambda i: text.index(["a"], k1=-1),
+    "k1 and b must be .*, got 1.2 and 2": lambda i: text.index(["a"], b=2),
+    "queries must be texts with words, got '' in row 0": lambda i: text.search("", i),
+    "queries must be texts with words, got ' ' in row 1": lambda i: text.search(
+        ["card", " "], i, encode=encode
+    ),
+    "queries must be a list of at least one text, got 0 texts": lambda i: text.search([], i),
+    r"k must be in 1 to 6 \(the number of documents\), got 7": lambda i: text.search(
+        "card", i, k=7
+    ),
+    "k must be in 1 to 6 .*, got 0": lambda i: text.search("card", i, k=0, encode=encode),
+    "index must have vectors, got one without": lambda i: text.search(
+        "card", i, k=1, encode=encode
+    ),
+    "encode must be None, .*, got an encoder": lambda i: text.add(i, ["card"], encode),
+    "encode must be given, .*, got None": lambda i: text.add(text.index(["a"], encode), ["b"]),
+    "encode must give vectors of 3 numbers .*, got 2": lambda i: text.add(
         text.index(["a"], encode), ["b"], lambda texts: np.ones((len(texts), 2))
     ),
-    r"\(2, 2\) with NaN or infinity found": lambda i: text.index(["a", "b"], nan),
-    r"encode: \(1, 2\) found for documents, finite \(2, D\)": lambda i: text.index(
+    r"encode must give finite .*, got \(2, 2\) with NaN or infinity": lambda i: text.index(
+        ["a", "b"], nan
+    ),
+    r"encode must give finite vectors \(2, D\), got \(1, 2\) for documents": lambda i: text.index(
         ["a", "b"], short
     ),
-    r"rankings: \[1, 2\] rows": lambda i: text.fuse([np.zeros((1, 2)), np.zeros((2, 2))]),
-    r"rankings: \[\] rows": lambda i: text.fuse([]),
+    r"rankings must have equal numbers of rows, got \[1, 2\]": lambda i: text.fuse(
+        [np.zeros((1, 2)), np.zeros((2, 2))]
+    ),
+    r"rankings must have .*, got \[\]": lambda i: text.fuse([]),
 }
 
 
