@@ -265,6 +265,16 @@ def merge(task: Task, state: TrainState) -> TrainState:
 
     Raises:
         ValueError: the task was not made by `lora`.
+
+    >>> from jaxops import nn
+    >>> from jaxops.language import next_token
+    >>> config = nn.TransformerConfig(vocabulary=9, context=8, depth=1, heads=1, width=4)
+    >>> task = next_token(nn.Transformer(config))
+    >>> params, extra = jax.jit(task.init)(jax.random.key(0), example(task.columns))
+    >>> state, small = TrainState(0, params, (), extra, jax.random.key(0)), lora(task, rank=2)
+    >>> merged = merge(small, adapt(small, state))  # not trained, so the same as before
+    >>> jax.tree.all(jax.tree.map(jnp.allclose, merged.params, params))
+    True
     """
     settings = _settings(task)
     rank, alpha = settings["rank"], settings["alpha"]

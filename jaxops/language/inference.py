@@ -34,6 +34,10 @@ class Answer(NamedTuple):
             without temperature, filters and penalty.
         stopped: whether a stop token ended it, rather than its length.
         text: the decoded tokens, with a tokenizer; else `None`.
+
+    >>> answer = Answer(np.array([3, 1]), log_probability=-0.7, stopped=True)
+    >>> answer.tokens.tolist(), answer.text
+    ([3, 1], None)
     """
 
     tokens: np.ndarray

@@ -51,6 +51,13 @@ class Classifier(NamedTuple):
     [[0.5, 0.5]]
     >>> [decision.probability for decision in classify(classifier, ["my card"], words=False)]
     [0.5]
+    >>> calibrate(task, state, read, ["my card"], np.array([0])).threshold
+    0.5
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/cards.model", classifier)
+    ...     load(f"{folder}/cards.model").read == read
+    True
     """
 
     task: Task
@@ -89,6 +96,9 @@ class Decision(NamedTuple):
         in_scope: whether the probability reaches the threshold.
         words: each word of the text with its evidence for the label: by how much the log-odds of
             the label fall, in nats, when the word is left out. Empty with `words=False`.
+
+    >>> Decision("lost", 0.9, in_scope=True, words=(("lost", 2.2),)).label
+    'lost'
     """
 
     label: str
@@ -271,6 +281,9 @@ class Answer(NamedTuple):
         score: log-probability of its start plus that of its end, at most 0.
         no_answer: the smallest log-probability of "no answer" over all rows, minus `score`. Above 0
             no answer is the likelier; choose the limit on a validation set.
+
+    >>> Answer("Ada", passage=0, start=6, end=9, score=-0.1, no_answer=-5.0).text
+    'Ada'
     """
 
     text: str

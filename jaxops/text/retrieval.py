@@ -43,6 +43,10 @@ class BM25(NamedTuple):
         lengths: (N,) int32, number of words of each document.
         k1: saturation of repeated words; 0 counts each word once.
         b: normalisation by document length, from 0 (none) to 1 (full).
+
+    >>> inverted = index(["my card"]).words
+    >>> isinstance(inverted, BM25), inverted.vocabulary
+    (True, {'my': 0, 'card': 1})
     """
 
     vocabulary: dict[str, int]
@@ -61,6 +65,10 @@ class Index(NamedTuple):
     Attributes:
         words: the inverted index, see `BM25`.
         vectors: (N, D) float32 on the device, or `None` without an encoder.
+
+    >>> documents = index(["my card"])
+    >>> isinstance(documents, Index), documents.vectors
+    (True, None)
     """
 
     words: BM25
@@ -73,6 +81,10 @@ class Found(NamedTuple):
     Attributes:
         scores: (B, k) float32, comparable within a row; -inf where there is no document.
         documents: (B, k) int32, numbers of documents in the index; -1 where there is no document.
+
+    >>> found = by_words("lost card", index(["my card"]), k=1)
+    >>> isinstance(found, Found), found.documents.tolist()
+    (True, [[0]])
     """
 
     scores: np.ndarray

@@ -5,7 +5,6 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,8 +16,14 @@ from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
 VOCABULARY, CONTEXT = 23, 96
 DECODERS = {
-    "learned": {"depth": 2},
-    "rotary": {"position": "rotary", "norm": "rms", "activation": "swiglu", "qk_norm": True},
+    "learned": {},
+    "rotary": {
+        "position": "rotary",
+        "norm": "rms",
+        "activation": "swiglu",
+        "qk_norm": True,
+        "depth": 2,
+    },
     "relative": {"position": "relative", "attention_scale": 1.0},
     "sinusoidal": {"position": "sinusoidal", "post_norm": True},
     "window": {"window": 5, "position": "rotary"},
@@ -95,15 +100,25 @@ def plain(model, state, prompt, steps=STEPS, stop=(), drawn=False, **how):
     return answer, total
 
 
-LEARNED = Transformer(config(depth=2))
+LEARNED = Transformer(config())
 SEQUENCES = EncoderDecoder(config(position="relative", norm="rms", bias=False))
 
 
+SCANNED = EncoderDecoder(config(scan=True, depth=2))
+
+
 def models():
-    for name, changes in DECODERS.items():
-        yield pytest.param(Transformer(config(**changes)), id=name)
-    yield pytest.param(SEQUENCES, id="encoder-decoder")
-    yield pytest.param(EncoderDecoder(config(scan=True, depth=2)), id="encoder-decoder-scan")
+    every = {name: Transformer(config(**changes)) for name, changes in DECODERS.items()}
+    every |= {"encoder-decoder": SEQUENCES, "encoder-decoder-scan": SCANNED}
+    for name, model in every.items():
+        fast = name in ("learned", "rotary", "encoder-decoder")
+        yield pytest.param(model, id=name, marks=() if fast else pytest.mark.slow)
+
+
+@functools.cache
+def whole(model):
+    """Logits without a cache, compiled once a shape."""
+    return jax.jit(model.apply)
 
 
 @pytest.mark.parametrize("model", list(models()))
@@ -129,28 +144,32 @@ def test_a_long_answer_outgrows_its_cache_and_stays_right():
     tokens = np.zeros((1, 300), np.int32)
     for prompt, found in zip([[1, 2], [3]], answer, strict=True):
         # every token is the most probable one after those before it: one look at all of them
-        whole = [*prompt, *found.tokens.tolist()]
-        tokens[0, : len(whole)] = whole
-        best = model.apply({"params": state.params}, tokens)[0].argmax(-1)
-        assert best[len(prompt) - 1 : len(whole) - 1].tolist() == found.tokens.tolist()
+        both = [*prompt, *found.tokens.tolist()]
+        tokens[0, : len(both)] = both
+        best = np.asarray(whole(model)({"params": state.params}, tokens))[0].argmax(-1)
+        assert best[len(prompt) - 1 : len(both) - 1].tolist() == found.tokens.tolist()
 
 
 def test_prompts_up_to_the_context_are_answered():
     task, state = made(LEARNED)
     prompt = np.random.default_rng(0).integers(0, VOCABULARY, CONTEXT - 3)
     (found,) = generate(task, state, [prompt], new_tokens=3)
-    whole = jnp.array([*prompt, *found.tokens], jnp.int32)[None]
-    best = LEARNED.apply({"params": state.params}, whole)[0].argmax(-1)
+    tokens = np.array([[*prompt, *found.tokens]], np.int32)
+    best = np.asarray(whole(LEARNED)({"params": state.params}, tokens))[0].argmax(-1)
     assert best[-4:-1].tolist() == found.tokens.tolist()
 
 
-@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "top_k": 8, "seed": 2}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param({}, marks=pytest.mark.slow), {"temperature": 1.0, "top_k": 8, "seed": 2}],
+    ids=str,
+)
 def test_an_answer_does_not_depend_on_the_other_prompts(how):
     task, state = made(LEARNED)
     together = generate(task, state, PROMPTS, new_tokens=STEPS, **how)
     others = [PROMPTS[0], [9] * 40, *PROMPTS[2:], *[[8] * 5] * 3]
     again = generate(task, state, others, new_tokens=STEPS, **how)
-    in_parts = generate(task, state, others, new_tokens=STEPS, batch_size=2, **how)
+    in_parts = generate(task, state, others, new_tokens=STEPS, batch_size=4, **how)
     for row in (0, 2, 3):
         assert together[row].tokens.tolist() == again[row].tokens.tolist()
     assert [a.tokens.tolist() for a in again] == [a.tokens.tolist() for a in in_parts]
@@ -167,28 +186,35 @@ def test_the_seed_decides_and_equal_prompts_have_answers_of_their_own():
     assert len(set(rows)) == 4
 
 
-def test_filters_and_penalty_are_applied():
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"top_k": 1},
+        pytest.param({"top_p": 1e-6}, marks=pytest.mark.slow),
+        pytest.param({"min_p": 1.0}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_filters_are_applied(how):
     task, state = made(LEARNED)
     ask = functools.partial(generate, task, state, PROMPTS, new_tokens=STEPS)
     greedy = [a.tokens.tolist() for a in ask()]
-    for how in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        assert [a.tokens.tolist() for a in ask(temperature=3.0, **how)] == greedy
+    assert [a.tokens.tolist() for a in ask(temperature=3.0, **how)] == greedy
 
 
 def test_the_penalty_counts_prompt_and_answer():
     task, state = made(LEARNED)
     free = generate(task, state, PROMPTS, new_tokens=STEPS)
     found = generate(task, state, PROMPTS, new_tokens=STEPS, repetition_penalty=4.0)
-    apply = jax.jit(LEARNED.apply)
     for prompt, answer in zip(PROMPTS, found, strict=True):
-        whole = np.zeros((1, 24), np.int32)
-        whole[0, : len(prompt) + STEPS] = [*prompt, *answer.tokens]
-        logits = np.array(apply({"params": state.params}, whole))[0]
+        tokens = np.zeros((1, 24), np.int32)
+        tokens[0, : len(prompt) + STEPS] = [*prompt, *answer.tokens]
+        logits = np.array(whole(LEARNED)({"params": state.params}, tokens))[0]
         for i in range(len(prompt), len(prompt) + STEPS):
             now = logits[i - 1]
-            for token in set(whole[0, :i].tolist()):
+            for token in set(tokens[0, :i].tolist()):
                 now[token] = now[token] / 4 if now[token] > 0 else now[token] * 4
-            assert whole[0, i] == now.argmax()
+            assert tokens[0, i] == now.argmax()
     assert [a.tokens.tolist() for a in free] != [a.tokens.tolist() for a in found]
 
 
@@ -335,7 +361,13 @@ def beam_search(score_of, beams, steps, stop, alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("model", [TINY, TINY_SEQUENCES], ids=["decoder", "encoder-decoder"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(TINY, id="decoder"),
+        pytest.param(TINY_SEQUENCES, id="encoder-decoder", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("stop", [2, 3])
 def test_beam_search_wide_enough_is_exact_and_narrower_the_textbooks(model, alpha, stop):
     task, state = made(model, 0.5)

@@ -68,6 +68,9 @@ def texts(count, longest, seed=0, shortest=1, above=2):
     return [rng.integers(above, VOCABULARY - 5, n).astype(np.int32) for n in sizes]
 
 
+PACKED = language.pack(texts(12, 13), 13).columns  # one shape, so one compilation, for several
+
+
 def alone(text):
     return {"tokens": text[None], "segments": np.ones((1, len(text)), np.int32)}
 
@@ -120,8 +123,7 @@ def test_next_token_is_asked_within_documents():
 
 
 def test_loss_accuracy_perplexity_and_predictions_are_those_of_numpy():
-    batch = {**language.pack(texts(9, 13), 13).columns}
-    params = begun(NEXT, batch, 10)
+    batch, params = PACKED, begun(NEXT, PACKED, 10)
     tokens, segments = batch["tokens"], batch["segments"]
     places = document_positions(jnp.asarray(segments[:, :-1]))
     apply = program(DECODER.apply)
@@ -295,8 +297,7 @@ def test_every_place_is_cut_out_as_often():
 
 
 def test_padding_and_rows_that_do_not_count_change_nothing():
-    batch = {**language.pack(texts(12, 13), 13).columns}
-    params = begun(NEXT, batch)
+    batch, params = PACKED, begun(NEXT, PACKED)
     mask = np.ones(len(batch["tokens"]), np.float32)
     mask[1] = 0
     junk = {name: column.copy() for name, column in batch.items()}
@@ -308,7 +309,15 @@ def test_padding_and_rows_that_do_not_count_change_nothing():
     assert_close(one[2], two[2], atol=1e-6)
 
 
-def test_unequal_parts_of_a_batch_weigh_by_their_tokens():
+@pytest.mark.parametrize(
+    "settings_of",
+    [
+        lambda: {"accumulate": 2},
+        pytest.param(lambda: {"plan": jo.devices.data_parallel()}, marks=pytest.mark.slow),
+    ],
+    ids=["accumulated", "eight-devices"],
+)
+def test_unequal_parts_of_a_batch_weigh_by_their_tokens(settings_of):
     rows = language.pack(texts(40, 13, shortest=2), 13).columns
     # one text a row: from 1 to 12 targets each
     rows = {"tokens": rows["tokens"], "segments": (rows["segments"] == 1).astype(np.int32)}
@@ -323,18 +332,24 @@ def test_unequal_parts_of_a_batch_weigh_by_their_tokens():
         )
         return state.params
 
-    one = trained()
-    assert_close(one, trained(accumulate=2), rtol=1e-4, atol=1e-6)
-    assert_close(one, trained(plan=jo.devices.data_parallel()), rtol=1e-4, atol=1e-6)
+    assert_close(trained(), trained(**settings_of()), rtol=1e-4, atol=1e-6)
 
 
-def test_an_evaluation_is_the_same_in_batches_of_any_size_on_any_devices():
+@pytest.mark.parametrize(
+    "settings_of",
+    [
+        lambda: {"batch_size": 8},
+        pytest.param(lambda: {"plan": jo.devices.data_parallel()}, marks=pytest.mark.slow),
+    ],
+    ids=["batches-of-8", "eight-devices"],
+)
+def test_an_evaluation_is_the_same_in_batches_of_any_size_on_any_devices(settings_of):
     columns = language.pack(texts(60, 12), 12).columns
     state = jo.init_state(MASKED, jo.optim.sgd(0.1), 0, columns)
     wanted = jo.evaluate(MASKED, state, columns)
     assert wanted["perplexity"] == pytest.approx(np.exp(wanted["loss"]))
-    for settings in ({"batch_size": 8}, {"plan": jo.devices.data_parallel()}):
-        assert jo.evaluate(MASKED, state, columns, **settings) == pytest.approx(wanted, rel=1e-5)
+    again = jo.evaluate(MASKED, state, columns, **settings_of())
+    assert again == pytest.approx(wanted, rel=1e-5)
 
 
 def test_masked_tokens_are_filled_in():
@@ -370,7 +385,9 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other():
     )
 
 
-@pytest.mark.parametrize("task", [NEXT, MASKED, SPANS, ANSWERS])
+@pytest.mark.parametrize(
+    "task", [NEXT, MASKED, SPANS, pytest.param(ANSWERS, marks=pytest.mark.slow)]
+)
 def test_a_model_file_brings_the_task_back(task, tmp_path):
     text = language.padded(texts(4, 5, shortest=5), 5)
     batch = {"tokens": text, "segments": np.ones_like(text), "source": text, "target": text}

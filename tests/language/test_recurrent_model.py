@@ -1,5 +1,7 @@
 """The recurrent language model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,16 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 9)))
 CELLS = ["lstm", "gru"]
 
 
+@functools.cache
 def made(**settings):
     model = Recurrent(11, width=8, depth=2, **settings)
     return model, jax.jit(model.init)(KEY, TOKENS)
+
+
+@functools.cache
+def whole(model):
+    """Logits of all tokens at once, compiled once a model."""
+    return jax.jit(model.apply)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -28,9 +37,9 @@ def test_it_is_its_parts(cell, tied):
     params = variables["params"]
     table = params["embedding"]["embedding"]
     layers = {"lstm": LSTM, "gru": GRU}[cell](8, depth=2)
-    hidden, _ = layers.apply({"params": params["recurrence"]}, table[TOKENS])
+    hidden, _ = jax.jit(layers.apply)({"params": params["recurrence"]}, table[TOKENS])
     want = hidden @ table.T if tied else hidden @ params["head"]["kernel"]
-    np.testing.assert_allclose(model.apply(variables, TOKENS), want, atol=1e-5)
+    np.testing.assert_allclose(whole(model)(variables, TOKENS), want, atol=1e-5)
     assert table.shape == (11, 8) and ("head" in params) != tied
 
 
@@ -39,25 +48,27 @@ def test_it_sees_the_past_alone(cell):
     model, variables = made(cell=cell)
     table = variables["params"]["embedding"]["embedding"]
 
-    def logit(one_hot, t):  # of a text whose tokens are mixtures
+    @jax.jit
+    @jax.grad
+    def slope(one_hot, t):  # of the logit at place t of a text whose tokens are mixtures
         inside = lambda module, x: module.recurrence(x)[0][0, t].sum()  # noqa: E731
         return model.apply(variables, one_hot @ table, method=inside)
 
     text = jax.nn.one_hot(TOKENS[:1], 11)
     for t in (0, 4):
-        moves = jnp.abs(jax.grad(logit)(text, t)).sum((0, 2))
+        moves = np.abs(slope(text, t)).sum((0, 2))
         assert (moves[: t + 1] > 0).all() and not moves[t + 1 :].any()
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_token_by_token_it_says_the_same(cell):
     model, variables = made(cell=cell)
-    whole, state, said = model.apply(variables, TOKENS), None, []
+    wanted, state, logits = whole(model)(variables, TOKENS), None, []
     advance = jax.jit(lambda tokens, state: model.apply(variables, tokens, state, method="advance"))
     for t in range(TOKENS.shape[1]):
-        logits, state = advance(TOKENS[:, t : t + 1], state)
-        said.append(logits)
-    np.testing.assert_allclose(np.concatenate(said, 1), whole, atol=1e-5)
+        now, state = advance(TOKENS[:, t : t + 1], state)
+        logits.append(now)
+    np.testing.assert_allclose(np.concatenate(logits, 1), wanted, atol=1e-5)
 
 
 def test_packed_documents_have_the_loss_of_each_alone():
@@ -90,9 +101,8 @@ def test_every_dropout_has_one_mask_a_row():
     model, variables = made(dropout=0.5, recurrent_dropout=0.5, word_dropout=0.5)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # a row of nothing says something
     tokens = jnp.full((40, 6), 3)
-    _, kept = model.apply(
-        variables, tokens, train=True, rngs={"dropout": KEY}, capture_intermediates=True
-    )
+    train = functools.partial(model.apply, train=True, capture_intermediates=True)
+    _, kept = jax.jit(train)(variables, tokens, rngs={"dropout": KEY})
     (hidden,) = kept["intermediates"]["drop"]["__call__"]
     gone = np.asarray(hidden) == 0
     assert (gone == gone[:, :1]).all() and 0.4 < gone.mean() < 0.6

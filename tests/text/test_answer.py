@@ -88,15 +88,18 @@ def test_the_loss_is_the_mean_of_two_cross_entropies():
         "start": np.array([0, 1, 3]),
         "end": np.array([0, 4, 3]),
     }
-    params, extra = task.init(jax.random.key(0), batch)
-    total, out = task.loss(params, extra, batch, jax.random.key(0), False)
+    params, extra = jax.jit(task.init)(jax.random.key(0), batch)
+    loss = jax.jit(task.loss, static_argnums=4)
+    total, out = loss(params, extra, batch, jax.random.key(0), False)
     logits = np.asarray(params["table"], np.float64)[tokens]
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     wanted = -sum(
         log_p[i, batch["start"][i], 0] / 2 + log_p[i, batch["end"][i], 1] / 2 for i in range(3)
     )
     np.testing.assert_allclose(total, wanted, rtol=1e-5)
-    np.testing.assert_allclose(task.predict(params, extra, batch), log_p, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(task.predict)(params, extra, batch), log_p, rtol=1e-5, atol=1e-6
+    )
     right = [tuple(log_p[i].argmax(0)) == (batch["start"][i], batch["end"][i]) for i in range(3)]
     assert out.metrics["accuracy"].compute() == pytest.approx(np.mean(right))
 

@@ -40,7 +40,7 @@ def trained(model_of, read, rows=300):
 
 
 def cnn(vocabulary):
-    return text.TextCNN(vocabulary, 3, width=16, filters=16)
+    return text.TextCNN(vocabulary, 3, width=16, widths=(1, 3), filters=16)
 
 
 def bag(vocabulary):
@@ -58,7 +58,7 @@ GRAMS = text.NGrams(context=120, vocabulary=4096, characters=(2, 3))
 
 @pytest.mark.parametrize(
     ("model_of", "read"),
-    [(cnn, WORDS), (bag, GRAMS), (transformer, WORDS)],
+    [(cnn, WORDS), (bag, GRAMS), pytest.param(transformer, WORDS, marks=pytest.mark.slow)],
     ids=lambda x: str(x)[:12],
 )
 def test_from_texts_to_decisions_and_back_from_a_file(model_of, read, tmp_path):
@@ -120,6 +120,16 @@ def test_many_labels_are_refused():
         text.calibrate(task, state, GRAMS, texts, label)
     with pytest.raises(ValueError, match="got many=True"):
         text.classify(text.Classifier(task, state, GRAMS), texts)
+
+
+def test_readers_of_files_of_version_0_1():
+    for read in (WORDS, GRAMS):
+        about = read.about()
+        inner = about.get("ngrams", about)
+        inner["length"] = inner.pop("context")
+        assert text.reader(about) == read
+    with pytest.raises(ValueError, match=r"about must have .*, got \['words'\]"):
+        text.reader({"words": 1})
 
 
 def test_what_is_refused(tmp_path):

@@ -11,7 +11,7 @@ CONFIG = nn.TransformerConfig(40, context=6, depth=1, heads=2, width=8, causal=F
 BAG = text.BagEncoder(40, features=16)
 ENCODERS = {
     "bag": BAG,
-    "cnn": text.TextCNN(40, classes=16, filters=8),
+    "cnn": text.TextCNN(40, classes=16, width=8, filters=8),
     "transformer": text.TransformerClassifier(CONFIG, classes=16),
 }
 
@@ -68,7 +68,7 @@ def test_distinct_labels_are_no_labels():
 
 
 def variables(task, batch):
-    params, extra = task.init(jax.random.key(0), batch)
+    params, extra = jax.jit(task.init)(jax.random.key(0), batch)
     return params, extra
 
 
@@ -87,9 +87,9 @@ def test_rows_of_weight_zero_are_nobodys_negatives(labelled):
     padded = {**data, "mask": np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)}
     a, b = (loss(params, batch) for batch in (few, padded))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+    predict = jax.jit(task.predict)
     anchors, positives = (
-        np.asarray(task.predict(params, extra, {"tokens": few[name]}))
-        for name in ("tokens", "positive")
+        np.asarray(predict(params, extra, {"tokens": few[name]})) for name in ("tokens", "positive")
     )
     wanted, _ = in_numpy(anchors, positives, 0.05, few["label"] if labelled else None)
     np.testing.assert_allclose(a[0], wanted.sum(), rtol=1e-4)
@@ -105,7 +105,9 @@ def test_a_batch_of_padding_has_no_gradient():
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "name", ["bag", "cnn", pytest.param("transformer", marks=pytest.mark.slow)]
+)
 def test_vectors_are_of_length_one_and_belong_to_tokens(name):
     task, data = text.contrastive(ENCODERS[name], 6), pairs(5)
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, data)
@@ -134,6 +136,7 @@ def test_a_bag_is_the_weighted_sum():
     assert np.abs(a - b).max() > 0.1
 
 
+@pytest.mark.slow
 def test_eight_devices_are_as_one():
     task = text.contrastive(BAG, 6, labelled=True)
     settings = {"optimizer": jo.optim.sgd(0.1), "batch_size": 12, "steps": 6, "progress": False}
@@ -162,7 +165,8 @@ def test_learns_which_words_matter():
     state = jo.fit(task, rows, epochs=10, **settings)
 
     def precision(state):
-        vectors = [jo.predict(task, state, {"tokens": part["tokens"]}) for part in (test, train)]
+        parts = ({"tokens": part["tokens"]} for part in (test, train))
+        vectors = [jo.predict(task, state, part, batch_size=100) for part in parts]
         _, near = top_k(*vectors, 1)
         return text.hit_rate(train["label"][np.asarray(near)] == test["label"][:, None], 1)
 
