@@ -143,9 +143,13 @@ def reader(about: dict[str, Any]) -> Reader:
     True
     """
     if "ngrams" in about:
-        pairs = ("words", "characters")  # JSON has lists for tuples
-        settings = {k: tuple(v) if k in pairs else v for k, v in about["ngrams"].items()}
-        return NGrams(**{"context" if k == "length" else k: v for k, v in settings.items()})
+        settings: dict[str, Any] = {
+            {"length": "context"}.get(name, name): tuple(value)
+            if isinstance(value, list)
+            else value
+            for name, value in about["ngrams"].items()  # JSON has lists for tuples
+        }
+        return NGrams(**settings)
     if "tokenizer" in about:
         tokenizer = Tokenizer.from_json(about["tokenizer"])
         return Tokens(tokenizer, about["context"] if "context" in about else about["length"])
