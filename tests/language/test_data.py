@@ -55,7 +55,10 @@ def test_padded_rows():
         (lambda: pack([], 4), "documents must hold at least 1 document, got none"),
         (lambda: pack([[1], []], 4), "document 1 must have at least 1 token, got none"),
         (lambda: pack([[1, 2, 3]], 2), r"document 0 must have at most 2 tokens, got 3; cut it: "),
-        (lambda: pack([[1.5]], 2), r"document 0 must be whole numbers along one axis, got float64\[1\]"),
+        (
+            lambda: pack([[1.5]], 2),
+            r"document 0 must be whole numbers along one axis, got float64\[1\]",
+        ),
         (lambda: pack([[[1]]], 2), r"document 0 must be whole .*, got int64\[1, 1\]"),
         (lambda: pack([[1], [2, -1]], 2), "document 1 must be tokens of at least 0, got -1"),
         (lambda: windows([], 4), "tokens must have at least 1 token, got none"),

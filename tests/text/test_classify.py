@@ -138,11 +138,11 @@ def test_what_is_refused(tmp_path):
         ([], "texts must hold at least one text, got none"),
         (["my card", ""], "texts must not be empty, got an empty text in row 1"),
         ([b"my card"], "texts must be str, got bytes in row 0"),
-        ("my card", "one str found, a list of texts wanted"),
+        ("my card", "texts must be a list of texts, got one str"),
     ):
         with pytest.raises(ValueError, match=message):
             text.classify(ours, texts)
-    with pytest.warns(UserWarning, match="texts: 1 longer than 12 tokens"):
+    with pytest.warns(UserWarning, match="texts must have at most 12 tokens, got 1 longer"):
         text.classify(ours, ["card " * 20], words=False)
 
     larger = Tokenizer.train([f"word{i}" for i in range(500)] + ["my card"], kind="word")
