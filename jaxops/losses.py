@@ -11,6 +11,12 @@ rate that suits, so each has its own name here.
 import jax
 import optax
 
+__all__ = [
+    "half_sum_squares",
+    "mse",
+    "smoothed_cross_entropy",
+]
+
 Array = jax.Array
 
 

@@ -18,6 +18,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = [
+    "Confusion",
+    "Count",
+    "Mean",
+    "Metric",
+    "Scores",
+    "absolute_error",
+    "accuracy",
+    "binary_accuracy",
+    "confusion",
+    "fold",
+    "mean",
+    "merge",
+    "scores",
+    "squared_error",
+    "summarize",
+    "to_host",
+    "top_k",
+]
+
 Array = jax.Array | np.ndarray
 
 

@@ -23,6 +23,37 @@ from jaxops.task import Params
 if TYPE_CHECKING:
     from jaxops.state import TrainState
 
+__all__ = [
+    "ClipState",
+    "EmaState",
+    "LossScaleState",
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamw",
+    "averaged",
+    "chain",
+    "clip_by_global_norm",
+    "constant",
+    "cosine",
+    "decay_mask",
+    "ema",
+    "exponential",
+    "l1",
+    "l2",
+    "lamb",
+    "lion",
+    "loss_scale",
+    "nadam",
+    "phases",
+    "plateau",
+    "rmsprop",
+    "sgd",
+    "skip_not_finite",
+    "step_decay",
+]
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

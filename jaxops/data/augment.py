@@ -15,6 +15,16 @@ from jax.scipy.ndimage import map_coordinates
 
 from jaxops.task import recorded
 
+__all__ = [
+    "Affine",
+    "Compose",
+    "Cutout",
+    "Flip",
+    "RandomCrop",
+    "Rotate",
+    "Shift",
+]
+
 Array = jax.Array
 
 

@@ -10,6 +10,12 @@ import jax.numpy as jnp
 
 from jaxops.train import clock
 
+__all__ = [
+    "HARDWARE",
+    "Hardware",
+    "this_machine",
+]
+
 
 class Hardware(NamedTuple):
     """The rates of one device; all bandwidths are in bytes/s.

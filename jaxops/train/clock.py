@@ -10,6 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+__all__ = [
+    "Clock",
+    "flops",
+    "peak_flops",
+    "peak_memory",
+]
+
 
 class Clock:
     """Measures examples per second, from the end of the first call on.

@@ -22,6 +22,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+__all__ = [
+    "LogUniform",
+    "Trial",
+    "best",
+    "random_search",
+    "sample",
+    "successive_halving",
+]
+
 Config = dict[str, Any]
 Train = Callable[[Config, int, Any], tuple[float, Any]]
 

@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = [
+    "JsonLines",
+    "TensorBoard",
+    "plot_confusion",
+    "plot_curves",
+    "plot_mistakes",
+    "plot_predictions",
+    "plot_roc",
+    "read_json_lines",
+]
+
 Record = Mapping[str, Any]
 COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 
