@@ -7,6 +7,7 @@ import pkgutil
 import re
 import types
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import jaxops
@@ -26,16 +27,16 @@ def public_names() -> dict[str, object]:
     waiting = [
         m for m in modules if is_public(m) and hasattr(importlib.import_module(m), "__all__")
     ]
-    visited = set(waiting)
+    visited = {id(importlib.import_module(path)) for path in waiting}
     while waiting:
         path = waiting.pop()
-        module = importlib.import_module(path)
+        module = jaxops if path == "jaxops" else attrgetter(path.removeprefix("jaxops."))(jaxops)
         for name in module.__all__:
             value = getattr(module, name)
             names[f"{path}.{name}"] = value
-            if isinstance(value, types.ModuleType) and value.__name__ not in visited:
-                visited.add(value.__name__)
-                waiting.append(value.__name__)
+            if isinstance(value, types.ModuleType) and id(value) not in visited:
+                visited.add(id(value))
+                waiting.append(f"{path}.{name}")
     return names
 
 
