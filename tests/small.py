@@ -159,7 +159,7 @@ def train(kind, directory, on_log, save_every=7, log_every=4, **changes):
     makers = {"resident": lambda c, n: c, "grain": grained, "plain": Batches}
     task = vision.classifier(vision.MLP((16,), classes=3, dropout=0.1, batch_norm=True), **SETTINGS)
     settings = {
-        "optimizer": optax.chain(optim.l2(1e-3), ADAM, optim.ema(0.9)),
+        "optimizer": optim.chain(optim.l2(1e-3), ADAM, optim.ema(0.9)),
         "batch_size": 10,
         "steps": 72,
         "validation": images(57, seed=1),

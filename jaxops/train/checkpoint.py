@@ -43,8 +43,8 @@ class Checkpointer:
     ...     tree = {"weights": jnp.arange(3.0)}
     ...     checkpoints.save(7, {"state": tree}, meta={"rows": 100})
     ...     checkpoints.wait()
-    ...     wanted = abstract(tree, {"weights": tree["weights"].sharding})
-    ...     restored = checkpoints.restore({"state": wanted})
+    ...     like = abstract(tree, {"weights": tree["weights"].sharding})
+    ...     restored = checkpoints.restore({"state": like})
     ...     print(checkpoints.latest_step(), checkpoints.meta(), restored["state"]["weights"])
     7 {'rows': 100} [0. 1. 2.]
     """
@@ -142,10 +142,10 @@ class Checkpointer:
             ValueError: the checkpoint is of another model or optimizer (names what differs), or it
                 cannot be read.
         """
-        saved, given = self._record()["leaves"], leaves(trees)
+        saved, expected = self._record()["leaves"], leaves(trees)
         step = self.latest_step()
-        for leaf in sorted(saved.keys() | given.keys()):
-            have, want = (tree.get(leaf, "nothing") for tree in (saved, given))
+        for leaf in sorted(saved.keys() | expected.keys()):
+            have, want = (tree.get(leaf, "nothing") for tree in (saved, expected))
             if have != want:
                 raise ValueError(
                     f"{leaf} must be {have}, as in checkpoint {step} of {self.directory}, got "

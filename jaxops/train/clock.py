@@ -85,6 +85,9 @@ def peak_flops(dtype: str = "float32", size: int = 2048) -> float:
 
     A measured peak is lower than the data sheet's, and the most that a program can reach here.
     Inputs of fewer bits than float32 are summed in float32.
+
+    >>> peak_flops(size=128) > 1e6
+    True
     """
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
@@ -98,7 +101,11 @@ def peak_flops(dtype: str = "float32", size: int = 2048) -> float:
 
 
 def peak_memory() -> int:
-    """Peak memory in bytes: the device's own count, or this process's where it has none."""
+    """Peak memory in bytes: the device's own count, or this process's where it has none.
+
+    >>> peak_memory() > 2**20
+    True
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])

@@ -64,6 +64,14 @@ def evaluate(
 
     Raises:
         ValueError: the data are not what the task needs.
+
+    >>> import jaxops as jo
+    >>> from jaxops import tabular
+    >>> rows = {"features": np.eye(3, dtype=np.float32), "label": np.array([0, 1, 1], np.int32)}
+    >>> task = tabular.classifier(tabular.MLP(()), features=3)
+    >>> state = jo.init_state(task, jo.optim.sgd(0.1), seed=0, batch=rows)
+    >>> sorted(evaluate(task, state, rows))
+    ['accuracy', 'loss']
     """
     return Evaluation(task, data, plan, metrics, batch_size)(state)
 
@@ -81,6 +89,14 @@ def predict(
     Target columns are not needed, and a `mask` changes nothing. A classifier gives probabilities.
     The arguments are those of `evaluate`. With several processes each gets all rows of columns in
     memory, which all of them hold, and of a stream the rows of its own share.
+
+    >>> import jaxops as jo
+    >>> from jaxops import tabular
+    >>> rows = {"features": np.eye(3, dtype=np.float32)}
+    >>> task = tabular.classifier(tabular.MLP(()), features=3)
+    >>> state = jo.init_state(task, jo.optim.sgd(0.1), seed=0, batch=rows)
+    >>> predict(task, state, rows).shape
+    (3,)
     """
     in_order = InOrder(task, data, batch_size, plan or default(), targets=False)
     parts = [

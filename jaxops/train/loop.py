@@ -18,7 +18,6 @@ from jaxops.train import feed
 from jaxops.train.checkpoint import Checkpointer, leaves
 from jaxops.train.evaluation import Evaluation
 from jaxops.train.feed import Data
-from jaxops.train.profile import Profile
 from jaxops.train.run import Run, RunSettings
 from jaxops.train.settings import Checkpoints, EarlyStopping, Logs, Reports
 from jaxops.transforms import check_accumulate
@@ -122,12 +121,8 @@ def fit(
     if early_stopping:
         _check_early_stopping(early_stopping, validation)
     source = feed.source(task, data, batch_size, seed, plan, accumulate)
-    if epochs is not None and source.steps_per_epoch is None:
-        raise ValueError(
-            f"epochs must be None for a stream without a length, got {epochs}; give steps instead"
-        )
     period = source.steps_per_epoch or reports.every or 100
-    total = steps if steps is not None else (epochs or 0) * period
+    total = _total(epochs, steps, source.steps_per_epoch)
     validate = None
     if validation is not None:
         validate = Evaluation(task, validation, plan, metrics, name="validation")
@@ -152,11 +147,9 @@ def fit(
         total=total,
         validate=validate,
         early_stopping=early_stopping,
-        save_every=(checkpoints.every or period) if checkpoints else 0,
-        log_every=reports.every,
-        on_log=reports.functions() if hosts.first() else [],
+        checkpoints=checkpoints,
+        reports=reports,
         progress=progress and hosts.first(),
-        profile=Profile(reports.profile) if reports.profile and hosts.first() else None,
     )
     run = Run(settings)
     with Checkpointer(checkpoints.directory) if checkpoints else nullcontext() as saved:
@@ -193,6 +186,16 @@ def _check_numbers(
         raise ValueError(f"one of epochs and steps must be given, got {epochs=} and {steps=}")
 
 
+def _total(epochs: int | None, steps: int | None, steps_per_epoch: int | None) -> int:
+    if steps is not None:
+        return steps
+    if steps_per_epoch is None:
+        raise ValueError(
+            f"epochs must be None for a stream without a length, got {epochs}; give steps instead"
+        )
+    return (epochs or 0) * steps_per_epoch
+
+
 def _check_early_stopping(rule: EarlyStopping, validation: Data) -> None:
     if validation is None:
         raise ValueError("validation must be given for early_stopping, got None")
@@ -211,9 +214,9 @@ def _checked_state(
     """The state, if its leaves are those of the task and the optimizer."""
     if not jax.tree.leaves(state.opt_state):
         state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
-    given, wanted = leaves({"state": state}), leaves({"state": shapes})
-    for name in sorted(given.keys() | wanted.keys()):
-        have, want = (tree.get(name, "nothing") for tree in (given, wanted))
+    actual, expected = leaves({"state": state}), leaves({"state": shapes})
+    for name in sorted(actual.keys() | expected.keys()):
+        have, want = (tree.get(name, "nothing") for tree in (actual, expected))
         if have != want:
             raise ValueError(f"{name} must be {want} for the task and the optimizer, got {have}")
     return state

@@ -6,7 +6,7 @@ from jaxops.devices import hosts
 from jaxops.train.clock import Clock
 
 # Several CPU devices deadlock beyond 32 executions in flight; two are enough to hide the host's
-# work behind a call of many steps, a few more are wanted where a call is one step.
+# work behind a call of many steps; more are needed where a call is one step.
 CALLS_IN_FLIGHT = {True: 2, False: 16}
 SECONDS_PER_CALL = 0.5
 # The room for rows' numbers and metrics in a call, used or not. It binds where a step takes less

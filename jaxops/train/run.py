@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxops.train.feed import Resident, Stream
 from jaxops.train.pace import Pace
 from jaxops.train.profile import Profile
 from jaxops.train.program import loops_well, train_program
-from jaxops.train.settings import EarlyStopping, Record
+from jaxops.train.settings import Checkpoints, EarlyStopping, Reports
 from jaxops.train.signals import PREEMPTED, signals
 from jaxops.train.tally import Call, Tally
 
@@ -47,11 +47,9 @@ class RunSettings(NamedTuple):
         total: steps in all.
         validate: gives the validation metrics of a state.
         early_stopping: when to stop.
-        save_every: steps between checkpoints; 0 without.
-        log_every: steps between reports within an epoch.
-        on_log: functions that are called with each record.
+        checkpoints: where and how often the run is saved.
+        reports: what is reported.
         progress: whether a progress bar is shown.
-        profile: measures the first calls.
     """
 
     task: Task
@@ -64,11 +62,14 @@ class RunSettings(NamedTuple):
     total: int
     validate: Evaluation | None = None
     early_stopping: EarlyStopping | None = None
-    save_every: int = 0
-    log_every: int | None = None
-    on_log: Sequence[Callable[[Record], Any]] = ()
+    checkpoints: Checkpoints | None = None
+    reports: Reports = Reports()
     progress: bool = False
-    profile: Profile | None = None
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints; 0 without."""
+        return (self.checkpoints.every or self.period) if self.checkpoints else 0
 
     @property
     def length(self) -> int:
@@ -101,7 +102,10 @@ class Run:
         looped: whether many steps are one call; `None` until that is chosen.
         pace: how many steps a call makes.
         tally: the metrics of the calls.
-        best: the best state so far, its value, and how many validations ago that was.
+        logs: functions that are called with each record, in the first process.
+        best: the best state so far, or `None`.
+        best_value: its validation metric.
+        worse: number of validations since then.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -109,7 +113,8 @@ class Run:
         self.step = 0
         self.looped: bool | None = None
         self.pace = Pace()
-        self.tally = Tally(settings.period, settings.log_every, self._log)
+        self.tally = Tally(settings.period, settings.reports.every, self._log)
+        self.logs = settings.reports.functions() if hosts.first() else []
         self.best: TrainState | None = None
         self.best_value: float | None = None
         self.worse = 0
@@ -123,21 +128,26 @@ class Run:
     def train(self, state: TrainState, checkpoints: Checkpointer | None = None) -> TrainState:
         """Train to the end; the last state, or with early stopping the best."""
         if not self.done:
-            given = self.settings
+            settings = self.settings
             program = train_program(
-                given.task, given.optimizer, given.plan, given.compute, given.source.take,
-                given.accumulate,
-            )  # fmt: skip
-            arguments = self._arguments
-            with signals() as received, self._bar() as bar, given.profile or nullcontext():
+                settings.task,
+                settings.optimizer,
+                settings.plan,
+                settings.compute,
+                settings.source.take,
+                settings.accumulate,
+            )
+            arguments, directory = self._arguments, settings.reports.profile
+            profile = Profile(directory) if directory is not None and hosts.first() else None
+            with signals() as received, self._bar() as bar, profile or nullcontext():
                 if self.looped is None:  # this compiles, so a signal meanwhile has to be heard
-                    looped = given.source.many_steps and self._loops_well(program, state)
+                    looped = settings.source.many_steps and self._loops_well(program, state)
                     self.looped = hosts.agreed(looped)
-                if given.profile:
-                    arguments, program = given.profile.around(
-                        given.source, self.pace.clock, arguments, program
+                if profile:
+                    arguments, program = profile.around(
+                        settings.source, self.pace.clock, arguments, program
                     )
-                for log in given.on_log:
+                for log in self.logs:
                     if checkpoints is not None and hasattr(log, "resume"):
                         log.resume(self.step)
                 state = self._calls(state, program, arguments, received, bar, checkpoints)
@@ -153,8 +163,8 @@ class Run:
         checkpoints: Checkpointer | None,
     ) -> TrainState:
         """Call after call, none beyond a step where something is to be reported or saved."""
-        given, in_flight = self.settings, deque[Call]()
-        length = given.length if self.looped else 1
+        settings, in_flight = self.settings, deque[Call]()
+        length = settings.length if self.looped else 1
         self.tally.read_at = time.monotonic()
         while not self.done:
             count = min(self.pace.steps, length, self._until_due())
@@ -162,10 +172,12 @@ class Run:
             with jax.transfer_guard("disallow"):
                 state, metrics = program(state, *fed)
             self.step += count
-            in_flight.append(Call(self.step, count, given.source.examples, metrics))
+            in_flight.append(Call(self.step, count, settings.source.examples, metrics))
             stop = self._signal(received, count)
-            saves = stop is not None or bool(given.save_every and self.step % given.save_every == 0)
-            epoch_ends = self.step % given.period == 0 or self.step == given.total
+            saves = stop is not None or bool(
+                settings.save_every and self.step % settings.save_every == 0
+            )
+            epoch_ends = self.step % settings.period == 0 or self.step == settings.total
             wait = epoch_ends or saves
             while len(in_flight) > (0 if wait else self.pace.in_flight):
                 self._await(in_flight.popleft(), bar)
@@ -187,23 +199,23 @@ class Run:
         return source.fixed, fed, hosts.put(np.int32(count), plan.whole())
 
     def _loops_well(self, program: Any, state: TrainState) -> bool:
-        given = self.settings
-        if given.platform != "cpu" or given.length == 1:
+        settings = self.settings
+        if settings.platform != "cpu" or settings.length == 1:
             return True
-        if "fsdp" in given.plan.mesh.axis_names:
+        if "fsdp" in settings.plan.mesh.axis_names:
             return False  # in a loop, XLA's CPU puts all parameters together before it uses one
-        plain, looped = self._arguments(1, 1), self._arguments(2, given.length)
+        plain, looped = self._arguments(1, 1), self._arguments(2, settings.length)
         return loops_well(program, state, plain, looped)
 
     def _until_due(self) -> int:
         """Number of steps to the next one where something is to be reported or saved."""
-        given = self.settings
-        position = self.step % given.period
-        due = [given.period - position, given.total - self.step]
-        if given.log_every:
-            due.append(given.log_every - position % given.log_every)
-        if given.save_every:
-            due.append(given.save_every - self.step % given.save_every)
+        settings = self.settings
+        position = self.step % settings.period
+        due = [settings.period - position, settings.total - self.step]
+        if settings.reports.every:
+            due.append(settings.reports.every - position % settings.reports.every)
+        if settings.save_every:
+            due.append(settings.save_every - self.step % settings.save_every)
         return min(due)
 
     def _signal(self, received: list[int], count: int) -> int | None:
@@ -234,19 +246,22 @@ class Run:
 
     def _end_epoch(self, state: TrainState, bar: Any) -> None:
         """Report the epoch, validate, and keep the best state."""
-        given = self.settings
+        settings = self.settings
         clock = self.pace.clock
         rate = clock.examples_per_second
         speed = {"examples_per_second": rate, "first_step_seconds": clock.first_step_seconds}
         line = self._log("train", self.step, self.tally.end_epoch(), speed)
         line += f" ({rate:,.0f} examples/s)" if rate else ""
-        if given.validate:
-            values = given.validate(averaged(state))
+        if settings.validate:
+            values = settings.validate(averaged(state))
             line += "  validation " + self._log("validation", self.step, values)
-            if given.early_stopping:
-                self._compare(state, values[given.early_stopping.metric], given.early_stopping)
-        if given.progress:
-            bar.write(f"epoch {self.step / given.period:g}/{given.total / given.period:g}  {line}")
+            if settings.early_stopping:
+                self._compare(
+                    state, values[settings.early_stopping.metric], settings.early_stopping
+                )
+        if settings.progress:
+            epoch, epochs = self.step / settings.period, settings.total / settings.period
+            bar.write(f"epoch {epoch:g}/{epochs:g}  {line}")
 
     def _compare(self, state: TrainState, value: float, rule: EarlyStopping) -> None:
         if rule.better(value, self.best_value):
@@ -260,7 +275,7 @@ class Run:
     ) -> str:
         """Give a record to the loggers; the same in a line to print."""
         record = {"split": split, "step": step, "epoch": step / self.settings.period, **values}
-        for log in self.settings.on_log:
+        for log in self.logs:
             log(record | (speed or {}))
         numbers = {k: v for k, v in values.items() if isinstance(v, float | int)}
         numbers = {"loss": numbers.pop("loss"), **numbers}
@@ -272,10 +287,14 @@ class Run:
     def _bar(self) -> Any:
         from tqdm.auto import tqdm
 
-        given = self.settings
+        settings = self.settings
         quiet = {} if sys.stderr.isatty() else {"mininterval": 10.0}  # a log file wants few lines
         return tqdm(
-            total=given.total, initial=self.step, unit="step", disable=not given.progress, **quiet
+            total=settings.total,
+            initial=self.step,
+            unit="step",
+            disable=not settings.progress,
+            **quiet,
         )
 
     def _save(self, state: TrainState, checkpoints: Checkpointer | None) -> None:
@@ -284,15 +303,15 @@ class Run:
             raise FloatingPointError(f"a parameter is not finite after step {self.step}")
         if checkpoints is None:
             return
-        given = self.settings
+        settings = self.settings
         trees = {"state": state} if self.best is None else {"state": state, "best": self.best}
-        chosen = given.source.many_steps and given.length > 1
+        chosen = settings.source.many_steps and settings.length > 1
         meta = {
-            "identity": given.identity(),
+            "identity": settings.identity(),
             "best_value": self.best_value,
             "worse": self.worse,
-            "looped": {given.form: self.looped} if chosen else {},
-            "stream": given.source.state(),
+            "looped": {settings.form: self.looped} if chosen else {},
+            "stream": settings.source.state(),
             **self.tally.saved(),
         }
         checkpoints.save(self.step, trees, meta)
@@ -303,8 +322,8 @@ class Run:
         Raises:
             ValueError: the checkpoint is of another run.
         """
-        given, meta, newest = self.settings, checkpoints.meta(), checkpoints.latest_step() or 0
-        saved, wanted = OLDER | meta["identity"], given.identity()
+        settings, meta, newest = self.settings, checkpoints.meta(), checkpoints.latest_step() or 0
+        saved, wanted = OLDER | meta["identity"], settings.identity()
         for name, value in wanted.items():
             if saved.get(name) != value:
                 raise ValueError(
@@ -312,21 +331,21 @@ class Run:
                     f"in {checkpoints.directory}, got {value}; for another run, use another "
                     "directory"
                 )
-        if given.progress:
-            print(f"resumed at step {newest:,} of {given.total:,} from {checkpoints.directory}")
-        tree = abstract(shapes, given.plan.state_shardings(shapes))
+        if settings.progress:
+            print(f"resumed at step {newest:,} of {settings.total:,} from {checkpoints.directory}")
+        tree = abstract(shapes, settings.plan.state_shardings(shapes))
         trees = {"state": tree}
         if meta["best_value"] is not None:
             trees["best"] = tree
         loaded = checkpoints.restore(trees)
         self.step = newest
-        if given.early_stopping:
+        if settings.early_stopping:
             self.best = loaded.get("best")
             self.best_value, self.worse = meta["best_value"], meta["worse"]
         self.tally.restore(meta)
-        if given.source.many_steps:  # its rounding is that of the form in which it began
-            self.looped = meta.get("looped", {}).get(given.form)
-        given.source.restore(meta["stream"], self.step)
+        if settings.source.many_steps:  # its rounding is that of the form in which it began
+            self.looped = meta.get("looped", {}).get(settings.form)
+        settings.source.restore(meta["stream"], self.step)
         return loaded["state"]
 
 

@@ -12,8 +12,8 @@ the next call needs to continue. With `jaxops.fit` that is
         return 1 - jo.evaluate(task, state, validation_rows)["accuracy"], (epochs, state)
 
 which keeps parameters, moments and schedules; a new seed gives the new epochs an order of their
-own. (To be bit for bit the unbroken run, let `fit` resume from `checkpoints` of the
-configuration, with `epochs=budget`.)
+own. (For the results of an uninterrupted run, bit for bit, let `fit` resume from `checkpoints` of
+the configuration, with `epochs=budget`.)
 """
 
 import math

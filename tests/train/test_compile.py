@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import ClassVar
 
+import chex
 import flax.linen as nn
 import jax
 import numpy as np
@@ -305,9 +306,7 @@ def test_a_convolution_that_is_not_slow_is_looped(monkeypatch):
     monkeypatch.setattr(program, "SLOW_IN_LOOPS", 0.0)
     stepped = jo.fit(task, pictures(64), **settings)
     assert list(program._CHOSEN[programs[1]].values()) == [False]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), looped.params, stepped.params
-    )
+    chex.assert_trees_all_close(looped.params, stepped.params, rtol=1e-7, atol=1e-6)
     program._CHOSEN.clear()  # no other test is to find what was forced here
 
 
