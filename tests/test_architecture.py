@@ -186,7 +186,7 @@ def test_no_import_circle():
         visit(module)
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room not in ("vision", "tabular")])
+@pytest.mark.parametrize("room", ROOMS)
 def test_every_room_has_the_same_furniture(room):
     folder = ROOT / "jaxops" / room
     for name in ("data", "models", "tasks", "inference"):

@@ -86,8 +86,14 @@ def collectives(program):
     return Counter(re.findall(rf" ({names})(?:-start)?\(", program.as_text()))
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("model", ["MLP", "transformer"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("model", "accumulate"),
+    [("MLP", 4), *(pytest.param(*case, marks=SLOW) for case in itertools.product(
+        ["MLP", "transformer"], [1, 4]) if case != ("MLP", 4))],
+)  # fmt: skip
 def test_data_parallelism_is_one_all_reduce(model, accumulate):
     """Of all gradients, the weight, the loss and the metrics, which are float32."""
     assert collectives(compiled(EIGHT, model, accumulate)) == {"all-reduce": 1}
@@ -137,18 +143,23 @@ DIAGONAL = [
     ("MLP", "tensor 8", 1, "SGD"),
     ("MLP", "pmap", 4, "SGD"),
     ("CNN with batch norm", "data 8", 4, "SGD"),
+    ("MLP", "data 2 x fsdp 2 x tensor 2", 1, "Adam"),
+]
+CROSSED = [  # other models, by axes that the fast ones take apart
     ("CNN with batch norm", "fsdp 4 x tensor 2", 1, "SGD"),
     ("transformer", "data 2 x fsdp 2 x tensor 2", 1, "Adam"),
 ]
 MATRIX = itertools.product(plans.MODELS, [*plans.AXES, "pmap"], [1, 4], ["SGD"])
 OTHERS = [
-    case for case in MATRIX if case not in DIAGONAL and case[:2] != (plans.BATCH_NORM, "pmap")
+    case
+    for case in MATRIX
+    if case not in [*DIAGONAL, *CROSSED] and case[:2] != (plans.BATCH_NORM, "pmap")
 ]
 
 
 @pytest.mark.parametrize(
     ("model", "plan", "accumulate", "optimizer"),
-    [*DIAGONAL, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+    [*DIAGONAL, *(pytest.param(*case, marks=SLOW) for case in [*CROSSED, *OTHERS])],
 )
 def test_every_plan_gives_the_parameters_of_one_device(model, plan, accumulate, optimizer):
     assert difference(model, plan, accumulate, optimizer) < TOLERANCE
@@ -179,12 +190,17 @@ def deep(width=256, depth=24, rows=8):
     return regression(nn.Sequential([*(nn.Dense(width) for _ in range(depth)), nn.Dense(4)])), data
 
 
-def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():
+@pytest.mark.parametrize(
+    "meshes",
+    [((1, 1), (8, 4)), pytest.param(((1, 1), (2, 1), (4, 1), (8, 1), (8, 4)), marks=SLOW)],
+    ids=["two", "all"],
+)
+def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters(meshes):
     """Weights, Adam's moments and gradients are shares; two layers or so are whole at a time."""
     task, data = deep()
     layer = 256 * 256 * 4
     needed, gathers = {}, {}
-    for devices, accumulate in ((1, 1), (2, 1), (4, 1), (8, 1), (8, 4)):
+    for devices, accumulate in meshes:
         plan = jo.devices.plan(fsdp=devices, min_size=2**8, devices=jax.devices()[:devices])
         program = compiled(plan, task, accumulate, data, rows=8)
         memory = program.memory_analysis()
@@ -239,6 +255,7 @@ def test_fsdp_on_a_tpu(monkeypatch):
         assert ("all-gather" in text) == (wanted == "ReduceScatter")
 
 
+@pytest.mark.slow
 def test_remat_keeps_less_under_fsdp_too():
     task = regression(Deep(), 64)
     data = {k: np.zeros((4096, n), np.float32) for k, n in (("x", 64), ("y", 4))}

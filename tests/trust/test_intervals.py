@@ -46,7 +46,10 @@ def test_values_alike_are_drawn_by_the_same_law(monkeypatch):
     assert stats.ks_2samp(quick_flips.round(9), plain_flips.round(9)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("metric", ["hr", "mrr", "difference"])
+@pytest.mark.parametrize(
+    "metric",
+    ["hr", *(pytest.param(metric, marks=pytest.mark.slow) for metric in ("mrr", "difference"))],
+)
 def test_95_of_100_intervals_hold_the_truth(metric):
     """The truth is drawn each time: at one, the grid of a share of 2,000 users helps or harms."""
     rng = np.random.default_rng(0)
