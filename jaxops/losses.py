@@ -1,11 +1,10 @@
-"""Losses of a row that optax has only element by element.
+"""Losses of a whole row, which optax has only element by element.
 
 Cross-entropy, binary or over classes, is optax's own: `optax.sigmoid_binary_cross_entropy`,
 `optax.softmax_cross_entropy`, `optax.softmax_cross_entropy_with_integer_labels`.
 
-"The squared error" is two losses, and articles 000 and 003 use one each (W06 in
-docs/errata.md). Their gradients differ by n/2 for rows of n values, and with them the learning
-rate that suits, so each has its own name here.
+"The squared error" may mean two losses, the mean or half the sum over a row. Their gradients differ
+by the factor n/2 for rows of n values, and so do suitable learning rates; so each has a name here.
 """
 
 import jax

@@ -42,7 +42,7 @@ Array = jax.Array | np.ndarray
 
 
 class Metric(Protocol):
-    """What every state can do."""
+    """The methods of every state."""
 
     def merge(self, other: Self) -> Self:
         """The state of both sets of rows; either both are NumPy or both are jax."""
@@ -382,12 +382,20 @@ def _difference(pred: Any, target: Any) -> jax.Array:
 
 
 def to_host(states: Any) -> Any:
-    """The states as float64 NumPy: waits for the devices, so call it late."""
+    """The states as float64 NumPy arrays; waits for the devices, so call it late.
+
+    >>> to_host({"loss": Mean(jnp.float32(3.0), jnp.float32(4.0))})["loss"].compute()
+    0.75
+    """
     return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(states))
 
 
 def fold(states: dict[str, Any]) -> dict[str, Any]:
-    """Collapse the leading axis that `many_steps` stacked, of each state."""
+    """Collapse the leading axis of each state, along which `many_steps` stacked the steps.
+
+    >>> fold({"loss": Mean(np.array([1.0, 2.0]), np.array([2.0, 2.0]))})["loss"].compute()
+    0.75
+    """
     return {name: state.fold() for name, state in states.items()}
 
 

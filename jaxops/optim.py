@@ -55,6 +55,33 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+__all__ = [
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamw",
+    "averaged",
+    "chain",
+    "clip_by_global_norm",
+    "constant",
+    "cosine",
+    "decay_mask",
+    "ema",
+    "exponential",
+    "l1",
+    "l2",
+    "lamb",
+    "lion",
+    "loss_scale",
+    "nadam",
+    "phases",
+    "plateau",
+    "rmsprop",
+    "sgd",
+    "skip_not_finite",
+    "step_decay",
+]
 
 
 def _once(make: F) -> F:
@@ -416,7 +443,12 @@ def loss_scale(
 
 
 def states_of(opt_state: Any, kind: type) -> list[Any]:
-    """The states of one kind in an optimizer's state, such as `LossScaleState`."""
+    """The states of one kind in an optimizer's state, such as `LossScaleState`.
+
+    >>> tx = chain(clip_by_global_norm(1.0), sgd(0.1))
+    >>> [int(state.clipped) for state in states_of(tx.init(jnp.zeros(2)), ClipState)]
+    [0]
+    """
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
     return [node for node in nodes if isinstance(node, kind)]
 

@@ -61,10 +61,17 @@ def _plain(value: Any) -> Any:
 
 
 def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
-    """The records of a file, without a last line that is only half written.
+    """The records of a file of `JsonLines`, without a last line that is only half written.
 
     Raises:
         ValueError: another line is not JSON.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = JsonLines(f"{folder}/log.jsonl")
+    ...     log({"step": 10, "loss": 0.5})
+    ...     read_json_lines(f"{folder}/log.jsonl")
+    [{'step': 10, 'loss': 0.5}]
     """
     lines = Path(path).read_bytes().split(b"\n")
     records = []
@@ -79,16 +86,23 @@ def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """Logger of one JSON object a line; the file is closed after each, so none is lost.
+    """A logger that writes one JSON object a line and closes the file after each, so none is lost.
 
-    What an earlier run wrote is kept, except a last line that a killed process left half written,
-    and, when `fit` goes on from a checkpoint, what is of later steps, which it writes again: no
-    record is missing and none is there twice. So the file is for one run: one that starts with a
-    `checkpoints` and no checkpoint moves what it finds to NAME.old, and replaces an older one.
+    Earlier records are kept, except a last line that a killed process left half written, and,
+    when `fit` resumes from a checkpoint, the records of later steps, which it writes again: no
+    record is missing or doubled. The file is for one run: a run with checkpoints that starts at
+    step 0 moves an existing file to NAME.old, replacing an older one.
 
     Args:
-        path: the file, made with its folder where missing.
+        path: the file, created with its folder if missing.
         resume_step: drop records of later steps at once.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = JsonLines(f"{folder}/log.jsonl")
+    ...     log({"step": 10, "loss": np.float32(0.5)})
+    ...     Path(folder, "log.jsonl").read_text()
+    '{"step": 10, "loss": 0.5}\\n'
     """
 
     def __init__(self, path: PathLike, resume_step: int | None = None):
@@ -100,9 +114,9 @@ class JsonLines:
         self.resume(math.inf if resume_step is None else resume_step)
 
     def resume(self, step: float) -> None:
-        """Drop records of steps after `step`, unless this logger wrote them: a second run's.
+        """Drop records of steps after `step`, unless this logger wrote them.
 
-        A run that starts at 0 may be a new one: then the file is moved to NAME.old first.
+        A run that starts at step 0 may be a new one: then the file is moved to NAME.old first.
         """
         if self._written or not self.path.exists():
             return
@@ -128,14 +142,22 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Logger of TensorBoard event files; no TensorFlow needed.
+    """A logger that writes TensorBoard event files, without TensorFlow.
 
-    Scalars go by the tag "name/split", so that a metric's splits stand side by side; all other
-    values are left out. Close it at the end.
+    Scalars have the tag "name/split", so that TensorBoard shows the splits of a metric together;
+    other values are left out. Close it at the end.
 
     Args:
-        directory: where the event files go.
+        directory: where the event files are written.
         resume_step: hide events of later steps, which a resumed run writes again.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = TensorBoard(folder)
+    ...     log({"step": 10, "split": "train", "loss": 0.5})
+    ...     log.close()
+    ...     [file.name.split(".")[2] for file in Path(folder).iterdir()]
+    ['tfevents']
     """
 
     def __init__(self, directory: PathLike, resume_step: int | None = None):
@@ -179,6 +201,16 @@ def plot_curves(
         records: what a logger got; without "epoch" the axis is "step".
         path: the PNG.
         metrics: which to draw; those that no record has are left out.
+
+    Raises:
+        ValueError: no record has any of the metrics.
+
+    >>> import tempfile
+    >>> records = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     figure = plot_curves(records, f"{folder}/curves.png")
+    >>> [axes.get_title() for axes in figure.axes]
+    ['loss']
     """
     names = [name for name in metrics if any(name in r for r in records)]
     if not names:
@@ -201,9 +233,21 @@ def plot_curves(
 
 
 def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -> "Figure":
-    """A confusion matrix (C, C), rows true: shades are shares of a row, numbers are counts.
+    """Plot a confusion matrix: shades are shares of a row, numbers are counts.
 
-    Without names classes go by number; beyond 20 classes only the shades are drawn.
+    Args:
+        matrix: (C, C), rows true, columns predicted; such as `metrics.Confusion.counts`.
+        classes: the classes' names, or empty for their numbers; beyond 20 only shades are drawn.
+        path: the PNG.
+
+    Raises:
+        ValueError: the matrix does not fit the names.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     figure = plot_confusion(np.array([[3, 1], [0, 4]]), ["no", "yes"], f"{folder}/c.png")
+    >>> figure.axes[0].get_title()
+    '7 of 8 right (87.5%)'
     """
     matrix = np.asarray(matrix, np.float64)
     size, names = len(matrix), _names(classes, len(matrix))
@@ -238,7 +282,19 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -
 
 
 def plot_roc(scores: Scores | tuple[np.ndarray, np.ndarray, float], path: PathLike) -> "Figure":
-    """The ROC curve with its area, of `Scores` or of (fpr, tpr, auc)."""
+    """Plot the ROC curve with its area.
+
+    Args:
+        scores: `metrics.Scores`, or the tuple (false positive rates, true positive rates, area).
+        path: the PNG.
+
+    >>> import tempfile
+    >>> scores = Scores(np.array([0.1, 0.4, 0.8]), np.array([0, 1, 1]), np.ones(3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     figure = plot_roc(scores, f"{folder}/roc.png")
+    >>> figure.axes[0].get_title()
+    'ROC curve'
+    """
     if isinstance(scores, Scores):
         fpr, tpr, _ = scores.roc_curve()
         auc = scores.auc()
@@ -293,7 +349,7 @@ def plot_mistakes(
     path: PathLike,
     count: int = 25,
 ) -> "Figure":
-    """A sheet of the worst mistakes, first the one that the model was surest of.
+    """Plot the wrong predictions with the highest probabilities, the highest first.
 
     Args:
         images: (N, H, W), (N, H, W, 1) or (N, H, W, 3).
@@ -301,7 +357,19 @@ def plot_mistakes(
         probabilities: (N, C).
         classes: the classes' names, or empty for their numbers.
         path: the PNG.
-        count: at most so many.
+        count: the largest number of pictures.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> import tempfile
+    >>> images, labels = np.zeros((2, 4, 4)), np.array([0, 1])
+    >>> probabilities = np.array([[0.9, 0.1], [0.7, 0.3]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/mistakes.png"
+    ...     figure = plot_mistakes(images, labels, probabilities, ["a", "b"], path)
+    >>> figure.axes[0].get_title()
+    'b → a\\n70.0%'
     """
     labels, probabilities = _same_rows(images, labels, probabilities)
     names = _names(classes, probabilities.shape[1])
@@ -329,9 +397,18 @@ def plot_predictions(
     path: PathLike,
     count: int = 10,
 ) -> "Figure":
-    """The first predictions: each picture over its three likeliest classes.
+    """Plot the first predictions: each picture above its three most probable classes.
 
-    Blue is right, orange wrong. The arguments are those of `plot_mistakes`.
+    Correct predictions are blue, wrong ones orange. The arguments are those of `plot_mistakes`.
+
+    >>> import tempfile
+    >>> images, labels = np.zeros((2, 4, 4)), np.array([0, 1])
+    >>> probabilities = np.array([[0.9, 0.1], [0.7, 0.3]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/predictions.png"
+    ...     figure = plot_predictions(images, labels, probabilities, ["a", "b"], path)
+    >>> figure.axes[0].get_title()
+    'a\\ntrue: a'
     """
     labels, probabilities = _same_rows(images, labels, probabilities)
     probabilities = probabilities[:count]
