@@ -280,8 +280,11 @@ def _decode(value: Any) -> Any:
             )
         return FUNCTIONS[value["function"]]
     make = _maker(value["make"])
-    formerly = getattr(make, "formerly", {})
-    return make(**{formerly.get(k, k): _decode(v) for k, v in value["arguments"].items()})
+    arguments = value["arguments"]
+    # a name may have come to mean something else, so all are read as old ones or none
+    old = arguments.keys() - inspect.signature(make).parameters
+    names = getattr(make, "formerly", {}) if old else {}
+    return make(**{names.get(k, k): _decode(v) for k, v in arguments.items()})
 
 
 def _maker(name: str) -> Any:

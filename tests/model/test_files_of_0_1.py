@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -79,8 +80,13 @@ def _makers(value, named):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_of_0_1_loads(name):
-    jo.load(FOLDER / f"{name}.model")  # names every module, and fits its parameters
+def test_a_file_of_0_1_loads_and_can_be_saved_again(name, tmp_path):
+    """Every module is found, the parameters fit it, and the new names are read as they are."""
+    model = jo.load(FOLDER / f"{name}.model")
+    jo.save(tmp_path / "again.model", model.task, model.state, model.about)
+    again = jo.load(tmp_path / "again.model")
+    assert again.task is model.task
+    chex.assert_trees_all_equal(again.state.params, model.state.params)
 
 
 @pytest.mark.slow

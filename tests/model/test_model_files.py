@@ -381,20 +381,20 @@ def inside():
         (
             Own(act=activation),
             None,
-            r"task\.model\.act must be made of .* got <function activation",
+            r"task\.module\.act must be made of .* got <function activation",
         ),
-        (Own(act=jnp.sin), None, r"task\.model\.act must be made of .* got .*sin"),
+        (Own(act=jnp.sin), None, r"task\.module\.act must be made of .* got .*sin"),
         (
             Own(kernel_init=nn.initializers.normal(0.1)),
             None,
-            r"task\.model\.kernel_init must be made of .* got ",
+            r"task\.module\.kernel_init must be made of .* got ",
         ),
         (
             Around(nn.Sequential((nn.Dense(3), activation))),
             None,
             r"inner\.layers\[1\] must be made of .* got <function",
         ),
-        (Around(inside()), None, r"task\.model\.inner must be made of .* got .*<locals>\.Hidden"),
+        (Around(inside()), None, r"task\.module\.inner must be made of .* got .*<locals>\.Hidden"),
     ],
 )
 def test_what_load_would_refuse_is_refused_by_save(tmp_path, model, augment, named):
