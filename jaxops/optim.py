@@ -55,33 +55,6 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-__all__ = [
-    "adadelta",
-    "adafactor",
-    "adagrad",
-    "adam",
-    "adamw",
-    "averaged",
-    "chain",
-    "clip_by_global_norm",
-    "constant",
-    "cosine",
-    "decay_mask",
-    "ema",
-    "exponential",
-    "l1",
-    "l2",
-    "lamb",
-    "lion",
-    "loss_scale",
-    "nadam",
-    "phases",
-    "plateau",
-    "rmsprop",
-    "sgd",
-    "skip_not_finite",
-    "step_decay",
-]
 
 
 def _once(make: F) -> F:
