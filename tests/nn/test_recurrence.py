@@ -302,7 +302,7 @@ def test_products_in_16_bits():
     ("x", "segments", "initial", "message"),
     [
         (np.ones((3, 4)), None, None, r"x must be \(rows, steps, features\), got \(3, 4\)"),
-        (inputs(), np.ones((3, 6)), None, r"segments must be \(3, 7\), got \(3, 6\)"),
+        (inputs(), np.ones((3, 6)), None, r"segments must be \(3, 9\), got \(3, 6\)"),
         (inputs(), None, np.ones((1, 3, 5)), r"initial must .* \(\(1, 3, 5\), .*, got \(1, 3, 5\)"),
         (
             inputs(),
