@@ -24,18 +24,20 @@ def blobs(batch=3, size=28, channels=1):
 @pytest.mark.parametrize("augment", [*ALL, Compose(tuple(ALL))], ids=lambda a: type(a).__name__)
 def test_by_key_and_by_row(augment):
     images = jnp.repeat(jax.random.uniform(KEY, (1, 12, 10, 2)), 64, 0)
-
-    @jax.jit
-    def run(keys, images):
-        return jax.lax.scan(lambda i, k: (i, augment(k, i)), images, keys)[1]
-
-    a, b, c = run(jnp.stack([KEY, KEY, jax.random.key(1)]), images)
+    run = jax.jit(augment)
+    a, b, c = run(KEY, images), run(KEY, images), run(jax.random.key(1), images)
     assert a.shape == images.shape and a.dtype == images.dtype
     assert np.array_equal(a, b) and not np.array_equal(a, c)
     assert len(np.unique(np.asarray(a).reshape(64, -1), axis=0)) > 1  # the rows were equal
-    np.testing.assert_allclose(jax.jit(augment)(KEY, images), a, atol=1e-5)
     twin = augment.__class__(*vars(augment).values())
     assert hash(augment) == hash(twin) and augment == twin
+
+
+def test_in_a_loop_it_is_the_same():
+    images = jnp.repeat(jax.random.uniform(KEY, (1, 12, 10, 2)), 4, 0)
+    augment = Compose(tuple(ALL))
+    run = jax.jit(lambda x: jax.lax.scan(lambda i, k: (i, augment(k, i)), x, KEY[None])[1][0])
+    np.testing.assert_allclose(run(images), jax.jit(augment)(KEY, images), atol=1e-5)
 
 
 def test_flip_is_exact_and_as_frequent_as_asked():

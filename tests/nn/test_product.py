@@ -38,24 +38,29 @@ def transposed(x):
     return np.swapaxes(x, -1, -2)
 
 
-def product_and_gradients(x, y, g, compute):
-    """Compiled as one program; JAX's own product for `None`."""
+@functools.cache
+def product_and_gradients(shapes, compute, has_bfloat16):
+    """Factors and a gradient, and what one program makes of them; JAX's own product for `None`.
 
-    @jax.jit  # traced anew each time: what the machine has is patched
+    `has_bfloat16` is what the machine is patched to have.
+    """
+    x, y = normal(0, shapes[0]), normal(1, shapes[1])
+    g = normal(2, jax.eval_shape(jnp.matmul, x, y).shape)
+
+    @jax.jit
     def run(x, y, g):
-        product = jnp.matmul if compute is None else functools.partial(matmul, compute=compute)
-        out, pull = jax.vjp(product, x, y)
+        assert compute is None or product.has_bfloat16() == has_bfloat16
+        multiply = jnp.matmul if compute is None else functools.partial(matmul, compute=compute)
+        out, pull = jax.vjp(multiply, x, y)
         return out, pull(g)
 
-    return run(x, y, g)
+    return (x, y, g), *run(x, y, g)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_bfloat16_rounds_the_factors_and_nothing_else(shapes, fast):
     """Against NumPy in float64, with factors and gradient rounded by hand."""
-    x, y = normal(0, shapes[0]), normal(1, shapes[1])
-    g = normal(2, jax.eval_shape(jnp.matmul, x, y).shape)
-    out, (gx, gy) = product_and_gradients(x, y, g, "bfloat16")
+    (x, y, g), out, (gx, gy) = product_and_gradients(shapes, "bfloat16", True)
     flat = (lambda a: a) if y.ndim > 2 else (lambda a: a.reshape(-1, a.shape[-1]))
     xr, yr, gr = flat(rounded(x)), rounded(y), flat(rounded(g))
     assert out.dtype == gx.dtype == gy.dtype == jnp.float32
@@ -67,10 +72,8 @@ def test_bfloat16_rounds_the_factors_and_nothing_else(shapes, fast):
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_it_is_the_product_within_rounding(shapes, compute, has_bfloat16):
-    x, y = normal(0, shapes[0]), normal(1, shapes[1])
-    g = normal(2, jax.eval_shape(jnp.matmul, x, y).shape)
-    got, gradients = product_and_gradients(x, y, g, compute)
-    want, wanted = product_and_gradients(x, y, g, None)
+    _, got, gradients = product_and_gradients(shapes, compute, has_bfloat16)
+    _, want, wanted = product_and_gradients(shapes, None, True)
     rounds = compute == "bfloat16" and has_bfloat16
     # each factor is off by 2**-9 at most, a sum of k products by k * 2**-8 of the largest
     tolerance = 0.06 if rounds else 1e-5
@@ -183,7 +186,7 @@ def learned(model, **settings):
         task, data, optimizer=jo.optim.adam(1e-2), batch_size=16, epochs=10, progress=False,
         **settings,
     )  # fmt: skip
-    return jax.device_get(state.params), jo.evaluate(task, state, data)["loss"]
+    return jax.device_get(state.params), lambda: jo.evaluate(task, state, data)["loss"]
 
 
 def test_one_argument_of_fit_or_of_the_model(fast):
@@ -195,7 +198,7 @@ def test_one_argument_of_fit_or_of_the_model(fast):
     jax.tree.map(np.testing.assert_array_equal, plain, kept)
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), plain, by_fit))
     assert 0 < max(moved) < 0.05
-    assert abs(loss - loss_by_fit) < 0.02 * loss
+    assert abs(loss() - loss_by_fit()) < 0.02 * loss()
     with pytest.raises(ValueError, match=r"compute must be .*, got 'half'"):
         learned(vision.MLP((16,), classes=3), compute="half")
 

@@ -247,7 +247,7 @@ def test_reading_goes_on_from_a_state(kind):
     close((np.concatenate([first, second], 1), final), (whole, end), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [LSTM, GRU])
+@pytest.mark.parametrize("kind", [LSTM, pytest.param(GRU, marks=pytest.mark.slow)])
 def test_one_mask_a_row_for_all_steps(kind):
     """The masks that were drawn, and that the loops with these masks give the same."""
     model, x = kind(FEATURES, 2, True, dropout=0.5, recurrent_dropout=0.25), np.abs(inputs(64))

@@ -8,13 +8,13 @@ import numpy as np
 import numpy_transformer as reference
 import pytest
 from transformers_small import (
-    KINDS,
     PLACES,
     REAL,
     SEGMENTS,
     TOKENS,
     WEIGHT,
     config_of,
+    each_kind,
     learned,
     logits_of,
     pair_logits,
@@ -38,7 +38,7 @@ def by_numpy(config, params):
     return np.stack([reference.transformer(config, params, *row) for row in rows])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_logits_and_gradient_are_those_of_numpy(kind):
     """The gradient along a random direction against a difference, in float64."""
     config = config_of(kind)
@@ -79,7 +79,9 @@ def test_encoder_decoder_is_that_of_numpy(kind):
         np.testing.assert_allclose(got[b] * real, want * real, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "vaswani", "t5 decoder"])
+@pytest.mark.parametrize(
+    "kind", ["gpt2", "t5 decoder", pytest.param("vaswani", marks=pytest.mark.slow)]
+)
 def test_an_encoder_decoder_reads_packed_documents_as_one_by_one(kind):
     config = config_of(kind)
     params = pair_of(config)
@@ -93,7 +95,7 @@ def test_an_encoder_decoder_reads_packed_documents_as_one_by_one(kind):
     np.testing.assert_allclose(packed[3:6], second, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_no_token_learns_from_a_later_one(window):
     """d logits_t / d embedding_s: 0 for s > t, and beyond what two layers of windows reach."""
     config = config_of("llama", tied=False, window=window)
@@ -125,7 +127,7 @@ def test_an_encoder_sees_both_sides():
     assert (np.abs(gradient[:6]).max(-1) > 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_packed_padded_or_alone(kind):
     """A document's logits are the same in a row of several, and with anything as padding."""
     config = config_of(kind)
@@ -137,7 +139,10 @@ def test_packed_padded_or_alone(kind):
     np.testing.assert_array_equal(alone[0, :5], alone[1, :5])
 
 
-@pytest.mark.parametrize("kind, remat", [("fast", False), ("t5 decoder", True)])
+@pytest.mark.parametrize(
+    "kind, remat",
+    [("fast", False), pytest.param("t5 decoder", True, marks=pytest.mark.slow)],
+)
 def test_a_scan_is_the_same(kind, remat):
     config = config_of(kind)
     logits, _, gradient = learned(config)
@@ -180,15 +185,16 @@ def test_dropout_is_of_training_alone_and_of_its_key():
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
     plain = Transformer(dataclasses.replace(config, dropout=0.0))
-    apply = [jax.jit(m.apply)({"params": params}, TOKENS) for m in (Transformer(config), plain)]
-    np.testing.assert_array_equal(*apply)
+    both = Transformer(config), plain
+    logits = jax.jit(lambda v: [module.apply(v, TOKENS) for module in both])({"params": params})
+    np.testing.assert_array_equal(*logits)
 
 
 CACHED = [
     ("gpt2", False),
     ("llama", True),
     ("fast", False),
-    ("t5 decoder", True),
+    pytest.param("t5 decoder", True, marks=pytest.mark.slow),
     pytest.param("vaswani", True, marks=pytest.mark.slow),
     pytest.param("no positions", False, marks=pytest.mark.slow),
 ]

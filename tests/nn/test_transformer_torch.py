@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy_transformer import bucket
 from transformers_small import (
-    KINDS,
     PLACES,
     REAL,
     SEGMENTS,
     TOKENS,
     WEIGHT,
     config_of,
+    each_kind,
     learned,
     params_of,
 )
@@ -124,7 +124,7 @@ def as_torch(params):
     return jax.tree.map(lambda p: torch.tensor(np.asarray(p), requires_grad=True), params)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_every_gradient_is_pytorchs(kind):
     config = config_of(kind)
     logits, value, gradient = learned(config)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
@@ -31,6 +32,11 @@ KINDS = {
     "vaswani": {"position": "sinusoidal", "post_norm": True, "activation": "relu", "window": 4},
     "no positions": {"position": "none", "kv_heads": 2, "qk_norm": True},
 }
+# those of which another kind has every part are slow
+SLOW = ("nanogpt", "no positions")
+each_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KINDS]
+)
 
 # two rows of documents, with padding behind them
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2, 2, 2, 0, 0]], np.int32)
