@@ -450,8 +450,14 @@ def fitted(task, columns):
             lambda: fitted(NEXT, {k: np.repeat(v, 3, 1) for k, v in ROWS.items()}),
             "tokens must be rows of at most 13 .*, got rows of 36",
         ),
-        (lambda: fitted(NEXT, {**ROWS, "tokens": ROWS["tokens"] + 30}), r"labels in \[0, 40\)"),
-        (lambda: fitted(SPANS, {**ROWS, "tokens": ROWS["tokens"] + 5}), r"labels in \[0, 39\)"),
+        (
+            lambda: fitted(NEXT, {**ROWS, "tokens": ROWS["tokens"] + 30}),
+            r"tokens must be in \[0, 40\)",
+        ),
+        (
+            lambda: fitted(SPANS, {**ROWS, "tokens": ROWS["tokens"] + 5}),
+            r"tokens must be in \[0, 39\)",
+        ),
         (
             lambda: fitted(NEXT, {**ROWS, "segments": ROWS["segments"][:, 1:]}),
             "segments must be .*, got",
