@@ -214,8 +214,8 @@ BAD = {
         r"column 'id' must be text or integers, got float64 \(0.5\)",
     ),
     "column": ({}, {"value": "sales"}, "must have a column 'sales', got id, time, value"),
-    "twice": ({}, {"known": ["value"]}, "column 'value' found or named twice"),
-    "length": ({"value": [1.0]}, {}, r"column 'value': shape \(1,\) found, \(3,\) wanted"),
+    "twice": ({}, {"known": ["value"]}, "must have each column once, got 'value' twice"),
+    "length": ({"value": [1.0]}, {}, r"column 'value' must have shape \(3,\), got \(1,\)"),
     "empty": ({"id": [], "time": [], "value": []}, {}, "must have at least 1 row, got 0"),
     "counts as hours": (
         {},

@@ -216,11 +216,14 @@ def test_a_known_catalogue_comes_first():
             "column 'user' must have .*, got 1 missing, the first in row 1",
         ),
         ({"user": [1.0, 2.5, 3.0]}, "column 'user' must be text or integers, got float64"),
-        ({"user": np.array(["a", 1, "b"], object)}, "column 'user': text and integers found"),
-        ({"user": [True, False, True]}, "column 'user': bool .*found"),
-        ({"item": [1, 2]}, r"column 'item': shape \(2,\) found, \(3,\) wanted"),
+        (
+            {"user": np.array(["a", 1, "b"], object)},
+            "column 'user' must be text or integers, got text and integers",
+        ),
+        ({"user": [True, False, True]}, "column 'user' must be text or integers, got bool"),
+        ({"item": [1, 2]}, r"column 'item' must have shape \(3,\), got \(2,\)"),
         ({"weight": [1, -2, 3]}, "column 'weight': -2.0 found in row 1 .* 0 or more, wanted"),
-        ({"weight": [1, np.nan, 3]}, "column 'weight': 1 missing"),
+        ({"weight": [1, np.nan, 3]}, "column 'weight' must have .*, got 1 missing"),
         ({"weight": ["1", "many", "3"]}, "column 'weight': 'many' found, numbers wanted"),
         (
             {"user": [], "item": [], "time": [], "weight": []},
@@ -239,13 +242,17 @@ def test_bad_columns_are_named(change, message):
     ("text", "options", "message"),
     [
         ("user,item\na,1\n", {}, r"log.csv must have a column 'time', got user, item"),
-        ("user,item,time\na,1\n", {}, "log.csv: line 2: 2 fields found, 3 wanted"),
+        ("user,item,time\na,1\n", {}, r"log.csv: line 2 must have 3 fields, .*, got 2"),
         (
             "user,item,time\n,1,2\n",
             {},
             "column 'user' must have .*, got 1 missing, the first in row 0",
         ),
-        ("a 1\nb\n", {"header": ("user", "item"), "separator": " "}, "'item': 1 missing"),
+        (
+            "a 1\nb\n",
+            {"header": ("user", "item"), "separator": " "},
+            "'item' must have .*, got 1 missing",
+        ),
         ("a 1\nb 1 2\n", {"header": ("user", "item"), "separator": " "}, "line 2, saw 3"),
         ("a\n", {"header": ("user", "item"), "separator": " "}, "1 columns found, 2 wanted"),
         ("user;item\na;1;2\n", {"separator": ";"}, "log.csv: "),
@@ -278,7 +285,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_bad_source():
-    with pytest.raises(ValueError, match="source: list found"):
+    with pytest.raises(ValueError, match="source must be a path, a frame or arrays, got list"):
         recommend.events([("a", 1)])
 
 
