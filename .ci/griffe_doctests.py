@@ -5,9 +5,7 @@ from typing import Any
 
 import griffe
 
-EXAMPLE = re.compile(
-    r"(?:^>>> .*\n?)(?:^(?!\s*$).*\n?)*(?:\n>>> .*\n?(?:^(?!\s*$).*\n?)*)*", re.MULTILINE
-)
+EXAMPLE = re.compile(r"^>>> (?:.+\n?)+", re.MULTILINE)  # up to the next empty line
 
 
 class Doctests(griffe.Extension):
