@@ -212,7 +212,7 @@ def scores(name: str, probabilities: Probabilities, questions: Questions) -> dic
 def compare(settings: Settings, questions: Questions, seed: int, folder: Path) -> dict[str, float]:
     """Train each, look at the held-out rows once, write down what they and their mean say."""
     # of the longest questions some n-grams are left out; in a smoke test some words are unknown
-    warnings.filterwarnings("ignore", message="texts: ")
+    warnings.filterwarnings("ignore", message="texts must ")
     if settings.smoke:
         settings = dataclasses.replace(settings, batch_size=16, length=16, grams=64)
     values: dict[str, float] = {}

@@ -56,7 +56,7 @@ def modules(vocabulary: int, settings: Settings) -> dict[str, nn.Transformer]:
     if settings.full:
         size = {}
     if settings.smoke:
-        size |= {"context": 16, "depth": 1, "width": 32}
+        size |= {"context": 64, "depth": 1, "width": 32}
     better = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2"}
     return {
         "plain": language.nanogpt(vocabulary=vocabulary, **size),

@@ -287,6 +287,7 @@ def steady(count, seed, size=1.0, fixed=60.0):
     }, usual
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("seed", [0, 1])
 def test_learned_reorder_level_is_nearly_that_of_theory(seed):
     task = ordering(LevelNetwork((16,), reorder=True), back_orders=True)
