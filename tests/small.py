@@ -221,3 +221,19 @@ def sentences(rows, length=8, vocabulary=16):
     rng = np.random.default_rng(5)
     start, step = rng.integers(0, vocabulary, (rows, 1)), rng.integers(1, 4, (rows, 1))
     return {"tokens": ((start + step * np.arange(length + 1)) % vocabulary).astype(np.int32)}
+
+
+def adaptive_margins(calibration, scores, level, rate, delay):
+    """Margins and levels by Gibbs and Candes' recursion in Python, in their alpha."""
+    alpha, alphas, margins, errors = 1 - level, [], [], []
+    for t in range(len(scores)):
+        known = list(calibration)
+        if t - delay >= 0:
+            alpha += rate * (1 - level - errors[t - delay])
+            known += list(scores[: t - delay + 1])
+        window = sorted(known[-len(calibration) :])
+        k = int(np.ceil((len(window) + 1) * (1 - alpha) - 1e-6))
+        margins.append(-np.inf if k < 1 else np.inf if k > len(window) else window[k - 1])
+        errors.append(float(scores[t] > margins[-1]))
+        alphas.append(alpha)
+    return np.array(margins), 1 - np.array(alphas)

@@ -1,4 +1,4 @@
-"""Numbers that a decision is made from, checked while they are still numbers."""
+"""Checks of arguments, made outside of compiled programs."""
 
 from typing import Any
 
@@ -10,64 +10,59 @@ Array = jax.Array
 
 
 def positive(**values: Any) -> None:
-    """Raise ValueError where one is not finite and above 0; traced values go unchecked."""
+    """Raise ValueError unless all are finite and above 0; traced values are not checked."""
     for name, value in values.items():
         _check(name, value, lambda x: x > 0, "above 0")
 
 
 def not_negative(**values: Any) -> None:
-    """Raise ValueError where one is not finite and 0 or more; traced values go unchecked."""
+    """Raise ValueError unless all are finite and at least 0; traced values are not checked."""
     for name, value in values.items():
-        _check(name, value, lambda x: x >= 0, "0 or more")
+        _check(name, value, lambda x: x >= 0, "at least 0")
 
 
 def share(**values: Any) -> None:
-    """Raise ValueError where one is not finite and 0 to 1; traced values go unchecked."""
+    """Raise ValueError unless all are finite and in [0, 1]; traced values are not checked."""
     for name, value in values.items():
-        _check(name, value, lambda x: (x >= 0) & (x <= 1), "0 to 1")
+        _check(name, value, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
 
 
 def finite(**values: Any) -> None:
-    """Raise ValueError where one is not finite; traced values go unchecked."""
+    """Raise ValueError unless all are finite; traced values are not checked."""
     for name, value in values.items():
-        _check(name, value, np.isfinite, "finite numbers")
+        _check(name, value, np.isfinite, "finite")
 
 
 def whole(**values: int) -> None:
-    """Raise ValueError where one is not a whole number, 0 or more."""
+    """Raise ValueError unless all are whole numbers of at least 0."""
     for name, value in values.items():
         if not isinstance(value, int | np.integer) or value < 0:
-            raise ValueError(f"{name}: {value!r} found, a whole number of periods, 0 up, wanted")
+            raise ValueError(f"{name} must be a whole number of periods, at least 0, got {value!r}")
 
 
 def known(**values: Any) -> None:
-    """Raise ValueError where one is traced: what comes out has a shape that depends on it."""
+    """Raise ValueError where one is traced: shapes of the result depend on it."""
     for name, value in values.items():
         if traced(value):
-            raise ValueError(f"{name}: a traced value found, numbers wanted: call outside of jit")
-
-
-def power_of_two(count: int) -> int:
-    """The least that is not below `count`, so that problems of like size share a program."""
-    return 1 << max(int(count) - 1, 0).bit_length()
+            raise ValueError(f"{name} must be known, got a traced value; call outside of jit")
 
 
 def together(*values: Any) -> list[Array]:
-    """As float32, broadcast to one shape."""
+    """The values as float32, broadcast to one shape."""
     return list(jnp.broadcast_arrays(*(jnp.asarray(v, jnp.float32) for v in values)))
 
 
 def traced(value: Any) -> bool:
-    """Whether the value is only known inside a compiled program."""
+    """Whether the value is that of a program which is being traced."""
     return isinstance(value, jax.core.Tracer)
 
 
-def _check(name: str, value: Any, fine: Any, wanted: str) -> None:
+def _check(name: str, value: Any, fine: Any, condition: str) -> None:
     if traced(value):
         return
     array = np.asarray(value, np.float64)
     wrong = ~(np.isfinite(array) & fine(array))
     if wrong.any():
         first = tuple(map(int, np.argwhere(wrong)[0]))
-        place = f" at {first} ({wrong.sum():,} such)" if array.ndim else ""
-        raise ValueError(f"{name}: {array[wrong].flat[0]:g} found{place}, {wanted} wanted")
+        place = f" at {first} ({wrong.sum():,} such values)" if array.ndim else ""
+        raise ValueError(f"{name} must be {condition}, got {array[wrong].flat[0]:g}{place}")

@@ -1,19 +1,19 @@
-"""Bandits for offers: which arm to show, learned while showing; pure functions over arrays.
+"""Contextual bandits: which arm to show, learned while showing; pure functions over arrays.
 
-A bandit says with which probability it takes each arm, and draws from just these; so what it logs
-(`Choice.propensity`) is exact, and `jaxops.decide.off_policy` can judge other policies by it.
+A bandit computes the probability of taking each arm, and draws from exactly these; so the logged
+`Choice.propensity` is exact, and `jaxops.decide.off_policy` can evaluate other policies with it.
 
     bandit = thompson(arms=4, features=8)
     state = bandit.init()
     arm, propensity = bandit.choose(state, context, key)      # a batch of decisions at once
-    state = bandit.update(state, context, arm, reward)        # now, or when the feedback is in
+    state = bandit.update(state, context, arm, reward)        # now, or when the feedback arrives
 
-All may be jitted, scanned over and mapped (`vmap` over states: a thousand bandits in one program).
-A linear state is sums over rows, so late feedback, in any order and in any batches, gives the same
-posterior, and a batch is one matrix product. Choosing factors the sums, once for a batch of
-decisions. In float32 that is as exact as Sherman-Morrison updates of the inverse, one row at a
-time: after 20,000 rows of 8 correlated features both are off by 1 % of a weight's standard
-deviation, of independent ones by .1 %.
+All functions may be jitted, scanned over and mapped (`vmap` over states: a thousand bandits in one
+program). A linear state holds sums over rows, so late feedback in any order and in any batches
+gives the same posterior, and an update is one matrix product. A choice factors the sums, once for a
+batch of decisions. In float32 this is as exact as Sherman-Morrison updates of the inverse, one row
+at a time: after 20,000 rows of 8 correlated features both are off by 1 % of a weight's standard
+deviation, for independent features by 0.1 %.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,12 @@ NODES = np.linspace(-6, 6, 33)  # standard deviations about each arm's mean
 
 
 class Choice(NamedTuple):
-    """What to show: `arm` int32 (B,), and the probability with which it was taken, (B,)."""
+    """Decisions of B rows.
+
+    Attributes:
+        arm: int32 (B,), the arm to take.
+        propensity: float32 (B,), the probability with which it was drawn.
+    """
 
     arm: Array
     propensity: Array
@@ -44,11 +49,11 @@ class Bandit(NamedTuple):
     Attributes:
         init: `() -> state`.
         probabilities: `(state, context) -> (B, A)`, of taking each arm; `context` is float (B, D),
-            a row for each decision (where a bandit reads none, only B counts).
+            a row for each decision. A bandit without features reads only B of it.
         update: `(state, context, arm, reward, mask=None) -> state`, from rows whose reward is
             known: `arm` int (B,), `reward` float (B,); `mask` (B,), 0 where a row is padding, or
-            its reward is not yet known. Outside of jit it raises ValueError for an arm that is
-            none and a reward or context that is not finite.
+            its reward is not yet known. Outside of jit it raises ValueError for an arm outside
+            [0, A) and a reward or context that is not finite.
     """
 
     init: Callable[[], State]
@@ -56,20 +61,30 @@ class Bandit(NamedTuple):
     update: Callable[..., State]
 
     def choose(self, state: State, context: Array, key: Array) -> Choice:
-        """One arm for each row of `context` (B, D), drawn from `probabilities`."""
-        p = self.probabilities(state, context)
-        arm = jax.random.categorical(key, jnp.log(p)).astype(jnp.int32)
-        return Choice(arm, jnp.take_along_axis(p, arm[:, None], axis=1)[:, 0])
+        """Draw an arm from `probabilities` for each row of a context.
+
+        Args:
+            state: of the bandit.
+            context: float (B, D).
+            key: of `jax.random`.
+        """
+        return _drawn(self.probabilities(state, context), key)
+
+
+@jax.jit
+def _drawn(p: Array, key: Array) -> Choice:
+    arm = jax.random.categorical(key, jnp.log(p)).astype(jnp.int32)
+    return Choice(arm, jnp.take_along_axis(p, arm[:, None], axis=1)[:, 0])
 
 
 class Linear(NamedTuple):
-    """What rows x with rewards r say about the weights of each arm, r ~ x . weights.
+    """Sums over rows x with rewards r, of the regression r ~ x . weights of each arm.
 
     Attributes:
         precision: (A, D, D), ridge I + sum x x'.
         moment: (A, D), sum r x.
-        squares: (), the least of sum (r - x . weights)^2 + ridge |weights|^2, all arms together.
-        rows: (), how many.
+        squares: (), the minimum of sum (r - x . weights)^2 + ridge |weights|^2 over all arms.
+        rows: (), the number of rows.
     """
 
     precision: Array
@@ -99,7 +114,7 @@ def values(state: Linear, context: Array) -> tuple[Array, Array]:
 
 
 def noise_of(state: Linear, noise: float | None) -> Array:
-    """The rewards' standard deviation: as given, or of the rows and one more of size 1."""
+    """The rewards' standard deviation: as given, or of the rows and one more residual of size 1."""
     return jnp.sqrt((1 + state.squares) / (1 + state.rows)) if noise is None else jnp.float32(noise)
 
 
@@ -121,7 +136,7 @@ def _learn(state: Linear, context: Array, arm: Array, reward: Array, weight: Arr
         rows=state.rows + weight.sum(),
     )
     before, after = posterior(state)[0], posterior(new)[0]
-    # sum r^2 - weights' moment is the same, but a small difference of large numbers
+    # equal to sum r^2 - weights . moment, which is a small difference of large numbers
     error = reward - (context * after[arm]).sum(1)
     change = after - before
     squares = (weight * error**2).sum() + dot("ad,ade,ae->", change, state.precision, change)
@@ -130,17 +145,19 @@ def _learn(state: Linear, context: Array, arm: Array, reward: Array, weight: Arr
 
 @lru_cache(maxsize=64)
 def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> Bandit:
-    """The arm with the greatest x . weights_a + alpha sqrt(x' A_a^-1 x), A_a = ridge I + sum x x'.
+    """LinUCB: the arm of the greatest upper bound, x . weights_a + alpha sqrt(x' A_a^-1 x).
 
-    Its propensities are 1 (1 / T where T arms are tied, as at the start): nothing that it logs
-    tells what another arm would have given. For a log to evaluate other policies with, mix in
-    some chance, `explore`. With alpha 0 it is greedy, and `explore` makes that epsilon-greedy.
+    A_a = ridge I + sum x x' over the rows of arm a.
+
+    Its propensities are 1 (1 / T where T arms are tied, as at the start), so its log cannot
+    evaluate other policies; for that, randomise it with `explore`. With alpha 0 it is greedy, and
+    with `explore` epsilon-greedy.
 
     Args:
-        arms: A, each with weights of its own.
-        features: D, a column of ones among them where rewards have a mean.
-        alpha: how much the unknown is worth; a reward's standard deviation is of the right size.
-        ridge: of the regression.
+        arms: A, each with its own weights.
+        features: D, one of them constant (ones) where rewards have a mean other than 0.
+        alpha: weight of the uncertainty; about the standard deviation of a reward.
+        ridge: penalty of the regression.
 
     References:
         Li et al. 2010, arXiv:1003.0146, algorithm 1 (disjoint linear models).
@@ -152,6 +169,7 @@ def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> 
     [0]
     """
 
+    @jax.jit
     def probabilities(state: Linear, context: Array) -> Array:
         mean, spread = values(state, _context(features, context))
         upper = mean + alpha * spread
@@ -163,21 +181,21 @@ def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> 
 
 @lru_cache(maxsize=64)
 def thompson(arms: int, features: int, noise: float | None = None, ridge: float = 1.0) -> Bandit:
-    """Thompson sampling: an arm as often as it is the best, given what is known.
+    """Thompson sampling: each arm with the posterior probability that it is the best.
 
     Rewards are x . weights_a + noise; weights_a has the prior N(0, noise^2 / ridge I), so a row's
     values are independent N(m_a, s_a^2), and arm a is the best with probability
 
         integral prod_{b != a} F_b(v) dF_a(v),
 
-    which is computed (to about .001) instead of drawing weights, so that propensities are known.
+    which is computed, to about 0.001, instead of drawing weights, so that propensities are known.
 
     Args:
-        arms: A, each with weights of its own.
-        features: D, a column of ones among them where rewards have a mean.
-        noise: a reward's standard deviation; learned by default, from a first guess of 1 that is
-            worth one row: bring rewards to about that size.
-        ridge: the prior's precision, in units of a row's.
+        arms: A, each with its own weights.
+        features: D, one of them constant (ones) where rewards have a mean other than 0.
+        noise: standard deviation of a reward; learned by default, from an initial value of 1 that
+            has the weight of one row, so scale rewards to about that size.
+        ridge: precision of the prior, relative to that of a row.
 
     References:
         Agrawal and Goyal 2013, arXiv:1209.3352; Thompson 1933, Biometrika 25.
@@ -185,11 +203,12 @@ def thompson(arms: int, features: int, noise: float | None = None, ridge: float 
     >>> bandit = thompson(arms=2, features=1, noise=1.0)
     >>> x = jnp.ones((4, 1))
     >>> state = bandit.update(bandit.init(), x, np.array([0, 0, 0, 1]), np.array([2.0, 2, 2, 0]))
-    >>> # 1.5 +- .5 against 0 +- .707: Phi(1.5 / sqrt(.75)) = .9584
+    >>> # 1.5 +- 0.5 against 0 +- 0.707: Phi(1.5 / sqrt(0.75)) = 0.9584
     >>> print(np.asarray(bandit.probabilities(state, x[:1])).round(3))
     [[0.958 0.042]]
     """
 
+    @jax.jit
     def probabilities(state: Linear, context: Array) -> Array:
         mean, spread = values(state, _context(features, context))
         spread = spread * noise_of(state, noise)
@@ -201,7 +220,7 @@ def thompson(arms: int, features: int, noise: float | None = None, ridge: float 
 
 
 class Counts(NamedTuple):
-    """Of each arm, (A,): 1 + successes, and 1 + failures."""
+    """1 + successes and 1 + failures of each arm, (A,) each."""
 
     successes: Array
     failures: Array
@@ -211,9 +230,12 @@ class Counts(NamedTuple):
 def beta_thompson(arms: int) -> Bandit:
     """Thompson sampling for rewards from 0 to 1, such as clicks, without context.
 
-    An arm's rate has the prior Beta(1, 1) and the posterior Beta(successes, failures); the
-    probability of being the best is computed as in `thompson`. A reward between 0 and 1 counts as
-    that part of a success.
+    The rate of an arm has the prior Beta(1, 1) and the posterior Beta(1 + successes, 1 + failures);
+    the probability of being the best is computed as in `thompson`. A reward between 0 and 1 counts
+    as a fraction of a success.
+
+    Args:
+        arms: A.
 
     References:
         Chapelle and Li 2011, An empirical evaluation of Thompson sampling, NIPS 24.
@@ -221,7 +243,7 @@ def beta_thompson(arms: int) -> Bandit:
     >>> bandit = beta_thompson(2)
     >>> nothing = jnp.zeros((1, 0))
     >>> state = bandit.update(bandit.init(), nothing, np.array([1]), np.array([1.0]))
-    >>> # of Beta(2, 1) and Beta(1, 1) the first is greater twice in three times
+    >>> # Beta(2, 1) exceeds Beta(1, 1) with probability 2 / 3
     >>> print(np.asarray(bandit.probabilities(state, nothing)).round(2))
     [[0.33 0.67]]
     """
@@ -229,16 +251,12 @@ def beta_thompson(arms: int) -> Bandit:
     def update(
         state: Counts, context: Array, arm: Array, reward: Array, mask: Array | None = None
     ) -> Counts:
-        _, arm, reward, weight = checked(arms, None, context, arm, reward, mask, unit=True)
-        chosen = jax.nn.one_hot(arm, arms) * weight[:, None]
-        return Counts(
-            state.successes + dot("ba,b->a", chosen, reward),
-            state.failures + dot("ba,b->a", chosen, 1 - reward),
-        )
+        return _count(state, *checked(arms, None, context, arm, reward, mask, unit=True)[1:])
 
+    @jax.jit
     def probabilities(state: Counts, context: Array) -> Array:
         a, b = state
-        # the logit of a Beta is nearly normal, and its moments are known
+        # the logit of a Beta variable is nearly normal, with known moments
         mean = special.digamma(a) - special.digamma(b)
         spread = jnp.sqrt(special.polygamma(1, a) + special.polygamma(1, b))
         nodes = mean[:, None] + spread[:, None] * jnp.asarray(NODES, jnp.float32)[None]
@@ -252,11 +270,27 @@ def beta_thompson(arms: int) -> Bandit:
     return Bandit(lambda: Counts(jnp.ones(arms), jnp.ones(arms)), probabilities, update)
 
 
+@jax.jit
+def _count(state: Counts, arm: Array, reward: Array, weight: Array) -> Counts:
+    chosen = jax.nn.one_hot(arm, len(state.successes)) * weight[:, None]
+    return Counts(
+        state.successes + dot("ba,b->a", chosen, reward),
+        state.failures + dot("ba,b->a", chosen, 1 - reward),
+    )
+
+
 @lru_cache(maxsize=64)
 def explore(bandit: Bandit, epsilon: float) -> Bandit:
-    """The bandit, but with probability epsilon any arm, all alike.
+    """The bandit, but with probability epsilon a uniformly random arm.
 
-    So every propensity is at least epsilon / A, and off-policy weights at most A / epsilon.
+    So every propensity is at least epsilon / A, and every off-policy weight at most A / epsilon.
+
+    Args:
+        bandit: any.
+        epsilon: in [0, 1].
+
+    Raises:
+        ValueError: an epsilon outside [0, 1].
 
     >>> bandit = explore(linucb(arms=4, features=1, alpha=0), 0.2)  # epsilon-greedy
     >>> x = jnp.ones((1, 1))
@@ -265,8 +299,9 @@ def explore(bandit: Bandit, epsilon: float) -> Bandit:
     [[0.05 0.05 0.85 0.05]]
     """
     if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon: found {epsilon}, wanted a probability")
+        raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")
 
+    @jax.jit
     def probabilities(state: State, context: Array) -> Array:
         p = bandit.probabilities(state, context)
         return (1 - epsilon) * p + epsilon / p.shape[1]
@@ -275,7 +310,7 @@ def explore(bandit: Bandit, epsilon: float) -> Bandit:
 
 
 def _best(log_cdf: Array) -> Array:
-    """The probability that each is the greatest, (B, A), from log F_a at sorted nodes (B, A, J)."""
+    """The probability that each arm is the best, (B, A), from log F_a at sorted nodes (B, A, J)."""
     others = jnp.exp(log_cdf.sum(1, keepdims=True) - log_cdf)
     steps = jnp.diff(jnp.exp(log_cdf))
     p = (steps * (others[..., 1:] + others[..., :-1]) / 2).sum(-1)
@@ -296,42 +331,43 @@ def checked(
     mask: Array | None,
     unit: bool = False,
 ) -> tuple[Array, Array, Array, Array]:
-    """Context, arm, reward and weight of rows to learn from; zeros where the weight is 0.
+    """Checked context, arm, reward and weight of rows; zeros where the weight is 0.
 
     Raises:
-        ValueError: shapes that do not fit; outside of jit also an arm that is none, and a reward or
-            context that is not finite, or (unit) a reward that is not from 0 to 1.
+        ValueError: shapes that do not fit; outside of jit also an arm outside [0, arms), a reward
+            or context that is not finite, or (with `unit`) a reward outside [0, 1].
     """
     context, weight = _context(features, context), _weights(mask, len(context))
     for name, column in (("arm", arm), ("reward", reward), ("mask", weight)):
         if jnp.shape(column) != (len(context),):
-            found = jnp.shape(column)
-            raise ValueError(f"{name}: found shape {found}, wanted ({len(context)},) as of context")
+            shape = f"({len(context)},), as context has rows"
+            raise ValueError(f"{name} must have shape {shape}, got {jnp.shape(column)}")
     if not any(isinstance(x, jax.core.Tracer) for x in (context, arm, reward, weight)):
         real = np.asarray(weight) > 0
         a, r, x = np.asarray(arm)[real], np.asarray(reward)[real], np.asarray(context)[real]
         if a.size and not (np.issubdtype(a.dtype, np.integer) and 0 <= a.min() <= a.max() < arms):
             raise ValueError(
-                f"arm: found {a.min()} to {a.max()} ({a.dtype}), wanted 0 to {arms - 1}"
+                f"arm must be integers in [0, {arms}), got {a.min()} to {a.max()} ({a.dtype})"
             )
         for name, rows in (("context", x), ("reward", r)):
             if not np.isfinite(rows).all():
-                raise ValueError(f"{name}: found NaN or infinity, wanted finite numbers or mask 0")
+                raise ValueError(f"{name} must be finite where mask is not 0, got NaN or infinity")
         if unit and r.size and not 0 <= r.min() <= r.max() <= 1:
-            raise ValueError(f"reward: found {r.min()} to {r.max()}, wanted 0 to 1")
+            raise ValueError(f"reward must be in [0, 1], got {r.min()} to {r.max()}")
+    context, reward = _zeroed(context, jnp.asarray(reward, jnp.float32), weight)
+    return context, jnp.asarray(arm), reward, weight
+
+
+@jax.jit
+def _zeroed(context: Array, reward: Array, weight: Array) -> tuple[Array, Array]:
     keep = weight > 0
-    return (
-        jnp.where(keep[:, None], context, 0),
-        jnp.asarray(arm),
-        jnp.where(keep, jnp.asarray(reward, jnp.float32), 0),
-        weight,
-    )
+    return jnp.where(keep[:, None], context, 0), jnp.where(keep, reward, 0)
 
 
 def _context(features: int | None, context: Array) -> Array:
     if jnp.ndim(context) != 2 or features not in (None, jnp.shape(context)[1]):
-        wanted = "(B, D)" if features is None else f"(B, {features})"
-        raise ValueError(f"context: found shape {jnp.shape(context)}, wanted {wanted}")
+        shape = "(B, D)" if features is None else f"(B, {features})"
+        raise ValueError(f"context must have shape {shape}, got {jnp.shape(context)}")
     return jnp.asarray(context, jnp.float32)
 
 

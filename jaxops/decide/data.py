@@ -1,4 +1,4 @@
-"""What comes in: the costs of a unit and of an order, and demand and features as checked arrays."""
+"""Inputs of a simulation: costs, and demand and features as checked arrays."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +12,17 @@ Array = jax.Array
 
 
 class Costs(NamedTuple):
-    """In money; one number for all items, or (B,) one an item.
+    """Costs in money, each one number for all items or (B,), one for each item.
 
     Attributes:
         holding: of a unit in stock at the end of a period, above 0.
-        shortage: of a unit of demand that is lost; or that waits, each period. Above 0.
-        fixed: of an order.
-        price: that a unit sold earns.
+        shortage: of a unit of lost demand; or, with back-orders, of a unit that waits, a period.
+            Above 0.
+        fixed: of an order, whatever its size, at least 0.
+        price: revenue of a unit sold, at least 0.
+
+    >>> Costs(holding=1, shortage=[4, 9]).columns(2)["shortage"].tolist()
+    [4.0, 9.0]
     """
 
     holding: Any
@@ -27,7 +31,7 @@ class Costs(NamedTuple):
     price: Any = 0.0
 
     def columns(self, count: int) -> dict[str, np.ndarray]:
-        """float32 (count,) each, by name: columns of a data set of items."""
+        """The costs as columns of a data set of `count` items: name -> float32 (count,)."""
         return {
             name: np.broadcast_to(np.asarray(value, np.float32), (count,))
             for name, value in self._asdict().items()
@@ -35,9 +39,9 @@ class Costs(NamedTuple):
 
 
 def checked(demand: Any, features: Any, costs: Costs, lead_time: int) -> tuple[Array, Array, Costs]:
-    """Demand (B, T), features (B, T, F) and costs (B,) as float32 arrays, or ValueError."""
+    """Demand (B, T), features (B, T, F) and costs (B,) as float32 arrays; raises ValueError."""
     if np.ndim(demand) != 2:
-        raise ValueError(f"demand: shape {np.shape(demand)} found, (items, periods) wanted")
+        raise ValueError(f"demand must have shape (items, periods), got {np.shape(demand)}")
     checks.not_negative(demand=demand)
     checks.whole(lead_time=lead_time)
     checks.positive(holding=costs.holding, shortage=costs.shortage)
@@ -47,13 +51,13 @@ def checked(demand: Any, features: Any, costs: Costs, lead_time: int) -> tuple[A
         features = jnp.zeros((*demand.shape, 0))
     if np.ndim(features) != 3 or np.shape(features)[:2] != demand.shape:
         raise ValueError(
-            f"features: shape {np.shape(features)} found, {(*demand.shape, 'F')} wanted as of "
-            "the demand"
+            f"features must have shape ({demand.shape[0]}, {demand.shape[1]}, F), as demand, got "
+            f"{np.shape(features)}"
         )
     for name, value in costs._asdict().items():
         if np.shape(value) not in ((), demand.shape[:1]):
             raise ValueError(
-                f"{name}: shape {np.shape(value)} found, one number or ({len(demand)},) wanted"
+                f"{name} must have shape () or ({len(demand)},), got {np.shape(value)}"
             )
     checks.finite(features=features)
     rows = [jnp.broadcast_to(jnp.asarray(c, jnp.float32), demand.shape[:1]) for c in costs]

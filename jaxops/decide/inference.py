@@ -1,19 +1,20 @@
-"""Stock over time, for many items in one program, differentiable in whatever the policy is made of.
+"""Simulation of an ordering policy for many items in one program, differentiable in its parameters.
 
-What happens in period t, for every item:
+In each period, for every item:
 
 1. what was ordered `lead_time` periods ago arrives;
-2. the policy sees the stock and what is on the way, and orders (at once there if there is no
-   lead time);
-3. demand comes: what is there is sold, and what is not is lost, or waits (back-orders);
-4. the stock at the end costs `holding` a unit, what was lost `shortage` a unit, or what waits
-   `shortage` a unit and period; an order costs `fixed`, however large; what is sold earns `price`.
+2. the policy sees the stock and what is on order, and orders; without a lead time the order arrives
+   at once;
+3. demand arrives: it is sold as far as there is stock, and the rest is lost or back-ordered;
+4. a unit in stock at the end costs `holding`, a unit of lost demand or of back-orders `shortage`,
+an
+   order `fixed`, whatever its size; a unit sold earns `price`.
 
-The stock is piecewise linear in the orders, so its gradient is exact almost everywhere, and its
-mean over random demand is the gradient of the expected cost (infinitesimal perturbation analysis:
-Glasserman and Tayur 1995). The fixed cost is a step: its value here is exact, while its gradient is
-that of `fixed (1 - exp(-order / softness))`; gradients thus pull small orders to 0, and leave large
-ones alone.
+The stock is piecewise linear in the orders, so its gradient is exact almost everywhere, and the
+mean of the gradient over random demand is that of the expected cost (infinitesimal perturbation
+analysis: Glasserman and Tayur 1995). The fixed cost is a step function of the order: its value is
+exact, and its gradient is that of `fixed (1 - exp(-order / softness))`, which pulls small orders to
+0 and leaves large ones as they are.
 """
 
 from collections.abc import Callable
@@ -30,13 +31,13 @@ Array = jax.Array
 
 
 class Observation(NamedTuple):
-    """What a policy sees of B items when it orders.
+    """What a policy knows of B items when it orders.
 
     Attributes:
-        stock: (B,) after the arrival; below 0 is what waits.
-        pipeline: (B, lead_time - 1) on the way, what comes next first.
-        position: (B,) stock and all that is on the way.
-        features: (B, F) of this period, as given to `simulate`.
+        stock: float32 (B,), after the arrival; back-orders are negative stock.
+        pipeline: float32 (B, lead_time - 1), on order, the next arrival first.
+        position: float32 (B,), stock and all that is on order.
+        features: float32 (B, F), of this period, as given to `simulate`.
     """
 
     stock: Array
@@ -46,18 +47,20 @@ class Observation(NamedTuple):
 
 
 Policy = Callable[[Any, Observation], Array]
-"""`(params, observation) -> (B,)` units to order; what is below 0 counts as 0."""
+"""`(params, observation) -> (B,)` units to order; negative orders count as 0."""
 
 
 class Trajectory(NamedTuple):
-    """What happened, each float32 (B, T).
+    """A simulation, each field float32 (B, T).
 
     Attributes:
-        stock: at the end of the period; below 0 is what waits.
+        stock: at the end of the period; back-orders are negative stock.
         orders: placed in the period.
-        sales: handed over in the period, also to those who waited.
-        unmet: demand that is lost in the period; or that waits at its end.
-        holding, shortage, fixed: their costs.
+        sales: units delivered in the period, those of back-orders too.
+        unmet: demand lost in the period; or back-orders at its end.
+        holding: cost of the stock.
+        shortage: cost of unmet demand.
+        fixed: cost of the orders.
         revenue: of the sales.
     """
 
@@ -72,7 +75,7 @@ class Trajectory(NamedTuple):
 
     @property
     def cost(self) -> Array:
-        """(B, T) all costs less the revenue."""
+        """All costs less the revenue, (B, T)."""
         return self.holding + self.shortage + self.fixed - self.revenue
 
 
@@ -88,27 +91,32 @@ def simulate(
     stock: Any = 0.0,
     softness: Any = 1.0,
 ) -> Trajectory:
-    """What a policy does to B items over T periods of demand.
+    """Simulate an ordering policy for B items over T periods of demand.
 
-    May be called inside `jax.jit` and `jax.grad`; a gradient goes through all periods. It compiles
-    once for each policy: give the same function again, not a new lambda.
+    May be called inside `jax.jit` and `jax.grad`; gradients go through all periods. It compiles
+    once for each policy function: pass the same function again, not a new lambda.
 
     Args:
         policy: see `Policy`; such as `decide.base_stock`.
-        params: its parameters, what one takes gradients for.
-        demand: (B, T), 0 or more.
-        features: (B, T, F) what the policy may know at the start of each period; None is nothing.
+        params: parameters of the policy, which gradients are taken of.
+        demand: (B, T), at least 0.
+        features: (B, T, F), known to the policy at the start of each period; None for none.
         costs: of a unit and of an order.
-        lead_time: periods until an order is there, 0 up: an order of period t serves demand from
-            period t + lead_time on.
-        back_orders: whether unmet demand waits; else it is lost.
-        stock: (B,) or one, at the start; nothing is on the way then.
-        softness: units, (B,) or one; orders of about so many feel the fixed cost in their gradient.
+        lead_time: periods until an order arrives, a whole number: an order of period t serves
+            demand from period t + lead_time on.
+        back_orders: whether unmet demand is back-ordered; else it is lost.
+        stock: () or (B,), at the start, when nothing is on order.
+        softness: () or (B,), in units: the fixed cost acts on the gradient of orders up to about
+            this size.
+
+    Returns:
+        A `Trajectory`.
 
     Raises:
         ValueError: demand of another shape, below 0 or not finite; features of another B or T, or
-            not finite; costs not above 0 (fixed, price: below 0) or of another shape; a lead time
-            that is not whole; an initial stock below 0; a softness not above 0.
+            not finite; a holding or shortage cost that is not above 0; a fixed cost or price below
+            0; costs of another shape; a lead time that is not a whole number of at least 0; an
+            initial stock below 0; a softness that is not above 0.
 
     >>> from jaxops.decide import base_stock
     >>> demand = [[3.0, 6.0, 2.0]]
@@ -141,7 +149,7 @@ def _simulate(
 
     def period(state: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[Any, Trajectory]:
         stock, pipeline = state
-        wanted, seen = now
+        needed, seen = now
         waited = jnp.maximum(-stock, 0)
         if lead_time:
             stock, pipeline = stock + pipeline[:, 0], pipeline[:, 1:]
@@ -151,9 +159,9 @@ def _simulate(
             pipeline = jnp.concatenate([pipeline, order[:, None]], 1)
         else:
             stock = stock + order
-        unmet = jnp.maximum(wanted - stock, 0)
-        sales = waited + wanted - unmet
-        end = stock - wanted if back_orders else jnp.maximum(stock - wanted, 0)
+        unmet = jnp.maximum(needed - stock, 0)
+        sales = waited + needed - unmet
+        end = stock - needed if back_orders else jnp.maximum(stock - needed, 0)
         return (end, pipeline), Trajectory(
             end,
             order,
@@ -171,11 +179,11 @@ def _simulate(
 
 
 def ordered(order: Array, softness: Any) -> Array:
-    """1 where there is an order, else 0; with the gradient of 1 - exp(-order / softness)."""
+    """1 where there is an order, else 0, with the gradient of 1 - exp(-order / softness)."""
     soft = 1 - jnp.exp(-order / softness)
     return straight_through((order > 0).astype(jnp.float32), soft)
 
 
 def straight_through(exact: Array, soft: Array) -> Array:
-    """The value of the one with the gradient of the other."""
+    """The value of `exact` with the gradient of `soft`."""
     return soft + jax.lax.stop_gradient(exact - soft)

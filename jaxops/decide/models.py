@@ -1,4 +1,4 @@
-"""Networks from features to the levels of an ordering policy."""
+"""Flax modules from features to the levels of an ordering policy."""
 
 import flax.linen as nn
 import jax
@@ -8,14 +8,15 @@ Array = jax.Array
 
 
 class LevelNetwork(nn.Module):
-    """Levels from features: softplus of a perceptron, above 0.
+    """Levels from features: softplus of a multi-layer perceptron.
 
     Attributes:
-        hidden: widths of the hidden layers; empty is linear in the features.
-        reorder: whether to give (..., 2) instead, the level S to order up to and S - s, how far
-            below it one waits before one orders: what a fixed cost of an order asks for.
+        hidden: widths of the hidden layers; () for a linear function of the features.
+        reorder: whether to give (..., 2) instead: the level S to order up to, and S - s, where an
+            order is placed at s or below; for orders with a fixed cost.
 
-    >>> LevelNetwork().init_with_output(jax.random.key(0), jnp.zeros((4, 52, 3)))[0].shape
+    >>> make = LevelNetwork().init_with_output
+    >>> jax.eval_shape(make, jax.random.key(0), jnp.zeros((4, 52, 3)))[0].shape
     (4, 52)
     """
 
@@ -24,11 +25,11 @@ class LevelNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        """(..., F) -> (...), or (..., 2)."""
+        """Features (..., F) -> levels (...), or (..., 2)."""
         x = features
         for i, width in enumerate(self.hidden):
             x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
-        # it begins at twice the usual demand: a level that never orders would never learn
+        # starts at twice the scale: a level at which nothing is ordered has no gradient
         level = nn.Dense(1, name="level", bias_init=nn.initializers.constant(2.0))(x)
         if not self.reorder:
             return nn.softplus(level[..., 0])

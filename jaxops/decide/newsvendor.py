@@ -1,10 +1,10 @@
-"""How much to order once, or up to which level to order again and again, for many items at once.
+"""The newsvendor: the best order for one period, or the best base-stock level, for many items.
 
-A unit too many costs `holding`, a unit too few `shortage`. The order that costs least on average is
-the quantile of demand at shortage / (holding + shortage) (Arrow, Harris and Marschak 1951, Optimal
-Inventory Policy). With back-orders and a lead time of L periods the best base-stock level is the
-same quantile of the demand of L + 1 periods: the period that waits for the order, and L more
-(Snyder and Shen 2019, Fundamentals of Supply Chain Theory, section 4.3).
+A unit too many costs `holding`, a unit too few `shortage`. The order with the least expected cost
+is the quantile of demand at level shortage / (holding + shortage) (Arrow, Harris and Marschak 1951,
+Optimal Inventory Policy). With back-orders and a lead time of L periods the best base-stock level
+is the same quantile of the demand of L + 1 periods (Snyder and Shen 2019, Fundamentals of Supply
+Chain Theory, section 4.3).
 """
 
 from functools import partial
@@ -16,13 +16,14 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jax.scipy.stats import norm
 
+from jaxops._shapes import next_power_of_two
 from jaxops.decide import _checks as checks
 
 Array = jax.Array
 
 
 class Order(NamedTuple):
-    """The best order, or base-stock level, and what it is expected to cost a period.
+    """The best order, or base-stock level, and its expected cost a period.
 
     Attributes:
         quantity: float32 (...), in units of demand.
@@ -34,20 +35,21 @@ class Order(NamedTuple):
 
 
 def newsvendor_normal(mean: Any, sd: Any, holding: Any, shortage: Any, lead_time: int = 0) -> Order:
-    """Of normal demand: mean + sd z, at a cost of (holding + shortage) sd pdf(z).
+    """The best order for normal demand: mean + sd z, at a cost of (holding + shortage) sd pdf(z).
 
-    Differentiable, and may be called inside a compiled program. The order may be below 0 where
-    much of the demand is.
+    z is the standard normal quantile at shortage / (holding + shortage). Differentiable, and may be
+    called inside a compiled program. The order is below 0 where that quantile of the demand is.
 
     Args:
-        mean: of one period's demand; all arguments broadcast.
-        sd: of one period's demand; periods are independent.
+        mean: of one period's demand, at least 0; all arguments broadcast.
+        sd: standard deviation of one period's demand; periods are independent.
         holding: cost of a unit too many.
         shortage: cost of a unit too few.
-        lead_time: periods until an order is there, whole.
+        lead_time: periods until an order arrives, a whole number.
 
     Raises:
-        ValueError: a value that is not finite, a mean below 0, or another at or below 0.
+        ValueError: a value that is not finite; a mean below 0; an sd or a cost that is not above 0;
+            a lead time that is not a whole number of at least 0.
 
     >>> order = newsvendor_normal(120, 10, holding=2, shortage=18)
     >>> print(f"{order.quantity:.4f} {order.cost:.4f}")
@@ -62,27 +64,28 @@ def newsvendor_normal(mean: Any, sd: Any, holding: Any, shortage: Any, lead_time
 @jax.jit
 def _normal(mean: Array, sd: Array, holding: Array, shortage: Array, periods: int) -> Order:
     sd = sd * jnp.sqrt(periods)
-    # of the smaller share: a float32 just below 1 knows little of what it lacks
+    # of the smaller tail: 1 - x loses the digits of a float32 x close to 1
     z = -ndtri(jnp.minimum(holding, shortage) / (holding + shortage))
     quantity = mean * periods + sd * z * jnp.sign(shortage - holding)
     return Order(quantity, (holding + shortage) * sd * norm.pdf(z))
 
 
 def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 0) -> Order:
-    """Of Poisson demand, exact: the smallest order that meets demand often enough.
+    """The best order for Poisson demand, exact: the least whose probability to suffice is enough.
 
-    The probabilities are float32, each right to about six digits; where two orders cost the same to
-    that many digits, either may come out.
+    Probabilities are float32, each with about six correct digits; where two orders cost the same to
+    that many digits, either may be returned.
 
     Args:
-        mean: of one period's demand, 0 or more. All arguments broadcast; none may be traced, for
-            the widest item decides how many values of demand are looked at.
+        mean: of one period's demand, at least 0. All arguments broadcast; none may be traced, since
+            the item with the widest distribution decides how many values of demand are summed over.
         holding: cost of a unit too many.
         shortage: cost of a unit too few.
-        lead_time: periods until an order is there, whole.
+        lead_time: periods until an order arrives, a whole number.
 
     Raises:
-        ValueError: a mean below 0, a cost at or below 0, one that is not finite, or is traced.
+        ValueError: a mean below 0; a cost that is not above 0; a value that is not finite, or
+            traced; a lead time that is not a whole number of at least 0.
 
     >>> order = newsvendor_poisson([50.0, 0.3], holding=1, shortage=4)
     >>> print(*order.quantity, *order.cost.round(4))
@@ -94,12 +97,12 @@ def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 
     checks.whole(lead_time=lead_time)
     mean = np.multiply(mean, lead_time + 1.0)
     rarest = np.min(np.divide(holding, np.add(holding, shortage)), initial=1.0)
-    wide = checks.power_of_two(reach(mean, 1e-6 * rarest))
+    wide = next_power_of_two(reach(mean, 1e-6 * rarest))
     return _poisson(*checks.together(mean, holding, shortage), wide)
 
 
 def reach(mean: Any, chance: float = 1e-12) -> int:
-    """How far at most from its mean Poisson demand is but for so small a chance.
+    """A distance from the mean that Poisson demand exceeds with at most this probability.
 
     Bernstein's bound: P(|demand - mean| > x) < 2 exp(-x^2 / (2 mean + 2 x / 3)).
     """
@@ -108,9 +111,9 @@ def reach(mean: Any, chance: float = 1e-12) -> int:
 
 
 def poisson(mean: Array, first: Array, count: int) -> Array:
-    """P(demand = first + 0 .. count - 1) of each mean, shape (count, ...), as if no other were.
+    """P(demand = first + 0 .. count - 1) of each mean, (count, ...), renormalised over this range.
 
-    From ratios of neighbours: log-gamma of large counts in float32 would cost most of the digits.
+    From ratios of neighbours: log-gamma of large counts loses most digits in float32.
     """
     start = jnp.zeros_like(mean)
 
@@ -127,11 +130,11 @@ def _poisson(mean: Array, holding: Array, shortage: Array, reach: int) -> Order:
     first = jnp.maximum(jnp.floor(mean) - reach, 0)
     allowed = holding / (holding + shortage)
 
-    # from the largest value of demand down, for the sums of small chances to keep their digits
+    # from the largest value of demand down: sums of small probabilities keep their digits
     def lower(state: Any, p: Array) -> tuple[Any, None]:
-        more, place, cost = state  # P(demand > value); values at which that is too much
+        more, place, cost = state  # P(demand > value); values at which that is too large
         short = more > allowed
-        # a unit above the order lacks with chance `more`; one below it is too many with 1 - more
+        # a unit above the order is short with probability `more`; one below is held with 1 - more
         cost = cost + jnp.where(short, holding * jnp.maximum(1 - more, 0), shortage * more)
         return (more + p, place + short, cost), None
 
@@ -142,18 +145,19 @@ def _poisson(mean: Array, holding: Array, shortage: Array, reach: int) -> Order:
 
 
 def newsvendor_samples(samples: Any, holding: Any, shortage: Any) -> Order:
-    """Of samples of demand, such as paths of a forecast or the past: exact for these samples.
+    """The best order for samples of demand, such as past sales or sampled forecasts.
 
     The order is the sample of rank ceil(n shortage / (holding + shortage)). With few samples the
-    cost is too low: they chose the order and judge it (its optimism falls as 1 / n).
+    cost is too low, because the same samples choose the order and evaluate it; this bias falls as
+    1 / n.
 
     Args:
-        samples: (..., n) of demand; for a lead time, sums over the periods that it takes.
+        samples: (..., n) of demand; with a lead time of L periods, of the sum over L + 1 periods.
         holding: (...) or one, cost of a unit too many.
         shortage: (...) or one, cost of a unit too few.
 
     Raises:
-        ValueError: no samples, one below 0 or not finite, a cost at or below 0.
+        ValueError: no samples; one that is below 0 or not finite; a cost that is not above 0.
 
     >>> print(newsvendor_samples([3.0, 8.0, 1.0, 5.0], holding=1, shortage=2).quantity)
     5.0
@@ -162,7 +166,7 @@ def newsvendor_samples(samples: Any, holding: Any, shortage: Any) -> Order:
     checks.positive(holding=holding, shortage=shortage)
     samples = jnp.asarray(samples, jnp.float32)
     if samples.ndim == 0 or samples.shape[-1] == 0:
-        raise ValueError(f"samples: shape {samples.shape} found, (..., n) with n of 1 up wanted")
+        raise ValueError(f"samples must have shape (..., n), n of at least 1, got {samples.shape}")
     return _samples(samples, *_costs(samples, holding, shortage))
 
 
@@ -182,22 +186,22 @@ def _samples(samples: Array, holding: Array, shortage: Array) -> Order:
 
 
 def newsvendor_quantiles(levels: Any, quantiles: Any, holding: Any, shortage: Any) -> Order:
-    """Of a forecast's quantiles.
+    """The best order for a forecast given by quantiles.
 
-    Between two levels the quantile function is a straight line. Beyond the outer ones it goes on
-    as an exponential tail, whose scale the two outer quantiles give (as in Park et al. 2022,
-    Learning Quantile Functions without Quantile Crossing): above the highest level t
-    it is q + b log((1 - t) / (1 - u)). Demand below 0 counts as 0. Differentiable.
+    The quantile function is linear between two levels. Beyond the outer levels it has exponential
+    tails, each with the scale that the two outer quantiles imply (as in Park et al. 2022, Learning
+    Quantile Functions without Quantile Crossing): at level u above the highest level t it is
+    q + b log((1 - t) / (1 - u)). Demand below 0 counts as 0. Differentiable.
 
     Args:
-        levels: (Q,), rising, within 0 to 1; two up.
-        quantiles: (..., Q), none below the one before it.
+        levels: (Q,), at least two, rising in (0, 1).
+        quantiles: (..., Q), not falling with the level.
         holding: (...) or one, cost of a unit too many.
         shortage: (...) or one, cost of a unit too few.
 
     Raises:
-        ValueError: levels that do not rise within 0 to 1, quantiles of another number, that fall
-            or are not finite, a cost at or below 0.
+        ValueError: levels that do not rise in (0, 1); quantiles of another number, that fall or are
+            not finite; a cost that is not above 0.
 
     >>> order = newsvendor_quantiles([0.1, 0.5, 0.9], [107.2, 120.0, 132.8], 2, 6)
     >>> print(f"{order.quantity:.1f} {order.cost:.1f}")
@@ -211,16 +215,16 @@ def newsvendor_quantiles(levels: Any, quantiles: Any, holding: Any, shortage: An
 def _checked(levels: Any, quantiles: Any) -> tuple[Array, Array]:
     t = np.asarray(levels, np.float64)
     if t.ndim != 1 or len(t) < 2 or not (np.diff(t) > 0).all() or not (0 < t[0] <= t[-1] < 1):
-        raise ValueError(f"levels: {t} found, two or more wanted that rise within 0 to 1")
+        raise ValueError(f"levels must be two or more that rise in (0, 1), got {t.tolist()}")
     checks.finite(quantiles=quantiles)
     if np.shape(quantiles)[-1:] != t.shape:
         raise ValueError(
-            f"quantiles: shape {np.shape(quantiles)} found, {len(t)} in the last axis wanted, "
-            "one a level"
+            f"quantiles must have shape (..., {len(t)}), one for each level, got "
+            f"{np.shape(quantiles)}"
         )
     if not checks.traced(quantiles) and (np.diff(quantiles) < 0).any():
         place = tuple(map(int, np.argwhere(np.diff(quantiles) < 0)[0]))
-        raise ValueError(f"quantiles: they fall after {place}; wanted in the order of the levels")
+        raise ValueError(f"quantiles must not fall with the level, got a fall after {place}")
     return jnp.asarray(t, jnp.float32), jnp.asarray(quantiles, jnp.float32)
 
 
@@ -238,7 +242,7 @@ def _quantiles(t: Array, q: Array, holding: Array, shortage: Array) -> Order:
         none = jnp.minimum(t[0] * jnp.exp(-q[..., 0] / jnp.where(lower > 0, lower, 1)), u)
         return u * at - jnp.where(lower > 0, lower * (u - none), 0)
 
-    def above(u: Array, at: Array) -> Array:  # of the upper tail, which forgets where it began
+    def above(u: Array, at: Array) -> Array:  # of the upper tail, which is memoryless
         return (1 - u) * (at + upper)
 
     grid = jnp.broadcast_to(t[(None,) * u.ndim], q.shape)
@@ -260,23 +264,24 @@ def _interpolated(u: Array, t: Array, q: Array) -> Array:
 
 
 def total_quantiles(levels: Any, quantiles: Any, correlation: Any = 0.0) -> Array:
-    """Quantiles of the sum over periods, such as those of a lead time, from each period's own.
+    """Quantiles of the demand over several periods, from the quantiles of each period.
 
-    They do not add up. With m the interpolated median and d = q - m of each period, the sum's is
-    sum m + sign(d) sqrt((1 - c) sum d^2 + c (sum d)^2): exact for normal demand of equal
-    correlation c between periods; with c = 1 for any demand whose periods rise together.
+    Quantiles do not add up. With m the interpolated median of each period and d = q - m, those of
+    the sum are sum m + sign(sum d) sqrt((1 - c) sum d^2 + c (sum d)^2). This is exact for normal
+    demand with correlation c between any two periods, and with c = 1 for any demand whose periods
+    rise and fall together.
 
     Args:
-        levels: (Q,), rising, within 0 to 1, with .5 between the outer ones.
+        levels: (Q,), rising in (0, 1), from at most 0.5 to at least 0.5.
         quantiles: (..., periods, Q).
-        correlation: between the errors of two periods, 0 to 1.
+        correlation: between the errors of two periods, in [0, 1].
 
     Returns:
         (..., Q) float32.
 
     Raises:
-        ValueError: as `newsvendor_quantiles`; no level on either side of .5; a correlation
-            outside 0 to 1.
+        ValueError: as `newsvendor_quantiles`; levels all below or all above 0.5; quantiles of less
+            than two axes; a correlation outside [0, 1].
 
     >>> print(total_quantiles([0.1, 0.5, 0.9], [[7, 10, 14], [6, 10, 13]]))
     [15. 20. 25.]
@@ -284,10 +289,15 @@ def total_quantiles(levels: Any, quantiles: Any, correlation: Any = 0.0) -> Arra
     t, q = _checked(levels, quantiles)
     if not t[0] <= 0.5 <= t[-1] or q.ndim < 2:
         raise ValueError(
-            f"levels, quantiles: {np.asarray(levels)} and shape {q.shape} found; levels around .5 "
-            "and (..., periods, levels) wanted"
+            "levels must lie around 0.5 and quantiles have shape (..., periods, levels), got "
+            f"{np.asarray(levels).tolist()} and {q.shape}"
         )
     checks.share(correlation=correlation)
+    return _total(t, q, jnp.asarray(correlation, jnp.float32))
+
+
+@jax.jit
+def _total(t: Array, q: Array, correlation: Array) -> Array:
     middle = _interpolated(jnp.full(q.shape[:-1], 0.5), t, q)[..., None]
     d = q - middle
     total = d.sum(-2)

@@ -1,19 +1,19 @@
-"""What another policy would have earned, from the log of the one that ran.
+"""Off-policy evaluation: the value of another policy, from the log of the one that ran.
 
 A log has, for each of N decisions, the arm taken, its reward, and the probability with which the
-running policy took it (its propensity). A policy to evaluate says with which probabilities it
-would take each of the A arms in the same situations, (N, A). All here is NumPy in float64.
+logging policy took it (the propensity). The policy to evaluate is given by the probabilities with
+which it would take each of the A arms in the same situations, (N, A). All is NumPy in float64.
 
-    ips             unbiased if the propensities are right; wide where the policies differ much
-    snips           the same over the weights' mean: a little biased, mostly narrower
+    ips             unbiased if the propensities are right; a large variance where policies differ
+    snips           ips divided by the mean weight: slightly biased, mostly less variance
     direct_method   the mean of a reward model's predictions: as biased as the model
-    doubly_robust   the same, with the model's errors on the log put right by ips: unbiased if
-                    either the propensities or the model are right, and mostly the narrowest
+    doubly_robust   direct_method, with the model's errors on the log corrected by ips: unbiased if
+                    the propensities or the model are right, and mostly of the least variance
 
-Where few rows decide the intervals are somewhat narrow: in simulation, with 110 effective rows of
-400, those of 95 % held the truth in 91 to 93 %. Rows are taken as independent; several decisions
-about one customer are not, and make the intervals too narrow. Choosing the best of many policies
-by their values needs another log to evaluate it.
+With few effective rows the intervals are somewhat narrow: in simulation with 110 effective rows of
+400, 95 % intervals covered the truth in 91 to 93 % of cases. Rows are assumed independent; several
+decisions about one customer are not, and make the intervals too narrow. To evaluate the best of
+many policies, chosen by their values, use another log.
 """
 
 from typing import NamedTuple
@@ -24,17 +24,19 @@ from jaxops.trust.intervals import interval
 
 
 class Value(NamedTuple):
-    """A policy's value, a decision's mean reward.
+    """A policy's value: its mean reward a decision.
 
     Attributes:
         mean: the estimate.
-        low: where its interval begins; BCa bootstrap over rows, see `intervals.interval`.
-        high: where it ends.
-        effective: (sum w)^2 / sum w^2, as many rows would the estimate stand on if the log were
-            the policy's own; N for `direct_method`. Far below N, a few rows decide.
-        mean_weight: of w = policy / propensity, before clipping; 1 but for chance where the
-            propensities are right and the running policy could take whatever this one does.
-        clipped: the share of rows whose weight was cut.
+        low: lower bound of its 95 % interval, by BCa bootstrap over rows; see
+            `jaxops.trust.intervals.interval`.
+        high: the upper bound.
+        effective: the effective number of rows, (sum w)^2 / sum w^2; N for `direct_method`. Far
+            below N, a few rows decide the estimate.
+        mean_weight: mean of w = policy / propensity, before clipping. It is 1 but for sampling
+            error where the propensities are right and the logging policy takes every arm that the
+            policy takes.
+        clipped: the share of rows whose weight was clipped.
     """
 
     mean: float
@@ -55,19 +57,20 @@ def ips(
     propensity: np.ndarray,
     clip: float = np.inf,
 ) -> Value:
-    """Inverse propensity score: mean of w r, w = policy[arm] / propensity.
+    """Inverse propensity scoring: the mean of w r, w = policy[arm] / propensity.
 
     Args:
-        policy: (N, A) probabilities of the policy to evaluate; rows sum to 1.
-        arm: (N,) int, taken by the policy that ran.
+        policy: (N, A), probabilities of the policy to evaluate; each row has sum 1.
+        arm: int (N,), taken by the logging policy.
         reward: (N,) of the arm taken.
-        propensity: (N,) the probability with which it was taken; or (N, A), of each arm.
-        clip: greatest weight; cutting weights lessens the variance and BIASES the estimate, for
-            rewards that are not negative downwards.
+        propensity: (N,), the probability with which it was taken; or (N, A), of every arm.
+        clip: greatest weight. Clipping lowers the variance and biases the estimate: downwards, for
+            rewards of at least 0.
 
     Raises:
-        ValueError: shapes that do not fit, NaN, probabilities that are none, a propensity of 0, an
-            arm that the policy takes and the running policy could not, or never did (no overlap).
+        ValueError: shapes that do not fit; values that are not finite; rows of `policy` that are
+            not probabilities; a propensity of 0; an arm that the policy takes and the logging
+            policy could not take, or never took (no overlap).
 
     References:
         Horvitz and Thompson 1952, JASA 47; Bottou et al. 2013, arXiv:1209.2355.
@@ -88,14 +91,29 @@ def snips(
     propensity: np.ndarray,
     clip: float = np.inf,
 ) -> Value:
-    """Self-normalised: sum w r / sum w; adding a constant to all rewards adds it to the value.
+    """Self-normalised inverse propensity scoring: sum w r / sum w.
 
-    Biased by the order of 1 / `effective`; the interval is that of its linear part. Arguments and
-    errors are those of `ips`; and at least one row must have a weight above 0.
+    Adding a constant to all rewards adds it to the value. Its bias is of the order 1 / `effective`;
+    the interval is that of its linear approximation.
+
+    Args:
+        policy: (N, A), see `ips`.
+        arm: int (N,), see `ips`.
+        reward: (N,), see `ips`.
+        propensity: (N,) or (N, A), see `ips`.
+        clip: greatest weight, see `ips`.
+
+    Raises:
+        ValueError: as `ips`.
 
     References:
         Swaminathan and Joachims 2015, The self-normalized estimator for counterfactual learning,
         NIPS 28.
+
+    >>> policy = np.tile([0.0, 1.0], (6, 1))
+    >>> arm, reward = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 1, 0, 1, 1, 0])
+    >>> round(snips(policy, arm, reward, np.full(6, 0.5)).mean, 4)
+    0.6667
     """
     log = _log(policy, arm, reward, propensity, clip)
     mean = log.weight @ log.reward / log.weight.sum()
@@ -103,13 +121,14 @@ def snips(
 
 
 def direct_method(policy: np.ndarray, predicted: np.ndarray) -> Value:
-    """The direct method: mean of the rewards predicted for the policy's arms.
+    """The direct method: the mean of the rewards predicted for the policy's arms.
 
-    Its interval knows of other rows, not of the model's error, which no number of rows removes.
+    Its interval covers the sampling of rows, not the error of the reward model, which does not
+    shrink with more rows.
 
     Args:
         policy: (N, A), see `ips`.
-        predicted: (N, A), each arm's reward by a model that was not fitted to these rows.
+        predicted: (N, A), the reward of each arm, by a model that was not fitted to these rows.
 
     Raises:
         ValueError: as `ips`.
@@ -126,23 +145,29 @@ def doubly_robust(
     predicted: np.ndarray,
     clip: float = np.inf,
 ) -> Value:
-    """Mean of sum_a policy_a predicted_a + w (r - predicted[arm]).
+    """Doubly robust: the mean of sum_a policy_a predicted_a + w (r - predicted[arm]).
 
     Args:
-        policy: (N, A), as the next three in `ips`.
-        arm: likewise.
-        reward: likewise.
-        propensity: likewise.
-        predicted: (N, A), each arm's reward by a model that was not fitted to these rows: of
-            another log, or in folds, each predicted by the rest. Of its own rows a model knows the
-            noise, which biases.
-        clip: greatest weight; cut weights leave part of the model's errors in.
+        policy: (N, A), see `ips`.
+        arm: int (N,), see `ips`.
+        reward: (N,), see `ips`.
+        propensity: (N,) or (N, A), see `ips`.
+        predicted: (N, A), the reward of each arm, by a model that was not fitted to these rows:
+            from another log, or by cross-fitting in folds. A model fitted to these rows has fitted
+            their noise, which biases the estimate.
+        clip: greatest weight; with clipping part of the model's errors remains.
 
     Raises:
         ValueError: as `ips`.
 
     References:
         Dudik, Langford and Li 2011, arXiv:1103.4601.
+
+    >>> policy = np.tile([0.0, 1.0], (6, 1))
+    >>> arm, reward = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 1, 0, 1, 1, 0])
+    >>> predicted = np.full((6, 2), 0.5)
+    >>> round(doubly_robust(policy, arm, reward, np.full(6, 0.5), predicted).mean, 4)
+    0.6667
     """
     log = _log(policy, arm, reward, propensity, clip)
     predicted = _predicted(predicted, log.policy)
@@ -159,10 +184,10 @@ class _Log(NamedTuple):
 
 
 def _value(rows: np.ndarray, log: _Log) -> Value:
-    found = interval(rows)
+    estimate = interval(rows)
     effective = float(log.weight.sum() ** 2 / (log.weight**2).sum())
     clipped = float((log.whole > log.clip).mean())
-    return Value(*found, effective, float(log.whole.mean()), clipped)
+    return Value(*estimate, effective, float(log.whole.mean()), clipped)
 
 
 def _log(
@@ -172,33 +197,39 @@ def _log(
     propensity, arm, (rows, arms) = _finite("propensity", propensity), np.asarray(arm), policy.shape
     for name, column in (("arm", arm), ("reward", reward)):
         if column.shape != (rows,):
-            raise ValueError(f"{name}: found shape {column.shape}, wanted ({rows},) as of policy")
+            raise ValueError(
+                f"{name} must have shape ({rows},), as policy has rows, got {column.shape}"
+            )
     if not np.issubdtype(arm.dtype, np.integer) or not 0 <= arm.min() <= arm.max() < arms:
         raise ValueError(
-            f"arm: found {arm.min()} to {arm.max()} ({arm.dtype}), wanted 0 to {arms - 1}"
+            f"arm must be integers in [0, {arms}), got {arm.min()} to {arm.max()} ({arm.dtype})"
         )
     if propensity.shape not in ((rows,), (rows, arms)):
-        wanted = f"({rows},) or ({rows}, {arms})"
-        raise ValueError(f"propensity: found shape {propensity.shape}, wanted {wanted}")
+        shapes = f"({rows},) or ({rows}, {arms})"
+        raise ValueError(f"propensity must have shape {shapes}, got {propensity.shape}")
     if not clip > 0:
-        raise ValueError(f"clip: found {clip}, wanted a weight above 0")
+        raise ValueError(f"clip must be above 0, got {clip}")
     if propensity.ndim == 2:
         _overlap(policy, propensity)
         propensity = propensity[np.arange(rows), arm]
     odd = (propensity <= 0) | (propensity > 1 + 1e-6)  # float32 sums of probabilities
     if odd.any():
-        found = f"{propensity[odd][0]} in row {int(odd.argmax())}"
-        raise ValueError(f"propensity: found {found} for the arm taken there; wanted above 0, to 1")
+        row = int(odd.argmax())
+        raise ValueError(
+            f"propensity must be in (0, 1], got {propensity[row]} for the arm taken in row {row}"
+        )
     never = np.setdiff1d(np.flatnonzero(policy.any(0)), arm)
     if len(never):
         share = policy[:, never[0]].mean()
         raise ValueError(
-            f"policy: takes arm {never[0]} ({share:.2%} of the time), which the log never has; "
-            "nothing is known of it (no overlap)"
+            f"policy must take arms of the log only, got arm {never[0]} ({share:.2%} of the time), "
+            "which the log never has; its reward is unknown (no overlap)"
         )
     whole = policy[np.arange(rows), arm] / propensity
     if not whole.any():
-        raise ValueError("policy: never takes the arm that was taken, in any row (no overlap)")
+        raise ValueError(
+            "policy must take the arm taken in some row, got none such row (no overlap)"
+        )
     return _Log(reward, whole, np.minimum(whole, clip), policy, clip)
 
 
@@ -207,26 +238,31 @@ def _overlap(policy: np.ndarray, propensity: np.ndarray) -> None:
     if missing.any():
         row, arm = np.argwhere(missing)[0]
         raise ValueError(
-            f"propensity: 0 for arm {arm} in row {row}, where the policy takes it with probability "
-            f"{policy[row, arm]:.3g}; so in {missing.any(1).sum():,} rows (no overlap)"
+            f"propensity must be above 0 where the policy takes an arm, got 0 for arm {arm} in row "
+            f"{row}, which the policy takes with probability {policy[row, arm]:.3g} "
+            f"({missing.any(1).sum():,} such rows; no overlap)"
         )
 
 
 def _policy(policy: np.ndarray) -> np.ndarray:
     policy = _finite("policy", policy)
     if policy.ndim != 2 or len(policy) < 2:
-        raise ValueError(f"policy: found shape {policy.shape}, wanted (N, A), two rows or more")
+        raise ValueError(f"policy must have shape (N, A), N at least 2, got {policy.shape}")
     odd = (policy < 0).any(1) | (np.abs(policy.sum(1) - 1) > 1e-4)
     if odd.any():
         row = int(odd.argmax())
-        raise ValueError(f"policy: found {policy[row]} in row {row}, wanted probabilities, sum 1")
+        raise ValueError(
+            f"policy must be probabilities with sum 1, got {policy[row].tolist()} in row {row}"
+        )
     return policy
 
 
 def _predicted(predicted: np.ndarray, policy: np.ndarray) -> np.ndarray:
     predicted = _finite("predicted", predicted)
     if predicted.shape != policy.shape:
-        raise ValueError(f"predicted: found shape {predicted.shape}, wanted {policy.shape}")
+        raise ValueError(
+            f"predicted must have shape {policy.shape}, as policy, got {predicted.shape}"
+        )
     return predicted
 
 
@@ -234,5 +270,5 @@ def _finite(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values))[0, 0]) if values.ndim else 0
-        raise ValueError(f"{name}: found NaN or infinity in row {row}, wanted finite numbers")
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
     return values

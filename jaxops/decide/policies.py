@@ -1,4 +1,4 @@
-"""Rules that order, for `simulate`; one that learns; and what perfect knowledge would have cost."""
+"""Ordering policies for `simulate`, and the least cost that perfect knowledge allows."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 def base_stock(level: Any, observation: Observation) -> Array:
-    """Order up to `level`, () or (B,), what is not there or on the way.
+    """Order up to `level`: () or (B,), less the stock and what is on order.
 
     >>> seen = Observation(*map(jnp.array, ([2.0], [[3.0]], [5.0], [[]])))
     >>> print(base_stock(9.0, seen))
@@ -25,7 +25,7 @@ def base_stock(level: Any, observation: Observation) -> Array:
 
 
 def order_up_to(params: Any, observation: Observation) -> Array:
-    """Order up to the period's own level, which is the first feature; `params` are not used.
+    """Order up to a level for each period, which is the first feature; `params` are not used.
 
     >>> seen = Observation(*map(jnp.array, ([2.0], [[]], [2.0], [[9.0]])))
     >>> print(order_up_to(None, seen))
@@ -35,11 +35,11 @@ def order_up_to(params: Any, observation: Observation) -> Array:
 
 
 def reorder(params: Any, observation: Observation) -> Array:
-    """(s, S): at s or below, order up to S.
+    """An (s, S) policy: at inventory position s or below, order up to S.
 
-    `params` is (s, S), or to learn them (s, S, softness), each () or (B,). Whether to order is a
-    step, which has no gradient. With a softness w it is passed that of
-    sigmoid((s - position) / w), so that s can be learned, with a bias; the orders are the same.
+    `params` is (s, S), or (s, S, softness) to learn them, each () or (B,). Whether to order is a
+    step function, which has no gradient. With a softness w it gets the gradient of sigmoid((s -
+    position) / w), which is biased but lets s be learned; the orders are the same.
 
     >>> seen = Observation(*map(jnp.array, ([2.0, 3.0], [[], []], [2.0, 3.0], [[], []])))
     >>> print(reorder((2.0, 9.0), seen))
@@ -56,18 +56,18 @@ def reorder(params: Any, observation: Observation) -> Array:
 def quantile_rule(
     levels: Any, quantiles: Any, holding: Any, shortage: Any, correlation: Any = 0.0
 ) -> Array:
-    """Levels to order up to, from a forecast's quantiles over lead time and review.
+    """Levels to order up to, from a forecast's quantiles over lead time and review period.
 
-    The newsvendor's quantile of the demand of the lead_time + 1 periods that an order must last.
-    It is optimal with back-orders where demand is as forecast; with lost sales and a lead time
-    it is somewhat high.
+    The newsvendor's quantile of the demand over the lead_time + 1 periods that an order must cover.
+    It is optimal with back-orders where the forecast is right; with lost sales and a lead time it
+    is somewhat high.
 
     Args:
-        levels: (Q,) of the quantiles, with some on either side of .5.
-        quantiles: (..., lead_time + 1, Q), made before each period for it and the next ones.
-        holding: cost of a unit and period; one, or of the leading shape.
-        shortage: of a unit that is not there.
-        correlation: between two periods' errors, see `total_quantiles`.
+        levels: (Q,) of the quantiles, rising in (0, 1), from at most 0.5 to at least 0.5.
+        quantiles: (..., lead_time + 1, Q), forecast before each period for it and the next ones.
+        holding: () or (...), cost of a unit in stock a period.
+        shortage: () or (...), cost of a unit of unmet demand.
+        correlation: between the errors of two periods, see `total_quantiles`.
 
     Returns:
         (...) float32, such as (B, T): the first feature of `order_up_to`.
@@ -83,7 +83,7 @@ def quantile_rule(
 
 
 def reorder_each(softness: Any, observation: Observation) -> Array:
-    """(s, S) of the period's own: the features are S and S - s; `params` is the softness.
+    """An (s, S) policy for each period: the features are S and S - s; `params` is the softness.
 
     >>> seen = Observation(*map(jnp.array, ([2.0, 3.0], [[], []], [2.0, 3.0], [[9.0, 7.0]] * 2)))
     >>> print(reorder_each(1.0, seen))
@@ -101,23 +101,23 @@ def hindsight(
     back_orders: bool = False,
     stock: Any = 0.0,
 ) -> Array:
-    """The least that any orders could have cost, all demand known before; for the whole time.
+    """The least cost of any orders over all periods, had all demand been known in advance.
 
     Exact, also with fixed costs, by dynamic programming over which order serves which demand
     (Wagner and Whitin 1958, Dynamic Version of the Economic Lot Size Model; Zangwill 1966 for
-    back-orders): the stock at the start serves first; then every demand waits, is lost, or is
-    served from one order, and orders serve one stretch of time each. A lower bound of every
-    policy's cost in `simulate`, in time O(B T^2).
+    back-orders): the initial stock serves first; every later demand waits, is lost, or is served
+    from one order, and each order serves consecutive periods. A lower bound of the cost of every
+    policy in `simulate`, in time O(B T^2).
 
     Args:
-        demand: (B, T).
-        costs: as in `simulate`, as are the others.
-        lead_time: nothing that is ordered serves earlier.
-        back_orders: whether unmet demand waits.
-        stock: at the start.
+        demand: (B, T), at least 0.
+        costs: of a unit and of an order.
+        lead_time: periods until an order arrives, a whole number.
+        back_orders: whether unmet demand is back-ordered; else it is lost.
+        stock: () or (B,), at the start.
 
     Returns:
-        (B,) float32, less the revenue.
+        float32 (B,), all costs less the revenue.
 
     Raises:
         ValueError: as `simulate`.
@@ -145,10 +145,12 @@ def _hindsight(
     until = jnp.concatenate([jnp.zeros_like(stock)[:, None], jnp.cumsum(net, 1)], 1)
     place = jnp.arange(count + 1)[None]
     served = jnp.broadcast_to(jnp.where(place == 0, 0.0, jnp.inf), until.shape)
-    lost = shortage + (0.0 if back_orders else price)  # of a unit unmet, each period or for good
+    lost = shortage + (
+        0.0 if back_orders else price
+    )  # of a unit of back-orders a period, or of lost demand
 
-    # served[:, a]: least cost of the periods before a, all of whose demand is served or lost;
-    # unmet[:, a]: what it costs that demand of a .. j - 1 waits until j, or is lost
+    # served[:, a]: least cost of the periods before a, if all their demand is served or lost;
+    # unmet[:, a]: the cost of demand of periods a .. j - 1 that waits until j, or is lost
     def arrival(state: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], None]:
         served, unmet = state
         best = jnp.min(served + unmet, 1, keepdims=True) + fixed
@@ -167,7 +169,7 @@ def _hindsight(
         return jnp.where(place <= j, cost, jnp.inf)
 
     (served, unmet), _ = jax.lax.scan(arrival, (served, served), jnp.arange(count))
-    if back_orders:  # who still waits at the end has not paid
+    if back_orders:  # back-orders at the end have not paid
         unmet = unmet + price * (until[:, -1:] - until)
     best = (served + unmet).min(1)
     return best + (holding * left).sum(1) - (price * demand).sum(1)

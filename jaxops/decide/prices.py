@@ -1,4 +1,4 @@
-"""Which price to ask: a bandit whose arms are prices, and which learns one demand curve for all."""
+"""Pricing: a bandit whose arms are prices, and which learns one demand curve for all of them."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -30,42 +30,42 @@ def demand_curve(
     noise: float | None = None,
     ridge: float = 0.01,
 ) -> Bandit:
-    """Thompson sampling of prices by a linear demand, units = a - b price + noise, b >= 0.
+    """Thompson sampling of prices with linear demand: units = a - b price + noise, b >= 0.
 
-    The reward of a row is its margin in money, (price - cost) units, so what was sold at one price
-    tells of all others, unlike with an arm of its own for each price. a is a constant plus the
-    context's linear part. Of (a, b) there are always the same 512 points, turned and stretched to
-    the posterior; a price's probability is the share of the points at which its margin is the
-    greatest, where demand neither rises with the price (b is taken as 0) nor falls below 0.
+    The reward of a row is its margin in money, (price - cost) units. All prices share one demand
+    curve, so sales at one price inform all others. a is a constant plus a linear function of the
+    context. The posterior of (a, b) is represented by 512 fixed points, scaled and rotated to it;
+    the probability of a price is the share of points at which its margin is the greatest. Where a
+    point has b below 0 it counts as 0, and so does demand below 0.
 
     Args:
-        prices: (A,) the arms, rising, above cost.
+        prices: (A,), the arms, at least two, rising, above cost.
         cost: of a unit.
-        features: D, columns of the context; 0 where there is none.
-        noise: the units' standard deviation; learned by default, see `bandits.thompson`.
-        ridge: of the regression on 1, context and price / mean(prices).
+        features: D, columns of the context; 0 for none.
+        noise: standard deviation of the units; learned by default, see `thompson`.
+        ridge: penalty of the regression on 1, context and price / mean(prices).
 
     Raises:
         ValueError: prices that do not rise, or are not above the cost.
 
     References:
         Ferreira, Simchi-Levi and Wang 2018, Online network revenue management using Thompson
-        sampling, Operations Research 66, for the idea.
+        sampling, Operations Research 66.
 
     >>> bandit = demand_curve([2.0, 3.0, 4.0], cost=1.0)
-    >>> arm = np.tile([0, 2], 50)  # 8 units at 2, 2 at 4: 10 - 5 at 3, which was never asked
+    >>> arm = np.tile([0, 2], 50)  # 8 units at 2, 2 at 4: 10 - 5 at 3, a price never set
     >>> margin = np.where(arm == 0, (2 - 1) * 8.0, (4 - 1) * 2.0)
     >>> nothing = jnp.zeros((100, 0))
     >>> state = bandit.update(bandit.init(), nothing, arm, margin)
     >>> bandit.probabilities(state, nothing[:1]).argmax().item()
     1
     """
-    found = np.asarray(prices, np.float64)
-    if found.ndim != 1 or len(found) < 2 or not (np.diff(found) > 0).all() or found[0] <= cost:
+    arms = np.asarray(prices, np.float64)
+    if arms.ndim != 1 or len(arms) < 2 or not (np.diff(arms) > 0).all() or arms[0] <= cost:
         raise ValueError(
-            f"prices: found {found.tolist()}, wanted two or more, rising, above {cost}"
+            f"prices must be two or more, rising, above {cost} (the cost), got {arms.tolist()}"
         )
-    return _demand_curve(tuple(found.tolist()), float(cost), features, noise, ridge)
+    return _demand_curve(tuple(arms.tolist()), float(cost), features, noise, ridge)
 
 
 @lru_cache(maxsize=64)
@@ -79,17 +79,22 @@ def _demand_curve(
         state: Linear, context: Array, arm: Array, reward: Array, mask: Array | None = None
     ) -> Linear:
         context, arm, reward, weight = checked(len(prices), features, context, arm, reward, mask)
-        ones, price = jnp.ones((len(arm), 1)), relative[arm][:, None]
-        rows = jnp.concatenate([ones, context, -price], axis=1)
-        return learn(state, rows, jnp.zeros_like(arm), reward / margin[arm], weight)
+        rows, units = regression(context, arm, reward)
+        return learn(state, rows, jnp.zeros_like(arm), units, weight)
 
+    @jax.jit
+    def regression(context: Array, arm: Array, reward: Array) -> tuple[Array, Array]:
+        ones, price = jnp.ones((len(arm), 1)), relative[arm][:, None]
+        return jnp.concatenate([ones, context, -price], axis=1), reward / margin[arm]
+
+    @jax.jit
     def probabilities(state: Linear, context: Array) -> Array:
         mean, factor = (x[0] for x in posterior(state))
         level = jnp.concatenate(
             [jnp.ones((len(context), 1)), context, jnp.zeros((len(context), 1))], 1
         )
         slope = jnp.zeros_like(level).at[:, -1].set(1)
-        # of the two, rows of L^-1 whose products are variances and covariance
+        # the rows of L^-1 of slope and level, whose products are variances and covariance
         half = [
             jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T for x in (slope, level)
         ]
@@ -108,7 +113,7 @@ def _demand_curve(
 
 
 def _points() -> np.ndarray:
-    """(2, DRAWS) standard normal, evenly spread: Roberts' additive sequence in two dimensions."""
+    """Evenly spread standard normal points, (2, DRAWS): Roberts' additive sequence."""
     golden = 1.32471795724474602596  # x^3 = x + 1
     steps = np.arange(DRAWS)[None] * np.array([[1 / golden], [1 / golden**2]])
     return ndtri((0.5 + steps) % 1)

@@ -1,13 +1,16 @@
-"""(s, S): when the stock and what is on the way are at s or below, order up to S.
+"""(s, S) policies: when the inventory position is at s or below, order up to S.
 
-Optimal where an order has a fixed cost, demand is discrete and independent from period to period,
-and what is not met waits. A period's expected cost of a policy is (Zheng and Federgruen 1991,
-Finding Optimal (s, S) Policies Is About as Simple as Evaluating a Single Policy)
+The inventory position is the stock and what is on order, less back-orders.
+
+They are optimal where an order has a fixed cost, demand is discrete and independent from period to
+period, and unmet demand is back-ordered. The expected cost of a period is (Zheng and Federgruen
+1991, Finding Optimal (s, S) Policies Is About as Simple as Evaluating a Single Policy)
 
     c(s, S) = (K + sum_{d < S - s} m(d) G(S - d)) / sum_{d < S - s} m(d),
 
-with G(y) the expected cost of holding and shortage after a period begun at y, and m the renewal
-density of demand: m(0) = 1 / (1 - p(0)), m(d) = sum_{0 < k <= d} p(k) m(d - k) / (1 - p(0)).
+with K the fixed cost of an order, G(y) the expected holding and shortage cost of a period that
+begins at y, and m the renewal density of demand: m(0) = 1 / (1 - p(0)), m(d) = sum_{0 < k <= d}
+p(k) m(d - k) / (1 - p(0)).
 """
 
 from functools import partial
@@ -18,16 +21,23 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
+from jaxops._shapes import next_power_of_two
 from jaxops.decide import _checks as checks
 from jaxops.decide.newsvendor import reach
 
 Array = jax.Array
-AT_ONCE = 1 << 22  # levels S, of all the items looked at together
-WIDEST = 1 << 15  # levels S of an item: with more of them the search takes minutes
+AT_ONCE = 1 << 22  # levels S of all items that are searched in one call
+WIDEST = 1 << 15  # levels S of an item: with more the search takes minutes
 
 
 class Levels(NamedTuple):
-    """The best policy, float32 (B,) each: reorder at or below, order up to, cost a period."""
+    """The best (s, S) policy of B items.
+
+    Attributes:
+        reorder: float32 (B,), s: an order is placed at this inventory position or below.
+        up_to: float32 (B,), S: the position that the order brings the item to.
+        cost: float32 (B,), expected, a period.
+    """
 
     reorder: Array
     up_to: Array
@@ -41,12 +51,12 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
         mean: (B,) or one, of a period's demand, above 0.
         holding: (B,) or one, of a unit in stock at the end of a period.
         shortage: (B,) or one, of a unit that waits at the end of a period.
-        fixed: (B,) or one, of an order; 0 up.
-        lead_time: periods until an order is there, whole.
+        fixed: (B,) or one, of an order, at least 0.
+        lead_time: periods until an order arrives, a whole number.
 
     Raises:
-        ValueError: a value that is not finite, or is traced; a fixed cost below 0, or another at
-            or below 0; an item whose levels lie further apart than can be compared.
+        ValueError: a value that is not finite, or traced; a fixed cost below 0; a mean or another
+            cost that is not above 0; an item with more levels than can be compared.
 
     >>> best = s_s_poisson([6.0, 20.0], holding=1, shortage=4, fixed=5)
     >>> print(best.reorder, best.up_to, best.cost[0].round(4))
@@ -56,12 +66,12 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
     checks.positive(mean=mean)
     means = np.atleast_1d(np.asarray(mean, np.float64))
     if means.ndim != 1:
-        raise ValueError(f"mean: shape {means.shape} found, (items,) wanted")
+        raise ValueError(f"mean must have shape (items,), got {means.shape}")
     checks.whole(lead_time=lead_time)
 
     def probabilities(total: np.ndarray) -> np.ndarray:
         k = np.arange(int(total.max()) + reach(total.max()) + 1)
-        # in float64: of logs of thousands float32 would lose percents
+        # in float64: logs of thousands in float32 would be off by percents
         logs = k * np.log(total)[:, None] - total[:, None] - gammaln(k + 1)
         return np.exp(logs)
 
@@ -74,22 +84,22 @@ def s_s_discrete(
 ) -> Levels:
     """The best (s, S) for any demand in whole units, for B items at once.
 
-    Exact: all pairs in a window of levels are compared, and the window grows until G at either
-    end is above the best cost, beyond which no optimum lies. Time grows with the square of the
-    window, which is a few times S - s and the standard deviation of lead time demand. In float32:
-    where pairs cost the same to five digits, any of them may come out.
+    Exact: all pairs in a window of levels are compared, and the window grows until G at both ends
+    is above the best cost, since no optimum lies beyond. Time grows with the square of the window,
+    which is a few times S - s plus a few standard deviations of the demand over the lead time.
+    Costs are float32: where several pairs cost the same to five digits, any may be returned.
 
     Args:
         probabilities: (B, n) of a demand of 0, 1, ... n - 1 units in one period.
         holding: (B,) or one, of a unit in stock at the end of a period.
         shortage: (B,) or one, of a unit that waits at the end of a period.
-        fixed: (B,) or one, of an order; 0 up.
-        lead_time: periods until an order is there, whole.
+        fixed: (B,) or one, of an order, at least 0.
+        lead_time: periods until an order arrives, a whole number.
 
     Raises:
-        ValueError: probabilities that are below 0, do not sum to 1, or say that there is never any
-            demand; a fixed cost below 0, or another at or below 0; shapes that do not fit; a traced
-            value; an item whose levels lie further apart than can be compared.
+        ValueError: probabilities below 0, with another sum than 1, or of no demand at all; a fixed
+            cost below 0; another cost that is not above 0; shapes that do not fit; a traced value;
+            an item with more levels than can be compared.
 
     >>> best = s_s_discrete([[0.5, 0.0, 0.3, 0.2]], holding=1, shortage=9, fixed=8)
     >>> print(best.reorder, best.up_to)
@@ -101,11 +111,14 @@ def s_s_discrete(
     p = np.asarray(probabilities, np.float64)
     if p.ndim != 2 or not np.allclose(p.sum(1), 1, atol=1e-4):
         raise ValueError(
-            f"probabilities: shape {p.shape} found; (items, units) wanted, each row a sum of 1"
+            "probabilities must have shape (items, units) and a sum of 1 in each row, got shape "
+            f"{p.shape} and sums {p.sum(-1).ravel()[:3].tolist()}"
         )
     if (p[:, 0] > 1 - 1e-6).any():
         row = int(np.argmax(p[:, 0]))
-        raise ValueError(f"probabilities: item {row} has no demand, some wanted")
+        raise ValueError(
+            f"probabilities must have some demand for each item, got none for item {row}"
+        )
     p = p / p.sum(1, keepdims=True)
     total = p
     for _ in range(lead_time):
@@ -114,12 +127,12 @@ def s_s_discrete(
 
 
 def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: Any) -> Levels:
-    """From float64 probabilities (B, n) of demand in one period, and (B, m) in all of them."""
+    """The best levels from probabilities of demand: (B, n) of one period, (B, m) of all."""
     checks.positive(holding=holding, shortage=shortage)
     checks.not_negative(fixed=fixed)
     for name, value in {"holding": holding, "shortage": shortage, "fixed": fixed}.items():
         if np.shape(value) not in ((), (len(p),)):
-            raise ValueError(f"{name}: shape {np.shape(value)} found, one or ({len(p)},) wanted")
+            raise ValueError(f"{name} must have shape () or ({len(p)},), got {np.shape(value)}")
     h, b, k = (
         np.broadcast_to(np.asarray(c), len(p)).astype(np.float32)
         for c in (holding, shortage, fixed)
@@ -127,13 +140,13 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
     mean = p @ np.arange(p.shape[1])
     units = np.arange(total.shape[1])
     sd = np.sqrt(np.maximum(total @ units**2.0 - (total @ units) ** 2, 0))
-    # how far G must rise to pay for a fixed cost, by the economic order quantity; see `_search`
+    # the rise of G that pays for a fixed cost, by the economic order quantity; see `_search`
     rise = np.sqrt(2 * k * mean * h * b / (h + b))
-    wanted = np.maximum(rise / h + 3 * sd, 2 * (rise / b + 3 * sd)) + 8
-    _narrow(wanted)
-    width = 1 << np.ceil(np.log2(wanted)).astype(int)
+    least = np.maximum(rise / h + 3 * sd, 2 * (rise / b + 3 * sd)) + 8
+    _narrow(least)
+    width = 1 << np.ceil(np.log2(least)).astype(int)
     p, total = (
-        np.pad(x, ((0, 0), (0, checks.power_of_two(x.shape[1]) - x.shape[1]))).astype(np.float32)
+        np.pad(x, ((0, 0), (0, next_power_of_two(x.shape[1]) - x.shape[1]))).astype(np.float32)
         for x in (p, total)
     )
     levels, left = np.zeros((len(p), 3), np.float32), np.arange(len(p))
@@ -142,10 +155,10 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
         for size in np.unique(width[left]):
             alike = left[width[left] == size]
             for rows in np.split(alike, range(AT_ONCE // size, len(alike), AT_ONCE // size)):
-                # as many as a power of two, so that few programs are compiled
-                more = np.resize(rows, checks.power_of_two(len(rows)))
-                found, enough = _search(*(x[more] for x in (p, total, h, b, k)), int(size))
-                levels[rows] = np.stack(found, 1)[: len(rows)]
+                # a power of two of them, so that few programs are compiled
+                more = np.resize(rows, next_power_of_two(len(rows)))
+                best, enough = _search(*(x[more] for x in (p, total, h, b, k)), int(size))
+                levels[rows] = np.stack(best, 1)[: len(rows)]
                 failed.append(rows[~np.asarray(enough)[: len(rows)]])
         left = np.concatenate(failed)
         width[left] *= 2
@@ -154,13 +167,13 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
 
 
 def _narrow(width: np.ndarray) -> None:
-    """Raise ValueError where a window is too wide, or grows without an end."""
+    """Raise ValueError where a window is too wide."""
     wide = np.flatnonzero(width > WIDEST)
     if len(wide):
         raise ValueError(
-            f"item {wide[0]} ({len(wide):,} such): {width[wide[0]]:,.0f} levels to compare found, "
-            f"at most {WIDEST:,} wanted; count its demand in larger units, such as boxes, or see "
-            "whether its shortage or holding cost is right"
+            f"an item must have at most {WIDEST:,} levels to compare, got "
+            f"{width[wide[0]]:,.0f} for item {wide[0]} ({len(wide):,} such items); count its "
+            "demand in larger units, such as boxes, and check its shortage and holding cost"
         )
 
 
@@ -168,16 +181,16 @@ def _narrow(width: np.ndarray) -> None:
 def _search(
     p: Array, total: Array, holding: Array, shortage: Array, fixed: Array, above: int
 ) -> tuple[Levels, Array]:
-    """The best of s + 1 from above / 2 below the newsvendor's order, and S to `above` above it.
+    """The best of s + 1 down to above / 2 below the newsvendor's order, S up to `above` above it.
 
-    The optimum has s < the newsvendor's order <= S; and G(s + 1), G(S) at most its cost.
+    The optimum has s < the newsvendor's order <= S, and G(s + 1) and G(S) at most its cost.
     """
     below = above // 2
     count = below + above
     cdf = jnp.cumsum(total, 1)
     order = jnp.argmax(cdf >= (shortage / (holding + shortage))[:, None], 1)
     g = _expected(order, total, cdf, holding, shortage, below, count)
-    # what lies below the window is never the best
+    # levels below the window are never the best
     wide = jnp.concatenate([jnp.full((len(p), count), 1e30), g], 1)
     p = jnp.pad(p[:, :count], ((0, 0), (0, max(0, count - p.shape[1]))))
     turned = jnp.concatenate([p[:, :0:-1], jnp.zeros((len(p), count))], 1)

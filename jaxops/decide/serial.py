@@ -1,21 +1,22 @@
-"""A chain of N stocks: 0 sells to the customers, N - 1 buys from a supplier who always has.
+"""A serial supply chain of N stages: stage 0 sells to customers, N - 1 buys from outside supply.
 
-Stage i's echelon is all that is in it, below it, and on the way between these, less what customers
-wait for. Each stage orders every period what brings its echelon stock and what is on the way to it
-up to its level. `holding` are echelon costs: what a unit costs more here than one stage up, so that
-a unit in stage i (or on its way out of it to i - 1) costs holding[i] + ... + holding[N - 1] a
-period, and a customer who waits `penalty`.
+The outside supplier always delivers. The echelon stock of stage i is all stock at stage i, below it
+and in transit between these, less the customers' back-orders. In every period each stage orders up
+to its level: what brings its echelon stock and the transit to it to that level. `holding` are
+echelon holding costs, what a unit costs more at a stage than one stage up: a unit at stage i, or in
+transit from it to i - 1, costs holding[i] + ... + holding[N - 1] a period. A unit of back-orders
+costs `penalty` a period.
 
-In a period demand comes, orders are placed and shipped at once where there is stock, what was
-shipped lead_times[i] periods ago arrives, and costs are counted. So with D the demand of
+In a period, demand arrives; orders are placed, and shipped at once where there is stock; what was
+shipped lead_times[i] periods ago arrives; and costs are counted. So with D the demand of
 lead_times[i] periods
 
-    echelon stock of i = min(level of i, echelon stock of i + 1, lead time ago) - D
+    echelon stock of i = min(level of i, echelon stock of i + 1 a lead time ago) - D
 
-(Snyder and Shen 2019, Fundamentals of Supply Chain Theory, section 6.2). That needs no loop over
-periods, is piecewise linear in the levels, and its gradient's mean is that of the expected cost
-(Glasserman and Tayur 1995, Sensitivity Analysis for Base-Stock Levels in Multiechelon Production-
-Inventory Systems).
+(Snyder and Shen 2019, Fundamentals of Supply Chain Theory, section 6.2). This needs no loop over
+periods. It is piecewise linear in the levels, and the mean of its gradient is that of the expected
+cost (Glasserman and Tayur 1995, Sensitivity Analysis for Base-Stock Levels in Multiechelon
+Production- Inventory Systems).
 """
 
 from collections.abc import Sequence
@@ -35,12 +36,12 @@ Array = jax.Array
 
 
 class SerialTrajectory(NamedTuple):
-    """What happened, without the first sum(lead_times) periods, in which the chain fills.
+    """A simulation, without the first sum(lead_times) periods, in which the chain fills.
 
     Attributes:
-        echelon: (B, periods, N) echelon stock of each stage at the end of the period.
-        unmet: (B, periods) what customers wait for.
-        cost: (B, periods) of holding and waiting.
+        echelon: float32 (B, periods, N), echelon stock of each stage at the end of the period.
+        unmet: float32 (B, periods), the customers' back-orders.
+        cost: float32 (B, periods), of holding and back-orders.
     """
 
     echelon: Array
@@ -49,7 +50,12 @@ class SerialTrajectory(NamedTuple):
 
 
 class SerialOptimum(NamedTuple):
-    """float64: the best echelon base-stock levels (N,), and their expected cost a period."""
+    """The best policy of a serial chain.
+
+    Attributes:
+        levels: float64 (N,), echelon base-stock levels.
+        cost: expected, a period.
+    """
 
     levels: np.ndarray
     cost: float
@@ -58,17 +64,18 @@ class SerialOptimum(NamedTuple):
 def simulate_serial(
     levels: Any, demand: Any, *, holding: Any, lead_times: Sequence[int], penalty: Any
 ) -> SerialTrajectory:
-    """A chain under echelon base-stock levels; differentiable in the levels.
+    """Simulate a serial chain under echelon base-stock levels; differentiable in the levels.
 
     Args:
-        levels: (N,), stage 0 is next to the customers.
-        demand: (B, T), T above sum(lead_times).
-        holding: (N,) echelon costs, above 0.
-        lead_times: N whole numbers, 1 up.
-        penalty: of a unit and period that a customer waits, above 0.
+        levels: (N,), stage 0 first, which is next to the customers.
+        demand: (B, T), of B paths, T above sum(lead_times).
+        holding: (N,), echelon holding costs, above 0.
+        lead_times: N whole numbers of periods, at least 1.
+        penalty: of a unit of back-orders a period, above 0.
 
     Raises:
-        ValueError: other shapes, too few periods, a cost at or below 0, a lead time below 1.
+        ValueError: other shapes; too few periods; a cost that is not above 0; a lead time that is
+            not a whole number of at least 1.
 
     >>> chain = {"holding": [2, 1], "lead_times": [1, 2], "penalty": 9}
     >>> out = simulate_serial([10, 15], np.full((1, 6), 4.0), **chain)
@@ -81,11 +88,12 @@ def simulate_serial(
     start = sum(lead_times)
     if demand.ndim != 2 or demand.shape[1] <= start:
         raise ValueError(
-            f"demand: shape {demand.shape} found, (paths, over {start} periods) wanted"
+            f"demand must have shape (paths, periods), more than {start} periods (the sum of "
+            f"lead_times), got {demand.shape}"
         )
     levels = jnp.asarray(levels, jnp.float32)
     if levels.shape != h.shape:
-        raise ValueError(f"levels: shape {levels.shape} found, {h.shape} wanted")
+        raise ValueError(f"levels must have shape {h.shape}, as holding, got {levels.shape}")
     return _simulate(levels, demand, jnp.asarray(h, jnp.float32), penalty, lead_times)
 
 
@@ -116,18 +124,18 @@ def fit_serial(
     steps: int = 500,
     learning_rate: float = 0.1,
 ) -> Array:
-    """Echelon base-stock levels by the gradient of the mean cost of simulated or past demand.
+    """Fit echelon base-stock levels by gradient descent on the mean cost of given demand.
 
-    Adam from the mean demand of the lead times below each stage, with a cosine to 0. No
-    distribution is assumed. With many more periods than levels the cost of other demand is nearly
-    that of this one.
+    Adam, with a cosine schedule to 0, starts from the mean demand over the lead times of each stage
+    and those below. No distribution is assumed. With many more periods than levels, the cost for
+    other demand of the same kind is nearly the same.
 
     Args:
-        demand: (B, T), see `simulate_serial` for this and the others.
-        holding: (N,).
-        lead_times: N.
-        penalty: above 0.
-        steps: of Adam, each over all of the demand.
+        demand: (B, T), of B paths, T above sum(lead_times).
+        holding: (N,), echelon holding costs, above 0.
+        lead_times: N whole numbers of periods, at least 1.
+        penalty: of a unit of back-orders a period, above 0.
+        steps: of Adam, each over all demand.
         learning_rate: of the first step, in standard deviations of one period's demand.
 
     Returns:
@@ -143,7 +151,7 @@ def fit_serial(
     checks.finite(demand=demand)
     demand = jnp.asarray(demand, jnp.float32)
     first = jnp.asarray(np.cumsum(lead_times), jnp.float32) * demand.mean()
-    # what is wrong with the arguments is said here
+    # raises what is wrong with the arguments
     simulate_serial(first, demand, holding=holding, lead_times=lead_times, penalty=penalty)
     h, lead_times = _checked(holding, lead_times, penalty)
     costs = jnp.asarray(h, jnp.float32), penalty
@@ -185,23 +193,23 @@ def optimal_serial(
     penalty: float,
     points: int = 4000,
 ) -> SerialOptimum:
-    """The optimum for independent normal demand, by the recursion of Clark and Scarf.
+    """The best levels for independent normal demand, by the recursion of Clark and Scarf.
 
-    With D_i the demand of stage i's lead time and g_0 of the customers (p is penalty + sum h)
+    With D_i the demand over stage i's lead time and p = penalty + sum h
 
         g_i(y) = E[h_i (y - D_i) + g_{i-1}(min(S_{i-1}, y - D_i))], S_i = argmin g_i,
 
-    and first g_0(y) = h_0 (y - E D_0) + p E[(D_0 - y)^+] in closed form (Clark and Scarf 1960,
-    Optimal Policies for a Multi-Echelon Inventory Problem; Chen and Zheng 1994). The means are
-    trapezoid sums in float64 on a grid on which each g is linear at both ends.
+    where g_0(y) = h_0 (y - E D_0) + p E[(D_0 - y)^+] has a closed form (Clark and Scarf 1960,
+    Optimal Policies for a Multi-Echelon Inventory Problem; Chen and Zheng 1994). Expectations are
+    trapezoid sums in float64, on a grid beyond whose ends each g is linear.
 
     Args:
         mean: of a period's demand.
-        sd: of a period's demand, above 0.
-        holding: (N,) echelon costs; stage 0 is next to the customers.
-        lead_times: N whole numbers, 1 up.
+        sd: standard deviation of a period's demand, above 0.
+        holding: (N,), echelon holding costs, stage 0 first, which is next to the customers.
+        lead_times: N whole numbers of periods, at least 1.
         penalty: above 0.
-        points: of the grid, on either side of the mean.
+        points: of the grid on each side of the mean.
 
     Raises:
         ValueError: as `simulate_serial`.
@@ -229,7 +237,7 @@ def optimal_serial(
             held = np.interp(np.minimum(x, levels[-1] - below), x, g) + rate * (x + below)
             side = int(8 * spread / step) + 1
             weights = np.exp(-((np.arange(-side, side + 1) * step / spread) ** 2) / 2)
-            # odd reflection at the ends is the straight line that g is there
+            # beyond its ends g is a straight line, as odd reflection makes it
             wide = np.pad(held, side, mode="reflect", reflect_type="odd")
             g = np.convolve(wide, weights / weights.sum(), "valid")
         below += lead * mean
@@ -238,7 +246,7 @@ def optimal_serial(
 
 
 def _lowest(x: np.ndarray, g: np.ndarray) -> float:
-    """Where the parabola through the lowest point and its neighbours is lowest."""
+    """The minimum of the parabola through the lowest point and its neighbours."""
     i = int(np.clip(np.argmin(g), 1, len(g) - 2))
     left, middle, right = g[i - 1 : i + 2]
     bend = left - 2 * middle + right
@@ -253,9 +261,11 @@ def _checked(
     leads = tuple(int(lead) for lead in lead_times)
     if h.ndim != 1 or len(h) == 0 or len(leads) != len(h):
         raise ValueError(
-            f"holding, lead_times: shape {h.shape} and {len(leads)} values found, as many of both "
-            "as there are stages wanted"
+            "holding and lead_times must have one number for each stage, got shape "
+            f"{h.shape} and {len(leads)} numbers"
         )
     if min(leads) < 1 or leads != tuple(lead_times):
-        raise ValueError(f"lead_times: {tuple(lead_times)} found, whole periods, 1 up, wanted")
+        raise ValueError(
+            f"lead_times must be whole numbers of periods, at least 1, got {tuple(lead_times)}"
+        )
     return h, leads

@@ -1,4 +1,4 @@
-"""What to learn for decisions: ordering policies, by the cost of the orders."""
+"""The task of learning an ordering policy from the cost of its orders."""
 
 from typing import Any
 
@@ -25,39 +25,47 @@ from jaxops.task import (
 Array = jax.Array
 
 
-@recorded
-def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Task:
-    """End to end: a network from features to levels, trained on the money that its orders cost.
+@recorded(formerly={"network": "module"})
+def ordering(module: Any, lead_time: int = 0, back_orders: bool = False) -> Task:
+    """Learn levels to order up to from features, end to end: the loss is the cost of the orders.
 
-    The loss of an item is the mean cost of a period that `simulate` finds for `order_up_to` with
-    levels scale * network(features); its gradient goes through all periods. Fit it with `jo.fit`;
-    `predict` gives the levels (B, T). Where an order has a fixed cost one should not order every
-    period: `LevelNetwork(reorder=True)` learns S and S - s, (B, T, 2), for `reorder_each`. Whether
-    it orders has the gradient of sigmoid((s - position) / w), with w a quarter of `scale`. Such
-    gradients are wild: clip them (`optax.clip_by_global_norm(0.1)`) and let the rate fall. Tried
-    with a constant rate of .02 and no clipping, two seeds of three ended in hardly ever ordering,
-    at 7 and 12 times the cost of the best (s, S); clipped all of five came within 4.3 % of it.
+    The loss of an item is its mean cost a period in `simulate` under `order_up_to` with the levels
+    scale * module(features); the gradient goes through all periods. Train it with `jo.fit`;
+    `predict` gives the levels (B, T). Where an order has a fixed cost, ordering in every period is
+    not optimal: `LevelNetwork(reorder=True)` learns S and S - s, (B, T, 2), for `reorder_each`.
+    Whether to order then has the gradient of sigmoid((s - position) / w), w a quarter of `scale`.
+    These gradients have a large variance: clip them (`optax.clip_by_global_norm(0.1)`) and let the
+    learning rate decay. With a constant rate of 0.02 and no clipping, two seeds of three ended with
+    hardly any orders, at 7 and 12 times the cost of the best (s, S); with clipping, five seeds of
+    five came within 4.3 % of it.
 
-    Columns: demand (T,), features (T, F) known at the start of each period, `scale` (the item's
-    usual demand in L + 1 periods, say: levels are in units of it), stock at the start, and
-    holding, shortage, fixed and price, as `Costs.columns` gives them.
+    Columns: `demand` (T,); `features` (T, F), known at the start of each period; `scale`, the unit
+    of the levels, such as the item's mean demand over lead_time + 1 periods; `stock` at the start;
+    and `holding`, `shortage`, `fixed` and `price`, as `Costs.columns` gives them.
 
     Args:
-        network: a Flax module, features (B, T, F) -> (B, T) or (B, T, 2); such as `LevelNetwork()`.
-        lead_time: periods, as in `simulate`.
-        back_orders: as in `simulate`.
+        module: a Flax module, features (B, T, F) -> (B, T) or (B, T, 2), such as `LevelNetwork()`.
+        lead_time: periods until an order arrives, a whole number.
+        back_orders: whether unmet demand is back-ordered; else it is lost.
 
+    Returns:
+        A task; its predictions are levels in units, (B, T), or S and S - s, (B, T, 2).
+
+    Raises:
+        ValueError: a lead time that is not a whole number of at least 0.
+
+    >>> from jaxops.decide import LevelNetwork
     >>> ordering(LevelNetwork(), lead_time=1).columns[0].name
     'demand'
     """
     checks.whole(lead_time=lead_time)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        return network.init(key, batch["features"])["params"], {}
+        return module.init(key, batch["features"])["params"], {}
 
     def levels(params: Params, batch: Batch) -> Array:
-        found = network.apply({"params": params}, batch["features"])
-        return found * batch["scale"].reshape(-1, *[1] * (found.ndim - 1))
+        outputs = module.apply({"params": params}, batch["features"])
+        return outputs * batch["scale"].reshape(-1, *[1] * (outputs.ndim - 1))
 
     def loss(
         params: Params, extra: Extra, batch: Batch, key: Key, train: bool
@@ -81,7 +89,7 @@ def ordering(network: Any, lead_time: int = 0, back_orders: bool = False) -> Tas
 
 
 def _cost(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Array:
-    """(B, T), with the gradients to learn `levels` (B, T), or (B, T, 2), by."""
+    """Cost of each period, (B, T), differentiable in `levels`, (B, T) or (B, T, 2)."""
     softness = jnp.where(batch["scale"] > 0, batch["scale"] / 4, 1)  # padding has a scale of 0
     played = simulate(
         order_up_to if levels.ndim == 2 else reorder_each,
@@ -96,7 +104,7 @@ def _cost(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Arr
     )
     if levels.ndim == 2:
         return played.cost
-    # of a step in whether one orders, not in how much: as `reorder` passes it on
+    # the gradient of whether to order, not of how much, as in `reorder`
     left = batch["demand"] if back_orders else played.sales
     change = jnp.cumsum(played.orders - left, 1) - played.orders + left
     position = batch["stock"][:, None] + change

@@ -6,17 +6,7 @@ from jaxops.forecast.classical.baseline import Baseline
 from jaxops.forecast.classical.ets import DAMPED, FORMS, Fit, exponential_smoothing, fit_smoothing
 from jaxops.forecast.classical.naive import drift, repeat_last, right_aligned, seasonal_naive
 from jaxops.forecast.classical.theta import naive2, theta_method
-from jaxops.forecast.conformal import (
-    Adaptive,
-    Bounds,
-    Conformal,
-    adaptive,
-    calibrated,
-    conformal_quantiles,
-    margin,
-    quantile_scores,
-    split_conformal,
-)
+from jaxops.forecast.conformal import Conformal, calibrated
 from jaxops.forecast.data.dates import calendar
 from jaxops.forecast.data.future import future_covariates
 from jaxops.forecast.data.reading import series
@@ -27,9 +17,7 @@ from jaxops.forecast.data.windows import (
     Split,
     Windows,
     backtest,
-    check_windows,
     cut,
-    gather,
     origins,
     padded,
     split,
@@ -38,6 +26,7 @@ from jaxops.forecast.data.windows import (
 )
 from jaxops.forecast.effects import Effects, effect, log_linear
 from jaxops.forecast.ensembles import Ensemble, stacking
+from jaxops.forecast.evaluation import Evaluation, compare, score, table
 from jaxops.forecast.inference import (
     Forecast,
     Forecaster,
@@ -48,8 +37,6 @@ from jaxops.forecast.inference import (
     save,
 )
 from jaxops.forecast.metrics import (
-    Evaluation,
-    compare,
     coverage,
     crps_normal,
     crps_quantiles,
@@ -60,10 +47,8 @@ from jaxops.forecast.metrics import (
     owa,
     pinball,
     rmse,
-    score,
     seasonal_scale,
     smape,
-    table,
     width,
 )
 from jaxops.forecast.models.distributions import (
@@ -82,6 +67,15 @@ from jaxops.forecast.models.outputs import Output, Point, Quantiles
 from jaxops.forecast.models.patch import ITransformer, PatchTST
 from jaxops.forecast.models.recurrent import Recurrent
 from jaxops.forecast.tasks import direct
+from jaxops.trust.conformal import (
+    Adaptive,
+    Bounds,
+    adaptive,
+    conformal_quantiles,
+    margin,
+    quantile_scores,
+    split_conformal,
+)
 from jaxops.trust.intervals import block_interval
 
 __all__ = [
@@ -131,7 +125,6 @@ __all__ = [
     "block_interval",
     "calendar",
     "calibrated",
-    "check_windows",
     "compare",
     "conformal_quantiles",
     "coverage",
@@ -148,7 +141,6 @@ __all__ = [
     "forecaster",
     "from_arrays",
     "future_covariates",
-    "gather",
     "historical_forecasts",
     "history",
     "load",

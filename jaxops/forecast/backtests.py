@@ -1,4 +1,4 @@
-"""What a model would have said at each origin of a backtest."""
+"""Forecasts that a model would have made at each origin of a backtest."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from jaxops.forecast.data.windows import Windows, check_windows
 from jaxops.forecast.inference import forecast
 
 AT_ONCE = 2**25
-"""Numbers of histories that are copied at once."""
+"""Numbers of histories that are copied in one go."""
 
 
 def history(series: Series, windows: Windows, context: int | None = None) -> Series:
-    """Each window's series as it was known at its origin, W series, ids repeated.
+    """Each window's series up to its origin, as W series; ids repeat.
 
     Args:
         series: all rows.
-        windows: W of them.
+        windows: W of them, as `origins` makes them.
         context: rows before the origin; all by default.
 
     >>> from jaxops.forecast import from_arrays
@@ -26,14 +26,14 @@ def history(series: Series, windows: Windows, context: int | None = None) -> Ser
     >>> history(from_arrays(["a"], [[5, 6, 7, 8]]), windows, 2).values[:, 0].tolist()
     [5.0, 6.0, 6.0, 7.0]
     """
-    of, origin = windows["series"], windows["origin"].astype(np.int64)
-    begin = series.offsets[of]
+    number, origin = windows["series"], windows["origin"].astype(np.int64)
+    begin = series.offsets[number]
     first = begin if context is None else np.maximum(begin, origin - context)
-    return taken(series, of, first, origin)
+    return taken(series, number, first, origin)
 
 
 class Backtest(NamedTuple):
-    """Forecasts of W windows, and what came.
+    """Forecasts of W windows, and their targets.
 
     Attributes:
         mean: float32 (W, H, C).
@@ -54,66 +54,73 @@ def historical_forecasts(
     levels: Sequence[float] = (),
     context: int | None = None,
 ) -> Backtest:
-    """Ask any model at each window's origin, with nothing of the values behind it.
+    """Forecast with any model at each window's origin, from the values before it only.
 
-    A network that lies in a task is asked faster by `jaxops.predict(task, state, windows)`.
+    For a module in a task `jaxops.predict(task, state, windows)` is faster.
 
     Args:
         model: see `forecast`.
         series: all rows, with the targets.
-        windows: as `origins` or `backtest` makes them for this horizon.
-        horizon: H.
-        levels: of quantiles.
-        context: rows that the model is given; all before the origin by default.
+        windows: W of them, as `origins` or `backtest` makes them for this horizon.
+        horizon: H, steps.
+        levels: of the Q quantiles.
+        context: rows before the origin that the model gets; all by default.
 
     Raises:
-        ValueError: a window whose target, or whose one row before it, is not in its series, which
-            is named; no windows; else as `forecast`.
+        ValueError: a window whose target, or whose row before the origin, is not in its series,
+            which is named; no windows; else as `forecast`.
+
+    >>> from jaxops.forecast import Baseline, from_arrays
+    >>> windows = {"series": np.array([0, 0]), "origin": np.array([2, 3])}
+    >>> series = from_arrays(["a"], [[5, 6, 7, 8]])
+    >>> test = historical_forecasts(Baseline("repeat_last"), series, windows, 1)
+    >>> test.mean.ravel().tolist(), test.target.ravel().tolist()
+    ([6.0, 7.0], [7.0, 8.0])
     """
     parts = []
-    for before, future in asked(model, series, windows, horizon, context):
-        found = forecast(model, before, horizon, future, levels)
-        parts.append((found.mean, found.quantiles))
+    for before, future in histories(model, series, windows, horizon, context):
+        answer = forecast(model, before, horizon, future, levels)
+        parts.append((answer.mean, answer.quantiles))
     mean, quantiles = (np.concatenate(x) for x in zip(*parts, strict=True))
     return Backtest(mean, quantiles, targets(series, windows, horizon))
 
 
 def targets(series: Series, windows: Windows, horizon: int) -> np.ndarray:
-    """What came, (W, H, C)."""
+    """The values of each window's target, (W, H, C)."""
     return series.values[windows["origin"][:, None] + np.arange(horizon)]
 
 
-def asked(
+def histories(
     model: Any, series: Series, windows: Windows, horizon: int, context: int | None
 ) -> Iterator[tuple[Series, np.ndarray]]:
-    """The windows' histories and known covariates to come, as many at once as memory should hold.
+    """The windows' histories and known covariates to come, in parts that fit into memory.
 
-    A network wants the covariates of all its horizon, of which the first steps may tell too.
+    A module needs the covariates of its whole horizon, also to forecast fewer steps.
     """
     if len(windows["origin"]) == 0:
-        raise ValueError("windows: none found, at least 1 wanted")
+        raise ValueError("windows must be at least 1, got none")
     steps = max(horizon, reach(model)) if series.known_names else horizon
     try:
-        check_windows(series, windows, 1, steps)
+        check_windows(series.ids, series.offsets, windows, 1, steps)
     except ValueError as error:
         if steps == horizon:
             raise
         raise ValueError(
-            f"horizon: {horizon} found; the model wants the known covariates of {steps} steps, so "
-            f"windows of that horizon are wanted: {error}"
+            f"windows must be of horizon {steps}, since the model needs the known covariates of so "
+            f"many steps, got horizon {horizon}: {error}"
         ) from None
-    given = windows["origin"] - series.offsets[windows["series"]]
-    widest = int(min(given.max(), context or given.max()))
+    rows = windows["origin"] - series.offsets[windows["series"]]
+    longest = int(min(rows.max(), context or rows.max()))
     numbers = sum(table.shape[1] for table in (series.values, series.known, series.past))
-    size = max(1, AT_ONCE // (widest * numbers))
-    for start in range(0, len(given), size):
+    size = max(1, AT_ONCE // (longest * numbers))
+    for start in range(0, len(rows), size):
         few = {name: column[start : start + size] for name, column in windows.items()}
         future = series.known[few["origin"][:, None] + np.arange(steps)]
         yield history(series, few, context), future
 
 
 def reach(model: Any) -> int:
-    """Steps that a model wants known covariates of: the longest horizon of its networks, or 0."""
-    network = getattr(model, "network", None)
+    """Steps that a model needs known covariates of: the longest horizon of its modules, or 0."""
+    module = getattr(model, "module", None)
     within = (*getattr(model, "members", ()), *([model.model] if hasattr(model, "model") else []))
-    return max([0 if network is None else network.horizon, *map(reach, within)])
+    return max([0 if module is None else module.horizon, *map(reach, within)])

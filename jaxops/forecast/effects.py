@@ -1,13 +1,13 @@
-"""What a promotion or a price does to demand: log-linear regression over many series.
+"""The effect of promotions and prices on demand: log-linear regression over many series.
 
     E[sales of series s at t] = exp(level_s + x_st . coefficients)
 
-fitted by Poisson likelihood, the levels solved for in closed form. All that it takes of the Poisson
-is this mean: sales that vary more (negative binomial), or that hang together over time within
-their series, leave the estimate consistent, and its interval is by series, which may each be as
-they like. What it does take: that x has whatever moves both sales and promotions (a promotion is
-placed in high season: without columns of the season, the season's sales are counted as its
-effect), and that series do not share shocks which x lacks; then intervals are too narrow.
+fitted by Poisson likelihood, with the levels solved for in closed form. Only this mean is assumed:
+the estimate is consistent for sales with more variance than Poisson, and for sales correlated over
+time within a series, and its interval is by series, each of which may have its own variance. Two
+more things are assumed. x has to contain whatever moves both sales and promotions: if promotions
+are placed in high season and x has no columns of the season, the sales of the season are counted
+as their effect. And series must not share shocks that x lacks; else intervals are too narrow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ class Effects:
 
     Attributes:
         names: of the K columns.
-        coefficients: (K,), the change of log demand with each.
-        by_series: (S, K), jackknife values: each series' part, whose mean is `coefficients`, and
-            whose spread is what another draw of series would change.
-        level: (S,), log demand of each series where all columns are 0.
+        coefficients: float64 (K,), the change of log demand with each column.
+        by_series: float64 (S, K), jackknife values of each series; their mean is `coefficients`,
+            and their spread gives the sampling error over series.
+        level: float64 (S,), log demand of each series where all columns are 0.
     """
 
     names: tuple[str, ...]
@@ -53,14 +53,14 @@ def log_linear(
 
     Args:
         series: values are sales, 0 or more; `known` has promotions, log prices, calendar columns.
-        channel: which channel are the sales; may be left out where there is one.
+        channel: the name of the sales; may be None for series of one channel.
         columns: of `known`; all by default.
 
     Raises:
-        ValueError: a name that is none; sales that are negative or not finite; covariates that are
-            not finite; a series that sold nothing; fewer than two series; a column that is
-            constant within every series, or a combination of others; a fit that does not converge,
-            as where a column's presence always means sales of 0.
+        ValueError: an unknown name; sales that are negative or not finite; covariates that are not
+            finite; a series without sales; fewer than two series; a column that is constant within
+            every series, or a linear combination of others; a fit that does not converge, as where
+            sales are always 0 when a column is set.
 
     References:
         Hausman, Hall and Griliches 1984, Econometrica 52 (the fixed effects); Wooldridge 1999,
@@ -74,8 +74,8 @@ def log_linear(
     >>> sales = rng.poisson(np.exp(rng.normal(2, 1, (20, 1)) + 0.4 * promotion))
     >>> log = from_arrays(np.arange(20), sales)
     >>> fitted = log_linear(replace(log, known=promotion.reshape(-1, 1), known_names=("on",)))
-    >>> found = effect(fitted, {"on": 1})
-    >>> found.low < 0.4 < found.high
+    >>> interval = effect(fitted, {"on": 1})
+    >>> interval.low < 0.4 < interval.high
     True
     """
     names, sales, x, index = _read(series, channel, columns)
@@ -89,8 +89,9 @@ def log_linear(
     coefficients, left_out, level, step = (np.asarray(a, np.float64) for a in fit)
     if not np.isfinite(coefficients).all() or step > 1e-3:
         raise ValueError(
-            f"columns: no finite coefficients of {list(names)} fit best; a column's presence that "
-            "always means sales of 0 does that, and so do columns that nearly add up to others"
+            f"columns must have finite best coefficients, got {list(names)}, whose fit does not "
+            "converge; a column with sales of 0 wherever it is set causes that, and so do columns "
+            "that are nearly a combination of others"
         )
     count = len(level)
     values = count * coefficients[None] - (count - 1) * left_out
@@ -99,31 +100,40 @@ def log_linear(
     return Effects(names, coefficients / size, values / size[None], level)
 
 
-def effect(fitted: Effects, change: Mapping[str, float], level: float = 0.95) -> Interval:
-    """The change of log demand that a change of columns makes, others held fixed.
+def effect(fitted: Effects, change: Mapping[str, float], coverage: float = 0.95) -> Interval:
+    """The change of log demand with a change of columns, all others held fixed.
 
-    `np.expm1` of its mean and bounds is the share by which demand rises. Of log price 1 it is the
-    elasticity. The interval is Student's with S - 1 degrees of freedom about the jackknife values
-    of the series. In simulation (sizes of series lognormal, shocks that last a week) those of 95 %
-    held the truth in 92.7 % of 400 worlds of 30 series, and 94.3 % of 100 series; the BCa bootstrap
-    of the same values in 88 and 92 %, for a few large series decide.
+    `np.expm1` of its mean and bounds is the relative change of demand. For a change of 1 in log
+    price it is the price elasticity. The interval is Student's t with S - 1 degrees of freedom,
+    from the jackknife values of the series. In simulation (lognormal sizes of series, shocks that
+    last a week) 95 % intervals covered the truth in 92.7 % of 400 data sets of 30 series, and in
+    94.3 % with 100 series; the BCa bootstrap of the same values in 88 and 92 %, since a few large
+    series dominate.
 
     Args:
         fitted: by `log_linear`.
         change: column -> by how much it changes, such as {"promotion": 1, "log_price": -0.2}.
-        level: of confidence.
+        coverage: of the confidence interval.
+
+    Returns:
+        The mean and its bounds.
 
     Raises:
-        ValueError: a column that was not fitted, or none; a level outside 0 to 1.
+        ValueError: no column, or one that was not fitted; a coverage outside (0, 1).
+
+    >>> by_series = np.array([[0.3], [0.4], [0.5]])
+    >>> fitted = Effects(("promotion",), by_series.mean(0), by_series, np.zeros(3))
+    >>> print(effect(fitted, {"promotion": 1}))
+    0.4000 [0.1516, 0.6484]
     """
     odd = set(change) - set(fitted.names)
     if odd or not change:
-        raise ValueError(f"change: found {sorted(change)}, wanted some of {list(fitted.names)}")
+        raise ValueError(f"change must have some of {list(fitted.names)}, got {sorted(change)}")
     direction = np.array([change.get(name, 0.0) for name in fitted.names])
-    if not 0 < level < 1:
-        raise ValueError(f"level: found {level}, wanted 0 to 1")
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage must be in (0, 1), got {coverage}")
     values = fitted.by_series @ direction
-    half = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, (1 + coverage) / 2) * values.std(ddof=1) / np.sqrt(len(values))
     mean = float(values.mean())
     return Interval(mean, mean - float(half), mean + float(half))
 
@@ -138,14 +148,14 @@ def _fit(x: Array, sales: Array, index: Array, count: int) -> tuple[Array, Array
     sold = sums(sales)
 
     def rates(beta: Array) -> tuple[Array, Array]:
-        """Expected sales, their sum in each series being that of the sales; and the levels."""
+        """Expected sales, with the same sum in each series as the sales; and the levels."""
         score = dot(x, beta)
         top = jax.ops.segment_max(score, index, count, indices_are_sorted=True)
         level = jnp.log(sold) - top - jnp.log(sums(jnp.exp(score - top[index])))
         return jnp.exp(score + level[index]), level
 
     def derivatives(beta: Array) -> tuple[Array, Array]:
-        """Of each series' log likelihood: (S, K), and minus the second, (S, K, K)."""
+        """Of each series' log likelihood: the gradient (S, K), and minus the Hessian (S, K, K)."""
         mu, _ = rates(beta)
         mean = sums(mu[:, None] * x) / sold[:, None]
         inner = x - mean[index]
@@ -158,7 +168,7 @@ def _fit(x: Array, sales: Array, index: Array, count: int) -> tuple[Array, Array
         beta, _, steps = state
         score, second = derivatives(beta)
         step = jnp.linalg.solve(second.sum(0), score.sum(0))
-        # far from the best the quadratic is wrong: no step changes a rate more than e-fold
+        # far from the optimum the quadratic is wrong: no step changes a rate more than e-fold
         step = step / jnp.maximum(1, jnp.abs(dot(x, step)).max())
         return beta + step, jnp.abs(step).max(), steps + 1
 
@@ -168,7 +178,7 @@ def _fit(x: Array, sales: Array, index: Array, count: int) -> tuple[Array, Array
         (jnp.zeros(x.shape[1]), jnp.float32(jnp.inf), 0),
     )
     score, second = derivatives(beta)
-    # without series s the best is one Newton step away
+    # the optimum without series s is one Newton step away
     without = second.sum(0)[None] - second
     left_out = (
         beta[None] + jnp.linalg.solve(without, (score.sum(0)[None] - score)[..., None])[..., 0]
@@ -181,40 +191,43 @@ def _read(
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
     """Names; sales (R,), covariates (R, K), float64; and each row's series, (R,)."""
     if channel is None and len(series.channels) != 1:
-        raise ValueError(f"channel: left out, wanted one of {list(series.channels)}")
+        raise ValueError(f"channel must be one of {list(series.channels)}, got None")
     channel = series.channels[0] if channel is None else channel
     if channel not in series.channels:
-        raise ValueError(f"channel: found {channel!r}, wanted one of {list(series.channels)}")
+        raise ValueError(f"channel must be one of {list(series.channels)}, got {channel!r}")
     names = tuple(series.known_names if columns is None else columns)
     odd = [name for name in names if name not in series.known_names]
     if odd or not names:
-        raise ValueError(f"columns: found {list(names)}, wanted some of {list(series.known_names)}")
+        raise ValueError(f"columns must be some of {list(series.known_names)}, got {list(names)}")
     sales = series.values[:, series.channels.index(channel)].astype(np.float64)
     x = series.known[:, [series.known_names.index(name) for name in names]].astype(np.float64)
     index = series.index()
     if len(series) < 2:
-        raise ValueError(f"series: found {len(series)}, wanted two or more, for the interval")
+        raise ValueError(f"series must be at least 2, for the interval, got {len(series)}")
     for name, rows in ((channel, sales), *zip(names, x.T, strict=True)):
         bad = ~np.isfinite(rows) | ((rows < 0) if rows is sales else False)
         if bad.any():
             row = int(bad.argmax())
-            wanted = "0 or more" if rows is sales else "a finite number"
-            where = f"row {row}, series {series.ids[index[row]]}"
-            raise ValueError(f"{name}: found {rows[row]} in {where}, wanted {wanted}")
+            condition = "finite and at least 0" if rows is sales else "finite"
+            where = f"row {row} (series {str(series.ids[index[row]])!r})"
+            raise ValueError(f"{name} must be {condition}, got {rows[row]} in {where}")
     sold = np.bincount(index, sales, len(series))
     if not (sold > 0).all():
         raise ValueError(
-            f"{channel}: series {series.ids[sold.argmin()]} sold nothing; leave it out"
+            f"{channel} must have sales in each series, got none in series "
+            f"{str(series.ids[sold.argmin()])!r}; leave it out"
         )
     means = np.stack([np.bincount(index, column) for column in x.T], 1) / series.lengths[:, None]
     inner = x - means[index]
     constant = [name for name, c in zip(names, inner.T, strict=True) if np.ptp(c) < 1e-6]
     if constant:
-        raise ValueError(f"columns: {constant[0]} does not change within any series; leave it out")
+        raise ValueError(
+            f"columns must vary within some series, got {constant[0]!r} constant; leave it out"
+        )
     rank = np.linalg.matrix_rank(inner / inner.std(0)[None], tol=1e-5 * np.sqrt(len(x)))
     if rank < len(names):
         raise ValueError(
-            f"columns: {list(names)} are {rank} different ones, others are sums of these within "
-            "every series (as all seven days of the week are); leave some out"
+            f"columns must be linearly independent within series, got {list(names)} of rank {rank} "
+            "(all seven days of the week add up to a constant, for one); leave some out"
         )
     return names, sales, x, index

@@ -1,4 +1,4 @@
-"""Several models as one: an average of their forecasts, with weights chosen by validation."""
+"""Ensembles: a weighted average of forecasts, with weights chosen on validation windows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +11,20 @@ from jaxops.forecast.data.series import Series
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """The weighted mean of what its members say; quantiles are averaged level by level.
+    """The weighted mean of its members' forecasts; quantiles are averaged level by level.
 
     Attributes:
         members: M models, see `forecast`.
-        weights: M numbers, not negative, whose sum is 1; all alike by default.
+        weights: M numbers of at least 0 with sum 1; equal by default.
 
     Raises:
-        ValueError: other weights; of `forecast` without a horizon, members whose horizons differ.
+        ValueError: no members, or other weights; in `forecast` without a horizon, members of
+            different horizons.
+
+    >>> from jaxops.forecast import Baseline, forecast, from_arrays
+    >>> both = Ensemble((Baseline("repeat_last"), Baseline("drift")))
+    >>> forecast(both, from_arrays(["a"], [[1, 2, 3]]), 2, levels=()).mean.ravel().tolist()
+    [3.5, 4.0]
     """
 
     members: tuple[Any, ...]
@@ -26,19 +32,20 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         if not self.members:
-            raise ValueError("members: none found, at least 1 wanted")
+            raise ValueError("members must be at least 1 model, got none")
         if not self.weights:
             object.__setattr__(self, "weights", (1 / len(self.members),) * len(self.members))
-        found = np.asarray(self.weights)
-        fits = len(found) == len(self.members) and (found >= 0).all()
-        if not fits or not abs(found.sum() - 1) <= 1e-3:  # so NaN is refused
+        weights = np.asarray(self.weights)
+        fits = len(weights) == len(self.members) and (weights >= 0).all()
+        if not fits or not abs(weights.sum() - 1) <= 1e-3:  # so NaN is refused
             raise ValueError(
-                f"weights: {self.weights} found, {len(self.members)} from 0 up with sum 1 wanted"
+                f"weights must be {len(self.members)} numbers of at least 0 with sum 1, got "
+                f"{self.weights}"
             )
 
     @property
     def has_quantiles(self) -> bool:
-        """Whether all members have some."""
+        """Whether all members have quantiles."""
         return all(getattr(member, "has_quantiles", True) for member in self.members)
 
     def answer(
@@ -57,40 +64,47 @@ class Ensemble:
         steps = sorted({part[0].shape[1] for part in parts})
         if len(steps) > 1:
             raise ValueError(
-                f"horizon: None found, a number up to {steps[0]} wanted: the members' are {steps}"
+                f"horizon must be a number of at most {steps[0]}, as the members' horizons are "
+                f"{steps}, got None"
             )
         mean, quantiles = (sum(part) for part in zip(*parts, strict=True))
         return mean, quantiles
 
 
 def stacking(forecasts: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
-    """The weights whose ensemble has the least squared error: at least 0, with sum 1.
+    """The ensemble weights of the least squared error: at least 0, with sum 1.
 
-    Breiman 1996, Stacked regressions, doi:10.1007/BF00117832. On the rows that chose the weights
-    the ensemble is at least as good as its best member; so take rows that no member has learned
-    from, and others to say how good it is.
+    On the rows that chose the weights the ensemble is at least as good as its best member. So
+    choose them on rows that no member has learned from, and evaluate the ensemble on others.
 
     Args:
-        forecasts: (M, ...) of M models, for the validation windows.
-        target: (...), what came.
+        forecasts: (M, ...), of M models for the validation windows.
+        target: (...), the values that were observed.
+
+    Returns:
+        M weights, for `Ensemble`.
 
     Raises:
         ValueError: other shapes, or numbers that are not finite.
+
+    References:
+        Breiman 1996, Stacked regressions, doi:10.1007/BF00117832.
 
     >>> truth = np.array([1.0, 2.0, 3.0])
     >>> stacking(np.stack([truth + [1, -1, 1], truth - [1, -1, 1]]), truth)
     (0.5, 0.5)
     """
     if not np.isfinite(target).all():
-        raise ValueError(f"target: {(~np.isfinite(target)).sum()} numbers not finite, 0 wanted")
+        bad = (~np.isfinite(target)).sum()
+        raise ValueError(f"target must be finite, got {bad:,} numbers that are not")
     if forecasts.shape[1:] != target.shape or not np.isfinite(forecasts).all():
         raise ValueError(
-            f"forecasts: {forecasts.shape} found, (M, {', '.join(map(str, target.shape))}) wanted, "
-            "all finite"
+            f"forecasts must be finite, of shape (M, {', '.join(map(str, target.shape))}), got "
+            f"shape {forecasts.shape} and {(~np.isfinite(forecasts)).sum():,} numbers not finite"
         )
     errors = (forecasts - target[None]).reshape(len(forecasts), -1).astype(np.float64)
     gram = errors @ errors.T / errors.shape[1]
-    # w' G w under sum w = 1, w >= 0: as non-negative least squares, the sum being a heavy row
+    # min w' G w with sum w = 1 and w >= 0: non-negative least squares, with a heavy row for the sum
     values, vectors = np.linalg.eigh(gram)
     root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
     heavy = 1e4 * max(float(np.sqrt(np.trace(gram))), 1e-30)

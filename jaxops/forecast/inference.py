@@ -1,4 +1,4 @@
-"""What is asked of every model that is ready to forecast: `forecast`, for any series."""
+"""Forecasts of trained models for any series, and the file of such a model."""
 
 import functools
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops._shapes import next_power_of_two
 from jaxops.forecast.data.scales import Scaling
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.models.inputs import Inputs
@@ -21,18 +22,18 @@ from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
 
 AT_ONCE = 2**22
-"""Numbers that go into one call of the device and come out of it, about."""
+"""About how many numbers go into one call of the device and come out of it."""
 NAMED = ("channels", "known_names", "past_names", "static_names")
 
 
 class Forecast(NamedTuple):
-    """What will come, for S series.
+    """A forecast of S series.
 
     Attributes:
         ids: (S,), of the series.
         times: (S, H), of the steps; datetime64[s], or int64 where time is a count.
-        mean: float32 (S, H, C).
-        levels: Q quantiles.
+        mean: float32 (S, H, C), in the series' own units, as are the quantiles.
+        levels: of the Q quantiles.
         quantiles: float32 (S, H, C, Q).
     """
 
@@ -44,7 +45,7 @@ class Forecast(NamedTuple):
 
 
 class Model(Protocol):
-    """What can forecast: `Forecaster`, `Baseline`, `Conformal`, `Ensemble`."""
+    """Anything that can forecast: `Forecaster`, `Baseline`, `Conformal`, `Ensemble`."""
 
     def answer(
         self,
@@ -63,47 +64,55 @@ def forecast(
     future: np.ndarray | None = None,
     levels: Sequence[float] = (0.1, 0.5, 0.9),
 ) -> Forecast:
-    """What comes after the end of each series, whether it was in training or not.
+    """Forecast the steps after the end of each series, whether it was in training or not.
 
     Args:
-        model: a `Forecaster`, or another with its `answer`.
-        history: as it is known at the moment of the forecast.
-        horizon: steps; all that the model has by default, at most these.
+        model: a `Forecaster`, or any other with the method `answer`, see `Model`.
+        history: S series, as they are known at the moment of the forecast.
+        horizon: H, the number of steps, at most the model's; the model's by default.
         future: float (S, H, K), the known covariates of the steps to come, for a history that has
-            some; of all the network's horizon, even where fewer steps are asked for. See
+            some. It covers the whole horizon of the model, even where fewer steps are forecast. See
             `future_covariates`.
-        levels: of quantiles, in (0, 1), rising; () for none, as a point forecast has, until
+        levels: of the quantiles, rising in (0, 1); () for none. A model of points has none, until
             `calibrated` puts some around it.
+
+    Returns:
+        A `Forecast` of S series and H steps.
 
     Raises:
         ValueError: a horizon beyond the model's or beyond `future`; a series shorter than the
-            look-back; covariates other than in training; levels that are none.
+            model's context; covariates other than in training; levels that do not rise in (0, 1).
+
+    >>> from jaxops.forecast import Baseline, from_arrays
+    >>> week = from_arrays(["shop"], [[5, 9, 7, 5, 9, 7]], start="2024-01-01", frequency="D")
+    >>> forecast(Baseline("seasonal_naive", 3), week, horizon=2, levels=()).mean.ravel().tolist()
+    [5.0, 9.0]
     """
     levels = tuple(levels)
     if any(not 0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
-        raise ValueError(f"levels: {levels} found, rising numbers between 0 and 1 wanted")
+        raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels}")
     if horizon is not None and horizon < 1:
-        raise ValueError(f"horizon: {horizon} found, at least 1 wanted")
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
     mean, quantiles = model.answer(history, horizon, future, levels)
     return Forecast(history.ids, history.future(mean.shape[1]), mean, levels, quantiles)
 
 
 @dataclass(frozen=True, eq=False)
 class Forecaster:
-    """A trained network.
+    """A trained module, ready to forecast.
 
     Attributes:
-        network: it and its settings.
+        module: the Flax module, with its settings.
         variables: its parameters, and batch statistics if any.
-        scaling: that it was trained with.
-        channels: the series' names, in order; as are the next three.
-        known_names: likewise.
-        past_names: likewise.
-        static_names: likewise.
+        scaling: the scaling that it was trained with.
+        channels: names of the channels, in order.
+        known_names: names of the covariates whose future is known, in order.
+        past_names: names of the covariates known up to now only, in order.
+        static_names: names of the covariates of a series, in order.
         frequency: of the series.
     """
 
-    network: Any
+    module: Any
     variables: Any
     scaling: Scaling
     channels: tuple[str, ...]
@@ -114,8 +123,8 @@ class Forecaster:
 
     @property
     def has_quantiles(self) -> bool:
-        """Whether it says more than a point."""
-        return not isinstance(self.network.output, Point)
+        """Whether it forecasts more than a point."""
+        return not isinstance(self.module.output, Point)
 
     def answer(
         self,
@@ -125,19 +134,18 @@ class Forecaster:
         levels: tuple[float, ...],
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `forecast`."""
-        network = self.network
-        horizon = network.horizon if horizon is None else horizon
+        module = self.module
+        horizon = module.horizon if horizon is None else horizon
         known = self._checked(history, horizon, future, levels)
         loc, scale = self.scaling.of(history)
         variables = jax.device_put(self.variables)
-        steps = network.context + network.horizon
+        steps = module.context + module.horizon
         wide = steps * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
-        # a power of two, so that few sizes compile
-        size = 1 << max(0, min(AT_ONCE // wide, len(history.ids)) - 1).bit_length()
+        size = next_power_of_two(min(AT_ONCE // wide, len(history.ids)))
         parts: list[Any] = []
         for start in range(0, len(history.ids), size):
             few = slice(start, start + size)
-            rows = history.offsets[1:][few, None] - network.context + np.arange(network.context)
+            rows = history.offsets[1:][few, None] - module.context + np.arange(module.context)
             windows: Any = (
                 (history.values[rows] - loc[few, None]) / scale[few, None],
                 history.past[rows],
@@ -149,8 +157,8 @@ class Forecaster:
             part = jax.tree.map(
                 lambda x, n=size - count: np.concatenate([x, x[:1].repeat(n, 0)]), part
             )
-            found = _answer(network, levels, variables, *part)
-            parts.append(jax.tree.map(lambda x, n=count: x[:n], found))
+            answers = _answer(module, levels, variables, *part)
+            parts.append(jax.tree.map(lambda x, n=count: x[:n], answers))
             if len(parts) > 2:  # the device has work while the host cuts the next windows out
                 parts[-3] = jax.device_get(parts[-3])
         mean, quantiles = (np.concatenate(x) for x in zip(*jax.device_get(parts), strict=True))
@@ -163,75 +171,81 @@ class Forecaster:
         future: np.ndarray | None,
         levels: tuple[float, ...],
     ) -> np.ndarray:
-        """The covariates of the horizon, (S, H, K), H being the network's."""
-        network = self.network
+        """The known covariates of the module's whole horizon, (S, H, K)."""
+        module = self.module
         if levels and not self.has_quantiles:
             raise ValueError(
-                f"levels: {levels} found, () wanted for {network.output}, a point without "
-                "quantiles; `calibrated` puts some around it"
+                f"levels must be () for {module.output}, a point without quantiles, got {levels}; "
+                "`calibrated` puts quantiles around it"
             )
-        check_counts(network.output, history)
-        if horizon > network.horizon:
-            raise ValueError(f"horizon: {horizon} found, at most {network.horizon} wanted")
+        check_counts(module.output, history)
+        if horizon > module.horizon:
+            raise ValueError(f"horizon must be at most {module.horizon}, got {horizon}")
         for name in (*NAMED, "frequency"):
-            wanted, found = getattr(self, name), getattr(history, name)
-            if wanted != found:
-                raise ValueError(f"history: {name} {found} found, {wanted} wanted, as in training")
-        short = np.flatnonzero(history.lengths < network.context)
+            trained, given = getattr(self, name), getattr(history, name)
+            if trained != given:
+                raise ValueError(
+                    f"history.{name} must be {trained!r}, as in training, got {given!r}"
+                )
+        short = np.flatnonzero(history.lengths < module.context)
         if len(short):
             raise ValueError(
-                f"history: {history.lengths[short[0]]} rows of series "
-                f"{str(history.ids[short[0]])!r} found, at least {network.context} (context) "
-                "wanted; see `padded`"
+                f"history must have at least {module.context} rows of each series (the module's "
+                f"context), got {history.lengths[short[0]]} of series "
+                f"{str(history.ids[short[0]])!r}; `padded` lengthens it"
             )
         count, width = len(history.ids), len(self.known_names)
         if future is None and not width:
-            return np.zeros((count, network.horizon, 0), np.float32)
+            return np.zeros((count, module.horizon, 0), np.float32)
         if future is None:
-            raise ValueError(f"future: none found, the steps to come of {self.known_names} wanted")
+            raise ValueError(f"future must have {self.known_names} of the steps to come, got None")
         future = np.asarray(future, np.float32)
         if future.ndim != 3 or (len(future), future.shape[2]) != (count, width):
             raise ValueError(
-                f"future: {future.shape} found, ({count}, {network.horizon}, {width}) wanted"
+                f"future must have shape ({count}, {module.horizon}, {width}), got {future.shape}"
             )
-        if future.shape[1] < network.horizon:
+        if future.shape[1] < module.horizon:
             raise ValueError(
-                f"future: {future.shape[1]} steps of {self.known_names} found, "
-                f"{network.horizon} wanted, as the network's horizon"
+                f"future must have {module.horizon} steps of {self.known_names} (the module's "
+                f"horizon), got {future.shape[1]}"
             )
         if not np.isfinite(future).all():
-            raise ValueError("future: a value that is not finite found")
-        return future[:, : network.horizon]
+            bad = (~np.isfinite(future)).sum()
+            raise ValueError(f"future must be finite, got {bad:,} values that are not")
+        return future[:, : module.horizon]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _answer(
-    network: Any,
+    module: Any,
     levels: tuple[float, ...],
     variables: Any,
     inputs: Inputs,
     loc: Array,
     scale: Array,
 ) -> tuple[Array, Array]:
-    found, output = network.apply(variables, inputs, train=False), network.output
+    parameters, output = module.apply(variables, inputs, train=False), module.output
     if not output.scale_only:
-        found = output.scaled(found, loc[:, None], scale[:, None])
-    mean = output.mean(found)
-    quantiles = output.quantiles(found, levels) if levels else jnp.zeros((*mean.shape, 0))
+        parameters = output.scaled(parameters, loc[:, None], scale[:, None])
+    mean = output.mean(parameters)
+    quantiles = output.quantiles(parameters, levels) if levels else jnp.zeros((*mean.shape, 0))
     return mean, quantiles
 
 
-def forecaster(network: Any, state: TrainState, series: Series, scaling: Scaling) -> Forecaster:
-    """What was learned, ready to forecast; the series themselves are not kept.
+def forecaster(module: Any, state: TrainState, series: Series, scaling: Scaling) -> Forecaster:
+    """Make a trained module ready to forecast; the series themselves are not kept.
 
     Args:
-        network: as given to `direct`; so are the next but one and the last.
-        state: of its task.
-        series: the training series.
-        scaling: of them.
+        module: the Flax module, as given to `direct`.
+        state: of the task of `direct`, after training.
+        series: as given to `direct`.
+        scaling: as given to `direct`.
+
+    Returns:
+        A model for `forecast`, and for `jaxops.forecast.save`.
     """
     return Forecaster(
-        network,
+        module,
         jax.device_get({"params": state.params, **state.extra["network"]}),
         scaling,
         series.channels,
@@ -242,36 +256,49 @@ def forecaster(network: Any, state: TrainState, series: Series, scaling: Scaling
     )
 
 
-@recorded
+@recorded(formerly={"network": "module"})
 def _stored(
-    network: Any,
+    module: Any,
     scaling: str,
     named: tuple[tuple[str, Any], ...],
     arrays: tuple[tuple[str, tuple[int, ...], str], ...],
 ) -> Task:
-    """What a file tells of a forecaster: its network, names, and its arrays' shapes and dtypes."""
+    """The content of a forecaster's file: module, names, and its arrays' shapes and dtypes."""
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         flat = {name: jnp.zeros(shape, dtype) for name, shape, dtype in arrays}
         return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
 
     def loss(*_: Any) -> tuple[Array, Out]:
-        raise ValueError("a forecaster from a file is not trained; see forecast.direct")
+        raise ValueError("a forecaster from a file cannot be trained; see forecast.direct")
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         if scaling == "series" or any(dict(named)[name] for name in NAMED[1:]):
-            raise ValueError("a forecaster that wants more than values; see forecast.load")
+            raise ValueError(
+                "the model must need values only, got a forecaster that is scaled by series or has "
+                "covariates; see forecast.load"
+            )
         loc, scale = params["loc"][None], params["scale"][None]
         values = (jnp.asarray(batch["values"], jnp.float32) - loc) / scale
-        found = network.apply(params["variables"], Inputs.of(values, network.horizon), train=False)
-        return found if network.output.scale_only else network.output.scaled(found, loc, scale)
+        inputs = Inputs.of(values, module.horizon)
+        outputs = module.apply(params["variables"], inputs, train=False)
+        return outputs if module.output.scale_only else module.output.scaled(outputs, loc, scale)
 
-    column = Column("values", (network.context, len(dict(named)["channels"])))
+    column = Column("values", (module.context, len(dict(named)["channels"])))
     return Task(init, loss, predict, (column,))
 
 
 def save(path: str | Path, model: Forecaster) -> None:
-    """Write it to one model file; see `jaxops.save`."""
+    """Write a forecaster to one model file; see `jaxops.save`.
+
+    Args:
+        path: the file; one that exists is replaced.
+        model: by `forecaster`.
+
+    Raises:
+        ValueError: a module that a model file may not name.
+        OSError: the file could not be written.
+    """
     scaling = model.scaling
     params = {"variables": model.variables, "loc": scaling.loc, "scale": scaling.scale}
     flat = flax.traverse_util.flatten_dict(params, sep="/")
@@ -279,21 +306,26 @@ def save(path: str | Path, model: Forecaster) -> None:
     named = tuple((name, getattr(model, name)) for name in (*NAMED, "frequency"))
     state = TrainState(jnp.int32(0), params, (), {}, jax.random.key(0))
     about = {"ids": scaling.ids.tolist()}
-    model_file.save(path, _stored(model.network, scaling.kind, named, arrays), state, about)
+    model_file.save(path, _stored(model.module, scaling.kind, named, arrays), state, about)
 
 
 def load(path: str | Path) -> Forecaster:
-    """The forecaster of a model file.
+    """Read a forecaster from the file that `save` wrote.
+
+    Args:
+        path: the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a model file, or of something else.
+        ValueError: not a model file, or the file of another kind of model.
     """
-    found = model_file.load(path)
-    make, arguments = found.task.recipe or (None, ())
+    model = model_file.load(path)
+    make, arguments = model.task.recipe or (None, ())
     if make is not _stored:
-        raise ValueError(f"{path}: not a forecaster; see jaxops.load")
-    params, given = jax.device_get(found.state.params), dict(arguments)
-    ids = np.array(found.about["ids"], dtype=object)
-    scaling = Scaling(given["scaling"], params["loc"], params["scale"], ids)
-    return Forecaster(given["network"], params["variables"], scaling, **dict(given["named"]))
+        raise ValueError(
+            f"{path}: must be the file of a forecaster, got another model; see jaxops.load"
+        )
+    params, made = jax.device_get(model.state.params), dict(arguments)
+    ids = np.array(model.about["ids"], dtype=object)
+    scaling = Scaling(made["scaling"], params["loc"], params["scale"], ids)
+    return Forecaster(made["module"], params["variables"], scaling, **dict(made["named"]))

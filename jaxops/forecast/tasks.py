@@ -1,6 +1,9 @@
 """What to learn from series: all steps of the horizon at once."""
 
+import functools
+import hashlib
 import inspect
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,149 +15,264 @@ from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import check_windows, gather
 from jaxops.forecast.models.distributions import NegativeBinomial
 from jaxops.forecast.models.inputs import Inputs
-from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, masked_sum, row_weights
+from jaxops.task import (
+    Array,
+    Batch,
+    Column,
+    Extra,
+    Key,
+    Out,
+    Params,
+    Task,
+    masked_sum,
+    recorded,
+    row_weights,
+)
 
 
-def direct(network: Any, series: Series, scaling: Scaling) -> Task:
-    """Forecast the `horizon` steps after an origin from the `context` before it, all at once.
+def direct(module: Any, series: Series, scaling: Scaling) -> Task:
+    """Forecast the `horizon` steps after an origin from the `context` steps before it, all at once.
 
-    A batch holds windows as `origins` makes them. They are cut out inside the step, from the series
-    that lie on the device once, in the state's `extra`. A task is made for its series.
-    They are in every checkpoint too, and on every device whole. `jaxops.monte_carlo` gives mean and
-    spread of what `predict` gives.
+    A batch holds windows as `origins` makes them: a series and an origin each. Their rows are cut
+    out inside the step, from the series, which are in the state's `extra`: whole on every device,
+    and in every checkpoint. Calls with an equal module and with series and scalings of equal
+    content return the same task, which compiles once.
 
     Args:
-        network: such as `NLinear`; with `context`, `horizon` and `output`.
-        series: all rows, those of validation and test too; which of them are learned from is said
-            by the origins.
-        scaling: of the training rows. The loss is that of scaled values.
+        module: a Flax module such as `NLinear`, with `context`, `horizon` and `output`.
+        series: all rows, those of validation and test too; the origins say which of them are
+            learned from.
+        scaling: of the training rows, by `jaxops.forecast.scaling`. The loss is that of scaled
+            values.
 
     Returns:
         A task with the metrics loss, mse and mae, the last two in evaluations alone and of scaled
         values, over all steps and channels. It predicts the parameters of the output, in the
-        series' own units, (B, H, C, P).
+        series' own units, (B, H, C, P). `jaxops.monte_carlo` gives mean and standard deviation of
+        its predictions. A task that `jaxops.load` reads from a file predicts with the series of the
+        file's state; to train further, make the task with `direct` again.
 
     Raises:
-        ValueError: a network that cannot take the series' covariates; a scaling of other series;
-            an output of counts with scaled, negative or broken values. And by `fit`, `evaluate` and
-            `predict`, for windows that reach beyond their series.
+        ValueError: a scaling of other series; an output for counts with scaled, negative or
+            fractional values. A module that cannot take the series' covariates raises when it is
+            initialised; windows that reach beyond their series raise in `fit`, `evaluate` and
+            `predict`.
+
+    >>> from jaxops.forecast import NLinear, from_arrays
+    >>> from jaxops.forecast import scaling as scaled
+    >>> two = from_arrays(["a", "b"], [range(9), range(6)])
+    >>> task = direct(NLinear(3, 2), two, scaled(two, "none"))
+    >>> [column.name for column in task.columns]
+    ['series', 'origin']
+    >>> again = from_arrays(["a", "b"], [range(9), range(6)])
+    >>> direct(NLinear(3, 2), again, scaled(again, "none")) is task
+    True
     """
-    back, horizon, output = network.context, network.horizon, network.output
-    _check_output(output, series, scaling)
+    _check_output(module.output, series, scaling)
+    return _filled(module, _content(series, scaling))
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a task holds of its series; equal where the fingerprint is.
+
+    Attributes:
+        fingerprint: of all that follows.
+        ids: S of them.
+        offsets: S + 1, the rows of series s are offsets[s] to offsets[s + 1].
+        arrays: float32: values (R, C), scaled, past (R, P), known (R, K), static (S, Q), and
+            loc and scale (S, C).
+    """
+
+    fingerprint: str
+    ids: tuple[str, ...] = field(compare=False)
+    offsets: tuple[int, ...] = field(compare=False)
+    arrays: dict[str, np.ndarray] = field(compare=False)
+
+
+def _content(series: Series, scaling: Scaling) -> _Content:
+    """Series and scaling as arrays, and their fingerprint."""
     if scaling.kind == "series" and not np.isin(series.ids, scaling.ids).all():
         new = str(series.ids[~np.isin(series.ids, scaling.ids)][0])
-        raise ValueError(f"scaling: none found of series {new!r}, one of its training rows wanted")
+        raise ValueError(f"scaling must have every series of the task, got none of series {new!r}")
     loc, scale = scaling.of(series)
-    group = np.repeat(np.arange(len(series.ids)), series.lengths)
-    rows = {
+    group = series.index()
+    arrays = {
         "values": (series.values - loc[group]) / scale[group],
         "past": series.past,
         "known": series.known,
+        "static": series.static,
+        "loc": loc,
+        "scale": scale,
     }
-    fixed = {**rows, "static": series.static, "loc": loc, "scale": scale}
-    none = {name: x.shape for name, x in fixed.items() if x.size == 0}  # checkpoints refuse them
-    masked = "mask" in inspect.signature(type(network).__call__).parameters  # batch norm's
+    ids, offsets = tuple(map(str, series.ids)), tuple(series.offsets.tolist())
+    digest = hashlib.blake2b(repr((ids, offsets)).encode())
+    for x in arrays.values():
+        digest.update(repr(x.shape).encode())
+        digest.update(np.ascontiguousarray(x))
+    return _Content(digest.hexdigest(), ids, offsets, arrays)
 
-    def read(extra: Extra, batch: Batch, weights: Array) -> tuple[Inputs, Array]:
-        extra = {**extra, **{name: jnp.zeros(shape) for name, shape in none.items()}}
-        # a row of padding may hold anything
-        origin = jnp.where(weights > 0, batch["origin"], back)
-        number = jnp.where(weights > 0, batch["series"], 0)
-        values = gather(extra["values"], origin, -back, horizon)
-        past = gather(extra["past"], origin, -back, 0)
-        known = gather(extra["known"], origin, -back, horizon)
-        inputs = Inputs(values[:, :back], past, known, extra["static"][number])
-        return inputs, values[:, back:]
+
+@functools.lru_cache(maxsize=8)
+def _filled(module: Any, content: _Content) -> Task:
+    """The task whose `init` puts the series into the state."""
+    widths = tuple((name, content.arrays[name].shape[1]) for name in WIDTHS)
+    task = _direct(module, content.ids, content.offsets, widths)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        params, extra = task.init(key, batch)
+        rows = {name: jnp.asarray(content.arrays[name], jnp.float32) for name in extra["series"]}
+        return params, {**extra, "series": rows}
+
+    return task._replace(init=init)
+
+
+WIDTHS = ("values", "past", "known", "static")
+
+
+@recorded
+def _direct(
+    module: Any,
+    ids: tuple[str, ...],
+    offsets: tuple[int, ...],
+    widths: tuple[tuple[str, int], ...],
+) -> Task:
+    """The task of series of this form; their numbers are in the state, and NaN in a new one."""
+    windows = _Windows(module, np.array(ids), np.array(offsets), dict(widths))
+    columns = (
+        Column("series", (), "int", len(ids)),
+        Column("origin", (), "int", offsets[-1] - module.horizon + 1),
+    )
+    return Task(
+        windows.init,
+        windows.loss,
+        windows.predict,
+        columns,
+        sample=windows.sample,
+        check=windows.check,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Windows:
+    """The functions of a task of windows.
+
+    Attributes:
+        module: as given to `direct`.
+        ids: (S,) of the series.
+        offsets: (S + 1,) of their rows.
+        widths: columns of the values, and of each kind of covariates.
+    """
+
+    module: Any
+    ids: np.ndarray
+    offsets: np.ndarray
+    widths: dict[str, int]
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Of the arrays in the state, and of those that are empty, which checkpoints refuse."""
+        rows, count = int(self.offsets[-1]), len(self.ids)
+        lengths = {"values": rows, "past": rows, "known": rows, "static": count}
+        shapes = {name: (lengths[name], width) for name, width in self.widths.items()}
+        return {**shapes, **dict.fromkeys(("loc", "scale"), (count, self.widths["values"]))}
+
+    def init(self, key: Key, batch: Batch) -> tuple[Params, Extra]:
+        back, ahead = self.module.context, self.module.horizon
+
         def like(name: str, *length: int) -> Array:
-            return jnp.zeros((1, *length, fixed[name].shape[1]))
+            return jnp.zeros((1, *length, self.widths[name]))
 
-        windows = like("values", back), like("past", back), like("known", back + horizon)
-        variables = dict(network.init(key, Inputs(*windows, like("static")), train=False))
+        windows = like("values", back), like("past", back), like("known", back + ahead)
+        variables = dict(self.module.init(key, Inputs(*windows, like("static")), train=False))
         params = variables.pop("params", {})
-        return params, {
-            "series": {
-                name: jnp.asarray(x, jnp.float32) for name, x in fixed.items() if name not in none
-            },
-            "network": variables,
-        }
+        none = {name: jnp.full(s, jnp.nan) for name, s in self.shapes().items() if np.prod(s)}
+        return params, {"series": none, "network": variables}
 
-    def loss_fn(
-        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    def loss(
+        self, params: Params, extra: Extra, batch: Batch, key: Key, train: bool
     ) -> tuple[Array, Out]:
-        weights = row_weights(batch)
-        inputs, target = read(extra["series"], batch, weights)
+        weights, output = row_weights(batch), self.module.output
+        inputs, target = self.read(extra["series"], batch, weights)
         variables = {"params": params, **extra["network"]}
         if train:
-            real = {"mask": weights > 0} if masked else {}
-            found, new = network.apply(
+            masked = "mask" in inspect.signature(type(self.module).__call__).parameters
+            outputs, new = self.module.apply(
                 variables,
                 inputs,
                 train=True,
                 rngs={"dropout": key},
                 mutable=list(extra["network"]),
-                **real,
+                **({"mask": weights > 0} if masked else {}),  # for batch norm
             )
             extra = {**extra, "network": {**extra["network"], **new}}
         else:
-            found = network.apply(variables, inputs, train=False)
-        losses = output.loss(found, target).mean((1, 2))
-        total = masked_sum(losses, weights)
-        read_of = {}
+            outputs = self.module.apply(variables, inputs, train=False)
+        total = masked_sum(output.loss(outputs, target).mean((1, 2)), weights)
+        errors = {}
         if not train:
-            error = output.mean(found) - target
-            read_of = {
+            error = output.mean(outputs) - target
+            errors = {
                 "mse": metrics.mean(jnp.square(error).mean((1, 2)), weights),
                 "mae": metrics.mean(jnp.abs(error).mean((1, 2)), weights),
             }
-        return total, Out(weights.sum(), read_of, extra)
+        return total, Out(weights.sum(), errors, extra)
 
-    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        return scaled(params, extra, batch, train=False)
+    def predict(self, params: Params, extra: Extra, batch: Batch) -> Array:
+        return self.outputs(params, extra, batch, train=False)
 
-    def scaled(params: Params, extra: Extra, batch: Batch, **how: Any) -> Array:
-        weights = row_weights(batch)
-        inputs, _ = read(extra["series"], batch, weights)
-        found = network.apply({"params": params, **extra["network"]}, inputs, **how)
+    def sample(self, params: Params, extra: Extra, batch: Batch, key: Key) -> Array:
+        if extra["network"]:  # statistics of the batch would be noise of another kind
+            raise ValueError(f"sample: module must be without batch norm, got {self.module}")
+        return self.outputs(params, extra, batch, train=True, rngs={"dropout": key})
+
+    def check(self, windows: Batch) -> None:
+        columns = {name: np.asarray(x) for name, x in windows.items()}
+        check_windows(self.ids, self.offsets, columns, self.module.context, self.module.horizon)
+
+    def outputs(self, params: Params, extra: Extra, batch: Batch, **options: Any) -> Array:
+        """What the module gives, in the series' own units."""
+        weights, output = row_weights(batch), self.module.output
+        inputs, _ = self.read(extra["series"], batch, weights)
+        outputs = self.module.apply({"params": params, **extra["network"]}, inputs, **options)
         if output.scale_only:
-            return found
+            return outputs
         number = jnp.where(weights > 0, batch["series"], 0)
         loc, scale = (extra["series"][name][number][:, None] for name in ("loc", "scale"))
-        return output.scaled(found, loc, scale)
+        return output.scaled(outputs, loc, scale)
 
-    def sample(params: Params, extra: Extra, batch: Batch, key: Key) -> Array:
-        if extra["network"]:  # statistics of the batch would be noise of another kind
-            raise ValueError(f"sample: a network without batch norm wanted, {network} found")
-        return scaled(params, extra, batch, train=True, rngs={"dropout": key})
-
-    columns = (
-        Column("series", (), "int", len(series.ids)),
-        Column("origin", (), "int", len(series.values) - horizon + 1),
-    )
-
-    def check(windows: Batch) -> None:
-        check_windows(series, {name: np.asarray(x) for name, x in windows.items()}, back, horizon)
-
-    return Task(init, loss_fn, predict, columns, sample=sample, check=check)
+    def read(self, arrays: Extra, batch: Batch, weights: Array) -> tuple[Inputs, Array]:
+        """The rows of each window: inputs and target."""
+        back, ahead = self.module.context, self.module.horizon
+        empty = {name: jnp.zeros(s) for name, s in self.shapes().items() if not np.prod(s)}
+        arrays = {**arrays, **empty}
+        # a row of padding may hold anything
+        origin = jnp.where(weights > 0, batch["origin"], back)
+        number = jnp.where(weights > 0, batch["series"], 0)
+        values = gather(arrays["values"], origin, -back, ahead)
+        past = gather(arrays["past"], origin, -back, 0)
+        known = gather(arrays["known"], origin, -back, ahead)
+        inputs = Inputs(values[:, :back], past, known, arrays["static"][number])
+        return inputs, values[:, back:]
 
 
 def _check_output(output: Any, series: Series, scaling: Scaling) -> None:
     if output.scale_only and scaling.kind != "none":
         raise ValueError(
-            f'scaling: {scaling.kind!r} found, "none" wanted by {output}, which cannot be shifted; '
-            'a network\'s instance_norm="mean" brings series to one size'
+            f"scaling must be of kind 'none' for {output}, which cannot be shifted, got "
+            f'{scaling.kind!r}; instance_norm="mean" of the module brings series to one size'
         )
     check_counts(output, series)
 
 
 def check_counts(output: Any, series: Series) -> None:
-    """Raise `ValueError` where an output of counts is asked of other numbers."""
+    """Raise `ValueError` where an output for counts meets other numbers."""
     if not isinstance(getattr(output, "of", output), NegativeBinomial):
         return
     bad = (series.values < 0) | (series.values != np.round(series.values))
     if bad.any():
         row = int(np.flatnonzero(bad.any(1))[0])
         name = str(series.ids[np.searchsorted(series.offsets, row, "right") - 1])
-        found = series.values[row][bad[row]][0]
-        raise ValueError(f"values: {found:g} of series {name!r} found, counts wanted by {output}")
+        value = series.values[row][bad[row]][0]
+        raise ValueError(
+            f"values must be whole numbers from 0 up for {output}, got {value:g} in series {name!r}"
+        )

@@ -212,29 +212,71 @@ def test_problems_of_like_size_share_programs():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: newsvendor_normal(5, 1, -1, 2), "holding: -1 found, above 0 wanted"),
-        (lambda: newsvendor_normal(5, [1, 0], 1, 2), r"sd: 0 found at \(1,\) \(1 such\)"),
-        (lambda: newsvendor_poisson([3, -2.0], 1, 2), "mean: -2 found"),
-        (lambda: newsvendor_poisson(3, 1, np.nan), "shortage: nan found"),
-        (lambda: newsvendor_poisson(3, 1, 2, 1.5), "lead_time: 1.5 found"),
-        (lambda: jax.jit(lambda m: newsvendor_poisson(m, 1, 2))(3.0), "mean: a traced value"),
-        (lambda: newsvendor_samples([3, -1], 1, 2), "samples: -1 found"),
-        (lambda: newsvendor_samples(np.zeros((2, 0)), 1, 2), r"samples: shape \(2, 0\) found"),
-        (lambda: newsvendor_quantiles([0.5, 0.1], [1, 2], 1, 2), "levels: .* rise"),
-        (lambda: newsvendor_quantiles([0.1, 0.5], [1, 2, 3], 1, 2), "quantiles: shape"),
+        (lambda: newsvendor_normal(5, 1, -1, 2), "^holding must be above 0, got -1$"),
+        (
+            lambda: newsvendor_normal(5, [1, 0], 1, 2),
+            r"sd must be above 0, got 0 at \(1,\) \(1 such values\)",
+        ),
+        (lambda: newsvendor_poisson([3, -2.0], 1, 2), "mean must be at least 0, got -2"),
+        (lambda: newsvendor_poisson(3, 1, np.nan), "shortage must be above 0, got nan"),
+        (
+            lambda: newsvendor_poisson(3, 1, 2, 1.5),
+            "lead_time must be a whole number of periods, at least 0, got 1.5",
+        ),
+        (
+            lambda: jax.jit(lambda m: newsvendor_poisson(m, 1, 2))(3.0),
+            "mean must be known, got a traced value",
+        ),
+        (lambda: newsvendor_samples([3, -1], 1, 2), "samples must be at least 0, got -1"),
+        (
+            lambda: newsvendor_samples(np.zeros((2, 0)), 1, 2),
+            r"samples must have shape .*, got \(2, 0\)",
+        ),
+        (
+            lambda: newsvendor_quantiles([0.5, 0.1], [1, 2], 1, 2),
+            r"levels must be two or more that rise in \(0, 1\), got \[0.5, 0.1\]",
+        ),
+        (
+            lambda: newsvendor_quantiles([0.1, 0.5], [1, 2, 3], 1, 2),
+            r"quantiles must have shape \(..., 2\), one for each level, got \(3,\)",
+        ),
         (lambda: newsvendor_quantiles([0.1, 0.5], [[1, 2], [3, 2]], 1, 2), r"after \(1, 0\)"),
-        (lambda: newsvendor_quantiles([0.1, 0.5], [1, np.inf], 1, 2), "quantiles: inf found"),
-        (lambda: total_quantiles([0.1, 0.2], [[1, 2]]), "around .5"),
-        (lambda: total_quantiles([0.1, 0.7], [[1, 2]], 2), "^correlation: 2 found, 0 to 1 wanted"),
-        (lambda: s_s_poisson(0, 1, 2, 3), "mean: 0 found"),
-        (lambda: s_s_poisson([3, 5], 1, [2, 1e-7], 3), r"item 1 \(1 such\): .* levels to compare"),
-        (lambda: jax.jit(lambda k: s_s_poisson([3], 1, 2, k))(3.0), "fixed: a traced value"),
-        (lambda: jax.jit(lambda p: s_s_discrete(p, 1, 2, 3))(np.ones((1, 1))), "probabilities: a"),
-        (lambda: jax.jit(lambda h: newsvendor_poisson(3, h, 2))(1.0), "holding: a traced value"),
-        (lambda: s_s_poisson([3], 1, 2, [3, 4]), r"fixed: shape \(2,\) found"),
-        (lambda: s_s_discrete([[0.5, 0.2]], 1, 2, 3), "a sum of 1"),
-        (lambda: s_s_discrete([[1.5, -0.5]], 1, 2, 3), "probabilities: -0.5"),
-        (lambda: s_s_discrete([[0.5, 0.5], [1, 0]], 1, 2, 3), "item 1 has no demand"),
+        (
+            lambda: newsvendor_quantiles([0.1, 0.5], [1, np.inf], 1, 2),
+            "quantiles must be finite, got inf",
+        ),
+        (lambda: total_quantiles([0.1, 0.2], [[1, 2]]), "levels must lie around 0.5"),
+        (
+            lambda: total_quantiles([0.1, 0.7], [[1, 2]], 2),
+            r"^correlation must be in \[0, 1\], got 2",
+        ),
+        (lambda: s_s_poisson(0, 1, 2, 3), "mean must be above 0, got 0"),
+        (
+            lambda: s_s_poisson([3, 5], 1, [2, 1e-7], 3),
+            r"levels to compare, got .* for item 1 \(1 such items\)",
+        ),
+        (
+            lambda: jax.jit(lambda k: s_s_poisson([3], 1, 2, k))(3.0),
+            "fixed must be known, got a traced value",
+        ),
+        (
+            lambda: jax.jit(lambda p: s_s_discrete(p, 1, 2, 3))(np.ones((1, 1))),
+            "probabilities must be known",
+        ),
+        (
+            lambda: jax.jit(lambda h: newsvendor_poisson(3, h, 2))(1.0),
+            "holding must be known, got a traced value",
+        ),
+        (
+            lambda: s_s_poisson([3], 1, 2, [3, 4]),
+            r"fixed must have shape \(\) or \(1,\), got \(2,\)",
+        ),
+        (lambda: s_s_discrete([[0.5, 0.2]], 1, 2, 3), "a sum of 1 in each row"),
+        (
+            lambda: s_s_discrete([[1.5, -0.5]], 1, 2, 3),
+            "probabilities must be at least 0, got -0.5",
+        ),
+        (lambda: s_s_discrete([[0.5, 0.5], [1, 0]], 1, 2, 3), "got none for item 1"),
     ],
 )
 def test_errors(call, message):

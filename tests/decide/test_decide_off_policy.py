@@ -215,23 +215,44 @@ WHOLE = np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0], [0.5, 0.5]])
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"propensity": P * [1, 0, 1, 1]}, r"propensity: found 0\.0 in row 1"),
-        ({"propensity": P * 3}, r"propensity: found 1\.5 in row 0"),
-        ({"propensity": WHOLE}, r"propensity: 0 for arm 1 in row 2, .* 0\.5; so in 1 rows"),
-        ({"propensity": P[:2]}, r"propensity: found shape \(2,\), wanted \(4,\) or \(4, 2\)"),
-        ({"propensity": P * np.nan}, "propensity: found NaN or infinity in row 0"),
-        ({"reward": np.array([1, 1, np.nan, 1])}, "reward: found NaN or infinity in row 2"),
-        ({"reward": REWARD[:3]}, r"reward: found shape \(3,\), wanted \(4,\)"),
-        ({"arm": ARM + 1}, "arm: found 1 to 2 .*, wanted 0 to 1"),
-        ({"arm": ARM / 2}, "arm: found 0.0 to 0.5 .float64.*, wanted 0 to 1"),
-        ({"arm": ARM * 0}, r"policy: takes arm 1 \(50.00% of the time\), which the log never has"),
-        ({"policy": np.array([[0, 1.0], [1, 0]] * 2)}, "never takes the arm that was taken"),
-        ({"policy": POLICY * 2}, r"policy: found \[1. 1.\] in row 0, wanted probabilities, sum 1"),
-        ({"policy": np.array([[2.0, -1.0]] * 4)}, "wanted probabilities, sum 1"),
-        ({"policy": POLICY[0]}, r"policy: found shape \(2,\), wanted \(N, A\)"),
-        ({"clip": 0}, "clip: found 0, wanted a weight above 0"),
-        ({"predicted": POLICY[:2]}, r"predicted: found shape \(2, 2\), wanted \(4, 2\)"),
-        ({"predicted": POLICY * np.inf}, "predicted: found NaN or infinity in row 0"),
+        (
+            {"propensity": P * [1, 0, 1, 1]},
+            r"propensity must be in \(0, 1\], got 0\.0 for the arm taken in row 1",
+        ),
+        (
+            {"propensity": P * 3},
+            r"propensity must be in \(0, 1\], got 1\.5 for the arm taken in row 0",
+        ),
+        (
+            {"propensity": WHOLE},
+            r"propensity must be above 0 .*, got 0 for arm 1 in row 2, .* 0\.5 \(1 such",
+        ),
+        ({"propensity": P[:2]}, r"propensity must have shape \(4,\) or \(4, 2\), got \(2,\)"),
+        ({"propensity": P * np.nan}, "propensity must be finite, got NaN or infinity in row 0"),
+        (
+            {"reward": np.array([1, 1, np.nan, 1])},
+            "reward must be finite, got NaN or infinity in row 2",
+        ),
+        ({"reward": REWARD[:3]}, r"reward must have shape \(4,\), .*, got \(3,\)"),
+        ({"arm": ARM + 1}, r"arm must be integers in \[0, 2\), got 1 to 2"),
+        ({"arm": ARM / 2}, r"arm must be integers in \[0, 2\), got 0.0 to 0.5 .float64"),
+        (
+            {"arm": ARM * 0},
+            r"policy must .*, got arm 1 \(50.00% of the time\), which the log never has",
+        ),
+        (
+            {"policy": np.array([[0, 1.0], [1, 0]] * 2)},
+            "policy must take the arm taken in some row",
+        ),
+        (
+            {"policy": POLICY * 2},
+            r"policy must be probabilities with sum 1, got \[1.0, 1.0\] in row 0",
+        ),
+        ({"policy": np.array([[2.0, -1.0]] * 4)}, "policy must be probabilities with sum 1"),
+        ({"policy": POLICY[0]}, r"policy must have shape \(N, A\), .*, got \(2,\)"),
+        ({"clip": 0}, "clip must be above 0, got 0"),
+        ({"predicted": POLICY[:2]}, r"predicted must have shape \(4, 2\), .*, got \(2, 2\)"),
+        ({"predicted": POLICY * np.inf}, "predicted must be finite, got NaN or infinity in row 0"),
     ],
 )
 def test_bad_logs(change, message):

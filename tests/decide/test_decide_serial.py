@@ -53,7 +53,7 @@ def test_gradient_is_that_of_differences():
     cost = jax.jit(lambda s: simulate_serial(s, demand, **THREE).cost.mean())
     levels, step = jnp.array([12.5, 23.0, 46.0]), 0.02
     slopes = [(cost(levels + e) - cost(levels - e)) / (2 * step) for e in step * jnp.eye(3)]
-    np.testing.assert_allclose(jax.grad(cost)(levels), slopes, atol=0.05)
+    np.testing.assert_allclose(jax.jit(jax.grad(cost))(levels), slopes, atol=0.05)
 
 
 def test_one_stage_is_a_newsvendor():
@@ -111,14 +111,17 @@ def test_three_stages_by_gradient():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"holding": [4, 0, 1]}, r"holding: 0 found at \(1,\)"),
-        ({"penalty": -1}, "penalty: -1 found"),
-        ({"lead_times": [1, 2]}, "as many of both"),
-        ({"lead_times": [1, 0, 2]}, r"lead_times: \(1, 0, 2\) found"),
-        ({"lead_times": [1, 1.5, 2]}, "lead_times"),
-        ({"levels": [1, 2]}, r"levels: shape \(2,\) found, \(3,\) wanted"),
-        ({"demand": np.ones((2, 4))}, r"demand: shape \(2, 4\) found"),
-        ({"demand": np.full((2, 9), np.nan)}, "demand: nan found"),
+        ({"holding": [4, 0, 1]}, r"holding must be above 0, got 0 at \(1,\)"),
+        ({"penalty": -1}, "penalty must be above 0, got -1"),
+        ({"lead_times": [1, 2]}, "holding and lead_times must have one number for each stage"),
+        ({"lead_times": [1, 0, 2]}, r"lead_times must be whole .*, got \(1, 0, 2\)"),
+        ({"lead_times": [1, 1.5, 2]}, "lead_times must be whole"),
+        ({"levels": [1, 2]}, r"levels must have shape \(3,\), as holding, got \(2,\)"),
+        (
+            {"demand": np.ones((2, 4))},
+            r"demand must have shape \(paths, periods\), more than 4 .*, got \(2, 4\)",
+        ),
+        ({"demand": np.full((2, 9), np.nan)}, "demand must be finite, got nan"),
     ],
 )
 def test_errors(change, message):

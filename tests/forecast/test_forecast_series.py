@@ -10,6 +10,7 @@ import pytest
 
 from jaxops import forecast
 from jaxops.forecast.data import grid
+from jaxops.forecast.data.windows import gather
 
 DATA = Path(os.environ.get("JAXOPS_DATA_DIR", "absent"))
 
@@ -136,7 +137,10 @@ def test_wide_tables_by_choice():
     one = forecast.series(wide, layout="channels", time="day", value=["y", "promotion"])
     assert one.values.tolist() == [[5, 0], [6, 0], [7, 1], [8, 0], [9, 1]]
     assert one.channels == ("y", "promotion") and len(one) == 1
-    with pytest.raises(ValueError, match="at 2024-01-01T00:00:00: column 'x': NaN found, 2 in all"):
+    with pytest.raises(
+        ValueError,
+        match=r"column 'x' must be finite, got NaN in .* at 2024-01-01T00:00:00 .*\(2 in all",
+    ):
         forecast.series(wide, layout="channels", time="day")
 
 
@@ -160,8 +164,8 @@ def test_m4_rows_and_the_published_naive_row():
     read = forecast.from_arrays(parts[0].index, rows)
     assert len(read) == 414 and set(read.lengths) == {748, 1008} and read.ids[413] == "H414"
     (fold,) = forecast.backtest(read, 24, 48)
-    past = forecast.gather(read.values, fold.test["origin"], -24, 0)[:, :, 0]
-    truth = np.asarray(forecast.gather(read.values, fold.test["origin"], 0, 48)[:, :, 0])
+    past = gather(read.values, fold.test["origin"], -24, 0)[:, :, 0]
+    truth = np.asarray(gather(read.values, fold.test["origin"], 0, 48)[:, :, 0])
     naive = np.tile(past, 2)
     smape = 200 * np.mean(np.abs(naive - truth) / (np.abs(naive) + np.abs(truth)))
     assert f"{smape:.3f}" == "13.912"
@@ -173,30 +177,58 @@ BAD = {
     "gap": (
         {"time": [1, 3, 1]},
         {"frequency": "1"},
-        "series 'a' at 1: the next 1 rows are missing",
+        "must have no gaps, got 1 missing rows after series 'a' at 1, up to 3",
     ),
-    "duplicate": ({"time": [2, 2, 1]}, {"frequency": "1"}, "series 'a' at 2: found twice; 1 dupl"),
-    "nan": ({"value": [1, np.nan, 3]}, {}, "series 'a' at 2: column 'value': NaN found, 1 in all"),
-    "inf": ({"value": [1, np.inf, 3]}, {}, "column 'value': inf found in row 1"),
-    "too large": ({"value": [1, 1e39, 3]}, {}, r"column 'value': 1e\+39 found in row 1"),
-    "text": ({"value": ["1", "x", "3"]}, {}, "column 'value': 'x' found, numbers wanted"),
+    "duplicate": (
+        {"time": [2, 2, 1]},
+        {"frequency": "1"},
+        r"must have one row .*, got two for series 'a' at 2 \(1 dupl",
+    ),
+    "nan": (
+        {"value": [1, np.nan, 3]},
+        {},
+        r"column 'value' must be finite, got NaN in series 'a' at 2 .*\(1 in all",
+    ),
+    "inf": (
+        {"value": [1, np.inf, 3]},
+        {},
+        "column 'value' must be finite float32, got inf in row 1",
+    ),
+    "too large": (
+        {"value": [1, 1e39, 3]},
+        {},
+        r"column 'value' must be finite float32, got 1e\+39 in row 1",
+    ),
+    "text": ({"value": ["1", "x", "3"]}, {}, "column 'value' must be numbers, got 'x'"),
     "off": (
         {"time": [1, 4, 1]},
         {"frequency": "2"},
-        "series 'a' at 4: not on the frequency='2' from 1",
+        "times must be of frequency '2' from 1 on, got series 'a' at 4",
     ),
-    "one row each": ({"id": list("abc")}, {}, "frequency: no series has two times"),
-    "float times": ({"time": [1.5, 2, 1]}, {}, "column 'time': float64 found, whole numbers or d"),
+    "one row each": (
+        {"id": list("abc")},
+        {},
+        "frequency must be given, .* no series with two times",
+    ),
+    "float times": (
+        {"time": [1.5, 2, 1]},
+        {},
+        "column 'time' must be whole numbers or dates, got float64",
+    ),
     "time missing": (
         {"time": ["2024-01-01", None, "2024"]},
         {},
         "column 'time' must have .*, got 1 missing, the first",
     ),
-    "no time": ({"time": ["2024-01-01", "soon", "2024"]}, {}, "column 'time': 'soon' found"),
+    "no time": (
+        {"time": ["2024-01-01", "soon", "2024"]},
+        {},
+        "column 'time' must be whole numbers or dates in ISO 8601, got 'soon'",
+    ),
     "half seconds": (
         {"time": ["2024-01-01T00:00:00.5"] * 3},
         {},
-        "2024-01-01T00:00:00.5.* whole seconds",
+        "column 'time' must be whole seconds, got 2024-01-01T00:00:00.5",
     ),
     "id missing": (
         {"id": ["a", None, "b"]},
@@ -220,37 +252,45 @@ BAD = {
     "counts as hours": (
         {},
         {"frequency": "h"},
-        "frequency='h': times are integers: a whole number",
+        "frequency must be a whole number .*, as times are integers, got 'h'",
     ),
-    "frequency": ({}, {"frequency": "hourly"}, "frequency='hourly': an alias of pandas"),
-    "number": ({}, {"frequency": 1}, "frequency=1: text wanted, such as '1'"),
-    "back": ({}, {"frequency": "-1h"}, "frequency='-1h': an alias of pandas"),
-    "layout": ({}, {"layout": "tall"}, "layout='tall': one of 'long', 'series', 'channels' wanted"),
-    "fill": ({}, {"fill": "mean"}, 'fill=\'mean\': "zero", "previous", "linear"'),
+    "frequency": (
+        {},
+        {"frequency": "hourly"},
+        "frequency must be an alias of pandas .*, got 'hourly'",
+    ),
+    "number": ({}, {"frequency": 1}, "frequency must be text, such as '1', got 1"),
+    "back": ({}, {"frequency": "-1h"}, "frequency must be an alias of pandas .*, got '-1h'"),
+    "layout": (
+        {},
+        {"layout": "tall"},
+        "layout must be one of 'long', 'series', 'channels', got 'tall'",
+    ),
+    "fill": ({}, {"fill": "mean"}, 'fill must be "zero", "previous", "linear" or None, got'),
     "fill column": (
         {},
         {"fill": {"price": "zero"}},
-        "fill: no column 'price'; columns found: value",
+        "fill must name columns among value, got 'price'",
     ),
     "nothing before": (
         {"value": [np.nan, 1, 3]},
         {"fill": "previous"},
-        "'a': no number before row 0",
+        "must have a number before each gap .*, got none for row 0 of series 'a'",
     ),
     "nothing after": (
         {"value": [1, np.nan, 3]},
         {"fill": "linear"},
-        "'a': no number on either side of",
+        "must have a number on either side of each gap .* of series 'a'",
     ),
     "static": (
         {"size": [1, 2, 3]},
         {"static": ["size"]},
-        "'a' at 2: static column 'size': 2 found",
+        "static column 'size' must have one .*, got 2 in series 'a' at 2",
     ),
     "static nan": (
         {"size": [1, 1, np.nan]},
         {"static": ["size"]},
-        "'b' at 1: static column 'size': nan",
+        "static column 'size' must have one .*, got nan in series 'b' at 1",
     ),
 }
 
@@ -276,27 +316,42 @@ def test_covariates_of_arrays():
     assert (one.known_names, one.past_names) == (("price", "on"), ("rain",))
     assert one.static_names == ("size", "floors")
     for given, message in [
-        ({"known": {"price": [[1, 2, 3]]}}, "known: 'price': 1 series found, 2 wanted"),
-        ({"past": {"x": [[1, 2], [3, 4]]}}, r"past: 'x': shape \(2,\) of series 'a' .* \(3,\)"),
-        ({"static": {"x": [[1, 2], [1, 2]]}}, r"static: 'x': shape \(1, 2\) of series 'a' found"),
-        ({"static": {"x": [1]}}, "static: 'x': 1 series found, 2 wanted"),
-        ({"known": {"x": [[1, 2, 3], [np.inf, 5]]}}, "inf found in column 'x' of series 'b'"),
-        ({"known": {"value": [[1, 2, 3], [4, 5]]}}, "column 'value' found twice"),
+        ({"known": {"price": [[1, 2, 3]]}}, "known must have 2 series for 'price', got 1"),
+        (
+            {"past": {"x": [[1, 2], [3, 4]]}},
+            r"past must have shape \(3,\) for 'x' of series 'a', got \(2,\)",
+        ),
+        (
+            {"static": {"x": [[1, 2], [1, 2]]}},
+            r"static must have shape \(1,\) for 'x' of series 'a', got \(1, 2\)",
+        ),
+        ({"static": {"x": [1]}}, "static must have 2 series for 'x', got 1"),
+        (
+            {"known": {"x": [[1, 2, 3], [np.inf, 5]]}},
+            "known must be finite, got inf in column 'x' of series 'b'",
+        ),
+        ({"known": {"value": [[1, 2, 3], [4, 5]]}}, "must differ, got 'value' twice"),
     ]:
         with pytest.raises(ValueError, match=message):
             forecast.from_arrays(["a", "b"], [[1, 2, 3], [4, 5]], **given)
 
 
 def test_bad_arrays_and_wide_tables_are_named():
-    with pytest.raises(ValueError, match="ids: 'a' found twice"):
+    with pytest.raises(ValueError, match="ids must differ, got 'a' twice"):
         forecast.from_arrays(["a", "a"], [[1], [2]])
-    with pytest.raises(ValueError, match="nan found in column 'value' of series 'b', row 1, fini"):
+    with pytest.raises(
+        ValueError, match="values must be finite, got nan in column 'value' of series 'b', row 1"
+    ):
         forecast.from_arrays(["a", "b"], [[1], [2, np.nan]])
-    with pytest.raises(ValueError, match=r"series 'a': shape \(0,\) found, \(T, 1\) wanted"):
+    with pytest.raises(
+        ValueError, match=r"values must have shape \(T, 1\), .*, got \(0,\) for series 'a'"
+    ):
         forecast.from_arrays(["a"], [[]])
-    with pytest.raises(ValueError, match="start: 'soon' found"):
+    with pytest.raises(ValueError, match="start must be integers or dates, got 'soon'"):
         forecast.from_arrays(["a"], [[1]], start="soon")
-    with pytest.raises(ValueError, match="frequency='1': times are dates"):
+    with pytest.raises(
+        ValueError, match=r"frequency must be an alias .*, as times are dates, got '1'"
+    ):
         forecast.from_arrays(["a"], [[1]], start="2024-01-01")
     for start, frequency in [
         ("2024-01-15", "MS"),
@@ -304,29 +359,36 @@ def test_bad_arrays_and_wide_tables_are_named():
         ("2024-01-02", "W-MON"),
         (["2024-01-01", "2024-03-30"], "ME"),
     ]:
-        with pytest.raises(ValueError, match=rf"start: 2024-.* a time of frequency '{frequency}'"):
+        with pytest.raises(
+            ValueError, match=rf"start must be a time of frequency '{frequency}', got 2024-"
+        ):
             forecast.from_arrays(["a", "b"], [[1], [2]], start=start, frequency=frequency)
     one = forecast.from_arrays(["a"], [[1, 2]])
-    with pytest.raises(ValueError, match=r"known: shape \(1, 0\) found, \(2, 0\) wanted"):
+    with pytest.raises(ValueError, match=r"known must have shape \(2, 0\), got \(1, 0\)"):
         replace(one, known=np.zeros((1, 0), np.float32))
     two = forecast.from_arrays(["a", "b"], [[1, 2], [3, 0]])
     with (
         np.errstate(divide="ignore"),
         pytest.raises(
-            ValueError, match="values: -inf found in column 'value' of series 'b', row 1"
+            ValueError,
+            match="values must be finite, got -inf in column 'value' of series 'b', row 1",
         ),
     ):
         replace(two, values=np.log(two.values))
-    with pytest.raises(ValueError, match="values: float64 found, float32 wanted"):
+    with pytest.raises(ValueError, match="values must be float32, got float64"):
         replace(two, values=two.values * np.float64(2))
     prices = np.array([[1], [np.nan], [2], [3]], np.float32)
-    with pytest.raises(ValueError, match="known: nan found in column 'price' of series 'a', row 1"):
+    with pytest.raises(
+        ValueError, match="known must be finite, got nan in column 'price' of series 'a', row 1"
+    ):
         replace(two, known=prices, known_names=("price",))
-    with pytest.raises(ValueError, match="static: nan found in column 'size' of series 'b', fin"):
+    with pytest.raises(
+        ValueError, match="static must be finite, got nan in column 'size' of series 'b'"
+    ):
         replace(two, static=prices[:2], static_names=("size",))
-    with pytest.raises(ValueError, match="column 'y': 0 numbers found"):
+    with pytest.raises(ValueError, match="column 'y' must have at least 1 number, got 0"):
         forecast.series({"time": [1, 2], "x": [1, 2], "y": [np.nan] * 2}, layout="series")
-    with pytest.raises(ValueError, match="past and static columns are of a long table"):
+    with pytest.raises(ValueError, match="past and static must be empty with layout"):
         forecast.series({"time": [1, 2], "x": [1, 2]}, layout="series", past=["x"])
 
 
@@ -378,12 +440,20 @@ def test_calendar_errors():
     counts = forecast.from_arrays(["a"], [[1, 2]])
     days = forecast.from_arrays(["a"], [[1, 2]], start="2024-01-01", frequency="D")
     for one, arguments, message in [
-        (counts, {"features": ["day_of_week"]}, "times are counts, dates wanted"),
-        (days, {"features": ["weekday"]}, "features: 'weekday' found, of minute_of_hour"),
-        (days, {}, "nothing found"),
-        (days, {"dates": {"x": ["soon"]}}, "dates: 'x': .*dates wanted"),
-        (days, {"features": ["day_of_week"], "encoding": "sin"}, "encoding='sin'"),
-        (days, {"features": ["day_of_week"], "dates": {"value": []}}, "column 'value' found twice"),
+        (counts, {"features": ["day_of_week"]}, "times must be dates, got counts"),
+        (
+            days,
+            {"features": ["weekday"]},
+            "features must be among minute_of_hour, .*, got 'weekday'",
+        ),
+        (days, {}, "features or dates must be given, got neither"),
+        (days, {"dates": {"x": ["soon"]}}, "dates must be dates for 'x'"),
+        (days, {"features": ["day_of_week"], "encoding": "sin"}, "encoding must be .*, got 'sin'"),
+        (
+            days,
+            {"features": ["day_of_week"], "dates": {"value": []}},
+            "must differ, got 'value' twice",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             forecast.calendar(one, **arguments)
@@ -428,20 +498,27 @@ def test_future_covariates_errors():
     read, table = promotions()
     dates = {"holiday": []}
     with pytest.raises(
-        ValueError, match=r"series 'a': no row at 2024-01-31.*step 11 of horizon=11"
+        ValueError, match=r"got none of series 'a' at 2024-01-31.*step 11 of horizon=11"
     ):
         forecast.future_covariates(read, 11, table, dates=dates)
-    with pytest.raises(ValueError, match=r"series 'b': no row at 2024-01-19.*1 of 2 series"):
+    with pytest.raises(ValueError, match=r"got none of series 'b' at 2024-01-19.*1 of 2 series"):
         forecast.future_covariates(read, 2, table[table.id == "a"], dates=dates)
-    with pytest.raises(ValueError, match=r"'b' at 2024-01-19T00:00:00: found twice"):
+    with pytest.raises(
+        ValueError, match=r"one row for each time, got two for series 'b' at 2024-01-19T00:00:00"
+    ):
         again = pd.concat([table, table[(table.id == "b") & (table.time == "2024-01-19")]])
         forecast.future_covariates(read, 2, again, dates=dates)
-    with pytest.raises(ValueError, match="'price': series 'a' at 2024-01-21T00:00:00: NaN"):
+    with pytest.raises(
+        ValueError,
+        match="must be finite, got NaN in column 'price' of series 'a' at 2024-01-21T00:00:00",
+    ):
         table.loc[20, "price"] = np.nan
         forecast.future_covariates(read, 2, table, dates=dates)
-    with pytest.raises(ValueError, match="source: None found, a table with columns price, holiday"):
+    with pytest.raises(
+        ValueError, match="source must be a table with columns price, holiday, got None"
+    ):
         forecast.future_covariates(read, 2)
-    with pytest.raises(ValueError, match="no column 'price'"):
+    with pytest.raises(ValueError, match="must have a column 'price'"):
         forecast.future_covariates(read, 2, table.drop(columns="price"), dates=dates)
     bare = forecast.from_arrays(["a"], [[1, 2]])
     assert forecast.future_covariates(bare, 3).shape == (1, 3, 0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxops import forecast
+from jaxops.forecast.data.windows import gather
 
 DATA = Path(os.environ.get("JAXOPS_DATA_DIR", "absent"))
 
@@ -73,10 +74,8 @@ def test_ett_has_the_published_counts_and_repeat_last_row(name):
 
     @jax.jit
     def errors(origin):
-        last = forecast.gather(values, origin, -1, 0)
-        error = forecast.gather(values, origin, 0, 96) - jnp.broadcast_to(
-            last, (len(origin), 96, 7)
-        )
+        last = gather(values, origin, -1, 0)
+        error = gather(values, origin, 0, 96) - jnp.broadcast_to(last, (len(origin), 96, 7))
         return jnp.square(error).mean(), jnp.abs(error).mean()
 
     mse, mae = errors(windows["origin"])
@@ -134,7 +133,7 @@ def test_rolling_origins_score_each_once_and_learn_from_before(refit):
 
 def test_backtest_leaves_out_short_series_if_asked():
     series = ragged(30, 9, 20)
-    with pytest.raises(ValueError, match=r"series 's1': 9 rows found, 13 wanted.*1 of 3 series"):
+    with pytest.raises(ValueError, match=r"at least 13 rows .*, got 9 in 's1'.*1 of 3 series"):
         forecast.backtest(series, 5, 4, count=2)
     (fold,) = forecast.backtest(series, 5, 4, count=2, short="skip")
     assert pairs(fold.test) == [(0, 22), (0, 26), (2, 51), (2, 55)]
@@ -142,7 +141,9 @@ def test_backtest_leaves_out_short_series_if_asked():
 
 def test_padded_series_have_windows_and_the_same_end():
     series = ragged(3, 10)
-    with pytest.raises(ValueError, match=r"'s0': 3 rows up to .* 7 wanted for context=5 and ho"):
+    with pytest.raises(
+        ValueError, match=r"at least 7 rows up to .* for context=5 and .*, got 3 in 's0'"
+    ):
         forecast.origins(series, 5, 2)
     long = forecast.padded(series, 7)
     assert long.lengths.tolist() == [7, 10] and long.start.tolist() == [-4, 0]
@@ -159,7 +160,9 @@ def test_cut_keeps_the_rows_of_a_range():
     test = forecast.cut(series, split.test)
     assert test.values[:, 0].tolist() == [6, 7, 8, 11, 12, 13] and test.start.tolist() == [6, 102]
     assert test.offsets.tolist() == [0, 3, 6] and test.known.shape == (6, 0)
-    with pytest.raises(ValueError, match="rows: series 'a': none found"):
+    with pytest.raises(
+        ValueError, match="rows must have at least 1 row of each series, got none of 'a'"
+    ):
         forecast.cut(series, np.array([[3, 3], [9, 14]]))
 
 
@@ -168,21 +171,21 @@ def test_gather_against_slices_under_jit_and_in_a_loop():
     origin = np.array([4, 44, 17, 17], np.int32)
     for start, stop in [(-4, 0), (0, 6), (-4, 6)]:
         wanted = np.stack([values[o + start : o + stop] for o in origin])
-        got = jax.jit(forecast.gather, static_argnums=(2, 3))(values, origin, start, stop)
+        got = jax.jit(gather, static_argnums=(2, 3))(values, origin, start, stop)
         np.testing.assert_array_equal(got, wanted)
 
     def add(i, total):
-        return total + forecast.gather(values, jax.lax.dynamic_slice_in_dim(origin, i, 1), -2, 1)
+        return total + gather(values, jax.lax.dynamic_slice_in_dim(origin, i, 1), -2, 1)
 
     total = jax.lax.fori_loop(0, 4, add, jnp.zeros((1, 3, 3)))
     wanted = sum(values[o - 2 : o + 1] for o in origin)
     np.testing.assert_allclose(total[0], wanted, rtol=1e-6, atol=1e-6)
-    assert forecast.gather(jnp.zeros((50, 0)), origin, -4, 6).shape == (4, 10, 0)
+    assert gather(jnp.zeros((50, 0)), origin, -4, 6).shape == (4, 10, 0)
 
 
 def test_gradients_reach_the_rows_of_the_window_alone():
     origin = jnp.array([5, 12])
-    grads = jax.grad(lambda v: forecast.gather(v, origin, -3, 0).sum())(jnp.zeros((20, 2)))
+    grads = jax.grad(lambda v: gather(v, origin, -3, 0).sum())(jnp.zeros((20, 2)))
     assert np.flatnonzero(grads[:, 0]).tolist() == [2, 3, 4, 9, 10, 11]
 
 
@@ -192,20 +195,41 @@ def test_bad_arguments_are_named():
     other = ragged(10, 12)
     days = forecast.from_arrays(["a"], [[1, 2]], start="2024-01-01", frequency="D")
     for call, message in [
-        (lambda: forecast.split(series, 20, 0, 0), "series 's1': 12 rows found, 20 wanted"),
-        (lambda: forecast.split(series, None, None, 2), "train, validation: None found"),
-        (lambda: forecast.split(series, 1.5, 0, 0), "train=1.5: a number of rows, a share"),
-        (lambda: forecast.split(series, 0.7, 0.2, 0.2), "series 's0': 30 rows found, 33 wanted"),
-        (lambda: forecast.origins(series, 1, 5, split.test), "'s0': 30 rows up to .*, 31 wanted"),
-        (lambda: forecast.origins(series, 40, 5, short="skip"), "'s0': 30 .* 2 of 2 series"),
-        (lambda: forecast.cut(other, split.test), "rows: ranges of the rows of these 2"),
-        (lambda: forecast.origins(other, 1, 1, split.test), "rows: ranges of the rows of these 2"),
-        (lambda: forecast.origins(series, 1, 0), "context=1, horizon=0: 0 or more"),
-        (lambda: forecast.origins(series, 1, 1, stride=0), "stride=0"),
-        (lambda: forecast.split_by_time(series, "2024-01-01", "2024-02-01"), "times such as 0 wan"),
-        (lambda: forecast.split_by_time(days, 1, 2), "times such as 2024-01-01T00:00:00 wanted"),
-        (lambda: forecast.split_by_time(series, 9, 5), "rising times wanted"),
-        (lambda: forecast.backtest(series, 1, 1, count=0), "count=0"),
+        (
+            lambda: forecast.split(series, 20, 0, 0),
+            "series must have at least 20 rows .*, got 12 in 's1'",
+        ),
+        (lambda: forecast.split(series, None, None, 2), "must be None, got train, validation"),
+        (
+            lambda: forecast.split(series, 1.5, 0, 0),
+            "train must be a number of rows, a share .*, got 1.5",
+        ),
+        (
+            lambda: forecast.split(series, 0.7, 0.2, 0.2),
+            "series must have at least 33 rows .*, got 30 in 's0'",
+        ),
+        (
+            lambda: forecast.origins(series, 1, 5, split.test),
+            "at least 31 rows up to .*, got 30 in 's0'",
+        ),
+        (lambda: forecast.origins(series, 40, 5, short="skip"), "got 30 in 's0'.* 2 of 2 series"),
+        (lambda: forecast.cut(other, split.test), "rows must be a range within each of these 2"),
+        (
+            lambda: forecast.origins(other, 1, 1, split.test),
+            "rows must be a range within each of these 2",
+        ),
+        (lambda: forecast.origins(series, 1, 0), "horizon at least 1, got context=1 and horizon=0"),
+        (lambda: forecast.origins(series, 1, 1, stride=0), "stride must be at least 1 .*, got 0"),
+        (
+            lambda: forecast.split_by_time(series, "2024-01-01", "2024-02-01"),
+            "must be times such as 0, got",
+        ),
+        (
+            lambda: forecast.split_by_time(days, 1, 2),
+            "must be times such as 2024-01-01T00:00:00, got",
+        ),
+        (lambda: forecast.split_by_time(series, 9, 5), r"must be rising times, got \[9, 5\]"),
+        (lambda: forecast.backtest(series, 1, 1, count=0), "must be at least 1 .*, got count=0"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -1,10 +1,10 @@
-"""The forecasts that every table begins with, asked as any other model is."""
+"""Classical methods as a model for `forecast`."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxops.forecast.classical.ets import fit_smoothing, mean_path, path_quantiles
@@ -23,15 +23,15 @@ METHODS = ("repeat_last", "seasonal_naive", "drift", "naive2", "theta", "ets")
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method that learns nothing beforehand: each series is forecast from itself alone.
+    """A classical method: each series and channel is forecast from its own history.
 
-    Channels are forecast one by one; covariates are not looked at.
+    Nothing is trained beforehand, and covariates are not used.
 
     Attributes:
         method: "repeat_last", "seasonal_naive", "drift", "naive2", "theta" or "ets"; see
             `repeat_last`, `seasonal_naive`, `drift`, `naive2` (which has no quantiles),
             `theta_method` and `exponential_smoothing`.
-        season: steps of one; 1 is none.
+        season: steps of one season; 1 for none.
 
     Raises:
         ValueError: another method, or a season below 1.
@@ -47,13 +47,13 @@ class Baseline:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"method: {self.method!r} found, one of {METHODS} wanted")
+            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
         if self.season < 1:
-            raise ValueError(f"season: {self.season} found, at least 1 wanted")
+            raise ValueError(f"season must be at least 1, got {self.season}")
 
     @property
     def has_quantiles(self) -> bool:
-        """Whether it says more than a point."""
+        """Whether it forecasts more than a point."""
         return self.method != "naive2"
 
     def answer(
@@ -65,28 +65,28 @@ class Baseline:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `forecast`."""
         if horizon is None:
-            raise ValueError(f"horizon: none found, a number wanted by {self}")
+            raise ValueError(f"horizon must be a number for {self}, got None")
         if levels and not self.has_quantiles:
             raise ValueError(
-                f"levels: {levels} found, () wanted: {self.method!r} has no quantiles; `calibrated`"
-                " puts some around it"
+                f"levels must be () for {self.method!r}, which has no quantiles, got {levels}; "
+                "`calibrated` puts quantiles around it"
             )
         shape = len(history), horizon, len(history.channels)
         mean = np.empty(shape, np.float32)
         quantiles = np.empty((*shape, len(levels)), np.float32)
-        # series of a like length together, in columns of a power of two: one that is long does not
-        # make all the others so, and one that has grown by a row needs no other program
+        # series of similar length together, in columns of a power of two: a long series does not
+        # widen all others, and a series that has grown by a row needs no new program
         columns = np.maximum(64, 2 ** np.ceil(np.log2(history.lengths)).astype(int))
         for width in np.unique(columns):
-            of = np.flatnonzero(columns == width)
-            some = history.part(of)
+            rows = np.flatnonzero(columns == width)
+            some = history.part(rows)
             for c, column in enumerate(some.values.T):
                 values, lengths = right_aligned(column, some.offsets)
                 values = np.pad(values, ((0, 0), (width - values.shape[1], 0)))
-                found = jax.device_get(_answer(self, horizon, levels, values, lengths))
-                mean[of, :, c] = found[0]
+                answer = jax.device_get(_answer(self, horizon, levels, values, lengths))
+                mean[rows, :, c] = answer[0]
                 if levels:
-                    quantiles[of, :, c] = found[1]
+                    quantiles[rows, :, c] = answer[1]
         return mean, quantiles
 
 
@@ -94,12 +94,20 @@ def _answer(
     model: Baseline, horizon: int, levels: tuple[float, ...], values: Any, lengths: Any
 ) -> tuple[Any, Any]:
     """Mean (B, H) and quantiles (B, H, Q), or None, of one fit."""
-    season = model.season
     if model.method == "ets":
-        fit = fit_smoothing(values, season, lengths)
+        fit = fit_smoothing(values, model.season, lengths)
         return mean_path(fit, horizon), path_quantiles(fit, horizon, levels) if levels else None
+    return _compiled(model, horizon, levels, values, lengths)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(
+    model: Baseline, horizon: int, levels: tuple[float, ...], values: Any, lengths: Any
+) -> tuple[Any, Any]:
+    """`_answer` of all methods but "ets", whose fit has programs of its own."""
+    season = model.season
     if model.method == "theta":
-        mean, sd = theta_normal(jnp.asarray(values), jnp.asarray(lengths), horizon, season)
+        mean, sd = theta_normal(values, lengths, horizon, season)
         return mean, normal_quantiles(mean, sd, levels) if levels else None
     if model.method == "naive2":
         return naive2(values, horizon, season, lengths), None
@@ -110,5 +118,5 @@ def _answer(
             values, horizon, season, *rest
         ),
     }[model.method]
-    given = values, horizon, lengths
-    return method(*given), method(*given, levels) if levels else None
+    arguments = values, horizon, lengths
+    return method(*arguments), method(*arguments, levels) if levels else None

@@ -1,4 +1,4 @@
-"""Levenberg and Marquardt's method of a fixed number of steps, so that `vmap` makes it a batch."""
+"""The Levenberg-Marquardt method with a fixed number of steps, for use with `vmap`."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ ITERATIONS = 12
 def least_squares(
     residuals: Callable[[jax.Array], jax.Array], u: jax.Array, free: jax.Array
 ) -> jax.Array:
-    """The u near which residuals(u) have the least sum of squares.
+    """A local minimum u of the sum of squares of residuals(u).
 
-    Each step tries four dampings and keeps the best if it is better.
+    Each step tries four damping factors and keeps the best if it improves.
 
     Args:
-        residuals: (P,) -> (T,), differentiated forwards.
-        u: (P,) where to start; the first four are kept within -9 to 9, logits.
-        free: bool (P,), which of them may move.
+        residuals: (P,) -> (T,), differentiated in forward mode.
+        u: (P,), the start; the first four are logits, kept within [-9, 9].
+        free: bool (P,), which of u may change.
     """
     tries = jnp.array([0.1, 1.0, 10.0, 100.0])
 
@@ -30,7 +30,7 @@ def least_squares(
         u, damping = carry
         J, r = jax.jacfwd(both, has_aux=True)(u)
         J = jnp.where(free[None], J, 0)
-        # the default precision of GPUs loses what the damping is small against
+        # the default precision of GPUs would lose a small damping
         H, g = (jnp.matmul(J.T, x, precision="highest") for x in (J, r))
         size = jnp.diagonal(H)
         ridge = size + 1e-7 * size.max() + 1e-20
@@ -54,5 +54,5 @@ def least_squares(
 
 
 def least(costs: jax.Array) -> jax.Array:
-    """Place of the least that is finite."""
+    """The index of the least finite cost."""
     return jnp.where(jnp.isfinite(costs), costs, jnp.inf).argmin()

@@ -1,9 +1,9 @@
-"""Forecasts without training: the rows that every table of forecasts begins with.
+"""Naive forecasts: baselines for every comparison.
 
 Series lie right-aligned in (B, L), so that all of them end in the last column: a series of n < L
 values has L - n columns of padding before it, which may hold anything finite. The functions are
 pure, and NaN inside a series gives NaN for that series. With `levels` they give quantiles instead,
-of normal errors whose size is that of their own one-step errors in the series (Hyndman and
+of normal errors with the variance of the one-step errors in the series (Hyndman and
 Athanasopoulos, Forecasting: Principles and Practice, 3rd ed., 5.5); where a series has no such
 error these are NaN.
 """
@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 
 def right_aligned(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Series that lie end to end, right-aligned.
+    """Series stored end to end, as a right-aligned matrix.
 
     Args:
         values: (R,), of one channel.
@@ -37,8 +37,9 @@ def right_aligned(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, 
     lengths = np.diff(offsets)
     if np.ndim(values) != 1 or offsets[0] != 0 or offsets[-1] != len(values) or (lengths < 1).any():
         raise ValueError(
-            f"values, offsets: found shape {np.shape(values)} and series of {lengths.min()} rows"
-            f" up, {offsets[0]} to {offsets[-1]}; wanted (R,) and 0 to R, a row or more each"
+            "values must have shape (R,) and offsets run from 0 to R, with at least a row for each "
+            f"series, got {np.shape(values)}, {offsets[0]} to {offsets[-1]} and a series of "
+            f"{lengths.min()} rows"
         )
     out = np.zeros((len(lengths), lengths.max()), values.dtype)
     column = np.arange(lengths.max())[None] - (lengths.max() - lengths)[:, None]
@@ -52,19 +53,20 @@ def repeat_last(
     lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
-    """The last value, for ever.
+    """The last value, repeated.
 
     Args:
         values: (B, L).
         horizon: H.
-        lengths: int (B,), by default all L; here of use for `levels` alone.
-        levels: Q quantiles, of a random walk: the variance at step h is h times that of one step.
+        lengths: int (B,), by default all L; used for `levels` only.
+        levels: of Q quantiles, of a random walk: the variance at step h is h times that of one
+            step.
 
     Returns:
         (B, H), or (B, H, Q) with levels.
 
     Raises:
-        ValueError: not (B, L) with (B,) lengths, a horizon below 1, or levels outside 0 to 1.
+        ValueError: not (B, L) with (B,) lengths, a horizon below 1, or levels outside (0, 1).
 
     >>> repeat_last(jnp.array([[1.0, 2.0, 4.0]]), 2)
     Array([[4., 4.]], dtype=float32)
@@ -84,15 +86,15 @@ def seasonal_naive(
     lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
-    """The last season, for ever; where a series is shorter than one, its last value.
+    """The last season, repeated; for a series shorter than a season, its last value.
 
     Args:
         values: (B, L).
         horizon: H.
-        season: steps of one, such as 24 for hours.
+        season: steps of one season, such as 24 for hours.
         lengths: int (B,), by default all L.
-        levels: Q quantiles, of one random walk for each hour: the variance is that of the error
-            one season ahead, times the number of seasons begun.
+        levels: of Q quantiles, of a random walk for each step of the season: the variance is that
+            of the error one season ahead, times the number of seasons started.
 
     Returns:
         (B, H), or (B, H, Q) with levels.
@@ -128,7 +130,7 @@ def drift(
         values: (B, L).
         horizon: H.
         lengths: int (B,), by default all L.
-        levels: Q quantiles, of a random walk with drift: of n values, the variance at step h is
+        levels: of Q quantiles, of a random walk with drift: of n values, the variance at step h is
             h (1 + h / (n - 1)) times that of one step.
 
     Returns:
@@ -180,7 +182,7 @@ def normal_quantiles(mean: jax.Array, sd: jax.Array, levels: Sequence[float]) ->
 def checked_levels(levels: Sequence[float]) -> jax.Array:
     """(Q,), where all lie between 0 and 1."""
     if not all(0 < level < 1 for level in levels):
-        raise ValueError(f"levels: found {tuple(levels)}, wanted between 0 and 1")
+        raise ValueError(f"levels must be between 0 and 1, got {tuple(levels)}")
     return jnp.asarray(levels, jnp.float32)
 
 
@@ -190,13 +192,15 @@ def checked(
     """The arrays, where their shapes are right: what a jitted function can check."""
     values = jnp.asarray(values)
     if values.ndim != 2 or values.shape[1] == 0:
-        raise ValueError(f"values: found shape {values.shape}, wanted (B, L), L 1 or more")
+        raise ValueError(f"values must have shape (B, L), L at least 1, got {values.shape}")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(jnp.float32)
     if horizon < 1 or season < 1:
-        raise ValueError(f"horizon, season: found {horizon} and {season}, wanted 1 or more")
+        raise ValueError(f"horizon and season must be at least 1, got {horizon} and {season}")
     B, L = values.shape
     lengths = jnp.full(B, L, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
     if lengths.shape != (B,):
-        raise ValueError(f"lengths: found shape {lengths.shape}, wanted ({B},), one a series")
+        raise ValueError(
+            f"lengths must have shape ({B},), one for each series, got {lengths.shape}"
+        )
     return values, lengths

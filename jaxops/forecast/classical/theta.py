@@ -11,7 +11,7 @@ from scipy.fft import next_fast_len
 
 from jaxops.forecast.classical.naive import checked, checked_levels, inside, normal_quantiles, steps
 
-CRITICAL = 1.645  # of the test for a season: two-sided, 90 %
+CRITICAL = 1.645  # of the seasonality test: two-sided, 90 %
 
 
 def theta_method(
@@ -21,7 +21,7 @@ def theta_method(
     lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
-    """Theta (Assimakopoulos and Nikolopoulos 2000), with lines 0 and 2 of equal weight.
+    """The theta method (Assimakopoulos and Nikolopoulos 2000), with lines 0 and 2 weighted equally.
 
     A series whose season passes the test is divided by its indices (`seasonal_indices`). The
     forecast is the mean of the straight line by least squares (theta 0) and of simple exponential
@@ -32,17 +32,17 @@ def theta_method(
     Args:
         values: (B, L), right-aligned.
         horizon: H.
-        season: steps of one; 1 is none.
+        season: steps of one season; 1 for none.
         lengths: int (B,), by default all L.
-        levels: Q quantiles, of SES with normal errors: variance 1 + (h - 1) alpha^2 times that of
-            one step, times the index squared.
+        levels: of Q quantiles, of SES with normal errors: variance 1 + (h - 1) alpha^2 times that
+            of one step, times the index squared.
 
     Returns:
         (B, H), or (B, H, Q) with levels.
 
     Raises:
         ValueError: not (B, L) with (B,) lengths, a horizon or season below 1, or levels outside
-            0 to 1.
+            (0, 1).
 
     >>> theta_method(jnp.array([[2.0, 4.0, 6.0, 8.0]]), 2).round(2)
     Array([[ 9., 10.]], dtype=float32)
@@ -74,9 +74,19 @@ def theta_normal(
 def naive2(
     values: ArrayLike, horizon: int, season: int, lengths: ArrayLike | None = None
 ) -> jax.Array:
-    """The last value after seasonal adjustment, times the indices: what OWA compares with.
+    """The last seasonally adjusted value, times the indices: the reference of `owa`.
 
-    Args, returns and raises as `theta_method`.
+    Args:
+        values: (B, L), right-aligned.
+        horizon: H.
+        season: steps of one season; 1 for none.
+        lengths: int (B,), by default all L.
+
+    Returns:
+        (B, H).
+
+    Raises:
+        ValueError: as `theta_method`.
 
     >>> naive2(jnp.array([[2.0, 4.0, 6.0, 8.0]]), 2, season=1)
     Array([[8., 8.]], dtype=float32)
@@ -112,32 +122,32 @@ def seasonal_indices(values: jax.Array, season: int, lengths: jax.Array) -> jax.
     (B, L), m = values.shape, season
     if m == 1 or 3 * m > L:
         return jnp.ones((B, m), values.dtype)
-    there = inside(values, lengths)
+    real = inside(values, lengths)
     weights = jnp.concatenate([jnp.array([0.5]), jnp.ones(m - 1), jnp.array([0.5])]) / m
     weights = weights if m % 2 == 0 else jnp.ones(m) / m
     weights = weights.astype(values.dtype)
     average = lambda row: jnp.convolve(row, weights, "valid", precision="highest")  # noqa: E731
     trend = jax.vmap(average)(values)
     half = m // 2
-    trended = there[:, half : L - half] & there[:, : L - 2 * half]
+    trended = real[:, half : L - half] & real[:, : L - 2 * half]
     ratio = jnp.where(trended, values[:, half : L - half] / trend, 0)
     cycles = -(-L // m)
     left = cycles * m - L + half
     fold = lambda x: jnp.pad(x, ((0, 0), (left, half))).reshape(B, cycles, m).sum(1)  # noqa: E731
     means = fold(ratio) / jnp.maximum(fold(trended.astype(values.dtype)), 1)
     indices = means / means.mean(1, keepdims=True)
-    positive = jnp.where(there, values > 0, True).all(1)
-    found = seasonal(values, there, lengths, m) & positive
-    return jnp.where(found[:, None], indices, 1)
+    positive = jnp.where(real, values > 0, True).all(1)
+    tested = seasonal(values, real, lengths, m) & positive
+    return jnp.where(tested[:, None], indices, 1)
 
 
-def seasonal(values: jax.Array, there: jax.Array, lengths: jax.Array, season: int) -> jax.Array:
-    """Bool (B,), whether the test finds a season."""
+def seasonal(values: jax.Array, real: jax.Array, lengths: jax.Array, season: int) -> jax.Array:
+    """Whether the test finds a season, bool (B,)."""
     n = lengths.astype(values.dtype)
-    mean = jnp.where(there, values, 0).sum(1) / n
-    x = jnp.where(there, values - mean[:, None], 0)
+    mean = jnp.where(real, values, 0).sum(1) / n
+    x = jnp.where(real, values - mean[:, None], 0)
     x = x / jnp.maximum(jnp.abs(x).max(1, keepdims=True), 1e-30)  # squares stay within float32
-    # sums of x_t x_(t - k) for all k at once, by Wiener and Khinchin; the zeros part the ends
+    # sums of x_t x_(t - k) for all k at once, by Wiener and Khinchin; zeros separate the ends
     size = next_fast_len(x.shape[1] + season)
     power = jnp.abs(jnp.fft.rfft(x, size)) ** 2
     products = jnp.fft.irfft(power, size)[:, : season + 1]
@@ -148,12 +158,12 @@ def seasonal(values: jax.Array, there: jax.Array, lengths: jax.Array, season: in
 
 def straight_line(values: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(B, L) of the line by least squares, and its slope (B,); of one value, that value."""
-    there = inside(values, lengths)
+    real = inside(values, lengths)
     n = lengths.astype(values.dtype)[:, None]
     time = jnp.arange(values.shape[1], dtype=values.dtype)[None] - values.shape[1] + (n + 1) / 2
-    mean = jnp.where(there, values, 0).sum(1, keepdims=True) / n
-    cross = jnp.where(there, (values - mean) * time, 0).sum(1, keepdims=True)
-    slope = cross / jnp.maximum(jnp.where(there, time**2, 0).sum(1, keepdims=True), 1e-9)
+    mean = jnp.where(real, values, 0).sum(1, keepdims=True) / n
+    cross = jnp.where(real, (values - mean) * time, 0).sum(1, keepdims=True)
+    slope = cross / jnp.maximum(jnp.where(real, time**2, 0).sum(1, keepdims=True), 1e-9)
     return mean + slope * time, slope[:, 0]
 
 
@@ -177,8 +187,9 @@ class Smoothing(NamedTuple):
 def simple_smoothing(values: jax.Array, lengths: jax.Array, points: int = 32) -> Smoothing:
     """The alpha and first level of least squares: level += alpha (value - level).
 
-    For one alpha the errors are linear in the first level, which is solved for; alpha is found on a
-    grid from .0001 to .9999, which is then refined four times between the best point's neighbours.
+    For one alpha the errors are linear in the first level, which is solved for; alpha is searched
+    on a grid from 0.0001 to 0.9999, which is then refined four times between the best point's
+    neighbours.
 
     Args:
         values: (B, L), right-aligned.
@@ -197,21 +208,21 @@ def simple_smoothing(values: jax.Array, lengths: jax.Array, points: int = 32) ->
         narrower = pick(alpha, best - 1), pick(alpha, best + 1)
         return narrower, Smoothing(*(pick(x, best) for x in tried))
 
-    _, found = jax.lax.scan(refine, (low, high), length=5)
-    return Smoothing(*(x[-1] for x in found))
+    _, refined = jax.lax.scan(refine, (low, high), length=5)
+    return Smoothing(*(x[-1] for x in refined))
 
 
 def smoothed(values: jax.Array, lengths: jax.Array, alpha: jax.Array) -> Smoothing:
-    """All of (B, A) for A alphas a series."""
+    """Smoothing with A alphas for each series, all (B, A)."""
     start = jnp.take_along_axis(values, (values.shape[1] - lengths)[:, None], axis=1)
 
     def step(carry: tuple[jax.Array, ...], column: tuple[jax.Array, jax.Array]) -> tuple:
         level, share, ee, ed, dd = carry  # with the first value as first level; share (1 - alpha)^t
-        value, there = column[0][:, None], column[1][:, None]
+        value, real = column[0][:, None], column[1][:, None]
         error = value - level
         sums = ee + error**2, ed + error * share, dd + share**2
         new = (level + alpha * error, share * (1 - alpha), *sums)
-        return tuple(jnp.where(there, a, b) for a, b in zip(new, carry, strict=True)), None
+        return tuple(jnp.where(real, a, b) for a, b in zip(new, carry, strict=True)), None
 
     zero = jnp.zeros_like(alpha)
     carry = (zero + start, zero + 1, zero, zero, zero)

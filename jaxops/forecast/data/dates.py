@@ -1,4 +1,4 @@
-"""What is known of any time: hour, weekday, season, holidays, promotions."""
+"""Covariates of the calendar: hour, weekday, season, holidays, promotions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,22 +32,23 @@ def calendar(
     encoding: Encoding = "centred",
     dates: Dates | None = None,
 ) -> Series:
-    """The series with covariates of the calendar, their future known.
+    """Add covariates of the calendar to series, as covariates whose future is known.
 
     Args:
-        series: with dates for times.
+        series: whose times are dates.
         features: of "minute_of_hour", "hour_of_day", "day_of_week" (Monday first),
             "day_of_month", "day_of_year", "week_of_year" (ISO 8601) and "month_of_year".
-        encoding: "centred" gives a column x / (n - 1) - .5 for each feature, where x counts its n
+        encoding: "centred" gives a column x / (n - 1) - 0.5 for each feature, where x counts its n
             values from 0; "cyclic" two columns, sin and cos of 2 pi x / n, named `_sin`, `_cos`.
-        dates: days, by the name of a column that is 1 in their rows and else 0, such as
-            `{"holiday": ["2024-12-25", ...]}`. Of "h" and finer all rows of such a day are
+        dates: column name -> days on which the column is 1, and 0 on others, such as
+            `{"holiday": ["2024-12-25", ...]}`. With "h" and finer all rows of such a day are
             marked. Where a row stands for more than a day, it is marked when such a day lies in
-            [its time, the next row's); of "ME", "QE" and "YE", in (the row's before, its time].
+            [its time, the next row's time); with "ME", "QE" and "YE", in (the time of the row
+            before, its time].
 
     Raises:
-        ValueError: a feature that is none; times that are counts; a date that is none; a name
-            that the series have already.
+        ValueError: an unknown feature; times that are counts; an invalid date; a name that the
+            series already have.
 
     >>> from jaxops.forecast import from_arrays
     >>> one = from_arrays(["a"], [[5, 6]], start="2024-12-24T23:00", frequency="h")
@@ -56,14 +57,14 @@ def calendar(
     (('hour_of_day', 'holiday'), [[0.5, 0.0], [-0.5, 1.0]])
     """
     if encoding not in ("centred", "cyclic"):
-        raise ValueError(f'encoding={encoding!r}: "centred" or "cyclic" wanted')
+        raise ValueError(f'encoding must be "centred" or "cyclic", got {encoding!r}')
     for name in features:
         if name not in COUNTS:
-            raise ValueError(f"features: {name!r} found, of {', '.join(COUNTS)} wanted")
+            raise ValueError(f"features must be among {', '.join(COUNTS)}, got {name!r}")
     ends = ("",) if encoding == "centred" else ("_sin", "_cos")
     names = [name + end for name in features for end in ends] + list(dates or {})
     if not names:
-        raise ValueError("features, dates: nothing found, a feature or dates wanted")
+        raise ValueError("features or dates must be given, got neither")
     columns = calendar_columns(series.times(), series.frequency, names, dates)
     return replace(
         series,
@@ -94,7 +95,7 @@ def calendar_columns(
     pd = require("pandas", extra="data")
 
     if times.dtype.kind != "M":
-        raise ValueError("calendar: times are counts, dates wanted")
+        raise ValueError("times must be dates, got counts")
     index = pd.DatetimeIndex(times)
     columns = np.empty((len(times), len(names)), np.float32)
     for j, name in enumerate(names):
@@ -127,13 +128,13 @@ def _values(index: Any, feature: str) -> np.ndarray:
 
 
 def _marks(times: np.ndarray, frequency: str, name: str, days: Sequence[Any]) -> np.ndarray:
-    """Whether one of the days is in a row, bool (N,)."""
+    """Whether one of the days lies in each row, bool (N,)."""
     try:
         sorted_days = np.sort(np.asarray(days, "datetime64[D]"))
     except (ValueError, TypeError):
-        raise ValueError(f"dates: {name!r}: {days!r} found, dates wanted") from None
+        raise ValueError(f"dates must be dates for {name!r}, got {days!r}") from None
     if sorted_days.ndim != 1 or np.isnat(sorted_days).any():
-        raise ValueError(f"dates: {name!r}: {days!r} found, a list of dates wanted")
+        raise ValueError(f"dates must be a list of dates for {name!r}, got {days!r}")
     first = last = times.astype("datetime64[D]")
     fixed = grid.step(frequency)
     if fixed is None and frequency[0] in "MQY" and frequency.lstrip("MQY")[:1] == "E":

@@ -1,4 +1,4 @@
-"""What is known of the time to be forecast."""
+"""Known covariates of the steps to forecast."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ def future_covariates(
     dates: Dates | None = None,
     encoding: str = "utf-8",
 ) -> np.ndarray:
-    """The known covariates of the steps behind each series' end, in the order of `known_names`.
+    """The known covariates of the steps after each series' end, in the order of `known_names`.
 
     Columns of `dates`, and features of the calendar that the table lacks, are computed; all
     others are read from the table. It may hold other rows and other series as well, so the table
-    that the series were read from will do where it reaches far enough.
+    that the series were read from can be used where it reaches far enough.
 
     Args:
-        series: as they end now.
+        series: whose ends the steps follow.
         horizon: H, steps.
         source: a table, as in `series`, with a row for each series and step.
-        id: the column of the series' id; None: the rows are for all series alike.
+        id: the column of the series' id; None where the rows are the same for all series.
         time: the column of times.
         dates: those given to `calendar`, the future ones too.
         encoding: of a CSV file.
@@ -41,8 +41,8 @@ def future_covariates(
         float32 (S, H, K).
 
     Raises:
-        ValueError: the table ends before the horizon does, for a series and a time that are
-            named; a row found twice; a number that is missing; a column that is not there.
+        ValueError: a table without a row for some series and step, which are named; duplicate
+            rows; a missing number; a missing column.
 
     >>> from jaxops import forecast
     >>> table = {"id": ["a"] * 2, "time": [7, 8], "value": [1, 2], "price": [3, 3]}
@@ -52,7 +52,7 @@ def future_covariates(
             [4.]]], dtype=float32)
     """
     if horizon < 1:
-        raise ValueError(f"horizon={horizon}: 1 or more wanted")
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
     names = series.known_names
     future = np.full((len(series), horizon, len(names)), np.nan, np.float32)
     times = series.future(horizon)
@@ -68,7 +68,7 @@ def future_covariates(
         future[:, :, [names.index(x) for x in made]] = columns.reshape(*times.shape, -1)
     if read:
         if table is None:
-            raise ValueError(f"source: None found, a table with columns {', '.join(read)} wanted")
+            raise ValueError(f"source must be a table with columns {', '.join(read)}, got None")
         part = _read(series, *table, read, horizon, id, time)
         future[:, :, [names.index(x) for x in read]] = part
     return future
@@ -77,49 +77,49 @@ def future_covariates(
 def _read(
     series: Series, name: str, table: Any, read: list[str], horizon: int, id: str | None, time: str
 ) -> np.ndarray:
-    """The columns of a table behind the series' ends, (S, H, len(read))."""
+    """The columns of a table after the series' ends, (S, H, len(read))."""
     pd = require("pandas", extra="data")
 
     for column in (time, *read):
         if column not in table.columns:
-            found = ", ".join(map(str, table.columns))
-            raise ValueError(f"{name}: no column {column!r}; columns found: {found}")
-    wanted, when = series.future(horizon), reading.times(table[time], f"{name}: column {time!r}")
+            columns = ", ".join(map(str, table.columns))
+            raise ValueError(f"{name} must have a column {column!r}, got columns {columns}")
+    steps, when = series.future(horizon), reading.times(table[time], f"{name}: column {time!r}")
     grid.check(series.frequency, when)
-    of, end = np.zeros(len(when), np.int64), np.full(len(when), wanted.min())
+    number, end = np.zeros(len(when), np.int64), np.full(len(when), steps.min())
     if id is not None:
         code, ids = tables.ids(table[id], f"{name}: column {id!r}")
-        of = pd.Index(series.ids).get_indexer(pd.Index(ids.astype(str)))[code]
-        end = wanted[of, 0]
-    rows = np.flatnonzero((of >= 0) & (when >= end) & (when <= wanted.max()))
+        number = pd.Index(series.ids).get_indexer(pd.Index(ids.astype(str)))[code]
+        end = steps[number, 0]
+    rows = np.flatnonzero((number >= 0) & (when >= end) & (when <= steps.max()))
     data = reading.numbers(table[read].iloc[rows], name)
 
-    # a number for each series and time, by which the rows are found
-    low, span = wanted.min().astype(np.int64), np.ptp(wanted).astype(np.int64) + 1
-    key = of[rows] * span + when[rows].astype(np.int64) - low
+    # a key for each series and time, to look rows up by
+    low, span = steps.min().astype(np.int64), np.ptp(steps).astype(np.int64) + 1
+    key = number[rows] * span + when[rows].astype(np.int64) - low
     order = np.argsort(key, kind="stable")
     again = np.diff(key[order]) == 0
     if again.any():
         row = rows[order[again.argmax()]]
-        at = "" if id is None else f"series {str(series.ids[of[row]])!r} at "
-        raise ValueError(f"{name}: {at}{when[row]}: found twice, one row for each time wanted")
+        at = "" if id is None else f"series {str(series.ids[number[row]])!r} at "
+        raise ValueError(f"{name} must have one row for each time, got two for {at}{when[row]}")
     first = np.zeros((len(series), 1), np.int64)
     if id is not None:
         first[:, 0] = np.arange(len(series)) * span
-    place = np.searchsorted(key[order], asked := first + wanted.astype(np.int64) - low)
-    found = np.append(key[order], -1)[place] == asked
-    if not found.all():
-        s, step = np.unravel_index((~found).argmax(), found.shape)
+    place = np.searchsorted(key[order], target := first + steps.astype(np.int64) - low)
+    lacks = np.append(key[order], -1)[place] != target
+    if lacks.any():
+        s, step = np.unravel_index(lacks.argmax(), lacks.shape)
         raise ValueError(
-            f"{name}: series {str(series.ids[s])!r}: no row at {wanted[s, step]}, the step "
-            f"{step + 1} of horizon={horizon} behind its end; known covariates of all steps wanted "
-            f"({(~found.all(1)).sum()} of {len(series)} series lack some)"
+            f"{name} must have a row for each series and step, got none of series "
+            f"{str(series.ids[s])!r} at {steps[s, step]}, step {step + 1} of horizon={horizon} "
+            f"({lacks.any(1).sum()} of {len(series)} series lack some)"
         )
     future = data[order[place]]
     if np.isnan(future).any():
         s, step, j = np.argwhere(np.isnan(future))[0]
         raise ValueError(
-            f"{name}: column {read[j]!r}: series {str(series.ids[s])!r} at {wanted[s, step]}: NaN "
-            "found, a finite number wanted"
+            f"{name} must be finite, got NaN in column {read[j]!r} of series "
+            f"{str(series.ids[s])!r} at {steps[s, step]}"
         )
     return future

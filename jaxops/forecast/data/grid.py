@@ -14,31 +14,34 @@ DAY = 86_400
 
 @lru_cache(maxsize=64)
 def step(frequency: str) -> int | None:
-    """The seconds of a step, or the number of an integer's; None where months or days differ.
+    """Seconds of a step, or its size where times are counts; None for steps of unequal length.
 
     Raises:
-        ValueError: a frequency that pandas does not know, or one that goes back.
+        ValueError: a frequency that pandas does not know, or one that goes backwards.
     """
     pd = require("pandas", extra="data")
     to_offset = require("pandas.tseries.frequencies", extra="data").to_offset
 
-    wanted = 'an alias of pandas ("h", "D", "B", "W-MON", "MS") or a whole number wanted'
+    form = (
+        'frequency must be an alias of pandas ("h", "D", "B", "W-MON", "MS") or a whole number as '
+        f"text, got {frequency!r}"
+    )
     if not isinstance(frequency, str):
-        raise ValueError(f"frequency={frequency!r}: text wanted, such as {str(frequency)!r}")
+        raise ValueError(f"frequency must be text, such as {str(frequency)!r}, got {frequency!r}")
     if frequency.isdecimal() and int(frequency) > 0:
         return int(frequency)
     try:
         offset = to_offset(frequency)
     except ValueError as error:
-        raise ValueError(f"frequency={frequency!r}: {wanted} ({error})") from None
+        raise ValueError(f"{form} ({error})") from None
     if offset is None or offset.n < 1:
-        raise ValueError(f"frequency={frequency!r}: {wanted}")
+        raise ValueError(form)
     if isinstance(offset, pd.offsets.Day):
         return int(offset.n) * DAY
     if isinstance(offset, pd.offsets.Tick):
         seconds = pd.Timedelta(offset) / pd.Timedelta("1s")
         if seconds < 1 or seconds % 1:
-            raise ValueError(f"frequency={frequency!r}: whole seconds wanted")
+            raise ValueError(f"frequency must be whole seconds, got {frequency!r}")
         return int(seconds)
     return None
 
@@ -48,8 +51,9 @@ def check(frequency: str, times: np.ndarray) -> None:
     step(frequency)
     counts = times.dtype.kind != "M"
     if frequency.isdecimal() != counts:
-        kind = 'integers: a whole number such as "1"' if counts else 'dates: an alias such as "h"'
-        raise ValueError(f"frequency={frequency!r}: times are {kind} wanted")
+        form = 'a whole number such as "1"' if counts else 'an alias such as "h"'
+        kind = "integers" if counts else "dates"
+        raise ValueError(f"frequency must be {form}, as times are {kind}, got {frequency!r}")
 
 
 def _range(first: Any, frequency: str, **until: Any) -> np.ndarray:
@@ -60,11 +64,11 @@ def _range(first: Any, frequency: str, **until: Any) -> np.ndarray:
 
 
 def places(times: np.ndarray, since: np.ndarray, frequency: str) -> tuple[np.ndarray, np.ndarray]:
-    """How many steps each time lies after another.
+    """The number of steps between times.
 
     Args:
-        times: (N,) datetime64[s] or int64, none before `since`.
-        since: (N,) where the steps are counted from.
+        times: datetime64[s] or int64 (N,), none before `since`.
+        since: (N,), the times to count from.
         frequency: of the steps.
 
     Returns:
@@ -87,7 +91,7 @@ def places(times: np.ndarray, since: np.ndarray, frequency: str) -> tuple[np.nda
 
 
 def moved(times: np.ndarray, steps: np.ndarray | int, frequency: str) -> np.ndarray:
-    """The times so many steps later (or earlier, where negative), of the times' dtype.
+    """Times that are a number of steps later, or earlier where it is negative.
 
     Args:
         times: datetime64[s] or int64, times of the frequency.
@@ -118,14 +122,14 @@ def _difference(times: np.ndarray) -> str:
 
 
 def inferred(times: np.ndarray, same: np.ndarray) -> str:
-    """The most frequent step within the series, as an alias of pandas; the smaller of equals.
+    """The most frequent step within the series, as an alias of pandas; the smallest of ties.
 
     Args:
         times: (N,) datetime64[s] or int64, series by series, sorted within them.
         same: bool (N - 1,), the next row is of the same series.
 
     Raises:
-        ValueError: no step, or none that pandas has an alias of.
+        ValueError: no step, or none with an alias in pandas.
 
     >>> inferred(np.array(["2024-01-04", "2024-01-05", "2024-01-08"], "datetime64[s]"),
     ...          np.array([True, True]))
@@ -135,8 +139,8 @@ def inferred(times: np.ndarray, same: np.ndarray) -> str:
     steps = steps[steps > 0]
     if len(steps) == 0:
         raise ValueError(
-            "frequency: no series has two times to infer it from; frequency= wanted, "
-            'such as "h", "D", "MS", or "1" where times are counts'
+            'frequency must be given, such as "h", "D", "MS", or "1" where times are counts, got '
+            "None and no series with two times to infer it from"
         )
     common = _mode(steps)
     if times.dtype.kind != "M":
@@ -171,9 +175,9 @@ def _months(times: np.ndarray, same: np.ndarray, steps: np.ndarray, common: int)
     if not starts and (after != after.astype("datetime64[M]")).any():
         if (steps % common).any():
             raise ValueError(
-                f"frequency: steps of {steps.min() / DAY:g} to {steps.max() / DAY:g} days found, "
-                "and times that are neither all first nor all last days of a month; frequency= "
-                "wanted"
+                "frequency must be given, got None and times that are neither all first nor all "
+                f"last days of a month, at steps of {steps.min() / DAY:g} to "
+                f"{steps.max() / DAY:g} days"
             )
         return _alias(common)
     months = times.astype("datetime64[M]").astype(np.int64)

@@ -35,8 +35,8 @@ def series(
 
     A "long" table has a row for each series and time; a wide one a row for each time, and its
     columns are one series each ("series"), or the channels of one series ("channels"). Rows may
-    come in any order; ids are kept as text, in the order of first appearance. What was found
-    (unsorted rows, duplicates, gaps, missing numbers) is in `report` of the series.
+    come in any order; ids are kept as text, in the order of first appearance. Counts of unsorted
+    rows, duplicates, gaps and missing numbers are in `report` of the series.
 
     Args:
         source: a file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name.
@@ -48,15 +48,15 @@ def series(
         known: columns of covariates that are known for the future too, such as promotions; of
             layout "series" the same for all.
         past: columns of covariates that are known up to now only; not of layout "series".
-        static: columns with one number for each series, in all of its rows; likewise.
+        static: columns with one number for each series, in all of its rows; not of layout "series".
         layout: "long", "series" or "channels". A column of layout "series" may begin late and
-            end early: what is missing there is no part of the series.
+            end early: missing numbers at its ends are not part of the series.
         frequency: a pandas alias ("15min", "h", "D", "B", "W-MON", "MS", "QE-DEC"), or of counts a
             whole number such as "1"; inferred as the most frequent step by default.
         fill: how to fill gaps, and numbers missing in given rows: "zero", "previous" (of the same
             series) or "linear" (between the two beside it); one for all columns, or by column.
-            By default both are errors. For backtests use "previous": of "linear" a look-back that
-            ends in a gap would see the value behind it.
+            By default both are errors. For backtests use "previous": with "linear" a context that
+            ends in a gap would contain information from after it.
         duplicates: of rows of the same series and time: "error"; "sum" or "mean" of the values,
             with the mean of the covariates; or the "last" row.
         encoding: of a CSV file.
@@ -65,9 +65,9 @@ def series(
         The series, values and covariates as float32.
 
     Raises:
-        ValueError: a column that is not there or holds no numbers; a time or an id that is
-            missing; a time off the frequency; a gap, a duplicate, or a missing number, unless it
-            is asked to be filled; static columns that change; an infinite number; no rows.
+        ValueError: a column that is missing or not numeric; a missing time or id; a time off the
+            frequency; a gap, a duplicate or a missing number, unless `fill` or `duplicates` says
+            what to do; a static column that changes; an infinite number; no rows.
 
     >>> table = series({"id": ["a", "a", "b", "a"], "time": ["2024-01-02", "2024-01-01",
     ...                 "2024-01-02", "2024-01-04"], "value": [2, 1, 7, 4]}, fill="linear")
@@ -80,24 +80,24 @@ def series(
     _word("duplicates", duplicates, ("error", "sum", "mean", "last"))
     known, past, static = _names(known), _names(past), _names(static)
     if layout == "series" and (past or static):
-        raise ValueError('layout="series": past and static columns are of a long table')
+        raise ValueError('past and static must be empty with layout="series", got columns')
     if layout == "long" and value is None:
         value = "value"
     keys = (id, time) if layout == "long" else (time,)
-    wanted = None if value is None else [*keys, *_names(value), *known, *past, *static]
-    name, columns = frame(source, wanted, keys, encoding, id)
+    chosen = None if value is None else [*keys, *_names(value), *known, *past, *static]
+    name, columns = frame(source, chosen, keys, encoding, id)
     others = {*keys, *known, *past, *static}
     values = [str(c) for c in columns if c not in others] if value is None else [*_names(value)]
     if not values:
-        raise ValueError(f"{name}: no column of values found")
+        raise ValueError(f"{name} must have a column of values, got none")
     groups = Groups((*values,), known, past, static)
     table = (_wide if layout == "series" else _long)(name, columns, id, time, groups, layout)
     return regular(table, frequency, fill, duplicates)
 
 
-def _word(argument: str, found: Any, wanted: Sequence[str]) -> None:
-    if found not in wanted:
-        raise ValueError(f"{argument}={found!r}: one of {', '.join(map(repr, wanted))} wanted")
+def _word(argument: str, value: Any, words: Sequence[str]) -> None:
+    if value not in words:
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, words))}, got {value!r}")
 
 
 def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
@@ -106,26 +106,26 @@ def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
 
 def frame(
     source: Source,
-    wanted: Sequence[str] | None,
+    chosen: Sequence[str] | None,
     needed: Sequence[str],
     encoding: str,
     id: str | None = None,
 ) -> tuple[str, Any]:
-    """The source's name for messages, and the wanted columns (or all) as a pandas frame.
+    """The source's name for messages, and the chosen columns (or all) as a pandas frame.
 
     Args:
         source: see `series`.
-        wanted: names of columns, or None for all; then
-        needed: those that have to be there.
+        chosen: names of columns; None for all.
+        needed: names that have to exist, where all are read.
         encoding: of a CSV file.
         id: the column whose text is left as it is, such as "007" and "NA".
     """
     text = [id] if id is not None and id in needed else []
 
     def read(path: str | Path) -> Any:
-        return tables.csv_frame(path, wanted, encoding, MISSING, text)
+        return tables.csv_frame(path, chosen, encoding, MISSING, text)
 
-    return tables.source_frame(source, wanted, needed, read)
+    return tables.source_frame(source, chosen, needed, read)
 
 
 def times(column: Any, what: str) -> np.ndarray:
@@ -136,8 +136,8 @@ def times(column: Any, what: str) -> np.ndarray:
     if column.dtype.kind in "iu":
         return np.asarray(column.to_numpy(np.int64))
     if column.dtype.kind in "fb":
-        raise ValueError(f"{what}: {column.dtype} found, whole numbers or dates wanted")
-    # a date stands in many rows: each is parsed once
+        raise ValueError(f"{what} must be whole numbers or dates, got {column.dtype}")
+    # a date is in many rows: each is parsed once
     place, unique = pd.factorize(column)
     dates = unique if isinstance(unique, pd.DatetimeIndex) else None
     if dates is None:
@@ -145,15 +145,13 @@ def times(column: Any, what: str) -> np.ndarray:
         parsed = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
         if parsed.isna().any():
             odd = unique[int(parsed.isna().argmax())]
-            raise ValueError(f"{what}: {odd!r} found, whole numbers or dates in ISO 8601 wanted")
+            raise ValueError(f"{what} must be whole numbers or dates in ISO 8601, got {odd!r}")
         dates = pd.DatetimeIndex(parsed)
     utc = dates.tz_convert(None) if dates.tz is not None else dates
     exact = utc.to_numpy()
     seconds = exact.astype("datetime64[s]")
     if (seconds != exact).any():
-        raise ValueError(
-            f"{what}: {exact[(seconds != exact).argmax()]} found, whole seconds wanted"
-        )
+        raise ValueError(f"{what} must be whole seconds, got {exact[(seconds != exact).argmax()]}")
     return np.asarray(seconds[place])
 
 
@@ -166,15 +164,15 @@ def numbers(columns: Any, what: str) -> np.ndarray:
 
             bad = pd.to_numeric(column, errors="coerce").isna() & column.notna()
             odd = column[bad if bad.any() else column.notna()]
-            found = repr(odd.iloc[0]) if len(odd) else "nothing"
-            raise ValueError(f"{what}: column {name!r}: {found} found, numbers wanted")
+            value = repr(odd.iloc[0]) if len(odd) else "nothing"
+            raise ValueError(f"{what}: column {name!r} must be numbers, got {value}")
         with np.errstate(over="ignore"):
             table[:, j] = column.to_numpy(np.float32, na_value=np.nan)
         infinite = np.isinf(table[:, j])
         if infinite.any():
             raise ValueError(
-                f"{what}: column {name!r}: {column.iloc[int(infinite.argmax())]} found in row "
-                f"{infinite.argmax()} (counted from 0), a finite float32 wanted"
+                f"{what}: column {name!r} must be finite float32, got "
+                f"{column.iloc[int(infinite.argmax())]} in row {infinite.argmax()} (counted from 0)"
             )
     return table
 
@@ -182,18 +180,17 @@ def numbers(columns: Any, what: str) -> np.ndarray:
 def _long(name: str, columns: Any, id: str, time: str, groups: Groups, layout: Layout) -> Table:
     """A long table; or one series, its columns the channels."""
     if layout == "long":
-        code, found = tables.ids(columns[id], f"{name}: column {id!r}")
-        ids = found.astype(str)
+        code, names = tables.ids(columns[id], f"{name}: column {id!r}")
+        ids = names.astype(str)
     else:
         code, ids = np.zeros(len(columns), np.int64), np.asarray(["series"])
     when = times(columns[time], f"{name}: column {time!r}")
-    wanted = [column for group in groups for column in group]
-    data = numbers(columns[wanted], name)
+    data = numbers(columns[[column for group in groups for column in group]], name)
     return Table(name, ids, code, when, data, groups, Report(len(columns)))
 
 
 def _wide(name: str, columns: Any, id: str, time: str, groups: Groups, layout: Layout) -> Table:
-    """A wide table as a long one: a series a column, of which only what is there."""
+    """A wide table, with a series in each column, as a long one without its missing ends."""
     when = times(columns[time], f"{name}: column {time!r}")
     unsorted = int((np.diff(when).astype(np.int64) < 0).sum())
     if unsorted:
@@ -201,11 +198,11 @@ def _wide(name: str, columns: Any, id: str, time: str, groups: Groups, layout: L
         when, columns = when[order], columns.iloc[order]
     wide = numbers(columns[list(groups.values)], name)
     count, width = wide.shape
-    there = ~np.isnan(wide)
-    if not there.any(0).all():
-        empty = groups.values[int((~there.any(0)).argmax())]
-        raise ValueError(f"{name}: column {empty!r}: 0 numbers found, at least 1 wanted")
-    first, last = there.argmax(0), count - 1 - there[::-1].argmax(0)
+    exists = ~np.isnan(wide)
+    if not exists.any(0).all():
+        empty = groups.values[int((~exists.any(0)).argmax())]
+        raise ValueError(f"{name}: column {empty!r} must have at least 1 number, got 0")
+    first, last = exists.argmax(0), count - 1 - exists[::-1].argmax(0)
     row = np.arange(count)[:, None]
     inside = ((row >= first) & (row <= last)).T  # (S, N)
     code, row = np.nonzero(inside)

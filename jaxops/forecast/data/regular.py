@@ -1,4 +1,4 @@
-"""Rows in any order to series of one regular frequency: what is missing is found, or filled."""
+"""Rows in any order to series of one regular frequency; gaps are errors, or filled."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -22,7 +22,7 @@ class Groups(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows as they came: N of W columns, of S series.
+    """Rows of a table as given: N rows of W columns, of S series.
 
     Attributes:
         name: of the source, for messages.
@@ -31,7 +31,7 @@ class Table(NamedTuple):
         times: int64 or datetime64[s] (N,).
         data: float32 (N, W), NaN for missing; the columns in the order of `groups`.
         groups: the columns' names.
-        report: of what is known already.
+        report: of the steps so far.
     """
 
     name: str
@@ -47,8 +47,12 @@ class Table(NamedTuple):
         return self._replace(code=self.code[rows], times=self.times[rows], data=self.data[rows])
 
     def place(self, row: int) -> str:
-        """A row, for messages."""
-        return f"{self.name}: series {str(self.ids[self.code[row]])!r} at {self.times[row]}"
+        """A row with its source, for messages."""
+        return f"{self.at(row)} of {self.name}"
+
+    def at(self, row: int) -> str:
+        """Series and time of a row, for messages."""
+        return f"series {str(self.ids[self.code[row]])!r} at {self.times[row]}"
 
 
 def regular(
@@ -78,7 +82,7 @@ def regular(
         data[offsets[table.code] + place] = table.data
     missing = int(np.isnan(data).sum())
     if missing:
-        data = data.copy()  # a user's own frame may lie beneath
+        data = data.copy()  # may share memory with the user's own frame
         for j, name in enumerate(names):
             _fill(data, j, how[name], table, offsets, f"{table.name}: column {name!r}")
     last = len(groups.values), len(groups.values) + len(groups.known)
@@ -115,10 +119,10 @@ def _sorted(table: Table) -> Table:
 def _places(table: Table, frequency: str | None) -> tuple[str, np.ndarray]:
     """The frequency, and each row's number of steps since its series' first."""
     same = np.diff(table.code) == 0
-    found = f"frequency={frequency!r}"
+    origin = ""
     if frequency is None:
         frequency = grid.inferred(table.times, same)
-        found = f"frequency {frequency!r}, inferred as the most frequent step,"
+        origin = " (inferred as the most frequent step)"
     grid.check(frequency, table.times)
     begin = np.append(True, ~same)
     since = table.times[begin][np.cumsum(begin) - 1]
@@ -126,8 +130,8 @@ def _places(table: Table, frequency: str | None) -> tuple[str, np.ndarray]:
     if not whole.all():
         row = int((~whole).argmax())
         raise ValueError(
-            f"{table.place(row)}: not on the {found} from {since[row]} on; {(~whole).sum()} such "
-            "rows in all; times of one frequency wanted, or another frequency="
+            f"times must be of frequency {frequency!r}{origin} from {since[row]} on, got "
+            f"{table.place(row)} ({(~whole).sum():,} such rows); give another frequency="
         )
     return frequency, place
 
@@ -139,8 +143,9 @@ def _distinct(table: Table, place: np.ndarray, duplicates: Duplicates) -> tuple[
         return table, place
     if duplicates == "error":
         raise ValueError(
-            f"{table.place(int(again.argmax()))}: found twice; {count} duplicates in all; one row "
-            'for each time wanted, or duplicates="sum", "mean" or "last"'
+            f"{table.name} must have one row for each series and time, got two for "
+            f"{table.at(int(again.argmax()))} ({count:,} duplicates); "
+            'duplicates="sum", "mean" or "last" joins them'
         )
     first = np.flatnonzero(~again)
     ends = np.append(first[1:], len(place))
@@ -157,7 +162,7 @@ def _distinct(table: Table, place: np.ndarray, duplicates: Duplicates) -> tuple[
 
 
 def _static(table: Table) -> np.ndarray:
-    """The static columns, a row a series."""
+    """The static columns, a row for each series."""
     names = table.groups.static
     columns = table.data[:, table.data.shape[1] - len(names) :]
     begin = np.append(True, np.diff(table.code) != 0)
@@ -166,21 +171,21 @@ def _static(table: Table) -> np.ndarray:
     if other.any():
         row, j = np.argwhere(other)[0]
         raise ValueError(
-            f"{table.place(row)}: static column {names[j]!r}: {columns[row, j]:g} found, one "
-            "finite number for all rows of a series wanted"
+            f"static column {names[j]!r} must have one finite number for all rows of a series, got "
+            f"{columns[row, j]:g} in {table.place(row)}"
         )
     return static
 
 
 def _how(fill: Fill | Mapping[str, Fill] | None, names: tuple[str, ...]) -> dict[str, Fill | None]:
-    """How to fill each column; None: not at all."""
+    """How to fill each column; None for not at all."""
     chosen: dict[str, Fill | None] = dict.fromkeys(names)
     chosen |= fill if isinstance(fill, Mapping) else dict.fromkeys(names, fill)
     for name, how in chosen.items():
         if name not in names:
-            raise ValueError(f"fill: no column {name!r}; columns found: {', '.join(names)}")
+            raise ValueError(f"fill must name columns among {', '.join(names)}, got {name!r}")
         if how not in (None, "zero", "previous", "linear"):
-            raise ValueError(f'fill={how!r}: "zero", "previous", "linear" or None wanted')
+            raise ValueError(f'fill must be "zero", "previous", "linear" or None, got {how!r}')
     return chosen
 
 
@@ -194,25 +199,28 @@ def _gaps(
     if gaps and unfilled:
         row = int(wide.argmax())
         raise ValueError(
-            f"{table.place(row)}: the next {place[row + 1] - place[row] - 1} rows are missing, up "
-            f"to {table.times[row + 1]}; {gaps} missing in {among} series in all; all rows wanted, "
-            f'or fill="zero", "previous" or "linear" of columns {", ".join(unfilled)}'
+            f"{table.name} must have no gaps, got {place[row + 1] - place[row] - 1} missing rows "
+            f"after {table.at(row)}, up to {table.times[row + 1]} ({gaps:,} in {among:,} series); "
+            f'fill="zero", "previous" or "linear" fills columns {", ".join(unfilled)}'
         )
     if rows >= 2**31:
-        raise ValueError(f"{table.name}: {rows} rows with the gaps filled, fewer than 2^31 wanted")
+        raise ValueError(
+            f"{table.name} must have fewer than 2^31 rows with the gaps filled, got {rows}"
+        )
     return table._replace(report=table.report._replace(gaps=gaps, with_gaps=among))
 
 
 def _given(table: Table, how: dict[str, Fill | None], names: tuple[str, ...]) -> Table:
-    """The table with the numbers counted that are missing in its rows, all of them to be filled."""
+    """The table with its missing numbers counted; raises where one is not to be filled."""
     missing = np.isnan(table.data)
     if not missing.any():
         return table
     for j, name in enumerate(names):
         if how[name] is None and missing[:, j].any():
             raise ValueError(
-                f"{table.place(int(missing[:, j].argmax()))}: column {name!r}: NaN found, "
-                f"{missing[:, j].sum()} in all; finite numbers wanted, or fill="
+                f"column {name!r} must be finite, got NaN in "
+                f"{table.place(int(missing[:, j].argmax()))} ({missing[:, j].sum():,} in all); "
+                "fill= fills them"
             )
     return table._replace(report=table.report._replace(missing=int(missing.sum())))
 
@@ -230,18 +238,18 @@ def _fill(
         return
     rows = np.arange(len(column))
     empty = np.flatnonzero(missing)
-    of = np.searchsorted(offsets, empty, "right") - 1
+    number = np.searchsorted(offsets, empty, "right") - 1
     before = np.maximum.accumulate(np.where(missing, -1, rows))[empty]
     after = np.minimum.accumulate(np.where(missing, len(column), rows)[::-1])[::-1][empty]
-    lost = before < offsets[of]
+    lost = before < offsets[number]
     if how == "linear":
-        lost |= after >= offsets[of + 1]
+        lost |= after >= offsets[number + 1]
     if lost.any():
-        series = int(of[lost.argmax()])
+        series = int(number[lost.argmax()])
         side = "before" if how == "previous" else "on either side of"
         raise ValueError(
-            f"{what}: series {str(table.ids[series])!r}: no number {side} row "
-            f"{empty[lost.argmax()] - offsets[series]} of it, which fill={how!r} wants"
+            f"{what} must have a number {side} each gap for fill={how!r}, got none for row "
+            f"{empty[lost.argmax()] - offsets[series]} of series {str(table.ids[series])!r}"
         )
     if how == "previous":
         column[empty] = column[before]

@@ -1,4 +1,4 @@
-"""Bringing series of all sizes to one: what is taken off and divided by before a network."""
+"""Scaling: what is subtracted and divided by before a module sees the values."""
 
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ class Scaling(NamedTuple):
     """(values - loc) / scale.
 
     Attributes:
-        kind: "none"; "global", the same for all series; or "series", each its own.
-        loc: float32 (S, C), or (1, C) but for "series".
-        scale: the same, positive.
-        ids: (S,), of the series it was made of.
+        kind: "none"; "global", one for all series; or "series", one for each.
+        loc: float32 (S, C) for "series", else (1, C).
+        scale: the same shape, positive.
+        ids: (S,), of the series that it was computed from.
     """
 
     kind: str
@@ -26,10 +26,11 @@ class Scaling(NamedTuple):
     ids: np.ndarray
 
     def of(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
-        """Loc and scale, both (S, C), of each series, found by its id.
+        """Loc and scale of each series, both (S, C), by its id.
 
         Args:
-            series: any, in any order. One whose id is not among `ids` is scaled by all its rows.
+            series: any, in any order. A series whose id is not among `ids` is scaled by all its
+            rows.
         """
         shape = (len(series), series.values.shape[1])
         if self.kind != "series":
@@ -46,37 +47,42 @@ class Scaling(NamedTuple):
 
 
 def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> Scaling:
-    """Means and standard deviations of the training rows.
+    """A scaling by means and standard deviations of the training rows.
 
-    A channel that does not vary has scale 1: it becomes 0, and nothing is divided by 0.
+    A channel that does not vary has scale 1, so that nothing is divided by 0.
 
     Args:
         series: to be scaled.
         kind: see `Scaling`.
         rows: int (S, 2), the range of each series' training rows, such as `split(...).train`;
-            needed unless kind is "none". No other row is looked at.
+            needed unless kind is "none". No other rows are used.
+
+    Returns:
+        A `Scaling`, (values - loc) / scale.
 
     Raises:
-        ValueError: another kind; no ranges, ranges of other series, or one without a row.
+        ValueError: another kind; no ranges, ranges of other series, or a range without a row.
 
     >>> from jaxops.forecast import from_arrays, split
     >>> two = from_arrays(["a", "b"], [[0, 2, 9], [5, 5, 7]])
-    >>> found = scaling(two, rows=split(two, 2, 0, 1).train)
-    >>> found.loc.ravel().tolist(), found.scale.ravel().tolist()
+    >>> scaled = scaling(two, rows=split(two, 2, 0, 1).train)
+    >>> scaled.loc.ravel().tolist(), scaled.scale.ravel().tolist()
     ([1.0, 5.0], [1.0, 1.0])
     """
     if kind not in KINDS:
-        raise ValueError(f"kind: {kind!r} found, one of {KINDS} wanted")
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     shape = (1, series.values.shape[1])
     if kind == "none":
         return Scaling(kind, np.zeros(shape, np.float32), np.ones(shape, np.float32), series.ids)
     if rows is None:
-        raise ValueError("rows: None found, the training rows wanted, such as split(...).train")
+        raise ValueError("rows must be the training rows, such as split(...).train, got None")
     rows = checked_rows(series, rows)
     none = rows[:, 1] <= rows[:, 0]
     if none.any():
         name = str(series.ids[none.argmax()])
-        raise ValueError(f"rows: none of series {name!r} found, at least 1 wanted")
+        raise ValueError(
+            f"rows must have at least 1 row of each series, got none of series {name!r}"
+        )
     offsets, training = ranges(rows[:, 0], rows[:, 1])
     values = series.values[training].astype(np.float64)
     group = np.zeros(len(values), np.int64)
@@ -89,6 +95,6 @@ def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> S
 
     loc = mean(values)
     scale = np.sqrt(mean((values - loc[group]) ** 2))
-    # what rounding alone leaves of a constant is no scale
+    # a constant channel may leave rounding errors only, which are no scale
     scale = np.where(scale > 1e-9 * np.abs(loc), scale, 1.0)
     return Scaling(kind, loc.astype(np.float32), scale.astype(np.float32), series.ids)

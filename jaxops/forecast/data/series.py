@@ -13,16 +13,16 @@ Columns = Sequence[np.ndarray | Sequence[float]] | np.ndarray
 
 
 class Report(NamedTuple):
-    """What reading a table has found.
+    """Counts of what was found and filled while reading a table.
 
     Attributes:
-        rows: that the table has.
-        unsorted: rows that are earlier than the row before of the same series.
+        rows: rows of the table.
+        unsorted: rows earlier than the row before them of the same series.
         duplicates: rows with the series and the time of an earlier row.
-        gaps: rows that are missing between the first and the last of their series.
+        gaps: rows missing between the first and the last of their series.
         with_gaps: series that have gaps.
-        missing: numbers of the given rows that are missing.
-        filled: numbers that were filled in, those of the gaps too.
+        missing: numbers missing in the rows of the table.
+        filled: numbers that were filled in, those of gaps included.
         trimmed: rows of a wide table before a series' first number and after its last.
     """
 
@@ -48,7 +48,7 @@ class Series:
     """S series end to end, R rows in all, C channels each.
 
     Attributes:
-        ids: str (S,), the user's own.
+        ids: str (S,), the names of the series.
         start: datetime64[s] (S,), or int64 (S,) where time is a count; the time of the first row.
         frequency: a pandas offset alias such as "h", "D", "MS"; or "1" steps where time is a count.
         offsets: int64 (S + 1,); the rows of series s are offsets[s] to offsets[s + 1].
@@ -58,11 +58,11 @@ class Series:
         past: float32 (R, P), covariates that are known up to now only.
         static: float32 (S, Q), one row a series.
         known_names, past_names, static_names: of the covariates' columns.
-        report: of the reading; None for series that were not read from a table.
+        report: of reading them; None for series that were not read from a table.
 
     Raises:
         ValueError: arrays whose shapes do not fit together; values or covariates that are not
-            finite float32; a frequency that is none, or a start that is off it.
+            finite float32; an unknown frequency, or a start that is off it.
     """
 
     ids: np.ndarray
@@ -82,7 +82,7 @@ class Series:
     def __post_init__(self) -> None:
         grid.check(self.frequency, self.start)
         count, rows = len(self.ids), len(self.values)
-        wanted = {
+        shapes = {
             "start": (count,),
             "offsets": (count + 1,),
             "values": (rows, len(self.channels)),
@@ -90,25 +90,29 @@ class Series:
             "past": (rows, len(self.past_names)),
             "static": (count, len(self.static_names)),
         }
-        for name, shape in wanted.items():
-            found = getattr(self, name).shape
-            if found != shape:
-                raise ValueError(f"Series: {name}: shape {found} found, {shape} wanted")
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {getattr(self, name).shape}")
         if count == 0 or self.offsets[0] != 0 or self.offsets[-1] != rows:
-            raise ValueError(f"Series: offsets: 0 to {rows} wanted, of at least one series")
+            raise ValueError(
+                f"offsets must run from 0 to {rows} (the rows) for at least one series, got "
+                f"{self.offsets[0]} to {self.offsets[-1]} for {count}"
+            )
         if (self.lengths < 1).any():
             empty = str(self.ids[self.lengths.argmin()])
-            raise ValueError(f"Series: offsets: series {empty!r} has no row, at least 1 wanted")
+            raise ValueError(
+                f"offsets must give each series at least 1 row, got none for {empty!r}"
+            )
         _, whole = grid.places(self.start, self.start, self.frequency)
         if not whole.all():
             s = int(whole.argmin())
             raise ValueError(
-                f"Series: start: {self.start[s]} of series {str(self.ids[s])!r} found, a time of "
-                f"frequency {self.frequency!r} wanted"
+                f"start must be a time of frequency {self.frequency!r}, got {self.start[s]} of "
+                f"series {str(self.ids[s])!r}"
             )
         if rows >= 2**31:
             raise ValueError(
-                f"Series: {rows} rows found, fewer than {2**31} wanted: rows are int32"
+                f"values must have fewer than {2**31} rows, as rows are int32, got {rows}"
             )
         for name, columns in (
             ("values", self.channels),
@@ -120,12 +124,12 @@ class Series:
         names = self.known_names + self.past_names + self.static_names + self.channels
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"Series: column {twice!r} found twice, once wanted")
+            raise ValueError(f"column names must differ, got {twice!r} twice")
 
     def _check_numbers(self, name: str, columns: tuple[str, ...]) -> None:
         array = getattr(self, name)
         if array.dtype != np.float32:
-            raise ValueError(f"Series: {name}: {array.dtype} found, float32 wanted")
+            raise ValueError(f"{name} must be float32, got {array.dtype}")
         finite = np.isfinite(array)
         if finite.all():
             return
@@ -135,8 +139,8 @@ class Series:
             s = np.searchsorted(self.offsets, row, "right") - 1
             place = f", row {row - self.offsets[s]}"
         raise ValueError(
-            f"Series: {name}: {array[row, j]} found in column {columns[j]!r} of series "
-            f"{str(self.ids[s])!r}{place}, finite numbers wanted"
+            f"{name} must be finite, got {array[row, j]} in column {columns[j]!r} of series "
+            f"{str(self.ids[s])!r}{place}"
         )
 
     def __len__(self) -> int:
@@ -153,11 +157,11 @@ class Series:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 (S,), rows of each series."""
+        """Rows of each series, int64 (S,)."""
         return np.diff(self.offsets)
 
     def index(self) -> np.ndarray:
-        """int32 (R,), the series of each row."""
+        """The number of the series of each row, int32 (R,)."""
         return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
 
     def times(self) -> np.ndarray:
@@ -171,7 +175,7 @@ class Series:
         return grid.moved(np.repeat(self.start, self.lengths), steps, self.frequency)
 
     def future(self, horizon: int) -> np.ndarray:
-        """The times of the `horizon` steps behind the end of each series, (S, horizon)."""
+        """The times of the `horizon` steps after the end of each series, (S, horizon)."""
         steps = self.lengths[:, None] + np.arange(horizon)
         return grid.moved(self.start[:, None], steps, self.frequency)
 
@@ -184,8 +188,8 @@ class Series:
         >>> from_arrays(["a", "b", "c"], [[1], [2, 3], [4]]).part([2, 1]).values[:, 0].tolist()
         [4.0, 2.0, 3.0]
         """
-        of = np.arange(len(self))[np.asarray(keep)]
-        return taken(self, of, self.offsets[of], self.offsets[of + 1])
+        kept = np.arange(len(self))[np.asarray(keep)]
+        return taken(self, kept, self.offsets[kept], self.offsets[kept + 1])
 
 
 def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,18 +205,18 @@ def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return offsets, np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], last - first)
 
 
-def taken(series: Series, of: np.ndarray, first: np.ndarray, last: np.ndarray) -> Series:
-    """The rows first to last - 1 of the series `of`, (N,) each, as N series."""
+def taken(series: Series, number: np.ndarray, first: np.ndarray, last: np.ndarray) -> Series:
+    """Rows first to last - 1 of the series of these numbers, (N,) each, as N series."""
     offsets, rows = ranges(first, last)
     return replace(
         series,
-        ids=series.ids[of],
-        start=grid.moved(series.start[of], first - series.offsets[of], series.frequency),
+        ids=series.ids[number],
+        start=grid.moved(series.start[number], first - series.offsets[number], series.frequency),
         offsets=offsets,
         values=series.values[rows],
         known=series.known[rows],
         past=series.past[rows],
-        static=series.static[of],
+        static=series.static[number],
         report=None,
     )
 
@@ -228,23 +232,23 @@ def from_arrays(
     past: Mapping[str, Columns] | None = None,
     static: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> Series:
-    """Series from a ragged list of arrays, such as the wide rows of M4, which has no dates.
+    """Series from a list of arrays of any lengths, such as the rows of M4, which has no dates.
 
     Args:
-        ids: (S,), each once.
+        ids: (S,), all different.
         values: S arrays of shape (T,) or (T, C), of any lengths.
-        start: the time of the first row, one for all series or (S,): an integer, or a date.
+        start: the time of the first row, one for all series or (S,): integers or dates.
         frequency: "1" where time is a count, else a pandas alias such as "h".
         channels: names of the C channels.
         known: covariates by name, S arrays of shape (T,) each, as long as the values: those whose
             future is known.
-        past: likewise, those known up to now only.
+        past: covariates known up to now only, in the same form.
         static: by name, (S,) numbers.
 
     Raises:
-        ValueError: an id found twice, another shape, or a number that is not finite.
+        ValueError: an id that occurs twice, another shape, or a number that is not finite.
 
-    M4 has one series a row, blank behind its end:
+    M4 has one series in each row, with blanks after its end:
 
         frame = pandas.read_csv("Hourly-train.csv.gz", index_col=0)
         series = from_arrays(frame.index, [row[~np.isnan(row)] for row in frame.to_numpy()])
@@ -258,18 +262,21 @@ def from_arrays(
     known, past, static = known or {}, past or {}, static or {}
     names = np.asarray([str(name) for name in ids])
     if len(names) == 0 or len(names) != len(values):
-        raise ValueError(f"ids, values: {len(names)} and {len(values)} found, as many wanted, 1 up")
+        raise ValueError(
+            f"ids and values must have the same length, at least 1, got {len(names)} and "
+            f"{len(values)}"
+        )
     unique, counts = np.unique(names, return_counts=True)
     if len(unique) < len(names):
-        raise ValueError(f"ids: {str(unique[counts.argmax()])!r} found twice, once wanted")
+        raise ValueError(f"ids must differ, got {str(unique[counts.argmax()])!r} twice")
     width, tables = len(channels), []
     for name, rows in zip(names, values, strict=True):
         table = np.asarray(rows, np.float32)
         table = table[:, None] if table.ndim == 1 else table
         if table.ndim != 2 or table.shape[1] != width or len(table) == 0:
             raise ValueError(
-                f"values: series {str(name)!r}: shape {np.shape(rows)} found, (T, {width}) wanted, "
-                "T 1 or more"
+                f"values must have shape (T, {width}), T at least 1, for each series, got "
+                f"{np.shape(rows)} for series {str(name)!r}"
             )
         tables.append(table)
     offsets = np.append(0, np.cumsum([len(table) for table in tables]))
@@ -293,24 +300,24 @@ def from_arrays(
 def _covariates(
     kind: str, given: Mapping[str, Columns], ids: np.ndarray, offsets: np.ndarray | None = None
 ) -> np.ndarray:
-    """Columns of S arrays each, (R, K); of one row a series without offsets."""
+    """Columns of S arrays each as a table (R, K); without offsets one row for each series."""
     offsets = np.arange(len(ids) + 1) if offsets is None else offsets
     table = np.empty((offsets[-1], len(given)), np.float32)
     for j, (name, arrays) in enumerate(given.items()):
         if len(arrays) != len(ids):
-            raise ValueError(f"{kind}: {name!r}: {len(arrays)} series found, {len(ids)} wanted")
+            raise ValueError(f"{kind} must have {len(ids)} series for {name!r}, got {len(arrays)}")
         for s, array in enumerate(arrays):
             rows = offsets[s + 1] - offsets[s]
             if np.shape(array) != (rows,):
                 raise ValueError(
-                    f"{kind}: {name!r}: shape {np.shape(array)} of series {str(ids[s])!r} found, "
-                    f"({rows},) wanted"
+                    f"{kind} must have shape ({rows},) for {name!r} of series {str(ids[s])!r}, got "
+                    f"{np.shape(array)}"
                 )
             table[offsets[s] : offsets[s + 1], j] = array
     return table
 
 
-def as_time(time: object, what: str) -> np.ndarray:
+def as_time(time: object, name: str) -> np.ndarray:
     """Integers as int64, and dates as datetime64[s], of any shape."""
     array = np.asarray(time)
     if array.dtype.kind in "iu":
@@ -318,4 +325,4 @@ def as_time(time: object, what: str) -> np.ndarray:
     try:
         return array.astype("datetime64[s]")
     except (ValueError, TypeError):
-        raise ValueError(f"{what}: {time!r} found, integers or dates wanted") from None
+        raise ValueError(f"{name} must be integers or dates, got {time!r}") from None

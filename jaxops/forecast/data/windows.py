@@ -1,4 +1,4 @@
-"""Windows: where they begin, which to learn from and which to score, and their rows."""
+"""Windows of series: origins, splits for training and evaluation, and the rows of a window."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -11,23 +11,24 @@ from jaxops.forecast.data import grid
 from jaxops.forecast.data.series import Series, as_time, taken
 
 Windows = dict[str, np.ndarray]
-"""Columns `series` and `origin`, int32 (W,): the series, and the row of the first step forecast."""
+"""Columns `series` and `origin`, int32 (W,): the number of the series, and the row of the
+first step to forecast."""
 Rows = np.ndarray
-"""int64 (S, 2): of each series the first row of a range, and the one behind its last."""
+"""int64 (S, 2): for each series the first row of a range, and the row after its last."""
 Count = int | float | None
 
 
 def gather(values: jax.Array, origin: jax.Array, start: int, stop: int) -> jax.Array:
     """The rows origin + start to origin + stop - 1 of each window.
 
-    Pure and traceable. The rows have to be there, as they are for windows of `origins`: beyond
-    the first and the last row of `values` the window is moved inwards, without a sign.
+    Pure and traceable. The rows have to exist, as they do for windows of `origins`: a window that
+    reaches beyond the first or the last row of `values` is moved inwards, without an error.
 
     Args:
         values: (R, C), C may be 0.
         origin: int32 (B,).
-        start: of the window, relative to its origin: -L for a look-back of L rows.
-        stop: its end, relative too: 0 for the look-back, H for a target of H rows.
+        start: of the window, relative to its origin: -L for a context of L rows.
+        stop: its end, relative too: 0 for the context, H for a target of H rows.
 
     Returns:
         (B, stop - start, C).
@@ -37,17 +38,17 @@ def gather(values: jax.Array, origin: jax.Array, start: int, stop: int) -> jax.A
     Array([[1., 2., 3.],
            [3., 4., 5.]], dtype=float32)
     """
-    # of nine ways none was faster on a CPU; jnp.take needs up to 1.4x (clip), 1.9x (fill) the time
+    # the fastest of nine ways on a CPU; jnp.take takes up to 1.4x (clip) or 1.9x (fill) the time
     return jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(values, i + start, stop - start))(origin)
 
 
 class Split(NamedTuple):
-    """Ranges of rows of each series: what may be forecast, not what may be looked back upon.
+    """Ranges of rows of each series that may be forecast; a window's context may lie before them.
 
     Attributes:
         train: int64 (S, 2), to learn from.
-        validation: to choose by.
-        test: to score, once.
+        validation: to choose models and settings.
+        test: to evaluate, once.
     """
 
     train: Rows
@@ -56,21 +57,21 @@ class Split(NamedTuple):
 
 
 def split(series: Series, train: Count, validation: Count, test: Count) -> Split:
-    """Each series' first rows to learn from, the next to choose by, the next to score.
+    """Split each series: the first rows to learn from, the next for validation, the next for test.
 
     Args:
         series: S of them.
         train: a number of rows; a share of the series' rows (a float below 1, rounded down); or
-            None, what the other two leave, of one of the three.
-        validation: likewise.
-        test: likewise.
+            None, for one of the three, which gets the rows that the other two leave.
+        validation: as `train`.
+        test: as `train`.
 
     Raises:
-        ValueError: another number, or a series with fewer rows, which is named.
+        ValueError: another number, or a series that is too short, which is named.
 
     ETT's 12, 4 and 4 months are `split(series, 8640, 2880, 2880)`; the shares common for
-    electricity and traffic `split(series, 0.7, None, 0.2)`; M4's hourly series, the test rows
-    behind their own, `split(series, None, 48, 48)`.
+    electricity and traffic `split(series, 0.7, None, 0.2)`; M4's hourly series, with the test rows
+    appended, `split(series, None, 48, 48)`.
 
     >>> from jaxops.forecast import from_arrays
     >>> split(from_arrays(["a", "b"], [range(10), range(7)]), None, 2, 2).validation.tolist()
@@ -81,13 +82,15 @@ def split(series: Series, train: Count, validation: Count, test: Count) -> Split
     left = series.lengths - sum(count for count in counts.values() if count is not None)
     open_ended = [name for name, part in parts.items() if part is None]
     if len(open_ended) > 1:
-        raise ValueError(f"{', '.join(open_ended)}: None found, of one at most wanted")
+        raise ValueError(
+            f"at most one of train, validation and test must be None, got {', '.join(open_ended)}"
+        )
     if (left < 0).any():
         s = int(left.argmin())
         raise ValueError(
-            f"series {str(series.ids[s])!r}: {series.lengths[s]} rows found, "
-            f"{series.lengths[s] - left[s]} wanted for train={train}, validation={validation}, "
-            f"test={test}"
+            f"series must have at least {series.lengths[s] - left[s]} rows for train={train}, "
+            f"validation={validation}, test={test}, got {series.lengths[s]} in "
+            f"{str(series.ids[s])!r}"
         )
     rows = [left if count is None else count for count in counts.values()]
     edges = series.offsets[:-1] + np.cumsum([np.zeros_like(left), *rows], axis=0)
@@ -101,20 +104,20 @@ def _rows_of(part: Count, name: str, lengths: np.ndarray) -> np.ndarray | None:
         return np.floor(np.round(part * lengths, 6)).astype(np.int64)
     if isinstance(part, int | np.integer) and part >= 0:
         return np.full_like(lengths, part)
-    raise ValueError(f"{name}={part!r}: a number of rows, a share below 1 or None wanted")
+    raise ValueError(f"{name} must be a number of rows, a share below 1 or None, got {part!r}")
 
 
 def split_by_time(series: Series, validation: object, test: object, end: object = None) -> Split:
-    """The same split of all series, at times: nothing learned from is later than what is scored.
+    """Split all series at the same times, so that no training row is later than a test row.
 
     Args:
         series: S of them; a series may have no rows in a range.
         validation: the first time of validation, a date or an integer as the series' times are.
         test: the first time of test.
-        end: the time behind test; that of the series' end by default.
+        end: the time after test; the end of each series by default.
 
     Raises:
-        ValueError: times that do not rise, or are no times of the series.
+        ValueError: times that do not rise, or are not of the kind of the series' times.
 
     >>> from jaxops.forecast import from_arrays
     >>> late = from_arrays(["a", "b"], [range(4), range(4)], start=[0, 2])
@@ -123,11 +126,11 @@ def split_by_time(series: Series, validation: object, test: object, end: object 
     """
     limits = [validation, test] if end is None else [validation, test, end]
     times, edges = series.times(), [series.offsets[:-1]]
-    borders = [as_time(limit, "split_by_time") for limit in limits]
+    borders = [as_time(limit, "validation, test and end") for limit in limits]
     if any(b.dtype.kind != times.dtype.kind or b.ndim or b != b for b in borders):
-        raise ValueError(f"split_by_time: {limits} found, times such as {times[0]} wanted")
+        raise ValueError(f"validation, test and end must be times such as {times[0]}, got {limits}")
     if any(b < a for a, b in pairwise(borders)):
-        raise ValueError(f"split_by_time: {limits} found, rising times wanted")
+        raise ValueError(f"validation, test and end must be rising times, got {limits}")
     for border in borders:
         before = np.add.reduceat((times < border).astype(np.int64), series.offsets[:-1])
         edges.append(series.offsets[:-1] + before)
@@ -138,20 +141,24 @@ def split_by_time(series: Series, validation: object, test: object, end: object 
 def _first_last(
     series: Series, context: int, horizon: int, rows: Rows | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last origin of each series; where the last is before, there is none."""
+    """The first and the last origin of each series; none where the last is before the first."""
     if context < 0 or horizon < 1:
-        raise ValueError(f"context={context}, horizon={horizon}: 0 or more, and 1 or more, wanted")
+        raise ValueError(
+            "context must be at least 0 and horizon at least 1, got "
+            f"context={context} and horizon={horizon}"
+        )
     rows = checked_rows(series, rows)
     return np.maximum(rows[:, 0], series.offsets[:-1] + context), rows[:, 1] - horizon
 
 
 def checked_rows(series: Series, rows: Rows | None) -> Rows:
-    """Ranges of rows that are of these series, (S, 2); all rows for None."""
+    """Ranges of rows within each series, (S, 2); all rows for None."""
     ends = np.stack([series.offsets[:-1], series.offsets[1:]], axis=1)
     rows = ends if rows is None else np.asarray(rows)
     if rows.shape != ends.shape or (rows < ends[:, :1]).any() or (rows > ends[:, 1:]).any():
         raise ValueError(
-            f"rows: ranges of the rows of these {len(series)} series wanted, as `split` gives them"
+            f"rows must be a range within each of these {len(series)} series, as `split` gives "
+            f"them, got an array of shape {rows.shape} that is not"
         )
     return rows
 
@@ -175,22 +182,23 @@ def origins(
     stride: int = 1,
     short: Literal["error", "skip"] = "error",
 ) -> Windows:
-    """All windows whose target lies in a range of rows; they may look back before it.
+    """All windows whose target lies in a range of rows; their context may lie before it.
 
     Args:
         series: S of them.
         context: L, rows before the origin, of the same series.
         horizon: H, rows from the origin on.
         rows: the range of each series, such as `split(...).test`; all rows by default.
-        stride: rows between two origins of a series, counted from its last, which is always there.
+        stride: rows between two origins of a series, counted from its last, which is always
+            included.
         short: what to do with series without a window: "error", or "skip" them. To keep them,
-            lengthen them first (`padded`). `too_short` says which they are.
+            lengthen them first (`padded`). `too_short` tells which they are.
 
     Returns:
         The windows, series by series, in the order of time: columns for `jaxops.fit`.
 
     Raises:
-        ValueError: a series without a window, which is named, or none with one.
+        ValueError: a series without a window, which is named; or no windows at all.
 
     >>> from jaxops.forecast import from_arrays
     >>> two = from_arrays(["a", "b"], [range(5), range(4)])
@@ -199,7 +207,7 @@ def origins(
     """
     if stride < 1 or short not in ("error", "skip"):
         raise ValueError(
-            f'stride={stride}, short={short!r}: 1 or more, and "error" or "skip", wanted'
+            f'stride must be at least 1 and short "error" or "skip", got {stride} and {short!r}'
         )
     first, last = _first_last(series, context, horizon, rows)
     none = last < first
@@ -207,64 +215,67 @@ def origins(
         s = int(none.argmax())
         length = first[s] - series.offsets[s], last[s] + horizon - series.offsets[s]
         raise ValueError(
-            f"series {str(series.ids[s])!r}: {length[1]} rows up to the end of the range found, "
-            f"{length[0] + horizon} wanted for context={context} and horizon={horizon} in it; "
-            f'{none.sum()} of {len(series)} series are too short; short="skip" leaves them out, '
-            "`padded` lengthens them"
+            f"series must have at least {length[0] + horizon} rows up to the end of the range for "
+            f"context={context} and horizon={horizon}, got {length[1]} in "
+            f"{str(series.ids[s])!r}; {none.sum()} of {len(series)} series are too short; "
+            'short="skip" leaves them out, `padded` lengthens them'
         )
     count = np.where(none, 0, (last - first) // stride + 1)
-    of = np.repeat(np.arange(len(series), dtype=np.int32), count)
-    to_come = np.repeat(np.cumsum(count), count) - 1 - np.arange(len(of))
-    return {"series": of, "origin": (last[of] - stride * to_come).astype(np.int32)}
+    number = np.repeat(np.arange(len(series), dtype=np.int32), count)
+    to_come = np.repeat(np.cumsum(count), count) - 1 - np.arange(len(number))
+    return {"series": number, "origin": (last[number] - stride * to_come).astype(np.int32)}
 
 
-def check_windows(series: Series, windows: Windows, context: int, horizon: int) -> None:
+def check_windows(
+    ids: np.ndarray, offsets: np.ndarray, windows: Windows, context: int, horizon: int
+) -> None:
     """Check that the rows of each window lie within its series, as `gather` wants them.
 
     Args:
-        series: that the windows are of.
+        ids: (S,), of the series.
+        offsets: (S + 1,), of their rows.
         windows: W of them, from anywhere.
         context: L, rows before each origin that will be read.
         horizon: H, rows from the origin on.
 
     Raises:
-        ValueError: a series that is none, or a window that reaches beyond its series' first or last
-            row; series and origin are named.
+        ValueError: the number of a series that does not exist, or a window that reaches beyond its
+            series' first or last row; series and origin are named.
 
     >>> from jaxops.forecast import from_arrays
     >>> two = from_arrays(["a", "b"], [range(5), range(4)])
-    >>> check_windows(two, origins(two, 2, 1), 2, 1)
-    >>> check_windows(two, origins(two, 2, 1), 3, 1)
+    >>> check_windows(two.ids, two.offsets, origins(two, 2, 1), 2, 1)
+    >>> check_windows(two.ids, two.offsets, origins(two, 2, 1), 3, 1)
     Traceback (most recent call last):
-    ValueError: windows: origin 2 of series 'a' (rows 0 to 4) found, 3 to 4 wanted ...
+    ValueError: origin must be in [3, 5) in series 'a' (rows 0 to 4) for context=3 ...
     """
-    of, origin = windows["series"], windows["origin"]
-    none = (of < 0) | (of >= len(series))
+    number, origin = windows["series"], windows["origin"]
+    none = (number < 0) | (number >= len(ids))
     if none.any():
-        found = of[none.argmax()]
-        raise ValueError(f"windows: series {found} found, 0 to {len(series) - 1} wanted")
-    first, last = series.offsets[of] + context, series.offsets[of + 1] - horizon
+        w = int(none.argmax())
+        raise ValueError(f"series must be in [0, {len(ids)}), got {number[w]} in window {w}")
+    first, last = offsets[number] + context, offsets[number + 1] - horizon
     beyond = (origin < first) | (origin > last)
     if beyond.any():
         w = int(beyond.argmax())
-        begin, end = series.offsets[of[w] : of[w] + 2]
+        name, rows = str(ids[number[w]]), offsets[number[w] : number[w] + 2]
         raise ValueError(
-            f"windows: origin {origin[w]} of series {str(series.ids[of[w]])!r} (rows {begin} to "
-            f"{end - 1}) found, {first[w]} to {last[w]} wanted for context={context} and "
-            f"horizon={horizon}; {beyond.sum()} of {len(of)} windows reach beyond their series"
+            f"origin must be in [{first[w]}, {last[w] + 1}) in series {name!r} (rows {rows[0]} to "
+            f"{rows[1] - 1}) for context={context} and horizon={horizon}, got {origin[w]} in "
+            f"window {w}; {beyond.sum():,} of {len(number):,} windows reach beyond their series"
         )
 
 
 def padded(series: Series, rows: int) -> Series:
-    """The series, those with fewer rows lengthened at their beginning by repeats of the first row.
+    """Lengthen short series at their beginning by repeats of the first row.
 
-    So a model can be given series that are shorter than its look-back: `padded(series, L)` to
-    forecast them, `padded(series, L + H)` to learn from them or score them too. Give covariates of
-    the calendar afterwards, for the time of the first row moves.
+    So series shorter than a model's context L can be used: `padded(series, L)` to forecast them,
+    `padded(series, L + H)` to train or evaluate on them. Add covariates of the calendar afterwards,
+    since the time of the first row moves.
 
     Args:
         series: S of them; those long enough stay as they are.
-        rows: each has at least.
+        rows: the least number of rows of each.
 
     >>> from jaxops.forecast import from_arrays
     >>> long = padded(from_arrays(["a", "b"], [[5, 6], [7, 8, 9]]), 3)
@@ -288,7 +299,7 @@ def padded(series: Series, rows: int) -> Series:
 
 
 def cut(series: Series, rows: Rows) -> Series:
-    """The series with only some of their rows, such as a history up to an earlier origin.
+    """The series with a range of their rows each, such as the history up to an earlier origin.
 
     Args:
         series: S of them.
@@ -303,7 +314,7 @@ def cut(series: Series, rows: Rows) -> Series:
     lengths = rows[:, 1] - rows[:, 0]
     if (lengths < 1).any():
         empty = str(series.ids[int(lengths.argmin())])
-        raise ValueError(f"rows: series {empty!r}: none found, at least 1 wanted")
+        raise ValueError(f"rows must have at least 1 row of each series, got none of {empty!r}")
     return taken(series, np.arange(len(series)), rows[:, 0], rows[:, 1])
 
 
@@ -312,8 +323,8 @@ class Fold(NamedTuple):
 
     Attributes:
         train: int64 (S, 2), rows to learn from: all before validation.
-        validation: int64 (S, 2), rows to choose by: the last before the first origin.
-        test: windows to forecast with this fit, `series` and `origin`.
+        validation: int64 (S, 2), rows for validation: the last before the first origin.
+        test: windows to forecast with this fit, columns `series` and `origin`.
     """
 
     train: Rows
@@ -332,21 +343,21 @@ def backtest(
     validation: int = 0,
     short: Literal["error", "skip"] = "error",
 ) -> tuple[Fold, ...]:
-    """Forecasts from the last origins of each series, as they would have been made then.
+    """Windows at the last origins of each series, with the rows that were known at each.
 
-    One origin a series is a fixed origin, as in M4; more are a rolling one (Tashman 2000). The last
-    target ends where its series does. Series that end at different times have different origins:
-    where one must not learn from the other's future, use `split_by_time`.
+    One origin a series is a fixed origin, as in M4; more are a rolling origin (Tashman 2000). The
+    last target ends where its series does. Series that end at different times have different
+    origins; where a model must not learn one series' future from another, use `split_by_time`.
 
     Args:
         series: S of them.
-        context: L.
-        horizon: H.
+        context: L, rows before each origin.
+        horizon: H, rows from the origin on.
         count: origins a series.
         step: rows from one origin to the next; H by default, so that targets do not overlap.
-        refit: origins that a fit serves, then the next fold learns from all rows up to its own
-            first origin; one fit for all by default.
-        validation: rows before a fold's first origin that are kept to choose by.
+        refit: origins for each fit; the next fold learns from all rows up to its own first
+            origin. One fit for all by default.
+        validation: rows before a fold's first origin that are kept for validation.
         short: what to do with series that lack the rows: "error", or "skip", which leaves them
             out of all folds' test.
 
@@ -367,8 +378,8 @@ def backtest(
     step, refit = horizon if step is None else step, count if refit is None else refit
     if count < 1 or step < 1 or refit < 1 or validation < 0:
         raise ValueError(
-            f"count={count}, step={step}, refit={refit}, validation={validation}: 1 or more wanted,"
-            " of validation 0 or more"
+            "count, step and refit must be at least 1 and validation at least 0, got "
+            f"count={count}, step={step}, refit={refit} and validation={validation}"
         )
     tested = horizon + step * (count - 1)
     ends = series.offsets[1:]
@@ -377,22 +388,22 @@ def backtest(
     if lacks.all() or (lacks.any() and short == "error"):
         s = int(lacks.argmax())
         raise ValueError(
-            f"series {str(series.ids[s])!r}: {series.lengths[s]} rows found, "
-            f"{context + validation + tested} wanted: context={context}, "
+            f"series must have at least {context + validation + tested} rows (context={context}, "
             f"validation={validation}, and {tested} for count={count} origins every {step} and "
-            f'horizon={horizon}; {lacks.sum()} of {len(series)} series are too short; short="skip" '
-            "leaves them out, `padded` lengthens them"
+            f"horizon={horizon}), got {series.lengths[s]} in {str(series.ids[s])!r}; {lacks.sum()} "
+            f'of {len(series)} series are too short; short="skip" leaves them out, `padded` '
+            "lengthens them"
         )
     rows[lacks] = ends[lacks, None]  # no window
     windows = origins(series, context, horizon, rows, stride=step, short="skip")
-    of, origin = (windows[name].reshape(-1, count) for name in ("series", "origin"))
+    number, origin = (windows[name].reshape(-1, count) for name in ("series", "origin"))
     folds = []
     for first in range(0, count, refit):
         until = series.offsets[1:] - horizon - step * (count - 1 - first)
         until = np.maximum(until, series.offsets[:-1])
         edges = (series.offsets[:-1], np.maximum(until - validation, series.offsets[:-1]), until)
         test = {
-            "series": of[:, first : first + refit].reshape(-1),
+            "series": number[:, first : first + refit].reshape(-1),
             "origin": origin[:, first : first + refit].reshape(-1),
         }
         folds.append(Fold(np.stack(edges[:2], axis=1), np.stack(edges[1:], axis=1), test))

@@ -1,1 +1,1 @@
-"""Forecasting networks, their inputs and their outputs."""
+"""Flax modules that forecast, their inputs and their outputs."""

@@ -1,4 +1,4 @@
-"""Distributions that a network can foretell: Gaussian, Student's t, counts, and many zeros."""
+"""Distributions as outputs of a module: Gaussian, Student's t, counts, and zero-inflated ones."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -12,42 +12,42 @@ from jaxops.forecast.models.outputs import Output, shifted
 from jaxops.task import recorded
 
 Array = jax.Array
-LEAST = 1e-4  # of a scale, in the units that the network sees
+LEAST = 1e-4  # of a scale, in the units that the module sees
 
 
 class Distribution(Output):
-    """What the distributions share.
+    """Base class of distributions.
 
     Attributes:
-        discrete: its values are whole numbers.
+        discrete: whether its values are whole numbers.
     """
 
     discrete: ClassVar[bool] = False
 
     @abstractmethod
     def log_prob(self, parameters: Array, x: Array) -> Array:
-        """The logarithm of the density, or of the probability, at x (...)."""
+        """The log density, or log probability, at x (...)."""
 
     @abstractmethod
     def cdf(self, parameters: Array, x: Array) -> Array:
-        """The probability of x or less; axes of x and parameters (..., P) may be 1."""
+        """The probability of x or less; x and parameters (..., P) broadcast."""
 
     @abstractmethod
     def inverse(self, parameters: Array, u: Array) -> Array:
-        """The least x whose `cdf` is u or more; axes of u and parameters (..., P) may be 1."""
+        """The least x whose `cdf` is at least u; u and parameters (..., P) broadcast."""
 
     def loss(self, parameters: Array, target: Array) -> Array:
-        """The negative logarithm of the density, or of the probability, (...)."""
+        """The negative log likelihood, (...)."""
         return -self.log_prob(parameters, target)
 
     def quantiles(self, parameters: Array, levels: tuple[float, ...]) -> Array:
-        """Of each level, (..., Q).
+        """The quantile of each level, (..., Q).
 
         Raises:
             ValueError: a level that is not between 0 and 1.
         """
         if not all(0 < level < 1 for level in levels):
-            raise ValueError(f"levels: {tuple(levels)} found, numbers between 0 and 1 wanted")
+            raise ValueError(f"levels must be numbers between 0 and 1, got {tuple(levels)}")
         shape = (*parameters.shape[:-1], len(levels))
         u = jnp.broadcast_to(jnp.array(levels).reshape(*[1] * (len(shape) - 1), -1), shape)
         return self.inverse(parameters[..., None, :], u)
@@ -56,7 +56,7 @@ class Distribution(Output):
 @recorded
 @dataclass(frozen=True)
 class Gaussian(Distribution):
-    """Parameters: mean and standard deviation, softplus of what the network says.
+    """A normal distribution. Parameters: mean and standard deviation, by softplus.
 
     >>> Gaussian().quantiles(jnp.array([3.0, 2.0]), (0.5,)).tolist()
     [3.0]
@@ -77,7 +77,7 @@ class Gaussian(Distribution):
         return jnp.concatenate([mean, shifted(parameters[..., 1:], None, scale)], -1)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
-        """Of the density."""
+        """See `Distribution`."""
         return stats.norm.logpdf(x, parameters[..., 0], parameters[..., 1])
 
     def cdf(self, parameters: Array, x: Array) -> Array:
@@ -101,7 +101,7 @@ class Gaussian(Distribution):
 @recorded
 @dataclass(frozen=True)
 class StudentT(Distribution):
-    """Parameters: location, scale, and degrees of freedom above 2, so that there is a variance.
+    """Student's t. Parameters: location, scale, and degrees of freedom above 2 (finite variance).
 
     >>> StudentT().mean(jnp.array([3.0, 2.0, 5.0])).item()
     3.0
@@ -124,7 +124,7 @@ class StudentT(Distribution):
         return jnp.concatenate([location, wide, parameters[..., 2:]], -1)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
-        """Of the density."""
+        """See `Distribution`."""
         loc, scale, df = jnp.moveaxis(parameters, -1, 0)
         z = (x - loc) / scale
         return (
@@ -141,7 +141,7 @@ class StudentT(Distribution):
         return 0.5 + jnp.sign(z) * _between(df, abs(z)) / 2
 
     def inverse(self, parameters: Array, u: Array) -> Array:
-        """By halving."""
+        """See `Distribution`; by bisection."""
         loc, scale, df = jnp.moveaxis(parameters, -1, 0)
         between = abs(2 * u - 1)
 
@@ -173,10 +173,10 @@ def _between(df: Array, z: Array) -> Array:
 @recorded
 @dataclass(frozen=True)
 class NegativeBinomial(Distribution):
-    """Counts. Parameters: mean m and dispersion a, so that the variance is m + a m^2.
+    """Counts. Parameters: mean m and dispersion a; the variance is m + a m^2.
 
-    Salinas et al. 2020, arXiv:1704.04110. Scaled, m grows and a stays. The dispersion is at least
-    .001, near enough to Poisson's 0.
+    Salinas et al. 2020, arXiv:1704.04110. Scaling multiplies m and leaves a. The dispersion is at
+    least 0.001, close to Poisson, which has 0.
 
     >>> NegativeBinomial().quantiles(jnp.array([3.0, 0.5]), (0.1, 0.5, 0.9)).tolist()
     [0.0, 2.0, 7.0]
@@ -202,10 +202,10 @@ class NegativeBinomial(Distribution):
         return jnp.concatenate([mean, parameters[..., 1:]], -1)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
-        """Of the probability; of what is no count, of a density between counts."""
+        """See `Distribution`; a density where x is not a whole number."""
         mean, a = parameters[..., 0], parameters[..., 1]
         more = jnp.log1p(a * mean)
-        # no difference of large gammas
+        # avoids a difference of large log-gammas
         ways = -special.betaln(1 / a, x + 1) - jnp.log(1 / a + x)
         return ways - more / a + x * (jnp.log(a * mean) - more)
 
@@ -217,7 +217,7 @@ class NegativeBinomial(Distribution):
         return jnp.where(x < 0, 0, known)
 
     def inverse(self, parameters: Array, u: Array) -> Array:
-        """By halving, up to where Cantelli's inequality lets it be."""
+        """See `Distribution`; by bisection, up to the bound of Cantelli's inequality."""
         mean, a = parameters[..., 0], parameters[..., 1]
         most = mean + jnp.sqrt((mean + a * mean**2) * u / (1 - u))
 
@@ -235,7 +235,7 @@ class NegativeBinomial(Distribution):
         return parameters[..., 0]
 
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
-        """Draws (n, ...), Poisson's with gamma's means."""
+        """Draws (n, ...), Poisson with gamma distributed means."""
         mean, a = jnp.moveaxis(parameters[None], -1, 0)
         rate, count = jax.random.split(key)
         rates = mean * a * jax.random.gamma(rate, 1 / a, (n, *mean.shape[1:]))
@@ -245,9 +245,9 @@ class NegativeBinomial(Distribution):
 @recorded
 @dataclass(frozen=True)
 class ZeroInflated(Distribution):
-    """Zero with a probability of its own, else one of `of`: demand that comes now and then.
+    """Zero with an additional probability, else a draw of `of`: for intermittent demand.
 
-    Parameters: the probability, then those of `of`. Lambert 1992, Technometrics 34.
+    Parameters: that probability, then those of `of`. Lambert 1992, Technometrics 34.
 
     Attributes:
         of: a distribution.
@@ -277,7 +277,7 @@ class ZeroInflated(Distribution):
         return jnp.concatenate([parameters[..., :1], rest], -1)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
-        """Of the probability of a zero; else of what is left, times the density of `of`."""
+        """See `Distribution`; at 0 the log probability of a zero, else a log density."""
         zero = parameters[..., 0]
         other = jnp.log1p(-zero) + self.of.log_prob(parameters[..., 1:], x)
         at_zero = jnp.log(zero)
@@ -291,7 +291,7 @@ class ZeroInflated(Distribution):
         return jnp.where(x < 0, 0, zero) + (1 - zero) * self.of.cdf(parameters[..., 1:], x)
 
     def inverse(self, parameters: Array, u: Array) -> Array:
-        """Of `of`, but for a step at zero."""
+        """See `Distribution`; that of `of`, with a step at zero."""
         zero, rest = parameters[..., 0], parameters[..., 1:]
         below = jnp.zeros_like(u)
         if not self.of.discrete:
@@ -301,7 +301,7 @@ class ZeroInflated(Distribution):
         return jnp.where((u > below) & (u <= below + zero), 0, other)
 
     def mean(self, parameters: Array) -> Array:
-        """That of `of`, times the probability of one."""
+        """The mean of `of`, times the probability of a draw from it."""
         return (1 - parameters[..., 0]) * self.of.mean(parameters[..., 1:])
 
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
@@ -315,4 +315,6 @@ class ZeroInflated(Distribution):
 
 def _refuse(output: Output, loc: Array | None) -> None:
     if loc is not None:
-        raise ValueError(f"loc: given to {output}, which can be scaled but not shifted")
+        raise ValueError(
+            f"loc must be None for {output}, which can be scaled but not shifted, got an array"
+        )

@@ -1,4 +1,4 @@
-"""What a forecasting network sees, and what is refused before anything compiles."""
+"""Inputs of a forecasting module, and their checks before anything compiles."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 class Inputs(NamedTuple):
-    """The look-back window of B series of C channels, with covariates; widths may be 0.
+    """The context of B windows of C channels, with covariates; their widths may be 0.
 
     Attributes:
         values: float32 (B, L, C).
@@ -32,7 +32,14 @@ class Inputs(NamedTuple):
         known: Array | None = None,
         static: Array | None = None,
     ) -> "Inputs":
-        """Inputs whose covariates are of width 0 where they are not given.
+        """Inputs with covariates of width 0 where they are not given.
+
+        Args:
+            values: (B, L, C).
+            horizon: H.
+            past: (B, L, P).
+            known: (B, L + H, K).
+            static: (B, Q).
 
         >>> Inputs.of(jnp.ones((2, 8, 3)), horizon=4).known.shape
         (2, 12, 0)
@@ -53,31 +60,34 @@ class Inputs(NamedTuple):
 COVARIATES = ("past", "known", "static")
 
 
-def check(model: Any, inputs: Inputs, uses: tuple[str, ...] = ()) -> None:
-    """Raise `ValueError` unless the inputs fit the model; `uses` names its covariates."""
-    name, length, horizon = type(model).__name__, model.context, model.horizon
+def check(module: Any, inputs: Inputs, uses: tuple[str, ...] = ()) -> None:
+    """Raise `ValueError` unless the inputs fit the module; `uses` names its covariates."""
+    name, length, horizon = type(module).__name__, module.context, module.horizon
     for field in ("context", "horizon"):
-        if getattr(model, field) < 1:
-            raise ValueError(f"{name}: {field}: {getattr(model, field)} found, at least 1 wanted")
+        if getattr(module, field) < 1:
+            raise ValueError(f"{field} must be at least 1 in {name}, got {getattr(module, field)}")
     if inputs.values.ndim != 3 or inputs.values.shape[1] != length:
         raise ValueError(
-            f"values: {inputs.values.shape} found, (B, context = {length}, C) wanted by {name}"
+            f"values must have shape (B, {length}, C) for {name}, with context={length}, got "
+            f"{inputs.values.shape}"
         )
     batch = len(inputs.values)
-    wanted = {"past": (batch, length), "known": (batch, length + horizon), "static": (batch,)}
+    shapes = {"past": (batch, length), "known": (batch, length + horizon), "static": (batch,)}
     for column in COVARIATES:
-        found = getattr(inputs, column).shape
-        if found[-1] == 0:
+        shape = getattr(inputs, column).shape
+        if shape[-1] == 0:
             continue
         if column not in uses:
-            raise ValueError(f"{column}: width {found[-1]} found, but {name} has no use for it")
-        if found[:-1] != wanted[column]:
             raise ValueError(
-                f"{column}: {found} found, {(*wanted[column], found[-1])} wanted: "
+                f"{column} must have width 0 for {name}, which does not use it, got {shape[-1]}"
+            )
+        if shape[:-1] != shapes[column]:
+            raise ValueError(
+                f"{column} must have shape {(*shapes[column], shape[-1])}, got {shape}; "
                 f"context {length}, horizon {horizon}"
             )
-    if model.output.scale_only and model.instance_norm not in ("none", "mean"):
+    if module.output.scale_only and module.instance_norm not in ("none", "mean"):
         raise ValueError(
-            f'instance_norm: {model.instance_norm!r} found, "none" or "mean" wanted with '
-            f"{model.output}, which can be scaled but not shifted"
+            f'instance_norm must be "none" or "mean", got {module.instance_norm!r}, with '
+            f"{module.output}, which can be scaled but not shifted"
         )

@@ -1,4 +1,4 @@
-"""What the networks share: PyTorch's dense layer, a fast dropout, and the end of all of them."""
+"""Layers that the modules share: PyTorch's dense layer, a fast dropout, and the output."""
 
 from typing import Any
 
@@ -30,25 +30,26 @@ def bias_init(inputs: int) -> Any:
 
 
 def linear(features: int, inputs: int, name: str) -> Dense:
-    """A dense layer that begins as PyTorch's: the networks' authors have left it so."""
+    """A dense layer with PyTorch's initial weights, which the authors of the modules used."""
     return Dense(features, kernel_init=kernel_init, bias_init=bias_init(inputs), name=name)
 
 
-def forecast_of(model: Any, raw: Array, loc: Array | None, scale: Array | None) -> Array:
-    """Of (B, C, H * P) raw numbers the parameters (B, H, C, P), in the values' own units."""
-    raw = raw.reshape(*raw.shape[:2], model.horizon, model.output.size).swapaxes(1, 2)
-    return model.output.scaled(model.output.parameters(raw), loc, scale)
+def forecast_of(module: Any, raw: Array, loc: Array | None, scale: Array | None) -> Array:
+    """The output's parameters (B, H, C, P) in the values' own units, from raw (B, C, H * P)."""
+    raw = raw.reshape(*raw.shape[:2], module.horizon, module.output.size).swapaxes(1, 2)
+    return module.output.scaled(module.output.parameters(raw), loc, scale)
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is a hash of each number's place.
+    """Dropout whose mask is a hash of each element's position.
 
-    As `flax.linen.Dropout`, but for the random numbers, which in these small networks would take
-    longer than their products: two multiplications each, twice, fused with what they drop. Two
-    words of the "dropout" stream say which mask. It is the same on any number of devices.
+    Like `flax.linen.Dropout`, except for the random numbers, which in these small modules would
+    take longer than the matrix products: a hash needs a few integer operations, fused with the
+    dropping. Two words of the "dropout" stream select the mask. It is the same on any number of
+    devices.
 
     Attributes:
-        rate: probability of dropping a number, at least 0 and below 1.
+        rate: probability of dropping an element, at least 0 and below 1.
 
     References:
         The hash: Wellons 2018, "Prospecting for Hash Functions".
@@ -58,9 +59,9 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """x, or in training zeros and x / (1 - rate)."""
+        """x; in training 0 where it is dropped, else x / (1 - rate)."""
         if not 0 <= self.rate < 1:
-            raise ValueError(f"dropout: {self.rate} found, at least 0 and below 1 wanted")
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.rate}")
         if not train or self.rate == 0:
             return x
         first, second = jax.random.bits(self.make_rng("dropout"), (2,))
@@ -70,7 +71,7 @@ class Dropout(nn.Module):
 
 
 def _hash(x: Array) -> Array:
-    """Numbers of 32 bits to others, one to one, every bit of which hangs on every bit of x."""
+    """A bijection of 32-bit numbers in which every output bit depends on every input bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""One layer that is hard to beat: NLinear and DLinear."""
+"""Linear forecasters, NLinear and DLinear: strong and fast baselines."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 def moving_average(x: Array, kernel: int) -> Array:
-    """Centred means of `kernel` steps along axis -2, beyond the ends of which they are repeated.
+    """Centred means of `kernel` steps along axis -2, with the ends repeated beyond the edges.
 
     >>> moving_average(jnp.array([[0.0], [3.0], [6.0]]), 3).ravel().tolist()
     [1.0, 3.0, 5.0]
@@ -26,7 +26,9 @@ def moving_average(x: Array, kernel: int) -> Array:
     ends = [(0, 0)] * (x.ndim - 2) + [(half, half), (0, 0)]
     block, width = jnp.pad(x, ends, mode="edge"), 1
     total, taken, rest = jnp.zeros_like(x), 0, kernel
-    while rest:  # sums of 1, 2, 4, ... steps: log2(kernel) additions, and no rounding of cumsum's
+    while (
+        rest
+    ):  # sums of 1, 2, 4, ... steps: log2(kernel) additions, and less rounding than a cumsum
         if rest % 2:
             total, taken = total + block[..., taken : taken + length, :], taken + width
         block, width = block[..., :-width, :] + block[..., width:, :], 2 * width
@@ -35,7 +37,7 @@ def moving_average(x: Array, kernel: int) -> Array:
 
 
 def _over_time(values: Array, kernel: Array) -> Array:
-    """Products over time: (B, L, C) by (L, N) or, a channel its own, (C, L, N) to (B, C, N)."""
+    """Products over time: (B, L, C) by (L, N), or by (C, L, N) for each channel, to (B, C, N)."""
     if kernel.ndim == 2:
         return matmul(values.swapaxes(1, 2), kernel)
     return matmul(values.transpose(2, 0, 1), kernel).swapaxes(0, 1)
@@ -43,17 +45,17 @@ def _over_time(values: Array, kernel: Array) -> Array:
 
 @recorded(formerly={"look_back": "context"})
 class NLinear(nn.Module):
-    """The last value, and one linear map of the differences from it.
+    """The last value plus one linear map of the differences from it.
 
-    Zeng et al. 2023, arXiv:2205.13504. Kernel and bias begin uniform within 1 / sqrt(context), as
-    PyTorch's and so the authors'.
+    Zeng et al. 2023, arXiv:2205.13504. Kernel and bias are initialised uniformly within
+    1 / sqrt(context), as in PyTorch and in the authors' code.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: "last", as in the paper; "mean_std", "mean", "none": see `normalize`.
-        individual: each channel has a map of its own.
+        individual: whether each channel has its own map.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
     >>> jax.eval_shape(NLinear(8, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -75,31 +77,31 @@ class NLinear(nn.Module):
         """
         check(self, inputs)
         x, loc, scale = normalize(inputs.values, self.instance_norm)
-        own = x.shape[2:] if self.individual else ()
+        each = x.shape[2:] if self.individual else ()
         features = self.horizon * self.output.size
-        kernel = self.param("kernel", kernel_init, (*own, self.context, features))
-        bias = self.param("bias", bias_init(self.context), (*own, features))
+        kernel = self.param("kernel", kernel_init, (*each, self.context, features))
+        bias = self.param("bias", bias_init(self.context), (*each, features))
         raw = _over_time(x, kernel) + bias.reshape(1, -1, features)
         return forecast_of(self, raw, loc, scale)
 
 
 @recorded(formerly={"look_back": "context"})
 class DLinear(nn.Module):
-    """Trend and remainder, one linear map each; the trend is a centred moving average.
+    """One linear map each of trend and remainder; the trend is a centred moving average.
 
-    Zeng et al. 2023, arXiv:2205.13504. Kernels and biases begin uniform within 1 / sqrt(context),
-    as PyTorch's and so the authors'; all 1 / context, which they mention, is for looking at.
+    Zeng et al. 2023, arXiv:2205.13504. Kernels and biases are initialised uniformly within
+    1 / sqrt(context), as in PyTorch and in the authors' code.
 
-    The average is linear too, so that both maps are one product: with x = trend + remainder,
-    trend = A x, the forecast is (S + A^T (T - S))^T x, and averages are taken of the kernels, which
-    are smaller than a batch.
+    The average is linear, so both maps are one product: with trend = A x and remainder x - A x, the
+    forecast is (S + A^T (T - S))^T x, and the average is applied to the kernels, which are smaller
+    than a batch.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: "none", as in the paper; "mean_std", "last", "mean": see `normalize`.
-        individual: each channel has maps of its own.
+        individual: whether each channel has its own maps.
         kernel: steps of the moving average, odd.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
@@ -123,14 +125,14 @@ class DLinear(nn.Module):
         """
         check(self, inputs)
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"kernel: {self.kernel} found, an odd number wanted")
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
         x, loc, scale = normalize(inputs.values, self.instance_norm)
-        own = x.shape[2:] if self.individual else ()
+        each = x.shape[2:] if self.individual else ()
         features = self.horizon * self.output.size
 
         def part(name: str) -> tuple[Array, Array]:
-            kernel = self.param(f"{name}_kernel", kernel_init, (*own, self.context, features))
-            return kernel, self.param(f"{name}_bias", bias_init(self.context), (*own, features))
+            kernel = self.param(f"{name}_kernel", kernel_init, (*each, self.context, features))
+            return kernel, self.param(f"{name}_bias", bias_init(self.context), (*each, features))
 
         (seasonal, bias_s), (trend, bias_t) = part("seasonal"), part("trend")
         average = partial(moving_average, kernel=self.kernel)

@@ -1,4 +1,4 @@
-"""Perceptrons over time and over features, with covariates: TSMixer and TiDE."""
+"""Multi-layer perceptrons over time and features, with covariates: TSMixer and TiDE."""
 
 import flax.linen as nn
 import jax
@@ -19,20 +19,20 @@ def _norm(x: Array, name: str) -> Array:
 
 
 class TimeMixing(nn.Module):
-    """A dense layer over time, added to what came in."""
+    """A dense layer over time, with a residual connection."""
 
     dropout: float
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """(B, T, F) to the same."""
+        """(B, T, F) to the same shape."""
         steps = x.shape[1]
         y = linear(steps, steps, "time")(_norm(x, "norm").swapaxes(1, 2)).swapaxes(1, 2)
         return x + Dropout(self.dropout)(nn.relu(y), train)
 
 
 class FeatureMixing(nn.Module):
-    """A perceptron over features, added to what came in, or to a projection of it."""
+    """A perceptron over features, with a residual connection, projected where widths differ."""
 
     features: int
     hidden: int
@@ -54,17 +54,17 @@ class FeatureMixing(nn.Module):
 
 @recorded(formerly={"look_back": "context"})
 class TSMixer(nn.Module):
-    """Perceptrons over time and over channels in turn, then one over time to the horizon.
+    """Perceptrons over time and channels in turn, then a dense layer from context to horizon.
 
     Chen et al. 2023, arXiv:2303.06053. It mixes channels; see `TSMixerExt` for covariates.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        blocks: of a time mixing and a feature mixing each.
-        hidden: of the perceptron over channels.
+        blocks: number of blocks, each a time mixing and a feature mixing.
+        hidden: width of the hidden layer of the perceptrons over channels.
         dropout: after each activation and each branch.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
@@ -100,19 +100,19 @@ class TSMixer(nn.Module):
 
 @recorded(formerly={"look_back": "context"})
 class TSMixerExt(nn.Module):
-    """TSMixer with covariates: the past is brought to the horizon's steps, then all is mixed.
+    """TSMixer with covariates: the past is mapped to the steps of the horizon, then all is mixed.
 
     Chen et al. 2023, arXiv:2303.06053, section 4: past, known and static covariates. It mixes
     channels.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        blocks: of a time mixing and a feature mixing each.
+        blocks: number of blocks, each a time mixing and a feature mixing.
         width: of the features that are mixed.
-        hidden: of the perceptrons over features.
+        hidden: width of the hidden layer of the perceptrons over features.
         dropout: after each activation and each branch.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), 4, known=jnp.ones((2, 12, 5)), static=jnp.ones((2, 1)))
@@ -161,7 +161,7 @@ class TSMixerExt(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A perceptron and a dense layer, added, and a layer norm."""
+    """A perceptron plus a dense layer, then layer norm."""
 
     features: int
     hidden: int
@@ -181,22 +181,22 @@ class ResidualBlock(nn.Module):
 
 @recorded(formerly={"look_back": "context"})
 class TiDE(nn.Module):
-    """A perceptron of the window and all covariates, and one of each step with its covariates.
+    """TiDE: a perceptron of the window and all covariates, then one of each step.
 
-    Das et al. 2023, arXiv:2304.08424: with past covariates too, which the paper leaves out. Every
-    channel is a series by itself, and the covariates are those of all.
+    Das et al. 2023, arXiv:2304.08424; also with past covariates, which the paper leaves out. Every
+    channel is treated as a series of its own, with the same covariates.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
         width: of hidden layers.
-        encoder: blocks of the encoder.
-        decoder: blocks of the decoder.
-        per_step: numbers that the decoder says of a step.
-        projected: numbers to which the covariates of a step are brought.
-        temporal: hidden numbers of the perceptron of a step.
+        encoder: number of blocks of the encoder.
+        decoder: number of blocks of the decoder.
+        per_step: width of the decoder's output for each step.
+        projected: width that the covariates of a step are projected to.
+        temporal: width of the hidden layer of the perceptron of a step.
         dropout: of every block.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), 4, known=jnp.ones((2, 12, 5)), static=jnp.ones((2, 1)))
@@ -253,7 +253,7 @@ class TiDE(nn.Module):
         x = block(x, self.horizon * self.per_step, self.width, f"decoder_{self.decoder - 1}")
         steps = x.reshape(batch, channels, self.horizon, self.per_step)
         steps = jnp.concatenate([steps, future], -1)
-        # of a single number a layer norm would leave nothing
+        # layer norm of a single number would be 0
         last = ResidualBlock(self.output.size, self.temporal, self.dropout, False, name="temporal")
         raw = last(steps, train).reshape(batch, channels, -1)
         raw += linear(self.horizon * self.output.size, self.context, "direct")(values)

@@ -1,4 +1,4 @@
-"""Perceptrons that explain a window away, block by block: N-BEATS and N-HiTS."""
+"""Residual stacks of multi-layer perceptrons: N-BEATS and N-HiTS."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ STACKS = ("generic", "trend", "seasonality")
 
 
 class Perceptron(nn.Module):
-    """`layers` of dense and ReLU, then a dense layer."""
+    """`depth` dense layers with ReLU, then a dense layer."""
 
     depth: int
     width: int
@@ -32,10 +32,10 @@ class Perceptron(nn.Module):
 
 
 def basis(kind: str, context: int, horizon: int, degree: int) -> np.ndarray:
-    """What a block's coefficients multiply, float32 (N, context + horizon).
+    """The basis functions of a block's coefficients, (N, context + horizon).
 
-    "trend" has the powers 0 to `degree` of time; "seasonality" cosines and sines of the
-    frequencies 0 to H / 2 - 1 a horizon.
+    "trend" has the powers 0 to `degree` of time; "seasonality" cosines and sines of 0 to H / 2 - 1
+    cycles per horizon.
     """
     time = np.arange(-context, horizon) / horizon
     if kind == "trend":  # within [-1, 1], so that high powers stay small
@@ -46,22 +46,22 @@ def basis(kind: str, context: int, horizon: int, degree: int) -> np.ndarray:
 
 @recorded(formerly={"look_back": "context", "layers": "depth"})
 class NBEATS(nn.Module):
-    """Each block takes what it can explain from the window, and adds its forecast to the others'.
+    """N-BEATS: each block subtracts its backcast from the window and adds its forecast.
 
-    Oreshkin et al. 2020, arXiv:1905.10437. Stacks of "generic" blocks make any curve; with
-    `stacks=("trend", "seasonality")` it is interpretable, and the blocks of a stack share their
-    weights. Every channel is a series by itself. That forecasts begin at the last value, as in the
-    authors' code, is `instance_norm="last"`.
+    Oreshkin et al. 2020, arXiv:1905.10437. Stacks of "generic" blocks can form any curve; with
+    `stacks=("trend", "seasonality")` the model is interpretable, and the blocks of a stack share
+    their weights. Every channel is treated as a series of its own. With `instance_norm="last"`
+    forecasts start at the last value, as in the authors' code.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        stacks: the kind of each, "generic", "trend" or "seasonality".
-        blocks: of a stack.
-        depth: of a block.
-        width: of a layer; the paper has 512, and 256 and 2048 for trend and seasonality.
+        stacks: the kind of each stack, "generic", "trend" or "seasonality".
+        blocks: number of blocks of a stack.
+        depth: number of hidden layers of a block.
+        width: of a hidden layer; the paper has 512, and 256 and 2048 for trend and seasonality.
         degree: of the trend's polynomial.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
@@ -89,7 +89,7 @@ class NBEATS(nn.Module):
         """
         check(self, inputs)
         if not self.stacks or not set(self.stacks) <= set(STACKS):
-            raise ValueError(f"stacks: {self.stacks} found, some of {STACKS} wanted")
+            raise ValueError(f"stacks must be some of {STACKS}, got {self.stacks}")
         x, loc, scale = normalize(inputs.values, self.instance_norm)
         residual = x.swapaxes(1, 2)  # (B, C, L)
         total = jnp.zeros((*residual.shape[:2], self.horizon * self.output.size))
@@ -110,7 +110,7 @@ class NBEATS(nn.Module):
         return forecast_of(self, total, loc, scale)
 
     def _split(self, theta: Array, curves: np.ndarray | None) -> tuple[Array, Array]:
-        """Of (B, C, features) the backcast (B, C, L) and the forecast (B, C, H * P)."""
+        """Backcast (B, C, L) and forecast (B, C, H * P), from (B, C, features)."""
         if curves is None:
             return theta[..., : self.context], theta[..., self.context :]
         number, both = len(curves), jnp.asarray(curves, jnp.float32)
@@ -132,22 +132,22 @@ def interpolation(knots: int, steps: int) -> np.ndarray:
 
 @recorded(formerly={"look_back": "context", "layers": "depth"})
 class NHiTS(nn.Module):
-    """N-BEATS whose stacks each look at another resolution.
+    """N-HiTS: N-BEATS whose stacks work at different resolutions.
 
-    A stack sees maxima of `pool` steps and foretells every `downsample`-th step, with straight
-    lines between: a long horizon takes few numbers. Challu et al. 2023, arXiv:2201.12886. Every
-    channel is a series by itself.
+    A stack sees maxima of `pool` steps and forecasts every `downsample`-th step, with linear
+    interpolation between, so that a long horizon takes few numbers. Challu et al. 2023,
+    arXiv:2201.12886. Every channel is treated as a series of its own.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        pool: steps of which each stack sees the maximum.
-        downsample: steps from one foretold knot to the next, in each stack.
-        blocks: of a stack.
-        depth: of a block.
-        width: of a layer.
+        pool: for each stack, the number of steps that it sees the maximum of.
+        downsample: for each stack, the steps from one forecast knot to the next.
+        blocks: number of blocks of a stack.
+        depth: number of hidden layers of a block.
+        width: of a hidden layer.
 
     >>> x = Inputs.of(jnp.ones((2, 9, 3)), horizon=4)
     >>> jax.eval_shape(NHiTS(9, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -174,8 +174,8 @@ class NHiTS(nn.Module):
         check(self, inputs)
         if len(self.pool) != len(self.downsample) or min((*self.pool, *self.downsample)) < 1:
             raise ValueError(
-                f"pool: {self.pool}, downsample: {self.downsample} found, "
-                "as many of one as of the other, each at least 1, wanted"
+                "pool and downsample must have the same number of values, each at least 1, got "
+                f"{self.pool} and {self.downsample}"
             )
         x, loc, scale = normalize(inputs.values, self.instance_norm)
         residual, size = x.swapaxes(1, 2), self.output.size
@@ -194,7 +194,7 @@ class NHiTS(nn.Module):
 
 
 def _maxima(x: Array, pool: int) -> Array:
-    """Of every `pool` steps along the last axis, the last of them perhaps fewer."""
+    """Maxima of every `pool` steps along the last axis; the last group may have fewer."""
     fill = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % pool)]
     x = jnp.pad(x, fill, constant_values=-jnp.inf)
     return x.reshape(*x.shape[:-1], -1, pool).max(-1)

@@ -1,4 +1,4 @@
-"""Normalisation of each window by itself, undone in the forecast."""
+"""Normalisation of each window, undone in the forecast."""
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +10,30 @@ KINDS = ("none", "mean_std", "last", "mean")
 def normalize(
     values: Array, instance_norm: str, epsilon: float = 1e-5
 ) -> tuple[Array, Array | None, Array | None]:
-    """`(values - loc) / scale`, of each window and channel by itself.
+    """Normalise each window and channel by itself: `(values - loc) / scale`.
 
-    "mean_std" takes mean and standard deviation, sqrt(variance + epsilon), so that a constant
-    window becomes zeros: reversible instance normalisation (Kim et al. 2022, ICLR), without a
-    learned affine. "last" subtracts the last value, as NLinear does. "mean" divides by the mean
-    absolute value, which keeps counts counts (Salinas et al. 2020, arXiv:1704.04110); where all are
-    zero by 1.
+    "mean_std" uses the mean and sqrt(variance + epsilon), so that a constant window becomes zeros:
+    reversible instance normalisation (Kim et al. 2022, ICLR), without a learned affine map. "last"
+    subtracts the last value, as NLinear does. "mean" divides by the mean absolute value, or by 1
+    where all values are 0; it does not shift, as counts need (Salinas et al. 2020,
+    arXiv:1704.04110).
 
     Args:
         values: (B, L, C).
         instance_norm: "none", "mean_std", "last" or "mean".
-        epsilon: see above.
+        epsilon: added to the variance for "mean_std".
 
     Returns:
-        The same shape; loc and scale, (B, 1, C) or `None` for 0 and 1.
+        The normalised values (B, L, C); loc and scale, (B, 1, C), or `None` for 0 and 1.
 
     Raises:
-        ValueError: another word.
+        ValueError: another `instance_norm`.
 
     >>> normalize(jnp.array([[[1.0], [3.0]]]), "last")[0].ravel().tolist()
     [-2.0, 0.0]
     """
     if instance_norm not in KINDS:
-        raise ValueError(f"instance_norm: {instance_norm!r} found, one of {KINDS} wanted")
+        raise ValueError(f"instance_norm must be one of {KINDS}, got {instance_norm!r}")
     if instance_norm == "none":
         return values, None, None
     if instance_norm == "last":

@@ -1,4 +1,4 @@
-"""What a network says of each step: a point or quantiles; `distributions` has the others."""
+"""What a module forecasts for each step: a point or quantiles; see also `distributions`."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -16,10 +16,10 @@ LOSSES = ("mse", "mae", "huber")
 
 
 class Output(ABC):
-    """What the outputs share; parameters are (..., P) with P = `size`, targets (...).
+    """Base class of outputs; parameters are (..., P) with P = `size`, targets (...).
 
     Attributes:
-        scale_only: it has a place for zero, so it can be scaled but not shifted.
+        scale_only: whether it can be scaled but not shifted, as 0 has a meaning.
     """
 
     scale_only: ClassVar[bool] = False
@@ -27,28 +27,28 @@ class Output(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """P, how many numbers a network gives for each step."""
+        """P, the numbers that a module gives for each step and channel."""
 
     @abstractmethod
     def parameters(self, raw: Array) -> Array:
-        """Of any numbers (..., P) those that are allowed, such as a positive scale."""
+        """Valid parameters from any numbers (..., P), such as a positive scale."""
 
     @abstractmethod
     def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
-        """Of `loc + scale * y`, where the parameters are of y.
+        """The parameters of `loc + scale * y`, from those of y.
 
         Args:
             parameters: (..., P).
-            loc: as many axes as parameters without the last, of their lengths or 1; `None` is 0.
-            scale: likewise, positive; `None` is 1.
+            loc: broadcasts with parameters without their last axis, with as many axes; `None` is 0.
+            scale: of the same form, positive; `None` is 1.
 
         Raises:
-            ValueError: a loc, where it is `scale_only`.
+            ValueError: a loc for an output that is `scale_only`.
         """
 
     @abstractmethod
     def loss(self, parameters: Array, target: Array) -> Array:
-        """What to minimise, (...): of a distribution the negative logarithm of its density."""
+        """The loss to minimise, (...): for a distribution the negative log likelihood."""
 
     @abstractmethod
     def mean(self, parameters: Array) -> Array:
@@ -56,7 +56,7 @@ class Output(ABC):
 
     @abstractmethod
     def quantiles(self, parameters: Array, levels: tuple[float, ...]) -> Array:
-        """Of each level, (..., Q)."""
+        """The quantile of each level, (..., Q)."""
 
     @abstractmethod
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
@@ -66,10 +66,10 @@ class Output(ABC):
 @recorded
 @dataclass(frozen=True)
 class Point(Output):
-    """One number. It has no quantiles: conformal intervals can be put around it.
+    """A point forecast. It has no quantiles; `calibrated` puts conformal ones around it.
 
     Attributes:
-        error: "mse", "mae", or "huber", quadratic up to an error of 1.
+        error: the loss, "mse", "mae", or "huber", which is quadratic up to an error of 1.
 
     >>> Point("huber").loss(jnp.array([[3.0]]), jnp.array([0.0])).tolist()
     [2.5]
@@ -79,7 +79,7 @@ class Point(Output):
 
     def __post_init__(self) -> None:
         if self.error not in LOSSES:
-            raise ValueError(f"error: {self.error!r} found, one of {LOSSES} wanted")
+            raise ValueError(f"error must be one of {LOSSES}, got {self.error!r}")
 
     @property
     def size(self) -> int:
@@ -95,7 +95,7 @@ class Point(Output):
         return shifted(parameters, loc, scale)
 
     def loss(self, parameters: Array, target: Array) -> Array:
-        """The squared error, the absolute one, or Huber's, (...)."""
+        """The squared, absolute or Huber loss, (...)."""
         size = abs(parameters[..., 0] - target)
         if self.error == "mae":
             return size
@@ -109,19 +109,21 @@ class Point(Output):
 
     def quantiles(self, parameters: Array, levels: tuple[float, ...]) -> Array:
         """Raise `ValueError`."""
-        raise ValueError("output: Point has no quantiles; Quantiles or a distribution wanted")
+        raise ValueError(
+            "output must be Quantiles or a distribution, got Point, which has no quantiles"
+        )
 
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
         """Raise `ValueError`."""
-        raise ValueError("output: Point cannot be drawn from; a distribution wanted")
+        raise ValueError("output must be a distribution, got Point, which cannot be sampled")
 
 
 @recorded
 @dataclass(frozen=True)
 class Quantiles(Output):
-    """Quantiles that cannot cross: the middle one, and steps up and down from it.
+    """Quantiles that cannot cross: the middle one, and differences up and down from it.
 
-    Steps are softplus of what the network says, added up.
+    Differences are softplus of what the module gives.
 
     Attributes:
         levels: of the quantiles, rising, between 0 and 1.
@@ -130,8 +132,8 @@ class Quantiles(Output):
         Wen et al. 2017, arXiv:1711.11053, for the direct forecast of quantiles.
 
     >>> output = Quantiles((0.1, 0.5, 0.9))
-    >>> found = output.parameters(jnp.array([-100.0, 3.0, -100.0]))
-    >>> found.tolist()
+    >>> quantiles = output.parameters(jnp.array([-100.0, 3.0, -100.0]))
+    >>> quantiles.tolist()
     [3.0, 3.0, 3.0]
     """
 
@@ -141,23 +143,25 @@ class Quantiles(Output):
         levels = tuple(self.levels)
         ends = (0.0, *levels, 1.0)
         if not levels or any(b <= a for a, b in itertools.pairwise(ends)):
-            raise ValueError(f"levels: {levels} found, rising numbers between 0 and 1 wanted")
-        object.__setattr__(self, "levels", levels)  # a list cannot be hashed, as jit wants it
+            raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels}")
+        object.__setattr__(self, "levels", levels)  # a list is not hashable, as jit needs
 
     @property
     def size(self) -> int:
-        """How many levels."""
+        """The number of levels."""
         return len(self.levels)
 
     def parameters(self, raw: Array) -> Array:
         """Quantiles that do not fall from one level to the next."""
         middle, steps = self.size // 2, jax.nn.softplus(raw)
-        found = [raw[..., middle]]
-        for i in range(middle + 1, self.size):  # a cumsum may add in another order, and so cross
-            found.append(found[-1] + steps[..., i])
+        quantiles = [raw[..., middle]]
+        for i in range(
+            middle + 1, self.size
+        ):  # a cumsum may add in another order, and the quantiles cross
+            quantiles.append(quantiles[-1] + steps[..., i])
         for i in reversed(range(middle)):
-            found.insert(0, found[0] - steps[..., i])
-        return jnp.stack(found, -1)
+            quantiles.insert(0, quantiles[0] - steps[..., i])
+        return jnp.stack(quantiles, -1)
 
     def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
         """See `Output`."""
@@ -169,35 +173,38 @@ class Quantiles(Output):
         return jnp.maximum(level * error, (level - 1) * error).sum(-1)
 
     def mean(self, parameters: Array) -> Array:
-        """That of a distribution with these quantiles, linear between them and none beyond."""
+        """The mean of a distribution with these quantiles, linear between them, with no tails."""
         ends = np.array([-self.levels[0], *self.levels, 2 - self.levels[-1]])
         weights = (ends[2:] - ends[:-2]) / 2
         return (parameters * self._along(parameters, weights)).sum(-1)
 
     def quantiles(self, parameters: Array, levels: tuple[float, ...]) -> Array:
-        """Those of `levels`, linear between two that are known.
+        """Quantiles of other levels, linear between the trained ones.
 
         Raises:
             ValueError: a level below the first or above the last.
         """
-        own, wanted = np.array(self.levels), np.array(levels, float)
-        if len(wanted) and (wanted.min() < own[0] or wanted.max() > own[-1]):
-            raise ValueError(f"levels: {tuple(levels)} found, from {own[0]} to {own[-1]} wanted")
-        above = np.clip(np.searchsorted(own, wanted), min(1, self.size - 1), None)
+        trained, other = np.array(self.levels), np.array(levels, float)
+        if len(other) and (other.min() < trained[0] or other.max() > trained[-1]):
+            raise ValueError(
+                f"levels must be from {trained[0]} to {trained[-1]}, got {tuple(levels)}"
+            )
+        above = np.clip(np.searchsorted(trained, other), min(1, self.size - 1), None)
         below = np.maximum(above - 1, 0)
-        share = (wanted - own[below]) / np.where(above > below, own[above] - own[below], 1)
+        gap = np.where(above > below, trained[above] - trained[below], 1)
+        share = (other - trained[below]) / gap
         low, high = parameters[..., below], parameters[..., above]
         between = low + self._along(low, share) * (high - low)
-        # not by the formula, which may miss it by a bit
+        # exactly, since the formula may round
         return jnp.where(self._along(low, share) == 1, high, between)
 
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
-        """Draws (n, ...) from the distribution of `mean`."""
+        """Draws (n, ...) from the distribution that `mean` describes."""
         u = jax.random.uniform(key, (n, *parameters.shape[:-1]))
-        own, every = jnp.asarray(self.levels), parameters[None]
+        levels, every = jnp.asarray(self.levels), parameters[None]
         draws = jnp.broadcast_to(every[..., 0], u.shape)
         for i in range(1, self.size):
-            share = jnp.clip((u - own[i - 1]) / (own[i] - own[i - 1]), 0, 1)
+            share = jnp.clip((u - levels[i - 1]) / (levels[i] - levels[i - 1]), 0, 1)
             draws += share * (every[..., i] - every[..., i - 1])
         return draws
 

@@ -17,12 +17,12 @@ Array = jax.Array
 
 
 def patches(x: Array, patch: int, stride: int) -> Array:
-    """Windows of `patch` steps, every `stride`, once the last value is repeated `stride` times.
+    """Windows of `patch` steps every `stride` steps, after repeating the last value `stride` times.
 
     Args:
         x: (B, L).
-        patch: steps of each.
-        stride: steps from one to the next.
+        patch: steps of a window.
+        stride: steps from one window to the next.
 
     Returns:
         (B, N, patch), N = (L - patch) // stride + 2.
@@ -37,10 +37,10 @@ def patches(x: Array, patch: int, stride: int) -> Array:
 
 
 class PatchBlock(nn.Module):
-    """Attention and perceptron, each added and normalised by the batch's statistics.
+    """Attention and a perceptron, each with a residual connection and batch norm.
 
-    The scores of attention are added to those of the block before (He et al. 2020,
-    arXiv:2012.11747), as in PatchTST's code.
+    Attention scores are added to those of the block before (He et al. 2020, arXiv:2012.11747), as
+    in PatchTST's code.
     """
 
     heads: int
@@ -51,7 +51,7 @@ class PatchBlock(nn.Module):
     def __call__(
         self, x: Array, before: Array | None, train: bool, mask: Array | None
     ) -> tuple[Array, Array]:
-        """x (B, N, D) to the same, and its scores (B, heads, N, N)."""
+        """x (B, N, D) to the same shape, and its scores (B, heads, N, N)."""
         (batch, length, width), per_head = x.shape, x.shape[2] // self.heads
 
         def drop(x: Array, rate: float) -> Array:
@@ -63,7 +63,7 @@ class PatchBlock(nn.Module):
         if before is not None:
             scores += before
         mixed = matmul(jax.nn.softmax(scores), v).swapaxes(1, 2).reshape(x.shape)
-        # its authors drop twice in a row, which is once at the rate of both
+        # the authors drop twice in a row, which equals once at the combined rate
         twice = 1 - (1 - self.dropout) ** 2
         x += drop(linear(width, width, "out")(mixed), twice)
         x = BatchNorm(name="attention_norm")(x, train=train, mask=mask)
@@ -79,21 +79,21 @@ class PatchTST(nn.Module):
     """A transformer over patches of one channel, the same for all channels.
 
     Nie et al. 2023, arXiv:2211.14730, as in its code: the last value repeated `stride` times at the
-    end, learned positions, batch norm, and scores of attention that are added up over the layers.
-    Look-back 336 makes PatchTST/42 and 512 PatchTST/64. The defaults are those for ETTh1 and ETTh2;
-    for larger data the paper has width 128, 16 heads, hidden 256, dropout .2.
+    end, learned positions, batch norm, and attention scores added up over the blocks.
+    A context of 336 makes PatchTST/42, and 512 PatchTST/64. The defaults are those for ETTh1 and
+    ETTh2; for larger data the paper has width 128, 16 heads, hidden 256, dropout 0.2.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
         patch: steps of a patch.
         stride: steps from one patch to the next.
-        depth: blocks.
-        heads: of attention.
+        depth: number of blocks.
+        heads: number of attention heads.
         width: of a patch's vector.
-        hidden: of the perceptrons.
+        hidden: width of the perceptrons' hidden layer.
         dropout: of patches' vectors, of each branch and inside the perceptrons.
 
     >>> x = Inputs.of(jnp.ones((2, 32, 3)), horizon=4)
@@ -118,16 +118,16 @@ class PatchTST(nn.Module):
         """The output's parameters (B, H, C, P); rows where mask (B,) is False do not count.
 
         Raises:
-            ValueError: inputs that do not fit, covariates, or a patch longer than the look-back.
+            ValueError: inputs that do not fit, covariates, or a patch longer than the context.
         """
         check(self, inputs)
         if not 1 <= self.stride <= self.patch <= self.context:
             raise ValueError(
-                f"patch: {self.patch}, stride: {self.stride} found, "
-                f"1 <= stride <= patch <= context = {self.context} wanted"
+                f"patch and stride must have 1 <= stride <= patch <= {self.context} (context), got "
+                f"patch={self.patch} and stride={self.stride}"
             )
         if self.width % self.heads:
-            raise ValueError(f"width: {self.width} found, a multiple of {self.heads} heads wanted")
+            raise ValueError(f"width must be a multiple of {self.heads} (heads), got {self.width}")
         x, loc, scale = normalize(inputs.values, self.instance_norm)
         batch, length, channels = x.shape
         x = patches(x.swapaxes(1, 2).reshape(-1, length), self.patch, self.stride)
@@ -149,18 +149,18 @@ class PatchTST(nn.Module):
 class ITransformer(nn.Module):
     """A transformer whose tokens are channels, each with its whole window.
 
-    Liu et al. 2024, arXiv:2310.06625. Past covariates are tokens too, and known ones with their
-    future, of which the paper's code has the look-back alone. It mixes channels.
+    Liu et al. 2024, arXiv:2310.06625. Past covariates are tokens too, and so are known ones with
+    their future, of which the paper's code uses the context only. It mixes channels.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        depth: blocks.
-        heads: of attention.
+        depth: number of blocks.
+        heads: number of attention heads.
         width: of a token.
-        hidden: of the perceptrons.
+        hidden: width of the perceptrons' hidden layer.
         dropout: of tokens and of each branch.
 
     >>> x = Inputs.of(jnp.ones((2, 32, 3)), 4, known=jnp.ones((2, 36, 2)))
@@ -183,12 +183,12 @@ class ITransformer(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, static covariates, or a width that is no multiple
-                of the heads.
+            ValueError: inputs that do not fit, static covariates, or a width that is not a multiple
+                of heads.
         """
         check(self, inputs, uses=("past", "known"))
         config = TransformerConfig(
-            vocabulary=1,  # its tokens come as vectors
+            vocabulary=1,  # tokens are given as vectors
             context=1,
             depth=self.depth,
             heads=self.heads,

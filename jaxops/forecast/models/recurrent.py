@@ -1,4 +1,4 @@
-"""A recurrent network that says all steps at once."""
+"""A recurrent network that forecasts all steps at once."""
 
 import flax.linen as nn
 import jax
@@ -16,24 +16,24 @@ Array = jax.Array
 
 @recorded(formerly={"look_back": "context", "layers": "depth", "context": "step_width"})
 class Recurrent(nn.Module):
-    """LSTM or GRU over the window and its covariates; then each step by one perceptron.
+    """LSTM or GRU over the window and its covariates, then one perceptron for every step.
 
-    The last state becomes `step_width` numbers for each step, and these with the step's known
-    covariates its forecast: the direct forecast of MQ-RNN (Wen et al. 2017, arXiv:1711.11053). It
-    mixes channels. Dropout is variational (Gal and Ghahramani 2016, arXiv:1512.05287), so that
-    `jaxops.monte_carlo` gives forecasts with their spread.
+    The last state is mapped to `step_width` numbers for each step of the horizon, and a perceptron
+    maps these and the step's known covariates to the forecast: the direct forecast of MQ-RNN (Wen
+    et al. 2017, arXiv:1711.11053). It mixes channels. Dropout is variational (Gal and Ghahramani
+    2016, arXiv:1512.05287), so `jaxops.monte_carlo` gives the mean and spread of forecasts.
 
     Attributes:
-        context: L.
-        horizon: H.
-        output: what is foretold, see `outputs`.
+        context: L, steps that the module reads.
+        horizon: H, steps to forecast.
+        output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
         cell: "lstm" or "gru".
-        width: of a state, and of the perceptron.
-        depth: of the recurrence.
-        step_width: numbers about a step.
-        dropout: of what goes into a layer, one mask for all steps.
-        recurrent_dropout: of a state on its way into the gates.
+        width: of a state, and of the perceptron's hidden layer.
+        depth: number of recurrent layers.
+        step_width: width of the vector for each step.
+        dropout: of the inputs of a layer, one mask for all steps.
+        recurrent_dropout: of the state that enters the gates.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), 4, known=jnp.ones((2, 12, 5)), static=jnp.ones((2, 1)))
     >>> jax.eval_shape(Recurrent(8, 4).init_with_output, jax.random.key(0), x)[0].shape
