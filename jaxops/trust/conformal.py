@@ -120,7 +120,7 @@ def conformal_quantiles(
         Romano, Patterson and Candes 2019, arXiv:1905.03222, theorem 1.
 
     >>> calibration = np.zeros(19), np.ones(19)
-    >>> target = np.arange(19) / 4  # 17 of 19 are at most 3 above the upper quantile
+    >>> target = np.arange(19) / 4  # 18 of 19 are at most 3.25 above the upper one
     >>> bounds = conformal_quantiles((np.zeros(1), np.ones(1)), calibration, target)
     >>> bounds.low.item(), bounds.high.item()
     (-3.25, 4.25)
