@@ -185,7 +185,7 @@ def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
 
     >>> x = jnp.ones((1, 2, 1, 2))
     >>> rotary(x, jnp.arange(2)[None]).round(3)[0, :, 0].tolist()
-    [[1.0, 1.0], [-0.301..., 1.381...]]
+    [[1.0, 1.0], [-0.30..., 1.38...]]
     """
     half = x.shape[-1] // 2
     frequency = base ** (-np.arange(half, dtype=np.float32) / half)

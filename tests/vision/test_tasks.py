@@ -66,9 +66,9 @@ def test_augmentation_sees_unit_images_and_only_training_ones():
         return images[:, :, ::-1]
 
     task = classifier(MODEL, **SETTINGS, augment=note)
-    params, extra = task.init(KEY, BATCH)
-    task.predict(params, extra, BATCH)
-    task.loss(params, extra, BATCH, KEY, False)
+    params, extra, loss_of, predict = started(task)
+    predict(params, extra, BATCH)
+    loss_of(params, extra, BATCH, KEY, False)
     assert not seen
     loss, _ = task.loss(params, extra, BATCH, KEY, True)
     np.testing.assert_allclose(seen[0], BATCH["image"] / 255, rtol=1e-6)
