@@ -207,14 +207,19 @@ class InOrder:
         else:
             batch = self.checked(first(iterate(self.stream, self.name), self.name))
             batch = batch if rows(batch) else one_row(batch)
-        batch = pad(batch, self._padded(rows(batch)))
-        state = state._replace(opt_state=())
-        columns = {name: jax.typeof(value) for name, value in batch.items()}
+        padded = self._padded(rows(batch))
+        whole = padded // self.shards * self.plan.batch_shards  # with the rows of other processes
         sharding = self.plan.batch_sharding()
-        return (
-            abstract(state, self.plan.state_shardings(state)),
-            abstract(columns, dict.fromkeys(columns, sharding)),
-        )
+        columns = {
+            name: jax.ShapeDtypeStruct(
+                (whole, *value.shape[1:]),
+                jax.dtypes.canonicalize_dtype(value.dtype),
+                sharding=sharding,
+            )
+            for name, value in pad(batch, padded).items()
+        }
+        state = state._replace(opt_state=())
+        return abstract(state, self.plan.state_shardings(state)), columns
 
     def _placed(self) -> Iterator[tuple[Any, Any]]:
         """Each padded batch on the devices, and which of its rows are to be read."""

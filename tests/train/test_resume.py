@@ -200,6 +200,7 @@ def test_early_stopping_is_left_out_on_the_way(tmp_path):
     assert found.step == 30
 
 
+@pytest.mark.slow  # test_survival_plans.py shows it for a smaller run
 def test_on_eight_devices_and_then_on_one(tmp_path):
     eight = {"batch_size": 16, "plan": jo.devices.data_parallel(), "early_stopping": None}
     eight["validation"] = None
