@@ -163,7 +163,7 @@ def train(kind, directory, on_log, save_every=7, log_every=4, **changes):
         "batch_size": 10,
         "steps": 72,
         "validation": images(57, seed=1),
-        "early_stopping": jo.EarlyStopping("accuracy", patience=9, mode="max"),
+        "early_stopping": jo.EarlyStopping("loss", patience=99, mode="max"),  # an early state
         "checkpoints": jo.Checkpoints(directory, every=save_every),
         "reports": jo.Reports(on_log, every=log_every),
         "progress": False,
