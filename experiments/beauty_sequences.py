@@ -134,7 +134,7 @@ def train(
         reports=log,
     )
     report.plot_curves(log.records, folder / name / "curves.png")
-    model = r.recommender(module, state, split.train)
+    model = r.sequence_recommender(module, state, split.train)
     took = {"seconds": time.perf_counter() - begin, "epochs": log.records[-1]["epoch"]}
     facts.write_text(json.dumps(took))
     r.save(file, model)

@@ -163,7 +163,7 @@ def popularity(world: World) -> np.ndarray:
 def rank(model: recommend.Recommender, world: World, users: bool) -> dict[str, float]:
     """Recall of the new items, alone and among all; what the history has is left out."""
     old = len(world.events.items)
-    more = recommend.with_items(model, world.names, world.columns)
+    more = recommend.two_tower_with_items(model, world.names, world.columns)
     count, length = world.histories.shape
     known = recommend.Histories(world.histories.ravel(), np.arange(count + 1) * length)
     features = world.users if users else None

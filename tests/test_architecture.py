@@ -62,7 +62,6 @@ NOT_IMPORTED = {
 }
 LONGEST_FUNCTION, LONGEST_FILE = 60, 450
 LONG = {  # functions that are still to be divided
-    "jaxops/recommend/tasks.py:_task",
     "jaxops/train/loop.py:fit",
 }
 

@@ -1,4 +1,4 @@
-"""Recommendation: from an event log to exact top-k for anyone."""
+"""Recommendation: from an event log to the exact k best items for any user."""
 
 from jaxops.recommend.data.events import Events, Histories, Report
 from jaxops.recommend.data.features import Features
@@ -26,6 +26,7 @@ from jaxops.recommend.losses import (
     CrossEntropy,
     SampledSoftmax,
     cross_entropy,
+    in_batch_softmax,
     sampled_softmax,
 )
 from jaxops.recommend.models.blend import Blend, blend
@@ -40,18 +41,16 @@ from jaxops.recommend.models.sequence import (
     SequenceModel,
     bert4rec,
     esasrec,
-    extended,
     gru4rec,
     hstu,
-    recommender,
     sasrec,
+    sequence_recommender,
+    sequence_with_items,
 )
 from jaxops.recommend.models.two_tower import (
     TwoTower,
-    in_batch_softmax,
-    retrieval,
     two_tower_recommender,
-    with_items,
+    two_tower_with_items,
 )
 from jaxops.recommend.ranking import (
     Ranks,
@@ -65,7 +64,7 @@ from jaxops.recommend.ranking import (
     sampled_metrics,
 )
 from jaxops.recommend.recommenders import Model, Recommender, fit, load, save, update
-from jaxops.recommend.tasks import held_out, masked_item, next_item, rows
+from jaxops.recommend.tasks import held_out, masked_item, next_item, retrieval, rows
 from jaxops.trust.intervals import Interval, Paired, interval, paired
 
 __all__ = [
@@ -105,7 +104,6 @@ __all__ = [
     "esasrec",
     "evaluate",
     "events",
-    "extended",
     "fit",
     "gini",
     "gru4rec",
@@ -129,7 +127,6 @@ __all__ = [
     "ranks_and_lists",
     "recall",
     "recommend",
-    "recommender",
     "retrieval",
     "rows",
     "sampled_metrics",
@@ -137,10 +134,12 @@ __all__ = [
     "sasrec",
     "save",
     "segments",
+    "sequence_recommender",
+    "sequence_with_items",
     "split_by_time",
     "split_by_user",
     "table",
     "two_tower_recommender",
+    "two_tower_with_items",
     "update",
-    "with_items",
 ]

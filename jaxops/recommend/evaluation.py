@@ -1,4 +1,4 @@
-"""One evaluation of a recommender, and the comparison of several."""
+"""The evaluation of a recommender, and the comparison of several evaluations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,20 +10,26 @@ from jaxops.recommend.lists import coverage, gini, novelty, popularity_bias
 from jaxops.recommend.ranking import METRICS, ranks_and_lists
 from jaxops.recommend.recommenders import Recommender
 from jaxops.trust import report
-from jaxops.trust.intervals import interval, paired
+from jaxops.trust.comparisons import side_by_side, surely_best
+from jaxops.trust.intervals import Paired, interval, paired
 
 
 class Evaluation(NamedTuple):
-    """What a recommender gave to the users that have a target.
+    """The ranks, lists and metrics of a recommender, for the users that have a target.
 
     Attributes:
-        k: the length of a list.
-        items: how many there are, N.
-        users: (R,) int64, which users.
-        ranks: (R, M) float64, exact, inf where a user has fewer than M targets.
-        lists: (R, k) int32, the items shown, N where fewer than k are left.
+        k: length of a list.
+        items: N, the number of items in the catalogue.
+        users: (R,) int64, indices of the users.
+        ranks: (R, M) float64, exact ranks, inf where a user has fewer than M targets.
+        lists: (R, k) int32, the recommended items, N where fewer than k are left.
         values: metric -> (R,) float64: "hr@10", "recall@10", "ndcg@10", "mrr@10", "map@10",
-            "novelty@10" and "popularity_bias@10"; their means are the figures.
+            "novelty@10" and "popularity_bias@10", for k = 10.
+
+    >>> hits = {"hr@1": np.array([1.0, 0.0])}
+    >>> one = Evaluation(1, 2, np.arange(2), np.array([[1.0], [2.0]]), np.array([[0], [1]]), hits)
+    >>> one.figures()
+    {'hr@1': 0.5, 'coverage@1': 1.0, 'gini@1': 0.0}
     """
 
     k: int
@@ -34,10 +40,13 @@ class Evaluation(NamedTuple):
     values: dict[str, np.ndarray]
 
     def figures(self) -> dict[str, float]:
-        """The mean of each metric over the users, and the lists' "coverage" and "gini"."""
+        """The mean of each metric over the users, and the "coverage" and "gini" of the lists."""
         means = {name: float(np.nanmean(values)) for name, values in self.values.items()}
-        shown = self.lists, self.items
-        return {**means, f"coverage@{self.k}": coverage(*shown), f"gini@{self.k}": gini(*shown)}
+        return {
+            **means,
+            f"coverage@{self.k}": coverage(self.lists, self.items),
+            f"gini@{self.k}": gini(self.lists, self.items),
+        }
 
 
 def evaluate(
@@ -49,27 +58,35 @@ def evaluate(
     counts: np.ndarray | None = None,
     users: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """All metrics of a recommender, over the full catalogue; of any users, in training or not.
+    """All metrics of a recommender, over the full catalogue, for any users, in training or not.
 
     Args:
-        recommender: any.
-        histories: of U users, as they were before the targets.
-        targets: of the same U users, what they took next; users without any are left out.
+        recommender: the recommender.
+        histories: of U users, before the targets.
+        targets: of the same U users, the items they took next; users without any are left out.
         k: length of a list, 1 to N.
-        exclude_seen: leave out of the ranking what a user's history holds; see `ranks`.
-        counts: (N,) how many events each item has, for the novelty and popularity bias of what is
-            shown; by default in `histories`. Give those of training where other users are tested.
-        users: columns of U rows, where the model reads features of users.
+        exclude_seen: leave the items of a user's history out of the ranking; see `ranks`.
+        counts: (N,) number of events of each item, for novelty and popularity bias; by default
+            those in `histories`. Give the training counts if other users are tested.
+        users: columns of U rows, for a model that reads features of users.
 
     Raises:
-        ValueError: k outside 1 to N, and what `ranks` raises.
+        ValueError: k outside 1 to N, counts of another shape, and as in `ranks`.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aaabbb"), "item": list("xyzxyz")}, time=None)
+    >>> split = recommend.leave_one_out(log)
+    >>> model = recommend.fit(recommend.Popularity(), split.train)
+    >>> test = split.before_test().histories(), split.test.histories()
+    >>> evaluate(model, *test, k=1).figures()["hr@1"]
+    1.0
     """
     ranks, lists = ranks_and_lists(recommender, histories, targets, k, exclude_seen, users)
     items = len(recommender.items)
     if counts is None:
         counts = np.bincount(histories.items, minlength=items)
     elif np.shape(counts) != (items,):
-        raise ValueError(f"counts: found shape {np.shape(counts)}, wanted ({items},)")
+        raise ValueError(f"counts must have shape ({items},), got {np.shape(counts)}")
     values = {f"{name}@{k}": metric(ranks.ranks, k) for name, metric in METRICS.items()}
     values[f"novelty@{k}"] = novelty(lists, counts)
     values[f"popularity_bias@{k}"] = popularity_bias(lists, counts)
@@ -77,33 +94,41 @@ def evaluate(
 
 
 def segments(evaluation: Evaluation, labels: Sequence[Any] | np.ndarray) -> dict[Any, Evaluation]:
-    """An evaluation apart for each kind of user.
+    """A separate evaluation for each group of users.
 
     Args:
-        evaluation: of all.
-        labels: (U,) one for each user of the histories, such as a bucket of their lengths.
+        evaluation: of all users.
+        labels: (U,) the group of each user of the histories, such as a range of their lengths.
 
     Returns:
-        label -> the evaluation of its users, by label. Labels without a user that has a target are
-        left out.
+        label -> the evaluation of its users, sorted by label. Labels of which no user has a target
+        are left out.
 
     Raises:
         ValueError: fewer labels than users.
+
+    >>> hits = {"hr@1": np.array([1.0, 0.0])}
+    >>> one = Evaluation(1, 2, np.arange(2), np.array([[1.0], [2.0]]), np.array([[0], [1]]), hits)
+    >>> {label: part.figures()["hr@1"] for label, part in segments(one, ["new", "old"]).items()}
+    {'new': 1.0, 'old': 0.0}
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or len(labels) <= evaluation.users.max():
-        raise ValueError(f"labels: found shape {labels.shape}, wanted one for each user")
-    own = labels[evaluation.users]
+        raise ValueError(
+            "labels must be one for each user, (U,) with U at least "
+            f"{evaluation.users.max() + 1:,}, got shape {labels.shape}"
+        )
+    groups = labels[evaluation.users]
 
-    def part(there: np.ndarray) -> Evaluation:
+    def part(chosen: np.ndarray) -> Evaluation:
         return evaluation._replace(
-            users=evaluation.users[there],
-            ranks=evaluation.ranks[there],
-            lists=evaluation.lists[there],
-            values={name: values[there] for name, values in evaluation.values.items()},
+            users=evaluation.users[chosen],
+            ranks=evaluation.ranks[chosen],
+            lists=evaluation.lists[chosen],
+            values={name: values[chosen] for name, values in evaluation.values.items()},
         )
 
-    return {label: part(own == label) for label in np.unique(own).tolist()}
+    return {label: part(groups == label) for label in np.unique(groups).tolist()}
 
 
 def compare(
@@ -111,54 +136,60 @@ def compare(
     metrics: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> list[dict[str, str]]:
-    """Evaluations side by side, as rows for `report.table`.
+    """Evaluations side by side, as rows for `jaxops.report.table`.
 
-    A value stands with its bootstrap interval, and in bold where it is the best of its column and
-    the interval of its paired difference from every other row excludes 0: from intervals that
-    overlap nothing follows, as the rows share their users. Coverage has no interval, and of what
-    is neither good nor bad in itself (novelty, popularity bias, coverage) nothing is marked. Rows
-    of different users (`segments`) say how many they are, and nothing is marked.
+    Each value is followed by its bootstrap interval. The best value of a column is in bold if the
+    interval of its paired difference from every other row excludes 0; overlapping intervals are
+    not a test, as the rows share their users. Coverage has no interval. Novelty, popularity bias,
+    coverage and gini are never in bold, as neither direction is better in itself. If the rows are
+    of different users (`segments`), the table gives their numbers and nothing is in bold.
 
     Args:
         evaluations: name -> evaluation.
-        metrics: of `Evaluation.figures`, such as "ndcg@10"; by default all.
-        level: of confidence.
+        metrics: names of `Evaluation.figures`, such as "ndcg@10"; by default all.
+        level: coverage of the intervals.
 
     Raises:
         ValueError: no evaluation, or a metric that one of them lacks.
+
+    >>> users = np.arange(40)
+    >>> ranks, lists = np.ones((40, 1)), np.zeros((40, 1), np.int32)
+    >>> hit, miss = ({"hr@1": np.full(40, value)} for value in (1.0, 0.0))
+    >>> both = {"good": Evaluation(1, 2, users, ranks, lists, hit)}
+    >>> both["bad"] = Evaluation(1, 2, users, ranks, lists, miss)
+    >>> [row["hr@1"] for row in compare(both, ["hr@1"])]
+    ['**1.0000** [1.0000, 1.0000]', '0.0000 [0.0000, 0.0000]']
     """
     every = list(evaluations.values())
     if not every:
-        raise ValueError("evaluations: found none")
-    figures = {name: one.figures() for name, one in evaluations.items()}
-    metrics = list(next(iter(figures.values())) if metrics is None else metrics)
-    for name in evaluations:
-        if lacking := [metric for metric in metrics if metric not in figures[name]]:
-            raise ValueError(f"metrics: {lacking} wanted, {name!r} has {list(figures[name])}")
+        raise ValueError("evaluations must hold at least 1, got none")
     same = all(np.array_equal(one.users, every[0].users) for one in every)
-    rows = [
-        {"model": str(name)} | ({} if same else {"users": f"{len(one.users):,}"})
-        for name, one in evaluations.items()
+
+    def best(metric: str) -> int | None:
+        if not same or metric.split("@")[0] not in METRICS:
+            return None
+        return surely_best([one.values[metric] for one in every], difference)
+
+    def difference(one: np.ndarray, other: np.ndarray) -> Paired:
+        return paired(one, other, coverage=level)
+
+    def bounds(name: Any, metric: str) -> str:
+        values = evaluations[name].values.get(metric, np.zeros(0))
+        values = values[np.isfinite(values)]
+        if len(values) < 2:
+            return ""
+        mean = interval(values, coverage=level)
+        return f" [{mean.low:.4f}, {mean.high:.4f}]"
+
+    figures = {name: one.figures() for name, one in evaluations.items()}
+    rows = side_by_side(figures, metrics, best, bounds)
+    if same:
+        return rows
+    numbers = [f"{len(one.users):,}" for one in every]
+    return [
+        {"model": row["model"], "users": number, **row}
+        for row, number in zip(rows, numbers, strict=True)
     ]
-    for metric in metrics:
-        columns = [one.values.get(metric) for one in every]
-        best = _best(metric, columns, level) if same else None
-        for place, (name, values) in enumerate(zip(evaluations, columns, strict=True)):
-            text = f"{figures[name][metric]:.4f}"
-            rows[place][metric] = f"**{text}**" if place == best else text
-            if values is not None and np.isfinite(values).sum() > 1:
-                found = interval(values[np.isfinite(values)], coverage=level)
-                rows[place][metric] += f" [{found.low:.4f}, {found.high:.4f}]"
-    return rows
-
-
-def _best(metric: str, columns: list[Any], level: float) -> int | None:
-    """The row that is better than every other, or None."""
-    if metric.split("@")[0] not in METRICS or len(columns) < 2:
-        return None
-    best = int(np.argmax([values.mean() for values in columns]))
-    rest = [values for place, values in enumerate(columns) if place != best]
-    return best if all(paired(columns[best], v, coverage=level).low > 0 for v in rest) else None
 
 
 def table(
@@ -166,5 +197,18 @@ def table(
     metrics: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> str:
-    """`compare` as an aligned Markdown table."""
+    """The rows of `compare` as an aligned Markdown table.
+
+    Args:
+        evaluations: as in `compare`.
+        metrics: as in `compare`.
+        level: as in `compare`.
+
+    >>> users, hit = np.arange(40), {"hr@1": np.ones(40)}
+    >>> one = Evaluation(1, 2, users, np.ones((40, 1)), np.zeros((40, 1), np.int32), hit)
+    >>> print(table({"good": one}, ["hr@1"]))
+    | model | hr@1                    |
+    |-------|-------------------------|
+    | good  | 1.0000 [1.0000, 1.0000] |
+    """
     return report.table(compare(evaluations, metrics, level))

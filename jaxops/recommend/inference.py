@@ -1,4 +1,4 @@
-"""The best items for any histories: `recommend`."""
+"""The best items for any history: `recommend`."""
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,25 +10,31 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxops._shapes import next_power_of_two
 from jaxops.model.topk import split_items, top_k
 from jaxops.recommend.data.events import Histories
 from jaxops.recommend.recommenders import Recommender, queries, read_users
 from jaxops.task import Array
 
 USERS_AT_ONCE = 512
-PLACES_AT_ONCE = 2**23  # of histories, or of scores where a model gives all at once
+CELLS_AT_ONCE = 2**23  # of padded histories, or of scores where a model returns all scores
 
 
 class Recommendations(NamedTuple):
     """The best items of each user, best first.
 
     Attributes:
-        places: (U, k) int32, places in `items`; N where fewer than k items are left.
-        scores: (U, k) float32, as the model has them; -inf where there is no item.
-        items: (N,) ids.
-        unknown: how many ids in the histories the catalogue lacks; they were skipped.
-        empty: how many users have no known item in their history. Unless the model has an answer
-            for them, they got what is most taken, scored by its share of the training events.
+        places: (U, k) int32, indices into `items`; N where fewer than k items are left.
+        scores: (U, k) float32, the model's scores; -inf where there is no item.
+        items: (N,) str, the items' ids.
+        unknown: number of ids in the histories that are not in the catalogue; they were skipped.
+        empty: number of users without a known item in their history. Unless the model handles empty
+            histories, they get the most popular items, scored by their share of training events.
+
+    >>> scores = np.array([[2.0, 1.0], [3.0, -np.inf]])
+    >>> items = np.array(["x", "y", "z"])
+    >>> Recommendations(np.array([[2, 0], [1, 3]]), scores, items, unknown=0, empty=0).ids()
+    [['z', 'x'], ['y']]
     """
 
     places: np.ndarray
@@ -38,7 +44,7 @@ class Recommendations(NamedTuple):
     empty: int
 
     def ids(self) -> list[list[str]]:
-        """For each user the ids, at most k."""
+        """The ids of each user's items, at most k."""
         return [self.items[row[row < len(self.items)]].tolist() for row in self.places]
 
 
@@ -53,27 +59,28 @@ def recommend(
     users: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Recommendations:
-    """The `k` best items for each history, exactly, whether or not the user was in training.
+    """The exact `k` best items for each history, whether or not the user was in training.
 
-    Users are taken some hundreds at a time, those with histories of like length together, and items
-    by blocks; so the memory it takes does not depend on how many users there are. What scoring
-    takes is put on the device by the first call, and stays there as long as the recommender.
+    Users are scored in batches of at most 512, grouped by length of history, and items in blocks,
+    so the memory needed does not grow with the number of users. The first call puts the
+    parameters on the device, where they stay as long as the recommender exists.
 
     Args:
-        recommender: see `fit`, `recommender`, `load`.
-        histories: of each user the items' ids, oldest first, or `Histories` of their places. An id
-            that the catalogue lacks is skipped, and counted.
-        k: how many.
-        exclude_seen: leave out what is in the history.
-        allow: ids to choose among; all by default.
+        recommender: see `fit`, `sequence_recommender`, `two_tower_recommender` and `load`.
+        histories: the items' ids for each user, oldest first, or `Histories` of their indices. An
+            id that is not in the catalogue is skipped and counted.
+        k: number of items.
+        exclude_seen: leave out the items of the history.
+        allow: ids to choose among; by default all.
         deny: ids to leave out.
-        users: columns of U rows, where the model reads features of users (`TwoTower`).
-        devices: over which the items are split for the search; the first alone by default. The
-            model itself is on each of them.
+        users: columns of U rows, for a model that reads features of users (`TwoTower`).
+        devices: the devices over which the items are split for the search; by default only the
+            first. The model is replicated on each of them.
 
     Raises:
-        ValueError: `k` beyond the catalogue, ids in `allow` or `deny` that it lacks, places outside
-            it, or columns of users that the model does not read.
+        ValueError: `k` larger than the catalogue, an id in `allow` or `deny` or an index in
+            `histories` that is not in the catalogue, or columns of users that the model does not
+            read.
         FloatingPointError: a score is NaN.
 
     >>> from jaxops import recommend as r
@@ -84,14 +91,13 @@ def recommend(
     """
     model, count = recommender.model, len(recommender.items)
     if not 1 <= k <= count:
-        raise ValueError(f"k: {k} found, 1 to {count:,} (all items) wanted")
+        raise ValueError(f"k must be 1 to {count:,} (the number of items), got {k}")
     unknown = 0
     if not isinstance(histories, Histories):
         histories, unknown = recommender.histories(histories)
-    elif len(histories.items) and not 0 <= histories.items.min() <= histories.items.max() < count:
-        raise ValueError(f"histories: places in [0, {count:,}) wanted, others found")
+    histories.check("histories", count)
     lengths = histories.lengths
-    columns = read_users(model, users, len(lengths))
+    features = read_users(model, users, len(lengths))
     params, table, share = recommender.on_device
     allowed = _allowed(recommender, allow, deny)
     mesh = None
@@ -102,17 +108,16 @@ def recommend(
     places = np.full((len(lengths), k), count, np.int32)
     best = np.full((len(lengths), k), -np.inf, np.float32)
     waiting: list[tuple[np.ndarray, Any]] = []
-    for some in _batches(lengths, count if table is None else 1):
-        empty = not lengths[some[0]] and not getattr(model, "answers_empty", False)
-        asked = some[:1] if empty else some  # whose lists are all the same
-        room = bucket(int(lengths[asked].max()))
-        seen = history = histories.rows(asked, room, count)
-        if model.context is not None and model.context < room:
-            history = histories.rows(asked, model.context, count)
-        size = bucket(len(asked))  # few programs, and not one for each number of users
-        history, seen = (_padded(rows, size, count) for rows in (history, seen))
-        own = columns and {name: _padded(values[asked], size) for name, values in columns.items()}
-        found = _best(
+    for batch in _batches(lengths, count if table is None else 1):
+        empty = not lengths[batch[0]] and not getattr(model, "answers_empty", False)
+        chosen = batch[:1] if empty else batch  # users without history all get the same list
+        size = next_power_of_two(len(chosen))  # few programs, not one per number of users
+        seen = _padded(histories.padded(chosen, count), size, count)
+        history = seen
+        if model.context is not None:
+            history = _padded(histories.padded(chosen, count, model.context), size, count)
+        rows = features and {name: _padded(x[chosen], size) for name, x in features.items()}
+        result = _best(
             None if empty else model,
             k,
             mesh,
@@ -120,15 +125,15 @@ def recommend(
             None if empty else table,
             share,
             history,
-            own,
+            rows,
             seen if exclude_seen else None,
             allowed,
         )
-        waiting.append((some, [x[: len(asked)] for x in found]))
+        waiting.append((batch, [x[: len(chosen)] for x in result]))
         if len(waiting) > 2:
-            _take(*waiting.pop(0), places, best)
-    for some, found in waiting:
-        _take(some, found, places, best)
+            _write(*waiting.pop(0), places, best)
+    for batch, result in waiting:
+        _write(batch, result, places, best)
     return Recommendations(places, best, recommender.items, unknown, int((lengths == 0).sum()))
 
 
@@ -145,48 +150,44 @@ def _best(
     seen: Array | None,
     allowed: Array | None,
 ) -> tuple[Array, Array]:
-    if model is None:  # nothing is known of the user
-        found = jnp.broadcast_to(share, (len(history), len(share)))
+    if model is None:  # users without history
+        query = jnp.broadcast_to(share, (len(history), len(share)))
     else:
-        found = queries(model, params, history, users)
-    scores, index = top_k(found, table, k, seen=seen, allowed=allowed, mesh=mesh, count=len(share))
+        query = queries(model, params, history, users)
+    scores, index = top_k(query, table, k, seen=seen, allowed=allowed, mesh=mesh, count=len(share))
     return scores, jnp.where(scores == -jnp.inf, len(share), index)
 
 
 def _batches(lengths: np.ndarray, scores: int) -> Iterable[np.ndarray]:
-    """Users of like lengths together, those without history first and by themselves.
+    """Users of similar lengths together; users without history come first, in batches of their own.
 
     Args:
-        lengths: of all histories.
-        scores: that are held for each user.
+        lengths: (U,), of all histories.
+        scores: number of scores per user that the model returns at once.
     """
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):
         size = USERS_AT_ONCE
         longest = lengths[order[min(start + size, len(order)) - 1]]
-        size = min(size, max(1, PLACES_AT_ONCE // max(bucket(int(longest)), scores)))
-        some = order[start : start + size]
-        if lengths[some[0]] == 0:
-            some = some[lengths[some] == 0]
-        yield some
-        start += len(some)
+        size = min(size, max(1, CELLS_AT_ONCE // max(next_power_of_two(int(longest)), scores)))
+        batch = order[start : start + size]
+        if lengths[batch[0]] == 0:
+            batch = batch[lengths[batch] == 0]
+        yield batch
+        start += len(batch)
 
 
-def _take(some: np.ndarray, found: Any, places: np.ndarray, best: np.ndarray) -> None:
-    best[some], places[some] = (np.asarray(x) for x in found)
-    if np.isnan(best[some]).any():
-        raise FloatingPointError(f"scores: NaN for user {some[np.isnan(best[some]).any(1)][0]}")
+def _write(batch: np.ndarray, result: Any, places: np.ndarray, best: np.ndarray) -> None:
+    best[batch], places[batch] = (np.asarray(x) for x in result)
+    wrong = np.isnan(best[batch]).any(1)
+    if wrong.any():
+        raise FloatingPointError(f"scores must not be NaN, got NaN for user {batch[wrong][0]}")
 
 
 def _padded(rows: np.ndarray, size: int, padding: Any = 0) -> np.ndarray:
-    room = [(0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
-    return np.pad(rows, room, constant_values=padding)
-
-
-def bucket(length: int) -> int:
-    """The next power of two: few shapes, so few compilations."""
-    return 1 << max(length - 1, 0).bit_length()
+    width = [(0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
+    return np.pad(rows, width, constant_values=padding)
 
 
 def _allowed(
@@ -199,6 +200,6 @@ def _allowed(
         ids = [] if ids is None else list(ids)
         unknown = [item for item in ids if item not in recommender.place_of]
         if unknown:
-            raise ValueError(f"{name}: {unknown[0]!r} found, which the catalogue lacks")
+            raise ValueError(f"{name} must hold ids of the catalogue, got {unknown[0]!r}")
         allowed[[recommender.place_of[item] for item in ids]] = value
     return jnp.asarray(allowed)

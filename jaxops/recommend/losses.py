@@ -1,8 +1,8 @@
-"""Losses over a catalogue: of all its items by chunks, or of some drawn as negatives.
+"""Losses over a catalogue: over all items in chunks, or with items drawn as negatives.
 
-Each is a sum over places: `loss(hidden, table, targets, weights, key) -> ()`, of `hidden`
-(B, T, D), `table` (N, D), `targets` int (B, T) and `weights` (B, T), 0 where nothing is foretold.
-An item's score is its row's product with the place's vector.
+Each is a sum over positions: `loss(hidden, table, targets, weights, key) -> ()`, with `hidden`
+(B, T, D), `table` (N, D), `targets` int (B, T) and `weights` (B, T), 0 where there is no target.
+An item's score is the inner product of its row of the table and the position's hidden vector.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jaxops.nn.product import matmul
 from jaxops.task import recorded
 
 Array = jax.Array
-AT_ONCE = 2**23  # scores in a chunk, 32 MB: what is near a CPU is twice as fast
+AT_ONCE = 2**23  # scores in a chunk, 32 MB: near the size of a CPU's cache, twice as fast
 
 
 def cross_entropy(
@@ -24,29 +24,29 @@ def cross_entropy(
 ) -> Array:
     """The sum of `weights * (logsumexp_n(z_n) - z_target)`, z = hidden . table, by chunks.
 
-    Only a chunk's scores are ever held, in the gradient too: it is made in the same pass as the
-    loss, softmax(z) - onehot(target) being known once a chunk's scores are. That is three products
-    and one exponential for each score, where going over the chunks a second time takes four and
-    two. Places of no weight come last in their rows, and chunks that hold none but these are left
-    out. There is no derivative with respect to `weights`.
+    Only one chunk of scores is in memory at a time, in the gradient too: the gradient is computed
+    in the same pass as the loss, because softmax(z) - onehot(target) follows from a chunk's scores.
+    This takes three matrix products and one exponential per score, where a second pass over the
+    chunks would take four and two. Positions of weight 0 are moved to the end of their rows, and
+    chunks without any other are skipped. There is no derivative with respect to `weights`.
 
     Args:
         hidden: (B, T, D) float.
         table: (N, D) float.
         targets: (B, T) int, in [0, N).
         weights: (B, T) float.
-        chunk: places of each row that are scored at once, B * chunk * N scores; by default so many
-            that these are at most 2 ** 23 (32 MB). Where rows lie on several devices, XLA adds the
-            table's gradient up over these once a chunk: ask for larger ones there.
+        chunk: positions of each row that are scored at once, B * chunk * N scores; by default at
+            most 2 ** 23 scores (32 MB). With rows on several devices, XLA sums the table's gradient
+            over the devices once per chunk, so larger chunks are faster there.
 
     >>> hidden, table = jnp.ones((1, 2, 3)), jnp.zeros((5, 3))
-    >>> loss = cross_entropy(hidden, table, jnp.array([[0, 4]]), jnp.array([[1.0, 0.5]]))
+    >>> loss = jax.jit(cross_entropy)(hidden, table, jnp.array([[0, 4]]), jnp.array([[1.0, 0.5]]))
     >>> bool(jnp.allclose(loss, 1.5 * jnp.log(5.0)))
     True
     """
     rows, length, _ = hidden.shape
-    # no more rows at once than one place of each allows; they are far apart, so that of rows that
-    # lie on several devices each has its share
+    # in parts if one position of each row is too much at once; the rows of a part are far apart, so
+    # that each device holds its share of every part
     parts = next(p for p in range(1, rows + 1) if fits(rows, p, len(table)))
     if parts > 1:
 
@@ -62,7 +62,7 @@ def cross_entropy(
 
 
 def fits(rows: int, parts: int, items: int) -> bool:
-    """Whether so many equal parts of the rows are small enough for their scores to be held."""
+    """Whether `rows` divide into `parts` whose scores, for one position each, fit in a chunk."""
     return rows % parts == 0 and (rows // parts * items <= AT_ONCE or parts == rows)
 
 
@@ -93,13 +93,13 @@ _cross_entropy.defvjp(_forward, _backward)
 def _by_chunks(
     chunk: int, hidden: Array, table: Array, targets: Array, weights: Array, gradient: bool
 ) -> tuple[Array, Array, Array]:
-    """The loss, and if wanted its gradients."""
+    """The loss, and its gradients if `gradient` is True."""
     length, width = hidden.shape[1:]
-    first = jnp.argsort(weights <= 0, axis=1, stable=True)  # places that count
+    first = jnp.argsort(weights <= 0, axis=1, stable=True)  # positions with a target first
     count = (weights > 0).sum(1).max()
-    room = -length % chunk
+    extra = -length % chunk
     x, y, w = (
-        jnp.pad(jnp.take_along_axis(a, i, 1), ((0, 0), (0, room), *[(0, 0)] * (a.ndim - 2)))
+        jnp.pad(jnp.take_along_axis(a, i, 1), ((0, 0), (0, extra), *[(0, 0)] * (a.ndim - 2)))
         for a, i in ((hidden, first[..., None]), (targets, first), (weights, first))
     )
     x, wide = x.astype(jnp.float32), table.astype(jnp.float32)
@@ -107,27 +107,27 @@ def _by_chunks(
 
     def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         total, into_x, into_table = carry
-        own, label, weight = (lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in (x, y, w))
-        own, label, weight = own.reshape(-1, width), label.reshape(-1, 1), weight.reshape(-1, 1)
-        z = matmul(own, columns)
+        part, label, weight = (lax.dynamic_slice_in_dim(a, i * chunk, chunk, 1) for a in (x, y, w))
+        part, label, weight = part.reshape(-1, width), label.reshape(-1, 1), weight.reshape(-1, 1)
+        z = matmul(part, columns)
         top = z.max(1, keepdims=True)
         e = jnp.exp(z - top)
         total_e = e.sum(1, keepdims=True)
         right = jnp.take_along_axis(z, label, 1)
         total += (weight * (top + jnp.log(total_e) - right)).sum()
         if gradient:
-            part = weight / total_e
-            pull = matmul(e, wide) * part
+            scale = weight / total_e
+            pull = matmul(e, wide) * scale
             into_x = lax.dynamic_update_slice_in_dim(
                 into_x, pull.reshape(-1, chunk, width), i * chunk, 1
             )
-            into_table += matmul(e.T, own * part)
+            into_table += matmul(e.T, part * scale)
         return total, into_x, into_table
 
     start = (jnp.zeros(()), jnp.zeros_like(x), jnp.zeros_like(wide))
     chunks = -(-count // chunk)
     total, into_x, into_table = lax.fori_loop(0, chunks, body, start)
-    if gradient:  # of the targets' own scores
+    if gradient:  # the part from the targets' scores
         into_x -= w[..., None] * wide[y]
         into_table = into_table.at[y.reshape(-1)].add(-(w[..., None] * x).reshape(-1, width))
     back = jnp.argsort(first, axis=1)[..., None]
@@ -143,14 +143,13 @@ def sampled_softmax(
     negatives: Array,
     log_q: Array,
 ) -> Array:
-    """Cross-entropy with a partition estimated from M negatives that all places share.
+    """Cross-entropy whose partition function is estimated from M negatives shared by all positions.
 
-    Each negative n was drawn with probability q_n, with replacement; the estimate
+    Each negative n is drawn with probability q_n, with replacement. The estimate
 
         Z = exp(z_target) + sum over negatives n other than the target of exp(z_n) / (M q_n)
 
-    is unbiased: its mean is the whole sum over the catalogue (log-q correction: Bengio and
-    Senecal 2008; Yi et al. 2019).
+    is unbiased: its mean is the sum over the whole catalogue (log-q correction).
 
     Args:
         hidden: (B, T, D).
@@ -158,7 +157,18 @@ def sampled_softmax(
         targets: (B, T) int.
         weights: (B, T).
         negatives: (M,) int.
-        log_q: (M,), the logarithm of the probability that each was drawn with.
+        log_q: (M,), the logarithm of each negative's probability.
+
+    References:
+        Bengio and Senécal 2008, doi:10.1109/TNN.2007.912312; Yi et al. 2019,
+        doi:10.1145/3298689.3346996.
+
+    >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))  # 4 items of equal score
+    >>> log_q = jnp.log(jnp.full(3, 1 / 3))  # each of the 3 others was drawn once
+    >>> loss = jax.jit(sampled_softmax)(
+    ...     hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jnp.array([1, 2, 3]), log_q)
+    >>> bool(jnp.isclose(loss, jnp.log(4.0)))
+    True
     """
     width = hidden.shape[-1]
     x, label, weight = hidden.reshape(-1, width), targets.reshape(-1), weights.reshape(-1)
@@ -169,30 +179,86 @@ def sampled_softmax(
     return (weight * losses).sum()
 
 
+def in_batch_softmax(scores: Array, item: Array, log_q: Array, weights: Array) -> Array:
+    """The cross-entropy of each row over all items, estimated from the items of its batch.
+
+    Items occur in a batch in proportion to their popularity q, so without a correction popular
+    items would be pushed away too strongly. Dividing by q makes the estimate of the sum unbiased
+    (Bengio and Senécal 2008; Yi et al. 2019): for row i with item y_i,
+
+        loss_i = log(exp(s_ii) + 1/(B-1) sum over j with y_j != y_i of exp(s_ij) / q(y_j)) - s_ii
+
+    The argument of the logarithm has the mean `sum over all items n of exp(s_in)`. The row's own
+    item is counted once and without correction, as it was not drawn from q (Khrylchenko et al.
+    2025).
+
+    Args:
+        scores: (B, B), s_ij is the score of row j's item for row i's query.
+        item: (B,) int, the row's item.
+        log_q: (B,), the logarithm of the item's share of all training rows.
+        weights: (B,); a row of weight 0 is not a negative of other rows.
+
+    Returns:
+        (B,), at least 0.
+
+    References:
+        Bengio and Senécal 2008, doi:10.1109/TNN.2007.912312; Yi et al. 2019,
+        doi:10.1145/3298689.3346996; Khrylchenko et al. 2025, arXiv:2507.09331.
+
+    >>> import math
+    >>> log_q = jnp.log(jnp.full(2, 0.5))  # two equally popular items: the sum is exact
+    >>> scores = jnp.array([[0.0, 1.0], [2.0, 3.0]])
+    >>> losses = jax.jit(in_batch_softmax)(scores, jnp.arange(2), log_q, jnp.ones(2))
+    >>> bool(jnp.isclose(losses[0], math.log(math.exp(0) + 2 * math.exp(1))))
+    True
+    """
+    real = weights > 0
+    own = jnp.diag(scores)
+    drawn = jnp.maximum(real.sum() - 1, 1).astype(jnp.float32)
+    others = scores - log_q[None] - jnp.log(drawn)
+    others = jnp.where(real[None] & (item[:, None] != item[None]), others, -jnp.inf)
+    return jax.nn.logsumexp(jnp.concatenate([own[:, None], others], axis=1), axis=1) - own
+
+
 @recorded
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Of the whole catalogue; see `cross_entropy`."""
+    """Cross-entropy over the whole catalogue; see `cross_entropy`.
+
+    >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))  # 4 items of equal score
+    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> loss = jax.jit(CrossEntropy())(*given)
+    >>> bool(jnp.isclose(loss, jnp.log(4.0)))
+    True
+    """
 
     def __call__(
         self, hidden: Array, table: Array, targets: Array, weights: Array, key: Array
     ) -> Array:
-        """The sum over places."""
+        """The sum over positions."""
         return cross_entropy(hidden, table, targets, weights)
 
 
 @recorded
 @dataclass(frozen=True)
 class SampledSoftmax:
-    """Cross-entropy with negatives drawn in each step, half uniformly and half from the targets.
+    """Cross-entropy with negatives drawn in each step, uniformly and from the batch's targets.
 
-    The batch's own targets are items by popularity, which uniform draws hardly ever meet; the
-    probability of an item is the mixture's (mixed negative sampling: Yang et al. 2020,
-    doi:10.1145/3366424.3386195). See `sampled_softmax`.
+    The batch's targets are a draw by popularity, and uniform draws rarely hit popular items. The
+    correction uses the probability of the mixture. See `sampled_softmax`.
 
     Attributes:
-        negatives: M, for all places of the batch together.
-        popular: the share that is drawn from the batch's targets; the rest is uniform.
+        negatives: M, shared by all positions of the batch.
+        popular: probability that a negative is drawn from the batch's targets; otherwise it is
+            drawn uniformly from the catalogue.
+
+    References:
+        Yang et al. 2020, mixed negative sampling, doi:10.1145/3366424.3386195.
+
+    >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))
+    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> bool(jax.jit(SampledSoftmax(negatives=3))(*given) >= 0)
+    True
     """
 
     negatives: int = 1024
@@ -200,14 +266,14 @@ class SampledSoftmax:
 
     def __post_init__(self) -> None:
         if self.negatives < 1:
-            raise ValueError(f"negatives: {self.negatives} found, at least 1 wanted")
+            raise ValueError(f"negatives must be at least 1, got {self.negatives}")
         if not 0 <= self.popular < 1:
-            raise ValueError(f"popular: {self.popular} found, in [0, 1) wanted")
+            raise ValueError(f"popular must be in [0, 1), got {self.popular}")
 
     def __call__(
         self, hidden: Array, table: Array, targets: Array, weights: Array, key: Array
     ) -> Array:
-        """The sum over places."""
+        """The sum over positions."""
         drawn, log_q = self.draw(len(table), targets, weights, key)
         return sampled_softmax(hidden, table, targets, weights, drawn, log_q)
 
@@ -231,9 +297,11 @@ class SampledSoftmax:
 def _scores(
     hidden: Array, table: Array, targets: Array, negatives: int, key: Array
 ) -> tuple[Array, Array]:
-    """Of the targets (B, T), and of negatives drawn uniformly from the other items (B, T, K)."""
+    """The scores of the targets (B, T) and of uniformly drawn other items (B, T, K)."""
     if len(table) < 2:
-        raise ValueError("table: 1 item found, 2 wanted, so that there is another to be drawn")
+        raise ValueError(
+            f"table must hold at least 2 items, so that a negative can be drawn, got {len(table)}"
+        )
     drawn = jax.random.randint(key, (*targets.shape, negatives), 0, len(table) - 1)
     drawn += drawn >= targets[..., None]
     right = (hidden * table[targets]).sum(-1)
@@ -243,17 +311,24 @@ def _scores(
 @recorded
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """-beta log sigmoid(z_target) - sum over K negatives of log(1 - sigmoid(z)).
+    """Binary cross-entropy: -beta log sigmoid(z_target) - sum over K of log(1 - sigmoid(z)).
 
-    With one negative the loss of SASRec (Kang and McAuley 2018, arXiv:1808.09781), which draws
-    among items that the user never took, while here the target alone is spared. With more, and
-    `calibration` t, gBCE (Petrov and Macdonald 2023, arXiv:2308.07192): beta = a (t (1 - 1 / a) +
-    1 / a), where a = K / (N - 1) is the share of the negatives that are drawn; so that the sigmoid
-    is the probability, which few negatives would overstate.
+    With one negative it is the loss of SASRec, whose authors draw from the items that the user
+    never took; here only the target is excluded. With `calibration` t above 0 it is gBCE: beta =
+    a (t (1 - 1 / a) + 1 / a), where a = K / (N - 1) is the share of negatives drawn. It corrects
+    the probabilities, which few negatives would overestimate.
 
     Attributes:
-        negatives: K, drawn for each place uniformly from the other items.
-        calibration: t, 0 for beta = 1, to 1.
+        negatives: K, drawn for each position uniformly from the other items.
+        calibration: t, from 0 (beta = 1) to 1.
+
+    References:
+        Kang and McAuley 2018, arXiv:1808.09781; Petrov and Macdonald 2023, arXiv:2308.07192.
+
+    >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))  # every sigmoid is 1 / 2
+    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> bool(jnp.isclose(jax.jit(BinaryCrossEntropy(negatives=2))(*given), 3 * jnp.log(2.0)))
+    True
     """
 
     negatives: int = 1
@@ -261,14 +336,14 @@ class BinaryCrossEntropy:
 
     def __post_init__(self) -> None:
         if self.negatives < 1:
-            raise ValueError(f"negatives: {self.negatives} found, at least 1 wanted")
+            raise ValueError(f"negatives must be at least 1, got {self.negatives}")
         if not 0 <= self.calibration <= 1:
-            raise ValueError(f"calibration: {self.calibration} found, in [0, 1] wanted")
+            raise ValueError(f"calibration must be in [0, 1], got {self.calibration}")
 
     def __call__(
         self, hidden: Array, table: Array, targets: Array, weights: Array, key: Array
     ) -> Array:
-        """The sum over places."""
+        """The sum over positions."""
         right, wrong = _scores(hidden, table, targets, self.negatives, key)
         share = self.negatives / (len(table) - 1)
         beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
@@ -279,21 +354,29 @@ class BinaryCrossEntropy:
 @recorded
 @dataclass(frozen=True)
 class BPRLoss:
-    """-log sigmoid(z_target - z_negative), the mean over K negatives (Rendle et al. 2009).
+    """Pairwise loss: the mean over K negatives of -log sigmoid(z_target - z_negative).
 
     Attributes:
-        negatives: K, drawn for each place uniformly from the other items.
+        negatives: K, drawn for each position uniformly from the other items.
+
+    References:
+        Rendle et al. 2009, arXiv:1205.2618.
+
+    >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))
+    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> bool(jnp.isclose(jax.jit(BPRLoss())(*given), jnp.log(2.0)))
+    True
     """
 
     negatives: int = 1
 
     def __post_init__(self) -> None:
         if self.negatives < 1:
-            raise ValueError(f"negatives: {self.negatives} found, at least 1 wanted")
+            raise ValueError(f"negatives must be at least 1, got {self.negatives}")
 
     def __call__(
         self, hidden: Array, table: Array, targets: Array, weights: Array, key: Array
     ) -> Array:
-        """The sum over places."""
+        """The sum over positions."""
         right, wrong = _scores(hidden, table, targets, self.negatives, key)
         return (weights * -jax.nn.log_sigmoid(right[..., None] - wrong).mean(-1)).sum()

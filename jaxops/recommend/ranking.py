@@ -1,9 +1,9 @@
-"""How well a recommender ranks what its users took next: exact ranks over the whole catalogue.
+"""Exact ranks of the items that users took next, over the whole catalogue, and their metrics.
 
-Ranks are 1-based and ties stand at their mean, so that a model that scores all items alike is not
-rewarded for the order of the catalogue. Every metric takes ranks (U, M), inf where a user has fewer
-than M targets, and gives one value a user, (U,); see `jaxops.trust.intervals` for
-how sure their mean is.
+Ranks count from 1, and tied items share their mean rank, so that a model that gives all items the
+same score gains nothing from the order of the catalogue. Every metric takes ranks (U, M), inf where
+a user has fewer than M targets, and returns one value per user, (U,); see
+`jaxops.trust.intervals` for the uncertainty of their mean.
 """
 
 import functools
@@ -22,16 +22,16 @@ from jaxops.recommend.recommenders import Params, Recommender, read_users, score
 Array = jax.Array
 
 SCORES_AT_ONCE = 2**24  # 64 MiB of float32
-USERS_AT_ONCE = 1024  # of a small catalogue: what a model computes within is also to be held
+USERS_AT_ONCE = 1024  # for a small catalogue, where the model's own arrays are the larger ones
 
 
 class Ranks(NamedTuple):
-    """Where the targets of users stand.
+    """The ranks of users' targets.
 
     Attributes:
         users: (R,) int64, the users that have a target.
         ranks: (R, M) float64, from 1; inf where a user has fewer than M targets.
-        candidates: (R,) int64, among how many items.
+        candidates: (R,) int64, the number of items ranked.
     """
 
     users: np.ndarray
@@ -46,24 +46,33 @@ def ranks(
     exclude_seen: bool = True,
     users: Mapping[str, Any] | None = None,
 ) -> Ranks:
-    """The exact rank of each target among all items but those its user has seen.
+    """The exact rank of each target among all items except those its user has seen.
 
-    A rank is 1 + (how many items score higher) + 1/2 (how many others score the same), of the N
-    items less those of the user's history. Targets are never left out, also where the user has
-    seen them: a user who has seen everything ranks the targets among themselves. A target named
-    twice counts once. The users are scored in batches of at most 2**24 scores and 1,024
+    rank = 1 + (number of items that score higher) + 1/2 (number of others that score the same).
+
+    The items of a user's history are left out, but never a target, even if the user has seen it
+    before: for a user who has seen everything, the targets are ranked among themselves. A target
+    that occurs twice counts once. Users are scored in batches of at most 2**24 scores and 1,024
     users.
 
     Args:
-        recommender: reads the last `context` items of a history; all of it is left out.
-        histories: of U users, as they were before the targets; may be empty.
-        targets: of the same U users, what they took next. Users without any are left out.
-        exclude_seen: False ranks among all N items.
-        users: columns of U rows, where the model reads features of users.
+        recommender: the model. It reads the last `context` items of a history, while all items of
+            the history are left out.
+        histories: of U users, before the targets; may be empty.
+        targets: of the same U users, the items they took next. Users without any are left out.
+        exclude_seen: if False, the ranks are among all N items.
+        users: columns of U rows, for a model that reads features of users.
 
     Raises:
-        ValueError: not the same number of users, items outside the catalogue, or no target.
+        ValueError: different numbers of users, items outside the catalogue, or no target.
         FloatingPointError: a score is NaN.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
+    >>> model = recommend.fit(recommend.Popularity(), log)  # "x" has two events, "y" has one
+    >>> nothing, y = Histories(np.zeros(0, np.int32), np.zeros(2, int)), np.array([1], np.int32)
+    >>> ranks(model, nothing, Histories(y, np.array([0, 1]))).ranks.tolist()
+    [[2.0]]
     """
     return _ranked(recommender, histories, targets, exclude_seen, users, k=0)[0]
 
@@ -76,22 +85,31 @@ def ranks_and_lists(
     exclude_seen: bool = True,
     users: Mapping[str, Any] | None = None,
 ) -> tuple[Ranks, np.ndarray]:
-    """What `ranks` gives, and of the same scores each user's first k items.
+    """The result of `ranks`, and each user's k best items by the same scores.
 
     Args:
-        recommender: as in `ranks`, as is all else.
+        recommender: as in `ranks`, like the other arguments.
         histories: of U users.
         targets: of the same U users.
         k: 1 to N.
-        exclude_seen: as in `ranks`: targets are never left out.
+        exclude_seen: as in `ranks`; targets are never left out.
         users: as in `ranks`.
 
     Returns:
-        The ranks, and (R, k) int32: indices of items, best first, of equal ones the lower index; N
-        where fewer than k are left, or score more than -inf.
+        The ranks, and (R, k) int32: indices of items, best first, of equal ones the lower index
+        first; N where fewer than k items are left, or score more than -inf.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
+    >>> model = recommend.fit(recommend.Popularity(), log)
+    >>> nothing, y = Histories(np.zeros(0, np.int32), np.zeros(2, int)), np.array([1], np.int32)
+    >>> ranks_and_lists(model, nothing, Histories(y, np.array([0, 1])), k=2)[1].tolist()
+    [[0, 1]]
     """
     if not 1 <= k <= len(recommender.items):
-        raise ValueError(f"k: found {k}, wanted 1 to {len(recommender.items):,} (all items)")
+        raise ValueError(
+            f"k must be 1 to {len(recommender.items):,} (the number of items), got {k}"
+        )
     return _ranked(recommender, histories, targets, exclude_seen, users, k)
 
 
@@ -105,60 +123,53 @@ def _ranked(
 ) -> tuple[Ranks, np.ndarray]:
     count, count_users = len(recommender.items), len(targets.starts) - 1
     _check(histories, targets, count)
-    wanted = _keys(targets, count)
-    wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
-    taken = np.unique(_keys(histories, count)) if exclude_seen else wanted[:0]
-    seen = _histories(np.setdiff1d(taken, wanted, assume_unique=True), count_users, count)
-    targets = _histories(wanted, count_users, count)
+    goals = _keys(targets, count)
+    goals = goals[np.sort(np.unique(goals, return_index=True)[1])]
+    taken = np.unique(_keys(histories, count)) if exclude_seen else goals[:0]
+    seen = _histories(np.setdiff1d(taken, goals, assume_unique=True), count_users, count)
+    targets = _histories(goals, count_users, count)
 
     lengths = np.stack([histories.lengths, seen.lengths, targets.lengths])
-    who = np.flatnonzero(targets.lengths)
-    places = np.full((len(who), int(targets.lengths.max())), np.inf)
-    lists = np.full((len(who), k), count, np.int32)
+    with_target = np.flatnonzero(targets.lengths)
+    places = np.full((len(with_target), int(targets.lengths.max())), np.inf)
+    lists = np.full((len(with_target), k), count, np.int32)
     row_of = np.zeros(count_users, np.int64)
-    row_of[who] = np.arange(len(who))
+    row_of[with_target] = np.arange(len(with_target))
 
-    def write(some: np.ndarray, doubled: Array, best: Array) -> None:
+    def write(batch: np.ndarray, doubled: Array, best: Array) -> None:
         got = np.asarray(doubled)[:, : places.shape[1]]
         if (got < 0).any():
-            raise FloatingPointError(f"scores: NaN for user {some[(got < 0).any(1)][0]}")
-        there = np.arange(got.shape[1]) < targets.lengths[some, None]
-        places[row_of[some], : got.shape[1]] = np.where(there, got / 2, np.inf)
-        lists[row_of[some]] = best
+            user = batch[(got < 0).any(1)][0]
+            raise FloatingPointError(f"scores must not be NaN, got NaN for user {user}")
+        filled = np.arange(got.shape[1]) < targets.lengths[batch, None]
+        places[row_of[batch], : got.shape[1]] = np.where(filled, got / 2, np.inf)
+        lists[row_of[batch]] = best
 
     model = recommender.model
     params, table, share = recommender.on_device
-    columns = read_users(model, users, count_users)
+    features = read_users(model, users, count_users)
     waiting: list[tuple[np.ndarray, Array, Array]] = []
-    for some in _batches(who, lengths, count):
-        longest, most_seen, most = (int(n) for n in lengths[:, some].max(1))
-        rows = histories.rows(some, model.context or _padded(longest, 16), count)
-        hidden = seen.rows(some, _padded(most_seen, 16), count)
-        goals = targets.rows(some, _padded(most, 1), count)
-        own = columns and {name: values[some] for name, values in columns.items()}
-        found = _score(model, k, params, table, share, rows, own, hidden, goals)
-        waiting.append((some, *found))
-        if len(waiting) > 1:  # the host makes a batch ready while the device works on the last
+    for batch in _batches(with_target, lengths, count):
+        history = histories.padded(batch, count, model.context)
+        hidden = seen.padded(batch, count)
+        target = targets.padded(batch, count, least=1)
+        rows = features and {name: values[batch] for name, values in features.items()}
+        result = _score(model, k, params, table, share, history, rows, hidden, target)
+        waiting.append((batch, *result))
+        if len(waiting) > 1:  # the host prepares a batch while the device computes the previous one
             write(*waiting.pop(0))
     write(*waiting.pop())
-    return Ranks(who, places, count - seen.lengths[who]), lists
+    return Ranks(with_target, places, count - seen.lengths[with_target]), lists
 
 
-def _batches(who: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
-    """Users of like lengths together: rows are padded to powers of 4, so few shapes compile."""
-    near = np.ceil(np.log2(np.maximum(lengths[:, who], 1)) / 2)
-    who = who[np.lexsort(near)]
-    size = min(len(who), USERS_AT_ONCE, max(1, SCORES_AT_ONCE // count))
-    batches = np.array_split(who, np.arange(size, len(who), size))
-    # the last is filled up with its last user, whose ranks are then written more than once
-    return [np.pad(some, (0, size - len(some)), mode="edge") for some in batches]
-
-
-def _padded(length: int, least: int) -> int:
-    """The next power of 4, times `least`."""
-    while least < length:
-        least *= 4
-    return least
+def _batches(users: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
+    """Users of similar lengths together, so that little is computed for padding."""
+    near = np.ceil(np.log2(np.maximum(lengths[:, users], 1)))
+    users = users[np.lexsort(near)]
+    size = min(len(users), USERS_AT_ONCE, max(1, SCORES_AT_ONCE // count))
+    batches = np.array_split(users, np.arange(size, len(users), size))
+    # the last batch is filled with its last user, whose ranks are written more than once
+    return [np.pad(batch, (0, size - len(batch)), mode="edge") for batch in batches]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -168,30 +179,45 @@ def _score(
     params: Params,
     table: Array | None,
     share: Array,
-    rows: Array,
+    history: Array,
     users: Any,
     seen: Array,
     targets: Array,
 ) -> tuple[Array, Array]:
-    """Twice the ranks, (B, M) int32, or -1 where a score is NaN; and the first k items, (B, k)."""
+    """Twice the ranks, (B, M) int32, or -1 where a score is NaN; and the k best items, (B, k)."""
     # computed once: two fused computations of one score may differ in their last bit
-    found = lax.optimization_barrier(scores(model, params, table, share, rows, users))
-    own = jnp.take_along_axis(found, targets, axis=1, mode="clip")[:, :, None]
-
-    def above(others: Array) -> Array:
-        """2 where another is higher, 1 where it is the same: the target itself gives the 1."""
-        return (others > own).astype(jnp.int32) + (others >= own)
-
-    count = found.shape[1]
-    others = jnp.take_along_axis(found, seen, axis=1, mode="clip")
-    hidden = jnp.where((seen < count)[:, None], above(others[:, None]), 0).sum(2)
-    doubled = 1 + above(found[:, None]).sum(2) - hidden
-    doubled = jnp.where(jnp.isnan(found).any(1, keepdims=True), -1, doubled)
+    every = lax.optimization_barrier(scores(model, params, table, share, history, users))
+    doubled = doubled_ranks(every, targets, seen)
+    doubled = jnp.where(jnp.isnan(every).any(1, keepdims=True), -1, doubled)
     if k == 0:
-        return doubled, jnp.zeros((len(found), 0), jnp.int32)
-    left = found.at[jnp.arange(len(found))[:, None], seen].set(-jnp.inf, mode="drop")
+        return doubled, jnp.zeros((len(every), 0), jnp.int32)
+    left = every.at[jnp.arange(len(every))[:, None], seen].set(-jnp.inf, mode="drop")
     best, index = lax.top_k(left, k)
-    return doubled, jnp.where(best == -jnp.inf, count, index)
+    return doubled, jnp.where(best == -jnp.inf, every.shape[1], index)
+
+
+def doubled_ranks(scores: Array, targets: Array, hidden: Array) -> Array:
+    """Twice the ranks of the targets, (B, M) int32: ties make half ranks.
+
+    Args:
+        scores: (B, N) float.
+        targets: (B, M) int, N for padding, whose rank means nothing.
+        hidden: (B, L) int, the items that are not ranked, N for padding; a target is ranked also
+            if it is one of them.
+
+    >>> scores = jnp.array([[5.0, 3.0, 3.0, 1.0]])
+    >>> doubled_ranks(scores, jnp.array([[2, 3]]), jnp.array([[0, 4]])).tolist()
+    [[3, 6]]
+    """
+    row = jnp.arange(len(scores))[:, None]
+    own = jnp.take_along_axis(scores, targets, axis=1, mode="clip")
+    # NaN is neither above nor equal to any score, where -inf may be a score
+    ranked = scores.at[row, hidden].set(jnp.nan, mode="drop")
+    ranked = ranked.at[row, targets].set(own, mode="drop")[:, None]
+    own = own[:, :, None]
+    # 2 for a higher score, 1 for an equal one, so the target itself adds 1
+    above = (ranked > own).astype(jnp.int32) + (ranked >= own)
+    return 1 + above.sum(2)
 
 
 def _keys(histories: Histories, count: int) -> np.ndarray:
@@ -208,23 +234,21 @@ def _histories(keys: np.ndarray, users: int, count: int) -> Histories:
 def _check(histories: Histories, targets: Histories, count: int) -> None:
     if len(histories.starts) != len(targets.starts):
         raise ValueError(
-            f"histories, targets: found {len(histories.starts) - 1:,} and "
-            f"{len(targets.starts) - 1:,} users, wanted the same"
+            f"targets must be of {len(histories.starts) - 1:,} users, as histories are, "
+            f"got {len(targets.starts) - 1:,}"
         )
     if len(targets.items) == 0:
-        raise ValueError("targets: found none")
-    for name, items in (("histories", histories.items), ("targets", targets.items)):
-        outside = (items < 0) | (items >= count)
-        if outside.any():
-            raise ValueError(f"{name}: found item {items[outside][0]}, wanted 0 to {count - 1:,}")
+        raise ValueError("targets must hold at least 1 item, got none")
+    for name, given in (("histories", histories), ("targets", targets)):
+        given.check(name, count)
 
 
 def hr(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Hit rate @k: whether any target is among the first k.
+    """Hit rate @k: 1 if any target is among the first k, else 0.
 
     Args:
         ranks: (U, M), inf where there is no target.
-        k: at least 1. A tie that straddles the k-th place stands behind it if its mean does.
+        k: at least 1. Tied items count as among the first k if their mean rank is at most k.
 
     >>> hr(np.array([[1.0, np.inf], [10.5, 12.0]]), 10)
     array([1., 0.])
@@ -233,7 +257,7 @@ def hr(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def recall(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Recall @k: the share of a user's m targets that are among the first k; not of min(m, k).
+    """Recall @k: the share of a user's m targets among the first k, divided by m, not min(m, k).
 
     >>> recall(np.array([[1.0, np.inf], [3.0, 12.0]]), 10)
     array([1. , 0.5])
@@ -243,10 +267,13 @@ def recall(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
-    """NDCG @k: the sum of 1 / log2(1 + rank) over targets among the first k, over the largest.
+    """NDCG @k with binary gains: DCG = sum of 1 / log2(1 + rank) over targets among the first k.
 
-    The largest has the m targets at 1 to min(m, k). A tie is discounted at its mean rank, which is
-    a little less than the mean of its discounts (Järvelin and Kekäläinen 2002; binary gains).
+    It is divided by the largest possible DCG, of targets at ranks 1 to min(m, k). Tied items are
+    discounted at their mean rank, which gives a little less than the mean of their discounts.
+
+    References:
+        Järvelin and Kekäläinen 2002, Cumulated gain-based evaluation of IR techniques.
 
     >>> ndcg(np.array([[1.0, 2.0], [3.0, np.inf]]), 10)
     array([1. , 0.5])
@@ -258,7 +285,7 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Reciprocal rank @k of the first target: 1 / rank, and 0 beyond k.
+    """Reciprocal rank @k: 1 / (rank of the first target), 0 where that is above k.
 
     >>> mrr(np.array([[4.0, 2.0], [11.0, np.inf]]), 10)
     array([0.5, 0. ])
@@ -268,15 +295,15 @@ def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def average_precision(ranks: np.ndarray, k: int) -> np.ndarray:
-    """MAP @k, before the mean: the sum of j / (rank of the j-th target found), over min(m, k).
+    """Average precision @k: sum of j / (rank of the j-th target) over those up to k, by min(m, k).
 
     >>> average_precision(np.array([[4.0, 1.0], [11.0, np.inf]]), 10)
     array([0.75, 0.  ])
     """
     ranks = np.sort(_ranks(ranks, k), axis=1)
     precision = (1 + np.arange(ranks.shape[1]))[None] / ranks
-    found = np.where(ranks <= k, precision, 0).sum(1)
-    return np.minimum(found / np.minimum(np.isfinite(ranks).sum(1), k), 1.0)
+    total = np.where(ranks <= k, precision, 0).sum(1)
+    return np.minimum(total / np.minimum(np.isfinite(ranks).sum(1), k), 1.0)
 
 
 METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -291,51 +318,62 @@ METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 def sampled_metrics(
     ranks: Ranks, k: int, negatives: int = 100, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """What the metrics would be among a sample of the items, for comparison with old papers only.
+    """The metrics among a sample of the items, only for comparison with older papers.
 
-    Each target is ranked among itself and `negatives` others, drawn evenly and without repeats from
-    the items it was exactly ranked among: how many of them stand above it is hypergeometric, so
-    that nothing is scored again. Of items with the target's score half count as above it.
+    Each target is ranked among itself and `negatives` others, drawn uniformly without replacement
+    from the items of its exact ranking. The number of those above it is hypergeometric, so nothing
+    is scored again. Half of the items with the target's score count as above it.
 
     Args:
-        ranks: exact ones.
+        ranks: exact ranks.
         k: at least 1.
         negatives: fewer than the candidates of any user.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
-        name -> (R,) values, the names those of the metrics behind "sampled_".
+        name -> (R,) values, with the metrics' names after "sampled_".
 
     Warns:
-        UserWarning: always. The order of models by sampled metrics need not be that by the metrics
-            themselves (Krichene and Rendle 2020, On sampled metrics for item recommendation).
+        UserWarning: always. Sampled metrics may order models differently than the exact metrics.
 
     Raises:
-        ValueError: more negatives than there are.
+        ValueError: more negatives than candidates.
+
+    References:
+        Krichene and Rendle 2020, On sampled metrics for item recommendation.
+
+    >>> exact = Ranks(np.array([0]), np.array([[1.0]]), np.array([500]))
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     sampled_metrics(exact, k=10)["sampled_hr@10"]
+    array([1.])
     """
     warnings.warn(
-        f"sampled metrics: ranked among {negatives} drawn items instead of all, which can reverse "
-        "the order of models (Krichene and Rendle 2020); never compare them with full ones",
+        f"sampled metrics: ranks among {negatives} drawn items instead of all can reverse the "
+        "order of models (Krichene and Rendle 2020); never compare them with exact metrics",
         stacklevel=2,
     )
     others = ranks.candidates[:, None] - 1
     if not 1 <= negatives <= others.min():
-        raise ValueError(f"negatives: found {negatives}, wanted 1 to {others.min():,}")
+        raise ValueError(
+            f"negatives must be 1 to {others.min():,} (the fewest candidates of a user, less 1), "
+            f"got {negatives}"
+        )
     rng = np.random.default_rng(seed)
-    there = np.isfinite(ranks.ranks)
-    above = np.where(there, ranks.ranks - 1, 0)
+    filled = np.isfinite(ranks.ranks)
+    above = np.where(filled, ranks.ranks - 1, 0)
     whole = (above + rng.integers(0, 2, above.shape) / 2).astype(np.int64)
     drawn = rng.hypergeometric(whole, others - whole, negatives)
-    found = np.where(there, 1.0 + drawn, np.inf)
-    return {f"sampled_{name}@{k}": metric(found, k) for name, metric in METRICS.items()}
+    sampled = np.where(filled, 1.0 + drawn, np.inf)
+    return {f"sampled_{name}@{k}": metric(sampled, k) for name, metric in METRICS.items()}
 
 
 def _ranks(ranks: Any, k: int) -> np.ndarray:
     ranks = np.asarray(ranks, np.float64)
     if ranks.ndim != 2 or not (ranks >= 1).all() or not np.isfinite(ranks).any(1).all():
         raise ValueError(
-            f"ranks: found shape {ranks.shape}, wanted (U, M), from 1, one finite a user"
+            "ranks must be (U, M), at least 1, with a finite rank for every user, "
+            f"got shape {ranks.shape}"
         )
     if k < 1:
-        raise ValueError(f"k: found {k}, wanted at least 1")
+        raise ValueError(f"k must be at least 1, got {k}")
     return ranks

@@ -1,4 +1,4 @@
-"""A trained recommender, whatever its kind: a model, its arrays, and the ids of its items."""
+"""A trained recommender of any kind: a model, its parameters, and the ids of its items."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -19,27 +19,41 @@ from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, rec
 
 
 class Model(Protocol):
-    """What every kind of recommender has: a frozen dataclass of settings, and pure functions.
+    """What every kind of model provides: a frozen dataclass of settings with pure functions.
 
-    An item scores the product of the user's query with the item's row of the table; or, where
-    there is no table, the queries are the scores themselves. The query is made of the history
-    alone, so that a user who was not in training is scored as any other.
+    An item's score is the inner product of the user's query with the item's row of the table;
+    without a table, the queries are the scores. The query depends on the history alone, so a user
+    who was not in training is scored like any other.
 
-    A model may have more: `fit`, see there; `user_features`, which reads columns of users, that
-    `queries` then takes as a third argument; `answers_empty`, True where it has an answer for an
-    empty history (others give such a user what is most taken); and `for_update`, names of arrays
-    that `fit` alone wants.
+    A model may also have: `fit(events, params=None)`, see `recommend.fit`; `user_features`, which
+    reads columns of users that `queries` then takes as its third argument; `answers_empty`, True if
+    it handles an empty history (otherwise such a user gets the most popular items); and
+    `for_update`, the names of parameters that only `fit` uses.
+
+    >>> class Alphabetical(Model):
+    ...     context = 1
+    ...     def queries(self, params, history):
+    ...         return jnp.broadcast_to(-jnp.arange(3.0)[None], (len(history), 3))
+    ...     def table(self, params):
+    ...         return None
+    >>> Alphabetical().queries({}, jnp.array([[2], [3]])).shape
+    (2, 3)
     """
 
     @property
     def context(self) -> int | None:
-        """How many of a user's last items it reads; all by default."""
+        """Number of a user's last items that are read; None for all."""
 
     def queries(self, params: Params, history: Array) -> Array:
-        """Of items (B, L) int32, oldest first, N behind the last: (B, D), or scores (B, N)."""
+        """The queries (B, D), or the scores (B, N), of histories.
+
+        Args:
+            params: the parameters.
+            history: (B, L) int32, oldest first, N for padding, which comes last.
+        """
 
     def table(self, params: Params) -> Array | None:
-        """(N, D), or None where the queries are the scores."""
+        """The items' vectors (N, D), or None where the queries are the scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +61,17 @@ class Recommender:
     """A trained recommender.
 
     Attributes:
-        model: its kind and settings.
-        params: its arrays.
-        items: (N,) the items' own ids, str.
-        counts: (N,) float, how often each was taken in training; who has no history gets the
-            most taken.
+        model: the kind of model and its settings; see `Model`.
+        params: its parameters.
+        items: (N,) str, the items' ids.
+        counts: (N,) float, number of training events of each item; a user without history gets the
+            items with the most.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
+    >>> recommender = recommend.fit(recommend.Popularity(), log)
+    >>> recommender.items.tolist(), recommender.counts.tolist(), recommender.place_of["y"]
+    (['x', 'y'], [2.0, 1.0], 1)
     """
 
     model: Any
@@ -61,7 +81,7 @@ class Recommender:
 
     @cached_property
     def on_device(self) -> tuple[Params, Array | None, Array]:
-        """What scoring takes: the arrays, the table, and each item's share of the events, (N,)."""
+        """The parameters, the table, and each item's share of the events (N,), on the device."""
         unused = getattr(self.model, "for_update", ())
         params = self.params
         if unused:
@@ -72,30 +92,30 @@ class Recommender:
 
     @cached_property
     def place_of(self) -> dict[str, int]:
-        """Each id's place in the catalogue."""
+        """The index of each id in the catalogue."""
         return {name: i for i, name in enumerate(self.items.tolist())}
 
     def histories(self, histories: Iterable[Iterable[str]]) -> tuple[Histories, int]:
-        """Lists of ids, oldest first, as `Histories`; and how many ids the catalogue lacks.
+        """Lists of ids, oldest first, as `Histories`, and the number of ids not in the catalogue.
 
         Raises:
-            ValueError: an id or a list that is none.
+            ValueError: a history that is not a list, or an id that is not text.
         """
-        found, lengths, unknown = [], [], 0
+        items: list[int] = []
+        lengths, unknown = [], 0
         for row, history in enumerate(histories):
             if isinstance(history, str):
-                raise ValueError(f"histories: row {row}: {history!r} found, a list of ids wanted")
-            history = list(history)
-            odd = next((item for item in history if not isinstance(item, str)), None)
-            if odd is not None:
-                raise ValueError(f"histories: row {row}: {odd!r} found, ids wanted, which are text")
-            given = [self.place_of.get(item) for item in history]
-            own = [place for place in given if place is not None]
-            unknown += len(given) - len(own)
-            found += own
-            lengths.append(len(own))
+                raise ValueError(f"histories must be lists of ids, got {history!r} in row {row}")
+            ids = list(history)
+            for item in ids:
+                if not isinstance(item, str):
+                    raise ValueError(f"histories must hold ids as text, got {item!r} in row {row}")
+            known = [self.place_of[item] for item in ids if item in self.place_of]
+            unknown += len(ids) - len(known)
+            items += known
+            lengths.append(len(known))
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return Histories(np.array(found, np.int32), starts), unknown
+        return Histories(np.array(items, np.int32), starts), unknown
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -104,7 +124,7 @@ def _table(model: Any, params: Params) -> Array | None:
 
 
 def queries(model: Any, params: Params, history: Array, users: Any) -> Array:
-    """As the model has them; `users` are what its `user_features` has read, or None."""
+    """The model's queries; `users` are features as its `user_features` reads them, or None."""
     return (
         model.queries(params, history) if users is None else model.queries(params, history, users)
     )
@@ -113,26 +133,26 @@ def queries(model: Any, params: Params, history: Array, users: Any) -> Array:
 def scores(
     model: Any, params: Params, table: Array | None, share: Array, history: Array, users: Any = None
 ) -> Array:
-    """Of all items, (B, N) float32; of a user without history what `answers_empty` says.
+    """The scores of all items, (B, N) float32; see `Model` for users without history.
 
     Args:
-        model: of a `Recommender`; as are the next three.
+        model: the model of a `Recommender`.
         params: see `Recommender.on_device`.
-        table: likewise.
-        share: likewise.
-        history: (B, L) int32, N behind the last.
+        table: see `Recommender.on_device`.
+        share: see `Recommender.on_device`.
+        history: (B, L) int32, N for padding, which comes last.
         users: see `queries`.
     """
-    found = queries(model, params, history, users)
+    every = queries(model, params, history, users)
     if table is not None:
-        found = jnp.matmul(found, table.T, precision="highest", preferred_element_type=jnp.float32)
+        every = jnp.matmul(every, table.T, precision="highest", preferred_element_type=jnp.float32)
     if getattr(model, "answers_empty", False):
-        return found
-    return jnp.where((history < len(share)).any(1, keepdims=True), found, share[None])
+        return every
+    return jnp.where((history < len(share)).any(1, keepdims=True), every, share[None])
 
 
 def last_items(history: Array, context: int | None, padding: int) -> Array:
-    """The last `context` items of each row, with what is behind them."""
+    """The last `context` items of each row, and the padding after them."""
     if context is None or context >= history.shape[1]:
         return history
     first = jnp.maximum((history < padding).sum(1, keepdims=True) - context, 0)
@@ -140,54 +160,70 @@ def last_items(history: Array, context: int | None, padding: int) -> Array:
 
 
 def read_users(model: Any, users: Mapping[str, Any] | None, count: int) -> Any:
-    """Columns of `count` users as the model takes them.
+    """The features of `count` users as the model reads them, or None without columns.
 
     Raises:
-        ValueError: a model that reads none, or columns that it cannot read.
+        ValueError: a model that reads no features of users, or columns that it cannot read.
     """
     if users is None:
         return None
     if not hasattr(model, "user_features"):
-        raise ValueError(f"users: columns found, which {type(model).__name__} does not read")
+        raise ValueError(
+            f"users must be None for {type(model).__name__}, which reads no features of users, "
+            "got columns"
+        )
     return model.user_features.read(users, count)
 
 
 def fit(model: Any, events: Events) -> Recommender:
-    """Fit a model that has a `fit` of its own: `EASE`, `IALS`, `BPR`, `ItemKNN`, `Popularity`.
+    """Fit `EASE`, `IALS`, `BPR`, `ItemKNN` or `Popularity` to a log.
 
-    Models of histories and features are tasks, for `jaxops.fit`; see `next_item`.
+    Sequence models and two towers are trained by `jaxops.fit`; see `next_item` and `retrieval`.
 
     Args:
-        model: its kind and settings.
-        events: to learn from.
+        model: the kind of model and its settings.
+        events: the training log.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
+    >>> recommender = fit(recommend.ItemKNN(neighbours=1), log)
+    >>> recommend.recommend(recommender, [["x"]], k=1).ids()
+    [['y']]
     """
     params = model.fit(events)
     return Recommender(model, params, events.items, event_counts(events))
 
 
 def update(recommender: Recommender, events: Events) -> Recommender:
-    """Learn from new events, from where it stands; no id changes its place.
+    """Update a recommender with new events; the indices of known items do not change.
 
     Args:
-        recommender: by a model with a `fit` of its own.
-        events: the new ones alone, whose `items` begin with those that are known (see
-            `events(items=)`), and may go on with new ones.
+        recommender: one that `fit` made.
+        events: only the new events. Their `items` begin with the known items, and new items follow;
+            see `events(items=)`.
 
     Raises:
-        ValueError: `items` that begin otherwise, or a model of another kind.
+        ValueError: `items` that do not begin with the known items, or a model without `fit`.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
+    >>> recommender = fit(recommend.Popularity(), log)
+    >>> new = recommend.events({"user": ["c"], "item": ["z"]}, time=None, items=recommender.items)
+    >>> update(recommender, new).counts.tolist()
+    [2.0, 1.0, 1.0]
     """
     if not hasattr(recommender.model, "fit"):
-        name = type(recommender.model).__name__
         raise ValueError(
-            f"recommender: {name} found, wanted one with a fit of its own; models of histories are "
-            "trained on by jaxops.fit after recommend.extended, and two towers take new items in "
-            "by recommend.with_items"
+            "recommender must be of a model with a fit method, such as EASE, got "
+            f"{type(recommender.model).__name__}; sequence models are trained further by "
+            "jaxops.fit after recommend.sequence_with_items, and two towers take new items by "
+            "recommend.two_tower_with_items"
         )
     known = recommender.items
     if not np.array_equal(events.items[: len(known)], known):
         raise ValueError(
-            f"events: a catalogue that begins with the {len(known):,} known items wanted; "
-            "make it with events(..., items=recommender.items)"
+            f"events must have a catalogue that begins with the {len(known):,} known items, got "
+            "other items; make it with events(..., items=recommender.items)"
         )
     params = recommender.model.fit(events, recommender.params)
     counts = event_counts(events)
@@ -196,20 +232,20 @@ def update(recommender: Recommender, events: Events) -> Recommender:
 
 
 def event_counts(events: Events) -> np.ndarray:
-    """How many events each item has, (N,) float64."""
+    """The number of events of each item, (N,) float64."""
     return np.bincount(events.item, minlength=len(events.items)).astype(np.float64)
 
 
 @recorded
 def _stored(model: Any, arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> Task:
-    """What a file tells of a recommender: its model, and its arrays' names, shapes and dtypes."""
+    """What a file holds of a recommender: its model, and its arrays' names, shapes and dtypes."""
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         flat = {name: jnp.zeros(shape, dtype) for name, shape, dtype in arrays}
         return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
 
     def loss(*_: Any) -> tuple[Array, Out]:
-        raise ValueError("a recommender from a file is not trained; see recommend.update")
+        raise ValueError("task must be trainable, got a recommender's; see recommend.update")
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         return model.queries(params, jnp.asarray(batch["history"], jnp.int32))
@@ -218,7 +254,20 @@ def _stored(model: Any, arrays: tuple[tuple[str, tuple[int, ...], str], ...]) ->
 
 
 def save(path: str | Path, recommender: Recommender) -> None:
-    """Write it to one model file, with its items' ids; see `jaxops.save`."""
+    """Write a recommender to one model file, with its items' ids; see `jaxops.save`.
+
+    Args:
+        path: the file; an existing one is replaced.
+        recommender: the recommender.
+
+    >>> import tempfile
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/popular.safetensors", recommend.fit(recommend.Popularity(), log))
+    ...     recommend.recommend(load(f"{folder}/popular.safetensors"), [["y"]], k=1).ids()
+    [['x']]
+    """
     flat = flax.traverse_util.flatten_dict(recommender.params, sep="/")
     arrays = tuple((name, np.shape(x), str(jnp.asarray(x).dtype)) for name, x in flat.items())
     state = TrainState(jnp.int32(0), recommender.params, (), {}, jax.random.key(0))
@@ -227,16 +276,19 @@ def save(path: str | Path, recommender: Recommender) -> None:
 
 
 def load(path: str | Path) -> Recommender:
-    """The recommender of a model file.
+    """Read a recommender from a model file that `save` wrote.
+
+    Args:
+        path: the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a model file, or of something else.
+        ValueError: not a model file, or one that does not hold a recommender.
     """
-    found = model_file.load(path)
-    make, arguments = found.task.recipe or (None, ())
+    stored = model_file.load(path)
+    make, arguments = stored.task.recipe or (None, ())
     if make is not _stored:
-        raise ValueError(f"{path}: not a recommender; see jaxops.load")
-    about = found.about
+        raise ValueError(f"path must be a recommender's file, got {path}; see jaxops.load")
+    about = stored.about
     items, counts = np.array(about["items"], dtype=object), np.array(about["counts"])
-    return Recommender(dict(arguments)["model"], found.state.params, items, counts)
+    return Recommender(dict(arguments)["model"], stored.state.params, items, counts)

@@ -1,5 +1,6 @@
-"""What to learn from histories: the next item (SASRec), or those that were hidden (BERT4Rec)."""
+"""What is learned: the next item, hidden items, or which item a user's query retrieves."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 from jaxops import metrics
 from jaxops.data.packing import pack
 from jaxops.nn.attention import document_positions
-from jaxops.recommend.data.events import Histories
-from jaxops.recommend.losses import CrossEntropy, fits
+from jaxops.recommend.data.events import Events, Histories
+from jaxops.recommend.data.features import Catalogue
+from jaxops.recommend.losses import CrossEntropy, fits, in_batch_softmax
 from jaxops.recommend.models.sequence import SequenceModel
+from jaxops.recommend.models.two_tower import TwoTower, TwoTowerModule
+from jaxops.recommend.ranking import doubled_ranks
 from jaxops.recommend.recommenders import last_items
 from jaxops.task import (
     Array,
@@ -29,24 +33,25 @@ from jaxops.task import (
 )
 
 Loss = Callable[[Array, Array, Array, Array, Key], Array]
-"""Of hidden (B, T, D), table (N, D), targets and weights (B, T) and a key: a sum over places."""
+"""Takes hidden (B, T, D), table (N, D), targets and weights (B, T) and a key; returns a sum."""
 
 
 def rows(histories: Histories, length: int, overlap: int = 1) -> dict[str, np.ndarray]:
-    """Histories to learn from, packed: `items` and `segments`, int32 (R, length).
+    """Training rows of packed histories: `items` and `segments`, int32 (R, length).
 
-    A history that is longer comes in several parts, counted from its end, which share `overlap`
-    items: with 1, every item but a history's first is foretold once. Histories of one item, which
-    teach nothing, are left out. Short ones share a row, as segments 1, 2, ... (see
-    `language.pack`); 0 is padding.
+    A history longer than a row is cut into several parts, counted from its end, which share
+    `overlap` items. With an overlap of 1, every item except a history's first is a prediction
+    target exactly once. Histories of a single item have no target and are left out. Short histories
+    share a row as segments 1, 2, ... (see `jaxops.data.packing.pack`); 0 is padding.
 
     Args:
         histories: of the training events.
-        length: of a row: the model's context and 1 for `next_item`, the context for `masked_item`.
+        length: length of a row: the model's context + 1 for `next_item`, the context for
+            `masked_item`.
         overlap: 1 for `next_item`, 0 for `masked_item`.
 
     Raises:
-        ValueError: no history of two items.
+        ValueError: no history has two items.
 
     >>> two = Histories(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 3, 5]))
     >>> rows(two, length=5)["segments"].tolist()
@@ -60,20 +65,21 @@ def rows(histories: Histories, length: int, overlap: int = 1) -> dict[str, np.nd
             parts.append(histories.items[max(start, end - length) : end])
             end -= length - overlap
     if not parts:
+        longest = int(histories.lengths.max(initial=0))
         raise ValueError(
-            "histories: none of two items found; two of one user wanted, to learn from"
+            f"histories must hold a user with at least 2 items, got at most {longest} per user"
         )
     columns = pack(parts, length).columns
     return {"items": columns["tokens"], "segments": columns["segments"]}
 
 
 def held_out(histories: Histories, targets: Histories, length: int) -> dict[str, np.ndarray]:
-    """Histories with what came next at the end, one a row: `items` and `segments`, as in `rows`.
+    """Evaluation rows: one history each, with its target last; columns as in `rows`.
 
     Args:
-        histories: of U users, as they were before; a user whose is empty is left out.
-        targets: of the same users, of which the first counts; a user without any is left out.
-        length: of a row, the history's last items and the target; see `rows`.
+        histories: of U users, before the targets. Users with an empty history are left out.
+        targets: of the same users; the first of each counts. Users without one are left out.
+        length: length of a row, which holds the history's last items and the target; see `rows`.
 
     >>> before = Histories(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
     >>> after = Histories(np.array([8, 9], np.int32), np.array([0, 2, 2]))
@@ -88,82 +94,94 @@ def held_out(histories: Histories, targets: Histories, length: int) -> dict[str,
 
 @recorded
 def next_item(module: Any, loss: Loss = CrossEntropy()) -> Task:  # noqa: B008
-    """Foretell each item of a history from those before it; weights of events are not looked at.
+    """Predict each item of a history from the items before it. Event weights are not used.
 
-    In training a batch is of `rows`: of each history every item but the first is foretold. In an
-    evaluation each row is one history, as `held_out` makes it, and its last item alone is foretold.
+    In training a batch holds `rows`; every item of a history except the first is a target. In
+    evaluation a batch holds `held_out` rows; only the last item of each row is a target.
 
     Args:
-        module: as `sasrec`, `esasrec`, `gru4rec` or `hstu` makes it.
-        loss: in training; see `jaxops.recommend.losses`. In an evaluation it is the cross-entropy.
+        module: a causal Flax module, as made by `sasrec`, `esasrec`, `gru4rec` or `hstu`.
+        loss: the training loss; see `jaxops.recommend.losses`. Evaluations report cross-entropy.
 
     Returns:
-        A task with the metrics loss, `hr@10` and `ndcg@10`, the last two in evaluations alone, of
-        the held-out item among all items but those before it in its row. It predicts the vector
-        (B, D) of the history that is the row.
+        A task with the metrics `loss` and, in evaluations, `hr@10` and `ndcg@10` of the held-out
+        item among all items except those before it in its row. It predicts a vector (B, D) for the
+        history in each row.
 
     Raises:
-        ValueError: a module that sees the items to come.
+        ValueError: the module is not causal, so it would see the items to predict.
+
+    >>> from jaxops.recommend import sasrec
+    >>> task = next_item(sasrec(items=5, context=4, width=8, depth=1))
+    >>> [column.name for column in task.columns]
+    ['items', 'segments']
     """
     if not module.config.causal:
-        raise ValueError("module: one that sees the items to come found, a causal one wanted")
+        raise ValueError("module must be causal, got one that attends to later items as well")
 
-    def ask(items: Array, segments: Array, key: Key) -> tuple[Array, Array, Array, Array]:
+    def split(items: Array, segments: Array, key: Key) -> tuple[Array, Array, Array, Array]:
         following = segments[:, 1:]
-        there = (segments[:, :-1] == following) & (following > 0)
-        return items[:, :-1], segments[:, :-1], items[:, 1:], there.astype(jnp.float32)
+        same_history = (segments[:, :-1] == following) & (following > 0)
+        return items[:, :-1], segments[:, :-1], items[:, 1:], same_history.astype(jnp.float32)
 
-    return _task(module, loss, ask, 1)
+    return _sequence_task(module, loss, split, 1)
 
 
 @recorded
 def masked_item(module: Any, loss: Loss = CrossEntropy(), share: float = 0.2) -> Task:  # noqa: B008
-    """Restore items that were hidden at random, from those on both sides (BERT4Rec).
+    """Restore items masked at random from the items on both sides (BERT4Rec).
 
-    In training a batch is of `rows(..., overlap=0)`; of each row `share` of the items are hidden,
-    drawn anew in each step, and at least one. An evaluation is that of `next_item`: the last item
-    of a history is hidden, and no other. The original draws by history and adds histories with the
-    last item alone hidden; here a row's histories share its draw.
+    In training a batch holds `rows(..., overlap=0)`. In each step `share` of the items of each row,
+    and at least one, are masked at random. Evaluation is that of `next_item`: only the last item of
+    a history is masked. The original draws for each history and adds copies of the histories with
+    only the last item masked; here the histories of a row share one draw.
 
     Args:
-        module: as `bert4rec` makes it.
-        loss: in training; see `jaxops.recommend.losses`.
-        share: of the items that are hidden.
+        module: a bidirectional Flax module, as made by `bert4rec`.
+        loss: the training loss; see `jaxops.recommend.losses`.
+        share: share of the items that are masked, between 0 and 1.
 
     Returns:
-        A task as `next_item`'s.
+        A task with the metrics and predictions of `next_item`.
 
     Raises:
         ValueError: a causal module, or a share outside (0, 1).
+
+    References:
+        Sun et al. 2019, arXiv:1904.06690.
+
+    >>> from jaxops.recommend import bert4rec
+    >>> task = masked_item(bert4rec(items=5, context=4, width=8, depth=1), share=0.5)
+    >>> task is masked_item(bert4rec(items=5, context=4, width=8, depth=1), share=0.5)
+    True
     """
     if module.config.causal:
-        raise ValueError("module: a causal one found, one that sees both sides wanted")
+        raise ValueError("module must attend to items on both sides, got a causal one")
     if not 0 < share < 1:
-        raise ValueError(f"share: {share} found, in (0, 1) wanted")
+        raise ValueError(f"share must be in (0, 1), got {share}")
     mask = module.config.vocabulary - 1
 
-    def ask(items: Array, segments: Array, key: Key) -> tuple[Array, Array, Array, Array]:
+    def split(items: Array, segments: Array, key: Key) -> tuple[Array, Array, Array, Array]:
         draws = jnp.where(segments > 0, jax.random.uniform(key, items.shape), 2.0)
         place = draws.argsort(1).argsort(1)
         count = jnp.maximum(jnp.round(share * (segments > 0).sum(1, keepdims=True)), 1)
-        hidden = (place < count) & (segments > 0)
-        return jnp.where(hidden, mask, items), segments, items, hidden.astype(jnp.float32)
+        masked = (place < count) & (segments > 0)
+        return jnp.where(masked, mask, items), segments, items, masked.astype(jnp.float32)
 
-    return _task(module, loss, ask, 0)
+    return _sequence_task(module, loss, split, 0)
 
 
-def _task(module: Any, loss: Loss, ask: Any, ahead: int) -> Task:
+def _sequence_task(module: Any, loss: Loss, split: Any, ahead: int) -> Task:
+    """A task over packed histories.
+
+    Args:
+        module: the Flax module.
+        loss: the training loss.
+        split: `(items, segments, key) -> (inputs, their segments, targets, 1 where one counts)`.
+        ahead: how many items a row may hold beyond the module's context.
+    """
     items, model = module.config.vocabulary - 1, SequenceModel(module)
-
-    def read(batch: Batch) -> tuple[Array, Array]:
-        found, segments = (jnp.asarray(batch[n], jnp.int32) for n in ("items", "segments"))
-        context = module.config.context + ahead
-        if found.shape != segments.shape or found.shape[1] > context:
-            raise ValueError(
-                f"items, segments: {found.shape}, {segments.shape} found, "
-                f"the same wanted, with at most {context} in a row"
-            )
-        return found, segments
+    read = functools.partial(_read, module.config.context + ahead)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         if np.shape(batch["items"])[1] > 1:  # not `task.example`
@@ -177,49 +195,26 @@ def _task(module: Any, loss: Loss, ask: Any, ahead: int) -> Task:
     ) -> tuple[Array, Out]:
         weights = row_weights(batch)
         if not train:
-            total, read_of = evaluated(params, *read(batch), weights)
-            return total, Out(weights.sum(), read_of, extra)
-        look, draw, drop = jax.random.split(key, 3)
-        seen, segments, targets, there = ask(*read(batch), look)
-        there *= weights[:, None]
+            total, states = _held_out_metrics(model, params, *read(batch), weights)
+            return total, Out(weights.sum(), states, extra)
+        mask_key, loss_key, dropout_key = jax.random.split(key, 3)
+        inputs, segments, targets, counted = split(*read(batch), mask_key)
+        counted *= weights[:, None]
         hidden = module.apply(
             {"params": params},
-            seen,
+            inputs,
             segments,
             document_positions(segments),
             train=True,
-            rngs={"dropout": drop},
+            rngs={"dropout": dropout_key},
             method="hidden",
         )
-        total = loss(hidden, model.table(params), targets, there, draw)
-        return total, Out(there.sum(), {}, extra)
-
-    def evaluated(
-        params: Params, found: Array, segments: Array, weights: Array
-    ) -> tuple[Array, dict[str, Any]]:
-        last = jnp.maximum((segments > 0).sum(1, keepdims=True) - 1, 0)
-        target = jnp.take_along_axis(found, last, 1)
-        history = jnp.where(jnp.arange(found.shape[1])[None] < last, found, items)[:, :-1]
-        # in parts, so that no more than some scores are held; the rows of a part are far apart, so
-        # that each device has its share of them
-        parts = next(p for p in range(1, len(found) + 1) if fits(len(found), p, items))
-
-        def part(x: tuple[Array, Array]) -> tuple[Array, Array]:
-            return held_out_ranks(model, params, *x)
-
-        split = [a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1) for a in (history, target)]
-        losses, rank = (a.swapaxes(0, 1).reshape(-1) for a in jax.lax.map(part, tuple(split)))
-        hit = rank <= 10
-        gain = jnp.where(hit, 1 / jnp.log2(rank + 1), 0.0)
-        read_of = {
-            "hr@10": metrics.mean(hit.astype(jnp.float32), weights),
-            "ndcg@10": metrics.mean(gain, weights),
-        }
-        return masked_sum(losses, weights), read_of
+        total = loss(hidden, model.table(params), targets, counted, loss_key)
+        return total, Out(counted.sum(), {}, extra)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        found, segments = read(batch)
-        history = jnp.where(segments > 0, found, items)
+        row, segments = read(batch)
+        history = jnp.where(segments > 0, row, items)
         return model.queries(params, last_items(history, model.context, items))
 
     columns = (
@@ -229,12 +224,57 @@ def _task(module: Any, loss: Loss, ask: Any, ahead: int) -> Task:
     return Task(init, loss_fn, predict, columns)
 
 
-def held_out_ranks(
-    model: Any, params: Params, history: Array, target: Array
+def _read(longest: int, batch: Batch) -> tuple[Array, Array]:
+    """The columns `items` and `segments` of a batch, int32 (B, T), T at most `longest`."""
+    items, segments = (jnp.asarray(batch[n], jnp.int32) for n in ("items", "segments"))
+    if items.shape != segments.shape or items.shape[1] > longest:
+        raise ValueError(
+            f"items and segments must have the same shape, with at most {longest} items per row, "
+            f"got {items.shape} and {segments.shape}"
+        )
+    return items, segments
+
+
+def _held_out_metrics(
+    model: SequenceModel, params: Params, row: Array, segments: Array, weights: Array
+) -> tuple[Array, dict[str, Any]]:
+    """The summed cross-entropy of each row's last item, and its ranking metrics.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        row: (B, T) int32, histories and their targets, as in `held_out`.
+        segments: (B, T) int32, 0 for padding.
+        weights: (B,).
+    """
+    items = model.module.config.vocabulary - 1
+    last = jnp.maximum((segments > 0).sum(1, keepdims=True) - 1, 0)
+    target = jnp.take_along_axis(row, last, 1)
+    history = jnp.where(jnp.arange(row.shape[1])[None] < last, row, items)[:, :-1]
+    # in parts, which bounds the scores in memory; the rows of a part are far apart, so that each
+    # device holds its share of every part
+    parts = next(p for p in range(1, len(row) + 1) if fits(len(row), p, items))
+
+    def part(x: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _held_out_ranks(model, params, *x)
+
+    split = [a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1) for a in (history, target)]
+    losses, rank = (a.swapaxes(0, 1).reshape(-1) for a in jax.lax.map(part, tuple(split)))
+    hit = rank <= 10
+    gain = jnp.where(hit, 1 / jnp.log2(rank + 1), 0.0)
+    states = {
+        "hr@10": metrics.mean(hit.astype(jnp.float32), weights),
+        "ndcg@10": metrics.mean(gain, weights),
+    }
+    return masked_sum(losses, weights), states
+
+
+def _held_out_ranks(
+    model: SequenceModel, params: Params, history: Array, target: Array
 ) -> tuple[Array, Array]:
     """The cross-entropy of `target` (B, 1) after `history` (B, L), and its rank, both (B,).
 
-    The rank is among all items but those of the history, ties at their mean, from 1.
+    The rank is among all items except those of the history; inf where a score is NaN.
     """
     scores = jnp.matmul(
         model.queries(params, history),
@@ -244,7 +284,85 @@ def held_out_ranks(
     )
     right = jnp.take_along_axis(scores, target, 1)
     losses = (jax.nn.logsumexp(scores, axis=1, keepdims=True) - right)[:, 0]
-    row = jnp.arange(len(scores))[:, None]
-    others = scores.at[row, history].set(-jnp.inf, mode="drop").at[row, target].set(-jnp.inf)
-    rank = 1.0 + (others > right).sum(1) + 0.5 * (others == right).sum(1)
+    rank = doubled_ranks(scores, target, history)[:, 0] / 2
     return losses, jnp.where(jnp.isnan(losses), jnp.inf, rank)
+
+
+def retrieval(towers: TwoTower, events: Events) -> Task:
+    """Learn which item a user takes next; the other items of the batch are the negatives.
+
+    A batch holds `towers.rows(events)`. The items' features are in the state's `extra`, which is
+    not trained. The loss of a row depends on the other rows of its batch, so larger batches give
+    more negatives, and `accumulate` is refused. Calls with equal arguments return one task, so
+    that equal calls compile once.
+
+    A task that `jaxops.load` reads has its catalogue in the model's state: go on with
+    `fit(..., state=model.state)`. Training it without a state stops with a loss of NaN.
+
+    Args:
+        towers: the settings, usually `TwoTower.fitted(events)`.
+        events: the training log. Its `items` are the catalogue, including those without events.
+
+    Returns:
+        A task that predicts users' queries (B, D); see `two_tower_recommender`.
+
+    Raises:
+        ValueError: no events, a feature column missing, or another number of known items.
+
+    >>> from jaxops import recommend
+    >>> columns = {"user": ["a", "a", "b"], "item": ["x", "y", "x"]}
+    >>> log = recommend.events(columns, time=None, item_features={"item": ["x", "y"], "p": [1, 2]})
+    >>> towers = TwoTower.fitted(log, width=4)
+    >>> retrieval(towers, log) is retrieval(TwoTower.fitted(log, width=4), log)
+    True
+    """
+    return _retrieval(towers, Catalogue.of(events, towers.item_features, towers.known))
+
+
+@recorded
+def _retrieval(towers: TwoTower, catalogue: Catalogue) -> Task:
+    count = catalogue.size
+    columns = [
+        Column("history", (towers.context,), "int", count + 1),
+        Column("item", (), "int", count, target=True),
+    ]
+    if towers.user_features.names:
+        categories, numbers = towers.user_features.widths
+        columns += [
+            Column("categories", (categories,), "int"),
+            Column("numbers", (numbers,), "float"),
+        ]
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Any]:
+        extra = catalogue.arrays(towers.item_features)
+        first = {name: values[:1] for name, values in extra["items"].items()}
+        users = None
+        if towers.user_features.names:  # not the batch's: `task.example` makes no width of 0
+            users = {
+                "categories": jnp.zeros((1, categories), jnp.int32),
+                "numbers": jnp.zeros((1, numbers), jnp.float32),
+            }
+        start: Any = TwoTowerModule(towers).init
+        return start(key, **first, users=users)["params"], extra
+
+    def loss(params: Params, extra: Any, batch: Batch, key: Key, train: bool) -> tuple[Array, Out]:
+        weights = row_weights(batch)
+        # a row of padding may hold anything: it takes the first item after an empty history
+        item = jnp.where(weights > 0, batch["item"], 0)
+        history = jnp.where((weights > 0)[:, None], batch["history"], count)
+        users = jax.tree.map(lambda x: jnp.where((weights > 0)[:, None], x, 0), _users(batch))
+        item_key, user_key = jax.random.split(key) if train else (None, None)
+        queries = towers.user_vectors(params, extra["items"], history, users, user_key)
+        taken = jax.tree.map(lambda x: x[item], extra["items"])
+        vectors = towers.item_vectors(params, taken, item_key)
+        losses = in_batch_softmax(queries @ vectors.T, item, extra["log_q"][item], weights)
+        return masked_sum(losses, weights), Out(weights.sum(), {}, extra)
+
+    def predict(params: Params, extra: Any, batch: Batch) -> Array:
+        return towers.user_vectors(params, extra["items"], batch["history"], _users(batch))
+
+    return Task(init, loss, predict, tuple(columns), coupled=True)
+
+
+def _users(batch: Batch) -> dict[str, Array] | None:
+    return {n: batch[n] for n in ("categories", "numbers")} if "categories" in batch else None

@@ -1,5 +1,7 @@
 """EASE, iALS, BPR, item-kNN and popularity, against NumPy, SciPy and scikit-learn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,15 +54,31 @@ def of_users(events, chosen, items=None):
     return log(number, events.item[kept], events.time[kept], users=len(chosen), items=size)
 
 
+@functools.cache
+def fitted(model):
+    """What most tests look at: one fit of each model."""
+    return model.fit(generated())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def queries(model, params, history):
+    return model.queries(params, history)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def jitted_scores(model, params, history):
+    query, table = model.queries(params, history), model.table(params)
+    return query if table is None else query @ table.T
+
+
 def scores(model, params, history):
-    queries = jax.jit(model.queries)(params, jnp.asarray(history, jnp.int32))
-    table = model.table(params)
-    return np.asarray(queries if table is None else queries @ table.T)
+    return np.asarray(jitted_scores(model, params, np.asarray(history, np.int32)))
 
 
-def all_histories(events):
+def all_histories(events, width=30):
     histories = events.histories()
-    return histories.rows(np.arange(len(events.users)), histories.lengths.max(), len(events.items))
+    assert histories.lengths.max() <= width
+    return histories.rows(np.arange(len(events.users)), width, len(events.items))
 
 
 # --- EASE
@@ -96,12 +114,12 @@ def test_ease_scores_are_x_times_b():
     events = generated()
     x = interactions(events).toarray().astype(np.float64)
     model = EASE(l2=5.0)
-    found = scores(model, model.fit(events), all_histories(events))
+    found = scores(model, fitted(model), all_histories(events))
     np.testing.assert_allclose(found, x @ ease_in_float64(x, 5.0), atol=1e-5)
 
 
 def test_ease_without_rare_items_is_ease_of_a_log_without_them():
-    events = generated(items=40)
+    events = generated(items=40)  # of at most 30 items each
     count = np.bincount(events.item, minlength=40)
     kept = count >= 10
     assert 0 < kept.sum() < 40
@@ -151,8 +169,8 @@ def test_ease_update_lets_items_in_that_have_become_frequent():
 
 @pytest.mark.parametrize("model", MODELS, ids=named)
 def test_an_update_wants_the_known_items_first(model):
-    params = model.fit(generated(items=30))
-    with pytest.raises(ValueError, match="items: 20 found, wanted the 30 known ones"):
+    params = fitted(model)
+    with pytest.raises(ValueError, match="items must begin with the 30 known items, got 20"):
         model.fit(generated(items=20), params)
 
 
@@ -165,16 +183,21 @@ def normal_equations(table, gram, weight, l2, right=None):
     return np.linalg.solve(a, table.T @ weight + (0 if right is None else right))
 
 
+@functools.cache
+def ials_of_100_items():
+    model = IALS(factors=12, sweeps=2, frequency=0.5)
+    return model, model.fit(generated(items=100))
+
+
 @pytest.mark.parametrize("items", [4, 40])  # fewer and more than factors: both ways to solve
 def test_ials_folds_in_by_the_normal_equations(items):
-    events, model = generated(items=100), IALS(factors=12, sweeps=2, frequency=0.5)
-    params = model.fit(events)
+    model, params = ials_of_100_items()
     table = np.asarray(params["items"], np.float64)
     rng = np.random.default_rng(1)
     history = np.full((5, items), 100)
     for user, length in enumerate([0, 1, 2, items - 1, items]):
         history[user, :length] = rng.choice(100, length, replace=False)
-    found = jax.jit(model.queries)(params, jnp.asarray(history))
+    found = queries(model, params, history)
     for user in range(5):
         weight = np.bincount(history[user], minlength=101)[:100].astype(float)
         l2 = model.l2 * (weight.sum() + model.unobserved * 100) ** 0.5
@@ -266,11 +289,13 @@ def test_conjugate_gradients_reach_the_exact_solution():
     weight = jnp.asarray(rng.integers(0, 3, (7, 20)), jnp.float32)
     diagonal = jnp.asarray(rng.uniform(1, 9, (7, 6)), jnp.float32)
     right = jnp.asarray(rng.normal(size=(7, 6)), jnp.float32)
-    exact = solve(rows, weight, diagonal, right)
-    found = conjugate_gradients(rows, weight, diagonal, right, jnp.zeros((7, 6)), 6)
+    exact = jax.jit(solve)(rows, weight, diagonal, right)
+    cg = jax.jit(conjugate_gradients, static_argnums=5)
+    found = cg(rows, weight, diagonal, right, jnp.zeros((7, 6)), 6)
     np.testing.assert_allclose(found, exact, atol=1e-5)
-    short = solve(rows[:, :5], weight[:, :5], diagonal, right)  # of 5 unknowns, not 6
-    padded = solve(rows, weight * (jnp.arange(20) < 5)[None], diagonal, right)
+    # of 5 unknowns, not 6
+    short = jax.jit(solve)(rows[:, :5], weight[:, :5], diagonal, right)
+    padded = jax.jit(solve)(rows, weight * (jnp.arange(20) < 5)[None], diagonal, right)
     np.testing.assert_allclose(short, padded, atol=1e-5)
 
 
@@ -366,10 +391,15 @@ def planted(users=200, items=60, groups=4, taken=8, seed=0):
     return log(np.repeat(np.arange(users), taken), np.concatenate(item), items=items)
 
 
+@functools.cache
+def bpr_of_planted():
+    model = BPR(factors=8, epochs=15, batch_size=128)
+    return model, model.fit(planted())
+
+
 @pytest.mark.slow
 def test_bpr_learns_a_planted_structure():
-    model = BPR(factors=8, epochs=15, batch_size=128)
-    params = model.fit(planted())
+    model, params = bpr_of_planted()
     fresh = planted(users=40, taken=3, seed=9)  # none of them was in the log
     found = scores(model, params, all_histories(fresh))
     group = np.arange(60) // 15 == (np.arange(40) % 4)[:, None]
@@ -386,7 +416,7 @@ def test_bpr_folds_in_at_the_least_of_its_loss():
     params = model.fit(planted(items=40))
     table = np.asarray(model.table(params), np.float64)
     history = np.array([[3, 8, 11, 40], [20, 21, 0, 39]])
-    found = np.asarray(jax.jit(model.queries)(params, jnp.asarray(history)))
+    found = np.asarray(queries(model, params, history))
     drawn = np.asarray(jax.random.randint(jax.random.key(0), (128,), 0, 40))
     for row, query in zip(history, found, strict=True):
         row = row[row < 40]
@@ -407,15 +437,13 @@ def test_bpr_knows_what_a_user_took():
 
     events = generated(users=20, items=15)
     user, item = (grid.ravel() for grid in np.meshgrid(np.arange(20), np.arange(15)))
-    found = took(_log(events), jnp.asarray(user), jnp.asarray(item))
+    found = jax.jit(took)(_log(events), user, item)
     taken = interactions(events).toarray() > 0
     np.testing.assert_array_equal(found, taken[user, item])
 
 
 def test_a_warm_start_of_bpr_ranks_new_items_and_the_old():
-    model = BPR(factors=8, epochs=15, batch_size=128)
-    first = planted(items=60)
-    params = model.fit(first)
+    model, params = bpr_of_planted()
     rng = np.random.default_rng(3)
     user = np.repeat(np.arange(120), 6)  # item 60 goes with the first group
     item = np.stack([rng.choice(15, 6, replace=False) + 15 * (u % 4) for u in range(120)])
@@ -432,16 +460,14 @@ def test_a_warm_start_of_bpr_ranks_new_items_and_the_old():
 @pytest.mark.parametrize("model", MODELS, ids=named)
 def test_a_user_is_scored_by_history_alone(model):
     """Known or not; however far the history is padded, and in whatever batch."""
-    events = generated()
-    params = model.fit(events)
-    histories = all_histories(events)
+    params, histories = fitted(model), all_histories(generated())
     known = scores(model, params, histories)
     assert known.dtype == np.float32
     assert known.shape == (60, 30)
     wide = np.pad(histories, ((0, 0), (0, 9)), constant_values=30)
     np.testing.assert_allclose(scores(model, params, wide), known, atol=1e-4)
     np.testing.assert_allclose(scores(model, params, histories[7:9]), known[7:9], atol=1e-4)
-    nothing = scores(model, params, np.full((2, 4), 30))
+    nothing = scores(model, params, np.full((2, 30), 30))
     assert np.isfinite(nothing).all()
     hash(model)  # a static argument of jit
 
@@ -450,24 +476,26 @@ def test_a_user_is_scored_by_history_alone(model):
 def test_a_log_of_one_user_and_none(model):
     params = model.fit(log([0, 0], [0, 1], items=3))
     assert np.isfinite(scores(model, params, [[0, 3]])).all()
-    with pytest.raises(ValueError, match="events: none found"):
+    with pytest.raises(ValueError, match="events must hold at least 1 event, got none"):
         model.fit(log(np.zeros(0), np.zeros(0), users=1, items=2))
-    with pytest.raises(ValueError, match=r"weight: -1\.0 found"):
+    with pytest.raises(
+        ValueError, match=r"weight must be finite and at least 0, got -1\.0 in row 0"
+    ):
         model.fit(log([0], [0], weight=[-1]))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EASE(l2=0), "l2: 0 found"),
-        (lambda: EASE(min_count=9).fit(log([0], [0])), "min_count: at most 1 events an item found"),
-        (lambda: IALS(factors=0), "factors: 0 found"),
-        (lambda: IALS(unobserved=0), "unobserved: 0 found"),
-        (lambda: BPR(epochs=0), "epochs: 0 found"),
-        (lambda: BPR(learning_rate=-1), "learning_rate: -1 found"),
-        (lambda: ItemKNN(neighbours=0), "neighbours: 0 found"),
-        (lambda: ItemKNN(shrink=-1), "shrink: -1 found"),
-        (lambda: Popularity(half_life=0), "half_life: 0 found"),
+        (lambda: EASE(l2=0), "l2 must be above 0, got 0"),
+        (lambda: EASE(min_count=9).fit(log([0], [0])), r"min_count must be at most 1 \(.*got 9"),
+        (lambda: IALS(factors=0), "factors must be at least 1, got 0"),
+        (lambda: IALS(unobserved=0), "unobserved must be above 0, got 0"),
+        (lambda: BPR(epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: BPR(learning_rate=-1), "learning_rate must be above 0, got -1"),
+        (lambda: ItemKNN(neighbours=0), "neighbours must be at least 1, got 0"),
+        (lambda: ItemKNN(shrink=-1), "shrink must be at least 0, got -1"),
+        (lambda: Popularity(half_life=0), "half_life must be above 0 or None, got 0"),
     ],
 )
 def test_settings_that_cannot_be_meant(make, message):

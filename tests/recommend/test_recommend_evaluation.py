@@ -100,13 +100,13 @@ def test_a_short_list_and_no_events():
 @pytest.mark.parametrize("k", [0, 49])
 def test_k_outside_the_catalogue_is_named(k):
     recommender, histories, targets = some()
-    with pytest.raises(ValueError, match=f"k: found {k}, wanted 1 to 48"):
+    with pytest.raises(ValueError, match=rf"k must be 1 to 48 \(.*got {k}"):
         recommend.evaluate(recommender, lists(histories), lists(targets), k)
 
 
 def test_wrong_counts_are_named():
     recommender, histories, targets = some()
-    with pytest.raises(ValueError, match=r"counts: found shape \(3,\), wanted \(48,\)"):
+    with pytest.raises(ValueError, match=r"counts must have shape \(48,\), got \(3,\)"):
         recommend.evaluate(recommender, lists(histories), lists(targets), counts=np.ones(3))
 
 
@@ -124,7 +124,9 @@ def test_segments_make_the_whole():
     )
     assert alone.figures() == parts["short"].figures()
     assert sum(len(part.users) for part in parts.values()) == len(whole.users)
-    with pytest.raises(ValueError, match="labels: found shape"):
+    with pytest.raises(
+        ValueError, match=r"labels must be one for each user, \(U,\) with U at least \d+, got shape"
+    ):
         recommend.segments(whole, labels[:-2])
 
 
@@ -169,9 +171,9 @@ def test_other_users_are_counted_and_nothing_is_marked():
 
 def test_comparison_refuses():
     one = evaluation(np.arange(9) % 2 == 0)
-    with pytest.raises(ValueError, match=r"metrics: \['hr@5'\] wanted, 'one' has \['hr@1'"):
+    with pytest.raises(ValueError, match=r"among \['hr@1', .*'one', got \['hr@5'\]"):
         recommend.compare({"one": one}, ["hr@5"])
-    with pytest.raises(ValueError, match="evaluations: found none"):
+    with pytest.raises(ValueError, match="evaluations must hold at least 1, got none"):
         recommend.compare({})
 
 
@@ -199,6 +201,6 @@ def test_sampled_metrics_warn_and_are_those_of_a_draw():
     np.testing.assert_allclose(np.mean(got, (0, 2)), np.mean(want, (0, 2)), atol=6 * error / 7)
     with (
         pytest.warns(UserWarning),
-        pytest.raises(ValueError, match="negatives: found 300, wanted 1 to"),
+        pytest.raises(ValueError, match=r"negatives must be 1 to \d+ \(.*got 300"),
     ):
         recommend.sampled_metrics(ranks, 10, negatives=300)

@@ -1,5 +1,6 @@
 """Losses over a catalogue against the whole softmax, formulas and simulation."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,68 +19,77 @@ from jaxops.recommend import (
 ROWS, LENGTH, WIDTH, ITEMS = 5, 7, 4, 50
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def batch():
-    keys = jax.random.split(jax.random.key(0), 4)
-    hidden = jax.random.normal(keys[0], (ROWS, LENGTH, WIDTH))
-    table = jax.random.normal(keys[1], (ITEMS, WIDTH))
-    targets = jax.random.randint(keys[2], (ROWS, LENGTH), 0, ITEMS)
-    weights = jax.random.uniform(keys[3], (ROWS, LENGTH))
-    return hidden, table, targets, jnp.where(weights < 0.4, 0.0, weights)
+    @jax.jit
+    def draw(key):
+        keys = jax.random.split(key, 4)
+        hidden = jax.random.normal(keys[0], (ROWS, LENGTH, WIDTH))
+        table = jax.random.normal(keys[1], (ITEMS, WIDTH))
+        targets = jax.random.randint(keys[2], (ROWS, LENGTH), 0, ITEMS)
+        weights = jax.random.uniform(keys[3], (ROWS, LENGTH))
+        return hidden, table, targets, jnp.where(weights < 0.4, 0.0, weights)
+
+    return draw(jax.random.key(0))
+
+
+@jax.jit
+@jax.value_and_grad
+def whole(factors, targets, weights):
+    """The loss over all scores at once, of (hidden, table)."""
+    hidden, table = factors
+    losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, targets)
+    return (weights * losses).sum()
+
+
+def by_chunks(factors, targets, weights, chunk=None):
+    return cross_entropy(*factors, targets, weights, chunk)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2, 3, 7, 100])
 def test_chunks_are_the_whole_in_value_and_gradient(batch, chunk):
     hidden, table, targets, weights = batch
 
-    def whole(hidden, table):
-        losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, targets)
-        return 3.0 * (weights * losses).sum()
+    @jax.jit
+    def chunked(factors):
+        value, gradients = jax.value_and_grad(
+            lambda factors: 3.0 * by_chunks(factors, targets, weights, chunk)
+        )(factors)
+        alone = 3.0 * by_chunks(factors, targets, weights, chunk)  # without the gradients
+        return value, gradients, alone
 
-    def chunked(hidden, table):
-        return 3.0 * cross_entropy(hidden, table, targets, weights, chunk)
-
-    wanted, wanted_gradients = jax.value_and_grad(whole, (0, 1))(hidden, table)
-    found, gradients = jax.jit(jax.value_and_grad(chunked, (0, 1)))(hidden, table)
+    wanted, wanted_gradients = whole((hidden, table), targets, 3.0 * weights)
+    found, gradients, alone = chunked((hidden, table))
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(chunked)(hidden, table), wanted, rtol=1e-6)
-    for own, other in zip(gradients, wanted_gradients, strict=True):
-        np.testing.assert_allclose(own, other, atol=2e-6)
+    np.testing.assert_allclose(alone, wanted, rtol=1e-6)
+    chex.assert_trees_all_close(gradients, wanted_gradients, rtol=1e-7, atol=2e-6)
 
 
 def test_large_scores_do_not_overflow(batch):
     hidden, table, targets, weights = batch
-    losses = optax.softmax_cross_entropy_with_integer_labels(100 * hidden @ table.T, targets)
-    found = cross_entropy(100 * hidden, table, targets, weights)
-    np.testing.assert_allclose(found, (weights * losses).sum(), rtol=1e-5)
+    wanted, _ = whole((100 * hidden, table), targets, weights)
+    found = jax.jit(cross_entropy)(100 * hidden, table, targets, weights)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_nothing_to_foretell_is_zero(batch):
     hidden, table, targets, _ = batch
     zero = jnp.zeros(targets.shape)
-    loss, gradients = jax.value_and_grad(cross_entropy, (0, 1))(hidden, table, targets, zero)
+    loss, gradients = jax.jit(jax.value_and_grad(by_chunks))((hidden, table), targets, zero)
     assert loss == 0
     assert all((g == 0).all() for g in gradients)
 
 
 def test_a_chunk_bounds_the_memory():
     """Of the compiled programs: 64 x 50 x 20,000 scores are 256 MB."""
-    hidden, table = jnp.zeros((64, 50, 8)), jnp.zeros((20_000, 8))
-    targets, weights = jnp.zeros((64, 50), int), jnp.ones((64, 50))
+    factors = jnp.zeros((64, 50, 8)), jnp.zeros((20_000, 8))
+    given = factors, jnp.zeros((64, 50), int), jnp.ones((64, 50))
 
-    def whole(hidden, table):
-        losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, targets)
-        return (weights * losses).sum()
-
-    def chunked(hidden, table):
-        return cross_entropy(hidden, table, targets, weights, chunk=1)
-
-    def scratch(loss):
-        program = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, table).compile()
-        return program.memory_analysis().temp_size_in_bytes
+    def scratch(program):
+        return program.lower(*given).compile().memory_analysis().temp_size_in_bytes
 
     assert scratch(whole) > 2e8
-    assert scratch(chunked) < 3e7
+    assert scratch(jax.jit(jax.grad(lambda *x: by_chunks(*x, chunk=1)))) < 3e7
 
 
 @pytest.mark.slow
@@ -102,17 +112,16 @@ def test_the_partition_of_sampled_softmax_is_unbiased(batch):
     assert (abs(found.mean(0) - total) < 4 * error).all()
     assert (error / total < 0.02).all()  # or it would have shown nothing
     # and the loss is made of that partition
-    drawn, log_q = loss.draw(ITEMS, targets, weights, keys[0])
+    drawn, log_q = jax.jit(lambda key: loss.draw(ITEMS, targets, weights, key))(keys[0])
     wanted = (weights * (jnp.log(partition(keys[0])) - right)).sum()
-    own = sampled_softmax(hidden, table, targets, weights, drawn, log_q)
-    np.testing.assert_allclose(own, wanted, rtol=1e-5)
+    found = jax.jit(sampled_softmax)(hidden, table, targets, weights, drawn, log_q)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_negatives_are_drawn_with_the_probabilities_they_say(batch):
     _, _, targets, weights = batch
-    drawn, log_q = SampledSoftmax(200_000, popular=0.3).draw(
-        ITEMS, targets, weights, jax.random.key(2)
-    )
+    draw = jax.jit(SampledSoftmax(200_000, popular=0.3).draw, static_argnums=0)
+    drawn, log_q = draw(ITEMS, targets, weights, jax.random.key(2))
     share = np.bincount(drawn, minlength=ITEMS) / len(drawn)
     said = np.zeros(ITEMS)
     said[np.asarray(drawn)] = np.exp(log_q)
@@ -125,9 +134,9 @@ def test_negatives_are_drawn_with_the_probabilities_they_say(batch):
 def test_many_negatives_are_nearly_the_whole_softmax(batch):
     hidden, table, targets, weights = batch
     key = jax.random.key(3)
-    whole = CrossEntropy()(hidden, table, targets, weights, key)
-    found = SampledSoftmax(200_000)(hidden, table, targets, weights, key)
-    np.testing.assert_allclose(found, whole, rtol=1e-3)
+    every = jax.jit(CrossEntropy())(hidden, table, targets, weights, key)
+    found = jax.jit(SampledSoftmax(200_000))(hidden, table, targets, weights, key)
+    np.testing.assert_allclose(found, every, rtol=1e-3)
 
 
 def test_one_negative_is_the_loss_of_sasrec():
@@ -138,19 +147,23 @@ def test_one_negative_is_the_loss_of_sasrec():
     right, wrong = np.array([1.0, -1.0]), np.array([2.0, 0.5])
     losses = np.log1p(np.exp(-right)) + np.log1p(np.exp(wrong))
     arguments = (hidden, table, targets, weights, jax.random.key(0))
-    np.testing.assert_allclose(BinaryCrossEntropy()(*arguments), losses @ [1, 2], rtol=1e-6)
+    binary, one, three = jax.jit(
+        lambda *x: [loss(*x) for loss in (BinaryCrossEntropy(), BPRLoss(), BPRLoss(3))]
+    )(*arguments)
+    np.testing.assert_allclose(binary, losses @ [1, 2], rtol=1e-6)
     pairs = np.log1p(np.exp(wrong - right))
-    np.testing.assert_allclose(BPRLoss()(*arguments), pairs @ [1, 2], rtol=1e-6)
-    np.testing.assert_allclose(BPRLoss(3)(*arguments), pairs @ [1, 2], rtol=1e-6)
+    np.testing.assert_allclose(one, pairs @ [1, 2], rtol=1e-6)
+    np.testing.assert_allclose(three, pairs @ [1, 2], rtol=1e-6)
 
 
 def test_gbce_weighs_the_target_by_beta():
     """Petrov and Macdonald 2023, equation 10: three items, one negative, a = 1/2."""
     hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((3, 2))
     arguments = (hidden, table, jnp.array([[1]]), jnp.ones((1, 1)), jax.random.key(0))
-    for t, beta in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
-        found = BinaryCrossEntropy(1, t)(*arguments)
-        np.testing.assert_allclose(found, (beta + 1) * np.log(2), rtol=1e-6)
+    losses = [BinaryCrossEntropy(1, t) for t in (0.0, 0.5, 1.0)]
+    found = jax.jit(lambda *x: [loss(*x) for loss in losses])(*arguments)
+    for value, beta in zip(found, (1.0, 0.75, 0.5), strict=True):
+        np.testing.assert_allclose(value, (beta + 1) * np.log(2), rtol=1e-6)
 
 
 def test_negatives_are_never_the_target():
@@ -158,7 +171,7 @@ def test_negatives_are_never_the_target():
     hidden, targets = jnp.ones((1, 2000, 1)), jnp.full((1, 2000), 2)
 
     def margin(loss):
-        return loss(hidden, table, targets, jnp.ones((1, 2000)), jax.random.key(0))
+        return jax.jit(loss)(hidden, table, targets, jnp.ones((1, 2000)), jax.random.key(0))
 
     # log sigmoid of 2 - {0, 1, 3}, each a third
     pairs = np.log1p(np.exp(np.array([0, 1, 3]) - 2.0))
@@ -169,11 +182,11 @@ def test_negatives_are_never_the_target():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: SampledSoftmax(0), "negatives: 0 found"),
-        (lambda: SampledSoftmax(10, popular=1.0), "popular: 1.0 found"),
-        (lambda: BinaryCrossEntropy(0), "negatives: 0 found"),
-        (lambda: BinaryCrossEntropy(1, 1.5), "calibration: 1.5 found"),
-        (lambda: BPRLoss(0), "negatives: 0 found"),
+        (lambda: SampledSoftmax(0), "negatives must be at least 1, got 0"),
+        (lambda: SampledSoftmax(10, popular=1.0), r"popular must be in \[0, 1\), got 1.0"),
+        (lambda: BinaryCrossEntropy(0), "negatives must be at least 1, got 0"),
+        (lambda: BinaryCrossEntropy(1, 1.5), r"calibration must be in \[0, 1\], got 1.5"),
+        (lambda: BPRLoss(0), "negatives must be at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_meant(make, name):
@@ -185,8 +198,12 @@ def test_a_catalogue_too_large_for_one_place_of_each_row(batch, monkeypatch):
     from jaxops.recommend import losses
 
     hidden, table, targets, weights = batch
-    whole = jax.value_and_grad(cross_entropy, (0, 1))(hidden, table, targets, weights)
+    wanted = whole((hidden, table), targets, weights)
     monkeypatch.setattr(losses, "AT_ONCE", 60)
     assert losses.fits(ROWS, 5, ITEMS) and not losses.fits(ROWS, 1, ITEMS)
-    parts = jax.value_and_grad(cross_entropy, (0, 1))(hidden, table, targets, weights)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), parts, whole)
+
+    def in_parts(*given):  # not `by_chunks`, of which there may be a program from before
+        return by_chunks(*given)
+
+    parts = jax.jit(jax.value_and_grad(in_parts))((hidden, table), targets, weights)
+    chex.assert_trees_all_close(parts, wanted, rtol=1e-5, atol=2e-6)

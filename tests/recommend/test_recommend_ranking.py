@@ -96,7 +96,7 @@ def test_minus_infinity_is_a_score_and_nan_is_none():
     )
     assert recommend.ranks(recommender, lists([[3]]), lists([[1]])).ranks.tolist() == [[2.5]]
     scores[0, 2] = np.nan
-    with pytest.raises(FloatingPointError, match="NaN for user 1"):
+    with pytest.raises(FloatingPointError, match="scores must not be NaN, got NaN for user 1"):
         recommend.ranks(replace(recommender, params=scores), lists([[3], [0]]), lists([[1], [1]]))
 
 
@@ -114,10 +114,10 @@ def test_one_program_for_users_of_any_length(monkeypatch):
 @pytest.mark.parametrize(
     ("histories", "targets", "message"),
     [
-        ([[0]], [[1], [1]], "found 1 and 2 users, wanted the same"),
-        ([[0]], [[]], "targets: found none"),
-        ([[0]], [[4]], "targets: found item 4, wanted 0 to 3"),
-        ([[-1]], [[3]], "histories: found item -1, wanted 0 to 3"),
+        ([[0]], [[1], [1]], "targets must be of 1 users, as histories are, got 2"),
+        ([[0]], [[]], "targets must hold at least 1 item, got none"),
+        ([[0]], [[4]], r"targets must hold items in \[0, 4\), got 4"),
+        ([[-1]], [[3]], r"histories must hold items in \[0, 4\), got -1"),
     ],
 )
 def test_bad_input_is_named(histories, targets, message):
@@ -189,9 +189,9 @@ def test_ties_at_their_mean():
 def test_metrics_refuse(name):
     metric = ranking.METRICS[name]
     for wrong in (np.ones(3), np.full((2, 2), np.inf), np.zeros((2, 1)), np.array([[np.nan]])):
-        with pytest.raises(ValueError, match="ranks: found shape"):
+        with pytest.raises(ValueError, match=r"ranks must be \(U, M\), .*got shape"):
             metric(wrong, 10)
-    with pytest.raises(ValueError, match="k: found 0"):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         metric(np.ones((1, 1)), 0)
     on_device = metric(jax.numpy.array([[2.0, np.inf]]), 3)
     assert on_device == metric(np.array([[2.0, np.inf]]), 3)

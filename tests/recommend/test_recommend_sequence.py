@@ -1,5 +1,8 @@
-"""Models of histories: against PyTorch, by what they may see, and by what they learn."""
+"""Sequence models: against PyTorch, by what they may see, and by what they learn."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,19 +22,29 @@ MODULES = {
 CAUSAL = [name for name in MODULES if name != "bert4rec"]
 
 
-def params_of(name, seed=0):
-    """Not the small ones of a start: what is seen has to show."""
+@functools.cache
+def params_of(name):
+    """Larger than initial parameters, so that what a position sees shows in its vector."""
     module = MODULES[name]
     ones = jnp.ones((1, 8), jnp.int32)
-    params = module.init(jax.random.key(seed), ones, ones, method="hidden")["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noise = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return module, jax.tree.unflatten(tree, noise)
+
+    @jax.jit
+    def init(key):
+        params = module.init(key, ones, ones, method="hidden")["params"]
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        noise = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(tree, noise)
+
+    return module, init(jax.random.key(0))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def hidden(module, params, *arguments):
     return module.apply({"params": params}, *arguments, method="hidden")
+
+
+queries = jax.jit(r.SequenceModel.queries, static_argnums=0)
 
 
 def test_sasrec_is_that_of_pytorch():
@@ -74,16 +87,16 @@ def test_sasrec_is_that_of_pytorch():
         wanted = encoder.eval()(norm(torch.tensor(x)), mask=mask, is_causal=True).numpy()
     found = hidden(module, params, jnp.asarray(items, jnp.int32))
     np.testing.assert_allclose(found, wanted, atol=1e-4)
-    queries = r.SequenceModel(module).queries(params, jnp.asarray(items, jnp.int32))
-    np.testing.assert_allclose(queries, wanted[:, -1], atol=1e-4)
+    query = queries(r.SequenceModel(module), params, jnp.asarray(items, jnp.int32))
+    np.testing.assert_allclose(query, wanted[:, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_nothing_to_come_is_seen(name):
     module, params = params_of(name)
-    items = jnp.arange(8, dtype=jnp.int32)[None]
-    before = hidden(module, params, items)
-    after = hidden(module, params, items.at[0, 5].set(19))
+    items = np.arange(8, dtype=np.int32)[None]
+    changed = np.where(items == 5, np.int32(19), items)
+    before, after = (np.asarray(hidden(module, params, x)) for x in (items, changed))
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert (before[:, 5:] != after[:, 5:]).any(-1).all()
 
@@ -91,14 +104,20 @@ def test_nothing_to_come_is_seen(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_packed_histories_are_as_alone(name):
     module, params = params_of(name)
-    items = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]], jnp.int32)
-    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]], jnp.int32)
-    positions = jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]], jnp.int32)
-    both = hidden(module, params, items, segments, positions)
-    first = hidden(module, params, items[:, :3])
-    second = hidden(module, params, items[:, 3:7])
-    np.testing.assert_allclose(both[:, :3], first, atol=2e-5)
-    np.testing.assert_allclose(both[:, 3:7], second, atol=2e-5)
+    items = np.array([[3, 1, 4, 1, 5, 9, 2, 6]], np.int32)
+    segments = np.array([[1, 1, 1, 2, 2, 2, 0, 0]], np.int32)
+    positions = np.array([[0, 1, 2, 0, 1, 2, 0, 0]], np.int32)
+    both = np.asarray(hidden(module, params, items, segments, positions))[0, :6]
+    alone = hidden(module, params, items[0, :6].reshape(2, 3))
+    np.testing.assert_allclose(both.reshape(alone.shape), alone, atol=2e-5)
+    for length in (1, 4):  # of other lengths, with padding after them
+        segments = (np.arange(8) < length).astype(np.int32) + 2 * (np.arange(8) >= length)
+        positions = np.where(np.arange(8) < length, np.arange(8), np.arange(8) - length)
+        packed = hidden(module, params, items, segments[None], positions[None].astype(np.int32))
+        first = (np.arange(8) < length).astype(np.int32)[None]
+        place = np.arange(8, dtype=np.int32)[None]
+        padded = hidden(module, params, items, first, place)
+        np.testing.assert_allclose(packed[:, :length], padded[:, :length], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -106,11 +125,11 @@ def test_the_query_is_of_the_last_place_whatever_the_padding(name):
     module, params = params_of(name)
     model = r.SequenceModel(module)
     assert model.context == 8
-    short = jnp.array([[3, 1, 4]], jnp.int32)
-    long = jnp.array([[3, 1, 4, ITEMS, ITEMS, ITEMS, ITEMS, ITEMS]], jnp.int32)
-    query = model.queries(params, short)
-    np.testing.assert_allclose(query, model.queries(params, long), atol=2e-5)
-    row = short if name != "bert4rec" else jnp.pad(short, ((0, 0), (0, 1)), constant_values=ITEMS)
+    short = np.array([[3, 1, 4], [7, 7, 2]], np.int32)
+    long = np.pad(short, ((0, 0), (0, 5)), constant_values=ITEMS)
+    query = queries(model, params, short)
+    np.testing.assert_allclose(query, queries(model, params, long), atol=2e-5)
+    row = short if name != "bert4rec" else np.pad(short, ((0, 0), (0, 1)), constant_values=ITEMS)
     np.testing.assert_allclose(query, hidden(module, params, row)[:, -1], atol=2e-5)
     assert model.table(params).shape == (ITEMS, 16)
 
@@ -120,10 +139,15 @@ def test_hstu_by_hand():
     module = r.hstu(ITEMS, 8, 4, 1, 1, 0.0)
     items = np.array([[2, 7, 5]])
     start = jnp.asarray(items, jnp.int32)
-    params = module.init(jax.random.key(1), start, method="hidden")["params"]
-    params = jax.tree.map(
-        lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), params
-    )
+
+    @jax.jit
+    def init(key):
+        params = module.init(key, start, method="hidden")["params"]
+        return jax.tree.map(
+            lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), params
+        )
+
+    params = init(jax.random.key(1))
     own = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, p):
@@ -183,30 +207,39 @@ def test_it_learns_where_histories_go(name):
     assert found["ndcg@10"] > 0.9
     # of a row that is wider than the context, the last items are read
     model = r.SequenceModel(module)
-    wanted = model.queries(state.params, jnp.asarray(test["items"][:, -8:]))
+    wanted = queries(model, state.params, jnp.asarray(test["items"][:, -8:]))
     np.testing.assert_allclose(jo.predict(task, state, test), wanted, atol=1e-4)
 
 
-def test_the_metrics_are_those_of_ranks(make_recommender):
-    recommender, state, task = make_recommender
-    before, target = parted(cycles(40, seed=2))
-    test = r.held_out(before, target, 9)
-    found = jo.evaluate(task, state, test)
-    rank = r.ranks(recommender, before, target).ranks
-    np.testing.assert_allclose(found["ndcg@10"], r.ndcg(rank, 10).mean(), atol=1e-6)
-    np.testing.assert_allclose(found["hr@10"], r.hr(rank, 10).mean(), atol=1e-6)
-
-
-@pytest.fixture
-def make_recommender():
-    task = r.next_item(MODULES["sasrec"])
-    train = r.rows(cycles(), 9)
+def trained(plan):
+    """SASRec after a few steps, and how it is evaluated."""
+    task, test = r.next_item(MODULES["sasrec"]), r.held_out(*parted(cycles(50, seed=1)), 9)
     state = jo.fit(
-        task, train, optimizer=jo.optim.adam(5e-3), batch_size=20, epochs=2, progress=False
+        task,
+        r.rows(cycles(64), 9),
+        optimizer=jo.optim.sgd(0.1),
+        batch_size=16,
+        steps=6,
+        validation=test,
+        plan=plan,
+        progress=False,
     )
+    return state, jo.evaluate(task, state, test, plan=plan)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return trained(jo.devices.single())
+
+
+def test_the_metrics_are_those_of_ranks(on_one_device):
+    state, found = on_one_device
     names = np.array([f"item {i}" for i in range(ITEMS)])
     model = r.SequenceModel(MODULES["sasrec"])
-    return r.Recommender(model, state.params, names, np.ones(ITEMS)), state, task
+    recommender = r.Recommender(model, state.params, names, np.ones(ITEMS))
+    rank = r.ranks(recommender, *parted(cycles(50, seed=1))).ranks
+    np.testing.assert_allclose(found["ndcg@10"], r.ndcg(rank, 10).mean(), atol=1e-6)
+    np.testing.assert_allclose(found["hr@10"], r.hr(rank, 10).mean(), atol=1e-6)
 
 
 def test_rows_foretell_each_item_once():
@@ -228,40 +261,28 @@ def test_rows_foretell_each_item_once():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="none of two items"):
+    with pytest.raises(
+        ValueError, match="histories must hold a user with at least 2 items, got at most 1"
+    ):
         r.rows(r.Histories(np.array([1, 2], np.int32), np.array([0, 1, 2])), 5)
-    with pytest.raises(ValueError, match="a causal one wanted"):
+    with pytest.raises(ValueError, match="module must be causal, got"):
         r.next_item(MODULES["bert4rec"])
-    with pytest.raises(ValueError, match="one that sees both sides wanted"):
+    with pytest.raises(
+        ValueError, match="module must attend to items on both sides, got a causal one"
+    ):
         r.masked_item(MODULES["sasrec"])
-    with pytest.raises(ValueError, match="share: 1"):
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\), got 1.0"):
         r.masked_item(MODULES["bert4rec"], share=1.0)
     task = r.next_item(MODULES["sasrec"])
     long = r.rows(cycles(), 12)
-    with pytest.raises(ValueError, match="at most 9 in a row"):
+    with pytest.raises(ValueError, match="with at most 9 items per row, got"):
         jo.fit(task, long, optimizer=jo.optim.adam(1e-3), batch_size=4, epochs=1, progress=False)
 
 
-def test_eight_devices_equal_one():
-    task = r.next_item(MODULES["sasrec"], r.CrossEntropy())
-    train, test = r.rows(cycles(64), 9), r.held_out(*parted(cycles(50, seed=1)), 9)
-
-    def trained(plan):
-        state = jo.fit(
-            task,
-            train,
-            optimizer=jo.optim.sgd(0.1),
-            batch_size=16,
-            steps=6,
-            validation=test,
-            plan=plan,
-            progress=False,
-        )
-        return state.params, jo.evaluate(task, state, test, plan=plan)
-
-    one, found_one = trained(jo.devices.single())
+def test_eight_devices_equal_one(on_one_device):
+    one, found_one = on_one_device
     many, found_many = trained(jo.devices.data_parallel())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, many)
+    chex.assert_trees_all_close(one.params, many.params, atol=2e-5)
     np.testing.assert_allclose(found_one["ndcg@10"], found_many["ndcg@10"], atol=1e-5)
 
 
@@ -270,23 +291,25 @@ def test_new_items_leave_the_known_where_they_are(name):
     module, params = params_of(name)
     names = np.array([f"item {i}" for i in range(ITEMS)])
     before = r.Recommender(r.SequenceModel(module), params, names, np.ones(ITEMS))
-    larger, state = r.extended(before, ITEMS + 3)
+    larger, state = r.sequence_with_items(before, ITEMS + 3)
     log = r.events({"user": ["a"], "item": ["item 3"]}, time=None, items=[*names, "x", "y", "z"])
     assert (
-        r.recommender(larger, state, log, before).counts.tolist()
+        r.sequence_recommender(larger, state, log, before).counts.tolist()
         == [1 + (i == 3) for i in range(ITEMS)] + [0] * 3
     )
     after = r.SequenceModel(larger)
-    history = jnp.array([[3, 1, 4], [2, 7, 1]], jnp.int32)
+    history = np.array([[3, 1, 4], [2, 7, 1]], np.int32)
     np.testing.assert_allclose(
-        after.queries(state.params, history), before.model.queries(params, history), atol=1e-5
+        queries(after, state.params, history), queries(before.model, params, history), atol=1e-5
     )
     table = after.table(state.params)
     np.testing.assert_array_equal(table[:ITEMS], before.model.table(params))
     assert table.shape == (ITEMS + 3, 16)
-    with pytest.raises(ValueError, match="items: 5 found, at least the 20"):
-        r.extended(before, 5)
-    with pytest.raises(ValueError, match="SequenceModel found, wanted one with a fit of its own"):
+    with pytest.raises(ValueError, match=r"items must be at least 20 \(the known items\), got 5"):
+        r.sequence_with_items(before, 5)
+    with pytest.raises(
+        ValueError, match=r"must be of a model with a fit method, .*got SequenceModel"
+    ):
         r.update(before, None)
 
 
@@ -313,10 +336,10 @@ def test_new_events_are_learned_from_a_warm_start():
 
     old, new = log(ITEMS, 0), log(ITEMS + 4, 1)
     assert new.items[:ITEMS].tolist() == old.items.tolist()
-    model = r.recommender(MODULES["sasrec"], learn(MODULES["sasrec"], old, None, 20), old)
+    model = r.sequence_recommender(MODULES["sasrec"], learn(MODULES["sasrec"], old, None, 20), old)
     assert r.recommend(model, [["17", "18", "19"]], 1).ids() == [["00"]]
-    module, state = r.extended(model, len(new.items))
-    model = r.recommender(module, learn(module, new, state, 20), new)
+    module, state = r.sequence_with_items(model, len(new.items))
+    model = r.sequence_recommender(module, learn(module, new, state, 20), new)
     lists = r.recommend(model, [["17", "18", "19"], ["18", "19", "20"], ["01", "02"]], 1).ids()
     assert lists == [["20"], ["21"], ["03"]]
 
@@ -332,7 +355,7 @@ def test_a_log_of_one_user():
         epochs=40,
         progress=False,
     )
-    model = r.recommender(module, state, log)
+    model = r.sequence_recommender(module, state, log)
     assert r.recommend(model, [["x"], ["x", "y"]], 1).ids() == [["y"], ["z"]]
     for kind in (r.EASE(l2=1.0), r.ItemKNN(), r.Popularity(), r.IALS(factors=2)):
         assert len(r.recommend(r.fit(kind, log), [["x"]], 2).ids()[0]) == 2

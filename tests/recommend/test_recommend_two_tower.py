@@ -1,3 +1,9 @@
+"""Two towers: the loss, what is learned, new items, and files."""
+
+import dataclasses
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,9 +39,11 @@ def log(users=120, items=60, length=8, seed=0):
     )
 
 
+SETTINGS = {"width": 16, "hidden": (16,), "context": 6}
+
+
 def fitted(events, steps=150, **settings):
-    settings = {"width": 16, "hidden": (16,), "context": 6, **settings}
-    model = TwoTower.fitted(events, **settings)
+    model = TwoTower.fitted(events, **SETTINGS, **settings)
     task = recommend.retrieval(model, events)
     adam = jo.optim.adam(1e-2)
     columns = model.rows(events)
@@ -55,7 +63,7 @@ def test_in_batch_softmax_is_the_formula():
     scores = rng.normal(size=(count, count))
     q = rng.dirichlet(np.ones(catalogue))
     item, weights = rng.integers(0, catalogue, count), np.array([1, 1, 0, 2, 1, 0, 0.5])
-    found = in_batch_softmax(*map(jnp.asarray, (scores, item, np.log(q[item]), weights)))
+    found = np.asarray(jax.jit(in_batch_softmax)(scores, item, np.log(q[item]), weights))
     real = [j for j in range(count) if weights[j] > 0]
     for i in real:
         drawn = [np.exp(scores[i, j]) / q[item[j]] for j in real if item[j] != item[i]]
@@ -91,10 +99,14 @@ def test_log_q_correction_is_unbiased():
 
 def test_loss_and_gradient_without_others_are_zero():
     scores, item, log_q = jnp.ones((3, 3)), jnp.zeros(3, jnp.int32), jnp.zeros(3)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(scores, weights):
+        return in_batch_softmax(scores, item, log_q, weights).sum()
+
     for weights in (jnp.ones(3), jnp.array([1.0, 0, 0]), jnp.zeros(3)):
-        value, grad = jax.value_and_grad(
-            lambda s, w=weights: in_batch_softmax(s, item, log_q, w).sum()
-        )(scores)
+        value, grad = loss(scores, weights)
         assert value == 0 and not np.asarray(grad).any()
 
 
@@ -132,11 +144,20 @@ def test_features_are_read_as_in_training():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"brand": np.array(["a"])}, "no column 'price'"),
-        ({"price": np.array([1.0])}, "no column 'brand'"),
-        ({"price": np.array([1.0]), "brand": np.array([1])}, "brand: int64 found, text wanted"),
-        ({"price": np.array([1.0]), "brand": np.array(["a", "b"])}, "brand: 2 rows found, 1"),
-        ({"price": np.array(["x"]), "brand": np.array(["a"])}, "price: text found"),
+        ({"brand": np.array(["a"])}, "columns must include 'price', got brand"),
+        ({"price": np.array([1.0])}, "columns must include 'brand', got price"),
+        (
+            {"price": np.array([1.0]), "brand": np.array([1])},
+            "brand must be text, as in training, got int64",
+        ),
+        (
+            {"price": np.array([1.0]), "brand": np.array(["a", "b"])},
+            "brand must have 1 rows, got 2",
+        ),
+        (
+            {"price": np.array(["x"]), "brand": np.array(["a"])},
+            "price must be numbers, as in the train rows, got text",
+        ),
     ],
 )
 def test_other_columns_are_refused(columns, message):
@@ -175,7 +196,7 @@ def test_table_is_the_items_vectors(trained, monkeypatch):
     assert table.shape == (60, 16) and table.dtype == jnp.float32 and items is events.items
     np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
     monkeypatch.setattr(two_tower, "ITEMS_AT_ONCE", 7)
-    in_blocks = model.table(params)  # not jitted: the program for all at once is there already
+    in_blocks = jax.jit(lambda params: model.table(params))(params)  # not the program from before
     np.testing.assert_allclose(in_blocks, table, atol=1e-6)
 
 
@@ -184,7 +205,7 @@ def test_an_item_is_scored_by_its_features_alone(trained):
     colour, size = np.meshgrid(COLOURS, [1.0, 5.0])
     columns = {"colour": colour.ravel(), "size": size.ravel(), "of no use": np.zeros(8)}
     names = np.char.add("new ", np.arange(8).astype(str))
-    more = recommend.with_items(recommender, names, columns)
+    more = recommend.two_tower_with_items(recommender, names, columns)
     assert more.items.tolist() == [*events.items.tolist(), *names.tolist()]
     read, ask = jax.jit(more.model.table), jax.jit(more.model.queries)
     before, table = read(recommender.params), read(more.params)
@@ -210,6 +231,39 @@ def test_features_alone_tell_a_user_without_history(trained):
     queries = jax.jit(model.queries)(params, np.full((4, 6), 60), users)
     best = np.asarray(top_k(queries, jax.jit(model.table)(params), k=3)[1])
     assert (events.item_features["colour"][best] == COLOURS[:, None]).all()
+
+
+def test_equal_calls_give_one_task(trained):
+    events, task, _, recommender = trained
+    towers = recommender.model
+    assert recommend.retrieval(TwoTower.fitted(log(), **SETTINGS), log()) is task
+    other = dataclasses.replace(events, item=np.roll(events.item, 1).copy())
+    other.item[0] = other.item[1]  # the same items, of which one is taken once more
+    assert recommend.retrieval(towers, other) is not task
+    sizes = {**events.item_features, "size": events.item_features["size"] + 1}
+    other = dataclasses.replace(events, item_features=sizes)
+    assert recommend.retrieval(towers, other) is not task
+
+
+def test_a_file_holds_the_task_and_its_catalogue(trained, tmp_path):
+    events, task, state, recommender = trained
+    towers = recommender.model
+    jo.save(tmp_path / "towers.safetensors", task, state)
+    model = jo.load(tmp_path / "towers.safetensors")
+    rows = {name: values[:64] for name, values in towers.rows(events).items()}
+    np.testing.assert_array_equal(model.predict(rows), jo.predict(task, state, rows))
+    chex.assert_trees_all_equal(model.state.extra, state.extra)
+    # the task from the file is not taken for one that has a catalogue
+    assert recommend.retrieval(towers, events) is task
+
+    train = functools.partial(
+        jo.fit, data=rows, optimizer=jo.optim.adam(1e-2), batch_size=64, steps=2, progress=False
+    )
+    one = train(task, state=jo.load(tmp_path / "towers.safetensors").state)
+    other = train(model.task, state=model.state)
+    chex.assert_trees_all_equal(one.params, other.params)
+    with pytest.raises(FloatingPointError):
+        train(model.task)
 
 
 def test_items_without_own_embeddings():
@@ -247,26 +301,26 @@ def test_padding_changes_neither_loss_nor_gradient(trained):
 def test_bad_input_is_named(trained):
     events, _, _, recommender = trained
     columns = {"colour": COLOURS[:2], "size": np.zeros(2)}
-    with pytest.raises(ValueError, match="'item 3' found, which is there already"):
-        recommend.with_items(recommender, ["new", "item 3"], columns)
-    with pytest.raises(ValueError, match="'new' found, which is there already"):
-        recommend.with_items(recommender, ["new", "new"], columns)
-    with pytest.raises(ValueError, match="colour: 2 rows found, 1 wanted"):
-        recommend.with_items(recommender, ["new"], columns)
+    with pytest.raises(ValueError, match="items must be new and distinct, got 'item 3' in row 1"):
+        recommend.two_tower_with_items(recommender, ["new", "item 3"], columns)
+    with pytest.raises(ValueError, match="items must be new and distinct, got 'new' in row 1"):
+        recommend.two_tower_with_items(recommender, ["new", "new"], columns)
+    with pytest.raises(ValueError, match="colour must have 1 rows, got 2"):
+        recommend.two_tower_with_items(recommender, ["new"], columns)
     none = Events(*(x[:0] for x in (events.user, events.item, events.time, events.weight)),
                   events.users, events.items)  # fmt: skip
-    with pytest.raises(ValueError, match="events: none found"):
+    with pytest.raises(ValueError, match="events must hold at least 1 event, got none"):
         recommend.retrieval(recommender.model, none)
     fewer = Events(*(x[:5] for x in (events.user, events.item, events.time, events.weight)),
                    events.users, events.items, {}, events.item_features)  # fmt: skip
-    with pytest.raises(ValueError, match=r"\d items with events found, \d+ wanted"):
+    with pytest.raises(ValueError, match=r"events must hold 60 items with events, got \d"):
         recommend.retrieval(recommender.model, fewer)
 
 
 def test_as_any_recommender_from_a_file_with_new_items(trained, tmp_path):
     events, _, _, recommender = trained
     columns = {"colour": np.array(["blue", "unseen"]), "size": np.array([1.0, np.nan])}
-    more = recommend.with_items(recommender, ["new", "odd"], columns)
+    more = recommend.two_tower_with_items(recommender, ["new", "odd"], columns)
     assert more.counts.tolist() == [*np.bincount(events.item, minlength=60), 0, 0]
     colours, sizes = events.item_features.values()
     small = events.items[(colours == "blue") & (sizes < 3)]
@@ -274,8 +328,8 @@ def test_as_any_recommender_from_a_file_with_new_items(trained, tmp_path):
     found = recommend.recommend(more, histories, k=4)
     assert "new" in found.ids()[0] and "new" not in found.ids()[1]
     assert found.unknown == found.empty == 1
-    queries = more.model.queries(more.params, np.array([[more.place_of[i] for i in small[:2]]]))
-    scores = np.array(queries @ more.model.table(more.params).T)[0]
+    ask = jax.jit(lambda params, x: more.model.queries(params, x) @ more.model.table(params).T)
+    scores = np.array(ask(more.params, np.array([[more.place_of[i] for i in small[:2]]])))[0]
     scores[[more.place_of[i] for i in small[:2]]] = -np.inf
     assert found.places[0].tolist() == np.argsort(-scores)[:4].tolist()
 
@@ -283,7 +337,9 @@ def test_as_any_recommender_from_a_file_with_new_items(trained, tmp_path):
     again = recommend.load(tmp_path / "towers.model")
     assert again.model == more.model
     np.testing.assert_array_equal(recommend.recommend(again, histories, k=4).places, found.places)
-    later = recommend.with_items(again, ["newest"], {n: v[:1] for n, v in columns.items()})
+    later = recommend.two_tower_with_items(
+        again, ["newest"], {n: v[:1] for n, v in columns.items()}
+    )
     assert recommend.recommend(later, [["newest"]], k=3).ids()[0][0] in [*small, "new"]
 
 
@@ -300,5 +356,5 @@ def test_features_of_users_reach_lists_and_figures(trained):
     targets = recommend.Histories(np.arange(4, dtype=np.int32), np.arange(5))
     figures = recommend.evaluate(model, nobody, targets, k=5, users=users)
     np.testing.assert_array_equal(figures.lists, found.places)
-    with pytest.raises(ValueError, match="wants: 4 rows found, 1 wanted"):
+    with pytest.raises(ValueError, match="wants must have 1 rows, got 4"):
         recommend.recommend(model, [["item 1"]], users=users)

@@ -1,4 +1,4 @@
-"""From an event log to counts: who took what how often, as a sparse matrix."""
+"""From an event log to counts: how often each user took each item, as a sparse matrix."""
 
 from typing import Any
 
@@ -8,30 +8,30 @@ from jaxops.recommend.data.events import Events
 
 
 def check_log(events: Events, known: int = 0) -> None:
-    """Refuse a log that nothing can be fitted to.
+    """Raise an error for a log that no model can be fitted to.
 
     Args:
         events: the log.
-        known: how many items the model has already.
+        known: number of items that the model knows already.
 
     Raises:
-        ValueError: no events, a weight below 0, or fewer items than are known.
+        ValueError: no events, a weight that is negative or not finite, or fewer items than known.
     """
     if len(events) == 0:
-        raise ValueError("events: none found, at least one wanted")
-    wrong = ~((events.weight >= 0) & np.isfinite(events.weight))
-    if wrong.any():
-        raise ValueError(f"weight: {events.weight[wrong][0]} found, finite and not below 0 wanted")
+        raise ValueError("events must hold at least 1 event, got none")
+    wrong = np.flatnonzero(~((events.weight >= 0) & np.isfinite(events.weight)))
+    if len(wrong):
+        raise ValueError(
+            f"weight must be finite and at least 0, got {events.weight[wrong[0]]} in row {wrong[0]}"
+        )
     if len(events.items) < known:
         raise ValueError(
-            f"items: {len(events.items)} found, wanted the {known} known ones and then the new"
+            f"items must begin with the {known:,} known items, got {len(events.items):,} items"
         )
 
 
 def interactions(events: Events) -> Any:
-    """The weight of each user's events with each item, (U, N) float32, a SciPy CSR array.
-
-    Events of one user with one item are added.
+    """The summed weight of each user's events with each item, (U, N) float32, a SciPy CSR array.
 
     >>> log = Events(np.array([0, 1, 1]), np.array([0, 0, 1]), np.arange(3), np.ones(3, np.float32),
     ...              np.array(["ann", "bob"]), np.array(["tea", "jam"]))

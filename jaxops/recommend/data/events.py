@@ -1,17 +1,23 @@
-"""An event log: who took which item, and when."""
+"""An event log: which user took which item, and when."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxops._shapes import next_power_of_two
+
 
 class Histories(NamedTuple):
-    """The items of each user, oldest first, one user's behind the other's.
+    """The items that each user took, oldest first, concatenated over users.
 
     Attributes:
         items: (E,) int32, indices into the catalogue.
         starts: (U + 1,) int64: user u has `items[starts[u] : starts[u + 1]]`.
+
+    >>> two = Histories(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
+    >>> two.lengths.tolist(), two.rows(np.array([1, 0]), length=2, padding=9).tolist()
+    ([2, 1], [[7, 9], [5, 6]])
     """
 
     items: np.ndarray
@@ -19,39 +25,61 @@ class Histories(NamedTuple):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(U,) int64."""
+        """The number of items of each user, (U,) int64."""
         return np.diff(self.starts)
 
     def rows(self, users: np.ndarray, length: int, padding: int) -> np.ndarray:
-        """The last `length` items of some users: (len(users), length) int32.
+        """The last `length` items of the given users: (B, length) int32.
 
         Args:
-            users: (B,) int.
-            length: of a row.
-            padding: what stands behind a shorter history.
+            users: (B,) int, indices of users.
+            length: length of a row.
+            padding: value after the last item of a shorter history.
         """
         users = np.asarray(users)
         kept = np.minimum(self.lengths[users], length)
         place = np.arange(length)
-        there = place < kept[:, None]
-        index = np.where(there, (self.starts[users + 1] - kept)[:, None] + place, 0)
+        filled = place < kept[:, None]
+        index = np.where(filled, (self.starts[users + 1] - kept)[:, None] + place, 0)
         if len(self.items) == 0:
             return np.full((len(users), length), padding, np.int32)
-        return np.where(there, self.items[index], padding).astype(np.int32)
+        return np.where(filled, self.items[index], padding).astype(np.int32)
+
+    def check(self, name: str, count: int) -> None:
+        """Raise `ValueError` for items outside a catalogue of `count`; `name` is the argument's."""
+        outside = np.flatnonzero((self.items < 0) | (self.items >= count))
+        if len(outside):
+            raise ValueError(
+                f"{name} must hold items in [0, {count:,}), got {self.items[outside[0]]}"
+            )
+
+    def padded(
+        self, users: np.ndarray, padding: int, context: int | None = None, least: int = 16
+    ) -> np.ndarray:
+        """`rows` whose length is a power of two, so that few programs compile: (B, L) int32.
+
+        Args:
+            users: as in `rows`.
+            padding: as in `rows`.
+            context: number of last items to keep; by default all.
+            least: smallest length.
+        """
+        length = next_power_of_two(int(self.lengths[users].max()), least)
+        return self.rows(users, min(length, context or length), padding)
 
 
 class Report(NamedTuple):
-    """What reading a log has found.
+    """Counts that reading a log gives.
 
     Attributes:
-        rows: that the source has.
-        duplicates: rows with user, item and time of an earlier one.
-        repeats: rows of the same user and item as an earlier one, but at another time.
-        dropped: rows that were left out, being duplicates or repeats.
-        ties: events at the same time as the one before of the same user: of these the order
-            is that of the source, which may mean nothing.
-        users: ids, also those without events.
-        items: ids, also those without events.
+        rows: rows of the source.
+        duplicates: rows with the user, item and time of an earlier row.
+        repeats: rows with the user and item of an earlier row, at another time.
+        dropped: duplicates or repeats that were left out.
+        ties: events at the same time as the same user's previous event. Their order is that of the
+            source, which may not be meaningful.
+        users: number of users, including those without events.
+        items: number of items, including those without events.
     """
 
     rows: int
@@ -65,18 +93,23 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """An event log, in the order of time; of equal times, in the order they were given.
+    """An event log sorted by time; events at equal times keep the order of the source.
 
     Attributes:
         user: (E,) int32, indices into `users`.
         item: (E,) int32, indices into `items`.
-        time: (E,) float64 or int64, never falling.
-        weight: (E,) float32, of how much an event counts.
-        users: (U,) the users' own ids, str.
-        items: (N,) the items' own ids, str: the catalogue.
+        time: (E,) float64 or int64, not decreasing.
+        weight: (E,) float32, how much an event counts.
+        users: (U,) str, the users' ids.
+        items: (N,) str, the items' ids: the catalogue.
         user_features: columns of U rows.
         item_features: columns of N rows.
-        report: of the reading; None for a part of a log.
+        report: counts from reading the log; None for a part of a log.
+
+    >>> log = Events(np.array([0, 1, 0]), np.array([1, 1, 0]), np.arange(3), np.ones(3, np.float32),
+    ...              np.array(["ann", "bob"]), np.array(["tea", "jam"]))
+    >>> len(log), log.histories().items.tolist(), len(log.part(log.user == 1))
+    (3, [1, 0, 1], 1)
     """
 
     user: np.ndarray
@@ -99,6 +132,6 @@ class Events:
         return Histories(self.item[order], np.concatenate([[0], np.cumsum(counts)]))
 
     def part(self, keep: np.ndarray) -> "Events":
-        """The events of a mask or of rising indices, with the same ids."""
+        """The events selected by a mask or by increasing indices; the ids stay the same."""
         parts = {name: getattr(self, name)[keep] for name in ("user", "item", "time", "weight")}
         return replace(self, **parts, report=None)

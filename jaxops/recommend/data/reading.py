@@ -34,46 +34,47 @@ def events(
 ) -> Events:
     """Read an event log.
 
-    Ids are kept as text, "007" of a CSV file too. The catalogue is in the order of first
-    appearance: `items` first, then those of the log, then those of `item_features` that nobody
-    has taken yet; likewise the users. Events are sorted by time, equal times as in the source.
+    Ids are kept as text, so "007" of a CSV file stays "007". The catalogue is in the order of
+    first appearance: first `items`, then the items of the log, then items that only
+    `item_features` has; users likewise. Events are sorted by time; events at equal times keep the
+    order of the source.
 
     Args:
-        source: a file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name.
-        user: the column of the user's id, text or integers.
-        item: the column of the item's id, text or integers.
-        time: the column of times: numbers (int64 or float64, as they are), dates, or their text
-            in ISO 8601 (float64, seconds since 1970 UTC). None: the place in the source.
-        weight: the column of how much an event counts, not negative; 1 by default.
+        source: a CSV file (also .gz) or Parquet file, a pandas frame, or arrays by name.
+        user: name of the column of user ids, text or integers.
+        item: name of the column of item ids, text or integers.
+        time: name of the column of times: numbers (kept as int64 or float64), dates, or dates as
+            ISO 8601 text (float64, seconds since 1970 UTC). None uses the row number.
+        weight: name of the column of event weights, at least 0; by default every weight is 1.
         user_features: a table with the column `user` and a row for every user.
         item_features: a table with the column `item` and a row for every item. Numbers become
-            int64, or float32 with NaN for missing; text an object array, "" for missing.
-        repeats: of rows with the same user and item, "keep" all; "distinct" keeps one for
-            each time; "first" and "last" keep that one.
-        items: ids of a catalogue that is known already, such as a trained recommender's.
-        header: the names of the columns of a CSV file that has no line of names.
-        separator: what stands between the columns of a CSV file; " " is any number of blanks.
-        encoding: of a CSV file.
+            int64, or float32 with NaN for missing; text becomes an object array, "" for missing.
+        repeats: which rows with the same user and item to keep: "keep" all, "distinct" one for
+            each time, the "first" or the "last".
+        items: ids of a known catalogue, such as that of a trained recommender.
+        header: names of the columns of a CSV file without a header line.
+        separator: separator of the columns of a CSV file; " " is any number of blanks.
+        encoding: encoding of a CSV file.
 
     Returns:
-        The events, with a `report` of what was found.
+        The events, with a `report`.
 
     Raises:
-        ValueError: a column that is not there, of another type, or of another length; an id
-            or a time that is missing; a weight that is negative or missing; an id without a
-            row of features, or with two; no rows.
+        ValueError: a column that is missing or of another type or length; a missing id or time; a
+            weight that is negative or missing; an id without a row of features, or with two; no
+            rows.
 
     >>> log = events({"user": ["ann", "bob", "ann"], "item": [7, 7, 8], "time": [3, 2, 1]})
     >>> log.users.tolist(), log.items.tolist(), log.item.tolist(), log.time.tolist()
     (['ann', 'bob'], ['7', '8'], [1, 0, 0], [1, 2, 3])
     """
-    wanted = [name for name in (user, item, time, weight) if name is not None]
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"columns {', '.join(wanted)}: one named twice")
+    names = [name for name in (user, item, time, weight) if name is not None]
+    if len(set(names)) < len(names):
+        raise ValueError(f"user, item, time and weight must be distinct, got {', '.join(names)}")
     form = _Form(header, separator, encoding)
-    name, columns = _columns(source, wanted, (user, item), form)
+    name, columns = _columns(source, names, (user, item), form)
     if repeats not in ("keep", "distinct", "first", "last"):
-        raise ValueError(f'repeats={repeats!r}: "keep", "distinct", "first" or "last" wanted')
+        raise ValueError(f'repeats must be "keep", "distinct", "first" or "last", got {repeats!r}')
     rows = len(columns[user])
     times = np.arange(rows) if time is None else _times(columns[time], f"{name}: column {time!r}")
     weights = np.ones(rows, np.float32)
@@ -126,7 +127,7 @@ def _without_repeats(log: Events, repeats: Repeats) -> Events:
 
 
 class _Form(NamedTuple):
-    """How a CSV file is written."""
+    """The format of a CSV file."""
 
     header: Sequence[str] | None = None
     separator: str = ","
@@ -136,10 +137,12 @@ class _Form(NamedTuple):
 def _columns(
     source: Source, wanted: Sequence[str] | None, text: Sequence[str], form: _Form
 ) -> tuple[str, Any]:
-    """The source's name for messages, and the wanted columns (or all) as a pandas frame."""
+    """The source's name for messages, and the wanted columns (None for all) as a pandas frame."""
     file = isinstance(source, str | Path) and Path(source).suffix not in tables.PARQUET
     if form.header and not file:
-        raise ValueError("header: only a CSV file can lack the names of its columns")
+        raise ValueError(
+            f"header must be None for a source other than a CSV file, got {', '.join(form.header)}"
+        )
 
     def read(path: str | Path) -> Any:
         if form.header is None and form.separator == ",":
@@ -150,7 +153,7 @@ def _columns(
 
 
 def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
-    """A CSV file without a line of names, or with another separator than a comma."""
+    """A CSV file without a header line, or with a separator other than a comma."""
     pd = require("pandas", extra="data")
 
     names = list(form.header or ())
@@ -158,7 +161,7 @@ def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
     blanks = form.separator == " "
     try:
         with warnings.catch_warnings():
-            # a line longer than the first is cut with a warning, or an error, as it happens
+            # pandas cuts a line longer than the first with a warning, or raises an error
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(
                 path,
@@ -176,7 +179,7 @@ def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
     if names:
         if len(names) != frame.shape[1]:
             raise ValueError(
-                f"{path}: {frame.shape[1]} columns found, {len(names)} wanted: {', '.join(names)}"
+                f"{path} must have {len(names)} columns ({', '.join(names)}), got {frame.shape[1]}"
             )
         frame.columns = names
     return frame
@@ -192,16 +195,16 @@ def _times(column: Any, what: str) -> np.ndarray:
     if kind == "f":
         times = column.to_numpy(np.float64)
         if not np.isfinite(times).all():
-            raise ValueError(f"{what}: inf found, a finite number wanted")
+            raise ValueError(f"{what} must be finite, got inf")
         return np.asarray(times)
     dates = column
     if kind != "M":
         number = pd.to_numeric(column, errors="coerce").notna()
         dates = pd.to_datetime(column.astype(str), format="ISO8601", utc=True, errors="coerce")
-        bad = dates.isna() | number.all()  # digits alone may be a date or a number
+        bad = dates.isna() | number.all()  # digits as text may be a date or a number
         if bad.any():
-            odd = column[bad & ~number if (bad & ~number).any() else bad].iloc[0]
-            raise ValueError(f"{what}: {odd!r} found, numbers or dates in ISO 8601 wanted")
+            first = column[bad & ~number if (bad & ~number).any() else bad].iloc[0]
+            raise ValueError(f"{what} must be numbers or dates in ISO 8601, got {first!r}")
     return np.asarray(dates.to_numpy("datetime64[ns]").astype(np.int64) / 1e9)
 
 
@@ -211,14 +214,14 @@ def _weights(column: Any, what: str) -> np.ndarray:
     none_missing(column, what, "a number of at least 0")
     if column.dtype.kind not in "iuf":
         number = pd.to_numeric(column, errors="coerce").notna()
-        odd = column[number if number.all() else ~number].iloc[0]
-        raise ValueError(f"{what}: {odd!r} found, numbers wanted")
+        first = column[number if number.all() else ~number].iloc[0]
+        raise ValueError(f"{what} must be numbers, got {first!r}")
     weights = column.to_numpy(np.float32)
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         raise ValueError(
-            f"{what}: {weights[bad.argmax()]} found in row {bad.argmax()} (counted from 0); "
-            "a finite number, 0 or more, wanted"
+            f"{what} must be finite and at least 0, got {weights[bad.argmax()]} in row "
+            f"{bad.argmax()} ({bad.sum()} such rows)"
         )
     return np.asarray(weights)
 
@@ -226,28 +229,29 @@ def _weights(column: Any, what: str) -> np.ndarray:
 def _codes(
     column: Any, what: str, known: Sequence[str] | np.ndarray, table: tuple[Any, Any, str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into the ids, and the ids: the known ones, the column's, the table's."""
+    """Indices into the ids, and the ids: first `known`, then the column's, then the table's."""
     pd = require("pandas", extra="data")
 
-    codes, found = tables.ids(column, what)
+    codes, in_log = tables.ids(column, what)
     first = np.asarray(known, object)
     last = np.empty(0, object) if table is None else table[0]
-    ids = pd.unique(np.concatenate([first, found, last]))
-    if len(pd.unique(first)) < len(first):
-        raise ValueError("items: an id found twice")
-    place = pd.Index(ids).get_indexer(found).astype(np.int32)
+    ids = pd.unique(np.concatenate([first, in_log, last]))
+    twice = pd.Series(first).duplicated()
+    if twice.any():
+        raise ValueError(f"items must be distinct, got {str(first[twice.argmax()])!r} twice")
+    place = pd.Index(ids).get_indexer(in_log).astype(np.int32)
     return place[codes], ids.astype(str)
 
 
 def _features(source: Source | None, column: str) -> tuple[Any, Any, str] | None:
-    """The ids of a table, its other columns, and its name."""
+    """The ids of a table, its other columns, and its name for messages."""
     if source is None:
         return None
     name, frame = _columns(source, None, (column,), _Form())
     codes, ids = tables.ids(frame[column], f"{name}: column {column!r}")
     if len(ids) < len(codes):
         twice = ids[np.bincount(codes).argmax()]
-        raise ValueError(f"{name}: column {column!r}: {twice!r} found twice, once wanted")
+        raise ValueError(f"{name}: column {column!r} must be distinct, got {twice!r} twice")
     return ids, tables.from_frame(name, frame.drop(columns=column)), f"{name}: column {column!r}"
 
 
@@ -258,5 +262,6 @@ def _aligned(table: tuple[Any, Any, str] | None, ids: np.ndarray) -> dict[str, n
         return {}
     place = pd.Index(table[0]).get_indexer(ids.astype(object))
     if (place < 0).any():
-        raise ValueError(f"{table[2]}: no row for {str(ids[(place < 0).argmax()])!r}")
+        missing = str(ids[(place < 0).argmax()])
+        raise ValueError(f"{table[2]} must have a row for every id, got none for {missing!r}")
     return {name: column[place] for name, column in table[1].items()}

@@ -1,4 +1,4 @@
-"""Parts of a log to learn from, to choose by, and to test on."""
+"""Parts of a log for training, validation and test."""
 
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -12,10 +12,16 @@ class Split(NamedTuple):
     """Parts of one log, with the same ids.
 
     Attributes:
-        train: to learn from.
-        validation: to be foretold; to choose by.
-        test: to be foretold, once.
-        known: of users who are not in train, the events before those to be foretold.
+        train: the events to train on.
+        validation: the events to predict when choosing a model.
+        test: the events to predict in the final test.
+        known: the earlier events of validation and test users who are not in train.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aaab"), "item": list("xyzx")}, time=None)
+    >>> split = recommend.leave_one_out(log)
+    >>> len(split.before_validation()), len(split.before_test())
+    (2, 3)
     """
 
     train: Events
@@ -24,19 +30,28 @@ class Split(NamedTuple):
     known: Events
 
     def before_validation(self) -> Events:
-        """What is known when validation is foretold: the histories to recommend for."""
+        """The events known before validation: the histories to recommend for."""
         return joined(self.train, self.known)
 
     def before_test(self) -> Events:
-        """What is known when test is foretold: validation too."""
+        """The events known before test, including validation."""
         return joined(self.train, self.known, self.validation)
 
 
 def joined(*parts: Events) -> Events:
-    """Parts of one log as one; of equal times, in the order of the parts.
+    """Join parts of one log; events at equal times are in the order of the parts.
+
+    Args:
+        parts: at least one part.
 
     Raises:
         ValueError: the parts have different ids.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aaab"), "item": list("xyzx")}, time=None)
+    >>> split = leave_one_out(log)
+    >>> joined(split.test, split.train).time.tolist()
+    [0, 2, 3]
     """
     first, *others = parts
     for other in others:
@@ -53,20 +68,29 @@ def joined(*parts: Events) -> Events:
 def _same_ids(one: Events, other: Events) -> None:
     for name in ("users", "items"):
         if not np.array_equal(getattr(one, name), getattr(other, name)):
-            raise ValueError(f"{name}: other ids found; parts of one log wanted")
+            raise ValueError(f"{name} must be the same in all parts of a log, got different ids")
 
 
 def k_core(events: Events, k: int) -> Events:
-    """The events of users and items that have at least k events each, among themselves.
+    """The events of users and items that have at least k events each in the result.
 
-    Users and items are left out in turns until none has fewer; those that stay are numbered anew
-    in the same order. Repeats count: a user who took one item k times has k events.
+    Users and items with fewer events are removed in turns until none is left; the others keep
+    their order and get new indices. Repeats count: a user who took one item k times has k events.
+
+    Args:
+        events: the log.
+        k: smallest number of events.
 
     Raises:
-        ValueError: k is below 1, or nothing is left.
+        ValueError: k is below 1, or no event is left.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aabbc"), "item": list("xyxyz")}, time=None)
+    >>> k_core(log, 2).items.tolist()
+    ['x', 'y']
     """
     if k < 1:
-        raise ValueError(f"k={k}: 1 or more wanted")
+        raise ValueError(f"k must be at least 1, got {k}")
     keep = np.ones(len(events), bool)
     while True:
         of_user = np.bincount(events.user[keep], minlength=len(events.users))
@@ -76,7 +100,7 @@ def k_core(events: Events, k: int) -> Events:
             break
         keep = still
     if not keep.any():
-        raise ValueError(f"k={k}: no event is left")
+        raise ValueError(f"k must leave at least 1 event, got {k}, which leaves none")
     user, item = of_user > 0, of_item > 0
     part = events.part(keep)
     return replace(
@@ -91,11 +115,14 @@ def k_core(events: Events, k: int) -> Events:
 
 
 def leave_one_out(events: Events) -> Split:
-    """The last event of each user is test, the one before it validation, the rest train.
+    """Split off the last event of each user for test, and the one before it for validation.
 
-    A user with fewer than three events is in train alone. Training holds events of some users
-    that are later than others' test: a model that must not see the future is tested by
-    `split_by_time`.
+    A user with fewer than three events is only in train. Training holds events of some users that
+    are later than the test events of others; use `split_by_time` for a model that must not see the
+    future.
+
+    Args:
+        events: the log.
 
     Raises:
         ValueError: no user has three events.
@@ -109,7 +136,10 @@ def leave_one_out(events: Events) -> Split:
     count, from_end = _from_end(events)
     long = count[events.user] >= 3
     if not long.any():
-        raise ValueError(f"events: a user has {count.max(initial=0)} at most, 3 wanted")
+        raise ValueError(
+            "events must hold a user with at least 3 events, got at most "
+            f"{count.max(initial=0)} per user"
+        )
     test, validation = long & (from_end == 1), long & (from_end == 2)
     return _split(events, ~test & ~validation, validation, test)
 
@@ -117,19 +147,19 @@ def leave_one_out(events: Events) -> Split:
 def split_by_time(
     events: Events, *, share: float = 0.1, at: tuple[float, float] | None = None
 ) -> Split:
-    """What is past is train; then comes validation, and last test, for all users alike.
+    """Split by time, the same for all users: train, then validation, then test.
 
-    Users and items that come up late are in validation and test too.
+    Validation and test also hold users and items that are not in train.
 
     Args:
-        share: of the events, about, in validation and in test each. Events of one time stay
-            together.
-        at: the times at which validation and test begin, in the unit of `events.time`; instead
-            of `share`.
+        events: the log.
+        share: approximate share of the events in validation and in test, each. Events at the same
+            time stay together.
+        at: the times at which validation and test begin, in the unit of `events.time`, instead of
+            `share`.
 
     Raises:
-        ValueError: a part without events, fewer than three events, or a share that is not
-            between 0 and 1/2.
+        ValueError: a part without events, fewer than three events, or a share outside (0, 1/2).
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("abab"), "item": list("xyzx")}, time=None)
@@ -137,7 +167,7 @@ def split_by_time(
     [[0, 1], [2], [3]]
     """
     if len(events) < 3:
-        raise ValueError(f"events: {len(events)} found, 3 wanted")
+        raise ValueError(f"events must hold at least 3 events, got {len(events)}")
     if at is None:
         _check_share(share)
         size = max(1, round(share * len(events)))
@@ -147,8 +177,8 @@ def split_by_time(
     for name, part in zip(("train", "validation", "test"), parts, strict=True):
         if not part.any():
             raise ValueError(
-                f"{name}: 0 events: validation would begin at {at[0]}, test at {at[1]}; the log "
-                f"goes from {events.time[0]} to {events.time[-1]}"
+                f"{name} must hold at least 1 event, got none; validation begins at {at[0]} and "
+                f"test at {at[1]}, and the log goes from {events.time[0]} to {events.time[-1]}"
             )
     return _split(events, *parts)
 
@@ -156,35 +186,46 @@ def split_by_time(
 def split_by_user(
     events: Events, *, share: float = 0.1, target: float = 0.2, seed: int = 0
 ) -> Split:
-    """Some users are held out whole, for validation and for test: strong generalisation.
+    """Hold out all events of some users for validation and for test ("strong generalisation").
 
-    Of a held-out user the last events are to be foretold; those before are `known`. (Liang et
-    al. 2018, https://arxiv.org/abs/1802.05814, who draw them instead of taking the last.)
+    The last events of a held-out user are to be predicted; the earlier ones are `known`. Liang et
+    al. draw the events to predict at random instead.
 
     Args:
-        share: of the users, in validation and in test each.
-        target: the share of a held-out user's events that is to be foretold; one at least, and
-            never all. A user with one event is in train.
-        seed: of the users' drawing.
+        events: the log.
+        share: share of the users in validation and in test, each.
+        target: share of a held-out user's events to predict, at least one and never all. A user
+            with a single event is in train.
+        seed: seed of the drawing of users.
 
     Raises:
-        ValueError: fewer than three users with two events, or a share that is not between 0 and
-            1/2, or a target that is not between 0 and 1.
+        ValueError: fewer than three users with two events, a share outside (0, 1/2), or a target
+            outside (0, 1).
+
+    References:
+        Liang et al. 2018, arXiv:1802.05814.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aabbcc"), "item": list("xyxyxy")}, time=None)
+    >>> [len(part) for part in split_by_user(log)]
+    [2, 1, 1, 2]
     """
     _check_share(share)
     if not 0 < target < 1:
-        raise ValueError(f"target={target}: between 0 and 1 wanted")
+        raise ValueError(f"target must be in (0, 1), got {target}")
     count, from_end = _from_end(events)
     able = np.flatnonzero(count >= 2)
     if len(able) < 3:
-        raise ValueError(f"events: {len(able)} users with two events or more found, 3 wanted")
+        raise ValueError(
+            f"events must hold at least 3 users with at least 2 events, got {len(able)}"
+        )
     drawn = np.random.default_rng(seed).permutation(able)
     size = max(1, min(round(share * np.count_nonzero(count)), (len(able) - 1) // 2))
     group = np.zeros(len(count), np.int8)
     group[drawn[:size]], group[drawn[size : 2 * size]] = 1, 2
     of_event = group[events.user]
-    wanted = np.clip(np.round(target * count), 1, np.maximum(count - 1, 1))
-    last = from_end <= wanted[events.user]
+    targets = np.clip(np.round(target * count), 1, np.maximum(count - 1, 1))
+    last = from_end <= targets[events.user]
     return _split(events, of_event == 0, (of_event == 1) & last, (of_event == 2) & last)
 
 
@@ -193,21 +234,29 @@ def check_leakage(
     test: Events,
     protocol: Literal["leave_one_out", "by_time", "by_user"],
 ) -> None:
-    """Fail where training has seen what its test must not have shown it.
+    """Raise an error if the training events include any that the test must not reveal.
 
     Args:
-        train: what the model has learned from, of all its updates.
-        test: what is to be foretold.
-        protocol: "by_time": all of train is earlier than all of test. "leave_one_out": of each
-            user, no event of train is later than the first of test, nor is it that event.
-            "by_user": train has no event of test's users.
+        train: all events that the model was trained on, including updates.
+        test: the events to predict.
+        protocol: "by_time": every event of train is earlier than all of test. "leave_one_out": for
+            each user, no event of train is later than the user's first event of test, or is that
+            event. "by_user": train has no event of the users of test.
 
     Raises:
-        ValueError: naming a user and, where it is one, the time; or other ids, or no events.
+        ValueError: an event leaks, of which the message names user, item and time; or different
+            ids, or no events.
+
+    >>> from jaxops import recommend
+    >>> log = recommend.events({"user": list("aaab"), "item": list("xyzx")}, time=None)
+    >>> split = leave_one_out(log)
+    >>> check_leakage(split.before_test(), split.test, "leave_one_out")
     """
     _same_ids(train, test)
     if not len(train) or not len(test):
-        raise ValueError(f"{len(train)} events of train and {len(test)} of test found, some wanted")
+        raise ValueError(
+            f"train and test must hold at least 1 event each, got {len(train)} and {len(test)}"
+        )
     if protocol == "by_time":
         leak = train.time >= test.time[0]
         limit = np.broadcast_to(test.time[0], len(train))
@@ -217,26 +266,28 @@ def check_leakage(
         leak = np.isin(train.user, test.user)
         limit = None
     else:
-        raise ValueError(f'protocol={protocol!r}: "leave_one_out", "by_time" or "by_user" wanted')
+        raise ValueError(
+            f'protocol must be "leave_one_out", "by_time" or "by_user", got {protocol!r}'
+        )
     if leak.any():
         last = np.flatnonzero(leak)[-1]
         user, item = train.users[train.user[last]], train.items[train.item[last]]
         rule = "no event of a user of test" if limit is None else f"events before {limit[last]}"
         raise ValueError(
-            f"train: {leak.sum():,} events leak, such as of user {str(user)!r} item {str(item)!r} "
-            f"at time {train.time[last]}; {rule} wanted, as split {protocol}"
+            f"train must hold {rule} (split {protocol}), got user {str(user)!r} item {str(item)!r} "
+            f"at time {train.time[last]} ({leak.sum():,} such events)"
         )
 
 
 def _later_than_own(train: Events, test: Events) -> tuple[np.ndarray, np.ndarray]:
-    """Which events of train are later than their user's first of test, or are that event."""
+    """Which events of train are later than their user's first event of test, or are that event."""
     none = len(test)
     first = np.full(len(test.users), none)
-    first[test.user[::-1]] = np.arange(none)[::-1]  # of several the last assignment stays
+    first[test.user[::-1]] = np.arange(none)[::-1]  # the last assignment, the earliest event, stays
     of_train = first[train.user]
     limit = test.time[np.minimum(of_train, none - 1)]
     has = of_train < none
-    # of equal times the source's order decides, so that only the event itself is a leak
+    # at equal times the order of the source decides, so only the event itself leaks
     key = np.int64(len(test.items))
     at_limit = test.time == test.time[first[test.user]]
     targets = test.user[at_limit] * key + test.item[at_limit]
@@ -245,7 +296,7 @@ def _later_than_own(train: Events, test: Events) -> tuple[np.ndarray, np.ndarray
 
 
 def _from_end(events: Events) -> tuple[np.ndarray, np.ndarray]:
-    """How many events each user has, and the place of each event from its user's end: 1 is last."""
+    """The number of events of each user, and the place of each event from its user's last (1)."""
     order = np.argsort(events.user, kind="stable")
     count = np.bincount(events.user, minlength=len(events.users))
     place = np.empty(len(events), np.int64)
@@ -255,7 +306,7 @@ def _from_end(events: Events) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_share(share: float) -> None:
     if not 0 < share < 0.5:
-        raise ValueError(f"share={share}: between 0 and 1/2 wanted")
+        raise ValueError(f"share must be in (0, 0.5), got {share}")
 
 
 def _split(events: Events, train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> Split:

@@ -1,4 +1,4 @@
-"""Several recommenders as one: a weighted sum of what they say."""
+"""Several recommenders as one: a weighted sum of their log-probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,18 @@ from jaxops.task import Array, Params, recorded
 class Blend:
     """The sum over models of weight * log softmax(scores / temperature).
 
-    So each model speaks in log-probabilities, whatever its scores are; for models whose scores are
-    logits, as those trained by cross-entropy, the temperature is 1, and equal weights are the
-    geometric mean of what they foretell.
+    This puts the scores of all models on the same scale. For models whose scores are logits, such
+    as those trained with cross-entropy, use temperature 1; equal weights then give the geometric
+    mean of their predicted probabilities.
 
     Attributes:
-        models: of the recommenders.
-        weights: of each.
-        temperatures: of each.
+        models: the models of the recommenders.
+        weights: the weight of each model.
+        temperatures: the temperature of each model.
+
+    >>> from jaxops.recommend import ItemKNN, Popularity
+    >>> Blend((ItemKNN(context=5), Popularity()), (0.5, 0.5), (1.0, 1.0)).context
+    5
     """
 
     models: tuple[Any, ...]
@@ -32,19 +36,19 @@ class Blend:
 
     @property
     def context(self) -> int | None:
-        """The longest of the models'."""
-        found = [model.context for model in self.models]
-        return None if None in found else max(found)
+        """The longest context of the models."""
+        contexts = [model.context for model in self.models]
+        return None if None in contexts else max(contexts)
 
     def queries(self, params: Params, history: Array) -> Array:
-        """Scores (B, N) of items (B, L)."""
+        """The scores (B, N) of histories (B, L)."""
         total: Any = 0.0
-        together = zip(self.models, self.weights, self.temperatures, strict=True)
-        for i, (model, weight, temperature) in enumerate(together):
-            own, share = params[str(i)], params["share"]
+        settings = zip(self.models, self.weights, self.temperatures, strict=True)
+        for i, (model, weight, temperature) in enumerate(settings):
+            part, share = params[str(i)], params["share"]
             last = last_items(history, model.context, len(share))
-            found = scores(model, own, model.table(own), share, last)
-            total += weight * jax.nn.log_softmax(found / temperature)
+            every = scores(model, part, model.table(part), share, last)
+            total += weight * jax.nn.log_softmax(every / temperature)
         return total
 
     def table(self, params: Params) -> None:
@@ -56,16 +60,16 @@ def blend(
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
 ) -> Recommender:
-    """Several recommenders of one catalogue as one; see `Blend`.
+    """Combine several recommenders of one catalogue; see `Blend`.
 
     Args:
-        recommenders: at least one.
-        weights: of each; equal ones by default.
-        temperatures: of each; 1 by default.
+        recommenders: at least one recommender.
+        weights: the weight of each recommender; by default equal weights.
+        temperatures: the temperature of each recommender; by default 1.
 
     Raises:
-        ValueError: none, other numbers of weights or temperatures, a temperature that is not
-            positive, or different items.
+        ValueError: no recommender, another number of weights or temperatures, a temperature that is
+            not positive, or different items.
 
     >>> from jaxops import recommend as r
     >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)
@@ -78,15 +82,15 @@ def blend(
     temperatures = [1.0] * count if temperatures is None else temperatures
     if not count == len(weights) == len(temperatures) or count == 0:
         raise ValueError(
-            f"recommenders, weights, temperatures: {count}, {len(weights)} and "
-            f"{len(temperatures)} found, as many of each wanted, at least one"
+            "recommenders, weights and temperatures must have the same length, at least 1, got "
+            f"{count}, {len(weights)} and {len(temperatures)}"
         )
     if min(temperatures) <= 0:
-        raise ValueError(f"temperatures: {min(temperatures)} found, above 0 wanted")
+        raise ValueError(f"temperatures must be above 0, got {min(temperatures)}")
     first = recommenders[0]
     for i, other in enumerate(recommenders):
         if not np.array_equal(other.items, first.items):
-            raise ValueError(f"recommenders: number {i} has other items than number 0")
+            raise ValueError(f"recommenders must have the same items, got others in number {i}")
     params: dict[str, Any] = {str(i): r.on_device[0] for i, r in enumerate(recommenders)}
     params["share"] = first.on_device[2]
     model = Blend(tuple(r.model for r in recommenders), tuple(weights), tuple(temperatures))

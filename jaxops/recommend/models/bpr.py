@@ -1,4 +1,4 @@
-"""BPR-MF: matrix factors that rank an item taken above one not taken."""
+"""BPR-MF: matrix factorisation that ranks items taken above items not taken."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -37,26 +37,24 @@ class BPR:
     factors folded in from these.
 
     Attributes:
-        factors: D, the width.
+        factors: D, size of a vector.
         l2: weight of the regularisation.
-        learning_rate: AdaGrad's.
-        epochs: over the events.
+        learning_rate: learning rate of AdaGrad.
+        epochs: passes over the events.
         batch_size: events in a step.
-        seed: of factors, order and negatives.
-        context: how many of a user's last items are read; all by default.
+        seed: seed of the initial factors, the order of events and the negatives.
+        context: number of a user's last items that are read; by default all.
 
     References:
         Rendle et al. 2009, arXiv:1205.2618; Duchi et al. 2011 (AdaGrad); Boehning and Lindsay 1988,
         Monotonicity of quadratic-approximation algorithms.
 
-    >>> user, item = np.nonzero(np.kron(np.eye(2), np.ones((8, 4))))  # two crowds, four items each
-    >>> log = Events(user, item, np.arange(64), np.ones(64, np.float32),
-    ...              np.arange(16).astype(str), np.array(list("abcdefgh")))
-    >>> model = BPR(factors=4, epochs=30, batch_size=16)
-    >>> params = model.fit(log)
-    >>> scores = model.queries(params, jnp.array([[4, 5]])) @ model.table(params).T
-    >>> sorted(np.argsort(-scores[0])[:4].tolist())
-    [4, 5, 6, 7]
+    >>> from jaxops import recommend
+    >>> user, item = np.nonzero(np.kron(np.eye(2), np.ones((8, 4))))  # two groups, four items each
+    >>> log = recommend.events({"user": user, "item": item}, time=None)
+    >>> model = recommend.fit(BPR(factors=4, epochs=30, batch_size=16), log)
+    >>> sorted(recommend.recommend(model, [["4", "5"]], k=2).ids()[0])
+    ['6', '7']
     """
 
     factors: int = 64
@@ -72,13 +70,17 @@ class BPR:
     def __post_init__(self) -> None:
         for name, least in {"factors": 1, "epochs": 1, "batch_size": 1}.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} found, at least {least} wanted")
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("l2", "learning_rate"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} found, more than 0 wanted")
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     def fit(self, events: Events, params: Any = None) -> dict[str, Any]:
-        """The parameters, or with `params` their update by new events.
+        """The parameters, or `params` updated with new events.
+
+        Args:
+            events: the log.
+            params: earlier parameters to update.
 
         Returns:
             `items` (N, D) and `bias` (N,), float32.
@@ -111,18 +113,17 @@ class BPR:
         return {"items": state.tables[1], "bias": state.tables[2][:, 0]}
 
     def _folded(self, params: Any, events: Events) -> Array:
-        """The factors of the log's users, by their histories there."""
+        """The factors of the log's users, computed from their histories in it."""
         histories, size = events.histories(), len(events.items)
         length = min(100, max(1, int(histories.lengths.max())))
-        fold = jax.jit(self.queries)
         parts = []
         for start in range(0, len(events.users), 1024):
-            some = np.minimum(np.arange(start, start + 1024), len(events.users) - 1)
-            parts.append(fold(params, histories.rows(some, length, size))[:, :-1])
+            users = np.minimum(np.arange(start, start + 1024), len(events.users) - 1)
+            parts.append(_queries(self, params, histories.rows(users, length, size))[:, :-1])
         return jnp.concatenate(parts)[: len(events.users)]
 
     def queries(self, params: Any, history: Array) -> Array:
-        """The users' factors, and a 1 for the bias: (B, D + 1) float32."""
+        """The users' factors and a 1 for the bias, (B, D + 1) float32, of histories (B, L)."""
         table = self.table(params)
         size, width = len(table), table.shape[1] - 1
         taken = history < size
@@ -139,18 +140,23 @@ class BPR:
         return jnp.concatenate([params["items"], jnp.asarray(params["bias"])[:, None]], 1)
 
 
+@partial(jax.jit, static_argnums=0)
+def _queries(model: BPR, params: Any, history: Array) -> Array:
+    return model.queries(params, history)
+
+
 def _fold(rows: Array, taken: Array, negative: Array, share: Array, l2: float) -> Array:
-    """The p (B, D) of the least sum over the history, in mean over the negatives.
+    """The users' factors p (B, D) that minimise the loss, averaged over the negatives.
 
     Args:
-        rows: of the history (B, L, D + 1), the bias last.
+        rows: (B, L, D + 1), factors and bias (last) of the history's items.
         taken: (B, L), 1 for an item and 0 for padding.
-        negative: (M, D + 1).
-        share: (B, M), weights of the negatives that sum to 1.
+        negative: (M, D + 1), factors and bias of the negatives.
+        share: (B, M), weights of the negatives, which sum to 1.
         l2: weight of the regularisation.
     """
-    q, own = rows[..., :-1], rows[..., -1]
-    r, other = negative[:, :-1], negative[:, -1]
+    q, item_bias = rows[..., :-1], rows[..., -1]
+    r, negative_bias = negative[:, :-1], negative[:, -1]
     count = jnp.maximum(taken.sum(1), 1)[:, None]
     summed, mean = jnp.einsum("bl,bld->bd", taken, q), share @ r
     cross = summed[:, :, None] * mean[:, None]
@@ -161,8 +167,8 @@ def _fold(rows: Array, taken: Array, negative: Array, share: Array, l2: float) -
     factor = jnp.linalg.cholesky(bound)
 
     def step(p: Array, _: None) -> tuple[Array, None]:
-        above = (own + jnp.einsum("bld,bd->bl", q, p))[:, :, None]
-        below = (other[None] + p @ r.T)[:, None]
+        above = (item_bias + jnp.einsum("bld,bd->bl", q, p))[:, :, None]
+        below = (negative_bias[None] + p @ r.T)[:, None]
         pull = taken[:, :, None] * share[:, None] * jax.nn.sigmoid(below - above)
         up = jnp.einsum("bl,bld->bd", pull.sum(2), q) - pull.sum(1) @ r - l2 * count * p
         return p + jax.scipy.linalg.cho_solve((factor, True), up[..., None])[..., 0], None
@@ -171,14 +177,14 @@ def _fold(rows: Array, taken: Array, negative: Array, share: Array, l2: float) -
 
 
 class Fitted(NamedTuple):
-    """Users' factors, items' and biases, and AdaGrad's sums of squares for each."""
+    """Users' factors, items' factors and biases, and AdaGrad's sums of squares for each."""
 
     tables: list[Array]
     squares: list[Array]
 
 
 class Log(NamedTuple):
-    """On the device: the events, and each user's items in rising order, to look them up."""
+    """The events on the device, and each user's items in ascending order for look-ups."""
 
     user: Array
     item: Array
@@ -196,7 +202,7 @@ def _log(events: Events) -> Log:
 
 
 def took(log: Log, user: Array, item: Array) -> Array:
-    """Whether a user has an item in the log, by bisection: (B,) bool."""
+    """Whether each user has the item in the log, by bisection: (B,) bool."""
     low, high = log.start[user], log.start[user + 1]
     for _ in range(len(log.item).bit_length()):
         middle = (low + high) // 2
@@ -207,7 +213,7 @@ def took(log: Log, user: Array, item: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _epoch(model: BPR, state: Fitted, log: Log, order: Array, key: Array) -> Fitted:
-    """One pass over the events; of `order` (S, B), the number of events is padding."""
+    """One pass over the events in `order` (S, B), in which the number of events is padding."""
 
     def step(state: Fitted, at: tuple[Array, Array]) -> tuple[Fitted, None]:
         events, key = at
@@ -230,7 +236,7 @@ def _epoch(model: BPR, state: Fitted, log: Log, order: Array, key: Array) -> Fit
 
 
 def _loss(rows: list[Array], weight: Array, l2: float) -> Array:
-    """Of the rows of users (B, D), and of items (2 B, D) and biases, positives first."""
+    """The loss of rows of users (B, D), items (2 B, D) and biases (2 B, 1), positives first."""
     users, items, bias = rows
     items = items.reshape(2, *users.shape)
     bias = bias.reshape(2, -1)

@@ -1,4 +1,4 @@
-"""EASE: each item predicted from the others by one ridge regression, in closed form."""
+"""EASE: every item is predicted from the others by ridge regression, in closed form."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,23 +21,23 @@ SOLVED_AT_ONCE = 1024
 class EASE:
     """Embarrassingly shallow autoencoder: x B, with B = argmin |X - XB|^2 + l2 |B|^2, diag B = 0.
 
-    With P = (X'X + l2 I)^-1, B = I - P / diag P (each column over its own diagonal element). X (U,
-    N) holds the summed weights of a user's events with an item, and a user's scores are the sum of
-    the rows of B over the history, whether or not the user was in the log.
+    With P = (X'X + l2 I)^-1, B = I - P / diag P (each column divided by its diagonal element).
+    X (U, N) holds the summed weights of each user's events with each item. A user's scores are the
+    sum of the rows of B over the history, whether or not the user was in the log.
 
-    M items take 8 M^2 bytes in the parameters and 16 M^2 while fitting: 1.6 GB for 10,000, 6.4 GB
-    for 20,000. In a larger catalogue `min_count` leaves the rare items out.
+    M items take 8 M^2 bytes in the parameters and 16 M^2 while fitting: 1.6 GB for 10,000 items,
+    6.4 GB for 20,000. For a larger catalogue, `min_count` leaves rare items out.
 
-    `fit` with parameters adds the new events' counts to those that were kept, and solves again.
-    That equals a fit to all events as long as none of the users had events before: of a user who
-    had, the old and the new items are not counted together, and only a fit to all events is exact.
-    An item that was left out, or is new, comes in with `min_count` new events, counted from there.
+    `fit` with parameters adds the new events' counts to the stored ones and solves again. This
+    equals a fit to all events if no user of the new events had events before. For a user who had,
+    the old and the new items are not counted together; only a fit to all events is exact. An item
+    that is new or was left out is included once it has `min_count` new events.
 
     Attributes:
-        l2: added to the diagonal of X'X; from 100 to 1,000 for most logs.
-        min_count: an item with fewer events is left out: it changes no score, and scores 0, as does
-            one that was never taken.
-        context: how many of a user's last items are read; all by default.
+        l2: regularisation, added to the diagonal of X'X; 100 to 1,000 for most logs.
+        min_count: items with fewer events are left out: they change no score, and score 0 like
+            items without events.
+        context: number of a user's last items that are read; by default all.
 
     References:
         Steck 2019, arXiv:1905.03375.
@@ -58,10 +58,14 @@ class EASE:
 
     def __post_init__(self) -> None:
         if not self.l2 > 0:
-            raise ValueError(f"l2: {self.l2} found, more than 0 wanted")
+            raise ValueError(f"l2 must be above 0, got {self.l2}")
 
     def fit(self, events: Events, params: Any = None) -> dict[str, Any]:
-        """The parameters, or with `params` their update by new events.
+        """The parameters, or `params` updated with new events.
+
+        Args:
+            events: the log.
+            params: earlier parameters to update.
 
         Returns:
             `weights` B (M, M) float32; `gram` X'X (M, M) float32; `place` (N,) int32, the row of
@@ -80,8 +84,10 @@ class EASE:
         kept = np.concatenate([np.argsort(old, kind="stable")[:before], new])
         total = len(kept)
         if total == 0:
-            found = f"at most {count.max()} events an item found"
-            raise ValueError(f"min_count: {found}, {self.min_count} wanted")
+            raise ValueError(
+                f"min_count must be at most {count.max():,} (the events of the most frequent "
+                f"item), got {self.min_count:,}"
+            )
         place = np.full(len(count), total, np.int32)
         place[kept] = np.arange(total)
         gram = np.zeros((total, total), np.float32)
@@ -94,7 +100,7 @@ class EASE:
         return {"weights": _weights(gram, self.l2), "gram": gram, "place": place}
 
     def queries(self, params: Any, history: Array) -> Array:
-        """The scores (B, N) float32."""
+        """The scores (B, N) float32 of histories (B, L)."""
         weights, place = params["weights"], jnp.asarray(params["place"])
         rows = place.at[history].get(mode="fill", fill_value=len(weights))
 
@@ -112,7 +118,7 @@ class EASE:
 
 @jax.jit
 def _weights(gram: Array, l2: Array) -> Array:
-    """B of X'X; scaled to a unit diagonal first, since float32 is lost on popular beside rare."""
+    """B from X'X, scaled to a unit diagonal first: float32 loses rare items beside popular ones."""
     identity = jnp.eye(len(gram), dtype=jnp.float32)
     scale = jnp.sqrt(jnp.diagonal(gram) + l2)
     with jax.default_matmul_precision("highest"):
@@ -122,10 +128,10 @@ def _weights(gram: Array, l2: Array) -> Array:
 
 
 def _inverse(a: Array) -> Array:
-    """Of a positive definite matrix, by halves and the Schur complement.
+    """The inverse of a positive definite matrix, by halves and the Schur complement.
 
-    Nearly all of it is matrix products: on a CPU six times as fast as solving with one Cholesky
-    factor of the whole.
+    Nearly all work is in matrix products, which on a CPU is six times as fast as solving with one
+    Cholesky factor of the whole matrix.
     """
     half = len(a) // 2
     if len(a) <= SOLVED_AT_ONCE:

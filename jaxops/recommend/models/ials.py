@@ -1,4 +1,4 @@
-"""iALS: matrix factors for implicit feedback, by alternating least squares on the device."""
+"""iALS: matrix factorisation of implicit feedback by alternating least squares on the device."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,45 +21,44 @@ TINY = 1e-30
 @recorded
 @dataclass(frozen=True)
 class IALS:
-    """A user's vector x_u and an item's y_i minimise, over E events and all U x N pairs,
+    """Users' vectors x_u and items' vectors y_i minimise, over E events and all U x N pairs,
 
         sum_events w (1 - x_u . y_i)^2 + unobserved sum_u,i (x_u . y_i)^2
         + l2 [sum_u (w_u + unobserved N)^frequency |x_u|^2
               + sum_i (w_i + unobserved U)^frequency |y_i|^2],
 
-    w_u and w_i being the summed weights of their events. A sweep solves for all users, then for all
-    items. A user's query is that same solve for the history given, with weights of 1, so that a
-    user who was not in the log is scored as any other.
+    where w_u and w_i are the summed weights of their events. A sweep solves for all users, then for
+    all items. A user's query is the same solve for the given history, with weights of 1, so a user
+    who was not in the log is scored like any other.
 
-    `fit` with parameters goes on from the item factors with new events alone: the old ones are in
-    the loss as the parabola (y_i - old)' A_i (y_i - old) around the old factor, A_i being the
-    old users' Gram matrix and, for item i's own events, as many times their mean square. So an item
-    without new events hardly moves. A known user's new events are taken for a new user's.
+    `fit` with parameters starts from the item factors and uses the new events only. The old events
+    enter the loss as the quadratic (y_i - old)' A_i (y_i - old) around the old factor, where A_i is
+    the old users' Gram matrix plus, for each of item i's own events, their mean square. So an item
+    without new events hardly moves. New events of a known user count as those of a new user.
 
     Attributes:
-        factors: D, the width.
+        factors: D, size of a vector.
         l2: weight of the regularisation.
-        unobserved: weight of each pair, observed or not, beside 1 of an event.
-        frequency: 1 regularises by frequency, 0 all alike.
-        sweeps: over users and items.
-        steps: of preconditioned conjugate gradients from the last sweep's vector, for each solve of
-            the fit; None solves exactly, which takes longer. Queries are always exact.
-        seed: of the first item factors.
-        context: how many of a user's last items are read; all by default.
+        unobserved: weight of each pair, observed or not; an event has weight 1.
+        frequency: 1 scales the regularisation by frequency, 0 regularises all vectors equally.
+        sweeps: number of sweeps over users and items.
+        steps: steps of preconditioned conjugate gradients for each solve in `fit`, starting from
+            the previous sweep's vector; None solves exactly, which takes longer. Queries are always
+            exact.
+        seed: seed of the initial item factors.
+        context: number of a user's last items that are read; by default all.
 
     References:
         Hu, Koren and Volinsky 2008, Collaborative filtering for implicit feedback datasets; Rendle
         et al. 2021, arXiv:2110.14037; Takacs et al. 2011, Applications of the conjugate gradient
         method for implicit feedback collaborative filtering.
 
-    >>> user, item = np.nonzero(np.kron(np.eye(2), np.ones((8, 4))))  # two crowds, four items each
-    >>> log = Events(user, item, np.arange(64), np.ones(64, np.float32),
-    ...              np.arange(16).astype(str), np.array(list("abcdefgh")))
-    >>> model = IALS(factors=2, unobserved=0.1, l2=0.01)
-    >>> params = model.fit(log)
-    >>> scores = model.queries(params, jnp.array([[4, 5]])) @ model.table(params).T
-    >>> sorted(np.argsort(-scores[0])[:4].tolist())
-    [4, 5, 6, 7]
+    >>> from jaxops import recommend
+    >>> user, item = np.nonzero(np.kron(np.eye(2), np.ones((8, 4))))  # two groups, four items each
+    >>> log = recommend.events({"user": user, "item": item}, time=None)
+    >>> model = recommend.fit(IALS(factors=2, unobserved=0.1, l2=0.01), log)
+    >>> sorted(recommend.recommend(model, [["4", "5"]], k=2).ids()[0])
+    ['6', '7']
     """
 
     factors: int = 64
@@ -71,23 +70,27 @@ class IALS:
     seed: int = 0
     context: int | None = None
 
-    for_update: ClassVar[tuple[str, ...]] = ("users_gram", "users", "count")
+    for_update: ClassVar[tuple[str, ...]] = ("users_gram", "users", "counts")
 
     def __post_init__(self) -> None:
         for name, least in {"factors": 1, "sweeps": 1, "steps": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name}: {value} found, at least {least} wanted")
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         for name in ("l2", "unobserved"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} found, more than 0 wanted")
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     def fit(self, events: Events, params: Any = None) -> dict[str, Any]:
-        """The parameters, or with `params` their update by new events.
+        """The parameters, or `params` updated with new events.
+
+        Args:
+            events: the log.
+            params: earlier parameters to update.
 
         Returns:
-            `items` (N, D) float32, turned so that their Gram matrix is diagonal; `spectrum` (D,),
-            the diagonal; of the old events, `users_gram` (D, D), `users` () and `counts` (N,).
+            `items` (N, D) float32, rotated so that their Gram matrix is diagonal; `spectrum` (D,),
+            the diagonal; and for updates `users_gram` (D, D), `users` () and `counts` (N,).
 
         Raises:
             ValueError: see `check_log`.
@@ -116,7 +119,7 @@ class IALS:
         }
 
     def nothing(self) -> "Prior":
-        """The prior of a first fit: one row of zeros stands for all."""
+        """The prior of a first fit: one row of zeros, which applies to all rows."""
         wide = jnp.zeros((1, self.factors))
         return Prior(wide, jnp.zeros((self.factors,) * 2), jnp.zeros(()), jnp.zeros(1))
 
@@ -129,21 +132,21 @@ class IALS:
     def sweep(
         self, users: Array, items: Array, by_user: "Blocks", by_item: "Blocks", prior: "Prior"
     ) -> tuple[Array, Array]:
-        """New user factors (U, D) for the items', then new item factors (N, D) for the users'."""
+        """New user factors (U, D) given the items', then item factors (N, D) given the users'."""
         users = self._half(users, items, by_user, self.nothing(), by_item.size)
         return users, self._half(items, users, by_item, prior, prior.users + by_user.size)
 
     def _half(
         self, old: Array, table: Array, blocks: "Blocks", prior: "Prior", others: Any
     ) -> Array:
-        """Least squares for the rows of `old` (R, D), with `table` (S, D) held fixed."""
+        """New factors (R, D) for the rows of `old`, by least squares with `table` (S, D) fixed."""
         new, held, basis = _start(self, old, table, prior, jnp.float32(others))
         for same_length in blocks.blocks:
             new = _solve_blocks(self, new, held, *same_length)
         return _turn(new, basis.T)
 
     def queries(self, params: Any, history: Array) -> Array:
-        """The users' factors (B, D) float32."""
+        """The users' factors (B, D) float32 of histories (B, L)."""
         items = jnp.asarray(params["items"])
         weight = (history < len(items)).astype(jnp.float32)
         rows = items.at[history].get(mode="clip") * weight[..., None]
@@ -162,13 +165,13 @@ class IALS:
 
 
 class Prior(NamedTuple):
-    """What stands for the events of earlier fits.
+    """A summary of the events of earlier fits.
 
     Attributes:
-        items: (N, D), the factors then.
-        gram: (D, D), of the users then.
-        users: (), how many.
-        counts: (N,), summed weights of the events.
+        items: (N, D), the item factors.
+        gram: (D, D), the users' Gram matrix.
+        users: (), the number of users.
+        counts: (N,), summed weights of the events of each item.
     """
 
     items: Array
@@ -178,9 +181,9 @@ class Prior(NamedTuple):
 
 
 def by_length(log: Any) -> tuple[Any, np.ndarray]:
-    """Shorter rows and columns first, empty rows left out; and the columns' order.
+    """The log with rows and columns sorted by length and no empty rows; and the columns' order.
 
-    Rows of like length are then a slice of the factors, which is faster than a scatter.
+    Rows of similar length are then a slice of the factors, which is faster than a scatter.
     """
     lengths = np.diff(log.indptr)
     order = np.argsort(np.bincount(log.indices, minlength=log.shape[1]), kind="stable")
@@ -191,10 +194,10 @@ def by_length(log: Any) -> tuple[Any, np.ndarray]:
 
 
 class Blocks(NamedTuple):
-    """The rows of a sparse matrix, shorter ones first, in blocks of about as many elements each.
+    """The rows of a sparse matrix, shorter ones first, in blocks of similar numbers of elements.
 
     Attributes:
-        size: number of rows R; with it
+        size: R, the number of rows.
         blocks: for each length L, K blocks of B rows: start (K,), the first row of each; column
             (K, B, L); weight (K, B, L), 0 for padding.
     """
@@ -204,9 +207,9 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Any) -> "Blocks":
-        """Blocks of a SciPy CSR array whose rows become longer."""
+        """The blocks of a SciPy CSR array whose rows are sorted by length."""
         lengths = np.diff(matrix.indptr)
-        # a small log is not worth many programs
+        # few programs for a small log
         chosen = least_padding(lengths, min(PROGRAMS, 1 + 8 * matrix.nnz // EVENTS_AT_ONCE))
         stops = np.searchsorted(lengths, chosen, side="right")
         cuts = zip(chosen, [0, *stops[:-1]], stops, strict=True)
@@ -221,17 +224,17 @@ class Blocks(NamedTuple):
         start = np.minimum(np.arange(first, stop, height), stop - height)  # the last may overlap
         rows = start[:, None] + np.arange(height)
         place = np.arange(length)
-        there = place < lengths[rows][..., None]
-        index = np.where(there, matrix.indptr[rows][..., None] + place, 0)
+        filled = place < lengths[rows][..., None]
+        index = np.where(filled, matrix.indptr[rows][..., None] + place, 0)
         column = matrix.indices[index].astype(np.int32)
-        weight = np.where(there, matrix.data[index], 0).astype(np.float32)
+        weight = np.where(filled, matrix.data[index], 0).astype(np.float32)
         return jax.device_put((start.astype(np.int32), column, weight))
 
 
 def least_padding(lengths: np.ndarray, most: int) -> np.ndarray:
-    """At most so many lengths, rising, that hold rows of all `lengths` with the least padding.
+    """At most `most` lengths, ascending, that rows of all `lengths` fit in with the least padding.
 
-    Of candidates 15 % apart, by dynamic programming; each length is one more program to compile.
+    They are chosen among candidates 15 % apart by dynamic programming; each is one more program.
 
     >>> least_padding(np.array([2, 2, 2, 2, 9, 9, 10]), most=2).tolist()
     [2, 10]
@@ -241,7 +244,7 @@ def least_padding(lengths: np.ndarray, most: int) -> np.ndarray:
         np.append(1.15 ** np.arange(np.log(longest) / np.log(1.15)), longest).astype(int)
     )
     rows = np.concatenate([[0], np.cumsum(np.bincount(np.searchsorted(grid, lengths)))])
-    # from all rows up to candidate i held, to all up to j by one more length
+    # padding of the rows longer than candidate i and at most j, if they are padded to j
     padded = np.append(0, grid) * (rows - rows[:, None]).astype(float)
     padded[np.tril_indices(len(rows), -1)] = np.inf
     total, came = padded[0], []
@@ -256,15 +259,15 @@ def least_padding(lengths: np.ndarray, most: int) -> np.ndarray:
 
 
 class Held(NamedTuple):
-    """What stays while one side is solved, in the basis where the other's Gram is diagonal.
+    """What is fixed while one side is solved, in the basis where the other's Gram is diagonal.
 
     Attributes:
-        table: (S, D), the other side.
+        table: (S, D), the factors of the other side.
         spectrum: (D,), the diagonal, times `unobserved`.
-        prior: (R or 1,), what the old events add to a row's diagonal, and
-        right: (R or 1, D) to its right-hand side.
+        prior: (R or 1,), what the old events add to a row's diagonal.
+        right: (R or 1, D), what the old events add to its right-hand side.
         counts: (R or 1,), summed weights of the old events.
-        others: (), how many the other side has ever had.
+        others: (), the number of rows that the other side has ever had.
     """
 
     table: Array
@@ -289,7 +292,7 @@ def _turn(table: Array, basis: Array) -> Array:
 def _start(
     model: IALS, old: Array, table: Array, prior: Prior, others: Array
 ) -> tuple[Array, Held, Array]:
-    """The last sweep's rows and what is held, both turned; and the basis."""
+    """The previous sweep's rows and the fixed quantities, in the new basis; and the basis."""
     with jax.default_matmul_precision("highest"):
         spectrum, basis = jnp.linalg.eigh(_gram(table) + prior.gram)
         square = jnp.trace(prior.gram) / (jnp.maximum(prior.users, 1) * model.factors)
@@ -327,9 +330,9 @@ def _solve_blocks(
 
 
 def solve(rows: Array, weight: Array, diagonal: Array, right: Array) -> Array:
-    """(diag(d) + Y'WY)^-1 (right + Y'W1) for each user, exactly: (B, D).
+    """The exact (diag(d) + Y'WY)^-1 (right + Y'W1) for each user, (B, D).
 
-    With fewer rows than columns a system of L, not D, unknowns is solved (Woodbury).
+    With fewer rows than columns, a system of L instead of D unknowns is solved (Woodbury).
 
     Args:
         rows: Y (B, L, D).
@@ -355,7 +358,16 @@ def _cholesky_solve(a: Array, b: Array) -> Array:
 def conjugate_gradients(
     rows: Array, weight: Array, diagonal: Array, right: Array, x: Array, steps: int
 ) -> Array:
-    """As `solve`, by `steps` steps from x (B, D), preconditioned with the system's diagonal."""
+    """As `solve`, by Jacobi-preconditioned conjugate gradients from x (B, D).
+
+    Args:
+        rows: as in `solve`, like the next three.
+        weight: (B, L).
+        diagonal: (B, D).
+        right: (B, D).
+        x: (B, D), where to start.
+        steps: number of steps.
+    """
     root = jnp.sqrt(weight)
     z = rows * root[..., None]
 

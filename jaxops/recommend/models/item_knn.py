@@ -1,4 +1,4 @@
-"""Item k nearest neighbours: what was taken by the same users as what you took."""
+"""Item-based k nearest neighbours: items that the same users took as those in the history."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,18 +19,18 @@ Array = jax.Array
 class ItemKNN:
     """Each item of a history adds its similarity to its `neighbours` nearest items.
 
-    s_ij = x_i . x_j / (|x_i| |x_j| + shrink), x_i (U,) being the summed weights of item i's events
-    by user: the cosine, lowered where few users speak for it.
+    s_ij = x_i . x_j / (|x_i| |x_j| + shrink), where x_i (U,) holds the summed weights of item i's
+    events by user: the cosine similarity, reduced for items with few events.
 
-    `fit` with parameters adds the counts of the new events. That equals a fit to all events as long
-    as none of the users had events before; of a user who had, the old and the new items are not
-    counted together, and only a fit to all events is exact. The counts it keeps for this take 8
-    bytes a pair of items that some user has both of.
+    `fit` with parameters adds the counts of the new events. This equals a fit to all events if no
+    user of the new events had events before. For a user who had, the old and the new items are not
+    counted together; only a fit to all events is exact. The stored counts take 8 bytes for each
+    pair of items that share a user.
 
     Attributes:
-        neighbours: kept of each item.
-        shrink: of a similarity.
-        context: how many of a user's last items are read; all by default.
+        neighbours: number of neighbours kept for each item.
+        shrink: added to the denominator of the similarity.
+        context: number of a user's last items that are read; by default all.
 
     References:
         Deshpande and Karypis 2004, Item-based top-N recommendation algorithms; with shrinkage as in
@@ -52,17 +52,21 @@ class ItemKNN:
 
     def __post_init__(self) -> None:
         if self.neighbours < 1:
-            raise ValueError(f"neighbours: {self.neighbours} found, at least 1 wanted")
+            raise ValueError(f"neighbours must be at least 1, got {self.neighbours}")
         if not self.shrink >= 0:
-            raise ValueError(f"shrink: {self.shrink} found, at least 0 wanted")
+            raise ValueError(f"shrink must be at least 0, got {self.shrink}")
 
     def fit(self, events: Events, params: Any = None) -> dict[str, Any]:
-        """The parameters, or with `params` their update by new events.
+        """The parameters, or `params` updated with new events.
+
+        Args:
+            events: the log.
+            params: earlier parameters to update.
 
         Returns:
-            `neighbours` (N, K) int32, N where there are fewer; `similarity` (N, K) float32, falling
-            along a row. X'X for updates, as SciPy's CSR: `count` float32, `column` int32, `start`
-            (N + 1,) int32.
+            `neighbours` (N, K) int32, N where there are fewer; `similarity` (N, K) float32,
+            decreasing along a row; and for updates X'X in SciPy's CSR format: `count` float32,
+            `column` int32, `start` (N + 1,) int32.
 
         Raises:
             ValueError: see `check_log`.
@@ -96,7 +100,7 @@ class ItemKNN:
         other = row != column
         row, column, value = row[other], column[other], gram.data[other]
         value = value / (norm[row] * norm[column] + self.shrink)
-        order = np.lexsort((column, -value, row))  # of equal ones, the first in the catalogue
+        order = np.lexsort((column, -value, row))  # equal values in the order of the catalogue
         row, column, value = row[order], column[order], value[order]
         rank = np.arange(len(row)) - np.searchsorted(row, row)
         near = rank < self.neighbours
@@ -108,7 +112,7 @@ class ItemKNN:
         return nearest, similarity
 
     def queries(self, params: Any, history: Array) -> Array:
-        """The scores (B, N) float32."""
+        """The scores (B, N) float32 of histories (B, L)."""
         nearest, similarity = jnp.asarray(params["neighbours"]), jnp.asarray(params["similarity"])
         size, user = len(nearest), jnp.arange(len(history))[:, None]
 

@@ -1,4 +1,4 @@
-"""What everybody takes, or took lately: the baseline that a model has to beat."""
+"""Popularity, overall or recent: the baseline that every other model has to beat."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,14 +17,15 @@ Array = jax.Array
 @recorded
 @dataclass(frozen=True)
 class Popularity:
-    """An item's score is the sum of its events' weights, for every user alike.
+    """An item's score is the summed weight of its events, the same for every user.
 
-    With a `half_life` an event counts 2^(-age / half_life), its age taken at the log's last event.
-    `fit` with parameters adds the new events, and lets the older ones age until the last of all.
+    With a `half_life` an event counts 2^(-age / half_life), where the age is measured at the log's
+    last event. `fit` with parameters adds new events and ages the older ones accordingly.
 
     Attributes:
-        half_life: in the unit of the log's times (seconds, days); None counts all alike.
-        context: a history changes nothing, so the least is read.
+        half_life: in the unit of the log's times, such as seconds or days; None counts all events
+            equally.
+        context: 1, the smallest value, as the history does not matter.
 
     >>> log = Events(np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([0, 0, 7]),
     ...              np.ones(3, np.float32), np.array(["ann", "bob"]), np.array(["tea", "jam"]))
@@ -41,13 +42,17 @@ class Popularity:
 
     def __post_init__(self) -> None:
         if self.half_life is not None and not self.half_life > 0:
-            raise ValueError(f"half_life: {self.half_life} found, more than 0 wanted")
+            raise ValueError(f"half_life must be above 0 or None, got {self.half_life}")
 
     def fit(self, events: Events, params: Any = None) -> dict[str, Any]:
-        """The parameters, or with `params` their update by new events.
+        """The parameters, or `params` updated with new events.
+
+        Args:
+            events: the log.
+            params: earlier parameters to update.
 
         Returns:
-            `score` (N,) float32; `time` () float64, of the last event.
+            `score` (N,) float32; `time` () float64, the time of the last event.
 
         Raises:
             ValueError: see `check_log`.
@@ -67,7 +72,7 @@ class Popularity:
         return np.exp2(-age / self.half_life) if self.half_life else np.ones_like(age)
 
     def queries(self, params: Any, history: Array) -> Array:
-        """The scores (B, N) float32."""
+        """The scores (B, N) float32 of histories (B, L)."""
         score = jnp.asarray(params["score"])
         return jnp.broadcast_to(score[None], (len(history), len(score)))
 

@@ -1,8 +1,8 @@
-"""Models of histories: SASRec, BERT4Rec, GRU4Rec, eSASRec and HSTU, and their scores.
+"""Sequence models of histories: SASRec, BERT4Rec, GRU4Rec, eSASRec and HSTU.
 
-Each is a Flax module with `config`, whose vocabulary is the N items and one token more, for padding
-and for BERT4Rec's mask; and with `hidden(tokens, segments, positions, train=)`, (B, T, D), whose
-products with the items' embeddings are the scores.
+Each is a Flax module with a `config`, whose vocabulary is the N items and one more token, for
+padding and BERT4Rec's mask, and with a method `hidden(tokens, segments, positions, train=)` that
+returns (B, T, D). The inner products of these vectors and the items' embeddings are the scores.
 """
 
 from dataclasses import dataclass, replace
@@ -35,10 +35,18 @@ def sasrec(
 ) -> Transformer:
     """SASRec: a causal transformer over the items (Kang and McAuley 2018, arXiv:1808.09781).
 
-    As its authors have it, items come in scaled by sqrt(width), what is added to is normalised
-    (post-norm, and a norm of the embeddings), and the feed-forward network is as wide as the model.
-    It matters: tried on Beauty's validation, a pre-norm transformer of the same size took twice as
-    many epochs, and learned little from one negative. Here keys and values are normalised as well.
+    As in the original, embeddings are scaled by sqrt(width) and normalised, blocks are post-norm,
+    and the feed-forward network is as wide as the model. On the validation split of Beauty, a
+    pre-norm transformer of the same size took twice as many epochs and learned little from a single
+    negative. Unlike in the original, keys and values are normalised as well.
+
+    Args:
+        items: N, the number of items.
+        context: number of items read.
+        width: D, size of a hidden vector.
+        depth: number of blocks.
+        heads: number of attention heads.
+        dropout: dropout rate.
 
     >>> sasrec(items=100).config.vocabulary
     101
@@ -68,7 +76,19 @@ def bert4rec(
     heads: int = 2,
     dropout: float = 0.2,
 ) -> Transformer:
-    """BERT4Rec: an encoder that restores hidden items (Sun et al. 2019, arXiv:1904.06690)."""
+    """BERT4Rec: an encoder that restores masked items (Sun et al. 2019, arXiv:1904.06690).
+
+    Args:
+        items: N, the number of items.
+        context: number of tokens read, of which one is the mask.
+        width: D, size of a hidden vector.
+        depth: number of blocks.
+        heads: number of attention heads.
+        dropout: dropout rate.
+
+    >>> bert4rec(items=100).config.causal
+    False
+    """
     return Transformer(
         TransformerConfig(
             items + 1,
@@ -92,10 +112,21 @@ def esasrec(
     heads: int = 2,
     dropout: float = 0.2,
 ) -> Transformer:
-    """eSASRec: SASRec with LiGR layers (2025, arXiv:2508.06450), for a sampled softmax.
+    """eSASRec: SASRec with LiGR layers (2025, arXiv:2508.06450), meant for a sampled softmax.
 
-    Of a LiGR layer each branch is gated by its input, x + branch(norm(x)) * sigmoid(x W), and the
-    feed-forward network is SwiGLU's (Borisyuk et al. 2025, arXiv:2502.03417).
+    Each branch of a LiGR layer is gated by its input, x + branch(norm(x)) * sigmoid(x W), and the
+    feed-forward network is SwiGLU (Borisyuk et al. 2025, arXiv:2502.03417).
+
+    Args:
+        items: N, the number of items.
+        context: number of items read.
+        width: D, size of a hidden vector.
+        depth: number of blocks.
+        heads: number of attention heads.
+        dropout: dropout rate.
+
+    >>> esasrec(items=100).config.gated_residual
+    True
     """
     return Transformer(
         TransformerConfig(
@@ -113,15 +144,16 @@ def esasrec(
 
 
 class GRU4Rec(nn.Module):
-    """A GRU over the items (Hidasi et al. 2016, arXiv:1511.06939).
+    """GRU4Rec: a GRU over the items (Hidasi et al. 2016, arXiv:1511.06939).
 
-    Of `config` it uses vocabulary, context, depth, width and dropout.
+    Attributes:
+        config: of which it uses vocabulary, context, depth, width and dropout.
     """
 
     config: TransformerConfig
 
     def setup(self) -> None:
-        """Embeddings, GRU, and the way back to the embeddings' space."""
+        """Embeddings, the GRU, and a linear map into the embedding space."""
         self.embedding = Embedding(self.config)
         self.gru = GRU(self.config.width, self.config.depth, dropout=self.config.dropout)
         self.out = Dense(self.config.width)
@@ -134,7 +166,7 @@ class GRU4Rec(nn.Module):
         *,
         train: bool = False,
     ) -> Array:
-        """(B, T, D) of items (B, T)."""
+        """Hidden vectors (B, T, D) of items (B, T)."""
         x = self.embedding(tokens, positions, train=train)
         return self.out(self.gru(x, segments, train=train)[0])
 
@@ -142,23 +174,45 @@ class GRU4Rec(nn.Module):
 def gru4rec(
     items: int, context: int = 50, width: int = 64, depth: int = 1, dropout: float = 0.2
 ) -> GRU4Rec:
-    """A `GRU4Rec` of so many items."""
+    """A `GRU4Rec` module.
+
+    Args:
+        items: N, the number of items.
+        context: number of items read.
+        width: D, size of a hidden vector.
+        depth: number of GRU layers.
+        dropout: dropout rate.
+
+    >>> isinstance(gru4rec(items=100), GRU4Rec)
+    True
+    """
     return GRU4Rec(
         TransformerConfig(items + 1, context, depth, 1, width, position="none", dropout=dropout)
     )
 
 
 class HSTUBlock(nn.Module):
-    """One layer of HSTU: attention without a softmax, and a gate in place of a feed-forward net.
+    """One layer of HSTU: attention without softmax, and a gate in place of a feed-forward network.
 
-    u, v, q, k = silu(W norm(x)); a = silu(q k^T + bias) / T; x + W' (norm(a v) * u).
+    u, v, q, k = silu(W norm(x)); a = silu(q k^T + bias) / T; x + W' (norm(a v) * u), where T is the
+    number of positions attended to.
+
+    Attributes:
+        config: of which it uses heads, width and dropout.
     """
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, bucket: Array, train: bool) -> Array:
-        """Of x (B, T, D), with what sees what (B or 1, 1, T, T) and distances (B or 1, T, T)."""
+        """The layer's output (B, T, D).
+
+        Args:
+            x: (B, T, D).
+            mask: (B or 1, 1, T, T) bool, which positions attend to which.
+            bucket: (B or 1, T, T) int, buckets of their distances.
+            train: whether dropout is on.
+        """
         config = self.config
         heads, size, init = config.heads, config.per_head, nn.initializers.normal(0.02)
         y = nn.LayerNorm(name="norm")(x)
@@ -166,7 +220,7 @@ class HSTUBlock(nn.Module):
         u, v, q, k = jnp.split(y.reshape(*x.shape[:2], heads, -1), 4, axis=-1)
         bias = nn.Embed(32, heads, embedding_init=init, name="relative")(bucket)
         scores = jnp.einsum("bthc,bshc->bhts", q, k) + bias.transpose(0, 3, 1, 2)
-        # 1 / T by what is seen, so that padding and other documents change nothing
+        # T counts the visible positions, so that padding and other segments change nothing
         seen = jnp.maximum(mask.sum(-1, keepdims=True), 1)
         a = jnp.where(mask, nn.silu(scores), 0.0) / seen
         y = jnp.einsum("bhts,bshc->bthc", a, v)
@@ -178,8 +232,10 @@ class HSTUBlock(nn.Module):
 class HSTU(nn.Module):
     """Hierarchical sequential transduction units (Zhai et al. 2024, arXiv:2402.17152).
 
-    The distances between places are those in the history; times of events are not looked at. Of
-    `config` it uses vocabulary, context, depth, heads, width and dropout.
+    Distances are between positions in the history; times of events are not used.
+
+    Attributes:
+        config: of which it uses vocabulary, context, depth, heads, width and dropout.
     """
 
     config: TransformerConfig
@@ -193,11 +249,11 @@ class HSTU(nn.Module):
         *,
         train: bool = False,
     ) -> Array:
-        """(B, T, D) of items (B, T)."""
-        own = arange(tokens.shape[1]) if positions is None else positions
-        mask = attention_mask(own, own, segments, segments, causal=True)
+        """Hidden vectors (B, T, D) of items (B, T)."""
+        place = arange(tokens.shape[1]) if positions is None else positions
+        mask = attention_mask(place, place, segments, segments, causal=True)
         assert mask is not None  # it is causal
-        bucket = relative_bucket(own[:, None] - own[:, :, None], True)
+        bucket = relative_bucket(place[:, None] - place[:, :, None], True)
         x = Embedding(self.config, name="embedding")(tokens, positions, train=train)
         for i in range(self.config.depth):
             x = HSTUBlock(self.config, name=f"block_{i}")(x, mask, bucket, train)
@@ -212,7 +268,19 @@ def hstu(
     heads: int = 2,
     dropout: float = 0.2,
 ) -> HSTU:
-    """An `HSTU` of so many items."""
+    """An `HSTU` module.
+
+    Args:
+        items: N, the number of items.
+        context: number of items read.
+        width: D, size of a hidden vector.
+        depth: number of blocks.
+        heads: number of attention heads.
+        dropout: dropout rate.
+
+    >>> isinstance(hstu(items=100), HSTU)
+    True
+    """
     return HSTU(
         TransformerConfig(items + 1, context, depth, heads, width, position="none", dropout=dropout)
     )
@@ -221,86 +289,111 @@ def hstu(
 @recorded
 @dataclass(frozen=True)
 class SequenceModel:
-    """What a `Recommender` of histories is by: the last place's vector, and the items' embeddings.
+    """The model of a sequence recommender: queries are hidden vectors of the last position.
 
     Attributes:
-        module: as `sasrec`, `bert4rec`, `gru4rec`, `esasrec` or `hstu` makes it.
+        module: the Flax module, as made by `sasrec`, `bert4rec`, `gru4rec`, `esasrec` or `hstu`.
+
+    >>> model = SequenceModel(sasrec(items=5, context=4, width=8, depth=1))
+    >>> model.context, model.masked
+    (4, False)
     """
 
     module: Any
 
     @property
     def masked(self) -> bool:
-        """Whether it reads the answer at a mask behind the history, as BERT4Rec does."""
+        """Whether the query is read at a mask after the history, as in BERT4Rec."""
         return not self.module.config.causal
 
     @property
     def context(self) -> int:
-        """How many of a user's last items it reads."""
+        """Number of a user's last items that are read."""
         return int(self.module.config.context) - self.masked
 
     def queries(self, params: Any, history: Array) -> Array:
-        """(B, D) of items (B, L), N behind the last."""
+        """Queries (B, D) of histories (B, L), with N for padding, which comes last."""
         items = self.module.config.vocabulary - 1
         if self.masked:
             history = jnp.pad(history, ((0, 0), (0, 1)), constant_values=items)
         length = (history < items).sum(1)  # without the mask
-        there = jnp.arange(history.shape[1])[None] < (length + self.masked)[:, None]
+        filled = jnp.arange(history.shape[1])[None] < (length + self.masked)[:, None]
         hidden = self.module.apply(
-            {"params": params}, history, there.astype(jnp.int32), method="hidden"
+            {"params": params}, history, filled.astype(jnp.int32), method="hidden"
         )
         last = jnp.maximum(length - (not self.masked), 0)
         return jnp.take_along_axis(hidden, last[:, None, None], 1)[:, 0]
 
     def table(self, params: Any) -> Array:
-        """(N, D)."""
+        """The items' embeddings (N, D)."""
         return params["embedding"]["tokens"][:-1]
 
 
-def recommender(
+def sequence_recommender(
     module: Any, state: TrainState, events: Events, known: Recommender | None = None
 ) -> Recommender:
-    """What `next_item` or `masked_item` has learned, ready to recommend.
+    """The recommender that a `next_item` or `masked_item` task has trained.
 
     Args:
-        module: that was trained.
-        state: of it.
-        events: it was trained on, for the items' ids and how often each was taken.
-        known: what it went on from, by `extended`, whose counts are added.
+        module: the Flax module that was trained.
+        state: the trained state.
+        events: the training log, for the items' ids and counts.
+        known: the recommender that training went on from, after `sequence_with_items`; its counts
+            are added.
 
     Raises:
-        ValueError: a module of another number of items.
+        ValueError: a module for another number of items.
+
+    >>> import jaxops as jo
+    >>> from jaxops import recommend as r
+    >>> log = r.events({"user": ["a"] * 8, "item": list("xyzxyzxy")}, time=None)
+    >>> module = r.sasrec(items=3, context=4, width=8, depth=1, dropout=0.0)
+    >>> state = jo.fit(r.next_item(module), r.rows(log.histories(), 5), batch_size=2, epochs=20,
+    ...                optimizer=jo.optim.adam(0.05), progress=False)
+    >>> model = sequence_recommender(module, state, log)
+    >>> r.recommend(model, [["x"], ["x", "y"]], k=1).ids()
+    [['y'], ['z']]
+    >>> larger, new = sequence_with_items(model, items=5)  # to train on a log with five items
+    >>> larger.config.vocabulary, SequenceModel(larger).table(new.params).shape
+    (6, (5, 8))
     """
     items = module.config.vocabulary - 1
     if items != len(events.items):
-        raise ValueError(f"module: {items:,} items found, {len(events.items):,} wanted, as events")
+        raise ValueError(
+            f"module must have {len(events.items):,} items, as events have, got {items:,}"
+        )
     counts = event_counts(events)
     if known is not None:
         counts[: len(known.counts)] += known.counts
     return Recommender(SequenceModel(module), state.params, events.items, counts)
 
 
-def extended(recommender: Recommender, items: int, seed: int = 0) -> tuple[Any, TrainState]:
-    """The module and state of a model of histories with room for new items, to go on training.
+def sequence_with_items(
+    recommender: Recommender, items: int, seed: int = 0
+) -> tuple[Any, TrainState]:
+    """The module and state of a sequence recommender with vectors for new items, to train further.
 
-    Known items keep their places and vectors; new ones begin as in an untrained model. Train on
-    new events, whose catalogue begins with the known items (`events(..., items=model.items)`), by
-    `fit(task, rows(...), state=state)`, and `recommender` makes the result ready.
+    Known items keep their indices and vectors; new vectors are initialised as in an untrained
+    model. Read the new events with a catalogue that begins with the known items
+    (`events(..., items=recommender.items)`), train with `fit(task, rows(...), state=state)`, and
+    pass the result to `sequence_recommender`.
 
     Args:
-        recommender: of a module that `sasrec` or another function here has made.
-        items: how many there are now, at least as many as before.
-        seed: of the new vectors.
+        recommender: a `sequence_recommender`.
+        items: the new number of items, at least as many as before.
+        seed: seed of the new vectors.
 
     Raises:
-        ValueError: fewer items, or a model of another kind.
+        ValueError: fewer items, or a recommender of another kind.
     """
     model = recommender.model
     if not isinstance(model, SequenceModel):
-        raise ValueError(f"recommender: {type(model).__name__} found, a model of histories wanted")
+        raise ValueError(
+            f"recommender must be of a SequenceModel, got one of {type(model).__name__}"
+        )
     before = len(recommender.items)
     if items < before:
-        raise ValueError(f"items: {items:,} found, at least the {before:,} known ones wanted")
+        raise ValueError(f"items must be at least {before:,} (the known items), got {items:,}")
     config = replace(model.module.config, vocabulary=items + 1)
     key = jax.random.key(seed)
     new = 0.02 * jax.random.normal(key, (items - before, config.width))  # as in `nn.Embedding`

@@ -1,4 +1,4 @@
-"""Two towers: an item is what its features say, so that one that nobody has taken is scored too."""
+"""Two towers: items by their features, so that an item without any event is scored as well."""
 
 import functools
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from jaxops.recommend.data.events import Events
 from jaxops.recommend.data.features import Columns, Features
 from jaxops.recommend.recommenders import Recommender, event_counts
 from jaxops.state import TrainState
-from jaxops.task import Batch, Column, Key, Out, Task, masked_sum, recorded, row_weights
+from jaxops.task import Key, recorded
 
 Array = jax.Array
 Params = Any
@@ -25,26 +25,33 @@ ITEMS_AT_ONCE = 8192
 @recorded
 @dataclass(frozen=True)
 class TwoTower:
-    """A recommender that knows items by their features and users by what they took.
+    """A model that represents items by their features and users by the items they took.
 
-    An item's vector is made of its features and of an embedding of its own; a user's, of the
-    vectors of the items taken, weighted by attention and by how long ago they were taken, and of
-    the user's features. Both have length 1, and a score is their product by 1 / temperature, as in
-    Yi et al. 2019 (doi:10.1145/3298689.3346996). In training, some items go without their own
-    embedding and some users without their features, by chance, so that the towers know what to
-    make of an item or a user of whom there is less (Volkovs et al. 2017, "DropoutNet").
+    An item's vector is computed from its features and an embedding of its own. A user's vector is
+    computed from the vectors of the items taken, weighted by attention and by recency, and from
+    the user's features. Both have length 1; a score is their inner product divided by the
+    temperature, as in Yi et al. 2019. In training, the item's own embedding and the user's features
+    are left out at random, so that the towers also work for an item or a user with less data
+    (Volkovs et al. 2017).
 
-    `TwoTower.fitted(events)` is the usual way to make one; `retrieval` learns it.
+    `TwoTower.fitted(events)` is the usual way to make one; `retrieval` is the task that trains it.
 
     Attributes:
         item_features: how the items' columns are read.
-        user_features: how the users' are.
-        known: how many items have an embedding of their own; 0 for features alone.
-        context: how many of a user's last items it reads.
-        width: D, of a vector.
+        user_features: how the users' columns are read.
+        known: number of items with an embedding of their own; 0 uses the features alone.
+        context: number of a user's last items that are read.
+        width: D, size of a vector.
         hidden: units of each tower's hidden layers.
         unknown: probability that an item's own embedding, or a user's features, are left out.
-        temperature: what the products of vectors are divided by.
+        temperature: the inner products are divided by it.
+
+    References:
+        Yi et al. 2019, doi:10.1145/3298689.3346996; Volkovs et al. 2017, DropoutNet.
+
+    >>> features = Features.fitted({"price": np.array([1.0, 3.0])})
+    >>> TwoTower(features, Features(), known=2).context
+    20
     """
 
     item_features: Features
@@ -60,11 +67,11 @@ class TwoTower:
 
     @classmethod
     def fitted(cls, events: Events, ids: bool = True, **settings: Any) -> "TwoTower":
-        """With the features of a training log, and with its items' own embeddings or without.
+        """The settings for a training log: how its features are read, and which items are known.
 
         Args:
             events: the training log; an item without events gets no embedding of its own.
-            ids: whether items have one.
+            ids: whether items have an embedding of their own.
             settings: the other attributes.
         """
         items, users = (Features.fitted(c) for c in (events.item_features, events.user_features))
@@ -77,37 +84,37 @@ class TwoTower:
         """Users' vectors, divided by the temperature.
 
         Args:
-            params: as `two_tower_recommender` puts them together.
-            history: (B, L) int32, oldest first, N behind the last; empty ones may be.
-            users: what `model.user_features.read` gives of B users; unknown by default.
+            params: the parameters of a `two_tower_recommender`.
+            history: (B, L) int32, oldest first, N for padding, which comes last; may be empty.
+            users: features of the B users, as `user_features.read` returns; unknown by default.
 
         Returns:
             (B, D) float32.
         """
-        return self._queries(params["network"], params["items"], history, users, None)
+        return self.user_vectors(params["network"], params["items"], history, users)
 
     def table(self, params: Params) -> Array:
         """The items' vectors, (N, D) float32."""
-        items, vector = params["items"], functools.partial(self._vectors, params["network"])
-        return jax.lax.map(vector, items, batch_size=min(ITEMS_AT_ONCE, len(items["own"])))
+        items, vectors = params["items"], functools.partial(self.item_vectors, params["network"])
+        return jax.lax.map(vectors, items, batch_size=min(ITEMS_AT_ONCE, len(items["own"])))
 
     def rows(self, events: Events) -> dict[str, np.ndarray]:
-        """Training rows, one an event: the item taken and those that its user took before.
+        """Training rows, one for each event: the item taken and the items taken before it.
 
         Returns:
-            `item` (E,) int32, `history` (E, context) int32, where there are user features
-            `categories` and `numbers`, and `mask` (E,) float32, the events' weights.
+            `item` (E,) int32; `history` (E, context) int32; `categories` and `numbers` where there
+            are user features; and `mask` (E,) float32, the events' weights.
         """
         histories = events.histories()
         row = np.arange(len(events))
         user = np.repeat(np.arange(len(events.users)), histories.lengths)
         before = np.minimum(row - histories.starts[user], self.context)
         place = np.arange(self.context)
-        there = place < before[:, None]
-        index = np.where(there, (row - before)[:, None] + place, 0)
+        filled = place < before[:, None]
+        index = np.where(filled, (row - before)[:, None] + place, 0)
         columns = {
             "item": histories.items,
-            "history": np.where(there, histories.items[index], len(events.items)).astype(np.int32),
+            "history": np.where(filled, histories.items[index], len(events.items)).astype(np.int32),
             "mask": events.weight[np.argsort(events.user, kind="stable")],
         }
         if self.user_features.names:
@@ -115,46 +122,56 @@ class TwoTower:
             columns |= {name: values[user] for name, values in users.items()}
         return columns
 
-    def _queries(
-        self, network: Params, items: Any, history: Array, users: Any, key: Key | None
+    def user_vectors(
+        self, params: Params, items: Any, history: Array, users: Any, key: Key | None = None
     ) -> Array:
-        """With a key, as in training."""
-        drop, keep = (None, None) if key is None else jax.random.split(key)
+        """As `queries`, from the parameters of the `TwoTowerModule` and the catalogue's items.
+
+        Args:
+            params: parameters of the module.
+            items: `own`, `categories` and `numbers` of the N items.
+            history: as in `queries`.
+            users: as in `queries`.
+            key: in training, for what is left out at random.
+        """
+        item_key, user_key = (None, None) if key is None else jax.random.split(key)
         taken = jax.tree.map(lambda x: x.at[history].get(mode="fill", fill_value=0), items)
-        vectors = self._vectors(network, self._own(taken, drop))
-        if users is not None and keep is not None:
-            seen = jax.random.bernoulli(keep, 1 - self.unknown, (len(history), 1))
-            users = jax.tree.map(lambda x: jnp.where(seen, x, 0), users)
-        there = history < len(items["own"])
-        apply: Any = Network(self).apply
-        queries: Array = apply({"params": network}, vectors, there, users, method="user")
+        vectors = self.item_vectors(params, taken, item_key)
+        if users is not None and user_key is not None:
+            kept = jax.random.bernoulli(user_key, 1 - self.unknown, (len(history), 1))
+            users = jax.tree.map(lambda x: jnp.where(kept, x, 0), users)
+        filled = history < len(items["own"])
+        apply: Any = TwoTowerModule(self).apply
+        queries: Array = apply({"params": params}, vectors, filled, users, method="user")
         return queries / self.temperature
 
-    def _vectors(self, network: Params, items: Any) -> Array:
-        """(..., D)."""
-        apply: Any = Network(self).apply
-        vectors: Array = apply({"params": network}, **items, method="item")
+    def item_vectors(self, params: Params, items: Any, key: Key | None = None) -> Array:
+        """The vectors (..., D) of items.
+
+        Args:
+            params: parameters of the `TwoTowerModule`.
+            items: `own` (...), `categories` (..., C) and `numbers` (..., F).
+            key: in training, for the embeddings that are left out at random.
+        """
+        if key is not None and self.known:
+            left_out = jax.random.bernoulli(key, self.unknown, items["own"].shape)
+            items = {**items, "own": jnp.where(left_out, 0, items["own"])}
+        apply: Any = TwoTowerModule(self).apply
+        vectors: Array = apply({"params": params}, **items, method="item")
         return vectors
 
-    def _own(self, items: dict[str, Array], key: Key | None) -> dict[str, Array]:
-        """In training, some items without their own embeddings."""
-        if key is None or not self.known:
-            return items
-        left_out = jax.random.bernoulli(key, self.unknown, items["own"].shape)
-        return {**items, "own": jnp.where(left_out, 0, items["own"])}
 
-
-class Network(nn.Module):
-    """Both towers.
+class TwoTowerModule(nn.Module):
+    """The Flax module of both towers.
 
     Attributes:
-        settings: see there.
+        settings: the sizes and features.
     """
 
     settings: TwoTower
 
     def setup(self) -> None:
-        """Of an item: the sum of its features' vectors, and an MLP on top; of a user as well."""
+        """Each tower: a sum of the features' vectors, then an MLP."""
         s = self.settings
         normal = nn.initializers.normal(s.width**-0.5)
         self.own = self.param("own", normal, (s.known + 1, s.width))
@@ -167,32 +184,44 @@ class Network(nn.Module):
         self.user_tower = Tower(s.hidden, s.width)
 
     def __call__(self, own: Array, categories: Array, numbers: Array, users: Any) -> Array:
-        """To begin with: users (B, ...) who each took one item (B, ...)."""
+        """Vectors of users (B, ...) who each took one item (B, ...); makes all parameters."""
         vectors = self.item(own, categories, numbers)
         return self.user(vectors[:, None], jnp.ones((len(vectors), 1), bool), users)
 
     def item(self, own: Array, categories: Array, numbers: Array) -> Array:
-        """(..., D) of own embeddings (...), 0 for none, categories (..., C), numbers (..., F)."""
+        """Items' vectors (..., D).
+
+        Args:
+            own: (...) int, row of the item's own embedding, 0 for none.
+            categories: (..., C) int.
+            numbers: (..., F) float.
+        """
         return self.item_tower(self.own[own] + self.item_features(categories, numbers))
 
-    def user(self, vectors: Array, there: Array, users: Any) -> Array:
-        """(B, D) of items' vectors (B, L, D), where there are any (B, L), and features."""
-        ago = there.sum(1, keepdims=True) - 1 - jnp.arange(there.shape[1])[None]
+    def user(self, vectors: Array, filled: Array, users: Any) -> Array:
+        """Users' vectors (B, D).
+
+        Args:
+            vectors: (B, L, D), of the items taken.
+            filled: (B, L) bool, False for padding.
+            users: `categories` and `numbers` of the users, or None.
+        """
+        ago = filled.sum(1, keepdims=True) - 1 - jnp.arange(filled.shape[1])[None]
         ago = jnp.clip(ago, 0, self.settings.context - 1)
-        weight = jnp.where(there, jnp.exp(vectors @ self.look + self.recency[ago]), 0)
+        weight = jnp.where(filled, jnp.exp(vectors @ self.look + self.recency[ago]), 0)
         x = jnp.einsum("bl,bld->bd", weight, vectors)
         x /= jnp.maximum(weight.sum(1, keepdims=True), 1e-9)
-        x = jnp.where(there.any(1, keepdims=True), x, self.nothing[None])
+        x = jnp.where(filled.any(1, keepdims=True), x, self.nothing[None])
         if users is not None:
             x += self.user_features(**users)
         return self.user_tower(x)
 
 
 class FeatureSum(nn.Module):
-    """The sum of a vector for each category and of a linear map of the numbers.
+    """The sum of one vector per category and a linear map of the numbers.
 
     Attributes:
-        features: which there are.
+        features: the columns.
         width: D.
     """
 
@@ -201,7 +230,7 @@ class FeatureSum(nn.Module):
 
     @nn.compact
     def __call__(self, categories: Array, numbers: Array) -> Array:
-        """(..., D) of categories (..., C), int, 0 for an unknown one, and numbers (..., F)."""
+        """Vectors (..., D) of `categories` (..., C) int, 0 for unknown, and `numbers` (..., F)."""
         x = jnp.zeros((*categories.shape[:-1], self.width))
         if numbers.shape[-1]:
             x += Dense(self.width, use_bias=False, name="numbers")(numbers)
@@ -217,7 +246,7 @@ class FeatureSum(nn.Module):
 
 
 class Tower(nn.Module):
-    """Dense layers with ReLU, added to their input; the sum has length 1.
+    """A residual MLP with ReLU, whose output is scaled to length 1.
 
     Attributes:
         hidden: units of the hidden layers.
@@ -229,7 +258,7 @@ class Tower(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(..., D) to (..., D)."""
+        """Maps (..., D) to (..., D)."""
         y = x
         for i, units in enumerate(self.hidden):
             y = nn.relu(Dense(units, name=f"hidden_{i}")(y))
@@ -237,141 +266,50 @@ class Tower(nn.Module):
         return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
 
 
-def in_batch_softmax(scores: Array, item: Array, log_q: Array, weights: Array) -> Array:
-    """The cross-entropy of each row, over all items, estimated from the items of its batch.
-
-    The others of the batch come as often as they are popular, q: as they are, popular items would
-    be pushed away for it. Divided by q their sum is right on average (Bengio and Senécal 2008,
-    doi:10.1109/TNN.2007.912312; Yi et al. 2019): with row i's item y_i,
-
-        loss_i = log(exp(s_ii) + 1/(B-1) sum over j with y_j != y_i of exp(s_ij) / q(y_j)) - s_ii
-
-    whose logarithm's argument has the mean `sum over all items n of exp(s_in)`. The item itself is
-    counted once and as it is: it was not drawn from q (Khrylchenko et al. 2025, arXiv:2507.09331).
+def two_tower_recommender(towers: TwoTower, state: TrainState, events: Events) -> Recommender:
+    """The recommender that a `retrieval` task has trained.
 
     Args:
-        scores: (B, B), s_ij of row i's query with row j's item.
-        item: (B,) int, which item it is.
-        log_q: (B,), the logarithm of the share of its item among all rows.
-        weights: (B,); a row of weight 0 is nobody's negative.
+        towers: the settings that were trained.
+        state: the trained state, whose `extra` holds the items' features.
+        events: the training log, for the items' ids and counts.
 
-    Returns:
-        (B,), at least 0.
-
-    >>> log_q = jnp.log(jnp.full(2, 0.5))  # two items, drawn alike: the sum is exact
-    >>> scores = jnp.array([[0.0, 1.0], [2.0, 3.0]])
-    >>> full = jnp.log(jnp.exp(0.0) + 2 * jnp.exp(1.0)) - 0.0
-    >>> bool(jnp.isclose(in_batch_softmax(scores, jnp.arange(2), log_q, jnp.ones(2))[0], full))
-    True
-    """
-    real = weights > 0
-    own = jnp.diag(scores)
-    drawn = jnp.maximum(real.sum() - 1, 1).astype(jnp.float32)
-    others = scores - log_q[None] - jnp.log(drawn)
-    others = jnp.where(real[None] & (item[:, None] != item[None]), others, -jnp.inf)
-    return jax.nn.logsumexp(jnp.concatenate([own[:, None], others], axis=1), axis=1) - own
-
-
-def retrieval(model: TwoTower, events: Events) -> Task:
-    """Learn which item is taken next; the batch's other items are the negatives.
-
-    A batch holds what `model.rows(events)` gives. The items' features are kept in the state's
-    `extra`, which is not trained. The loss couples the rows of a batch: more rows are more
-    negatives, and `accumulate` is refused. A task is made for one catalogue and compiles for it.
-
-    Args:
-        model: see `TwoTower.fitted`.
-        events: the training log, whose items are the catalogue, those without events too.
-
-    Returns:
-        A task that predicts users' queries (B, D), see `two_tower_recommender`.
-
-    Raises:
-        ValueError: no events, features that the model lacks, or other items than it knows.
-    """
-    if len(events) == 0:
-        raise ValueError("events: none found, at least 1 wanted")
-    count = len(events.items)
-    times = np.bincount(events.item, minlength=count)
-    if model.known not in (0, taken := int((times > 0).sum())):
-        raise ValueError(f"events: {taken:,} items with events found, {model.known:,} wanted")
-    own = np.where(times > 0, np.cumsum(times > 0), 0) if model.known else np.zeros(count)
-    items = {"own": own.astype(np.int32), **model.item_features.read(events.item_features, count)}
-    log_q = np.log(np.maximum(times, 1) / len(events)).astype(np.float32)
-
-    def init(key: Key, batch: Batch) -> tuple[Params, Any]:
-        first = {name: jnp.asarray(values[:1]) for name, values in items.items()}
-        users = _users(batch)
-        users = users and {name: values[:1] for name, values in users.items()}
-        start: Any = Network(model).init
-        params = start(key, **first, users=users)["params"]
-        return params, {"items": jax.tree.map(jnp.asarray, items), "log_q": jnp.asarray(log_q)}
-
-    def loss(params: Params, extra: Any, batch: Batch, key: Key, train: bool) -> tuple[Array, Out]:
-        weights = row_weights(batch)
-        # a row of padding may hold anything: it takes the first item after nothing
-        item = jnp.where(weights > 0, batch["item"], 0)
-        history = jnp.where((weights > 0)[:, None], batch["history"], count)
-        users = jax.tree.map(lambda x: jnp.where((weights > 0)[:, None], x, 0), _users(batch))
-        drop, rest = jax.random.split(key) if train else (None, None)
-        queries = model._queries(params, extra["items"], history, users, rest)
-        taken = model._own(jax.tree.map(lambda x: x[item], extra["items"]), drop)
-        vectors = model._vectors(params, taken)
-        losses = in_batch_softmax(queries @ vectors.T, item, extra["log_q"][item], weights)
-        return masked_sum(losses, weights), Out(weights.sum(), {}, extra)
-
-    def predict(params: Params, extra: Any, batch: Batch) -> Array:
-        return model._queries(params, extra["items"], batch["history"], _users(batch), None)
-
-    columns = [
-        Column("history", (model.context,), "int", count + 1),
-        Column("item", (), "int", count, target=True),
-    ]
-    if model.user_features.names:
-        read = model.user_features.read(events.user_features, len(events.users))
-        columns += [
-            Column("categories", read["categories"].shape[1:], "int"),
-            Column("numbers", read["numbers"].shape[1:], "float"),
-        ]
-    return Task(init, loss, predict, tuple(columns), coupled=True)
-
-
-def _users(batch: Batch) -> dict[str, Array] | None:
-    return {n: batch[n] for n in ("categories", "numbers")} if "categories" in batch else None
-
-
-def two_tower_recommender(model: TwoTower, state: TrainState, events: Events) -> Recommender:
-    """What was learned, as any recommender: the items' features go along with the parameters.
-
-    Args:
-        model: what was trained.
-        state: of it.
-        events: that it was trained on.
+    >>> import jaxops as jo
+    >>> from jaxops import recommend as r
+    >>> columns = {"user": ["a", "a", "b", "b"], "item": ["x", "y", "x", "y"]}
+    >>> log = r.events(columns, time=None, item_features={"item": ["x", "y"], "price": [1.0, 2.0]})
+    >>> towers = TwoTower.fitted(log, width=4, hidden=(4,), context=2)
+    >>> state = jo.fit(r.retrieval(towers, log), towers.rows(log), optimizer=jo.optim.adam(0.01),
+    ...                batch_size=4, steps=2, progress=False)
+    >>> recommender = two_tower_recommender(towers, state, log)
+    >>> more = two_tower_with_items(recommender, ["new"], {"price": [1.0]})
+    >>> sorted(r.recommend(more, [["x"]], k=2).ids()[0])
+    ['new', 'y']
     """
     params = {"network": state.params, "items": state.extra["items"]}
-    return Recommender(model, params, events.items, event_counts(events))
+    return Recommender(towers, params, events.items, event_counts(events))
 
 
-def with_items(recommender: Recommender, items: Any, columns: Columns) -> Recommender:
-    """The recommender with more items, which it has nothing but the features of. No training.
+def two_tower_with_items(recommender: Recommender, items: Any, columns: Columns) -> Recommender:
+    """The recommender with more items, scored by their features alone, without training.
 
-    Items that are there keep their indices; the padding of a history moves, as always, to the new
-    number of items.
+    The indices of known items do not change. The padding of histories is the number of items, as
+    everywhere, and so changes with it.
 
     Args:
-        recommender: of a `TwoTower`.
-        items: (M,) the new items' own ids, str.
-        columns: their features, (M,) each, as in training.
+        recommender: a `two_tower_recommender`.
+        items: (M,) str, the new items' ids.
+        columns: the new items' features, (M,) each, as in training.
 
     Raises:
-        ValueError: an item that is there already, or twice; a missing column; another number of
-            rows.
+        ValueError: an id that is known already or occurs twice, a missing column, or another
+            number of rows.
     """
     items = np.asarray(items, str)
     known = set(recommender.items.tolist())
-    for item in items.tolist():
+    for row, item in enumerate(items.tolist()):
         if item in known:
-            raise ValueError(f"items: {item!r} found, which is there already; new ones wanted")
+            raise ValueError(f"items must be new and distinct, got {item!r} in row {row}")
         known.add(item)
     new = recommender.model.item_features.read(columns, len(items))
     new["own"] = np.zeros(len(items), np.int32)
