@@ -109,7 +109,7 @@ def _content(series: Series, scaling: Scaling) -> _Content:
     digest = hashlib.blake2b(repr((ids, offsets)).encode())
     for x in arrays.values():
         digest.update(repr(x.shape).encode())
-        digest.update(np.ascontiguousarray(x))
+        digest.update(np.ascontiguousarray(x).data)
     return _Content(digest.hexdigest(), ids, offsets, arrays)
 
 

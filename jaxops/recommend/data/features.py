@@ -145,7 +145,7 @@ class Catalogue:
         checksum = hashlib.sha256()
         for values in (*items.values(), log_q):
             checksum.update(f"{values.dtype} {values.shape} ".encode())
-            checksum.update(np.ascontiguousarray(values))
+            checksum.update(np.ascontiguousarray(values).data)
         catalogue = cls(size)
         contents = {"digest": checksum.hexdigest(), "items": items, "log_q": log_q}
         for name, value in contents.items():
