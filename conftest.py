@@ -61,7 +61,7 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(items):
     """Skip a test marked `data(name, ...)` unless JAXOPS_DATA_DIR has the folders it names."""
-    directory = Path(os.environ.get("JAXOPS_DATA_DIR", "/nowhere"))
+    directory = Path(os.environ.get("JAXOPS_DATA_DIR") or "/nowhere")
     for item in items:
         for mark in item.iter_markers("data"):
             for name in mark.args:
@@ -93,8 +93,12 @@ def bounded_memory():
 
 
 def compile_for(item):
-    """Without optimisation, in this process and those that it starts, unless marked `optimized`."""
-    disable = str(int(item.get_closest_marker("optimized") is None))
+    """Without optimisation, unless slow or marked `optimized`: these run what users run.
+
+    It holds for the processes that a test starts, too.
+    """
+    optimized = item.get_closest_marker("optimized") or item.get_closest_marker("slow")
+    disable = str(int(optimized is None))
     if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != disable:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable
         jax.config.update("jax_disable_most_optimizations", disable == "1")

@@ -99,9 +99,9 @@ def _content(series: Series, scaling: Scaling) -> _Content:
     group = series.index()
     arrays = {
         "values": (series.values - loc[group]) / scale[group],
-        "past": series.past,
-        "known": series.known,
-        "static": series.static,
+        "past": series.past.copy(),  # a task does not change with the user's arrays
+        "known": series.known.copy(),
+        "static": series.static.copy(),
         "loc": loc,
         "scale": scale,
     }
@@ -113,7 +113,7 @@ def _content(series: Series, scaling: Scaling) -> _Content:
     return _Content(digest.hexdigest(), ids, offsets, arrays)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def _filled(module: Any, content: _Content) -> Task:
     """The task whose `init` puts the series into the state."""
     widths = tuple((name, content.arrays[name].shape[1]) for name in WIDTHS)

@@ -323,7 +323,7 @@ def _moved(module: str, qualname: str) -> str:
     """The name of what an older jaxops had in another module of the same package."""
     package = module.rpartition(".")[0]
     with contextlib.suppress(ImportError):
-        importlib.import_module(package)
+        importlib.import_module("jaxops.transforms" if package == "jaxops" else package)
     names = {
         f"{place}:{qualname}"
         for place, loaded in [*sys.modules.items()]

@@ -1,6 +1,9 @@
 """Model files that 0.1 wrote, of every public kind, give the answers they gave then."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -14,6 +17,7 @@ from jaxops import forecast, recommend, text
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "v0_1"
 ANSWERS = np.load(FOLDER / "answers.npz")
+ALONE = ("ensemble", "monte", "remat", "decide", "language", "task")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.model"))
 TEXTS = ["where is my card", "what is my balance", "my card is lost"]
 
@@ -67,6 +71,20 @@ def test_there_is_one_of_every_kind():
     assert len(NAMES) >= 55 and len(named) >= 65
     assert {"jaxops.vision.tasks:classifier", "jaxops.ensemble:ensemble"} <= named
     assert {"jaxops.forecast.mixer:TSMixer", "jaxops.recommend.two_tower:TwoTower"} <= named
+
+
+def test_a_process_that_has_imported_nothing_else_loads_them():
+    """`jo.load` itself imports what a file names, and not only where a test has done so before."""
+    files = [str(path) for path in FOLDER.glob("*.model") if path.stem.split("_")[0] in ALONE]
+    code = "import sys, jaxops\nfor path in sys.argv[1:]: jaxops.load(path)"
+    root = str(Path(jo.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", code, *files],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert len(files) >= 6 and run.returncode == 0, run.stderr
 
 
 def _makers(value, named):

@@ -5,7 +5,7 @@ import pytest
 from jaxops.train import pace
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def short_calls():
     """A program is compiled for the most steps that a call makes, which is that of the run.
 
