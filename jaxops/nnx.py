@@ -16,10 +16,10 @@ STATE = "state"
 def from_nnx(module: nnx.Module) -> Any:
     """A Flax NNX module as `jaxops.supervised`, and every task of a room, takes a module.
 
-    The module is split once, into its structure and plain dictionaries of arrays; what trains are
-    the dictionaries, and the module given is left as it is. Its `nnx.Param` variables are `params`,
-    all others (such as batch statistics) are carried in `extra`. As a linen module does, it is told
-    by `train` whether it trains: the adapter does what `module.train()` and `module.eval()` do. Its
+    The module is split once, into its structure and plain dictionaries of arrays. Training changes
+    copies of the dictionaries; the module itself is left as it is. Its `nnx.Param` variables are
+    `params`; all others (such as batch statistics) are carried in `extra`. It receives `train`, as
+    a linen module does: the adapter does what `module.train()` and `module.eval()` do. Its
     `__call__` may also name `train` and `mask` itself.
 
     Two things differ from a linen module. Training starts from the values that the module has, so
@@ -72,11 +72,11 @@ class _Adapter:
         self._params, self._streams, self._others = parts
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The outputs with the values that the module was given with."""
+        """Outputs with the module's original values."""
         return self.apply(self.init(None), *args, **kwargs)
 
     def init(self, key: Key | None, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The values of the module, whatever the key: `{"params": ..., "state": ...}`."""
+        """The module's values as `{"params": ..., "state": ...}`; `key` has no effect."""
         variables = {"params": _arrays(self._params), STATE: _arrays(self._others)}
         return {name: tree for name, tree in variables.items() if tree}
 

@@ -114,7 +114,10 @@ def values(state: Linear, context: Array) -> tuple[Array, Array]:
 
 
 def noise_of(state: Linear, noise: float | None) -> Array:
-    """The rewards' standard deviation: as given, or of the rows and one more residual of size 1."""
+    """The rewards' standard deviation: `noise`, or an estimate.
+
+    The estimate is the root mean square of the residuals and one pseudo-residual of 1.
+    """
     return jnp.sqrt((1 + state.squares) / (1 + state.rows)) if noise is None else jnp.float32(noise)
 
 

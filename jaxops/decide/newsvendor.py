@@ -71,8 +71,9 @@ def _normal(mean: Array, sd: Array, holding: Array, shortage: Array, periods: in
 
 
 def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 0) -> Order:
-    """The best order for Poisson demand, exact: the least whose probability to suffice is enough.
+    """The exact best order for Poisson demand.
 
+    It is the smallest q with P(demand <= q) >= shortage / (holding + shortage).
     Probabilities are float32, each with about six correct digits; where two orders cost the same to
     that many digits, either may be returned.
 

@@ -167,7 +167,10 @@ def check_started() -> None:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """Raise `ValueError` if a process has no device in the mesh: the others would not wait."""
+    """Raise `ValueError` if a process has no device in `mesh`.
+
+    The other processes would continue without it.
+    """
     check_started()
     processes = {device.process_index for device in mesh.devices.flat}
     if len(processes) < count():
@@ -178,7 +181,7 @@ def check_mesh(mesh: Mesh) -> None:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """`jax.device_put` of arrays that every process holds whole, over all processes.
+    """Place arrays that every process holds in full on the devices of all processes.
 
     Args:
         tree: arrays of NumPy, of this process, or that span the processes already.

@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 class Sampling(NamedTuple):
-    """How a token is chosen. Each field is a number, or `None`, which compiles to nothing.
+    """How a token is chosen. A field that is `None` is left out of the program.
 
     Attributes:
         temperature: divides the logits; `None` takes the most probable token.

@@ -315,12 +315,12 @@ def _maker(name: str) -> Any:
 
 
 def _attribute(module: str, name: str) -> Any:
-    """What an imported module calls so, or None."""
+    """The attribute of that name in an imported module, or None."""
     return getattr(sys.modules.get(module), "__dict__", {}).get(name)
 
 
 def _moved(module: str, qualname: str) -> str:
-    """The name of what an older jaxops had in another module of the same package."""
+    """The present name of a class that an older jaxops had in another module of the package."""
     package = module.rpartition(".")[0]
     with contextlib.suppress(ImportError):
         importlib.import_module("jaxops.transforms" if package == "jaxops" else package)

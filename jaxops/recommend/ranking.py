@@ -295,7 +295,10 @@ def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def average_precision(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Average precision @k: sum of j / (rank of the j-th target) over those up to k, by min(m, k).
+    """Average precision @k.
+
+    The sum of j / (rank of the j-th target) over the targets among the first k, divided by
+    min(m, k), where m is the number of targets.
 
     >>> average_precision(np.array([[4.0, 1.0], [11.0, np.inf]]), 10)
     array([0.75, 0.  ])

@@ -12,7 +12,7 @@ from jaxops.task import Array, Batch, Column, Task, recorded, row_weights, super
 
 @recorded(formerly={"model": "module"})
 def classifier(module: Any, features: int, classes: tuple[str, str] = ("0", "1")) -> Task:
-    """Tell two classes apart (churn, response): binary cross-entropy over one logit.
+    """Binary classification, as of churn: binary cross-entropy over one logit.
 
     A batch holds `features`, float (B, features), and `label`, integers (B,), 0 or 1. The loss of
     a row with logit z and label y is -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z)).

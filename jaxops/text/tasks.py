@@ -111,7 +111,7 @@ def info_nce(
     temperature: float,
     label: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The contrastive loss of each row, and whether its nearest positive is one of its own.
+    """The contrastive loss of each row, and whether the nearest candidate is a positive of it.
 
     With s_ij = anchor_i . positive_j / temperature, the loss of row i is -log softmax_j(s_i)[i]:
     the positives of the other rows are its negatives. With labels, rows of the same label are
@@ -171,7 +171,7 @@ def contrastive(
 
     Returns:
         A task that predicts the vectors (B, D) of `tokens`, of unit length. Its metrics are loss
-        and accuracy: how often the nearest positive of the batch is a row's own, or has its label.
+        and accuracy: how often the nearest candidate of the batch is a positive of the row.
 
     Raises:
         ValueError: a temperature that is not positive.

@@ -186,9 +186,10 @@ class InOrder:
     def outputs(
         self, program: Callable[[TrainState, Any], Any], state: TrainState
     ) -> Iterator[tuple[Any, Any]]:
-        """The program's outputs for each batch, a few calls behind, and which rows are to be read.
+        """Yield outputs and the rows to keep; up to 16 calls are in flight.
 
-        With several processes these are all rows of columns, and of a stream this process's own.
+        With several processes, the rows to keep are all rows of columns, but only this process's
+        rows of a stream.
         """
         # wherever it was trained; what the optimizer keeps is not needed
         state = state._replace(opt_state=())

@@ -304,7 +304,7 @@ class Stream:
 
 
 def check_kind(data: Data, name: str) -> None:
-    """Raise `ValueError` for what is often given where columns or batches are needed."""
+    """Raise `ValueError` for a `Dataset` or a data frame in place of columns or batches."""
     if hasattr(data, "splits"):
         raise ValueError(f"{name} must be one split, such as data.train, got a Dataset")
     if hasattr(data, "iloc"):
@@ -315,7 +315,7 @@ def check_kind(data: Data, name: str) -> None:
 
 
 def iterate(batches: Any, name: str) -> Iterator[Any]:
-    """The batches from the first; `ValueError` for what can be iterated only once."""
+    """Iterate from the first batch; raise `ValueError` for what can be iterated only once."""
     iterator = iter(batches)
     if iterator is batches:
         raise ValueError(
@@ -336,7 +336,7 @@ def first(batches: Iterator[Any], name: str) -> Any:
 def checker(
     task: Task, batches: Any, targets: bool = True
 ) -> Callable[[Columns], dict[str, np.ndarray]]:
-    """What makes of a stream's batch the columns that a task names, checked.
+    """Return a function that checks a stream's batch and keeps the columns the task names.
 
     A batch of `data.stream` may be empty, where all its rows lie in other processes.
     """

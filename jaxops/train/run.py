@@ -68,26 +68,29 @@ class RunSettings(NamedTuple):
 
     @property
     def save_every(self) -> int:
-        """Steps between checkpoints; 0 without."""
+        """Steps between checkpoints; 0 if there are none."""
         return (self.checkpoints.every or self.period) if self.checkpoints else 0
 
     @property
     def length(self) -> int:
-        """The most steps in a call that loops."""
+        """The largest number of steps in a call that loops."""
         return min(pace.MAX_STEPS_PER_CALL, self.total)
 
     @property
     def platform(self) -> str:
-        """Of the devices."""
+        """The platform of the devices, such as "cpu"."""
         return self.plan.mesh.devices.flat[0].platform
 
     @property
     def form(self) -> str:
-        """For what a form of the step was chosen: "fsdp" on a CPU has none in a loop."""
+        """Key under which a checkpoint stores whether steps are looped.
+
+        It is the platform, plus "fsdp" for such a plan.
+        """
         return self.platform + " fsdp" * ("fsdp" in self.plan.mesh.axis_names)
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common."""
+        """The settings in which a resumed run must agree with its checkpoint."""
         rule = self.early_stopping
         by = {} if rule is None else {"early_stopping": [rule.metric, rule.mode]}
         how = {"compute": self.compute, "accumulate": self.accumulate}
@@ -95,7 +98,7 @@ class RunSettings(NamedTuple):
 
 
 class Run:
-    """What changes while a run of `fit` goes on, beside its state.
+    """The mutable part of a run, except its `TrainState`.
 
     Attributes:
         step: number of steps made.
@@ -105,7 +108,7 @@ class Run:
         logs: functions that are called with each record, in the first process.
         best: the best state so far, or `None`.
         best_value: its validation metric.
-        worse: number of validations since then.
+        worse: number of validations since the best one.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -193,7 +196,7 @@ class Run:
         return state
 
     def _arguments(self, count: int, length: int) -> tuple[Any, Any, Any]:
-        """What the program is given beside the state, on the devices."""
+        """The program's arguments other than the state, on the devices."""
         source, plan = self.settings.source, self.settings.plan
         fed = source.feed(self.step, count, length)
         return source.fixed, fed, hosts.put(np.int32(count), plan.whole())

@@ -1,4 +1,4 @@
-"""What a run of `fit` is told beside its task and data: when to stop, what to save and report."""
+"""Settings of `fit`: early stopping, checkpoints and reports."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ class Checkpoints(NamedTuple):
 
     @classmethod
     def of(cls, argument: "Checkpoints | str | Path | None") -> "Checkpoints | None":
-        """The argument of `fit`, where a directory stands for itself."""
+        """The argument of `fit` as `Checkpoints`; a directory has the default settings."""
         return argument if argument is None or isinstance(argument, Checkpoints) else cls(argument)
 
 
@@ -64,9 +64,9 @@ class Reports(NamedTuple):
 
     Attributes:
         on_log: a function or several, called with each `Record`, in the first process only. With
-            checkpoints, one that has a method `resume` (`report.JsonLines`) is first given the
-            step from which the run continues.
-        every: also report the mean over every so many steps, not only each epoch's.
+            checkpoints, if a function has a method `resume` (as `report.JsonLines` has), it is
+            first called with the step from which the run continues.
+        every: report the mean over every `every` steps as well as each epoch.
         profile: directory for traces of a few steps, to be read by TensorBoard and Perfetto; also
             prints where the time of a step goes; see `jaxops.train.profile`.
 
@@ -81,9 +81,9 @@ class Reports(NamedTuple):
 
     @classmethod
     def of(cls, argument: "Reports | Logs") -> "Reports":
-        """The argument of `fit`, where a function or several stand for themselves."""
+        """The argument of `fit` as `Reports`; functions become its `on_log`."""
         return argument if isinstance(argument, Reports) else cls(argument)
 
     def functions(self) -> list[Callable[[Record], Any]]:
-        """Those of `on_log`."""
+        """The functions in `on_log`, as a list."""
         return [self.on_log] if callable(self.on_log) else list(self.on_log)

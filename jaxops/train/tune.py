@@ -101,8 +101,8 @@ def random_search(
 ) -> list[Trial]:
     """Train `trials` configurations drawn from `space`, each for the whole `budget`.
 
-    Better than a grid of as many points, of which most repeat the values of the few names that
-    matter (Bergstra & Bengio 2012, JMLR 13). A trial that raises FloatingPointError, as `fit`
+    A grid of equal size repeats the few values of the parameters that matter; random draws do not
+    (Bergstra & Bengio 2012, JMLR 13). A trial that raises FloatingPointError, as `fit`
     does when the loss is not finite, has the value NaN.
 
     >>> space = {"x": (1, 2, 3)}

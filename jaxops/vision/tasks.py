@@ -24,10 +24,10 @@ def classifier(
     augment: Callable[[Key, Array], Array] | None = None,
     label_smoothing: float = 0.0,
 ) -> Task:
-    """Tell images apart: softmax cross-entropy over the module's logits.
+    """Image classification: softmax cross-entropy over the module's logits.
 
     A batch holds `image`, uint8 (B, *image_shape), and `label`, integers (B,) in [0, classes).
-    Images stay bytes until they are inside the step, where they become (image / 255 - mean) / std.
+    Images stay bytes until the step, which scales them to (image / 255 - mean) / std.
     With label smoothing s and C classes, the loss of a row with logits z and label y is
     -sum_c q_c log softmax(z)_c, where q_c = (1 - s) [c = y] + s / C.
 
