@@ -115,7 +115,11 @@ def fit(
     check_compute(compute)
     check_accumulate(task, accumulate)
     _check_numbers(batch_size, epochs, steps, seed, accumulate, checkpoints, reports)
-    every = {"reports.every": reports.every, "checkpoints.every": checkpoints and checkpoints.every}
+    every = {
+        "reports.every": reports.every,
+        "checkpoints": checkpoints is not None,
+        "checkpoints.every": checkpoints and checkpoints.every,
+    }
     # a stream has a seed of its own
     hosts.check_same(seed=seed, accumulate=accumulate, compute=compute, **every)
     if early_stopping:

@@ -62,3 +62,16 @@ def test_numbers_have_a_leading_zero() -> None:
         and "| sales_with_promotions |" not in line  # as the recorded result has it
     ]
     assert bare == []
+
+
+def test_the_tree_of_the_architecture_is_the_one_on_disk() -> None:
+    """Each package's line names all its modules, and none that is not there."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = text[text.index("```text\njaxops/") :]
+    for package in sorted(p.parent for p in (ROOT / "jaxops").glob("*/__init__.py")):
+        line = next(x for x in tree.splitlines() if x.startswith(f"  {package.name}/"))
+        named = {word.strip("/") for word in re.findall(r"[\w/]+", line)[1:]}
+        modules = {
+            p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
+        }
+        assert named == {name for name in modules if not name.startswith("_")}, package.name
