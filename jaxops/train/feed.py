@@ -254,7 +254,7 @@ class Stream:
         """The next batch on the devices, padded to (1, B, ...) with its mask."""
         batch = self._next() if self._first is None else self._first
         self._first = None
-        self.examples = rows(batch) * self.batch_size // self.share
+        self.examples = len(next(iter(batch.values()))) * self.batch_size // self.share
         stacked = _stacked(batch, self.room)
         return hosts.put_shares(stacked, self.plan.batch_sharding(1), self.padded, axis=1)
 

@@ -210,7 +210,7 @@ def test_parquet_needs_a_row_group_for_each_process(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("shuffle", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_parquet_goes_on_with_as_many_processes_alone(
     folders, tmp_path, monkeypatch, kind, shuffle
 ):
@@ -274,7 +274,7 @@ def test_workers_change_nothing(folders, kind):
     iterator.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("npy", marks=pytest.mark.slow), *KINDS[1:]])
 def test_fit_takes_the_batches_of_each_epoch(folders, kind):
     def fit(data, **settings):
         return jo.fit(
@@ -601,7 +601,7 @@ def growth(batches, epochs, task):
     return np.polyfit(np.arange(5, epochs), samples[5:], 1)[0] / size
 
 
-@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize("kind", [pytest.param("npy", marks=pytest.mark.slow), "parquet"])
 def test_live_memory_does_not_grow(kind, tmp_path, monkeypatch):
     features = np.random.default_rng(0).normal(size=(ROWS, 256)).astype(np.float32)
     data = {"features": features, "label": (features[:, 0] > 0).astype(np.int32)}

@@ -33,7 +33,7 @@ def fit(task, plan, **changes):
     return jo.fit(task, DATA, plan=plan, **{**settings, **changes})
 
 
-@pytest.fixture(scope="module", params=["mlp", "conv"])
+@pytest.fixture(scope="module", params=[pytest.param("mlp", marks=pytest.mark.slow), "conv"])
 def both(request):
     task = {"mlp": TASK, "conv": CNN}[request.param]
     return task, fit(task, None), fit(task, EIGHT)
@@ -140,12 +140,12 @@ def test_equal_plans_are_one():
 
 DIAGONAL = [
     ("MLP", "fsdp 8", 4, "Adam"),
-    ("MLP", "tensor 8", 1, "SGD"),
     ("MLP", "pmap", 4, "SGD"),
     ("CNN with batch norm", "data 8", 4, "SGD"),
     ("MLP", "data 2 x fsdp 2 x tensor 2", 1, "Adam"),
 ]
-CROSSED = [  # other models, by axes that the fast ones take apart
+CROSSED = [  # by axes that the fast ones take apart
+    ("MLP", "tensor 8", 1, "SGD"),
     ("CNN with batch norm", "fsdp 4 x tensor 2", 1, "SGD"),
     ("transformer", "data 2 x fsdp 2 x tensor 2", 1, "Adam"),
 ]
@@ -171,7 +171,9 @@ def test_every_plan_gives_the_parameters_of_one_device(model, plan, accumulate, 
     assert max(jax.tree.leaves(moved)) > 0.02  # a thousand times what is let pass
 
 
-@pytest.mark.parametrize("plan", ["data 8", "fsdp 8", "data 2 x fsdp 2 x tensor 2"])
+@pytest.mark.parametrize(
+    "plan", [pytest.param("data 8", marks=SLOW), "fsdp 8", "data 2 x fsdp 2 x tensor 2"]
+)
 def test_each_device_holds_its_share_and_gives_its_memory_back(plan):
     """All of the state is donated, in the very shares that come back."""
     plan = make_plan(plan, "MLP")
@@ -190,9 +192,10 @@ def deep(width=256, depth=24, rows=8):
     return regression(nn.Sequential([*(nn.Dense(width) for _ in range(depth)), nn.Dense(4)])), data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meshes",
-    [((1, 1), (8, 4)), pytest.param(((1, 1), (2, 1), (4, 1), (8, 1), (8, 4)), marks=SLOW)],
+    [((1, 1), (8, 4)), ((1, 1), (2, 1), (4, 1), (8, 1), (8, 4))],
     ids=["two", "all"],
 )
 def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters(meshes):

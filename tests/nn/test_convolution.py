@@ -150,7 +150,7 @@ def test_without_a_derivative_a_cpu_gets_the_plain_form_too():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"padding": "VALID"},
+        pytest.param({"padding": "VALID"}, marks=pytest.mark.slow),
         pytest.param({"padding": "VALID", "use_bias": False}, marks=pytest.mark.slow),
         {"strides": 2, "kernel_dilation": (1, 2)},
         {"strides": (2, 1), "padding": ((1, 0), (2, 1)), "feature_group_count": 3},

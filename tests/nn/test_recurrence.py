@@ -14,8 +14,14 @@ KEY = jax.random.key(0)
 ROWS, STEPS, INPUTS, FEATURES = 3, 9, 4, 5
 LENGTHS = np.array([9, 3, 5])
 MASK = np.arange(STEPS) < LENGTHS[:, None]
-VARIANTS = [
-    pytest.param(kind, layers, both, id=f"{kind.__name__}-{layers}-{'both' if both else 'one'}")
+VARIANTS = [  # what one layer does in both directions, the first of two does too
+    pytest.param(
+        kind,
+        layers,
+        both,
+        id=f"{kind.__name__}-{layers}-{'both' if both else 'one'}",
+        marks=[pytest.mark.slow] * ((layers, both) == (1, True)),
+    )
     for kind in (LSTM, GRU)
     for layers, both in ((1, False), (1, True), (2, True))
 ]

@@ -58,7 +58,9 @@ def test_logits_and_gradient_are_those_of_numpy(kind):
     assert value == pytest.approx(moved(0), rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5 decoder", "gpt2"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "t5 decoder", pytest.param("gpt2", marks=pytest.mark.slow)]
+)
 def test_encoder_decoder_is_that_of_numpy(kind):
     config = config_of(kind)
     params = pair_of(config)
@@ -80,7 +82,7 @@ def test_encoder_decoder_is_that_of_numpy(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["gpt2", "t5 decoder", pytest.param("vaswani", marks=pytest.mark.slow)]
+    "kind", ["t5 decoder", *(pytest.param(k, marks=pytest.mark.slow) for k in ("gpt2", "vaswani"))]
 )
 def test_an_encoder_decoder_reads_packed_documents_as_one_by_one(kind):
     config = config_of(kind)
@@ -191,9 +193,9 @@ def test_dropout_is_of_training_alone_and_of_its_key():
 
 
 CACHED = [
-    ("gpt2", False),
     ("llama", True),
     ("fast", False),
+    pytest.param("gpt2", False, marks=pytest.mark.slow),
     pytest.param("t5 decoder", True, marks=pytest.mark.slow),
     pytest.param("vaswani", True, marks=pytest.mark.slow),
     pytest.param("no positions", False, marks=pytest.mark.slow),
@@ -232,7 +234,10 @@ def test_a_cache_gives_the_same_logits(kind, scan):
     np.testing.assert_allclose(got[1, 3:], want[1, :7], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind, scan", [("t5 decoder", False), ("gpt2", False), ("llama", True)])
+@pytest.mark.parametrize(
+    "kind, scan",
+    [("t5 decoder", False), ("llama", True), pytest.param("gpt2", False, marks=pytest.mark.slow)],
+)
 def test_a_cache_of_an_encoder_decoder(kind, scan):
     config = config_of(kind)
     params = pair_of(config)

@@ -21,6 +21,7 @@ from jaxops.train import cache, clock, pace, program, run, tally
 
 QUIET = {"optimizer": ADAM, "batch_size": 16, "progress": False}
 STREAM = list(Batches(images(43), 16))
+EIGHT = jo.devices.data_parallel()
 STOPPING = {"early_stopping": jo.EarlyStopping(patience=9), "validation": images(30)}
 
 
@@ -37,8 +38,15 @@ class Counting(nn.Module):
         return nn.Dense(3)(x.reshape(len(x), -1))
 
 
-@pytest.mark.parametrize("plan", [None, jo.devices.data_parallel()], ids=["one", "eight"])
-@pytest.mark.parametrize("data", [images(43), STREAM], ids=["resident", "stream"])
+@pytest.mark.parametrize(
+    ("data", "plan"),
+    [
+        pytest.param(images(43), None, id="resident-one"),
+        pytest.param(STREAM, EIGHT, id="stream-eight"),
+        pytest.param(images(43), EIGHT, id="resident-eight", marks=pytest.mark.slow),
+        pytest.param(STREAM, None, id="stream-one", marks=pytest.mark.slow),
+    ],
+)
 def test_everything_is_traced_once(data, plan, tmp_path, request):
     tag = request.node.name
     task = vision.classifier(Counting(tag), **SETTINGS)
@@ -58,7 +66,14 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "stream",
+        "all",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("resident", "stream and all")),
+    ],
+)
 def test_each_program_is_compiled_once(kind, tmp_path):
     jax.clear_caches()
     program.train_program.cache_clear()
@@ -288,6 +303,7 @@ def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
     assert chosen[-1] and names.count("jit(run)") == 1  # those of jaxops.nn: nothing to measure
 
 
+@pytest.mark.slow
 def test_a_convolution_that_is_not_slow_is_looped(monkeypatch):
     task = vision.classifier(Flax(), image_shape=(8, 8, 1), classes=3)
     settings = {**QUIET, "steps": 7, "optimizer": jo.optim.sgd(0.1)}

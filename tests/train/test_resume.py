@@ -94,7 +94,7 @@ def unbroken(kind):
 @pytest.mark.parametrize(
     ("kind", "kills", "trial"),
     [
-        ("resident", 1, 0),
+        pytest.param("resident", 1, 0, marks=pytest.mark.slow),
         pytest.param("grain", 2, 4, marks=pytest.mark.slow),
         pytest.param("plain", 2, 5, marks=pytest.mark.slow),
     ],
@@ -157,6 +157,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert not records
 
 
+@pytest.mark.slow  # checkpoints of shorter runs are continued in other tests of this file
 def test_a_longer_run_goes_on(tmp_path):
     common = {"optimizer": ADAM, "batch_size": 10, "progress": False}
     for epochs in (2, 5):

@@ -73,7 +73,13 @@ def products(name):
             return 2 * rows * t * 3 * token
 
 
-@pytest.mark.parametrize("name", MODELS)
+each_model = pytest.mark.parametrize(
+    "name",
+    ["mlp", "gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "wide"))],
+)
+
+
+@each_model
 def test_flops_are_xlas_and_those_of_the_formula(name):
     found = jo.size(*MODELS[name], optimizer=ADAM, hardware=CPU)
     assert found.device_flops == products(name)
@@ -81,7 +87,7 @@ def test_flops_are_xlas_and_those_of_the_formula(name):
         assert found.flops == pytest.approx(analysis["flops"], rel=0.05)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_model
 def test_memory_is_xlas(name):
     found = jo.size(*MODELS[name], optimizer=ADAM, hardware=CPU)
     xla = compiled(name).memory_analysis()
@@ -131,6 +137,7 @@ def test_a_device_of_eight():
     assert 0 <= reduced - found.gradient_bytes < 100
 
 
+@pytest.mark.slow
 def test_split_state_is_held_in_parts():
     task, batch = MODELS["wide"]
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -190,7 +197,7 @@ def columns_then_rows(path, leaf):
     return PartitionSpec()
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compute", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_split_transformer_sums_four_times_a_block(compute):
     task, batch = MODELS["gpt"]
     alone, split = (
@@ -259,7 +266,12 @@ def test_accumulation_and_rematerialisation_save_activations():
 
 @pytest.mark.parametrize(
     "strides,padding,dilation,groups",
-    [(1, "SAME", 1, 1), (2, "VALID", 1, 2), (3, ((2, 1), (0, 3)), 2, 1), (1, "VALID", 1, 8)],
+    [
+        (2, "VALID", 1, 2),
+        (3, ((2, 1), (0, 3)), 2, 1),
+        pytest.param(1, "SAME", 1, 1, marks=pytest.mark.slow),
+        pytest.param(1, "VALID", 1, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_convolutions_and_their_gradients_are_counted_as_xla_does(
     strides, padding, dilation, groups

@@ -95,7 +95,8 @@ class Stop(Exception):
     """The end of a run that saves nothing any more."""
 
 
-@pytest.mark.parametrize("at", [2, 7, 10])  # before the first checkpoint; between two; at one
+# before the first checkpoint; between two; at one
+@pytest.mark.parametrize("at", [2, 7, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_metrics_file_has_no_gap_and_no_line_twice(tmp_path, at):
     path = tmp_path / "broken.jsonl"
 
@@ -127,16 +128,16 @@ def test_two_runs_of_one_process_into_one_metrics_file_keep_both(tmp_path):
 # A loss that is not finite
 
 
+def spoiled_loss(params, extra, batch, key, train):
+    total, out = TASK.loss(params, extra, batch, key, train)
+    return total * jnp.where(jnp.isnan(batch["factor"]).any(), jnp.nan, 1.0), out
+
+
 def spoiled(rows, bad, value=np.nan):
     """Data with a column that multiplies the loss, NaN in some rows, and its task."""
-
-    def loss(params, extra, batch, key, train):
-        total, out = TASK.loss(params, extra, batch, key, train)
-        return total * jnp.where(jnp.isnan(batch["factor"]).any(), jnp.nan, 1.0), out
-
     factor = np.ones(rows, np.float32)
     factor[bad] = value
-    return TASK._replace(loss=loss, columns=()), {**images(rows), "factor": factor}
+    return TASK._replace(loss=spoiled_loss, columns=()), {**images(rows), "factor": factor}
 
 
 def step_of(row, rows=40, batch_size=10):

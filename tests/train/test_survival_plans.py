@@ -71,7 +71,11 @@ def saved(directory):
 @pytest.mark.parametrize(
     "plans",
     [
-        pytest.param([data_parallel(jax.local_devices()[:n]) for n in (8, 1, 4)], id="8-1-4"),
+        pytest.param(
+            [data_parallel(jax.local_devices()[:n]) for n in (8, 1, 4)],
+            id="8-1-4",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             [sharded(4), data_parallel(), sharded(2), None],
             id="sharded-8-sharded-1",
@@ -100,6 +104,7 @@ def test_a_run_goes_on_under_other_plans(tmp_path, plans):
     assert_close(state, fit(None, 6 * len(plans)), rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_the_best_state_is_split_and_goes_on_under_other_plans(tmp_path):
     # the largest loss is the first one, so the best state is none of the newest
     changes = {
