@@ -112,7 +112,7 @@ def test_what_cannot_be_taken_in_parts_is_refused():
         jo.fit(coupled, batch, optimizer=SGD, steps=1, accumulate=2, **{**QUIET, "batch_size": 4})
     assert not [name for name in names if "init" in name]
     state = jo.init_state(TASK, SGD, 0, batch)
-    with pytest.raises(ValueError, match="couple the rows"):
+    with pytest.raises(ValueError, match="couples the rows"):
         step(coupled, SGD, accumulate=3)(state, batch)
     step(coupled, SGD)(state, batch)  # the whole batch: as ever
     with pytest.raises(ValueError, match="accumulate must divide the 12 rows of a batch, got 5"):

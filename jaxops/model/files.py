@@ -291,14 +291,14 @@ def _maker(name: str) -> Any:
     """What a file may name: a Flax module, or what is marked as `recorded`."""
     module, _, qualname = name.partition(":")
     root = module.split(".")[0]
-    if root == "jaxops":
+    if root == "jaxops" and module != root:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
         if getattr(_attribute(module, qualname), "__module__", None) != module:
             name = _moved(module, qualname)
             module = name.partition(":")[0]
     maker = _attribute(module, qualname)
-    if maker is None:
+    if maker is None and root != "jaxops":
         raise ValueError(
             f"was made by {qualname} of {module}, which is not imported here; "
             "import it first, or give the task: load(path, task=...)"
@@ -310,7 +310,9 @@ def _maker(name: str) -> Any:
         allowed = inspect.isfunction(maker) and hasattr(maker, "makes_task")
     # by its own name, not where it happens to be imported; of Flax what is public
     if not allowed or name != _name(maker) or (root == "flax" and module != nn.__name__):
-        raise ValueError(f"what a file names must be a Flax module or recorded, got {name}")
+        raise ValueError(
+            f"what a file names must be a Flax module or recorded, of this jaxops, got {name}"
+        )
     return maker
 
 

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxops import _table
 from jaxops.recommend.data.events import Histories
 from jaxops.recommend.lists import coverage, gini, novelty, popularity_bias
 from jaxops.recommend.ranking import METRICS, ranks_and_lists
 from jaxops.recommend.recommenders import Recommender
-from jaxops.trust import report
 from jaxops.trust.comparisons import side_by_side, surely_best
 from jaxops.trust.intervals import Paired, interval, paired
 
@@ -211,4 +211,4 @@ def table(
     |-------|-------------------------|
     | good  | 1.0000 [1.0000, 1.0000] |
     """
-    return report.table(compare(evaluations, metrics, level))
+    return _table.table(compare(evaluations, metrics, level))

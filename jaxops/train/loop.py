@@ -109,8 +109,7 @@ def fit(
     (5,)
     """
     plan = plan or default()
-    checkpoints = Checkpoints.of(checkpoints)
-    reports = Reports.of(reports)
+    checkpoints, reports = Checkpoints.of(checkpoints), Reports.of(reports)
     hosts.check_mesh(plan.mesh)
     check_compute(compute)
     check_accumulate(task, accumulate)
@@ -122,8 +121,7 @@ def fit(
     }
     # a stream has a seed of its own
     hosts.check_same(seed=seed, accumulate=accumulate, compute=compute, **every)
-    if early_stopping:
-        _check_early_stopping(early_stopping, validation)
+    _check_early_stopping(early_stopping, validation)
     source = feed.source(task, data, batch_size, seed, plan, accumulate)
     period = source.steps_per_epoch or reports.every or 100
     total = _total(epochs, steps, source.steps_per_epoch)
@@ -132,12 +130,8 @@ def fit(
         validate = Evaluation(task, validation, plan, metrics, name="validation")
     hosts.check_same(**source.identity(), steps=total, period=period, data=source.sample())
     shapes = state_shapes(task, optimizer, source.example, plan)
-    if compute == "float16" and not states_of(shapes.opt_state, LossScaleState):
-        raise ValueError(
-            'optimizer must be in optim.loss_scale for compute="float16", got one without'
-        )
-    if state is not None:
-        state = _checked_state(state, shapes, optimizer)
+    _check_loss_scale(compute, shapes)
+    state = _checked_state(state, shapes, optimizer)
     if validate:
         _check_metric(early_stopping, validate.names(shapes))
     settings = RunSettings(
@@ -157,13 +151,7 @@ def fit(
     )
     run = Run(settings)
     with Checkpointer(checkpoints.directory) if checkpoints else nullcontext() as saved:
-        if checkpoints and saved and _continues(checkpoints, saved):
-            state = run.restore(shapes, saved)
-        elif state is None:
-            state = init_state(task, optimizer, seed, source.example, plan)
-        else:
-            state = hosts.put(state, plan.state_shardings(state))
-        return run.train(state, saved)
+        return run.train(_first_state(run, shapes, saved, state, seed), saved)
 
 
 def _check_numbers(
@@ -200,7 +188,9 @@ def _total(epochs: int | None, steps: int | None, steps_per_epoch: int | None) -
     return (epochs or 0) * steps_per_epoch
 
 
-def _check_early_stopping(rule: EarlyStopping, validation: Data) -> None:
+def _check_early_stopping(rule: EarlyStopping | None, validation: Data) -> None:
+    if rule is None:
+        return
     if validation is None:
         raise ValueError("validation must be given for early_stopping, got None")
     if rule.mode not in ("min", "max"):
@@ -212,10 +202,19 @@ def _check_metric(rule: EarlyStopping | None, names: list[str]) -> None:
         raise ValueError(f"early_stopping.metric must be one of {names}, got {rule.metric!r}")
 
 
+def _check_loss_scale(compute: str, shapes: TrainState) -> None:
+    if compute == "float16" and not states_of(shapes.opt_state, LossScaleState):
+        raise ValueError(
+            'optimizer must be in optim.loss_scale for compute="float16", got one without'
+        )
+
+
 def _checked_state(
-    state: TrainState, shapes: TrainState, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state, if its leaves are those of the task and the optimizer."""
+    state: TrainState | None, shapes: TrainState, optimizer: optax.GradientTransformation
+) -> TrainState | None:
+    """The state, if one is given and its leaves are those of the task and the optimizer."""
+    if state is None:
+        return None
     if not jax.tree.leaves(state.opt_state):
         state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
     actual, expected = leaves({"state": state}), leaves({"state": shapes})
@@ -224,6 +223,19 @@ def _checked_state(
         if have != want:
             raise ValueError(f"{name} must be {want} for the task and the optimizer, got {have}")
     return state
+
+
+def _first_state(
+    run: Run, shapes: TrainState, saved: Checkpointer | None, state: TrainState | None, seed: int
+) -> TrainState:
+    """The newest checkpoint's state, else the one given, else a fresh one."""
+    settings = run.settings
+    if settings.checkpoints and saved and _continues(settings.checkpoints, saved):
+        return run.restore(shapes, saved)
+    if state is None:
+        example = settings.source.example
+        return init_state(settings.task, settings.optimizer, seed, example, settings.plan)
+    return hosts.put(state, settings.plan.state_shardings(state))
 
 
 def _continues(checkpoints: Checkpoints, saved: Checkpointer) -> bool:

@@ -18,8 +18,8 @@ class Reliability(NamedTuple):
         accuracy: (bins,), the share of rows that are predicted correctly.
         rows: (bins,), the number of rows.
 
-    >>> Reliability(np.array([0.6, 0.9]), np.array([0.5, 0.9]), np.array([10.0, 10.0])).ece()
-    0.05
+    >>> Reliability(np.array([0.75, 0.5]), np.array([0.5, 0.5]), np.array([10.0, 10.0])).ece()
+    0.125
     """
 
     confidence: np.ndarray

@@ -242,6 +242,8 @@ def test_a_model_of_other_shapes(path):
         "subprocess:Popen",
         "pathlib:Path",
         "jaxops:fit",
+        "jaxops:json",
+        "jaxops.os:system",
         "jaxops.model.files:save",
         "jax.numpy:save",
         "jax.distributed:initialize",
@@ -259,7 +261,7 @@ def test_a_model_of_other_shapes(path):
         "nothing.there:f",
     ],
 )
-@pytest.mark.parametrize("place", ["task", "model", "argument"])
+@pytest.mark.parametrize("place", ["task", "module", "argument"])
 def test_nothing_that_a_file_names_is_run(path, tmp_path, name, place):
     mark = tmp_path / "mark"
 
@@ -267,8 +269,8 @@ def test_nothing_that_a_file_names_is_run(path, tmp_path, name, place):
         evil = {"make": name, "arguments": {"command": f"touch {mark}"}}
         if place == "task":
             header["task"] = evil
-        elif place == "model":
-            header["task"]["arguments"]["model"] = evil
+        elif place == "module":
+            header["task"]["arguments"]["module"] = evil
         else:
             header["task"]["arguments"]["augment"] = {"function": name}
 
@@ -286,7 +288,7 @@ def test_no_function_runs_in_a_module_of_flax(path, monkeypatch, field):
         "make": "flax.linen:Dense",
         "arguments": {"features": 3, field: {"function": "jax.distributed:initialize"}},
     }
-    rewritten(path, lambda header: header["task"]["arguments"].update(model=model))
+    rewritten(path, lambda header: header["task"]["arguments"].update(module=model))
     with pytest.raises(ValueError, match=r"jax\.nn\.initializers, .* got jax\.distributed:init"):
         jo.load(path)
     assert not called
@@ -295,7 +297,7 @@ def test_no_function_runs_in_a_module_of_flax(path, monkeypatch, field):
 def test_nothing_is_imported_for_a_name(path):
     assert "jax.experimental.ode" not in sys.modules
     model = {"make": "jax.experimental.ode:odeint", "arguments": {}}
-    rewritten(path, lambda header: header["task"]["arguments"].update(model=model))
+    rewritten(path, lambda header: header["task"]["arguments"].update(module=model))
     with pytest.raises(ValueError, match=r"jax\.experimental\.ode, which is not imported"):
         jo.load(path)
     assert "jax.experimental.ode" not in sys.modules
@@ -320,11 +322,11 @@ def in_task(change):
         lambda header: {k: v for k, v in header.items() if k != "about"},
         in_task(lambda arguments: arguments.update(nothing=1)),
         in_task(lambda arguments: arguments.update(classes={"tuple": 3})),
-        in_task(lambda arguments: arguments.update(model={"make": 3})),
-        in_task(lambda arguments: arguments.update(model={"function": [1]})),
-        in_task(lambda arguments: arguments["model"]["arguments"].update(depth=2)),
-        in_task(lambda arguments: arguments["model"]["arguments"].update(hidden=None)),
-        in_task(lambda arguments: arguments["model"]["arguments"].update(initializer="none")),
+        in_task(lambda arguments: arguments.update(module={"make": 3})),
+        in_task(lambda arguments: arguments.update(module={"function": [1]})),
+        in_task(lambda arguments: arguments["module"]["arguments"].update(depth=2)),
+        in_task(lambda arguments: arguments["module"]["arguments"].update(widths=None)),
+        in_task(lambda arguments: arguments["module"]["arguments"].update(initializer="none")),
     ],
 )
 def test_a_malformed_text(path, change):
