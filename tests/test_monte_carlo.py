@@ -23,8 +23,9 @@ def state():
 def test_it_is_the_mean_and_spread_of_a_loop(state):
     key = jax.random.key(7)
     batch = {"image": jnp.asarray(DATA["image"])}
+    sample = jax.jit(TASK.sample)
     outputs = [
-        np.asarray(TASK.sample(state.params, state.extra, batch, jax.random.fold_in(key, i)))
+        np.asarray(sample(state.params, state.extra, batch, jax.random.fold_in(key, i)))
         for i in range(6)
     ]
     assert np.ptp(outputs, 0).max() > 0.05  # dropout is on
@@ -82,6 +83,6 @@ def test_what_cannot_be_sampled(state):
     normed = vision.classifier(
         vision.MLP((8,), classes=3, batch_norm=True, dropout=0.5), **SETTINGS
     )
-    state = jo.fit(normed, DATA, **FIT)
+    state = jo.init_state(normed, ADAM, 0, DATA)
     with pytest.raises(ValueError, match=r"extra must be empty .*, got \['batch_stats'\]"):
         jo.predict(monte_carlo(normed, samples=3), state, DATA)

@@ -84,7 +84,7 @@ def test_the_same_gradients_and_statistics_as_linen():
     assert_close(out.extra["state"]["norm"], other.extra["batch_stats"]["norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_same_training_and_predictions_as_linen(accumulate):
     """Two epochs of three batches, of which the last is padded."""
     data, run = images(24), {**RUN, "accumulate": accumulate}
@@ -104,7 +104,7 @@ def test_the_module_given_stays_as_it_is():
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     adapted = jo.from_nnx(module)
     module.output.kernel[...] += 1.0  # and the adapter keeps the values it was given
-    variables = adapted.init(jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
+    variables = jax.jit(adapted.init)(jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32))
     assert_equal(variables["params"]["output"], before["output"])
     x = np.ones((2, 4, 4, 1), np.float32)
     assert_equal(adapted(x), adapted.apply(variables, x, train=False))
@@ -145,6 +145,7 @@ def test_it_trains_and_is_saved(tmp_path):
         jo.load(tmp_path / "nnx.model")
 
 
+@pytest.mark.slow
 def test_on_two_devices():
     """By SGD: batch norm takes the hidden bias out again, so its gradient is rounding alone."""
     data, run = images(40), {**RUN, "optimizer": optim.sgd(0.1)}

