@@ -114,13 +114,7 @@ def fit(
     check_compute(compute)
     check_accumulate(task, accumulate)
     _check_numbers(batch_size, epochs, steps, seed, accumulate, checkpoints, reports)
-    every = {
-        "reports.every": reports.every,
-        "checkpoints": checkpoints is not None,
-        "checkpoints.every": checkpoints and checkpoints.every,
-    }
-    # a stream has a seed of its own
-    hosts.check_same(seed=seed, accumulate=accumulate, compute=compute, **every)
+    _check_same(seed, accumulate, compute, checkpoints, reports)
     _check_early_stopping(early_stopping, validation)
     source = feed.source(task, data, batch_size, seed, plan, accumulate)
     period = source.steps_per_epoch or reports.every or 100
@@ -176,6 +170,18 @@ def _check_numbers(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if (epochs is None) == (steps is None):
         raise ValueError(f"one of epochs and steps must be given, got {epochs=} and {steps=}")
+
+
+def _check_same(
+    seed: int, accumulate: int, compute: str, checkpoints: Checkpoints | None, reports: Reports
+) -> None:
+    """That all processes were given the same; a stream has a seed of its own."""
+    every = {
+        "reports.every": reports.every,
+        "checkpoints": checkpoints is not None,
+        "checkpoints.every": checkpoints and checkpoints.every,
+    }
+    hosts.check_same(seed=seed, accumulate=accumulate, compute=compute, **every)
 
 
 def _total(epochs: int | None, steps: int | None, steps_per_epoch: int | None) -> int:
