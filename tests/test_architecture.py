@@ -68,6 +68,7 @@ def parsed(path):
     return ast.parse(path.read_text())
 
 
+@functools.cache
 def python_files(*folders):
     return [p for f in folders for p in sorted((ROOT / f).rglob("*.py")) if "runs" not in p.parts]
 
@@ -82,6 +83,7 @@ def modules():
     return found
 
 
+@functools.cache
 def imports(tree):
     """(module, name or None, inside a function, only for types) of every import statement."""
 

@@ -1,5 +1,6 @@
 """One step, many steps and one evaluation, against NumPy and against each other."""
 
+import functools
 from functools import partial
 
 import flax.linen as nn
@@ -18,7 +19,16 @@ BATCH_NORM = vision.classifier(
     vision.MLP((8,), classes=3, batch_norm=True), **SETTINGS, label_smoothing=0.1
 )
 
+BOTH = pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(BATCH_NORM, id="batch_norm"),
+        pytest.param(TASK, id="plain", marks=pytest.mark.slow),
+    ],
+)
 
+
+@functools.cache
 def stepper(task, tx=ADAM):
     return jax.jit(partial(jo.train_step, task, tx))
 
@@ -53,7 +63,7 @@ def test_three_steps_are_those_of_a_hand_written_gradient():
     np.testing.assert_allclose(state.params["logits"]["bias"], b, atol=2e-6)
 
 
-@pytest.mark.parametrize("task", [TASK, BATCH_NORM], ids=["plain", "batch_norm"])
+@BOTH
 def test_padding_does_not_change_the_update(task):
     batch = images(5)
     tx = optax.sgd(0.1, momentum=0.9)  # not Adam: it makes large steps of a zero's rounding
@@ -91,13 +101,7 @@ def test_a_batch_of_padding_alone_moves_nothing():
     assert out["loss"].weight == 0 and np.isnan(metrics.to_host(out["loss"]).compute())
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        pytest.param(TASK, marks=pytest.mark.slow, id="plain"),
-        pytest.param(BATCH_NORM, id="batch_norm"),
-    ],
-)
+@BOTH
 def test_many_steps_are_single_steps_bit_for_bit(task):
     batches = [images(8, seed) for seed in range(6)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
