@@ -199,8 +199,7 @@ def fit_smoothing(
         ValueError: not (B, L) with (B,) lengths, a season below 1, an unknown form, or forms that
             are all seasonal with a season of 1.
 
-    >>> fit = fit_smoothing(jnp.array([[2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0]]),
-    forms=["AAN"])
+    >>> fit = fit_smoothing(2.0 * jnp.arange(1, 9)[None], forms=["AAN"])
     >>> fit.form.tolist(), fit.weights.alpha.shape
     ([0], (1,))
     """
