@@ -69,9 +69,11 @@ RUNS = {
 @pytest.mark.parametrize(
     "kind",
     [
-        "stream",
         "all",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("resident", "stream and all")),
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("resident", "stream", "stream and all")
+        ),
     ],
 )
 def test_each_program_is_compiled_once(kind, tmp_path):
@@ -279,6 +281,7 @@ def test_a_loop_is_chosen_by_its_seconds(alone, looped, well, monkeypatch):
     assert program.loops_well(timed, state, *given) is well and not timed.calls  # kept
 
 
+@pytest.mark.slow
 def test_a_convolution_that_is_slow_in_loops_is_stepped(monkeypatch, tmp_path):
     monkeypatch.setattr(program, "SLOW_IN_LOOPS", 0.0)  # here every loop is slow
     chosen = []

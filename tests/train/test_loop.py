@@ -193,6 +193,7 @@ def test_early_stopping_by_the_largest_and_by_a_least_gain():
 # What is compiled, and what waits
 
 
+@pytest.mark.slow  # test_compile.py counts the compilations of every kind of run
 def test_one_compilation():
     jax.clear_caches()
     program.train_program.cache_clear()
@@ -528,6 +529,7 @@ def test_evaluate_and_predict_refuse_wrong_data():
 # A loss that is not finite
 
 
+@pytest.mark.slow  # test_survival.py shows it for a NaN
 def test_a_loss_that_explodes_names_its_step_and_leaves_a_good_checkpoint(tmp_path):
     data = images(43)
     tx = optim.sgd(optim.phases((7, 0.1), (1, 1e30)))

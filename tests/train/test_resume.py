@@ -227,7 +227,8 @@ LONG = {"steps": 10**6, "early_stopping": None, "validation": None}
 LONG |= {"save_every": 10**5, "log_every": 50}
 
 
-@pytest.mark.parametrize("kind", ["resident", pytest.param("grain", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_survival.py sends both signals to its own process
+@pytest.mark.parametrize("kind", ["resident", "grain"])
 def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(tmp_path, kind):
     code, errors = interrupted(tmp_path, kind, signal.SIGTERM)
     assert code == jo.PREEMPTED == 75

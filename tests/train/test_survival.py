@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,15 +54,24 @@ def test_eight_kills_on_eight_devices(tmp_path, capsys):
     assert found["difference"] <= 1e-6
 
 
-def test_sigterm_in_this_process_is_handled_while_a_run_lasts(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "stop", "said"),
+    [
+        (signal.SIGTERM, SystemExit, "75"),
+        (signal.SIGINT, KeyboardInterrupt, "stopped after step [5-8]"),
+    ],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_in_this_process_is_handled_while_a_run_lasts(tmp_path, number, stop, said):
     def on_log(record):
-        os.kill(os.getpid(), signal.SIGTERM)
+        if record["step"] == 4:  # once: a second Ctrl-C does not wait for the step
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped:
+    before = signal.getsignal(number)
+    with pytest.raises(stop) as stopped:
         fit(images(40), tmp_path, epochs=9, reports=on_log)
-    assert stopped.value.code == 75
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert re.fullmatch(said, str(stopped.value))
+    assert signal.getsignal(number) is before
     assert fit(images(40), tmp_path, epochs=2).step == 8  # it had saved the first
 
 
@@ -175,6 +185,7 @@ def test_skipped_and_clipped_steps_are_reported_by_epoch(tmp_path):
     assert state.step == 12 and state.opt_state.total_notfinite == 3
 
 
+@pytest.mark.slow  # test_resume.py shows it for a metric of a user
 def test_counts_survive_in_the_middle_of_an_epoch(tmp_path):
     task, data = spoiled(40, [5])
     records = []

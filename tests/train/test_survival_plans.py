@@ -68,25 +68,26 @@ def saved(directory):
         return checkpoints.restore({"state": wanted})["state"]
 
 
+@pytest.mark.slow  # a shorter run is continued under other plans below
 @pytest.mark.parametrize(
     "plans",
     [
         pytest.param(
             [data_parallel(jax.local_devices()[:n]) for n in (8, 1, 4)],
             id="8-1-4",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             [sharded(4), data_parallel(), sharded(2), None],
             id="sharded-8-sharded-1",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             [sharded(8), both(2, 2), data_parallel()],
             id="sharded-both-8",
-            marks=pytest.mark.slow,
         ),
-        pytest.param([None, sharded(8), data_parallel(jax.local_devices()[:2])], id="1-sharded-2"),
+        pytest.param(
+            [None, sharded(8), data_parallel(jax.local_devices()[:2])],
+            id="1-sharded-2",
+        ),
     ],
 )
 def test_a_run_goes_on_under_other_plans(tmp_path, plans):

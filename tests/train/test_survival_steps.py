@@ -51,7 +51,7 @@ def run(task, tx, given, state=None):
     return state, seen
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", ["gradient", pytest.param("loss", marks=pytest.mark.slow)])
 def test_a_skipped_step_leaves_all_but_the_step_as_it_was(kind):
     tx = optim.skip_not_finite(optim.chain(optim.adam(1e-2), optim.ema(0.9)))
     task = spoiled(NORMED, kind)
