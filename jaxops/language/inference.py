@@ -108,7 +108,7 @@ def generate(
 
     >>> from jaxops import Task, nn
     >>> module = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
-    >>> variables = module.init(jax.random.key(0), np.zeros((1, 8), np.int32))
+    >>> variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
     >>> state = TrainState(0, variables["params"], (), {}, None)
     >>> task = Task(None, None, None, recipe=(None, (("module", module),)))
     >>> [len(answer.tokens) for answer in generate(task, state, [[1, 2, 3], [4]], new_tokens=5)]
@@ -175,7 +175,7 @@ def stream(
 
     >>> from jaxops import Task, nn
     >>> module = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
-    >>> variables = module.init(jax.random.key(0), np.zeros((1, 8), np.int32))
+    >>> variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
     >>> state = TrainState(0, variables["params"], (), {}, None)
     >>> task = Task(None, None, None, recipe=(None, (("module", module),)))
     >>> len(list(stream(task, state, [[1, 2, 3], [4]], new_tokens=5)))

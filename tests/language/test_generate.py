@@ -137,12 +137,21 @@ def test_equals_generation_without_a_cache(model):
     assert len({tuple(a.tokens.tolist()) for a in asked["drawn"]}) == len(PROMPTS)
 
 
-def test_a_long_answer_outgrows_its_cache_and_stays_right():
-    model = Transformer(config(position="rotary", context=300))
+@pytest.mark.parametrize(
+    ("model", "new_tokens"),
+    [
+        (LEARNED, 80),
+        pytest.param(
+            Transformer(config(position="rotary", context=300)), 140, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["doubled", "doubled twice"],
+)
+def test_a_long_answer_outgrows_its_cache_and_stays_right(model, new_tokens):
     task, state = made(model)
-    answer = generate(task, state, [[1, 2], [3]], new_tokens=140)
-    tokens = np.zeros((1, 300), np.int32)
-    for prompt, found in zip([[1, 2], [3]], answer, strict=True):
+    answer = generate(task, state, PROMPTS, new_tokens=new_tokens)
+    tokens = np.zeros((1, model.config.context), np.int32)
+    for prompt, found in zip(PROMPTS, answer, strict=True):
         # every token is the most probable one after those before it: one look at all of them
         both = [*prompt, *found.tokens.tolist()]
         tokens[0, : len(both)] = both
@@ -161,7 +170,11 @@ def test_prompts_up_to_the_context_are_answered():
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param({}, marks=pytest.mark.slow), {"temperature": 1.0, "top_k": 8, "seed": 2}],
+    [
+        {"temperature": 1.0, "seed": 2},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"temperature": 1.0, "top_k": 8, "seed": 2}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_an_answer_does_not_depend_on_the_other_prompts(how):
@@ -179,11 +192,11 @@ def test_an_answer_does_not_depend_on_the_other_prompts(how):
 
 def test_the_seed_decides_and_equal_prompts_have_answers_of_their_own():
     task, state = made(LEARNED)
-    ask = functools.partial(generate, task, state, [[1, 2]] * 2, new_tokens=12, temperature=1.0)
+    ask = functools.partial(generate, task, state, [[1, 2]] * 4, new_tokens=12, temperature=1.0)
     first, again, other = ask(seed=1), ask(seed=1), ask(seed=2)
     assert [a.tokens.tolist() for a in first] == [a.tokens.tolist() for a in again]
     rows = [tuple(a.tokens.tolist()) for a in first + other]
-    assert len(set(rows)) == 4
+    assert len(set(rows)) == 8
 
 
 @pytest.mark.parametrize(
@@ -207,7 +220,7 @@ def test_the_penalty_counts_prompt_and_answer():
     free = generate(task, state, PROMPTS, new_tokens=STEPS)
     found = generate(task, state, PROMPTS, new_tokens=STEPS, repetition_penalty=4.0)
     for prompt, answer in zip(PROMPTS, found, strict=True):
-        tokens = np.zeros((1, 24), np.int32)
+        tokens = np.zeros((1, CONTEXT), np.int32)
         tokens[0, : len(prompt) + STEPS] = [*prompt, *answer.tokens]
         logits = np.array(whole(LEARNED)({"params": state.params}, tokens))[0]
         for i in range(len(prompt), len(prompt) + STEPS):
@@ -218,7 +231,13 @@ def test_the_penalty_counts_prompt_and_answer():
     assert [a.tokens.tolist() for a in free] != [a.tokens.tolist() for a in found]
 
 
-@pytest.mark.parametrize("model", [LEARNED, SEQUENCES])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(LEARNED, id="decoder"),
+        pytest.param(SEQUENCES, id="encoder-decoder", marks=pytest.mark.slow),
+    ],
+)
 def test_rows_that_have_stopped_are_not_extended(model):
     task, state = made(model)
     free = generate(task, state, PROMPTS, new_tokens=STEPS)
@@ -237,7 +256,7 @@ def test_the_loop_ends_when_all_have_stopped():
     stop = range(VOCABULARY)
     found = list(stream(task, state, PROMPTS, new_tokens=50, stop=stop))
     assert found == []
-    asked = decoding.aligned([np.array([1, 2])], 0, None, CONTEXT)
+    asked = decoding.aligned([np.array(prompt) for prompt in PROMPTS], 0, None, CONTEXT)
     programs = decoding.programs(LEARNED)
     variables = {"params": state.params}
     run = programs.begin(variables, asked, jax.random.key(0), slots=64)
@@ -261,11 +280,10 @@ def test_a_stream_gives_the_same_tokens():
 
 def test_a_stream_comes_while_it_is_made():
     task, state = made(LEARNED)
-    steps = stream(task, state, [[1]], new_tokens=60)
-    first = [next(steps) for _ in range(3)]
-    assert [int(x[0]) for x in first] == generate(task, state, [[1]], new_tokens=3)[
-        0
-    ].tokens.tolist()
+    steps = stream(task, state, PROMPTS, new_tokens=60)
+    first = np.stack([next(steps) for _ in range(3)], 1)
+    answers = generate(task, state, PROMPTS, new_tokens=3)
+    assert first.tolist() == [answer.tokens.tolist() for answer in answers]
 
 
 class Bytes:
@@ -281,14 +299,15 @@ class Bytes:
 
 def test_texts_in_and_texts_out():
     task, state = made(LEARNED)
-    how = {"new_tokens": 40, "temperature": 2.0, "tokenizer": Bytes(), "stop": [22]}
-    answers = generate(task, state, ["hä", "x"], **how)
-    tokens = [Bytes().encode(text) for text in ("hä", "x")]
+    how = {"new_tokens": 40, "temperature": 2.0, "tokenizer": Bytes(), "stop": [21, 22]}
+    prompts = ["hä", "x", "ä", "xy"]
+    answers = generate(task, state, prompts, **how)
+    tokens = [Bytes().encode(text) for text in prompts]
     raw = generate(task, state, tokens, **{**how, "tokenizer": None})
     assert [a.tokens.tolist() for a in answers] == [a.tokens.tolist() for a in raw]
     assert [a.text for a in answers] == [Bytes().decode(a.tokens.tolist()) for a in raw]
     assert raw[0].text is None
-    pieces = list(stream(task, state, ["hä", "x"], **how))
+    pieces = list(stream(task, state, prompts, **how))
     for row, answer in enumerate(answers):
         assert "".join(piece[row] for piece in pieces) == answer.text
     assert len(pieces) > 8
@@ -298,7 +317,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused():
     words = [f"w{i}" for i in range(VOCABULARY - 5)]  # and 5 special tokens
     own = jo.data.Tokenizer.train([" ".join(words)], kind="word")
     task, state = made(LEARNED)
-    assert generate(task, state, ["w3"], new_tokens=2, tokenizer=own)[0].text
+    assert generate(task, state, ["w3"] * 4, new_tokens=2, tokenizer=own)[0].text
     for count in (VOCABULARY - 6, VOCABULARY - 4):
         other = jo.data.Tokenizer.train([" ".join(f"w{i}" for i in range(count))], kind="word")
         with pytest.raises(
@@ -331,8 +350,11 @@ TINY = Transformer(config(vocabulary=4, context=24))
 TINY_SEQUENCES = EncoderDecoder(config(vocabulary=4, context=24, scan=True))
 
 
-def log_probabilities(model, state, prompt):
-    return lambda answer: after(model, state, prompt, answer)[0].astype(np.float64)
+@functools.cache
+def log_probabilities(model, prompt):
+    """Those after an answer to the prompt, computed once for all searches."""
+    _, state = made(model, 0.5)
+    return functools.cache(lambda answer: after(model, state, prompt, answer)[0].astype(float))
 
 
 def exhaustive(score_of, steps, stop, alpha):
@@ -377,7 +399,7 @@ def test_beam_search_wide_enough_is_exact_and_narrower_the_textbooks(model, alph
             task, state, prompts, new_tokens=steps, beams=beams, stop=[stop], length_penalty=alpha
         )
         for prompt, answer in zip(prompts, found, strict=True):
-            score_of = functools.cache(log_probabilities(model, state, prompt))
+            score_of = log_probabilities(model, tuple(prompt))
             search = functools.partial(beam_search, score_of, beams)
             score, tokens, total = (
                 exhaustive(score_of, steps, stop, alpha)

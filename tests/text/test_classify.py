@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -28,8 +30,11 @@ def doubtful():
     return texts, np.where(np.arange(200) % 10 == 0, (label + 1) % 3, label)
 
 
-def trained(model_of, read, rows=300):
-    texts, label = questions(rows)
+@functools.cache
+def trained(model_of):
+    """A classifier, trained once for all tests."""
+    read = GRAMS if model_of is bag else WORDS
+    texts, label = questions(300)
     task = text.classifier(model_of(read.vocabulary), read.context, CLASSES)
     columns = {**read(texts), "label": label}
     optimizer = jo.optim.adam(0.01)
@@ -56,13 +61,9 @@ WORDS = text.Tokens(Tokenizer.train(questions(400)[0], kind="word"), context=12)
 GRAMS = text.NGrams(context=120, vocabulary=4096, characters=(2, 3))
 
 
-@pytest.mark.parametrize(
-    ("model_of", "read"),
-    [(cnn, WORDS), (bag, GRAMS), pytest.param(transformer, WORDS, marks=pytest.mark.slow)],
-    ids=lambda x: str(x)[:12],
-)
-def test_from_texts_to_decisions_and_back_from_a_file(model_of, read, tmp_path):
-    ours = trained(model_of, read)
+@pytest.mark.parametrize("model_of", [cnn, bag, pytest.param(transformer, marks=pytest.mark.slow)])
+def test_from_texts_to_decisions_and_back_from_a_file(model_of, tmp_path):
+    ours = trained(model_of)
     texts, label = questions(40, seed=2)
     said = text.classify(ours, texts)
     assert np.mean([d.label == CLASSES[n] for d, n in zip(said, label, strict=True)]) > 0.95
@@ -76,12 +77,12 @@ def test_from_texts_to_decisions_and_back_from_a_file(model_of, read, tmp_path):
 
     text.save(tmp_path / "questions.model", ours)
     again = text.load(tmp_path / "questions.model")
-    assert again.read == read
+    assert again.read == ours.read
     assert text.classify(again, texts) == said
 
 
 def test_words_by_leaving_each_out():
-    ours = trained(bag, GRAMS)
+    ours = trained(bag)
     one = text.classify(ours, ["is my card lost", "lost"])
     p = ours.probabilities(["is my card lost"])[0]
     best = int(p.argmax())
@@ -99,7 +100,7 @@ def test_words_by_leaving_each_out():
 
 
 def test_calibration_keeps_so_many_in_scope():
-    ours = trained(cnn, WORDS)
+    ours = trained(cnn)
     texts, label = doubtful()
     p = ours.probabilities(texts)
     assert (p.max(1) >= ours.threshold).mean() == pytest.approx(0.9, abs=0.01)
@@ -133,7 +134,7 @@ def test_readers_of_files_of_version_0_1():
 
 
 def test_what_is_refused(tmp_path):
-    ours = trained(cnn, WORDS)
+    ours = trained(cnn)
     for texts, message in (
         ([], "texts must hold at least one text, got none"),
         (["my card", ""], "texts must not be empty, got an empty text in row 1"),

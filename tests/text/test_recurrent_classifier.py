@@ -17,17 +17,22 @@ TOKENS = np.random.default_rng(0).integers(1, 9, (3, 6)) * (np.arange(6) < LENGT
 
 
 @pytest.mark.parametrize(
-    ("cell", "both", "pooling"),
-    [("lstm", True, "last"), ("gru", False, "last"), ("gru", True, "mean"), ("lstm", True, "max")],
+    ("cell", "depth", "both", "pooling"),
+    [
+        ("lstm", 2, True, "last"),
+        pytest.param("gru", 2, False, "last", marks=pytest.mark.slow),
+        ("gru", 1, True, "mean"),
+        ("lstm", 1, True, "max"),
+    ],
 )
-def test_each_text_alone_gives_the_same(cell, both, pooling):
-    model = Recurrent(9, 4, 5, 2, cell, both, pooling)
+def test_each_text_alone_gives_the_same(cell, depth, both, pooling):
+    model = Recurrent(9, 4, 5, depth, cell, both, pooling)
     shapes = jax.eval_shape(model.init, KEY, TOKENS)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
     found = jax.jit(model.apply)(variables, TOKENS)
     params = variables["params"]
-    read = jax.jit({"lstm": LSTM, "gru": GRU}[cell](5, 2, both).apply)
+    read = jax.jit({"lstm": LSTM, "gru": GRU}[cell](5, depth, both).apply)
     for logits, tokens, length in zip(found, TOKENS, LENGTHS, strict=True):
         x = params["embedding"]["embedding"][tokens[:length]][None]
         outputs, _ = read({"params": params["recurrence"]}, x)
