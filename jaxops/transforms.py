@@ -126,7 +126,9 @@ def check_accumulate(task: Task, accumulate: int) -> None:
         )
 
 
-def accumulated(of: Any, params: Params, extra: Extra, batch: Batch, key: Key, count: int) -> Any:
+def accumulated(
+    gradients: Any, params: Params, extra: Extra, batch: Batch, key: Key, count: int
+) -> Any:
     """Sums over the strided parts of a batch; `extra` goes from one part to the next."""
     rows = len(next(iter(batch.values())))
     if rows % count:
@@ -136,7 +138,7 @@ def accumulated(of: Any, params: Params, extra: Extra, batch: Batch, key: Key, c
 
     def add(carry: Any, part: Any) -> Any:
         sums, extra = carry
-        total, out, grads = of(extra, *part)
+        total, out, grads = gradients(extra, *part)
         return (jax.tree.map(jnp.add, sums, grads), out.extra), (total, out.weight, out.metrics)
 
     start = jax.tree.map(jnp.zeros_like, params), extra

@@ -70,7 +70,8 @@ def _telco_churn(folder: Path | None) -> Dataset:
     path = (folder or Path("telco_churn")) / "Telco-Customer-Churn.csv"
     if folder is None or not path.exists():
         raise FileNotFoundError(
-            f"telco_churn: looked for {path}{'' if folder else ' in JAXOPS_DATA_DIR (not set)'}; "
+            f"data_dir must hold {path}, "
+            f"got {'no such file' if folder else 'None and JAXOPS_DATA_DIR (not set)'}; "
             "get Telco-Customer-Churn.csv from https://github.com/IBM/telco-customer-churn-on-icp4d"
             " (folder data), put it in DIR/telco_churn and set JAXOPS_DATA_DIR=DIR"
         )

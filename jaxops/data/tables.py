@@ -52,8 +52,8 @@ def source_frame(
         raise ValueError(f"source must be a path, a frame or arrays, got {type(source).__name__}")
     for column in wanted or needed:
         if column not in frame.columns:
-            given = ", ".join(map(str, frame.columns))
-            raise ValueError(f"{name} must have a column {column!r}, got {given}")
+            columns = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{name} must have a column {column!r}, got {columns}")
     names = pd.Index(wanted or frame.columns)
     if names.has_duplicates:
         twice = names[names.duplicated()][0]
@@ -63,12 +63,12 @@ def source_frame(
     return name, frame[names]
 
 
-def none_missing(column: Any, what: str, wanted: str) -> None:
+def none_missing(column: Any, what: str, requirement: str) -> None:
     """Raise ValueError where a frame's column has no value in a row."""
     absent = column.isna().to_numpy()
     if absent.any():
         raise ValueError(
-            f"{what} must have {wanted}, got {absent.sum()} missing, the first in row "
+            f"{what} must have {requirement}, got {absent.sum()} missing, the first in row "
             f"{absent.argmax()} (counted from 0)"
         )
 

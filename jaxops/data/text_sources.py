@@ -38,10 +38,11 @@ def load_texts(name: str, folder: Path | None) -> Dataset:
     """
     files, home = FILES[name]
     paths = [(folder or Path(name)) / file for file in files]
-    gone = next((path for path in paths if folder is None or not path.exists()), None)
-    if gone is not None:
+    missing = next((path for path in paths if folder is None or not path.exists()), None)
+    if missing is not None:
         raise FileNotFoundError(
-            f"{name}: looked for {gone}{'' if folder else ' in JAXOPS_DATA_DIR (not set)'}; get "
+            f"data_dir must hold {missing}, "
+            f"got {'no such file' if folder else 'None and JAXOPS_DATA_DIR (not set)'}; get "
             f"{', '.join(files)} from {home}, put it in DIR/{name} and set JAXOPS_DATA_DIR=DIR"
         )
     readers: dict[str, Callable[..., Any]] = {"banking77": _banking77, "clinc150": _clinc150}

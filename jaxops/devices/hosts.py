@@ -55,8 +55,8 @@ def start(
     process = _number(process, "JAX_PROCESS_ID")
     if processes == 1:
         return
-    given = {"coordinator": coordinator, "processes": processes, "process": process}
-    named = ", ".join(f"{name} {value}" for name, value in given.items())
+    arguments = {"coordinator": coordinator, "processes": processes, "process": process}
+    named = ", ".join(f"{name} {value}" for name, value in arguments.items())
     if coordinator and ":" not in coordinator:
         raise ValueError(f'coordinator must be "host:port", got {coordinator!r}')
     try:
@@ -68,7 +68,7 @@ def start(
             shutdown_timeout_seconds=timeout,
         )
     except ValueError as error:
-        if set(given.values()) == {None} and "coordinator_address" in str(error):
+        if set(arguments.values()) == {None} and "coordinator_address" in str(error):
             return  # no cluster
         raise ValueError(
             "coordinator, processes and process (in 0 to processes - 1) must all be given, or the "
@@ -137,11 +137,12 @@ def by_first(call: Callable[[], Any]) -> None:
         except Exception as raised:
             error = raised
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-    said = agreed(None if error is None else [kinds[0], str(error)])
+    raised_first = agreed(None if error is None else [kinds[0], str(error)])
     if error is not None:
         raise error
-    if said is not None:
-        raise getattr(builtins, said[0])(said[1])
+    if raised_first is not None:
+        kind, message = raised_first
+        raise getattr(builtins, kind)(message)
 
 
 def check_same(**values: Any) -> None:

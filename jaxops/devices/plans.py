@@ -175,8 +175,8 @@ def plan(
     >>> whole.mesh.axis_names, whole.batch_shards
     (('data',), 1)
     """
-    given = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    sizes = {name: size for name, size in given.items() if size is not None}
+    axes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {name: size for name, size in axes.items() if size is not None}
     devices = jax.devices() if devices is None else devices
     product = " * ".join(f"{name}={size}" for name, size in sizes.items())
     if not sizes or min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):

@@ -270,7 +270,9 @@ def _stored(
         return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
 
     def loss(*_: Any) -> tuple[Array, Out]:
-        raise ValueError("a forecaster from a file cannot be trained; see forecast.direct")
+        raise ValueError(
+            "task must be made by forecast.direct to be trained, got that of a forecaster's file"
+        )
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Array:
         if scaling == "series" or any(dict(named)[name] for name in NAMED[1:]):
@@ -323,7 +325,8 @@ def load(path: str | Path) -> Forecaster:
     make, arguments = model.task.recipe or (None, ())
     if make is not _stored:
         raise ValueError(
-            f"{path}: must be the file of a forecaster, got another model; see jaxops.load"
+            f"path must be the file of a forecaster, got {path}, which holds another model; "
+            "see jaxops.load"
         )
     params, made = jax.device_get(model.state.params), dict(arguments)
     ids = np.array(model.about["ids"], dtype=object)

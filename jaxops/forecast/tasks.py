@@ -222,7 +222,7 @@ class _Windows:
 
     def sample(self, params: Params, extra: Extra, batch: Batch, key: Key) -> Array:
         if extra["network"]:  # statistics of the batch would be noise of another kind
-            raise ValueError(f"sample: module must be without batch norm, got {self.module}")
+            raise ValueError(f"module must have no batch norm for samples, got {self.module}")
         return self.outputs(params, extra, batch, train=True, rngs={"dropout": key})
 
     def check(self, windows: Batch) -> None:

@@ -90,9 +90,9 @@ def _module(settings: dict[str, Any]) -> Any:
     kinds = (Transformer, EncoderDecoder)
     module = next((value for value in settings.values() if isinstance(value, kinds)), None)
     if module is None:
-        given = f"one made with {', '.join(settings)}" if settings else "one made by hand"
+        origin = f"one made with {', '.join(settings)}" if settings else "one made by hand"
         raise ValueError(
-            f"task must be made with a Transformer or an EncoderDecoder, got {given}; for LoRA "
+            f"task must be made with a Transformer or an EncoderDecoder, got {origin}; for LoRA "
             "give the inner task with the merged state"
         )
     if isinstance(module, Transformer) and not module.config.causal:

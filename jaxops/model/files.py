@@ -146,19 +146,24 @@ def load(path: str | Path, task: Task | None = None) -> Model:
             text = (file.metadata() or {}).get("jaxops", "null")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or not a model file: {error}") from error
+        raise ValueError(
+            f"path must be a model file, got {path}, which is truncated or of another format: "
+            f"{error}"
+        ) from error
     try:
         return _read(text, tensors, task)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a text that was tampered with may fail anywhere
-        raise ValueError(f"{path}: its text does not describe a model: {error!r}") from error
+        raise ValueError(
+            f"path must be a model file, got {path}, whose text describes no model: {error!r}"
+        ) from error
 
 
 def _read(text: str, tensors: dict[str, Any], task: Task | None) -> Model:
     header = json.loads(text)
     if not isinstance(header, dict) or "format" not in header:
-        raise ValueError("a safetensors file, but not a model that jaxops saved")
+        raise ValueError("must be a model that jaxops saved, got another safetensors file")
     if header["format"] > FORMAT:
         raise ValueError(
             f"format must be at most {FORMAT}, got {header['format']}; a newer jaxops "
@@ -166,7 +171,10 @@ def _read(text: str, tensors: dict[str, Any], task: Task | None) -> Model:
         )
     if task is None:
         if header["task"] is None:
-            raise ValueError("its task was made by hand and must be given: load(path, task=...)")
+            raise ValueError(
+                "task must be given for a model whose task was made by hand, got None; "
+                "load(path, task=...)"
+            )
         task = _decode(header["task"])
     state = _restore(task, header, tensors)
     return Model(task, state, header["about"], header["versions"])
@@ -300,7 +308,7 @@ def _maker(name: str) -> Any:
     maker = _attribute(module, qualname)
     if maker is None and root != "jaxops":
         raise ValueError(
-            f"was made by {qualname} of {module}, which is not imported here; "
+            f"{module} must be imported before its {qualname} is loaded, got no such name; "
             "import it first, or give the task: load(path, task=...)"
         )
     if inspect.isclass(maker):

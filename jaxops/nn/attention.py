@@ -57,8 +57,8 @@ def dot_product_attention(
     (1, 3, 2, 4)
     """
     (batch, length, heads, width), (_, keys, groups, _) = query.shape, key.shape
-    wanted = (batch, keys, groups, width)
-    if key.shape != wanted or value.shape != wanted or groups < 1 or heads % groups:
+    expected = (batch, keys, groups, width)
+    if key.shape != expected or value.shape != expected or groups < 1 or heads % groups:
         raise ValueError(
             "query, key and value must be (B, T, N, H) and twice (B, S, K, H), "
             f"with N a multiple of K, got {query.shape}, {key.shape} and {value.shape}"

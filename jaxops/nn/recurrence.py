@@ -239,9 +239,9 @@ def _uniform(key: Array, shape: tuple[int, ...], features: int) -> Array:
 def _checked(initial: State | None, zero: State) -> State:
     if initial is None:
         return zero
-    given, wanted = (jax.tree.map(jnp.shape, state) for state in (initial, zero))
-    if given != wanted:
-        raise ValueError(f"initial must be a state of shapes {wanted}, got {given}")
+    shapes, expected = (jax.tree.map(jnp.shape, state) for state in (initial, zero))
+    if shapes != expected:
+        raise ValueError(f"initial must be a state of shapes {expected}, got {shapes}")
     return initial
 
 

@@ -155,8 +155,8 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
     _check_texts("documents", documents)
     vectors, old = index.vectors, index.words
     if (encode is None) != (vectors is None):
-        wanted, given = ("given", "None") if encode is None else ("None", "an encoder")
-        raise ValueError(f"encode must be {wanted}, as when the index was made, got {given}")
+        expected, actual = ("given", "None") if encode is None else ("None", "an encoder")
+        raise ValueError(f"encode must be {expected}, as when the index was made, got {actual}")
     split = [words(text) for text in documents]
     for row, row_words in enumerate(split):
         if not row_words:

@@ -165,7 +165,10 @@ class Checkpointer:
         if record is None:  # an older one
             record = self._orbax.checkpointables_metadata(step).custom_metadata
         if not record or "leaves" not in record:
-            raise ValueError(f"{self.directory}: checkpoint {step} was not written by jaxops")
+            raise ValueError(
+                f"directory must hold checkpoints that jaxops wrote, got {self.directory}, whose "
+                f"checkpoint {step} has no record of it"
+            )
         return record
 
     def close(self) -> None:
@@ -225,7 +228,10 @@ def _set_damaged_aside(directory: Path) -> None:
     while steps and (what := checksums.damage(steps[-1])):
         damaged[steps.pop()] = what
     if damaged and not steps:
-        raise ValueError("\n".join(damaged.values()) + "\nand there is no other checkpoint")
+        raise ValueError(
+            f"directory must hold an intact checkpoint, got {directory}, where all are damaged:\n"
+            + "\n".join(damaged.values())
+        )
     for folder, what in damaged.items():
         aside = folder.with_name(f"{folder.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)

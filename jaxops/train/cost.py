@@ -128,36 +128,36 @@ class _Program:
         values |= {v: self.new(v.aval) for v in jaxpr.constvars}
         for equation in jaxpr.eqns:
             name, params = equation.primitive.name, equation.params
-            given = [values.get(v) if not hasattr(v, "val") else None for v in equation.invars]
+            operands = [values.get(v) if not hasattr(v, "val") else None for v in equation.invars]
             if name == "cond" and params.get("branches_platforms"):
                 platforms = params["branches_platforms"]
                 fits = [i for i, p in enumerate(platforms) if p is None or self.platform in p]
                 branch = fits[0] if fits else -1
-                results = self.inline(params["branches"][branch].jaxpr, given[1:])
+                results = self.inline(params["branches"][branch].jaxpr, operands[1:])
             elif name in _CALLS:
                 inner = params.get("jaxpr") or params.get("call_jaxpr")
-                results = self.inline(getattr(inner, "jaxpr", inner), given)
+                results = self.inline(getattr(inner, "jaxpr", inner), operands)
             else:
-                results = self._append(equation, name, given)
+                results = self._append(equation, name, operands)
             values |= dict(zip(equation.outvars, results, strict=True))
         return [values.get(v) if not hasattr(v, "val") else None for v in jaxpr.outvars]
 
-    def _append(self, equation: Any, name: str, given: list[Any]) -> list[int]:
+    def _append(self, equation: Any, name: str, operands: list[Any]) -> list[int]:
         avals = [v.aval for v in equation.outvars]
         # the transpose of a matrix is another way to read it
         view = name in _VIEWS or (name == "transpose" and avals[0].ndim == 2)
-        if view and len(given) == len(avals) and None not in given:
-            results = [self.new(a, self.root[x]) for a, x in zip(avals, given, strict=True)]
+        if view and len(operands) == len(avals) and None not in operands:
+            results = [self.new(a, self.root[x]) for a, x in zip(avals, operands, strict=True)]
         else:
             results = [self.new(a) for a in avals]
             if self.platform == "cpu" and name in _ELEMENTWISE:
-                given = [self._broadcast(x, avals[0]) for x in given]
-            self.ops.append(_Op(name, equation.params, given, results))
-        if given and given[0] in self.split and len(results) == 1:
-            split = self.split[given[0]]
+                operands = [self._broadcast(x, avals[0]) for x in operands]
+            self.ops.append(_Op(name, equation.params, operands, results))
+        if operands and operands[0] in self.split and len(results) == 1:
+            split = self.split[operands[0]]
             if name == "transpose":
                 self.split[results[0]] = tuple(split[i] for i in equation.params["permutation"])
-            elif avals[0].shape == self.avals[given[0]].shape:  # a cast, say
+            elif avals[0].shape == self.avals[operands[0]].shape:  # a cast, say
                 self.split[results[0]] = split
         return results
 
@@ -200,8 +200,8 @@ class _Program:
                 reduced += self._size(op.outputs[0])
             if written:
                 moved += sum(map(self._size, read)) + sum(map(self._size, written))
-        given = zip(outputs, shares, strict=False)
-        share = {self.root[v]: s for v, s in given if v is not None and s is not None}
+        pairs = zip(outputs, shares, strict=False)
+        share = {self.root[v]: s for v, s in pairs if v is not None and s is not None}
         alive = self._alive(leaves, kept, within, share)
         activations = self._alive(leaves, kept, within, dict.fromkeys(share, 0.0))
         return Cost(total, dict(products), moved, alive, activations, reduced)
@@ -227,7 +227,7 @@ class _Program:
             for out in op.outputs:
                 size, often = _bytes(self.avals[out]), len(users[out]) > 1
                 large = sum(_bytes(self.avals[v]) >= size > 0 for v in sources)
-                given = next((v for v in op.inputs if v is not None), None)
+                operand = next((v for v in op.inputs if v is not None), None)
                 stored = (
                     _opaque(op.name)
                     or op.name.startswith(_WRITES_PREFIXES)
@@ -235,7 +235,7 @@ class _Program:
                     or any(map(_opaque, users[out]))
                     or (often and (op.name in _COSTLY or large > 1))
                     or (often and self.platform == "cpu" and op.name == "broadcast_in_dim"
-                        and given is not None and self.avals[given].shape != ())
+                        and operand is not None and self.avals[operand].shape != ())
                 )  # fmt: skip
                 leaves[out] = {out} if stored else sources
         return leaves
@@ -264,8 +264,8 @@ class _Program:
 
     def _divide(self, op: _Op) -> int:
         """Over how many devices the work is divided; its results are likewise, unless summed."""
-        given = (self.parts.get(self.root[v], 1) for v in op.inputs if v is not None)
-        over = max(given, default=1)
+        parts = (self.parts.get(self.root[v], 1) for v in op.inputs if v is not None)
+        over = max(parts, default=1)
         summed = self._summed(op)
         for out in op.outputs:
             self.parts[out] = 1 if summed else over
@@ -289,9 +289,9 @@ class _Program:
         bodies = op.params.get("branches") or [op.params.get("jaxpr") or op.params["body_jaxpr"]]
         costs = []
         for body in bodies:
-            given = op.inputs[-len(body.jaxpr.invars) :] if body.jaxpr.invars else []
+            operands = op.inputs[-len(body.jaxpr.invars) :] if body.jaxpr.invars else []
             splits = []
-            for value, var in zip(given, body.jaxpr.invars, strict=True):
+            for value, var in zip(operands, body.jaxpr.invars, strict=True):
                 split = self.split.get(value) if value is not None else None
                 # a loop's slices have an axis less
                 splits.append(split[-len(var.aval.shape) :] if split and var.aval.shape else None)

@@ -372,8 +372,8 @@ def check_split(plan: Plan) -> None:
     for device, (part,) in where.items():
         held[device.process_index].update(range(parts)[part])
     for process, have in enumerate(held):
-        wanted = range(process * parts // processes, (process + 1) * parts // processes)
-        if have != set(wanted) or parts % processes:
+        expected = range(process * parts // processes, (process + 1) * parts // processes)
+        if have != set(expected) or parts % processes:
             raise ValueError(
                 "plan must split the batches of a stream evenly over all processes, in their "
                 f"order, such as devices.data_parallel(), got parts {sorted(have)} of {parts} in "

@@ -326,8 +326,8 @@ class Run:
             ValueError: the checkpoint is of another run.
         """
         settings, meta, newest = self.settings, checkpoints.meta(), checkpoints.latest_step() or 0
-        saved, wanted = OLDER | meta["identity"], settings.identity()
-        for name, value in wanted.items():
+        saved, current = OLDER | meta["identity"], settings.identity()
+        for name, value in current.items():
             if saved.get(name) != value:
                 raise ValueError(
                     f"{name} must be {saved.get(name)}, as in the run that wrote the checkpoints "

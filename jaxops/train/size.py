@@ -27,7 +27,7 @@ class Collective(NamedTuple):
     Attributes:
         kind: "all-reduce", "all-gather" or "reduce-scatter".
         axes: the mesh axes it goes over.
-        of: what is exchanged, such as "gradients".
+        content: what is exchanged, such as "gradients".
         sent: bytes that each device sends, in rings: (n - 1) / n of the whole for a gather or a
             scatter over n devices, twice that for an all-reduce.
         seconds: at the full bandwidth, without latency.
@@ -35,7 +35,7 @@ class Collective(NamedTuple):
 
     kind: str
     axes: tuple[str, ...]
-    of: str
+    content: str
     sent: float
     seconds: float
 
@@ -133,7 +133,7 @@ class Size(NamedTuple):
         steps = [{"time of a step": k, "seconds": _short(v, "s")} for k, v in times.items()]
         sent = [
             {
-                "collective": f"{c.kind} of {c.of} over {', '.join(c.axes)}",
+                "collective": f"{c.kind} of {c.content} over {', '.join(c.axes)}",
                 "sent by a device": _short(c.sent, "B"),
                 "seconds": _short(c.seconds, "s"),
             }

@@ -242,72 +242,72 @@ class NegativeBinomial(Distribution):
         return jax.random.poisson(count, rates).astype(parameters.dtype)
 
 
-@recorded
+@recorded(formerly={"of": "base"})
 @dataclass(frozen=True)
 class ZeroInflated(Distribution):
-    """Zero with an additional probability, else a draw of `of`: for intermittent demand.
+    """Zero with an additional probability, else a draw of `base`: for intermittent demand.
 
-    Parameters: that probability, then those of `of`. Lambert 1992, Technometrics 34.
+    Parameters: that probability, then those of `base`. Lambert 1992, Technometrics 34.
 
     Attributes:
-        of: a distribution.
+        base: the distribution of the other values.
 
     >>> ZeroInflated(Gaussian()).quantiles(jnp.array([0.5, 8.0, 1.0]), (0.4, 0.75)).tolist()
     [0.0, 8.0]
     """
 
-    of: Distribution = NegativeBinomial()
+    base: Distribution = NegativeBinomial()
 
     scale_only: ClassVar[bool] = True
 
     @property
     def size(self) -> int:
-        """One more than that of `of`."""
-        return 1 + self.of.size
+        """One more than that of `base`."""
+        return 1 + self.base.size
 
     def parameters(self, raw: Array) -> Array:
-        """Probability of a zero, then those of `of`."""
+        """Probability of a zero, then those of `base`."""
         zero = jnp.clip(jax.nn.sigmoid(raw[..., :1]), 1e-6, 1 - 1e-6)
-        return jnp.concatenate([zero, self.of.parameters(raw[..., 1:])], -1)
+        return jnp.concatenate([zero, self.base.parameters(raw[..., 1:])], -1)
 
     def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
         """See `Output`."""
         _refuse(self, loc)
-        rest = self.of.scaled(parameters[..., 1:], None, scale)
+        rest = self.base.scaled(parameters[..., 1:], None, scale)
         return jnp.concatenate([parameters[..., :1], rest], -1)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         """See `Distribution`; at 0 the log probability of a zero, else a log density."""
         zero = parameters[..., 0]
-        other = jnp.log1p(-zero) + self.of.log_prob(parameters[..., 1:], x)
+        other = jnp.log1p(-zero) + self.base.log_prob(parameters[..., 1:], x)
         at_zero = jnp.log(zero)
-        if self.of.discrete:
+        if self.base.discrete:
             at_zero = jnp.logaddexp(at_zero, other)
         return jnp.where(x == 0, at_zero, other)
 
     def cdf(self, parameters: Array, x: Array) -> Array:
         """See `Distribution`."""
         zero = parameters[..., 0]
-        return jnp.where(x < 0, 0, zero) + (1 - zero) * self.of.cdf(parameters[..., 1:], x)
+        return jnp.where(x < 0, 0, zero) + (1 - zero) * self.base.cdf(parameters[..., 1:], x)
 
     def inverse(self, parameters: Array, u: Array) -> Array:
-        """See `Distribution`; that of `of`, with a step at zero."""
+        """See `Distribution`; that of `base`, with a step at zero."""
         zero, rest = parameters[..., 0], parameters[..., 1:]
         below = jnp.zeros_like(u)
-        if not self.of.discrete:
-            below = (1 - zero) * self.of.cdf(rest, jnp.zeros_like(u))
+        if not self.base.discrete:
+            below = (1 - zero) * self.base.cdf(rest, jnp.zeros_like(u))
         level = jnp.where(u <= below, u, u - zero) / (1 - zero)
-        other = self.of.inverse(rest, jnp.clip(level, 1e-6, 1 - 1e-6))
+        other = self.base.inverse(rest, jnp.clip(level, 1e-6, 1 - 1e-6))
         return jnp.where((u > below) & (u <= below + zero), 0, other)
 
     def mean(self, parameters: Array) -> Array:
-        """The mean of `of`, times the probability of a draw from it."""
-        return (1 - parameters[..., 0]) * self.of.mean(parameters[..., 1:])
+        """The mean of `base`, times the probability of a draw from it."""
+        return (1 - parameters[..., 0]) * self.base.mean(parameters[..., 1:])
 
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
         """Draws (n, ...)."""
         which, other = jax.random.split(key)
-        draws = self.of.sample(parameters[..., 1:], other, n)
+        draws = self.base.sample(parameters[..., 1:], other, n)
         return jnp.where(
             jax.random.uniform(which, draws.shape) < parameters[None, ..., 0], 0, draws
         )
