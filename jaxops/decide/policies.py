@@ -58,7 +58,7 @@ def quantile_rule(
 ) -> Array:
     """Levels to order up to, from a forecast's quantiles over lead time and review period.
 
-    The newsvendor's quantile of the demand over the lead_time + 1 periods that an order must cover.
+    Each is the newsvendor's quantile of demand over the lead_time + 1 periods that an order covers.
     It is optimal with back-orders where the forecast is right; with lost sales and a lead time it
     is somewhat high.
 

@@ -151,7 +151,7 @@ def fit_serial(
     checks.finite(demand=demand)
     demand = jnp.asarray(demand, jnp.float32)
     first = jnp.asarray(np.cumsum(lead_times), jnp.float32) * demand.mean()
-    # raises what is wrong with the arguments
+    # checks the arguments
     simulate_serial(first, demand, holding=holding, lead_times=lead_times, penalty=penalty)
     h, lead_times = _checked(holding, lead_times, penalty)
     costs = jnp.asarray(h, jnp.float32), penalty
@@ -221,7 +221,7 @@ def optimal_serial(
     h, lead_times = _checked(holding, lead_times, penalty)
     checks.not_negative(mean=mean)
     checks.positive(sd=sd)
-    # y of stage i is its mean demand of all lead times below and its own, plus x
+    # for stage i, y = x + the mean demand over its lead time and those of the stages below
     reach = 10 * sd * np.sqrt(sum(lead_times))
     x = np.linspace(-reach, reach, 2 * points + 1)
     step = x[1] - x[0]

@@ -208,7 +208,7 @@ def _put(leaf: Any, sharding: Sharding) -> jax.Array:
 
 @functools.lru_cache(maxsize=256)
 def _moved(sharding: Sharding) -> Any:
-    """From one plan over the processes to another, which `jax.device_put` refuses."""
+    """A program that moves arrays to another plan over the processes; `device_put` refuses to."""
     return jax.jit(lambda leaf: leaf, out_shardings=sharding)
 
 

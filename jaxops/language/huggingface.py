@@ -183,8 +183,8 @@ def _llama(settings: Settings) -> TransformerConfig:
     )
 
 
-def _only(settings: Settings, **wanted: Any) -> None:
-    for name, value in wanted.items():
+def _only(settings: Settings, **supported: Any) -> None:
+    for name, value in supported.items():
         setting = settings.get(name, value)
         if setting != value and setting is not None:
             raise ValueError(f"config.json: {name} must be {value!r}, got {setting!r}")

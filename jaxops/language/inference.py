@@ -1,4 +1,4 @@
-"""What users ask of a trained language model: `generate` answers, or `stream` them by token."""
+"""Text from a trained language model: `generate` whole answers, or `stream` them by token."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

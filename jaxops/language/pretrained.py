@@ -126,11 +126,11 @@ def _params(family: Family, config: TransformerConfig, tensors: dict[str, tuple[
     shapes = jax.eval_shape(module.init, jax.random.key(0), *rows)["params"]
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     sources = [_sources(family, ".".join(key.key for key in path)) for path, _ in leaves]
-    wanted = {name for names in sources for name in names}
-    if missing := wanted - tensors.keys():
+    needed = {name for names in sources for name in names}
+    if missing := needed - tensors.keys():
         raise ValueError(f"tensors must have {_few(missing)}, got none of that name")
     spare = {name for name in tensors if re.fullmatch(family.spare, name)}
-    if unexpected := tensors.keys() - wanted - spare:
+    if unexpected := tensors.keys() - needed - spare:
         raise ValueError(f"tensors must be those of the config, got {_few(unexpected)} as well")
     turned = [family.transposed and path[-1].key == "kernel" for path, _ in leaves]
     for names, (_, leaf), turn in zip(sources, leaves, turned, strict=True):
@@ -165,10 +165,10 @@ def _check_shapes(names: Any, wanted: tuple[int, ...], turn: bool, tensors: Any)
     turned = [shape[::-1] if turn else shape for shape in shapes.values()]
     lengths = [shape[-1] for shape in turned if shape[:-1] == wanted[:-1] and len(shape) > 0]
     if len(lengths) < len(turned) or sum(lengths) != wanted[-1]:
-        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        actual = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         whole = wanted[::-1] if turn else wanted
         together = " together" * (len(names) > 1)
-        raise ValueError(f"{', '.join(names)} must be {whole}{together}, got {given}")
+        raise ValueError(f"{', '.join(names)} must be {whole}{together}, got {actual}")
 
 
 def _stacked(stack: Any) -> Any:

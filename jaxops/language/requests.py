@@ -168,9 +168,9 @@ def check_beams(beams: int, length_penalty: float, sampling: Sampling) -> None:
     check_at_least(1, beams=beams)
     if not (math.isfinite(length_penalty) and length_penalty >= 0):
         raise ValueError(f"length_penalty must be at least 0, got {length_penalty}")
-    given = ", ".join(name for name, n in sampling._asdict().items() if n is not None)
-    if beams > 1 and given:
-        raise ValueError(f"beams must be 1 with {given}, got {beams}; beam search does not sample")
+    active = ", ".join(name for name, n in sampling._asdict().items() if n is not None)
+    if beams > 1 and active:
+        raise ValueError(f"beams must be 1 with {active}, got {beams}; beam search does not sample")
 
 
 def checked_sampling(
@@ -191,10 +191,10 @@ def checked_sampling(
     if top_k is not None:
         check_at_least(1, top_k=top_k)
     filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-    given = ", ".join(name for name, number in filters.items() if number is not None)
-    if given and temperature == 0:
+    active = ", ".join(name for name, number in filters.items() if number is not None)
+    if active and temperature == 0:
         raise ValueError(
-            f"temperature must be above 0 with {given}, got 0; it takes the most probable token"
+            f"temperature must be above 0 with {active}, got 0; it takes the most probable token"
         )
 
     def real(number: float | None, off: float | None = None) -> Any:

@@ -86,8 +86,8 @@ class Spans(NamedTuple):
         place = jnp.arange(length)
         draw = jnp.where(place < count - 1, jax.random.uniform(key, (length,)), -1.0)
         _, chosen = lax.top_k(draw, min(self.sentinels, length))
-        wanted = (jnp.arange(len(chosen)) < parts - 1).astype(jnp.int32)
-        begins = jnp.zeros(length, jnp.int32).at[chosen + 1].add(wanted, mode="drop")
+        is_cut = (jnp.arange(len(chosen)) < parts - 1).astype(jnp.int32)
+        begins = jnp.zeros(length, jnp.int32).at[chosen + 1].add(is_cut, mode="drop")
         number = jnp.where(place < count, begins.cumsum(), self.sentinels)
         return jnp.zeros(self.sentinels, jnp.int32).at[number].add(1, mode="drop")
 

@@ -1,4 +1,4 @@
-"""What to learn from texts: the next token, masked tokens, cut-out spans, or answers to texts."""
+"""Tasks on texts: the next token, masked tokens, cut-out spans, or answers to texts."""
 
 from typing import Any
 

@@ -105,7 +105,7 @@ def token_task(
 
 
 def config_of(module: Any, causal: bool | None) -> Any:
-    """What has the module's `vocabulary` and `context`: its config, or the module itself.
+    """The object with the module's `vocabulary` and `context`: its config, or the module itself.
 
     Raises:
         ValueError: the module is an encoder where `causal` is True, or a decoder where it is False.

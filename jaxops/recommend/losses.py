@@ -213,11 +213,11 @@ def in_batch_softmax(scores: Array, item: Array, log_q: Array, weights: Array) -
     True
     """
     real = weights > 0
-    own = jnp.diag(scores)
+    right = jnp.diag(scores)
     drawn = jnp.maximum(real.sum() - 1, 1).astype(jnp.float32)
     others = scores - log_q[None] - jnp.log(drawn)
     others = jnp.where(real[None] & (item[:, None] != item[None]), others, -jnp.inf)
-    return jax.nn.logsumexp(jnp.concatenate([own[:, None], others], axis=1), axis=1) - own
+    return jax.nn.logsumexp(jnp.concatenate([right[:, None], others], axis=1), axis=1) - right
 
 
 @recorded
@@ -226,8 +226,8 @@ class CrossEntropy:
     """Cross-entropy over the whole catalogue; see `cross_entropy`.
 
     >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))  # 4 items of equal score
-    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
-    >>> loss = jax.jit(CrossEntropy())(*given)
+    >>> arguments = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> loss = jax.jit(CrossEntropy())(*arguments)
     >>> bool(jnp.isclose(loss, jnp.log(4.0)))
     True
     """
@@ -256,8 +256,8 @@ class SampledSoftmax:
         Yang et al. 2020, mixed negative sampling, doi:10.1145/3366424.3386195.
 
     >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))
-    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
-    >>> bool(jax.jit(SampledSoftmax(negatives=3))(*given) >= 0)
+    >>> arguments = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> bool(jax.jit(SampledSoftmax(negatives=3))(*arguments) >= 0)
     True
     """
 
@@ -326,8 +326,8 @@ class BinaryCrossEntropy:
         Kang and McAuley 2018, arXiv:1808.09781; Petrov and Macdonald 2023, arXiv:2308.07192.
 
     >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))  # every sigmoid is 1 / 2
-    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
-    >>> bool(jnp.isclose(jax.jit(BinaryCrossEntropy(negatives=2))(*given), 3 * jnp.log(2.0)))
+    >>> arguments = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> bool(jnp.isclose(jax.jit(BinaryCrossEntropy(negatives=2))(*arguments), 3 * jnp.log(2.0)))
     True
     """
 
@@ -363,8 +363,8 @@ class BPRLoss:
         Rendle et al. 2009, arXiv:1205.2618.
 
     >>> hidden, table = jnp.zeros((1, 1, 2)), jnp.zeros((4, 2))
-    >>> given = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
-    >>> bool(jnp.isclose(jax.jit(BPRLoss())(*given), jnp.log(2.0)))
+    >>> arguments = hidden, table, jnp.array([[0]]), jnp.ones((1, 1)), jax.random.key(0)
+    >>> bool(jnp.isclose(jax.jit(BPRLoss())(*arguments), jnp.log(2.0)))
     True
     """
 

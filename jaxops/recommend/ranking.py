@@ -96,8 +96,8 @@ def ranks_and_lists(
         users: as in `ranks`.
 
     Returns:
-        The ranks, and (R, k) int32: indices of items, best first, of equal ones the lower index
-        first; N where fewer than k items are left, or score more than -inf.
+        The ranks, and (R, k) int32: indices of items, best first, the lower index
+        first among equal scores; N where fewer than k items are left, or score more than -inf.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
@@ -239,8 +239,8 @@ def _check(histories: Histories, targets: Histories, count: int) -> None:
         )
     if len(targets.items) == 0:
         raise ValueError("targets must hold at least 1 item, got none")
-    for name, given in (("histories", histories), ("targets", targets)):
-        given.check(name, count)
+    for name, items_of_users in (("histories", histories), ("targets", targets)):
+        items_of_users.check(name, count)
 
 
 def hr(ranks: np.ndarray, k: int) -> np.ndarray:

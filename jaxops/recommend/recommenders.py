@@ -19,7 +19,7 @@ from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, rec
 
 
 class Model(Protocol):
-    """What every kind of model provides: a frozen dataclass of settings with pure functions.
+    """The interface of every kind of model: a frozen dataclass of settings with pure functions.
 
     An item's score is the inner product of the user's query with the item's row of the table;
     without a table, the queries are the scores. The query depends on the history alone, so a user

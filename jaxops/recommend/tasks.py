@@ -1,4 +1,4 @@
-"""What is learned: the next item, hidden items, or which item a user's query retrieves."""
+"""Tasks on event logs: predict the next item, restore hidden items, or retrieve items."""
 
 import functools
 from collections.abc import Callable

@@ -120,14 +120,14 @@ class Checkpointer:
                 raise self._refused(error) from error
 
     def _try_folder(self) -> None:
-        """Where Orbax's process 0 can make no folder, its others wait for it for long."""
+        """Raise here if no folder can be made: Orbax's other processes would wait for process 0."""
         try:
             os.rmdir(tempfile.mkdtemp(dir=self.directory))
         except OSError as error:
             raise self._refused(error) from error
 
     def meta(self) -> dict[str, Any]:
-        """What `save` was given as `meta` for the newest checkpoint."""
+        """The `meta` that was saved with the newest checkpoint."""
         return json.loads(self._record()["meta"])
 
     def restore(self, trees: dict[str, Any]) -> dict[str, Any]:

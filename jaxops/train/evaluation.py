@@ -50,13 +50,13 @@ def evaluate(
     """The task's metrics over all of `data`: every example counts once, on any number of devices.
 
     Args:
-        task: what was learned.
-        state: a state of it; see `optim.averaged` for the averaged parameters.
+        task: the trained task.
+        state: its state; see `optim.averaged` for the averaged parameters.
         data: columns in memory, or an iterable of batches.
         batch_size: maximum rows at a time, for columns; a stream's batches are taken as they come.
             The last batch is padded and masked. With several processes each reads its own share
-            of a stream, until all have come to their ends.
-        plan: the devices; the first alone, or all of several processes, by default.
+            of a stream, until all shares have ended.
+        plan: the devices; by default the first, or with several processes all of them.
         metrics: additional ones, name -> `(predictions, batch) -> metric state`.
 
     Returns:
@@ -87,8 +87,8 @@ def predict(
     """What the task predicts for every row, in order, as NumPy: (N, ...).
 
     Target columns are not needed, and a `mask` changes nothing. A classifier gives probabilities.
-    The arguments are those of `evaluate`. With several processes each gets all rows of columns in
-    memory, which all of them hold, and of a stream the rows of its own share.
+    The arguments are those of `evaluate`. With several processes each one gets the predictions
+    of all rows of columns in memory, but of a stream only those of its own share.
 
     >>> import jaxops as jo
     >>> from jaxops import tabular
@@ -107,7 +107,7 @@ def predict(
 
 
 class Evaluation:
-    """The metrics of one data set, for one state after another.
+    """Evaluates successive states on one data set.
 
     Columns in memory are checked once, when it is made; a stream's batches each time they are
     read.
@@ -143,7 +143,7 @@ class Evaluation:
     def names(self, shapes: TrainState) -> list[str]:
         """The metrics' names, for a state of such shapes, without compiling anything.
 
-        What is traced for this is what evaluation will compile.
+        The evaluation itself reuses this trace.
         """
         state, batch = self.data.shapes(shapes)
         states = jax.eval_shape(self._program, state, batch)
@@ -158,7 +158,7 @@ class InOrder:
         data: columns in memory, which are checked here, or an iterable of batches.
         batch_size: maximum rows at a time, for columns.
         plan: the devices.
-        targets: whether the columns that are learned are needed too.
+        targets: whether target columns are needed too.
         name: what messages call the data.
     """
 
@@ -191,7 +191,7 @@ class InOrder:
         With several processes, the rows to keep are all rows of columns, but only this process's
         rows of a stream.
         """
-        # wherever it was trained; what the optimizer keeps is not needed
+        # the state may lie on other devices; the optimizer's part of it is not needed
         state = state._replace(opt_state=())
         state = hosts.put(state, self.plan.state_shardings(state))
         pending: deque[tuple[Any, Any]] = deque()
@@ -237,7 +237,7 @@ class InOrder:
                 yield hosts.put_shares(batch, sharding, whole), kept
 
     def _batches(self) -> Iterator[tuple[Columns, int]]:
-        """Each batch, and the largest number of rows that a process has in its own."""
+        """Each batch, and the largest number of rows in any process's batch."""
         if self.stream is not None:
             yield from self._in_step(self.checked(batch) for batch in self.stream)
             return

@@ -24,15 +24,15 @@ Columns = Mapping[str, np.ndarray]
 def source(
     task: Task, data: Data, batch_size: int, seed: int, plan: Plan, accumulate: int = 1
 ) -> "Resident | Stream":
-    """The batches of a run, from data that are read, checked and placed here and nowhere else.
+    """The source of a run's batches: the one place where data are read, checked and placed.
 
     Args:
         task: names the columns that are needed and what they must look like.
         data: columns in memory, or an iterable of batches.
         batch_size: rows in one update, over all devices.
-        seed: of the order of columns in memory.
+        seed: determines the order of the rows of columns in memory.
         plan: the devices.
-        accumulate: parts in which a batch is taken.
+        accumulate: number of microbatches in a batch.
 
     Raises:
         ValueError: the columns, or a stream's first batch, are not what the task needs; or the
@@ -98,7 +98,7 @@ class Resident:
 
     Attributes:
         example: the first row, whose shapes and dtypes are those of every batch.
-        fixed: what every call is given: the columns.
+        fixed: the argument that all calls share: the columns.
         take: makes a batch of `fixed` and a row of what `feed` returns.
         steps_per_epoch: the last batch may be partly padding.
         examples: number of rows that the last `feed` returned, without padding.
@@ -141,11 +141,11 @@ class Resident:
         return hosts.put(index, self.plan.batch_sharding(1))
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common."""
+        """The settings in which a resumed run must agree with its checkpoint."""
         return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows}
 
     def sample(self) -> Any:
-        """Enough of the columns to notice that another process holds different ones."""
+        """Shapes and checksums of some rows, to notice that another process holds other ones."""
         return self._sample
 
     def state(self) -> None:
@@ -259,7 +259,7 @@ class Stream:
         return hosts.put_shares(stacked, self.plan.batch_sharding(1), self.padded, axis=1)
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common."""
+        """The settings in which a resumed run must agree with its checkpoint."""
         known = self.batches.identity() if isinstance(self.batches, Streamed) else {}
         return {"batch_size": self.batch_size, **known}
 
@@ -278,10 +278,10 @@ class Stream:
         return {"processes": hosts.every(state)}
 
     def restore(self, state: Any, step: int) -> None:
-        """Continue behind the batch that made the step before `step`.
+        """Continue after the first `step` batches.
 
         Raises:
-            ValueError: saved by another number of processes, each at a place of its own stream.
+            ValueError: another number of processes saved the state, which has a position for each.
         """
         if state is None:
             for _ in range(step):
@@ -394,7 +394,7 @@ def share(batch_size: int, plan: Plan) -> int:
 
 
 def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
-    """A streamed batch is whole already."""
+    """The batch itself: that of a stream needs no gathering."""
     return batch
 
 

@@ -58,21 +58,21 @@ def fit(
             `reports.every` steps (100 by default).
         optimizer: any optax transformation; see `jaxops.optim`.
         batch_size: rows in one update, over all devices; padded where it does not divide over
-            them, which `nn.BatchNorm` leaves out and Flax's does not.
-        epochs: passes over the data; or
-        steps: updates in all.
+            them. `nn.BatchNorm` leaves padding out of its statistics; Flax's does not.
+        epochs: number of passes over the data; give this or `steps`.
+        steps: number of updates.
         validation: columns or a stream, evaluated at the end of each epoch, with the averaged
             parameters where the optimizer keeps some (`optim.ema`).
         metrics: additional validation metrics, name -> `(predictions, batch) -> metric state`.
         early_stopping: when to stop, by a validation metric.
-        seed: of parameters, order and noise.
+        seed: determines the initial parameters, the order of the rows and the noise.
         plan: how state and batches lie on the devices; by default the first device alone, or all
             devices of all processes where there are several (`devices.start`).
         compute: "bfloat16" multiplies matrices in bfloat16 with float32 sums while training, in
             the layers of `jaxops.nn` that name no dtype of their own; see `jaxops.nn.matmul`.
             "float16" does so with float16, and needs an optimizer in `optim.loss_scale`.
-        accumulate: number of parts in which a batch is taken, one after the other; see
-            `train_step`.
+        accumulate: number of microbatches that are processed one after the other in a step;
+            see `train_step`.
         state: start from this one (its arrays are donated); a fresh one by default. Without
             optimizer state, as `load` returns it, the optimizer starts afresh. The run counts its
             own steps from 0, so the order of the rows starts over; another seed gives another
@@ -86,7 +86,7 @@ def fit(
     Raises:
         ValueError: before anything compiles, for invalid data or arguments.
         FloatingPointError: the loss or a parameter is not finite; names the step. The last
-            checkpoint is from before.
+            checkpoint was saved before it.
         KeyboardInterrupt: after the calls in flight have ended and a checkpoint is written.
         SystemExit: the same on SIGTERM, with code `jaxops.PREEMPTED` (75); of several processes all
             stop at the same step.

@@ -9,10 +9,10 @@ from jaxops.train.clock import Clock
 # work behind a call of many steps; more are needed where a call is one step.
 CALLS_IN_FLIGHT = {True: 2, False: 16}
 SECONDS_PER_CALL = 0.5
-# The room for rows' numbers and metrics in a call, used or not. It binds where a step takes less
-# than 2 ms; then the fixed price of a call (0.1 to 0.3 ms) is about 1 us a step, and stays small.
+# Every call has space for the row indices and metrics of this many steps. The limit applies where a
+# step takes less than 2 ms; the fixed price of a call (0.1 to 0.3 ms) is then about 1 us a step.
 MAX_STEPS_PER_CALL = 256
-# What is in flight has to end before a run that is to stop can save.
+# A run that is to stop can save only after the calls in flight have ended.
 SECONDS_IN_FLIGHT = 2.0
 # Several processes agree on the length of a call while it grows; later that would only cost time.
 CALLS_AGREED = 12

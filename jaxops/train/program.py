@@ -17,8 +17,8 @@ from jaxops.step import many_steps, train_step
 from jaxops.task import Task
 from jaxops.transforms import gathered
 
-# A step in a loop is replaced by single calls where it takes so many times as long as alone: 1.0 to
-# 1.3 is usual on a CPU, 7 to 100 where XLA uses its naive code for a convolution.
+# Steps are called singly where a step in a loop takes this many times as long as alone: 1.0 to 1.3
+# is usual on a CPU, 7 to 100 where XLA uses its naive code for a convolution.
 SLOW_IN_LOOPS = 3.0
 
 # Options of XLA for the train program, by platform. By default LLVM uses half of an AVX-512
@@ -98,7 +98,7 @@ def loops_well(program: Any, state: TrainState, plain: Any, looped: Any) -> bool
 
     seconds(plain, looped)  # compiles both
     alone = min(seconds(plain, plain) for _ in range(3))
-    # as often in each of several processes, which run it together
+    # several processes run the program together, so all make the same number of calls
     chosen[key] = min(seconds(looped) for _ in range(3)) < SLOW_IN_LOOPS * alone
     return chosen[key]
 

@@ -29,19 +29,19 @@ from jaxops.train.settings import Checkpoints, EarlyStopping, Reports
 from jaxops.train.signals import PREEMPTED, signals
 from jaxops.train.tally import Call, Tally
 
-# What checkpoints of earlier versions do not say of their run.
+# Settings that checkpoints of earlier versions do not store, and the values they had.
 OLDER = {"compute": "float32", "accumulate": 1, "processes": 1}
 
 
 class RunSettings(NamedTuple):
-    """What stays the same while a run lasts: the arguments of `fit`, checked.
+    """The checked arguments of `fit`, which stay the same during a run.
 
     Attributes:
         task: what to learn.
         optimizer: the optimizer.
         plan: the devices.
         compute: the dtype of products.
-        accumulate: parts in which a batch is taken.
+        accumulate: number of microbatches in a batch.
         source: the training batches.
         period: steps in an epoch.
         total: steps in all.
@@ -165,7 +165,7 @@ class Run:
         bar: Any,
         checkpoints: Checkpointer | None,
     ) -> TrainState:
-        """Call after call, none beyond a step where something is to be reported or saved."""
+        """Make calls to the end; none passes a step at which something is reported or saved."""
         settings, in_flight = self.settings, deque[Call]()
         length = settings.length if self.looped else 1
         self.tally.read_at = time.monotonic()
@@ -346,7 +346,7 @@ class Run:
             self.best = loaded.get("best")
             self.best_value, self.worse = meta["best_value"], meta["worse"]
         self.tally.restore(meta)
-        if settings.source.many_steps:  # its rounding is that of the form in which it began
+        if settings.source.many_steps:  # the two forms round differently
             self.looped = meta.get("looped", {}).get(settings.form)
         settings.source.restore(meta["stream"], self.step)
         return loaded["state"]

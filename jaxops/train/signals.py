@@ -29,7 +29,7 @@ def signals() -> Iterator[list[int]]:
         received.append(number)
         if number == signal.SIGINT:
             signal.signal(number, before[number])
-            if hosts.count() > 1:  # they stop together: by the way that SIGTERM takes
+            if hosts.count() > 1:  # all processes stop together, as on SIGTERM
                 os.kill(os.getpid(), signal.SIGTERM)
 
     for number in before:

@@ -79,7 +79,9 @@ def sample(space: Space, count: int, seed: int = 0) -> list[Config]:
     [(0.00188, 256), (0.00012, 128)]
     """
     if not space or count < 1:
-        raise ValueError(f"space and count must not be empty or 0, got {space} and {count=}")
+        raise ValueError(
+            f"space must have a name and count must be at least 1, got {space} and {count}"
+        )
     for name, values in space.items():
         if isinstance(values, LogUniform):
             if not 0 < values.low < values.high < math.inf:
