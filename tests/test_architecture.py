@@ -53,6 +53,7 @@ NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",
     "mkdocs-material": "the theme of the site, named in mkdocs.yml",
     "mkdocstrings": "a plugin of the site, named in mkdocs.yml",
+    "griffelib": "imported as griffe by .ci/griffe_doctests.py, an extension of mkdocstrings",
     "pytest-xdist": "runs the tests in two processes",
     "ruff": "a command",
     "mypy": "a command",
