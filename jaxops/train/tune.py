@@ -80,7 +80,7 @@ def sample(space: Space, count: int, seed: int = 0) -> list[Config]:
     """
     if not space or count < 1:
         raise ValueError(
-            f"space must have a name and count must be at least 1, got {space} and {count}"
+            f"space must have a name and count must be at least 1, got {space} and {count=}"
         )
     for name, values in space.items():
         if isinstance(values, LogUniform):

@@ -106,7 +106,7 @@ def test_the_distribution_is_uniform_in_the_logarithm_and_over_the_choices():
 @pytest.mark.parametrize(
     ("space", "found"),
     [
-        ({}, "space must have a name and count must be at least 1, got {} and 3"),
+        ({}, "space must have a name and count must be at least 1, got {} and count=3"),
         ({"width": ()}, "width.* must be a tuple of values, got"),
         ({"optimizer": "adam"}, "optimizer.* must be a tuple of values, got 'adam'"),
         ({"rate": LogUniform(0.0, 1.0)}, "rate.* must have 0 < low < high"),
