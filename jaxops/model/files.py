@@ -332,12 +332,14 @@ def _attribute(module: str, name: str) -> Any:
 def _moved(module: str, qualname: str) -> str:
     """The present name of a class that an older jaxops had in another module of the package."""
     package = module.rpartition(".")[0]
+    if package == "jaxops":  # what its own modules had, and no room's
+        package = "jaxops.transforms"
     with contextlib.suppress(ImportError):
-        importlib.import_module("jaxops.transforms" if package == "jaxops" else package)
+        importlib.import_module(package)
     names = {
         f"{place}:{qualname}"
         for place, loaded in [*sys.modules.items()]
-        if place.startswith(f"{package}.")
+        if f"{place}.".startswith(f"{package}.")
         and getattr(vars(loaded).get(qualname), "__module__", None) == place
     }
     return names.pop() if len(names) == 1 else f"{module}:{qualname}"
