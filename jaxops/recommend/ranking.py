@@ -150,9 +150,10 @@ def _ranked(
     features = read_users(model, users, count_users)
     waiting: list[tuple[np.ndarray, Array, Array]] = []
     for batch in _batches(with_target, lengths, count):
-        history = histories.padded(batch, count, model.context)
-        hidden = seen.padded(batch, count)
-        target = targets.padded(batch, count, least=1)
+        # three lengths make a program: steps of 4, or there would be many
+        history = histories.padded(batch, count, model.context, base=4)
+        hidden = seen.padded(batch, count, base=4)
+        target = targets.padded(batch, count, least=1, base=4)
         rows = features and {name: values[batch] for name, values in features.items()}
         result = _score(model, k, params, table, share, history, rows, hidden, target)
         waiting.append((batch, *result))
@@ -164,7 +165,7 @@ def _ranked(
 
 def _batches(users: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
     """Users of similar lengths together, so that little is computed for padding."""
-    near = np.ceil(np.log2(np.maximum(lengths[:, users], 1)))
+    near = np.ceil(np.log2(np.maximum(lengths[:, users], 1)) / 2)  # powers of 4, as the padding
     users = users[np.lexsort(near)]
     size = min(len(users), USERS_AT_ONCE, max(1, SCORES_AT_ONCE // count))
     batches = np.array_split(users, np.arange(size, len(users), size))

@@ -205,7 +205,7 @@ def test_ials_folds_in_by_the_normal_equations(items):
         np.testing.assert_allclose(found[user], wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize("steps", [None, 60])
+@pytest.mark.parametrize("steps", [None, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_sweep_of_ials_solves_for_every_user_and_item(steps):
     events = generated(users=50, items=90, weights=True)
     log_, _ = by_length(interactions(events))
@@ -233,7 +233,7 @@ def ials_loss(model, x, users, items):
     return total
 
 
-@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize("steps", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_the_loss_of_ials_falls_with_each_sweep(steps):
     log_, _ = by_length(interactions(generated(users=80, items=50)))
     x = log_.toarray().astype(np.float64)
@@ -442,6 +442,7 @@ def test_bpr_knows_what_a_user_took():
     np.testing.assert_array_equal(found, taken[user, item])
 
 
+@pytest.mark.slow
 def test_a_warm_start_of_bpr_ranks_new_items_and_the_old():
     model, params = bpr_of_planted()
     rng = np.random.default_rng(3)

@@ -46,7 +46,10 @@ def by_chunks(factors, targets, weights, chunk=None):
     return cross_entropy(*factors, targets, weights, chunk)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "chunk",
+    [None, 2, 7, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 3, 100))],
+)
 def test_chunks_are_the_whole_in_value_and_gradient(batch, chunk):
     hidden, table, targets, weights = batch
 

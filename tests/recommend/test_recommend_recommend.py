@@ -40,28 +40,36 @@ def some_histories(users=50, seed=0):
     return r.Histories(items, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def by_hand(recommender, history, k, exclude_seen=True, allowed=None):
+@pytest.fixture(scope="module")
+def by_hand(recommender):
     """One user at a time, a stable sort of all scores."""
-    if len(history) == 0:
-        scores = recommender.counts / recommender.counts.sum()
-    else:
-        last = np.pad(history[-6:], (0, max(0, 6 - len(history))), constant_values=ITEMS)
-        query = np.asarray(queries(recommender.model, recommender.params, last[None]))[0]
-        scores = np.asarray(recommender.model.table(recommender.params)) @ query
-    left = np.ones(ITEMS, bool) if allowed is None else allowed.copy()
-    if exclude_seen:
-        left[history] = False
-    order = np.argsort(-np.where(left, scores, -np.inf), kind="stable")[: min(k, left.sum())]
-    return order, scores[order]
+    params = jax.device_put(recommender.params)
+    table = np.asarray(jax.jit(recommender.model.table)(params))
+
+    def best(history, k, exclude_seen=True, allowed=None):
+        if len(history) == 0:
+            scores = recommender.counts / recommender.counts.sum()
+        else:
+            last = np.pad(history[-6:], (0, max(0, 6 - len(history))), constant_values=ITEMS)
+            scores = table @ np.asarray(queries(recommender.model, params, last[None]))[0]
+        left = np.ones(ITEMS, bool) if allowed is None else allowed.copy()
+        if exclude_seen:
+            left[history] = False
+        order = np.argsort(-np.where(left, scores, -np.inf), kind="stable")[: min(k, left.sum())]
+        return order, scores[order]
+
+    return best
 
 
 def split(histories):
     return [histories.items[a:b] for a, b in zip(*(histories.starts[:-1], histories.starts[1:]))]
 
 
-@pytest.mark.parametrize("exclude_seen", [True, False])
-@pytest.mark.parametrize("devices", [None, 8])
-def test_lists_are_those_of_a_sort(recommender, exclude_seen, devices):
+@pytest.mark.parametrize(
+    ("devices", "exclude_seen"),
+    [(None, True), (None, False), (8, True), pytest.param(8, False, marks=pytest.mark.slow)],
+)
+def test_lists_are_those_of_a_sort(recommender, by_hand, exclude_seen, devices):
     histories = some_histories()
     found = r.recommend(
         recommender,
@@ -71,7 +79,7 @@ def test_lists_are_those_of_a_sort(recommender, exclude_seen, devices):
         devices=None if devices is None else jax.devices()[:devices],
     )
     for user, history in enumerate(split(histories)):
-        order, scores = by_hand(recommender, history, 5, exclude_seen)
+        order, scores = by_hand(history, 5, exclude_seen)
         assert found.places[user].tolist() == order.tolist()
         np.testing.assert_allclose(found.scores[user], scores, atol=1e-5)
     assert found.empty == (histories.lengths == 0).sum() > 0
@@ -86,14 +94,14 @@ def test_ids_in_ids_out(recommender):
     assert lists[2] == lists[3] == ["item 36", "item 35", "item 34", "item 33"]
 
 
-def test_allow_and_deny(recommender):
+def test_allow_and_deny(recommender, by_hand):
     histories = some_histories()
     allow, deny = [f"item {i}" for i in range(0, 20)], ["item 4", "item 11"]
     found = r.recommend(recommender, histories, 18, allow=allow, deny=deny)
     allowed = np.arange(ITEMS) < 20
     allowed[[4, 11]] = False
     for user, history in enumerate(split(histories)):
-        order, _ = by_hand(recommender, history, 18, allowed=allowed)
+        order, _ = by_hand(history, 18, allowed=allowed)
         assert found.places[user][: len(order)].tolist() == order.tolist()
         assert (found.places[user][len(order) :] == ITEMS).all()
         assert (found.scores[user][len(order) :] == -np.inf).all()
@@ -203,9 +211,23 @@ def test_a_blend_is_the_weighted_sum(recommender):
         r.blend([recommender], temperatures=[0.0])
 
 
-@pytest.mark.parametrize("block", [3, 7, 100])
-@pytest.mark.parametrize("direct", [True, False])
-@pytest.mark.parametrize("mesh", [None, 8])
+@pytest.mark.parametrize(
+    ("mesh", "direct", "block"),
+    [
+        (None, False, 3),
+        (None, False, 7),
+        (None, False, 100),
+        (None, True, 7),
+        (8, False, 7),
+        (8, True, 7),
+        pytest.param(None, True, 3, marks=pytest.mark.slow),
+        pytest.param(None, True, 100, marks=pytest.mark.slow),
+        pytest.param(8, False, 3, marks=pytest.mark.slow),
+        pytest.param(8, False, 100, marks=pytest.mark.slow),
+        pytest.param(8, True, 3, marks=pytest.mark.slow),
+        pytest.param(8, True, 100, marks=pytest.mark.slow),
+    ],
+)
 def test_top_k_with_masks_is_a_stable_sort(block, direct, mesh):
     """Scores of few values, so that most of them tie."""
     keys = jax.random.split(jax.random.key(1), 4)
@@ -288,7 +310,16 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "EASE",
+        "IALS",
+        pytest.param("BPR", marks=pytest.mark.slow),
+        "ItemKNN",
+        "Popularity",
+    ],
+)
 def test_every_kind_comes_back_from_its_file(kind, tmp_path):
     log = r.events(
         {"user": [f"u{i // 4}" for i in range(80)], "item": [f"i{i * 7 % 23}" for i in range(80)]},
@@ -307,7 +338,16 @@ def test_every_kind_comes_back_from_its_file(kind, tmp_path):
     assert one.ids() == other.ids()
 
 
-@pytest.mark.parametrize("name", ["hstu", "gru4rec", "bert4rec", "esasrec", "blend"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("hstu", marks=pytest.mark.slow),
+        pytest.param("gru4rec", marks=pytest.mark.slow),
+        "bert4rec",
+        "esasrec",
+        "blend",
+    ],
+)
 def test_every_sequence_model_comes_back_from_its_file(name, recommender, tmp_path):
     if name == "blend":
         model = r.blend([recommender, recommender], [0.3, 0.7])

@@ -20,6 +20,12 @@ MODULES = {
     "bert4rec": r.bert4rec(ITEMS, 9, 16, 2, 2, 0.0),
 }
 CAUSAL = [name for name in MODULES if name != "bert4rec"]
+ONE_BLOCK = r.sasrec(ITEMS, 8, 16, 1, 2, 0.0)
+
+
+def cases(names, slow):
+    """The cases of a test: `names`, of which those in `slow` are left to the slow tests."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
 @functools.cache
@@ -91,7 +97,7 @@ def test_sasrec_is_that_of_pytorch():
     np.testing.assert_allclose(query, wanted[:, -1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", cases(CAUSAL, slow=["esasrec"]))
 def test_nothing_to_come_is_seen(name):
     module, params = params_of(name)
     items = np.arange(8, dtype=np.int32)[None]
@@ -101,7 +107,7 @@ def test_nothing_to_come_is_seen(name):
     assert (before[:, 5:] != after[:, 5:]).any(-1).all()
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", cases(MODULES, slow=["esasrec", "bert4rec"]))
 def test_packed_histories_are_as_alone(name):
     module, params = params_of(name)
     items = np.array([[3, 1, 4, 1, 5, 9, 2, 6]], np.int32)
@@ -120,7 +126,7 @@ def test_packed_histories_are_as_alone(name):
         np.testing.assert_allclose(packed[:, :length], padded[:, :length], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", cases(MODULES, slow=["esasrec", "hstu", "gru4rec"]))
 def test_the_query_is_of_the_last_place_whatever_the_padding(name):
     module, params = params_of(name)
     model = r.SequenceModel(module)
@@ -213,7 +219,7 @@ def test_it_learns_where_histories_go(name):
 
 def trained(plan):
     """SASRec after a few steps, and how it is evaluated."""
-    task, test = r.next_item(MODULES["sasrec"]), r.held_out(*parted(cycles(50, seed=1)), 9)
+    task, test = r.next_item(ONE_BLOCK), r.held_out(*parted(cycles(50, seed=1)), 9)
     state = jo.fit(
         task,
         r.rows(cycles(64), 9),
@@ -235,7 +241,7 @@ def on_one_device():
 def test_the_metrics_are_those_of_ranks(on_one_device):
     state, found = on_one_device
     names = np.array([f"item {i}" for i in range(ITEMS)])
-    model = r.SequenceModel(MODULES["sasrec"])
+    model = r.SequenceModel(ONE_BLOCK)
     recommender = r.Recommender(model, state.params, names, np.ones(ITEMS))
     rank = r.ranks(recommender, *parted(cycles(50, seed=1))).ranks
     np.testing.assert_allclose(found["ndcg@10"], r.ndcg(rank, 10).mean(), atol=1e-6)
@@ -279,6 +285,7 @@ def test_bad_input():
         jo.fit(task, long, optimizer=jo.optim.adam(1e-3), batch_size=4, epochs=1, progress=False)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(on_one_device):
     one, found_one = on_one_device
     many, found_many = trained(jo.devices.data_parallel())
@@ -286,7 +293,7 @@ def test_eight_devices_equal_one(on_one_device):
     np.testing.assert_allclose(found_one["ndcg@10"], found_many["ndcg@10"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+@pytest.mark.parametrize("name", cases(["sasrec", "bert4rec"], slow=["sasrec"]))
 def test_new_items_leave_the_known_where_they_are(name):
     module, params = params_of(name)
     names = np.array([f"item {i}" for i in range(ITEMS)])

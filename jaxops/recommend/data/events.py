@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxops._shapes import next_power_of_two
-
 
 class Histories(NamedTuple):
     """The items that each user took, oldest first, concatenated over users.
@@ -54,17 +52,25 @@ class Histories(NamedTuple):
             )
 
     def padded(
-        self, users: np.ndarray, padding: int, context: int | None = None, least: int = 16
+        self,
+        users: np.ndarray,
+        padding: int,
+        context: int | None = None,
+        least: int = 16,
+        base: int = 2,
     ) -> np.ndarray:
-        """`rows` whose length is a power of two, so that few programs compile: (B, L) int32.
+        """`rows` of a length that many batches share, so that few programs compile: (B, L) int32.
 
         Args:
             users: as in `rows`.
             padding: as in `rows`.
             context: number of last items to keep; by default all.
             least: smallest length.
+            base: L is `least` times a power of `base`, or `context`.
         """
-        length = next_power_of_two(int(self.lengths[users].max()), least)
+        length, longest = least, self.lengths[users].max()
+        while length < longest:
+            length *= base
         return self.rows(users, min(length, context or length), padding)
 
 
