@@ -473,7 +473,14 @@ def test_a_user_is_scored_by_history_alone(model):
     hash(model)  # a static argument of jit
 
 
-@pytest.mark.parametrize("model", MODELS, ids=named)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=pytest.mark.slow) if isinstance(model, BPR) else model
+        for model in MODELS
+    ],
+    ids=named,
+)
 def test_a_log_of_one_user_and_none(model):
     params = model.fit(log([0, 0], [0, 1], items=3))
     assert np.isfinite(scores(model, params, [[0, 3]])).all()

@@ -314,7 +314,7 @@ KINDS = {
     "kind",
     [
         "EASE",
-        "IALS",
+        pytest.param("IALS", marks=pytest.mark.slow),
         pytest.param("BPR", marks=pytest.mark.slow),
         "ItemKNN",
         "Popularity",
@@ -343,7 +343,7 @@ def test_every_kind_comes_back_from_its_file(kind, tmp_path):
     [
         pytest.param("hstu", marks=pytest.mark.slow),
         pytest.param("gru4rec", marks=pytest.mark.slow),
-        "bert4rec",
+        pytest.param("bert4rec", marks=pytest.mark.slow),
         "esasrec",
         "blend",
     ],
