@@ -175,9 +175,12 @@ def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> 
     @jax.jit
     def probabilities(state: Linear, context: Array) -> Array:
         mean, spread = values(state, _context(features, context))
-        upper = mean + alpha * spread
-        best = (upper == upper.max(1, keepdims=True)).astype(jnp.float32)
-        return best / best.sum(1, keepdims=True)
+        # A sort keeps its numbers. The compiler may compute `upper` itself once for the maximum and
+        # again for the comparison, with another rounding, and then no arm would be the best.
+        upper, arm = jax.lax.top_k(mean + alpha * spread, arms)
+        best = (upper == upper[:, :1]).astype(jnp.float32)
+        p = best / best.sum(1, keepdims=True)
+        return jnp.take_along_axis(p, jnp.argsort(arm, axis=1), axis=1)
 
     return Bandit(lambda: start(arms, features, ridge), probabilities, learn)
 

@@ -176,7 +176,7 @@ def test_s_s_grows_its_window():
     assert around[4] == min(around) and np.isclose(around[4], best.cost[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("mean", [1500.0, 6000.0])
+@pytest.mark.parametrize("mean", [1500.0, pytest.param(6000.0, marks=pytest.mark.slow)])
 def test_s_s_of_large_means(mean):
     """The cost of the levels found, by the renewal equation in float64."""
     h, b, k, lead_time = 1.0, 9.0, 60.0, 1

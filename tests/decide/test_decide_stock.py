@@ -29,6 +29,9 @@ from jaxops.decide.inference import ordered
 COSTS = Costs(holding=1.0, shortage=5.0, fixed=3.0, price=2.0)
 
 
+FAST = ((0, 3.0, False), (1, 0.0, True), (1, 3.0, False))  # lead time, fixed cost, back-orders
+
+
 def given_orders(params, seen):
     """The orders themselves are the first feature."""
     return seen.features[:, 0]
@@ -217,9 +220,13 @@ def test_reorder_learns_when():
     assert np.isclose(cost(4.0), exact.cost.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("back_orders", [False, True])
-@pytest.mark.parametrize("fixed", [0.0, 3.0])
-@pytest.mark.parametrize("lead_time", [0, 1])
+@pytest.mark.parametrize(
+    ("lead_time", "fixed", "back_orders"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in itertools.product([0, 1], [0.0, 3.0], [False, True])
+    ],
+)
 def test_hindsight_by_trying_all_orders(lead_time, fixed, back_orders):
     rng = np.random.default_rng(6)
     all_orders = np.array(list(itertools.product(range(8), repeat=4)), np.float32)
@@ -288,8 +295,9 @@ def steady(count, seed, size=1.0, fixed=60.0):
     }, usual
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_learned_reorder_level_is_nearly_that_of_theory(seed):
     task = ordering(LevelNetwork((16,), reorder=True), back_orders=True)
     train, _ = steady(300, 0)
@@ -328,8 +336,15 @@ def test_learned_reorder_level_is_nearly_that_of_theory(seed):
     assert np.isclose(played.cost.mean(), found, rtol=1e-4)
 
 
-@pytest.mark.parametrize("back_orders", [False, True])
-@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize(
+    ("reorder", "back_orders"),
+    [
+        (False, False),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        (True, True),
+    ],
+)
 def test_units_do_not_matter(reorder, back_orders):
     """Of items that sell thousands the fixed cost pulls as much: softness is in their units."""
     task = ordering(LevelNetwork((), reorder), lead_time=1, back_orders=back_orders)

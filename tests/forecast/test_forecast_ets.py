@@ -8,6 +8,7 @@ from jaxops.forecast.classical import ets
 from jaxops.forecast.classical import naive as baselines
 
 SEASON, LENGTHS = 4, (64, 61, 50, 3, 30, 40, 20)
+run, paths = jax.jit(ets.run), jax.jit(ets.paths)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def test_likelihood_and_forecast_for_given_weights(batch, form):
     first = jnp.asarray(season if seasonal else np.zeros(4), jnp.float32)
     state = ets.State(jnp.float32(48), jnp.float32(0.7 * trend), first)
     there = jnp.ones(64, bool)
-    after, means = ets.run(one, weights, state, jnp.asarray(y), there)
+    after, means = run(one, weights, state, jnp.asarray(y), there)
     np.testing.assert_allclose(means, result.fittedvalues, rtol=1e-4)
-    ahead = ets.paths(one, weights, after, jnp.float32(1), jnp.zeros((1, 9)))[0]
+    ahead = paths(one, weights, after, jnp.float32(1), jnp.zeros((1, 9)))[0]
     np.testing.assert_allclose(ahead, result.forecast(9), rtol=1e-4)
 
     error = (y - means) / np.where(form[0] == "M", means, 1)
@@ -90,7 +91,7 @@ def test_multiplicative_season_by_the_book(batch):
     one = jax.tree.map(lambda x: x[0], ets.Form.of(["MAdM"]))
     state = ets.State(jnp.float32(48), jnp.float32(0.7), jnp.array(season[:4], jnp.float32))
     weights = ets.Weights(0.3, 0.1, 0.2, 0.9)
-    after, means = ets.run(one, weights, state, jnp.asarray(y), jnp.ones(64, bool))
+    after, means = run(one, weights, state, jnp.asarray(y), jnp.ones(64, bool))
     np.testing.assert_allclose(means, expected, rtol=1e-4)
     np.testing.assert_allclose(after.season, season[-4:], rtol=1e-4)
 

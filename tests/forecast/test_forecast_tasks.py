@@ -148,7 +148,7 @@ def test_loss_and_metrics_are_those_of_windows_cut_by_hand(series):
 @pytest.mark.parametrize(
     "module",
     [
-        tide_of(output=f.Quantiles((0.1, 0.5, 0.9))),
+        pytest.param(tide_of(output=f.Quantiles((0.1, 0.5, 0.9))), marks=pytest.mark.slow),
         f.Recurrent(L, H, f.Gaussian(), width=8),
     ],
     ids=lambda module: type(module).__name__,
@@ -214,7 +214,9 @@ def test_nothing_behind_the_origin_reaches_a_forecast(tide):
         assert (slope[origin - L : last] > 0).all(), name
 
 
-@pytest.mark.parametrize("module", [f.DLinear(L, H), patch_of()])
+@pytest.mark.parametrize(
+    "module", [f.DLinear(L, H), pytest.param(patch_of(), marks=pytest.mark.slow)]
+)
 def test_eight_devices_learn_as_one(series, module):
     series = plain(series)
     scaling = f.scaling(series, rows=whole(series))
@@ -524,10 +526,16 @@ def test_windows_and_scalings_of_others_are_refused(series, tide):
         np.testing.assert_array_equal(new.extra["series"][name], state.extra["series"][name])
 
 
-def test_a_constant_series_is_forecast_constant():
+@pytest.mark.parametrize(
+    "module",
+    [
+        f.NLinear(L, H, instance_norm="mean_std"),
+        pytest.param(patch_of(), marks=pytest.mark.slow),
+    ],
+)
+def test_a_constant_series_is_forecast_constant(module):
     flat = f.from_arrays(["a"], [np.full(40, 7.0)])
     scaling = f.scaling(flat, rows=whole(flat))
-    for module in (f.NLinear(L, H, instance_norm="mean_std"), patch_of()):
-        _, state = trained(module, flat, scaling)
-        found = f.forecast(f.forecaster(module, state, flat, scaling), flat, levels=()).mean
-        assert np.isfinite(found).all() and np.abs(found - 7).max() < 1
+    _, state = trained(module, flat, scaling)
+    found = f.forecast(f.forecaster(module, state, flat, scaling), flat, levels=()).mean
+    assert np.isfinite(found).all() and np.abs(found - 7).max() < 1
