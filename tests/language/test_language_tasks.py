@@ -173,6 +173,7 @@ def test_where_a_window_begins_is_drawn_apart_from_what_is_hidden_in_it():
     assert_equal(jax.random.key_data(keys), jax.random.key_data(drawn))
 
 
+@pytest.mark.slow
 def test_a_long_text_is_learned_and_evaluated_in_windows():
     task = language.next_token(DECODER, context=8, packed=False)
     text = np.random.default_rng(0).integers(0, 5, 59).astype(np.uint8)
@@ -389,7 +390,7 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other():
     "task",
     [
         NEXT,
-        SPANS,
+        pytest.param(SPANS, marks=pytest.mark.slow),
         pytest.param(MASKED, marks=pytest.mark.slow),
         pytest.param(ANSWERS, marks=pytest.mark.slow),
     ],
