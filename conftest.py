@@ -44,6 +44,8 @@ BUDGET = {
     "tests/trust": 30,
     "tests/vision": 30,
 }
+# Where slow tests run the code that users run: exact resume, plans, layers against references.
+OPTIMIZED = ("tests/devices", "tests/nn", "tests/train", "tests/vision")
 MEMORY = 2.0  # GB that a test process may take
 CLEAR = 1.2  # GB from which compiled programs are dropped
 
@@ -93,11 +95,12 @@ def bounded_memory():
 
 
 def compile_for(item):
-    """Without optimisation, unless slow or marked `optimized`: these run what users run.
+    """Without optimisation, unless marked `optimized`, or slow and of a folder in OPTIMIZED.
 
     It holds for the processes that a test starts, too.
     """
-    optimized = item.get_closest_marker("optimized") or item.get_closest_marker("slow")
+    slow = item.get_closest_marker("slow") and folder(item.path) in OPTIMIZED
+    optimized = item.get_closest_marker("optimized") or slow
     disable = str(int(optimized is None))
     if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != disable:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable

@@ -111,7 +111,11 @@ def test_a_file_of_0_1_loads_and_can_be_saved_again(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_0_1_gives_its_answers(name):
     found = jax.tree.leaves(answered(name, FOLDER / f"{name}.model"))
-    wanted = stored(name, "out")
+    wanted = [*stored(name, "out").values()]
+    if name.startswith("recommend"):  # equal scores may stand in another order by the last bit
+        found, wanted = (
+            [np.take_along_axis(x, y[0].argsort(1), 1) for x in y] for y in (found, wanted)
+        )
     assert len(found) == len(wanted)
-    for one, other in zip(found, wanted.values(), strict=True):
+    for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
