@@ -19,29 +19,30 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# CPU seconds, which hardly depend on what else the machine does: on two cores, 720 take six
-# minutes. A folder's budget is about 1.5 times what it was measured to take.
-TOTAL = 720
+# CPU seconds, which depend less than minutes do on what else the machine does. A folder's budget is
+# 1.5 times what it was measured to take, and that of all folders 1.3 times (1,102 seconds, ten
+# minutes on two cores; 720 seconds, six minutes, are the aim).
+TOTAL = 1430
 BUDGET = {
-    "README.md": 30,
-    "docs": 60,
-    "jaxops": 120,
-    "tests": 60,
-    "tests/benchmarks": 20,
+    "README.md": 10,
+    "docs": 130,
+    "jaxops": 140,
+    "tests": 130,
+    "tests/benchmarks": 30,
     "tests/data": 60,
-    "tests/decide": 80,
-    "tests/devices": 120,
-    "tests/docs": 30,
-    "tests/experiments": 30,
-    "tests/forecast": 140,
-    "tests/language": 120,
+    "tests/decide": 90,
+    "tests/devices": 100,
+    "tests/docs": 10,
+    "tests/experiments": 20,
+    "tests/forecast": 220,
+    "tests/language": 170,
     "tests/model": 40,
-    "tests/nn": 110,
-    "tests/recommend": 160,
-    "tests/tabular": 20,
-    "tests/text": 80,
-    "tests/train": 120,
-    "tests/trust": 30,
+    "tests/nn": 120,
+    "tests/recommend": 180,
+    "tests/tabular": 10,
+    "tests/text": 60,
+    "tests/train": 150,
+    "tests/trust": 20,
     "tests/vision": 30,
 }
 # Where slow tests run the code that users run: exact resume, plans, layers against references.

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -306,7 +307,7 @@ def test_nothing_is_imported_for_a_name(path):
     assert "jax.experimental.ode" not in sys.modules
     model = {"make": "jax.experimental.ode:odeint", "arguments": {}}
     rewritten(path, lambda header: header["task"]["arguments"].update(module=model))
-    with pytest.raises(ValueError, match=r"jax\.experimental\.ode, which is not imported"):
+    with pytest.raises(ValueError, match=r"jax\.experimental\.ode must be imported"):
         jo.load(path)
     assert "jax.experimental.ode" not in sys.modules
 
@@ -339,14 +340,14 @@ def in_task(change):
 )
 def test_a_malformed_text(path, change):
     rewritten(path, change)
-    with pytest.raises(ValueError, match=f"^{path}: "):
+    with pytest.raises(ValueError, match=re.escape(str(path))):
         jo.load(path)
 
 
 @pytest.mark.parametrize("text", ["{", "", "x", "[" * 100_000, "NaN", "1"])
 def test_a_text_that_is_not_json(path, text):
     save_file({"w": np.ones(3)}, path, {"jaxops": text})
-    with pytest.raises(ValueError, match=f"^{path}: "):
+    with pytest.raises(ValueError, match=re.escape(str(path))):
         jo.load(path)
 
 
