@@ -48,7 +48,7 @@ BUDGET = {
 # Where slow tests run the code that users run: exact resume, plans, layers against references.
 OPTIMIZED = ("tests/devices", "tests/nn", "tests/train", "tests/vision")
 MEMORY = 2.0  # GB that a test process may take
-CLEAR = 1.2  # GB from which compiled programs are dropped
+CLEAR = 1.0  # GB from which compiled programs are dropped
 
 ROOT = Path(__file__).parent
 FOLDERS: dict[str, list[float]] = {}  # of this process: folder -> tests, seconds, CPU seconds
