@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxops.devices import hosts
@@ -240,8 +242,21 @@ def _first_state(
         return run.restore(shapes, saved)
     if state is None:
         example = settings.source.example
-        return init_state(settings.task, settings.optimizer, seed, example, settings.plan)
+        state = init_state(settings.task, settings.optimizer, seed, example, settings.plan)
+        _check_extra(state)
+        return state
     return hosts.put(state, settings.plan.state_shardings(state))
+
+
+def _check_extra(state: TrainState) -> None:
+    """Raise `ValueError` where the task's own arrays, such as a forecast's series, are missing."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.extra):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(leaf.addressable_data(0)).any():
+            raise ValueError(
+                "state must be given for a task that was read from a file without its arrays, got "
+                f"none: extra{jax.tree_util.keystr(path)} of a new state is NaN; "
+                "fit(..., state=model.state)"
+            )
 
 
 def _continues(checkpoints: Checkpoints, saved: Checkpointer) -> bool:
