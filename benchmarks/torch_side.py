@@ -39,12 +39,12 @@ class Machine:
         return {"versions": {"torch": torch.__version__, "numpy": np.__version__}}
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s: the best of ten products of two 2048 x 2048 matrices."""
+        """FLOP/s: the best of at most eleven products of two 2048 x 2048 matrices, in 10 s."""
         exact = "medium" if medium_is_exact() else "highest"
         torch.set_float32_matmul_precision("high" if GPU else exact)
         a = torch.ones((2048, 2048), dtype=getattr(torch, dtype), device=DEVICE)
-        times = []
-        for _ in range(11):
+        times: list[float] = []
+        while len(times) < 11 and sum(times) < 10:  # bfloat16 can take 20 s
             start = time.perf_counter()
             a @ a
             wait()
