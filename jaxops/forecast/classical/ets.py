@@ -11,7 +11,7 @@ with w = s and v = base for a multiplicative season, else 1. A multiplicative er
 likelihood: e / mean instead of e is normal with variance sigma^2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -284,12 +284,18 @@ def _one(
         ]
     )
     ends = jax.vmap(lambda u: least_squares(residuals, u, free))(starts)
-    u = ends[least(jax.vmap(cost)(ends))]
-    weights, state = unpack(u, form, m)
-    state, means = run(form, weights, state, values, real)
-    square = jnp.maximum(cost(u), 1e-12)
+
+    def end(u: jax.Array) -> tuple:
+        weights, state = unpack(u, form, m)
+        return weights, *run(form, weights, state, values, real)
+
+    every = jax.vmap(end)(ends)  # once, for the costs and for what the best one leaves
+    square = lambda means: jnp.sum(errors_of(means, form, values, real, n) ** 2)  # noqa: E731
+    best = least(jax.vmap(square)(every[2]))
+    weights, state, means = jax.tree.map(lambda x: x[best], every)
+    total = jnp.maximum(square(means), 1e-12)
     # log|mean| of a relative error is part of the residuals; back to the units of the values
-    likelihood = -n / 2 * (jnp.log(2 * jnp.pi * square / n) + 1) - n * jnp.log(scale)
+    likelihood = -n / 2 * (jnp.log(2 * jnp.pi * total / n) + 1) - n * jnp.log(scale)
     k = free.sum() + 1
     aicc = -2 * likelihood + 2 * k + 2 * k * (k + 1) / (n - k - 1)
     positive = jnp.where(real, values > 0, True).all()
@@ -328,8 +334,22 @@ def run(
         after, (season, means) = jax.lax.scan(step, carry[:2], (*x, carry.season))
         return State(*after, season), means
 
+    if m == 1:  # one loop instead of two, which compiles faster
+        return _without_season(step, state, values, real)
     state, means = jax.lax.scan(cycle, state, (values.reshape(-1, m), real.reshape(-1, m)))
     return state, means.reshape(-1)
+
+
+def _without_season(
+    step: Callable, state: State, values: jax.Array, real: jax.Array
+) -> tuple[State, jax.Array]:
+    """`run` for a season of one step."""
+
+    def one(carry: State, x: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
+        after, (season, mean) = step(carry[:2], (*x, carry.season[0]))
+        return State(*after, season[None]), mean
+
+    return jax.lax.scan(one, state, (values, real))
 
 
 def expected(form: Form, w: Weights, level: jax.Array, slope: jax.Array, s: jax.Array) -> tuple:
@@ -373,6 +393,13 @@ def scaled_errors(
 ) -> jax.Array:
     """Errors (T,); their sum of squares S gives the log-likelihood -n/2 (log(2 pi S / n) + 1)."""
     _, means = run(form, *unpack(u, form, m), values, real)
+    return errors_of(means, form, values, real, n)
+
+
+def errors_of(
+    means: jax.Array, form: Form, values: jax.Array, real: jax.Array, n: jax.Array
+) -> jax.Array:
+    """The errors of `scaled_errors` where `means` (T,) were expected."""
     error = jnp.where(real, values - means, 0)
     safe = jnp.where(real & form.relative, means, 1)
     return error / safe * jnp.exp(jnp.log(jnp.abs(safe)).sum() / n)
