@@ -139,7 +139,7 @@ def test_the_weights_of_a_long_series_are_found():
     np.testing.assert_allclose(found.sigma, 1, atol=0.1)
 
 
-def test_quantiles_are_those_of_the_model(batch):
+def test_quantiles_are_those_of_the_model_and_a_second_call_compiles_nothing(batch):
     values, lengths = batch
     forms, levels = ["ANN"], (0.1, 0.5, 0.9)
     fit = ets.fit_smoothing(values, 1, lengths, forms)
@@ -152,20 +152,15 @@ def test_quantiles_are_those_of_the_model(batch):
     mean = ets.exponential_smoothing(values, 6, 1, lengths, forms=forms)
     assert (np.abs(found[..., 1] - mean) < 0.05 * exact)[:5].all()
 
-
-def test_a_second_call_compiles_nothing(batch):
-    values, lengths = batch
-    for levels in (None, (0.1, 0.9)):
-        ets.exponential_smoothing(values, 5, 1, lengths, levels, ["ANN"], samples=10)
-        with compilations() as names:
-            ets.exponential_smoothing(values + 1, 5, 1, lengths, levels, ["ANN"], samples=10)
-        assert not names
+    with compilations() as names:
+        ets.exponential_smoothing(values + 1, 6, 1, lengths, levels, forms, samples=20_000)
+        ets.exponential_smoothing(values + 1, 6, 1, lengths, forms=forms)
+    assert not names
 
 
 def test_constant_series_go_on(fit):
-    form = jax.tree.map(lambda x: x[fit.form], ets.Form.of(ets.FORMS))
-    ahead = jax.vmap(ets.paths)(form, fit.weights, fit.state, fit.sigma, np.zeros((7, 1, 5)))
-    np.testing.assert_allclose(ahead[5:, 0], [[7] * 5, [0] * 5], atol=1e-3)
+    ahead = ets.mean_path(fit, 5, ets.FORMS)
+    np.testing.assert_allclose(ahead[5:], [[7] * 5, [0] * 5], atol=1e-3)
 
 
 def test_what_is_wrong_is_said():
