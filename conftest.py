@@ -35,15 +35,15 @@ BUDGET = {
     "tests/docs": 10,
     "tests/experiments": 20,
     "tests/forecast": 220,
-    "tests/language": 170,
+    "tests/language": 130,
     "tests/model": 40,
     "tests/nn": 120,
-    "tests/recommend": 180,
+    "tests/recommend": 150,
     "tests/tabular": 10,
     "tests/text": 60,
     "tests/train": 150,
     "tests/trust": 20,
-    "tests/vision": 30,
+    "tests/vision": 20,
 }
 # Where slow tests run the code that users run: exact resume, plans, layers against references.
 OPTIMIZED = ("tests/devices", "tests/nn", "tests/train", "tests/vision")

@@ -247,3 +247,19 @@ def adaptive_margins(calibration, scores, level, rate, delay):
         errors.append(float(scores[t] > margins[-1]))
         alphas.append(alpha)
     return np.array(margins), 1 - np.array(alphas)
+
+
+def filled(init, *arguments, size=0.3, seed=0):
+    """What `init(key, *arguments)` returns, of normal values: nothing is compiled.
+
+    The scales and variances of norms are around 1, all else is around 0.
+    """
+    shapes = jax.eval_shape(init, jax.random.key(0), *arguments)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = getattr(path[-1], "key", "")
+        values = rng.normal(name in ("scale", "var"), size, leaf.shape).astype(leaf.dtype)
+        return np.abs(values) if name == "var" else values
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)

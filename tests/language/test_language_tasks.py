@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import assert_close, assert_equal
+from small import assert_close, assert_equal, filled
 
 import jaxops as jo
 from jaxops import language, nn
@@ -71,6 +71,14 @@ def texts(count, longest, seed=0, shortest=1, above=2):
 PACKED = language.pack(texts(12, 13), 13).columns  # one shape, so one compilation, for several
 
 
+def in_one_shape(texts):
+    """Each in a row of its own, among rows that do not count, for the program of `PACKED`."""
+    tokens, segments = (np.zeros_like(PACKED["tokens"]) for _ in range(2))
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)], segments[row, : len(text)] = text, 1
+    return {"tokens": tokens, "segments": segments, "mask": segments.any(1).astype(np.float32)}
+
+
 def alone(text):
     return {"tokens": text[None], "segments": np.ones((1, len(text)), np.int32)}
 
@@ -88,19 +96,25 @@ def sums(task, params, batch, train=False):
     return float(total), float(out.weight), grads
 
 
-def begun(task, batch, scale=1):
-    """Parameters; those times 10 are far from even guesses."""
-    params, _ = program(task.init)(KEY, batch)
-    return jax.tree.map(lambda p: scale * np.asarray(p), params)
+def begun(task, batch, size=0.3):
+    """Parameters that are far from even guesses."""
+    return filled(task.init, batch, size=size)[0]
+
+
+def state_of(task, batch):
+    return jo.TrainState(np.int32(0), begun(task, batch), (), {}, KEY)
 
 
 def test_a_packed_batch_has_the_loss_and_gradient_of_its_documents_one_by_one():
     documents = [t[:n] for n, t in zip((8, 8, 5, 5, 5), texts(5, 13, shortest=13), strict=True)]
-    packed = language.pack(documents, 13)
-    assert len(packed.columns["tokens"]) == 3
-    params = begun(NEXT, packed.columns, 10)
-    total, weight, grads = sums(NEXT, params, packed.columns)
-    parts = [sums(NEXT, params, alone(d)) for d in documents]
+    packed = language.pack(documents, 13).columns
+    assert len(packed["tokens"]) == 3
+    more = len(PACKED["tokens"]) - 3
+    packed = {name: np.pad(column, ((0, more), (0, 0))) for name, column in packed.items()}
+    params = begun(NEXT, PACKED)
+    mask = (np.arange(3 + more) < 3).astype(np.float32)
+    total, weight, grads = sums(NEXT, params, {**packed, "mask": mask})
+    parts = [sums(NEXT, params, in_one_shape([d])) for d in documents]
     assert weight == sum(p[1] for p in parts) == sum(len(d) - 1 for d in documents)
     assert total == pytest.approx(sum(p[0] for p in parts), rel=1e-5)
     added = jax.tree.map(lambda *leaves: sum(leaves), *(p[2] for p in parts))
@@ -123,7 +137,7 @@ def test_next_token_is_asked_within_documents():
 
 
 def test_loss_accuracy_perplexity_and_predictions_are_those_of_numpy():
-    batch, params = PACKED, begun(NEXT, PACKED, 10)
+    batch, params = PACKED, begun(NEXT, PACKED)
     tokens, segments = batch["tokens"], batch["segments"]
     places = document_positions(jnp.asarray(segments[:, :-1]))
     apply = program(DECODER.apply)
@@ -346,7 +360,7 @@ def test_unequal_parts_of_a_batch_weigh_by_their_tokens(settings_of):
 )
 def test_an_evaluation_is_the_same_in_batches_of_any_size_on_any_devices(settings_of):
     columns = language.pack(texts(60, 12), 12).columns
-    state = jo.init_state(MASKED, jo.optim.sgd(0.1), 0, columns)
+    state = state_of(MASKED, columns)
     wanted = jo.evaluate(MASKED, state, columns)
     assert wanted["perplexity"] == pytest.approx(np.exp(wanted["loss"]))
     again = jo.evaluate(MASKED, state, columns, **settings_of())
@@ -363,7 +377,8 @@ def test_masked_tokens_are_filled_in():
 
 def test_answers_are_the_likeliest_tokens_one_after_the_other():
     source = language.padded(texts(20, 9, shortest=3), 9)
-    params = begun(ANSWERS, {"source": source, "target": source[:, :5]}, 15)
+    params, _ = program(ANSWERS.init)(KEY, {"source": source, "target": source[:, :5]})
+    params = jax.tree.map(lambda leaf: 15 * np.asarray(leaf), params)  # so that answers differ
     found = np.asarray(program(ANSWERS.predict)(params, {}, {"source": source}))
     assert found.shape == (20, 5) and len(np.unique(found)) > 5
 
@@ -398,7 +413,7 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other():
 def test_a_model_file_brings_the_task_back(task, tmp_path):
     text = language.padded(texts(4, 5, shortest=5), 5)
     batch = {"tokens": text, "segments": np.ones_like(text), "source": text, "target": text}
-    state = jo.init_state(task, jo.optim.sgd(0.1), 0, batch)
+    state = state_of(task, batch)
     jo.save(tmp_path / "model", task, state)
     model = jo.load(tmp_path / "model")
     assert_equal(model.state.params, state.params)

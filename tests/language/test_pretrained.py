@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from safetensors.numpy import load_file, save_file
+from small import filled
 
 import jaxops as jo
 from jaxops import text
@@ -431,8 +432,9 @@ def test_a_bert_with_its_heads_becomes_a_classifier(path):
     }
     task = text.classifier(text.TransformerClassifier(module.config, 2), 6, 2)
     tx = optax.sgd(0.1)
-    fresh = jo.init_state(task, tx, 0, columns)
-    given = fresh._replace(params={**fresh.params, "encoder": params}, opt_state=())
+    fresh, extra = filled(task.init, columns)
+    params_of_both = {**fresh, "encoder": params}
+    given = jo.TrainState(np.int32(0), params_of_both, (), extra, jax.random.key(0))
     # the classes follow from the mean of what the encoder of the file says
     real = columns["tokens"] > 0
     encode = jax.jit(lambda *x: module.apply({"params": params}, *x, method="hidden"))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import filled
 
 import jaxops as jo
 from jaxops import language
@@ -14,14 +15,14 @@ from jaxops.language import Recurrent
 from jaxops.nn import GRU, LSTM
 
 KEY = jax.random.key(0)
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 9)))
+TOKENS = np.random.default_rng(0).integers(0, 11, (3, 9), np.int32)
 CELLS = ["lstm", "gru"]
 
 
 @functools.cache
 def made(**settings):
     model = Recurrent(11, width=8, **{"depth": 2, **settings})
-    return model, jax.jit(model.init)(KEY, TOKENS)
+    return model, filled(model.init, TOKENS)
 
 
 @functools.cache
@@ -45,7 +46,10 @@ def test_it_is_its_parts(cell, tied):
     table = params["embedding"]["embedding"]
     layers = {"lstm": LSTM, "gru": GRU}[cell](8, depth=2)
     hidden, _ = jax.jit(layers.apply)({"params": params["recurrence"]}, table[TOKENS])
-    want = hidden @ table.T if tied else hidden @ params["head"]["kernel"]
+    hidden = np.asarray(hidden)
+    want = hidden @ (table.T if tied else params["head"]["kernel"])
+    if not tied:
+        want = want + params["head"]["bias"]
     np.testing.assert_allclose(whole(model)(variables, TOKENS), want, atol=1e-5)
     assert table.shape == (11, 8) and ("head" in params) != tied
 
@@ -61,7 +65,7 @@ def test_it_sees_the_past_alone(cell):
         inside = lambda module, x: module.recurrence(x)[0][0, t].sum()  # noqa: E731
         return model.apply(variables, one_hot @ table, method=inside)
 
-    text = jax.nn.one_hot(TOKENS[:1], 11)
+    text = np.eye(11, dtype=np.float32)[TOKENS[:1]]
     for t in (0, 4):
         moves = np.abs(slope(text, t)).sum((0, 2))
         assert (moves[: t + 1] > 0).all() and not moves[t + 1 :].any()
@@ -71,9 +75,9 @@ def test_it_sees_the_past_alone(cell):
 def test_token_by_token_it_says_the_same(cell):
     model, variables = made(cell=cell)
     wanted, state, logits = whole(model)(variables, TOKENS), None, []
-    advance = jax.jit(lambda tokens, state: model.apply(variables, tokens, state, method="advance"))
+    advance = jax.jit(functools.partial(model.apply, method="advance"))
     for t in range(TOKENS.shape[1]):
-        now, state = advance(TOKENS[:, t : t + 1], state)
+        now, state = advance(variables, TOKENS[:, t : t + 1], state)
         logits.append(now)
     np.testing.assert_allclose(np.concatenate(logits, 1), wanted, atol=1e-5)
 
@@ -88,18 +92,21 @@ def test_packed_documents_have_the_loss_of_each_alone():
         at = row, slice(start, start + len(document))
         tokens[at], segments[at], positions[at] = document, segment, np.arange(len(document))
 
-    def loss(variables, rows):
-        total = 0.0
-        for tokens, segments, positions in rows:
-            logits = model.apply(variables, tokens, segments, positions)[:, :-1]
-            each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-            same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-            total += jnp.where(same, each, 0).sum()
-        return total
+    def loss(variables, tokens, segments, positions):
+        logits = model.apply(variables, tokens, segments, positions)[:, :-1]
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        return jnp.where(same, each, 0).sum()
 
-    alone = [(d[None], jnp.ones((1, len(d)), int), jnp.arange(len(d))[None]) for d in documents]
     slope = jax.jit(jax.value_and_grad(loss))
-    packed, single = slope(variables, [(tokens, segments, positions)]), slope(variables, alone)
+    packed = slope(variables, tokens, segments, positions)
+    single = []
+    for document in documents:  # in a row of its own, of which the rest is padding
+        row, own = np.zeros_like(tokens), np.zeros_like(tokens)
+        row[0, : len(document)], own[0, : len(document)] = document, 1
+        places = np.repeat(np.arange(9, dtype=np.int32)[None], 2, 0)
+        single.append(slope(variables, row, own, places))
+    single = jax.tree.map(lambda *parts: sum(map(np.asarray, parts)), *single)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed, single)
 
 
@@ -107,7 +114,7 @@ def test_every_dropout_has_one_mask_a_row():
     """Rows of one token: what is dropped at the first step is so at all others."""
     model, variables = made(dropout=0.5, recurrent_dropout=0.5, word_dropout=0.5)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # a row of nothing says something
-    tokens = jnp.full((40, 6), 3)
+    tokens = np.full((40, 6), 3)
     train = functools.partial(model.apply, train=True, capture_intermediates=True)
     _, kept = jax.jit(train)(variables, tokens, rngs={"dropout": KEY})
     (hidden,) = kept["intermediates"]["drop"]["__call__"]
@@ -131,8 +138,8 @@ def test_monte_carlo_is_the_mean_and_spread_of_a_loop_with_lora_as_without(adapt
     model = Recurrent(11, width=8, dropout=0.3, recurrent_dropout=0.3, word_dropout=0.1)
     task = language.next_token(model, context=8)
     rows = language.pack(list(np.asarray(TOKENS)), 9).columns
-    state = jo.init_state(task, jo.optim.sgd(0.1), 0, rows)
-    tokens, segments = (jnp.asarray(rows[name]) for name in ("tokens", "segments"))
+    state = jo.TrainState(np.int32(0), filled(task.init, rows)[0], (), {}, KEY)
+    tokens, segments = rows["tokens"], rows["segments"]
 
     @jax.jit
     def one(key):
