@@ -168,7 +168,7 @@ def blended(
     blends: list[Any] = []
     for names in BLENDS[:1] if settings.smoke else BLENDS:
         members = [models[name] for name in names if name in models]
-        for weight in (0.0, 0.1, 0.2):
+        for weight in (0.1,) if settings.smoke else (0.0, 0.1, 0.2):  # each compiles anew
             weights = [(1 - weight) / len(members)] * len(members) + [weight]
             temperatures = [1.0] * len(members) + [0.1]  # a cosine is no log-probability
             blend = r.blend([*members, models["item_knn"]], weights, temperatures)

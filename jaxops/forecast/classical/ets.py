@@ -200,8 +200,8 @@ def fit_smoothing(
             are all seasonal with a season of 1.
 
     >>> fit = fit_smoothing(2.0 * jnp.arange(1, 9)[None], forms=["AAN"])
-    >>> fit.form.tolist(), fit.weights.alpha.shape
-    ([0], (1,))
+    >>> isinstance(fit, Fit), fit.form.tolist(), fit.weights.alpha.shape
+    (True, [0], (1,))
     """
     values, lengths = checked(values, lengths, 1, season)
     Form.of(forms)
