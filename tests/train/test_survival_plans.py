@@ -132,6 +132,7 @@ def test_each_kind_of_plan_has_its_own_form_of_a_step(tmp_path):
         assert looped == form
 
 
+@pytest.mark.optimized  # with the sums in the order in which they were then
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in FIXTURES.glob("*/checkpoints")))
 def test_what_earlier_versions_wrote_is_read(tmp_path, name, monkeypatch):
     monkeypatch.delattr(Run, "_loops_well")  # the form of a step is read, not chosen
