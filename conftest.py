@@ -101,6 +101,15 @@ def bounded_memory():
         clear_at = max(CLEAR, 1.25 * resident())
 
 
+@pytest.fixture(scope="module")
+def forks():
+    """Starts processes that need not import JAX anew; it ends with the file's last test."""
+    from forks import Forks
+
+    with Forks() as started:
+        yield started
+
+
 def options_of(make):
     """JAX's options of a program; XLA reads its flags once, so optimised code undoes them here."""
 

@@ -1,4 +1,4 @@
-"""One process of several: `python hosts_worker.py FOLDER JOB ...`, by its environment's number.
+"""One process of several, by its environment's number: `main(folder, *jobs)`, in a fork.
 
 The tests run the same jobs in one process, to compare.
 """
@@ -6,7 +6,6 @@ The tests run the same jobs in one process, to compare.
 import itertools
 import os
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -256,14 +255,11 @@ def preempted(folder):
     return adam(folder, data=slowly, steps=steps)
 
 
-def main(folder, jobs):
+def main(folder, *jobs):
+    folder = Path(folder)
     jo.devices.start(timeout=int(os.environ.get("SILENCE", 20)))
     for job in jobs:
         result = globals()[job](folder)
         if hosts.first() or job in ("evaluated", "streamed"):
             leaves = jax.tree.leaves(host(result))
             np.savez(folder / f"{job}.{jax.process_index()}.npz", *leaves)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,5 +1,6 @@
 """Streams of shards: every row once an epoch, in one order whatever reads it, exact to resume."""
 
+import functools
 import gc
 import itertools
 import json
@@ -326,38 +327,10 @@ def test_a_stream_is_of_one_batch_size_and_one_seed(folders, tmp_path):
         fit(open_stream(folders, "npy", seed=1), batch_size=64, steps=3)
 
 
-CHILD = """
-import sys
-import jax
-import numpy as np
-import jaxops as jo
-from test_stream import TASK, open_stream
-
-if __name__ == "__main__":
-    kind, folder, out, workers, log = sys.argv[1:]
-    def on_log(record):
-        with open(log, "a") as file:
-            print(record["step"], file=file, flush=True)
-    state = jo.fit(
-        TASK, open_stream({kind: folder}, kind, workers=int(workers)),
-        optimizer=jo.optim.adam(1e-2), batch_size=64, steps=300,
-        checkpoints=jo.Checkpoints(out + "/checkpoints", every=20),
-        reports=jo.Reports(on_log, every=1),
-        progress=False,
-    )
-    np.savez(out + "/final.npz", *map(np.asarray, jax.tree.leaves(state.params)))
-"""
-
-
-def run_child(tmp_path, folders, kind, out, workers, kill_after=None):
-    script, log = tmp_path / "child.py", out / "log"
-    script.write_text(CHILD)
-    here = Path(__file__).parent
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
-    arguments = [str(x) for x in (kind, folders[kind], out, workers, log)]
-    child = subprocess.Popen(
-        [sys.executable, str(script), *arguments], env=env, stderr=subprocess.PIPE, text=True
-    )
+def run_child(forks, folders, kind, out, workers, kill_after=None):
+    log = out / "log"
+    arguments = [kind, str(folders[kind]), str(out), workers, str(log)]
+    child = forks.start("stream_worker", *arguments, out=os.devnull, err=out / "errors")
     if kill_after is not None:
         deadline = time.monotonic() + 90
         begun = log.read_text().count("\n") if log.exists() else 0
@@ -365,31 +338,35 @@ def run_child(tmp_path, folders, kind, out, workers, kill_after=None):
             if log.exists() and log.read_text().count("\n") >= begun + kill_after:
                 break
             time.sleep(0.005)
-        assert child.poll() is None, child.stderr.read()
+        assert child.poll() is None, (out / "errors").read_text()
         child.kill()
-        child.communicate()
+        child.wait()
         return None
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
+    assert child.wait() == 0, (out / "errors").read_text()
     with np.load(out / "final.npz") as file:
         return [file[name] for name in file.files]
+
+
+@pytest.fixture(scope="module")
+def whole(forks, folders, tmp_path_factory):
+    """kind -> the parameters of a run that nothing interrupts."""
+    return functools.cache(
+        lambda kind: run_child(forks, folders, kind, tmp_path_factory.mktemp("whole"), 0)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers"), [("npy", 0), ("parquet", 0), ("parquet", 2), ("array_record", 2)]
 )
-def test_a_killed_run_goes_on_exactly(tmp_path, folders, kind, workers):
+def test_a_killed_run_goes_on_exactly(forks, whole, tmp_path, folders, kind, workers):
     rng = random.Random(workers)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    killed.mkdir()
-    whole.mkdir()
     for _ in range(2):
-        run_child(tmp_path, folders, kind, killed, workers, kill_after=rng.randint(9, 90))
-    found = run_child(tmp_path, folders, kind, killed, workers)
-    with jo.Checkpointer(killed / "checkpoints") as checkpoints:
-        assert checkpoints.meta()["stream"] == {"next": 300}
-    for a, b in zip(found, run_child(tmp_path, folders, kind, whole, 0), strict=True):
+        run_child(forks, folders, kind, tmp_path, workers, kill_after=rng.randint(9, 90))
+    found = run_child(forks, folders, kind, tmp_path, workers)
+    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.meta()["stream"] == {"next": 200}
+    for a, b in zip(found, whole(kind), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -603,9 +580,9 @@ def growth(batches, epochs, task):
 
 @pytest.mark.parametrize("kind", [pytest.param("npy", marks=pytest.mark.slow), "parquet"])
 def test_live_memory_does_not_grow(kind, tmp_path, monkeypatch):
-    features = np.random.default_rng(0).normal(size=(ROWS, 256)).astype(np.float32)
+    features = np.random.default_rng(0).normal(size=(ROWS // 2, 256)).astype(np.float32)
     data = {"features": features, "label": (features[:, 0] > 0).astype(np.int32)}
-    WRITE[kind](tmp_path, {**data, "id": np.arange(ROWS)})
+    WRITE[kind](tmp_path, {**data, "id": np.arange(ROWS // 2)})
     batches = open_stream({kind: tmp_path}, kind, columns=["features", "label"])
     task = tabular.classifier(tabular.MLP((8,)), features=256)
     assert abs(growth(batches, 30, task)) < 0.25
@@ -640,13 +617,13 @@ if __name__ == "__main__":
         pass
 
     records = []
-    batches = jo.data.stream(folder, 128, window=4096)
+    batches = jo.data.stream(folder, 256, window=4096)
     jo.fit(
         tabular.classifier(tabular.MLP((16,)), features=2048), batches,
-        optimizer=jo.optim.adam(1e-3), batch_size=128, epochs=5, progress=False,
-        reports=jo.Reports(records.append, every=len(batches) // 20),
+        optimizer=jo.optim.adam(1e-3), batch_size=256, epochs=3, progress=False,
+        reports=jo.Reports(records.append, every=len(batches) // 40),
     )
-    json.dump({"records": len(records), "rows": len(batches) * 128}, open(out, "w"))
+    json.dump({"records": len(records), "rows": len(batches) * 256}, open(out, "w"))
 """
 
 
@@ -678,7 +655,7 @@ def large(request, tmp_path):
 def test_three_times_the_allowed_memory_trains(large, tmp_path):
     """RLIMIT_DATA counts what a process allocates; pages of a mapped file are the system's.
 
-    Five epochs are 15 times the limit: a process that kept a twentieth of its batches would fail.
+    Three epochs are ten times the limit: a process that kept a tenth of its batches would fail.
     """
     limit = 640 * 2**20
     size = sum(path.stat().st_size for path in large.iterdir())

@@ -1,14 +1,12 @@
 """Several real processes over loopback are one process with their devices."""
 
+import functools
 import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import hosts_worker as worker
 import jax
@@ -21,15 +19,12 @@ from jaxops import optim
 from jaxops.devices import hosts, plans
 from jaxops.trust import report
 
-HERE = Path(__file__).parents[1]
-SECONDS = 100  # after which a process is killed: a hang fails the test and never blocks
-
 
 class Processes:
-    """Workers with one device each; each is killed, whatever it does, after `SECONDS`."""
+    """Workers with one device each; each is killed, whatever it does, after `forks.SECONDS`."""
 
-    def __init__(self, count, folder, *jobs, **environment):
-        self.folder, self.given = folder, (count, jobs, environment)
+    def __init__(self, forks, count, folder, *jobs, **environment):
+        self.forks, self.folder, self.given = forks, folder, (count, jobs, environment)
         folder.mkdir(parents=True, exist_ok=True)
         self.begin()
 
@@ -45,17 +40,15 @@ class Processes:
         ]  # fmt: skip
 
     def _start(self, number, jobs, environment):
-        inherited = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
-        path = os.pathsep.join([str(HERE.parent), str(HERE)])
-        environment = inherited | environment | {"JAX_PROCESS_ID": str(number)}
-        environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-        environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        command = ["timeout", "-s", "KILL", str(SECONDS), sys.executable]
-        with (self.folder / f"out.{number}").open("w") as out, self.err(number).open("w") as err:
-            return subprocess.Popen(
-                [*command, str(HERE / "hosts_worker.py"), str(self.folder), *jobs],
-                stdout=out, stderr=err, env=environment,
-            )  # fmt: skip
+        return self.forks.start(
+            "hosts_worker",
+            str(self.folder),
+            *jobs,
+            out=self.folder / f"out.{number}",
+            err=self.err(number),
+            environment={"NPROC": None, "JAX_PROCESS_ID": str(number), **environment},
+            config={"jax_platforms": "cpu"},
+        )
 
     def err(self, number):
         return self.folder / f"err.{number}"
@@ -66,7 +59,7 @@ class Processes:
     def end_well(self):
         if self.all[0].wait() and "Failed to start RPC server" in self.err(0).read_text():
             for process in self.all:
-                process.terminate()
+                process.kill()
                 process.wait()
             self.begin()  # once: another program took the port after it was found free
         codes = self.codes()
@@ -83,17 +76,10 @@ class Processes:
         found = np.load(self.folder / f"{job}.{process}.npz")
         return [found[name] for name in found.files]
 
-    def signal(self, number, what):
-        """To Python itself, which `timeout` has started."""
-        children = Path(f"/proc/{self.all[number].pid}/task/{self.all[number].pid}/children")
-        os.kill(int(children.read_text().split()[0]), what)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_compiled_once(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
-        yield
+@pytest.fixture(scope="module")
+def start(forks):
+    return functools.partial(Processes, forks)
 
 
 @pytest.fixture(autouse=True)
@@ -116,9 +102,9 @@ def alone(job, folder):
     return jax.tree.leaves(host(getattr(worker, job)(folder)))
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(start, tmp_path):
     worker.write(tmp_path / "shards")
-    found = Processes(2, tmp_path, "mlp", "streamed", "locked", "unwritten").end_well()
+    found = start(2, tmp_path, "mlp", "streamed", "locked", "unwritten").end_well()
     assert_close(found.result("mlp"), alone("mlp", tmp_path), atol=1e-5)
     want = worker.streamed(tmp_path)
     keys = jax.tree.structure(want)
@@ -139,16 +125,16 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory):
+def half(start, tmp_path_factory):
     """Two processes have made half of a run, and other things."""
     folder = tmp_path_factory.mktemp("half")
-    return Processes(2, folder, "half", "conv", "stream", "fsdp", "evaluated", "refused").end_well()
+    return start(2, folder, "half", "conv", "stream", "fsdp", "evaluated", "refused").end_well()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_every_plan_over_processes_is_one_device(tmp_path, count):
-    found = Processes(count, tmp_path, "every_plan").end_well().result("every_plan")
+def test_every_plan_over_processes_is_one_device(start, tmp_path, count):
+    found = start(count, tmp_path, "every_plan").end_well().result("every_plan")
     want = jax.tree.leaves([host(end) for end in worker.every_plan(tmp_path)[:: count // 2]])
     assert len(found) == len(want) > 20
     for process_ends, alone_ends in zip(found, want, strict=True):
@@ -209,7 +195,7 @@ def test_what_differs_between_processes_is_an_error_in_all(half):
 
 
 @pytest.mark.slow
-def test_four_processes_and_one_go_on_from_the_checkpoint_of_two(half, tmp_path):
+def test_four_processes_and_one_go_on_from_the_checkpoint_of_two(start, half, tmp_path):
     want = jax.tree.leaves(host(worker.adam(tmp_path / "unbroken")))
     for count in (1, 4):
         folder = tmp_path / str(count)
@@ -217,7 +203,7 @@ def test_four_processes_and_one_go_on_from_the_checkpoint_of_two(half, tmp_path)
         if count == 1:
             found = jax.tree.leaves(host(worker.adam(folder)))
         else:
-            four = Processes(4, folder, "adam", "mlp", "stream").end_well()
+            four = start(4, folder, "adam", "mlp", "stream").end_well()
             found = four.result("adam")
             for job in ("mlp", "stream"):
                 assert_close(four.result(job), alone(job, tmp_path), atol=1e-5)
@@ -226,15 +212,15 @@ def test_four_processes_and_one_go_on_from_the_checkpoint_of_two(half, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_killed_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
-    broken = Processes(2, tmp_path, "killed", VICTIM=str(victim), SILENCE="10")
+def test_one_killed_ends_the_other_and_a_restart_goes_on(start, tmp_path, victim):
+    broken = start(2, tmp_path, "killed", VICTIM=str(victim), SILENCE="10")
     other = broken.all[1 - victim].wait()
     seconds = time.time() - float((tmp_path / "died").read_text())
     assert other not in (0, 137, -9) and seconds < 30, (other, seconds)
     assert broken.err(1 - victim).read_text()
     if victim == 0:
         return
-    found = Processes(2, tmp_path, "killed").end_well()
+    found = start(2, tmp_path, "killed").end_well()
     want = jax.tree.leaves(host(worker.killed(tmp_path / "unbroken")))
     assert_close(found.result("killed"), want, atol=1e-5)
     steps = [r["step"] for r in report.read_json_lines(tmp_path / "metrics.jsonl")]
@@ -245,12 +231,12 @@ def test_one_killed_ends_the_other_and_a_restart_goes_on(tmp_path, victim):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path, what):
-    both = Processes(2, tmp_path, "preempted")
+def test_a_signal_to_one_stops_both_at_the_same_step(start, tmp_path, what):
+    both = start(2, tmp_path, "preempted")
     while not (tmp_path / "checkpoints" / "10").exists():
         assert both.all[0].poll() is None, both.err(0).read_text()
         time.sleep(0.05)
-    both.signal(1, what)
+    both.all[1].send_signal(what)
     start = time.time()
     codes = both.codes()
     assert time.time() - start < 10

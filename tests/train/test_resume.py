@@ -6,12 +6,9 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,37 +31,11 @@ import jaxops as jo
 from jaxops import vision
 from jaxops.train import feed
 
-HERE = Path(__file__).parents[1]
 
-CHILD = """
-import json, sys, time
-import jax
-jax.config.update("jax_num_cpu_devices", 8)
-from small import train
-
-directory, kind, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-log = open(f"{directory}/records.jsonl", "a")
-pause = changes.pop("pause")
-
-def on_log(record):
-    print(json.dumps(record), file=log, flush=True)
-    time.sleep(pause)
-
-train(kind, f"{directory}/checkpoints", on_log, **changes)
-"""
-
-
-def start(directory, kind, pause=0.01, **changes):
+def start(forks, directory, kind, pause=0.01, **changes):
     directory.mkdir(exist_ok=True)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    arguments = [str(directory), kind, json.dumps({"pause": pause, **changes})]
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    files = {"out": os.devnull, "err": directory / "errors"}
+    return forks.start("resume_worker", str(directory), kind, {"pause": pause, **changes}, **files)
 
 
 def wait_for_records(child, directory, count):
@@ -99,15 +70,15 @@ def unbroken(kind):
         pytest.param("plain", 2, 5, marks=pytest.mark.slow),
     ],
 )
-def test_killed_runs_go_on_exactly(tmp_path, kind, kills, trial):
+def test_killed_runs_go_on_exactly(forks, tmp_path, kind, kills, trial):
     path, rng = tmp_path / "records.jsonl", random.Random(trial)
     for _ in range(kills):
         seen = path.read_text().count("\n") if path.exists() else 0
-        child = start(tmp_path, kind, pause=0.05)
+        child = start(forks, tmp_path, kind, pause=0.05)
         wait_for_records(child, tmp_path, seen + 1)
         time.sleep(rng.uniform(0, 0.5))
         child.kill()
-        child.communicate()
+        child.wait()
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
     records = [json.loads(line) for line in lines]
     state = train(kind, tmp_path / "checkpoints", records.append)
@@ -211,16 +182,16 @@ def test_on_eight_devices_and_then_on_one(tmp_path):
     assert found.step == 30 and len(found.params["logits"]["bias"].devices()) == 1
 
 
-def interrupted(directory, kind, number):
+def interrupted(forks, directory, kind, number):
     """Start a long run, or continue it, and send it a signal; its exit code, its last words."""
-    child = start(directory, kind, pause=0.0, **LONG)
+    child = start(forks, directory, kind, pause=0.0, **LONG)
     path = directory / "records.jsonl"
     wait_for_records(child, directory, 3 + (path.read_text().count("\n") if path.exists() else 0))
     sent = time.monotonic()
     child.send_signal(number)
-    _, errors = child.communicate(timeout=60)
+    code = child.wait()
     assert time.monotonic() - sent < 10
-    return child.returncode, errors
+    return code, (directory / "errors").read_text()
 
 
 LONG = {"steps": 10**6, "early_stopping": None, "validation": None}
@@ -229,13 +200,13 @@ LONG |= {"save_every": 10**5, "log_every": 50}
 
 @pytest.mark.slow  # test_survival.py sends both signals to its own process
 @pytest.mark.parametrize("kind", ["resident", "grain"])
-def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(tmp_path, kind):
-    code, errors = interrupted(tmp_path, kind, signal.SIGTERM)
+def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(forks, tmp_path, kind):
+    code, errors = interrupted(forks, tmp_path, kind, signal.SIGTERM)
     assert code == jo.PREEMPTED == 75
     with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         first = checkpoints.latest_step()
     assert f"preempted: stopped after step {first}" in errors
-    code, errors = interrupted(tmp_path, kind, signal.SIGINT)
+    code, errors = interrupted(forks, tmp_path, kind, signal.SIGINT)
     assert code in (-signal.SIGINT, 130)
     with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
