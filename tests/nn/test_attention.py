@@ -1,5 +1,6 @@
 """Attention against a sum over keys in NumPy, JAX's own and PyTorch's."""
 
+import functools
 import types
 
 import jax
@@ -38,7 +39,7 @@ MASKS = {
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def qkv(heads, groups):
@@ -53,10 +54,11 @@ def sees(name, b, t, s):
     return (back >= 0 or not causal) and (window is None or back < window)
 
 
+@functools.cache
 def mask_of(name):
     positions, segments, causal, window = MASKS[name]
-    positions, segments = jnp.asarray(positions), jnp.asarray(segments)
-    return attention_mask(positions, positions, segments, segments, causal, window)
+    made = jax.jit(attention_mask, static_argnums=(4, 5))
+    return made(positions, positions, segments, segments, causal, window)
 
 
 def brute_force(name, q, k, v):
@@ -74,7 +76,7 @@ def brute_force(name, q, k, v):
 
 def real(name):
     """(B, T, 1, 1): 0 at padding, which sees nothing and means nothing."""
-    return jnp.asarray(MASKS[name][1] > 0)[..., None, None].astype(jnp.float32)
+    return np.float32(MASKS[name][1] > 0)[..., None, None]
 
 
 def loss(attend, q, k, v, mask, bias, weight):
@@ -98,8 +100,8 @@ run = jax.jit(jax.value_and_grad(loss, (1, 2, 3, 5), has_aux=True), static_argnu
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("name", MASKS)
 def test_against_brute_force_and_jax(name, heads):
-    arrays, mask = qkv(*HEADS[heads]), jnp.broadcast_to(mask_of(name), (B, 1, T, T))
-    bias, weight = jnp.zeros((1, 4, T, T)), normal(3, B, T, 4, H) * real(name)
+    arrays, mask = qkv(*HEADS[heads]), np.broadcast_to(mask_of(name), (B, 1, T, T))
+    bias, weight = np.zeros((1, 4, T, T), np.float32), normal(3, B, T, 4, H) * real(name)
     (_, y), ours = run(dot_product_attention, *arrays, mask, bias, weight)
     np.testing.assert_allclose(y * real(name), brute_force(name, *arrays), atol=1e-5)
     (_, want), theirs = run(by_jax, *arrays, mask, bias, weight)
@@ -133,7 +135,7 @@ def test_against_pytorch(name, heads):
     torch = pytest.importorskip("torch")
     arrays = qkv(*HEADS[heads])
     bias, weight = normal(4, B, 4, T, T), normal(3, B, T, 4, H) * real(name)
-    mask = jnp.broadcast_to(mask_of(name), (B, 1, T, T))
+    mask = np.broadcast_to(mask_of(name), (B, 1, T, T))
     (value, _), ours = run(scaled, *arrays, mask, bias, weight)
     leaves = [torch.tensor(np.asarray(x), requires_grad=True) for x in (*arrays, bias)]
     q, k, v = (x.transpose(1, 2) for x in leaves[:3])

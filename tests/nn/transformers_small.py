@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,7 +56,7 @@ def random_params(model, *inputs):
 
     def draw(path, leaf):
         start = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(start + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
+        return (start + 0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -97,7 +96,7 @@ def stacked(params, layers):
         return {k: stacked(v, layers) if isinstance(v, dict) else v for k, v in params.items()}
     blocks = [params[f"block_{i}"] for i in range(layers)]
     others = {k: v for k, v in params.items() if not k.startswith("block_")}
-    return {**others, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+    return {**others, "blocks": jax.tree.map(lambda *x: np.stack(x), *blocks)}
 
 
 @functools.cache
