@@ -19,6 +19,11 @@ from jaxops import optim
 from jaxops.devices import hosts, plans
 from jaxops.trust import report
 
+# each of the processes compiles all programs: optimised, but by the emitters that take half of it
+PLAIN = {
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+}
+
 
 class Processes:
     """Workers with one device each; each is killed, whatever it does, after `forks.SECONDS`."""
@@ -46,7 +51,7 @@ class Processes:
             *jobs,
             out=self.folder / f"out.{number}",
             err=self.err(number),
-            environment={"NPROC": None, "JAX_PROCESS_ID": str(number), **environment},
+            environment={"NPROC": None, "JAX_PROCESS_ID": str(number), **environment, **PLAIN},
             config={"jax_platforms": "cpu"},
         )
 
