@@ -229,7 +229,10 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     print(f"validation chose {kit}")
     task, state = train(settings, kit, parts, seed, checkpoints=folder / "checkpoints", reports=log)
     test = examine(task, state, parts, folder, log)
-    jo.save(folder / "model.safetensors", task, state, about={"encoder": parts.encoder._asdict()})
+    jo.save(
+        folder / "model.safetensors",
+        jo.Model(task, state, about={"encoder": parts.encoder._asdict()}),
+    )
     print(report.table(score(folder / "model.safetensors", data.test)))
     speed = common.speed(log, task, adam(settings, kit), state, parts.train, settings.batch_size)
     speed.pop("first_step_seconds", None)  # too good to be true: `choose` has compiled it

@@ -225,7 +225,7 @@ def open_desk_and_look(settings: Settings, seed: int, folder: Path) -> dict[str,
     )
     report.plot_curves(log.records, folder / "curves.png")
     text.save(folder / "router.safetensors", router)
-    jo.save(folder / "encoder.safetensors", task, state, READ.about())
+    jo.save(folder / "encoder.safetensors", jo.Model(task, state, about=READ.about()))
     for request in [*texts.test["text"][200::1000], texts.foreign[0]]:
         common.say(f"{request}\n  {serve(desk, request)}")
     return (

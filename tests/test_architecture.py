@@ -34,7 +34,7 @@ LAYERS = (
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 # an import inside a function of what imports it, for what it costs: module -> what it imports
-COSTLY = {("model.files", "train.evaluation")}
+COSTLY = {("model.finished", "train.evaluation")}
 OUTSIDE = ("tests", "experiments", "benchmarks", "docs")
 # distribution -> what it is imported as, where that is another name
 IMPORTED_AS = {

@@ -1,5 +1,6 @@
 """Raw columns of a table to features, by statistics of the train rows alone."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -170,7 +171,7 @@ def _pieces(x: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
     """The features of the piecewise linear encoding, 0 where the number is missing."""
     last = len(edges) - 2
     pieces = []
-    for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(edges)):
         low, high = 0 if i else -np.inf, 1 if i < last else np.inf
         pieces.append(np.nan_to_num(np.clip((x - a) / (b - a), low, high)))
     return pieces

@@ -18,6 +18,7 @@ from jaxops.forecast.models.inputs import Inputs
 from jaxops.forecast.models.outputs import Point
 from jaxops.forecast.tasks import check_counts
 from jaxops.model import files as model_file
+from jaxops.model.finished import Model as Finished
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
 
@@ -308,7 +309,8 @@ def save(path: str | Path, model: Forecaster) -> None:
     named = tuple((name, getattr(model, name)) for name in (*NAMED, "frequency"))
     state = TrainState(jnp.int32(0), params, (), {}, jax.random.key(0))
     about = {"ids": scaling.ids.tolist()}
-    model_file.save(path, _stored(model.module, scaling.kind, named, arrays), state, about)
+    task = _stored(model.module, scaling.kind, named, arrays)
+    model_file.save(path, Finished(task, state, about=about))
 
 
 def load(path: str | Path) -> Forecaster:

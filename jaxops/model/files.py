@@ -64,7 +64,7 @@ def save(path: str | Path, model: Model) -> None:
         return
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {k: np.ascontiguousarray(v) for k, v in jax.device_get(named | arrays).items()}
+    tensors = {k: np.asarray(v, order="C") for k, v in jax.device_get(named | arrays).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, {"jaxops": json.dumps(header)})

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,7 +47,7 @@ class Model:
             fingerprint of its data.
         versions: package -> version, of the program that wrote its file.
 
-    >>> import jaxops as jo
+    >>> import jax, jaxops as jo
     >>> from jaxops import tabular
     >>> task = tabular.classifier(tabular.MLP((4,)), features=3)
     >>> rows = {"features": np.eye(3, dtype=np.float32)}
@@ -119,25 +119,25 @@ class Model:
         return "" if self.reader is None else self.reader.room
 
 
-def inside(model: Any, kind: type | tuple[type, ...], what: str) -> Any:
-    """The closed form or the reader of that kind: the argument itself, or what is in a `Model`.
+def inside(model: Any, wanted: Callable[[Any], bool], what: str) -> Any:
+    """The closed form or the reader that is wanted: the argument itself, or what is in a `Model`.
 
     Args:
         model: a `Model`, or what it would hold.
-        kind: the class wanted.
-        what: what messages say is wanted, such as "a recommender".
+        wanted: whether a thing is what is wanted.
+        what: what messages call it, such as "a recommender".
 
     Raises:
-        ValueError: another thing, or a model of another.
+        ValueError: another thing, or a model that has none.
 
-    >>> inside(Model("a closed form"), str, "text")
+    >>> inside(Model(task="a closed form"), lambda part: isinstance(part, str), "a text")
     'a closed form'
     """
     for part in (model, getattr(model, "task", None), getattr(model, "reader", None)):
-        if isinstance(part, kind):
+        if wanted(part):
             return part
     room = getattr(model, "room", "")
-    given = f"a model of {room}" if room else f"one of {type(getattr(model, 'task', model))}"
+    given = f"a model of the room {room}" if room else type(getattr(model, "task", model)).__name__
     raise ValueError(f"model must be {what}, got {given}")
 
 

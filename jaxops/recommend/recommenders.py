@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.model import files as model_file
+from jaxops.model.finished import Model as Finished
 from jaxops.recommend.data.events import Events, Histories
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
@@ -272,7 +273,8 @@ def save(path: str | Path, recommender: Recommender) -> None:
     arrays = tuple((name, np.shape(x), str(jnp.asarray(x).dtype)) for name, x in flat.items())
     state = TrainState(jnp.int32(0), recommender.params, (), {}, jax.random.key(0))
     about = {"items": recommender.items.tolist(), "counts": recommender.counts.tolist()}
-    model_file.save(path, _stored(recommender.model, arrays), state, about)
+    task = _stored(recommender.model, arrays)
+    model_file.save(path, Finished(task, state, about=about))
 
 
 def load(path: str | Path) -> Recommender:

@@ -78,7 +78,7 @@ def read(
     """The columns of a table: numbers as float64 with NaN where missing, all else as text.
 
     A column is of numbers if every value that is not missing is one; text is stripped of blanks
-    around it. Booleans are 1 and 0; dates and times are days since 1970-01-01.
+    around it. Booleans are the texts True and False; dates and times are days since 1970-01-01.
 
     Args:
         source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
@@ -114,7 +114,7 @@ def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
     if kind == "M":
         days = (series - pd.Timestamp(0, tz=series.dt.tz)) / pd.Timedelta(days=1)
         return days.to_numpy(np.float64, na_value=np.nan)
-    if kind in "biuf" and number is not False:
+    if kind in "iuf" and number is not False:
         return series.to_numpy(np.float64, na_value=np.nan)
     text = series.astype(object).where(series.notna(), "").astype(str).str.strip()
     absent = text.isin(MISSING).to_numpy()
@@ -217,7 +217,9 @@ def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
     text = column.dtype.kind == "O"
     missing = column == "" if text else np.isnan(column)
     if missing.any():
-        raise ValueError(f"{name} must have a value in every row, got none in row {missing.argmax()}")
+        raise ValueError(
+            f"{name} must have a value in every row, got none in row {missing.argmax()}"
+        )
     if not classes and text:
         raise ValueError(f"{name} must be numbers for classes=False, got {column[0]!r} in row 0")
     if not classes or text:

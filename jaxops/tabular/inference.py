@@ -13,7 +13,9 @@ def reader_of(model: Model) -> TableReader:
     Raises:
         ValueError: a model of another room.
     """
-    reader: TableReader = inside(model, TableReader, "of the tabular room")
+    reader: TableReader = inside(
+        model, lambda part: isinstance(part, TableReader), "of the tabular room"
+    )
     return reader
 
 

@@ -92,28 +92,17 @@ def fit(
     table[label] = label_of(label, table[label], classes)
     if classes and len(set(table[label].tolist())) < 2:
         raise ValueError(f"{label} must have at least 2 classes, got {table[label][0]!r} alone")
-    if isinstance(validation, float):
-        rows = held_out(
-            len(table[label]),
-            validation,
-            table[label] if classes else None,
-            None if groups is None else table[groups],
-            seed,
-        )
-        rest, held = (take(table, part) for part in rows)
-    else:
-        rest = table
+    rest, held = _held_out(table, label, groups, classes, validation, seed)
     left_out = _identifiers(rest, label)
     dropped = {*drop, *left_out, *(name for name in (id, groups) if name is not None)}
     kept = {name: column for name, column in rest.items() if name not in dropped}
     encoder = _encoder(kept, label, classes)
     reader = TableReader(encoder, id, unit="" if classes else label)
     columns = encode_target(encoder, kept)
-    if isinstance(validation, float):
-        wanted = [*encoder.mean, *encoder.values, label]
-        validation = encode_target(encoder, {name: held[name] for name in wanted})
-    else:
+    if held is None:
         _, validation = reader.columns(validation, label=True)
+    else:
+        validation = encode_target(encoder, held)
     task = _task(method or TabM(), encoder, columns)
     defaults = recipe(len(columns["label"]), seconds(budget) - (time.monotonic() - start))
     state = train(
@@ -144,7 +133,7 @@ def recipe(count: int, left: float) -> dict[str, Any]:
     256
     """
     return {
-        "optimizer": optim.adam(2e-3, weight_decay=3e-4),
+        "optimizer": optim.adamw(2e-3, weight_decay=3e-4),
         "batch_size": min(count, 32 if count < 2_000 else 256 if count < 100_000 else 1024),
         "epochs": 200,
         "early_stopping": EarlyStopping("loss", patience=10, seconds=left),
@@ -228,10 +217,32 @@ def _auc(p: np.ndarray, target: np.ndarray) -> float:
     return float((rankdata(p)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
+def _held_out(
+    table: dict[str, np.ndarray],
+    label: str,
+    groups: str | None,
+    classes: bool,
+    validation: Any,
+    seed: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """The train rows, and those held out; None where `validation` is a table of its own."""
+    if not isinstance(validation, float):
+        return table, None
+    labels = table[label] if classes else None
+    of = None if groups is None else table[groups]
+    rest, held = held_out(len(table[label]), validation, labels, of, seed)
+    return take(table, rest), take(table, held)
+
+
 def _check_columns(
     table: Mapping[str, Any], label: str, id: str | None, groups: str | None, drop: Sequence[str]
 ) -> None:
-    for what, name in (("label", label), ("id", id), ("groups", groups), *(("drop", d) for d in drop)):
+    for what, name in (
+        ("label", label),
+        ("id", id),
+        ("groups", groups),
+        *(("drop", d) for d in drop),
+    ):
         if name is not None and name not in table:
             raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxops.data.tokenizer import check_texts
 from jaxops.model import files
+from jaxops.model.finished import Model
 from jaxops.state import TrainState
 from jaxops.task import Array, Task
 from jaxops.text.data import Passages, Reader, reader
@@ -218,7 +219,7 @@ def save(path: str | Path, classifier: Classifier) -> None:
         "temperature": classifier.temperature,
         "threshold": classifier.threshold,
     }
-    files.save(path, classifier.task, classifier.state, about)
+    files.save(path, Model(classifier.task, classifier.state, about=about))
 
 
 def load(path: str | Path) -> Classifier:

@@ -38,7 +38,7 @@ class Evaluation:
     >>> print(one)
     | metric   | value  | 95 % interval    |
     |----------|--------|------------------|
-    | accuracy | 0.7500 | [0.5750, 0.8500] |
+    | accuracy | 0.7500 | [0.6000, 0.8750] |
     >>> other = Evaluation("row", np.arange(40), {"accuracy": np.arange(40) % 2 > 0})
     >>> one.paired(other, "accuracy").difference
     0.25
@@ -170,9 +170,7 @@ class Evaluation:
 def same_units(evaluations: Sequence[Evaluation]) -> bool:
     """Whether evaluations are of the same units in the same order."""
     first = evaluations[0]
-    return all(
-        one.unit == first.unit and np.array_equal(one.ids, first.ids) for one in evaluations
-    )
+    return all(one.unit == first.unit and np.array_equal(one.ids, first.ids) for one in evaluations)
 
 
 def compare(

@@ -485,7 +485,7 @@ def test_equal_calls_share_a_task_and_files_hold_it(series, tmp_path):
     assert f.direct(module, other, scaling) is not task
     assert f.direct(module, series, f.scaling(series, "none")) is not task
 
-    jo.save(tmp_path / "task", task, state)
+    jo.save(tmp_path / "task", jo.Model(task, state))
     model = jo.load(tmp_path / "task")
     np.testing.assert_array_equal(model.predict(windows), jo.predict(task, state, windows))
     assert jo.evaluate(model.task, model.state, windows) == jo.evaluate(task, state, windows)

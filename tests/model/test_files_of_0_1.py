@@ -101,7 +101,7 @@ def _makers(value, named):
 def test_a_file_of_0_1_loads_and_can_be_saved_again(name, tmp_path):
     """Every module is found, the parameters fit it, and the new names are read as they are."""
     model = jo.load(FOLDER / f"{name}.model")
-    jo.save(tmp_path / "again.model", model.task, model.state, model.about)
+    jo.save(tmp_path / "again.model", jo.Model(model.task, model.state, about=model.about))
     again = jo.load(tmp_path / "again.model")
     assert again.task is model.task
     chex.assert_trees_all_equal(again.state.params, model.state.params)

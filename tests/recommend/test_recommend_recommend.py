@@ -184,7 +184,7 @@ def test_another_file_is_refused(tmp_path):
     task = tabular.classifier(tabular.MLP((2,)), features=3)
     batch = {"features": np.zeros((2, 3), np.float32), "label": np.zeros(2, np.int32)}
     state = jo.init_state(task, jo.optim.adam(1e-3), seed=0, batch=batch)
-    jo.save(tmp_path / "other.safetensors", task, state)
+    jo.save(tmp_path / "other.safetensors", jo.Model(task, state))
     with pytest.raises(ValueError, match="path must be a recommender's file, got"):
         r.load(tmp_path / "other.safetensors")
 

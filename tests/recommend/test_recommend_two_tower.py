@@ -248,7 +248,7 @@ def test_equal_calls_give_one_task(trained):
 def test_a_file_holds_the_task_and_its_catalogue(trained, tmp_path):
     events, task, state, recommender = trained
     towers = recommender.model
-    jo.save(tmp_path / "towers.safetensors", task, state)
+    jo.save(tmp_path / "towers.safetensors", jo.Model(task, state))
     model = jo.load(tmp_path / "towers.safetensors")
     rows = {name: values[:64] for name, values in towers.rows(events).items()}
     np.testing.assert_array_equal(model.predict(rows), jo.predict(task, state, rows))

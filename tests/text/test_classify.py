@@ -153,7 +153,7 @@ def test_what_is_refused(tmp_path):
     ):
         text.classify(other, ["my card"])
 
-    jo.save(tmp_path / "plain.model", ours.task, ours.state)
+    jo.save(tmp_path / "plain.model", jo.Model(ours.task, ours.state))
     with pytest.raises(
         ValueError, match=r"plain.model: about must have 'tokenizer' and 'context', .* got \[\]"
     ):
