@@ -30,6 +30,7 @@ LAYERS = (
     ("train",),
     ("model", "trust", "nnx"),
     ROOMS,
+    ("cli",),
     ("",),  # jaxops itself, which only names what is below it
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -3,7 +3,7 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,29 @@ def _to_pandas(source: Any) -> Any:
         raise ValueError(
             f"source must be a path, a frame or arrays, got {type(source).__name__}"
         ) from None
+
+
+def parts(path: str | Path, rows: int) -> Iterator[Any]:
+    """The rows of a CSV (.gz too) or Parquet file, as frames of at most so many rows.
+
+    CSV gives text alone, so that a column has one type in all parts.
+
+    Args:
+        path: the file.
+        rows: of a part.
+
+    Raises:
+        ValueError: a broken file, or a line with more or fewer fields than the header.
+    """
+    pd = require("pandas", extra="data")
+    pq = require("pyarrow.parquet", extra="data")
+
+    if Path(path).suffix in PARQUET:
+        for batch in pq.ParquetFile(path).iter_batches(rows):
+            yield batch.to_pandas()
+        return
+    _check_csv(Path(path), "utf-8")
+    yield from pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=rows)
 
 
 def none_missing(column: Any, what: str, requirement: str) -> None:

@@ -27,7 +27,9 @@ class Reader(Protocol):
     """
 
     room: str
-    """The name of the room that the model is of, such as "tabular"."""
+    """The name of the room that the model is of, such as "tabular". A reader whose rows are
+    independent has also `streams = True` and takes the option `first`, the number of the first row;
+    one that has `describe()` tells people what it reads."""
 
     def predict(self, model: "Model", data: Any, **options: Any) -> Any:
         """The answer for raw data: a NamedTuple of arrays with the user's ids and a `frame()`."""
@@ -57,7 +59,7 @@ class Model:
     """
 
     task: Any
-    state: TrainState | None = None
+    state: Any = None  # a TrainState
     reader: Any = None
     about: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

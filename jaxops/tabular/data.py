@@ -149,6 +149,7 @@ class TableReader:
     """
 
     room: ClassVar[str] = "tabular"
+    streams: ClassVar[bool] = True
     encoder: Encoder
     id: str | None = None
     unit: str = ""
@@ -178,26 +179,48 @@ class TableReader:
         ids = table[self.id] if self.id is not None else np.arange(count)
         return ids, encode_target(encoder, {name: table[name] for name in [*wanted, *target]})
 
-    def predict(self, model: Model, data: Source, batch_size: int = 4096) -> Classes | Values:
+    def predict(
+        self, model: Model, data: Source, batch_size: int = 4096, first: int = 0
+    ) -> Classes | Values:
         """Classes with their probabilities, or values, for the rows of a table.
 
         Args:
             model: the model.
             data: see `read`; the label may be absent.
             batch_size: rows in one call of the device.
+            first: the number of the first row, where rows have no ids.
         """
         task, state = model.trained()
         ids, columns = self.columns(data)
+        ids = ids + first if self.id is None else ids
         return self.answer(task, ids, predict(task, state, columns, batch_size=batch_size))
+
+    def describe(self) -> dict[str, str]:
+        """What it reads, for people."""
+        encoder = self.encoder
+        return {
+            "label": str(encoder.label),
+            "numbers": ", ".join(encoder.mean),
+            "texts": ", ".join(encoder.values),
+            "ids": self.id or "",
+        }
 
     def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Classes | Values:
         """What the task predicts, as the user reads it."""
         if not task.classes:
             return Values(ids, outputs)
-        if outputs.ndim == 1:
-            outputs = np.stack([1 - outputs, outputs], -1)
-        labels = np.array(task.classes, object)[outputs.argmax(1)]
-        return Classes(ids, labels, outputs, task.classes)
+        probabilities = of_classes(outputs)
+        labels = np.array(task.classes, object)[probabilities.argmax(1)]
+        return Classes(ids, labels, probabilities, task.classes)
+
+
+def of_classes(outputs: np.ndarray) -> np.ndarray:
+    """The probabilities of all classes, (N, K), where a task gives (N,) for two.
+
+    >>> of_classes(np.array([0.25])).tolist()
+    [[0.75, 0.25]]
+    """
+    return np.stack([1 - outputs, outputs], -1) if outputs.ndim == 1 else outputs
 
 
 def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:

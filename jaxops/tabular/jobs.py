@@ -16,7 +16,7 @@ from jaxops.data.encoders import fit_encoder
 from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.tabular.data import BINS, TableReader, encode_target, label_of, read
+from jaxops.tabular.data import BINS, TableReader, encode_target, label_of, of_classes, read
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
 from jaxops.tabular.tasks import classifier, regressor
@@ -170,6 +170,12 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
 
     Raises:
         ValueError: a table that the model cannot read.
+
+    >>> from jaxops import tabular
+    >>> table = {"age": np.arange(40.0), "left": np.arange(40) % 2}
+    >>> model = tabular.fit(table, tabular.MLP((2,)), label="left", epochs=1, progress=False)
+    >>> tabular.update(model, table, epochs=1, progress=False).reader is model.reader
+    True
     """
     task, state = model.trained()
     _, columns = reader_of(model).columns(new, label=True)
@@ -186,8 +192,7 @@ def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) ->
     output = predict(task, state, {"features": columns["features"]})
     if not task.classes:
         return _of_numbers(ids, output, target)
-    answer = reader_of(model).answer(task, ids, output)
-    p = answer.probabilities.astype(np.float64)
+    p = of_classes(output).astype(np.float64)
     own = np.clip(p[np.arange(len(p)), target], 1e-15, None)
     values = {"accuracy": (p.argmax(1) == target).astype(float), "log_loss": -np.log(own)}
     wholes = {} if len(task.classes) > 2 else {"auc": lambda rows: _auc(p[rows, 1], target[rows])}

@@ -127,8 +127,8 @@ class Evaluation:
     def part(self, units: np.ndarray) -> "Evaluation":
         """The evaluation of some of the units, given by a mask (N,) or by their indices."""
         rows = np.arange(len(self))[units]
-        wholes = {
-            name: (lambda some, whole=whole: whole(rows[some]))
+        wholes: dict[str, Callable[[np.ndarray], float]] = {
+            name: lambda some, whole=whole: whole(rows[some])  # type: ignore[misc]
             for name, whole in self.wholes.items()
         }
         return replace(
