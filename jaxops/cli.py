@@ -331,10 +331,11 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [word for word in given if word != "--debug"]
     command: Any = tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[Fit | Predict | Evaluate | Show | Bench],
+        Fit | Predict | Evaluate | Show | Bench,  # type: ignore[arg-type]
         args=arguments,
         prog="jaxops",
         description=__doc__,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
     )
     try:
         command.run()

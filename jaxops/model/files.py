@@ -142,7 +142,7 @@ def _read(text: str, tensors: dict[str, np.ndarray], task: Task | None) -> Model
         kept = {name: x for name, x in tensors.items() if name.startswith(("params", "extra"))}
         state = _restore(task, header, kept)
     model = Model(task, state, reader, header["about"], header["versions"])
-    make = task.recipe[0] if isinstance(task, Task) and task.recipe else None
+    make: Any = task.recipe[0] if isinstance(task, Task) and task.recipe else None
     # rooms had files of their own before they had readers
     return make.finished(model) if hasattr(make, "finished") else model
 
