@@ -1,10 +1,11 @@
-"""The command line: fit, predict, evaluate, show and bench finished models.
+"""The command line: fit, predict, evaluate, show, bench and size finished models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
     jaxops evaluate churn.safetensors test.csv
     jaxops show churn.safetensors
     jaxops bench churn.safetensors new.csv
+    jaxops size churn.safetensors --hardware H100
 
 An error is one line on stderr, with exit code 1; `--debug` shows where it comes from. Exit code 2
 is a command that cannot be read, and 130 one that was interrupted.
@@ -28,7 +29,10 @@ from jaxops._optional import require
 from jaxops.data import tables
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
+from jaxops.optim import adam
+from jaxops.task import example
 from jaxops.train.clock import peak_memory
+from jaxops.train.size import size
 
 if TYPE_CHECKING:
     import tyro
@@ -218,6 +222,31 @@ class Bench:
         print(_table.table([row]))
 
 
+@dataclass(frozen=True)
+class Size:
+    """Say what training a model's task further needs of a machine: memory, and seconds a step."""
+
+    model: tyro.conf.Positional[Path]
+    """the model file"""
+    batch_size: int = 256
+    """rows of a step"""
+    hardware: str = "H100"
+    """a name in `jaxops.devices.hardware.HARDWARE`"""
+    compute: str = "float32"
+    """float32, bfloat16 or float16"""
+
+    def run(self) -> None:
+        """Trace one step with Adam; nothing is run."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        task, _ = load(self.model).trained()
+        rows = {
+            name: jax.ShapeDtypeStruct((self.batch_size, *column.shape[1:]), column.dtype)
+            for name, column in example(task.columns).items()
+        }
+        print(size(task, rows, optimizer=adam(1e-3), compute=self.compute, hardware=self.hardware))
+
+
 def room_of(model: Model, path: Any) -> Any:
     """The module of the room that a model is of.
 
@@ -331,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [word for word in given if word != "--debug"]
     command: Any = tyro.cli(
-        Fit | Predict | Evaluate | Show | Bench,  # type: ignore[arg-type]
+        Fit | Predict | Evaluate | Show | Bench | Size,
         args=arguments,
         prog="jaxops",
         description=__doc__,

@@ -82,6 +82,8 @@ def test_evaluate_show_bench(folder, capsys):
         assert word in printed
     assert cli.main(["bench", model_file(folder), f"{folder}/new.parquet", "--rounds", "1"]) == 0
     assert "rows/s" in capsys.readouterr().out
+    assert cli.main(["size", model_file(folder), "--hardware", "A100"]) == 0
+    assert "A100" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,7 @@ def test_evaluate_show_bench(folder, capsys):
         (["evaluate", "MODEL", "PARQUET"], "must have a column 'left', got age, plan"),
         (["show", "CSV"], "path must be a model file"),
         (["bench", "MODEL", "CSV", "--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["size", "MODEL", "--hardware", "none"], "hardware must be"),
         (
             ["fit", "tabular", "CSV", "--label", "left", "--out", "m", "--method", "open('x')"],
             "method must be such as \"MLP(dropout=0.1)\", of jaxops.tabular, got open('x')",
@@ -139,5 +142,6 @@ def test_each_command_as_a_process(tmp_path, folder):
     assert "accuracy" in run("evaluate", model, data)
     assert "parameters" in run("show", model)
     assert "rows/s" in run("bench", model, data, "--rounds", 1)
+    assert "H200" in run("size", model, "--hardware", "H200")
     assert run("show", data, code=1).startswith("jaxops: error: path must be a model file")
     run("fit", "tabular", code=2)
