@@ -39,7 +39,7 @@ BUDGET = {
     "tests/model": 40,
     "tests/nn": 120,
     "tests/recommend": 180,
-    "tests/tabular": 10,
+    "tests/tabular": 30,
     "tests/text": 60,
     "tests/train": 150,
     "tests/trust": 20,

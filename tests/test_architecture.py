@@ -28,7 +28,8 @@ LAYERS = (
     ("transforms",),
     ("step",),
     ("train",),
-    ("model", "trust", "nnx"),
+    ("trust", "nnx"),
+    ("model",),
     ROOMS,
     ("cli",),
     ("",),  # jaxops itself, which only names what is below it

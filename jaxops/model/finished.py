@@ -81,15 +81,30 @@ class Model:
         """
         if self.reader is not None:
             return self.reader.predict(self, data, **options)
-        from jaxops.train.evaluation import predict
-
-        task, state = self.trained()
+        task, _ = self.trained()
         if not isinstance(data, Mapping):
             names = [column.name for column in task.columns if not column.target]
             if len(names) != 1:
                 raise ValueError(f"data must be the columns {names} by name, got one array")
             data = {names[0]: np.asarray(data)}
-        return predict(task, state, data, **options)
+        return self.outputs(data, **options)
+
+    def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
+        """What the task (or a `Blend` of several) predicts for encoded columns, in order.
+
+        Args:
+            columns: arrays (N, ...) by name, as `task.columns` says, or a stream of batches.
+            batch_size: rows in one call of the device.
+
+        Raises:
+            ValueError: another closed form.
+        """
+        from jaxops.train.evaluation import predict
+
+        if hasattr(self.task, "outputs"):
+            return self.task.outputs(columns, batch_size)
+        task, state = self.trained()
+        return predict(task, state, columns, batch_size=batch_size)
 
     def apply(self, columns: Batch) -> Any:
         """What the task predicts for encoded columns; a pure function, for `jax.jit`.

@@ -17,7 +17,6 @@ from jaxops.data.encoders import Encoder, encode, fit_encoder
 from jaxops.data.tables import Source, csv_frame, source_frame
 from jaxops.model.finished import Model, frame
 from jaxops.task import recorded
-from jaxops.train.evaluation import predict
 
 __all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder", "read"]
 
@@ -190,10 +189,9 @@ class TableReader:
             batch_size: rows in one call of the device.
             first: the number of the first row, where rows have no ids.
         """
-        task, state = model.trained()
         ids, columns = self.columns(data)
         ids = ids + first if self.id is None else ids
-        return self.answer(task, ids, predict(task, state, columns, batch_size=batch_size))
+        return self.answer(model.task, ids, model.outputs(columns, batch_size))
 
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""

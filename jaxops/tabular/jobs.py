@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ from jaxops.data.encoders import fit_encoder
 from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
+from jaxops.model.selection import best_of
 from jaxops.tabular.data import BINS, TableReader, encode_target, label_of, of_classes, read
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
 from jaxops.tabular.tasks import classifier, regressor
-from jaxops.train.evaluation import predict
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping
 from jaxops.trust.evaluation import Evaluation
@@ -53,7 +53,8 @@ def fit(
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
         method: a Flax module, features (B, d) float32 to outputs (B, outputs), such as `MLP()`.
-            An attribute `outputs` is set to what the label needs.
+            An attribute `outputs` is set to what the label needs. Of a list each is trained in
+            turn; the result is the one with the best validation loss, or a blend of them.
         label: the column to predict.
         id: the column of the rows' ids, which answers repeat; it is no feature.
         drop: columns to leave out.
@@ -86,7 +87,53 @@ def fit(
     True
     """
     start = time.monotonic()
-    table = read(data)
+    parts = _parts(read(data), label, id, drop, groups, validation, classes, seed)
+    if progress and parts.left_out:
+        print(f"left out, as they look like identifiers: {', '.join(parts.left_out)}")
+    options = {"seed": seed, "progress": progress, **options}
+    left = seconds(budget) - (time.monotonic() - start)
+    if isinstance(method, list | tuple):
+        target = parts.validation["label"]
+        return best_of(
+            method,
+            lambda one, left: _trained(one, parts, left, options),
+            "log_loss" if parts.reader.encoder.classes else "mse",
+            lambda outputs: _loss(outputs, target, bool(parts.reader.encoder.classes)),
+            left,
+            progress,
+        )
+    model, scored = _trained(method, parts, left, options)
+    if progress:
+        print(f"validation, {len(scored):,} rows\n{scored}")
+    return model
+
+
+class Parts(NamedTuple):
+    """A table, ready to train on.
+
+    Attributes:
+        reader: learned from the train rows.
+        train: the columns of the task.
+        validation: the same of the validation rows.
+        left_out: names of columns that look like identifiers.
+    """
+
+    reader: TableReader
+    train: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+    left_out: list[str]
+
+
+def _parts(
+    table: dict[str, np.ndarray],
+    label: str,
+    id: str | None,
+    drop: Sequence[str],
+    groups: str | None,
+    validation: Any,
+    classes: bool | None,
+    seed: int,
+) -> Parts:
     _check_columns(table, label, id, groups, drop)
     classes = _names_classes(table[label]) if classes is None else classes
     table[label] = label_of(label, table[label], classes)
@@ -98,28 +145,26 @@ def fit(
     kept = {name: column for name, column in rest.items() if name not in dropped}
     encoder = _encoder(kept, label, classes)
     reader = TableReader(encoder, id, unit="" if classes else label)
-    columns = encode_target(encoder, kept)
     if held is None:
-        _, validation = reader.columns(validation, label=True)
+        _, columns = reader.columns(validation, label=True)
     else:
-        validation = encode_target(encoder, held)
-    task = _task(method or TabM(), encoder, columns)
-    defaults = recipe(len(columns["label"]), seconds(budget) - (time.monotonic() - start))
-    state = train(
-        task,
-        columns,
-        validation=validation,
-        **{**defaults, "seed": seed, "progress": progress, **options},
-    )
-    about = {"data": fingerprint(columns), "rows": len(columns["label"]), "left out": left_out}
-    model = Model(task, state._replace(opt_state=()), reader, about)
-    scored = _scored(model, np.arange(len(validation["label"])), validation)
+        columns = encode_target(encoder, held)
+    return Parts(reader, encode_target(encoder, kept), columns, left_out)
+
+
+def _trained(
+    method: Any, parts: Parts, left: float, options: dict[str, Any]
+) -> tuple[Model, Evaluation]:
+    """A model, and its scores on the validation rows."""
+    task = _task(method or TabM(), parts.reader.encoder, parts.train)
+    count = len(parts.train["label"])
+    settings = recipe(count, left) | options
+    state = train(task, parts.train, validation=parts.validation, **settings)
+    about = {"data": fingerprint(parts.train), "rows": count, "left out": parts.left_out}
+    model = Model(task, state._replace(opt_state=()), parts.reader, about)
+    scored = _scored(model, np.arange(len(parts.validation["label"])), parts.validation)
     about["validation"] = scored.figures()
-    if progress:
-        if left_out:
-            print(f"left out, as they look like identifiers: {', '.join(left_out)}")
-        print(f"validation, {len(scored):,} rows\n{scored}")
-    return model
+    return model, scored
 
 
 def recipe(count: int, left: float) -> dict[str, Any]:
@@ -187,18 +232,27 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
 
 
 def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> Evaluation:
-    task, state = model.trained()
-    target = columns["label"]
-    output = predict(task, state, {"features": columns["features"]})
-    if not task.classes:
+    classes, target = model.task.classes, columns["label"]
+    output = model.outputs({"features": columns["features"]})
+    if not classes:
         return _of_numbers(ids, output, target)
     p = of_classes(output).astype(np.float64)
-    own = np.clip(p[np.arange(len(p)), target], 1e-15, None)
-    values = {"accuracy": (p.argmax(1) == target).astype(float), "log_loss": -np.log(own)}
-    wholes = {} if len(task.classes) > 2 else {"auc": lambda rows: _auc(p[rows, 1], target[rows])}
+    values = {"accuracy": (p.argmax(1) == target).astype(float), "log_loss": _log_loss(p, target)}
+    wholes = {} if len(classes) > 2 else {"auc": lambda rows: _auc(p[rows, 1], target[rows])}
     return Evaluation(
-        "row", ids, values, wholes, frozenset({"log_loss"}), parts={"probabilities": p}
+        "row", ids, values, wholes, frozenset({"log_loss"}), parts={"outputs": output}
     )
+
+
+def _loss(outputs: np.ndarray, target: np.ndarray, classes: bool) -> float:
+    """What `best_of` compares by: the log loss of probabilities, the squared error of numbers."""
+    if classes:
+        return float(_log_loss(of_classes(outputs), target).mean())
+    return float(((outputs - target) ** 2).mean())
+
+
+def _log_loss(p: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return -np.log(np.clip(p[np.arange(len(p)), target], 1e-15, None))
 
 
 def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Evaluation:
@@ -210,7 +264,7 @@ def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Eval
     }
     values = {"mae": np.abs(error), "mse": mse}
     smaller = frozenset({"mae", "mse", "rmse"})
-    return Evaluation("row", ids, values, wholes, smaller, parts={"values": output})
+    return Evaluation("row", ids, values, wholes, smaller, parts={"outputs": output})
 
 
 def _auc(p: np.ndarray, target: np.ndarray) -> float:

@@ -88,11 +88,25 @@ def test_many_classes_and_numbers():
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=1e-5)
 
     table = {"age": AGE, "spent": 1000 + 10 * AGE + RNG.normal(size=N)}
-    model = tabular.fit(table, tabular.TabM((16,), members=4), label="spent", progress=False)
+    model = tabular.fit(table, tabular.TabM((16,), members=4), label="spent", progress=False, epochs=80)
     answer = model.predict({"age": [30, 50]})
     np.testing.assert_allclose(answer.values, [1300, 1500], atol=10)
     figures = tabular.evaluate(model, table).figures()
     assert figures["rmse"] == pytest.approx(figures["mse"] ** 0.5) and figures["r2"] > 0.99
+
+
+def test_several_methods(model, tmp_path, capsys):
+    methods = [tabular.MLP(()), tabular.MLP((16,)), tabular.TabM((8,), members=2)]
+    best = tabular.fit(TABLE, methods, label="left", id="customer", epochs=6)
+    assert "3: TabM" in capsys.readouterr().out
+    losses = best.about["methods"]
+    assert [name.split()[1] for name in losses] == ["MLP", "MLP", "TabM"]
+    assert best.about["validation"]["log_loss"] <= min(losses.values())
+    jo.save(tmp_path / "best.model", best)
+    again = jo.load(tmp_path / "best.model").predict(TABLE)
+    np.testing.assert_allclose(again.probabilities, best.predict(TABLE).probabilities, atol=1e-6)
+    one = tabular.fit(TABLE, methods, label="left", budget=1e-9, epochs=1, progress=False)
+    assert len(one.about["methods"]) == 1
 
 
 def test_new_rows(model):
