@@ -43,7 +43,7 @@ class Encoder(NamedTuple):
     def names(self) -> list[str]:
         """The features' names in order: numbers, indicators of missing ones, text indicators."""
         return [
-            *self.mean,
+            *(name for name in self.mean if name not in self.edges),
             *(f"{name} missing" for name in self.missing),
             *(f"{name}={value}" for name, values in self.values.items() for value in values),
             *(f"{name}>{e:g}" for name, edges in self.edges.items() for e in edges[:-1]),
@@ -62,8 +62,10 @@ def fit_encoder(
         columns: name -> (N,), numbers (NaN is a missing value) or text.
         drop: columns to leave out, such as identifiers.
         label: the target column, text or whole numbers.
-        bins: encode each number also piecewise linearly, in at most so many bins with as many
-            train rows in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556); 0 does not.
+        bins: encode each number piecewise linearly, in about so many bins with as many train rows
+            in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than
+            its bin counts as one bin, and the rest are divided as if it were no more frequent. 0
+            standardises.
 
     Raises:
         ValueError: a missing column, one that is not one-dimensional, has no value, is infinite
@@ -97,8 +99,7 @@ def fit_encoder(
             encoder.mean[name] = float(present[0] if constant else present.mean())
             encoder.std[name] = 1.0 if constant else float(present.std())
             if bins and not constant:
-                edges = np.unique(np.quantile(present, np.linspace(0, 1, bins + 1)))
-                encoder.edges[name] = edges.tolist()
+                encoder.edges[name] = _edges(present, bins)
             if len(present) < count:
                 encoder.missing.append(name)
             continue
@@ -119,7 +120,7 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     """Turn raw columns into features, as an encoder learned from the train rows.
 
     A number becomes (x - mean) / std, and 0 where it is missing. A text has one indicator for each
-    train value, all 0 for a value that is new. With `bins`, a number x has also one feature for
+    train value, all 0 for a value that is new. With `bins`, a number x has instead one feature for
     each bin from a to b: min(max((x - a) / (b - a), 0), 1), where the first bin has no lower and
     the last no upper bound. Columns that the encoder does not know are ignored.
 
@@ -148,6 +149,7 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     scaled = [
         np.nan_to_num((value - encoder.mean[name]) / encoder.std[name])
         for name, value in numbers.items()
+        if name not in encoder.edges
     ]
     absent = [np.isnan(numbers[name]) for name in encoder.missing]
     one_hot = [
@@ -165,6 +167,19 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     for name in targets:
         encoded["label"] = _numbered(name, encoder.classes, columns[name])
     return encoded
+
+
+def _edges(x: np.ndarray, bins: int) -> list[float]:
+    """Edges of bins with about equally many of the values (N,), each value of at most one bin."""
+    values, counts = np.unique(x, return_counts=True)
+    most = len(x) / bins
+    shares = np.minimum(counts, most)
+    middle = (np.cumsum(shares) - shares / 2) / shares.sum()
+    inner = np.interp(np.linspace(0, 1, bins + 1)[1:-1], middle, values)
+    frequent = np.flatnonzero(counts > most)  # one bin from each to the value after it
+    alone = np.concatenate([frequent, np.minimum(frequent + 1, len(values) - 1)])
+    edges = np.concatenate([values[[0, -1]], inner, values[alone]])
+    return np.unique(edges).tolist()
 
 
 def _pieces(x: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:

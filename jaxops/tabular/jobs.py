@@ -45,8 +45,8 @@ def fit(
 ) -> Model:
     """Train a model on a table, to predict one of its columns.
 
-    The default method is `TabM` over numbers that are standardised and encoded piecewise linearly,
-    and indicators of text values. Rows are held out for validation, which decides when to stop;
+    The default method is `TabM` over numbers that are encoded piecewise linearly, and indicators of
+    text values. Rows are held out for validation, which decides when to stop;
     the reader is learned from the other rows alone. A text column in which nearly every row has
     another value is left out, and printed.
 

@@ -65,7 +65,7 @@ class TabM(nn.Module):
     (2, 4, 1)
     """
 
-    widths: tuple[int, ...] = (256, 256)
+    widths: tuple[int, ...] = (128, 128)
     outputs: int = 1
     members: int = 16
     dropout: float = 0.1

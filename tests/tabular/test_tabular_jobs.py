@@ -88,7 +88,9 @@ def test_many_classes_and_numbers():
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=1e-5)
 
     table = {"age": AGE, "spent": 1000 + 10 * AGE + RNG.normal(size=N)}
-    model = tabular.fit(table, tabular.TabM((16,), members=4), label="spent", progress=False, epochs=80)
+    model = tabular.fit(
+        table, tabular.TabM((16,), members=4), label="spent", progress=False, epochs=80
+    )
     answer = model.predict({"age": [30, 50]})
     np.testing.assert_allclose(answer.values, [1300, 1500], atol=10)
     figures = tabular.evaluate(model, table).figures()
