@@ -175,7 +175,7 @@ def _edges(x: np.ndarray, bins: int) -> list[float]:
     most = len(x) / bins
     shares = np.minimum(counts, most)
     middle = (np.cumsum(shares) - shares / 2) / shares.sum()
-    inner = np.interp(np.linspace(0, 1, bins + 1)[1:-1], middle, values)
+    inner = values[np.searchsorted(middle, np.linspace(0, 1, bins + 1)[1:-1])]
     frequent = np.flatnonzero(counts > most)  # one bin from each to the value after it
     alone = np.concatenate([frequent, np.minimum(frequent + 1, len(values) - 1)])
     edges = np.concatenate([values[[0, -1]], inner, values[alone]])
