@@ -63,9 +63,8 @@ def fit_encoder(
         drop: columns to leave out, such as identifiers.
         label: the target column, text or whole numbers.
         bins: encode each number piecewise linearly, in about so many bins with as many train rows
-            in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than
-            its bin counts as one bin, and the rest are divided as if it were no more frequent. 0
-            standardises.
+            in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than a
+            bin has one of its own, and the other values share the rest. 0 standardises.
 
     Raises:
         ValueError: a missing column, one that is not one-dimensional, has no value, is infinite
@@ -170,16 +169,16 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
 
 
 def _edges(x: np.ndarray, bins: int) -> list[float]:
-    """Edges of bins with about equally many of the values (N,), each value of at most one bin."""
+    """Edges of bins: one from each value that fills a bin, and of as many of the others."""
     values, counts = np.unique(x, return_counts=True)
-    most = len(x) / bins
-    shares = np.minimum(counts, most)
-    middle = (np.cumsum(shares) - shares / 2) / shares.sum()
-    inner = values[np.searchsorted(middle, np.linspace(0, 1, bins + 1)[1:-1])]
-    frequent = np.flatnonzero(counts > most)  # one bin from each to the value after it
-    alone = np.concatenate([frequent, np.minimum(frequent + 1, len(values) - 1)])
-    edges = np.concatenate([values[[0, -1]], inner, values[alone]])
-    return np.unique(edges).tolist()
+    frequent = np.flatnonzero(counts > len(x) / bins)
+    after = np.minimum(frequent + 1, len(values) - 1)
+    edges = [values[[0, -1]], values[frequent], values[after]]
+    others = x[~np.isin(x, values[frequent])]
+    if len(others):
+        shares = np.linspace(0, 1, max(bins - len(frequent), 1) + 1)
+        edges.append(np.quantile(others, shares, method="nearest"))
+    return np.unique(np.concatenate(edges)).tolist()
 
 
 def _pieces(x: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
