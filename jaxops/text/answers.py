@@ -1,6 +1,6 @@
 """Answers to questions from passages, with a model that learned where an answer starts and ends.
 
-    text.answer(model, "what is the code of the door?", passages).text
+text.answer(model, "what is the code of the door?", passages).text
 """
 
 import functools
@@ -113,9 +113,7 @@ class PassageReader:
         return Answers(ids, texts, *rest)
 
 
-def answer(
-    model: Model, question: str, passages: Sequence[str], longest: int = 30
-) -> Answer:
+def answer(model: Model, question: str, passages: Sequence[str], longest: int = 30) -> Answer:
     """The part of the passages that answers a question best.
 
     Args:

@@ -1,10 +1,10 @@
 """What users ask of a finished model: `classify` texts, `search` documents.
 
-    model = text.fit("tickets.csv", text="message", label="team")
-    text.classify(model, ["where is my card?"])[0].label
+model = text.fit("tickets.csv", text="message", label="team")
+text.classify(model, ["where is my card?"])[0].label
 
-    found = text.search(["where is my card?"], text.index(documents, encode), k=5, encode=encode)
-    passages = [documents[i] for i in found.documents[0]]
+found = text.search(["where is my card?"], text.index(documents, encode), k=5, encode=encode)
+passages = [documents[i] for i in found.documents[0]]
 """
 
 import warnings
@@ -23,6 +23,7 @@ from jaxops.trust.calibration import scaled, temperature
 
 FUSED = 100
 """The smallest number of documents that `search` takes from each ranking to fuse them."""
+LEAST = 0.25  # temperature; where all validation texts are right the likelihood is largest at 0
 
 
 class Decision(NamedTuple):
@@ -45,9 +46,7 @@ class Decision(NamedTuple):
     words: tuple[tuple[str, float], ...] = ()
 
 
-def calibrate(
-    model: Model, texts: Sequence[str], labels: np.ndarray, keep: float = 0.95
-) -> Model:
+def calibrate(model: Model, texts: Sequence[str], labels: np.ndarray, keep: float = 0.95) -> Model:
     """Fit the temperature and the threshold on validation texts.
 
     The temperature minimises the validation loss; the threshold is the quantile of the largest
@@ -85,7 +84,7 @@ def calibrated(
     reader: TextReader, probabilities: np.ndarray, labels: np.ndarray, keep: float
 ) -> TextReader:
     """The reader with temperature and threshold of validation texts, see `calibrate`."""
-    t = temperature(probabilities, labels)
+    t = max(temperature(probabilities, labels), LEAST)
     threshold = np.quantile(scaled(probabilities, t).max(1), 1 - keep)
     return replace(reader, temperature=t, threshold=float(threshold))
 
@@ -112,9 +111,7 @@ def reader_of_one(model: Model) -> TextReader:
     return reader
 
 
-def classify(
-    model: Model, texts: Source | Sequence[str], words: bool = True
-) -> list[Decision]:
+def classify(model: Model, texts: Source | Sequence[str], words: bool = True) -> list[Decision]:
     """Label, calibrated probability, scope, and the evidence of each word.
 
     The evidence of a word is measured by leaving it out: the text is classified once more for each
@@ -229,7 +226,8 @@ class Hits(NamedTuple):
             is no document.
         scores: float32 (B, k), comparable within a row; -inf where there is no document.
 
-    >>> Hits(np.arange(1), np.array([[7, -1]]), np.array([[2.0, -np.inf]])).frame().document.tolist()
+    >>> one = Hits(np.arange(1), np.array([[7, -1]]), np.array([[2.0, -np.inf]]))
+    >>> one.frame().document.tolist()
     [7]
     """
 

@@ -1,4 +1,4 @@
-"""One call a job: `fit` a finished classifier to texts, `evaluate` it, `update` it with new ones."""
+"""One call a job: `fit` a classifier to texts, `evaluate` it, `update` it with new texts."""
 
 import time
 from collections.abc import Sequence
@@ -120,10 +120,10 @@ def fit(
     once = {"early_stopping", "checkpoints"} & options.keys()
     if isinstance(validation, float) and early and not once:
         model = replace(model, state=_on_all(task, columns, settings, options))
-    model.about |= {"rows": len(texts), "validation": scored.figures()}
+    about = model.about | {"rows": len(texts), "validation": scored.figures()}
     if progress:
         print(f"validation, {len(scored):,} texts\n{scored}")
-    return model
+    return replace(model, about=about)
 
 
 def recipe(
@@ -230,9 +230,7 @@ def _context(lengths: Sequence[int], most: int) -> int:
 
 
 def _task(method: Any, read: Reader, classes: tuple[str, ...], many: bool) -> Any:
-    module = method or NGramBag(
-        read.vocabulary, len(classes), dropout=0.1, hidden_dropout=0.1
-    )
+    module = method or NGramBag(read.vocabulary, len(classes), dropout=0.1, hidden_dropout=0.1)
     if hasattr(module, "config"):
         module = module.clone(config=replace(module.config, vocabulary=read.vocabulary))
     elif hasattr(module, "vocabulary"):

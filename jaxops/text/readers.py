@@ -91,6 +91,7 @@ class TextReader:
     """
 
     room: ClassVar[str] = "text"
+    streams: ClassVar[bool] = True  # rows are independent
     read: Reader
     text: str = "text"
     label: str = "label"
@@ -129,12 +130,15 @@ class TextReader:
         names = names_of(self.label, table[self.label], self.separator, many)
         return ids, {**self.read(table[self.text]), "label": labels(names, classes, many)}
 
-    def predict(self, model: Model, data: Source | Sequence[str]) -> Classes | Vectors:
+    def predict(
+        self, model: Model, data: Source | Sequence[str], first: int = 0
+    ) -> Classes | Vectors:
         """Classes with their probabilities, or vectors, for texts.
 
         Args:
             model: the model.
             data: see `texts`.
+            first: the number of the first text, where texts have no ids.
 
         Raises:
             ValueError: as `texts`, or a reader of another vocabulary than the module's.
@@ -147,6 +151,7 @@ class TextReader:
                 f"{self.read.vocabulary:,}; it is the reader of another model"
             )
         ids, texts = self.texts(data)
+        ids = ids + first if ids.dtype.kind == "i" else ids
         outputs = predict(task, state, self.read(texts))
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
 
@@ -222,9 +227,7 @@ def _absent(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and np.isnan(cell))
 
 
-def names_of(
-    label: str, cells: Sequence[Any], separator: str | None, many: bool
-) -> list[Any]:
+def names_of(label: str, cells: Sequence[Any], separator: str | None, many: bool) -> list[Any]:
     """The names of each text's class, or of its classes.
 
     Args:

@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 
 import jaxops as jo
-from jaxops import forecast, recommend, text
+from jaxops import forecast, recommend
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "v0_1"
 ANSWERS = np.load(FOLDER / "answers.npz")
@@ -45,7 +45,7 @@ def series(values, known):
 def answered(name, path):
     kind = name.split("_")[0]
     if kind == "decisions":
-        return text.load(path).probabilities(TEXTS)
+        return jo.load(path).predict(TEXTS).probabilities
     if kind == "recommend":
         users = {"age": np.array([1.0, 2.0, 3.0])} if name == "recommend_two_tower" else None
         model = recommend.load(path)
