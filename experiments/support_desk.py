@@ -113,8 +113,8 @@ def train_router(settings: Settings, seed: int, texts: Texts, log: common.Log) -
         reports=log,
     )
     part = texts.validation
-    model = jo.Model(task, state, text.TextReader(READ))
-    return text.calibrate(model, part["text"], part["label"], settings.keep)
+    router = jo.Model(task, state, text.TextReader(READ))
+    return text.calibrate(router, part["text"], part["label"], settings.keep)
 
 
 def train_encoder(settings: Settings, seed: int, texts: Texts) -> tuple[jo.Task, jo.TrainState]:

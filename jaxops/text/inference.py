@@ -46,7 +46,9 @@ class Decision(NamedTuple):
     words: tuple[tuple[str, float], ...] = ()
 
 
-def calibrate(model: Model, texts: Sequence[str], labels: np.ndarray, keep: float = 0.95) -> Model:
+def calibrate(
+    model: Model, texts: Source | Sequence[str], labels: np.ndarray, keep: float = 0.95
+) -> Model:
     """Fit the temperature and the threshold on validation texts.
 
     The temperature minimises the validation loss; the threshold is the quantile of the largest
@@ -54,7 +56,7 @@ def calibrate(model: Model, texts: Sequence[str], labels: np.ndarray, keep: floa
 
     Args:
         model: of `text.classifier`, with one label a text, and a `TextReader`.
-        texts: N validation texts, all in scope.
+        texts: N validation texts, all in scope; see `TextReader.texts`.
         labels: (N,) integers, their classes.
         keep: share of these texts that the threshold leaves in scope.
 
@@ -208,12 +210,12 @@ def search(
     >>> found.documents.tolist()
     [[1, 2]]
     """
-    index = inside(index, lambda part: isinstance(part, Index), "an index of documents")
+    known: Index = inside(index, lambda part: isinstance(part, Index), "an index of documents")
     if encode is None:
-        return by_words(queries, index, k)
-    check_queries(queries, index, k)
-    count = min(max(k, FUSED), len(index.words.lengths))
-    rankings = by_words(queries, index, count), by_vectors(queries, index, encode, count)
+        return by_words(queries, known, k)
+    check_queries(queries, known, k)
+    count = min(max(k, FUSED), len(known.words.lengths))
+    rankings = by_words(queries, known, count), by_vectors(queries, known, encode, count)
     return fuse([found.documents for found in rankings], k)
 
 

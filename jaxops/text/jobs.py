@@ -84,6 +84,7 @@ def fit(
     >>> model = text.fit(table, text.NGramBag(256, 2, width=4), epochs=20, progress=False)
     >>> model.predict(["the pin", "lost card"]).labels.tolist()
     ['pin', 'card']
+    >>> model = text.update(model, table, epochs=1, progress=False)
     >>> text.evaluate(model, table).figures()["accuracy"]
     1.0
     """

@@ -270,8 +270,11 @@ def _of_0_1(model: Model) -> Model:
     length = {"length": "context"}  # as jaxops 0.1 called it
     read: Reader
     if "ngrams" in about:
-        settings = {length.get(name, name): value for name, value in about["ngrams"].items()}
-        read = NGrams(**{n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()})
+        settings: dict[str, Any] = {
+            length.get(name, name): value for name, value in about["ngrams"].items()
+        }
+        settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
+        read = NGrams(**settings)
     else:
         context = about["context"] if "context" in about else about["length"]
         read = Tokens(Tokenizer.from_json(about["tokenizer"]), context)

@@ -22,8 +22,8 @@ from jaxops.model.topk import top_k
 from jaxops.task import recorded
 
 Encode = Callable[[Sequence[str]], Any] | Model
-"""Texts to vectors (B, D), or a model of `text.contrastive` with a `text.TextReader`. The larger the
-product of two vectors, the better the texts match."""
+"""Texts to vectors (B, D), or a model of `text.contrastive` with a `text.TextReader`; the larger
+the product of two vectors, the better the texts match."""
 
 RANK_CONSTANT = 60
 """The constant of reciprocal rank fusion, as its authors chose it."""

@@ -98,7 +98,7 @@ def test_several_labels(tags):
         wanted = metrics.f1_score(target, told, average=average)
         assert figures[f"{average}_f1"] == pytest.approx(wanted)
     assert figures["accuracy"] == metrics.accuracy_score(target, told) > 0.8
-    with pytest.raises(ValueError, match="got many=True; use model.predict"):
+    with pytest.raises(ValueError, match=r"got many=True; use model\.predict"):
         text.classify(tags, TEXTS)
 
 
@@ -136,7 +136,8 @@ QUESTIONS = {"question": ["where is it", "please"], "passage": ["it is lost now"
 CHILD = """
 import sys, numpy as np, jaxops as jo
 folder, message, question, passage = sys.argv[1], *(a.split("|") for a in sys.argv[2:])
-models = {n: jo.load(f"{folder}/{n}.model") for n in ("model", "tags", "vectors", "reader", "library")}
+names = ("model", "tags", "vectors", "reader", "library")
+models = {n: jo.load(f"{folder}/{n}.model") for n in names}
 found = models["library"].predict(message, k=3, encode=models["vectors"])
 said = models["reader"].predict({"question": question, "passage": passage})
 np.savez(f"{folder}/said.npz", model=models["model"].predict(message).probabilities,
@@ -195,7 +196,9 @@ def test_texts_and_labels_that_cannot_be(model):
         fitted(team=[None if i == 3 else one for i, one in enumerate(TEAM)])
     with pytest.raises(ValueError, match="texts must not be empty, got an empty text in row 4"):
         fitted(message=["" if i == 4 else one for i, one in enumerate(TEXTS)])
-    with pytest.raises(ValueError, match="label must be one of 3 classes .*, got 'other' in row 0"):
+    with pytest.raises(
+        ValueError, match=r"label must be one of 3 classes .*, got 'other' in row 0"
+    ):
         text.evaluate(model, {**TABLE, "team": ["other"] * N})
     with pytest.raises(ValueError, match="data must be a file, a frame or arrays with the columns"):
         text.fit(TEXTS)
