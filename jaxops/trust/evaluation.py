@@ -31,6 +31,8 @@ class Evaluation:
             a figure that is no mean, such as the area under the ROC curve.
         smaller: the metrics of which a smaller value is better.
         neutral: the metrics of which neither direction is better in itself, such as coverage.
+        bare: the wholes that have no interval, as they grow with the number of units, such as the
+            share of a catalogue that is shown.
         block: number of consecutive units that are correlated; 1 for independent units.
         parts: more arrays of N rows, such as the predictions.
 
@@ -50,6 +52,7 @@ class Evaluation:
     wholes: dict[str, Callable[[np.ndarray], float]] = field(default_factory=dict)
     smaller: frozenset[str] = frozenset()
     neutral: frozenset[str] = frozenset()
+    bare: frozenset[str] = frozenset()
     block: int = 1
     parts: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -71,7 +74,8 @@ class Evaluation:
             step: which step ahead, from 0, for a metric with steps; None for the mean over steps.
 
         Returns:
-            The bounds are NaN where there are fewer than 20 independent units or blocks.
+            The bounds are NaN for a metric in `bare`, and where there are fewer than 20 independent
+            units or blocks.
 
         Raises:
             ValueError: a metric or a step that is not there.
@@ -80,7 +84,7 @@ class Evaluation:
             if step is not None:
                 raise ValueError(f"step must be None for {metric!r}, got {step}")
             figure = self.wholes[metric](np.arange(len(self)))
-            if len(self) // self.block < BLOCKS:
+            if metric in self.bare or len(self) // self.block < BLOCKS:
                 return Interval(figure, np.nan, np.nan)
             drawn = [self.wholes[metric](rows) for rows in _samples(len(self), self.block)]
             return Interval(figure, *_bounds(np.array(drawn), coverage))
