@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from jaxops import recommend
-from jaxops.recommend import Evaluation, Histories, Recommender, ranking
+from jaxops.recommend import Histories, Recommender, ranking
 
 
 @dataclass(frozen=True)
@@ -116,67 +116,32 @@ def test_segments_make_the_whole():
     labels = np.where([len(row) < 20 for row in histories], "short", "long")
     parts = recommend.segments(whole, labels)
     assert list(parts) == ["long", "short"]
-    assert [labels[u] for u in parts["short"].parts["users"]] == ["short"] * len(
-        parts["short"].parts["users"]
-    )
+    short = parts["short"].ids
+    assert [labels[u] for u in short] == ["short"] * len(short)
     alone = recommend.evaluated(
         recommender,
         lists(histories),
         lists([t if label == "short" else [] for t, label in zip(targets, labels, strict=True)]),
     )
     assert alone.figures() == parts["short"].figures()
-    assert sum(len(part.ids) for part in parts.values()) == len(whole.parts["users"])
+    assert sum(len(part) for part in parts.values()) == len(whole)
     with pytest.raises(
         ValueError, match=r"labels must be one for each user, \(U,\) with U at least \d+, got shape"
     ):
         recommend.segments(whole, labels[:-2])
 
 
-def evaluation(hits, lists=None):
-    users = np.arange(len(hits))
-    lists = np.zeros((len(hits), 1), np.int32) if lists is None else lists
-    values = {"hr@1": hits.astype(float), "novelty@1": np.full(len(hits), 2.0)}
-    return Evaluation(1, 4, users, np.ones((len(hits), 1)), lists, values)
-
-
-def test_the_best_is_marked_only_where_it_is_known():
-    hits = np.arange(10_000) % 20 == 0
-    more = hits | (np.arange(10_000) % 500 == 1)
-    rng = np.random.default_rng(0)
-    shuffled = rng.permutation(more)
-    rows = {"plain": evaluation(hits), "more": evaluation(more)}
-    first, second = recommend.interval(hits), str(recommend.interval(more))
-    marked = f"**{second[:6]}**{second[6:]}"
-    assert recommend.table(rows) == (
-        "| model | hr@1                        | novelty@1               | coverage@1 | gini@1 |\n"
-        "|-------|-----------------------------|-------------------------|------------|--------|\n"
-        f"| plain | {first}     | 2.0000 [2.0000, 2.0000] | 0.2500     | 0.7500 |\n"
-        f"| more  | {marked} | 2.0000 [2.0000, 2.0000] | 0.2500     | 0.7500 |"
+def test_coverage_has_no_interval_and_only_ranks_are_marked():
+    recommender, histories, targets = some()
+    mirrored = replace(recommender, params=-recommender.params)
+    one, other = (
+        recommend.evaluated(model, lists(histories), lists(targets))
+        for model in (recommender, mirrored)
     )
-    # as good in the mean as the best, of other users: nothing is known of the three
-    rows["shuffled"] = evaluation(shuffled)
-    assert "**" not in recommend.table(rows)
-    assert "**" not in recommend.table({"alone": evaluation(more)})
-
-
-def test_other_users_are_counted_and_nothing_is_marked():
-    parts = recommend.segments(evaluation(np.arange(900) < 300), np.arange(900) // 300)
-    alone = evaluation(np.ones(1, bool))
-    rows = recommend.compare({**parts, "alone": alone}, ["hr@1"])
-    assert rows == [
-        {"model": "0", "users": "300", "hr@1": "1.0000 [1.0000, 1.0000]"},
-        {"model": "1", "users": "300", "hr@1": "0.0000 [0.0000, 0.0000]"},
-        {"model": "2", "users": "300", "hr@1": "0.0000 [0.0000, 0.0000]"},
-        {"model": "alone", "users": "1", "hr@1": "1.0000"},
-    ]
-
-
-def test_comparison_refuses():
-    one = evaluation(np.arange(9) % 2 == 0)
-    with pytest.raises(ValueError, match=r"among \['hr@1', .*'one', got \['hr@5'\]"):
-        recommend.compare({"one": one}, ["hr@5"])
-    with pytest.raises(ValueError, match="evaluations must hold at least 1, got none"):
-        recommend.compare({})
+    assert np.isnan(one.interval("coverage@10").low) and one.interval("hr@10").low >= 0
+    rows = recommend.compare({"one": one, "other": other})
+    assert not any("**" in row[f"{n}@10"] for row in rows for n in ("novelty", "coverage", "gini"))
+    assert rows[0]["coverage@10"].endswith(" [-]")
 
 
 def test_sampled_metrics_warn_and_are_those_of_a_draw():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import jaxops as jo
 from jaxops import recommend
+from jaxops.recommend.data.features import Catalogue
 from jaxops.recommend.jobs import _named
 
 USERS, ITEMS, EACH = 30, 12, 6
@@ -32,18 +34,21 @@ def fit(method, log=LOG, **options):
     return recommend.fit(log, method, **{**NAMES, "progress": False, **options})
 
 
-def sequence_model(make):
+def finished(method, params):
     """A finished model of untrained parameters, which are drawn without compiling anything."""
+    rng = np.random.default_rng(1)
+    drawn = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    ids = np.array([f"{i:03}" for i in range(ITEMS)])
+    recommender = recommend.Recommender(method, drawn, ids, np.arange(ITEMS, dtype=float))
+    return jo.Model(recommender, None, recommend.LogReader(**NAMES))
+
+
+def sequence_model(make):
     module = make(ITEMS, context=5, width=8, depth=1)
     ones = jnp.ones((1, 5), jnp.int32)
     key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: module.init(key, ones, ones, ones, method="hidden"))["params"]
-    params = jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), shapes)
-    ids = np.array([f"{i:03}" for i in range(ITEMS)])
-    recommender = recommend.Recommender(
-        recommend.SequenceModel(module), params, ids, np.ones(ITEMS)
-    )
-    return jo.Model(recommender, None, recommend.LogReader(**NAMES))
+    shapes = jax.eval_shape(lambda: module.init(key, ones, ones, ones, method="hidden"))
+    return finished(recommend.SequenceModel(module), shapes["params"])
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +58,15 @@ def model():
 
 @pytest.fixture(scope="module")
 def towers():
-    method = recommend.TwoTower(width=4, hidden=(4,), context=3)
-    tables = {"user_features": AGES, "item_features": PRICES}
-    return fit(method, **tables, epochs=1)
+    """Untrained."""
+    log = recommend.events(LOG, **NAMES, user_features=AGES, item_features=PRICES)
+    method = recommend.TwoTower.fitted(log, width=4, hidden=(4,), context=3)
+    shapes, _ = jax.eval_shape(recommend.retrieval(method, log).init, jax.random.key(0), {})
+    made = finished(method, {"network": shapes})
+    made.task.params["items"] = Catalogue.of(log, method.item_features, method.known).items
+    recommender = replace(made.task, items=log.items, counts=recommend.fitted(
+        recommend.Popularity(), log).counts)  # fmt: skip
+    return replace(made, task=recommender)
 
 
 @pytest.fixture(scope="module")
@@ -196,71 +207,82 @@ def test_several_methods_and_the_best_is_kept(capsys):
 
 def finished_models(model, towers, sequence):
     """One of every kind."""
+    wide, size = np.zeros((ITEMS, 2)), np.zeros(2)
+    gram = {"users_gram": np.zeros((2, 2)), "users": np.zeros(()), "counts": np.zeros(ITEMS)}
     every = {
         "EASE": model,
-        "IALS": fit(recommend.IALS(factors=2, sweeps=1)),
-        "BPR": fit(recommend.BPR(factors=2, epochs=1)),
         "ItemKNN": fit(recommend.ItemKNN()),
         "Popularity": fit(recommend.Popularity(half_life=2.0)),
         "TwoTower": towers,
         "sasrec": sequence,
+        "IALS": finished(recommend.IALS(factors=2), {"items": wide, "spectrum": size, **gram}),
+        "BPR": finished(recommend.BPR(factors=2), {"items": wide, "bias": wide[:, 0]}),
     }
+    every["blend"] = recommend.blend([model, every["ItemKNN"]], [0.3, 0.7], [1.0, 0.5])
     for make in (recommend.esasrec, recommend.hstu, recommend.gru4rec, recommend.bert4rec):
         every[make.__name__] = sequence_model(make)
-    every["blend"] = recommend.blend([model, every["ItemKNN"]], [0.3, 0.7], [1.0, 0.5])
     return every
 
 
 CHILD = """
-import sys, numpy as np, jaxops as jo
+import sys, numpy as np, jax, jaxops as jo
 found = {}
-for name in sys.argv[3:]:
-    answer = jo.load(f"{sys.argv[1]}/{name}.safetensors").predict(sys.argv[2], k=4)
-    found |= {f"{name} ids": np.array(answer.ids()), f"{name} scores": answer.scores}
+for name, compared in [name.split(":") for name in sys.argv[3:]]:
+    model = jo.load(f"{sys.argv[1]}/{name}.safetensors")
+    found |= {f"{name} {i}": x for i, x in enumerate(jax.tree.leaves(model.task.params))}
+    if compared:
+        answer = model.predict(sys.argv[2], k=4)
+        found |= {f"{name} ids": np.array(answer.ids()), f"{name} scores": answer.scores}
 np.savez(f"{sys.argv[1]}/answers.npz", **found)
 """
+CHEAP = ("EASE", "ItemKNN", "Popularity", "blend")
 
 
+@pytest.mark.parametrize("names", [CHEAP, pytest.param(None, marks=pytest.mark.slow)])
 def test_files_of_every_kind_answer_the_same_in_a_new_process(
-    model, towers, sequence, csv, tmp_path
+    model, towers, sequence, csv, tmp_path, names
 ):
+    """The arrays of all, and the answers of those that compile little, or of all."""
     every = finished_models(model, towers, sequence)
+    names = names or [*every]
     for name, one in every.items():
         jo.save(tmp_path / f"{name}.safetensors", one)
-    arguments = [sys.executable, "-c", CHILD, str(tmp_path), str(csv), *every]
+    compared = [f"{name}:{'yes' * (name in names)}" for name in every]
+    arguments = [sys.executable, "-c", CHILD, str(tmp_path), str(csv), *compared]
     subprocess.run(arguments, check=True, timeout=120)
     found = np.load(tmp_path / "answers.npz")
     for name, one in every.items():
-        wanted = one.predict(csv, k=4)
-        assert found[f"{name} ids"].tolist() == wanted.ids(), name
-        np.testing.assert_allclose(found[f"{name} scores"], wanted.scores, atol=1e-5, err_msg=name)
+        for i, leaf in enumerate(jax.tree.leaves(one.task.params)):
+            np.testing.assert_array_equal(found[f"{name} {i}"], leaf)
         back = jo.load(tmp_path / f"{name}.safetensors")
         assert back.reader == one.reader and back.about == one.about
         assert back.task.model == one.task.model and back.room == "recommend"
+        assert back.task.items.tolist() == one.task.items.tolist()
+    for name in names:
+        wanted = every[name].predict(csv, k=4)
+        assert found[f"{name} ids"].tolist() == wanted.ids(), name
+        np.testing.assert_allclose(found[f"{name} scores"], wanted.scores, atol=1e-5, err_msg=name)
 
 
-def test_new_events(model, sequence, towers, tmp_path):
-    new = {"customer": ["n"] * 3 + ["m"] * 2, "sku": ["new", "003", "005", "003", "005"]}
-    new["date"] = [f"2024-03-0{1 + i}" for i in range(5)]
+NEW = {
+    "customer": ["n"] * 3 + ["m"] * 2,
+    "sku": ["new", "003", "005", "003", "005"],
+    "date": [f"2024-03-0{1 + i}" for i in range(5)],
+}
+
+
+def test_new_events(model, towers, tmp_path):
     jo.save(tmp_path / "ease.safetensors", model)
-    larger = recommend.update(jo.load(tmp_path / "ease.safetensors"), new)
+    larger = recommend.update(jo.load(tmp_path / "ease.safetensors"), NEW)
     known = model.task.items.tolist()
     assert larger.task.items.tolist() == [*known, "new"] and larger.about["items"] == ITEMS + 1
-    both = {name: [*column, *new[name]] for name, column in LOG.items()}
+    both = {name: [*column, *NEW[name]] for name, column in LOG.items()}
     whole = recommend.fitted(recommend.EASE(l2=5.0), recommend.events(both, **NAMES))
     np.testing.assert_allclose(larger.task.params["gram"], whole.params["gram"], atol=1e-5)
 
-    table = np.array(sequence.task.params["embedding"]["tokens"])
-    trained = recommend.update(sequence, new, epochs=1, progress=False)
-    assert trained.predict([["new"]], k=ITEMS).places.max() < ITEMS
-    assert trained.task.counts[-1] == 1 and not np.array_equal(
-        trained.task.params["embedding"]["tokens"][:ITEMS], table[:ITEMS]
-    )
-    np.testing.assert_array_equal(sequence.task.params["embedding"]["tokens"], table)
-
     columns = {"sku": ["new"], "price": [3.0]}
     assert towers.task.items.tolist() == [*known, "012"]  # the catalogue has an item without events
-    more = recommend.update(towers, new, item_features=columns)
+    more = recommend.update(towers, NEW, item_features=columns)
     assert more.task.items.tolist() == [*known, "012", "new"] and more.task.counts[-1] == 1
     for one, options, message in (
         (model, {"epochs": 1}, "options must be none for EASE, which is not trained further"),
@@ -269,7 +291,7 @@ def test_new_events(model, sequence, towers, tmp_path):
         (recommend.blend([model, model]), {}, "with a fit method, such as EASE, got Blend"),
     ):
         with pytest.raises(ValueError, match=message):
-            recommend.update(one, new, **options)
+            recommend.update(one, NEW, **options)
 
 
 def test_features_of_users(towers, model):
@@ -315,11 +337,32 @@ def test_logs_that_cannot_be(model):
         recommend.evaluate(model, once)
     with pytest.raises(ValueError, match="model must be of the recommend room, got"):
         recommend.evaluate(jo.Model(None, None, model.reader), LOG)
-    with pytest.raises(ValueError, match="model must be of recommend.fit, with a reader, got"):
+    with pytest.raises(ValueError, match=r"model must be of recommend\.fit, with a reader, got"):
         recommend.evaluate(jo.Model(model.task), LOG)
     log = recommend.events(LOG, **NAMES)
     with pytest.raises(ValueError, match="item_features must be None for Events"):
         fit(recommend.EASE(), log, item_features=PRICES)
+
+
+@pytest.mark.slow
+def test_networks_that_are_trained(sequence):
+    """Two towers by one call; a sequence model that goes on with new events and a new item."""
+    method = recommend.TwoTower(width=4, hidden=(4,), context=3)
+    features = {"user_features": AGES, "item_features": PRICES}
+    towers = fit(method, **features, epochs=3)
+    assert towers.task.model.known == len(set(ITEM)) and towers.about["method"] == "TwoTower"
+    assert towers.task.model.user_features.names == ("age",)
+    assert len(towers.predict(LOG, k=3, user_features=AGES).ids()) == USERS
+    both = fit([recommend.bert4rec(context=5, width=8, depth=1), method], **features, epochs=1)
+    assert both.about["method"] in ("Transformer", "TwoTower")
+
+    table = np.array(sequence.task.params["embedding"]["tokens"])
+    trained = recommend.update(sequence, NEW, epochs=1, progress=False)
+    assert trained.predict([["new"]], k=ITEMS).places.max() < ITEMS
+    assert trained.task.counts[-1] == 1
+    after = trained.task.params["embedding"]["tokens"][:ITEMS]
+    assert not np.array_equal(after, table[:ITEMS])
+    np.testing.assert_array_equal(sequence.task.params["embedding"]["tokens"], table)
 
 
 @pytest.mark.slow
