@@ -82,7 +82,9 @@ def fit(
         item_features: for `TwoTower`, a table with the item column and a row for every item.
         validation: instead of each user's last item, the share of the events, the last ones by
             time; or a log of later events.
-        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        budget: time after which training stops at the next epoch, such as "10min", or seconds; what
+            is left is divided among the methods still to come, and one for which nothing is left is
+            not tried.
         seed: of the users held out and of training.
         progress: print a progress bar and the validation figures.
         **options: of `jaxops.fit`, in place of those of `recipe`: `optimizer`, `batch_size`,
@@ -124,14 +126,19 @@ def fit(
     given = {"seed": seed, "progress": progress, **options}
     found: dict[str, Recommender] = {}
     scores: dict[str, Evaluation] = {}
-    for name, one in methods.items():
-        found[name] = _trained(one, rest, held, until, given)
+    for place, (name, one) in enumerate(methods.items()):
+        left = (until - monotonic()) / (len(methods) - place)  # for this one
+        if found and left <= 0:
+            break
+        found[name] = _trained(one, rest, held, left, given)
         read = held._replace(features=reads(found[name], held.features))
         scores[name] = _scored(found[name], read, k)
     best = max(scores, key=lambda name: scores[name].figures()[f"ndcg@{k}"])
     closed = hasattr(methods[best], "fit")
     recommender = fitted(methods[best], log) if closed and rest is not log else found[best]
     if progress:
+        for name in [name for name in methods if name not in scores]:
+            print(f"not tried, as the time was over: {name}")
         print(f"validation, {len(scores[best]):,} users")
         print(table(scores, [f"{name}@{k}" for name in PRINTED]))
     about = {
@@ -322,11 +329,11 @@ def _last(log: Events, seed: int) -> np.ndarray:
 
 
 def _trained(
-    method: Any, log: Events, held: Held, until: float, options: Mapping[str, Any]
+    method: Any, log: Events, held: Held, left: float, options: Mapping[str, Any]
 ) -> Recommender:
-    """The recommender of a method; `options` are those of `jaxops.fit`."""
+    """The recommender of a method in the seconds left; `options` are those of `jaxops.fit`."""
     if isinstance(method, TwoTower):
-        return _two_towers(method, log, held, until, options)
+        return _two_towers(method, log, held, left, options)
     if hasattr(method, "fit"):
         return fitted(method, log)
     if not isinstance(method, nn.Module) or not hasattr(method, "config"):
@@ -342,7 +349,7 @@ def _trained(
         )
     module = method.clone(config=replace(method.config, vocabulary=items + 1))
     task, columns, length = _sequences(module, log)
-    defaults = recipe(len(columns["items"]), until - monotonic())
+    defaults = recipe(len(columns["items"]), left)
     validation = held_out(held.histories, held.targets, length)
     state = train(task, columns, **{**defaults, "validation": validation, **options})
     return sequence_recommender(module, state, log)
@@ -357,7 +364,7 @@ def _sequences(module: Any, log: Events) -> tuple[Any, dict[str, np.ndarray], in
 
 
 def _two_towers(
-    method: TwoTower, log: Events, held: Held, until: float, options: Mapping[str, Any]
+    method: TwoTower, log: Events, held: Held, left: float, options: Mapping[str, Any]
 ) -> Recommender:
     own = TwoTower.fitted(log)
     features = {n: getattr(own, n) for n in ("item_features", "user_features", "known")}
@@ -375,7 +382,7 @@ def _two_towers(
         "optimizer": optim.adamw(2e-3, weight_decay=1e-3),
         "batch_size": batch,
         "epochs": 200,
-        "early_stopping": _stopping("loss", "min", -(-len(log) // batch), until - monotonic()),
+        "early_stopping": _stopping("loss", "min", -(-len(log) // batch), left),
         "validation": validation,
     }
     state = train(retrieval(towers, log), towers.rows(log), **{**defaults, **options})

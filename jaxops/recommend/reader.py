@@ -95,6 +95,10 @@ class LogReader:
         place, catalogue = places(source.items, items)
         return replace(source, item=place[source.item], items=catalogue, item_features={})
 
+    def describe(self) -> dict[str, str]:
+        """What it reads, for people."""
+        return {"user": self.user, "item": self.item, "time": self.time or "the row number"}
+
     def held(
         self,
         source: Source | Events,

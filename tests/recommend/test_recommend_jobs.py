@@ -70,11 +70,6 @@ def towers():
 
 
 @pytest.fixture(scope="module")
-def sequence():
-    return fit(SMALL, epochs=1)
-
-
-@pytest.fixture(scope="module")
 def csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("logs") / "log.csv"
     __import__("pandas").DataFrame(LOG).to_csv(path, index=False)
@@ -200,12 +195,15 @@ def test_several_methods_and_the_best_is_kept(capsys):
     assert best.about["method"] == "ItemKNN"
     printed = capsys.readouterr().out
     assert "validation, 60 users" in printed and "| Popularity |" in printed
+    hurried = recommend.fit(columns, methods, time=None, budget=1e-9)
+    assert hurried.about["method"] == "Popularity"
+    assert "not tried, as the time was over: ItemKNN" in capsys.readouterr().out
     log = recommend.events(columns, time=None)
     assert [*_named(None, log)] == ["EASE", "SASRec"]
     assert [*_named([SMALL, SMALL], log)] == ["Transformer 1", "Transformer 2"]
 
 
-def finished_models(model, towers, sequence):
+def finished_models(model, towers):
     """One of every kind."""
     wide, size = np.zeros((ITEMS, 2)), np.zeros(2)
     gram = {"users_gram": np.zeros((2, 2)), "users": np.zeros(()), "counts": np.zeros(ITEMS)}
@@ -214,12 +212,12 @@ def finished_models(model, towers, sequence):
         "ItemKNN": fit(recommend.ItemKNN()),
         "Popularity": fit(recommend.Popularity(half_life=2.0)),
         "TwoTower": towers,
-        "sasrec": sequence,
         "IALS": finished(recommend.IALS(factors=2), {"items": wide, "spectrum": size, **gram}),
         "BPR": finished(recommend.BPR(factors=2), {"items": wide, "bias": wide[:, 0]}),
     }
     every["blend"] = recommend.blend([model, every["ItemKNN"]], [0.3, 0.7], [1.0, 0.5])
-    for make in (recommend.esasrec, recommend.hstu, recommend.gru4rec, recommend.bert4rec):
+    r = recommend
+    for make in (r.sasrec, r.esasrec, r.hstu, r.gru4rec, r.bert4rec):
         every[make.__name__] = sequence_model(make)
     return every
 
@@ -239,11 +237,9 @@ CHEAP = ("EASE", "ItemKNN", "Popularity", "blend")
 
 
 @pytest.mark.parametrize("names", [CHEAP, pytest.param(None, marks=pytest.mark.slow)])
-def test_files_of_every_kind_answer_the_same_in_a_new_process(
-    model, towers, sequence, csv, tmp_path, names
-):
+def test_files_of_every_kind_answer_the_same_in_a_new_process(model, towers, csv, tmp_path, names):
     """The arrays of all, and the answers of those that compile little, or of all."""
-    every = finished_models(model, towers, sequence)
+    every = finished_models(model, towers)
     names = names or [*every]
     for name, one in every.items():
         jo.save(tmp_path / f"{name}.safetensors", one)
@@ -345,7 +341,7 @@ def test_logs_that_cannot_be(model):
 
 
 @pytest.mark.slow
-def test_networks_that_are_trained(sequence):
+def test_networks_that_are_trained():
     """Two towers by one call; a sequence model that goes on with new events and a new item."""
     method = recommend.TwoTower(width=4, hidden=(4,), context=3)
     features = {"user_features": AGES, "item_features": PRICES}
@@ -356,6 +352,7 @@ def test_networks_that_are_trained(sequence):
     both = fit([recommend.bert4rec(context=5, width=8, depth=1), method], **features, epochs=1)
     assert both.about["method"] in ("Transformer", "TwoTower")
 
+    sequence = fit(SMALL, epochs=1)
     table = np.array(sequence.task.params["embedding"]["tokens"])
     trained = recommend.update(sequence, NEW, epochs=1, progress=False)
     assert trained.predict([["new"]], k=ITEMS).places.max() < ITEMS
