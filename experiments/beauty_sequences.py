@@ -105,7 +105,7 @@ def train(
     """One model of histories, or the one that an earlier run has left; and what it took."""
     file, facts = folder / f"{name}.safetensors", folder / name / "took.json"
     if settings.resume and file.exists():
-        return r.load(file), json.loads(facts.read_text()) if facts.exists() else {}
+        return jo.load(file).task, json.loads(facts.read_text()) if facts.exists() else {}
     recipe, items = RECIPES[name], len(split.train.items)
     small = {"width": 16, "depth": 1} if settings.smoke else {}
     module = recipe.make(items, settings.context, dropout=recipe.dropout, **small)
@@ -137,7 +137,7 @@ def train(
     model = r.sequence_recommender(module, state, split.train)
     took = {"seconds": time.perf_counter() - begin, "epochs": log.records[-1]["epoch"]}
     facts.write_text(json.dumps(took))
-    r.save(file, model)
+    jo.save(file, jo.Model(model, None, r.LogReader(time=None)))
     return model, took
 
 
@@ -155,7 +155,7 @@ def collaborative(
     recommenders, took = {}, {}
     for name, model in models.items():
         begin = time.perf_counter()
-        recommenders[name] = r.fit(model, split.train)
+        recommenders[name] = r.fitted(model, split.train)
         took[name] = {"seconds": time.perf_counter() - begin}
     return recommenders, took
 
@@ -211,7 +211,7 @@ def compare(settings: Settings, split: r.Split, seed: int, folder: Path) -> dict
     models["blend"], took["blend"] = blended(settings, models, split)
     histories, targets = split.before_test().histories(), split.test.histories()
     evaluations = {
-        name: r.evaluate(model, histories, targets, counts=model.counts)
+        name: r.evaluated(model, histories, targets, counts=model.counts)
         for name, model in models.items()
     }
     table = r.table(evaluations, ["hr@10", "ndcg@10", "mrr@10", "coverage@10", "novelty@10"])

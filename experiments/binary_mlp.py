@@ -229,7 +229,10 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     print(f"validation chose {kit}")
     task, state = train(settings, kit, parts, seed, checkpoints=folder / "checkpoints", reports=log)
     test = examine(task, state, parts, folder, log)
-    jo.save(folder / "model.safetensors", task, state, about={"encoder": parts.encoder._asdict()})
+    jo.save(
+        folder / "model.safetensors",
+        jo.Model(task, state, tabular.TableReader(parts.encoder)),
+    )
     print(report.table(score(folder / "model.safetensors", data.test)))
     speed = common.speed(log, task, adam(settings, kit), state, parts.train, settings.batch_size)
     speed.pop("first_step_seconds", None)  # too good to be true: `choose` has compiled it
@@ -257,9 +260,9 @@ def examine(
 def score(model_file: Path, customers: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """The first five rows of raw columns as the saved model, which knows its encoder, sees them."""
     model = jo.load(model_file)
-    encoder = tabular.Encoder(**model.about["encoder"])
+    encoder = model.reader.encoder
     few = {name: column[:5] for name, column in customers.items()}
-    probability = model.predict(tabular.encode(encoder, few)["features"])
+    probability = model.predict(few).probabilities[:, 1]
     shown = [name for name in few if name not in encoder.mean and name not in encoder.values]
     return [
         {name: few[name][i] for name in shown}

@@ -252,7 +252,7 @@ def look_at_test(
     report.plot_mistakes(
         test["image"], test["label"], probabilities, classes, folder / "mistakes.png"
     )
-    jo.save(folder / "model.safetensors", task, state)
+    jo.save(folder / "model.safetensors", jo.Model(task, state))
     count = len(probabilities)
     say(f"test accuracy {values['accuracy']:.2%} of {count:,} images")
     if count < 10_000:

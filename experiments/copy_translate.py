@@ -127,7 +127,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         reports=jo.Reports(log, every=100),
     )
     report.plot_curves(log.records, folder / "curves.png")
-    jo.save(folder / "model.safetensors", task, state, about={"symbols": SYMBOLS})
+    jo.save(folder / "model.safetensors", jo.Model(task, state, about={"symbols": SYMBOLS}))
     right = {word: exact(task, state, word, held_out[word]) for word in WORDS}
     last = [record for record in log.records if record["split"] == "train"][-1]
     return {

@@ -236,7 +236,7 @@ def plot(scores: dict[str, f.Evaluation], file: Path) -> None:
     axes = figure.subplots()
     for model, one in scores.items():
         if model != "repeat_last":  # several times the others
-            steps = one.steps["mse"]
+            steps = one.values["mse"].mean(0)
             axes.plot(np.arange(1, len(steps) + 1), steps, label=model)
     axes.set(xlabel="steps ahead", ylabel="MSE of scaled values", ylim=(0, None))
     axes.grid(alpha=0.3)

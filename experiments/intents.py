@@ -222,24 +222,25 @@ def compare(settings: Settings, questions: Questions, seed: int, folder: Path) -
         values["seconds_svm"] = time.perf_counter() - start
         common.say(f"svm {values['accuracy_svm']:.2%}")
     known: dict[str, Probabilities] = {}
-    classifiers: dict[str, text.Classifier] = {}
+    classifiers: dict[str, jo.Model] = {}
     texts = questions.texts()
     for name, learner in learners(
         settings, questions.train["text"], len(questions.classes)
     ).items():
         start, log = time.perf_counter(), common.Log(folder / name, resume=False)
         task, state = train(settings, learner, questions, seed, log)
-        one = text.Classifier(task, state, learner.read, learner.temperature)
+        reader = text.TextReader(learner.read, temperature=learner.temperature)
+        one = jo.Model(task, state, reader)
         if questions.validation is not None:
             rows = questions.validation
-            one = text.calibrate(task, state, learner.read, rows["text"], rows["label"])
-        known[name] = {key: one.probabilities(rows) for key, rows in texts.items()}
+            one = text.calibrate(one, rows["text"], rows["label"])
+        known[name] = {key: one.predict(rows).probabilities for key, rows in texts.items()}
         classifiers[name] = one
         values |= scores(name, known[name], questions)
         values[f"seconds_{name}"] = time.perf_counter() - start
         report.plot_curves(log.records, folder / name / "curves.png")
         common.say(
-            f"{name} {values[f'accuracy_{name}']:.2%}, temperature {one.temperature:.2f}, "
+            f"{name} {values[f'accuracy_{name}']:.2%}, temperature {one.reader.temperature:.2f}, "
             f"{values[f'seconds_{name}']:.0f} s"
         )
     together = {
@@ -251,7 +252,7 @@ def compare(settings: Settings, questions: Questions, seed: int, folder: Path) -
         values |= scores(name, probabilities, questions)
     common.say(f"ensemble {values['accuracy']:.2%} of {len(questions.held_out['label']):,} rows")
     values |= draw(ensemble, questions, folder)
-    text.save(folder / "model.safetensors", classifiers["bag"])
+    jo.save(folder / "model.safetensors", classifiers["bag"])
     explain(folder / "model.safetensors", questions.held_out["text"][:5].tolist())
     return values
 
@@ -272,7 +273,7 @@ def draw(probabilities: Probabilities, questions: Questions, folder: Path) -> di
 
 def explain(model_file: Path, texts: Sequence[str]) -> None:
     """What the saved model says of some texts, and the word that spoke most for it."""
-    decisions = text.classify(text.load(model_file), texts)
+    decisions = text.classify(jo.load(model_file), texts)
     rows = [
         {
             "text": question[:60],

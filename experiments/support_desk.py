@@ -63,7 +63,7 @@ class Texts(NamedTuple):
 class Desk(NamedTuple):
     """All that it takes to serve a request."""
 
-    router: text.Classifier
+    router: jo.Model
     route: Callable[[Any], np.ndarray]
     documents: text.Index
     encode: Callable[[Any], np.ndarray]
@@ -80,9 +80,9 @@ class Reply(NamedTuple):
 
 def serve(desk: Desk, request: str) -> Reply:
     """Route one request, and look the nearest answered questions up."""
-    probability = text.scaled(desk.route(desk.router.read([request])), desk.router.temperature)[0]
+    probability = text.scaled(desk.route(READ([request])), desk.router.reader.temperature)[0]
     best = int(probability.argmax())
-    if probability[best] < desk.router.threshold:
+    if probability[best] < desk.router.reader.threshold:
         return Reply(None, float(probability[best]), [])
     results = text.search(request, desk.documents, k=3, encode=desk.encode)
     nearest = [desk.answered[i] for i in results.documents[0]]
@@ -97,7 +97,7 @@ def read(seed: int, smoke: bool) -> Texts:
     return Texts(parts.train, parts.validation, banking.test, foreign, banking.classes)
 
 
-def train_router(settings: Settings, seed: int, texts: Texts, log: common.Log) -> text.Classifier:
+def train_router(settings: Settings, seed: int, texts: Texts, log: common.Log) -> jo.Model:
     """A classifier of intents that knows how sure it is, and when it is too unsure."""
     model = text.NGramBag(READ.vocabulary, len(texts.intents), dropout=0.3, hidden_dropout=0.3)
     task = text.classifier(model, READ.context, texts.intents, label_smoothing=0.1)
@@ -113,7 +113,8 @@ def train_router(settings: Settings, seed: int, texts: Texts, log: common.Log) -
         reports=log,
     )
     part = texts.validation
-    return text.calibrate(task, state, READ, part["text"], part["label"], settings.keep)
+    router = jo.Model(task, state, text.TextReader(READ))
+    return text.calibrate(router, part["text"], part["label"], settings.keep)
 
 
 def train_encoder(settings: Settings, seed: int, texts: Texts) -> tuple[jo.Task, jo.TrainState]:
@@ -145,23 +146,23 @@ def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     return jo.optim.adamw(schedule, weight_decay=0.01, mask=jo.optim.decay_mask)
 
 
-def look_at_routing(router: text.Classifier, texts: Texts, folder: Path) -> dict[str, float]:
+def look_at_routing(router: jo.Model, texts: Texts, folder: Path) -> dict[str, float]:
     """Accuracy, and what becomes of foreign requests."""
     label = texts.test["label"]
-    routed, foreign = (router.probabilities(t) for t in (texts.test["text"], texts.foreign))
+    routed, foreign = (router.predict(t).probabilities for t in (texts.test["text"], texts.foreign))
     score = np.concatenate([routed.max(1), foreign.max(1)])
     in_scope = np.repeat([1, 0], [len(routed), len(foreign)])
     curve = jo.metrics.Scores(score, in_scope, np.ones(len(score)))
     report.plot_roc(curve, folder / "foreign.png")
     text.plot_reliability(routed, label, folder / "reliability.png")
-    answered = routed.max(1) >= router.threshold
+    answered = routed.max(1) >= router.reader.threshold
     right = routed.argmax(1) == label
     return {
         "accuracy": float(right.mean()),
         "ece": text.ece(routed, label),
         "answered": float(answered.mean()),
         "accuracy_answered": float(right[answered].mean()),
-        "oos_recall": float((foreign.max(1) < router.threshold).mean()),
+        "oos_recall": float((foreign.max(1) < router.reader.threshold).mean()),
         "oos_auroc": curve.auc(),
     }
 
@@ -224,8 +225,8 @@ def open_desk_and_look(settings: Settings, seed: int, folder: Path) -> dict[str,
         answered,
     )
     report.plot_curves(log.records, folder / "curves.png")
-    text.save(folder / "router.safetensors", router)
-    jo.save(folder / "encoder.safetensors", task, state, READ.about())
+    jo.save(folder / "router.safetensors", router)
+    jo.save(folder / "encoder.safetensors", jo.Model(task, state, text.TextReader(READ)))
     for request in [*texts.test["text"][200::1000], texts.foreign[0]]:
         common.say(f"{request}\n  {serve(desk, request)}")
     return (

@@ -11,7 +11,8 @@ from jaxops._version import __version__ as __version__
 if TYPE_CHECKING:
     from jaxops import data, devices, losses, metrics, nn, optim
     from jaxops.devices.plans import Plan
-    from jaxops.model.files import Model, load, save
+    from jaxops.model.files import load, save
+    from jaxops.model.finished import Model
     from jaxops.model.predictors import predictor
     from jaxops.nnx import from_nnx
     from jaxops.state import TrainState, init_state
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 # The same again, for the interpreter: the names of each module, and modules by another path.
 _NAMES = {
     "devices.plans": ("Plan",),
-    "model.files": ("Model", "load", "save"),
+    "model.files": ("load", "save"),
+    "model.finished": ("Model",),
     "model.predictors": ("predictor",),
     "nnx": ("from_nnx",),
     "state": ("TrainState", "init_state"),

@@ -93,7 +93,7 @@ def fsdp(folder):
     state = fit(plan=plan, optimizer=optim.sgd(0.1, 0.9), checkpoints=folder / "fsdp")
     kernel = state.params["hidden_0"]["kernel"]
     assert hosts.count() == 1 or not kernel.is_fully_replicated
-    jo.save(folder / "fsdp.model", TASK, state)
+    jo.save(folder / "fsdp.model", jo.Model(TASK, state))
     loss = jo.evaluate(TASK, state, HELD, plan=plan)["loss"]
     return hosts.gathered(state.params), np.float32(loss), jo.predict(TASK, state, HELD)
 
@@ -171,7 +171,7 @@ def evaluated(folder):
     metrics = {"scores": lambda p, batch: jo.metrics.accuracy(p, batch["label"], batch["mask"])}
     found = jo.evaluate(CONV, state, HELD, batch_size=40, metrics=metrics)
     streamed = jo.evaluate(CONV, state, parts, metrics=metrics)
-    jo.save(folder / "net.model", CONV, state)
+    jo.save(folder / "net.model", jo.Model(CONV, state))
     return {
         "columns": {k: np.float64(v) for k, v in found.items()},
         "stream": {k: np.float64(v) for k, v in streamed.items()},

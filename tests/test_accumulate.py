@@ -177,7 +177,7 @@ def test_remat_is_one_task_and_trains_as_the_other():
 
 def test_remat_keeps_what_save_writes(tmp_path):
     state, _ = trained("MLP", "one device")
-    jo.save(tmp_path / "m", jo.remat(TASK), state)
+    jo.save(tmp_path / "m", jo.Model(jo.remat(TASK), state))
     data = images(9)
     want = jo.predict(TASK, state, data)
     np.testing.assert_allclose(jo.load(tmp_path / "m").predict(data["image"]), want, atol=1e-6)

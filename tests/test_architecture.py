@@ -28,13 +28,15 @@ LAYERS = (
     ("transforms",),
     ("step",),
     ("train",),
-    ("model", "trust", "nnx"),
+    ("trust", "nnx"),
+    ("model",),
     ROOMS,
+    ("cli",),
     ("",),  # jaxops itself, which only names what is below it
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 # an import inside a function of what imports it, for what it costs: module -> what it imports
-COSTLY = {("model.files", "train.evaluation")}
+COSTLY = {("model.finished", "train.evaluation")}
 OUTSIDE = ("tests", "experiments", "benchmarks", "docs")
 # distribution -> what it is imported as, where that is another name
 IMPORTED_AS = {

@@ -36,7 +36,7 @@ state = jo.fit(
     task, rows, optimizer=jo.optim.adam(0.1), batch_size=20, epochs=10, progress=False
 )
 assert jo.evaluate(task, state, rows)["accuracy"] > 0.8
-jo.save("small.model", task, state)
+jo.save("small.model", jo.Model(task, state))
 assert jo.load("small.model").predict(x).shape == (40,)
 
 def said(function, *args):

@@ -68,7 +68,7 @@ def test_loss_and_own_metrics(state):
 def test_it_is_saved_and_loaded(state, tmp_path):
     task = monte_carlo(TASK, samples=3)
     assert task is monte_carlo(TASK, 3, seed=0)
-    jo.save(tmp_path / "model.safetensors", task, state)
+    jo.save(tmp_path / "model.safetensors", jo.Model(task, state))
     found = jo.load(tmp_path / "model.safetensors").predict(DATA["image"])
     jax.tree.map(np.testing.assert_array_equal, found, jo.predict(task, state, DATA))
 

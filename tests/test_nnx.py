@@ -137,8 +137,8 @@ def test_it_trains_and_is_saved(tmp_path):
     assert jo.evaluate(task, state, data)["accuracy"] > 0.8
 
     with pytest.raises(ValueError, match=r"got <jaxops.nnx._Adapter .*recipe=None"):
-        jo.save(tmp_path / "nnx.model", task, state)
-    jo.save(tmp_path / "nnx.model", task._replace(recipe=None), state)
+        jo.save(tmp_path / "nnx.model", jo.Model(task, state))
+    jo.save(tmp_path / "nnx.model", jo.Model(task._replace(recipe=None), state))
     model = jo.load(tmp_path / "nnx.model", task=task)
     np.testing.assert_array_equal(model.predict(data["image"]), jo.predict(task, state, data))
     with pytest.raises(ValueError, match=r"load\(path, task=\.\.\.\)"):

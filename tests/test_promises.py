@@ -99,7 +99,7 @@ def test_few_sizes_are_compiled(state):
 
 
 def test_tuning_what_was_loaded(state, tmp_path):
-    jo.save(tmp_path / "model", TASK, state)
+    jo.save(tmp_path / "model", jo.Model(TASK, state))
     loaded = jo.load(tmp_path / "model")
     before = jax.device_get(loaded.state.params)
     tuned = jo.fit(

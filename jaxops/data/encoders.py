@@ -1,13 +1,16 @@
 """Raw columns of a table to features, by statistics of the train rows alone."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxops.data.checks import rows
+from jaxops.task import recorded
 
 
+@recorded
 class Encoder(NamedTuple):
     """How raw columns become features; see `fit_encoder`.
 
@@ -21,6 +24,7 @@ class Encoder(NamedTuple):
         values: text column -> its sorted train values; each has an indicator.
         label: the target column, or `None`.
         classes: the label's sorted train values, as text; a label's number is its index here.
+        edges: numeric column -> the edges of its bins, for a piecewise linear encoding.
 
     >>> encoder = fit_encoder({"age": [20.0, 40.0], "left": ["no", "yes"]}, label="left")
     >>> encoder.names, encoder.mean, encoder.classes
@@ -33,19 +37,24 @@ class Encoder(NamedTuple):
     values: dict[str, list[str]]
     label: str | None
     classes: list[str]
+    edges: dict[str, list[float]] = {}  # noqa: RUF012  # a default, never changed
 
     @property
     def names(self) -> list[str]:
         """The features' names in order: numbers, indicators of missing ones, text indicators."""
         return [
-            *self.mean,
+            *(name for name in self.mean if name not in self.edges),
             *(f"{name} missing" for name in self.missing),
             *(f"{name}={value}" for name, values in self.values.items() for value in values),
+            *(f"{name}>{e:g}" for name, edges in self.edges.items() for e in edges[:-1]),
         ]
 
 
 def fit_encoder(
-    columns: Mapping[str, Any], drop: Sequence[str] = (), label: str | None = None
+    columns: Mapping[str, Any],
+    drop: Sequence[str] = (),
+    label: str | None = None,
+    bins: int = 0,
 ) -> Encoder:
     """Learn an `Encoder` from train rows.
 
@@ -53,6 +62,9 @@ def fit_encoder(
         columns: name -> (N,), numbers (NaN is a missing value) or text.
         drop: columns to leave out, such as identifiers.
         label: the target column, text or whole numbers.
+        bins: encode each number piecewise linearly, in about so many bins with as many train rows
+            in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than a
+            bin has one of its own, and the other values share the rest. 0 standardises.
 
     Raises:
         ValueError: a missing column, one that is not one-dimensional, has no value, is infinite
@@ -73,7 +85,7 @@ def fit_encoder(
         if name not in columns:
             raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
     classes = [] if label is None else sorted(set(_labels(label, columns[label])), key=_order)
-    encoder = Encoder({}, {}, [], {}, label, classes)
+    encoder = Encoder({}, {}, [], {}, label, classes, {})
     for name in columns:
         if name in drop or name == label:
             continue
@@ -85,6 +97,8 @@ def fit_encoder(
             constant = present.max() == present.min()
             encoder.mean[name] = float(present[0] if constant else present.mean())
             encoder.std[name] = 1.0 if constant else float(present.std())
+            if bins and not constant:
+                encoder.edges[name] = _edges(present, bins)
             if len(present) < count:
                 encoder.missing.append(name)
             continue
@@ -105,7 +119,9 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     """Turn raw columns into features, as an encoder learned from the train rows.
 
     A number becomes (x - mean) / std, and 0 where it is missing. A text has one indicator for each
-    train value, all 0 for a value that is new. Columns that the encoder does not know are ignored.
+    train value, all 0 for a value that is new. With `bins`, a number x has instead one feature for
+    each bin from a to b: min(max((x - a) / (b - a), 0), 1), where the first bin has no lower and
+    the last no upper bound. Columns that the encoder does not know are ignored.
 
     Args:
         encoder: see `fit_encoder`.
@@ -132,6 +148,7 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     scaled = [
         np.nan_to_num((value - encoder.mean[name]) / encoder.std[name])
         for name, value in numbers.items()
+        if name not in encoder.edges
     ]
     absent = [np.isnan(numbers[name]) for name in encoder.missing]
     one_hot = [
@@ -139,13 +156,39 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         for name, values in encoder.values.items()
         for value in values
     ]
+    bins = [
+        piece for name, edges in encoder.edges.items() for piece in _pieces(numbers[name], edges)
+    ]
     features = np.empty((count, len(encoder.names)), np.float32)
-    for place, feature in enumerate([*scaled, *absent, *one_hot]):
+    for place, feature in enumerate([*scaled, *absent, *one_hot, *bins]):
         features[:, place] = feature
     encoded = {"features": features}
     for name in targets:
         encoded["label"] = _numbered(name, encoder.classes, columns[name])
     return encoded
+
+
+def _edges(x: np.ndarray, bins: int) -> list[float]:
+    """Edges of bins: one from each value that fills a bin, and of as many of the others."""
+    values, counts = np.unique(x, return_counts=True)
+    frequent = np.flatnonzero(counts > len(x) / bins)
+    after = np.minimum(frequent + 1, len(values) - 1)
+    edges = [values[[0, -1]], values[frequent], values[after]]
+    others = x[~np.isin(x, values[frequent])]
+    if len(others):
+        shares = np.linspace(0, 1, max(bins - len(frequent), 1) + 1)
+        edges.append(np.quantile(others, shares, method="nearest"))
+    return np.unique(np.concatenate(edges)).tolist()
+
+
+def _pieces(x: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
+    """The features of the piecewise linear encoding, 0 where the number is missing."""
+    last = len(edges) - 2
+    pieces = []
+    for i, (a, b) in enumerate(itertools.pairwise(edges)):
+        low, high = 0 if i else -np.inf, 1 if i < last else np.inf
+        pieces.append(np.nan_to_num(np.clip((x - a) / (b - a), low, high)))
+    return pieces
 
 
 def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:

@@ -3,7 +3,7 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from jaxops._optional import require
 
 Columns = dict[str, np.ndarray]
-Source = str | Path | Mapping[str, Any]
-"""A file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name."""
+Source = Any
+"""A file of CSV (.gz too) or Parquet; a frame of pandas, polars or PyArrow, or another that
+narwhals reads; or arrays by name."""
 PARQUET = (".parquet", ".pq")
 
 
@@ -49,7 +50,7 @@ def source_frame(
                 )
         frame = pd.DataFrame(arrays)
     else:
-        raise ValueError(f"source must be a path, a frame or arrays, got {type(source).__name__}")
+        name, frame = "frame", _to_pandas(source)
     for column in wanted or needed:
         if column not in frame.columns:
             columns = ", ".join(map(str, frame.columns))
@@ -61,6 +62,40 @@ def source_frame(
     if len(frame) == 0:
         raise ValueError(f"{name} must have at least 1 row, got 0")
     return name, frame[names]
+
+
+def _to_pandas(source: Any) -> Any:
+    narwhals = require("narwhals", extra="data")
+
+    try:
+        return narwhals.from_native(source, eager_only=True).to_pandas()
+    except TypeError:
+        raise ValueError(
+            f"source must be a path, a frame or arrays, got {type(source).__name__}"
+        ) from None
+
+
+def parts(path: str | Path, rows: int) -> Iterator[Any]:
+    """The rows of a CSV (.gz too) or Parquet file, as frames of at most so many rows.
+
+    CSV gives text alone, so that a column has one type in all parts.
+
+    Args:
+        path: the file.
+        rows: of a part.
+
+    Raises:
+        ValueError: a broken file, or a line with more or fewer fields than the header.
+    """
+    pd = require("pandas", extra="data")
+    pq = require("pyarrow.parquet", extra="data")
+
+    if Path(path).suffix in PARQUET:
+        for batch in pq.ParquetFile(path).iter_batches(rows):
+            yield batch.to_pandas()
+        return
+    _check_csv(Path(path), "utf-8")
+    yield from pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=rows)
 
 
 def none_missing(column: Any, what: str, requirement: str) -> None:
@@ -101,13 +136,14 @@ def csv_frame(
     columns: Sequence[str] | None,
     encoding: str,
     missing: Sequence[str],
-    text: Sequence[str] = (),
+    text: Sequence[str] | None = (),
 ) -> Any:
-    """A CSV file as a pandas frame; in the columns of `text` only "" is missing."""
+    """A CSV file as a pandas frame; in the columns of `text` (None: all) only "" is missing."""
     pd = require("pandas", extra="data")
 
     path = Path(path)
     names = _check_csv(path, encoding)
+    text = names if text is None else text
     for name in columns or ():
         if name not in names:
             raise ValueError(f"{path} must have a column {name!r}, got {', '.join(names)}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxops._optional import require
+from jaxops.task import recorded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Rust
@@ -42,6 +43,7 @@ class Encoded(NamedTuple):
     unknown: np.ndarray
 
 
+@recorded
 @dataclass(frozen=True)
 class Tokenizer:
     """A trained tokenizer: texts to tokens and back. Equal `text` means equal tokenizers.
@@ -129,7 +131,7 @@ class Tokenizer:
             ) from None
 
     def to_json(self) -> str:
-        """Return the tokenizer as JSON, for a model file: `save(..., about={"tokenizer": ...})`."""
+        """Return the tokenizer as JSON."""
         return self.text
 
     @cached_property

@@ -25,17 +25,10 @@ from jaxops.forecast.data.windows import (
     too_short,
 )
 from jaxops.forecast.effects import Effects, effect, log_linear
-from jaxops.forecast.ensembles import Ensemble, stacking
-from jaxops.forecast.evaluation import Evaluation, compare, score, table
-from jaxops.forecast.inference import (
-    Forecast,
-    Forecaster,
-    Model,
-    forecast,
-    forecaster,
-    load,
-    save,
-)
+from jaxops.forecast.ensembles import Ensemble, LogScale, stacking
+from jaxops.forecast.evaluation import owa_interval, score
+from jaxops.forecast.inference import Forecast, Forecaster, Method, forecast, forecaster
+from jaxops.forecast.jobs import evaluate, fit, update
 from jaxops.forecast.metrics import (
     coverage,
     crps_normal,
@@ -66,6 +59,8 @@ from jaxops.forecast.models.normalization import normalize
 from jaxops.forecast.models.outputs import Output, Point, Quantiles
 from jaxops.forecast.models.patch import ITransformer, PatchTST
 from jaxops.forecast.models.recurrent import Recurrent
+from jaxops.forecast.reader import SeriesReader
+from jaxops.forecast.recipes import recipe
 from jaxops.forecast.tasks import direct
 from jaxops.trust.conformal import (
     Adaptive,
@@ -76,6 +71,7 @@ from jaxops.trust.conformal import (
     quantile_scores,
     split_conformal,
 )
+from jaxops.trust.evaluation import Evaluation, compare, table
 from jaxops.trust.intervals import block_interval
 
 __all__ = [
@@ -100,7 +96,8 @@ __all__ = [
     "Gaussian",
     "ITransformer",
     "Inputs",
-    "Model",
+    "LogScale",
+    "Method",
     "NHiTS",
     "NLinear",
     "NegativeBinomial",
@@ -112,6 +109,7 @@ __all__ = [
     "Report",
     "Scaling",
     "Series",
+    "SeriesReader",
     "Split",
     "StudentT",
     "TSMixer",
@@ -135,7 +133,9 @@ __all__ = [
     "direct",
     "drift",
     "effect",
+    "evaluate",
     "exponential_smoothing",
+    "fit",
     "fit_smoothing",
     "forecast",
     "forecaster",
@@ -143,7 +143,6 @@ __all__ = [
     "future_covariates",
     "historical_forecasts",
     "history",
-    "load",
     "log_linear",
     "mae",
     "margin",
@@ -153,13 +152,14 @@ __all__ = [
     "normalize",
     "origins",
     "owa",
+    "owa_interval",
     "padded",
     "pinball",
     "quantile_scores",
+    "recipe",
     "repeat_last",
     "right_aligned",
     "rmse",
-    "save",
     "scaling",
     "score",
     "seasonal_naive",
@@ -173,5 +173,6 @@ __all__ = [
     "table",
     "theta_method",
     "too_short",
+    "update",
     "width",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxops.forecast.data.series import Series, taken
 from jaxops.forecast.data.windows import Windows, check_windows
-from jaxops.forecast.inference import forecast
+from jaxops.forecast.inference import answering, forecast
 
 AT_ONCE = 2**25
 """Numbers of histories that are copied in one go."""
@@ -77,7 +77,7 @@ def historical_forecasts(
     >>> test.mean.ravel().tolist(), test.target.ravel().tolist()
     ([6.0, 7.0], [7.0, 8.0])
     """
-    parts = []
+    parts, model = [], answering(model)
     for before, future in histories(model, series, windows, horizon, context):
         answer = forecast(model, before, horizon, future, levels)
         parts.append((answer.mean, answer.quantiles))

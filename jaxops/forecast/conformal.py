@@ -14,9 +14,12 @@ import numpy as np
 from jaxops.forecast.backtests import histories, targets
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import Windows
+from jaxops.forecast.inference import answering
+from jaxops.task import recorded
 from jaxops.trust.conformal import margin
 
 
+@recorded
 @dataclass(frozen=True, eq=False)
 class Conformal:
     """A model with calibrated quantiles; see `calibrated`.
@@ -55,7 +58,9 @@ class Conformal:
         if horizon > len(self.offsets):
             raise ValueError(f"horizon must be at most {len(self.offsets)}, got {horizon}")
         mean, base = _base(self.model, history, horizon, future, self.levels)
-        unit = units(history, self.context, self.season)[:, None, :, None]
+        unit = units(history, self.context, self.season)
+        unit[history.lengths <= self.season] = np.nan  # there is none
+        unit = unit[:, None, :, None]
         # quantiles moved by different amounts may cross
         moved = np.sort(base + self.offsets[None, :horizon] * unit, axis=-1)
         moved = np.maximum(moved, 0) if self.counts else moved
@@ -81,8 +86,9 @@ def calibrated(
     calibration windows (split conformal prediction). Errors are measured in a unit of each series,
     so that series of all sizes count alike and new series can be forecast: the mean absolute
     difference of values one season apart in the last `context` rows, as in MASE. A history that
-    does not vary gets intervals of width 0. For series of counts (whole numbers from 0 up)
-    quantiles are kept at 0 or above.
+    does not vary gets intervals of width 0, and one of a season or less, which has no such unit,
+    quantiles of NaN. For series of counts (whole numbers from 0 up) quantiles are kept at 0 or
+    above.
 
     Args:
         model: any, see `forecast`; where it has no quantiles they are put around its mean.
@@ -110,7 +116,7 @@ def calibrated(
     >>> forecast(model, series).quantiles.shape
     (1, 2, 1, 3)
     """
-    levels = tuple(levels)
+    model, levels = answering(model), tuple(levels)
     if context <= season:
         raise ValueError(f"context must be more than {season} (the season), got {context}")
     parts = []

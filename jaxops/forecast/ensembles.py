@@ -1,14 +1,16 @@
-"""Ensembles: a weighted average of forecasts, with weights chosen on validation windows."""
+"""Models around models: weighted averages, with weights by validation, and a log scale."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
 from jaxops.forecast.data.series import Series
+from jaxops.task import recorded
 
 
+@recorded
 @dataclass(frozen=True, eq=False)
 class Ensemble:
     """The weighted mean of its members' forecasts; quantiles are averaged level by level.
@@ -69,6 +71,62 @@ class Ensemble:
             )
         mean, quantiles = (sum(part) for part in zip(*parts, strict=True))
         return mean, quantiles
+
+
+@recorded
+@dataclass(frozen=True, eq=False)
+class LogScale:
+    """A model that sees log(1 + y) of values y of at least 0; its forecasts are in units of y.
+
+    So series of all sizes become alike, and an absolute error of the logarithms is close to a
+    relative one of the values. The mean of the logarithms becomes about the median of the values.
+
+    Attributes:
+        model: any, see `forecast`. As a method of `forecast.fit`, a Flax module to train.
+
+    Raises:
+        ValueError: in `forecast`, for a negative value.
+
+    >>> from jaxops.forecast import Baseline, forecast, from_arrays
+    >>> growth = from_arrays(["a"], [[1, 3, 7]])
+    >>> forecast(LogScale(Baseline("drift")), growth, 2, levels=()).mean.ravel().round(3).tolist()
+    [15.0, 31.0]
+    """
+
+    model: Any
+
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether the model has quantiles."""
+        return getattr(self.model, "has_quantiles", True)
+
+    def answer(
+        self,
+        history: Series,
+        horizon: int | None,
+        future: np.ndarray | None,
+        levels: tuple[float, ...],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `forecast`."""
+        answer = self.model.answer(logarithms(history), horizon, future, levels)
+        mean, quantiles = (np.maximum(np.expm1(x), 0) for x in answer)
+        return mean, quantiles
+
+
+def logarithms(series: Series) -> Series:
+    """The series of log(1 + y).
+
+    Raises:
+        ValueError: a negative value.
+    """
+    low = series.values.min(1)
+    if (low < 0).any():
+        row = int((low < 0).argmax())
+        name = str(series.ids[np.searchsorted(series.offsets, row, "right") - 1])
+        raise ValueError(
+            f"values must be at least 0 for LogScale, got {low[row]:g} in series {name!r}"
+        )
+    return replace(series, values=np.log1p(series.values))
 
 
 def stacking(forecasts: np.ndarray, target: np.ndarray) -> tuple[float, ...]:

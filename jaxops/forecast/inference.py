@@ -1,12 +1,10 @@
-"""Forecasts of trained models for any series, and the file of such a model."""
+"""Forecasts of trained models for any series."""
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +12,13 @@ import numpy as np
 from jaxops._shapes import next_power_of_two
 from jaxops.forecast.data.scales import Scaling
 from jaxops.forecast.data.series import Series
+from jaxops.forecast.data.windows import padded
 from jaxops.forecast.models.inputs import Inputs
 from jaxops.forecast.models.outputs import Point
 from jaxops.forecast.tasks import check_counts
-from jaxops.model import files as model_file
+from jaxops.model.finished import frame, inside
 from jaxops.state import TrainState
-from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
+from jaxops.task import Array, recorded
 
 AT_ONCE = 2**22
 """About how many numbers go into one call of the device and come out of it."""
@@ -35,6 +34,12 @@ class Forecast(NamedTuple):
         mean: float32 (S, H, C), in the series' own units, as are the quantiles.
         levels: of the Q quantiles.
         quantiles: float32 (S, H, C, Q).
+        channels: names of the C channels.
+
+    >>> from jaxops.forecast import Baseline, from_arrays
+    >>> one = forecast(Baseline("repeat_last"), from_arrays(["shop"], [[5, 9]]), 1, levels=(0.9,))
+    >>> one.frame().columns.tolist()
+    ['id', 'time', 'channel', 'mean', 'q0.9']
     """
 
     ids: np.ndarray
@@ -42,10 +47,27 @@ class Forecast(NamedTuple):
     mean: np.ndarray
     levels: tuple[float, ...]
     quantiles: np.ndarray
+    channels: tuple[str, ...] = ("value",)
+
+    def frame(self) -> Any:
+        """One row for each series, step and channel: its mean, and a column for each quantile."""
+        count, steps, channels = self.mean.shape
+        columns = {
+            "id": np.repeat(self.ids, steps * channels),
+            "time": np.repeat(self.times.reshape(-1), channels),
+            "channel": np.tile(np.array(self.channels, object), count * steps),
+            "mean": self.mean.reshape(-1),
+        }
+        quantiles = self.quantiles.reshape(-1, len(self.levels))
+        of_level = {f"q{level:g}": quantiles[:, i] for i, level in enumerate(self.levels)}
+        return frame(columns | of_level)
 
 
-class Model(Protocol):
-    """Anything that can forecast: `Forecaster`, `Baseline`, `Conformal`, `Ensemble`."""
+class Method(Protocol):
+    """Anything that can forecast: `Forecaster`, `Baseline`, `Conformal`, `Ensemble`, `LogScale`.
+
+    A class of your own that is marked by `jaxops.recorded` can be saved in a `jaxops.Model`.
+    """
 
     def answer(
         self,
@@ -57,8 +79,21 @@ class Model(Protocol):
         """Mean (S, H, C) and quantiles (S, H, C, Q), float32."""
 
 
+def answering(model: Any) -> Any:
+    """What forecasts: the argument itself, or what is in a `jaxops.Model`.
+
+    Raises:
+        ValueError: a model of another room.
+    """
+
+    def answers(part: Any) -> bool:
+        return hasattr(part, "answer") and not hasattr(part, "room")  # and no room's reader
+
+    return inside(model, answers, "a model that forecasts")
+
+
 def forecast(
-    model: Model,
+    model: Any,
     history: Series,
     horizon: int | None = None,
     future: np.ndarray | None = None,
@@ -67,7 +102,8 @@ def forecast(
     """Forecast the steps after the end of each series, whether it was in training or not.
 
     Args:
-        model: a `Forecaster`, or any other with the method `answer`, see `Model`.
+        model: a `jaxops.Model` of this room; or a `Forecaster` or any other with the method
+            `answer`, see `Method`.
         history: S series, as they are known at the moment of the forecast.
         horizon: H, the number of steps, at most the model's; the model's by default.
         future: float (S, H, K), the known covariates of the steps to come, for a history that has
@@ -81,7 +117,8 @@ def forecast(
 
     Raises:
         ValueError: a horizon beyond the model's or beyond `future`; a series shorter than the
-            model's context; covariates other than in training; levels that do not rise in (0, 1).
+            model's context; covariates other than in training; levels that do not rise in (0, 1);
+            a model of another room.
 
     >>> from jaxops.forecast import Baseline, from_arrays
     >>> week = from_arrays(["shop"], [[5, 9, 7, 5, 9, 7]], start="2024-01-01", frequency="D")
@@ -93,10 +130,12 @@ def forecast(
         raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels}")
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
-    mean, quantiles = model.answer(history, horizon, future, levels)
-    return Forecast(history.ids, history.future(mean.shape[1]), mean, levels, quantiles)
+    mean, quantiles = answering(model).answer(history, horizon, future, levels)
+    times = history.future(mean.shape[1])
+    return Forecast(history.ids, times, mean, levels, quantiles, history.channels)
 
 
+@recorded
 @dataclass(frozen=True, eq=False)
 class Forecaster:
     """A trained module, ready to forecast.
@@ -110,6 +149,8 @@ class Forecaster:
         past_names: names of the covariates known up to now only, in order.
         static_names: names of the covariates of a series, in order.
         frequency: of the series.
+        lengthens: whether a history shorter than the module's context is lengthened by repeats of
+            its first row, as by `padded`; an error otherwise.
     """
 
     module: Any
@@ -120,6 +161,7 @@ class Forecaster:
     past_names: tuple[str, ...]
     static_names: tuple[str, ...]
     frequency: str
+    lengthens: bool = False
 
     @property
     def has_quantiles(self) -> bool:
@@ -138,6 +180,7 @@ class Forecaster:
         horizon = module.horizon if horizon is None else horizon
         known = self._checked(history, horizon, future, levels)
         loc, scale = self.scaling.of(history)
+        history = padded(history, module.context) if self.lengthens else history
         variables = jax.device_put(self.variables)
         steps = module.context + module.horizon
         wide = steps * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
@@ -164,6 +207,15 @@ class Forecaster:
         mean, quantiles = (np.concatenate(x) for x in zip(*jax.device_get(parts), strict=True))
         return mean[:, :horizon], quantiles[:, :horizon]
 
+    def check(self, history: Series) -> None:
+        """Raise `ValueError` for series of other columns or another frequency."""
+        for name in (*NAMED, "frequency"):
+            trained, given = getattr(self, name), getattr(history, name)
+            if trained != given:
+                raise ValueError(
+                    f"history.{name} must be {trained!r}, as in training, got {given!r}"
+                )
+
     def _checked(
         self,
         history: Series,
@@ -181,14 +233,9 @@ class Forecaster:
         check_counts(module.output, history)
         if horizon > module.horizon:
             raise ValueError(f"horizon must be at most {module.horizon}, got {horizon}")
-        for name in (*NAMED, "frequency"):
-            trained, given = getattr(self, name), getattr(history, name)
-            if trained != given:
-                raise ValueError(
-                    f"history.{name} must be {trained!r}, as in training, got {given!r}"
-                )
+        self.check(history)
         short = np.flatnonzero(history.lengths < module.context)
-        if len(short):
+        if len(short) and not self.lengthens:
             raise ValueError(
                 f"history must have at least {module.context} rows of each series (the module's "
                 f"context), got {history.lengths[short[0]]} of series "
@@ -242,7 +289,7 @@ def forecaster(module: Any, state: TrainState, series: Series, scaling: Scaling)
         scaling: as given to `direct`.
 
     Returns:
-        A model for `forecast`, and for `jaxops.forecast.save`.
+        A model for `forecast`; `jaxops.save(path, jaxops.Model(model))` writes it to a file.
     """
     return Forecaster(
         module,
@@ -254,81 +301,3 @@ def forecaster(module: Any, state: TrainState, series: Series, scaling: Scaling)
         series.static_names,
         series.frequency,
     )
-
-
-@recorded(formerly={"network": "module"})
-def _stored(
-    module: Any,
-    scaling: str,
-    named: tuple[tuple[str, Any], ...],
-    arrays: tuple[tuple[str, tuple[int, ...], str], ...],
-) -> Task:
-    """The content of a forecaster's file: module, names, and its arrays' shapes and dtypes."""
-
-    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        flat = {name: jnp.zeros(shape, dtype) for name, shape, dtype in arrays}
-        return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
-
-    def loss(*_: Any) -> tuple[Array, Out]:
-        raise ValueError(
-            "task must be made by forecast.direct to be trained, got that of a forecaster's file"
-        )
-
-    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        if scaling == "series" or any(dict(named)[name] for name in NAMED[1:]):
-            raise ValueError(
-                "the model must need values only, got a forecaster that is scaled by series or has "
-                "covariates; see forecast.load"
-            )
-        loc, scale = params["loc"][None], params["scale"][None]
-        values = (jnp.asarray(batch["values"], jnp.float32) - loc) / scale
-        inputs = Inputs.of(values, module.horizon)
-        outputs = module.apply(params["variables"], inputs, train=False)
-        return outputs if module.output.scale_only else module.output.scaled(outputs, loc, scale)
-
-    column = Column("values", (module.context, len(dict(named)["channels"])))
-    return Task(init, loss, predict, (column,))
-
-
-def save(path: str | Path, model: Forecaster) -> None:
-    """Write a forecaster to one model file; see `jaxops.save`.
-
-    Args:
-        path: the file; one that exists is replaced.
-        model: by `forecaster`.
-
-    Raises:
-        ValueError: a module that a model file may not name.
-        OSError: the file could not be written.
-    """
-    scaling = model.scaling
-    params = {"variables": model.variables, "loc": scaling.loc, "scale": scaling.scale}
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    arrays = tuple((name, np.shape(x), str(np.asarray(x).dtype)) for name, x in flat.items())
-    named = tuple((name, getattr(model, name)) for name in (*NAMED, "frequency"))
-    state = TrainState(jnp.int32(0), params, (), {}, jax.random.key(0))
-    about = {"ids": scaling.ids.tolist()}
-    model_file.save(path, _stored(model.module, scaling.kind, named, arrays), state, about)
-
-
-def load(path: str | Path) -> Forecaster:
-    """Read a forecaster from the file that `save` wrote.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a model file, or the file of another kind of model.
-    """
-    model = model_file.load(path)
-    make, arguments = model.task.recipe or (None, ())
-    if make is not _stored:
-        raise ValueError(
-            f"path must be the file of a forecaster, got {path}, which holds another model; "
-            "see jaxops.load"
-        )
-    params, made = jax.device_get(model.state.params), dict(arguments)
-    ids = np.array(model.about["ids"], dtype=object)
-    scaling = Scaling(made["scaling"], params["loc"], params["scale"], ids)
-    return Forecaster(made["module"], params["variables"], scaling, **dict(made["named"]))

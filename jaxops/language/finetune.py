@@ -148,9 +148,9 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
 
         small = lora(task, rank=8)
         state = jo.fit(small, data, state=adapt(small, state), ...)
-        jo.save("model", task, merge(small, state))
+        jo.save("model", jo.Model(task, merge(small, state)))
 
-    `jo.save(path, small, state)` keeps base and factors apart.
+    `jo.save(path, jo.Model(small, state))` keeps base and factors apart.
 
     Args:
         task: the task that the base was trained for.

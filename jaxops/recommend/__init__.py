@@ -1,4 +1,4 @@
-"""Recommendation: from an event log to the exact k best items for any user."""
+"""Recommendation: one call a job, and below it the event log, models, tasks and exact lists."""
 
 from jaxops.recommend.data.events import Events, Histories, Report
 from jaxops.recommend.data.features import Features
@@ -12,8 +12,9 @@ from jaxops.recommend.data.splits import (
     split_by_time,
     split_by_user,
 )
-from jaxops.recommend.evaluation import Evaluation, compare, evaluate, segments, table
+from jaxops.recommend.evaluation import evaluated, segments
 from jaxops.recommend.inference import Recommendations, recommend
+from jaxops.recommend.jobs import evaluate, fit, recipe, update
 from jaxops.recommend.lists import (
     coverage,
     gini,
@@ -63,8 +64,10 @@ from jaxops.recommend.ranking import (
     recall,
     sampled_metrics,
 )
-from jaxops.recommend.recommenders import Model, Recommender, fit, load, save, update
+from jaxops.recommend.reader import LogReader
+from jaxops.recommend.recommenders import Method, Recommender, fitted, updated
 from jaxops.recommend.tasks import held_out, masked_item, next_item, retrieval, rows
+from jaxops.trust.evaluation import Evaluation, compare, table
 from jaxops.trust.intervals import Interval, Paired, interval, paired
 
 __all__ = [
@@ -83,7 +86,8 @@ __all__ = [
     "Histories",
     "Interval",
     "ItemKNN",
-    "Model",
+    "LogReader",
+    "Method",
     "Paired",
     "Popularity",
     "Ranks",
@@ -103,8 +107,10 @@ __all__ = [
     "cross_entropy",
     "esasrec",
     "evaluate",
+    "evaluated",
     "events",
     "fit",
+    "fitted",
     "gini",
     "gru4rec",
     "held_out",
@@ -115,7 +121,6 @@ __all__ = [
     "joined",
     "k_core",
     "leave_one_out",
-    "load",
     "masked_item",
     "mrr",
     "ndcg",
@@ -126,13 +131,13 @@ __all__ = [
     "ranks",
     "ranks_and_lists",
     "recall",
+    "recipe",
     "recommend",
     "retrieval",
     "rows",
     "sampled_metrics",
     "sampled_softmax",
     "sasrec",
-    "save",
     "segments",
     "sequence_recommender",
     "sequence_with_items",
@@ -142,4 +147,5 @@ __all__ = [
     "two_tower_recommender",
     "two_tower_with_items",
     "update",
+    "updated",
 ]

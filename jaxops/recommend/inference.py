@@ -11,9 +11,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxops._shapes import next_power_of_two
+from jaxops.model.finished import Model, frame
 from jaxops.model.topk import split_items, top_k
 from jaxops.recommend.data.events import Histories
-from jaxops.recommend.recommenders import Recommender, queries, read_users
+from jaxops.recommend.recommenders import Recommender, queries, read_users, recommender_of
 from jaxops.task import Array
 
 USERS_AT_ONCE = 512
@@ -27,19 +28,25 @@ class Recommendations(NamedTuple):
         places: (U, k) int32, indices into `items`; N where fewer than k items are left.
         scores: (U, k) float32, the model's scores; -inf where there is no item.
         items: (N,) str, the items' ids.
+        users: (U,) the users' ids, or the numbers of the histories.
         unknown: number of ids in the histories that are not in the catalogue; they were skipped.
         empty: number of users without a known item in their history. Unless the model handles empty
             histories, they get the most popular items, scored by their share of training events.
 
     >>> scores = np.array([[2.0, 1.0], [3.0, -np.inf]])
     >>> items = np.array(["x", "y", "z"])
-    >>> Recommendations(np.array([[2, 0], [1, 3]]), scores, items, unknown=0, empty=0).ids()
+    >>> users = np.array(["ann", "bob"])
+    >>> two = Recommendations(np.array([[2, 0], [1, 3]]), scores, items, users, unknown=0, empty=0)
+    >>> two.ids()
     [['z', 'x'], ['y']]
+    >>> two.frame()["item"].tolist()
+    ['z', 'x', 'y']
     """
 
     places: np.ndarray
     scores: np.ndarray
     items: np.ndarray
+    users: np.ndarray
     unknown: int
     empty: int
 
@@ -47,9 +54,21 @@ class Recommendations(NamedTuple):
         """The ids of each user's items, at most k."""
         return [self.items[row[row < len(self.items)]].tolist() for row in self.places]
 
+    def frame(self) -> Any:
+        """One row for each item of each user: user, rank from 1, item and score."""
+        user, place = np.nonzero(self.places < len(self.items))
+        return frame(
+            {
+                "user": self.users[user],
+                "rank": place + 1,
+                "item": self.items[self.places[user, place]],
+                "score": self.scores[user, place],
+            }
+        )
+
 
 def recommend(
-    recommender: Recommender,
+    model: Model | Recommender,
     histories: Histories | Iterable[Iterable[str]],
     k: int = 10,
     *,
@@ -66,7 +85,7 @@ def recommend(
     parameters on the device, where they stay as long as the recommender exists.
 
     Args:
-        recommender: see `fit`, `sequence_recommender`, `two_tower_recommender` and `load`.
+        model: of `recommend.fit`, or a recommender.
         histories: the items' ids for each user, oldest first, or `Histories` of their indices. An
             id that is not in the catalogue is skipped and counted.
         k: number of items.
@@ -85,11 +104,12 @@ def recommend(
 
     >>> from jaxops import recommend as r
     >>> log = {"user": ["a", "a", "b", "b", "c"], "item": ["x", "y", "x", "y", "z"]}
-    >>> model = r.fit(r.ItemKNN(neighbours=2, shrink=0.0), r.events(log, time=None))
+    >>> model = r.fitted(r.ItemKNN(neighbours=2, shrink=0.0), r.events(log, time=None))
     >>> r.recommend(model, [["x"], ["y", "never seen"]], k=1).ids()
     [['y'], ['x']]
     """
-    model, count = recommender.model, len(recommender.items)
+    recommender = recommender_of(model)
+    method, count = recommender.model, len(recommender.items)
     if not 1 <= k <= count:
         raise ValueError(f"k must be 1 to {count:,} (the number of items), got {k}")
     unknown = 0
@@ -97,7 +117,7 @@ def recommend(
         histories, unknown = recommender.histories(histories)
     histories.check("histories", count)
     lengths = histories.lengths
-    features = read_users(model, users, len(lengths))
+    features = read_users(method, users, len(lengths))
     params, table, share = recommender.on_device
     allowed = _allowed(recommender, allow, deny)
     mesh = None
@@ -109,16 +129,16 @@ def recommend(
     best = np.full((len(lengths), k), -np.inf, np.float32)
     waiting: list[tuple[np.ndarray, Any]] = []
     for batch in _batches(lengths, count if table is None else 1):
-        empty = not lengths[batch[0]] and not getattr(model, "answers_empty", False)
+        empty = not lengths[batch[0]] and not getattr(method, "answers_empty", False)
         chosen = batch[:1] if empty else batch  # users without history all get the same list
         size = next_power_of_two(len(chosen))  # few programs, not one per number of users
         seen = _padded(histories.padded(chosen, count), size, count)
         history = seen
-        if model.context is not None:
-            history = _padded(histories.padded(chosen, count, model.context), size, count)
+        if method.context is not None:
+            history = _padded(histories.padded(chosen, count, method.context), size, count)
         rows = features and {name: _padded(x[chosen], size) for name, x in features.items()}
         result = _best(
-            None if empty else model,
+            None if empty else method,
             k,
             mesh,
             params,
@@ -134,7 +154,8 @@ def recommend(
             _write(*waiting.pop(0), places, best)
     for batch, result in waiting:
         _write(batch, result, places, best)
-    return Recommendations(places, best, recommender.items, unknown, int((lengths == 0).sum()))
+    numbers, without = np.arange(len(lengths)), int((lengths == 0).sum())
+    return Recommendations(places, best, recommender.items, numbers, unknown, without)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

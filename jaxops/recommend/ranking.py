@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxops.model.finished import Model
 from jaxops.recommend.data.events import Histories
-from jaxops.recommend.recommenders import Params, Recommender, read_users, scores
+from jaxops.recommend.recommenders import Params, Recommender, read_users, recommender_of, scores
 
 Array = jax.Array
 
@@ -40,7 +41,7 @@ class Ranks(NamedTuple):
 
 
 def ranks(
-    recommender: Recommender,
+    model: Model | Recommender,
     histories: Histories,
     targets: Histories,
     exclude_seen: bool = True,
@@ -56,8 +57,8 @@ def ranks(
     users.
 
     Args:
-        recommender: the model. It reads the last `context` items of a history, while all items of
-            the history are left out.
+        model: of `recommend.fit`, or a recommender. It reads the last `context` items of a history,
+            while all items of the history are left out.
         histories: of U users, before the targets; may be empty.
         targets: of the same U users, the items they took next. Users without any are left out.
         exclude_seen: if False, the ranks are among all N items.
@@ -69,31 +70,34 @@ def ranks(
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
-    >>> model = recommend.fit(recommend.Popularity(), log)  # "x" has two events, "y" has one
+    >>> model = recommend.fitted(recommend.Popularity(), log)  # "x" has two events, "y" has one
     >>> nothing, y = Histories(np.zeros(0, np.int32), np.zeros(2, int)), np.array([1], np.int32)
     >>> ranks(model, nothing, Histories(y, np.array([0, 1]))).ranks.tolist()
     [[2.0]]
     """
-    return _ranked(recommender, histories, targets, exclude_seen, users, k=0)[0]
+    return _ranked(recommender_of(model), histories, targets, exclude_seen, users, k=0)[0]
 
 
 def ranks_and_lists(
-    recommender: Recommender,
+    model: Model | Recommender,
     histories: Histories,
     targets: Histories,
     k: int,
     exclude_seen: bool = True,
     users: Mapping[str, Any] | None = None,
+    outside: np.ndarray | None = None,
 ) -> tuple[Ranks, np.ndarray]:
     """The result of `ranks`, and each user's k best items by the same scores.
 
     Args:
-        recommender: as in `ranks`, like the other arguments.
+        model: as in `ranks`, like the other arguments.
         histories: of U users.
         targets: of the same U users.
         k: 1 to N.
         exclude_seen: as in `ranks`; targets are never left out.
         users: as in `ranks`.
+        outside: (U,) number of further targets that are not in the catalogue: they rank after it,
+            at N + 1, so that they count as missed.
 
     Returns:
         The ranks, and (R, k) int32: indices of items, best first, the lower index
@@ -101,16 +105,17 @@ def ranks_and_lists(
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
-    >>> model = recommend.fit(recommend.Popularity(), log)
+    >>> model = recommend.fitted(recommend.Popularity(), log)
     >>> nothing, y = Histories(np.zeros(0, np.int32), np.zeros(2, int)), np.array([1], np.int32)
     >>> ranks_and_lists(model, nothing, Histories(y, np.array([0, 1])), k=2)[1].tolist()
     [[0, 1]]
     """
+    recommender = recommender_of(model)
     if not 1 <= k <= len(recommender.items):
         raise ValueError(
             f"k must be 1 to {len(recommender.items):,} (the number of items), got {k}"
         )
-    return _ranked(recommender, histories, targets, exclude_seen, users, k)
+    return _ranked(recommender, histories, targets, exclude_seen, users, k, outside)
 
 
 def _ranked(
@@ -120,9 +125,11 @@ def _ranked(
     exclude_seen: bool,
     users: Mapping[str, Any] | None,
     k: int,
+    outside: np.ndarray | None = None,
 ) -> tuple[Ranks, np.ndarray]:
     count, count_users = len(recommender.items), len(targets.starts) - 1
-    _check(histories, targets, count)
+    more = np.zeros(count_users, np.int64) if outside is None else outside
+    _check(histories, targets, more, count)
     goals = _keys(targets, count)
     goals = goals[np.sort(np.unique(goals, return_index=True)[1])]
     taken = np.unique(_keys(histories, count)) if exclude_seen else goals[:0]
@@ -130,8 +137,9 @@ def _ranked(
     targets = _histories(goals, count_users, count)
 
     lengths = np.stack([histories.lengths, seen.lengths, targets.lengths])
-    with_target = np.flatnonzero(targets.lengths)
-    places = np.full((len(with_target), int(targets.lengths.max())), np.inf)
+    wanted = targets.lengths + more
+    with_target = np.flatnonzero(wanted)
+    places = np.full((len(with_target), int(wanted.max())), np.inf)
     lists = np.full((len(with_target), k), count, np.int32)
     row_of = np.zeros(count_users, np.int64)
     row_of[with_target] = np.arange(len(with_target))
@@ -141,8 +149,10 @@ def _ranked(
         if (got < 0).any():
             user = batch[(got < 0).any(1)][0]
             raise FloatingPointError(f"scores must not be NaN, got NaN for user {user}")
-        filled = np.arange(got.shape[1]) < targets.lengths[batch, None]
-        places[row_of[batch], : got.shape[1]] = np.where(filled, got / 2, np.inf)
+        place = np.arange(places.shape[1])
+        got = np.pad(got / 2, ((0, 0), (0, places.shape[1] - got.shape[1])))
+        got = np.where(place < targets.lengths[batch, None], got, count + 1)
+        places[row_of[batch]] = np.where(place < wanted[batch, None], got, np.inf)
         lists[row_of[batch]] = best
 
     model = recommender.model
@@ -232,13 +242,13 @@ def _histories(keys: np.ndarray, users: int, count: int) -> Histories:
     return Histories((keys % count).astype(np.int32), starts)
 
 
-def _check(histories: Histories, targets: Histories, count: int) -> None:
+def _check(histories: Histories, targets: Histories, outside: np.ndarray, count: int) -> None:
     if len(histories.starts) != len(targets.starts):
         raise ValueError(
             f"targets must be of {len(histories.starts) - 1:,} users, as histories are, "
             f"got {len(targets.starts) - 1:,}"
         )
-    if len(targets.items) == 0:
+    if len(targets.items) + outside.sum() == 0:
         raise ValueError("targets must hold at least 1 item, got none")
     for name, items_of_users in (("histories", histories), ("targets", targets)):
         items_of_users.check(name, count)

@@ -2,35 +2,33 @@
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.model import files as model_file
+from jaxops.model.finished import Model, inside
 from jaxops.recommend.data.events import Events, Histories
-from jaxops.state import TrainState
-from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
+from jaxops.task import Array, Params, recorded
 
 
-class Model(Protocol):
+class Method(Protocol):
     """The interface of every kind of model: a frozen dataclass of settings with pure functions.
 
     An item's score is the inner product of the user's query with the item's row of the table;
     without a table, the queries are the scores. The query depends on the history alone, so a user
     who was not in training is scored like any other.
 
-    A model may also have: `fit(events, params=None)`, see `recommend.fit`; `user_features`, which
-    reads columns of users that `queries` then takes as its third argument; `answers_empty`, True if
-    it handles an empty history (otherwise such a user gets the most popular items); and
-    `for_update`, the names of parameters that only `fit` uses.
+    A model may also have: `fit(events, params=None)`, see `recommend.fitted`; `user_features`,
+    which reads columns of users that `queries` then takes as its third argument; `answers_empty`,
+    True if it handles an empty history (otherwise such a user gets the most popular items); and
+    `for_update`, the names of parameters that only `fit` uses. A model file holds a class that is
+    marked by `jaxops.recorded`.
 
-    >>> class Alphabetical(Model):
+    >>> class Alphabetical(Method):
     ...     context = 1
     ...     def queries(self, params, history):
     ...         return jnp.broadcast_to(-jnp.arange(3.0)[None], (len(history), 3))
@@ -56,12 +54,13 @@ class Model(Protocol):
         """The items' vectors (N, D), or None where the queries are the scores."""
 
 
+@recorded
 @dataclass(frozen=True, eq=False)
 class Recommender:
-    """A trained recommender.
+    """A trained recommender of any kind, with its arrays: the closed form in a `jaxops.Model`.
 
     Attributes:
-        model: the kind of model and its settings; see `Model`.
+        model: the kind of model and its settings; see `Method`.
         params: its parameters.
         items: (N,) str, the items' ids.
         counts: (N,) float, number of training events of each item; a user without history gets the
@@ -69,7 +68,7 @@ class Recommender:
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
-    >>> recommender = recommend.fit(recommend.Popularity(), log)
+    >>> recommender = recommend.fitted(recommend.Popularity(), log)
     >>> recommender.items.tolist(), recommender.counts.tolist(), recommender.place_of["y"]
     (['x', 'y'], [2.0, 1.0], 1)
     """
@@ -118,6 +117,23 @@ class Recommender:
         return Histories(np.array(items, np.int32), starts), unknown
 
 
+def recommender_of(model: Model | Recommender) -> Recommender:
+    """The recommender itself, or the one in a finished model.
+
+    Raises:
+        ValueError: a model of another room.
+    """
+    found: Recommender = inside(
+        model, lambda part: isinstance(part, Recommender), "of the recommend room"
+    )
+    return found
+
+
+def in_place_of(model: Model | Recommender, recommender: Recommender) -> Any:
+    """The recommender, within a finished model if that is what was given."""
+    return replace(model, task=recommender) if isinstance(model, Model) else recommender
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _table(model: Any, params: Params) -> Array | None:
     return model.table(params)
@@ -133,7 +149,7 @@ def queries(model: Any, params: Params, history: Array, users: Any) -> Array:
 def scores(
     model: Any, params: Params, table: Array | None, share: Array, history: Array, users: Any = None
 ) -> Array:
-    """The scores of all items, (B, N) float32; see `Model` for users without history.
+    """The scores of all items, (B, N) float32; see `Method` for users without history.
 
     Args:
         model: the model of a `Recommender`.
@@ -175,10 +191,11 @@ def read_users(model: Any, users: Mapping[str, Any] | None, count: int) -> Any:
     return model.user_features.read(users, count)
 
 
-def fit(model: Any, events: Events) -> Recommender:
-    """Fit `EASE`, `IALS`, `BPR`, `ItemKNN` or `Popularity` to a log.
+def fitted(model: Any, events: Events) -> Recommender:
+    """Fit `EASE`, `IALS`, `BPR`, `ItemKNN` or `Popularity` to all events of a log.
 
-    Sequence models and two towers are trained by `jaxops.fit`; see `next_item` and `retrieval`.
+    `recommend.fit` does so and more. Sequence models and two towers are trained by `jaxops.fit`;
+    see `next_item` and `retrieval`.
 
     Args:
         model: the kind of model and its settings.
@@ -186,7 +203,7 @@ def fit(model: Any, events: Events) -> Recommender:
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
-    >>> recommender = fit(recommend.ItemKNN(neighbours=1), log)
+    >>> recommender = fitted(recommend.ItemKNN(neighbours=1), log)
     >>> recommend.recommend(recommender, [["x"]], k=1).ids()
     [['y']]
     """
@@ -194,11 +211,11 @@ def fit(model: Any, events: Events) -> Recommender:
     return Recommender(model, params, events.items, event_counts(events))
 
 
-def update(recommender: Recommender, events: Events) -> Recommender:
+def updated(recommender: Recommender, events: Events) -> Recommender:
     """Update a recommender with new events; the indices of known items do not change.
 
     Args:
-        recommender: one that `fit` made.
+        recommender: one that `fitted` made.
         events: only the new events. Their `items` begin with the known items, and new items follow;
             see `events(items=)`.
 
@@ -207,9 +224,9 @@ def update(recommender: Recommender, events: Events) -> Recommender:
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
-    >>> recommender = fit(recommend.Popularity(), log)
+    >>> recommender = fitted(recommend.Popularity(), log)
     >>> new = recommend.events({"user": ["c"], "item": ["z"]}, time=None, items=recommender.items)
-    >>> update(recommender, new).counts.tolist()
+    >>> updated(recommender, new).counts.tolist()
     [2.0, 1.0, 1.0]
     """
     if not hasattr(recommender.model, "fit"):
@@ -234,61 +251,3 @@ def update(recommender: Recommender, events: Events) -> Recommender:
 def event_counts(events: Events) -> np.ndarray:
     """The number of events of each item, (N,) float64."""
     return np.bincount(events.item, minlength=len(events.items)).astype(np.float64)
-
-
-@recorded
-def _stored(model: Any, arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> Task:
-    """What a file holds of a recommender: its model, and its arrays' names, shapes and dtypes."""
-
-    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        flat = {name: jnp.zeros(shape, dtype) for name, shape, dtype in arrays}
-        return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
-
-    def loss(*_: Any) -> tuple[Array, Out]:
-        raise ValueError("task must be trainable, got a recommender's; see recommend.update")
-
-    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        return model.queries(params, jnp.asarray(batch["history"], jnp.int32))
-
-    return Task(init, loss, predict, (Column("history", (None,), "int"),))
-
-
-def save(path: str | Path, recommender: Recommender) -> None:
-    """Write a recommender to one model file, with its items' ids; see `jaxops.save`.
-
-    Args:
-        path: the file; an existing one is replaced.
-        recommender: the recommender.
-
-    >>> import tempfile
-    >>> from jaxops import recommend
-    >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(f"{folder}/popular.safetensors", recommend.fit(recommend.Popularity(), log))
-    ...     recommend.recommend(load(f"{folder}/popular.safetensors"), [["y"]], k=1).ids()
-    [['x']]
-    """
-    flat = flax.traverse_util.flatten_dict(recommender.params, sep="/")
-    arrays = tuple((name, np.shape(x), str(jnp.asarray(x).dtype)) for name, x in flat.items())
-    state = TrainState(jnp.int32(0), recommender.params, (), {}, jax.random.key(0))
-    about = {"items": recommender.items.tolist(), "counts": recommender.counts.tolist()}
-    model_file.save(path, _stored(recommender.model, arrays), state, about)
-
-
-def load(path: str | Path) -> Recommender:
-    """Read a recommender from a model file that `save` wrote.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a model file, or one that does not hold a recommender.
-    """
-    stored = model_file.load(path)
-    make, arguments = stored.task.recipe or (None, ())
-    if make is not _stored:
-        raise ValueError(f"path must be a recommender's file, got {path}; see jaxops.load")
-    about = stored.about
-    items, counts = np.array(about["items"], dtype=object), np.array(about["counts"])
-    return Recommender(dict(arguments)["model"], stored.state.params, items, counts)

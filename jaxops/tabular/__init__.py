@@ -1,17 +1,27 @@
-"""Tables: rows of numbers and text, modules, tasks, and what a trained model says of rows."""
+"""Tables: one call a job, and below it the reader, modules and tasks."""
 
-from jaxops.tabular.data import Encoder, encode, fit_encoder
-from jaxops.tabular.inference import Scored, classify
-from jaxops.tabular.models import MLP
-from jaxops.tabular.tasks import auc, classifier
+from jaxops.tabular.data import Classes, Encoder, TableReader, Values, encode, fit_encoder, read
+from jaxops.tabular.inference import classify
+from jaxops.tabular.jobs import evaluate, fit, recipe, update
+from jaxops.tabular.models import MLP, TabM
+from jaxops.tabular.tasks import auc, classifier, regressor
 
 __all__ = [
     "MLP",
+    "Classes",
     "Encoder",
-    "Scored",
+    "TabM",
+    "TableReader",
+    "Values",
     "auc",
     "classifier",
     "classify",
     "encode",
+    "evaluate",
+    "fit",
     "fit_encoder",
+    "read",
+    "recipe",
+    "regressor",
+    "update",
 ]

@@ -1,10 +1,262 @@
-"""Rows of a table to features and labels.
+"""Rows of a table to features and labels, and the reader that a model file keeps.
 
 `fit_encoder` learns from the train rows what the values of each column mean: the mean and standard
 deviation of numbers, the known values of text. `encode` applies it to any rows. Both are defined in
-`jaxops.data.encoders`, below the rooms.
+`jaxops.data.encoders`, below the rooms. `read` gives the columns of any table, and `TableReader`
+all that a finished model has to know of its input.
 """
 
-from jaxops.data.encoders import Encoder, encode, fit_encoder
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
-__all__ = ["Encoder", "encode", "fit_encoder"]
+import numpy as np
+
+from jaxops._optional import require
+from jaxops.data.encoders import Encoder, encode, fit_encoder
+from jaxops.data.tables import Source, csv_frame, source_frame
+from jaxops.model.finished import Model, frame
+from jaxops.task import recorded
+
+__all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder", "read"]
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+BINS = 32  # of the piecewise linear encoding of a number
+
+
+class Classes(NamedTuple):
+    """The classes of N rows.
+
+    Attributes:
+        ids: (N,), the user's ids, or the numbers of the rows.
+        labels: `str` objects (N,), names of classes.
+        probabilities: float32 (N, K), of each class.
+        classes: the K names, in the order of the probabilities.
+
+    >>> one = Classes(np.arange(1), np.array(["no"], object), np.array([[0.9, 0.1]]), ("no", "yes"))
+    >>> one.frame().columns.tolist()
+    ['id', 'label', 'p(no)', 'p(yes)']
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+    def frame(self) -> Any:
+        """One row each: id, label, and the probability of each class."""
+        of_class = {f"p({c})": self.probabilities[:, i] for i, c in enumerate(self.classes)}
+        return frame({"id": self.ids, "label": self.labels, **of_class})
+
+
+class Values(NamedTuple):
+    """The predicted numbers of N rows.
+
+    Attributes:
+        ids: (N,), the user's ids, or the numbers of the rows.
+        values: float32 (N,), in the unit of the target.
+
+    >>> Values(np.arange(1), np.array([2.5])).frame().columns.tolist()
+    ['id', 'value']
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+
+    def frame(self) -> Any:
+        """One row each: id and value."""
+        return frame({"id": self.ids, "value": self.values})
+
+
+def read(
+    source: Source,
+    wanted: Sequence[str] | None = None,
+    numbers: Collection[str] | None = None,
+    text: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """The columns of a table: numbers as float64 with NaN where missing, all else as text.
+
+    A column is of numbers if every value that is not missing is one; text is stripped of blanks
+    around it. Booleans are the texts True and False; dates and times are days since 1970-01-01.
+
+    Args:
+        source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
+        wanted: the columns to read; all by default.
+        numbers: the columns that must be numbers; by default each column decides by its values.
+        text: the columns that are text, whatever their values.
+
+    Raises:
+        ValueError: no rows, a missing column, or text in a column of `numbers`, with its row.
+
+    >>> table = {"age": ["20", " 40", ""], "plan": ["a", "b ", "a"]}
+    >>> {name: column.tolist() for name, column in read(table).items()}
+    {'age': [20.0, 40.0, nan], 'plan': ['a', 'b', 'a']}
+    """
+    name, table = source_frame(source, wanted, (), _csv)
+    columns = {}
+    for column in table.columns:
+        forced = None if numbers is None else column in numbers
+        forced = False if column in text else forced
+        columns[str(column)] = _column(f"{name}: column {column!r}", table[column], forced)
+    return columns
+
+
+def _csv(path: Any) -> Any:
+    return csv_frame(path, None, "utf-8", (), text=None)
+
+
+def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
+    """A column of a frame as float64 with NaN, or as an object array of `str`."""
+    pd = require("pandas", extra="data")
+
+    kind = series.dtype.kind
+    if kind == "M":
+        days = (series - pd.Timestamp(0, tz=series.dt.tz)) / pd.Timedelta(days=1)
+        return days.to_numpy(np.float64, na_value=np.nan)
+    if kind in "iuf" and number is not False:
+        return series.to_numpy(np.float64, na_value=np.nan)
+    text = series.astype(object).where(series.notna(), "").astype(str).str.strip()
+    absent = text.isin(MISSING).to_numpy()
+    if number is not False:
+        values = pd.to_numeric(text.where(~absent), errors="coerce").to_numpy(np.float64)
+        odd = np.isnan(values) & ~absent
+        if not odd.any() and not absent.all():
+            return values
+        if number:
+            row = int(odd.argmax())
+            raise ValueError(
+                f"{where} must be numbers, as in the train rows, got {text.iloc[row]!r} in row "
+                f"{row} (counted from 0)"
+            )
+    return text.where(~absent, "").to_numpy(object)
+
+
+@recorded
+@dataclass(frozen=True, eq=False)
+class TableReader:
+    """What a finished tabular model knows of its input.
+
+    Attributes:
+        encoder: makes the features.
+        id: the column of the user's ids; None numbers the rows.
+        unit: what the predicted number measures; "" for classes.
+
+    >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
+    >>> ids, columns = reader.columns({"plan": ["b"]})
+    >>> ids.tolist(), columns["features"].tolist()
+    ([0], [[0.0, 1.0]])
+    """
+
+    room: ClassVar[str] = "tabular"
+    streams: ClassVar[bool] = True
+    encoder: Encoder
+    id: str | None = None
+    unit: str = ""
+
+    def columns(
+        self, source: Source, label: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The ids, and the columns that the task takes.
+
+        Args:
+            source: see `read`.
+            label: whether the label is read too.
+
+        Raises:
+            ValueError: a column that is missing or cannot be read, with its row.
+        """
+        encoder = self.encoder
+        wanted = [*encoder.mean, *encoder.values]
+        target = [encoder.label] if label and encoder.label is not None else []
+        own = [] if self.id is None else [self.id]
+        numeric = all(name.removeprefix("-").isdecimal() for name in encoder.classes)
+        numbers = [*encoder.mean, *(target if numeric else [])]
+        table = read(source, [*dict.fromkeys([*wanted, *target, *own])], numbers, [*own])
+        for name in target:
+            table[name] = label_of(name, table[name], bool(encoder.classes))
+        count = len(next(iter(table.values())))
+        ids = table[self.id] if self.id is not None else np.arange(count)
+        return ids, encode_target(encoder, {name: table[name] for name in [*wanted, *target]})
+
+    def predict(
+        self, model: Model, data: Source, batch_size: int = 4096, first: int = 0
+    ) -> Classes | Values:
+        """Classes with their probabilities, or values, for the rows of a table.
+
+        Args:
+            model: the model.
+            data: see `read`; the label may be absent.
+            batch_size: rows in one call of the device.
+            first: the number of the first row, where rows have no ids.
+        """
+        ids, columns = self.columns(data)
+        ids = ids + first if self.id is None else ids
+        return self.answer(model.task, ids, model.outputs(columns, batch_size))
+
+    def describe(self) -> dict[str, str]:
+        """What it reads, for people."""
+        encoder = self.encoder
+        return {
+            "label": str(encoder.label),
+            "numbers": ", ".join(encoder.mean),
+            "texts": ", ".join(encoder.values),
+            "ids": self.id or "",
+        }
+
+    def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Classes | Values:
+        """What the task predicts, as the user reads it."""
+        if not task.classes:
+            return Values(ids, outputs)
+        probabilities = of_classes(outputs)
+        labels = np.array(task.classes, object)[probabilities.argmax(1)]
+        return Classes(ids, labels, probabilities, task.classes)
+
+
+def of_classes(outputs: np.ndarray) -> np.ndarray:
+    """The probabilities of all classes, (N, K), where a task gives (N,) for two.
+
+    >>> of_classes(np.array([0.25])).tolist()
+    [[0.75, 0.25]]
+    """
+    return np.stack([1 - outputs, outputs], -1) if outputs.ndim == 1 else outputs
+
+
+def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
+    """A label as `read` gives it, as names of classes or as numbers.
+
+    Args:
+        name: the column's.
+        column: (N,).
+        classes: whether it names classes; then whole numbers become text such as "1".
+
+    Raises:
+        ValueError: a missing value, or text where numbers are wanted.
+
+    >>> label_of("left", np.array([0.0, 1.0]), classes=True).tolist()
+    ['0', '1']
+    """
+    text = column.dtype.kind == "O"
+    missing = column == "" if text else np.isnan(column)
+    if missing.any():
+        raise ValueError(
+            f"{name} must have a value in every row, got none in row {missing.argmax()}"
+        )
+    if not classes and text:
+        raise ValueError(f"{name} must be numbers for classes=False, got {column[0]!r} in row 0")
+    if not classes or text:
+        return column
+    return np.array([str(int(v)) if v % 1 == 0 else repr(v) for v in column.tolist()], object)
+
+
+def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`encode`, where a label without classes is a number, float32."""
+    if encoder.classes or encoder.label not in columns:
+        return encode(encoder, columns)
+    target = columns[encoder.label]
+    odd = np.flatnonzero(~np.isfinite(target))
+    if len(odd):
+        raise ValueError(
+            f"{encoder.label} must be a finite number, got {target[odd[0]]} in row {odd[0]}"
+        )
+    rest = {name: value for name, value in columns.items() if name != encoder.label}
+    return {**encode(encoder, rest), "label": target.astype(np.float32)}

@@ -1,23 +1,15 @@
 """Texts: classification, sentence vectors, search among documents, and answers from them.
 
-`data` turns texts into columns, `models` holds Flax modules, `tasks` says what to learn, and
-`inference` has what users ask of a trained model: `classify`, `answer` and `search`. `retrieval` is
+`jobs` has one call a job: `fit`, `evaluate`, `update`. `data` turns texts into columns, `readers` a
+user's tables of texts; `models` holds Flax modules, `tasks` says what to learn, `inference` and
+`answers` have what users ask of a finished model: `classify`, `search` and `answer`. `retrieval` is
 the index behind `search`, with its metrics.
 """
 
-from jaxops.text.data import NGrams, Passages, Reader, Tokens, labels, partners, reader
-from jaxops.text.inference import (
-    Answer,
-    Classifier,
-    Decision,
-    answer,
-    best_span,
-    calibrate,
-    classify,
-    load,
-    save,
-    search,
-)
+from jaxops.text.answers import Answer, Answers, PassageReader, answer, best_span
+from jaxops.text.data import NGrams, Passages, Reader, Tokens, labels, partners
+from jaxops.text.inference import Decision, DocumentReader, Hits, calibrate, classify, search
+from jaxops.text.jobs import evaluate, fit, recipe, update
 from jaxops.text.models import (
     BagEncoder,
     NGramBag,
@@ -26,6 +18,7 @@ from jaxops.text.models import (
     TextCNN,
     TransformerClassifier,
 )
+from jaxops.text.readers import Classes, TextReader, Vectors
 from jaxops.text.retrieval import (
     BM25,
     Found,
@@ -54,21 +47,27 @@ from jaxops.trust.calibration import (
 __all__ = [
     "BM25",
     "Answer",
+    "Answers",
     "BagEncoder",
-    "Classifier",
+    "Classes",
     "Decision",
+    "DocumentReader",
     "Found",
+    "Hits",
     "Index",
     "NGramBag",
     "NGrams",
+    "PassageReader",
     "Passages",
     "Reader",
     "Recurrent",
     "Reliability",
     "SpanReader",
     "TextCNN",
+    "TextReader",
     "Tokens",
     "TransformerClassifier",
+    "Vectors",
     "add",
     "answer",
     "best_span",
@@ -80,22 +79,23 @@ __all__ = [
     "classify",
     "contrastive",
     "ece",
+    "evaluate",
+    "fit",
     "fuse",
     "hit_rate",
     "index",
     "info_nce",
     "labels",
-    "load",
     "mrr",
     "partners",
     "plot_reliability",
-    "reader",
     "recall",
+    "recipe",
     "refusal",
     "reliability",
-    "save",
     "scaled",
     "search",
     "spans",
     "temperature",
+    "update",
 ]

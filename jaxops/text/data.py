@@ -8,16 +8,18 @@ import functools
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, opened, warn_cut
+from jaxops.task import recorded
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
+@recorded
 @dataclass(frozen=True)
 class Tokens:
     """A reader that encodes texts with a trained `Tokenizer`, in rows of `context` tokens.
@@ -43,11 +45,8 @@ class Tokens:
         """`tokens` (N, context) int32; raises and warns as `Tokenizer.encode_batch` does."""
         return {"tokens": self.tokenizer.encode_batch(texts, self.context).tokens}
 
-    def about(self) -> dict[str, Any]:
-        """The settings as JSON values, from which `reader` makes an equal reader."""
-        return {"tokenizer": self.tokenizer.to_json(), "context": self.context}
 
-
+@recorded
 @dataclass(frozen=True)
 class NGrams:
     """A reader that turns a text into the set of its n-grams, numbered by a hash.
@@ -105,13 +104,9 @@ class NGrams:
             numbers += _character_ngrams(word, *self.characters, self.vocabulary)
         return list(dict.fromkeys(numbers))
 
-    def about(self) -> dict[str, Any]:
-        """The settings as JSON values, from which `reader` makes an equal reader."""
-        return {"ngrams": asdict(self)}
-
 
 Reader = Tokens | NGrams
-"""What reads single texts: a model file keeps either of them."""
+"""What reads single texts."""
 
 
 def _number(gram: str, vocabulary: int) -> int:
@@ -127,33 +122,6 @@ def _character_ngrams(word: str, low: int, high: int, vocabulary: int) -> tuple[
         for n in range(max(low, 1), high + 1)
         for i in range(len(padded) - n + 1)
     )
-
-
-def reader(about: dict[str, Any]) -> Reader:
-    """The reader that a model file describes; see `Tokens.about` and `NGrams.about`.
-
-    Args:
-        about: the settings; files of jaxops 0.1 say `length` for `context`.
-
-    Raises:
-        ValueError: the settings describe no reader.
-
-    >>> read = NGrams(context=8)
-    >>> reader(read.about()) == read
-    True
-    """
-    if "ngrams" in about:
-        settings: dict[str, Any] = {
-            {"length": "context"}.get(name, name): tuple(value)
-            if isinstance(value, list)
-            else value
-            for name, value in about["ngrams"].items()  # JSON has lists for tuples
-        }
-        return NGrams(**settings)
-    if "tokenizer" in about:
-        tokenizer = Tokenizer.from_json(about["tokenizer"])
-        return Tokens(tokenizer, about["context"] if "context" in about else about["length"])
-    raise ValueError(f"about must have 'tokenizer' and 'context', or 'ngrams', got {[*about]}")
 
 
 def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> np.ndarray:
@@ -229,6 +197,7 @@ def partners(label: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.n
     return anchors[back], positives[back]
 
 
+@recorded
 @dataclass(frozen=True)
 class Passages:
     """A reader of question-passage pairs: begin, question, end, passage, end, padding in each row.

@@ -1,90 +1,29 @@
-"""What users ask of trained text models: `classify` texts, `answer` questions, `search` documents.
+"""What users ask of a finished model: `classify` texts, `search` documents.
 
-classifier = text.calibrate(task, state, read, texts, labels)
-text.classify(classifier, ["where is my card?"])[0].label
+model = text.fit("tickets.csv", text="message", label="team")
+text.classify(model, ["where is my card?"])[0].label
 
 found = text.search(["where is my card?"], text.index(documents, encode), k=5, encode=encode)
 passages = [documents[i] for i in found.documents[0]]
-text.answer(task, state, read, "what is the code of the door?", passages).text
 """
 
-import functools
 import warnings
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxops.data.tokenizer import check_texts
-from jaxops.model import files
-from jaxops.state import TrainState
-from jaxops.task import Array, Task
-from jaxops.text.data import Passages, Reader, reader
+from jaxops.data.tables import Source
+from jaxops.model.finished import Model, frame, inside
+from jaxops.task import recorded
+from jaxops.text.readers import Classes, TextReader, columns_of, has_many
 from jaxops.text.retrieval import Encode, Found, Index, by_vectors, by_words, check_queries, fuse
-from jaxops.train.evaluation import predict
 from jaxops.trust.calibration import scaled, temperature
 
 FUSED = 100
 """The smallest number of documents that `search` takes from each ranking to fuse them."""
-
-
-class Classifier(NamedTuple):
-    """A trained classifier with its reader of texts, its temperature and its threshold.
-
-    Attributes:
-        task: made by `text.classifier`, with one label a text.
-        state: trained state of the task.
-        read: the reader that training used, see `text.Tokens` and `text.NGrams`.
-        temperature: divides the log-probabilities.
-        threshold: a text whose largest probability is below it is out of scope.
-
-    >>> import jaxops as jo
-    >>> from jaxops import text
-    >>> read = text.NGrams(context=32, vocabulary=64)
-    >>> task = text.classifier(text.NGramBag(64, classes=2), read.context, ("lost", "found"))
-    >>> state = jo.init_state(task, jo.optim.sgd(0.1), 0, read(["my card"]))
-    >>> classifier = Classifier(task, state, read)
-    >>> classifier.probabilities(["my card"]).tolist()  # an untrained bag knows nothing
-    [[0.5, 0.5]]
-    >>> [decision.probability for decision in classify(classifier, ["my card"], words=False)]
-    [0.5]
-    >>> calibrate(task, state, read, ["my card"], np.array([0])).threshold
-    0.5
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(f"{folder}/cards.model", classifier)
-    ...     load(f"{folder}/cards.model").read == read
-    True
-    """
-
-    task: Task
-    state: TrainState
-    read: Reader
-    temperature: float = 1.0
-    threshold: float = 0.0
-
-    def probabilities(self, texts: Iterable[str]) -> np.ndarray:
-        """Calibrated probabilities (N, classes).
-
-        Raises:
-            ValueError: no texts, an empty text, a reader of another vocabulary, or a task with
-                many labels.
-        """
-        if any(column.target and column.shape for column in self.task.columns):
-            raise ValueError(
-                "task must have one label a text (many=False), got many=True; temperature and "
-                "threshold need probabilities that sum to one; use jaxops.predict"
-            )
-        vocabulary = self.task.columns[0].classes
-        if vocabulary not in (None, self.read.vocabulary):
-            raise ValueError(
-                f"read must have a vocabulary of {vocabulary:,} (the module's), got "
-                f"{self.read.vocabulary:,}; it is the reader of another model"
-            )
-        return scaled(predict(self.task, self.state, self.read(texts)), self.temperature)
+LEAST = 0.25  # temperature; where all validation texts are right the likelihood is largest at 0
 
 
 class Decision(NamedTuple):
@@ -108,43 +47,73 @@ class Decision(NamedTuple):
 
 
 def calibrate(
-    task: Task,
-    state: TrainState,
-    read: Reader,
-    texts: Iterable[str],
-    labels: np.ndarray,
-    keep: float = 0.95,
-) -> Classifier:
+    model: Model, texts: Source | Sequence[str], labels: np.ndarray, keep: float = 0.95
+) -> Model:
     """Fit the temperature and the threshold on validation texts.
 
     The temperature minimises the validation loss; the threshold is the quantile of the largest
     probabilities that leaves a share `keep` of the texts in scope.
 
     Args:
-        task: made by `text.classifier`, with one label a text.
-        state: trained state of the task.
-        read: the reader that training used.
-        texts: N validation texts, all in scope.
+        model: of `text.classifier`, with one label a text, and a `TextReader`.
+        texts: N validation texts, all in scope; see `TextReader.texts`.
         labels: (N,) integers, their classes.
         keep: share of these texts that the threshold leaves in scope.
 
     Returns:
-        The classifier, for `classify` and `save`.
+        The model whose reader has the temperature and the threshold.
 
     Raises:
         ValueError: no texts, an empty text, labels that are not classes, a reader of another
             vocabulary, a task with many labels, or `keep` outside (0, 1].
+
+    >>> import jaxops as jo
+    >>> from jaxops import text
+    >>> read = text.NGrams(context=32, vocabulary=64)
+    >>> task = text.classifier(text.NGramBag(64, classes=2), read.context, ("lost", "found"))
+    >>> state = jo.init_state(task, jo.optim.sgd(0.1), 0, read(["my card"]))
+    >>> model = jo.Model(task, state, text.TextReader(read))
+    >>> calibrate(model, ["my card"], np.array([0])).reader.threshold  # an untrained bag
+    0.5
     """
+    check_keep(keep)
+    reader = replace(reader_of_one(model), temperature=1.0)
+    probabilities = replace(model, reader=reader).predict(texts).probabilities
+    return replace(model, reader=calibrated(reader, probabilities, labels, keep))
+
+
+def calibrated(
+    reader: TextReader, probabilities: np.ndarray, labels: np.ndarray, keep: float
+) -> TextReader:
+    """The reader with temperature and threshold of validation texts, see `calibrate`."""
+    t = max(temperature(probabilities, labels), LEAST)
+    threshold = np.quantile(scaled(probabilities, t).max(1), 1 - keep)
+    return replace(reader, temperature=t, threshold=float(threshold))
+
+
+def check_keep(keep: float) -> None:
+    """Raise `ValueError` unless `keep` is in (0, 1]."""
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be in (0, 1], got {keep}")
-    classifier = Classifier(task, state, read)
-    probabilities = classifier.probabilities(texts)
-    t = temperature(probabilities, labels)
-    threshold = np.quantile(scaled(probabilities, t).max(1), 1 - keep)
-    return classifier._replace(temperature=t, threshold=float(threshold))
 
 
-def classify(classifier: Classifier, texts: Iterable[str], words: bool = True) -> list[Decision]:
+def reader_of_one(model: Model) -> TextReader:
+    """The reader of a classifier with one label a text.
+
+    Raises:
+        ValueError: a model of another kind, or with many labels.
+    """
+    reader: TextReader = inside(
+        model, lambda part: isinstance(part, TextReader), "a classifier of texts"
+    )
+    if has_many(model.task):
+        raise ValueError(
+            "task must have one label a text (many=False), got many=True; use model.predict"
+        )
+    return reader
+
+
+def classify(model: Model, texts: Source | Sequence[str], words: bool = True) -> list[Decision]:
     """Label, calibrated probability, scope, and the evidence of each word.
 
     The evidence of a word is measured by leaving it out: the text is classified once more for each
@@ -152,40 +121,48 @@ def classify(classifier: Classifier, texts: Iterable[str], words: bool = True) -
     much. A text of one word is compared with equal probabilities for all classes.
 
     Args:
-        classifier: see `calibrate` and `load`.
-        texts: N texts.
+        model: of `text.fit`, with one label a text.
+        texts: N texts, or a table of them; see `TextReader.texts`.
         words: whether to compute the evidence of each word.
 
     Returns:
-        N decisions; see `Classifier` for an example.
+        N decisions.
 
     Raises:
         ValueError: no texts, an empty text, a text that is not a `str`, a reader of another
-            vocabulary, or a task with many labels.
+            vocabulary, or a model with many labels.
+
+    >>> from jaxops import text
+    >>> table = {"text": ["my card is lost", "a new pin"] * 20, "label": ["card", "pin"] * 20}
+    >>> model = text.fit(table, text.NGramBag(256, 2, width=4), epochs=20, progress=False)
+    >>> decision, = classify(model, ["lost card"])
+    >>> decision.label, [word for word, _ in decision.words]
+    ('card', ['lost', 'card'])
     """
-    texts = check_texts(texts)
-    probabilities = classifier.probabilities(texts)
-    best = probabilities.argmax(1)
+    reader = reader_of_one(model)
+    _, texts = reader.texts(texts)
+    answer: Classes = model.predict(texts)
+    best = answer.probabilities.argmax(1)
     parts = [text.split() if words else [] for text in texts]
-    left = iter(_without_each_word(classifier, parts, best))
+    left = iter(_without_each_word(model, parts, best))
     decisions = []
-    for row, number, own_words in zip(probabilities, best, parts, strict=True):
+    for i, (row, number, own_words) in enumerate(
+        zip(answer.probabilities, best, parts, strict=True)
+    ):
         rest = [next(left) if len(own_words) > 1 else 1 / len(row) for _ in own_words]
         evidence = [float(_log_odds(row[number]) - _log_odds(q)) for q in rest]
         decisions.append(
             Decision(
-                classifier.task.classes[number],
+                answer.classes[number],
                 float(row[number]),
-                bool(row[number] >= classifier.threshold),
+                bool(answer.in_scope[i]),
                 tuple(zip(own_words, evidence, strict=True)),
             )
         )
     return decisions
 
 
-def _without_each_word(
-    classifier: Classifier, parts: list[list[str]], best: np.ndarray
-) -> np.ndarray:
+def _without_each_word(model: Model, parts: list[list[str]], best: np.ndarray) -> np.ndarray:
     """The probability of a text's best class without each of its words; texts of one have none."""
     shorter = [
         (i, " ".join([*row[:j], *row[j + 1 :]]))
@@ -197,8 +174,9 @@ def _without_each_word(
         return np.zeros(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the full texts have given it already
-        probabilities = classifier.probabilities([text for _, text in shorter])
-    return probabilities[np.arange(len(shorter)), best[[i for i, _ in shorter]]]
+        probabilities = model.predict([text for _, text in shorter]).probabilities
+    found: np.ndarray = probabilities[np.arange(len(shorter)), best[[i for i, _ in shorter]]]
+    return found
 
 
 def _log_odds(p: Any) -> Any:
@@ -206,41 +184,11 @@ def _log_odds(p: Any) -> Any:
     return np.log(p) - np.log1p(-p)
 
 
-def save(path: str | Path, classifier: Classifier) -> None:
-    """Write a classifier to one model file, its reader included; see `jaxops.save`.
-
-    Args:
-        path: the file.
-        classifier: see `calibrate`.
-    """
-    about = {
-        **classifier.read.about(),
-        "temperature": classifier.temperature,
-        "threshold": classifier.threshold,
-    }
-    files.save(path, classifier.task, classifier.state, about)
-
-
-def load(path: str | Path) -> Classifier:
-    """The classifier of a model file that `text.save` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a model file, or one without a reader of texts.
-    """
-    model = files.load(path)
-    about = model.about
-    try:
-        read = reader(about)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return Classifier(
-        model.task, model.state, read, about.get("temperature", 1.0), about.get("threshold", 0.0)
-    )
-
-
 def search(
-    queries: str | Sequence[str], index: Index, k: int = 10, encode: Encode | None = None
+    queries: str | Sequence[str],
+    index: Index | Model,
+    k: int = 10,
+    encode: Encode | None = None,
 ) -> Found:
     """The best documents for each query: by words, or with `encode` by words and vectors fused.
 
@@ -249,7 +197,7 @@ def search(
 
     Args:
         queries: texts, or one text.
-        index: made by `text.index`.
+        index: made by `text.index`; or a `jaxops.Model` of it.
         k: number of documents for each query, at most the number of all documents.
         encode: the one the index was made with; without it only words count.
 
@@ -262,110 +210,81 @@ def search(
     >>> found.documents.tolist()
     [[1, 2]]
     """
+    known: Index = inside(index, lambda part: isinstance(part, Index), "an index of documents")
     if encode is None:
-        return by_words(queries, index, k)
-    check_queries(queries, index, k)
-    count = min(max(k, FUSED), len(index.words.lengths))
-    rankings = by_words(queries, index, count), by_vectors(queries, index, encode, count)
+        return by_words(queries, known, k)
+    check_queries(queries, known, k)
+    count = min(max(k, FUSED), len(known.words.lengths))
+    rankings = by_words(queries, known, count), by_vectors(queries, known, encode, count)
     return fuse([found.documents for found in rankings], k)
 
 
-class Answer(NamedTuple):
-    """An answer, and how certain it is.
+class Hits(NamedTuple):
+    """The documents that a search found for each of B queries, best first.
 
     Attributes:
-        text: the part of the passage.
-        passage: the number of the passage.
-        start: the character at which the answer begins in the passage.
-        end: the character behind its last one.
-        score: log-probability of its start plus that of its end, at most 0.
-        no_answer: the smallest log-probability of "no answer" over all rows, minus `score`. Above 0
-            no answer is the likelier; choose the limit on a validation set.
+        ids: (B,), the ids of the queries, or their numbers.
+        documents: (B, k), the user's ids of the documents, or their numbers; "" or -1 where there
+            is no document.
+        scores: float32 (B, k), comparable within a row; -inf where there is no document.
 
-    >>> Answer("Ada", passage=0, start=6, end=9, score=-0.1, no_answer=-5.0).text
-    'Ada'
+    >>> one = Hits(np.arange(1), np.array([[7, -1]]), np.array([[2.0, -np.inf]]))
+    >>> one.frame().document.tolist()
+    [7]
     """
 
-    text: str
-    passage: int
-    start: int
-    end: int
-    score: float
-    no_answer: float
+    ids: np.ndarray
+    documents: np.ndarray
+    scores: np.ndarray
+
+    def frame(self) -> Any:
+        """One row for each document found: id of the query, rank from 1, document, score."""
+        row, rank = np.nonzero(np.isfinite(self.scores))
+        found = {"document": self.documents[row, rank], "score": self.scores[row, rank]}
+        return frame({"id": self.ids[row], "rank": rank + 1, **found})
 
 
-def answer(
-    task: Task,
-    state: TrainState,
-    read: Passages,
-    question: str,
-    passages: Sequence[str],
-    longest: int = 30,
-) -> Answer:
-    """The part of the passages that answers a question best.
+@recorded
+@dataclass(frozen=True, eq=False)
+class DocumentReader:
+    """What a finished index knows of its documents and its queries: `jo.Model(index, None, this)`.
 
-    Args:
-        task: made by `text.spans`.
-        state: trained state of the task.
-        read: the reader that training used.
-        question: a text.
-        passages: texts, such as `search` finds.
-        longest: largest number of tokens in an answer.
+    Attributes:
+        ids: (N,), the user's ids of the documents; None numbers them.
+        text: the column of the queries, in a file, a frame or arrays by name.
+        id: the column of the queries' ids; None numbers them.
 
-    Raises:
-        ValueError: `longest` below 1, no passages, or texts that `Passages` refuses.
-
-    >>> import jaxops as jo
-    >>> from jaxops import nn, text
-    >>> from jaxops.data import Tokenizer
-    >>> read = text.Passages(Tokenizer.train(["who is it", "it is Ada"], kind="word"), context=10)
-    >>> config = nn.TransformerConfig(read.tokenizer.vocabulary, context=10, depth=1, heads=1,
-    ...                               width=4, causal=False, segment_types=2)
-    >>> task = text.spans(text.SpanReader(config), context=10)
-    >>> state = jo.init_state(task, jo.optim.sgd(0.1), 0, read(["who is it"], ["it is Ada"]))
-    >>> found = answer(task, state, read, "who is it", ["it is Ada"], longest=1)
-    >>> found.text in ("it", "is", "Ada"), found.passage  # not trained: any word
-    (True, 0)
+    >>> from jaxops import text
+    >>> from jaxops.model.finished import Model
+    >>> index = text.index(["my card", "a bank"])
+    >>> model = Model(index, None, DocumentReader(np.array(["d7", "d8"], object)))
+    >>> model.predict(["which bank"], k=1).documents.tolist()
+    [['d8']]
     """
-    if longest < 1:
-        raise ValueError(f"longest must be at least 1, got {longest}")
-    passages = check_texts(passages)
-    rows = read([question] * len(passages), passages)
-    log_p = predict(task, state, rows)
-    first, last, score = map(np.asarray, best_span(log_p[..., 0], log_p[..., 1], longest))
-    row = int(score.argmax())
-    passage = int(rows["pair"][row])
-    start = int(rows["characters"][row, first[row], 0])
-    end = int(rows["characters"][row, last[row], 1])
-    part = passages[passage][start:end]
-    start, end = end - len(part.lstrip()), start + len(part.rstrip())  # a token may hold a blank
-    none = float(log_p[:, 0].sum(-1).min()) - float(score[row])
-    return Answer(part.strip(), passage, start, end, float(score[row]), none)
 
+    room: ClassVar[str] = "text"
+    ids: np.ndarray | None = None
+    text: str = "text"
+    id: str | None = None
 
-@functools.partial(jax.jit, static_argnums=2)
-def best_span(start: Array, end: Array, longest: int) -> tuple[Array, Array, Array]:
-    """The span i to j with the largest `start[i] + end[j]`, by exhaustive search.
+    def predict(
+        self,
+        model: Model,
+        data: Source | Sequence[str],
+        k: int = 10,
+        encode: Encode | None = None,
+    ) -> Hits:
+        """The best documents for each query; see `search`.
 
-    Args:
-        start: (B, T), log-probabilities or logits; the first place is "no answer" and left out.
-        end: (B, T).
-        longest: i <= j < i + longest.
-
-    Returns:
-        i and j, int32 (B,), and the sum (B,). Of equal sums the first start, then the
-        shortest span.
-
-    >>> start, end = jnp.array([[9.0, 1.0, 2.0, 0.0]]), jnp.array([[9.0, 5.0, 0.0, 2.0]])
-    >>> [x.tolist() for x in best_span(start, end, longest=2)]
-    [[1], [1], [6.0]]
-    """
-    start, end = start[:, 1:], end[:, 1:]
-    rows, count = start.shape
-    longest = min(longest, count)
-    place = jnp.arange(count)[:, None] + jnp.arange(longest)[None]
-    stops = jnp.where(place[None] < count, end[:, jnp.minimum(place, count - 1)], -jnp.inf)
-    sums = (start[..., None] + stops).reshape(rows, -1)
-    best = sums.argmax(-1)
-    first, more = 1 + best // longest, best % longest
-    return first, first + more, sums.max(-1)
+        Args:
+            model: the model.
+            data: queries: a list of texts, or a table of them; see `TextReader.texts`.
+            k: number of documents for each query.
+            encode: the one the index was made with; without it only words count.
+        """
+        ids, table = columns_of(data, self.id, self.text)
+        found = search(table[self.text], model, k, encode)
+        if self.ids is None:
+            return Hits(ids, found.documents, found.scores)
+        named = np.where(found.documents < 0, "", self.ids[found.documents])
+        return Hits(ids, named, found.scores)

@@ -6,7 +6,7 @@
 
 `encode` turns texts into vectors, for example with a model that `text.contrastive` trained:
 
-    encode = lambda texts: jo.predict(task, state, read(texts))
+    encode = jo.Model(task, state, text.TextReader(read))
 """
 
 import re
@@ -17,10 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops.model.finished import Model
 from jaxops.model.topk import top_k
+from jaxops.task import recorded
 
-Encode = Callable[[Sequence[str]], Any]
-"""Texts to vectors (B, D); the larger the product of two vectors, the better the texts match."""
+Encode = Callable[[Sequence[str]], Any] | Model
+"""Texts to vectors (B, D), or a model of `text.contrastive` with a `text.TextReader`; the larger
+the product of two vectors, the better the texts match."""
 
 RANK_CONSTANT = 60
 """The constant of reciprocal rank fusion, as its authors chose it."""
@@ -30,6 +33,7 @@ CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 
+@recorded
 class BM25(NamedTuple):
     """An inverted index: for each word the documents that contain it, and its BM25 weight there.
 
@@ -59,6 +63,7 @@ class BM25(NamedTuple):
     b: float
 
 
+@recorded
 class Index(NamedTuple):
     """Documents, ready to be searched.
 
@@ -409,7 +414,8 @@ def _check_texts(name: str, texts: Sequence[str]) -> None:
 
 
 def _vectors(name: str, encode: Encode, texts: Sequence[str]) -> np.ndarray:
-    vectors = np.asarray(encode(texts), np.float32)
+    found = encode.predict(texts).vectors if isinstance(encode, Model) else encode(texts)
+    vectors = np.asarray(found, np.float32)
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
         finite = "" if np.isfinite(vectors).all() else " with NaN or infinity"
         raise ValueError(

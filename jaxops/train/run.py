@@ -1,5 +1,6 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
+import math
 import signal
 import sys
 import time
@@ -109,6 +110,7 @@ class Run:
         best: the best state so far, or `None`.
         best_value: its validation metric.
         worse: number of validations since the best one.
+        started: when it was made, in seconds of the monotonic clock.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -121,6 +123,7 @@ class Run:
         self.best: TrainState | None = None
         self.best_value: float | None = None
         self.worse = 0
+        self.started = time.monotonic()
 
     @property
     def done(self) -> bool:
@@ -272,6 +275,8 @@ class Run:
             self.best, self.best_value, self.worse = jax.tree.map(jnp.copy, state), value, 0
         else:
             self.worse += 1
+        if rule.seconds < math.inf and hosts.agreed(time.monotonic() - self.started > rule.seconds):
+            self.worse = rule.patience + 1
 
     def _log(
         self, split: str, step: int, values: dict[str, Any], speed: dict[str, Any] | None = None

@@ -20,6 +20,8 @@ class EarlyStopping(NamedTuple):
         patience: number of validations without improvement before stopping.
         mode: "min" or "max": the direction of improvement.
         min_delta: smallest difference that counts as an improvement.
+        seconds: stop at the first validation after this much time, of which the result then
+            depends; by default never.
 
     >>> EarlyStopping("auc", mode="max").better(0.9, best=0.8)
     True
@@ -29,6 +31,7 @@ class EarlyStopping(NamedTuple):
     patience: int = 3
     mode: str = "min"
     min_delta: float = 0.0
+    seconds: float = math.inf
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether `value` improves on the best so far; NaN never does."""

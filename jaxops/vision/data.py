@@ -1,11 +1,19 @@
-"""A user's own image files as the rows that a vision task reads."""
+"""A user's own images as the rows that a vision task reads, and the reader of a finished model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxops.data.images import read_image
+from jaxops.data.images import SUFFIXES, class_names, read_image
+from jaxops.model.finished import Model, frame
+from jaxops.task import recorded
+from jaxops.train.evaluation import predict
+
+Images = Any
+"""A folder, a list of files, an array uint8 (N, H, W, C), or arrays by name with `image`."""
 
 
 def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -41,3 +49,144 @@ def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) 
     if channels not in (1, 3):
         raise ValueError(f"image_shape must end with 1 (grey) or 3 (colour), got {image_shape}")
     return np.stack([read_image(Path(path), (height, width), channels) for path in paths])
+
+
+class Classes(NamedTuple):
+    """The classes of N images.
+
+    Attributes:
+        ids: (N,), the paths as `str` objects, or the numbers of the images.
+        labels: `str` objects (N,), names of classes.
+        probabilities: float32 (N, K), of each class.
+        classes: the K names, in the order of the probabilities.
+
+    >>> one = Classes(np.arange(1), np.array(["no"], object), np.array([[0.9, 0.1]]), ("no", "yes"))
+    >>> one.frame().columns.tolist()
+    ['id', 'label', 'p(no)', 'p(yes)']
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+    def frame(self) -> Any:
+        """One row each: id, label, and the probability of each class."""
+        of_class = {f"p({c})": self.probabilities[:, i] for i, c in enumerate(self.classes)}
+        return frame({"id": self.ids, "label": self.labels, **of_class})
+
+
+@recorded
+@dataclass(frozen=True)
+class ImageReader:
+    """What a finished vision model knows of its input.
+
+    Attributes:
+        size: (height, width) to which files are resized.
+        channels: 3 for colour, 1 for grey.
+
+    >>> ids, images = ImageReader((2, 2), 1).images(np.zeros((3, 2, 2), np.uint8))
+    >>> ids.tolist(), images.shape
+    ([0, 1, 2], (3, 2, 2, 1))
+    """
+
+    room: ClassVar[str] = "vision"
+    size: tuple[int, int]
+    channels: int = 3
+
+    def images(self, source: Images) -> tuple[np.ndarray, np.ndarray]:
+        """The ids and the images, uint8 (N, H, W, C).
+
+        Args:
+            source: a folder, whose images are read in order of their paths, subfolders too; a list
+                of files, or one file; an array (N, H, W, C) or, for grey images, (N, H, W); or
+                arrays by name with `image`.
+
+        Raises:
+            ValueError: no images, a file that is no image, or an array of another shape or dtype.
+            FileNotFoundError: no such file.
+        """
+        if isinstance(source, Mapping):
+            source = source["image"]
+        if isinstance(source, str | Path):
+            source = files(Path(source)) if Path(source).is_dir() else [Path(source)]
+        shape = (*self.size, self.channels)
+        if not hasattr(source, "dtype"):
+            return np.array([str(path) for path in source], object), read_images(source, shape)
+        images = np.asarray(source)
+        images = images[..., None] if images.ndim == 3 and self.channels == 1 else images
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+            raise ValueError(
+                f"data must be images uint8 (N, {', '.join(map(str, shape))}), got "
+                f"{images.dtype}{images.shape}"
+            )
+        return np.arange(len(images)), images
+
+    def columns(
+        self, source: Images, classes: tuple[str, ...]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The ids, and the columns that the task takes.
+
+        Args:
+            source: a folder that holds a folder for each class; or arrays by name, `image` and
+                `label`.
+            classes: the names of the classes.
+
+        Raises:
+            ValueError: as `images`; or a label that is not one of the classes.
+        """
+        ids, images = self.images(source)
+        names = labels_of(source, ids)
+        number = {name: i for i, name in enumerate(classes)}
+        unknown = next((row for row, name in enumerate(names) if name not in number), None)
+        if unknown is not None:
+            raise ValueError(
+                f"label must be one of {', '.join(classes)}, got {names[unknown]!r} in row "
+                f"{unknown}"
+            )
+        if len(names) != len(images):
+            raise ValueError(f"label must have {len(images)} rows, as image, got {len(names)}")
+        return ids, {"image": images, "label": np.array([number[n] for n in names], np.int32)}
+
+    def predict(self, model: Model, data: Images) -> Classes:
+        """Classes with their probabilities for images.
+
+        Args:
+            model: the model.
+            data: see `images`.
+        """
+        task, state = model.trained()
+        ids, images = self.images(data)
+        p = predict(task, state, {"image": images})
+        return Classes(ids, np.array(task.classes, object)[p.argmax(1)], p, task.classes)
+
+
+def files(folder: Path) -> list[Path]:
+    """The image files in a folder and its subfolders, in order of their paths.
+
+    Raises:
+        ValueError: none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f"{folder} must hold images ({', '.join(sorted(SUFFIXES))}), got none")
+    return found
+
+
+def labels_of(source: Images, ids: np.ndarray) -> list[str]:
+    """The name of each image's class: of its folder in the folder, or of the column `label`."""
+    if isinstance(source, Mapping):
+        if "label" not in source:
+            raise ValueError(f"data must have a column 'label', got {', '.join(source)}")
+        return [str(label) for label in np.asarray(source["label"]).tolist()]
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        raise ValueError(
+            "data must be a folder with a folder for each class, or arrays image and label, got "
+            f"{type(source).__name__}"
+        )
+    class_names(Path(source))
+    names = [Path(path).relative_to(source).parts for path in ids]
+    alone = next((path for path, parts in zip(ids, names, strict=True) if len(parts) < 2), None)
+    if alone is not None:
+        raise ValueError(f"{source} must hold images in a folder for each class, got {alone}")
+    return [parts[0] for parts in names]

@@ -1,12 +1,11 @@
-"""What a trained classifier says of images: the likeliest classes and their probabilities."""
+"""What a finished classifier says of images: the likeliest classes and their probabilities."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxops.state import TrainState
-from jaxops.task import Task
-from jaxops.train.evaluation import predict
+from jaxops.model.finished import Model, inside
+from jaxops.vision.data import ImageReader, Images
 
 
 class Labelled(NamedTuple):
@@ -21,32 +20,48 @@ class Labelled(NamedTuple):
     probabilities: np.ndarray
 
 
-def classify(task: Task, state: TrainState, images: np.ndarray, k: int = 1) -> Labelled:
+def reader_of(model: Model) -> ImageReader:
+    """The reader of a vision model; of a task alone that of its images.
+
+    Raises:
+        ValueError: a model of another room.
+    """
+    columns = getattr(model.task, "columns", ())
+    if model.reader is None and columns and columns[0].name == "image":
+        *size, channels = columns[0].shape
+        return ImageReader(tuple(size), channels)
+    reader: ImageReader = inside(
+        model, lambda part: isinstance(part, ImageReader), "of the vision room"
+    )
+    return reader
+
+
+def classify(model: Model, data: Images, k: int = 1) -> Labelled:
     """Name the `k` likeliest classes of each image.
 
     Args:
-        task: see `vision.classifier`.
-        state: its trained state.
-        images: uint8 (N, H, W, C) as the task reads them; `vision.read_images` makes them of files.
+        model: of `vision.fit`; or `jaxops.Model(task, state)`.
+        data: a folder, files, or an array; see `ImageReader.images`.
         k: number of classes for each image, 1 to all of them.
 
     Returns:
         `Labelled`. Of classes with equal probability the one with the lower number comes first.
 
     Raises:
-        ValueError: `k` out of range, or images of another shape or dtype.
+        ValueError: `k` out of range, or images that cannot be read.
 
     >>> import jaxops as jo
     >>> from jaxops import vision
     >>> task = vision.classifier(vision.MLP(classes=2), (2, 2, 1), classes=("cat", "dog"))
     >>> images = np.zeros((1, 2, 2, 1), np.uint8)
     >>> state = jo.init_state(task, jo.optim.adam(0.001), 0, {"image": images})
-    >>> vision.classify(task, state, images)
+    >>> vision.classify(jo.Model(task, state), images)
     Labelled(labels=array([['cat']], dtype=object), probabilities=array([[0.5]], dtype=float32))
     """
-    if not 1 <= k <= len(task.classes):
-        raise ValueError(f"k must be in [1, {len(task.classes)}] (number of classes), got {k}")
-    probabilities = predict(task, state, {"image": images})
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    names = np.array(task.classes, object)
-    return Labelled(names[best], np.take_along_axis(probabilities, best, axis=1))
+    reader, names = reader_of(model), model.task.classes
+    if not 1 <= k <= len(names):
+        raise ValueError(f"k must be in [1, {len(names)}] (number of classes), got {k}")
+    answer = reader.predict(model, data)
+    best = np.argsort(-answer.probabilities, axis=1, kind="stable")[:, :k]
+    told = np.take_along_axis(answer.probabilities, best, axis=1)
+    return Labelled(np.array(names, object)[best], told)

@@ -146,3 +146,20 @@ def test_telco_churn_agrees_with_scikit_learn():
         np.testing.assert_array_equal(found["label"], columns["Churn"] == "Yes")
     counts = [np.isnan(columns["TotalCharges"]).sum() for columns in (data.train, data.test)]
     assert sum(counts) == 11
+
+
+def test_the_piecewise_linear_encoding():
+    x = np.concatenate([np.zeros(900), np.arange(1.0, 101)])  # one value fills nine bins of ten
+    encoder = fit_encoder({"gain": x}, bins=10)
+    edges = encoder.edges["gain"]
+    assert edges[:2] == [0, 1] and edges[-1] == 100 and 10 <= len(edges) <= 13
+    assert encoder.names == [f"gain>{edge:g}" for edge in edges[:-1]]
+    new = np.array([-5.0, 0.0, 0.5, edges[3], 200.0, np.nan])
+    pieces = encode(encoder, {"gain": new})["features"]
+    assert pieces[0, 0] == -5 and not pieces[0, 1:].any()  # the first bin has no lower bound
+    assert not pieces[1].any() and pieces[2, 0] == 0.5
+    np.testing.assert_array_equal(pieces[3], np.arange(len(edges) - 1) < 3)
+    assert (pieces[4, :-1] == 1).all() and pieces[4, -1] > 1  # the last has no upper
+    assert not pieces[5].any()
+    # a sum of the bins' widths gives the number again
+    np.testing.assert_allclose(pieces[:5] @ np.diff(edges), new[:5] - edges[0], rtol=1e-5)

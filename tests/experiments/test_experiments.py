@@ -18,7 +18,6 @@ from sklearn.model_selection import train_test_split
 import jaxops as jo
 from experiments import binary_mlp, common
 from jaxops.data import sources
-from jaxops.tabular import Encoder, encode
 from jaxops.train import clock
 from jaxops.trust import report
 
@@ -205,11 +204,10 @@ def test_own_table_from_start_to_end(own, tmp_path, monkeypatch, capsys):
     assert 0.8 < metrics["auc"] <= 1
 
     model = jo.load(tmp_path / "seed-0" / "model.safetensors")
-    encoder = Encoder(**model.about["encoder"])
     assert model.task.classes == ("0", "1")
     _, test = train_test_split(np.arange(210), test_size=0.2, random_state=42)
     raw = {f"feature {i}": features[test, i] for i in range(4)}
-    probability = model.predict(encode(encoder, raw)["features"])
+    probability = model.predict(raw).probabilities[:, 1]
     assert roc_auc_score(label[test], probability) == pytest.approx(metrics["test_auc"], abs=1e-6)
     assert ((probability > 0.5) == label[test]).mean() == pytest.approx(metrics["test_accuracy"])
 

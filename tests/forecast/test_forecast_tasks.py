@@ -175,8 +175,8 @@ def test_any_history_is_forecast_as_by_the_task(series, module, tmp_path):
     assert found.quantiles.shape == (3, H, 2, 3) and (np.diff(found.quantiles) >= 0).all()
     assert found.times[0, 0] == np.datetime64("2024-01-02T12") and found.times.shape == (3, H)
     # fewer steps and rows, in another order, from a file
-    f.save(tmp_path / "model", model)
-    again = f.forecast(f.load(tmp_path / "model"), past.part([2, 0]), 2, future[[2, 0]])
+    jo.save(tmp_path / "model", jo.Model(model))
+    again = f.forecast(jo.load(tmp_path / "model"), past.part([2, 0]), 2, future[[2, 0]])
     np.testing.assert_allclose(again.mean, found.mean[[2, 0], :2], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(again.quantiles, found.quantiles[[2, 0], :2], rtol=1e-5, atol=1e-5)
 
@@ -463,19 +463,21 @@ def test_another_kind_of_history(series, tide):
         f.forecast(model, short, future=np.zeros((1, H, 3)), levels=())
 
 
-def test_a_file_of_a_forecaster_read_as_any_model(series, tide, tmp_path):
-    f.save(tmp_path / "all", tide[2])
-    with pytest.raises(ValueError, match=r"must need values only.* see forecast\.load"):
-        jo.load(tmp_path / "all").predict(series.values[None, :L])
+def test_a_short_history_is_lengthened_where_the_forecaster_says_so(series):
     series, module = plain(series), f.NLinear(L, H)
     scaling = f.scaling(series, "global", whole(series))
     _, state = fresh(module, series, scaling)
     model = f.forecaster(module, state, series, scaling)
-    f.save(tmp_path / "plain", model)
-    wanted = f.forecast(model, series, levels=()).mean
-    last = np.stack([series.values[end - L : end] for end in series.offsets[1:]])
-    found = jo.load(tmp_path / "plain").predict(last)[..., 0]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+    short = f.cut(series, series.offsets[:-1, None] + np.array([[0, 5]]))
+    wanted = f.forecast(model, f.padded(short, L), levels=())
+    found = f.forecast(replace(model, lengthens=True), short, levels=())
+    np.testing.assert_array_equal(found.mean, wanted.mean)
+    np.testing.assert_array_equal(found.times, wanted.times)
+
+
+def test_a_model_of_another_room_does_not_forecast(series):
+    with pytest.raises(ValueError, match="model must be a model that forecasts, got str"):
+        f.forecast(jo.Model("a text"), series)
 
 
 def test_equal_calls_share_a_task_and_files_hold_it(series, tmp_path):
@@ -493,7 +495,7 @@ def test_equal_calls_share_a_task_and_files_hold_it(series, tmp_path):
     assert f.direct(module, other, scaling) is not task
     assert f.direct(module, series, f.scaling(series, "none")) is not task
 
-    jo.save(tmp_path / "task", task, state)
+    jo.save(tmp_path / "task", jo.Model(task, state))
     model = jo.load(tmp_path / "task")
     np.testing.assert_array_equal(model.predict(windows), jo.predict(task, state, windows))
     assert jo.evaluate(model.task, model.state, windows) == jo.evaluate(task, state, windows)

@@ -165,7 +165,7 @@ def test_lora_begins_at_the_base_trains_its_factors_alone_and_merges(scan, tmp_p
             whole = whole + 1.5 * factors["a"].astype(np.float64) @ factors["b"]
         np.testing.assert_allclose(leaf, whole, rtol=1e-5, atol=1e-6)
 
-    jo.save(tmp_path / "small", small, after)
+    jo.save(tmp_path / "small", jo.Model(small, after))
     np.testing.assert_array_equal(jo.load(tmp_path / "small").predict(ROWS), applied)
 
 

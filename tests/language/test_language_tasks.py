@@ -414,7 +414,7 @@ def test_a_model_file_brings_the_task_back(task, tmp_path):
     text = language.padded(texts(4, 5, shortest=5), 5)
     batch = {"tokens": text, "segments": np.ones_like(text), "source": text, "target": text}
     state = state_of(task, batch)
-    jo.save(tmp_path / "model", task, state)
+    jo.save(tmp_path / "model", jo.Model(task, state))
     model = jo.load(tmp_path / "model")
     assert_equal(model.state.params, state.params)
     np.testing.assert_array_equal(model.predict(batch), jo.predict(task, state, batch))

@@ -42,7 +42,7 @@ def state():
 
 @pytest.fixture
 def path(tmp_path, state):
-    jo.save(tmp_path / "a.model", TASK, state, {"note": ["kept", 1, {"x": None}]})
+    jo.save(tmp_path / "a.model", jo.Model(TASK, state, about={"note": ["kept", 1, {"x": None}]}))
     return tmp_path / "a.model"
 
 
@@ -74,7 +74,7 @@ def test_a_clean_process_predicts_the_same(tmp_path):
         label_smoothing=0.1,
     )
     state = trained(task)
-    jo.save(tmp_path / "m", task, state)
+    jo.save(tmp_path / "m", jo.Model(task, state))
     np.save(tmp_path / "images.npy", IMAGES)
     code, _, errors = clean_process(
         READ, tmp_path / "m", tmp_path / "images.npy", tmp_path / "out.npy"
@@ -85,7 +85,7 @@ def test_a_clean_process_predicts_the_same(tmp_path):
     model = jo.load(tmp_path / "m")
     assert model.task == task  # so that it shares what is compiled, too
     assert model.task.classes == ("ant", "bee", "cat")
-    assert jo.evaluate(*model[:2], DATA) == jo.evaluate(task, state, DATA)
+    assert jo.evaluate(model.task, model.state, DATA) == jo.evaluate(task, state, DATA)
 
 
 def test_what_is_kept(path, state):
@@ -109,14 +109,14 @@ def test_what_is_kept(path, state):
 def test_an_average_is_kept(tmp_path):
     tx = optim.chain(ADAM, optim.ema(0.9))
     state = jo.fit(TASK, DATA, optimizer=tx, batch_size=20, steps=4, progress=False)
-    jo.save(tmp_path / "m", TASK, optim.averaged(state))
+    jo.save(tmp_path / "m", jo.Model(TASK, optim.averaged(state)))
     assert_equal(jo.load(tmp_path / "m").state.params, optim.averaged(state).params)
 
 
 def test_an_ensemble(tmp_path):
     several = jo.ensemble(TASK, 2)
     members = [jo.init_state(TASK, ADAM, seed, images(1)) for seed in (0, 1)]
-    jo.save(tmp_path / "m", several, jo.stack(members))
+    jo.save(tmp_path / "m", jo.Model(several, jo.stack(members)))
     found = jo.load(tmp_path / "m")
     assert found.task == several
     want = np.mean([jo.predict(TASK, s, DATA) for s in members], 0)
@@ -126,7 +126,7 @@ def test_an_ensemble(tmp_path):
 def test_half_precision(tmp_path, state):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
     path = tmp_path / "m"
-    jo.save(path, TASK, state._replace(params=half))
+    jo.save(path, jo.Model(TASK, state._replace(params=half)))
     with pytest.raises(ValueError, match=r"bias'\] must be float32\[16\] .* got bfloat16\[16\]"):
         jo.load(path)
 
@@ -141,7 +141,7 @@ def test_half_precision(tmp_path, state):
 def test_a_task_made_by_hand_needs_the_task(tmp_path):
     task = regression(nn.Dense(1))
     state = jo.init_state(task, ADAM, 0, {"x": np.ones((1, 3)), "y": np.ones((1, 1))})
-    jo.save(tmp_path / "m", task, state)
+    jo.save(tmp_path / "m", jo.Model(task, state))
     with pytest.raises(
         ValueError, match=r"task must be given .* made by hand, got None; load\(path, task"
     ):
@@ -171,7 +171,7 @@ np.testing.assert_array_equal(jo.load(path).predict(np.load(images)), given)
 def test_a_module_of_the_users_own(tmp_path):
     task = vision.classifier(Own(), **SETTINGS)
     state = trained(task)
-    jo.save(tmp_path / "m", task, state)
+    jo.save(tmp_path / "m", jo.Model(task, state))
     np.save(tmp_path / "images.npy", IMAGES)
     code, shown, errors = clean_process(
         OWN, tmp_path / "m", tmp_path / "images.npy", tmp_path / "out.npy"
@@ -227,7 +227,7 @@ def test_a_foreign_safetensors_file(path, metadata):
 
 def test_a_newer_format(path):
     rewritten(path, lambda header: header.update(format=99))
-    with pytest.raises(ValueError, match=r"format must be at most 1, got 99; a newer jaxops"):
+    with pytest.raises(ValueError, match=r"format must be at most 2, got 99; a newer jaxops"):
         jo.load(path)
 
 
@@ -362,7 +362,7 @@ def test_a_text_that_is_not_json(path, text):
 def test_modules_of_flax_in_a_module(tmp_path, inner):
     task = vision.classifier(Around(inner, act=nn.silu), **SETTINGS)
     state = jo.init_state(task, ADAM, 0, images(1))
-    jo.save(tmp_path / "m", task, state)
+    jo.save(tmp_path / "m", jo.Model(task, state))
     found = jo.load(tmp_path / "m")
     assert found.task == task
     assert_equal(found.state.params, state.params)
@@ -371,7 +371,7 @@ def test_modules_of_flax_in_a_module(tmp_path, inner):
 
 def test_functions_are_named_by_their_public_place(tmp_path):
     task = vision.classifier(Around(nn.Dense(3), act=nn.gelu), **SETTINGS)
-    jo.save(tmp_path / "m", task, jo.init_state(task, ADAM, 0, images(1)))
+    jo.save(tmp_path / "m", jo.Model(task, jo.init_state(task, ADAM, 0, images(1))))
     with safe_open(tmp_path / "m", framework="np") as file:
         text = file.metadata()["jaxops"]
     assert '{"function": "jax.nn:gelu"}' in text and '"make": "flax.linen:Dense"' in text
@@ -412,9 +412,9 @@ def test_what_load_would_refuse_is_refused_by_save(tmp_path, model, augment, nam
     task = vision.classifier(model, **SETTINGS, augment=augment)
     state = jo.init_state(task, ADAM, 0, images(1))
     with pytest.raises(ValueError, match=rf"{named}.*recipe=None"):
-        jo.save(tmp_path / "m", task, state)
+        jo.save(tmp_path / "m", jo.Model(task, state))
     assert not list(tmp_path.iterdir())
-    jo.save(tmp_path / "m", task._replace(recipe=None), state)  # as the message says
+    jo.save(tmp_path / "m", jo.Model(task._replace(recipe=None), state))  # as the message says
     assert_equal(jo.load(tmp_path / "m", task).state.params, state.params)
 
 
@@ -422,4 +422,4 @@ def test_an_ensemble_of_a_task_made_by_hand(tmp_path):
     several = jo.ensemble(TASK._replace(recipe=None), 2)
     states = jo.stack([jo.init_state(TASK, ADAM, seed, images(1)) for seed in (0, 1)])
     with pytest.raises(ValueError, match=r"task\.task must be .* got 'a task made by hand'"):
-        jo.save(tmp_path / "m", several, states)
+        jo.save(tmp_path / "m", jo.Model(several, states))

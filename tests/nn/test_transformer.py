@@ -369,7 +369,7 @@ def test_a_file_keeps_the_model(tmp_path):
     task = copying(Transformer(config))
     data = {"tokens": np.random.default_rng(0).integers(0, 11, (16, 10), np.int32)}
     state = jo.fit(task, data, optimizer=jo.optim.adam(1e-2), batch_size=8, steps=2, progress=False)
-    jo.save(tmp_path / "copy.model", task, state)
+    jo.save(tmp_path / "copy.model", jo.Model(task, state))
     model = jo.load(tmp_path / "copy.model")
     assert model.task is task
     np.testing.assert_array_equal(model.predict(data["tokens"]), jo.predict(task, state, data))

@@ -302,7 +302,7 @@ def test_new_items_leave_the_known_where_they_are(name):
     with pytest.raises(
         ValueError, match=r"must be of a model with a fit method, .*got SequenceModel"
     ):
-        r.update(before, None)
+        r.updated(before, None)
 
 
 @pytest.mark.slow
@@ -349,3 +349,5 @@ def test_a_log_of_one_user():
     )
     model = r.sequence_recommender(module, state, log)
     assert r.recommend(model, [["x"], ["x", "y"]], 1).ids() == [["y"], ["z"]]
+    for kind in (r.EASE(l2=1.0), r.ItemKNN(), r.Popularity(), r.IALS(factors=2)):
+        assert len(r.recommend(r.fitted(kind, log), [["x"]], 2).ids()[0]) == 2

@@ -244,7 +244,7 @@ def test_equal_calls_give_one_task(trained):
 def test_a_file_holds_the_task_and_its_catalogue(trained, tmp_path):
     events, task, state, recommender = trained
     towers = recommender.model
-    jo.save(tmp_path / "towers.safetensors", task, state)
+    jo.save(tmp_path / "towers.safetensors", jo.Model(task, state))
     model = jo.load(tmp_path / "towers.safetensors")
     rows = towers.rows(events)
     some = {name: values[:64] for name, values in rows.items()}
@@ -335,8 +335,8 @@ def test_as_any_recommender_from_a_file_with_new_items(trained, tmp_path):
     scores[[more.place_of[i] for i in small[:2]]] = -np.inf
     assert found.places[0].tolist() == np.argsort(-scores)[:4].tolist()
 
-    recommend.save(tmp_path / "towers.model", more)
-    again = recommend.load(tmp_path / "towers.model")
+    jo.save(tmp_path / "towers.model", jo.Model(more))
+    again = jo.load(tmp_path / "towers.model").task
     assert again.model == more.model
     np.testing.assert_array_equal(recommend.recommend(again, histories, k=4).places, found.places)
     later = recommend.two_tower_with_items(
@@ -356,7 +356,7 @@ def test_features_of_users_reach_lists_and_figures(trained):
     alike = recommend.recommend(model, [[]] * 4, k=5)
     assert (alike.places == alike.places[:1]).all()
     targets = recommend.Histories(np.arange(4, dtype=np.int32), np.arange(5))
-    figures = recommend.evaluate(model, nobody, targets, k=5, users=users)
-    np.testing.assert_array_equal(figures.lists, found.places)
+    figures = recommend.evaluated(model, nobody, targets, k=5, users=users)
+    np.testing.assert_array_equal(figures.parts["lists"], found.places)
     with pytest.raises(ValueError, match="wants must have 1 rows, got 4"):
         recommend.recommend(model, [["item 1"]], users=users)

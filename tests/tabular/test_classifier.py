@@ -116,8 +116,10 @@ def test_equal_calls_give_one_task():
     assert tabular.classifier(tabular.MLP(), features=5) is TASK
 
 
-def test_refuses_what_is_not_binary(data):
-    with pytest.raises(ValueError, match="classes must be 2 names, got 3"):
+def test_refuses_what_does_not_fit(data):
+    with pytest.raises(ValueError, match="classes must be at least 2 names, got 1"):
+        tabular.classifier(tabular.MLP(), features=5, classes=("a",))
+    with pytest.raises(ValueError, match=r"module.outputs must be 3, got 1"):
         tabular.classifier(tabular.MLP(), features=5, classes=("a", "b", "c"))
     with pytest.raises(ValueError, match=r"module.outputs must be 1, got 2"):
         tabular.classifier(tabular.MLP(outputs=2), features=5)

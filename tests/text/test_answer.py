@@ -140,7 +140,8 @@ def answered(passages, longest=30, context=15):
     read = text.Passages(WORDS, context=context)
     example = read(["the code"], ["is"], [(0, 2)])
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, example)
-    return text.answer(task, state, read, "the code", passages, longest)
+    model = jo.Model(task, state, text.PassageReader(read))
+    return text.answer(model, "the code", passages, longest)
 
 
 def test_the_best_span_of_all_passages():
@@ -256,10 +257,10 @@ def test_learns_to_look_up():
     exact = (found == [wanted["start"], wanted["end"]]).all(0).mean()
     assert exact > 0.95
     # of several passages, one of which names it
-    right = 0
+    right, model = 0, jo.Model(task, state, text.PassageReader(read))
     for asked, own, place in zip(*(part[:50] for part in test), strict=True):
         others = [passage for passage in test[1] if f"{asked.split()[-1]} " not in passage][:3]
-        right += text.answer(task, state, read, asked, [*others, own]).text == own[slice(*place)]
+        right += text.answer(model, asked, [*others, own]).text == own[slice(*place)]
     assert right > 45
 
 

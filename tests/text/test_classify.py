@@ -41,7 +41,7 @@ def trained(model_of):
     state = jo.fit(
         task, columns, optimizer=optimizer, batch_size=100, epochs=8, progress=False, seed=1
     )
-    return text.calibrate(task, state, read, *doubtful(), keep=0.9)
+    return text.calibrate(jo.Model(task, state, text.TextReader(read)), *doubtful(), keep=0.9)
 
 
 def cnn(vocabulary):
@@ -69,22 +69,22 @@ def test_from_texts_to_decisions_and_back_from_a_file(model_of, tmp_path):
     assert np.mean([d.label == CLASSES[n] for d, n in zip(said, label, strict=True)]) > 0.95
     for one, words in zip(said, texts, strict=True):
         assert 1 / 3 <= one.probability <= 1
-        assert one.in_scope == (one.probability >= ours.threshold)
+        assert one.in_scope == (one.probability >= ours.reader.threshold)
         assert [word for word, _ in one.words] == words.split()
     carriers = [max(d.words, key=lambda pair: pair[1])[0] for d in said]
     keys = [word for words in KEYS.values() for word in words]
     assert np.mean([word in keys for word in carriers]) > 0.7
 
-    text.save(tmp_path / "questions.model", ours)
-    again = text.load(tmp_path / "questions.model")
-    assert again.read == ours.read
+    jo.save(tmp_path / "questions.model", ours)
+    again = jo.load(tmp_path / "questions.model")
+    assert again.reader == ours.reader
     assert text.classify(again, texts) == said
 
 
 def test_words_by_leaving_each_out():
     ours = trained(bag)
     one = text.classify(ours, ["is my card lost", "lost"])
-    p = ours.probabilities(["is my card lost"])[0]
+    p = ours.predict(["is my card lost"]).probabilities[0]
     best = int(p.argmax())
 
     def log_odds(p):
@@ -92,9 +92,9 @@ def test_words_by_leaving_each_out():
 
     for word, weight in one[0].words:
         rest = " ".join(w for w in ("is", "my", "card", "lost") if w != word)
-        without = ours.probabilities([rest])[0, best]
+        without = ours.predict([rest]).probabilities[0, best]
         assert weight == pytest.approx(log_odds(p[best]) - log_odds(without), rel=1e-4, abs=1e-5)
-    single = ours.probabilities(["lost"])[0].max()
+    single = ours.predict(["lost"]).probabilities[0].max()
     assert one[1].words == (("lost", pytest.approx(log_odds(single) - log_odds(1 / 3))),)
     assert text.classify(ours, ["lost"], words=False)[0].words == ()
 
@@ -102,11 +102,11 @@ def test_words_by_leaving_each_out():
 def test_calibration_keeps_so_many_in_scope():
     ours = trained(cnn)
     texts, label = doubtful()
-    p = ours.probabilities(texts)
-    assert (p.max(1) >= ours.threshold).mean() == pytest.approx(0.9, abs=0.01)
+    p = ours.predict(texts).probabilities
+    assert (p.max(1) >= ours.reader.threshold).mean() == pytest.approx(0.9, abs=0.01)
     assert text.temperature(p, label) == pytest.approx(1, abs=0.01)
     with pytest.raises(ValueError, match=r"keep must be in \(0, 1\], got 1.5"):
-        text.calibrate(ours.task, ours.state, WORDS, texts, label, keep=1.5)
+        text.calibrate(ours, texts, label, keep=1.5)
 
 
 def test_many_labels_are_refused():
@@ -115,25 +115,16 @@ def test_many_labels_are_refused():
     columns = {**GRAMS(texts), "label": np.eye(3, dtype=np.int32)[label]}
     adam = jo.optim.adam(0.01)
     state = jo.fit(task, columns, optimizer=adam, batch_size=20, steps=1, progress=False)
+    model = jo.Model(task, state, text.TextReader(GRAMS))
     with pytest.raises(
         ValueError, match=r"task must have one label a text \(many=False\), got many=True"
     ):
-        text.calibrate(task, state, GRAMS, texts, label)
+        text.calibrate(model, texts, label)
     with pytest.raises(ValueError, match="got many=True"):
-        text.classify(text.Classifier(task, state, GRAMS), texts)
+        text.classify(model, texts)
 
 
-def test_readers_of_files_of_version_0_1():
-    for read in (WORDS, GRAMS):
-        about = read.about()
-        inner = about.get("ngrams", about)
-        inner["length"] = inner.pop("context")
-        assert text.reader(about) == read
-    with pytest.raises(ValueError, match=r"about must have .*, got \['words'\]"):
-        text.reader({"words": 1})
-
-
-def test_what_is_refused(tmp_path):
+def test_what_is_refused():
     ours = trained(cnn)
     for texts, message in (
         ([], "texts must hold at least one text, got none"),
@@ -147,14 +138,11 @@ def test_what_is_refused(tmp_path):
         text.classify(ours, ["card " * 20], words=False)
 
     larger = Tokenizer.train([f"word{i}" for i in range(500)] + ["my card"], kind="word")
-    other = ours._replace(read=text.Tokens(larger, 12))
+    other = jo.Model(ours.task, ours.state, text.TextReader(text.Tokens(larger, 12)))
     with pytest.raises(
         ValueError, match=r"read must have a vocabulary of 2\d \(the module's\), got 50\d"
     ):
         text.classify(other, ["my card"])
 
-    jo.save(tmp_path / "plain.model", ours.task, ours.state)
-    with pytest.raises(
-        ValueError, match=r"plain.model: about must have 'tokenizer' and 'context', .* got \[\]"
-    ):
-        text.load(tmp_path / "plain.model")
+    with pytest.raises(ValueError, match="model must be a classifier of texts, got Task"):
+        text.classify(jo.Model(ours.task, ours.state), ["my card"])

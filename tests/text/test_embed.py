@@ -196,7 +196,7 @@ def test_partners_share_the_label_and_are_drawn_evenly():
 def test_a_model_file_keeps_it(tmp_path):
     task, data = text.contrastive(BAG, 6, labelled=True), pairs(5)
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, data)
-    jo.save(tmp_path / "vectors.safetensors", task, state)
+    jo.save(tmp_path / "vectors.safetensors", jo.Model(task, state))
     model = jo.load(tmp_path / "vectors.safetensors")
     assert model.task is task
     np.testing.assert_array_equal(

@@ -252,9 +252,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 def test_a_full_disk_leaves_the_model_before(tmp_path):
     path = tmp_path / "wide.model"
     states = [jo.init_state(WIDE, ADAM, seed, images(1)) for seed in (0, 1)]
-    jo.save(path, WIDE, states[0])
+    jo.save(path, jo.Model(WIDE, states[0]))
     with full_disk(), pytest.raises(OSError, match=r"wide\.model: the model could not be written"):
-        jo.save(path, WIDE, states[1])
+        jo.save(path, jo.Model(WIDE, states[1]))
     assert_equal(jo.load(path).state.params, states[0].params)
     assert [p.name for p in tmp_path.iterdir()] == ["wide.model"]
 

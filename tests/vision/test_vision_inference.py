@@ -3,6 +3,7 @@ import optax
 import pytest
 from PIL import Image
 
+import jaxops as jo
 from jaxops import vision
 from jaxops.state import init_state
 from jaxops.train.evaluation import predict
@@ -18,13 +19,13 @@ def state():
 
 def test_the_likeliest_classes_come_first(state):
     probabilities = predict(TASK, state, {"image": IMAGES})
-    labelled = vision.classify(TASK, state, IMAGES, k=3)
+    labelled = vision.classify(jo.Model(TASK, state), IMAGES, k=3)
     assert labelled.labels.shape == labelled.probabilities.shape == (6, 3)
     np.testing.assert_array_equal(labelled.probabilities, -np.sort(-probabilities, axis=1))
     for row, names in enumerate(labelled.labels):
         by_name = dict(zip(TASK.classes, probabilities[row], strict=True))
         assert [by_name[name] for name in names] == labelled.probabilities[row].tolist()
-    first = vision.classify(TASK, state, IMAGES)
+    first = vision.classify(jo.Model(TASK, state), IMAGES)
     np.testing.assert_array_equal(first.labels, labelled.labels[:, :1])
     assert len(set(first.labels.ravel())) > 1  # the images do not all look alike to it
 
@@ -32,12 +33,14 @@ def test_the_likeliest_classes_come_first(state):
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_out_of_range(state, k):
     with pytest.raises(ValueError, match=rf"k must be in \[1, 3\] .*, got {k}"):
-        vision.classify(TASK, state, IMAGES, k=k)
+        vision.classify(jo.Model(TASK, state), IMAGES, k=k)
 
 
 def test_images_that_the_task_does_not_read(state):
-    with pytest.raises(ValueError, match="image"):
-        vision.classify(TASK, state, IMAGES[:, :3])
+    with pytest.raises(
+        ValueError, match=r"data must be images uint8 \(N, 4, 5, 1\), got uint8\(6, 3, 5, 1\)"
+    ):
+        vision.classify(jo.Model(TASK, state), IMAGES[:, :3])
 
 
 def test_files_are_read_as_the_task_wants_them(tmp_path, state):
@@ -47,7 +50,7 @@ def test_files_are_read_as_the_task_wants_them(tmp_path, state):
     images = vision.read_images(paths, (4, 5, 1))
     np.testing.assert_array_equal(images, IMAGES[[3, 0, 5]])
     assert vision.read_images([str(paths[0])], (8, 10, 3)).shape == (1, 8, 10, 3)
-    read, held = (vision.classify(TASK, state, x) for x in (images, IMAGES[[3, 0, 5]]))
+    read, held = (vision.classify(jo.Model(TASK, state), x) for x in (images, IMAGES[[3, 0, 5]]))
     np.testing.assert_array_equal(read.labels, held.labels)
 
 

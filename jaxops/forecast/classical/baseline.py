@@ -17,10 +17,12 @@ from jaxops.forecast.classical.naive import (
 )
 from jaxops.forecast.classical.theta import naive2, theta_normal
 from jaxops.forecast.data.series import Series
+from jaxops.task import recorded
 
 METHODS = ("repeat_last", "seasonal_naive", "drift", "naive2", "theta", "ets")
 
 
+@recorded
 @dataclass(frozen=True)
 class Baseline:
     """A classical method: each series and channel is forecast from its own history.

@@ -78,16 +78,16 @@ def series(
     """
     _word("layout", layout, ("long", "series", "channels"))
     _word("duplicates", duplicates, ("error", "sum", "mean", "last"))
-    known, past, static = _names(known), _names(past), _names(static)
+    known, past, static = names(known), names(past), names(static)
     if layout == "series" and (past or static):
         raise ValueError('past and static must be empty with layout="series", got columns')
     if layout == "long" and value is None:
         value = "value"
     keys = (id, time) if layout == "long" else (time,)
-    chosen = None if value is None else [*keys, *_names(value), *known, *past, *static]
+    chosen = None if value is None else [*keys, *names(value), *known, *past, *static]
     name, columns = frame(source, chosen, keys, encoding, id)
     others = {*keys, *known, *past, *static}
-    values = [str(c) for c in columns if c not in others] if value is None else [*_names(value)]
+    values = [str(c) for c in columns if c not in others] if value is None else [*names(value)]
     if not values:
         raise ValueError(f"{name} must have a column of values, got none")
     groups = Groups((*values,), known, past, static)
@@ -100,7 +100,8 @@ def _word(argument: str, value: Any, words: Sequence[str]) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, words))}, got {value!r}")
 
 
-def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+def names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    """One name or several, as several."""
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 

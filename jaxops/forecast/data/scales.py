@@ -6,10 +6,12 @@ import numpy as np
 
 from jaxops.forecast.data.series import Series, ranges
 from jaxops.forecast.data.windows import Rows, checked_rows
+from jaxops.task import recorded
 
 KINDS = ("none", "global", "series")
 
 
+@recorded
 class Scaling(NamedTuple):
     """(values - loc) / scale.
 

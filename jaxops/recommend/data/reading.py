@@ -99,6 +99,23 @@ def events(
     return _without_repeats(log, repeats)
 
 
+def features_of(source: Source, column: str, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of a table of features, with one row for each of the ids.
+
+    Args:
+        source: see `events`.
+        column: the column of ids.
+        ids: (N,) str; other rows of the table are left out.
+
+    Raises:
+        ValueError: an id without a row, or with two.
+
+    >>> features_of({"item": ["x", "y"], "price": [1, 2]}, "item", np.array(["y"]))["price"]
+    array([2])
+    """
+    return _aligned(_features(source, column), ids)
+
+
 def _without_repeats(log: Events, repeats: Repeats) -> Events:
     pd = require("pandas", extra="data")
 

@@ -7,7 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxops.recommend.recommenders import Recommender, last_items, scores
+from jaxops.model.finished import Model
+from jaxops.recommend.recommenders import (
+    Recommender,
+    last_items,
+    recommender_of,
+    scores,
+)
 from jaxops.task import Array, Params, recorded
 
 
@@ -56,16 +62,19 @@ class Blend:
 
 
 def blend(
-    recommenders: Sequence[Recommender],
+    recommenders: Sequence[Model | Recommender],
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
-) -> Recommender:
-    """Combine several recommenders of one catalogue; see `Blend`.
+) -> Any:
+    """Combine several models of one catalogue; see `Blend`.
 
     Args:
-        recommenders: at least one recommender.
+        recommenders: at least one finished model, or recommender.
         weights: the weight of each recommender; by default equal weights.
         temperatures: the temperature of each recommender; by default 1.
+
+    Returns:
+        A model with the reader of the first; a `Recommender` where that is one.
 
     Raises:
         ValueError: no recommender, another number of weights or temperatures, a temperature that is
@@ -73,7 +82,7 @@ def blend(
 
     >>> from jaxops import recommend as r
     >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)
-    >>> both = blend([r.fit(r.Popularity(), log), r.fit(r.ItemKNN(neighbours=1), log)])
+    >>> both = blend([r.fitted(r.Popularity(), log), r.fitted(r.ItemKNN(neighbours=1), log)])
     >>> r.recommend(both, [["x"]], k=1).ids()
     [['y']]
     """
@@ -87,11 +96,14 @@ def blend(
         )
     if min(temperatures) <= 0:
         raise ValueError(f"temperatures must be above 0, got {min(temperatures)}")
-    first = recommenders[0]
-    for i, other in enumerate(recommenders):
+    members = [recommender_of(one) for one in recommenders]
+    first = members[0]
+    for i, other in enumerate(members):
         if not np.array_equal(other.items, first.items):
             raise ValueError(f"recommenders must have the same items, got others in number {i}")
-    params: dict[str, Any] = {str(i): r.on_device[0] for i, r in enumerate(recommenders)}
+    params: dict[str, Any] = {str(i): r.on_device[0] for i, r in enumerate(members)}
     params["share"] = first.on_device[2]
-    model = Blend(tuple(r.model for r in recommenders), tuple(weights), tuple(temperatures))
-    return Recommender(model, params, first.items, first.counts)
+    model = Blend(tuple(r.model for r in members), tuple(weights), tuple(temperatures))
+    blended = Recommender(model, params, first.items, first.counts)
+    of = recommenders[0]
+    return Model(blended, None, of.reader) if isinstance(of, Model) else blended

@@ -52,7 +52,7 @@ class BPR:
     >>> from jaxops import recommend
     >>> user, item = np.nonzero(np.kron(np.eye(2), np.ones((8, 4))))  # two groups, four items each
     >>> log = recommend.events({"user": user, "item": item}, time=None)
-    >>> model = recommend.fit(BPR(factors=4, epochs=30, batch_size=16), log)
+    >>> model = recommend.fitted(BPR(factors=4, epochs=30, batch_size=16), log)
     >>> sorted(recommend.recommend(model, [["4", "5"]], k=2).ids()[0])
     ['6', '7']
     """

@@ -56,7 +56,7 @@ class IALS:
     >>> from jaxops import recommend
     >>> user, item = np.nonzero(np.kron(np.eye(2), np.ones((8, 4))))  # two groups, four items each
     >>> log = recommend.events({"user": user, "item": item}, time=None)
-    >>> model = recommend.fit(IALS(factors=2, unobserved=0.1, l2=0.01), log)
+    >>> model = recommend.fitted(IALS(factors=2, unobserved=0.1, l2=0.01), log)
     >>> sorted(recommend.recommend(model, [["4", "5"]], k=2).ids()[0])
     ['6', '7']
     """

@@ -12,13 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxops.model.finished import Model
 from jaxops.nn.attention import attention_mask, relative_bucket
 from jaxops.nn.blocks import TransformerConfig, arange
 from jaxops.nn.product import Dense
 from jaxops.nn.recurrence import GRU
 from jaxops.nn.transformer import Embedding, Transformer
 from jaxops.recommend.data.events import Events
-from jaxops.recommend.recommenders import Recommender, event_counts
+from jaxops.recommend.recommenders import Recommender, event_counts, recommender_of
 from jaxops.state import TrainState
 from jaxops.task import recorded
 
@@ -26,7 +27,7 @@ Array = jax.Array
 
 
 def sasrec(
-    items: int,
+    items: int = 0,
     context: int = 50,
     width: int = 64,
     depth: int = 2,
@@ -41,7 +42,7 @@ def sasrec(
     negative. Unlike in the original, keys and values are normalised as well.
 
     Args:
-        items: N, the number of items.
+        items: N, the number of items; `recommend.fit` sets it to that of the log.
         context: number of items read.
         width: D, size of a hidden vector.
         depth: number of blocks.
@@ -69,7 +70,7 @@ def sasrec(
 
 
 def bert4rec(
-    items: int,
+    items: int = 0,
     context: int = 50,
     width: int = 64,
     depth: int = 2,
@@ -79,7 +80,7 @@ def bert4rec(
     """BERT4Rec: an encoder that restores masked items (Sun et al. 2019, arXiv:1904.06690).
 
     Args:
-        items: N, the number of items.
+        items: N, the number of items; `recommend.fit` sets it to that of the log.
         context: number of tokens read, of which one is the mask.
         width: D, size of a hidden vector.
         depth: number of blocks.
@@ -105,7 +106,7 @@ def bert4rec(
 
 
 def esasrec(
-    items: int,
+    items: int = 0,
     context: int = 50,
     width: int = 64,
     depth: int = 2,
@@ -118,7 +119,7 @@ def esasrec(
     feed-forward network is SwiGLU (Borisyuk et al. 2025, arXiv:2502.03417).
 
     Args:
-        items: N, the number of items.
+        items: N, the number of items; `recommend.fit` sets it to that of the log.
         context: number of items read.
         width: D, size of a hidden vector.
         depth: number of blocks.
@@ -172,12 +173,12 @@ class GRU4Rec(nn.Module):
 
 
 def gru4rec(
-    items: int, context: int = 50, width: int = 64, depth: int = 1, dropout: float = 0.2
+    items: int = 0, context: int = 50, width: int = 64, depth: int = 1, dropout: float = 0.2
 ) -> GRU4Rec:
     """A `GRU4Rec` module.
 
     Args:
-        items: N, the number of items.
+        items: N, the number of items; `recommend.fit` sets it to that of the log.
         context: number of items read.
         width: D, size of a hidden vector.
         depth: number of GRU layers.
@@ -261,7 +262,7 @@ class HSTU(nn.Module):
 
 
 def hstu(
-    items: int,
+    items: int = 0,
     context: int = 50,
     width: int = 64,
     depth: int = 2,
@@ -271,7 +272,7 @@ def hstu(
     """An `HSTU` module.
 
     Args:
-        items: N, the number of items.
+        items: N, the number of items; `recommend.fit` sets it to that of the log.
         context: number of items read.
         width: D, size of a hidden vector.
         depth: number of blocks.
@@ -369,7 +370,7 @@ def sequence_recommender(
 
 
 def sequence_with_items(
-    recommender: Recommender, items: int, seed: int = 0
+    recommender: Model | Recommender, items: int, seed: int = 0
 ) -> tuple[Any, TrainState]:
     """The module and state of a sequence recommender with vectors for new items, to train further.
 
@@ -379,13 +380,14 @@ def sequence_with_items(
     pass the result to `sequence_recommender`.
 
     Args:
-        recommender: a `sequence_recommender`.
+        recommender: a model of `recommend.fit`, or a `sequence_recommender`.
         items: the new number of items, at least as many as before.
         seed: seed of the new vectors.
 
     Raises:
         ValueError: fewer items, or a recommender of another kind.
     """
+    recommender = recommender_of(recommender)
     model = recommender.model
     if not isinstance(model, SequenceModel):
         raise ValueError(

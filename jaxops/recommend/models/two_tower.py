@@ -10,16 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops.model.finished import Model
 from jaxops.nn import Dense
 from jaxops.recommend.data.events import Events
 from jaxops.recommend.data.features import Columns, Features
-from jaxops.recommend.recommenders import Recommender, event_counts
+from jaxops.recommend.recommenders import (
+    Recommender,
+    event_counts,
+    in_place_of,
+    recommender_of,
+)
 from jaxops.state import TrainState
 from jaxops.task import Key, recorded
 
 Array = jax.Array
 Params = Any
 ITEMS_AT_ONCE = 8192
+NO_FEATURES = Features()
 
 
 @recorded
@@ -34,7 +41,9 @@ class TwoTower:
     are left out at random, so that the towers also work for an item or a user with less data
     (Volkovs et al. 2017).
 
-    `TwoTower.fitted(events)` is the usual way to make one; `retrieval` is the task that trains it.
+    `recommend.fit(log, TwoTower(width=32), item_features=...)` reads the features of its log. For a
+    loop of your own `TwoTower.fitted(events)` is the usual way to make one; `retrieval` is the task
+    that trains it.
 
     Attributes:
         item_features: how the items' columns are read.
@@ -54,9 +63,9 @@ class TwoTower:
     20
     """
 
-    item_features: Features
-    user_features: Features
-    known: int
+    item_features: Features = NO_FEATURES
+    user_features: Features = NO_FEATURES
+    known: int = 0
     context: int = 20
     width: int = 64
     hidden: tuple[int, ...] = (128,)
@@ -290,14 +299,14 @@ def two_tower_recommender(towers: TwoTower, state: TrainState, events: Events) -
     return Recommender(towers, params, events.items, event_counts(events))
 
 
-def two_tower_with_items(recommender: Recommender, items: Any, columns: Columns) -> Recommender:
-    """The recommender with more items, scored by their features alone, without training.
+def two_tower_with_items(recommender: Model | Recommender, items: Any, columns: Columns) -> Any:
+    """The recommender, or model, with more items, scored by their features alone, without training.
 
     The indices of known items do not change. The padding of histories is the number of items, as
     everywhere, and so changes with it.
 
     Args:
-        recommender: a `two_tower_recommender`.
+        recommender: a model of `recommend.fit`, or a `two_tower_recommender`.
         items: (M,) str, the new items' ids.
         columns: the new items' features, (M,) each, as in training.
 
@@ -305,6 +314,7 @@ def two_tower_with_items(recommender: Recommender, items: Any, columns: Columns)
         ValueError: an id that is known already or occurs twice, a missing column, or another
             number of rows.
     """
+    given, recommender = recommender, recommender_of(recommender)
     items = np.asarray(items, str)
     known = set(recommender.items.tolist())
     for row, item in enumerate(items.tolist()):
@@ -316,9 +326,10 @@ def two_tower_with_items(recommender: Recommender, items: Any, columns: Columns)
     table = recommender.params["items"]
     table = {name: jnp.concatenate([table[name], jnp.asarray(new[name])]) for name in table}
     params = {**recommender.params, "items": table}
-    return Recommender(
+    larger = Recommender(
         recommender.model,
         params,
         np.concatenate([recommender.items, items]),
         np.concatenate([recommender.counts, np.zeros(len(items))]),
     )
+    return in_place_of(given, larger)

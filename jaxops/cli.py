@@ -1,0 +1,383 @@
+"""The command line: fit, predict, evaluate, show, bench and size finished models.
+
+    jaxops fit tabular customers.csv --label left --out churn.safetensors
+    jaxops predict churn.safetensors new.csv --out scores.parquet
+    jaxops evaluate churn.safetensors test.csv
+    jaxops show churn.safetensors
+    jaxops bench churn.safetensors new.csv
+    jaxops size churn.safetensors --hardware H100
+
+An error is one line on stderr, with exit code 1; `--debug` shows where it comes from. Exit code 2
+is a command that cannot be read, and 130 one that was interrupted.
+"""
+
+import ast
+import dataclasses
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxops import _table
+from jaxops._optional import require
+from jaxops.data import tables
+from jaxops.model.files import load, save
+from jaxops.model.finished import Model
+from jaxops.optim import adam
+from jaxops.task import example
+from jaxops.train.clock import peak_memory
+from jaxops.train.size import size
+
+if TYPE_CHECKING:
+    import tyro
+else:
+    tyro = require("tyro", extra="cli")
+
+ROWS = 50_000  # read and predicted at a time
+ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every room's fit takes."""
+
+    data: tyro.conf.Positional[str]
+    """what to learn from; see the room's `fit`"""
+    out: Path
+    """the model file to write"""
+    method: str = ""
+    """the model and its settings, such as "TabM(members=8)"; by default the room's recipe"""
+    budget: str = "10min"
+    """time after which training stops"""
+    seed: int = 0
+    """of the validation rows and of training"""
+
+
+@dataclass(frozen=True)
+class Tabular(Common):
+    """Predict a column of a table: two classes, many, or a number."""
+
+    label: str = tyro.MISSING
+    """the column to predict"""
+    id: str | None = None
+    """the column of the rows' ids"""
+    drop: tuple[str, ...] = ()
+    """columns to leave out"""
+    groups: str | None = None
+    """a column, such as the customer, whose rows stay together"""
+
+
+@dataclass(frozen=True)
+class Text(Common):
+    """Predict the label of a text."""
+
+    text: str = tyro.MISSING
+    """the column of texts"""
+    label: str = tyro.MISSING
+    """the column to predict"""
+
+
+@dataclass(frozen=True)
+class Vision(Common):
+    """Predict the class of an image, from a folder of images for each class."""
+
+
+@dataclass(frozen=True)
+class Recommend(Common):
+    """Recommend items to users, from a log of events."""
+
+    user: str = tyro.MISSING
+    """the column of users"""
+    item: str = tyro.MISSING
+    """the column of items"""
+    time: str = tyro.MISSING
+    """the column of times"""
+
+
+@dataclass(frozen=True)
+class Forecast(Common):
+    """Forecast series."""
+
+    id: str = tyro.MISSING
+    """the column of the series' ids"""
+    time: str = tyro.MISSING
+    """the column of times"""
+    value: str = tyro.MISSING
+    """the column of values"""
+    horizon: int = tyro.MISSING
+    """number of steps to forecast"""
+
+
+@dataclass(frozen=True)
+class Language(Common):
+    """Write text as the given files do."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train a model and write its file."""
+
+    room: Tabular | Text | Vision | Recommend | Forecast | Language
+
+    def run(self) -> None:
+        """Train, and say where the model is."""
+        module = importlib.import_module(f"jaxops.{type(self.room).__name__.lower()}")
+        arguments = {f.name: getattr(self.room, f.name) for f in dataclasses.fields(self.room)}
+        data, out = arguments.pop("data"), arguments.pop("out")
+        made = method(module, arguments.pop("method"))
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save(out, module.fit(data, made, **arguments))
+        print(f"written: {out}")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Write a model's answers for a file of data, as Parquet or CSV."""
+
+    model: tyro.conf.Positional[Path]
+    """the model file"""
+    data: tyro.conf.Positional[str]
+    """what to predict; see the room's `predict`"""
+    out: Path
+    """the file to write, .parquet or .csv"""
+
+    def run(self) -> None:
+        """Predict in parts where rows are independent, and write as it goes."""
+        if self.out.suffix not in (".parquet", ".csv"):
+            raise ValueError(f"out must end in .parquet or .csv, got {self.out}")
+        model = load(self.model)
+        beside = self.out.with_name(f".{self.out.name}")
+        try:
+            rows = write(beside, answers(model, self.data))
+            beside.replace(self.out)
+        finally:
+            beside.unlink(missing_ok=True)
+        print(f"written: {self.out}, {rows:,} rows")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a model on data that have the truth: each figure with its interval."""
+
+    model: tyro.conf.Positional[Path]
+    """the model file"""
+    data: tyro.conf.Positional[str]
+    """what to score on; see the room's `evaluate`"""
+
+    def run(self) -> None:
+        """Print the figures."""
+        model = load(self.model)
+        scored = room_of(model, self.model).evaluate(model, self.data)
+        print(f"{len(scored):,} {scored.unit}s\n{scored}")
+
+
+@dataclass(frozen=True)
+class Show:
+    """Say what a model file holds: inputs, classes, figures, versions."""
+
+    model: tyro.conf.Positional[Path]
+    """the model file"""
+
+    def run(self) -> None:
+        """Print a table, and the figures of the validation."""
+        print(described(load(self.model)))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast a model answers on this machine."""
+
+    model: tyro.conf.Positional[Path]
+    """the model file"""
+    data: tyro.conf.Positional[str]
+    """what to predict"""
+    rounds: int = 5
+    """how often, after the first call, which compiles"""
+
+    def run(self) -> None:
+        """Print seconds of the first call, the median of the next and the memory."""
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        model, seconds = load(self.model), []
+        for _ in range(1 + self.rounds):
+            start = time.perf_counter()
+            rows = sum(len(frame) for frame in answers(model, self.data))
+            seconds.append(time.perf_counter() - start)
+        first, *rest = seconds
+        median = statistics.median(rest)
+        row = {
+            "rows": f"{rows:,}",
+            "first call, s": f"{first:.3g}",
+            "median, s": f"{median:.3g}",
+            "rows/s": f"{rows / median:,.0f}",
+            "peak memory, MB": f"{peak_memory() / 1e6:,.0f}",
+        }
+        print(_table.table([row]))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Say what training a model's task further needs of a machine: memory, and seconds a step."""
+
+    model: tyro.conf.Positional[Path]
+    """the model file"""
+    batch_size: int = 256
+    """rows of a step"""
+    hardware: str = "H100"
+    """a name in `jaxops.devices.hardware.HARDWARE`"""
+    compute: str = "float32"
+    """float32, bfloat16 or float16"""
+
+    def run(self) -> None:
+        """Trace one step with Adam; nothing is run."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        task, _ = load(self.model).trained()
+        rows = {
+            name: jax.ShapeDtypeStruct((self.batch_size, *column.shape[1:]), column.dtype)
+            for name, column in example(task.columns).items()
+        }
+        print(size(task, rows, optimizer=adam(1e-3), compute=self.compute, hardware=self.hardware))
+
+
+def room_of(model: Model, path: Any) -> Any:
+    """The module of the room that a model is of.
+
+    Raises:
+        ValueError: a model without a reader.
+    """
+    if not model.room:
+        raise ValueError(
+            f"model must have a reader, as ROOM.fit gives it, got {path}, which reads arrays"
+        )
+    return importlib.import_module(f"jaxops.{model.room}")
+
+
+def answers(model: Model, data: str) -> Iterator[Any]:
+    """The frames of a model's answers; in parts where its reader says that rows are independent."""
+    room_of(model, data)
+    if not getattr(model.reader, "streams", False) or Path(data).is_dir():
+        yield model.predict(data).frame()
+        return
+    first = 0
+    for part in tables.parts(data, ROWS):
+        yield model.predict(part, first=first).frame()
+        first += len(part)
+
+
+def write(path: Path, frames: Iterator[Any]) -> int:
+    """Write frames one after the other to a Parquet or CSV file; the number of rows."""
+    pa, pq = require("pyarrow", extra="data"), require("pyarrow.parquet", extra="data")
+
+    rows, writer = 0, None
+    with open(path, "wb") as file:
+        for frame in frames:
+            if path.suffix == ".csv":
+                frame.to_csv(file, index=False, header=rows == 0)
+            else:
+                arrow = pa.Table.from_pandas(frame, preserve_index=False)
+                writer = writer or pq.ParquetWriter(file, arrow.schema)
+                writer.write_table(arrow)
+            rows += len(frame)
+        if writer:
+            writer.close()
+    return rows
+
+
+def described(model: Model) -> str:
+    """A model as text: a table of what it is, and the figures of its validation."""
+    task = model.task
+    facts: dict[str, Any] = {"room": model.room or "none (reads arrays)"}
+    if model.state is not None:
+        make, arguments = task.recipe or (None, ())
+        leaves = jax.tree.leaves(model.state.params)
+        facts["task"] = f"{make.__module__}.{make.__qualname__}" if make else "made by hand"
+        facts |= {name: str(value) for name, value in arguments if name in ("module", "model")}
+        facts["parameters"] = f"{sum(leaf.size for leaf in leaves):,}"
+        facts["inputs"] = ", ".join(f"{c.name} {c.dtype}{list(c.shape)}" for c in task.columns)
+        facts["classes"] = ", ".join(task.classes[:20]) + ", ..." * (len(task.classes) > 20)
+    else:
+        facts["kind"] = type(task).__name__
+    if hasattr(model.reader, "describe"):
+        facts |= model.reader.describe()
+    plain = {k: v for k, v in model.about.items() if not isinstance(v, dict | list)}
+    facts |= plain | {f"{name} version": v for name, v in model.versions.items()}
+    rows = [{"what": name, "value": str(value)} for name, value in facts.items() if value != ""]
+    text = _table.table(rows)
+    figures = model.about.get("validation")
+    if figures:
+        text += "\n\n" + _table.table([{"validation": k, "value": v} for k, v in figures.items()])
+    return text
+
+
+def method(room: Any, text: str) -> Any:
+    """The model that a text such as "EASE(l2=100)" names: a public name of the room, called.
+
+    Args:
+        room: the module of a room.
+        text: a name, or a call of it whose arguments are numbers, strings or tuples of them.
+
+    Raises:
+        ValueError: any other text, or a name that the room does not have.
+
+    >>> from jaxops import tabular
+    >>> method(tabular, "MLP((8, 4), dropout=0.1)").widths
+    (8, 4)
+    """
+    if not text:
+        return None
+    try:
+        tree = ast.parse(text, mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        args = [ast.literal_eval(arg) for arg in call.args]
+        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        name = ""
+    if not name or name not in room.__all__:
+        raise ValueError(
+            f'method must be such as "MLP(dropout=0.1)", of {room.__name__}, got {text}'
+        )
+    try:
+        return getattr(room, name)(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"method must have arguments that fit, got {text}: {error}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code.
+
+    >>> main(["show", "nothing.safetensors"])
+    1
+    """
+    given = sys.argv[1:] if argv is None else argv
+    arguments = [word for word in given if word != "--debug"]
+    command: Any = tyro.cli(
+        Fit | Predict | Evaluate | Show | Bench | Size,
+        args=arguments,
+        prog="jaxops",
+        description=__doc__,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    try:
+        command.run()
+    except ERRORS as error:
+        if len(arguments) < len(given):
+            raise
+        print(f"jaxops: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("jaxops: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

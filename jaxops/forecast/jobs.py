@@ -1,0 +1,443 @@
+"""One call a job: `fit` a finished model to series, `evaluate` it, `update` it with new rows."""
+
+import time as clock
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.data.tables import Source
+from jaxops.forecast.backtests import historical_forecasts
+from jaxops.forecast.classical.baseline import Baseline
+from jaxops.forecast.conformal import Conformal, calibrated
+from jaxops.forecast.data import grid, reading
+from jaxops.forecast.data.regular import Duplicates, Fill
+from jaxops.forecast.data.scales import Scaling, scaling
+from jaxops.forecast.data.series import Series
+from jaxops.forecast.data.windows import Rows, Windows, origins
+from jaxops.forecast.ensembles import Ensemble, LogScale, logarithms
+from jaxops.forecast.evaluation import score
+from jaxops.forecast.inference import Forecaster, answering, forecaster
+from jaxops.forecast.reader import SeriesReader, levels_of, reader_of
+from jaxops.forecast.recipes import (
+    held_rows,
+    methods,
+    recipe,
+    season_of,
+    seasonal_errors,
+)
+from jaxops.forecast.tasks import direct
+from jaxops.model.finished import Model, fingerprint, seconds
+from jaxops.model.selection import greedy
+from jaxops.state import init_state
+from jaxops.train.loop import fit as train
+from jaxops.trust.evaluation import Evaluation
+
+WINDOWS = 500  # about as many windows of validation as there are at most, beside one a series
+
+
+def fit(
+    data: Source,
+    method: Any = None,
+    *,
+    horizon: int,
+    id: str = "id",
+    time: str = "time",
+    value: str | Sequence[str] | None = None,
+    known: Sequence[str] = (),
+    past: Sequence[str] = (),
+    static: Sequence[str] = (),
+    layout: reading.Layout = "long",
+    frequency: str | None = None,
+    fill: Fill | Mapping[str, Fill] | None = None,
+    duplicates: Duplicates = "error",
+    season: int | None = None,
+    levels: Sequence[float] = (0.1, 0.5, 0.9),
+    validation: int | None = None,
+    budget: str | float = "10min",
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Model:
+    """Train a model that forecasts series.
+
+    Several methods are weighed by their absolute errors on the last rows of each series, which none
+    of them has learned from, in units of the seasonal naive error (as MASE). Those that help are
+    averaged, and conformal quantiles with margins from the same rows are put around the mean. Then
+    the networks are trained again on all rows, with as many updates for each window.
+
+    By default these are tried: the seasonal naive forecast; exponential smoothing, where it is not
+    too slow; `NLinear`; and three `NHiTS` with contexts of about 3.5, 7 and 10.5 horizons, of whole
+    seasons, which see log(1 + y) where no value is negative. Series with covariates have one `TiDE`
+    in place of these networks.
+
+    Args:
+        data: a table of any layout, see `jaxops.forecast.series`: a CSV or Parquet file, a frame of
+            pandas, polars or PyArrow, or arrays by name. Or `Series`, as `from_arrays` makes them.
+        method: a Flax module with that horizon, such as `PatchTST(336, 96)`, or `LogScale` of one;
+            a `Baseline`, or anything else that can forecast; or a list of several.
+        horizon: H, steps to forecast.
+        id: the column of the series' id, as all up to `duplicates` see `jaxops.forecast.series`.
+        time: the column of times.
+        value: the columns of values.
+        known: covariates whose future is known. Features of the calendar (see `calendar`), such as
+            "day_of_week", are computed where the table lacks them.
+        past: covariates that are known up to now only.
+        static: covariates with one number for each series.
+        layout: "long", "series" or "channels".
+        frequency: inferred by default.
+        fill: how gaps are filled; an error by default.
+        duplicates: what is done with them; an error by default.
+        season: steps of one season; by default a day of hours, a week of days, a year of weeks,
+            months or quarters; 1 where times are counts, or the series have fewer than 3 seasons.
+        levels: of the quantiles; () for none.
+        validation: rows at the end of each series to hold out; by default one horizon of many
+            series, and a fifth of few.
+        budget: time for all training, such as "10min", or seconds.
+        seed: of training.
+        progress: print progress bars, what was tried and the validation figures.
+        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+
+    Returns:
+        A model; `model.predict(table)` gives a `Forecast`. Series shorter than a network's context
+        are lengthened as by `padded`.
+
+    Raises:
+        ValueError: a table that cannot be read, see `jaxops.forecast.series`; series that are too
+            short for a window of validation; too few of these for the levels; as `jaxops.fit`.
+
+    >>> from jaxops import forecast
+    >>> days = np.arange("2024-01-01", "2024-04-01", dtype="datetime64[D]")
+    >>> sales = {"id": ["north"] * 91, "day": days, "sold": 50 + np.arange(91) % 7}
+    >>> model = forecast.fit(sales, forecast.Baseline("seasonal_naive", 7), horizon=3, time="day",
+    ...                      value="sold", levels=(), progress=False)
+    >>> model.predict(sales).mean.ravel().tolist()
+    [50.0, 51.0, 52.0]
+    """
+    end = clock.monotonic() + seconds(budget)
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    columns = (id, time, value, known, past, static, layout, fill, duplicates)
+    reader = SeriesReader(horizon, frequency, *columns)
+    series = reader.series(data)
+    typical = int(np.median(series.lengths))
+    season = season_of(series.frequency, typical) if season is None else season
+    reader = replace(_named(reader, data), frequency=series.frequency, season=season)
+    held = held_rows(series.lengths, horizon) if validation is None else validation
+    rows, held_out = _parts(series, held)
+    windows = _windows(series, season + 1, horizon, held_out)
+    if method is None:
+        method = methods(series, horizon, season, held, len(windows["origin"]))
+    several = _checked(method, horizon)
+    run = {"seed": seed, "progress": progress, **options}
+    learned = _tried(several, series, rows, held_out, run, end)
+    weights, errors = _weighed([x for x, _ in learned], series, windows, horizon, season)
+    first = _joined([x for x, _ in learned], weights)
+    final = _joined(_again(several, weights, learned, series, run), weights)
+    if levels:
+        context = max(100, 10 * season)
+        first = calibrated(first, series, windows, horizon, levels, context, season)
+        final = replace(first, model=final)
+    scored = _scored(first, series, windows, reader)
+    told = {
+        _name(x): {"weight": w, "mase": e} for x, w, e in zip(several, weights, errors, strict=True)
+    }
+    about = {"data": fingerprint({"values": series.values}), "series": len(series)}
+    about |= {"rows": len(series.values), "methods": told, "validation": scored.figures()}
+    if progress:
+        for name, one in told.items():
+            print(f"{name}: validation mase {one['mase']:.3f}, weight {one['weight']:.1f}")
+        print(f"validation, {len(scored):,} windows\n{scored}")
+    return Model(final, None, reader, about)
+
+
+def evaluate(
+    model: Model, data: Source, rows: int | None = None, stride: int | None = None
+) -> Evaluation:
+    """Score a model on the last rows of each series, which it forecasts from the rows before.
+
+    Args:
+        model: of `fit`.
+        data: series with the rows to be forecast at their ends, and enough before these; see `fit`.
+        rows: number of rows at the end of each series to be forecast; one horizon by default.
+        stride: rows between two windows of a series, counted from its end; the horizon by default,
+            so that windows do not overlap.
+
+    Returns:
+        A unit is a window, named after its series and the time of its first step. Values are of
+        each window and step ahead: "mse", "mae", "smape", "mase" (in units of the seasonal naive
+        error before the window; NaN where that is 0), and with quantiles "pinball", "crps", and
+        "coverage" and "width" of the interval between the outermost; "rmse" is of all windows.
+
+    Raises:
+        ValueError: series that the model cannot read, or that are too short, as `origins`.
+
+    >>> from jaxops import forecast
+    >>> model = forecast.fit(forecast.from_arrays(["a"], [range(60)]), forecast.Baseline("drift"),
+    ...                      horizon=2, levels=(), progress=False)
+    >>> forecast.evaluate(model, forecast.from_arrays(["a"], [range(80)]), rows=10).figures()["mae"]
+    0.0
+    """
+    reader = reader_of(model)
+    series = reader.series(data)
+    rows = reader.horizon if rows is None else rows
+    _, test = _parts(series, rows)
+    stride = reader.horizon if stride is None else stride
+    windows = origins(series, 1, reader.horizon, test, stride=stride)
+    return _scored(model, series, windows, reader, stride)
+
+
+def update(model: Model, new: Source, epochs: int = 1, **options: Any) -> Model:
+    """Train the networks of a model further on new rows, from their present parameters.
+
+    Methods without training need no update: they see each history whole. Weights and conformal
+    margins stay as they are.
+
+    Args:
+        model: of `fit`.
+        new: series to learn from, see `fit`: all their windows are, so give the new rows with a
+            context before them. Series may be new ones.
+        epochs: passes over the windows.
+        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+
+    Raises:
+        ValueError: series that the model cannot read, or that are all too short for a window.
+
+    >>> from jaxops import forecast
+    >>> from jaxops.optim import adam
+    >>> tide = forecast.from_arrays(["a"], [np.arange(80) % 4])
+    >>> model = forecast.fit(tide, forecast.NLinear(8, 2), horizon=2, levels=(), epochs=1,
+    ...                      progress=False)
+    >>> newer = forecast.update(model, tide, epochs=50, optimizer=adam(0.02), progress=False)
+    >>> before, after = (forecast.evaluate(x, tide, rows=20).figures() for x in (model, newer))
+    >>> after["mae"] < 0.5 * before["mae"]
+    True
+    """
+    series = reader_of(model).series(new)
+    method = _continued(answering(model), series, {"epochs": epochs, **options})
+    about = {**model.about, "updated with": fingerprint({"values": series.values})}
+    return replace(model, task=method, about=about)
+
+
+def _named(reader: SeriesReader, data: Any) -> SeriesReader:
+    """A reader whose columns are those of series that were read already, if they were."""
+    if not isinstance(data, Series):
+        return reader
+    return replace(
+        reader,
+        value=data.channels,
+        known=data.known_names,
+        past=data.past_names,
+        static=data.static_names,
+    )
+
+
+def _checked(method: Any, horizon: int) -> list[Any]:
+    """The methods as a list."""
+    several = list(method) if isinstance(method, list | tuple) else [method]
+    if not several:
+        raise ValueError("method must be at least 1, got none")
+    for one in several:
+        own = getattr(_within(one), "horizon", horizon)
+        if own != horizon:
+            raise ValueError(f"horizon must be {own} for {_name(one)}, got {horizon}")
+    return several
+
+
+def _within(method: Any) -> Any:
+    return _within(method.model) if isinstance(method, LogScale) else method
+
+
+def _name(method: Any) -> str:
+    if isinstance(method, LogScale):
+        return f"log {_name(method.model)}"
+    if isinstance(method, Baseline):
+        return f"{method.method}, season {method.season}"
+    of = f", context {method.context}" if isinstance(method, nn.Module) else ""
+    return f"{type(method).__name__}{of}"
+
+
+def _parts(series: Series, held: int) -> tuple[Rows, Rows]:
+    """The rows of each series but its last `held`, at least one, and these."""
+    if held < 1:
+        raise ValueError(f"rows to hold out must be at least 1, got {held}")
+    begin, end = series.offsets[:-1], series.offsets[1:]
+    middle = np.minimum(np.maximum(end - held, begin + 1), end)
+    return np.stack([begin, middle], 1), np.stack([middle, end], 1)
+
+
+def _windows(series: Series, context: int, horizon: int, rows: Rows) -> Windows:
+    """Windows of validation, so far apart that there are not many more than needed."""
+    dense = int(np.maximum(rows[:, 1] - rows[:, 0] - horizon + 1, 0).sum())
+    stride = min(horizon, max(1, dense // WINDOWS))
+    return origins(series, context, horizon, rows, stride=stride, short="skip")
+
+
+def _tried(
+    several: list[Any], series: Series, rows: Rows, held: Rows, run: dict[str, Any], end: float
+) -> list[tuple[Any, dict[str, Any]]]:
+    """`_learned` of each method, with an equal share of the time until `end` for each network."""
+    learned = []
+    for place, one in enumerate(several):
+        if run["progress"]:
+            print(f"method {place + 1} of {len(several)}: {_name(one)}")
+        to_come = sum(isinstance(_within(x), nn.Module) for x in several[place:])
+        left = (end - clock.monotonic()) / (2 * max(1, to_come))  # each is trained twice
+        learned.append(_learned(one, series, rows, held, run, left))
+    return learned
+
+
+def _again(
+    several: list[Any],
+    weights: tuple[float, ...],
+    learned: list[tuple[Any, dict[str, Any]]],
+    series: Series,
+    run: dict[str, Any],
+) -> list[Any]:
+    """The methods that have a weight after training on all rows; None for the others."""
+    rows = np.stack([series.offsets[:-1], series.offsets[1:]], 1)
+    return [
+        _learned(one, series, rows, None, run | settings)[0] if weight > 0 else None
+        for one, weight, (_, settings) in zip(several, weights, learned, strict=True)
+    ]
+
+
+def _learned(
+    method: Any,
+    series: Series,
+    rows: Rows,
+    held: Rows | None,
+    run: dict[str, Any],
+    left: float = np.inf,
+) -> tuple[Any, dict[str, Any]]:
+    """The method after training on the windows in `rows`, and with what to train it again.
+
+    Methods without training come back as they are. With `held` training ends at the best epoch;
+    without, after the share of all updates in `run`.
+    """
+    if isinstance(method, LogScale):
+        model, again = _learned(method.model, logarithms(series), rows, held, run, left)
+        return LogScale(model), again
+    if not isinstance(method, nn.Module):
+        return answering(method), {}
+    module: Any = method
+    kind = "none" if module.output.scale_only else "series"
+    scales = scaling(series, kind, rows)
+    task = direct(module, series, scales)
+    windows = origins(series, module.context, module.horizon, rows, short="skip")
+    count = len(windows["origin"])
+    run = {**run}
+    share = run.pop("share", 1.0)
+    settings = recipe(count, left, *(run.get(x) for x in ("batch_size", "epochs", "steps"))) | run
+    again = {name: settings[name] for name in ("batch_size", "epochs", "steps")}
+    updates = settings["steps"] or settings["epochs"] * -(-count // settings["batch_size"])
+    if held is None:
+        settings |= {"early_stopping": None, "epochs": None, "steps": round(share * updates)}
+    else:
+        settings["validation"] = _windows(series, module.context, module.horizon, held)
+    state = train(task, windows, **settings)
+    again["share"] = int(state.step) / max(1, updates)
+    model = forecaster(module, state, series, scales)
+    return replace(model, lengthens=True), again
+
+
+def _weighed(
+    models: list[Any], series: Series, windows: Windows, horizon: int, season: int
+) -> tuple[tuple[float, ...], list[float]]:
+    """The weight of each model, and its mean absolute scaled error, on windows of validation."""
+    unit = seasonal_errors(series, windows, season)
+    used = (unit > 0).all(1)
+    if not used.any():
+        unit, used = np.ones_like(unit), np.ones_like(used)
+    unit = unit[:, None]
+    forecasts = []
+    for model in models:
+        test = historical_forecasts(model, series, windows, horizon)
+        forecasts.append((test.mean / unit)[used])
+    target = (test.target / unit)[used]
+    errors = [float(np.abs(one - target).mean()) for one in forecasts]
+    weights = greedy(forecasts, lambda mean: float(np.abs(mean - target).mean()))
+    return tuple(weights.tolist()), errors
+
+
+def _joined(models: Sequence[Any], weights: tuple[float, ...]) -> Any:
+    """The models with a weight, as one."""
+    pairs = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight > 0]
+    if len(pairs) == 1:
+        return pairs[0][0]
+    return Ensemble(tuple(model for model, _ in pairs), tuple(weight for _, weight in pairs))
+
+
+def _scored(
+    model: Any, series: Series, windows: Windows, reader: SeriesReader, stride: int | None = None
+) -> Evaluation:
+    horizon, levels = reader.horizon, levels_of(answering(model))
+    test = historical_forecasts(model, series, windows, horizon, levels)
+    scale = seasonal_errors(series, windows, reader.season)
+    defined: np.ndarray = np.all(scale > 0, 1)
+    if stride is None:
+        again = np.diff(windows["series"]) == 0
+        steps = np.diff(windows["origin"])[again]
+        stride = int(steps.min()) if len(steps) else horizon
+    start = windows["origin"] - series.offsets[windows["series"]]
+    times = grid.moved(series.start[windows["series"]], start, series.frequency)
+    names = zip(series.ids[windows["series"]], times.astype(str), strict=True)
+    scored = score(
+        test.mean,
+        test.target,
+        np.where(defined[:, None], scale, 1.0) if defined.any() else None,
+        test.quantiles if levels else None,
+        levels,
+        (test.quantiles[..., 0], test.quantiles[..., -1]) if len(levels) > 1 else None,
+        block=-(-horizon // stride),
+        ids=np.array([f"{name} {when}" for name, when in names], object),
+    )
+    if defined.any():
+        scored.values["mase"][~defined] = np.nan
+    return replace(scored, parts={"forecast": test.mean, "target": test.target})
+
+
+def _continued(method: Any, series: Series, options: dict[str, Any]) -> Any:
+    """A finished method after more training of the networks in it."""
+    if isinstance(method, LogScale):
+        return LogScale(_continued(method.model, logarithms(series), options))
+    if isinstance(method, Conformal):
+        return replace(method, model=_continued(method.model, series, options))
+    if isinstance(method, Ensemble):
+        members = tuple(_continued(one, series, options) for one in method.members)
+        return replace(method, members=members)
+    if not isinstance(method, Forecaster):
+        return method
+    method.check(series)
+    module, scales = method.module, _widened(method.scaling, series)
+    task = direct(module, series, scales)
+    windows = origins(series, module.context, module.horizon, short="skip")
+    names = ("batch_size", "epochs", "steps")
+    settings = recipe(len(windows["origin"]), np.inf, *(options.get(name) for name in names))
+    settings = settings | {"early_stopping": None} | options
+    first = {name: column[:1] for name, column in windows.items()}
+    variables = {**jax.tree.map(jnp.asarray, method.variables)}
+    state = init_state(task, settings["optimizer"], settings.get("seed", 0), first)
+    state = state._replace(
+        params=variables.pop("params", {}), extra={**state.extra, "network": variables}
+    )
+    state = train(task, windows, state=state, **settings)
+    return replace(forecaster(module, state, series, scales), lengthens=method.lengthens)
+
+
+def _widened(scales: Scaling, series: Series) -> Scaling:
+    """A scaling with the series that it lacks, each by its own rows."""
+    new = ~np.isin(series.ids.astype(str), scales.ids.astype(str))
+    if scales.kind != "series" or not new.any():
+        return scales
+    loc, scale = scales.of(some := series.part(new))
+    return Scaling(
+        "series",
+        np.concatenate([scales.loc, loc]),
+        np.concatenate([scales.scale, scale]),
+        np.concatenate([scales.ids.astype(object), some.ids.astype(object)]),
+    )

@@ -1,0 +1,204 @@
+"""What a finished forecasting model knows of its input: which columns of a table are what."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.data.tables import Source
+from jaxops.forecast.conformal import Conformal
+from jaxops.forecast.data import reading
+from jaxops.forecast.data.dates import calendar_columns, computed
+from jaxops.forecast.data.future import future_covariates
+from jaxops.forecast.data.regular import Duplicates, Fill
+from jaxops.forecast.data.scales import Scaling
+from jaxops.forecast.data.series import Series
+from jaxops.forecast.inference import Forecast, Forecaster, answering, forecast
+from jaxops.model.finished import Model, inside
+from jaxops.task import Batch, Column, Extra, Key, Params, Task, recorded
+
+
+@recorded
+@dataclass(frozen=True)
+class SeriesReader:
+    """How series are read from a table, for training and for every forecast after it.
+
+    Attributes:
+        horizon: H, steps that the model forecasts.
+        frequency: of the series; None infers it, until the series of training are read.
+        id: see `series`, as all that follow.
+        time: the column of times.
+        value: the columns of values; None for those of the layout.
+        known: covariates whose future is known. Features of the calendar (see `calendar`) that the
+            table lacks are computed.
+        past: covariates known up to now only.
+        static: covariates with one number for each series.
+        layout: "long", "series" or "channels".
+        fill: how gaps are filled.
+        duplicates: what is done with them.
+        season: steps of one season, the unit of "mase".
+
+    >>> reader = SeriesReader(2, "D", id="shop", value="sold", known=("day_of_week",))
+    >>> table = {"shop": ["a", "a"], "time": ["2024-01-01", "2024-01-02"], "sold": [5, 9]}
+    >>> reader.series(table).known[0].tolist()  # a Monday
+    [-0.5]
+    """
+
+    room: ClassVar[str] = "forecast"
+    horizon: int
+    frequency: str | None = None
+    id: str = "id"
+    time: str = "time"
+    value: str | Sequence[str] | None = None
+    known: Sequence[str] = ()
+    past: Sequence[str] = ()
+    static: Sequence[str] = ()
+    layout: reading.Layout = "long"
+    fill: Fill | Mapping[str, Fill] | None = None
+    duplicates: Duplicates = "error"
+    season: int = 1
+
+    def series(self, source: Source) -> Series:
+        """Series of a table.
+
+        Args:
+            source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name,
+                see `jaxops.forecast.series`; or a `Series`, which is taken as it is.
+
+        Raises:
+            ValueError: see `jaxops.forecast.series`.
+        """
+        if isinstance(source, Series):
+            return source
+        known = reading.names(self.known)
+        made: list[str] = []
+        if any(map(computed, known)):
+            # read once, to see which features of the calendar the table has itself
+            keys = (self.id, self.time) if self.layout == "long" else (self.time,)
+            _, source = reading.frame(source, None, keys, "utf-8", self.id)
+            made = [name for name in known if computed(name) and name not in source.columns]
+        series = reading.series(
+            source,
+            id=self.id,
+            time=self.time,
+            value=self.value,
+            known=[name for name in known if name not in made],
+            past=self.past,
+            static=self.static,
+            layout=self.layout,
+            frequency=self.frequency,
+            fill=self.fill,
+            duplicates=self.duplicates,
+        )
+        if not made:
+            return series
+        columns = calendar_columns(series.times(), series.frequency, made)
+        both, names = np.concatenate([series.known, columns], 1), (*series.known_names, *made)
+        order = [names.index(name) for name in known]
+        return replace(series, known=both[:, order], known_names=tuple(known))
+
+    def describe(self) -> dict[str, str]:
+        """What it reads and what it forecasts, for people."""
+        columns = [*([self.id] if self.layout == "long" else []), self.time]
+        for names in (self.value or (), self.known, self.past, self.static):
+            columns += reading.names(names)
+        steps = f"{self.horizon} of {self.frequency}"
+        return {"steps ahead": steps, "columns": ", ".join(map(str, columns))}
+
+    def predict(
+        self,
+        model: Model,
+        data: Source,
+        future: Source | np.ndarray | None = None,
+        horizon: int | None = None,
+        levels: Sequence[float] | None = None,
+    ) -> Forecast:
+        """Forecast the steps after the end of each series of a table.
+
+        Args:
+            model: the model.
+            data: see `series`: the series as they are known now, in training or new.
+            future: for a model with known covariates a table with their rows of the H steps to
+                come (that of `data` may hold them too), or float (S, H, K). Not needed where all of
+                them are features of the calendar.
+            horizon: steps, at most H; H by default.
+            levels: of the quantiles; by default those that the model was calibrated for.
+
+        Raises:
+            ValueError: see `series` and `jaxops.forecast.forecast`.
+        """
+        history, method = self.series(data), answering(model)
+        if not history.known_names and future is not None:
+            raise ValueError("future must be None for a model without known covariates, got some")
+        if history.known_names and not isinstance(future, np.ndarray):
+            key = self.id if self.layout == "long" else None
+            future = future_covariates(history, self.horizon, future, id=key, time=self.time)
+        levels = levels_of(method) if levels is None else levels
+        horizon = self.horizon if horizon is None else horizon
+        return forecast(method, history, horizon, future, levels)
+
+
+def levels_of(method: Any) -> tuple[float, ...]:
+    """The levels of the quantiles that a model was calibrated for, or else has."""
+    if isinstance(method, Conformal):
+        return method.levels
+    return (0.1, 0.5, 0.9) if getattr(method, "has_quantiles", True) else ()
+
+
+def reader_of(model: Any) -> SeriesReader:
+    """The reader of a model of this room.
+
+    Raises:
+        ValueError: a model of another room, or one without a reader.
+    """
+    reader: SeriesReader = inside(
+        model, lambda part: isinstance(part, SeriesReader), "of the forecasting room"
+    )
+    return reader
+
+
+@recorded(formerly={"network": "module"})
+def _stored(
+    module: Any,
+    scaling: str,
+    named: tuple[tuple[str, Any], ...],
+    arrays: tuple[tuple[str, tuple[int, ...], str], ...],
+) -> Task:
+    """The content of a forecaster's file: module, names, and its arrays' shapes and dtypes."""
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        flat = {name: jnp.zeros(shape, dtype) for name, shape, dtype in arrays}
+        return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
+
+    def unused(*_: Any) -> Any:
+        raise ValueError("task must be made by forecast.direct, got that of a forecaster's file")
+
+    column = Column("values", (module.context, len(dict(named)["channels"])))
+    return Task(init, unused, unused, (column,))
+
+
+def _finished(model: Model) -> Model:
+    """The forecaster of such a file, and a reader of tables with columns "id" and "time"."""
+    task, state = model.trained()
+    assert task.recipe is not None
+    made = dict(task.recipe[1])
+    named, params = dict(made["named"]), jax.device_get(state.params)
+    ids = np.array(model.about["ids"], object)
+    scaling = Scaling(made["scaling"], params["loc"], params["scale"], ids)
+    forecaster = Forecaster(made["module"], params["variables"], scaling, **named)
+    reader = SeriesReader(
+        horizon=made["module"].horizon,
+        frequency=named["frequency"],
+        value=named["channels"],
+        known=named["known_names"],
+        past=named["past_names"],
+        static=named["static_names"],
+    )
+    return Model(forecaster, None, reader, model.about, model.versions)
+
+
+_stored.finished = _finished  # type: ignore[attr-defined]  # `jaxops.load` calls it

@@ -1,0 +1,157 @@
+"""What `forecast.fit` tries where no method is given, how it trains, and its unit of errors."""
+
+from typing import Any
+
+import numpy as np
+import optax
+
+from jaxops import optim
+from jaxops.forecast.classical.baseline import Baseline
+from jaxops.forecast.data import grid
+from jaxops.forecast.data.series import Series
+from jaxops.forecast.data.windows import Windows
+from jaxops.forecast.ensembles import LogScale
+from jaxops.forecast.models.linear import NLinear
+from jaxops.forecast.models.mixer import TiDE
+from jaxops.forecast.models.nbeats import NHiTS
+from jaxops.forecast.models.outputs import Point
+from jaxops.train.settings import EarlyStopping
+
+SEASONS = {"W": 52, "M": 12, "Q": 4}
+ETS_VALUES = 1_000_000
+"""Numbers of all histories that exponential smoothing is fitted to in validation, at most."""
+STEPS, RATE = 5_000, 1e-3
+
+
+def season_of(frequency: str, rows: int) -> int:
+    """Steps of one season: a day of hours or minutes, a week of days, a year of what is longer.
+
+    Args:
+        frequency: of the series.
+        rows: of a typical series.
+
+    Returns:
+        1 for counts, for what has no season, and where there are fewer than three seasons.
+
+    >>> season_of("h", 900), season_of("15min", 900), season_of("D", 900), season_of("MS", 30)
+    (24, 96, 7, 1)
+    """
+    season, seconds = 1, None if frequency.isdecimal() else grid.step(frequency)
+    if seconds is None:
+        season = 5 if frequency == "B" else SEASONS.get(frequency[0], 1)
+    elif seconds >= grid.DAY:
+        season = {grid.DAY: 7, 7 * grid.DAY: 52}.get(seconds, 1)
+    elif seconds >= 60 and grid.DAY % seconds == 0:
+        season = grid.DAY // seconds
+    return season if 3 * season <= rows else 1
+
+
+def held_rows(lengths: np.ndarray, horizon: int) -> int:
+    """Rows at the end of each series for validation.
+
+    At least one horizon, and 20 windows of all series; of fewer than 100 series at least a fifth
+    of the series of median length.
+
+    Args:
+        lengths: (S,), rows of each series.
+        horizon: H, steps.
+
+    >>> held_rows(np.full(414, 900), 48), held_rows(np.array([10_000]), 96)
+    (48, 2000)
+    """
+    least = horizon + -(-20 // len(lengths)) - 1
+    share = int(np.median(lengths)) // 5 if len(lengths) < 100 else 0
+    return max(least, share)
+
+
+def methods(series: Series, horizon: int, season: int, held: int, windows: int) -> list[Any]:
+    """What `fit` tries by default: baselines and networks, see there.
+
+    Args:
+        series: of training.
+        horizon: H, steps.
+        season: steps of one season.
+        held: rows of each series for validation.
+        windows: number of windows of validation.
+
+    >>> from jaxops.forecast import from_arrays
+    >>> hours = from_arrays(["a"], [range(900)], start="2024-01-01", frequency="h")
+    >>> [type(one).__name__ for one in methods(hours, 48, 24, 96, 49)]
+    ['Baseline', 'Baseline', 'NLinear', 'LogScale', 'LogScale', 'LogScale']
+    """
+    typical = int(np.median(series.lengths))
+    found: list[Any] = [Baseline("seasonal_naive", season)]
+    if windows * typical * len(series.channels) <= ETS_VALUES:
+        found.append(Baseline("ets", season))
+    rows = typical - held - horizon  # of context, so that there are windows to learn from
+    first = season * -(-max(7 * horizon, 2 * season) // (2 * season))
+    contexts = [k * first for k in (1, 2, 3) if k * first <= rows]
+    if not contexts and rows >= max(2, season):
+        contexts = [rows]
+    if series.known_names or series.past_names or series.static_names:
+        error = Point("mae")
+        return found + [TiDE(c, horizon, error, "mean_std", width=128) for c in contexts[:1]]
+    found += [NLinear(context, horizon) for context in contexts[:1]]
+    for context in contexts:
+        module = NHiTS(context, horizon, Point("mae"), "mean_std", width=256)
+        found.append(LogScale(module) if series.values.min() >= 0 else module)
+    return found
+
+
+def recipe(
+    windows: int,
+    left: float,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """The default options of `jaxops.fit` for so many windows: about 5,000 updates.
+
+    Args:
+        windows: number of windows to learn from.
+        left: seconds until training stops.
+        batch_size: the user's, in place of 32, or 256 from 20,000 windows on.
+        epochs: the user's.
+        steps: the user's, in place of epochs.
+
+    >>> recipe(250_000, 60.0)["epochs"]
+    5
+    """
+    batch_size = min(windows, 32 if windows < 20_000 else 256) if batch_size is None else batch_size
+    an_epoch = -(-windows // batch_size)
+    if steps is None and epochs is None:
+        epochs = min(100, max(1, round(STEPS / an_epoch)))
+    updates = steps if epochs is None else epochs * an_epoch
+    return {
+        "optimizer": optim.adam(optax.cosine_decay_schedule(RATE, max(1, updates or 0))),
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "steps": steps,
+        "early_stopping": EarlyStopping("loss", patience=10, seconds=left),
+    }
+
+
+def seasonal_errors(series: Series, windows: Windows, season: int) -> np.ndarray:
+    """Mean |y_t - y_(t - season)| of each window's series before its origin, the unit of MASE.
+
+    Args:
+        series: S of them.
+        windows: W of them.
+        season: steps of one season.
+
+    Returns:
+        float64 (W, C); NaN for a history of one season or less.
+
+    >>> from jaxops.forecast import from_arrays
+    >>> at = {"series": np.array([0, 0]), "origin": np.array([3, 1])}
+    >>> seasonal_errors(from_arrays(["a"], [[1, 2, 4, 9]]), at, 1).ravel().tolist()
+    [1.5, nan]
+    """
+    rows, first = np.arange(len(series.values)), series.offsets[series.index()]
+    values = series.values.astype(np.float64)
+    moves = np.abs(values - values[np.maximum(rows - season, 0)])
+    moves[rows - season < first] = 0
+    sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(moves, 0)])
+    origin, begin = windows["origin"], series.offsets[windows["series"]]
+    count = (origin - begin - season)[:, None]
+    return (sums[origin] - sums[begin]) / np.where(count > 0, count, np.nan)

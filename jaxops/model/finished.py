@@ -1,0 +1,213 @@
+"""A finished model: what computes, what reads a user's raw input, and what is to be told of it."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxops._optional import require
+from jaxops.state import TrainState
+from jaxops.task import Batch, Task
+
+
+class Reader(Protocol):
+    """What turns a user's raw input into what a model computes on, and its outputs into answers.
+
+    A reader is a dataclass marked by `jaxops.recorded`, so that a model file can hold it.
+
+    >>> class Lengths(Reader):
+    ...     room = "text"
+    ...     def predict(self, model, data):
+    ...         return [len(text) for text in data]
+    >>> Lengths().predict(None, ["my card"])
+    [7]
+    """
+
+    room: str
+    """The name of the room that the model is of, such as "tabular". A reader whose rows are
+    independent has also `streams = True` and takes the option `first`, the number of the first row;
+    one that has `describe()` tells people what it reads."""
+
+    def predict(self, model: "Model", data: Any, **options: Any) -> Any:
+        """The answer for raw data: a NamedTuple of arrays with the user's ids and a `frame()`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A finished model, as `ROOM.fit` returns it and `jaxops.save` and `jaxops.load` keep it.
+
+    Attributes:
+        task: the task; or a closed form, such as a `recommend.Recommender`, which has its arrays
+            inside.
+        state: the task's trained parameters and extra, without optimizer state; None for a closed
+            form.
+        reader: reads the user's raw input; without one `predict` takes the task's columns.
+        about: JSON-like data about the model: the units, the figures of its validation, the
+            fingerprint of its data.
+        versions: package -> version, of the program that wrote its file.
+
+    >>> import jax, jaxops as jo
+    >>> from jaxops import tabular
+    >>> task = tabular.classifier(tabular.MLP((4,)), features=3)
+    >>> rows = {"features": np.eye(3, dtype=np.float32)}
+    >>> model = Model(task, jo.init_state(task, jo.optim.sgd(0.1), seed=0, batch=rows))
+    >>> model.predict(rows).shape, jax.jit(model.apply)(rows).shape
+    ((3,), (3,))
+    """
+
+    task: Any
+    state: Any = None  # a TrainState
+    reader: Any = None
+    about: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def predict(self, data: Any, **options: Any) -> Any:
+        """The predictions for raw data, in order.
+
+        Args:
+            data: what the reader reads: a file, a frame, texts. Without a reader, the task's
+                columns by name, or the array of a single column.
+            **options: of the reader's `predict`; without a reader those of `jaxops.predict`.
+
+        Returns:
+            A NamedTuple of arrays with the user's ids, and a method `frame()`. Without a reader,
+            what the task predicts.
+
+        Raises:
+            ValueError: data that the reader cannot read, or options that it does not have.
+        """
+        if self.reader is not None:
+            return self.reader.predict(self, data, **options)
+        task, _ = self.trained()
+        if not isinstance(data, Mapping):
+            names = [column.name for column in task.columns if not column.target]
+            if len(names) != 1:
+                raise ValueError(f"data must be the columns {names} by name, got one array")
+            data = {names[0]: np.asarray(data)}
+        return self.outputs(data, **options)
+
+    def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
+        """What the task (or a `Blend` of several) predicts for encoded columns, in order.
+
+        Args:
+            columns: arrays (N, ...) by name, as `task.columns` says, or a stream of batches.
+            batch_size: rows in one call of the device.
+
+        Raises:
+            ValueError: another closed form.
+        """
+        from jaxops.train.evaluation import predict
+
+        if hasattr(self.task, "outputs"):
+            return self.task.outputs(columns, batch_size)
+        task, state = self.trained()
+        return predict(task, state, columns, batch_size=batch_size)
+
+    def apply(self, columns: Batch) -> Any:
+        """What the task predicts for encoded columns; a pure function, for `jax.jit`.
+
+        Args:
+            columns: arrays (B, ...) by name, as `task.columns` says.
+
+        Raises:
+            ValueError: a closed form, which has functions of its own.
+        """
+        task, state = self.trained()
+        return task.predict(state.params, state.extra, columns)
+
+    def trained(self) -> tuple[Task, TrainState]:
+        """The task and its state.
+
+        Raises:
+            ValueError: a closed form.
+        """
+        if not isinstance(self.task, Task) or self.state is None:
+            raise ValueError(
+                f"model must have a task and its state, got {type(self.task).__name__}"
+            )
+        return self.task, self.state
+
+    @property
+    def room(self) -> str:
+        """The room that the model is of, such as "tabular"; "" without a reader."""
+        return "" if self.reader is None else self.reader.room
+
+
+def inside(model: Any, wanted: Callable[[Any], bool], what: str) -> Any:
+    """The closed form or the reader that is wanted: the argument itself, or what is in a `Model`.
+
+    Args:
+        model: a `Model`, or what it would hold.
+        wanted: whether a thing is what is wanted.
+        what: what messages call it, such as "a recommender".
+
+    Raises:
+        ValueError: another thing, or a model that has none.
+
+    >>> inside(Model(task="a closed form"), lambda part: isinstance(part, str), "a text")
+    'a closed form'
+    """
+    for part in (model, getattr(model, "task", None), getattr(model, "reader", None)):
+        if wanted(part):
+            return part
+    room = getattr(model, "room", "")
+    given = f"a model of the room {room}" if room else type(getattr(model, "task", model)).__name__
+    raise ValueError(f"model must be {what}, got {given}")
+
+
+def frame(columns: Mapping[str, Any]) -> Any:
+    """A pandas frame of an answer: (N,) as a column, (N, K) as K columns `name_0` and so on.
+
+    Args:
+        columns: name -> array of N rows.
+
+    >>> frame({"id": np.array(["a", "b"]), "p": np.eye(2)}).columns.tolist()
+    ['id', 'p_0', 'p_1']
+    """
+    pd = require("pandas", extra="data")
+
+    flat: dict[str, Any] = {}
+    for name, value in columns.items():
+        value = np.asarray(value)
+        if value.ndim == 1:
+            flat[name] = value
+        else:
+            for place, column in enumerate(value.reshape(len(value), -1).T):
+                flat[f"{name}_{place}"] = column
+    return pd.DataFrame(flat)
+
+
+def fingerprint(columns: Mapping[str, np.ndarray]) -> str:
+    """A hash of columns, by which the data of a model can be told from others: 16 digits.
+
+    Args:
+        columns: name -> array.
+
+    >>> fingerprint({"x": np.zeros(3)}) == fingerprint({"x": np.ones(3)})
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        value = np.asarray(columns[name])
+        data = "\n".join(value.tolist()).encode() if value.dtype.kind == "O" else value.tobytes()
+        digest.update(f"{name} {value.dtype} {value.shape}".encode() + data)
+    return digest.hexdigest()[:16]
+
+
+def seconds(budget: str | float) -> float:
+    """A time as seconds: "90s", "10min", "2h", or a number of seconds.
+
+    Raises:
+        ValueError: another text, or a time that is not positive.
+
+    >>> seconds("10min")
+    600.0
+    """
+    match = re.fullmatch(r"([\d.]+) ?(s|min|h)", budget) if isinstance(budget, str) else None
+    value = float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]] if match else budget
+    if isinstance(value, str) or not value > 0:
+        raise ValueError(f'budget must be a time such as "90s", "10min" or "2h", got {budget!r}')
+    return float(value)

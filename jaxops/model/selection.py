@@ -1,0 +1,136 @@
+"""Several methods for one job: the best by validation, or a blend of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.model.finished import Model
+from jaxops.state import TrainState
+from jaxops.task import Extra, Params, Task, recorded
+from jaxops.trust.evaluation import Evaluation, table
+
+ROUNDS = 20  # of the greedy selection
+
+
+@recorded
+class Blend(NamedTuple):
+    """The weighted mean of what several tasks predict of the same columns.
+
+    Attributes:
+        tasks: M tasks.
+        params: their parameters.
+        extras: their extra.
+        weights: M numbers of at least 0 with sum 1.
+
+    >>> from jaxops import tabular
+    >>> Blend((tabular.classifier(tabular.MLP(), 3),), ({},), ({},), (1.0,)).classes
+    ('0', '1')
+    """
+
+    tasks: tuple[Task, ...]
+    params: tuple[Params, ...]
+    extras: tuple[Extra, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.tasks[0].classes
+
+    def outputs(self, columns: Any, batch_size: int) -> np.ndarray:
+        """What the members predict, weighted."""
+        parts = [
+            weight
+            * Model(task, TrainState(jnp.int32(0), params, (), extra, jax.random.key(0))).outputs(
+                columns, batch_size
+            )
+            for task, params, extra, weight in zip(*self, strict=True)
+        ]
+        return np.sum(parts, axis=0)
+
+
+def best_of(
+    methods: Sequence[Any],
+    fit: Callable[[Any, float], tuple[Model, Evaluation]],
+    metric: str,
+    loss: Callable[[np.ndarray], float],
+    budget: float,
+    progress: bool,
+) -> Model:
+    """Fit each method in turn; the one with the best validation, or their blend if it is better.
+
+    The weights of the blend are chosen by greedy selection with replacement: the member that
+    lowers the validation loss of the mean most is added, 20 times.
+
+    Args:
+        methods: M of them.
+        fit: `(method, seconds) -> model, evaluation` of the validation rows, with the task's
+            outputs among its `parts`.
+        metric: the figure of the evaluation to compare by, of which smaller is better.
+        loss: outputs (N, ...) of the validation rows -> that figure.
+        budget: seconds for all of them; what is left is divided among those still to come, and a
+            method for which nothing is left is not tried.
+        progress: print the table of the methods.
+
+    References:
+        Caruana et al. 2004, Ensemble selection from libraries of models.
+    """
+    end = time.monotonic() + budget
+    models: list[Model] = []
+    scored: dict[str, Evaluation] = {}
+    for place, method in enumerate(methods):
+        left = end - time.monotonic()
+        if models and left <= 0:
+            break
+        model, one = fit(method, max(left, 1.0) / (len(methods) - place))
+        models.append(model)
+        scored[f"{place + 1}: {type(method).__name__}"] = one
+        if progress:
+            print(table(scored), flush=True)
+    outputs = [one.parts["outputs"] for one in scored.values()]
+    losses = [one.figures()[metric] for one in scored.values()]
+    best = int(np.argmin(losses))
+    weights = greedy(outputs, loss)
+    blended = loss(np.tensordot(weights, np.stack(outputs), 1))
+    about = {"methods": dict(zip(scored, losses, strict=True))}
+    if progress and len(models) < len(methods):
+        print(f"not tried, as the time was over: {len(methods) - len(models)} methods")
+    if blended >= losses[best]:
+        return replace(models[best], about=models[best].about | about)
+    if progress:
+        print(f"blend: {metric} {blended:.4f}, weights {', '.join(f'{w:g}' for w in weights)}")
+    members = [(model, w) for model, w in zip(models, weights.tolist(), strict=True) if w > 0]
+    blend = Blend(
+        tuple(model.task for model, _ in members),
+        tuple(model.state.params for model, _ in members),
+        tuple(model.state.extra for model, _ in members),
+        tuple(weight for _, weight in members),
+    )
+    about |= models[best].about | {"validation": {metric: blended}}
+    return replace(models[best], task=blend, state=None, about=about)
+
+
+def greedy(outputs: Sequence[np.ndarray], loss: Callable[[np.ndarray], float]) -> np.ndarray:
+    """The weights of greedy selection with replacement, (M,).
+
+    Args:
+        outputs: of M members, (N, ...) each.
+        loss: of a mean of them.
+
+    >>> target = np.array([0.0, 1.0])
+    >>> members = [target + 1, target - 1, target + 5]
+    >>> greedy(members, lambda mean: float(((mean - target) ** 2).mean())).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    counts, total = np.zeros(len(outputs)), np.zeros(outputs[0].shape)
+    for picked in range(ROUNDS):
+        losses = [loss((total + output) / (picked + 1)) for output in outputs]
+        best = int(np.argmin(losses))
+        counts[best] += 1
+        total = total + outputs[best]
+    return counts / ROUNDS

@@ -1,0 +1,231 @@
+"""The reader that a file of a finished recommender keeps: how a user's log is read."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops.data.tables import Source
+from jaxops.model.finished import Model
+from jaxops.recommend.data.events import Events, Histories
+from jaxops.recommend.data.reading import events, features_of
+from jaxops.recommend.inference import Recommendations, recommend
+from jaxops.recommend.recommenders import Recommender, recommender_of
+from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
+
+
+class Held(NamedTuple):
+    """What U users took before, and what they took next.
+
+    Attributes:
+        users: (U,) str, their ids.
+        histories: of the U users, before the targets.
+        targets: of the U users, the items of the catalogue that they took next.
+        outside: (U,) int64, number of other items that they took next.
+        features: columns of U rows, or None.
+    """
+
+    users: np.ndarray
+    histories: Histories
+    targets: Histories
+    outside: np.ndarray
+    features: dict[str, np.ndarray] | None
+
+
+@recorded
+@dataclass(frozen=True)
+class LogReader:
+    """What a finished recommender knows of its logs: the names of their columns.
+
+    The catalogue is in the `Recommender`. A method takes a log as `recommend.events` reads it, or
+    `Events`, for a file that needs more settings to be read.
+
+    Attributes:
+        user: the column of user ids.
+        item: the column of item ids.
+        time: the column of times; None uses the row number.
+        weight: the column of event weights; None weighs all equally.
+
+    >>> from jaxops import recommend
+    >>> reader = LogReader(user="customer", item="sku", time=None)
+    >>> reader.events({"customer": ["ann", "bob"], "sku": ["tea", "jam"]}).items.tolist()
+    ['tea', 'jam']
+    """
+
+    room: ClassVar[str] = "recommend"
+    user: str = "user"
+    item: str = "item"
+    time: str | None = "time"
+    weight: str | None = None
+
+    def events(
+        self,
+        source: Source | Events,
+        items: np.ndarray | None = None,
+        item_features: Source | None = None,
+    ) -> Events:
+        """A log, sorted by time.
+
+        Args:
+            source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, arrays by name, or
+                `Events`.
+            items: (N,) ids of a known catalogue, with which that of the log then begins.
+            item_features: a table with the item column and a row for every item.
+
+        Raises:
+            ValueError: see `recommend.events`; or `Events` with `item_features`.
+        """
+        if not isinstance(source, Events):
+            return events(
+                source,
+                user=self.user,
+                item=self.item,
+                time=self.time,
+                weight=self.weight,
+                item_features=item_features,
+                items=() if items is None else items,
+            )
+        if item_features is not None:
+            raise ValueError("item_features must be None for Events, which hold them, got a table")
+        if items is None or np.array_equal(source.items[: len(items)], items):
+            return source
+        place, catalogue = places(source.items, items)
+        return replace(source, item=place[source.item], items=catalogue, item_features={})
+
+    def describe(self) -> dict[str, str]:
+        """What it reads, for people."""
+        return {"user": self.user, "item": self.item, "time": self.time or "the row number"}
+
+    def held(
+        self,
+        source: Source | Events,
+        items: np.ndarray,
+        known: Source | Events | None = None,
+        user_features: Source | None = None,
+    ) -> Held:
+        """The targets of a log, and the histories before them.
+
+        Args:
+            source: the log. Its items are the targets.
+            items: (N,) the catalogue.
+            known: a log of the earlier items. Without it the last item of each user with several is
+                the target.
+            user_features: a table with the user column and a row for every user.
+
+        Raises:
+            ValueError: a log that cannot be read.
+        """
+        unweighted = replace(self, weight=None)
+        later = unweighted.events(source, items)
+        features = later.user_features if known is None else {}
+        if known is None:
+            order = np.argsort(later.user, kind="stable")
+            counts = np.bincount(later.user, minlength=len(later.users))
+            last = np.zeros(len(later), bool)
+            last[order[np.cumsum(counts)[counts > 1] - 1]] = True
+            earlier, later = later.part(~last), later.part(last)
+        else:
+            earlier = unweighted.events(known, items)
+            place, users = places(later.users, earlier.users)
+            later = replace(later, user=place[later.user], users=users)
+            earlier = replace(earlier, users=users)
+        users = later.users
+        if user_features is not None:
+            features = features_of(user_features, self.user, users)
+        histories, _ = _of_catalogue(earlier, len(items))
+        return Held(users, histories, *_of_catalogue(later, len(items)), features or None)
+
+    def predict(
+        self,
+        model: Model,
+        data: Source | Events | Histories | list[Any],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
+        user_features: Any = None,
+    ) -> Recommendations:
+        """The k best items for each user of a log, or for each history of a list.
+
+        Args:
+            model: the model.
+            data: a log, see `events`; or a list of histories: the items' ids for each user, oldest
+                first.
+            k: number of items, as the other options see `recommend.recommend`.
+            exclude_seen: leave out the items of the history.
+            allow: ids to choose among.
+            deny: ids to leave out.
+            user_features: for `TwoTower`, a table with the user column and a row for every user of
+                the log; for a list of histories, columns of as many rows.
+
+        Raises:
+            ValueError: a log that cannot be read, and as `recommend.recommend`.
+        """
+        options: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny}
+        if isinstance(data, list | tuple):
+            return recommend(model, data, k, users=user_features, **options)
+        items = recommender_of(model).items
+        log = replace(self, weight=None).events(data, items)
+        users = reads(model, log.user_features)
+        if user_features is not None:
+            users = features_of(user_features, self.user, log.users)
+        histories, _ = _of_catalogue(log, len(items))
+        answer = recommend(model, histories, k, users=users, **options)
+        return answer._replace(users=log.users, unknown=int((log.item >= len(items)).sum()))
+
+
+def reads(model: Model | Recommender, features: Any) -> Any:
+    """The features of users that a log holds, or None if the model reads none."""
+    read = getattr(recommender_of(model).model, "user_features", None)
+    return features if features and getattr(read, "names", read) else None
+
+
+def places(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each id is among the known ids and then the new ones; and all of these.
+
+    >>> places(np.array(["b", "c"]), np.array(["a", "b"]))
+    (array([1, 2], dtype=int32), array(['a', 'b', 'c'], dtype='<U1'))
+    """
+    place_of = {name: i for i, name in enumerate(known.tolist())}
+    place = [place_of.setdefault(name, len(place_of)) for name in ids.tolist()]
+    return np.array(place, np.int32), np.array([*place_of], str)
+
+
+def _of_catalogue(log: Events, count: int) -> tuple[Histories, np.ndarray]:
+    """The histories within a catalogue of `count`; how many other items each user took, (U,)."""
+    inside = log.item < count
+    pairs = np.unique(np.stack([log.user[~inside], log.item[~inside]]), axis=1)
+    return log.part(inside).histories(), np.bincount(pairs[0], minlength=len(log.users))
+
+
+@recorded
+def _stored(model: Any, arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> Task:
+    """What a file of format 1 holds of a recommender: its model, and the shapes of its arrays."""
+
+    def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
+        flat = {name: jnp.zeros(shape, dtype) for name, shape, dtype in arrays}
+        return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
+
+    def loss(*_: Any) -> tuple[Array, Out]:
+        raise ValueError("task must be trainable, got a recommender's; see recommend.update")
+
+    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+        return model.queries(params, jnp.asarray(batch["history"], jnp.int32))
+
+    return Task(init, loss, predict, (Column("history", (None,), "int"),))
+
+
+def _finished(stored: Model) -> Model:
+    """The model that a file of format 1 holds."""
+    task, state = stored.trained()
+    assert task.recipe is not None  # it comes from a file
+    items, counts = np.array(stored.about["items"], object), np.array(stored.about["counts"])
+    recommender = Recommender(dict(task.recipe[1])["model"], state.params, items, counts)
+    return Model(recommender, None, LogReader(), versions=stored.versions)
+
+
+_stored.finished = _finished  # type: ignore[attr-defined]  # see jaxops.model.files

@@ -1,0 +1,339 @@
+"""One call a job: `fit` a finished model to a table, `evaluate` it, `update` it with new rows."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import rankdata
+
+from jaxops import optim
+from jaxops.data.dataset import take
+from jaxops.data.encoders import fit_encoder
+from jaxops.data.splits import held_out
+from jaxops.data.tables import Source
+from jaxops.model.finished import Model, fingerprint, seconds
+from jaxops.model.selection import best_of
+from jaxops.tabular.data import BINS, TableReader, encode_target, label_of, of_classes, read
+from jaxops.tabular.inference import reader_of
+from jaxops.tabular.models import TabM
+from jaxops.tabular.tasks import classifier, regressor
+from jaxops.train.loop import fit as train
+from jaxops.train.settings import EarlyStopping
+from jaxops.trust.evaluation import Evaluation
+
+FEW = 20  # as many whole numbers as a label may have and still name classes
+
+
+def fit(
+    data: Source,
+    method: Any = None,
+    *,
+    label: str,
+    id: str | None = None,
+    drop: Sequence[str] = (),
+    groups: str | None = None,
+    validation: Source | float = 0.15,
+    classes: bool | None = None,
+    budget: str | float = "10min",
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Model:
+    """Train a model on a table, to predict one of its columns.
+
+    The default method is `TabM` over numbers that are encoded piecewise linearly, and indicators of
+    text values. Rows are held out for validation, which decides when to stop;
+    the reader is learned from the other rows alone. A text column in which nearly every row has
+    another value is left out, and printed.
+
+    Args:
+        data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
+        method: a Flax module, features (B, d) float32 to outputs (B, outputs), such as `MLP()`.
+            An attribute `outputs` is set to what the label needs. Of a list each is trained in
+            turn; the result is the one with the best validation loss, or a blend of them.
+        label: the column to predict.
+        id: the column of the rows' ids, which answers repeat; it is no feature.
+        drop: columns to leave out.
+        groups: a column, such as the customer; no group is in training and validation. It is no
+            feature.
+        validation: the share of rows to hold out (with classes, of each class), or a table.
+        classes: whether the label names classes; by default if it is text, boolean or at most 20
+            whole numbers.
+        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        seed: of the split and of training.
+        progress: print a progress bar, what was left out and the validation figures.
+        **options: of `jaxops.fit`, in place of the defaults here: `optimizer`, `batch_size`,
+            `epochs`, `early_stopping`, `plan` and so on.
+
+    Returns:
+        A model; `model.predict(table)` gives `Classes` or `Values`.
+
+    Raises:
+        ValueError: a table that cannot be read, with column and row; a label of one class, or
+            missing in a row; as `jaxops.fit`.
+
+    >>> from jaxops import tabular
+    >>> rng = np.random.default_rng(0)
+    >>> age = rng.uniform(20, 60, 400).round()
+    >>> table = {"age": age, "plan": rng.choice(["a", "b"], 400), "left": age < 40}
+    >>> model = tabular.fit(table, tabular.MLP((16,)), label="left", progress=False)
+    >>> model.predict({"age": [25, 55], "plan": ["a", "b"]}).labels.tolist()
+    ['True', 'False']
+    >>> tabular.evaluate(model, table).figures()["auc"] > 0.99
+    True
+    """
+    start = time.monotonic()
+    parts = _parts(read(data), label, id, drop, groups, validation, classes, seed)
+    if progress and parts.left_out:
+        print(f"left out, as they look like identifiers: {', '.join(parts.left_out)}")
+    options = {"seed": seed, "progress": progress, **options}
+    left = seconds(budget) - (time.monotonic() - start)
+    if isinstance(method, list | tuple):
+        target = parts.validation["label"]
+        return best_of(
+            method,
+            lambda one, left: _trained(one, parts, left, options),
+            "log_loss" if parts.reader.encoder.classes else "mse",
+            lambda outputs: _loss(outputs, target, bool(parts.reader.encoder.classes)),
+            left,
+            progress,
+        )
+    model, scored = _trained(method, parts, left, options)
+    if progress:
+        print(f"validation, {len(scored):,} rows\n{scored}")
+    return model
+
+
+class Parts(NamedTuple):
+    """A table, ready to train on.
+
+    Attributes:
+        reader: learned from the train rows.
+        train: the columns of the task.
+        validation: the same of the validation rows.
+        left_out: names of columns that look like identifiers.
+    """
+
+    reader: TableReader
+    train: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+    left_out: list[str]
+
+
+def _parts(
+    table: dict[str, np.ndarray],
+    label: str,
+    id: str | None,
+    drop: Sequence[str],
+    groups: str | None,
+    validation: Any,
+    classes: bool | None,
+    seed: int,
+) -> Parts:
+    _check_columns(table, label, id, groups, drop)
+    classes = _names_classes(table[label]) if classes is None else classes
+    table[label] = label_of(label, table[label], classes)
+    if classes and len(set(table[label].tolist())) < 2:
+        raise ValueError(f"{label} must have at least 2 classes, got {table[label][0]!r} alone")
+    rest, held = _held_out(table, label, groups, classes, validation, seed)
+    left_out = _identifiers(rest, label)
+    dropped = {*drop, *left_out, *(name for name in (id, groups) if name is not None)}
+    kept = {name: column for name, column in rest.items() if name not in dropped}
+    encoder = _encoder(kept, label, classes)
+    reader = TableReader(encoder, id, unit="" if classes else label)
+    if held is None:
+        _, columns = reader.columns(validation, label=True)
+    else:
+        columns = encode_target(encoder, held)
+    return Parts(reader, encode_target(encoder, kept), columns, left_out)
+
+
+def _trained(
+    method: Any, parts: Parts, left: float, options: dict[str, Any]
+) -> tuple[Model, Evaluation]:
+    """A model, and its scores on the validation rows."""
+    task = _task(method or TabM(), parts.reader.encoder, parts.train)
+    count = len(parts.train["label"])
+    settings = recipe(count, left) | options
+    state = train(task, parts.train, validation=parts.validation, **settings)
+    about = {"data": fingerprint(parts.train), "rows": count, "left out": parts.left_out}
+    model = Model(task, state._replace(opt_state=()), parts.reader, about)
+    scored = _scored(model, np.arange(len(parts.validation["label"])), parts.validation)
+    about["validation"] = scored.figures()
+    return model, scored
+
+
+def recipe(count: int, left: float) -> dict[str, Any]:
+    """The default options of `jaxops.fit` for a table of so many train rows.
+
+    Args:
+        count: number of train rows.
+        left: seconds until training stops.
+
+    >>> recipe(20_000, 60.0)["batch_size"]
+    256
+    """
+    return {
+        "optimizer": optim.adamw(2e-3, weight_decay=3e-4),
+        "batch_size": min(count, 32 if count < 2_000 else 256 if count < 100_000 else 1024),
+        "epochs": 200,
+        "early_stopping": EarlyStopping("loss", patience=10, seconds=left),
+    }
+
+
+def evaluate(model: Model, data: Source) -> Evaluation:
+    """Score a model on the rows of a table that has the label.
+
+    Args:
+        model: of `fit`.
+        data: see `fit`.
+
+    Returns:
+        Of classes "accuracy" and "log_loss", and for two classes "auc"; of numbers "mae", "mse",
+        "rmse" and "r2". A unit is a row.
+
+    Raises:
+        ValueError: a table that the model cannot read, or a label that is not one of its classes.
+    """
+    reader = reader_of(model)
+    ids, columns = reader.columns(data, label=True)
+    return _scored(model, ids, columns)
+
+
+def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
+    """Train a model further on new rows, from its present parameters, with the same reader.
+
+    Args:
+        model: of `fit`.
+        new: a table with the label; see `fit`.
+        epochs: passes over the new rows.
+        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+
+    Raises:
+        ValueError: a table that the model cannot read.
+
+    >>> from jaxops import tabular
+    >>> table = {"age": np.arange(40.0), "left": np.arange(40) % 2}
+    >>> model = tabular.fit(table, tabular.MLP((2,)), label="left", epochs=1, progress=False)
+    >>> tabular.update(model, table, epochs=1, progress=False).reader is model.reader
+    True
+    """
+    task, state = model.trained()
+    _, columns = reader_of(model).columns(new, label=True)
+    defaults = recipe(len(columns["label"]), np.inf) | {"early_stopping": None, "epochs": epochs}
+    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
+    state = train(task, columns, state=state, **{**defaults, **options})
+    about = {**model.about, "updated with": fingerprint(columns)}
+    return replace(model, state=state._replace(opt_state=()), about=about)
+
+
+def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> Evaluation:
+    classes, target = model.task.classes, columns["label"]
+    output = model.outputs({"features": columns["features"]})
+    if not classes:
+        return _of_numbers(ids, output, target)
+    p = of_classes(output).astype(np.float64)
+    values = {"accuracy": (p.argmax(1) == target).astype(float), "log_loss": _log_loss(p, target)}
+    wholes = {} if len(classes) > 2 else {"auc": lambda rows: _auc(p[rows, 1], target[rows])}
+    return Evaluation(
+        "row", ids, values, wholes, frozenset({"log_loss"}), parts={"outputs": output}
+    )
+
+
+def _loss(outputs: np.ndarray, target: np.ndarray, classes: bool) -> float:
+    """What `best_of` compares by: the log loss of probabilities, the squared error of numbers."""
+    if classes:
+        return float(_log_loss(of_classes(outputs), target).mean())
+    return float(((outputs - target) ** 2).mean())
+
+
+def _log_loss(p: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return -np.log(np.clip(p[np.arange(len(p)), target], 1e-15, None))
+
+
+def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Evaluation:
+    error = output.astype(np.float64) - target
+    mse, mean = error**2, target.mean(dtype=np.float64)
+    wholes = {
+        "rmse": lambda rows: float(mse[rows].mean() ** 0.5),
+        "r2": lambda rows: float(1 - mse[rows].mean() / ((target[rows] - mean) ** 2).mean()),
+    }
+    values = {"mae": np.abs(error), "mse": mse}
+    smaller = frozenset({"mae", "mse", "rmse"})
+    return Evaluation("row", ids, values, wholes, smaller, parts={"outputs": output})
+
+
+def _auc(p: np.ndarray, target: np.ndarray) -> float:
+    """The area under the ROC curve; NaN where there is one class."""
+    positive = target > 0
+    n, m = positive.sum(), (~positive).sum()
+    if n == 0 or m == 0:
+        return float("nan")
+    return float((rankdata(p)[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def _held_out(
+    table: dict[str, np.ndarray],
+    label: str,
+    groups: str | None,
+    classes: bool,
+    validation: Any,
+    seed: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """The train rows, and those held out; None where `validation` is a table of its own."""
+    if not isinstance(validation, float):
+        return table, None
+    labels = table[label] if classes else None
+    of = None if groups is None else table[groups]
+    rest, held = held_out(len(table[label]), validation, labels, of, seed)
+    return take(table, rest), take(table, held)
+
+
+def _check_columns(
+    table: Mapping[str, Any], label: str, id: str | None, groups: str | None, drop: Sequence[str]
+) -> None:
+    for what, name in (
+        ("label", label),
+        ("id", id),
+        ("groups", groups),
+        *(("drop", d) for d in drop),
+    ):
+        if name is not None and name not in table:
+            raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
+
+
+def _names_classes(column: np.ndarray) -> bool:
+    if column.dtype.kind != "f":
+        return True
+    values = np.unique(column[~np.isnan(column)])
+    return len(values) <= FEW and bool((values % 1 == 0).all())
+
+
+def _identifiers(table: Mapping[str, np.ndarray], label: str) -> list[str]:
+    """Text columns with so many values that nothing can be learned of them."""
+    few = max(20, len(table[label]) / 2)
+    texts = [n for n, column in table.items() if column.dtype.kind == "O" and n != label]
+    return [name for name in texts if len(set(table[name].tolist())) > few]
+
+
+def _encoder(table: Mapping[str, np.ndarray], label: str, classes: bool) -> Any:
+    if classes:
+        return fit_encoder(table, label=label, bins=BINS)
+    encoder = fit_encoder({k: v for k, v in table.items() if k != label}, bins=BINS)
+    return encoder._replace(label=label)
+
+
+def _task(module: Any, encoder: Any, columns: Mapping[str, np.ndarray]) -> Any:
+    features = len(encoder.names)
+    if hasattr(module, "outputs"):
+        module = module.clone(outputs=len(encoder.classes) if len(encoder.classes) > 2 else 1)
+    if encoder.classes:
+        return classifier(module, features, tuple(encoder.classes))
+    target = columns["label"].astype(np.float64)
+    if np.ptp(target) == 0:
+        raise ValueError(f"{encoder.label} must vary, got {target[0]:g} in every row")
+    return regressor(module, features, float(target.mean()), float(target.std()))

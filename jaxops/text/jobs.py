@@ -1,0 +1,287 @@
+"""One call a job: `fit` a classifier to texts, `evaluate` it, `update` it with new texts."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops import optim
+from jaxops.data.splits import held_out
+from jaxops.data.tables import Source
+from jaxops.data.tokenizer import Tokenizer, check_texts
+from jaxops.model.finished import Model, fingerprint, inside, seconds
+from jaxops.text.data import NGrams, Reader, Tokens, labels
+from jaxops.text.inference import calibrated, check_keep
+from jaxops.text.models import NGramBag
+from jaxops.text.readers import TextReader, columns_of, has_many, names_of
+from jaxops.text.tasks import classifier
+from jaxops.train.evaluation import predict
+from jaxops.train.loop import fit as train
+from jaxops.train.settings import EarlyStopping
+from jaxops.trust.evaluation import Evaluation, of_classes
+
+GRAMS, WORDS = 1024, 256  # the most n-grams and words of a text that are read by default
+SAMPLE = 2000  # texts, of which the lengths are looked at
+
+
+def fit(
+    data: Source,
+    method: Any = None,
+    *,
+    text: str = "text",
+    label: str = "label",
+    id: str | None = None,
+    separator: str | None = None,
+    groups: str | None = None,
+    read: Reader | None = None,
+    validation: Source | float = 0.15,
+    keep: float = 0.95,
+    budget: str | float = "10min",
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Model:
+    """Train a model to tell the class of a text, or the several labels of a text.
+
+    The default method is `NGramBag` over hashed n-grams of words and characters. Texts are held out
+    for validation (of each class the same share), on which the temperature and the threshold are
+    fitted and the figures are measured. Then, if half of the budget is left, the model is trained
+    once more on all texts.
+
+    Args:
+        data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
+        method: a Flax module, tokens (B, T) int32 to logits (B, classes), such as
+            `TextCNN(8192, 1)`. Its `classes`, and the `vocabulary` of a module that reads words,
+            are set to what the data needs.
+        text: the column of the texts.
+        label: the column of the labels: names, or lists of names.
+        id: the column of the texts' ids, which answers repeat.
+        separator: between the labels in a text, such as ", ", where a text may have many.
+        groups: a column, such as the author; no group is in training and validation.
+        read: turns texts into tokens; by default `NGrams` for an `NGramBag`, else `Tokens` of the
+            words of the train texts.
+        validation: the share of texts to hold out, or a table.
+        keep: share of the validation texts that the threshold leaves in scope. With many labels the
+            threshold is that of the best F1 over all labels.
+        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        seed: of the split and of training.
+        progress: print a progress bar and the validation figures.
+        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+
+    Returns:
+        A model; `model.predict(texts)` gives `Classes`.
+
+    Raises:
+        ValueError: a table that cannot be read; an empty text or a missing label, with its row;
+            fewer than 2 classes; as `jaxops.fit`.
+
+    >>> from jaxops import text
+    >>> table = {"text": ["my card is lost", "a new pin"] * 20, "label": ["card", "pin"] * 20}
+    >>> model = text.fit(table, text.NGramBag(256, 2, width=4), epochs=20, progress=False)
+    >>> model.predict(["the pin", "lost card"]).labels.tolist()
+    ['pin', 'card']
+    >>> model = text.update(model, table, epochs=1, progress=False)
+    >>> text.evaluate(model, table).figures()["accuracy"]
+    1.0
+    """
+    start = time.monotonic()
+    check_keep(keep)
+    ids, table = columns_of(data, id, text, label, groups=groups)
+    texts = check_texts(table[text])
+    many = separator is not None or any(_is_list(cell) for cell in table[label])
+    names = names_of(label, table[label], separator, many)
+    classes = tuple(sorted({name for row in names for name in (row if many else [row])}))
+    if len(classes) < 2:
+        raise ValueError(f"{label} must have at least 2 classes, got {', '.join(classes)} alone")
+    target = labels(names, classes, many)
+    rows = held = np.arange(len(texts))
+    if isinstance(validation, float):
+        of = None if groups is None else [str(one) for one in table[groups]]
+        rows, held = held_out(len(texts), validation, None if many else target, of, seed)
+    read = read or _reader(method, [texts[i] for i in rows])
+    reader = TextReader(read, text, label, id, separator)
+    task = _task(method, read, classes, many)
+    columns = {**read(texts), "label": target}
+    if isinstance(validation, float):
+        ids, other = ids[held], {name: column[held] for name, column in columns.items()}
+    else:
+        ids, other = reader.columns(validation, classes, many)
+    own = {name: column[rows] for name, column in columns.items()}
+    left = seconds(budget) - (time.monotonic() - start)
+    settings = {**recipe(len(rows), left, **options), "seed": seed, "progress": progress}
+    state = train(task, own, validation=other, **settings)
+    model = Model(task, state._replace(opt_state=()), reader, {"data": fingerprint(columns)})
+    model = _calibrated(model, other, keep)
+    scored = _scored(model, ids, other)
+    early = time.monotonic() - start < seconds(budget) / 2
+    once = {"early_stopping", "checkpoints"} & options.keys()
+    if isinstance(validation, float) and early and not once:
+        model = replace(model, state=_on_all(task, columns, settings, options))
+    about = model.about | {"rows": len(texts), "validation": scored.figures()}
+    if progress:
+        print(f"validation, {len(scored):,} texts\n{scored}")
+    return replace(model, about=about)
+
+
+def recipe(
+    count: int,
+    left: float,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The options of `jaxops.fit` for so many train texts: AdamW under one cosine cycle.
+
+    Args:
+        count: number of train texts.
+        left: seconds until training stops.
+        batch_size: in place of the default.
+        epochs: in place of the default.
+        **options: further ones of `jaxops.fit`.
+
+    >>> recipe(10_000, 60.0)["epochs"], recipe(500, 60.0)["batch_size"]
+    (12, 32)
+    """
+    batch_size = batch_size or min(count, 32 if count < 4_000 else 128)
+    an_epoch = -(-count // batch_size)
+    if epochs is None:
+        epochs = 4 if count > 100_000 else max(12, min(100, 1_000 // an_epoch))
+    steps = options.get("steps") or max(epochs * an_epoch, 1)
+    rate = optim.cosine(3e-3, steps, warmup=steps // 10)
+    length = {} if "steps" in options else {"epochs": epochs}
+    return {
+        "optimizer": optim.adamw(rate, weight_decay=0.01, mask=optim.decay_mask),
+        "batch_size": batch_size,
+        "early_stopping": EarlyStopping("loss", patience=epochs + 1, seconds=left),
+        **length,
+        **options,
+    }
+
+
+def evaluate(model: Model, data: Source) -> Evaluation:
+    """Score a model on texts that have labels.
+
+    Args:
+        model: of `fit`.
+        data: see `fit`.
+
+    Returns:
+        "accuracy" (with many labels: all of them right), "log_loss" and "macro_f1"; with many
+        labels also "micro_f1". A unit is a text.
+
+    Raises:
+        ValueError: a table that the model cannot read, or a label that is not one of its classes.
+    """
+    task, _ = model.trained()
+    ids, columns = _reader_of(model).columns(data, task.classes, has_many(task))
+    return _scored(model, ids, columns)
+
+
+def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
+    """Train a model further on new texts, from its present parameters, with the same reader.
+
+    Args:
+        model: of `fit`.
+        new: a table with the labels; see `fit`.
+        epochs: passes over the new texts.
+        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+
+    Raises:
+        ValueError: a table that the model cannot read, or a label that is not one of its classes.
+    """
+    task, state = model.trained()
+    _, columns = _reader_of(model).columns(new, task.classes, has_many(task))
+    settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
+    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
+    state = train(task, columns, state=state, **{**settings, "early_stopping": None})
+    about = {**model.about, "updated with": fingerprint(columns)}
+    return replace(model, state=state._replace(opt_state=()), about=about)
+
+
+def _reader_of(model: Model) -> TextReader:
+    reader: TextReader = inside(
+        model, lambda part: isinstance(part, TextReader), "a classifier of texts"
+    )
+    return reader
+
+
+def _is_list(cell: Any) -> bool:
+    return not isinstance(cell, str) and hasattr(cell, "__len__")
+
+
+def _reader(method: Any, texts: Sequence[str]) -> Reader:
+    """N-grams or words, and as many of them in a row as nearly all texts have."""
+    some = texts[:: -(-len(texts) // SAMPLE)]
+    if method is None or isinstance(method, NGramBag):
+        grams = NGrams() if method is None else NGrams(vocabulary=method.vocabulary)
+        return replace(grams, context=_context([len(grams._numbers(t)) for t in some], GRAMS))
+    config = getattr(method, "config", None)
+    tokenizer = Tokenizer.train(texts, "word", min(method.vocabulary, 8192), lowercase=True)
+    most = WORDS if config is None else config.context
+    return Tokens(tokenizer, _context([len(tokenizer.encode(t)) for t in some], most))
+
+
+def _context(lengths: Sequence[int], most: int) -> int:
+    wanted = 8 * int(np.ceil(np.quantile(lengths, 0.995) / 8))
+    return min(max(wanted, 8), most)
+
+
+def _task(method: Any, read: Reader, classes: tuple[str, ...], many: bool) -> Any:
+    module = method or NGramBag(read.vocabulary, len(classes), dropout=0.1, hidden_dropout=0.1)
+    if hasattr(module, "config"):
+        module = module.clone(config=replace(module.config, vocabulary=read.vocabulary))
+    elif hasattr(module, "vocabulary"):
+        module = module.clone(vocabulary=read.vocabulary)
+    if hasattr(module, "classes"):
+        module = module.clone(classes=len(classes))
+    return classifier(module, read.context, classes, many, label_smoothing=0.1)
+
+
+def _calibrated(model: Model, columns: dict[str, np.ndarray], keep: float) -> Model:
+    """The model with temperature and threshold of encoded validation texts."""
+    p, target = predict(*model.trained(), {"tokens": columns["tokens"]}), columns["label"]
+    if not has_many(model.task):
+        return replace(model, reader=calibrated(model.reader, p, target, keep))
+    target = target > 0
+    limits = np.linspace(0.05, 0.95, 19)
+    f1 = [2 * (target & (p >= t)).sum() / (target.sum() + (p >= t).sum()) for t in limits]
+    return replace(model, reader=replace(model.reader, threshold=float(limits[np.argmax(f1)])))
+
+
+def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Evaluation:
+    task, state = model.trained()
+    reader = _reader_of(model)
+    answer = reader.answer(task, ids, predict(task, state, {"tokens": columns["tokens"]}))
+    if not has_many(task):
+        return of_classes("text", ids, answer.probabilities, columns["label"])
+    p, target = answer.probabilities, columns["label"] > 0
+    told = p >= reader.threshold
+
+    def f1(rows: np.ndarray, axis: int | None) -> Any:
+        both = (told[rows].astype(int) + target[rows]).sum(axis)
+        return 2 * (told[rows] & target[rows]).sum(axis) / np.maximum(both, 1)
+
+    wholes = {
+        "macro_f1": lambda rows: float(f1(rows, 0).mean()),
+        "micro_f1": lambda rows: float(f1(rows, None)),
+    }
+    own = np.clip(np.where(target, p, 1 - p), 1e-15, None)
+    values = {
+        "accuracy": (told == target).all(1).astype(float),
+        "log_loss": -np.log(own).mean(1),
+    }
+    smaller = frozenset({"log_loss"})
+    return Evaluation("text", ids, values, wholes, smaller, parts={"probabilities": p})
+
+
+def _on_all(
+    task: Any, columns: dict[str, np.ndarray], settings: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """The state after the same training on the texts of train and validation."""
+    again = recipe(len(columns["label"]), np.inf, **options)
+    again |= {"seed": settings["seed"], "progress": settings["progress"], "early_stopping": None}
+    return train(task, columns, **again)._replace(opt_state=())

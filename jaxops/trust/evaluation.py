@@ -1,0 +1,310 @@
+"""What a model scored on a test set: one value for each unit, so that every figure has an interval.
+
+A unit is what was sampled: a row, a user, a window of a series. `Evaluation` is the same in all
+rooms; `table` compares several of the same units.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from jaxops import _table
+from jaxops._optional import require
+from jaxops.trust.comparisons import side_by_side
+from jaxops.trust.intervals import Interval, Paired, block_interval, interval, paired
+
+BLOCKS = 20  # the least number of independent units for an interval
+RESAMPLES = 500  # of the units, for a figure that is not a mean
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The scores of a model on N units.
+
+    Attributes:
+        unit: what a unit is: "row", "user" or "window".
+        ids: (N,) the units' ids.
+        values: metric -> (N,), or (N, H) for H steps ahead; NaN where it is not defined for a unit.
+        wholes: metric -> a function of indices of units that gives the figure of these units, for
+            a figure that is no mean, such as the area under the ROC curve.
+        smaller: the metrics of which a smaller value is better.
+        neutral: the metrics of which neither direction is better in itself, such as coverage.
+        bare: the wholes that have no interval, as they grow with the number of units, such as the
+            share of a catalogue that is shown.
+        block: number of consecutive units that are correlated; 1 for independent units.
+        parts: more arrays of N rows, such as the predictions.
+
+    >>> one = Evaluation("row", np.arange(40), {"accuracy": np.arange(40) % 4 > 0})
+    >>> print(one)
+    | metric   | value  | 95 % interval    |
+    |----------|--------|------------------|
+    | accuracy | 0.7500 | [0.6000, 0.8750] |
+    >>> other = Evaluation("row", np.arange(40), {"accuracy": np.arange(40) % 2 > 0})
+    >>> one.paired(other, "accuracy").difference
+    0.25
+    """
+
+    unit: str
+    ids: np.ndarray
+    values: dict[str, np.ndarray]
+    wholes: dict[str, Callable[[np.ndarray], float]] = field(default_factory=dict)
+    smaller: frozenset[str] = frozenset()
+    neutral: frozenset[str] = frozenset()
+    bare: frozenset[str] = frozenset()
+    block: int = 1
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def figures(self) -> dict[str, float]:
+        """Metric -> the mean over the units, or the figure of all units."""
+        everything = np.arange(len(self))
+        means = {name: float(np.nanmean(values)) for name, values in self.values.items()}
+        return means | {name: whole(everything) for name, whole in self.wholes.items()}
+
+    def interval(self, metric: str, coverage: float = 0.95, step: int | None = None) -> Interval:
+        """A figure with its bootstrap interval, which describes the draw of the units.
+
+        Args:
+            metric: a name in `figures`.
+            coverage: of the interval.
+            step: which step ahead, from 0, for a metric with steps; None for the mean over steps.
+
+        Returns:
+            The bounds are NaN for a metric in `bare`, and where there are fewer than 20 independent
+            units or blocks.
+
+        Raises:
+            ValueError: a metric or a step that is not there.
+        """
+        if metric in self.wholes:
+            if step is not None:
+                raise ValueError(f"step must be None for {metric!r}, got {step}")
+            figure = self.wholes[metric](np.arange(len(self)))
+            if metric in self.bare or len(self) // self.block < BLOCKS:
+                return Interval(figure, np.nan, np.nan)
+            drawn = [self.wholes[metric](rows) for rows in _samples(len(self), self.block)]
+            return Interval(figure, *_bounds(np.array(drawn), coverage))
+        values = self._units(metric, step)
+        values = values[np.isfinite(values)]
+        if len(values) // self.block < BLOCKS:
+            return Interval(float(values.mean()), np.nan, np.nan)
+        return _interval(values, self.block, coverage)
+
+    def paired(self, other: "Evaluation", metric: str, coverage: float = 0.95) -> Paired:
+        """The difference from another model on the same units, with its interval and p-value.
+
+        Args:
+            other: an evaluation of the same units.
+            metric: a name in `figures` of both.
+            coverage: of the interval.
+
+        Raises:
+            ValueError: other units, a metric that one of them lacks, or fewer than 20 independent
+                units or blocks.
+        """
+        if not same_units([self, other]):
+            raise ValueError(
+                f"other must be of the same {len(self):,} units, got {len(other):,} units"
+            )
+        if len(self) // self.block < BLOCKS:
+            raise ValueError(f"units must be at least {BLOCKS}, got {len(self) // self.block}")
+        if metric in self.wholes and metric in other.wholes:
+            one, two = self.wholes[metric], other.wholes[metric]
+            everything = np.arange(len(self))
+            difference = one(everything) - two(everything)
+            samples = _samples(len(self), self.block)
+            drawn = np.array([one(rows) - two(rows) for rows in samples])
+            beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
+            p = min(1.0, max(2 * beyond, 1 / (RESAMPLES + 1)))
+            return Paired(difference, *_bounds(drawn, coverage), float(p))
+        a, b = self._units(metric), other._units(metric)
+        both = np.isfinite(a) & np.isfinite(b)
+        if self.block == 1:
+            return paired(a[both], b[both], coverage=coverage)
+        mean, low, high = _interval((a - b)[both], self.block, coverage)
+        return Paired(mean, low, high, np.nan)
+
+    def part(self, units: np.ndarray) -> "Evaluation":
+        """The evaluation of some of the units, given by a mask (N,) or by their indices."""
+        rows = np.arange(len(self))[units]
+        wholes: dict[str, Callable[[np.ndarray], float]] = {
+            name: lambda some, whole=whole: whole(rows[some])  # type: ignore[misc]
+            for name, whole in self.wholes.items()
+        }
+        return replace(
+            self,
+            ids=self.ids[rows],
+            values={name: values[rows] for name, values in self.values.items()},
+            parts={name: values[rows] for name, values in self.parts.items()},
+            wholes=wholes,
+        )
+
+    def frame(self) -> Any:
+        """A pandas frame of one row a unit: its id, and each metric's value, mean over steps."""
+        pd = require("pandas", extra="data")
+
+        columns = {name: self._units(name) for name in self.values}
+        return pd.DataFrame({self.unit: self.ids, **columns})
+
+    def __str__(self) -> str:
+        rows = []
+        for metric in self.figures():
+            value, low, high = self.interval(metric)
+            bounds = f"[{low:.4f}, {high:.4f}]" if np.isfinite(low) else "[-]"
+            rows.append({"metric": metric, "value": f"{value:.4f}", "95 % interval": bounds})
+        return _table.table(rows)
+
+    def _units(self, metric: str, step: int | None = None) -> np.ndarray:
+        if metric not in self.values:
+            known = [*self.values, *self.wholes]
+            raise ValueError(f"metric must be one of {known}, got {metric!r}")
+        values = np.asarray(self.values[metric], np.float64)
+        if step is not None:
+            steps = values.shape[1] if values.ndim == 2 else 0
+            if not 0 <= step < steps:
+                raise ValueError(f"step must be in [0, {steps}), got {step}")
+            return values[:, step]
+        return values.mean(1) if values.ndim == 2 else values
+
+
+def of_classes(
+    unit: str, ids: np.ndarray, probabilities: np.ndarray, target: np.ndarray
+) -> Evaluation:
+    """The scores of a classifier: accuracy, log loss, and the F1 of the classes in the mean.
+
+    Args:
+        unit: what a unit is.
+        ids: (N,) the units' ids.
+        probabilities: (N, C).
+        target: (N,) integers in [0, C).
+
+    >>> one = of_classes("row", np.arange(2), np.array([[0.5, 0.5], [0.2, 0.8]]), np.array([1, 1]))
+    >>> {name: round(value, 4) for name, value in one.figures().items()}
+    {'accuracy': 0.5, 'log_loss': 0.4581, 'macro_f1': 0.3333}
+    """
+    p, target = np.asarray(probabilities, np.float64), np.asarray(target)
+    told = p.argmax(1)
+    own = np.clip(p[np.arange(len(p)), target], 1e-15, None)
+    count = p.shape[1]
+
+    def macro_f1(rows: np.ndarray) -> float:
+        right = target[rows][told[rows] == target[rows]]
+        hits, have, said = (
+            np.bincount(x, minlength=count) for x in (right, target[rows], told[rows])
+        )
+        there = have + said > 0  # as scikit-learn: the classes that occur
+        return float((2 * hits[there] / (have + said)[there]).mean())
+
+    values = {"accuracy": (told == target).astype(float), "log_loss": -np.log(own)}
+    parts = {"probabilities": p}
+    return Evaluation(
+        unit, ids, values, {"macro_f1": macro_f1}, frozenset({"log_loss"}), parts=parts
+    )
+
+
+def same_units(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether evaluations are of the same units in the same order."""
+    first = evaluations[0]
+    return all(one.unit == first.unit and np.array_equal(one.ids, first.ids) for one in evaluations)
+
+
+def compare(
+    evaluations: Mapping[Any, Evaluation],
+    metrics: Sequence[str] | None = None,
+    coverage: float = 0.95,
+) -> list[dict[str, str]]:
+    """Evaluations side by side, as rows for `jaxops.report.table`.
+
+    Each figure is followed by its interval, or by [-] where there are too few units for one. The
+    best value of a metric is in bold if the interval of its paired difference from every other row
+    excludes 0; overlapping intervals are not a test, as the rows share their units. If the rows
+    are of different units the table gives their numbers, and nothing is in bold.
+
+    Args:
+        evaluations: name -> evaluation.
+        metrics: names of `Evaluation.figures`; by default all of the first.
+        coverage: of the intervals.
+
+    Raises:
+        ValueError: no evaluation, or a metric that one of them lacks.
+
+    >>> ids, hit = np.arange(40), np.ones(40)
+    >>> both = {"good": Evaluation("row", ids, {"hit": hit})}
+    >>> both["bad"] = Evaluation("row", ids, {"hit": 0 * hit})
+    >>> [row["hit"] for row in compare(both)]
+    ['**1.0000** [1.0000, 1.0000]', '0.0000 [0.0000, 0.0000]']
+    """
+    every = list(evaluations.values())
+    if not every:
+        raise ValueError("evaluations must hold at least 1, got none")
+    same = same_units(every)
+
+    def best(metric: str) -> int | None:
+        neutral = any(metric in one.neutral for one in every)
+        few = any(len(one) // one.block < BLOCKS for one in every)
+        if len(every) < 2 or neutral or few or not same:
+            return None
+        sign = -1 if metric in every[0].smaller else 1
+        place = int(np.argmax([sign * known[metric] for known in figures.values()]))
+        pairs = [every[place].paired(other, metric, coverage) for other in every]
+        bounds = [pair.low if sign > 0 else -pair.high for pair in pairs]
+        return place if all(bound > 0 for i, bound in enumerate(bounds) if i != place) else None
+
+    def bounds(name: Any, metric: str) -> str:
+        figure, low, high = evaluations[name].interval(metric, coverage)
+        if not np.isfinite(figure):
+            return ""
+        return f" [{low:.4f}, {high:.4f}]" if np.isfinite(low) else " [-]"
+
+    figures = {name: one.figures() for name, one in evaluations.items()}
+    rows = side_by_side(figures, metrics, best, bounds)
+    if same:
+        return rows
+    return [
+        {"model": row["model"], f"{one.unit}s": f"{len(one):,}", **row}
+        for row, one in zip(rows, every, strict=True)
+    ]
+
+
+def table(
+    evaluations: Mapping[Any, Evaluation],
+    metrics: Sequence[str] | None = None,
+    coverage: float = 0.95,
+) -> str:
+    """The rows of `compare` as an aligned Markdown table.
+
+    Args:
+        evaluations: as in `compare`.
+        metrics: as in `compare`.
+        coverage: as in `compare`.
+
+    >>> print(table({"good": Evaluation("row", np.arange(40), {"hit": np.ones(40)})}))
+    | model | hit                     |
+    |-------|-------------------------|
+    | good  | 1.0000 [1.0000, 1.0000] |
+    """
+    return _table.table(compare(evaluations, metrics, coverage))
+
+
+def _interval(values: np.ndarray, block: int, coverage: float) -> Interval:
+    if block > 1:
+        return block_interval(values, block, coverage=coverage)
+    return interval(values, coverage=coverage)
+
+
+def _bounds(drawn: np.ndarray, coverage: float) -> tuple[float, float]:
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
+
+
+def _samples(count: int, block: int) -> Any:
+    """Samples of the units with replacement, in blocks on a circle, the same for every model."""
+    rng = np.random.default_rng(0)
+    for _ in range(RESAMPLES):
+        starts = rng.integers(0, count, -(-count // block))
+        yield ((starts[:, None] + np.arange(block)) % count).ravel()[:count]

@@ -1,0 +1,240 @@
+"""One call a job: `fit` a classifier to images, `evaluate` it, `update` it with new images."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops import optim
+from jaxops._optional import require
+from jaxops.data.augment import Affine, Compose, Flip
+from jaxops.data.dataset import take
+from jaxops.data.splits import held_out
+from jaxops.model.finished import Model, fingerprint, seconds
+from jaxops.task import Task
+from jaxops.train.evaluation import predict
+from jaxops.train.loop import fit as train
+from jaxops.train.settings import EarlyStopping
+from jaxops.trust.evaluation import Evaluation, of_classes
+from jaxops.vision.data import ImageReader, Images, files, labels_of
+from jaxops.vision.inference import reader_of
+from jaxops.vision.models import ConvNet
+from jaxops.vision.tasks import classifier
+
+LARGEST = 64  # side in pixels to which images are reduced by default
+SAMPLE = 100  # files, of which size and colour are looked at
+
+
+def fit(
+    data: Images,
+    method: Any = None,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    validation: Images | float = 0.15,
+    budget: str | float = "10min",
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Model:
+    """Train a model to tell the class of an image.
+
+    The default method is `ConvNet`, with rotation, shift and scale drawn anew for each image (and
+    mirroring, if images have colours), and the moving average of the parameters. Images are held
+    out for validation, of each class the same share.
+
+    Args:
+        data: a folder that holds a folder of images for each class; or arrays by name, `image`
+            uint8 (N, H, W, C) and `label` (N,).
+        method: a Flax module, images (B, H, W, C) float32 to logits (B, classes), such as `CNN()`.
+            Its `classes` are set to what the data needs.
+        size: (height, width) to which files are resized; by default their median size, at most 64
+            pixels a side.
+        channels: 3 for colour, 1 for grey; by default 1 if all files are grey.
+        validation: the share of images to hold out, or a folder or arrays.
+        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        seed: of the split and of training.
+        progress: print a progress bar and the validation figures.
+        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+
+    Returns:
+        A model; `model.predict(images)` gives `Classes`.
+
+    Raises:
+        ValueError: images that cannot be read; fewer than 2 classes; as `jaxops.fit`.
+        FileNotFoundError: no such folder.
+
+    >>> from jaxops import vision
+    >>> label = np.arange(64) % 2
+    >>> bright = {"image": np.full((64, 6, 6, 1), 200, np.uint8) * label[:, None, None, None]
+    ...           .astype(np.uint8), "label": label}
+    >>> model = vision.fit(bright, vision.MLP((4,)), epochs=5, progress=False)
+    >>> model.predict(bright).labels[:3].tolist()
+    ['0', '1', '0']
+    >>> model = vision.update(model, bright, epochs=1, progress=False)
+    >>> vision.evaluate(model, bright).figures()["accuracy"]
+    1.0
+    """
+    start = time.monotonic()
+    reader = _reader(data, size, channels)
+    classes = _classes(data)
+    ids, columns = reader.columns(data, classes)
+    own = columns
+    if isinstance(validation, float):
+        target = columns["label"]
+        rows, held = held_out(len(target), validation, target, seed=seed)
+        ids, own, other = ids[held], take(columns, rows), take(columns, held)
+    else:
+        ids, other = reader.columns(validation, classes)
+    task = _task(method, reader, classes, own["image"])
+    left = seconds(budget) - (time.monotonic() - start)
+    settings = recipe(len(own["label"]), left, **options)
+    state = train(task, own, validation=other, seed=seed, progress=progress, **settings)
+    about = {"data": fingerprint(columns), "rows": len(own["label"])}
+    model = Model(task, optim.averaged(state)._replace(opt_state=()), reader, about)
+    scored = _scored(model, ids, other)
+    if progress:
+        print(f"validation, {len(scored):,} images\n{scored}")
+    return replace(model, about={**about, "validation": scored.figures()})
+
+
+def recipe(
+    count: int,
+    left: float,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The options of `jaxops.fit` for so many train images: one cosine cycle, averaged parameters.
+
+    Args:
+        count: number of train images.
+        left: seconds until training stops.
+        batch_size: in place of the default.
+        epochs: in place of the default.
+        **options: further ones of `jaxops.fit`.
+
+    >>> recipe(50_000, 60.0)["epochs"], recipe(500, 60.0)["batch_size"]
+    (12, 32)
+    """
+    batch_size = batch_size or min(count, 32 if count < 4_000 else 128)
+    an_epoch = -(-count // batch_size)
+    epochs = max(12, min(60, 1_500 // an_epoch)) if epochs is None else epochs
+    steps = options.get("steps") or max(epochs * an_epoch, 1)
+    rate = optim.cosine(1e-2, steps, warmup=steps // 5)
+    adamw = optim.adamw(rate, b2=0.99, weight_decay=1e-2, mask=optim.decay_mask)
+    length = {} if "steps" in options else {"epochs": epochs}
+    return {
+        "optimizer": optim.chain(adamw, optim.ema(0.998)),
+        "batch_size": batch_size,
+        "early_stopping": EarlyStopping("loss", patience=epochs + 1, seconds=left),
+        **length,
+        **options,
+    }
+
+
+def evaluate(model: Model, data: Images) -> Evaluation:
+    """Score a model on images whose classes are known.
+
+    Args:
+        model: of `fit`.
+        data: see `fit`.
+
+    Returns:
+        "accuracy", "log_loss" and "macro_f1". A unit is an image.
+
+    Raises:
+        ValueError: images that the model cannot read, or a label that is not one of its classes.
+    """
+    task, _ = model.trained()
+    ids, columns = reader_of(model).columns(data, task.classes)
+    return _scored(model, ids, columns)
+
+
+def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
+    """Train a model further on new images, from its present parameters, with the same reader.
+
+    Args:
+        model: of `fit`.
+        new: see `fit`.
+        epochs: passes over the new images.
+        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+
+    Raises:
+        ValueError: images that the model cannot read, or a label that is not one of its classes.
+    """
+    task, state = model.trained()
+    _, columns = reader_of(model).columns(new, task.classes)
+    settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
+    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
+    state = train(task, columns, state=state, **{**settings, "early_stopping": None})
+    about = {**model.about, "updated with": fingerprint(columns)}
+    return replace(model, state=optim.averaged(state)._replace(opt_state=()), about=about)
+
+
+def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Evaluation:
+    task, state = model.trained()
+    p = predict(task, state, {"image": columns["image"]})
+    return of_classes("image", ids, p, columns["label"])
+
+
+def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) -> ImageReader:
+    """The reader for images of the size and the channels that the data has."""
+    if isinstance(data, Mapping):
+        if "image" not in data:
+            raise ValueError(f"data must have a column 'image', got {', '.join(data)}")
+        shape = np.shape(data["image"])
+        own, grey = shape[1:3], len(shape) == 3 or shape[3] == 1
+    else:
+        if not Path(data).is_dir():
+            raise FileNotFoundError(f"{data}: no such folder")
+        Image = require("PIL.Image", extra="data")
+        found = files(Path(data))
+        shapes, grey = [], True
+        for path in found[:: -(-len(found) // SAMPLE)]:
+            try:
+                with Image.open(path) as image:
+                    shapes.append(image.size[::-1])
+                    grey &= image.mode in ("1", "L")
+            except OSError as error:
+                raise ValueError(
+                    f"{path} must be a readable image, got an error: {error}"
+                ) from None
+        own = tuple(min(int(side), LARGEST) for side in np.median(shapes, axis=0))
+    if channels is None:
+        channels = 1 if grey else 3
+    height, width = own if size is None else size
+    return ImageReader((height, width), channels)
+
+
+def _classes(data: Images) -> tuple[str, ...]:
+    if isinstance(data, Mapping):
+        names = labels_of(data, np.zeros(0))
+    else:
+        names = labels_of(data, np.array([str(path) for path in files(Path(data))], object))
+    # the order of numbers, where all names are numbers
+    number = all(name.isdecimal() for name in names)
+    classes = tuple(sorted(set(names), key=int if number else str))
+    if len(classes) < 2:
+        raise ValueError(f"data must have at least 2 classes, got {', '.join(classes)} alone")
+    return classes
+
+
+def _task(method: Any, reader: ImageReader, classes: tuple[str, ...], images: np.ndarray) -> Task:
+    """The task, with mean and deviation of each channel of the train images."""
+    shape = (*reader.size, reader.channels)
+    stages = max(1, min(3 if min(reader.size) <= 40 else 4, int(np.log2(min(reader.size) - 2))))
+    module = method or ConvNet((32, 64, 128, 256)[:stages])
+    if hasattr(module, "classes"):
+        module = module.clone(classes=len(classes))
+    some = images[:: -(-len(images) // 5_000)].astype(np.float32) / 255
+    mean, std = some.mean((0, 1, 2)), np.maximum(some.std((0, 1, 2)), 1e-3)
+    affine = Affine(degrees=10, shift=min(reader.size) / 14, scale=0.1)
+    augment = affine if reader.channels == 1 else Compose((Flip(), affine))
+    middle, scale = (tuple(np.round(v.astype(float), 4).tolist()) for v in (mean, std))
+    return classifier(module, shape, classes, middle, scale, augment)

@@ -1,0 +1,161 @@
+"""One call a job on tables: what is read, what is learned, what comes back from the file."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import tabular
+
+RNG = np.random.default_rng(0)
+N = 300
+AGE = RNG.uniform(20, 60, N).round()
+PLAN = RNG.choice(["a", "b", "c"], N).astype(object)
+TABLE = {
+    "customer": np.array([f"c{i}" for i in range(N)], object),
+    "age": np.where(np.arange(N) % 50 == 3, np.nan, AGE),
+    "plan": PLAN,
+    "left": np.where((AGE < 40) ^ (PLAN == "c"), "yes", "no").astype(object),
+}
+SMALL = tabular.MLP((16,))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tabular.fit(TABLE, SMALL, label="left", id="customer", progress=False, epochs=30)
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tables") / "customers.csv"
+    frame = __import__("pandas").DataFrame(TABLE)
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_every_kind_of_source_gives_the_same_answer(model, csv, tmp_path):
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    frame = pd.DataFrame(TABLE)
+    frame.to_parquet(tmp_path / "t.parquet")
+    wanted = model.predict(TABLE)
+    assert wanted.ids.tolist() == TABLE["customer"].tolist()
+    sources = [csv, str(csv), tmp_path / "t.parquet", frame, pl.from_pandas(frame)]
+    sources.append(pl.from_pandas(frame).to_arrow())
+    for source in sources:
+        answer = model.predict(source)
+        assert answer.labels.tolist() == wanted.labels.tolist()
+        np.testing.assert_allclose(answer.probabilities, wanted.probabilities, atol=1e-6)
+    columns = wanted.frame()
+    assert columns.columns.tolist() == ["id", "label", "p(no)", "p(yes)"] and len(columns) == N
+
+
+def test_what_it_learns_and_its_scores(model):
+    scored = tabular.evaluate(model, TABLE)
+    p, target = model.predict(TABLE).probabilities, TABLE["left"] == "yes"
+    metrics = pytest.importorskip("sklearn.metrics")
+    figures = scored.figures()
+    assert figures["auc"] == pytest.approx(metrics.roc_auc_score(target, p[:, 1]))
+    assert figures["log_loss"] == pytest.approx(metrics.log_loss(target, p), rel=1e-6)
+    assert figures["accuracy"] == ((p[:, 1] > 0.5) == target).mean() > 0.85
+    low, high = scored.interval("auc")[1:]
+    assert low < figures["auc"] < high
+    assert model.about["validation"]["auc"] > 0.85
+
+
+CHILD = """
+import sys, numpy as np, jaxops as jo
+np.save(sys.argv[3], jo.load(sys.argv[1]).predict(sys.argv[2]).probabilities)
+"""
+
+
+def test_the_file_answers_the_same_in_a_new_process(model, csv, tmp_path):
+    jo.save(tmp_path / "m.safetensors", model)
+    arguments = [tmp_path / "m.safetensors", csv, tmp_path / "p.npy"]
+    subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
+    wanted = model.predict(csv).probabilities
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), wanted, atol=1e-6)
+
+
+def test_many_classes_and_numbers():
+    kind = np.array(["low", "middle", "high"], object)[np.digitize(AGE, [33, 47])]
+    table = {"age": AGE, "kind": kind}
+    model = tabular.fit(table, SMALL, label="kind", progress=False, epochs=60)
+    answer = model.predict(table)
+    assert answer.probabilities.shape == (N, 3) and answer.classes == ("high", "low", "middle")
+    assert (answer.labels == kind).mean() > 0.9
+    np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=1e-5)
+
+    table = {"age": AGE, "spent": 1000 + 10 * AGE + RNG.normal(size=N)}
+    model = tabular.fit(
+        table, tabular.TabM((16,), members=4), label="spent", progress=False, epochs=80
+    )
+    answer = model.predict({"age": [30, 50]})
+    np.testing.assert_allclose(answer.values, [1300, 1500], atol=10)
+    figures = tabular.evaluate(model, table).figures()
+    assert figures["rmse"] == pytest.approx(figures["mse"] ** 0.5) and figures["r2"] > 0.99
+
+
+def test_several_methods(model, tmp_path, capsys):
+    methods = [tabular.MLP(()), tabular.MLP((16,)), tabular.TabM((8,), members=2)]
+    best = tabular.fit(TABLE, methods, label="left", id="customer", epochs=6)
+    assert "3: TabM" in capsys.readouterr().out
+    losses = best.about["methods"]
+    assert [name.split()[1] for name in losses] == ["MLP", "MLP", "TabM"]
+    assert best.about["validation"]["log_loss"] <= min(losses.values())
+    jo.save(tmp_path / "best.model", best)
+    again = jo.load(tmp_path / "best.model").predict(TABLE)
+    np.testing.assert_allclose(again.probabilities, best.predict(TABLE).probabilities, atol=1e-6)
+    one = tabular.fit(TABLE, methods, label="left", budget=1e-9, epochs=1, progress=False)
+    assert len(one.about["methods"]) == 1
+
+
+def test_new_rows(model):
+    rows = np.arange(60)
+    new = {name: column[rows] for name, column in TABLE.items()}
+    new["left"] = np.where(new["left"] == "yes", "no", "yes").astype(object)
+    turned = tabular.update(model, new, epochs=60, progress=False)
+    before, after = tabular.evaluate(model, new), tabular.evaluate(turned, new)
+    assert after.paired(before, "accuracy").low > 0
+    assert turned.reader is model.reader
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "nothing"}, "label must be one of customer, age, plan, left, got 'nothing'"),
+        ({"id": "nothing"}, "id must be one of"),
+        ({"drop": ("nothing",)}, "drop must be one of"),
+        ({"budget": "soon"}, "budget must be a time such as"),
+        ({"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+    ],
+)
+def test_arguments_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        tabular.fit(TABLE, SMALL, **{"label": "left", "progress": False, **change})
+
+
+def test_labels_that_cannot_be(model):
+    one = {**TABLE, "left": np.full(N, "no", object)}
+    with pytest.raises(ValueError, match="left must have at least 2 classes, got 'no' alone"):
+        tabular.fit(one, SMALL, label="left", progress=False)
+    gap = {**TABLE, "left": np.where(np.arange(N) == 7, "", TABLE["left"]).astype(object)}
+    with pytest.raises(ValueError, match="left must have a value in every row, got none in row 7"):
+        tabular.fit(gap, SMALL, label="left", progress=False)
+    with pytest.raises(ValueError, match="column 'age' must be numbers, as in the train rows"):
+        model.predict({**TABLE, "age": np.full(N, "old", object)})
+    with pytest.raises(ValueError, match="must have a column 'plan'"):
+        model.predict({name: TABLE[name] for name in ("customer", "age")})
+
+
+def test_identifiers_are_left_out_and_groups_kept_together(capsys):
+    model = tabular.fit(TABLE, SMALL, label="left", epochs=1)
+    assert model.about["left out"] == ["customer"]
+    assert "left out, as they look like identifiers: customer" in capsys.readouterr().out
+    groups = (np.arange(N) // 10).astype(float)
+    grouped = tabular.fit(
+        {**TABLE, "group": groups}, SMALL, label="left", groups="group", epochs=1, progress=False
+    )
+    assert "group" not in grouped.reader.encoder.mean

@@ -1,0 +1,147 @@
+"""The command line, in this process; as a user starts it, in a process each, slowly."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import cli, tabular
+
+N = 120
+AGE = np.arange(N) % 40 + 20
+TABLE = {"age": AGE, "plan": np.array(["a", "b"], object)[np.arange(N) % 2], "left": AGE < 40}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    import pandas as pd
+
+    folder = tmp_path_factory.mktemp("cli")
+    pd.DataFrame(TABLE).to_csv(folder / "customers.csv", index=False)
+    pd.DataFrame(TABLE).drop(columns="left").to_parquet(folder / "new.parquet")
+    code = cli.main(
+        [
+            "fit",
+            "tabular",
+            f"{folder}/customers.csv",
+            "--label",
+            "left",
+            "--method",
+            "MLP((4,))",
+            "--budget",
+            "20s",
+            "--out",
+            f"{folder}/models/churn.safetensors",
+        ]
+    )
+    assert code == 0
+    return folder
+
+
+def model_file(folder):
+    return str(folder / "models" / "churn.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_predict_writes_what_the_model_answers(folder, kind, monkeypatch, capsys):
+    import pandas as pd
+
+    monkeypatch.setattr(cli, "ROWS", 50)  # three parts
+    out = folder / f"scores.{kind}"
+    assert (
+        cli.main(["predict", model_file(folder), f"{folder}/customers.csv", "--out", str(out)]) == 0
+    )
+    assert f"written: {out}, 120 rows" in capsys.readouterr().out
+    read = pd.read_csv(out) if kind == "csv" else pd.read_parquet(out)
+    wanted = jo.load(model_file(folder)).predict(folder / "customers.csv").frame()
+    assert read.columns.tolist() == wanted.columns.tolist()
+    assert read["id"].tolist() == list(range(N))
+    assert read["label"].astype(str).tolist() == wanted["label"].tolist()
+    np.testing.assert_allclose(read["p(True)"], wanted["p(True)"], atol=1e-6)
+    assert [path.name for path in folder.glob(".scores*")] == []
+
+
+def test_evaluate_show_bench(folder, capsys):
+    assert cli.main(["evaluate", model_file(folder), f"{folder}/customers.csv"]) == 0
+    printed = capsys.readouterr().out
+    scored = tabular.evaluate(jo.load(model_file(folder)), TABLE)
+    assert printed == f"120 rows\n{scored}\n"
+    assert cli.main(["show", model_file(folder)]) == 0
+    printed = capsys.readouterr().out
+    for word in (
+        "room",
+        "tabular",
+        "False, True",
+        "features float[",
+        "age",
+        "jaxops version",
+        "auc",
+    ):
+        assert word in printed
+    assert cli.main(["bench", model_file(folder), f"{folder}/new.parquet", "--rounds", "1"]) == 0
+    assert "rows/s" in capsys.readouterr().out
+    assert cli.main(["size", model_file(folder), "--hardware", "A100"]) == 0
+    assert "A100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "MODEL", "none.csv", "--out", "x.csv"], "none.csv"),
+        (
+            ["predict", "MODEL", "CSV", "--out", "x.txt"],
+            "out must end in .parquet or .csv, got x.txt",
+        ),
+        (["evaluate", "MODEL", "PARQUET"], "must have a column 'left', got age, plan"),
+        (["show", "CSV"], "path must be a model file"),
+        (["bench", "MODEL", "CSV", "--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["size", "MODEL", "--hardware", "none"], "hardware must be"),
+        (
+            ["fit", "tabular", "CSV", "--label", "left", "--out", "m", "--method", "open('x')"],
+            "method must be such as \"MLP(dropout=0.1)\", of jaxops.tabular, got open('x')",
+        ),
+    ],
+)
+def test_an_error_is_one_line(folder, capsys, arguments, message):
+    places = {
+        "MODEL": model_file(folder),
+        "CSV": f"{folder}/customers.csv",
+        "PARQUET": f"{folder}/new.parquet",
+    }
+    arguments = [places.get(word, word) for word in arguments]
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("jaxops: error: ") and printed.count("\n") == 1
+    assert message in printed
+    with pytest.raises(cli.ERRORS):
+        cli.main([*arguments, "--debug"])
+
+
+def test_a_command_that_cannot_be_read():
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["fit", "tabular"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.slow
+def test_each_command_as_a_process(tmp_path, folder):
+    def run(*words, code=0):
+        command = [sys.executable, "-m", "jaxops.cli", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    data, model = folder / "customers.csv", tmp_path / "m.safetensors"
+    printed = run(
+        "fit", "tabular", data, "--label", "left", "--method", "MLP((4,))", "--out", model
+    )
+    assert "validation, 18 rows" in printed and f"written: {model}" in printed
+    assert "120 rows" in run("predict", model, data, "--out", tmp_path / "scores.parquet")
+    assert "accuracy" in run("evaluate", model, data)
+    assert "parameters" in run("show", model)
+    assert "rows/s" in run("bench", model, data, "--rounds", 1)
+    assert "H200" in run("size", model, "--hardware", "H200")
+    assert run("show", data, code=1).startswith("jaxops: error: path must be a model file")
+    run("fit", "tabular", code=2)

@@ -1,0 +1,206 @@
+"""One call a job on texts: what is read, what is learned, what comes back from the files."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import nn, text
+from jaxops.data import Tokenizer
+
+RNG = np.random.default_rng(0)
+TEAMS = {"lost": "card", "stolen": "card", "euro": "rate", "dollar": "rate", "code": "pin"}
+FILLERS = ("my", "where", "please", "the", "is", "it", "now")
+N = 120
+KEYS = RNG.choice([*TEAMS], N)
+TEXTS = [" ".join([*RNG.choice(FILLERS, 3), key]) for key in KEYS]
+TEAM = np.array([TEAMS[key] for key in KEYS], object)
+TABLE = {
+    "ticket": np.array([f"t{i}" for i in range(N)], object),
+    "message": np.array(TEXTS, object),
+    "team": TEAM,
+}
+NAMES = {"text": "message", "label": "team", "id": "ticket"}
+SMALL = text.NGramBag(512, 2, width=8)
+READ = text.NGrams(context=80, vocabulary=512)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return text.fit(TABLE, SMALL, **NAMES, read=READ, progress=False, epochs=20)
+
+
+@pytest.fixture(scope="module")
+def tags():
+    """The labels are the team and the word itself; some texts have none."""
+    joined = ["" if i % 10 == 0 else f"{TEAMS[key]}, {key}" for i, key in enumerate(KEYS)]
+    table = {"text": TEXTS, "label": joined}
+    return text.fit(
+        table,
+        SMALL,
+        separator=",",
+        read=READ,
+        validation=table,
+        optimizer=jo.optim.adam(0.03),
+        epochs=20,
+        progress=False,
+    )
+
+
+def test_every_kind_of_source_gives_the_same_answer(model, tmp_path):
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    frame = pd.DataFrame(TABLE)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    wanted = model.predict(TABLE)
+    assert wanted.ids.tolist() == TABLE["ticket"].tolist()
+    sources = [str(tmp_path / "t.csv"), tmp_path / "t.parquet", frame, pl.from_pandas(frame)]
+    for source in [*sources, pl.from_pandas(frame).to_arrow()]:
+        answer = model.predict(source)
+        assert answer.ids.tolist() == wanted.ids.tolist()
+        np.testing.assert_allclose(answer.probabilities, wanted.probabilities, atol=1e-6)
+    alone = model.predict(TEXTS)
+    assert alone.ids.tolist() == [*range(N)]
+    assert alone.labels.tolist() == wanted.labels.tolist()
+    columns = wanted.frame()
+    assert columns.columns.tolist() == ["id", "label", "in_scope", "p(card)", "p(pin)", "p(rate)"]
+    assert text.classify(model, frame, words=False)[0].label == wanted.labels[0]
+
+
+def test_what_it_learns_and_its_scores(model):
+    metrics = pytest.importorskip("sklearn.metrics")
+    wrong = {**TABLE, "team": np.where(np.arange(N) % 7 == 0, "pin", TEAM).astype(object)}
+    scored, answer = text.evaluate(model, wrong), model.predict(TABLE)
+    figures, target = scored.figures(), wrong["team"].tolist()
+    assert figures["accuracy"] == metrics.accuracy_score(target, answer.labels.tolist())
+    f1 = metrics.f1_score(target, answer.labels.tolist(), average="macro")
+    assert figures["macro_f1"] == pytest.approx(f1)
+    assert figures["log_loss"] == pytest.approx(metrics.log_loss(target, answer.probabilities))
+    low, high = scored.interval("macro_f1")[1:]
+    assert low < figures["macro_f1"] < high
+    assert (answer.labels == TEAM).mean() > 0.95 < model.about["validation"]["accuracy"]
+    assert 0.9 < answer.in_scope.mean() <= 1
+
+
+def test_several_labels(tags):
+    metrics = pytest.importorskip("sklearn.metrics")
+    said = tags.predict(["where is my euro", "the lost it"])
+    assert said.labels.tolist() == [("euro", "rate"), ("card", "lost")]
+    assert said.frame().label.tolist() == ["euro; rate", "card; lost"]
+    pairs = {"text": TEXTS, "label": [(TEAMS[key], key) for key in KEYS]}
+    figures = text.evaluate(tags, pairs).figures()
+    target = text.labels(pairs["label"], tags.task.classes, many=True)
+    p = tags.predict(TEXTS).probabilities
+    told = p >= tags.reader.threshold
+    for average in ("macro", "micro"):
+        wanted = metrics.f1_score(target, told, average=average)
+        assert figures[f"{average}_f1"] == pytest.approx(wanted)
+    assert figures["accuracy"] == metrics.accuracy_score(target, told) > 0.8
+    with pytest.raises(ValueError, match=r"got many=True; use model\.predict"):
+        text.classify(tags, TEXTS)
+
+
+def test_new_texts(model):
+    other = {**TABLE, "team": np.where(TEAM == "card", "pin", "card").astype(object)}
+    turned = text.update(model, other, epochs=30, progress=False)
+    before, after = text.evaluate(model, other), text.evaluate(turned, other)
+    assert after.paired(before, "accuracy").low > 0
+    assert turned.reader is model.reader
+
+
+def others():
+    """The finished models that `fit` does not make, untrained."""
+    tokenizer = Tokenizer.train(TEXTS, kind="word")
+    words = text.Tokens(tokenizer, context=8)
+
+    def finished(task, reader, rows):
+        return jo.Model(task, jo.init_state(task, jo.optim.sgd(0.1), 0, rows), reader)
+
+    encoder = text.contrastive(text.BagEncoder(words.vocabulary, features=4), 8)
+    pair = {name: words(TEXTS[:1])["tokens"] for name in ("tokens", "positive")}
+    vectors = finished(encoder, text.TextReader(words), pair)
+    config = nn.TransformerConfig(
+        tokenizer.vocabulary, 16, depth=1, heads=1, width=4, causal=False, segment_types=2
+    )
+    spans, read = text.spans(text.SpanReader(config), 16), text.Passages(tokenizer, 16)
+    reader = finished(spans, text.PassageReader(read), read(["where"], ["it is lost"]))
+    library = jo.Model(
+        text.index(TEXTS, vectors), None, text.DocumentReader(TABLE["ticket"], text="message")
+    )
+    return {"vectors": vectors, "reader": reader, "library": library}
+
+
+QUESTIONS = {"question": ["where is it", "please"], "passage": ["it is lost now", "the code is it"]}
+CHILD = """
+import sys, numpy as np, jaxops as jo
+folder, message, question, passage = sys.argv[1], *(a.split("|") for a in sys.argv[2:])
+names = ("model", "tags", "vectors", "reader", "library")
+models = {n: jo.load(f"{folder}/{n}.model") for n in names}
+found = models["library"].predict(message, k=3, encode=models["vectors"])
+said = models["reader"].predict({"question": question, "passage": passage})
+np.savez(f"{folder}/said.npz", model=models["model"].predict(message).probabilities,
+         tags=models["tags"].predict(message).probabilities,
+         vectors=models["vectors"].predict(message).vectors, reader=said.scores,
+         texts=said.texts.astype(str), library=found.scores, documents=found.documents.astype(str))
+"""
+
+
+def test_the_files_answer_the_same_in_a_new_process(model, tags, tmp_path):
+    models = {"model": model, "tags": tags, **others()}
+    for name, one in models.items():
+        jo.save(tmp_path / f"{name}.model", one)
+    lists = ["|".join(one) for one in (TEXTS[:5], *QUESTIONS.values())]
+    subprocess.run([sys.executable, "-c", CHILD, tmp_path, *lists], check=True, timeout=120)
+    answers = models["reader"].predict(QUESTIONS)
+    found = models["library"].predict({"message": TEXTS[:5]}, k=3, encode=models["vectors"])
+    wanted = {
+        "model": model.predict(TEXTS[:5]).probabilities,
+        "tags": tags.predict(TEXTS[:5]).probabilities,
+        "vectors": models["vectors"].predict(TEXTS[:5]).vectors,
+        "reader": answers.scores,
+        "library": found.scores,
+    }
+    said = np.load(tmp_path / "said.npz")
+    for name, value in wanted.items():
+        np.testing.assert_allclose(said[name], value, atol=1e-5)
+    assert said["texts"].tolist() == answers.texts.tolist()
+    assert said["documents"].tolist() == found.documents.tolist()
+    assert found.documents[0, 0] in TABLE["ticket"] and len(found.frame()) == 15
+    assert answers.frame().text.tolist() == answers.texts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "nothing"}, "arrays must have a column 'nothing', got ticket, message, team"),
+        ({"keep": 0}, r"keep must be in \(0, 1\], got 0"),
+        ({"budget": "soon"}, "budget must be a time such as"),
+        ({"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+    ],
+)
+def test_arguments_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        text.fit(TABLE, SMALL, **{**NAMES, "read": READ, "progress": False, **change})
+
+
+def test_texts_and_labels_that_cannot_be(model):
+    def fitted(**columns):
+        return text.fit({**TABLE, **columns}, SMALL, **NAMES, read=READ, progress=False)
+
+    with pytest.raises(ValueError, match="team must have at least 2 classes, got pin alone"):
+        fitted(team=["pin"] * N)
+    with pytest.raises(ValueError, match="team must have a value in every row, got none in row 3"):
+        fitted(team=[None if i == 3 else one for i, one in enumerate(TEAM)])
+    with pytest.raises(ValueError, match="texts must not be empty, got an empty text in row 4"):
+        fitted(message=["" if i == 4 else one for i, one in enumerate(TEXTS)])
+    with pytest.raises(
+        ValueError, match=r"label must be one of 3 classes .*, got 'other' in row 0"
+    ):
+        text.evaluate(model, {**TABLE, "team": ["other"] * N})
+    with pytest.raises(ValueError, match="data must be a file, a frame or arrays with the columns"):
+        text.fit(TEXTS)
+    with pytest.raises(ValueError, match="texts must be a list of texts, got one str"):
+        model.predict("my card")

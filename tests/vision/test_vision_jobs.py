@@ -1,0 +1,132 @@
+"""One call a job on images: what is read, what is learned, what comes back from the file."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxops as jo
+from jaxops import vision
+
+RNG = np.random.default_rng(0)
+N = 96
+LABEL = np.arange(N) % 2
+IMAGES = RNG.integers(0, 80, (N, 12, 12, 1)).astype(np.uint8)
+IMAGES[LABEL == 1, 3:9, 3:9] += 120
+NAMES = np.array(["empty", "square"], object)[LABEL]
+ROWS = {"image": IMAGES, "label": NAMES}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photos")
+    for name in ("empty", "square"):
+        (path / name).mkdir()
+    for i, (image, name) in enumerate(zip(IMAGES, NAMES, strict=True)):
+        Image.fromarray(image[..., 0]).save(path / name / f"{i:03}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return vision.fit(folder, vision.ConvNet((4,)), epochs=10, progress=False)
+
+
+def test_every_kind_of_source_gives_the_same_answer(model, folder):
+    assert model.reader == vision.ImageReader((12, 12), 1)
+    assert model.task.classes == ("empty", "square")
+    order = np.argsort(LABEL, kind="stable")  # as the folders are read
+    paths = sorted(folder.rglob("*.png"))
+    wanted = model.predict(IMAGES[order])
+    sources = [folder, str(folder), paths, [*map(str, paths)], IMAGES[order, :, :, 0]]
+    sources.append({"image": IMAGES[order]})
+    for source in sources:
+        answer = model.predict(source)
+        assert answer.labels.tolist() == wanted.labels.tolist()
+        np.testing.assert_array_equal(answer.probabilities, wanted.probabilities)
+    assert model.predict(folder).ids.tolist() == [*map(str, paths)]
+    assert wanted.ids.tolist() == [*range(N)]
+    assert model.predict(paths[3]).probabilities.shape == (1, 2)
+    assert wanted.frame().columns.tolist() == ["id", "label", "p(empty)", "p(square)"]
+    assert vision.classify(model, folder).labels[:, 0].tolist() == wanted.labels.tolist()
+
+
+def test_what_it_learns_and_its_scores(model, folder):
+    metrics = pytest.importorskip("sklearn.metrics")
+    wrong = np.where(np.arange(N) % 7 == 0, "empty", NAMES).astype(object)
+    scored, answer = vision.evaluate(model, {**ROWS, "label": wrong}), model.predict(IMAGES)
+    figures, target, told = scored.figures(), wrong.tolist(), answer.labels.tolist()
+    assert figures["accuracy"] == metrics.accuracy_score(target, told)
+    f1 = metrics.f1_score(target, told, average="macro")
+    assert figures["macro_f1"] == pytest.approx(f1)
+    p = answer.probabilities.astype(np.float64)
+    loss = metrics.log_loss(target, p / p.sum(1, keepdims=True))
+    assert figures["log_loss"] == pytest.approx(loss, rel=1e-5)
+    assert vision.evaluate(model, folder).figures()["accuracy"] > 0.95
+    assert model.about["validation"]["accuracy"] > 0.9
+
+
+def test_new_images(model):
+    turned = vision.update(model, {**ROWS, "label": NAMES[::-1]}, epochs=24, progress=False)
+    assert (turned.predict(IMAGES).labels != NAMES).mean() > 0.9
+    assert turned.reader is model.reader
+
+
+CHILD = """
+import sys, numpy as np, jaxops as jo
+answer = jo.load(sys.argv[1]).predict(sys.argv[2])
+np.savez(sys.argv[3], ids=answer.ids.astype(str), p=answer.probabilities)
+"""
+
+
+def test_the_file_answers_the_same_in_a_new_process(model, folder, tmp_path):
+    jo.save(tmp_path / "m.model", model)
+    arguments = [tmp_path / "m.model", folder, tmp_path / "said.npz"]
+    subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
+    said, wanted = np.load(tmp_path / "said.npz"), model.predict(folder)
+    np.testing.assert_allclose(said["p"], wanted.probabilities, atol=1e-6)
+    assert said["ids"].tolist() == wanted.ids.tolist()
+
+
+def test_the_reader_by_default(tmp_path):
+    """Colour where a file has it; the median size, at most 64; whole numbers in their order."""
+    for name in ("2", "10"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = RNG.integers(0, 255, (70, 20, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    fitted = vision.fit(tmp_path, vision.MLP(()), epochs=0, validation=0.5, progress=False)
+    assert fitted.reader == vision.ImageReader((64, 20), 3) and fitted.task.classes == ("2", "10")
+
+
+@pytest.mark.parametrize(
+    ("data", "change", "message"),
+    [
+        (ROWS, {"budget": "soon"}, "budget must be a time such as"),
+        (ROWS, {"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
+        ({"image": IMAGES}, {}, "data must have a column 'label', got image"),
+        ({"label": LABEL}, {}, "data must have a column 'image', got label"),
+        ({**ROWS, "label": 0 * LABEL}, {}, "data must have at least 2 classes, got 0 alone"),
+        ({**ROWS, "label": LABEL[:3]}, {}, "label must have 96 rows, as image, got 3"),
+        ({**ROWS, "image": IMAGES / 255}, {}, r"data must be images uint8 \(N, 12, 12, 1\), got f"),
+    ],
+)
+def test_what_cannot_be_learned(data, change, message):
+    with pytest.raises(ValueError, match=message):
+        vision.fit(data, vision.MLP(()), progress=False, **change)
+
+
+def test_what_cannot_be_read(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        vision.fit(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"must hold images \(.bmp"):
+        model.predict(tmp_path)
+    Image.fromarray(IMAGES[0, :, :, 0]).save(tmp_path / "alone.png")
+    with pytest.raises(ValueError, match="must hold one folder of images for each class"):
+        vision.fit(tmp_path)
+    with pytest.raises(ValueError, match="label must be one of empty, square, got 'other' in row"):
+        vision.evaluate(model, {**ROWS, "label": ["other"] * N})
+    with pytest.raises(ValueError, match="model must be of the vision room, got str"):
+        vision.classify(jo.Model("text"), IMAGES)
