@@ -465,7 +465,7 @@ def test_another_kind_of_history(series, tide):
 
 def test_a_short_history_is_lengthened_where_the_forecaster_says_so(series):
     series, module = plain(series), f.NLinear(L, H)
-    scaling = f.scaling(series, "global", whole(series))
+    scaling = f.scaling(series, rows=whole(series))
     _, state = fresh(module, series, scaling)
     model = f.forecaster(module, state, series, scaling)
     short = f.cut(series, series.offsets[:-1, None] + np.array([[0, 5]]))

@@ -346,8 +346,8 @@ def _without_season(
     """`run` for a season of one step."""
 
     def one(carry: State, x: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
-        after, (season, mean) = step(carry[:2], (*x, carry.season[0]))
-        return State(*after, season[None]), mean
+        (level, slope), (season, mean) = step(carry[:2], (*x, carry.season[0]))
+        return State(level, slope, season[None]), mean
 
     return jax.lax.scan(one, state, (values, real))
 
