@@ -28,9 +28,9 @@ def computing(compute: str) -> Iterator[None]:
     Raises:
         ValueError: another word.
 
-    >>> with computing("bfloat16"):
+    >>> with computing("float16"):
     ...     float(matmul(jnp.ones((1, 1)), jnp.full((1, 1), 1.001))[0, 0])
-    1.0
+    1.0009765625
     """
     with _compute(check_compute(compute)):
         yield
