@@ -1,5 +1,8 @@
 """The command line, in this process; as a user starts it, in a process each, slowly."""
 
+import dataclasses
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -117,6 +120,15 @@ def test_an_error_is_one_line(folder, capsys, arguments, message):
     assert message in printed
     with pytest.raises(cli.ERRORS):
         cli.main([*arguments, "--debug"])
+
+
+@pytest.mark.parametrize(
+    "kind", [cli.Tabular, cli.Text, cli.Vision, cli.Recommend, cli.Forecast, cli.Language]
+)
+def test_the_options_of_a_room_are_those_of_its_fit(kind):
+    room = importlib.import_module(f"jaxops.{kind.__name__.lower()}")
+    known = inspect.signature(room.fit).parameters
+    assert {field.name for field in dataclasses.fields(kind)} - {"out"} <= known.keys()
 
 
 def test_a_command_that_cannot_be_read():
