@@ -284,7 +284,8 @@ class Generation(Training):
 
     def ask(self) -> list[list[int]]:
         """The answers' tokens: the one call that is measured."""
-        answers = generate(self.task, self.state, self.prompts, new_tokens=workloads.NEW_TOKENS)
+        model = jo.Model(self.task, self.state)
+        answers = generate(model, self.prompts, new_tokens=workloads.NEW_TOKENS)
         return [answer.tokens.tolist() for answer in answers]
 
     def facts(self) -> dict[str, Any]:

@@ -136,13 +136,9 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         print(f"{name}: validation loss {scores['loss']:.4f} nats a character")
     values |= {"val_loss": scores["loss"], "accuracy": scores["accuracy"]}
     values["seconds_ratio"] = values["seconds_better"] / values["seconds_plain"]
-    jo.save(
-        folder / "model.safetensors",
-        jo.Model(task, state, about={"tokenizer": tokenizer.to_json()}),
-    )
-    answers = language.generate(
-        task, state, ["ROMEO:"], new_tokens=48, temperature=0.8, seed=seed, tokenizer=tokenizer
-    )
+    model = jo.Model(task, state, language.TokenReader(tokenizer, module.config.context))
+    jo.save(folder / "model.safetensors", model)
+    answers = language.generate(model, "ROMEO:", new_tokens=48, temperature=0.8, seed=seed)
     print(answers[0].text)
     (folder / "sample.txt").write_text(answers[0].text or "")
     return values

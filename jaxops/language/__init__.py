@@ -1,14 +1,15 @@
 """Language models: pre-training and fine-tuning of transformers, and generation of text.
 
-`data` makes rows of tokens, `models` holds Flax modules, `tasks` says what to learn, and
-`inference` generates text. `finetune` freezes parameters or adapts them (LoRA), and `pretrained`
-reads published weights.
+`jobs` has one call a job: `fit`, `evaluate`, `update`. `data` makes rows of tokens, `models` holds
+Flax modules, `tasks` says what to learn, and `inference` generates text. `finetune` freezes
+parameters or adapts them (LoRA), and `pretrained` reads published weights.
 """
 
 from jaxops.data.packing import Packed, pack
-from jaxops.language.data import padded, windows
+from jaxops.language.data import Likelihoods, TokenReader, padded, windows
 from jaxops.language.finetune import adapt, frozen, layerwise, lora, merge
 from jaxops.language.inference import Answer, generate, stream
+from jaxops.language.jobs import evaluate, fit, recipe, update
 from jaxops.language.models import Recurrent, bert_base, gpt2, llama_style, nanogpt, t5_small
 from jaxops.language.pretrained import load_pretrained
 from jaxops.language.tasks import (
@@ -21,11 +22,15 @@ from jaxops.language.tasks import (
 
 __all__ = [
     "Answer",
+    "Likelihoods",
     "Packed",
     "Recurrent",
+    "TokenReader",
     "adapt",
     "bert_base",
+    "evaluate",
     "exact_match",
+    "fit",
     "frozen",
     "generate",
     "gpt2",
@@ -39,9 +44,11 @@ __all__ = [
     "next_token",
     "pack",
     "padded",
+    "recipe",
     "sequence_to_sequence",
     "span_corruption",
     "stream",
     "t5_small",
+    "update",
     "windows",
 ]

@@ -1,14 +1,27 @@
-"""Texts as rows of equal length: windows of one long text, or short texts with padding.
+"""Texts as rows of equal length: windows of one long text, or short texts with padding; the reader.
 
 Documents of different lengths go into rows with `jaxops.data.packing.pack`, also `language.pack`.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from jaxops.data.packing import token_ids
+from jaxops.data.tables import csv_frame, source_frame
+from jaxops.data.tokenizer import Tokenizer, check_texts, opened
+from jaxops.model.finished import Model, frame
+from jaxops.task import recorded
+from jaxops.train.evaluation import predict
+
+TABLES = (".csv", ".gz", ".parquet", ".pq")
+AT_ONCE = 64  # windows in one call: their logits may be large
+Texts = Any
+"""Text files by a pattern, a folder or a list of paths; a list of texts; or a table of texts."""
 
 
 def windows(tokens: Any, context: int) -> dict[str, np.ndarray]:
@@ -72,3 +85,157 @@ def padded(texts: Sequence[Any], length: int, padding: int = 0) -> np.ndarray:
             raise ValueError(f"text {i} must not contain the padding token, got {padding} in it")
         rows[i, : len(ids)] = ids
     return rows
+
+
+class Likelihoods(NamedTuple):
+    """How likely N texts are.
+
+    Attributes:
+        ids: (N,), the paths as `str` objects, or the numbers of the texts.
+        log_probabilities: float64 (N,), in nats, of all tokens of a text and of its end.
+        tokens: int (N,), their number.
+        characters: int (N,), without the end.
+
+    >>> Likelihoods(*[np.arange(1)] * 4).frame().columns.tolist()
+    ['id', 'log_probability', 'tokens', 'characters']
+    """
+
+    ids: np.ndarray
+    log_probabilities: np.ndarray
+    tokens: np.ndarray
+    characters: np.ndarray
+
+    def frame(self) -> Any:
+        """One row each."""
+        names = ("id", "log_probability", "tokens", "characters")
+        return frame(dict(zip(names, self, strict=True)))
+
+
+class Windows(NamedTuple):
+    """Texts as R windows, each with its text, and how many tokens and characters it predicts."""
+
+    columns: dict[str, np.ndarray]
+    text: np.ndarray
+    tokens: np.ndarray
+    characters: np.ndarray
+
+
+@recorded
+@dataclass(frozen=True)
+class TokenReader:
+    """What a finished language model knows of its input.
+
+    Attributes:
+        tokenizer: texts to tokens and back.
+        context: number of tokens in a window.
+        text: the column of the texts, where they stand in a table.
+
+    >>> reader = TokenReader(Tokenizer.train(["my card"], kind="character"), context=4)
+    >>> ids, texts = reader.texts(["my card", "a"])
+    >>> ids.tolist(), texts
+    ([0, 1], ['my card', 'a'])
+    """
+
+    room: ClassVar[str] = "language"
+    tokenizer: Tokenizer
+    context: int
+    text: str = "text"
+
+    def texts(self, source: Texts) -> tuple[np.ndarray, list[str]]:
+        """The ids (N,) and the texts; see `texts_of`."""
+        return texts_of(source, self.text)
+
+    def stream(self, texts: Sequence[str]) -> np.ndarray:
+        """All tokens of the texts in a row, each text between two tokens of the end."""
+        end = [self.tokenizer.eos]
+        kind = np.min_scalar_type(self.tokenizer.vocabulary - 1)
+        parts = [np.array([*self.tokenizer.encode(text), *end], kind) for text in texts]
+        return np.concatenate([np.array(end, kind), *parts])
+
+    def windows(self, texts: Sequence[str]) -> Windows:
+        """Each text as windows of its own, in which every token is predicted once."""
+        found = []
+        for number, text in enumerate(texts):
+            tokens = self.stream([text])
+            columns = windows(tokens, self.context)
+            rows = -(-(len(tokens) - 1) // self.context)
+            ends = opened(self.tokenizer.text).encode(text, add_special_tokens=False).offsets
+            reached = np.maximum.accumulate([0, *(end for _, end in ends)])
+            reached[-1] = len(text)
+            count = np.zeros(
+                (2, rows), int
+            )  # token i > 0 is predicted in window (i - 1) // context
+            place = np.arange(len(tokens) - 1) // self.context
+            np.add.at(count[0], place, 1)
+            np.add.at(count[1], place, np.append(np.diff(reached), 0))
+            own = (columns[name][:rows] for name in ("tokens", "segments"))
+            found.append((*own, np.full(rows, number), *count))
+        rows_of = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        return Windows(dict(zip(("tokens", "segments"), rows_of[:2], strict=True)), *rows_of[2:])
+
+    def predict(self, model: Model, data: Texts) -> Likelihoods:
+        """The log-probability of each text, by a model of the next token.
+
+        Args:
+            model: the model.
+            data: see `texts_of`.
+        """
+        ids, texts = self.texts(data)
+        rows = self.windows(texts)
+        nats = nats_of(model, rows)
+        sums = [
+            np.bincount(rows.text, x, len(texts)) for x in (-nats, rows.tokens, rows.characters)
+        ]
+        return Likelihoods(ids, sums[0], sums[1].astype(int), sums[2].astype(int))
+
+
+def nats_of(model: Model, rows: Windows) -> np.ndarray:
+    """The sum of the losses of each window, (R,), in nats."""
+    log_p = predict(*model.trained(), rows.columns, batch_size=AT_ONCE)
+    nats: np.ndarray = -np.asarray(log_p, np.float64).sum(1)
+    return nats
+
+
+def texts_of(source: Texts, text: str = "text") -> tuple[np.ndarray, list[str]]:
+    """The ids (N,) and the texts.
+
+    Args:
+        source: a pattern such as "letters/*.txt", a file, a folder with .txt files, or a list of
+            paths, whose ids are the paths; a list of texts; or a CSV or Parquet file, a frame or
+            arrays by name, with a column of texts.
+        text: the name of the column.
+
+    Raises:
+        ValueError: no texts, an empty text, or a file that is not UTF-8.
+        FileNotFoundError: no such file.
+    """
+    if isinstance(source, str | Path) and not str(source).endswith(TABLES):
+        folder = Path(source).is_dir()
+        pattern = str(Path(glob.escape(str(source))) / "**" / "*.txt") if folder else str(source)
+        paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not paths:
+            raise FileNotFoundError(f"{source}: no such text files")
+        source = paths
+    if isinstance(source, str | Path | Mapping) or hasattr(source, "columns"):
+        _, table = source_frame(source, [text], (), _csv)
+        cells = table[text].where(table[text].notna(), "")
+        texts = check_texts(cells.tolist())
+        return np.arange(len(texts)), texts
+    items = list(source)
+    if items and all(isinstance(item, Path) for item in items):
+        ids = np.array([str(path) for path in items], object)
+        return ids, check_texts([_read(path) for path in items])
+    texts = check_texts(items)
+    return np.arange(len(texts)), texts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        given = f"0x{error.object[error.start]:02x} at byte {error.start}"
+        raise ValueError(f"{path} must be UTF-8, got {given}") from None
+
+
+def _csv(path: Any) -> Any:
+    return csv_frame(path, None, "utf-8", (), text=None)

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxops._shapes import next_power_of_two
 from jaxops.language import decoding
+from jaxops.language.data import TokenReader
 from jaxops.language.decoding import CHUNK, NONE, Beams, Prompts, Run
 from jaxops.language.requests import (
     Codec,
@@ -18,8 +19,7 @@ from jaxops.language.requests import (
     checked_sampling,
 )
 from jaxops.language.sampling import Sampling
-from jaxops.state import TrainState
-from jaxops.task import Task
+from jaxops.model.finished import Model
 
 STREAMED = 8
 """The number of tokens that `stream` makes in one call."""
@@ -47,11 +47,10 @@ class Answer(NamedTuple):
 
 
 def generate(
-    task: Task,
-    state: TrainState,
-    prompts: Sequence[Any],
+    model: Model,
+    prompts: str | Sequence[Any],
     *,
-    new_tokens: int = 100,
+    new_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -76,11 +75,11 @@ def generate(
     that order: see `jaxops.language.sampling`.
 
     Args:
-        task: made with an `nn.Transformer`, or with an `nn.EncoderDecoder`, which reads the prompt
-            as its source.
-        state: trained state of the task.
-        prompts: N prompts, each a sequence of tokens or, with a tokenizer, a text.
-        new_tokens: largest number of tokens in an answer.
+        model: of `language.fit`; or `jaxops.Model(task, state)` of a task that was made with an
+            `nn.Transformer`, or with an `nn.EncoderDecoder`, which reads the prompt as its source.
+        prompts: N prompts, each a sequence of tokens or, with a tokenizer, a text; or one text.
+        new_tokens: largest number of tokens in an answer; by default 100, or as many as the context
+            of a model of `language.fit` has room for.
         temperature: 0 takes the most probable token; 1 draws from the model's distribution.
         top_k: draw from the k most probable tokens.
         top_p: draw from the smallest set of tokens that together have this probability.
@@ -91,9 +90,11 @@ def generate(
         length_penalty: beam search takes the answer with the largest log-probability divided by
             (number of tokens, stop token included) ** length_penalty. 0 favours short answers, 1
             compares means over tokens.
-        stop: tokens that end an answer; by default the task's `end`, if it has one.
+        stop: tokens that end an answer; by default the task's `end`, if it has one, and the end of
+            a text for a model of `language.fit`.
         seed: of the draws; they also depend on the row and the prompt.
-        tokenizer: encodes prompts that are texts, and decodes answers (without their prompts).
+        tokenizer: encodes prompts that are texts, and decodes answers (without their prompts); by
+            default that of the model's reader.
         begin: the token with which an encoder-decoder starts an answer; by default the task's
             `padding`.
         batch_size: number of prompts that are answered at once.
@@ -106,18 +107,20 @@ def generate(
             `new_tokens`, tokens outside the vocabulary, a tokenizer of another vocabulary, a number
             out of its range, sampling with beams, or a task whose module cannot generate.
 
-    >>> from jaxops import Task, nn
+    >>> from jaxops import Model, Task, TrainState, nn
     >>> module = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
     >>> variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
     >>> state = TrainState(0, variables["params"], (), {}, None)
     >>> task = Task(None, None, None, recipe=(None, (("module", module),)))
-    >>> [len(answer.tokens) for answer in generate(task, state, [[1, 2, 3], [4]], new_tokens=5)]
+    >>> answers = generate(Model(task, state), [[1, 2, 3], [4]], new_tokens=5)
+    >>> [len(answer.tokens) for answer in answers]
     [5, 5]
     """
     sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     check_beams(beams, length_penalty, sampling)
     check_at_least(1, batch_size=batch_size)
-    request = checked_request(task, state, prompts, new_tokens, tokenizer, stop, begin)
+    tokenizer, stop, prompts, new_tokens = _asked(model, tokenizer, stop, prompts, new_tokens)
+    request = checked_request(*model.trained(), prompts, new_tokens, tokenizer, stop, begin)
     answers: list[Answer] = []
     for first in range(0, len(request.rows), batch_size):
         part = request.part(first, batch_size)
@@ -131,11 +134,10 @@ def generate(
 
 
 def stream(
-    task: Task,
-    state: TrainState,
-    prompts: Sequence[Any],
+    model: Model,
+    prompts: str | Sequence[Any],
     *,
-    new_tokens: int = 100,
+    new_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -151,8 +153,7 @@ def stream(
     All prompts are answered at once. The arguments are those of `generate`.
 
     Args:
-        task: see `generate`, like the arguments below.
-        state: trained state of the task.
+        model: see `generate`, like the arguments below.
         prompts: N prompts.
         new_tokens: largest number of tokens in an answer.
         temperature: 0 takes the most probable token.
@@ -173,20 +174,35 @@ def stream(
     Raises:
         ValueError: see `generate`.
 
-    >>> from jaxops import Task, nn
+    >>> from jaxops import Model, Task, TrainState, nn
     >>> module = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
     >>> variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
     >>> state = TrainState(0, variables["params"], (), {}, None)
     >>> task = Task(None, None, None, recipe=(None, (("module", module),)))
-    >>> len(list(stream(task, state, [[1, 2, 3], [4]], new_tokens=5)))
+    >>> len(list(stream(Model(task, state), [[1, 2, 3], [4]], new_tokens=5)))
     5
     """
     sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    request = checked_request(task, state, prompts, new_tokens, tokenizer, stop, begin)
+    tokenizer, stop, prompts, new_tokens = _asked(model, tokenizer, stop, prompts, new_tokens)
+    request = checked_request(*model.trained(), prompts, new_tokens, tokenizer, stop, begin)
     count = len(request.rows)
     run = _run(request, request.part(0, count), sampling, seed, STREAMED)
     each = (row[:count] for _, part in run for row in part if (row != NONE).any())
     return each if tokenizer is None else _texts(each, tokenizer, count)
+
+
+def _asked(
+    model: Model, tokenizer: Codec | None, stop: Any, prompts: Any, new_tokens: int | None
+) -> tuple[Codec | None, Any, Sequence[Any], int]:
+    """Tokenizer, stop tokens, prompts and length, by default those of the model's reader."""
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    reader, most = model.reader, 100
+    if isinstance(reader, TokenReader):
+        tokenizer = tokenizer or reader.tokenizer
+        stop = [reader.tokenizer.eos] if stop is None else stop
+        lengths = [len(tokenizer.encode(p) if isinstance(p, str) else p) for p in prompts]
+        most = max(1, min(most, reader.context - max(lengths, default=0)))
+    return tokenizer, stop, prompts, most if new_tokens is None else new_tokens
 
 
 def _texts(each: Iterator[np.ndarray], tokenizer: Codec, count: int) -> Iterator[list[str]]:

@@ -124,9 +124,11 @@ def whole(model):
 @pytest.mark.parametrize("model", list(models()))
 def test_equals_generation_without_a_cache(model):
     task, state = made(model)
-    asked = {"drawn": generate(task, state, PROMPTS, new_tokens=STEPS, temperature=0.8, seed=5)}
+    asked = {
+        "drawn": generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS, temperature=0.8, seed=5)
+    }
     if model in (LEARNED, SEQUENCES):  # of the others what is drawn tells as much
-        asked["greedy"] = generate(task, state, PROMPTS, new_tokens=STEPS)
+        asked["greedy"] = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS)
     for row, prompt in enumerate(PROMPTS):
         draw = {"drawn": True, "seed": 5, "temperature": 0.8, "row": row}
         for name, answers in asked.items():
@@ -149,7 +151,7 @@ def test_equals_generation_without_a_cache(model):
 )
 def test_a_long_answer_outgrows_its_cache_and_stays_right(model, new_tokens):
     task, state = made(model)
-    answer = generate(task, state, PROMPTS, new_tokens=new_tokens)
+    answer = generate(jo.Model(task, state), PROMPTS, new_tokens=new_tokens)
     tokens = np.zeros((1, model.config.context), np.int32)
     for prompt, found in zip(PROMPTS, answer, strict=True):
         # every token is the most probable one after those before it: one look at all of them
@@ -162,7 +164,7 @@ def test_a_long_answer_outgrows_its_cache_and_stays_right(model, new_tokens):
 def test_prompts_up_to_the_context_are_answered():
     task, state = made(LEARNED)
     prompt = np.random.default_rng(0).integers(0, VOCABULARY, CONTEXT - 3)
-    (found,) = generate(task, state, [prompt], new_tokens=3)
+    (found,) = generate(jo.Model(task, state), [prompt], new_tokens=3)
     tokens = np.array([[*prompt, *found.tokens]], np.int32)
     best = np.asarray(whole(LEARNED)({"params": state.params}, tokens))[0].argmax(-1)
     assert best[-4:-1].tolist() == found.tokens.tolist()
@@ -179,14 +181,14 @@ def test_prompts_up_to_the_context_are_answered():
 )
 def test_an_answer_does_not_depend_on_the_other_prompts(how):
     task, state = made(LEARNED)
-    together = generate(task, state, PROMPTS, new_tokens=STEPS, **how)
+    together = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS, **how)
     others = [PROMPTS[0], [9] * 40, *PROMPTS[2:], *[[8] * 5] * 3]
-    again = generate(task, state, others, new_tokens=STEPS, **how)
-    in_parts = generate(task, state, others, new_tokens=STEPS, batch_size=4, **how)
+    again = generate(jo.Model(task, state), others, new_tokens=STEPS, **how)
+    in_parts = generate(jo.Model(task, state), others, new_tokens=STEPS, batch_size=4, **how)
     for row in (0, 2, 3):
         assert together[row].tokens.tolist() == again[row].tokens.tolist()
     assert [a.tokens.tolist() for a in again] == [a.tokens.tolist() for a in in_parts]
-    alone = generate(task, state, PROMPTS[:1], new_tokens=STEPS, **how)
+    alone = generate(jo.Model(task, state), PROMPTS[:1], new_tokens=STEPS, **how)
     assert alone[0].tokens.tolist() == together[0].tokens.tolist()
 
 
@@ -217,8 +219,8 @@ def test_filters_are_applied(how):
 
 def test_the_penalty_counts_prompt_and_answer():
     task, state = made(LEARNED)
-    free = generate(task, state, PROMPTS, new_tokens=STEPS)
-    found = generate(task, state, PROMPTS, new_tokens=STEPS, repetition_penalty=4.0)
+    free = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS)
+    found = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS, repetition_penalty=4.0)
     for prompt, answer in zip(PROMPTS, found, strict=True):
         tokens = np.zeros((1, CONTEXT), np.int32)
         tokens[0, : len(prompt) + STEPS] = [*prompt, *answer.tokens]
@@ -240,9 +242,9 @@ def test_the_penalty_counts_prompt_and_answer():
 )
 def test_rows_that_have_stopped_are_not_extended(model):
     task, state = made(model)
-    free = generate(task, state, PROMPTS, new_tokens=STEPS)
+    free = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS)
     stop = [int(free[0].tokens[4]), int(free[2].tokens[2])]
-    found = generate(task, state, PROMPTS, new_tokens=STEPS, stop=stop)
+    found = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS, stop=stop)
     for row, prompt in enumerate(PROMPTS):
         tokens, total = plain(model, state, prompt, stop=stop)
         assert found[row].tokens.tolist() == tokens
@@ -254,7 +256,7 @@ def test_rows_that_have_stopped_are_not_extended(model):
 def test_the_loop_ends_when_all_have_stopped():
     task, state = made(LEARNED)
     stop = range(VOCABULARY)
-    found = list(stream(task, state, PROMPTS, new_tokens=50, stop=stop))
+    found = list(stream(jo.Model(task, state), PROMPTS, new_tokens=50, stop=stop))
     assert found == []
     asked = decoding.aligned([np.array(prompt) for prompt in PROMPTS], 0, None, CONTEXT)
     programs = decoding.programs(LEARNED)
@@ -268,8 +270,8 @@ def test_the_loop_ends_when_all_have_stopped():
 def test_a_stream_gives_the_same_tokens():
     task, state = made(LEARNED)
     how = {"new_tokens": 29, "temperature": 1.0, "seed": 3, "stop": [4, 9]}
-    answers = generate(task, state, PROMPTS, **how)
-    steps = list(stream(task, state, PROMPTS, **how))
+    answers = generate(jo.Model(task, state), PROMPTS, **how)
+    steps = list(stream(jo.Model(task, state), PROMPTS, **how))
     assert all(step.shape == (len(PROMPTS),) for step in steps)
     for row, answer in enumerate(answers):
         streamed = [int(step[row]) for step in steps]
@@ -280,9 +282,9 @@ def test_a_stream_gives_the_same_tokens():
 
 def test_a_stream_comes_while_it_is_made():
     task, state = made(LEARNED)
-    steps = stream(task, state, PROMPTS, new_tokens=60)
+    steps = stream(jo.Model(task, state), PROMPTS, new_tokens=60)
     first = np.stack([next(steps) for _ in range(3)], 1)
-    answers = generate(task, state, PROMPTS, new_tokens=3)
+    answers = generate(jo.Model(task, state), PROMPTS, new_tokens=3)
     assert first.tolist() == [answer.tokens.tolist() for answer in answers]
 
 
@@ -301,13 +303,13 @@ def test_texts_in_and_texts_out():
     task, state = made(LEARNED)
     how = {"new_tokens": 40, "temperature": 2.0, "tokenizer": Bytes(), "stop": [21, 22]}
     prompts = ["hä", "x", "ä", "xy"]
-    answers = generate(task, state, prompts, **how)
+    answers = generate(jo.Model(task, state), prompts, **how)
     tokens = [Bytes().encode(text) for text in prompts]
-    raw = generate(task, state, tokens, **{**how, "tokenizer": None})
+    raw = generate(jo.Model(task, state), tokens, **{**how, "tokenizer": None})
     assert [a.tokens.tolist() for a in answers] == [a.tokens.tolist() for a in raw]
     assert [a.text for a in answers] == [Bytes().decode(a.tokens.tolist()) for a in raw]
     assert raw[0].text is None
-    pieces = list(stream(task, state, prompts, **how))
+    pieces = list(stream(jo.Model(task, state), prompts, **how))
     for row, answer in enumerate(answers):
         assert "".join(piece[row] for piece in pieces) == answer.text
     assert len(pieces) > 8
@@ -317,15 +319,15 @@ def test_a_tokenizer_of_another_vocabulary_is_refused():
     words = [f"w{i}" for i in range(VOCABULARY - 5)]  # and 5 special tokens
     own = jo.data.Tokenizer.train([" ".join(words)], kind="word")
     task, state = made(LEARNED)
-    assert generate(task, state, ["w3"] * 4, new_tokens=2, tokenizer=own)[0].text
+    assert generate(jo.Model(task, state), ["w3"] * 4, new_tokens=2, tokenizer=own)[0].text
     for count in (VOCABULARY - 6, VOCABULARY - 4):
         other = jo.data.Tokenizer.train([" ".join(f"w{i}" for i in range(count))], kind="word")
         with pytest.raises(
             ValueError, match=rf"vocabulary of 23 \(the module\'s\), got {count + 5}"
         ):
-            generate(task, state, ["w3"], new_tokens=2, tokenizer=other)
+            generate(jo.Model(task, state), ["w3"], new_tokens=2, tokenizer=other)
         with pytest.raises(ValueError, match=r"tokenizer must have a vocabulary of"):
-            next(stream(task, state, ["w3"], new_tokens=2, tokenizer=other))
+            next(stream(jo.Model(task, state), ["w3"], new_tokens=2, tokenizer=other))
 
 
 def test_a_model_may_have_rows_to_a_multiple_of_64():
@@ -338,7 +340,7 @@ def test_a_model_may_have_rows_to_a_multiple_of_64():
 
 def test_an_encoder_decoder_begins_with_what_it_is_told():
     task, state = made(SEQUENCES)
-    found = generate(task, state, PROMPTS, new_tokens=STEPS, begin=5)
+    found = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS, begin=5)
     for prompt, answer in zip(PROMPTS, found, strict=True):
         assert answer.tokens.tolist() == plain(SEQUENCES, state, prompt, begin=5)[0]
     assert found[0].tokens.tolist() != plain(SEQUENCES, state, PROMPTS[0], begin=0)[0]
@@ -396,7 +398,12 @@ def test_beam_search_wide_enough_is_exact_and_narrower_the_textbooks(model, alph
     prompts, steps = [[1, 3, 0], [2], [0, 0, 1, 3]], 4
     for beams in (64, 3, 2):
         found = generate(
-            task, state, prompts, new_tokens=steps, beams=beams, stop=[stop], length_penalty=alpha
+            jo.Model(task, state),
+            prompts,
+            new_tokens=steps,
+            beams=beams,
+            stop=[stop],
+            length_penalty=alpha,
         )
         for prompt, answer in zip(prompts, found, strict=True):
             score_of = log_probabilities(model, tuple(prompt))
@@ -414,8 +421,8 @@ def test_beam_search_wide_enough_is_exact_and_narrower_the_textbooks(model, alph
 
 def test_more_beams_find_answers_that_greedy_search_does_not():
     task, state = made(LEARNED)
-    greedy = generate(task, state, PROMPTS, new_tokens=STEPS)
-    wide = generate(task, state, PROMPTS, new_tokens=STEPS, beams=16)
+    greedy = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS)
+    wide = generate(jo.Model(task, state), PROMPTS, new_tokens=STEPS, beams=16)
     gains = [b.log_probability - a.log_probability for a, b in zip(greedy, wide, strict=True)]
     assert min(gains) > -1e-3 and max(gains) > 0.01
 
@@ -429,7 +436,7 @@ def test_one_compilation_for_each_bucket_of_lengths():
     programs = decoding.programs(model)
 
     def ask(prompts, new_tokens=5, **how):
-        generate(task, state, prompts, new_tokens=new_tokens, **how)
+        generate(jo.Model(task, state), prompts, new_tokens=new_tokens, **how)
         return programs.begin._cache_size(), programs.sample._cache_size()
 
     assert ask([[1] * 3, [2]]) == (1, 1)
@@ -441,7 +448,7 @@ def test_one_compilation_for_each_bucket_of_lengths():
     assert ask([[1], [2]], temperature=1.0) == (3, 4)
     for seed, temperature, top_k in ((1, 0.3, 3), (2, 2.0, 4)):
         assert ask([[1], [2]], temperature=temperature, seed=seed, top_k=top_k) == (3, 5)
-    list(stream(task, state, [[1], [2]], new_tokens=30))
+    list(stream(jo.Model(task, state), [[1], [2]], new_tokens=30))
     assert (programs.begin._cache_size(), programs.sample._cache_size()) == (3, 5)
 
 
@@ -451,7 +458,7 @@ def test_one_compilation_for_each_bucket_of_lengths():
         ([], {}, "prompts must have at least one prompt, got none"),
         ([[1], []], {}, r"prompts\[1\] must have at least one token, got none"),
         ([1, 2], {}, "prompts must be a list of prompts, got a single one"),
-        ("text", {}, "prompts must be a list of prompts, got a single one"),
+        ("text", {}, r"prompts\[0\] must be tokens without a tokenizer, got a text"),
         (["text"], {}, r"prompts\[0\] must be tokens without a tokenizer, got a text"),
         ([[1.5]], {}, r"prompts\[0\] must be int \(n,\), got float64\(1,\)"),
         ([[[1]]], {}, r"prompts\[0\] must be int \(n,\), got int64\(1, 1\)"),
@@ -488,19 +495,19 @@ def test_one_compilation_for_each_bucket_of_lengths():
 def test_what_cannot_be_answered_is_refused(prompts, how, says):
     task, state = made(LEARNED)
     with pytest.raises(ValueError, match=says):
-        generate(task, state, prompts, **{"new_tokens": 5, **how})
+        generate(jo.Model(task, state), prompts, **{"new_tokens": 5, **how})
     if not {"beams", "length_penalty"} & set(how):
         with pytest.raises(ValueError, match=says):
-            stream(task, state, prompts, **{"new_tokens": 5, **how})
+            stream(jo.Model(task, state), prompts, **{"new_tokens": 5, **how})
 
 
 def test_a_source_may_be_as_long_as_the_context_and_no_longer():
     task, state = made(SEQUENCES)
-    assert len(generate(task, state, [[1] * CONTEXT], new_tokens=2)[0].tokens) == 2
+    assert len(generate(jo.Model(task, state), [[1] * CONTEXT], new_tokens=2)[0].tokens) == 2
     with pytest.raises(ValueError, match=r"must have at most 96 tokens .* each, got 97 and 2"):
-        generate(task, state, [[1] * (CONTEXT + 1)], new_tokens=2)
+        generate(jo.Model(task, state), [[1] * (CONTEXT + 1)], new_tokens=2)
     with pytest.raises(ValueError, match=r"begin must be tokens in .*, got 23"):
-        generate(task, state, [[1]], begin=VOCABULARY)
+        generate(jo.Model(task, state), [[1]], begin=VOCABULARY)
 
 
 def test_models_that_do_not_write_are_refused():
@@ -508,6 +515,6 @@ def test_models_that_do_not_write_are_refused():
     with pytest.raises(
         ValueError, match=r"task must have a decoder \(causal=True\), got an encoder"
     ):
-        generate(task, state, [[1]])
+        generate(jo.Model(task, state), [[1]])
     with pytest.raises(ValueError, match=r"task must be made with .*, got one made by hand"):
-        generate(task._replace(recipe=None), state, [[1]])
+        generate(jo.Model(task._replace(recipe=None), state), [[1]])
