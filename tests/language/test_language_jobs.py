@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from jaxops import language
 from jaxops.data import Tokenizer
 
 LETTERS = [f"Dear Ada, engine {n} works. Yours, Charles\n" for n in range(20)]
+ADAM = jo.optim.adam(0.01)
 SMALL = language.nanogpt(context=32, depth=1, heads=2, width=32, dropout=0.0)
 
 
@@ -24,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return language.fit(folder / "*.txt", SMALL, progress=False, steps=150)
+    return language.fit(folder / "*.txt", SMALL, optimizer=ADAM, progress=False, steps=150)
 
 
 def test_every_kind_of_source_gives_the_same_answer(model, folder, tmp_path):
@@ -46,12 +48,15 @@ def test_its_scores_are_those_of_single_predictions(model):
     """Every token once, given those before it in its window, by the module itself."""
     letters = [*LETTERS[:2], "caf\u00e9 \u2014 " * 9]
     module, reader = dict(model.task.recipe[1])["module"], model.reader
+    apply = jax.jit(lambda params, row: module.apply({"params": params}, row))
     nats = []
     for letter in letters:
         tokens = reader.stream([letter]).astype(int)
         for first in range(0, len(tokens) - 1, 32):
             part = tokens[first : first + 33]
-            logits = np.asarray(module.apply({"params": model.state.params}, part[None, :-1]))[0]
+            row = np.zeros((1, 32), int)  # what follows changes nothing, as the module is causal
+            row[0, : len(part) - 1] = part[:-1]
+            logits = np.asarray(apply(model.state.params, row))[0, : len(part) - 1]
             log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             nats.append(-log_p[np.arange(len(part) - 1), part[1:]].sum())
     scored = language.evaluate(model, letters)
@@ -75,7 +80,7 @@ def test_it_writes(model):
 
 def test_new_texts(model):
     new = ["0123456789 " * 8] * 4
-    turned = language.update(model, new, progress=False, steps=60)
+    turned = language.update(model, new, optimizer=ADAM, progress=False, steps=60)
     before, after = language.evaluate(model, new * 3), language.evaluate(turned, new * 3)
     assert after.paired(before, "nats_per_token").high < 0
     assert turned.reader is model.reader
