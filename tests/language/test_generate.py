@@ -194,7 +194,9 @@ def test_an_answer_does_not_depend_on_the_other_prompts(how):
 
 def test_the_seed_decides_and_equal_prompts_have_answers_of_their_own():
     task, state = made(LEARNED)
-    ask = functools.partial(generate, task, state, [[1, 2]] * 4, new_tokens=12, temperature=1.0)
+    ask = functools.partial(
+        generate, jo.Model(task, state), [[1, 2]] * 4, new_tokens=12, temperature=1.0
+    )
     first, again, other = ask(seed=1), ask(seed=1), ask(seed=2)
     assert [a.tokens.tolist() for a in first] == [a.tokens.tolist() for a in again]
     rows = [tuple(a.tokens.tolist()) for a in first + other]
@@ -212,7 +214,7 @@ def test_the_seed_decides_and_equal_prompts_have_answers_of_their_own():
 )
 def test_filters_are_applied(how):
     task, state = made(LEARNED)
-    ask = functools.partial(generate, task, state, PROMPTS, new_tokens=STEPS)
+    ask = functools.partial(generate, jo.Model(task, state), PROMPTS, new_tokens=STEPS)
     greedy = [a.tokens.tolist() for a in ask()]
     assert [a.tokens.tolist() for a in ask(temperature=3.0, **how)] == greedy
 
