@@ -15,6 +15,7 @@ from safetensors import safe_open
 import jaxops as jo
 from jaxops import forecast, recommend
 from jaxops.model.encoding import encode
+from jaxops.nn.product import has_bfloat16
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "v0_1"
 ANSWERS = np.load(FOLDER / "answers.npz")
@@ -118,6 +119,8 @@ def test_a_file_of_0_1_loads_and_can_be_saved_again(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_0_1_gives_its_answers(name):
+    if name.endswith("bfloat16") and not has_bfloat16():
+        pytest.skip("this processor multiplies in float32, the file's answers are of bfloat16")
     found = jax.tree.leaves(answered(name, FOLDER / f"{name}.model"))
     wanted = [*stored(name, "out").values()]
     if name.startswith("recommend"):  # equal scores may stand in another order by the last bit
