@@ -40,7 +40,6 @@ else:
     tyro = require("tyro", extra="cli")
 
 ROWS = 50_000  # read and predicted at a time
-ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,7 @@ class Predict:
         if self.out.suffix not in (".parquet", ".csv"):
             raise ValueError(f"out must end in .parquet or .csv, got {self.out}")
         model = load(self.model)
+        room_of(model, self.model)
         beside = self.out.with_name(f".{self.out.name}")
         try:
             rows = write(beside, answers(model, self.data))
@@ -206,6 +206,7 @@ class Bench:
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         model, seconds = load(self.model), []
+        room_of(model, self.model)
         for _ in range(1 + self.rounds):
             start = time.perf_counter()
             rows = sum(len(frame) for frame in answers(model, self.data))
@@ -262,7 +263,6 @@ def room_of(model: Model, path: Any) -> Any:
 
 def answers(model: Model, data: str) -> Iterator[Any]:
     """The frames of a model's answers; in parts where its reader says that rows are independent."""
-    room_of(model, data)
     if not getattr(model.reader, "streams", False) or Path(data).is_dir():
         yield model.predict(data).frame()
         return
@@ -270,6 +270,8 @@ def answers(model: Model, data: str) -> Iterator[Any]:
     for part in tables.parts(data, ROWS):
         yield model.predict(part, first=first).frame()
         first += len(part)
+    if first == 0:
+        raise ValueError(f"{data} must have at least 1 row, got 0")
 
 
 def write(path: Path, frames: Iterator[Any]) -> int:
@@ -368,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         command.run()
-    except ERRORS as error:
+    except Exception as error:
         if len(arguments) < len(given):
             raise
         print(f"jaxops: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -84,7 +84,7 @@ def fit_encoder(
     for name in (*drop, *([label] if label is not None else [])):
         if name not in columns:
             raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
-    classes = [] if label is None else sorted(set(_labels(label, columns[label])), key=_order)
+    classes = [] if label is None else sorted(set(_labels(label, columns[label])), key=order)
     encoder = Encoder({}, {}, [], {}, label, classes, {})
     for name in columns:
         if name in drop or name == label:
@@ -151,16 +151,21 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         if name not in encoder.edges
     ]
     absent = [np.isnan(numbers[name]) for name in encoder.missing]
-    one_hot = [
-        _column(name, columns[name], "text") == value
-        for name, values in encoder.values.items()
-        for value in values
-    ]
     bins = [
         piece for name, edges in encoder.edges.items() for piece in _pieces(numbers[name], edges)
     ]
-    features = np.empty((count, len(encoder.names)), np.float32)
-    for place, feature in enumerate([*scaled, *absent, *one_hot, *bins]):
+    features = np.zeros((count, len(encoder.names)), np.float32)
+    for place, feature in enumerate([*scaled, *absent]):
+        features[:, place] = feature
+    first = len(scaled) + len(absent)
+    for name, values in encoder.values.items():
+        number = {value: first + i for i, value in enumerate(values)}
+        column = _column(name, columns[name], "text").tolist()
+        places = np.array([number.get(value, -1) for value in column], np.int64)
+        kept = np.flatnonzero(places >= 0)
+        features[kept, places[kept]] = 1
+        first += len(values)
+    for place, feature in enumerate(bins, first):
         features[:, place] = feature
     encoded = {"features": features}
     for name in targets:
@@ -224,7 +229,7 @@ def _labels(name: str, column: Any) -> list[str]:
     return [str(v) for v in value.tolist()]
 
 
-def _order(label: str) -> tuple[bool, int, str]:
+def order(label: str) -> tuple[bool, int, str]:
     """Whole numbers by size, so that "10" comes after "9"; then text."""
     number = label.removeprefix("-").isdecimal()
     return (not number, int(label) if number else 0, label)

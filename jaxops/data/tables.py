@@ -51,6 +51,8 @@ def source_frame(
         frame = pd.DataFrame(arrays)
     else:
         name, frame = "frame", _to_pandas(source)
+    if any(not isinstance(column, str) for column in frame.columns):
+        frame = frame.rename(columns=str)
     for column in wanted or needed:
         if column not in frame.columns:
             columns = ", ".join(map(str, frame.columns))

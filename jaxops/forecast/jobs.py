@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxops.data.tables import Source
 from jaxops.forecast.backtests import historical_forecasts
-from jaxops.forecast.classical.baseline import Baseline
 from jaxops.forecast.conformal import Conformal, calibrated
 from jaxops.forecast.data import grid, reading
 from jaxops.forecast.data.regular import Duplicates, Fill
@@ -26,6 +25,8 @@ from jaxops.forecast.reader import SeriesReader, levels_of, reader_of
 from jaxops.forecast.recipes import (
     held_rows,
     methods,
+    name_of,
+    names_of,
     recipe,
     season_of,
     seasonal_errors,
@@ -35,6 +36,7 @@ from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import greedy
 from jaxops.state import init_state
 from jaxops.train.loop import fit as train
+from jaxops.train.settings import check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
 
 WINDOWS = 500  # about as many windows of validation as there are at most, beside one a series
@@ -133,6 +135,7 @@ def fit(
     if method is None:
         method = methods(series, horizon, season, held, len(windows["origin"]))
     several = _checked(method, horizon)
+    check_one_directory(options, 2 * sum(isinstance(x, nn.Module | LogScale) for x in several))
     run = {"seed": seed, "progress": progress, **options}
     learned = _tried(several, series, rows, held_out, run, end)
     weights, errors = _weighed([x for x, _ in learned], series, windows, horizon, season)
@@ -144,7 +147,8 @@ def fit(
         final = replace(first, model=final)
     scored = _scored(first, series, windows, reader)
     told = {
-        _name(x): {"weight": w, "mase": e} for x, w, e in zip(several, weights, errors, strict=True)
+        name: {"weight": w, "mase": e}
+        for name, w, e in zip(names_of(several), weights, errors, strict=True)
     }
     about = {"data": fingerprint({"values": series.values}), "series": len(series)}
     about |= {"rows": len(series.values), "methods": told, "validation": scored.figures()}
@@ -218,7 +222,7 @@ def update(model: Model, new: Source, epochs: int = 1, **options: Any) -> Model:
     True
     """
     series = reader_of(model).series(new)
-    method = _continued(answering(model), series, {"epochs": epochs, **options})
+    method = _continued(answering(model), series, chosen({"epochs": epochs}, options))
     about = {**model.about, "updated with": fingerprint({"values": series.values})}
     return replace(model, task=method, about=about)
 
@@ -244,21 +248,12 @@ def _checked(method: Any, horizon: int) -> list[Any]:
     for one in several:
         own = getattr(_within(one), "horizon", horizon)
         if own != horizon:
-            raise ValueError(f"horizon must be {own} for {_name(one)}, got {horizon}")
+            raise ValueError(f"horizon must be {own} for {name_of(one)}, got {horizon}")
     return several
 
 
 def _within(method: Any) -> Any:
     return _within(method.model) if isinstance(method, LogScale) else method
-
-
-def _name(method: Any) -> str:
-    if isinstance(method, LogScale):
-        return f"log {_name(method.model)}"
-    if isinstance(method, Baseline):
-        return f"{method.method}, season {method.season}"
-    of = f", context {method.context}" if isinstance(method, nn.Module) else ""
-    return f"{type(method).__name__}{of}"
 
 
 def _parts(series: Series, held: int) -> tuple[Rows, Rows]:
@@ -284,7 +279,7 @@ def _tried(
     learned = []
     for place, one in enumerate(several):
         if run["progress"]:
-            print(f"method {place + 1} of {len(several)}: {_name(one)}")
+            print(f"method {place + 1} of {len(several)}: {name_of(one)}")
         to_come = sum(isinstance(_within(x), nn.Module) for x in several[place:])
         left = (end - clock.monotonic()) / (2 * max(1, to_come))  # each is trained twice
         learned.append(_learned(one, series, rows, held, run, left))
@@ -418,7 +413,7 @@ def _continued(method: Any, series: Series, options: dict[str, Any]) -> Any:
     windows = origins(series, module.context, module.horizon, short="skip")
     names = ("batch_size", "epochs", "steps")
     settings = recipe(len(windows["origin"]), np.inf, *(options.get(name) for name in names))
-    settings = settings | {"early_stopping": None} | options
+    settings = chosen(settings | {"early_stopping": None}, options)
     first = {name: column[:1] for name, column in windows.items()}
     variables = {**jax.tree.map(jnp.asarray, method.variables)}
     state = init_state(task, settings["optimizer"], settings.get("seed", 0), first)

@@ -1,7 +1,9 @@
 """What `forecast.fit` tries where no method is given, how it trains, and its unit of errors."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 import optax
 
@@ -155,3 +157,20 @@ def seasonal_errors(series: Series, windows: Windows, season: int) -> np.ndarray
     origin, begin = windows["origin"], series.offsets[windows["series"]]
     count = (origin - begin - season)[:, None]
     return (sums[origin] - sums[begin]) / np.where(count > 0, count, np.nan)
+
+
+def names_of(methods: Sequence[Any]) -> list[str]:
+    """What the methods are called, numbered where two would be called alike."""
+    names = [name_of(one) for one in methods]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{place}: {name}" for place, name in enumerate(names, 1)]
+
+
+def name_of(method: Any) -> str:
+    if isinstance(method, LogScale):
+        return f"log {name_of(method.model)}"
+    if isinstance(method, Baseline):
+        return f"{method.method}, season {method.season}"
+    of = f", context {method.context}" if isinstance(method, nn.Module) else ""
+    return f"{type(method).__name__}{of}"

@@ -226,6 +226,11 @@ def texts_of(source: Texts, text: str = "text") -> tuple[np.ndarray, list[str]]:
         ids = np.array([str(path) for path in items], object)
         return ids, check_texts([_read(path) for path in items])
     texts = check_texts(items)
+    if all(len(text) < 250 and "\n" not in text and Path(text).is_file() for text in texts):
+        raise ValueError(
+            f"data must be paths of pathlib.Path, or texts, got the name of a file as text: "
+            f"{texts[0]!r}"
+        )
     return np.arange(len(texts)), texts
 
 

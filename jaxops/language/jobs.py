@@ -17,7 +17,7 @@ from jaxops.language.models import nanogpt
 from jaxops.language.tasks import next_token
 from jaxops.model.finished import Model, fingerprint, inside, seconds
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping
+from jaxops.train.settings import EarlyStopping, chosen
 from jaxops.trust.evaluation import Evaluation
 
 BYTES = 261  # a vocabulary of bytes and special tokens alone
@@ -89,9 +89,7 @@ def fit(
     reader = TokenReader(tokenizer, module.config.context, text)
     rows, held = (windows(reader.stream(part), reader.context) for part in (own, other))
     left = seconds(budget) - (time.monotonic() - start)
-    settings = recipe(len(rows["tokens"]), left) | options
-    if "epochs" in options:
-        settings.pop("steps")
+    settings = chosen(recipe(len(rows["tokens"]), left, **_length(options)), options)
     state = train(task, rows, validation=held, seed=seed, progress=progress, **settings)
     about = {"data": fingerprint({"text": np.array(texts, object)}), "texts": len(texts)}
     model = Model(task, state._replace(opt_state=()), reader, about)
@@ -101,19 +99,32 @@ def fit(
     return replace(model, about={**about, "validation": scored.figures()})
 
 
-def recipe(count: int, left: float, rate: float = 1.0) -> dict[str, Any]:
+def recipe(
+    count: int,
+    left: float,
+    rate: float = 1.0,
+    batch_size: int = 24,
+    epochs: int | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
     """The options of `jaxops.fit` for so many windows: Muon under one cosine cycle.
 
     Args:
         count: number of train windows.
         left: seconds until training stops.
         rate: factor of the learning rates.
+        batch_size: at most, windows of a step.
+        epochs: passes over the windows; by default about three.
+        steps: number of steps, in place of `epochs`.
 
     >>> recipe(17_000, 60.0)["steps"]
     2127
     """
-    batch_size = min(count, 24)
-    steps = min(max(3 * -(-count // batch_size), 300), 3_000)
+    batch_size = min(count, batch_size)
+    per_epoch = -(-count // batch_size)
+    if steps is None:
+        few = min(max(3 * per_epoch, 300), 3_000)
+        steps = few if epochs is None else max(1, epochs * per_epoch)
 
     def schedule(peak: float) -> optax.Schedule:
         return optim.cosine(rate * peak, steps, warmup=min(50, steps // 2))
@@ -176,13 +187,17 @@ def update(model: Model, new: Texts, **options: Any) -> Model:
     reader = _reader_of(model)
     _, texts = reader.texts(new)
     rows = windows(reader.stream(texts), reader.context)
-    settings = recipe(len(rows["tokens"]), np.inf, rate=0.25) | {"early_stopping": None} | options
-    if "epochs" in options:
-        settings.pop("steps")
+    defaults = recipe(len(rows["tokens"]), np.inf, 0.25, **_length(options))
+    settings = chosen(defaults | {"early_stopping": None}, options)
     state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
     state = train(task, rows, state=state, **settings)
     about = {**model.about, "updated with": fingerprint({"text": np.array(texts, object)})}
     return replace(model, state=state._replace(opt_state=()), about=about)
+
+
+def _length(options: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of `jaxops.fit` those on which the learning rates depend."""
+    return {name: options[name] for name in ("batch_size", "epochs", "steps") if name in options}
 
 
 def _reader_of(model: Model) -> TokenReader:

@@ -34,7 +34,7 @@ from jaxops.recommend.recommenders import (
 )
 from jaxops.recommend.tasks import held_out, masked_item, next_item, retrieval, rows
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping
+from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation, table
 
 VALIDATED = 10_000  # users, of whom the last item is held out
@@ -122,6 +122,7 @@ def fit(
         )
     if user_features is not None and not any(hasattr(m, "user_features") for m in methods.values()):
         raise ValueError(f"user_features must be None for {', '.join(methods)}, got a table")
+    check_one_directory(options, sum(not hasattr(one, "fit") for one in methods.values()))
     k = min(10, len(log.items))
     given = {"seed": seed, "progress": progress, **options}
     found: dict[str, Recommender] = {}
@@ -351,7 +352,7 @@ def _trained(
     task, columns, length = _sequences(module, log)
     defaults = recipe(len(columns["items"]), left)
     validation = held_out(held.histories, held.targets, length)
-    state = train(task, columns, **{**defaults, "validation": validation, **options})
+    state = train(task, columns, **chosen({**defaults, "validation": validation}, dict(options)))
     return sequence_recommender(module, state, log)
 
 
@@ -385,7 +386,7 @@ def _two_towers(
         "early_stopping": _stopping("loss", "min", -(-len(log) // batch), left),
         "validation": validation,
     }
-    state = train(retrieval(towers, log), towers.rows(log), **{**defaults, **options})
+    state = train(retrieval(towers, log), towers.rows(log), **chosen(defaults, dict(options)))
     return two_tower_recommender(towers, state, log)
 
 
@@ -399,7 +400,7 @@ def _trained_further(old: Recommender, log: Events, options: Mapping[str, Any]) 
     task, columns, _ = _sequences(module, log)
     state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
     defaults = recipe(len(columns["items"]), np.inf) | {"early_stopping": None, "epochs": 5}
-    state = train(task, columns, state=state, **{**defaults, **options})
+    state = train(task, columns, state=state, **chosen(defaults, dict(options)))
     return sequence_recommender(module, state, log, old)
 
 

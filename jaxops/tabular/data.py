@@ -21,6 +21,7 @@ from jaxops.task import recorded
 __all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder", "read"]
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+FEW = 20  # as many whole numbers as a label may have and still name classes
 BINS = 32  # of the piecewise linear encoding of a number
 
 
@@ -72,18 +73,19 @@ def read(
     source: Source,
     wanted: Sequence[str] | None = None,
     numbers: Collection[str] | None = None,
-    text: Collection[str] = (),
+    exact: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The columns of a table: numbers as float64 with NaN where missing, all else as text.
 
     A column is of numbers if every value that is not missing is one; text is stripped of blanks
-    around it. Booleans are the texts True and False; dates and times are days since 1970-01-01.
+    around it. Booleans are the texts True and False. Columns of dates and times, not texts of
+    them, are days since 1970-01-01.
 
     Args:
         source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
         wanted: the columns to read; all by default.
         numbers: the columns that must be numbers; by default each column decides by its values.
-        text: the columns that are text, whatever their values.
+        exact: the columns that are kept as text, with "" where missing, such as ids and labels.
 
     Raises:
         ValueError: no rows, a missing column, or text in a column of `numbers`, with its row.
@@ -95,14 +97,26 @@ def read(
     name, table = source_frame(source, wanted, (), _csv)
     columns = {}
     for column in table.columns:
-        forced = None if numbers is None else column in numbers
-        forced = False if column in text else forced
-        columns[str(column)] = _column(f"{name}: column {column!r}", table[column], forced)
+        if column in exact:
+            columns[column] = _exact(table[column])
+        else:
+            forced = None if numbers is None else column in numbers
+            columns[column] = _column(f"{name}: column {column!r}", table[column], forced)
     return columns
 
 
 def _csv(path: Any) -> Any:
     return csv_frame(path, None, "utf-8", (), text=None)
+
+
+def _exact(series: Any) -> np.ndarray:
+    """A column of a frame as an object array of `str`; 1.0 of a column of floats is "1"."""
+    values = series.astype(object).where(series.notna(), "").tolist()
+    return np.array([str(int(v) if _whole(v) else v).strip() for v in values], object)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and float(value).is_integer()
 
 
 def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
@@ -169,9 +183,8 @@ class TableReader:
         wanted = [*encoder.mean, *encoder.values]
         target = [encoder.label] if label and encoder.label is not None else []
         own = [] if self.id is None else [self.id]
-        numeric = all(name.removeprefix("-").isdecimal() for name in encoder.classes)
-        numbers = [*encoder.mean, *(target if numeric else [])]
-        table = read(source, [*dict.fromkeys([*wanted, *target, *own])], numbers, [*own])
+        names = [*dict.fromkeys([*wanted, *target, *own])]
+        table = read(source, names, encoder.mean, [*own, *target])
         for name in target:
             table[name] = label_of(name, table[name], bool(encoder.classes))
         count = len(next(iter(table.values())))
@@ -221,31 +234,49 @@ def of_classes(outputs: np.ndarray) -> np.ndarray:
     return np.stack([1 - outputs, outputs], -1) if outputs.ndim == 1 else outputs
 
 
+def names_classes(column: np.ndarray) -> bool:
+    """Whether a label names classes: it is text, or at most 20 different whole numbers.
+
+    >>> names_classes(np.array(["0", "1"], object)), names_classes(np.array(["0.5"], object))
+    (True, False)
+    """
+    values = set(column.tolist())
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return True
+    return len(values) <= FEW and all(number.is_integer() for number in numbers)
+
+
 def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
-    """A label as `read` gives it, as names of classes or as numbers.
+    """A label as `read` keeps it, as names of classes, or as numbers, float64.
 
     Args:
         name: the column's.
-        column: (N,).
-        classes: whether it names classes; then whole numbers become text such as "1".
+        column: `str` objects (N,).
+        classes: whether it names classes.
 
     Raises:
         ValueError: a missing value, or text where numbers are wanted.
 
-    >>> label_of("left", np.array([0.0, 1.0]), classes=True).tolist()
-    ['0', '1']
+    >>> label_of("left", np.array(["0", "1"], object), classes=False).tolist()
+    [0.0, 1.0]
     """
-    text = column.dtype.kind == "O"
-    missing = column == "" if text else np.isnan(column)
+    missing = column == ""
     if missing.any():
         raise ValueError(
             f"{name} must have a value in every row, got none in row {missing.argmax()}"
         )
-    if not classes and text:
-        raise ValueError(f"{name} must be numbers for classes=False, got {column[0]!r} in row 0")
-    if not classes or text:
+    if classes:
         return column
-    return np.array([str(int(v)) if v % 1 == 0 else repr(v) for v in column.tolist()], object)
+    for row, value in enumerate(column.tolist()):
+        try:
+            number = float(value)
+        except ValueError:
+            number = np.nan
+        if not np.isfinite(number):
+            raise ValueError(f"{name} must be finite numbers, got {value!r} in row {row}")
+    return column.astype(np.float64)
 
 
 def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -253,10 +284,5 @@ def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str,
     if encoder.classes or encoder.label not in columns:
         return encode(encoder, columns)
     target = columns[encoder.label]
-    odd = np.flatnonzero(~np.isfinite(target))
-    if len(odd):
-        raise ValueError(
-            f"{encoder.label} must be a finite number, got {target[odd[0]]} in row {odd[0]}"
-        )
     rest = {name: value for name, value in columns.items() if name != encoder.label}
     return {**encode(encoder, rest), "label": target.astype(np.float32)}

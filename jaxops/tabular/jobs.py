@@ -12,20 +12,26 @@ from scipy.stats import rankdata
 
 from jaxops import optim
 from jaxops.data.dataset import take
-from jaxops.data.encoders import fit_encoder
+from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of
-from jaxops.tabular.data import BINS, TableReader, encode_target, label_of, of_classes, read
+from jaxops.tabular.data import (
+    BINS,
+    TableReader,
+    encode_target,
+    label_of,
+    names_classes,
+    of_classes,
+    read,
+)
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
 from jaxops.tabular.tasks import classifier, regressor
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping
+from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
-
-FEW = 20  # as many whole numbers as a label may have and still name classes
 
 
 def fit(
@@ -87,9 +93,11 @@ def fit(
     True
     """
     start = time.monotonic()
-    parts = _parts(read(data), label, id, drop, groups, validation, classes, seed)
+    check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
+    table = read(data, exact=[name for name in (label, id, groups) if name is not None])
+    parts = _parts(table, label, id, drop, groups, validation, classes, seed)
     if progress and parts.left_out:
-        print(f"left out, as they look like identifiers: {', '.join(parts.left_out)}")
+        print(f"left out, as they look like identifiers or are empty: {', '.join(parts.left_out)}")
     options = {"seed": seed, "progress": progress, **options}
     left = seconds(budget) - (time.monotonic() - start)
     if isinstance(method, list | tuple):
@@ -115,7 +123,7 @@ class Parts(NamedTuple):
         reader: learned from the train rows.
         train: the columns of the task.
         validation: the same of the validation rows.
-        left_out: names of columns that look like identifiers.
+        left_out: names of columns that look like identifiers or have no value.
     """
 
     reader: TableReader
@@ -135,15 +143,16 @@ def _parts(
     seed: int,
 ) -> Parts:
     _check_columns(table, label, id, groups, drop)
-    classes = _names_classes(table[label]) if classes is None else classes
+    classes = names_classes(table[label]) if classes is None else classes
     table[label] = label_of(label, table[label], classes)
-    if classes and len(set(table[label].tolist())) < 2:
-        raise ValueError(f"{label} must have at least 2 classes, got {table[label][0]!r} alone")
+    names = sorted(set(table[label].tolist()), key=order) if classes else []
+    if len(names) == 1:
+        raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
     rest, held = _held_out(table, label, groups, classes, validation, seed)
-    left_out = _identifiers(rest, label)
+    left_out = [*_identifiers(rest, label), *_empty(rest)]
     dropped = {*drop, *left_out, *(name for name in (id, groups) if name is not None)}
     kept = {name: column for name, column in rest.items() if name not in dropped}
-    encoder = _encoder(kept, label, classes)
+    encoder = _encoder(kept, label)._replace(classes=names)
     reader = TableReader(encoder, id, unit="" if classes else label)
     if held is None:
         _, columns = reader.columns(validation, label=True)
@@ -158,7 +167,7 @@ def _trained(
     """A model, and its scores on the validation rows."""
     task = _task(method or TabM(), parts.reader.encoder, parts.train)
     count = len(parts.train["label"])
-    settings = recipe(count, left) | options
+    settings = chosen(recipe(count, left), options)
     state = train(task, parts.train, validation=parts.validation, **settings)
     about = {"data": fingerprint(parts.train), "rows": count, "left out": parts.left_out}
     model = Model(task, state._replace(opt_state=()), parts.reader, about)
@@ -225,8 +234,9 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     task, state = model.trained()
     _, columns = reader_of(model).columns(new, label=True)
     defaults = recipe(len(columns["label"]), np.inf) | {"early_stopping": None, "epochs": epochs}
+    settings = chosen(defaults, options)
     state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
-    state = train(task, columns, state=state, **{**defaults, **options})
+    state = train(task, columns, state=state, **settings)
     about = {**model.about, "updated with": fingerprint(columns)}
     return replace(model, state=state._replace(opt_state=()), about=about)
 
@@ -306,13 +316,6 @@ def _check_columns(
             raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
 
 
-def _names_classes(column: np.ndarray) -> bool:
-    if column.dtype.kind != "f":
-        return True
-    values = np.unique(column[~np.isnan(column)])
-    return len(values) <= FEW and bool((values % 1 == 0).all())
-
-
 def _identifiers(table: Mapping[str, np.ndarray], label: str) -> list[str]:
     """Text columns with so many values that nothing can be learned of them."""
     few = max(20, len(table[label]) / 2)
@@ -320,9 +323,12 @@ def _identifiers(table: Mapping[str, np.ndarray], label: str) -> list[str]:
     return [name for name in texts if len(set(table[name].tolist())) > few]
 
 
-def _encoder(table: Mapping[str, np.ndarray], label: str, classes: bool) -> Any:
-    if classes:
-        return fit_encoder(table, label=label, bins=BINS)
+def _empty(table: Mapping[str, np.ndarray]) -> list[str]:
+    """Columns of numbers that have no value in the train rows."""
+    return [n for n, column in table.items() if column.dtype.kind == "f" and np.isnan(column).all()]
+
+
+def _encoder(table: Mapping[str, np.ndarray], label: str) -> Any:
     encoder = fit_encoder({k: v for k, v in table.items() if k != label}, bins=BINS)
     return encoder._replace(label=label)
 

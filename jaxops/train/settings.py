@@ -90,3 +90,23 @@ class Reports(NamedTuple):
     def functions(self) -> list[Callable[[Record], Any]]:
         """The functions in `on_log`, as a list."""
         return [self.on_log] if callable(self.on_log) else list(self.on_log)
+
+
+def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `fit` in place of defaults; of `epochs` and `steps` the one that is given.
+
+    >>> chosen({"epochs": 5, "seed": 0}, {"steps": 3})
+    {'seed': 0, 'steps': 3}
+    """
+    if {"epochs", "steps"} & options.keys():
+        defaults = {k: v for k, v in defaults.items() if k not in ("epochs", "steps")}
+    return defaults | options
+
+
+def check_one_directory(options: dict[str, Any], trainings: int) -> None:
+    """Raise `ValueError` where several trainings would write checkpoints into one directory."""
+    if trainings > 1 and options.get("checkpoints") is not None:
+        raise ValueError(
+            f"checkpoints must be None where {trainings} trainings follow each other, got "
+            f"{options['checkpoints']!r}; give one method, or call jaxops.fit for each"
+        )

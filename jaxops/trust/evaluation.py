@@ -246,10 +246,11 @@ def compare(
     def best(metric: str) -> int | None:
         neutral = any(metric in one.neutral for one in every)
         few = any(len(one) // one.block < BLOCKS for one in every)
-        if len(every) < 2 or neutral or few or not same:
+        known = [figure[metric] for figure in figures.values()]
+        if len(every) < 2 or neutral or few or not same or not np.isfinite(known).all():
             return None
         sign = -1 if metric in every[0].smaller else 1
-        place = int(np.argmax([sign * known[metric] for known in figures.values()]))
+        place = int(np.argmax(sign * np.array(known)))
         pairs = [every[place].paired(other, metric, coverage) for other in every]
         bounds = [pair.low if sign > 0 else -pair.high for pair in pairs]
         return place if all(bound > 0 for i, bound in enumerate(bounds) if i != place) else None
@@ -298,6 +299,8 @@ def _interval(values: np.ndarray, block: int, coverage: float) -> Interval:
 
 def _bounds(drawn: np.ndarray, coverage: float) -> tuple[float, float]:
     drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) == 0:  # such as the area under the ROC curve of one class
+        return np.nan, np.nan
     low, high = np.quantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
 

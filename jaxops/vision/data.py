@@ -162,12 +162,14 @@ class ImageReader:
 
 
 def files(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, in order of their paths.
+    """The image files in a folder and its subfolders, in order of their paths; none is hidden.
 
     Raises:
-        ValueError: none.
+        ValueError: no image.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    every = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    shown = (p for p in every if not any(x.startswith(".") for x in p.relative_to(folder).parts))
+    found = sorted(shown)
     if not found:
         raise ValueError(f"{folder} must hold images ({', '.join(sorted(SUFFIXES))}), got none")
     return found

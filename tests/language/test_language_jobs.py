@@ -128,3 +128,9 @@ def test_what_is_refused(model, tmp_path):
         model.predict(["a", ""])
     with pytest.raises(ValueError, match="model must be of the language room, got Task"):
         language.evaluate(jo.Model(model.task, model.state), LETTERS)
+
+
+def test_names_of_files_are_not_taken_for_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("a letter")
+    with pytest.raises(ValueError, match=r"data must be paths of pathlib\.Path, or texts"):
+        language.fit([str(tmp_path / "a.txt")])

@@ -153,9 +153,42 @@ def test_labels_that_cannot_be(model):
 def test_identifiers_are_left_out_and_groups_kept_together(capsys):
     model = tabular.fit(TABLE, SMALL, label="left", epochs=1)
     assert model.about["left out"] == ["customer"]
-    assert "left out, as they look like identifiers: customer" in capsys.readouterr().out
+    assert (
+        "left out, as they look like identifiers or are empty: customer" in capsys.readouterr().out
+    )
     groups = (np.arange(N) // 10).astype(float)
     grouped = tabular.fit(
         {**TABLE, "group": groups}, SMALL, label="left", groups="group", epochs=1, progress=False
     )
     assert "group" not in grouped.reader.encoder.mean
+
+
+def test_names_of_classes_and_columns_are_kept_as_they_are():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({0: AGE, 1: PLAN, 2: np.where(AGE < 40, "01", "None")})
+    model = tabular.fit(frame, SMALL, label="2", epochs=3, progress=False)
+    assert model.task.classes == ("01", "None")
+    assert tabular.evaluate(model, frame).figures()["accuracy"] > 0.5
+    whole = tabular.fit({"age": AGE, "left": (AGE < 40) * 1.0}, SMALL, label="left", steps=2,
+                        progress=False)  # fmt: skip
+    assert whole.task.classes == ("0", "1")
+
+
+def test_a_class_that_is_held_out_alone_and_scores_of_one_class(model):
+    kind = np.where(np.arange(N) < 2, "rare", TABLE["left"]).astype(object)
+    groups = np.where(np.arange(N) < 2, 0, 1 + np.arange(N) % 3).astype(float)
+    table = {"age": AGE, "kind": kind, "group": groups}
+    for seed in range(3):  # for one of them the rare class is in the validation rows alone
+        fitted = tabular.fit(
+            table, SMALL, label="kind", groups="group", seed=seed, validation=0.25, epochs=1,
+            progress=False,
+        )  # fmt: skip
+        assert fitted.task.classes == ("no", "rare", "yes")
+    one = {name: column[TABLE["left"] == "no"] for name, column in TABLE.items()}
+    scored = tabular.evaluate(model, one)
+    assert np.isnan(scored.interval("auc")).all() and "auc" in str(scored)
+
+
+def test_one_directory_of_checkpoints_is_of_one_training(tmp_path):
+    with pytest.raises(ValueError, match="checkpoints must be None where 2 trainings follow"):
+        tabular.fit(TABLE, [SMALL, SMALL], label="left", checkpoints=tmp_path)
