@@ -168,6 +168,11 @@ def names_of(methods: Sequence[Any]) -> list[str]:
 
 
 def name_of(method: Any) -> str:
+    """What a method is called in tables.
+
+    >>> name_of(Baseline("seasonal_naive", 7))
+    'seasonal_naive, season 7'
+    """
     if isinstance(method, LogScale):
         return f"log {name_of(method.model)}"
     if isinstance(method, Baseline):

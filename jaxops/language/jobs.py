@@ -124,10 +124,11 @@ def recipe(
     per_epoch = -(-count // batch_size)
     if steps is None:
         few = min(max(3 * per_epoch, 300), 3_000)
-        steps = few if epochs is None else max(1, epochs * per_epoch)
+        steps = few if epochs is None else epochs * per_epoch
+    cycle = max(1, steps)
 
     def schedule(peak: float) -> optax.Schedule:
-        return optim.cosine(rate * peak, steps, warmup=min(50, steps // 2))
+        return optim.cosine(rate * peak, cycle, warmup=min(50, cycle // 2))
 
     return {
         "optimizer": optax.contrib.muon(
