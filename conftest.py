@@ -78,13 +78,6 @@ def pytest_collection_modifyitems(items):
                     item.add_marker(pytest.mark.skip(reason=f"no {name} in JAXOPS_DATA_DIR"))
 
 
-def pytest_collection_finish():
-    """What is imported is never garbage: looking for it there takes 4 % of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-
-
 @pytest.fixture(autouse=True)
 def bounded_memory():
     """Drop compiled programs when they fill the memory, or nearly use up the memory maps.
