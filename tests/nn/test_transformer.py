@@ -206,7 +206,7 @@ CACHED = [
 def test_a_cache_gives_the_same_logits(kind, scan):
     """Prompts of 5 and 2 tokens, aligned at their ends; then a pair, then a loop of one by one."""
     config = config_of(kind)
-    params = params_of(config)
+    params = jax.tree.map(jnp.asarray, params_of(config))  # tables are read inside a jit
     tokens = np.random.default_rng(3).integers(0, 11, (2, 10), np.int32)
     want = logits_of(config, tokens, np.ones((2, 10), np.int32))
     if scan:
@@ -240,7 +240,7 @@ def test_a_cache_gives_the_same_logits(kind, scan):
 )
 def test_a_cache_of_an_encoder_decoder(kind, scan):
     config = config_of(kind)
-    params = pair_of(config)
+    params = jax.tree.map(jnp.asarray, pair_of(config))  # tables are read inside a jit
     target = np.random.default_rng(3).integers(0, 11, (2, 7), np.int32)
     sources = (SEGMENTS > 0).astype(np.int32)
     want = pair_logits(config, params, TOKENS, target, sources, np.ones_like(target))
