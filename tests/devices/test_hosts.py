@@ -20,9 +20,11 @@ from jaxops.devices import hosts, plans
 from jaxops.trust import report
 
 # each of the processes compiles all programs: optimised, but by the emitters that take half of it
-PLAIN = {
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-}
+PLAIN = {}
+if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:  # set in the root's conftest.py
+    PLAIN["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 
 
 class Processes:
