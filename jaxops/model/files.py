@@ -39,12 +39,18 @@ def save(path: str | Path, model: Model) -> None:
             `jaxops.recorded`), the file alone is enough to load the model.
 
     Raises:
-        ValueError: the task or the reader has an argument that a file cannot hold.
+        ValueError: what is not a `Model`; or the task or the reader has an argument that a file
+            cannot hold.
         OSError: the file could not be written; an existing file is left unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model must be a jo.Model, got {type(model).__name__}; jo.Model(task, state), or "
+            "jo.Model(closed_form)"
+        )
     arrays: dict[str, Any] = {}
     task, state = model.task, model.state
     by_hand = isinstance(task, Task) and not task.recipe

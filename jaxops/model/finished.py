@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Model:
         Args:
             data: what the reader reads: a file, a frame, texts. Without a reader, the task's
                 columns by name, or the array of a single column.
-            **options: of the reader's `predict`; without a reader those of `jaxops.predict`.
+            **options: of the reader's `predict`; without a reader `batch_size`, see `outputs`.
 
         Returns:
             A NamedTuple of arrays with the user's ids, and a method `frame()`. Without a reader,
@@ -134,6 +134,31 @@ class Model:
     def room(self) -> str:
         """The room that the model is of, such as "tabular"; "" without a reader."""
         return "" if self.reader is None else self.reader.room
+
+
+class Classes(NamedTuple):
+    """The classes of N rows or images.
+
+    Attributes:
+        ids: (N,), the user's ids, such as paths; or the numbers of the rows.
+        labels: `str` objects (N,), names of classes.
+        probabilities: float32 (N, K), of each class.
+        classes: the K names, in the order of the probabilities.
+
+    >>> one = Classes(np.arange(1), np.array(["no"], object), np.array([[0.9, 0.1]]), ("no", "yes"))
+    >>> one.frame().columns.tolist()
+    ['id', 'label', 'p(no)', 'p(yes)']
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+    def frame(self) -> Any:
+        """One row each: id, label, and the probability of each class."""
+        of_class = {f"p({c})": self.probabilities[:, i] for i, c in enumerate(self.classes)}
+        return frame({"id": self.ids, "label": self.labels, **of_class})
 
 
 def inside(model: Any, wanted: Callable[[Any], bool], what: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxops._optional import require
 from jaxops.data.encoders import Encoder, encode, fit_encoder
 from jaxops.data.tables import Source, csv_frame, source_frame
-from jaxops.model.finished import Model, frame
+from jaxops.model.finished import Classes, Model, frame
 from jaxops.task import recorded
 
 __all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder", "read"]
@@ -23,31 +23,6 @@ __all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 FEW = 20  # as many whole numbers as a label may have and still name classes
 BINS = 32  # of the piecewise linear encoding of a number
-
-
-class Classes(NamedTuple):
-    """The classes of N rows.
-
-    Attributes:
-        ids: (N,), the user's ids, or the numbers of the rows.
-        labels: `str` objects (N,), names of classes.
-        probabilities: float32 (N, K), of each class.
-        classes: the K names, in the order of the probabilities.
-
-    >>> one = Classes(np.arange(1), np.array(["no"], object), np.array([[0.9, 0.1]]), ("no", "yes"))
-    >>> one.frame().columns.tolist()
-    ['id', 'label', 'p(no)', 'p(yes)']
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    classes: tuple[str, ...]
-
-    def frame(self) -> Any:
-        """One row each: id, label, and the probability of each class."""
-        of_class = {f"p({c})": self.probabilities[:, i] for i, c in enumerate(self.classes)}
-        return frame({"id": self.ids, "label": self.labels, **of_class})
 
 
 class Values(NamedTuple):
@@ -153,7 +128,6 @@ class TableReader:
     Attributes:
         encoder: makes the features.
         id: the column of the user's ids; None numbers the rows.
-        unit: what the predicted number measures; "" for classes.
 
     >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
     >>> ids, columns = reader.columns({"plan": ["b"]})
@@ -165,7 +139,6 @@ class TableReader:
     streams: ClassVar[bool] = True
     encoder: Encoder
     id: str | None = None
-    unit: str = ""
 
     def columns(
         self, source: Source, label: bool = False

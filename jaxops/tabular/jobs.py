@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import rankdata
 
 from jaxops import optim
 from jaxops.data.dataset import take
 from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
+from jaxops.metrics import Scores
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of
 from jaxops.tabular.data import (
@@ -32,6 +32,7 @@ from jaxops.tabular.tasks import classifier, regressor
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
+from jaxops.trust.evaluation import of_classes as scores_of_classes
 
 
 def fit(
@@ -153,7 +154,7 @@ def _parts(
     dropped = {*drop, *left_out, *(name for name in (id, groups) if name is not None)}
     kept = {name: column for name, column in rest.items() if name not in dropped}
     encoder = _encoder(kept, label)._replace(classes=names)
-    reader = TableReader(encoder, id, unit="" if classes else label)
+    reader = TableReader(encoder, id)
     if held is None:
         _, columns = reader.columns(validation, label=True)
     else:
@@ -202,8 +203,8 @@ def evaluate(model: Model, data: Source) -> Evaluation:
         data: see `fit`.
 
     Returns:
-        Of classes "accuracy" and "log_loss", and for two classes "auc"; of numbers "mae", "mse",
-        "rmse" and "r2". A unit is a row.
+        Of classes "accuracy", "log_loss" and "macro_f1", and for two classes "auc"; of numbers
+        "mae", "mse", "rmse" and "r2". A unit is a row.
 
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
@@ -246,23 +247,21 @@ def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) ->
     output = model.outputs({"features": columns["features"]})
     if not classes:
         return _of_numbers(ids, output, target)
-    p = of_classes(output).astype(np.float64)
-    values = {"accuracy": (p.argmax(1) == target).astype(float), "log_loss": _log_loss(p, target)}
-    wholes = {} if len(classes) > 2 else {"auc": lambda rows: _auc(p[rows, 1], target[rows])}
-    return Evaluation(
-        "row", ids, values, wholes, frozenset({"log_loss"}), parts={"outputs": output}
-    )
+    p = of_classes(output)
+    scored = scores_of_classes("row", ids, p, target)
+    wholes = dict(scored.wholes)
+    if len(classes) == 2:
+        wholes["auc"] = lambda rows: Scores(p[rows, 1], target[rows], np.ones(len(rows))).auc()
+    return replace(scored, wholes=wholes, parts={"outputs": output})
 
 
 def _loss(outputs: np.ndarray, target: np.ndarray, classes: bool) -> float:
     """What `best_of` compares by: the log loss of probabilities, the squared error of numbers."""
     if classes:
-        return float(_log_loss(of_classes(outputs), target).mean())
+        ids = np.arange(len(target))
+        scored = scores_of_classes("row", ids, of_classes(outputs), target)
+        return float(scored.values["log_loss"].mean())
     return float(((outputs - target) ** 2).mean())
-
-
-def _log_loss(p: np.ndarray, target: np.ndarray) -> np.ndarray:
-    return -np.log(np.clip(p[np.arange(len(p)), target], 1e-15, None))
 
 
 def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Evaluation:
@@ -275,15 +274,6 @@ def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Eval
     values = {"mae": np.abs(error), "mse": mse}
     smaller = frozenset({"mae", "mse", "rmse"})
     return Evaluation("row", ids, values, wholes, smaller, parts={"outputs": output})
-
-
-def _auc(p: np.ndarray, target: np.ndarray) -> float:
-    """The area under the ROC curve; NaN where there is one class."""
-    positive = target > 0
-    n, m = positive.sum(), (~positive).sum()
-    if n == 0 or m == 0:
-        return float("nan")
-    return float((rankdata(p)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def _held_out(

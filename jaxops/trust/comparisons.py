@@ -3,44 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-
-def surely_best(
-    columns: Sequence[np.ndarray],
-    difference: Callable[[np.ndarray, np.ndarray], Any],
-    smaller: bool = False,
-) -> int | None:
-    """Which model is better than every other, beyond chance.
-
-    From two intervals that overlap nothing follows, as the models share their rows; so the best
-    model is compared with each other one by the interval of their difference, row by row.
-
-    Args:
-        columns: for each model its values of a metric, (N,), of the same rows in the same order.
-        difference: `(a, b) -> interval` of the mean of a - b, with the bound `low`.
-        smaller: whether a smaller value is the better one.
-
-    Returns:
-        The place of the model with the best mean if every interval excludes 0; else None, also
-        for a single model.
-
-    >>> from jaxops.trust.intervals import paired
-    >>> rng = np.random.default_rng(0)
-    >>> base = rng.normal(size=500)
-    >>> surely_best([base, base + 0.5 + 0.1 * rng.normal(size=500), base - 0.1], paired)
-    1
-    >>> surely_best([base, base + 0.1 * rng.normal(size=500)], paired) is None
-    True
-    """
-    if len(columns) < 2:
-        return None
-    means = [values.mean() for values in columns]
-    best = int(np.argmin(means) if smaller else np.argmax(means))
-    others = [values for place, values in enumerate(columns) if place != best]
-    pairs = [(other, columns[best]) if smaller else (columns[best], other) for other in others]
-    return best if all(difference(*pair).low > 0 for pair in pairs) else None
-
 
 def side_by_side(
     figures: Mapping[Any, Mapping[str, float]],
@@ -53,7 +15,7 @@ def side_by_side(
     Args:
         figures: the model's name -> metric -> its value.
         metrics: which columns; by default those of the first model.
-        best: metric -> the place of the model to print in bold, or None; see `surely_best`.
+        best: metric -> the place of the model to print in bold, or None.
         bounds: `(name, metric) -> text` that follows the value, such as " [0.1000, 0.2000]".
 
     Raises:

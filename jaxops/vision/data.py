@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jaxops.data.images import SUFFIXES, class_names, read_image
-from jaxops.model.finished import Model, frame
+from jaxops.model.finished import Classes, Model
 from jaxops.task import recorded
 from jaxops.train.evaluation import predict
 
@@ -49,31 +49,6 @@ def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) 
     if channels not in (1, 3):
         raise ValueError(f"image_shape must end with 1 (grey) or 3 (colour), got {image_shape}")
     return np.stack([read_image(Path(path), (height, width), channels) for path in paths])
-
-
-class Classes(NamedTuple):
-    """The classes of N images.
-
-    Attributes:
-        ids: (N,), the paths as `str` objects, or the numbers of the images.
-        labels: `str` objects (N,), names of classes.
-        probabilities: float32 (N, K), of each class.
-        classes: the K names, in the order of the probabilities.
-
-    >>> one = Classes(np.arange(1), np.array(["no"], object), np.array([[0.9, 0.1]]), ("no", "yes"))
-    >>> one.frame().columns.tolist()
-    ['id', 'label', 'p(no)', 'p(yes)']
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    classes: tuple[str, ...]
-
-    def frame(self) -> Any:
-        """One row each: id, label, and the probability of each class."""
-        of_class = {f"p({c})": self.probabilities[:, i] for i, c in enumerate(self.classes)}
-        return frame({"id": self.ids, "label": self.labels, **of_class})
 
 
 @recorded

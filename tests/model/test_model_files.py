@@ -423,3 +423,8 @@ def test_an_ensemble_of_a_task_made_by_hand(tmp_path):
     states = jo.stack([jo.init_state(TASK, ADAM, seed, images(1)) for seed in (0, 1)])
     with pytest.raises(ValueError, match=r"task\.task must be .* got 'a task made by hand'"):
         jo.save(tmp_path / "m", jo.Model(several, states))
+
+
+def test_what_is_no_finished_model(state, tmp_path):
+    with pytest.raises(ValueError, match=r"model must be a jo\.Model, got Task; jo\.Model\(task"):
+        jo.save(tmp_path / "m", TASK)
