@@ -72,12 +72,12 @@ def smoothed_cross_entropy(logits: Array, label: Array, smoothing: float) -> Arr
     cross-entropy.
 
     Args:
-        logits: (B, C), float.
-        label: (B,), integers in [0, C).
+        logits: (..., C), float.
+        label: (...), integers in [0, C).
         smoothing: the share, in [0, 1); a Python number.
 
     Returns:
-        (B,).
+        (...).
 
     References:
         Szegedy et al. 2015, arXiv:1512.00567.
@@ -91,3 +91,17 @@ def smoothed_cross_entropy(logits: Array, label: Array, smoothing: float) -> Arr
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
     target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, target)
+
+
+def over_members(values: Array, rank: int) -> Array:
+    """The mean over the members of an ensemble in one module, where there are any.
+
+    Args:
+        values: of that rank, without members; or (B, members, ...), of one rank more.
+        rank: 1 for (B,), 2 for (B, C).
+
+    >>> import jax.numpy as jnp
+    >>> over_members(jnp.array([[1.0, 3.0]]), rank=1).tolist()
+    [2.0]
+    """
+    return values.mean(1) if values.ndim > rank else values

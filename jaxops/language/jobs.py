@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,8 +15,9 @@ from jaxops.language.data import Texts, TokenReader, nats_of, texts_of, windows
 from jaxops.language.models import nanogpt
 from jaxops.language.tasks import next_token
 from jaxops.model.finished import Model, fingerprint, inside, seconds
+from jaxops.model.selection import best_of, trained_further
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping, chosen
+from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
 
 BYTES = 261  # a vocabulary of bytes and special tokens alone
@@ -47,12 +47,13 @@ def fit(
         data: a pattern such as "letters/*.txt", a folder with .txt files, a list of paths or of
             texts, or a table.
         method: a causal `nn.Transformer`, such as `language.nanogpt()`. Its vocabulary is set to
-            that of the tokenizer.
+            that of the tokenizer. Of a list each is trained in turn, and the one with the best
+            validation loss is kept.
         text: the column of the texts, where data is a table.
         tokenizer: by default one of bytes; from 4 million characters on with up to 4,096 tokens for
             frequent runs of bytes.
         validation: the share to hold out, or texts.
-        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        budget: time after which training stops, such as "10min", or seconds.
         seed: of the split and of training.
         progress: print a progress bar and the validation figures.
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
@@ -72,6 +73,8 @@ def fit(
     True
     """
     start = time.monotonic()
+    several = isinstance(method, list | tuple)
+    check_one_directory(options, len(method) if several else 1)
     _, texts = texts_of(data, text)
     if isinstance(validation, float):
         own, other = _held_out(texts, validation, seed)
@@ -80,23 +83,31 @@ def fit(
     if tokenizer is None:
         size = BYTES if sum(map(len, own)) < LARGE else 4096
         tokenizer = Tokenizer.train(own, kind="byte", vocabulary=size)
-    module = method or nanogpt(
-        context=64, depth=4, heads=4, width=128, dropout=0.0,
-        position="rotary", norm="rms", qk_norm=True, activation="relu2",
-    )  # fmt: skip
-    module = module.clone(config=replace(module.config, vocabulary=tokenizer.vocabulary))
-    task = next_token(module, packed=False)
-    reader = TokenReader(tokenizer, module.config.context, text)
-    rows, held = (windows(reader.stream(part), reader.context) for part in (own, other))
-    left = seconds(budget) - (time.monotonic() - start)
-    settings = chosen(recipe(len(rows["tokens"]), left, **_length(options)), options)
-    state = train(task, rows, validation=held, seed=seed, progress=progress, **settings)
     about = {"data": fingerprint({"text": np.array(texts, object)}), "texts": len(texts)}
-    model = Model(task, state._replace(opt_state=()), reader, about)
-    scored = evaluate(model, other)
+    given = {"seed": seed, "progress": progress, **options}
+
+    def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
+        module = method or nanogpt(
+            context=64, depth=4, heads=4, width=128, dropout=0.0,
+            position="rotary", norm="rms", qk_norm=True, activation="relu2",
+        )  # fmt: skip
+        module = module.clone(config=replace(module.config, vocabulary=tokenizer.vocabulary))
+        task = next_token(module, packed=False)
+        reader = TokenReader(tokenizer, module.config.context, text)
+        rows, held = (windows(reader.stream(part), reader.context) for part in (own, other))
+        settings = chosen(recipe(len(rows["tokens"]), left, **_length(options)), given)
+        state = train(task, rows, validation=held, **settings)
+        model = Model(task, state._replace(opt_state=()), reader, about)
+        scored = evaluate(model, other)
+        return replace(model, about={**about, "validation": scored.figures()}), scored
+
+    left = seconds(budget) - (time.monotonic() - start)
+    if several:
+        return best_of(method, trained, "nats_per_token", None, left, progress)
+    model, scored = trained(method, left)
     if progress:
         print(f"validation, {len(scored):,} windows\n{scored}")
-    return replace(model, about={**about, "validation": scored.figures()})
+    return model
 
 
 def recipe(
@@ -184,16 +195,11 @@ def update(model: Model, new: Texts, **options: Any) -> Model:
     Raises:
         ValueError: texts that the model cannot read.
     """
-    task, state = model.trained()
     reader = _reader_of(model)
     _, texts = reader.texts(new)
     rows = windows(reader.stream(texts), reader.context)
     defaults = recipe(len(rows["tokens"]), np.inf, 0.25, **_length(options))
-    settings = chosen(defaults | {"early_stopping": None}, options)
-    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
-    state = train(task, rows, state=state, **settings)
-    about = {**model.about, "updated with": fingerprint({"text": np.array(texts, object)})}
-    return replace(model, state=state._replace(opt_state=()), about=about)
+    return trained_further(model, rows, chosen(defaults | {"early_stopping": None}, options))
 
 
 def _length(options: dict[str, Any]) -> dict[str, Any]:

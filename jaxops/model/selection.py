@@ -1,7 +1,7 @@
-"""Several methods for one job: the best by validation, or a blend of them."""
+"""What the rooms' jobs share: the best of several methods or a blend of them, and an update."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.model.finished import Model
+from jaxops.model.finished import Model, fingerprint
+from jaxops.optim import averaged
 from jaxops.state import TrainState
-from jaxops.task import Extra, Params, Task, recorded
+from jaxops.task import Batch, Extra, Params, Task, recorded
+from jaxops.train import loop
 from jaxops.trust.evaluation import Evaluation, table
 
 ROUNDS = 20  # of the greedy selection
@@ -58,21 +60,22 @@ def best_of(
     methods: Sequence[Any],
     fit: Callable[[Any, float], tuple[Model, Evaluation]],
     metric: str,
-    loss: Callable[[np.ndarray], float],
+    loss: Callable[[np.ndarray], float] | None,
     budget: float,
     progress: bool,
 ) -> Model:
     """Fit each method in turn; the one with the best validation, or their blend if it is better.
 
     The weights of the blend are chosen by greedy selection with replacement: the member that
-    lowers the validation loss of the mean most is added, 20 times.
+    lowers the validation loss of the mean most is added, 20 times. Methods that do not read the
+    same columns cannot be blended.
 
     Args:
         methods: M of them.
         fit: `(method, seconds) -> model, evaluation` of the validation rows, with the task's
             outputs among its `parts`.
         metric: the figure of the evaluation to compare by, of which smaller is better.
-        loss: outputs (N, ...) of the validation rows -> that figure.
+        loss: outputs (N, ...) of the validation rows -> that figure; None for no blend.
         budget: seconds for all of them; what is left is divided among those still to come, and a
             method for which nothing is left is not tried.
         progress: print the table of the methods.
@@ -92,16 +95,19 @@ def best_of(
         scored[f"{place + 1}: {type(method).__name__}"] = one
         if progress:
             print(table(scored), flush=True)
-    outputs = [one.parts["outputs"] for one in scored.values()]
     losses = [one.figures()[metric] for one in scored.values()]
     best = int(np.argmin(losses))
-    weights = greedy(outputs, loss)
-    blended = loss(np.tensordot(weights, np.stack(outputs), 1))
     about = {"methods": dict(zip(scored, losses, strict=True))}
+    single = replace(models[best], about=models[best].about | about)
     if progress and len(models) < len(methods):
         print(f"not tried, as the time was over: {len(methods) - len(models)} methods")
+    if loss is None:
+        return single
+    outputs = [one.parts["outputs"] for one in scored.values()]
+    weights = greedy(outputs, loss)
+    blended = loss(np.tensordot(weights, np.stack(outputs), 1))
     if blended >= losses[best]:
-        return replace(models[best], about=models[best].about | about)
+        return single
     if progress:
         print(f"blend: {metric} {blended:.4f}, weights {', '.join(f'{w:g}' for w in weights)}")
     members = [(model, w) for model, w in zip(models, weights.tolist(), strict=True) if w > 0]
@@ -111,8 +117,23 @@ def best_of(
         tuple(model.state.extra for model, _ in members),
         tuple(weight for _, weight in members),
     )
-    about |= models[best].about | {"validation": {metric: blended}}
-    return replace(models[best], task=blend, state=None, about=about)
+    about = single.about | {"validation": {metric: blended}}
+    return replace(single, task=blend, state=None, about=about)
+
+
+def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -> Model:
+    """The model after more training from its present parameters, with the same reader.
+
+    Args:
+        model: with a task and its state.
+        columns: of the task.
+        settings: of `jaxops.fit`.
+    """
+    task, state = model.trained()
+    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
+    state = averaged(loop.fit(task, columns, state=state, **settings))
+    about = {**model.about, "updated with": fingerprint(columns)}
+    return replace(model, state=state._replace(opt_state=()), about=about)
 
 
 def greedy(outputs: Sequence[np.ndarray], loss: Callable[[np.ndarray], float]) -> np.ndarray:

@@ -82,9 +82,8 @@ def fit(
         item_features: for `TwoTower`, a table with the item column and a row for every item.
         validation: instead of each user's last item, the share of the events, the last ones by
             time; or a log of later events.
-        budget: time after which training stops at the next epoch, such as "10min", or seconds; what
-            is left is divided among the methods still to come, and one for which nothing is left is
-            not tried.
+        budget: time after which training stops, such as "10min", or seconds; what is left is
+            divided among the methods still to come, and one for which nothing is left is not tried.
         seed: of the users held out and of training.
         progress: print a progress bar and the validation figures.
         **options: of `jaxops.fit`, in place of those of `recipe`: `optimizer`, `batch_size`,

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxops import optim
@@ -14,9 +12,8 @@ from jaxops.data.dataset import take
 from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
-from jaxops.metrics import Scores
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import best_of
+from jaxops.model.selection import best_of, trained_further
 from jaxops.tabular.data import (
     BINS,
     TableReader,
@@ -70,7 +67,7 @@ def fit(
         validation: the share of rows to hold out (with classes, of each class), or a table.
         classes: whether the label names classes; by default if it is text, boolean or at most 20
             whole numbers.
-        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        budget: time after which training stops, such as "10min", or seconds.
         seed: of the split and of training.
         progress: print a progress bar, what was left out and the validation figures.
         **options: of `jaxops.fit`, in place of the defaults here: `optimizer`, `batch_size`,
@@ -232,14 +229,9 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     >>> tabular.update(model, table, epochs=1, progress=False).reader is model.reader
     True
     """
-    task, state = model.trained()
     _, columns = reader_of(model).columns(new, label=True)
     defaults = recipe(len(columns["label"]), np.inf) | {"early_stopping": None, "epochs": epochs}
-    settings = chosen(defaults, options)
-    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
-    state = train(task, columns, state=state, **settings)
-    about = {**model.about, "updated with": fingerprint(columns)}
-    return replace(model, state=state._replace(opt_state=()), about=about)
+    return trained_further(model, columns, chosen(defaults, options))
 
 
 def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> Evaluation:
@@ -247,12 +239,8 @@ def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) ->
     output = model.outputs({"features": columns["features"]})
     if not classes:
         return _of_numbers(ids, output, target)
-    p = of_classes(output)
-    scored = scores_of_classes("row", ids, p, target)
-    wholes = dict(scored.wholes)
-    if len(classes) == 2:
-        wholes["auc"] = lambda rows: Scores(p[rows, 1], target[rows], np.ones(len(rows))).auc()
-    return replace(scored, wholes=wholes, parts={"outputs": output})
+    scored = scores_of_classes("row", ids, of_classes(output), target)
+    return replace(scored, parts={"outputs": output})
 
 
 def _loss(outputs: np.ndarray, target: np.ndarray, classes: bool) -> float:

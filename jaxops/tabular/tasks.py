@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxops import metrics
+from jaxops.losses import over_members
 from jaxops.task import Array, Batch, Column, Task, recorded, row_weights, supervised
 
 
@@ -44,16 +45,17 @@ def classifier(module: Any, features: int, classes: tuple[str, ...] = ("0", "1")
 
     def probabilities(logits: Array) -> Array:
         if outputs == 1:
-            return _over_members(jax.nn.sigmoid(logits[..., 0]))
-        return _over_members(jax.nn.softmax(logits), 2)
+            return over_members(jax.nn.sigmoid(logits[..., 0]), rank=1)
+        return over_members(jax.nn.softmax(logits), rank=2)
 
     def loss(logits: Array, batch: Batch, train: bool) -> Array:
         label = batch["label"][(slice(None), *[None] * (logits.ndim - 2))]
         if outputs == 1:
             label = jnp.asarray(label, logits.dtype)
-            return _over_members(optax.sigmoid_binary_cross_entropy(logits[..., 0], label))
+            return over_members(optax.sigmoid_binary_cross_entropy(logits[..., 0], label), rank=1)
         label = jnp.broadcast_to(label, logits.shape[:-1])
-        return _over_members(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return over_members(entropy, rank=1)
 
     def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
         p = probabilities(logits)
@@ -107,12 +109,13 @@ def regressor(module: Any, features: int, mean: float = 0.0, std: float = 1.0) -
     _check_outputs(module, 1)
 
     def predict(outputs: Array) -> Array:
-        return mean + std * _over_members(outputs[..., 0])
+        return mean + std * over_members(outputs[..., 0], rank=1)
 
     def loss(outputs: Array, batch: Batch, train: bool) -> Array:
         target = (batch["label"] - mean) / std
         z = outputs[..., 0]
-        return _over_members(jnp.square(z - target[(slice(None), *[None] * (z.ndim - 1))]))
+        target = target[(slice(None), *[None] * (z.ndim - 1))]
+        return over_members(jnp.square(z - target), rank=1)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
         p, target = predict(outputs), jnp.asarray(batch["label"], jnp.float32)
@@ -138,11 +141,6 @@ def _features(batch: Batch, key: Any) -> Array:
 def _check_outputs(module: Any, outputs: int) -> None:
     if getattr(module, "outputs", outputs) != outputs:
         raise ValueError(f"module.outputs must be {outputs}, got {module.outputs}")
-
-
-def _over_members(values: Array, rank: int = 1) -> Array:
-    """The mean over members, if there are any: (B, members, ...) to (B, ...) of that rank."""
-    return values.mean(1) if values.ndim > rank else values
 
 
 def auc(probability: Array, batch: Batch) -> metrics.Scores:

@@ -7,10 +7,19 @@ the index behind `search`, with its metrics.
 """
 
 from jaxops.text.answers import Answer, Answers, PassageReader, answer, best_span
-from jaxops.text.data import NGrams, Passages, Reader, Tokens, labels, partners
+from jaxops.text.data import (
+    NGrams,
+    Passages,
+    Reader,
+    Tokens,
+    WordsAndNGrams,
+    labels,
+    partners,
+)
 from jaxops.text.inference import Decision, DocumentReader, Hits, calibrate, classify, search
 from jaxops.text.jobs import evaluate, fit, recipe, update
 from jaxops.text.models import (
+    BagAndCNN,
     BagEncoder,
     NGramBag,
     Recurrent,
@@ -48,6 +57,7 @@ __all__ = [
     "BM25",
     "Answer",
     "Answers",
+    "BagAndCNN",
     "BagEncoder",
     "Classes",
     "Decision",
@@ -68,6 +78,7 @@ __all__ = [
     "Tokens",
     "TransformerClassifier",
     "Vectors",
+    "WordsAndNGrams",
     "add",
     "answer",
     "best_span",

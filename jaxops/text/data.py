@@ -105,7 +105,46 @@ class NGrams:
         return list(dict.fromkeys(numbers))
 
 
-Reader = Tokens | NGrams
+@recorded
+@dataclass(frozen=True)
+class WordsAndNGrams:
+    """A reader for `BagAndCNN`: in each row the first tokens of a text, then its n-grams.
+
+    Attributes:
+        words: encodes the text; later tokens than the first `words.context` are left out, without
+            a warning, as the n-grams are those of the whole text.
+        grams: finds the n-grams.
+
+    >>> words = Tokens(Tokenizer.train(["my card is lost", "my card"], kind="word"), context=3)
+    >>> read = WordsAndNGrams(words, NGrams(context=4, vocabulary=100, characters=(0, 0)))
+    >>> read(["my card"])["tokens"].shape, read.context, read.vocabulary
+    ((1, 7), 7, 100)
+    """
+
+    words: Tokens
+    grams: NGrams
+
+    @property
+    def context(self) -> int:
+        """Number of columns."""
+        return self.words.context + self.grams.context
+
+    @property
+    def vocabulary(self) -> int:
+        """Every number in a row is in [0, vocabulary)."""
+        return max(self.words.vocabulary, self.grams.vocabulary)
+
+    def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
+        """`tokens` (N, context) int32; raises and warns as `grams` does."""
+        texts = check_texts(texts)
+        first = np.full((len(texts), self.words.context), PAD, np.int32)
+        for row, text in zip(first, texts, strict=True):
+            tokens = self.words.tokenizer.encode(text)[: len(row)]
+            row[: len(tokens)] = tokens
+        return {"tokens": np.concatenate([first, self.grams(texts)["tokens"]], axis=1)}
+
+
+Reader = Tokens | NGrams | WordsAndNGrams
 """What reads single texts."""
 
 

@@ -5,26 +5,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxops import optim
+from jaxops.data.dataset import take
 from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, fingerprint, inside, seconds
-from jaxops.text.data import NGrams, Reader, Tokens, labels
+from jaxops.model.selection import best_of, trained_further
+from jaxops.text.data import NGrams, Reader, Tokens, WordsAndNGrams, labels
 from jaxops.text.inference import calibrated, check_keep
-from jaxops.text.models import NGramBag
+from jaxops.text.models import BagAndCNN, NGramBag
 from jaxops.text.readers import TextReader, columns_of, has_many, names_of
 from jaxops.text.tasks import classifier
 from jaxops.train.evaluation import predict
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping
+from jaxops.train.settings import EarlyStopping, check_one_directory
 from jaxops.trust.evaluation import Evaluation, of_classes
 
 GRAMS, WORDS = 1024, 256  # the most n-grams and words of a text that are read by default
+FEW, FIRST = 20_000, 64  # texts that are few enough for a CNN as well, which reads the first words
 SAMPLE = 2000  # texts, of which the lengths are looked at
 
 
@@ -47,27 +48,29 @@ def fit(
 ) -> Model:
     """Train a model to tell the class of a text, or the several labels of a text.
 
-    The default method is `NGramBag` over hashed n-grams of words and characters. Texts are held out
-    for validation (of each class the same share), on which the temperature and the threshold are
-    fitted and the figures are measured. Then, if half of the budget is left, the model is trained
-    once more on all texts.
+    The default method is `BagAndCNN` for at most 20,000 texts: hashed n-grams of words and
+    characters, and the first words in order. For more it is `NGramBag`, of the n-grams alone. Texts
+    are held out for validation (of each class the same share), on which the temperature and the
+    threshold are fitted and the figures are measured. Then, if half of the budget is left, the
+    model is trained once more on all texts.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
         method: a Flax module, tokens (B, T) int32 to logits (B, classes), such as
             `TextCNN(8192, 1)`. Its `classes`, and the `vocabulary` of a module that reads words,
-            are set to what the data needs.
+            are set to what the data needs. Of a list each is trained in turn, and the one with the
+            best validation loss is kept.
         text: the column of the texts.
         label: the column of the labels: names, or lists of names.
         id: the column of the texts' ids, which answers repeat.
         separator: between the labels in a text, such as ", ", where a text may have many.
         groups: a column, such as the author; no group is in training and validation.
-        read: turns texts into tokens; by default `NGrams` for an `NGramBag`, else `Tokens` of the
-            words of the train texts.
+        read: turns texts into tokens; by default `NGrams` for an `NGramBag`, `WordsAndNGrams` for
+            a `BagAndCNN`, else `Tokens` of the words of the train texts.
         validation: the share of texts to hold out, or a table.
         keep: share of the validation texts that the threshold leaves in scope. With many labels the
             threshold is that of the best F1 over all labels.
-        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        budget: time after which training stops, such as "10min", or seconds.
         seed: of the split and of training.
         progress: print a progress bar and the validation figures.
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
@@ -90,6 +93,8 @@ def fit(
     """
     start = time.monotonic()
     check_keep(keep)
+    several = isinstance(method, list | tuple)
+    check_one_directory(options, len(method) if several else 1)
     ids, table = columns_of(data, id, text, label, groups=groups)
     texts = check_texts(table[text])
     many = separator is not None or any(_is_list(cell) for cell in table[label])
@@ -102,29 +107,40 @@ def fit(
     if isinstance(validation, float):
         of = None if groups is None else [str(one) for one in table[groups]]
         rows, held = held_out(len(texts), validation, None if many else target, of, seed)
-    read = read or _reader(method, [texts[i] for i in rows])
-    reader = TextReader(read, text, label, id, separator)
-    task = _task(method, read, classes, many)
-    columns = {**read(texts), "label": target}
-    if isinstance(validation, float):
-        ids, other = ids[held], {name: column[held] for name, column in columns.items()}
-    else:
-        ids, other = reader.columns(validation, classes, many)
-    own = {name: column[rows] for name, column in columns.items()}
+    given = {"seed": seed, "progress": progress, **options}
+
+    def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
+        method = method or _default(len(rows), read)
+        reads = read or _reader(method, [texts[i] for i in rows])
+        reader = TextReader(reads, text, label, id, separator)
+        task = _task(method, reads, classes, many)
+        columns = {**reads(texts), "label": target}
+        if isinstance(validation, float):
+            known, other = ids[held], take(columns, held)
+        else:
+            known, other = reader.columns(validation, classes, many)
+        settings = recipe(len(rows), left, **given)
+        state = train(task, take(columns, rows), validation=other, **settings)
+        about = {"data": fingerprint(columns), "rows": len(texts)}
+        model = Model(task, state._replace(opt_state=()), reader, about)
+        model = _calibrated(model, other, keep)
+        scored = _scored(model, known, other)
+        return replace(model, about={**about, "validation": scored.figures()}), scored
+
     left = seconds(budget) - (time.monotonic() - start)
-    settings = {**recipe(len(rows), left, **options), "seed": seed, "progress": progress}
-    state = train(task, own, validation=other, **settings)
-    model = Model(task, state._replace(opt_state=()), reader, {"data": fingerprint(columns)})
-    model = _calibrated(model, other, keep)
-    scored = _scored(model, ids, other)
+    if several:
+        model = best_of(method, trained, "log_loss", None, left, progress)
+    else:
+        model, scored = trained(method, left)
+        if progress:
+            print(f"validation, {len(scored):,} texts\n{scored}")
     early = time.monotonic() - start < seconds(budget) / 2
     once = {"early_stopping", "checkpoints"} & options.keys()
     if isinstance(validation, float) and early and not once:
-        model = replace(model, state=_on_all(task, columns, settings, options))
-    about = model.about | {"rows": len(texts), "validation": scored.figures()}
-    if progress:
-        print(f"validation, {len(scored):,} texts\n{scored}")
-    return replace(model, about=about)
+        columns = {**model.reader.read(texts), "label": target}
+        settings = recipe(len(texts), np.inf, **given) | {"early_stopping": None}
+        model = replace(model, state=train(model.task, columns, **settings)._replace(opt_state=()))
+    return model
 
 
 def recipe(
@@ -193,13 +209,10 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
     """
-    task, state = model.trained()
+    task, _ = model.trained()
     _, columns = _reader_of(model).columns(new, task.classes, has_many(task))
     settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
-    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
-    state = train(task, columns, state=state, **{**settings, "early_stopping": None})
-    about = {**model.about, "updated with": fingerprint(columns)}
-    return replace(model, state=state._replace(opt_state=()), about=about)
+    return trained_further(model, columns, settings | {"early_stopping": None})
 
 
 def _reader_of(model: Model) -> TextReader:
@@ -213,16 +226,30 @@ def _is_list(cell: Any) -> bool:
     return not isinstance(cell, str) and hasattr(cell, "__len__")
 
 
+def _default(count: int, read: Reader | None) -> Any:
+    """The method for so many texts; what depends on their reader is set in `_task`."""
+    both = isinstance(read, WordsAndNGrams) or (read is None and count <= FEW)
+    if both:
+        return BagAndCNN(NGrams.vocabulary, 2, words=FIRST, word_vocabulary=8192)
+    return NGramBag(NGrams.vocabulary, 2, dropout=0.1, hidden_dropout=0.1)
+
+
 def _reader(method: Any, texts: Sequence[str]) -> Reader:
-    """N-grams or words, and as many of them in a row as nearly all texts have."""
+    """N-grams, words or both, and as many of them in a row as nearly all texts have."""
     some = texts[:: -(-len(texts) // SAMPLE)]
-    if method is None or isinstance(method, NGramBag):
-        grams = NGrams() if method is None else NGrams(vocabulary=method.vocabulary)
-        return replace(grams, context=_context([len(grams._numbers(t)) for t in some], GRAMS))
-    config = getattr(method, "config", None)
-    tokenizer = Tokenizer.train(texts, "word", min(method.vocabulary, 8192), lowercase=True)
-    most = WORDS if config is None else config.context
-    return Tokens(tokenizer, _context([len(tokenizer.encode(t)) for t in some], most))
+    if isinstance(method, NGramBag):
+        return _grams(method.vocabulary, some)
+    both, config = isinstance(method, BagAndCNN), getattr(method, "config", None)
+    vocabulary = method.word_vocabulary if both else min(method.vocabulary, 8192)
+    most = method.words if both else WORDS if config is None else config.context
+    tokenizer = Tokenizer.train(texts, "word", vocabulary, lowercase=True)
+    words = Tokens(tokenizer, _context([len(tokenizer.encode(t)) for t in some], most))
+    return WordsAndNGrams(words, _grams(method.vocabulary, some)) if both else words
+
+
+def _grams(vocabulary: int, some: Sequence[str]) -> NGrams:
+    grams = NGrams(vocabulary=vocabulary)
+    return replace(grams, context=_context([len(grams._numbers(t)) for t in some], GRAMS))
 
 
 def _context(lengths: Sequence[int], most: int) -> int:
@@ -231,11 +258,14 @@ def _context(lengths: Sequence[int], most: int) -> int:
 
 
 def _task(method: Any, read: Reader, classes: tuple[str, ...], many: bool) -> Any:
-    module = method or NGramBag(read.vocabulary, len(classes), dropout=0.1, hidden_dropout=0.1)
+    module = method
     if hasattr(module, "config"):
         module = module.clone(config=replace(module.config, vocabulary=read.vocabulary))
     elif hasattr(module, "vocabulary"):
         module = module.clone(vocabulary=read.vocabulary)
+    if isinstance(read, WordsAndNGrams):
+        words = read.words
+        module = module.clone(words=words.context, word_vocabulary=words.vocabulary)
     if hasattr(module, "classes"):
         module = module.clone(classes=len(classes))
     return classifier(module, read.context, classes, many, label_smoothing=0.1)
@@ -276,12 +306,3 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
     }
     smaller = frozenset({"log_loss"})
     return Evaluation("text", ids, values, wholes, smaller, parts={"probabilities": p})
-
-
-def _on_all(
-    task: Any, columns: dict[str, np.ndarray], settings: dict[str, Any], options: dict[str, Any]
-) -> Any:
-    """The state after the same training on the texts of train and validation."""
-    again = recipe(len(columns["label"]), np.inf, **options)
-    again |= {"seed": settings["seed"], "progress": settings["progress"], "early_stopping": None}
-    return train(task, columns, **again)._replace(opt_state=())

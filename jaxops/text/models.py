@@ -117,6 +117,55 @@ class NGramBag(nn.Module):
         return Dense(self.classes, name="logits")(x)
 
 
+class BagAndCNN(nn.Module):
+    """An `NGramBag` and a `TextCNN`, trained side by side; their mean is better than either.
+
+    Attributes:
+        vocabulary: number of n-gram ids, see `text.NGrams`.
+        classes: number of logits.
+        words: number of tokens at the start of a row, see `text.WordsAndNGrams`.
+        word_vocabulary: number of tokens.
+        width: size of a token's embedding, in the CNN.
+        filters: number of filters of each width, in the CNN.
+        dropout: probability of dropping an n-gram, a token, or a value of the bag in training.
+
+    >>> model = BagAndCNN(vocabulary=1000, classes=3, words=4, word_vocabulary=50)
+    >>> tokens = jnp.ones((1, 12), jnp.int32)
+    >>> jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)[0].shape
+    (1, 2, 3)
+    """
+
+    vocabulary: int
+    classes: int
+    words: int
+    word_vocabulary: int
+    width: int = 128
+    filters: int = 256
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, tokens: Array, *, train: bool = False) -> Array:
+        """Logits (B, 2, classes)."""
+        bag = NGramBag(
+            self.vocabulary,
+            self.classes,
+            dropout=self.dropout,
+            hidden_dropout=self.dropout,
+            name="bag",
+        )
+        cnn = TextCNN(
+            self.word_vocabulary,
+            self.classes,
+            self.width,
+            (1, 2, 3),
+            self.filters,
+            word_dropout=self.dropout,
+            name="cnn",
+        )
+        words, grams = tokens[:, : self.words], tokens[:, self.words :]
+        return jnp.stack([bag(grams, train=train), cnn(words, train=train)], 1)
+
+
 class TransformerClassifier(nn.Module):
     """A transformer encoder, pooling over its outputs, and a dense layer.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxops import metrics
-from jaxops.losses import smoothed_cross_entropy
+from jaxops.losses import over_members, smoothed_cross_entropy
 from jaxops.task import Array, Batch, Column, Key, Task, recorded, row_weights, supervised
 
 
@@ -26,6 +26,9 @@ def classifier(
     A batch holds `tokens`, integers (B, context) in [0, module.vocabulary) where 0 is padding (see
     `text.Tokens` and `text.NGrams`), and `label`: integers (B,) in [0, classes), or with `many`
     (B, classes) of 0 and 1.
+
+    A module with members, such as `BagAndCNN`, gives logits (B, members, classes): the loss is the
+    mean over the members, and the prediction the mean of their probabilities.
 
     Args:
         module: a Flax module, tokens to logits (B, classes).
@@ -55,18 +58,26 @@ def classifier(
         )
 
     def one_label(logits: Array, batch: Batch, train: bool) -> Array:
-        return smoothed_cross_entropy(logits, batch["label"], label_smoothing if train else 0.0)
+        label = batch["label"] if logits.ndim == 2 else batch["label"][:, None]
+        label = jnp.broadcast_to(label, logits.shape[:-1])
+        entropy = smoothed_cross_entropy(logits, label, label_smoothing if train else 0.0)
+        return over_members(entropy, rank=1)
 
     def many_labels(logits: Array, batch: Batch, train: bool) -> Array:
         target = batch["label"].astype(logits.dtype)
+        target = target if logits.ndim == 2 else target[:, None]
         if train:
             target = target * (1 - label_smoothing) + label_smoothing / 2
-        return optax.sigmoid_binary_cross_entropy(logits, target).sum(-1)
+        return over_members(optax.sigmoid_binary_cross_entropy(logits, target).sum(-1), rank=1)
+
+    def probabilities(logits: Array) -> Array:
+        return over_members(jax.nn.sigmoid(logits) if many else jax.nn.softmax(logits), rank=2)
 
     def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
+        p = probabilities(logits)
         if not many:
-            return {"accuracy": metrics.accuracy(logits, batch["label"], weights)}
-        return {"accuracy": metrics.mean(((logits > 0) == (batch["label"] > 0)).all(-1), weights)}
+            return {"accuracy": metrics.accuracy(p, batch["label"], weights)}
+        return {"accuracy": metrics.mean(((p > 0.5) == (batch["label"] > 0)).all(-1), weights)}
 
     shape, values = ((len(names),), 2) if many else ((), len(names))
     return supervised(
@@ -74,7 +85,7 @@ def classifier(
         lambda batch, key: batch["tokens"],
         many_labels if many else one_label,
         accuracy,
-        jax.nn.sigmoid if many else jax.nn.softmax,
+        probabilities,
         (
             Column("tokens", (context,), "int", classes=getattr(module, "vocabulary", None)),
             Column("label", shape, "int", classes=values, target=True),

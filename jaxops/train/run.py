@@ -184,6 +184,7 @@ class Run:
                 settings.save_every and self.step % settings.save_every == 0
             )
             epoch_ends = self.step % settings.period == 0 or self.step == settings.total
+            epoch_ends = epoch_ends or self._late()
             wait = epoch_ends or saves
             while len(in_flight) > (0 if wait else self.pace.in_flight):
                 self._await(in_flight.popleft(), bar)
@@ -275,8 +276,15 @@ class Run:
             self.best, self.best_value, self.worse = jax.tree.map(jnp.copy, state), value, 0
         else:
             self.worse += 1
-        if rule.seconds < math.inf and hosts.agreed(time.monotonic() - self.started > rule.seconds):
+        if self._late():
             self.worse = rule.patience + 1
+
+    def _late(self) -> bool:
+        """Whether the time of early stopping is over: then this is the last validation."""
+        rule = self.settings.early_stopping
+        if rule is None or rule.seconds == math.inf:
+            return False
+        return hosts.agreed(time.monotonic() - self.started > rule.seconds)
 
     def _log(
         self, split: str, step: int, values: dict[str, Any], speed: dict[str, Any] | None = None

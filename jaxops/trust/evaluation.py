@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxops import _table
 from jaxops._optional import require
+from jaxops.metrics import Scores
 from jaxops.trust.comparisons import side_by_side
 from jaxops.trust.intervals import Interval, Paired, block_interval, interval, paired
 
@@ -174,7 +175,7 @@ class Evaluation:
 def of_classes(
     unit: str, ids: np.ndarray, probabilities: np.ndarray, target: np.ndarray
 ) -> Evaluation:
-    """The scores of a classifier: accuracy, log loss, and the F1 of the classes in the mean.
+    """The scores of a classifier: accuracy, log loss, F1 in the mean, of two classes also AUC.
 
     Args:
         unit: what a unit is.
@@ -184,7 +185,7 @@ def of_classes(
 
     >>> one = of_classes("row", np.arange(2), np.array([[0.5, 0.5], [0.2, 0.8]]), np.array([1, 1]))
     >>> {name: round(value, 4) for name, value in one.figures().items()}
-    {'accuracy': 0.5, 'log_loss': 0.4581, 'macro_f1': 0.3333}
+    {'accuracy': 0.5, 'log_loss': 0.4581, 'macro_f1': 0.3333, 'auc': nan}
     """
     p, target = np.asarray(probabilities, np.float64), np.asarray(target)
     told = p.argmax(1)
@@ -199,11 +200,13 @@ def of_classes(
         there = have + said > 0  # as scikit-learn: the classes that occur
         return float((2 * hits[there] / (have + said)[there]).mean())
 
+    def auc(rows: np.ndarray) -> float:
+        return Scores(p[rows, 1], target[rows], np.ones(len(rows))).auc()
+
     values = {"accuracy": (told == target).astype(float), "log_loss": -np.log(own)}
-    parts = {"probabilities": p}
-    return Evaluation(
-        unit, ids, values, {"macro_f1": macro_f1}, frozenset({"log_loss"}), parts=parts
-    )
+    wholes: dict[str, Callable[[np.ndarray], float]] = {"macro_f1": macro_f1}
+    wholes |= {"auc": auc} if count == 2 else {}
+    return Evaluation(unit, ids, values, wholes, frozenset({"log_loss"}))
 
 
 def same_units(evaluations: Sequence[Evaluation]) -> bool:

@@ -10,7 +10,6 @@ import numpy as np
 from jaxops.data.images import SUFFIXES, class_names, read_image
 from jaxops.model.finished import Classes, Model
 from jaxops.task import recorded
-from jaxops.train.evaluation import predict
 
 Images = Any
 """A folder, a list of files, an array uint8 (N, H, W, C), or arrays by name with `image`."""
@@ -130,10 +129,9 @@ class ImageReader:
             model: the model.
             data: see `images`.
         """
-        task, state = model.trained()
         ids, images = self.images(data)
-        p = predict(task, state, {"image": images})
-        return Classes(ids, np.array(task.classes, object)[p.argmax(1)], p, task.classes)
+        p, classes = model.outputs({"image": images}), model.task.classes
+        return Classes(ids, np.array(classes, object)[p.argmax(1)], p, classes)
 
 
 def files(folder: Path) -> list[Path]:

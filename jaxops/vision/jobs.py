@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxops import optim
@@ -16,10 +14,11 @@ from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
 from jaxops.data.splits import held_out
 from jaxops.model.finished import Model, fingerprint, seconds
+from jaxops.model.selection import best_of, trained_further
+from jaxops.optim import averaged
 from jaxops.task import Task
-from jaxops.train.evaluation import predict
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping
+from jaxops.train.settings import EarlyStopping, check_one_directory
 from jaxops.trust.evaluation import Evaluation, of_classes
 from jaxops.vision.data import ImageReader, Images, files, labels_of
 from jaxops.vision.inference import reader_of
@@ -52,12 +51,13 @@ def fit(
         data: a folder that holds a folder of images for each class; or arrays by name, `image`
             uint8 (N, H, W, C) and `label` (N,).
         method: a Flax module, images (B, H, W, C) float32 to logits (B, classes), such as `CNN()`.
-            Its `classes` are set to what the data needs.
+            Its `classes` are set to what the data needs. Of a list each is trained in turn; the
+            result is the one with the best validation loss, or a blend of them.
         size: (height, width) to which files are resized; by default their median size, at most 64
             pixels a side.
         channels: 3 for colour, 1 for grey; by default 1 if all files are grey.
         validation: the share of images to hold out, or a folder or arrays.
-        budget: time after which training stops at the next epoch, such as "10min", or seconds.
+        budget: time after which training stops, such as "10min", or seconds.
         seed: of the split and of training.
         progress: print a progress bar and the validation figures.
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
@@ -81,6 +81,8 @@ def fit(
     1.0
     """
     start = time.monotonic()
+    several = isinstance(method, list | tuple)
+    check_one_directory(options, len(method) if several else 1)
     reader = _reader(data, size, channels)
     classes = _classes(data)
     ids, columns = reader.columns(data, classes)
@@ -91,16 +93,28 @@ def fit(
         ids, own, other = ids[held], take(columns, rows), take(columns, held)
     else:
         ids, other = reader.columns(validation, classes)
-    task = _task(method, reader, classes, own["image"])
-    left = seconds(budget) - (time.monotonic() - start)
-    settings = recipe(len(own["label"]), left, **options)
-    state = train(task, own, validation=other, seed=seed, progress=progress, **settings)
     about = {"data": fingerprint(columns), "rows": len(own["label"])}
-    model = Model(task, optim.averaged(state)._replace(opt_state=()), reader, about)
-    scored = _scored(model, ids, other)
+    given = {"seed": seed, "progress": progress, **options}
+
+    def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
+        task = _task(method, reader, classes, own["image"])
+        settings = recipe(len(own["label"]), left, **given)
+        state = averaged(train(task, own, validation=other, **settings))
+        model = Model(task, state._replace(opt_state=()), reader, about)
+        scored = _scored(model, ids, other)
+        return replace(model, about={**about, "validation": scored.figures()}), scored
+
+    left = seconds(budget) - (time.monotonic() - start)
+    if several:
+
+        def loss(p: np.ndarray) -> float:
+            return of_classes("image", ids, p, other["label"]).figures()["log_loss"]
+
+        return best_of(method, trained, "log_loss", loss, left, progress)
+    model, scored = trained(method, left)
     if progress:
         print(f"validation, {len(scored):,} images\n{scored}")
-    return replace(model, about={**about, "validation": scored.figures()})
+    return model
 
 
 def recipe(
@@ -151,8 +165,7 @@ def evaluate(model: Model, data: Images) -> Evaluation:
     Raises:
         ValueError: images that the model cannot read, or a label that is not one of its classes.
     """
-    task, _ = model.trained()
-    ids, columns = reader_of(model).columns(data, task.classes)
+    ids, columns = reader_of(model).columns(data, model.task.classes)
     return _scored(model, ids, columns)
 
 
@@ -168,19 +181,15 @@ def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     Raises:
         ValueError: images that the model cannot read, or a label that is not one of its classes.
     """
-    task, state = model.trained()
+    task, _ = model.trained()
     _, columns = reader_of(model).columns(new, task.classes)
     settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
-    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
-    state = train(task, columns, state=state, **{**settings, "early_stopping": None})
-    about = {**model.about, "updated with": fingerprint(columns)}
-    return replace(model, state=optim.averaged(state)._replace(opt_state=()), about=about)
+    return trained_further(model, columns, settings | {"early_stopping": None})
 
 
 def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Evaluation:
-    task, state = model.trained()
-    p = predict(task, state, {"image": columns["image"]})
-    return of_classes("image", ids, p, columns["label"])
+    p = model.outputs({"image": columns["image"]})
+    return replace(of_classes("image", ids, p, columns["label"]), parts={"outputs": p})
 
 
 def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) -> ImageReader:

@@ -190,6 +190,20 @@ def test_early_stopping_by_the_largest_and_by_a_least_gain():
     assert not b.better(float("nan"), None)
 
 
+def test_early_stopping_by_time_ends_within_an_epoch():
+    count = 4096
+    state, records = log_of(
+        data=images(count),
+        epochs=1000,
+        batch_size=1,
+        validation=images(50, seed=1),
+        early_stopping=jo.EarlyStopping(seconds=0.0),
+    )
+    assert 0 < state.step < count
+    assert [r["split"] for r in records] == ["train", "validation"]
+    assert {r["step"] for r in records} == {int(state.step)}
+
+
 # What is compiled, and what waits
 
 
