@@ -33,6 +33,7 @@ from jaxops.optim import adam
 from jaxops.task import example
 from jaxops.train.clock import peak_memory
 from jaxops.train.size import size
+from jaxops.trust.page import page
 
 if TYPE_CHECKING:
     import tyro
@@ -184,10 +185,27 @@ class Show:
 
     model: tyro.conf.Positional[Path]
     """the model file"""
+    html: Path | None = None
+    """write an HTML page, too"""
+    data: str | None = None
+    """what to score on; the page then has figures and pictures of it"""
 
     def run(self) -> None:
-        """Print a table, and the figures of the validation."""
-        print(described(load(self.model)))
+        """Print a table, and the figures of the validation; write the page."""
+        if self.data is not None and self.html is None:
+            raise ValueError(f"data must be left out without --html, got {self.data}")
+        model = load(self.model)
+        tables = described(model)
+        print("\n\n".join(_table.table(rows) for rows in tables.values()))
+        if self.html is None:
+            return
+        scored = None
+        if self.data is not None:
+            scored = room_of(model, self.model).evaluate(model, self.data)
+        classes = getattr(model.task, "classes", ())
+        self.html.parent.mkdir(parents=True, exist_ok=True)
+        self.html.write_text(page(self.model.name, tables, scored, classes), encoding="utf-8")
+        print(f"written: {self.html}")
 
 
 @dataclass(frozen=True)
@@ -293,8 +311,8 @@ def write(path: Path, frames: Iterator[Any]) -> int:
     return rows
 
 
-def described(model: Model) -> str:
-    """A model as text: a table of what it is, and the figures of its validation."""
+def described(model: Model) -> dict[str, list[dict[str, Any]]]:
+    """Rows of tables, by heading: what a model is, and the figures of its validation."""
     task = model.task
     facts: dict[str, Any] = {"room": model.room or "none (reads arrays)"}
     if model.state is not None:
@@ -311,12 +329,11 @@ def described(model: Model) -> str:
         facts |= model.reader.describe()
     plain = {k: v for k, v in model.about.items() if not isinstance(v, dict | list)}
     facts |= plain | {f"{name} version": v for name, v in model.versions.items()}
-    rows = [{"what": name, "value": str(value)} for name, value in facts.items() if value != ""]
-    text = _table.table(rows)
+    tables = {"model": [{"what": k, "value": str(v)} for k, v in facts.items() if v != ""]}
     figures = model.about.get("validation")
     if figures:
-        text += "\n\n" + _table.table([{"validation": k, "value": v} for k, v in figures.items()])
-    return text
+        tables["validation"] = [{"validation": k, "value": v} for k, v in figures.items()]
+    return tables
 
 
 def method(room: Any, text: str) -> Any:

@@ -1,13 +1,17 @@
 """The command line, in this process; as a user starts it, in a process each, slowly."""
 
+import base64
 import dataclasses
 import importlib
 import inspect
+import io
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxops as jo
 from jaxops import cli, tabular
@@ -83,6 +87,20 @@ def test_evaluate_show_bench(folder, capsys):
         "auc",
     ):
         assert word in printed
+    page = folder / "page.html"
+    command = ["show", model_file(folder), "--html", str(page)]
+    assert cli.main([*command, "--data", f"{folder}/customers.csv"]) == 0
+    shown = page.read_text()
+    value = f"{scored.figures()['auc']:.4g}"
+    assert "<h2>120 rows</h2>" in shown and f"<td>auc</td><td>{value}</td>" in shown
+    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', shown)
+    names = ["confusion", "reliability", "ROC curve", "values of the rows"]
+    assert [name for name, _ in pictures] == names
+    for _, data in pictures:
+        image = Image.open(io.BytesIO(base64.b64decode(data))).convert("L")
+        assert image.width > 300 and np.ptp(np.asarray(image)) > 100
+    assert cli.main(command) == 0 and "<img" not in page.read_text()
+    capsys.readouterr()
     assert cli.main(["bench", model_file(folder), f"{folder}/new.parquet", "--rounds", "1"]) == 0
     assert "rows/s" in capsys.readouterr().out
     assert cli.main(["size", model_file(folder), "--hardware", "A100"]) == 0
@@ -99,6 +117,7 @@ def test_evaluate_show_bench(folder, capsys):
         ),
         (["evaluate", "MODEL", "PARQUET"], "must have a column 'left', got age, plan"),
         (["show", "CSV"], "path must be a model file"),
+        (["show", "MODEL", "--data", "CSV"], "data must be left out without --html, got"),
         (["bench", "MODEL", "CSV", "--rounds", "0"], "rounds must be at least 1, got 0"),
         (["size", "MODEL", "--hardware", "none"], "hardware must be"),
         (

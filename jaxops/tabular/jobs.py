@@ -240,7 +240,7 @@ def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) ->
     if not classes:
         return _of_numbers(ids, output, target)
     scored = scores_of_classes("row", ids, of_classes(output), target)
-    return replace(scored, parts={"outputs": output})
+    return replace(scored, parts=scored.parts | {"outputs": output})
 
 
 def _loss(outputs: np.ndarray, target: np.ndarray, classes: bool) -> float:
@@ -261,7 +261,8 @@ def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Eval
     }
     values = {"mae": np.abs(error), "mse": mse}
     smaller = frozenset({"mae", "mse", "rmse"})
-    return Evaluation("row", ids, values, wholes, smaller, parts={"outputs": output})
+    parts = {"outputs": output, "predicted": output, "target": target}
+    return Evaluation("row", ids, values, wholes, smaller, parts=parts)
 
 
 def _held_out(

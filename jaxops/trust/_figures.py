@@ -24,9 +24,9 @@ def new_figure(width: float, height: float) -> "Figure":
     return figures.Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def save_figure(figure: "Figure", path: PathLike) -> "Figure":
+def save_figure(figure: "Figure", path: PathLike | None) -> "Figure":
     """Write the figure, from the first process alone, with its folder where it is missing."""
-    if hosts.first():
+    if path is not None and hosts.first():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure

@@ -154,14 +154,14 @@ def refusal(
 
 
 def plot_reliability(
-    probabilities: np.ndarray, labels: np.ndarray, path: PathLike, bins: int = 15
+    probabilities: np.ndarray, labels: np.ndarray, path: PathLike | None = None, bins: int = 15
 ) -> "Figure":
     """Plot accuracy against confidence, with the number of rows in each bin below.
 
     Args:
         probabilities: (N, C).
         labels: (N,) integers.
-        path: the PNG.
+        path: the PNG; None writes none.
         bins: number of bins of equal width.
 
     Raises:

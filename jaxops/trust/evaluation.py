@@ -206,7 +206,8 @@ def of_classes(
     values = {"accuracy": (told == target).astype(float), "log_loss": -np.log(own)}
     wholes: dict[str, Callable[[np.ndarray], float]] = {"macro_f1": macro_f1}
     wholes |= {"auc": auc} if count == 2 else {}
-    return Evaluation(unit, ids, values, wholes, frozenset({"log_loss"}))
+    parts = {"probabilities": p, "target": target}
+    return Evaluation(unit, ids, values, wholes, frozenset({"log_loss"}), parts=parts)
 
 
 def same_units(evaluations: Sequence[Evaluation]) -> bool:

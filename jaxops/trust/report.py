@@ -232,13 +232,15 @@ def plot_curves(
     return save_figure(figure, path)
 
 
-def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -> "Figure":
+def plot_confusion(
+    matrix: np.ndarray, classes: Sequence[str], path: PathLike | None = None
+) -> "Figure":
     """Plot a confusion matrix: shades are shares of a row, numbers are counts.
 
     Args:
         matrix: (C, C), rows true, columns predicted; such as `metrics.Confusion.counts`.
         classes: the classes' names, or empty for their numbers; beyond 20 only shades are drawn.
-        path: the PNG.
+        path: the PNG; None writes none.
 
     Raises:
         ValueError: the matrix does not fit the names.
@@ -281,12 +283,14 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: PathLike) -
     return save_figure(figure, path)
 
 
-def plot_roc(scores: Scores | tuple[np.ndarray, np.ndarray, float], path: PathLike) -> "Figure":
+def plot_roc(
+    scores: Scores | tuple[np.ndarray, np.ndarray, float], path: PathLike | None = None
+) -> "Figure":
     """Plot the ROC curve with its area.
 
     Args:
         scores: `metrics.Scores`, or the tuple (false positive rates, true positive rates, area).
-        path: the PNG.
+        path: the PNG; None writes none.
 
     >>> import tempfile
     >>> scores = Scores(np.array([0.1, 0.4, 0.8]), np.array([0, 1, 1]), np.ones(3))

@@ -189,7 +189,8 @@ def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
 
 def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Evaluation:
     p = model.outputs({"image": columns["image"]})
-    return replace(of_classes("image", ids, p, columns["label"]), parts={"outputs": p})
+    scored = of_classes("image", ids, p, columns["label"])
+    return replace(scored, parts=scored.parts | {"outputs": p})
 
 
 def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) -> ImageReader:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -103,6 +104,15 @@ def test_the_file_answers_the_same_in_a_new_process(model, folder, tmp_path):
     wanted = model.predict(folder).log_probabilities
     np.testing.assert_allclose(said["p"], wanted, rtol=1e-5)
     assert str(said["said"]) == language.generate(model, "Dear Ada")[0].text
+
+
+def test_of_several_methods_the_best_is_kept():
+    methods = [SMALL, SMALL.clone(config=replace(SMALL.config, width=8))]
+    model = language.fit(LETTERS, methods, optimizer=ADAM, progress=False, steps=10)
+    nats = model.about["methods"]
+    assert nats["1: Transformer"] < nats["2: Transformer"]
+    assert model.about["validation"]["nats_per_token"] == nats["1: Transformer"]
+    assert dict(model.task.recipe[1])["module"].config.width == 32
 
 
 def test_one_long_text_and_a_tokenizer():

@@ -9,6 +9,7 @@ import pytest
 import jaxops as jo
 from jaxops import nn, text
 from jaxops.data import Tokenizer
+from jaxops.text import jobs
 
 RNG = np.random.default_rng(0)
 TEAMS = {"lost": "card", "stolen": "card", "euro": "rate", "dollar": "rate", "code": "pin"}
@@ -129,19 +130,24 @@ def others():
     library = jo.Model(
         text.index(TEXTS, vectors), None, text.DocumentReader(TABLE["ticket"], text="message")
     )
-    return {"vectors": vectors, "reader": reader, "library": library}
+    both = text.WordsAndNGrams(words, text.NGrams(context=80, vocabulary=512))
+    members = text.BagAndCNN(512, 3, words=8, word_vocabulary=words.vocabulary, width=4, filters=4)
+    task = text.classifier(members, both.context, ("card", "pin", "rate"))
+    side_by_side = finished(task, text.TextReader(both), both(TEXTS[:1]))
+    return {"vectors": vectors, "reader": reader, "library": library, "both": side_by_side}
 
 
 QUESTIONS = {"question": ["where is it", "please"], "passage": ["it is lost now", "the code is it"]}
 CHILD = """
 import sys, numpy as np, jaxops as jo
 folder, message, question, passage = sys.argv[1], *(a.split("|") for a in sys.argv[2:])
-names = ("model", "tags", "vectors", "reader", "library")
+names = ("model", "tags", "vectors", "reader", "library", "both")
 models = {n: jo.load(f"{folder}/{n}.model") for n in names}
 found = models["library"].predict(message, k=3, encode=models["vectors"])
 said = models["reader"].predict({"question": question, "passage": passage})
 np.savez(f"{folder}/said.npz", model=models["model"].predict(message).probabilities,
          tags=models["tags"].predict(message).probabilities,
+         both=models["both"].predict(message).probabilities,
          vectors=models["vectors"].predict(message).vectors, reader=said.scores,
          texts=said.texts.astype(str), library=found.scores, documents=found.documents.astype(str))
 """
@@ -158,6 +164,7 @@ def test_the_files_answer_the_same_in_a_new_process(model, tags, tmp_path):
     wanted = {
         "model": model.predict(TEXTS[:5]).probabilities,
         "tags": tags.predict(TEXTS[:5]).probabilities,
+        "both": models["both"].predict(TEXTS[:5]).probabilities,
         "vectors": models["vectors"].predict(TEXTS[:5]).vectors,
         "reader": answers.scores,
         "library": found.scores,
@@ -169,6 +176,23 @@ def test_the_files_answer_the_same_in_a_new_process(model, tags, tmp_path):
     assert said["documents"].tolist() == found.documents.tolist()
     assert found.documents[0, 0] in TABLE["ticket"] and len(found.frame()) == 15
     assert answers.frame().text.tolist() == answers.texts.tolist()
+
+
+def test_several_methods_and_the_default(capsys):
+    both = text.BagAndCNN(512, 2, words=8, word_vocabulary=64, width=8, filters=8)
+    untrained = text.NGramBag(512, 2, width=2, dropout=0.9)
+    model = text.fit(TABLE, [untrained, both], **NAMES, epochs=8)
+    losses = model.about["methods"]
+    assert losses["2: BagAndCNN"] == min(losses.values()) < losses["1: NGramBag"]
+    assert "| 2: BagAndCNN" in capsys.readouterr().out
+    assert model.about["validation"]["log_loss"] == losses["2: BagAndCNN"]
+    assert text.evaluate(model, TABLE).figures()["accuracy"] > 0.95
+    # the words of the longest text, and the n-grams: in steps of 8
+    assert model.reader.read.words.context == 8 and model.task.columns[0].shape[0] % 8 == 0
+    many = 20_001
+    assert isinstance(jobs._default(many, None), text.NGramBag)
+    assert isinstance(jobs._default(many - 1, None), text.BagAndCNN)
+    assert isinstance(jobs._default(9, READ), text.NGramBag)
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,42 @@ def test_padding_changes_nothing(model):
     assert np.ptp(np.asarray(logits), 0).min() > 1e-3  # and the texts change something
 
 
+def test_a_bag_and_a_cnn_side_by_side():
+    """The members are the two modules; the task averages their losses and their probabilities."""
+    both = text.BagAndCNN(40, 3, words=6, word_vocabulary=40, width=8, filters=4, dropout=0.0)
+    tokens, label = some(), np.array([0, 1, 2, 0, 1], np.int32)
+    v = variables(both, tokens)
+    bag = text.NGramBag(40, classes=3).apply({"params": v["params"]["bag"]}, tokens[:, 6:])
+    cnn = text.TextCNN(40, 3, width=8, widths=(1, 2, 3), filters=4)
+    members = [bag, cnn.apply({"params": v["params"]["cnn"]}, tokens[:, :6])]
+    logits = both.apply(v, tokens)
+    np.testing.assert_allclose(logits, np.stack(members, 1), atol=1e-6)
+    p = [np.asarray(jax.nn.softmax(one)) for one in members]
+    task = text.classifier(both, 12, 3)
+    state = jo.init_state(task, jo.optim.sgd(0.1), 0, {"tokens": tokens})
+    state = state._replace(params=v["params"])
+    np.testing.assert_allclose(
+        jo.predict(task, state, {"tokens": tokens}), np.mean(p, axis=0), atol=1e-6
+    )
+    scored = jo.evaluate(task, state, {"tokens": tokens, "label": label})
+    wanted = np.mean([log_loss(label, one, labels=range(3)) for one in p])
+    assert scored["loss"] == pytest.approx(wanted, abs=1e-5)
+    assert scored["accuracy"] == pytest.approx((np.mean(p, axis=0).argmax(1) == label).mean())
+    task = text.classifier(both, 12, 3, many=True)
+    several = np.eye(3, dtype=np.int32)[label]
+    scored = jo.evaluate(task, state, {"tokens": tokens, "label": several})
+    of_each = [several * np.logaddexp(0, -one) + (1 - several) * np.logaddexp(0, one)
+               for one in members]  # fmt: skip
+    assert scored["loss"] == pytest.approx(np.mean(of_each, axis=0).sum(1).mean(), abs=1e-5)
+
+
 def test_dropout_is_of_training_alone():
     tokens, key = some(), {"dropout": jax.random.key(0)}
     for model in (
         text.TextCNN(40, classes=3, width=8, dropout=0.0, word_dropout=0.5),
         text.NGramBag(40, classes=3, width=8, dropout=0.5),
         text.NGramBag(40, classes=3, width=8, hidden_dropout=0.5),
+        text.BagAndCNN(40, 3, words=6, word_vocabulary=40, dropout=0.5),
         text.TransformerClassifier(CONFIG, classes=3, dropout=0.5, word_dropout=0.5),
     ):
         v = variables(model, tokens)

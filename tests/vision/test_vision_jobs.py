@@ -81,6 +81,23 @@ np.savez(sys.argv[3], ids=answer.ids.astype(str), p=answer.probabilities)
 """
 
 
+def test_several_methods_and_their_blend(folder, tmp_path):
+    metrics = pytest.importorskip("sklearn.metrics")
+    methods = [vision.ConvNet((4,)), vision.MLP((8,))]
+    model = vision.fit(folder, methods, epochs=3, progress=False, validation=ROWS)
+    losses = model.about["methods"]
+    assert list(losses) == ["1: ConvNet", "2: MLP"]
+    scored = vision.evaluate(model, ROWS)
+    # no worse than the better of both, on the images that chose
+    assert scored.figures()["log_loss"] <= min(losses.values()) + 1e-6
+    p = model.predict(IMAGES).probabilities
+    assert scored.figures()["auc"] == pytest.approx(metrics.roc_auc_score(LABEL, p[:, 1]))
+    jo.save(tmp_path / "blend.model", model)
+    np.testing.assert_array_equal(
+        jo.load(tmp_path / "blend.model").predict(IMAGES).probabilities, p
+    )
+
+
 def test_the_file_answers_the_same_in_a_new_process(model, folder, tmp_path):
     jo.save(tmp_path / "m.model", model)
     arguments = [tmp_path / "m.model", folder, tmp_path / "said.npz"]
