@@ -3,7 +3,7 @@
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -70,7 +70,8 @@ def fit(
     Several methods are weighed by their absolute errors on the last rows of each series, which none
     of them has learned from, in units of the seasonal naive error (as MASE). Those that help are
     averaged, and conformal quantiles with margins from the same rows are put around the mean. Then
-    the networks are trained again on all rows, with as many updates for each window.
+    the networks are trained again on all rows, with as many updates for each window, as far as the
+    budget allows.
 
     By default these are tried: the seasonal naive forecast; exponential smoothing, where it is not
     too slow; `NLinear`; and three `NHiTS` with contexts of about 3.5, 7 and 10.5 horizons, of whole
@@ -99,7 +100,8 @@ def fit(
         levels: of the quantiles; () for none.
         validation: rows at the end of each series to hold out; by default one horizon of many
             series, and a fifth of few.
-        budget: time for all training, such as "10min", or seconds.
+        budget: time for all training, such as "10min", or seconds. A network that has no time left
+            to be trained again stays as it was.
         seed: of training.
         progress: print progress bars, what was tried and the validation figures.
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
@@ -138,9 +140,10 @@ def fit(
     check_one_directory(options, 2 * sum(isinstance(x, nn.Module | LogScale) for x in several))
     run = {"seed": seed, "progress": progress, **options}
     learned = _tried(several, series, rows, held_out, run, end)
-    weights, errors = _weighed([x for x, _ in learned], series, windows, horizon, season)
-    first = _joined([x for x, _ in learned], weights)
-    final = _joined(_again(several, weights, learned, series, run), weights)
+    models = [one.model for one in learned]
+    weights, errors = _weighed(models, series, windows, horizon, season)
+    first = _joined(models, weights)
+    final = _joined(_again(several, weights, learned, series, run, end), weights)
     if levels:
         context = max(100, 10 * season)
         first = calibrated(first, series, windows, horizon, levels, context, season)
@@ -272,33 +275,56 @@ def _windows(series: Series, context: int, horizon: int, rows: Rows) -> Windows:
     return origins(series, context, horizon, rows, stride=stride, short="skip")
 
 
+class Learned(NamedTuple):
+    """A method after training.
+
+    Attributes:
+        model: what forecasts.
+        again: with what to train it again; empty for methods without training.
+        seconds: that it took.
+    """
+
+    model: Any
+    again: dict[str, Any]
+    seconds: float = 0.0
+
+
 def _tried(
     several: list[Any], series: Series, rows: Rows, held: Rows, run: dict[str, Any], end: float
-) -> list[tuple[Any, dict[str, Any]]]:
+) -> list[Learned]:
     """`_learned` of each method, with an equal share of the time until `end` for each network."""
     learned = []
     for place, one in enumerate(several):
         if run["progress"]:
             print(f"method {place + 1} of {len(several)}: {name_of(one)}")
         to_come = sum(isinstance(_within(x), nn.Module) for x in several[place:])
-        left = (end - clock.monotonic()) / (2 * max(1, to_come))  # each is trained twice
-        learned.append(_learned(one, series, rows, held, run, left))
+        begin = clock.monotonic()
+        left = (end - begin) / (2 * max(1, to_come))  # each is trained twice
+        done = _learned(one, series, rows, held, run, left)
+        learned.append(done._replace(seconds=clock.monotonic() - begin))
     return learned
 
 
 def _again(
     several: list[Any],
     weights: tuple[float, ...],
-    learned: list[tuple[Any, dict[str, Any]]],
+    learned: list[Learned],
     series: Series,
     run: dict[str, Any],
+    end: float,
 ) -> list[Any]:
-    """The methods that have a weight after training on all rows; None for the others."""
+    """The methods that have a weight after training on all rows, as far as the time allows."""
     rows = np.stack([series.offsets[:-1], series.offsets[1:]], 1)
-    return [
-        _learned(one, series, rows, None, run | settings)[0] if weight > 0 else None
-        for one, weight, (_, settings) in zip(several, weights, learned, strict=True)
-    ]
+    models = []
+    for one, weight, done in zip(several, weights, learned, strict=True):
+        models.append(done.model)
+        if not done.again or not weight:
+            continue
+        if clock.monotonic() + done.seconds < end:
+            models[-1] = _learned(one, series, rows, None, run | done.again).model
+        elif run["progress"]:
+            print(f"{name_of(one)}: not trained again on all rows, as the time is over")
+    return models
 
 
 def _learned(
@@ -308,17 +334,17 @@ def _learned(
     held: Rows | None,
     run: dict[str, Any],
     left: float = np.inf,
-) -> tuple[Any, dict[str, Any]]:
+) -> Learned:
     """The method after training on the windows in `rows`, and with what to train it again.
 
     Methods without training come back as they are. With `held` training ends at the best epoch;
     without, after the share of all updates in `run`.
     """
     if isinstance(method, LogScale):
-        model, again = _learned(method.model, logarithms(series), rows, held, run, left)
-        return LogScale(model), again
+        inner = _learned(method.model, logarithms(series), rows, held, run, left)
+        return inner._replace(model=LogScale(inner.model))
     if not isinstance(method, nn.Module):
-        return answering(method), {}
+        return Learned(answering(method), {})
     module: Any = method
     kind = "none" if module.output.scale_only else "series"
     scales = scaling(series, kind, rows)
@@ -337,7 +363,7 @@ def _learned(
     state = train(task, windows, **settings)
     again["share"] = int(state.step) / max(1, updates)
     model = forecaster(module, state, series, scales)
-    return replace(model, lengthens=True), again
+    return Learned(replace(model, lengthens=True), again)
 
 
 def _weighed(

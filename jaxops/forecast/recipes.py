@@ -129,7 +129,7 @@ def recipe(
         "batch_size": batch_size,
         "epochs": epochs,
         "steps": steps,
-        "early_stopping": EarlyStopping("loss", patience=10, seconds=left),
+        "early_stopping": EarlyStopping("loss", patience=4, seconds=left),
     }
 
 
