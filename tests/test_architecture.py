@@ -32,6 +32,7 @@ LAYERS = (
     ("model",),
     ROOMS,
     ("cli",),
+    ("__main__",),
     ("",),  # jaxops itself, which only names what is below it
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

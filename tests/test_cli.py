@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import jaxops as jo
-from jaxops import cli, tabular
+from jaxops import __main__, cli, tabular
 
 N = 120
 AGE = np.arange(N) % 40 + 20
@@ -156,10 +156,19 @@ def test_a_command_that_cannot_be_read():
     assert stopped.value.code == 2
 
 
+def test_without_its_extra_it_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "jaxops.cli")
+    assert __main__.main() == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("jaxops: error: ") and printed.count("\n") == 1
+    assert "jaxops[cli]" in printed
+
+
 @pytest.mark.slow
 def test_each_command_as_a_process(tmp_path, folder):
     def run(*words, code=0):
-        command = [sys.executable, "-m", "jaxops.cli", *map(str, words)]
+        command = [sys.executable, "-m", "jaxops", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr

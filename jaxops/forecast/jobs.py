@@ -3,7 +3,7 @@
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from jaxops.forecast.backtests import historical_forecasts
 from jaxops.forecast.conformal import Conformal, calibrated
 from jaxops.forecast.data import grid, reading
 from jaxops.forecast.data.regular import Duplicates, Fill
-from jaxops.forecast.data.scales import Scaling, scaling
+from jaxops.forecast.data.scales import Scaling
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import Rows, Windows, origins
 from jaxops.forecast.ensembles import Ensemble, LogScale, logarithms
@@ -32,14 +32,12 @@ from jaxops.forecast.recipes import (
     seasonal_errors,
 )
 from jaxops.forecast.tasks import direct
+from jaxops.forecast.trials import again, joined, tried, weighed, windows_of, within
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import greedy
 from jaxops.state import init_state
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
-
-WINDOWS = 500  # about as many windows of validation as there are at most, beside one a series
 
 
 def fit(
@@ -133,17 +131,17 @@ def fit(
     reader = replace(_named(reader, data), frequency=series.frequency, season=season)
     held = held_rows(series.lengths, horizon) if validation is None else validation
     rows, held_out = _parts(series, held)
-    windows = _windows(series, season + 1, horizon, held_out)
+    windows = windows_of(series, season + 1, horizon, held_out)
     if method is None:
         method = methods(series, horizon, season, held, len(windows["origin"]))
     several = _checked(method, horizon)
     check_one_directory(options, 2 * sum(isinstance(x, nn.Module | LogScale) for x in several))
     run = {"seed": seed, "progress": progress, **options}
-    learned = _tried(several, series, rows, held_out, run, end)
+    learned = tried(several, series, rows, held_out, run, end)
     models = [one.model for one in learned]
-    weights, errors = _weighed(models, series, windows, horizon, season)
-    first = _joined(models, weights)
-    final = _joined(_again(several, weights, learned, series, run, end), weights)
+    weights, errors = weighed(models, series, windows, horizon, season)
+    first = joined(models, weights)
+    final = joined(again(several, weights, learned, series, run, end), weights)
     if levels:
         context = max(100, 10 * season)
         first = calibrated(first, series, windows, horizon, levels, context, season)
@@ -249,14 +247,10 @@ def _checked(method: Any, horizon: int) -> list[Any]:
     if not several:
         raise ValueError("method must be at least 1, got none")
     for one in several:
-        own = getattr(_within(one), "horizon", horizon)
+        own = getattr(within(one), "horizon", horizon)
         if own != horizon:
             raise ValueError(f"horizon must be {own} for {name_of(one)}, got {horizon}")
     return several
-
-
-def _within(method: Any) -> Any:
-    return _within(method.model) if isinstance(method, LogScale) else method
 
 
 def _parts(series: Series, held: int) -> tuple[Rows, Rows]:
@@ -266,131 +260,6 @@ def _parts(series: Series, held: int) -> tuple[Rows, Rows]:
     begin, end = series.offsets[:-1], series.offsets[1:]
     middle = np.minimum(np.maximum(end - held, begin + 1), end)
     return np.stack([begin, middle], 1), np.stack([middle, end], 1)
-
-
-def _windows(series: Series, context: int, horizon: int, rows: Rows) -> Windows:
-    """Windows of validation, so far apart that there are not many more than needed."""
-    dense = int(np.maximum(rows[:, 1] - rows[:, 0] - horizon + 1, 0).sum())
-    stride = min(horizon, max(1, dense // WINDOWS))
-    return origins(series, context, horizon, rows, stride=stride, short="skip")
-
-
-class Learned(NamedTuple):
-    """A method after training.
-
-    Attributes:
-        model: what forecasts.
-        again: with what to train it again; empty for methods without training.
-        seconds: that it took.
-    """
-
-    model: Any
-    again: dict[str, Any]
-    seconds: float = 0.0
-
-
-def _tried(
-    several: list[Any], series: Series, rows: Rows, held: Rows, run: dict[str, Any], end: float
-) -> list[Learned]:
-    """`_learned` of each method, with an equal share of the time until `end` for each network."""
-    learned = []
-    for place, one in enumerate(several):
-        if run["progress"]:
-            print(f"method {place + 1} of {len(several)}: {name_of(one)}")
-        to_come = sum(isinstance(_within(x), nn.Module) for x in several[place:])
-        begin = clock.monotonic()
-        left = (end - begin) / (2 * max(1, to_come))  # each is trained twice
-        done = _learned(one, series, rows, held, run, left)
-        learned.append(done._replace(seconds=clock.monotonic() - begin))
-    return learned
-
-
-def _again(
-    several: list[Any],
-    weights: tuple[float, ...],
-    learned: list[Learned],
-    series: Series,
-    run: dict[str, Any],
-    end: float,
-) -> list[Any]:
-    """The methods that have a weight after training on all rows, as far as the time allows."""
-    rows = np.stack([series.offsets[:-1], series.offsets[1:]], 1)
-    models = []
-    for one, weight, done in zip(several, weights, learned, strict=True):
-        models.append(done.model)
-        if not done.again or not weight:
-            continue
-        if clock.monotonic() + done.seconds < end:
-            models[-1] = _learned(one, series, rows, None, run | done.again).model
-        elif run["progress"]:
-            print(f"{name_of(one)}: not trained again on all rows, as the time is over")
-    return models
-
-
-def _learned(
-    method: Any,
-    series: Series,
-    rows: Rows,
-    held: Rows | None,
-    run: dict[str, Any],
-    left: float = np.inf,
-) -> Learned:
-    """The method after training on the windows in `rows`, and with what to train it again.
-
-    Methods without training come back as they are. With `held` training ends at the best epoch;
-    without, after the share of all updates in `run`.
-    """
-    if isinstance(method, LogScale):
-        inner = _learned(method.model, logarithms(series), rows, held, run, left)
-        return inner._replace(model=LogScale(inner.model))
-    if not isinstance(method, nn.Module):
-        return Learned(answering(method), {})
-    module: Any = method
-    kind = "none" if module.output.scale_only else "series"
-    scales = scaling(series, kind, rows)
-    task = direct(module, series, scales)
-    windows = origins(series, module.context, module.horizon, rows, short="skip")
-    count = len(windows["origin"])
-    run = {**run}
-    share = run.pop("share", 1.0)
-    settings = recipe(count, left, *(run.get(x) for x in ("batch_size", "epochs", "steps"))) | run
-    again = {name: settings[name] for name in ("batch_size", "epochs", "steps")}
-    updates = settings["steps"] or settings["epochs"] * -(-count // settings["batch_size"])
-    if held is None:
-        settings |= {"early_stopping": None, "epochs": None, "steps": round(share * updates)}
-    else:
-        settings["validation"] = _windows(series, module.context, module.horizon, held)
-    state = train(task, windows, **settings)
-    again["share"] = int(state.step) / max(1, updates)
-    model = forecaster(module, state, series, scales)
-    return Learned(replace(model, lengthens=True), again)
-
-
-def _weighed(
-    models: list[Any], series: Series, windows: Windows, horizon: int, season: int
-) -> tuple[tuple[float, ...], list[float]]:
-    """The weight of each model, and its mean absolute scaled error, on windows of validation."""
-    unit = seasonal_errors(series, windows, season)
-    used = (unit > 0).all(1)
-    if not used.any():
-        unit, used = np.ones_like(unit), np.ones_like(used)
-    unit = unit[:, None]
-    forecasts = []
-    for model in models:
-        test = historical_forecasts(model, series, windows, horizon)
-        forecasts.append((test.mean / unit)[used])
-    target = (test.target / unit)[used]
-    errors = [float(np.abs(one - target).mean()) for one in forecasts]
-    weights = greedy(forecasts, lambda mean: float(np.abs(mean - target).mean()))
-    return tuple(weights.tolist()), errors
-
-
-def _joined(models: Sequence[Any], weights: tuple[float, ...]) -> Any:
-    """The models with a weight, as one."""
-    pairs = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight > 0]
-    if len(pairs) == 1:
-        return pairs[0][0]
-    return Ensemble(tuple(model for model, _ in pairs), tuple(weight for _, weight in pairs))
 
 
 def _scored(

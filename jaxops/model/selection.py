@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops.data.checks import rows
 from jaxops.model.finished import Model, fingerprint
 from jaxops.optim import averaged
 from jaxops.state import TrainState
@@ -17,6 +18,7 @@ from jaxops.train import loop
 from jaxops.trust.evaluation import Evaluation, table
 
 ROUNDS = 20  # of the greedy selection
+TIMED = 8  # steps by which the speed is measured
 
 
 @recorded
@@ -134,6 +136,25 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
     state = averaged(loop.fit(task, columns, state=state, **settings))
     about = {**model.about, "updated with": fingerprint(columns)}
     return replace(model, state=state._replace(opt_state=()), about=about)
+
+
+def epochs_within(
+    seconds: float, task: Task, columns: Batch, settings: Mapping[str, Any]
+) -> tuple[int, float]:
+    """How many epochs this machine makes in a time, by a few steps, and how long these took.
+
+    Args:
+        seconds: the time; a seventh of it is left for validation.
+        task: what to learn.
+        columns: the train rows.
+        settings: of `jaxops.fit`; a run with the same optimizer need not compile once more.
+    """
+    start, records = time.monotonic(), list[Mapping[str, Any]]()
+    alone = {"early_stopping": None, "checkpoints": None, "epochs": None, "progress": False}
+    loop.fit(task, columns, **{**settings, **alone, "steps": TIMED, "reports": records.append})
+    taken = time.monotonic() - start
+    examples = (seconds - taken) * 6 / 7 * (records[-1]["examples_per_second"] or np.inf)
+    return int(min(examples / rows(columns), 1e9)), taken
 
 
 def greedy(outputs: Sequence[np.ndarray], loss: Callable[[np.ndarray], float]) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, fingerprint, inside, seconds
-from jaxops.model.selection import best_of, trained_further
+from jaxops.model.selection import best_of, epochs_within, trained_further
 from jaxops.text.data import NGrams, Reader, Tokens, WordsAndNGrams, labels
 from jaxops.text.inference import calibrated, check_keep
 from jaxops.text.models import BagAndCNN, NGramBag
@@ -110,8 +110,9 @@ def fit(
     given = {"seed": seed, "progress": progress, **options}
 
     def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
-        method = method or _default(len(rows), read)
-        reads = read or _reader(method, [texts[i] for i in rows])
+        own = [texts[i] for i in rows]
+        method = method or _default(own, read)
+        reads = read or _reader(method, own)
         reader = TextReader(reads, text, label, id, separator)
         task = _task(method, reads, classes, many)
         columns = {**reads(texts), "label": target}
@@ -119,8 +120,13 @@ def fit(
             known, other = ids[held], take(columns, held)
         else:
             known, other = reader.columns(validation, classes, many)
+        first = take(columns, rows)
         settings = recipe(len(rows), left, **given)
-        state = train(task, take(columns, rows), validation=other, **settings)
+        if not {"epochs", "steps"} & given.keys():
+            epochs, taken = epochs_within(left, task, first, settings)
+            if epochs < settings["epochs"]:
+                settings = recipe(len(rows), left - taken, epochs=max(1, epochs), **given)
+        state = train(task, first, validation=other, **settings)
         about = {"data": fingerprint(columns), "rows": len(texts)}
         model = Model(task, state._replace(opt_state=()), reader, about)
         model = _calibrated(model, other, keep)
@@ -226,12 +232,19 @@ def _is_list(cell: Any) -> bool:
     return not isinstance(cell, str) and hasattr(cell, "__len__")
 
 
-def _default(count: int, read: Reader | None) -> Any:
-    """The method for so many texts; what depends on their reader is set in `_task`."""
-    both = isinstance(read, WordsAndNGrams) or (read is None and count <= FEW)
-    if both:
-        return BagAndCNN(NGrams.vocabulary, 2, words=FIRST, word_vocabulary=8192)
+def _default(texts: Sequence[str], read: Reader | None) -> Any:
+    """The method for the train texts; what depends on their reader is set in `_task`."""
+    if isinstance(read, WordsAndNGrams) or (read is None and len(texts) <= FEW):
+        size = NGrams.vocabulary if read else _table_size(texts)
+        return BagAndCNN(size, 2, words=FIRST, word_vocabulary=8192)
     return NGramBag(NGrams.vocabulary, 2, dropout=0.1, hidden_dropout=0.1)
+
+
+def _table_size(texts: Sequence[str]) -> int:
+    """Of the hash table: the power of 2 from the number of distinct n-grams on, at most 2**17."""
+    grams = NGrams(vocabulary=2**24)
+    distinct = len({number for text in texts for number in grams._numbers(text)})
+    return min(NGrams.vocabulary, 2 ** int(np.ceil(np.log2(max(distinct, 1024)))))
 
 
 def _reader(method: Any, texts: Sequence[str]) -> Reader:

@@ -14,7 +14,7 @@ from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
 from jaxops.data.splits import held_out
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import best_of, trained_further
+from jaxops.model.selection import best_of, epochs_within, trained_further
 from jaxops.optim import averaged
 from jaxops.task import Task
 from jaxops.train.loop import fit as train
@@ -99,6 +99,10 @@ def fit(
     def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
         task = _task(method, reader, classes, own["image"])
         settings = recipe(len(own["label"]), left, **given)
+        if not {"epochs", "steps"} & given.keys():
+            epochs, taken = epochs_within(left, task, own, settings)
+            if epochs < settings["epochs"]:
+                settings = recipe(len(own["label"]), left - taken, epochs=max(1, epochs), **given)
         state = averaged(train(task, own, validation=other, **settings))
         model = Model(task, state._replace(opt_state=()), reader, about)
         scored = _scored(model, ids, other)

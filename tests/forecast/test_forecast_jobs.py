@@ -226,6 +226,16 @@ def test_what_is_tried_by_default():
     assert [getattr(one, "context", 0) for one in short] == [0, 0, 8] or len(short) == 4
 
 
+def test_when_the_time_is_over_networks_stay_as_they_are(capsys):
+    model = f.fit(TABLE, SMALL, **{**QUIET, "progress": True, "budget": 1e-6})
+    assert (
+        "context 14: not trained again on all rows, as the time is over" in capsys.readouterr().out
+    )
+    own = model.task.model.scaling.loc  # of the rows before those held out, a fifth
+    seen = SOLD[:, : N - recipes.held_rows(np.full(S, N), H)]
+    np.testing.assert_allclose(own.ravel(), seen.mean(1), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_default_is_no_worse_than_its_members(capsys):
     model = f.fit(until(N - 14), horizon=7, **NAMES, epochs=3)

@@ -1,0 +1,17 @@
+"""`python -m jaxops`, and the program `jaxops`: the command line of `jaxops.cli`."""
+
+import sys
+
+
+def main() -> int:
+    """Run one command; without the extra `cli` say in one line what is missing."""
+    try:
+        from jaxops.cli import main as command
+    except ImportError as error:
+        print(f"jaxops: error: {error}", file=sys.stderr)
+        return 1
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
