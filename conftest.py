@@ -55,7 +55,8 @@ BUDGET = {
     "tests/trust": 20,
     "tests/vision": 20,
 }
-# Where slow tests run the code that users run: exact resume, plans, layers against references.
+# Where slow tests run optimised code, by the plain emitters: exact resume, plans, layers against
+# references. Tests marked `optimized` run the code that users run.
 OPTIMIZED = ("tests/devices", "tests/nn", "tests/train", "tests/vision")
 EMITTERS = "xla_cpu_use_fusion_emitters"
 MEMORY = 2.0  # GB that a test process may take
@@ -120,7 +121,7 @@ def options_of(make):
 
     def options(*args, env_options_overrides=None, **settings):
         own = dict(env_options_overrides or {})
-        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":
+        if f"{EMITTERS}=true" in os.environ["XLA_FLAGS"]:
             own = {EMITTERS: True, **own}
         return make(*args, env_options_overrides=own, **settings)
 
@@ -136,15 +137,17 @@ def compile_for(item):
 
     It holds for the processes that a test starts, too.
     """
+    optimized = item.get_closest_marker("optimized") is not None
     slow = item.get_closest_marker("slow") and folder(item.path) in OPTIMIZED
-    optimized = item.get_closest_marker("optimized") or slow
-    disable = str(int(optimized is None))
-    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != disable:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable
-        values = [f"{EMITTERS}={value}" for value in ("true", "false")]
-        change = values if disable == "1" else reversed(values)
-        os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(*change)
-        jax.config.update("jax_disable_most_optimizations", disable == "1")
+    values = [f"{EMITTERS}={value}" for value in ("false", "true")]
+    wanted = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not (optimized or slow))),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(*(values if optimized else values[::-1])),
+    }
+    if any(os.environ[name] != value for name, value in wanted.items()):
+        os.environ |= wanted
+        disable = wanted["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+        jax.config.update("jax_disable_most_optimizations", disable)
         jax.clear_caches()
 
 

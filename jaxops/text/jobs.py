@@ -25,7 +25,7 @@ from jaxops.train.settings import EarlyStopping, check_one_directory
 from jaxops.trust.evaluation import Evaluation, of_classes
 
 GRAMS, WORDS = 1024, 256  # the most n-grams and words of a text that are read by default
-FEW, FIRST = 20_000, 64  # texts that are few enough for a CNN as well, which reads the first words
+FEW, FIRST = 20_000, 32  # texts that are few enough for a CNN as well, which reads the first words
 SAMPLE = 2000  # texts, of which the lengths are looked at
 
 

@@ -140,7 +140,7 @@ class BagAndCNN(nn.Module):
     words: int
     word_vocabulary: int
     width: int = 128
-    filters: int = 256
+    filters: int = 128
     dropout: float = 0.1
 
     @nn.compact

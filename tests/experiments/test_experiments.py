@@ -22,7 +22,8 @@ from jaxops.train import clock
 from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
-PARTS = {"__init__", "common", "intents", "table", "movielens"}  # the last runs beauty_sequences'
+# movielens runs beauty_sequences'; defaults has a test of its own, as it draws nothing
+PARTS = {"__init__", "common", "intents", "table", "movielens", "defaults"}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
     {f.stem for f in ROOT.glob("experiments/*.py")} - PARTS,
@@ -81,6 +82,17 @@ def test_smoke(name, tmp_path, capsys, monkeypatch):
         assert any(r["split"] == "train" and np.isfinite(r["loss"]) for r in records)
     printed = capsys.readouterr().out
     assert f"{name}: 1 seed(s)" in printed and str(tmp_path / "result.json") in printed
+
+
+@pytest.mark.slow
+def test_defaults_beside_their_rivals(tmp_path):
+    result = run("defaults", "--smoke", "--out", tmp_path)
+    assert result["rows"].keys() == {f"telco: {name}" for name in ("trees", "logistic", "default")}
+    for row in result["rows"].values():
+        assert row.keys() == {"auc", "accuracy", "seconds"} and row["auc"]["mean"] > 0.95
+    assert result["metrics"]["telco_auc"] == result["rows"]["telco: default"]["auc"]
+    with pytest.raises(ValueError, match="some of telco, adult, banking77"):
+        run("defaults", "--only", "nothing", "--out", tmp_path)
 
 
 def test_a_smoke_test_is_not_recorded(tmp_path):

@@ -191,7 +191,7 @@ def test_several_methods_and_the_default(capsys):
     assert model.reader.read.words.context == 8 and model.task.columns[0].shape[0] % 8 == 0
     many = ["my card"] * 20_001
     assert isinstance(jobs._default(many, None), text.NGramBag)
-    assert jobs._default(many[1:], None) == text.BagAndCNN(1024, 2, words=64, word_vocabulary=8192)
+    assert jobs._default(many[1:], None) == text.BagAndCNN(1024, 2, words=32, word_vocabulary=8192)
     assert isinstance(jobs._default(TEXTS, READ), text.NGramBag)
     # 2,000 words of four letters of their own have more n-grams than 2**13
     assert jobs._table_size([f"{n:04}" for n in range(2000)]) == 2**14
