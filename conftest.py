@@ -55,9 +55,9 @@ BUDGET = {
     "tests/trust": 20,
     "tests/vision": 20,
 }
-# Where slow tests run optimised code, by the plain emitters: exact resume, plans, layers against
-# references. Tests marked `optimized` run the code that users run.
-OPTIMIZED = ("tests/devices", "tests/nn", "tests/train", "tests/vision")
+# Where slow tests run the code that users run: exact resume, runs that are killed, the article's
+# network against a plain loop. Others are marked `optimized`.
+OPTIMIZED = ("train/test_resume.py", "train/test_survival.py", "vision/test_c03.py")
 EMITTERS = "xla_cpu_use_fusion_emitters"
 MEMORY = 2.0  # GB that a test process may take
 CLEAR = 1.0  # GB from which compiled programs are dropped
@@ -121,7 +121,7 @@ def options_of(make):
 
     def options(*args, env_options_overrides=None, **settings):
         own = dict(env_options_overrides or {})
-        if f"{EMITTERS}=true" in os.environ["XLA_FLAGS"]:
+        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":
             own = {EMITTERS: True, **own}
         return make(*args, env_options_overrides=own, **settings)
 
@@ -133,21 +133,19 @@ if EMITTERS in os.environ["XLA_FLAGS"]:
 
 
 def compile_for(item):
-    """Without optimisation, unless marked `optimized`, or slow and of a folder in OPTIMIZED.
+    """Without optimisation, unless marked `optimized`, or slow and of a file in OPTIMIZED.
 
     It holds for the processes that a test starts, too.
     """
-    optimized = item.get_closest_marker("optimized") is not None
-    slow = item.get_closest_marker("slow") and folder(item.path) in OPTIMIZED
-    values = [f"{EMITTERS}={value}" for value in ("false", "true")]
-    wanted = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not (optimized or slow))),
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(*(values if optimized else values[::-1])),
-    }
-    if any(os.environ[name] != value for name, value in wanted.items()):
-        os.environ |= wanted
-        disable = wanted["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-        jax.config.update("jax_disable_most_optimizations", disable)
+    slow = item.get_closest_marker("slow") and item.path.as_posix().endswith(OPTIMIZED)
+    optimized = item.get_closest_marker("optimized") or slow
+    disable = str(int(optimized is None))
+    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != disable:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable
+        values = [f"{EMITTERS}={value}" for value in ("true", "false")]
+        change = values if disable == "1" else reversed(values)
+        os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(*change)
+        jax.config.update("jax_disable_most_optimizations", disable == "1")
         jax.clear_caches()
 
 
