@@ -8,6 +8,8 @@ def main() -> int:
     try:
         from jaxops.cli import main as command
     except ImportError as error:
+        if "--debug" in sys.argv:
+            raise
         print(f"jaxops: error: {error}", file=sys.stderr)
         return 1
     return command()

@@ -266,6 +266,25 @@ class Tokenizer:
         unknown = np.array([self._unknown(ids) for ids in rows], np.int32)
         return Encoded(tokens, lengths, unknown)
 
+    def first(self, texts: Iterable[str], length: int) -> np.ndarray:
+        """The first tokens of each text, (N, length) int32, without a word on what is left out.
+
+        Args:
+            texts: N of them.
+            length: tokens of a row; 0 is padding.
+
+        Raises:
+            ValueError: no texts, one that is empty or not a `str`, or a vocabulary in which 0 is
+                not padding.
+        """
+        self.check_padding()
+        encodings = self._rust.encode_batch_fast(check_texts(texts), add_special_tokens=False)
+        tokens = np.full((len(encodings), length), PAD, np.int32)
+        for row, encoding in zip(tokens, encodings, strict=True):
+            ids = encoding.ids[:length]
+            row[: len(ids)] = ids
+        return tokens
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Turn tokens back into text. Special tokens are left out, except the unknown token.
 

@@ -32,7 +32,7 @@ from jaxops.forecast.recipes import (
     seasonal_errors,
 )
 from jaxops.forecast.tasks import direct
-from jaxops.forecast.trials import again, joined, tried, weighed, windows_of, within
+from jaxops.forecast.trials import joined, retrained, try_all, unwrapped, weighed, windows_of
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.state import init_state
 from jaxops.train.loop import fit as train
@@ -137,11 +137,11 @@ def fit(
     several = _checked(method, horizon)
     check_one_directory(options, 2 * sum(isinstance(x, nn.Module | LogScale) for x in several))
     run = {"seed": seed, "progress": progress, **options}
-    learned = tried(several, series, rows, held_out, run, end)
+    learned = try_all(several, series, rows, held_out, run, end)
     models = [one.model for one in learned]
     weights, errors = weighed(models, series, windows, horizon, season)
     first = joined(models, weights)
-    final = joined(again(several, weights, learned, series, run, end), weights)
+    final = joined(retrained(several, weights, learned, series, run, end), weights)
     if levels:
         context = max(100, 10 * season)
         first = calibrated(first, series, windows, horizon, levels, context, season)
@@ -247,7 +247,7 @@ def _checked(method: Any, horizon: int) -> list[Any]:
     if not several:
         raise ValueError("method must be at least 1, got none")
     for one in several:
-        own = getattr(within(one), "horizon", horizon)
+        own = getattr(unwrapped(one), "horizon", horizon)
         if own != horizon:
             raise ValueError(f"horizon must be {own} for {name_of(one)}, got {horizon}")
     return several

@@ -29,9 +29,9 @@ def windows_of(series: Series, context: int, horizon: int, rows: Rows) -> Window
     return origins(series, context, horizon, rows, stride=stride, short="skip")
 
 
-def within(method: Any) -> Any:
+def unwrapped(method: Any) -> Any:
     """The method that a `LogScale` wraps, or the method itself."""
-    return within(method.model) if isinstance(method, LogScale) else method
+    return unwrapped(method.model) if isinstance(method, LogScale) else method
 
 
 class Learned(NamedTuple):
@@ -48,7 +48,7 @@ class Learned(NamedTuple):
     seconds: float = 0.0
 
 
-def tried(
+def try_all(
     several: list[Any], series: Series, rows: Rows, held: Rows, run: dict[str, Any], end: float
 ) -> list[Learned]:
     """`trained` of each method, with an equal share of the time until `end` for each network."""
@@ -56,7 +56,7 @@ def tried(
     for place, one in enumerate(several):
         if run["progress"]:
             print(f"method {place + 1} of {len(several)}: {name_of(one)}")
-        to_come = sum(isinstance(within(x), nn.Module) for x in several[place:])
+        to_come = sum(isinstance(unwrapped(x), nn.Module) for x in several[place:])
         begin = clock.monotonic()
         left = (end - begin) / (2 * max(1, to_come))  # each is trained twice
         done = trained(one, series, rows, held, run, left)
@@ -64,7 +64,7 @@ def tried(
     return learned
 
 
-def again(
+def retrained(
     several: list[Any],
     weights: tuple[float, ...],
     learned: list[Learned],

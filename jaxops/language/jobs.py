@@ -16,6 +16,7 @@ from jaxops.language.models import nanogpt
 from jaxops.language.tasks import next_token
 from jaxops.model.finished import Model, fingerprint, inside, seconds
 from jaxops.model.selection import best_of, trained_further
+from jaxops.optim import averaged
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
@@ -96,7 +97,7 @@ def fit(
         reader = TokenReader(tokenizer, module.config.context, text)
         rows, held = (windows(reader.stream(part), reader.context) for part in (own, other))
         settings = chosen(recipe(len(rows["tokens"]), left, **_length(options)), given)
-        state = train(task, rows, validation=held, **settings)
+        state = averaged(train(task, rows, validation=held, **settings))
         model = Model(task, state._replace(opt_state=()), reader, about)
         scored = evaluate(model, other)
         return replace(model, about={**about, "validation": scored.figures()}), scored
@@ -199,7 +200,9 @@ def update(model: Model, new: Texts, **options: Any) -> Model:
     _, texts = reader.texts(new)
     rows = windows(reader.stream(texts), reader.context)
     defaults = recipe(len(rows["tokens"]), np.inf, 0.25, **_length(options))
-    return trained_further(model, rows, chosen(defaults | {"early_stopping": None}, options))
+    newer = trained_further(model, rows, chosen(defaults | {"early_stopping": None}, options))
+    seen = fingerprint({"text": np.array(texts, object)})
+    return replace(newer, about={**newer.about, "updated with": seen})
 
 
 def _length(options: dict[str, Any]) -> dict[str, Any]:

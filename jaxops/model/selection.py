@@ -1,4 +1,4 @@
-"""What the rooms' jobs share: the best of several methods or a blend of them, and an update."""
+"""What the rooms' jobs share: the best of several methods, how long to train, and updates."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.data.checks import rows
+from jaxops.devices import hosts
 from jaxops.model.finished import Model, fingerprint
 from jaxops.optim import averaged
 from jaxops.state import TrainState
@@ -69,22 +70,27 @@ def best_of(
     """Fit each method in turn; the one with the best validation, or their blend if it is better.
 
     The weights of the blend are chosen by greedy selection with replacement: the member that
-    lowers the validation loss of the mean most is added, 20 times. Methods that do not read the
-    same columns cannot be blended.
+    lowers the validation loss of the mean most is added, 20 times.
 
     Args:
         methods: M of them.
         fit: `(method, seconds) -> model, evaluation` of the validation rows, with the task's
             outputs among its `parts`.
         metric: the figure of the evaluation to compare by, of which smaller is better.
-        loss: outputs (N, ...) of the validation rows -> that figure; None for no blend.
+        loss: outputs (N, ...) of the validation rows -> that figure. None for no blend, as of
+            methods that read other columns; then the parts need not have the outputs.
         budget: seconds for all of them; what is left is divided among those still to come, and a
             method for which nothing is left is not tried.
         progress: print the table of the methods.
 
+    Raises:
+        ValueError: no methods.
+
     References:
         Caruana et al. 2004, Ensemble selection from libraries of models.
     """
+    if not methods:
+        raise ValueError("method must be at least 1, got an empty list")
     end = time.monotonic() + budget
     models: list[Model] = []
     scored: dict[str, Evaluation] = {}
@@ -138,23 +144,38 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
     return replace(model, state=state._replace(opt_state=()), about=about)
 
 
-def epochs_within(
-    seconds: float, task: Task, columns: Batch, settings: Mapping[str, Any]
-) -> tuple[int, float]:
-    """How many epochs this machine makes in a time, by a few steps, and how long these took.
+def settings_within(
+    seconds: float,
+    task: Task,
+    columns: Batch,
+    recipe: Callable[..., dict[str, Any]],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings of a recipe, with no more epochs than this machine makes in a time.
+
+    The speed is measured by a few steps, which start anew and are thrown away. The number of epochs
+    stays as it is where the user gives it, where a resumed run would have to measure the same once
+    more (checkpoints), and with several processes.
 
     Args:
-        seconds: the time; a seventh of it is left for validation.
+        seconds: the time; a seventh of it is left for compilation and validation.
         task: what to learn.
         columns: the train rows.
-        settings: of `jaxops.fit`; a run with the same optimizer need not compile once more.
+        recipe: `(rows, seconds, **given) -> settings` of `jaxops.fit`, with `epochs`.
+        given: the user's options.
     """
+    count = rows(columns)
+    settings = recipe(count, seconds, **given)
+    if {"epochs", "steps", "checkpoints"} & given.keys() or hosts.count() > 1:
+        return settings
     start, records = time.monotonic(), list[Mapping[str, Any]]()
-    alone = {"early_stopping": None, "checkpoints": None, "epochs": None, "progress": False}
+    alone = {"early_stopping": None, "state": None, "epochs": None, "progress": False}
     loop.fit(task, columns, **{**settings, **alone, "steps": TIMED, "reports": records.append})
-    taken = time.monotonic() - start
-    examples = (seconds - taken) * 6 / 7 * (records[-1]["examples_per_second"] or np.inf)
-    return int(min(examples / rows(columns), 1e9)), taken
+    left = seconds - (time.monotonic() - start)
+    epochs = left * 6 / 7 * (records[-1]["examples_per_second"] or np.inf) / count
+    if epochs < settings["epochs"]:
+        settings = recipe(count, left, epochs=max(1, int(epochs)), **given)
+    return settings
 
 
 def greedy(outputs: Sequence[np.ndarray], loss: Callable[[np.ndarray], float]) -> np.ndarray:

@@ -81,10 +81,7 @@ class Recommender:
     @cached_property
     def on_device(self) -> tuple[Params, Array | None, Array]:
         """The parameters, the table, and each item's share of the events (N,), on the device."""
-        unused = getattr(self.model, "for_update", ())
-        params = self.params
-        if unused:
-            params = {name: x for name, x in params.items() if name not in unused}
+        params = _for_answers(self.model, self.params)
         share = self.counts / max(self.counts.sum(), 1)
         params, shares = jax.device_put((params, jnp.asarray(share, jnp.float32)))
         return params, _table(self.model, params), shares
@@ -246,6 +243,15 @@ def updated(recommender: Recommender, events: Events) -> Recommender:
     counts = event_counts(events)
     counts[: len(known)] += recommender.counts
     return Recommender(recommender.model, params, events.items, counts)
+
+
+def _for_answers(model: Any, params: Params) -> Params:
+    """The parameters without those that only `fit` uses, also of the models of a blend."""
+    if hasattr(model, "models"):
+        parts = {str(i): _for_answers(m, params[str(i)]) for i, m in enumerate(model.models)}
+        return {**params, **parts}
+    unused = getattr(model, "for_update", ())
+    return {n: x for n, x in params.items() if n not in unused} if unused else params
 
 
 def event_counts(events: Events) -> np.ndarray:

@@ -14,6 +14,7 @@ from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, trained_further
+from jaxops.optim import averaged
 from jaxops.tabular.data import (
     BINS,
     TableReader,
@@ -166,7 +167,7 @@ def _trained(
     task = _task(method or TabM(), parts.reader.encoder, parts.train)
     count = len(parts.train["label"])
     settings = chosen(recipe(count, left), options)
-    state = train(task, parts.train, validation=parts.validation, **settings)
+    state = averaged(train(task, parts.train, validation=parts.validation, **settings))
     about = {"data": fingerprint(parts.train), "rows": count, "left out": parts.left_out}
     model = Model(task, state._replace(opt_state=()), parts.reader, about)
     scored = _scored(model, np.arange(len(parts.validation["label"])), parts.validation)

@@ -1,7 +1,7 @@
 """Texts to columns: tokens, hashed n-grams, question-passage pairs, labels and positive pairs.
 
-A reader is a callable that turns texts into the columns a task expects. `Tokens` and `NGrams` read
-single texts, `Passages` reads a question together with a passage.
+A reader is a callable that turns texts into the columns a task expects. `Tokens`, `NGrams` and
+`WordsAndNGrams` read single texts, `Passages` reads a question together with a passage.
 """
 
 import functools
@@ -137,10 +137,7 @@ class WordsAndNGrams:
     def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """`tokens` (N, context) int32; raises and warns as `grams` does."""
         texts = check_texts(texts)
-        first = np.full((len(texts), self.words.context), PAD, np.int32)
-        for row, text in zip(first, texts, strict=True):
-            tokens = self.words.tokenizer.encode(text)[: len(row)]
-            row[: len(tokens)] = tokens
+        first = self.words.tokenizer.first(texts, self.words.context)
         return {"tokens": np.concatenate([first, self.grams(texts)["tokens"]], axis=1)}
 
 

@@ -13,7 +13,8 @@ from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, fingerprint, inside, seconds
-from jaxops.model.selection import best_of, epochs_within, trained_further
+from jaxops.model.selection import best_of, settings_within, trained_further
+from jaxops.optim import averaged
 from jaxops.text.data import NGrams, Reader, Tokens, WordsAndNGrams, labels
 from jaxops.text.inference import calibrated, check_keep
 from jaxops.text.models import BagAndCNN, NGramBag
@@ -48,11 +49,11 @@ def fit(
 ) -> Model:
     """Train a model to tell the class of a text, or the several labels of a text.
 
-    The default method is `BagAndCNN` for at most 20,000 texts: hashed n-grams of words and
+    The default method is `BagAndCNN` for at most 20,000 train texts: hashed n-grams of words and
     characters, and the first words in order. For more it is `NGramBag`, of the n-grams alone. Texts
     are held out for validation (of each class the same share), on which the temperature and the
-    threshold are fitted and the figures are measured. Then, if half of the budget is left, the
-    model is trained once more on all texts.
+    threshold are fitted and the figures are measured. Then the model is trained once
+    more on all texts, if the budget allows.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
@@ -120,18 +121,15 @@ def fit(
             known, other = ids[held], take(columns, held)
         else:
             known, other = reader.columns(validation, classes, many)
-        first = take(columns, rows)
-        settings = recipe(len(rows), left, **given)
-        if not {"epochs", "steps"} & given.keys():
-            epochs, taken = epochs_within(left, task, first, settings)
-            if epochs < settings["epochs"]:
-                settings = recipe(len(rows), left - taken, epochs=max(1, epochs), **given)
-        state = train(task, first, validation=other, **settings)
-        about = {"data": fingerprint(columns), "rows": len(texts)}
+        begin, first = time.monotonic(), take(columns, rows)
+        settings = settings_within(left, task, first, recipe, given)
+        state = averaged(train(task, first, validation=other, **settings))
+        about = {"data": fingerprint(columns), "rows": len(texts), "epochs": settings.get("epochs")}
         model = Model(task, state._replace(opt_state=()), reader, about)
         model = _calibrated(model, other, keep)
         scored = _scored(model, known, other)
-        return replace(model, about={**about, "validation": scored.figures()}), scored
+        told = {"validation": scored.figures(), "seconds": time.monotonic() - begin}
+        return replace(model, about={**about, **told}), scored
 
     left = seconds(budget) - (time.monotonic() - start)
     if several:
@@ -140,12 +138,15 @@ def fit(
         model, scored = trained(method, left)
         if progress:
             print(f"validation, {len(scored):,} texts\n{scored}")
-    early = time.monotonic() - start < seconds(budget) / 2
+    # as long as the first training, and a quarter more: there are more texts
+    over = time.monotonic() - start + 1.25 * model.about["seconds"] > seconds(budget)
     once = {"early_stopping", "checkpoints"} & options.keys()
-    if isinstance(validation, float) and early and not once:
+    if isinstance(validation, float) and not over and not once:
         columns = {**model.reader.read(texts), "label": target}
-        settings = recipe(len(texts), np.inf, **given) | {"early_stopping": None}
-        model = replace(model, state=train(model.task, columns, **settings)._replace(opt_state=()))
+        length = {"epochs": model.about["epochs"]} if "steps" not in given else {}
+        settings = recipe(len(texts), np.inf, **given | length) | {"early_stopping": None}
+        state = averaged(train(model.task, columns, **settings))
+        model = replace(model, state=state._replace(opt_state=()))
     return model
 
 
@@ -192,8 +193,8 @@ def evaluate(model: Model, data: Source) -> Evaluation:
         data: see `fit`.
 
     Returns:
-        "accuracy" (with many labels: all of them right), "log_loss" and "macro_f1"; with many
-        labels also "micro_f1". A unit is a text.
+        "accuracy" (with many labels: all of them right), "log_loss" and "macro_f1"; for two classes
+        also "auc", with many labels also "micro_f1". A unit is a text.
 
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
@@ -242,9 +243,12 @@ def _default(texts: Sequence[str], read: Reader | None) -> Any:
 
 def _table_size(texts: Sequence[str]) -> int:
     """Of the hash table: the power of 2 from the number of distinct n-grams on, at most 2**17."""
-    grams = NGrams(vocabulary=2**24)
-    distinct = len({number for text in texts for number in grams._numbers(text)})
-    return min(NGrams.vocabulary, 2 ** int(np.ceil(np.log2(max(distinct, 1024)))))
+    grams, distinct = NGrams(vocabulary=2**24), set[int]()
+    for text in texts:
+        distinct.update(grams._numbers(text))
+        if len(distinct) > NGrams.vocabulary:
+            break
+    return min(NGrams.vocabulary, 2 ** int(np.ceil(np.log2(max(len(distinct), 1024)))))
 
 
 def _reader(method: Any, texts: Sequence[str]) -> Reader:
@@ -276,6 +280,12 @@ def _task(method: Any, read: Reader, classes: tuple[str, ...], many: bool) -> An
         module = module.clone(config=replace(module.config, vocabulary=read.vocabulary))
     elif hasattr(module, "vocabulary"):
         module = module.clone(vocabulary=read.vocabulary)
+    both = BagAndCNN.__name__, WordsAndNGrams.__name__
+    if isinstance(module, BagAndCNN) != isinstance(read, WordsAndNGrams):
+        raise ValueError(
+            f"read must be {both[1]} for {both[0]}, and for no other method, got "
+            f"{type(read).__name__} for {type(module).__name__}"
+        )
     if isinstance(read, WordsAndNGrams):
         words = read.words
         module = module.clone(words=words.context, word_vocabulary=words.vocabulary)

@@ -118,7 +118,7 @@ class NGramBag(nn.Module):
 
 
 class BagAndCNN(nn.Module):
-    """An `NGramBag` and a `TextCNN`, trained side by side; their mean is better than either.
+    """An `NGramBag` and a `TextCNN`, trained side by side; a task averages their probabilities.
 
     Attributes:
         vocabulary: number of n-gram ids, see `text.NGrams`.
@@ -127,7 +127,8 @@ class BagAndCNN(nn.Module):
         word_vocabulary: number of tokens.
         width: size of a token's embedding, in the CNN.
         filters: number of filters of each width, in the CNN.
-        dropout: probability of dropping an n-gram, a token, or a value of the bag in training.
+        dropout: probability of dropping an n-gram, a token, or a value of the bag in training; of
+            the CNN's pooled values half are dropped, see `TextCNN`.
 
     >>> model = BagAndCNN(vocabulary=1000, classes=3, words=4, word_vocabulary=50)
     >>> tokens = jnp.ones((1, 12), jnp.int32)

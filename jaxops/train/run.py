@@ -184,7 +184,7 @@ class Run:
                 settings.save_every and self.step % settings.save_every == 0
             )
             epoch_ends = self.step % settings.period == 0 or self.step == settings.total
-            epoch_ends = epoch_ends or self._late()
+            epoch_ends = epoch_ends or (hosts.count() == 1 and self._late())
             wait = epoch_ends or saves
             while len(in_flight) > (0 if wait else self.pace.in_flight):
                 self._await(in_flight.popleft(), bar)

@@ -20,8 +20,8 @@ class EarlyStopping(NamedTuple):
         patience: number of validations without improvement before stopping.
         mode: "min" or "max": the direction of improvement.
         min_delta: smallest difference that counts as an improvement.
-        seconds: validate after this much time, also within an epoch, and stop; the result then
-            depends on the speed of the machine. By default never.
+        seconds: validate after this much time and stop, within an epoch where there is one process;
+            the result then depends on the speed of the machine. By default never.
 
     >>> EarlyStopping("auc", mode="max").better(0.9, best=0.8)
     True

@@ -60,8 +60,8 @@ def page(
 def pictures(scored: Evaluation, classes: Sequence[str] = ()) -> "dict[str, Figure]":
     """The pictures of an evaluation, by their headings.
 
-    Of all: the values of the units. Of classes (at most 100): the confusion matrix and the
-    reliability; of two classes the ROC curve. Of numbers: predicted against true values. Of
+    Of all: the values of the units. Of classes: the reliability, of at most 100 the confusion
+    matrix, of two the ROC curve. Of numbers: predicted against true values. Of
     forecasts: some windows, and each error by the step ahead.
 
     Args:
@@ -124,7 +124,9 @@ def _windows(scored: Evaluation) -> "Figure":
         for name, color in (("target", GREY), ("forecast", ORANGE)):
             axes.plot(1 + np.arange(scored.parts[name].shape[1]), scored.parts[name][row, :, 0],
                       color=color, label=name)  # fmt: skip
-        axes.set_title(str(scored.ids[row]), fontsize=9)
+        name = str(scored.ids[row]).replace("$", r"\$")
+        several = scored.parts["forecast"].shape[2] > 1
+        axes.set_title(name + ", first channel" * several, fontsize=9)
         open_frame(axes)
     rows[0].legend(frameon=False)
     rows[-1].set_xlabel("step ahead")

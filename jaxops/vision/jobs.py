@@ -14,7 +14,7 @@ from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
 from jaxops.data.splits import held_out
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import best_of, epochs_within, trained_further
+from jaxops.model.selection import best_of, settings_within, trained_further
 from jaxops.optim import averaged
 from jaxops.task import Task
 from jaxops.train.loop import fit as train
@@ -98,11 +98,7 @@ def fit(
 
     def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
         task = _task(method, reader, classes, own["image"])
-        settings = recipe(len(own["label"]), left, **given)
-        if not {"epochs", "steps"} & given.keys():
-            epochs, taken = epochs_within(left, task, own, settings)
-            if epochs < settings["epochs"]:
-                settings = recipe(len(own["label"]), left - taken, epochs=max(1, epochs), **given)
+        settings = settings_within(left, task, own, recipe, given)
         state = averaged(train(task, own, validation=other, **settings))
         model = Model(task, state._replace(opt_state=()), reader, about)
         scored = _scored(model, ids, other)
@@ -112,7 +108,8 @@ def fit(
     if several:
 
         def loss(p: np.ndarray) -> float:
-            return of_classes("image", ids, p, other["label"]).figures()["log_loss"]
+            scored = of_classes("image", ids, p, other["label"])
+            return float(scored.values["log_loss"].mean())
 
         return best_of(method, trained, "log_loss", loss, left, progress)
     model, scored = trained(method, left)
@@ -164,7 +161,7 @@ def evaluate(model: Model, data: Images) -> Evaluation:
         data: see `fit`.
 
     Returns:
-        "accuracy", "log_loss" and "macro_f1". A unit is an image.
+        "accuracy", "log_loss" and "macro_f1", and for two classes "auc". A unit is an image.
 
     Raises:
         ValueError: images that the model cannot read, or a label that is not one of its classes.

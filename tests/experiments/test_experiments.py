@@ -91,7 +91,7 @@ def test_defaults_beside_their_rivals(tmp_path):
     for row in result["rows"].values():
         assert row.keys() == {"auc", "accuracy", "seconds"} and row["auc"]["mean"] > 0.95
     assert result["metrics"]["telco_auc"] == result["rows"]["telco: default"]["auc"]
-    with pytest.raises(ValueError, match="some of telco, adult, banking77"):
+    with pytest.raises(ValueError, match="some of telco, adult, churn"):
         run("defaults", "--only", "nothing", "--out", tmp_path)
 
 

@@ -11,8 +11,9 @@ import pytest
 
 import jaxops as jo
 from jaxops import recommend
+from jaxops.recommend import trials
 from jaxops.recommend.data.features import Catalogue
-from jaxops.recommend.jobs import _named
+from jaxops.recommend.jobs import _held_out, _named, _scored
 
 USERS, ITEMS, EACH = 30, 12, 6
 USER = np.repeat(np.arange(USERS), EACH)
@@ -284,10 +285,42 @@ def test_new_events(model, towers, tmp_path):
         (model, {"epochs": 1}, "options must be none for EASE, which is not trained further"),
         (model, {"item_features": columns}, "item_features must be None for EASE, got a table"),
         (towers, {}, "columns must include 'price', got none|price"),
-        (recommend.blend([model, model]), {}, "with a fit method, such as EASE, got Blend"),
+        (recommend.blend([model, model]), {"steps": 1}, "options must be none for EASE, EASE"),
     ):
         with pytest.raises(ValueError, match=message):
             recommend.update(one, NEW, **options)
+
+
+def test_of_a_blend_each_model_is_updated(model, tmp_path):
+    other = fit(recommend.ItemKNN())
+    jo.save(tmp_path / "both.safetensors", recommend.blend([model, other], [0.3, 0.7], [1.0, 0.5]))
+    larger = recommend.update(jo.load(tmp_path / "both.safetensors"), NEW)
+    apart = [recommend.update(one, NEW) for one in (model, other)]
+    wanted = recommend.blend(apart, [0.3, 0.7], [1.0, 0.5])
+    assert larger.task.items.tolist()[-1] == "new" and larger.task.model == wanted.task.model
+    given, told = (one.predict(LOG, k=4) for one in (larger, wanted))
+    assert given.ids() == told.ids()
+    np.testing.assert_allclose(given.scores, told.scores, rtol=1e-6)
+
+
+def test_the_weight_of_a_blend_is_the_best_by_validation(model):
+    other = fit(recommend.Popularity())
+    log = recommend.events(LOG, **NAMES)
+    _, held = _held_out(model.reader, log, None, None, 0)
+    # as if the first were a network
+    share = trials.weight_of([other.task, model.task], held)
+    ndcg = [
+        _scored(trials.blended([other.task, model.task], w), held, 10).figures()["ndcg@10"]
+        for w in trials.WEIGHTS
+    ]
+    assert ndcg[trials.WEIGHTS.index(share)] == max(ndcg) > min(ndcg)
+    methods = {"EASE": recommend.EASE(), "ItemKNN": recommend.ItemKNN(), "SASRec": SMALL}
+    one = _scored(model.task, held, 10)
+    weak = replace(one, values={**one.values, "ndcg@10": 0 * one.values["ndcg@10"]})
+    scores = {"EASE": weak, "ItemKNN": one, "SASRec": one}
+    assert trials.pair_of(methods, scores, 10) == ("SASRec", "ItemKNN")
+    del scores["SASRec"]
+    assert trials.pair_of(methods, scores, 10) == () and trials.best_of(scores, 10) == "ItemKNN"
 
 
 def test_features_of_users(towers, model):
@@ -351,6 +384,8 @@ def test_networks_that_are_trained():
     assert len(towers.predict(LOG, k=3, user_features=AGES).ids()) == USERS
     both = fit([recommend.bert4rec(context=5, width=8, depth=1), method], **features, epochs=1)
     assert both.about["method"] in ("Transformer", "TwoTower")
+    both = fit([SMALL, recommend.EASE()], epochs=1)
+    assert both.about["method"] in ("Transformer", "EASE", "Transformer and EASE")
 
     sequence = fit(SMALL, epochs=1)
     table = np.array(sequence.task.params["embedding"]["tokens"])
@@ -370,5 +405,5 @@ def test_the_default_learns():
     item = (start + step * np.arange(8)) % 20
     columns = {"user": np.repeat(np.arange(300), 8), "item": item.ravel()}
     model = recommend.fit(columns, time=None, progress=False)
-    assert model.about["method"] == "SASRec" and model.about["validation"]["hr@10"] > 0.99
+    assert model.about["method"].startswith("SASRec") and model.about["validation"]["hr@10"] > 0.99
     assert model.predict([["3", "4", "5"], ["3", "5", "7"]], k=1).ids() == [["6"], ["9"]]

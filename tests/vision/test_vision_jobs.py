@@ -9,6 +9,7 @@ from PIL import Image
 
 import jaxops as jo
 from jaxops import vision
+from jaxops.model.selection import Blend
 
 RNG = np.random.default_rng(0)
 N = 96
@@ -89,6 +90,7 @@ def test_several_methods_and_their_blend(folder, tmp_path):
     assert list(losses) == ["1: ConvNet", "2: MLP"]
     scored = vision.evaluate(model, ROWS)
     # no worse than the better of both, on the images that chose
+    assert isinstance(model.task, Blend) == (scored.figures()["log_loss"] < min(losses.values()))
     assert scored.figures()["log_loss"] <= min(losses.values()) + 1e-6
     p = model.predict(IMAGES).probabilities
     assert scored.figures()["auc"] == pytest.approx(metrics.roc_auc_score(LABEL, p[:, 1]))

@@ -43,6 +43,13 @@ class Histories(NamedTuple):
             return np.full((len(users), length), padding, np.int32)
         return np.where(filled, self.items[index], padding).astype(np.int32)
 
+    def part(self, users: np.ndarray) -> "Histories":
+        """The histories of some users, by their indices, in that order."""
+        lengths = self.lengths[users]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(self.starts.dtype)
+        moved = np.repeat(self.starts[users] - starts[:-1], lengths)
+        return Histories(self.items[np.arange(starts[-1]) + moved], starts)
+
     def check(self, name: str, count: int) -> None:
         """Raise `ValueError` for items outside a catalogue of `count`; `name` is the argument's."""
         outside = np.flatnonzero((self.items < 0) | (self.items >= count))

@@ -1,7 +1,7 @@
 """Several recommenders as one: a weighted sum of their log-probabilities."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -61,6 +61,18 @@ class Blend:
         """None: the queries are the scores."""
 
 
+def members_of(blended: Recommender) -> list[Recommender]:
+    """The recommenders of which a blend is made.
+
+    >>> from jaxops import recommend as r
+    >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)
+    >>> [type(one.model).__name__ for one in members_of(blend([r.fitted(r.Popularity(), log)]))]
+    ['Popularity']
+    """
+    models = enumerate(blended.model.models)
+    return [replace(blended, model=one, params=blended.params[str(i)]) for i, one in models]
+
+
 def blend(
     recommenders: Sequence[Model | Recommender],
     weights: Sequence[float] | None = None,
@@ -101,7 +113,7 @@ def blend(
     for i, other in enumerate(members):
         if not np.array_equal(other.items, first.items):
             raise ValueError(f"recommenders must have the same items, got others in number {i}")
-    params: dict[str, Any] = {str(i): r.on_device[0] for i, r in enumerate(members)}
+    params: dict[str, Any] = {str(i): r.params for i, r in enumerate(members)}
     params["share"] = first.on_device[2]
     model = Blend(tuple(r.model for r in members), tuple(weights), tuple(temperatures))
     blended = Recommender(model, params, first.items, first.counts)

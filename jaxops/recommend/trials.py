@@ -1,0 +1,47 @@
+"""Which of several methods is the best by validation, or which blend of two."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxops.recommend.models.blend import blend
+from jaxops.recommend.models.ease import EASE
+from jaxops.recommend.models.item_knn import ItemKNN
+from jaxops.recommend.ranking import ndcg, ranks
+from jaxops.recommend.reader import Held
+from jaxops.recommend.recommenders import Recommender
+from jaxops.trust.evaluation import Evaluation
+
+USERS, WEIGHTS = 2_000, (0.1, 0.2, 0.35, 0.5)  # by which users a weight is chosen
+
+
+def best_of(scores: Mapping[str, Evaluation], k: int) -> str:
+    """The name with the largest NDCG."""
+    return max(scores, key=lambda name: scores[name].figures()[f"ndcg@{k}"])
+
+
+def pair_of(
+    methods: Mapping[str, Any], scores: Mapping[str, Evaluation], k: int
+) -> tuple[str, ...]:
+    """The best network and the best model of similar items; nothing where one kind is missing."""
+    networks = {name: one for name, one in scores.items() if hasattr(methods[name], "config")}
+    similar = {n: one for n, one in scores.items() if isinstance(methods[n], EASE | ItemKNN)}
+    return (best_of(networks, k), best_of(similar, k)) if networks and similar else ()
+
+
+def blended(pair: list[Recommender], weight: float) -> Recommender:
+    """A network and a model of similar items, whose scores are no log-probabilities."""
+    together: Recommender = blend(pair, [1 - weight, weight], [1.0, 0.1])
+    return together
+
+
+def weight_of(pair: list[Recommender], held: Held) -> float:
+    """The second model's weight with the best NDCG@10 of some users."""
+    users = np.flatnonzero(held.targets.lengths)[:USERS]
+    histories, targets = (part.part(users) for part in (held.histories, held.targets))
+
+    def score(weight: float) -> float:
+        return float(ndcg(ranks(blended(pair, weight), histories, targets).ranks, 10).mean())
+
+    return max(WEIGHTS, key=score)
