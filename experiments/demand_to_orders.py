@@ -180,6 +180,9 @@ def described(demand: np.ndarray, promotion: np.ndarray, costs: decide.Costs, tr
 
 def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.ndarray:
     """(N, T, HORIZON, Q) quantiles of demand, made in the morning of each day for it and on."""
+    sizes: dict[str, Any] = {"dropout": 0.1}
+    if settings.smoke:
+        sizes = {"dropout": 0.0, "encoder": 0, "decoder": 1}  # the fewest layers
     network = TiDE(
         LOOK_BACK,
         HORIZON,
@@ -187,7 +190,7 @@ def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.nd
         instance_norm="none",
         width=settings.hidden,
         temporal=settings.hidden,
-        dropout=0.1,
+        **sizes,
     )
 
     def windows(stop: int) -> Any:
@@ -215,7 +218,8 @@ def forecast(settings: Settings, world: World, seed: int, folder: Path) -> np.nd
 
 def learned(settings: Settings, world: World, seed: int, folder: Path) -> np.ndarray:
     """(N, T) levels to order up to, of a network trained on money."""
-    task = decide.ordering(decide.LevelNetwork((settings.hidden,) * 2), LEAD_TIME)
+    depth = 1 if settings.smoke else 2
+    task = decide.ordering(decide.LevelNetwork((settings.hidden,) * depth), LEAD_TIME)
     whole = rows(world)
     parts = [
         rows(world.days(start, start + settings.segment))

@@ -83,6 +83,8 @@ def learners(settings: Settings, texts: np.ndarray, classes: int) -> dict[str, L
     """The n-gram bag, the CNN, and the transformer without and with pre-training."""
     tokenizer = Tokenizer.train(texts, kind="word", vocabulary=4096, lowercase=True)
     words, grams = text.Tokens(tokenizer, settings.length), text.NGrams(settings.grams)
+    if settings.smoke:
+        grams = text.NGrams(settings.grams, vocabulary=1024)
     config = nn.TransformerConfig(
         vocabulary=tokenizer.vocabulary,
         context=settings.length,
@@ -96,7 +98,7 @@ def learners(settings: Settings, texts: np.ndarray, classes: int) -> dict[str, L
     cnn = text.TextCNN(
         tokenizer.vocabulary,
         classes,
-        width=256,
+        width=32 if settings.smoke else 256,
         widths=(1, 2, 3),
         filters=32 if settings.smoke else 512,
         word_dropout=0.1,

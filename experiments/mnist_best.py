@@ -44,7 +44,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     held_out = digits.validation if settings.validate else digits.test
     log = common.Log(folder, settings.resume)
     task = vision.classifier(
-        vision.ConvNet(),
+        vision.ConvNet((8, 16)) if settings.smoke else vision.ConvNet(),
         mean=0.1307,
         std=0.3081,
         augment=augment.Affine(degrees=10, shift=2, scale=0.1),

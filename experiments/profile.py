@@ -110,7 +110,8 @@ def generate(users: int, world: np.random.Generator, random: np.random.Generator
 
 def encoder(settings: Settings, log: Log, seed: int, folder: Path) -> r.Recommender:
     """SASRec on the histories."""
-    module = r.sasrec(CATEGORIES * EACH, context=MOST, width=settings.width)
+    few: dict[str, Any] = {"depth": 1} if settings.smoke else {}  # blocks
+    module = r.sasrec(CATEGORIES * EACH, context=MOST, width=settings.width, **few)
     task = r.next_item(module)
     records = common.Log(folder, settings.resume)
     state = jo.fit(

@@ -148,6 +148,7 @@ def until(series: forecast.Series, day: int) -> np.ndarray:
 def learned(settings: Settings, series: forecast.Series, seed: int, folder: Path) -> Effect:
     """A forecaster's answer to: and if there had been a promotion, or none?"""
     last = settings.days - 7 * LAST_WEEKS
+    few: dict[str, Any] = {"encoder": 0, "decoder": 1} if settings.smoke else {}  # layers
     network = forecast.TiDE(
         settings.context,
         7,
@@ -157,6 +158,7 @@ def learned(settings: Settings, series: forecast.Series, seed: int, folder: Path
         projected=len(NAMES),
         temporal=settings.width,
         dropout=0.1,
+        **few,
     )
     scaling = forecast.scaling(series, "none")
     task = forecast.direct(network, series, scaling)
