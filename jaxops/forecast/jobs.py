@@ -138,9 +138,8 @@ def fit(
     check_one_directory(options, 2 * sum(isinstance(x, nn.Module | LogScale) for x in several))
     run = {"seed": seed, "progress": progress, **options}
     learned = try_all(several, series, rows, held_out, run, end)
-    models = [one.model for one in learned]
-    weights, errors = weighed(models, series, windows, horizon, season)
-    first = joined(models, weights)
+    weights, errors = weighed([x.model for x in learned], series, windows, horizon, season)
+    first = joined([one.model for one in learned], weights)
     final = joined(retrained(several, weights, learned, series, run, end), weights)
     if levels:
         context = max(100, 10 * season)
