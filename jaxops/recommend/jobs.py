@@ -15,7 +15,6 @@ from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, inside, seconds
 from jaxops.recommend.data.events import Events
 from jaxops.recommend.data.reading import features_of
-from jaxops.recommend.evaluation import evaluated
 from jaxops.recommend.models.blend import Blend, blend, members_of
 from jaxops.recommend.models.ease import EASE
 from jaxops.recommend.models.sequence import (
@@ -34,7 +33,7 @@ from jaxops.recommend.recommenders import (
     updated,
 )
 from jaxops.recommend.tasks import held_out, masked_item, next_item, retrieval, rows
-from jaxops.recommend.trials import best_of, blended, pair_of, weight_of
+from jaxops.recommend.trials import chosen_of, scored
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation, table
@@ -135,21 +134,10 @@ def fit(
             break
         found[name] = _trained(one, rest, held, left, given)
         read = held._replace(features=reads(found[name], held.features))
-        scores[name] = _scored(found[name], read, k)
-    best = best_of(scores, k)
-    pair = pair_of(methods, scores, k) if user_features is None else ()
-    name = " and ".join(pair)
-    share = weight_of([found[one] for one in pair], held) if pair else 0.0
-    if pair:
-        scores[name] = _scored(blended([found[one] for one in pair], share), held, k)
-        best = best_of(scores, k)
-    whole = {
-        one: fitted(methods[one], log)
-        for one in ({*pair} if best == name else {best})
-        if hasattr(methods[one], "fit") and rest is not log
-    }
-    final = found | whole
-    recommender = blended([final[one] for one in pair], share) if best == name else final[best]
+        scores[name] = scored(found[name], read, k)
+    best, recommender = chosen_of(
+        methods, found, scores, held, None if rest is log else log, user_features is None
+    )
     if progress:
         for name in [name for name in methods if name not in scores]:
             print(f"not tried, as the time was over: {name}")
@@ -222,7 +210,7 @@ def evaluate(
     held = reader_of(model).held(data, recommender_of(model).items, known, user_features)
     if user_features is None:
         held = held._replace(features=reads(model, held.features))
-    return _scored(recommender_of(model), held, k, exclude_seen)
+    return scored(recommender_of(model), held, k, exclude_seen)
 
 
 def update(
@@ -432,17 +420,3 @@ def _trained_further(old: Recommender, log: Events, options: Mapping[str, Any]) 
     defaults = recipe(len(columns["items"]), np.inf) | {"early_stopping": None, "epochs": 5}
     state = train(task, columns, state=state, **chosen(defaults, dict(options)))
     return sequence_recommender(module, state, log, old)
-
-
-def _scored(recommender: Recommender, held: Held, k: int, exclude_seen: bool = True) -> Evaluation:
-    scored = evaluated(
-        recommender,
-        held.histories,
-        held.targets,
-        k,
-        exclude_seen,
-        recommender.counts,
-        held.features,
-        held.outside,
-    )
-    return replace(scored, ids=held.users[scored.ids])

@@ -1,16 +1,19 @@
 """Which of several methods is the best by validation, or which blend of two."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from jaxops.recommend.data.events import Events
+from jaxops.recommend.evaluation import evaluated
 from jaxops.recommend.models.blend import blend
 from jaxops.recommend.models.ease import EASE
 from jaxops.recommend.models.item_knn import ItemKNN
 from jaxops.recommend.ranking import ndcg, ranks
 from jaxops.recommend.reader import Held
-from jaxops.recommend.recommenders import Recommender
+from jaxops.recommend.recommenders import Recommender, fitted
 from jaxops.trust.evaluation import Evaluation
 
 USERS, WEIGHTS = 2_000, (0.1, 0.2, 0.35, 0.5)  # by which users a weight is chosen
@@ -45,3 +48,52 @@ def weight_of(pair: list[Recommender], held: Held) -> float:
         return float(ndcg(ranks(blended(pair, weight), histories, targets).ranks, 10).mean())
 
     return max(WEIGHTS, key=score)
+
+
+def chosen_of(
+    methods: Mapping[str, Any],
+    found: Mapping[str, Recommender],
+    scores: dict[str, Evaluation],
+    held: Held,
+    log: Events | None,
+    blends: bool,
+) -> tuple[str, Recommender]:
+    """The name and the recommender of the best method, or of a blend, whose scores are added.
+
+    Args:
+        methods: name -> method.
+        found: name -> recommender, for those that were tried.
+        scores: name -> scores on the users held out.
+        held: these users.
+        log: all events, to which closed forms are fitted again; None where there are no others.
+        blends: whether a blend is tried.
+    """
+    k = min(10, len(next(iter(found.values())).items))
+    pair = pair_of(methods, scores, k) if blends else ()
+    name, share = " and ".join(pair), 0.0
+    if pair:
+        members = [found[one] for one in pair]
+        share = weight_of(members, held)
+        scores[name] = scored(blended(members, share), held, k)
+    best = best_of(scores, k)
+    final = {
+        one: fitted(methods[one], log) if log is not None and hasattr(methods[one], "fit") else made
+        for one, made in found.items()
+        if one in (pair if best == name else (best,))
+    }
+    return best, blended([final[one] for one in pair], share) if best == name else final[best]
+
+
+def scored(recommender: Recommender, held: Held, k: int, exclude_seen: bool = True) -> Evaluation:
+    """The scores of a recommender on the users held out."""
+    of_users = evaluated(
+        recommender,
+        held.histories,
+        held.targets,
+        k,
+        exclude_seen,
+        recommender.counts,
+        held.features,
+        held.outside,
+    )
+    return replace(of_users, ids=held.users[of_users.ids])

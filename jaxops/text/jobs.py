@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -96,18 +96,10 @@ def fit(
     check_keep(keep)
     several = isinstance(method, list | tuple)
     check_one_directory(options, len(method) if several else 1)
-    ids, table = columns_of(data, id, text, label, groups=groups)
-    texts = check_texts(table[text])
-    many = separator is not None or any(_is_list(cell) for cell in table[label])
-    names = names_of(label, table[label], separator, many)
-    classes = tuple(sorted({name for row in names for name in (row if many else [row])}))
-    if len(classes) < 2:
-        raise ValueError(f"{label} must have at least 2 classes, got {', '.join(classes)} alone")
-    target = labels(names, classes, many)
-    rows = held = np.arange(len(texts))
-    if isinstance(validation, float):
-        of = None if groups is None else [str(one) for one in table[groups]]
-        rows, held = held_out(len(texts), validation, None if many else target, of, seed)
+    share = validation if isinstance(validation, float) else None
+    ids, texts, target, classes, many, rows, held = _parts(
+        data, id, text, label, groups, separator, share, seed
+    )
     given = {"seed": seed, "progress": progress, **options}
 
     def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
@@ -117,9 +109,8 @@ def fit(
         reader = TextReader(reads, text, label, id, separator)
         task = _task(method, reads, classes, many)
         columns = {**reads(texts), "label": target}
-        if isinstance(validation, float):
-            known, other = ids[held], take(columns, held)
-        else:
+        known, other = ids[held], take(columns, held)
+        if not isinstance(validation, float):
             known, other = reader.columns(validation, classes, many)
         begin, first = time.monotonic(), take(columns, rows)
         settings = settings_within(left, task, first, recipe, given)
@@ -140,14 +131,57 @@ def fit(
             print(f"validation, {len(scored):,} texts\n{scored}")
     # as long as the first training, and a quarter more: there are more texts
     over = time.monotonic() - start + 1.25 * model.about["seconds"] > seconds(budget)
-    once = {"early_stopping", "checkpoints"} & options.keys()
+    once = {"early_stopping", "checkpoints", "state"} & options.keys()
     if isinstance(validation, float) and not over and not once:
-        columns = {**model.reader.read(texts), "label": target}
-        length = {"epochs": model.about["epochs"]} if "steps" not in given else {}
-        settings = recipe(len(texts), np.inf, **given | length) | {"early_stopping": None}
-        state = averaged(train(model.task, columns, **settings))
-        model = replace(model, state=state._replace(opt_state=()))
+        model = _on_all(model, {**model.reader.read(texts), "label": target}, given)
     return model
+
+
+class Parts(NamedTuple):
+    """N texts with their labels, and which of them are for validation.
+
+    Attributes:
+        ids: (N,).
+        texts: N.
+        label: the column of the task.
+        classes: their names.
+        many: whether a text may have several labels.
+        rows: of training.
+        held: of validation.
+    """
+
+    ids: np.ndarray
+    texts: list[str]
+    label: np.ndarray
+    classes: tuple[str, ...]
+    many: bool
+    rows: np.ndarray
+    held: np.ndarray
+
+
+def _parts(
+    data: Source,
+    id: str | None,
+    text: str,
+    label: str,
+    groups: str | None,
+    separator: str | None,
+    share: float | None,
+    seed: int,
+) -> Parts:
+    ids, table = columns_of(data, id, text, label, groups=groups)
+    texts = check_texts(table[text])
+    many = separator is not None or any(_is_list(cell) for cell in table[label])
+    names = names_of(label, table[label], separator, many)
+    classes = tuple(sorted({name for row in names for name in (row if many else [row])}))
+    if len(classes) < 2:
+        raise ValueError(f"{label} must have at least 2 classes, got {', '.join(classes)} alone")
+    target = labels(names, classes, many)
+    rows = held = np.arange(len(texts))
+    if share is not None:
+        of = None if groups is None else [str(one) for one in table[groups]]
+        rows, held = held_out(len(texts), share, None if many else target, of, seed)
+    return Parts(ids, texts, target, classes, many, rows, held)
 
 
 def recipe(
@@ -329,3 +363,11 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
     }
     smaller = frozenset({"log_loss"})
     return Evaluation("text", ids, values, wholes, smaller, parts={"probabilities": p})
+
+
+def _on_all(model: Model, columns: dict[str, np.ndarray], given: dict[str, Any]) -> Model:
+    """The model after the same training on the texts of train and validation."""
+    length = {"epochs": model.about["epochs"]} if "steps" not in given else {}
+    settings = recipe(len(columns["label"]), np.inf, **given | length) | {"early_stopping": None}
+    state = averaged(train(model.task, columns, **settings))
+    return replace(model, state=state._replace(opt_state=()))

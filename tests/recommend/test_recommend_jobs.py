@@ -13,7 +13,7 @@ import jaxops as jo
 from jaxops import recommend
 from jaxops.recommend import trials
 from jaxops.recommend.data.features import Catalogue
-from jaxops.recommend.jobs import _held_out, _named, _scored
+from jaxops.recommend.jobs import _held_out, _named
 
 USERS, ITEMS, EACH = 30, 12, 6
 USER = np.repeat(np.arange(USERS), EACH)
@@ -310,12 +310,12 @@ def test_the_weight_of_a_blend_is_the_best_by_validation(model):
     # as if the first were a network
     share = trials.weight_of([other.task, model.task], held)
     ndcg = [
-        _scored(trials.blended([other.task, model.task], w), held, 10).figures()["ndcg@10"]
+        trials.scored(trials.blended([other.task, model.task], w), held, 10).figures()["ndcg@10"]
         for w in trials.WEIGHTS
     ]
     assert ndcg[trials.WEIGHTS.index(share)] == max(ndcg) > min(ndcg)
     methods = {"EASE": recommend.EASE(), "ItemKNN": recommend.ItemKNN(), "SASRec": SMALL}
-    one = _scored(model.task, held, 10)
+    one = trials.scored(model.task, held, 10)
     weak = replace(one, values={**one.values, "ndcg@10": 0 * one.values["ndcg@10"]})
     scores = {"EASE": weak, "ItemKNN": one, "SASRec": one}
     assert trials.pair_of(methods, scores, 10) == ("SASRec", "ItemKNN")
