@@ -30,9 +30,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # CPU seconds, which depend less than minutes do on what else the machine does. A folder's budget is
-# 1.5 times what it was measured to take, and that of all folders 1.3 times (847 seconds, eight
+# about 1.4 times what it was measured to take, and that of all folders 1.3 times (995 seconds, nine
 # minutes on two cores; 720 seconds, six minutes, are the aim).
-TOTAL = 1100
+TOTAL = 1300
 BUDGET = {
     "README.md": 10,
     "docs": 105,
@@ -49,11 +49,11 @@ BUDGET = {
     "tests/model": 40,
     "tests/nn": 71,
     "tests/recommend": 110,
-    "tests/tabular": 30,
-    "tests/text": 55,
+    "tests/tabular": 37,
+    "tests/text": 80,
     "tests/train": 125,
-    "tests/trust": 20,
-    "tests/vision": 20,
+    "tests/trust": 30,
+    "tests/vision": 28,
 }
 # Where slow tests run the code that users run: exact resume, runs that are killed, the article's
 # network against a plain loop. Others are marked `optimized`.

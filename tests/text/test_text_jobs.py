@@ -181,12 +181,12 @@ def test_the_files_answer_the_same_in_a_new_process(model, tags, tmp_path):
 def test_several_methods_and_the_default(capsys):
     both = text.BagAndCNN(512, 2, words=8, word_vocabulary=64, width=8, filters=8)
     untrained = text.NGramBag(512, 2, width=2, dropout=0.9)
-    model = text.fit(TABLE, [untrained, both], **NAMES, epochs=8)
+    model = text.fit(TABLE, [untrained, both], **NAMES, epochs=8, validation=TABLE)
     losses = model.about["methods"]
     assert losses["2: BagAndCNN"] == min(losses.values()) < losses["1: NGramBag"]
     assert "| 2: BagAndCNN" in capsys.readouterr().out
     assert model.about["validation"]["log_loss"] == losses["2: BagAndCNN"]
-    assert text.evaluate(model, TABLE).figures()["accuracy"] > 0.95
+    assert model.about["validation"]["accuracy"] > 0.95
     # the words of the longest text, and the n-grams: in steps of 8
     assert model.reader.read.words.context == 8 and model.task.columns[0].shape[0] % 8 == 0
     many = ["my card"] * 20_001
