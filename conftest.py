@@ -117,12 +117,11 @@ def forks():
 
 
 def options_of(make):
-    """JAX's options of a program; XLA reads its flags once, so optimised code undoes them here."""
+    """JAX's options of a program; XLA reads its flags once, so each program names its emitters."""
 
     def options(*args, env_options_overrides=None, **settings):
-        own = dict(env_options_overrides or {})
-        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":
-            own = {EMITTERS: True, **own}
+        optimized = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"
+        own = {EMITTERS: optimized, **(env_options_overrides or {})}
         return make(*args, env_options_overrides=own, **settings)
 
     return options
