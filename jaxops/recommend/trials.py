@@ -43,6 +43,7 @@ def weight_of(pair: list[Recommender], held: Held) -> float:
     """The second model's weight with the best NDCG@10 of some users."""
     users = np.flatnonzero(held.targets.lengths)[:USERS]
     histories, targets = (part.part(users) for part in (held.histories, held.targets))
+    pair = [replace(one, params=one.on_device[0]) for one in pair]  # moved once for all weights
 
     def score(weight: float) -> float:
         return float(ndcg(ranks(blended(pair, weight), histories, targets).ranks, 10).mean())

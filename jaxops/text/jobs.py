@@ -314,10 +314,9 @@ def _task(method: Any, read: Reader, classes: tuple[str, ...], many: bool) -> An
         module = module.clone(config=replace(module.config, vocabulary=read.vocabulary))
     elif hasattr(module, "vocabulary"):
         module = module.clone(vocabulary=read.vocabulary)
-    both = BagAndCNN.__name__, WordsAndNGrams.__name__
     if isinstance(module, BagAndCNN) != isinstance(read, WordsAndNGrams):
         raise ValueError(
-            f"read must be {both[1]} for {both[0]}, and for no other method, got "
+            "read must be WordsAndNGrams for BagAndCNN, and for no other method, got "
             f"{type(read).__name__} for {type(module).__name__}"
         )
     if isinstance(read, WordsAndNGrams):

@@ -205,11 +205,17 @@ def test_several_methods_and_the_default(capsys):
         ({"budget": "soon"}, "budget must be a time such as"),
         ({"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"method": []}, "method must be at least 1, got an empty list"),
+        (
+            {"method": text.BagAndCNN(512, 2, words=8, word_vocabulary=64)},
+            "read must be WordsAndNGrams for BagAndCNN, and for no other method, got NGrams",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(change, message):
+    given = {**NAMES, "method": SMALL, "read": READ, "progress": False, **change}
     with pytest.raises(ValueError, match=message):
-        text.fit(TABLE, SMALL, **{**NAMES, "read": READ, "progress": False, **change})
+        text.fit(TABLE, **given)
 
 
 def test_texts_and_labels_that_cannot_be(model):
