@@ -116,7 +116,7 @@ class Resident:
         self.example = {name: value[:1] for name, value in columns.items()}
         self._order = Order(self.rows, batch_size, seed)
         self.steps_per_epoch: int | None = self._order.steps_per_epoch
-        self._sample = _sample(columns) if hosts.count() > 1 else None
+        self._columns = columns
         self._place(columns)
 
     def _place(self, columns: Columns) -> None:
@@ -146,7 +146,15 @@ class Resident:
 
     def sample(self) -> Any:
         """Shapes and checksums of some rows, to notice that another process holds other ones."""
-        return self._sample
+        stride = -(-self.rows // 64)
+        some = {name: value[::stride] for name, value in self._columns.items()}
+        shapes = {name: value.shape for name, value in self._columns.items()}
+        return (checksums(some), shapes) if hosts.count() > 1 else None
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """The checksum of each column, to notice that a resumed run has other data."""
+        return checksums(self._columns)
 
     def state(self) -> None:
         """Nothing to save: the step number determines the batches."""
@@ -161,13 +169,13 @@ class Gathered(Resident):
     many_steps = False
 
     def _place(self, columns: Columns) -> None:
-        self.columns, self.take, self.fixed = columns, as_is, {}
+        self.take, self.fixed = as_is, {}
 
     def feed(self, step: int, count: int, length: int) -> Any:
         """The batch of a step on the devices, padded to (1, B, ...) with its mask."""
         chosen = self._order.rows_of(step)
         self.examples = len(chosen)
-        batch = {name: value[chosen] for name, value in self.columns.items()}
+        batch = {name: value[chosen] for name, value in self._columns.items()}
         return hosts.put(_stacked(batch, self.padded), self.plan.batch_sharding(1))
 
 
@@ -175,12 +183,16 @@ def _stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
     return {name: value[None] for name, value in pad(batch, size).items()}
 
 
-def _sample(columns: Columns) -> dict[str, Any]:
-    stride = -(-rows(columns) // 64)
+def checksums(columns: Columns) -> dict[str, str]:
+    """Column -> dtype, shape of a row and CRC-32 of its values, sorted by name."""
     return {
-        name: [value.shape, zlib.crc32(value[::stride].tobytes())]
+        name: f"{value.dtype}{list(value.shape[1:])} {zlib.crc32(_bytes(value)):08x}"
         for name, value in sorted(columns.items())
     }
+
+
+def _bytes(value: np.ndarray) -> Any:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 class Stream:
@@ -198,6 +210,7 @@ class Stream:
 
     Attributes:
         example: the first row, whose shapes and dtypes are those of every batch.
+        fingerprint: the checksums of the first batch, to notice that a resumed run has other data.
         share: number of rows of a batch that this process reads, at most.
         room: the same, with the padding that makes a batch divide over the devices.
     """
@@ -231,6 +244,8 @@ class Stream:
         self._iterator = self._start()
         self._first: dict[str, np.ndarray] | None = self._next()  # until the first step uses it
         self.example = one_row(self._first)
+        # each of several processes reads other rows, and on their number it depends which
+        self.fingerprint = checksums(self._first) if hosts.count() == 1 else {}
 
     def _start(self) -> Iterator[Any]:
         if isinstance(self.batches, Streamed):  # it has an order for each epoch

@@ -80,7 +80,9 @@ def fit(
             own steps from 0, so the order of the rows starts over; another seed gives another
             order.
         checkpoints: a directory, which gets a checkpoint at the end of each epoch and from which
-            the same call continues; or `Checkpoints`, which has more settings.
+            the same call continues; or `Checkpoints`, which has more settings. A call with another
+            task, other data or fewer steps than the newest checkpoint is refused; one with
+            another optimizer is not noticed, except that a call which makes no step says so.
         reports: a function or several, called with each `Record`; or `Reports`, which has more
             settings.
         progress: show a progress bar and print a line an epoch.

@@ -1,9 +1,11 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
 import math
+import re
 import signal
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -96,6 +98,10 @@ class RunSettings(NamedTuple):
         by = {} if rule is None else {"early_stopping": [rule.metric, rule.mode]}
         how = {"compute": self.compute, "accumulate": self.accumulate}
         return {**self.source.identity(), **how, **by}
+
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        """What a resumed run must have in common with its checkpoint: the task and the data."""
+        return {"task": described(self.task), "data": self.source.fingerprint}
 
 
 class Run:
@@ -324,6 +330,7 @@ class Run:
         chosen = settings.source.many_steps and settings.length > 1
         meta = {
             "identity": settings.identity(),
+            "fingerprint": settings.fingerprint(),
             "best_value": self.best_value,
             "worse": self.worse,
             "looped": {settings.form: self.looped} if chosen else {},
@@ -339,14 +346,13 @@ class Run:
             ValueError: the checkpoint is of another run.
         """
         settings, meta, newest = self.settings, checkpoints.meta(), checkpoints.latest_step() or 0
-        saved, current = OLDER | meta["identity"], settings.identity()
-        for name, value in current.items():
-            if saved.get(name) != value:
-                raise ValueError(
-                    f"{name} must be {saved.get(name)}, as in the run that wrote the checkpoints "
-                    f"in {checkpoints.directory}, got {value}; for another run, use another "
-                    "directory"
-                )
+        self._check_same(checkpoints, meta)
+        if newest > settings.total:
+            raise ValueError(
+                f"steps must be at least {newest} (the newest checkpoint in "
+                f"{checkpoints.directory}), got {settings.total}; for another run, use another "
+                "directory"
+            )
         if settings.progress:
             print(f"resumed at step {newest:,} of {settings.total:,} from {checkpoints.directory}")
         tree = abstract(shapes, settings.plan.state_shardings(shapes))
@@ -362,7 +368,52 @@ class Run:
         if settings.source.many_steps:  # the two forms round differently
             self.looped = meta.get("looped", {}).get(settings.form)
         settings.source.restore(meta["stream"], self.step)
+        if self.done and hosts.first():
+            print(
+                f"no step was made: {checkpoints.directory} has the end of this run, step "
+                f"{newest:,}, and its state is returned; for another run, such as one with another "
+                "optimizer, use another directory",
+                file=sys.stderr,
+            )
         return loaded["state"]
+
+    def _check_same(self, checkpoints: Checkpointer, meta: dict[str, Any]) -> None:
+        """Raise `ValueError`, naming what differs, where a checkpoint is of another run."""
+        settings = self.settings
+        saved, given = OLDER | meta["identity"], settings.identity()
+        words = {"task": "task argument", "data": "checksum of data column"}
+        fingerprints = settings.fingerprint()
+        for part, before in meta.get("fingerprint", {}).items():
+            now = fingerprints[part]
+            names = sorted(before.keys() | now.keys()) if before and now else ()
+            for name in names:  # none of a stream in several processes
+                saved[f"{words[part]} {name!r}"] = before.get(name, "nothing")
+                given[f"{words[part]} {name!r}"] = now.get(name, "nothing")
+        for name, value in given.items():
+            if saved.get(name) != value:
+                raise ValueError(
+                    f"{name} must be {saved.get(name)}, as in the run that wrote the checkpoints "
+                    f"in {checkpoints.directory}, got {value}; for another run, use another "
+                    "directory"
+                )
+
+
+def described(task: Task) -> dict[str, str]:
+    """How the task was made, or of one made by hand what is known of it, as texts by name.
+
+    A long text becomes its checksum.
+
+    >>> from jaxops import tabular
+    >>> described(tabular.classifier(tabular.MLP((8,)), features=4))["features"]
+    '4'
+    """
+    make, arguments = task.recipe or (None, task._asdict().items())
+    texts = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in arguments}
+    made = {"function": f"{make.__module__}.{make.__qualname__}"} if make else {}
+    return made | {
+        name: text if len(text) < 1000 else f"{zlib.crc32(text.encode()):08x}"
+        for name, text in texts.items()
+    }
 
 
 _finite = jax.jit(

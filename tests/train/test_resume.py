@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import re
 import resource
 import signal
 import tempfile
@@ -28,7 +29,7 @@ from small import (
 )
 
 import jaxops as jo
-from jaxops import vision
+from jaxops import optim, vision
 from jaxops.train import feed
 
 
@@ -126,6 +127,64 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     records = []
     assert_equal(train("resident", tmp_path, records.append, **settings), first)
     assert not records
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A function that fits ten steps, with changes, and continues from the same checkpoints."""
+    common = {"optimizer": ADAM, "batch_size": 8, "epochs": 2, "progress": False}
+    directory = tmp_path_factory.mktemp("finished")
+
+    def fit(task=TASK, data=None, **changes):
+        data = images(40) if data is None else data
+        return jo.fit(task, data, checkpoints=directory, **{**common, **changes})
+
+    fit()
+    return fit
+
+
+def another(images, label):
+    return {"image": images, "label": label}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data": images(40, seed=1)},
+            r"checksum of data column 'image' must be uint8\[4, 4, 1\] \w{8}, as in",
+        ),
+        (
+            {"data": another(images(40)["image"], (images(40)["label"] + 1) % 3)},
+            r"checksum of data column 'label' must be int32\[\] \w{8}, as in .* got int32\[\] \w{8}; for",
+        ),
+        (
+            {"task": vision.classifier(vision.MLP((16,), dropout=0.5, classes=3), **SETTINGS)},
+            r"(?s)task argument 'module' must be MLP.*dropout = 0.0.*got MLP.*dropout = 0.5",
+        ),
+        ({"task": TASK._replace(recipe=None)}, r"task argument 'augment' must be None, as in .* got nothing; for"),
+        ({"epochs": 1}, r"steps must be at least 10 \(the newest checkpoint in .* got 5; for"),
+    ],
+)
+def test_a_run_with_other_data_or_task_is_refused(finished, changes, message):
+    with pytest.raises(ValueError, match=message):
+        finished(**changes)
+
+
+def test_a_call_that_makes_no_step_says_so(finished, capfd):
+    finished(optimizer=optim.adam(1e-5))
+    said = capfd.readouterr()
+    assert re.match(r"no step was made: .* has the end of this run, step 10, and its", said.err)
+    assert said.out == ""
+    finished(epochs=3)
+    assert capfd.readouterr().err == ""
+
+
+def test_another_stream_is_refused(tmp_path):
+    common = {"optimizer": ADAM, "batch_size": 8, "steps": 5, "progress": False}
+    jo.fit(TASK, Batches(images(40), 8), checkpoints=tmp_path, **common)
+    with pytest.raises(ValueError, match="column 'image' must be .*, as in the run that wrote"):
+        jo.fit(TASK, Batches(images(40, seed=1), 8), checkpoints=tmp_path, **common)
 
 
 @pytest.mark.slow  # checkpoints of shorter runs are continued in other tests of this file
