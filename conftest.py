@@ -138,7 +138,7 @@ def compile_for(item):
     """
     slow = item.get_closest_marker("slow") and item.path.as_posix().endswith(OPTIMIZED)
     optimized = item.get_closest_marker("optimized") or slow
-    disable = str(int(optimized is None))
+    disable = str(int(not optimized))
     if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != disable:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable
         values = [f"{EMITTERS}={value}" for value in ("true", "false")]
