@@ -128,11 +128,13 @@ def run(options: Options) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         facts = machine(options, Path(temporary))
         out = options.out or default_out(facts, options.names)
+        _print_machine(facts)
         results: list[figures.Result] = []
         for result in _each(options, Path(temporary), facts):
             results.append(result)
-            _write(out, options, facts, results)  # now, and again: a long run may be cut off
-    _print(results, facts)
+            _print_forms(result)  # now, as it is written: a long run may be cut off
+            _write(out, options, facts, results)
+    print(f"\njaxops over PyTorch\n{report.table([figures.ratio_row(r) for r in results])}\n")
     print(f"written: {out} {out.with_suffix('.png')}")
     if not options.check:
         return 1 if any("failed" in result for result in results) else 0
@@ -188,17 +190,21 @@ def _write(
     chart.plot(document, out.with_suffix(".png"))
 
 
-def _print(results: list[figures.Result], facts: dict[str, Any]) -> None:
+def _print_machine(facts: dict[str, Any]) -> None:
     versions = facts["versions"]
     jax, torch = versions["jaxops"]["jax"], versions["torch"]["torch"]
     print(f"\n{facts['hardware']}; jax {jax}, torch {torch}")
     for dtype, of in facts["peak_flop_per_second"].items():
         rates = ", ".join(f"{side} {rate / 1e9:,.0f}" for side, rate in of.items())
         print(f"matrix product, {dtype}, GFLOP/s: {rates}")
-    rows = [row for result in results for row in figures.form_rows(result)]
-    print(*([f"\n{report.table(rows)}"] if rows else []))
-    print(f"\njaxops over PyTorch\n{report.table([figures.ratio_row(r) for r in results])}\n")
-    print(*figures.disturbed(results), sep="\n")
+
+
+def _print_forms(result: figures.Result) -> None:
+    """One workload's forms, and its ratio to PyTorch."""
+    rows = figures.form_rows(result)
+    table = f"{report.table(rows)}\n" if rows else ""
+    lines = [f"\n{table}{report.table([figures.ratio_row(result)])}", *figures.disturbed([result])]
+    print(*lines, sep="\n", flush=True)
 
 
 def main() -> None:

@@ -48,6 +48,24 @@ def test_check_exits_by_the_floors(measured, monkeypatch, tmp_path, capsys, floo
     assert document["hardware"] == "a machine" and (tmp_path / "out.png").exists()
 
 
+def test_a_run_that_is_stopped_has_shown_and_written_what_it_measured(
+    measured, monkeypatch, tmp_path, capsys
+):
+    measured({"jaxops float32": [3.0] * 6, "torch careful": [1.0] * 6})
+    (answer,) = run._each(None, None, None)
+
+    def stopped(options, folder, facts):
+        yield answer
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_each", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(run.Options(out=tmp_path / "out.json"))
+    out = capsys.readouterr().out
+    assert "a machine; jax 2, torch 3" in out and "C01" in out and "3.00" in out
+    assert len(json.loads((tmp_path / "out.json").read_text())["results"]) == 1
+
+
 def test_without_pytorch_it_says_how_to_get_it(tmp_path, capsys):
     missing = run.Options(torch_python=tmp_path / "no-python", out=tmp_path / "out.json")
     assert run.run(missing) == 2
