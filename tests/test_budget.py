@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 import conftest
@@ -50,6 +51,16 @@ def test_what_exceeds_its_budget_is_named(processes):
 )
 def test_the_row_of_a_file(path, row):
     assert conftest.folder(conftest.ROOT / path) == row
+
+
+@pytest.mark.slow
+def test_slow_tests_compile_without_optimisation():
+    assert jax.config.read("jax_disable_most_optimizations")
+
+
+@pytest.mark.optimized
+def test_tests_marked_optimized_compile_with_it():
+    assert not jax.config.read("jax_disable_most_optimizations")
 
 
 def test_processor_time_counts_this_process_and_its_children():
