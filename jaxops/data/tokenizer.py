@@ -3,6 +3,7 @@
 import functools
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxops._optional import require
+from jaxops.data.words import TOGETHER
 from jaxops.task import recorded
 
 if TYPE_CHECKING:
@@ -84,31 +86,44 @@ class Tokenizer:
             kind: "bpe" merges frequent pairs of characters within words (Sennrich et al. 2016,
                 arXiv:1508.07909). "byte" merges bytes, so that nothing is unknown and `decode`
                 restores every text exactly (GPT-2). "wordpiece" is BERT's. "character" and "word"
-                take characters and words as tokens. "wordpiece" and "word" separate words from
-                punctuation, so `decode` gives other spaces; "bpe" loses a leading space.
+                take characters and words as tokens; words are those of Unicode's rules (UAX #29),
+                and characters where a script has no blanks between words. "wordpiece" and "word"
+                separate words from punctuation, so `decode` gives other spaces; "bpe" loses a
+                leading space.
             vocabulary: largest number of tokens, special ones included; the most frequent are kept.
+                Where it is less than all characters need, rare characters are unknown, of
+                "wordpiece" perhaps more than would have to be.
             lowercase: convert texts to lower case, also those that are encoded later.
             special: more special tokens, numbered from 5, such as the sentinels of T5.
 
         Raises:
             ValueError: another kind, no texts, a text that is empty or not a `str`, or a vocabulary
-                smaller than the special tokens (and for "byte" the 256 bytes) need.
+                smaller than the special tokens and a character (for "byte" the 256 bytes) need.
         """
         Rust = require("tokenizers", extra="text").Tokenizer
-        Lowercase = require("tokenizers.normalizers", extra="text").Lowercase
 
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        least = len(SPECIAL) + len(special) + (BYTES if kind == "byte" else 1)
+        least = len(SPECIAL) + len(special) + {"byte": BYTES, "wordpiece": 2}.get(kind, 1)
         if vocabulary < least:
             raise ValueError(f"vocabulary must be at least {least}, got {vocabulary}")
         texts = check_texts(texts)
-        model, trainer, before, decoder = _parts(kind, vocabulary, [*SPECIAL, *special])
-        rust: Any = Rust(model)
-        rust.pre_tokenizer, rust.decoder = before, decoder
-        if lowercase:
-            rust.normalizer = Lowercase()
-        rust.train_from_iterator(texts, trainer)
+        normalizers = require("tokenizers.normalizers", extra="text")
+        normal = [normalizers.NFC()] * (kind == "word") + [normalizers.Lowercase()] * lowercase
+        room = vocabulary - len(SPECIAL) - len(special)
+        # of a character "wordpiece" may keep two forms, at the start of a word and within
+        for characters in (room, room // 2):
+            alphabet = _frequent(kind, texts, lowercase, characters)
+            model, trainer, before, rejoin = _parts(
+                kind, vocabulary, [*SPECIAL, *special], alphabet
+            )
+            rust: Any = Rust(model)
+            rust.pre_tokenizer, rust.decoder = before, rejoin
+            if normal:
+                rust.normalizer = normalizers.Sequence(normal)
+            rust.train_from_iterator(texts, trainer)
+            if rust.get_vocab_size() <= vocabulary:
+                break
         return cls.from_json(rust.to_str())
 
     @classmethod
@@ -312,7 +327,18 @@ def opened(text: str) -> "Rust":
     return rust
 
 
-def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, Any, Any]:
+def _frequent(kind: str, texts: list[str], lowercase: bool, most: int) -> list[str]:
+    """The most frequent characters; the library's own choice among equals is not always the same"""
+    counts: Counter[str] = Counter()
+    for text in texts if kind in ("bpe", "wordpiece") else []:
+        text = text.lower() if lowercase else text
+        counts.update(f" {text}".replace(" ", "▁") if kind == "bpe" else "".join(text.split()))
+    return sorted(counts, key=lambda character: (-counts[character], character))[:most]
+
+
+def _parts(
+    kind: str, vocabulary: int, special: list[str], alphabet: list[str]
+) -> tuple[Any, Any, Any, Any]:
     """Model, trainer, what parts a text into words, and what puts tokens together again."""
     tokenizers = require("tokenizers", extra="text")
     decoders, models = tokenizers.decoders, tokenizers.models
@@ -324,11 +350,12 @@ def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, An
         "special_tokens": special,
         "show_progress": False,
     }
+    limited = {**common, "initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
     match kind:
         case "bpe":
             return (
                 models.BPE(unk_token=unknown),
-                trainers.BpeTrainer(**common),
+                trainers.BpeTrainer(**limited),
                 pre_tokenizers.Metaspace(),
                 decoders.Metaspace(),
             )
@@ -343,15 +370,18 @@ def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, An
         case "wordpiece":
             return (
                 models.WordPiece(unk_token=unknown),
-                trainers.WordPieceTrainer(**common),
+                trainers.WordPieceTrainer(**limited),
                 pre_tokenizers.BertPreTokenizer(),
                 decoders.WordPiece(),
             )
         case "character":
             parted: Any = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
             joined: Any = decoders.Fuse()
-        case _:
-            parted, joined = pre_tokenizers.Whitespace(), None
+        case _:  # as `words` does
+            alone = (rf"[{TOGETHER}]\p{{M}}*", "isolated"), (r"(?y{w})\X", "isolated")
+            parts = [(r"\s+", "removed"), *alone]
+            splits = [pre_tokenizers.Split(tokenizers.Regex(p), how) for p, how in parts]
+            parted, joined = pre_tokenizers.Sequence(splits), None
     return models.WordLevel(unk_token=unknown), trainers.WordLevelTrainer(**common), parted, joined
 
 
