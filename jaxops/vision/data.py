@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxops.data.images import SUFFIXES, class_names, read_image
+from jaxops.data.images import check_shape, class_names, image_files, read_image
 from jaxops.model.finished import Classes, Model
 from jaxops.task import recorded
 
@@ -44,9 +44,10 @@ def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) 
         raise ValueError(f"paths must be a list of files, got one path {str(paths)!r}")
     if len(paths) == 0:
         raise ValueError("paths must name at least 1 file, got none")
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (H, W, C), got {image_shape}")
     height, width, channels = image_shape
-    if channels not in (1, 3):
-        raise ValueError(f"image_shape must end with 1 (grey) or 3 (colour), got {image_shape}")
+    check_shape((height, width), channels)
     return np.stack([read_image(Path(path), (height, width), channels) for path in paths])
 
 
@@ -83,7 +84,7 @@ class ImageReader:
         if isinstance(source, Mapping):
             source = source["image"]
         if isinstance(source, str | Path):
-            source = files(Path(source)) if Path(source).is_dir() else [Path(source)]
+            source = image_files(Path(source)) if Path(source).is_dir() else [Path(source)]
         shape = (*self.size, self.channels)
         if not hasattr(source, "dtype"):
             return np.array([str(path) for path in source], object), read_images(source, shape)
@@ -134,20 +135,6 @@ class ImageReader:
         return Classes(ids, np.array(classes, object)[p.argmax(1)], p, classes)
 
 
-def files(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, in order of their paths; none is hidden.
-
-    Raises:
-        ValueError: no image.
-    """
-    every = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    shown = (p for p in every if not any(x.startswith(".") for x in p.relative_to(folder).parts))
-    found = sorted(shown)
-    if not found:
-        raise ValueError(f"{folder} must hold images ({', '.join(sorted(SUFFIXES))}), got none")
-    return found
-
-
 def labels_of(source: Images, ids: np.ndarray) -> list[str]:
     """The name of each image's class: of its folder in the folder, or of the column `label`."""
     if isinstance(source, Mapping):
@@ -160,8 +147,4 @@ def labels_of(source: Images, ids: np.ndarray) -> list[str]:
             f"{type(source).__name__}"
         )
     class_names(Path(source))
-    names = [Path(path).relative_to(source).parts for path in ids]
-    alone = next((path for path, parts in zip(ids, names, strict=True) if len(parts) < 2), None)
-    if alone is not None:
-        raise ValueError(f"{source} must hold images in a folder for each class, got {alone}")
-    return [parts[0] for parts in names]
+    return [Path(path).relative_to(source).parts[0] for path in ids]

@@ -64,5 +64,5 @@ def test_files_that_cannot_be_read(tmp_path):
         vision.read_images("a.png", (4, 5, 1))
     with pytest.raises(ValueError, match="paths must name at least 1 file, got none"):
         vision.read_images([], (4, 5, 1))
-    with pytest.raises(ValueError, match=r"image_shape must end with 1 .* got \(4, 5, 4\)"):
+    with pytest.raises(ValueError, match=r"channels must be 1 .* got 4"):
         vision.read_images(["a.png"], (4, 5, 4))

@@ -145,6 +145,13 @@ def test_what_cannot_be_read(model, tmp_path):
     Image.fromarray(IMAGES[0, :, :, 0]).save(tmp_path / "alone.png")
     with pytest.raises(ValueError, match="must hold one folder of images for each class"):
         vision.fit(tmp_path)
+    for split in ("test", "train"):
+        (tmp_path / "set" / split / "cat").mkdir(parents=True)
+        Image.fromarray(IMAGES[0, :, :, 0]).save(tmp_path / "set" / split / "cat" / "1.png")
+    with pytest.raises(
+        ValueError, match=r"got folders of folders \(test, train\); .* .*set/train$"
+    ):
+        vision.fit(tmp_path / "set")
     with pytest.raises(ValueError, match="label must be one of empty, square, got 'other' in row"):
         vision.evaluate(model, {**ROWS, "label": ["other"] * N})
     with pytest.raises(ValueError, match="model must be of the vision room, got str"):
