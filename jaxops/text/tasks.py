@@ -171,7 +171,8 @@ def contrastive(
     different (Gao et al. 2021, arXiv:2104.08821). Where several rows of a batch may have the same
     meaning, set `labelled`: the batch then holds `label`, integers (B,), and rows of one label are
     positives of each other. See `info_nce` for the loss and `partners` for pairs from labels. The
-    loss couples the rows of a batch: more rows are more negatives, and `accumulate` is refused.
+    loss couples the rows of a batch: more rows are more negatives, loss and accuracy of an
+    evaluation depend on its `batch_size`, and a batch of one row and `accumulate` are refused.
 
     Args:
         module: a Flax module, tokens (B, context) to vectors (B, D), which the task scales to unit
@@ -198,6 +199,11 @@ def contrastive(
         return jnp.stack([batch[n] for n in ("tokens", "positive") if n in batch], axis=1)
 
     def pairs(vectors: Array, batch: Batch) -> tuple[Array, Array]:
+        if len(vectors) < 2:  # known when the step is traced, before it is compiled
+            raise ValueError(
+                "batch_size must be at least 2 for a contrastive task, whose negatives are the "
+                "other rows of a batch, got 1"
+            )
         label = batch["label"] if labelled else None
         return info_nce(vectors[:, 0], vectors[:, 1], row_weights(batch), temperature, label)
 
