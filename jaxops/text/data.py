@@ -28,6 +28,9 @@ class Tokens:
     Attributes:
         tokenizer: encodes a text; token 0 is padding.
         context: number of tokens in a row; longer texts are cut with a warning.
+        special: put the special tokens around a text that a Hugging Face file asks for, as [CLS]
+            and [SEP] of BERT; a tokenizer that was trained here asks for none. False in readers of
+            earlier versions.
 
     >>> read = Tokens(Tokenizer.train(["my card is lost", "my card"], kind="word"), context=3)
     >>> read(["my card"])["tokens"].tolist()
@@ -36,6 +39,7 @@ class Tokens:
 
     tokenizer: Tokenizer
     context: int
+    special: bool = True
 
     @property
     def vocabulary(self) -> int:
@@ -44,7 +48,11 @@ class Tokens:
 
     def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """`tokens` (N, context) int32; raises and warns as `Tokenizer.encode_batch` does."""
-        return {"tokens": self.tokenizer.encode_batch(texts, self.context).tokens}
+        rows = self.tokenizer.encode_batch(texts, self.context, special=self.special)
+        return {"tokens": rows.tokens}
+
+
+Tokens.before = {"special": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 @recorded

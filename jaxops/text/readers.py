@@ -277,7 +277,7 @@ def _of_0_1(model: Model) -> Model:
         read = NGrams(**settings, uax29=False)
     else:
         context = about["context"] if "context" in about else about["length"]
-        read = Tokens(Tokenizer.from_json(about["tokenizer"]), context)
+        read = Tokens(Tokenizer.from_json(about["tokenizer"]), context, special=False)
     kept = ("ngrams", "tokenizer", "context", "length", "temperature", "threshold")
     reader = TextReader(
         read,

@@ -52,6 +52,7 @@ def test_a_classifier_of_before_reads_as_before(name, tmp_path):
     for one in (model, _again(model, tmp_path)):
         found = one.predict(ANSWERS["texts"]).probabilities
         np.testing.assert_allclose(found, ANSWERS[name], rtol=1e-5)
+    assert not getattr(model.reader.read, "special", False)  # nor are special tokens added
     if name == "bag":  # and not as a new reader does
         new = text.NGrams(model.reader.read.context, 64, characters=(2, 3))
         assert new != model.reader.read
@@ -68,6 +69,21 @@ def test_an_index_of_before_is_searched_and_extended_as_before(tmp_path):
         np.testing.assert_allclose(scores, ANSWERS["scores"], rtol=1e-6)
     more = text.add(model.task, ["don't"])
     assert "don" in more.words.vocabulary and "don't" not in more.words.vocabulary
+
+
+def test_tokens_have_the_special_tokens_of_their_file():
+    """As transformers gives them to a BERT: [CLS] 6 7 [SEP]."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ["[PAD]", "[unused]", "[UNK]", "[CLS]", "[SEP]", "lost", "my", "card"]
+    numbers = {name: number for number, name in enumerate(names)}
+    rust = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="[UNK]"))
+    rust.add_special_tokens(names[:5])
+    rust.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    rust.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
+    tokenizer = jo.data.Tokenizer.from_json(rust.to_str())
+    assert text.Tokens(tokenizer, 6)(["my card"])["tokens"].tolist() == [[3, 6, 7, 4, 0, 0]]
+    plain = text.Tokens(tokenizer, 6, special=False)
+    assert plain(["my card"])["tokens"].tolist() == [[6, 7, 0, 0, 0, 0]]
 
 
 def _again(model, folder):
