@@ -154,6 +154,26 @@ def _check_labels(name: str, value: np.ndarray, classes: int) -> None:
     raise ValueError(message)
 
 
+def class_names(classes: Any) -> tuple[str, ...]:
+    """The names of classes, given as their number or as names in order; whole numbers are names.
+
+    Raises:
+        ValueError: names that are neither texts nor whole numbers, or one given twice.
+
+    >>> class_names(2), class_names(("cat", "dog"))
+    (('0', '1'), ('cat', 'dog'))
+    """
+    given = classes if isinstance(classes, tuple) else tuple(range(classes))
+    odd = next((name for name in given if not isinstance(name, str | int | np.integer)), "")
+    if odd != "":
+        raise ValueError(f"classes must be a number or names, got {odd!r} among them")
+    names = tuple(map(str, given))
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"classes must be distinct names, got {twice!r} twice")
+    return names
+
+
 def _check_narrow(name: str, value: np.ndarray) -> None:
     limits = np.iinfo(np.int32)
     if value.size and (value.max() > limits.max or value.min() < limits.min):

@@ -186,7 +186,8 @@ def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> 
         (N,) int32; with `many` (N, classes) int32 of 0 and 1.
 
     Raises:
-        ValueError: a name that is not among `classes`.
+        ValueError: a name that is not among `classes`, a class given twice, or with `many` one name
+            where a list of them is wanted.
 
     >>> labels(["lost", "found"], ("found", "lost")).tolist()
     [1, 0]
@@ -194,13 +195,21 @@ def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> 
     [[0, 1], [0, 0]]
     """
     number = {name: i for i, name in enumerate(classes)}
+    if len(number) < len(classes):
+        raise ValueError(f"classes must be distinct names, got {len(classes)}: {[*classes][:10]}")
+    single = next((i for i, row in enumerate(names) if many and isinstance(row, str)), None)
+    if single is not None:
+        raise ValueError(
+            f"label must be a list of names in each row, got {names[single]!r} in row {single}"
+        )
     rows = [list(row) if many else [row] for row in names]
     for i, row in enumerate(rows):
-        unknown = next((name for name in row if name not in number), None)
-        if unknown is not None:
+        unknown = [name for name in row if name not in number]
+        if unknown:
+            some = ", ".join(map(str, [*number][:5]))
             raise ValueError(
-                f"label must be one of {len(number)} classes ({', '.join(classes[:5])}"
-                f"{', ...' if len(number) > 5 else ''}), got {unknown!r} in row {i}"
+                f"label must be one of {len(number)} classes ({some}"
+                f"{', ...' if len(number) > 5 else ''}), got {unknown[0]!r} in row {i}"
             )
     if not many:
         return np.array([number[row[0]] for row in rows], np.int32)

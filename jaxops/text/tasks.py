@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxops import metrics
+from jaxops.data.checks import class_names
 from jaxops.losses import over_members, smoothed_cross_entropy
 from jaxops.task import Array, Batch, Column, Key, Task, recorded, row_weights, supervised
 
@@ -44,14 +45,15 @@ def classifier(
         `many` where all of its labels are (predicted are those with a probability above 0.5).
 
     Raises:
-        ValueError: the module has another number of classes.
+        ValueError: the module has another number of classes, or names that are no names or are not
+            distinct.
 
     >>> from jaxops import text
     >>> module = text.NGramBag(vocabulary=1000, classes=2)
     >>> text.classifier(module, context=64, classes=("lost", "found")).classes
     ('lost', 'found')
     """
-    names = classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
+    names = class_names(classes)
     if getattr(module, "classes", len(names)) != len(names):
         raise ValueError(
             f"classes must be {module.classes} (those of the module), got {len(names)}: {names}"
