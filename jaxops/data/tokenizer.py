@@ -100,10 +100,10 @@ class Tokenizer:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         least = len(SPECIAL) + len(special) + {"byte": BYTES, "wordpiece": 2}.get(kind, 1)
-        if vocabulary < least:
-            raise ValueError(f"vocabulary must be at least {least}, got {vocabulary}")
+        if vocabulary < least or vocabulary != int(vocabulary):
+            raise ValueError(f"vocabulary must be at least {least}, and whole, got {vocabulary}")
         texts = check_texts(texts)
-        rust = trained(texts, kind, vocabulary, lowercase, [*SPECIAL, *special])
+        rust = trained(texts, kind, int(vocabulary), lowercase, [*SPECIAL, *special])
         return cls.from_json(rust.to_str())
 
     @classmethod

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxops.data.checks import check
 from jaxops.data.images import check_shape, class_names, image_files, read_image
 from jaxops.model.finished import Classes, Model
-from jaxops.task import recorded
+from jaxops.task import Column, recorded
 
 Images = Any
 """A folder, a list of files, an array uint8 (N, H, W, C), or arrays by name with `image`."""
@@ -90,11 +91,7 @@ class ImageReader:
             return np.array([str(path) for path in source], object), read_images(source, shape)
         images = np.asarray(source)
         images = images[..., None] if images.ndim == 3 and self.channels == 1 else images
-        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-            raise ValueError(
-                f"data must be images uint8 (N, {', '.join(map(str, shape))}), got "
-                f"{images.dtype}{images.shape}"
-            )
+        check({"image": images}, (Column("image", shape, "uint8"),))
         return np.arange(len(images)), images
 
     def columns(
@@ -135,12 +132,21 @@ class ImageReader:
         return Classes(ids, np.array(classes, object)[p.argmax(1)], p, classes)
 
 
+def _name(row: int, label: Any) -> str:
+    if label is None or label == "" or label != label:
+        raise ValueError(f"label must have a value in every row, got {label!r} in row {row}")
+    return str(int(label)) if isinstance(label, float) and label % 1 == 0 else str(label)
+
+
 def labels_of(source: Images, ids: np.ndarray) -> list[str]:
     """The name of each image's class: of its folder in the folder, or of the column `label`."""
     if isinstance(source, Mapping):
         if "label" not in source:
             raise ValueError(f"data must have a column 'label', got {', '.join(source)}")
-        return [str(label) for label in np.asarray(source["label"]).tolist()]
+        label = np.asarray(source["label"])
+        if label.ndim != 1:
+            raise ValueError(f"label must be one name or number a row, got {label.shape}")
+        return [_name(row, one) for row, one in enumerate(label.tolist())]
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         raise ValueError(
             "data must be a folder with a folder for each class, or arrays image and label, got "

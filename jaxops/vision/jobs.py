@@ -11,7 +11,7 @@ import numpy as np
 from jaxops import optim
 from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
-from jaxops.data.images import image_files, opened
+from jaxops.data.images import check_shape, image_files, opened
 from jaxops.data.splits import held_out
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, settings_within, trained_further
@@ -213,8 +213,9 @@ def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) ->
         own = tuple(min(int(side), LARGEST) for side in np.median(shapes, axis=0))
     if channels is None:
         channels = 1 if grey else 3
-    height, width = own if size is None else size
-    return ImageReader((height, width), channels)
+    size = own if size is None else size
+    check_shape(size, channels)
+    return ImageReader((size[0], size[1]), channels)
 
 
 def _classes(data: Images) -> tuple[str, ...]:

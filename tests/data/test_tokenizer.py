@@ -114,7 +114,7 @@ def test_vocabulary_is_a_limit_and_the_frequent_stay():
     tokenizer = Tokenizer.train(texts, kind="word", vocabulary=7)
     assert tokenizer.vocabulary == 7
     assert tokenizer.encode("a b c") == [5, 6, UNKNOWN]
-    with pytest.raises(ValueError, match="vocabulary must be at least 261, got 200"):
+    with pytest.raises(ValueError, match="vocabulary must be at least 261, and whole, got 200"):
         Tokenizer.train(texts, kind="byte", vocabulary=200)
     with pytest.raises(ValueError, match=r"kind must be one of bpe, byte, .*, got 'sentence'"):
         Tokenizer.train(texts, kind="sentence")

@@ -38,7 +38,7 @@ def test_k_out_of_range(state, k):
 
 def test_images_that_the_task_does_not_read(state):
     with pytest.raises(
-        ValueError, match=r"data must be images uint8 \(N, 4, 5, 1\), got uint8\(6, 3, 5, 1\)"
+        ValueError, match=r"image must have rows of shape \(4, 5, 1\), got \(3, 5, 1\)"
     ):
         vision.classify(jo.Model(TASK, state), IMAGES[:, :3])
 
