@@ -182,10 +182,12 @@ def support_vectors(questions: Questions) -> Probabilities:
     )
     rows = questions.train
     machine = LinearSVC(C=1.0).fit(features.fit_transform(rows["text"]), rows["label"])
-    return {
+    found = {
         name: machine.decision_function(features.transform(texts))
         for name, texts in questions.texts().items()
     }
+    # of two classes the score of the second alone
+    return {name: np.c_[-x, x] if x.ndim == 1 else x for name, x in found.items()}
 
 
 def scores(name: str, probabilities: Probabilities, questions: Questions) -> dict[str, float]:

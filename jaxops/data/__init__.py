@@ -4,7 +4,7 @@ from jaxops.data import augment
 from jaxops.data.checks import check, rows
 from jaxops.data.dataset import Dataset, k_fold
 from jaxops.data.packing import Packed, pack
-from jaxops.data.sources import load
+from jaxops.data.sources import load, read_idx
 from jaxops.data.streams import Streamed, stream
 from jaxops.data.tokenizer import Encoded, Tokenizer
 
@@ -19,6 +19,7 @@ __all__ = [
     "k_fold",
     "load",
     "pack",
+    "read_idx",
     "rows",
     "stream",
 ]

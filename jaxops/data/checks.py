@@ -113,14 +113,18 @@ def _check_dtype(column: Column, value: np.ndarray) -> None:
             hint = f"number the values: np.unique({name}, return_inverse=True)[1]"
         raise ValueError(f"{name} must be {wanted}, got {given} ({first!r} in row 0); {hint}")
     hint = f"convert it: {name}.astype({target})"
-    if "int" in wanted and given.kind == "f":
-        flat = value.reshape(len(value), -1)
-        odd = np.flatnonzero((flat != np.floor(flat)).any(1))
-        if wanted == "uint8" and len(odd) and np.nanmin(flat) >= 0 and np.nanmax(flat) <= 1:
-            hint = f"bring it back to bytes: ({name} * 255).round().astype(np.uint8)"
-        elif len(odd):
-            bad = next(v for v in flat[odd[0]] if v != np.floor(v))
-            hint = f"{bad} in row {odd[0]} is not a whole number"
+    flat = value.reshape(len(value), -1)
+    odd = np.flatnonzero((flat != np.floor(flat)).any(1)) if given.kind == "f" else np.zeros(0, int)
+    if wanted == "uint8" and len(odd) and np.nanmin(flat) >= 0 and np.nanmax(flat) <= 1:
+        hint = f"bring it back to bytes: ({name} * 255).round().astype(np.uint8)"
+    elif "int" in wanted and len(odd):
+        bad = next(v for v in flat[odd[0]] if v != np.floor(v))
+        hint = f"{bad} in row {odd[0]} is not a whole number"
+    elif wanted == "uint8" and flat.size and (flat.min() < 0 or flat.max() > 255):
+        hint = (
+            f"scale it to bytes first, as {flat.min()} to {flat.max()} does not fit; of 16 bits: "
+            f"({name} // 257).astype(np.uint8)"
+        )
     raise ValueError(f"{name} must have dtype {wanted}, got {given}; {hint}")
 
 
@@ -148,6 +152,26 @@ def _check_labels(name: str, value: np.ndarray, classes: int) -> None:
     if first == -1:
         message += f"; drop the rows labelled -1 (unlabelled): keep = {name} != -1"
     raise ValueError(message)
+
+
+def class_names(classes: Any) -> tuple[str, ...]:
+    """The names of classes, given as their number or as names in order; whole numbers are names.
+
+    Raises:
+        ValueError: names that are neither texts nor whole numbers, or one given twice.
+
+    >>> class_names(2), class_names(("cat", "dog"))
+    (('0', '1'), ('cat', 'dog'))
+    """
+    given = classes if isinstance(classes, tuple) else tuple(range(classes))
+    odd = next((name for name in given if not isinstance(name, str | int | np.integer)), "")
+    if odd != "":
+        raise ValueError(f"classes must be a number or names, got {odd!r} among them")
+    names = tuple(map(str, given))
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"classes must be distinct names, got {twice!r} twice")
+    return names
 
 
 def _check_narrow(name: str, value: np.ndarray) -> None:

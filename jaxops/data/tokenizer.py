@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxops._optional import require
+from jaxops.data.vocabulary import BYTES, KINDS, trained
 from jaxops.task import recorded
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
 PAD, UNKNOWN, BOS, EOS, MASK = range(len(SPECIAL))
-KINDS = ("bpe", "byte", "wordpiece", "character", "word")
-BYTES = 256
 # names in files of BERT, T5 and Llama, GPT-2; the first that the vocabulary has counts
 OTHER_NAMES = {
     "[PAD]": ("[PAD]", "<pad>"),
@@ -84,31 +83,27 @@ class Tokenizer:
             kind: "bpe" merges frequent pairs of characters within words (Sennrich et al. 2016,
                 arXiv:1508.07909). "byte" merges bytes, so that nothing is unknown and `decode`
                 restores every text exactly (GPT-2). "wordpiece" is BERT's. "character" and "word"
-                take characters and words as tokens. "wordpiece" and "word" separate words from
-                punctuation, so `decode` gives other spaces; "bpe" loses a leading space.
+                take characters and words as tokens; words are those of Unicode's rules (UAX #29),
+                and characters where a script has no blanks between words. "wordpiece" and "word"
+                separate words from punctuation, so `decode` gives other spaces; "bpe" loses a
+                leading space.
             vocabulary: largest number of tokens, special ones included; the most frequent are kept.
+                Where it is less than all characters need, rare characters are unknown, of
+                "wordpiece" perhaps more than would have to be.
             lowercase: convert texts to lower case, also those that are encoded later.
             special: more special tokens, numbered from 5, such as the sentinels of T5.
 
         Raises:
             ValueError: another kind, no texts, a text that is empty or not a `str`, or a vocabulary
-                smaller than the special tokens (and for "byte" the 256 bytes) need.
+                smaller than the special tokens and a character (for "byte" the 256 bytes) need.
         """
-        Rust = require("tokenizers", extra="text").Tokenizer
-        Lowercase = require("tokenizers.normalizers", extra="text").Lowercase
-
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        least = len(SPECIAL) + len(special) + (BYTES if kind == "byte" else 1)
-        if vocabulary < least:
-            raise ValueError(f"vocabulary must be at least {least}, got {vocabulary}")
+        least = len(SPECIAL) + len(special) + {"byte": BYTES, "wordpiece": 2}.get(kind, 1)
+        if vocabulary < least or vocabulary != int(vocabulary):
+            raise ValueError(f"vocabulary must be at least {least}, and whole, got {vocabulary}")
         texts = check_texts(texts)
-        model, trainer, before, decoder = _parts(kind, vocabulary, [*SPECIAL, *special])
-        rust: Any = Rust(model)
-        rust.pre_tokenizer, rust.decoder = before, decoder
-        if lowercase:
-            rust.normalizer = Lowercase()
-        rust.train_from_iterator(texts, trainer)
+        rust = trained(texts, kind, int(vocabulary), lowercase, [*SPECIAL, *special])
         return cls.from_json(rust.to_str())
 
     @classmethod
@@ -212,22 +207,34 @@ class Tokenizer:
             )
         return number
 
-    def encode(self, text: str) -> list[int]:
-        """Encode one text: all of its tokens, without beginning and end tokens.
+    def encode(self, text: str, special: bool = False, row: int = 0) -> list[int]:
+        """Encode one text: all of its tokens.
 
         Warns of unknown tokens as `encode_batch` does.
+
+        Args:
+            text: the text.
+            special: put the special tokens around it that a Hugging Face file asks for, such as
+                [CLS] and [SEP], or <s>. A tokenizer trained here asks for none.
+            row: what messages call the text.
 
         Raises:
             ValueError: an empty text (white space is none), or not a `str`.
         """
-        (text,) = check_texts([text], blank=True)
-        ids = self._rust.encode(text, add_special_tokens=False).ids
-        if self._says_little(ids):
-            warn_unknown(1, 0, text)
+        (text,) = check_texts([text], blank=True, first=row)
+        encoding = self._rust.encode(text, add_special_tokens=False)
+        if self._says_little(encoding.ids):
+            warn_unknown(1, row, text)
+        ids: list[int] = (self._rust.post_process(encoding) if special else encoding).ids
         return ids
 
     def encode_batch(
-        self, texts: Iterable[str], length: int, bos: bool = False, eos: bool = False
+        self,
+        texts: Iterable[str],
+        length: int,
+        bos: bool = False,
+        eos: bool = False,
+        special: bool = False,
     ) -> Encoded:
         """Encode texts as rows of `length` tokens. A longer text is truncated, with a warning.
 
@@ -240,30 +247,37 @@ class Tokenizer:
             length: tokens of a row, the model's context.
             bos: begin each row with the token `bos`.
             eos: end each text with the token `eos`, also where it was truncated.
+            special: put the special tokens of a Hugging Face file around each text, as `encode`
+                does, also where it was truncated; in place of `bos` and `eos`.
 
         Raises:
             ValueError: no texts, one that is empty or not a `str`, a `length` too small for one
-                token, a vocabulary in which 0 is not padding, or one without `bos` or `eos`.
+                token, a vocabulary in which 0 is not padding, one without `bos` or `eos`, or
+                `special` with either.
         """
         self.check_padding()
-        room = length - bos - eos
+        if special and (bos or eos):
+            raise ValueError(f"bos and eos must be False with special=True, got {bos} and {eos}")
+        more = self._rust.num_special_tokens_to_add(False) if special else bos + eos
+        room = length - more
         if room < 1:
-            raise ValueError(f"length must be at least {1 + bos + eos}, got {length}")
+            raise ValueError(f"length must be at least {1 + more}, got {length}")
         texts = check_texts(texts)
         encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
         begin, end = [self.bos] if bos else [], [self.eos] if eos else []
-        rows = [[*begin, *e.ids[:room], *end] for e in encodings]
         long = [row for row, e in enumerate(encodings) if len(e.ids) > room]
         if long:
             warn_cut(len(long), long[0], len(encodings[long[0]].ids), room)
         odd = [row for row, e in enumerate(encodings) if self._says_little(e.ids)]
         if odd:
             warn_unknown(len(odd), odd[0], texts[odd[0]])
-        tokens = np.full((len(rows), length), PAD, np.int32)
-        for row, ids in enumerate(rows):
+        tokens = np.full((len(texts), length), PAD, np.int32)
+        lengths, unknown = np.zeros((2, len(texts)), np.int32)
+        for row, encoding in enumerate(encodings):
+            encoding.truncate(room)
+            ids = [*begin, *(self._rust.post_process(encoding) if special else encoding).ids, *end]
             tokens[row, : len(ids)] = ids
-        lengths = np.array([len(ids) for ids in rows], np.int32)
-        unknown = np.array([self._unknown(ids) for ids in rows], np.int32)
+            lengths[row], unknown[row] = len(ids), self._unknown(ids)
         return Encoded(tokens, lengths, unknown)
 
     def first(self, texts: Iterable[str], length: int) -> np.ndarray:
@@ -312,55 +326,13 @@ def opened(text: str) -> "Rust":
     return rust
 
 
-def _parts(kind: str, vocabulary: int, special: list[str]) -> tuple[Any, Any, Any, Any]:
-    """Model, trainer, what parts a text into words, and what puts tokens together again."""
-    tokenizers = require("tokenizers", extra="text")
-    decoders, models = tokenizers.decoders, tokenizers.models
-    pre_tokenizers, trainers = tokenizers.pre_tokenizers, tokenizers.trainers
-
-    unknown = special[UNKNOWN]
-    common: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "special_tokens": special,
-        "show_progress": False,
-    }
-    match kind:
-        case "bpe":
-            return (
-                models.BPE(unk_token=unknown),
-                trainers.BpeTrainer(**common),
-                pre_tokenizers.Metaspace(),
-                decoders.Metaspace(),
-            )
-        case "byte":
-            alphabet = pre_tokenizers.ByteLevel.alphabet()
-            return (
-                models.BPE(),
-                trainers.BpeTrainer(initial_alphabet=alphabet, **common),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-                decoders.ByteLevel(),
-            )
-        case "wordpiece":
-            return (
-                models.WordPiece(unk_token=unknown),
-                trainers.WordPieceTrainer(**common),
-                pre_tokenizers.BertPreTokenizer(),
-                decoders.WordPiece(),
-            )
-        case "character":
-            parted: Any = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-            joined: Any = decoders.Fuse()
-        case _:
-            parted, joined = pre_tokenizers.Whitespace(), None
-    return models.WordLevel(unk_token=unknown), trainers.WordLevelTrainer(**common), parted, joined
-
-
-def check_texts(texts: Any, blank: bool = False) -> list[str]:
+def check_texts(texts: Any, blank: bool = False, first: int = 0) -> list[str]:
     """Check texts, and return them as a list.
 
     Args:
         texts: an iterable of `str`.
         blank: allow texts of white space alone.
+        first: the number of the first text.
 
     Raises:
         ValueError: one `str` instead of several, none, one that is empty or blank, not a `str`
@@ -375,7 +347,7 @@ def check_texts(texts: Any, blank: bool = False) -> list[str]:
     texts = list(texts)
     if not texts:
         raise ValueError("texts must hold at least one text, got none")
-    for row, text in enumerate(texts):
+    for row, text in enumerate(texts, first):
         if not isinstance(text, str):
             hint = '; decode them: text.decode("utf-8")' if isinstance(text, bytes) else ""
             raise ValueError(f"texts must be str, got {type(text).__name__} in row {row}{hint}")

@@ -129,6 +129,9 @@ class TokenReader:
         tokenizer: texts to tokens and back.
         context: number of tokens in a window.
         text: the column of the texts, where they stand in a table.
+        special: whether prompts get the special tokens that a Hugging Face file asks for, see
+            `generate`; False for models of `language.fit`, which learn from texts without them,
+            and in readers of earlier versions.
 
     >>> reader = TokenReader(Tokenizer.train(["my card"], kind="character"), context=4)
     >>> ids, texts = reader.texts(["my card", "a"])
@@ -140,6 +143,7 @@ class TokenReader:
     tokenizer: Tokenizer
     context: int
     text: str = "text"
+    special: bool = True
 
     def texts(self, source: Texts) -> tuple[np.ndarray, list[str]]:
         """The ids (N,) and the texts; see `texts_of`."""
@@ -187,6 +191,9 @@ class TokenReader:
             np.bincount(rows.text, x, len(texts)) for x in (-nats, rows.tokens, rows.characters)
         ]
         return Likelihoods(ids, sums[0], sums[1].astype(int), sums[2].astype(int))
+
+
+TokenReader.before = {"special": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 def nats_of(model: Model, rows: Windows) -> np.ndarray:

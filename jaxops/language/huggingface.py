@@ -216,20 +216,26 @@ class Family(NamedTuple):
     transposed: bool = True
 
 
+HEADS = r"(classifier|classification_head|qa_outputs|score)\..*"
+"""Heads of fine-tuned models: for classes of texts or tokens, and for spans of answers."""
 FAMILIES = {
-    "gpt2": Family(_gpt2, GPT2, r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight", transposed=False),
+    "gpt2": Family(
+        _gpt2, GPT2, rf"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight|{HEADS}", transposed=False
+    ),
     "bert": Family(
         _bert,
         BERT,
         # the head for masked tokens is read where the config has one
-        r"embeddings\.position_ids|pooler\..*|cls\..*",
+        rf"embeddings\.position_ids|pooler\..*|cls\..*|{HEADS}",
     ),
     "t5": Family(
         _t5,
         T5,
-        r"(encoder|decoder)\.embed_tokens\.weight|lm_head\.weight"
+        rf"(encoder|decoder)\.embed_tokens\.weight|lm_head\.weight|{HEADS}"
         r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
         EncoderDecoder,
     ),
-    "llama": Family(_llama, LLAMA, r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|lm_head\.weight"),
+    "llama": Family(
+        _llama, LLAMA, rf"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|lm_head\.weight|{HEADS}"
+    ),
 }

@@ -17,6 +17,7 @@ from jaxops.language.requests import (
     check_beams,
     checked_request,
     checked_sampling,
+    encoded,
 )
 from jaxops.language.sampling import Sampling
 from jaxops.model.finished import Model
@@ -61,6 +62,7 @@ def generate(
     stop: Sequence[int] | None = None,
     seed: int = 0,
     tokenizer: Codec | None = None,
+    special: bool | None = None,
     begin: int | None = None,
     batch_size: int = 64,
 ) -> list[Answer]:
@@ -95,6 +97,9 @@ def generate(
         seed: of the draws; they also depend on the row and the prompt.
         tokenizer: encodes prompts that are texts, and decodes answers (without their prompts); by
             default that of the model's reader.
+        special: put the special tokens around a prompt that a Hugging Face file asks for, such as
+            <s> of Llama; a `jaxops.data.Tokenizer` that was trained here asks for none. By default
+            yes, unless the model's reader says no.
         begin: the token with which an encoder-decoder starts an answer; by default the task's
             `padding`.
         batch_size: number of prompts that are answered at once.
@@ -119,7 +124,9 @@ def generate(
     sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     check_beams(beams, length_penalty, sampling)
     check_at_least(1, batch_size=batch_size)
-    tokenizer, stop, prompts, new_tokens = _asked(model, tokenizer, stop, prompts, new_tokens)
+    tokenizer, stop, prompts, new_tokens = _asked(
+        model, tokenizer, special, stop, prompts, new_tokens
+    )
     request = checked_request(*model.trained(), prompts, new_tokens, tokenizer, stop, begin)
     answers: list[Answer] = []
     for first in range(0, len(request.rows), batch_size):
@@ -146,6 +153,7 @@ def stream(
     stop: Sequence[int] | None = None,
     seed: int = 0,
     tokenizer: Codec | None = None,
+    special: bool | None = None,
     begin: int | None = None,
 ) -> Iterator[Any]:
     """The tokens that `generate` would give, without beams, one after the other as they are made.
@@ -164,6 +172,7 @@ def stream(
         stop: tokens that end an answer.
         seed: of the draws.
         tokenizer: encodes and decodes texts.
+        special: put the special tokens of a Hugging Face file around prompts.
         begin: the token with which an encoder-decoder starts.
 
     Returns:
@@ -183,7 +192,9 @@ def stream(
     5
     """
     sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    tokenizer, stop, prompts, new_tokens = _asked(model, tokenizer, stop, prompts, new_tokens)
+    tokenizer, stop, prompts, new_tokens = _asked(
+        model, tokenizer, special, stop, prompts, new_tokens
+    )
     request = checked_request(*model.trained(), prompts, new_tokens, tokenizer, stop, begin)
     count = len(request.rows)
     run = _run(request, request.part(0, count), sampling, seed, STREAMED)
@@ -192,17 +203,24 @@ def stream(
 
 
 def _asked(
-    model: Model, tokenizer: Codec | None, stop: Any, prompts: Any, new_tokens: int | None
+    model: Model,
+    tokenizer: Codec | None,
+    special: bool | None,
+    stop: Any,
+    prompts: Any,
+    new_tokens: int | None,
 ) -> tuple[Codec | None, Any, Sequence[Any], int]:
-    """Tokenizer, stop tokens, prompts and length, by default those of the model's reader."""
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    reader, most = model.reader, 100
-    if isinstance(reader, TokenReader):
+    """Tokenizer, stop tokens, prompts as tokens and length, by default those of the reader."""
+    reader = model.reader if isinstance(model.reader, TokenReader) else None
+    if reader is not None:
         tokenizer = tokenizer or reader.tokenizer
         stop = [reader.tokenizer.eos] if stop is None else stop
-        lengths = [len(tokenizer.encode(p) if isinstance(p, str) else p) for p in prompts]
-        most = max(1, min(most, reader.context - max(lengths, default=0)))
-    return tokenizer, stop, prompts, most if new_tokens is None else new_tokens
+        special = reader.special if special is None else special
+    rows = encoded(prompts, tokenizer, special is not False)
+    if new_tokens is None:
+        room = 100 if reader is None else reader.context - max(map(len, rows))
+        new_tokens = max(1, min(100, room))
+    return tokenizer, stop, rows, new_tokens
 
 
 def _texts(each: Iterator[np.ndarray], tokenizer: Codec, count: int) -> Iterator[list[str]]:

@@ -94,7 +94,7 @@ def fit(
         )  # fmt: skip
         module = module.clone(config=replace(module.config, vocabulary=tokenizer.vocabulary))
         task = next_token(module, packed=False)
-        reader = TokenReader(tokenizer, module.config.context, text)
+        reader = TokenReader(tokenizer, module.config.context, text, special=False)
         rows, held = (windows(reader.stream(part), reader.context) for part in (own, other))
         settings = chosen(recipe(len(rows["tokens"]), left, **_length(options)), given)
         state = averaged(train(task, rows, validation=held, **settings))

@@ -23,7 +23,8 @@ def load_pretrained(
     Reads the safetensors files that `save_pretrained` writes, or that a model's page at Hugging
     Face offers. Nothing is downloaded, and PyTorch is not needed. A BERT without its head for
     masked tokens (`BertModel`) offers only the method `hidden`. Give `masked_head=False` to leave
-    out the head of a file that has one, as for the encoder of a classifier. Poolers are left out.
+    out the head of a file that has one, as for the encoder of a classifier. Poolers are left out,
+    and so are the heads of fine-tuned models (`BertForSequenceClassification` and the like).
 
     Args:
         path: a folder with config.json and model.safetensors, or with several safetensors files

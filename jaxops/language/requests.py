@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from jaxops.data.tokenizer import Tokenizer
 from jaxops.devices import hosts
 from jaxops.devices.plans import single
 from jaxops.language import decoding
@@ -54,6 +55,35 @@ class Request(NamedTuple):
         return decoding.aligned(rows, first, None, context)
 
 
+def encoded(prompts: str | Sequence[Any], tokenizer: Codec | None, special: bool) -> Sequence[Any]:
+    """The prompts, those that are texts as tokens.
+
+    Args:
+        prompts: see `generate`.
+        tokenizer: encodes texts.
+        special: see `Tokenizer.encode`; of another tokenizer it is its own affair.
+
+    Raises:
+        ValueError: no prompts, a single one that is no text, or a text that cannot be encoded.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if any(np.ndim(p) == 0 and not isinstance(p, str) for p in prompts):
+        raise ValueError("prompts must be a list of prompts, got a single one")
+    if not len(prompts):
+        raise ValueError("prompts must have at least one prompt, got none")
+    rows = []
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if tokenizer is None:
+                raise ValueError(f"prompts[{i}] must be tokens without a tokenizer, got a text")
+            if not prompt:
+                raise ValueError(f"prompts[{i}] must have at least one token, got an empty text")
+            ours = isinstance(tokenizer, Tokenizer)
+            prompt = tokenizer.encode(prompt, **({"special": special, "row": i} if ours else {}))
+        rows.append(prompt)
+    return rows
+
+
 def checked_request(
     task: Task,
     state: TrainState,
@@ -63,7 +93,7 @@ def checked_request(
     stop: Sequence[int] | None,
     begin: int | None,
 ) -> Request:
-    """The request that these arguments of `generate` make.
+    """The request that these arguments of `generate` make, with prompts of tokens.
 
     Raises:
         ValueError: see `generate`.
@@ -75,11 +105,16 @@ def checked_request(
         stop = [settings["end"]] if "end" in settings else []
     if begin is None:
         begin = settings.get("padding", 0)
+    if any(isinstance(token, str) for token in stop):
+        raise ValueError(
+            f"stop must be numbers of tokens, got {[*stop]!r}; of a text that is one token: "
+            "tokenizer.id(text)"
+        )
     stops = np.array(stop, np.int32).reshape(-1)
     check_tokens("stop", stops, module.config)
     check_tokens("begin", np.array([begin]), module.config)
     check_vocabulary(tokenizer, module.config)
-    rows = _tokens(prompts, tokenizer, module, new_tokens)
+    rows = _tokens(prompts, module, new_tokens)
     params, extra = hosts.gathered((state.params, state.extra))
     variables = jax.device_put({"params": params, **extra}, single().whole())
     return Request(module, variables, rows, new_tokens, stops, begin)
@@ -100,22 +135,12 @@ def _module(settings: dict[str, Any]) -> Any:
     return module
 
 
-def _tokens(
-    prompts: Sequence[Any], tokenizer: Codec | None, module: Any, new_tokens: int
-) -> list[np.ndarray]:
+def _tokens(prompts: Sequence[Any], module: Any, new_tokens: int) -> list[np.ndarray]:
     """Each prompt's tokens, checked."""
-    if isinstance(prompts, str) or any(np.ndim(p) == 0 and not isinstance(p, str) for p in prompts):
-        raise ValueError("prompts must be a list of prompts, got a single one")
-    if not len(prompts):
-        raise ValueError("prompts must have at least one prompt, got none")
     config = module.config
     rows = []
     for i, prompt in enumerate(prompts):
         name = f"prompts[{i}]"
-        if isinstance(prompt, str):
-            if tokenizer is None:
-                raise ValueError(f"{name} must be tokens without a tokenizer, got a text")
-            prompt = tokenizer.encode(prompt)
         row = np.asarray(prompt)
         if row.size == 0:
             raise ValueError(f"{name} must have at least one token, got none")

@@ -83,7 +83,9 @@ def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         # a name may have come to mean something else, so all are read as old ones or none
         old = arguments.keys() - inspect.signature(make).parameters
         names = getattr(make, "formerly", {}) if old else {}
-        return make(**{names.get(k, k): decode(v, arrays) for k, v in arguments.items()})
+        given = {names.get(k, k): decode(v, arrays) for k, v in arguments.items()}
+        # what arguments meant that a file has not, if not their defaults
+        return make(**{**getattr(make, "before", {}), **given})
     if "tuple" in value:
         return tuple(decode(v, arrays) for v in value["tuple"])
     if "list" in value:

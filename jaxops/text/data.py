@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, opened, warn_cut
+from jaxops.data.words import runs, words
 from jaxops.task import recorded
 
-WORD = re.compile(r"\w+|[^\w\s]")
+BEFORE = re.compile(r"\w+|[^\w\s]")  # the words of files that were saved without `uax29`
 
 
 @recorded
@@ -27,6 +28,9 @@ class Tokens:
     Attributes:
         tokenizer: encodes a text; token 0 is padding.
         context: number of tokens in a row; longer texts are cut with a warning.
+        special: put the special tokens around a text that a Hugging Face file asks for, as [CLS]
+            and [SEP] of BERT; a tokenizer that was trained here asks for none. False in readers of
+            earlier versions.
 
     >>> read = Tokens(Tokenizer.train(["my card is lost", "my card"], kind="word"), context=3)
     >>> read(["my card"])["tokens"].tolist()
@@ -35,6 +39,7 @@ class Tokens:
 
     tokenizer: Tokenizer
     context: int
+    special: bool = True
 
     @property
     def vocabulary(self) -> int:
@@ -43,7 +48,11 @@ class Tokens:
 
     def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """`tokens` (N, context) int32; raises and warns as `Tokenizer.encode_batch` does."""
-        return {"tokens": self.tokenizer.encode_batch(texts, self.context).tokens}
+        rows = self.tokenizer.encode_batch(texts, self.context, special=self.special)
+        return {"tokens": rows.tokens}
+
+
+Tokens.before = {"special": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 @recorded
@@ -51,15 +60,18 @@ class Tokens:
 class NGrams:
     """A reader that turns a text into the set of its n-grams, numbered by a hash.
 
-    There is no vocabulary to train. N-grams are taken of words and, within each word and the blanks
-    around it, of characters, after lower-casing the text. Different n-grams may receive the same
-    number; a model cannot distinguish them.
+    There is no vocabulary to train. N-grams are taken of words and signs and, within each run of
+    letters and the blanks around it, of characters. Words are those of Unicode's rules (UAX #29),
+    normalised and case-folded; where a script has no blanks between words, its characters are
+    words. Different n-grams may receive the same number; a model cannot distinguish them.
 
     Attributes:
         context: number of n-grams in a row; a text's word n-grams come first.
         vocabulary: size of the hash table; numbers are in [1, vocabulary), 0 is padding.
         words: shortest and longest word n-gram.
         characters: shortest and longest character n-gram; (0, 0) for none.
+        uax29: False in readers of earlier versions, which tore words of Indic scripts, Thai and
+            vocalised Arabic and Hebrew to pieces, and read as their models were trained.
 
     References:
         Joulin et al. 2017, arXiv:1607.01759; Bojanowski et al. 2017, arXiv:1607.04606.
@@ -74,6 +86,7 @@ class NGrams:
     vocabulary: int = 2**17
     words: tuple[int, int] = (1, 2)
     characters: tuple[int, int] = (2, 5)
+    uax29: bool = True
 
     def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """`tokens` (N, context) int32; a text with more n-grams is cut, with a warning.
@@ -92,17 +105,18 @@ class NGrams:
 
     def _numbers(self, text: str) -> list[int]:
         """The number of each distinct n-gram, in order of first occurrence."""
-        words = WORD.findall(text.lower())
+        own = words(text) if self.uax29 else BEFORE.findall(text.lower())
         low, high = self.words
-        runs = (
-            " ".join(words[i : i + n])
-            for n in range(low, high + 1)
-            for i in range(len(words) - n + 1)
+        grams = (
+            " ".join(own[i : i + n]) for n in range(low, high + 1) for i in range(len(own) - n + 1)
         )
-        numbers = [_number(f"w{run}", self.vocabulary) for run in runs]
-        for word in words:
-            numbers += _character_ngrams(word, *self.characters, self.vocabulary)
+        numbers = [_number(f"w{gram}", self.vocabulary) for gram in grams]
+        for run in runs(text) if self.uax29 else own:
+            numbers += _character_ngrams(run, *self.characters, self.vocabulary)
         return list(dict.fromkeys(numbers))
+
+
+NGrams.before = {"uax29": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 @recorded
@@ -172,7 +186,8 @@ def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> 
         (N,) int32; with `many` (N, classes) int32 of 0 and 1.
 
     Raises:
-        ValueError: a name that is not among `classes`.
+        ValueError: a name that is not among `classes`, a class given twice, or with `many` one name
+            where a list of them is wanted.
 
     >>> labels(["lost", "found"], ("found", "lost")).tolist()
     [1, 0]
@@ -180,13 +195,21 @@ def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> 
     [[0, 1], [0, 0]]
     """
     number = {name: i for i, name in enumerate(classes)}
+    if len(number) < len(classes):
+        raise ValueError(f"classes must be distinct names, got {len(classes)}: {[*classes][:10]}")
+    single = next((i for i, row in enumerate(names) if many and isinstance(row, str)), None)
+    if single is not None:
+        raise ValueError(
+            f"label must be a list of names in each row, got {names[single]!r} in row {single}"
+        )
     rows = [list(row) if many else [row] for row in names]
     for i, row in enumerate(rows):
-        unknown = next((name for name in row if name not in number), None)
-        if unknown is not None:
+        unknown = [name for name in row if name not in number]
+        if unknown:
+            some = ", ".join(map(str, [*number][:5]))
             raise ValueError(
-                f"label must be one of {len(number)} classes ({', '.join(classes[:5])}"
-                f"{', ...' if len(number) > 5 else ''}), got {unknown!r} in row {i}"
+                f"label must be one of {len(number)} classes ({some}"
+                f"{', ...' if len(number) > 5 else ''}), got {unknown[0]!r} in row {i}"
             )
     if not many:
         return np.array([number[row[0]] for row in rows], np.int32)

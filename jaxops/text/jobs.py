@@ -51,9 +51,10 @@ def fit(
 
     The default method is `BagAndCNN` for at most 20,000 train texts: hashed n-grams of words and
     characters, and the first words in order. For more it is `NGramBag`, of the n-grams alone. Texts
-    are held out for validation (of each class the same share), on which the temperature and the
-    threshold are fitted and the figures are measured. Then the model is trained once
-    more on all texts, if the budget allows.
+    are held out for validation (of each class the same share), on which the number of steps is
+    chosen (by accuracy; with many labels by the loss), the temperature and the threshold are fitted
+    and the figures are measured. Then the model is trained once more on all texts, as far as it was
+    best, if the budget allows.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
@@ -113,11 +114,11 @@ def fit(
         if not isinstance(validation, float):
             known, other = reader.columns(validation, classes, many)
         begin, first = time.monotonic(), take(columns, rows)
-        settings = settings_within(left, task, first, recipe, given)
+        settings = _settings(left, task, first, given)
         state = averaged(train(task, first, validation=other, **settings))
         about = {"data": fingerprint(columns), "rows": len(texts), "epochs": settings.get("epochs")}
-        model = Model(task, state._replace(opt_state=()), reader, about)
-        model = _calibrated(model, other, keep)
+        about["share of steps"] = int(state.step) / max(_steps(settings, len(rows)), 1)
+        model = _calibrated(Model(task, state._replace(opt_state=()), reader, about), other, keep)
         scored = _scored(model, known, other)
         told = {"validation": scored.figures(), "seconds": time.monotonic() - begin}
         return replace(model, about={**about, **told}), scored
@@ -364,9 +365,30 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
     return Evaluation("text", ids, values, wholes, smaller, parts={"probabilities": p})
 
 
+def _settings(
+    left: float, task: Any, columns: dict[str, np.ndarray], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Those of the recipe. With one label a text the steps are those of the best accuracy, which
+    rises for longer than the loss falls; of equal ones the last."""
+    settings = settings_within(left, task, columns, recipe, given)
+    if not has_many(task) and "early_stopping" not in given:
+        by = {"metric": "accuracy", "mode": "max", "min_delta": -1e-6}
+        settings["early_stopping"] = settings["early_stopping"]._replace(**by)
+    return settings
+
+
+def _steps(settings: dict[str, Any], count: int) -> int:
+    steps: int = settings.get("steps") or settings["epochs"] * -(-count // settings["batch_size"])
+    return steps
+
+
 def _on_all(model: Model, columns: dict[str, np.ndarray], given: dict[str, Any]) -> Model:
-    """The model after the same training on the texts of train and validation."""
+    """The model after the same training on the texts of train and validation, as far as it was
+    best there."""
     length = {"epochs": model.about["epochs"]} if "steps" not in given else {}
     settings = recipe(len(columns["label"]), np.inf, **given | length) | {"early_stopping": None}
+    if model.about["share of steps"] < 1:
+        steps = model.about["share of steps"] * _steps(settings, len(columns["label"]))
+        settings |= {"epochs": None, "steps": max(round(steps), 1)}
     state = averaged(train(model.task, columns, **settings))
     return replace(model, state=state._replace(opt_state=()))

@@ -274,10 +274,10 @@ def _of_0_1(model: Model) -> Model:
             length.get(name, name): value for name, value in about["ngrams"].items()
         }
         settings = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
-        read = NGrams(**settings)
+        read = NGrams(**settings, uax29=False)
     else:
         context = about["context"] if "context" in about else about["length"]
-        read = Tokens(Tokenizer.from_json(about["tokenizer"]), context)
+        read = Tokens(Tokenizer.from_json(about["tokenizer"]), context, special=False)
     kept = ("ngrams", "tokenizer", "context", "length", "temperature", "threshold")
     reader = TextReader(
         read,

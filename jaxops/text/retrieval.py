@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops.data.words import words
 from jaxops.model.finished import Model
 from jaxops.model.topk import top_k
 from jaxops.task import recorded
@@ -27,10 +28,9 @@ the product of two vectors, the better the texts match."""
 
 RANK_CONSTANT = 60
 """The constant of reciprocal rank fusion, as its authors chose it."""
-# a word is a run of letters and digits, or, as in Lucene's standard analyzer, one character of a
-# script without blanks between words
+# the words of an index that was saved without `uax29`
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
+BEFORE = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 
 @recorded
@@ -47,6 +47,8 @@ class BM25(NamedTuple):
         lengths: (N,) int32, number of words of each document.
         k1: saturation of repeated words; 0 counts each word once.
         b: normalisation by document length, from 0 (none) to 1 (full).
+        uax29: whether words are those of Unicode's rules; False in an index of an earlier version,
+            which has other words.
 
     >>> inverted = index(["my card"]).words
     >>> isinstance(inverted, BM25), inverted.vocabulary
@@ -61,6 +63,10 @@ class BM25(NamedTuple):
     lengths: np.ndarray
     k1: float
     b: float
+    uax29: bool = True
+
+
+BM25.before = {"uax29": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 @recorded
@@ -96,19 +102,17 @@ class Found(NamedTuple):
     documents: np.ndarray
 
 
-def words(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits, case-folded, and single CJK characters.
-
-    >>> words("Where's my CARD? 卡在哪")
-    ['where', 's', 'my', 'card', '卡', '在', '哪']
-    """
-    return WORD.findall(text.casefold())
+def _words(text: str, index: BM25) -> list[str]:
+    return words(text, signs=False) if index.uax29 else BEFORE.findall(text.casefold())
 
 
 def index(
     documents: Sequence[str], encode: Encode | None = None, k1: float = 1.2, b: float = 0.75
 ) -> Index:
     """Index documents for a search by words (Okapi BM25) and, with `encode`, by vectors.
+
+    Words are those of Unicode's rules (UAX #29), normalised and case-folded, and emoji. In scripts
+    without blanks between words each character is a word.
 
     A document d that contains a word w f times adds, for each w in a query,
     `idf(w) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|))` to its score, where
@@ -162,7 +166,7 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
     if (encode is None) != (vectors is None):
         expected, actual = ("given", "None") if encode is None else ("None", "an encoder")
         raise ValueError(f"encode must be {expected}, as when the index was made, got {actual}")
-    split = [words(text) for text in documents]
+    split = [_words(text, old) for text in documents]
     for row, row_words in enumerate(split):
         if not row_words:
             raise ValueError(
@@ -184,19 +188,14 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
                 f"{new.shape[1]}"
             )
         vectors = jnp.concatenate([vectors.reshape(-1, new.shape[1]), new])
-    return Index(_bm25(vocabulary, terms, rows, lengths, old.k1, old.b), vectors)
+    return Index(_bm25(old, vocabulary, terms, rows, lengths), vectors)
 
 
 def _bm25(
-    vocabulary: dict[str, int],
-    terms: np.ndarray,
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    k1: float,
-    b: float,
+    old: BM25, vocabulary: dict[str, int], terms: np.ndarray, rows: np.ndarray, lengths: np.ndarray
 ) -> BM25:
     """The index of all occurrences of words, `terms` their numbers and `rows` their documents."""
-    count = len(lengths)
+    count, k1, b = len(lengths), old.k1, old.b
     keys, counts = np.unique(terms * count + rows, return_counts=True)
     term, document = np.divmod(keys, count)
     starts = np.searchsorted(term, np.arange(len(vocabulary) + 1))
@@ -204,15 +203,13 @@ def _bm25(
     idf = np.log1p((count - holding + 0.5) / (holding + 0.5))
     norm = k1 * (1 - b + b * lengths / lengths.mean())
     weights = idf[term] * counts * (k1 + 1) / (counts + norm[document])
-    return BM25(
-        vocabulary,
-        starts,
-        document.astype(np.int32),
-        counts.astype(np.int32),
-        weights.astype(np.float32),
-        lengths,
-        k1,
-        b,
+    return old._replace(
+        vocabulary=vocabulary,
+        starts=starts,
+        documents=document.astype(np.int32),
+        counts=counts.astype(np.int32),
+        weights=weights.astype(np.float32),
+        lengths=lengths,
     )
 
 
@@ -227,7 +224,7 @@ def bm25(query: str, words_index: BM25) -> np.ndarray:
     [1.386, 0.0]
     """
     scores = np.zeros(len(words_index.lengths))
-    for word in words(query):
+    for word in _words(query, words_index):
         term = words_index.vocabulary.get(word)
         if term is not None:
             entries = slice(words_index.starts[term], words_index.starts[term + 1])

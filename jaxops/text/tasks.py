@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxops import metrics
+from jaxops.data.checks import class_names
 from jaxops.losses import over_members, smoothed_cross_entropy
 from jaxops.task import Array, Batch, Column, Key, Task, recorded, row_weights, supervised
 
@@ -44,14 +45,15 @@ def classifier(
         `many` where all of its labels are (predicted are those with a probability above 0.5).
 
     Raises:
-        ValueError: the module has another number of classes.
+        ValueError: the module has another number of classes, or names that are no names or are not
+            distinct.
 
     >>> from jaxops import text
     >>> module = text.NGramBag(vocabulary=1000, classes=2)
     >>> text.classifier(module, context=64, classes=("lost", "found")).classes
     ('lost', 'found')
     """
-    names = classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
+    names = class_names(classes)
     if getattr(module, "classes", len(names)) != len(names):
         raise ValueError(
             f"classes must be {module.classes} (those of the module), got {len(names)}: {names}"
@@ -171,7 +173,8 @@ def contrastive(
     different (Gao et al. 2021, arXiv:2104.08821). Where several rows of a batch may have the same
     meaning, set `labelled`: the batch then holds `label`, integers (B,), and rows of one label are
     positives of each other. See `info_nce` for the loss and `partners` for pairs from labels. The
-    loss couples the rows of a batch: more rows are more negatives, and `accumulate` is refused.
+    loss couples the rows of a batch: more rows are more negatives, loss and accuracy of an
+    evaluation depend on its `batch_size`, and a batch of one row and `accumulate` are refused.
 
     Args:
         module: a Flax module, tokens (B, context) to vectors (B, D), which the task scales to unit
@@ -198,6 +201,11 @@ def contrastive(
         return jnp.stack([batch[n] for n in ("tokens", "positive") if n in batch], axis=1)
 
     def pairs(vectors: Array, batch: Batch) -> tuple[Array, Array]:
+        if len(vectors) < 2:  # known when the step is traced, before it is compiled
+            raise ValueError(
+                "batch_size must be at least 2 for a contrastive task, whose negatives are the "
+                "other rows of a batch, got 1"
+            )
         label = batch["label"] if labelled else None
         return info_nce(vectors[:, 0], vectors[:, 1], row_weights(batch), temperature, label)
 

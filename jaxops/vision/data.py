@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxops.data.images import SUFFIXES, class_names, read_image
+from jaxops.data.checks import check
+from jaxops.data.images import check_shape, class_names, image_files, read_image
 from jaxops.model.finished import Classes, Model
-from jaxops.task import recorded
+from jaxops.task import Column, recorded
 
 Images = Any
 """A folder, a list of files, an array uint8 (N, H, W, C), or arrays by name with `image`."""
@@ -44,9 +45,10 @@ def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) 
         raise ValueError(f"paths must be a list of files, got one path {str(paths)!r}")
     if len(paths) == 0:
         raise ValueError("paths must name at least 1 file, got none")
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (H, W, C), got {image_shape}")
     height, width, channels = image_shape
-    if channels not in (1, 3):
-        raise ValueError(f"image_shape must end with 1 (grey) or 3 (colour), got {image_shape}")
+    check_shape((height, width), channels)
     return np.stack([read_image(Path(path), (height, width), channels) for path in paths])
 
 
@@ -83,17 +85,13 @@ class ImageReader:
         if isinstance(source, Mapping):
             source = source["image"]
         if isinstance(source, str | Path):
-            source = files(Path(source)) if Path(source).is_dir() else [Path(source)]
+            source = image_files(Path(source)) if Path(source).is_dir() else [Path(source)]
         shape = (*self.size, self.channels)
         if not hasattr(source, "dtype"):
             return np.array([str(path) for path in source], object), read_images(source, shape)
         images = np.asarray(source)
         images = images[..., None] if images.ndim == 3 and self.channels == 1 else images
-        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-            raise ValueError(
-                f"data must be images uint8 (N, {', '.join(map(str, shape))}), got "
-                f"{images.dtype}{images.shape}"
-            )
+        check({"image": images}, (Column("image", shape, "uint8"),))
         return np.arange(len(images)), images
 
     def columns(
@@ -134,18 +132,10 @@ class ImageReader:
         return Classes(ids, np.array(classes, object)[p.argmax(1)], p, classes)
 
 
-def files(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, in order of their paths; none is hidden.
-
-    Raises:
-        ValueError: no image.
-    """
-    every = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    shown = (p for p in every if not any(x.startswith(".") for x in p.relative_to(folder).parts))
-    found = sorted(shown)
-    if not found:
-        raise ValueError(f"{folder} must hold images ({', '.join(sorted(SUFFIXES))}), got none")
-    return found
+def _name(row: int, label: Any) -> str:
+    if label is None or label == "" or label != label:
+        raise ValueError(f"label must have a value in every row, got {label!r} in row {row}")
+    return str(int(label)) if isinstance(label, float) and label % 1 == 0 else str(label)
 
 
 def labels_of(source: Images, ids: np.ndarray) -> list[str]:
@@ -153,15 +143,14 @@ def labels_of(source: Images, ids: np.ndarray) -> list[str]:
     if isinstance(source, Mapping):
         if "label" not in source:
             raise ValueError(f"data must have a column 'label', got {', '.join(source)}")
-        return [str(label) for label in np.asarray(source["label"]).tolist()]
+        label = np.asarray(source["label"])
+        if label.ndim != 1:
+            raise ValueError(f"label must be one name or number a row, got {label.shape}")
+        return [_name(row, one) for row, one in enumerate(label.tolist())]
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         raise ValueError(
             "data must be a folder with a folder for each class, or arrays image and label, got "
             f"{type(source).__name__}"
         )
     class_names(Path(source))
-    names = [Path(path).relative_to(source).parts for path in ids]
-    alone = next((path for path, parts in zip(ids, names, strict=True) if len(parts) < 2), None)
-    if alone is not None:
-        raise ValueError(f"{source} must hold images in a folder for each class, got {alone}")
-    return [parts[0] for parts in names]
+    return [Path(path).relative_to(source).parts[0] for path in ids]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxops import optim
-from jaxops._optional import require
 from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
+from jaxops.data.images import check_shape, image_files, opened
 from jaxops.data.splits import held_out
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, settings_within, trained_further
@@ -20,7 +20,7 @@ from jaxops.task import Task
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory
 from jaxops.trust.evaluation import Evaluation, of_classes
-from jaxops.vision.data import ImageReader, Images, files, labels_of
+from jaxops.vision.data import ImageReader, Images, labels_of
 from jaxops.vision.inference import reader_of
 from jaxops.vision.models import ConvNet
 from jaxops.vision.tasks import classifier
@@ -204,30 +204,25 @@ def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) ->
     else:
         if not Path(data).is_dir():
             raise FileNotFoundError(f"{data}: no such folder")
-        Image = require("PIL.Image", extra="data")
-        found = files(Path(data))
+        found = image_files(Path(data))
         shapes, grey = [], True
         for path in found[:: -(-len(found) // SAMPLE)]:
-            try:
-                with Image.open(path) as image:
-                    shapes.append(image.size[::-1])
-                    grey &= image.mode in ("1", "L")
-            except OSError as error:
-                raise ValueError(
-                    f"{path} must be a readable image, got an error: {error}"
-                ) from None
+            with opened(path) as image:
+                shapes.append(image.size[::-1])
+                grey &= image.mode in ("1", "L")
         own = tuple(min(int(side), LARGEST) for side in np.median(shapes, axis=0))
     if channels is None:
         channels = 1 if grey else 3
-    height, width = own if size is None else size
-    return ImageReader((height, width), channels)
+    size = own if size is None else size
+    check_shape(size, channels)
+    return ImageReader((size[0], size[1]), channels)
 
 
 def _classes(data: Images) -> tuple[str, ...]:
     if isinstance(data, Mapping):
         names = labels_of(data, np.zeros(0))
     else:
-        names = labels_of(data, np.array([str(path) for path in files(Path(data))], object))
+        names = labels_of(data, np.array([str(path) for path in image_files(Path(data))], object))
     # the order of numbers, where all names are numbers
     number = all(name.isdecimal() for name in names)
     classes = tuple(sorted(set(names), key=int if number else str))

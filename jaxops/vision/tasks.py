@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops import metrics
+from jaxops.data.checks import class_names
 from jaxops.losses import smoothed_cross_entropy
 from jaxops.task import Batch, Column, Key, Task, recorded, supervised
 
@@ -45,7 +46,8 @@ def classifier(
         A task whose predictions are probabilities (B, classes), with the metrics loss and accuracy.
 
     Raises:
-        ValueError: the module's `classes` differ from the task's.
+        ValueError: the module's `classes` differ from the task's, or names that are no names or
+            are not distinct.
 
     References:
         Szegedy et al. 2015, "Rethinking the Inception Architecture", arXiv:1512.00567 (label
@@ -55,7 +57,7 @@ def classifier(
     >>> vision.classifier(vision.MLP(classes=2), classes=("cat", "dog")).classes
     ('cat', 'dog')
     """
-    names = classes if isinstance(classes, tuple) else tuple(map(str, range(classes)))
+    names = class_names(classes)
     if getattr(module, "classes", len(names)) != len(names):
         raise ValueError(
             f"module.classes must be {len(names)} (the task's {names}), got {module.classes}"

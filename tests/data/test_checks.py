@@ -128,6 +128,18 @@ def test_the_hint_mends_the_dtype(column, value):
     check({column.name: eval(hint, {column.name: value, "np": np})}, (column,))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.float64])
+def test_images_of_16_bits_keep_their_order(dtype):
+    value = np.zeros((1, 28, 28, 1), dtype)
+    value[0, :5, 0, 0] = [0, 255, 256, 511, 65535]
+    with pytest.raises(ValueError, match=r"0(\.0)? to 65535(\.0)? does not fit") as caught:
+        check({"image": value}, (IMAGE,))
+    hint = re.search(r": ([^:]*)$", str(caught.value))[1]
+    mended = eval(hint, {"image": value, "np": np})
+    check({"image": mended}, (IMAGE,))
+    assert mended[0, :5, 0, 0].tolist() == [0, 0, 0, 1, 255]
+
+
 def test_labels_that_are_fractions():
     fails({"label": np.array([0.0, 0.5])}, LABEL, "got float64", "0.5 in row 1", "whole number")
 

@@ -228,6 +228,59 @@ def test_image_folder_with_train_and_test(tmp_path):
         Dataset.from_image_folder(tmp_path, size=(2, 2))
 
 
+@pytest.mark.parametrize("names", [("train", "val"), ("train", "valid", "test"), ("Training",)])
+def test_image_folders_of_splits(tmp_path, names):
+    for number, split in enumerate(names):
+        for colour, name in enumerate(("ants", "bees")):
+            for row in range(number + 1):
+                picture(tmp_path / split / name / f"{row}.png", (2, 2), 10 * colour, "L")
+    (tmp_path / "__MACOSX").mkdir()
+    data = Dataset.from_image_folder(tmp_path, (2, 2), channels=1)
+    found = ("train", "validation", "test")[: len(names)]
+    assert data.classes == ("ants", "bees") and tuple(data.splits) == found
+    for number, columns in enumerate(data.splits.values()):
+        wanted = np.repeat([0, 1], number + 1)
+        assert columns["label"].tolist() == wanted.tolist()
+        np.testing.assert_array_equal(columns["image"][:, 0, 0, 0], 10 * wanted)
+
+
+def test_classes_may_have_the_names_of_splits(tmp_path):
+    for name in ("bus", "test", "train"):
+        picture(tmp_path / name / "1.png", (2, 2), 0)
+    data = Dataset.from_image_folder(tmp_path, (2, 2))
+    assert data.classes == ("bus", "test", "train") and list(data.splits) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "folders", "size", "channels", "message"),
+    [
+        (["cat/1.png"], ["bird"], (2, 2), 3, r"bird must hold images .*\.jfif.*, got none"),
+        (["cat/1.png", "2.png"], [], (2, 2), 3, r"a folder for each class, got .*2\.png"),
+        (["2019/cat/1.png"], [], (2, 2), 3, "got folders of folders .2019.; give .*2019$"),
+        (["val/a/1.png", "test/a/1.png"], [], (2, 2), 3, "must hold train .* got test, val"),
+        (["train/a/1.png", "val/a/1.png", "valid/a/1.png"], [], (2, 2), 3, "got train, val, valid"),
+        (["train/a/1.png", "labels/1.png"], [], (2, 2), 3, "and no others, got labels, train"),
+        (["cat/1.png"], [], 8, 3, r"size must be \(height, width\) in pixels, got 8"),
+        (["cat/1.png"], [], (8.0, 8), 3, r"size must be .* got \(8.0, 8\)"),
+        (["cat/1.png"], [], (8, 8), 4, r"channels must be 1 \(grey\) or 3 \(colour\), got 4"),
+    ],
+)
+def test_image_folders_that_are_refused(tmp_path, pictures, folders, size, channels, message):
+    for name in pictures:
+        picture(tmp_path / name, (2, 2), 0)
+    for name in folders:
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=message):
+        Dataset.from_image_folder(tmp_path, size, channels)
+
+
+def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    picture(tmp_path / "cat" / "huge.png", (40, 40), 0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # Pillow refuses twice as many
+    with pytest.raises(ValueError, match=r"huge\.png must be a readable image, .*1600 pixels"):
+        Dataset.from_image_folder(tmp_path, (2, 2))
+
+
 def test_broken_images_are_named(tmp_path):
     picture(tmp_path / "a" / "good.png", (32, 32), (1, 2, 3))
     broken = tmp_path / "a" / "broken.png"

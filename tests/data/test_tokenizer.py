@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxops.data import Tokenizer
-from jaxops.data.tokenizer import BOS, EOS, KINDS, MASK, PAD, SPECIAL, UNKNOWN
+from jaxops.data.tokenizer import BOS, EOS, MASK, PAD, SPECIAL, UNKNOWN
+from jaxops.data.vocabulary import KINDS
 
 TEXTS = [
     "Is there a way to know when my card will arrive?",
@@ -113,10 +114,28 @@ def test_vocabulary_is_a_limit_and_the_frequent_stay():
     tokenizer = Tokenizer.train(texts, kind="word", vocabulary=7)
     assert tokenizer.vocabulary == 7
     assert tokenizer.encode("a b c") == [5, 6, UNKNOWN]
-    with pytest.raises(ValueError, match="vocabulary must be at least 261, got 200"):
+    with pytest.raises(ValueError, match="vocabulary must be at least 261, and whole, got 200"):
         Tokenizer.train(texts, kind="byte", vocabulary=200)
     with pytest.raises(ValueError, match=r"kind must be one of bpe, byte, .*, got 'sentence'"):
         Tokenizer.train(texts, kind="sentence")
+
+
+@pytest.mark.parametrize("vocabulary", [7, 15, 30])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "character", "word"])
+def test_no_kind_exceeds_the_vocabulary(kind, vocabulary):
+    tokenizer = Tokenizer.train(TEXTS, kind=kind, vocabulary=vocabulary)
+    assert tokenizer.vocabulary == vocabulary
+
+
+def test_a_vocabulary_of_many_characters_keeps_the_frequent_ones():
+    rare = ["".join(chr(0x4E00 + 40 * row + i) for i in range(40)) for row in range(30)]
+    texts = [*rare, "丁七" * 20]
+    for kind, most in (("bpe", 100), ("wordpiece", 101)):
+        tokenizer = Tokenizer.train(texts, kind=kind, vocabulary=most)
+        assert tokenizer.vocabulary <= most
+        assert UNKNOWN not in tokenizer.encode("丁七")
+    again = Tokenizer.train(texts, kind="bpe", vocabulary=100)
+    assert again == Tokenizer.train(texts, kind="bpe", vocabulary=100)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +219,22 @@ def test_a_file_of_hugging_face():
     assert rows.lengths.tolist() == [6, 4] and rows.unknown.tolist() == [0, 1]
     assert tokenizer.decode([4, 6, 3, 5, 0]) == "my [UNK]"
     assert not {0, 4, 5} & set(tokenizer.encode("my [CLS] [PAD]"))
+
+
+def test_the_special_tokens_that_a_file_asks_for():
+    """As transformers adds them, also around a text that is truncated; none of a tokenizer here."""
+    tokenizer = Tokenizer.from_json(hugging_face(BERTS))
+    assert tokenizer.encode("my card", special=True) == [4, 6, 7, 5]
+    with pytest.warns(UserWarning, match=r"at most 3 tokens, got 1 longer, the first in row 1"):
+        rows = tokenizer.encode_batch(["my cat", "my card is lost"], 5, special=True)
+    assert rows.tokens.tolist() == [[4, 6, 3, 5, 0], [4, 6, 7, 8, 5]]
+    assert rows.lengths.tolist() == [4, 5] and rows.unknown.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="length must be at least 3, got 2"):
+        tokenizer.encode_batch(["my"], 2, special=True)
+    with pytest.raises(ValueError, match="bos and eos must be False with special=True, got True"):
+        tokenizer.encode_batch(["my"], 5, bos=True, special=True)
+    for own in TRAINED.values():
+        assert own.encode(TEXTS[1], special=True) == own.encode(TEXTS[1])
 
 
 def test_a_file_whose_padding_is_not_0():

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 import jaxops as jo
-from experiments import binary_mlp, common
+from experiments import binary_mlp, common, intents
 from jaxops.data import sources
 from jaxops.train import clock
 from jaxops.trust import report
@@ -266,3 +266,10 @@ def test_movielens_is_read_from_its_own_file(tmp_path):
     parts = (split.train, split.validation, split.test)
     assert [part.items[part.item].tolist() for part in parts] == [["1193"], ["914"], ["661"]]
     assert movielens.Settings().context == 200
+
+
+def test_support_vectors_of_two_classes():
+    """Of which scikit-learn gives one score a row."""
+    rows = {"text": np.array(["good film", "bad film"] * 6, object), "label": np.array([1, 0] * 6)}
+    found = intents.support_vectors(intents.Questions(rows, rows, None, {}, ("bad", "good")))
+    assert found["held_out"].argmax(1).tolist() == rows["label"].tolist()

@@ -1,5 +1,6 @@
 """Generation against plain loops over whole prefixes, and beam search against all sequences."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxops as jo
+from jaxops import language
 from jaxops.language import decoding
 from jaxops.language.inference import generate, stream
 from jaxops.language.requests import check_vocabulary
@@ -317,6 +319,50 @@ def test_texts_in_and_texts_out():
     assert len(pieces) > 8
 
 
+@functools.cache
+def llama_tokenizer():
+    """As Llama's file: <unk>, <s>, </s>, 20 words, and <s> before each text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(VOCABULARY - 3))]
+    numbers = {name: number for number, name in enumerate(names)}
+    rust = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="<unk>"))
+    rust.add_special_tokens(names[:3])
+    rust.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    rust.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    return jo.data.Tokenizer.from_json(rust.to_str())
+
+
+def test_prompts_get_the_special_tokens_of_a_file():
+    """Greedy answers to a text are those to its tokens with <s> in front, as transformers'."""
+    model = jo.Model(*made(LEARNED))
+    how = {"new_tokens": 6, "tokenizer": llama_tokenizer()}
+    texts = ["w0 w5 w2", "w7"]
+    with_s, without = (
+        [a.tokens.tolist() for a in generate(model, [[*s, 3, 8, 5], [*s, 10]], new_tokens=6)]
+        for s in ([1], [])
+    )
+    assert with_s != without
+
+    def answers(model, **more):
+        return [a.tokens.tolist() for a in generate(model, texts, **how, **more)]
+
+    assert answers(model) == with_s and answers(model, special=False) == without
+    reader = language.TokenReader(llama_tokenizer(), context=CONTEXT)
+    asked = dataclasses.replace(reader, special=False)
+    assert answers(dataclasses.replace(model, reader=reader), stop=[]) == with_s
+    assert answers(dataclasses.replace(model, reader=asked), stop=[]) == without
+    pieces = [*stream(model, texts, **how)]
+    whole = [" ".join(piece[row] for piece in pieces).split() for row in range(2)]
+    assert whole == [[f"w{token - 3}" for token in row] for row in with_s]
+
+
+def test_an_unknown_word_is_told_once_with_the_number_of_its_prompt():
+    model = jo.Model(*made(LEARNED), language.TokenReader(llama_tokenizer(), context=CONTEXT))
+    with pytest.warns(UserWarning, match="the first in row 1: 'who'") as seen:
+        generate(model, ["w0", "who"], new_tokens=2)
+    assert len(seen) == 1
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused():
     words = [f"w{i}" for i in range(VOCABULARY - 5)]  # and 5 special tokens
     own = jo.data.Tokenizer.train([" ".join(words)], kind="word")
@@ -484,6 +530,8 @@ def test_one_compilation_for_each_bucket_of_lengths():
         ([[1]], {"temperature": 1.0, "min_p": 2.0}, r"min_p must be in \(0, 1\], got 2.0"),
         ([[1]], {"top_p": 0.9}, "temperature must be above 0 with top_p, got 0"),
         ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty must be above 0, got 0.0"),
+        ([[1], "a", ""], {"tokenizer": Bytes()}, r"prompts\[2\] must .* token, got an empty text"),
+        ([[1]], {"stop": ["that is"]}, r"stop must be numbers of tokens, got \['that is'\]; of a"),
         ([[1]], {"stop": [99]}, r"stop must be tokens in \[0, 23\) .*, got 99"),
         ([[1]], {"beams": 0}, "beams must be a whole number of at least 1, got 0"),
         ([[1]], {"beams": 2, "temperature": 1.0}, "beams must be 1 with temperature, got 2"),

@@ -263,6 +263,13 @@ def test_a_tensor_too_few_or_too_many(path):
         load_pretrained(path, depth=3)
 
 
+@pytest.mark.parametrize("head", ["classifier", "qa_outputs", "score"])
+def test_the_head_of_a_fine_tuned_model_is_left_out(path, head):
+    plain = load_pretrained(path)[1]
+    change(path, **{f"{head}.weight": np.ones((2, WIDTH), np.float32)})
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(path)[1], plain)
+
+
 @pytest.mark.parametrize(
     "name, shape, message",
     [
@@ -425,6 +432,11 @@ def test_a_bert_with_its_heads_becomes_a_classifier(path):
     module, params = load_pretrained(path, masked_head=False)
     assert not {"head_dense", "head_norm", "head_bias"} & params["embedding"].keys()
     jax.tree.map(np.testing.assert_array_equal, params["stack"], whole["stack"])
+    # as `BertForSequenceClassification` has it: the head of its classes in place of the others
+    tuned = {name: w for name, w in weights.items() if not name.startswith("cls.")}
+    tuned |= {"classifier.weight": np.ones((3, WIDTH)), "classifier.bias": np.ones(3)}
+    save_file(tuned, path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(path)[1], params)
 
     columns = {
         "tokens": np.array([[5, 3, 1, 0, 0, 0], [2, 9, 12, 4, 7, 0]], np.int32),

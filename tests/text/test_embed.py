@@ -220,3 +220,17 @@ def test_bad_input():
         jo.fit(text.contrastive(BAG, 6, labelled=True), unlabelled, batch_size=4, **fit)
     with pytest.raises(ValueError, match=r"rows of shape \(6,\), got \(5,\)"):
         jo.fit(task, {**data, "tokens": data["tokens"][:, :5]}, batch_size=4, **fit)
+
+
+def test_one_row_has_no_negatives():
+    """Nothing would be learned, and every evaluation would be perfect."""
+    task, data = text.contrastive(BAG, 6), pairs(4)
+    state = jo.init_state(task, jo.optim.sgd(0.1), 0, data)
+    settings = {"optimizer": jo.optim.sgd(0.1), "steps": 1, "progress": False}
+    for call in (
+        lambda: jo.fit(task, data, batch_size=1, **settings),
+        lambda: jo.evaluate(task, state, data, batch_size=1),
+        lambda: jo.evaluate(task, state, pairs(1)),
+    ):
+        with pytest.raises(ValueError, match=r"batch_size must be at least 2 .*, got 1"):
+            call()

@@ -236,3 +236,23 @@ def test_texts_and_labels_that_cannot_be(model):
         text.fit(TEXTS)
     with pytest.raises(ValueError, match="texts must be a list of texts, got one str"):
         model.predict("my card")
+
+
+def test_the_last_training_goes_as_far_as_the_best(monkeypatch):
+    """Steps are chosen by the accuracy on held-out texts, and the second training takes as many."""
+    calls, real = [], jobs.train
+
+    def train(task, columns, **settings):
+        calls.append((len(columns["label"]), settings))
+        state = real(task, columns, **settings)
+        if "validation" in settings:  # as if it had been best after a quarter
+            state = state._replace(step=state.step // 4)
+        return state
+
+    monkeypatch.setattr(jobs, "train", train)
+    text.fit(TABLE, SMALL, **NAMES, read=READ, progress=False, epochs=8, batch_size=10)
+    (first, known), (second, last) = calls
+    assert (known["early_stopping"].metric, known["early_stopping"].mode) == ("accuracy", "max")
+    assert second == N and first == 102 and last["early_stopping"] is None
+    # 22 of 88 steps of 11 an epoch, so 24 of 96
+    assert last["steps"] == 24 and last["epochs"] is None

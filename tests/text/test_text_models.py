@@ -223,6 +223,31 @@ def test_labels():
         text.labels([["lost", "stolen"]], ("lost", "found"), many=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "classes", "many", "message"),
+    [
+        ([0, 1, 2], (0, 1), False, r"label must be one of 2 classes \(0, 1\), got 2 in row 2"),
+        (["a", float("nan")], ("a", "b"), False, "got nan in row 1"),
+        (["c"], {"a": 0, "b": 1}.keys(), False, r"classes \(a, b\), got 'c' in row 0"),
+        (["a"], ("a", "b", "a"), False, "classes must be distinct names, got 3"),
+        ([["A"], "AB"], ("A", "B"), True, "label must be a list of names .*, got 'AB' in row 1"),
+    ],
+)
+def test_labels_that_are_no_names_of_classes(names, classes, many, message):
+    with pytest.raises(ValueError, match=message):
+        text.labels(names, classes, many)
+
+
+def test_names_of_classes():
+    assert text.classifier(MODELS[1], 12, (0, 1, 2)).classes == ("0", "1", "2")
+    for odd, message in (
+        (("a", "b", "a"), "classes must be distinct names, got 'a' twice"),
+        (("a", float("nan"), "b"), "classes must be a number or names, got nan among them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            text.classifier(MODELS[1], 12, odd)
+
+
 class Given(fnn.Module):
     """Logits that are parameters, one row for each token."""
 

@@ -38,7 +38,7 @@ def test_k_out_of_range(state, k):
 
 def test_images_that_the_task_does_not_read(state):
     with pytest.raises(
-        ValueError, match=r"data must be images uint8 \(N, 4, 5, 1\), got uint8\(6, 3, 5, 1\)"
+        ValueError, match=r"image must have rows of shape \(4, 5, 1\), got \(3, 5, 1\)"
     ):
         vision.classify(jo.Model(TASK, state), IMAGES[:, :3])
 
@@ -64,5 +64,5 @@ def test_files_that_cannot_be_read(tmp_path):
         vision.read_images("a.png", (4, 5, 1))
     with pytest.raises(ValueError, match="paths must name at least 1 file, got none"):
         vision.read_images([], (4, 5, 1))
-    with pytest.raises(ValueError, match=r"image_shape must end with 1 .* got \(4, 5, 4\)"):
+    with pytest.raises(ValueError, match=r"channels must be 1 .* got 4"):
         vision.read_images(["a.png"], (4, 5, 4))

@@ -120,6 +120,12 @@ def test_the_reader_by_default(tmp_path):
     assert fitted.reader == vision.ImageReader((64, 20), 3) and fitted.task.classes == ("2", "10")
 
 
+def test_whole_numbers_are_names_without_a_fraction():
+    rows = {"image": IMAGES, "label": LABEL.astype(float)}
+    fitted = vision.fit(rows, vision.MLP(()), epochs=0, progress=False)
+    assert fitted.task.classes == ("0", "1")
+
+
 @pytest.mark.parametrize(
     ("data", "change", "message"),
     [
@@ -129,7 +135,20 @@ def test_the_reader_by_default(tmp_path):
         ({"label": LABEL}, {}, "data must have a column 'image', got label"),
         ({**ROWS, "label": 0 * LABEL}, {}, "data must have at least 2 classes, got 0 alone"),
         ({**ROWS, "label": LABEL[:3]}, {}, "label must have 96 rows, as image, got 3"),
-        ({**ROWS, "image": IMAGES / 255}, {}, r"data must be images uint8 \(N, 12, 12, 1\), got f"),
+        ({**ROWS, "image": IMAGES / 255}, {}, r"image must have dtype uint8, got f.* \* 255"),
+        (
+            {**ROWS, "image": IMAGES.astype(np.uint16) * 257},
+            {},
+            r"image must have dtype uint8, got uint16; .* // 257",
+        ),
+        (
+            {**ROWS, "label": [None] + ["a"] * (N - 1)},
+            {},
+            "a value in every row, got None in row 0",
+        ),
+        ({**ROWS, "label": [0.0, np.nan] * (N // 2)}, {}, "in every row, got nan in row 1"),
+        ({**ROWS, "label": np.eye(N)}, {}, r"label must be one name or number a row, got \(96, 96"),
+        (ROWS, {"size": 8}, r"size must be \(height, width\) in pixels, got 8"),
     ],
 )
 def test_what_cannot_be_learned(data, change, message):
@@ -145,6 +164,13 @@ def test_what_cannot_be_read(model, tmp_path):
     Image.fromarray(IMAGES[0, :, :, 0]).save(tmp_path / "alone.png")
     with pytest.raises(ValueError, match="must hold one folder of images for each class"):
         vision.fit(tmp_path)
+    for split in ("test", "train"):
+        (tmp_path / "set" / split / "cat").mkdir(parents=True)
+        Image.fromarray(IMAGES[0, :, :, 0]).save(tmp_path / "set" / split / "cat" / "1.png")
+    with pytest.raises(
+        ValueError, match=r"got folders of folders \(test, train\); .* .*set/train$"
+    ):
+        vision.fit(tmp_path / "set")
     with pytest.raises(ValueError, match="label must be one of empty, square, got 'other' in row"):
         vision.evaluate(model, {**ROWS, "label": ["other"] * N})
     with pytest.raises(ValueError, match="model must be of the vision room, got str"):
