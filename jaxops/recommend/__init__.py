@@ -30,6 +30,7 @@ from jaxops.recommend.losses import (
     in_batch_softmax,
     sampled_softmax,
 )
+from jaxops.recommend.metrics import average_precision, hr, mrr, ndcg, recall
 from jaxops.recommend.models.blend import Blend, blend
 from jaxops.recommend.models.bpr import BPR
 from jaxops.recommend.models.ease import EASE
@@ -55,13 +56,8 @@ from jaxops.recommend.models.two_tower import (
 )
 from jaxops.recommend.ranking import (
     Ranks,
-    average_precision,
-    hr,
-    mrr,
-    ndcg,
     ranks,
     ranks_and_lists,
-    recall,
     sampled_metrics,
 )
 from jaxops.recommend.reader import LogReader

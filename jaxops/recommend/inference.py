@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,15 +11,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxops._shapes import next_power_of_two
 from jaxops.model.finished import Model, frame
 from jaxops.model.topk import split_items, top_k
-from jaxops.recommend.data.events import Histories
-from jaxops.recommend.recommenders import Recommender, queries, read_users, recommender_of
+from jaxops.recommend.batching import batches, cells, padded
+from jaxops.recommend.data.catalogue import in_catalogue, of_users, within
+from jaxops.recommend.data.events import Events, Histories
+from jaxops.recommend.recommenders import (
+    Recommender,
+    check_k,
+    queries,
+    read_users,
+    reads,
+    recommender_of,
+)
 from jaxops.task import Array
 
 USERS_AT_ONCE = 512
-CELLS_AT_ONCE = 2**23  # of padded histories, or of scores where a model returns all scores
 
 
 class Recommendations(NamedTuple):
@@ -27,7 +35,7 @@ class Recommendations(NamedTuple):
     Attributes:
         places: (U, k) int32, indices into `items`; N where fewer than k items are left.
         scores: (U, k) float32, the model's scores; -inf where there is no item.
-        items: (N,) str, the items' ids.
+        items: (N,) the items' ids, as the log had them: text or integers.
         users: (U,) the users' ids, or the numbers of the histories.
         unknown: number of ids in the histories that are not in the catalogue; they were skipped.
         empty: number of users without a known item in their history. Unless the model handles empty
@@ -50,7 +58,7 @@ class Recommendations(NamedTuple):
     unknown: int
     empty: int
 
-    def ids(self) -> list[list[str]]:
+    def ids(self) -> list[list[Any]]:
         """The ids of each user's items, at most k."""
         return [self.items[row[row < len(self.items)]].tolist() for row in self.places]
 
@@ -69,37 +77,41 @@ class Recommendations(NamedTuple):
 
 def recommend(
     model: Model | Recommender,
-    histories: Histories | Iterable[Iterable[str]],
+    histories: Events | Histories | Iterable[Iterable[Any]],
     k: int = 10,
     *,
     exclude_seen: bool = True,
-    allow: Iterable[str] | None = None,
-    deny: Iterable[str] | None = None,
-    users: Mapping[str, Any] | None = None,
+    allow: Iterable[Any] | None = None,
+    deny: Iterable[Any] | None = None,
+    users: Iterable[Any] | None = None,
+    user_features: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Recommendations:
     """The exact `k` best items for each history, whether or not the user was in training.
 
-    Users are scored in batches of at most 512, grouped by length of history, and items in blocks,
-    so the memory needed does not grow with the number of users. The first call puts the
-    parameters on the device, where they stay as long as the recommender exists.
+    Users are scored in batches of at most 512, grouped by length of history and fewer where that is
+    long, and items in blocks, so the memory needed does not grow with the number of users. The
+    first call puts the parameters on the device, where they stay as long as the recommender exists.
 
     Args:
         model: of `recommend.fit`, or a recommender.
-        histories: the items' ids for each user, oldest first, or `Histories` of their indices. An
-            id that is not in the catalogue is skipped and counted.
+        histories: a log, for the history of each of its users; or the items' ids for each user,
+            oldest first; or `Histories` of their indices. An id that is not in the catalogue is
+            skipped and counted. `model.predict` also reads a table.
         k: number of items.
         exclude_seen: leave out the items of the history.
         allow: ids to choose among; by default all.
         deny: ids to leave out.
-        users: columns of U rows, for a model that reads features of users (`TwoTower`).
+        users: ids of users of the log to answer for, in that order; by default all.
+        user_features: columns of a row for each user of the answer, for a model that reads features
+            of users (`TwoTower`); by default those of the log.
         devices: the devices over which the items are split for the search; by default only the
             first. The model is replicated on each of them.
 
     Raises:
         ValueError: `k` larger than the catalogue, an id in `allow` or `deny` or an index in
-            `histories` that is not in the catalogue, or columns of users that the model does not
-            read.
+            `histories` that is not in the catalogue, users that the log lacks, or columns of users
+            that the model does not read.
         FloatingPointError: a score is NaN.
 
     >>> from jaxops import recommend as r
@@ -107,17 +119,16 @@ def recommend(
     >>> model = r.fitted(r.ItemKNN(neighbours=2, shrink=0.0), r.events(log, time=None))
     >>> r.recommend(model, [["x"], ["y", "never seen"]], k=1).ids()
     [['y'], ['x']]
+    >>> r.recommend(model, r.events(log, time=None), k=1, users=["c"]).frame()["user"].tolist()
+    ['c']
     """
     recommender = recommender_of(model)
     method, count = recommender.model, len(recommender.items)
-    if not 1 <= k <= count:
-        raise ValueError(f"k must be 1 to {count:,} (the number of items), got {k}")
-    unknown = 0
-    if not isinstance(histories, Histories):
-        histories, unknown = recommender.histories(histories)
-    histories.check("histories", count)
+    check_k(k, count)
+    histories, ids, unknown, known_features = _read(recommender, histories, users)
     lengths = histories.lengths
-    features = read_users(method, users, len(lengths))
+    user_features = known_features if user_features is None else user_features
+    features = read_users(method, user_features, len(lengths))
     params, table, share = recommender.on_device
     allowed = _allowed(recommender, allow, deny)
     mesh = None
@@ -127,35 +138,72 @@ def recommend(
         table = None if table is None else split_items(table, mesh)
     places = np.full((len(lengths), k), count, np.int32)
     best = np.full((len(lengths), k), -np.inf, np.float32)
+    answers = np.full(len(lengths), getattr(method, "answers_empty", False)) | (lengths > 0)
     waiting: list[tuple[np.ndarray, Any]] = []
-    for batch in _batches(lengths, count if table is None else 1):
-        empty = not lengths[batch[0]] and not getattr(method, "answers_empty", False)
-        chosen = batch[:1] if empty else batch  # users without history all get the same list
-        size = next_power_of_two(len(chosen))  # few programs, not one per number of users
-        seen = _padded(histories.padded(chosen, count), size, count)
-        history = seen
-        if method.context is not None:
-            history = _padded(histories.padded(chosen, count, method.context), size, count)
-        rows = features and {name: _padded(x[chosen], size) for name, x in features.items()}
+
+    def start(batch: np.ndarray, length: int, known: bool) -> None:
+        """Have the device find the lists of a batch, and write those of an earlier one."""
+        seen = histories.rows(batch, length, count)
+        history = histories.rows(batch, min(length, method.context or length), count)
+        rows = features and {name: x[batch] for name, x in features.items()}
         result = _best(
-            None if empty else method,
+            method if known else None,
             k,
             mesh,
             params,
-            None if empty else table,
+            table if known else None,
             share,
             history,
             rows,
             seen if exclude_seen else None,
             allowed,
         )
-        waiting.append((batch, [x[: len(chosen)] for x in result]))
+        waiting.append((batch, result))
         if len(waiting) > 2:
             _write(*waiting.pop(0), places, best)
+
+    def held(length: int) -> int:
+        every = count if table is None else 1
+        return max(cells(recommender, length, features, USERS_AT_ONCE), every)
+
+    for batch, (length,) in batches(
+        np.flatnonzero(answers), padded(lengths)[None], held, USERS_AT_ONCE
+    ):
+        start(batch, length, known=True)
+    without = np.flatnonzero(~answers)
+    if len(without):
+        start(without[:1], 16, known=False)
     for batch, result in waiting:
         _write(batch, result, places, best)
-    numbers, without = np.arange(len(lengths)), int((lengths == 0).sum())
-    return Recommendations(places, best, recommender.items, numbers, unknown, without)
+    places[without], best[without] = places[without[:1]], best[without[:1]]  # one list for all
+    return Recommendations(
+        places, best, recommender.items, ids, unknown, empty=int((lengths == 0).sum())
+    )
+
+
+def _read(
+    recommender: Recommender, data: Any, users: Iterable[Any] | None
+) -> tuple[Histories, np.ndarray, int, Any]:
+    """The histories, the users' ids, the number of unknown items, and features of a log."""
+    count = len(recommender.items)
+    if isinstance(data, Events):
+        log = in_catalogue(data, recommender.items)
+        log = log if users is None else of_users(log, users)
+        histories, _ = within(log, count)
+        unknown = int((log.item >= count).sum())
+        return histories, log.users, unknown, reads(recommender, log.user_features)
+    if users is not None:
+        raise ValueError(f"users must be None for histories without ids of users, got {users!r}")
+    if isinstance(data, str | Path | Mapping) or hasattr(data, "columns"):
+        raise ValueError(
+            "histories must be a log of recommend.events or lists of ids, got "
+            f"{type(data).__name__}; model.predict reads tables"
+        )
+    unknown = 0
+    if not isinstance(data, Histories):
+        data, unknown = recommender.histories(data)
+    data.check("histories", count)
+    return data, np.arange(len(data.lengths)), unknown, None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -179,26 +227,6 @@ def _best(
     return scores, jnp.where(scores == -jnp.inf, len(share), index)
 
 
-def _batches(lengths: np.ndarray, scores: int) -> Iterable[np.ndarray]:
-    """Users of similar lengths together; users without history come first, in batches of their own.
-
-    Args:
-        lengths: (U,), of all histories.
-        scores: number of scores per user that the model returns at once.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = USERS_AT_ONCE
-        longest = lengths[order[min(start + size, len(order)) - 1]]
-        size = min(size, max(1, CELLS_AT_ONCE // max(next_power_of_two(int(longest)), scores)))
-        batch = order[start : start + size]
-        if lengths[batch[0]] == 0:
-            batch = batch[lengths[batch] == 0]
-        yield batch
-        start += len(batch)
-
-
 def _write(batch: np.ndarray, result: Any, places: np.ndarray, best: np.ndarray) -> None:
     best[batch], places[batch] = (np.asarray(x) for x in result)
     wrong = np.isnan(best[batch]).any(1)
@@ -206,21 +234,12 @@ def _write(batch: np.ndarray, result: Any, places: np.ndarray, best: np.ndarray)
         raise FloatingPointError(f"scores must not be NaN, got NaN for user {batch[wrong][0]}")
 
 
-def _padded(rows: np.ndarray, size: int, padding: Any = 0) -> np.ndarray:
-    width = [(0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
-    return np.pad(rows, width, constant_values=padding)
-
-
 def _allowed(
-    recommender: Recommender, allow: Iterable[str] | None, deny: Iterable[str] | None
+    recommender: Recommender, allow: Iterable[Any] | None, deny: Iterable[Any] | None
 ) -> Array | None:
     if allow is None and deny is None:
         return None
     allowed = np.full(len(recommender.items), allow is None)
     for name, ids, value in (("allow", allow, True), ("deny", deny, False)):
-        ids = [] if ids is None else list(ids)
-        unknown = [item for item in ids if item not in recommender.place_of]
-        if unknown:
-            raise ValueError(f"{name} must hold ids of the catalogue, got {unknown[0]!r}")
-        allowed[[recommender.place_of[item] for item in ids]] = value
+        allowed[recommender.indices([] if ids is None else ids, name)] = value
     return jnp.asarray(allowed)
