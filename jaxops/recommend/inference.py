@@ -123,22 +123,40 @@ def recommend(
     ['c']
     """
     recommender = recommender_of(model)
-    method, count = recommender.model, len(recommender.items)
-    check_k(k, count)
+    check_k(k, len(recommender.items))
     histories, ids, unknown, known_features = _read(recommender, histories, users)
-    lengths = histories.lengths
     user_features = known_features if user_features is None else user_features
-    features = read_users(method, user_features, len(lengths))
-    params, table, share = recommender.on_device
+    features = read_users(recommender.model, user_features, len(histories.lengths))
+    on_device = recommender.on_device
     allowed = _allowed(recommender, allow, deny)
     mesh = None
     if devices is not None:
         mesh = Mesh(np.array(devices), ("items",))
+        params, table, share = on_device
         params, share, allowed = jax.device_put((params, share, allowed), NamedSharding(mesh, P()))
-        table = None if table is None else split_items(table, mesh)
+        on_device = params, None if table is None else split_items(table, mesh), share
+    places, best = _search(
+        recommender, on_device, mesh, k, histories, features, exclude_seen, allowed
+    )
+    empty = int((histories.lengths == 0).sum())
+    return Recommendations(places, best, recommender.items, ids, unknown, empty)
+
+
+def _search(
+    recommender: Recommender,
+    on_device: tuple[Any, Array | None, Array],
+    mesh: Mesh | None,
+    k: int,
+    histories: Histories,
+    features: Any,
+    exclude_seen: bool,
+    allowed: Array | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The places (U, k) and scores (U, k) of the best items."""
+    method, count, lengths = recommender.model, len(recommender.items), histories.lengths
+    params, table, share = on_device
     places = np.full((len(lengths), k), count, np.int32)
     best = np.full((len(lengths), k), -np.inf, np.float32)
-    answers = np.full(len(lengths), getattr(method, "answers_empty", False)) | (lengths > 0)
     waiting: list[tuple[np.ndarray, Any]] = []
 
     def start(batch: np.ndarray, length: int, known: bool) -> None:
@@ -166,9 +184,9 @@ def recommend(
         every = count if table is None else 1
         return max(cells(recommender, length, features, USERS_AT_ONCE), every)
 
-    for batch, (length,) in batches(
-        np.flatnonzero(answers), padded(lengths)[None], held, USERS_AT_ONCE
-    ):
+    answers = (lengths > 0) | getattr(method, "answers_empty", False)
+    several = batches(np.flatnonzero(answers), padded(lengths)[None], held, USERS_AT_ONCE)
+    for batch, (length,) in several:
         start(batch, length, known=True)
     without = np.flatnonzero(~answers)
     if len(without):
@@ -176,9 +194,7 @@ def recommend(
     for batch, result in waiting:
         _write(batch, result, places, best)
     places[without], best[without] = places[without[:1]], best[without[:1]]  # one list for all
-    return Recommendations(
-        places, best, recommender.items, ids, unknown, empty=int((lengths == 0).sum())
-    )
+    return places, best
 
 
 def _read(

@@ -148,8 +148,8 @@ def _groups(ranks: Any, k: int, ties: Any) -> _Groups:
             "ranks must be (U, M), at least 1, with a finite rank for every user, "
             f"got shape {ranks.shape}"
         )
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, got {k}")
     ties = np.ones(ranks.shape) if ties is None else np.asarray(ties, np.float64)
     if ties.shape != ranks.shape or not (ties >= 1).all():
         raise ValueError(f"ties must be {ranks.shape}, at least 1, as ranks, got {ties.shape}")

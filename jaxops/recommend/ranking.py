@@ -138,14 +138,8 @@ def _ranked(
     count, count_users = len(recommender.items), len(targets.starts) - 1
     more = np.zeros(count_users, np.int64) if outside is None else outside
     _check(histories, targets, more, count)
-    goals = _keys(targets, count)
-    goals = goals[np.sort(np.unique(goals, return_index=True)[1])]
-    taken = np.unique(_keys(histories, count)) if exclude_seen else goals[:0]
-    before = np.isin(goals, taken)
-    wanted = more + np.bincount(goals // count, minlength=count_users)
-    seen = _histories(taken, count_users, count)
-    targets = _histories(goals[~before], count_users, count)
-
+    seen, targets, wanted = _distinct(histories, targets, exclude_seen, count)
+    wanted = wanted + more
     with_target = np.flatnonzero(wanted)
     shape = len(with_target), int(wanted.max())
     places, ties = np.full(shape, np.inf), np.ones(shape, np.int32)
@@ -239,6 +233,19 @@ def above_and_alike(scores: Array, targets: Array) -> tuple[Array, Array]:
     )
     shown = own > -jnp.inf
     return jnp.where(shown, above, scores.shape[1]), jnp.where(shown, alike, 1)
+
+
+def _distinct(
+    histories: Histories, targets: Histories, exclude_seen: bool, count: int
+) -> tuple[Histories, Histories, np.ndarray]:
+    """The items to leave out, the targets that are not among them, and the number of all (U,)."""
+    users = len(targets.starts) - 1
+    goals = _keys(targets, count)
+    goals = goals[np.sort(np.unique(goals, return_index=True)[1])]
+    taken = np.unique(_keys(histories, count)) if exclude_seen else goals[:0]
+    wanted = np.bincount(goals // count, minlength=users)
+    fresh = goals[~np.isin(goals, taken)]
+    return _histories(taken, users, count), _histories(fresh, users, count), wanted
 
 
 def _keys(histories: Histories, count: int) -> np.ndarray:

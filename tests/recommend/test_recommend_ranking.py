@@ -223,7 +223,7 @@ def test_metrics_refuse(name):
     for wrong in (np.ones(3), np.full((2, 2), np.inf), np.zeros((2, 1)), np.array([[np.nan]])):
         with pytest.raises(ValueError, match=r"ranks must be \(U, M\), .*got shape"):
             metric(wrong, 10)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
         metric(np.ones((1, 1)), 0)
     on_device = metric(jax.numpy.array([[2.0, np.inf]]), 3)
     assert on_device == metric(np.array([[2.0, np.inf]]), 3)
