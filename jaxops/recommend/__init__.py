@@ -13,7 +13,7 @@ from jaxops.recommend.data.splits import (
     split_by_user,
 )
 from jaxops.recommend.evaluation import evaluated, segments
-from jaxops.recommend.inference import Recommendations, recommend
+from jaxops.recommend.inference import Recommendations, recommend, similar_items
 from jaxops.recommend.jobs import evaluate, fit, recipe, update
 from jaxops.recommend.lists import (
     coverage,
@@ -137,6 +137,7 @@ __all__ = [
     "segments",
     "sequence_recommender",
     "sequence_with_items",
+    "similar_items",
     "split_by_time",
     "split_by_user",
     "table",

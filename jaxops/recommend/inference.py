@@ -36,7 +36,7 @@ class Recommendations(NamedTuple):
         places: (U, k) int32, indices into `items`; N where fewer than k items are left.
         scores: (U, k) float32, the model's scores; -inf where there is no item.
         items: (N,) the items' ids, as the log had them: text or integers.
-        users: (U,) the users' ids, or the numbers of the histories.
+        users: (U,) the users' ids, or the numbers of the histories; see also `similar_items`.
         unknown: number of ids in the histories that are not in the catalogue; they were skipped.
         empty: number of users without a known item in their history. Unless the model handles empty
             histories, they get the most popular items, scored by their share of training events.
@@ -220,6 +220,47 @@ def _read(
         data, unknown = recommender.histories(data)
     data.check("histories", count)
     return data, np.arange(len(data.lengths)), unknown, None
+
+
+def similar_items(model: Model | Recommender, items: Iterable[Any], k: int = 10) -> Recommendations:
+    """The k items most like each of some items.
+
+    Of a model with vectors of items it is the cosine of these; of another, such as `EASE` or
+    `ItemKNN`, the score after a history of this item alone.
+
+    Args:
+        model: of `recommend.fit`, or a recommender.
+        items: ids in the catalogue.
+        k: number of items.
+
+    Returns:
+        Lists as of `recommend`, without the item itself; `users` are the items asked about.
+
+    Raises:
+        ValueError: `k` larger than the catalogue, or an id that is not in it.
+
+    >>> from jaxops import recommend as r
+    >>> log = r.events({"user": ["a", "a", "b", "b"], "item": ["x", "y", "x", "y"]}, time=None)
+    >>> similar_items(r.fitted(r.IALS(factors=2, sweeps=2), log), ["x"], k=1).ids()
+    [['y']]
+    """
+    recommender = recommender_of(model)
+    check_k(k, len(recommender.items))
+    index = np.array(recommender.indices(items, "items"), np.int32)
+    table = recommender.on_device[1]
+    if table is None:
+        alone = Histories(index, np.arange(len(index) + 1))
+        return recommend(recommender, alone, k)._replace(users=recommender.items[index])
+    vectors = table / jnp.maximum(jnp.linalg.norm(table, axis=1, keepdims=True), 1e-30)
+    places = np.zeros((len(index), k), np.int32)
+    scores = np.zeros((len(index), k), np.float32)
+    lengths = np.ones((1, len(index)), int)
+    for batch, _ in batches(np.arange(len(index)), lengths, lambda _: 1, USERS_AT_ONCE):
+        own = index[batch]
+        found = top_k(vectors[own], vectors, k, seen=own[:, None])
+        scores[batch], places[batch] = (np.asarray(x) for x in found)
+    places = np.where(scores == -np.inf, len(recommender.items), places)
+    return Recommendations(places, scores, recommender.items, recommender.items[index], 0, 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -171,6 +171,22 @@ def test_a_catalogue_of_integers_meets_text(shop):
     assert huge.users.tolist() == [str(2**64 - 1), "1"]
 
 
+def test_similar_items_are_those_of_a_sort(shop, groceries):
+    model, _ = groceries
+    unit = model.params / np.linalg.norm(model.params, axis=1, keepdims=True)
+    cosine = unit @ unit.T - 2 * np.eye(20)
+    asked = model.items[[4, 0, 11]]
+    found = r.similar_items(model, asked, k=20)
+    np.testing.assert_array_equal(found.users, asked)
+    for row, item in enumerate([4, 0, 11]):
+        assert found.places[row].tolist() == [*np.argsort(-cosine[item])[:19], 20]
+        np.testing.assert_allclose(found.scores[row][:19], -np.sort(-cosine[item])[:19], atol=1e-6)
+    similar = r.similar_items(shop, [1001], k=2)  # a model without vectors
+    assert similar.ids() == [[1002, 1003]] and similar.users.tolist() == [1001]
+    with pytest.raises(ValueError, match="items must hold ids of the catalogue, got '7'"):
+        r.similar_items(shop, [7], k=1)
+
+
 def test_recommend_takes_a_log_and_some_of_its_users(shop):
     other = r.events({"user": ["b", "a", "b"], "item": [1003, 1002, 7], "time": [1, 2, 3]})
     found = r.recommend(shop, other, k=1)
