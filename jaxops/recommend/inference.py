@@ -100,8 +100,9 @@ def recommend(
             skipped and counted. `model.predict` also reads a table.
         k: number of items.
         exclude_seen: leave out the items of the history.
-        allow: ids to choose among; by default all.
-        deny: ids to leave out.
+        allow: ids to choose among; by default all. One list for everybody, or a list of lists, one
+            for each user of the answer.
+        deny: ids to leave out, likewise.
         users: ids of users of the log to answer for, in that order; by default all.
         user_features: columns of a row for each user of the answer, for a model that reads features
             of users (`TwoTower`); by default those of the log.
@@ -128,18 +129,38 @@ def recommend(
     user_features = known_features if user_features is None else user_features
     features = read_users(recommender.model, user_features, len(histories.lengths))
     on_device = recommender.on_device
-    allowed = _allowed(recommender, allow, deny)
+    allowed, denied, candidates = _limits(recommender, allow, deny, len(ids))
     mesh = None
     if devices is not None:
         mesh = Mesh(np.array(devices), ("items",))
         params, table, share = on_device
         params, share, allowed = jax.device_put((params, share, allowed), NamedSharding(mesh, P()))
         on_device = params, None if table is None else split_items(table, mesh), share
-    places, best = _search(
-        recommender, on_device, mesh, k, histories, features, exclude_seen, allowed
-    )
+    seen = histories if exclude_seen else None
+    wanted = _Wanted(histories, features, allowed, seen, denied, candidates)
+    places, best = _search(recommender, on_device, mesh, k, wanted)
     empty = int((histories.lengths == 0).sum())
     return Recommendations(places, best, recommender.items, ids, unknown, empty)
+
+
+class _Wanted(NamedTuple):
+    """What is known of U users, and what they may be shown; None where it does not matter.
+
+    Attributes:
+        histories: what they took.
+        features: their features.
+        allowed: (N,) bool, the items that anybody may be shown.
+        seen: the items of their histories, if these are left out.
+        denied: further items to leave out.
+        candidates: the only items to choose among, in ascending order.
+    """
+
+    histories: Histories
+    features: Any
+    allowed: Array | None
+    seen: Histories | None
+    denied: Histories | None
+    candidates: Histories | None
 
 
 def _search(
@@ -147,23 +168,27 @@ def _search(
     on_device: tuple[Any, Array | None, Array],
     mesh: Mesh | None,
     k: int,
-    histories: Histories,
-    features: Any,
-    exclude_seen: bool,
-    allowed: Array | None,
+    wanted: _Wanted,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The places (U, k) and scores (U, k) of the best items."""
-    method, count, lengths = recommender.model, len(recommender.items), histories.lengths
+    method, count, lengths = recommender.model, len(recommender.items), wanted.histories.lengths
     params, table, share = on_device
     places = np.full((len(lengths), k), count, np.int32)
     best = np.full((len(lengths), k), -np.inf, np.float32)
     waiting: list[tuple[np.ndarray, Any]] = []
+    width = 1 if table is None else table.shape[1]
+    own = [x for x in (wanted.denied, wanted.candidates) if x is not None]
+    sizes = np.stack([padded(x.lengths) for x in (wanted.histories, *own)])
 
-    def start(batch: np.ndarray, length: int, known: bool) -> None:
+    def start(batch: np.ndarray, sizes: tuple[int, ...], known: bool) -> None:
         """Have the device find the lists of a batch, and write those of an earlier one."""
-        seen = histories.rows(batch, length, count)
-        history = histories.rows(batch, min(length, method.context or length), count)
-        rows = features and {name: x[batch] for name, x in features.items()}
+        length, last = sizes[0], sizes[-1]
+        history = wanted.histories.rows(batch, min(length, method.context or length), count)
+        rows = wanted.features and {name: x[batch] for name, x in wanted.features.items()}
+        left_out = [] if wanted.seen is None else [wanted.seen.rows(batch, length, count)]
+        if wanted.denied is not None:
+            left_out.append(wanted.denied.rows(batch, sizes[1], count))
+        some = None if wanted.candidates is None else wanted.candidates.rows(batch, last, count)
         result = _best(
             method if known else None,
             k,
@@ -173,27 +198,29 @@ def _search(
             share,
             history,
             rows,
-            seen if exclude_seen else None,
-            allowed,
+            np.concatenate(left_out, 1) if left_out else None,
+            wanted.allowed,
+            some,
         )
         waiting.append((batch, result))
         if len(waiting) > 2:
             _write(*waiting.pop(0), places, best)
 
-    def held(length: int) -> int:
+    def held(length: int, *more: int) -> int:
         every = count if table is None else 1
-        return max(cells(recommender, length, features, USERS_AT_ONCE), every)
+        one = cells(recommender, length, wanted.features, USERS_AT_ONCE)
+        return max(one, every, *(width * n for n in more))
 
     answers = (lengths > 0) | getattr(method, "answers_empty", False)
-    several = batches(np.flatnonzero(answers), padded(lengths)[None], held, USERS_AT_ONCE)
-    for batch, (length,) in several:
-        start(batch, length, known=True)
     without = np.flatnonzero(~answers)
-    if len(without):
-        start(without[:1], 16, known=False)
+    alike = without[:1] if not own else without  # one list for all who have no history
+    for users, known in ((np.flatnonzero(answers), True), (alike, False)):
+        for batch, longest in batches(users, sizes, held, USERS_AT_ONCE):
+            start(batch, longest, known)
     for batch, result in waiting:
         _write(batch, result, places, best)
-    places[without], best[without] = places[without[:1]], best[without[:1]]  # one list for all
+    if not own:
+        places[without], best[without] = places[alike], best[alike]
     return places, best
 
 
@@ -273,14 +300,20 @@ def _best(
     share: Array,
     history: Array,
     users: Any,
-    seen: Array | None,
+    left_out: Array | None,
     allowed: Array | None,
+    candidates: Array | None,
 ) -> tuple[Array, Array]:
     if model is None:  # users without history
         query = jnp.broadcast_to(share, (len(history), len(share)))
     else:
         query = queries(model, params, history, users)
-    scores, index = top_k(query, table, k, seen=seen, allowed=allowed, mesh=mesh, count=len(share))
+    if candidates is None:
+        scores, index = top_k(
+            query, table, k, seen=left_out, allowed=allowed, mesh=mesh, count=len(share)
+        )
+    else:
+        scores, index = _best_of(query, table, k, candidates, left_out, allowed)
     return scores, jnp.where(scores == -jnp.inf, len(share), index)
 
 
@@ -291,12 +324,53 @@ def _write(batch: np.ndarray, result: Any, places: np.ndarray, best: np.ndarray)
         raise FloatingPointError(f"scores must not be NaN, got NaN for user {batch[wrong][0]}")
 
 
-def _allowed(
-    recommender: Recommender, allow: Iterable[Any] | None, deny: Iterable[Any] | None
-) -> Array | None:
-    if allow is None and deny is None:
-        return None
-    allowed = np.full(len(recommender.items), allow is None)
-    for name, ids, value in (("allow", allow, True), ("deny", deny, False)):
-        allowed[recommender.indices([] if ids is None else ids, name)] = value
-    return jnp.asarray(allowed)
+def _best_of(
+    query: Array,
+    table: Array | None,
+    k: int,
+    candidates: Array,
+    left_out: Array | None,
+    allowed: Array | None,
+) -> tuple[Array, Array]:
+    """As `top_k`, among (B, A) candidates of each user, in ascending order, N for padding."""
+    if table is None:
+        scores = jnp.take_along_axis(query, candidates, 1, mode="clip")
+    else:
+        rows = table.at[candidates].get(mode="clip")
+        scores = jnp.einsum("bd,bad->ba", query, rows, precision="highest")
+    inside = candidates < (query.shape[1] if table is None else len(table))
+    if allowed is not None:
+        inside &= allowed.at[candidates].get(mode="fill", fill_value=False)
+    if left_out is not None:
+        inside &= ~(candidates[:, :, None] == left_out[:, None]).any(2)
+    scores = jnp.where(inside, scores, -jnp.inf).astype(jnp.float32)
+    short = ((0, 0), (0, max(0, k - scores.shape[1])))
+    scores, candidates = (
+        jnp.pad(scores, short, constant_values=-jnp.inf),
+        jnp.pad(candidates, short),
+    )
+    best, place = jax.lax.top_k(scores, k)
+    return best, jnp.take_along_axis(candidates, place, 1)
+
+
+def _limits(
+    recommender: Recommender, allow: Any, deny: Any, users: int
+) -> tuple[Array | None, Histories | None, Histories | None]:
+    """The items allowed for everybody, those denied to each user, and the candidates of each."""
+    own: dict[str, Histories] = {}
+    allowed = np.ones(len(recommender.items), bool)
+    for name, given in (("allow", allow), ("deny", deny)):
+        ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+        if ids and all(isinstance(x, Iterable) and not isinstance(x, str) for x in ids):
+            if len(ids) != users:
+                raise ValueError(
+                    f"{name} must be one list, or one for each of {users:,} users, got {len(ids):,}"
+                )
+            rows = [sorted({*recommender.indices(x, name)}) for x in ids]
+            starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+            own[name] = Histories(np.array([i for row in rows for i in row], np.int32), starts)
+        elif ids is not None:
+            here = np.isin(np.arange(len(allowed)), recommender.indices(ids, name))
+            allowed &= here if name == "allow" else ~here
+    for_all = None if allowed.all() else jnp.asarray(allowed)
+    return for_all, own.get("deny"), own.get("allow")

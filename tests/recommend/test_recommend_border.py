@@ -187,6 +187,33 @@ def test_similar_items_are_those_of_a_sort(shop, groceries):
         r.similar_items(shop, [7], k=1)
 
 
+@pytest.mark.parametrize("answers_empty", [True, False])
+def test_each_user_has_lists_of_items(groceries, answers_empty, monkeypatch):
+    monkeypatch.setattr(Sum, "answers_empty", answers_empty)
+    model, split = groceries
+    rng, histories = np.random.default_rng(1), split.before_test().histories()
+    histories = histories._replace(
+        starts=np.append(histories.starts[:-6], [histories.starts[-7]] * 6)
+    )
+    allow = [list(rng.choice(model.items, rng.integers(1, 18))) for _ in range(60)]
+    deny = [list(rng.choice(model.items, rng.integers(0, 9))) for _ in range(60)]
+    model = replace(model, counts=rng.permutation(np.arange(20.0)))
+    for limits in ({"allow": allow}, {"deny": deny}, {"allow": allow, "deny": [*model.items[:5]]}):
+        found = r.recommend(model, histories, 4, **limits)
+        for user in range(60):
+            seen = histories.items[histories.starts[user] : histories.starts[user + 1]]
+            scores = model.params @ model.params[seen].sum(0)
+            if len(seen) == 0:
+                scores = 0 * scores if answers_empty else model.counts
+            out = {*seen.tolist()}
+            for name, given in limits.items():
+                ids = given[user] if isinstance(given[0], list) else given
+                named = [model.place_of[str(item)] for item in ids]
+                out |= {*named} if name == "deny" else {*range(20)} - {*named}
+            want = [i for i in np.argsort(-scores, kind="stable") if i not in out][:4]
+            assert found.places[user].tolist() == [*want, *[20] * 4][:4]
+
+
 def test_recommend_takes_a_log_and_some_of_its_users(shop):
     other = r.events({"user": ["b", "a", "b"], "item": [1003, 1002, 7], "time": [1, 2, 3]})
     found = r.recommend(shop, other, k=1)
@@ -212,6 +239,9 @@ def test_recommend_takes_a_log_and_some_of_its_users(shop):
         ([[5]], {"allow": "1001"}, "allow must be a list of ids, got '1001'"),
         ([[5]], {"allow": [7]}, "allow must hold ids of the catalogue, got '7'"),
         ([[5]], {"deny": [None]}, "deny must hold ids, text or integers, got None"),
+        ([[5]], {"allow": [[5], [6]]}, "allow must be one list, or one for each of 1 users, got 2"),
+        ([[5]], {"deny": [[7]]}, "deny must hold ids of the catalogue, got '7'"),
+        ([[5]], {"deny": [1001, [1]]}, r"deny must hold ids, text or integers, got \[1\]"),
         ([[5]], {"users": ["10"]}, "users must be None for histories without ids of users"),
         ([[5]], {"k": 2.0}, r"k must be 1 to 3 \(the number of items\), got 2.0"),
         ([[5]], {"k": [1, 2]}, r"k must be 1 to 3 \(the number of items\), got \[1, 2\]"),
