@@ -174,7 +174,8 @@ def blended(
             weights = [(1 - weight) / len(members)] * len(members) + [weight]
             temperatures = [1.0] * len(members) + [0.1]  # a cosine is no log-probability
             blend = r.blend([*members, models["item_knn"]], weights, temperatures)
-            ndcg = float(r.ndcg(r.ranks(blend, histories, targets).ranks, 10).mean())
+            found = r.ranks(blend, histories, targets)
+            ndcg = float(r.ndcg(found.ranks, 10, found.ties).mean())
             common.say(f"{len(members)} models, item-kNN {weight}: validation NDCG@10 {ndcg:.4f}")
             blends.append(
                 (ndcg, len(blends), blend, {"blended": len(members), "knn_weight": weight})

@@ -167,8 +167,8 @@ def rank(model: recommend.Recommender, world: World, users: bool) -> dict[str, f
     count, length = world.histories.shape
     known = recommend.Histories(world.histories.ravel(), np.arange(count + 1) * length)
     features = world.users if users else None
-    alone = recommend.recommend(more, known, k=10, allow=world.names, users=features)
-    among = recommend.recommend(more, known, k=10, users=features)
+    alone = recommend.recommend(more, known, k=10, allow=world.names, user_features=features)
+    among = recommend.recommend(more, known, k=10, user_features=features)
     return {
         "recall@10": recall(alone.places - old, world.taken),
         "share_of_new": float((among.places >= old).mean()),

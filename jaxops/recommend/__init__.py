@@ -13,7 +13,7 @@ from jaxops.recommend.data.splits import (
     split_by_user,
 )
 from jaxops.recommend.evaluation import evaluated, segments
-from jaxops.recommend.inference import Recommendations, recommend
+from jaxops.recommend.inference import Recommendations, recommend, similar_items
 from jaxops.recommend.jobs import evaluate, fit, recipe, update
 from jaxops.recommend.lists import (
     coverage,
@@ -30,6 +30,7 @@ from jaxops.recommend.losses import (
     in_batch_softmax,
     sampled_softmax,
 )
+from jaxops.recommend.metrics import average_precision, hr, mrr, ndcg, recall
 from jaxops.recommend.models.blend import Blend, blend
 from jaxops.recommend.models.bpr import BPR
 from jaxops.recommend.models.ease import EASE
@@ -55,13 +56,8 @@ from jaxops.recommend.models.two_tower import (
 )
 from jaxops.recommend.ranking import (
     Ranks,
-    average_precision,
-    hr,
-    mrr,
-    ndcg,
     ranks,
     ranks_and_lists,
-    recall,
     sampled_metrics,
 )
 from jaxops.recommend.reader import LogReader
@@ -141,6 +137,7 @@ __all__ = [
     "segments",
     "sequence_recommender",
     "sequence_with_items",
+    "similar_items",
     "split_by_time",
     "split_by_user",
     "table",

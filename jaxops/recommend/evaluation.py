@@ -1,5 +1,6 @@
 """The evaluation of a recommender for histories and targets."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 from jaxops.model.finished import Model
 from jaxops.recommend.data.events import Histories
 from jaxops.recommend.lists import coverage, gini, novelty, popularity_bias
-from jaxops.recommend.ranking import METRICS, ranks_and_lists
+from jaxops.recommend.metrics import METRICS
+from jaxops.recommend.ranking import ranks_and_lists
 from jaxops.recommend.recommenders import Recommender, recommender_of
 from jaxops.trust.evaluation import Evaluation
 
@@ -20,7 +22,7 @@ def evaluated(
     k: int = 10,
     exclude_seen: bool = True,
     counts: np.ndarray | None = None,
-    users: Mapping[str, Any] | None = None,
+    user_features: Mapping[str, Any] | None = None,
     outside: np.ndarray | None = None,
 ) -> Evaluation:
     """All metrics of a recommender, over the full catalogue, for any users, in training or not.
@@ -32,18 +34,25 @@ def evaluated(
         histories: of U users, before the targets.
         targets: of the same U users, the items they took next; users without any are left out.
         k: length of a list, 1 to N.
-        exclude_seen: leave the items of a user's history out of the ranking; see `ranks`.
+        exclude_seen: leave the items of a user's history out of the ranking and of the lists. A
+            target that is one of them is a miss.
         counts: (N,) number of events of each item, for novelty and popularity bias; by default
             those in `histories`. Give the training counts if other users are tested.
-        users: columns of U rows, for a model that reads features of users.
+        user_features: columns of U rows, for a model that reads features of users.
         outside: (U,) number of targets that are not in the catalogue; see `ranks_and_lists`.
 
     Returns:
         For k = 10 the metrics "hr@10", "recall@10", "ndcg@10", "mrr@10", "map@10", "novelty@10" and
         "popularity_bias@10" of R users, and of all lists "coverage@10" and "gini@10". The ids are
         the indices of the users. The parts are "users" (R,) int64, these indices; "ranks" (R, M)
-        float64, exact ranks, inf where a user has fewer than M targets; and "lists" (R, k) int32,
-        the recommended items, N where fewer than k are left.
+        float64, exact ranks, inf where a user has fewer than M targets; "ties" (R, M) int32, of
+        which each metric is the expectation; "never_shown" (R,) int64, the number of the user's
+        targets that no list can show: items seen before, or not in the catalogue; and "lists"
+        (R, k) int32, the recommended items, N where fewer than k are left.
+
+    Warns:
+        UserWarning: some targets were seen before and are left out. Where items are taken again,
+            such as groceries, use `exclude_seen=False`.
 
     Raises:
         ValueError: k outside 1 to N, counts of another shape, and as in `ranks`.
@@ -56,13 +65,23 @@ def evaluated(
     >>> evaluated(model, *test, k=1).figures()["hr@1"]
     1.0
     """
-    ranks, lists = ranks_and_lists(model, histories, targets, k, exclude_seen, users, outside)
+    ranks, lists = ranks_and_lists(
+        model, histories, targets, k, exclude_seen, user_features, outside
+    )
     items = len(recommender_of(model).items)
     if counts is None:
         counts = np.bincount(histories.items, minlength=items)
     elif np.shape(counts) != (items,):
         raise ValueError(f"counts must have shape ({items},), got {np.shape(counts)}")
-    values = {f"{name}@{k}": metric(ranks.ranks, k) for name, metric in METRICS.items()}
+    never = (np.isfinite(ranks.ranks) & (ranks.ranks > items)).sum(1)
+    again = never.sum() - (0 if outside is None else outside.sum())
+    if again and exclude_seen:
+        warnings.warn(
+            f"{again:,} of {np.isfinite(ranks.ranks).sum():,} targets are items of their user's "
+            "history: exclude_seen=True never shows them, so they count as misses",
+            stacklevel=2,
+        )
+    values = {f"{name}@{k}": metric(ranks.ranks, k, ranks.ties) for name, metric in METRICS.items()}
     tastes = {
         f"novelty@{k}": novelty(lists, counts),
         f"popularity_bias@{k}": popularity_bias(lists, counts),
@@ -78,7 +97,13 @@ def evaluated(
         wholes,
         neutral=frozenset([*tastes, *wholes]),
         bare=frozenset(wholes),
-        parts={"users": ranks.users, "ranks": ranks.ranks, "lists": lists},
+        parts={
+            "users": ranks.users,
+            "ranks": ranks.ranks,
+            "ties": ranks.ties,
+            "never_shown": never,
+            "lists": lists,
+        },
     )
 
 

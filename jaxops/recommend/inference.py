@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,15 +11,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxops._shapes import next_power_of_two
 from jaxops.model.finished import Model, frame
 from jaxops.model.topk import split_items, top_k
-from jaxops.recommend.data.events import Histories
-from jaxops.recommend.recommenders import Recommender, queries, read_users, recommender_of
+from jaxops.recommend.batching import batches, cells, padded
+from jaxops.recommend.data.catalogue import in_catalogue, of_users, within
+from jaxops.recommend.data.events import Events, Histories
+from jaxops.recommend.recommenders import (
+    Recommender,
+    check_k,
+    queries,
+    read_users,
+    reads,
+    recommender_of,
+)
 from jaxops.task import Array
 
 USERS_AT_ONCE = 512
-CELLS_AT_ONCE = 2**23  # of padded histories, or of scores where a model returns all scores
 
 
 class Recommendations(NamedTuple):
@@ -27,8 +35,8 @@ class Recommendations(NamedTuple):
     Attributes:
         places: (U, k) int32, indices into `items`; N where fewer than k items are left.
         scores: (U, k) float32, the model's scores; -inf where there is no item.
-        items: (N,) str, the items' ids.
-        users: (U,) the users' ids, or the numbers of the histories.
+        items: (N,) the items' ids, as the log had them: text or integers.
+        users: (U,) the users' ids, or the numbers of the histories; see also `similar_items`.
         unknown: number of ids in the histories that are not in the catalogue; they were skipped.
         empty: number of users without a known item in their history. Unless the model handles empty
             histories, they get the most popular items, scored by their share of training events.
@@ -50,7 +58,7 @@ class Recommendations(NamedTuple):
     unknown: int
     empty: int
 
-    def ids(self) -> list[list[str]]:
+    def ids(self) -> list[list[Any]]:
         """The ids of each user's items, at most k."""
         return [self.items[row[row < len(self.items)]].tolist() for row in self.places]
 
@@ -69,37 +77,42 @@ class Recommendations(NamedTuple):
 
 def recommend(
     model: Model | Recommender,
-    histories: Histories | Iterable[Iterable[str]],
+    histories: Events | Histories | Iterable[Iterable[Any]],
     k: int = 10,
     *,
     exclude_seen: bool = True,
-    allow: Iterable[str] | None = None,
-    deny: Iterable[str] | None = None,
-    users: Mapping[str, Any] | None = None,
+    allow: Iterable[Any] | None = None,
+    deny: Iterable[Any] | None = None,
+    users: Iterable[Any] | None = None,
+    user_features: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Recommendations:
     """The exact `k` best items for each history, whether or not the user was in training.
 
-    Users are scored in batches of at most 512, grouped by length of history, and items in blocks,
-    so the memory needed does not grow with the number of users. The first call puts the
-    parameters on the device, where they stay as long as the recommender exists.
+    Users are scored in batches of at most 512, grouped by length of history and fewer where that is
+    long, and items in blocks, so the memory needed does not grow with the number of users. The
+    first call puts the parameters on the device, where they stay as long as the recommender exists.
 
     Args:
         model: of `recommend.fit`, or a recommender.
-        histories: the items' ids for each user, oldest first, or `Histories` of their indices. An
-            id that is not in the catalogue is skipped and counted.
+        histories: a log, for the history of each of its users; or the items' ids for each user,
+            oldest first; or `Histories` of their indices. An id that is not in the catalogue is
+            skipped and counted. `model.predict` also reads a table.
         k: number of items.
         exclude_seen: leave out the items of the history.
-        allow: ids to choose among; by default all.
-        deny: ids to leave out.
-        users: columns of U rows, for a model that reads features of users (`TwoTower`).
+        allow: ids to choose among; by default all. One list for everybody, or a list of lists, one
+            for each user of the answer.
+        deny: ids to leave out, likewise.
+        users: ids of users of the log to answer for, in that order; by default all.
+        user_features: columns of a row for each user of the answer, for a model that reads features
+            of users (`TwoTower`); by default those of the log.
         devices: the devices over which the items are split for the search; by default only the
             first. The model is replicated on each of them.
 
     Raises:
         ValueError: `k` larger than the catalogue, an id in `allow` or `deny` or an index in
-            `histories` that is not in the catalogue, or columns of users that the model does not
-            read.
+            `histories` that is not in the catalogue, users that the log lacks, or columns of users
+            that the model does not read.
         FloatingPointError: a score is NaN.
 
     >>> from jaxops import recommend as r
@@ -107,55 +120,174 @@ def recommend(
     >>> model = r.fitted(r.ItemKNN(neighbours=2, shrink=0.0), r.events(log, time=None))
     >>> r.recommend(model, [["x"], ["y", "never seen"]], k=1).ids()
     [['y'], ['x']]
+    >>> r.recommend(model, r.events(log, time=None), k=1, users=["c"]).frame()["user"].tolist()
+    ['c']
     """
     recommender = recommender_of(model)
-    method, count = recommender.model, len(recommender.items)
-    if not 1 <= k <= count:
-        raise ValueError(f"k must be 1 to {count:,} (the number of items), got {k}")
-    unknown = 0
-    if not isinstance(histories, Histories):
-        histories, unknown = recommender.histories(histories)
-    histories.check("histories", count)
-    lengths = histories.lengths
-    features = read_users(method, users, len(lengths))
-    params, table, share = recommender.on_device
-    allowed = _allowed(recommender, allow, deny)
+    check_k(k, len(recommender.items))
+    histories, ids, unknown, known_features = _read(recommender, histories, users)
+    user_features = known_features if user_features is None else user_features
+    features = read_users(recommender.model, user_features, len(histories.lengths))
+    on_device = recommender.on_device
+    allowed, denied, candidates = _limits(recommender, allow, deny, len(ids))
     mesh = None
     if devices is not None:
         mesh = Mesh(np.array(devices), ("items",))
+        params, table, share = on_device
         params, share, allowed = jax.device_put((params, share, allowed), NamedSharding(mesh, P()))
-        table = None if table is None else split_items(table, mesh)
+        on_device = params, None if table is None else split_items(table, mesh), share
+    seen = histories if exclude_seen else None
+    wanted = _Wanted(histories, features, allowed, seen, denied, candidates)
+    places, best = _search(recommender, on_device, mesh, k, wanted)
+    empty = int((histories.lengths == 0).sum())
+    return Recommendations(places, best, recommender.items, ids, unknown, empty)
+
+
+class _Wanted(NamedTuple):
+    """What is known of U users, and what they may be shown; None where it does not matter.
+
+    Attributes:
+        histories: what they took.
+        features: their features.
+        allowed: (N,) bool, the items that anybody may be shown.
+        seen: the items of their histories, if these are left out.
+        denied: further items to leave out.
+        candidates: the only items to choose among, in ascending order.
+    """
+
+    histories: Histories
+    features: Any
+    allowed: Array | None
+    seen: Histories | None
+    denied: Histories | None
+    candidates: Histories | None
+
+
+def _search(
+    recommender: Recommender,
+    on_device: tuple[Any, Array | None, Array],
+    mesh: Mesh | None,
+    k: int,
+    wanted: _Wanted,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The places (U, k) and scores (U, k) of the best items."""
+    method, count, lengths = recommender.model, len(recommender.items), wanted.histories.lengths
+    params, table, share = on_device
     places = np.full((len(lengths), k), count, np.int32)
     best = np.full((len(lengths), k), -np.inf, np.float32)
     waiting: list[tuple[np.ndarray, Any]] = []
-    for batch in _batches(lengths, count if table is None else 1):
-        empty = not lengths[batch[0]] and not getattr(method, "answers_empty", False)
-        chosen = batch[:1] if empty else batch  # users without history all get the same list
-        size = next_power_of_two(len(chosen))  # few programs, not one per number of users
-        seen = _padded(histories.padded(chosen, count), size, count)
-        history = seen
-        if method.context is not None:
-            history = _padded(histories.padded(chosen, count, method.context), size, count)
-        rows = features and {name: _padded(x[chosen], size) for name, x in features.items()}
+    width = 1 if table is None else table.shape[1]
+    own = [x for x in (wanted.denied, wanted.candidates) if x is not None]
+    sizes = np.stack([padded(x.lengths) for x in (wanted.histories, *own)])
+
+    def start(batch: np.ndarray, sizes: tuple[int, ...], known: bool) -> None:
+        """Have the device find the lists of a batch, and write those of an earlier one."""
+        length, last = sizes[0], sizes[-1]
+        history = wanted.histories.rows(batch, min(length, method.context or length), count)
+        rows = wanted.features and {name: x[batch] for name, x in wanted.features.items()}
+        left_out = [] if wanted.seen is None else [wanted.seen.rows(batch, length, count)]
+        if wanted.denied is not None:
+            left_out.append(wanted.denied.rows(batch, sizes[1], count))
+        some = None if wanted.candidates is None else wanted.candidates.rows(batch, last, count)
         result = _best(
-            None if empty else method,
+            method if known else None,
             k,
             mesh,
             params,
-            None if empty else table,
+            table if known else None,
             share,
             history,
             rows,
-            seen if exclude_seen else None,
-            allowed,
+            np.concatenate(left_out, 1) if left_out else None,
+            wanted.allowed,
+            some,
         )
-        waiting.append((batch, [x[: len(chosen)] for x in result]))
+        waiting.append((batch, result))
         if len(waiting) > 2:
             _write(*waiting.pop(0), places, best)
+
+    def held(length: int, *more: int) -> int:
+        every = count if table is None else 1
+        one = cells(recommender, length, wanted.features, USERS_AT_ONCE)
+        return max(one, every, *(width * n for n in more))
+
+    answers = (lengths > 0) | getattr(method, "answers_empty", False)
+    without = np.flatnonzero(~answers)
+    alike = without[:1] if not own else without  # one list for all who have no history
+    for users, known in ((np.flatnonzero(answers), True), (alike, False)):
+        for batch, longest in batches(users, sizes, held, USERS_AT_ONCE):
+            start(batch, longest, known)
     for batch, result in waiting:
         _write(batch, result, places, best)
-    numbers, without = np.arange(len(lengths)), int((lengths == 0).sum())
-    return Recommendations(places, best, recommender.items, numbers, unknown, without)
+    if not own:
+        places[without], best[without] = places[alike], best[alike]
+    return places, best
+
+
+def _read(
+    recommender: Recommender, data: Any, users: Iterable[Any] | None
+) -> tuple[Histories, np.ndarray, int, Any]:
+    """The histories, the users' ids, the number of unknown items, and features of a log."""
+    count = len(recommender.items)
+    if isinstance(data, Events):
+        log = in_catalogue(data, recommender.items)
+        log = log if users is None else of_users(log, users)
+        histories, _ = within(log, count)
+        unknown = int((log.item >= count).sum())
+        return histories, log.users, unknown, reads(recommender, log.user_features)
+    if users is not None:
+        raise ValueError(f"users must be None for histories without ids of users, got {users!r}")
+    if isinstance(data, str | Path | Mapping) or hasattr(data, "columns"):
+        raise ValueError(
+            "histories must be a log of recommend.events or lists of ids, got "
+            f"{type(data).__name__}; model.predict reads tables"
+        )
+    unknown = 0
+    if not isinstance(data, Histories):
+        data, unknown = recommender.histories(data)
+    data.check("histories", count)
+    return data, np.arange(len(data.lengths)), unknown, None
+
+
+def similar_items(model: Model | Recommender, items: Iterable[Any], k: int = 10) -> Recommendations:
+    """The k items most like each of some items.
+
+    Of a model with vectors of items it is the cosine of these; of another, such as `EASE` or
+    `ItemKNN`, the score after a history of this item alone.
+
+    Args:
+        model: of `recommend.fit`, or a recommender.
+        items: ids in the catalogue.
+        k: number of items.
+
+    Returns:
+        Lists as of `recommend`, without the item itself; `users` are the items asked about.
+
+    Raises:
+        ValueError: `k` larger than the catalogue, or an id that is not in it.
+
+    >>> from jaxops import recommend as r
+    >>> log = r.events({"user": ["a", "a", "b", "b"], "item": ["x", "y", "x", "y"]}, time=None)
+    >>> similar_items(r.fitted(r.IALS(factors=2, sweeps=2), log), ["x"], k=1).ids()
+    [['y']]
+    """
+    recommender = recommender_of(model)
+    check_k(k, len(recommender.items))
+    index = np.array(recommender.indices(items, "items"), np.int32)
+    table = recommender.on_device[1]
+    if table is None:
+        alone = Histories(index, np.arange(len(index) + 1))
+        return recommend(recommender, alone, k)._replace(users=recommender.items[index])
+    vectors = table / jnp.maximum(jnp.linalg.norm(table, axis=1, keepdims=True), 1e-30)
+    places = np.zeros((len(index), k), np.int32)
+    scores = np.zeros((len(index), k), np.float32)
+    lengths = np.ones((1, len(index)), int)
+    for batch, _ in batches(np.arange(len(index)), lengths, lambda _: 1, USERS_AT_ONCE):
+        own = index[batch]
+        found = top_k(vectors[own], vectors, k, seen=own[:, None])
+        scores[batch], places[batch] = (np.asarray(x) for x in found)
+    places = np.where(scores == -np.inf, len(recommender.items), places)
+    return Recommendations(places, scores, recommender.items, recommender.items[index], 0, 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -168,35 +300,21 @@ def _best(
     share: Array,
     history: Array,
     users: Any,
-    seen: Array | None,
+    left_out: Array | None,
     allowed: Array | None,
+    candidates: Array | None,
 ) -> tuple[Array, Array]:
     if model is None:  # users without history
         query = jnp.broadcast_to(share, (len(history), len(share)))
     else:
         query = queries(model, params, history, users)
-    scores, index = top_k(query, table, k, seen=seen, allowed=allowed, mesh=mesh, count=len(share))
+    if candidates is None:
+        scores, index = top_k(
+            query, table, k, seen=left_out, allowed=allowed, mesh=mesh, count=len(share)
+        )
+    else:
+        scores, index = _best_of(query, table, k, candidates, left_out, allowed)
     return scores, jnp.where(scores == -jnp.inf, len(share), index)
-
-
-def _batches(lengths: np.ndarray, scores: int) -> Iterable[np.ndarray]:
-    """Users of similar lengths together; users without history come first, in batches of their own.
-
-    Args:
-        lengths: (U,), of all histories.
-        scores: number of scores per user that the model returns at once.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = USERS_AT_ONCE
-        longest = lengths[order[min(start + size, len(order)) - 1]]
-        size = min(size, max(1, CELLS_AT_ONCE // max(next_power_of_two(int(longest)), scores)))
-        batch = order[start : start + size]
-        if lengths[batch[0]] == 0:
-            batch = batch[lengths[batch] == 0]
-        yield batch
-        start += len(batch)
 
 
 def _write(batch: np.ndarray, result: Any, places: np.ndarray, best: np.ndarray) -> None:
@@ -206,21 +324,53 @@ def _write(batch: np.ndarray, result: Any, places: np.ndarray, best: np.ndarray)
         raise FloatingPointError(f"scores must not be NaN, got NaN for user {batch[wrong][0]}")
 
 
-def _padded(rows: np.ndarray, size: int, padding: Any = 0) -> np.ndarray:
-    width = [(0, size - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
-    return np.pad(rows, width, constant_values=padding)
+def _best_of(
+    query: Array,
+    table: Array | None,
+    k: int,
+    candidates: Array,
+    left_out: Array | None,
+    allowed: Array | None,
+) -> tuple[Array, Array]:
+    """As `top_k`, among (B, A) candidates of each user, in ascending order, N for padding."""
+    if table is None:
+        scores = jnp.take_along_axis(query, candidates, 1, mode="clip")
+    else:
+        rows = table.at[candidates].get(mode="clip")
+        scores = jnp.einsum("bd,bad->ba", query, rows, precision="highest")
+    inside = candidates < (query.shape[1] if table is None else len(table))
+    if allowed is not None:
+        inside &= allowed.at[candidates].get(mode="fill", fill_value=False)
+    if left_out is not None:
+        inside &= ~(candidates[:, :, None] == left_out[:, None]).any(2)
+    scores = jnp.where(inside, scores, -jnp.inf).astype(jnp.float32)
+    short = ((0, 0), (0, max(0, k - scores.shape[1])))
+    scores, candidates = (
+        jnp.pad(scores, short, constant_values=-jnp.inf),
+        jnp.pad(candidates, short),
+    )
+    best, place = jax.lax.top_k(scores, k)
+    return best, jnp.take_along_axis(candidates, place, 1)
 
 
-def _allowed(
-    recommender: Recommender, allow: Iterable[str] | None, deny: Iterable[str] | None
-) -> Array | None:
-    if allow is None and deny is None:
-        return None
-    allowed = np.full(len(recommender.items), allow is None)
-    for name, ids, value in (("allow", allow, True), ("deny", deny, False)):
-        ids = [] if ids is None else list(ids)
-        unknown = [item for item in ids if item not in recommender.place_of]
-        if unknown:
-            raise ValueError(f"{name} must hold ids of the catalogue, got {unknown[0]!r}")
-        allowed[[recommender.place_of[item] for item in ids]] = value
-    return jnp.asarray(allowed)
+def _limits(
+    recommender: Recommender, allow: Any, deny: Any, users: int
+) -> tuple[Array | None, Histories | None, Histories | None]:
+    """The items allowed for everybody, those denied to each user, and the candidates of each."""
+    own: dict[str, Histories] = {}
+    allowed = np.ones(len(recommender.items), bool)
+    for name, given in (("allow", allow), ("deny", deny)):
+        ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+        if ids and all(isinstance(x, Iterable) and not isinstance(x, str) for x in ids):
+            if len(ids) != users:
+                raise ValueError(
+                    f"{name} must be one list, or one for each of {users:,} users, got {len(ids):,}"
+                )
+            rows = [sorted({*recommender.indices(x, name)}) for x in ids]
+            starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+            own[name] = Histories(np.array([i for row in rows for i in row], np.int32), starts)
+        elif ids is not None:
+            here = np.isin(np.arange(len(allowed)), recommender.indices(ids, name))
+            allowed &= here if name == "allow" else ~here
+    for_all = None if allowed.all() else jnp.asarray(allowed)
+    return for_all, own.get("deny"), own.get("allow")

@@ -24,11 +24,12 @@ from jaxops.recommend.models.sequence import (
     sequence_with_items,
 )
 from jaxops.recommend.models.two_tower import TwoTower, two_tower_recommender, two_tower_with_items
-from jaxops.recommend.reader import Held, LogReader, reads
+from jaxops.recommend.reader import Held, LogReader
 from jaxops.recommend.recommenders import (
     Recommender,
     event_counts,
     fitted,
+    reads,
     recommender_of,
     updated,
 )
@@ -107,7 +108,7 @@ def fit(
     >>> model.predict([["i1", "i2"]], k=2).ids()
     [['i3', 'i0']]
     >>> model.predict(log, k=2).frame()["user"].tolist()[:3]
-    ['0', '0', '1']
+    [0, 0, 1]
     """
     until = monotonic() + 0.9 * seconds(budget)  # the rest is for validation and a blend
     reader = LogReader(user, item, time, weight)

@@ -1,14 +1,13 @@
-"""Exact ranks of the items that users took next, over the whole catalogue, and their metrics.
+"""Exact ranks of the items that users took next, over the whole catalogue.
 
 Ranks count from 1, and tied items share their mean rank, so that a model that gives all items the
-same score gains nothing from the order of the catalogue. Every metric takes ranks (U, M), inf where
-a user has fewer than M targets, and returns one value per user, (U,); see
-`jaxops.trust.intervals` for the uncertainty of their mean.
+same score gains nothing from the order of the catalogue. `Ranks.ties` has the number of those that
+tie, from which the metrics are their exact expectation.
 """
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +16,22 @@ import numpy as np
 from jax import lax
 
 from jaxops.model.finished import Model
+from jaxops.recommend.batching import batches, cells, padded
 from jaxops.recommend.data.events import Histories
-from jaxops.recommend.recommenders import Params, Recommender, read_users, recommender_of, scores
+from jaxops.recommend.metrics import METRICS
+from jaxops.recommend.recommenders import (
+    Params,
+    Recommender,
+    check_k,
+    read_users,
+    recommender_of,
+    scores,
+)
 
 Array = jax.Array
 
-SCORES_AT_ONCE = 2**24  # 64 MiB of float32
-USERS_AT_ONCE = 1024  # for a small catalogue, where the model's own arrays are the larger ones
+USERS_AT_ONCE = 1024  # for a small catalogue
+COMPARED = 64  # so many comparisons of a target's score count as one number that is held
 
 
 class Ranks(NamedTuple):
@@ -31,12 +39,15 @@ class Ranks(NamedTuple):
 
     Attributes:
         users: (R,) int64, the users that have a target.
-        ranks: (R, M) float64, from 1; inf where a user has fewer than M targets.
+        ranks: (R, M) float64, from 1; after the catalogue, at N + 1, N + 2 and so on, for targets
+            that no list can show; inf where a user has fewer than M targets.
+        ties: (R, M) int32, the number of items with the target's score, with the target.
         candidates: (R,) int64, the number of items ranked.
     """
 
     users: np.ndarray
     ranks: np.ndarray
+    ties: np.ndarray
     candidates: np.ndarray
 
 
@@ -45,16 +56,16 @@ def ranks(
     histories: Histories,
     targets: Histories,
     exclude_seen: bool = True,
-    users: Mapping[str, Any] | None = None,
+    user_features: Mapping[str, Any] | None = None,
 ) -> Ranks:
     """The exact rank of each target among all items except those its user has seen.
 
     rank = 1 + (number of items that score higher) + 1/2 (number of others that score the same).
 
-    The items of a user's history are left out, but never a target, even if the user has seen it
-    before: for a user who has seen everything, the targets are ranked among themselves. A target
-    that occurs twice counts once. Users are scored in batches of at most 2**24 scores and 1,024
-    users.
+    A target that its user has seen is ranked after the catalogue, as `recommend` does not show it,
+    and so is one of score -inf. A target that occurs twice counts once. Users are scored in batches
+    of at most 1,024, and fewer where a history or the catalogue is long: no array of a batch has
+    more than 2**24 numbers, unless one user alone needs it.
 
     Args:
         model: of `recommend.fit`, or a recommender. It reads the last `context` items of a history,
@@ -62,7 +73,7 @@ def ranks(
         histories: of U users, before the targets; may be empty.
         targets: of the same U users, the items they took next. Users without any are left out.
         exclude_seen: if False, the ranks are among all N items.
-        users: columns of U rows, for a model that reads features of users.
+        user_features: columns of U rows, for a model that reads features of users.
 
     Raises:
         ValueError: different numbers of users, items outside the catalogue, or no target.
@@ -75,7 +86,7 @@ def ranks(
     >>> ranks(model, nothing, Histories(y, np.array([0, 1]))).ranks.tolist()
     [[2.0]]
     """
-    return _ranked(recommender_of(model), histories, targets, exclude_seen, users, k=0)[0]
+    return _ranked(recommender_of(model), histories, targets, exclude_seen, user_features, k=0)[0]
 
 
 def ranks_and_lists(
@@ -84,7 +95,7 @@ def ranks_and_lists(
     targets: Histories,
     k: int,
     exclude_seen: bool = True,
-    users: Mapping[str, Any] | None = None,
+    user_features: Mapping[str, Any] | None = None,
     outside: np.ndarray | None = None,
 ) -> tuple[Ranks, np.ndarray]:
     """The result of `ranks`, and each user's k best items by the same scores.
@@ -94,10 +105,10 @@ def ranks_and_lists(
         histories: of U users.
         targets: of the same U users.
         k: 1 to N.
-        exclude_seen: as in `ranks`; targets are never left out.
-        users: as in `ranks`.
+        exclude_seen: as in `ranks`.
+        user_features: as in `ranks`.
         outside: (U,) number of further targets that are not in the catalogue: they rank after it,
-            at N + 1, so that they count as missed.
+            so that they count as missed.
 
     Returns:
         The ranks, and (R, k) int32: indices of items, best first, the lower index
@@ -111,11 +122,8 @@ def ranks_and_lists(
     [[0, 1]]
     """
     recommender = recommender_of(model)
-    if not 1 <= k <= len(recommender.items):
-        raise ValueError(
-            f"k must be 1 to {len(recommender.items):,} (the number of items), got {k}"
-        )
-    return _ranked(recommender, histories, targets, exclude_seen, users, k, outside)
+    check_k(k, len(recommender.items))
+    return _ranked(recommender, histories, targets, exclude_seen, user_features, k, outside)
 
 
 def _ranked(
@@ -123,64 +131,57 @@ def _ranked(
     histories: Histories,
     targets: Histories,
     exclude_seen: bool,
-    users: Mapping[str, Any] | None,
+    user_features: Mapping[str, Any] | None,
     k: int,
     outside: np.ndarray | None = None,
 ) -> tuple[Ranks, np.ndarray]:
     count, count_users = len(recommender.items), len(targets.starts) - 1
     more = np.zeros(count_users, np.int64) if outside is None else outside
     _check(histories, targets, more, count)
-    goals = _keys(targets, count)
-    goals = goals[np.sort(np.unique(goals, return_index=True)[1])]
-    taken = np.unique(_keys(histories, count)) if exclude_seen else goals[:0]
-    seen = _histories(np.setdiff1d(taken, goals, assume_unique=True), count_users, count)
-    targets = _histories(goals, count_users, count)
-
-    lengths = np.stack([histories.lengths, seen.lengths, targets.lengths])
-    wanted = targets.lengths + more
+    seen, targets, wanted = _distinct(histories, targets, exclude_seen, count)
+    wanted = wanted + more
     with_target = np.flatnonzero(wanted)
-    places = np.full((len(with_target), int(wanted.max())), np.inf)
+    shape = len(with_target), int(wanted.max())
+    places, ties = np.full(shape, np.inf), np.ones(shape, np.int32)
     lists = np.full((len(with_target), k), count, np.int32)
     row_of = np.zeros(count_users, np.int64)
     row_of[with_target] = np.arange(len(with_target))
 
-    def write(batch: np.ndarray, doubled: Array, best: Array) -> None:
-        got = np.asarray(doubled)[:, : places.shape[1]]
-        if (got < 0).any():
-            user = batch[(got < 0).any(1)][0]
+    def write(batch: np.ndarray, counts: Array, best: Array) -> None:
+        above, alike = (np.asarray(x)[:, : shape[1]] for x in counts)
+        if (above < 0).any():
+            user = batch[(above < 0).any(1)][0]
             raise FloatingPointError(f"scores must not be NaN, got NaN for user {user}")
-        place = np.arange(places.shape[1])
-        got = np.pad(got / 2, ((0, 0), (0, places.shape[1] - got.shape[1])))
-        got = np.where(place < targets.lengths[batch, None], got, count + 1)
-        places[row_of[batch]] = np.where(place < wanted[batch, None], got, np.inf)
+        width = ((0, 0), (0, shape[1] - above.shape[1]))
+        above, alike = np.pad(above, width), np.pad(alike, width)
+        place = np.arange(shape[1])
+        lost = (place >= targets.lengths[batch, None]) | (above == count)
+        rank = np.where(lost, count + np.cumsum(lost, 1), above + (alike + 1) / 2)
+        places[row_of[batch]] = np.where(place < wanted[batch, None], rank, np.inf)
+        ties[row_of[batch]] = np.where(lost, 1, alike)
         lists[row_of[batch]] = best
 
     model = recommender.model
     params, table, share = recommender.on_device
-    features = read_users(model, users, count_users)
-    waiting: list[tuple[np.ndarray, Array, Array]] = []
-    for batch in _batches(with_target, lengths, count):
-        # three lengths make a program: steps of 4, or there would be many
-        history = histories.padded(batch, count, model.context, base=4)
-        hidden = seen.padded(batch, count, base=4)
-        target = targets.padded(batch, count, least=1, base=4)
+    features = read_users(model, user_features, count_users)
+    lengths = np.stack([padded(histories.lengths, 16, 4), padded(targets.lengths, 1, 4)])
+
+    def held(length: int, wide: int) -> int:
+        return max(
+            cells(recommender, length, features, USERS_AT_ONCE), count * -(-wide // COMPARED)
+        )
+
+    waiting: list[tuple[np.ndarray, Any, Array]] = []
+    for batch, (length, wide) in batches(with_target, lengths, held, USERS_AT_ONCE):
+        history = histories.rows(batch, min(length, model.context or length), count)
+        hidden, target = seen.rows(batch, length, count), targets.rows(batch, wide, count)
         rows = features and {name: values[batch] for name, values in features.items()}
         result = _score(model, k, params, table, share, history, rows, hidden, target)
         waiting.append((batch, *result))
         if len(waiting) > 1:  # the host prepares a batch while the device computes the previous one
             write(*waiting.pop(0))
     write(*waiting.pop())
-    return Ranks(with_target, places, count - seen.lengths[with_target]), lists
-
-
-def _batches(users: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
-    """Users of similar lengths together, so that little is computed for padding."""
-    near = np.ceil(np.log2(np.maximum(lengths[:, users], 1)) / 2)  # powers of 4, as the padding
-    users = users[np.lexsort(near)]
-    size = min(len(users), USERS_AT_ONCE, max(1, SCORES_AT_ONCE // count))
-    batches = np.array_split(users, np.arange(size, len(users), size))
-    # the last batch is filled with its last user, whose ranks are written more than once
-    return [np.pad(batch, (0, size - len(batch)), mode="edge") for batch in batches]
+    return Ranks(with_target, places, ties, count - seen.lengths[with_target]), lists
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -194,41 +195,57 @@ def _score(
     users: Any,
     seen: Array,
     targets: Array,
-) -> tuple[Array, Array]:
-    """Twice the ranks, (B, M) int32, or -1 where a score is NaN; and the k best items, (B, k)."""
+) -> tuple[tuple[Array, Array], Array]:
+    """`above_and_alike`, with -1 where a score is NaN; and the k best items, (B, k)."""
     # computed once: two fused computations of one score may differ in their last bit
     every = lax.optimization_barrier(scores(model, params, table, share, history, users))
-    doubled = doubled_ranks(every, targets, seen)
-    doubled = jnp.where(jnp.isnan(every).any(1, keepdims=True), -1, doubled)
-    if k == 0:
-        return doubled, jnp.zeros((len(every), 0), jnp.int32)
     left = every.at[jnp.arange(len(every))[:, None], seen].set(-jnp.inf, mode="drop")
+    above, alike = above_and_alike(left, targets)
+    above = jnp.where(jnp.isnan(every).any(1, keepdims=True), -1, above)
+    if k == 0:
+        return (above, alike), jnp.zeros((len(every), 0), jnp.int32)
     best, index = lax.top_k(left, k)
-    return doubled, jnp.where(best == -jnp.inf, every.shape[1], index)
+    return (above, alike), jnp.where(best == -jnp.inf, every.shape[1], index)
 
 
-def doubled_ranks(scores: Array, targets: Array, hidden: Array) -> Array:
-    """Twice the ranks of the targets, (B, M) int32: ties make half ranks.
+def above_and_alike(scores: Array, targets: Array) -> tuple[Array, Array]:
+    """The number of items above each target, and of those that share its score, with itself.
 
     Args:
-        scores: (B, N) float.
-        targets: (B, M) int, N for padding, whose rank means nothing.
-        hidden: (B, L) int, the items that are not ranked, N for padding; a target is ranked also
-            if it is one of them.
+        scores: (B, N) float; -inf for an item that is not shown.
+        targets: (B, M) int, N for padding, whose numbers mean nothing.
 
-    >>> scores = jnp.array([[5.0, 3.0, 3.0, 1.0]])
-    >>> doubled_ranks(scores, jnp.array([[2, 3]]), jnp.array([[0, 4]])).tolist()
-    [[3, 6]]
+    Returns:
+        Two (B, M) int32. Of a target that is not shown N items are above, which no other target
+        has.
+
+    >>> above, alike = above_and_alike(jnp.array([[5.0, 3.0, 3.0, -jnp.inf]]), jnp.array([[2, 3]]))
+    >>> above.tolist(), alike.tolist()
+    ([[1, 4]], [[2, 1]])
     """
-    row = jnp.arange(len(scores))[:, None]
     own = jnp.take_along_axis(scores, targets, axis=1, mode="clip")
-    # NaN is neither above nor equal to any score, where -inf may be a score
-    ranked = scores.at[row, hidden].set(jnp.nan, mode="drop")
-    ranked = ranked.at[row, targets].set(own, mode="drop")[:, None]
-    own = own[:, :, None]
-    # 2 for a higher score, 1 for an equal one, so the target itself adds 1
-    above = (ranked > own).astype(jnp.int32) + (ranked >= own)
-    return 1 + above.sum(2)
+    found = scores[:, None] > own[:, :, None], scores[:, None] == own[:, :, None]
+    above, alike = lax.reduce(  # both in one pass, which is many times as fast as two sums
+        tuple(x.astype(jnp.int32) for x in found),
+        (jnp.int32(0), jnp.int32(0)),
+        lambda x, y: (x[0] + y[0], x[1] + y[1]),
+        (2,),
+    )
+    shown = own > -jnp.inf
+    return jnp.where(shown, above, scores.shape[1]), jnp.where(shown, alike, 1)
+
+
+def _distinct(
+    histories: Histories, targets: Histories, exclude_seen: bool, count: int
+) -> tuple[Histories, Histories, np.ndarray]:
+    """The items to leave out, the targets that are not among them, and the number of all (U,)."""
+    users = len(targets.starts) - 1
+    goals = _keys(targets, count)
+    goals = goals[np.sort(np.unique(goals, return_index=True)[1])]
+    taken = np.unique(_keys(histories, count)) if exclude_seen else goals[:0]
+    wanted = np.bincount(goals // count, minlength=users)
+    fresh = goals[~np.isin(goals, taken)]
+    return _histories(taken, users, count), _histories(fresh, users, count), wanted
 
 
 def _keys(histories: Histories, count: int) -> np.ndarray:
@@ -254,81 +271,6 @@ def _check(histories: Histories, targets: Histories, outside: np.ndarray, count:
         items_of_users.check(name, count)
 
 
-def hr(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Hit rate @k: 1 if any target is among the first k, else 0.
-
-    Args:
-        ranks: (U, M), inf where there is no target.
-        k: at least 1. Tied items count as among the first k if their mean rank is at most k.
-
-    >>> hr(np.array([[1.0, np.inf], [10.5, 12.0]]), 10)
-    array([1., 0.])
-    """
-    return (_ranks(ranks, k) <= k).max(1).astype(np.float64)
-
-
-def recall(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Recall @k: the share of a user's m targets among the first k, divided by m, not min(m, k).
-
-    >>> recall(np.array([[1.0, np.inf], [3.0, 12.0]]), 10)
-    array([1. , 0.5])
-    """
-    ranks = _ranks(ranks, k)
-    return (ranks <= k).sum(1) / np.isfinite(ranks).sum(1)
-
-
-def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
-    """NDCG @k with binary gains: DCG = sum of 1 / log2(1 + rank) over targets among the first k.
-
-    It is divided by the largest possible DCG, of targets at ranks 1 to min(m, k). Tied items are
-    discounted at their mean rank, which gives a little less than the mean of their discounts.
-
-    References:
-        Järvelin and Kekäläinen 2002, Cumulated gain-based evaluation of IR techniques.
-
-    >>> ndcg(np.array([[1.0, 2.0], [3.0, np.inf]]), 10)
-    array([1. , 0.5])
-    """
-    ranks = _ranks(ranks, k)
-    gain = np.where(ranks <= k, 1 / np.log2(1 + ranks), 0).sum(1)
-    ideal = np.cumsum(1 / np.log2(2 + np.arange(ranks.shape[1])))
-    return np.minimum(gain / ideal[np.minimum(np.isfinite(ranks).sum(1), k) - 1], 1.0)
-
-
-def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Reciprocal rank @k: 1 / (rank of the first target), 0 where that is above k.
-
-    >>> mrr(np.array([[4.0, 2.0], [11.0, np.inf]]), 10)
-    array([0.5, 0. ])
-    """
-    best = _ranks(ranks, k).min(1)
-    return np.asarray(np.where(best <= k, 1 / best, 0))
-
-
-def average_precision(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Average precision @k.
-
-    The sum of j / (rank of the j-th target) over the targets among the first k, divided by
-    min(m, k), where m is the number of targets.
-
-    >>> average_precision(np.array([[4.0, 1.0], [11.0, np.inf]]), 10)
-    array([0.75, 0.  ])
-    """
-    ranks = np.sort(_ranks(ranks, k), axis=1)
-    precision = (1 + np.arange(ranks.shape[1]))[None] / ranks
-    total = np.where(ranks <= k, precision, 0).sum(1)
-    return np.minimum(total / np.minimum(np.isfinite(ranks).sum(1), k), 1.0)
-
-
-METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "hr": hr,
-    "recall": recall,
-    "ndcg": ndcg,
-    "mrr": mrr,
-    "map": average_precision,
-}
-
-
 def sampled_metrics(
     ranks: Ranks, k: int, negatives: int = 100, seed: int = 0
 ) -> dict[str, np.ndarray]:
@@ -336,7 +278,8 @@ def sampled_metrics(
 
     Each target is ranked among itself and `negatives` others, drawn uniformly without replacement
     from the items of its exact ranking. The number of those above it is hypergeometric, so nothing
-    is scored again. Half of the items with the target's score count as above it.
+    is scored again. Half of the items with the target's score count as above it. A
+    target that no list can show is missed.
 
     Args:
         ranks: exact ranks.
@@ -356,7 +299,7 @@ def sampled_metrics(
     References:
         Krichene and Rendle 2020, On sampled metrics for item recommendation.
 
-    >>> exact = Ranks(np.array([0]), np.array([[1.0]]), np.array([500]))
+    >>> exact = Ranks(np.array([0]), np.array([[1.0]]), np.array([[1]]), np.array([500]))
     >>> with warnings.catch_warnings(action="ignore"):
     ...     sampled_metrics(exact, k=10)["sampled_hr@10"]
     array([1.])
@@ -366,28 +309,19 @@ def sampled_metrics(
         "order of models (Krichene and Rendle 2020); never compare them with exact metrics",
         stacklevel=2,
     )
-    others = ranks.candidates[:, None] - 1
-    if not 1 <= negatives <= others.min():
+    others = np.broadcast_to(ranks.candidates[:, None] - 1, ranks.ranks.shape)
+    shown = ranks.ranks <= others + 1  # the other targets stay behind all that is drawn
+    fewest = others.min(initial=np.iinfo(np.int64).max, where=shown)
+    if not 1 <= negatives <= fewest:
         raise ValueError(
-            f"negatives must be 1 to {others.min():,} (the fewest candidates of a user, less 1), "
+            f"negatives must be 1 to {fewest:,} (the fewest candidates of a user, less 1), "
             f"got {negatives}"
         )
     rng = np.random.default_rng(seed)
-    filled = np.isfinite(ranks.ranks)
-    above = np.where(filled, ranks.ranks - 1, 0)
+    above = np.where(shown, ranks.ranks - 1, 0)
     whole = (above + rng.integers(0, 2, above.shape) / 2).astype(np.int64)
-    drawn = rng.hypergeometric(whole, others - whole, negatives)
-    sampled = np.where(filled, 1.0 + drawn, np.inf)
+    rest = np.where(shown, others - whole, negatives)
+    drawn = rng.hypergeometric(whole, rest, negatives)
+    behind = np.where(np.isfinite(ranks.ranks), negatives + ranks.ranks, np.inf)
+    sampled = np.where(shown, 1.0 + drawn, behind)
     return {f"sampled_{name}@{k}": metric(sampled, k) for name, metric in METRICS.items()}
-
-
-def _ranks(ranks: Any, k: int) -> np.ndarray:
-    ranks = np.asarray(ranks, np.float64)
-    if ranks.ndim != 2 or not (ranks >= 1).all() or not np.isfinite(ranks).any(1).all():
-        raise ValueError(
-            "ranks must be (U, M), at least 1, with a finite rank for every user, "
-            f"got shape {ranks.shape}"
-        )
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return ranks

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model
+from jaxops.recommend.data.catalogue import in_catalogue, of_users, places, within
 from jaxops.recommend.data.events import Events, Histories
 from jaxops.recommend.data.reading import events, features_of
 from jaxops.recommend.inference import Recommendations, recommend
@@ -21,7 +22,7 @@ class Held(NamedTuple):
     """What U users took before, and what they took next.
 
     Attributes:
-        users: (U,) str, their ids.
+        users: (U,) their ids.
         histories: of the U users, before the targets.
         targets: of the U users, the items of the catalogue that they took next.
         outside: (U,) int64, number of other items that they took next.
@@ -90,10 +91,7 @@ class LogReader:
             )
         if item_features is not None:
             raise ValueError("item_features must be None for Events, which hold them, got a table")
-        if items is None or np.array_equal(source.items[: len(items)], items):
-            return source
-        place, catalogue = places(source.items, items)
-        return replace(source, item=place[source.item], items=catalogue, item_features={})
+        return source if items is None else in_catalogue(source, items)
 
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
@@ -135,8 +133,8 @@ class LogReader:
         users = later.users
         if user_features is not None:
             features = features_of(user_features, self.user, users)
-        histories, _ = _of_catalogue(earlier, len(items))
-        return Held(users, histories, *_of_catalogue(later, len(items)), features or None)
+        histories, _ = within(earlier, len(items))
+        return Held(users, histories, *within(later, len(items)), features or None)
 
     def predict(
         self,
@@ -145,8 +143,9 @@ class LogReader:
         k: int = 10,
         *,
         exclude_seen: bool = True,
-        allow: Iterable[str] | None = None,
-        deny: Iterable[str] | None = None,
+        allow: Iterable[Any] | None = None,
+        deny: Iterable[Any] | None = None,
+        users: Iterable[Any] | None = None,
         user_features: Any = None,
     ) -> Recommendations:
         """The k best items for each user of a log, or for each history of a list.
@@ -159,47 +158,22 @@ class LogReader:
             exclude_seen: leave out the items of the history.
             allow: ids to choose among.
             deny: ids to leave out.
+            users: ids of users of the log to answer for, in that order; by default all.
             user_features: for `TwoTower`, a table with the user column and a row for every user of
-                the log; for a list of histories, columns of as many rows.
+                the answer; for a list of histories, columns of as many rows.
 
         Raises:
             ValueError: a log that cannot be read, and as `recommend.recommend`.
         """
         options: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny}
         if isinstance(data, list | tuple):
-            return recommend(model, data, k, users=user_features, **options)
+            return recommend(model, data, k, users=users, user_features=user_features, **options)
         items = recommender_of(model).items
         log = replace(self, weight=None).events(data, items)
-        users = reads(model, log.user_features)
+        log = log if users is None else of_users(log, users)
         if user_features is not None:
-            users = features_of(user_features, self.user, log.users)
-        histories, _ = _of_catalogue(log, len(items))
-        answer = recommend(model, histories, k, users=users, **options)
-        return answer._replace(users=log.users, unknown=int((log.item >= len(items)).sum()))
-
-
-def reads(model: Model | Recommender, features: Any) -> Any:
-    """The features of users that a log holds, or None if the model reads none."""
-    read = getattr(recommender_of(model).model, "user_features", None)
-    return features if features and getattr(read, "names", read) else None
-
-
-def places(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each id is among the known ids and then the new ones; and all of these.
-
-    >>> places(np.array(["b", "c"]), np.array(["a", "b"]))
-    (array([1, 2], dtype=int32), array(['a', 'b', 'c'], dtype='<U1'))
-    """
-    place_of = {name: i for i, name in enumerate(known.tolist())}
-    place = [place_of.setdefault(name, len(place_of)) for name in ids.tolist()]
-    return np.array(place, np.int32), np.array([*place_of], str)
-
-
-def _of_catalogue(log: Events, count: int) -> tuple[Histories, np.ndarray]:
-    """The histories within a catalogue of `count`; how many other items each user took, (U,)."""
-    inside = log.item < count
-    pairs = np.unique(np.stack([log.user[~inside], log.item[~inside]]), axis=1)
-    return log.part(inside).histories(), np.bincount(pairs[0], minlength=len(log.users))
+            user_features = features_of(user_features, self.user, log.users)
+        return recommend(model, log, k, user_features=user_features, **options)
 
 
 @recorded

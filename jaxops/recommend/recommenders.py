@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.model.finished import Model, inside
+from jaxops.recommend.data.catalogue import as_text, same_ids
 from jaxops.recommend.data.events import Events, Histories
 from jaxops.task import Array, Params, recorded
 
@@ -62,7 +63,7 @@ class Recommender:
     Attributes:
         model: the kind of model and its settings; see `Method`.
         params: its parameters.
-        items: (N,) str, the items' ids.
+        items: (N,) the items' ids, str, or int64 where the log has integers.
         counts: (N,) float, number of training events of each item; a user without history gets the
             items with the most.
 
@@ -87,31 +88,43 @@ class Recommender:
         return params, _table(self.model, params), shares
 
     @cached_property
-    def place_of(self) -> dict[str, int]:
-        """The index of each id in the catalogue."""
-        return {name: i for i, name in enumerate(self.items.tolist())}
+    def cells(self) -> dict[int, int]:
+        """What `batching.cells` has found so far, by length of history."""
+        return {}
 
-    def histories(self, histories: Iterable[Iterable[str]]) -> tuple[Histories, int]:
+    @cached_property
+    def place_of(self) -> dict[str, int]:
+        """The index of each id, as text, in the catalogue."""
+        return {name: i for i, name in enumerate(self.items.astype(str).tolist())}
+
+    def histories(self, histories: Iterable[Iterable[Any]]) -> tuple[Histories, int]:
         """Lists of ids, oldest first, as `Histories`, and the number of ids not in the catalogue.
 
         Raises:
-            ValueError: a history that is not a list, or an id that is not text.
+            ValueError: a history that is not a list, or an id that is neither text nor an integer.
         """
         items: list[int] = []
         lengths, unknown = [], 0
         for row, history in enumerate(histories):
-            if isinstance(history, str):
-                raise ValueError(f"histories must be lists of ids, got {history!r} in row {row}")
-            ids = list(history)
-            for item in ids:
-                if not isinstance(item, str):
-                    raise ValueError(f"histories must hold ids as text, got {item!r} in row {row}")
+            ids = as_text(history, "histories", f" in row {row}")
             known = [self.place_of[item] for item in ids if item in self.place_of]
             unknown += len(ids) - len(known)
             items += known
             lengths.append(len(known))
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return Histories(np.array(items, np.int32), starts), unknown
+
+    def indices(self, ids: Iterable[Any], name: str) -> list[int]:
+        """The indices of ids in the catalogue; `name` is the argument's.
+
+        Raises:
+            ValueError: an id that is not in the catalogue.
+        """
+        text = as_text(ids, name)
+        unknown = [one for one in text if one not in self.place_of]
+        if unknown:
+            raise ValueError(f"{name} must hold ids of the catalogue, got {unknown[0]!r}")
+        return [self.place_of[one] for one in text]
 
 
 def recommender_of(model: Model | Recommender) -> Recommender:
@@ -172,6 +185,19 @@ def last_items(history: Array, context: int | None, padding: int) -> Array:
     return jnp.take_along_axis(history, first + jnp.arange(context)[None], axis=1)
 
 
+def check_k(k: Any, count: int) -> None:
+    """Raise `ValueError` for a length of lists that is no whole number from 1 to `count`."""
+    whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+    if not whole or not 1 <= k <= count:
+        raise ValueError(f"k must be 1 to {count:,} (the number of items), got {k!r}")
+
+
+def reads(model: Model | Recommender, features: Any) -> Any:
+    """The features of users that a log holds, or None if the model reads none."""
+    read = getattr(recommender_of(model).model, "user_features", None)
+    return features if features and getattr(read, "names", read) else None
+
+
 def read_users(model: Any, users: Mapping[str, Any] | None, count: int) -> Any:
     """The features of `count` users as the model reads them, or None without columns.
 
@@ -182,8 +208,7 @@ def read_users(model: Any, users: Mapping[str, Any] | None, count: int) -> Any:
         return None
     if not hasattr(model, "user_features"):
         raise ValueError(
-            f"users must be None for {type(model).__name__}, which reads no features of users, "
-            "got columns"
+            f"user_features must be None for {type(model).__name__}, which reads none, got columns"
         )
     return model.user_features.read(users, count)
 
@@ -234,7 +259,7 @@ def updated(recommender: Recommender, events: Events) -> Recommender:
             "recommend.two_tower_with_items"
         )
     known = recommender.items
-    if not np.array_equal(events.items[: len(known)], known):
+    if not same_ids(events.items[: len(known)], known):
         raise ValueError(
             f"events must have a catalogue that begins with the {len(known):,} known items, got "
             "other items; make it with events(..., items=recommender.items)"

@@ -16,7 +16,7 @@ from jaxops.recommend.data.features import Catalogue
 from jaxops.recommend.losses import CrossEntropy, fits, in_batch_softmax
 from jaxops.recommend.models.sequence import SequenceModel
 from jaxops.recommend.models.two_tower import TwoTower, TwoTowerModule
-from jaxops.recommend.ranking import doubled_ranks
+from jaxops.recommend.ranking import above_and_alike
 from jaxops.recommend.recommenders import last_items
 from jaxops.task import (
     Array,
@@ -255,26 +255,23 @@ def _held_out_metrics(
     # device holds its share of every part
     parts = next(p for p in range(1, len(row) + 1) if fits(len(row), p, items))
 
-    def part(x: tuple[Array, Array]) -> tuple[Array, Array]:
+    def part(x: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         return _held_out_ranks(model, params, *x)
 
     split = [a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1) for a in (history, target)]
-    losses, rank = (a.swapaxes(0, 1).reshape(-1) for a in jax.lax.map(part, tuple(split)))
-    hit = rank <= 10
-    gain = jnp.where(hit, 1 / jnp.log2(rank + 1), 0.0)
-    states = {
-        "hr@10": metrics.mean(hit.astype(jnp.float32), weights),
-        "ndcg@10": metrics.mean(gain, weights),
-    }
+    losses, *rank = (a.swapaxes(0, 1).reshape(-1) for a in jax.lax.map(part, tuple(split)))
+    gains = {"hr@10": jnp.ones(10), "ndcg@10": 1 / jnp.log2(jnp.arange(2.0, 12.0))}
+    states = {n: metrics.mean(_expected(gain, *rank), weights) for n, gain in gains.items()}
     return masked_sum(losses, weights), states
 
 
 def _held_out_ranks(
     model: SequenceModel, params: Params, history: Array, target: Array
-) -> tuple[Array, Array]:
-    """The cross-entropy of `target` (B, 1) after `history` (B, L), and its rank, both (B,).
+) -> tuple[Array, Array, Array]:
+    """The cross-entropy of `target` (B, 1) after `history` (B, L), and its place, all (B,).
 
-    The rank is among all items except those of the history; inf where a score is NaN.
+    The place is the number of items above it, of all except those of the history, and the number of
+    those that share its score; 2**30 are above where a score is NaN or the target was seen before.
     """
     scores = jnp.matmul(
         model.queries(params, history),
@@ -284,8 +281,17 @@ def _held_out_ranks(
     )
     right = jnp.take_along_axis(scores, target, 1)
     losses = (jax.nn.logsumexp(scores, axis=1, keepdims=True) - right)[:, 0]
-    rank = doubled_ranks(scores, target, history)[:, 0] / 2
-    return losses, jnp.where(jnp.isnan(losses), jnp.inf, rank)
+    left = scores.at[jnp.arange(len(scores))[:, None], history].set(-jnp.inf, mode="drop")
+    above, alike = (counts[:, 0] for counts in above_and_alike(left, target))
+    never = jnp.isnan(losses) | (above == scores.shape[1])
+    return losses, jnp.where(never, 2**30, above), alike
+
+
+def _expected(gain: Array, above: Array, alike: Array) -> Array:
+    """The mean gain (B,) over the places from `above` to `above` + `alike`, from 0."""
+    place = jnp.arange(len(gain))[None]
+    inside = (above[:, None] <= place) & (place < (above + alike)[:, None])
+    return jnp.where(inside, gain, 0).sum(1) / alike
 
 
 def retrieval(towers: TwoTower, events: Events) -> Task:

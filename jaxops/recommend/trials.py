@@ -8,10 +8,11 @@ import numpy as np
 
 from jaxops.recommend.data.events import Events
 from jaxops.recommend.evaluation import evaluated
+from jaxops.recommend.metrics import ndcg
 from jaxops.recommend.models.blend import blend
 from jaxops.recommend.models.ease import EASE
 from jaxops.recommend.models.item_knn import ItemKNN
-from jaxops.recommend.ranking import ndcg, ranks
+from jaxops.recommend.ranking import ranks
 from jaxops.recommend.reader import Held
 from jaxops.recommend.recommenders import Recommender, fitted
 from jaxops.trust.evaluation import Evaluation
@@ -46,7 +47,8 @@ def weight_of(pair: list[Recommender], held: Held) -> float:
     pair = [replace(one, params=one.on_device[0]) for one in pair]  # moved once for all weights
 
     def score(weight: float) -> float:
-        return float(ndcg(ranks(blended(pair, weight), histories, targets).ranks, 10).mean())
+        found = ranks(blended(pair, weight), histories, targets)
+        return float(ndcg(found.ranks, 10, found.ties).mean())
 
     return max(WEIGHTS, key=score)
 

@@ -51,7 +51,7 @@ def answered(name, path):
     if kind == "recommend":
         users = {"age": np.array([1.0, 2.0, 3.0])} if name == "recommend_two_tower" else None
         model = jo.load(path)
-        lists = recommend.recommend(model, [["i3", "i5"], ["i0"], []], k=5, users=users)
+        lists = recommend.recommend(model, [["i3", "i5"], ["i0"], []], k=5, user_features=users)
         return lists.places, lists.scores
     if kind == "forecast":
         history, model = series(**stored(name, "in")), jo.load(path)

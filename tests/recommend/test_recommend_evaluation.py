@@ -1,5 +1,6 @@
 """Lists, evaluations and their comparison against loops over users and items."""
 
+import contextlib
 from dataclasses import dataclass, replace
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from jaxops import recommend
-from jaxops.recommend import Histories, Recommender, ranking
+from jaxops.recommend import Histories, Recommender, batching
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,35 @@ def lists(rows):
     )
 
 
-def some(users=120, items=48, longest=40, seed=0):
-    """Scores without ties; histories with repeats; 0 to 3 targets, some of them seen before."""
+def some(users=120, items=48, longest=40, seed=0, again=False):
+    """Scores without ties; histories with repeats; 0 to 3 targets, some seen before if `again`."""
     rng = np.random.default_rng(seed)
     table = rng.normal(size=(items, 8)).astype(np.float32)
     histories = [list(rng.integers(0, items, 1 + rng.integers(longest))) for _ in range(users)]
     targets = [list(rng.integers(0, items, rng.integers(4))) for _ in range(users)]
+    if not again:
+        pairs = zip(targets, histories, strict=True)
+        targets = [[i for i in row if i not in before] for row, before in pairs]
     names, counts = np.arange(items).astype(str), np.ones(items)
     return Recommender(Sum(), table, names, counts), histories, targets
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_evaluation_is_a_brute_forces(exclude_seen, monkeypatch):
-    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 48 * 19)
-    recommender, histories, targets = some()
-    got = recommend.evaluated(recommender, lists(histories), lists(targets), 10, exclude_seen)
+    monkeypatch.setattr(batching, "CELLS_AT_ONCE", 2**16)
+    recommender, histories, targets = some(again=True)
+    again = [len(set(t) & set(h)) for h, t in zip(histories, targets, strict=True)]
+    warns = pytest.warns(UserWarning, match=f"{sum(again)} of .* targets are items of their user's")
+    with warns if exclude_seen else contextlib.nullcontext():
+        got = recommend.evaluated(recommender, lists(histories), lists(targets), 10, exclude_seen)
+    never = [again[u] if exclude_seen else 0 for u in got.parts["users"]]
+    assert got.parts["never_shown"].tolist() == never
     counts = np.bincount(np.concatenate(histories), minlength=48)
     percentile = (stats.rankdata(counts) - 0.5) / 48
     taken = np.mean([percentile[i] for row in histories for i in row])
     for place, user in enumerate(got.parts["users"]):
         scores = recommender.params @ recommender.params[histories[user]].sum(0)
-        left_out = set(histories[user]) - set(targets[user]) if exclude_seen else set()
+        left_out = set(histories[user]) if exclude_seen else set()
         want = [i for i in np.argsort(-scores) if i not in left_out]
         assert got.parts["lists"][place].tolist() == [*want, *[48] * 10][:10]
         shown = want[:10]
@@ -84,7 +93,7 @@ def test_items_on_eight_devices_give_the_same():
 def test_a_short_list_and_no_events():
     """Who has seen all but the target is shown the target; of nobody's events nothing is known."""
     recommender, _, _ = some(items=4)
-    seen = recommend.evaluated(recommender, lists([[0, 1, 2, 3]]), lists([[2]]), k=3)
+    seen = recommend.evaluated(recommender, lists([[0, 1, 3]]), lists([[2]]), k=3)
     assert seen.parts["lists"].tolist() == [[2, 4, 4]]
     assert seen.figures()["hr@3"] == 1
     new = recommend.evaluated(recommender, lists([[]]), lists([[2]]), k=3)
@@ -148,7 +157,7 @@ def test_sampled_metrics_warn_and_are_those_of_a_draw():
     recommender, histories, targets = some(users=60, items=300)
     targets = [row[:1] for row in targets]
     ranks = recommend.ranks(recommender, lists(histories), lists(targets))
-    left_out = [len(set(histories[u]) - set(targets[u])) for u in ranks.users]
+    left_out = [len(set(histories[u])) for u in ranks.users]
     assert ranks.candidates.tolist() == [300 - n for n in left_out]
     draws = 400
     got = []

@@ -211,7 +211,7 @@ def finished_models(model, towers):
     every = {
         "EASE": model,
         "ItemKNN": fit(recommend.ItemKNN()),
-        "Popularity": fit(recommend.Popularity(half_life=2.0)),
+        "Popularity": fit(recommend.Popularity(half_life=2.0 * 86_400)),
         "TwoTower": towers,
         "IALS": finished(recommend.IALS(factors=2), {"items": wide, "spectrum": size, **gram}),
         "BPR": finished(recommend.BPR(factors=2), {"items": wide, "bias": wide[:, 0]}),
@@ -334,7 +334,7 @@ def test_features_of_users(towers, model):
     fewer = {name: column[:5] for name, column in AGES.items()}
     with pytest.raises(ValueError, match="must have a row for every id, got none for 'c5'"):
         towers.predict(LOG, k=3, user_features=fewer)
-    with pytest.raises(ValueError, match="users must be None for EASE"):
+    with pytest.raises(ValueError, match="user_features must be None for EASE"):
         model.predict(LOG, k=3, user_features=AGES)
 
 

@@ -1,5 +1,6 @@
 """Ranks and metrics against a NumPy brute force, scikit-learn and values worked by hand."""
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import pytest
 from sklearn import metrics as sklearn
 
 from jaxops import recommend
-from jaxops.recommend import Histories, Recommender, ranking
+from jaxops.recommend import Histories, Recommender, batching, metrics, ranking
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,17 @@ def lists(rows):
 
 
 def brute(scores, seen, targets, exclude_seen=True):
-    """The ranks of a user's targets, one after the other."""
-    found = []
+    """The ranks and the ties of a user's targets, one after the other, those never shown last."""
+    found, ties = [], []
+    left_out = set(seen) if exclude_seen else set()
     for target in dict.fromkeys(targets):
-        left_out = set(seen) - set(targets) if exclude_seen else set()
+        if target in left_out:
+            continue
         others = np.array([s for i, s in enumerate(scores) if i not in left_out and i != target])
         found.append(1 + (others > scores[target]).sum() + (others == scores[target]).sum() / 2)
-    return found
+        ties.append(1 + (others == scores[target]).sum())
+    lost = len(set(targets)) - len(found)
+    return found + [len(scores) + 1 + i for i in range(lost)], ties + [1] * lost
 
 
 def some(users, items, longest, seed, values=7):
@@ -57,19 +62,19 @@ def some(users, items, longest, seed, values=7):
 @pytest.mark.parametrize("context", [None, 5])
 @pytest.mark.parametrize("table", [True, False])
 def test_ranks_are_a_brute_forces(exclude_seen, context, table, monkeypatch):
-    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 40 * 23)  # several batches, the last not full
+    monkeypatch.setattr(batching, "CELLS_AT_ONCE", 2**17)  # several batches, the last not full
     params, histories, targets = some(users=150, items=40, longest=70, seed=0)
     params = params if not table else params[:, :6]
     model = Given(context, scores=not table)
     recommender = Recommender(model, params, np.arange(40).astype(str), np.ones(40))
     got = recommend.ranks(recommender, lists(histories), lists(targets), exclude_seen)
     assert got.users.tolist() == [u for u in range(150) if targets[u]]
-    for user, row in zip(got.users, got.ranks, strict=True):
+    for user, row, ties in zip(got.users, got.ranks, got.ties, strict=True):
         recent = histories[user] if context is None else histories[user][-context:]
         query = params[recent].sum(0)
         scores = params @ query if table else query
         want = brute(scores, histories[user], targets[user], exclude_seen)
-        assert row[np.isfinite(row)].tolist() == want
+        assert (row[np.isfinite(row)].tolist(), ties[np.isfinite(row)].tolist()) == want
         assert len(row) == 3
 
 
@@ -79,29 +84,33 @@ def test_all_scores_alike_stand_in_the_middle():
         Given(), np.zeros((9, 2), np.float32), np.arange(9).astype(str), np.ones(9)
     )
     got = recommend.ranks(recommender, lists([[0, 1], []]), lists([[4], [4]]))
-    assert got.ranks.tolist() == [[4.0], [5.0]]
+    assert got.ranks.tolist() == [[4.0], [5.0]] and got.ties.tolist() == [[7], [9]]
+    assert recommend.hr(got.ranks, 3, got.ties).tolist() == pytest.approx([3 / 7, 3 / 9])
 
 
-def test_everything_seen_and_a_target_seen_before():
+def test_targets_seen_before_are_after_the_catalogue():
     table = np.array([[1.0], [2.0], [3.0], [4.0]], np.float32)
     recommender = Recommender(Given(), table, np.arange(4).astype(str), np.ones(4))
     got = recommend.ranks(recommender, lists([[0, 1, 2, 3]] * 2), lists([[0], [1, 3, 1]]))
-    assert got.ranks.tolist() == [[1.0, np.inf], [2.0, 1.0]]
+    assert got.ranks.tolist() == [[5.0, np.inf], [5.0, 6.0]]
+    assert got.candidates.tolist() == [0, 0]
+    got = recommend.ranks(recommender, lists([[0, 2]]), lists([[2, 1]]))
+    assert got.ranks.tolist() == [[2.0, 5.0]]  # item 3 is above item 1, and item 2 is not shown
 
 
-def test_minus_infinity_is_a_score_and_nan_is_none():
+def test_minus_infinity_is_never_shown_and_nan_is_no_score():
     scores = np.array([[0, -np.inf, -np.inf, -np.inf]] * 4, np.float32)
     recommender = Recommender(
         Given(context=1, scores=True), scores, np.arange(4).astype(str), np.ones(4)
     )
-    assert recommend.ranks(recommender, lists([[3]]), lists([[1]])).ranks.tolist() == [[2.5]]
+    assert recommend.ranks(recommender, lists([[3]]), lists([[1]])).ranks.tolist() == [[5.0]]
     scores[0, 2] = np.nan
     with pytest.raises(FloatingPointError, match="scores must not be NaN, got NaN for user 1"):
         recommend.ranks(replace(recommender, params=scores), lists([[3], [0]]), lists([[1], [1]]))
 
 
 def test_one_program_for_users_of_any_length(monkeypatch):
-    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 31 * 8)
+    monkeypatch.setattr(batching, "CELLS_AT_ONCE", 16 * batching.PLACE * 8)
     params, histories, targets = some(users=64, items=31, longest=16, seed=1)
     recommender = Recommender(Given(context=4), params, np.arange(31).astype(str), np.ones(31))
     before = ranking._score._cache_size()
@@ -157,7 +166,7 @@ def test_metrics_are_a_brute_forces(k):
             "mrr": 1 / (at[0] + 1) if len(at) else 0,
             "map": sum(precisions) / min(total, k),
         }
-        got = {n: f(ranks[user : user + 1], k)[0] for n, f in ranking.METRICS.items()}
+        got = {n: f(ranks[user : user + 1], k)[0] for n, f in metrics.METRICS.items()}
         assert got == pytest.approx(want, abs=1e-12)
 
 
@@ -176,22 +185,45 @@ def test_metrics_are_scikit_learns():
     assert recommend.hr(first, 10).mean() == want
 
 
-def test_ties_at_their_mean():
-    """Two targets tied at the top fill places 1 and 2; a tie over the last place is a miss."""
-    tied = np.array([[1.5, 1.5]])
-    assert recommend.average_precision(tied, 2).tolist() == [1.0]
-    assert recommend.ndcg(tied, 2) == pytest.approx(2 / np.log2(2.5) / (1 + 1 / np.log2(3)))
-    assert recommend.hr(np.array([[10.5]]), 10).tolist() == [0.0]
-    assert recommend.mrr(np.array([[2.5]]), 10).tolist() == [0.4]
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
+def test_a_metric_of_ties_is_its_mean_over_all_orders(k):
+    """Six items in groups of equal scores; every relevance; all 720 orders, one after the other."""
+    orders = np.array(list(itertools.permutations(range(6))))
+    for groups in ([0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 2, 2], [0, 0, 1, 1, 1, 1]):
+        group = np.array(groups)
+        fits = orders[(group[orders] == group).all(1)]  # the items at ranks 1 to 6
+        place = np.argsort(fits, axis=1) + 1.0  # the ranks of items 0 to 5
+        mean, ties = place.mean(0), np.bincount(group)[group]
+        for count in (1, 2, 3):
+            for chosen in itertools.combinations(range(6), count):
+                some = list(chosen)
+                for name, metric in metrics.METRICS.items():
+                    want = metric(place[:, some], k).mean()
+                    got = metric(mean[None, some], k, ties[None, some])
+                    assert got == pytest.approx(want, abs=1e-12), (name, groups, chosen)
 
 
-@pytest.mark.parametrize("name", ranking.METRICS)
+def test_ties_by_hand():
+    """One of ten items that are all alike is among the first five in half of all orders."""
+    rank, ties = np.array([[5.5]]), np.array([[10]])
+    some = [recommend.hr(rank, k, ties)[0] for k in (1, 5, 6)]
+    assert some == pytest.approx([0.1, 0.5, 0.6])
+    assert recommend.mrr(rank, 2, ties) == pytest.approx((1 + 1 / 2) / 10)
+    assert recommend.ndcg(rank, 2, ties) == pytest.approx((1 + 1 / np.log2(3)) / 10)
+    assert recommend.average_precision(np.array([[1.5, 1.5]]), 2).tolist() == [1.0]
+    with pytest.raises(
+        ValueError, match=r"ties must be \(1, 1\), at least 1, as ranks, got \(1,\)"
+    ):
+        recommend.hr(rank, 1, np.array([3]))
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
 def test_metrics_refuse(name):
-    metric = ranking.METRICS[name]
+    metric = metrics.METRICS[name]
     for wrong in (np.ones(3), np.full((2, 2), np.inf), np.zeros((2, 1)), np.array([[np.nan]])):
         with pytest.raises(ValueError, match=r"ranks must be \(U, M\), .*got shape"):
             metric(wrong, 10)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
         metric(np.ones((1, 1)), 0)
     on_device = metric(jax.numpy.array([[2.0, np.inf]]), 3)
     assert on_device == metric(np.array([[2.0, np.inf]]), 3)

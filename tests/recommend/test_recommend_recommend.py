@@ -12,6 +12,7 @@ from small import filled
 import jaxops as jo
 from jaxops import recommend as r
 from jaxops.model.topk import top_k
+from jaxops.recommend.batching import batches, padded
 
 ITEMS = 37
 
@@ -156,12 +157,10 @@ def test_bad_arguments(recommender, arguments, message):
 
 
 def test_bad_histories(recommender):
-    with pytest.raises(ValueError, match="histories must be lists of ids, got 'item 1' in row 1"):
+    with pytest.raises(ValueError, match="histories must be a list of ids, got 'item 1' in row 1"):
         r.recommend(recommender, [["item 1"], "item 1"])
-    with pytest.raises(ValueError, match="histories must hold ids as text, got 3 in row 0"):
-        r.recommend(recommender, [[3, 4]])
-    with pytest.raises(ValueError, match="users must be None for SequenceModel"):
-        r.recommend(recommender, [["item 1"]], users={"age": np.zeros(1)})
+    with pytest.raises(ValueError, match="user_features must be None for SequenceModel"):
+        r.recommend(recommender, [["item 1"]], user_features={"age": np.zeros(1)})
     outside = r.Histories(np.array([ITEMS], np.int32), np.array([0, 1]))
     with pytest.raises(ValueError, match=r"histories must hold items in \[0, 37\), got 37"):
         r.recommend(recommender, outside)
@@ -283,13 +282,11 @@ def test_a_second_call_compiles_nothing_and_moves_no_parameters(recommender, mon
 
 def test_one_very_long_history_does_not_make_the_others_long():
     """600 users of a model that reads all: what is held is bounded, not by the longest of them."""
-    from jaxops.recommend.inference import CELLS_AT_ONCE, _batches
-
     lengths = np.full(600, 4)
-    lengths[17] = 1_000_000
-    batches = list(_batches(lengths, 1))
-    assert sorted(np.concatenate(batches)) == list(range(600))
-    for some in batches:
-        room = 1 << (int(lengths[some].max()) - 1).bit_length()
-        assert len(some) * room <= max(CELLS_AT_ONCE, room)
-    assert len(batches[-1]) < 600 - 512 + 1
+    lengths[17] = 200_000
+    room = padded(lengths)
+    found = list(batches(np.arange(600), room[None], lambda length: 64 * length, 512))
+    assert sorted(set(np.concatenate([some for some, _ in found]))) == list(range(600))
+    for some, (longest,) in found:
+        assert longest == room[some].max() and len(some) * longest <= 2**18
+    assert [len(some) for some, _ in found] == [1, 512, 512]

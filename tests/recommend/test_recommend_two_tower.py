@@ -349,14 +349,14 @@ def test_features_of_users_reach_lists_and_figures(trained):
     """Nothing is known of them but what they want, and that is what they get."""
     events, _, _, model = trained
     users, nobody = {"wants": COLOURS}, recommend.Histories(np.zeros(0, np.int32), np.zeros(5, int))
-    found = recommend.recommend(model, [[]] * 4, k=5, users=users)
+    found = recommend.recommend(model, [[]] * 4, k=5, user_features=users)
     assert found.empty == 4
     colour = np.asarray(events.item_features["colour"])
     assert (colour[found.places] == COLOURS[:, None]).mean() > 0.9
     alike = recommend.recommend(model, [[]] * 4, k=5)
     assert (alike.places == alike.places[:1]).all()
     targets = recommend.Histories(np.arange(4, dtype=np.int32), np.arange(5))
-    figures = recommend.evaluated(model, nobody, targets, k=5, users=users)
+    figures = recommend.evaluated(model, nobody, targets, k=5, user_features=users)
     np.testing.assert_array_equal(figures.parts["lists"], found.places)
     with pytest.raises(ValueError, match="wants must have 1 rows, got 4"):
-        recommend.recommend(model, [["item 1"]], users=users)
+        recommend.recommend(model, [["item 1"]], user_features=users)

@@ -58,28 +58,6 @@ class Histories(NamedTuple):
                 f"{name} must hold items in [0, {count:,}), got {self.items[outside[0]]}"
             )
 
-    def padded(
-        self,
-        users: np.ndarray,
-        padding: int,
-        context: int | None = None,
-        least: int = 16,
-        base: int = 2,
-    ) -> np.ndarray:
-        """`rows` of a length that many batches share, so that few programs compile: (B, L) int32.
-
-        Args:
-            users: as in `rows`.
-            padding: as in `rows`.
-            context: number of last items to keep; by default all.
-            least: smallest length.
-            base: L is `least` times a power of `base`, or `context`.
-        """
-        length, longest = least, self.lengths[users].max()
-        while length < longest:
-            length *= base
-        return self.rows(users, min(length, context or length), padding)
-
 
 class Report(NamedTuple):
     """Counts that reading a log gives.
@@ -113,8 +91,8 @@ class Events:
         item: (E,) int32, indices into `items`.
         time: (E,) float64 or int64, not decreasing.
         weight: (E,) float32, how much an event counts.
-        users: (U,) str, the users' ids.
-        items: (N,) str, the items' ids: the catalogue.
+        users: (U,) the users' ids, str, or int64 where the source has integers.
+        items: (N,) the items' ids, likewise: the catalogue.
         user_features: columns of U rows.
         item_features: columns of N rows.
         report: counts from reading the log; None for a part of a log.

@@ -11,6 +11,7 @@ import numpy as np
 from jaxops._optional import require
 from jaxops.data import tables
 from jaxops.data.tables import Source, none_missing
+from jaxops.recommend.data.catalogue import of_type
 from jaxops.recommend.data.events import Events, Report
 
 Repeats = Literal["keep", "distinct", "first", "last"]
@@ -27,15 +28,16 @@ def events(
     user_features: Source | None = None,
     item_features: Source | None = None,
     repeats: Repeats = "keep",
-    items: Sequence[str] | np.ndarray = (),
+    items: Sequence[Any] | np.ndarray = (),
     header: Sequence[str] | None = None,
     separator: str = ",",
     encoding: str = "utf-8",
 ) -> Events:
     """Read an event log.
 
-    Ids are kept as text, so "007" of a CSV file stays "007". The catalogue is in the order of
-    first appearance: first `items`, then the items of the log, then items that only
+    Ids of a CSV file are text, so "007" stays "007"; integers of a frame, of arrays or of a Parquet
+    file stay integers, and "7" and 7 are one id of a known catalogue. The catalogue is in the order
+    of first appearance: first `items`, then the items of the log, then items that only
     `item_features` has; users likewise. Events are sorted by time; events at equal times keep the
     order of the source.
 
@@ -51,7 +53,8 @@ def events(
             int64, or float32 with NaN for missing; text becomes an object array, "" for missing.
         repeats: which rows with the same user and item to keep: "keep" all, "distinct" one for
             each time, the "first" or the "last".
-        items: ids of a known catalogue, such as that of a trained recommender.
+        items: ids of a known catalogue, such as that of a trained recommender, whose type the ids
+            then have.
         header: names of the columns of a CSV file without a header line.
         separator: separator of the columns of a CSV file; " " is any number of blanks.
         encoding: encoding of a CSV file.
@@ -66,7 +69,7 @@ def events(
 
     >>> log = events({"user": ["ann", "bob", "ann"], "item": [7, 7, 8], "time": [3, 2, 1]})
     >>> log.users.tolist(), log.items.tolist(), log.item.tolist(), log.time.tolist()
-    (['ann', 'bob'], ['7', '8'], [1, 0, 0], [1, 2, 3])
+    (['ann', 'bob'], [7, 8], [1, 0, 0], [1, 2, 3])
     """
     names = [name for name in (user, item, time, weight) if name is not None]
     if len(set(names)) < len(names):
@@ -244,20 +247,31 @@ def _weights(column: Any, what: str) -> np.ndarray:
 
 
 def _codes(
-    column: Any, what: str, known: Sequence[str] | np.ndarray, table: tuple[Any, Any, str] | None
+    column: Any, what: str, known: Sequence[Any] | np.ndarray, table: tuple[Any, Any, str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the ids, and the ids: first `known`, then the column's, then the table's."""
     pd = require("pandas", extra="data")
 
-    codes, in_log = tables.ids(column, what)
-    first = np.asarray(known, object)
+    codes, in_log = _ids(column, what)
+    first = np.asarray(known).astype(str).astype(object)
     last = np.empty(0, object) if table is None else table[0]
     ids = pd.unique(np.concatenate([first, in_log, last]))
     twice = pd.Series(first).duplicated()
     if twice.any():
         raise ValueError(f"items must be distinct, got {str(first[twice.argmax()])!r} twice")
     place = pd.Index(ids).get_indexer(in_log).astype(np.int32)
-    return place[codes], ids.astype(str)
+    integers = np.asarray(known).dtype.kind == "i" if len(known) else column.dtype.kind in "iu"
+    return place[codes], of_type(ids, integers)
+
+
+def _ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """`tables.ids`, where empty text is a missing id, as in a CSV file."""
+    codes, ids = tables.ids(column, what)
+    empty = np.flatnonzero(ids == "")
+    if len(empty):
+        row = int((codes == empty[0]).argmax())
+        raise ValueError(f"{what} must have an id for every row, got '' in row {row}")
+    return codes, ids
 
 
 def _features(source: Source | None, column: str) -> tuple[Any, Any, str] | None:
@@ -265,7 +279,7 @@ def _features(source: Source | None, column: str) -> tuple[Any, Any, str] | None
     if source is None:
         return None
     name, frame = _columns(source, None, (column,), _Form())
-    codes, ids = tables.ids(frame[column], f"{name}: column {column!r}")
+    codes, ids = _ids(frame[column], f"{name}: column {column!r}")
     if len(ids) < len(codes):
         twice = ids[np.bincount(codes).argmax()]
         raise ValueError(f"{name}: column {column!r} must be distinct, got {twice!r} twice")
@@ -277,7 +291,7 @@ def _aligned(table: tuple[Any, Any, str] | None, ids: np.ndarray) -> dict[str, n
 
     if table is None:
         return {}
-    place = pd.Index(table[0]).get_indexer(ids.astype(object))
+    place = pd.Index(table[0]).get_indexer(ids.astype(str).astype(object))
     if (place < 0).any():
         missing = str(ids[(place < 0).argmax()])
         raise ValueError(f"{table[2]} must have a row for every id, got none for {missing!r}")

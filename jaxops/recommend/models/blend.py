@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxops.model.finished import Model
+from jaxops.recommend.data.catalogue import same_ids
 from jaxops.recommend.recommenders import (
     Recommender,
     last_items,
@@ -111,7 +111,7 @@ def blend(
     members = [recommender_of(one) for one in recommenders]
     first = members[0]
     for i, other in enumerate(members):
-        if not np.array_equal(other.items, first.items):
+        if not same_ids(other.items, first.items):
             raise ValueError(f"recommenders must have the same items, got others in number {i}")
     params: dict[str, Any] = {str(i): r.params for i, r in enumerate(members)}
     params["share"] = first.on_device[2]

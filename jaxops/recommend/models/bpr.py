@@ -54,7 +54,7 @@ class BPR:
     >>> log = recommend.events({"user": user, "item": item}, time=None)
     >>> model = recommend.fitted(BPR(factors=4, epochs=30, batch_size=16), log)
     >>> sorted(recommend.recommend(model, [["4", "5"]], k=2).ids()[0])
-    ['6', '7']
+    [6, 7]
     """
 
     factors: int = 64

@@ -58,7 +58,7 @@ class IALS:
     >>> log = recommend.events({"user": user, "item": item}, time=None)
     >>> model = recommend.fitted(IALS(factors=2, unobserved=0.1, l2=0.01), log)
     >>> sorted(recommend.recommend(model, [["4", "5"]], k=2).ids()[0])
-    ['6', '7']
+    [6, 7]
     """
 
     factors: int = 64

@@ -66,7 +66,7 @@ class ItemKNN:
         Returns:
             `neighbours` (N, K) int32, N where there are fewer; `similarity` (N, K) float32,
             decreasing along a row; and for updates X'X in SciPy's CSR format: `count` float32,
-            `column` int32, `start` (N + 1,) int32.
+            `column` int32, `start` (N + 1,) int64.
 
         Raises:
             ValueError: see `check_log`.
@@ -89,7 +89,7 @@ class ItemKNN:
             "similarity": similarity,
             "count": gram.data,
             "column": gram.indices.astype(np.int32),
-            "start": gram.indptr.astype(np.int32),
+            "start": gram.indptr.astype(np.int64),
         }
 
     def _nearest(self, gram: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Popularity, overall or recent: the baseline that every other model has to beat."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ class Popularity:
     last event. `fit` with parameters adds new events and ages the older ones accordingly.
 
     Attributes:
-        half_life: in the unit of the log's times, such as seconds or days; None counts all events
+        half_life: in the unit of the log's times: of dates, in seconds; None counts all events
             equally.
         context: 1, the smallest value, as the history does not matter.
 
@@ -56,6 +57,10 @@ class Popularity:
 
         Raises:
             ValueError: see `check_log`.
+
+        Warns:
+            UserWarning: a half-life of less than 400 seconds, where the times are dates: it may be
+                meant in days.
         """
         old: Any = np.zeros(0) if params is None else np.asarray(params["score"])
         check_log(events, len(old))
@@ -64,6 +69,12 @@ class Popularity:
             last = max(last, float(params["time"]))
             old = old * self._share(last - float(params["time"]))
         weight = events.weight * self._share(last - np.asarray(events.time, np.float64))
+        if self.half_life and self.half_life < 400 and 1e8 < last < 1e10:
+            warnings.warn(
+                f"half_life={self.half_life} is in seconds, as the times are seconds since 1970; a "
+                "day has 86,400",
+                stacklevel=2,
+            )
         score = np.bincount(events.item, weight, minlength=len(events.items))
         score[: len(old)] += old
         return {"score": score.astype(np.float32), "time": np.float64(last)}

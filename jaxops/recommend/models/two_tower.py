@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxops.model.finished import Model
 from jaxops.nn import Dense
+from jaxops.recommend.data.catalogue import as_text, of_type
 from jaxops.recommend.data.events import Events
 from jaxops.recommend.data.features import Columns, Features
 from jaxops.recommend.recommenders import (
@@ -307,7 +308,7 @@ def two_tower_with_items(recommender: Model | Recommender, items: Any, columns: 
 
     Args:
         recommender: a model of `recommend.fit`, or a `two_tower_recommender`.
-        items: (M,) str, the new items' ids.
+        items: the M new items' ids.
         columns: the new items' features, (M,) each, as in training.
 
     Raises:
@@ -315,9 +316,9 @@ def two_tower_with_items(recommender: Model | Recommender, items: Any, columns: 
             number of rows.
     """
     given, recommender = recommender, recommender_of(recommender)
-    items = np.asarray(items, str)
-    known = set(recommender.items.tolist())
-    for row, item in enumerate(items.tolist()):
+    items = as_text(items, "items")
+    known = set(recommender.place_of)
+    for row, item in enumerate(items):
         if item in known:
             raise ValueError(f"items must be new and distinct, got {item!r} in row {row}")
         known.add(item)
@@ -329,7 +330,7 @@ def two_tower_with_items(recommender: Model | Recommender, items: Any, columns: 
     larger = Recommender(
         recommender.model,
         params,
-        np.concatenate([recommender.items, items]),
+        of_type([*recommender.place_of, *items], recommender.items.dtype.kind == "i"),
         np.concatenate([recommender.counts, np.zeros(len(items))]),
     )
     return in_place_of(given, larger)
