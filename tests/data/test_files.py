@@ -35,8 +35,8 @@ def test_csv(write, name):
     assert people["name"].tolist() == ["Ann", "Bo, jr", "Cy"]
     assert people["city"].tolist() == ["Oslo", "New\nYork", ""]
     assert people["age"].dtype == np.int64 and people["age"].tolist() == [31, 22, 45]
-    assert people["income"].dtype == np.float32
-    np.testing.assert_array_equal(people["income"], np.array([10.5, np.nan, 7], np.float32))
+    assert people["income"].dtype == np.float64
+    np.testing.assert_array_equal(people["income"], [10.5, np.nan, 7])
 
 
 def test_csv_columns_in_the_order_asked_for(write):
@@ -125,7 +125,7 @@ def test_parquet_with_missing_whole_numbers_and_lists(tmp_path):
     np.testing.assert_array_equal(Dataset.from_parquet(path).train["n"], [1, np.nan])
     pd.DataFrame({"v": [[1.0, 2.0], [3.0]]}).to_parquet(path)
     with pytest.raises(
-        ValueError, match=r"t.parquet: column 'v' must be numbers or text, got ndarray"
+        ValueError, match=r"t.parquet: column 'v' must be numbers or text, got array"
     ):
         Dataset.from_parquet(path)
 
