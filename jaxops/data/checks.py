@@ -147,7 +147,7 @@ def _check_finite(name: str, value: np.ndarray) -> None:
             return
         low, high = value.min(), value.max()
         if np.isfinite(low) and np.isfinite(high):
-            if value.dtype.itemsize > 4 and not jax.config.jax_enable_x64:
+            if value.dtype.itemsize > 4 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:
                 _check_narrow_float(name, value, max(-low, high))
             return
     bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))

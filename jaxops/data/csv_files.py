@@ -73,24 +73,29 @@ def read(
 
     path, form = Path(path), _recognised(Path(path), form)
     wanted, arguments = _arguments(path, columns, form)
+    for name in text or ():
+        if name not in wanted:
+            raise ValueError(f"{path} must have a column {name!r}, got {', '.join(wanted)}")
     raw = _bytes(path, form)
     try:
         table = pacsv.read_csv(pa.BufferReader(raw), **arguments).rename_columns(wanted)
     except pa.ArrowInvalid as error:
         check(path, form)  # names the line
         raise ValueError(f"{path} must be a CSV file, got an error: {error}") from None
-    if not _regular(raw, arguments["parse_options"]):  # Arrow takes quotes that are not closed
+    if not _regular(
+        path, raw, arguments["parse_options"]
+    ):  # Arrow takes quotes that are not closed
         rows = check(path, form)
         if rows != len(table):
             raise ValueError(f"{path} must have {rows:,} rows, as its lines, got {len(table):,}")
-    for place, name in enumerate(wanted):
-        where = f"{path}: column {name!r}"
+    columns_read = {}
+    for name, column in zip(wanted, table.columns, strict=True):
         if text is None or name in text:
-            column = without(table[name], [""])
+            columns_read[name] = without(column, [""])
         else:
-            column = inferred(table[name], missing, where, form.separator != ",")
-        table = table.set_column(place, name, column)
-    return table
+            where = f"{path}: column {name!r}"
+            columns_read[name] = inferred(column, missing, where, form.separator != ",")
+    return pa.table(columns_read)
 
 
 def batches(path: Path, rows: int) -> Iterator[Any]:
@@ -254,10 +259,13 @@ def _bytes(path: Path, form: Form) -> Any:
     return np.memmap(path, np.uint8, "r")
 
 
-def _regular(raw: Any, options: Any) -> bool:
+def _regular(path: Path, raw: Any, options: Any) -> bool:
     """Whether each quote of a file opens a field, closes it, or is doubled within it.
 
     Quotes in the middle of other fields make it False, and files that are too large to tell.
+
+    Raises:
+        ValueError: lines that end in a carriage return alone, beside others; it may be of a field.
     """
     if not options.quote_char:
         return True
@@ -275,15 +283,31 @@ def _regular(raw: Any, options: Any) -> bool:
     inside = np.flatnonzero(first) % 2 == 1
     odd = (end - start) % 2 == 0
     right = np.where(inside, after | ~odd, before & (after | odd))
-    return len(at) % 2 == 0 and bool(right.all())
+    if len(at) % 2 or not right.all():
+        return False
+    returns = np.flatnonzero(text == ord("\r"))
+    alone = returns[text[(returns + 1) % len(text)] != ord("\n")]
+    alone = alone[np.searchsorted(at, alone) % 2 == 0]  # outside quotes
+    if len(alone):
+        newlines = np.flatnonzero(text == ord("\n"))
+        if (np.searchsorted(at, newlines) % 2 == 0).any():
+            raise ValueError(
+                f"{path}: line {np.searchsorted(newlines, alone[0]) + 1} must have the carriage "
+                "return (CR) of its field in quotes"
+            )
+    return True
 
 
 def _recognised(path: Path, form: Form) -> Form:
     """The form with its encoding and separator, as the file's first line has them."""
     if path.is_dir():
         raise ValueError(f"{path} must be a file, got a folder")
+    try:
+        encoding = codecs.lookup(form.encoding).name
+    except LookupError:
+        raise ValueError(f"encoding must be one that Python knows, got {form.encoding!r}") from None
     with _reading(path, form.encoding):
-        if codecs.lookup(form.encoding).name == "utf-8":
+        if encoding == "utf-8":
             with _open(path, "latin-1") as file:
                 start = file.read(4).encode("latin-1")
             marked = next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
@@ -333,4 +357,5 @@ def _encoding_message(path: Path, encoding: str) -> str:
         given = "other bytes"
     except UnicodeDecodeError as error:
         given = f"0x{raw[error.start]:02x} at byte {error.start}"
-    return f'{path} must be {encoding}, got {given}; try encoding="latin-1" or "cp1252"'
+    hint = '"utf-16-le" or "utf-16-be"' if b"\0" in raw[:1000] else '"latin-1" or "cp1252"'
+    return f"{path} must be {encoding}, got {given}; try encoding={hint}"

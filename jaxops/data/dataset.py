@@ -43,7 +43,7 @@ class Dataset:
     def __post_init__(self) -> None:
         taken = next((name for name in self.splits if name in _NAMES or hasattr(Dataset, name)), "")
         if taken:
-            raise ValueError(f"splits must not be named as what a Dataset has, got {taken!r}")
+            raise ValueError(f"a split must have a name that Dataset does not use, got {taken!r}")
 
     def __getattr__(self, name: str) -> Columns:
         # "splits" itself is missing while a copy is being unpickled

@@ -4,6 +4,7 @@ Every source becomes a pandas frame without loss, CSV and Parquet by way of Arro
 array of each column.
 """
 
+import base64
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def typed(column: Any) -> Any:
         return _of_arrow(pa.table({"": pa.array(column)}))[""]
     kind = pd.api.types.infer_dtype(column, skipna=True)
     kinds = {"integer": "Int64", "boolean": "boolean", "floating": np.float64}
-    kinds |= {"mixed-integer-float": np.float64, "empty": np.float64, "date": "datetime64[s]"}
+    kinds |= {"mixed-integer-float": np.float64, "date": "datetime64[s]"}
     if kind not in kinds:
         return column
     try:
@@ -160,15 +161,14 @@ def _of_arrow(table: Any) -> Any:
     for bits in (8, 16, 32, 64):
         nullable[getattr(pa, f"int{bits}")()] = getattr(pd, f"Int{bits}Dtype")()
         nullable[getattr(pa, f"uint{bits}")()] = getattr(pd, f"UInt{bits}Dtype")()
-    columns = {}
     for place, column in enumerate(table.columns):
         if pa.types.is_null(column.type):
-            column = column.cast(pa.float64())
-        mapper = nullable.get if column.null_count else None
-        series = column.to_pandas(types_mapper=mapper, date_as_object=False)
-        columns[place] = series.reset_index(drop=True)
-    frame = pd.DataFrame(columns, index=range(table.num_rows))
-    frame.columns = table.column_names
+            table = table.set_column(place, table.field(place).name, column.cast(pa.float64()))
+    options = {"date_as_object": False, "ignore_metadata": True}
+    frame = table.to_pandas(split_blocks=True, **options)
+    for place, column in enumerate(table.columns):
+        if column.null_count and column.type in nullable:
+            frame.isetitem(place, column.to_pandas(types_mapper=nullable.get).array)
     return frame
 
 
@@ -189,8 +189,9 @@ def parts(path: str | Path, rows: int) -> Iterator[Any]:
 
     if Path(path).suffix in PARQUET:
         names = _parquet_names(path, None)
-        for batch in pq.ParquetFile(path).iter_batches(rows, columns=names):
-            yield _of_arrow(pa.Table.from_batches([batch]))
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(rows, columns=names):
+                yield _of_arrow(_declared(file, pa.Table.from_batches([batch])))
         return
     yield from map(_of_arrow, csv_files.batches(Path(path), rows))
 
@@ -242,10 +243,27 @@ def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
 
     names = _parquet_names(path, columns)
     try:
-        table = pq.ParquetFile(path).read(columns=names)
+        with pq.ParquetFile(path) as file:
+            table = _declared(file, file.read(columns=names).select(names))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} must be a whole Parquet file, got an error: {error}") from None
-    return _of_arrow(table.select(names))
+    return _of_arrow(table)
+
+
+def _declared(file: Any, table: Any) -> Any:
+    """A table with the categories that its file declares; Arrow reads those of texts alone."""
+    pa = require("pyarrow", extra="data")
+
+    stored = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    if stored is None:
+        return table
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
+    for place, name in enumerate(table.column_names):
+        column = table.column(place)
+        declared = pa.types.is_dictionary(schema.field(name).type)
+        if declared and not pa.types.is_dictionary(column.type):
+            table = table.set_column(place, name, column.dictionary_encode())
+    return table
 
 
 def _parquet_names(path: str | Path, columns: Sequence[str] | None) -> list[str]:
@@ -382,19 +400,20 @@ def _whole_numbers(where: str, series: Any) -> np.ndarray:
     """Whole numbers or booleans as int64, or as float64 where some are missing."""
     absent = series.isna().to_numpy()
     rows = np.flatnonzero(~absent)
-    present = series[~absent].to_numpy()
-    if absent.any():
-        numbers, wanted = np.full(len(series), np.nan), "numbers that float64 holds (some are none)"
-        numbers[rows] = present
-        lost = [i for i in np.flatnonzero(np.abs(numbers[rows]) >= 2**53)
-                if int(numbers[rows[i]]) != int(present[i])]  # fmt: skip
-    else:
-        wanted = "in the int64 range"
-        lost = np.flatnonzero(present > np.iinfo(np.int64).max) if present.dtype.kind == "u" else []
+    present = (series[~absent] if absent.any() else series).to_numpy()
+    whole, wanted = present.astype(np.int64), "in the int64 range"
+    lost = (
+        np.flatnonzero(present > np.iinfo(np.int64).max) if present.dtype.kind == "u" else rows[:0]
+    )
+    numbers = np.full(len(series), np.nan)
+    if absent.any() and not len(lost):
+        numbers[rows], wanted = whole, "numbers that float64 holds, as some are missing"
+        large = np.flatnonzero(np.abs(numbers[rows]) >= 2**53)
+        lost = large[[int(numbers[rows[i]]) != int(whole[i]) for i in large]]
     if len(lost):
         value, row = present[lost[0]], rows[lost[0]]
         raise ValueError(f"{where} must be {wanted}, got {value} in row {row} (counted from 0)")
-    return numbers if absent.any() else np.asarray(present.astype(np.int64))
+    return numbers if absent.any() else whole
 
 
 def read_npy(path: str | Path, label: int | None) -> Columns:
@@ -406,7 +425,7 @@ def read_npy(path: str | Path, label: int | None) -> Columns:
                 loaded = dict(loaded)
     except FileNotFoundError:
         raise
-    except (ValueError, EOFError, OSError, zlib.error) as error:
+    except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
         raise ValueError(
             f"{path} must be a whole NumPy file of plain arrays, got an error: {error}"
         ) from None
@@ -424,12 +443,23 @@ def read_npy(path: str | Path, label: int | None) -> Columns:
             f"arrays, got {loaded.dtype} of rank {loaded.ndim}"
         )
     if label is None:
-        return {"features": loaded.astype(np.float32)}
+        return {"features": _float32(path, loaded)}
     if not -loaded.shape[1] <= label < loaded.shape[1]:
         width = loaded.shape[1]
         raise ValueError(f"label must be in [{-width}, {width}) (columns of {path}), got {label}")
     target = loaded[:, label]
-    if np.isfinite(target).all() and (target == np.floor(target)).all():
+    if (np.abs(target) < 2**63).all() and (target == np.floor(target)).all():
         target = target.astype(np.int64)
-    features = np.delete(loaded, label, axis=1).astype(np.float32)
-    return {"features": features, "label": target}
+    return {"features": _float32(path, np.delete(loaded, label, axis=1)), "label": target}
+
+
+def _float32(path: str | Path, table: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = table.astype(np.float32)
+    lost = np.argwhere(np.isinf(narrow) & np.isfinite(table))
+    if len(lost):
+        row, place = lost[0]
+        raise ValueError(
+            f"{path} must have numbers that float32 holds, got {table[row, place]:g} in row {row}"
+        )
+    return narrow

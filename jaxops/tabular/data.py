@@ -202,9 +202,20 @@ class TableReader:
             batch_size: rows in one call of the device.
             first: the number of the first row, where rows have no ids.
         """
+        self.check(model)
         ids, columns = self.columns(data)
         ids = ids + first if self.id is None else ids
         return self.answer(model.task, ids, model.outputs(columns, batch_size))
+
+    def check(self, model: Model) -> None:
+        """Check that a model numbers its classes as the encoder numbers the labels.
+
+        Raises:
+            ValueError: other classes, or in another order.
+        """
+        given, wanted = getattr(model.task, "classes", ()), tuple(self.encoder.classes)
+        if wanted and tuple(given) != wanted:
+            raise ValueError(f"classes must be {wanted}, as the encoder has them, got {given}")
 
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
@@ -265,7 +276,7 @@ def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
     """
     missing = np.isin(column, [word for word in MISSING if word != "None"])
     if missing.any():
-        row = missing.argmax()
+        row = int(missing.argmax())
         given = f"{column[row]!r}" if column[row] else "none"
         raise ValueError(
             f"{name} must have a value in every row, got {given} in row {row} "

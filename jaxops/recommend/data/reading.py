@@ -189,7 +189,7 @@ def _times(column: Any, what: str) -> np.ndarray:
         if number.all():  # digits as text may be a date or a number
             raise ValueError(f"{what} must be {wanted}, got {column.iloc[0]!r}")
     dates = utc(column, what, wanted)
-    unit = np.timedelta64(1, "s") / np.timedelta64(1, np.datetime_data(dates.dtype)[0])
+    unit = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[np.datetime_data(dates.dtype)[0]]
     return np.asarray(dates.astype(np.int64) / unit)
 
 
