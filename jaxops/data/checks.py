@@ -43,6 +43,15 @@ def rows(columns: Mapping[str, Any]) -> int:
     return next(iter(lengths.values()))
 
 
+def _check_named(columns: Any) -> None:
+    if not isinstance(columns, Mapping):
+        hint = "; write dict(frame)" if hasattr(columns, "columns") else ""
+        raise ValueError(
+            'columns must be arrays by name, such as {"features": x, "label": y}, got '
+            f"{type(columns).__name__}{hint}"
+        )
+
+
 def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool = True) -> None:
     """Check that columns are what a task reads. Columns that it does not name are ignored.
 
@@ -62,6 +71,7 @@ def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool 
     Traceback (most recent call last):
     ValueError: label must be in [0, 10), got 12 in row 1 (1 such row)
     """
+    _check_named(columns)
     wanted = tuple(column for column in wanted if targets or not column.target)
     for column in wanted:
         if column.name not in columns:

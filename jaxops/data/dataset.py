@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from jaxops._optional import require
-from jaxops.data import images, tables
+from jaxops.data import images, npy_files, tables
 from jaxops.data import tfds as tfds_files
 from jaxops.data.checks import rows
 from jaxops.data.encoders import label_texts
@@ -137,7 +137,7 @@ class Dataset:
         Raises:
             ValueError: a broken file, one with Python objects, or an array of another rank.
         """
-        columns = tables.read_npy(path, label)
+        columns = npy_files.read_npy(path, label)
         if rows(columns) == 0:
             raise ValueError(f"{path} must have at least 1 row, got 0")
         return cls({"train": columns}, source=str(path))

@@ -161,8 +161,9 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         piece for name, edges in encoder.edges.items() for piece in _pieces(numbers[name], edges)
     ]
     features = np.zeros((count, len(encoder.names)), np.float32)
-    for place, feature in enumerate([*scaled, *absent]):
-        features[:, place] = feature
+    with np.errstate(over="ignore"):
+        for place, feature in enumerate([*scaled, *absent]):
+            features[:, place] = feature
     first = len(scaled) + len(absent)
     for name, values in encoder.values.items():
         number = {value: first + i for i, value in enumerate(values)}
@@ -171,8 +172,9 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         kept = np.flatnonzero(places >= 0)
         features[kept, places[kept]] = 1
         first += len(values)
-    for place, feature in enumerate(bins, first):
-        features[:, place] = feature
+    with np.errstate(over="ignore"):
+        for place, feature in enumerate(bins, first):
+            features[:, place] = feature
     if not np.isfinite(features).all():
         row, place = np.argwhere(~np.isfinite(features))[0]
         raise ValueError(

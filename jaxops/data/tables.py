@@ -1,11 +1,10 @@
-"""Tables to columns: files of CSV, Parquet, NPY and NPZ, frames, and arrays by name.
+"""Tables to columns: files of CSV and Parquet, frames, and arrays by name.
 
 Every source becomes a pandas frame without loss, CSV and Parquet by way of Arrow; `array` makes an
 array of each column.
 """
 
 import base64
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,8 @@ def _series(value: Any) -> Any:
     pa = require("pyarrow", extra="data")
 
     if isinstance(value, np.ma.MaskedArray) and value.ndim == 1:
-        column = pd.Series(value.data).convert_dtypes(convert_string=False, convert_floating=False)
+        nullable = {"i": "Int64", "u": "UInt64", "b": "boolean"}.get(value.dtype.kind)
+        column = pd.Series(value.data, dtype=nullable)
         return column.mask(np.ma.getmaskarray(value)).array
     if isinstance(value, pd.Series | pd.Index):
         return value.array
@@ -414,52 +414,3 @@ def _whole_numbers(where: str, series: Any) -> np.ndarray:
         value, row = present[lost[0]], rows[lost[0]]
         raise ValueError(f"{where} must be {wanted}, got {value} in row {row} (counted from 0)")
     return numbers if absent.any() else whole
-
-
-def read_npy(path: str | Path, label: int | None) -> Columns:
-    """A .npz of named arrays, a structured .npy, or a plain 2-D .npy table."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                loaded = dict(loaded)
-    except FileNotFoundError:
-        raise
-    except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
-        raise ValueError(
-            f"{path} must be a whole NumPy file of plain arrays, got an error: {error}"
-        ) from None
-    if not isinstance(loaded, dict) and loaded.dtype.names:
-        loaded = {name: np.ascontiguousarray(loaded[name]) for name in loaded.dtype.names}
-    if isinstance(loaded, dict):
-        if label is not None:
-            raise ValueError(
-                f"label must be None for named columns {[*loaded]} ({path}), got {label}"
-            )
-        return loaded
-    if loaded.ndim != 2 or loaded.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{path} must be a 2-D table of numbers, a structured array or an .npz of named "
-            f"arrays, got {loaded.dtype} of rank {loaded.ndim}"
-        )
-    if label is None:
-        return {"features": _float32(path, loaded)}
-    if not -loaded.shape[1] <= label < loaded.shape[1]:
-        width = loaded.shape[1]
-        raise ValueError(f"label must be in [{-width}, {width}) (columns of {path}), got {label}")
-    target = loaded[:, label]
-    if (np.abs(target) < 2**63).all() and (target == np.floor(target)).all():
-        target = target.astype(np.int64)
-    return {"features": _float32(path, np.delete(loaded, label, axis=1)), "label": target}
-
-
-def _float32(path: str | Path, table: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        narrow = table.astype(np.float32)
-    lost = np.argwhere(np.isinf(narrow) & np.isfinite(table))
-    if len(lost):
-        row, place = lost[0]
-        raise ValueError(
-            f"{path} must have numbers that float32 holds, got {table[row, place]:g} in row {row}"
-        )
-    return narrow
