@@ -80,6 +80,8 @@ def _of_arrays(arrays: Mapping[str, Any]) -> Any:
 
     columns = {str(name): _series(value) for name, value in arrays.items()}
     for name, column in columns.items():
+        if np.ndim(column) == 0:
+            raise ValueError(f"column {name!r} must be an array of rows, got one value")
         shape = column.shape if isinstance(column, np.ndarray) else (len(column),)
         first = len(next(iter(columns.values())))
         if shape != (first,):
@@ -108,7 +110,8 @@ def _series(value: Any) -> Any:
     if array.ndim != 1 or array.dtype.kind not in "OUf" or isinstance(value, np.ndarray):
         return array
     # a list that NumPy makes text of could hold numbers, or NaN for missing text
-    return typed(pd.Series([*value], dtype=object)).array
+    column = typed(pd.Series([*value], dtype=object))
+    return array if array.dtype.kind == "f" and column.dtype == object else column.array
 
 
 def typed(column: Any) -> Any:
@@ -378,7 +381,7 @@ def as_texts(series: Any) -> Any:
 
     try:
         texts = pa.array(series, pa.string(), from_pandas=True)
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
+    except (TypeError, pa.ArrowInvalid):
         present = series.astype(object).where(series.notna(), None).tolist()
         texts = pa.array([None if v is None else as_text(v) for v in present], pa.string())
     return pc.utf8_trim_whitespace(texts)

@@ -83,10 +83,11 @@ def as_numbers(texts: Any, where: str | None = None) -> Any:
     if numbers is None:
         return None
     if pa.types.is_integer(numbers.type):
-        same = pc.equal(numbers.cast(pa.string()), texts)  # not of "007" and "0x10"
-        return numbers if pc.all(same, min_count=0).as_py() else None
-    zeros = texts.filter(pc.starts_with(texts, "0"))
-    if pc.any(pc.match_substring_regex(zeros, "^0[0-9]")).as_py():
+        same = pc.equal(numbers.cast(pa.string()), texts)
+        if not pc.all(same, min_count=0).as_py() and _zeros(texts):
+            return None
+        return numbers
+    if _zeros(texts.filter(pc.starts_with(texts, "0"))):
         return None
     exact = _inexact(texts, numbers)
     if exact is None:
@@ -98,6 +99,13 @@ def as_numbers(texts: Any, where: str | None = None) -> Any:
         f"{where} must be numbers that int64 or float64 holds, got {exact} in row {row} (counted "
         "from 0); read it as text: text=[...]"
     )
+
+
+def _zeros(texts: Any) -> bool:
+    """Whether some text is as "007", or "0x10", which Arrow takes for 16."""
+    pc = require("pyarrow.compute", extra="data")
+
+    return bool(pc.any(pc.match_substring_regex(texts, "^[+-]?0[0-9xX]")).as_py())
 
 
 def _cast(texts: Any) -> Any:

@@ -95,6 +95,9 @@ def fit(
     """
     start = time.monotonic()
     check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
+    for what, names in (("text", text), ("drop", drop)):
+        if isinstance(names, str):
+            raise ValueError(f"{what} must be a list of names, got {names!r}")
     exact = [name for name in (label, id, groups) if name is not None]
     table = read(data, exact=exact, text=text)
     for name in text:

@@ -120,6 +120,11 @@ def test_parquet(tmp_path, columns, words):
             "sample_weight must be named mask",
         ),
         (
+            lambda: tabular.fit({"x": [1, 2], "y": [0, 1]}, label="y", text="x"),
+            "text must be a list of names, got 'x'",
+        ),
+        (lambda: tabular.read({"a": 1}), "column 'a' must be an array of rows, got one value"),
+        (
             lambda: tabular.read({"a": ["1,5", "2"]}),
             "column 'a' must be numbers with a decimal point, got '1,5' in row 0",
         ),
