@@ -176,6 +176,12 @@ def test_bad_npy(tmp_path):
     fails("must be a whole NumPy file")
     np.save(path, np.ones((2, 3, 4)))
     fails("must be a 2-D table .* of rank 3")
+    np.save(path, np.array([[1e300, 1]]))
+    fails(r"must have numbers that float32 holds, got 1e\+300 in row 0", label=1)
+    path.write_bytes(
+        path.read_bytes().replace(b"(1, 2), }             ", b"(1000000000000, 2), } ")
+    )
+    fails("must be a whole NumPy file of plain arrays")
     np.save(path, np.ones((0, 3)))
     fails("must have at least 1 row, got 0")
 
