@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +25,12 @@ def rows(columns: Mapping[str, Any]) -> int:
     >>> rows({"image": np.zeros((3, 28, 28)), "label": np.zeros(3)})
     3
     """
+    if not isinstance(columns, Mapping):
+        hint = "; write dict(frame)" if hasattr(columns, "columns") else ""
+        raise ValueError(
+            'columns must be arrays by name, such as {"features": x, "label": y}, got '
+            f"{type(columns).__name__}{hint}"
+        )
     if not columns:
         raise ValueError("columns must hold at least one column, got none")
     scalars = [name for name, value in columns.items() if np.ndim(value) == 0]
@@ -34,6 +41,15 @@ def rows(columns: Mapping[str, Any]) -> int:
         given = ", ".join(f"{n:,} of {name}" for name, n in lengths.items())
         raise ValueError(f"columns must have equal numbers of rows, got {given}")
     return next(iter(lengths.values()))
+
+
+def _check_named(columns: Any) -> None:
+    if not isinstance(columns, Mapping):
+        hint = "; write dict(frame)" if hasattr(columns, "columns") else ""
+        raise ValueError(
+            'columns must be arrays by name, such as {"features": x, "label": y}, got '
+            f"{type(columns).__name__}{hint}"
+        )
 
 
 def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool = True) -> None:
@@ -55,12 +71,22 @@ def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool 
     Traceback (most recent call last):
     ValueError: label must be in [0, 10), got 12 in row 1 (1 such row)
     """
+    _check_named(columns)
     wanted = tuple(column for column in wanted if targets or not column.target)
     for column in wanted:
         if column.name not in columns:
             given = ", ".join(columns) or "none"
             raise ValueError(f"columns must include {column.name!r}, got {given}")
     chosen = {c.name: np.asarray(columns[c.name]) for c in wanted}
+    for name in (*chosen, *({"mask"} & set(columns))):
+        if np.ma.is_masked(columns[name]):
+            row = np.argwhere(np.ma.getmaskarray(columns[name]))[0][0]
+            raise ValueError(f"{name} must have no masked values, got one in row {row}")
+    if targets and "sample_weight" in set(columns) - set(chosen):
+        raise ValueError(
+            "sample_weight must be named mask, the column that weighs rows, got a column that the "
+            "task does not read"
+        )
     if chosen and rows(chosen) == 0:
         raise ValueError(f"{', '.join(chosen)} must have at least 1 row, got 0")
     for column in wanted:
@@ -131,7 +157,12 @@ def _check_dtype(column: Column, value: np.ndarray) -> None:
 def _check_finite(name: str, value: np.ndarray) -> None:
     # NaN and infinity show in min and max, which need no array of flags as large as the data
     with np.errstate(invalid="ignore"):  # bfloat16 warns of NaN here
-        if value.size == 0 or (np.isfinite(value.min()) and np.isfinite(value.max())):
+        if value.size == 0:
+            return
+        low, high = value.min(), value.max()
+        if np.isfinite(low) and np.isfinite(high):
+            if value.dtype.itemsize > 4 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:
+                _check_narrow_float(name, value, max(-low, high))
             return
     bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
     kind = "NaN" if np.isnan(value[bad[0]]).any() else "infinity"
@@ -139,6 +170,16 @@ def _check_finite(name: str, value: np.ndarray) -> None:
         f"{name} must be finite, got {kind} in row {bad[0]} ({_such(len(bad))}); drop the rows or "
         "fill in the values"
     )
+
+
+def _check_narrow_float(name: str, value: np.ndarray, largest: float) -> None:
+    most = np.finfo(np.float32).max
+    if largest > most:
+        row = np.flatnonzero((np.abs(value) > most).reshape(len(value), -1).any(1))[0]
+        raise ValueError(
+            f"{name} must be in the range of float32 (up to 3.4e38), got {largest:g} "
+            f"in size, first such in row {row}; scale the column"
+        )
 
 
 def _check_labels(name: str, value: np.ndarray, classes: int) -> None:
@@ -201,7 +242,13 @@ def named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
         columns: name -> array (N, ...).
     """
     wanted = {"mask", *(column.name for column in task.columns)}
-    return {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
+    chosen = {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
+    for name, value in chosen.items():
+        if value.dtype.kind in "OUSTmM":
+            raise ValueError(f"{name} must be numbers, got {value.dtype}; leave the column out")
+        if not value.dtype.isnative:  # which JAX does not take
+            chosen[name] = value.astype(value.dtype.newbyteorder("="))
+    return chosen
 
 
 def prepare(

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from jaxops._optional import require
-from jaxops.data import images, tables
+from jaxops.data import images, npy_files, tables
 from jaxops.data import tfds as tfds_files
 from jaxops.data.checks import rows
+from jaxops.data.encoders import label_texts
 
 Columns = dict[str, np.ndarray]
 
@@ -39,6 +40,11 @@ class Dataset:
     source: str = ""
     scaling: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        taken = next((name for name in self.splits if name in _NAMES or hasattr(Dataset, name)), "")
+        if taken:
+            raise ValueError(f"a split must have a name that Dataset does not use, got {taken!r}")
+
     def __getattr__(self, name: str) -> Columns:
         # "splits" itself is missing while a copy is being unpickled
         if name != "splits" and not name.startswith("__") and name in self.splits:
@@ -53,12 +59,15 @@ class Dataset:
 
     @classmethod
     def from_arrays(cls, **columns: Any) -> Self:
-        """From arrays by name, or `**frame` of pandas: one split, "train".
+        """From arrays by name, or `**frame` of pandas or polars: one split, "train".
+
+        Arrays and columns of NumPy's dtypes stay as they are. Other columns of a frame become
+        arrays as in `from_parquet`: categories are text, also those that are numbers.
 
         Raises:
-            ValueError: no columns, or columns of unequal length.
+            ValueError: no columns, columns of unequal length, or masked values that have no NaN.
         """
-        arrays = {name: np.asarray(value) for name, value in columns.items()}
+        arrays = {name: tables.as_array(name, value) for name, value in columns.items()}
         rows(arrays)
         return cls({"train": arrays}, source="arrays")
 
@@ -69,32 +78,49 @@ class Dataset:
         columns: Sequence[str] | None = None,
         encoding: str = "utf-8",
         missing: Sequence[str] = ("", "nan", "NaN"),
+        text: Sequence[str] = (),
+        separator: str | None = None,
+        header: Sequence[str] | None = None,
     ) -> Self:
-        """From a CSV file with a header line, plain or gzipped (.gz): one split, "train".
+        """From a CSV file, plain or gzipped (.gz): one split, "train".
 
-        Whole numbers become int64, other numbers float32 with NaN where a value is missing,
-        everything else an object array of `str`, empty where missing.
+        Whole numbers and booleans become int64, other numbers and those with missing values float64
+        with NaN, everything else an object array of `str`, empty where missing. Whole numbers with
+        leading zeros are text. Columns without a name, such as pandas' index, are left out.
 
         Args:
             path: the file.
             columns: the columns to read, all by default.
-            encoding: the text encoding.
+            encoding: the text encoding; UTF-16 and UTF-32 are recognised by their mark.
             missing: the texts that stand for a missing value.
+            text: columns to keep as text, such as zip codes; in them only "" is missing.
+            separator: of the fields; by default a comma, or a semicolon or a tab where the header
+                has it and no comma. " " is any number of blanks.
+            header: the names of the columns of a file without a header line.
 
         Raises:
-            ValueError: an empty file, a column that is not there, a line with more or fewer
-                fields than the header, or bytes that are not in the encoding.
+            ValueError: an empty file; a column that is not there; a line with more or fewer fields
+                than the header; a quote that is not closed; bytes that are not in the encoding;
+                numbers that int64 or float64 cannot hold, or with decimal commas.
         """
-        return cls({"train": tables.read_csv(path, columns, encoding, missing)}, source=str(path))
+        for name in text:
+            if columns is not None and name not in columns:
+                raise ValueError(f"text must be among {', '.join(columns)}, got {name!r}")
+        frame = tables.csv_frame(path, columns, encoding, missing, text, separator, header)
+        return cls({"train": tables.from_frame(path, frame)}, source=str(path))
 
     @classmethod
     def from_parquet(cls, path: str | Path, columns: Sequence[str] | None = None) -> Self:
         """From a Parquet file, with the dtypes of `from_csv`: one split, "train".
 
+        float32 stays, categories are text, and times become datetime64 in UTC.
+
         Raises:
-            ValueError: a broken file, no rows, or a column that is not there.
+            ValueError: a broken file; no rows; a column that is not there; or numbers that int64,
+                with missing ones float64, cannot hold.
         """
-        return cls({"train": tables.read_parquet(path, columns)}, source=str(path))
+        frame = tables.parquet_frame(path, columns)
+        return cls({"train": tables.from_frame(path, frame)}, source=str(path))
 
     @classmethod
     def from_npy(cls, path: str | Path, label: int | None = None) -> Self:
@@ -111,7 +137,7 @@ class Dataset:
         Raises:
             ValueError: a broken file, one with Python objects, or an array of another rank.
         """
-        columns = tables.read_npy(path, label)
+        columns = npy_files.read_npy(path, label)
         if rows(columns) == 0:
             raise ValueError(f"{path} must have at least 1 row, got 0")
         return cls({"train": columns}, source=str(path))
@@ -240,6 +266,9 @@ class Dataset:
         return replace(self, splits=splits, scaling=scaling)
 
 
+_NAMES = tuple(field.name for field in fields(Dataset))
+
+
 def take(columns: Columns, index: np.ndarray) -> Columns:
     """Return the rows at `index` of every column.
 
@@ -270,8 +299,8 @@ def k_fold(
     """Indices of cross-validation: every row is in the validation part of one fold.
 
     Args:
-        labels_or_count: the number of rows, or an array of labels (N,). Integer labels keep
-            their proportions in every fold.
+        labels_or_count: the number of rows, or an array of labels (N,). Labels that are text,
+            booleans or integers keep their proportions in every fold.
         folds: number of folds.
         seed: of the shuffling.
 
@@ -290,8 +319,10 @@ def k_fold(
     count = len(labels) if labels.ndim else int(labels)
     if not 2 <= folds <= count:
         raise ValueError(f"folds must be in [2, {count}] (the number of rows), got {folds}")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels.ndim != 1 or labels.dtype.kind not in "biuOUT":
         return list(selection.KFold(folds, shuffle=True, random_state=seed).split(np.zeros(count)))
+    if labels.dtype.kind in "OUT":
+        labels = np.array(label_texts("labels", labels), object)
     values, counts = np.unique(labels, return_counts=True)
     if counts.min() < folds:
         raise ValueError(

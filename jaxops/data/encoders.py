@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxops.data.checks import rows
+from jaxops.data.tables import as_array
 from jaxops.task import recorded
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @recorded
@@ -59,17 +62,18 @@ def fit_encoder(
     """Learn an `Encoder` from train rows.
 
     Args:
-        columns: name -> (N,), numbers (NaN is a missing value) or text.
+        columns: name -> (N,), numbers (NaN is a missing value) or text ("" or None is one).
         drop: columns to leave out, such as identifiers.
-        label: the target column, text or whole numbers.
+        label: the target column, text or whole numbers; no value may be missing.
         bins: encode each number piecewise linearly, in about so many bins with as many train rows
             in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than a
             bin has one of its own, and the other values share the rest. 0 standardises.
 
     Raises:
         ValueError: a missing column, one that is not one-dimensional, has no value, is infinite
-            or neither numbers nor text, or a text column that looks like an identifier (more
-            different values than 20 and half the rows).
+            or neither numbers nor text, a text column that looks like an identifier, or whole
+            numbers as label that do not look like classes (more different values than 20 and half
+            the rows); a missing label.
 
     >>> table = {"age": np.array([20.0, 40.0, np.nan]), "plan": np.array(["a", "b", "a"])}
     >>> encoder = fit_encoder(table)
@@ -81,10 +85,12 @@ def fit_encoder(
     count = rows(columns)
     if count == 0:
         raise ValueError("columns must have at least 1 row, got 0")
+    if isinstance(drop, str):
+        raise ValueError(f"drop must be a list of names, got {drop!r}; write drop=[{drop!r}]")
     for name in (*drop, *([label] if label is not None else [])):
         if name not in columns:
             raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
-    classes = [] if label is None else sorted(set(_labels(label, columns[label])), key=order)
+    classes = [] if label is None else _classes(label, columns[label])
     encoder = Encoder({}, {}, [], {}, label, classes, {})
     for name in columns:
         if name in drop or name == label:
@@ -155,8 +161,9 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         piece for name, edges in encoder.edges.items() for piece in _pieces(numbers[name], edges)
     ]
     features = np.zeros((count, len(encoder.names)), np.float32)
-    for place, feature in enumerate([*scaled, *absent]):
-        features[:, place] = feature
+    with np.errstate(over="ignore"):
+        for place, feature in enumerate([*scaled, *absent]):
+            features[:, place] = feature
     first = len(scaled) + len(absent)
     for name, values in encoder.values.items():
         number = {value: first + i for i, value in enumerate(values)}
@@ -165,12 +172,32 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         kept = np.flatnonzero(places >= 0)
         features[kept, places[kept]] = 1
         first += len(values)
-    for place, feature in enumerate(bins, first):
-        features[:, place] = feature
+    with np.errstate(over="ignore"):
+        for place, feature in enumerate(bins, first):
+            features[:, place] = feature
+    if not np.isfinite(features).all():
+        row, place = np.argwhere(~np.isfinite(features))[0]
+        raise ValueError(
+            f"{encoder.names[place]} must be finite when it is encoded, got {features[row, place]} "
+            f"in row {row}; its value is too far from those of the train rows"
+        )
     encoded = {"features": features}
     for name in targets:
         encoded["label"] = _numbered(name, encoder.classes, columns[name])
     return encoded
+
+
+def _classes(name: str, column: Any) -> list[str]:
+    """The sorted values of a label."""
+    labels = label_texts(name, column)
+    classes = sorted(set(labels), key=order)
+    most = max(20, len(labels) // 2)
+    if len(classes) > most and order(classes[-1])[0] is False:
+        raise ValueError(
+            f"{name} must have at most {most:,} different whole numbers to name classes, got "
+            f"{len(classes):,} in {len(labels):,} rows; a number to predict is no label"
+        )
+    return classes
 
 
 def _edges(x: np.ndarray, bins: int) -> list[float]:
@@ -197,22 +224,35 @@ def _pieces(x: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
 
 
 def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:
-    """Numbers as float64 (N,), text as an object array of `str`."""
-    value = np.asarray(column)
+    """Numbers as float64 (N,), text as an object array of `str`; NaN and "" are missing."""
+    value = as_array(name, column)
     if value.ndim != 1:
         raise ValueError(f"{name} must be one value a row, got rows of shape {value.shape[1:]}")
+    if value.dtype.kind in "mM":
+        raise ValueError(
+            f"{name} must be text or numbers, got {value.dtype}; make days of dates: "
+            f"({name} - np.datetime64(0, 's')) / np.timedelta64(1, 'D')"
+        )
+    kind = "text"
+    if value.dtype.kind not in "biuf":
+        value = value.astype(object)
+        absent = np.array([_is_missing(v) for v in value.tolist()])
+        if all(isinstance(v, float | int | np.number) for v in value[~absent]):
+            value = np.array(np.where(absent, np.nan, value), np.float64)
+        else:
+            value = np.where(absent, "", value)
+            odd = next((row for row, v in enumerate(value) if not isinstance(v, str)), None)
+            if odd is not None:
+                raise ValueError(f"{name} must be text or numbers, got {value[odd]!r} in row {odd}")
     if value.dtype.kind in "biuf":
         kind, value = "numbers", value.astype(np.float64)
-        infinite = np.flatnonzero(np.isinf(value))
-        if len(infinite):
+        large = np.flatnonzero(np.abs(value) > LARGEST)
+        if len(large):
+            given = value[large[0]]
+            given = "infinity" if np.isinf(given) else f"{given:g}, which float32 cannot hold,"
             raise ValueError(
-                f"{name} must be finite, or NaN where missing, got infinity in row {infinite[0]}"
+                f"{name} must be finite, or NaN where missing, got {given} in row {large[0]}"
             )
-    else:
-        kind, value = "text", value.astype(object)
-        odd = next((row for row, v in enumerate(value) if not isinstance(v, str)), None)
-        if odd is not None:
-            raise ValueError(f"{name} must be text or numbers, got {value[odd]!r} in row {odd}")
     if wanted not in (None, kind):
         raise ValueError(
             f"{name} must be {wanted}, as in the train rows, got {kind} ({value[0]!r} in row 0)"
@@ -220,13 +260,44 @@ def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:
     return value
 
 
-def _labels(name: str, column: Any) -> list[str]:
-    value = np.asarray(column)
-    if value.ndim != 1 or value.dtype.kind not in "biuOU":
+def _is_missing(value: Any) -> bool:
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value
+
+
+def label_texts(name: str, column: Any) -> list[str]:
+    """The labels of rows as text.
+
+    Args:
+        name: the column's.
+        column: (N,), text, whole numbers or booleans.
+
+    Raises:
+        ValueError: a missing label, with its row; or labels of another kind.
+
+    >>> label_texts("left", [True, False])
+    ['True', 'False']
+    """
+    value = as_array(name, column)
+    if value.ndim != 1 or value.dtype.kind not in "biufOUT":
         raise ValueError(
             f"{name} must be one text or whole number a row, got {value.dtype} of rank {value.ndim}"
         )
-    return [str(v) for v in value.tolist()]
+    labels = value.tolist()
+    absent = [row for row, v in enumerate(labels) if v == "" or _is_missing(v)]
+    if absent:
+        raise ValueError(
+            f"{name} must have a value in every row, got none in row {absent[0]} "
+            f"({len(absent):,} such rows); drop them"
+        )
+    odd = next((row for row, v in enumerate(labels) if not isinstance(v, str | int)), None)
+    if odd is not None:
+        hint = "a number to predict is no label"
+        if value.dtype.kind == "f" and (value == np.floor(value)).all():
+            hint = f"convert it: {name}.astype(int)"
+        raise ValueError(
+            f"{name} must be text or whole numbers, got {labels[odd]!r} in row {odd}; {hint}"
+        )
+    return [str(v) for v in labels]
 
 
 def order(label: str) -> tuple[bool, int, str]:
@@ -237,7 +308,7 @@ def order(label: str) -> tuple[bool, int, str]:
 
 def _numbered(name: str, classes: list[str], column: Any) -> np.ndarray:
     number = {value: i for i, value in enumerate(classes)}
-    labels = _labels(name, column)
+    labels = label_texts(name, column)
     for row, label in enumerate(labels):
         if label not in number:
             raise ValueError(f"{name} must be one of {classes}, got {label!r} in row {row}")

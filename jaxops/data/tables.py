@@ -1,8 +1,10 @@
-"""CSV, Parquet, NPY and NPZ files to columns."""
+"""Tables to columns: files of CSV and Parquet, frames, and arrays by name.
 
-import csv
-import gzip
-import zlib
+Every source becomes a pandas frame without loss, CSV and Parquet by way of Arrow; `array` makes an
+array of each column.
+"""
+
+import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxops._optional import require
+from jaxops.data import csv_files
 
 Columns = dict[str, np.ndarray]
 Source = Any
@@ -26,11 +29,18 @@ def source_frame(
 ) -> tuple[str, Any]:
     """The source's name for messages, and the wanted columns (or all) as a pandas frame.
 
+    Whole numbers and booleans with missing values have pandas' nullable dtypes, also where the
+    source has them as objects.
+
     Args:
         source: a file, a frame or arrays.
         wanted: names of columns, or None for all; then
         needed: those that have to be there.
         read_csv: of a file that is not Parquet.
+
+    Raises:
+        ValueError: no rows, a missing column or one that is there twice, or arrays of unequal
+            lengths or more than one dimension.
     """
     pd = require("pandas", extra="data")
 
@@ -40,17 +50,9 @@ def source_frame(
     elif isinstance(source, pd.DataFrame):
         name, frame = "frame", source
     elif isinstance(source, Mapping):
-        name = "arrays"
-        arrays = {key: np.asarray(value) for key, value in source.items()}
-        for key, array in arrays.items():
-            first = next(iter(arrays.values()))
-            if array.ndim != 1 or len(array) != len(first):
-                raise ValueError(
-                    f"column {key!r} must have shape ({len(first)},), got {array.shape}"
-                )
-        frame = pd.DataFrame(arrays)
+        name, frame = "arrays", _of_arrays(source)
     else:
-        name, frame = "frame", _to_pandas(source)
+        name, frame = "frame", _of_arrow(_to_arrow(source))
     if any(not isinstance(column, str) for column in frame.columns):
         frame = frame.rename(columns=str)
     for column in wanted or needed:
@@ -58,23 +60,119 @@ def source_frame(
             columns = ", ".join(map(str, frame.columns))
             raise ValueError(f"{name} must have a column {column!r}, got {columns}")
     names = pd.Index(wanted or frame.columns)
-    if names.has_duplicates:
-        twice = names[names.duplicated()][0]
-        raise ValueError(f"{name} must have each column once, got {twice!r} twice")
+    twice = names[names.duplicated()].union(names.intersection(_twice(frame)), sort=False)
+    if len(twice):
+        raise ValueError(f"{name} must have each column once, got {twice[0]!r} twice")
     if len(frame) == 0:
         raise ValueError(f"{name} must have at least 1 row, got 0")
-    return name, frame[names]
+    frame = frame[names]
+    objects = {n: typed(c) for n, c in frame.items() if c.dtype == object or _of_pyarrow(c)}
+    return name, frame.assign(**objects) if objects else frame
 
 
-def _to_pandas(source: Any) -> Any:
+def _twice(frame: Any) -> Any:
+    return frame.columns[frame.columns.duplicated()]
+
+
+def _of_arrays(arrays: Mapping[str, Any]) -> Any:
+    """Arrays by name as a frame."""
+    pd = require("pandas", extra="data")
+
+    columns = {str(name): _series(value) for name, value in arrays.items()}
+    for name, column in columns.items():
+        if np.ndim(column) == 0:
+            raise ValueError(f"column {name!r} must be an array of rows, got one value")
+        shape = column.shape if isinstance(column, np.ndarray) else (len(column),)
+        first = len(next(iter(columns.values())))
+        if shape != (first,):
+            raise ValueError(f"column {name!r} must have shape ({first},), got {shape}")
+    return pd.DataFrame(columns)
+
+
+def _series(value: Any) -> Any:
+    """One column as pandas holds it without loss, or an array of more dimensions."""
+    pd = require("pandas", extra="data")
+    pa = require("pyarrow", extra="data")
+
+    if isinstance(value, np.ma.MaskedArray) and value.ndim == 1:
+        nullable = {"i": "Int64", "u": "UInt64", "b": "boolean"}.get(value.dtype.kind)
+        column = pd.Series(value.data, dtype=nullable)
+        return column.mask(np.ma.getmaskarray(value)).array
+    if isinstance(value, pd.Series | pd.Index):
+        return value.array
+    if isinstance(value, pd.api.extensions.ExtensionArray):
+        return value
+    if hasattr(value, "to_arrow"):  # of polars
+        value = value.to_arrow()
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return _of_arrow(pa.table({"": value}))[""].array
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "OUf" or isinstance(value, np.ndarray):
+        return array
+    # a list that NumPy makes text of could hold numbers, or NaN for missing text
+    column = typed(pd.Series([*value], dtype=object))
+    return array if array.dtype.kind == "f" and column.dtype == object else column.array
+
+
+def typed(column: Any) -> Any:
+    """A pandas column of objects as one of whole numbers, numbers, booleans or dates, if all are.
+
+    Missing values do not matter.
+
+    >>> import pandas as pd
+    >>> typed(pd.Series([1, None], dtype=object)).dtype, typed(pd.Series(["a", None])).dtype.kind
+    (Int64Dtype(), 'O')
+    """
+    pd = require("pandas", extra="data")
+
+    if _of_pyarrow(column):
+        pa = require("pyarrow", extra="data")
+
+        return _of_arrow(pa.table({"": pa.array(column)}))[""]
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    kinds = {"integer": "Int64", "boolean": "boolean", "floating": np.float64}
+    kinds |= {"mixed-integer-float": np.float64, "date": "datetime64[s]"}
+    if kind not in kinds:
+        return column
+    try:
+        return column.astype(kinds[kind])
+    except (OverflowError, TypeError, ValueError):  # beyond int64
+        return column
+
+
+def _of_pyarrow(column: Any) -> bool:
+    return hasattr(column.dtype, "pyarrow_dtype")
+
+
+def _to_arrow(source: Any) -> Any:
     narwhals = require("narwhals", extra="data")
 
     try:
-        return narwhals.from_native(source, eager_only=True).to_pandas()
+        return narwhals.from_native(source, eager_only=True).to_arrow()
     except TypeError:
         raise ValueError(
             f"source must be a path, a frame or arrays, got {type(source).__name__}"
         ) from None
+
+
+def _of_arrow(table: Any) -> Any:
+    """An Arrow table as a pandas frame, of nullable dtypes where others would lose values."""
+    pd = require("pandas", extra="data")
+    pa = require("pyarrow", extra="data")
+
+    nullable = {pa.bool_(): pd.BooleanDtype()}
+    for bits in (8, 16, 32, 64):
+        nullable[getattr(pa, f"int{bits}")()] = getattr(pd, f"Int{bits}Dtype")()
+        nullable[getattr(pa, f"uint{bits}")()] = getattr(pd, f"UInt{bits}Dtype")()
+    for place, column in enumerate(table.columns):
+        if pa.types.is_null(column.type):
+            table = table.set_column(place, table.field(place).name, column.cast(pa.float64()))
+    options = {"date_as_object": False, "ignore_metadata": True}
+    frame = table.to_pandas(split_blocks=True, **options)
+    for place, column in enumerate(table.columns):
+        if column.null_count and column.type in nullable:
+            frame.isetitem(place, column.to_pandas(types_mapper=nullable.get).array)
+    return frame
 
 
 def parts(path: str | Path, rows: int) -> Iterator[Any]:
@@ -89,15 +187,16 @@ def parts(path: str | Path, rows: int) -> Iterator[Any]:
     Raises:
         ValueError: a broken file, or a line with more or fewer fields than the header.
     """
-    pd = require("pandas", extra="data")
+    pa = require("pyarrow", extra="data")
     pq = require("pyarrow.parquet", extra="data")
 
     if Path(path).suffix in PARQUET:
-        for batch in pq.ParquetFile(path).iter_batches(rows):
-            yield batch.to_pandas()
+        names = _parquet_names(path, None)
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(rows, columns=names):
+                yield _of_arrow(_declared(file, pa.Table.from_batches([batch])))
         return
-    _check_csv(Path(path), "utf-8")
-    yield from pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=rows)
+    yield from map(_of_arrow, csv_files.batches(Path(path), rows))
 
 
 def none_missing(column: Any, what: str, requirement: str) -> None:
@@ -117,20 +216,13 @@ def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     none_missing(column, what, "an id for every row")
     codes, uniques = pd.factorize(column)
     values = np.asarray(uniques, object)
-    odd = next((value for value in values if not isinstance(value, str | int | np.integer)), None)
+    wrong = [v for v in values if not isinstance(v, str | int | np.integer) or isinstance(v, bool)]
     kinds = {isinstance(value, str) for value in values}
-    if odd is not None or column.dtype.kind == "b" or len(kinds) > 1:
-        kind = "text and integers" if odd is None and len(kinds) > 1 else column.dtype
-        detail = "" if odd is None else f" ({odd!r})"
+    if wrong or column.dtype.kind == "b" or len(kinds) > 1:
+        kind = column.dtype if wrong else "text and integers"
+        detail = f" ({wrong[0]!r})" if wrong else ""
         raise ValueError(f"{what} must be text or integers, got {kind}{detail}")
     return codes.astype(np.int32), values.astype(str).astype(object)
-
-
-def read_csv(
-    path: str | Path, columns: Sequence[str] | None, encoding: str, missing: Sequence[str]
-) -> Columns:
-    """A CSV file (or .csv.gz) with a header line, as columns."""
-    return from_frame(path, csv_frame(path, columns, encoding, missing))
 
 
 def csv_frame(
@@ -139,148 +231,189 @@ def csv_frame(
     encoding: str,
     missing: Sequence[str],
     text: Sequence[str] | None = (),
+    separator: str | None = None,
+    header: Sequence[str] | None = None,
 ) -> Any:
-    """A CSV file as a pandas frame; in the columns of `text` (None: all) only "" is missing."""
-    pd = require("pandas", extra="data")
-
-    path = Path(path)
-    names = _check_csv(path, encoding)
-    text = names if text is None else text
-    for name in columns or ():
-        if name not in names:
-            raise ValueError(f"{path} must have a column {name!r}, got {', '.join(names)}")
-    frame = pd.read_csv(
-        path,
-        usecols=list(columns or names),
-        encoding=encoding,
-        na_values={name: [""] if name in text else list(missing) for name in names},
-        keep_default_na=False,
-        low_memory=False,
-        dtype=dict.fromkeys(text, str),
-    )
-    return frame[list(columns or names)]
-
-
-def read_parquet(path: str | Path, columns: Sequence[str] | None) -> Columns:
-    """A Parquet file as columns."""
-    return from_frame(path, parquet_frame(path, columns))
+    """A CSV file as a pandas frame; see `csv_files.read`, of which these are the arguments."""
+    form = csv_files.Form(encoding, separator, header)
+    return _of_arrow(csv_files.read(path, columns, form, missing, text))
 
 
 def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
-    """A Parquet file as a pandas frame."""
-    pd = require("pandas", extra="data")
+    """A Parquet file as a pandas frame. A named index of pandas is a column."""
     pa = require("pyarrow", extra="data")
     pq = require("pyarrow.parquet", extra="data")
 
+    names = _parquet_names(path, columns)
     try:
-        names = pq.read_schema(path).names
+        with pq.ParquetFile(path) as file:
+            table = _declared(file, file.read(columns=names).select(names))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} must be a whole Parquet file, got an error: {error}") from None
+    return _of_arrow(table)
+
+
+def _declared(file: Any, table: Any) -> Any:
+    """A table with the categories that its file declares; Arrow reads those of texts alone."""
+    pa = require("pyarrow", extra="data")
+
+    stored = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    if stored is None:
+        return table
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
+    for place, name in enumerate(table.column_names):
+        column = table.column(place)
+        declared = pa.types.is_dictionary(schema.field(name).type)
+        if declared and not pa.types.is_dictionary(column.type):
+            table = table.set_column(place, name, column.dictionary_encode())
+    return table
+
+
+def _parquet_names(path: str | Path, columns: Sequence[str] | None) -> list[str]:
+    """The columns to read: those wanted, or all but an unnamed index of pandas."""
+    pa = require("pyarrow", extra="data")
+    pq = require("pyarrow.parquet", extra="data")
+
+    if Path(path).is_dir():
+        raise ValueError(f"{path} must be a file, got a folder; read its files one by one")
+    try:
+        present = pq.read_schema(path).names
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} must be a whole Parquet file, got an error: {error}") from None
     for name in columns or ():
-        if name not in names:
-            raise ValueError(f"{path} must have a column {name!r}, got {', '.join(names)}")
-    return pd.read_parquet(path, columns=list(columns or names))
-
-
-def from_frame(path: str | Path, frame: Any) -> Columns:
-    """Numbers become int64, or float32 with NaN for missing; text an object array of `str`."""
-    if len(frame) == 0:
-        raise ValueError(f"{path} must have at least 1 row, got 0")
-    columns = {}
-    for name, series in frame.items():
-        kind = series.dtype.kind
-        if kind in "biu" and not series.isna().any():
-            columns[str(name)] = series.to_numpy(np.int64)
-        elif kind in "biuf":
-            columns[str(name)] = series.to_numpy(np.float32, na_value=np.nan)
-        elif kind == "M":
-            columns[str(name)] = series.to_numpy("datetime64[ns]")
-        else:
-            filled = series.astype(object).where(series.notna(), "").to_numpy(object)
-            odd = next((value for value in filled if not isinstance(value, str)), None)
-            if odd is not None:
-                raise ValueError(
-                    f"{path}: column {name!r} must be numbers or text, got {type(odd).__name__}"
-                )
-            columns[str(name)] = filled
-    return columns
-
-
-def _open(path: Path, encoding: str) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, newline="")
-    return open(path, encoding=encoding, newline="")
-
-
-def _check_csv(path: Path, encoding: str) -> list[str]:
-    """The names in the header; every line must have as many fields, which pandas does not check."""
-    try:
-        with _open(path, encoding) as file:
-            reader = csv.reader(file)
-            names = next((line for line in reader if line), [])
-            for line in reader:
-                if line and len(line) != len(names):
-                    raise ValueError(
-                        f"{path}: line {reader.line_num} must have {len(names)} fields, as the "
-                        f"header, got {len(line)}"
-                    )
-    except UnicodeDecodeError:
-        raise ValueError(_encoding_message(path, encoding)) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} must be a whole gzip file, got an error: {error}") from None
-    if not names:
-        raise ValueError(f"{path} must begin with a header line of column names, got an empty file")
-    names[0] = names[0].removeprefix("\ufeff")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path} must have each column once in the header, got {twice[0]!r} twice")
+        if name not in present:
+            raise ValueError(f"{path} must have a column {name!r}, got {', '.join(present)}")
+    names = list(columns or (n for n in present if not n.startswith("__index_level_")))
+    twice = next((name for name in names if present.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} must have each column once, got {twice!r} twice")
     return names
 
 
-def _encoding_message(path: Path, encoding: str) -> str:
-    # the stream's error counts from its last buffer; the whole file gives the true position
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    try:
-        raw.decode(encoding)
-        given = "other bytes"
-    except UnicodeDecodeError as error:
-        given = f"0x{raw[error.start]:02x} at byte {error.start}"
-    return f'{path} must be {encoding}, got {given}; try encoding="latin-1" or "cp1252"'
+def from_frame(path: str | Path, frame: Any) -> Columns:
+    """The columns of a frame as arrays; see `array`."""
+    if len(frame) == 0:
+        raise ValueError(f"{path} must have at least 1 row, got 0")
+    return {str(name): array(f"{path}: column {name!r}", c) for name, c in frame.items()}
 
 
-def read_npy(path: str | Path, label: int | None) -> Columns:
-    """A .npz of named arrays, a structured .npy, or a plain 2-D .npy table."""
+def array(where: str, series: Any) -> np.ndarray:
+    """A column of pandas as an array that holds it exactly.
+
+    Whole numbers and booleans become int64, or float64 with NaN for missing; float32 stays, other
+    numbers become float64; dates become datetime64 of their own unit, in UTC; categories and text
+    become an object array of `str`, "" for missing.
+
+    Args:
+        where: the column, for messages.
+        series: (N,), of pandas.
+
+    Raises:
+        ValueError: whole numbers that the dtype cannot hold, or neither numbers, dates nor text.
+
+    >>> import pandas as pd
+    >>> array("store", pd.Series([101, 202], dtype="category")).tolist()
+    ['101', '202']
+    """
+    pd = require("pandas", extra="data")
+
+    if series.dtype == object or _of_pyarrow(series):
+        series = typed(series)
+    kind = series.dtype.kind
+    if kind == "f":
+        narrow = getattr(series.dtype, "itemsize", 8) <= 4
+        return np.asarray(series.to_numpy(np.float32 if narrow else np.float64, na_value=np.nan))
+    if kind in "biu":
+        return _whole_numbers(where, series)
+    if kind == "M":
+        utc = series.dt.tz_convert(None) if getattr(series.dt, "tz", None) else series
+        return np.asarray(utc.to_numpy())
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        names = [*map(as_text, series.cat.categories.tolist()), ""]
+        return np.array(names, object)[series.cat.codes.to_numpy()]
+    filled = series.astype(object).where(series.notna(), "").to_numpy(object)
+    if isinstance(series.dtype, pd.StringDtype):
+        return np.asarray(filled)
+    row = next((row for row, v in enumerate(filled.tolist()) if not isinstance(v, str)), None)
+    if row is not None:
+        raise ValueError(f"{where} must be numbers or text, got {filled[row]!r} in row {row}")
+    return np.asarray(filled)
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Rows by which a user gives a column: an array as it is, columns of frames without loss.
+
+    Args:
+        name: the column's, for messages.
+        value: an array of any shape, a list, or a column of pandas, polars or PyArrow.
+
+    Raises:
+        ValueError: masked rows of a dtype without NaN, and what `array` raises.
+
+    >>> as_array("x", np.ma.array([1.0, 2.0], mask=[False, True])).tolist()
+    [1.0, nan]
+    """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        if value.dtype.kind == "f":
+            return np.asarray(value.filled(np.nan))
+        if value.ndim > 1:
+            row = np.argwhere(np.ma.getmaskarray(value))[0][0]
+            raise ValueError(f"{name} must have no masked values, got one in row {row}")
+    elif type(value).__module__.partition(".")[0] not in ("pandas", "polars", "pyarrow"):
+        plain = np.asarray(value)
+        texts = plain.dtype.kind == "U" and plain.ndim == 1 and isinstance(value, list | tuple)
+        # NumPy makes the text "nan" of a missing value in a list of texts
+        if texts and not all(isinstance(v, str) for v in value):
+            return np.array(value, object)
+        return plain
+    series = require("pandas", extra="data").Series(_series(value))
+    if isinstance(series.dtype, np.dtype) and series.dtype.kind in "biufM":
+        return np.asarray(series.to_numpy())
+    return array(name, series)
+
+
+def as_texts(series: Any) -> Any:
+    """A pandas column as an Arrow column of text without blanks around it, null where missing.
+
+    1.0 is "1".
+    """
+    pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
+
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                loaded = dict(loaded)
-    except FileNotFoundError:
-        raise
-    except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{path} must be a whole NumPy file of plain arrays, got an error: {error}"
-        ) from None
-    if not isinstance(loaded, dict) and loaded.dtype.names:
-        loaded = {name: np.ascontiguousarray(loaded[name]) for name in loaded.dtype.names}
-    if isinstance(loaded, dict):
-        if label is not None:
-            raise ValueError(
-                f"label must be None for named columns {[*loaded]} ({path}), got {label}"
-            )
-        return loaded
-    if loaded.ndim != 2 or loaded.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{path} must be a 2-D table of numbers, a structured array or an .npz of named "
-            f"arrays, got {loaded.dtype} of rank {loaded.ndim}"
-        )
-    if label is None:
-        return {"features": loaded.astype(np.float32)}
-    if not -loaded.shape[1] <= label < loaded.shape[1]:
-        width = loaded.shape[1]
-        raise ValueError(f"label must be in [{-width}, {width}) (columns of {path}), got {label}")
-    target = loaded[:, label]
-    if np.isfinite(target).all() and (target == np.floor(target)).all():
-        target = target.astype(np.int64)
-    features = np.delete(loaded, label, axis=1).astype(np.float32)
-    return {"features": features, "label": target}
+        texts = pa.array(series, pa.string(), from_pandas=True)
+    except (TypeError, pa.ArrowInvalid):
+        present = series.astype(object).where(series.notna(), None).tolist()
+        texts = pa.array([None if v is None else as_text(v) for v in present], pa.string())
+    return pc.utf8_trim_whitespace(texts)
+
+
+def as_text(value: Any) -> str:
+    """A value as text: "1" for 1.0, as which whole numbers with gaps come; "" for none or NaN.
+
+    >>> [as_text(value) for value in ("a", 1.0, 2.5, True, None, float("nan"))]
+    ['a', '1', '2.5', 'True', '', '']
+    """
+    if value is None or value != value:
+        return ""
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value) if whole else value)
+
+
+def _whole_numbers(where: str, series: Any) -> np.ndarray:
+    """Whole numbers or booleans as int64, or as float64 where some are missing."""
+    absent = series.isna().to_numpy()
+    rows = np.flatnonzero(~absent)
+    present = (series[~absent] if absent.any() else series).to_numpy()
+    whole, wanted = present.astype(np.int64), "in the int64 range"
+    lost = (
+        np.flatnonzero(present > np.iinfo(np.int64).max) if present.dtype.kind == "u" else rows[:0]
+    )
+    numbers = np.full(len(series), np.nan)
+    if absent.any() and not len(lost):
+        numbers[rows], wanted = whole, "numbers that float64 holds, as some are missing"
+        large = np.flatnonzero(np.abs(numbers[rows]) >= 2**53)
+        lost = large[[int(numbers[rows[i]]) != int(whole[i]) for i in large]]
+    if len(lost):
+        value, row = present[lost[0]], rows[lost[0]]
+        raise ValueError(f"{where} must be {wanted}, got {value} in row {row} (counted from 0)")
+    return numbers if absent.any() else whole

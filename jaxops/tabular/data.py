@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from jaxops._optional import require
-from jaxops.data.encoders import Encoder, encode, fit_encoder
-from jaxops.data.tables import Source, csv_frame, source_frame
+from jaxops.data.encoders import LARGEST, Encoder, encode, fit_encoder
+from jaxops.data.tables import Source, array, as_texts, csv_frame, source_frame
+from jaxops.data.text_numbers import as_numbers, comma
 from jaxops.model.finished import Classes, Model, frame
 from jaxops.task import recorded
 
@@ -49,75 +50,101 @@ def read(
     wanted: Sequence[str] | None = None,
     numbers: Collection[str] | None = None,
     exact: Collection[str] = (),
+    text: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The columns of a table: numbers as float64 with NaN where missing, all else as text.
 
-    A column is of numbers if every value that is not missing is one; text is stripped of blanks
-    around it. Booleans are the texts True and False. Columns of dates and times, not texts of
-    them, are days since 1970-01-01.
+    A column is of numbers if every value that is not missing is one, without leading zeros; text is
+    stripped of blanks around it. Booleans are the texts True and False, and the categories of a
+    frame are text. Columns of dates and times, not texts of them, are days since 1970-01-01.
 
     Args:
         source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
         wanted: the columns to read; all by default.
         numbers: the columns that must be numbers; by default each column decides by its values.
         exact: the columns that are kept as text, with "" where missing, such as ids and labels.
+        text: the columns that are text, though their values may be numbers, such as zip codes.
 
     Raises:
-        ValueError: no rows, a missing column, or text in a column of `numbers`, with its row.
+        ValueError: no rows; a missing column; text in a column of `numbers`, numbers that float32
+            cannot hold, or numbers with decimal commas, with their row.
 
-    >>> table = {"age": ["20", " 40", ""], "plan": ["a", "b ", "a"]}
+    >>> table = {"age": ["20", " 40", ""], "plan": ["a", "b ", "a"], "zip": ["01234", "90210", "1"]}
     >>> {name: column.tolist() for name, column in read(table).items()}
-    {'age': [20.0, 40.0, nan], 'plan': ['a', 'b', 'a']}
+    {'age': [20.0, 40.0, nan], 'plan': ['a', 'b', 'a'], 'zip': ['01234', '90210', '1']}
     """
-    name, table = source_frame(source, wanted, (), _csv)
+    name, table = source_frame(
+        source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
+    )
     columns = {}
     for column in table.columns:
+        where = f"{name}: column {column!r}"
         if column in exact:
-            columns[column] = _exact(table[column])
+            columns[column] = _objects(as_texts(table[column]))
+        elif column in text:
+            columns[column] = _column(where, table[column], False)
         else:
             forced = None if numbers is None else column in numbers
-            columns[column] = _column(f"{name}: column {column!r}", table[column], forced)
+            columns[column] = _column(where, table[column], forced)
     return columns
-
-
-def _csv(path: Any) -> Any:
-    return csv_frame(path, None, "utf-8", (), text=None)
-
-
-def _exact(series: Any) -> np.ndarray:
-    """A column of a frame as an object array of `str`; 1.0 of a column of floats is "1"."""
-    values = series.astype(object).where(series.notna(), "").tolist()
-    return np.array([str(int(v) if _whole(v) else v).strip() for v in values], object)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, float | np.floating) and float(value).is_integer()
 
 
 def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
     """A column of a frame as float64 with NaN, or as an object array of `str`."""
-    pd = require("pandas", extra="data")
+    pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
 
     kind = series.dtype.kind
     if kind == "M":
-        days = (series - pd.Timestamp(0, tz=series.dt.tz)) / pd.Timedelta(days=1)
-        return days.to_numpy(np.float64, na_value=np.nan)
+        since = array(where, series) - np.datetime64(0, "D")
+        return np.asarray(since / np.timedelta64(1, "D"))
     if kind in "iuf" and number is not False:
-        return series.to_numpy(np.float64, na_value=np.nan)
-    text = series.astype(object).where(series.notna(), "").astype(str).str.strip()
-    absent = text.isin(MISSING).to_numpy()
-    if number is not False:
-        values = pd.to_numeric(text.where(~absent), errors="coerce").to_numpy(np.float64)
-        odd = np.isnan(values) & ~absent
-        if not odd.any() and not absent.all():
-            return values
+        return _finite(where, series.to_numpy(np.float64, na_value=np.nan))
+    texts = as_texts(series)
+    texts = pc.if_else(pc.is_in(texts, value_set=pa.array(MISSING)), None, texts)
+    category = hasattr(series.dtype, "categories")
+    if number or (number is None and texts.null_count < len(texts) and not category):
+        values = as_numbers(texts)
+        if values is not None:
+            values = values.cast(pa.float64(), safe=False)
+            return _finite(where, values.to_numpy(zero_copy_only=False))
         if number:
-            row = int(odd.argmax())
+            return _finite(where, _forced(where, texts.to_pylist()))
+        row = comma(texts)
+        if row is not None:
             raise ValueError(
-                f"{where} must be numbers, as in the train rows, got {text.iloc[row]!r} in row "
-                f"{row} (counted from 0)"
+                f"{where} must be numbers with a decimal point, got {texts[row].as_py()!r} in row "
+                f"{row} (counted from 0); replace the commas, or say that it is text"
             )
-    return text.where(~absent, "").to_numpy(object)
+    return _objects(texts)
+
+
+def _objects(texts: Any) -> np.ndarray:
+    """An Arrow column of text as an object array of `str`, "" where missing."""
+    return np.asarray(texts.fill_null("").to_numpy(zero_copy_only=False), object)
+
+
+def _forced(where: str, texts: list[str | None]) -> np.ndarray:
+    """Texts as numbers, with leading zeros too."""
+    values = np.full(len(texts), np.nan)
+    for row, text in enumerate(texts):
+        try:
+            values[row] = np.nan if text is None else float(text)
+        except ValueError:
+            raise ValueError(
+                f"{where} must be numbers, as in the train rows, got {text!r} in row {row} "
+                "(counted from 0)"
+            ) from None
+    return values
+
+
+def _finite(where: str, values: np.ndarray) -> np.ndarray:
+    large = np.flatnonzero(np.abs(values) > LARGEST)
+    if len(large):
+        raise ValueError(
+            f"{where} must be finite numbers that float32 holds, got {values[large[0]]:g} in row "
+            f"{large[0]} (counted from 0)"
+        )
+    return values
 
 
 @recorded
@@ -175,9 +202,20 @@ class TableReader:
             batch_size: rows in one call of the device.
             first: the number of the first row, where rows have no ids.
         """
+        self.check(model)
         ids, columns = self.columns(data)
         ids = ids + first if self.id is None else ids
         return self.answer(model.task, ids, model.outputs(columns, batch_size))
+
+    def check(self, model: Model) -> None:
+        """Check that a model numbers its classes as the encoder numbers the labels.
+
+        Raises:
+            ValueError: other classes, or in another order.
+        """
+        given, wanted = getattr(model.task, "classes", ()), tuple(self.encoder.classes)
+        if wanted and tuple(given) != wanted:
+            raise ValueError(f"classes must be {wanted}, as the encoder has them, got {given}")
 
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
@@ -230,15 +268,19 @@ def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
         classes: whether it names classes.
 
     Raises:
-        ValueError: a missing value, or text where numbers are wanted.
+        ValueError: a missing value, also one written as "NA" or "null"; or text where numbers are
+            wanted.
 
     >>> label_of("left", np.array(["0", "1"], object), classes=False).tolist()
     [0.0, 1.0]
     """
-    missing = column == ""
+    missing = np.isin(column, [word for word in MISSING if word != "None"])
     if missing.any():
+        row = int(missing.argmax())
+        given = f"{column[row]!r}" if column[row] else "none"
         raise ValueError(
-            f"{name} must have a value in every row, got none in row {missing.argmax()}"
+            f"{name} must have a value in every row, got {given} in row {row} "
+            f"({missing.sum():,} such rows); drop them, or rename a class of that name"
         )
     if classes:
         return column
@@ -247,8 +289,8 @@ def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
             number = float(value)
         except ValueError:
             number = np.nan
-        if not np.isfinite(number):
-            raise ValueError(f"{name} must be finite numbers, got {value!r} in row {row}")
+        if not abs(number) <= LARGEST:
+            raise ValueError(f"{name} must be finite float32 numbers, got {value!r} in row {row}")
     return column.astype(np.float64)
 
 

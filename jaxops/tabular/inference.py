@@ -11,11 +11,12 @@ def reader_of(model: Model) -> TableReader:
     """The reader of a tabular model.
 
     Raises:
-        ValueError: a model of another room.
+        ValueError: a model of another room, or one whose classes are not those of its encoder.
     """
     reader: TableReader = inside(
         model, lambda part: isinstance(part, TableReader), "of the tabular room"
     )
+    reader.check(model)
     return reader
 
 

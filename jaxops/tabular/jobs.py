@@ -41,6 +41,7 @@ def fit(
     id: str | None = None,
     drop: Sequence[str] = (),
     groups: str | None = None,
+    text: Sequence[str] = (),
     validation: Source | float = 0.15,
     classes: bool | None = None,
     budget: str | float = "10min",
@@ -65,6 +66,7 @@ def fit(
         drop: columns to leave out.
         groups: a column, such as the customer; no group is in training and validation. It is no
             feature.
+        text: columns of text, though their values may be numbers, such as zip codes.
         validation: the share of rows to hold out (with classes, of each class), or a table.
         classes: whether the label names classes; by default if it is text, boolean or at most 20
             whole numbers.
@@ -93,7 +95,14 @@ def fit(
     """
     start = time.monotonic()
     check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
-    table = read(data, exact=[name for name in (label, id, groups) if name is not None])
+    for what, names in (("text", text), ("drop", drop)):
+        if isinstance(names, str):
+            raise ValueError(f"{what} must be a list of names, got {names!r}")
+    exact = [name for name in (label, id, groups) if name is not None]
+    table = read(data, exact=exact, text=text)
+    for name in text:
+        if name not in table:
+            raise ValueError(f"text must be among {', '.join(table)}, got {name!r}")
     parts = _parts(table, label, id, drop, groups, validation, classes, seed)
     if progress and parts.left_out:
         print(f"left out, as they look like identifiers or are empty: {', '.join(parts.left_out)}")

@@ -1,5 +1,6 @@
 """Tasks on tables."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jaxops.task import Array, Batch, Column, Task, recorded, row_weights, super
 
 
 @recorded(formerly={"model": "module"})
-def classifier(module: Any, features: int, classes: tuple[str, ...] = ("0", "1")) -> Task:
+def classifier(module: Any, features: int, classes: Sequence[str] = ("0", "1")) -> Task:
     """Classification, as of churn: a binary cross-entropy for two classes, else a softmax.
 
     A batch holds `features`, float (B, features), and `label`, integers (B,) in [0, classes). The
@@ -24,7 +25,8 @@ def classifier(module: Any, features: int, classes: tuple[str, ...] = ("0", "1")
     Args:
         module: a Flax module, (B, features) float32 to logits (B, 1), or (B, K) for K classes.
         features: number of features of a row.
-        classes: the names of the classes in the order of their numbers.
+        classes: the names of the classes in the order of their numbers: `encoder.classes` where an
+            encoder numbered the labels.
 
     Returns:
         A task whose predictions are the probabilities of class 1, (B,), or for more than two

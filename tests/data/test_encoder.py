@@ -70,13 +70,13 @@ def test_constant_numbers_become_zero():
         (
             {"a": np.zeros(2)},
             {"label": "a"},
-            "a must be one text or whole number a row, got float64 of rank 1",
+            r"a must be text or whole numbers, got 0.0 in row 0; convert it: a.astype\(int\)",
         ),
         ({"a": np.zeros(2, int)}, {"label": "a"}, "columns must include one to learn from, got a"),
         ({"a": np.zeros((2, 3))}, {}, r"a must be one value a row, got rows of shape \(3,\)"),
         ({"a": np.array([np.nan, np.nan])}, {}, "a must have a value in some row, got none"),
         ({"a": np.array([0, np.inf])}, {}, "a must be finite, .*, got infinity in row 1"),
-        ({"a": np.array(["x", None], object)}, {}, "a must be text or numbers, got None in row 1"),
+        ({"a": np.array(["x", 1], object)}, {}, "a must be text or numbers, got 1 in row 1"),
         (
             {"id": np.array([f"c{i}" for i in range(30)])},
             {},

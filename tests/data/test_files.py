@@ -35,8 +35,8 @@ def test_csv(write, name):
     assert people["name"].tolist() == ["Ann", "Bo, jr", "Cy"]
     assert people["city"].tolist() == ["Oslo", "New\nYork", ""]
     assert people["age"].dtype == np.int64 and people["age"].tolist() == [31, 22, 45]
-    assert people["income"].dtype == np.float32
-    np.testing.assert_array_equal(people["income"], np.array([10.5, np.nan, 7], np.float32))
+    assert people["income"].dtype == np.float64
+    np.testing.assert_array_equal(people["income"], [10.5, np.nan, 7])
 
 
 def test_csv_columns_in_the_order_asked_for(write):
@@ -125,7 +125,7 @@ def test_parquet_with_missing_whole_numbers_and_lists(tmp_path):
     np.testing.assert_array_equal(Dataset.from_parquet(path).train["n"], [1, np.nan])
     pd.DataFrame({"v": [[1.0, 2.0], [3.0]]}).to_parquet(path)
     with pytest.raises(
-        ValueError, match=r"t.parquet: column 'v' must be numbers or text, got ndarray"
+        ValueError, match=r"t.parquet: column 'v' must be numbers or text, got array"
     ):
         Dataset.from_parquet(path)
 
@@ -176,6 +176,12 @@ def test_bad_npy(tmp_path):
     fails("must be a whole NumPy file")
     np.save(path, np.ones((2, 3, 4)))
     fails("must be a 2-D table .* of rank 3")
+    np.save(path, np.array([[1e300, 1]]))
+    fails(r"must have numbers that float32 holds, got 1e\+300 in row 0", label=1)
+    path.write_bytes(
+        path.read_bytes().replace(b"(1, 2), }             ", b"(1000000000000, 2), } ")
+    )
+    fails("must be a whole NumPy file of plain arrays")
     np.save(path, np.ones((0, 3)))
     fails("must have at least 1 row, got 0")
 

@@ -100,7 +100,8 @@ def test_lines_of_blanks_without_times(tmp_path):
 @pytest.mark.parametrize(
     "times",
     [
-        ["2024-01-01 00:00:01.5", "2023-12-31T23:00:00Z", "2024-01-01"],
+        ["2024-01-01 00:00:01.5", "2023-12-31T23:00:00", "2024-01-01"],
+        ["2024-01-01 09:00:01.5+09:00", "2023-12-31T23:00:00Z", "2023-12-31 19:00:00-05"],
         pd.DatetimeIndex(
             ["2024-01-01T00:00:01.5", "2023-12-31T23:00:00.0", "2024-01-01T00:00:00.0"]
         ),
@@ -109,7 +110,7 @@ def test_lines_of_blanks_without_times(tmp_path):
             tz="Asia/Tokyo",
         ),
     ],
-    ids=["text", "dates", "zone"],
+    ids=["text", "offsets", "dates", "zone"],
 )
 def test_dates_are_seconds(times):
     log = recommend.events(pd.DataFrame({"user": "a", "item": [1, 2, 3], "time": times}))
@@ -268,16 +269,16 @@ def test_bad_columns_are_named(change, message):
         (
             "a 1\nb\n",
             {"header": ("user", "item"), "separator": " "},
-            "'item' must have .*, got 1 missing",
+            "line 2 must have 2 fields, as the header, got 1",
         ),
-        ("a 1\nb 1 2\n", {"header": ("user", "item"), "separator": " "}, "line 2, saw 3"),
+        ("a 1\nb 1 2\n", {"header": ("user", "item"), "separator": " "}, "line 2 must .* 3"),
         (
             "a\n",
             {"header": ("user", "item"), "separator": " "},
-            r"must have 2 columns \(user, item\), got 1",
+            "line 1 must have 2 fields, as the header, got 1, separated by ' '",
         ),
         ("user;item\na;1;2\n", {"separator": ";"}, "log.csv: "),
-        ("", {"header": ("user", "item")}, "log.csv: "),
+        ("", {"header": ("user", "item")}, "log.csv must have at least 1 row, got 0"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, options, message):

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxops._optional import require
 from jaxops.data import tables
+from jaxops.data.dates import utc as dates_in_utc
 from jaxops.data.tables import Source, none_missing
 from jaxops.forecast.data.regular import Duplicates, Fill, Groups, Table, regular
 from jaxops.forecast.data.series import Report, Series
@@ -142,12 +143,9 @@ def times(column: Any, what: str) -> np.ndarray:
     place, unique = pd.factorize(column)
     dates = unique if isinstance(unique, pd.DatetimeIndex) else None
     if dates is None:
-        texts = pd.Series(np.asarray(unique, object)).astype(str)
-        parsed = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
-        if parsed.isna().any():
-            odd = unique[int(parsed.isna().argmax())]
-            raise ValueError(f"{what} must be whole numbers or dates in ISO 8601, got {odd!r}")
-        dates = pd.DatetimeIndex(parsed)
+        texts = pd.Series(np.asarray(unique, object))
+        wanted = "whole numbers or dates in ISO 8601"
+        dates = pd.DatetimeIndex(dates_in_utc(texts, what, wanted), tz="UTC")
     utc = dates.tz_convert(None) if dates.tz is not None else dates
     exact = utc.to_numpy()
     seconds = exact.astype("datetime64[s]")

@@ -1,6 +1,5 @@
 """Files, frames and arrays to an event log."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxops._optional import require
 from jaxops.data import tables
+from jaxops.data.dates import utc
 from jaxops.data.tables import Source, none_missing
 from jaxops.recommend.data.catalogue import of_type
 from jaxops.recommend.data.events import Events, Report
@@ -30,7 +30,7 @@ def events(
     repeats: Repeats = "keep",
     items: Sequence[Any] | np.ndarray = (),
     header: Sequence[str] | None = None,
-    separator: str = ",",
+    separator: str | None = None,
     encoding: str = "utf-8",
 ) -> Events:
     """Read an event log.
@@ -46,17 +46,19 @@ def events(
         user: name of the column of user ids, text or integers.
         item: name of the column of item ids, text or integers.
         time: name of the column of times: numbers (kept as int64 or float64), dates, or dates as
-            ISO 8601 text (float64, seconds since 1970 UTC). None uses the row number.
+            ISO 8601 text (float64, seconds since 1970 UTC), all with an offset from UTC or all
+            without. None uses the row number.
         weight: name of the column of event weights, at least 0; by default every weight is 1.
         user_features: a table with the column `user` and a row for every user.
         item_features: a table with the column `item` and a row for every item. Numbers become
-            int64, or float32 with NaN for missing; text becomes an object array, "" for missing.
+            int64, or float64 with NaN for missing; text becomes an object array, "" for missing.
         repeats: which rows with the same user and item to keep: "keep" all, "distinct" one for
             each time, the "first" or the "last".
         items: ids of a known catalogue, such as that of a trained recommender, whose type the ids
             then have.
         header: names of the columns of a CSV file without a header line.
-        separator: separator of the columns of a CSV file; " " is any number of blanks.
+        separator: separator of the columns of a CSV file, by default a comma, or a semicolon or a
+            tab where the first line has it and no comma; " " is any number of blanks.
         encoding: encoding of a CSV file.
 
     Returns:
@@ -150,7 +152,7 @@ class _Form(NamedTuple):
     """The format of a CSV file."""
 
     header: Sequence[str] | None = None
-    separator: str = ","
+    separator: str | None = None
     encoding: str = "utf-8"
 
 
@@ -165,44 +167,11 @@ def _columns(
         )
 
     def read(path: str | Path) -> Any:
-        if form.header is None and form.separator == ",":
-            return tables.csv_frame(path, wanted, form.encoding, MISSING, text)
-        return _plain_frame(Path(path), text, form)
+        return tables.csv_frame(
+            path, wanted, form.encoding, MISSING, text, form.separator, form.header
+        )
 
     return tables.source_frame(source, wanted, text, read)
-
-
-def _plain_frame(path: Path, text: Sequence[str], form: _Form) -> Any:
-    """A CSV file without a header line, or with a separator other than a comma."""
-    pd = require("pandas", extra="data")
-
-    names = list(form.header or ())
-    keys = [names.index(name) for name in text if name in names] if names else text
-    blanks = form.separator == " "
-    try:
-        with warnings.catch_warnings():
-            # pandas cuts a line longer than the first with a warning, or raises an error
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                path,
-                sep=r"\s+" if blanks else form.separator,
-                engine="c" if blanks or len(form.separator) == 1 else "python",
-                header=None if names else 0,
-                index_col=False,
-                dtype=dict.fromkeys(keys, str),
-                encoding=form.encoding,
-                na_values=[""],
-                keep_default_na=False,
-            )
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    if names:
-        if len(names) != frame.shape[1]:
-            raise ValueError(
-                f"{path} must have {len(names)} columns ({', '.join(names)}), got {frame.shape[1]}"
-            )
-        frame.columns = names
-    return frame
 
 
 def _times(column: Any, what: str) -> np.ndarray:
@@ -217,15 +186,14 @@ def _times(column: Any, what: str) -> np.ndarray:
         if not np.isfinite(times).all():
             raise ValueError(f"{what} must be finite, got inf")
         return np.asarray(times)
-    dates = column
+    wanted = "numbers or dates in ISO 8601"
     if kind != "M":
         number = pd.to_numeric(column, errors="coerce").notna()
-        dates = pd.to_datetime(column.astype(str), format="ISO8601", utc=True, errors="coerce")
-        bad = dates.isna() | number.all()  # digits as text may be a date or a number
-        if bad.any():
-            first = column[bad & ~number if (bad & ~number).any() else bad].iloc[0]
-            raise ValueError(f"{what} must be numbers or dates in ISO 8601, got {first!r}")
-    return np.asarray(dates.to_numpy("datetime64[ns]").astype(np.int64) / 1e9)
+        if number.all():  # digits as text may be a date or a number
+            raise ValueError(f"{what} must be {wanted}, got {column.iloc[0]!r}")
+    dates = utc(column, what, wanted)
+    unit = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[np.datetime_data(dates.dtype)[0]]
+    return np.asarray(dates.astype(np.int64) / unit)
 
 
 def _weights(column: Any, what: str) -> np.ndarray:

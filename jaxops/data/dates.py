@@ -1,0 +1,60 @@
+"""Columns of dates to UTC."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from jaxops._optional import require
+
+OFFSET = r"[T ].*(?:[zZ]|[+-]\d{2}(?::?\d{2})?)$"
+
+
+def utc(column: Any, what: str, wanted: str) -> np.ndarray:
+    """A pandas column of dates, or of texts of dates in ISO 8601, as datetime64 (N,) in UTC.
+
+    Dates without an offset are taken as UTC, if no other date of the column has one. Years are 1 to
+    9999, to the microsecond; nanoseconds are kept where all dates are from 1678 to 2261.
+
+    Args:
+        column: without missing values.
+        what: the column, for messages.
+        wanted: what it must be, for messages.
+
+    Raises:
+        ValueError: a text that is no date; dates with and without an offset in one column.
+
+    >>> import pandas as pd
+    >>> utc(pd.Series(["2024-01-01T02:00:00+02:00", "9999-12-31T00:00:00Z"]), "time", "dates")
+    array(['2024-01-01T00:00:00.000000', '9999-12-31T00:00:00.000000'],
+          dtype='datetime64[us]')
+    """
+    pd = require("pandas", extra="data")
+
+    if column.dtype.kind == "M":
+        zone = getattr(column.dt, "tz", None)
+        return np.asarray((column.dt.tz_convert(None) if zone else column).to_numpy())
+    texts = column.astype(str).reset_index(drop=True)
+    zoned = texts.str.contains(OFFSET).to_numpy(bool)
+    if zoned.any() and not zoned.all():
+        raise ValueError(
+            f"{what} must have an offset from UTC in every row or in none, got "
+            f"{texts[int(zoned.argmax())]!r} and {texts[int(zoned.argmin())]!r}"
+        )
+    parsed = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
+    late = np.flatnonzero(parsed.isna())
+    dates = np.asarray(parsed.dt.tz_convert(None).to_numpy())
+    if len(late):  # years that nanoseconds cannot hold, or no dates
+        dates = dates.astype("datetime64[us]")
+    odd = []
+    for row in late:
+        try:
+            date = datetime.fromisoformat(texts[row])
+            zone = date.tzinfo
+            dates[row] = date.astimezone(UTC).replace(tzinfo=None) if zone else date
+        except (ValueError, OverflowError):
+            odd.append(column.iloc[row])
+    if odd:
+        first = next((text for text in odd if not str(text).isdecimal()), odd[0])
+        raise ValueError(f"{what} must be {wanted}, got {first!r}")
+    return dates
