@@ -181,6 +181,8 @@ class Forecaster:
         known = self._checked(history, horizon, future, levels)
         loc, scale = self.scaling.of(history)
         history = padded(history, module.context) if self.lengthens else history
+        past = self.scaling.covariates("past", history.past)
+        static = self.scaling.covariates("static", history.static)
         variables = jax.device_put(self.variables)
         steps = module.context + module.horizon
         wide = steps * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
@@ -191,9 +193,11 @@ class Forecaster:
             rows = history.offsets[1:][few, None] - module.context + np.arange(module.context)
             windows: Any = (
                 (history.values[rows] - loc[few, None]) / scale[few, None],
-                history.past[rows],
-                np.concatenate([history.known[rows], known[few]], 1),
-                history.static[few],
+                past[rows],
+                self.scaling.covariates(
+                    "known", np.concatenate([history.known[rows], known[few]], 1)
+                ),
+                static[few],
             )
             part = (Inputs(*windows), loc[few], scale[few])
             count = len(rows)

@@ -324,9 +324,8 @@ def _widened(scales: Scaling, series: Series) -> Scaling:
     if scales.kind != "series" or not new.any():
         return scales
     loc, scale = scales.of(some := series.part(new))
-    return Scaling(
-        "series",
-        np.concatenate([scales.loc, loc]),
-        np.concatenate([scales.scale, scale]),
-        np.concatenate([scales.ids.astype(object), some.ids.astype(object)]),
+    return scales._replace(
+        loc=np.concatenate([scales.loc, loc]),
+        scale=np.concatenate([scales.scale, scale]),
+        ids=np.concatenate([scales.ids.astype(object), some.ids.astype(object)]),
     )
