@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops._shapes import next_power_of_two
+from jaxops.forecast.data import grid
+from jaxops.forecast.data.dates import computed
 from jaxops.forecast.data.scales import Scaling
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import padded
@@ -151,6 +153,7 @@ class Forecaster:
         frequency: of the series.
         lengthens: whether a history shorter than the module's context is lengthened by repeats of
             its first row, as by `padded`; an error otherwise.
+        zone: of the series, see there; None where it is not known.
     """
 
     module: Any
@@ -162,6 +165,7 @@ class Forecaster:
     static_names: tuple[str, ...]
     frequency: str
     lengthens: bool = False
+    zone: str | None = None
 
     @property
     def has_quantiles(self) -> bool:
@@ -213,9 +217,16 @@ class Forecaster:
 
     def check(self, history: Series) -> None:
         """Raise `ValueError` for series of other columns or another frequency."""
-        for name in (*NAMED, "frequency"):
+        for name in (*NAMED, "frequency", "zone"):
             trained, given = getattr(self, name), getattr(history, name)
-            if trained != given:
+            if name == "frequency":
+                equal = grid.same(trained, given)
+            elif name == "zone":  # files of before do not know it, nor does it matter without
+                equal = trained is None or not any(map(computed, self.known_names))
+                equal |= trained == given
+            else:
+                equal = trained == given
+            if not equal:
                 raise ValueError(
                     f"history.{name} must be {trained!r}, as in training, got {given!r}"
                 )
@@ -304,4 +315,5 @@ def forecaster(module: Any, state: TrainState, series: Series, scaling: Scaling)
         series.past_names,
         series.static_names,
         series.frequency,
+        zone=series.zone,
     )

@@ -41,6 +41,8 @@ class SeriesReader:
         fill: how gaps are filled.
         duplicates: what is done with them.
         season: steps of one season, the unit of "mase".
+        zone: whose dates and clock are meant.
+        end: "latest" or a time, where all series end.
 
     >>> reader = SeriesReader(2, "D", id="shop", value="sold", known=("day_of_week",))
     >>> table = {"shop": ["a", "a"], "time": ["2024-01-01", "2024-01-02"], "sold": [5, 9]}
@@ -61,6 +63,8 @@ class SeriesReader:
     fill: Fill | Mapping[str, Fill] | None = None
     duplicates: Duplicates = "error"
     season: int = 1
+    zone: str = ""
+    end: str | int | None = None
 
     def series(self, source: Source) -> Series:
         """Series of a table.
@@ -91,12 +95,14 @@ class SeriesReader:
             static=self.static,
             layout=self.layout,
             frequency=self.frequency,
+            zone=self.zone,
             fill=self.fill,
             duplicates=self.duplicates,
+            end=self.end,
         )
         if not made:
             return series
-        columns = calendar_columns(series.times(), series.frequency, made)
+        columns = calendar_columns(series.times(), series.frequency, made, zone=series.zone)
         both, names = np.concatenate([series.known, columns], 1), (*series.known_names, *made)
         order = [names.index(name) for name in known]
         return replace(series, known=both[:, order], known_names=tuple(known))
