@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from small import compilations
 
+from jaxops import forecast
 from jaxops.forecast.classical import ets
 from jaxops.forecast.classical import naive as baselines
 
@@ -180,3 +181,49 @@ def test_what_is_wrong_is_said():
         ets.fit_smoothing(np.ones((1, 9)), 1, forms=["ANA"])
     with pytest.raises(ValueError, match=r"values must have shape \(B, L\)"):
         ets.exponential_smoothing(np.ones(9), 3)
+
+
+PASSENGERS = """112 118 132 129 121 135 148 148 136 119 104 118 115 126 141 135 125 149 170 170 158
+133 114 140 145 150 178 163 172 178 199 199 184 162 146 166 171 180 193 181 183 218 230 242 209 191
+172 194 196 196 236 235 229 243 264 272 237 211 180 201 204 188 235 227 234 264 302 293 259 229 203
+229 242 233 267 269 270 315 364 347 312 274 237 278 284 277 317 313 318 374 413 405 355 306 271 306
+315 301 356 348 355 422 465 467 404 347 305 336 340 318 362 348 363 435 491 505 404 359 310 337 360
+342 406 396 420 472 548 559 463 407 362 405 417 391 419 461 472 535 622 606 508 461 390 432"""
+LIKELY = {"ANA": (-586.04, -480.37), "MNM": (-530.60, -425.04), "MAM": (-522.49, -417.15)}
+"""What statsmodels' ETSModel reaches on all 144 months, and on the first 120."""
+
+
+@pytest.mark.slow
+def test_airline_passengers_are_fitted_to_the_greatest_likelihood():
+    """Seasons that do not change, and those that change as much as they may (ANA of 120)."""
+    values = np.array(PASSENGERS.split(), np.float32)
+    batch = np.stack([values, np.append(np.zeros(24, np.float32), values[:120])])
+    fit = ets.fit_smoothing(batch, 12, [144, 120], tuple(LIKELY))
+    n, k = np.array([[144.0], [120.0]]), np.array([[15.0, 15.0, 17.0]])
+    likelihood = k + k * (k + 1) / (n - k - 1) - np.asarray(fit.aicc, np.float64) / 2
+    assert (likelihood > np.array(list(LIKELY.values())).T - 0.1).all()
+
+
+def test_quantiles_of_outliers_and_short_series_are_of_their_size():
+    """A relative error as large as the mean has normal paths that cross 0."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(20, 60).astype(float)
+    counts[-10] = 400
+    rows = [np.append(np.ones(39), 1e6), counts, [1.0, 2, 4, 3, 5], [5.0]]
+    history = forecast.from_arrays(["spike", "outlier", "short", "one"], rows)
+    told = forecast.forecast(forecast.Baseline("ets"), history, 10)
+    low, middle, high = np.moveaxis(told.quantiles[:, :, 0], -1, 0)
+    mean, largest = told.mean[:, :, 0], np.array([[max(x)] for x in rows[:3]])
+    assert np.isfinite(mean).all() and np.isfinite(low[:3]).all()
+    assert (np.abs(np.stack([low, middle, high]))[:, :3] < 5 * largest).all()
+    assert (np.abs(middle - mean) < 0.25 * (high - low))[:3].all()  # and not far from the mean
+    assert (mean[3] == 5).all() and np.isnan(low[3]).all()  # no error to learn from
+
+
+@pytest.mark.parametrize(
+    ("row", "forms"),
+    [([0.0, 3, 0, 5, 2, 0, 1, 4] * 2, ["MAM"]), ([3.0, 1, 4, 1, 5, 9], ["ANA"])],
+)
+def test_a_form_that_does_not_fit_is_refused(row, forms):
+    with pytest.raises(ValueError, match="forms must have one that fits each series, or ANN, got"):
+        ets.exponential_smoothing(np.array([row], np.float32), 2, SEASON, forms=forms)
