@@ -26,6 +26,8 @@ import numpy as np
 from jax.scipy import special
 from jax.scipy.linalg import cho_solve, solve_triangular
 
+from jaxops.decide import _checks as checks
+
 Array = jax.Array
 State = Any
 NODES = np.linspace(-6, 6, 33)  # standard deviations about each arm's mean
@@ -351,10 +353,8 @@ def checked(
     if not any(isinstance(x, jax.core.Tracer) for x in (context, arm, reward, weight)):
         real = np.asarray(weight) > 0
         a, r, x = np.asarray(arm)[real], np.asarray(reward)[real], np.asarray(context)[real]
-        if a.size and not (np.issubdtype(a.dtype, np.integer) and 0 <= a.min() <= a.max() < arms):
-            raise ValueError(
-                f"arm must be integers in [0, {arms}), got {a.min()} to {a.max()} ({a.dtype})"
-            )
+        if a.size:
+            checks.arms(a, arms)
         for name, rows in (("context", x), ("reward", r)):
             if not np.isfinite(rows).all():
                 raise ValueError(f"{name} must be finite where mask is not 0, got NaN or infinity")

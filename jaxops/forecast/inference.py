@@ -94,12 +94,18 @@ def answering(model: Any) -> Any:
     return inside(model, answers, "a model that forecasts")
 
 
+def levels_of(method: Any) -> tuple[float, ...]:
+    """The levels of the quantiles that a model was calibrated for, or else has."""
+    has = (0.1, 0.5, 0.9) if getattr(method, "has_quantiles", True) else ()
+    return tuple(getattr(method, "levels", has))
+
+
 def forecast(
     model: Any,
     history: Series,
     horizon: int | None = None,
     future: np.ndarray | None = None,
-    levels: Sequence[float] = (0.1, 0.5, 0.9),
+    levels: Sequence[float] | None = None,
 ) -> Forecast:
     """Forecast the steps after the end of each series, whether it was in training or not.
 
@@ -111,8 +117,9 @@ def forecast(
         future: float (S, H, K), the known covariates of the steps to come, for a history that has
             some. It covers the whole horizon of the model, even where fewer steps are forecast. See
             `future_covariates`.
-        levels: of the quantiles, rising in (0, 1); () for none. A model of points has none, until
-            `calibrated` puts some around it.
+        levels: of the quantiles, rising in (0, 1); () for none. By default those that the model was
+            calibrated for, or else 0.1, 0.5 and 0.9; none of a model of points, until `calibrated`
+            puts some around it.
 
     Returns:
         A `Forecast` of S series and H steps.
@@ -127,12 +134,13 @@ def forecast(
     >>> forecast(Baseline("seasonal_naive", 3), week, horizon=2, levels=()).mean.ravel().tolist()
     [5.0, 9.0]
     """
-    levels = tuple(levels)
+    model = answering(model)
+    levels = levels_of(model) if levels is None else tuple(levels)
     if any(not 0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
         raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels}")
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
-    mean, quantiles = answering(model).answer(history, horizon, future, levels)
+    mean, quantiles = model.answer(history, horizon, future, levels)
     times = history.future(mean.shape[1])
     return Forecast(history.ids, times, mean, levels, quantiles, history.channels)
 

@@ -20,8 +20,8 @@ from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import Rows, Windows, origins
 from jaxops.forecast.ensembles import Ensemble, LogScale, logarithms
 from jaxops.forecast.evaluation import score
-from jaxops.forecast.inference import Forecaster, answering, forecaster
-from jaxops.forecast.reader import SeriesReader, levels_of, reader_of
+from jaxops.forecast.inference import Forecaster, answering, forecaster, levels_of
+from jaxops.forecast.reader import SeriesReader, reader_of
 from jaxops.forecast.recipes import (
     held_rows,
     methods,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.data.tables import Source
-from jaxops.forecast.conformal import Conformal
 from jaxops.forecast.data import reading
 from jaxops.forecast.data.dates import calendar_columns, computed
 from jaxops.forecast.data.future import future_covariates
@@ -143,16 +142,8 @@ class SeriesReader:
         if history.known_names and not isinstance(future, np.ndarray):
             key = self.id if self.layout == "long" else None
             future = future_covariates(history, self.horizon, future, id=key, time=self.time)
-        levels = levels_of(method) if levels is None else levels
         horizon = self.horizon if horizon is None else horizon
         return forecast(method, history, horizon, future, levels)
-
-
-def levels_of(method: Any) -> tuple[float, ...]:
-    """The levels of the quantiles that a model was calibrated for, or else has."""
-    if isinstance(method, Conformal):
-        return method.levels
-    return (0.1, 0.5, 0.9) if getattr(method, "has_quantiles", True) else ()
 
 
 def reader_of(model: Any) -> SeriesReader:

@@ -5,11 +5,11 @@ import pytest
 from small import compilations
 
 from jaxops import forecast
-from jaxops.forecast.classical import ets
+from jaxops.forecast.classical import ets, recursions
 from jaxops.forecast.classical import naive as baselines
 
 SEASON, LENGTHS = 4, (64, 61, 50, 3, 30, 40, 20)
-run, paths = jax.jit(ets.run), jax.jit(ets.paths)
+run, paths = jax.jit(recursions.run), jax.jit(recursions.paths)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def fits(batch):
     """
     values, lengths = batch
     rubbish = np.where(np.asarray(baselines.inside(values, lengths)), values, -1e3)
-    upside_down = ets.fit_smoothing(rubbish[::-1], SEASON, lengths[::-1], ets.FORMS)
-    return ets.fit_smoothing(values, SEASON, lengths, ets.FORMS), upside_down
+    upside_down = ets.fit_smoothing(rubbish[::-1], SEASON, lengths[::-1], recursions.FORMS)
+    return ets.fit_smoothing(values, SEASON, lengths, recursions.FORMS), upside_down
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def theirs(y, form, **known):
     )
 
 
-@pytest.mark.parametrize("form", ets.FORMS)
+@pytest.mark.parametrize("form", recursions.FORMS)
 def test_likelihood_and_forecast_for_given_weights(batch, form):
     y = batch[0][0]
     trend, seasonal = form[1] == "A", form[-1] != "N"
@@ -74,10 +74,10 @@ def test_likelihood_and_forecast_for_given_weights(batch, form):
     gamma = values["smoothing_seasonal"] = 0.0 if form[-1] == "M" else 0.2
     result = model.smooth([values[name] for name in model.param_names if name in values])
 
-    one = jax.tree.map(lambda x: x[0], ets.Form.of([form]))
-    weights = ets.Weights(0.3, 0.1 * trend, gamma * seasonal, 0.9 if "d" in form else 1.0)
+    one = jax.tree.map(lambda x: x[0], recursions.Form.of([form]))
+    weights = recursions.Weights(0.3, 0.1 * trend, gamma * seasonal, 0.9 if "d" in form else 1.0)
     first = jnp.asarray(season if seasonal else np.zeros(4), jnp.float32)
-    state = ets.State(jnp.float32(48), jnp.float32(0.7 * trend), first)
+    state = recursions.State(jnp.float32(48), jnp.float32(0.7 * trend), first)
     there = jnp.ones(64, bool)
     after, means = run(one, weights, state, jnp.asarray(y), there)
     np.testing.assert_allclose(means, result.fittedvalues, rtol=1e-4)
@@ -101,20 +101,20 @@ def test_multiplicative_season_by_the_book(batch):
         slope = 0.9 * slope + 0.1 / 0.3 * (new - base)
         season.append(0.2 * value / base + 0.8 * season[t])
         level = new
-    one = jax.tree.map(lambda x: x[0], ets.Form.of(["MAdM"]))
-    state = ets.State(jnp.float32(48), jnp.float32(0.7), jnp.array(season[:4], jnp.float32))
-    weights = ets.Weights(0.3, 0.1, 0.2, 0.9)
+    one = jax.tree.map(lambda x: x[0], recursions.Form.of(["MAdM"]))
+    state = recursions.State(jnp.float32(48), jnp.float32(0.7), jnp.array(season[:4], jnp.float32))
+    weights = recursions.Weights(0.3, 0.1, 0.2, 0.9)
     after, means = run(one, weights, state, jnp.asarray(y), jnp.ones(64, bool))
     np.testing.assert_allclose(means, expected, rtol=1e-4)
     np.testing.assert_allclose(after.season, season[-4:], rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", ets.FORMS)
+@pytest.mark.parametrize("form", recursions.FORMS)
 def test_fit_is_as_likely_as_statsmodels(batch, fit, form):
     y, n = batch[0][0], 64
     result = theirs(y, form).fit(disp=False)
     k = 3 + 2 * (form[1] == "A") + ("d" in form) + 4 * (form[-1] != "N")
-    ours = k + k * (k + 1) / (n - k - 1) - fit.aicc[0, ets.FORMS.index(form)] / 2
+    ours = k + k * (k + 1) / (n - k - 1) - fit.aicc[0, recursions.FORMS.index(form)] / 2
     assert ours > result.llf - 1
 
 
@@ -127,9 +127,9 @@ def test_company_and_padding_change_nothing(fits):
 def test_each_series_has_a_form_that_fits_it(batch, fit):
     aicc = np.asarray(fit.aicc)
     np.testing.assert_array_equal(aicc.argmin(1)[[0, 1, 2, 4]], np.asarray(fit.form)[[0, 1, 2, 4]])
-    assert ets.FORMS[int(fit.form[0])][-1] == "M"  # as it was made
-    assert ets.FORMS[int(fit.form[3])] == "ANN" and np.isinf(aicc[3]).all()  # three values
-    relative = [name[0] == "M" for name in ets.FORMS]
+    assert recursions.FORMS[int(fit.form[0])][-1] == "M"  # as it was made
+    assert recursions.FORMS[int(fit.form[3])] == "ANN" and np.isinf(aicc[3]).all()  # three values
+    relative = [name[0] == "M" for name in recursions.FORMS]
     assert np.isinf(aicc[4, relative]).all() and np.isfinite(aicc[4, ~np.array(relative)]).all()
     w = fit.weights
     assert ((w.beta <= w.alpha) & (w.gamma <= 1 - w.alpha) & (w.alpha > 0) & (w.alpha < 1)).all()
@@ -138,10 +138,12 @@ def test_each_series_has_a_form_that_fits_it(batch, fit):
 @pytest.mark.slow
 def test_the_weights_of_a_long_series_are_found():
     rng = np.random.default_rng(1)
-    form = jax.tree.map(lambda x: x[0], ets.Form.of(["AAdA"]))
-    weights = ets.Weights(0.5, 0.1, 0.2, 0.9)
-    state = ets.State(jnp.float32(100), jnp.float32(1), jnp.array([5.0, 3, -2, -6]))
-    x = ets.paths(form, weights, state, jnp.float32(1), jnp.asarray(rng.normal(size=(8, 1000))))
+    form = jax.tree.map(lambda x: x[0], recursions.Form.of(["AAdA"]))
+    weights = recursions.Weights(0.5, 0.1, 0.2, 0.9)
+    state = recursions.State(jnp.float32(100), jnp.float32(1), jnp.array([5.0, 3, -2, -6]))
+    x = recursions.paths(
+        form, weights, state, jnp.float32(1), jnp.asarray(rng.normal(size=(8, 1000)))
+    )
     found = ets.fit_smoothing(x.astype(jnp.float32), 4, forms=["AAdA"])
     for name in ("alpha", "beta", "gamma"):
         assert np.median(getattr(found.weights, name)) == pytest.approx(
@@ -170,7 +172,7 @@ def test_quantiles_are_those_of_the_model_and_a_second_call_compiles_nothing(bat
 
 
 def test_constant_series_go_on(fit):
-    ahead = ets.mean_path(fit, 5, ets.FORMS)
+    ahead = ets.mean_path(fit, 5, recursions.FORMS)
     np.testing.assert_allclose(ahead[5:], [[7] * 5, [0] * 5], atol=1e-3)
 
 
