@@ -269,7 +269,12 @@ class Forecaster:
             return np.zeros((count, module.horizon, 0), np.float32)
         if future is None:
             raise ValueError(f"future must have {self.known_names} of the steps to come, got None")
-        future = np.asarray(future, np.float32)
+        if not isinstance(future, np.ndarray):
+            raise ValueError(
+                f"future must be an array ({count}, {module.horizon}, {width}), got "
+                f"{type(future).__name__}; `future_covariates` makes it from a table"
+            )
+        future = future.astype(np.float32)
         if future.ndim != 3 or (len(future), future.shape[2]) != (count, width):
             raise ValueError(
                 f"future must have shape ({count}, {module.horizon}, {width}), got {future.shape}"

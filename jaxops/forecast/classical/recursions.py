@@ -1,7 +1,7 @@
 """The recursions of exponential smoothing in state space form; see `ets`.
 
-With base = level + damping * slope and season s of a cycle before, the mean is base + s or base * s,
-the error e = value - mean, and
+With base = level + damping * slope and season s of a cycle before, the mean is base + s or
+base * s, the error e = value - mean, and
 
     level' = base + alpha e / w,  slope' = damping slope + beta e / w,  s' = s + gamma e / v
 

@@ -68,7 +68,10 @@ def future_covariates(
         future[:, :, [names.index(x) for x in made]] = columns.reshape(*times.shape, -1)
     if read:
         if table is None:
-            raise ValueError(f"source must be a table with columns {', '.join(read)}, got None")
+            raise ValueError(
+                f"source must be a table with columns {', '.join(read)}, got None; dates= gives "
+                "those of `calendar`"
+            )
         part = _read(series, *table, read, horizon, id, time)
         future[:, :, [names.index(x) for x in read]] = part
     return future

@@ -42,7 +42,8 @@ def series(
     rows, duplicates, gaps and missing numbers are in `report` of the series.
 
     Args:
-        source: a file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name.
+        source: a file of CSV (.gz too) or Parquet, a frame of pandas (with its times as a column or
+            as its index), polars or PyArrow, or arrays by name.
         id: the column of the series' id, text or integers, of a long table.
         time: the column of times: integers, which are counts (20240131 too); dates or periods, or
             their text in ISO 8601, or quarters such as "2024Q1". With a zone or an offset from UTC,
@@ -90,6 +91,9 @@ def series(
     """
     _word("layout", layout, ("long", "series", "channels"))
     _word("duplicates", duplicates, ("error", "sum", "mean", "last"))
+    for argument, column in (("id", id), ("time", time)):
+        if not isinstance(column, str | int):
+            raise ValueError(f"{argument} must be the name of one column, got {column!r}")
     known, past, static = names(known), names(past), names(static)
     frequency = None if frequency is None else grid.canonical(frequency)
     if layout == "series" and (past or static):
@@ -153,7 +157,20 @@ def frame(
     def read(path: str | Path) -> Any:
         return tables.csv_frame(path, chosen, encoding, MISSING, text)
 
-    return tables.source_frame(source, chosen, needed, read)
+    return tables.source_frame(_with_times(source, needed[-1]), chosen, needed, read)
+
+
+def _with_times(source: Any, time: str) -> Any:
+    """The source; of pandas, with the times of the index as a column."""
+    pd = require("pandas", extra="data")
+
+    if isinstance(source, pd.Series):
+        source = source.to_frame("value" if source.name is None else source.name)
+    if not isinstance(source, pd.DataFrame) or time in source.columns:
+        return source
+    if source.index.name is None and isinstance(source.index, pd.DatetimeIndex | pd.PeriodIndex):
+        source = source.rename_axis(time)
+    return source.reset_index() if time in source.index.names else source
 
 
 def times(
@@ -214,7 +231,10 @@ def _parsed(unique: np.ndarray, what: str) -> tuple[Any, Any]:
     )
     if parsed.isna().any():
         odd = unique[int(parsed.isna().argmax())]
-        raise ValueError(f"{what} must be whole numbers or dates in ISO 8601, got {odd!r}")
+        raise ValueError(
+            f"{what} must be whole numbers or dates in ISO 8601, got {odd!r}; "
+            "pandas.to_datetime reads other forms"
+        )
     utc, written = (pd.DatetimeIndex(x).tz_convert(None) for x in (parsed, local))
     return utc, written if moved.any() else utc
 

@@ -118,7 +118,8 @@ def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> S
     if empty.any():
         name = str(series.ids[empty.argmax()])
         raise ValueError(
-            f"rows must have at least 1 row of each series, got none of series {name!r}"
+            f"rows must have at least 1 row of each series, got none of series {name!r} "
+            f"({empty.sum()} of {len(series)}); `series.part` leaves series out before the split"
         )
     offsets, training = ranges(rows[:, 0], rows[:, 1])
     covariates: dict[str, Any] = {
