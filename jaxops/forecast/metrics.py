@@ -110,8 +110,8 @@ def mase(
         bad = ~(scale > 0)
         raise ValueError(
             f"scale must be above 0, got {scale[bad][0]:g} for window {bad.any(1).argmax()} "
-            f"({bad.sum():,} of {scale.size:,}); leave out series that repeat themselves exactly or "
-            "have no more than a season"
+            f"({bad.sum():,} of {scale.size:,}); leave out series that repeat themselves exactly "
+            "or have no more than a season"
         )
     return _mean(np.abs(forecast - target) / scale[:, None], per)
 
