@@ -53,6 +53,16 @@ def test_calendars_of_hours_read_the_clock_of_the_zone():
         np.testing.assert_allclose(ahead[0, :, 0], np.array([23, 0]) / 23 - 0.5, atol=1e-6)
 
 
+def test_single_times_with_a_zone_are_read_as_columns_of_them():
+    start = pd.Timestamp("2024-01-01", tz="Europe/Berlin")
+    day, hour = (f.from_arrays(["a"], [range(9)], start=start, frequency=x) for x in ("D", "h"))
+    assert day.start == np.datetime64("2024-01-01")
+    assert hour.start == np.datetime64("2023-12-31T23")
+    for series, second in ((day, "2024-01-02"), (hour, "2024-01-01T01:00")):
+        limit = pd.Timestamp(second, tz="Europe/Berlin")
+        assert f.split_by_time(series, limit, limit).train.tolist() == [[0, 1]]
+
+
 def test_a_model_keeps_the_zone_of_its_training(tmp_path):
     times = pd.date_range("2024-11-02", periods=72, freq="h", tz="America/New_York")
     table = pd.DataFrame({"id": "a", "time": times, "value": np.arange(72.0)})

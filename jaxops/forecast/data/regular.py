@@ -173,7 +173,8 @@ def _lengths(
 ) -> np.ndarray:
     """Rows of each series up to an end that is the same for all."""
     times = table.times[last]
-    until = times.max() if isinstance(end, str) and end == "latest" else as_time(end, "end")
+    latest = isinstance(end, str) and end == "latest"
+    until = times.max() if latest else as_time(end, "end", frequency)
     if until.dtype.kind != times.dtype.kind or until.ndim or until < times.max():
         row = last[int(times.argmax())]
         raise ValueError(

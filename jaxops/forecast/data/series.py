@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -297,7 +298,9 @@ def from_arrays(
     table = np.concatenate(tables)
     return Series(
         ids=names,
-        start=np.broadcast_to(as_time(start, "start"), names.shape).copy(),
+        start=np.broadcast_to(
+            as_time(start, "start", grid.canonical(frequency)), names.shape
+        ).copy(),
         frequency=frequency,
         offsets=offsets,
         values=table,
@@ -331,9 +334,21 @@ def _covariates(
     return table
 
 
-def as_time(time: object, name: str) -> np.ndarray:
-    """Integers as int64, and dates as datetime64[s], of any shape."""
+def as_time(time: object, name: str, frequency: str) -> np.ndarray:
+    """Integers as int64, and dates as datetime64[s], of any shape.
+
+    Those with a zone are local for steps of a day and more, and of UTC for others.
+    """
     array = np.asarray(time)
+    if array.dtype == object:
+        days = grid.long(frequency)
+        bare = [
+            (x if days else x.astimezone(UTC)).replace(tzinfo=None)
+            if getattr(x, "tzinfo", None) is not None
+            else x
+            for x in array.ravel()
+        ]
+        array = np.array(bare, object).reshape(array.shape)
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
     try:
