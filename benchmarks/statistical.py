@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxops import forecast
-from jaxops.forecast.classical.ets import FORMS
+from jaxops.forecast.classical.recursions import FORMS
 from jaxops.trust import report
 
 SEASON, HORIZON = 24, 48

@@ -40,6 +40,17 @@ def whole(**values: int) -> None:
             raise ValueError(f"{name} must be a whole number of periods, at least 0, got {value!r}")
 
 
+def arms(arm: np.ndarray, count: int) -> None:
+    """Raise ValueError unless all are integers below the number of arms."""
+    if not np.issubdtype(arm.dtype, np.integer):
+        raise ValueError(
+            f"arm must be integers, the number of each arm, got {arm.dtype}, such as "
+            f"{arm.flat[0].item()!r}"
+        )
+    if not 0 <= arm.min() <= arm.max() < count:
+        raise ValueError(f"arm must be integers in [0, {count}), got {arm.min()} to {arm.max()}")
+
+
 def known(**values: Any) -> None:
     """Raise ValueError where one is traced: shapes of the result depend on it."""
     for name, value in values.items():

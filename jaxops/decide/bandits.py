@@ -26,6 +26,8 @@ import numpy as np
 from jax.scipy import special
 from jax.scipy.linalg import cho_solve, solve_triangular
 
+from jaxops.decide import _checks as checks
+
 Array = jax.Array
 State = Any
 NODES = np.linspace(-6, 6, 33)  # standard deviations about each arm's mean
@@ -48,8 +50,9 @@ class Bandit(NamedTuple):
 
     Attributes:
         init: `() -> state`.
-        probabilities: `(state, context) -> (B, A)`, of taking each arm; `context` is float (B, D),
-            a row for each decision. A bandit without features reads only B of it.
+        probabilities: `(state, context, allowed=None) -> (B, A)`, of taking each arm; `context` is
+            float (B, D), a row for each decision. A bandit without features reads only B of it.
+            `allowed` is bool (A,) or (B, A), the arms on offer; an arm that is not has 0.
         update: `(state, context, arm, reward, mask=None) -> state`, from rows whose reward is
             known: `arm` int (B,), `reward` float (B,); `mask` (B,), 0 where a row is padding, or
             its reward is not yet known. Outside of jit it raises ValueError for an arm outside
@@ -57,18 +60,39 @@ class Bandit(NamedTuple):
     """
 
     init: Callable[[], State]
-    probabilities: Callable[[State, Array], Array]
+    probabilities: Callable[..., Array]
     update: Callable[..., State]
 
-    def choose(self, state: State, context: Array, key: Array) -> Choice:
+    def choose(
+        self, state: State, context: Array, key: Array, allowed: Array | None = None
+    ) -> Choice:
         """Draw an arm from `probabilities` for each row of a context.
 
         Args:
             state: of the bandit.
             context: float (B, D).
             key: of `jax.random`.
+            allowed: bool (A,) or (B, A), the arms on offer, at least one a row; None for all. Make
+                a bandit with arms to spare, and allow those that are in use.
+
+        Raises:
+            ValueError: a row without an arm on offer, or numbers that are not bool.
         """
-        return _drawn(self.probabilities(state, context), key)
+        if allowed is None:
+            return _drawn(self.probabilities(state, context), key)
+        if not isinstance(allowed, jax.core.Tracer):
+            given = np.asarray(allowed)
+            if given.dtype != bool or not given.any(-1).all():
+                raise ValueError(
+                    "allowed must be bool with at least 1 arm in each row, got "
+                    f"{given.dtype} with {given.sum(-1).min()} arms in some row"
+                )
+        return _drawn(self.probabilities(state, context, allowed), key)
+
+
+def offers(allowed: Array | None, count: int, arms: int) -> Array:
+    """Bool (count, arms) of the arms on offer, all for None."""
+    return jnp.broadcast_to(True if allowed is None else jnp.asarray(allowed), (count, arms))
 
 
 @jax.jit
@@ -173,11 +197,12 @@ def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> 
     """
 
     @jax.jit
-    def probabilities(state: Linear, context: Array) -> Array:
+    def probabilities(state: Linear, context: Array, allowed: Array | None = None) -> Array:
         mean, spread = values(state, _context(features, context))
+        bound = jnp.where(offers(allowed, *mean.shape), mean + alpha * spread, -jnp.inf)
         # A sort keeps its numbers. The compiler may compute `upper` itself once for the maximum and
         # again for the comparison, with another rounding, and then no arm would be the best.
-        upper, arm = jax.lax.top_k(mean + alpha * spread, arms)
+        upper, arm = jax.lax.top_k(bound, arms)
         best = (upper == upper[:, :1]).astype(jnp.float32)
         p = best / best.sum(1, keepdims=True)
         return jnp.take_along_axis(p, jnp.argsort(arm, axis=1), axis=1)
@@ -215,12 +240,13 @@ def thompson(arms: int, features: int, noise: float | None = None, ridge: float 
     """
 
     @jax.jit
-    def probabilities(state: Linear, context: Array) -> Array:
+    def probabilities(state: Linear, context: Array, allowed: Array | None = None) -> Array:
         mean, spread = values(state, _context(features, context))
         spread = spread * noise_of(state, noise)
         nodes = mean[..., None] + spread[..., None] * jnp.asarray(NODES, jnp.float32)[None, None]
         nodes = jnp.sort(nodes.reshape(len(mean), 1, -1))
-        return _best(special.log_ndtr((nodes - mean[..., None]) / spread[..., None]))
+        log_cdf = special.log_ndtr((nodes - mean[..., None]) / spread[..., None])
+        return _best(log_cdf, offers(allowed, *mean.shape))
 
     return Bandit(lambda: start(arms, features, ridge), probabilities, learn)
 
@@ -260,7 +286,7 @@ def beta_thompson(arms: int) -> Bandit:
         return _count(state, *checked(arms, None, context, arm, reward, mask, unit=True)[1:])
 
     @jax.jit
-    def probabilities(state: Counts, context: Array) -> Array:
+    def probabilities(state: Counts, context: Array, allowed: Array | None = None) -> Array:
         a, b = state
         # the logit of a Beta variable is nearly normal, with known moments
         mean = special.digamma(a) - special.digamma(b)
@@ -270,8 +296,10 @@ def beta_thompson(arms: int) -> Bandit:
         grid = jnp.broadcast_to(nodes, (arms, nodes.size))
         a, b = (jnp.broadcast_to(x[:, None], grid.shape) for x in state)
         cdf = special.betainc(a, b, grid)
-        p = _best(jnp.log(jnp.maximum(cdf, 1e-30))[None])
-        return jnp.broadcast_to(p, (len(context), arms))
+        log_cdf = jnp.log(jnp.maximum(cdf, 1e-30))[None]
+        if allowed is None:
+            return jnp.broadcast_to(_best(log_cdf), (len(context), arms))
+        return _best(log_cdf, offers(allowed, len(context), arms))
 
     return Bandit(lambda: Counts(jnp.ones(arms), jnp.ones(arms)), probabilities, update)
 
@@ -308,15 +336,21 @@ def explore(bandit: Bandit, epsilon: float) -> Bandit:
         raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")
 
     @jax.jit
-    def probabilities(state: State, context: Array) -> Array:
-        p = bandit.probabilities(state, context)
-        return (1 - epsilon) * p + epsilon / p.shape[1]
+    def probabilities(state: State, context: Array, allowed: Array | None = None) -> Array:
+        if allowed is None:
+            p = bandit.probabilities(state, context)
+        else:
+            p = bandit.probabilities(state, context, allowed)
+        some = offers(allowed, *p.shape).astype(p.dtype)
+        return (1 - epsilon) * p + epsilon * some / some.sum(1, keepdims=True)
 
     return bandit._replace(probabilities=probabilities)
 
 
-def _best(log_cdf: Array) -> Array:
+def _best(log_cdf: Array, allowed: Array | None = None) -> Array:
     """The probability that each arm is the best, (B, A), from log F_a at sorted nodes (B, A, J)."""
+    if allowed is not None:  # an arm that is not on offer is below all others for certain
+        log_cdf = jnp.where(allowed[..., None], log_cdf, 0)
     others = jnp.exp(log_cdf.sum(1, keepdims=True) - log_cdf)
     steps = jnp.diff(jnp.exp(log_cdf))
     p = (steps * (others[..., 1:] + others[..., :-1]) / 2).sum(-1)
@@ -351,10 +385,8 @@ def checked(
     if not any(isinstance(x, jax.core.Tracer) for x in (context, arm, reward, weight)):
         real = np.asarray(weight) > 0
         a, r, x = np.asarray(arm)[real], np.asarray(reward)[real], np.asarray(context)[real]
-        if a.size and not (np.issubdtype(a.dtype, np.integer) and 0 <= a.min() <= a.max() < arms):
-            raise ValueError(
-                f"arm must be integers in [0, {arms}), got {a.min()} to {a.max()} ({a.dtype})"
-            )
+        if a.size:
+            checks.arms(a, arms)
         for name, rows in (("context", x), ("reward", r)):
             if not np.isfinite(rows).all():
                 raise ValueError(f"{name} must be finite where mask is not 0, got NaN or infinity")

@@ -7,8 +7,7 @@ In each period, for every item:
    at once;
 3. demand arrives: it is sold as far as there is stock, and the rest is lost or back-ordered;
 4. a unit in stock at the end costs `holding`, a unit of lost demand or of back-orders `shortage`,
-an
-   order `fixed`, whatever its size; a unit sold earns `price`.
+   an order `fixed`, whatever its size; a unit sold earns `price`.
 
 The stock is piecewise linear in the orders, so its gradient is exact almost everywhere, and the
 mean of the gradient over random demand is that of the expected cost (infinitesimal perturbation
@@ -89,6 +88,7 @@ def simulate(
     lead_time: int = 0,
     back_orders: bool = False,
     stock: Any = 0.0,
+    pipeline: Any = None,
     softness: Any = 1.0,
 ) -> Trajectory:
     """Simulate an ordering policy for B items over T periods of demand.
@@ -105,7 +105,8 @@ def simulate(
         lead_time: periods until an order arrives, a whole number: an order of period t serves
             demand from period t + lead_time on.
         back_orders: whether unmet demand is back-ordered; else it is lost.
-        stock: () or (B,), at the start, when nothing is on order.
+        stock: () or (B,), at the start; below 0 for customers who wait, with `back_orders`.
+        pipeline: (B, lead_time), on order at the start, the next arrival first; None for nothing.
         softness: () or (B,), in units: the fixed cost acts on the gradient of orders up to about
             this size.
 
@@ -116,7 +117,8 @@ def simulate(
         ValueError: demand of another shape, below 0 or not finite; features of another B or T, or
             not finite; a holding or shortage cost that is not above 0; a fixed cost or price below
             0; costs of another shape; a lead time that is not a whole number of at least 0; an
-            initial stock below 0; a softness that is not above 0.
+            initial stock below 0 without `back_orders`; a pipeline of another shape, or below 0; a
+            softness that is not above 0.
 
     >>> from jaxops.decide import base_stock
     >>> demand = [[3.0, 6.0, 2.0]]
@@ -125,9 +127,19 @@ def simulate(
     [[2. 0. 3.]] [[0. 3. 5.]] 9.0
     """
     demand, features, costs = checked(demand, features, costs, lead_time)
-    checks.not_negative(stock=stock)
+    (checks.finite if back_orders else checks.not_negative)(stock=stock)
     checks.positive(softness=softness)
-    start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), demand.shape[:1])
+    shape = len(demand), lead_time
+    if pipeline is None:
+        pipeline = jnp.zeros(shape)
+    checks.not_negative(pipeline=pipeline)
+    if jnp.shape(pipeline) != shape:
+        raise ValueError(
+            f"pipeline must have shape {shape}, the items and the lead time, got "
+            f"{jnp.shape(pipeline)}"
+        )
+    at_first = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), demand.shape[:1])
+    start = at_first, jnp.asarray(pipeline, jnp.float32)
     return _simulate(
         policy, params, demand, features, costs, start, lead_time, back_orders, softness
     )
@@ -140,13 +152,11 @@ def _simulate(
     demand: Array,
     features: Array,
     costs: Costs,
-    stock: Array,
+    start: tuple[Array, Array],
     lead_time: int,
     back_orders: bool,
     softness: Array,
 ) -> Trajectory:
-    state = stock, jnp.zeros((len(demand), lead_time))
-
     def period(state: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[Any, Trajectory]:
         stock, pipeline = state
         needed, seen = now
@@ -174,7 +184,7 @@ def _simulate(
         )
 
     periods = demand.T, jnp.swapaxes(features, 0, 1)
-    _, out = jax.lax.scan(period, state, periods)
+    _, out = jax.lax.scan(period, start, periods)
     return jax.tree.map(jnp.transpose, out)
 
 

@@ -42,21 +42,22 @@ def newsvendor_normal(mean: Any, sd: Any, holding: Any, shortage: Any, lead_time
 
     Args:
         mean: of one period's demand, at least 0; all arguments broadcast.
-        sd: standard deviation of one period's demand; periods are independent.
+        sd: standard deviation of one period's demand, 0 for one that is certain; periods are
+            independent.
         holding: cost of a unit too many.
         shortage: cost of a unit too few.
         lead_time: periods until an order arrives, a whole number.
 
     Raises:
-        ValueError: a value that is not finite; a mean below 0; an sd or a cost that is not above 0;
+        ValueError: a value that is not finite; a mean or an sd below 0; a cost that is not above 0;
             a lead time that is not a whole number of at least 0.
 
     >>> order = newsvendor_normal(120, 10, holding=2, shortage=18)
     >>> print(f"{order.quantity:.4f} {order.cost:.4f}")
     132.8155 35.0997
     """
-    checks.not_negative(mean=mean)
-    checks.positive(sd=sd, holding=holding, shortage=shortage)
+    checks.not_negative(mean=mean, sd=sd)
+    checks.positive(holding=holding, shortage=shortage)
     checks.whole(lead_time=lead_time)
     return _normal(*checks.together(mean, sd, holding, shortage), lead_time + 1)
 

@@ -11,16 +11,21 @@ which it would take each of the A arms in the same situations, (N, A). All is Nu
                     the propensities or the model are right, and mostly of the least variance
 
 With few effective rows the intervals are somewhat narrow: in simulation with 110 effective rows of
-400, 95 % intervals covered the truth in 91 to 93 % of cases. Rows are assumed independent; several
-decisions about one customer are not, and make the intervals too narrow. To evaluate the best of
-many policies, chosen by their values, use another log.
+400, 95 % intervals covered the truth in 91 to 93 % of cases. Below 10 they are infinite: a row or
+two decide the estimate, and the others do not tell how far off it is. Rows are assumed independent;
+several decisions about one customer are not, and make the intervals too narrow. To evaluate the
+best of many policies, chosen by their values, use another log.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxops.decide import _checks as checks
 from jaxops.trust.intervals import interval
+
+FEWEST = 10
+"""Effective rows from which an estimate has an interval."""
 
 
 class Value(NamedTuple):
@@ -29,7 +34,7 @@ class Value(NamedTuple):
     Attributes:
         mean: the estimate.
         low: lower bound of its 95 % interval, by BCa bootstrap over rows; see
-            `jaxops.trust.intervals.interval`.
+            `jaxops.trust.intervals.interval`; minus infinity below 10 effective rows.
         high: the upper bound.
         effective: the effective number of rows, (sum w)^2 / sum w^2; N for `direct_method`. Far
             below N, a few rows decide the estimate.
@@ -47,7 +52,10 @@ class Value(NamedTuple):
     clipped: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        text = f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return (
+            text if self.effective >= FEWEST else f"{text} of {self.effective:.1f} effective rows"
+        )
 
 
 def ips(
@@ -184,8 +192,8 @@ class _Log(NamedTuple):
 
 
 def _value(rows: np.ndarray, log: _Log) -> Value:
-    estimate = interval(rows)
     effective = float(log.weight.sum() ** 2 / (log.weight**2).sum())
+    estimate = interval(rows) if effective >= FEWEST else (float(rows.mean()), -np.inf, np.inf)
     clipped = float((log.whole > log.clip).mean())
     return Value(*estimate, effective, float(log.whole.mean()), clipped)
 
@@ -200,10 +208,7 @@ def _log(
             raise ValueError(
                 f"{name} must have shape ({rows},), as policy has rows, got {column.shape}"
             )
-    if not np.issubdtype(arm.dtype, np.integer) or not 0 <= arm.min() <= arm.max() < arms:
-        raise ValueError(
-            f"arm must be integers in [0, {arms}), got {arm.min()} to {arm.max()} ({arm.dtype})"
-        )
+    checks.arms(arm, arms)
     if propensity.shape not in ((rows,), (rows, arms)):
         shapes = f"({rows},) or ({rows}, {arms})"
         raise ValueError(f"propensity must have shape {shapes}, got {propensity.shape}")
@@ -267,8 +272,14 @@ def _predicted(predicted: np.ndarray, policy: np.ndarray) -> np.ndarray:
 
 
 def _finite(name: str, values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, np.float64)
+    given = values
+    try:
+        values = np.asarray(given, np.float64)
+    except (ValueError, TypeError):
+        raise ValueError(f"{name} must be numbers, got {given!r:.60}") from None
+    if values.ndim == 0:
+        raise ValueError(f"{name} must be an array with a number for each row, got {given!r}")
     if not np.isfinite(values).all():
-        row = int(np.argwhere(~np.isfinite(values))[0, 0]) if values.ndim else 0
+        row = int(np.argwhere(~np.isfinite(values))[0, 0])
         raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
     return values

@@ -16,6 +16,7 @@ from jaxops.decide.bandits import (
     dot,
     learn,
     noise_of,
+    offers,
     posterior,
     start,
 )
@@ -88,7 +89,7 @@ def _demand_curve(
         return jnp.concatenate([ones, context, -price], axis=1), reward / margin[arm]
 
     @jax.jit
-    def probabilities(state: Linear, context: Array) -> Array:
+    def probabilities(state: Linear, context: Array, allowed: Array | None = None) -> Array:
         mean, factor = (x[0] for x in posterior(state))
         level = jnp.concatenate(
             [jnp.ones((len(context), 1)), context, jnp.zeros((len(context), 1))], 1
@@ -106,7 +107,8 @@ def _demand_curve(
         b = mean[-1] + sd * sd_b[None] * z[0]  # (DRAWS, B)
         a = dot("bd,d->b", level, mean)[None] + sd * (along[None] * z[0] + across[None] * z[1])
         units = a[..., None] - jnp.maximum(b, 0)[..., None] * relative[None, None]
-        best = (margin[None, None] * jnp.maximum(units, 0)).argmax(-1)
+        some = offers(allowed, len(context), len(prices))[None]
+        best = jnp.where(some, margin[None, None] * jnp.maximum(units, 0), -1).argmax(-1)
         return jax.nn.one_hot(best, len(prices)).mean(0)
 
     return Bandit(lambda: start(1, features + 2, ridge), probabilities, update)

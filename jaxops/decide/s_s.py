@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import gammaln, xlogy
 
 from jaxops._shapes import next_power_of_two
 from jaxops.decide import _checks as checks
@@ -31,7 +31,7 @@ WIDEST = 1 << 15  # levels S of an item: with more the search takes minutes
 
 
 class Levels(NamedTuple):
-    """The best (s, S) policy of B items.
+    """The best (s, S) policy of B items; -1, 0 and 0 of an item without demand.
 
     Attributes:
         reorder: float32 (B,), s: an order is placed at this inventory position or below.
@@ -48,14 +48,14 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
     """The best (s, S) for Poisson demand, for B items at once; see `s_s_discrete`.
 
     Args:
-        mean: (B,) or one, of a period's demand, above 0.
+        mean: (B,) or one, of a period's demand, at least 0.
         holding: (B,) or one, of a unit in stock at the end of a period.
         shortage: (B,) or one, of a unit that waits at the end of a period.
         fixed: (B,) or one, of an order, at least 0.
         lead_time: periods until an order arrives, a whole number.
 
     Raises:
-        ValueError: a value that is not finite, or traced; a fixed cost below 0; a mean or another
+        ValueError: a value that is not finite, or traced; a mean or a fixed cost below 0; another
             cost that is not above 0; an item with more levels than can be compared.
 
     >>> best = s_s_poisson([6.0, 20.0], holding=1, shortage=4, fixed=5)
@@ -63,7 +63,7 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
     [ 4. 18.] [10. 24.] 8.0341
     """
     checks.known(mean=mean, holding=holding, shortage=shortage, fixed=fixed)
-    checks.positive(mean=mean)
+    checks.not_negative(mean=mean)
     means = np.atleast_1d(np.asarray(mean, np.float64))
     if means.ndim != 1:
         raise ValueError(f"mean must have shape (items,), got {means.shape}")
@@ -72,7 +72,7 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
     def probabilities(total: np.ndarray) -> np.ndarray:
         k = np.arange(int(total.max()) + reach(total.max()) + 1)
         # in float64: logs of thousands in float32 would be off by percents
-        logs = k * np.log(total)[:, None] - total[:, None] - gammaln(k + 1)
+        logs = xlogy(k, total[:, None]) - total[:, None] - gammaln(k + 1)
         return np.exp(logs)
 
     one, all_periods = probabilities(means), probabilities(means * (lead_time + 1))
@@ -97,9 +97,9 @@ def s_s_discrete(
         lead_time: periods until an order arrives, a whole number.
 
     Raises:
-        ValueError: probabilities below 0, with another sum than 1, or of no demand at all; a fixed
-            cost below 0; another cost that is not above 0; shapes that do not fit; a traced value;
-            an item with more levels than can be compared.
+        ValueError: probabilities below 0, or with another sum than 1; a fixed cost below 0; another
+            cost that is not above 0; shapes that do not fit; a traced value; an item with more
+            levels than can be compared.
 
     >>> best = s_s_discrete([[0.5, 0.0, 0.3, 0.2]], holding=1, shortage=9, fixed=8)
     >>> print(best.reorder, best.up_to)
@@ -113,11 +113,6 @@ def s_s_discrete(
         raise ValueError(
             "probabilities must have shape (items, units) and a sum of 1 in each row, got shape "
             f"{p.shape} and sums {p.sum(-1).ravel()[:3].tolist()}"
-        )
-    if (p[:, 0] > 1 - 1e-6).any():
-        row = int(np.argmax(p[:, 0]))
-        raise ValueError(
-            f"probabilities must have some demand for each item, got none for item {row}"
         )
     p = p / p.sum(1, keepdims=True)
     total = p
@@ -149,7 +144,8 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
         np.pad(x, ((0, 0), (0, next_power_of_two(x.shape[1]) - x.shape[1]))).astype(np.float32)
         for x in (p, total)
     )
-    levels, left = np.zeros((len(p), 3), np.float32), np.arange(len(p))
+    levels = np.tile(np.array([-1, 0, 0], np.float32), (len(p), 1))
+    left = np.flatnonzero(p[:, 0] < 1 - 1e-6)  # those with a demand
     while len(left):
         failed = []
         for size in np.unique(width[left]):

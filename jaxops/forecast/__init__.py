@@ -3,8 +3,9 @@
 from jaxops.forecast.adaptive_backtests import AdaptiveBacktest, adaptive_backtest
 from jaxops.forecast.backtests import Backtest, historical_forecasts, history
 from jaxops.forecast.classical.baseline import Baseline
-from jaxops.forecast.classical.ets import DAMPED, FORMS, Fit, exponential_smoothing, fit_smoothing
+from jaxops.forecast.classical.ets import Fit, exponential_smoothing, fit_smoothing
 from jaxops.forecast.classical.naive import drift, repeat_last, right_aligned, seasonal_naive
+from jaxops.forecast.classical.recursions import DAMPED, FORMS
 from jaxops.forecast.classical.theta import naive2, theta_method
 from jaxops.forecast.conformal import Conformal, calibrated
 from jaxops.forecast.data.dates import calendar

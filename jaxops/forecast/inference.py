@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops._shapes import next_power_of_two
+from jaxops.forecast.data import grid
+from jaxops.forecast.data.dates import computed
 from jaxops.forecast.data.scales import Scaling
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import padded
@@ -92,12 +94,18 @@ def answering(model: Any) -> Any:
     return inside(model, answers, "a model that forecasts")
 
 
+def levels_of(method: Any) -> tuple[float, ...]:
+    """The levels of the quantiles that a model was calibrated for, or else has."""
+    has = (0.1, 0.5, 0.9) if getattr(method, "has_quantiles", True) else ()
+    return tuple(getattr(method, "levels", has))
+
+
 def forecast(
     model: Any,
     history: Series,
     horizon: int | None = None,
     future: np.ndarray | None = None,
-    levels: Sequence[float] = (0.1, 0.5, 0.9),
+    levels: Sequence[float] | None = None,
 ) -> Forecast:
     """Forecast the steps after the end of each series, whether it was in training or not.
 
@@ -109,8 +117,9 @@ def forecast(
         future: float (S, H, K), the known covariates of the steps to come, for a history that has
             some. It covers the whole horizon of the model, even where fewer steps are forecast. See
             `future_covariates`.
-        levels: of the quantiles, rising in (0, 1); () for none. A model of points has none, until
-            `calibrated` puts some around it.
+        levels: of the quantiles, rising in (0, 1); () for none. By default those that the model was
+            calibrated for, or else 0.1, 0.5 and 0.9; none of a model of points, until `calibrated`
+            puts some around it.
 
     Returns:
         A `Forecast` of S series and H steps.
@@ -125,12 +134,13 @@ def forecast(
     >>> forecast(Baseline("seasonal_naive", 3), week, horizon=2, levels=()).mean.ravel().tolist()
     [5.0, 9.0]
     """
-    levels = tuple(levels)
+    model = answering(model)
+    levels = levels_of(model) if levels is None else tuple(levels)
     if any(not 0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
         raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels}")
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
-    mean, quantiles = answering(model).answer(history, horizon, future, levels)
+    mean, quantiles = model.answer(history, horizon, future, levels)
     times = history.future(mean.shape[1])
     return Forecast(history.ids, times, mean, levels, quantiles, history.channels)
 
@@ -151,6 +161,7 @@ class Forecaster:
         frequency: of the series.
         lengthens: whether a history shorter than the module's context is lengthened by repeats of
             its first row, as by `padded`; an error otherwise.
+        zone: of the series, see there; None where it is not known.
     """
 
     module: Any
@@ -162,6 +173,7 @@ class Forecaster:
     static_names: tuple[str, ...]
     frequency: str
     lengthens: bool = False
+    zone: str | None = None
 
     @property
     def has_quantiles(self) -> bool:
@@ -181,6 +193,8 @@ class Forecaster:
         known = self._checked(history, horizon, future, levels)
         loc, scale = self.scaling.of(history)
         history = padded(history, module.context) if self.lengthens else history
+        past = self.scaling.covariates("past", history.past)
+        static = self.scaling.covariates("static", history.static)
         variables = jax.device_put(self.variables)
         steps = module.context + module.horizon
         wide = steps * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
@@ -191,9 +205,11 @@ class Forecaster:
             rows = history.offsets[1:][few, None] - module.context + np.arange(module.context)
             windows: Any = (
                 (history.values[rows] - loc[few, None]) / scale[few, None],
-                history.past[rows],
-                np.concatenate([history.known[rows], known[few]], 1),
-                history.static[few],
+                past[rows],
+                self.scaling.covariates(
+                    "known", np.concatenate([history.known[rows], known[few]], 1)
+                ),
+                static[few],
             )
             part = (Inputs(*windows), loc[few], scale[few])
             count = len(rows)
@@ -209,9 +225,16 @@ class Forecaster:
 
     def check(self, history: Series) -> None:
         """Raise `ValueError` for series of other columns or another frequency."""
-        for name in (*NAMED, "frequency"):
+        for name in (*NAMED, "frequency", "zone"):
             trained, given = getattr(self, name), getattr(history, name)
-            if trained != given:
+            if name == "frequency":
+                equal = grid.same(trained, given)
+            elif name == "zone":  # files of before do not know it, nor does it matter without
+                equal = trained is None or not any(map(computed, self.known_names))
+                equal |= trained == given
+            else:
+                equal = trained == given
+            if not equal:
                 raise ValueError(
                     f"history.{name} must be {trained!r}, as in training, got {given!r}"
                 )
@@ -246,7 +269,12 @@ class Forecaster:
             return np.zeros((count, module.horizon, 0), np.float32)
         if future is None:
             raise ValueError(f"future must have {self.known_names} of the steps to come, got None")
-        future = np.asarray(future, np.float32)
+        if not isinstance(future, np.ndarray):
+            raise ValueError(
+                f"future must be an array ({count}, {module.horizon}, {width}), got "
+                f"{type(future).__name__}; `future_covariates` makes it from a table"
+            )
+        future = future.astype(np.float32)
         if future.ndim != 3 or (len(future), future.shape[2]) != (count, width):
             raise ValueError(
                 f"future must have shape ({count}, {module.horizon}, {width}), got {future.shape}"
@@ -300,4 +328,5 @@ def forecaster(module: Any, state: TrainState, series: Series, scaling: Scaling)
         series.past_names,
         series.static_names,
         series.frequency,
+        zone=series.zone,
     )

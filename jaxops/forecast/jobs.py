@@ -20,8 +20,8 @@ from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import Rows, Windows, origins
 from jaxops.forecast.ensembles import Ensemble, LogScale, logarithms
 from jaxops.forecast.evaluation import score
-from jaxops.forecast.inference import Forecaster, answering, forecaster
-from jaxops.forecast.reader import SeriesReader, levels_of, reader_of
+from jaxops.forecast.inference import Forecaster, answering, forecaster, levels_of
+from jaxops.forecast.reader import SeriesReader, reader_of
 from jaxops.forecast.recipes import (
     held_rows,
     methods,
@@ -52,9 +52,11 @@ def fit(
     past: Sequence[str] = (),
     static: Sequence[str] = (),
     layout: reading.Layout = "long",
-    frequency: str | None = None,
+    frequency: Any = None,
+    zone: str = "",
     fill: Fill | Mapping[str, Fill] | None = None,
     duplicates: Duplicates = "error",
+    end: str | int | None = None,
     season: int | None = None,
     levels: Sequence[float] = (0.1, 0.5, 0.9),
     validation: int | None = None,
@@ -91,8 +93,10 @@ def fit(
         static: covariates with one number for each series.
         layout: "long", "series" or "channels".
         frequency: inferred by default.
+        zone: whose dates and clock are meant; that of the column of times by default.
         fill: how gaps are filled; an error by default.
         duplicates: what is done with them; an error by default.
+        end: "latest" fills all series up to the last row, such as items without a recent sale.
         season: steps of one season; by default a day of hours, a week of days, a year of weeks,
             months or quarters; 1 where times are counts, or the series have fewer than 3 seasons.
         levels: of the quantiles; () for none.
@@ -120,15 +124,14 @@ def fit(
     >>> model.predict(sales).mean.ravel().tolist()
     [50.0, 51.0, 52.0]
     """
-    end = clock.monotonic() + seconds(budget)
+    deadline = clock.monotonic() + seconds(budget)
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
     columns = (id, time, value, known, past, static, layout, fill, duplicates)
-    reader = SeriesReader(horizon, frequency, *columns)
+    reader = SeriesReader(horizon, frequency, *columns, zone=zone, end=end)
     series = reader.series(data)
-    typical = int(np.median(series.lengths))
-    season = season_of(series.frequency, typical) if season is None else season
-    reader = replace(_named(reader, data), frequency=series.frequency, season=season)
+    reader = _settled(reader, data, series, season)
+    season = reader.season
     held = held_rows(series.lengths, horizon) if validation is None else validation
     rows, held_out = _parts(series, held)
     windows = windows_of(series, season + 1, horizon, held_out)
@@ -137,10 +140,10 @@ def fit(
     several = _checked(method, horizon)
     check_one_directory(options, 2 * sum(isinstance(x, nn.Module | LogScale) for x in several))
     run = {"seed": seed, "progress": progress, **options}
-    learned = try_all(several, series, rows, held_out, run, end)
+    learned = try_all(several, series, rows, held_out, run, deadline)
     weights, errors = weighed([x.model for x in learned], series, windows, horizon, season)
     first = joined([one.model for one in learned], weights)
-    final = joined(retrained(several, weights, learned, series, run, end), weights)
+    final = joined(retrained(several, weights, learned, series, run, deadline), weights)
     if levels:
         context = max(100, 10 * season)
         first = calibrated(first, series, windows, horizon, levels, context, season)
@@ -150,13 +153,18 @@ def fit(
         name: {"weight": w, "mase": e}
         for name, w, e in zip(names_of(several), weights, errors, strict=True)
     }
+    if progress:
+        _print(told, scored)
     about = {"data": fingerprint({"values": series.values}), "series": len(series)}
     about |= {"rows": len(series.values), "methods": told, "validation": scored.figures()}
-    if progress:
-        for name, one in told.items():
-            print(f"{name}: validation mase {one['mase']:.3f}, weight {one['weight']:.1f}")
-        print(f"validation, {len(scored):,} windows\n{scored}")
     return Model(final, None, reader, about)
+
+
+def _print(told: dict[str, dict[str, float]], scored: Evaluation) -> None:
+    """What was tried, and the figures of what was made of it."""
+    for name, one in told.items():
+        print(f"{name}: validation mase {one['mase']:.3f}, weight {one['weight']:.1f}")
+    print(f"validation, {len(scored):,} windows\n{scored}")
 
 
 def evaluate(
@@ -227,17 +235,18 @@ def update(model: Model, new: Source, epochs: int = 1, **options: Any) -> Model:
     return replace(model, task=method, about=about)
 
 
-def _named(reader: SeriesReader, data: Any) -> SeriesReader:
-    """A reader whose columns are those of series that were read already, if they were."""
-    if not isinstance(data, Series):
-        return reader
-    return replace(
-        reader,
-        value=data.channels,
-        known=data.known_names,
-        past=data.past_names,
-        static=data.static_names,
-    )
+def _settled(reader: SeriesReader, data: Any, series: Series, season: int | None) -> SeriesReader:
+    """The reader with what the series of training tell; of series read before, the columns too."""
+    typical = int(np.median(series.lengths))
+    found: dict[str, Any] = {
+        "frequency": series.frequency,
+        "zone": reader.zone or series.zone,
+        "season": season_of(series.frequency, typical) if season is None else season,
+    }
+    if isinstance(data, Series):
+        found |= {"value": data.channels, "known": data.known_names}
+        found |= {"past": data.past_names, "static": data.static_names}
+    return replace(reader, **found)
 
 
 def _checked(method: Any, horizon: int) -> list[Any]:
@@ -324,9 +333,8 @@ def _widened(scales: Scaling, series: Series) -> Scaling:
     if scales.kind != "series" or not new.any():
         return scales
     loc, scale = scales.of(some := series.part(new))
-    return Scaling(
-        "series",
-        np.concatenate([scales.loc, loc]),
-        np.concatenate([scales.scale, scale]),
-        np.concatenate([scales.ids.astype(object), some.ids.astype(object)]),
+    return scales._replace(
+        loc=np.concatenate([scales.loc, loc]),
+        scale=np.concatenate([scales.scale, scale]),
+        ids=np.concatenate([scales.ids.astype(object), some.ids.astype(object)]),
     )

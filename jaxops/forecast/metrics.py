@@ -107,8 +107,12 @@ def mase(
     if scale.ndim != 2 or len(scale) != len(target) or scale.shape[1] not in (1, target.shape[2]):
         raise ValueError(f"scale must have shape ({len(target)},) or (W, C), got {scale.shape}")
     if not (scale > 0).all():
-        bad = (~(scale > 0)).sum()
-        raise ValueError(f"scale must be above 0, got {bad:,} of {scale.size:,} that are not")
+        bad = ~(scale > 0)
+        raise ValueError(
+            f"scale must be above 0, got {scale[bad][0]:g} for window {bad.any(1).argmax()} "
+            f"({bad.sum():,} of {scale.size:,}); leave out series that repeat themselves exactly "
+            "or have no more than a season"
+        )
     return _mean(np.abs(forecast - target) / scale[:, None], per)
 
 

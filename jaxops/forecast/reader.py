@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.data.tables import Source
-from jaxops.forecast.conformal import Conformal
 from jaxops.forecast.data import reading
 from jaxops.forecast.data.dates import calendar_columns, computed
 from jaxops.forecast.data.future import future_covariates
@@ -41,6 +40,8 @@ class SeriesReader:
         fill: how gaps are filled.
         duplicates: what is done with them.
         season: steps of one season, the unit of "mase".
+        zone: whose dates and clock are meant.
+        end: "latest" or a time, where all series end.
 
     >>> reader = SeriesReader(2, "D", id="shop", value="sold", known=("day_of_week",))
     >>> table = {"shop": ["a", "a"], "time": ["2024-01-01", "2024-01-02"], "sold": [5, 9]}
@@ -61,6 +62,8 @@ class SeriesReader:
     fill: Fill | Mapping[str, Fill] | None = None
     duplicates: Duplicates = "error"
     season: int = 1
+    zone: str = ""
+    end: str | int | None = None
 
     def series(self, source: Source) -> Series:
         """Series of a table.
@@ -91,12 +94,14 @@ class SeriesReader:
             static=self.static,
             layout=self.layout,
             frequency=self.frequency,
+            zone=self.zone,
             fill=self.fill,
             duplicates=self.duplicates,
+            end=self.end,
         )
         if not made:
             return series
-        columns = calendar_columns(series.times(), series.frequency, made)
+        columns = calendar_columns(series.times(), series.frequency, made, zone=series.zone)
         both, names = np.concatenate([series.known, columns], 1), (*series.known_names, *made)
         order = [names.index(name) for name in known]
         return replace(series, known=both[:, order], known_names=tuple(known))
@@ -137,16 +142,8 @@ class SeriesReader:
         if history.known_names and not isinstance(future, np.ndarray):
             key = self.id if self.layout == "long" else None
             future = future_covariates(history, self.horizon, future, id=key, time=self.time)
-        levels = levels_of(method) if levels is None else levels
         horizon = self.horizon if horizon is None else horizon
         return forecast(method, history, horizon, future, levels)
-
-
-def levels_of(method: Any) -> tuple[float, ...]:
-    """The levels of the quantiles that a model was calibrated for, or else has."""
-    if isinstance(method, Conformal):
-        return method.levels
-    return (0.1, 0.5, 0.9) if getattr(method, "has_quantiles", True) else ()
 
 
 def reader_of(model: Any) -> SeriesReader:

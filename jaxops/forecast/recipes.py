@@ -40,7 +40,9 @@ def season_of(frequency: str, rows: int) -> int:
     """
     season, seconds = 1, None if frequency.isdecimal() else grid.step(frequency)
     if seconds is None:
-        season = 5 if frequency == "B" else SEASONS.get(frequency[0], 1)
+        season = SEASONS.get(frequency[0], 1)
+        if frequency == "B" or frequency.startswith(grid.OPEN):  # a week of open days
+            season = frequency.split(":")[1].count("1") if ":" in frequency else 5
     elif seconds >= grid.DAY:
         season = {grid.DAY: 7, 7 * grid.DAY: 52}.get(seconds, 1)
     elif seconds >= 60 and grid.DAY % seconds == 0:

@@ -80,8 +80,8 @@ class _Content:
         fingerprint: of all that follows.
         ids: S of them.
         offsets: S + 1, the rows of series s are offsets[s] to offsets[s + 1].
-        arrays: float32: values (R, C), scaled, past (R, P), known (R, K), static (S, Q), and
-            loc and scale (S, C).
+        arrays: float32: values (R, C), past (R, P), known (R, K), static (S, Q), all scaled, and
+            loc and scale of the values (S, C).
     """
 
     fingerprint: str
@@ -99,9 +99,10 @@ def _content(series: Series, scaling: Scaling) -> _Content:
     group = series.index()
     arrays = {
         "values": (series.values - loc[group]) / scale[group],
-        "past": series.past.copy(),  # a task does not change with the user's arrays
-        "known": series.known.copy(),
-        "static": series.static.copy(),
+        # copies: a task does not change with the user's arrays
+        "past": scaling.covariates("past", series.past.copy()),
+        "known": scaling.covariates("known", series.known.copy()),
+        "static": scaling.covariates("static", series.static.copy()),
         "loc": loc,
         "scale": scale,
     }

@@ -137,8 +137,8 @@ def weighed(
     forecasts = []
     for model in models:
         test = historical_forecasts(model, series, windows, horizon)
-        forecasts.append((test.mean / unit)[used])
-    target = (test.target / unit)[used]
+        forecasts.append(test.mean[used] / unit[used])
+    target = test.target[used] / unit[used]
     errors = [float(np.abs(one - target).mean()) for one in forecasts]
     weights = greedy(forecasts, lambda mean: float(np.abs(mean - target).mean()))
     return tuple(weights.tolist()), errors

@@ -214,8 +214,8 @@ def test_problems_of_like_size_share_programs():
     [
         (lambda: newsvendor_normal(5, 1, -1, 2), "^holding must be above 0, got -1$"),
         (
-            lambda: newsvendor_normal(5, [1, 0], 1, 2),
-            r"sd must be above 0, got 0 at \(1,\) \(1 such values\)",
+            lambda: newsvendor_normal(5, [1, -1], 1, 2),
+            r"sd must be at least 0, got -1 at \(1,\) \(1 such values\)",
         ),
         (lambda: newsvendor_poisson([3, -2.0], 1, 2), "mean must be at least 0, got -2"),
         (lambda: newsvendor_poisson(3, 1, np.nan), "shortage must be above 0, got nan"),
@@ -250,7 +250,7 @@ def test_problems_of_like_size_share_programs():
             lambda: total_quantiles([0.1, 0.7], [[1, 2]], 2),
             r"^correlation must be in \[0, 1\], got 2",
         ),
-        (lambda: s_s_poisson(0, 1, 2, 3), "mean must be above 0, got 0"),
+        (lambda: s_s_poisson(-1, 1, 2, 3), "mean must be at least 0, got -1"),
         (
             lambda: s_s_poisson([3, 5], 1, [2, 1e-7], 3),
             r"levels to compare, got .* for item 1 \(1 such items\)",
@@ -276,7 +276,6 @@ def test_problems_of_like_size_share_programs():
             lambda: s_s_discrete([[1.5, -0.5]], 1, 2, 3),
             "probabilities must be at least 0, got -0.5",
         ),
-        (lambda: s_s_discrete([[0.5, 0.5], [1, 0]], 1, 2, 3), "got none for item 1"),
     ],
 )
 def test_errors(call, message):
@@ -287,3 +286,19 @@ def test_errors(call, message):
 def test_thousands_in_one_program():
     order = newsvendor_quantiles([0.1, 0.5, 0.9], jnp.ones((10_000, 3)), 1, 3)
     assert order.quantity.shape == (10_000,) and (order.quantity == 1).all()
+
+
+def test_an_item_without_demand_does_not_stop_the_others():
+    certain = newsvendor_normal([10.0, 5.0, 0.0], [2.0, 0.0, 0.0], 1.0, 9.0, lead_time=1)
+    one = newsvendor_normal(10.0, 2.0, 1.0, 9.0, lead_time=1)
+    np.testing.assert_allclose(certain.quantity, [one.quantity, 10, 0])
+    np.testing.assert_allclose(certain.cost, [one.cost, 0, 0])
+    for both, alone in (
+        (s_s_poisson([0.0, 5.0], 1.0, 9.0, 10.0), s_s_poisson(5.0, 1.0, 9.0, 10.0)),
+        (
+            s_s_discrete([[1.0, 0.0], [0.5, 0.5]], 1.0, 9.0, 10.0, 1),
+            s_s_discrete([[0.5, 0.5]], 1.0, 9.0, 10.0, 1),
+        ),
+    ):
+        for found, wanted, none in zip(both, alone, (-1, 0, 0), strict=True):
+            assert found.tolist() == [none, wanted[0]]

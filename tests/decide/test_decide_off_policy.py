@@ -116,7 +116,9 @@ def test_formulas_by_hand():
     assert found.mean == pytest.approx((1 + 4 + 12 + 2) / 4)
     assert found.effective == pytest.approx(7.5**2 / (1 + 4 + 16 + 0.25))
     assert found.mean_weight == pytest.approx(7.5 / 4) and found.clipped == 0
-    assert found[:3] == interval(w * reward) and str(found) == str(interval(w * reward))
+    many = decide.ips(*(np.concatenate([x] * 10) for x in (policy, arm, reward, propensity)))
+    wanted = interval(np.tile(w * reward, 10))
+    assert many[:3] == wanted and str(many) == str(wanted)
     assert decide.snips(policy, arm, reward, propensity).mean == pytest.approx(19 / 7.5)
     plus = decide.snips(policy, arm, reward + 10, propensity).mean
     assert plus == pytest.approx(19 / 7.5 + 10)
@@ -235,7 +237,10 @@ WHOLE = np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0], [0.5, 0.5]])
         ),
         ({"reward": REWARD[:3]}, r"reward must have shape \(4,\), .*, got \(3,\)"),
         ({"arm": ARM + 1}, r"arm must be integers in \[0, 2\), got 1 to 2"),
-        ({"arm": ARM / 2}, r"arm must be integers in \[0, 2\), got 0.0 to 0.5 .float64"),
+        ({"arm": ARM / 2}, "arm must be integers, .*, got float64, such as 0.0"),
+        ({"arm": ARM.astype(str)}, "arm must be integers, .*, got <U.*, such as '0'"),
+        ({"propensity": None}, "propensity must be an array with a number for each row, got None"),
+        ({"reward": list("abcd")}, "reward must be numbers, got "),
         (
             {"arm": ARM * 0},
             r"policy must .*, got arm 1 \(50.00% of the time\), which the log never has",
@@ -264,3 +269,23 @@ def test_bad_logs(change, message):
             rest = {name: column for name, column in log.items() if name != "predicted"}
             with pytest.raises(ValueError, match=message):
                 estimate(**rest | change)
+
+
+def test_one_row_that_decides_gives_no_interval():
+    """2,000 rows of an arm that pays 0.3, and one row with a propensity of a millionth."""
+    rng = np.random.default_rng(0)
+    arm, policy = rng.integers(0, 2, 2001), np.tile([0.0, 1.0], (2001, 1))
+    reward = (rng.random(2001) < 0.3).astype(float)
+    propensity = np.full(2001, 0.5)
+    sound = decide.snips(policy, arm, reward, propensity)
+    assert sound.low < 0.3 < sound.high < 0.4 and "effective" not in str(sound)
+    arm[-1], reward[-1], propensity[-1] = 1, 1, 1e-6
+    predicted = np.full((2001, 2), 0.3)
+    for value in (
+        decide.ips(policy, arm, reward, propensity),
+        decide.snips(policy, arm, reward, propensity),
+        decide.doubly_robust(policy, arm, reward, propensity, predicted),
+    ):
+        assert (value.low, value.high) == (-np.inf, np.inf)
+        assert str(value).endswith("[-inf, inf] of 1.0 effective rows")
+    assert np.isfinite(decide.snips(policy, arm, reward, propensity, clip=10).high)

@@ -402,3 +402,19 @@ def test_thousands_of_items_in_one_program():
     demand = np.ones((20_000, 5), np.float32)
     out = jax.jit(lambda d: simulate(base_stock, 2.0, d, costs=COSTS, stock=2).cost)(demand)
     np.testing.assert_allclose(out, [[-1, 2, 2, 2, 2]] * 20_000)
+
+
+def test_a_system_in_progress_goes_on():
+    """The second half of a simulation, from the stock and the orders on the way at its start."""
+    demand = np.random.default_rng(0).poisson(5, (3, 12)).astype(np.float32)
+    settings = {"costs": Costs(holding=1, shortage=4), "lead_time": 2, "back_orders": True}
+    whole = simulate(base_stock, 14.0, demand, **settings, stock=4.0)
+    middle = {"stock": whole.stock[:, 5], "pipeline": whole.orders[:, 4:6]}
+    assert (np.asarray(middle["stock"]) < 0).any()  # customers wait
+    rest = simulate(base_stock, 14.0, demand[:, 6:], **settings, **middle)
+    for name in ("stock", "orders", "sales", "unmet", "cost"):
+        np.testing.assert_allclose(getattr(rest, name), getattr(whole, name)[:, 6:], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"pipeline must have shape \(3, 2\), .*, got \(3, 1\)"):
+        simulate(base_stock, 14.0, demand, **settings, pipeline=np.zeros((3, 1)))
+    with pytest.raises(ValueError, match="stock must be at least 0, got -1"):
+        simulate(base_stock, 14.0, demand, costs=settings["costs"], stock=-1)

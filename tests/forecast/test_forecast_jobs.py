@@ -183,8 +183,11 @@ def test_covariates_to_come_are_asked_for(model):
     with pytest.raises(ValueError, match="source must be a table with columns price, got None"):
         priced.predict(TABLE)
     dear, cheap = (priced.predict(TABLE, future=np.full((S, H, 2), x)).mean for x in (1.0, 2.0))
-    weights, scale = priced.task.variables["params"]["weights"], priced.task.scaling.scale
-    wanted = np.broadcast_to(weights.sum() * scale[:, None], dear.shape)
+    weights, scaling = priced.task.variables["params"]["weights"], priced.task.scaling
+    assert scaling.known[1, 0] == pytest.approx(PRICE.std(), rel=1e-5)  # of the price
+    assert scaling.known[1, 1] == 1  # a feature of the calendar
+    moved = (weights / scaling.known[1]).sum()
+    wanted = np.broadcast_to(moved * scaling.scale[:, None], dear.shape)
     np.testing.assert_allclose(cheap - dear, wanted, rtol=1e-4)
     days = f.fit(TABLE, Priced(), **QUIET, known=["day_of_week"], levels=())
     assert days.predict(TABLE).mean.shape == (S, H, 1)  # computed

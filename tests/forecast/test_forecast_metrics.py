@@ -46,7 +46,7 @@ def test_mase_scales_by_the_seasonal_naive_error_of_training():
     np.testing.assert_allclose(metrics.mase(forecast, target, scale), [1.0, 1.0])
     np.testing.assert_allclose(metrics.mase(forecast, target, scale, "step"), [1.5, 0.5])
     assert np.isnan(metrics.seasonal_scale(history, 2, lengths=np.array([2, 6]))[0])
-    with pytest.raises(ValueError, match="scale must be above 0, got 1 of 2"):
+    with pytest.raises(ValueError, match="scale must be above 0, got 0 for window 0"):
         metrics.mase(forecast, target, np.array([0, 1]))
 
 

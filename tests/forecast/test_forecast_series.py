@@ -259,7 +259,7 @@ BAD = {
         {"frequency": "hourly"},
         "frequency must be an alias of pandas .*, got 'hourly'",
     ),
-    "number": ({}, {"frequency": 1}, "frequency must be text, such as '1', got 1"),
+    "number": ({}, {"frequency": 1}, "frequency must be text, such as '1' or 'D', .*, got 1"),
     "back": ({}, {"frequency": "-1h"}, "frequency must be an alias of pandas .*, got '-1h'"),
     "layout": (
         {},

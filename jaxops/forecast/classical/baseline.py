@@ -15,6 +15,7 @@ from jaxops.forecast.classical.naive import (
     right_aligned,
     seasonal_naive,
 )
+from jaxops.forecast.classical.recursions import DAMPED, Form
 from jaxops.forecast.classical.theta import naive2, theta_normal
 from jaxops.forecast.data.series import Series
 from jaxops.task import recorded
@@ -34,9 +35,10 @@ class Baseline:
             `repeat_last`, `seasonal_naive`, `drift`, `naive2` (which has no quantiles),
             `theta_method` and `exponential_smoothing`.
         season: steps of one season; 1 for none.
+        forms: of "ets", to choose from, see `exponential_smoothing`; `FORMS` has straight trends.
 
     Raises:
-        ValueError: another method, or a season below 1.
+        ValueError: another method, a season below 1, or an unknown form.
 
     >>> from jaxops.forecast import forecast, from_arrays
     >>> history = from_arrays(["a"], [[1, 2, 3, 4, 5, 6]])
@@ -46,12 +48,15 @@ class Baseline:
 
     method: str
     season: int = 1
+    forms: tuple[str, ...] = DAMPED
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
         if self.season < 1:
             raise ValueError(f"season must be at least 1, got {self.season}")
+        object.__setattr__(self, "forms", tuple(self.forms))
+        Form.of(self.forms)
 
     @property
     def has_quantiles(self) -> bool:
@@ -97,8 +102,10 @@ def _answer(
 ) -> tuple[Any, Any]:
     """Mean (B, H) and quantiles (B, H, Q), or None, of one fit."""
     if model.method == "ets":
-        fit = fit_smoothing(values, model.season, lengths)
-        return mean_path(fit, horizon), path_quantiles(fit, horizon, levels) if levels else None
+        forms = model.forms
+        fit = fit_smoothing(values, model.season, lengths, forms)
+        mean = mean_path(fit, horizon, forms)
+        return mean, path_quantiles(fit, horizon, levels, forms) if levels else None
     return _compiled(model, horizon, levels, values, lengths)
 
 

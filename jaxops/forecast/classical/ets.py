@@ -2,16 +2,10 @@
 
 Hyndman, Koehler, Ord and Snyder 2008, Forecasting with Exponential Smoothing. A form is named by
 its error (A additive, M multiplicative), trend (N none, A, Ad damped) and season (N, A, M): ANN is
-simple smoothing, AAN Holt's, AAA and MAM Holt and Winters'. With base = level + damping * slope and
-season s of a cycle before, the mean is base + s or base * s, the error e = value - mean, and
-
-    level' = base + alpha e / w,  slope' = damping slope + beta e / w,  s' = s + gamma e / v
-
-with w = s and v = base for a multiplicative season, else 1. A multiplicative error changes only the
-likelihood: e / mean instead of e is normal with variance sigma^2.
+simple smoothing, AAN Holt's, AAA and MAM Holt and Winters'. The recursions are in `recursions`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -23,53 +17,15 @@ from jax.typing import ArrayLike
 
 from jaxops.forecast.classical.least_squares import least, least_squares
 from jaxops.forecast.classical.naive import checked, checked_levels, inside
+from jaxops.forecast.classical.recursions import DAMPED, Form, State, Weights, paths, run
 
-FORMS = tuple(
-    error + trend + season
-    for error, season in ("AN", "MN", "AA", "MA", "MM")
-    for trend in ("N", "A", "Ad")
+SLOW, QUICK = (-3.0, -1.0), (1.0, 3.0)  # logits of beta / alpha
+STARTS = tuple(  # logits of alpha, beta, gamma and damping; the best of each group is a start
+    tuple(product((-2.0, 0.0, 2.0), betas, gammas, (1.0,)))
+    for betas, gammas in ((SLOW, (-6.0,)), (QUICK, (-3.0, 0.0, 3.0)))
 )
-DAMPED = tuple(form for form in FORMS if form[1:-1] != "A")
-BETAS = ((-3.0, -1.0), (1.0, 3.0))  # logits of beta / alpha; each group gives one start
+WILD = 0.5  # a relative error's sigma from which normal errors cross 0
 CHUNK = 1 << 24  # numbers in the Jacobians of one chunk
-
-
-Pair = tuple[jax.Array, jax.Array]
-
-
-class Form(NamedTuple):
-    """A form as arrays of bool, so that all forms share one program."""
-
-    relative: jax.Array  # the error
-    trend: jax.Array
-    damped: jax.Array
-    product: jax.Array  # the season
-    seasonal: jax.Array
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> "Form":
-        """The forms of F names, (F,) each."""
-        if unknown := [name for name in names if name not in FORMS] or not names:
-            raise ValueError(f"forms must be among {FORMS}, got {unknown or names}")
-        rows = [(n[0] == "M", n[1] == "A", "d" in n, n[-1] == "M", n[-1] != "N") for n in names]
-        return cls(*jnp.array(rows).T)
-
-
-class Weights(NamedTuple):
-    """alpha, beta < alpha, gamma < 1 - alpha; damping in [0.8, 0.98], or 1 for none; () each."""
-
-    alpha: jax.Array
-    beta: jax.Array
-    gamma: jax.Array
-    damping: jax.Array
-
-
-class State(NamedTuple):
-    """Level () and slope (), and season (m,), that of the next step first."""
-
-    level: jax.Array
-    slope: jax.Array
-    season: jax.Array
 
 
 class Fit(NamedTuple):
@@ -79,7 +35,8 @@ class Fit(NamedTuple):
         form: int (B,), index into the `forms` that were given.
         weights: (B,) each.
         state: after the last value, (B,), (B,) and (B, m).
-        sigma: (B,), standard deviation of the error, relative where the form's error is.
+        sigma: (B,), standard deviation of the error, relative where the form's error is; NaN of
+            fewer values than parameters.
         log_likelihood: (B,), at its maximum.
         aicc: (B, F), of all forms, inf where a form does not fit the series: a multiplicative one
             with values at or below 0, a seasonal one with less than two seasons.
@@ -145,7 +102,8 @@ def mean_path(fit: Fit, horizon: int, forms: Sequence[str] = DAMPED) -> jax.Arra
 def _mean_path(fit: Fit, forms: Form, horizon: int) -> jax.Array:
     form = jax.tree.map(lambda x: x[fit.form], forms)
     noise = jnp.zeros((len(fit.sigma), 1, horizon))
-    return jax.vmap(paths)(form, fit.weights, fit.state, fit.sigma, noise)[:, 0]
+    still = jnp.zeros_like(fit.sigma)
+    return jax.vmap(paths)(form, fit.weights, fit.state, still, noise)[:, 0]
 
 
 def path_quantiles(
@@ -186,8 +144,10 @@ def fit_smoothing(
 
     The likelihood of each form is a function of a sum of squares (with a relative error, of the
     errors times the geometric mean of the expected values), which the Levenberg-Marquardt method
-    minimises in 12 steps from two starts: the best of some weights with a slowly changing slope,
-    and of some with a quickly changing one. The Jacobian is by forward differentiation.
+    minimises in 12 steps from two starts: the best of some weights with a slowly changing slope and
+    a fixed season, and of some that change more quickly. The Jacobian is by forward
+    differentiation. A form with a relative error whose sigma is above 0.5 is chosen only where
+    there is no other: its paths would cross 0.
 
     Args:
         values: (B, L), right-aligned.
@@ -196,8 +156,9 @@ def fit_smoothing(
         forms: some of `FORMS`, to choose from by AICc.
 
     Raises:
-        ValueError: not (B, L) with (B,) lengths, a season below 1, an unknown form, or forms that
-            are all seasonal with a season of 1.
+        ValueError: not (B, L) with (B,) lengths, a season below 1, an unknown form, forms that are
+            all seasonal with a season of 1, or none of which fits some series. "ANN" among them
+            takes what is too short for all.
 
     >>> fit = fit_smoothing(2.0 * jnp.arange(1, 9)[None], forms=["AAN"])
     >>> isinstance(fit, Fit), fit.form.tolist(), fit.weights.alpha.shape
@@ -211,7 +172,17 @@ def fit_smoothing(
         raise ValueError(
             f"forms must suit season={season}, got only {tuple(forms)}, none of which does"
         )
-    return _fit(values, lengths, season, tuple(forms), plain, seasonal)
+    fit = _fit(values, lengths, season, tuple(forms), plain, seasonal)
+    if "ANN" not in forms and not isinstance(fit.aicc, jax.core.Tracer):
+        none = np.isinf(np.asarray(fit.aicc)).all(1)
+        if none.any():
+            raise ValueError(
+                f"forms must have one that fits each series, or ANN, got {tuple(forms)}, of which "
+                f"none fits series {none.argmax()} ({none.sum()} of {len(none)}): multiplicative "
+                "ones need values above 0, seasonal ones two seasons, and all more values than "
+                "parameters"
+            )
+    return fit
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -232,10 +203,16 @@ def _fit(
             fitted.append((every[0], every[1]._replace(season=widened), *every[2:]))
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *fitted)
     aicc = joined[-1]
-    best = aicc.argmin(1)
+    names = plain + seasonal
+    wild = jnp.array([[name[0] == "M" for name in names]]) & (joined[2] > WILD)
+    tame = jnp.where(wild, jnp.inf, aicc)
+    best = jnp.where(jnp.isfinite(tame).any(1), tame.argmin(1), aicc.argmin(1))
+    # too short for any form: simple smoothing, of which the last value is left
+    none = jnp.isinf(aicc).all(1)
+    best = jnp.where(none, names.index("ANN") if "ANN" in names else 0, best)
     rows = jnp.arange(len(best))
     weights, state, sigma, likelihood = jax.tree.map(lambda x: x[rows, best], joined[:-1])
-    places = [forms.index(name) for name in plain + seasonal]
+    places = [forms.index(name) for name in names]
     every_aicc = jnp.full((len(best), len(forms)), jnp.inf).at[:, np.array(places)].set(aicc)
     return Fit(jnp.array(places)[best], weights, state, sigma, likelihood, every_aicc)
 
@@ -247,7 +224,7 @@ def _every(values: jax.Array, lengths: jax.Array, m: int, forms: Form) -> tuple:
         values, ((0, 0), (-L % m, 0))
     )  # whole seasons, so that the next step has phase 0
     F, T = len(forms.trend), values.shape[1]
-    chunk = max(1, min(B, CHUNK // (F * T * (5 + m) * len(BETAS))))
+    chunk = max(1, min(B, CHUNK // (F * T * (5 + m) * len(STARTS))))
     real = inside(values, lengths)
     scale = jnp.where(real, jnp.abs(values), 0).sum(1) / lengths
     scale = jnp.where(scale > 0, scale, 1)
@@ -267,13 +244,14 @@ def _one(
     """One form for one series of mean size 1, (T,)."""
     residuals = partial(scaled_errors, form=form, values=values, real=real, n=n, m=m)
     first = first_guess(form, values, n, m)
-    groups = [list(product((-2.0, 0.0, 2.0), beta, (-3.0, 0.0), (1.0,))) for beta in BETAS]
-    tried = jnp.array(groups)
-    first = jnp.broadcast_to(first[None, None], (*tried.shape[:2], 1 + m))
-    starts = jnp.concatenate([tried, first], 2)
     cost = lambda u: jnp.sum(residuals(u) ** 2)  # noqa: E731
-    costs = jax.vmap(jax.vmap(cost))(starts)
-    starts = jax.vmap(lambda group, costs: group[least(costs)])(starts, costs)
+
+    def start(group: Sequence) -> jax.Array:
+        tried = jnp.array(group)
+        tried = jnp.concatenate([tried, jnp.broadcast_to(first, (len(tried), 1 + m))], 1)
+        return tried[least(jax.vmap(cost)(tried))]
+
+    starts = jnp.stack([start(group) for group in STARTS])
     free = jnp.concatenate(
         [
             jnp.array([True]),
@@ -302,90 +280,12 @@ def _one(
     fits = jnp.isfinite(aicc) & (n > k + 1) & (~(form.relative | form.product) | positive)
     fits &= ~form.seasonal | (n >= 2 * m)
     error = jnp.where(real, values - means, 0) / jnp.where(form.relative, means, 1)
-    sigma = jnp.sqrt(jnp.sum(error**2) / jnp.maximum(n - k + 1, 1))
+    spread = jnp.sqrt(jnp.sum(error**2) / jnp.maximum(n - k + 1, 1))
+    sigma = jnp.where(n >= k, spread, jnp.nan)
     size = jnp.where(form.product, 1, scale)
     state = State(state.level * scale, state.slope * scale, state.season * size)
     sigma = sigma * jnp.where(form.relative, 1, scale)
     return weights, state, sigma, likelihood, jnp.where(fits, aicc, jnp.inf)
-
-
-def run(
-    form: Form, weights: Weights, state: State, values: jax.Array, real: jax.Array
-) -> tuple[State, jax.Array]:
-    """The state after T values and the expected value of each, (T,); T is whole seasons.
-
-    Args:
-        form: () each.
-        weights: () each.
-        state: before the first value.
-        values: (T,).
-        real: bool (T,), False for padding, which changes nothing.
-    """
-    m = len(state.season)
-
-    def step(carry: tuple[jax.Array, ...], x: tuple[jax.Array, ...]) -> tuple[Pair, Pair]:
-        (level, slope), (value, real, s) = carry, x
-        (base, moved), mean = expected(form, weights, level, slope, s)
-        new, season = updated(form, weights, base, moved, s, value - mean)
-        kept = jnp.where(real, new[0], level), jnp.where(real, new[1], slope)
-        return kept, (jnp.where(real, season, s), mean)
-
-    def cycle(carry: State, x: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
-        after, (season, means) = jax.lax.scan(step, carry[:2], (*x, carry.season))
-        return State(*after, season), means
-
-    if m == 1:  # one loop instead of two, which compiles faster
-        return _without_season(step, state, values, real)
-    state, means = jax.lax.scan(cycle, state, (values.reshape(-1, m), real.reshape(-1, m)))
-    return state, means.reshape(-1)
-
-
-def _without_season(
-    step: Callable, state: State, values: jax.Array, real: jax.Array
-) -> tuple[State, jax.Array]:
-    """`run` for a season of one step."""
-
-    def one(carry: State, x: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
-        (level, slope), (season, mean) = step(carry[:2], (*x, carry.season[0]))
-        return State(level, slope, season[None]), mean
-
-    return jax.lax.scan(one, state, (values, real))
-
-
-def expected(form: Form, w: Weights, level: jax.Array, slope: jax.Array, s: jax.Array) -> tuple:
-    """(base, damped slope) and the mean."""
-    moved = w.damping * slope
-    base = level + moved
-    return (base, moved), jnp.where(form.product, base * s, base + s)
-
-
-def updated(
-    form: Form, w: Weights, base: jax.Array, moved: jax.Array, s: jax.Array, error: jax.Array
-) -> tuple:
-    """(level, slope) and the season after an error."""
-    scaled = error / jnp.where(form.product, s, 1)
-    season = s + w.gamma * error / jnp.where(form.product, base, 1)
-    return (base + w.alpha * scaled, moved + w.beta * scaled), season
-
-
-def paths(form: Form, w: Weights, state: State, sigma: jax.Array, noise: jax.Array) -> jax.Array:
-    """Paths from a state, (n, H), for standard normal noise (n, H)."""
-    n, m = len(noise), len(state.season)
-
-    def step(carry: tuple, x: jax.Array) -> tuple:
-        level, slope, season = carry
-        s = season[0]
-        (base, moved), mean = expected(form, w, level, slope, s)
-        error = sigma * x * jnp.where(form.relative, mean, 1)
-        (level, slope), s = updated(form, w, base, moved, s, error)
-        return (level, slope, jnp.concatenate([season[1:], s[None]])), mean + error
-
-    first = (
-        jnp.full(n, state.level),
-        jnp.full(n, state.slope),
-        jnp.broadcast_to(state.season[:, None], (m, n)),
-    )
-    return jax.lax.scan(step, first, noise.T)[1].T
 
 
 def scaled_errors(

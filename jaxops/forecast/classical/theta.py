@@ -35,7 +35,7 @@ def theta_method(
         season: steps of one season; 1 for none.
         lengths: int (B,), by default all L.
         levels: of Q quantiles, of SES with normal errors: variance 1 + (h - 1) alpha^2 times that
-            of one step, times the index squared.
+            of one step, times the index squared. NaN of a series of one or two values.
 
     Returns:
         (B, H), or (B, H, Q) with levels.
@@ -66,7 +66,7 @@ def theta_normal(
     end = (smooth.level + line[:, -1])[:, None] / 2
     mean = (end + slope[:, None] / 2 * steps(horizon)) * ahead
     # the errors of the theta forecast are half those of line 2: the line itself has none
-    variance = smooth.sse / 4 / jnp.maximum(lengths - 2, 1)
+    variance = smooth.sse / 4 / jnp.where(lengths > 2, lengths - 2, jnp.nan)
     spread = 1 + (steps(horizon) - 1) * (smooth.alpha**2)[:, None]
     return mean, jnp.sqrt(variance[:, None] * spread) * ahead
 

@@ -35,7 +35,7 @@ def calendar(
     """Add covariates of the calendar to series, as covariates whose future is known.
 
     Args:
-        series: whose times are dates.
+        series: whose times are dates; features and days are those of the clock of its `zone`.
         features: of "minute_of_hour", "hour_of_day", "day_of_week" (Monday first),
             "day_of_month", "day_of_year", "week_of_year" (ISO 8601) and "month_of_year".
         encoding: "centred" gives a column x / (n - 1) - 0.5 for each feature, where x counts its n
@@ -65,7 +65,7 @@ def calendar(
     names = [name + end for name in features for end in ends] + list(dates or {})
     if not names:
         raise ValueError("features or dates must be given, got neither")
-    columns = calendar_columns(series.times(), series.frequency, names, dates)
+    columns = calendar_columns(series.times(), series.frequency, names, dates, series.zone)
     return replace(
         series,
         known=np.concatenate([series.known, columns], axis=1),
@@ -79,7 +79,11 @@ def computed(name: str) -> bool:
 
 
 def calendar_columns(
-    times: np.ndarray, frequency: str, names: Sequence[str], dates: Dates | None = None
+    times: np.ndarray,
+    frequency: str,
+    names: Sequence[str],
+    dates: Dates | None = None,
+    zone: str = "",
 ) -> np.ndarray:
     """Columns that `calendar` makes, by name, for any times.
 
@@ -88,6 +92,7 @@ def calendar_columns(
         frequency: see `Series`.
         names: of features, with `_sin` or `_cos` if cyclic, or of `dates`.
         dates: see `calendar`.
+        zone: see `Series`.
 
     Returns:
         float32 (N, len(names)).
@@ -96,6 +101,7 @@ def calendar_columns(
 
     if times.dtype.kind != "M":
         raise ValueError("times must be dates, got counts")
+    times = grid.on_the_clock(times, zone)
     index = pd.DatetimeIndex(times)
     columns = np.empty((len(times), len(names)), np.float32)
     for j, name in enumerate(names):
@@ -140,7 +146,7 @@ def _marks(times: np.ndarray, frequency: str, name: str, days: Sequence[Any]) ->
     if fixed is None and frequency[0] in "MQY" and frequency.lstrip("MQY")[:1] == "E":
         before = grid.moved(times, -1, frequency).astype("datetime64[D]")
         first = before + np.timedelta64(1, "D")
-    elif frequency != "B" and (fixed is None or fixed > grid.DAY):
+    elif frequency[:2] not in ("B", grid.OPEN) and (fixed is None or fixed > grid.DAY):
         following = grid.moved(times, 1, frequency)
         last = (following - np.timedelta64(1, "s")).astype("datetime64[D]")
     after = np.searchsorted(sorted_days, last, "right")

@@ -64,11 +64,14 @@ def future_covariates(
     made = [x for x in names if x in (dates or {}) or (x not in given and computed(x))]
     read = [x for x in names if x not in made]
     if made:
-        columns = calendar_columns(times.reshape(-1), series.frequency, made, dates)
+        columns = calendar_columns(times.reshape(-1), series.frequency, made, dates, series.zone)
         future[:, :, [names.index(x) for x in made]] = columns.reshape(*times.shape, -1)
     if read:
         if table is None:
-            raise ValueError(f"source must be a table with columns {', '.join(read)}, got None")
+            raise ValueError(
+                f"source must be a table with columns {', '.join(read)}, got None; dates= gives "
+                "those of `calendar`"
+            )
         part = _read(series, *table, read, horizon, id, time)
         future[:, :, [names.index(x) for x in read]] = part
     return future
@@ -84,7 +87,9 @@ def _read(
         if column not in table.columns:
             columns = ", ".join(map(str, table.columns))
             raise ValueError(f"{name} must have a column {column!r}, got columns {columns}")
-    steps, when = series.future(horizon), reading.times(table[time], f"{name}: column {time!r}")
+    steps = series.future(horizon)
+    what = f"{name}: column {time!r}"
+    when, _ = reading.times(table[time], what, series.frequency, series.zone)
     grid.check(series.frequency, when)
     number, end = np.zeros(len(when), np.int64), np.full(len(when), steps.min())
     if id is not None:

@@ -1,5 +1,7 @@
 """Regular times: hours, business days, months, or plain counts."""
 
+import contextlib
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -12,12 +14,71 @@ WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 DAY = 86_400
 
 
-@lru_cache(maxsize=64)
-def step(frequency: str) -> int | None:
-    """Seconds of a step, or its size where times are counts; None for steps of unequal length.
+OLD = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE", "BM": "BME"}
+OLD |= {"AS": "YS", "BQ": "BQE", "BA": "BYE", "BY": "BYE", "BAS": "BYS"}
+"""Names of pandas before 2.2, which files may hold, and those that it has now."""
+OPEN = "C:"
+"""How the name of days of one's own begins: a digit for each day from Monday, 1 where it is open,
+and, after another colon, the closed dates: "C:1111110:2024-12-25,2024-12-26"."""
+
+
+def canonical(frequency: Any) -> str:
+    """The one name of a frequency.
+
+    Args:
+        frequency: an alias of pandas, of any version; an offset of pandas, `CustomBusinessDay` with
+            days and holidays of one's own too; or a whole number as text, of counts.
 
     Raises:
         ValueError: a frequency that pandas does not know, or one that goes backwards.
+
+    >>> [canonical(name) for name in ("W", "60min", "24h", "T", "QS", "007")]
+    ['W-SUN', 'h', 'D', 'min', 'QS-JAN', '7']
+    >>> import pandas as pd
+    >>> canonical(pd.offsets.CustomBusinessDay(weekmask="Sun Mon Tue Wed Thu"))
+    'C:1111001'
+    """
+    if not isinstance(frequency, str):
+        frequency = _named(frequency)
+    return _canonical(frequency)
+
+
+@lru_cache(maxsize=64)
+def _canonical(frequency: str) -> str:
+    fixed = step(frequency)
+    if frequency.isdecimal():
+        return str(fixed)
+    if fixed is not None:
+        return _alias(fixed)
+    return _named(offset(frequency))
+
+
+def _named(frequency: Any) -> str:
+    """The name of an offset of pandas, from which it can be made again."""
+    pd = require("pandas", extra="data")
+
+    text = getattr(frequency, "freqstr", None)
+    if isinstance(frequency, pd.offsets.CustomBusinessDay) and frequency.n == 1:
+        calendar = frequency.calendar
+        open_days = "".join("01"[int(day)] for day in calendar.weekmask)
+        closed = ",".join(np.datetime_as_string(calendar.holidays))
+        whole = OPEN + open_days + (f":{closed}" if closed else "")
+        return "B" if whole == f"{OPEN}1111100" else whole
+    with contextlib.suppress(ValueError):
+        if isinstance(text, str) and offset(text) == frequency:
+            return text
+    raise ValueError(
+        "frequency must be text, such as '1' or 'D', or an offset of pandas that has an alias, "
+        f"such as pandas.offsets.MonthEnd(), got {frequency!r}"
+    )
+
+
+@lru_cache(maxsize=64)
+def offset(frequency: str) -> Any:
+    """The offset of pandas of a name.
+
+    Raises:
+        ValueError: a name that pandas does not know, or an offset that goes backwards.
     """
     pd = require("pandas", extra="data")
     to_offset = require("pandas.tseries.frequencies", extra="data").to_offset
@@ -26,24 +87,78 @@ def step(frequency: str) -> int | None:
         'frequency must be an alias of pandas ("h", "D", "B", "W-MON", "MS") or a whole number as '
         f"text, got {frequency!r}"
     )
-    if not isinstance(frequency, str):
-        raise ValueError(f"frequency must be text, such as {str(frequency)!r}, got {frequency!r}")
-    if frequency.isdecimal() and int(frequency) > 0:
-        return int(frequency)
+    name = re.sub(r"^(\d*)([A-Z]+)(?=-|$)", lambda m: m[1] + OLD.get(m[2], m[2]), frequency)
     try:
-        offset = to_offset(frequency)
+        if name.startswith(OPEN):
+            mask, _, closed = name.removeprefix(OPEN).partition(":")
+            days = closed.split(",") if closed else []
+            return pd.offsets.CustomBusinessDay(weekmask=mask, holidays=days)
+        found = to_offset(name)
     except ValueError as error:
         raise ValueError(f"{form} ({error})") from None
-    if offset is None or offset.n < 1:
+    if found is None or found.n < 1:
         raise ValueError(form)
-    if isinstance(offset, pd.offsets.Day):
-        return int(offset.n) * DAY
-    if isinstance(offset, pd.offsets.Tick):
-        seconds = pd.Timedelta(offset) / pd.Timedelta("1s")
+    return found
+
+
+@lru_cache(maxsize=64)
+def step(frequency: str) -> int | None:
+    """Seconds of a step, or its size where times are counts; None for steps of unequal length.
+
+    Raises:
+        ValueError: a frequency that pandas does not know, or one that goes backwards.
+    """
+    pd = require("pandas", extra="data")
+
+    if frequency.isdecimal() and int(frequency) > 0:
+        return int(frequency)
+    found = offset(frequency)
+    if isinstance(found, pd.offsets.Day):
+        return int(found.n) * DAY
+    if isinstance(found, pd.offsets.Tick):
+        seconds = pd.Timedelta(found) / pd.Timedelta("1s")
         if seconds < 1 or seconds % 1:
             raise ValueError(f"frequency must be whole seconds, got {frequency!r}")
         return int(seconds)
     return None
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two frequencies have the same steps: "h" and "60min", "7D" and "W-SUN".
+
+    >>> same("H", "60min"), same("W-SUN", "7D"), same("W-SUN", "W-MON"), same("1", "D")
+    (True, True, False, False)
+    """
+    names = {canonical(one), canonical(other)}
+    return len(names) == 1 or ("7D" in names and any(re.match("W-", name) for name in names))
+
+
+def long(frequency: str) -> bool:
+    """Whether steps are of a day or more."""
+    fixed = None if frequency.isdecimal() else step(frequency)
+    return not frequency.isdecimal() and (fixed is None or fixed >= DAY)
+
+
+def on_the_clock(times: np.ndarray, zone: str) -> np.ndarray:
+    """Times of UTC as they are on the clock of a zone, datetime64[s]; "" leaves them.
+
+    Raises:
+        ValueError: a zone that is not known.
+
+    >>> on_the_clock(np.array(["2024-07-01T04"], "datetime64[s]"), "America/New_York")
+    array(['2024-07-01T00:00:00'], dtype='datetime64[s]')
+    """
+    if not zone:
+        return times
+    pd = require("pandas", extra="data")
+
+    try:
+        local = pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(zone)
+    except (KeyError, ValueError, TypeError, OSError):
+        raise ValueError(
+            f'zone must be a name such as "Europe/Berlin", or "", got {zone!r}'
+        ) from None
+    return np.asarray(local.tz_localize(None).to_numpy().astype("datetime64[s]"))
 
 
 def check(frequency: str, times: np.ndarray) -> None:
@@ -59,7 +174,7 @@ def check(frequency: str, times: np.ndarray) -> None:
 def _range(first: Any, frequency: str, **until: Any) -> np.ndarray:
     pd = require("pandas", extra="data")
 
-    grid = pd.date_range(pd.Timestamp(first), freq=frequency, **until)
+    grid = pd.date_range(pd.Timestamp(first), freq=offset(frequency), **until)
     return np.asarray(grid.to_numpy().astype("datetime64[s]"))
 
 
@@ -108,11 +223,10 @@ def moved(times: np.ndarray, steps: np.ndarray | int, frequency: str) -> np.ndar
     if times.size == 0 or steps.size == 0:
         return np.broadcast_to(times, np.broadcast_shapes(times.shape, steps.shape))
     pd = require("pandas", extra="data")
-    to_offset = require("pandas.tseries.frequencies", extra="data").to_offset
 
     low, high = min(int(steps.min()), 0), max(int(steps.max()), 0)
-    first = pd.Timestamp(times.min()) + low * to_offset(frequency)
-    last = pd.Timestamp(times.max()) + high * to_offset(frequency)
+    first = pd.Timestamp(times.min()) + low * offset(frequency)
+    last = pd.Timestamp(times.max()) + high * offset(frequency)
     grid = _range(first, frequency, end=last)
     return np.asarray(grid[np.searchsorted(grid, times) + steps])
 
@@ -123,6 +237,8 @@ def _difference(times: np.ndarray) -> str:
 
 def inferred(times: np.ndarray, same: np.ndarray) -> str:
     """The most frequent step within the series, as an alias of pandas; the smallest of ties.
+
+    Days of which some weekdays never occur, over three weeks, are days of opening.
 
     Args:
         times: (N,) datetime64[s] or int64, series by series, sorted within them.
@@ -149,8 +265,11 @@ def inferred(times: np.ndarray, same: np.ndarray) -> str:
         return _months(times, same, steps, common)
     weeks, weekday = np.divmod(times.astype("datetime64[D]").astype(np.int64) + 3, 7)
     weekdays = np.unique(weekday)
-    if common == DAY and weekdays.max() < 5 and (np.diff(weeks)[same] > 0).any():
+    later = (np.diff(weeks)[same] > 0).any()  # the days that are not there were passed by
+    if common == DAY and weekdays.max() < 5 and later:
         return "B"
+    if common == DAY and len(weekdays) < 7 and later and np.ptp(weeks) > 1:
+        return OPEN + "".join("01"[day in weekdays] for day in range(7))
     if common == 7 * DAY and len(weekdays) == 1:
         return f"W-{WEEKDAYS[weekdays[0]]}"
     return _alias(common)

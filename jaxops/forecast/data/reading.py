@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from jaxops._optional import require
 from jaxops.data import tables
 from jaxops.data.dates import utc as dates_in_utc
 from jaxops.data.tables import Source, none_missing
+from jaxops.forecast.data import grid
 from jaxops.forecast.data.regular import Duplicates, Fill, Groups, Table, regular
 from jaxops.forecast.data.series import Report, Series
 
@@ -27,9 +28,11 @@ def series(
     past: Sequence[str] = (),
     static: Sequence[str] = (),
     layout: Layout = "long",
-    frequency: str | None = None,
+    frequency: Any = None,
+    zone: str = "",
     fill: Fill | Mapping[str, Fill] | None = None,
     duplicates: Duplicates = "error",
+    end: object = None,
     encoding: str = "utf-8",
 ) -> Series:
     """Read series from a table.
@@ -40,10 +43,12 @@ def series(
     rows, duplicates, gaps and missing numbers are in `report` of the series.
 
     Args:
-        source: a file of CSV (.gz too) or Parquet, a pandas frame, or arrays by name.
+        source: a file of CSV (.gz too) or Parquet, a frame of pandas (with its times as a column or
+            as its index), polars or PyArrow, or arrays by name.
         id: the column of the series' id, text or integers, of a long table.
-        time: the column of times: integers, which are counts (20240131 too); dates, or their text
-            in ISO 8601, of which those with an offset from UTC become UTC.
+        time: the column of times: integers, which are counts (20240131 too); dates or periods, or
+            their text in ISO 8601, or quarters such as "2024Q1". With a zone or an offset from UTC,
+            those of steps of a day and more are the local dates, and others become UTC.
         value: the columns of values: the channels, or with layout "series" the series. By default
             "value" of a long table, and of a wide one all columns not named otherwise.
         known: columns of covariates that are known for the future too, such as promotions; of
@@ -52,14 +57,22 @@ def series(
         static: columns with one number for each series, in all of its rows; not of layout "series".
         layout: "long", "series" or "channels". A column of layout "series" may begin late and
             end early: missing numbers at its ends are not part of the series.
-        frequency: a pandas alias ("15min", "h", "D", "B", "W-MON", "MS", "QE-DEC"), or of counts a
-            whole number such as "1"; inferred as the most frequent step by default.
+        frequency: a pandas alias ("15min", "h", "D", "B", "W-MON", "MS", "QE-DEC") or offset, such
+            as `CustomBusinessDay` with holidays, or of counts a whole number such as "1"; inferred
+            as the most frequent step by default. Days of which some weekdays never occur, over
+            three weeks, have a frequency without these.
+        zone: such as "Europe/Berlin", whose local dates are meant, and whose clock `calendar` reads
+            for shorter steps, which stay of UTC. Needed for text with offsets, and for times of UTC
+            without any; by default that of the column's own type.
         fill: how to fill gaps, and numbers missing in given rows: "zero", "previous" (of the same
             series) or "linear" (between the two beside it); one for all columns, or by column.
             By default both are errors. For backtests use "previous": with "linear" a context that
             ends in a gap would contain information from after it.
         duplicates: of rows of the same series and time: "error"; "sum" or "mean" of the values,
             with the mean of the covariates; or the "last" row.
+        end: "latest", or a time: each series is filled up to the last row of all, or to that time,
+            as `fill` says, such as sales with zeros. By default each ends with its own last row,
+            and is forecast from there; `report` counts those that end early.
         encoding: of a CSV file.
 
     Returns:
@@ -79,7 +92,11 @@ def series(
     """
     _word("layout", layout, ("long", "series", "channels"))
     _word("duplicates", duplicates, ("error", "sum", "mean", "last"))
+    for argument, column in (("id", id), ("time", time)):
+        if not isinstance(column, str | int):
+            raise ValueError(f"{argument} must be the name of one column, got {column!r}")
     known, past, static = names(known), names(past), names(static)
+    frequency = None if frequency is None else grid.canonical(frequency)
     if layout == "series" and (past or static):
         raise ValueError('past and static must be empty with layout="series", got columns')
     if layout == "long" and value is None:
@@ -92,8 +109,22 @@ def series(
     if not values:
         raise ValueError(f"{name} must have a column of values, got none")
     groups = Groups((*values,), known, past, static)
-    table = (_wide if layout == "series" else _long)(name, columns, id, time, groups, layout)
-    return regular(table, frequency, fill, duplicates)
+    how = Time(time, frequency, zone)
+    table = (_wide if layout == "series" else _long)(name, columns, id, how, groups, layout)
+    return regular(table, frequency, fill, duplicates, end)
+
+
+class Time(NamedTuple):
+    """The column of times, and how it is read."""
+
+    column: str
+    frequency: str | None
+    zone: str
+
+    def of(self, name: str, columns: Any) -> tuple[np.ndarray, str]:
+        """See `times`."""
+        what = f"{name}: column {self.column!r}"
+        return times(columns[self.column], what, self.frequency, self.zone)
 
 
 def _word(argument: str, value: Any, words: Sequence[str]) -> None:
@@ -127,31 +158,74 @@ def frame(
     def read(path: str | Path) -> Any:
         return tables.csv_frame(path, chosen, encoding, MISSING, text)
 
-    return tables.source_frame(source, chosen, needed, read)
+    return tables.source_frame(_with_times(source, needed[-1]), chosen, needed, read)
 
 
-def times(column: Any, what: str) -> np.ndarray:
-    """Times as int64 or datetime64[s] (N,)."""
+def _with_times(source: Any, time: str) -> Any:
+    """The source; of pandas, with the times of the index as a column."""
+    pd = require("pandas", extra="data")
+
+    if isinstance(source, pd.Series):
+        source = source.to_frame("value" if source.name is None else source.name)
+    if not isinstance(source, pd.DataFrame) or time in source.columns:
+        return source
+    if source.index.name is None and isinstance(source.index, pd.DatetimeIndex | pd.PeriodIndex):
+        source = source.rename_axis(time)
+    return source.reset_index() if time in source.index.names else source
+
+
+def times(
+    column: Any, what: str, frequency: str | None = None, zone: str = ""
+) -> tuple[np.ndarray, str]:
+    """Times as int64 or datetime64[s] (N,), and the zone of their clock, see `Series`.
+
+    Times with a zone or an offset are of UTC; but local where steps are of a day or more, which
+    without a frequency is where all have one time of the day.
+    """
     pd = require("pandas", extra="data")
 
     none_missing(column, what, "a time for every row")
     if column.dtype.kind in "iu":
-        return np.asarray(column.to_numpy(np.int64))
+        return np.asarray(column.to_numpy(np.int64)), ""
     if column.dtype.kind in "fb":
         raise ValueError(f"{what} must be whole numbers or dates, got {column.dtype}")
     # a date is in many rows: each is parsed once
     place, unique = pd.factorize(column)
-    dates = unique if isinstance(unique, pd.DatetimeIndex) else None
-    if dates is None:
-        texts = pd.Series(np.asarray(unique, object))
-        wanted = "whole numbers or dates in ISO 8601"
-        dates = pd.DatetimeIndex(dates_in_utc(texts, what, wanted), tz="UTC")
-    utc = dates.tz_convert(None) if dates.tz is not None else dates
-    exact = utc.to_numpy()
+    if isinstance(unique, pd.DatetimeIndex):
+        utc = unique.tz_convert(None) if unique.tz is not None else unique
+        local = unique.tz_localize(None) if unique.tz is not None else unique
+        zone = zone or str(unique.tz or "")
+    else:
+        utc, local = _parsed(np.asarray(unique, object), what)
+    exact, zone = utc.to_numpy(), "" if zone == "UTC" else zone
     seconds = exact.astype("datetime64[s]")
     if (seconds != exact).any():
         raise ValueError(f"{what} must be whole seconds, got {exact[(seconds != exact).argmax()]}")
-    return np.asarray(seconds[place])
+    clock = seconds  # without a zone they are what a clock shows
+    if local is not utc:
+        clock = grid.on_the_clock(seconds, zone) if zone else local.to_numpy().astype("M8[s]")
+    if frequency is None:
+        of_day = clock - clock.astype("datetime64[D]")
+        days = len(clock) > 1 and bool((of_day == of_day[0]).all())
+    else:
+        days = grid.long(frequency)
+    return (clock[place], "") if days else (seconds[place], zone)
+
+
+def _parsed(unique: np.ndarray, what: str) -> tuple[Any, Any]:
+    """Text of dates: of UTC, and as written with an offset; the same object without any."""
+    pd = require("pandas", extra="data")
+
+    texts = pd.Series(unique).astype(str)
+    if texts.str.fullmatch(r"\d{4}-?Q[1-4]").all():
+        quarters = pd.DatetimeIndex(pd.PeriodIndex(texts, freq="Q").to_timestamp())
+        return quarters, quarters
+    bare = texts.str.replace(r"^([^T ]+[T ][^Z+-]*)(?:Z|[+-].*)$", r"\1", regex=True)
+    wanted = "whole numbers or dates in ISO 8601 (pandas.to_datetime reads other forms)"
+    utc = pd.DatetimeIndex(dates_in_utc(texts, what, wanted))
+    if (bare == texts).all():
+        return utc, utc
+    return utc, pd.DatetimeIndex(dates_in_utc(bare, what, wanted))
 
 
 def numbers(columns: Any, what: str) -> np.ndarray:
@@ -176,21 +250,21 @@ def numbers(columns: Any, what: str) -> np.ndarray:
     return table
 
 
-def _long(name: str, columns: Any, id: str, time: str, groups: Groups, layout: Layout) -> Table:
+def _long(name: str, columns: Any, id: str, time: Time, groups: Groups, layout: Layout) -> Table:
     """A long table; or one series, its columns the channels."""
     if layout == "long":
         code, names = tables.ids(columns[id], f"{name}: column {id!r}")
         ids = names.astype(str)
     else:
         code, ids = np.zeros(len(columns), np.int64), np.asarray(["series"])
-    when = times(columns[time], f"{name}: column {time!r}")
+    when, zone = time.of(name, columns)
     data = numbers(columns[[column for group in groups for column in group]], name)
-    return Table(name, ids, code, when, data, groups, Report(len(columns)))
+    return Table(name, ids, code, when, data, groups, Report(len(columns)), zone)
 
 
-def _wide(name: str, columns: Any, id: str, time: str, groups: Groups, layout: Layout) -> Table:
+def _wide(name: str, columns: Any, id: str, time: Time, groups: Groups, layout: Layout) -> Table:
     """A wide table, with a series in each column, as a long one without its missing ends."""
-    when = times(columns[time], f"{name}: column {time!r}")
+    when, zone = time.of(name, columns)
     unsorted = int((np.diff(when).astype(np.int64) < 0).sum())
     if unsorted:
         order = np.argsort(when, kind="stable")
@@ -209,4 +283,4 @@ def _wide(name: str, columns: Any, id: str, time: str, groups: Groups, layout: L
     data = np.concatenate([wide.T[inside][:, None], known], axis=1)
     report = Report(count, unsorted=unsorted, trimmed=count * width - len(row))
     ids, groups = np.asarray(groups.values), groups._replace(values=("value",))
-    return Table(name, ids, code, when[row], data, groups, report)
+    return Table(name, ids, code, when[row], data, groups, report, zone)

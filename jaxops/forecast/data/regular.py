@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxops.forecast.data import grid
-from jaxops.forecast.data.series import Report, Series
+from jaxops.forecast.data.series import Report, Series, as_time
 
 Fill = Literal["zero", "previous", "linear"]
 Duplicates = Literal["error", "sum", "mean", "last"]
@@ -32,6 +32,7 @@ class Table(NamedTuple):
         data: float32 (N, W), NaN for missing; the columns in the order of `groups`.
         groups: the columns' names.
         report: of the steps so far.
+        zone: see `Series`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Table(NamedTuple):
     data: np.ndarray
     groups: Groups
     report: Report
+    zone: str = ""
 
     def part(self, rows: np.ndarray) -> "Table":
         """Some of the rows, or all in another order."""
@@ -60,6 +62,7 @@ def regular(
     frequency: str | None,
     fill: Fill | Mapping[str, Fill] | None,
     duplicates: Duplicates,
+    end: object = None,
 ) -> Series:
     """Series of the rows of a table; see `reading.series`."""
     table = _sorted(table)
@@ -68,13 +71,15 @@ def regular(
     static = _static(table)
 
     begin = np.flatnonzero(np.append(True, np.diff(table.code) != 0))
-    lengths = place[np.append(begin[1:], len(place)) - 1] + 1
+    last = np.append(begin[1:], len(place)) - 1
+    early = int((table.times[last] < table.times.max()).sum())
+    lengths = place[last] + 1 if end is None else _lengths(table, begin, last, frequency, end)
     offsets = np.append(0, np.cumsum(lengths))
     groups = table.groups
     names = (*groups.values, *groups.known, *groups.past)
     table = table._replace(data=table.data[:, : len(names)])
     how = _how(fill, names)
-    table = _gaps(table, place, int(offsets[-1]), how, names)
+    table = _gaps(table, place, lengths, how, names)
     table = _given(table, how, names)
     data = table.data
     if table.report.gaps:
@@ -85,8 +90,8 @@ def regular(
         data = data.copy()  # may share memory with the user's own frame
         for j, name in enumerate(names):
             _fill(data, j, how[name], table, offsets, f"{table.name}: column {name!r}")
-    last = len(groups.values), len(groups.values) + len(groups.known)
-    values, known, past = (np.ascontiguousarray(x) for x in np.split(data, last, axis=1))
+    borders = len(groups.values), len(groups.values) + len(groups.known)
+    values, known, past = (np.ascontiguousarray(x) for x in np.split(data, borders, axis=1))
     return Series(
         ids=table.ids,
         start=table.times[begin],
@@ -100,7 +105,8 @@ def regular(
         known_names=groups.known,
         past_names=groups.past,
         static_names=groups.static,
-        report=table.report._replace(filled=missing),
+        report=table.report._replace(filled=missing, early=early),
+        zone=table.zone,
     )
 
 
@@ -132,6 +138,7 @@ def _places(table: Table, frequency: str | None) -> tuple[str, np.ndarray]:
         raise ValueError(
             f"times must be of frequency {frequency!r}{origin} from {since[row]} on, got "
             f"{table.place(row)} ({(~whole).sum():,} such rows); give another frequency="
+            + (", or zone= where these are dates of a local clock" if grid.long(frequency) else "")
         )
     return frequency, place
 
@@ -159,6 +166,25 @@ def _distinct(table: Table, place: np.ndarray, duplicates: Duplicates) -> tuple[
     report = table.report._replace(duplicates=count)
     table = table.part(first)._replace(data=data.astype(np.float32), report=report)
     return table, place[first]
+
+
+def _lengths(
+    table: Table, begin: np.ndarray, last: np.ndarray, frequency: str, end: object
+) -> np.ndarray:
+    """Rows of each series up to an end that is the same for all."""
+    times = table.times[last]
+    latest = isinstance(end, str) and end == "latest"
+    until = times.max() if latest else as_time(end, "end", frequency)
+    if until.dtype.kind != times.dtype.kind or until.ndim or until < times.max():
+        row = last[int(times.argmax())]
+        raise ValueError(
+            'end must be "latest", or a time not before the last row, which is '
+            f"{table.place(row)}, got {end!r}"
+        )
+    steps, whole = grid.places(np.full_like(times, until), table.times[begin], frequency)
+    if grid.step(frequency) is None:
+        steps = steps - ~whole  # where the end lies between two steps, the first of these
+    return np.asarray(steps + 1)
 
 
 def _static(table: Table) -> np.ndarray:
@@ -190,17 +216,25 @@ def _how(fill: Fill | Mapping[str, Fill] | None, names: tuple[str, ...]) -> dict
 
 
 def _gaps(
-    table: Table, place: np.ndarray, rows: int, how: dict[str, Fill | None], names: tuple[str, ...]
+    table: Table,
+    place: np.ndarray,
+    lengths: np.ndarray,
+    how: dict[str, Fill | None],
+    names: tuple[str, ...],
 ) -> Table:
-    """The table with its gaps counted."""
-    wide = (np.diff(place) > 1) & (np.diff(table.code) == 0)
-    gaps, among = rows - len(place), len(np.unique(table.code[1:][wide]))
+    """The table with its gaps counted, up to the end of each series."""
+    ends = np.append(np.diff(table.code) != 0, True)
+    missing = np.append(np.diff(place), 1) - 1
+    missing[ends] = lengths - 1 - place[ends]
+    gaps, rows = int(missing.sum()), int(lengths.sum())
+    among = len(np.unique(table.code[missing > 0]))
     unfilled = [name for name in names if how[name] is None]
     if gaps and unfilled:
-        row = int(wide.argmax())
+        row = int((missing > 0).argmax())
+        until = "to the end" if ends[row] else f"to {table.times[row + 1]}"
         raise ValueError(
-            f"{table.name} must have no gaps, got {place[row + 1] - place[row] - 1} missing rows "
-            f"after {table.at(row)}, up to {table.times[row + 1]} ({gaps:,} in {among:,} series); "
+            f"{table.name} must have no gaps, got {missing[row]} missing rows "
+            f"after {table.at(row)}, up {until} ({gaps:,} in {among:,} series); "
             f'fill="zero", "previous" or "linear" fills columns {", ".join(unfilled)}'
         )
     if rows >= 2**31:

@@ -1,9 +1,10 @@
 """Scaling: what is subtracted and divided by before a module sees the values."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxops.forecast.data.dates import computed
 from jaxops.forecast.data.series import Series, ranges
 from jaxops.forecast.data.windows import Rows, checked_rows
 from jaxops.task import recorded
@@ -13,19 +14,25 @@ KINDS = ("none", "global", "series")
 
 @recorded
 class Scaling(NamedTuple):
-    """(values - loc) / scale.
+    """(values - loc) / scale, and the same of each column of covariates, for all series.
 
     Attributes:
-        kind: "none"; "global", one for all series; or "series", one for each.
+        kind: of the values: "none"; "global", one for all series; or "series", one for each.
         loc: float32 (S, C) for "series", else (1, C).
         scale: the same shape, positive.
         ids: (S,), of the series that it was computed from.
+        past: float32 (2, P), loc and scale of the past covariates; None leaves them as they are.
+        known: float32 (2, K), of the known covariates.
+        static: float32 (2, Q), of the static covariates.
     """
 
     kind: str
     loc: np.ndarray
     scale: np.ndarray
     ids: np.ndarray
+    past: np.ndarray | None = None
+    known: np.ndarray | None = None
+    static: np.ndarray | None = None
 
     def of(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
         """Loc and scale of each series, both (S, C), by its id.
@@ -44,20 +51,44 @@ class Scaling(NamedTuple):
         if new.any():
             some = series.part(new)
             whole = np.stack([some.offsets[:-1], some.offsets[1:]], axis=1)
-            _, loc[new], scale[new], _ = scaling(some, rows=whole)
+            loc[new], scale[new] = scaling(some, rows=whole)[1:3]
         return loc, scale
+
+    def covariates(self, kind: str, x: np.ndarray) -> np.ndarray:
+        """Past, known or static covariates, scaled.
+
+        Args:
+            kind: "past", "known" or "static".
+            x: float32 (..., width).
+
+        Raises:
+            ValueError: another number of columns than the scaling was computed from.
+        """
+        pair = getattr(self, kind)
+        if pair is None:
+            return x
+        if pair.shape[1] != x.shape[-1]:
+            raise ValueError(
+                f"scaling must be made with the {x.shape[-1]} {kind} covariates of these series, "
+                f"got {pair.shape[1]}; add covariates first, then call `scaling`"
+            )
+        return np.asarray((x - pair[0]) / pair[1])
 
 
 def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> Scaling:
     """A scaling by means and standard deviations of the training rows.
 
-    A channel that does not vary has scale 1, so that nothing is divided by 0.
+    A column that does not vary has scale 1, so that nothing is divided by 0. Covariates are scaled
+    by column, with one mean and one standard deviation for all series, so that differences between
+    series stay. Flags, columns of only 0 and 1, and the features of `calendar`, which have a size
+    of 1 already, stay as they are.
 
     Args:
         series: to be scaled.
-        kind: see `Scaling`.
-        rows: int (S, 2), the range of each series' training rows, such as `split(...).train`;
-            needed unless kind is "none". No other rows are used.
+        kind: see `Scaling`; "none" leaves the values as they are.
+        rows: int (S, 2), the range of each series' training rows, such as `split(...).train`. No
+            other rows are used. Needed unless kind is "none", which without rows leaves the
+            covariates as they are too.
 
     Returns:
         A `Scaling`, (values - loc) / scale.
@@ -70,26 +101,44 @@ def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> S
     >>> scaled = scaling(two, rows=split(two, 2, 0, 1).train)
     >>> scaled.loc.ravel().tolist(), scaled.scale.ravel().tolist()
     ([1.0, 5.0], [1.0, 1.0])
+    >>> wet = from_arrays(["a"], [[1, 2, 3]], past={"rain": [[996, 1000, 1004]]})
+    >>> scaling(wet, rows=split(wet, None, 0, 1).train).past.ravel().tolist()
+    [998.0, 2.0]
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     shape = (1, series.values.shape[1])
-    if kind == "none":
-        return Scaling(kind, np.zeros(shape, np.float32), np.ones(shape, np.float32), series.ids)
+    none = Scaling(kind, np.zeros(shape, np.float32), np.ones(shape, np.float32), series.ids)
+    if rows is None and kind == "none":
+        return none
     if rows is None:
         raise ValueError("rows must be the training rows, such as split(...).train, got None")
     rows = checked_rows(series, rows)
-    none = rows[:, 1] <= rows[:, 0]
-    if none.any():
-        name = str(series.ids[none.argmax()])
+    empty = rows[:, 1] <= rows[:, 0]
+    if empty.any():
+        name = str(series.ids[empty.argmax()])
         raise ValueError(
-            f"rows must have at least 1 row of each series, got none of series {name!r}"
+            f"rows must have at least 1 row of each series, got none of series {name!r} "
+            f"({empty.sum()} of {len(series)}); `series.part` leaves series out before the split"
         )
     offsets, training = ranges(rows[:, 0], rows[:, 1])
-    values = series.values[training].astype(np.float64)
-    group = np.zeros(len(values), np.int64)
+    covariates: dict[str, Any] = {
+        "past": _columns(series.past[training], series.past_names),
+        "known": _columns(series.known[training], series.known_names),
+        "static": _columns(series.static, series.static_names),
+    }
+    if kind == "none":
+        return none._replace(**covariates)
+    group = np.zeros(len(training), np.int64)
     if kind == "series":
         group = np.repeat(np.arange(len(series)), np.diff(offsets))
+    loc, scale = _moments(series.values[training], group)
+    return Scaling(kind, loc, scale, series.ids, **covariates)
+
+
+def _moments(values: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each group of rows, float32 (G, C)."""
+    values = values.astype(np.float64)
 
     def mean(x: np.ndarray) -> np.ndarray:
         sums = [np.bincount(group, column) for column in x.T]
@@ -99,4 +148,14 @@ def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> S
     scale = np.sqrt(mean((values - loc[group]) ** 2))
     # a constant channel may leave rounding errors only, which are no scale
     scale = np.where(scale > 1e-9 * np.abs(loc), scale, 1.0)
-    return Scaling(kind, loc.astype(np.float32), scale.astype(np.float32), series.ids)
+    return loc.astype(np.float32), scale.astype(np.float32)
+
+
+def _columns(rows: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Loc and scale of each column, (2, width)."""
+    if not names:
+        return np.zeros((2, 0), np.float32)
+    pair = np.concatenate(_moments(rows, np.zeros(len(rows), np.int64)))
+    flag = ((rows == 0) | (rows == 1)).all(0)
+    pair[:, flag | np.array([computed(name) for name in names])] = [[0.0], [1.0]]
+    return pair

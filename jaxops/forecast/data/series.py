@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from datetime import UTC
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +20,12 @@ class Report(NamedTuple):
         rows: rows of the table.
         unsorted: rows earlier than the row before them of the same series.
         duplicates: rows with the series and the time of an earlier row.
-        gaps: rows missing between the first and the last of their series.
+        gaps: rows missing between the first and the last of their series, or `end`.
         with_gaps: series that have gaps.
         missing: numbers missing in the rows of the table.
         filled: numbers that were filled in, those of gaps included.
         trimmed: rows of a wide table before a series' first number and after its last.
+        early: series whose last row is before the last of the table.
     """
 
     rows: int
@@ -34,13 +36,15 @@ class Report(NamedTuple):
     missing: int = 0
     filled: int = 0
     trimmed: int = 0
+    early: int = 0
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.rows} rows read, {self.unsorted} unsorted, {self.duplicates} duplicates, "
             f"{self.gaps} rows missing in {self.with_gaps} series, {self.missing} numbers missing, "
             f"{self.filled} filled, {self.trimmed} rows trimmed"
         )
+        return text + (f", {self.early} series end before the last row" if self.early else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,8 @@ class Series:
     Attributes:
         ids: str (S,), the names of the series.
         start: datetime64[s] (S,), or int64 (S,) where time is a count; the time of the first row.
-        frequency: a pandas offset alias such as "h", "D", "MS"; or "1" steps where time is a count.
+        frequency: a pandas offset alias such as "h", "D", "MS", or an offset, kept as its canonical
+            alias ("60min" is "h"); or "1" steps where time is a count.
         offsets: int64 (S + 1,); the rows of series s are offsets[s] to offsets[s + 1].
         values: float32 (R, C).
         channels: names of the C channels.
@@ -59,6 +64,8 @@ class Series:
         static: float32 (S, Q), one row a series.
         known_names, past_names, static_names: of the covariates' columns.
         report: of reading them; None for series that were not read from a table.
+        zone: such as "Europe/Berlin", whose clock the calendar reads, for steps shorter than a day,
+            whose times are of UTC; "" for UTC. Longer steps have local dates, and no zone.
 
     Raises:
         ValueError: arrays whose shapes do not fit together; values or covariates that are not
@@ -78,9 +85,17 @@ class Series:
     past_names: tuple[str, ...] = ()
     static_names: tuple[str, ...] = ()
     report: Report | None = None
+    zone: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "frequency", grid.canonical(self.frequency))
         grid.check(self.frequency, self.start)
+        if self.zone and (self.start.dtype.kind != "M" or grid.long(self.frequency)):
+            raise ValueError(
+                f"zone must be '' for steps of {self.frequency!r}, whose times are local dates or "
+                f"counts, got {self.zone!r}"
+            )
+        grid.on_the_clock(self.start, self.zone)  # a zone that is known
         count, rows = len(self.ids), len(self.values)
         shapes = {
             "start": (count,),
@@ -226,7 +241,7 @@ def from_arrays(
     values: Columns,
     *,
     start: object = 0,
-    frequency: str = "1",
+    frequency: Any = "1",
     channels: Sequence[str] = ("value",),
     known: Mapping[str, Columns] | None = None,
     past: Mapping[str, Columns] | None = None,
@@ -238,7 +253,7 @@ def from_arrays(
         ids: (S,), all different.
         values: S arrays of shape (T,) or (T, C), of any lengths.
         start: the time of the first row, one for all series or (S,): integers or dates.
-        frequency: "1" where time is a count, else a pandas alias such as "h".
+        frequency: "1" where time is a count, else a pandas alias such as "h", or an offset.
         channels: names of the C channels.
         known: covariates by name, S arrays of shape (T,) each, as long as the values: those whose
             future is known.
@@ -283,7 +298,9 @@ def from_arrays(
     table = np.concatenate(tables)
     return Series(
         ids=names,
-        start=np.broadcast_to(as_time(start, "start"), names.shape).copy(),
+        start=np.broadcast_to(
+            as_time(start, "start", grid.canonical(frequency)), names.shape
+        ).copy(),
         frequency=frequency,
         offsets=offsets,
         values=table,
@@ -317,9 +334,21 @@ def _covariates(
     return table
 
 
-def as_time(time: object, name: str) -> np.ndarray:
-    """Integers as int64, and dates as datetime64[s], of any shape."""
+def as_time(time: object, name: str, frequency: str) -> np.ndarray:
+    """Integers as int64, and dates as datetime64[s], of any shape.
+
+    Those with a zone are local for steps of a day and more, and of UTC for others.
+    """
     array = np.asarray(time)
+    if array.dtype == object:
+        days = grid.long(frequency)
+        bare = [
+            (x if days else x.astimezone(UTC)).replace(tzinfo=None)
+            if getattr(x, "tzinfo", None) is not None
+            else x
+            for x in array.ravel()
+        ]
+        array = np.array(bare, object).reshape(array.shape)
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
     try:

@@ -126,7 +126,7 @@ def split_by_time(series: Series, validation: object, test: object, end: object 
     """
     limits = [validation, test] if end is None else [validation, test, end]
     times, edges = series.times(), [series.offsets[:-1]]
-    borders = [as_time(limit, "validation, test and end") for limit in limits]
+    borders = [as_time(limit, "validation, test and end", series.frequency) for limit in limits]
     if any(b.dtype.kind != times.dtype.kind or b.ndim or b != b for b in borders):
         raise ValueError(f"validation, test and end must be times such as {times[0]}, got {limits}")
     if any(b < a for a, b in pairwise(borders)):
