@@ -48,9 +48,9 @@ def fit(
     """Train, and return the last state, or with early stopping the best.
 
     Columns in memory are put on the devices once, if they fit, and shuffled anew each epoch; every
-    example is seen once an epoch, and the last batch is padded. Many steps run in one call. The
-    result depends on the arguments alone, not on how the steps were split into calls or
-    interrupted.
+    example is seen once an epoch, and the last batch is padded (but see `batch_size`). Many steps
+    run in one call. The result depends on the arguments alone, not on how the steps were split into
+    calls or interrupted.
 
     Args:
         task: what to learn.
@@ -60,12 +60,15 @@ def fit(
             `reports.every` steps (100 by default).
         optimizer: any optax transformation; see `jaxops.optim`.
         batch_size: rows in one update, over all devices; padded where it does not divide over
-            them. `nn.BatchNorm` leaves padding out of its statistics; Flax's does not.
+            them. A module with batch statistics that takes no `mask` never sees padding: the rows
+            that are left over by whole batches wait for another epoch, rows of weight 0 are left
+            out, and of a stream a batch with fewer rows is dropped.
         epochs: number of passes over the data; give this or `steps`.
         steps: number of updates.
         validation: columns or a stream, evaluated at the end of each epoch, with the averaged
             parameters where the optimizer keeps some (`optim.ema`).
-        metrics: additional validation metrics, name -> `(predictions, batch) -> metric state`.
+        metrics: additional validation metrics, name -> `(predictions, batch) -> one value a row`,
+            or a metric state; the function sees the real rows alone, see `evaluate`.
         early_stopping: when to stop, by a validation metric.
         seed: determines the initial parameters, the order of the rows and the noise.
         plan: how state and batches lie on the devices; by default the first device alone, or all
@@ -121,13 +124,15 @@ def fit(
     _check_same(seed, accumulate, compute, checkpoints, reports)
     _check_early_stopping(early_stopping, validation)
     source = feed.source(task, data, batch_size, seed, plan, accumulate)
+    shapes = state_shapes(task, optimizer, source.example, plan)
+    if any(jax.tree.leaves(shapes.extra.get(name)) for name in task.statistics):
+        source.without_padding()
     period = source.steps_per_epoch or reports.every or 100
     total = _total(epochs, steps, source.steps_per_epoch)
     validate = None
     if validation is not None:
         validate = Evaluation(task, validation, plan, metrics, name="validation")
     hosts.check_same(**source.identity(), steps=total, period=period, data=source.sample())
-    shapes = state_shapes(task, optimizer, source.example, plan)
     _check_loss_scale(compute, shapes)
     state = _checked_state(state, shapes, optimizer)
     if validate:

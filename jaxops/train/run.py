@@ -24,16 +24,17 @@ from jaxops.task import Task
 from jaxops.train import pace
 from jaxops.train.checkpoint import Checkpointer, abstract
 from jaxops.train.evaluation import Evaluation
-from jaxops.train.feed import Resident, Stream
+from jaxops.train.feed import Stream
 from jaxops.train.pace import Pace
 from jaxops.train.profile import Profile
 from jaxops.train.program import loops_well, train_program
+from jaxops.train.resident import Resident
 from jaxops.train.settings import Checkpoints, EarlyStopping, Reports
 from jaxops.train.signals import PREEMPTED, signals
 from jaxops.train.tally import Call, Tally
 
 # Settings that checkpoints of earlier versions do not store, and the values they had.
-OLDER = {"compute": "float32", "accumulate": 1, "processes": 1}
+OLDER = {"compute": "float32", "accumulate": 1, "processes": 1, "padding": True}
 
 
 class RunSettings(NamedTuple):
