@@ -88,8 +88,8 @@ class Task(NamedTuple):
 
 
 def _hashable(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _hashable(value.tolist())
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _hashable(np.asarray(value).tolist())
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return tuple(map(_hashable, value))
     return value

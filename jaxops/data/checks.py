@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -126,10 +127,17 @@ def _check_dtype(column: Column, value: np.ndarray) -> None:
 
 def _check_finite(name: str, value: np.ndarray) -> None:
     # NaN and infinity show in min and max, which need no array of flags as large as the data
+    # a device narrows float64
+    most = float(jnp.finfo(jax.dtypes.canonicalize_dtype(value.dtype)).max)
     with np.errstate(invalid="ignore"):  # bfloat16 warns of NaN here
-        if value.size == 0 or (np.isfinite(value.min()) and np.isfinite(value.max())):
+        if value.size == 0 or (value.min() >= -most and value.max() <= most):
             return
-    bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
+        bad = np.flatnonzero(~(np.abs(value.reshape(len(value), -1)) <= most).all(1))
+    if np.isfinite(value[bad[0]]).all():
+        raise ValueError(
+            f"{name} must be at most {most:.3g} in size, got {np.abs(value[bad[0]]).max():.3g} in "
+            f"row {bad[0]} ({_such(len(bad))}); scale the values"
+        )
     kind = "NaN" if np.isnan(value[bad[0]]).any() else "infinity"
     raise ValueError(
         f"{name} must be finite, got {kind} in row {bad[0]} ({_such(len(bad))}); drop the rows or "
@@ -177,7 +185,18 @@ def named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
         columns: name -> array (N, ...).
     """
     wanted = {"mask", *(column.name for column in task.columns)}
-    return {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
+    return {n: _native(n, v) for n, v in columns.items() if n in wanted or not task.columns}
+
+
+def _native(name: str, column: Any) -> np.ndarray:
+    """The column as a device takes it: numbers in the machine's own byte order, none masked."""
+    if np.ma.is_masked(column):
+        count = int(np.ma.getmaskarray(column).sum())
+        raise ValueError(f"{name} must have no masked values, got {count}; fill them in")
+    value = np.asarray(column)
+    if value.dtype.kind in "OSUMm":
+        raise ValueError(f"{name} must be numbers, got {value.dtype}; encode it, or leave it out")
+    return value.astype(value.dtype.newbyteorder("="), copy=False)
 
 
 def prepare(

@@ -34,9 +34,8 @@ def save(path: str | Path, model: Model) -> None:
 
     Args:
         path: the file; an existing one is replaced.
-        model: the model; `Model(task, state)` after `jaxops.fit`, with `optim.averaged(state)` if
-            `optim.ema` kept an average. If a function of jaxops made the task (or one marked by
-            `jaxops.recorded`), the file alone is enough to load the model.
+        model: the model; `Model(task, state)` after `jaxops.fit`. If a function of jaxops made the
+            task (or one marked by `jaxops.recorded`), the file alone is enough to load the model.
 
     Raises:
         ValueError: what is not a `Model`; or the task or the reader has an argument that a file
@@ -68,12 +67,15 @@ def save(path: str | Path, model: Model) -> None:
         named = _named(*hosts.gathered((state.params, state.extra)))
     if not hosts.first():
         return
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link, what it leads to is replaced
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {k: np.asarray(v, order="C") for k, v in jax.device_get(named | arrays).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, {"jaxops": json.dumps(header)})
+        beside.touch()
+        mode = beside.stat().st_mode  # the umask's; safetensors writes for the user alone
+        save_file(tensors, beside, {"jaxops": json.dumps(header, default=_plain)})
+        beside.chmod(mode)
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: the model could not be written: {error}") from error
@@ -130,6 +132,8 @@ def _read(text: str, tensors: dict[str, np.ndarray], task: Task | None) -> Model
     header = json.loads(text)
     if not isinstance(header, dict) or "format" not in header:
         raise ValueError("must be a model that jaxops saved, got another safetensors file")
+    if header["format"] not in range(1, FORMAT + 1) and not header["format"] > FORMAT:
+        raise ValueError(f"format must be in 1 to {FORMAT}, got {header['format']}")
     if header["format"] > FORMAT:
         raise ValueError(
             f"format must be at most {FORMAT}, got {header['format']}; a newer jaxops "
@@ -167,6 +171,13 @@ def _restore(task: Task, header: Any, tensors: dict[str, np.ndarray]) -> TrainSt
     leaves = [jnp.asarray(tensors[name]) for name in expected]
     params, extra = jax.tree.unflatten(jax.tree.structure((params, extra)), leaves)
     return TrainState(jnp.int32(header["step"]), params, (), extra, jax.random.key(0))
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or JAX in `about` as a number of Python."""
+    if hasattr(value, "item") and np.ndim(value) == 0:
+        return value.item()
+    raise ValueError(f"about must be JSON-like data, got {value!r} of {type(value).__name__} in it")
 
 
 def _named(params: Any, extra: Any) -> dict[str, Any]:

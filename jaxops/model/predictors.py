@@ -10,8 +10,10 @@ import numpy as np
 from jaxops.data.checks import prepare
 from jaxops.devices import hosts
 from jaxops.devices.plans import single
+from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.task import Task
+from jaxops.train.feed import check_kind, check_task
 
 # XLA's CPU backend may fuse a whole small network into one loop, with the conversion of its bytes
 # inside a product: 1,024 predictions of the 784-128-10 MLP for MNIST took 1.8 ms with this fusion,
@@ -58,9 +60,12 @@ def predictor(
     >>> classify(image).shape
     (1, 10)
     """
+    check_task(task)
+    check_kind(inputs, "inputs")
     inputs = prepare(task, inputs, targets=False)
     others = {"mask", *(column.name for column in task.columns if column.target)}
     inputs = {name: value for name, value in inputs.items() if name not in others}
+    state = averaged(state)
     variables = hosts.gathered((state.params, state.extra))
     params, extra = jax.device_put(variables, single().whole())
     program = jax.jit(lambda batch: task.predict(params, extra, batch))
@@ -94,5 +99,10 @@ def _fastest(lowered: Any, inputs: Mapping[str, Any]) -> Any:
     return programs[int(np.median(times, axis=0).argmin())]
 
 
-def _shapes(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {np.asarray(v).dtype}{np.shape(v)}" for name, v in columns.items())
+def _shapes(columns: Any) -> str:
+    if not isinstance(columns, Mapping):
+        return f"a {type(columns).__name__}"
+    return ", ".join(
+        f"{name} {v.dtype}{v.shape}" if hasattr(v, "dtype") else f"{name} as a {type(v).__name__}"
+        for name, v in columns.items()
+    )

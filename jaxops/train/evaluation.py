@@ -14,6 +14,7 @@ from jaxops._shapes import next_power_of_two
 from jaxops.data.checks import prepare, rows
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan, default
+from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.step import eval_step
 from jaxops.task import Task
@@ -23,6 +24,8 @@ from jaxops.train.feed import (
     Data,
     check_kind,
     check_split,
+    check_task,
+    check_weights,
     checker,
     first,
     iterate,
@@ -31,6 +34,7 @@ from jaxops.train.feed import (
 )
 from jaxops.train.own_metrics import Metrics
 from jaxops.train.resident import Columns, pad
+from jaxops.train.settings import whole
 
 EVALUATED_AT_ONCE = 1024
 BATCHES_IN_FLIGHT = 8  # each is a call, or two where there are metrics of the user's
@@ -49,7 +53,8 @@ def evaluate(
 
     Args:
         task: the trained task.
-        state: its state; see `optim.averaged` for the averaged parameters.
+        state: its state; where `optim.ema` has kept averaged parameters they are used, as in the
+            validation of `fit`.
         data: columns in memory, or an iterable of batches.
         batch_size: maximum rows at a time, for columns; a stream's batches are taken as they come.
             The last batch is padded and masked. With several processes each reads its own share
@@ -149,7 +154,7 @@ class Evaluation:
         return m.summarize(total)
 
     def names(self, shapes: TrainState) -> list[str]:
-        """The metrics' names, for a state of such shapes, without compiling anything.
+        """The names of metrics that are numbers, for such a state, without compiling anything.
 
         The evaluation itself reuses this trace.
         """
@@ -157,7 +162,8 @@ class Evaluation:
         program = functools.partial(jax.eval_shape, self._program)
         own = self._own and functools.partial(jax.eval_shape, self._own)
         states = _all_states(program, own, state, placed)
-        return sorted(m.summarize(jax.tree.map(lambda leaf: np.ones(leaf.shape), states)))
+        values = m.summarize(jax.tree.map(lambda leaf: np.ones(leaf.shape), states))
+        return sorted(name for name, value in values.items() if np.ndim(value) == 0)
 
     def _states(self, state: TrainState, placed: "Placed") -> dict[str, Any]:
         return _all_states(self._program, self._own, state, placed)
@@ -213,12 +219,16 @@ class InOrder:
         targets: bool = True,
         name: str = "data",
     ) -> None:
+        check_task(task)
         check_kind(data, name)
+        batch_size = whole("batch_size", batch_size, 1)
         hosts.check_mesh(plan.mesh)
         self.plan, self.name = plan, name
         self.stream: Any = None
         if isinstance(data, Mapping):
             self.columns = prepare(task, data, targets)
+            if targets:
+                check_weights(self.columns, name)
             self.most, self.shards = batch_size, plan.batch_shards
         else:
             check_split(plan)
@@ -234,7 +244,7 @@ class InOrder:
         rows of a stream.
         """
         # the state may lie on other devices; the optimizer's part of it is not needed
-        state = state._replace(opt_state=())
+        state = averaged(state)._replace(opt_state=())
         state = hosts.put(state, self.plan.state_shardings(state))
         pending: deque[tuple[Any, Any]] = deque()
         for placed in self._placed():

@@ -1,6 +1,5 @@
 """How batches reach a step: from columns kept on the device, or from a stream."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -51,6 +50,7 @@ def source(
         raise ValueError(
             f"batch_size must be at most {rows(columns)} (the number of rows), got {batch_size}"
         )
+    check_weights(columns, "data")
     kind = Resident if fits(columns, plan) else Gathered
     return kind(columns, batch_size, seed, plan, accumulate)
 
@@ -218,14 +218,36 @@ class Stream:
         self._iterator.set_state(state)  # type: ignore[attr-defined]
 
 
+def check_task(task: Any) -> None:
+    """Raise `ValueError` for a module, say, in place of a task."""
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task must be a jo.Task, as jo.supervised and the rooms make it, got "
+            f"{type(task).__name__}"
+        )
+
+
+def check_weights(columns: Columns, name: str) -> None:
+    """Raise `ValueError` where no row of columns in memory counts."""
+    if "mask" in columns and not np.any(columns["mask"]):
+        raise ValueError(f"mask of {name} must be above 0 in some row, got 0 in all")
+
+
 def check_kind(data: Data, name: str) -> None:
-    """Raise `ValueError` for a `Dataset` or a data frame in place of columns or batches."""
+    """Raise `ValueError` for a `Dataset`, a data frame or arrays in place of columns or batches."""
     if hasattr(data, "splits"):
         raise ValueError(f"{name} must be one split, such as data.train, got a Dataset")
     if hasattr(data, "iloc"):
         raise ValueError(
             f"{name} must be columns or batches, got a data frame; "
             "Dataset.from_arrays(**frame).train makes columns of it"
+        )
+    some = isinstance(data, tuple | list) and len(data) > 0 and not isinstance(data[0], Mapping)
+    if some or hasattr(data, "shape") or not hasattr(data, "__iter__"):
+        given = "a function; call it" if callable(data) else f"{type(data).__name__}"
+        raise ValueError(
+            f"{name} must be columns by name, such as a dict of arrays, or an iterable of such "
+            f"batches, got {given}"
         )
 
 
@@ -256,7 +278,16 @@ def checker(
     A batch of `data.stream` may be empty, where all its rows lie in other processes.
     """
     empty = isinstance(batches, Streamed)
-    return functools.partial(prepare, task, targets=targets, empty=empty)
+
+    def check(batch: Any) -> dict[str, np.ndarray]:
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                "a batch must be columns by name, such as a dict of arrays, got "
+                f"{type(batch).__name__}"
+            )
+        return prepare(task, batch, targets=targets, empty=empty)
+
+    return check
 
 
 def one_row(columns: Columns) -> dict[str, np.ndarray]:
