@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxops import metrics as m
-from jaxops._shapes import next_power_of_two
+from jaxops._shapes import few_lengths, next_power_of_two
 from jaxops.data.checks import prepare, rows
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan, default
@@ -324,9 +324,9 @@ class InOrder:
     def _padded(self, count: int) -> int:
         """The rows of a padded batch: a power of two up to `most`, so that few sizes compile.
 
-        For a stream, as many as it has; always a multiple of the shards.
+        For a stream, one of few that is at most an eighth above; always a multiple of the shards.
         """
-        size = min(next_power_of_two(count), self.most) if self.most else count
+        size = min(next_power_of_two(count), self.most) if self.most else few_lengths(count)
         return -(-size // self.shards) * self.shards
 
 

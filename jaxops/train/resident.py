@@ -8,12 +8,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops._shapes import few_lengths
 from jaxops.data.checks import rows
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan
 from jaxops.task import Array, Batch
 
 Columns = Mapping[str, np.ndarray]
+
+
+# Columns up to so many bytes get rows of zeros up to one of few lengths, which no batch takes, so
+# that data of about the same number of rows share a program: an eighth more memory, and one copy.
+LENGTHENED = 64 << 20
 
 
 class Take(NamedTuple):
@@ -117,6 +123,9 @@ class Resident:
             name: value.reshape(self.rows, -1) if value.ndim > 2 else value
             for name, value in columns.items()
         }
+        if sum(value.nbytes for value in flat.values()) <= LENGTHENED:
+            room = few_lengths(self.rows)
+            flat = {name: _lengthened(value, room) for name, value in flat.items()}
         self.fixed = hosts.put(flat, self.plan.whole())
 
     def feed(self, step: int, count: int, length: int) -> Any:
@@ -170,6 +179,12 @@ class Gathered(Resident):
         self.examples = len(chosen)
         batch = {name: value[chosen] for name, value in self._columns.items()}
         return hosts.put(stacked(batch, self.padded), self.plan.batch_sharding(1))
+
+
+def _lengthened(value: np.ndarray, room: int) -> np.ndarray:
+    if len(value) == room:
+        return value
+    return np.concatenate([value, np.zeros((room - len(value), *value.shape[1:]), value.dtype)])
 
 
 def check_divides(batch_size: int, parts: int) -> None:

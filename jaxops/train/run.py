@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxops._shapes import next_power_of_two
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan
 from jaxops.optim import EmaState, states_of
@@ -77,8 +78,8 @@ class RunSettings(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The largest number of steps in a call that loops."""
-        return min(pace.MAX_STEPS_PER_CALL, self.total)
+        """The room for steps in a call that loops: a power of two, so that few programs compile."""
+        return min(pace.MAX_STEPS_PER_CALL, next_power_of_two(self.total))
 
     @property
     def platform(self) -> str:

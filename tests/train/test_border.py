@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import ADAM, LINEAR, TASK, assert_equal, images
+from small import ADAM, LINEAR, TASK, assert_equal, compilations, images
 
 import jaxops as jo
 from jaxops import language, vision
@@ -96,3 +96,35 @@ def test_a_model_file_has_the_usual_rights_and_follows_a_link(tmp_path):
 def test_numbers_of_any_kind_make_the_same_task(number):
     made = vision.classifier(vision.MLP((2,)), mean=number)
     assert made is vision.classifier(vision.MLP((2,)), mean=0.5)
+
+
+def test_data_of_about_the_same_length_share_a_program():
+    """200 to 208 rows have room for 208; and a stream's batches of 17 and 18 rows for 18."""
+    image, label = images(208).values()
+
+    def trained(rows):
+        data = {"image": image[:rows], "label": label[:rows]}
+        settings = {"optimizer": jo.optim.sgd(0.1), "batch_size": 32, "progress": False}
+        return jo.fit(LINEAR, data, epochs=1, **settings).params["logits"]["kernel"]
+
+    def predicted(rows):
+        return jo.predict(LINEAR, start, [{"image": image[:rows]}])
+
+    longest, start = trained(208), jo.init_state(LINEAR, ADAM, 0, images(1))
+    assert predicted(18).shape == (18, 3)
+    with compilations() as names:
+        shorter = trained(200)
+        assert predicted(17).shape == (17, 3)
+    assert not names
+    assert (shorter != longest).any()
+    # the rows of zeros are in no batch: the same by hand
+    params = jax.device_get(start.params)
+    weights = params["logits"]["kernel"].astype(np.float64), params["logits"]["bias"]
+    order = np.random.default_rng((0, 0)).permutation(200)
+    for batch in np.split(order, range(32, 200, 32)):
+        x = image[batch].reshape(len(batch), -1) / 255
+        logits = x @ weights[0] + weights[1]
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        error = (p / p.sum(1, keepdims=True) - np.eye(3)[label[batch]]) / len(batch)
+        weights = weights[0] - 0.1 * x.T @ error, weights[1] - 0.1 * error.sum(0)
+    np.testing.assert_allclose(shorter, weights[0], rtol=1e-3, atol=1e-5)
