@@ -51,6 +51,7 @@ def predictor(
 
     Raises:
         ValueError: also by the function, for columns of other shapes or dtypes.
+        RuntimeError: also by the function, in a process that is forked from one that uses JAX.
 
     >>> from jaxops import init_state, optim, vision
     >>> task = vision.classifier(vision.MLP())
@@ -60,6 +61,7 @@ def predictor(
     >>> classify(image).shape
     (1, 10)
     """
+    hosts.check_fork()
     check_task(task)
     check_kind(inputs, "inputs")
     inputs = prepare(task, inputs, targets=False)
@@ -72,6 +74,7 @@ def predictor(
     compiled = _fastest(program.lower(inputs), inputs)
 
     def call(columns: Mapping[str, Any]) -> Any:
+        hosts.check_fork()
         try:
             outputs = compiled(columns)
         except TypeError as error:
