@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxops.data.checks import prepare, rows
+from jaxops.data.shards import Parquet
 from jaxops.data.streams import Streamed
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan
@@ -118,11 +119,15 @@ class Stream:
     def without_padding(self) -> None:
         """Give whole batches alone; one with fewer rows than `share` is dropped.
 
+        An epoch of a stream of which only the length is known still has as many steps as batches.
+
         Raises:
             ValueError: the batches need padding to divide over the devices, or none is whole.
         """
         check_divides(self.batch_size, self.parts)
         self._whole = True
+        if isinstance(self.batches, Streamed) and not isinstance(self.batches.reader, Parquet):
+            self.steps_per_epoch = self.batches.reader.rows // self.batch_size
         if self._is_short(self._first):
             self._first = self._next()
         self._check_weights(self._first)

@@ -400,6 +400,8 @@ class Run:
         saved, given = OLDER | meta["identity"], settings.identity()
         words = {"task": "task argument", "data": "checksum of data column"}
         fingerprints = settings.fingerprint()
+        same = "; a stream must give the same batches each time it is iterated"
+        same *= isinstance(settings.source, Stream)
         for part, before in meta.get("fingerprint", {}).items():
             now = fingerprints[part]
             names = sorted(before.keys() | now.keys()) if before and now else ()
@@ -411,7 +413,7 @@ class Run:
                 raise ValueError(
                     f"{name} must be {saved.get(name)}, as in the run that wrote the checkpoints "
                     f"in {checkpoints.directory}, got {value}; for another run, use another "
-                    "directory"
+                    f"directory{same * name.startswith('checksum')}"
                 )
 
 

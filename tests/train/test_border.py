@@ -42,6 +42,24 @@ def test_an_exception_of_a_logger_does_not_cost_the_epoch(tmp_path):
     assert_equal(fit(epochs=3, checkpoints=tmp_path).params, fit(epochs=3).params)
 
 
+class Shuffled:
+    """Batches in an order that only the global seed determines."""
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        for rows in np.random.permutation(40).reshape(4, 10):
+            yield {name: value[rows] for name, value in ROWS.items()}
+
+
+def test_a_stream_whose_order_differs_cannot_be_resumed(tmp_path):
+    settings = {"optimizer": ADAM, "batch_size": 10, "progress": False, "checkpoints": tmp_path}
+    jo.fit(TASK, Shuffled(), epochs=1, **settings)
+    with pytest.raises(ValueError, match=r"column 'image' must be .* same batches each time"):
+        jo.fit(TASK, Shuffled(), epochs=2, **settings)
+
+
 @pytest.mark.slow
 def test_without_jit():
     with jax.disable_jit():
