@@ -245,7 +245,7 @@ def examine(
     """Look at the test set, once: metrics and pictures."""
 
     def confusion(probability: Any, batch: Any) -> Any:
-        return jo.metrics.confusion(probability > 0.5, batch["label"], 2, batch["mask"])
+        return jo.metrics.confusion(probability > 0.5, batch["label"], 2, jo.row_weights(batch))
 
     test = parts.test
     values = jo.evaluate(task, state, test, metrics={**AUC, "confusion": confusion})

@@ -242,7 +242,7 @@ def look_at_test(
 
     def confusion(probabilities: Any, batch: Any) -> Any:
         return jo.metrics.confusion(
-            probabilities.argmax(-1), batch["label"], len(classes), batch["mask"]
+            probabilities.argmax(-1), batch["label"], len(classes), jo.row_weights(batch)
         )
 
     values = jo.evaluate(task, state, test, metrics={"confusion": confusion})

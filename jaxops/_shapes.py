@@ -8,3 +8,13 @@ def next_power_of_two(count: int, least: int = 1) -> int:
     ([1, 1, 8, 8], 64)
     """
     return 1 << (max(count, least, 1) - 1).bit_length()
+
+
+def few_lengths(count: int) -> int:
+    """A number that is at least `count` and at most an eighth above: one of eight in each octave.
+
+    >>> [few_lengths(n) for n in (5, 16, 17, 200, 208, 209, 257)]
+    [5, 16, 18, 208, 208, 224, 288]
+    """
+    step = max(1, next_power_of_two(count) // 16)
+    return -(-count // step) * step

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
+from jaxops._modules import FLAGS, flags
 from jaxops.task import Key
 
 STATE = "state"
@@ -20,7 +21,7 @@ def from_nnx(module: nnx.Module) -> Any:
     copies of the dictionaries; the module itself is left as it is. Its `nnx.Param` variables are
     `params`; all others (such as batch statistics) are carried in `extra`. It receives `train`, as
     a linen module does: the adapter does what `module.train()` and `module.eval()` do. Its
-    `__call__` may also name `train` and `mask` itself.
+    `__call__` may also name `mask`, and `train` or another flag that `supervised` knows, itself.
 
     Two things differ from a linen module. Training starts from the values that the module has, so
     `seed` does not change them; it does change dropout, the order of the rows and everything else.
@@ -60,8 +61,8 @@ class _Adapter:
 
     def __init__(self, module: nnx.Module) -> None:
         call = inspect.signature(type(module).__call__)
-        self._named = call.parameters.keys() & {"train", "mask"}
-        names = [p for name, p in call.parameters.items() if name not in ("self", "train")]
+        self._flags = flags(call.parameters)
+        names = [p for name, p in call.parameters.items() if name not in ("self", *FLAGS)]
         switch = inspect.Parameter("train", inspect.Parameter.KEYWORD_ONLY)
         self.__signature__ = call.replace(parameters=[*names, switch])
         copy = nnx.clone(module)  # its modes are set below
@@ -70,6 +71,8 @@ class _Adapter:
             (copy.train if train else copy.eval)()
             self._structures[train], *parts = nnx.split(copy, nnx.Param, nnx.RngState, ...)
         self._params, self._streams, self._others = parts
+        kept = jax.tree.leaves(nnx.split(module, nnx.BatchStat, ...)[1])
+        self.statistics = (STATE,) if kept else ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs with the module's original values."""
@@ -90,8 +93,7 @@ class _Adapter:
         **kwargs: Any,
     ) -> Any:
         """The outputs; with `mutable` also the new variables that are no parameters."""
-        if "train" in self._named:
-            kwargs["train"] = train
+        kwargs |= {name: train is FLAGS[name] for name in self._flags}
         module: Any = nnx.merge(
             self._structures[train],
             _state(self._params, variables.get("params", {})),

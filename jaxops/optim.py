@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxops.metrics import Count, Mean
 from jaxops.task import Params
 
 if TYPE_CHECKING:
@@ -65,6 +64,9 @@ def _once(make: F) -> F:
     def once(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)  # by name or by place: the same call
         bound.apply_defaults()
+        rate = bound.arguments.get("learning_rate")
+        if isinstance(rate, int | float) and not rate >= 0:
+            raise ValueError(f"learning_rate must be at least 0, got {rate}")
         try:
             return cached(*bound.args, **bound.kwargs)
         except TypeError:  # an argument that cannot be a key, such as a mask in a dict
@@ -295,6 +297,10 @@ def ema(decay: float) -> optax.GradientTransformation:
 def averaged(state: "TrainState") -> "TrainState":
     """The state with the averaged parameters in place of the last ones, if `ema` kept any.
 
+    `evaluate`, `predict`, `predictor`, `stack` and `Model` do this to a state themselves, so that
+    what was validated is what is used. The last parameters are those of
+    `state._replace(opt_state=())`.
+
     >>> from jaxops.state import TrainState
     >>> tx, params = chain(sgd(1.0), ema(0.999)), jnp.zeros(1)
     >>> _, kept = tx.update(-jnp.ones(1), tx.init(params), params)
@@ -424,24 +430,3 @@ def states_of(opt_state: Any, kind: type) -> list[Any]:
     """
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
     return [node for node in nodes if isinstance(node, kind)]
-
-
-def counters(before: Any, after: Any) -> dict[str, Any]:
-    """Metrics of one update, from the optimizer's state before and after it.
-
-    "skipped" and "clipped" are counts, where `skip_not_finite`, `loss_scale` or
-    `clip_by_global_norm` are in the optimizer; "loss_scale" is what the loss was multiplied by.
-    """
-    totals = {
-        "skipped": (optax.ApplyIfFiniteState, "total_notfinite"),
-        "clipped": (ClipState, "clipped"),
-    }
-    states: dict[str, Any] = {}
-    for name, (kind, total) in totals.items():
-        pairs = zip(states_of(before, kind), states_of(after, kind), strict=True)
-        events = [getattr(new, total) - getattr(old, total) for old, new in pairs]
-        if events:
-            states[name] = Count(sum(events[1:], events[0]))
-    for scaled in states_of(before, LossScaleState):
-        states["loss_scale"] = Mean(scaled.scale, jnp.ones(()))
-    return states

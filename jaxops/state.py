@@ -1,7 +1,9 @@
 """What training changes: `TrainState`, born on its devices."""
 
 import functools
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +30,33 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     extra: Extra
     key: Key
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Stays:
+    """In an optimizer's state: which parameters it leaves as they are.
+
+    Attributes:
+        pattern: a regular expression that is searched for in paths such as "trunk/norm/scale".
+    """
+
+    pattern: str
+
+    def of(self, params: Params, before: Extra, after: Extra) -> Extra:
+        """The new `extra`, without changes in layers whose parameters all stay."""
+        layers: dict[str, bool] = {}
+        for path, _ in jax.tree_util.tree_leaves_with_path(params):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            layer, stays = name.rpartition("/")[0], bool(re.search(self.pattern, name))
+            layers[layer] = layers.get(layer, True) and stays
+
+        def one(path: Any, old: Any, new: Any) -> Any:
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            layer = name.rpartition("/")[0]
+            return old if layers.get(layer, bool(re.search(self.pattern, name))) else new
+
+        return jax.tree_util.tree_map_with_path(one, before, after)
 
 
 def init_state(

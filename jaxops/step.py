@@ -10,8 +10,8 @@ import optax
 
 from jaxops import optim
 from jaxops.devices import hosts
-from jaxops.metrics import Mean, fold
-from jaxops.state import TrainState
+from jaxops.metrics import Count, Mean, fold
+from jaxops.state import Stays, TrainState
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
 from jaxops.transforms import accumulated, check_accumulate
 
@@ -101,12 +101,20 @@ def update(
     weight = jnp.where(out.weight > 0, out.weight, 1.0)
     # a product, which XLA fuses with the optimizer; a division took another pass over memory
     grads = jax.tree.map(lambda g: g * (1 / weight).astype(g.dtype), grads)
-    updates, opt_state = optax.with_extra_args_support(tx).update(
-        grads, state.opt_state, state.params, value=total / weight
-    )
+    try:
+        updates, opt_state = optax.with_extra_args_support(tx).update(
+            grads, state.opt_state, state.params, value=total / weight
+        )
+    except TypeError as error:
+        raise ValueError(
+            "optimizer must update by the gradient (and value=, the loss) alone, got one that "
+            f"takes other arguments: {error}"
+        ) from error
     params = optax.apply_updates(state.params, updates)
     metrics, extra = {**out.metrics, "loss": Mean(total, out.weight)}, out.extra
-    counted = optim.counters(state.opt_state, opt_state)
+    for stays in optim.states_of(opt_state, Stays):
+        extra = stays.of(state.params, state.extra, extra)
+    counted = _counters(state.opt_state, opt_state)
     if "skipped" in counted:
         good = counted["skipped"].total == 0
         extra = _where(good, extra, state.extra)
@@ -114,6 +122,27 @@ def update(
         metrics = _where(good | jnp.isfinite(total), metrics, zeros)  # no NaN enters a sum
     state = TrainState(state.step + 1, params, opt_state, extra, state.key)
     return state, metrics | counted
+
+
+def _counters(before: Any, after: Any) -> dict[str, Any]:
+    """Metrics of one update, from the optimizer's state before and after it.
+
+    "skipped" and "clipped" are counts, where `skip_not_finite`, `loss_scale` or
+    `clip_by_global_norm` are in the optimizer; "loss_scale" is what the loss was multiplied by.
+    """
+    totals = {
+        "skipped": (optax.ApplyIfFiniteState, "total_notfinite"),
+        "clipped": (optim.ClipState, "clipped"),
+    }
+    states: dict[str, Any] = {}
+    for name, (kind, total) in totals.items():
+        pairs = zip(optim.states_of(before, kind), optim.states_of(after, kind), strict=True)
+        events = [getattr(new, total) - getattr(old, total) for old, new in pairs]
+        if events:
+            states[name] = Count(sum(events[1:], events[0]))
+    for scaled in optim.states_of(before, optim.LossScaleState):
+        states["loss_scale"] = Mean(scaled.scale, jnp.ones(()))
+    return states
 
 
 def _where(condition: Array, tree: Any, other: Any) -> Any:

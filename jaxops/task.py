@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops._modules import Called
+
 Array = jax.Array
 Key = jax.Array
 Params = Any
@@ -69,6 +71,8 @@ class Task(NamedTuple):
             `jaxops.monte_carlo`; `None` where the model has none.
         check: `columns -> None`, called on the host before anything compiles: raises `ValueError`
             for rows that `columns` accepts and the task does not.
+        statistics: the collections in `extra` that hold statistics of a batch's rows, where rows of
+            padding would count: `fit` then pads no batch, see there.
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -80,11 +84,12 @@ class Task(NamedTuple):
     coupled: bool = False
     sample: Callable[[Params, Extra, Batch, Key], Any] | None = None
     check: Callable[[Batch], None] | None = None
+    statistics: tuple[str, ...] = ()
 
 
 def _hashable(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _hashable(value.tolist())
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _hashable(np.asarray(value).tolist())
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return tuple(map(_hashable, value))
     return value
@@ -186,29 +191,6 @@ def _clean(batch: Batch, real: Array) -> Batch:
     return {name: clean(column) for name, column in batch.items()}
 
 
-def _calls(module: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`init(key, x, weights)` and `call(variables, x, weights, train, **kwargs)` of a module.
-
-    It is given `train` and `mask` where it names them, and a tuple `x` as several arguments.
-    """
-    accepts = inspect.signature(module).parameters
-
-    def arguments(x: Any, weights: Array, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        known = {"train": train, "mask": weights > 0}
-        named = {name: value for name, value in known.items() if name in accepts}
-        return x if isinstance(x, tuple) else (x,), named
-
-    def init(key: Key, x: Any, weights: Array) -> dict[str, Any]:
-        several, named = arguments(x, weights, False)
-        return dict(module.init(key, *several, **named))
-
-    def call(variables: Any, x: Any, weights: Array, train: bool, **kwargs: Any) -> Any:
-        several, named = arguments(x, weights, train)
-        return module.apply(variables, *several, **named, **kwargs)
-
-    return init, call
-
-
 def supervised(
     module: Any,
     inputs: Callable[[Batch, Key | None], Any],
@@ -223,8 +205,11 @@ def supervised(
 
     Args:
         module: a `flax.linen.Module`, or what `jaxops.from_nnx` makes of an NNX module; its
-            `__call__` takes the inputs and, where it names them, `train` (bool) and `mask`
-            ((B,) bool, False for padding). Dropout draws from the "dropout" stream.
+            `__call__` takes the inputs and, where it names them, `mask` ((B,) bool, False for
+            padding) and what says whether it trains: `train`, `training` or `is_training`,
+            `deterministic` or `use_running_average`. Dropout draws from the "dropout" stream.
+            A module with batch statistics that does not name `mask` is trained without padding,
+            see `fit`.
         inputs: `(batch, key) -> x`, the inputs of the module, a tuple for several arguments; the
             key is `None` outside training.
         loss: `(outputs, batch, train) -> (B,)`, one value a row.
@@ -236,7 +221,13 @@ def supervised(
             batch; `accumulate` and `pmap_train_step`, which divide a batch, then raise.
 
     Raises:
-        ValueError: while a step is traced, for a loss that is not one value a row.
+        ValueError: while the task or a step is traced: a loss that is not one value a row; a module
+            with dropout or batch statistics that names none of the arguments which turn them on;
+            variables that grow from step to step; batch norm over single values.
+
+    Warns:
+        UserWarning: in training a dropout stays off, batch statistics do not change, or a batch
+            norm of a module that names `mask` is not given it.
 
     A linear regression:
 
@@ -253,10 +244,10 @@ def supervised(
     >>> task.predict(params, extra, {"x": jnp.zeros((2, 3))}).tolist()
     [0.0, 0.0]
     """
-    start, call = _calls(module)
+    called = Called(module)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        variables = start(key, inputs(batch, None), row_weights(batch))
+        variables = called.init(key, inputs(batch, None), row_weights(batch))
         return variables.pop("params", {}), variables
 
     def loss_fn(
@@ -269,12 +260,9 @@ def supervised(
         if train:
             look, drop = jax.random.split(key)
             x = inputs(batch, look)
-            outputs, new = call(
-                variables, x, weights, True, rngs={"dropout": drop}, mutable=list(extra)
-            )
-            extra = {**extra, **new}
+            outputs, extra = called.train(variables, x, weights, drop)
         else:
-            outputs = call(variables, inputs(batch, None), weights, False)
+            outputs = called.apply(variables, inputs(batch, None), weights, False)
         losses = loss(outputs, batch, train)
         if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
             raise ValueError(
@@ -286,13 +274,13 @@ def supervised(
 
     def predict_fn(params: Params, extra: Extra, batch: Batch) -> Any:
         x = inputs(batch, None)
-        return predict(call({"params": params, **extra}, x, row_weights(batch), False))
+        return predict(called.apply({"params": params, **extra}, x, row_weights(batch), False))
 
     def sample(params: Params, extra: Extra, batch: Batch, key: Key) -> Any:
         if extra:  # batch statistics would be noise of another kind, and would change the state
             raise ValueError(f"extra must be empty to sample with dropout, got {sorted(extra)}")
         x, rngs = inputs(batch, None), {"dropout": key}
-        return predict(call({"params": params}, x, row_weights(batch), True, rngs=rngs))
+        return predict(called.apply({"params": params}, x, row_weights(batch), True, rngs=rngs))
 
     return Task(
         init,
@@ -301,5 +289,6 @@ def supervised(
         columns,
         classes,
         coupled=coupled,
-        sample=sample if "train" in inspect.signature(module).parameters else None,
+        sample=sample if called.flags else None,
+        statistics=() if called.masked else getattr(module, "statistics", ("batch_stats",)),
     )

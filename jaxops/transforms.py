@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxops.devices.plans import Plan
 from jaxops.metrics import fold
+from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, recorded, row_weights
 
@@ -199,7 +200,7 @@ def stack(states: Sequence[TrainState]) -> TrainState:
     Args:
         states: of one task, in any order; each leaf gets a leading axis of that length.
     """
-    kept = [state._replace(opt_state=()) for state in states]
+    kept = [averaged(state)._replace(opt_state=()) for state in states]
     params, extra = (
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
         for trees in ([s.params for s in kept], [s.extra for s in kept])
@@ -245,7 +246,7 @@ def monte_carlo(task: Task, samples: int = 30, seed: int = 0) -> Task:
     if samples < 2:
         raise ValueError(f"samples must be at least 2, got {samples}")
     if task.sample is None:
-        raise ValueError("task must have `sample`, got None: its module does not name `train`")
+        raise ValueError("task must have `sample`, got None: its module names no `train`")
     sample = task.sample
 
     def loss(

@@ -12,7 +12,7 @@ from small import SETTINGS, TASK, Transformer, compilations, images, next_token,
 import jaxops as jo
 from jaxops import optim, vision
 from jaxops.nn import BatchNorm, Conv, max_pool
-from jaxops.train.feed import Order, pad
+from jaxops.train.resident import Order, pad
 
 BATCH_NORM = "CNN with batch norm"
 ROWS, BATCH, STEPS = 107, 32, 20  # the fourth batch of an epoch has 11 rows, the rest is padding

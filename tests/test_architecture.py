@@ -18,7 +18,7 @@ ROOMS = ("vision", "text", "language", "recommend", "forecast", "tabular", "deci
 # From the lowest to the highest; a module imports what is in lower layers, or in its own package.
 # The longest name that fits says to which layer a module belongs.
 LAYERS = (
-    ("_shapes", "_table", "_optional", "_version", "train.clock"),
+    ("_modules", "_shapes", "_table", "_optional", "_version", "train.clock"),
     ("task",),
     ("losses", "metrics"),
     ("optim",),

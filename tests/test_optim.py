@@ -263,8 +263,19 @@ def test_averaged_is_what_is_validated():
         reports=records.append,
         progress=False,
     )
-    average = optim.averaged(state)
-    want = jo.evaluate(task, average, other)["loss"]
-    assert records[-1]["loss"] == want != jo.evaluate(task, state, other)["loss"]
+    average, last = optim.averaged(state), state._replace(opt_state=())
+    want = jo.evaluate(task, average._replace(opt_state=()), other)["loss"]
+    assert records[-1]["loss"] == want != jo.evaluate(task, last, other)["loss"]
+    assert jo.evaluate(task, state, other)["loss"] == want
+    p = jo.predict(task, average._replace(opt_state=()), other)
+    image = {"image": other["image"]}
+    for same in (
+        jo.predict(task, state, other),
+        jo.Model(task, state).predict(image),
+        jo.predict(jo.ensemble(task, 1), jo.stack([state]), image),
+    ):
+        np.testing.assert_array_equal(same, p)
+    np.testing.assert_allclose(jo.predictor(task, state, image)(image), p, rtol=1e-5)
+    assert (jo.predict(task, last, other) != p).any()
     plain = jo.init_state(task, optim.sgd(0.5), 0, data)
     assert optim.averaged(plain) is plain

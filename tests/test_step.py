@@ -13,7 +13,7 @@ from small import ADAM, LINEAR, SETTINGS, TASK, assert_close, assert_equal, imag
 
 import jaxops as jo
 from jaxops import metrics, vision
-from jaxops.train.feed import pad
+from jaxops.train.resident import pad
 
 BATCH_NORM = vision.classifier(
     vision.MLP((8,), classes=3, batch_norm=True), **SETTINGS, label_smoothing=0.1

@@ -77,11 +77,7 @@ def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool 
         if column.name not in columns:
             given = ", ".join(columns) or "none"
             raise ValueError(f"columns must include {column.name!r}, got {given}")
-    chosen = {c.name: np.asarray(columns[c.name]) for c in wanted}
-    for name in (*chosen, *({"mask"} & set(columns))):
-        if np.ma.is_masked(columns[name]):
-            row = np.argwhere(np.ma.getmaskarray(columns[name]))[0][0]
-            raise ValueError(f"{name} must have no masked values, got one in row {row}")
+    chosen = {c.name: _unmasked(c.name, columns[c.name]) for c in wanted}
     if targets and "sample_weight" in set(columns) - set(chosen):
         raise ValueError(
             "sample_weight must be named mask, the column that weighs rows, got a column that the "
@@ -100,7 +96,7 @@ def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool 
         elif value.dtype.kind in "iu" and value.dtype.itemsize > 4:
             _check_narrow(column.name, value)
     if "mask" in columns:
-        _check_mask(np.asarray(columns["mask"]))
+        _check_mask(_unmasked("mask", columns["mask"]))
 
 
 def _check_shape(column: Column, value: np.ndarray) -> None:
@@ -155,31 +151,23 @@ def _check_dtype(column: Column, value: np.ndarray) -> None:
 
 
 def _check_finite(name: str, value: np.ndarray) -> None:
-    # NaN and infinity show in min and max, which need no array of flags as large as the data
+    # NaN and infinity show in min and max, which need no array of flags as large as the data;
+    # the limit is that of the dtype on the device, which narrows float64
+    most = float(jnp.finfo(jax.dtypes.canonicalize_dtype(value.dtype)).max)
     with np.errstate(invalid="ignore"):  # bfloat16 warns of NaN here
-        if value.size == 0:
+        if value.size == 0 or (value.min() >= -most and value.max() <= most):
             return
-        low, high = value.min(), value.max()
-        if np.isfinite(low) and np.isfinite(high):
-            if value.dtype.itemsize > 4 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:
-                _check_narrow_float(name, value, max(-low, high))
-            return
-    bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
+        bad = np.flatnonzero(~(np.abs(value.reshape(len(value), -1)) <= most).all(1))
+    if np.isfinite(value[bad[0]]).all():
+        raise ValueError(
+            f"{name} must be at most {most:.3g} in size, got {np.abs(value[bad[0]]).max():.3g} in "
+            f"row {bad[0]} ({_such(len(bad))}); scale the values"
+        )
     kind = "NaN" if np.isnan(value[bad[0]]).any() else "infinity"
     raise ValueError(
         f"{name} must be finite, got {kind} in row {bad[0]} ({_such(len(bad))}); drop the rows or "
         "fill in the values"
     )
-
-
-def _check_narrow_float(name: str, value: np.ndarray, largest: float) -> None:
-    most = np.finfo(np.float32).max
-    if largest > most:
-        row = np.flatnonzero((np.abs(value) > most).reshape(len(value), -1).any(1))[0]
-        raise ValueError(
-            f"{name} must be in the range of float32 (up to 3.4e38), got {largest:g} "
-            f"in size, first such in row {row}; scale the column"
-        )
 
 
 def _check_labels(name: str, value: np.ndarray, classes: int) -> None:
@@ -242,13 +230,23 @@ def named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
         columns: name -> array (N, ...).
     """
     wanted = {"mask", *(column.name for column in task.columns)}
-    chosen = {n: np.asarray(v) for n, v in columns.items() if n in wanted or not task.columns}
-    for name, value in chosen.items():
-        if value.dtype.kind in "OUSTmM":
-            raise ValueError(f"{name} must be numbers, got {value.dtype}; leave the column out")
-        if not value.dtype.isnative:  # which JAX does not take
-            chosen[name] = value.astype(value.dtype.newbyteorder("="))
-    return chosen
+    return {n: _native(n, v) for n, v in columns.items() if n in wanted or not task.columns}
+
+
+def _unmasked(name: str, column: Any) -> np.ndarray:
+    """The column as an array; `ValueError` for a masked value, which NumPy would fill in."""
+    if np.ma.is_masked(column):
+        row = np.argwhere(np.ma.getmaskarray(column))[0][0]
+        raise ValueError(f"{name} must have no masked values, got one in row {row}; fill them in")
+    return np.asarray(column)
+
+
+def _native(name: str, column: Any) -> np.ndarray:
+    """The column as a device takes it: numbers in the machine's own byte order."""
+    value = _unmasked(name, column)
+    if value.dtype.kind in "OSUTMm":
+        raise ValueError(f"{name} must be numbers, got {value.dtype}; encode it, or leave it out")
+    return value.astype(value.dtype.newbyteorder("="), copy=False)
 
 
 def prepare(

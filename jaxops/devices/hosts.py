@@ -158,6 +158,21 @@ def check_same(**values: Any) -> None:
                 )
 
 
+_first_process: int | None = None  # the one that used JAX first
+
+
+def check_fork() -> None:
+    """Raise `RuntimeError` in a process that was forked from one in which JAX was used."""
+    global _first_process
+    _first_process = _first_process or os.getpid()
+    if _first_process != os.getpid():
+        raise RuntimeError(
+            f"JAX must not be used in a process that is forked from one that uses it, got a fork "
+            f"of process {_first_process}, where each call would wait for ever; start processes by "
+            'multiprocessing\'s "spawn", and load models after a fork (gunicorn without --preload)'
+        )
+
+
 def check_started() -> None:
     """Raise `ValueError` if there are several processes, as on a TPU pod, without `start`."""
     if not jax.distributed.is_initialized() and jax.process_count() > 1:
@@ -172,6 +187,7 @@ def check_mesh(mesh: Mesh) -> None:
 
     The other processes would continue without it.
     """
+    check_fork()
     check_started()
     processes = {device.process_index for device in mesh.devices.flat}
     if len(processes) < count():

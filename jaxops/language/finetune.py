@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxops.state import TrainState
+from jaxops.state import Stays, TrainState
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, example, recorded
 
 ATTENTION = r"(qkv|query|key_value)/kernel$"  # the kernels of queries, keys and values
@@ -37,8 +37,9 @@ def frozen(
     """An optimizer that leaves parameters unchanged whose path matches `pattern`.
 
     It keeps no state for frozen parameters, leaves them out of a norm by which it clips, and XLA
-    does not compute their gradients. Put `optim.ema` around it: `optim.chain(frozen(...),
-    optim.ema(...))`.
+    does not compute their gradients. The running statistics of a batch norm whose parameters are
+    frozen stay too; in training it still normalises by those of the batch. Put `optim.ema` around
+    it: `optim.chain(frozen(...), optim.ema(...))`.
 
     Args:
         optimizer: of the other parameters.
@@ -65,7 +66,8 @@ def frozen(
             )
         return _by_path(lambda name, _: "stays" if name in stay else "learns", params)
 
-    return optax.multi_transform({"learns": optimizer, "stays": optax.set_to_zero()}, labels)
+    zero = optax.GradientTransformation(lambda _: Stays(pattern), optax.set_to_zero().update)
+    return optax.multi_transform({"learns": optimizer, "stays": zero}, labels)
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ from jaxops.state import TrainState
 from jaxops.task import Column, Task, example
 
 FORMAT = 2
+DTYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
+    f"{letter}{bits}": f"{kind}{bits}"
+    for letter, kind in {"F": "float", "I": "int", "U": "uint"}.items()
+    for bits in (8, 16, 32, 64)
+}
 
 
 def save(path: str | Path, model: Model) -> None:
@@ -34,9 +40,8 @@ def save(path: str | Path, model: Model) -> None:
 
     Args:
         path: the file; an existing one is replaced.
-        model: the model; `Model(task, state)` after `jaxops.fit`, with `optim.averaged(state)` if
-            `optim.ema` kept an average. If a function of jaxops made the task (or one marked by
-            `jaxops.recorded`), the file alone is enough to load the model.
+        model: the model; `Model(task, state)` after `jaxops.fit`. If a function of jaxops made the
+            task (or one marked by `jaxops.recorded`), the file alone is enough to load the model.
 
     Raises:
         ValueError: what is not a `Model`; or the task or the reader has an argument that a file
@@ -68,12 +73,15 @@ def save(path: str | Path, model: Model) -> None:
         named = _named(*hosts.gathered((state.params, state.extra)))
     if not hosts.first():
         return
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link, what it leads to is replaced
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {k: np.asarray(v, order="C") for k, v in jax.device_get(named | arrays).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, {"jaxops": json.dumps(header)})
+        beside.touch()
+        mode = beside.stat().st_mode  # the umask's; safetensors writes for the user alone
+        save_file(tensors, beside, {"jaxops": json.dumps(header, default=_plain)})
+        beside.chmod(mode)
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: the model could not be written: {error}") from error
@@ -107,17 +115,17 @@ def load(path: str | Path, task: Task | None = None) -> Model:
     """
     from safetensors import SafetensorError, safe_open
 
+    hosts.check_fork()
     try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("jaxops", "null")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        opened = safe_open(path, framework="numpy")
     except SafetensorError as error:
         raise ValueError(
             f"path must be a model file, got {path}, which is truncated or of another format: "
             f"{error}"
         ) from error
     try:
-        return _read(text, tensors, task)
+        with opened as file:
+            return _read((file.metadata() or {}).get("jaxops", "null"), _Tensors(file), task)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a text that was tampered with may fail anywhere
@@ -126,10 +134,33 @@ def load(path: str | Path, task: Task | None = None) -> Model:
         ) from error
 
 
-def _read(text: str, tensors: dict[str, np.ndarray], task: Task | None) -> Model:
+class _Tensors(Mapping[str, np.ndarray]):
+    """The arrays of a file by name, each read when it is asked for."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, frozenset(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def kind(self, name: str) -> str:
+        """Dtype and shape by the header; the array is not read."""
+        part = self._file.get_slice(name)
+        return f"{DTYPES.get(part.get_dtype(), part.get_dtype())}{part.get_shape()}"
+
+
+def _read(text: str, tensors: _Tensors, task: Task | None) -> Model:
     header = json.loads(text)
     if not isinstance(header, dict) or "format" not in header:
         raise ValueError("must be a model that jaxops saved, got another safetensors file")
+    if not isinstance(header["format"], int) or header["format"] < 1:
+        raise ValueError(f"format must be in 1 to {FORMAT}, got {header['format']}")
     if header["format"] > FORMAT:
         raise ValueError(
             f"format must be at most {FORMAT}, got {header['format']}; a newer jaxops "
@@ -145,28 +176,34 @@ def _read(text: str, tensors: dict[str, np.ndarray], task: Task | None) -> Model
     reader = decode(header.get("reader"), tensors)
     state = None
     if "step" in header:
-        kept = {name: x for name, x in tensors.items() if name.startswith(("params", "extra"))}
-        state = _restore(task, header, kept)
+        state = _restore(task, header, tensors)
     model = Model(task, state, reader, header["about"], header["versions"])
     make: Any = task.recipe[0] if isinstance(task, Task) and task.recipe else None
     # rooms had files of their own before they had readers
     return make.finished(model) if hasattr(make, "finished") else model
 
 
-def _restore(task: Task, header: Any, tensors: dict[str, np.ndarray]) -> TrainState:
+def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
     columns = [Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"]]
     params, extra = jax.eval_shape(task.init, jax.random.key(0), example(tuple(columns)))
     expected = _named(params, extra)
-    for name in sorted(expected.keys() | tensors.keys()):
-        have, want = (
-            f"{tree[name].dtype}{list(tree[name].shape)}" if name in tree else "nothing"
-            for tree in (tensors, expected)
-        )
+    kept = {name for name in tensors if name.startswith(("params", "extra"))}
+    wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in expected.items()}
+    for name in sorted(wanted.keys() | kept):  # before any is read, which may be too large
+        have = tensors.kind(name) if name in kept else "nothing"
+        want = wanted.get(name, "nothing")
         if have != want:
             raise ValueError(f"{name} must be {want} for this model, got {have}")
     leaves = [jnp.asarray(tensors[name]) for name in expected]
     params, extra = jax.tree.unflatten(jax.tree.structure((params, extra)), leaves)
     return TrainState(jnp.int32(header["step"]), params, (), extra, jax.random.key(0))
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or JAX in `about` as a number of Python."""
+    if hasattr(value, "item") and np.ndim(value) == 0:
+        return value.item()
+    raise ValueError(f"about must be JSON-like data, got {value!r} of {type(value).__name__} in it")
 
 
 def _named(params: Any, extra: Any) -> dict[str, Any]:

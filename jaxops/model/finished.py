@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxops._optional import require
+from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.task import Batch, Task
 
@@ -42,8 +43,8 @@ class Model:
     Attributes:
         task: the task; or a closed form, such as a `recommend.Recommender`, which has its arrays
             inside.
-        state: the task's trained parameters and extra, without optimizer state; None for a closed
-            form.
+        state: the task's trained parameters and extra; None for a closed form. Where `optim.ema`
+            has kept averaged parameters it holds those.
         reader: reads the user's raw input; without one `predict` takes the task's columns.
         about: JSON-like data about the model: the units, the figures of its validation, the
             fingerprint of its data.
@@ -63,6 +64,10 @@ class Model:
     reader: Any = None
     about: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.state, TrainState):
+            object.__setattr__(self, "state", averaged(self.state))
 
     def predict(self, data: Any, **options: Any) -> Any:
         """The predictions for raw data, in order.

@@ -10,8 +10,10 @@ import numpy as np
 from jaxops.data.checks import prepare
 from jaxops.devices import hosts
 from jaxops.devices.plans import single
+from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.task import Task
+from jaxops.train.feed import check_kind, check_task
 
 # XLA's CPU backend may fuse a whole small network into one loop, with the conversion of its bytes
 # inside a product: 1,024 predictions of the 784-128-10 MLP for MNIST took 1.8 ms with this fusion,
@@ -49,6 +51,7 @@ def predictor(
 
     Raises:
         ValueError: also by the function, for columns of other shapes or dtypes.
+        RuntimeError: also by the function, in a process that is forked from one that uses JAX.
 
     >>> from jaxops import init_state, optim, vision
     >>> task = vision.classifier(vision.MLP())
@@ -58,15 +61,20 @@ def predictor(
     >>> classify(image).shape
     (1, 10)
     """
+    hosts.check_fork()
+    check_task(task)
+    check_kind(inputs, "inputs")
     inputs = prepare(task, inputs, targets=False)
     others = {"mask", *(column.name for column in task.columns if column.target)}
     inputs = {name: value for name, value in inputs.items() if name not in others}
+    state = averaged(state)
     variables = hosts.gathered((state.params, state.extra))
     params, extra = jax.device_put(variables, single().whole())
     program = jax.jit(lambda batch: task.predict(params, extra, batch))
     compiled = _fastest(program.lower(inputs), inputs)
 
     def call(columns: Mapping[str, Any]) -> Any:
+        hosts.check_fork()
         try:
             outputs = compiled(columns)
         except TypeError as error:
@@ -94,5 +102,10 @@ def _fastest(lowered: Any, inputs: Mapping[str, Any]) -> Any:
     return programs[int(np.median(times, axis=0).argmin())]
 
 
-def _shapes(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {np.asarray(v).dtype}{np.shape(v)}" for name, v in columns.items())
+def _shapes(columns: Any) -> str:
+    if not isinstance(columns, Mapping):
+        return f"a {type(columns).__name__}"
+    return ", ".join(
+        f"{name} {v.dtype}{v.shape}" if hasattr(v, "dtype") else f"{name} as a {type(v).__name__}"
+        for name, v in columns.items()
+    )

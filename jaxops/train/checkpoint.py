@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -53,7 +54,7 @@ class Checkpointer:
         from orbax.checkpoint import v1 as ocp  # slow to import
 
         hosts.check_started()
-        self.directory = Path(directory).absolute()
+        self.directory = _directory(directory)
         self._pending: Any = None
         self._lock: int | None = None
         self._saving: tuple[int, dict[str, Any]] = (0, {})
@@ -77,7 +78,13 @@ class Checkpointer:
             raise
 
     def _open(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise NotADirectoryError(
+                f"checkpoints must name a directory, got {self.directory}, which is or lies in a "
+                "file or a link to nothing"
+            ) from None
         self._lock = _lock(self.directory)
         _set_damaged_aside(self.directory)
 
@@ -194,6 +201,21 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _directory(given: str | Path) -> Path:
+    """The absolute path of a directory; `ValueError` for what Orbax could write and not read."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(given), re.I):
+        raise ValueError(
+            f"checkpoints must name a directory of a mounted file system, got the URL {given}"
+        )
+    directory = Path(given).expanduser().absolute()
+    if odd := sorted(set("[]\\") & set(str(directory))):
+        raise ValueError(
+            f"checkpoints must name a directory without {' '.join(odd)} in its path, got "
+            f"{directory}"
+        )
+    return directory
 
 
 def _lock(directory: Path) -> int:

@@ -4,38 +4,40 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxops import metrics as m
-from jaxops._shapes import next_power_of_two
+from jaxops._shapes import few_lengths, next_power_of_two
 from jaxops.data.checks import prepare, rows
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan, default
+from jaxops.optim import averaged
 from jaxops.state import TrainState
-from jaxops.step import MetricFunctions, eval_step
+from jaxops.step import eval_step
 from jaxops.task import Task
+from jaxops.train import own_metrics
 from jaxops.train.checkpoint import abstract
 from jaxops.train.feed import (
-    Columns,
     Data,
     check_kind,
     check_split,
+    check_task,
+    check_weights,
     checker,
     first,
     iterate,
     one_row,
-    pad,
     share,
 )
-
-Metrics = Mapping[str, Callable[[Any, Any], Any]]
-"""Name -> `(predictions, batch) -> metric state`."""
+from jaxops.train.own_metrics import Metrics
+from jaxops.train.resident import Columns, pad
+from jaxops.train.settings import whole
 
 EVALUATED_AT_ONCE = 1024
-CALLS_IN_FLIGHT = 16
+BATCHES_IN_FLIGHT = 8  # each is a call, or two where there are metrics of the user's
 
 
 def evaluate(
@@ -51,19 +53,24 @@ def evaluate(
 
     Args:
         task: the trained task.
-        state: its state; see `optim.averaged` for the averaged parameters.
+        state: its state; where `optim.ema` has kept averaged parameters they are used, as in the
+            validation of `fit`.
         data: columns in memory, or an iterable of batches.
         batch_size: maximum rows at a time, for columns; a stream's batches are taken as they come.
             The last batch is padded and masked. With several processes each reads its own share
             of a stream, until all shares have ended.
         plan: the devices; by default the first, or with several processes all of them.
-        metrics: additional ones, name -> `(predictions, batch) -> metric state`.
+        metrics: additional ones, name -> `(predictions, batch) -> one value a row`, of which the
+            mean is reported, or a metric state. The function sees the real rows alone, without
+            padding. Its batch has a column `mask` only where the data have one: the weights of the
+            rows, by which the mean is weighted.
 
     Returns:
         name -> float, or an array for a confusion matrix: "loss" and those of the task.
 
     Raises:
-        ValueError: the data are not what the task needs.
+        ValueError: the data are not what the task needs; a metric has the name of one of the
+            task's, or returns something else.
 
     >>> import jaxops as jo
     >>> from jaxops import tabular
@@ -72,6 +79,9 @@ def evaluate(
     >>> state = jo.init_state(task, jo.optim.sgd(0.1), seed=0, batch=rows)
     >>> sorted(evaluate(task, state, rows))
     ['accuracy', 'loss']
+    >>> brier = lambda predictions, batch: (predictions - batch["label"]) ** 2
+    >>> 0 < evaluate(task, state, rows, metrics={"brier": brier})["brier"] < 1
+    True
     """
     return Evaluation(task, data, plan, metrics, batch_size)(state)
 
@@ -99,9 +109,10 @@ def predict(
     (3,)
     """
     in_order = InOrder(task, data, batch_size, plan or default(), targets=False)
+    program = _predict_program(task)
     parts = [
         jax.tree.map(lambda leaf: leaf[kept], jax.device_get(hosts.gathered(outputs)))  # noqa: B023
-        for outputs, kept in in_order.outputs(_predict_program(task), state)
+        for outputs, kept in in_order.outputs(lambda s, placed: program(s, placed.batch), state)
     ]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -129,25 +140,62 @@ class Evaluation:
         batch_size: int = EVALUATED_AT_ONCE,
         name: str = "data",
     ) -> None:
+        own = own_metrics.check(metrics)
         self.data = InOrder(task, data, batch_size, plan or default(), name=name)
-        self._program = _eval_program(task, tuple((metrics or {}).items()))
+        self._program = _eval_program(task, bool(own))
+        self._own = own_metrics.program(own) if own else None
 
     def __call__(self, state: TrainState) -> dict[str, Any]:
         """Name -> float, or an array for a confusion matrix."""
         total: dict[str, Any] = {}
-        for states, _ in self.data.outputs(self._program, state):
+        for states, _ in self.data.outputs(self._states, state):
             states = m.to_host(hosts.gathered(states))
             total = m.merge(total, states) if total else states
         return m.summarize(total)
 
     def names(self, shapes: TrainState) -> list[str]:
-        """The metrics' names, for a state of such shapes, without compiling anything.
+        """The names of metrics that are numbers, for such a state, without compiling anything.
 
         The evaluation itself reuses this trace.
         """
-        state, batch = self.data.shapes(shapes)
-        states = jax.eval_shape(self._program, state, batch)
-        return sorted(m.summarize(jax.tree.map(lambda leaf: np.ones(leaf.shape), states)))
+        state, placed = self.data.shapes(shapes)
+        program = functools.partial(jax.eval_shape, self._program)
+        own = self._own and functools.partial(jax.eval_shape, self._own)
+        states = _all_states(program, own, state, placed)
+        values = m.summarize(jax.tree.map(lambda leaf: np.ones(leaf.shape), states))
+        return sorted(name for name, value in values.items() if np.ndim(value) == 0)
+
+    def _states(self, state: TrainState, placed: "Placed") -> dict[str, Any]:
+        return _all_states(self._program, self._own, state, placed)
+
+
+def _all_states(program: Any, own: Any, state: TrainState, placed: "Placed") -> dict[str, Any]:
+    """The task's metrics by `program`, and the user's by `own` on what it predicts."""
+    states, predictions = program(state, placed.batch)
+    if own is None:
+        return states
+    batch = {k: v for k, v in placed.batch.items() if k != "mask" or placed.weighed}
+    more = own(predictions, batch, placed.real)
+    taken = sorted(states.keys() & more.keys())
+    if taken:
+        raise ValueError(f"metrics must have other names than the task's own, got {taken}")
+    return states | more
+
+
+class Placed(NamedTuple):
+    """A padded batch on the devices.
+
+    Attributes:
+        batch: its columns, with `mask`.
+        kept: which rows of it, as they are read here, are wanted here.
+        real: int32, the rows that are no padding.
+        weighed: whether the data themselves have a `mask`.
+    """
+
+    batch: Any
+    kept: Any
+    real: np.ndarray
+    weighed: bool
 
 
 class InOrder:
@@ -171,12 +219,16 @@ class InOrder:
         targets: bool = True,
         name: str = "data",
     ) -> None:
+        check_task(task)
         check_kind(data, name)
+        batch_size = whole("batch_size", batch_size, 1)
         hosts.check_mesh(plan.mesh)
         self.plan, self.name = plan, name
         self.stream: Any = None
         if isinstance(data, Mapping):
             self.columns = prepare(task, data, targets)
+            if targets:
+                check_weights(self.columns, name)
             self.most, self.shards = batch_size, plan.batch_shards
         else:
             check_split(plan)
@@ -184,24 +236,24 @@ class InOrder:
             self.most, self.shards = 0, share(plan.batch_shards, plan)
 
     def outputs(
-        self, program: Callable[[TrainState, Any], Any], state: TrainState
+        self, program: Callable[[TrainState, Placed], Any], state: TrainState
     ) -> Iterator[tuple[Any, Any]]:
-        """Yield outputs and the rows to keep; up to 16 calls are in flight.
+        """Yield outputs and the rows to keep; up to 8 batches are in flight.
 
         With several processes, the rows to keep are all rows of columns, but only this process's
         rows of a stream.
         """
         # the state may lie on other devices; the optimizer's part of it is not needed
-        state = state._replace(opt_state=())
+        state = averaged(state)._replace(opt_state=())
         state = hosts.put(state, self.plan.state_shardings(state))
         pending: deque[tuple[Any, Any]] = deque()
-        for batch, kept in self._placed():
-            pending.append((program(state, batch), kept))
-            if len(pending) > CALLS_IN_FLIGHT:
+        for placed in self._placed():
+            pending.append((program(state, placed), placed.kept))
+            if len(pending) > BATCHES_IN_FLIGHT:
                 yield pending.popleft()
         yield from pending
 
-    def shapes(self, state: TrainState) -> tuple[TrainState, Any]:
+    def shapes(self, state: TrainState) -> tuple[TrainState, Placed]:
         """Shapes of what `outputs` gives to a program; reads and checks a stream's first batch."""
         if self.stream is None:
             batch = {name: value[: self.most] for name, value in self.columns.items()}
@@ -219,33 +271,39 @@ class InOrder:
             )
             for name, value in pad(batch, padded).items()
         }
+        real = np.arange(rows(batch), dtype=np.int32)
         state = state._replace(opt_state=())
-        return abstract(state, self.plan.state_shardings(state)), columns
+        placed = Placed(columns, slice(0), real, "mask" in batch)
+        return abstract(state, self.plan.state_shardings(state)), placed
 
-    def _placed(self) -> Iterator[tuple[Any, Any]]:
-        """Each padded batch on the devices, and which of its rows are to be read."""
+    def _placed(self) -> Iterator[Placed]:
+        """Each padded batch on the devices."""
         sharding, padded = self.plan.batch_sharding(), 0
-        for batch, largest in self._batches():
-            padded = max(padded, self._padded(largest))
+        for batch, counts in self._batches():
+            padded = max(padded, self._padded(max(counts)))
             kept: Any = slice(0, rows(batch))
-            batch = pad(batch, padded)
+            weighed, batch = "mask" in batch, pad(batch, padded)
+            # the rows of a stream lie one process's after another's
+            starts = padded * np.arange(len(counts))
+            parts = [start + np.arange(n) for start, n in zip(starts, counts, strict=True)]
+            real = np.concatenate(parts).astype(np.int32)
             if self.shards == self.plan.batch_shards:
-                yield hosts.put(batch, sharding), kept
+                yield Placed(hosts.put(batch, sharding), kept, real, weighed)
             else:
                 whole = padded // self.shards * self.plan.batch_shards
                 kept = hosts.rows_here(sharding, whole)[kept]
-                yield hosts.put_shares(batch, sharding, whole), kept
+                yield Placed(hosts.put_shares(batch, sharding, whole), kept, real, weighed)
 
-    def _batches(self) -> Iterator[tuple[Columns, int]]:
-        """Each batch, and the largest number of rows in any process's batch."""
+    def _batches(self) -> Iterator[tuple[Columns, list[int]]]:
+        """Each batch, and the number of rows in it, of a stream in the batch of each process."""
         if self.stream is not None:
             yield from self._in_step(self.checked(batch) for batch in self.stream)
             return
         for start in range(0, rows(self.columns), self.most):
             batch = {name: v[start : start + self.most] for name, v in self.columns.items()}
-            yield batch, rows(batch)
+            yield batch, [rows(batch)]
 
-    def _in_step(self, batches: Iterable[Columns]) -> Iterator[tuple[Columns, int]]:
+    def _in_step(self, batches: Iterable[Columns]) -> Iterator[tuple[Columns, list[int]]]:
         """The batches of a stream, until the streams of all processes have ended.
 
         A process whose stream has ended before the others' gives empty batches.
@@ -261,20 +319,26 @@ class InOrder:
             if max(counts) < 0:
                 return
             last = {name: v[:0] for name, v in (last or {}).items()} if batch is None else batch
-            yield last, max(counts)
+            yield last, [max(n, 0) for n in counts]
 
     def _padded(self, count: int) -> int:
         """The rows of a padded batch: a power of two up to `most`, so that few sizes compile.
 
-        For a stream, as many as it has; always a multiple of the shards.
+        For a stream, one of few that is at most an eighth above; always a multiple of the shards.
         """
-        size = min(next_power_of_two(count), self.most) if self.most else count
+        size = min(next_power_of_two(count), self.most) if self.most else few_lengths(count)
         return -(-size // self.shards) * self.shards
 
 
 @functools.lru_cache(maxsize=32)
-def _eval_program(task: Task, metrics: MetricFunctions) -> Callable[..., Any]:
-    return jax.jit(functools.partial(eval_step, task, metrics))
+def _eval_program(task: Task, predicts: bool) -> Callable[..., Any]:
+    """`(state, batch) -> (metric states, predictions)`; without `predicts` no predictions."""
+
+    def eval_step_of(state: TrainState, batch: Any) -> tuple[dict[str, Any], Any]:
+        predictions = task.predict(state.params, state.extra, batch) if predicts else None
+        return eval_step(task, (), state, batch), predictions
+
+    return jax.jit(eval_step_of)
 
 
 @functools.lru_cache(maxsize=32)

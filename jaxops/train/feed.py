@@ -1,24 +1,29 @@
 """How batches reach a step: from columns kept on the device, or from a stream."""
 
-import functools
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxops.data.checks import prepare, rows
+from jaxops.data.shards import Parquet
 from jaxops.data.streams import Streamed
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan
 from jaxops.task import Array, Batch, Task
+from jaxops.train.resident import (
+    Columns,
+    Gathered,
+    Resident,
+    as_is,
+    check_divides,
+    checksums,
+    stacked,
+)
 
 Data = Any
 """Columns in memory (`dict[str, np.ndarray]`), or an iterable of batches of such columns."""
-
-Columns = Mapping[str, np.ndarray]
 
 
 def source(
@@ -46,153 +51,9 @@ def source(
         raise ValueError(
             f"batch_size must be at most {rows(columns)} (the number of rows), got {batch_size}"
         )
+    check_weights(columns, "data")
     kind = Resident if fits(columns, plan) else Gathered
     return kind(columns, batch_size, seed, plan, accumulate)
-
-
-class Take(NamedTuple):
-    """Gathers the rows of a batch from resident columns, inside the step.
-
-    Attributes:
-        shapes: (name, shape of one row) of each column.
-    """
-
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-
-    def __call__(self, columns: dict[str, Array], index: Array) -> Batch:
-        """The rows of `index` (B,) int32; -1 is padding and gets mask 0."""
-        chosen = jnp.maximum(index, 0)
-        batch = {
-            name: columns[name][chosen].reshape(len(index), *shape) for name, shape in self.shapes
-        }
-        present = (index >= 0).astype(jnp.float32)
-        batch["mask"] = present * batch["mask"] if "mask" in batch else present
-        return batch
-
-
-class Order:
-    """Which rows make the batch of a step: every row once an epoch, each epoch in another order.
-
-    The permutation of an epoch is made on the host, where it is cheap, from the seed and the
-    number of the epoch alone.
-    """
-
-    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.steps_per_epoch = -(-rows // batch_size)
-        self._epoch, self._permutation = -1, np.empty(0, np.int64)
-
-    def rows_of(self, step: int) -> np.ndarray:
-        """The row numbers of a step's batch; the last batch of an epoch may be shorter."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        if self._epoch != epoch:
-            random = np.random.default_rng((self.seed, epoch))
-            self._epoch, self._permutation = epoch, random.permutation(self.rows)
-        return self._permutation[batch * self.batch_size :][: self.batch_size]
-
-
-class Resident:
-    """Columns kept on the devices as they came; a batch is a function of the step number.
-
-    Rows are stored flat: gathering rows of one axis is several times faster than of more.
-
-    Attributes:
-        example: the first row, whose shapes and dtypes are those of every batch.
-        fixed: the argument that all calls share: the columns.
-        take: makes a batch of `fixed` and a row of what `feed` returns.
-        steps_per_epoch: the last batch may be partly padding.
-        examples: number of rows that the last `feed` returned, without padding.
-    """
-
-    many_steps = True
-    examples = 0
-
-    def __init__(
-        self, columns: Columns, batch_size: int, seed: int, plan: Plan, accumulate: int = 1
-    ) -> None:
-        self.batch_size, self.seed, self.plan = batch_size, seed, plan
-        self.padded = plan.padded(batch_size, accumulate)
-        self.rows = rows(columns)
-        self.example = {name: value[:1] for name, value in columns.items()}
-        self._order = Order(self.rows, batch_size, seed)
-        self.steps_per_epoch: int | None = self._order.steps_per_epoch
-        self._columns = columns
-        self._place(columns)
-
-    def _place(self, columns: Columns) -> None:
-        self.take: Any = Take(tuple((name, v.shape[1:]) for name, v in columns.items()))
-        flat = {
-            name: value.reshape(self.rows, -1) if value.ndim > 2 else value
-            for name, value in columns.items()
-        }
-        self.fixed = hosts.put(flat, self.plan.whole())
-
-    def feed(self, step: int, count: int, length: int) -> Any:
-        """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`.
-
-        B is the batch size, or the next number that divides over the devices.
-        """
-        index = np.full((length, self.padded), -1, np.int32)
-        self.examples = 0
-        for i in range(count):
-            chosen = self._order.rows_of(step + i)
-            index[i, : len(chosen)] = chosen
-            self.examples += len(chosen)
-        return hosts.put(index, self.plan.batch_sharding(1))
-
-    def identity(self) -> dict[str, Any]:
-        """The settings in which a resumed run must agree with its checkpoint."""
-        return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows}
-
-    def sample(self) -> Any:
-        """Shapes and checksums of some rows, to notice that another process holds other ones."""
-        stride = -(-self.rows // 64)
-        some = {name: value[::stride] for name, value in self._columns.items()}
-        shapes = {name: value.shape for name, value in self._columns.items()}
-        return (checksums(some), shapes) if hosts.count() > 1 else None
-
-    @functools.cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """The checksum of each column, to notice that a resumed run has other data."""
-        return checksums(self._columns)
-
-    def state(self) -> None:
-        """Nothing to save: the step number determines the batches."""
-
-    def restore(self, state: Any, step: int) -> None:
-        """Nothing to do."""
-
-
-class Gathered(Resident):
-    """Columns too large for the device: the batches of `Resident`, gathered on the host."""
-
-    many_steps = False
-
-    def _place(self, columns: Columns) -> None:
-        self.take, self.fixed = as_is, {}
-
-    def feed(self, step: int, count: int, length: int) -> Any:
-        """The batch of a step on the devices, padded to (1, B, ...) with its mask."""
-        chosen = self._order.rows_of(step)
-        self.examples = len(chosen)
-        batch = {name: value[chosen] for name, value in self._columns.items()}
-        return hosts.put(_stacked(batch, self.padded), self.plan.batch_sharding(1))
-
-
-def _stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
-    return {name: value[None] for name, value in pad(batch, size).items()}
-
-
-def checksums(columns: Columns) -> dict[str, str]:
-    """Column -> dtype, shape of a row and CRC-32 of its values, sorted by name."""
-    return {
-        name: f"{value.dtype}{list(value.shape[1:])} {zlib.crc32(_bytes(value)):08x}"
-        for name, value in sorted(columns.items())
-    }
-
-
-def _bytes(value: np.ndarray) -> Any:
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 class Stream:
@@ -233,6 +94,7 @@ class Stream:
             )
         check_split(plan)
         self.padded = plan.padded(batch_size, accumulate)
+        self.parts = plan.batch_shards * accumulate
         self.share = share(batch_size, plan)
         self.room = len(hosts.rows_here(plan.batch_sharding(), self.padded))
         self.fixed: dict[str, Array] = {}
@@ -241,7 +103,7 @@ class Stream:
             self.steps_per_epoch: int | None = len(batches)
         except TypeError:
             self.steps_per_epoch = None
-        self._iterator = self._start()
+        self._iterator, self._whole = self._start(), False
         self._first: dict[str, np.ndarray] | None = self._next()  # until the first step uses it
         self.example = one_row(self._first)
         # each of several processes reads other rows, and on their number it depends which
@@ -252,17 +114,55 @@ class Stream:
             return self.batches.endless()
         return iterate(self.batches, "data")
 
-    def _next(self) -> dict[str, np.ndarray]:
-        batch = next(self._iterator, None)
-        if batch is None:
+    def without_padding(self) -> None:
+        """Give whole batches alone; one with fewer rows than `share` is dropped.
+
+        An epoch of a stream of which only the length is known still has as many steps as batches.
+
+        Raises:
+            ValueError: the batches need padding to divide over the devices, or none is whole.
+        """
+        check_divides(self.batch_size, self.parts)
+        self._whole = True
+        if isinstance(self.batches, Streamed) and not isinstance(self.batches.reader, Parquet):
+            self.steps_per_epoch = self.batches.reader.rows // self.batch_size
+        if self._is_short(self._first):
+            self._first = self._next()
+        self._check_weights(self._first)
+
+    def _check_weights(self, batch: Any) -> None:
+        if self._whole and not np.all(batch.get("mask", 1)):
+            raise ValueError(
+                "mask must be above 0 for a module with batch statistics that takes no `mask`, got "
+                f"0 in row {int(batch['mask'].argmin())}"
+            )
+
+    def _is_short(self, batch: Any) -> bool:
+        """Whether a batch is to be dropped: all processes drop theirs, where one's is short."""
+        return self._whole and min(hosts.every(rows(batch))) < self.share
+
+    def _read(self) -> Any:
+        """The next batch as it comes; the stream starts over when it ends."""
+        for _ in range(2):  # once to its end, and once through
+            while (batch := next(self._iterator, None)) is not None:
+                if not self._is_short(batch):
+                    return batch
             self._iterator = self._start()
-            batch = first(self._iterator, "data")
-        batch = self.prepare(batch)
+        if self._whole:
+            raise ValueError(
+                f"data must have a batch of {self.share} rows (batch_size) for a module with batch "
+                "statistics that takes no `mask`, got shorter ones alone"
+            )
+        return first(self._iterator, "data")
+
+    def _next(self) -> dict[str, np.ndarray]:
+        batch = self.prepare(self._read())
         if rows(batch) > self.share:
             raise ValueError(
                 f"data must have at most {self.share} rows (batch_size) in a batch, "
                 f"got {rows(batch)}"
             )
+        self._check_weights(batch)
         return batch
 
     def feed(self, step: int, count: int, length: int) -> Batch:
@@ -270,13 +170,17 @@ class Stream:
         batch = self._next() if self._first is None else self._first
         self._first = None
         self.examples = len(next(iter(batch.values()))) * self.batch_size // self.share
-        stacked = _stacked(batch, self.room)
-        return hosts.put_shares(stacked, self.plan.batch_sharding(1), self.padded, axis=1)
+        columns = stacked(batch, self.room)
+        return hosts.put_shares(columns, self.plan.batch_sharding(1), self.padded, axis=1)
 
     def identity(self) -> dict[str, Any]:
         """The settings in which a resumed run must agree with its checkpoint."""
         known = self.batches.identity() if isinstance(self.batches, Streamed) else {}
-        return {"batch_size": self.batch_size, **known}
+        return {
+            "batch_size": self.batch_size,
+            **known,
+            **({"padding": False} if self._whole else {}),
+        }
 
     def sample(self) -> None:
         """Nothing: each process reads other rows."""
@@ -300,9 +204,8 @@ class Stream:
         """
         if state is None:
             for _ in range(step):
-                if self._first is None and next(self._iterator, None) is None:
-                    self._iterator = self._start()
-                    next(self._iterator)
+                if self._first is None:
+                    self._read()
                 self._first = None
             return
         one = [state] * hosts.count() if isinstance(self.batches, Streamed) else [state]
@@ -318,14 +221,36 @@ class Stream:
         self._iterator.set_state(state)  # type: ignore[attr-defined]
 
 
+def check_task(task: Any) -> None:
+    """Raise `ValueError` for a module, say, in place of a task."""
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task must be a jo.Task, as jo.supervised and the rooms make it, got "
+            f"{type(task).__name__}"
+        )
+
+
+def check_weights(columns: Columns, name: str) -> None:
+    """Raise `ValueError` where no row of columns in memory counts."""
+    if "mask" in columns and not np.any(columns["mask"]):
+        raise ValueError(f"mask of {name} must be above 0 in some row, got 0 in all")
+
+
 def check_kind(data: Data, name: str) -> None:
-    """Raise `ValueError` for a `Dataset` or a data frame in place of columns or batches."""
+    """Raise `ValueError` for a `Dataset`, a data frame or arrays in place of columns or batches."""
     if hasattr(data, "splits"):
         raise ValueError(f"{name} must be one split, such as data.train, got a Dataset")
     if hasattr(data, "iloc"):
         raise ValueError(
             f"{name} must be columns or batches, got a data frame; "
             "Dataset.from_arrays(**frame).train makes columns of it"
+        )
+    some = isinstance(data, tuple | list) and len(data) > 0 and not isinstance(data[0], Mapping)
+    if some or hasattr(data, "shape") or not hasattr(data, "__iter__"):
+        given = "a function; call it" if callable(data) else f"{type(data).__name__}"
+        raise ValueError(
+            f"{name} must be columns by name, such as a dict of arrays, or an iterable of such "
+            f"batches, got {given}"
         )
 
 
@@ -356,7 +281,16 @@ def checker(
     A batch of `data.stream` may be empty, where all its rows lie in other processes.
     """
     empty = isinstance(batches, Streamed)
-    return functools.partial(prepare, task, targets=targets, empty=empty)
+
+    def check(batch: Any) -> dict[str, np.ndarray]:
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                "a batch must be columns by name, such as a dict of arrays, got "
+                f"{type(batch).__name__}"
+            )
+        return prepare(task, batch, targets=targets, empty=empty)
+
+    return check
 
 
 def one_row(columns: Columns) -> dict[str, np.ndarray]:
@@ -406,27 +340,3 @@ def share(batch_size: int, plan: Plan) -> int:
             f"process reads the same number of rows, got {batch_size}"
         )
     return count // padded
-
-
-def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
-    """The batch itself: that of a stream needs no gathering."""
-    return batch
-
-
-def pad(batch: Columns, size: int) -> dict[str, np.ndarray]:
-    """The batch with `mask` and zero rows up to `size`.
-
-    >>> pad({"x": np.ones((2, 1))}, 3)["mask"]
-    array([1., 1., 0.], dtype=float32)
-    """
-    columns = {name: np.asarray(value) for name, value in batch.items()}
-    count = len(next(iter(columns.values())))
-    if count > size:
-        raise ValueError(f"data must have at most {size} rows (batch_size) in a batch, got {count}")
-    columns["mask"] = np.asarray(columns.get("mask", np.ones(count)), np.float32)
-    return {
-        name: np.concatenate([value, np.zeros((size - count, *value.shape[1:]), value.dtype)])
-        if count < size
-        else value
-        for name, value in columns.items()
-    }

@@ -13,15 +13,15 @@ import optax
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan, default
 from jaxops.nn.product import check_compute
-from jaxops.optim import LossScaleState, states_of
+from jaxops.optim import EmaState, LossScaleState, states_of
 from jaxops.state import TrainState, init_state, state_shapes
 from jaxops.task import Task
 from jaxops.train import feed
 from jaxops.train.checkpoint import Checkpointer, leaves
 from jaxops.train.evaluation import Evaluation
-from jaxops.train.feed import Data
+from jaxops.train.feed import Data, check_task
 from jaxops.train.run import Run, RunSettings
-from jaxops.train.settings import Checkpoints, EarlyStopping, Logs, Reports
+from jaxops.train.settings import Checkpoints, EarlyStopping, Logs, Reports, whole
 from jaxops.transforms import check_accumulate
 
 
@@ -48,9 +48,9 @@ def fit(
     """Train, and return the last state, or with early stopping the best.
 
     Columns in memory are put on the devices once, if they fit, and shuffled anew each epoch; every
-    example is seen once an epoch, and the last batch is padded. Many steps run in one call. The
-    result depends on the arguments alone, not on how the steps were split into calls or
-    interrupted.
+    example is seen once an epoch, and the last batch is padded (but see `batch_size`). Many steps
+    run in one call. The result depends on the arguments alone, not on how the steps were split into
+    calls or interrupted.
 
     Args:
         task: what to learn.
@@ -60,12 +60,15 @@ def fit(
             `reports.every` steps (100 by default).
         optimizer: any optax transformation; see `jaxops.optim`.
         batch_size: rows in one update, over all devices; padded where it does not divide over
-            them. `nn.BatchNorm` leaves padding out of its statistics; Flax's does not.
+            them. A module with batch statistics that takes no `mask` never sees padding: the rows
+            that are left over by whole batches wait for another epoch, rows of weight 0 are left
+            out, and of a stream a batch with fewer rows is dropped.
         epochs: number of passes over the data; give this or `steps`.
         steps: number of updates.
         validation: columns or a stream, evaluated at the end of each epoch, with the averaged
             parameters where the optimizer keeps some (`optim.ema`).
-        metrics: additional validation metrics, name -> `(predictions, batch) -> metric state`.
+        metrics: additional validation metrics, name -> `(predictions, batch) -> one value a row`,
+            or a metric state; the function sees the real rows alone, see `evaluate`.
         early_stopping: when to stop, by a validation metric.
         seed: determines the initial parameters, the order of the rows and the noise.
         plan: how state and batches lie on the devices; by default the first device alone, or all
@@ -75,7 +78,7 @@ def fit(
             "float16" does so with float16, and needs an optimizer in `optim.loss_scale`.
         accumulate: number of microbatches that are processed one after the other in a step;
             see `train_step`.
-        state: start from this one (its arrays are donated); a fresh one by default. Without
+        state: start from a copy of this one; a fresh one by default. Without
             optimizer state, as `load` returns it, the optimizer starts afresh. The run counts its
             own steps from 0, so the order of the rows starts over; another seed gives another
             order.
@@ -116,18 +119,20 @@ def fit(
     checkpoints, reports = Checkpoints.of(checkpoints), Reports.of(reports)
     hosts.check_mesh(plan.mesh)
     check_compute(compute)
-    check_accumulate(task, accumulate)
-    _check_numbers(batch_size, epochs, steps, seed, accumulate, checkpoints, reports)
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+    accumulate = whole("accumulate", accumulate, 1)
+    epochs, steps = _length(epochs, steps)
+    _check_kinds(task, optimizer, accumulate)
     _check_same(seed, accumulate, compute, checkpoints, reports)
     _check_early_stopping(early_stopping, validation)
     source = feed.source(task, data, batch_size, seed, plan, accumulate)
+    shapes = _shapes(task, optimizer, source, plan)
     period = source.steps_per_epoch or reports.every or 100
     total = _total(epochs, steps, source.steps_per_epoch)
     validate = None
     if validation is not None:
         validate = Evaluation(task, validation, plan, metrics, name="validation")
     hosts.check_same(**source.identity(), steps=total, period=period, data=source.sample())
-    shapes = state_shapes(task, optimizer, source.example, plan)
     _check_loss_scale(compute, shapes)
     state = _checked_state(state, shapes, optimizer)
     if validate:
@@ -152,28 +157,36 @@ def fit(
         return run.train(_first_state(run, shapes, saved, state, seed), saved)
 
 
-def _check_numbers(
-    batch_size: int,
-    epochs: int | None,
-    steps: int | None,
-    seed: int,
-    accumulate: int,
-    checkpoints: Checkpoints | None,
-    reports: Reports,
-) -> None:
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("epochs", epochs, 0),
-        ("steps", steps, 0),
-        ("seed", seed, 0),
-        ("accumulate", accumulate, 1),
-        ("checkpoints.every", checkpoints.every if checkpoints else None, 1),
-        ("reports.every", reports.every, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+def _check_kinds(task: Task, optimizer: Any, accumulate: int) -> None:
+    check_task(task)
+    if not callable(getattr(optimizer, "update", None)):
+        raise ValueError(
+            f"optimizer must be an optax transformation, such as jo.optim.adam(1e-3), got "
+            f"{optimizer!r}"
+        )
+    check_accumulate(task, accumulate)
+
+
+def _shapes(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    source: feed.Resident | feed.Stream,
+    plan: Plan,
+) -> TrainState:
+    """The shapes of the state; the source then gives no padding to a task that it would harm."""
+    shapes = state_shapes(task, optimizer, source.example, plan)
+    if any(jax.tree.leaves(shapes.extra.get(name)) for name in task.statistics):
+        source.without_padding()
+    _check_ema(shapes)
+    return shapes
+
+
+def _length(epochs: int | None, steps: int | None) -> tuple[int | None, int | None]:
     if (epochs is None) == (steps is None):
         raise ValueError(f"one of epochs and steps must be given, got {epochs=} and {steps=}")
+    if steps is None:
+        return whole("epochs", epochs, 0), None
+    return None, whole("steps", steps, 0)
 
 
 def _check_same(
@@ -201,10 +214,15 @@ def _total(epochs: int | None, steps: int | None, steps_per_epoch: int | None) -
 def _check_early_stopping(rule: EarlyStopping | None, validation: Data) -> None:
     if rule is None:
         return
+    if not isinstance(rule, EarlyStopping):
+        raise ValueError(f"early_stopping must be a jo.EarlyStopping, got {rule!r}")
     if validation is None:
         raise ValueError("validation must be given for early_stopping, got None")
     if rule.mode not in ("min", "max"):
         raise ValueError(f'early_stopping.mode must be "min" or "max", got {rule.mode!r}')
+    whole("early_stopping.patience", rule.patience, 0)
+    if not rule.seconds >= 0:
+        raise ValueError(f"early_stopping.seconds must be at least 0, got {rule.seconds}")
 
 
 def _check_metric(rule: EarlyStopping | None, names: list[str]) -> None:
@@ -219,19 +237,48 @@ def _check_loss_scale(compute: str, shapes: TrainState) -> None:
         )
 
 
+def _check_ema(shapes: TrainState) -> None:
+    """Raise `ValueError` where `optim.ema` does not average the parameters that a step leaves."""
+    for kept in states_of(shapes.opt_state, EmaState):
+        if jax.tree.map(jnp.shape, kept.params) != jax.tree.map(jnp.shape, shapes.params):
+            raise ValueError(
+                "optim.ema must average all parameters, got it inside of what masks some of them; "
+                "put it around: optim.chain(language.frozen(...), optim.ema(...))"
+            )
+    if _ema_before_others(shapes.opt_state):
+        raise ValueError("optim.ema must go last in its chain, got other parts behind it")
+
+
+def _ema_before_others(state: Any) -> bool:
+    if isinstance(state, EmaState) or not isinstance(state, tuple | dict):
+        return False
+    if type(state) is tuple and any(states_of(part, EmaState) for part in state[:-1]):
+        return True
+    return any(map(_ema_before_others, state.values() if isinstance(state, dict) else state))
+
+
 def _checked_state(
     state: TrainState | None, shapes: TrainState, optimizer: optax.GradientTransformation
 ) -> TrainState | None:
     """The state, if one is given and its leaves are those of the task and the optimizer."""
     if state is None:
         return None
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"state must be a TrainState, such as that of jo.fit or model.state, got "
+            f"{type(state).__name__}"
+        )
     if not jax.tree.leaves(state.opt_state):
         state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
     actual, expected = leaves({"state": state}), leaves({"state": shapes})
     for name in sorted(actual.keys() | expected.keys()):
         have, want = (tree.get(name, "nothing") for tree in (actual, expected))
         if have != want:
-            raise ValueError(f"{name} must be {want} for the task and the optimizer, got {have}")
+            other = "; for another optimizer give state._replace(opt_state=())"
+            hint = other * name.startswith("['state'].opt_state")
+            raise ValueError(
+                f"{name} must be {want} for the task and the optimizer, got {have}{hint}"
+            )
     return state
 
 
@@ -247,7 +294,8 @@ def _first_state(
         state = init_state(settings.task, settings.optimizer, seed, example, settings.plan)
         _check_extra(state)
         return state
-    return hosts.put(state, settings.plan.state_shardings(state))
+    placed = hosts.put(state, settings.plan.state_shardings(state))
+    return jax.tree.map(jnp.copy, placed)  # the run donates what it starts from
 
 
 def _check_extra(state: TrainState) -> None:

@@ -10,7 +10,8 @@ import jax
 
 from jaxops._table import table
 from jaxops.train.clock import Clock
-from jaxops.train.feed import Resident, Stream
+from jaxops.train.feed import Stream
+from jaxops.train.resident import Resident
 
 # The first calls compile, and find out how many steps a call should have.
 WARM_CALLS, TIMED_CALLS, TRACED_CALLS = 8, 4, 2

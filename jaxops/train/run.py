@@ -16,24 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxops._shapes import next_power_of_two
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan
-from jaxops.optim import averaged
+from jaxops.optim import EmaState, states_of
 from jaxops.state import TrainState
 from jaxops.task import Task
 from jaxops.train import pace
 from jaxops.train.checkpoint import Checkpointer, abstract
 from jaxops.train.evaluation import Evaluation
-from jaxops.train.feed import Resident, Stream
+from jaxops.train.feed import Stream
 from jaxops.train.pace import Pace
 from jaxops.train.profile import Profile
 from jaxops.train.program import loops_well, train_program
+from jaxops.train.resident import Resident
 from jaxops.train.settings import Checkpoints, EarlyStopping, Reports
 from jaxops.train.signals import PREEMPTED, signals
 from jaxops.train.tally import Call, Tally
 
 # Settings that checkpoints of earlier versions do not store, and the values they had.
-OLDER = {"compute": "float32", "accumulate": 1, "processes": 1}
+OLDER = {"compute": "float32", "accumulate": 1, "processes": 1, "padding": True}
 
 
 class RunSettings(NamedTuple):
@@ -76,8 +78,8 @@ class RunSettings(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The largest number of steps in a call that loops."""
-        return min(pace.MAX_STEPS_PER_CALL, self.total)
+        """The room for steps in a call that loops: a power of two, so that few programs compile."""
+        return min(pace.MAX_STEPS_PER_CALL, next_power_of_two(self.total))
 
     @property
     def platform(self) -> str:
@@ -116,6 +118,7 @@ class Run:
         best: the best state so far, or `None`.
         best_value: its validation metric.
         worse: number of validations since the best one.
+        averages: whether the optimizer keeps averaged parameters, which are then validated.
         started: when it was made, in seconds of the monotonic clock.
     """
 
@@ -129,6 +132,7 @@ class Run:
         self.best: TrainState | None = None
         self.best_value: float | None = None
         self.worse = 0
+        self.averages = False
         self.started = time.monotonic()
 
     @property
@@ -139,6 +143,7 @@ class Run:
 
     def train(self, state: TrainState, checkpoints: Checkpointer | None = None) -> TrainState:
         """Train to the end; the last state, or with early stopping the best."""
+        self.averages = bool(states_of(state.opt_state, EmaState))
         if not self.done:
             settings = self.settings
             program = train_program(
@@ -178,10 +183,12 @@ class Run:
         settings, in_flight = self.settings, deque[Call]()
         length = settings.length if self.looped else 1
         self.tally.read_at = time.monotonic()
+        # without jit each operation moves its constants
+        guard = "allow" if jax.config.values["jax_disable_jit"] else "disallow"
         while not self.done:
             count = min(self.pace.steps, length, self._until_due())
             fed = arguments(count, length)
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard(guard):
                 state, metrics = program(state, *fed)
             self.step += count
             in_flight.append(Call(self.step, count, settings.source.examples, metrics))
@@ -197,10 +204,12 @@ class Run:
             if wait:
                 self._show(self.tally.read(), bar)
                 with self.pace.clock.paused():
-                    if epoch_ends:
-                        self._end_epoch(state, bar)
-                    if saves or self.done:
-                        self._save(state, checkpoints)
+                    told = self._end_epoch(state) if epoch_ends else []
+                    try:  # what a logger raises must not cost the epoch
+                        self._tell(told, bar)
+                    finally:
+                        if saves or self.done:
+                            self._save(state, checkpoints)
             if stop is not None:
                 self._stop(stop)
         return state
@@ -257,24 +266,32 @@ class Run:
         if loss is not None:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
-    def _end_epoch(self, state: TrainState, bar: Any) -> None:
-        """Report the epoch, validate, and keep the best state."""
-        settings = self.settings
-        clock = self.pace.clock
+    def _end_epoch(self, state: TrainState) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Validate, keep the best state, and return what is to be told: split, values, speed."""
+        settings, clock = self.settings, self.pace.clock
         rate = clock.examples_per_second
         speed = {"examples_per_second": rate, "first_step_seconds": clock.first_step_seconds}
-        line = self._log("train", self.step, self.tally.end_epoch(), speed)
-        line += f" ({rate:,.0f} examples/s)" if rate else ""
+        told = [("train", self.tally.end_epoch(), speed)]
         if settings.validate:
-            values = settings.validate(averaged(state))
-            line += "  validation " + self._log("validation", self.step, values)
+            values = settings.validate(state)
+            told.append(("validation", values, {}))
             if settings.early_stopping:
                 self._compare(
                     state, values[settings.early_stopping.metric], settings.early_stopping
                 )
-        if settings.progress:
+        return told
+
+    def _tell(self, told: list[tuple[str, dict[str, Any], dict[str, Any]]], bar: Any) -> None:
+        """Give the records of an epoch to the loggers, and print them."""
+        settings, lines = self.settings, []
+        for split, values, speed in told:
+            line = self._log(split, self.step, values, speed)
+            rate = speed.get("examples_per_second")
+            lines.append(line + (f" ({rate:,.0f} examples/s)" if rate else ""))
+        if told and settings.progress:
             epoch, epochs = self.step / settings.period, settings.total / settings.period
-            bar.write(f"epoch {epoch:g}/{epochs:g}  {line}")
+            between = "  validation of the averaged parameters " * self.averages or "  validation "
+            bar.write(f"epoch {epoch:g}/{epochs:g}  {between.join(lines)}")
 
     def _compare(self, state: TrainState, value: float, rule: EarlyStopping) -> None:
         if rule.better(value, self.best_value):
@@ -383,6 +400,8 @@ class Run:
         saved, given = OLDER | meta["identity"], settings.identity()
         words = {"task": "task argument", "data": "checksum of data column"}
         fingerprints = settings.fingerprint()
+        same = "; a stream must give the same batches each time it is iterated"
+        same *= isinstance(settings.source, Stream)
         for part, before in meta.get("fingerprint", {}).items():
             now = fingerprints[part]
             names = sorted(before.keys() | now.keys()) if before and now else ()
@@ -394,7 +413,7 @@ class Run:
                 raise ValueError(
                     f"{name} must be {saved.get(name)}, as in the run that wrote the checkpoints "
                     f"in {checkpoints.directory}, got {value}; for another run, use another "
-                    "directory"
+                    f"directory{same * name.startswith('checksum')}"
                 )
 
 

@@ -1,6 +1,7 @@
 """Settings of `fit`: early stopping, checkpoints and reports."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,11 @@ class Checkpoints(NamedTuple):
     @classmethod
     def of(cls, argument: "Checkpoints | str | Path | None") -> "Checkpoints | None":
         """The argument of `fit` as `Checkpoints`; a directory has the default settings."""
-        return argument if argument is None or isinstance(argument, Checkpoints) else cls(argument)
+        if argument is None:
+            return None
+        made = argument if isinstance(argument, Checkpoints) else cls(argument)
+        every = None if made.every is None else whole("checkpoints.every", made.every, 1)
+        return made._replace(every=every)
 
 
 class Reports(NamedTuple):
@@ -85,11 +90,34 @@ class Reports(NamedTuple):
     @classmethod
     def of(cls, argument: "Reports | Logs") -> "Reports":
         """The argument of `fit` as `Reports`; functions become its `on_log`."""
-        return argument if isinstance(argument, Reports) else cls(argument)
+        made = argument if isinstance(argument, Reports) else cls(argument)
+        every = None if made.every is None else whole("reports.every", made.every, 1)
+        return made._replace(every=every)
 
     def functions(self) -> list[Callable[[Record], Any]]:
         """The functions in `on_log`, as a list."""
         return [self.on_log] if callable(self.on_log) else list(self.on_log)
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """The argument as an `int`, also where it is one of NumPy's.
+
+    Raises:
+        ValueError: it is no whole number, or less than `least`.
+
+    >>> whole("batch_size", 0, 1)
+    Traceback (most recent call last):
+    ValueError: batch_size must be at least 1, got 0
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
 
 
 def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jaxops as jo
 from benchmarks import data, figures, jax_side, measure, workloads
 from benchmarks.process import WorkerError
 from benchmarks.workloads import BY_NAME, GPT, WORKLOADS
-from jaxops.train import feed
+from jaxops.train import resident
 
 TINY = GPT(depth=2, width=32, heads=4, context=16, vocabulary=11)
 
@@ -165,7 +165,7 @@ def test_what_is_written_is_read(tmp_path):
     assert batches.shape == (workloads.ORDERS, 100, 8)
     for i, order in enumerate(batches):  # 256 rows: an epoch is 32 batches, the next begins anew
         assert sorted(order[:32].ravel()) == sorted(order[32:64].ravel()) == list(range(256))
-        ours = feed.Order(256, 8, workloads.SEED + i)  # that of the loop that is timed
+        ours = resident.Order(256, 8, workloads.SEED + i)  # that of the loop that is timed
         assert all((order[step] == ours.rows_of(step)).all() for step in range(100))
     assert (batches[0] != batches[1]).any()
 

@@ -20,7 +20,7 @@ from test_accumulate import Deep
 import jaxops as jo
 from jaxops import optim
 from jaxops.state import state_shapes
-from jaxops.train import feed
+from jaxops.train import resident
 from jaxops.train.checkpoint import abstract
 from jaxops.train.program import train_program
 
@@ -73,7 +73,7 @@ def compiled(
     plan, model="CNN with batch norm", accumulate=1, data=None, tx=ADAM, rows=16, length=1
 ):
     task, columns = plans.MODELS[model] if isinstance(model, str) else (model, data)
-    source = feed.Resident(columns, rows, 0, plan, accumulate)
+    source = resident.Resident(columns, rows, 0, plan, accumulate)
     state = jo.init_state(task, tx, 0, columns, plan)
     program = train_program(task, tx, plan, "float32", source.take, accumulate)
     count = jax.device_put(np.int32(1), plan.whole())

@@ -197,7 +197,7 @@ WRONG = {
     "mixed offsets": (
         {"time": ["2024-01-01T00:00Z", "2024-01-02T00:00"]},
         {},
-        "an offset from UTC in every row or in none, got '2024-01-01T00:00Z' and '2024-01-02T00:00'",
+        "offset from UTC in every row or in none, got '2024-01-01T00:00Z' and '2024-01-02T00:00'",
     ),
     "zone": (
         {"time": ["2024-01-01T00:00Z", "2024-01-02T00:00Z"]},

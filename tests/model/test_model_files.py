@@ -231,6 +231,35 @@ def test_a_newer_format(path):
         jo.load(path)
 
 
+@pytest.mark.parametrize("number", [float("nan"), -1, 0, 1.5, "2", None])
+def test_a_format_that_is_no_number_of_one(path, number):
+    rewritten(path, lambda header: header.update(format=number))
+    with pytest.raises(ValueError, match=f"format must be in 1 to 2, got {number}"):
+        jo.load(path)
+
+
+def test_an_array_that_is_too_large_is_not_read(path):
+    """A file with a hole that says it holds 200 GB for a bias of 16 numbers."""
+    size = 200 << 30
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["data_offsets"] = [size, size]
+            entry["shape"] = [0, *entry["shape"][1:]]
+    name = "params['hidden_0']['bias']"
+    header[name] |= {"data_offsets": [0, size], "shape": [size // 4]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+    with pytest.raises(
+        ValueError, match=r"bias'\] must be float32\[16\] .*got float32\[53687091200\]"
+    ):
+        jo.load(path)
+
+
 def test_a_model_of_other_shapes(path):
     task = vision.classifier(vision.MLP((17,), classes=3), **SETTINGS)
     with pytest.raises(

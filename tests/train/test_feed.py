@@ -9,7 +9,8 @@ from small import images
 
 from jaxops.devices import hosts
 from jaxops.devices.plans import data_parallel, plan, single
-from jaxops.train.feed import Resident, Stream, Take, check_split, pad
+from jaxops.train.feed import Stream, check_split
+from jaxops.train.resident import Resident, Take, pad
 
 
 def resident(rows=23, size=5, seed=0, plan=None):

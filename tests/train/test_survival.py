@@ -156,7 +156,7 @@ def step_of(row, rows=40, batch_size=10):
     return int(np.flatnonzero(order == row)[0]) // batch_size + 1
 
 
-def test_a_nan_stops_and_the_run_goes_on_from_the_state_before(tmp_path):
+def test_a_nan_stops_and_the_state_before_is_kept(tmp_path):
     task, bad = spoiled(40, [5])
     good = {**bad, "factor": np.ones(40, np.float32)}
     common = {"optimizer": ADAM, "batch_size": 10, "epochs": 3, "progress": False}
@@ -167,8 +167,11 @@ def test_a_nan_stops_and_the_run_goes_on_from_the_state_before(tmp_path):
         jo.fit(task, bad, checkpoints=checkpoints, **common)
     with jo.Checkpointer(tmp_path) as checkpointer:
         assert checkpointer.latest_step() == at - 1
-    found = jo.fit(task, good, checkpoints=checkpoints, **common)
-    assert_equal(found, jo.fit(task, good, **common))
+    with pytest.raises(ValueError, match=r"checksum of data column 'factor' must be"):
+        jo.fit(task, good, checkpoints=checkpoints, **common)  # other data are another run
+    del common["epochs"]
+    found = jo.fit(task, bad, checkpoints=checkpoints, steps=at - 1, **common)
+    assert_equal(found, jo.fit(task, good, steps=at - 1, **common))
 
 
 def test_skipped_and_clipped_steps_are_reported_by_epoch(tmp_path):

