@@ -68,7 +68,7 @@ def test_the_base_installation_trains_from_arrays_and_names_the_extra_of_the_res
     assert done.stdout.splitlines() == [
         f'{package} must be installed; pip install "jaxops[{extra}]" installs it'
         for package, extra in (
-            ("pandas", "data"),
+            ("pyarrow", "data"),
             ("tokenizers", "text"),
             ("matplotlib", "plots"),
             ("tensorboardX", "plots"),

@@ -221,8 +221,8 @@ def _check_early_stopping(rule: EarlyStopping | None, validation: Data) -> None:
     if rule.mode not in ("min", "max"):
         raise ValueError(f'early_stopping.mode must be "min" or "max", got {rule.mode!r}')
     whole("early_stopping.patience", rule.patience, 0)
-    if not rule.seconds >= 0:
-        raise ValueError(f"early_stopping.seconds must be at least 0, got {rule.seconds}")
+    if rule.seconds != rule.seconds:  # of a time that is over there may be less than 0 left
+        raise ValueError(f"early_stopping.seconds must be a number, got {rule.seconds}")
 
 
 def _check_metric(rule: EarlyStopping | None, names: list[str]) -> None:

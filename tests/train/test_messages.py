@@ -60,7 +60,7 @@ FIT = [
     ({"data": {**ROWS, "mask": np.zeros(40)}}, "mask of data must be above 0 in some row"),
     (
         {"data": {**ROWS, "mask": np.ma.array(np.ones(40), mask=np.arange(40) < 3)}},
-        "mask must have no masked values, got 3",
+        "mask must have no masked values, got one in row 0",
     ),
     ({"task": LINE, "data": {"x": np.ones((40, 2)) * 1e300}}, "x must be at most 3.4e.38.*1e.300"),
     ({"task": ANY, "data": {"x": np.full(40, "a")}}, "x must be numbers, got <U1"),
