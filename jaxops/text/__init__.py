@@ -21,6 +21,7 @@ from jaxops.text.jobs import evaluate, fit, recipe, update
 from jaxops.text.models import (
     BagAndCNN,
     BagEncoder,
+    LinearBag,
     NGramBag,
     Recurrent,
     SpanReader,
@@ -65,6 +66,7 @@ __all__ = [
     "Found",
     "Hits",
     "Index",
+    "LinearBag",
     "NGramBag",
     "NGrams",
     "PassageReader",

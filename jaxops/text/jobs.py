@@ -15,9 +15,10 @@ from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, fingerprint, inside, seconds
 from jaxops.model.selection import best_of, settings_within, trained_further
 from jaxops.optim import averaged
+from jaxops.text import linear
 from jaxops.text.data import NGrams, Reader, Tokens, WordsAndNGrams, labels
 from jaxops.text.inference import calibrated, check_keep
-from jaxops.text.models import BagAndCNN, NGramBag
+from jaxops.text.models import BagAndCNN, LinearBag, NGramBag
 from jaxops.text.readers import TextReader, columns_of, has_many, names_of
 from jaxops.text.tasks import classifier
 from jaxops.train.evaluation import predict
@@ -50,7 +51,9 @@ def fit(
     """Train a model to tell the class of a text, or the several labels of a text.
 
     The default method is `BagAndCNN` for at most 20,000 train texts: hashed n-grams of words and
-    characters, and the first words in order. For more it is `NGramBag`, of the n-grams alone. Texts
+    characters, and the first words in order; where a text has one label, beside a linear SVM of the
+    n-grams (`LinearBag`), which counts as much as is best on the validation texts. For more texts
+    it is `NGramBag`, of the n-grams alone. Texts
     are held out for validation (of each class the same share), on which the number of steps is
     chosen (by accuracy; with many labels by the loss), the temperature and the threshold are fitted
     and the figures are measured. Then the model is trained once more on all texts, as far as it was
@@ -97,14 +100,13 @@ def fit(
     check_keep(keep)
     several = isinstance(method, list | tuple)
     check_one_directory(options, len(method) if several else 1)
-    share = validation if isinstance(validation, float) else None
     ids, texts, target, classes, many, rows, held = _parts(
-        data, id, text, label, groups, separator, share, seed
+        data, id, text, label, groups, separator, validation, seed
     )
     given = {"seed": seed, "progress": progress, **options}
 
     def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
-        own = [texts[i] for i in rows]
+        own, default = [texts[i] for i in rows], method is None
         method = method or _default(own, read)
         reads = read or _reader(method, own)
         reader = TextReader(reads, text, label, id, separator)
@@ -116,12 +118,13 @@ def fit(
         begin, first = time.monotonic(), take(columns, rows)
         settings = _settings(left, task, first, given)
         state = averaged(train(task, first, validation=other, **settings))
-        about = {"data": fingerprint(columns), "rows": len(texts), "epochs": settings.get("epochs")}
-        about["share of steps"] = int(state.step) / max(_steps(settings, len(rows)), 1)
-        model = _calibrated(Model(task, state._replace(opt_state=()), reader, about), other, keep)
+        about = _about(columns, settings, int(state.step), len(rows))
+        model = Model(task, state._replace(opt_state=()), reader, about)
+        model = _with_linear(model, first, other, begin + left) if default else model
+        model = _calibrated(model, other, keep)
         scored = _scored(model, known, other)
         told = {"validation": scored.figures(), "seconds": time.monotonic() - begin}
-        return replace(model, about={**about, **told}), scored
+        return replace(model, about={**model.about, **told}), scored
 
     left = seconds(budget) - (time.monotonic() - start)
     if several:
@@ -167,7 +170,7 @@ def _parts(
     label: str,
     groups: str | None,
     separator: str | None,
-    share: float | None,
+    validation: Source | float,
     seed: int,
 ) -> Parts:
     ids, table = columns_of(data, id, text, label, groups=groups)
@@ -179,9 +182,9 @@ def _parts(
         raise ValueError(f"{label} must have at least 2 classes, got {', '.join(classes)} alone")
     target = labels(names, classes, many)
     rows = held = np.arange(len(texts))
-    if share is not None:
+    if isinstance(validation, float):
         of = None if groups is None else [str(one) for one in table[groups]]
-        rows, held = held_out(len(texts), share, None if many else target, of, seed)
+        rows, held = held_out(len(texts), validation, None if many else target, of, seed)
     return Parts(ids, texts, target, classes, many, rows, held)
 
 
@@ -377,6 +380,46 @@ def _settings(
     return settings
 
 
+def _with_linear(
+    model: Model, first: dict[str, np.ndarray], other: dict[str, np.ndarray], end: float
+) -> Model:
+    """A `BagAndCNN` with a linear model as a member, if that is better on the validation texts."""
+    task: Any = model.task
+    state, classes = model.trained()[1], len(task.classes)
+    if has_many(task) or not isinstance(dict(task.recipe[1])["module"], BagAndCNN):
+        return model
+    if 2 * linear.cost(first["tokens"], classes) > end - time.monotonic():  # once more on all texts
+        return model
+    params, grams = _linear(task, first), _grams_of(task, other)
+    alone = classifier(LinearBag(len(params["idf"]), classes), grams.shape[1], task.classes)
+    fitted = linear.chosen(
+        predict(task, state, {"tokens": other["tokens"]}),
+        predict(alone, state._replace(params=params), {"tokens": grams}),
+        other["label"],
+    )
+    task, state = linear.joined(task, state, params, fitted)
+    return replace(model, task=task, state=state, about={**model.about, "linear": list(fitted)})
+
+
+def _grams_of(task: Any, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """The part of a `BagAndCNN`'s rows that holds n-grams."""
+    grams: np.ndarray = columns["tokens"][:, dict(task.recipe[1])["module"].words :]
+    return grams
+
+
+def _linear(task: Any, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    size = dict(task.recipe[1])["module"].vocabulary
+    return linear.parameters(_grams_of(task, columns), columns["label"], size, len(task.classes))
+
+
+def _about(
+    columns: dict[str, np.ndarray], settings: dict[str, Any], steps: int, rows: int
+) -> dict[str, Any]:
+    about = {"data": fingerprint(columns), "rows": len(columns["label"])}
+    share = steps / max(_steps(settings, rows), 1)
+    return {**about, "epochs": settings.get("epochs"), "share of steps": share}
+
+
 def _steps(settings: dict[str, Any], count: int) -> int:
     steps: int = settings.get("steps") or settings["epochs"] * -(-count // settings["batch_size"])
     return steps
@@ -390,5 +433,9 @@ def _on_all(model: Model, columns: dict[str, np.ndarray], given: dict[str, Any])
     if model.about["share of steps"] < 1:
         steps = model.about["share of steps"] * _steps(settings, len(columns["label"]))
         settings |= {"epochs": None, "steps": max(round(steps), 1)}
-    state = averaged(train(model.task, columns, **settings))
-    return replace(model, state=state._replace(opt_state=()))
+    fitted = linear.Fitted(*model.about.get("linear", (0, 1.0)))
+    task = linear.weighted(model.task, 0) if fitted.weight else model.task
+    state = averaged(train(task, columns, **settings))._replace(opt_state=())
+    if fitted.weight:
+        task, state = linear.joined(task, state, _linear(task, columns), fitted)
+    return replace(model, task=task, state=state)

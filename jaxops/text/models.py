@@ -117,8 +117,41 @@ class NGramBag(nn.Module):
         return Dense(self.classes, name="logits")(x)
 
 
+class LinearBag(nn.Module):
+    """A linear model of the tf-idf weights of n-grams.
+
+    For the n-grams i of a text `logits = Σ w_i K_i + b` with `w_i = idf_i / sqrt(Σ idf²)`. The
+    weights idf are given (ones at the start) and do not learn; `text.fit` fits kernel K and bias b
+    as those of a linear SVM.
+
+    Attributes:
+        vocabulary: number of n-gram ids, see `text.NGrams`.
+        classes: number of logits.
+
+    >>> model = LinearBag(vocabulary=1000, classes=3)
+    >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8), jnp.int32))
+    >>> shapes["params"]["kernel"].shape
+    (1000, 3)
+    """
+
+    vocabulary: int
+    classes: int
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """Logits (B, classes)."""
+        idf = self.param("idf", nn.initializers.ones, (self.vocabulary,))
+        kernel = self.param("kernel", nn.initializers.zeros, (self.vocabulary, self.classes))
+        bias = self.param("bias", nn.initializers.zeros, (self.classes,))
+        weight = jnp.where(tokens != PAD, jax.lax.stop_gradient(idf)[tokens], 0)
+        norm = jax.lax.rsqrt(jnp.square(weight).sum(1, keepdims=True) + 1e-9)
+        return jnp.einsum("bl,blc->bc", weight * norm, kernel[tokens]) + bias[None]
+
+
 class BagAndCNN(nn.Module):
     """An `NGramBag` and a `TextCNN`, trained side by side; a task averages their probabilities.
+
+    With `linear`, a `LinearBag` is a third member, which counts so many times.
 
     Attributes:
         vocabulary: number of n-gram ids, see `text.NGrams`.
@@ -129,6 +162,7 @@ class BagAndCNN(nn.Module):
         filters: number of filters of each width, in the CNN.
         dropout: probability of dropping an n-gram, a token, or a value of the bag in training; of
             the CNN's pooled values half are dropped, see `TextCNN`.
+        linear: how much a linear model counts, where each of the two networks counts 1.
 
     >>> model = BagAndCNN(vocabulary=1000, classes=3, words=4, word_vocabulary=50)
     >>> tokens = jnp.ones((1, 12), jnp.int32)
@@ -143,10 +177,11 @@ class BagAndCNN(nn.Module):
     width: int = 128
     filters: int = 128
     dropout: float = 0.1
+    linear: int = 0
 
     @nn.compact
     def __call__(self, tokens: Array, *, train: bool = False) -> Array:
-        """Logits (B, 2, classes)."""
+        """Logits (B, 2 + linear, classes)."""
         bag = NGramBag(
             self.vocabulary,
             self.classes,
@@ -164,7 +199,11 @@ class BagAndCNN(nn.Module):
             name="cnn",
         )
         words, grams = tokens[:, : self.words], tokens[:, self.words :]
-        return jnp.stack([bag(grams, train=train), cnn(words, train=train)], 1)
+        members = [bag(grams, train=train), cnn(words, train=train)]
+        if self.linear:
+            one = LinearBag(self.vocabulary, self.classes, name="linear")(grams)
+            members += [one] * self.linear
+        return jnp.stack(members, 1)
 
 
 class TransformerClassifier(nn.Module):
