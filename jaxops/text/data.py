@@ -60,10 +60,12 @@ Tokens.before = {"special": False}  # type: ignore[attr-defined]  # what files w
 class NGrams:
     """A reader that turns a text into the set of its n-grams, numbered by a hash.
 
-    There is no vocabulary to train. N-grams are taken of words and signs and, within each run of
-    letters and the blanks around it, of characters. Words are those of Unicode's rules (UAX #29),
-    normalised and case-folded; where a script has no blanks between words, its characters are
-    words. Different n-grams may receive the same number; a model cannot distinguish them.
+    There is no vocabulary to train. N-grams are taken of words, without the signs between them,
+    and, within each run of letters and the blanks around it, of characters; signs count alone.
+    Words are those of Unicode's rules (UAX #29), normalised and case-folded; where a script has no
+    blanks between words, its characters are words. Words have the numbers of the lower half of the
+    table, characters those of the upper half. Different n-grams may receive the same number; a
+    model cannot distinguish them.
 
     Attributes:
         context: number of n-grams in a row; a text's word n-grams come first.
@@ -105,13 +107,25 @@ class NGrams:
 
     def _numbers(self, text: str) -> list[int]:
         """The number of each distinct n-gram, in order of first occurrence."""
-        own = words(text) if self.uax29 else BEFORE.findall(text.lower())
-        low, high = self.words
+        if not self.uax29:
+            return self._numbers_before(text)
+        half, (low, high) = self.vocabulary // 2, self.words
+        heard = words(text, signs=False)
+        grams = words(text) if low == 1 else []
+        for n in range(max(low, 2), high + 1):
+            grams += [" ".join(heard[i : i + n]) for i in range(len(heard) - n + 1)]
+        numbers = [_number(f"w{gram}", half) for gram in grams]
+        for run in runs(text):
+            numbers += [half + n for n in _character_ngrams(run, *self.characters, half)]
+        return list(dict.fromkeys(numbers))
+
+    def _numbers_before(self, text: str) -> list[int]:
+        own, (low, high) = BEFORE.findall(text.lower()), self.words
         grams = (
             " ".join(own[i : i + n]) for n in range(low, high + 1) for i in range(len(own) - n + 1)
         )
         numbers = [_number(f"w{gram}", self.vocabulary) for gram in grams]
-        for run in runs(text) if self.uax29 else own:
+        for run in own:
             numbers += _character_ngrams(run, *self.characters, self.vocabulary)
         return list(dict.fromkeys(numbers))
 

@@ -386,30 +386,35 @@ def _with_linear(
     """A `BagAndCNN` with a linear model as a member, if that is better on the validation texts."""
     task: Any = model.task
     state, classes = model.trained()[1], len(task.classes)
-    if has_many(task) or not isinstance(dict(task.recipe[1])["module"], BagAndCNN):
+    if has_many(task) or not isinstance(_module(task), BagAndCNN):
         return model
-    if 2 * linear.cost(first["tokens"], classes) > end - time.monotonic():  # once more on all texts
+    if 3 * linear.cost(first["tokens"], classes) > end - time.monotonic():  # once more on all texts
         return model
-    params, grams = _linear(task, first), _grams_of(task, other)
-    alone = classifier(LinearBag(len(params["idf"]), classes), grams.shape[1], task.classes)
+    params = {c: _linear(task, first, c) for c in linear.CHARACTERS}
+    module, grams = LinearBag(_module(task).vocabulary, classes), _grams_of(task, other)
+    alone = classifier(module, grams.shape[1], task.classes)
     fitted = linear.chosen(
         predict(task, state, {"tokens": other["tokens"]}),
-        predict(alone, state._replace(params=params), {"tokens": grams}),
+        {c: predict(alone, state._replace(params=p), {"tokens": grams}) for c, p in params.items()},
         other["label"],
     )
-    task, state = linear.joined(task, state, params, fitted)
+    task, state = linear.joined(task, state, params[fitted.characters], fitted)
     return replace(model, task=task, state=state, about={**model.about, "linear": list(fitted)})
+
+
+def _module(task: Any) -> Any:
+    return dict(task.recipe[1])["module"]
 
 
 def _grams_of(task: Any, columns: dict[str, np.ndarray]) -> np.ndarray:
     """The part of a `BagAndCNN`'s rows that holds n-grams."""
-    grams: np.ndarray = columns["tokens"][:, dict(task.recipe[1])["module"].words :]
+    grams: np.ndarray = columns["tokens"][:, _module(task).words :]
     return grams
 
 
-def _linear(task: Any, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    size = dict(task.recipe[1])["module"].vocabulary
-    return linear.parameters(_grams_of(task, columns), columns["label"], size, len(task.classes))
+def _linear(task: Any, columns: dict[str, np.ndarray], characters: float) -> dict[str, np.ndarray]:
+    size, classes = _module(task).vocabulary, len(task.classes)
+    return linear.parameters(_grams_of(task, columns), columns["label"], size, classes, characters)
 
 
 def _about(
@@ -433,9 +438,9 @@ def _on_all(model: Model, columns: dict[str, np.ndarray], given: dict[str, Any])
     if model.about["share of steps"] < 1:
         steps = model.about["share of steps"] * _steps(settings, len(columns["label"]))
         settings |= {"epochs": None, "steps": max(round(steps), 1)}
-    fitted = linear.Fitted(*model.about.get("linear", (0, 1.0)))
+    fitted = linear.Fitted(*model.about.get("linear", ()))
     task = linear.weighted(model.task, 0) if fitted.weight else model.task
     state = averaged(train(task, columns, **settings))._replace(opt_state=())
     if fitted.weight:
-        task, state = linear.joined(task, state, _linear(task, columns), fitted)
+        task, state = linear.joined(task, state, _linear(task, columns, fitted.characters), fitted)
     return replace(model, task=task, state=state)

@@ -11,6 +11,7 @@ from jaxops.task import Task
 from jaxops.trust.calibration import scaled, temperature
 
 WEIGHTS = (0, 1, 2, 6, 18)  # how much it may count, where each of the two networks counts 1
+CHARACTERS = (0.5, 1.0)  # how much n-grams of characters may count, where those of words count 1
 COST = 4e-8  # seconds for an n-gram of a text and a class, measured on one core
 
 
@@ -20,10 +21,12 @@ class Fitted(NamedTuple):
     Attributes:
         weight: how much it counts.
         scale: by which its scores are multiplied, to become logits.
+        characters: how much n-grams of characters count, where those of words count 1.
     """
 
-    weight: int
-    scale: float
+    weight: int = 0
+    scale: float = 1.0
+    characters: float = 1.0
 
 
 def cost(tokens: np.ndarray, classes: int) -> float:
@@ -36,7 +39,7 @@ def cost(tokens: np.ndarray, classes: int) -> float:
 
 
 def parameters(
-    tokens: np.ndarray, label: np.ndarray, vocabulary: int, classes: int
+    tokens: np.ndarray, label: np.ndarray, vocabulary: int, classes: int, characters: float = 1.0
 ) -> dict[str, np.ndarray]:
     """The parameters of `LinearBag`: a linear SVM on the tf-idf of n-grams, one class against all.
 
@@ -45,6 +48,7 @@ def parameters(
         label: (N,) integers in [0, classes).
         vocabulary: every number is below.
         classes: number of classes.
+        characters: see `Fitted`.
 
     Returns:
         `idf` (V,), `kernel` (V, C) and `bias` (C,), float32. A class without texts is never told.
@@ -57,9 +61,10 @@ def parameters(
     row, column = np.nonzero(tokens)
     number = tokens[row, column]
     idf = np.log((1 + len(tokens)) / (1 + np.bincount(number, minlength=vocabulary))) + 1
-    value = idf[number]
-    norm = np.sqrt(np.bincount(row, value**2, minlength=len(tokens)))
-    features = sparse.csr_matrix((value / norm[row], (row, number)), (len(tokens), vocabulary))
+    value, upper = idf[number], number >= vocabulary // 2
+    norm = np.sqrt(np.bincount(2 * row + upper, value**2, minlength=2 * len(tokens)))
+    value = value / norm[2 * row + upper] * np.where(upper, characters, 1.0)
+    features = sparse.csr_matrix((value, (row, number)), (len(tokens), vocabulary))
     machine = svm.LinearSVC(random_state=0)
     with warnings.catch_warnings():  # scores that have not converged are scores
         warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
@@ -70,30 +75,31 @@ def parameters(
     if len(coefficients) == 1:  # of two classes the score of the second alone
         coefficients, intercept = np.r_[-coefficients, coefficients], np.r_[-intercept, intercept]
     kernel[:, machine.classes_], bias[machine.classes_] = coefficients.T, intercept
+    kernel[vocabulary // 2 :] *= characters
     return {"idf": idf.astype(np.float32), "kernel": kernel, "bias": bias}
 
 
-def chosen(networks: np.ndarray, linear: np.ndarray, label: np.ndarray) -> Fitted:
+def chosen(networks: np.ndarray, linear: dict[float, np.ndarray], label: np.ndarray) -> Fitted:
     """How much the linear model counts: the best accuracy, then log loss, on validation texts.
 
     Args:
         networks: (N, C), the mean probabilities of the two networks.
-        linear: (N, C), the softmax of the linear model's scores.
+        linear: weight of n-grams of characters -> (N, C), the softmax of the model's scores.
         label: (N,) integers in [0, C).
 
     >>> networks, linear = np.array([[0.6, 0.4], [0.6, 0.4]]), np.array([[0.8, 0.2], [0.2, 0.8]])
-    >>> chosen(networks, linear, np.array([0, 1])).weight > 0
+    >>> chosen(networks, {1.0: linear}, np.array([0, 1])).weight > 0
     True
     """
-    scale = 1 / temperature(linear, label)
-    linear = scaled(linear, 1 / scale)
-
-    def quality(weight: int) -> tuple[float, float]:
-        p = (2 * networks + weight * linear) / (2 + weight)
-        own = np.log(np.maximum(p[np.arange(len(p)), label], 1e-30))
-        return float((p.argmax(1) == label).mean()), float(own.mean())
-
-    return Fitted(max(WEIGHTS, key=quality), scale)
+    qualities = {}
+    for characters, alone in linear.items():
+        scale = 1 / temperature(alone, label)
+        for weight in WEIGHTS:
+            p = (2 * networks + weight * scaled(alone, 1 / scale)) / (2 + weight)
+            own = np.log(np.maximum(p[np.arange(len(p)), label], 1e-30))
+            right = float((p.argmax(1) == label).mean())
+            qualities[Fitted(weight, float(scale), characters)] = right, float(own.mean())
+    return max(qualities, key=lambda fitted: qualities[fitted])
 
 
 def joined(

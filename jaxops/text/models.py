@@ -120,9 +120,10 @@ class NGramBag(nn.Module):
 class LinearBag(nn.Module):
     """A linear model of the tf-idf weights of n-grams.
 
-    For the n-grams i of a text `logits = Σ w_i K_i + b` with `w_i = idf_i / sqrt(Σ idf²)`. The
-    weights idf are given (ones at the start) and do not learn; `text.fit` fits kernel K and bias b
-    as those of a linear SVM.
+    For the n-grams i of a text `logits = Σ w_i K_i + b` with `w_i = idf_i / sqrt(Σ idf²)`, where
+    the sum is over the n-grams of words or of characters, as i is (see `text.NGrams`). The weights
+    idf are given (ones at the start) and do not learn; `text.fit` fits kernel K and bias b as those
+    of a linear SVM.
 
     Attributes:
         vocabulary: number of n-gram ids, see `text.NGrams`.
@@ -144,8 +145,11 @@ class LinearBag(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, (self.vocabulary, self.classes))
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
         weight = jnp.where(tokens != PAD, jax.lax.stop_gradient(idf)[tokens], 0)
-        norm = jax.lax.rsqrt(jnp.square(weight).sum(1, keepdims=True) + 1e-9)
-        return jnp.einsum("bl,blc->bc", weight * norm, kernel[tokens]) + bias[None]
+        words, square = tokens < self.vocabulary // 2, jnp.square(weight)
+        of_words = jnp.where(words, square, 0).sum(1, keepdims=True)
+        of_characters = jnp.where(words, 0, square).sum(1, keepdims=True)
+        weight *= jax.lax.rsqrt(jnp.where(words, of_words, of_characters) + 1e-9)
+        return jnp.einsum("bl,blc->bc", weight, kernel[tokens]) + bias[None]
 
 
 class BagAndCNN(nn.Module):

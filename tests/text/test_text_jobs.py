@@ -24,8 +24,8 @@ TABLE = {
     "team": TEAM,
 }
 NAMES = {"text": "message", "label": "team", "id": "ticket"}
-SMALL = text.NGramBag(512, 2, width=8)
-READ = text.NGrams(context=80, vocabulary=512)
+SMALL = text.NGramBag(2048, 2, width=8)
+READ = text.NGrams(context=80, vocabulary=2048)
 
 
 @pytest.fixture(scope="module")
