@@ -341,5 +341,5 @@ def test_real_telco_churn():
     columns = load("telco_churn", data_dir=REAL).train
     assert len(columns) == 21 and len(columns["Churn"]) == 7_043
     assert (columns["Churn"] == "Yes").sum() == 1_869
-    assert columns["TotalCharges"].dtype == np.float32
+    assert columns["TotalCharges"].dtype == np.float64
     assert np.isnan(columns["TotalCharges"]).sum() == 11

@@ -406,4 +406,4 @@ def test_the_default_learns():
     columns = {"user": np.repeat(np.arange(300), 8), "item": item.ravel()}
     model = recommend.fit(columns, time=None, progress=False)
     assert model.about["method"].startswith("SASRec") and model.about["validation"]["hr@10"] > 0.99
-    assert model.predict([["3", "4", "5"], ["3", "5", "7"]], k=1).ids() == [["6"], ["9"]]
+    assert model.predict([[3, 4, 5], [3, 5, 7]], k=1).ids() == [[6], [9]]
