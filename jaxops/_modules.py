@@ -17,7 +17,7 @@ FLAGS = {
 }
 """Arguments of a module that say whether it trains, and their values where it does."""
 
-_DROPOUTS = ("dropout", "dropout_rate", "recurrent_dropout")
+ATTENTION = (nn.MultiHeadDotProductAttention,)
 
 
 def flags(parameters: Mapping[str, Any]) -> list[str]:
@@ -61,6 +61,7 @@ class Called:
                 "nn.remat(Module, static_argnums=(2,)); or jaxops.remat(task) wraps the whole task"
             ) from error
         layers = seen.random + ["/".join(p) for p in _layers(variables.get("batch_stats", {}))]
+        layers = [name for name in layers if name not in seen.meant]
         if layers and not self.flags:
             raise ValueError(
                 f"module must name one of {', '.join(FLAGS)} in its __call__, to turn on "
@@ -119,7 +120,7 @@ class Called:
         problems += [f"batch statistics of {'/'.join(path)} do not change" for path in still]
         if self.masked:
             problems += [f"{name} is not given `mask`, so padding counts" for name in seen.unmasked]
-        if problems and not self._warned:
+        if problems and self.flags and not self._warned:
             self._warned = True
             given = ", ".join(f"{name}={FLAGS[name]}" for name in self.flags)
             warnings.warn(
@@ -135,12 +136,14 @@ class _Layers:
     Attributes:
         random: layers with dropout.
         off: those of them that were called with dropout off.
+        meant: layers that no flag can reach, in a module which takes none: they are as written.
         unmasked: batch norms that took the statistics of a batch without a mask.
     """
 
     def __init__(self) -> None:
         self.random: list[str] = []
         self.off: list[str] = []
+        self.meant: set[str] = set()
         self.unmasked: list[str] = []
 
     def watch(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -148,6 +151,8 @@ class _Layers:
         layer = context.module
         if context.method_name == "__call__":
             name = "/".join(layer.path) or type(layer).__name__
+            if _takes_no_flag(layer.parent):
+                self.meant.add(name)
             if _rate(layer) > 0:
                 self.random.append(name)
                 if _given(layer, "deterministic", args, kwargs) is True:
@@ -170,10 +175,20 @@ class _Layers:
             )
 
 
+def _takes_no_flag(parent: Any) -> bool:
+    """Whether the module around a layer has no way to be told that it trains."""
+    if not isinstance(parent, nn.Module):
+        return False
+    parameters = inspect.signature(type(parent).__call__).parameters
+    kinds = {p.kind for p in parameters.values()}
+    return not flags(parameters) and inspect.Parameter.VAR_KEYWORD not in kinds
+
+
 def _rate(layer: Any) -> float:
-    names = ("rate",) if isinstance(layer, nn.Dropout) else _DROPOUTS
-    rates = [getattr(layer, name, 0) for name in names]
-    return max((rate for rate in rates if isinstance(rate, int | float)), default=0)
+    """The rate of a layer of Flax with dropout; what holds such layers is not asked."""
+    if isinstance(layer, nn.Dropout):
+        return float(layer.rate)
+    return float(getattr(layer, "dropout_rate", 0)) if isinstance(layer, ATTENTION) else 0.0
 
 
 def _given(layer: Any, name: str, args: Any, kwargs: Any) -> Any:

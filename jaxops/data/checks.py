@@ -78,7 +78,7 @@ def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool 
             given = ", ".join(columns) or "none"
             raise ValueError(f"columns must include {column.name!r}, got {given}")
     chosen = {c.name: _unmasked(c.name, columns[c.name]) for c in wanted}
-    if targets and "sample_weight" in set(columns) - set(chosen):
+    if targets and wanted and "sample_weight" in set(columns) - set(chosen):
         raise ValueError(
             "sample_weight must be named mask, the column that weighs rows, got a column that the "
             "task does not read"

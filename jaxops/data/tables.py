@@ -6,6 +6,7 @@ array of each column.
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,19 @@ def typed(column: Any) -> Any:
     kind = pd.api.types.infer_dtype(column, skipna=True)
     kinds = {"integer": "Int64", "boolean": "boolean", "floating": np.float64}
     kinds |= {"mixed-integer-float": np.float64, "date": "datetime64[s]"}
+    if kind == "decimal" and all(_is_float(value) for value in column.dropna()):
+        kinds["decimal"] = np.float64
     if kind not in kinds:
         return column
     try:
         return column.astype(kinds[kind])
     except (OverflowError, TypeError, ValueError):  # beyond int64
         return column
+
+
+def _is_float(value: Decimal) -> bool:
+    """Whether a float64 is written as this number."""
+    return Decimal(repr(float(value))) == value
 
 
 def _of_pyarrow(column: Any) -> bool:
@@ -219,9 +227,10 @@ def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     wrong = [v for v in values if not isinstance(v, str | int | np.integer) or isinstance(v, bool)]
     kinds = {isinstance(value, str) for value in values}
     if wrong or column.dtype.kind == "b" or len(kinds) > 1:
-        kind = column.dtype if wrong else "text and integers"
-        detail = f" ({wrong[0]!r})" if wrong else ""
-        raise ValueError(f"{what} must be text or integers, got {kind}{detail}")
+        if wrong or len(kinds) < 2:
+            detail = f" ({wrong[0]!r})" if wrong else ""
+            raise ValueError(f"{what} must be text or integers, got {column.dtype}{detail}")
+        raise ValueError(f"{what} must be all text or all integers, got both; make all text of it")
     return codes.astype(np.int32), values.astype(str).astype(object)
 
 

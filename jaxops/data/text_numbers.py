@@ -69,11 +69,12 @@ def comma(texts: Any) -> int | None:
     return None if row < 0 else row
 
 
-def as_numbers(texts: Any, where: str | None = None) -> Any:
+def as_numbers(texts: Any, where: str | None = None, exact: bool = True) -> Any:
     """An Arrow column of texts as int64 or float64 with the same nulls, or None.
 
-    It is None if some text is no number or has leading zeros, or if a whole number cannot be held
-    exactly, which is an error where `where` names the column.
+    It is None if some text is no number or has leading zeros. So it is with `exact` if a whole
+    number cannot be held exactly, which is an error where `where` names the column; without, the
+    nearest float64 stands for it.
     """
     pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
 
@@ -89,14 +90,14 @@ def as_numbers(texts: Any, where: str | None = None) -> Any:
         return numbers
     if _zeros(texts.filter(pc.starts_with(texts, "0"))):
         return None
-    exact = _inexact(texts, numbers)
-    if exact is None:
+    changed = _inexact(texts, numbers) if exact else None
+    if changed is None:
         return numbers
     if where is None:
         return None
-    row = pc.index(texts, exact).as_py()
+    row = pc.index(texts, changed).as_py()
     raise ValueError(
-        f"{where} must be numbers that int64 or float64 holds, got {exact} in row {row} (counted "
+        f"{where} must be numbers that int64 or float64 holds, got {changed} in row {row} (counted "
         "from 0); read it as text: text=[...]"
     )
 

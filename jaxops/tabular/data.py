@@ -103,7 +103,7 @@ def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
     texts = pc.if_else(pc.is_in(texts, value_set=pa.array(MISSING)), None, texts)
     category = hasattr(series.dtype, "categories")
     if number or (number is None and texts.null_count < len(texts) and not category):
-        values = as_numbers(texts)
+        values = as_numbers(texts, exact=False)
         if values is not None:
             values = values.cast(pa.float64(), safe=False)
             return _finite(where, values.to_numpy(zero_copy_only=False))
@@ -112,8 +112,9 @@ def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
         row = comma(texts)
         if row is not None:
             raise ValueError(
-                f"{where} must be numbers with a decimal point, got {texts[row].as_py()!r} in row "
-                f"{row} (counted from 0); replace the commas, or say that it is text"
+                f"{where} must be numbers with a decimal point and no other signs, got "
+                f"{texts[row].as_py()!r} in row {row} (counted from 0); write decimal commas as "
+                "points, leave out those between thousands, or name the column in text=[...]"
             )
     return _objects(texts)
 

@@ -388,6 +388,8 @@ def _with_linear(
     state, classes = model.trained()[1], len(task.classes)
     if has_many(task) or not isinstance(_module(task), BagAndCNN):
         return model
+    if len(np.unique(first["label"])) < 2:  # of a group's labels all may be held out
+        return model
     if 3 * linear.cost(first["tokens"], classes) > end - time.monotonic():  # once more on all texts
         return model
     params = {c: _linear(task, first, c) for c in linear.CHARACTERS}

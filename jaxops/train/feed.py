@@ -179,7 +179,7 @@ class Stream:
         return {
             "batch_size": self.batch_size,
             **known,
-            **({"padding": False} if self._whole else {}),
+            **({"whole_batches": True} if self._whole else {}),
         }
 
     def sample(self) -> None:

@@ -1,5 +1,6 @@
 """Training over whole data sets: `fit`, the only place with side effects."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -84,8 +85,9 @@ def fit(
             order.
         checkpoints: a directory, which gets a checkpoint at the end of each epoch and from which
             the same call continues; or `Checkpoints`, which has more settings. A call with another
-            task, other data or fewer steps than the newest checkpoint is refused; one with
-            another optimizer is not noticed, except that a call which makes no step says so.
+            task, other data or fewer steps than the newest checkpoint is refused. Another
+            optimizer, another `state` to start from, and another function in a task of
+            `supervised` are not noticed, except that a call which makes no step says so.
         reports: a function or several, called with each `Record`; or `Reports`, which has more
             settings.
         progress: show a progress bar and print a line an epoch.
@@ -220,7 +222,8 @@ def _check_early_stopping(rule: EarlyStopping | None, validation: Data) -> None:
         raise ValueError("validation must be given for early_stopping, got None")
     if rule.mode not in ("min", "max"):
         raise ValueError(f'early_stopping.mode must be "min" or "max", got {rule.mode!r}')
-    whole("early_stopping.patience", rule.patience, 0)
+    if rule.patience != math.inf:  # with infinity the best state is kept, and all steps are made
+        whole("early_stopping.patience", rule.patience, 0)
     if rule.seconds != rule.seconds:  # of a time that is over there may be less than 0 left
         raise ValueError(f"early_stopping.seconds must be a number, got {rule.seconds}")
 

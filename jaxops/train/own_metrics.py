@@ -10,6 +10,9 @@ import jax
 from jaxops import metrics as m
 from jaxops.task import Batch, row_weights
 
+LIBRARIES = ("builtins", "jax", "jaxops", "numpy", "optax")  # whose functions do not change
+NUMBERS = (bool, int, float, complex, str, bytes, type(None))
+
 Metrics = Mapping[str, Callable[[Any, Any], Any]]
 """Name -> `(predictions, batch) -> metric state`, or one value a row."""
 
@@ -53,22 +56,28 @@ class _Function:
         return hash(self.key)
 
 
-def _key(value: Any) -> Any:
-    """What the result of a function depends on: its code, and the values that it names."""
+def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
+    """What the result of a function depends on: its code, and the values that it names.
+
+    Raises:
+        TypeError: a value that can change, and with it the result.
+    """
     if isinstance(value, types.FunctionType):
-        known = value.__globals__
-        named = tuple((name, _constant(known[name])) for name in _names(value.__code__, known))
-        cells = tuple(_key(cell.cell_contents) for cell in value.__closure__ or ())
-        defaults = _key(value.__defaults__), _key(tuple((value.__kwdefaults__ or {}).items()))
-        return value.__code__, cells, named, defaults
-    if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(map(_key, value))
-    return _constant(value)
-
-
-def _constant(value: Any) -> Any:
-    """A key in which 1, 1.0 and True differ, as they do to a trace."""
-    return (type(value), repr(value) if isinstance(value, float | complex) else value)
+        if value in inside or value.__module__.split(".")[0] in LIBRARIES:
+            return id(value)
+        inside, known = (*inside, value), value.__globals__
+        names = _names(value.__code__, known)
+        named = tuple((name, _key(known[name], inside)) for name in names)
+        cells = tuple(_key(cell.cell_contents, inside) for cell in value.__closure__ or ())
+        more = value.__defaults__, tuple((value.__kwdefaults__ or {}).items())
+        return value.__code__, cells, named, _key(more, inside)
+    if type(value) is tuple:
+        return tuple(_key(one, inside) for one in value)
+    if isinstance(value, NUMBERS):
+        return type(value), repr(value)  # 1, 1.0 and True differ, as they do to a trace
+    if isinstance(value, types.ModuleType | types.BuiltinFunctionType | type):
+        return id(value)
+    raise TypeError(f"{value!r} can change")
 
 
 def _names(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:
@@ -87,7 +96,15 @@ def _program(functions: tuple[_Function, ...]) -> Callable[[Any, Batch, Any], di
 
 
 def _state(one: _Function, predictions: Any, batch: Batch, rows: int) -> Any:
-    state = one.function(predictions, batch)
+    try:
+        state = one.function(predictions, batch)
+    except KeyError as error:
+        if error.args != ("mask",):
+            raise
+        raise ValueError(
+            f"metrics[{one.name!r}] must take the weights of the rows from jo.row_weights(batch), "
+            "got a batch without mask, as the data have none"
+        ) from error
     if hasattr(state, "merge"):
         return state
     if getattr(state, "shape", None) == (rows,):

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -141,7 +142,7 @@ class Resident:
 
     def identity(self) -> dict[str, Any]:
         """The settings in which a resumed run must agree with its checkpoint."""
-        whole = {} if self._real is None else {"padding": False}
+        whole = {} if self._real is None else {"whole_batches": True}
         return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows, **whole}
 
     def sample(self) -> Any:
@@ -200,11 +201,13 @@ def stacked(batch: Columns, size: int) -> dict[str, np.ndarray]:
 
 
 def checksums(columns: Columns) -> dict[str, str]:
-    """Column -> dtype, shape of a row and CRC-32 of its values, sorted by name."""
-    return {
-        name: f"{value.dtype}{list(value.shape[1:])} {zlib.crc32(_bytes(value)):08x}"
-        for name, value in sorted(columns.items())
-    }
+    """Column -> dtype on a device, shape of a row and CRC-32 of its values, sorted by name."""
+
+    def one(value: np.ndarray) -> str:
+        value = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
+        return f"{value.dtype}{list(value.shape[1:])} {zlib.crc32(_bytes(value)):08x}"
+
+    return {name: one(value) for name, value in sorted(columns.items())}
 
 
 def _bytes(value: np.ndarray) -> Any:

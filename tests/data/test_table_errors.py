@@ -33,7 +33,7 @@ CSV = [
     (
         "a;b\n1,5;2\n2;3\n",
         {},
-        "column 'a' must be numbers with a decimal point, got '1,5' in row 0",
+        "column 'a' must be numbers with a decimal point .*, got '1,5' in row 0",
     ),
     ("a\n1\n", {"text": ["zip"]}, "must have a column 'zip', got a"),
     ("a\n1\n", {"text": ["zip"], "columns": ["a"]}, "text must be among a, got 'zip'"),
@@ -126,7 +126,7 @@ def test_parquet(tmp_path, columns, words):
         (lambda: tabular.read({"a": 1}), "column 'a' must be an array of rows, got one value"),
         (
             lambda: tabular.read({"a": ["1,5", "2"]}),
-            "column 'a' must be numbers with a decimal point, got '1,5' in row 0",
+            "column 'a' must be numbers with a decimal point .*, got '1,5' in row 0",
         ),
         (
             lambda: recommend.events(

@@ -1,6 +1,7 @@
 """Tables of every kind are read exactly: what was wrong in silence, or could not be read."""
 
 import datetime as dt
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxops.data import Dataset, k_fold
-from jaxops.data.tables import parts
+from jaxops.data.tables import array, parts
 from jaxops.tabular import encode, fit_encoder, read
 
 NAN = float("nan")
@@ -146,3 +147,11 @@ def test_folds_keep_the_shares_of_text_and_booleans():
     for values in (labels, labels.astype(str), labels == "yes"):
         folds = [labels[held] for _, held in k_fold(values, folds=5)]
         assert [(fold == "yes").sum() for fold in folds] == [1] * 5
+
+
+def test_decimals_that_float64_writes_alike_are_numbers():
+    frame = pd.DataFrame({"price": [Decimal("1.50"), None, Decimal("-2.25")]})
+    found = array("price", frame["price"])
+    np.testing.assert_array_equal(found, [1.5, np.nan, -2.25])
+    with pytest.raises(ValueError, match="got Decimal"):
+        array("price", pd.Series([Decimal("0.12345678901234567890")]))

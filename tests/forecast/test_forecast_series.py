@@ -238,7 +238,7 @@ BAD = {
     "mixed ids": (
         {"id": np.array(["a", 1, 1], object)},
         {},
-        "column 'id' must be text or integers, got text and int",
+        "column 'id' must be all text or all integers, got both",
     ),
     "float ids": (
         {"id": [0.5, 1, 1]},

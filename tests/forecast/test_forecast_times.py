@@ -14,6 +14,24 @@ def one(times, **settings):
     return f.series(table, layout="channels", **settings)
 
 
+@pytest.mark.parametrize("frequency", ["D", "MS"])
+def test_days_of_utc_in_a_column_of_another_zone_are_those_of_utc(frequency):
+    naive = pd.date_range("2024-01-01", "2024-07-10", freq=frequency)
+    column = naive.tz_localize("UTC").tz_convert("America/New_York")
+    for settings in ({}, {"frequency": frequency}, {"zone": "UTC"}):
+        read = one(column, **settings)
+        assert (read.frequency, read.zone) == (frequency, "")
+        np.testing.assert_array_equal(read.times(), naive.to_numpy())
+
+
+def test_zones_that_have_no_name_are_read():
+    dateutil = pytest.importorskip("dateutil.tz")
+    utc = pd.date_range("2024-03-30", periods=72, freq="h", tz="UTC")
+    read = one(utc.tz_convert(dateutil.gettz("Europe/Berlin")))
+    assert (read.frequency, read.zone) == ("h", "")
+    np.testing.assert_array_equal(read.times(), utc.tz_convert(None).to_numpy())
+
+
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Asia/Tokyo"])
 @pytest.mark.parametrize("frequency", ["D", "B", "W-SUN", "MS", "QE-DEC"])
 def test_steps_of_a_day_and_more_have_local_dates(zone, frequency):

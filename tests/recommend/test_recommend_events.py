@@ -230,7 +230,7 @@ def test_a_known_catalogue_comes_first():
         ({"user": [1.0, 2.5, 3.0]}, "column 'user' must be text or integers, got float64"),
         (
             {"user": np.array(["a", 1, "b"], object)},
-            "column 'user' must be text or integers, got text and integers",
+            "column 'user' must be all text or all integers, got both",
         ),
         ({"user": [True, False, True]}, "column 'user' must be text or integers, got bool"),
         ({"item": [1, 2]}, r"column 'item' must have shape \(3,\), got \(2,\)"),

@@ -88,5 +88,7 @@ def test_the_default_has_it_as_a_member(monkeypatch, tmp_path):
     jo.save(tmp_path / "model", model)
     again = jo.load(tmp_path / "model").predict(texts)
     np.testing.assert_allclose(again.probabilities, model.predict(texts).probabilities, atol=1e-6)
+    of_one = {"text": ["lost card", "my pin"] * 6, "label": ["card", "pin"] * 6, "who": [*"ab"] * 6}
+    assert "linear" not in text.fit(of_one, groups="who", epochs=1, progress=False).about
     many = {"text": texts, "label": [[one] for one in table["label"]]}
     assert "linear" not in text.fit(many, epochs=1, progress=False).about

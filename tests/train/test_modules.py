@@ -85,7 +85,7 @@ class Anything(nn.Module):
 
 class Attends(nn.Module):
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, **kwargs):
         attend = nn.MultiHeadDotProductAttention(1, dropout_rate=0.1, deterministic=True)
         return attend(x[:, None])[:, 0]
 
@@ -142,7 +142,7 @@ def test_a_flag_of_any_name_turns_dropout_and_statistics_on(module):
         (nn.Sequential([Train()]), "layers_0/drop", r"Sequential\(\*args, \*\*kwargs\)"),
         (nn.Sequential([nn.Dropout(0.1, deterministic=True)]), "layers_0", "Sequential"),
         (nn.Sequential([nn.BatchNorm(True)]), "layers_0", "Sequential"),
-        (Attends(), "MultiHeadDotProductAttention_0", r"Attends\(x\)"),
+        (Attends(), "MultiHeadDotProductAttention_0", r"Attends\(x, \*\*kwargs\)"),
     ],
 )
 def test_a_module_that_cannot_be_told_is_refused(module, layer, signature):
@@ -154,6 +154,34 @@ def test_a_module_that_cannot_be_told_is_refused(module, layer, signature):
 def test_a_sequence_without_such_layers_is_taken():
     task = supervised(nn.Sequential([nn.Dense(1), nn.Dropout(0.0, deterministic=True)]))
     assert jax.eval_shape(lambda: loss_of(task))[0].shape == ()
+
+
+class Frozen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(x)
+        return nn.Dense(1)(nn.Dropout(0.5)(x, deterministic=True))
+
+
+class Block(nn.Module):
+    dropout: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+class ByPlace(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(1)(Block()(x, train))
+
+
+@pytest.mark.parametrize("module", [Frozen(), ByPlace()])
+def test_what_is_meant_is_taken_without_a_word(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(module, steps=1)
 
 
 @pytest.mark.parametrize("lifted", [nn.remat, nn.jit])

@@ -1,5 +1,7 @@
 """Metrics of the user's own see the real rows alone, however they are batched and placed."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,25 @@ def test_a_lambda_in_a_loop_compiles_once_and_another_value_anew(state):
 
 
 SCALE = 1.0
+
+
+@pytest.mark.parametrize("kind", ["closure", "default", "helper"])
+def test_an_object_that_changed_is_seen(state, kind):
+    changed = types.SimpleNamespace(limit=0.0)
+
+    def helper(p):
+        return p.max(1) > changed.limit
+
+    shares = []
+    for limit in (0.0, 2.0):
+        changed.limit = limit
+        own = {
+            "closure": lambda p, b: p.max(1) > changed.limit,
+            "default": lambda p, b, c=changed: p.max(1) > c.limit,
+            "helper": lambda p, b: helper(p),
+        }[kind]
+        shares.append(jo.evaluate(TASK, state, ROWS, metrics={"above": own})["above"])
+    assert shares == [1.0, 0.0]
 
 
 def test_a_global_that_changed_is_seen(state, monkeypatch):

@@ -174,6 +174,11 @@ def test_a_run_with_other_data_or_task_is_refused(finished, changes, message):
         finished(**changes)
 
 
+def test_the_same_data_in_another_dtype_go_on(finished, capfd):
+    finished(data=another(images(40)["image"], images(40)["label"].astype(np.int64)))
+    assert "no step was made" in capfd.readouterr().err
+
+
 def test_a_call_that_makes_no_step_says_so(finished, capfd):
     finished(optimizer=optim.adam(1e-5))
     said = capfd.readouterr()

@@ -139,6 +139,17 @@ def long(frequency: str) -> bool:
     return not frequency.isdecimal() and (fixed is None or fixed >= DAY)
 
 
+def name_of(zone: Any) -> str:
+    """The name by which a zone of a column is known again; "" where it has none."""
+    if zone is None:
+        return ""
+    try:
+        on_the_clock(np.zeros(1, "datetime64[s]"), str(zone))
+    except ValueError:
+        return ""
+    return str(zone)
+
+
 def on_the_clock(times: np.ndarray, zone: str) -> np.ndarray:
     """Times of UTC as they are on the clock of a zone, datetime64[s]; "" leaves them.
 

@@ -184,6 +184,7 @@ def times(
     """
     pd = require("pandas", extra="data")
 
+    asked = zone
     none_missing(column, what, "a time for every row")
     if column.dtype.kind in "iu":
         return np.asarray(column.to_numpy(np.int64)), ""
@@ -194,7 +195,7 @@ def times(
     if isinstance(unique, pd.DatetimeIndex):
         utc = unique.tz_convert(None) if unique.tz is not None else unique
         local = unique.tz_localize(None) if unique.tz is not None else unique
-        zone = zone or str(unique.tz or "")
+        zone = zone or grid.name_of(unique.tz)
     else:
         utc, local = _parsed(np.asarray(unique, object), what)
     exact, zone = utc.to_numpy(), "" if zone == "UTC" else zone
@@ -202,14 +203,18 @@ def times(
     if (seconds != exact).any():
         raise ValueError(f"{what} must be whole seconds, got {exact[(seconds != exact).argmax()]}")
     clock = seconds  # without a zone they are what a clock shows
-    if local is not utc:
+    if local is not utc and asked != "UTC":
         clock = grid.on_the_clock(seconds, zone) if zone else local.to_numpy().astype("M8[s]")
-    if frequency is None:
-        of_day = clock - clock.astype("datetime64[D]")
-        days = len(clock) > 1 and bool((of_day == of_day[0]).all())
-    else:
-        days = grid.long(frequency)
+    # days of UTC in a column of another zone have one time of the day there alone
+    clock = clock if _daily(clock) or not _daily(seconds) else seconds
+    days = _daily(clock) if frequency is None else grid.long(frequency)
     return (clock[place], "") if days else (seconds[place], zone)
+
+
+def _daily(times: np.ndarray) -> bool:
+    """Whether all of several times have one time of the day."""
+    of_day = times - times.astype("datetime64[D]")
+    return len(times) > 1 and bool((of_day == of_day[0]).all())
 
 
 def _parsed(unique: np.ndarray, what: str) -> tuple[Any, Any]:
