@@ -53,8 +53,9 @@ def inferred(column: Any, missing: Sequence[str], where: str, decimal_commas: bo
     row = comma(present) if decimal_commas else None
     if row is not None:
         raise ValueError(
-            f"{where} must be numbers with a decimal point, got {present[row].as_py()!r} in row "
-            f"{row} (counted from 0); replace the commas, or read it as text: text=[...]"
+            f"{where} must be numbers with a decimal point and no other signs, got "
+            f"{present[row].as_py()!r} in row {row} (counted from 0); write decimal commas as "
+            "points, or read it as text: text=[...]"
         )
     return present
 
