@@ -57,6 +57,7 @@ def test_tuning_keeps_the_moments_and_switches_the_decay_on():
 
 
 @pytest.mark.slow
+@pytest.mark.optimized  # it trains for longer than it compiles
 def test_flipping_digits_hurts_and_turning_them_a_little_helps():
     images, labels = small.digits()  # 5,000
     digits = jo.data.Dataset.from_arrays(image=images.reshape(-1, 28, 28, 1), label=labels).split(

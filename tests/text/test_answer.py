@@ -226,6 +226,7 @@ def facts(rows, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized  # it trains for longer than it compiles
 def test_learns_to_look_up():
     train, test = facts(4800, seed=0), facts(300, seed=1)
     tokenizer = Tokenizer.train([*train[0], *train[1]], kind="word")
