@@ -17,8 +17,6 @@ FLAGS = {
 }
 """Arguments of a module that say whether it trains, and their values where it does."""
 
-ATTENTION = (nn.MultiHeadDotProductAttention,)
-
 
 def flags(parameters: Mapping[str, Any]) -> list[str]:
     """Those of `FLAGS` that a signature names."""
@@ -188,7 +186,7 @@ def _rate(layer: Any) -> float:
     """The rate of a layer of Flax with dropout; what holds such layers is not asked."""
     if isinstance(layer, nn.Dropout):
         return float(layer.rate)
-    return float(getattr(layer, "dropout_rate", 0)) if isinstance(layer, ATTENTION) else 0.0
+    return float(layer.dropout_rate) if isinstance(layer, nn.MultiHeadDotProductAttention) else 0.0
 
 
 def _given(layer: Any, name: str, args: Any, kwargs: Any) -> Any:

@@ -101,8 +101,15 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 @overload
 def recorded(make: Made) -> Made: ...
 @overload
-def recorded(*, formerly: Mapping[str, str]) -> Callable[[Made], Made]: ...
-def recorded(make: Any = None, *, formerly: Mapping[str, str] | None = None) -> Any:
+def recorded(
+    *, formerly: Mapping[str, str] | None = None, before: Mapping[str, Any] | None = None
+) -> Callable[[Made], Made]: ...
+def recorded(
+    make: Any = None,
+    *,
+    formerly: Mapping[str, str] | None = None,
+    before: Mapping[str, Any] | None = None,
+) -> Any:
     """Allow model files to name a function that makes tasks, or a dataclass of settings.
 
     The function remembers its arguments in `Task.recipe`, which `jaxops.save` writes, and returns
@@ -112,16 +119,18 @@ def recorded(make: Any = None, *, formerly: Mapping[str, str] | None = None) -> 
     Args:
         make: the function, or the class.
         formerly: old argument name -> its name now, so that older model files still load.
+        before: argument -> what it is where an older file lacks it, if not its default.
 
     >>> from jaxops import vision
     >>> vision.classifier(vision.MLP()) is vision.classifier(vision.MLP())
     True
     """
     if make is None:
-        return functools.partial(recorded, formerly=formerly)
+        return functools.partial(recorded, formerly=formerly, before=before)
     if inspect.isclass(make):
         make.recorded_class = make  # type: ignore[attr-defined]  # a subclass is not marked by it
         make.formerly = dict(formerly or {})  # type: ignore[attr-defined]
+        make.before = dict(before or {})  # type: ignore[attr-defined]
         return make
     signature = inspect.signature(make)
 
@@ -137,6 +146,7 @@ def recorded(make: Any = None, *, formerly: Mapping[str, str] | None = None) -> 
 
     wrapper.makes_task = True  # type: ignore[attr-defined]  # what a model file may call
     wrapper.formerly = dict(formerly or {})  # type: ignore[attr-defined]
+    wrapper.before = dict(before or {})  # type: ignore[attr-defined]
     return wrapper
 
 

@@ -25,12 +25,7 @@ def rows(columns: Mapping[str, Any]) -> int:
     >>> rows({"image": np.zeros((3, 28, 28)), "label": np.zeros(3)})
     3
     """
-    if not isinstance(columns, Mapping):
-        hint = "; write dict(frame)" if hasattr(columns, "columns") else ""
-        raise ValueError(
-            'columns must be arrays by name, such as {"features": x, "label": y}, got '
-            f"{type(columns).__name__}{hint}"
-        )
+    _check_named(columns)
     if not columns:
         raise ValueError("columns must hold at least one column, got none")
     scalars = [name for name, value in columns.items() if np.ndim(value) == 0]

@@ -82,9 +82,8 @@ def read(
     except pa.ArrowInvalid as error:
         check(path, form)  # names the line
         raise ValueError(f"{path} must be a CSV file, got an error: {error}") from None
-    if not _regular(
-        path, raw, arguments["parse_options"]
-    ):  # Arrow takes quotes that are not closed
+    # Arrow takes quotes that are not closed
+    if not _regular(path, raw, arguments["parse_options"]):
         rows = check(path, form)
         if rows != len(table):
             raise ValueError(f"{path} must have {rows:,} rows, as its lines, got {len(table):,}")

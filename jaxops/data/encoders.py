@@ -161,10 +161,8 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         piece for name, edges in encoder.edges.items() for piece in _pieces(numbers[name], edges)
     ]
     features = np.zeros((count, len(encoder.names)), np.float32)
-    with np.errstate(over="ignore"):
-        for place, feature in enumerate([*scaled, *absent]):
-            features[:, place] = feature
-    first = len(scaled) + len(absent)
+    dense = [*scaled, *absent]
+    first = len(dense)
     for name, values in encoder.values.items():
         number = {value: first + i for i, value in enumerate(values)}
         column = _column(name, columns[name], "text").tolist()
@@ -172,8 +170,8 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         kept = np.flatnonzero(places >= 0)
         features[kept, places[kept]] = 1
         first += len(values)
-    with np.errstate(over="ignore"):
-        for place, feature in enumerate(bins, first):
+    with np.errstate(over="ignore"):  # what is infinite is refused
+        for place, feature in (*enumerate(dense), *enumerate(bins, first)):
             features[:, place] = feature
     if not np.isfinite(features).all():
         row, place = np.argwhere(~np.isfinite(features))[0]

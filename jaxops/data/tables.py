@@ -225,11 +225,10 @@ def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     codes, uniques = pd.factorize(column)
     values = np.asarray(uniques, object)
     wrong = [v for v in values if not isinstance(v, str | int | np.integer) or isinstance(v, bool)]
-    kinds = {isinstance(value, str) for value in values}
-    if wrong or column.dtype.kind == "b" or len(kinds) > 1:
-        if wrong or len(kinds) < 2:
-            detail = f" ({wrong[0]!r})" if wrong else ""
-            raise ValueError(f"{what} must be text or integers, got {column.dtype}{detail}")
+    if wrong or column.dtype.kind == "b":
+        detail = f" ({wrong[0]!r})" if wrong else ""
+        raise ValueError(f"{what} must be text or integers, got {column.dtype}{detail}")
+    if len({isinstance(value, str) for value in values}) > 1:
         raise ValueError(f"{what} must be all text or all integers, got both; make all text of it")
     return codes.astype(np.int32), values.astype(str).astype(object)
 

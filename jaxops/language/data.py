@@ -120,7 +120,7 @@ class Windows(NamedTuple):
     characters: np.ndarray
 
 
-@recorded
+@recorded(before={"special": False})
 @dataclass(frozen=True)
 class TokenReader:
     """What a finished language model knows of its input.
@@ -191,9 +191,6 @@ class TokenReader:
             np.bincount(rows.text, x, len(texts)) for x in (-nats, rows.tokens, rows.characters)
         ]
         return Likelihoods(ids, sums[0], sums[1].astype(int), sums[2].astype(int))
-
-
-TokenReader.before = {"special": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 def nats_of(model: Model, rows: Windows) -> np.ndarray:

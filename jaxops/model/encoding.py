@@ -84,8 +84,8 @@ def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         old = arguments.keys() - inspect.signature(make).parameters
         names = getattr(make, "formerly", {}) if old else {}
         given = {names.get(k, k): decode(v, arrays) for k, v in arguments.items()}
-        # what arguments meant that a file has not, if not their defaults
-        return make(**{**getattr(make, "before", {}), **given})
+        marked = not inspect.isclass(make) or getattr(make, "recorded_class", None) is make
+        return make(**{**(getattr(make, "before", {}) if marked else {}), **given})
     if "tuple" in value:
         return tuple(decode(v, arrays) for v in value["tuple"])
     if "list" in value:

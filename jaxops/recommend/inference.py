@@ -361,7 +361,8 @@ def _limits(
     allowed = np.ones(len(recommender.items), bool)
     for name, given in (("allow", allow), ("deny", deny)):
         ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
-        if ids and all(isinstance(x, Iterable) and not isinstance(x, str) for x in ids):
+        several = isinstance(ids, list) and len(ids) > 0
+        if several and all(isinstance(x, Iterable) and not isinstance(x, str) for x in ids):
             if len(ids) != users:
                 raise ValueError(
                     f"{name} must be one list, or one for each of {users:,} users, got {len(ids):,}"

@@ -20,7 +20,7 @@ from jaxops.task import recorded
 BEFORE = re.compile(r"\w+|[^\w\s]")  # the words of files that were saved without `uax29`
 
 
-@recorded
+@recorded(before={"special": False})
 @dataclass(frozen=True)
 class Tokens:
     """A reader that encodes texts with a trained `Tokenizer`, in rows of `context` tokens.
@@ -52,10 +52,7 @@ class Tokens:
         return {"tokens": rows.tokens}
 
 
-Tokens.before = {"special": False}  # type: ignore[attr-defined]  # what files without it mean
-
-
-@recorded
+@recorded(before={"uax29": False})
 @dataclass(frozen=True)
 class NGrams:
     """A reader that turns a text into the set of its n-grams, numbered by a hash.
@@ -128,9 +125,6 @@ class NGrams:
         for run in own:
             numbers += _character_ngrams(run, *self.characters, self.vocabulary)
         return list(dict.fromkeys(numbers))
-
-
-NGrams.before = {"uax29": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 @recorded

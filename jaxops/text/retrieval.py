@@ -33,7 +33,7 @@ CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 BEFORE = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 
-@recorded
+@recorded(before={"uax29": False})
 class BM25(NamedTuple):
     """An inverted index: for each word the documents that contain it, and its BM25 weight there.
 
@@ -64,9 +64,6 @@ class BM25(NamedTuple):
     k1: float
     b: float
     uax29: bool = True
-
-
-BM25.before = {"uax29": False}  # type: ignore[attr-defined]  # what files without it mean
 
 
 @recorded

@@ -10,7 +10,7 @@ import jax
 from jaxops import metrics as m
 from jaxops.task import Batch, row_weights
 
-LIBRARIES = ("builtins", "jax", "jaxops", "numpy", "optax")  # whose functions do not change
+LIBRARIES = ("builtins", "jax", "jaxops", "math", "numpy", "optax")  # which do not change
 NUMBERS = (bool, int, float, complex, str, bytes, type(None))
 
 Metrics = Mapping[str, Callable[[Any, Any], Any]]
@@ -63,7 +63,7 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
         TypeError: a value that can change, and with it the result.
     """
     if isinstance(value, types.FunctionType):
-        if value in inside or value.__module__.split(".")[0] in LIBRARIES:
+        if value in inside or _of_a_library(value):
             return id(value)
         inside, known = (*inside, value), value.__globals__
         names = _names(value.__code__, known)
@@ -75,9 +75,16 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
         return tuple(_key(one, inside) for one in value)
     if isinstance(value, NUMBERS):
         return type(value), repr(value)  # 1, 1.0 and True differ, as they do to a trace
-    if isinstance(value, types.ModuleType | types.BuiltinFunctionType | type):
+    if _of_a_library(value):
         return id(value)
     raise TypeError(f"{value!r} can change")
+
+
+def _of_a_library(value: Any) -> bool:
+    """Whether it is a module, a class or a function of `LIBRARIES`."""
+    module = isinstance(value, types.ModuleType)
+    name = getattr(value, "__name__" if module else "__module__", None) or ""
+    return (module or callable(value)) and name.split(".")[0] in LIBRARIES
 
 
 def _names(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:

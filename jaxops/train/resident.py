@@ -1,6 +1,5 @@
 """Batches from columns in memory, kept on the devices where they fit."""
 
-import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -152,7 +151,7 @@ class Resident:
         shapes = {name: value.shape for name, value in self._columns.items()}
         return (checksums(some), shapes) if hosts.count() > 1 else None
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> dict[str, str]:
         """The checksum of each column, to notice that a resumed run has other data."""
         return checksums(self._columns)

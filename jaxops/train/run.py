@@ -1,5 +1,6 @@
 """One run of `fit`: calls of many steps, and what happens between them."""
 
+import functools
 import math
 import re
 import signal
@@ -101,10 +102,6 @@ class RunSettings(NamedTuple):
         how = {"compute": self.compute, "accumulate": self.accumulate}
         return {**self.source.identity(), **how, **by}
 
-    def fingerprint(self) -> dict[str, dict[str, str]]:
-        """What a resumed run must have in common with its checkpoint: the task and the data."""
-        return {"task": described(self.task), "data": self.source.fingerprint}
-
 
 class Run:
     """The mutable part of a run, except its `TrainState`.
@@ -134,6 +131,11 @@ class Run:
         self.worse = 0
         self.averages = False
         self.started = time.monotonic()
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        """What a resumed run must have in common with its checkpoint: the task and the data."""
+        return {"task": described(self.settings.task), "data": self.settings.source.fingerprint}
 
     @property
     def done(self) -> bool:
@@ -347,7 +349,7 @@ class Run:
         chosen = settings.source.many_steps and settings.length > 1
         meta = {
             "identity": settings.identity(),
-            "fingerprint": settings.fingerprint(),
+            "fingerprint": self.fingerprint,
             "best_value": self.best_value,
             "worse": self.worse,
             "looped": {settings.form: self.looped} if chosen else {},
@@ -399,11 +401,10 @@ class Run:
         settings = self.settings
         saved, given = OLDER | meta["identity"], settings.identity()
         words = {"task": "task argument", "data": "checksum of data column"}
-        fingerprints = settings.fingerprint()
         same = "; a stream must give the same batches each time it is iterated"
         same *= isinstance(settings.source, Stream)
         for part, before in meta.get("fingerprint", {}).items():
-            now = fingerprints[part]
+            now = self.fingerprint[part]
             names = sorted(before.keys() | now.keys()) if before and now else ()
             for name in names:  # none of a stream in several processes
                 saved[f"{words[part]} {name!r}"] = before.get(name, "nothing")

@@ -81,7 +81,8 @@ def test_unequal_lengths_name_the_columns():
 
 
 def test_no_rows():
-    fails({"image": images(0)}, IMAGE, "image must have at least 1 row, got 0")
+    with pytest.raises(ValueError, match="image must have at least 1 row, got 0"):
+        check({"image": images(0)}, (IMAGE,))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from small import assert_close
 
 from jaxops.nn import Conv, conv2d, max_pool
 
@@ -24,8 +25,7 @@ def normal(seed, shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
-def close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5), ours, theirs)
+CLOSE = {"rtol": 1e-5, "atol": 5e-5}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_value_and_gradients_are_those_of_lax(shape, kernel, strides, padding, d
         pairs = [jax.vjp(lambda x, k: f(x, k, *how), x, k) for f in (conv2d, reference)]
         return [(y, *pull(g)) for y, pull in pairs]
 
-    close(*value_and_gradients(x, k, g))
+    assert_close(*value_and_gradients(x, k, g), **CLOSE)
 
 
 def test_convolution_by_hand():
@@ -95,9 +95,9 @@ def test_it_works_under_vmap_loops_and_forward_mode(groups):
         return jnp.stack([reference(x, k, *how) for x in xs]), mapped, scanned, tangent
 
     want, mapped, scanned, tangent = run(xs, k)
-    close(mapped, want)
-    close(scanned, want)
-    close(tangent, want[0])
+    assert_close(mapped, want, **CLOSE)
+    assert_close(scanned, want, **CLOSE)
+    assert_close(tangent, want[0], **CLOSE)
 
     def descend(f):
         def loss(k):
@@ -105,7 +105,7 @@ def test_it_works_under_vmap_loops_and_forward_mode(groups):
 
         return lambda k: lax.fori_loop(0, 3, lambda i, k: k - 1e-3 * jax.grad(loss)(k), k)
 
-    close(*jax.jit(lambda k: [descend(f)(k) for f in (conv2d, reference)])(k))
+    assert_close(*jax.jit(lambda k: [descend(f)(k) for f in (conv2d, reference)])(k), **CLOSE)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -113,7 +113,7 @@ def test_types_promote_and_half_precision_is_that_of_lax(groups):
     x, k = normal(0, (2, 6, 6, 4)).astype(jnp.bfloat16), normal(1, (3, 3, 4 // groups, 4))
     y = conv2d(x, k, groups=groups)
     assert y.dtype == jnp.float32
-    close(y, reference(x.astype(jnp.float32), k, groups=groups))
+    assert_close(y, reference(x.astype(jnp.float32), k, groups=groups), **CLOSE)
     k = k.astype(jnp.bfloat16)
     y = conv2d(x, k, groups=groups)
     assert y.dtype == jnp.bfloat16

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import assert_close
 
 from jaxops.nn import GRU, LSTM, Embed
 
@@ -122,20 +123,15 @@ def by_loops(model, params, x, lengths, state=None, drops=None):
     return outputs, tuple(finals) if kind is LSTM else finals[0]
 
 
-def close(found, wanted, **tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, wanted)
-
-
 @pytest.mark.parametrize(("kind", "layers", "both"), VARIANTS)
 def test_it_is_what_loops_give(kind, layers, both):
     model, x = kind(FEATURES, layers, both), inputs()
     params, start = params_of(model, x), start_of(model)
     got = read(model, params, x, start, MASK)
-    close(got, by_loops(model, params, x, LENGTHS, start), atol=1e-5)
+    assert_close(got, by_loops(model, params, x, LENGTHS, start), atol=1e-5)
     zero, whole = jax.tree.map(np.zeros_like, start), np.full(ROWS, STEPS)
     got = read(model, params, x, zero, np.ones_like(MASK))
-    close(got, by_loops(model, params, x, whole), atol=1e-5)
+    assert_close(got, by_loops(model, params, x, whole), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "layers", "both"), VARIANTS)
@@ -186,12 +182,12 @@ def test_it_is_that_of_pytorch(kind, layers, both):
     weights = weights_of(model)
     grads, found = program(model)(params, x, start, MASK.astype(np.int32), weights)
     leaves = [outputs, *(final if kind is LSTM else (final,))]
-    close(jax.tree.leaves(found), [v.detach().numpy() for v in leaves], atol=1e-5)
+    assert_close(jax.tree.leaves(found), [v.detach().numpy() for v in leaves], atol=1e-5)
 
     loss((outputs, leaves[1:]), torch.tensor(weights)).backward()
-    close(grads[1], packed_x.grad.numpy(), atol=1e-4)
+    assert_close(grads[1], packed_x.grad.numpy(), atol=1e-4)
     wanted = jax.tree.map(lambda v: v.grad.numpy(), packed_start)
-    close(grads[2], wanted, atol=1e-4)
+    assert_close(grads[2], wanted, atol=1e-4)
     for layer in range(layers):
         for name, end in (("forward", ""), ("backward", "_reverse"))[: 1 + both]:
             here = f"{name}_{layer}"
@@ -199,14 +195,14 @@ def test_it_is_that_of_pytorch(kind, layers, both):
                 k: getattr(theirs, f"{k}_l{layer}{end}").grad.numpy()
                 for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             }
-            close(grads[0][f"{here}_kernel"], by_name["weight_ih"].T, rtol=1e-4, atol=1e-4)
-            close(
+            assert_close(grads[0][f"{here}_kernel"], by_name["weight_ih"].T, rtol=1e-4, atol=1e-4)
+            assert_close(
                 grads[0][f"{here}_recurrent_kernel"], by_name["weight_hh"].T, rtol=1e-4, atol=1e-4
             )
-            close(grads[0][f"{here}_bias"], by_name["bias_ih"], rtol=1e-4, atol=1e-4)
+            assert_close(grads[0][f"{here}_bias"], by_name["bias_ih"], rtol=1e-4, atol=1e-4)
             if kind is GRU:
                 second = by_name["bias_hh"][2 * FEATURES :]
-                close(grads[0][f"{here}_recurrent_bias"], second, rtol=1e-4, atol=1e-4)
+                assert_close(grads[0][f"{here}_recurrent_bias"], second, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
@@ -216,7 +212,7 @@ def test_padding_may_hold_anything(kind):
     rest = start, MASK.astype(np.int32), weights_of(model)
     wanted = program(model)(params, x, *rest)
     found = program(model)(params, np.where(MASK[..., None], x, np.float32(np.nan)), *rest)
-    close(found, wanted, rtol=0)
+    assert_close(found, wanted, rtol=0)
     (_, by_x, _), (outputs, _) = found
     assert not np.asarray(outputs)[~MASK].any() and np.asarray(outputs)[MASK].all()
     assert not np.asarray(by_x)[~MASK].any() and np.asarray(by_x)[MASK].all()
@@ -235,11 +231,11 @@ def test_packed_documents_are_read_one_by_one(kind):
         alone[row, : len(part)], real[row, : len(part)] = x[0, part], 1
     want, ends = read(model, params, alone, zero, real)
     for row, part in enumerate(parts):
-        close(outputs[0, part], want[row, : len(part)], atol=1e-6)
+        assert_close(outputs[0, part], want[row, : len(part)], atol=1e-6)
     assert not outputs[0, [0, 6]].any()
     for leaf, end in zip(jax.tree.leaves(final), jax.tree.leaves(ends), strict=True):
-        close(leaf[::2, 0], end[::2, 2], atol=1e-6)  # forward
-        close(leaf[1::2, 0], end[1::2, 0], atol=1e-6)
+        assert_close(leaf[::2, 0], end[::2, 2], atol=1e-6)  # forward
+        assert_close(leaf[1::2, 0], end[1::2, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
@@ -250,7 +246,7 @@ def test_reading_goes_on_from_a_state(kind):
     whole, end = read(x, None)
     first, state = read(x[:, :4], jax.tree.map(np.zeros_like, start_of(model)))
     second, final = read(x[:, 4:], state)
-    close((np.concatenate([first, second], 1), final), (whole, end), atol=1e-6)
+    assert_close((np.concatenate([first, second], 1), final), (whole, end), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [LSTM, pytest.param(GRU, marks=pytest.mark.slow)])
@@ -285,10 +281,10 @@ def test_one_mask_a_row_for_all_steps(kind):
         np.testing.assert_allclose(np.unique(keep), [0, scale], rtol=1e-6)
         assert abs((keep > 0).mean() - 1 / scale) < 4 * np.sqrt(0.25 / keep.size)
         assert len(np.unique(keep > 0, axis=0)) > 10  # rows differ, of at most 32 that there are
-    close(result, by_loops(model, params, x, np.full(64, STEPS), drops=drops), atol=1e-5)
+    assert_close(result, by_loops(model, params, x, np.full(64, STEPS), drops=drops), atol=1e-5)
 
     plain = jax.jit(model.apply)({"params": params}, x)  # nothing is dropped, and no key is wanted
-    close(plain, by_loops(model, params, x, np.full(64, STEPS)), atol=1e-5)
+    assert_close(plain, by_loops(model, params, x, np.full(64, STEPS)), atol=1e-5)
 
 
 def test_products_in_16_bits():

@@ -238,6 +238,7 @@ def test_recommend_takes_a_log_and_some_of_its_users(shop):
         (LOG, {}, "histories must be a log of recommend.events or lists of ids, got dict"),
         ([[5]], {"allow": "1001"}, "allow must be a list of ids, got '1001'"),
         ([[5]], {"allow": [7]}, "allow must hold ids of the catalogue, got '7'"),
+        ([[5]], {"allow": 5}, "allow must be a list of ids, got 5"),
         ([[5]], {"deny": [None]}, "deny must hold ids, text or integers, got None"),
         ([[5]], {"allow": [[5], [6]]}, "allow must be one list, or one for each of 1 users, got 2"),
         ([[5]], {"deny": [[7]]}, "deny must hold ids of the catalogue, got '7'"),

@@ -181,7 +181,7 @@ class ByPlace(nn.Module):
 def test_what_is_meant_is_taken_without_a_word(module):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(module, steps=1)
+        assert fit(module, steps=1).step == 1
 
 
 @pytest.mark.parametrize("lifted", [nn.remat, nn.jit])

@@ -6,12 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from small import TASK, Batches, compilations, images
 
 import jaxops as jo
 from jaxops.train import own_metrics
 
 ROWS = images(53)
+
+
+class Limits:
+    limit = 0.0
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +83,8 @@ def test_a_lambda_in_a_loop_compiles_once_and_another_value_anew(state):
 SCALE = 1.0
 
 
-@pytest.mark.parametrize("kind", ["closure", "default", "helper"])
-def test_an_object_that_changed_is_seen(state, kind):
+@pytest.mark.parametrize("kind", ["closure", "default", "helper", "class", "module"])
+def test_an_object_that_changed_is_seen(state, monkeypatch, kind):
     changed = types.SimpleNamespace(limit=0.0)
 
     def helper(p):
@@ -87,11 +92,14 @@ def test_an_object_that_changed_is_seen(state, kind):
 
     shares = []
     for limit in (0.0, 2.0):
-        changed.limit = limit
+        changed.limit = Limits.limit = limit
+        monkeypatch.setattr(small, "limit", limit, raising=False)
         own = {
             "closure": lambda p, b: p.max(1) > changed.limit,
             "default": lambda p, b, c=changed: p.max(1) > c.limit,
             "helper": lambda p, b: helper(p),
+            "class": lambda p, b: p.max(1) > Limits.limit,
+            "module": lambda p, b: p.max(1) > small.limit,
         }[kind]
         shares.append(jo.evaluate(TASK, state, ROWS, metrics={"above": own})["above"])
     assert shares == [1.0, 0.0]
