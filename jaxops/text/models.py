@@ -14,6 +14,7 @@ from jaxops.task import recorded
 
 Array = jax.Array
 POOLING = ("last", "mean", "max")
+PART = 64  # n-grams of each text that a linear model adds up at once
 
 
 class TextCNN(nn.Module):
@@ -149,7 +150,17 @@ class LinearBag(nn.Module):
         of_words = jnp.where(words, square, 0).sum(1, keepdims=True)
         of_characters = jnp.where(words, 0, square).sum(1, keepdims=True)
         weight *= jax.lax.rsqrt(jnp.where(words, of_words, of_characters) + 1e-9)
-        return jnp.einsum("bl,blc->bc", weight, kernel[tokens]) + bias[None]
+
+        def add(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
+            return total + jnp.einsum("bl,blc->bc", part[0], kernel[part[1]]), None
+
+        # part by part: (B, T, classes) numbers at once would fill the memory
+        room = ((0, 0), (0, -tokens.shape[1] % PART))
+        parts = [
+            jnp.moveaxis(jnp.pad(x, room).reshape(len(x), -1, PART), 1, 0) for x in (weight, tokens)
+        ]
+        start = jnp.zeros((len(tokens), self.classes))
+        return jax.lax.scan(add, start, tuple(parts))[0] + bias[None]
 
 
 class BagAndCNN(nn.Module):
