@@ -198,7 +198,7 @@ def test_fsdp_holds_a_share_of_all_and_no_copy_of_the_parameters():
     task, data = deep()
     layer = 256 * 256 * 4
     needed, gathers = {}, {}
-    for devices, accumulate in ((1, 1), (2, 1), (4, 1), (8, 1), (8, 4)):
+    for devices, accumulate in ((1, 1), (8, 1), (8, 4)):
         plan = jo.devices.plan(fsdp=devices, min_size=2**8, devices=jax.devices()[:devices])
         program = compiled(plan, task, accumulate, data, rows=8)
         memory = program.memory_analysis()
