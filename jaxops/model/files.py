@@ -7,6 +7,7 @@ arguments written down, and traces the task's `init`.
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -184,8 +185,10 @@ def _read(text: str, tensors: _Tensors, task: Task | None) -> Model:
 
 
 def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
-    columns = [Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"]]
-    params, extra = jax.eval_shape(task.init, jax.random.key(0), example(tuple(columns)))
+    columns = tuple(Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"])
+    _check_same("inputs", columns, task.columns)
+    _check_same("classes", tuple(header["classes"]), task.classes)
+    params, extra = jax.eval_shape(task.init, jax.random.key(0), example(columns))
     expected = _named(params, extra)
     kept = {name for name in tensors if name.startswith(("params", "extra"))}
     wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in expected.items()}
@@ -197,6 +200,13 @@ def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
     leaves = [jnp.asarray(tensors[name]) for name in expected]
     params, extra = jax.tree.unflatten(jax.tree.structure((params, extra)), leaves)
     return TrainState(jnp.int32(header["step"]), params, (), extra, jax.random.key(0))
+
+
+def _check_same(what: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
+    """Raise `ValueError` where the file says otherwise than the task; names what differs first."""
+    for have, want in itertools.zip_longest(given, wanted, fillvalue="nothing"):
+        if have != want:
+            raise ValueError(f"{what} must be as the task has them, {want}, got {have} in the file")
 
 
 def _plain(value: Any) -> Any:

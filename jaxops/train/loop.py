@@ -132,6 +132,8 @@ def fit(
     period = source.steps_per_epoch or reports.every or 100
     total = _total(epochs, steps, source.steps_per_epoch)
     validate = None
+    if metrics and validation is None:
+        raise ValueError(f"validation must be given for metrics ({', '.join(metrics)}), got None")
     if validation is not None:
         validate = Evaluation(task, validation, plan, metrics, name="validation")
     hosts.check_same(**source.identity(), steps=total, period=period, data=source.sample())

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxops import metrics as m
-from jaxops.task import Batch, row_weights
+from jaxops.task import Batch, check_function, row_weights
 
 LIBRARIES = ("builtins", "jax", "jaxops", "math", "numpy", "optax")  # which do not change
 NUMBERS = (bool, int, float, complex, str, bytes, type(None))
@@ -24,8 +24,7 @@ def check(metrics: Metrics | None) -> Metrics:
     for name, function in (metrics or {}).items():
         if name == "loss":
             raise ValueError('metrics must have other names than "loss", which is the task\'s own')
-        if not callable(function):
-            raise ValueError(f"metrics[{name!r}] must be a function, got {function!r}")
+        check_function(f"metrics[{name!r}]", function, "predictions", "batch")
     return metrics or {}
 
 
@@ -105,6 +104,12 @@ def _program(functions: tuple[_Function, ...]) -> Callable[[Any, Batch, Any], di
 def _state(one: _Function, predictions: Any, batch: Batch, rows: int) -> Any:
     try:
         state = one.function(predictions, batch)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            f"metrics[{one.name!r}] must compute with jax.numpy, as it is compiled, got a function "
+            "that needs the numbers themselves; for NumPy or scikit-learn, score what jo.predict "
+            "gives"
+        ) from error
     except KeyError as error:
         if error.args != ("mask",):
             raise

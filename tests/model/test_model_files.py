@@ -260,6 +260,24 @@ def test_an_array_that_is_too_large_is_not_read(path):
         jo.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda header: header["classes"].reverse(),
+            "classes must be as the task has them, 0, got 2",
+        ),
+        (lambda header: header["classes"].append("d"), "classes must be .*, nothing, got d"),
+        (lambda header: header["inputs"][0].update(dtype="int"), "inputs must be .*dtype='int'"),
+        (lambda header: header["inputs"].pop(), "inputs must be .*, got nothing in the file"),
+    ],
+)
+def test_a_text_that_contradicts_its_task(path, change, words):
+    rewritten(path, lambda header: change(header) and None)
+    with pytest.raises(ValueError, match=words):
+        jo.load(path)
+
+
 def test_a_model_of_other_shapes(path):
     task = vision.classifier(vision.MLP((17,), classes=3), **SETTINGS)
     with pytest.raises(
