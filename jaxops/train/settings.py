@@ -100,8 +100,8 @@ class Reports(NamedTuple):
 
     def functions(self) -> list[Callable[[Record], Any]]:
         """The functions in `on_log`, as a list."""
-        several = isinstance(self.on_log, list | tuple) and not callable(self.on_log)
-        return list(self.on_log) if several else [self.on_log]
+        logs: Any = self.on_log
+        return list(logs) if isinstance(logs, list | tuple) else [logs]
 
 
 def whole(name: str, value: Any, least: int) -> int:
