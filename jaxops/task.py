@@ -229,15 +229,25 @@ def check_function(name: str, function: Any, *arguments: str) -> None:
         raise ValueError(f"{wanted} one of {signature}") from None
 
 
-def _check_parts(module: Any, columns: tuple[Column, ...]) -> None:
+def check_module(name: str, module: Any) -> None:
+    """Check that something is a Flax module, or has its `apply`.
+
+    Args:
+        name: what messages call it.
+        module: what was given.
+
+    Raises:
+        ValueError: anything else.
+
+    >>> check_module("module", "MLP")
+    Traceback (most recent call last):
+    ValueError: module must be a Flax module, such as nn.Dense(1), got 'MLP'
+    """
     if isinstance(module, type) or not hasattr(module, "apply"):
         given = (
             f"the class {module.__name__}; call it" if isinstance(module, type) else repr(module)
         )
-        raise ValueError(f"module must be a Flax module, such as nn.Dense(1), got {given}")
-    for column in columns:
-        if not isinstance(column, Column):
-            raise ValueError(f"columns must be jo.Column values, got {column!r}")
+        raise ValueError(f"{name} must be a Flax module, such as nn.Dense(1), got {given}")
 
 
 def _check_states(states: Any) -> None:
@@ -310,7 +320,10 @@ def supervised(
     [0.0, 0.0]
     """
     columns = tuple(columns)
-    _check_parts(module, columns)
+    check_module("module", module)
+    for column in columns:
+        if not isinstance(column, Column):
+            raise ValueError(f"columns must be jo.Column values, got {column!r}")
     check_function("inputs", inputs, "batch", "key")
     check_function("loss", loss, "outputs", "batch", "train")
     check_function("metrics", metrics, "outputs", "batch", "weights")

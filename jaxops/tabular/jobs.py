@@ -22,11 +22,12 @@ from jaxops.tabular.data import (
     label_of,
     names_classes,
     of_classes,
-    read,
 )
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
+from jaxops.tabular.reading import of_dates, read_with_dates
 from jaxops.tabular.tasks import classifier, regressor
+from jaxops.task import check_module
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
@@ -93,21 +94,19 @@ def fit(
     >>> tabular.evaluate(model, table).figures()["auc"] > 0.99
     True
     """
-    start = time.monotonic()
+    start, budget = time.monotonic(), seconds(budget)
     check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
     for what, names in (("text", text), ("drop", drop)):
         if isinstance(names, str):
             raise ValueError(f"{what} must be a list of names, got {names!r}")
     exact = [name for name in (label, id, groups) if name is not None]
-    table = read(data, exact=exact, text=text)
-    for name in text:
-        if name not in table:
-            raise ValueError(f"text must be among {', '.join(table)}, got {name!r}")
-    parts = _parts(table, label, id, drop, groups, validation, classes, seed)
+    table, dates = read_with_dates(data, exact=[*exact, *drop], text=text)
+    _check_columns(table, label, id, groups, drop, text)
+    parts = _parts(table, dates, label, id, drop, groups, validation, classes, seed)
     if progress and parts.left_out:
         print(f"left out, as they look like identifiers or are empty: {', '.join(parts.left_out)}")
     options = {"seed": seed, "progress": progress, **options}
-    left = seconds(budget) - (time.monotonic() - start)
+    left = budget - (time.monotonic() - start)
     if isinstance(method, list | tuple):
         target = parts.validation["label"]
         return best_of(
@@ -142,6 +141,7 @@ class Parts(NamedTuple):
 
 def _parts(
     table: dict[str, np.ndarray],
+    dates: tuple[str, ...],
     label: str,
     id: str | None,
     drop: Sequence[str],
@@ -150,18 +150,26 @@ def _parts(
     classes: bool | None,
     seed: int,
 ) -> Parts:
-    _check_columns(table, label, id, groups, drop)
     classes = names_classes(table[label]) if classes is None else classes
     table[label] = label_of(label, table[label], classes)
     names = sorted(set(table[label].tolist()), key=order) if classes else []
     if len(names) == 1:
         raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
     rest, held = _held_out(table, label, groups, classes, validation, seed)
-    left_out = [*_identifiers(rest, label), *_empty(rest)]
-    dropped = {*drop, *left_out, *(name for name in (id, groups) if name is not None)}
+    dropped = {*drop, *(name for name in (id, groups) if name is not None)}
     kept = {name: column for name, column in rest.items() if name not in dropped}
+    useless = [*_identifiers(kept, label), *_empty(kept)]
+    left_out = [name for name in useless if name not in of_dates(dates)]
+    dates = tuple(name for name in dates if name not in left_out)
+    parts = [name for name in of_dates(dates) if name in kept]
+    useless += [n for n in parts if np.nanmax(kept[n]) == np.nanmin(kept[n])]
+    kept = {name: column for name, column in kept.items() if name not in useless}
+    if kept.keys() == {label}:
+        raise ValueError(
+            f"data must have a column to learn from beside {label!r}, got none that is kept"
+        )
     encoder = _encoder(kept, label)._replace(classes=names)
-    reader = TableReader(encoder, id)
+    reader = TableReader(encoder, id, dates)
     if held is None:
         _, columns = reader.columns(validation, label=True)
     else:
@@ -173,6 +181,8 @@ def _trained(
     method: Any, parts: Parts, left: float, options: dict[str, Any]
 ) -> tuple[Model, Evaluation]:
     """A model, and its scores on the validation rows."""
+    if method is not None:
+        check_module("method", method)
     task = _task(method or TabM(), parts.reader.encoder, parts.train)
     count = len(parts.train["label"])
     settings = chosen(recipe(count, left), options)
@@ -284,6 +294,8 @@ def _held_out(
     seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """The train rows, and those held out; None where `validation` is a table of its own."""
+    if validation is None or isinstance(validation, int):
+        raise ValueError(f"validation must be a share in (0, 1) or a table, got {validation}")
     if not isinstance(validation, float):
         return table, None
     labels = table[label] if classes else None
@@ -293,13 +305,19 @@ def _held_out(
 
 
 def _check_columns(
-    table: Mapping[str, Any], label: str, id: str | None, groups: str | None, drop: Sequence[str]
+    table: Mapping[str, Any],
+    label: str,
+    id: str | None,
+    groups: str | None,
+    drop: Sequence[str],
+    text: Sequence[str],
 ) -> None:
     for what, name in (
         ("label", label),
         ("id", id),
         ("groups", groups),
         *(("drop", d) for d in drop),
+        *(("text", t) for t in text),
     ):
         if name is not None and name not in table:
             raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
