@@ -292,7 +292,7 @@ def answers(model: Model, data: str) -> Iterator[Any]:
             answer = model.predict(part, first=first)
         except ValueError as error:
             last = first + len(part) - 1
-            raise ValueError(f"{data}, rows {first:,} to {last:,} as one frame: {error}") from error
+            raise ValueError(f"{data}, of rows {first:,} to {last:,}: {error}") from error
         yield answer.frame()
         first += len(part)
     if first == 0:

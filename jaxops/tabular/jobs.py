@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxops import optim
+from jaxops.data.checks import check_lists
 from jaxops.data.dataset import take
 from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import held_out
@@ -96,9 +97,7 @@ def fit(
     """
     start, budget = time.monotonic(), seconds(budget)
     check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
-    for what, names in (("text", text), ("drop", drop)):
-        if isinstance(names, str):
-            raise ValueError(f"{what} must be a list of names, got {names!r}")
+    check_lists(text=text, drop=drop)
     exact = [name for name in (label, id, groups) if name is not None]
     table, dates = read_with_dates(data, exact=[*exact, *drop], text=text)
     _check_columns(table, label, id, groups, drop, text)
