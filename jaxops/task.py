@@ -250,6 +250,26 @@ def check_module(name: str, module: Any) -> None:
         raise ValueError(f"{name} must be a Flax module, such as nn.Dense(1), got {given}")
 
 
+def _check_parts(module: Any, columns: tuple[Column, ...], **functions: Any) -> None:
+    check_module("module", module)
+    for column in columns:
+        if not isinstance(column, Column):
+            raise ValueError(f"columns must be jo.Column values, got {column!r}")
+    check_function("inputs", functions["inputs"], "batch", "key")
+    check_function("loss", functions["loss"], "outputs", "batch", "train")
+    check_function("metrics", functions["metrics"], "outputs", "batch", "weights")
+    check_function("predict", functions["predict"], "outputs")
+
+
+def _check_losses(losses: Any, weights: Array) -> None:
+    if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
+        raise ValueError(
+            f"loss must have shape {weights.shape} (one value a row), got {jnp.shape(losses)}"
+        )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"loss must be float, got {losses.dtype}, which has no gradient")
+
+
 def _check_states(states: Any) -> None:
     """Raise `ValueError` where a task's metrics are no states by name."""
     if not isinstance(states, Mapping):
@@ -320,14 +340,7 @@ def supervised(
     [0.0, 0.0]
     """
     columns = tuple(columns)
-    check_module("module", module)
-    for column in columns:
-        if not isinstance(column, Column):
-            raise ValueError(f"columns must be jo.Column values, got {column!r}")
-    check_function("inputs", inputs, "batch", "key")
-    check_function("loss", loss, "outputs", "batch", "train")
-    check_function("metrics", metrics, "outputs", "batch", "weights")
-    check_function("predict", predict, "outputs")
+    _check_parts(module, columns, inputs=inputs, loss=loss, metrics=metrics, predict=predict)
     called = Called(module)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
@@ -348,13 +361,8 @@ def supervised(
         else:
             outputs = called.apply(variables, inputs(batch, None), weights, False)
         losses = loss(outputs, batch, train)
-        if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
-            raise ValueError(
-                f"loss must have shape {weights.shape} (one value a row), got {jnp.shape(losses)}"
-            )
-        if not jnp.issubdtype(losses.dtype, jnp.floating):
-            raise ValueError(f"loss must be float, got {losses.dtype}, which has no gradient")
         states = metrics(outputs, batch, weights)
+        _check_losses(losses, weights)
         _check_states(states)
         return masked_sum(losses, weights), Out(weights.sum(), states, extra)
 

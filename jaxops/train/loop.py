@@ -128,14 +128,12 @@ def fit(
     epochs, steps = _length(epochs, steps)
     _check_kinds(task, optimizer, accumulate)
     _check_same(seed, accumulate, compute, checkpoints, reports)
-    _check_early_stopping(early_stopping, validation)
+    _check_validation(validation, early_stopping, metrics)
     source = feed.source(task, data, batch_size, seed, plan, accumulate)
     shapes = _shapes(task, optimizer, source, plan)
     period = source.steps_per_epoch or reports.every or 100
     total = _total(epochs, steps, source.steps_per_epoch)
     validate = None
-    if metrics and validation is None:
-        raise ValueError(f"validation must be given for metrics ({', '.join(metrics)}), got None")
     if validation is not None:
         validate = Evaluation(task, validation, plan, metrics, name="validation")
     hosts.check_same(**source.identity(), steps=total, period=period, data=source.sample())
@@ -217,7 +215,9 @@ def _total(epochs: int | None, steps: int | None, steps_per_epoch: int | None) -
     return (epochs or 0) * steps_per_epoch
 
 
-def _check_early_stopping(rule: EarlyStopping | None, validation: Data) -> None:
+def _check_validation(validation: Data, rule: EarlyStopping | None, metrics: Any) -> None:
+    if metrics and validation is None:
+        raise ValueError("validation must be given for metrics, got None")
     if rule is None:
         return
     if not isinstance(rule, EarlyStopping):
