@@ -99,8 +99,9 @@ def load(path: str | Path, task: Task | None = None) -> Model:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not a model of jaxops or of a newer format; it names a
-            module that is not imported; or it does not fit the task given.
+        ValueError: a folder; the file is truncated, not a model of jaxops or of a newer format; it
+            names a module that is not imported; it contradicts itself; or it does not fit the task
+            given.
 
     >>> import tempfile
     >>> from jaxops import tabular
@@ -117,6 +118,8 @@ def load(path: str | Path, task: Task | None = None) -> Model:
     from safetensors import SafetensorError, safe_open
 
     hosts.check_fork()
+    if os.path.isdir(path):
+        raise ValueError(f"path must be a model file, got the folder {path}")
     try:
         opened = safe_open(path, framework="numpy")
     except SafetensorError as error:

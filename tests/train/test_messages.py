@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import TASK, compilations, images
+from small import TASK, assert_equal, compilations, images
 
 import jaxops as jo
 from jaxops import language, optim, vision
@@ -171,5 +171,5 @@ def test_numbers_of_numpy_and_big_endian_columns_are_taken(tmp_path, monkeypatch
                **settings)
         for data, where in ((ROWS, "~/run"), (big, None))
     ]  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, *(s.params for s in states))
+    assert_equal(*(s.params for s in states))
     assert (tmp_path / "run" / "3").is_dir()
