@@ -80,7 +80,7 @@ def read_with_dates(
             columns |= _calendar(column, moments)
             found.append(column)
         elif column == id and series.dtype.kind in "iu" and not series.isna().any():
-            columns[column] = series.to_numpy()
+            columns[column] = series.to_numpy(f"{series.dtype.kind}8")
         elif column in exact:
             columns[column] = _objects(as_texts(series))
         else:

@@ -20,6 +20,7 @@ from jaxops.task import Task
 from jaxops.train.own_metrics import NUMBERS, names_in, of_a_library
 
 SAMPLE = 1000  # values of an array of the first state
+LONGEST = 10_000  # values of a list that are compared
 
 
 def described(task: Task) -> dict[str, str]:
@@ -92,6 +93,8 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
         return [value.co_code.hex(), value.co_names, every(value.co_consts)]
     if isinstance(value, functools.partial):
         return every([value.func, value.args, value.keywords])
+    if isinstance(value, list | tuple | frozenset | dict) and len(value) > LONGEST:
+        return [type(value).__qualname__, len(value)]
     if isinstance(value, list | tuple):
         return [*map(every, value)]
     if isinstance(value, frozenset):
