@@ -1,6 +1,8 @@
 """One call a job: `fit` a finished model to a table, `evaluate` it, `update` it with new rows."""
 
+import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from jaxops.model.selection import best_of, trained_further
 from jaxops.optim import averaged
 from jaxops.tabular.data import (
     BINS,
+    FEW,
     TableReader,
     encode_target,
     label_of,
@@ -33,6 +36,8 @@ from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
 from jaxops.trust.evaluation import of_classes as scores_of_classes
+
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def fit(
@@ -85,6 +90,9 @@ def fit(
         ValueError: a table that cannot be read, with column and row; a label of one class, or
             missing in a row; as `jaxops.fit`.
 
+    Warns:
+        UserWarning: a column is text for a few values beside many numbers, such as "?".
+
     >>> from jaxops import tabular
     >>> rng = np.random.default_rng(0)
     >>> age = rng.uniform(20, 60, 400).round()
@@ -101,6 +109,7 @@ def fit(
     exact = [name for name in (label, id, groups) if name is not None]
     table, dates = read_with_dates(data, exact=[*exact, *drop], text=text)
     _check_columns(table, label, id, groups, drop, text)
+    _warn_of_numbers({n: c for n, c in table.items() if n not in (*exact, *drop, *text)})
     parts = _parts(table, dates, label, id, drop, groups, validation, classes, seed)
     if progress and parts.left_out:
         print(f"left out, as they look like identifiers or are empty: {', '.join(parts.left_out)}")
@@ -320,6 +329,21 @@ def _check_columns(
     ):
         if name is not None and name not in table:
             raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
+
+
+def _warn_of_numbers(table: Mapping[str, np.ndarray]) -> None:
+    """Warn of columns that are text for a few values beside many different numbers, such as "?"."""
+    for name, column in table.items():
+        if column.dtype.kind != "O":
+            continue
+        texts = [text for text in column[:1000].tolist() if text]
+        odd = [text for text in texts if not re.fullmatch(NUMBER, text)]
+        if odd and len(odd) <= len(texts) / 10 and len(set(texts)) > FEW:
+            warnings.warn(
+                f"{name} should be numbers, but is text, as it has {odd[0]!r} in row "
+                f"{column.tolist().index(odd[0])}; leave such values empty, or say text=[{name!r}]",
+                stacklevel=3,
+            )
 
 
 def _identifiers(table: Mapping[str, np.ndarray], label: str) -> list[str]:

@@ -170,6 +170,15 @@ def test_columns_that_say_something_else_than_in_training(model):
         )
 
 
+def test_numbers_beside_a_few_texts_are_warned_of():
+    power = np.where(np.arange(N) % 50 == 3, "?", np.arange(N).astype(str)).astype(object)
+    options = {"label": "left", "drop": ["customer"], "steps": 1, "progress": False}
+    with pytest.warns(UserWarning, match=r"power should be numbers, .*'\?' in row 3; leave such"):
+        tabular.fit({**TABLE, "power": power}, SMALL, **options)
+    codes = np.array([f"{i % 30:02d}" for i in range(N)], object)  # text, but for leading zeros
+    tabular.fit({**TABLE, "power": power, "code": codes}, SMALL, text=["power"], **options)
+
+
 def test_whole_numbers_as_ids_stay_such_and_dropped_columns_are_not_read():
     table = {**TABLE, "customer": np.arange(N) + 7, "odd": np.full(N, np.inf)}
     options = {"label": "left", "id": "customer", "drop": ["odd"], "steps": 1, "progress": False}
