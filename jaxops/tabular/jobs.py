@@ -59,9 +59,9 @@ def fit(
     """Train a model on a table, to predict one of its columns.
 
     The default method is `TabM` over numbers that are encoded piecewise linearly, and indicators of
-    text values. Rows are held out for validation, which decides when to stop;
-    the reader is learned from the other rows alone. A text column in which nearly every row has
-    another value is left out, and printed.
+    text values. Dates become numbers, see `read`. Rows are held out for validation,
+    which decides when to stop; the reader is learned from the other rows alone. A text column in
+    which nearly every row has another value is left out, and printed.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
