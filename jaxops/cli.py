@@ -71,6 +71,8 @@ class Tabular(Common):
     """columns to leave out"""
     groups: str | None = None
     """a column, such as the customer, whose rows stay together"""
+    text: tuple[str, ...] = ()
+    """columns of text, though their values may be numbers or dates"""
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,12 @@ def answers(model: Model, data: str) -> Iterator[Any]:
         return
     first = 0
     for part in tables.parts(data, ROWS):
-        yield model.predict(part, first=first).frame()
+        try:
+            answer = model.predict(part, first=first)
+        except ValueError as error:
+            last = first + len(part) - 1
+            raise ValueError(f"{data}, of rows {first:,} to {last:,}: {error}") from error
+        yield answer.frame()
         first += len(part)
     if first == 0:
         raise ValueError(f"{data} must have at least 1 row, got 0")

@@ -1,6 +1,7 @@
 """Pure steps: one update, many updates in one call, one evaluation, and an update by pmap."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,6 +107,10 @@ def update(
             grads, state.opt_state, state.params, value=total / weight
         )
     except TypeError as error:
+        if not re.search(
+            "required (keyword-only|positional) argument|unexpected keyword", str(error)
+        ):
+            raise  # of the optimizer's own
         raise ValueError(
             "optimizer must update by the gradient (and value=, the loss) alone, got one that "
             f"takes other arguments: {error}"

@@ -201,6 +201,90 @@ def _clean(batch: Batch, real: Array) -> Batch:
     return {name: clean(column) for name, column in batch.items()}
 
 
+def check_function(name: str, function: Any, *arguments: str) -> None:
+    """Check that a function can be called with so many arguments.
+
+    Args:
+        name: what messages call it.
+        function: what was given.
+        *arguments: the names of the arguments, for messages.
+
+    Raises:
+        ValueError: it is no function, or takes others.
+
+    >>> check_function("predict", lambda outputs, batch: outputs, "outputs")
+    Traceback (most recent call last):
+    ValueError: predict must be a function of (outputs), got one of (outputs, batch)
+    """
+    wanted = f"{name} must be a function of ({', '.join(arguments)}), got"
+    if not callable(function):
+        raise ValueError(f"{wanted} {function!r}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some that are written in C have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ValueError(f"{wanted} one of {signature}") from None
+
+
+def check_module(name: str, module: Any) -> None:
+    """Check that something is a Flax module, or has its `apply`.
+
+    Args:
+        name: what messages call it.
+        module: what was given.
+
+    Raises:
+        ValueError: anything else.
+
+    >>> check_module("module", "MLP")
+    Traceback (most recent call last):
+    ValueError: module must be a Flax module, such as nn.Dense(1), got 'MLP'
+    """
+    if isinstance(module, type) or not hasattr(module, "apply"):
+        given = (
+            f"the class {module.__name__}; call it" if isinstance(module, type) else repr(module)
+        )
+        raise ValueError(f"{name} must be a Flax module, such as nn.Dense(1), got {given}")
+
+
+def _check_parts(module: Any, columns: tuple[Column, ...], **functions: Any) -> None:
+    check_module("module", module)
+    for column in columns:
+        if not isinstance(column, Column):
+            raise ValueError(f"columns must be jo.Column values, got {column!r}")
+    check_function("inputs", functions["inputs"], "batch", "key")
+    check_function("loss", functions["loss"], "outputs", "batch", "train")
+    check_function("metrics", functions["metrics"], "outputs", "batch", "weights")
+    check_function("predict", functions["predict"], "outputs")
+
+
+def _check_losses(losses: Any, weights: Array) -> None:
+    if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
+        raise ValueError(
+            f"loss must have shape {weights.shape} (one value a row), got {jnp.shape(losses)}"
+        )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"loss must be float, got {losses.dtype}, which has no gradient")
+
+
+def _check_states(states: Any) -> None:
+    """Raise `ValueError` where a task's metrics are no states by name."""
+    if not isinstance(states, Mapping):
+        raise ValueError(f"metrics must return states by name, got {type(states).__name__}")
+    if "loss" in states:
+        raise ValueError('metrics must have other names than "loss", which a step adds')
+    for name, state in states.items():
+        if not hasattr(state, "merge"):
+            given = f"shape {state.shape}" if hasattr(state, "shape") else repr(state)
+            raise ValueError(
+                f"metrics[{name!r}] must be a state, such as jo.metrics.mean(values, weights), "
+                f"got {given}"
+            )
+
+
 def supervised(
     module: Any,
     inputs: Callable[[Batch, Key | None], Any],
@@ -231,8 +315,9 @@ def supervised(
             batch; `accumulate` and `pmap_train_step`, which divide a batch, then raise.
 
     Raises:
-        ValueError: while the task or a step is traced: a loss that is not one value a row; a module
-            with dropout or batch statistics that names none of the arguments which turn them on;
+        ValueError: what is no module, function or column; while the task or a step is traced: a
+            loss that is not one float a row; metrics that are no states by name; a module with
+            dropout or batch statistics that names none of the arguments which turn them on;
             variables that grow from step to step; batch norm over single values.
 
     Warns:
@@ -254,6 +339,8 @@ def supervised(
     >>> task.predict(params, extra, {"x": jnp.zeros((2, 3))}).tolist()
     [0.0, 0.0]
     """
+    columns = tuple(columns)
+    _check_parts(module, columns, inputs=inputs, loss=loss, metrics=metrics, predict=predict)
     called = Called(module)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
@@ -274,13 +361,10 @@ def supervised(
         else:
             outputs = called.apply(variables, inputs(batch, None), weights, False)
         losses = loss(outputs, batch, train)
-        if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
-            raise ValueError(
-                f"loss must have shape {weights.shape} (one value a row), got {jnp.shape(losses)}"
-            )
-        return masked_sum(losses, weights), Out(
-            weights.sum(), metrics(outputs, batch, weights), extra
-        )
+        states = metrics(outputs, batch, weights)
+        _check_losses(losses, weights)
+        _check_states(states)
+        return masked_sum(losses, weights), Out(weights.sum(), states, extra)
 
     def predict_fn(params: Params, extra: Extra, batch: Batch) -> Any:
         x = inputs(batch, None)

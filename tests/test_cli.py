@@ -70,6 +70,19 @@ def test_predict_writes_what_the_model_answers(folder, kind, monkeypatch, capsys
     assert [path.name for path in folder.glob(".scores*")] == []
 
 
+def test_an_error_in_a_part_names_the_rows_of_the_file(folder, tmp_path, monkeypatch, capsys):
+    lines = (folder / "customers.csv").read_text().splitlines()
+    place = lines[0].split(",").index("age")
+    fields = lines[1 + 73].split(",")
+    lines[1 + 73] = ",".join([*fields[:place], "old", *fields[place + 1 :]])
+    (tmp_path / "odd.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(cli, "ROWS", 50)
+    command = ["predict", model_file(folder), f"{tmp_path}/odd.csv", "--out", f"{tmp_path}/o.csv"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert "odd.csv, of rows 50 to 99: " in said and "got 'old' in row 23" in said
+
+
 def test_evaluate_show_bench(folder, capsys):
     assert cli.main(["evaluate", model_file(folder), f"{folder}/customers.csv"]) == 0
     printed = capsys.readouterr().out

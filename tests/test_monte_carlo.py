@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import ADAM, SETTINGS, images
+from small import ADAM, SETTINGS, assert_equal, images
 
 import jaxops as jo
 from jaxops import vision
@@ -70,7 +70,7 @@ def test_it_is_saved_and_loaded(state, tmp_path):
     assert task is monte_carlo(TASK, 3, seed=0)
     jo.save(tmp_path / "model.safetensors", jo.Model(task, state))
     found = jo.load(tmp_path / "model.safetensors").predict(DATA["image"])
-    jax.tree.map(np.testing.assert_array_equal, found, jo.predict(task, state, DATA))
+    assert_equal(found, jo.predict(task, state, DATA))
 
 
 def test_what_cannot_be_sampled(state):

@@ -42,6 +42,58 @@ def test_a_loss_is_one_value_a_row(loss, shape, train):
         jax.eval_shape(lambda p: made.loss(p, extra, ROWS, KEY, train)[0], params)
 
 
+LOSS = lambda out, batch, train: out[:, 0]  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"module": nn.Dense}, "module must be a Flax module, .* got the class Dense; call it"),
+        ({"module": print}, "module must be a Flax module, .* got <built-in function print>"),
+        ({"columns": ("x",)}, "columns must be jo.Column values, got 'x'"),
+        ({"inputs": lambda b: b}, r"inputs must be a function of \(batch, key\), got one of \(b\)"),
+        ({"loss": lambda o, b: o}, r"loss must be a function of .*train\), got one of \(o, b\)"),
+        ({"metrics": None}, r"metrics must be a function of \(outputs, batch, weights\), got None"),
+        ({"predict": None}, r"predict must be a function of \(outputs\), got None"),
+    ],
+)
+def test_the_parts_of_a_task_are_checked(changes, words):
+    parts = {
+        "module": nn.Dense(1),
+        "inputs": lambda batch, key: batch["x"],
+        "loss": LOSS,
+        "metrics": lambda outputs, batch, weights: {},
+        "predict": lambda outputs: outputs,
+        "columns": [jo.Column("x", (3,))],
+    }
+    assert jo.supervised(**parts).columns == (jo.Column("x", (3,)),)  # a list too
+    with pytest.raises(ValueError, match=words):
+        jo.supervised(**parts | changes)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "loss", "words"),
+    [
+        (
+            {},
+            lambda out, batch, train: (out[:, 0] > 0).astype(int),
+            "loss must be float, got int32",
+        ),
+        ([1], LOSS, "metrics must return states by name, got list"),
+        ({"loss": 1}, LOSS, 'metrics must have other names than "loss", which a step adds'),
+        ({"m": 0.5}, LOSS, r"metrics\['m'\] must be a state, .*, got 0.5"),
+        ({"m": jnp.ones(4)}, LOSS, r"metrics\['m'\] must be a state, .*, got shape \(4,\)"),
+    ],
+)
+def test_what_a_loss_and_metrics_return_is_checked(metrics, loss, words):
+    made = jo.supervised(
+        nn.Dense(1), lambda b, key: b["x"], loss, lambda o, b, w: metrics, lambda o: o, ()
+    )
+    params, extra = made.init(KEY, ROWS)
+    with pytest.raises(ValueError, match=words):
+        made.loss(params, extra, ROWS, KEY, True)
+
+
 class Strict(nn.Module):
     """Neither `train` nor `mask` has a default."""
 

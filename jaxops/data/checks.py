@@ -47,6 +47,20 @@ def _check_named(columns: Any) -> None:
         )
 
 
+def check_lists(**lists: Any) -> None:
+    """Raise `ValueError` for a text in place of a list of names, whose letters would be names.
+
+    >>> check_lists(drop="age", text=None)
+    Traceback (most recent call last):
+    ValueError: drop must be a list of names, got 'age'; write drop=['age']
+    """
+    for name, given in lists.items():
+        if isinstance(given, str):
+            raise ValueError(
+                f"{name} must be a list of names, got {given!r}; write {name}=[{given!r}]"
+            )
+
+
 def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool = True) -> None:
     """Check that columns are what a task reads. Columns that it does not name are ignored.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxops._optional import require
+from jaxops.data.checks import check_lists
 from jaxops.data.text_numbers import inferred, without
 
 LONGEST = 2**31 - 1  # characters of a field
@@ -71,6 +72,7 @@ def read(
     """
     pa, pacsv = require("pyarrow", extra="data"), require("pyarrow.csv", extra="data")
 
+    check_lists(columns=columns, missing=missing, text=text, header=form.header)
     path, form = Path(path), _recognised(Path(path), form)
     wanted, arguments = _arguments(path, columns, form)
     for name in text or ():
@@ -182,6 +184,10 @@ def _arguments(
 
 def _wanted(path: Path, names: list[str], columns: Sequence[str] | None) -> list[str]:
     """The names of the columns to read, from those in the header."""
+    if names and names[0].startswith("sep="):
+        raise ValueError(
+            f"{path} must begin with a header line, got Excel's 'sep='; delete the line"
+        )
     if any("\0" in name for name in names):
         raise ValueError(
             f'{path} must begin with a header line of text, got NUL bytes; try encoding="utf-16"'
@@ -301,6 +307,12 @@ def _recognised(path: Path, form: Form) -> Form:
     """The form with its encoding and separator, as the file's first line has them."""
     if path.is_dir():
         raise ValueError(f"{path} must be a file, got a folder")
+    with open(path, "rb") as file:
+        packed = file.read(4) in (b"PK\3\4", b"BZh9", b"\xfd7zX", b"(\xb5/\xfd")
+    if packed:
+        raise ValueError(
+            f"{path} must be CSV, plain or .gz, got an Excel or packed file; export it"
+        )
     try:
         encoding = codecs.lookup(form.encoding).name
     except LookupError:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxops._optional import require
 from jaxops.data import images, npy_files, tables
 from jaxops.data import tfds as tfds_files
-from jaxops.data.checks import rows
+from jaxops.data.checks import check_lists, rows
 from jaxops.data.encoders import label_texts
 
 Columns = dict[str, np.ndarray]
@@ -103,6 +103,7 @@ class Dataset:
                 than the header; a quote that is not closed; bytes that are not in the encoding;
                 numbers that int64 or float64 cannot hold, or with decimal commas.
         """
+        check_lists(columns=columns, text=text)
         for name in text:
             if columns is not None and name not in columns:
                 raise ValueError(f"text must be among {', '.join(columns)}, got {name!r}")

@@ -1,12 +1,12 @@
 """Raw columns of a table to features, by statistics of the train rows alone."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxops.data.checks import rows
+from jaxops.data.checks import check_lists, rows
 from jaxops.data.tables import as_array
 from jaxops.task import recorded
 
@@ -85,8 +85,7 @@ def fit_encoder(
     count = rows(columns)
     if count == 0:
         raise ValueError("columns must have at least 1 row, got 0")
-    if isinstance(drop, str):
-        raise ValueError(f"drop must be a list of names, got {drop!r}; write drop=[{drop!r}]")
+    check_lists(drop=drop)
     for name in (*drop, *([label] if label is not None else [])):
         if name not in columns:
             raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
@@ -157,9 +156,9 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         if name not in encoder.edges
     ]
     absent = [np.isnan(numbers[name]) for name in encoder.missing]
-    bins = [
+    bins = (  # one at a time, for all of them are twice as large as the features
         piece for name, edges in encoder.edges.items() for piece in _pieces(numbers[name], edges)
-    ]
+    )
     features = np.zeros((count, len(encoder.names)), np.float32)
     dense = [*scaled, *absent]
     first = len(dense)
@@ -171,7 +170,7 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         features[kept, places[kept]] = 1
         first += len(values)
     with np.errstate(over="ignore"):  # what is infinite is refused
-        for place, feature in (*enumerate(dense), *enumerate(bins, first)):
+        for place, feature in itertools.chain(enumerate(dense), enumerate(bins, first)):
             features[:, place] = feature
     if not np.isfinite(features).all():
         row, place = np.argwhere(~np.isfinite(features))[0]
@@ -211,14 +210,12 @@ def _edges(x: np.ndarray, bins: int) -> list[float]:
     return np.unique(np.concatenate(edges)).tolist()
 
 
-def _pieces(x: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
+def _pieces(x: np.ndarray, edges: Sequence[float]) -> Iterator[np.ndarray]:
     """The features of the piecewise linear encoding, 0 where the number is missing."""
     last = len(edges) - 2
-    pieces = []
     for i, (a, b) in enumerate(itertools.pairwise(edges)):
         low, high = 0 if i else -np.inf, 1 if i < last else np.inf
-        pieces.append(np.nan_to_num(np.clip((x - a) / (b - a), low, high)))
-    return pieces
+        yield np.nan_to_num(np.clip((x - a) / (b - a), low, high))
 
 
 def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:

@@ -31,6 +31,12 @@ def split_folders(path: Path) -> dict[str, Path]:
     found = [f for f in folders if f.name.lower() in SPLITS and not _images(f) and _folders(f)]
     if not found:
         return {"train": path}
+    flat = [f for f in folders if f.name.lower() in SPLITS and _images(f)]
+    if flat:
+        raise ValueError(
+            f"{flat[0]} must hold one folder of images for each class, as {found[0]}, got images "
+            f"without a class; give {found[0]} to learn from, and {flat[0]} to predict"
+        )
     splits = {SPLITS[folder.name.lower()]: folder for folder in found}
     if len(found) < len(folders) or len(splits) < len(found) or "train" not in splits:
         raise ValueError(
@@ -52,6 +58,12 @@ def class_names(path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path} must hold one folder of images for each class, got no folders")
     if stray := _images(path):
         raise ValueError(f"{path} must hold images in a folder for each class, got {stray[0]}")
+    splits = [SPLITS.get(folder.name.lower()) for folder in folders]
+    if None not in splits and "train" in splits and any(map(_images, folders)):
+        raise ValueError(
+            f"{path} must hold one folder of images for each class, got images in "
+            f"{', '.join(folder.name for folder in folders)}, which name no classes"
+        )
     nested = [folder for folder in folders if not _images(folder) and _folders(folder)]
     if nested:
         train = next((f for f in nested if SPLITS.get(f.name.lower()) == "train"), nested[0])

@@ -51,7 +51,10 @@ def held_out(
         if min(share, 1 - share) * len(rows) < classes:  # too few to have each class on both sides
             labels = None
     if len(rows) < 2:
-        raise ValueError(f"data must have at least 2 rows to hold some out, got {count}")
+        given = "classes of one row each" if labels is not None and len(alone) > 1 else count
+        raise ValueError(
+            f"data must have at least 2 rows (of a class) to hold some out, got {given}"
+        )
     train, validation = selection.train_test_split(
         rows, test_size=share, random_state=seed, stratify=None if labels is None else labels[rows]
     )

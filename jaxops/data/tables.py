@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxops._optional import require
 from jaxops.data import csv_files
+from jaxops.data.checks import check_lists
 
 Columns = dict[str, np.ndarray]
 Source = Any
@@ -252,6 +253,7 @@ def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
     pa = require("pyarrow", extra="data")
     pq = require("pyarrow.parquet", extra="data")
 
+    check_lists(columns=columns)
     names = _parquet_names(path, columns)
     try:
         with pq.ParquetFile(path) as file:

@@ -84,6 +84,9 @@ def as_numbers(texts: Any, where: str | None = None, exact: bool = True) -> Any:
         numbers = _cast(texts := pc.utf8_trim_whitespace(texts))
     if numbers is None:
         return None
+    if pc.any(pc.starts_with(texts, "+")).as_py():  # which Arrow takes in floats alone
+        texts = pc.replace_substring_regex(texts, r"^\+([0-9])", r"\1")
+        numbers = _cast(texts)
     if pa.types.is_integer(numbers.type):
         same = pc.equal(numbers.cast(pa.string()), texts)
         if not pc.all(same, min_count=0).as_py() and _zeros(texts):

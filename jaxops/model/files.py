@@ -7,6 +7,7 @@ arguments written down, and traces the task's `init`.
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -98,8 +99,9 @@ def load(path: str | Path, task: Task | None = None) -> Model:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, not a model of jaxops or of a newer format; it names a
-            module that is not imported; or it does not fit the task given.
+        ValueError: a folder; the file is truncated, not a model of jaxops or of a newer format; it
+            names a module that is not imported; it contradicts itself; or it does not fit the task
+            given.
 
     >>> import tempfile
     >>> from jaxops import tabular
@@ -116,6 +118,8 @@ def load(path: str | Path, task: Task | None = None) -> Model:
     from safetensors import SafetensorError, safe_open
 
     hosts.check_fork()
+    if os.path.isdir(path):
+        raise ValueError(f"path must be a model file, got the folder {path}")
     try:
         opened = safe_open(path, framework="numpy")
     except SafetensorError as error:
@@ -184,8 +188,10 @@ def _read(text: str, tensors: _Tensors, task: Task | None) -> Model:
 
 
 def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
-    columns = [Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"]]
-    params, extra = jax.eval_shape(task.init, jax.random.key(0), example(tuple(columns)))
+    columns = tuple(Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"])
+    _check_same("inputs", columns, task.columns)
+    _check_same("classes", tuple(header["classes"]), task.classes)
+    params, extra = jax.eval_shape(task.init, jax.random.key(0), example(columns))
     expected = _named(params, extra)
     kept = {name for name in tensors if name.startswith(("params", "extra"))}
     wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in expected.items()}
@@ -197,6 +203,13 @@ def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
     leaves = [jnp.asarray(tensors[name]) for name in expected]
     params, extra = jax.tree.unflatten(jax.tree.structure((params, extra)), leaves)
     return TrainState(jnp.int32(header["step"]), params, (), extra, jax.random.key(0))
+
+
+def _check_same(what: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
+    """Raise `ValueError` where the file says otherwise than the task; names what differs first."""
+    for have, want in itertools.zip_longest(given, wanted, fillvalue="nothing"):
+        if have != want:
+            raise ValueError(f"{what} must be as the task has them, {want}, got {have} in the file")
 
 
 def _plain(value: Any) -> Any:

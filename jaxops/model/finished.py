@@ -82,7 +82,8 @@ class Model:
             what the task predicts.
 
         Raises:
-            ValueError: data that the reader cannot read, or options that it does not have.
+            ValueError: data that the reader cannot read.
+            TypeError: options that the reader does not have.
         """
         if self.reader is not None:
             return self.reader.predict(self, data, **options)

@@ -6,23 +6,22 @@ deviation of numbers, the known values of text. `encode` applies it to any rows.
 all that a finished model has to know of its input.
 """
 
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxops._optional import require
 from jaxops.data.encoders import LARGEST, Encoder, encode, fit_encoder
-from jaxops.data.tables import Source, array, as_texts, csv_frame, source_frame
-from jaxops.data.text_numbers import as_numbers, comma
+from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
+from jaxops.tabular.reading import MISSING, of_dates, read, read_with_dates
 from jaxops.task import recorded
 
 __all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder", "read"]
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-FEW = 20  # as many whole numbers as a label may have and still name classes
+FEW = 20  # as many whole numbers as a label may have and still name classes; or rows
 BINS = 32  # of the piecewise linear encoding of a number
 
 
@@ -45,109 +44,6 @@ class Values(NamedTuple):
         return frame({"id": self.ids, "value": self.values})
 
 
-def read(
-    source: Source,
-    wanted: Sequence[str] | None = None,
-    numbers: Collection[str] | None = None,
-    exact: Collection[str] = (),
-    text: Collection[str] = (),
-) -> dict[str, np.ndarray]:
-    """The columns of a table: numbers as float64 with NaN where missing, all else as text.
-
-    A column is of numbers if every value that is not missing is one, without leading zeros; text is
-    stripped of blanks around it. Booleans are the texts True and False, and the categories of a
-    frame are text. Columns of dates and times, not texts of them, are days since 1970-01-01.
-
-    Args:
-        source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
-        wanted: the columns to read; all by default.
-        numbers: the columns that must be numbers; by default each column decides by its values.
-        exact: the columns that are kept as text, with "" where missing, such as ids and labels.
-        text: the columns that are text, though their values may be numbers, such as zip codes.
-
-    Raises:
-        ValueError: no rows; a missing column; text in a column of `numbers`, numbers that float32
-            cannot hold, or numbers with decimal commas, with their row.
-
-    >>> table = {"age": ["20", " 40", ""], "plan": ["a", "b ", "a"], "zip": ["01234", "90210", "1"]}
-    >>> {name: column.tolist() for name, column in read(table).items()}
-    {'age': [20.0, 40.0, nan], 'plan': ['a', 'b', 'a'], 'zip': ['01234', '90210', '1']}
-    """
-    name, table = source_frame(
-        source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
-    )
-    columns = {}
-    for column in table.columns:
-        where = f"{name}: column {column!r}"
-        if column in exact:
-            columns[column] = _objects(as_texts(table[column]))
-        elif column in text:
-            columns[column] = _column(where, table[column], False)
-        else:
-            forced = None if numbers is None else column in numbers
-            columns[column] = _column(where, table[column], forced)
-    return columns
-
-
-def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
-    """A column of a frame as float64 with NaN, or as an object array of `str`."""
-    pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
-
-    kind = series.dtype.kind
-    if kind == "M":
-        since = array(where, series) - np.datetime64(0, "D")
-        return np.asarray(since / np.timedelta64(1, "D"))
-    if kind in "iuf" and number is not False:
-        return _finite(where, series.to_numpy(np.float64, na_value=np.nan))
-    texts = as_texts(series)
-    texts = pc.if_else(pc.is_in(texts, value_set=pa.array(MISSING)), None, texts)
-    category = hasattr(series.dtype, "categories")
-    if number or (number is None and texts.null_count < len(texts) and not category):
-        values = as_numbers(texts, exact=False)
-        if values is not None:
-            values = values.cast(pa.float64(), safe=False)
-            return _finite(where, values.to_numpy(zero_copy_only=False))
-        if number:
-            return _finite(where, _forced(where, texts.to_pylist()))
-        row = comma(texts)
-        if row is not None:
-            raise ValueError(
-                f"{where} must be numbers with a decimal point and no other signs, got "
-                f"{texts[row].as_py()!r} in row {row} (counted from 0); write decimal commas as "
-                "points, leave out those between thousands, or name the column in text=[...]"
-            )
-    return _objects(texts)
-
-
-def _objects(texts: Any) -> np.ndarray:
-    """An Arrow column of text as an object array of `str`, "" where missing."""
-    return np.asarray(texts.fill_null("").to_numpy(zero_copy_only=False), object)
-
-
-def _forced(where: str, texts: list[str | None]) -> np.ndarray:
-    """Texts as numbers, with leading zeros too."""
-    values = np.full(len(texts), np.nan)
-    for row, text in enumerate(texts):
-        try:
-            values[row] = np.nan if text is None else float(text)
-        except ValueError:
-            raise ValueError(
-                f"{where} must be numbers, as in the train rows, got {text!r} in row {row} "
-                "(counted from 0)"
-            ) from None
-    return values
-
-
-def _finite(where: str, values: np.ndarray) -> np.ndarray:
-    large = np.flatnonzero(np.abs(values) > LARGEST)
-    if len(large):
-        raise ValueError(
-            f"{where} must be finite numbers that float32 holds, got {values[large[0]]:g} in row "
-            f"{large[0]} (counted from 0)"
-        )
-    return values
-
-
 @recorded
 @dataclass(frozen=True, eq=False)
 class TableReader:
@@ -156,6 +52,7 @@ class TableReader:
     Attributes:
         encoder: makes the features.
         id: the column of the user's ids; None numbers the rows.
+        dates: the columns of dates.
 
     >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
     >>> ids, columns = reader.columns({"plan": ["b"]})
@@ -167,6 +64,7 @@ class TableReader:
     streams: ClassVar[bool] = True
     encoder: Encoder
     id: str | None = None
+    dates: tuple[str, ...] = ()
 
     def columns(
         self, source: Source, label: bool = False
@@ -179,18 +77,25 @@ class TableReader:
 
         Raises:
             ValueError: a column that is missing or cannot be read, with its row.
+
+        Warns:
+            UserWarning: a column of text has in 20 rows or more no value of the train rows.
         """
         encoder = self.encoder
-        wanted = [*encoder.mean, *encoder.values]
+        parts = of_dates(self.dates)
+        known = [*encoder.mean, *encoder.values]
+        wanted = [*self.dates, *(name for name in known if name not in (*parts, *self.dates))]
         target = [encoder.label] if label and encoder.label is not None else []
         own = [] if self.id is None else [self.id]
         names = [*dict.fromkeys([*wanted, *target, *own])]
-        table = read(source, names, encoder.mean, [*own, *target])
+        exact = [*own, *target]
+        table, _ = read_with_dates(source, names, encoder.mean, exact, (), self.dates, self.id)
+        _warn_of_unknown(encoder.values, table)
         for name in target:
             table[name] = label_of(name, table[name], bool(encoder.classes))
         count = len(next(iter(table.values())))
         ids = table[self.id] if self.id is not None else np.arange(count)
-        return ids, encode_target(encoder, {name: table[name] for name in [*wanted, *target]})
+        return ids, encode_target(encoder, {name: table[name] for name in [*known, *target]})
 
     def predict(
         self, model: Model, data: Source, batch_size: int = 4096, first: int = 0
@@ -223,7 +128,8 @@ class TableReader:
         encoder = self.encoder
         return {
             "label": str(encoder.label),
-            "numbers": ", ".join(encoder.mean),
+            "numbers": ", ".join(n for n in encoder.mean if n not in of_dates(self.dates)),
+            "dates": ", ".join(self.dates),
             "texts": ", ".join(encoder.values),
             "ids": self.id or "",
         }
@@ -235,6 +141,18 @@ class TableReader:
         probabilities = of_classes(outputs)
         labels = np.array(task.classes, object)[probabilities.argmax(1)]
         return Classes(ids, labels, probabilities, task.classes)
+
+
+def _warn_of_unknown(values: Mapping[str, list[str]], table: Mapping[str, np.ndarray]) -> None:
+    """Warn where a column of text has in many rows no value of the train rows at all."""
+    for name, known in values.items():
+        column = table[name]
+        if len(column) >= FEW and set(known).isdisjoint(column.tolist()):
+            warnings.warn(
+                f"{name} should have values of the train rows, such as {known[0]!r}, got none in "
+                f"{len(column):,} rows, such as {column[0]!r}",
+                stacklevel=4,
+            )
 
 
 def of_classes(outputs: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """One call a job: `fit` a finished model to a table, `evaluate` it, `update` it with new rows."""
 
+import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxops import optim
+from jaxops.data.checks import check_lists
 from jaxops.data.dataset import take
 from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import held_out
@@ -17,20 +20,24 @@ from jaxops.model.selection import best_of, trained_further
 from jaxops.optim import averaged
 from jaxops.tabular.data import (
     BINS,
+    FEW,
     TableReader,
     encode_target,
     label_of,
     names_classes,
     of_classes,
-    read,
 )
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
+from jaxops.tabular.reading import of_dates, read_with_dates
 from jaxops.tabular.tasks import classifier, regressor
+from jaxops.task import check_module
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation
 from jaxops.trust.evaluation import of_classes as scores_of_classes
+
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def fit(
@@ -52,9 +59,9 @@ def fit(
     """Train a model on a table, to predict one of its columns.
 
     The default method is `TabM` over numbers that are encoded piecewise linearly, and indicators of
-    text values. Rows are held out for validation, which decides when to stop;
-    the reader is learned from the other rows alone. A text column in which nearly every row has
-    another value is left out, and printed.
+    text values. Dates become numbers, see `read`. Rows are held out for validation,
+    which decides when to stop; the reader is learned from the other rows alone. A text column in
+    which nearly every row has another value is left out, and printed.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
@@ -83,6 +90,9 @@ def fit(
         ValueError: a table that cannot be read, with column and row; a label of one class, or
             missing in a row; as `jaxops.fit`.
 
+    Warns:
+        UserWarning: a column is text for a few values beside many numbers, such as "?".
+
     >>> from jaxops import tabular
     >>> rng = np.random.default_rng(0)
     >>> age = rng.uniform(20, 60, 400).round()
@@ -93,21 +103,18 @@ def fit(
     >>> tabular.evaluate(model, table).figures()["auc"] > 0.99
     True
     """
-    start = time.monotonic()
+    start, budget = time.monotonic(), seconds(budget)
     check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
-    for what, names in (("text", text), ("drop", drop)):
-        if isinstance(names, str):
-            raise ValueError(f"{what} must be a list of names, got {names!r}")
+    check_lists(text=text, drop=drop)
     exact = [name for name in (label, id, groups) if name is not None]
-    table = read(data, exact=exact, text=text)
-    for name in text:
-        if name not in table:
-            raise ValueError(f"text must be among {', '.join(table)}, got {name!r}")
-    parts = _parts(table, label, id, drop, groups, validation, classes, seed)
+    table, dates = read_with_dates(data, exact=[*exact, *drop], text=text)
+    _check_columns(table, label, id, groups, drop, text)
+    _warn_of_numbers({n: c for n, c in table.items() if n not in (*exact, *drop, *text)})
+    parts = _parts(table, dates, label, id, drop, groups, validation, classes, seed)
     if progress and parts.left_out:
         print(f"left out, as they look like identifiers or are empty: {', '.join(parts.left_out)}")
     options = {"seed": seed, "progress": progress, **options}
-    left = seconds(budget) - (time.monotonic() - start)
+    left = budget - (time.monotonic() - start)
     if isinstance(method, list | tuple):
         target = parts.validation["label"]
         return best_of(
@@ -142,6 +149,7 @@ class Parts(NamedTuple):
 
 def _parts(
     table: dict[str, np.ndarray],
+    dates: tuple[str, ...],
     label: str,
     id: str | None,
     drop: Sequence[str],
@@ -150,18 +158,26 @@ def _parts(
     classes: bool | None,
     seed: int,
 ) -> Parts:
-    _check_columns(table, label, id, groups, drop)
     classes = names_classes(table[label]) if classes is None else classes
     table[label] = label_of(label, table[label], classes)
     names = sorted(set(table[label].tolist()), key=order) if classes else []
     if len(names) == 1:
         raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
     rest, held = _held_out(table, label, groups, classes, validation, seed)
-    left_out = [*_identifiers(rest, label), *_empty(rest)]
-    dropped = {*drop, *left_out, *(name for name in (id, groups) if name is not None)}
+    dropped = {*drop, *(name for name in (id, groups) if name is not None)}
     kept = {name: column for name, column in rest.items() if name not in dropped}
+    useless = [*_identifiers(kept, label), *_empty(kept)]
+    left_out = [name for name in useless if name not in of_dates(dates)]
+    dates = tuple(name for name in dates if name not in left_out)
+    parts = [name for name in of_dates(dates) if name in kept]
+    useless += [n for n in parts if np.nanmax(kept[n]) == np.nanmin(kept[n])]
+    kept = {name: column for name, column in kept.items() if name not in useless}
+    if kept.keys() == {label}:
+        raise ValueError(
+            f"data must have a column to learn from beside {label!r}, got none that is kept"
+        )
     encoder = _encoder(kept, label)._replace(classes=names)
-    reader = TableReader(encoder, id)
+    reader = TableReader(encoder, id, dates)
     if held is None:
         _, columns = reader.columns(validation, label=True)
     else:
@@ -173,6 +189,8 @@ def _trained(
     method: Any, parts: Parts, left: float, options: dict[str, Any]
 ) -> tuple[Model, Evaluation]:
     """A model, and its scores on the validation rows."""
+    if method is not None:
+        check_module("method", method)
     task = _task(method or TabM(), parts.reader.encoder, parts.train)
     count = len(parts.train["label"])
     settings = chosen(recipe(count, left), options)
@@ -284,6 +302,8 @@ def _held_out(
     seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """The train rows, and those held out; None where `validation` is a table of its own."""
+    if validation is None or isinstance(validation, int):
+        raise ValueError(f"validation must be a share in (0, 1) or a table, got {validation}")
     if not isinstance(validation, float):
         return table, None
     labels = table[label] if classes else None
@@ -293,16 +313,37 @@ def _held_out(
 
 
 def _check_columns(
-    table: Mapping[str, Any], label: str, id: str | None, groups: str | None, drop: Sequence[str]
+    table: Mapping[str, Any],
+    label: str,
+    id: str | None,
+    groups: str | None,
+    drop: Sequence[str],
+    text: Sequence[str],
 ) -> None:
     for what, name in (
         ("label", label),
         ("id", id),
         ("groups", groups),
         *(("drop", d) for d in drop),
+        *(("text", t) for t in text),
     ):
         if name is not None and name not in table:
             raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
+
+
+def _warn_of_numbers(table: Mapping[str, np.ndarray]) -> None:
+    """Warn of columns that are text for a few values beside many different numbers, such as "?"."""
+    for name, column in table.items():
+        if column.dtype.kind != "O":
+            continue
+        texts = [text for text in column[:1000].tolist() if text]
+        odd = [text for text in texts if not re.fullmatch(NUMBER, text)]
+        if odd and len(odd) <= len(texts) / 10 and len(set(texts)) > FEW:
+            warnings.warn(
+                f"{name} should be numbers, but is text, as it has {odd[0]!r} in row "
+                f"{column.tolist().index(odd[0])}; leave such values empty, or say text=[{name!r}]",
+                stacklevel=3,
+            )
 
 
 def _identifiers(table: Mapping[str, np.ndarray], label: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -58,6 +59,7 @@ class Checkpointer:
         self._pending: Any = None
         self._lock: int | None = None
         self._saving: tuple[int, dict[str, Any]] = (0, {})
+        logging.getLogger("absl").addFilter(_told_by_us)
         try:
             hosts.by_first(self._open)
             policies, context = ocp.training, ocp.Context()
@@ -94,6 +96,7 @@ class Checkpointer:
         checksums.write(folder, record)
 
     def _unlock(self) -> None:
+        logging.getLogger("absl").removeFilter(_told_by_us)
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -115,7 +118,7 @@ class Checkpointer:
                 step, trees, custom_metadata={"checksums": True}, force=True
             )
         except Exception as error:
-            raise self._refused(error) from error
+            raise self._refused(error) from None
 
     def wait(self) -> None:
         """Return when the last save is on disk; raise the error that stopped it, if any."""
@@ -124,14 +127,14 @@ class Checkpointer:
             try:
                 pending.result()
             except Exception as error:
-                raise self._refused(error) from error
+                raise self._refused(error) from None
 
     def _try_folder(self) -> None:
         """Raise here if no folder can be made: Orbax's other processes would wait for process 0."""
         try:
             os.rmdir(tempfile.mkdtemp(dir=self.directory))
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._refused(error) from None
 
     def meta(self) -> dict[str, Any]:
         """The `meta` that was saved with the newest checkpoint."""
@@ -186,21 +189,38 @@ class Checkpointer:
             try:
                 self._orbax.close()
             except Exception as error:  # it raises once more what stopped the save
-                raise self._refused(error) from error
+                raise self._refused(error) from None
             finally:
                 self._unlock()
 
     def _refused(self, error: Exception) -> OSError:
+        """What the user reads in place of Orbax's error, which has hundreds of lines."""
+        newest = self.latest_step()
+        kept = "none is complete, so the same call starts anew"
+        if newest is not None and (self.directory / str(newest)).is_dir():
+            kept = f"that of step {newest} is complete, and the same call continues from it"
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
         return OSError(
-            f"{self.directory}: the checkpoint could not be written (is the disk full?); "
-            f"the newest complete one is of step {self.latest_step()}: {error}"
+            f"{self.directory}: the checkpoint of step {self._saving[0]} could not be written; "
+            f"{kept}: {reason}"
         )
 
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        try:
+            self.close()
+        except OSError as refused:
+            if error is None:
+                raise
+            if not isinstance(error, OSError):  # which is this one already
+                print(refused, file=sys.stderr)
+
+
+def _told_by_us(record: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks that Orbax's threads log: the same error is raised."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _directory(given: str | Path) -> Path:

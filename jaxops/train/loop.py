@@ -21,6 +21,7 @@ from jaxops.train import feed
 from jaxops.train.checkpoint import Checkpointer, leaves
 from jaxops.train.evaluation import Evaluation
 from jaxops.train.feed import Data, check_task
+from jaxops.train.fingerprints import start
 from jaxops.train.run import Run, RunSettings
 from jaxops.train.settings import Checkpoints, EarlyStopping, Logs, Reports, whole
 from jaxops.transforms import check_accumulate
@@ -86,8 +87,9 @@ def fit(
         checkpoints: a directory, which gets a checkpoint at the end of each epoch and from which
             the same call continues; or `Checkpoints`, which has more settings. A call with another
             task, other data or fewer steps than the newest checkpoint is refused. Another
-            optimizer, another `state` to start from, and another function in a task of
-            `supervised` are not noticed, except that a call which makes no step says so.
+            function in a task of `supervised`, and another `state` to start from, are warned of
+            where they are noticed. Another optimizer is not noticed, except that a call which
+            makes no step says so.
         reports: a function or several, called with each `Record`; or `Reports`, which has more
             settings.
         progress: show a progress bar and print a line an epoch.
@@ -126,7 +128,7 @@ def fit(
     epochs, steps = _length(epochs, steps)
     _check_kinds(task, optimizer, accumulate)
     _check_same(seed, accumulate, compute, checkpoints, reports)
-    _check_early_stopping(early_stopping, validation)
+    _check_validation(validation, early_stopping, metrics)
     source = feed.source(task, data, batch_size, seed, plan, accumulate)
     shapes = _shapes(task, optimizer, source, plan)
     period = source.steps_per_epoch or reports.every or 100
@@ -154,7 +156,7 @@ def fit(
         reports=reports,
         progress=progress and hosts.first(),
     )
-    run = Run(settings)
+    run = Run(settings, start(state) if checkpoints else "")
     with Checkpointer(checkpoints.directory) if checkpoints else nullcontext() as saved:
         return run.train(_first_state(run, shapes, saved, state, seed), saved)
 
@@ -213,7 +215,9 @@ def _total(epochs: int | None, steps: int | None, steps_per_epoch: int | None) -
     return (epochs or 0) * steps_per_epoch
 
 
-def _check_early_stopping(rule: EarlyStopping | None, validation: Data) -> None:
+def _check_validation(validation: Data, rule: EarlyStopping | None, metrics: Any) -> None:
+    if metrics and validation is None:
+        raise ValueError("validation must be given for metrics, got None")
     if rule is None:
         return
     if not isinstance(rule, EarlyStopping):

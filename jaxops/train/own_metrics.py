@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from jaxops import metrics as m
-from jaxops.task import Batch, row_weights
+from jaxops.task import Batch, check_function, row_weights
 
 LIBRARIES = ("builtins", "jax", "jaxops", "math", "numpy", "optax")  # which do not change
-NUMBERS = (bool, int, float, complex, str, bytes, type(None))
+NUMBERS = bool | int | float | complex | str | bytes | None
 
 Metrics = Mapping[str, Callable[[Any, Any], Any]]
 """Name -> `(predictions, batch) -> metric state`, or one value a row."""
@@ -24,8 +24,7 @@ def check(metrics: Metrics | None) -> Metrics:
     for name, function in (metrics or {}).items():
         if name == "loss":
             raise ValueError('metrics must have other names than "loss", which is the task\'s own')
-        if not callable(function):
-            raise ValueError(f"metrics[{name!r}] must be a function, got {function!r}")
+        check_function(f"metrics[{name!r}]", function, "predictions", "batch")
     return metrics or {}
 
 
@@ -63,10 +62,10 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
         TypeError: a value that can change, and with it the result.
     """
     if isinstance(value, types.FunctionType):
-        if value in inside or _of_a_library(value):
+        if value in inside or of_a_library(value):
             return id(value)
         inside, known = (*inside, value), value.__globals__
-        names = _names(value.__code__, known)
+        names = names_in(value.__code__, known)
         named = tuple((name, _key(known[name], inside)) for name in names)
         cells = tuple(_key(cell.cell_contents, inside) for cell in value.__closure__ or ())
         more = value.__defaults__, tuple((value.__kwdefaults__ or {}).items())
@@ -75,22 +74,22 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
         return tuple(_key(one, inside) for one in value)
     if isinstance(value, NUMBERS):
         return type(value), repr(value)  # 1, 1.0 and True differ, as they do to a trace
-    if _of_a_library(value):
+    if of_a_library(value):
         return id(value)
     raise TypeError(f"{value!r} can change")
 
 
-def _of_a_library(value: Any) -> bool:
+def of_a_library(value: Any) -> bool:
     """Whether it is a module, a class or a function of `LIBRARIES`."""
     module = isinstance(value, types.ModuleType)
     name = getattr(value, "__name__" if module else "__module__", None) or ""
     return (module or callable(value)) and name.split(".")[0] in LIBRARIES
 
 
-def _names(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:
+def names_in(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:
     """The names of `known` that the code has in it, and the code of functions inside of it."""
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return [n for n in code.co_names if n in known] + [n for c in inner for n in _names(c, known)]
+    return [n for n in code.co_names if n in known] + [n for c in inner for n in names_in(c, known)]
 
 
 @functools.lru_cache(maxsize=32)
@@ -105,6 +104,12 @@ def _program(functions: tuple[_Function, ...]) -> Callable[[Any, Batch, Any], di
 def _state(one: _Function, predictions: Any, batch: Batch, rows: int) -> Any:
     try:
         state = one.function(predictions, batch)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            f"metrics[{one.name!r}] must compute with jax.numpy, as it is compiled, got a function "
+            "that needs the numbers themselves; for NumPy or scikit-learn, score what jo.predict "
+            "gives"
+        ) from error
     except KeyError as error:
         if error.args != ("mask",):
             raise

@@ -2,11 +2,10 @@
 
 import functools
 import math
-import re
 import signal
 import sys
 import time
-import zlib
+import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from jaxops.train import pace
 from jaxops.train.checkpoint import Checkpointer, abstract
 from jaxops.train.evaluation import Evaluation
 from jaxops.train.feed import Stream
+from jaxops.train.fingerprints import described, functions
 from jaxops.train.pace import Pace
 from jaxops.train.profile import Profile
 from jaxops.train.program import loops_well, train_program
@@ -116,11 +116,12 @@ class Run:
         best_value: its validation metric.
         worse: number of validations since the best one.
         averages: whether the optimizer keeps averaged parameters, which are then validated.
+        start: a checksum of the state that was given to start from, or "".
         started: when it was made, in seconds of the monotonic clock.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: RunSettings, start: str = "") -> None:
+        self.settings, self.start = settings, start
         self.step = 0
         self.looped: bool | None = None
         self.pace = Pace()
@@ -136,6 +137,11 @@ class Run:
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """What a resumed run must have in common with its checkpoint: the task and the data."""
         return {"task": described(self.settings.task), "data": self.settings.source.fingerprint}
+
+    @functools.cached_property
+    def functions(self) -> dict[str, str]:
+        """What is known of the functions of a task that was made by hand."""
+        return functions(self.settings.task)
 
     @property
     def done(self) -> bool:
@@ -350,6 +356,8 @@ class Run:
         meta = {
             "identity": settings.identity(),
             "fingerprint": self.fingerprint,
+            "functions": self.functions,
+            "start": self.start,
             "best_value": self.best_value,
             "worse": self.worse,
             "looped": {settings.form: self.looped} if chosen else {},
@@ -366,6 +374,7 @@ class Run:
         """
         settings, meta, newest = self.settings, checkpoints.meta(), checkpoints.latest_step() or 0
         self._check_same(checkpoints, meta)
+        self._warn_of_others(checkpoints, meta)
         if newest > settings.total:
             raise ValueError(
                 f"steps must be at least {newest} (the newest checkpoint in "
@@ -417,23 +426,20 @@ class Run:
                     f"directory{same * name.startswith('checksum')}"
                 )
 
-
-def described(task: Task) -> dict[str, str]:
-    """How the task was made, or of one made by hand what is known of it, as texts by name.
-
-    A long text becomes its checksum.
-
-    >>> from jaxops import tabular
-    >>> described(tabular.classifier(tabular.MLP((8,)), features=4))["features"]
-    '4'
-    """
-    make, arguments = task.recipe or (None, task._asdict().items())
-    texts = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in arguments}
-    made = {"function": f"{make.__module__}.{make.__qualname__}"} if make else {}
-    return made | {
-        name: text if len(text) < 1000 else f"{zlib.crc32(text.encode()):08x}"
-        for name, text in texts.items()
-    }
+    def _warn_of_others(self, checkpoints: Checkpointer, meta: dict[str, Any]) -> None:
+        """Warn where parts of a task made by hand, or the state to start from, are others."""
+        before, now, others = meta.get("functions", {}), self.functions, []
+        if before.get("python") == now.get("python"):
+            others = [f"`{n}`" for n in sorted(before.keys() & now) if before[n] != now[n]]
+        if self.start and meta.get("start", self.start) != self.start:
+            others.append("the state to start from")
+            self.start = meta["start"]
+        if others:
+            warnings.warn(
+                f"{' and '.join(others)} should be as in the run that wrote the checkpoints in "
+                f"{checkpoints.directory}, which goes on; for another run, use another directory",
+                stacklevel=4,
+            )
 
 
 _finite = jax.jit(

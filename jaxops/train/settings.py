@@ -92,11 +92,16 @@ class Reports(NamedTuple):
         """The argument of `fit` as `Reports`; functions become its `on_log`."""
         made = argument if isinstance(argument, Reports) else cls(argument)
         every = None if made.every is None else whole("reports.every", made.every, 1)
-        return made._replace(every=every)
+        made = made._replace(every=every)
+        odd = next((log for log in made.functions() if not callable(log)), None)
+        if odd is not None:
+            raise ValueError(f"reports must be a function or several, got {odd!r}")
+        return made
 
     def functions(self) -> list[Callable[[Record], Any]]:
         """The functions in `on_log`, as a list."""
-        return [self.on_log] if callable(self.on_log) else list(self.on_log)
+        logs: Any = self.on_log
+        return list(logs) if isinstance(logs, list | tuple) else [logs]
 
 
 def whole(name: str, value: Any, least: int) -> int:

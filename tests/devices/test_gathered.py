@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import numpy as np
 import optax
 import pytest
+from small import assert_close, assert_equal
 
 import jaxops as jo
 from jaxops.task import Column
@@ -47,12 +47,8 @@ def test_too_large_for_the_device_is_the_same_run(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"seed must be 3, as in the run .*, got 4"):
         jo.fit(TASK, data, epochs=4, **{**settings, "seed": 4}, **kept)
     for other in (streamed, resumed, moved):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-            resident.params,
-            other.params,
-        )
-    jax.tree.map(np.testing.assert_array_equal, streamed.params, resumed.params)
+        assert_close(resident.params, other.params, rtol=1e-6)
+    assert_equal(streamed.params, resumed.params)
 
 
 class Device:

@@ -203,7 +203,7 @@ def test_a_file_that_is_not_ours(path, content):
 def test_a_missing_file_and_a_directory(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.model"):
         jo.load(tmp_path / "gone.model")
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(ValueError, match="path must be a model file, got the folder"):
         jo.load(tmp_path)
 
 
@@ -257,6 +257,24 @@ def test_an_array_that_is_too_large_is_not_read(path):
     with pytest.raises(
         ValueError, match=r"bias'\] must be float32\[16\] .*got float32\[53687091200\]"
     ):
+        jo.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda header: header["classes"].reverse(),
+            "classes must be as the task has them, 0, got 2",
+        ),
+        (lambda header: header["classes"].append("d"), "classes must be .*, nothing, got d"),
+        (lambda header: header["inputs"][0].update(dtype="int"), "inputs must be .*dtype='int'"),
+        (lambda header: header["inputs"].pop(), "inputs must be .*, got nothing in the file"),
+    ],
+)
+def test_a_text_that_contradicts_its_task(path, change, words):
+    rewritten(path, lambda header: change(header) and None)
+    with pytest.raises(ValueError, match=words):
         jo.load(path)
 
 

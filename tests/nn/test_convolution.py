@@ -173,8 +173,7 @@ def test_module_is_that_of_flax(settings):
         return found
 
     found, wanted = start_value_and_gradient(x)
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, wanted)
+    assert_close(found, wanted, rtol=1e-5, atol=1e-4)
 
 
 POOLS = [

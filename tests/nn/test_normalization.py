@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import assert_close
 
 from jaxops.nn import BatchNorm
 
@@ -10,7 +11,7 @@ KEY = jax.random.key(0)
 
 
 def close(got, want):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+    assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def start(x):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from small import SETTINGS, assert_equal, images
 
 import jaxops as jo
 from jaxops import vision
@@ -162,7 +163,7 @@ def test_dense_is_that_of_flax(use_bias):
     ours, flax = Dense(4, use_bias=use_bias), nn.Dense(4, use_bias=use_bias)
     variables, got = jax.jit(lambda x: [m.init(jax.random.key(1), x) for m in (flax, ours)])(x)
     assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, variables)
-    jax.tree.map(np.testing.assert_array_equal, got, variables)
+    assert_equal(got, variables)
     variables = jax.tree.map(lambda p: p + 0.5, variables)  # so that the bias is not zero
     got, want = jax.jit(lambda v, x: [m.apply(v, x) for m in (ours, flax)])(variables, x)
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -178,8 +179,6 @@ def test_a_mistake_is_named():
 
 
 def learned(model, **settings):
-    from small import SETTINGS, images
-
     task = vision.classifier(model, **SETTINGS)
     data = images(64)
     state = jo.fit(
@@ -194,8 +193,8 @@ def test_one_argument_of_fit_or_of_the_model(fast):
     by_fit, loss_by_fit = learned(vision.MLP((16,), classes=3), compute="bfloat16")
     by_model, _ = learned(vision.MLP((16,), classes=3, compute="bfloat16"))
     kept, _ = learned(vision.MLP((16,), classes=3, compute="float32"), compute="bfloat16")
-    jax.tree.map(np.testing.assert_array_equal, by_fit, by_model)
-    jax.tree.map(np.testing.assert_array_equal, plain, kept)
+    assert_equal(by_fit, by_model)
+    assert_equal(plain, kept)
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), plain, by_fit))
     assert 0 < max(moved) < 0.05
     assert abs(loss() - loss_by_fit()) < 0.02 * loss()

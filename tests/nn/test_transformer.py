@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_transformer as reference
 import pytest
+from small import assert_close
 from transformers_small import (
     PLACES,
     REAL,
@@ -153,7 +154,7 @@ def test_a_scan_is_the_same(kind, remat):
     (_, got), dparams = run(scanned, params, TOKENS, SEGMENTS, PLACES)
     np.testing.assert_allclose(got * REAL, logits * REAL, atol=1e-5)
     want = stacked(gradient, config.depth)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dparams, want)
+    assert_close(dparams, want, atol=1e-3)
     shapes = jax.eval_shape(Transformer(scanned).init, jax.random.key(0), TOKENS)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
@@ -163,7 +164,7 @@ def test_remat_unrolled_is_the_same_and_keeps_less():
     config = config_of("llama")
     again = dataclasses.replace(config, remat=True)
     (*_, want), (*_, got) = learned(config), learned(again)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got, want)
+    assert_close(got, want, atol=1e-3)
 
     def kept(config):
         def pull(params):

@@ -129,12 +129,21 @@ def test_new_rows(model):
         ({"drop": ("nothing",)}, "drop must be one of"),
         ({"budget": "soon"}, "budget must be a time such as"),
         ({"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
+        ({"validation": 50}, r"validation must be a share in \(0, 1\) or a table, got 50"),
+        ({"text": ["nothing"]}, "text must be one of"),
+        (
+            {"drop": ["customer", "age", "plan"]},
+            "data must have a column to learn from beside 'left'",
+        ),
+        ({"method": tabular.MLP}, "method must be a Flax module, .* got the class MLP; call it"),
+        ({"method": "MLP"}, "method must be a Flax module, .* got 'MLP'"),
+        ({"label": "customer"}, "data must have at least 2 rows .* got classes of one row each"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
     ],
 )
 def test_arguments_that_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
-        tabular.fit(TABLE, SMALL, **{"label": "left", "progress": False, **change})
+        tabular.fit(TABLE, **{"method": SMALL, "label": "left", "progress": False, **change})
 
 
 def test_labels_that_cannot_be(model):
@@ -148,6 +157,33 @@ def test_labels_that_cannot_be(model):
         model.predict({**TABLE, "age": np.full(N, "old", object)})
     with pytest.raises(ValueError, match="must have a column 'plan'"):
         model.predict({name: TABLE[name] for name in ("customer", "age")})
+
+
+def test_columns_that_say_something_else_than_in_training(model):
+    with pytest.warns(UserWarning, match="plan should have values of .* 'a', got none in 300 rows"):
+        model.predict({**TABLE, "plan": np.full(N, "A", object)})
+    with pytest.raises(
+        ValueError, match=r"column 'plan' must be numbers, dates or text, got \[1, 2\]"
+    ):
+        model.predict(
+            {"age": [1.0], "customer": ["a"], "plan": __import__("pandas").Series([[1, 2]])}
+        )
+
+
+def test_numbers_beside_a_few_texts_are_warned_of():
+    power = np.where(np.arange(N) % 50 == 3, "?", np.arange(N).astype(str)).astype(object)
+    options = {"label": "left", "drop": ["customer"], "steps": 1, "progress": False}
+    with pytest.warns(UserWarning, match=r"power should be numbers, .*'\?' in row 3; leave such"):
+        tabular.fit({**TABLE, "power": power}, SMALL, **options)
+    codes = np.array([f"{i % 30:02d}" for i in range(N)], object)  # text, but for leading zeros
+    tabular.fit({**TABLE, "power": power, "code": codes}, SMALL, text=["power"], **options)
+
+
+def test_whole_numbers_as_ids_stay_such_and_dropped_columns_are_not_read():
+    table = {**TABLE, "customer": np.arange(N) + 7, "odd": np.full(N, np.inf)}
+    options = {"label": "left", "id": "customer", "drop": ["odd"], "steps": 1, "progress": False}
+    answer = tabular.fit(table, SMALL, **options).predict(table)
+    assert answer.ids.dtype == np.int64 and answer.ids[:2].tolist() == [7, 8]
 
 
 def test_identifiers_are_left_out_and_groups_kept_together(capsys):

@@ -248,12 +248,28 @@ def test_a_directory_that_becomes_read_only_keeps_its_checkpoint(readable):
                 directory.chmod(0o555)
             checkpoints.save(2, tree(2), {})
 
-    with nobody(), pytest.raises(OSError, match=r"could not be written.*newest.*is of step 1"):
+    with nobody(), pytest.raises(OSError, match=r"of step 2 could not be written; that of step 1"):
         save()
     directory.chmod(0o777)
     with jo.Checkpointer(directory) as checkpoints:
         assert checkpoints.latest_step() == 1
         assert_equal(checkpoints.restore(WANTED), tree(1))
+
+
+class Refused:
+    """A save that the disk refused, as Orbax tells it."""
+
+    def result(self):
+        raise ValueError("no space left\nand many more lines")
+
+
+def test_what_stops_a_run_is_not_hidden_by_a_save_that_fails(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt, match="mine"):  # noqa: SIM117
+        with jo.Checkpointer(tmp_path) as checkpoints:
+            checkpoints._pending = Refused()
+            raise KeyboardInterrupt("mine")
+    said = capsys.readouterr().err
+    assert said.endswith("none is complete, so the same call starts anew: no space left\n")
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """What is wrong in a call is said before anything compiles: the input, and words of the message."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import TASK, compilations, images
+from small import TASK, assert_equal, compilations, images
 
 import jaxops as jo
 from jaxops import language, optim, vision
@@ -51,6 +53,9 @@ FIT = [
     ({"epochs": -1}, "epochs must be at least 0, got -1"),
     ({"seed": None}, "seed must be a whole number, got None"),
     ({"reports": jo.Reports(every=0)}, "reports.every must be at least 1, got 0"),
+    ({"reports": "log.txt"}, "reports must be a function or several, got 'log.txt'"),
+    ({"reports": jo.Reports([print, 3])}, "reports must be a function or several, got 3"),
+    ({"metrics": {"c": confusion}}, "validation must be given for metrics, got None"),
     ({"data": PAIR}, "data must be columns by name, .* got tuple"),
     ({"data": [PAIR]}, "data must be columns by name, .* got list"),
     ({"data": ROWS["image"]}, "data must be columns by name, .* got ndarray"),
@@ -96,6 +101,15 @@ def test_of_fit(changes, words):
     with compilations() as names, pytest.raises(ValueError, match=words):
         jo.fit(task, data, **settings)
     assert "jit(run)" not in names
+
+
+def test_an_error_of_the_optimizers_own_is_told_as_it_is(state):
+    def broken(*_):
+        raise TypeError("my own")
+
+    step = functools.partial(jo.train_step, TASK, optax.GradientTransformation(ADAM.init, broken))
+    with pytest.raises(TypeError, match=r"^my own"):
+        jax.eval_shape(step, state, images(4))
 
 
 def test_of_a_state_of_another_optimizer(state):
@@ -157,5 +171,5 @@ def test_numbers_of_numpy_and_big_endian_columns_are_taken(tmp_path, monkeypatch
                **settings)
         for data, where in ((ROWS, "~/run"), (big, None))
     ]  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, *(s.params for s in states))
+    assert_equal(*(s.params for s in states))
     assert (tmp_path / "run" / "3").is_dir()

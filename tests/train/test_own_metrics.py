@@ -121,7 +121,13 @@ def test_a_global_that_changed_is_seen(state, monkeypatch):
         ({"accuracy": squares}, r"other names than the task's own, got \['accuracy'\]"),
         ({"a": lambda p, batch: p.mean()}, r"metrics\['a'\] must return one value a row, \(53,\)"),
         ({"a": lambda p, batch: p}, r"got shape \(53, 3\)"),
-        ({"a": 0.5}, r"metrics\['a'\] must be a function, got 0.5"),
+        ({"a": 0.5}, r"metrics\['a'\] must be a function of \(predictions, batch\), got 0.5"),
+        ({"a": lambda p: p}, r"metrics\['a'\] must be a function .*, got one of \(p\)"),
+        (
+            {"a": lambda p, batch: np.abs(p)},
+            r"metrics\['a'\] must compute with jax.numpy, .*jo.predict",
+        ),
+        ({"a": lambda p, batch: 1.0 if p.sum() > 0 else 0.0}, "must compute with jax.numpy"),
         ([squares], "functions by name, got list"),
     ],
 )

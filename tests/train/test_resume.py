@@ -9,6 +9,7 @@ import resource
 import signal
 import tempfile
 import time
+import traceback
 from contextlib import contextmanager
 
 import jax
@@ -297,7 +298,7 @@ def full_disk(size=50_000):
 WIDE = vision.classifier(vision.MLP((4096,), classes=3), **SETTINGS)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, caplog):
     def fit(steps):
         return jo.fit(
             WIDE,
@@ -310,8 +311,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         )
 
     before = host(fit(4))
-    with full_disk(), pytest.raises(OSError, match=f"{tmp_path}.*the newest.* is of step 4"):
+    said = f"{tmp_path}: .* of step 8 could not be written; that of step 4 is complete"
+    with full_disk(), pytest.raises(OSError, match=said) as caught:
         fit(12)
+    assert len(traceback.format_exception(caught.value)) < 20  # and not Orbax's hundreds
+    assert not [record for record in caplog.records if record.exc_info]
     assert_equal(fit(4), before)
     assert fit(8).step == 8  # and with room again it goes on
 

@@ -1,0 +1,241 @@
+"""A table to columns of numbers and texts: what each column is, and what dates become."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxops._optional import require
+from jaxops.data.dates import utc
+from jaxops.data.encoders import LARGEST
+from jaxops.data.tables import Source, array, as_texts, csv_frame, source_frame
+from jaxops.data.text_numbers import as_numbers, comma
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?([zZ]|[+-]\d{2}(:?\d{2})?)?)?$"
+PARTS = ("month", "weekday", "hour")  # of a date, beside its day
+
+
+def read(
+    source: Source,
+    wanted: Sequence[str] | None = None,
+    numbers: Collection[str] | None = None,
+    exact: Collection[str] = (),
+    text: Collection[str] = (),
+    dates: Collection[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """The columns of a table: numbers as float64 with NaN where missing, all else as text.
+
+    A column is of numbers if every value that is not missing is one, without leading zeros; text is
+    stripped of blanks around it. Booleans are the texts True and False, and the categories of a
+    frame are text. Durations are days.
+
+    A column of dates, or of texts such as 2024-12-31 or 2024-12-31T18:30:00Z, is days since
+    1970-01-01 in UTC, and gives three more columns: its month (1 to 12), weekday (0 is Monday) and
+    hour, such as "since month" of "since".
+
+    Args:
+        source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
+        wanted: the columns to read; all by default.
+        numbers: the columns that must be numbers; by default each column decides by its values.
+        exact: the columns that are kept as text, with "" where missing, such as ids and labels.
+        text: the columns that are text, though their values may be numbers, such as zip codes.
+        dates: the columns that must be dates; by default each column decides by its values.
+
+    Raises:
+        ValueError: no rows; a missing column; text in a column of `numbers`, numbers that float32
+            cannot hold, or numbers with decimal commas, with their row; what is no date in a column
+            of dates.
+
+    >>> table = {"age": ["20", " 40", ""], "plan": ["a", "b ", "a"], "zip": ["01234", "90210", "1"]}
+    >>> {name: column.tolist() for name, column in read(table).items()}
+    {'age': [20.0, 40.0, nan], 'plan': ['a', 'b', 'a'], 'zip': ['01234', '90210', '1']}
+    """
+    return read_with_dates(source, wanted, numbers, exact, text, dates)[0]
+
+
+def read_with_dates(
+    source: Source,
+    wanted: Sequence[str] | None = None,
+    numbers: Collection[str] | None = None,
+    exact: Collection[str] = (),
+    text: Collection[str] = (),
+    dates: Collection[str] | None = None,
+    id: str | None = None,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """`read`, and the names of the columns of dates. Whole numbers stay such in the column `id`."""
+    name, table = source_frame(
+        source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
+    )
+    columns: dict[str, np.ndarray] = {}
+    found = []
+    for column, series in table.items():
+        where = f"{name}: column {column!r}"
+        if series.dtype == object:
+            _check_objects(where, series)
+        moments = None
+        if column not in (*exact, *text):
+            moments = _moments(where, series, None if dates is None else column in dates)
+        if moments is not None:
+            columns |= _calendar(column, moments)
+            found.append(column)
+        elif column == id and series.dtype.kind in "iu" and not series.isna().any():
+            columns[column] = series.to_numpy(f"{series.dtype.kind}8")
+        elif column in exact:
+            columns[column] = _objects(as_texts(series))
+        else:
+            forced = None if numbers is None else column in numbers
+            columns[column] = _column(where, series, False if column in text else forced)
+    clash = next((part for part in of_dates(found) if part in table.columns), None)
+    if clash is not None:
+        raise ValueError(
+            f"{name} must have no column {clash!r} beside a date of that name, got one"
+        )
+    return columns, tuple(found)
+
+
+def _check_objects(where: str, series: Any) -> None:
+    odd = (list, tuple, set, dict, bytes, np.ndarray)
+    row = next((row for row, value in enumerate(series) if isinstance(value, odd)), None)
+    if row is not None:
+        raise ValueError(
+            f"{where} must be numbers, dates or text, got {series.iloc[row]!r} in row {row} "
+            "(counted from 0)"
+        )
+
+
+def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
+    """A column of dates, or of texts of them, as datetime64 in UTC with NaT; None of another.
+
+    Args:
+        where: the column, for messages.
+        series: of pandas.
+        date: whether it must be such a column, or must not; None finds out.
+
+    Raises:
+        ValueError: it must be and is not, or the other way round.
+    """
+    pc = require("pyarrow.compute", extra="data")
+
+    wanted = "dates such as 2024-12-31, as in the train rows"
+    if series.dtype.kind == "M":
+        if date is False:
+            raise ValueError(f"{where} must be numbers or text, as in the train rows, got dates")
+        return array(where, series)
+    if date is False or hasattr(series.dtype, "categories"):
+        return None
+    if series.dtype.kind in "iufb" and not series.isna().all():
+        if date:
+            raise ValueError(f"{where} must be {wanted}, got {series.dtype}")
+        return None
+    few = series.head(256)  # which tell most columns of numbers and texts
+    if date is None and not pc.all(_are_dates(_without_missing(few))).as_py():
+        return None
+    texts = _without_missing(series)
+    right = _are_dates(texts)
+    if not pc.all(right).as_py() or (date is None and texts.null_count == len(texts)):
+        if not date:
+            return None
+        row = pc.index(right, False).as_py()
+        raise ValueError(
+            f"{where} must be {wanted}, got {texts[row].as_py()!r} in row {row} (counted from 0)"
+        )
+    present = texts.drop_null().to_pandas()
+    moments = np.full(len(texts), np.datetime64("NaT"), "datetime64[us]")
+    if len(present):
+        hint = "dates such as 2024-12-31, or a column of text=[...]"
+        moments[texts.is_valid().to_numpy(zero_copy_only=False)] = utc(present, where, hint)
+    return moments
+
+
+def _are_dates(texts: Any) -> Any:
+    pc = require("pyarrow.compute", extra="data")
+
+    return pc.fill_null(pc.match_substring_regex(texts, DATE), True)
+
+
+def _calendar(name: str, moments: np.ndarray) -> dict[str, np.ndarray]:
+    """Days since 1970, and what in the calendar may matter, float64 with NaN."""
+    epoch, day = np.datetime64(0, "D"), moments.astype("datetime64[D]")
+    months = (moments.astype("datetime64[M]") - np.datetime64(0, "M")) / np.timedelta64(1, "M")
+    parts = {
+        "month": months % 12 + 1,
+        "weekday": ((day - epoch) / np.timedelta64(1, "D") + 3) % 7,
+        "hour": (moments - day) / np.timedelta64(1, "h"),
+    }
+    days = {name: (moments - epoch) / np.timedelta64(1, "D")}
+    return days | {f"{name} {part}": value for part, value in parts.items()}
+
+
+def _without_missing(series: Any) -> Any:
+    """A column as an Arrow column of texts, null where they stand for a missing value."""
+    pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
+
+    texts = as_texts(series)
+    return pc.if_else(pc.is_in(texts, value_set=pa.array(MISSING)), None, texts)
+
+
+def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
+    """A column of a frame as float64 with NaN, or as an object array of `str`."""
+    pa = require("pyarrow", extra="data")
+
+    kind = series.dtype.kind
+    if kind == "m":
+        return np.asarray(series.to_numpy() / np.timedelta64(1, "D"))
+    if kind in "iuf" and number is not False:
+        return _finite(where, series.to_numpy(np.float64, na_value=np.nan))
+    texts = _without_missing(series)
+    category = hasattr(series.dtype, "categories")
+    if number or (number is None and texts.null_count < len(texts) and not category):
+        values = as_numbers(texts, exact=False)
+        if values is not None:
+            values = values.cast(pa.float64(), safe=False)
+            return _finite(where, values.to_numpy(zero_copy_only=False))
+        if number:
+            return _finite(where, _forced(where, texts.to_pylist()))
+        row = comma(texts)
+        if row is not None:
+            raise ValueError(
+                f"{where} must be numbers with a decimal point and no other signs, got "
+                f"{texts[row].as_py()!r} in row {row} (counted from 0); write decimal commas as "
+                "points, leave out those between thousands, or name the column in text=[...]"
+            )
+    return _objects(texts)
+
+
+def _objects(texts: Any) -> np.ndarray:
+    """An Arrow column of text as an object array of `str`, "" where missing."""
+    return np.asarray(texts.fill_null("").to_numpy(zero_copy_only=False), object)
+
+
+def _forced(where: str, texts: list[str | None]) -> np.ndarray:
+    """Texts as numbers, with leading zeros too."""
+    values = np.full(len(texts), np.nan)
+    for row, text in enumerate(texts):
+        try:
+            values[row] = np.nan if text is None else float(text)
+        except ValueError:
+            raise ValueError(
+                f"{where} must be numbers, as in the train rows, got {text!r} in row {row} "
+                "(counted from 0)"
+            ) from None
+    return values
+
+
+def _finite(where: str, values: np.ndarray) -> np.ndarray:
+    large = np.flatnonzero(np.abs(values) > LARGEST)
+    if len(large):
+        raise ValueError(
+            f"{where} must be finite numbers that float32 holds, got {values[large[0]]:g} in row "
+            f"{large[0]} (counted from 0)"
+        )
+    return values
+
+
+def of_dates(dates: Collection[str]) -> list[str]:
+    """The names of columns that `read` makes of columns of dates, beside these themselves.
+
+    >>> of_dates(["since"])
+    ['since month', 'since weekday', 'since hour']
+    """
+    return [f"{name} {part}" for name in dates for part in PARTS]

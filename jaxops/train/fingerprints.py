@@ -1,0 +1,130 @@
+"""What a resumed run is compared by: how its task was made, its functions, where it starts."""
+
+import contextlib
+import dataclasses
+import functools
+import platform
+import re
+import types
+import zlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxops._modules import Called
+from jaxops.devices import hosts
+from jaxops.state import TrainState
+from jaxops.task import Task
+from jaxops.train.own_metrics import NUMBERS, names_in, of_a_library
+
+SAMPLE = 1000  # values of an array of the first state
+LONGEST = 10_000  # values of a list that are compared
+
+
+def described(task: Task) -> dict[str, str]:
+    """How the task was made, or of one made by hand what is known of it, as texts by name.
+
+    A long text becomes its checksum.
+
+    >>> from jaxops import tabular
+    >>> described(tabular.classifier(tabular.MLP((8,)), features=4))["features"]
+    '4'
+    """
+    make, arguments = task.recipe or (None, task._asdict().items())
+    texts = {name: _plain(value) for name, value in arguments}
+    made = {"function": f"{make.__module__}.{make.__qualname__}"} if make else {}
+    return made | {
+        name: text if len(text) < 1000 else f"{_checksum(text)}" for name, text in texts.items()
+    }
+
+
+def functions(task: Task) -> dict[str, str]:
+    """Checksums of the parts of a task that was made by hand, by name; empty where a recipe is.
+
+    That of a function is of its code and of the values that it names.
+
+    Code differs from one Python to another, so its version is a part.
+
+    >>> by_hand = Task(lambda key, batch: ({}, {}), lambda *_: 0.0, lambda *_: 0.0)
+    >>> sorted(functions(by_hand))
+    ['init', 'loss', 'predict', 'python']
+    """
+    if task.recipe:
+        return {}
+    parts: dict[str, Any] = {"init": task.init, "loss": task.loss, "predict": task.predict}
+    cells = _cells(task.loss)
+    if isinstance(cells.get("called"), Called):  # what `supervised` was given
+        parts = {**_cells(task.predict), **cells}
+        parts["module"] = parts.pop("called").module
+    checksums = {name: _checksum(_key(part)) for name, part in parts.items()}
+    return {"python": platform.python_version(), **checksums}
+
+
+def start(state: TrainState | None) -> str:
+    """A checksum of the first values of each array of a state that a run starts from; "" of none.
+
+    >>> start(None)
+    ''
+    """
+    if state is None or hosts.count() > 1:
+        return ""
+    leaves = jax.tree.leaves(state.params)
+    return _checksum([_key(np.asarray(leaf.reshape(-1)[:SAMPLE])) for leaf in leaves])
+
+
+def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
+    """Nested lists of texts that are the same in every process in which the value is the same.
+
+    Of an object that may be anything it is the type alone: a false alarm would be worse.
+    """
+    if any(value is one for one in inside):
+        return "itself"
+    every = functools.partial(_key, inside=(*inside, value))
+    if isinstance(value, types.FunctionType):
+        cells = every(_cells(value))
+        if of_a_library(value):
+            return [value.__module__, value.__qualname__, cells]
+        known = value.__globals__
+        named = {name: known[name] for name in names_in(value.__code__, known)}
+        return [every(value.__code__), cells, every(named), every(value.__defaults__)]
+    if isinstance(value, types.CodeType):
+        return [value.co_code.hex(), value.co_names, every(value.co_consts)]
+    if isinstance(value, functools.partial):
+        return every([value.func, value.args, value.keywords])
+    if isinstance(value, list | tuple | frozenset | dict) and len(value) > LONGEST:
+        return [type(value).__qualname__, len(value)]
+    if isinstance(value, list | tuple):
+        return [*map(every, value)]
+    if isinstance(value, frozenset):
+        return sorted(map(str, map(every, value)))
+    if isinstance(value, dict):
+        return sorted((str(name), str(every(one))) for name, one in value.items())
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), value.shape, zlib.crc32(value.tobytes())]
+    if isinstance(value, Called):
+        return _plain(value.module)
+    if isinstance(value, NUMBERS | nn.Module):
+        return _plain(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, every(vars(value))]
+    return type(value).__qualname__
+
+
+def _cells(function: Any) -> dict[str, Any]:
+    """What a function has from the one around it, by name; nothing of what is no function."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    cells = {}
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
+        with contextlib.suppress(ValueError):  # it has no value yet
+            cells[name] = cell.cell_contents
+    return cells
+
+
+def _plain(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _checksum(key: Any) -> str:
+    return f"{zlib.crc32(str(key).encode()):08x}"
