@@ -90,13 +90,14 @@ def test_rows_of_weight_zero_are_nobodys_negatives(labelled):
     few = {name: column[:5] for name, column in data.items()}
     padded = {**data, "mask": np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)}
     a, b = (loss(params, batch) for batch in (few, padded))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
     predict = jax.jit(task.predict)
     anchors, positives = (
         np.asarray(predict(params, extra, {"tokens": few[name]})) for name in ("tokens", "positive")
     )
     wanted, _ = in_numpy(anchors, positives, 0.05, few["label"] if labelled else None)
-    np.testing.assert_allclose(a[0], wanted.sum(), rtol=1e-4)
+    # a loss near 0 is the difference of scores of about 20, whose rounding is 2e-6
+    np.testing.assert_allclose(a[0], wanted.sum(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_of_padding_has_no_gradient():
