@@ -58,9 +58,15 @@ def known(**values: Any) -> None:
             raise ValueError(f"{name} must be known, got a traced value; call outside of jit")
 
 
-def together(*values: Any) -> list[Array]:
-    """The values as float32, broadcast to one shape."""
-    return list(jnp.broadcast_arrays(*(jnp.asarray(v, jnp.float32) for v in values)))
+def together(**values: Any) -> list[Array]:
+    """The values as float32, broadcast to one shape; raises ValueError where there is none."""
+    shapes = [np.shape(value) for value in values.values()]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        given = ", ".join(f"{name} {shape}" for name, shape in zip(values, shapes, strict=True))
+        raise ValueError(f"shapes must be one, or (), got those of {given}") from None
+    return [jnp.broadcast_to(jnp.asarray(v, jnp.float32), shape) for v in values.values()]
 
 
 def traced(value: Any) -> bool:

@@ -76,8 +76,10 @@ class Bandit(NamedTuple):
                 a bandit with arms to spare, and allow those that are in use.
 
         Raises:
-            ValueError: a row without an arm on offer, or numbers that are not bool.
+            ValueError: a row without an arm on offer, or numbers that are not bool; a context that
+                is not finite, outside of jit.
         """
+        checks.finite(context=context)
         if allowed is None:
             return _drawn(self.probabilities(state, context), key)
         if not isinstance(allowed, jax.core.Tracer):

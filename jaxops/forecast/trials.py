@@ -137,6 +137,11 @@ def weighed(
     forecasts = []
     for model in models:
         test = historical_forecasts(model, series, windows, horizon)
+        if lost := int((~np.isfinite(test.mean)).any((1, 2)).sum()):
+            raise ValueError(
+                f"method must forecast finite numbers, got NaN or infinity of {name_of(model)} in "
+                f"{lost:,} of {len(test.mean):,} windows of validation"
+            )
         forecasts.append(test.mean[used] / unit[used])
     target = test.target[used] / unit[used]
     errors = [float(np.abs(one - target).mean()) for one in forecasts]

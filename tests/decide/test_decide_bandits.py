@@ -326,6 +326,8 @@ def test_offers_that_come_and_go(kind):
     choice = whole.choose(state, context[:3], jax.random.key(0), one)
     assert choice.arm.tolist() == [2, 0, 1]
     np.testing.assert_allclose(choice.propensity, 1, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"context must be finite, got nan at \(0, 0\)"):
+        whole.choose(state, context[:3] * np.nan, jax.random.key(0))
     for wrong in (np.zeros(ARMS, bool), np.ones(ARMS)):
         with pytest.raises(ValueError, match="allowed must be bool with at least 1 arm in each"):
             whole.choose(state, context[:3], jax.random.key(0), wrong)

@@ -398,6 +398,11 @@ def test_errors(change, message):
         simulate(base_stock, 4.0, given.pop("demand"), **given)
 
 
+def test_a_policy_of_another_shape():
+    with pytest.raises(ValueError, match=r"policy must return shape \(2,\), .*, got \(3,\)"):
+        simulate(lambda *_: np.zeros(3), None, np.ones((2, 3)), costs=COSTS)
+
+
 def test_thousands_of_items_in_one_program():
     demand = np.ones((20_000, 5), np.float32)
     out = jax.jit(lambda d: simulate(base_stock, 2.0, d, costs=COSTS, stock=2).cost)(demand)
