@@ -40,6 +40,13 @@ def whole(**values: int) -> None:
             raise ValueError(f"{name} must be a whole number of periods, at least 0, got {value!r}")
 
 
+def some(**values: int) -> None:
+    """Raise ValueError unless all are whole numbers of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 def arms(arm: np.ndarray, count: int) -> None:
     """Raise ValueError unless all are integers below the number of arms."""
     if not np.issubdtype(arm.dtype, np.integer):

@@ -133,13 +133,13 @@ def simulate(
     if pipeline is None:
         pipeline = jnp.zeros(shape)
     checks.not_negative(pipeline=pipeline)
-    if jnp.shape(pipeline) != shape:
+    pipeline = jnp.asarray(pipeline, jnp.float32)
+    if pipeline.shape != shape:
         raise ValueError(
-            f"pipeline must have shape {shape}, the items and the lead time, got "
-            f"{jnp.shape(pipeline)}"
+            f"pipeline must have shape {shape}, the items and the lead time, got {pipeline.shape}"
         )
     at_first = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), demand.shape[:1])
-    start = at_first, jnp.asarray(pipeline, jnp.float32)
+    start = at_first, pipeline
     return _simulate(
         policy, params, demand, features, costs, start, lead_time, back_orders, softness
     )

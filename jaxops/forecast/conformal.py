@@ -145,8 +145,8 @@ def check_enough(used: np.ndarray, levels: Sequence[float]) -> None:
         needed = int(np.ceil(share / (1 - share) - 1e-9))
         if found < needed:
             raise ValueError(
-                f"windows must be at least {needed} whose histories vary, for level {level}, got "
-                f"{found} of {len(used)}; levels=() leaves the quantiles out"
+                f"windows must be at least {needed} whose histories vary, with finite quantiles, "
+                f"for level {level}, got {found} of {len(used)}; levels=() leaves the quantiles out"
             )
 
 

@@ -72,7 +72,7 @@ def fit(
     of them has learned from, in units of the seasonal naive error (as MASE). Those that help are
     averaged, and conformal quantiles with margins from the same rows are put around the mean. Then
     the networks are trained again on all rows, with as many updates for each window, as far as the
-    budget allows.
+    budget allows. Windows whose target is known in part count as far as it is.
 
     So the figures of validation, printed and in `about`, are of rows that also stopped training,
     chose the weights and set the margins: they are optimistic, more so with few windows and many
@@ -143,8 +143,10 @@ def fit(
     windows = _to_compare(series, method, season, horizon, held_out)
     if levels:
         context = max(100, 10 * season)
-        unit = units(history(series, windows, context), context, season)
-        check_enough((unit > 0).all(1), levels)
+        varies: np.ndarray = np.all(
+            units(history(series, windows, context), context, season) > 0, 1
+        )
+        check_enough(varies, levels)
     if method is None:
         method = methods(series, horizon, season, held, len(windows["origin"]))
     several = _checked(method, series, horizon, options)
@@ -358,8 +360,8 @@ def _continued(method: Any, series: Series, options: dict[str, Any]) -> Any:
         return method
     method.check(series)
     module, scales = method.module, _widened(method.scaling, series)
-    task = direct(module, series, scales)
-    windows = origins(series, module.context, module.horizon, short="skip")
+    task = direct(module, series, scales, partial=True)
+    windows = origins(series, module.context, module.horizon, short="skip", partial=True)
     names = ("batch_size", "epochs", "steps")
     settings = recipe(len(windows["origin"]), np.inf, *(options.get(name) for name in names))
     settings = chosen(settings | {"early_stopping": None}, options)

@@ -22,6 +22,10 @@ WRONG = {
         lambda: f.series(LONG, id=["store", "item"]),
         ["id must be the name of one column", "'store'"],
     ),
+    "one series without ids": (
+        lambda: f.series(LONG[["time", "value"]]),
+        ["must have a column 'id', got time, value", 'layout="channels" reads one series'],
+    ),
     "several time columns": (
         lambda: f.series(LONG, layout="channels", time=["year", "month"]),
         ["time must be the name of one column"],

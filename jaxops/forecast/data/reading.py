@@ -158,7 +158,12 @@ def frame(
     def read(path: str | Path) -> Any:
         return tables.csv_frame(path, chosen, encoding, MISSING, text)
 
-    return tables.source_frame(_with_times(source, needed[-1]), chosen, needed, read)
+    try:
+        return tables.source_frame(_with_times(source, needed[-1]), chosen, needed, read)
+    except ValueError as error:
+        if text and f"must have a column {id!r}" in str(error):
+            raise ValueError(f'{error}; layout="channels" reads one series without ids') from None
+        raise
 
 
 def _with_times(source: Any, time: str) -> Any:
