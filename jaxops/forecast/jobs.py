@@ -137,16 +137,11 @@ def fit(
     series = reader.series(data)
     reader = _settled(reader, data, series, season)
     season = reader.season
-    held = held_rows(series.lengths, horizon)
-    held = held if validation is None else whole("validation", validation, horizon)
+    held = _held(series, horizon, validation)
     rows, held_out = _parts(series, held)
     windows = _to_compare(series, method, season, horizon, held_out)
-    if levels:
-        context = max(100, 10 * season)
-        varies: np.ndarray = np.all(
-            units(history(series, windows, context), context, season) > 0, 1
-        )
-        check_enough(varies, levels)
+    context = max(100, 10 * season)
+    _check_levels(series, windows, levels, context, season)
     if method is None:
         method = methods(series, horizon, season, held, len(windows["origin"]))
     several = _checked(method, series, horizon, options)
@@ -259,6 +254,22 @@ def _settled(reader: SeriesReader, data: Any, series: Series, season: int | None
         found |= {"value": data.channels, "known": data.known_names}
         found |= {"past": data.past_names, "static": data.static_names}
     return replace(reader, **found)
+
+
+def _held(series: Series, horizon: int, validation: int | None) -> int:
+    """Rows at the end of each series for validation."""
+    if validation is None:
+        return held_rows(series.lengths, horizon)
+    return whole("validation", validation, horizon)
+
+
+def _check_levels(
+    series: Series, windows: Windows, levels: tuple[float, ...], context: int, season: int
+) -> None:
+    """Raise `ValueError` where `calibrated` would, before any training."""
+    if levels:
+        unit = units(history(series, windows, context), context, season)
+        check_enough(np.asarray((unit > 0).all(1)), levels)
 
 
 def _listed(method: Any) -> list[Any]:

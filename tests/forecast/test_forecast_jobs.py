@@ -205,6 +205,15 @@ def test_new_series_and_short_ones(model):
     assert point.frame().columns.tolist() == ["id", "time", "channel", "mean"]
 
 
+def test_a_target_that_is_known_in_part_is_learned_from():
+    """Of 18 rows 3 are held out; 15 have no window of 14 and 3, but one of 14 and 1."""
+    few = {name: x.reshape(S, N)[:, :18].ravel() for name, x in TABLE.items()}
+    model = f.fit(few, SMALL, **{**QUIET, "batch_size": 3}, levels=(), validation=3)
+    assert isinstance(model.task, f.Forecaster) and np.isfinite(model.predict(few).mean).all()
+    with pytest.raises(ValueError, match="series must have at least 15 rows up to the end of the"):
+        f.fit(few, SMALL, **QUIET, levels=(), validation=4)
+
+
 def test_new_rows():
     shifted = {**TABLE, "sold": np.repeat(SOLD[:, ::2], 2, 1).ravel(), "shop": TABLE["shop"] + "x"}
     reader = f.SeriesReader(H, "D", **NAMES, season=7)
