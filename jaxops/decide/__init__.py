@@ -12,7 +12,14 @@ from jaxops.decide.newsvendor import (
     newsvendor_samples,
     total_quantiles,
 )
-from jaxops.decide.off_policy import Value, direct_method, doubly_robust, ips, snips
+from jaxops.decide.off_policy import (
+    Value,
+    direct_method,
+    doubly_robust,
+    estimated_propensity,
+    ips,
+    snips,
+)
 from jaxops.decide.policies import (
     base_stock,
     hindsight,
@@ -50,6 +57,7 @@ __all__ = [
     "demand_curve",
     "direct_method",
     "doubly_robust",
+    "estimated_propensity",
     "explore",
     "fit_serial",
     "hindsight",

@@ -40,6 +40,13 @@ def whole(**values: int) -> None:
             raise ValueError(f"{name} must be a whole number of periods, at least 0, got {value!r}")
 
 
+def some(**values: int) -> None:
+    """Raise ValueError unless all are whole numbers of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 def arms(arm: np.ndarray, count: int) -> None:
     """Raise ValueError unless all are integers below the number of arms."""
     if not np.issubdtype(arm.dtype, np.integer):
@@ -58,9 +65,15 @@ def known(**values: Any) -> None:
             raise ValueError(f"{name} must be known, got a traced value; call outside of jit")
 
 
-def together(*values: Any) -> list[Array]:
-    """The values as float32, broadcast to one shape."""
-    return list(jnp.broadcast_arrays(*(jnp.asarray(v, jnp.float32) for v in values)))
+def together(**values: Any) -> list[Array]:
+    """The values as float32, broadcast to one shape; raises ValueError where there is none."""
+    shapes = [np.shape(value) for value in values.values()]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        given = ", ".join(f"{name} {shape}" for name, shape in zip(values, shapes, strict=True))
+        raise ValueError(f"shapes must be one, or (), got those of {given}") from None
+    return [jnp.broadcast_to(jnp.asarray(v, jnp.float32), shape) for v in values.values()]
 
 
 def traced(value: Any) -> bool:

@@ -76,8 +76,10 @@ class Bandit(NamedTuple):
                 a bandit with arms to spare, and allow those that are in use.
 
         Raises:
-            ValueError: a row without an arm on offer, or numbers that are not bool.
+            ValueError: a row without an arm on offer, or numbers that are not bool; a context that
+                is not finite, outside of jit.
         """
+        checks.finite(context=context)
         if allowed is None:
             return _drawn(self.probabilities(state, context), key)
         if not isinstance(allowed, jax.core.Tracer):
@@ -195,6 +197,9 @@ def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> 
     >>> bandit.choose(state, x[:1], jax.random.key(0)).arm.tolist()
     [0]
     """
+    checks.some(arms=arms)
+    checks.not_negative(alpha=alpha)
+    checks.positive(ridge=ridge)
 
     @jax.jit
     def probabilities(state: Linear, context: Array, allowed: Array | None = None) -> Array:
@@ -238,6 +243,8 @@ def thompson(arms: int, features: int, noise: float | None = None, ridge: float 
     >>> print(np.asarray(bandit.probabilities(state, x[:1])).round(3))
     [[0.958 0.042]]
     """
+    checks.some(arms=arms)
+    checks.positive(ridge=ridge, **({} if noise is None else {"noise": noise}))
 
     @jax.jit
     def probabilities(state: Linear, context: Array, allowed: Array | None = None) -> Array:
@@ -279,6 +286,7 @@ def beta_thompson(arms: int) -> Bandit:
     >>> print(np.asarray(bandit.probabilities(state, nothing)).round(2))
     [[0.33 0.67]]
     """
+    checks.some(arms=arms)
 
     def update(
         state: Counts, context: Array, arm: Array, reward: Array, mask: Array | None = None

@@ -118,7 +118,7 @@ def simulate(
             not finite; a holding or shortage cost that is not above 0; a fixed cost or price below
             0; costs of another shape; a lead time that is not a whole number of at least 0; an
             initial stock below 0 without `back_orders`; a pipeline of another shape, or below 0; a
-            softness that is not above 0.
+            softness that is not above 0; a policy that does not return (B,).
 
     >>> from jaxops.decide import base_stock
     >>> demand = [[3.0, 6.0, 2.0]]
@@ -133,13 +133,13 @@ def simulate(
     if pipeline is None:
         pipeline = jnp.zeros(shape)
     checks.not_negative(pipeline=pipeline)
-    if jnp.shape(pipeline) != shape:
+    pipeline = jnp.asarray(pipeline, jnp.float32)
+    if pipeline.shape != shape:
         raise ValueError(
-            f"pipeline must have shape {shape}, the items and the lead time, got "
-            f"{jnp.shape(pipeline)}"
+            f"pipeline must have shape {shape}, the items and the lead time, got {pipeline.shape}"
         )
     at_first = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), demand.shape[:1])
-    start = at_first, jnp.asarray(pipeline, jnp.float32)
+    start = at_first, pipeline
     return _simulate(
         policy, params, demand, features, costs, start, lead_time, back_orders, softness
     )
@@ -164,7 +164,12 @@ def _simulate(
         if lead_time:
             stock, pipeline = stock + pipeline[:, 0], pipeline[:, 1:]
         position = stock + pipeline.sum(1)
-        order = jnp.maximum(policy(params, Observation(stock, pipeline, position, seen)), 0)
+        order = jnp.asarray(policy(params, Observation(stock, pipeline, position, seen)))
+        if order.shape != stock.shape:
+            raise ValueError(
+                f"policy must return shape {stock.shape}, an order for each item, got {order.shape}"
+            )
+        order = jnp.maximum(order, 0)
         if lead_time:
             pipeline = jnp.concatenate([pipeline, order[:, None]], 1)
         else:

@@ -59,7 +59,9 @@ def newsvendor_normal(mean: Any, sd: Any, holding: Any, shortage: Any, lead_time
     checks.not_negative(mean=mean, sd=sd)
     checks.positive(holding=holding, shortage=shortage)
     checks.whole(lead_time=lead_time)
-    return _normal(*checks.together(mean, sd, holding, shortage), lead_time + 1)
+    return _normal(
+        *checks.together(mean=mean, sd=sd, holding=holding, shortage=shortage), lead_time + 1
+    )
 
 
 @jax.jit
@@ -100,7 +102,7 @@ def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 
     mean = np.multiply(mean, lead_time + 1.0)
     rarest = np.min(np.divide(holding, np.add(holding, shortage)), initial=1.0)
     wide = next_power_of_two(reach(mean, 1e-6 * rarest))
-    return _poisson(*checks.together(mean, holding, shortage), wide)
+    return _poisson(*checks.together(mean=mean, holding=holding, shortage=shortage), wide)
 
 
 def reach(mean: Any, chance: float = 1e-12) -> int:

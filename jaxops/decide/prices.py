@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
+from jaxops.decide import _checks as checks
 from jaxops.decide.bandits import (
     Array,
     Bandit,
@@ -61,6 +62,8 @@ def demand_curve(
     >>> bandit.probabilities(state, nothing[:1]).argmax().item()
     1
     """
+    checks.finite(prices=prices, cost=cost)
+    checks.positive(ridge=ridge, **({} if noise is None else {"noise": noise}))
     arms = np.asarray(prices, np.float64)
     if arms.ndim != 1 or len(arms) < 2 or not (np.diff(arms) > 0).all() or arms[0] <= cost:
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxops.forecast.backtests import histories, targets
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import Windows
-from jaxops.forecast.inference import answering
+from jaxops.forecast.inference import answering, rising
 from jaxops.task import recorded
 from jaxops.trust.conformal import margin
 
@@ -31,7 +31,7 @@ class Conformal:
         context: rows of a history that its unit is computed from.
         season: steps of one season, see `calibrated`.
         left_out: share of the calibration windows that were left out, since their history does not
-            vary.
+            vary, or is too short for the model's quantiles.
         counts: whether quantiles are kept at 0 or above, as those of counts.
     """
 
@@ -94,8 +94,8 @@ def calibrated(
         model: any, see `forecast`; where it has no quantiles they are put around its mean.
         series: with the rows of calibration.
         windows: of calibration, at least (1 - a) / a where the outermost level is a or 1 - a.
-            Windows whose unit is 0 are left out, as `Conformal.left_out` reports; nothing is
-            guaranteed for such series.
+            Windows whose unit is 0, or that the model has no quantiles for, are left out, as
+            `Conformal.left_out` reports; nothing is guaranteed for such series.
         horizon: H, steps.
         levels: of the Q quantiles.
         context: rows before each origin that the unit is computed from, more than the season.
@@ -116,7 +116,7 @@ def calibrated(
     >>> forecast(model, series).quantiles.shape
     (1, 2, 1, 3)
     """
-    model, levels = answering(model), tuple(levels)
+    model, levels = answering(model), rising(levels)
     if context <= season:
         raise ValueError(f"context must be more than {season} (the season), got {context}")
     parts = []
@@ -124,23 +124,30 @@ def calibrated(
         _, base = _base(model, before, horizon, future, levels)
         parts.append((base, units(before, context, season)))
     base, unit = (np.concatenate(x) for x in zip(*parts, strict=True))
-    used = (unit > 0).all(1)
+    used = (unit > 0).all(1) & np.isfinite(base).all((1, 2, 3))
+    check_enough(used, levels)
     target = targets(series, windows, horizon)
     error = (target[..., None] - base)[used] / unit[used][:, None, :, None]
     offsets = []
     for i, level in enumerate(levels):
         sign, share = (1, level) if level >= 0.5 else (-1, 1 - level)
-        errors = error[..., i]
-        needed = int(np.ceil(share / (1 - share) - 1e-9))
-        if len(errors) < needed:
-            raise ValueError(
-                f"windows must be at least {needed} whose histories vary, for level {level}, got "
-                f"{len(errors)} of {len(unit)}"
-            )
-        offsets.append(sign * margin(sign * errors, share))
+        offsets.append(sign * margin(sign * error[..., i], share))
     counts = bool((series.values >= 0).all() and (series.values % 1 == 0).all())
     left_out = float(1 - used.mean())
     return Conformal(model, levels, np.stack(offsets, -1), context, season, left_out, counts)
+
+
+def check_enough(used: np.ndarray, levels: Sequence[float]) -> None:
+    """Raise `ValueError` where too few of the windows, bool (W,), are used for the levels."""
+    found = int(used.sum())
+    for level in levels:
+        share = max(level, 1 - level)
+        needed = int(np.ceil(share / (1 - share) - 1e-9))
+        if found < needed:
+            raise ValueError(
+                f"windows must be at least {needed} whose histories vary, with finite quantiles, "
+                f"for level {level}, got {found} of {len(used)}; levels=() leaves the quantiles out"
+            )
 
 
 def units(history: Series, context: int, season: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from jaxops.forecast.tasks import check_counts
 from jaxops.model.finished import frame, inside
 from jaxops.state import TrainState
 from jaxops.task import Array, recorded
+from jaxops.train.settings import whole
 
 AT_ONCE = 2**22
 """About how many numbers go into one call of the device and come out of it."""
@@ -60,7 +61,7 @@ class Forecast(NamedTuple):
             "channel": np.tile(np.array(self.channels, object), count * steps),
             "mean": self.mean.reshape(-1),
         }
-        quantiles = self.quantiles.reshape(-1, len(self.levels))
+        quantiles = self.quantiles.reshape(self.mean.size, len(self.levels))
         of_level = {f"q{level:g}": quantiles[:, i] for i, level in enumerate(self.levels)}
         return frame(columns | of_level)
 
@@ -100,6 +101,19 @@ def levels_of(method: Any) -> tuple[float, ...]:
     return tuple(getattr(method, "levels", has))
 
 
+def rising(levels: Sequence[float]) -> tuple[float, ...]:
+    """Levels of quantiles as a tuple; raises `ValueError` unless they rise between 0 and 1."""
+    given = np.asarray(levels)
+    if (
+        given.ndim != 1
+        or given.dtype.kind not in "iuf"
+        or not ((given > 0) & (given < 1)).all()
+        or (np.diff(given) <= 0).any()
+    ):
+        raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels!r}")
+    return tuple(given.tolist())
+
+
 def forecast(
     model: Any,
     history: Series,
@@ -135,11 +149,8 @@ def forecast(
     [5.0, 9.0]
     """
     model = answering(model)
-    levels = levels_of(model) if levels is None else tuple(levels)
-    if any(not 0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
-        raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels}")
-    if horizon is not None and horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    levels = levels_of(model) if levels is None else rising(levels)
+    horizon = None if horizon is None else whole("horizon", horizon, 1)
     mean, quantiles = model.answer(history, horizon, future, levels)
     times = history.future(mean.shape[1])
     return Forecast(history.ids, times, mean, levels, quantiles, history.channels)

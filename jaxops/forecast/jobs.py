@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.data.tables import Source
-from jaxops.forecast.backtests import historical_forecasts
-from jaxops.forecast.conformal import Conformal, calibrated
+from jaxops.forecast.backtests import historical_forecasts, history
+from jaxops.forecast.classical.baseline import Baseline
+from jaxops.forecast.conformal import Conformal, calibrated, check_enough, units
 from jaxops.forecast.data import grid, reading
 from jaxops.forecast.data.regular import Duplicates, Fill
 from jaxops.forecast.data.scales import Scaling
@@ -20,7 +21,7 @@ from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import Rows, Windows, origins
 from jaxops.forecast.ensembles import Ensemble, LogScale, logarithms
 from jaxops.forecast.evaluation import score
-from jaxops.forecast.inference import Forecaster, answering, forecaster, levels_of
+from jaxops.forecast.inference import Forecaster, answering, forecaster, levels_of, rising
 from jaxops.forecast.reader import SeriesReader, reader_of
 from jaxops.forecast.recipes import (
     held_rows,
@@ -36,7 +37,7 @@ from jaxops.forecast.trials import joined, retrained, try_all, unwrapped, weighe
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.state import init_state
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import check_one_directory, chosen
+from jaxops.train.settings import check_one_directory, chosen, whole
 from jaxops.trust.evaluation import Evaluation
 
 
@@ -71,7 +72,11 @@ def fit(
     of them has learned from, in units of the seasonal naive error (as MASE). Those that help are
     averaged, and conformal quantiles with margins from the same rows are put around the mean. Then
     the networks are trained again on all rows, with as many updates for each window, as far as the
-    budget allows.
+    budget allows. Windows whose target is known in part count as far as it is.
+
+    So the figures of validation, printed and in `about`, are of rows that also stopped training,
+    chose the weights and set the margins: they are optimistic, more so with few windows and many
+    methods. For a figure to report, fit without the last rows, and `evaluate` on all.
 
     By default these are tried: the seasonal naive forecast; exponential smoothing, where it is not
     too slow; `NLinear`; and three `NHiTS` with contexts of about 3.5, 7 and 10.5 horizons, of whole
@@ -114,7 +119,8 @@ def fit(
 
     Raises:
         ValueError: a table that cannot be read, see `jaxops.forecast.series`; series that are too
-            short for a window of validation; too few of these for the levels; as `jaxops.fit`.
+            short for a window of validation; too few of these, or too few that vary, for the
+            levels; options of training for methods without any; as `jaxops.fit`.
 
     >>> from jaxops import forecast
     >>> days = np.arange("2024-01-01", "2024-04-01", dtype="datetime64[D]")
@@ -125,27 +131,26 @@ def fit(
     [50.0, 51.0, 52.0]
     """
     deadline = clock.monotonic() + seconds(budget)
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    horizon, levels = whole("horizon", horizon, 1), rising(levels)
     columns = (id, time, value, known, past, static, layout, fill, duplicates)
     reader = SeriesReader(horizon, frequency, *columns, zone=zone, end=end)
     series = reader.series(data)
     reader = _settled(reader, data, series, season)
     season = reader.season
-    held = held_rows(series.lengths, horizon) if validation is None else validation
+    held = _held(series, horizon, validation)
     rows, held_out = _parts(series, held)
-    windows = windows_of(series, season + 1, horizon, held_out)
+    windows = _to_compare(series, method, season, horizon, held_out)
+    context = max(100, 10 * season)
+    _check_levels(series, windows, levels, context, season)
     if method is None:
         method = methods(series, horizon, season, held, len(windows["origin"]))
-    several = _checked(method, horizon)
-    check_one_directory(options, 2 * sum(isinstance(x, nn.Module | LogScale) for x in several))
+    several = _checked(method, series, horizon, options)
     run = {"seed": seed, "progress": progress, **options}
     learned = try_all(several, series, rows, held_out, run, deadline)
     weights, errors = weighed([x.model for x in learned], series, windows, horizon, season)
     first = joined([one.model for one in learned], weights)
     final = joined(retrained(several, weights, learned, series, run, deadline), weights)
     if levels:
-        context = max(100, 10 * season)
         first = calibrated(first, series, windows, horizon, levels, context, season)
         final = replace(first, model=final)
     scored = _scored(first, series, windows, reader)
@@ -164,7 +169,7 @@ def _print(told: dict[str, dict[str, float]], scored: Evaluation) -> None:
     """What was tried, and the figures of what was made of it."""
     for name, one in told.items():
         print(f"{name}: validation mase {one['mase']:.3f}, weight {one['weight']:.1f}")
-    print(f"validation, {len(scored):,} windows\n{scored}")
+    print(f"validation, {len(scored):,} windows; optimistic, as they chose the model too\n{scored}")
 
 
 def evaluate(
@@ -196,10 +201,10 @@ def evaluate(
     """
     reader = reader_of(model)
     series = reader.series(data)
-    rows = reader.horizon if rows is None else rows
-    _, test = _parts(series, rows)
-    stride = reader.horizon if stride is None else stride
-    windows = origins(series, 1, reader.horizon, test, stride=stride)
+    horizon = reader.horizon
+    _, test = _parts(series, horizon if rows is None else whole("rows", rows, horizon))
+    stride = horizon if stride is None else whole("stride", stride, 1)
+    windows = origins(series, 1, horizon, test, stride=stride)
     return _scored(model, series, windows, reader, stride)
 
 
@@ -241,7 +246,9 @@ def _settled(reader: SeriesReader, data: Any, series: Series, season: int | None
     found: dict[str, Any] = {
         "frequency": series.frequency,
         "zone": reader.zone or series.zone,
-        "season": season_of(series.frequency, typical) if season is None else season,
+        "season": season_of(series.frequency, typical)
+        if season is None
+        else whole("season", season, 1),
     }
     if isinstance(data, Series):
         found |= {"value": data.channels, "known": data.known_names}
@@ -249,22 +256,67 @@ def _settled(reader: SeriesReader, data: Any, series: Series, season: int | None
     return replace(reader, **found)
 
 
-def _checked(method: Any, horizon: int) -> list[Any]:
+def _held(series: Series, horizon: int, validation: int | None) -> int:
+    """Rows at the end of each series for validation."""
+    if validation is None:
+        return held_rows(series.lengths, horizon)
+    return whole("validation", validation, horizon)
+
+
+def _check_levels(
+    series: Series, windows: Windows, levels: tuple[float, ...], context: int, season: int
+) -> None:
+    """Raise `ValueError` where `calibrated` would, before any training."""
+    if levels:
+        unit = units(history(series, windows, context), context, season)
+        check_enough(np.asarray((unit > 0).all(1)), levels)
+
+
+def _listed(method: Any) -> list[Any]:
+    return list(method) if isinstance(method, list | tuple) else [method]
+
+
+def _to_compare(series: Series, method: Any, season: int, horizon: int, held: Rows) -> Windows:
+    """Windows of validation with more history than a season, that of the series or of a method."""
+    longest = max([season, *(getattr(unwrapped(x), "season", 1) for x in _listed(method))])
+    least = longest + 1 + horizon
+    if (series.lengths < least).all():
+        s = int(series.lengths.argmax())
+        raise ValueError(
+            f"series must have at least {least} rows (more than a season of {longest} and a "
+            f"horizon of {horizon}), got at most {series.lengths[s]}, in {str(series.ids[s])!r}"
+        )
+    return windows_of(series, longest + 1, horizon, held)
+
+
+def _checked(method: Any, series: Series, horizon: int, options: dict[str, Any]) -> list[Any]:
     """The methods as a list."""
-    several = list(method) if isinstance(method, list | tuple) else [method]
+    several = _listed(method)
     if not several:
         raise ValueError("method must be at least 1, got none")
     for one in several:
+        forecasts = hasattr(one, "answer") or isinstance(one, nn.Module | Model)
+        if isinstance(one, type) or not forecasts:
+            raise ValueError(f"method must be a module or a model that forecasts, got {one!r:.80}")
         own = getattr(unwrapped(one), "horizon", horizon)
         if own != horizon:
             raise ValueError(f"horizon must be {own} for {name_of(one)}, got {horizon}")
+    networks = sum(isinstance(unwrapped(one), nn.Module) for one in several)
+    if options and not networks:
+        raise ValueError(
+            f"options must be none for methods without training, got {', '.join(options)}"
+        )
+    unused = (*series.known_names, *series.past_names, *series.static_names)
+    if unused and all(isinstance(unwrapped(one), Baseline) for one in several):
+        raise ValueError(
+            f"known, past and static must be () for baselines, which use none, got {unused}"
+        )
+    check_one_directory(options, 2 * networks)
     return several
 
 
 def _parts(series: Series, held: int) -> tuple[Rows, Rows]:
     """The rows of each series but its last `held`, at least one, and these."""
-    if held < 1:
-        raise ValueError(f"rows to hold out must be at least 1, got {held}")
     begin, end = series.offsets[:-1], series.offsets[1:]
     middle = np.minimum(np.maximum(end - held, begin + 1), end)
     return np.stack([begin, middle], 1), np.stack([middle, end], 1)
@@ -284,6 +336,13 @@ def _scored(
     start = windows["origin"] - series.offsets[windows["series"]]
     times = grid.moved(series.start[windows["series"]], start, series.frequency)
     names = zip(series.ids[windows["series"]], times.astype(str), strict=True)
+    ids = np.array([f"{name} {when}" for name, when in names], object)
+    lost = ~(np.isfinite(test.mean).all((1, 2)) & np.isfinite(test.quantiles).all((1, 2, 3)))
+    if lost.any():
+        raise ValueError(
+            "rows must leave each window a history that the model can forecast from, got too few "
+            f"before {ids[lost.argmax()]!r} ({lost.sum():,} of {len(lost):,} windows)"
+        )
     scored = score(
         test.mean,
         test.target,
@@ -292,7 +351,7 @@ def _scored(
         levels,
         (test.quantiles[..., 0], test.quantiles[..., -1]) if len(levels) > 1 else None,
         block=-(-horizon // stride),
-        ids=np.array([f"{name} {when}" for name, when in names], object),
+        ids=ids,
     )
     if defined.any():
         scored.values["mase"][~defined] = np.nan
@@ -312,8 +371,8 @@ def _continued(method: Any, series: Series, options: dict[str, Any]) -> Any:
         return method
     method.check(series)
     module, scales = method.module, _widened(method.scaling, series)
-    task = direct(module, series, scales)
-    windows = origins(series, module.context, module.horizon, short="skip")
+    task = direct(module, series, scales, partial=True)
+    windows = origins(series, module.context, module.horizon, short="skip", partial=True)
     names = ("batch_size", "epochs", "steps")
     settings = recipe(len(windows["origin"]), np.inf, *(options.get(name) for name in names))
     settings = chosen(settings | {"early_stopping": None}, options)

@@ -30,7 +30,7 @@ from jaxops.task import (
 )
 
 
-def direct(module: Any, series: Series, scaling: Scaling) -> Task:
+def direct(module: Any, series: Series, scaling: Scaling, partial: bool = False) -> Task:
     """Forecast the `horizon` steps after an origin from the `context` steps before it, all at once.
 
     A batch holds windows as `origins` makes them: a series and an origin each. Their rows are cut
@@ -44,6 +44,8 @@ def direct(module: Any, series: Series, scaling: Scaling) -> Task:
             learned from.
         scaling: of the training rows, by `jaxops.forecast.scaling`. The loss is that of scaled
             values.
+        partial: whether targets may be partly unknown: the task then reads a third column,
+            `steps`, how many steps of a window's target count, see `origins`.
 
     Returns:
         A task with the metrics loss, mse and mae, the last two in evaluations alone and of scaled
@@ -69,7 +71,7 @@ def direct(module: Any, series: Series, scaling: Scaling) -> Task:
     True
     """
     _check_output(module.output, series, scaling)
-    return _filled(module, _content(series, scaling))
+    return _filled(module, _content(series, scaling), partial)
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,10 @@ def _content(series: Series, scaling: Scaling) -> _Content:
 
 
 @functools.lru_cache(maxsize=2)
-def _filled(module: Any, content: _Content) -> Task:
+def _filled(module: Any, content: _Content, partial: bool) -> Task:
     """The task whose `init` puts the series into the state."""
     widths = tuple((name, content.arrays[name].shape[1]) for name in WIDTHS)
-    task = _direct(module, content.ids, content.offsets, widths)
+    task = _direct(module, content.ids, content.offsets, widths, partial)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         params, extra = task.init(key, batch)
@@ -137,12 +139,15 @@ def _direct(
     ids: tuple[str, ...],
     offsets: tuple[int, ...],
     widths: tuple[tuple[str, int], ...],
+    partial: bool = False,
 ) -> Task:
     """The task of series of this form; their numbers are in the state, and NaN in a new one."""
-    windows = _Windows(module, np.array(ids), np.array(offsets), dict(widths))
+    windows = _Windows(module, np.array(ids), np.array(offsets), dict(widths), partial)
+    least = 1 if partial else module.horizon
     columns = (
         Column("series", (), "int", len(ids)),
-        Column("origin", (), "int", offsets[-1] - module.horizon + 1),
+        Column("origin", (), "int", offsets[-1] - least + 1),
+        *([Column("steps", (), "int", module.horizon + 1)] if partial else []),
     )
     return Task(
         windows.init,
@@ -163,12 +168,14 @@ class _Windows:
         ids: (S,) of the series.
         offsets: (S + 1,) of their rows.
         widths: columns of the values, and of each kind of covariates.
+        partial: see `direct`.
     """
 
     module: Any
     ids: np.ndarray
     offsets: np.ndarray
     widths: dict[str, int]
+    partial: bool = False
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Of the arrays in the state, and of those that are empty, which checkpoints refuse."""
@@ -208,13 +215,16 @@ class _Windows:
             extra = {**extra, "network": {**extra["network"], **new}}
         else:
             outputs = self.module.apply(variables, inputs, train=False)
-        total = masked_sum(output.loss(outputs, target).mean((1, 2)), weights)
+        counted, share = self.counted(batch)
+        mean = lambda x: (x * counted).mean((1, 2)) / share  # noqa: E731
+        weights = weights * share
+        total = masked_sum(mean(output.loss(outputs, target)), weights)
         errors = {}
         if not train:
             error = output.mean(outputs) - target
             errors = {
-                "mse": metrics.mean(jnp.square(error).mean((1, 2)), weights),
-                "mae": metrics.mean(jnp.abs(error).mean((1, 2)), weights),
+                "mse": metrics.mean(mean(jnp.square(error)), weights),
+                "mae": metrics.mean(mean(jnp.abs(error)), weights),
             }
         return total, Out(weights.sum(), errors, extra)
 
@@ -228,7 +238,20 @@ class _Windows:
 
     def check(self, windows: Batch) -> None:
         columns = {name: np.asarray(x) for name, x in windows.items()}
+        if self.partial and (columns["steps"] < 1).any():
+            w = int((columns["steps"] < 1).argmax())
+            raise ValueError(f"steps must be at least 1, got {columns['steps'][w]} in window {w}")
+        if self.widths["known"] or not self.partial:
+            columns.pop("steps", None)  # all rows of the horizon are read
         check_windows(self.ids, self.offsets, columns, self.module.context, self.module.horizon)
+
+    def counted(self, batch: Batch) -> tuple[Array | float, Array | float]:
+        """Which steps of each target count, (B, H, 1) of 0 and 1, and their share (B,)."""
+        if not self.partial:
+            return 1.0, 1.0
+        steps = jnp.maximum(batch["steps"], 1)  # a row of padding may hold anything
+        counted = jnp.arange(self.module.horizon)[None] < steps[:, None]
+        return counted[:, :, None].astype(jnp.float32), counted.mean(1)
 
     def outputs(self, params: Params, extra: Extra, batch: Batch, **options: Any) -> Array:
         """What the module gives, in the series' own units."""
@@ -249,11 +272,16 @@ class _Windows:
         # a row of padding may hold anything
         origin = jnp.where(weights > 0, batch["origin"], back)
         number = jnp.where(weights > 0, batch["series"], 0)
-        values = gather(arrays["values"], origin, -back, ahead)
+        values = gather(arrays["values"], origin, -back, 0 if self.partial else ahead)
+        target = values[:, back:]
+        if self.partial:  # beyond what counts the last value that does
+            steps = jnp.where(weights > 0, batch["steps"], 1)
+            rows = jnp.minimum(jnp.arange(ahead)[None], steps[:, None] - 1)
+            target = arrays["values"][origin[:, None] + rows]
         past = gather(arrays["past"], origin, -back, 0)
         known = gather(arrays["known"], origin, -back, ahead)
         inputs = Inputs(values[:, :back], past, known, arrays["static"][number])
-        return inputs, values[:, back:]
+        return inputs, target
 
 
 def _check_output(output: Any, series: Series, scaling: Scaling) -> None:

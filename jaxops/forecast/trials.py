@@ -107,8 +107,9 @@ def trained(
     module: Any = method
     kind = "none" if module.output.scale_only else "series"
     scales = scaling(series, kind, rows)
-    task = direct(module, series, scales)
-    windows = origins(series, module.context, module.horizon, rows, short="skip")
+    task = direct(module, series, scales, partial=True)
+    form = module.context, module.horizon
+    windows = origins(series, *form, rows, short="skip", partial=True)
     count = len(windows["origin"])
     run = {**run}
     share = run.pop("share", 1.0)
@@ -118,7 +119,9 @@ def trained(
     if held is None:
         settings |= {"early_stopping": None, "epochs": None, "steps": round(share * updates)}
     else:
-        settings["validation"] = windows_of(series, module.context, module.horizon, held)
+        whole = windows_of(series, *form, held)
+        steps = np.full_like(whole["origin"], module.horizon)
+        settings["validation"] = {**whole, "steps": steps}
     state = train(task, windows, **settings)
     again["share"] = int(state.step) / max(1, updates)
     model = forecaster(module, state, series, scales)
@@ -137,6 +140,11 @@ def weighed(
     forecasts = []
     for model in models:
         test = historical_forecasts(model, series, windows, horizon)
+        if lost := int((~np.isfinite(test.mean)).any((1, 2)).sum()):
+            raise ValueError(
+                f"method must forecast finite numbers, got NaN or infinity of {name_of(model)} in "
+                f"{lost:,} of {len(test.mean):,} windows of validation"
+            )
         forecasts.append(test.mean[used] / unit[used])
     target = test.target[used] / unit[used]
     errors = [float(np.abs(one - target).mean()) for one in forecasts]

@@ -298,6 +298,17 @@ def test_other_errors():
             decide.demand_curve(prices, 1.0)
     with pytest.raises(ValueError, match=r"epsilon must be in \[0, 1\], got 2"):
         decide.explore(clicks, 2)
+    for make, message in (
+        (lambda: decide.linucb(0, 2), "arms must be a whole number of at least 1, got 0"),
+        (lambda: decide.beta_thompson(2.5), "arms must be a whole number of at least 1, got 2.5"),
+        (lambda: decide.linucb(2, 2, alpha=-1), "alpha must be at least 0, got -1"),
+        (lambda: decide.linucb(2, 2, ridge=0), "ridge must be above 0, got 0"),
+        (lambda: decide.thompson(2, 2, noise=0), "noise must be above 0, got 0"),
+        (lambda: decide.demand_curve([1, 2], np.nan), "cost must be finite, got nan"),
+        (lambda: decide.demand_curve([1, 2], 0.5, noise=-1), "noise must be above 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 @pytest.mark.parametrize("kind", ["linucb", "thompson", "beta_thompson", "explore"])
@@ -326,6 +337,8 @@ def test_offers_that_come_and_go(kind):
     choice = whole.choose(state, context[:3], jax.random.key(0), one)
     assert choice.arm.tolist() == [2, 0, 1]
     np.testing.assert_allclose(choice.propensity, 1, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"context must be finite, got nan at \(0, 0\)"):
+        whole.choose(state, context[:3] * np.nan, jax.random.key(0))
     for wrong in (np.zeros(ARMS, bool), np.ones(ARMS)):
         with pytest.raises(ValueError, match="allowed must be bool with at least 1 arm in each"):
             whole.choose(state, context[:3], jax.random.key(0), wrong)

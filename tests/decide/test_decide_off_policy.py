@@ -289,3 +289,73 @@ def test_one_row_that_decides_gives_no_interval():
         assert (value.low, value.high) == (-np.inf, np.inf)
         assert str(value).endswith("[-inf, inf] of 1.0 effective rows")
     assert np.isfinite(decide.snips(policy, arm, reward, propensity, clip=10).high)
+
+
+def test_estimated_propensities_are_those_of_logistic_regression():
+    """Of two folds, each fitted by scikit-learn to the other; columns of any size."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, _, arm, *_ = World().log(np.random.default_rng(3), 300)
+    arm, far = np.where(arm == 1, 3, arm), x * np.array([1.0, 1e4]) + 50
+    found = decide.estimated_propensity(far, arm, arms=5, folds=2)
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert (found[:, [1, 4]] == 0).all()
+    scaled = (far - far.mean(0)) / far.std(0)
+    matched = np.zeros(300, int)
+    order = np.random.default_rng(0).permutation(300)
+    order = order[np.argsort(arm[order], kind="stable")]
+    for half in (0, 1):
+        mine = order[half::2]
+        others = np.setdiff1d(np.arange(300), mine)
+        model = linear_model.LogisticRegression(tol=1e-8).fit(scaled[others], arm[others])
+        wanted = model.predict_proba(scaled[mine])
+        np.testing.assert_allclose(found[mine][:, [0, 2, 3]], wanted, atol=2e-3)
+        matched[mine] += 1
+    assert (matched == 1).all()
+
+
+def test_a_row_does_not_move_its_own_estimate():
+    """Of a coin, 60 columns that say nothing fit 80 rows; not those that were held out."""
+    rng = np.random.default_rng(4)
+    x, arm = rng.normal(size=(80, 60)), rng.integers(0, 2, 80)
+    found = decide.estimated_propensity(x, arm, arms=2)
+    own = off_policy.softmax(x @ off_policy._logistic(x, arm, 2), 1)
+    rows = np.arange(80)
+    assert found[rows, arm].mean() < 0.6 and own[rows, arm].mean() > 0.8
+
+
+def test_values_with_estimated_propensities_are_right():
+    """Of one arm for all, in the log of a logistic policy; not with one propensity for all."""
+    world, rng, errors = World(), np.random.default_rng(5), []
+    policy = np.tile(np.eye(ARMS)[2], (ROWS, 1))
+    for _ in range(20):
+        x, *_, mean = world.log(rng)
+        arm = draw(rng, softmax(0.5 * x @ world.running))
+        reward = mean[np.arange(ROWS), arm] + 0.5 * rng.normal(size=ROWS)
+        truth, estimate = (policy * mean).sum(1).mean(), decide.estimated_propensity(x, arm, ARMS)
+        values = []
+        for propensity in (estimate, np.full(ROWS, 1 / ARMS)):
+            log = off_policy._log(policy, arm, reward, propensity, np.inf)  # without intervals
+            values.append(log.weight @ log.reward / log.weight.sum() - truth)
+        errors.append(values)
+    bias, error = np.mean(errors, 0), np.std(errors, 0, ddof=1) / np.sqrt(len(errors))
+    assert abs(bias[0]) < 3 * error[0] and abs(bias[1]) > 10 * error[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": np.ones(6)}, r"must have shapes \(N, D\) and \(N,\), got \(6,\)"),
+        (
+            {"context": np.full((6, 1), np.nan)},
+            "context must be finite, got NaN or infinity in row 0",
+        ),
+        ({"arm": np.array([0, 0, 0, 0, 0, 1])}, "got 2 arms, and arm 1 in 1 rows"),
+        ({"arm": np.zeros(6, int)}, "at least 2 arms, .* got 1 arms"),
+        ({"arms": 1}, r"arm must be integers in \[0, 1\), got 0 to 1"),
+        ({"folds": 1}, "folds must be at least 2, got 1"),
+    ],
+)
+def test_propensities_that_cannot_be_estimated(change, message):
+    given = {"context": np.ones((6, 1)), "arm": np.array([0, 0, 0, 1, 1, 1]), "arms": 2}
+    with pytest.raises(ValueError, match=message):
+        decide.estimated_propensity(**given | change)

@@ -398,6 +398,11 @@ def test_errors(change, message):
         simulate(base_stock, 4.0, given.pop("demand"), **given)
 
 
+def test_a_policy_of_another_shape():
+    with pytest.raises(ValueError, match=r"policy must return shape \(2,\), .*, got \(3,\)"):
+        simulate(lambda *_: np.zeros(3), None, np.ones((2, 3)), costs=COSTS)
+
+
 def test_thousands_of_items_in_one_program():
     demand = np.ones((20_000, 5), np.float32)
     out = jax.jit(lambda d: simulate(base_stock, 2.0, d, costs=COSTS, stock=2).cost)(demand)
@@ -409,7 +414,7 @@ def test_a_system_in_progress_goes_on():
     demand = np.random.default_rng(0).poisson(5, (3, 12)).astype(np.float32)
     settings = {"costs": Costs(holding=1, shortage=4), "lead_time": 2, "back_orders": True}
     whole = simulate(base_stock, 14.0, demand, **settings, stock=4.0)
-    middle = {"stock": whole.stock[:, 5], "pipeline": whole.orders[:, 4:6]}
+    middle = {"stock": whole.stock[:, 5], "pipeline": whole.orders[:, 4:6].tolist()}
     assert (np.asarray(middle["stock"]) < 0).any()  # customers wait
     rest = simulate(base_stock, 14.0, demand[:, 6:], **settings, **middle)
     for name in ("stock", "orders", "sales", "unmet", "cost"):

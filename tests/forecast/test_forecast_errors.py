@@ -22,6 +22,18 @@ WRONG = {
         lambda: f.series(LONG, id=["store", "item"]),
         ["id must be the name of one column", "'store'"],
     ),
+    "one series without ids": (
+        lambda: f.series(LONG[["time", "value"]]),
+        ["must have a column 'id', got time, value", 'layout="channels" reads one series'],
+    ),
+    "a meter's reading": (
+        lambda: f.series({"time": DAYS, "value": 2**27 + np.arange(9)}, layout="channels"),
+        ["column 'value' must range over much more than", "range of 8", "up to 8", "differences"],
+    ),
+    "a meter's reading in arrays": (
+        lambda: f.from_arrays(["a"], [2.0**27 + np.arange(9)]),
+        ["values: 'value' of series 'a'", "rounded by up to 8"],
+    ),
     "several time columns": (
         lambda: f.series(LONG, layout="channels", time=["year", "month"]),
         ["time must be the name of one column"],

@@ -200,7 +200,18 @@ def test_new_series_and_short_ones(model):
     answer = model.predict(new)
     assert answer.ids.tolist() == ["west"] and 90 < answer.mean.mean() < 115
     assert np.isnan(answer.quantiles).all()  # the unit of a week's difference is not known
-    assert model.predict(new, horizon=2, levels=()).mean.shape == (1, 2, 1)
+    point = model.predict(new, horizon=2, levels=())
+    assert point.mean.shape == (1, 2, 1)
+    assert point.frame().columns.tolist() == ["id", "time", "channel", "mean"]
+
+
+def test_a_target_that_is_known_in_part_is_learned_from():
+    """Of 18 rows 3 are held out; 15 have no window of 14 and 3, but one of 14 and 1."""
+    few = {name: x.reshape(S, N)[:, :18].ravel() for name, x in TABLE.items()}
+    model = f.fit(few, SMALL, **{**QUIET, "batch_size": 3}, levels=(), validation=3)
+    assert isinstance(model.task, f.Forecaster) and np.isfinite(model.predict(few).mean).all()
+    with pytest.raises(ValueError, match="series must have at least 15 rows up to the end of the"):
+        f.fit(few, SMALL, **QUIET, levels=(), validation=4)
 
 
 def test_new_rows():
@@ -256,16 +267,74 @@ def test_the_default_is_no_worse_than_its_members(capsys):
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
         ({"horizon": 4}, "horizon must be 3 for NLinear, context 14, got 4"),
         ({"budget": "soon"}, "budget must be a time such as"),
-        ({"validation": 0}, "rows to hold out must be at least 1, got 0"),
+        ({"validation": 0}, "validation must be at least 3, got 0"),
         ({"validation": 95}, "series must have at least"),
         ({"method": []}, "method must be at least 1, got none"),
-        ({"method": "best"}, "model must be a model that forecasts, got str"),
+        ({"method": "best"}, "method must be a module or a model that forecasts, got 'best'"),
+        ({"method": SMALL.__class__}, "method must be a module or a model that forecasts"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"horizon": 3.0}, "horizon must be a whole number, got 3.0"),
+        ({"season": 0}, "season must be at least 1, got 0"),
+        ({"season": 2.5}, "season must be a whole number, got 2.5"),
+        ({"season": 99}, "at least 103 rows .* season of 99 and a horizon of 3.*, got at most 98"),
+        ({"method": f.Baseline("drift", 99)}, "at least 103 rows"),
+        ({"validation": 2}, "validation must be at least 3, got 2"),
+        ({"levels": "0.5"}, "levels must be rising numbers between 0 and 1, got '0.5'"),
+        ({"levels": 0.5}, "levels must be rising numbers between 0 and 1, got 0.5"),
+        ({"levels": [0.9, 0.1]}, "levels must be rising numbers"),
+        ({"levels": [0.001]}, "windows must be at least 999 .*, for level 0.001, got"),
+        ({"method": f.Baseline("drift")}, "options must be none .*, got epochs, batch_size"),
     ],
 )
 def test_arguments_that_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
         f.fit(TABLE, change.pop("method", SMALL), **{**QUIET, **change})
+
+
+def test_what_cannot_be_calibrated_is_refused_before_training():
+    """Series that never vary have no unit of errors."""
+    flat = {**TABLE, "sold": np.full(S * N, 5.0)}
+    with pytest.raises(
+        ValueError, match=r"histories vary, .* for level 0.1, got 0 of .*; levels=\(\)"
+    ):
+        f.fit(flat, Untrainable(), **QUIET)
+
+
+class Untrainable(nn.Module):
+    """A module that cannot be called."""
+
+    context: int = 2
+    horizon: int = H
+    output: f.Output = f.Point()
+
+
+def test_covariates_that_no_method_uses():
+    rest = {**NAMES, "horizon": H, "progress": False, "known": ["price"]}
+    with pytest.raises(ValueError, match=r"must be \(\) for baselines, .*, got \('price',\)"):
+        f.fit(TABLE, [f.Baseline("drift"), f.LogScale(f.Baseline("theta"))], **rest)
+
+
+def test_windows_that_a_method_has_no_history_for():
+    weekly, some = f.Baseline("seasonal_naive", 7), {n: c[:13] for n, c in TABLE.items()}
+    rest = {**NAMES, "horizon": H, "progress": False, "levels": ()}
+    model = f.fit(some, weekly, **rest)  # fewer than three seasons: compared from 8 rows on
+    np.testing.assert_allclose(model.predict(some).mean[0, :, 0], SOLD[0, 6:9], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"before 's0 2024-01-02.* \(7 of 10 windows"):
+        f.evaluate(model, some, rows=12, stride=1)
+    with pytest.raises(ValueError, match="rows must be at least 3, got 2"):
+        f.evaluate(model, some, rows=2)
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        f.evaluate(model, some, stride=0)
+
+
+def test_calibration_without_quantiles_of_the_shortest_histories():
+    """Theta has no errors of two values; such a window would make all margins NaN."""
+    walk, origin = f.from_arrays(["a"], [SOLD[0, :40]]), np.r_[2, 16:38].astype(np.int32)
+    both = {"series": np.zeros(23, np.int32), "origin": origin}
+    later = {name: column[1:] for name, column in both.items()}
+    wanted, given = (f.calibrated(f.Baseline("theta"), walk, x, 2) for x in (later, both))
+    np.testing.assert_allclose(given.offsets, wanted.offsets, rtol=1e-4)
+    assert given.left_out == pytest.approx(1 / 23)
 
 
 def test_models_and_series_that_cannot_be(model):

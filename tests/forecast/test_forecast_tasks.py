@@ -550,3 +550,36 @@ def test_a_constant_series_is_forecast_constant(module):
     _, state = trained(module, flat, scaling)
     found = f.forecast(f.forecaster(module, state, flat, scaling), flat, levels=()).mean
     assert np.isfinite(found).all() and np.abs(found - 7).max() < 1
+
+
+def test_partial_targets_count_as_far_as_they_are_known(series):
+    """Each known value once, up to the last row of all; what comes later tells nothing."""
+    bare, module = plain(series), f.NLinear(L, H)
+    scaling = f.scaling(bare, "none")
+    rows = whole(bare) - np.array([[0, 2], [0, 0], [0, 0]])
+    windows = f.origins(bare, L, H, rows, partial=True)
+    task = f.direct(module, bare, scaling, partial=True)
+    state = jo.init_state(task, jo.optim.sgd(1e-2), 0, {k: x[:1] for k, x in windows.items()})
+    means = jo.predict(task, state, windows)[..., 0]
+    squares = []
+    for mean, s, origin in zip(means, windows["series"], windows["origin"], strict=True):
+        known = bare.values[origin : min(origin + H, rows[s, 1])]
+        squares.append(np.square(mean[: len(known)] - known).ravel())
+    wanted = np.concatenate(squares).mean()
+    found = jo.evaluate(task, state, windows, batch_size=32)  # its last batch is padded
+    assert found["mse"] == pytest.approx(wanted, rel=1e-5)
+    assert found["loss"] == pytest.approx(wanted, rel=1e-5)
+    odd = bare.values.copy()
+    odd[38:40] = 1e6  # after the range of the first series
+    other = f.direct(module, replace(bare, values=odd), scaling, partial=True)
+    first = {name: x[windows["series"] == 0][-H:] for name, x in windows.items()}
+    extra = other.init(jax.random.key(0), first)[1]
+    moved = state._replace(extra={**state.extra, "series": extra["series"]})
+    kept = jo.evaluate(task, state, first)["loss"]
+    assert first["steps"].tolist() == [4, 3, 2, 1]
+    assert jo.evaluate(other, moved, first)["loss"] == pytest.approx(kept, rel=1e-6)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0 in window 1"):
+        jo.evaluate(task, state, {**first, "steps": np.array([4, 0, 2, 1])})
+    beyond = {**first, "steps": np.full(4, 4)}
+    with pytest.raises(ValueError, match="for context=12 and horizon=4, got 37 in window 3"):
+        jo.evaluate(task, state, beyond)

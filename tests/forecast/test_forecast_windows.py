@@ -1,6 +1,7 @@
 """Windows against a loop over all rows; splits, backtests, and the rows on the device."""
 
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -233,3 +234,25 @@ def test_bad_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_partial_windows_against_a_loop(known):
+    """Of each origin with a context the steps in its range; known covariates need all rows."""
+    series = ragged(20, 9, 6)
+    if known:
+        widened = np.ones((35, 1), np.float32)
+        series = replace(series, known=widened, known_names=("price",))
+    rows = np.array([[0, 17], [22, 29], [29, 35]])
+    wanted = []
+    for s, (begin, end) in enumerate(rows):
+        for origin in range(begin, end):
+            last = series.offsets[s + 1]
+            if origin - 4 >= series.offsets[s] and (not known or origin + 3 <= last):
+                wanted.append((s, origin, min(3, end - origin)))
+    found = forecast.origins(series, 4, 3, rows, partial=True, short="skip")
+    columns = (found[name].tolist() for name in ("series", "origin", "steps"))
+    assert list(zip(*columns, strict=True)) == wanted
+    one = forecast.from_arrays(["one"], [range(4)])
+    with pytest.raises(ValueError, match=r"at least 5 rows .* context=4 and horizon=3, got 4"):
+        forecast.origins(one, 4, 3, partial=True)

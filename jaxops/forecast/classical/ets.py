@@ -246,12 +246,10 @@ def _one(
     first = first_guess(form, values, n, m)
     cost = lambda u: jnp.sum(residuals(u) ** 2)  # noqa: E731
 
-    def start(group: Sequence) -> jax.Array:
-        tried = jnp.array(group)
-        tried = jnp.concatenate([tried, jnp.broadcast_to(first, (len(tried), 1 + m))], 1)
-        return tried[least(jax.vmap(cost)(tried))]
-
-    starts = jnp.stack([start(group) for group in STARTS])
+    tried = jnp.array([weights for group in STARTS for weights in group])
+    tried = jnp.concatenate([tried, jnp.broadcast_to(first, (len(tried), 1 + m))], 1)
+    costs, border = jax.vmap(cost)(tried), len(STARTS[0])  # in one loop, which compiles faster
+    starts = jnp.stack([tried[least(costs[:border])], tried[border + least(costs[border:])]])
     free = jnp.concatenate(
         [
             jnp.array([True]),

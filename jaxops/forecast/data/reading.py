@@ -12,7 +12,7 @@ from jaxops.data.dates import utc as dates_in_utc
 from jaxops.data.tables import Source, none_missing
 from jaxops.forecast.data import grid
 from jaxops.forecast.data.regular import Duplicates, Fill, Groups, Table, regular
-from jaxops.forecast.data.series import Report, Series
+from jaxops.forecast.data.series import Report, Series, check_rounding
 
 Layout = Literal["long", "series", "channels"]
 MISSING = ("", "nan", "NaN", "NA", "null")
@@ -81,7 +81,8 @@ def series(
     Raises:
         ValueError: a column that is missing or not numeric; a missing time or id; a time off the
             frequency; a gap, a duplicate or a missing number, unless `fill` or `duplicates` says
-            what to do; a static column that changes; an infinite number; no rows.
+            what to do; a static column that changes; an infinite number; a column whose numbers
+            differ by less than float32 can tell; no rows.
 
     >>> table = series({"id": ["a", "a", "b", "a"], "time": ["2024-01-02", "2024-01-01",
     ...                 "2024-01-02", "2024-01-04"], "value": [2, 1, 7, 4]}, fill="linear")
@@ -158,7 +159,12 @@ def frame(
     def read(path: str | Path) -> Any:
         return tables.csv_frame(path, chosen, encoding, MISSING, text)
 
-    return tables.source_frame(_with_times(source, needed[-1]), chosen, needed, read)
+    try:
+        return tables.source_frame(_with_times(source, needed[-1]), chosen, needed, read)
+    except ValueError as error:
+        if text and f"must have a column {id!r}" in str(error):
+            raise ValueError(f'{error}; layout="channels" reads one series without ids') from None
+        raise
 
 
 def _with_times(source: Any, time: str) -> Any:
@@ -252,6 +258,8 @@ def numbers(columns: Any, what: str) -> np.ndarray:
                 f"{what}: column {name!r} must be finite float32, got "
                 f"{column.iloc[int(infinite.argmax())]} in row {infinite.argmax()} (counted from 0)"
             )
+        exact = column.to_numpy(np.float64, na_value=np.nan)
+        check_rounding(exact, f"{what}: column {name!r}")
     return table
 
 

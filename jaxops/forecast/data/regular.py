@@ -283,7 +283,8 @@ def _fill(
         side = "before" if how == "previous" else "on either side of"
         raise ValueError(
             f"{what} must have a number {side} each gap for fill={how!r}, got none for row "
-            f"{empty[lost.argmax()] - offsets[series]} of series {str(table.ids[series])!r}"
+            f"{empty[lost.argmax()] - offsets[series]} of series {str(table.ids[series])!r}; "
+            "without such rows at its ends a series is shorter"
         )
     if how == "previous":
         column[empty] = column[before]

@@ -207,6 +207,26 @@ class Series:
         return taken(self, kept, self.offsets[kept], self.offsets[kept + 1])
 
 
+def check_rounding(numbers: np.ndarray, what: str) -> None:
+    """Raise `ValueError` where float32 rounds numbers (N,) by over a hundredth of their range.
+
+    >>> check_rounding(np.array([167772161.0, 167772163.0]), "meter")
+    Traceback (most recent call last):
+    ValueError: meter must range over much more than float32 rounds, got a range of 2 ...
+    """
+    finite = numbers[np.isfinite(numbers)].astype(np.float64)
+    if finite.size == 0:
+        return
+    with np.errstate(over="ignore"):
+        lost = float(np.abs(finite - finite.astype(np.float32)).max())
+    extent = float(np.ptp(finite))
+    if np.isfinite(lost) and lost > 0.01 * extent > 0:
+        raise ValueError(
+            f"{what} must range over much more than float32 rounds, got a range of {extent:g} and "
+            f"numbers rounded by up to {lost:g}; subtract a constant, or take differences"
+        )
+
+
 def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranges of rows, first to last - 1, end to end.
 
@@ -261,7 +281,8 @@ def from_arrays(
         static: by name, (S,) numbers.
 
     Raises:
-        ValueError: an id that occurs twice, another shape, or a number that is not finite.
+        ValueError: an id that occurs twice, another shape, a number that is not finite, or numbers
+            that differ by less than float32 can tell.
 
     M4 has one series in each row, with blanks after its end:
 
@@ -293,6 +314,9 @@ def from_arrays(
                 f"values must have shape (T, {width}), T at least 1, for each series, got "
                 f"{np.shape(rows)} for series {str(name)!r}"
             )
+        for j, channel in enumerate(channels):
+            given = np.asarray(rows, np.float64).reshape(len(table), width)[:, j]
+            check_rounding(given, f"values: {channel!r} of series {str(name)!r}")
         tables.append(table)
     offsets = np.append(0, np.cumsum([len(table) for table in tables]))
     table = np.concatenate(tables)

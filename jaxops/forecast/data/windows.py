@@ -12,7 +12,7 @@ from jaxops.forecast.data.series import Series, as_time, taken
 
 Windows = dict[str, np.ndarray]
 """Columns `series` and `origin`, int32 (W,): the number of the series, and the row of the
-first step to forecast."""
+first step to forecast; where targets are partial, `steps` too: how many of theirs are known."""
 Rows = np.ndarray
 """int64 (S, 2): for each series the first row of a range, and the row after its last."""
 Count = int | float | None
@@ -139,7 +139,7 @@ def split_by_time(series: Series, validation: object, test: object, end: object 
 
 
 def _first_last(
-    series: Series, context: int, horizon: int, rows: Rows | None
+    series: Series, context: int, horizon: int, rows: Rows | None, partial: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first and the last origin of each series; none where the last is before the first."""
     if context < 0 or horizon < 1:
@@ -148,7 +148,10 @@ def _first_last(
             f"context={context} and horizon={horizon}"
         )
     rows = checked_rows(series, rows)
-    return np.maximum(rows[:, 0], series.offsets[:-1] + context), rows[:, 1] - horizon
+    last = rows[:, 1] - (1 if partial else horizon)
+    if series.known_names:  # those of all steps exist
+        last = np.minimum(last, series.offsets[1:] - horizon)
+    return np.maximum(rows[:, 0], series.offsets[:-1] + context), last
 
 
 def checked_rows(series: Series, rows: Rows | None) -> Rows:
@@ -181,6 +184,7 @@ def origins(
     *,
     stride: int = 1,
     short: Literal["error", "skip"] = "error",
+    partial: bool = False,
 ) -> Windows:
     """All windows whose target lies in a range of rows; their context may lie before it.
 
@@ -193,6 +197,9 @@ def origins(
             included.
         short: what to do with series without a window: "error", or "skip" them. To keep them,
             lengthen them first (`padded`). `too_short` tells which they are.
+        partial: also windows whose target reaches beyond the range, of which at least one step
+            lies in it, for `direct(..., partial=True)`: the newest rows are learned from at each
+            step ahead, which short series need. With known covariates only where these are known.
 
     Returns:
         The windows, series by series, in the order of time: columns for `jaxops.fit`.
@@ -204,18 +211,21 @@ def origins(
     >>> two = from_arrays(["a", "b"], [range(5), range(4)])
     >>> {name: column.tolist() for name, column in origins(two, 2, 1).items()}
     {'series': [0, 0, 0, 1, 1], 'origin': [2, 3, 4, 7, 8]}
+    >>> origins(two, 3, 2, partial=True)["steps"].tolist()
+    [2, 1, 1]
     """
     if stride < 1 or short not in ("error", "skip"):
         raise ValueError(
             f'stride must be at least 1 and short "error" or "skip", got {stride} and {short!r}'
         )
-    first, last = _first_last(series, context, horizon, rows)
-    none = last < first
+    first, last = _first_last(series, context, horizon, rows, partial)
+    none, end = last < first, checked_rows(series, rows)[:, 1]
     if none.all() or (none.any() and short == "error"):
         s = int(none.argmax())
-        length = first[s] - series.offsets[s], last[s] + horizon - series.offsets[s]
+        length = first[s] - series.offsets[s], end[s] - series.offsets[s]
+        ahead = 1 if partial and not series.known_names else horizon
         raise ValueError(
-            f"series must have at least {length[0] + horizon} rows up to the end of the range for "
+            f"series must have at least {length[0] + ahead} rows up to the end of the range for "
             f"context={context} and horizon={horizon}, got {length[1]} in "
             f"{str(series.ids[s])!r}; {none.sum()} of {len(series)} series are too short; "
             'short="skip" leaves them out, `padded` lengthens them'
@@ -223,7 +233,11 @@ def origins(
     count = np.where(none, 0, (last - first) // stride + 1)
     number = np.repeat(np.arange(len(series), dtype=np.int32), count)
     to_come = np.repeat(np.cumsum(count), count) - 1 - np.arange(len(number))
-    return {"series": number, "origin": (last[number] - stride * to_come).astype(np.int32)}
+    origin = last[number] - stride * to_come
+    windows = {"series": number, "origin": origin.astype(np.int32)}
+    if partial:
+        windows["steps"] = np.minimum(end[number] - origin, horizon).astype(np.int32)
+    return windows
 
 
 def check_windows(
@@ -236,7 +250,7 @@ def check_windows(
         offsets: (S + 1,), of their rows.
         windows: W of them, from anywhere.
         context: L, rows before each origin that will be read.
-        horizon: H, rows from the origin on.
+        horizon: H, rows from the origin on; of partial windows their `steps`.
 
     Raises:
         ValueError: the number of a series that does not exist, or a window that reaches beyond its
@@ -254,14 +268,15 @@ def check_windows(
     if none.any():
         w = int(none.argmax())
         raise ValueError(f"series must be in [0, {len(ids)}), got {number[w]} in window {w}")
-    first, last = offsets[number] + context, offsets[number + 1] - horizon
+    steps = windows.get("steps", np.full(len(origin), horizon))
+    first, last = offsets[number] + context, offsets[number + 1] - steps
     beyond = (origin < first) | (origin > last)
     if beyond.any():
         w = int(beyond.argmax())
         name, rows = str(ids[number[w]]), offsets[number[w] : number[w] + 2]
         raise ValueError(
             f"origin must be in [{first[w]}, {last[w] + 1}) in series {name!r} (rows {rows[0]} to "
-            f"{rows[1] - 1}) for context={context} and horizon={horizon}, got {origin[w]} in "
+            f"{rows[1] - 1}) for context={context} and horizon={steps[w]}, got {origin[w]} in "
             f"window {w}; {beyond.sum():,} of {len(number):,} windows reach beyond their series"
         )
 
