@@ -17,6 +17,7 @@ from jaxops.recommend.data.events import Events
 from jaxops.recommend.data.reading import features_of
 from jaxops.recommend.models.blend import Blend, blend, members_of
 from jaxops.recommend.models.ease import EASE
+from jaxops.recommend.models.item_knn import ItemKNN
 from jaxops.recommend.models.sequence import (
     SequenceModel,
     sasrec,
@@ -34,7 +35,7 @@ from jaxops.recommend.recommenders import (
     updated,
 )
 from jaxops.recommend.tasks import held_out, masked_item, next_item, retrieval, rows
-from jaxops.recommend.trials import chosen_of, scored
+from jaxops.recommend.trials import chosen_of, scored, with_decay
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
 from jaxops.trust.evaluation import Evaluation, table
@@ -62,9 +63,9 @@ def fit(
 ) -> Model:
     """Train a recommender on a log of events: which user took which item, and when.
 
-    By default `EASE` and `sasrec` are trained; the one with the larger NDCG of the validation items
-    is kept, or their blend. On Beauty, with 54,542 items, SASRec by cross-entropy was the best
-    single model (NDCG@10 0.0326, EASE 0.0254); EASE, of at most 10,000 items here, needs less data.
+    By default `EASE`, `ItemKNN` and `sasrec` are trained; the one with the largest NDCG of the
+    validation items is kept, or a blend. How much more recent events weigh in `EASE` and `ItemKNN`
+    (`decay`) is then chosen by validation as well. `EASE` is of at most 10,000 items here.
 
     The last item of each user, of at most 10,000 users with three events or more, is held out for
     validation. A closed form is then fitted again to all events; a network is not.
@@ -133,7 +134,8 @@ def fit(
         left = (until - monotonic()) / (len(methods) - place)  # for this one
         if found and left <= 0:
             break
-        found[name] = _trained(one, rest, held, left, given)
+        made = _trained(one, rest, held, left, given)
+        found[name] = with_decay(made, held) if method is None else made
         read = held._replace(features=reads(found[name], held.features))
         scores[name] = scored(found[name], read, k)
     best, recommender = chosen_of(
@@ -307,7 +309,8 @@ def _named(method: Any, log: Events) -> dict[str, Any]:
     counts = np.sort(np.bincount(log.item, minlength=len(log.items)))[::-1]
     rare = 0 if len(counts) <= SOLVED else int(counts[SOLVED])
     ease = {"EASE": EASE(min_count=rare + 1)} if rare < counts[0] else {}
-    return {**ease, "SASRec": sasrec(dropout=0.4)}
+    near = ItemKNN(shrink=30.0, backward=0.5)
+    return {**ease, "ItemKNN": near, "SASRec": sasrec(dropout=0.4)}
 
 
 def _held_out(
