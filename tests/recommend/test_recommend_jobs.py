@@ -369,10 +369,15 @@ def test_features_of_users(towers, model):
         ("other", {}, "method must have 12 items, as the log, or 0, which sets it, got 7"),
         ("text", {}, r"method must be a closed form such as EASE\(\), .*, got 'EASE'"),
         ("none", {}, "method must be at least 1, got an empty list"),
+        ("class", {}, r"method must be a closed form such as .*, got the class EASE"),
+        ("second", {}, r"method must be a closed form such as .*, got None"),
+        ("ease", {"validation": 1}, r"validation must be a share in \(0, 1\), got 1"),
+        ("ease", {"seed": "x"}, "seed must be a whole number, got 'x'"),
     ],
 )
 def test_arguments_that_cannot_be(method, change, message):
     methods = {"ease": recommend.EASE(), "other": recommend.sasrec(7), "text": "EASE", "none": []}
+    methods |= {"class": recommend.EASE, "second": [recommend.Popularity(), None]}
     with pytest.raises(ValueError, match=message):
         fit(methods[method], **change)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxops.recommend.data.events import Events
 from jaxops.task import Array
+from jaxops.train.settings import whole
 
 
 def check_log(events: Events, known: int = 0) -> None:
@@ -17,7 +18,8 @@ def check_log(events: Events, known: int = 0) -> None:
         known: number of items that the model knows already.
 
     Raises:
-        ValueError: no events, a weight that is negative or not finite, or fewer items than known.
+        ValueError: no events, a weight that is negative or not finite, no weight above 0, or fewer
+            items than known.
     """
     if len(events) == 0:
         raise ValueError("events must hold at least 1 event, got none")
@@ -26,6 +28,8 @@ def check_log(events: Events, known: int = 0) -> None:
         raise ValueError(
             f"weight must be finite and at least 0, got {events.weight[wrong[0]]} in row {wrong[0]}"
         )
+    if not events.weight.any():
+        raise ValueError("weight must be above 0 for an event, got 0 for all")
     if len(events.items) < known:
         raise ValueError(
             f"items must begin with the {known:,} known items, got {len(events.items):,} items"
@@ -118,6 +122,12 @@ def recency(history: Array, padding: int, decay: float) -> Array:
     known = history < padding
     later = known.sum(1, keepdims=True) - 1 - jnp.arange(history.shape[1])[None]
     return jnp.where(known, jnp.float32(decay) ** later, 0)
+
+
+def check_context(context: int | None) -> None:
+    """Raise `ValueError` for a number of last items that is neither None nor at least 1."""
+    if context is not None:
+        whole("context", context, 1)
 
 
 def check_share(name: str, value: float) -> None:

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.recommend.data.counts import check_log, check_share, interactions, recency
+from jaxops.recommend.data.counts import (
+    check_context,
+    check_log,
+    check_share,
+    interactions,
+    recency,
+)
 from jaxops.recommend.data.events import Events
 from jaxops.task import recorded
 
@@ -63,6 +69,7 @@ class EASE:
     def __post_init__(self) -> None:
         if not self.l2 > 0:
             raise ValueError(f"l2 must be above 0, got {self.l2}")
+        check_context(self.context)
         check_share("decay", self.decay)
 
     def fit(self, events: Events, params: Any = None) -> dict[str, Any]:

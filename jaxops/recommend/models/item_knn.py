@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.recommend.data.counts import check_log, check_share, recency, together
+from jaxops.recommend.data.counts import check_context, check_log, check_share, recency, together
 from jaxops.recommend.data.events import Events
 from jaxops.task import recorded
+from jaxops.train.settings import whole
 
 Array = jax.Array
 
@@ -62,8 +63,8 @@ class ItemKNN:
     for_update: ClassVar[tuple[str, ...]] = ("count", "column", "start")
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {self.neighbours}")
+        whole("neighbours", self.neighbours, 1)
+        check_context(self.context)
         if not self.shrink >= 0:
             raise ValueError(f"shrink must be at least 0, got {self.shrink}")
         check_share("decay", self.decay)
