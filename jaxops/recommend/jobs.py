@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 from time import monotonic
 from typing import Any
 
@@ -333,7 +332,7 @@ def _held_out(
     """The events to train on, and what to score by."""
     if validation is None:
         later = _last(log, seed)
-    elif isinstance(validation, Real):
+    elif isinstance(validation, int | float | np.floating):
         if not 0 < validation < 1:
             raise ValueError(f"validation must be a share in (0, 1), got {validation}")
         later = log.time >= log.time[-max(1, round(validation * len(log)))]
