@@ -294,8 +294,13 @@ def beauty(settings: Settings, seed: int, folder: Path) -> Rows:
     model, seconds = timed(recommend.fit, log[~last], seed=seed)
     models["default"] = model, seconds
     if settings.rivals and seed == 0:
-        for rival in (recommend.ItemKNN(), recommend.Popularity()):
-            models[type(rival).__name__] = timed(recommend.fit, log[~last], rival)
+        rivals = {
+            "item-kNN": recommend.ItemKNN(),
+            "item-kNN by order": recommend.ItemKNN(shrink=30.0, decay=0.8, backward=0.5),
+            "popularity": recommend.Popularity(),
+        }
+        for rival, method in rivals.items():
+            models[rival] = timed(recommend.fit, log[~last], method)
     rows = {}
     for name, (model, seconds) in models.items():
         figures = recommend.evaluate(model, log[last], log[~last]).figures()

@@ -5,10 +5,12 @@ array of each column.
 """
 
 import base64
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -218,19 +220,35 @@ def none_missing(column: Any, what: str, requirement: str) -> None:
         )
 
 
+def plain_id(value: Any) -> Any:
+    """An id with a UUID as its text and bytes as the text in UTF-8; any other as it is.
+
+    >>> plain_id(b"tea"), plain_id(7)
+    ('tea', 7)
+    """
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return str(value) if isinstance(value, UUID) else value
+
+
 def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
     """The number of each row's id, int32 (N,), and the ids by that number, `str` objects (S,)."""
     pd = require("pandas", extra="data")
 
     none_missing(column, what, "an id for every row")
     codes, uniques = pd.factorize(column)
-    values = np.asarray(uniques, object)
+    given = np.asarray(uniques, object)
+    values = np.array([plain_id(value) for value in given], object)
     wrong = [v for v in values if not isinstance(v, str | int | np.integer) or isinstance(v, bool)]
     if wrong or column.dtype.kind == "b":
         detail = f" ({wrong[0]!r})" if wrong else ""
         raise ValueError(f"{what} must be text or integers, got {column.dtype}{detail}")
     if len({isinstance(value, str) for value in values}) > 1:
         raise ValueError(f"{what} must be all text or all integers, got both; make all text of it")
+    if len(set(values)) < len(values):
+        kinds = ", ".join(sorted({type(value).__name__ for value in given}))
+        raise ValueError(f"{what} must hold ids of one type, got {kinds}")
     return codes.astype(np.int32), values.astype(str).astype(object)
 
 

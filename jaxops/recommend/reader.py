@@ -139,7 +139,7 @@ class LogReader:
     def predict(
         self,
         model: Model,
-        data: Source | Events | Histories | list[Any],
+        data: Source | Events | Histories | list[Any] | np.ndarray,
         k: int = 10,
         *,
         exclude_seen: bool = True,
@@ -152,8 +152,8 @@ class LogReader:
 
         Args:
             model: the model.
-            data: a log, see `events`; or a list of histories: the items' ids for each user, oldest
-                first.
+            data: a log, see `events`; or a list or a series of histories: the items' ids for each
+                user, oldest first.
             k: number of items, as the other options see `recommend.recommend`.
             exclude_seen: leave out the items of the history.
             allow: ids to choose among.
@@ -166,8 +166,9 @@ class LogReader:
             ValueError: a log that cannot be read, and as `recommend.recommend`.
         """
         options: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny}
-        if isinstance(data, list | tuple):
-            return recommend(model, data, k, users=users, user_features=user_features, **options)
+        lists: Any = data.to_list() if hasattr(data, "to_list") else data
+        if isinstance(lists, list | tuple | np.ndarray):
+            return recommend(model, lists, k, users=users, user_features=user_features, **options)
         items = recommender_of(model).items
         log = replace(self, weight=None).events(data, items)
         log = log if users is None else of_users(log, users)

@@ -1,6 +1,6 @@
 """Which of several methods is the best by validation, or which blend of two."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from jaxops.recommend.reader import Held
 from jaxops.recommend.recommenders import Recommender, fitted
 from jaxops.trust.evaluation import Evaluation
 
-USERS, WEIGHTS = 2_000, (0.1, 0.2, 0.35, 0.5)  # by which users a weight is chosen
+USERS = 2_000  # by which a weight or a decay is chosen
+WEIGHTS = (0.1, 0.3, 0.6, 0.85, 0.95)
+DECAYS = (1.0, 0.8, 0.6, 0.4, 0.2)
 
 
 def best_of(scores: Mapping[str, Evaluation], k: int) -> str:
@@ -42,15 +44,32 @@ def blended(pair: list[Recommender], weight: float) -> Recommender:
 
 def weight_of(pair: list[Recommender], held: Held) -> float:
     """The second model's weight with the best NDCG@10 of some users."""
-    users = np.flatnonzero(held.targets.lengths)[:USERS]
-    histories, targets = (part.part(users) for part in (held.histories, held.targets))
     pair = [replace(one, params=one.on_device[0]) for one in pair]  # moved once for all weights
+    return _best(WEIGHTS, lambda weight: blended(pair, weight), held)
 
-    def score(weight: float) -> float:
-        found = ranks(blended(pair, weight), histories, targets)
+
+def with_decay(recommender: Recommender, held: Held) -> Recommender:
+    """A model that has a decay with that of the best NDCG@10 of some users; any other as it is."""
+    if not hasattr(recommender.model, "decay"):
+        return recommender
+    here = replace(recommender, params=recommender.on_device[0])
+
+    def decayed(one: Recommender, decay: float) -> Recommender:
+        return replace(one, model=replace(one.model, decay=decay))
+
+    return decayed(recommender, _best(DECAYS, lambda decay: decayed(here, decay), held))
+
+
+def _best(values: Sequence[float], made: Callable[[float], Recommender], held: Held) -> float:
+    """The value whose recommender has the best NDCG@10 of some users, drawn at random."""
+    users = np.random.default_rng(0).permutation(np.flatnonzero(held.targets.lengths))[:USERS]
+    histories, targets = (part.part(users) for part in (held.histories, held.targets))
+
+    def score(value: float) -> float:
+        found = ranks(made(value), histories, targets)
         return float(ndcg(found.ranks, 10, found.ties).mean())
 
-    return max(WEIGHTS, key=score)
+    return max(values, key=score)
 
 
 def chosen_of(
@@ -80,7 +99,7 @@ def chosen_of(
         scores[name] = scored(blended(members, share), held, k)
     best = best_of(scores, k)
     final = {
-        one: fitted(methods[one], log) if log is not None and hasattr(methods[one], "fit") else made
+        one: fitted(made.model, log) if log is not None and hasattr(made.model, "fit") else made
         for one, made in found.items()
         if one in (pair if best == name else (best,))
     }

@@ -62,7 +62,8 @@ class Evaluation:
     def figures(self) -> dict[str, float]:
         """Metric -> the mean over the units, or the figure of all units."""
         everything = np.arange(len(self))
-        means = {name: float(np.nanmean(values)) for name, values in self.values.items()}
+        known = {name: values[~np.isnan(values)] for name, values in self.values.items()}
+        means = {name: float(x.mean()) if x.size else np.nan for name, x in known.items()}
         return means | {name: whole(everything) for name, whole in self.wholes.items()}
 
     def interval(self, metric: str, coverage: float = 0.95, step: int | None = None) -> Interval:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
+from uuid import UUID
 
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +158,37 @@ def test_integer_ids_come_back_as_integers(shop, tmp_path):
     assert jo.load(tmp_path / "shop.safetensors").predict([[1001]], k=1).ids() == [[1002]]
 
 
+def test_identifiers_and_bytes_are_text():
+    ids = [UUID(int=n) for n in (1, 2, 1, 2, 3)]
+    shop = r.fit({**LOG, "item": ids}, r.ItemKNN(), progress=False)
+    assert shop.predict([[ids[0]]], k=1).ids() == [[str(ids[1])]]
+    log = r.events({**LOG, "item": np.array([b"x", b"y", b"x", b"y", "\u00e9".encode()])})
+    assert log.items.tolist() == ["x", "y", "\u00e9"]
+    for items, message in (
+        ([b"\xff"] * 5, r"column 'item' must be text or integers, got object \(b'\\xff'\)"),
+        ([b"x", "x", "x", "x", "x"], "column 'item' must hold ids of one type, got bytes, str"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            r.events({**LOG, "item": items})
+
+
+def test_histories_of_an_array_or_a_series(shop):
+    import pandas as pd
+
+    wanted = shop.predict([[1001], [1002]], k=2).ids()
+    for given in (np.array([[1001], [1002]]), pd.Series([[1001], [1002]], index=["a", "b"])):
+        assert shop.predict(given, k=2).ids() == wanted
+
+
+def test_a_catalogue_of_one_item():
+    """Nobody can be shown what all have had: figures without a value are NaN, not a warning."""
+    log = {"user": [1, 2, 1], "item": [7, 7, 7], "time": [1, 2, 3]}
+    with pytest.warns(UserWarning, match="1 of 1 targets are items of their user's history"):
+        shop = r.fit(log, r.Popularity(), progress=False)
+    assert np.isnan(shop.about["validation"]["novelty@1"])
+    assert shop.predict([[], [7]], k=1).ids() == [[7], []]
+
+
 def test_a_catalogue_of_integers_meets_text(shop):
     more = r.update(shop, {"user": ["q", "q"], "item": ["1001", "5"], "time": [6, 7]})
     assert more.task.items.tolist() == [1001, 1002, 1003, 5]
@@ -257,7 +289,7 @@ def test_unclear_input_of_recommend(shop, histories, options, words):
     ("call", "words"),
     [
         (lambda m: m.predict(LOG, k=1, users=[99]), "users must be users of the log, got '99'"),
-        (lambda m: m.predict(LOG, k=1, users=[10, 10]), "users must be distinct, got 1 twice"),
+        (lambda m: m.predict(LOG, k=1, users=[10, 10]), "users must be distinct, got .10. twice"),
         (lambda m: m.predict(LOG, k=1, users=30), "users must be a list of ids, got 30"),
         (lambda m: r.evaluate(m, LOG, k=[1, 2]), r"k must be 1 to 3 .* got \[1, 2\]"),
         (lambda m: r.hr(np.ones((1, 1)), [1]), "k must be a whole number of at least 1, got"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxops.recommend import BPR, EASE, IALS, Events, ItemKNN, Popularity
-from jaxops.recommend.data.counts import interactions
+from jaxops.recommend.data.counts import interactions, recency, together
 from jaxops.recommend.models.ials import Blocks, by_length, conjugate_gradients, solve
 
 MODELS = [
@@ -136,7 +136,14 @@ def test_ease_without_rare_items_is_ease_of_a_log_without_them():
 
 
 @pytest.mark.parametrize(
-    "model", [EASE(l2=5.0), ItemKNN(neighbours=6), Popularity(), Popularity(9.0)]
+    "model",
+    [
+        EASE(l2=5.0),
+        ItemKNN(neighbours=6),
+        ItemKNN(neighbours=6, backward=0.25),
+        Popularity(),
+        Popularity(9.0),
+    ],
 )
 def test_an_update_with_new_users_and_items_equals_a_fit_to_all(model):
     everything = generated(users=60, items=30)
@@ -364,6 +371,40 @@ def test_shrinkage_by_hand():
     np.testing.assert_allclose(params["similarity"], [near, near, near[1:] * 2], rtol=1e-6)
 
 
+# --- the order of events
+
+
+@pytest.mark.parametrize("backward", [0.0, 0.5, 1.0])
+def test_pairs_of_items_are_counted_by_their_order(backward):
+    """Beside two loops over all pairs of events; users repeat items, and one has a single event."""
+    rng = np.random.default_rng(1)
+    user, item = np.append(rng.integers(0, 4, 90), 4), np.append(rng.integers(0, 6, 90), 0)
+    events = log(user, item, weight=rng.integers(1, 4, 91), items=8)
+    wanted = np.zeros((8, 8))
+    for a in range(91):
+        for b in range(91):
+            if user[a] == user[b] and item[a] != item[b]:
+                share = 1 if a < b else backward
+                wanted[item[a], item[b]] += share * events.weight[a] * events.weight[b]
+    x = interactions(events).toarray()
+    np.fill_diagonal(wanted, (x * x).sum(0))
+    np.testing.assert_array_equal(together(events, backward).toarray(), wanted)
+
+
+@pytest.mark.parametrize(
+    "model", [EASE(l2=5.0, decay=0.5), ItemKNN(neighbours=6, decay=0.5, backward=0.5)], ids=named
+)
+def test_an_event_weighs_by_the_number_of_later_ones(model):
+    params = model.fit(generated())
+    alone = scores(model, params, np.arange(30)[:, None])
+    history = [[4, 9, 4, 30], [7, 30, 30, 30], [1, 2, 3, 5]]
+    wanted = [0.25 * alone[4] + 0.5 * alone[9] + alone[4], alone[7]]
+    wanted.append(0.125 * alone[1] + 0.25 * alone[2] + 0.5 * alone[3] + alone[5])
+    np.testing.assert_allclose(scores(model, params, history), wanted, rtol=1e-4, atol=1e-6)
+    padded = recency(jnp.full((1, 5000), 30), 30, 0.2)  # a power that overflows is not seen
+    assert not np.asarray(padded).any()
+
+
 # --- popularity
 
 
@@ -503,6 +544,15 @@ def test_a_log_of_one_user_and_none(model):
         (lambda: BPR(learning_rate=-1), "learning_rate must be above 0, got -1"),
         (lambda: ItemKNN(neighbours=0), "neighbours must be at least 1, got 0"),
         (lambda: ItemKNN(shrink=-1), "shrink must be at least 0, got -1"),
+        (lambda: ItemKNN(neighbours=2.5), "neighbours must be a whole number, got 2.5"),
+        (lambda: ItemKNN(context=0), "context must be at least 1, got 0"),
+        (lambda: EASE(context=-1), "context must be at least 1, got -1"),
+        (lambda: BPR(context=0), "context must be at least 1, got 0"),
+        (lambda: IALS(context=1.5), "context must be a whole number, got 1.5"),
+        (lambda: EASE().fit(log([0], [0], weight=[0])), "weight must be above 0 for an event"),
+        (lambda: ItemKNN(backward=1.5), r"backward must be in \[0, 1\], got 1.5"),
+        (lambda: ItemKNN(decay=0), r"decay must be in \(0, 1\], got 0"),
+        (lambda: EASE(decay=1.5), r"decay must be in \(0, 1\], got 1.5"),
         (lambda: Popularity(half_life=0), "half_life must be above 0 or None, got 0"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_known_catalogue_comes_first():
             {"time": [1, np.nan, 2]},
             "column 'time' must have .*, got 1 missing, the first in row 1 ",
         ),
-        ({"time": [1, np.inf, 2]}, "column 'time' must be finite, got inf"),
+        ({"time": [1, np.inf, 2]}, "column 'time' must be finite, got inf in row 1"),
         (
             {"time": ["1", "2", "no"]},
             "column 'time' must be numbers or dates in ISO 8601, got 'no'",
@@ -218,7 +218,10 @@ def test_a_known_catalogue_comes_first():
             {"time": ["2024-01-01", "2024", "x"]},
             "column 'time' must be numbers or dates in ISO 8601, got 'x'",
         ),
-        ({"time": ["1", "2", "3"]}, "column 'time' must be numbers or dates in ISO 8601, got '1'"),
+        (
+            {"time": ["1", "2", "3"]},
+            "column 'time' must be numbers or dates .*, got '1'; make numbers of",
+        ),
         (
             {"time": [True, False, True]},
             "column 'time' must be numbers or dates in ISO 8601, got .*True",

@@ -200,8 +200,27 @@ def test_several_methods_and_the_best_is_kept(capsys):
     assert hurried.about["method"] == "Popularity"
     assert "not tried, as the time was over: ItemKNN" in capsys.readouterr().out
     log = recommend.events(columns, time=None)
-    assert [*_named(None, log)] == ["EASE", "SASRec"]
+    assert [*_named(None, log)] == ["EASE", "ItemKNN", "SASRec"]
     assert [*_named([SMALL, SMALL], log)] == ["Transformer 1", "Transformer 2"]
+
+
+def test_the_default_chooses_the_decay_by_validation(monkeypatch):
+    """After the even items of a history comes the odd one beside the last, as two events show."""
+    even = np.array([2 * RNG.permutation(9)[:5] for _ in range(40)])
+    long, pairs = np.c_[even, even[:, -1] + 1], 2 * np.repeat(np.arange(9), 3)
+    columns = {
+        "user": np.r_[np.repeat(np.arange(40), 6), np.repeat(np.arange(40, 67), 2)],
+        "item": np.r_[long.ravel(), np.c_[pairs, pairs + 1].ravel()],
+    }
+    forms = {"ItemKNN": recommend.ItemKNN(shrink=0.0, neighbours=17)}
+    monkeypatch.setattr("jaxops.recommend.jobs._named", lambda method, log: forms)
+    monkeypatch.setattr(trials, "DECAYS", (1.0, 0.2))
+    found = recommend.fit(columns, time=None, progress=False)
+    assert found.task.model.decay == 0.2
+    given = recommend.fit(columns, forms["ItemKNN"], time=None, progress=False)
+    assert given.task.model == forms["ItemKNN"]
+    name = "ndcg@10"
+    assert found.about["validation"][name] > given.about["validation"][name]
 
 
 def finished_models(model, towers):
@@ -210,7 +229,7 @@ def finished_models(model, towers):
     gram = {"users_gram": np.zeros((2, 2)), "users": np.zeros(()), "counts": np.zeros(ITEMS)}
     every = {
         "EASE": model,
-        "ItemKNN": fit(recommend.ItemKNN()),
+        "ItemKNN": fit(recommend.ItemKNN(decay=0.5, backward=0.5)),
         "Popularity": fit(recommend.Popularity(half_life=2.0 * 86_400)),
         "TwoTower": towers,
         "IALS": finished(recommend.IALS(factors=2), {"items": wide, "spectrum": size, **gram}),
@@ -350,10 +369,15 @@ def test_features_of_users(towers, model):
         ("other", {}, "method must have 12 items, as the log, or 0, which sets it, got 7"),
         ("text", {}, r"method must be a closed form such as EASE\(\), .*, got 'EASE'"),
         ("none", {}, "method must be at least 1, got an empty list"),
+        ("class", {}, r"method must be a closed form such as .*, got the class EASE"),
+        ("second", {}, r"method must be a closed form such as .*, got None"),
+        ("ease", {"validation": 1}, r"validation must be a share in \(0, 1\), got 1"),
+        ("ease", {"seed": "x"}, "seed must be a whole number, got 'x'"),
     ],
 )
 def test_arguments_that_cannot_be(method, change, message):
     methods = {"ease": recommend.EASE(), "other": recommend.sasrec(7), "text": "EASE", "none": []}
+    methods |= {"class": recommend.EASE, "second": [recommend.Popularity(), None]}
     with pytest.raises(ValueError, match=message):
         fit(methods[method], **change)
 

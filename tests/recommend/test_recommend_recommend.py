@@ -200,8 +200,17 @@ def test_a_blend_is_the_weighted_sum(recommender):
     assert r.blend([recommender]).model.context == 6
     with pytest.raises(ValueError, match="must have the same length, at least 1, got 1, 2 and 1"):
         r.blend([recommender], [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"temperatures must be above 0, got 0.0"):
-        r.blend([recommender], temperatures=[0.0])
+    for given, message in (
+        ({"temperatures": [0.0]}, "temperatures must be finite and above 0, got 0.0"),
+        ({"temperatures": [np.nan]}, "temperatures must be finite and above 0, got nan"),
+        ({"weights": [-1.0]}, "weights must be finite and at least 0, got -1.0"),
+        ({"weights": ["a"]}, "weights must be finite and at least 0, got 'a'"),
+        ({"weights": [0.0]}, "weights must hold one above 0, got zeros"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            r.blend([recommender], **given)
+    with pytest.raises(ValueError, match="recommenders must be a list of models, got one model"):
+        r.blend(recommender)
 
 
 @pytest.mark.parametrize(

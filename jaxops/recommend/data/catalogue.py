@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxops.data.tables import plain_id
 from jaxops.recommend.data.events import Events, Histories
 
 
@@ -18,9 +19,9 @@ def as_text(ids: Iterable[Any], name: str, where: str = "") -> list[str]:
     >>> as_text(["007", 7], "allow")
     ['007', '7']
     """
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise ValueError(f"{name} must be a list of ids, got {ids!r}{where}")
-    found = list(ids)
+    found = [plain_id(one) for one in ids]
     for one in found:
         if not isinstance(one, str | int | np.integer) or isinstance(one, bool):
             raise ValueError(f"{name} must hold ids, text or integers, got {one!r}{where}")
@@ -92,7 +93,8 @@ def of_users(log: Events, users: Iterable[Any]) -> Events:
     if unknown is not None:
         raise ValueError(f"users must be users of the log, got {unknown!r}")
     if len(set(ids)) < len(ids):
-        raise ValueError(f"users must be distinct, got {len(ids) - len(set(ids))} twice")
+        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+        raise ValueError(f"users must be distinct, got {twice!r} twice")
     chosen = np.array([place_of[name] for name in ids], int)
     number = np.full(len(log.users), -1, np.int32)
     number[chosen] = np.arange(len(chosen))

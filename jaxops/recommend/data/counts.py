@@ -1,10 +1,13 @@
-"""From an event log to counts: how often each user took each item, as a sparse matrix."""
+"""From an event log to counts: of users and items, and of items of the same users."""
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxops.recommend.data.events import Events
+from jaxops.task import Array
+from jaxops.train.settings import whole
 
 
 def check_log(events: Events, known: int = 0) -> None:
@@ -15,7 +18,8 @@ def check_log(events: Events, known: int = 0) -> None:
         known: number of items that the model knows already.
 
     Raises:
-        ValueError: no events, a weight that is negative or not finite, or fewer items than known.
+        ValueError: no events, a weight that is negative or not finite, no weight above 0, or fewer
+            items than known.
     """
     if len(events) == 0:
         raise ValueError("events must hold at least 1 event, got none")
@@ -24,6 +28,8 @@ def check_log(events: Events, known: int = 0) -> None:
         raise ValueError(
             f"weight must be finite and at least 0, got {events.weight[wrong[0]]} in row {wrong[0]}"
         )
+    if not events.weight.any():
+        raise ValueError("weight must be above 0 for an event, got 0 for all")
     if len(events.items) < known:
         raise ValueError(
             f"items must begin with the {known:,} known items, got {len(events.items):,} items"
@@ -43,3 +49,88 @@ def interactions(events: Events) -> Any:
     shape = len(events.users), len(events.items)
     weight = np.asarray(events.weight, np.float32)
     return sparse.coo_array((weight, (events.user, events.item)), shape).tocsr()
+
+
+def together(events: Events, backward: float = 1.0) -> Any:
+    """The counts of pairs of items of the same users, (N, N) float32, a SciPy CSR array.
+
+    Element (i, j) is the number of pairs of events of one user in which j is taken after i, and
+    `backward` times the number of those in which it is taken before. A pair counts as the product
+    of its weights. The diagonal is that of X'X; with `backward` = 1 all of it is X'X, of which X
+    are the `interactions`.
+
+    >>> log = Events(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.arange(4),
+    ...              np.ones(4, np.float32), np.array(["ann", "bob"]), np.array(["tea", "jam"]))
+    >>> together(log, backward=0.5).toarray().tolist()
+    [[2.0, 2.0], [1.0, 2.0]]
+    """
+    log = interactions(events)
+    either = (log.T.tocsr() @ log).tocsr()
+    if backward == 1:
+        return either
+    counts = (backward * either + (1 - backward) * _following(events)).tocsr()
+    counts.setdiag(either.diagonal())
+    counts.eliminate_zeros()
+    return counts
+
+
+def _following(events: Events) -> Any:
+    """The part of X'X, diagonal included, of pairs whose second event is the later one.
+
+    The places of two events within a user differ first in one binary digit, where the earlier has 0
+    and the later has 1. So for each digit the pairs are a product of two sparse matrices, with a
+    row for each user and value of the digits above.
+    """
+    from scipy import sparse
+
+    order = np.argsort(events.user, kind="stable")  # by user, and the order of time
+    user, item = events.user[order].astype(np.int64), events.item[order]
+    weight = np.asarray(events.weight, np.float32)[order]
+    place = np.arange(len(user)) - np.searchsorted(user, user)
+    longest, size = int(place.max()) + 1, len(events.items)
+    pairs = sparse.csr_array((size, size), dtype=np.float32)
+    for digit in range((longest - 1).bit_length()):
+        above = user * longest + (place >> (digit + 1))  # ascending
+        row = np.cumsum(np.diff(above, prepend=above[0]) != 0)
+        later = (place >> digit) % 2 == 1
+        first, second = (
+            sparse.coo_array((weight[x], (row[x], item[x])), (row[-1] + 1, size)).tocsr()
+            for x in (~later, later)
+        )
+        pairs = pairs + first.T.tocsr() @ second
+    return pairs
+
+
+def recency(history: Array, padding: int, decay: float) -> Array:
+    """The weights of the events of histories: decay^(number of later events), 0 for padding.
+
+    Args:
+        history: (B, L) int32, oldest first.
+        padding: the number that stands for padding, which comes last, or a larger one.
+        decay: the weight of an event relative to the next.
+
+    Returns:
+        (B, L) float32.
+
+    References:
+        Garg et al. 2019, Sequence and time aware neighborhood for session-based recommendations:
+        STAN, which weighs by the distance from the last event as well.
+
+    >>> recency(jnp.array([[4, 7, 9], [5, 9, 9]]), padding=9, decay=0.5).tolist()
+    [[0.5, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    known = history < padding
+    later = known.sum(1, keepdims=True) - 1 - jnp.arange(history.shape[1])[None]
+    return jnp.where(known, jnp.float32(decay) ** later, 0)
+
+
+def check_context(context: int | None) -> None:
+    """Raise `ValueError` for a number of last items that is neither None nor at least 1."""
+    if context is not None:
+        whole("context", context, 1)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise `ValueError` for a setting outside (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")

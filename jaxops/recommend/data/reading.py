@@ -183,14 +183,17 @@ def _times(column: Any, what: str) -> np.ndarray:
         return np.asarray(column.to_numpy(np.int64))
     if kind == "f":
         times = column.to_numpy(np.float64)
-        if not np.isfinite(times).all():
-            raise ValueError(f"{what} must be finite, got inf")
+        wrong = np.flatnonzero(~np.isfinite(times))
+        if len(wrong):
+            raise ValueError(f"{what} must be finite, got {times[wrong[0]]} in row {wrong[0]}")
         return np.asarray(times)
     wanted = "numbers or dates in ISO 8601"
     if kind != "M":
         number = pd.to_numeric(column, errors="coerce").notna()
         if number.all():  # digits as text may be a date or a number
-            raise ValueError(f"{what} must be {wanted}, got {column.iloc[0]!r}")
+            first = column.iloc[0]
+            hint = "; make numbers of the text" if isinstance(first, str) else ""
+            raise ValueError(f"{what} must be {wanted}, got {first!r}{hint}")
     dates = utc(column, what, wanted)
     unit = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[np.datetime_data(dates.dtype)[0]]
     return np.asarray(dates.astype(np.int64) / unit)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from numbers import Real
 from typing import Any
 
 import jax
@@ -89,8 +91,8 @@ def blend(
         A model with the reader of the first; a `Recommender` where that is one.
 
     Raises:
-        ValueError: no recommender, another number of weights or temperatures, a temperature that is
-            not positive, or different items.
+        ValueError: no recommender, another number of weights or temperatures, a weight below 0 or
+            a temperature that is not above it, no weight above 0, or different items.
 
     >>> from jaxops import recommend as r
     >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)
@@ -98,6 +100,8 @@ def blend(
     >>> r.recommend(both, [["x"]], k=1).ids()
     [['y']]
     """
+    if isinstance(recommenders, Model | Recommender):
+        raise ValueError("recommenders must be a list of models, got one model")
     count = len(recommenders)
     weights = [1.0 / max(count, 1)] * count if weights is None else weights
     temperatures = [1.0] * count if temperatures is None else temperatures
@@ -106,8 +110,14 @@ def blend(
             "recommenders, weights and temperatures must have the same length, at least 1, got "
             f"{count}, {len(weights)} and {len(temperatures)}"
         )
-    if min(temperatures) <= 0:
-        raise ValueError(f"temperatures must be above 0, got {min(temperatures)}")
+    for value in weights:
+        if not isinstance(value, Real) or not 0 <= value < inf:
+            raise ValueError(f"weights must be finite and at least 0, got {value!r}")
+    for value in temperatures:
+        if not isinstance(value, Real) or not 0 < value < inf:
+            raise ValueError(f"temperatures must be finite and above 0, got {value!r}")
+    if not any(weights):
+        raise ValueError("weights must hold one above 0, got zeros")
     members = [recommender_of(one) for one in recommenders]
     first = members[0]
     for i, other in enumerate(members):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.recommend.data.counts import check_log
+from jaxops.recommend.data.counts import check_context, check_log
 from jaxops.recommend.data.events import Events
 from jaxops.task import recorded
 
@@ -68,6 +68,7 @@ class BPR:
     answers_empty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_context(self.context)
         for name, least in {"factors": 1, "epochs": 1, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.recommend.data.counts import check_log, interactions
+from jaxops.recommend.data.counts import (
+    check_context,
+    check_log,
+    check_share,
+    interactions,
+    recency,
+)
 from jaxops.recommend.data.events import Events
 from jaxops.task import recorded
 
@@ -23,7 +29,8 @@ class EASE:
 
     With P = (X'X + l2 I)^-1, B = I - P / diag P (each column divided by its diagonal element).
     X (U, N) holds the summed weights of each user's events with each item. A user's scores are the
-    sum of the rows of B over the history, whether or not the user was in the log.
+    sum of decay^a B[item] over the history, where a is the number of later events, whether or not
+    the user was in the log.
 
     M items take 8 M^2 bytes in the parameters and 16 M^2 while fitting: 1.6 GB for 10,000 items,
     6.4 GB for 20,000. For a larger catalogue, `min_count` leaves rare items out.
@@ -38,9 +45,11 @@ class EASE:
         min_count: items with fewer events are left out: they change no score, and score 0 like
             items without events.
         context: number of a user's last items that are read; by default all.
+        decay: the weight of an event of the history relative to the next, in (0, 1]. With 1 the
+            order of the history does not matter.
 
     References:
-        Steck 2019, arXiv:1905.03375.
+        Steck 2019, arXiv:1905.03375; for `decay` see `recommend.ItemKNN`.
 
     >>> log = Events(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), np.arange(5),
     ...              np.ones(5, np.float32), np.array(list("abc")), np.array(["tea", "jam", "ink"]))
@@ -53,12 +62,15 @@ class EASE:
     l2: float = 100.0
     min_count: int = 1
     context: int | None = None
+    decay: float = 1.0
 
     for_update: ClassVar[tuple[str, ...]] = ("gram",)
 
     def __post_init__(self) -> None:
         if not self.l2 > 0:
             raise ValueError(f"l2 must be above 0, got {self.l2}")
+        check_context(self.context)
+        check_share("decay", self.decay)
 
     def fit(self, events: Events, params: Any = None) -> dict[str, Any]:
         """The parameters, or `params` updated with new events.
@@ -104,11 +116,13 @@ class EASE:
         weights, place = params["weights"], jnp.asarray(params["place"])
         rows = place.at[history].get(mode="fill", fill_value=len(weights))
 
-        def add(scores: Array, row: Array) -> tuple[Array, None]:
-            return scores + weights.at[row].get(mode="fill", fill_value=0), None
+        def add(scores: Array, event: tuple[Array, Array]) -> tuple[Array, None]:
+            row, share = event
+            return scores + share[:, None] * weights.at[row].get(mode="fill", fill_value=0), None
 
         start = jnp.zeros((len(history), len(weights)), jnp.float32)
-        scores, _ = jax.lax.scan(add, start, rows.T)
+        share = recency(history, len(place), self.decay)
+        scores, _ = jax.lax.scan(add, start, (rows.T, share.T))
         return scores.at[:, place].get(mode="fill", fill_value=0)
 
     def table(self, params: Any) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.recommend.data.counts import check_log, interactions
+from jaxops.recommend.data.counts import check_context, check_log, interactions
 from jaxops.recommend.data.events import Events
 from jaxops.task import recorded
 
@@ -73,6 +73,7 @@ class IALS:
     for_update: ClassVar[tuple[str, ...]] = ("users_gram", "users", "counts")
 
     def __post_init__(self) -> None:
+        check_context(self.context)
         for name, least in {"factors": 1, "sweeps": 1, "steps": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
