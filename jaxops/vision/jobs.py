@@ -1,7 +1,8 @@
 """One call a job: `fit` a classifier to images, `evaluate` it, `update` it with new images."""
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, settings_within, trained_further
 from jaxops.optim import averaged
 from jaxops.task import Task
+from jaxops.train import evaluation
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory
 from jaxops.trust.evaluation import Evaluation, of_classes
@@ -27,6 +29,8 @@ from jaxops.vision.tasks import classifier
 
 LARGEST = 64  # side in pixels to which images are reduced by default
 SAMPLE = 100  # files, of which size and colour are looked at
+TRIED = 500  # images, on which augmentation is tried, or a third of the images
+NONE, AFFINE, FLIP = "none", "rotate, shift and scale", "flip"  # names of augmentations
 
 
 def fit(
@@ -43,9 +47,9 @@ def fit(
 ) -> Model:
     """Train a model to tell the class of an image.
 
-    The default method is `ConvNet`, with rotation, shift and scale drawn anew for each image (and
-    mirroring, if images have colours), and the moving average of the parameters. Images are held
-    out for validation, of each class the same share.
+    The default method is `ConvNet`, with the moving average of the parameters. Images are held out
+    for validation, of each class the same share. Whether images are rotated, shifted and scaled in
+    training, and whether they are mirrored, is what their loss prefers, see `about`.
 
     Args:
         data: a folder that holds a folder of images for each class; or arrays by name, `image`
@@ -63,7 +67,11 @@ def fit(
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
 
     Returns:
-        A model; `model.predict(images)` gives `Classes`.
+        A model; `model.predict(images)` gives `Classes`. Its `about["augmentations"]` has the
+        validation loss of each augmentation after a training (of the first method) on a third of
+        the train images, or 500; together they take at most a third of the budget.
+        `about["augmentation"]` is the one that was kept. With `checkpoints`, from which a run is
+        resumed, nothing is tried: images are rotated, shifted and scaled.
 
     Raises:
         ValueError: images that cannot be read; fewer than 2 classes; as `jaxops.fit`.
@@ -96,15 +104,27 @@ def fit(
     about = {"data": fingerprint(columns), "rows": len(own["label"])}
     given = {"seed": seed, "progress": progress, **options}
 
+    def task_of(method: Any, augmentation: str) -> Task:
+        return _task(method, reader, classes, own["image"], augmentation)
+
     def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
-        task = _task(method, reader, classes, own["image"])
+        task = task_of(method, about["augmentation"])
         settings = settings_within(left, task, own, recipe, given)
         state = averaged(train(task, own, validation=other, **settings))
         model = Model(task, state._replace(opt_state=()), reader, about)
         scored = _scored(model, ids, other)
         return replace(model, about={**about, "validation": scored.figures()}), scored
 
-    left = seconds(budget) - (time.monotonic() - start)
+    end, losses = start + seconds(budget), dict[str, float]()
+    if options.get("checkpoints") is None:
+        first = functools.partial(task_of, method[0] if several and method else method)
+        losses = _augmentations(first, own, other, (end - time.monotonic()) / 3, given)
+    kept = min(losses, key=losses.__getitem__, default=AFFINE)
+    about |= {"augmentation": kept, "augmentations": losses}
+    if progress and losses:
+        told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        print(f"augmentation: {kept}; log_loss of short trainings: {told}", flush=True)
+    left = end - time.monotonic()
     if several:
 
         def loss(p: np.ndarray) -> float:
@@ -231,7 +251,13 @@ def _classes(data: Images) -> tuple[str, ...]:
     return classes
 
 
-def _task(method: Any, reader: ImageReader, classes: tuple[str, ...], images: np.ndarray) -> Task:
+def _task(
+    method: Any,
+    reader: ImageReader,
+    classes: tuple[str, ...],
+    images: np.ndarray,
+    augmentation: str,
+) -> Task:
     """The task, with mean and deviation of each channel of the train images."""
     shape = (*reader.size, reader.channels)
     stages = max(1, min(3 if min(reader.size) <= 40 else 4, int(np.log2(min(reader.size) - 2))))
@@ -241,6 +267,39 @@ def _task(method: Any, reader: ImageReader, classes: tuple[str, ...], images: np
     some = images[:: -(-len(images) // 5_000)].astype(np.float32) / 255
     mean, std = some.mean((0, 1, 2)), np.maximum(some.std((0, 1, 2)), 1e-3)
     affine = Affine(degrees=10, shift=min(reader.size) / 14, scale=0.1)
-    augment = affine if reader.channels == 1 else Compose((Flip(), affine))
+    parts = (Flip(),) * (FLIP in augmentation) + (affine,) * (AFFINE in augmentation)
+    augment = parts[0] if len(parts) == 1 else Compose(parts) if parts else None
     middle, scale = (tuple(np.round(v.astype(float), 4).tolist()) for v in (mean, std))
     return classifier(module, shape, classes, middle, scale, augment)
+
+
+def _augmentations(
+    task_of: Callable[[str], Task],
+    own: dict[str, np.ndarray],
+    other: dict[str, np.ndarray],
+    left: float,
+    given: dict[str, Any],
+) -> dict[str, float]:
+    """The validation loss with each augmentation, trained on some of the train images.
+
+    Fewer images, rather than fewer epochs: what augmentation is good for shows only after images
+    have been seen several times. Mirroring is tried on top of the better of the other two.
+    """
+    end, count = time.monotonic() + left, len(own["label"])
+    size = max(-(-count // 3), min(count, TRIED))
+    some = np.sort(np.random.default_rng(given["seed"]).permutation(count)[:size])
+    few, losses = take(own, some), dict[str, float]()
+    given = {**given, "progress": False, "reports": (), "state": None}
+    if given.get("steps"):
+        given["steps"] = -(-given["steps"] // 3)
+    # the slowest sets the number of epochs, so that all have the same
+    settings = settings_within(left / 3, task_of(f"{FLIP} and {AFFINE}"), few, recipe, given)
+    for name in (NONE, AFFINE, FLIP):
+        if losses and time.monotonic() > end:
+            break
+        if name == FLIP and losses[AFFINE] < losses[NONE]:
+            name = f"{FLIP} and {AFFINE}"
+        task = task_of(name)
+        state = averaged(train(task, few, validation=other, **settings))
+        losses[name] = evaluation.evaluate(task, state, other)["loss"]
+    return losses

@@ -75,6 +75,48 @@ def test_new_images(model):
     assert turned.reader is model.reader
 
 
+def arrows(count, mirrored):
+    """Arrows to the left and to the right, at places that differ."""
+    label, rng = np.arange(count) % 2, np.random.default_rng(count)
+    y, x = np.mgrid[:28, :28][:, None] - rng.integers(12, 17, (2, count, 1, 1))
+    side = np.where(label[:, None, None] == 0, 1, -1)
+    arrow = (np.abs(side * x + 4 - np.abs(y)) < 2) & (np.abs(y) < 6)
+    pixels = arrow * 150 + rng.integers(0, 105, (count, 28, 28))
+    return {"image": pixels[..., None].astype(np.uint8), "label": label}
+
+
+def corners(count, mirrored):
+    """The upper and the lower corners of a square, of one side or of both."""
+    label, rng = np.arange(count) % 2, np.random.default_rng(count)
+    pixels = rng.integers(0, 105, (count, 28, 28))
+    pixels[label == 0, 6, 6:22] += 150
+    pixels[label == 1, 21, 6:22] += 150
+    pixels[:, 6:22, 6] += 150
+    pixels[::mirrored] = pixels[::mirrored, :, ::-1]
+    return {"image": np.minimum(pixels, 255)[..., None].astype(np.uint8), "label": label}
+
+
+@pytest.mark.parametrize(
+    ("images", "flips"), [(arrows, False), pytest.param(corners, True, marks=pytest.mark.slow)]
+)
+def test_validation_chooses_the_augmentation(images, flips, capsys):
+    train, held = images(60, 60), images(200, 3)
+    model = vision.fit(train, vision.MLP((16,)), validation=held, epochs=20)
+    losses, kept = model.about["augmentations"], model.about["augmentation"]
+    assert kept == min(losses, key=losses.get) and kept.startswith("flip") == flips
+    assert list(losses)[:2] == ["none", "rotate, shift and scale"] and len(losses) == 3
+    if images is arrows:
+        assert kept == "rotate, shift and scale"
+    assert f"augmentation: {kept}; log_loss of short trainings: none" in capsys.readouterr().out
+    assert flips == ("Flip" in str(dict(model.task.recipe[1])["augment"]))
+
+
+def test_with_checkpoints_there_is_one_training(tmp_path):
+    options = {"epochs": 1, "checkpoints": tmp_path, "progress": False}
+    about = vision.fit(ROWS, vision.MLP(()), **options).about
+    assert (about["augmentation"], about["augmentations"]) == ("rotate, shift and scale", {})
+
+
 CHILD = """
 import sys, numpy as np, jaxops as jo
 answer = jo.load(sys.argv[1]).predict(sys.argv[2])
