@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from jaxops import optim
 from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
-from jaxops.data.images import check_shape, image_files, opened
+from jaxops.data.images import check_shape, opened
 from jaxops.data.splits import held_out
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, settings_within, trained_further
@@ -22,13 +22,14 @@ from jaxops.train import evaluation
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory
 from jaxops.trust.evaluation import Evaluation, of_classes
-from jaxops.vision.data import ImageReader, Images, labels_of
+from jaxops.vision.data import ImageReader, Images, files_of, labels_of
 from jaxops.vision.inference import reader_of
 from jaxops.vision.models import ConvNet
 from jaxops.vision.tasks import classifier
 
 LARGEST = 64  # side in pixels to which images are reduced by default
 SAMPLE = 100  # files, of which size and colour are looked at
+ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged
 TRIED = 500  # images, on which augmentation is tried, or a third of the images
 NONE, AFFINE, FLIP = "none", "rotate, shift and scale", "flip"  # names of augmentations
 
@@ -52,8 +53,8 @@ def fit(
     training, and whether they are mirrored, is what their loss prefers, see `about`.
 
     Args:
-        data: a folder that holds a folder of images for each class; or arrays by name, `image`
-            uint8 (N, H, W, C) and `label` (N,).
+        data: a folder that holds a folder of images for each class; or by name `image`, uint8
+            (N, H, W, C) or N files, and `label` (N,).
         method: a Flax module, images (B, H, W, C) float32 to logits (B, classes), such as `CNN()`.
             Its `classes` are set to what the data needs. Of a list each is trained in turn; the
             result is the one with the best validation loss, or a blend of them.
@@ -91,11 +92,11 @@ def fit(
     start = time.monotonic()
     several = isinstance(method, list | tuple)
     check_one_directory(options, len(method) if several else 1)
-    reader = _reader(data, size, channels)
     classes = _classes(data)
+    reader = _reader(data, size, channels)
     ids, columns = reader.columns(data, classes)
     own = columns
-    if isinstance(validation, float):
+    if isinstance(validation, int | float):
         target = columns["label"]
         rows, held = held_out(len(target), validation, target, seed=seed)
         ids, own, other = ids[held], take(columns, rows), take(columns, held)
@@ -216,19 +217,16 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
 
 def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) -> ImageReader:
     """The reader for images of the size and the channels that the data has."""
-    if isinstance(data, Mapping):
-        if "image" not in data:
-            raise ValueError(f"data must have a column 'image', got {', '.join(data)}")
+    found = files_of(data)
+    if found is None:
         shape = np.shape(data["image"])
         own, grey = shape[1:3], len(shape) == 3 or shape[3] == 1
     else:
-        if not Path(data).is_dir():
-            raise FileNotFoundError(f"{data}: no such folder")
-        found = image_files(Path(data))
         shapes, grey = [], True
         for path in found[:: -(-len(found) // SAMPLE)]:
             with opened(path) as image:
-                shapes.append(image.size[::-1])
+                turned = image.getexif().get(ORIENTATION, 1) > 4
+                shapes.append(image.size if turned else image.size[::-1])
                 grey &= image.mode in ("1", "L")
         own = tuple(min(int(side), LARGEST) for side in np.median(shapes, axis=0))
     if channels is None:
@@ -239,10 +237,9 @@ def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) ->
 
 
 def _classes(data: Images) -> tuple[str, ...]:
-    if isinstance(data, Mapping):
-        names = labels_of(data, np.zeros(0))
-    else:
-        names = labels_of(data, np.array([str(path) for path in image_files(Path(data))], object))
+    if isinstance(data, str | Path) and not Path(data).is_dir():
+        raise FileNotFoundError(f"{data}: no such folder")
+    names = labels_of(data, np.array([str(path) for path in files_of(data) or ()], object))
     # the order of numbers, where all names are numbers
     number = all(name.isdecimal() for name in names)
     classes = tuple(sorted(set(names), key=int if number else str))
@@ -260,8 +257,7 @@ def _task(
 ) -> Task:
     """The task, with mean and deviation of each channel of the train images."""
     shape = (*reader.size, reader.channels)
-    stages = max(1, min(3 if min(reader.size) <= 40 else 4, int(np.log2(min(reader.size) - 2))))
-    module = method or ConvNet((32, 64, 128, 256)[:stages])
+    module = _network(reader.size) if method is None else method
     if hasattr(module, "classes"):
         module = module.clone(classes=len(classes))
     some = images[:: -(-len(images) // 5_000)].astype(np.float32) / 255
@@ -271,6 +267,13 @@ def _task(
     augment = parts[0] if len(parts) == 1 else Compose(parts) if parts else None
     middle, scale = (tuple(np.round(v.astype(float), 4).tolist()) for v in (mean, std))
     return classifier(module, shape, classes, middle, scale, augment)
+
+
+def _network(size: tuple[int, int]) -> ConvNet:
+    if min(size) < 4:
+        raise ValueError(f"size must be at least 4 pixels a side for ConvNet, got {size}")
+    stages = min(3 if min(size) <= 40 else 4, int(np.log2(min(size) - 2)))
+    return ConvNet((32, 64, 128, 256)[:stages])
 
 
 def _augmentations(

@@ -226,6 +226,8 @@ def test_texts_and_labels_that_cannot_be(model):
         fitted(team=["pin"] * N)
     with pytest.raises(ValueError, match="team must have a value in every row, got none in row 3"):
         fitted(team=[None if i == 3 else one for i, one in enumerate(TEAM)])
+    with pytest.raises(ValueError, match="team must have a value in every row, got none in row 5"):
+        fitted(team=["  " if i == 5 else one for i, one in enumerate(TEAM)])
     with pytest.raises(ValueError, match="texts must not be empty, got an empty text in row 4"):
         fitted(message=["" if i == 4 else one for i, one in enumerate(TEXTS)])
     with pytest.raises(

@@ -42,7 +42,7 @@ def test_every_kind_of_source_gives_the_same_answer(model, folder):
     paths = sorted(folder.rglob("*.png"))
     wanted = model.predict(IMAGES[order])
     sources = [folder, str(folder), paths, [*map(str, paths)], IMAGES[order, :, :, 0]]
-    sources.append({"image": IMAGES[order]})
+    sources += [{"image": IMAGES[order]}, {"image": np.array([*map(str, paths)])}]
     for source in sources:
         answer = model.predict(source)
         assert answer.labels.tolist() == wanted.labels.tolist()
@@ -162,6 +162,19 @@ def test_the_reader_by_default(tmp_path):
     assert fitted.reader == vision.ImageReader((64, 20), 3) and fitted.task.classes == ("2", "10")
 
 
+def test_files_by_name_and_their_size_upright(tmp_path):
+    """As a table of file names and classes has them; photographs lie as the camera was held."""
+    for i in range(8):
+        image = Image.fromarray(RNG.integers(0, 255, (6, 9)).astype(np.uint8))
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / f"{i}.png", exif=exif)
+    files = {"image": [str(tmp_path / f"{i}.png") for i in range(8)], "label": [*"abababab"]}
+    fitted = vision.fit(files, vision.MLP(()), epochs=0, validation=0.5, progress=False)
+    assert fitted.reader == vision.ImageReader((9, 6), 1) and fitted.task.classes == ("a", "b")
+    assert fitted.predict(files).ids.tolist() == files["image"]
+
+
 def test_whole_numbers_are_names_without_a_fraction():
     rows = {"image": IMAGES, "label": LABEL.astype(float)}
     fitted = vision.fit(rows, vision.MLP(()), epochs=0, progress=False)
@@ -190,12 +203,22 @@ def test_whole_numbers_are_names_without_a_fraction():
         ),
         ({**ROWS, "label": [0.0, np.nan] * (N // 2)}, {}, "in every row, got nan in row 1"),
         ({**ROWS, "label": np.eye(N)}, {}, r"label must be one name or number a row, got \(96, 96"),
+        (
+            {**ROWS, "image": IMAGES[:, :2]},
+            {"method": None},
+            r"at least 4 .* ConvNet, got \(2, 12\)",
+        ),
+        ((IMAGES, LABEL), {}, "images must be a folder, a list of files, .*, got ndarray"),
+        ({"image": [*IMAGES], "label": LABEL}, {}, "images must be a .*, got ndarray"),
+        (["a.png"], {}, "a folder for each class, or arrays .* image and label, got list"),
+        (ROWS, {"validation": 0}, r"validation must be a share in \(0, 1\), got 0"),
+        (ROWS, {"validation": None}, "images must be a folder, .*, got NoneType"),
         (ROWS, {"size": 8}, r"size must be \(height, width\) in pixels, got 8"),
     ],
 )
 def test_what_cannot_be_learned(data, change, message):
     with pytest.raises(ValueError, match=message):
-        vision.fit(data, vision.MLP(()), progress=False, **change)
+        vision.fit(data, **{"method": vision.MLP(()), "progress": False} | change)
 
 
 def test_what_cannot_be_read(model, tmp_path):
