@@ -194,6 +194,8 @@ def evaluate(model: Model, data: Images) -> Evaluation:
 def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new images, from its present parameters, with the same reader.
 
+    Of a blend each model is trained, and the weights stay.
+
     Args:
         model: of `fit`.
         new: see `fit`.
@@ -203,8 +205,7 @@ def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     Raises:
         ValueError: images that the model cannot read, or a label that is not one of its classes.
     """
-    task, _ = model.trained()
-    _, columns = reader_of(model).columns(new, task.classes)
+    _, columns = reader_of(model).columns(new, model.task.classes)
     settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
     return trained_further(model, columns, settings | {"early_stopping": None})
 

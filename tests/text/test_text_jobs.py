@@ -203,6 +203,7 @@ def test_several_methods_and_the_default(capsys):
         ({"label": "nothing"}, "arrays must have a column 'nothing', got ticket, message, team"),
         ({"keep": 0}, r"keep must be in \(0, 1\], got 0"),
         ({"budget": "soon"}, "budget must be a time such as"),
+        ({"validation": 0}, r"validation must be a share in \(0, 1\), got 0"),
         ({"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
         ({"method": []}, "method must be at least 1, got an empty list"),

@@ -69,10 +69,18 @@ def test_what_it_learns_and_its_scores(model, folder):
     assert model.about["validation"]["accuracy"] > 0.9
 
 
-def test_new_images(model):
+def test_new_images(model, tmp_path):
     turned = vision.update(model, {**ROWS, "label": NAMES[::-1]}, epochs=24, progress=False)
     assert (turned.predict(IMAGES).labels != NAMES).mean() > 0.9
     assert turned.reader is model.reader
+    # of a blend each member learns what it would learn alone
+    both = jo.Model(Blend.of([model, model], (0.25, 0.75)), None, model.reader, model.about)
+    again = vision.update(both, {**ROWS, "label": NAMES[::-1]}, epochs=24, progress=False)
+    wanted = turned.predict(IMAGES).probabilities
+    np.testing.assert_allclose(again.predict(IMAGES).probabilities, wanted, atol=1e-6)
+    assert again.task.weights == (0.25, 0.75) and again.about == turned.about
+    with pytest.raises(ValueError, match="checkpoints must be None where 2 trainings follow"):
+        vision.update(both, ROWS, checkpoints=tmp_path)
 
 
 def arrows(count, mirrored):
