@@ -73,11 +73,11 @@ def test_new_images(model, tmp_path):
     turned = vision.update(model, {**ROWS, "label": NAMES[::-1]}, epochs=24, progress=False)
     assert (turned.predict(IMAGES).labels != NAMES).mean() > 0.9
     assert turned.reader is model.reader
-    # of a blend each member learns what it would learn alone
+    # of a blend each member learns what it would learn alone, with other draws
     both = jo.Model(Blend.of([model, model], (0.25, 0.75)), None, model.reader, model.about)
     again = vision.update(both, {**ROWS, "label": NAMES[::-1]}, epochs=24, progress=False)
     wanted = turned.predict(IMAGES).probabilities
-    np.testing.assert_allclose(again.predict(IMAGES).probabilities, wanted, atol=1e-6)
+    np.testing.assert_allclose(again.predict(IMAGES).probabilities, wanted, atol=0.05)
     assert again.task.weights == (0.25, 0.75) and again.about == turned.about
     with pytest.raises(ValueError, match="checkpoints must be None where 2 trainings follow"):
         vision.update(both, ROWS, checkpoints=tmp_path)
