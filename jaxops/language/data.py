@@ -229,7 +229,7 @@ def texts_of(source: Texts, text: str = "text") -> tuple[np.ndarray, list[str]]:
     items = list(source) if hasattr(source, "__iter__") else check_texts(source)
     if items and all(isinstance(item, Path) for item in items):
         ids = np.array([str(path) for path in items], object)
-        texts = [_read(path) for path in items]
+        texts = [_read(Path(path)) for path in items]
         empty = next(
             (path for path, text in zip(items, texts, strict=True) if not text.strip()), ""
         )

@@ -142,7 +142,7 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
         settings: of `jaxops.fit`.
     """
     if isinstance(model.task, Blend):
-        check_one_directory(settings, len(model.task.tasks))
+        check_one_directory(dict(settings), len(model.task.tasks))
         further = [trained_further(part, columns, settings) for part in model.task.models()]
         about = {**model.about, "updated with": fingerprint(columns)}
         return replace(model, task=Blend.of(further, model.task.weights), about=about)

@@ -102,7 +102,7 @@ def fit(
         ids, own, other = ids[held], take(columns, rows), take(columns, held)
     else:
         ids, other = reader.columns(validation, classes)
-    about = {"data": fingerprint(columns), "rows": len(own["label"])}
+    about: dict[str, Any] = {"data": fingerprint(columns), "rows": len(own["label"])}
     given = {"seed": seed, "progress": progress, **options}
 
     def task_of(method: Any, augmentation: str) -> Task:
