@@ -72,7 +72,7 @@ def fit(
         validation loss of each augmentation after a training (of the first method) on a third of
         the train images, or 500; together they take at most a third of the budget.
         `about["augmentation"]` is the one that was kept. With `checkpoints`, from which a run is
-        resumed, nothing is tried: images are rotated, shifted and scaled.
+        resumed, or in too short a budget, nothing is tried: images are rotated, shifted and scaled.
 
     Raises:
         ValueError: images that cannot be read; fewer than 2 classes; as `jaxops.fit`.
@@ -221,6 +221,8 @@ def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) ->
     found = files_of(data)
     if found is None:
         shape = np.shape(data["image"])
+        if len(shape) not in (3, 4):
+            raise ValueError(f"image must have shape (N, H, W, C) or (N, H, W), got {shape}")
         own, grey = shape[1:3], len(shape) == 3 or shape[3] == 1
     else:
         shapes, grey = [], True
@@ -299,11 +301,11 @@ def _augmentations(
     # the slowest sets the number of epochs, so that all have the same
     settings = settings_within(left / 3, task_of(f"{FLIP} and {AFFINE}"), few, recipe, given)
     for name in (NONE, AFFINE, FLIP):
-        if losses and time.monotonic() > end:
+        if time.monotonic() > end:
             break
         if name == FLIP and losses[AFFINE] < losses[NONE]:
             name = f"{FLIP} and {AFFINE}"
         task = task_of(name)
         state = averaged(train(task, few, validation=other, **settings))
         losses[name] = evaluation.evaluate(task, state, other)["loss"]
-    return losses
+    return losses if len(losses) > 1 else {}  # of one alone there is nothing to choose

@@ -119,10 +119,12 @@ def test_validation_chooses_the_augmentation(images, flips, capsys):
     assert flips == ("Flip" in str(dict(model.task.recipe[1])["augment"]))
 
 
-def test_with_checkpoints_there_is_one_training(tmp_path):
+def test_with_checkpoints_or_without_time_there_is_one_training(tmp_path):
     options = {"epochs": 1, "checkpoints": tmp_path, "progress": False}
     about = vision.fit(ROWS, vision.MLP(()), **options).about
     assert (about["augmentation"], about["augmentations"]) == ("rotate, shift and scale", {})
+    short = vision.fit(ROWS, vision.MLP(()), epochs=1, budget=0.01, progress=False).about
+    assert (short["augmentation"], short["augmentations"]) == ("rotate, shift and scale", {})
 
 
 CHILD = """
@@ -218,6 +220,7 @@ def test_whole_numbers_are_names_without_a_fraction():
         ),
         ((IMAGES, LABEL), {}, "images must be a folder, a list of files, .*, got ndarray"),
         ({"image": [*IMAGES], "label": LABEL}, {}, "images must be a .*, got ndarray"),
+        ({"image": IMAGES[0, ..., 0], "label": LABEL[:12]}, {}, r"\(N, H, W\), got \(12, 12\)"),
         (["a.png"], {}, "a folder for each class, or arrays .* image and label, got list"),
         (ROWS, {"validation": 0}, r"validation must be a share in \(0, 1\), got 0"),
         (ROWS, {"validation": None}, "images must be a folder, .*, got NoneType"),
