@@ -53,7 +53,7 @@ BUDGET = {
     "tests/text": 80,
     "tests/train": 160,
     "tests/trust": 30,
-    "tests/vision": 28,
+    "tests/vision": 40,
 }
 # Where slow tests run the code that users run: exact resume, runs that are killed, the article's
 # network against a plain loop. Others are marked `optimized`.

@@ -132,7 +132,10 @@ def read_folder(
 
 
 def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
-    """One image file as uint8 (height, width, channels), upright and resized."""
+    """One image file as uint8 (height, width, channels), upright and resized.
+
+    What is transparent shows white, as on a page; without it a black sign on nothing is all black.
+    """
     Image = require("PIL.Image", extra="data")
     ImageOps = require("PIL.ImageOps", extra="data")
 
@@ -142,7 +145,12 @@ def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
                 f"it must have 8 bits a channel, got mode {image.mode}; scale it: of 16 bits "
                 "np.asarray(image) // 257 as uint8, of fewer used bits by the largest value"
             )
-        upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright)
+        upright = upright.convert("L" if channels == 1 else "RGB")
         resized = upright.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(resized, np.uint8).reshape(*size, channels)
 

@@ -24,7 +24,7 @@ def held_out(
         Train and validation, int64, both sorted.
 
     Raises:
-        ValueError: a share outside (0, 1), or one that leaves a side empty.
+        ValueError: a share outside (0, 1), or one that leaves a side empty; a seed that is none.
 
     >>> train, validation = held_out(8, 0.25, labels=[0, 0, 0, 0, 1, 1, 1, 1])
     >>> len(train), (validation < 4).sum()
@@ -32,6 +32,8 @@ def held_out(
     """
     selection = require("sklearn.model_selection", extra="data")
 
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number in [0, 2**32), got {seed!r}")
     if not 0 < share < 1:
         raise ValueError(f"validation must be a share in (0, 1), got {share}")
     rows = np.arange(count)
@@ -51,10 +53,8 @@ def held_out(
         if min(share, 1 - share) * len(rows) < classes:  # too few to have each class on both sides
             labels = None
     if len(rows) < 2:
-        given = "classes of one row each" if labels is not None and len(alone) > 1 else count
-        raise ValueError(
-            f"data must have at least 2 rows (of a class) to hold some out, got {given}"
-        )
+        more = f" and {len(alone)} that are alone in their class" if len(alone) else ""
+        raise ValueError(f"data must have at least 2 rows to hold some out, got {len(rows)}{more}")
     train, validation = selection.train_test_split(
         rows, test_size=share, random_state=seed, stratify=None if labels is None else labels[rows]
     )

@@ -342,7 +342,7 @@ def check_texts(texts: Any, blank: bool = False, first: int = 0) -> list[str]:
     Traceback (most recent call last):
     ValueError: texts must be str, got bytes in row 1; decode them: text.decode("utf-8")
     """
-    if isinstance(texts, str | bytes):
+    if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
         raise ValueError(f"texts must be a list of texts, got one {type(texts).__name__}")
     texts = list(texts)
     if not texts:

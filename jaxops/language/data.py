@@ -4,6 +4,7 @@ Documents of different lengths go into rows with `jaxops.data.packing.pack`, als
 """
 
 import glob
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,15 +226,24 @@ def texts_of(source: Texts, text: str = "text") -> tuple[np.ndarray, list[str]]:
         cells = table[text].where(table[text].notna(), "")
         texts = check_texts(cells.tolist())
         return np.arange(len(texts)), texts
-    items = list(source)
+    items = list(source) if hasattr(source, "__iter__") else check_texts(source)
     if items and all(isinstance(item, Path) for item in items):
         ids = np.array([str(path) for path in items], object)
-        return ids, check_texts([_read(path) for path in items])
+        texts = [_read(Path(path)) for path in items]
+        empty = next(
+            (path for path, text in zip(items, texts, strict=True) if not text.strip()), ""
+        )
+        if empty:
+            raise ValueError(f"{empty} must hold text, got an empty file")
+        return ids, check_texts(texts)
     texts = check_texts(items)
+    name = next((text for text in texts if re.fullmatch(r"\S+\.txt", text)), "")
     if all(len(text) < 250 and "\n" not in text and Path(text).is_file() for text in texts):
+        name = texts[0]
+    if name:
         raise ValueError(
-            f"data must be paths of pathlib.Path, or texts, got the name of a file as text: "
-            f"{texts[0]!r}"
+            "data must be paths of pathlib.Path, or texts, got the name of a file as text: "
+            f"{name!r}"
         )
     return np.arange(len(texts)), texts
 

@@ -1,6 +1,7 @@
 """The names that Hugging Face gives to settings and tensors of GPT-2, BERT, T5 and Llama."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
@@ -216,6 +217,11 @@ class Family(NamedTuple):
     transposed: bool = True
 
 
+def _t5_encoder(settings: Settings) -> TransformerConfig:
+    """Of a file without a decoder; what it is tied to or not is the decoder's."""
+    return replace(_t5(settings), causal=False, tied=True)
+
+
 HEADS = r"(classifier|classification_head|qa_outputs|score)\..*"
 """Heads of fine-tuned models: for classes of texts or tokens, and for spans of answers."""
 FAMILIES = {
@@ -239,3 +245,9 @@ FAMILIES = {
         _llama, LLAMA, rf"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|lm_head\.weight|{HEADS}"
     ),
 }
+T5_ENCODER = Family(
+    _t5_encoder,
+    {"embedding.tokens": ("shared.weight",), **_t5_stack("stack", "encoder", 1)},
+    rf"encoder\.embed_tokens\.weight|{HEADS}",
+)
+"""Files of `model_type` t5 that have no decoder."""

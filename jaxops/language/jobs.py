@@ -77,7 +77,7 @@ def fit(
     several = isinstance(method, list | tuple)
     check_one_directory(options, len(method) if several else 1)
     _, texts = texts_of(data, text)
-    if isinstance(validation, float):
+    if isinstance(validation, int | float):
         own, other = _held_out(texts, validation, seed)
     else:
         own, other = texts, texts_of(validation, text)[1]

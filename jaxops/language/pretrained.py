@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.language.huggingface import FAMILIES, Family
+from jaxops.language.huggingface import FAMILIES, T5_ENCODER, Family
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
 
@@ -22,7 +22,8 @@ def load_pretrained(
 
     Reads the safetensors files that `save_pretrained` writes, or that a model's page at Hugging
     Face offers. Nothing is downloaded, and PyTorch is not needed. A BERT without its head for
-    masked tokens (`BertModel`) offers only the method `hidden`. Give `masked_head=False` to leave
+    masked tokens (`BertModel`) and an encoder of T5 alone (`T5EncoderModel`) offer only the method
+    `hidden`. Give `masked_head=False` to leave
     out the head of a file that has one, as for the encoder of a classifier. Poolers are left out,
     and so are the heads of fine-tuned models (`BertForSequenceClassification` and the like).
 
@@ -98,7 +99,7 @@ def _family(
     path: Path, config: TransformerConfig | None, tensors: Any
 ) -> tuple[Family, TransformerConfig]:
     if config is not None:
-        for family in FAMILIES.values():
+        for family in (*FAMILIES.values(), T5_ENCODER):
             if f"{family.names['stack.block_#.attention.out'][0]}.weight".replace("#", "0") in (
                 tensors
             ):
@@ -110,13 +111,16 @@ def _family(
     kind = settings.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"model_type must be one of {tuple(FAMILIES)}, got {kind!r}")
+    family = FAMILIES[kind]
+    if kind == "t5" and not any(name.startswith("decoder.") for name in tensors):
+        family = T5_ENCODER
     try:
-        config = FAMILIES[kind].config(settings)
+        config = family.config(settings)
     except KeyError as error:
         raise ValueError(f"config.json must have {error}, got nothing") from error
     if config.masked_head and not any(name.startswith("cls.predictions.") for name in tensors):
         config = replace(config, masked_head=False)
-    return FAMILIES[kind], config
+    return family, config
 
 
 def _params(family: Family, config: TransformerConfig, tensors: dict[str, tuple[Any, str]]) -> Any:

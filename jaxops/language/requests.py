@@ -105,6 +105,8 @@ def checked_request(
         stop = [settings["end"]] if "end" in settings else []
     if begin is None:
         begin = settings.get("padding", 0)
+    if not hasattr(stop, "__iter__"):
+        raise ValueError(f"stop must be numbers of tokens in a list, got {stop!r}")
     if any(isinstance(token, str) for token in stop):
         raise ValueError(
             f"stop must be numbers of tokens, got {[*stop]!r}; of a text that is one token: "

@@ -16,6 +16,7 @@ from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.task import Batch, Extra, Params, Task, recorded
 from jaxops.train import loop
+from jaxops.train.settings import check_one_directory
 from jaxops.trust.evaluation import Evaluation, table
 
 ROUNDS = 20  # of the greedy selection
@@ -47,16 +48,24 @@ class Blend(NamedTuple):
         """The names of the classes."""
         return self.tasks[0].classes
 
+    def models(self) -> list[Model]:
+        """The members."""
+        return [
+            Model(task, TrainState(jnp.int32(0), params, (), extra, jax.random.key(0)))
+            for task, params, extra, _ in zip(*self, strict=True)
+        ]
+
     def outputs(self, columns: Any, batch_size: int) -> np.ndarray:
         """What the members predict, weighted."""
-        parts = [
-            weight
-            * Model(task, TrainState(jnp.int32(0), params, (), extra, jax.random.key(0))).outputs(
-                columns, batch_size
-            )
-            for task, params, extra, weight in zip(*self, strict=True)
-        ]
-        return np.sum(parts, axis=0)
+        parts = [model.outputs(columns, batch_size) for model in self.models()]
+        return np.sum([w * part for w, part in zip(self.weights, parts, strict=True)], axis=0)
+
+    @classmethod
+    def of(cls, models: Sequence[Model], weights: Sequence[float]) -> "Blend":
+        """The blend of trained models."""
+        states = [model.state for model in models]
+        params, extras = tuple(s.params for s in states), tuple(s.extra for s in states)
+        return cls(tuple(model.task for model in models), params, extras, tuple(weights))
 
 
 def best_of(
@@ -119,12 +128,7 @@ def best_of(
     if progress:
         print(f"blend: {metric} {blended:.4f}, weights {', '.join(f'{w:g}' for w in weights)}")
     members = [(model, w) for model, w in zip(models, weights.tolist(), strict=True) if w > 0]
-    blend = Blend(
-        tuple(model.task for model, _ in members),
-        tuple(model.state.params for model, _ in members),
-        tuple(model.state.extra for model, _ in members),
-        tuple(weight for _, weight in members),
-    )
+    blend = Blend.of([model for model, _ in members], [weight for _, weight in members])
     about = single.about | {"validation": {metric: blended}}
     return replace(single, task=blend, state=None, about=about)
 
@@ -133,10 +137,15 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
     """The model after more training from its present parameters, with the same reader.
 
     Args:
-        model: with a task and its state.
+        model: with a task and its state, or with a `Blend`, each of whose members is trained.
         columns: of the task.
         settings: of `jaxops.fit`.
     """
+    if isinstance(model.task, Blend):
+        check_one_directory(dict(settings), len(model.task.tasks))
+        further = [trained_further(part, columns, settings) for part in model.task.models()]
+        about = {**model.about, "updated with": fingerprint(columns)}
+        return replace(model, task=Blend.of(further, model.task.weights), about=about)
     task, state = model.trained()
     state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
     state = averaged(loop.fit(task, columns, state=state, **settings))

@@ -72,6 +72,9 @@ class NGrams:
         uax29: False in readers of earlier versions, which tore words of Indic scripts, Thai and
             vocalised Arabic and Hebrew to pieces, and read as their models were trained.
 
+    Raises:
+        ValueError: a vocabulary below 4.
+
     References:
         Joulin et al. 2017, arXiv:1607.01759; Bojanowski et al. 2017, arXiv:1607.04606.
 
@@ -86,6 +89,10 @@ class NGrams:
     words: tuple[int, int] = (1, 2)
     characters: tuple[int, int] = (2, 5)
     uax29: bool = True
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 4:  # a padding and a number in each half
+            raise ValueError(f"vocabulary must be at least 4, got {self.vocabulary}")
 
     def __call__(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """`tokens` (N, context) int32; a text with more n-grams is cut, with a warning.

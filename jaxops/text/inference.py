@@ -19,7 +19,7 @@ from jaxops.model.finished import Model, frame, inside
 from jaxops.task import recorded
 from jaxops.text.readers import Classes, TextReader, columns_of, has_many
 from jaxops.text.retrieval import Encode, Found, Index, by_vectors, by_words, check_queries, fuse
-from jaxops.trust.calibration import scaled, temperature
+from jaxops.trust.calibration import in_parts, scaled, temperature
 
 FUSED = 100
 """The smallest number of documents that `search` takes from each ranking to fuse them."""
@@ -87,7 +87,8 @@ def calibrated(
 ) -> TextReader:
     """The reader with temperature and threshold of validation texts, see `calibrate`."""
     t = max(temperature(probabilities, labels), LEAST)
-    threshold = np.quantile(scaled(probabilities, t).max(1), 1 - keep)
+    largest = np.concatenate([scaled(part, t).max(1) for part in in_parts(probabilities)])
+    threshold = np.quantile(largest, 1 - keep)
     return replace(reader, temperature=t, threshold=float(threshold))
 
 

@@ -113,7 +113,7 @@ def fit(
         task = _task(method, reads, classes, many)
         columns = {**reads(texts), "label": target}
         known, other = ids[held], take(columns, held)
-        if not isinstance(validation, float):
+        if not isinstance(validation, int | float):
             known, other = reader.columns(validation, classes, many)
         begin, first = time.monotonic(), take(columns, rows)
         settings = _settings(left, task, first, given)
@@ -123,7 +123,7 @@ def fit(
         model = _with_linear(model, first, other, begin + left) if default else model
         model = _calibrated(model, other, keep)
         scored = _scored(model, known, other)
-        told = {"validation": scored.figures(), "seconds": time.monotonic() - begin}
+        told = {"validation": scored.figures(), "seconds": round(time.monotonic() - begin, 1)}
         return replace(model, about={**model.about, **told}), scored
 
     left = seconds(budget) - (time.monotonic() - start)
@@ -136,7 +136,7 @@ def fit(
     # as long as the first training, and a quarter more: there are more texts
     over = time.monotonic() - start + 1.25 * model.about["seconds"] > seconds(budget)
     once = {"early_stopping", "checkpoints", "state"} & options.keys()
-    if isinstance(validation, float) and not over and not once:
+    if isinstance(validation, int | float) and not over and not once:
         model = _on_all(model, {**model.reader.read(texts), "label": target}, given)
     return model
 
@@ -182,7 +182,7 @@ def _parts(
         raise ValueError(f"{label} must have at least 2 classes, got {', '.join(classes)} alone")
     target = labels(names, classes, many)
     rows = held = np.arange(len(texts))
-    if isinstance(validation, float):
+    if isinstance(validation, int | float):
         of = None if groups is None else [str(one) for one in table[groups]]
         rows, held = held_out(len(texts), validation, None if many else target, of, seed)
     return Parts(ids, texts, target, classes, many, rows, held)

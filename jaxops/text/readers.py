@@ -237,17 +237,21 @@ def names_of(label: str, cells: Sequence[Any], separator: str | None, many: bool
         many: whether a text may have several labels, or none.
 
     Raises:
-        ValueError: a missing label.
+        ValueError: a missing label, or an empty separator.
 
     >>> names_of("team", ["a, b", None], ",", many=True), names_of("team", [1.0], None, many=False)
     ([['a', 'b'], []], ['1'])
     """
+    if separator == "":
+        raise ValueError('separator must be a text such as ", ", got an empty one')
     if many:
         return [_several(cell, separator) for cell in cells]
-    missing = next((row for row, cell in enumerate(cells) if cell is None or cell == ""), None)
-    if missing is not None:
-        raise ValueError(f"{label} must have a value in every row, got none in row {missing}")
-    return [_name(cell) for cell in cells]
+    names = ["" if cell is None else _name(cell) for cell in cells]
+    if "" in names:
+        raise ValueError(
+            f"{label} must have a value in every row, got none in row {names.index('')}"
+        )
+    return names
 
 
 def _several(cell: Any, separator: str | None) -> list[str]:

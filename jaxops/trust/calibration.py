@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PART = 2**20  # numbers of which a copy in float64 is made at once
+
+
 class Reliability(NamedTuple):
     """Rows in bins of equal width of the probability of the predicted class.
 
@@ -56,15 +59,14 @@ def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     2.0
     """
     probabilities, labels = _pair(probabilities, labels)
-    z = np.log(np.maximum(probabilities, 1e-30))
-    own = np.take_along_axis(z, labels[:, None], 1)
+    own = _log(np.take_along_axis(probabilities, labels[:, None], 1)).sum()
 
     def slope(beta: float) -> float:
-        p = scaled(probabilities, 1 / beta)
-        return float(((p * z).sum(1) - own[:, 0]).sum())
+        means = ((scaled(p, 1 / beta) * _log(p)).sum() for p in in_parts(probabilities))
+        return float(sum(means) - own)
 
     low, high = np.log(1e-2), np.log(1e2)
-    for _ in range(60):
+    for _ in range(35):  # to 3e-10
         middle = (low + high) / 2
         low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
     return float(np.exp(-low))
@@ -76,9 +78,23 @@ def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     >>> scaled(np.array([[0.9, 0.1]]), 2.0).round(3).tolist()
     [[0.75, 0.25]]
     """
-    z = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30)) / temperature
+    z = _log(probabilities) / temperature
     p = np.exp(z - z.max(1, keepdims=True))
     return p / p.sum(1, keepdims=True)
+
+
+def in_parts(probabilities: np.ndarray) -> list[np.ndarray]:
+    """The rows in parts of at most about a million numbers, so that float64 takes little memory.
+
+    >>> [len(part) for part in in_parts(np.zeros((3, 2**19)))]
+    [2, 1]
+    """
+    rows = max(1, PART // probabilities.shape[1])
+    return [probabilities[i : i + rows] for i in range(0, len(probabilities), rows)]
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Reliability:
@@ -96,7 +112,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     [0.0, 2.0]
     """
     probabilities, labels = _pair(probabilities, labels)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence = probabilities.max(1).astype(np.float64)
+    right = probabilities.argmax(1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins).astype(float)
     with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin
@@ -193,7 +210,7 @@ def plot_reliability(
 
 
 def _pair(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
         raise ValueError(
             "probabilities and labels must have shapes (N, C) and (N,), got "

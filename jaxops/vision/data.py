@@ -13,7 +13,33 @@ from jaxops.model.finished import Classes, Model
 from jaxops.task import Column, recorded
 
 Images = Any
-"""A folder, a list of files, an array uint8 (N, H, W, C), or arrays by name with `image`."""
+"""A folder, a list of files, an array uint8 (N, H, W, C), or one of these by name, `image`."""
+
+
+def files_of(source: Images) -> list[Path] | None:
+    """The files that are the source, or are in its folder; None of an array of pixels.
+
+    Raises:
+        ValueError: neither files nor an array.
+    """
+    if isinstance(source, Mapping):
+        if "image" not in source:
+            raise ValueError(f"data must have a column 'image', got {', '.join(source)}")
+        source = source["image"]
+    if isinstance(source, str | Path):
+        return image_files(Path(source)) if Path(source).is_dir() else [Path(source)]
+    if getattr(getattr(source, "dtype", None), "kind", "O") not in "OUT":
+        return None
+    if not hasattr(source, "__len__") or hasattr(source, "columns"):
+        wrong = type(source).__name__
+    else:
+        wrong = next((type(x).__name__ for x in source if not isinstance(x, str | Path)), "")
+    if wrong:
+        raise ValueError(
+            "images must be a folder, a list of files, one uint8 array (N, H, W, C), or one of "
+            f"these by name, image, got {wrong}"
+        )
+    return [Path(path) for path in source]
 
 
 def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -75,21 +101,17 @@ class ImageReader:
 
         Args:
             source: a folder, whose images are read in order of their paths, subfolders too; a list
-                of files, or one file; an array (N, H, W, C) or, for grey images, (N, H, W); or
-                arrays by name with `image`.
+                or column of files, or one file; an array (N, H, W, C) or, for grey images,
+                (N, H, W); or files or an array by name, `image`.
 
         Raises:
             ValueError: no images, a file that is no image, or an array of another shape or dtype.
             FileNotFoundError: no such file.
         """
-        if isinstance(source, Mapping):
-            source = source["image"]
-        if isinstance(source, str | Path):
-            source = image_files(Path(source)) if Path(source).is_dir() else [Path(source)]
-        shape = (*self.size, self.channels)
-        if not hasattr(source, "dtype"):
-            return np.array([str(path) for path in source], object), read_images(source, shape)
-        images = np.asarray(source)
+        shape, files = (*self.size, self.channels), files_of(source)
+        if files is not None:
+            return np.array([str(path) for path in files], object), read_images(files, shape)
+        images = np.asarray(source["image"] if isinstance(source, Mapping) else source)
         images = images[..., None] if images.ndim == 3 and self.channels == 1 else images
         check({"image": images}, (Column("image", shape, "uint8"),))
         return np.arange(len(images)), images
@@ -100,8 +122,8 @@ class ImageReader:
         """The ids, and the columns that the task takes.
 
         Args:
-            source: a folder that holds a folder for each class; or arrays by name, `image` and
-                `label`.
+            source: a folder that holds a folder for each class; or `image`, an array or files, and
+                `label` by name.
             classes: the names of the classes.
 
         Raises:
@@ -149,8 +171,8 @@ def labels_of(source: Images, ids: np.ndarray) -> list[str]:
         return [_name(row, one) for row, one in enumerate(label.tolist())]
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         raise ValueError(
-            "data must be a folder with a folder for each class, or arrays image and label, got "
-            f"{type(source).__name__}"
+            "data must be a folder with a folder for each class, or arrays (or files) by name, "
+            f"image and label, got {type(source).__name__}"
         )
     class_names(Path(source))
     return [Path(path).relative_to(source).parts[0] for path in ids]

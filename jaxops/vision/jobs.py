@@ -1,7 +1,8 @@
 """One call a job: `fit` a classifier to images, `evaluate` it, `update` it with new images."""
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,26 @@ import numpy as np
 from jaxops import optim
 from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
-from jaxops.data.images import check_shape, image_files, opened
+from jaxops.data.images import check_shape, opened
 from jaxops.data.splits import held_out
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, settings_within, trained_further
 from jaxops.optim import averaged
 from jaxops.task import Task
+from jaxops.train import evaluation
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory
 from jaxops.trust.evaluation import Evaluation, of_classes
-from jaxops.vision.data import ImageReader, Images, labels_of
+from jaxops.vision.data import ImageReader, Images, files_of, labels_of
 from jaxops.vision.inference import reader_of
 from jaxops.vision.models import ConvNet
 from jaxops.vision.tasks import classifier
 
 LARGEST = 64  # side in pixels to which images are reduced by default
 SAMPLE = 100  # files, of which size and colour are looked at
+ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged
+TRIED = 500  # images, on which augmentation is tried, or a third of the images
+NONE, AFFINE, FLIP = "none", "rotate, shift and scale", "flip"  # names of augmentations
 
 
 def fit(
@@ -43,13 +48,13 @@ def fit(
 ) -> Model:
     """Train a model to tell the class of an image.
 
-    The default method is `ConvNet`, with rotation, shift and scale drawn anew for each image (and
-    mirroring, if images have colours), and the moving average of the parameters. Images are held
-    out for validation, of each class the same share.
+    The default method is `ConvNet`, with the moving average of the parameters. Images are held out
+    for validation, of each class the same share. Whether images are rotated, shifted and scaled in
+    training, and whether they are mirrored, is what their loss prefers, see `about`.
 
     Args:
-        data: a folder that holds a folder of images for each class; or arrays by name, `image`
-            uint8 (N, H, W, C) and `label` (N,).
+        data: a folder that holds a folder of images for each class; or by name `image`, uint8
+            (N, H, W, C) or N files, and `label` (N,).
         method: a Flax module, images (B, H, W, C) float32 to logits (B, classes), such as `CNN()`.
             Its `classes` are set to what the data needs. Of a list each is trained in turn; the
             result is the one with the best validation loss, or a blend of them.
@@ -63,7 +68,11 @@ def fit(
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
 
     Returns:
-        A model; `model.predict(images)` gives `Classes`.
+        A model; `model.predict(images)` gives `Classes`. Its `about["augmentations"]` has the
+        validation loss of each augmentation after a training (of the first method) on a third of
+        the train images, or 500; together they take at most a third of the budget.
+        `about["augmentation"]` is the one that was kept. With `checkpoints`, from which a run is
+        resumed, or in too short a budget, nothing is tried: images are rotated, shifted and scaled.
 
     Raises:
         ValueError: images that cannot be read; fewer than 2 classes; as `jaxops.fit`.
@@ -83,28 +92,40 @@ def fit(
     start = time.monotonic()
     several = isinstance(method, list | tuple)
     check_one_directory(options, len(method) if several else 1)
-    reader = _reader(data, size, channels)
     classes = _classes(data)
+    reader = _reader(data, size, channels)
     ids, columns = reader.columns(data, classes)
     own = columns
-    if isinstance(validation, float):
+    if isinstance(validation, int | float):
         target = columns["label"]
         rows, held = held_out(len(target), validation, target, seed=seed)
         ids, own, other = ids[held], take(columns, rows), take(columns, held)
     else:
         ids, other = reader.columns(validation, classes)
-    about = {"data": fingerprint(columns), "rows": len(own["label"])}
+    about: dict[str, Any] = {"data": fingerprint(columns), "rows": len(own["label"])}
     given = {"seed": seed, "progress": progress, **options}
 
+    def task_of(method: Any, augmentation: str) -> Task:
+        return _task(method, reader, classes, own["image"], augmentation)
+
     def trained(method: Any, left: float) -> tuple[Model, Evaluation]:
-        task = _task(method, reader, classes, own["image"])
+        task = task_of(method, about["augmentation"])
         settings = settings_within(left, task, own, recipe, given)
         state = averaged(train(task, own, validation=other, **settings))
         model = Model(task, state._replace(opt_state=()), reader, about)
         scored = _scored(model, ids, other)
         return replace(model, about={**about, "validation": scored.figures()}), scored
 
-    left = seconds(budget) - (time.monotonic() - start)
+    end, losses = start + seconds(budget), dict[str, float]()
+    if options.get("checkpoints") is None:
+        first = functools.partial(task_of, method[0] if several and method else method)
+        losses = _augmentations(first, own, other, (end - time.monotonic()) / 3, given)
+    kept = min(losses, key=losses.__getitem__, default=AFFINE)
+    about |= {"augmentation": kept, "augmentations": losses}
+    if progress and losses:
+        told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        print(f"augmentation: {kept}; log_loss of short trainings: {told}", flush=True)
+    left = end - time.monotonic()
     if several:
 
         def loss(p: np.ndarray) -> float:
@@ -173,6 +194,8 @@ def evaluate(model: Model, data: Images) -> Evaluation:
 def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new images, from its present parameters, with the same reader.
 
+    Of a blend each model is trained, and the weights stay.
+
     Args:
         model: of `fit`.
         new: see `fit`.
@@ -182,8 +205,7 @@ def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     Raises:
         ValueError: images that the model cannot read, or a label that is not one of its classes.
     """
-    task, _ = model.trained()
-    _, columns = reader_of(model).columns(new, task.classes)
+    _, columns = reader_of(model).columns(new, model.task.classes)
     settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
     return trained_further(model, columns, settings | {"early_stopping": None})
 
@@ -196,19 +218,18 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
 
 def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) -> ImageReader:
     """The reader for images of the size and the channels that the data has."""
-    if isinstance(data, Mapping):
-        if "image" not in data:
-            raise ValueError(f"data must have a column 'image', got {', '.join(data)}")
+    found = files_of(data)
+    if found is None:
         shape = np.shape(data["image"])
+        if len(shape) not in (3, 4):
+            raise ValueError(f"image must have shape (N, H, W, C) or (N, H, W), got {shape}")
         own, grey = shape[1:3], len(shape) == 3 or shape[3] == 1
     else:
-        if not Path(data).is_dir():
-            raise FileNotFoundError(f"{data}: no such folder")
-        found = image_files(Path(data))
         shapes, grey = [], True
         for path in found[:: -(-len(found) // SAMPLE)]:
             with opened(path) as image:
-                shapes.append(image.size[::-1])
+                turned = image.getexif().get(ORIENTATION, 1) > 4
+                shapes.append(image.size if turned else image.size[::-1])
                 grey &= image.mode in ("1", "L")
         own = tuple(min(int(side), LARGEST) for side in np.median(shapes, axis=0))
     if channels is None:
@@ -219,10 +240,9 @@ def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) ->
 
 
 def _classes(data: Images) -> tuple[str, ...]:
-    if isinstance(data, Mapping):
-        names = labels_of(data, np.zeros(0))
-    else:
-        names = labels_of(data, np.array([str(path) for path in image_files(Path(data))], object))
+    if isinstance(data, str | Path) and not Path(data).is_dir():
+        raise FileNotFoundError(f"{data}: no such folder")
+    names = labels_of(data, np.array([str(path) for path in files_of(data) or ()], object))
     # the order of numbers, where all names are numbers
     number = all(name.isdecimal() for name in names)
     classes = tuple(sorted(set(names), key=int if number else str))
@@ -231,16 +251,61 @@ def _classes(data: Images) -> tuple[str, ...]:
     return classes
 
 
-def _task(method: Any, reader: ImageReader, classes: tuple[str, ...], images: np.ndarray) -> Task:
+def _task(
+    method: Any,
+    reader: ImageReader,
+    classes: tuple[str, ...],
+    images: np.ndarray,
+    augmentation: str,
+) -> Task:
     """The task, with mean and deviation of each channel of the train images."""
     shape = (*reader.size, reader.channels)
-    stages = max(1, min(3 if min(reader.size) <= 40 else 4, int(np.log2(min(reader.size) - 2))))
-    module = method or ConvNet((32, 64, 128, 256)[:stages])
+    module = _network(reader.size) if method is None else method
     if hasattr(module, "classes"):
         module = module.clone(classes=len(classes))
     some = images[:: -(-len(images) // 5_000)].astype(np.float32) / 255
     mean, std = some.mean((0, 1, 2)), np.maximum(some.std((0, 1, 2)), 1e-3)
     affine = Affine(degrees=10, shift=min(reader.size) / 14, scale=0.1)
-    augment = affine if reader.channels == 1 else Compose((Flip(), affine))
+    parts = (Flip(),) * (FLIP in augmentation) + (affine,) * (AFFINE in augmentation)
+    augment = parts[0] if len(parts) == 1 else Compose(parts) if parts else None
     middle, scale = (tuple(np.round(v.astype(float), 4).tolist()) for v in (mean, std))
     return classifier(module, shape, classes, middle, scale, augment)
+
+
+def _network(size: tuple[int, int]) -> ConvNet:
+    if min(size) < 4:
+        raise ValueError(f"size must be at least 4 pixels a side for ConvNet, got {size}")
+    stages = min(3 if min(size) <= 40 else 4, int(np.log2(min(size) - 2)))
+    return ConvNet((32, 64, 128, 256)[:stages])
+
+
+def _augmentations(
+    task_of: Callable[[str], Task],
+    own: dict[str, np.ndarray],
+    other: dict[str, np.ndarray],
+    left: float,
+    given: dict[str, Any],
+) -> dict[str, float]:
+    """The validation loss with each augmentation, trained on some of the train images.
+
+    Fewer images, rather than fewer epochs: what augmentation is good for shows only after images
+    have been seen several times. Mirroring is tried on top of the better of the other two.
+    """
+    end, count = time.monotonic() + left, len(own["label"])
+    size = max(-(-count // 3), min(count, TRIED))
+    some = np.sort(np.random.default_rng(given["seed"]).permutation(count)[:size])
+    few, losses = take(own, some), dict[str, float]()
+    given = {**given, "progress": False, "reports": (), "state": None}
+    if given.get("steps"):
+        given["steps"] = -(-given["steps"] // 3)
+    # the slowest sets the number of epochs, so that all have the same
+    settings = settings_within(left / 3, task_of(f"{FLIP} and {AFFINE}"), few, recipe, given)
+    for name in (NONE, AFFINE, FLIP):
+        if time.monotonic() > end:
+            break
+        if name == FLIP and losses[AFFINE] < losses[NONE]:
+            name = f"{FLIP} and {AFFINE}"
+        task = task_of(name)
+        state = averaged(train(task, few, validation=other, **settings))
+        losses[name] = evaluation.evaluate(task, state, other)["loss"]
+    return losses if len(losses) > 1 else {}  # of one alone there is nothing to choose

@@ -221,6 +221,23 @@ def test_image_folder_height_comes_first_and_photos_stand_upright(tmp_path):
     np.testing.assert_array_equal(image, np.rot90(half, -1))
 
 
+def test_what_is_transparent_shows_white(tmp_path):
+    """A black sign on nothing is not all black, whatever colour lies beneath."""
+    sign = np.zeros((2, 2, 4), np.uint8)
+    sign[0, :, 3] = 255, 51  # black, a fifth of black; beneath, black that does not show
+    (tmp_path / "a").mkdir()
+    Image.fromarray(sign).save(tmp_path / "a" / "1.png")
+    Image.fromarray(sign[..., 2:], "LA").save(tmp_path / "a" / "2.png")
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([9, 9, 9, 0, 0, 0])
+    palette.putpixel((0, 0), 0)
+    palette.save(tmp_path / "a" / "3.png", transparency=0)
+    for channels in (1, 3):
+        images = Dataset.from_image_folder(tmp_path, (2, 2), channels).train["image"]
+        assert images[0, ..., 0].tolist() == images[1, ..., 0].tolist() == [[0, 204], [255, 255]]
+        assert images[2, ..., -1].tolist() == [[255, 0], [0, 0]]
+
+
 def test_image_folder_with_train_and_test(tmp_path):
     for split, count in (("train", 3), ("test", 1)):
         for row in range(count):

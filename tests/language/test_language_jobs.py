@@ -132,6 +132,13 @@ def test_what_is_refused(model, tmp_path):
         language.fit(LETTERS, SMALL, budget="soon")
     with pytest.raises(ValueError, match=r"validation must be a share in \(0, 1\), got 1.5"):
         language.fit(LETTERS, SMALL, validation=1.5)
+    with pytest.raises(ValueError, match=r"validation must be a share in \(0, 1\), got 0"):
+        language.fit(LETTERS, SMALL, validation=0)
+    with pytest.raises(ValueError, match="texts must be a list of texts, got one NoneType"):
+        language.fit(None, SMALL)
+    (tmp_path / "a.txt").write_text(" ")
+    with pytest.raises(ValueError, match=r"a\.txt must hold text, got an empty file"):
+        language.fit(tmp_path, SMALL)
     with pytest.raises(ValueError, match="data must leave text for validation, got 1 letters"):
         language.fit(["a"], SMALL)
     with pytest.raises(ValueError, match="texts must not be empty, got an empty text in row 1"):
@@ -144,3 +151,5 @@ def test_names_of_files_are_not_taken_for_texts(tmp_path):
     (tmp_path / "a.txt").write_text("a letter")
     with pytest.raises(ValueError, match=r"data must be paths of pathlib\.Path, or texts"):
         language.fit([str(tmp_path / "a.txt")])
+    with pytest.raises(ValueError, match=r"got the name of a file as text: 'absent\.txt'"):
+        language.fit(["absent.txt", "see absent.txt"])

@@ -305,6 +305,40 @@ T5 = {
 }
 
 
+def test_an_encoder_of_t5_alone(tmp_path):
+    """`T5EncoderModel`: the file of the whole, without its decoder."""
+    width = {"k": 16, "q": 16, "v": 16, "o": 16, "wi": 24}
+    tensors = {"shared.weight": (20, 16), "encoder.final_layer_norm.weight": (16,)}
+    for side, blocks in (("encoder", 2), ("decoder", 2)):
+        for i in range(blocks):
+            layers = ["SelfAttention", "EncDecAttention"][: 1 + (side == "decoder")]
+            for n, layer in enumerate(layers):
+                at = f"{side}.block.{i}.layer.{n}"
+                tensors |= {f"{at}.{layer}.{x}.weight": (width[x], 16) for x in "qkvo"}
+                tensors[f"{at}.layer_norm.weight"] = (16,)
+            at = f"{side}.block.{i}.layer.{len(layers)}"
+            tensors |= {
+                f"{at}.layer_norm.weight": (16,),
+                f"{at}.DenseReluDense.wi.weight": (24, 16),
+            }
+            tensors[f"{at}.DenseReluDense.wo.weight"] = (16, 24)
+        relative = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        tensors |= {relative: (32, 4), f"{side}.final_layer_norm.weight": (16,)}
+    arrays = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+    (tmp_path / "config.json").write_text(json.dumps(T5))
+    save_file(arrays, tmp_path / "model.safetensors")
+    both, whole = load_pretrained(tmp_path)
+    want = both.apply({"params": whole}, TOKENS, SEEN, method="encode")
+    alone = {name: value for name, value in arrays.items() if not name.startswith("decoder.")}
+    save_file(alone, tmp_path / "model.safetensors")
+    module, params = load_pretrained(tmp_path)
+    assert isinstance(module, Transformer) and not module.config.causal
+    got = module.apply({"params": params}, TOKENS, SEEN, method="hidden")
+    np.testing.assert_allclose(got * SEEN[..., None], want * SEEN[..., None], atol=1e-5)
+    one, _ = load_pretrained(tmp_path / "model.safetensors", module.config)
+    assert isinstance(one, Transformer)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

@@ -203,6 +203,9 @@ def test_several_methods_and_the_default(capsys):
         ({"label": "nothing"}, "arrays must have a column 'nothing', got ticket, message, team"),
         ({"keep": 0}, r"keep must be in \(0, 1\], got 0"),
         ({"budget": "soon"}, "budget must be a time such as"),
+        ({"seed": -1}, r"seed must be a whole number in \[0, 2\*\*32\), got -1"),
+        ({"separator": ""}, "separator must be a text such as"),
+        ({"validation": 0}, r"validation must be a share in \(0, 1\), got 0"),
         ({"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
         ({"method": []}, "method must be at least 1, got an empty list"),
@@ -224,8 +227,12 @@ def test_texts_and_labels_that_cannot_be(model):
 
     with pytest.raises(ValueError, match="team must have at least 2 classes, got pin alone"):
         fitted(team=["pin"] * N)
+    with pytest.raises(ValueError, match=f"hold some out, got 0 and {N} that are alone in their"):
+        fitted(team=[f"team {i}" for i in range(N)])
     with pytest.raises(ValueError, match="team must have a value in every row, got none in row 3"):
         fitted(team=[None if i == 3 else one for i, one in enumerate(TEAM)])
+    with pytest.raises(ValueError, match="team must have a value in every row, got none in row 5"):
+        fitted(team=["  " if i == 5 else one for i, one in enumerate(TEAM)])
     with pytest.raises(ValueError, match="texts must not be empty, got an empty text in row 4"):
         fitted(message=["" if i == 4 else one for i, one in enumerate(TEXTS)])
     with pytest.raises(

@@ -89,3 +89,9 @@ def test_tokens_have_the_special_tokens_of_their_file():
 def _again(model, folder):
     jo.save(folder / "again.model", model)
     return jo.load(folder / "again.model")
+
+
+def test_a_table_without_a_number_for_each_half_is_refused():
+    assert set(text.NGrams(8, 4)(["a card"])["tokens"][0]) == {0, 1, 3}
+    with pytest.raises(ValueError, match="vocabulary must be at least 4, got 3"):
+        text.NGrams(vocabulary=3)

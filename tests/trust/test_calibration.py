@@ -29,6 +29,13 @@ def test_temperature_is_recovered_and_is_the_best(true):
     assert ece(scaled(p, found), labels) < 0.01
 
 
+def test_many_classes_are_taken_in_parts(monkeypatch):
+    p, labels, *_ = drawn(60, 10, 1.7)
+    whole = temperature(p, labels)
+    monkeypatch.setattr("jaxops.trust.calibration.PART", 70)  # 7 rows
+    assert temperature(p.astype(np.float32), labels) == pytest.approx(whole, rel=1e-5)
+
+
 def test_temperature_of_a_classifier_that_is_always_right_is_low():
     p, labels = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])
     assert scaled(p, temperature(p, labels)).max(1).min() > 1 - 1e-9  # nothing left to gain

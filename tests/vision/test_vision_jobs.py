@@ -42,7 +42,7 @@ def test_every_kind_of_source_gives_the_same_answer(model, folder):
     paths = sorted(folder.rglob("*.png"))
     wanted = model.predict(IMAGES[order])
     sources = [folder, str(folder), paths, [*map(str, paths)], IMAGES[order, :, :, 0]]
-    sources.append({"image": IMAGES[order]})
+    sources += [{"image": IMAGES[order]}, {"image": np.array([*map(str, paths)])}]
     for source in sources:
         answer = model.predict(source)
         assert answer.labels.tolist() == wanted.labels.tolist()
@@ -69,10 +69,62 @@ def test_what_it_learns_and_its_scores(model, folder):
     assert model.about["validation"]["accuracy"] > 0.9
 
 
-def test_new_images(model):
+def test_new_images(model, tmp_path):
     turned = vision.update(model, {**ROWS, "label": NAMES[::-1]}, epochs=24, progress=False)
     assert (turned.predict(IMAGES).labels != NAMES).mean() > 0.9
     assert turned.reader is model.reader
+    # of a blend each member learns what it would learn alone, with other draws
+    both = jo.Model(Blend.of([model, model], (0.25, 0.75)), None, model.reader, model.about)
+    again = vision.update(both, {**ROWS, "label": NAMES[::-1]}, epochs=24, progress=False)
+    wanted = turned.predict(IMAGES).probabilities
+    np.testing.assert_allclose(again.predict(IMAGES).probabilities, wanted, atol=0.05)
+    assert again.task.weights == (0.25, 0.75) and again.about == turned.about
+    with pytest.raises(ValueError, match="checkpoints must be None where 2 trainings follow"):
+        vision.update(both, ROWS, checkpoints=tmp_path)
+
+
+def arrows(count, mirrored):
+    """Arrows to the left and to the right, at places that differ."""
+    label, rng = np.arange(count) % 2, np.random.default_rng(count)
+    y, x = np.mgrid[:28, :28][:, None] - rng.integers(12, 17, (2, count, 1, 1))
+    side = np.where(label[:, None, None] == 0, 1, -1)
+    arrow = (np.abs(side * x + 4 - np.abs(y)) < 2) & (np.abs(y) < 6)
+    pixels = arrow * 150 + rng.integers(0, 105, (count, 28, 28))
+    return {"image": pixels[..., None].astype(np.uint8), "label": label}
+
+
+def corners(count, mirrored):
+    """The upper and the lower corners of a square, of one side or of both."""
+    label, rng = np.arange(count) % 2, np.random.default_rng(count)
+    pixels = rng.integers(0, 105, (count, 28, 28))
+    pixels[label == 0, 6, 6:22] += 150
+    pixels[label == 1, 21, 6:22] += 150
+    pixels[:, 6:22, 6] += 150
+    pixels[::mirrored] = pixels[::mirrored, :, ::-1]
+    return {"image": np.minimum(pixels, 255)[..., None].astype(np.uint8), "label": label}
+
+
+@pytest.mark.parametrize(
+    ("images", "flips"), [(arrows, False), pytest.param(corners, True, marks=pytest.mark.slow)]
+)
+def test_validation_chooses_the_augmentation(images, flips, capsys):
+    train, held = images(60, 60), images(200, 3)
+    model = vision.fit(train, vision.MLP((16,)), validation=held, epochs=20)
+    losses, kept = model.about["augmentations"], model.about["augmentation"]
+    assert kept == min(losses, key=losses.get) and kept.startswith("flip") == flips
+    assert list(losses)[:2] == ["none", "rotate, shift and scale"] and len(losses) == 3
+    if images is arrows:
+        assert kept == "rotate, shift and scale"
+    assert f"augmentation: {kept}; log_loss of short trainings: none" in capsys.readouterr().out
+    assert flips == ("Flip" in str(dict(model.task.recipe[1])["augment"]))
+
+
+def test_with_checkpoints_or_without_time_there_is_one_training(tmp_path):
+    options = {"epochs": 1, "checkpoints": tmp_path, "progress": False}
+    about = vision.fit(ROWS, vision.MLP(()), **options).about
+    assert (about["augmentation"], about["augmentations"]) == ("rotate, shift and scale", {})
+    short = vision.fit(ROWS, vision.MLP(()), epochs=1, budget=0.01, progress=False).about
+    assert (short["augmentation"], short["augmentations"]) == ("rotate, shift and scale", {})
 
 
 CHILD = """
@@ -120,6 +172,19 @@ def test_the_reader_by_default(tmp_path):
     assert fitted.reader == vision.ImageReader((64, 20), 3) and fitted.task.classes == ("2", "10")
 
 
+def test_files_by_name_and_their_size_upright(tmp_path):
+    """As a table of file names and classes has them; photographs lie as the camera was held."""
+    for i in range(8):
+        image = Image.fromarray(RNG.integers(0, 255, (6, 9)).astype(np.uint8))
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / f"{i}.png", exif=exif)
+    files = {"image": [str(tmp_path / f"{i}.png") for i in range(8)], "label": [*"abababab"]}
+    fitted = vision.fit(files, vision.MLP(()), epochs=0, validation=0.5, progress=False)
+    assert fitted.reader == vision.ImageReader((9, 6), 1) and fitted.task.classes == ("a", "b")
+    assert fitted.predict(files).ids.tolist() == files["image"]
+
+
 def test_whole_numbers_are_names_without_a_fraction():
     rows = {"image": IMAGES, "label": LABEL.astype(float)}
     fitted = vision.fit(rows, vision.MLP(()), epochs=0, progress=False)
@@ -148,12 +213,23 @@ def test_whole_numbers_are_names_without_a_fraction():
         ),
         ({**ROWS, "label": [0.0, np.nan] * (N // 2)}, {}, "in every row, got nan in row 1"),
         ({**ROWS, "label": np.eye(N)}, {}, r"label must be one name or number a row, got \(96, 96"),
+        (
+            {**ROWS, "image": IMAGES[:, :2]},
+            {"method": None},
+            r"at least 4 .* ConvNet, got \(2, 12\)",
+        ),
+        ((IMAGES, LABEL), {}, "images must be a folder, a list of files, .*, got ndarray"),
+        ({"image": [*IMAGES], "label": LABEL}, {}, "images must be a .*, got ndarray"),
+        ({"image": IMAGES[0, ..., 0], "label": LABEL[:12]}, {}, r"\(N, H, W\), got \(12, 12\)"),
+        (["a.png"], {}, "a folder for each class, or arrays .* image and label, got list"),
+        (ROWS, {"validation": 0}, r"validation must be a share in \(0, 1\), got 0"),
+        (ROWS, {"validation": None}, "images must be a folder, .*, got NoneType"),
         (ROWS, {"size": 8}, r"size must be \(height, width\) in pixels, got 8"),
     ],
 )
 def test_what_cannot_be_learned(data, change, message):
     with pytest.raises(ValueError, match=message):
-        vision.fit(data, vision.MLP(()), progress=False, **change)
+        vision.fit(data, **{"method": vision.MLP(()), "progress": False} | change)
 
 
 def test_what_cannot_be_read(model, tmp_path):
