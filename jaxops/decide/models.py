@@ -4,14 +4,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxops.task import recorded
+
 Array = jax.Array
 
 
+@recorded(formerly={"hidden": "widths"})
 class LevelNetwork(nn.Module):
     """Levels from features: softplus of a multi-layer perceptron.
 
     Attributes:
-        hidden: widths of the hidden layers; () for a linear function of the features.
+        widths: units of each hidden layer; () for a linear function of the features.
         reorder: whether to give (..., 2) instead: the level S to order up to, and S - s, where an
             order is placed at s or below; for orders with a fixed cost.
 
@@ -20,14 +23,14 @@ class LevelNetwork(nn.Module):
     (4, 52)
     """
 
-    hidden: tuple[int, ...] = (32, 32)
+    widths: tuple[int, ...] = (32, 32)
     reorder: bool = False
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """Features (..., F) -> levels (...), or (..., 2)."""
         x = features
-        for i, width in enumerate(self.hidden):
+        for i, width in enumerate(self.widths):
             x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
         # starts at twice the scale: a level at which nothing is ordered has no gradient
         level = nn.Dense(1, name="level", bias_init=nn.initializers.constant(2.0))(x)

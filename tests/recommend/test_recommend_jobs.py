@@ -61,7 +61,7 @@ def model():
 def towers():
     """Untrained."""
     log = recommend.events(LOG, **NAMES, user_features=AGES, item_features=PRICES)
-    method = recommend.TwoTower.fitted(log, width=4, hidden=(4,), context=3)
+    method = recommend.TwoTower.fitted(log, width=4, widths=(4,), context=3)
     shapes, _ = jax.eval_shape(recommend.retrieval(method, log).init, jax.random.key(0), {})
     made = finished(method, {"network": shapes})
     made.task.params["items"] = Catalogue.of(log, method.item_features, method.known).items
@@ -400,7 +400,7 @@ def test_logs_that_cannot_be(model):
 @pytest.mark.slow
 def test_networks_that_are_trained():
     """Two towers by one call; a sequence model that goes on with new events and a new item."""
-    method = recommend.TwoTower(width=4, hidden=(4,), context=3)
+    method = recommend.TwoTower(width=4, widths=(4,), context=3)
     features = {"user_features": AGES, "item_features": PRICES}
     towers = fit(method, **features, epochs=3)
     assert towers.task.model.known == len(set(ITEM)) and towers.about["method"] == "TwoTower"

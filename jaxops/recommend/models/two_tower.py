@@ -30,7 +30,7 @@ ITEMS_AT_ONCE = 8192
 NO_FEATURES = Features()
 
 
-@recorded
+@recorded(formerly={"hidden": "widths"})
 @dataclass(frozen=True)
 class TwoTower:
     """A model that represents items by their features and users by the items they took.
@@ -52,7 +52,7 @@ class TwoTower:
         known: number of items with an embedding of their own; 0 uses the features alone.
         context: number of a user's last items that are read.
         width: D, size of a vector.
-        hidden: units of each tower's hidden layers.
+        widths: units of each tower's hidden layers.
         unknown: probability that an item's own embedding, or a user's features, are left out.
         temperature: the inner products are divided by it.
 
@@ -69,7 +69,7 @@ class TwoTower:
     known: int = 0
     context: int = 20
     width: int = 64
-    hidden: tuple[int, ...] = (128,)
+    widths: tuple[int, ...] = (128,)
     unknown: float = 0.3
     temperature: float = 0.1
 
@@ -186,12 +186,12 @@ class TwoTowerModule(nn.Module):
         normal = nn.initializers.normal(s.width**-0.5)
         self.own = self.param("own", normal, (s.known + 1, s.width))
         self.item_features = FeatureSum(s.item_features, s.width)
-        self.item_tower = Tower(s.hidden, s.width)
+        self.item_tower = Tower(s.widths, s.width)
         self.look = self.param("look", nn.initializers.zeros, (s.width,))
         self.nothing = self.param("nothing", normal, (s.width,))
         self.recency = self.param("recency", nn.initializers.zeros, (s.context,))
         self.user_features = FeatureSum(s.user_features, s.width)
-        self.user_tower = Tower(s.hidden, s.width)
+        self.user_tower = Tower(s.widths, s.width)
 
     def __call__(self, own: Array, categories: Array, numbers: Array, users: Any) -> Array:
         """Vectors of users (B, ...) who each took one item (B, ...); makes all parameters."""
@@ -259,18 +259,18 @@ class Tower(nn.Module):
     """A residual MLP with ReLU, whose output is scaled to length 1.
 
     Attributes:
-        hidden: units of the hidden layers.
+        widths: units of the hidden layers.
         width: D.
     """
 
-    hidden: tuple[int, ...]
+    widths: tuple[int, ...]
     width: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps (..., D) to (..., D)."""
         y = x
-        for i, units in enumerate(self.hidden):
+        for i, units in enumerate(self.widths):
             y = nn.relu(Dense(units, name=f"hidden_{i}")(y))
         x += Dense(self.width, name="out")(y)
         return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
@@ -288,7 +288,7 @@ def two_tower_recommender(towers: TwoTower, state: TrainState, events: Events) -
     >>> from jaxops import recommend as r
     >>> columns = {"user": ["a", "a", "b", "b"], "item": ["x", "y", "x", "y"]}
     >>> log = r.events(columns, time=None, item_features={"item": ["x", "y"], "price": [1.0, 2.0]})
-    >>> towers = TwoTower.fitted(log, width=4, hidden=(4,), context=2)
+    >>> towers = TwoTower.fitted(log, width=4, widths=(4,), context=2)
     >>> state = jo.fit(r.retrieval(towers, log), towers.rows(log), optimizer=jo.optim.adam(0.01),
     ...                batch_size=4, steps=2, progress=False)
     >>> recommender = two_tower_recommender(towers, state, log)
