@@ -622,8 +622,8 @@ if __name__ == "__main__":
     batches = jo.data.stream(folder, 256, window=4096)
     jo.fit(
         tabular.classifier(tabular.MLP((16,)), features=2048), batches,
-        optimizer=jo.optim.adam(1e-3), batch_size=256, epochs=2, progress=False,
-        reports=jo.Reports(records.append, every=len(batches) // 60),
+        optimizer=jo.optim.adam(1e-3), batch_size=256, epochs=1, progress=False,
+        reports=jo.Reports(records.append, every=len(batches) // 120),
     )
     json.dump({"records": len(records), "rows": len(batches) * 256}, open(out, "w"))
 """
@@ -657,7 +657,7 @@ def large(request, tmp_path):
 def test_three_times_the_allowed_memory_trains(large, tmp_path):
     """RLIMIT_DATA counts what a process allocates; pages of a mapped file are the system's.
 
-    Two epochs are six times the limit: a process that kept a sixth of its batches would fail.
+    A process that kept a third of its batches would fail; a smaller leak is found above.
     """
     limit = 640 * 2**20
     size = sum(path.stat().st_size for path in large.iterdir())

@@ -115,10 +115,10 @@ def test_thompson_takes_an_arm_as_often_as_posterior_draws_do(noise):
         drawn = np.bincount((weights @ x).argmax(1), minlength=ARMS) / len(z)
         np.testing.assert_allclose(found, drawn, atol=0.01)
 
-    same = np.repeat(context[:1], 40_000, 0)
+    same = np.repeat(context[:1], 10_000, 0)
     choice = jax.jit(bandit.choose)(state, same, jax.random.key(0))
     shares = np.bincount(choice.arm, minlength=ARMS) / len(same)
-    np.testing.assert_allclose(shares, p[0], atol=0.01)
+    np.testing.assert_allclose(shares, p[0], atol=0.02)  # four standard deviations
     np.testing.assert_allclose(choice.propensity, p[0][np.asarray(choice.arm)], rtol=1e-5)
 
 
