@@ -237,13 +237,11 @@ def texts_of(source: Texts, text: str = "text") -> tuple[np.ndarray, list[str]]:
             raise ValueError(f"{empty} must hold text, got an empty file")
         return ids, check_texts(texts)
     texts = check_texts(items)
-    name = next((text for text in texts if re.fullmatch(r"\S+\.txt", text)), "")
-    if all(len(text) < 250 and "\n" not in text and Path(text).is_file() for text in texts):
-        name = texts[0]
-    if name:
+    named = all(re.fullmatch(r"\S+\.txt", text) for text in texts)
+    if named or all(len(t) < 250 and "\n" not in t and Path(t).is_file() for t in texts):
         raise ValueError(
             "data must be paths of pathlib.Path, or texts, got the name of a file as text: "
-            f"{name!r}"
+            f"{texts[0]!r}"
         )
     return np.arange(len(texts)), texts
 

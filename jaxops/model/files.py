@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ def _read(text: str, tensors: _Tensors, task: Task | None) -> Model:
 def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
     columns = tuple(Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"])
     _check_same("inputs", columns, task.columns)
-    _check_same("classes", tuple(header["classes"]), task.classes)
+    _check_same("classes", header["classes"], task.classes)
     params, extra = jax.eval_shape(task.init, jax.random.key(0), example(columns))
     expected = _named(params, extra)
     kept = {name for name in tensors if name.startswith(("params", "extra"))}
@@ -205,10 +205,10 @@ def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
     return TrainState(jnp.int32(header["step"]), params, (), extra, jax.random.key(0))
 
 
-def _check_same(what: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
+def _check_same(what: str, given: Sequence[Any], wanted: Sequence[Any]) -> None:
     """Raise `ValueError` where the file says otherwise than the task; names what differs first."""
     for have, want in itertools.zip_longest(given, wanted, fillvalue="nothing"):
-        if have != want:
+        if json.dumps(have) != json.dumps(want):  # a file has lists for tuples
             raise ValueError(f"{what} must be as the task has them, {want}, got {have} in the file")
 
 

@@ -42,6 +42,7 @@ from jaxops.trust.evaluation import Evaluation, table
 
 VALIDATED = 10_000  # users, of whom the last item is held out
 SOLVED = 10_000  # items for which EASE is tried by default: 1.6 GB
+PAIRED = 30_000_000  # pairs of items for which ItemKNN is tried by default: about 1 GB
 PRINTED = ("hr", "ndcg", "coverage")
 
 
@@ -65,7 +66,8 @@ def fit(
 
     By default `EASE`, `ItemKNN` and `sasrec` are trained; the one with the largest NDCG of the
     validation items is kept, or a blend. How much more recent events weigh in `EASE` and `ItemKNN`
-    (`decay`) is then chosen by validation as well. `EASE` is of at most 10,000 items here.
+    (`decay`) is then chosen by validation as well, see `about`. `EASE` is of at most 10,000 items
+    here, and `ItemKNN` is left out of a log with more than 30 million pairs of items.
 
     The last item of each user, of at most 10,000 users with three events or more, is held out for
     validation. A closed form is then fitted again to all events; a network is not.
@@ -141,11 +143,10 @@ def fit(
     best, recommender = chosen_of(
         methods, found, scores, held, None if rest is log else log, user_features is None
     )
+    models = {name: one.model for name, one in found.items() if method is None}
+    decay = {name: one.decay for name, one in models.items() if hasattr(one, "decay")}
     if progress:
-        for name in [name for name in methods if name not in scores]:
-            print(f"not tried, as the time was over: {name}")
-        print(f"validation, {len(scores[best]):,} users")
-        print(table(scores, [f"{name}@{k}" for name in PRINTED]))
+        _print(methods, scores, decay, k)
     about = {
         "data": fingerprint({name: getattr(log, name) for name in ("user", "item", "time")}),
         "events": len(log),
@@ -154,7 +155,19 @@ def fit(
         "method": best,
         "validation": scores[best].figures(),
     }
-    return Model(recommender, None, reader, about)
+    return Model(recommender, None, reader, about | ({"decay": decay} if decay else {}))
+
+
+def _print(
+    methods: dict[str, Any], scores: dict[str, Evaluation], decay: dict[str, float], k: int
+) -> None:
+    """What was tried, what was chosen, and the scores."""
+    for name in [name for name in methods if name not in scores]:
+        print(f"not tried, as the time was over: {name}")
+    for name, value in decay.items():
+        print(f"{name}: decay {value}, chosen by validation")
+    print(f"validation, {len(next(iter(scores.values()))):,} users")
+    print(table(scores, [f"{name}@{k}" for name in PRINTED]))
 
 
 def recipe(count: int, left: float) -> dict[str, Any]:
@@ -322,8 +335,9 @@ def _named(method: Any, log: Events) -> dict[str, Any]:
     counts = np.sort(np.bincount(log.item, minlength=len(log.items)))[::-1]
     rare = 0 if len(counts) <= SOLVED else int(counts[SOLVED])
     ease = {"EASE": EASE(min_count=rare + 1)} if rare < counts[0] else {}
-    near = ItemKNN(shrink=30.0, backward=0.5)
-    return {**ease, "ItemKNN": near, "SASRec": sasrec(dropout=0.4)}
+    pairs = min((np.bincount(log.user).astype(float) ** 2).sum(), float(len(counts)) ** 2)
+    near = {"ItemKNN": ItemKNN(shrink=30.0, backward=0.5)} if pairs <= PAIRED else {}
+    return {**ease, **near, "SASRec": sasrec(dropout=0.4)}
 
 
 def _held_out(

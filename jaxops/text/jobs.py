@@ -436,7 +436,8 @@ def _on_all(model: Model, columns: dict[str, np.ndarray], given: dict[str, Any])
     """The model after the same training on the texts of train and validation, as far as it was
     best there."""
     length = {"epochs": model.about["epochs"]} if "steps" not in given else {}
-    settings = recipe(len(columns["label"]), np.inf, **given | length) | {"early_stopping": None}
+    settings = recipe(len(columns["label"]), np.inf, **given | length)
+    settings |= {"early_stopping": None, "metrics": None}
     if model.about["share of steps"] < 1:
         steps = model.about["share of steps"] * _steps(settings, len(columns["label"]))
         settings |= {"epochs": None, "steps": max(round(steps), 1)}

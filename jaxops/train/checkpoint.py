@@ -59,6 +59,7 @@ class Checkpointer:
         self._pending: Any = None
         self._lock: int | None = None
         self._saving: tuple[int, dict[str, Any]] = (0, {})
+        self._told: OSError | None = None
         logging.getLogger("absl").addFilter(_told_by_us)
         try:
             hosts.by_first(self._open)
@@ -110,9 +111,9 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
+        self._saving = step, {"meta": json.dumps(meta), "leaves": leaves(trees)}
         if hosts.count() > 1:
             hosts.by_first(self._try_folder)
-        self._saving = step, {"meta": json.dumps(meta), "leaves": leaves(trees)}
         try:
             self._pending = self._orbax.save_checkpointables_async(
                 step, trees, custom_metadata={"checksums": True}, force=True
@@ -200,21 +201,23 @@ class Checkpointer:
         if newest is not None and (self.directory / str(newest)).is_dir():
             kept = f"that of step {newest} is complete, and the same call continues from it"
         reason = str(error).splitlines()[0] if str(error) else repr(error)
-        return OSError(
+        self._told = OSError(
             f"{self.directory}: the checkpoint of step {self._saving[0]} could not be written; "
             f"{kept}: {reason}"
         )
+        return self._told
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        told = self._told
         try:
             self.close()
         except OSError as refused:
             if error is None:
                 raise
-            if not isinstance(error, OSError):  # which is this one already
+            if error is not told:
                 print(refused, file=sys.stderr)
 
 

@@ -101,14 +101,17 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
         return sorted(map(str, map(every, value)))
     if isinstance(value, dict):
         return sorted((str(name), str(every(one))) for name, one in value.items())
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype != object:
         return [str(value.dtype), value.shape, zlib.crc32(value.tobytes())]
+    if isinstance(value, np.ndarray):
+        return every(value.tolist())
     if isinstance(value, Called):
         return _plain(value.module)
     if isinstance(value, NUMBERS | nn.Module):
         return _plain(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, every(vars(value))]
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return [type(value).__qualname__, every(fields)]
     return type(value).__qualname__
 
 

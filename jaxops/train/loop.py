@@ -21,7 +21,7 @@ from jaxops.train import feed
 from jaxops.train.checkpoint import Checkpointer, leaves
 from jaxops.train.evaluation import Evaluation
 from jaxops.train.feed import Data, check_task
-from jaxops.train.fingerprints import start
+from jaxops.train.fingerprints import functions, start
 from jaxops.train.run import Run, RunSettings
 from jaxops.train.settings import Checkpoints, EarlyStopping, Logs, Reports, whole
 from jaxops.transforms import check_accumulate
@@ -156,7 +156,8 @@ def fit(
         reports=reports,
         progress=progress and hosts.first(),
     )
-    run = Run(settings, start(state) if checkpoints else "")
+    known = (start(state), functions(task)) if checkpoints else ()
+    run = Run(settings, *known)
     with Checkpointer(checkpoints.directory) if checkpoints else nullcontext() as saved:
         return run.train(_first_state(run, shapes, saved, state, seed), saved)
 

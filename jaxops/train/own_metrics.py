@@ -1,5 +1,6 @@
 """A user's metrics: functions that see the real rows of a batch, without its padding."""
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -87,9 +88,11 @@ def of_a_library(value: Any) -> bool:
 
 
 def names_in(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:
-    """The names of `known` that the code has in it, and the code of functions inside of it."""
+    """The names of `known` that the code reads, and the code of functions inside of it."""
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return [n for n in code.co_names if n in known] + [n for c in inner for n in names_in(c, known)]
+    reads = [i for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    names = [name for name in dict.fromkeys(i.argval for i in reads) if name in known]
+    return names + [name for c in inner for name in names_in(c, known)]
 
 
 @functools.lru_cache(maxsize=32)

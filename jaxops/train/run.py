@@ -26,7 +26,7 @@ from jaxops.train import pace
 from jaxops.train.checkpoint import Checkpointer, abstract
 from jaxops.train.evaluation import Evaluation
 from jaxops.train.feed import Stream
-from jaxops.train.fingerprints import described, functions
+from jaxops.train.fingerprints import described
 from jaxops.train.pace import Pace
 from jaxops.train.profile import Profile
 from jaxops.train.program import loops_well, train_program
@@ -117,11 +117,14 @@ class Run:
         worse: number of validations since the best one.
         averages: whether the optimizer keeps averaged parameters, which are then validated.
         start: a checksum of the state that was given to start from, or "".
+        functions: what is known of the functions of a task that was made by hand, before training.
         started: when it was made, in seconds of the monotonic clock.
     """
 
-    def __init__(self, settings: RunSettings, start: str = "") -> None:
-        self.settings, self.start = settings, start
+    def __init__(
+        self, settings: RunSettings, start: str = "", functions: dict[str, str] | None = None
+    ) -> None:
+        self.settings, self.start, self.functions = settings, start, functions or {}
         self.step = 0
         self.looped: bool | None = None
         self.pace = Pace()
@@ -137,11 +140,6 @@ class Run:
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """What a resumed run must have in common with its checkpoint: the task and the data."""
         return {"task": described(self.settings.task), "data": self.settings.source.fingerprint}
-
-    @functools.cached_property
-    def functions(self) -> dict[str, str]:
-        """What is known of the functions of a task that was made by hand."""
-        return functions(self.settings.task)
 
     @property
     def done(self) -> bool:
@@ -431,9 +429,9 @@ class Run:
         before, now, others = meta.get("functions", {}), self.functions, []
         if before.get("python") == now.get("python"):
             others = [f"`{n}`" for n in sorted(before.keys() & now) if before[n] != now[n]]
-        if self.start and meta.get("start", self.start) != self.start:
+        if self.start and meta.get("start") not in (None, "", self.start):
             others.append("the state to start from")
-            self.start = meta["start"]
+        self.start = meta.get("start") or self.start
         if others:
             warnings.warn(
                 f"{' and '.join(others)} should be as in the run that wrote the checkpoints in "

@@ -14,6 +14,7 @@ from jaxops.data.augment import Affine, Compose, Flip
 from jaxops.data.dataset import take
 from jaxops.data.images import check_shape, opened
 from jaxops.data.splits import held_out
+from jaxops.devices import hosts
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, settings_within, trained_further
 from jaxops.optim import averaged
@@ -49,8 +50,8 @@ def fit(
     """Train a model to tell the class of an image.
 
     The default method is `ConvNet`, with the moving average of the parameters. Images are held out
-    for validation, of each class the same share. Whether images are rotated, shifted and scaled in
-    training, and whether they are mirrored, is what their loss prefers, see `about`.
+    for validation, of each class the same share. The validation loss chooses whether images are
+    rotated, shifted and scaled in training, and whether they are mirrored.
 
     Args:
         data: a folder that holds a folder of images for each class; or by name `image`, uint8
@@ -70,7 +71,8 @@ def fit(
     Returns:
         A model; `model.predict(images)` gives `Classes`. Its `about["augmentations"]` has the
         validation loss of each augmentation after a training (of the first method) on a third of
-        the train images, or 500; together they take at most a third of the budget.
+        the train images, or 500; together they take at most a third of the budget, unless
+        `early_stopping`, `epochs` or `steps` say otherwise.
         `about["augmentation"]` is the one that was kept. With `checkpoints`, from which a run is
         resumed, or in too short a budget, nothing is tried: images are rotated, shifted and scaled.
 
@@ -286,11 +288,13 @@ def _augmentations(
     left: float,
     given: dict[str, Any],
 ) -> dict[str, float]:
-    """The validation loss with each augmentation, trained on some of the train images.
+    """The validation loss with each augmentation that there is time for, trained on some images.
 
     Fewer images, rather than fewer epochs: what augmentation is good for shows only after images
     have been seen several times. Mirroring is tried on top of the better of the other two.
     """
+    if hosts.agreed(left <= 0):
+        return {}
     end, count = time.monotonic() + left, len(own["label"])
     size = max(-(-count // 3), min(count, TRIED))
     some = np.sort(np.random.default_rng(given["seed"]).permutation(count)[:size])
@@ -298,10 +302,12 @@ def _augmentations(
     given = {**given, "progress": False, "reports": (), "state": None}
     if given.get("steps"):
         given["steps"] = -(-given["steps"] // 3)
+    if given.get("batch_size"):
+        given["batch_size"] = min(given["batch_size"], size)
     # the slowest sets the number of epochs, so that all have the same
     settings = settings_within(left / 3, task_of(f"{FLIP} and {AFFINE}"), few, recipe, given)
     for name in (NONE, AFFINE, FLIP):
-        if time.monotonic() > end:
+        if hosts.agreed(time.monotonic() > end):
             break
         if name == FLIP and losses[AFFINE] < losses[NONE]:
             name = f"{FLIP} and {AFFINE}"

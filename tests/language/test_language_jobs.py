@@ -11,6 +11,7 @@ import pytest
 import jaxops as jo
 from jaxops import language
 from jaxops.data import Tokenizer
+from jaxops.language.data import texts_of
 
 LETTERS = [f"Dear Ada, engine {n} works. Yours, Charles\n" for n in range(20)]
 ADAM = jo.optim.adam(0.01)
@@ -152,4 +153,6 @@ def test_names_of_files_are_not_taken_for_texts(tmp_path):
     with pytest.raises(ValueError, match=r"data must be paths of pathlib\.Path, or texts"):
         language.fit([str(tmp_path / "a.txt")])
     with pytest.raises(ValueError, match=r"got the name of a file as text: 'absent\.txt'"):
-        language.fit(["absent.txt", "see absent.txt"])
+        language.fit(["absent.txt"])
+    ids, texts = texts_of(["robots.txt", "see robots.txt"])
+    assert texts == ["robots.txt", "see robots.txt"] and ids.tolist() == [0, 1]

@@ -41,11 +41,13 @@ def test_epochs_that_a_time_allows(monkeypatch, seconds, given, epochs):
 
     monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(selection.time, "monotonic", lambda: 5.0)  # the steps take no time
-    found = selection.settings_within(seconds, TASK, ROWS, recipe, {"state": "mine", **given})
+    given = {"state": "mine", "metrics": "mine", **given}
+    found = selection.settings_within(seconds, TASK, ROWS, recipe, given)
     assert found["epochs"] == epochs and found["left"] == seconds
-    assert len(calls) == (0 if given else 1)
+    assert len(calls) == (1 if len(given) == 2 else 0)
     for call in calls:  # it starts anew, and validates nothing
-        assert (call["steps"], call["epochs"], call["state"]) == (8, None, None)
+        assert (call["steps"], call["epochs"]) == (8, None)
+        assert call["state"] is None and call["metrics"] is None
 
 
 def test_the_blend_of_two_that_err_apart_is_better(capsys):

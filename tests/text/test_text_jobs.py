@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -249,6 +250,9 @@ def test_the_last_training_goes_as_far_as_the_best(monkeypatch):
     """Steps are chosen by the accuracy on held-out texts, and the second training takes as many."""
     calls, real = [], jobs.train
 
+    def mine(logits, batch):
+        return jnp.ones(len(logits))
+
     def train(task, columns, **settings):
         calls.append((len(columns["label"]), settings))
         state = real(task, columns, **settings)
@@ -257,8 +261,10 @@ def test_the_last_training_goes_as_far_as_the_best(monkeypatch):
         return state
 
     monkeypatch.setattr(jobs, "train", train)
-    text.fit(TABLE, SMALL, **NAMES, read=READ, progress=False, epochs=8, batch_size=10)
+    options = {"epochs": 8, "batch_size": 10, "progress": False, "metrics": {"mine": mine}}
+    text.fit(TABLE, SMALL, **NAMES, read=READ, **options)
     (first, known), (second, last) = calls
+    assert known["metrics"] and last["metrics"] is None  # there is no validation
     assert (known["early_stopping"].metric, known["early_stopping"].mode) == ("accuracy", "max")
     assert second == N and first == 102 and last["early_stopping"] is None
     # 22 of 88 steps of 11 an epoch, so 24 of 96

@@ -1,5 +1,6 @@
 """What a resumed run is compared by, where a task was made by hand."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -79,11 +80,32 @@ def test_of_other_tasks(monkeypatch):
     assert differing(*made) == {"loss"}
 
 
+@dataclasses.dataclass(slots=True)
+class Config:
+    power: int
+
+
+log = []  # which jnp.log is not
+
+
+def test_values_that_a_function_names():
+    def made(power):
+        config = Config(power)
+        return task(loss=lambda out, batch, train: jnp.log(out) ** config.power)
+
+    assert differing(made(1), made(1)) == set()
+    assert differing(made(1), made(2)) == {"loss"}
+    before = functions(made(1))
+    log.append("a record")
+    assert functions(made(1)) == before
+
+
 CODE = """
+import numpy as np
 from jaxops.train.fingerprints import functions
 import jaxops as jo
-NAMES = frozenset(["a", "b", "c"])
-loss = lambda *_: 1.0 if "x" in {"x", "y", "z"} else len(NAMES)
+NAMES, CLASSES = frozenset(["a", "b", "c"]), np.array(["a", "b"], object)
+loss = lambda *_: 1.0 if "x" in {"x", "y", "z"} else len(NAMES) + len(CLASSES)
 print(functions(jo.Task(loss, loss, loss)))
 """
 
@@ -112,9 +134,10 @@ def test_a_run_that_goes_on_warns_of_what_is_other(tmp_path):
         warnings.simplefilter("error")
         fit(task(), 1, state=first)
         fit(task(), 2, state=first)
-        fit(task(), 2)  # the checkpoint is there, and the state need not be
+        fit(task(), 3)  # the checkpoint is there, and the state need not be
+        fit(task(), 4, state=first)
     with pytest.warns(UserWarning, match=rf"`loss` and `module` should be .* in {tmp_path}"):
-        fit(task(Net(0.5), power=1), 2)
+        fit(task(Net(0.5), power=1), 4)
     with pytest.warns(UserWarning, match="the state to start from should be as in the run"):
-        fit(task(), 2, state=other)
+        fit(task(), 4, state=other)
     assert start(first) != start(other)

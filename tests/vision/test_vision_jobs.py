@@ -123,6 +123,10 @@ def test_with_checkpoints_or_without_time_there_is_one_training(tmp_path):
     options = {"epochs": 1, "checkpoints": tmp_path, "progress": False}
     about = vision.fit(ROWS, vision.MLP(()), **options).about
     assert (about["augmentation"], about["augmentations"]) == ("rotate, shift and scale", {})
+    many = {name: np.tile(column, (7, *[1] * (column.ndim - 1))) for name, column in ROWS.items()}
+    assert N * 7 * 0.85 > 560 > 500  # augmentation is tried on 500 images, in one batch
+    large = vision.fit(many, vision.MLP(()), epochs=1, batch_size=560, progress=False).about
+    assert len(large["augmentations"]) == 3
     short = vision.fit(ROWS, vision.MLP(()), epochs=1, budget=0.01, progress=False).about
     assert (short["augmentation"], short["augmentations"]) == ("rotate, shift and scale", {})
 
