@@ -137,7 +137,10 @@ def test_new_rows(model):
         ),
         ({"method": tabular.MLP}, "method must be a Flax module, .* got the class MLP; call it"),
         ({"method": "MLP"}, "method must be a Flax module, .* got 'MLP'"),
-        ({"label": "customer"}, "data must have at least 2 rows .* got 0 and 300 that are alone in their class"),
+        (
+            {"label": "customer"},
+            "data must have at least 2 rows .* got 0 and 300 that are alone in their class",
+        ),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
     ],
 )
