@@ -44,7 +44,7 @@ class Values(NamedTuple):
         return frame({"id": self.ids, "value": self.values})
 
 
-@recorded
+@recorded(before={"dates": None})
 @dataclass(frozen=True, eq=False)
 class TableReader:
     """What a finished tabular model knows of its input.
@@ -52,7 +52,7 @@ class TableReader:
     Attributes:
         encoder: makes the features.
         id: the column of the user's ids; None numbers the rows.
-        dates: the columns of dates.
+        dates: the columns of dates; None, as in older files, takes those among numbers as days.
 
     >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
     >>> ids, columns = reader.columns({"plan": ["b"]})
@@ -64,7 +64,7 @@ class TableReader:
     streams: ClassVar[bool] = True
     encoder: Encoder
     id: str | None = None
-    dates: tuple[str, ...] = ()
+    dates: tuple[str, ...] | None = ()
 
     def columns(
         self, source: Source, label: bool = False
@@ -81,16 +81,16 @@ class TableReader:
         Warns:
             UserWarning: a column of text has in 20 rows or more no value of the train rows.
         """
-        encoder = self.encoder
-        parts = of_dates(self.dates)
+        encoder, dates = self.encoder, self.dates or ()
+        parts, texts = of_dates(dates), encoder.values
         known = [*encoder.mean, *encoder.values]
-        wanted = [*self.dates, *(name for name in known if name not in (*parts, *self.dates))]
+        wanted = [*dates, *(name for name in known if name not in (*parts, *dates))]
         target = [encoder.label] if label and encoder.label is not None else []
         own = [] if self.id is None else [self.id]
         names = [*dict.fromkeys([*wanted, *target, *own])]
         exact = [*own, *target]
-        table, _ = read_with_dates(source, names, encoder.mean, exact, (), self.dates, self.id)
-        _warn_of_unknown(encoder.values, table)
+        table, _ = read_with_dates(source, names, encoder.mean, exact, texts, self.dates, self.id)
+        _warn_of_unknown(texts, table)
         for name in target:
             table[name] = label_of(name, table[name], bool(encoder.classes))
         count = len(next(iter(table.values())))
@@ -125,11 +125,11 @@ class TableReader:
 
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
-        encoder = self.encoder
+        encoder, dates = self.encoder, self.dates or ()
         return {
             "label": str(encoder.label),
-            "numbers": ", ".join(n for n in encoder.mean if n not in of_dates(self.dates)),
-            "dates": ", ".join(self.dates),
+            "numbers": ", ".join(n for n in encoder.mean if n not in of_dates(dates)),
+            "dates": ", ".join(dates),
             "texts": ", ".join(encoder.values),
             "ids": self.id or "",
         }

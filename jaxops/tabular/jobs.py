@@ -107,7 +107,7 @@ def fit(
     check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
     check_lists(text=text, drop=drop)
     exact = [name for name in (label, id, groups) if name is not None]
-    table, dates = read_with_dates(data, exact=[*exact, *drop], text=text)
+    table, dates = read_with_dates(data, exact=exact, text=text, unread={*drop} - {*exact})
     _check_columns(table, label, id, groups, drop, text)
     _warn_of_numbers({n: c for n, c in table.items() if n not in (*exact, *drop, *text)})
     parts = _parts(table, dates, label, id, drop, groups, validation, classes, seed)

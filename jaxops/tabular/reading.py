@@ -32,12 +32,14 @@ def read(
 
     A column of dates, or of texts such as 2024-12-31 or 2024-12-31T18:30:00Z, is days since
     1970-01-01 in UTC, and gives three more columns: its month (1 to 12), weekday (0 is Monday) and
-    hour, such as "since month" of "since".
+    hour, such as "since month" of "since". Dates without an offset are taken as UTC: the
+    tables of training and of prediction must have offsets alike.
 
     Args:
         source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
         wanted: the columns to read; all by default.
-        numbers: the columns that must be numbers; by default each column decides by its values.
+        numbers: the columns that must be numbers, of which those of dates are days alone if `dates`
+            is None; by default each column decides by its values.
         exact: the columns that are kept as text, with "" where missing, such as ids and labels.
         text: the columns that are text, though their values may be numbers, such as zip codes.
         dates: the columns that must be dates; by default each column decides by its values.
@@ -62,8 +64,12 @@ def read_with_dates(
     text: Collection[str] = (),
     dates: Collection[str] | None = None,
     id: str | None = None,
+    unread: Collection[str] = (),
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """`read`, and the names of the columns of dates. Whole numbers stay such in the column `id`."""
+    """`read`, and the names of the columns of dates.
+
+    Whole numbers stay such in the column `id`. The columns of `unread` stay as they are.
+    """
     name, table = source_frame(
         source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
     )
@@ -71,10 +77,14 @@ def read_with_dates(
     found = []
     for column, series in table.items():
         where = f"{name}: column {column!r}"
+        if column in unread:
+            columns[column] = series.to_numpy()
+            continue
         if series.dtype == object:
             _check_objects(where, series)
+        number = None if numbers is None else column in numbers
         moments = None
-        if column not in (*exact, *text):
+        if column not in (*exact, *text) and not (dates is None and number):
             moments = _moments(where, series, None if dates is None else column in dates)
         if moments is not None:
             columns |= _calendar(column, moments)
@@ -84,9 +94,9 @@ def read_with_dates(
         elif column in exact:
             columns[column] = _objects(as_texts(series))
         else:
-            forced = None if numbers is None else column in numbers
-            columns[column] = _column(where, series, False if column in text else forced)
-    clash = next((part for part in of_dates(found) if part in table.columns), None)
+            columns[column] = _column(where, series, False if column in text else number)
+    given = {*table.columns} - {*unread}
+    clash = next((part for part in of_dates(found) if part in given), None)
     if clash is not None:
         raise ValueError(
             f"{name} must have no column {clash!r} beside a date of that name, got one"
@@ -120,9 +130,9 @@ def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
     wanted = "dates such as 2024-12-31, as in the train rows"
     if series.dtype.kind == "M":
         if date is False:
-            raise ValueError(f"{where} must be numbers or text, as in the train rows, got dates")
+            raise ValueError(f"{where} must be numbers, as in the train rows, got dates")
         return array(where, series)
-    if date is False or hasattr(series.dtype, "categories"):
+    if date is False or (date is None and hasattr(series.dtype, "categories")):
         return None
     if series.dtype.kind in "iufb" and not series.isna().all():
         if date:
@@ -180,6 +190,8 @@ def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
     pa = require("pyarrow", extra="data")
 
     kind = series.dtype.kind
+    if kind == "M" and number:
+        return _calendar("", array(where, series))[""]
     if kind == "m":
         return np.asarray(series.to_numpy() / np.timedelta64(1, "D"))
     if kind in "iuf" and number is not False:

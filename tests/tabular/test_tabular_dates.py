@@ -7,6 +7,7 @@ import pytest
 
 import jaxops as jo
 from jaxops import tabular
+from jaxops.model.encoding import decode, encode
 
 pd = pytest.importorskip("pandas")
 
@@ -74,8 +75,12 @@ def test_weekdays_are_learned_from_frames_and_files_alike(model, tmp_path):
     [
         ({"since": 3}, "'since' must be dates such as 2024-12-31, as in the train rows, got int64"),
         ({"since": ["2024-01-01"] * 199 + ["no"]}, "must be dates .*, got 'no' in row 199"),
+        (
+            {"since": pd.Categorical(["no"] * 200)},
+            "must be dates such as 2024-12-31, as in the train rows, got 'no' in row 0",
+        ),
         ({"since": "2024-02-31"}, "must be dates .*, got '2024-02-31'"),
-        ({"age": DAYS}, "'age' must be numbers or text, as in the train rows, got dates"),
+        ({"age": DAYS}, "'age' must be numbers, as in the train rows, got dates"),
     ],
 )
 def test_other_columns_are_refused(model, change, words):
@@ -94,3 +99,38 @@ def test_what_says_nothing_is_no_feature(model):
     assert fitted(FRAME.assign(since=pd.NaT)).about["left out"] == ["since"]
     with pytest.raises(ValueError, match="no column 'since hour' beside a date of that name"):
         fitted(FRAME.assign(**{"since hour": 1}))
+    dropped = fitted(FRAME.assign(**{"since hour": [[1]] * 200}), drop=["since hour"])
+    assert dropped.reader.dates == ("since",) and len(dropped.predict(FRAME).labels) == 200
+
+
+def test_categories_are_dates_where_dates_are_wanted(model):
+    wanted = model.predict(FRAME).probabilities
+    days = FRAME.since.dt.strftime("%Y-%m-%dT%H:%M").astype("category")
+    np.testing.assert_array_equal(model.predict(FRAME.assign(since=days)).probabilities, wanted)
+    none = model.predict(FRAME.assign(since=pd.Categorical([None] * 200))).probabilities
+    np.testing.assert_array_equal(none, model.predict(FRAME.assign(since=None)).probabilities)
+
+
+def test_a_reader_of_an_older_file_takes_dates_as_days():
+    days = tabular.read(FRAME)["since"]
+    reader = tabular.TableReader(tabular.fit_encoder({"since": days}))
+    with pytest.raises(
+        ValueError, match="'since' must be numbers, as in the train rows, got dates"
+    ):
+        reader.columns(FRAME)
+    file = encode(reader, arrays := {})
+    del file["arguments"]["dates"]
+    older = decode(file, arrays)
+    features = older.columns(FRAME)[1]["features"][:, 0]
+    np.testing.assert_allclose(features, (days - days.mean()) / days.std(), atol=1e-5)
+    assert older.describe()["numbers"] == "since" and older.describe()["dates"] == ""
+    with pytest.raises(ValueError, match=r"'since' must be numbers, .*, got '2023-01-01' in row 0"):
+        older.columns({"since": ["2023-01-01"]})
+
+
+def test_dates_as_text_are_the_same_texts_in_prediction():
+    frame = FRAME.assign(since=pd.to_datetime("2024-01-01") + pd.to_timedelta(FRAME.age % 3, "D"))
+    reader = fitted(frame, text=["since"]).reader
+    assert len(reader.encoder.values["since"]) == 3 and reader.dates == ()
+    features = reader.columns(frame)[1]["features"][:, :3]
+    np.testing.assert_array_equal(features, np.eye(3)[frame.age % 3])
