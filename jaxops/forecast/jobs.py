@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.data.tables import Source
-from jaxops.forecast.backtests import historical_forecasts, history
+from jaxops.forecast.backtests import Backtest, historical_forecasts, history
 from jaxops.forecast.classical.baseline import Baseline
 from jaxops.forecast.conformal import Conformal, calibrated, check_enough, units
 from jaxops.forecast.data import grid, reading
@@ -81,7 +81,7 @@ def fit(
     By default these are tried: the seasonal naive forecast; exponential smoothing, where it is not
     too slow; `NLinear`; and three `NHiTS` with contexts of about 3.5, 7 and 10.5 horizons, of whole
     seasons, which see log(1 + y) where no value is negative. Series with covariates have one `TiDE`
-    in place of these networks.
+    in place of these networks. Series too short for a network have the first two methods alone.
 
     Args:
         data: a table of any layout, see `jaxops.forecast.series`: a CSV or Parquet file, a frame of
@@ -143,8 +143,10 @@ def fit(
     context = max(100, 10 * season)
     _check_levels(series, windows, levels, context, season)
     if method is None:
-        method = methods(series, horizon, season, held, len(windows["origin"]))
-    several = _checked(method, series, horizon, options)
+        several = methods(series, horizon, season, held, len(windows["origin"]))
+        _check_trained(several, options, "series too short for a network")
+    else:
+        several = _checked(method, horizon, options, (known, past, static))
     run = {"seed": seed, "progress": progress, **options}
     learned = try_all(several, series, rows, held_out, run, deadline)
     weights, errors = weighed([x.model for x in learned], series, windows, horizon, season)
@@ -289,8 +291,10 @@ def _to_compare(series: Series, method: Any, season: int, horizon: int, held: Ro
     return windows_of(series, longest + 1, horizon, held)
 
 
-def _checked(method: Any, series: Series, horizon: int, options: dict[str, Any]) -> list[Any]:
-    """The methods as a list."""
+def _checked(
+    method: Any, horizon: int, options: dict[str, Any], covariates: Sequence[Sequence[str]]
+) -> list[Any]:
+    """The methods as a list; `covariates` are those that were asked for."""
     several = _listed(method)
     if not several:
         raise ValueError("method must be at least 1, got none")
@@ -301,18 +305,21 @@ def _checked(method: Any, series: Series, horizon: int, options: dict[str, Any])
         own = getattr(unwrapped(one), "horizon", horizon)
         if own != horizon:
             raise ValueError(f"horizon must be {own} for {name_of(one)}, got {horizon}")
+    _check_trained(several, options, "methods without training")
+    given = tuple(name for names in covariates for name in reading.names(names))
+    if given and all(isinstance(unwrapped(one), Baseline) for one in several):
+        raise ValueError(
+            f"known, past and static must be () for baselines, which use none, got {given}"
+        )
+    return several
+
+
+def _check_trained(several: list[Any], options: dict[str, Any], why: str) -> None:
+    """Raise `ValueError` for options of training that have no effect, or one directory for all."""
     networks = sum(isinstance(unwrapped(one), nn.Module) for one in several)
     if options and not networks:
-        raise ValueError(
-            f"options must be none for methods without training, got {', '.join(options)}"
-        )
-    unused = (*series.known_names, *series.past_names, *series.static_names)
-    if unused and all(isinstance(unwrapped(one), Baseline) for one in several):
-        raise ValueError(
-            f"known, past and static must be () for baselines, which use none, got {unused}"
-        )
+        raise ValueError(f"options must be none for {why}, got {', '.join(options)}")
     check_one_directory(options, 2 * networks)
-    return several
 
 
 def _parts(series: Series, held: int) -> tuple[Rows, Rows]:
@@ -327,21 +334,23 @@ def _scored(
 ) -> Evaluation:
     horizon, levels = reader.horizon, levels_of(answering(model))
     test = historical_forecasts(model, series, windows, horizon, levels)
-    scale = seasonal_errors(series, windows, reader.season)
-    defined: np.ndarray = np.all(scale > 0, 1)
-    if stride is None:
+    finite = np.isfinite(test.mean).all((1, 2)) & np.isfinite(test.quantiles).all((1, 2, 3))
+    if stride is None:  # of `fit`, whose windows need no quantiles to be compared
+        windows = {name: column[finite] for name, column in windows.items()}
+        test, finite = Backtest(*(part[finite] for part in test)), finite[finite]
         again = np.diff(windows["series"]) == 0
         steps = np.diff(windows["origin"])[again]
         stride = int(steps.min()) if len(steps) else horizon
+    scale = seasonal_errors(series, windows, reader.season)
+    defined: np.ndarray = np.all(scale > 0, 1)
     start = windows["origin"] - series.offsets[windows["series"]]
     times = grid.moved(series.start[windows["series"]], start, series.frequency)
     names = zip(series.ids[windows["series"]], times.astype(str), strict=True)
     ids = np.array([f"{name} {when}" for name, when in names], object)
-    lost = ~(np.isfinite(test.mean).all((1, 2)) & np.isfinite(test.quantiles).all((1, 2, 3)))
-    if lost.any():
+    if not finite.all():
         raise ValueError(
             "rows must leave each window a history that the model can forecast from, got too few "
-            f"before {ids[lost.argmax()]!r} ({lost.sum():,} of {len(lost):,} windows)"
+            f"before {ids[finite.argmin()]!r} ({(~finite).sum():,} of {len(finite):,} windows)"
         )
     scored = score(
         test.mean,

@@ -117,7 +117,8 @@ def trained(
     again = {name: settings[name] for name in ("batch_size", "epochs", "steps")}
     updates = settings["steps"] or settings["epochs"] * -(-count // settings["batch_size"])
     if held is None:
-        settings |= {"early_stopping": None, "epochs": None, "steps": round(share * updates)}
+        settings |= {"early_stopping": None, "metrics": None, "epochs": None}
+        settings["steps"] = round(share * updates)
     else:
         whole = windows_of(series, *form, held)
         steps = np.full_like(whole["origin"], module.horizon)

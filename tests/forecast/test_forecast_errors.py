@@ -17,6 +17,7 @@ NETWORK = f.Forecaster(
     f.TiDE(4, 2), {}, f.scaling(MARKED, "none"), ("value",), ("holiday",), (), (), "D"
 )
 ONES = np.ones((2, 3, 1))
+METERS = np.c_[np.linspace(0, 1000, 9), 2**27 + np.arange(9)].ravel()
 WRONG = {
     "several id columns": (
         lambda: f.series(LONG, id=["store", "item"]),
@@ -28,7 +29,11 @@ WRONG = {
     ),
     "a meter's reading": (
         lambda: f.series({"time": DAYS, "value": 2**27 + np.arange(9)}, layout="channels"),
-        ["column 'value' must range over much more than", "range of 8", "up to 8", "differences"],
+        ["column 'value' of series 'series' must range over", "of 8", "up to 8", "differences"],
+    ),
+    "a meter's reading beside another series": (
+        lambda: f.series({"id": ["b", "a"] * 9, "time": np.arange(18) // 2, "value": METERS}),
+        ["column 'value' of series 'a' must range over", "range of 8", "up to 8"],
     ),
     "a meter's reading in arrays": (
         lambda: f.from_arrays(["a"], [2.0**27 + np.arange(9)]),

@@ -312,6 +312,27 @@ def test_covariates_that_no_method_uses():
     rest = {**NAMES, "horizon": H, "progress": False, "known": ["price"]}
     with pytest.raises(ValueError, match=r"must be \(\) for baselines, .*, got \('price',\)"):
         f.fit(TABLE, [f.Baseline("drift"), f.LogScale(f.Baseline("theta"))], **rest)
+    with pytest.raises(ValueError, match=r"got \('price',\)"):
+        f.fit(TABLE, f.Baseline("drift"), **{**rest, "known": "price"})
+
+
+def test_series_with_covariates_are_for_baselines_too():
+    """They were not asked for: other methods to compare with use them."""
+    priced = f.series(TABLE, **NAMES, known=["price"])
+    rest = {"horizon": H, "levels": (), "progress": False}
+    model = f.fit(priced, f.Baseline("seasonal_naive", 7), **rest)
+    scored = f.evaluate(model, priced).parts["forecast"]
+    np.testing.assert_allclose(scored[:, :, 0], SOLD[:, N - 10 : N - 7], rtol=1e-6)
+
+
+def test_series_too_short_for_a_network_have_the_default_baselines(monkeypatch):
+    monkeypatch.setattr(recipes, "ETS_VALUES", 0)  # which takes seconds to compile
+    short = f.from_arrays(["a", "b"], SOLD[:2, :7], static={"size": [1, 2]})
+    rest = {"horizon": H, "levels": (), "progress": False}
+    told = f.fit(short, **rest).about["methods"]
+    assert list(told) == ["seasonal_naive, season 1"]
+    with pytest.raises(ValueError, match="none for series too short for a network, got epochs"):
+        f.fit(short, **rest, epochs=2)
 
 
 def test_windows_that_a_method_has_no_history_for():
@@ -335,6 +356,27 @@ def test_calibration_without_quantiles_of_the_shortest_histories():
     wanted, given = (f.calibrated(f.Baseline("theta"), walk, x, 2) for x in (later, both))
     np.testing.assert_allclose(given.offsets, wanted.offsets, rtol=1e-4)
     assert given.left_out == pytest.approx(1 / 23)
+
+
+def test_a_short_series_is_scored_without_its_windows_without_quantiles():
+    years = f.from_arrays(["short", *"ab"], [SOLD[2, : H + 2], *SOLD[:2, :40]])
+    rest = {"horizon": H, "validation": 20, "progress": False}
+    theta = f.Baseline("theta")
+    more, fewer = (f.fit(x, theta, **rest) for x in (years, years.part([1, 2])))
+    assert 0 < more.task.left_out < 0.1
+    assert more.about["validation"] == pytest.approx(fewer.about["validation"], rel=1e-5)
+    with pytest.raises(ValueError, match=r"before 'short 2' \(1 of 3 windows"):
+        f.evaluate(more, years)
+
+
+def test_metrics_of_ones_own_of_validation():
+    """Training again on all rows has no validation."""
+
+    def error(predictions, batch):
+        return np.zeros(len(batch["origin"]))
+
+    model = f.fit(TABLE, SMALL, **QUIET, levels=(), metrics={"error": error})
+    assert np.isfinite(model.predict(TABLE).mean).all()
 
 
 def test_models_and_series_that_cannot_be(model):

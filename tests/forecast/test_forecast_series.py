@@ -302,6 +302,17 @@ def test_bad_tables_are_named(case):
         forecast.series({**GOOD, **columns}, **arguments)
 
 
+def test_constants_computed_in_floats():
+    """They differ by float64's own rounding, of which float32 keeps nothing, rightly."""
+    price = [0.3, 0.1 + 0.2] * 4
+    table = {"id": ["a"] * 8, "time": np.arange(8), "value": price, "price": price}
+    table["size"] = price  # of one series, one number
+    read = forecast.series(table, known=["price"], static=["size"])
+    made = forecast.from_arrays(["a"], [price], known={"price": [price]})
+    for series in (read, made):
+        assert (series.values == np.float32(0.3)).all() and (series.known == series.values).all()
+
+
 def test_covariates_of_arrays():
     one = forecast.from_arrays(
         ["a", "b"],

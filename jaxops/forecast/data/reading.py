@@ -239,8 +239,10 @@ def _parsed(unique: np.ndarray, what: str) -> tuple[Any, Any]:
     return utc, pd.DatetimeIndex(dates_in_utc(bare, what, wanted))
 
 
-def numbers(columns: Any, what: str) -> np.ndarray:
-    """Columns of a frame as float32 (N, W), NaN for missing."""
+def numbers(
+    columns: Any, what: str, ids: np.ndarray | None = None, code: np.ndarray | None = None
+) -> np.ndarray:
+    """Columns of a frame as float32 (N, W), NaN for missing; see `check_rounding`."""
     table = np.empty((len(columns), columns.shape[1]), np.float32)
     for j, (name, column) in enumerate(columns.items()):
         if column.dtype.kind not in "biuf":
@@ -259,7 +261,7 @@ def numbers(columns: Any, what: str) -> np.ndarray:
                 f"{column.iloc[int(infinite.argmax())]} in row {infinite.argmax()} (counted from 0)"
             )
         exact = column.to_numpy(np.float64, na_value=np.nan)
-        check_rounding(exact, f"{what}: column {name!r}")
+        check_rounding(exact, f"{what}: column {name!r}", ids, code)
     return table
 
 
@@ -271,7 +273,9 @@ def _long(name: str, columns: Any, id: str, time: Time, groups: Groups, layout: 
     else:
         code, ids = np.zeros(len(columns), np.int64), np.asarray(["series"])
     when, zone = time.of(name, columns)
-    data = numbers(columns[[column for group in groups for column in group]], name)
+    values = numbers(columns[list(groups.values)], name, ids, code)
+    others = numbers(columns[[*groups.known, *groups.past, *groups.static]], name)
+    data = np.concatenate([values, others], axis=1)
     return Table(name, ids, code, when, data, groups, Report(len(columns)), zone)
 
 

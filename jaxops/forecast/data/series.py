@@ -207,23 +207,44 @@ class Series:
         return taken(self, kept, self.offsets[kept], self.offsets[kept + 1])
 
 
-def check_rounding(numbers: np.ndarray, what: str) -> None:
-    """Raise `ValueError` where float32 rounds numbers (N,) by over a hundredth of their range.
+def check_rounding(
+    numbers: np.ndarray, what: str, ids: np.ndarray | None = None, code: np.ndarray | None = None
+) -> None:
+    """Raise `ValueError` where float32 rounds numbers by over a hundredth of their range.
+
+    Ranges of the order of float64's own rounding are those of a constant.
+
+    Args:
+        numbers: (N,), of one series, or each of series `ids[code]`.
+        what: they are, for the message.
+        ids: (S,).
+        code: int (N,).
 
     >>> check_rounding(np.array([167772161.0, 167772163.0]), "meter")
     Traceback (most recent call last):
     ValueError: meter must range over much more than float32 rounds, got a range of 2 ...
     """
-    finite = numbers[np.isfinite(numbers)].astype(np.float64)
-    if finite.size == 0:
+    finite = np.isfinite(numbers)
+    numbers = numbers[finite].astype(np.float64)
+    code = np.zeros(len(numbers), np.int64) if code is None else code[finite]
+    if len(code) == 0:
         return
+    if (np.diff(code) < 0).any():
+        order = np.argsort(code, kind="stable")
+        numbers, code = numbers[order], code[order]
+    begin = np.flatnonzero(np.diff(code, prepend=-1))
     with np.errstate(over="ignore"):
-        lost = float(np.abs(finite - finite.astype(np.float32)).max())
-    extent = float(np.ptp(finite))
-    if np.isfinite(lost) and lost > 0.01 * extent > 0:
+        lost = np.maximum.reduceat(np.abs(numbers - numbers.astype(np.float32)), begin)
+        low, high = np.minimum.reduceat(numbers, begin), np.maximum.reduceat(numbers, begin)
+        extent, largest = high - low, np.maximum(-low, high)
+    wrong = np.isfinite(lost) & (lost > 0.01 * extent) & (extent > 1e-12 * largest)
+    if wrong.any():
+        i = int(wrong.argmax())
+        series = "" if ids is None else f" of series {str(ids[code[begin[i]]])!r}"
         raise ValueError(
-            f"{what} must range over much more than float32 rounds, got a range of {extent:g} and "
-            f"numbers rounded by up to {lost:g}; subtract a constant, or take differences"
+            f"{what}{series} must range over much more than float32 rounds, got a range of "
+            f"{extent[i]:g} and numbers rounded by up to {lost[i]:g}; subtract a constant, or take "
+            "differences"
         )
 
 
