@@ -156,8 +156,7 @@ def fit(
         reports=reports,
         progress=progress and hosts.first(),
     )
-    known = (start(state), functions(task)) if checkpoints else ()
-    run = Run(settings, *known)
+    run = Run(settings, *((start(state), functions(task)) if checkpoints else ()))
     with Checkpointer(checkpoints.directory) if checkpoints else nullcontext() as saved:
         return run.train(_first_state(run, shapes, saved, state, seed), saved)
 
