@@ -50,11 +50,11 @@ BUDGET = {
     "tests/model": 40,
     "tests/nn": 86,
     "tests/recommend": 133,
-    "tests/tabular": 37,
-    "tests/text": 80,
+    "tests/tabular": 42,
+    "tests/text": 92,
     "tests/train": 160,
     "tests/trust": 30,
-    "tests/vision": 40,
+    "tests/vision": 52,
 }
 # Where slow tests run the code that users run: exact resume, runs that are killed, the article's
 # network against a plain loop. Others are marked `optimized`.

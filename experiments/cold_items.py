@@ -180,7 +180,7 @@ def train(
 ) -> recommend.Recommender:
     sizes: dict[str, Any] = {"width": settings.width, "temperature": settings.temperature}
     if settings.smoke:
-        sizes["hidden"] = ()
+        sizes["widths"] = ()
     model = recommend.TwoTower.fitted(world.events, ids, **sizes)
     task = recommend.retrieval(model, world.events)
     if not log_q:

@@ -307,6 +307,10 @@ def _recognised(path: Path, form: Form) -> Form:
     """The form with its encoding and separator, as the file's first line has them."""
     if path.is_dir():
         raise ValueError(f"{path} must be a file, got a folder")
+    if path.suffix in (".json", ".jsonl", ".ndjson"):
+        raise ValueError(
+            f"{path} must be CSV or Parquet, got JSON; give the frame of pandas.read_json"
+        )
     with open(path, "rb") as file:
         packed = file.read(4) in (b"PK\3\4", b"BZh9", b"\xfd7zX", b"(\xb5/\xfd")
     if packed:

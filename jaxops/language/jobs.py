@@ -15,10 +15,11 @@ from jaxops.language.data import Texts, TokenReader, nats_of, texts_of, windows
 from jaxops.language.models import nanogpt
 from jaxops.language.tasks import next_token
 from jaxops.model.finished import Model, fingerprint, inside, seconds
-from jaxops.model.selection import best_of, trained_further
+from jaxops.model.selection import best_of, check_methods, trained_further
+from jaxops.nn import Transformer
 from jaxops.optim import averaged
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
+from jaxops.train.settings import EarlyStopping, chosen
 from jaxops.trust.evaluation import Evaluation
 
 BYTES = 261  # a vocabulary of bytes and special tokens alone
@@ -75,7 +76,7 @@ def fit(
     """
     start = time.monotonic()
     several = isinstance(method, list | tuple)
-    check_one_directory(options, len(method) if several else 1)
+    check_methods(method, options)
     _, texts = texts_of(data, text)
     if isinstance(validation, int | float):
         own, other = _held_out(texts, validation, seed)
@@ -92,6 +93,8 @@ def fit(
             context=64, depth=4, heads=4, width=128, dropout=0.0,
             position="rotary", norm="rms", qk_norm=True, activation="relu2",
         )  # fmt: skip
+        if not isinstance(module, Transformer):
+            raise ValueError(f"method must be a causal nn.Transformer, got {type(module).__name__}")
         module = module.clone(config=replace(module.config, vocabulary=tokenizer.vocabulary))
         task = next_token(module, packed=False)
         reader = TokenReader(tokenizer, module.config.context, text, special=False)

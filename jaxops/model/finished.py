@@ -239,6 +239,6 @@ def seconds(budget: str | float) -> float:
     """
     match = re.fullmatch(r"([\d.]+) ?(s|min|h)", budget) if isinstance(budget, str) else None
     value = float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]] if match else budget
-    if isinstance(value, str) or not value > 0:
+    if not isinstance(value, int | float | np.number) or not value > 0:
         raise ValueError(f'budget must be a time such as "90s", "10min" or "2h", got {budget!r}')
     return float(value)

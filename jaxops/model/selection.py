@@ -14,7 +14,7 @@ from jaxops.devices import hosts
 from jaxops.model.finished import Model, fingerprint
 from jaxops.optim import averaged
 from jaxops.state import TrainState
-from jaxops.task import Batch, Extra, Params, Task, recorded
+from jaxops.task import Batch, Extra, Params, Task, check_module, recorded
 from jaxops.train import loop
 from jaxops.train.settings import check_one_directory
 from jaxops.trust.evaluation import Evaluation, table
@@ -66,6 +66,20 @@ class Blend(NamedTuple):
         states = [model.state for model in models]
         params, extras = tuple(s.params for s in states), tuple(s.extra for s in states)
         return cls(tuple(model.task for model in models), params, extras, tuple(weights))
+
+
+def check_methods(method: Any, options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a method that is no module, and for several in one checkpoint folder.
+
+    Args:
+        method: a Flax module, a list of them, or None for a room's default.
+        options: of `jaxops.fit`.
+    """
+    several = list(method) if isinstance(method, list | tuple) else [method]
+    for one in several:
+        if one is not None:
+            check_module("method", one)
+    check_one_directory(dict(options), len(several))
 
 
 def best_of(

@@ -16,7 +16,7 @@ from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import best_of, trained_further
+from jaxops.model.selection import best_of, check_methods, trained_further
 from jaxops.optim import averaged
 from jaxops.tabular.data import (
     BINS,
@@ -31,9 +31,8 @@ from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
 from jaxops.tabular.reading import of_dates, read_with_dates
 from jaxops.tabular.tasks import classifier, regressor
-from jaxops.task import check_module
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
+from jaxops.train.settings import EarlyStopping, chosen
 from jaxops.trust.evaluation import Evaluation
 from jaxops.trust.evaluation import of_classes as scores_of_classes
 
@@ -104,7 +103,7 @@ def fit(
     True
     """
     start, budget = time.monotonic(), seconds(budget)
-    check_one_directory(options, len(method) if isinstance(method, list | tuple) else 1)
+    check_methods(method, options)
     check_lists(text=text, drop=drop)
     exact = [name for name in (label, id, groups) if name is not None]
     table, dates = read_with_dates(data, exact=exact, text=text, unread={*drop} - {*exact})
@@ -189,8 +188,6 @@ def _trained(
     method: Any, parts: Parts, left: float, options: dict[str, Any]
 ) -> tuple[Model, Evaluation]:
     """A model, and its scores on the validation rows."""
-    if method is not None:
-        check_module("method", method)
     task = _task(method or TabM(), parts.reader.encoder, parts.train)
     count = len(parts.train["label"])
     settings = chosen(recipe(count, left), options)

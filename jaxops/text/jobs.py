@@ -13,7 +13,7 @@ from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, fingerprint, inside, seconds
-from jaxops.model.selection import best_of, settings_within, trained_further
+from jaxops.model.selection import best_of, check_methods, settings_within, trained_further
 from jaxops.optim import averaged
 from jaxops.text import linear
 from jaxops.text.data import NGrams, Reader, Tokens, WordsAndNGrams, labels
@@ -23,7 +23,7 @@ from jaxops.text.readers import TextReader, columns_of, has_many, names_of
 from jaxops.text.tasks import classifier
 from jaxops.train.evaluation import predict
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping, check_one_directory
+from jaxops.train.settings import EarlyStopping
 from jaxops.trust.evaluation import Evaluation, of_classes
 
 GRAMS, WORDS = 1024, 256  # the most n-grams and words of a text that are read by default
@@ -99,7 +99,7 @@ def fit(
     start = time.monotonic()
     check_keep(keep)
     several = isinstance(method, list | tuple)
-    check_one_directory(options, len(method) if several else 1)
+    check_methods(method, options)
     ids, texts, target, classes, many, rows, held = _parts(
         data, id, text, label, groups, separator, validation, seed
     )

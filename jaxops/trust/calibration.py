@@ -216,4 +216,11 @@ def _pair(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
             "probabilities and labels must have shapes (N, C) and (N,), got "
             f"{probabilities.shape} and {labels.shape}"
         )
+    classes = probabilities.shape[1]
+    wrong = labels[(labels < 0) | (labels >= classes)] if labels.dtype.kind in "iu" else labels
+    if wrong.size:
+        raise ValueError(
+            f"labels must be whole numbers in [0, {classes}), the number of classes, got "
+            f"{wrong.tolist()[0]!r}"
+        )
     return probabilities, labels

@@ -16,12 +16,12 @@ from jaxops.data.images import check_shape, opened
 from jaxops.data.splits import held_out
 from jaxops.devices import hosts
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import best_of, settings_within, trained_further
+from jaxops.model.selection import best_of, check_methods, settings_within, trained_further
 from jaxops.optim import averaged
 from jaxops.task import Task
 from jaxops.train import evaluation
 from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping, check_one_directory
+from jaxops.train.settings import EarlyStopping
 from jaxops.trust.evaluation import Evaluation, of_classes
 from jaxops.vision.data import ImageReader, Images, files_of, labels_of
 from jaxops.vision.inference import reader_of
@@ -93,7 +93,7 @@ def fit(
     """
     start = time.monotonic()
     several = isinstance(method, list | tuple)
-    check_one_directory(options, len(method) if several else 1)
+    check_methods(method, options)
     classes = _classes(data)
     reader = _reader(data, size, channels)
     ids, columns = reader.columns(data, classes)

@@ -220,3 +220,11 @@ def test_times_with_and_without_an_offset_do_not_mix(times):
 def test_years_beyond_those_of_nanoseconds(times):
     log = recommend.events({"user": ["a"] * 3, "item": ["now", "end", "start"], "time": times})
     assert log.time.tolist() == [-62135596800.0, 1704067200.0, 253402214400.0]
+
+
+def test_json_is_not_taken_for_csv(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl must be CSV or Parquet, got JSON; give the frame"
+    ):
+        Dataset.from_csv(tmp_path / "a.jsonl")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -135,6 +136,8 @@ def test_what_is_refused(model, tmp_path):
         language.fit(LETTERS, SMALL, validation=1.5)
     with pytest.raises(ValueError, match=r"validation must be a share in \(0, 1\), got 0"):
         language.fit(LETTERS, SMALL, validation=0)
+    with pytest.raises(ValueError, match=r"method must be a causal nn\.Transformer, got Dense"):
+        language.fit(LETTERS, nn.Dense(2))
     with pytest.raises(ValueError, match="texts must be a list of texts, got one NoneType"):
         language.fit(None, SMALL)
     (tmp_path / "a.txt").write_text(" ")

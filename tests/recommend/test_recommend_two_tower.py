@@ -41,7 +41,7 @@ def log(users=120, items=60, length=8, seed=0):
 
 
 STEPS, ADAM = 150, jo.optim.adam(1e-2)
-SETTINGS = {"width": 16, "hidden": (16,), "context": 6}
+SETTINGS = {"width": 16, "widths": (16,), "context": 6}
 
 
 @pytest.fixture(scope="module")

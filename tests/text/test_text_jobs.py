@@ -210,6 +210,7 @@ def test_several_methods_and_the_default(capsys):
         ({"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
         ({"method": []}, "method must be at least 1, got an empty list"),
+        ({"method": [SMALL, "CNN"]}, "method must be a Flax module, .* got 'CNN'"),
         (
             {"method": text.BagAndCNN(512, 2, words=8, word_vocabulary=64)},
             "read must be WordsAndNGrams for BagAndCNN, and for no other method, got NGrams",

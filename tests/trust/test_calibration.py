@@ -88,6 +88,9 @@ def test_refusal_where_too_little_is_right():
 def test_shapes():
     with pytest.raises(ValueError, match=r"shapes \(N, C\) and \(N,\), got \(3, 2\) and \(2,\)"):
         ece(np.ones((3, 2)), np.zeros(2, int))
+    for labels in (["lost", "found"], [0, 2], [-1, 0]):
+        with pytest.raises(ValueError, match=r"labels must be whole numbers in \[0, 2\), the"):
+            ece(np.ones((2, 2)), np.array(labels))
 
 
 def test_picture(tmp_path):

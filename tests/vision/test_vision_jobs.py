@@ -228,6 +228,12 @@ def test_whole_numbers_are_names_without_a_fraction():
         (["a.png"], {}, "a folder for each class, or arrays .* image and label, got list"),
         (ROWS, {"validation": 0}, r"validation must be a share in \(0, 1\), got 0"),
         (ROWS, {"validation": None}, "images must be a folder, .*, got NoneType"),
+        (
+            ROWS,
+            {"method": vision.MLP},
+            "method must be a Flax module, .* got the class MLP",
+        ),
+        (ROWS, {"budget": None}, "budget must be a time such as .*, got None"),
         (ROWS, {"size": 8}, r"size must be \(height, width\) in pixels, got 8"),
     ],
 )
