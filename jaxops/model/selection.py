@@ -192,10 +192,9 @@ def settings_within(
     if {"epochs", "steps", "checkpoints"} & given.keys() or hosts.count() > 1:
         return settings
     start, records = time.monotonic(), list[Mapping[str, Any]]()
-    alone = {"steps": TIMED, "reports": records.append, "progress": False}
-    for name in ("early_stopping", "metrics", "state", "epochs"):
-        alone[name] = None
-    loop.fit(task, columns, **{**settings, **alone})
+    timed = settings | dict.fromkeys(("early_stopping", "metrics", "state", "epochs"))
+    timed |= {"steps": TIMED, "reports": records.append, "progress": False}
+    loop.fit(task, columns, **timed)
     left = seconds - (time.monotonic() - start)
     epochs = left * 6 / 7 * (records[-1]["examples_per_second"] or np.inf) / count
     if epochs < settings["epochs"]:

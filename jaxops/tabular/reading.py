@@ -16,14 +16,7 @@ DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?([zZ]|[+-]\d{2}(:?
 PARTS = ("month", "weekday", "hour")  # of a date, beside its day
 
 
-def read(
-    source: Source,
-    wanted: Sequence[str] | None = None,
-    numbers: Collection[str] | None = None,
-    exact: Collection[str] = (),
-    text: Collection[str] = (),
-    dates: Collection[str] | None = None,
-) -> dict[str, np.ndarray]:
+def read(source: Source, text: Collection[str] = ()) -> dict[str, np.ndarray]:
     """The columns of a table: numbers as float64 with NaN where missing, all else as text.
 
     A column is of numbers if every value that is not missing is one, without leading zeros; text is
@@ -37,23 +30,17 @@ def read(
 
     Args:
         source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
-        wanted: the columns to read; all by default.
-        numbers: the columns that must be numbers, of which those of dates are days alone if `dates`
-            is None; by default each column decides by its values.
-        exact: the columns that are kept as text, with "" where missing, such as ids and labels.
         text: the columns that are text, though their values may be numbers, such as zip codes.
-        dates: the columns that must be dates; by default each column decides by its values.
 
     Raises:
-        ValueError: no rows; a missing column; text in a column of `numbers`, numbers that float32
-            cannot hold, or numbers with decimal commas, with their row; what is no date in a column
-            of dates.
+        ValueError: no rows; numbers that float32 cannot hold, or with decimal commas, with their
+            row.
 
     >>> table = {"age": ["20", " 40", ""], "plan": ["a", "b ", "a"], "zip": ["01234", "90210", "1"]}
     >>> {name: column.tolist() for name, column in read(table).items()}
     {'age': [20.0, 40.0, nan], 'plan': ['a', 'b', 'a'], 'zip': ['01234', '90210', '1']}
     """
-    return read_with_dates(source, wanted, numbers, exact, text, dates)[0]
+    return read_with_dates(source, text=text)[0]
 
 
 def read_with_dates(
@@ -68,7 +55,20 @@ def read_with_dates(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """`read`, and the names of the columns of dates.
 
-    Whole numbers stay such in the column `id`. The columns of `unread` stay as they are.
+    Args:
+        source: see `read`.
+        wanted: the columns to read; all by default.
+        numbers: the columns that must be numbers, of which those of dates are days alone if `dates`
+            is None; by default each column decides by its values.
+        exact: the columns that are kept as text, with "" where missing, such as ids and labels.
+        text: see `read`.
+        dates: the columns that must be dates; by default each column decides by its values.
+        id: a column in which whole numbers stay such.
+        unread: the columns that stay as they are.
+
+    Raises:
+        ValueError: see `read`; a missing column; text in a column of `numbers`; what is no date in
+            a column of dates.
     """
     name, table = source_frame(
         source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)

@@ -21,7 +21,7 @@ def table(n=4):
     return np.arange(3 * n, dtype=np.float32).reshape(n, 3)
 
 
-def fails(columns, wanted, *parts):
+def assert_fails(columns, wanted, *parts):
     with pytest.raises(ValueError) as caught:
         check(columns, (wanted,))
     for part in parts:
@@ -102,7 +102,7 @@ def test_no_rows():
     ],
 )
 def test_wrong_shape(column, value, parts):
-    fails({column.name: value}, column, column.name, *parts)
+    assert_fails({column.name: value}, column, column.name, *parts)
     if len(parts) == 2:  # the hint is code that mends it
         check({column.name: eval(parts[1], {column.name: value, "np": np})}, (column,))
 
@@ -142,12 +142,14 @@ def test_images_of_16_bits_keep_their_order(dtype):
 
 
 def test_labels_that_are_fractions():
-    fails({"label": np.array([0.0, 0.5])}, LABEL, "got float64", "0.5 in row 1", "whole number")
+    assert_fails(
+        {"label": np.array([0.0, 0.5])}, LABEL, "got float64", "0.5 in row 1", "whole number"
+    )
 
 
 def test_text_for_numbers():
     value = np.array([["a", "b", "c"]], object)
-    fails({"x": value}, X, "x must be float, got object ('a' in row 0)")
+    assert_fails({"x": value}, X, "x must be float, got object ('a' in row 0)")
 
 
 @pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "inf")])
@@ -155,24 +157,26 @@ def test_text_for_numbers():
 def test_not_finite(bad, word, dtype):
     value = table(6).astype(dtype)
     value[2, 1] = value[5, 0] = value[5, 2] = bad
-    fails({"x": value}, X, f"x must be finite, got {word}", "row 2", "2 such rows")
+    assert_fails({"x": value}, X, f"x must be finite, got {word}", "row 2", "2 such rows")
 
 
 @pytest.mark.parametrize("bad", [-2, 10, 300])
 def test_labels_out_of_range(bad):
     value = np.array([1, 2, bad, 4, bad])
-    fails({"label": value}, LABEL, "label must be in [0, 10)", f"got {bad} in row 2 (2 such rows)")
+    assert_fails(
+        {"label": value}, LABEL, "label must be in [0, 10)", f"got {bad} in row 2 (2 such rows)"
+    )
 
 
 def test_unlabelled_rows_have_to_be_dropped():
     value = np.array([1, -1, -1, 4])
-    fails({"label": value}, LABEL, "got -1 in row 1 (2 such rows)", "unlabelled", "drop")
+    assert_fails({"label": value}, LABEL, "got -1 in row 1 (2 such rows)", "unlabelled", "drop")
     check({"label": value[value != -1]}, (LABEL,))
 
 
 def test_token_ids_out_of_range():
     ids = np.array([[1, 2], [3, 5]])
-    fails(
+    assert_fails(
         {"ids": ids},
         Column("ids", (2,), "int", classes=5),
         "ids must be in [0, 5), got 5 in row 1 (1 such row)",

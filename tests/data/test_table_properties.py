@@ -99,7 +99,7 @@ def assert_equal(column, values):
             assert read == value and isinstance(read, str) == isinstance(value, str)
 
 
-def read_or_refused(read, table):
+def assert_read_or_refused(read, table):
     """Refused are only whole numbers that int64 or, with gaps, float64 cannot hold.
 
     And carriage returns that pandas writes without quotes, which look like ends of lines.
@@ -127,7 +127,7 @@ def test_csv(library, tmp_path):
     @given(tables(text=LETTERS))
     def holds(table):
         csv_by(library, table, path)
-        read_or_refused(lambda: Dataset.from_csv(path).train, table)
+        assert_read_or_refused(lambda: Dataset.from_csv(path).train, table)
 
     holds()
 
@@ -141,7 +141,7 @@ def test_text_of_csv_is_kept_where_it_is_asked_for(library, tmp_path):
     def holds(texts, others):
         table = pa.table({"a": texts, "b": others[: len(texts)]})
         csv_by(library, table, path)
-        read_or_refused(lambda: Dataset.from_csv(path, text=["a", "b"]).train, table)
+        assert_read_or_refused(lambda: Dataset.from_csv(path, text=["a", "b"]).train, table)
 
     holds()
 
@@ -154,7 +154,7 @@ def test_parquet(library, tmp_path):
     @given(tables(text=ANY_TEXT, dates=DATES))
     def holds(table):
         parquet_by(library, table, path)
-        read_or_refused(lambda: Dataset.from_parquet(path).train, table)
+        assert_read_or_refused(lambda: Dataset.from_parquet(path).train, table)
 
     holds()
 
@@ -169,6 +169,6 @@ def test_frames(frame):
         def read():
             return from_frame(*source_frame(frame(table), None, (), None))
 
-        read_or_refused(read, table)
+        assert_read_or_refused(read, table)
 
     holds()

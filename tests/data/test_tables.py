@@ -12,6 +12,7 @@ import pytest
 from jaxops.data import Dataset, k_fold
 from jaxops.data.tables import array, parts
 from jaxops.tabular import encode, fit_encoder, read
+from jaxops.tabular.reading import read_with_dates
 
 NAN = float("nan")
 
@@ -135,7 +136,8 @@ def test_columns_of_text_that_look_like_numbers():
     assert columns["zip"].tolist() == ["1234", "90210", "1234"]
     assert columns["size"].tolist() == ["1", "", "2.5"]
     assert read({"zip": ["01", "1"]})["zip"].tolist() == ["01", "1"]
-    assert read({"month": ["01", "12"]}, numbers=["month"])["month"].tolist() == [1, 12]
+    columns, _ = read_with_dates({"month": ["01", "12"]}, numbers=["month"])
+    assert columns["month"].tolist() == [1, 12]
 
 
 def test_missing_text_is_one_value_in_the_encoder():
