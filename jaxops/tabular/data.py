@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from jaxops.data.columns import MISSING, of_dates, read, read_with_dates
 from jaxops.data.encoders import LARGEST, Encoder, encode, fit_encoder
 from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
-from jaxops.tabular.reading import MISSING, of_dates, read, read_with_dates
 from jaxops.task import recorded
 
 __all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder", "read"]

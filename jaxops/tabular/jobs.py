@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxops import optim
 from jaxops.data.checks import check_lists
+from jaxops.data.columns import of_dates, read_with_dates
 from jaxops.data.dataset import take
 from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import held_out
@@ -29,7 +30,6 @@ from jaxops.tabular.data import (
 )
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
-from jaxops.tabular.reading import of_dates, read_with_dates
 from jaxops.tabular.tasks import classifier, regressor
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, chosen

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxops.data import Dataset, k_fold
+from jaxops.data.columns import read_with_dates
 from jaxops.data.tables import array, parts
 from jaxops.tabular import encode, fit_encoder, read
-from jaxops.tabular.reading import read_with_dates
 
 NAN = float("nan")
 
