@@ -66,14 +66,14 @@ class TableReader:
     id: str | None = None
     dates: tuple[str, ...] | None = ()
 
-    def columns(
+    def table(
         self, source: Source, label: bool = False
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The ids, and the columns that the task takes.
+        """The ids, and the columns of the table that the encoder knows, as `read` gives them.
 
         Args:
             source: see `read`.
-            label: whether the label is read too.
+            label: whether the label is read too: names of classes, or numbers.
 
         Raises:
             ValueError: a column that is missing or cannot be read, with its row.
@@ -95,7 +95,14 @@ class TableReader:
             table[name] = label_of(name, table[name], bool(encoder.classes))
         count = len(next(iter(table.values())))
         ids = table[self.id] if self.id is not None else np.arange(count)
-        return ids, encode_target(encoder, {name: table[name] for name in [*known, *target]})
+        return ids, {name: table[name] for name in [*known, *target]}
+
+    def columns(
+        self, source: Source, label: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The ids, and the columns that the task takes; see `table`."""
+        ids, table = self.table(source, label)
+        return ids, encode_target(self.encoder, table)
 
     def predict(
         self, model: Model, data: Source, batch_size: int = 4096, first: int = 0
@@ -109,7 +116,7 @@ class TableReader:
             first: the number of the first row, where rows have no ids.
         """
         self.check(model)
-        ids, columns = self.columns(data)
+        ids, columns = (self.table if reads_table(model.task) else self.columns)(data)
         ids = ids + first if self.id is None else ids
         return self.answer(model.task, ids, model.outputs(columns, batch_size))
 
@@ -211,6 +218,27 @@ def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
         if not abs(number) <= LARGEST:
             raise ValueError(f"{name} must be finite float32 numbers, got {value!r} in row {row}")
     return column.astype(np.float64)
+
+
+def reads_table(task: Any) -> bool:
+    """Whether what a model holds reads the table itself, as trees do, and not features."""
+    return getattr(task, "reads_table", False)
+
+
+def target_of(encoder: Encoder, column: np.ndarray) -> np.ndarray:
+    """A label as `TableReader.table` has it as numbers of classes, int32, or as numbers, float32.
+
+    Raises:
+        ValueError: a label that is none of the classes, with its row.
+
+    >>> encoder = fit_encoder({"age": [1, 2], "left": ["no", "yes"]}, label="left")
+    >>> target_of(encoder, np.array(["yes"], object)).tolist()
+    [1]
+    """
+    if not encoder.classes:
+        return column.astype(np.float32)
+    label = str(encoder.label)
+    return encode(Encoder({}, {}, [], {}, label, encoder.classes), {label: column})["label"]
 
 
 def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
