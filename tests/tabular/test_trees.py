@@ -137,8 +137,8 @@ BOOSTERS = {
                 "min_child_weight": 1.0, "reg_lambda": 1.0, "subsample": 1.0,
                 "colsample_bylevel": 1.0},
     "catboost": {"iterations": 12, "learning_rate": 0.1, "depth": 3, "random_strength": 0.0,
-                 "max_bin": 64, "boosting_type": "Plain", "bootstrap_type": "No",
-                 "one_hot_max_size": 4, "leaf_estimation_iterations": 2, "l2_leaf_reg": 1.0},
+                 "max_bin": 64, "boosting_type": "Plain", "subsample": 1.0,
+                 "bootstrap_type": "Bernoulli", "one_hot_max_size": 4, "leaf_estimation_iterations": 2, "l2_leaf_reg": 1.0},
 }  # fmt: skip
 METHODS = {"lightgbm": "LightGBM", "xgboost": "XGBoost", "catboost": "CatBoost"}
 
