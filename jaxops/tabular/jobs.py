@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxops import optim
 from jaxops.data.checks import check_lists
 from jaxops.data.columns import of_dates, read_with_dates
 from jaxops.data.dataset import take
@@ -18,23 +17,22 @@ from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, check_methods, trained_further
-from jaxops.optim import averaged
 from jaxops.tabular.data import (
-    BINS,
     FEW,
     TableReader,
     encode_target,
     label_of,
     names_classes,
-    of_classes,
+    target_of,
 )
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
-from jaxops.tabular.tasks import classifier, regressor
-from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping, chosen
+from jaxops.tabular.prepared import encoder_of, kind_of, learned, reads_of, target_kind
+from jaxops.tabular.recipes import recipe
+from jaxops.tabular.scores import METRICS, loss_of, scores_of
+from jaxops.tabular.train_rows import with_places
+from jaxops.train.settings import chosen
 from jaxops.trust.evaluation import Evaluation
-from jaxops.trust.evaluation import of_classes as scores_of_classes
 
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
@@ -50,6 +48,8 @@ def fit(
     text: Sequence[str] = (),
     validation: Source | float = 0.15,
     classes: bool | None = None,
+    target: str | None = None,
+    levels: Sequence[float] = (),
     budget: str | float = "10min",
     seed: int = 0,
     progress: bool = True,
@@ -65,8 +65,10 @@ def fit(
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
         method: a Flax module, features (B, d) float32 to outputs (B, outputs), such as `MLP()`.
-            An attribute `outputs` is set to what the label needs. Of a list each is trained in
-            turn; the result is the one with the best validation loss, or a blend of them.
+            An attribute `outputs` is set to what the label needs, and an attribute `reads` says how
+            numbers and texts are encoded, see `Reads`. Of a list each is trained in turn; the
+            result is the one with the best validation loss, or, where all read the table in the
+            same way, a blend of them.
         label: the column to predict.
         id: the column of the rows' ids, which answers repeat; it is no feature.
         drop: columns to leave out.
@@ -76,6 +78,10 @@ def fit(
         validation: the share of rows to hold out (with classes, of each class), or a table.
         classes: whether the label names classes; by default if it is text, boolean or at most 20
             whole numbers.
+        target: what the label is, if no class: "number", "counts" (whole numbers from 0, Poisson
+            distributed), "quantiles" (a number of which `levels` are predicted) or "zero_inflated"
+            (0 or a log-normal value above 0, of which the mean is predicted). Or "classes".
+        levels: the levels of the quantiles, such as (0.1, 0.5, 0.9).
         budget: time after which training stops, such as "10min", or seconds.
         seed: of the split and of training.
         progress: print a progress bar, what was left out and the validation figures.
@@ -83,7 +89,7 @@ def fit(
             `epochs`, `early_stopping`, `plan` and so on.
 
     Returns:
-        A model; `model.predict(table)` gives `Classes` or `Values`.
+        A model; `model.predict(table)` gives `Classes`, `Values` or `Quantiles`.
 
     Raises:
         ValueError: a table that cannot be read, with column and row; a label of one class, or
@@ -103,24 +109,27 @@ def fit(
     True
     """
     start, budget = time.monotonic(), seconds(budget)
+    classes, target, levels = target_kind(classes, target, levels)
     check_methods(method, options)
     check_lists(text=text, drop=drop)
     exact = [name for name in (label, id, groups) if name is not None]
     table, dates = read_with_dates(data, exact=exact, text=text, unread={*drop} - {*exact})
     _check_columns(table, label, id, groups, drop, text)
     _warn_of_numbers({n: c for n, c in table.items() if n not in (*exact, *drop, *text)})
-    parts = _parts(table, dates, label, id, drop, groups, validation, classes, seed)
+    parts = _parts(table, dates, label, id, drop, groups, validation, classes, seed, target, levels)
     if progress and parts.left_out:
         print(f"left out, as they look like identifiers or are empty: {', '.join(parts.left_out)}")
     options = {"seed": seed, "progress": progress, **options}
     left = budget - (time.monotonic() - start)
     if isinstance(method, list | tuple):
-        target = parts.validation["label"]
+        kind = kind_of(parts.reader)
+        held = target_of(parts.reader.encoder, parts.validation[label])
+        alike = len({reads_of(one) for one in method}) == 1
         return best_of(
             method,
             lambda one, left: _trained(one, parts, left, options),
-            "log_loss" if parts.reader.encoder.classes else "mse",
-            lambda outputs: _loss(outputs, target, bool(parts.reader.encoder.classes)),
+            METRICS[kind],
+            (lambda outputs: loss_of(kind, outputs, held, levels)) if alike else None,
             left,
             progress,
         )
@@ -134,8 +143,8 @@ class Parts(NamedTuple):
     """A table, ready to train on.
 
     Attributes:
-        reader: learned from the train rows.
-        train: the columns of the task.
+        reader: knows the columns; each method has an encoder of its own.
+        train: the columns to learn from and the label, as `read` gives them.
         validation: the same of the validation rows.
         left_out: names of columns that look like identifiers or have no value.
     """
@@ -144,6 +153,11 @@ class Parts(NamedTuple):
     train: dict[str, np.ndarray]
     validation: dict[str, np.ndarray]
     left_out: list[str]
+
+    @property
+    def label(self) -> str:
+        """The column to predict."""
+        return str(self.reader.encoder.label)
 
 
 def _parts(
@@ -156,9 +170,11 @@ def _parts(
     validation: Any,
     classes: bool | None,
     seed: int,
+    target: str,
+    levels: tuple[float, ...],
 ) -> Parts:
     classes = names_classes(table[label]) if classes is None else classes
-    table[label] = label_of(label, table[label], classes)
+    table[label] = label_of(label, table[label], classes, target)
     names = sorted(set(table[label].tolist()), key=order) if classes else []
     if len(names) == 1:
         raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
@@ -175,46 +191,31 @@ def _parts(
         raise ValueError(
             f"data must have a column to learn from beside {label!r}, got none that is kept"
         )
-    encoder = _encoder(kept, label)._replace(classes=names)
-    reader = TableReader(encoder, id, dates)
+    encoder = fit_encoder({n: c for n, c in kept.items() if n != label})
+    encoder = encoder._replace(label=label, classes=names)
+    reader = TableReader(encoder, id, dates, target, levels)
     if held is None:
-        _, columns = reader.columns(validation, label=True)
-    else:
-        columns = encode_target(encoder, held)
-    return Parts(reader, encode_target(encoder, kept), columns, left_out)
+        _, held = reader.table(validation, label=True)
+    return Parts(reader, kept, {name: held[name] for name in kept}, left_out)
 
 
 def _trained(
     method: Any, parts: Parts, left: float, options: dict[str, Any]
 ) -> tuple[Model, Evaluation]:
     """A model, and its scores on the validation rows."""
-    task = _task(method or TabM(), parts.reader.encoder, parts.train)
-    count = len(parts.train["label"])
-    settings = chosen(recipe(count, left), options)
-    state = averaged(train(task, parts.train, validation=parts.validation, **settings))
-    about = {"data": fingerprint(parts.train), "rows": count, "left out": parts.left_out}
-    model = Model(task, state._replace(opt_state=()), parts.reader, about)
-    scored = _scored(model, np.arange(len(parts.validation["label"])), parts.validation)
+    method = method or TabM()
+    label, classes = parts.label, parts.reader.encoder.classes
+    encoder = encoder_of(method, parts.train, label)._replace(classes=classes)
+    reader = replace(parts.reader, encoder=encoder)
+    train_rows, held = (encode_target(encoder, t) for t in (parts.train, parts.validation))
+    count = len(train_rows["label"])
+    settings = chosen(recipe(count, left, method, bool(classes), **options), options)
+    task, state = learned(method, reader, train_rows, held, settings)
+    about = {"data": fingerprint(train_rows), "rows": count, "left out": parts.left_out}
+    model = Model(task, state, reader, about)
+    scored = _scored(model, np.arange(len(held["label"])), held)
     about["validation"] = scored.figures()
     return model, scored
-
-
-def recipe(count: int, left: float) -> dict[str, Any]:
-    """The default options of `jaxops.fit` for a table of so many train rows.
-
-    Args:
-        count: number of train rows.
-        left: seconds until training stops.
-
-    >>> recipe(20_000, 60.0)["batch_size"]
-    256
-    """
-    return {
-        "optimizer": optim.adamw(2e-3, weight_decay=3e-4),
-        "batch_size": min(count, 32 if count < 2_000 else 256 if count < 100_000 else 1024),
-        "epochs": 200,
-        "early_stopping": EarlyStopping("loss", patience=10, seconds=left),
-    }
 
 
 def evaluate(model: Model, data: Source) -> Evaluation:
@@ -226,7 +227,10 @@ def evaluate(model: Model, data: Source) -> Evaluation:
 
     Returns:
         Of classes "accuracy", "log_loss" and "macro_f1", and for two classes "auc"; of numbers
-        "mae", "mse", "rmse" and "r2". A unit is a row.
+        "mae", "mse", "rmse" and "r2", of counts also "deviance" (Poisson), of zero-inflated values
+        also "spearman" (the correlation of ranks); of quantiles "pinball" (the mean over the
+        levels), and of two levels or more "coverage" and "width" between the first and the last. A
+        unit is a row.
 
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
@@ -255,39 +259,16 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     True
     """
     _, columns = reader_of(model).columns(new, label=True)
+    if any(column.name == "row" for column in getattr(model.task, "columns", ())):
+        columns = with_places(columns, None)
     defaults = recipe(len(columns["label"]), np.inf) | {"early_stopping": None, "epochs": epochs}
     return trained_further(model, columns, chosen(defaults, options))
 
 
 def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> Evaluation:
-    classes, target = model.task.classes, columns["label"]
     output = model.outputs({"features": columns["features"]})
-    if not classes:
-        return _of_numbers(ids, output, target)
-    scored = scores_of_classes("row", ids, of_classes(output), target)
-    return replace(scored, parts=scored.parts | {"outputs": output})
-
-
-def _loss(outputs: np.ndarray, target: np.ndarray, classes: bool) -> float:
-    """What `best_of` compares by: the log loss of probabilities, the squared error of numbers."""
-    if classes:
-        ids = np.arange(len(target))
-        scored = scores_of_classes("row", ids, of_classes(outputs), target)
-        return float(scored.values["log_loss"].mean())
-    return float(((outputs - target) ** 2).mean())
-
-
-def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Evaluation:
-    error = output.astype(np.float64) - target
-    mse, mean = error**2, target.mean(dtype=np.float64)
-    wholes = {
-        "rmse": lambda rows: float(mse[rows].mean() ** 0.5),
-        "r2": lambda rows: float(1 - mse[rows].mean() / ((target[rows] - mean) ** 2).mean()),
-    }
-    values = {"mae": np.abs(error), "mse": mse}
-    smaller = frozenset({"mae", "mse", "rmse"})
-    parts = {"outputs": output, "predicted": output, "target": target}
-    return Evaluation("row", ids, values, wholes, smaller, parts=parts)
+    reader = reader_of(model)
+    return scores_of(kind_of(reader), ids, output, columns["label"], reader.levels)
 
 
 def _held_out(
@@ -353,20 +334,3 @@ def _identifiers(table: Mapping[str, np.ndarray], label: str) -> list[str]:
 def _empty(table: Mapping[str, np.ndarray]) -> list[str]:
     """Columns of numbers that have no value in the train rows."""
     return [n for n, column in table.items() if column.dtype.kind == "f" and np.isnan(column).all()]
-
-
-def _encoder(table: Mapping[str, np.ndarray], label: str) -> Any:
-    encoder = fit_encoder({k: v for k, v in table.items() if k != label}, bins=BINS)
-    return encoder._replace(label=label)
-
-
-def _task(module: Any, encoder: Any, columns: Mapping[str, np.ndarray]) -> Any:
-    features = len(encoder.names)
-    if hasattr(module, "outputs"):
-        module = module.clone(outputs=len(encoder.classes) if len(encoder.classes) > 2 else 1)
-    if encoder.classes:
-        return classifier(module, features, tuple(encoder.classes))
-    target = columns["label"].astype(np.float64)
-    if np.ptp(target) == 0:
-        raise ValueError(f"{encoder.label} must vary, got {target[0]:g} in every row")
-    return regressor(module, features, float(target.mean()), float(target.std()))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.nn import Dense, matmul
+from jaxops.task import recorded
 
 Array = jax.Array
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -17,6 +18,7 @@ uniform_of_each = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", b
 """The same for stacks of kernels, (stack, inputs, outputs)."""
 
 
+@recorded
 class Reads(NamedTuple):
     """How a module wants the columns of a table: its attribute `reads`, if it has one.
 

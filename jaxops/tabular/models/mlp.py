@@ -22,6 +22,8 @@ class MLP(nn.Module):
         compute: of the products, see `jaxops.nn.matmul`.
         embedding: of numbers, such as `Periodic()`.
         numbers: how many features it embeds, the first ones; `tabular.fit` sets it.
+        reads: how it wants a table; by default with numbers in bins, or with an embedding by
+            quantiles.
 
     >>> shapes = jax.eval_shape(MLP().init, jax.random.key(0), jax.numpy.ones((1, 20)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 128 * 20 + 8_449
@@ -34,11 +36,7 @@ class MLP(nn.Module):
     compute: str | None = None
     embedding: Any = None
     numbers: int = 0
-
-    @property
-    def reads(self) -> Reads:
-        """How it wants a table."""
-        return Reads("bins" if self.embedding is None else "quantile")
+    reads: Reads | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

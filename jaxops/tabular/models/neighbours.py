@@ -1,6 +1,6 @@
 """ModernNCA: predictions from the targets of near train rows, in a learned space."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,6 +38,7 @@ class ModernNCA(nn.Module):
         numbers: how many features it embeds, the first ones; `tabular.fit` sets it.
         rows: number of train rows; `tabular.fit` sets it.
         probabilities: whether targets are classes, and outputs logits; `tabular.fit` sets it.
+        reads: how it wants a table.
 
     References:
         Ye et al. 2024, "Revisiting nearest neighbor for tabular data", arXiv:2407.03257.
@@ -48,8 +49,6 @@ class ModernNCA(nn.Module):
     >>> outputs.shape, variables["candidates"]["features"].shape
     ((2, 1), (5, 3))
     """
-
-    reads: ClassVar[Reads] = Reads("quantile")
 
     width: int = 128
     hidden: int = 512
@@ -62,6 +61,7 @@ class ModernNCA(nn.Module):
     numbers: int = 0
     rows: int = 0
     probabilities: bool = True
+    reads: Reads = Reads("quantile")
 
     def setup(self) -> None:
         """The layers, which rows and candidates share."""

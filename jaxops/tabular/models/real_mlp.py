@@ -1,7 +1,7 @@
 """RealMLP: a perceptron whose parts and training were tuned on many tables."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,6 +52,7 @@ class RealMLP(nn.Module):
         categories: how many values each of the last features may have, which are texts by their
             number; `tabular.fit` sets it.
         steps: of training; `tabular.fit` sets it. With 0 dropout stays as it is.
+        reads: how it wants a table.
 
     References:
         Holzmüller et al. 2024, "Better by default", arXiv:2407.04491.
@@ -61,8 +62,6 @@ class RealMLP(nn.Module):
     >>> outputs.shape
     (3, 1)
     """
-
-    reads: ClassVar[Reads] = Reads("robust", codes=8)
 
     widths: tuple[int, ...] = (256, 256, 256)
     outputs: int = 1
@@ -76,6 +75,7 @@ class RealMLP(nn.Module):
     numbers: int = 0
     categories: tuple[int, ...] = ()
     steps: int = 0
+    reads: Reads = Reads("robust", codes=8)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:

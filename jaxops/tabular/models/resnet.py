@@ -1,7 +1,7 @@
 """A residual network for rows of features."""
 
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,7 @@ class ResNet(nn.Module):
         compute: of the products, see `jaxops.nn.matmul`.
         embedding: of numbers, such as `Periodic()`.
         numbers: how many features it embeds, the first ones; `tabular.fit` sets it.
+        reads: how it wants a table.
 
     References:
         Gorishniy et al. 2021, arXiv:2106.11959.
@@ -33,8 +34,6 @@ class ResNet(nn.Module):
     >>> sorted(shapes["params"])[:3]
     ['block_0_hidden', 'block_0_norm', 'block_0_out']
     """
-
-    reads: ClassVar[Reads] = Reads("quantile")
 
     width: int = 192
     hidden: int = 384
@@ -45,6 +44,7 @@ class ResNet(nn.Module):
     compute: str | None = None
     embedding: Any = None
     numbers: int = 0
+    reads: Reads = Reads("quantile")
 
     @nn.compact
     def __call__(

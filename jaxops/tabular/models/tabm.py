@@ -44,6 +44,8 @@ class TabM(nn.Module):
         own_batches: whether `tabular.fit` shows each member other rows in a step, as in the paper.
             A step then reads `members` times as many rows, and each member sees every row once an
             epoch. The finished model has False.
+        reads: how it wants a table; by default with numbers in bins, or with an embedding by
+            quantiles.
 
     References:
         Gorishniy et al. 2024, arXiv:2410.24210; Wen et al. 2020, arXiv:2002.06715 (BatchEnsemble).
@@ -63,11 +65,7 @@ class TabM(nn.Module):
     embedding: Any = None
     numbers: int = 0
     own_batches: bool = False
-
-    @property
-    def reads(self) -> Reads:
-        """How it wants a table."""
-        return Reads("bins" if self.embedding is None else "quantile")
+    reads: Reads | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

@@ -1,7 +1,6 @@
 """FT-Transformer: a transformer whose tokens are the columns of a table."""
 
 import functools
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -35,6 +34,7 @@ class FTTransformer(nn.Module):
         compute: of the products, see `jaxops.nn.matmul`.
         categories: how many values each of the last features may have, which are texts by their
             number; `tabular.fit` sets it.
+        reads: how it wants a table.
 
     References:
         Gorishniy et al. 2021, arXiv:2106.11959.
@@ -45,8 +45,6 @@ class FTTransformer(nn.Module):
     (2, 1)
     """
 
-    reads: ClassVar[Reads] = Reads("quantile", codes=0)
-
     width: int = 192
     depth: int = 3
     heads: int = 8
@@ -56,6 +54,7 @@ class FTTransformer(nn.Module):
     dropout: float = 0.1
     compute: str | None = None
     categories: tuple[int, ...] = ()
+    reads: Reads = Reads("quantile", codes=0)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
