@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxops._optional import require
 from jaxops.tabular.data import of_classes
-from jaxops.tabular.trees import PATIENCE, Rows, Trees
+from jaxops.tabular.trees import PATIENCE, Goal, Rows, Trees
 from jaxops.task import recorded
 
 
@@ -43,26 +43,23 @@ class LightGBM(Trees):
         return lightgbm.LGBMClassifier, lightgbm.LGBMRegressor, _MaxBin
 
     def boosted(
-        self, train: Rows, validation: Rows, count: int, texts: Sequence[int], seed: int, end: float
+        self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> "Boosted":
         """The trees of one training; see `Trees.boosted`."""
         lightgbm = require("lightgbm", extra="trees")
 
         settings = {"subsample_freq": 1, "min_child_weight": 1e-7, "n_estimators": 1000} | (
             {"learning_rate": 0.04, "subsample": 0.75, "num_leaves": 50, "min_child_samples": 40}
-            if count
-            else {
-                "learning_rate": 0.05,
-                "subsample": 0.7,
-                "num_leaves": 100,
-                "min_child_samples": 3,
-            }
+            if goal.classes
+            else {"learning_rate": 0.05, "subsample": 0.7, "num_leaves": 100}
+            | {"min_child_samples": 3}
         )
         settings |= self.settings
         rounds = settings.pop("n_estimators")
-        objective = "regression" if not count else "binary" if count == 2 else "multiclass"
-        settings |= {"objective": objective, "seed": seed, "verbosity": -1}
-        settings |= {"num_class": count} if count > 2 else {}
+        objectives = {"classes": "binary", "number": "regression", "counts": "poisson"}
+        settings |= {"objective": objectives[goal.kind], "seed": seed, "verbosity": -1}
+        if goal.classes > 2:
+            settings |= {"objective": "multiclass", "num_class": goal.classes}
         losses: dict[str, dict[str, list[float]]] = {}
 
         def in_time(env: Any) -> None:
@@ -125,7 +122,7 @@ class XGBoost(Trees):
         return xgboost.XGBClassifier, xgboost.XGBRegressor
 
     def boosted(
-        self, train: Rows, validation: Rows, count: int, texts: Sequence[int], seed: int, end: float
+        self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> "Boosted":
         """The trees of one training; see `Trees.boosted`."""
         xgboost = require("xgboost", extra="trees")
@@ -133,14 +130,15 @@ class XGBoost(Trees):
         settings = {"reg_lambda": 0.0, "n_estimators": 1000, "tree_method": "hist"} | (
             {"learning_rate": 0.08, "min_child_weight": 5e-6, "max_depth": 6}
             | {"colsample_bylevel": 0.9, "subsample": 0.65}
-            if count
+            if goal.classes
             else {"learning_rate": 0.05, "min_child_weight": 2.0, "max_depth": 9, "subsample": 0.7}
         )
         settings |= self.settings
         rounds = settings.pop("n_estimators")
-        objectives = {0: "reg:squarederror", 2: "binary:logistic"}
-        settings |= {"objective": objectives.get(count, "multi:softprob"), "seed": seed}
-        settings |= {"num_class": count} if count > 2 else {}
+        objectives = {"classes": "binary:logistic", "number": "reg:squarederror"}
+        settings |= {"objective": objectives.get(goal.kind, "count:poisson"), "seed": seed}
+        if goal.classes > 2:
+            settings |= {"objective": "multi:softprob", "num_class": goal.classes}
         losses: dict[str, dict[str, list[float]]] = {}
 
         class InTime(xgboost.callback.TrainingCallback):  # type: ignore[misc]
@@ -190,20 +188,21 @@ class CatBoost(Trees):
         return catboost.CatBoostClassifier, catboost.CatBoostRegressor
 
     def boosted(
-        self, train: Rows, validation: Rows, count: int, texts: Sequence[int], seed: int, end: float
+        self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> "Boosted":
         """The trees of one training; see `Trees.boosted`."""
         settings: dict[str, Any] = {"boosting_type": "Plain", "bootstrap_type": "Bernoulli"} | (
             {"learning_rate": 0.08, "depth": 7, "random_strength": 0.8, "one_hot_max_size": 15}
             | {"leaf_estimation_iterations": 1}
-            if count
+            if goal.classes
             else {"learning_rate": 0.09, "depth": 9, "random_strength": 0.0, "one_hot_max_size": 20}
             | {"leaf_estimation_iterations": 20}
         )
         settings |= {"iterations": 1000, "l2_leaf_reg": 1e-5, "subsample": 0.9, "max_bin": 254}
         settings |= self.settings
-        model = self.classes()[0 if count else 1](
+        model = self.classes()[0 if goal.classes else 1](
             **settings,
+            **({"loss_function": "Poisson"} if goal.kind == "counts" else {}),
             random_seed=seed,
             early_stopping_rounds=PATIENCE,
             allow_writing_files=False,
@@ -237,11 +236,16 @@ class Boosted:
     data: np.ndarray
     texts: int
 
-    def predict(self, x: np.ndarray, classes: bool) -> np.ndarray:
-        """Probabilities (N, classes), or numbers (N,), of rows (N, d)."""
+    def predict(self, x: np.ndarray, kind: str) -> np.ndarray:
+        """Probabilities (N, classes), or numbers (N,), of rows (N, d).
+
+        Args:
+            x: see `trees.matrix`.
+            kind: "classes", "number" or "counts".
+        """
         rows = Rows(x, np.zeros(0), None)
-        outputs = _PREDICT[self.library](self._model, rows, self.texts, classes)
-        return of_classes(outputs) if classes else outputs
+        outputs = _PREDICT[self.library](self._model, rows, self.texts, kind)
+        return of_classes(outputs) if kind == "classes" else outputs
 
     @property
     def _model(self) -> Any:
@@ -265,17 +269,17 @@ def _read_catboost(data: bytes) -> Any:
     return require("catboost", extra="trees").CatBoost().load_model(blob=data)
 
 
-def _by_lightgbm(model: Any, rows: Rows, texts: int, classes: bool) -> np.ndarray:
+def _by_lightgbm(model: Any, rows: Rows, texts: int, kind: str) -> np.ndarray:
     return np.asarray(model.predict(_missing(rows.x, texts)))
 
 
-def _by_xgboost(model: Any, rows: Rows, texts: int, classes: bool) -> np.ndarray:
+def _by_xgboost(model: Any, rows: Rows, texts: int, kind: str) -> np.ndarray:
     return np.asarray(model.predict(_for_xgboost(rows, texts)))
 
 
-def _by_catboost(model: Any, rows: Rows, texts: int, classes: bool) -> np.ndarray:
-    kind = "Probability" if classes else "RawFormulaVal"
-    return np.asarray(model.predict(_for_catboost(rows, texts), prediction_type=kind))
+def _by_catboost(model: Any, rows: Rows, texts: int, kind: str) -> np.ndarray:
+    types = {"classes": "Probability", "number": "RawFormulaVal", "counts": "Exponent"}
+    return np.asarray(model.predict(_for_catboost(rows, texts), prediction_type=types[kind]))
 
 
 _READ: dict[str, Callable[[bytes], Any]] = {
@@ -283,7 +287,7 @@ _READ: dict[str, Callable[[bytes], Any]] = {
     "xgboost": _read_xgboost,
     "catboost": _read_catboost,
 }
-_PREDICT: dict[str, Callable[[Any, Rows, int, bool], np.ndarray]] = {
+_PREDICT: dict[str, Callable[[Any, Rows, int, str], np.ndarray]] = {
     "lightgbm": _by_lightgbm,
     "xgboost": _by_xgboost,
     "catboost": _by_catboost,

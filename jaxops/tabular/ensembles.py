@@ -20,9 +20,12 @@ from jaxops.model.finished import Model, fingerprint
 from jaxops.model.selection import Blend, best_of, tempered, trained_further
 from jaxops.state import TrainState
 from jaxops.tabular.boosters import CatBoost, LightGBM, XGBoost
-from jaxops.tabular.data import TableReader, encode_target, of_classes, target_of
-from jaxops.tabular.models import TabM
+from jaxops.tabular.data import TableReader, encode_target, of_classes
+from jaxops.tabular.models import MLP, Periodic, RealMLP, TabM
 from jaxops.tabular.parts import Parts, Table
+from jaxops.tabular.prepared import kind_of
+from jaxops.tabular.scores import METRICS, loss_of, scores_of
+from jaxops.tabular.train_rows import with_places
 from jaxops.tabular.trees import HistGradientBoosting
 from jaxops.task import Extra, Params, Task, recorded
 from jaxops.train.settings import check_one_directory
@@ -74,13 +77,7 @@ class Member:
 
 
 def selected(
-    methods: Sequence[Any],
-    parts: Parts,
-    trained: Trained,
-    scores: Callable[[np.ndarray, np.ndarray], Evaluation],
-    loss: Callable[[np.ndarray, np.ndarray], float],
-    left: float,
-    progress: bool,
+    methods: Sequence[Any], parts: Parts, trained: Trained, left: float, progress: bool
 ) -> Model:
     """The best of several methods, or their blend: see `model.selection.best_of`.
 
@@ -92,69 +89,54 @@ def selected(
         methods: modules or trees.
         parts: the rows.
         trained: `(method, parts, seconds) -> model, evaluation` of the validation rows.
-        scores: `(outputs, target) -> evaluation` of all rows.
-        loss: `(outputs, target) -> log loss` or squared error.
         left: seconds for all.
         progress: print the table of the methods.
     """
-    classes = bool(parts.reader.encoder.classes)
-    target = target_of(parts.reader.encoder, parts.validation[parts.label])
+    kind, levels, target = kind_of(parts.reader), parts.reader.levels, parts.targets()[1]
+
+    def loss(outputs: np.ndarray) -> float:
+        return loss_of(kind, outputs, target, levels)
 
     def one(method: Any, left: float) -> tuple[Model, Evaluation]:
         if parts.folds:
-            return bagged(method, parts, trained, lambda outputs: scores(outputs, target), left)
+            return bagged(method, parts, trained, left)
         model, scored = trained(method, parts, left)
         return as_member(model, parts.reader), scored
 
     def warmth(outputs: np.ndarray) -> float:
         found = temperature(of_classes(outputs), target)
-        gain = loss(outputs, target) - loss(tempered(outputs, found), target)
+        gain = loss(outputs) - loss(tempered(outputs, found))
         return found if gain * len(target) > 1 else 1.0
 
-    metric = "log_loss" if classes else "mse"
-    model = best_of(
-        methods,
-        one,
-        metric,
-        lambda outputs: loss(outputs, target),
-        left,
-        progress,
-        warmth if classes else None,
-    )
-    return unwrapped(model)
+    warms = warmth if kind == "classes" else None
+    return unwrapped(best_of(methods, one, METRICS[kind], loss, left, progress, warms))
 
 
-def bagged(
-    method: Any,
-    parts: Parts,
-    trained: Trained,
-    scores: Callable[[np.ndarray], Evaluation],
-    left: float,
-) -> tuple[Model, Evaluation]:
+def bagged(method: Any, parts: Parts, trained: Trained, left: float) -> tuple[Model, Evaluation]:
     """One model for each fold, as a blend; and the scores of every row by the model of its fold.
 
     Args:
         method: a module or trees.
         parts: with folds.
         trained: see `selected`.
-        scores: outputs of all rows -> evaluation.
         left: seconds for all folds.
     """
     end, models = time.monotonic() + left, []
-    outputs: Any = None
+    outputs, target = np.zeros(0), parts.targets()[1]
     for place, (rows, held) in enumerate(parts.folds):
         seconds = max(end - time.monotonic(), 1.0) / (len(parts.folds) - place)
         model, scored = trained(method, parts.fold(rows, held), seconds)
         own = scored.parts["outputs"]
-        if outputs is None:
-            outputs = np.zeros((len(parts.train[parts.label]), *own.shape[1:]))
+        if not place:
+            outputs = np.zeros((len(target), *own.shape[1:]), np.float32)
         outputs[held] = own
         models.append(as_member(model, parts.reader))
     blend = Blend.of(models, [1 / len(models)] * len(models))
-    scored = scores(outputs.astype(np.float32))
+    reader = parts.reader
+    scored = scores_of(kind_of(reader), np.arange(len(target)), outputs, target, reader.levels)
     about = {"data": fingerprint(parts.train), "rows": len(outputs), "left out": parts.left_out}
     about |= {"folds": len(models), "validation": scored.figures()}
-    return Model(blend, None, parts.reader, about), scored
+    return Model(blend, None, reader, about), scored
 
 
 def as_member(model: Model, reader: TableReader) -> Model:
@@ -196,6 +178,8 @@ def members_further(model: Model, table: Table, settings: Mapping[str, Any]) -> 
                 f"{type(part.task).__name__}; fit trees anew, with all rows"
             )
         columns = encode_target(part.task.encoder, table)
+        if any(column.name == "row" for column in part.task.task.columns):
+            columns = with_places(columns, None)
         more = trained_further(part.task.model(), columns, settings)
         member = replace(part.task, params=more.state.params, extra=more.state.extra)
         further.append(Model(member))
@@ -206,14 +190,17 @@ def members_further(model: Model, table: Table, settings: Mapping[str, Any]) -> 
 def short_list(trees: bool = True) -> list[Any]:
     """Methods worth trying on a table, for `tabular.fit(data, tabular.short_list(), ...)`.
 
+    `TabM`, `RealMLP` and a perceptron with periodic embeddings of numbers (MLP-PLR).
+
     Args:
         trees: whether gradient-boosted trees are among them: scikit-learn's, and those of LightGBM,
             XGBoost and CatBoost where they are installed.
 
-    >>> short_list(trees=False)[0].members
-    16
+    >>> [type(method).__name__ for method in short_list(trees=False)]
+    ['TabM', 'RealMLP', 'MLP']
     """
     libraries = {"lightgbm": LightGBM, "xgboost": XGBoost, "catboost": CatBoost}
     installed = [make() for name, make in libraries.items() if importlib.util.find_spec(name)]
+    networks = [TabM(), RealMLP(), MLP((256, 256), dropout=0.1, embedding=Periodic())]
     # trees first: they take little of the time, and leave the rest to the networks
-    return [*([HistGradientBoosting(), *installed] if trees else []), TabM()]
+    return [*([HistGradientBoosting(), *installed] if trees else []), *networks]

@@ -55,16 +55,23 @@ class HistTrees:
     ranks: np.ndarray
     depth: int
 
-    def predict(self, x: np.ndarray, classes: bool) -> np.ndarray:
-        """Probabilities (N, classes), or numbers (N,), of rows (N, d)."""
+    def predict(self, x: np.ndarray, kind: str) -> np.ndarray:
+        """Probabilities (N, classes), or numbers (N,), of rows (N, d).
+
+        Args:
+            x: see `trees.matrix`.
+            kind: "classes", "number" or "counts".
+        """
         count = len(x)
         # of few shapes, as each is compiled
         x = np.pad(x, ((0, (1 << (count - 1).bit_length()) - count), (0, 0)))
         margins = _margins(self._arrays, jnp.asarray(x), self.depth)
         outputs = margins[:, 0]
-        if classes and margins.shape[1] == 1:
+        if kind == "counts":
+            outputs = jnp.exp(outputs)
+        elif kind == "classes" and margins.shape[1] == 1:
             outputs = jnp.stack([jax.nn.sigmoid(-outputs), jax.nn.sigmoid(outputs)], -1)
-        elif classes:
+        elif kind == "classes":
             outputs = jax.nn.softmax(margins)
         return np.asarray(outputs)[:count]
 
@@ -137,11 +144,14 @@ def ranks(x: np.ndarray, texts: Sequence[int], most: int) -> Callable[[np.ndarra
     return to_categories
 
 
-def of_scikit_learn(model: Any, rounds: int, categories: Any, x: np.ndarray) -> HistTrees:
+def of_scikit_learn(
+    model: Any, kind: str, rounds: int, categories: Any, x: np.ndarray
+) -> HistTrees:
     """The first trees of a trained model of scikit-learn.
 
     Args:
         model: `HistGradientBoostingClassifier` or `Regressor`.
+        kind: of its target, see `HistTrees.predict`.
         rounds: how many rounds are kept.
         categories: see `ranks`.
         x: rows that it was not trained on, with categories, by which what is read is checked.
@@ -173,15 +183,14 @@ def of_scikit_learn(model: Any, rounds: int, categories: Any, x: np.ndarray) -> 
         ranks=np.zeros((0, 1), np.float32),
         depth=int(nodes["depth"].max()),
     )
-    classes = hasattr(model, "classes_")
-    stages = model.staged_predict_proba(x) if classes else model.staged_predict(x)
+    stages = model.staged_predict_proba(x) if kind == "classes" else model.staged_predict(x)
     wanted = next(itertools.islice(stages, rounds - 1, None))
     identity = np.arange(-1, 256, dtype=np.float32)
     identity[0] = np.nan
     texts = len(categories.table)
     plain = replace(read, ranks=np.tile(identity, (texts, 1)))
     coded = np.concatenate([np.nan_to_num(x[:, :texts], nan=-1), x[:, texts:]], 1)
-    difference = np.abs(plain.predict(coded, classes) - wanted).max()
+    difference = np.abs(plain.predict(coded, kind) - wanted).max()
     if not difference <= LIMIT:
         version = require("sklearn", extra="data").__version__
         raise RuntimeError(

@@ -22,7 +22,7 @@ Table = dict[str, np.ndarray]
 
 
 class Roles(NamedTuple):
-    """What the columns of a table are for; see `tabular.fit`."""
+    """What the columns of a table are for, and what the label is; see `tabular.fit`."""
 
     label: str
     id: str | None
@@ -31,6 +31,9 @@ class Roles(NamedTuple):
     time: str | None
     weights: str | None
     text: Sequence[str]
+    classes: bool | None = None
+    target: str = "number"
+    levels: tuple[float, ...] = ()
 
     def named(self) -> list[tuple[str, str]]:
         """(role, column) of all columns that are named."""
@@ -63,6 +66,11 @@ class Parts(NamedTuple):
         """The column to predict."""
         return str(self.reader.encoder.label)
 
+    def targets(self) -> list[np.ndarray]:
+        """The label of the train and of the validation rows: numbers of classes, or numbers."""
+        labels = self.train[self.label], self.validation[self.label]
+        return [target_of(self.reader.encoder, label) for label in labels]
+
     def fold(self, rows: np.ndarray, held: np.ndarray) -> "Parts":
         """The same with other train and validation rows, of the train rows."""
         train = take(self.train, rows)
@@ -77,7 +85,6 @@ def parts_of(
     data: Source,
     roles: Roles,
     validation: Any,
-    classes: bool | None,
     folds: int | None,
     seed: int,
     progress: bool,
@@ -96,8 +103,8 @@ def parts_of(
     dropped = {name for what, name in roles.named() if what not in ("label", "text")}
     dropped |= {*of_dates([roles.time])} if roles.time in dates else set()
     _warn_of_numbers({n: c for n, c in table.items() if n not in (label, *roles.text, *dropped)})
-    classes = names_classes(table[label]) if classes is None else classes
-    table[label] = label_of(label, table[label], classes)
+    classes = names_classes(table[label]) if roles.classes is None else roles.classes
+    table[label] = label_of(label, table[label], classes, roles.target)
     names = sorted(set(table[label].tolist()), key=order) if classes else []
     if len(names) == 1:
         raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
@@ -117,7 +124,8 @@ def parts_of(
         )
     encoder = fit_encoder({n: c for n, c in kept.items() if n != label})
     encoder = encoder._replace(label=label, classes=names)
-    reader = TableReader(encoder, roles.id, tuple(d for d in dates if d in kept))
+    days = tuple(name for name in dates if name in kept)
+    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels)
     warn_of_leaks(kept, label, target_of(encoder, kept[label]), len(names))
     told = {n: why for n, why in left_out.items() if n not in of_dates(dates)}
     if held is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxops._optional import require
 from jaxops.tabular.hist_trees import HistTrees, of_scikit_learn, ranks
+from jaxops.tabular.parts import Parts
 from jaxops.task import recorded
 
 PATIENCE = 100  # rounds without a better validation loss
@@ -25,13 +26,25 @@ class Rows(NamedTuple):
 
     Attributes:
         x: float32 (N, d), see `matrix`.
-        y: whole numbers from 0 on without a gap, or the standardised target, float64.
+        y: classes, whole numbers from 0 on without a gap; standardised numbers or counts, float64.
         weights: of the rows, or None.
     """
 
     x: np.ndarray
     y: np.ndarray
     weights: np.ndarray | None
+
+
+class Goal(NamedTuple):
+    """What trees are to learn.
+
+    Attributes:
+        kind: "classes", "number" (by squared error) or "counts" (Poisson distributed).
+        classes: the number of classes.
+    """
+
+    kind: str
+    classes: int = 0
 
 
 class Trees:
@@ -71,14 +84,14 @@ class Trees:
             )
 
     def boosted(
-        self, train: Rows, validation: Rows, count: int, texts: Sequence[int], seed: int, end: float
+        self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> Any:
         """The trees of one training: a `HistTrees`, or a `Boosted`.
 
         Args:
             train: the train rows.
             validation: the rows that stop it.
-            count: number of classes; 0 for a number.
+            goal: what they are to learn.
             texts: the number of values of each column of text.
             seed: of the drawing of rows and columns.
             end: the time (`time.monotonic`) at which it stops.
@@ -118,7 +131,7 @@ class HistGradientBoosting(Trees):
         return ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor
 
     def boosted(
-        self, train: Rows, validation: Rows, count: int, texts: Sequence[int], seed: int, end: float
+        self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> HistTrees:
         """The trees of one training; see `Trees.boosted`."""
         settings = {"max_iter": 1000, "learning_rate": 0.05, "n_iter_no_change": PATIENCE // 2}
@@ -127,7 +140,7 @@ class HistGradientBoosting(Trees):
         places = ranks(train.x, texts, settings.get("max_bins", 255))
         x, held = places(train.x), places(validation.x)
         categories = np.arange(x.shape[1]) < len(texts)
-        model = self.classes()[0 if count else 1](
+        model = self.classes()[0 if goal.classes else 1](
             **settings,
             max_iter=min(FIRST, most),
             categorical_features=categories if len(texts) else None,
@@ -135,6 +148,7 @@ class HistGradientBoosting(Trees):
             scoring="loss",
             warm_start=True,
             random_state=seed,
+            **({"loss": "poisson"} if goal.kind == "counts" else {}),
         )
         given = {"X_val": held, "y_val": validation.y, "sample_weight_val": validation.weights}
         while True:  # in parts, as it has no other way to stop at a time
@@ -144,7 +158,7 @@ class HistGradientBoosting(Trees):
                 break
             model.max_iter = min(2 * model.max_iter, most)
         rounds = max(int(np.argmax(model.validation_score_)), 1)  # the first is without a tree
-        return of_scikit_learn(model, rounds, places, held[:256])
+        return of_scikit_learn(model, goal.kind, rounds, places, held[:256])
 
 
 @recorded
@@ -156,7 +170,8 @@ class TreeModel:
         trees: `Boosted` or `HistTrees`.
         texts: text column -> its sorted train values, of which each has a number.
         numbers: the columns of numbers.
-        classes: the names of the classes; none for a number.
+        kind: "classes", "number" or "counts".
+        classes: the names of the classes.
         present: the numbers of the classes that the train rows had; the others have probability 0.
         mean: of the target in the train rows.
         std: its standard deviation.
@@ -166,6 +181,7 @@ class TreeModel:
     trees: Any  # Boosted or HistTrees
     texts: dict[str, list[str]]
     numbers: tuple[str, ...]
+    kind: str
     classes: tuple[str, ...] = ()
     present: tuple[int, ...] = ()
     mean: float = 0.0
@@ -173,13 +189,13 @@ class TreeModel:
 
     def outputs(self, columns: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
         """Probabilities, as of `tabular.classifier`, or numbers in the target's unit, float32."""
-        x, many = matrix(self.texts, self.numbers, columns), bool(self.classes)
+        x = matrix(self.texts, self.numbers, columns)
         parts = [
-            self.trees.predict(x[first : first + batch_size], many)
+            self.trees.predict(x[first : first + batch_size], self.kind)
             for first in range(0, len(x), batch_size)
         ]
         found = np.concatenate(parts)
-        if not many:
+        if self.kind != "classes":
             return (self.mean + self.std * found.astype(np.float64)).astype(np.float32)
         p = np.zeros((len(found), len(self.classes)), np.float32)
         p[:, list(self.present)] = found
@@ -202,58 +218,47 @@ def matrix(
     return np.stack([*codes, *(table[name] for name in numbers)], -1).astype(np.float32)
 
 
-def grown(
-    method: Trees,
-    tables: Sequence[Mapping[str, np.ndarray]],
-    targets: Sequence[np.ndarray],
-    weights: Sequence[np.ndarray] | None,
-    classes: Sequence[str],
-    seed: int,
-    seconds: float,
-) -> TreeModel:
-    """Train trees.
+def grown(method: Trees, parts: Parts, seed: int, seconds: float) -> TreeModel:
+    """Train trees on the rows of a table.
 
     Args:
         method: which.
-        tables: the columns to learn from of the train rows, and at least these of the validation
-            rows, as `read` gives them.
-        targets: (N,) of both: the numbers of the classes, or numbers.
-        weights: (N,) of both, or None.
-        classes: the names of the classes; none for a number.
+        parts: the rows; validation rows of classes that the train rows lack are not looked at.
         seed: of the drawing of rows and columns.
         seconds: the time after which it stops.
 
     Raises:
         ValueError: train rows of one class, or of one value; no validation row of their classes.
     """
-    end = time.monotonic() + seconds
-    texts = {n: sorted(set(c.tolist())) for n, c in tables[0].items() if c.dtype.kind == "O"}
-    numbers = tuple(name for name in tables[0] if name not in texts)
+    end, label = time.monotonic() + seconds, parts.label
+    table = {name: column for name, column in parts.train.items() if name != label}
+    texts = {n: sorted(set(c.tolist())) for n, c in table.items() if c.dtype.kind == "O"}
+    numbers = tuple(name for name in table if name not in texts)
     sizes = [len(values) for values in texts.values()]
-    of = (None, None) if weights is None else weights
-    train, held = (
-        Rows(matrix(texts, numbers, table), target, weight)
-        for table, target, weight in zip(tables, targets, of, strict=True)
+    of_rows = zip(
+        (parts.train, parts.validation), parts.targets(), parts.weights or (None, None), strict=True
     )
+    train, held = (Rows(matrix(texts, numbers, part), y, w) for part, y, w in of_rows)
+    if np.ptp(train.y) == 0:
+        raise ValueError(
+            f"{label} must vary in the train rows, got {parts.train[label][0]} in every row"
+        )
+    classes = tuple(parts.reader.encoder.classes)
     if not classes:
-        mean, std = train.y.mean(dtype=np.float64).item(), train.y.std(dtype=np.float64).item()
-        if std == 0:
-            raise ValueError(f"label must vary in the train rows, got {train.y[0]:g} in every row")
+        kind, mean, std = parts.reader.target, 0.0, 1.0
+        if kind != "counts":
+            kind = "number"
+            mean, std = (float(x) for x in (train.y.mean(dtype=float), train.y.std(dtype=float)))
         train, held = (
             rows._replace(y=(rows.y.astype(np.float64) - mean) / std) for rows in (train, held)
         )
-        trees = method.boosted(train, held, 0, sizes, seed, end)
-        return TreeModel(trees, texts, numbers, mean=mean, std=std)
+        trees = method.boosted(train, held, Goal(kind), sizes, seed, end)
+        return TreeModel(trees, texts, numbers, kind, mean=mean, std=std)
     present = np.unique(train.y)
-    if len(present) < 2:
-        raise ValueError(
-            f"label must have at least 2 classes in the train rows, got {classes[present[0]]!r} "
-            "alone"
-        )
     known = np.isin(held.y, present)  # the others have no column among the outputs
     if not known.any():
         raise ValueError("validation must have a row of the classes of the train rows, got none")
     held = Rows(*(None if column is None else column[known] for column in held))
     train, held = (rows._replace(y=np.searchsorted(present, rows.y)) for rows in (train, held))
-    trees = method.boosted(train, held, len(present), sizes, seed, end)
-    return TreeModel(trees, texts, numbers, tuple(classes), tuple(present.tolist()))
+    trees = method.boosted(train, held, Goal("classes", len(present)), sizes, seed, end)
+    return TreeModel(trees, texts, numbers, "classes", classes, tuple(present.tolist()))

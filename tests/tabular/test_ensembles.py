@@ -40,7 +40,7 @@ def both():
 
 def test_no_model_has_seen_the_rows_of_its_fold():
     row = {**TABLE, "row": np.arange(N) + 0.5}
-    parts = parts_of(row, ROLES, 0.15, None, 4, 0, False)
+    parts = parts_of(row, ROLES, 0.15, 4, 0, False)
     sides = []
 
     def trained(method, fold, left):
@@ -49,14 +49,8 @@ def test_no_model_has_seen_the_rows_of_its_fold():
         seen = np.isin(held, train).astype(np.float32) + held.astype(np.float32)
         return jo.Model(SMALL), Evaluation("row", held, {}, parts={"outputs": seen})
 
-    taken = []
-
-    def scores(outputs):
-        taken.append(outputs)
-        return Evaluation("row", np.arange(N), {"seen": outputs})
-
-    model, _ = ensembles.bagged("any", parts, trained, scores, 60.0)
-    np.testing.assert_array_equal(taken[0], row["row"].astype(np.float32))  # each row its own
+    model, scored = ensembles.bagged("any", parts, trained, 60.0)
+    np.testing.assert_array_equal(scored.parts["outputs"], row["row"])  # each row its own
     assert model.task.weights == (0.25,) * 4
     for train, held in sides:
         assert not set(train) & set(held) and len(train) + len(held) == N
@@ -75,7 +69,7 @@ def test_labels_that_only_a_leak_could_tell():
 
 
 def test_the_encoder_of_a_fold_knows_nothing_of_its_rows():
-    parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, None, 3, 0, 0)
+    parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, 3, 0, False)
     held = parts.folds[0][1]
     parts.train["age"][held] += 1000
     parts.train["plan"][held] = "of these rows"
@@ -108,7 +102,7 @@ def test_the_blend_is_better_than_its_members_on_validation(both, capsys):
 def test_the_figures_of_folds_are_those_of_a_loop_over_them():
     model = tabular.fit(TABLE, TREES, label="left", drop=["group"], folds=3, progress=False)
     metrics = pytest.importorskip("sklearn.metrics")
-    parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, None, 3, 0, 0)
+    parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, 3, 0, False)
     p, members = np.zeros(N), model.task.models()
     for member, (_, held) in zip(members, parts.folds, strict=True):
         rows = {name: column[held] for name, column in TABLE.items()}
@@ -149,7 +143,7 @@ def test_new_rows_train_networks_further_and_not_trees(both):
 
 
 def test_groups_stay_together_in_folds_and_checkpoints_are_of_one_training(tmp_path):
-    parts = parts_of(TABLE, ROLES._replace(groups="group"), 0.15, None, 4, 0, False)
+    parts = parts_of(TABLE, ROLES._replace(groups="group"), 0.15, 4, 0, False)
     for train, held in parts.folds:
         assert not {*TABLE["group"][train]} & {*TABLE["group"][held]}
     with pytest.raises(ValueError, match="checkpoints must be None where 3 trainings follow"):
@@ -172,8 +166,7 @@ def test_arguments_that_cannot_be(options, message):
 def test_the_short_list_is_tried_within_the_budget(capsys):
     methods = tabular.short_list()
     names = [type(one).__name__ for one in methods]
-    assert names[0] == "HistGradientBoosting" and names[-1] == "TabM"
-    assert [type(one).__name__ for one in tabular.short_list(trees=False)] == ["TabM"]
+    assert names[0] == "HistGradientBoosting" and names[-3:] == ["TabM", "RealMLP", "MLP"]
     model = tabular.fit(TABLE, methods, label="left", drop=["group"], budget="3s", epochs=2)
     out = capsys.readouterr().out
     for place, name in enumerate(model.about["methods"]):

@@ -138,7 +138,8 @@ BOOSTERS = {
                 "colsample_bylevel": 1.0},
     "catboost": {"iterations": 12, "learning_rate": 0.1, "depth": 3, "random_strength": 0.0,
                  "max_bin": 64, "boosting_type": "Plain", "subsample": 1.0,
-                 "bootstrap_type": "Bernoulli", "one_hot_max_size": 4, "leaf_estimation_iterations": 2, "l2_leaf_reg": 1.0},
+                 "bootstrap_type": "Bernoulli", "one_hot_max_size": 4, "l2_leaf_reg": 1.0,
+                 "leaf_estimation_iterations": 2},
 }  # fmt: skip
 METHODS = {"lightgbm": "LightGBM", "xgboost": "XGBoost", "catboost": "CatBoost"}
 
@@ -242,6 +243,21 @@ def test_weights_of_rows_count():
         for w in (np.ones(N), weights)
     )  # fmt: skip
     assert heavy > plain + 0.1
+
+
+@pytest.mark.parametrize("name", [*BOOSTERS, "HistGradientBoosting"])
+def test_counts_are_poisson_distributed(name):
+    pytest.importorskip(name if name in METHODS else "sklearn")
+    rate = np.exp(np.nan_to_num(AGE, nan=30) / 20 - 1)
+    table = {"age": AGE, "plan": PLAN, "visits": RNG.poisson(rate)}
+    trees = getattr(tabular, METHODS.get(name, name))()
+    model = tabular.fit(table, trees, label="visits", target="counts", progress=False)
+    found = model.predict(table).values
+    assert found.min() > 0 and np.corrcoef(found, rate)[0, 1] > 0.9
+    assert found.mean() == pytest.approx(table["visits"].mean(), rel=0.05)
+    assert tabular.evaluate(model, table).figures()["deviance"] < 1.3
+    with pytest.raises(ValueError, match="method must be a network for quantiles, got"):
+        tabular.fit(table, trees, label="visits", target="quantiles", levels=[0.5])
 
 
 def test_the_time_ends_it():
