@@ -151,7 +151,7 @@ def best_of(
             methods that read other columns; then the parts need not have the outputs.
         budget: seconds for all of them; what is left is divided among those still to come, and a
             method for which nothing is left is not tried.
-        progress: print the table of the methods.
+        progress: print the figure of each method when it is trained, and their table.
         warmth: outputs of the validation rows -> the temperature that they need, 1 for none.
 
     Raises:
@@ -166,14 +166,18 @@ def best_of(
     models: list[Model] = []
     scored: dict[str, Evaluation] = {}
     for place, method in enumerate(methods):
-        left = end - time.monotonic()
-        if models and left <= 0:
+        start = time.monotonic()
+        if models and start >= end:
             break
-        model, one = fit(method, max(left, 1.0) / (len(methods) - place))
+        model, one = fit(method, max(end - start, 1.0) / (len(methods) - place))
         models.append(model)
-        scored[f"{place + 1}: {type(method).__name__}"] = one
-        if progress:
-            print(table(scored), flush=True)
+        name = f"{place + 1}: {type(method).__name__}"
+        scored[name] = one
+        if progress:  # intervals take their time, so the table follows at the end
+            took = time.monotonic() - start
+            print(f"{name}: {metric} {one.figures()[metric]:.4f} in {took:.0f} s", flush=True)
+    if progress:
+        print(table(scored), flush=True)
     losses = [one.figures()[metric] for one in scored.values()]
     best = int(np.argmin(losses))
     about = {"methods": dict(zip(scored, losses, strict=True))}

@@ -33,8 +33,6 @@ from jaxops.trust.calibration import temperature
 from jaxops.trust.evaluation import Evaluation
 
 ENCODED = 2**16  # rows whose features are in memory at once
-
-
 Trained = Callable[[Any, Parts, float], tuple[Model, Evaluation]]
 
 
@@ -90,7 +88,7 @@ def selected(
         parts: the rows.
         trained: `(method, parts, seconds) -> model, evaluation` of the validation rows.
         left: seconds for all.
-        progress: print the table of the methods.
+        progress: print the figure of each method when it is trained, and their table.
     """
     kind, levels, target = kind_of(parts.reader), parts.reader.levels, parts.targets()[1]
 
