@@ -52,7 +52,8 @@ class Common:
     out: Path
     """the model file to write"""
     method: str = ""
-    """the model and its settings, such as "TabM(members=8)"; by default the room's recipe"""
+    """the model and its settings, such as "TabM(members=8)", or what gives several, such as
+    "short_list()" of tables; by default the room's recipe"""
     budget: str = "10min"
     """time after which training stops"""
     seed: int = 0
@@ -71,6 +72,12 @@ class Tabular(Common):
     """columns to leave out"""
     groups: str | None = None
     """a column, such as the customer, whose rows stay together"""
+    time: str | None = None
+    """a column of dates or numbers; the validation rows are the latest"""
+    weights: str | None = None
+    """the column of the rows' weights"""
+    folds: int | None = None
+    """train once for each of so many folds, and answer with the mean"""
     text: tuple[str, ...] = ()
     """columns of text, though their values may be numbers or dates"""
     target: str | None = None
@@ -348,7 +355,7 @@ def described(model: Model) -> dict[str, list[dict[str, Any]]]:
 
 
 def method(room: Any, text: str) -> Any:
-    """The model that a text such as "EASE(l2=100)" names: a public name of the room, called.
+    """What a text such as "EASE(l2=100)" names: a public name of the room, called.
 
     Args:
         room: the module of a room.

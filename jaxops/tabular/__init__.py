@@ -1,5 +1,6 @@
 """Tables: one call a job, and below it the reader, modules and tasks."""
 
+from jaxops.tabular.boosters import CatBoost, LightGBM, XGBoost
 from jaxops.tabular.data import (
     Classes,
     Encoder,
@@ -10,6 +11,7 @@ from jaxops.tabular.data import (
     fit_encoder,
     read,
 )
+from jaxops.tabular.ensembles import short_list
 from jaxops.tabular.inference import classify
 from jaxops.tabular.jobs import evaluate, fit, recipe, update
 from jaxops.tabular.models import (
@@ -25,12 +27,16 @@ from jaxops.tabular.models import (
 )
 from jaxops.tabular.targets import counts, quantiles, zero_inflated
 from jaxops.tabular.tasks import auc, classifier, regressor
+from jaxops.tabular.trees import HistGradientBoosting
 
 __all__ = [
     "MLP",
+    "CatBoost",
     "Classes",
     "Encoder",
     "FTTransformer",
+    "HistGradientBoosting",
+    "LightGBM",
     "ModernNCA",
     "Periodic",
     "PiecewiseLinear",
@@ -41,6 +47,7 @@ __all__ = [
     "TabM",
     "TableReader",
     "Values",
+    "XGBoost",
     "auc",
     "classifier",
     "classify",
@@ -53,6 +60,7 @@ __all__ = [
     "read",
     "recipe",
     "regressor",
+    "short_list",
     "update",
     "zero_inflated",
 ]

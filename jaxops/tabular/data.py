@@ -154,7 +154,7 @@ class TableReader:
             first: the number of the first row, where rows have no ids.
         """
         self.check(model)
-        ids, columns = self.columns(data)
+        ids, columns = (self.table if reads_table(model.task) else self.columns)(data)
         ids = ids + first if self.id is None else ids
         return self.answer(model.task, ids, model.outputs(columns, batch_size))
 
@@ -274,6 +274,11 @@ def label_of(name: str, column: np.ndarray, classes: bool, target: str = "number
             f"{name} must be {wanted}, got {column[row]} in row {row} ({odd.sum():,} such rows)"
         )
     return numbers
+
+
+def reads_table(task: Any) -> bool:
+    """Whether what a model holds reads the table itself, as trees do, and not features."""
+    return getattr(task, "reads_table", False)
 
 
 def target_of(encoder: Encoder, column: np.ndarray) -> np.ndarray:
