@@ -1,11 +1,12 @@
-"""The modules of the tabular room on four tables, beside trees and published figures.
+"""The methods of the tabular room on four tables, beside published figures.
 
 Each module is trained by `tabular.fit`. Widths, rates and so on of MLP, MLP-PLR and TabM are those
 that its authors tuned on these very splits (Gorishniy et al. 2024, yandex-research/tabm @ 28e47ae,
 folders paper/exp/MODEL/SET/0-evaluation); for telco those of churn. The others have their authors'
 defaults. Training ends when the validation score (accuracy, RMSE; for telco the log loss) has not
 improved for 16 epochs, as there. The test rows are scored once. The metric of a set is the test
-figure of the module with the best validation figure.
+figure of the single network with the best validation figure; trees and ensembles are rows beside
+it.
 
 - adult: official test rows, validation rows of TabM (`split.npz`); accuracy.
 - churn, california: the split of TabM; accuracy, and RMSE in 100,000 dollars.
@@ -40,6 +41,9 @@ PUBLISHED = {
     "california_rmse": "0.4275 (TabM-mini with piecewise linear embeddings), 0.4294 (CatBoost)",
     "telco_auc": "0.8454 (logistic regression, measured on these files)",
 }
+KEPT = ("accuracy", "auc", "log_loss", "rmse")
+TREES = ("trees", "lightgbm", "xgboost", "catboost")
+ENSEMBLES = ("ensemble", "ensemble without trees")
 Rows = dict[str, dict[str, float]]
 
 
@@ -160,6 +164,16 @@ def default(module: Callable[[Table], Any]) -> Callable[[str, Table], Any]:
     return method
 
 
+def alone(make: Callable[[], Any]) -> Callable[[str, Table], Any]:
+    """A method, or several, with the room's recipe; an ensemble has an hour."""
+
+    def method(name: str, table: Table) -> tuple[Any, dict[str, Any]]:
+        made = make()
+        return made, {"budget": "1h"} if isinstance(made, list) else {}
+
+    return method
+
+
 def real_mlp(table: Table) -> Any:
     """RealMLP, with the activation that its authors chose for numbers or classes."""
     return tabular.RealMLP(activation="mish" if table.metric == "rmse" else "selu")
@@ -176,8 +190,14 @@ METHODS: dict[str, Callable[[str, Table], Any]] = {
     "tabm-mini": tuned(tabm, TABM),
     "tabm-mini-ple": tuned(tabm, TABM_PLE),
     "modern-nca": default(lambda table: tabular.ModernNCA()),
+    "trees": alone(tabular.HistGradientBoosting),
+    "lightgbm": alone(tabular.LightGBM),
+    "xgboost": alone(tabular.XGBoost),
+    "catboost": alone(tabular.CatBoost),
+    "ensemble": alone(tabular.short_list),
+    "ensemble without trees": alone(lambda: tabular.short_list(trees=False)),
 }
-RIVALS = ("logistic", "trees")  # of scikit-learn; their rows are those of the first seed
+RIVALS = ("logistic", "boosting")  # of scikit-learn, without the room; of the first seed
 SMOKE: dict[str, Any] = {
     "default": None,
     "linear": tabular.MLP(()),
@@ -189,6 +209,8 @@ SMOKE: dict[str, Any] = {
     "tabm-mini": tabular.TabM((8,), members=2, own_batches=True),
     "tabm-mini-ple": tabular.TabM((8,), members=2, embedding=Linear(4, 4), own_batches=True),
     "modern-nca": tabular.ModernNCA(8, embedding=tabular.Periodic(4, 4, 0.1, lite=True)),
+    "trees": tabular.HistGradientBoosting(max_iter=5),
+    "ensemble": [tabular.HistGradientBoosting(max_iter=5), tabular.MLP((8,))],
 }
 
 
@@ -255,33 +277,33 @@ TABLES = {job.__name__: job for job in (adult, churn, california, telco)}
 def trained(settings: Settings, seed: int, name: str, model: str, table: Table) -> dict[str, float]:
     """A module's figures, mean over the splits."""
     method, options = METHODS[model](name, table)
+    grown = model in TREES
     if settings.smoke:
-        method, options = SMOKE[model], {"epochs": 2}
-    if settings.compute != "float32":
+        method, options = SMOKE[model], {} if grown else {"epochs": 2}
+    if settings.compute != "float32" and not grown:
         options["compute"] = settings.compute
+    options = {"budget": "24h", "seed": seed, "progress": False, **options}
     rows = []
     for split in table.splits:
         if split.validation is not None:
             options["validation"] = split.validation
         start = time.perf_counter()
-        made = tabular.fit(
-            split.train,
-            method,
-            label=table.label,
-            seed=seed,
-            budget="24h",
-            progress=False,
-            **options,
-        )
-        seconds = time.perf_counter() - start
+        made = tabular.fit(split.train, method, label=table.label, **options)
+        row = {"seconds": time.perf_counter() - start}
         figures = tabular.evaluate(made, split.test).figures()
-        kept = {
-            key: figures[key] for key in ("accuracy", "auc", "log_loss", "rmse") if key in figures
-        }
-        steps = float(made.state.step)
-        validation = made.about["validation"][table.metric]
-        rows.append(kept | {"validation": validation, "seconds": seconds, "steps": steps})
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        row |= {key: figures[key] for key in KEPT if key in figures}
+        if table.metric in made.about["validation"]:  # a blend has the figure that made it alone
+            row["validation"] = made.about["validation"][table.metric]
+        if made.state is not None:
+            row["steps"] = float(made.state.step)
+        rows.append(row)
+    return mean(rows)
+
+
+def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The means of what all rows have."""
+    keys = [key for key in rows[0] if all(key in row for row in rows)]
+    return {key: float(np.mean([row[key] for row in rows])) for key in keys}
 
 
 def rival(model: str, table: Table) -> dict[str, float]:
@@ -289,7 +311,7 @@ def rival(model: str, table: Table) -> dict[str, float]:
     rows = []
     for split in table.splits:
         if table.metric != "rmse":
-            fit = trees if model == "trees" else linear
+            fit = trees if model == "boosting" else linear
             rows.append(fit(split.train, split.test, table.label))
             continue
         from sklearn.ensemble import HistGradientBoostingRegressor
@@ -298,14 +320,14 @@ def rival(model: str, table: Table) -> dict[str, float]:
         start = time.perf_counter()
         made = (
             HistGradientBoostingRegressor(random_state=0)
-            if model == "trees"
+            if model == "boosting"
             else LinearRegression()
         )
         made.fit(split.train.drop(columns=table.label), split.train[table.label])
         seconds = time.perf_counter() - start
         error = made.predict(split.test.drop(columns=table.label)) - split.test[table.label]
         rows.append({"rmse": float((error**2).mean() ** 0.5), "seconds": seconds})
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    return mean(rows)
 
 
 def jobs(settings: Settings, seed: int) -> Iterator[tuple[str, str]]:
@@ -345,13 +367,12 @@ def told(row: dict[str, float]) -> dict[str, str]:
 
 
 def best(rows: Rows) -> dict[str, float]:
-    """For each data set the test figure of the module with the best validation figure."""
+    """For each data set the test figure of the one network with the best validation figure."""
     metrics = {"adult": "accuracy", "churn": "accuracy", "california": "rmse", "telco": "auc"}
+    networks = [model for model in METHODS if model not in (*TREES, *ENSEMBLES)]
     found = {}
     for name, metric in metrics.items():
-        of = [
-            row for key, row in rows.items() if key.startswith(f"{name}: ") and "validation" in row
-        ]
+        of = [rows[f"{name}: {model}"] for model in networks if f"{name}: {model}" in rows]
         if of:
             sign = -1 if metric == "rmse" else 1
             found[f"{name}_{metric}"] = max(of, key=lambda row: sign * row["validation"])[metric]

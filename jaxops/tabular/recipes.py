@@ -79,7 +79,7 @@ def is_decayed(params: Params) -> Any:
     >>> is_decayed({"hidden_0": {"kernel": 0, "bias": 0}, "hidden_1_kernel": 0, "signs": 0})
     {'hidden_0': {'bias': False, 'kernel': True}, 'hidden_1_kernel': True, 'signs': True}
     """
-    never = ("bias", "scale", "frequencies", "phases", "weight", "activation")
+    never = ("bias", "scale", "frequency", "frequencies", "phases", "weight", "activation")
 
     def decays(path: Any, leaf: Any) -> bool:
         return not str(path[-1].key).endswith(never)

@@ -50,7 +50,7 @@ def test_periodic_embeddings(lite):
     module = tabular.Periodic(width=4, frequencies=3, scale=0.5, lite=lite)
     variables = initial(module, X[:, :2])
     p = variables["params"]
-    y = waves(X[:, :2], p["frequencies"])
+    y = waves(X[:, :2], p["frequency"])
     each = [
         dense(p["dense"], y[:, i]) if lite else y[:, i] @ p["kernel"][i] + p["bias"][i]
         for i in range(2)
@@ -61,7 +61,7 @@ def test_periodic_embeddings(lite):
 def test_the_initial_frequencies():
     module = tabular.Periodic(frequencies=500, scale=0.2)
     params = jax.jit(module.init)(jax.random.key(0), X)["params"]
-    frequencies = np.asarray(params["frequencies"])
+    frequencies = np.asarray(params["frequency"])
     assert abs(frequencies).max() < 0.6 and frequencies.std() == pytest.approx(0.2, rel=0.05)
 
 

@@ -96,7 +96,7 @@ class Periodic(nn.Module):
         """Embeddings (..., n * width) of numbers (..., n)."""
         normal = nn.initializers.truncated_normal(self.scale, lower=-3.0, upper=3.0)
         count, inputs = x.shape[-1], 2 * self.frequencies
-        frequencies = self.param("frequencies", normal, (count, self.frequencies))
+        frequencies = self.param("frequency", normal, (count, self.frequencies))
         angle = 2 * math.pi * x[..., None] * along(frequencies, x.ndim + 1)
         waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
         within = uniform_within(inputs**-0.5)
@@ -217,7 +217,7 @@ class Categories(nn.Module):
     Attributes:
         sizes: how many numbers there are for the values of each column, see `Encoder.categories`.
         width: of the embedding of a value.
-        init: initializer of the table.
+        table_init: initializer of the table.
 
     >>> module = Categories((3, 5), width=4)
     >>> codes = jnp.array([[0.0, 4.0], [2.0, 0.0]])
@@ -228,12 +228,12 @@ class Categories(nn.Module):
 
     sizes: tuple[int, ...]
     width: int
-    init: Any = nn.initializers.normal(1.0)
+    table_init: Any = nn.initializers.normal(1.0)
 
     @nn.compact
     def __call__(self, codes: Array) -> Array:
         """Embeddings (..., c, width) of codes (..., c); zero where a code is 0, of a new value."""
-        table = self.param("table", self.init, (sum(self.sizes), self.width))
+        table = self.param("table", self.table_init, (sum(self.sizes), self.width))
         first = jnp.asarray(np.cumsum([0, *self.sizes[:-1]]), jnp.int32)
         places = codes.astype(jnp.int32) + along(first, codes.ndim)
         return jnp.where(codes[..., None] > 0, table[places], 0.0)
