@@ -113,19 +113,21 @@ def told(column: np.ndarray, target: np.ndarray, classes: int) -> float:
     metrics = require("sklearn.metrics", extra="data")
 
     half = len(column) // 2
-    if column.dtype.kind == "O":
-        _, place = np.unique(column.astype(str), return_inverse=True)
+    text = column.dtype.kind == "O"
+    if text:
+        parts = column.astype(str)
     else:
         make = tree.DecisionTreeClassifier if classes else tree.DecisionTreeRegressor
         one = make(max_leaf_nodes=LEAVES, min_samples_leaf=5, random_state=0)
-        place = one.fit(column[:half, None], target[:half]).apply(column[:, None])
+        parts = one.fit(column[:half, None], target[:half]).apply(column[:, None])
+    _, place = np.unique(parts, return_inverse=True)
     wanted = np.eye(classes)[target] if classes else target[:, None].astype(np.float64)
     sums, counts = np.zeros((place.max() + 1, wanted.shape[1])), np.bincount(place[:half])
     np.add.at(sums, place[:half], wanted[:half])
     counts = np.pad(counts, (0, len(sums) - len(counts)))[:, None]
     prior = wanted[:half].mean(0)
-    # a value of few rows says little, and one of none nothing
-    p, true = ((sums + prior) / (counts + 1))[place[half:]], wanted[half:]
+    # a text of few rows says little, and one of none nothing; a leaf has at least 5 rows
+    p, true = ((sums + text * prior) / (counts + text))[place[half:]], wanted[half:]
     if not classes:
         spread = float(((true - true.mean()) ** 2).mean())
         return 1 - float(((p - true) ** 2).mean()) / spread if spread else 0.0

@@ -8,6 +8,7 @@ import pytest
 from jaxops import tabular
 from jaxops.data.splits import folds_of, held_out_later
 from jaxops.tabular import checks
+from jaxops.tabular.parts import Roles, parts_of
 
 RNG = np.random.default_rng(0)
 N = 600
@@ -21,6 +22,12 @@ QUICK = {"label": "left", "steps": 1, "progress": False}
 
 def fitted(table=None, method=SMALL, **options):
     return tabular.fit(TABLE if table is None else table, method, **{**QUICK, **options})
+
+
+def parted(table, validation=0.15, label="left", **roles):
+    """What `fit` does before it trains."""
+    plain = dict.fromkeys(("id", "groups", "time", "weights")) | {"drop": (), "text": ()}
+    return parts_of(table, Roles(label, **{**plain, **roles}), validation, None, 0, False)
 
 
 def test_columns_of_which_nothing_can_be_learned_are_reported(capsys):
@@ -62,15 +69,15 @@ def test_a_column_that_tells_the_label_is_warned_of():
     told = np.where(LEFT == "yes", RNG.normal(5, 1, N), RNG.normal(-5, 1, N))
     with pytest.warns(UserWarning, match=r"told tells left by itself, with an AUC of 1.0000: .*"
                       r"drop=\['told'\]"):  # fmt: skip
-        fitted({**TABLE, "told": told})
+        parted({**TABLE, "told": told})
     code = np.where(LEFT == "yes", "closed", "open").astype(object)
     with pytest.warns(UserWarning, match="status tells left by itself"):
-        fitted({**TABLE, "status": code})
+        parted({**TABLE, "status": code})
     rare = np.where(np.arange(N) < 30, "yes", "no").astype(object)  # 5 % of the rows
     with pytest.warns(UserWarning, match="hit tells left by itself"):
-        fitted({**TABLE, "left": rare, "hit": (rare == "yes") + RNG.normal(0, 0.01, N)})
+        parted({**TABLE, "left": rare, "hit": (rare == "yes") + RNG.normal(0, 0.01, N)})
     with pytest.warns(UserWarning, match="euros tells spent by itself, with an R² of 0.99"):
-        fitted({"age": AGE, "euros": AGE**3, "spent": 0.9 * AGE**3 + AGE}, label="spent")
+        parted({"plan": PLAN, "euros": AGE**3, "spent": AGE**3 + AGE}, label="spent")
 
 
 def test_strong_columns_and_small_tables_are_not_warned_of():
@@ -78,9 +85,9 @@ def test_strong_columns_and_small_tables_are_not_warned_of():
     many = RNG.choice([f"c{i}" for i in range(200)], N).astype(object)  # three rows a value
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fitted({**TABLE, "strong": strong, "many": many})
+        parted({**TABLE, "strong": strong, "many": many})
         few = {n: c[:200] for n, c in TABLE.items()}
-        fitted({**few, "told": (few["left"] == "yes") * 1.0})
+        parted({**few, "told": (few["left"] == "yes") * 1.0})
     assert 0.9 < checks.told(strong, (LEFT == "yes").astype(int), 2) < 0.99
 
 
@@ -103,17 +110,17 @@ def test_the_figure_is_that_of_a_loop():
 
 def test_whole_numbers_that_number_the_rows_are_warned_of():
     with pytest.warns(UserWarning, match=r"row should not be an identifier, .* id='row', if it is"):
-        fitted({**TABLE, "row": RNG.permutation(N) + 1000.0})
-    fitted({**TABLE, "row": RNG.permutation(N) + 1000.0}, id="row")
+        parted({**TABLE, "row": RNG.permutation(N) + 1000.0})
+    parted({**TABLE, "row": RNG.permutation(N) + 1000.0}, id="row")
 
 
 def test_rows_in_training_and_validation_are_warned_of():
     train, held = ({n: c[rows] for n, c in TABLE.items()} for rows in (slice(500), slice(450, N)))
     with pytest.warns(UserWarning, match="validation should .* 50 of 150 rows .* first in row 0"):
-        fitted(train, validation=held)
+        parted(train, validation=held)
     plans = {"plan": PLAN, "left": LEFT}  # equal by chance, as in training
     train, held = ({n: c[rows] for n, c in plans.items()} for rows in (slice(450), slice(450, N)))
-    fitted(train, validation=held)
+    parted(train, validation=held)
 
 
 def test_validation_is_later_than_training():
@@ -125,12 +132,10 @@ def test_validation_is_later_than_training():
     train, held = held_out_later(day, 0.2, group)
     assert day[train].max() < day[held].min() and not {*group[train]} & {*group[held]}
     dates = np.datetime64("2024-01-01") + day.astype("timedelta64[D]")
-    table = {**TABLE, "when": dates, "left": np.where(day >= 40, "yes", LEFT).astype(object)}
-    model = fitted(table, time="when", validation=0.15)
-    known = model.reader.encoder.mean
-    assert "when" not in known and "when month" not in known and model.reader.dates == ()
-    rows = model.about["rows"]
-    assert (day >= np.sort(day)[rows]).sum() == N - rows  # the train rows are the first ones
+    parts = parted({**TABLE, "when": dates, "day": day + AGE / 100}, time="when")
+    assert {*parts.train} == {"age", "plan", "day", "left"} and parts.reader.dates == ()
+    first, last = (np.floor(rows["day"]) for rows in (parts.train, parts.validation))
+    assert first.max() < last.min() and len(first) + len(last) == N
 
 
 @pytest.mark.parametrize(
@@ -161,7 +166,8 @@ def test_what_cannot_be(change, options, message):
 def test_classes_that_were_not_in_training():
     model = fitted()
     odd = {**TABLE, "left": np.where(np.arange(N) == 9, "perhaps", LEFT).astype(object)}
-    for one in (model, fitted(method=tabular.HistGradientBoosting(max_iter=1), steps=None)):
+    trees = tabular.HistGradientBoosting(max_iter=1)
+    for one in (model, tabular.fit(TABLE, trees, label="left", progress=False)):
         with pytest.raises(
             ValueError, match=r"left must be one of \['no', 'yes'\], got 'perhaps' in"
         ):
