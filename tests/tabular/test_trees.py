@@ -25,6 +25,15 @@ TABLE = {
     "score": 1e4 + 100 * SCORE,
 }
 LABELS = ("two", "three", "score")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """More threads than cores that are free take many times as long."""
+    with pytest.importorskip("threadpoolctl").threadpool_limits(1):
+        yield
+
+
 TRAIN, HELD = ({n: c[rows] for n, c in TABLE.items()} for rows in (slice(300), slice(300, N)))
 
 
@@ -86,10 +95,9 @@ def test_scikit_learn_given_the_same_rows_as_a_frame_predicts_the_same(label):
     best = int(np.argmax(own.validation_score_))
     assert 1 < best <= 30
     stages = own.staged_predict if label == "score" else own.staged_predict_proba
-    odd = {**HELD, "plan": np.where(np.arange(100) % 9 == 0, "new", HELD["plan"]).astype(object)}
-    for part in (TRAIN, HELD, odd):
-        wanted = in_unit(label, list(stages(frame(part)))[best - 1])
-        np.testing.assert_allclose(answered(model, part), wanted, rtol=1e-5, atol=1e-5)
+    odd = {**TABLE, "plan": np.where(np.arange(N) % 9 == 0, "new", PLAN).astype(object)}
+    wanted = in_unit(label, list(stages(frame(odd)))[best - 1])
+    np.testing.assert_allclose(answered(model, odd), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_thresholds_divide_float32_numbers_as_those_of_float64():
@@ -118,8 +126,10 @@ def test_a_column_of_100_000_categories_is_read():
     words = np.array([f"w{i:06d}" for i in range(100_000)], object)
     column = np.concatenate([np.tile(words, 2), words[:1].repeat(100_000)])
     y = np.where(np.arange(len(column)) < 200_000, RNG.normal(size=len(column)), 5.0)
+    validation = {"word": words[:9], "y": np.arange(9.0)}
     trees = tabular.HistGradientBoosting(max_iter=2, learning_rate=1.0)
-    model = tabular.fit({"word": column, "y": y}, trees, label="y", progress=False)
+    table = {"word": column, "y": y}
+    model = tabular.fit(table, trees, label="y", validation=validation, progress=False)
     found = model.predict({"word": ["w000000", "w000999", "never seen"]}).values
     assert found[0] > 4.5 and abs(found[1]) < 0.5 and model.task.trees.ranks.shape == (1, 100_001)
 
@@ -245,16 +255,24 @@ def test_weights_of_rows_count():
     assert heavy > plain + 0.1
 
 
-@pytest.mark.parametrize("name", [*BOOSTERS, "HistGradientBoosting"])
+COUNTS = {
+    "lightgbm": {"n_estimators": 60, "num_leaves": 8, "min_child_samples": 20},
+    "xgboost": {"n_estimators": 60, "max_depth": 3, "min_child_weight": 20.0},
+    "catboost": {"iterations": 200, "depth": 3},
+    "HistGradientBoosting": {"max_iter": 60, "max_leaf_nodes": 8},
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_poisson_distributed(name):
     pytest.importorskip(name if name in METHODS else "sklearn")
     rate = np.exp(np.nan_to_num(AGE, nan=30) / 20 - 1)
-    table = {"age": AGE, "plan": PLAN, "visits": RNG.poisson(rate)}
-    trees = getattr(tabular, METHODS.get(name, name))()
+    table = {"age": AGE, "plan": PLAN, "visits": np.random.default_rng(1).poisson(rate)}
+    trees = getattr(tabular, METHODS.get(name, name))(**COUNTS[name])
     model = tabular.fit(table, trees, label="visits", target="counts", progress=False)
     found = model.predict(table).values
-    assert found.min() > 0 and np.corrcoef(found, rate)[0, 1] > 0.9
-    assert found.mean() == pytest.approx(table["visits"].mean(), rel=0.05)
+    assert found.min() > 0 and np.corrcoef(found, rate)[0, 1] > 0.85
+    assert found.mean() == pytest.approx(table["visits"].mean(), rel=0.08)
     assert tabular.evaluate(model, table).figures()["deviance"] < 1.3
     with pytest.raises(ValueError, match="method must be a network for quantiles, got"):
         tabular.fit(table, trees, label="visits", target="quantiles", levels=[0.5])
@@ -262,8 +280,8 @@ def test_counts_are_poisson_distributed(name):
 
 def test_the_time_ends_it():
     table = of("score", TABLE)
-    model = tabular.fit(table, tabular.HistGradientBoosting(learning_rate=1e-3), label="score",
-                        budget=1e-6, progress=False)  # fmt: skip
+    model = tabular.fit(table, tabular.HistGradientBoosting(learning_rate=1e-3, max_leaf_nodes=3),
+                        label="score", budget=1e-6, progress=False)  # fmt: skip
     assert len(model.task.trees.roots) <= 64
 
 
