@@ -66,6 +66,7 @@ class LightGBM(Trees):
             if time.monotonic() > end:
                 raise lightgbm.callback.EarlyStopException(env.iteration, [])
 
+        in_time.order = 40  # type: ignore[attr-defined]  # after the losses are recorded
         sets = [
             lightgbm.Dataset(
                 _missing(rows.x, len(texts)),
