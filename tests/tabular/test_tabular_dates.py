@@ -96,7 +96,7 @@ def test_what_says_nothing_is_no_feature(model):
     )
     assert [*fitted(month).reader.encoder.mean] == ["age", "since", "since weekday"]
     assert fitted(FRAME, drop=["since"]).reader.dates == ()
-    assert fitted(FRAME.assign(since=pd.NaT)).about["left out"] == ["since"]
+    assert fitted(FRAME.assign(since=pd.NaT)).about["left out"] == {"since": "no value"}
     with pytest.raises(ValueError, match="no column 'since hour' beside a date of that name"):
         fitted(FRAME.assign(**{"since hour": 1}))
     dropped = fitted(FRAME.assign(**{"since hour": [[1]] * 200}), drop=["since hour"])
