@@ -48,7 +48,11 @@ class LightGBM(Trees):
         """The trees of one training; see `Trees.boosted`."""
         lightgbm = require("lightgbm", extra="trees")
 
-        settings = {"subsample_freq": 1, "min_child_weight": 1e-7, "n_estimators": 1000} | (
+        settings: dict[str, Any] = {
+            "subsample_freq": 1,
+            "min_child_weight": 1e-7,
+            "n_estimators": 1000,
+        } | (
             {"learning_rate": 0.04, "subsample": 0.75, "num_leaves": 50, "min_child_samples": 40}
             if goal.classes
             else {"learning_rate": 0.05, "subsample": 0.7, "num_leaves": 100}
@@ -127,8 +131,13 @@ class XGBoost(Trees):
     ) -> "Boosted":
         """The trees of one training; see `Trees.boosted`."""
         xgboost = require("xgboost", extra="trees")
+        callback: Any = xgboost.callback.TrainingCallback
 
-        settings = {"reg_lambda": 0.0, "n_estimators": 1000, "tree_method": "hist"} | (
+        settings: dict[str, Any] = {
+            "reg_lambda": 0.0,
+            "n_estimators": 1000,
+            "tree_method": "hist",
+        } | (
             {"learning_rate": 0.08, "min_child_weight": 5e-6, "max_depth": 6}
             | {"colsample_bylevel": 0.9, "subsample": 0.65}
             if goal.classes
@@ -142,7 +151,7 @@ class XGBoost(Trees):
             settings |= {"objective": "multi:softprob", "num_class": goal.classes}
         losses: dict[str, dict[str, list[float]]] = {}
 
-        class InTime(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+        class InTime(callback):  # type: ignore[misc]
             def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
                 return time.monotonic() > end
 

@@ -134,8 +134,8 @@ class HistGradientBoosting(Trees):
         self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> HistTrees:
         """The trees of one training; see `Trees.boosted`."""
-        settings = {"max_iter": 1000, "learning_rate": 0.05, "n_iter_no_change": PATIENCE // 2}
-        settings |= self.settings
+        settings: dict[str, Any] = {"max_iter": 1000, "learning_rate": 0.05}
+        settings |= {"n_iter_no_change": PATIENCE // 2} | self.settings
         most = settings.pop("max_iter")
         ranks = ranks_of(train.x, texts, settings.get("max_bins", 255))
         x, held = (categories_of(rows.x, ranks) for rows in (train, validation))
@@ -258,7 +258,7 @@ def grown(method: Trees, parts: Parts, seed: int, seconds: float) -> TreeModel:
     known = np.isin(held.y, present)  # the others have no column among the outputs
     if not known.any():
         raise ValueError("validation must have a row of the classes of the train rows, got none")
-    held = Rows(*(None if column is None else column[known] for column in held))
+    held = Rows(held.x[known], held.y[known], None if held.weights is None else held.weights[known])
     train, held = (rows._replace(y=np.searchsorted(present, rows.y)) for rows in (train, held))
     trees = method.boosted(train, held, Goal("classes", len(present)), sizes, seed, end)
     return TreeModel(trees, texts, numbers, "classes", classes, tuple(present.tolist()))
