@@ -136,6 +136,7 @@ def best_of(
     budget: float,
     progress: bool,
     warmth: Callable[[np.ndarray], float] | None = None,
+    figures: Callable[[np.ndarray], dict[str, float]] | None = None,
 ) -> Model:
     """Fit each method in turn; the one with the best validation, or their blend if it is better.
 
@@ -153,6 +154,8 @@ def best_of(
             method for which nothing is left is not tried.
         progress: print the figure of each method when it is trained, and their table.
         warmth: outputs of the validation rows -> the temperature that they need, 1 for none.
+        figures: outputs of the validation rows -> all figures, for `about`; by default `metric`
+            alone.
 
     Raises:
         ValueError: no methods.
@@ -194,14 +197,15 @@ def best_of(
     heat = 1.0 if warmth is None else warmth(mean)
     if weights.max() == 1 and heat == 1:
         return single
-    blended = loss(tempered(mean, heat))
+    mean = tempered(mean, heat)
+    blended = loss(mean)
     if progress:
         told = f"weights {', '.join(f'{w:.3g}' for w in weights)}"
         told += f", temperature {heat:.3g}" if heat != 1 else ""
         print(f"blend: {metric} {blended:.4f}, {told}")
     members = [(model, w) for model, w in zip(models, weights.tolist(), strict=True) if w > 0]
     blend = Blend.of([model for model, _ in members], [weight for _, weight in members], heat)
-    about = single.about | {"validation": {metric: blended}}
+    about = single.about | {"validation": figures(mean) if figures else {metric: blended}}
     return replace(single, task=blend, state=None, about=about)
 
 

@@ -95,6 +95,9 @@ def selected(
     def loss(outputs: np.ndarray) -> float:
         return loss_of(kind, outputs, target, levels)
 
+    def figures(outputs: np.ndarray) -> dict[str, float]:
+        return scores_of(kind, np.arange(len(target)), outputs, target, levels).figures()
+
     def one(method: Any, left: float) -> tuple[Model, Evaluation]:
         if parts.folds:
             return bagged(method, parts, trained, left)
@@ -107,7 +110,8 @@ def selected(
         return found if gain * len(target) > 1 else 1.0
 
     warms = warmth if kind == "classes" else None
-    return unwrapped(best_of(methods, one, METRICS[kind], loss, left, progress, warms))
+    options = left, progress, warms, figures
+    return unwrapped(best_of(methods, one, METRICS[kind], loss, *options))
 
 
 def bagged(method: Any, parts: Parts, trained: Trained, left: float) -> tuple[Model, Evaluation]:

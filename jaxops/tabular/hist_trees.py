@@ -7,8 +7,8 @@ training ends with an error.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -111,41 +111,41 @@ def _margins(trees: dict[str, jax.Array], x: jax.Array, depth: int) -> jax.Array
     return sums + trees["baseline"][None]
 
 
-def ranks(x: np.ndarray, texts: Sequence[int], most: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes categories, at most `most` a column, of the numbers of texts.
+def ranks_of(x: np.ndarray, texts: Sequence[int], most: int) -> np.ndarray:
+    """The category of each number of a text, at most `most` a column; see `HistTrees.ranks`.
 
     Args:
         x: (N, d), the train rows, texts first.
         texts: the number of values of each column of text.
         most: the most categories that a column may have; all rare values share the last one.
 
-    Returns:
-        A function of rows (N, d) to the same rows with categories, float32; it has the table in its
-        attribute `table`, see `HistTrees.ranks`.
-
-    >>> to_categories = ranks(np.array([[0.0], [2.0], [2.0]]), [4], most=255)
-    >>> to_categories(np.array([[-1.0], [0.0], [1.0], [2.0]])).ravel().tolist()
-    [nan, 0.0, nan, 1.0]
+    >>> ranks_of(np.array([[0.0], [2.0], [2.0]]), [3], most=255).tolist()
+    [[nan, 0.0, nan, 1.0]]
     """
-    table = np.full((len(texts), 1 + max(texts, default=0)), np.nan, np.float32)
+    ranks = np.full((len(texts), 1 + max(texts, default=0)), np.nan, np.float32)
     for column in range(len(texts)):
         codes, counts = np.unique(x[:, column].astype(np.int64), return_counts=True)
-        kept = codes[codes >= 0]
-        often = kept[np.argsort(-counts[codes >= 0], kind="stable")][: most - 1]
-        own = np.sort(kept if len(kept) <= most else often)
-        table[column, 1 + kept] = most - 1
-        table[column, 1 + own] = np.arange(len(own))
+        own = codes
+        if len(codes) > most:
+            own = np.sort(codes[np.argsort(-counts, kind="stable")][: most - 1])
+        ranks[column, 1 + codes] = most - 1
+        ranks[column, 1 + own] = np.arange(len(own))
+    return ranks
 
-    def to_categories(rows: np.ndarray) -> np.ndarray:
-        categories = table[np.arange(len(texts)), rows[:, : len(texts)].astype(np.int64) + 1]
-        return np.concatenate([categories, rows[:, len(texts) :]], 1, dtype=np.float32)
 
-    to_categories.table = table  # type: ignore[attr-defined]
-    return to_categories
+def categories_of(x: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Rows (N, d) with categories in place of the numbers of texts, float32.
+
+    >>> categories_of(np.array([[1.0, 9.0], [-1.0, 9.0]]), np.array([[np.nan, 0, 1]])).tolist()
+    [[1.0, 9.0], [nan, 9.0]]
+    """
+    texts = len(ranks)
+    categories = ranks[np.arange(texts), x[:, :texts].astype(np.int64) + 1]
+    return np.concatenate([categories, x[:, texts:]], 1, dtype=np.float32)
 
 
 def of_scikit_learn(
-    model: Any, kind: str, rounds: int, categories: Any, x: np.ndarray
+    model: Any, kind: str, rounds: int, ranks: np.ndarray, x: np.ndarray
 ) -> HistTrees:
     """The first trees of a trained model of scikit-learn.
 
@@ -153,8 +153,8 @@ def of_scikit_learn(
         model: `HistGradientBoostingClassifier` or `Regressor`.
         kind: of its target, see `HistTrees.predict`.
         rounds: how many rounds are kept.
-        categories: see `ranks`.
-        x: rows that it was not trained on, with categories, by which what is read is checked.
+        ranks: see `ranks_of`.
+        x: rows that it was not trained on, by which what is read is checked.
 
     Raises:
         RuntimeError: what is read does not predict as scikit-learn does.
@@ -180,24 +180,20 @@ def of_scikit_learn(
         value=nodes["value"].astype(np.float32),
         roots=roots.astype(np.int32),
         baseline=np.ravel(model._baseline_prediction).astype(np.float32),
-        ranks=np.zeros((0, 1), np.float32),
+        ranks=ranks,
         depth=int(nodes["depth"].max()),
     )
-    stages = model.staged_predict_proba(x) if kind == "classes" else model.staged_predict(x)
-    wanted = next(itertools.islice(stages, rounds - 1, None))
-    identity = np.arange(-1, 256, dtype=np.float32)
-    identity[0] = np.nan
-    texts = len(categories.table)
-    plain = replace(read, ranks=np.tile(identity, (texts, 1)))
-    coded = np.concatenate([np.nan_to_num(x[:, :texts], nan=-1), x[:, texts:]], 1)
-    difference = np.abs(plain.predict(coded, kind) - wanted).max()
+    known = categories_of(x, ranks)
+    stages = model.staged_predict_proba if kind == "classes" else model.staged_predict
+    wanted = next(itertools.islice(stages(known), rounds - 1, None))
+    difference = np.abs(read.predict(x, kind) - wanted).max()
     if not difference <= LIMIT:
         version = require("sklearn", extra="data").__version__
         raise RuntimeError(
             f"the trees of scikit-learn {version} must predict as there when their nodes are read, "
             f"got a difference of {difference:.2g}; their format may have changed"
         )
-    return replace(read, ranks=categories.table)
+    return read
 
 
 def _at_most(threshold: np.ndarray) -> np.ndarray:

@@ -155,7 +155,7 @@ def _trained(
     if isinstance(method, Trees):
         trees = grown(method, parts, options["seed"], left)
         model = Model(trees, None, reader, about)
-        outputs, target = trees.outputs(parts.validation), parts.targets()[1]
+        outputs, target = model.outputs(parts.validation), parts.targets()[1]
         scored = scores_of(kind_of(reader), np.arange(len(target)), outputs, target)
     else:
         method = method or TabM()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from jaxops._optional import require
-from jaxops.tabular.hist_trees import HistTrees, of_scikit_learn, ranks
+from jaxops.tabular.hist_trees import HistTrees, categories_of, of_scikit_learn, ranks_of
 from jaxops.tabular.parts import Parts
 from jaxops.task import recorded
 
@@ -137,8 +137,8 @@ class HistGradientBoosting(Trees):
         settings = {"max_iter": 1000, "learning_rate": 0.05, "n_iter_no_change": PATIENCE // 2}
         settings |= self.settings
         most = settings.pop("max_iter")
-        places = ranks(train.x, texts, settings.get("max_bins", 255))
-        x, held = places(train.x), places(validation.x)
+        ranks = ranks_of(train.x, texts, settings.get("max_bins", 255))
+        x, held = (categories_of(rows.x, ranks) for rows in (train, validation))
         categories = np.arange(x.shape[1]) < len(texts)
         model = self.classes()[0 if goal.classes else 1](
             **settings,
@@ -158,7 +158,7 @@ class HistGradientBoosting(Trees):
                 break
             model.max_iter = min(2 * model.max_iter, most)
         rounds = max(int(np.argmax(model.validation_score_)), 1)  # the first is without a tree
-        return of_scikit_learn(model, goal.kind, rounds, places, held[:256])
+        return of_scikit_learn(model, goal.kind, rounds, ranks, validation.x[:256])
 
 
 @recorded

@@ -171,3 +171,23 @@ def test_the_short_list_is_tried_within_the_budget(capsys):
     out = capsys.readouterr().out
     for place, name in enumerate(model.about["methods"]):
         assert name in out and name == f"{place + 1}: {names[place]}"
+
+
+def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
+    cli = pytest.importorskip("jaxops.cli")
+    pd = pytest.importorskip("pandas")
+    pd.DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
+    command = ["fit", "tabular", str(tmp_path / "t.csv"), "--label", "left", "--out"]
+    folds = ["--folds", "2", "--groups", "group", "--method", "HistGradientBoosting(max_iter=3)"]
+    assert cli.main([*command, str(tmp_path / "m"), *folds]) == 0
+    assert jo.load(tmp_path / "m").about["folds"] == 2
+    assert cli.main(["show", str(tmp_path / "m")]) == 0
+    assert "Blend" in capsys.readouterr().out
+    later = ["--time", "group", "--weights", "age", "--method", "HistGradientBoosting(max_iter=3)"]
+    assert cli.main([*command, str(tmp_path / "m"), *later]) == 1  # of the gaps among the ages
+    assert "age must be numbers of at least 0, got nan in row 3" in capsys.readouterr().err
+    assert [type(one) for one in cli.method(tabular, "short_list(trees=False)")] == [
+        tabular.TabM,
+        tabular.RealMLP,
+        tabular.MLP,
+    ]
