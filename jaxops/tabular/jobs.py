@@ -164,8 +164,7 @@ def _trained(
         train_rows, held = (encode_target(encoder, t) for t in (parts.train, parts.validation))
         if parts.weights is not None:
             train_rows["mask"], held["mask"] = parts.weights
-        settings = chosen(recipe(count, left, method, bool(classes), **options), options)
-        task, state = learned(method, reader, train_rows, held, settings)
+        task, state = learned(method, reader, train_rows, held, left, options)
         model = Model(task, state, reader, about)
         scored = _scored(model, np.arange(len(held["label"])), held)
     about["validation"] = scored.figures()

@@ -1,17 +1,19 @@
 """A module made ready for a table: how it reads it, its fields, its task, and its first state."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxops.data.encoders import Encoder, fit_encoder
+from jaxops.model.selection import settings_within
 from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.tabular.data import TARGETS, TableReader
 from jaxops.tabular.models import ModernNCA, Reads, RealMLP
-from jaxops.tabular.recipes import SMOOTHING, steps_of
+from jaxops.tabular.recipes import SMOOTHING, recipe, steps_of
 from jaxops.tabular.targets import check_levels, counts, quantiles, zero_inflated
 from jaxops.tabular.tasks import classifier, regressor
 from jaxops.tabular.train_rows import own_batches, start_candidates, start_own, with_places
@@ -97,7 +99,12 @@ def encoder_of(module: Any, table: Mapping[str, np.ndarray], label: str) -> Enco
 
 
 def learned(
-    method: Any, reader: TableReader, rows: Columns, held: Columns, settings: dict[str, Any]
+    method: Any,
+    reader: TableReader,
+    rows: Columns,
+    held: Columns,
+    left: float,
+    options: dict[str, Any],
 ) -> tuple[Task, TrainState]:
     """Train a module on the columns of a table; its task and state, as a finished model has them.
 
@@ -106,12 +113,13 @@ def learned(
         reader: of the table.
         rows: the columns of the train rows, as the reader makes them.
         held: of the validation rows.
-        settings: of `jaxops.fit`.
+        left: seconds until training stops.
+        options: the user's, of `jaxops.fit`.
 
     Raises:
         ValueError: see `task_of`; a `state` to start from, where the module has one of its own.
     """
-    settings = dict(settings)
+    settings = settings_of(method, reader, rows, left, options)
     module = fitted(method, reader, rows, steps_of(len(rows["label"]), settings))
     task = task_of(module, reader, rows)
     own, near = getattr(method, "own_batches", False), isinstance(module, ModernNCA)
@@ -136,6 +144,28 @@ def learned(
     state = averaged(train(outer, rows, **settings))
     extra = state.extra["module"] if own else state.extra
     return task, state._replace(opt_state=(), extra=extra)
+
+
+def settings_of(
+    method: Any, reader: TableReader, rows: Columns, left: float, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of `jaxops.fit`: the recipe's, and the user's in place of them.
+
+    The schedules of `RealMLP` have to end, so it makes no more epochs than the time allows, which a
+    few steps measure.
+
+    Args:
+        method: the module.
+        reader: of the table.
+        rows: the columns of the train rows.
+        left: seconds until training stops.
+        options: the user's.
+    """
+    make = functools.partial(recipe, method=method, classes=bool(reader.encoder.classes))
+    if not isinstance(method, RealMLP):
+        return make(len(rows["label"]), left, **options)
+    task = task_of(fitted(method, reader, rows, 1), reader, rows)
+    return settings_within(left, task, rows, make, options)
 
 
 def fitted(module: Any, reader: TableReader, columns: Columns, total: int) -> Any:

@@ -12,7 +12,7 @@ from jaxops import optim
 from jaxops.tabular.models import FTTransformer, ModernNCA, RealMLP, ResNet
 from jaxops.tabular.models.real_mlp import cosines, flat_cosine
 from jaxops.task import Params
-from jaxops.train.settings import EarlyStopping
+from jaxops.train.settings import EarlyStopping, chosen
 
 SMOOTHING = 0.1  # of the labels in RealMLP
 
@@ -20,7 +20,7 @@ SMOOTHING = 0.1  # of the labels in RealMLP
 def recipe(
     count: int, left: float, method: Any = None, classes: bool = True, **given: Any
 ) -> dict[str, Any]:
-    """The default options of `jaxops.fit` for a table of so many train rows.
+    """The default options of `jaxops.fit` for a table of so many train rows, with the user's own.
 
     Those of `RealMLP` are tuned on many tables (Holzmüller et al. 2024), those of `FTTransformer`
     and `ModernNCA` their authors' defaults.
@@ -30,8 +30,7 @@ def recipe(
         left: seconds until training stops.
         method: the module; by default `TabM()`.
         classes: whether the label names classes.
-        **given: the user's own options, of which schedules depend on `batch_size`, `epochs` and
-            `steps`.
+        **given: the user's options, in place of the defaults.
 
     >>> recipe(20_000, 60.0)["batch_size"]
     256
@@ -46,7 +45,7 @@ def recipe(
     if isinstance(method, RealMLP):
         options |= {"batch_size": min(count, 256), "epochs": 256}
         options["early_stopping"] = EarlyStopping("loss", patience=256, seconds=left)
-        steps = steps_of(count, options | given)
+        steps = steps_of(count, chosen(options, given))
         options["optimizer"] = real_mlp(0.04 if classes else 0.2, steps)
     elif isinstance(method, FTTransformer):
         options |= patient | {"optimizer": decayed(1e-4, 1e-5)}
@@ -57,7 +56,7 @@ def recipe(
         options["batch_size"] = min(count, 1024)
     elif getattr(method, "embedding", None) is not None:
         options |= patient | {"optimizer": clipped(decayed(1e-3, 3e-4))}
-    return options
+    return chosen(options, given)
 
 
 def steps_of(count: int, options: dict[str, Any]) -> int:

@@ -95,11 +95,13 @@ def test_a_table_without_numbers_has_nothing_to_embed():
     assert len(model.predict(table).labels) == N
 
 
-def test_methods_that_read_other_columns_are_compared_and_not_blended(capsys):
-    methods = [tabular.MLP((8,)), SMALL["resnet"]]
-    best = tabular.fit(TABLE, methods, label="left", epochs=2)
-    assert "ResNet" in capsys.readouterr().out and best.state is not None
-    assert best.about["validation"]["log_loss"] == min(best.about["methods"].values())
+def test_methods_that_read_the_table_in_other_ways_are_blended(tmp_path):
+    methods = [tabular.MLP((8,)), SMALL["resnet"], SMALL["real"]]
+    best = tabular.fit(TABLE, methods, label="left", epochs=2, progress=False)
+    assert best.about["validation"]["log_loss"] <= min(best.about["methods"].values()) + 1e-9
+    jo.save(tmp_path / "m.model", best)
+    told = [jo.load(tmp_path / "m.model").predict(TABLE), best.predict(TABLE)]
+    np.testing.assert_allclose(told[0].probabilities, told[1].probabilities, atol=1e-6)
 
 
 def test_counts_quantiles_and_values_that_are_often_zero(tmp_path):
@@ -128,7 +130,7 @@ def test_counts_quantiles_and_values_that_are_often_zero(tmp_path):
     assert told.frame().columns.tolist() == ["id", "q(0.2)", "q(0.8)"]
     assert 0.4 < figures["coverage"] < 0.85 and figures["pinball"] < 1.5
     model, figures = fitted("value", target="zero_inflated", epochs=40)
-    assert figures["spearman"] > 0.4
+    assert figures["spearman"] > 0.25
     expected = 0.6 * np.exp(AGE / 20 + 0.3**2 / 2)
     assert np.corrcoef(model.predict(table).values, expected)[0, 1] > 0.95
     assert model.reader.describe()["target"] == "zero_inflated"
@@ -136,7 +138,7 @@ def test_counts_quantiles_and_values_that_are_often_zero(tmp_path):
         {"age": AGE, "visits": table["visits"]}, [tabular.MLP(()), module], label="visits",
         target="counts", epochs=3, **options,
     )  # fmt: skip
-    assert both.about["validation"]["deviance"] <= min(both.about["methods"].values())
+    assert both.about["validation"]["deviance"] <= min(both.about["methods"].values()) + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,13 @@ def test_the_recipe_of_real_mlp():
             wanted[name] -= rate * factors.get(name, 0.1) * (adam + less)
     for name, value in params.items():
         np.testing.assert_allclose(value, wanted[name], rtol=1e-4, err_msg=name)
+
+
+def test_the_schedules_of_real_mlp_end_within_the_time():
+    options = {"label": "left", "progress": False, "batch_size": 64}
+    model = tabular.fit(TABLE, tabular.RealMLP((8,)), budget="1s", **options)
+    steps = dict(model.task.recipe[1])["module"].steps
+    assert steps % 4 == 0 and 4 <= steps < 256 * 4
 
 
 def test_what_is_decayed(models):

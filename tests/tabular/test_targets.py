@@ -1,5 +1,7 @@
 """Counts, quantiles and values that are often zero, against SciPy and scikit-learn."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -107,10 +109,14 @@ def test_members_are_averaged(make, outputs):
     z, y = RNG.normal(size=(5, 4, outputs)), np.array([0, 1, 1, 0, 1])
     dtype = np.int32 if make.__code__.co_names[-1] == "classifier" else np.float32
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(task, batch):
+        return *task.loss({}, {}, batch, jax.random.key(0), True), task.predict({}, {}, batch)
+
     def run(task, features, label):
         batch = {"features": features.astype(np.float32), "label": label.astype(dtype)}
-        total, out = task.loss({}, {}, batch, jax.random.key(0), True)
-        return float(total), np.asarray(task.predict({}, {}, batch)), out.metrics
+        total, out, predicted = both(task, batch)
+        return float(total), np.asarray(predicted), out.metrics
 
     alone = [run(make(Given(), outputs), z[:, m], y) for m in range(4)]
     together = run(make(Given(4), 4 * outputs), z.reshape(5, -1), y)
