@@ -36,6 +36,12 @@ class LightGBM(Trees):
     """
 
     own = frozenset({"objective", "random_state", "class_weight", "importance_type"})
+    defaults = (
+        {"learning_rate": 0.04, "num_leaves": 50, "min_child_samples": 40, "subsample": 0.75}
+        | {"subsample_freq": 1, "min_child_weight": 1e-7, "n_estimators": 1000},
+        {"learning_rate": 0.05, "num_leaves": 100, "min_child_samples": 3, "subsample": 0.7}
+        | {"subsample_freq": 1, "min_child_weight": 1e-7, "n_estimators": 1000},
+    )
 
     def classes(self) -> tuple[type, ...]:
         """The library's own classes, for classes and for numbers; the last has `max_bin`."""
@@ -48,17 +54,7 @@ class LightGBM(Trees):
         """The trees of one training; see `Trees.boosted`."""
         lightgbm = require("lightgbm", extra="trees")
 
-        settings: dict[str, Any] = {
-            "subsample_freq": 1,
-            "min_child_weight": 1e-7,
-            "n_estimators": 1000,
-        } | (
-            {"learning_rate": 0.04, "subsample": 0.75, "num_leaves": 50, "min_child_samples": 40}
-            if goal.classes
-            else {"learning_rate": 0.05, "subsample": 0.7, "num_leaves": 100}
-            | {"min_child_samples": 3}
-        )
-        settings |= self.settings
+        settings = self.given(goal)
         rounds = settings.pop("n_estimators")
         objectives = {"classes": "binary", "number": "regression", "counts": "poisson"}
         settings |= {"objective": objectives[goal.kind], "seed": seed, "verbosity": -1}
@@ -120,6 +116,13 @@ class XGBoost(Trees):
         | {"enable_categorical", "feature_types", "missing", "booster", "verbosity"}
         | {"importance_type", "validate_parameters"}
     )
+    defaults = (
+        {"learning_rate": 0.08, "max_depth": 6, "min_child_weight": 5e-6, "subsample": 0.65}
+        | {"colsample_bylevel": 0.9, "reg_lambda": 0.0, "n_estimators": 1000}
+        | {"tree_method": "hist"},
+        {"learning_rate": 0.05, "max_depth": 9, "min_child_weight": 2.0, "subsample": 0.7}
+        | {"reg_lambda": 0.0, "n_estimators": 1000, "tree_method": "hist"},
+    )
 
     def classes(self) -> tuple[type, ...]:
         """The library's own classes, for classes and for numbers."""
@@ -133,17 +136,7 @@ class XGBoost(Trees):
         xgboost = require("xgboost", extra="trees")
         callback: Any = xgboost.callback.TrainingCallback
 
-        settings: dict[str, Any] = {
-            "reg_lambda": 0.0,
-            "n_estimators": 1000,
-            "tree_method": "hist",
-        } | (
-            {"learning_rate": 0.08, "min_child_weight": 5e-6, "max_depth": 6}
-            | {"colsample_bylevel": 0.9, "subsample": 0.65}
-            if goal.classes
-            else {"learning_rate": 0.05, "min_child_weight": 2.0, "max_depth": 9, "subsample": 0.7}
-        )
-        settings |= self.settings
+        settings = self.given(goal)
         rounds = settings.pop("n_estimators")
         objectives = {"classes": "binary:logistic", "number": "reg:squarederror"}
         settings |= {"objective": objectives.get(goal.kind, "count:poisson"), "seed": seed}
@@ -151,7 +144,7 @@ class XGBoost(Trees):
             settings |= {"objective": "multi:softprob", "num_class": goal.classes}
         losses: dict[str, dict[str, list[float]]] = {}
 
-        class InTime(callback):  # type: ignore[misc]
+        class InTime(callback):
             def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
                 return time.monotonic() > end
 
@@ -191,6 +184,14 @@ class CatBoost(Trees):
         | {"cat_features", "early_stopping_rounds", "od_wait", "allow_writing_files", "verbose"}
         | {"logging_level", "silent", "use_best_model", "save_snapshot"}
     )
+    defaults = (
+        {"learning_rate": 0.08, "depth": 7, "random_strength": 0.8, "one_hot_max_size": 15}
+        | {"leaf_estimation_iterations": 1, "l2_leaf_reg": 1e-5, "subsample": 0.9, "max_bin": 254}
+        | {"boosting_type": "Plain", "bootstrap_type": "Bernoulli", "iterations": 1000},
+        {"learning_rate": 0.09, "depth": 9, "random_strength": 0.0, "one_hot_max_size": 20}
+        | {"leaf_estimation_iterations": 20, "l2_leaf_reg": 1e-5, "subsample": 0.9, "max_bin": 254}
+        | {"boosting_type": "Plain", "bootstrap_type": "Bernoulli", "iterations": 1000},
+    )
 
     def classes(self) -> tuple[type, ...]:
         """The library's own classes, for classes and for numbers."""
@@ -201,17 +202,8 @@ class CatBoost(Trees):
         self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> "Boosted":
         """The trees of one training; see `Trees.boosted`."""
-        settings: dict[str, Any] = {"boosting_type": "Plain", "bootstrap_type": "Bernoulli"} | (
-            {"learning_rate": 0.08, "depth": 7, "random_strength": 0.8, "one_hot_max_size": 15}
-            | {"leaf_estimation_iterations": 1}
-            if goal.classes
-            else {"learning_rate": 0.09, "depth": 9, "random_strength": 0.0, "one_hot_max_size": 20}
-            | {"leaf_estimation_iterations": 20}
-        )
-        settings |= {"iterations": 1000, "l2_leaf_reg": 1e-5, "subsample": 0.9, "max_bin": 254}
-        settings |= self.settings
         model = self.classes()[0 if goal.classes else 1](
-            **settings,
+            **self.given(goal),
             **({"loss_function": "Poisson"} if goal.kind == "counts" else {}),
             random_seed=seed,
             early_stopping_rounds=PATIENCE,

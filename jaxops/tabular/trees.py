@@ -51,9 +51,14 @@ class Trees:
     """What the methods of this module share: settings that are those of the library's class."""
 
     own: ClassVar[frozenset[str]] = frozenset()  # settings of the library that `fit` sets
+    defaults: ClassVar[tuple[dict[str, Any], dict[str, Any]]]  # of classes, and of numbers
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
+
+    def given(self, goal: Goal) -> dict[str, Any]:
+        """The settings of the user, and the defaults of the others."""
+        return self.defaults[0 if goal.classes else 1] | self.settings
 
     def __repr__(self) -> str:
         told = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
@@ -124,6 +129,7 @@ class HistGradientBoosting(Trees):
         {"loss", "categorical_features", "early_stopping", "scoring", "validation_fraction"}
         | {"warm_start", "random_state", "verbose"}
     )
+    defaults = ({"max_iter": 1000, "learning_rate": 0.05, "n_iter_no_change": PATIENCE // 2},) * 2
 
     def classes(self) -> tuple[type, ...]:
         """The library's own classes, for classes and for numbers."""
@@ -134,8 +140,7 @@ class HistGradientBoosting(Trees):
         self, train: Rows, validation: Rows, goal: Goal, texts: Sequence[int], seed: int, end: float
     ) -> HistTrees:
         """The trees of one training; see `Trees.boosted`."""
-        settings: dict[str, Any] = {"max_iter": 1000, "learning_rate": 0.05}
-        settings |= {"n_iter_no_change": PATIENCE // 2} | self.settings
+        settings = self.given(goal)
         most = settings.pop("max_iter")
         ranks = ranks_of(train.x, texts, settings.get("max_bins", 255))
         x, held = (categories_of(rows.x, ranks) for rows in (train, validation))
