@@ -147,6 +147,7 @@ class ModernNCA(nn.Module):
         """Means of targets as outputs: those of classes as logits."""
         if not self.probabilities:
             return mean
+        mean = jnp.clip(mean, 0, 1)  # a sum of weights may round to more
         log = jnp.log(mean + LEAST)
         return log - jnp.log(1 - mean + LEAST) if self.outputs == 1 else log
 
