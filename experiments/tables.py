@@ -228,8 +228,8 @@ def adult(seed: int, smoke: bool) -> Table:
     for part in (train, test):
         part["income"] = part["income"].str.rstrip(".")
     split = np.load(folder_of("adult") / "split.npz")
-    rows = [train.iloc[split[part]] for part in ("train", "val")]
-    return Table([Split(*rows, test)], "income", "accuracy")
+    rest, held = (train.iloc[split[part]] for part in ("train", "val"))
+    return Table([Split(rest, held, test)], "income", "accuracy")
 
 
 def churn(seed: int, smoke: bool) -> Table:

@@ -247,14 +247,12 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     dense = itertools.chain(scaled, absent)
     first = len(encoder.numbers) + len(encoder.missing)
     for name in encoder.values:
-        number = _number(encoder, name, columns[name])
+        coded = _number(encoder, name, columns[name])
         if name in encoder.codes:
-            features[:, len(encoder.names) - len(encoder.codes) + encoder.codes.index(name)] = (
-                number
-            )
+            features[:, len(encoder.names) - len(encoder.codes) + encoder.codes.index(name)] = coded
             continue
-        known = np.flatnonzero(number)
-        features[known, first + number[known] - 1] = 1
+        present = np.flatnonzero(coded)
+        features[present, first + coded[present] - 1] = 1
         first += len(encoder._indicators(name))
     with np.errstate(over="ignore"):  # what is infinite is refused
         for place, feature in itertools.chain(enumerate(dense), enumerate(bins, first)):

@@ -1,5 +1,6 @@
 """ModernNCA: predictions from the targets of near train rows, in a learned space."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -65,11 +66,11 @@ class ModernNCA(nn.Module):
 
     def setup(self) -> None:
         """The layers, which rows and candidates share."""
-        dense = {"compute": self.compute, "kernel_init": uniform}
-        self.first = Dense(self.width, **dense)
+        dense = functools.partial(Dense, compute=self.compute, kernel_init=uniform)
+        self.first = dense(self.width)
         self.norms = [BatchNorm() for _ in range(self.depth + (self.depth > 0))]
-        self.hiddens = [Dense(self.hidden, **dense) for _ in range(self.depth)]
-        self.outs = [Dense(self.width, **dense) for _ in range(self.depth)]
+        self.hiddens = [dense(self.hidden) for _ in range(self.depth)]
+        self.outs = [dense(self.width) for _ in range(self.depth)]
         self.drop = nn.Dropout(self.dropout)
 
     @nn.compact
@@ -147,6 +148,7 @@ class ModernNCA(nn.Module):
         """Means of targets as outputs: those of classes as logits."""
         if not self.probabilities:
             return mean
+        mean = jnp.clip(mean, 0, 1)  # a sum of weights may round to more
         log = jnp.log(mean + LEAST)
         return log - jnp.log(1 - mean + LEAST) if self.outputs == 1 else log
 
