@@ -74,6 +74,8 @@ class Tabular(Common):
     """a column, such as the customer, whose rows stay together"""
     time: str | None = None
     """a column of dates or numbers; the validation rows are the latest"""
+    since: str | None = None
+    """a column of dates; the days of other dates since this one are features too"""
     weights: str | None = None
     """the column of the rows' weights"""
     folds: int | None = None

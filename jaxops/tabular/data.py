@@ -7,7 +7,7 @@ all that a finished model has to know of its input.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -88,6 +88,7 @@ class TableReader:
         target: what a label without classes is: "number", "counts", "quantiles" (a number whose
             quantiles are predicted) or "zero_inflated".
         levels: of the quantiles.
+        since: the column of dates since which the days of the others are features; None for none.
 
     >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
     >>> ids, columns = reader.columns({"plan": ["b"]})
@@ -102,6 +103,7 @@ class TableReader:
     dates: tuple[str, ...] | None = ()
     target: str = "number"
     levels: tuple[float, ...] = ()
+    since: str | None = None
 
     def table(
         self, source: Source, label: bool = False
@@ -119,7 +121,7 @@ class TableReader:
             UserWarning: a column of text has in 20 rows or more no value of the train rows.
         """
         encoder, dates = self.encoder, self.dates or ()
-        parts = of_dates(dates)
+        parts = self.derived
         texts = {n: [*known, *encoder.rare.get(n, ())] for n, known in encoder.values.items()}
         known = [*encoder.mean, *encoder.values]
         wanted = [*dates, *(name for name in known if name not in (*parts, *dates))]
@@ -128,12 +130,19 @@ class TableReader:
         names = [*dict.fromkeys([*wanted, *target, *own])]
         exact = [*own, *target]
         table, _ = read_with_dates(source, names, encoder.mean, exact, texts, self.dates, self.id)
+        table |= days_since(table, dates, self.since)
         _warn_of_unknown(texts, table)
         for name in target:
             table[name] = label_of(name, table[name], bool(encoder.classes), self.target)
         count = len(next(iter(table.values())))
         ids = table[self.id] if self.id is not None else np.arange(count)
         return ids, {name: table[name] for name in [*known, *target]}
+
+    @property
+    def derived(self) -> list[str]:
+        """The names of the columns that are made of dates, beside these themselves."""
+        dates = self.dates or ()
+        return [*of_dates(dates), *names_since(dates, self.since).values()]
 
     def columns(
         self, source: Source, label: bool = False
@@ -175,7 +184,7 @@ class TableReader:
         return {
             "label": str(encoder.label),
             **target,
-            "numbers": ", ".join(n for n in encoder.mean if n not in of_dates(dates)),
+            "numbers": ", ".join(n for n in encoder.mean if n not in self.derived),
             "dates": ", ".join(dates),
             "texts": ", ".join(encoder.values),
             "ids": self.id or "",
@@ -274,6 +283,27 @@ def label_of(name: str, column: np.ndarray, classes: bool, target: str = "number
             f"{name} must be {wanted}, got {column[row]} in row {row} ({odd.sum():,} such rows)"
         )
     return numbers
+
+
+def names_since(dates: Collection[str], since: str | None) -> dict[str, str]:
+    """A column of dates -> the name of the days since another one.
+
+    >>> names_since(("joined", "left"), "joined")
+    {'left': 'left since joined'}
+    """
+    others = () if since is None else [name for name in dates if name != since]
+    return {name: f"{name} since {since}" for name in others}
+
+
+def days_since(
+    table: Mapping[str, np.ndarray], dates: Collection[str], since: str | None
+) -> dict[str, np.ndarray]:
+    """The days of each column of dates since another one; see `names_since`.
+
+    >>> days_since({"a": np.array([1.0]), "b": np.array([3.5])}, ("a", "b"), "a")
+    {'b since a': array([2.5])}
+    """
+    return {new: table[name] - table[since] for name, new in names_since(dates, since).items()}
 
 
 def reads_table(task: Any) -> bool:

@@ -33,6 +33,7 @@ def fit(
     drop: Sequence[str] = (),
     groups: str | None = None,
     time: str | None = None,
+    since: str | None = None,
     weights: str | None = None,
     text: Sequence[str] = (),
     validation: Source | float = SHARE,
@@ -67,6 +68,7 @@ def fit(
             feature.
         time: a column of dates or numbers; the validation rows are later than the train rows, and
             later rows of a group that is in training are on no side. It is no feature.
+        since: a column of dates; the days of each other date since this one are features too.
         weights: a column of the rows' weights, numbers of at least 0, which count in training and
             in the validation loss that stops it; the figures are of the rows as they are. It is no
             feature.
@@ -114,7 +116,7 @@ def fit(
     methods = list(method) if isinstance(method, list | tuple) else [method]
     check_methods(method, options, Trees, folds or 1)
     _check_trees(methods, options, target)
-    roles = Roles(label, id, drop, groups, time, weights, text, classes, target, levels)
+    roles = Roles(label, id, drop, groups, time, weights, text, classes, target, levels, since)
     parts = parts_of(data, roles, validation, folds, seed, progress)
     if progress and parts.left_out:
         print(f"left out: {', '.join(f'{name} ({why})' for name, why in parts.left_out.items())}")

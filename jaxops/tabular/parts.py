@@ -14,7 +14,15 @@ from jaxops.data.encoders import fit_encoder, order
 from jaxops.data.splits import folds_of, held_out, held_out_later
 from jaxops.data.tables import Source
 from jaxops.tabular.checks import useless, warn_of_known_rows, warn_of_leaks
-from jaxops.tabular.data import FEW, TableReader, label_of, names_classes, target_of
+from jaxops.tabular.data import (
+    FEW,
+    TableReader,
+    days_since,
+    label_of,
+    names_classes,
+    names_since,
+    target_of,
+)
 
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 SHARE = 0.15  # of the rows that are held out by default
@@ -34,6 +42,7 @@ class Roles(NamedTuple):
     classes: bool | None = None
     target: str = "number"
     levels: tuple[float, ...] = ()
+    since: str | None = None
 
     def named(self) -> list[tuple[str, str]]:
         """(role, column) of all columns that are named."""
@@ -103,6 +112,7 @@ def parts_of(
     dropped = {name for what, name in roles.named() if what not in ("label", "text")}
     dropped |= {*of_dates([roles.time])} if roles.time in dates else set()
     _warn_of_numbers({n: c for n, c in table.items() if n not in (label, *roles.text, *dropped)})
+    table |= _days_since(table, roles.since, [name for name in dates if name not in dropped])
     classes = names_classes(table[label]) if roles.classes is None else roles.classes
     table[label] = label_of(label, table[label], classes, roles.target)
     names = sorted(set(table[label].tolist()), key=order) if classes else []
@@ -113,21 +123,11 @@ def parts_of(
         count = len(table[label]) - len(rest) - len(held)
         print(f"left out: {count:,} later rows of {roles.groups} that is in training")
     kept = take({n: c for n, c in table.items() if n not in dropped}, rest)
-    left_out = useless(kept, label)
-    calendar = {name: kept[name] for name in of_dates(dates) if name in kept}
-    gone = of_dates([name for name in dates if name in left_out])
-    left_out |= {n: "" for n, c in calendar.items() if n in gone or not np.ptp(c[~np.isnan(c)])}
-    kept = {name: column for name, column in kept.items() if name not in left_out}
-    if kept.keys() == {label}:
-        raise ValueError(
-            f"data must have a column to learn from beside {label!r}, got none that is kept"
-        )
+    kept, left_out, days, since = _useful(kept, roles, dates)
     encoder = fit_encoder({n: c for n, c in kept.items() if n != label})
     encoder = encoder._replace(label=label, classes=names)
-    days = tuple(name for name in dates if name in kept)
-    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels)
+    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels, since)
     warn_of_leaks(kept, label, target_of(encoder, kept[label]), len(names))
-    told = {n: why for n, why in left_out.items() if n not in of_dates(dates)}
     if held is not None:
         other = take({n: table[n] for n in kept}, held)
     elif folds is None:
@@ -139,7 +139,49 @@ def parts_of(
     label_of_rows = kept[label] if classes else None
     groups = None if roles.groups is None else table[roles.groups]
     drawn = folds_of(len(rest), folds, label_of_rows, groups, seed) if folds is not None else []
-    return Parts(reader, kept, other, weights, told, drawn)
+    return Parts(reader, kept, other, weights, left_out, drawn)
+
+
+def _useful(
+    table: Table, roles: Roles, dates: Sequence[str]
+) -> tuple[Table, dict[str, str], tuple[str, ...], str | None]:
+    """The columns to learn from, what is left out and why, and the dates and `since` that stay.
+
+    What is made of a date goes with it, and what is the same in every row goes without a word.
+    """
+    left_out = useless(table, roles.label)
+    days = tuple(name for name in dates if name in table and name not in left_out)
+    since = roles.since if roles.since in days else None
+    made = [*of_dates(dates), *names_since(dates, roles.since).values()]
+    stay = [*of_dates(days), *names_since(days, since).values()]
+    gone = {n for n in made if n in table and (n not in stay or _is_constant(table[n]))}
+    kept = {n: column for n, column in table.items() if n not in left_out and n not in gone}
+    if kept.keys() == {roles.label}:
+        raise ValueError(
+            f"data must have a column to learn from beside {roles.label!r}, got none that is kept"
+        )
+    return kept, {n: why for n, why in left_out.items() if n not in made}, days, since
+
+
+def _is_constant(column: np.ndarray) -> bool:
+    return len(np.unique(column[~np.isnan(column)])) < 2
+
+
+def _days_since(table: Table, since: str | None, dates: Sequence[str]) -> Table:
+    if since is None:
+        return {}
+    if since not in dates:
+        raise ValueError(
+            f"since must be a column of dates that is learned from, got {since!r} beside "
+            f"{', '.join(dates) or 'no such column'}"
+        )
+    made = days_since(table, dates, since)
+    if not made:
+        raise ValueError(f"since must be None where there is one column of dates, got {since!r}")
+    clash = next((name for name in made if name in table), None)
+    if clash is not None:
+        raise ValueError(f"data must have no column {clash!r} with since={since!r}, got one")
+    return made
 
 
 def _check_split(roles: Roles, validation: Any, folds: int | None) -> None:
