@@ -11,6 +11,7 @@ from jaxops import tabular
 from jaxops.model.selection import Blend
 from jaxops.tabular import ensembles
 from jaxops.tabular.parts import Roles, parts_of
+from jaxops.tabular.prepared import encoder_of
 from jaxops.trust.evaluation import Evaluation
 
 RNG = np.random.default_rng(0)
@@ -73,18 +74,9 @@ def test_the_encoder_of_a_fold_knows_nothing_of_its_rows():
     held = parts.folds[0][1]
     parts.train["age"][held] += 1000
     parts.train["plan"][held] = "of these rows"
-    first, others = (parts.fold(*fold) for fold in parts.folds[:2])
-    encoders = [
-        ensembles.as_member(jo_model(part), parts.reader).task.encoder for part in (first, others)
-    ]
-    assert encoders[0].values == {"plan": ["a", "b", "c"]} and encoders[0].mean["age"] < 100
-    assert "of these rows" in encoders[1].values["plan"]
-
-
-def jo_model(part):
-    from jaxops.tabular import jobs
-
-    return jobs._trained(SMALL, part, 60.0, {"seed": 0, "progress": False, "steps": 1})[0]
+    first, other = (encoder_of(SMALL, parts.fold(*fold).train, "left") for fold in parts.folds[:2])
+    assert first.values == {"plan": ["a", "b", "c"]} and first.mean["age"] < 100
+    assert "of these rows" in other.values["plan"] and other.mean["age"] > 100
 
 
 def test_the_blend_is_better_than_its_members_on_validation(both, capsys):
@@ -119,6 +111,7 @@ np.save(sys.argv[3], jo.load(sys.argv[1]).predict(sys.argv[2]).probabilities)
 """
 
 
+@pytest.mark.slow
 def test_the_file_answers_the_same_in_a_new_process(both, tmp_path):
     pd = pytest.importorskip("pandas")
     jo.save(tmp_path / "m.safetensors", both)
@@ -163,6 +156,7 @@ def test_arguments_that_cannot_be(options, message):
         tabular.fit(TABLE, SMALL, label="left", progress=False, **options)
 
 
+@pytest.mark.slow
 def test_the_short_list_is_tried_within_the_budget(capsys):
     methods = tabular.short_list()
     names = [type(one).__name__ for one in methods]

@@ -142,7 +142,8 @@ def test_trees_that_are_read_wrongly_end_the_training(monkeypatch):
 
 BOOSTERS = {
     "lightgbm": {"n_estimators": 12, "learning_rate": 0.1, "num_leaves": 6, "subsample": 1.0,
-                 "min_child_samples": 5, "min_child_weight": 1e-3, "subsample_freq": 0},
+                 "min_child_samples": 5, "min_child_weight": 1e-3, "subsample_freq": 0,
+                 "n_jobs": 1},
     "xgboost": {"n_estimators": 12, "learning_rate": 0.1, "max_depth": 3, "tree_method": "hist",
                 "min_child_weight": 1.0, "reg_lambda": 1.0, "subsample": 1.0,
                 "colsample_bylevel": 1.0},
