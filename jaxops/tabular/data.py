@@ -303,6 +303,8 @@ def days_since(
     >>> days_since({"a": np.array([1.0]), "b": np.array([3.5])}, ("a", "b"), "a")
     {'b since a': array([2.5])}
     """
+    if since is None:
+        return {}
     return {new: table[name] - table[since] for name, new in names_since(dates, since).items()}
 
 
