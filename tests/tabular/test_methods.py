@@ -47,6 +47,7 @@ def models():
     return {name: tabular.fit(TABLE, module, **options) for name, module in SMALL.items()}
 
 
+@pytest.mark.slow
 def test_every_module_answers_the_same_in_a_new_process(models, tmp_path):
     pytest.importorskip("pandas").DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
     for name, model in models.items():
@@ -59,6 +60,7 @@ def test_every_module_answers_the_same_in_a_new_process(models, tmp_path):
         np.testing.assert_allclose(np.load(f"{path}.npy"), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_module_reads_the_table_in_its_way(models):
     encoders = {name: model.reader.encoder for name, model in models.items()}
     assert encoders["linear"].edges.keys() == {"age", "spent", "member"}
@@ -95,6 +97,7 @@ def test_a_table_without_numbers_has_nothing_to_embed():
     assert len(model.predict(table).labels) == N
 
 
+@pytest.mark.slow
 def test_methods_that_read_the_table_in_other_ways_are_blended(tmp_path):
     methods = [tabular.MLP((8,)), SMALL["resnet"], SMALL["real"]]
     best = tabular.fit(TABLE, methods, label="left", epochs=2, progress=False)
@@ -104,6 +107,7 @@ def test_methods_that_read_the_table_in_other_ways_are_blended(tmp_path):
     np.testing.assert_allclose(told[0].probabilities, told[1].probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_counts_quantiles_and_values_that_are_often_zero(tmp_path):
     rate = np.exp(1 + (AGE - 40) / 15)
     table = {
@@ -198,6 +202,7 @@ def test_the_recipe_of_real_mlp():
         np.testing.assert_allclose(value, wanted[name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_schedules_of_real_mlp_end_within_the_time():
     options = {"label": "left", "progress": False, "batch_size": 64}
     model = tabular.fit(TABLE, tabular.RealMLP((8,)), budget="1s", **options)
@@ -205,6 +210,7 @@ def test_the_schedules_of_real_mlp_end_within_the_time():
     assert steps % 4 == 0 and 4 <= steps < 256 * 4
 
 
+@pytest.mark.slow
 def test_what_is_decayed(models):
     flat = jax.tree_util.tree_leaves_with_path(is_decayed(models["full"].state.params))
     names = {"/".join(str(k.key) for k in path): decays for path, decays in flat}

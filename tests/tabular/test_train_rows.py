@@ -108,7 +108,9 @@ def test_own_batches_learn_as_well_and_leave_a_plain_model(table, tmp_path):
         tabular.fit(table, module, epochs=1, state=model.state, **OPTIONS)
 
 
-@pytest.mark.parametrize("label", ["y", "kind", "two"])
+@pytest.mark.parametrize(
+    "label", ["y", *(pytest.param(label, marks=pytest.mark.slow) for label in ("kind", "two"))]
+)
 def test_candidates_are_in_the_file(table, label, tmp_path):
     table = {k: v for k, v in table.items() if k != "y" or label == "y"}
     if label != "y":
