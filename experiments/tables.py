@@ -210,7 +210,11 @@ SMOKE: dict[str, Any] = {
     "tabm-mini-ple": tabular.TabM((8,), members=2, embedding=Linear(4, 4), own_batches=True),
     "modern-nca": tabular.ModernNCA(8, embedding=tabular.Periodic(4, 4, 0.1, lite=True)),
     "trees": tabular.HistGradientBoosting(max_iter=5),
+    "lightgbm": tabular.LightGBM(n_estimators=5),
+    "xgboost": tabular.XGBoost(n_estimators=5),
+    "catboost": tabular.CatBoost(iterations=5),
     "ensemble": [tabular.HistGradientBoosting(max_iter=5), tabular.MLP((8,))],
+    "ensemble without trees": [tabular.MLP((8,)), tabular.RealMLP((8,))],
 }
 
 

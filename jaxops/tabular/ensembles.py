@@ -32,6 +32,7 @@ from jaxops.train.settings import check_one_directory
 from jaxops.trust.calibration import temperature
 from jaxops.trust.evaluation import Evaluation
 
+COLDEST = 0.5  # temperature that validation rows may ask for
 ENCODED = 2**16  # rows whose features are in memory at once
 Trained = Callable[[Any, Parts, float], tuple[Model, Evaluation]]
 
@@ -105,7 +106,8 @@ def selected(
         return as_member(model, parts.reader), scored
 
     def warmth(outputs: np.ndarray) -> float:
-        found = temperature(of_classes(outputs), target)
+        # where no row is told wrong the likelihood grows without end, and says nothing of others
+        found = max(temperature(of_classes(outputs), target), COLDEST)
         gain = loss(outputs) - loss(tempered(outputs, found))
         return found if gain * len(target) > 1 else 1.0
 

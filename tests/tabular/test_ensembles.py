@@ -185,3 +185,12 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
         tabular.RealMLP,
         tabular.MLP,
     ]
+
+
+def test_validation_rows_without_an_error_do_not_make_certain():
+    table = {"age": AGE, "young": np.where(AGE < 40, "yes", "no").astype(object)}
+    trees = tabular.HistGradientBoosting(max_iter=5, learning_rate=0.2)
+    model = tabular.fit(table, [trees], label="young", progress=False)
+    assert model.task.temperature == 0.5
+    p = model.predict(table).probabilities
+    assert 0.8 < p.max() < 0.999
