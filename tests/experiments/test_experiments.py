@@ -22,8 +22,8 @@ from jaxops.train import clock
 from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
-# movielens runs beauty_sequences'; defaults has a test of its own, as it draws nothing
-PARTS = {"__init__", "common", "intents", "table", "movielens", "defaults"}
+# movielens runs beauty_sequences'; defaults and tables have tests of their own: they draw nothing
+PARTS = {"__init__", "common", "intents", "table", "movielens", "defaults", "tables"}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
     {f.stem for f in ROOT.glob("experiments/*.py")} - PARTS,
@@ -93,6 +93,22 @@ def test_defaults_beside_their_rivals(tmp_path):
     assert result["metrics"]["telco_auc"] == result["rows"]["telco: default"]["auc"]
     with pytest.raises(ValueError, match="some of telco, adult, churn"):
         run("defaults", "--only", "nothing", "--out", tmp_path)
+
+
+@pytest.mark.slow
+def test_tables_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    few = ("--smoke", "--out", tmp_path, "--models", "trees", "mlp", "modern-nca")
+    result = run("tables", *few)
+    assert result["rows"].keys() == {f"telco: {name}" for name in ("trees", "mlp", "modern-nca")}
+    assert {"auc", "validation", "steps"} < result["rows"]["telco: mlp"].keys()
+    best = max(("telco: mlp", "telco: modern-nca"),
+               key=lambda name: result["rows"][name]["validation"]["mean"])  # fmt: skip
+    assert result["metrics"]["telco_auc"] == result["rows"][best]["auc"]
+    seconds = result["rows"]["telco: mlp"]["seconds"]
+    again = run("tables", *few, "tabm-mini-ple", "--resume")
+    assert again["rows"]["telco: mlp"]["seconds"] == seconds and len(again["rows"]) == 4
+    with pytest.raises(ValueError, match="models must name some of default, linear"):
+        run("tables", "--models", "nothing", "--out", tmp_path)
 
 
 def test_a_smoke_test_is_not_recorded(tmp_path):
