@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.stats import norm
 
-TIE = 1e-7  # as scikit-learn's: so near to the first or last quantile a number is at it
+ENDS = 1e-7  # the least probability, and 1 less the highest one, as scikit-learn's
 NOISE = 1e-5  # of a standard deviation, so that equal values do not make equal quantiles
 
 
@@ -66,7 +66,8 @@ def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     """The values of a standard normal distribution with the same quantiles; NaN stays.
 
     Between quantiles it is linear in the probability. What lies beyond the first or the last
-    quantile becomes -5.2 or 5.2. This is scikit-learn's `QuantileTransformer`.
+    quantile becomes -5.2 or 5.2. This is scikit-learn's `QuantileTransformer`, without its tolerance
+    of 1e-7 at both, which is in the unit of the column.
 
     Args:
         x: (N,), float64.
@@ -79,9 +80,9 @@ def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     # of a value that stands for several quantiles, the middle one
     up, down = np.interp(x, at, share), -np.interp(-x, -at[::-1], -share[::-1])
     probability = (up + down) / 2
-    probability[x - TIE < at[0]] = 0
-    probability[x + TIE > at[-1]] = 1
-    most = norm.ppf(1 - (TIE - np.spacing(1)))
+    probability[x <= at[0]] = 0
+    probability[x >= at[-1]] = 1
+    most = norm.ppf(1 - (ENDS - np.spacing(1)))
     return np.clip(norm.ppf(probability), -most, most)
 
 

@@ -174,7 +174,7 @@ class TreeModel:
     Attributes:
         trees: `Boosted` or `HistTrees`.
         texts: text column -> its sorted train values, of which each has a number.
-        numbers: the columns of numbers.
+        numbers: column of numbers -> what is subtracted before it is rounded to float32.
         kind: "classes", "number" or "counts".
         classes: the names of the classes.
         present: the numbers of the classes that the train rows had; the others have probability 0.
@@ -185,7 +185,7 @@ class TreeModel:
     reads_table: ClassVar[bool] = True
     trees: Any  # Boosted or HistTrees
     texts: dict[str, list[str]]
-    numbers: tuple[str, ...]
+    numbers: dict[str, float]
     kind: str
     classes: tuple[str, ...] = ()
     present: tuple[int, ...] = ()
@@ -208,19 +208,45 @@ class TreeModel:
 
 
 def matrix(
-    texts: Mapping[str, list[str]], numbers: Sequence[str], table: Mapping[str, np.ndarray]
+    texts: Mapping[str, list[str]], numbers: Mapping[str, float], table: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """What trees read of a table, float32 (N, d): the number of each text, then the numbers.
 
     A text that is none of the known ones has -1; a missing number is NaN.
 
-    >>> matrix({"plan": ["a", "b"]}, ["age"], {"age": np.array([3.0]), "plan": ["b"]}).tolist()
+    Args:
+        texts: text column -> its sorted values.
+        numbers: column of numbers -> what is subtracted from it, see `offset_of`.
+        table: columns by name.
+
+    >>> table = {"age": np.array([3.0]), "plan": ["b"]}
+    >>> matrix({"plan": ["a", "b"]}, {"age": 0.0}, table).tolist()
     [[1.0, 3.0]]
     """
     pd = require("pandas", extra="data")
 
     codes = [pd.Categorical(table[name], values).codes for name, values in texts.items()]
-    return np.stack([*codes, *(table[name] for name in numbers)], -1).astype(np.float32)
+    shifted = [table[name] - offset for name, offset in numbers.items()]
+    return np.stack([*codes, *shifted], -1).astype(np.float32)
+
+
+def offset_of(x: np.ndarray) -> float:
+    """0 or the median of a column, by which more of its values stay different as float32.
+
+    Trees compare numbers, and float32 keeps no more than 24 bits of them: seconds since 1970 would
+    be equal for two minutes.
+
+    Args:
+        x: float64 (N,); NaN where it is missing.
+
+    >>> offset_of(np.array([1.0, 2.0, 2.0])), offset_of(1.7e9 + np.array([0.0, 1.0, 2.0]))
+    (0.0, 1700000001.0)
+    """
+    known = x[~np.isnan(x)]
+    if (known == known.astype(np.float32)).all():
+        return 0.0
+    different = [len(np.unique((known - y).astype(np.float32))) for y in (0.0, np.median(known))]
+    return float(np.median(known)) if different[1] > different[0] else 0.0
 
 
 def grown(method: Trees, parts: Parts, seed: int, seconds: float) -> TreeModel:
@@ -238,7 +264,7 @@ def grown(method: Trees, parts: Parts, seed: int, seconds: float) -> TreeModel:
     end, label = time.monotonic() + seconds, parts.label
     table = {name: column for name, column in parts.train.items() if name != label}
     texts = {n: sorted(set(c.tolist())) for n, c in table.items() if c.dtype.kind == "O"}
-    numbers = tuple(name for name in table if name not in texts)
+    numbers = {n: offset_of(column) for n, column in table.items() if n not in texts}
     sizes = [len(values) for values in texts.values()]
     of_rows = zip(
         (parts.train, parts.validation), parts.targets(), parts.weights or (None, None), strict=True

@@ -30,6 +30,15 @@ def test_quantiles_are_scikit_learns():
     assert len(quantiles(RNG.normal(size=60_000))) == 1000
 
 
+def test_quantiles_do_not_depend_on_the_unit():
+    found = []
+    for unit in (1.0, 1e-9):
+        encoder = fit_encoder({"spent": SKEWED * unit}, scale="quantile")
+        found.append(encode(encoder, {"spent": NEW[:20] * unit})["features"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert len(np.unique(found[1])) > 10
+
+
 def test_robust_numbers_are_scikit_learns_bent():
     encoder = fit_encoder({"spent": SKEWED}, scale="robust")
     scaled = RobustScaler().fit(SKEWED[:, None]).transform(NEW[:, None])[:, 0]

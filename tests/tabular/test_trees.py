@@ -279,6 +279,25 @@ def test_counts_are_poisson_distributed(name):
         tabular.fit(table, trees, label="visits", target="quantiles", levels=[0.5])
 
 
+def test_counts_in_the_thousands():
+    x = np.random.default_rng(0).normal(size=120)
+    visits = np.random.default_rng(1).poisson(3000 * np.exp(x / 2))
+    trees = tabular.HistGradientBoosting(max_iter=20, min_samples_leaf=5)
+    options = {"label": "visits", "target": "counts", "progress": False}
+    found = tabular.fit({"x": x, "visits": visits}, trees, **options).predict({"x": x}).values
+    assert np.corrcoef(found, visits)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_numbers_that_float32_would_merge_stay_different(name):
+    pytest.importorskip(name if name in METHODS else "sklearn")
+    seconds = 1.7e9 + np.arange(N)  # as float32 there are few of them
+    table = {"seconds": seconds, "plan": np.where(np.arange(N) < N // 2, "a", "b")}
+    trees = getattr(tabular, METHODS.get(name, name))(**COUNTS[name])
+    model = tabular.fit(table, trees, label="plan", progress=False)
+    assert (model.predict(table).labels == table["plan"]).mean() > 0.98
+
+
 def test_the_time_ends_it():
     table = of("score", TABLE)
     model = tabular.fit(table, tabular.HistGradientBoosting(learning_rate=1e-3, max_leaf_nodes=3),
