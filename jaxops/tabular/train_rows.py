@@ -19,8 +19,9 @@ def own_batches(task: Task, members: int, rows: int, weighted: bool = False) -> 
 
     Member m sees row (i + m N / members) mod N of the N train rows in place of row i of a batch. As
     the rows of a batch are drawn at random, so are those of each member, and each sees every row
-    once an epoch. The train rows are in the state's `extra`, as "rows". Evaluation and prediction
-    are those of the task within.
+    once an epoch. The train rows are in the state's `extra`, as "rows", which is copied when the
+    validation loss improves, and which a checkpoint holds twice: count on three times their memory.
+    Evaluation and prediction are those of the task within.
 
     Args:
         task: of a module that takes features (B, members, d) in training.
@@ -103,7 +104,7 @@ def start_candidates(
     Args:
         task: of a module such as `ModernNCA`.
         optimizer: that trains it.
-        train: the columns of the task.
+        train: the columns of the task, with a `mask` where rows have weights.
         targets: (N, outputs): indicators of classes, or standardised numbers.
         seed: of the first state.
         plan: where it lies, see `jaxops.fit`.
@@ -113,6 +114,7 @@ def start_candidates(
     known = {
         "features": jnp.asarray(train["features"], jnp.float32),
         "targets": jnp.asarray(targets, jnp.float32),
+        "weights": jnp.asarray(train.get("mask", np.ones(len(targets))), jnp.float32),
     }
     return state._replace(extra={**state.extra, "candidates": known}), columns
 

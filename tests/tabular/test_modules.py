@@ -283,6 +283,8 @@ def neighbours_of(module, rows=11, outputs=1):
         targets = np.eye(max(outputs, 2), dtype=np.float32)[rng.integers(0, max(outputs, 2), rows)]
         targets = targets[:, -outputs:]
     known = {"features": rng.normal(size=(rows, 5)).astype(np.float32), "targets": targets}
+    known["weights"] = rng.uniform(0.5, 2, rows).astype(np.float32)
+    known["weights"][4] = 0
     return {**variables, "candidates": known}
 
 
@@ -304,7 +306,7 @@ def test_modern_nca_is_a_softmax_over_distances(outputs, monkeypatch):
             return batch_norm(p["norms_1"], stats["norms_1"], x)
 
         e, of = represent(X), represent(known["features"])
-        near = np.exp(-np.sqrt(((e[:, None] - of[None]) ** 2).sum(-1)))
+        near = np.exp(-np.sqrt(((e[:, None] - of[None]) ** 2).sum(-1))) * known["weights"]
         mean = near / near.sum(1, keepdims=True) @ known["targets"]
         found = applied(module, {**variables, "batch_stats": stats}, X, np.full(7, -1))
         if not probabilities:
@@ -340,7 +342,35 @@ def test_a_row_does_not_see_its_own_target_while_it_trains():
         grads, own = run(variables["params"], known, key, place)
         assert own[3, 0] == 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
         seen.append(run(variables["params"], known, key, place * 0 - 1)[1][3, 0])
-    assert max(seen) > 0.1  # of the candidates that are drawn
+    assert min(seen) > 0.1  # all candidates are drawn, each once
+
+
+def test_the_rows_of_a_batch_are_candidates_too():
+    module = tabular.ModernNCA(width=4, rows=11, embedding=None, candidates=0.1)
+    module = module.clone(probabilities=False)
+    variables = neighbours_of(module)
+    known, options = (
+        variables["candidates"],
+        {"train": True, "rngs": {"dropout": jax.random.key(3)}},
+    )
+    row, mask = np.array([2, 7, 4, 2, -1]), np.array([1, 1, 1, 0, 1], bool)
+    x = np.array(known["features"])[row]
+    found = module.apply(variables, x, row, mask=mask, **options)
+    e = dense(variables["params"]["first"], x)
+    near = np.exp(-np.sqrt(((e[:, None] - e[None]) ** 2).sum(-1))) * known["weights"][row]
+    own = near[:2, :2]
+    # one further row is drawn, whose share is what is missing
+    others = []
+    for drawn in set(range(11)) - {2, 7, 4}:
+        of = dense(variables["params"]["first"], known["features"][drawn : drawn + 1])
+        far = np.sqrt(((e[:2] - of) ** 2).sum(-1))
+        weight = np.exp(-far) * known["weights"][drawn]
+        sums = (
+            own[[0, 1], [1, 0]] * known["targets"][[7, 2], 0] + weight * known["targets"][drawn, 0]
+        )
+        others.append(sums / (own[[0, 1], [1, 0]] + weight))
+    errors = np.abs(np.array(others) - np.asarray(found)[:2, 0]).max(1)
+    assert errors.min() < 1e-4 < np.sort(errors)[1]
 
 
 def test_modern_nca_refuses():

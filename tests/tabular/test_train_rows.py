@@ -10,6 +10,7 @@ import jaxops as jo
 from jaxops import tabular
 from jaxops.optim import sgd
 from jaxops.tabular.train_rows import own_batches, start_own
+from jaxops.task import Out
 
 RNG = np.random.default_rng(0)
 ROWS, MEMBERS = 12, 3
@@ -77,8 +78,20 @@ def test_each_member_sees_rows_of_its_own(weighted):
 
 
 def test_each_member_sees_each_row_once_an_epoch():
-    seen = [(np.arange(ROWS) + m * ROWS // MEMBERS) % ROWS for m in range(MEMBERS)]
-    assert all(sorted(rows.tolist()) == list(range(ROWS)) for rows in seen)
+    seen = []
+
+    def loss(params, extra, batch, key, train):
+        seen.append(np.asarray(batch["label"]))
+        return 0.0, Out(1.0, {}, {})
+
+    task = own_batches(TASK._replace(loss=loss), MEMBERS, ROWS)
+    extra = {"module": {}, "rows": TRAIN}
+    for rows in RNG.permutation(ROWS).reshape(3, 4):
+        batch = {"row": rows, "label": TRAIN["label"][rows]}
+        task.loss({}, extra, batch, None, True)
+        assert len(np.unique(seen[-1])) > len(rows)  # the members see different ones
+    for own in np.concatenate(seen).T:
+        np.testing.assert_array_equal(np.sort(own), np.sort(TRAIN["label"]))
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +136,7 @@ def test_candidates_are_in_the_file(table, label, tmp_path):
     assert figures["r2" if label == "y" else "accuracy"] > 0.8
     known = model.state.extra["candidates"]
     assert known["features"].shape == (127, 2) and known["targets"].shape[0] == 127
+    assert (np.asarray(known["weights"]) == 1).all()
     jo.save(tmp_path / "m.model", model)
     told = [jo.load(tmp_path / "m.model").predict(table), model.predict(table)]
     of = "values" if label == "y" else "probabilities"

@@ -12,20 +12,26 @@ from jaxops.tabular.models.embeddings import Periodic, Reads, embedded, uniform
 
 Array = jax.Array
 BLOCK = 4096  # train rows whose distances are computed at a time in prediction
+MOST = 2**16  # train rows that are drawn in a step
 LEAST = 1e-7  # of a probability, before its logarithm
-FAR = 1e9  # of a row from itself in training, so that it has no weight
+FAR = 1e9  # of a row from itself in training, or from rows of weight 0, so that they do not count
 
 
 class ModernNCA(nn.Module):
     """ModernNCA: the mean of the train rows' targets, weighted by a softmax of their distances.
 
     With e(x) the learned representation of a row, the prediction is the sum over train rows j of
-    softmax_j(-|e(x) - e(x_j)|) y_j, where y is a number or the indicators of classes. In training a
-    row does not see its own target, and a share of the train rows, drawn anew in each step, stands
-    for all. In prediction all are compared, in blocks, so that the memory does not grow with them.
+    softmax_j(log w_j - |e(x) - e(x_j)|) y_j, where y is a number or the indicators of classes, and
+    w the weights of rows, 1 by default. In training a row does not see its own target; the other
+    rows of the batch and a share of the train rows, drawn anew in each step, stand for all. In
+    prediction all are compared, in blocks, so that the memory does not grow with them; each batch
+    represents them anew.
 
-    The train rows and their targets are variables of the module (collection "candidates"), so they
-    are in the model file: a model of personal data holds these. `tabular.fit` fills them in.
+    The train rows, their targets and weights are variables of the module (collection "candidates"),
+    so they are in the model file: a model of personal data holds these. `tabular.fit` fills them
+    in. In training they are part of the state, which is copied when the validation loss improves,
+    and which a checkpoint holds twice: count on three times their memory. After `tabular.update`
+    they are still those of `fit`: new rows change how rows are represented, and never answer.
 
     Attributes:
         width: of the representation.
@@ -33,7 +39,8 @@ class ModernNCA(nn.Module):
         depth: number of blocks (norm, dense, ReLU, dropout, dense) after the first dense layer.
         outputs: number of outputs.
         dropout: probability of dropping a hidden unit of a block in training.
-        candidates: the share of the train rows that is drawn in a step, in (0, 1].
+        candidates: the share of the train rows that is drawn in a step, in (0, 1]; of more than
+            65,536 rows so many are.
         compute: of the products in dense layers, see `jaxops.nn.matmul`; distances are float32.
         embedding: of numbers.
         numbers: how many features it embeds, the first ones; `tabular.fit` sets it.
@@ -97,19 +104,25 @@ class ModernNCA(nn.Module):
         features = self.variable("candidates", "features", jnp.zeros, shape).value
         shape = (self.rows, self.outputs)
         targets = self.variable("candidates", "targets", jnp.zeros, shape).value
+        weights = self.variable("candidates", "weights", jnp.ones, self.rows).value
+        extra = jnp.where(weights > 0, -jnp.log(weights), FAR)  # to the distance
         if self.is_initializing():
             self.represent(x)
             return jnp.zeros((len(x), self.outputs))
         if not train:
-            return self._answer(self._mean_of_all(self.represent(x), features, targets))
-        count = max(1, round(self.candidates * self.rows))
-        drawn = jax.random.randint(self.make_rng("dropout"), (count,), 0, self.rows)
+            return self._answer(self._mean_of_all(self.represent(x), features, targets, extra))
+        count = min(max(1, round(self.candidates * self.rows)), MOST)
+        drawn = jax.random.permutation(self.make_rng("dropout"), self.rows)[:count]
+        own = row if mask is None else jnp.where(mask, row, -1)
         if mask is not None:
             mask = jnp.concatenate([mask, jnp.ones(count, bool)])
         both = self.represent(jnp.concatenate([x, features[drawn]]), True, mask)
-        far = distances(both[: len(x)], both[len(x) :])
-        far = jnp.where(row[:, None] == drawn[None], FAR, far)
-        return self._answer(jnp.matmul(jax.nn.softmax(-far), targets[drawn], precision="highest"))
+        places = jnp.concatenate([own, drawn])
+        # padding and new rows have no target; a row of the batch that is drawn is there twice
+        out = jnp.concatenate([own < 0, jnp.isin(drawn, own)])
+        far = distances(both[: len(x)], both) + jnp.where(out, FAR, extra[places])[None]
+        far = jnp.where(own[:, None] == places[None], FAR, far)
+        return self._answer(jnp.matmul(jax.nn.softmax(-far), targets[places], precision="highest"))
 
     def represent(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         """The representations (B, width) of features (B, d)."""
@@ -119,21 +132,22 @@ class ModernNCA(nn.Module):
             x = self.outs[i](self.drop(y, deterministic=not train))
         return self.norms[-1](x, train=train, mask=mask) if self.depth else x
 
-    def _mean_of_all(self, x: Array, features: Array, targets: Array) -> Array:
+    def _mean_of_all(self, x: Array, features: Array, targets: Array, extra: Array) -> Array:
         """The mean of all targets, weighted by a softmax over blocks of candidates."""
         count = len(features)
         blocks = -(-count // BLOCK)
         size = -(-count // blocks)
-        features, targets, real = (
-            jnp.pad(a, ((0, blocks * size - count), (0, 0))).reshape(blocks, size, -1)
-            for a in (features, targets, jnp.ones((count, 1), bool))
+        pad = 0, blocks * size - count
+        features, targets = (
+            jnp.pad(a, (pad, (0, 0))).reshape(blocks, size, -1) for a in (features, targets)
         )
+        extra = jnp.pad(extra, pad, constant_values=jnp.inf).reshape(blocks, size)
 
         def add(module: Any, carry: Any, block: Any) -> Any:
             """A softmax of which the largest logit so far is known: its sums are scaled by it."""
             most, total, mean = carry
-            rows, values, real = block
-            near = jnp.where(real.T, -distances(x, module.represent(rows)), -jnp.inf)
+            rows, values, extra = block
+            near = -distances(x, module.represent(rows)) - extra[None]
             higher = jnp.maximum(most, near.max(1))
             scale, weights = jnp.exp(most - higher), jnp.exp(near - higher[:, None])
             mean = mean * scale[:, None] + jnp.matmul(weights, values, precision="highest")
@@ -141,7 +155,7 @@ class ModernNCA(nn.Module):
 
         over = nn.scan(add, variable_broadcast=("params", "batch_stats"), split_rngs={})
         start = jnp.full(len(x), -jnp.inf), jnp.zeros(len(x)), jnp.zeros((len(x), self.outputs))
-        (_, total, mean), _ = over(self, start, (features, targets, real))
+        (_, total, mean), _ = over(self, start, (features, targets, extra))
         return mean / total[:, None]
 
     def _answer(self, mean: Array) -> Array:

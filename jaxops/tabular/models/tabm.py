@@ -30,7 +30,9 @@ class TabM(nn.Module):
     - "packed": everything; nothing is shared.
 
     The first factors start as random signs, or with an `embedding` as normal values, one for each
-    number; the others as ones. Tasks average the members' losses and predictions.
+    number and each indicator (in the paper's program one for all indicators of a column); the
+    others as ones. Biases of the form "mini" and of the last layer start at 0, where they are
+    uniform in that program. Tasks average the members' losses and predictions.
 
     Attributes:
         widths: units of each hidden layer.
@@ -43,7 +45,8 @@ class TabM(nn.Module):
         numbers: how many features it embeds, the first ones; `tabular.fit` sets it.
         own_batches: whether `tabular.fit` shows each member other rows in a step, as in the paper.
             A step then reads `members` times as many rows, and each member sees every row once an
-            epoch. The finished model has False.
+            epoch. In training the state holds the train rows, up to three times (the best state and
+            a checkpoint have their own). The finished model has False.
         reads: how it wants a table; by default with numbers in bins, or with an embedding by
             quantiles.
 
