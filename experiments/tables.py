@@ -174,11 +174,6 @@ def alone(make: Callable[[], Any]) -> Callable[[str, Table], Any]:
     return method
 
 
-def real_mlp(table: Table) -> Any:
-    """RealMLP, with the activation that its authors chose for numbers or classes."""
-    return tabular.RealMLP(activation="mish" if table.metric == "rmse" else "selu")
-
-
 METHODS: dict[str, Callable[[str, Table], Any]] = {
     "default": default(lambda table: None),
     "linear": default(lambda table: tabular.MLP(())),
@@ -186,7 +181,7 @@ METHODS: dict[str, Callable[[str, Table], Any]] = {
     "mlp-plr": tuned(perceptron, MLP_PLR),
     "resnet": default(lambda table: tabular.ResNet()),
     "ft-transformer": default(lambda table: tabular.FTTransformer()),
-    "real-mlp": default(real_mlp),
+    "real-mlp": default(lambda table: tabular.RealMLP()),
     "tabm-mini": tuned(tabm, TABM),
     "tabm-mini-ple": tuned(tabm, TABM_PLE),
     "modern-nca": default(lambda table: tabular.ModernNCA()),

@@ -66,8 +66,8 @@ def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     """The values of a standard normal distribution with the same quantiles; NaN stays.
 
     Between quantiles it is linear in the probability. What lies beyond the first or the last
-    quantile becomes -5.2 or 5.2. This is scikit-learn's `QuantileTransformer`, without its tolerance
-    of 1e-7 at both, which is in the unit of the column.
+    quantile becomes -5.2 or 5.2. This is scikit-learn's `QuantileTransformer`, without its
+    tolerance of 1e-7 at both, which is in the unit of the column.
 
     Args:
         x: (N,), float64.

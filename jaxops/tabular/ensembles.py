@@ -67,12 +67,12 @@ class Member:
 
     def outputs(self, columns: Table, batch_size: int) -> np.ndarray:
         """What the task predicts for rows of a table, see `TableReader.table`."""
-        count = len(next(iter(columns.values())))
-        parts = [
+        model, count = self.model(), len(next(iter(columns.values())))
+        parts = (
             encode_target(self.encoder, {n: v[i : i + ENCODED] for n, v in columns.items()})
             for i in range(0, count, ENCODED)
-        ]
-        return np.concatenate([self.model().outputs(part, batch_size) for part in parts])
+        )
+        return np.concatenate([model.outputs(part, batch_size) for part in parts])
 
 
 def selected(

@@ -67,14 +67,30 @@ def kind_of(reader: TableReader) -> str:
 def reads_of(module: Any) -> Reads:
     """How a module wants a table: its attribute `reads`, else numbers in bins, and indicators.
 
+    Raises:
+        ValueError: it embeds numbers, or does not embed texts, and reads them in another way.
+
     >>> from jaxops import tabular
     >>> reads_of(tabular.ResNet()).numbers, reads_of(tabular.MLP()).numbers
     ('quantile', 'bins')
     """
-    reads = getattr(module, "reads", None)
-    if isinstance(reads, Reads):
-        return reads
-    return Reads("bins" if getattr(module, "embedding", None) is None else "quantile")
+    reads, name = getattr(module, "reads", None), type(module).__name__
+    fields = _fields(module)
+    embedding = getattr(module, "embedding", None)
+    if not isinstance(reads, Reads):
+        return Reads("bins" if embedding is None else "quantile")
+    embeds = embedding is not None or ("numbers" in fields and "embedding" not in fields)
+    if embeds and reads.numbers == "bins":
+        raise ValueError(
+            'reads.numbers must be "standard", "quantile" or "robust" for '
+            f"{name} with an embedding of numbers, got 'bins'"
+        )
+    if reads.codes is not None and "categories" not in fields:
+        raise ValueError(
+            f"reads.codes must be None for {name}, which has no field `categories` and so no "
+            f"embedding of texts, got {reads.codes}"
+        )
+    return reads
 
 
 def encoder_of(module: Any, table: Mapping[str, np.ndarray], label: str) -> Encoder:
@@ -192,9 +208,17 @@ def fitted(module: Any, reader: TableReader, columns: Columns, total: int) -> An
             "own_batches": False,
             "embedding": _embedding(module, encoder, columns),
         }
-    names = {f.name for f in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else ()
-    values = {name: value for name, value in values.items() if name in names}
+    if isinstance(module, RealMLP) and module.activation is None:
+        values["activation"] = "selu" if encoder.classes else "mish"
+    values = {name: value for name, value in values.items() if name in _fields(module)}
     return module.clone(**values) if values else module
+
+
+def _fields(module: Any) -> set[str]:
+    """The names of a module's fields."""
+    return (
+        {f.name for f in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else set()
+    )
 
 
 def _embedding(module: Any, encoder: Encoder, columns: Columns) -> Any:

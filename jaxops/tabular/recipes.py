@@ -15,6 +15,7 @@ from jaxops.task import Params
 from jaxops.train.settings import EarlyStopping, chosen
 
 SMOOTHING = 0.1  # of the labels in RealMLP
+FRONT, SLOW = 6.0, 0.1  # times the learning rate: of its scaling layer, and of biases and the like
 
 
 def recipe(
@@ -23,7 +24,8 @@ def recipe(
     """The default options of `jaxops.fit` for a table of so many train rows, with the user's own.
 
     Those of `RealMLP` are tuned on many tables (Holzmüller et al. 2024), those of `FTTransformer`
-    and `ModernNCA` their authors' defaults.
+    and `ModernNCA` their authors' defaults; but the first token of `FTTransformer` and its
+    embeddings of texts are decayed here, and not by its authors.
 
     Args:
         count: number of train rows.
@@ -112,7 +114,8 @@ def real_mlp(rate: float, steps: int, decay: float = 0.02) -> optax.GradientTran
 
     The rate rises and falls by `cosines`, four times; that of the scaling layer is 6 times as high,
     that of biases, activations and embeddings of numbers a tenth. Decay, which biases do not have,
-    falls by `flat_cosine`. The decay of squared gradients is 0.95.
+    falls by `flat_cosine`, and is multiplied by this factor once more, as in the authors' program
+    (pytabkit). The decay of squared gradients is 0.95.
 
     Args:
         rate: the highest learning rate.
@@ -122,10 +125,15 @@ def real_mlp(rate: float, steps: int, decay: float = 0.02) -> optax.GradientTran
     References:
         Holzmüller et al. 2024, arXiv:2407.04491.
     """
-    not_biases = functools.partial(jax.tree_util.tree_map_with_path, _is_no_bias)
+    decays = [
+        optax.add_decayed_weights(
+            _scheduled(flat_cosine, factor * decay, steps), functools.partial(_decays, factor)
+        )
+        for factor in (FRONT, 1.0, SLOW)
+    ]
     return optax.chain(
         optax.scale_by_adam(b2=0.95),
-        optax.add_decayed_weights(_scheduled(flat_cosine, decay, steps), mask=not_biases),
+        *decays,
         optax.stateless(lambda updates, params: _by_kind(updates)),
         optax.scale_by_learning_rate(_scheduled(cosines, rate, steps)),
     )
@@ -135,18 +143,24 @@ def _scheduled(shape: Callable[[Any], Any], most: float, steps: int) -> optax.Sc
     return lambda step: most * shape(step / steps)
 
 
-def _is_no_bias(path: Any, leaf: Any) -> bool:
-    return not str(path[-1].key).endswith("bias")
+def _factor(path: Any) -> float:
+    """The factor of the learning rate of a kind of parameter."""
+    name = str(path[0].key)
+    if name == "scale":
+        return FRONT
+    slow = name.startswith("numbers_") or name.endswith(("_bias", "_activation"))
+    return SLOW if slow else 1.0
+
+
+def _decays(factor: float, params: Params) -> Any:
+    """True for the leaves of a factor that weight decay applies to."""
+
+    def one(path: Any, leaf: Any) -> bool:
+        return _factor(path) == factor and not str(path[-1].key).endswith("bias")
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _by_kind(updates: Params) -> Params:
     """Updates times the factor of the learning rate of their kind of parameter."""
-
-    def one(path: Any, update: Any) -> Any:
-        name = str(path[0].key)
-        if name == "scale":
-            return update * 6
-        slow = name.startswith("numbers_") or name.endswith(("_bias", "_activation"))
-        return update * 0.1 if slow else update
-
-    return jax.tree_util.tree_map_with_path(one, updates)
+    return jax.tree_util.tree_map_with_path(lambda path, x: x * _factor(path), updates)

@@ -162,10 +162,10 @@ def zero_inflated(module: Any, features: int, mean: float = 0.0, std: float = 1.
     A batch holds `features`, float (B, features), and `label`, float (B,), from 0. A row has three
     outputs: the logit of the probability p that its value is above 0, and a and b, which give the
     logarithm of such a value the mean m = mean + std a and the standard deviation
-    s = std softplus(b). The loss is the negative log likelihood (ZILN): the binary cross-entropy of
-    p, and for values above 0 minus the log density of the log-normal distribution. A module with
-    members gives outputs (B, members, 3): the loss is the mean over the members, and the prediction
-    the mean of theirs.
+    s = std (softplus(b) + 0.001). The loss is the negative log likelihood (ZILN): the binary
+    cross-entropy of p, and for values above 0 minus the log density of the log-normal distribution.
+    A module with members gives outputs (B, members, 3): the loss is the mean over the members, and
+    the prediction the mean of theirs.
 
     Args:
         module: a Flax module, (B, features) float32 to (B, 3).

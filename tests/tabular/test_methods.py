@@ -1,5 +1,6 @@
 """Every module and every kind of target through `tabular.fit`, and back from a file."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import jaxops as jo
 from jaxops import tabular
 from jaxops.tabular.models.real_mlp import cosines, flat_cosine
+from jaxops.tabular.prepared import fitted
 from jaxops.tabular.recipes import is_decayed, real_mlp, recipe
 
 RNG = np.random.default_rng(0)
@@ -87,6 +89,37 @@ def test_a_module_of_the_user_is_given_what_it_was_given():
     asked = tabular.MLP((4,), reads=tabular.Reads("standard"))
     standard = tabular.fit(TABLE, asked, **options).reader.encoder
     assert len(plain.edges) == 3 and standard.numbers == ["age", "spent", "member"]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            tabular.MLP(reads=tabular.Reads("quantile", codes=5)),
+            "codes must be None for MLP, which",
+        ),
+        (tabular.ModernNCA(reads=tabular.Reads(codes=0)), "reads.numbers must be .* for ModernNCA"),
+        (tabular.RealMLP(reads=tabular.Reads("bins")), "reads.numbers must be .* for RealMLP with"),
+        (
+            tabular.MLP(embedding=tabular.Periodic(), reads=tabular.Reads()),
+            "numbers must be .* MLP",
+        ),
+    ],
+)
+def test_a_module_is_not_given_what_it_cannot_read(method, message):
+    with pytest.raises(ValueError, match=message):
+        tabular.fit(TABLE, method, label="left", progress=False)
+
+
+def test_real_mlp_has_the_activation_of_its_target():
+    reader = tabular.TableReader(tabular.fit_encoder({"age": AGE}))
+    numbers = fitted(tabular.RealMLP(), reader, {"label": AGE}, 1)
+    assert numbers.activation == "mish"
+    assert fitted(tabular.RealMLP(activation="selu"), reader, {"label": AGE}, 1) == numbers.clone(
+        activation="selu"
+    )
+    classes = dataclasses.replace(reader, encoder=reader.encoder._replace(classes=["a", "b"]))
+    assert fitted(tabular.RealMLP(), classes, {"label": AGE}, 1).activation == "selu"
 
 
 def test_a_table_without_numbers_has_nothing_to_embed():
@@ -196,8 +229,9 @@ def test_the_recipe_of_real_mlp():
             m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
             moments[name] = np.array([m, v])
             adam = m / (1 - 0.9 ** (step + 1)) / np.sqrt(v / (1 - 0.95 ** (step + 1)))
-            less = 0 if name.endswith("bias") else decay * wanted[name]
-            wanted[name] -= rate * factors.get(name, 0.1) * (adam + less)
+            factor = factors.get(name, 0.1)
+            less = 0 if name.endswith("bias") else factor * decay * wanted[name]
+            wanted[name] -= rate * factor * (adam + less)
     for name, value in params.items():
         np.testing.assert_allclose(value, wanted[name], rtol=1e-4, err_msg=name)
 

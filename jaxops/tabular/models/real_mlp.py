@@ -42,7 +42,8 @@ class RealMLP(nn.Module):
         widths: units of each hidden layer.
         outputs: number of outputs.
         dropout: probability of dropping a hidden unit in training.
-        activation: f, "selu" (in the paper for classes) or "mish" (for numbers).
+        activation: f, "selu" or "mish"; by default `tabular.fit` sets the paper's, "selu" for
+            classes and "mish" for numbers, and without it "selu" is used.
         frequencies: number of frequencies of a number.
         frequency_scale: standard deviation of the initial frequencies.
         width: of the embedding of a number; 1 of it is the number itself.
@@ -66,7 +67,7 @@ class RealMLP(nn.Module):
     widths: tuple[int, ...] = (256, 256, 256)
     outputs: int = 1
     dropout: float = 0.15
-    activation: str = "selu"
+    activation: str | None = None
     frequencies: int = 16
     frequency_scale: float = 0.1
     width: int = 4
@@ -80,10 +81,11 @@ class RealMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Outputs (B, outputs) of features (B, d)."""
-        if self.activation not in ACTIVATIONS:
+        activation = "selu" if self.activation is None else self.activation
+        if activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"activation must be one of {known}, got {self.activation!r}")
-        dropout, act = self._dropout(train), ACTIVATIONS[self.activation]
+            raise ValueError(f"activation must be one of {known}, got {activation!r}")
+        dropout, act = self._dropout(train), ACTIVATIONS[activation]
         x = self._inputs(x)
         x = x * along(self.param("scale", nn.initializers.ones, x.shape[-1:]), 2)
         for i, width in enumerate(self.widths):
