@@ -14,6 +14,7 @@ from jaxops.tabular.models.real_mlp import cosines, flat_cosine
 from jaxops.task import Params
 from jaxops.train.settings import EarlyStopping, chosen
 
+ENDLESS = 10**9  # validations that no training makes
 SMOOTHING = 0.1  # of the labels in RealMLP
 
 
@@ -23,7 +24,9 @@ def recipe(
     """The default options of `jaxops.fit` for a table of so many train rows, with the user's own.
 
     Those of `RealMLP` are tuned on many tables (Holzmüller et al. 2024), those of `FTTransformer`
-    and `ModernNCA` their authors' defaults.
+    and `ModernNCA` their authors' defaults. `early_stopping` ends when the time does, also the
+    user's; without one (None) the epochs are made as far as the time allows, and the best state by
+    validation is kept.
 
     Args:
         count: number of train rows.
@@ -56,7 +59,13 @@ def recipe(
         options["batch_size"] = min(count, 1024)
     elif getattr(method, "embedding", None) is not None:
         options |= patient | {"optimizer": clipped(decayed(1e-3, 3e-4))}
-    return chosen(options, given)
+    made = chosen(options, given)
+    rule = made["early_stopping"]
+    if rule is None and left < math.inf:
+        rule = EarlyStopping("loss", patience=ENDLESS)
+    if isinstance(rule, EarlyStopping):
+        made["early_stopping"] = rule._replace(seconds=min(rule.seconds, left))
+    return made
 
 
 def steps_of(count: int, options: dict[str, Any]) -> int:
