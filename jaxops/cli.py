@@ -17,7 +17,7 @@ import importlib
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -365,7 +365,8 @@ def method(room: Any, text: str) -> Any:
             such calls.
 
     Raises:
-        ValueError: any other text, or a name that the room does not have.
+        ValueError: any other text, a name that the room does not have, or arguments that the named
+            class or function refuses, with its own words.
 
     >>> from jaxops import tabular
     >>> method(tabular, "MLP((8, 4), dropout=0.1)").widths
@@ -376,17 +377,19 @@ def method(room: Any, text: str) -> Any:
     if not text:
         return None
     try:
-        return _called(room, ast.parse(text, mode="eval").body)
+        make = _parsed(room, ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError):
         raise ValueError(
             f'method must be such as "MLP(dropout=0.1)", of {room.__name__}, got {text}'
         ) from None
+    try:
+        return make()
     except TypeError as error:
         raise ValueError(f"method must have arguments that fit, got {text}: {error}") from None
 
 
-def _called(room: Any, tree: Any) -> Any:
-    """What a public name of a room, or a call of one, makes.
+def _parsed(room: Any, tree: Any) -> Callable[[], Any]:
+    """A public name of a room, or a call of one: what calls it.
 
     Raises:
         ValueError: another expression.
@@ -396,11 +399,16 @@ def _called(room: Any, tree: Any) -> Any:
     if name not in room.__all__:
         raise ValueError(f"a name of {room.__name__} is wanted, got {name!r}")
 
-    def value(part: Any) -> Any:
-        return _called(room, part) if isinstance(part, ast.Call) else ast.literal_eval(part)
+    def value(part: Any) -> Callable[[], Any]:
+        if isinstance(part, ast.Call):
+            return _parsed(room, part)
+        constant = ast.literal_eval(part)
+        return lambda: constant
 
     args = [value(arg) for arg in call.args]
-    return getattr(room, name)(*args, **{str(k.arg): value(k.value) for k in call.keywords})
+    named = {str(k.arg): value(k.value) for k in call.keywords}
+    make = getattr(room, name)
+    return lambda: make(*(arg() for arg in args), **{k: arg() for k, arg in named.items()})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import jaxops as jo
-from jaxops import __main__, cli, tabular
+from jaxops import __main__, cli, recommend, tabular
 
 N = 120
 AGE = np.arange(N) % 40 + 20
@@ -152,6 +152,13 @@ def test_an_error_is_one_line(folder, capsys, arguments, message):
     assert message in printed
     with pytest.raises((ValueError, OSError)):
         cli.main([*arguments, "--debug"])
+
+
+def test_a_class_says_itself_what_it_refuses():
+    with pytest.raises(ValueError, match=r"^l2 must be above 0, got -1"):
+        cli.method(recommend, "EASE(l2=-1)")
+    with pytest.raises(ValueError, match=r"method must have arguments that fit, .*'breadth'"):
+        cli.method(tabular, "MLP((8,), embedding=Periodic(breadth=4))")
 
 
 @pytest.mark.parametrize(

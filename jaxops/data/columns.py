@@ -110,7 +110,7 @@ def _check_objects(where: str, series: Any) -> None:
     if row is not None:
         raise ValueError(
             f"{where} must be numbers, dates or text, got {series.iloc[row]!r} in row {row} "
-            "(counted from 0)"
+            "(counted from 0); make a column of each value, 1 where a row has it and 0 elsewhere"
         )
 
 

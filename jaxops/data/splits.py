@@ -114,9 +114,9 @@ def folds_of(
         folds: number of folds.
         labels: (count,), whose classes keep their shares in every fold as well as their number
             allows.
-        groups: (count,), such as a customer's id; no group is in two folds, and the labels are
-            not looked at.
-        seed: of the draw.
+        groups: (count,), such as a customer's id; no group is in two folds, which get about
+            equally many rows, and the labels are not looked at.
+        seed: of the draw; with groups it draws among those of equally many rows.
 
     Raises:
         ValueError: fewer than two folds, or more than rows or groups.
@@ -134,6 +134,7 @@ def folds_of(
     if groups is not None:
         selection = require("sklearn.model_selection", extra="data")
 
+        units = np.random.default_rng(seed).permutation(most)[units]  # which decides among equals
         splitter = selection.GroupKFold(folds)
         return [(train, held) for train, held in splitter.split(units, groups=units)]
     drawn = np.random.default_rng(seed).permutation(count)

@@ -18,6 +18,14 @@ from jaxops.tabular.data import of_classes
 from jaxops.tabular.trees import PATIENCE, Goal, Rows, Trees
 from jaxops.task import recorded
 
+# other names that CatBoost has for the settings below
+ALIASES = dict.fromkeys(("n_estimators", "num_boost_round", "num_trees"), "iterations") | {
+    "eta": "learning_rate",
+    "max_depth": "depth",
+    "reg_lambda": "l2_leaf_reg",
+    "border_count": "max_bin",
+}
+
 
 class LightGBM(Trees):
     """LightGBM's gradient-boosted trees; the extra `trees` installs it.
@@ -192,6 +200,12 @@ class CatBoost(Trees):
         | {"leaf_estimation_iterations": 20, "l2_leaf_reg": 1e-5, "subsample": 0.9, "max_bin": 254}
         | {"boosting_type": "Plain", "bootstrap_type": "Bernoulli", "iterations": 1000},
     )
+
+    def given(self, goal: Goal) -> dict[str, Any]:
+        """The settings of the user, and the defaults of the others, also by their other names."""
+        named = {ALIASES.get(name, name) for name in self.settings}
+        defaults = self.defaults[0 if goal.classes else 1]
+        return {name: v for name, v in defaults.items() if name not in named} | self.settings
 
     def classes(self) -> tuple[type, ...]:
         """The library's own classes, for classes and for numbers."""

@@ -82,7 +82,9 @@ def selected(
 
     With folds each method is trained once for each, and compared by what it predicts for every row
     without having seen it. Mean probabilities get the temperature that these rows need, if that
-    raises their likelihood by more than a parameter is worth (Akaike's criterion).
+    raises their likelihood by more than a parameter is worth (Akaike's criterion). With folds it is
+    the temperature of models of one fold; the mean of all folds, which answers, is softer than
+    they are, and would need a slightly lower one.
 
     Args:
         methods: modules or trees.
@@ -161,19 +163,20 @@ def unwrapped(model: Model) -> Model:
     return replace(model, task=inner.task, state=inner.state, reader=reader)
 
 
-def members_further(model: Model, table: Table, settings: Mapping[str, Any]) -> Model:
+def members_further(
+    model: Model, table: Table, settings: Callable[[Task], Mapping[str, Any]]
+) -> Model:
     """A blend whose members are trained on new rows from their present parameters.
 
     Args:
         model: whose task is a `Blend` of `Member`s.
         table: the new rows with their label, see `TableReader.table`.
-        settings: of `jaxops.fit`.
+        settings: of `jaxops.fit`, for the task of a member.
 
     Raises:
-        ValueError: a member that is no network.
+        ValueError: a member that is no network; one folder of checkpoints for several members.
     """
     members = model.task.models() if isinstance(model.task, Blend) else [model]
-    check_one_directory(dict(settings), len(members))
     further = []
     for part in members:
         if not isinstance(part.task, Member):
@@ -184,7 +187,9 @@ def members_further(model: Model, table: Table, settings: Mapping[str, Any]) -> 
         columns = encode_target(part.task.encoder, table)
         if any(column.name == "row" for column in part.task.task.columns):
             columns = with_places(columns, None)
-        more = trained_further(part.task.model(), columns, settings)
+        own = settings(part.task.task)
+        check_one_directory(dict(own), len(members))
+        more = trained_further(part.task.model(), columns, own)
         member = replace(part.task, params=more.state.params, extra=more.state.extra)
         further.append(Model(member))
     blend = Blend.of(further, model.task.weights, model.task.temperature)

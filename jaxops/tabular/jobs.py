@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxops.data.encoders import SCALES
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import check_methods, trained_further
+from jaxops.model.selection import Blend, check_methods, trained_further
 from jaxops.tabular.data import encode_target, reads_table, target_of
 from jaxops.tabular.ensembles import members_further, selected
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
 from jaxops.tabular.parts import SHARE, Parts, Roles, parts_of
-from jaxops.tabular.prepared import encoder_of, kind_of, learned, target_kind
+from jaxops.tabular.prepared import encoder_of, kind_of, learned, reads_of, target_kind
 from jaxops.tabular.recipes import recipe
 from jaxops.tabular.scores import scores_of
 from jaxops.tabular.train_rows import with_places
@@ -61,7 +62,8 @@ def fit(
             says how numbers and texts are encoded, see `Reads`; or trees, such as
             `HistGradientBoosting()`. Of a list, such as `short_list()`, each is trained in turn;
             the result is the one with the best validation loss, or a blend of them.
-        label: the column to predict.
+        label: the column to predict: one class, or one number, in each row. For several labels fit
+            a model for each, and drop the columns of the others.
         id: the column of the rows' ids, which answers repeat; it is no feature.
         drop: columns to leave out.
         groups: a column, such as the customer; no group is in training and validation. It is no
@@ -71,12 +73,16 @@ def fit(
         since: a column of dates; the days of each other date since this one are features too.
         weights: a column of the rows' weights, numbers of at least 0, which count in training and
             in the validation loss that stops it; the figures are of the rows as they are. It is no
-            feature.
+            feature. Class weights are such a column too: see "Weight classes and rows" among the
+            how-to guides; there is no argument of their own.
         text: columns of text, though their values may be numbers, such as zip codes.
         validation: the share of rows to hold out (with classes, of each class), or a table.
         folds: train each method once for each of so many folds, whose rows validate it, and answer
             with the mean of these models. The figures, the choice among methods and the weights of
-            a blend are by every row as the model that has not seen it predicts it.
+            a blend are by every row as the model that has not seen it predicts it. So they, and the
+            temperature of the probabilities, belong to models of one fold, while the mean of all
+            answers: it is somewhat better than these figures, and its probabilities are less
+            extreme than the rows ask for.
         classes: whether the label names classes; by default if it is text, boolean or at most 20
             whole numbers.
         target: what the label is, if no class: "number", "counts" (whole numbers from 0, Poisson
@@ -87,7 +93,7 @@ def fit(
         seed: of the split and of training.
         progress: print a progress bar, what was left out and the validation figures.
         **options: of `jaxops.fit`, in place of the defaults here: `optimizer`, `batch_size`,
-            `epochs`, `early_stopping`, `plan` and so on.
+            `epochs`, `early_stopping`, `plan` and so on. `budget` bounds them all, see `recipe`.
 
     Returns:
         A model; `model.predict(table)` gives `Classes`, `Values` or `Quantiles`.
@@ -112,23 +118,25 @@ def fit(
     True
     """
     start, budget = monotonic(), seconds(budget)
-    classes, target, levels = target_kind(classes, target, levels)
-    methods = list(method) if isinstance(method, list | tuple) else [method]
-    check_methods(method, options, Trees, folds or 1)
+    classes, target, levels = target_kind(classes, target, tuple(levels))
+    several = isinstance(method, list | tuple)
+    methods = [TabM() if one is None else one for one in (method if several else [method])]
+    check_methods(methods, options, Trees, folds or 1)
     _check_trees(methods, options, target)
+    _check_reads(methods)
     roles = Roles(label, id, drop, groups, time, weights, text, classes, target, levels, since)
     parts = parts_of(data, roles, validation, folds, seed, progress)
     if progress and parts.left_out:
         print(f"left out: {', '.join(f'{name} ({why})' for name, why in parts.left_out.items())}")
     options = {"seed": seed, "progress": progress, **options}
     left = budget - (monotonic() - start)
-    if isinstance(method, list | tuple) or folds is not None:
+    if several or folds is not None:
 
         def trained(one: Any, parts: Parts, left: float) -> tuple[Model, Evaluation]:
             return _trained(one, parts, left, options)
 
         return selected(methods, parts, trained, left, progress)
-    model, scored = _trained(method, parts, left, options)
+    model, scored = _trained(methods[0], parts, left, options)
     if progress:
         print(f"validation, {len(scored):,} rows\n{scored}")
     return model
@@ -140,11 +148,20 @@ def _check_trees(methods: Sequence[Any], options: Mapping[str, Any], target: str
         one.check()
     if trees and target == "quantiles":
         raise ValueError(f"method must be a network for quantiles, got {trees[0]}")
-    if options and len(trees) == len(methods):
+    if options and trees and len(trees) == len(methods):
         raise ValueError(
             f"{next(iter(options))} must be left out where trees alone are trained, got "
             f"{next(iter(options.values()))!r}; their settings are those of the method"
         )
+
+
+def _check_reads(methods: Sequence[Any]) -> None:
+    known = "bins", *SCALES
+    for one in methods:
+        if not isinstance(one, Trees) and reads_of(one).numbers not in known:
+            raise ValueError(
+                f"reads.numbers must be one of {', '.join(known)}, got {reads_of(one).numbers!r}"
+            )
 
 
 def _trained(
@@ -160,7 +177,6 @@ def _trained(
         outputs, target = model.outputs(parts.validation), parts.targets()[1]
         scored = scores_of(kind_of(reader), np.arange(len(target)), outputs, target)
     else:
-        method = method or TabM()
         encoder = encoder_of(method, parts.train, label)._replace(classes=classes)
         reader = replace(reader, encoder=encoder)
         train_rows, held = (encode_target(encoder, t) for t in (parts.train, parts.validation))
@@ -202,14 +218,18 @@ def evaluate(model: Model, data: Source) -> Evaluation:
 def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new rows, from its present parameters, with the same reader.
 
+    Each network trains with the optimizer and batches of its own module, see `recipe`. The
+    candidates of `ModernNCA` stay the train rows of `fit`: new rows change how they are compared,
+    and never answer themselves; fit it anew for that.
+
     Args:
-        model: of `fit`.
+        model: of `fit`, of networks alone.
         new: a table with the label; see `fit`.
         epochs: passes over the new rows.
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
 
     Raises:
-        ValueError: a table that the model cannot read.
+        ValueError: a table that the model cannot read; trees, which are not trained further.
 
     >>> from jaxops import tabular
     >>> table = {"age": np.arange(40.0), "left": np.arange(40) % 2}
@@ -221,9 +241,16 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     ids, columns = (reader.table if table else reader.columns)(new, label=True)
     if any(column.name == "row" for column in getattr(model.task, "columns", ())):
         columns = with_places(columns, None)
-    defaults = recipe(len(ids), np.inf) | {"early_stopping": None, "epochs": epochs}
-    further = members_further if table else trained_further
-    return further(model, columns, chosen(defaults, options))
+    given = chosen({"early_stopping": None, "epochs": epochs}, options)
+
+    def settings(task: Any) -> dict[str, Any]:
+        module = dict(task.recipe[1]).get("module") if task.recipe else None
+        return recipe(len(ids), np.inf, module, bool(task.classes), **given)
+
+    if table:
+        return members_further(model, columns, settings)
+    task = model.task.tasks[0] if isinstance(model.task, Blend) else model.task
+    return trained_further(model, columns, settings(task))
 
 
 def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> Evaluation:

@@ -101,6 +101,11 @@ def parts_of(
     """Read a table, check it and divide its rows; the arguments are those of `tabular.fit`."""
     check_lists(text=roles.text, drop=roles.drop)
     _check_split(roles, validation, folds)
+    if not isinstance(roles.label, str):
+        raise ValueError(
+            f"label must be the name of one column, got {roles.label!r}; for several labels fit a "
+            "model for each, and drop the columns of the others"
+        )
     label, exact = roles.label, [n for n in (roles.label, roles.id, roles.groups) if n is not None]
     unread = {*roles.drop} - {n for what, n in roles.named() if what not in ("drop", "text")}
     table, dates = read_with_dates(data, exact=exact, text=roles.text, unread=unread)
@@ -139,6 +144,9 @@ def parts_of(
     label_of_rows = kept[label] if classes else None
     groups = None if roles.groups is None else table[roles.groups]
     drawn = folds_of(len(rest), folds, label_of_rows, groups, seed) if folds is not None else []
+    if weights is not None:
+        fold_weights = [(weights[0][rows], weights[0][held]) for rows, held in drawn]
+        _check_sides(str(roles.weights), fold_weights or [weights])
     return Parts(reader, kept, other, weights, left_out, drawn)
 
 
@@ -257,6 +265,17 @@ def _checked_weights(name: str, weights: np.ndarray) -> np.ndarray:
     if not weights.any():
         raise ValueError(f"{name} must be above 0 in some row, got 0 in every row")
     return weights.astype(np.float32)
+
+
+def _check_sides(name: str, weights: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Check the weights of the train and the validation rows, of each fold."""
+    for place, sides in enumerate(weights):
+        fold = f" of fold {place}" if len(weights) > 1 else ""
+        for rows, of in zip(("train", "validation"), sides, strict=True):
+            if not of.any():
+                raise ValueError(
+                    f"{name} must be above 0 in some {rows} row{fold}, got 0 in all {len(of):,}"
+                )
 
 
 def _warn_of_numbers(table: Mapping[str, np.ndarray]) -> None:

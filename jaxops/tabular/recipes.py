@@ -14,6 +14,7 @@ from jaxops.tabular.models.real_mlp import cosines, flat_cosine
 from jaxops.task import Params
 from jaxops.train.settings import EarlyStopping, chosen
 
+ENDLESS = 10**9  # validations that no training makes
 SMOOTHING = 0.1  # of the labels in RealMLP
 FRONT, SLOW = 6.0, 0.1  # times the learning rate: of its scaling layer, and of biases and the like
 
@@ -25,7 +26,9 @@ def recipe(
 
     Those of `RealMLP` are tuned on many tables (Holzmüller et al. 2024), those of `FTTransformer`
     and `ModernNCA` their authors' defaults; but the first token of `FTTransformer` and its
-    embeddings of texts are decayed here, and not by its authors.
+    embeddings of texts are decayed here, and not by its authors. `early_stopping` ends when the
+    time does, also the user's; without one (None) the epochs are made as far as the time allows,
+    and the best state by validation is kept.
 
     Args:
         count: number of train rows.
@@ -58,7 +61,13 @@ def recipe(
         options["batch_size"] = min(count, 1024)
     elif getattr(method, "embedding", None) is not None:
         options |= patient | {"optimizer": clipped(decayed(1e-3, 3e-4))}
-    return chosen(options, given)
+    made = chosen(options, given)
+    rule = made["early_stopping"]
+    if rule is None and left < math.inf:
+        rule = EarlyStopping("loss", patience=ENDLESS)
+    if isinstance(rule, EarlyStopping):
+        made["early_stopping"] = rule._replace(seconds=min(rule.seconds, left))
+    return made
 
 
 def steps_of(count: int, options: dict[str, Any]) -> int:

@@ -2,18 +2,21 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import jaxops as jo
 from jaxops import tabular
+from jaxops.data.splits import folds_of
 from jaxops.model.selection import Blend
 from jaxops.tabular import ensembles
 from jaxops.tabular.parts import Roles, parts_of
 from jaxops.tabular.prepared import encoder_of
 from jaxops.trust.evaluation import Evaluation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 300
 AGE = RNG.uniform(20, 60, N)
@@ -26,6 +29,8 @@ TABLE = {
         object
     ),
 }
+FIRST = np.zeros(N)  # weights of the first fold's rows alone
+FIRST[folds_of(N, 3, TABLE["left"], None, 0)[0][1]] = 1
 SMALL = tabular.MLP((8,))
 TREES = tabular.HistGradientBoosting(max_iter=20, learning_rate=0.2)
 ROLES = Roles("left", None, (), None, None, None, ())
@@ -130,9 +135,10 @@ def test_new_rows_train_networks_further_and_not_trees(both):
     after = tabular.update(nets, turned, epochs=40, progress=False)
     scored = [tabular.evaluate(model, turned) for model in (after, nets)]
     assert scored[0].paired(scored[1], "accuracy").low > 0 and after.reader is nets.reader
-    if any(isinstance(task, type(TREES)) for task in both.task.tasks):
-        with pytest.raises(ValueError, match="model must be of networks alone"):
-            tabular.update(both, turned, progress=False)
+    trees = tabular.fit(TABLE, TREES, label="left", drop=["group"], progress=False)
+    mixed = replace(nets, task=Blend.of([nets, trees], [0.5, 0.5]))
+    with pytest.raises(ValueError, match=r"model must be of networks alone .* got TreeModel"):
+        tabular.update(mixed, turned, progress=False)
 
 
 def test_groups_stay_together_in_folds_and_checkpoints_are_of_one_training(tmp_path):
@@ -149,11 +155,15 @@ def test_groups_stay_together_in_folds_and_checkpoints_are_of_one_training(tmp_p
         ({"folds": 1}, r"folds must be in \[2, 300\] \(the number of rows\), got 1"),
         ({"folds": 3, "validation": 0.2}, "validation must be left out where folds validate"),
         ({"folds": 3, "time": "age"}, "time must be None where validation is 3 folds, got 'age'"),
+        (
+            {"folds": 3, "weights": "first"},
+            "first must be above 0 in some train row of fold 0, got 0 in all 200",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
-        tabular.fit(TABLE, SMALL, label="left", progress=False, **options)
+        tabular.fit({**TABLE, "first": FIRST}, SMALL, label="left", progress=False, **options)
 
 
 @pytest.mark.slow

@@ -11,9 +11,11 @@ import pytest
 
 import jaxops as jo
 from jaxops import tabular
+from jaxops.model.selection import Blend
+from jaxops.tabular import jobs
 from jaxops.tabular.models.real_mlp import cosines, flat_cosine
 from jaxops.tabular.prepared import fitted
-from jaxops.tabular.recipes import is_decayed, real_mlp, recipe
+from jaxops.tabular.recipes import decayed, is_decayed, real_mlp, recipe
 
 RNG = np.random.default_rng(0)
 N = 240
@@ -134,7 +136,8 @@ def test_a_table_without_numbers_has_nothing_to_embed():
 def test_methods_that_read_the_table_in_other_ways_are_blended(tmp_path):
     methods = [tabular.MLP((8,)), SMALL["resnet"], SMALL["real"]]
     best = tabular.fit(TABLE, methods, label="left", epochs=2, progress=False)
-    assert best.about["validation"]["log_loss"] <= min(best.about["methods"].values()) + 1e-9
+    assert isinstance(best.task, Blend) and len({*best.task.tasks}) > 1
+    assert best.about["validation"]["log_loss"] < min(best.about["methods"].values())
     jo.save(tmp_path / "m.model", best)
     told = [jo.load(tmp_path / "m.model").predict(TABLE), best.predict(TABLE)]
     np.testing.assert_allclose(told[0].probabilities, told[1].probabilities, atol=1e-6)
@@ -234,6 +237,36 @@ def test_the_recipe_of_real_mlp():
             wanted[name] -= rate * factor * (adam + less)
     for name, value in params.items():
         np.testing.assert_allclose(value, wanted[name], rtol=1e-4, err_msg=name)
+
+
+def test_the_budget_ends_early_stopping_of_the_user_too():
+    rules = [jo.EarlyStopping("auc", mode="max"), jo.EarlyStopping(seconds=5.0), None]
+    found = [recipe(1000, 60.0, early_stopping=rule)["early_stopping"] for rule in rules]
+    assert found[0] == rules[0]._replace(seconds=60.0) and found[1] == rules[1]
+    assert found[2].seconds == 60.0 and found[2].metric == "loss"
+    assert recipe(1000, np.inf, early_stopping=None)["early_stopping"] is None
+    endless = {"epochs": 10**6, "early_stopping": None, "budget": "1s"}
+    model = tabular.fit(TABLE, tabular.MLP(()), label="left", progress=False, **endless)
+    assert int(model.state.step) < 10**6
+
+
+@pytest.mark.parametrize(
+    ("module", "optimizer"),
+    [
+        (tabular.MLP(), recipe(20, np.inf)["optimizer"]),
+        (tabular.FTTransformer(), decayed(1e-4, 1e-5)),
+        (tabular.ModernNCA(), decayed(1e-2, 2e-4)),
+        (tabular.RealMLP(), real_mlp(0.04, 5)),  # its schedule is that of the five epochs
+    ],
+)
+def test_new_rows_are_learned_at_the_rate_of_the_module(module, optimizer, monkeypatch):
+    monkeypatch.setattr(jobs, "trained_further", lambda model, columns, settings: settings)
+    encoder = tabular.fit_encoder({"age": AGE})._replace(label="left", classes=["no", "yes"])
+    task = tabular.classifier(module, features=1, classes=("no", "yes"))
+    few = {name: TABLE[name][:20] for name in ("age", "left")}
+    settings = tabular.update(jo.Model(task, None, tabular.TableReader(encoder)), few)
+    assert settings["optimizer"] is optimizer and settings["epochs"] == 5
+    assert settings["early_stopping"] is None
 
 
 @pytest.mark.slow

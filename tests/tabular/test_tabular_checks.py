@@ -7,9 +7,10 @@ import pytest
 
 from jaxops import tabular
 from jaxops.data.splits import folds_of, held_out_later
-from jaxops.tabular import checks
+from jaxops.tabular import checks, jobs
 from jaxops.tabular.parts import Roles, parts_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 600
 AGE = RNG.uniform(20, 60, N)
@@ -153,6 +154,12 @@ def test_validation_is_later_than_training():
          "w must be numbers of at least 0, got -1 in row 5"),
         ({"w": np.where(np.arange(N) == 5, np.nan, 1.0)}, {"weights": "w"}, "got nan in row 5"),
         ({"w": np.zeros(N)}, {"weights": "w"}, "w must be above 0 in some row"),
+        ({}, {"method": tabular.MLP(reads=tabular.Reads("bin"))},
+         "reads.numbers must be one of bins, standard, quantile, robust, got 'bin'"),
+        ({}, {"method": []}, "method must be at least 1, got an empty list"),
+        ({}, {"target": "quantiles", "levels": np.array([0.9, 0.1])}, "levels must be rising"),
+        ({}, {"label": ["left", "plan"]},
+         r"label must be the name of one column, got \['left', 'plan'\]; for several labels fit"),
         ({}, {"drop": ["left"]}, "drop must be columns beside the label, got 'left' among them"),
         ({"left": np.where(np.arange(N) == 3, np.inf, AGE)}, {"classes": False},
          "left must be finite float32 numbers, got 'inf' in row 3"),
@@ -193,5 +200,21 @@ def test_folds_keep_the_shares_of_classes_and_hold_groups_together():
     for train, held in folds_of(58, 5, label, seed=3):
         assert 9 <= (label[held] == "a").sum() <= 11 and 1 <= (label[held] == "b").sum() <= 2
         assert sorted([*train, *held]) == [*range(58)]
+    groups = np.repeat(np.arange(30), 2)
+    drawn = [folds_of(60, 3, groups=groups, seed=seed) for seed in (0, 0, 1)]
+    sides = [[held.tolist() for _, held in folds] for folds in drawn]
+    assert sides[0] == sides[1] != sides[2] and {len(side) for side in sides[2]} == {20}
     with pytest.raises(ValueError, match=r"folds must be in \[2, 2\] \(the number of groups\)"):
         folds_of(4, 3, groups=["a", "a", "b", "b"])
+
+
+def test_a_label_of_several_values_says_what_to_do():
+    pd = pytest.importorskip("pandas")
+    tags = pd.DataFrame({"age": AGE[:2], "tags": [["a"], ["a", "b"]]})
+    with pytest.raises(ValueError, match=r"got \['a'\] in row 0 .*; make a column of each value"):
+        tabular.fit(tags, SMALL, label="tags", progress=False)
+
+
+def test_the_default_in_a_list_has_its_name(monkeypatch):
+    monkeypatch.setattr(jobs, "TabM", lambda: SMALL)
+    assert [*fitted(method=[None]).about["methods"]] == ["1: MLP"]

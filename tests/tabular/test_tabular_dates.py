@@ -9,6 +9,7 @@ import jaxops as jo
 from jaxops import tabular
 from jaxops.model.encoding import decode, encode
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 pd = pytest.importorskip("pandas")
 
 DAYS = pd.Series(pd.date_range("2023-01-01", periods=200, freq="37h"))

@@ -10,6 +10,7 @@ import jaxops as jo
 from jaxops import tabular
 from jaxops.tabular import hist_trees
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 400
 AGE = np.where(RNG.random(N) < 0.1, np.nan, RNG.uniform(20, 60, N).astype(np.float32))
@@ -25,13 +26,6 @@ TABLE = {
     "score": 1e4 + 100 * SCORE,
 }
 LABELS = ("two", "three", "score")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """More threads than cores that are free take many times as long."""
-    with pytest.importorskip("threadpoolctl").threadpool_limits(1):
-        yield
 
 
 TRAIN, HELD = ({n: c[rows] for n, c in TABLE.items()} for rows in (slice(300), slice(300, N)))
@@ -122,6 +116,7 @@ def test_rare_values_share_a_category():
     assert len(np.unique(p[5:])) == 3 and p[:5].min() > p[5:].max()  # 7 of their own, one for all
 
 
+@pytest.mark.slow
 def test_a_column_of_100_000_categories_is_read():
     words = np.array([f"w{i:06d}" for i in range(100_000)], object)
     column = np.concatenate([np.tile(words, 2), words[:1].repeat(100_000)])
@@ -214,6 +209,7 @@ assert "sklearn.ensemble" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_file_answers_the_same_in_a_new_process_without_the_library(tmp_path):
     pd = pytest.importorskip("pandas")
     model = fitted(tabular.HistGradientBoosting(max_iter=8), "three")
@@ -296,6 +292,16 @@ def test_numbers_that_float32_would_merge_stay_different(name):
     trees = getattr(tabular, METHODS.get(name, name))(**COUNTS[name])
     model = tabular.fit(table, trees, label="plan", progress=False)
     assert (model.predict(table).labels == table["plan"]).mean() > 0.98
+
+
+def test_other_names_of_settings_replace_the_defaults_of_catboost():
+    pytest.importorskip("catboost")
+    names = {"n_estimators": 3, "eta": 0.3, "max_depth": 2, "reg_lambda": 2.0, "border_count": 16}
+    model = fitted(tabular.CatBoost(**names), "two")
+    own = model.task.trees._model
+    assert own.tree_count_ <= 3 and own.get_all_params()["depth"] == 2
+    same = tabular.CatBoost(iterations=3, learning_rate=0.3, depth=2, l2_leaf_reg=2.0, max_bin=16)
+    np.testing.assert_array_equal(answered(model, HELD), answered(fitted(same, "two"), HELD))
 
 
 def test_the_time_ends_it():
