@@ -38,7 +38,7 @@ def started(task, batch):
         value, out = task.loss(params, extra, batch, jax.random.key(1), False)
         return value / out.weight
 
-    return params, loss
+    return params, jax.jit(loss)
 
 
 def batch_of(event, **more):
@@ -47,12 +47,13 @@ def batch_of(event, **more):
 
 def check_padding(task, params, loss, batch):
     """Rows of weight 0 change neither the loss nor its gradient, whatever they hold."""
-    value, gradient = jax.value_and_grad(loss)(params, batch)
+    slopes = jax.jit(jax.value_and_grad(loss))
+    value, gradient = slopes(params, batch)
     padded = {name: np.concatenate([column, column[:4] + 1]) for name, column in batch.items()}
     padded["event"][-4:] = 1
     padded["features"][-1] = np.nan
     padded["mask"] = np.concatenate([np.ones(B), np.zeros(4)]).astype(np.float32)
-    again, other = jax.value_and_grad(loss)(params, padded)
+    again, other = slopes(params, padded)
     np.testing.assert_allclose(again, value, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, other
@@ -71,7 +72,9 @@ def test_deep_surv_is_the_partial_likelihood():
     assert value * B == pytest.approx(wanted, rel=1e-5)
     made = survival.cox_regression(X, TIME, EVENT, ties="breslow")
     best = {"kernel": jnp.asarray(made.coefficients, jnp.float32)[:, None]}
-    np.testing.assert_allclose(jax.grad(loss)(best, batch_of(EVENT))["kernel"], 0, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(loss))(best, batch_of(EVENT))["kernel"], 0, atol=1e-5
+    )
     assert float(loss(best, batch_of(EVENT))) * B == pytest.approx(-made.log_likelihood, rel=1e-5)
 
 
