@@ -1,11 +1,12 @@
 """What predictions score on rows, each figure with its interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jaxops.survival.metrics import (
+    Order,
     antolini,
     brier_of_rows,
     censoring_curve,
@@ -19,7 +20,9 @@ from jaxops.survival.metrics import (
 from jaxops.survival.outcomes import Outcome, outcome
 from jaxops.trust.evaluation import Evaluation
 
-PAIRS = 2**24  # of which a matrix is kept for the resamples
+PAIRS = 2**24  # of which matrices are kept for the resamples
+
+Figure = Callable[[np.ndarray], float]
 
 
 def score(
@@ -62,51 +65,68 @@ def score(
     censoring = censoring_curve(rows.time, rows.event)
     brier = np.trapezoid(brier_of_rows(any_event, curves, times, censoring), times, axis=1)
     values = {"integrated_brier": brier / (times[-1] - times[0])}
-    wholes: dict[str, Callable[[np.ndarray], float]] = {}
-    bare = set()
+    wholes: dict[str, Figure] = {}
+    by = in_order(rows)
+    small = len(by.events) * len(risk) <= PAIRS
     if incidence is None:
         until = float(times[-1]) * (1 + 1e-12)
         wholes["concordance"] = lambda some: harrell(rows.take(some), risk[some])
         wholes["concordance_ipcw"] = lambda some: uno(rows.take(some), risk[some], censoring, until)
-        parts: Sequence[tuple[str, np.ndarray, int | None]] = [("", curves, None)]
+        if small:
+            later = np.broadcast_to(-risk, (len(by.events), len(risk)))
+            at = rows.time[by.events]
+            weights = np.where(at < until, 1 / np.maximum(censoring.at(at), 1e-300), 0) ** 2
+            wholes["concordance"] = _by_pairs(by, later, np.ones(len(at)))
+            wholes["concordance_ipcw"] = _by_pairs(by, later, weights)
+        causes: list[tuple[str, np.ndarray, int | None]] = [("concordance_td", curves, None)]
     else:
         one_less = 1 - np.asarray(incidence, np.float64)
-        parts = [(f"_{k + 1}", one_less[:, k], k + 1) for k in range(one_less.shape[1])]
-    for name, part, cause in parts:
-        wholes[f"concordance_td{name}"], kept = _by_pairs(rows, part, times, cause)
-        bare |= set() if kept else {f"concordance_td{name}"}
+        several = range(one_less.shape[1])
+        causes = [(f"concordance_td_{k + 1}", one_less[:, k], k + 1) for k in several]
+    for name, part, cause in causes:
+        wholes[name] = _by_times(rows, part, times, cause, small)
     return Evaluation(
         "row",
         np.asarray(ids),
         values,
         wholes,
         smaller=frozenset({"integrated_brier"}),
-        bare=frozenset(bare),
+        bare=frozenset() if small else frozenset(name for name, _, _ in causes),
         parts={"risk": risk, "survival": curves, "time": rows.time, "event": rows.event},
     )
 
 
-def _by_pairs(
-    rows: Outcome, curves: np.ndarray, times: np.ndarray, cause: int | None
-) -> tuple[Callable[[np.ndarray], float], bool]:
-    """Antolini's concordance of some rows, and whether it is quick: by a matrix of all pairs."""
+def _by_times(
+    rows: Outcome, curves: np.ndarray, times: np.ndarray, cause: int | None, small: bool
+) -> Figure:
+    """Antolini's concordance of some of the rows."""
+    if not small:
+        return lambda some: antolini(rows.take(some), curves[some], times, cause)
     by = in_order(rows, cause)
-    if len(by.events) * len(curves) > PAIRS:
-        return lambda some: antolini(rows.take(some), curves[some], times, cause), False
-    place = np.searchsorted(times, rows.time[by.events], side="right") - 1
-    own = np.concatenate([np.ones((len(curves), 1)), curves], 1)[:, place + 1].T  # (E, N)
-    mine = own[np.arange(len(by.events)), by.events][:, None]
-    comparable = np.zeros(own.shape, bool)
-    for row, later in enumerate(by.later):
-        comparable[row, by.order[later:]] = True
-    right = (comparable * ((own > mine) + (own == mine) / 2)).astype(np.float32)
+    place = np.searchsorted(times, rows.time[by.events], side="right")
+    at_events = np.concatenate([np.ones((len(curves), 1)), curves], 1)[:, place].T
+    return _by_pairs(by, at_events, np.ones(len(place)))
+
+
+def _by_pairs(by: Order, later: np.ndarray, weights: np.ndarray) -> Figure:
+    """The weighted share of concordant pairs of some of the rows, by matrices of all pairs.
+
+    Args:
+        by: of N rows with E events.
+        later: (E, N), for each event's pairs larger for later events.
+        weights: (E,), of the events.
+    """
+    own = later[np.arange(len(by.events)), by.events][:, None]
+    comparable = np.zeros(later.shape, bool)
+    for row, first in enumerate(by.later):
+        comparable[row, by.order[first:]] = True
+    right = (comparable * ((later > own) + (later == own) / 2)).astype(np.float32)
     pairs = comparable.astype(np.float32)
 
     def figure(some: np.ndarray) -> float:
-        count = np.bincount(some, minlength=len(curves)).astype(np.float32)
-        weights = count[by.events]
-        # in float64: counts of pairs exceed what float32 holds exactly
-        total, of = (weights.astype(np.float64) @ (part @ count) for part in (right, pairs))
-        return ratio(total, of)
+        count = np.bincount(some, minlength=later.shape[1]).astype(np.float32)
+        # the counts of one event are exact in float32, their sums are not
+        weighted = weights * count[by.events]
+        return ratio(weighted @ (right @ count), weighted @ (pairs @ count))
 
-    return figure, True
+    return figure

@@ -31,7 +31,7 @@ def _count_below(ranks: np.ndarray, starts: np.ndarray, bounds: np.ndarray) -> n
     return found
 
 
-class _Order(NamedTuple):
+class Order(NamedTuple):
     """Rows by time, at one time those with an event first.
 
     Attributes:
@@ -45,7 +45,7 @@ class _Order(NamedTuple):
     later: np.ndarray
 
 
-def in_order(rows: Outcome, cause: int | None = None) -> _Order:
+def in_order(rows: Outcome, cause: int | None = None) -> Order:
     """The order of rows, and the events of one cause or of any."""
     seen = rows.event > 0
     order = np.lexsort((~seen, rows.time))
@@ -53,10 +53,10 @@ def in_order(rows: Outcome, cause: int | None = None) -> _Order:
     times, ends = np.sort(rows.time), np.sort(rows.time[seen])
     at = rows.time[events]
     tied = np.searchsorted(ends, at, "right") - np.searchsorted(ends, at, "left")
-    return _Order(order, events, np.searchsorted(times, at, "left") + tied)
+    return Order(order, events, np.searchsorted(times, at, "left") + tied)
 
 
-def _concordant(by: _Order, risk: np.ndarray, some: Any = slice(None)) -> np.ndarray:
+def _concordant(by: Order, risk: np.ndarray, some: Any = slice(None)) -> np.ndarray:
     """Of some of the events, how many later rows have less risk, those of equal risk counted half.
 
     Args:
@@ -68,8 +68,8 @@ def _concordant(by: _Order, risk: np.ndarray, some: Any = slice(None)) -> np.nda
     own, later = ranks[by.events[some]], by.later[some]
     first = later.min(initial=len(ranks))
     in_time = ranks[by.order[first:]]
-    below = _count_below(in_time, later - first, own)
-    return (below + _count_below(in_time, later - first, own + 1)) / 2
+    starts, bounds = np.tile(later - first, 2), np.concatenate([own, own + 1])
+    return _count_below(in_time, starts, bounds).reshape(2, -1).sum(0) / 2
 
 
 def ratio(total: Any, pairs: Any) -> float:

@@ -18,8 +18,15 @@ def rossi():
     return pytest.importorskip("lifelines.datasets").load_rossi()
 
 
-@pytest.mark.parametrize("law", list(FITTERS))
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("law", "late"),
+    [
+        *((law, False) for law in FITTERS),
+        ("log-normal", True),
+        pytest.param("weibull", True, marks=pytest.mark.slow),
+        pytest.param("log-logistic", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_law_is_that_of_lifelines(rossi, law, late):
     lifelines = pytest.importorskip("lifelines")
     fitter, location, scale, sign = FITTERS[law]

@@ -117,7 +117,9 @@ def test_a_resample_is_scored_as_its_rows(monkeypatch):
     assert made.wholes["concordance_td"](rows) == pytest.approx(wanted, abs=1e-9)
     monkeypatch.setattr("jaxops.survival.evaluation.PAIRS", 0)
     other = survival.score(np.arange(N), TIME, EVENT, RISK, CURVES, TIMES)
-    assert other.wholes["concordance_td"](rows) == pytest.approx(wanted, abs=1e-9)
+    for name in ("concordance", "concordance_ipcw", "concordance_td"):
+        by_sorting = other.wholes[name](rows)
+        assert made.wholes[name](rows) == pytest.approx(by_sorting, abs=1e-9)
     assert np.isnan(other.interval("concordance_td").low)
 
 
