@@ -42,7 +42,7 @@ METHODS = {
     "DeepHit": survival.DeepHit(),
 }
 CLOSED = ("Cox", "Weibull AFT")
-ROLES = {"time": "duration", "event": "event", "progress": False}
+ROLES: dict[str, Any] = {"time": "duration", "event": "event", "progress": False}
 FIGURES = ("concordance", "concordance_td", "concordance_ipcw", "integrated_brier")
 Rows = dict[str, dict[str, float]]
 

@@ -113,14 +113,16 @@ def fit(
     if isinstance(method, list | tuple):
         return best_of(
             methods,
-            lambda one, left: _fitted(one, parts, left, settings),
+            lambda one, left: _judged(one, parts, left, settings),
             "integrated_brier",
             None,
             left,
             progress,
         )
-    model, scored = _fitted(methods[0], parts, left, settings)
-    if progress and scored is not None:
+    if parts.held is None:
+        return _fitted(methods[0], parts, left, settings)
+    model, scored = _judged(methods[0], parts, left, settings)
+    if progress:
         print(f"validation, {len(scored):,} rows\n{scored}")
     return model
 
@@ -168,10 +170,7 @@ def _check_methods(methods: list[Any], options: Mapping[str, Any], entry: str | 
     check_one_directory(dict(options), len(methods))
 
 
-def _fitted(
-    method: Any, parts: Parts, left: float, settings: dict[str, Any]
-) -> tuple[Model, Evaluation | None]:
-    """A model, and its scores on the validation rows."""
+def _fitted(method: Any, parts: Parts, left: float, settings: dict[str, Any]) -> Model:
     about = {
         "data": fingerprint({"features": parts.train["features"], "time": parts.rows.time}),
         "rows": len(parts.rows.time),
@@ -179,14 +178,18 @@ def _fitted(
         "left out": parts.left_out,
     }
     if isinstance(method, CLOSED):
-        model = _closed(method, parts, settings["progress"], about)
-    else:
-        model = _network(method, parts, left, settings, about)
-    if parts.held is None:
-        return model, None
-    ids, columns, rows = parts.held(model.reader)
-    scored = _scored(model, ids, columns, rows)
-    about["validation"] = scored.figures()
+        return _closed(method, parts, settings["progress"], about)
+    return _network(method, parts, left, settings, about)
+
+
+def _judged(
+    method: Any, parts: Parts, left: float, settings: dict[str, Any]
+) -> tuple[Model, Evaluation]:
+    """A model, and its scores on the validation rows."""
+    assert parts.held is not None
+    model = _fitted(method, parts, left, settings)
+    scored = _scored(model, *parts.held(model.reader))
+    model.about["validation"] = scored.figures()
     return model, scored
 
 
@@ -200,7 +203,7 @@ def _closed(method: Any, parts: Parts, progress: bool, about: dict[str, Any]) ->
     scale = np.array([encoder.std.get(name, 1.0) for name in names])
     centre = np.array([encoder.mean.get(name, 0.0) for name in names])
     x = features[:, places].astype(np.float64) * scale + centre
-    given = {"entry": rows.entry, "names": names}
+    given: dict[str, Any] = {"entry": rows.entry, "names": names}
     if isinstance(method, Cox):
         strata = strata_of(parts.train, method.strata) if method.strata else None
         cluster = None if method.cluster is None else parts.train[method.cluster]

@@ -307,14 +307,14 @@ class Calibration(NamedTuple):
         observed: (B,), 1 less the Kaplan-Meier curve of the bin.
         low: (B,), its lower bound.
         high: (B,), its upper bound.
-        count: (B,), rows.
+        rows: (B,), their number.
     """
 
     predicted: np.ndarray
     observed: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    count: np.ndarray
+    rows: np.ndarray
 
     def frame(self) -> Any:
         """One row a bin."""

@@ -193,7 +193,7 @@ def deep_hit(
     return supervised(module, _inputs, loss, _no_metrics, predict, columns, coupled=alpha < 1)
 
 
-def _likelihood(outputs: Array, batch: Batch, edges: Array, causes: int) -> Array:
+def _likelihood(outputs: Array, batch: Batch, edges: np.ndarray, causes: int) -> Array:
     """DeepHit's negative log-likelihood (B,) of logits (B, K T)."""
     passed, event = _interval(batch, edges)
     logits = outputs.reshape(len(outputs), causes, len(edges))
@@ -209,7 +209,7 @@ def _likelihood(outputs: Array, batch: Batch, edges: Array, causes: int) -> Arra
     return jax.nn.logsumexp(every, 1) - jax.nn.logsumexp(own, 1)
 
 
-def _ranked(incidence: Array, batch: Batch, edges: Array, sigma: float) -> Array:
+def _ranked(incidence: Array, batch: Batch, edges: np.ndarray, sigma: float) -> Array:
     """DeepHit's ranking loss (B,) of incidences (B, K, T)."""
     passed, event = _interval(batch, edges)
     place = jnp.minimum(passed, len(edges) - 1)
@@ -224,7 +224,7 @@ def _ranked(incidence: Array, batch: Batch, edges: Array, sigma: float) -> Array
     return losses.sum(1) / jnp.maximum((weights > 0).sum(), 1)
 
 
-def _interval(batch: Batch, edges: Array) -> tuple[Array, Array]:
+def _interval(batch: Batch, edges: np.ndarray) -> tuple[Array, Array]:
     """How many intervals each row outlived (B,), and whether it has an event in the next (B,)."""
     time = jnp.asarray(batch["time"], jnp.float32)
     event = batch["event"] > 0
@@ -270,7 +270,7 @@ def cut_times(time: Any, event: Any, count: int = 20) -> np.ndarray:
     return cuts
 
 
-def _checked_cuts(cuts: Sequence[float]) -> Array:
+def _checked_cuts(cuts: Sequence[float]) -> np.ndarray:
     edges = np.asarray(cuts, np.float32)
     rising = edges.ndim == 1 and len(edges) > 0 and (np.diff(edges, prepend=0) > 0).all()
     if not rising or not np.isfinite(edges).all():

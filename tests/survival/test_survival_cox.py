@@ -59,7 +59,7 @@ def test_rossi_is_that_of_lifelines(rossi, fit):
     )
 
 
-@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("cluster", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_robust_errors_are_those_of_lifelines(rossi, cluster):
     """Of different times, as theirs do not know ties."""
     lifelines = pytest.importorskip("lifelines")
@@ -131,6 +131,7 @@ def test_strata_are_those_of_lifelines(rossi):
     assert set(made.baseline.frame()["stratum"]) == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_breslow_is_that_of_statsmodels(rossi):
     phreg = pytest.importorskip("statsmodels.duration.hazard_regression")
     x = rossi[["age", "prio"]].to_numpy()

@@ -144,7 +144,7 @@ def test_calibration_by_bins():
     seen = np.minimum(time, rng.exponential(2.0, 4000))
     p = 1 - np.exp(-hazard * 0.5)
     made = survival.calibration(seen, time <= seen, p, at=0.5, bins=8)
-    assert made.count.sum() == 4000 and (np.diff(made.predicted) > 0).all()
+    assert made.rows.sum() == 4000 and (np.diff(made.predicted) > 0).all()
     np.testing.assert_allclose(made.observed, made.predicted, atol=0.06)
     assert ((made.low < made.predicted) & (made.predicted < made.high)).sum() >= 6
     assert made.frame().shape == (8, 5)
