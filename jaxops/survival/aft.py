@@ -61,8 +61,8 @@ def _maximum(law: str, x: Array, start: Array, *rows: Array) -> tuple[Array, Arr
         return value.sum(), gradient, information
 
     with jax.default_matmul_precision("highest"):
-        b, step = newton(evaluate, start)
-        return b, step, jax.vmap(of_row)(theta(b), *rows), evaluate(b)[2]
+        b, step, information = newton(evaluate, start)
+        return b + step, step, jax.vmap(of_row)(theta(b + step), *rows), information
 
 
 @recorded

@@ -140,40 +140,56 @@ def _of_events(xp: Any, values: Any, sets: RiskSets) -> Any:
     return total[sets.until] - total[sets.since] - ties[sets.own]
 
 
-class _Parts(NamedTuple):
-    """What the derivatives are made of: w (N,), S1 / S0 (E, P), 1 / S0 (E, 1), A (N,)."""
+class Slopes(NamedTuple):
+    """The log-likelihood and its first derivatives, in the dtype of the features.
 
+    Attributes:
+        value: (), the log-likelihood.
+        gradient: (P,).
+        w: (N,), up to a factor.
+        inverse: (E, 1), 1 / S0, up to the same factor.
+        hazard: (N,), A.
+    """
+
+    value: Any
+    gradient: Any
     w: Any
-    mean: Any
     inverse: Any
     hazard: Any
 
 
-def _derivatives(xp: Any, x: Any, sets: RiskSets, b: Any) -> tuple[Any, Any, Any, _Parts]:
-    """The log-likelihood, its gradient (P,) and negative Hessian (P, P), in the dtype of x."""
+def slopes(xp: Any, x: Any, sets: RiskSets, b: Any) -> Slopes:
+    """See `Slopes`: sums of single numbers."""
     score = x @ b
     largest = score.max()
     w = xp.exp(score - largest)
-    weighted = xp.concatenate([w[:, None], w[:, None] * x], 1)
-    share = sets.share[:, None].astype(x.dtype)
-    ties = _of_ties(xp, weighted[sets.event], sets)[sets.tie]
-    sums = _at_risk(xp, weighted, sets) - share * ties
-    inverse = 1 / sums[:, :1]
-    mean = sums[:, 1:] * inverse
+    inverse = 1 / _of_tied(xp, w[:, None], sets)
     hazard = _of_events(xp, inverse, sets)[:, 0]
     value = (score[sets.event] - largest + xp.log(inverse[:, 0])).sum()
     seen = (sets.own < len(sets.sizes)).astype(x.dtype)
-    gradient = (seen - w * hazard) @ x
-    information = (x * (w * hazard)[:, None]).T @ x - mean.T @ mean
-    return value, gradient, information, _Parts(w, mean, inverse, hazard)
+    return Slopes(value, (seen - w * hazard) @ x, w, inverse, hazard)
+
+
+def means(xp: Any, x: Any, sets: RiskSets, at: Slopes) -> Any:
+    """S1 / S0 at each event, (E, P)."""
+    return _of_tied(xp, at.w[:, None] * x, sets) * at.inverse
+
+
+def _of_tied(xp: Any, values: Any, sets: RiskSets) -> Any:
+    """`_at_risk`, less the shares of the tied rows."""
+    share = sets.share[:, None].astype(values.dtype)
+    ties = _of_ties(xp, values[sets.event], sets)[sets.tie]
+    return _at_risk(xp, values, sets) - share * ties
 
 
 @jax.jit
-def _maximum(x: Array, sets: RiskSets, l2: Array) -> tuple[Array, Array]:
+def _maximum(x: Array, sets: RiskSets, l2: Array) -> tuple[Array, Array, Array]:
     def evaluate(b: Array) -> tuple[Array, Array, Array]:
-        value, gradient, information, _ = _derivatives(jnp, x, sets, b)
+        at = slopes(jnp, x, sets, b)
+        mean = means(jnp, x, sets, at)
+        information = (x * (at.w * at.hazard)[:, None]).T @ x - mean.T @ mean
         penalty = l2 * jnp.eye(len(b), dtype=x.dtype)
-        return value - l2 * (b @ b) / 2, gradient - l2 * b, information + penalty
+        return at.value - l2 * (b @ b) / 2, at.gradient - l2 * b, information + penalty
 
     with jax.default_matmul_precision("highest"):
         return newton(evaluate, jnp.zeros(x.shape[1], x.dtype))
@@ -229,8 +245,8 @@ def cox_regression(
 ) -> CoxFit:
     """Cox's proportional hazards: the hazard of a row is h(t) exp(x b), with any h of its stratum.
 
-    The partial log-likelihood is maximised by Newton's method on the device in float32, and its
-    last steps are made in float64 on the host, which also give the errors. A row whose features
+    The partial log-likelihood is maximised by Newton's method on the device in float32; the
+    last steps are made by gradients in float64 on the host. A row whose features
     change over time is given as several, each with its own `entry` and `time`.
 
     Args:
@@ -267,65 +283,70 @@ def cox_regression(
     stratum, labels = codes("strata", strata, len(rows.time))
     x, mean, std, names = scaled(features, len(rows.time), names, collinear=l2 > 0)
     sets = risk_sets(rows, stratum, ties == "efron")
-    start, step = _maximum(jnp.asarray(x, jnp.float32), sets, jnp.float32(l2))
-    b, value, information, parts = _polished(
-        x, sets, l2, np.asarray(start), np.asarray(step), names
-    )
-    covariance = np.linalg.inv(information)
+    # within strata the likelihood has no constant, and small differences no large one to lose
+    on_device = jnp.asarray(x - _mean_of_strata(x, stratum), jnp.float32)
+    start, step, information = map(np.asarray, _maximum(on_device, sets, jnp.float32(l2)))
+    b, at = _polished(x, sets, l2, start, step, information, names)
+    covariance = np.linalg.inv(information.astype(np.float64))
     if robust or cluster is not None:
         number = np.arange(len(x)) if cluster is None else codes("cluster", cluster, len(x))[0]
-        covariance = covariance @ _meat(x, sets, parts, number) @ covariance
+        covariance = covariance @ _meat(x, sets, at, number) @ covariance
     hazards = _baseline(rows, sets, x @ b, stratum, labels)
     return CoxFit(
         names,
         b / std,
         covariance / np.outer(std, std),
         mean,
-        float(value),
-        float(-np.log(_null(x, sets)).sum()),
+        float(at.value),
+        float(slopes(np, x, sets, np.zeros(len(b))).value),
         len(x),
         rows.events,
         hazards,
     )
 
 
-def _null(x: np.ndarray, sets: RiskSets) -> np.ndarray:
-    """S0 at each event with all coefficients 0, (E,)."""
-    ones = np.ones((len(x), 1))
-    ties = _of_ties(np, ones[sets.event], sets)[sets.tie]
-    return (_at_risk(np, ones, sets) - sets.share[:, None] * ties)[:, 0]
+def _mean_of_strata(x: np.ndarray, stratum: np.ndarray) -> np.ndarray:
+    """The mean of x (N, P) in each row's stratum, (N, P); (1, P) for one stratum."""
+    if not stratum.any():
+        return x.mean(0, keepdims=True)
+    count = np.bincount(stratum)
+    sums = np.stack([np.bincount(stratum, column) for column in x.T], 1)
+    return (sums / np.maximum(count, 1)[:, None])[stratum]
 
 
 def _polished(
-    x: np.ndarray, sets: RiskSets, l2: float, b: np.ndarray, step: np.ndarray, names: Sequence[str]
-) -> tuple[np.ndarray, float, np.ndarray, _Parts]:
-    """The maximum in float64 from one in float32; and the log-likelihood and information there."""
+    x: np.ndarray,
+    sets: RiskSets,
+    l2: float,
+    b: np.ndarray,
+    step: np.ndarray,
+    information: np.ndarray,
+    names: Sequence[str],
+) -> tuple[np.ndarray, Slopes]:
+    """The maximum, by gradients in float64, and the derivatives there.
+
+    The curvature may be that of float32: its error only slows the last steps down.
+    """
     check_converged(step, b, names, CLOSE)
-    b = b.astype(np.float64)
+    b = b.astype(np.float64) + step
     for _ in range(POLISHED):
-        value, gradient, information, parts = _derivatives(np, x, sets, b)
-        information = information + l2 * np.eye(len(b))
-        try:
-            step = np.linalg.solve(information, gradient - l2 * b)
-        except np.linalg.LinAlgError:
-            step = np.full(len(b), np.nan)
+        at = slopes(np, x, sets, b)
+        step = np.linalg.solve(information, at.gradient - l2 * b)
         if np.abs(step).max() <= EXACT:
             break
         b = b + step
     check_converged(step, b, names, EXACT)
-    return b, value, information, parts
+    return b, at
 
 
-def _meat(x: np.ndarray, sets: RiskSets, parts: _Parts, cluster: np.ndarray) -> np.ndarray:
+def _meat(x: np.ndarray, sets: RiskSets, at: Slopes, cluster: np.ndarray) -> np.ndarray:
     """The sum over clusters of s s', with s the sum of the score residuals of a cluster's rows."""
-    none = np.zeros((1, x.shape[1]))
-    means = _of_ties(np, parts.mean, sets) / sets.sizes[:, None]
-    means = np.concatenate([means, none])[sets.own]
+    mean, none = means(np, x, sets, at), np.zeros((1, x.shape[1]))
+    of_ties = _of_ties(np, mean, sets) / sets.sizes[:, None]
+    of_row = np.concatenate([of_ties, none])[sets.own]
     seen = (sets.own < len(sets.sizes))[:, None]
-    passed = _of_events(np, parts.mean * parts.inverse, sets)
-    residual = np.where(seen, x - means, 0) - parts.w[:, None] * (
-        x * parts.hazard[:, None] - passed
-    )
+    passed = x * at.hazard[:, None] - _of_events(np, mean * at.inverse, sets)
+    residual = np.where(seen, x - of_row, 0) - at.w[:, None] * passed
     sums = np.stack([np.bincount(cluster, column) for column in residual.T], 1)
     return sums.T @ sums
 
@@ -412,9 +433,9 @@ def proportionality_test(
         raise ValueError(f"features must have shape {wanted}, got {x.shape}")
     x = x - fit.mean
     sets = risk_sets(rows, codes("strata", strata, len(x))[0], ties == "efron")
-    _, _, _, parts = _derivatives(np, x, sets, fit.coefficients)
-    means = _of_ties(np, parts.mean, sets) / sets.sizes[:, None]
-    residuals = (x[sets.event] - means[sets.tie]) @ fit.covariance * len(sets.event)
+    mean = means(np, x, sets, slopes(np, x, sets, fit.coefficients))
+    of_ties = _of_ties(np, mean, sets) / sets.sizes[:, None]
+    residuals = (x[sets.event] - of_ties[sets.tie]) @ fit.covariance * len(sets.event)
     curve = kaplan_meier(rows.time, rows.event, rows.entry)
     at = curve.at(rows.time[sets.event])
     at = at - at.mean()

@@ -12,13 +12,13 @@ from jaxops.model.finished import frame
 
 Array = jax.Array
 STEPS = 60  # of Newton's method; ten are many
-CLOSE = 1e-4  # of a step on standardised features: the next one is of the order of its square
+CLOSE = 1e-5  # of a step on standardised features: the next one is of the order of its square
 COLLINEAR = 1e-7  # the least eigenvalue of the features' correlations
 
 
 def newton(
     evaluate: Callable[[Array], tuple[Array, Array, Array]], start: Array
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """The maximum of a log-likelihood, by Newton's method with halved steps; within `jax.jit`.
 
     Curvatures that are not positive are taken as their absolute values, so that each step goes
@@ -29,7 +29,8 @@ def newton(
         start: (P,).
 
     Returns:
-        The parameters, and the last step (P,), which is NaN where there was none.
+        The parameters, the step (P,) from them to the maximum, which is NaN where there was none,
+        and the negative Hessian.
     """
 
     def direction(gradient: Array, information: Array) -> Array:
@@ -38,11 +39,11 @@ def newton(
         return vectors @ ((vectors.T @ gradient) / size)
 
     def more(state: Any) -> Array:
-        count, at, _, step = state
+        count, at, _, step, _ = state
         return (count < STEPS) & (jnp.abs(step) > CLOSE * (1 + jnp.abs(at))).any()
 
     def advance(state: Any) -> Any:
-        count, at, value, step = state
+        count, at, value, step, known = state
         new, gradient, information = evaluate(at + step)
         # float32 sums are not exact: what is smaller by their rounding is not worse
         better = new >= value - 1e-5 * jnp.abs(value)
@@ -52,12 +53,13 @@ def newton(
             jnp.where(better, at + step, at),
             jnp.where(better, new, value),
             jnp.where(better, further, step / 2),
+            jnp.where(better, information, known),
         )
 
     value, gradient, information = evaluate(start)
-    state = jnp.int32(0), start, value, direction(gradient, information)
-    _, at, _, step = jax.lax.while_loop(more, advance, state)
-    return at + step, step
+    state = jnp.int32(0), start, value, direction(gradient, information), information
+    _, at, _, step, information = jax.lax.while_loop(more, advance, state)
+    return at, step, information
 
 
 class Scaled(NamedTuple):
