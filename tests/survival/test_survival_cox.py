@@ -193,7 +193,7 @@ def test_other_data_sets_are_those_of_scikit_survival(ties):
     datasets = pytest.importorskip("sksurv.datasets")
     linear = pytest.importorskip("sksurv.linear_model")
     column = pytest.importorskip("sksurv.column")
-    for load in (datasets.load_gbsg2, datasets.load_veterans_lung_cancer, datasets.load_aids):
+    for load in (datasets.load_gbsg2, datasets.load_veterans_lung_cancer):
         x, y = load()
         x = column.encode_categorical(x).astype(float)
         event, time = (y[name] for name in y.dtype.names)
