@@ -25,7 +25,7 @@ class Curves(NamedTuple):
         ids: (N,), the user's ids, or the numbers of the rows.
         times: (T,).
         survival: float32 (N, T), the probability of no event up to each time.
-        risk: float32 (N,), larger for earlier events: the log hazard of proportional hazards, less
+        risk: float32 (N,), larger for earlier events: the log hazard (within a stratum), less
             the location of accelerated failure times, else less the restricted mean.
         median: float32 (N,), the time at which `survival` falls to a half; infinite where it does
             not.
