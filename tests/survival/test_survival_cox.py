@@ -83,7 +83,7 @@ def test_robust_errors_with_ties_are_those_of_weights_of_the_rows(ties):
     def best(weights):
         """By Newton's method on weighted sums over risk sets, as R's coxph has them."""
         b = np.zeros(2)
-        for _ in range(20):
+        for _ in range(8):
             gradient, information = np.zeros(2), np.zeros((2, 2))
             for t in np.unique(time[event]):
                 tied, r = (time == t) & event, weights * np.exp(x @ b)
@@ -158,6 +158,7 @@ def test_entry_times_are_those_of_lifelines(rossi):
     check_same(made, theirs)
 
 
+@pytest.mark.slow
 def test_rows_that_change_over_time_are_those_of_lifelines():
     lifelines = pytest.importorskip("lifelines")
     table = pytest.importorskip("lifelines.datasets").load_stanford_heart_transplants()

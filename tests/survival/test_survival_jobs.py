@@ -171,6 +171,7 @@ def test_several_causes():
         survival.probability_before(made, NEW, [9.0], cause=3)
 
 
+@pytest.mark.slow
 def test_the_best_of_a_list(capsys):
     made = survival.fit(
         TABLE, [survival.Cox(), survival.LogNormalAFT()], id="customer", time="months", event="left"
