@@ -22,7 +22,7 @@ from jaxops.train import clock
 from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
-# movielens runs beauty_sequences'; the other three have tests of their own: they draw or log nothing
+# movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
 ALONE = {"movielens", "defaults", "tables", "survival_sets"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
