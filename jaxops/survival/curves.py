@@ -46,7 +46,13 @@ class Curve(NamedTuple):
 
     @property
     def median(self) -> float:
-        """The first time at which a survival curve is at most 0.5; infinite where there is none."""
+        """The first time at which a survival curve is at most 0.5; infinite where there is none.
+
+        Raises:
+            ValueError: a curve of hazard or incidence, which has no median.
+        """
+        if self.start != 1:
+            raise ValueError(f"median must be asked of a curve from 1 on, got one from {self.start:g}")
         below = np.flatnonzero(self.estimate <= 0.5)
         return float(self.times[below[0]]) if len(below) else np.inf
 

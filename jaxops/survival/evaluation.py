@@ -12,6 +12,7 @@ from jaxops.survival.metrics import (
     censoring_curve,
     checked,
     checked_curves,
+    event_weights,
     harrell,
     in_order,
     ratio,
@@ -75,7 +76,7 @@ def score(
         if small:
             later = np.broadcast_to(-risk, (len(by.events), len(risk)))
             at = rows.time[by.events]
-            weights = np.where(at < until, 1 / np.maximum(censoring.at(at), 1e-300), 0) ** 2
+            weights = (at < until) * event_weights(censoring, rows.time, by.events) ** 2
             wholes["concordance"] = _by_pairs(by, later, np.ones(len(at)))
             wholes["concordance_ipcw"] = _by_pairs(by, later, weights)
         causes: list[tuple[str, np.ndarray, int | None]] = [("concordance_td", curves, None)]

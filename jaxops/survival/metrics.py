@@ -113,10 +113,10 @@ def harrell(rows: Outcome, risk: np.ndarray) -> float:
 def concordance_ipcw(
     time: Any, event: Any, risk: Any, censoring: Curve | None = None, until: float = np.inf
 ) -> float:
-    """Uno's concordance: Harrell's with pairs weighted by 1 / G(t)^2 at the event's time t.
+    """Uno's concordance: Harrell's with pairs weighted by 1 / G(t-)^2 at the event's time t.
 
-    G is the probability of not yet being censored, so that the result does not depend on how
-    censoring fell.
+    G(t-) is the probability of not being censored before t, so that the result does not depend on
+    how censoring fell.
 
     Args:
         time: (N,), see `survival.outcome`.
@@ -126,7 +126,7 @@ def concordance_ipcw(
         until: events from this time on do not count.
 
     Raises:
-        ValueError: as `concordance`; an event where G is 0.
+        ValueError: as `concordance`; an event before which G is 0.
 
     References:
         Uno et al. 2011.
@@ -143,7 +143,7 @@ def uno(rows: Outcome, risk: np.ndarray, censoring: Curve, until: float) -> floa
     """`concordance_ipcw` of checked rows."""
     by = in_order(rows)
     some = np.flatnonzero(rows.time[by.events] < until)
-    weights = _inverse(censoring, rows.time[by.events[some]], by.events[some]) ** 2
+    weights = event_weights(censoring, rows.time, by.events[some]) ** 2
     pairs = len(risk) - by.later[some]
     return ratio(weights @ _concordant(by, risk, some), weights @ pairs)
 
@@ -212,15 +212,25 @@ def censoring_curve(time: Any, event: Any) -> Curve:
     return curve._replace(at_risk=left, estimate=np.cumprod(1 - share), low=nothing, high=nothing)
 
 
-def _inverse(censoring: Curve, times: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """1 / G at times."""
-    share = censoring.at(times)
+def event_weights(censoring: Curve, time: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """1 / G(t-) at the times t of events.
+
+    Args:
+        censoring: G, see `censoring_curve`.
+        time: (N,), of all rows.
+        events: (E,), rows.
+
+    Raises:
+        ValueError: an event before which all are censored.
+    """
+    place = np.searchsorted(censoring.times, time[events], side="left")
+    share = np.concatenate([[1.0], censoring.estimate])[place]
     zero = np.flatnonzero(share == 0)
     if len(zero):
-        row = "" if rows is None else f" of row {rows[zero[0]]}"
+        row = events[zero[0]]
         raise ValueError(
-            "times must be such that not all are censored before, got "
-            f"{times[zero[0]]:g}{row}, from which on all are"
+            "censoring must be above 0 before each event, got 0 before the event at "
+            f"{time[row]:g} in row {row}"
         )
     return 1 / share
 
@@ -230,7 +240,7 @@ def brier_score(
 ) -> np.ndarray:
     """The Brier score at each of some times: the mean of (1(T > t) - S(t))^2, for censored rows.
 
-    A row with an event up to t counts with 1 / G at its time, a row that outlived t with 1 / G(t),
+    A row with an event at T, up to t, counts with 1 / G(T-), a row that outlived t with 1 / G(t),
     and a row that was censored before not at all.
 
     Args:
@@ -244,7 +254,7 @@ def brier_score(
         (T,); a curve that is a half everywhere has 0.25.
 
     Raises:
-        ValueError: as `concordance_td`; a time or an event where G is 0.
+        ValueError: as `concordance_td`; a time at which G is 0, or an event before which it is.
 
     References:
         Graf et al. 1999.
@@ -264,11 +274,17 @@ def brier_of_rows(
     hit = (rows.event > 0)[:, None] & (rows.time[:, None] <= times[None])
     hits = np.flatnonzero(hit.any(1))
     own = np.zeros(len(curves))
-    own[hits] = _inverse(censoring, rows.time[hits], hits)
+    own[hits] = event_weights(censoring, rows.time, hits)
     outlived = rows.time[:, None] > times[None]
     reached = outlived.any(0)
-    at = np.zeros(len(times))
-    at[reached] = _inverse(censoring, times[reached])
+    share = censoring.at(times)
+    zero = np.flatnonzero(reached & (share == 0))
+    if len(zero):
+        raise ValueError(
+            "times must be such that not all are censored before, got "
+            f"{times[zero[0]]:g}, from which on all are"
+        )
+    at = np.divide(1, share, out=np.zeros(len(times)), where=reached)
     return hit * curves**2 * own[:, None] + outlived * (1 - curves) ** 2 * at[None]
 
 
@@ -304,7 +320,8 @@ class Calibration(NamedTuple):
 
     Attributes:
         predicted: (B,), the mean prediction.
-        observed: (B,), 1 less the Kaplan-Meier curve of the bin.
+        observed: (B,), 1 less the Kaplan-Meier curve of the bin; NaN where the last row of the bin
+            was censored before.
         low: (B,), its lower bound.
         high: (B,), its upper bound.
         rows: (B,), their number.
@@ -351,7 +368,10 @@ def calibration(
         own = rows.take(part)
         curve = kaplan_meier(own.time, own.event, coverage=coverage)
         low, high = (1 - step(curve.times, x, at, 1.0) for x in (curve.high, curve.low))
-        found.append((p[part].mean(), 1 - curve.at(at), low, high, len(part)))
+        share = 1 - curve.at(at)
+        if share < 1 and not curve.risk_at(at):  # the curve is not known there
+            share = low = high = np.nan
+        found.append((p[part].mean(), share, low, high, len(part)))
     columns = (np.array(column) for column in zip(*found, strict=True))
     return Calibration(*columns)
 

@@ -149,3 +149,9 @@ def test_a_picture_has_bands_and_numbers_at_risk(tmp_path):
     assert str((GROUPS == "a").sum()) in numbers and str((GROUPS == "b").sum()) in numbers
     with pytest.raises(ValueError, match="curves must be 1 to 6, got 0"):
         survival.plot_curves({})
+
+
+def test_a_median_is_that_of_a_survival_curve():
+    for curve in (survival.nelson_aalen(TIME, EVENT), *survival.aalen_johansen(TIME, EVENT)):
+        with pytest.raises(ValueError, match="median must be asked of a curve from 1 on"):
+            _ = curve.median

@@ -1,5 +1,7 @@
 """Concordance, Brier score and calibration beside scikit-survival, lifelines and plain loops."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,11 @@ RISK = RNG.integers(0, 12, N) / 4 - TIME / 40 * (RNG.random(N) < 0.5)
 TIMES = np.array([2.0, 5.0, 9.0, 14.0, 20.0])
 CURVES = np.exp(-np.exp(RISK)[:, None] * TIMES[None] / 30).round(2)  # with ties
 TRAIN = np.concatenate([TIME, RNG.integers(1, 40, 60)]), np.concatenate([EVENT, np.arange(60) % 2])
+
+
+# where censored rows and events share no time scikit-survival's weights are 1 / G(t-) too
+APART = TIME - 0.5 * (EVENT == 0), EVENT
+TRAIN_APART = TRAIN[0] - 0.5 * (TRAIN[1] == 0), TRAIN[1]
 
 
 def structured(time, event):
@@ -67,23 +74,52 @@ def test_antolini_is_that_of_loops():
 
 def test_uno_is_that_of_scikit_survival():
     metrics = pytest.importorskip("sksurv.metrics")
-    censoring = survival.censoring_curve(*TRAIN)
+    censoring = survival.censoring_curve(*TRAIN_APART)
     for until in (None, 15.0):
         theirs = metrics.concordance_index_ipcw(
-            structured(*TRAIN), structured(TIME, EVENT), RISK, tau=until
+            structured(*TRAIN_APART), structured(*APART), RISK, tau=until
         )[0]
-        got = survival.concordance_ipcw(TIME, EVENT, RISK, censoring, until or np.inf)
+        got = survival.concordance_ipcw(*APART, RISK, censoring, until or np.inf)
         assert got == pytest.approx(theirs, abs=1e-9)
+
+
+def uncensored_before(t):
+    """G(t-), by the definition: at one time events go before censored rows."""
+    share = 1.0
+    for c in np.unique(TIME[EVENT == 0]):
+        if c < t:
+            left = ((TIME > c) | ((TIME == c) & (EVENT == 0))).sum()
+            share *= 1 - ((TIME == c) & (EVENT == 0)).sum() / left
+    return share
+
+
+def test_weights_with_ties_are_those_of_loops():
+    weight = {t: 1 / uncensored_before(t) for t in np.unique(TIME)}
+    total, whole = 0.0, 0.0
+    for i, j in pairs(TIME, EVENT):
+        whole += weight[TIME[i]] ** 2
+        total += weight[TIME[i]] ** 2 * ((RISK[i] > RISK[j]) + (RISK[i] == RISK[j]) / 2)
+    got = survival.concordance_ipcw(TIME, EVENT, RISK)
+    assert got == pytest.approx(total / whole, abs=1e-12)
+    half = 0.5 * np.ones((N, 1))
+    for t in TIMES:
+        hits = [weight[u] for u, seen in zip(TIME, EVENT, strict=True) if seen and u <= t]
+        wanted = 0.25 * (sum(hits) + (TIME > t).sum() / uncensored_before(t + 1e-9)) / N
+        assert survival.brier_score(TIME, EVENT, half, [t]) == pytest.approx(wanted, abs=1e-12)
+    # all rows that are left are censored at the time of an event
+    assert survival.concordance_ipcw([1, 2, 2], [1, 1, 0], [3, 2, 1]) == 1
+    one = survival.score(range(3), [1, 2, 2], [1, 1, 0], [3, 2, 1], half[:3].repeat(2, 1), [1, 2])
+    assert one.figures()["concordance_ipcw"] == 1
 
 
 def test_brier_is_that_of_scikit_survival():
     metrics = pytest.importorskip("sksurv.metrics")
-    known = structured(*TRAIN), structured(TIME, EVENT)
-    censoring = survival.censoring_curve(*TRAIN)
+    known = structured(*TRAIN_APART), structured(*APART)
+    censoring = survival.censoring_curve(*TRAIN_APART)
     _, wanted = metrics.brier_score(*known, CURVES, TIMES)
-    got = survival.brier_score(TIME, EVENT, CURVES, TIMES, censoring)
+    got = survival.brier_score(*APART, CURVES, TIMES, censoring)
     np.testing.assert_allclose(got, wanted, atol=1e-12)
-    whole = survival.integrated_brier_score(TIME, EVENT, CURVES, TIMES, censoring)
+    whole = survival.integrated_brier_score(*APART, CURVES, TIMES, censoring)
     assert whole == pytest.approx(metrics.integrated_brier_score(*known, CURVES, TIMES), abs=1e-12)
 
 
@@ -148,14 +184,25 @@ def test_calibration_by_bins():
     np.testing.assert_allclose(made.observed, made.predicted, atol=0.06)
     assert ((made.low < made.predicted) & (made.predicted < made.high)).sum() >= 6
     assert made.frame().shape == (8, 5)
+    # the lower bin ends before the time with rows that are censored, the upper one with an event
+    p, seen = [0.1, 0.1, 0.8, 0.9], [0, 0, 1, 1]
+    made = survival.calibration([1, 2, 3, 4], seen, p, at=10, bins=2)
+    assert np.isnan(made.observed[0]) and np.isnan(made.low[0]) and np.isnan(made.high[0])
+    assert made.observed[1] == 1
+    assert survival.calibration([1, 2, 3, 4], seen, p, at=2, bins=2).observed[0] == 0
 
 
-def test_sorting_is_quick():
+def test_pairs_are_counted_without_a_matrix():
     n = 100_000
     rng = np.random.default_rng(0)
     time = rng.exponential(size=n)
-    got = survival.concordance(time, rng.random(n) < 0.5, -time + rng.normal(size=n))
+    event, risk = rng.random(n) < 0.5, -time + rng.normal(size=n)
+    tracemalloc.start()
+    got = survival.concordance(time, event, risk)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert 0.6 < got < 0.8
+    assert peak < 1000 * n  # bytes; a row of all pairs has 100,000
 
 
 @pytest.mark.parametrize(
@@ -174,7 +221,12 @@ def test_sorting_is_quick():
         (
             lambda: survival.brier_score([2, 3, 1], [1, 1, 0], np.ones((3, 1)), [2],
                                          survival.censoring_curve([1], [0])),
-            "times must be such that not all are censored before, got 2 of row 0",
+            "censoring must be above 0 before each event, got 0 before the event at 2 in row 0",
+        ),
+        (
+            lambda: survival.brier_score([2, 3, 1], [0, 0, 0], np.ones((3, 1)), [2],
+                                         survival.censoring_curve([1], [0])),
+            "times must be such that not all are censored before, got 2, from which on all are",
         ),
         (
             lambda: survival.calibration([1, 2], [1, 1], [0.5, 1.5], 1.0),
