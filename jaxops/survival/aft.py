@@ -7,62 +7,136 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.stats import norm
+import scipy.special
 
 from jaxops.survival.families import Law
-from jaxops.survival.newton import CLOSE, check_converged, coefficient_table, newton, scaled
+from jaxops.survival.newton import check_converged, coefficient_table, newton, scaled
 from jaxops.survival.outcomes import outcome
 from jaxops.task import recorded
 
 Array = jax.Array
 LAWS = ("weibull", "log-normal", "log-logistic")
+HALF_LOG_2_PI = float(np.log(2 * np.pi) / 2)
+POLISHED = 20  # the most steps in float64; two or three are usual
+EXACT = 1e-7  # of the last of them
+ROUNDING = 1e-14  # of eigenvalues, by the largest one
 
 
-def _log_survival(law: str, z: Array) -> Array:
+class Slopes(NamedTuple):
+    """The log-likelihood and its derivatives, in the dtype of the features.
+
+    Attributes:
+        value: (), of log times.
+        gradient: (P + 2,).
+        information: (P + 2, P + 2), the negative Hessian.
+    """
+
+    value: Any
+    gradient: Any
+    information: Any
+
+
+def _survival(xp: Any, law: str, z: Any) -> tuple[Any, Any, Any]:
+    """log S(z) of rows (N,) and its first two derivatives."""
+    special = scipy.special if xp is np else jax.scipy.special
     if law == "weibull":
-        return -jnp.exp(z)
-    return norm.logsf(z) if law == "log-normal" else -jax.nn.softplus(z)
+        hazard = xp.exp(z)
+        return -hazard, -hazard, -hazard
+    if law == "log-normal":
+        value = special.log_ndtr(-z)
+        hazard = xp.exp(-(z**2) / 2 - HALF_LOG_2_PI - value)
+        return value, -hazard, -hazard * (hazard - z)
+    share = special.expit(z)
+    return -xp.logaddexp(0, z), -share, -share * (1 - share)
 
 
-def _log_density(law: str, z: Array) -> Array:
+def _density(xp: Any, law: str, z: Any) -> tuple[Any, Any, Any]:
+    """log f(z) of rows (N,) and its first two derivatives."""
+    if law == "log-normal":
+        return -(z**2) / 2 - HALF_LOG_2_PI, -z, -xp.ones_like(z)
+    value, first, second = _survival(xp, law, z)
     if law == "weibull":
-        return z - jnp.exp(z)
-    return norm.logpdf(z) if law == "log-normal" else z - 2 * jax.nn.softplus(z)
+        return z + value, 1 + first, second
+    return z + 2 * value, 1 + 2 * first, 2 * second
 
 
-def _row(
-    law: str, theta: Array, log_time: Array, event: Array, log_entry: Array, late: Array
-) -> Array:
-    """The log-likelihood of one row, up to -log t, for theta = (location, log scale)."""
-    z, z_entry = ((x - theta[0]) * jnp.exp(-theta[1]) for x in (log_time, log_entry))
-    seen = _log_density(law, z) - theta[1]
-    value = jnp.where(event, seen, _log_survival(law, z))
-    return value - jnp.where(late, _log_survival(law, z_entry), 0)
+def _slopes(xp: Any, law: str, x: Any, rows: Sequence[Any], b: Any) -> Slopes:
+    """See `Slopes`, at (intercept, slopes, log scale).
+
+    With z = (log t - location) / scale a function f(z) has the derivatives -f' / scale and -z f' in
+    the location and the log scale, and f'' / scale^2, (z f'' + f') / scale, z^2 f'' + z f' are the
+    second ones.
+
+    Args:
+        xp: NumPy, or JAX's.
+        law: of z.
+        x: (N, P).
+        rows: log times, events, log entries and whether there is one, each (N,).
+        b: (P + 2,).
+    """
+    log_time, event, log_entry, late = rows
+    design = xp.concatenate([xp.ones((len(x), 1), x.dtype), x], 1)
+    location, scale = design @ b[:-1], xp.exp(b[-1])
+    z, z_entry = (log_time - location) / scale, (log_entry - location) / scale
+    at_time = [
+        xp.where(event, seen, not_yet)
+        for seen, not_yet in zip(_density(xp, law, z), _survival(xp, law, z), strict=True)
+    ]
+    at_entry = [xp.where(late, part, 0) for part in _survival(xp, law, z_entry)]
+    value = at_time[0].sum() - at_entry[0].sum() - event.sum() * b[-1]
+    gradient = [0.0, -event.sum()]
+    curve = [0.0, 0.0, 0.0]
+    for sign, at, (_, first, second) in ((1, z, at_time), (-1, z_entry, at_entry)):
+        gradient[0] -= sign * first
+        gradient[1] -= sign * (at * first).sum()
+        curve[0] -= sign * second
+        curve[1] -= sign * (at * second + first)
+        curve[2] -= sign * (at**2 * second + at * first).sum()
+    block = design.T @ (curve[0][:, None] * design) / scale**2
+    cross = (curve[1] @ design / scale)[:, None]
+    last = xp.concatenate([cross.T, xp.reshape(curve[2], (1, 1))], 1)
+    information = xp.concatenate([xp.concatenate([block, cross], 1), last])
+    slope = gradient[0] @ design / scale
+    return Slopes(value, xp.append(slope, gradient[1]), information)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _maximum(law: str, x: Array, start: Array, *rows: Array) -> tuple[Array, Array, Array, Array]:
-    """The parameters (intercept, slopes, log scale), the last step, values (N,), information."""
-    of_row = functools.partial(_row, law)
-
-    def theta(b: Array) -> Array:
-        return jnp.stack([b[0] + x @ b[1:-1], jnp.broadcast_to(b[-1], len(x))], 1)
-
-    def evaluate(b: Array) -> tuple[Array, Array, Array]:
-        at = theta(b)
-        value, slope = jax.vmap(jax.value_and_grad(of_row))(at, *rows)
-        curve = -jax.vmap(jax.hessian(of_row))(at, *rows)
-        ones = jnp.concatenate([jnp.ones((len(x), 1)), x], 1)
-        cross = ones.T @ curve[:, 0, 1]
-        block = ones.T @ (curve[:, :1, 0] * ones)
-        last = jnp.append(cross, curve[:, 1, 1].sum())
-        information = jnp.concatenate([jnp.concatenate([block, cross[:, None]], 1), last[None]])
-        gradient = jnp.append(slope[:, 0] @ ones, slope[:, 1].sum())
-        return value.sum(), gradient, information
-
+def _near(law: str, x: Array, start: Array, *rows: Array) -> Array:
+    """Parameters near the maximum."""
     with jax.default_matmul_precision("highest"):
-        b, step, information = newton(evaluate, start)
-        return b + step, step, jax.vmap(of_row)(theta(b + step), *rows), information
+        return newton(lambda b: _slopes(jnp, law, x, rows, b), start)[0]
+
+
+def _polished(
+    law: str, x: np.ndarray, rows: Sequence[Any], b: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, Slopes]:
+    """The maximum by steps in float64, and the derivatives there.
+
+    Raises:
+        ValueError: there is none, or features that determine each other.
+    """
+    at, step = _slopes(np, law, x, rows, b), np.zeros(len(b))
+    for _ in range(POLISHED):
+        with np.errstate(over="ignore", invalid="ignore"):
+            new = _slopes(np, law, x, rows, b + step)
+        if new.value >= at.value - ROUNDING * abs(at.value):
+            b, at = b + step, new
+            try:
+                step = np.linalg.solve(at.information, at.gradient)
+            except np.linalg.LinAlgError:
+                step = np.full(len(b), np.inf)
+        else:
+            step = step / 2
+        if not np.abs(step).max() > EXACT:
+            break
+    check_converged(step[1:-1], b[1:-1], names[1:-1], EXACT)  # the intercept grows with them
+    check_converged(step, b, names, EXACT)
+    b = b + step
+    values, vectors = np.linalg.eigh(at.information)
+    if values[0] <= ROUNDING * values[-1]:
+        worst = names[int(np.abs(vectors[:, 0]).argmax())]
+        raise ValueError(f"the times must tell the coefficient of {worst}, got some that do not")
+    return b, at
 
 
 @recorded
@@ -108,8 +182,8 @@ def aft_regression(
     """Accelerated failure time: log t = a + x b + scale * e, by maximum likelihood.
 
     The error e has Gumbel's law of extreme values, so that times are Weibull with shape 1 / scale
-    and scale exp(a + x b); or is standard normal; or logistic. Newton's method on the device, in
-    float32, with derivatives by JAX.
+    and scale exp(a + x b); or is standard normal; or logistic. Newton's method on the device in
+    float32; the last steps are made in float64 on the host.
 
     Args:
         features: (N, P), finite.
@@ -146,27 +220,21 @@ def aft_regression(
     log_entry = np.log(np.where(entry > 0, entry, rows.time))  # of no entry any number
     start = np.zeros(x.shape[1] + 2)
     start[-1] = np.log(max(log_time.std(), 1e-3))
-    b, step, values, information = (
-        np.asarray(part, np.float64)
-        for part in _maximum(
-            law,
-            jnp.asarray(x, jnp.float32),
-            jnp.asarray(start, jnp.float32),
-            jnp.asarray(log_time - centre, jnp.float32),
-            rows.event > 0,
-            jnp.asarray(log_entry - centre, jnp.float32),
-            entry > 0,
-        )
-    )
+    seen, late = rows.event > 0, entry > 0
+    columns = (log_time - centre, seen, log_entry - centre, late)
+    device = [
+        jnp.asarray(c, jnp.float32 if c.dtype == float else bool) for c in (x, start, *columns)
+    ]
+    near = _near(law, *device)
     every = ["intercept", *names, "log(scale)"]
-    check_converged(step, b, every, CLOSE)
+    b, at = _polished(law, x, columns, np.asarray(near, np.float64), every)
     # of features as they are: the intercept is at x = 0, not at the mean
     change = np.eye(len(b))
     change[1:-1, 1:-1] /= std[:, None]
     change[0, 1:-1] = -mean / std
     coefficients = change @ b
     coefficients[0] += centre
-    covariance = change @ np.linalg.inv(information) @ change.T
-    value = float(values.sum() - log_time[rows.event > 0].sum())  # of t, not of log t
+    covariance = change @ np.linalg.inv(at.information) @ change.T
+    value = float(at.value - log_time[seen].sum())  # of t, not of log t
     found = Law(law, float(np.exp(b[-1])))
     return AFTFit(every, coefficients, covariance, value, found, len(x), rows.events)

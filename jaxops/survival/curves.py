@@ -52,7 +52,9 @@ class Curve(NamedTuple):
             ValueError: a curve of hazard or incidence, which has no median.
         """
         if self.start != 1:
-            raise ValueError(f"median must be asked of a curve from 1 on, got one from {self.start:g}")
+            raise ValueError(
+                f"median must be asked of a curve from 1 on, got one from {self.start:g}"
+            )
         below = np.flatnonzero(self.estimate <= 0.5)
         return float(self.times[below[0]]) if len(below) else np.inf
 

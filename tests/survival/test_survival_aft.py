@@ -5,7 +5,7 @@ import pytest
 
 from jaxops import survival
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore:::(lifelines|autograd|pandas|formulaic)")
 FITTERS = {
     "weibull": ("WeibullAFTFitter", "lambda_", "rho_", -1),
     "log-normal": ("LogNormalAFTFitter", "mu_", "sigma_", 1),
@@ -56,7 +56,7 @@ def test_a_law_is_that_of_lifelines(rossi, law, late):
     own = made.frame()
     np.testing.assert_allclose(own["coefficient"] * signs, summary["coef"], rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(own["error"], summary["se(coef)"], rtol=1e-4)
-    assert made.log_likelihood == pytest.approx(theirs.log_likelihood_, rel=1e-6)
+    assert made.log_likelihood == pytest.approx(theirs.log_likelihood_, rel=1e-9)
     if not late:
         x = table[names][:10]
         curves = theirs.predict_survival_function(x)
@@ -67,6 +67,31 @@ def test_a_law_is_that_of_lifelines(rossi, law, late):
         np.testing.assert_allclose(
             made.law.median(located), theirs.predict_median(x).to_numpy(), rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("law", FITTERS)
+def test_features_that_are_nearly_equal(law):
+    """By the same model in features that are not: u a + (u + epsilon v) d."""
+    epsilon = 2e-3
+    rng = np.random.default_rng(0)
+    u, v = rng.normal(size=(2, 200))
+    until = np.exp(1 + u + 0.5 * v + 0.7 * rng.logistic(size=200))
+    rows = np.minimum(until, 9.0), until < 9.0
+    plain = survival.aft_regression(np.stack([u, v], 1), *rows, law=law)
+    close = survival.aft_regression(np.stack([u, u + epsilon * v], 1), *rows, law=law)
+    change = np.array([[1, 0, 0, 0], [0, 1, -1 / epsilon, 0], [0, 0, 1 / epsilon, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(close.coefficients, change @ plain.coefficients, rtol=1e-6)
+    wanted = change @ plain.covariance @ change.T
+    np.testing.assert_allclose(close.covariance, wanted, rtol=1e-5)
+    assert close.log_likelihood == pytest.approx(plain.log_likelihood, abs=1e-9)
+
+
+@pytest.mark.parametrize("law", FITTERS)
+def test_a_coefficient_without_end_is_named(law):
+    """All rows of one value outlive the others' events."""
+    x = np.arange(20) % 2
+    with pytest.raises(ValueError, match="the coefficient of paid must be finite"):
+        survival.aft_regression(x[:, None], 1 + np.arange(20) // 2, x == 0, law=law, names=["paid"])
 
 
 def test_the_restricted_mean_is_the_integral():
