@@ -209,6 +209,7 @@ class CoxFit(NamedTuple):
         rows: number of rows.
         events: number of events.
         baseline: the cumulative hazard of a row with mean features, by stratum (Breslow).
+        robust: whether the covariance is the sandwich's.
     """
 
     names: list[str]
@@ -220,6 +221,7 @@ class CoxFit(NamedTuple):
     rows: int
     events: int
     baseline: Baseline | None
+    robust: bool = False
 
     def log_hazard(self, features: Any) -> np.ndarray:
         """The log hazard ratio (N,) of rows to a row with mean features."""
@@ -288,7 +290,8 @@ def cox_regression(
     start, step, information = map(np.asarray, _maximum(on_device, sets, jnp.float32(l2)))
     b, at = _polished(x, sets, l2, start, step, information, names)
     covariance = np.linalg.inv(information.astype(np.float64))
-    if robust or cluster is not None:
+    robust = robust or cluster is not None
+    if robust:
         number = np.arange(len(x)) if cluster is None else codes("cluster", cluster, len(x))[0]
         covariance = covariance @ _meat(x, sets, at, number) @ covariance
     hazards = _baseline(rows, sets, x @ b, stratum, labels)
@@ -302,6 +305,7 @@ def cox_regression(
         len(x),
         rows.events,
         hazards,
+        robust,
     )
 
 
@@ -417,7 +421,7 @@ def proportionality_test(
         A pandas frame with name, chi-squared of one degree of freedom, and p.
 
     Raises:
-        ValueError: as `survival.outcome`; features of another shape.
+        ValueError: as `survival.outcome`; features of another shape; a fit with robust errors.
 
     References:
         Grambsch and Therneau 1994.
@@ -427,6 +431,8 @@ def proportionality_test(
     ['name', 'chi2', 'p']
     """
     rows = outcome(time, event, entry, some=True)
+    if fit.robust:
+        raise ValueError("fit must have no robust errors, got a fit with robust or cluster")
     x = np.asarray(features, np.float64)
     if x.shape != (len(rows.time), len(fit.names)):
         wanted = (len(rows.time), len(fit.names))

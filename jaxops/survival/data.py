@@ -25,8 +25,9 @@ class Curves(NamedTuple):
         ids: (N,), the user's ids, or the numbers of the rows.
         times: (T,).
         survival: float32 (N, T), the probability of no event up to each time.
-        risk: float32 (N,), larger for earlier events: the log hazard (within a stratum), less
-            the location of accelerated failure times, else less the restricted mean.
+        risk: float32 (N,), larger for earlier events: the log hazard, or less the location of
+            accelerated failure times; less the restricted mean where there are strata, whose log
+            hazards have different baselines, and for curves that may cross.
         median: float32 (N,), the time at which `survival` falls to a half; infinite where it does
             not.
         mean: float32 (N,), the restricted mean: of the time to the event or the horizon, whichever
@@ -53,11 +54,13 @@ class Curves(NamedTuple):
     def frame(self) -> Any:
         """One row each: id, risk, median, restricted mean, the curve, and those of causes."""
         columns = {"id": self.ids, "risk": self.risk, "median": self.median, "mean": self.mean}
-        columns |= {f"S({t:g})": self.survival[:, i] for i, t in enumerate(self.times)}
+        # the shortest text that tells the time exactly
+        texts = [repr(float(t)).removesuffix(".0") for t in self.times]
+        columns |= {f"S({t})": self.survival[:, i] for i, t in enumerate(texts)}
         if self.incidence is not None:
             for cause in range(self.incidence.shape[1]):
                 part = self.incidence[:, cause]
-                columns |= {f"F{cause + 1}({t:g})": part[:, i] for i, t in enumerate(self.times)}
+                columns |= {f"F{cause + 1}({t})": part[:, i] for i, t in enumerate(texts)}
         return frame(columns)
 
 
@@ -178,10 +181,9 @@ class SurvivalReader:
         parts = []
         for start in range(0, len(ids), batch_size):
             rows = slice(start, start + batch_size)
-            parts.append(self._answer(outputs[rows], stratum[rows], at))
-        survival, risk, median, mean, incidence = (
-            np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True)
-        )
+            answer = self._answer(outputs[rows], stratum[rows], at)
+            parts.append([part.astype(np.float32) for part in answer])
+        survival, risk, median, mean, incidence = map(np.concatenate, zip(*parts, strict=True))
         several = incidence if self.causes > 1 else None
         return Curves(ids, at, survival, risk, median, mean, self.horizon, several)
 
@@ -190,8 +192,9 @@ class SurvivalReader:
     ) -> tuple[np.ndarray, ...]:
         family = self.family
         mean = family.mean(outputs, self.horizon, stratum)
-        risk = -mean if isinstance(family, Grid) else outputs
-        risk = -outputs if isinstance(family, Law) else risk
+        risk = -outputs if isinstance(family, Law) else outputs
+        if isinstance(family, Grid) or (isinstance(family, Baseline) and len(family.labels) > 1):
+            risk = -mean
         incidence = np.zeros((len(outputs), 0, 0))
         if isinstance(family, Grid) and self.causes > 1:
             incidence = family.incidence(outputs, times)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxops.survival.curves import Curve
 from jaxops.survival.metrics import (
     Order,
     antolini,
@@ -22,6 +23,8 @@ from jaxops.survival.outcomes import Outcome, outcome
 from jaxops.trust.evaluation import Evaluation
 
 PAIRS = 2**24  # of which matrices are kept for the resamples
+RESAMPLED = 30_000  # the most rows whose pairs are counted anew for each resample
+BLOCK = 2**22  # values of curves at once
 
 Figure = Callable[[np.ndarray], float]
 
@@ -50,7 +53,8 @@ def score(
         "concordance" (Harrell), "concordance_td" (Antolini), "concordance_ipcw" (Uno, up to the
         last of the times) and "integrated_brier", weighted by the censoring of these rows; with
         causes instead of the first three "concordance_td_1" and so on. Antolini's has no interval
-        where the matrix of pairs would have more than 2^24 elements.
+        where the matrix of pairs would have more than 2^24 elements, and no concordance has one of
+        more than 30,000 rows.
 
     Raises:
         ValueError: as the functions of these names.
@@ -64,8 +68,7 @@ def score(
     risk = checked("risk", risk, (len(curves),))
     any_event = rows._replace(event=(rows.event > 0).astype(np.int64))
     censoring = censoring_curve(rows.time, rows.event)
-    brier = np.trapezoid(brier_of_rows(any_event, curves, times, censoring), times, axis=1)
-    values = {"integrated_brier": brier / (times[-1] - times[0])}
+    values = {"integrated_brier": _integrated_brier(any_event, curves, times, censoring)}
     wholes: dict[str, Figure] = {}
     by = in_order(rows)
     small = len(by.events) * len(risk) <= PAIRS
@@ -81,20 +84,35 @@ def score(
             wholes["concordance_ipcw"] = _by_pairs(by, later, weights)
         causes: list[tuple[str, np.ndarray, int | None]] = [("concordance_td", curves, None)]
     else:
-        one_less = 1 - np.asarray(incidence, np.float64)
-        several = range(one_less.shape[1])
-        causes = [(f"concordance_td_{k + 1}", one_less[:, k], k + 1) for k in several]
+        incidence = np.asarray(incidence)
+        several = range(incidence.shape[1])
+        # of concordance the order counts alone: as 1 less the incidence
+        causes = [(f"concordance_td_{k + 1}", -incidence[:, k], k + 1) for k in several]
     for name, part, cause in causes:
         wholes[name] = _by_times(rows, part, times, cause, small)
+    bare = frozenset() if small else frozenset(name for name, _, _ in causes)
     return Evaluation(
         "row",
         np.asarray(ids),
         values,
         wholes,
         smaller=frozenset({"integrated_brier"}),
-        bare=frozenset() if small else frozenset(name for name, _, _ in causes),
+        bare=frozenset(wholes) if len(risk) > RESAMPLED else bare,
         parts={"risk": risk, "survival": curves, "time": rows.time, "event": rows.event},
     )
+
+
+def _integrated_brier(
+    rows: Outcome, curves: np.ndarray, times: np.ndarray, censoring: Curve
+) -> np.ndarray:
+    """The integrated Brier score of each row, (N,), of some rows at once."""
+    found = np.zeros(len(curves))
+    size = max(BLOCK // len(times), 1)
+    for start in range(0, len(curves), size):
+        part = slice(start, start + size)
+        brier = brier_of_rows(rows.take(part), curves[part], times, censoring)
+        found[part] = np.trapezoid(brier, times, axis=1)
+    return found / (times[-1] - times[0])
 
 
 def _by_times(

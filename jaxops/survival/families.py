@@ -39,11 +39,12 @@ class Baseline:
     hazards: Sequence[np.ndarray]
 
     def thinned(self) -> "Baseline":
-        """The same with at most 1,024 times of each stratum, the last one among them."""
-        places = [
-            np.unique(np.linspace(0, len(times) - 1, min(KNOTS, len(times))).round().astype(int))
-            for times in self.times
-        ]
+        """The same with at most 1,024 times of each stratum, the first and last among them.
+
+        They are equally spaced in log H, so that the curve of no row is too high by more than about
+        log(H_T / H_1) / (1023 e), which is 0.006 for a million events.
+        """
+        places = [_spaced(hazards) for hazards in self.hazards]
         times, hazards = (
             [part[place] for part, place in zip(parts, places, strict=True)]
             for parts in (self.times, self.hazards)
@@ -69,7 +70,7 @@ class Baseline:
         return found
 
     def mean(self, outputs: np.ndarray, horizon: float, stratum: Any = 0) -> np.ndarray:
-        """(N,), the integral of the curve from 0 to the horizon, exactly."""
+        """(N,), the integral of the curve of these steps from 0 to the horizon, exactly."""
         stratum = np.broadcast_to(stratum, len(outputs))
         found = np.zeros(len(outputs))
         for s, times in enumerate(self.times):
@@ -85,6 +86,14 @@ class Baseline:
         labels = np.repeat(np.array(self.labels, object), sizes)
         times, hazards = np.concatenate(self.times), np.concatenate(self.hazards)
         return frame({"stratum": labels, "time": times, "hazard": hazards})
+
+
+def _spaced(hazards: np.ndarray) -> np.ndarray:
+    """Places of at most 1,024 cumulative hazards."""
+    if len(hazards) <= KNOTS:
+        return np.arange(len(hazards))
+    wanted = np.geomspace(hazards[0], hazards[-1], KNOTS)
+    return np.unique(np.searchsorted(hazards, wanted))
 
 
 @recorded

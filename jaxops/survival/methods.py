@@ -135,7 +135,8 @@ class DeepHit:
 
 
 NETWORKS = (DeepSurv, LogisticHazard, DeepHit)
-CLOSED = (Cox, WeibullAFT, LogNormalAFT, LogLogisticAFT)
+AFT = (WeibullAFT, LogNormalAFT, LogLogisticAFT)
+CLOSED = (Cox, *AFT)
 
 
 def _sized(module: Any, outputs: int) -> Any:

@@ -270,7 +270,8 @@ def brier_score(
 def brier_of_rows(
     rows: Outcome, curves: np.ndarray, times: np.ndarray, censoring: Curve
 ) -> np.ndarray:
-    """The Brier score of each row, (N, T)."""
+    """The Brier score of each row, (N, T), in float64."""
+    curves = curves.astype(np.float64, copy=False)
     hit = (rows.event > 0)[:, None] & (rows.time[:, None] <= times[None])
     hits = np.flatnonzero(hit.any(1))
     own = np.zeros(len(curves))
@@ -377,8 +378,13 @@ def calibration(
 
 
 def checked(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Values of that shape as float64; raises `ValueError` where they are not, or not finite."""
-    array = np.asarray(values, np.float64)
+    """Values of that shape as float64, or float32 as they are.
+
+    Raises:
+        ValueError: they have another shape, or are not finite.
+    """
+    array = np.asarray(values)
+    array = array if array.dtype == np.float32 else array.astype(np.float64, copy=False)
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     wrong = ~np.isfinite(array)

@@ -27,8 +27,8 @@ class Outcome(NamedTuple):
         """The number of rows with an event."""
         return int((self.event > 0).sum())
 
-    def take(self, rows: np.ndarray) -> "Outcome":
-        """Some of the rows, by a mask or by their numbers."""
+    def take(self, rows: np.ndarray | slice) -> "Outcome":
+        """Some of the rows, by a mask, by their numbers or as a slice."""
         entry = None if self.entry is None else self.entry[rows]
         return Outcome(self.time[rows], self.event[rows], entry)
 
@@ -84,7 +84,7 @@ def outcome(
         if len(late):
             raise ValueError(
                 f"{names[2]} must be below {names[0]}, got {entries[late[0]]:g} and "
-                f"{times[late[0]]:g} in row {late[0]} ({_rows(len(late))})"
+                f"{times[late[0]]:g} in row {late[0]} ({count_rows(len(late))})"
             )
     return Outcome(times, events.astype(np.int64), entries)
 
@@ -104,11 +104,16 @@ def _check(name: str, values: np.ndarray, fine: np.ndarray, wanted: str) -> None
     if len(wrong):
         raise ValueError(
             f"{name} must be {wanted}, got {values[wrong[0]]:g} in row {wrong[0]} "
-            f"({_rows(len(wrong))})"
+            f"({count_rows(len(wrong))})"
         )
 
 
-def _rows(count: int) -> str:
+def count_rows(count: int) -> str:
+    """In words how many rows are wrong.
+
+    >>> count_rows(2)
+    '2 such rows'
+    """
     return f"{count:,} such row{'s' * (count > 1)}"
 
 

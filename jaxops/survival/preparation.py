@@ -12,8 +12,8 @@ from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.survival.data import SurvivalReader, outcome_of
 from jaxops.survival.families import Grid
-from jaxops.survival.methods import CLOSED, Cox, DeepHit
-from jaxops.survival.outcomes import Outcome
+from jaxops.survival.methods import AFT, CLOSED, Cox, DeepHit
+from jaxops.survival.outcomes import Outcome, count_rows
 
 ANSWERED = 50  # times of an answer
 
@@ -71,7 +71,7 @@ def prepared(
     _check_columns(table, roles, dates, drop, text)
     rows = outcome_of(table, time, event, entry, None)
     ids = None if id is None else table[id]
-    _check_events(methods, rows, event)
+    _check_events(methods, rows, time, event)
     if ids is not None:
         _check_spells(methods, ids, rows, str(id))
     kept_rows, held = _held_out(methods, validation, table, rows, seed)
@@ -120,13 +120,18 @@ def _check_columns(
             )
 
 
-def _check_events(methods: Sequence[Any], rows: Outcome, event: str) -> None:
+def _check_events(methods: Sequence[Any], rows: Outcome, time: str, event: str) -> None:
     if rows.events == 0:
         raise ValueError(
             f"{event} must be an event in some row, got {len(rows.time):,} censored rows alone"
         )
-    several = np.flatnonzero(rows.event > 1)
+    several, zero = np.flatnonzero(rows.event > 1), np.flatnonzero(rows.time == 0)
     for one in methods:
+        if len(zero) and isinstance(one, AFT):
+            raise ValueError(
+                f"{time} must be above 0 for {type(one).__name__}, got 0 in row {zero[0]} "
+                f"({count_rows(len(zero))})"
+            )
         if len(several) and not isinstance(one, DeepHit):
             raise ValueError(
                 f"{event} must be 0 or 1 for {type(one).__name__}, got {rows.event[several[0]]} in "
@@ -170,8 +175,16 @@ def _held_out(
         validation = 0.15
     if isinstance(validation, int):
         raise ValueError(f"validation must be a share in (0, 1) or a table, got {validation}")
+    if rows.entry is not None and len(methods) > 1:
+        raise ValueError(
+            "method must be one with entry times, as rows that enter late are not scored, got a "
+            f"list of {len(methods)}"
+        )
     if rows.entry is not None:
-        raise ValueError("validation must be None with entry times, got some")
+        raise ValueError(
+            "validation must be None with entry times, as rows that enter late are not scored, got "
+            f"{validation if isinstance(validation, float) else 'a table'}"
+        )
     if not isinstance(validation, float):
         return everything, lambda reader: reader.columns(validation, seen=True)
     rest, held = held_out(len(everything), validation, rows.event, None, seed)

@@ -9,7 +9,7 @@ from jaxops import survival
 from jaxops.survival.cox import means, risk_sets, slopes
 from jaxops.survival.outcomes import outcome
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore:::(lifelines|autograd|pandas|formulaic)")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,8 @@ def test_proportionality_is_that_of_lifelines(rossi, fit):
     summary = statistics.proportional_hazard_test(theirs, rossi, time_transform="km").summary
     x = rossi[fit.names].to_numpy()
     own = survival.proportionality_test(fit, x, rossi["week"], rossi["arrest"])
+    with pytest.raises(ValueError, match="fit must have no robust errors"):
+        survival.proportionality_test(fit._replace(robust=True), x, rossi["week"], rossi["arrest"])
     np.testing.assert_allclose(own["chi2"], summary.loc[fit.names, "test_statistic"], rtol=1e-3)
     np.testing.assert_allclose(own["p"], summary.loc[fit.names, "p"], rtol=1e-3)
     assert own["p"][fit.names.index("age")] < 0.01 < own["p"][fit.names.index("fin")]
@@ -314,3 +316,16 @@ def test_features_that_determine_each_other():
         survival.cox_regression(x, np.arange(20) + 1, np.zeros(20))
     penalised = survival.cox_regression(x, np.arange(20) + 1, np.ones(20), l2=1.0)
     assert np.isfinite(penalised.frame()["error"]).all()
+
+
+def test_a_thinned_baseline_is_near_the_whole_one():
+    rng = np.random.default_rng(0)
+    rows = outcome(rng.exponential(size=20_000), np.ones(20_000, int))
+    whole = survival.breslow(rows, np.zeros(20_000))
+    made = whole.thinned()
+    assert len(made.times[0]) <= 1024 and made.hazards[0][-1] == whole.hazards[0][-1]
+    scores, at = np.array([-3.0, 0.0, 3.0, 6.0]), np.sort(rows.time)[::7]
+    high = made.survival(scores, at) - whole.survival(scores, at)
+    assert high.min() >= 0 and high.max() < np.log(whole.hazards[0][-1] * 20_000) / 1023 / np.e
+    few = survival.breslow(rows.take(slice(1000)), np.zeros(1000))
+    np.testing.assert_array_equal(few.thinned().times[0], few.times[0])

@@ -5,7 +5,7 @@ import pytest
 
 from jaxops import survival
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore:::(lifelines|autograd|pandas|formulaic)")
 RNG = np.random.default_rng(0)
 N = 120
 TIME = RNG.integers(1, 25, N).astype(float)  # many ties

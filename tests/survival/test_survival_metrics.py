@@ -85,11 +85,10 @@ def test_uno_is_that_of_scikit_survival():
 
 def uncensored_before(t):
     """G(t-), by the definition: at one time events go before censored rows."""
-    share = 1.0
-    for c in np.unique(TIME[EVENT == 0]):
-        if c < t:
-            left = ((TIME > c) | ((TIME == c) & (EVENT == 0))).sum()
-            share *= 1 - ((TIME == c) & (EVENT == 0)).sum() / left
+    censored, share = TIME[EVENT == 0], 1.0
+    for c in np.unique(censored[censored < t]):
+        tied = (censored == c).sum()
+        share *= 1 - tied / (tied + np.count_nonzero(c < TIME))
     return share
 
 
@@ -104,7 +103,7 @@ def test_weights_with_ties_are_those_of_loops():
     half = 0.5 * np.ones((N, 1))
     for t in TIMES:
         hits = [weight[u] for u, seen in zip(TIME, EVENT, strict=True) if seen and u <= t]
-        wanted = 0.25 * (sum(hits) + (TIME > t).sum() / uncensored_before(t + 1e-9)) / N
+        wanted = 0.25 * (sum(hits) + np.count_nonzero(t < TIME) / uncensored_before(t + 1e-9)) / N
         assert survival.brier_score(TIME, EVENT, half, [t]) == pytest.approx(wanted, abs=1e-12)
     # all rows that are left are censored at the time of an event
     assert survival.concordance_ipcw([1, 2, 2], [1, 1, 0], [3, 2, 1]) == 1
@@ -157,6 +156,18 @@ def test_a_resample_is_scored_as_its_rows(monkeypatch):
         by_sorting = other.wholes[name](rows)
         assert made.wholes[name](rows) == pytest.approx(by_sorting, abs=1e-9)
     assert np.isnan(other.interval("concordance_td").low)
+    assert np.isfinite(other.interval("concordance").low)
+
+
+def test_curves_are_scored_in_blocks_and_as_they_are(monkeypatch):
+    curves = CURVES.astype(np.float32)
+    wanted = survival.integrated_brier_score(TIME, EVENT, curves, TIMES)
+    monkeypatch.setattr("jaxops.survival.evaluation.BLOCK", 7 * len(TIMES))
+    monkeypatch.setattr("jaxops.survival.evaluation.RESAMPLED", N - 1)
+    made = survival.score(np.arange(N), TIME, EVENT, RISK, curves, TIMES)
+    assert made.figures()["integrated_brier"] == pytest.approx(wanted, abs=1e-12)
+    assert made.parts["survival"] is curves
+    assert np.isnan(made.interval("concordance").low)
 
 
 def test_causes_are_scored_one_by_one():
