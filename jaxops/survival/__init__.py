@@ -11,7 +11,7 @@ from jaxops.survival.curves import (
     nelson_aalen,
 )
 from jaxops.survival.data import Curves, SurvivalReader
-from jaxops.survival.evaluation import score
+from jaxops.survival.evaluation import brier_interval, score
 from jaxops.survival.families import Baseline, Grid, Law
 from jaxops.survival.inference import coefficients, probability_before
 from jaxops.survival.jobs import evaluate, fit, recipe
@@ -63,6 +63,7 @@ __all__ = [
     "aalen_johansen",
     "aft_regression",
     "breslow",
+    "brier_interval",
     "brier_score",
     "calibration",
     "censoring_curve",

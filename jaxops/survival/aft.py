@@ -84,8 +84,8 @@ def _slopes(xp: Any, law: str, x: Any, rows: Sequence[Any], b: Any) -> Slopes:
     ]
     at_entry = [xp.where(late, part, 0) for part in _survival(xp, law, z_entry)]
     value = at_time[0].sum() - at_entry[0].sum() - event.sum() * b[-1]
-    gradient = [0.0, -event.sum()]
-    curve = [0.0, 0.0, 0.0]
+    gradient: list[Any] = [0.0, -event.sum()]
+    curve: list[Any] = [0.0, 0.0, 0.0]
     for sign, at, (_, first, second) in ((1, z, at_time), (-1, z_entry, at_entry)):
         gradient[0] -= sign * first
         gradient[1] -= sign * (at * first).sum()

@@ -23,13 +23,7 @@ from scipy.stats import chi2
 from jaxops.model.finished import frame
 from jaxops.survival.curves import kaplan_meier
 from jaxops.survival.families import Baseline
-from jaxops.survival.newton import (
-    CLOSE,
-    check_converged,
-    coefficient_table,
-    newton,
-    scaled,
-)
+from jaxops.survival.newton import CLOSE, check_converged, coefficient_table, newton, scaled
 from jaxops.survival.outcomes import Outcome, codes, outcome
 from jaxops.task import recorded
 

@@ -1,21 +1,18 @@
 """Rows of a table to features, times and events; the reader that a model file keeps; answers."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxops.data.columns import of_dates, read_with_dates
+from jaxops.data.columns import of_dates, read_with_dates, warn_of_unknown
 from jaxops.data.encoders import Encoder, encode
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, frame
 from jaxops.survival.families import Baseline, Grid, Law
 from jaxops.survival.outcomes import Outcome, outcome
 from jaxops.task import recorded
-
-FEW = 20  # rows of which a column of text should have a known value
 
 
 class Curves(NamedTuple):
@@ -124,7 +121,7 @@ class SurvivalReader:
         table, _ = read_with_dates(
             source, names, numbers, exact, encoder.values, self.dates, self.id
         )
-        _warn_of_unknown(encoder, table)
+        warn_of_unknown(encoder.values, table)
         return self.of_table(table, seen)
 
     def of_table(
@@ -263,14 +260,3 @@ def _numbered(labels: np.ndarray, known: Sequence[str]) -> np.ndarray:
         if label not in number:
             raise ValueError(f"strata must be one of {', '.join(known)}, got {label} in row {row}")
     return np.array([number[label] for label in labels.tolist()], np.int64)
-
-
-def _warn_of_unknown(encoder: Encoder, table: dict[str, np.ndarray]) -> None:
-    for name, known in encoder.values.items():
-        column = table[name]
-        if len(column) >= FEW and set(known).isdisjoint(column.tolist()):
-            warnings.warn(
-                f"{name} should have values of the train rows, such as {known[0]!r}, got none in "
-                f"{len(column):,} rows, such as {column[0]!r}",
-                stacklevel=4,
-            )

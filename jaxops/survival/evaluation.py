@@ -21,6 +21,7 @@ from jaxops.survival.metrics import (
 )
 from jaxops.survival.outcomes import Outcome, outcome
 from jaxops.trust.evaluation import Evaluation
+from jaxops.trust.intervals import Interval, interval
 
 PAIRS = 2**24  # of which matrices are kept for the resamples
 RESAMPLED = 30_000  # the most rows whose pairs are counted anew for each resample
@@ -100,6 +101,42 @@ def score(
         bare=frozenset(wholes) if len(risk) > RESAMPLED else bare,
         parts={"risk": risk, "survival": curves, "time": rows.time, "event": rows.event},
     )
+
+
+def brier_interval(
+    time: Any,
+    event: Any,
+    survival: Any,
+    at: float,
+    censoring: Curve | None = None,
+    coverage: float = 0.95,
+) -> Interval:
+    """The Brier score at one time with its interval, by a bootstrap of the rows.
+
+    Args:
+        time: (N,), see `survival.outcome`.
+        event: (N,), 0 or 1.
+        survival: (N,), the curves at that time.
+        at: the time.
+        censoring: see `brier_score`; it is taken as known.
+        coverage: of the interval.
+
+    Raises:
+        ValueError: as `brier_score`; fewer than two rows; a coverage outside (0, 1).
+
+    References:
+        Graf et al. 1999; Efron 1987 (the interval).
+
+    >>> time = np.arange(1, 101)
+    >>> made = brier_interval(time, time > 0, 1 - time / 200, at=50)
+    >>> made.low < made.mean < made.high
+    True
+    """
+    rows = outcome(time, event)
+    curves = checked("survival", survival, (len(rows.time),))
+    known = censoring or censoring_curve(time, event)
+    values = brier_of_rows(rows, curves[:, None], np.array([float(at)]), known)
+    return interval(values[:, 0], coverage=coverage)
 
 
 def _integrated_brier(

@@ -369,10 +369,10 @@ def calibration(
         own = rows.take(part)
         curve = kaplan_meier(own.time, own.event, coverage=coverage)
         low, high = (1 - step(curve.times, x, at, 1.0) for x in (curve.high, curve.low))
-        share = 1 - curve.at(at)
-        if share < 1 and not curve.risk_at(at):  # the curve is not known there
-            share = low = high = np.nan
-        found.append((p[part].mean(), share, low, high, len(part)))
+        shares = np.array([1 - curve.at(at), low, high])
+        if shares[0] < 1 and not curve.risk_at(at):  # the curve is not known there
+            shares[:] = np.nan
+        found.append((p[part].mean(), *shares, len(part)))
     columns = (np.array(column) for column in zip(*found, strict=True))
     return Calibration(*columns)
 

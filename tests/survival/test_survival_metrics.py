@@ -122,6 +122,16 @@ def test_brier_is_that_of_scikit_survival():
     assert whole == pytest.approx(metrics.integrated_brier_score(*known, CURVES, TIMES), abs=1e-12)
 
 
+def test_the_brier_score_at_a_time_has_its_interval():
+    mean, low, high = survival.brier_interval(TIME, EVENT, CURVES[:, 2], TIMES[2])
+    assert mean == pytest.approx(survival.brier_score(TIME, EVENT, CURVES[:, 2:3], TIMES[2:3])[0])
+    weight = np.array([1 / uncensored_before(t) for t in TIME])
+    at, hit = CURVES[:, 2], (TIME <= 9) & (EVENT == 1)
+    values = hit * at**2 * weight + (TIME > 9) * (1 - at) ** 2 / uncensored_before(9 + 1e-9)
+    error = values.std() / np.sqrt(N)
+    np.testing.assert_allclose([low, high], mean + 1.96 * error * np.array([-1, 1]), rtol=0.1)
+
+
 def test_the_figures_of_an_evaluation_are_those_of_the_functions():
     made = survival.score(np.arange(N), TIME, EVENT, RISK, CURVES, TIMES)
     figures = made.figures()
