@@ -89,6 +89,24 @@ class Tabular(Common):
 
 
 @dataclass(frozen=True)
+class Survival(Common):
+    """Predict when rows have an event that many have not had yet."""
+
+    time: str = tyro.MISSING
+    """the column of times until the event, or until a row was last seen"""
+    event: str = tyro.MISSING
+    """the column that says whether the event was seen: 0 or 1, or the number of a cause"""
+    entry: str | None = None
+    """the column of times from which on a row was watched"""
+    id: str | None = None
+    """the column of the rows' ids"""
+    drop: tuple[str, ...] = ()
+    """columns to leave out"""
+    text: tuple[str, ...] = ()
+    """columns of text, though their values may be numbers or dates"""
+
+
+@dataclass(frozen=True)
 class Text(Common):
     """Predict the label of a text."""
 
@@ -138,7 +156,7 @@ class Language(Common):
 class Fit:
     """Train a model and write its file."""
 
-    room: Tabular | Text | Vision | Recommend | Forecast | Language
+    room: Tabular | Survival | Text | Vision | Recommend | Forecast | Language
 
     def run(self) -> None:
         """Train, and say where the model is."""

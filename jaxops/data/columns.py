@@ -1,6 +1,7 @@
 """A table to columns of numbers and texts: what each column is, and what dates become."""
 
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxops.data.text_numbers import as_numbers, comma
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?([zZ]|[+-]\d{2}(:?\d{2})?)?)?$"
 PARTS = ("month", "weekday", "hour")  # of a date, beside its day
+JUDGED = 20  # rows of which a column of text should have a known value
 
 
 def read(source: Source, text: Collection[str] = ()) -> dict[str, np.ndarray]:
@@ -251,3 +253,30 @@ def of_dates(dates: Collection[str]) -> list[str]:
     ['since month', 'since weekday', 'since hour']
     """
     return [f"{name} {part}" for name in dates for part in PARTS]
+
+
+def warn_of_unknown(values: Mapping[str, list[str]], table: Mapping[str, np.ndarray]) -> None:
+    """Warn where a column of text has in many rows no value of the train rows at all.
+
+    Args:
+        values: column -> its known values, at least one.
+        table: of at least these columns, text.
+
+    Warns:
+        UserWarning: a column of 20 rows or more in which no value is known; for the caller of the
+            caller's caller.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True, action="always") as caught:
+    ...     warn_of_unknown({"plan": ["a"]}, {"plan": np.full(20, "b", object)})
+    >>> str(caught[0].message)
+    "plan should have values of the train rows, such as 'a', got none in 20 rows, such as 'b'"
+    """
+    for name, known in values.items():
+        column = table[name]
+        if len(column) >= JUDGED and set(known).isdisjoint(column.tolist()):
+            warnings.warn(
+                f"{name} should have values of the train rows, such as {known[0]!r}, got none in "
+                f"{len(column):,} rows, such as {column[0]!r}",
+                stacklevel=4,
+            )

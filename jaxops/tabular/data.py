@@ -6,14 +6,13 @@ deviation of numbers, the known values of text. `encode` applies it to any rows.
 all that a finished model has to know of its input.
 """
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxops.data.columns import MISSING, of_dates, read, read_with_dates
+from jaxops.data.columns import MISSING, of_dates, read, read_with_dates, warn_of_unknown
 from jaxops.data.encoders import LARGEST, Encoder, encode, fit_encoder
 from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
@@ -31,7 +30,7 @@ __all__ = [
 ]
 
 TARGETS = ("classes", "number", "counts", "quantiles", "zero_inflated")
-FEW = 20  # as many whole numbers as a label may have and still name classes; or rows
+FEW = 20  # as many whole numbers as a label may have and still name classes
 
 
 class Values(NamedTuple):
@@ -131,7 +130,7 @@ class TableReader:
         exact = [*own, *target]
         table, _ = read_with_dates(source, names, encoder.mean, exact, texts, self.dates, self.id)
         table |= days_since(table, dates, self.since)
-        _warn_of_unknown(texts, table)
+        warn_of_unknown(texts, table)
         for name in target:
             table[name] = label_of(name, table[name], bool(encoder.classes), self.target)
         count = len(next(iter(table.values())))
@@ -201,18 +200,6 @@ class TableReader:
         probabilities = of_classes(outputs)
         labels = np.array(task.classes, object)[probabilities.argmax(1)]
         return Classes(ids, labels, probabilities, task.classes)
-
-
-def _warn_of_unknown(values: Mapping[str, list[str]], table: Mapping[str, np.ndarray]) -> None:
-    """Warn where a column of text has in many rows no value of the train rows at all."""
-    for name, known in values.items():
-        column = table[name]
-        if len(column) >= FEW and set(known).isdisjoint(column.tolist()):
-            warnings.warn(
-                f"{name} should have values of the train rows, such as {known[0]!r}, got none in "
-                f"{len(column):,} rows, such as {column[0]!r}",
-                stacklevel=4,
-            )
 
 
 def of_classes(outputs: np.ndarray) -> np.ndarray:

@@ -22,8 +22,9 @@ from jaxops.train import clock
 from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
-# movielens runs beauty_sequences'; defaults and tables have tests of their own: they draw nothing
-PARTS = {"__init__", "common", "intents", "table", "movielens", "defaults", "tables"}
+# movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
+ALONE = {"movielens", "defaults", "tables", "survival_sets"}
+PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
     {f.stem for f in ROOT.glob("experiments/*.py")} - PARTS,
@@ -93,6 +94,18 @@ def test_defaults_beside_their_rivals(tmp_path):
     assert result["metrics"]["telco_auc"] == result["rows"]["telco: default"]["auc"]
     with pytest.raises(ValueError, match="some of telco, adult, churn"):
         run("defaults", "--only", "nothing", "--out", tmp_path)
+
+
+@pytest.mark.slow
+def test_survival_sets_by_both_protocols(tmp_path):
+    result = run("survival_sets", "--smoke", "--folds", "2", "--out", tmp_path)
+    methods = tuple(importlib.import_module("experiments.survival_sets").METHODS)
+    assert result["rows"].keys() == {
+        f"smoke, {protocol}: {method}" for protocol in ("split", "folds") for method in methods
+    }
+    split = [result["rows"][f"smoke, split: {method}"]["concordance"]["mean"] for method in methods]
+    assert max(split) > 0.7 and result["metrics"]["smoke_c"]["mean"] in split
+    assert (tmp_path / "seed-0" / "smoke.png").exists()
 
 
 @pytest.mark.slow
