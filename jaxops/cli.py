@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
@@ -117,6 +117,32 @@ class Forecast(Common):
 
 
 @dataclass(frozen=True)
+class Customers:
+    """Tell who is still a customer, how often each will buy and what they bring, from a log."""
+
+    data: tyro.conf.Positional[str]
+    """a log of events; see `customers.purchases`"""
+    out: Path
+    """the model file to write"""
+    horizon: float
+    """units of time ahead"""
+    customer: str
+    """the column of customers"""
+    time: str
+    """the column of times"""
+    method: str = ""
+    """the model of purchases, such as "ParetoNBD"; by default BGNBD"""
+    amount: str | None = None
+    """the column of amounts"""
+    cutoff: str | None = None
+    """the last day to learn from, such as 2024-12-31"""
+    unit: Literal["hour", "day", "week", "month", "year"] | None = None
+    """of time, by default days"""
+    refunds: Literal["error", "drop", "net"] = "error"
+    """what to do with negative amounts"""
+
+
+@dataclass(frozen=True)
 class Language(Common):
     """Write text as the given files do."""
 
@@ -125,7 +151,7 @@ class Language(Common):
 class Fit:
     """Train a model and write its file."""
 
-    room: Tabular | Text | Vision | Recommend | Forecast | Language
+    room: Tabular | Text | Vision | Recommend | Forecast | Customers | Language
 
     def run(self) -> None:
         """Train, and say where the model is."""

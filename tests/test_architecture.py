@@ -14,7 +14,7 @@ import pytest
 import jaxops
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("vision", "text", "language", "recommend", "forecast", "tabular", "decide")
+ROOMS = ("vision", "text", "language", "recommend", "forecast", "tabular", "decide", "customers")
 # From the lowest to the highest; a module imports what is in lower layers, or in its own package.
 # The longest name that fits says to which layer a module belongs.
 LAYERS = (
@@ -51,6 +51,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "implicit": "benchmarks/recommend_als.py",
     "threadpoolctl": "benchmarks/recommend_als.py",
     "stockpyl": "benchmarks/stockpyl_loop.py",
+    "lifetimes": "benchmarks/customers.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",
