@@ -22,8 +22,9 @@ from jaxops.train import clock
 from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
-# movielens runs beauty_sequences'; defaults has a test of its own, as it draws nothing
-PARTS = {"__init__", "common", "intents", "table", "movielens", "defaults"}
+# movielens runs beauty_sequences'; defaults draws nothing and customer_value logs no training, so
+# that they have tests of their own
+PARTS = {"__init__", "common", "intents", "table", "movielens", "defaults", "customer_value"}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
     {f.stem for f in ROOT.glob("experiments/*.py")} - PARTS,
@@ -93,6 +94,21 @@ def test_defaults_beside_their_rivals(tmp_path):
     assert result["metrics"]["telco_auc"] == result["rows"]["telco: default"]["auc"]
     with pytest.raises(ValueError, match="some of telco, adult, churn"):
         run("defaults", "--only", "nothing", "--out", tmp_path)
+
+
+@pytest.mark.slow
+def test_customer_value_beside_trees(tmp_path):
+    result = run("customer_value", "--smoke", "--out", tmp_path)
+    told = ("BG/NBD", "trees", "trees, Poisson", "before")
+    names = ["cdnow: BG/NBD", "churn: BG/NBD", "churn: trees", "churn: before"]
+    names += [f"{part}: {name}" for part in ("year", "quarter") for name in told]
+    assert result["rows"].keys() == set(names)
+    assert result["published"].keys() <= result["metrics"].keys()
+    assert result["metrics"]["year_gini"] == result["rows"]["year: BG/NBD"]["gini"]
+    pictures = sorted(path.name for path in (tmp_path / "seed-0").glob("*.png"))
+    assert pictures == [
+        "cdnow_by_frequency.png", "profit.png", "quarter_deciles.png", "year_deciles.png"
+    ]  # fmt: skip
 
 
 def test_a_smoke_test_is_not_recorded(tmp_path):

@@ -71,7 +71,8 @@ def beta_nodes(a: float, b: np.ndarray, least: float) -> tuple[np.ndarray, np.nd
     """Nodes p and weights w of the mean over p ~ Beta(a, b_i): E[g(p)] is sum_k w_ik g(p_ik).
 
     The trapezoidal rule in y = log(p / (1 - p)), whose error falls exponentially with the number of
-    nodes; the first weight has what lies before it, where g must be constant.
+    nodes; the first weight has what lies before it, where g must be constant, and the last what
+    lies after.
 
     Args:
         a: above 0.
@@ -97,8 +98,8 @@ def beta_nodes(a: float, b: np.ndarray, least: float) -> tuple[np.ndarray, np.nd
     step = (high - low) / (NODES - 1)
     y = low + step * np.arange(NODES)
     weight = np.exp(a * log_expit(y) + b * log_expit(-y) - betaln(a, b)) * step
-    weight[:, :1] *= 1 + 1 / np.expm1(a * step)
-    weight[:, -1:] *= 1 + 1 / np.expm1(b * step)
+    weight[:, :1] /= -np.expm1(-a * step)  # geometric series
+    weight[:, -1:] /= -np.expm1(-b * step)
     return np.exp(log_expit(y)), weight
 
 
