@@ -65,9 +65,8 @@ class Purchases:
             return f"{time:g}"
         if self.period == "week":
             return str(np.datetime64(int(time) * 7 - 3, "D"))
-        return str(
-            np.datetime64(int(time), {"hour": "h", "day": "D", "month": "M"}.get(self.period, "Y"))
-        )
+        letter = self.period[0] if self.period == "hour" else self.period[0].upper()
+        return str(np.array(int(time)).astype(f"datetime64[{letter}]"))
 
     def at(self, cutoff: Any, name: str = "cutoff") -> Any:
         """A date (or number) as a time of this log; None is the last.

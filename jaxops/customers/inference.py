@@ -88,7 +88,7 @@ class CustomerBase:
 
         names = (*self.method.names, *self.covariates)
         frames = [Estimate(names, self.params, self.covariance, np.nan, 0).frame()]
-        if self.spend is not None:
+        if self.spend_params is not None and self.spend_covariance is not None:
             given = self.spend.names, self.spend_params, self.spend_covariance
             frames.append(Estimate(*given, np.nan, 0).frame())
         return pd.concat(frames, ignore_index=True)
@@ -162,14 +162,14 @@ def outlook(
     x, recency, T = columns
     pace = base.pace(covariates)
     times = recency * pace, T * pace, horizon * pace, discount / pace
-    told = base.method.outlook(base.of_purchases, x, *times)
+    alive, again, bought = base.method.outlook(base.of_purchases, x, *times)
     value = None
     if base.spend is not None:
         if known.monetary_value is None:
             raise ValueError("monetary_value must be given, as the model has amounts, got None")
         mean = np.asarray(known.monetary_value, np.float64)
-        value = told[-1] * base.spend.mean(base.of_spend, np.where(mean > 0, x, 0), mean)
-    return Outlook(np.asarray(known.ids), *told, value)
+        value = bought * base.spend.mean(base.of_spend, np.where(mean > 0, x, 0), mean)
+    return Outlook(np.asarray(known.ids), alive, again, bought, value)
 
 
 def expected_purchases(model: Model | CustomerBase, times: Any) -> np.ndarray:

@@ -132,9 +132,13 @@ def _with_spend(
         if both
         else 0,
     }
-    spend = GammaGamma(), found.values, found.covariance
-    named = dict(zip(("spend", "spend_params", "spend_covariance"), spend, strict=True))
-    return replace(base, **named), about
+    made = replace(
+        base,
+        spend=GammaGamma(),
+        spend_params=found.values,
+        spend_covariance=found.covariance,
+    )
+    return made, about
 
 
 def evaluate(

@@ -274,7 +274,8 @@ def profit_curve(score: Any, outcome: Any, benefit: Any, cost: Any) -> ProfitCur
             each = np.where(np.arange(count) < place, gain, 0.0)
             bounds[row] = np.array(interval(each)[1:]) * count
     best = int(total.argmax())
-    return ProfitCurve(places, total[places], *bounds.T, best, float(total[best]))
+    low, high = bounds.T
+    return ProfitCurve(places, total[places], low, high, best, float(total[best]))
 
 
 def worth_contacting(probability: Any, benefit: Any, cost: Any) -> np.ndarray:

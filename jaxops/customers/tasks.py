@@ -145,7 +145,8 @@ class _Paced:
 
     @property
     def scaled(self) -> tuple[str, ...]:
-        return self.method.scaled  # type: ignore[no-any-return]
+        scaled: tuple[str, ...] = self.method.scaled
+        return scaled
 
     def parts(self, x: np.ndarray, recency: np.ndarray, T: np.ndarray, *given: np.ndarray) -> Any:
         count = len(self.method.names)
