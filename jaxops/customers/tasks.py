@@ -22,7 +22,7 @@ Array = jax.Array
 Part = tuple[Callable[..., Array], tuple[np.ndarray, ...], np.ndarray]
 GROUP, CALL = 512, 2**15  # rows whose sum is float32, and of one call of the device
 STEPS = 100
-GAIN = 1e-6  # the step is the last where it would raise the log-likelihood by less
+GAIN = 1e-5  # the step is the last where it would raise the log-likelihood by less
 FAR = 15.0  # from the start, as a logarithm: a parameter without a bound
 SAMPLE = 2**16  # rows of which the start is found where there are many more
 
@@ -151,7 +151,7 @@ class _Paced:
     def parts(self, x: np.ndarray, recency: np.ndarray, T: np.ndarray, *given: np.ndarray) -> Any:
         count = len(self.method.names)
         return [
-            (_paced(function, count), (*columns, *given), weights)
+            (_paced(function, count), (x, recency, T, *given), np.ones(len(x)))
             if len(columns) == 3
             else (_first(function, count), columns, weights)
             for function, columns, weights in self.method.parts(x, recency, T)

@@ -150,6 +150,7 @@ def test_covariates(model, tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_opportunities():
     months = customers.fit(
         LOG,

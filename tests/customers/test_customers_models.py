@@ -37,6 +37,22 @@ def test_log_rising_and_its_derivatives():
     np.testing.assert_allclose(got, digamma(u + n) - digamma(u), rtol=3e-6, atol=1e-9)
 
 
+def test_distinct_rows_and_how_often_they_are_there():
+    x, T = RNG.integers(0, 4, 400).astype(float), np.ceil(7 * RNG.uniform(1, 5, 400)) / 7
+    wanted, number = np.unique(np.stack([x, T]), axis=1, return_counts=True)
+    (one, two), counts = numeric.tally(x, T)
+    np.testing.assert_allclose(np.stack([one, two]), wanted, rtol=1e-12)
+    assert counts.tolist() == number.tolist() and len(counts) < 120
+    rows, kind = numeric.distinct(x, T, np.broadcast_to(np.inf, 400))
+    assert len(rows) == len(number)
+    assert (x[rows][kind] == x).all() and (T[rows][kind] == T).all()
+    for column in (RNG.uniform(size=400), np.append(0.0, RNG.uniform(1e6, 2e6, 399))):  # no grid
+        rows, kind = numeric.distinct(x, column)
+        assert (column[rows][kind] == column).all()
+        kept, counts = numeric.tally(x, column)
+        assert kept[1] is column and counts.tolist() == [1] * 400
+
+
 def test_decayed():
     rate = np.array([-0.5, -1e-4, 0, 1e-5, 2e-3, 3])
     got = numeric.decayed(jnp.asarray(rate), jnp.full(6, 2.0))

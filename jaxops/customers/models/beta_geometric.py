@@ -19,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import betainc, betaln, gammaln
 
-from jaxops.customers.models.numeric import beta_nodes, in_blocks, legendre, log_rising
+from jaxops.customers.models.numeric import (
+    beta_nodes,
+    distinct,
+    in_blocks,
+    legendre,
+    log_rising,
+    tally,
+)
 from jaxops.task import recorded
 
 Array = jax.Array
@@ -60,9 +67,10 @@ class BGNBD:
             (function, columns, weights) each; `function(params, *columns)` gives (B,).
         """
         numbers, counts = np.unique(x, return_counts=True)
+        rows, weights = tally(x, recency, T)
         return [
             (_by_count(self.early), (numbers,), counts),
-            (_by_customer(self.early), (x, recency, T), np.ones(len(x))),
+            (_by_customer(self.early), rows, weights),
         ]
 
     def outlook(
@@ -94,8 +102,8 @@ class BGNBD:
             (N,) float32 each.
         """
         r, alpha, a, b = (params[name] for name in self.names)
-        numbers, place = np.unique(x, return_inverse=True)
-        k = numbers + self.early
+        place = x.astype(np.int32)
+        k = np.arange(place.max() + 1.0) + self.early
         horizon, discount = np.broadcast_to(horizon, x.shape), np.broadcast_to(discount, x.shape)
         discounted = bool((discount > 0).any())
         time = np.minimum(horizon, 25 / discount) if discounted else horizon
@@ -110,10 +118,12 @@ class BGNBD:
             "weight": weight if discounted else weight / p,
             "left": left,
         }
+        (alive,) = in_blocks(_alive, shared, place, x, recency, T)
+        rows, kind = distinct(x, T, horizon, discount)
         function = _discounted if discounted else _expected
-        columns = place, x, recency, T, horizon, discount
-        alive, again, bought = in_blocks(function, shared, *columns)
-        return alive, again, bought
+        columns = (column[rows] for column in (place, x, T, horizon, discount))
+        again, bought = in_blocks(function, shared, *columns)
+        return alive, alive * again[kind], alive * bought[kind]
 
     def population(self, params: dict[str, float], times: np.ndarray) -> np.ndarray:
         """The expected purchases of a new customer within times after the first, (M,) float64."""
@@ -178,40 +188,30 @@ def _by_customer(early: int) -> Any:
     return function
 
 
-def _alive_and_again(
-    shared: dict[str, Array], place: Array, x: Array, recency: Array, T: Array, horizon: Array
-) -> tuple[Array, Array]:
-    size, scale = shared["r"] + x, shared["alpha"] + T
-    longer = size * jnp.log1p((T - recency) / (shared["alpha"] + recency))
-    alive = jax.nn.sigmoid(-shared["left"][place] - longer)
-    return alive, alive * -jnp.expm1(-size * jnp.log1p(horizon / scale))
+def _alive(
+    shared: dict[str, Array], place: Array, x: Array, recency: Array, T: Array
+) -> tuple[Array]:
+    alpha = shared["alpha"]
+    longer = (shared["r"] + x) * jnp.log1p((T - recency) / (alpha + recency))
+    return (jax.nn.sigmoid(-shared["left"][place] - longer),)
+
+
+def _again(shared: dict[str, Array], x: Array, T: Array, horizon: Array) -> Array:
+    return -jnp.expm1(-(shared["r"] + x) * jnp.log1p(horizon / (shared["alpha"] + T)))
 
 
 def _expected(
-    shared: dict[str, Array],
-    place: Array,
-    x: Array,
-    recency: Array,
-    T: Array,
-    horizon: Array,
-    discount: Array,
-) -> tuple[Array, Array, Array]:
-    time = horizon / (shared["alpha"] + T)
-    chance = shared["p"][place] * time[:, None]
+    shared: dict[str, Array], place: Array, x: Array, T: Array, horizon: Array, discount: Array
+) -> tuple[Array, Array]:
+    """P(buys again) and expected purchases of customers who are alive."""
+    chance = shared["p"][place] * (horizon / (shared["alpha"] + T))[:, None]
     bought = -jnp.expm1(-(shared["r"] + x)[:, None] * jnp.log1p(chance))
-    alive, again = _alive_and_again(shared, place, x, recency, T, horizon)
-    return alive, again, alive * (bought * shared["weight"][place]).sum(1)
+    return _again(shared, x, T, horizon), (bought * shared["weight"][place]).sum(1)
 
 
 def _discounted(
-    shared: dict[str, Array],
-    place: Array,
-    x: Array,
-    recency: Array,
-    T: Array,
-    horizon: Array,
-    discount: Array,
-) -> tuple[Array, Array, Array]:
+    shared: dict[str, Array], place: Array, x: Array, T: Array, horizon: Array, discount: Array
+) -> tuple[Array, Array]:
     """The rate (r + x) / (α + T) E[(1 + p u / (α + T))^-(r+x+1)] at u, integrated with e^(-d u)."""
     size, scale = shared["r"] + x, shared["alpha"] + T
     p, weight = shared["p"][place], shared["weight"][place]
@@ -226,5 +226,4 @@ def _discounted(
 
     rule = jnp.asarray(np.stack(legendre(32), 1), jnp.float32)
     total, _ = jax.lax.scan(add, jnp.zeros_like(scale), rule)
-    alive, again = _alive_and_again(shared, place, x, recency, T, horizon)
-    return alive, again, alive * total
+    return _again(shared, x, T, horizon), total

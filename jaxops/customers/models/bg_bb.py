@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import betaln, gammaln
 
-from jaxops.customers.models.numeric import in_blocks, log_rising
+from jaxops.customers.models.numeric import distinct, in_blocks, log_rising, tally
 from jaxops.task import recorded
 
 Array = jax.Array
@@ -64,8 +64,8 @@ class BGBB:
                 "frequency must be at most recency for BGBB, got "
                 f"{x[many.argmax()]:g} in row {many.argmax()} (counted from 0)"
             )
-        rows, counts = np.unique(np.stack([x, recency, T]), axis=1, return_counts=True)
-        return [(_by_row(_longest(recency, T)), tuple(rows), counts)]
+        rows, weights = tally(x, recency, T)
+        return [(_by_row(_longest(recency, T)), rows, weights)]
 
     def outlook(
         self,
@@ -101,7 +101,9 @@ class BGBB:
             raise ValueError(f"horizon must be a whole number for BGBB, got {horizon}")
         shared = {**params, "horizon": np.int32(horizon), "discount": discount}
         function = _expected(_longest(recency, T))
-        alive, again, bought = in_blocks(function, shared, x, recency, T)
+        rows, kind = distinct(x, recency, T)
+        columns = x[rows], recency[rows], T[rows]
+        alive, again, bought = (part[kind] for part in in_blocks(function, shared, *columns))
         return alive, again, bought
 
     def population(self, params: dict[str, float], times: np.ndarray) -> np.ndarray:

@@ -6,8 +6,9 @@ of small terms, and means over a distribution as sums of positive terms (quadrat
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,84 @@ def beta_nodes(a: float, b: np.ndarray, least: float) -> tuple[np.ndarray, np.nd
     weight[:, :1] /= -np.expm1(-a * step)  # geometric series
     weight[:, -1:] /= -np.expm1(-b * step)
     return np.exp(log_expit(y)), weight
+
+
+def distinct(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One row of each kind of some columns: in a log, whose times are whole days, kinds are few.
+
+    Args:
+        *columns: (N,) each.
+
+    Returns:
+        The numbers of rows of which each is of another kind, (U,), and the kind of each row, (N,).
+        Where values are on no grid, or the kinds could be too many, each row is a kind.
+
+    >>> rows, kind = distinct(np.array([5, 5, 7, 5]), np.array([1, 2, 1, 1]))
+    >>> len(rows), kind.tolist()
+    (3, [0, 1, 2, 0])
+    """
+    every = np.arange(len(columns[0]))
+    grid = _on_grid(columns)
+    if grid is None or grid.size > 2**24:
+        return every, every
+    row = np.full(grid.size, -1)
+    row[grid.key] = every
+    kinds = row >= 0
+    return row[kinds], (np.cumsum(kinds) - 1)[grid.key]
+
+
+def tally(*columns: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """The distinct rows of some columns, (U,) each, and how often each is there, (U,).
+
+    Args:
+        *columns: (N,) each.
+
+    >>> (x, T), counts = tally(np.array([5, 5, 7, 5]), np.array([1.0, 2.0, 1.0, 1.0]))
+    >>> x.tolist(), T.tolist(), counts.tolist()
+    ([5.0, 5.0, 7.0], [1.0, 2.0, 1.0], [2, 1, 1])
+    """
+    grid = _on_grid(columns)
+    if grid is None:
+        return columns, np.ones(len(columns[0]), int)
+    keys, counts = np.unique(grid.key, return_counts=True)
+    codes = np.unravel_index(keys, grid.sizes)
+    rows = (low + step * code for low, step, code in zip(grid.low, grid.step, codes, strict=True))
+    return tuple(rows), counts
+
+
+class _Grid(NamedTuple):
+    """Rows by a number each, of columns whose values are low + step * (0, ..., size - 1)."""
+
+    key: np.ndarray
+    low: list[float]
+    step: list[float]
+    sizes: list[int]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.sizes)
+
+
+def _on_grid(columns: tuple[np.ndarray, ...]) -> _Grid | None:
+    """The rows as numbers; None where values are on no grid, or the grid is too large."""
+    grid = _Grid(np.zeros(len(columns[0]), np.int64), [], [], [])
+    for column in columns:
+        values = column[:1] if column.strides == (0,) else np.unique(column)
+        low, step, size = float(values[0]), 1.0, 1
+        if len(values) > 1:
+            step = float(np.diff(values).min())
+            if (values[-1] - low) / step > 2**20:
+                return None
+            code = np.rint((column - low) / step)
+            if np.abs(low + step * code - column).max() > 1e-6 * step:
+                return None
+            size = int(code.max()) + 1
+            grid.key[:] = grid.key * size + code.astype(np.int64)
+        for found, value in zip(grid[1:], (low, step, size), strict=True):
+            found.append(value)
+        if grid.size > 2**62:
+            return None
+    return grid
 
 
 def in_blocks(function: Callable[..., Any], shared: Any, *columns: np.ndarray) -> list[np.ndarray]:

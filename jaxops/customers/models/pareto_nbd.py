@@ -20,7 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
-from jaxops.customers.models.numeric import decayed, in_blocks, legendre, log_rising
+from jaxops.customers.models.numeric import (
+    decayed,
+    distinct,
+    in_blocks,
+    legendre,
+    log_rising,
+    tally,
+)
 from jaxops.task import recorded
 
 Array = jax.Array
@@ -47,9 +54,10 @@ class ParetoNBD:
     def parts(self, x: np.ndarray, recency: np.ndarray, T: np.ndarray) -> Any:
         """See `BGNBD.parts`."""
         numbers, counts = np.unique(x, return_counts=True)
+        rows, weights = tally(x, recency, T)
         return [
             (_by_count, (numbers,), counts),
-            (_by_customer, (x, recency, T), np.ones(len(x))),
+            (_by_customer, rows, weights),
         ]
 
     def outlook(
@@ -68,8 +76,9 @@ class ParetoNBD:
         """
         horizon, discount = np.broadcast_to(horizon, x.shape), np.broadcast_to(discount, x.shape)
         function = _discounted if (discount > 0).any() else _expected
-        columns = x, recency, T, horizon, discount
-        alive, again, bought = in_blocks(function, params, *columns)
+        rows, kind = distinct(x, recency, T, horizon, discount)
+        columns = (column[rows] for column in (x, recency, T, horizon, discount))
+        alive, again, bought = (part[kind] for part in in_blocks(function, params, *columns))
         return alive, again, bought
 
     def population(self, params: dict[str, float], times: np.ndarray) -> np.ndarray:
