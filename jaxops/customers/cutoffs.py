@@ -84,8 +84,9 @@ def summary(log: Purchases, cutoff: Any = None, unit: Period | None = None) -> S
     Raises:
         ValueError: a cut-off before all purchases; a unit that does not fit the log's period.
 
-    >>> log = purchases({"customer": ["a"] * 3, "time": [0.0, 4.0, 9.0], "paid": [1.0, 2.0, 4.0]},
-    ...                 amount="paid")
+    >>> from jaxops import customers
+    >>> table = {"customer": ["a"] * 3, "time": [0.0, 4.0, 9.0], "paid": [1.0, 2.0, 4.0]}
+    >>> log = customers.purchases(table, amount="paid")
     >>> print(summary(log, cutoff=10).frame().to_string(index=False))
     id  frequency  recency    T  monetary_value
      a        2.0      9.0 10.0             3.0
@@ -177,7 +178,8 @@ def snapshots(
         ValueError: a cut-off with no customer before it, or whose time of the label is not in the
             log; a label that needs amounts.
 
-    >>> log = purchases({"customer": list("aaab"), "time": [0.0, 2.0, 11.0, 5.0]})
+    >>> from jaxops import customers
+    >>> log = customers.purchases({"customer": list("aaab"), "time": [0.0, 2.0, 11.0, 5.0]})
     >>> table = snapshots(log, [4, 6], horizon=5, label="returned", windows=[3])
     >>> table["customer"].tolist(), table["purchases in 3"].tolist(), table["returned"].tolist()
     (['a', 'a', 'b'], [1, 0, 1], [False, True, False])
@@ -272,7 +274,8 @@ def histories(log: Purchases, cutoff: Any = None, unit: Period | None = None) ->
     Raises:
         ValueError: see `summary`.
 
-    >>> log = purchases({"customer": list("aab"), "time": [0.0, 4.0, 9.0]})
+    >>> from jaxops import customers
+    >>> log = customers.purchases({"customer": list("aab"), "time": [0.0, 4.0, 9.0]})
     >>> histories(log, cutoff=5).before.tolist()
     [5.0, 1.0]
     """

@@ -190,7 +190,7 @@ def expected_purchases(model: Model | CustomerBase, times: Any) -> np.ndarray:
     >>> from jaxops import customers
     >>> base = CustomerBase(customers.BGNBD(), np.array([0.243, 4.414, 0.793, 2.426]), np.eye(4))
     >>> print(f"{customers.expected_purchases(base, [39.0])[0]:.3f}")
-    1.076
+    1.197
     """
     times = np.asarray(times, np.float64)
     if not (times >= 0).all():

@@ -69,12 +69,13 @@ def fit(
     >>> born, rate = rng.uniform(0, 50, 300), rng.gamma(0.8, 0.1, 300)
     >>> gaps = rng.exponential(1 / rate[:, None], (300, 40))
     >>> times = born[:, None] + np.cumsum(np.append(0 * born[:, None], gaps, 1), 1)
-    >>> alive = np.cumprod(np.append(np.ones((300, 1)), rng.uniform(size=(300, 40)) > 0.2, 1), 1)
+    >>> leaves = rng.uniform(size=(300, 39)) < rng.beta(1, 4, (300, 1))
+    >>> alive = np.cumprod(np.append(np.ones((300, 2)), 1 - leaves, 1), 1)
     >>> kept = (times < 100) & (alive > 0)
     >>> log = {"customer": np.repeat(np.arange(300), kept.sum(1)), "time": times[kept]}
     >>> model = fit(log, horizon=30, cutoff=70)
     >>> scored = evaluate(model, log, end=100)
-    >>> abs(scored.parts["expected"].sum() / scored.parts["actual"].sum() - 1) < 0.3
+    >>> bool(abs(scored.parts["expected"].sum() / scored.parts["actual"].sum() - 1) < 0.3)
     True
     """
     read = LogReader(customer, time, amount, period, refunds, unit, None, horizon)

@@ -53,6 +53,16 @@ def test_distinct_rows_and_how_often_they_are_there():
         assert kept[1] is column and counts.tolist() == [1] * 400
 
 
+def test_means_over_beta_distributions():
+    for a in (0.07, 0.793, 30.0, 7e4):
+        b = np.array([0.3, 2.426, 900.0, 3.6e5])
+        p, weight = numeric.beta_nodes(a, b, 1e-12)
+        np.testing.assert_allclose(weight.sum(1), 1, rtol=2e-5)
+        np.testing.assert_allclose((weight * p).sum(1), a / (a + b), rtol=2e-5)
+        square = a * (a + 1) / ((a + b) * (a + b + 1))
+        np.testing.assert_allclose((weight * p**2).sum(1), square, rtol=1e-4)
+
+
 def test_decayed():
     rate = np.array([-0.5, -1e-4, 0, 1e-5, 2e-3, 3])
     got = numeric.decayed(jnp.asarray(rate), jnp.full(6, 2.0))

@@ -156,7 +156,7 @@ class MBGNBD(BGNBD):
 
     >>> params = {"r": 0.525, "alpha": 6.183, "a": 0.891, "b": 1.614}
     >>> alive, *_ = MBGNBD().outlook(params, *np.array([[0.0], [0.0], [38.86]]), 39.0)
-    >>> alive[0] < 0.5
+    >>> bool(alive[0] < 0.5)
     True
     """
 

@@ -45,7 +45,7 @@ class ParetoNBD:
     >>> params = {"r": 0.553, "alpha": 10.578, "s": 0.606, "beta": 11.669}
     >>> alive, _, bought = ParetoNBD().outlook(params, *np.array([[2.0], [30.43], [38.86]]), 39.0)
     >>> print(f"{alive[0]:.2f} {bought[0]:.2f}")
-    0.87 1.44
+    0.87 1.46
     """
 
     names: ClassVar[tuple[str, ...]] = ("r", "alpha", "s", "beta")
