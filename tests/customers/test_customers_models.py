@@ -361,6 +361,7 @@ def test_an_outlook_is_right_in_the_mean_over_simulated_customers(name):
     assert np.isfinite(whole).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_discounting(name):
     """A discounted outlook is the integral of e^(-d t) over the undiscounted, and has a limit."""

@@ -191,8 +191,9 @@ def _on_grid(columns: tuple[np.ndarray, ...]) -> _Grid | None:
                 return None
             size = int(code.max()) + 1
             grid.key[:] = grid.key * size + code.astype(np.int64)
-        for found, value in zip(grid[1:], (low, step, size), strict=True):
-            found.append(value)
+        grid.low.append(low)
+        grid.step.append(step)
+        grid.sizes.append(size)
         if grid.size > 2**62:
             return None
     return grid
