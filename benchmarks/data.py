@@ -7,7 +7,8 @@ import numpy as np
 
 import jaxops as jo
 from benchmarks.workloads import GPT, SEED, Columns, Workload
-from experiments import binary_mlp
+from experiments import binary_mlp, defaults
+from jaxops import tabular
 
 
 def columns(workload: Workload) -> tuple[Columns, str]:
@@ -20,6 +21,8 @@ def columns(workload: Workload) -> tuple[Columns, str]:
         table = binary_mlp.read(None)
         parts = binary_mlp.encode(table, table.data.split(test=0.2, seed=42), SEED)
         return _xy({"train": parts.train, "test": parts.test}, "features"), table.data.source
+    if workload.data == "adult":
+        return _adult()
     assert isinstance(workload.network, GPT)
     text, source = _text()
     letters, tokens = np.unique(text, return_inverse=True)
@@ -31,6 +34,15 @@ def columns(workload: Workload) -> tuple[Columns, str]:
     context, cut = workload.network.context, int(0.9 * len(tokens))
     train, test = (_windows(part, context) for part in (tokens[:cut], tokens[cut:]))
     return {"train_x": train, "test_x": test[:: max(1, len(test) // 200)]}, source
+
+
+def _adult() -> tuple[Columns, str]:
+    """Adult as `tabular.fit` encodes it, numbers piecewise linearly; 4,000 rows are the test."""
+    train, test = (tabular.read(frame) for frame in defaults.adult_frames())
+    encoder = tabular.fit_encoder(train, label="income", bins=32)
+    splits = {"train": train, "test": {name: column[:4000] for name, column in test.items()}}
+    encoded = {split: tabular.encode(encoder, part) for split, part in splits.items()}
+    return _xy(encoded, "features"), "Adult, official split"
 
 
 def _xy(splits: dict[str, Columns], x: str) -> Columns:

@@ -64,6 +64,10 @@ def task_of(network: Any) -> jo.Task:
     if isinstance(network, workloads.CNN):
         cnn = vision.CNN(features=network.features, hidden=network.hidden)
         return vision.classifier(cnn, mean=network.mean, std=network.std)
+    if isinstance(network, workloads.TabM):
+        widths = (network.width,) * network.depth
+        module = tabular.TabM(widths, members=network.members, dropout=0.0)
+        return tabular.classifier(module, network.features)
     features, *hidden, outputs = network.widths
     if outputs == 1:
         return tabular.classifier(tabular.MLP(tuple(hidden)), features)

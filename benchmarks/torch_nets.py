@@ -1,5 +1,6 @@
 """The same networks in PyTorch, with the weights that jaxops began with."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +64,28 @@ class GPT(nn.Module):
         return self.logits(self.norm(x))
 
 
-def network(size: workloads.MLP | workloads.CNN | workloads.GPT, channels_last: bool) -> nn.Module:
-    """The module; its parameters are named as the Flax modules' are."""
+def tabm(size: workloads.TabM) -> nn.Module:
+    """The module of the authors' package, (B, features) to logits (B, members, 1)."""
+    from tabm import TabM  # of the other networks it asks nothing
+
+    return TabM(
+        n_num_features=size.features,
+        d_out=1,
+        n_blocks=size.depth,
+        d_block=size.width,
+        dropout=0.0,
+        k=size.members,
+        arch_type="tabm-mini",
+        start_scaling_init="random-signs",
+    )
+
+
+def network(size: workloads.Network, channels_last: bool) -> nn.Module:
+    """The module; its parameters are named as the Flax modules' are, or see `_name`."""
     if isinstance(size, workloads.GPT):
         return GPT(size)
+    if isinstance(size, workloads.TabM):
+        return tabm(size)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if isinstance(size, workloads.CNN):
         layers["conv"] = nn.Conv2d(1, size.features, 3)
@@ -87,7 +106,7 @@ def _tensor(path: str, value: np.ndarray, size: Any, channels_last: bool) -> Ten
     if path == "hidden/kernel" and isinstance(size, workloads.CNN) and not channels_last:
         value = value.reshape(13, 13, size.features, -1).transpose(2, 0, 1, 3)
         value = value.reshape(169 * size.features, -1)
-    if path.endswith("kernel"):
+    if path.endswith("kernel") and value.ndim != 3:  # of members it is (members, in, out) in both
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
     return torch.from_numpy(np.ascontiguousarray(value))
 
@@ -113,13 +132,24 @@ def _name(path: str) -> str:
     return path
 
 
+def _name_in_tabm(path: str) -> str:
+    """What the authors' TabM calls a parameter of the Flax one.
+
+    >>> _name_in_tabm("hidden_1/kernel"), _name_in_tabm("signs")
+    ('backbone/blocks/1/0/kernel', 'backbone/affine/scale')
+    """
+    known = {"signs": "backbone/affine/scale", "kernel": "output/kernel", "bias": "output/bias"}
+    return known.get(path) or re.sub(r"^hidden_(\d+)", r"backbone/blocks/\1/0", path)
+
+
 def load_weights(module: nn.Module, file: Path, size: Any, channels_last: bool) -> None:
     """Copy the parameters in place.
 
     Raises:
         KeyError: the file lacks one; all of both must be used.
     """
-    flat = {_name(path): value for path, value in np.load(file).items()}
+    name_of = _name_in_tabm if isinstance(size, workloads.TabM) else _name
+    flat = {name_of(path): value for path, value in np.load(file).items()}
     renamed = {"weight": ("kernel", "scale", "embedding")}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -133,7 +163,16 @@ def load_weights(module: nn.Module, file: Path, size: Any, channels_last: bool) 
 
 def is_binary(size: Any) -> bool:
     """One logit, not one for each class."""
+    if isinstance(size, workloads.TabM):
+        return True
     return isinstance(size, workloads.MLP) and size.widths[-1] == 1
+
+
+def guesses(size: Any, logits: Tensor) -> Tensor:
+    """The classes (B,) of logits; members vote by the mean of their probabilities."""
+    if isinstance(size, workloads.TabM):
+        return torch.sigmoid(logits).mean((1, 2)) > 0.5
+    return logits[:, 0] > 0 if is_binary(size) else logits.argmax(1)
 
 
 def inputs_of(size: Any) -> Callable[[Tensor], Tensor]:
@@ -156,9 +195,15 @@ def criterion_of(size: Any) -> Callable[..., Tensor]:
     def yes_or_no(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(model(x)[:, 0], y)
 
+    def yes_or_no_of_members(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        logits = model(x)[..., 0]
+        return F.binary_cross_entropy_with_logits(logits, y[:, None].expand_as(logits))
+
     def classes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(inputs(x)), y)
 
     if isinstance(size, workloads.GPT):
         return next_token
+    if isinstance(size, workloads.TabM):
+        return yes_or_no_of_members
     return yes_or_no if is_binary(size) else classes

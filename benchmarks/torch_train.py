@@ -306,10 +306,7 @@ class Training(Side):
             for batch in zip(*(column.split(1000) for column in columns), strict=True):
                 total += self.criterion(model, *batch).item() * len(batch[0])
                 if len(batch) == 2:
-                    logits = model(self.inputs(batch[0]))
-                    guess = (
-                        logits[:, 0] > 0 if torch_nets.is_binary(self.size) else logits.argmax(1)
-                    )
+                    guess = torch_nets.guesses(self.size, model(self.inputs(batch[0])))
                     right += int((guess == batch[1]).sum())
         model.train()
         return {"loss": total / count, "accuracy": right / count if len(columns) == 2 else None}

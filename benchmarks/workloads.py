@@ -74,13 +74,33 @@ class GPT:
 
 
 @dataclass(frozen=True)
+class TabM:
+    """TabM-mini: `members` perceptrons that share their layers; binary cross-entropy of each."""
+
+    features: int
+    width: int = 512
+    depth: int = 3
+    members: int = 32
+
+    @property
+    def parameters(self) -> int:
+        """Signs, shared layers, and an output layer for each member."""
+        w = self.width
+        shared = (self.features + 1) * w + (self.depth - 1) * (w + 1) * w
+        return self.members * self.features + shared + self.members * (w + 1)
+
+
+Network = MLP | CNN | GPT | TabM
+
+
+@dataclass(frozen=True)
 class Workload:
     """One line of the table.
 
     Attributes:
         name: as the command line has it.
         network: what is trained or asked.
-        data: "mnist", "churn" or "shakespeare".
+        data: "mnist", "churn", "adult" or "shakespeare".
         batch_size: rows in one update, or in one question.
         kind: "train", "predict" (NumPy in, NumPy out), "generate" (prompts of `PROMPT` tokens in,
             the `NEW_TOKENS` most probable ones out; an example is a token) or "sweep" (32 seeds at
@@ -92,7 +112,7 @@ class Workload:
     """
 
     name: str
-    network: MLP | CNN | GPT
+    network: Network
     data: str
     batch_size: int
     kind: str = "train"
@@ -110,7 +130,9 @@ C08 = MLP((784, 256, 128, 10), mean=0.5, std=0.5)
 SMALL_GPT = GPT()
 LARGE_GPT = GPT(depth=6, width=384, heads=6, context=256)
 CHURN = MLP((46, 128, 64, 1))
-"""C04; how many features it has, the data say"""
+"""C04; how many features it has, the data say, as of those on Adult"""
+ADULT = MLP((227, 512, 512, 1))
+ADULT_TABM = TabM(227)
 
 _ARTICLE = (("article", 8.0), ("best", 3.0))
 _GPT = (("best", 1.0), ("fastest", 1.5))
@@ -141,6 +163,11 @@ WORKLOADS = (
     Workload(
         "gpt-large", LARGE_GPT, "shakespeare", 64, check_steps=30,
         gpu_targets=(("fastest", 1.1),), gpu=True, bfloat16=True,
+    ),
+    Workload("adult-mlp", ADULT, "adult", 256, targets=(("best", 2.5),), bfloat16=True),
+    Workload(
+        "adult-tabm", ADULT_TABM, "adult", 256, check_steps=24,
+        targets=(("article", 2.5), ("best", 1.5), ("fastest", 1.9)), bfloat16=True,
     ),
     Workload("C01-predict-1", C01, "mnist", 1, "predict", targets=(("best", 1.5),)),
     Workload("C01-predict-1024", C01, "mnist", 1024, "predict", targets=(("best", 1.0),)),
@@ -194,17 +221,19 @@ def write(folder: Path, workload: Workload, columns: Columns, steps: int) -> Wor
 
     Args:
         folder: made where missing.
-        workload: C04's network gets its width from the data.
+        workload: a network on a table gets its number of features from the data.
         columns: "train_x", "test_x" and, but for text, "train_y", "test_y".
         steps: batches of the check.
 
     Returns:
         The workload as written.
     """
-    if workload.data == "churn":
-        assert isinstance(workload.network, MLP)
-        widths = (columns["train_x"].shape[1], *workload.network.widths[1:])
-        workload = replace(workload, network=replace(workload.network, widths=widths))
+    network, shape = workload.network, columns["train_x"].shape
+    if workload.data in ("churn", "adult") and isinstance(network, MLP):
+        network = replace(network, widths=(shape[1], *network.widths[1:]))
+    elif isinstance(network, TabM):
+        network = replace(network, features=shape[1])
+    workload = replace(workload, network=network)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "workload.pickle").write_bytes(pickle.dumps(workload, protocol=4))
     for name, column in columns.items():

@@ -160,8 +160,8 @@ def two_classes(
     return rows
 
 
-def adult(settings: Settings, seed: int, folder: Path) -> Rows:
-    """Incomes of the census."""
+def adult_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Incomes of the census: train and test rows."""
     train, test = (
         pd.read_csv(
             folder_of("adult") / f"adult-{split}.csv.gz",
@@ -173,6 +173,12 @@ def adult(settings: Settings, seed: int, folder: Path) -> Rows:
     )
     for part in (train, test):
         part["income"] = part["income"].str.rstrip(".")
+    return train, test
+
+
+def adult(settings: Settings, seed: int, folder: Path) -> Rows:
+    """Incomes of the census."""
+    train, test = adult_frames()
     return two_classes(settings, seed, train, test, "income")
 
 

@@ -52,7 +52,8 @@ class Common:
     out: Path
     """the model file to write"""
     method: str = ""
-    """the model and its settings, such as "TabM(members=8)"; by default the room's recipe"""
+    """the model and its settings, such as "TabM(members=8)", or what gives several, such as
+    "short_list()" of tables; by default the room's recipe"""
     budget: str = "10min"
     """time after which training stops"""
     seed: int = 0
@@ -71,6 +72,36 @@ class Tabular(Common):
     """columns to leave out"""
     groups: str | None = None
     """a column, such as the customer, whose rows stay together"""
+    time: str | None = None
+    """a column of dates or numbers; the validation rows are the latest"""
+    since: str | None = None
+    """a column of dates; the days of other dates since this one are features too"""
+    weights: str | None = None
+    """the column of the rows' weights"""
+    folds: int | None = None
+    """train once for each of so many folds, and answer with the mean"""
+    text: tuple[str, ...] = ()
+    """columns of text, though their values may be numbers or dates"""
+    target: str | None = None
+    """what the label is: classes, number, counts, quantiles or zero_inflated"""
+    levels: tuple[float, ...] = ()
+    """of the quantiles"""
+
+
+@dataclass(frozen=True)
+class Survival(Common):
+    """Predict when rows have an event that many have not had yet."""
+
+    time: str = tyro.MISSING
+    """the column of times until the event, or until a row was last seen"""
+    event: str = tyro.MISSING
+    """the column that says whether the event was seen: 0 or 1, or the number of a cause"""
+    entry: str | None = None
+    """the column of times from which on a row was watched"""
+    id: str | None = None
+    """the column of the rows' ids"""
+    drop: tuple[str, ...] = ()
+    """columns to leave out"""
     text: tuple[str, ...] = ()
     """columns of text, though their values may be numbers or dates"""
 
@@ -151,7 +182,7 @@ class Language(Common):
 class Fit:
     """Train a model and write its file."""
 
-    room: Tabular | Text | Vision | Recommend | Forecast | Customers | Language
+    room: Tabular | Survival | Customers | Text | Vision | Recommend | Forecast | Language
 
     def run(self) -> None:
         """Train, and say where the model is."""
@@ -370,11 +401,12 @@ def described(model: Model) -> dict[str, list[dict[str, Any]]]:
 
 
 def method(room: Any, text: str) -> Any:
-    """The model that a text such as "EASE(l2=100)" names: a public name of the room, called.
+    """What a text such as "EASE(l2=100)" names: a public name of the room, called.
 
     Args:
         room: the module of a room.
-        text: a name, or a call of it whose arguments are numbers, strings or tuples of them.
+        text: a name, or a call of it whose arguments are numbers, strings, tuples of them, or
+            such calls.
 
     Raises:
         ValueError: any other text, or a name that the room does not have.
@@ -382,25 +414,37 @@ def method(room: Any, text: str) -> Any:
     >>> from jaxops import tabular
     >>> method(tabular, "MLP((8, 4), dropout=0.1)").widths
     (8, 4)
+    >>> method(tabular, "MLP((8,), embedding=Periodic(width=4))").embedding.width
+    4
     """
     if not text:
         return None
     try:
-        tree = ast.parse(text, mode="eval").body
-        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
-        name = call.func.id if isinstance(call.func, ast.Name) else ""
-        args = [ast.literal_eval(arg) for arg in call.args]
-        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        return _called(room, ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError):
-        name = ""
-    if not name or name not in room.__all__:
         raise ValueError(
             f'method must be such as "MLP(dropout=0.1)", of {room.__name__}, got {text}'
-        )
-    try:
-        return getattr(room, name)(*args, **kwargs)
+        ) from None
     except TypeError as error:
         raise ValueError(f"method must have arguments that fit, got {text}: {error}") from None
+
+
+def _called(room: Any, tree: Any) -> Any:
+    """What a public name of a room, or a call of one, makes.
+
+    Raises:
+        ValueError: another expression.
+    """
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    if name not in room.__all__:
+        raise ValueError(f"a name of {room.__name__} is wanted, got {name!r}")
+
+    def value(part: Any) -> Any:
+        return _called(room, part) if isinstance(part, ast.Call) else ast.literal_eval(part)
+
+    args = [value(arg) for arg in call.args]
+    return getattr(room, name)(*args, **{str(k.arg): value(k.value) for k in call.keywords})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,10 @@ import pytest
 import jaxops
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("vision", "text", "language", "recommend", "forecast", "tabular", "decide", "customers")
+ROOMS = (
+    *("vision", "text", "language", "recommend", "forecast"),
+    *("tabular", "decide", "survival", "customers"),
+)
 # From the lowest to the highest; a module imports what is in lower layers, or in its own package.
 # The longest name that fits says to which layer a module belongs.
 LAYERS = (
@@ -46,6 +49,7 @@ IMPORTED_AS = {
     "tensorflow-datasets": "tensorflow_datasets",
     "pillow": "PIL",
     "scikit-learn": "sklearn",
+    "scikit-survival": "sksurv",
 }
 BY_HAND = {  # of an environment of its own, which the benchmark names
     "implicit": "benchmarks/recommend_als.py",

@@ -155,7 +155,16 @@ def test_an_error_is_one_line(folder, capsys, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "kind", [cli.Tabular, cli.Text, cli.Vision, cli.Recommend, cli.Forecast, cli.Language]
+    "kind",
+    [
+        cli.Tabular,
+        cli.Survival,
+        cli.Text,
+        cli.Vision,
+        cli.Recommend,
+        cli.Forecast,
+        cli.Language,
+    ],
 )
 def test_the_options_of_a_room_are_those_of_its_fit(kind):
     room = importlib.import_module(f"jaxops.{kind.__name__.lower()}")

@@ -1,16 +1,26 @@
 """Raw columns of a table to features, by statistics of the train rows alone."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxops.data.checks import check_lists, rows
+from jaxops.data.number_scales import (
+    bin_edges,
+    median_and_spread,
+    normal_scores,
+    pieces,
+    quantiles,
+    smooth_clip,
+)
 from jaxops.data.tables import as_array
 from jaxops.task import recorded
 
 LARGEST = float(np.finfo(np.float32).max)
+SCALES = ("standard", "quantile", "robust")
 
 
 @recorded
@@ -21,13 +31,18 @@ class Encoder(NamedTuple):
     `Encoder(**json.loads(json.dumps(encoder._asdict())))` is equal to `encoder`.
 
     Attributes:
-        mean: numeric column -> mean of its train values.
-        std: numeric column -> their standard deviation, 1 where it is 0.
+        mean: numeric column -> mean of its train values, or with `robust` their median.
+        std: numeric column -> their standard deviation, 1 where it is 0; or with `robust` the
+            distance between their quartiles.
         missing: the numeric columns with values missing in train; each has an indicator.
-        values: text column -> its sorted train values; each has an indicator.
+        values: text column -> its sorted train values, without rare ones; each has an indicator.
         label: the target column, or `None`.
         classes: the label's sorted train values, as text; a label's number is its index here.
         edges: numeric column -> the edges of its bins, for a piecewise linear encoding.
+        quantiles: numeric column -> its quantiles, by which it becomes normal.
+        robust: whether scaled numbers are bent into (-3, 3).
+        rare: text column -> its rare train values, which share one indicator.
+        codes: the text columns that are one feature each, the number of the value.
 
     >>> encoder = fit_encoder({"age": [20.0, 40.0], "left": ["no", "yes"]}, label="left")
     >>> encoder.names, encoder.mean, encoder.classes
@@ -41,16 +56,44 @@ class Encoder(NamedTuple):
     label: str | None
     classes: list[str]
     edges: dict[str, list[float]] = {}  # noqa: RUF012  # a default, never changed
+    quantiles: dict[str, list[float]] = {}  # noqa: RUF012
+    robust: bool = False
+    rare: dict[str, list[str]] = {}  # noqa: RUF012
+    codes: list[str] = []  # noqa: RUF012
 
     @property
     def names(self) -> list[str]:
-        """The features' names in order: numbers, indicators of missing ones, text indicators."""
+        """The features' names in order.
+
+        Numbers, indicators of missing ones, indicators of texts, pieces of numbers in bins, and
+        texts by their number.
+        """
         return [
-            *(name for name in self.mean if name not in self.edges),
+            *self.numbers,
             *(f"{name} missing" for name in self.missing),
-            *(f"{name}={value}" for name, values in self.values.items() for value in values),
+            *(feature for name in self.values if name not in self.codes
+              for feature in self._indicators(name)),
             *(f"{name}>{e:g}" for name, edges in self.edges.items() for e in edges[:-1]),
-        ]
+            *self.codes,
+        ]  # fmt: skip
+
+    @property
+    def numbers(self) -> list[str]:
+        """The columns of numbers that are one feature each: the first features."""
+        return [name for name in self.mean if name not in self.edges]
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """How many numbers there are for the values of each column in `codes`: the last features.
+
+        0 is of values that did not occur in training, then follow the known values and, where there
+        are some, one number for all rare ones.
+        """
+        return tuple(1 + len(self._indicators(name)) for name in self.codes)
+
+    def _indicators(self, name: str) -> list[str]:
+        rare = [f"{name} rare"] if name in self.rare else []
+        return [*(f"{name}={value}" for value in self.values[name]), *rare]
 
 
 def fit_encoder(
@@ -58,6 +101,10 @@ def fit_encoder(
     drop: Sequence[str] = (),
     label: str | None = None,
     bins: int = 0,
+    scale: str = "standard",
+    codes: int | None = None,
+    least: int = 1,
+    most: int | None = None,
 ) -> Encoder:
     """Learn an `Encoder` from train rows.
 
@@ -67,13 +114,23 @@ def fit_encoder(
         label: the target column, text or whole numbers; no value may be missing.
         bins: encode each number piecewise linearly, in about so many bins with as many train rows
             in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than a
-            bin has one of its own, and the other values share the rest. 0 standardises.
+            bin has one of its own, and the other values share the rest. 0 does without.
+        scale: of numbers without bins. "standard" subtracts the mean and divides by the standard
+            deviation. "quantile" makes them normal, see `number_scales.normal_scores`. "robust"
+            subtracts the median, divides by the distance between the quartiles and bends into
+            (-3, 3), see `number_scales.smooth_clip`. With the last two a column of two values
+            becomes 0 and 1.
+        codes: columns of more texts than so many become one feature, the number of the text, for an
+            embedding; by default none.
+        least: texts in fewer train rows are rare: those of a column share one indicator or number.
+        most: texts of a column that are not among so many most frequent ones are rare too; by
+            default none.
 
     Raises:
-        ValueError: a missing column, one that is not one-dimensional, has no value, is infinite
-            or neither numbers nor text, a text column that looks like an identifier, or whole
-            numbers as label that do not look like classes (more different values than 20 and half
-            the rows); a missing label.
+        ValueError: another scale; a missing column, one that is not one-dimensional, has no value,
+            is infinite or neither numbers nor text, a text column that looks like an identifier, or
+            whole numbers as label that do not look like classes (more different values than 20 and
+            half the rows); a missing label.
 
     >>> table = {"age": np.array([20.0, 40.0, np.nan]), "plan": np.array(["a", "b", "a"])}
     >>> encoder = fit_encoder(table)
@@ -89,44 +146,75 @@ def fit_encoder(
     for name in (*drop, *([label] if label is not None else [])):
         if name not in columns:
             raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     classes = [] if label is None else _classes(label, columns[label])
-    encoder = Encoder({}, {}, [], {}, label, classes, {})
+    encoder = Encoder({}, {}, [], {}, label, classes, {}, {}, scale == "robust", {}, [])
     for name in columns:
         if name in drop or name == label:
             continue
         value = _column(name, columns[name])
         if value.dtype.kind != "O":
-            present = value[~np.isnan(value)]
-            if len(present) == 0:
-                raise ValueError(f"{name} must have a value in some row, got none; drop the column")
-            constant = present.max() == present.min()
-            encoder.mean[name] = float(present[0] if constant else present.mean())
-            encoder.std[name] = 1.0 if constant else float(present.std())
-            if bins and not constant:
-                encoder.edges[name] = _edges(present, bins)
-            if len(present) < count:
-                encoder.missing.append(name)
+            _learn_numbers(encoder, name, value, bins, scale)
             continue
-        values = sorted(set(value))
-        if len(values) > max(20, count / 2):
-            raise ValueError(
-                f"{name} must have at most {max(20, count // 2):,} different texts, got "
-                f"{len(values):,} in {count:,} rows; it looks like an identifier column: "
-                f"drop=({name!r},)"
-            )
-        encoder.values[name] = values
+        _learn_texts(encoder, name, value, least, most)
+        if codes is not None and len(encoder.values[name]) + (name in encoder.rare) > codes:
+            encoder.codes.append(name)
     if not encoder.names:
         raise ValueError(f"columns must include one to learn from, got {', '.join(columns)}")
     return encoder
 
 
+def _learn_numbers(encoder: Encoder, name: str, value: np.ndarray, bins: int, scale: str) -> None:
+    """Put what is to be known of a column of numbers into the encoder."""
+    present = value[~np.isnan(value)]
+    if len(present) == 0:
+        raise ValueError(f"{name} must have a value in some row, got none; drop the column")
+    if len(present) < len(value):
+        encoder.missing.append(name)
+    low, high = float(present.min()), float(present.max())
+    if low == high:
+        encoder.mean[name], encoder.std[name] = low, 1.0
+        return
+    encoder.mean[name], encoder.std[name] = (
+        median_and_spread(present)
+        if scale == "robust"
+        else (present.mean().item(), present.std().item())
+    )
+    if bins:
+        encoder.edges[name] = bin_edges(present, bins)
+    elif scale != "standard" and ((present == low) | (present == high)).all():
+        encoder.edges[name] = [low, high]
+    elif scale == "quantile":
+        encoder.quantiles[name] = quantiles(present)
+
+
+def _learn_texts(
+    encoder: Encoder, name: str, value: np.ndarray, least: int, most: int | None
+) -> None:
+    """Put the values of a column of text into the encoder."""
+    counts = Counter(value.tolist())
+    if len(counts) > max(20, len(value) / 2):
+        raise ValueError(
+            f"{name} must have at most {max(20, len(value) // 2):,} different texts, got "
+            f"{len(counts):,} in {len(value):,} rows; it looks like an identifier column: "
+            f"drop=({name!r},)"
+        )
+    kept = {text for text, rows in counts.most_common(most) if rows >= least}
+    encoder.values[name] = sorted(kept)
+    if len(kept) < len(counts):
+        encoder.rare[name] = sorted(counts.keys() - kept)
+
+
 def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Turn raw columns into features, as an encoder learned from the train rows.
 
-    A number becomes (x - mean) / std, and 0 where it is missing. A text has one indicator for each
-    train value, all 0 for a value that is new. With `bins`, a number x has instead one feature for
-    each bin from a to b: min(max((x - a) / (b - a), 0), 1), where the first bin has no lower and
-    the last no upper bound. Columns that the encoder does not know are ignored.
+    A number becomes (x - mean) / std, or what `scale` says, and 0 where it is missing. A text has
+    one indicator for each train value and one for all rare ones, all 0 for a value that is new;
+    or, where the column is in `codes`, a number, which is 0 for a value that is new. With `bins`, a
+    number x has instead one feature for each bin from a to b: min(max((x - a) / (b - a), 0), 1),
+    where the first bin has no lower and the last no upper bound. Columns that the encoder does not
+    know are ignored.
 
     Args:
         encoder: see `fit_encoder`.
@@ -150,25 +238,22 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     targets = [name for name in (encoder.label,) if name is not None and name in columns]
     count = rows({name: columns[name] for name in [*known, *targets]})
     numbers = {name: _column(name, columns[name], "numbers") for name in encoder.mean}
-    scaled = [
-        np.nan_to_num((value - encoder.mean[name]) / encoder.std[name])
-        for name, value in numbers.items()
-        if name not in encoder.edges
-    ]
-    absent = [np.isnan(numbers[name]) for name in encoder.missing]
+    scaled = (_scaled(encoder, name, numbers[name]) for name in encoder.numbers)
+    absent = (np.isnan(numbers[name]) for name in encoder.missing)
     bins = (  # one at a time, for all of them are twice as large as the features
-        piece for name, edges in encoder.edges.items() for piece in _pieces(numbers[name], edges)
+        piece for name, edges in encoder.edges.items() for piece in pieces(numbers[name], edges)
     )
     features = np.zeros((count, len(encoder.names)), np.float32)
-    dense = [*scaled, *absent]
-    first = len(dense)
-    for name, values in encoder.values.items():
-        number = {value: first + i for i, value in enumerate(values)}
-        column = _column(name, columns[name], "text").tolist()
-        places = np.array([number.get(value, -1) for value in column], np.int64)
-        kept = np.flatnonzero(places >= 0)
-        features[kept, places[kept]] = 1
-        first += len(values)
+    dense = itertools.chain(scaled, absent)
+    first = len(encoder.numbers) + len(encoder.missing)
+    for name in encoder.values:
+        coded = _number(encoder, name, columns[name])
+        if name in encoder.codes:
+            features[:, len(encoder.names) - len(encoder.codes) + encoder.codes.index(name)] = coded
+            continue
+        present = np.flatnonzero(coded)
+        features[present, first + coded[present] - 1] = 1
+        first += len(encoder._indicators(name))
     with np.errstate(over="ignore"):  # what is infinite is refused
         for place, feature in itertools.chain(enumerate(dense), enumerate(bins, first)):
             features[:, place] = feature
@@ -197,25 +282,21 @@ def _classes(name: str, column: Any) -> list[str]:
     return classes
 
 
-def _edges(x: np.ndarray, bins: int) -> list[float]:
-    """Edges of bins: one from each value that fills a bin, and of as many of the others."""
-    values, counts = np.unique(x, return_counts=True)
-    frequent = np.flatnonzero(counts > len(x) / bins)
-    after = np.minimum(frequent + 1, len(values) - 1)
-    edges = [values[[0, -1]], values[frequent], values[after]]
-    others = x[~np.isin(x, values[frequent])]
-    if len(others):
-        shares = np.linspace(0, 1, max(bins - len(frequent), 1) + 1)
-        edges.append(np.quantile(others, shares, method="nearest"))
-    return np.unique(np.concatenate(edges)).tolist()
+def _scaled(encoder: Encoder, name: str, value: np.ndarray) -> np.ndarray:
+    """A column of numbers as one feature, 0 where it is missing."""
+    if name in encoder.quantiles:
+        return np.nan_to_num(normal_scores(value, encoder.quantiles[name]))
+    scaled = np.nan_to_num((value - encoder.mean[name]) / encoder.std[name])
+    return smooth_clip(scaled) if encoder.robust else scaled
 
 
-def _pieces(x: np.ndarray, edges: Sequence[float]) -> Iterator[np.ndarray]:
-    """The features of the piecewise linear encoding, 0 where the number is missing."""
-    last = len(edges) - 2
-    for i, (a, b) in enumerate(itertools.pairwise(edges)):
-        low, high = 0 if i else -np.inf, 1 if i < last else np.inf
-        yield np.nan_to_num(np.clip((x - a) / (b - a), low, high))
+def _number(encoder: Encoder, name: str, column: Any) -> np.ndarray:
+    """The numbers of texts, int64: 0 of new ones, then the known ones, and one for all rare."""
+    known = encoder.values[name]
+    number = dict.fromkeys(encoder.rare.get(name, ()), len(known) + 1)
+    number |= {value: i for i, value in enumerate(known, 1)}
+    texts = _column(name, column, "text").tolist()
+    return np.array([number.get(text, 0) for text in texts], np.int64)
 
 
 def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:

@@ -59,3 +59,86 @@ def held_out(
         rows, test_size=share, random_state=seed, stratify=None if labels is None else labels[rows]
     )
     return np.sort(np.concatenate([alone, train])), np.sort(validation)
+
+
+def held_out_later(
+    times: np.ndarray, share: float, groups: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of train and validation rows: validation is later than training.
+
+    About the last `share` of the rows are held out; rows of one time stay on one side. With groups
+    the later rows of a group that is in training are on no side.
+
+    Args:
+        times: (N,) numbers.
+        share: of the rows that are held out, in (0, 1).
+        groups: (N,), such as a customer's id; no group is on both sides.
+
+    Returns:
+        Train and validation, int64, both sorted.
+
+    Raises:
+        ValueError: a share outside (0, 1); times or groups that leave a side empty.
+
+    >>> train, validation = held_out_later(np.array([5, 1, 2, 3]), 0.25)
+    >>> train.tolist(), validation.tolist()
+    ([1, 2, 3], [0])
+    >>> held_out_later(np.array([1, 2, 3, 4]), 0.5, groups=["a", "b", "a", "c"])[1].tolist()
+    [3]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"validation must be a share in (0, 1), got {share}")
+    at = min(int(np.ceil(len(times) * (1 - share))), len(times) - 1)
+    later = times >= np.sort(times)[at]
+    if later.all():
+        raise ValueError(
+            f"times must vary enough to hold the last {share:.0%} out, got {times.min():g} in "
+            f"{np.mean(times == times.min()):.0%} of the rows"
+        )
+    train, validation = np.flatnonzero(~later), np.flatnonzero(later)
+    if groups is not None:
+        of = np.asarray(groups)
+        validation = validation[~np.isin(of[validation], of[train])]
+    if not len(validation):
+        raise ValueError("groups must leave some for later rows alone, got all in earlier rows")
+    return train, validation
+
+
+def folds_of(
+    count: int, folds: int, labels: Any = None, groups: Any = None, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices of train and validation rows of each fold; every row is in one validation part.
+
+    Args:
+        count: number of rows.
+        folds: number of folds.
+        labels: (count,), whose classes keep their shares in every fold as well as their number
+            allows.
+        groups: (count,), such as a customer's id; no group is in two folds, and the labels are
+            not looked at.
+        seed: of the draw.
+
+    Raises:
+        ValueError: fewer than two folds, or more than rows or groups.
+
+    >>> [held.tolist() for _, held in folds_of(4, 2, groups=["a", "a", "b", "b"])]
+    [[2, 3], [0, 1]]
+    """
+    units = np.arange(count)
+    if groups is not None:
+        _, units = np.unique(np.asarray(groups), return_inverse=True)
+    most = int(units.max()) + 1
+    if not 2 <= folds <= most:
+        what = "rows" if groups is None else "groups"
+        raise ValueError(f"folds must be in [2, {most}] (the number of {what}), got {folds}")
+    if groups is not None:
+        selection = require("sklearn.model_selection", extra="data")
+
+        splitter = selection.GroupKFold(folds)
+        return [(train, held) for train, held in splitter.split(units, groups=units)]
+    drawn = np.random.default_rng(seed).permutation(count)
+    if labels is not None:
+        drawn = drawn[np.argsort(np.asarray(labels)[drawn], kind="stable")]
+    fold = np.empty(count, int)
+    fold[drawn] = np.arange(count) % folds
+    return [(np.flatnonzero(fold != one), np.flatnonzero(fold == one)) for one in range(folds)]

@@ -17,6 +17,7 @@ from jaxops.state import TrainState
 from jaxops.task import Batch, Extra, Params, Task, check_module, recorded
 from jaxops.train import loop
 from jaxops.train.settings import check_one_directory
+from jaxops.trust.calibration import scaled
 from jaxops.trust.evaluation import Evaluation, table
 
 ROUNDS = 20  # of the greedy selection
@@ -28,58 +29,103 @@ class Blend(NamedTuple):
     """The weighted mean of what several tasks predict of the same columns.
 
     Attributes:
-        tasks: M tasks.
-        params: their parameters.
+        tasks: M tasks, or closed forms with `outputs` and `classes`.
+        params: their parameters; {} of a closed form.
         extras: their extra.
         weights: M numbers of at least 0 with sum 1.
+        temperature: of the mean probabilities, see `trust.calibration.scaled`.
 
     >>> from jaxops import tabular
     >>> Blend((tabular.classifier(tabular.MLP(), 3),), ({},), ({},), (1.0,)).classes
     ('0', '1')
     """
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[Any, ...]
     params: tuple[Params, ...]
     extras: tuple[Extra, ...]
     weights: tuple[float, ...]
+    temperature: float = 1.0
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes."""
         return self.tasks[0].classes
 
+    @property
+    def reads_table(self) -> bool:
+        """Whether the members read the table that the reader read, and not what it encoded."""
+        return getattr(self.tasks[0], "reads_table", False)
+
     def models(self) -> list[Model]:
         """The members."""
+        members = zip(self.tasks, self.params, self.extras, strict=True)
         return [
             Model(task, TrainState(jnp.int32(0), params, (), extra, jax.random.key(0)))
-            for task, params, extra, _ in zip(*self, strict=True)
+            if isinstance(task, Task)
+            else Model(task)
+            for task, params, extra in members
         ]
 
     def outputs(self, columns: Any, batch_size: int) -> np.ndarray:
         """What the members predict, weighted."""
         parts = [model.outputs(columns, batch_size) for model in self.models()]
-        return np.sum([w * part for w, part in zip(self.weights, parts, strict=True)], axis=0)
+        mean = np.sum([w * part for w, part in zip(self.weights, parts, strict=True)], axis=0)
+        return tempered(mean, self.temperature)
 
     @classmethod
-    def of(cls, models: Sequence[Model], weights: Sequence[float]) -> "Blend":
-        """The blend of trained models."""
-        states = [model.state for model in models]
-        params, extras = tuple(s.params for s in states), tuple(s.extra for s in states)
-        return cls(tuple(model.task for model in models), params, extras, tuple(weights))
+    def of(
+        cls, models: Sequence[Model], weights: Sequence[float], temperature: float = 1.0
+    ) -> "Blend":
+        """The blend of models; the members of one that is a blend itself become its own."""
+        parts = [
+            (part, weight * share)
+            for model, weight in zip(models, weights, strict=True)
+            for part, share in (
+                zip(model.task.models(), model.task.weights, strict=True)
+                if isinstance(model.task, Blend)
+                else [(model, 1.0)]
+            )
+        ]
+        states = [part.state for part, _ in parts]
+        return cls(
+            tuple(part.task for part, _ in parts),
+            tuple({} if state is None else state.params for state in states),
+            tuple({} if state is None else state.extra for state in states),
+            tuple(weight for _, weight in parts),
+            temperature,
+        )
 
 
-def check_methods(method: Any, options: Mapping[str, Any]) -> None:
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (N, C), or of class 1 (N,), at another temperature; see `calibration.scaled`.
+
+    >>> tempered(np.array([0.9]), 2.0).round(3).tolist()
+    [0.75]
+    """
+    if temperature == 1:
+        return probabilities
+    if probabilities.ndim == 1:
+        both = np.stack([1 - probabilities, probabilities], -1)
+        return tempered(both, temperature)[:, 1]
+    return scaled(probabilities, temperature).astype(probabilities.dtype)
+
+
+def check_methods(
+    method: Any, options: Mapping[str, Any], others: type | tuple[type, ...] = (), folds: int = 1
+) -> None:
     """Raise `ValueError` for a method that is no module, and for several in one checkpoint folder.
 
     Args:
         method: a Flax module, a list of them, or None for a room's default.
         options: of `jaxops.fit`.
+        others: kinds of methods that are no modules.
+        folds: how often each is trained.
     """
     several = list(method) if isinstance(method, list | tuple) else [method]
     for one in several:
-        if one is not None:
+        if one is not None and not isinstance(one, others):
             check_module("method", one)
-    check_one_directory(dict(options), len(several))
+    check_one_directory(dict(options), len(several) * folds)
 
 
 def best_of(
@@ -89,11 +135,13 @@ def best_of(
     loss: Callable[[np.ndarray], float] | None,
     budget: float,
     progress: bool,
+    warmth: Callable[[np.ndarray], float] | None = None,
+    figures: Callable[[np.ndarray], dict[str, float]] | None = None,
 ) -> Model:
     """Fit each method in turn; the one with the best validation, or their blend if it is better.
 
     The weights of the blend are chosen by greedy selection with replacement: the member that
-    lowers the validation loss of the mean most is added, 20 times.
+    lowers the validation loss of the mean most is added, 20 times; the best of these means is kept.
 
     Args:
         methods: M of them.
@@ -104,7 +152,10 @@ def best_of(
             methods that read other columns; then the parts need not have the outputs.
         budget: seconds for all of them; what is left is divided among those still to come, and a
             method for which nothing is left is not tried.
-        progress: print the table of the methods.
+        progress: print the figure of each method when it is trained, and their table.
+        warmth: outputs of the validation rows -> the temperature that they need, 1 for none.
+        figures: outputs of the validation rows -> all figures, for `about`; by default `metric`
+            alone.
 
     Raises:
         ValueError: no methods.
@@ -118,14 +169,18 @@ def best_of(
     models: list[Model] = []
     scored: dict[str, Evaluation] = {}
     for place, method in enumerate(methods):
-        left = end - time.monotonic()
-        if models and left <= 0:
+        start = time.monotonic()
+        if models and start >= end:
             break
-        model, one = fit(method, max(left, 1.0) / (len(methods) - place))
+        model, one = fit(method, max(end - start, 1.0) / (len(methods) - place))
         models.append(model)
-        scored[f"{place + 1}: {type(method).__name__}"] = one
-        if progress:
-            print(table(scored), flush=True)
+        name = f"{place + 1}: {type(method).__name__}"
+        scored[name] = one
+        if progress:  # intervals take their time, so the table follows at the end
+            took = time.monotonic() - start
+            print(f"{name}: {metric} {one.figures()[metric]:.4f} in {took:.0f} s", flush=True)
+    if progress:
+        print(table(scored), flush=True)
     losses = [one.figures()[metric] for one in scored.values()]
     best = int(np.argmin(losses))
     about = {"methods": dict(zip(scored, losses, strict=True))}
@@ -136,14 +191,21 @@ def best_of(
         return single
     outputs = [one.parts["outputs"] for one in scored.values()]
     weights = greedy(outputs, loss)
-    blended = loss(np.tensordot(weights, np.stack(outputs), 1))
-    if blended >= losses[best]:
+    mean = np.tensordot(weights, np.stack(outputs), 1)
+    if loss(mean) >= losses[best]:
+        weights, mean = np.eye(len(models))[best], outputs[best]
+    heat = 1.0 if warmth is None else warmth(mean)
+    if weights.max() == 1 and heat == 1:
         return single
+    mean = tempered(mean, heat)
+    blended = loss(mean)
     if progress:
-        print(f"blend: {metric} {blended:.4f}, weights {', '.join(f'{w:g}' for w in weights)}")
+        told = f"weights {', '.join(f'{w:.3g}' for w in weights)}"
+        told += f", temperature {heat:.3g}" if heat != 1 else ""
+        print(f"blend: {metric} {blended:.4f}, {told}")
     members = [(model, w) for model, w in zip(models, weights.tolist(), strict=True) if w > 0]
-    blend = Blend.of([model for model, _ in members], [weight for _, weight in members])
-    about = single.about | {"validation": {metric: blended}}
+    blend = Blend.of([model for model, _ in members], [weight for _, weight in members], heat)
+    about = single.about | {"validation": figures(mean) if figures else {metric: blended}}
     return replace(single, task=blend, state=None, about=about)
 
 
@@ -159,7 +221,8 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
         check_one_directory(dict(settings), len(model.task.tasks))
         further = [trained_further(part, columns, settings) for part in model.task.models()]
         about = {**model.about, "updated with": fingerprint(columns)}
-        return replace(model, task=Blend.of(further, model.task.weights), about=about)
+        blend = Blend.of(further, model.task.weights, model.task.temperature)
+        return replace(model, task=blend, about=about)
     task, state = model.trained()
     state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
     state = averaged(loop.fit(task, columns, state=state, **settings))
@@ -203,7 +266,7 @@ def settings_within(
 
 
 def greedy(outputs: Sequence[np.ndarray], loss: Callable[[np.ndarray], float]) -> np.ndarray:
-    """The weights of greedy selection with replacement, (M,).
+    """The weights of greedy selection with replacement, (M,): the best mean of at most 20 picks.
 
     Args:
         outputs: of M members, (N, ...) each.
@@ -215,9 +278,12 @@ def greedy(outputs: Sequence[np.ndarray], loss: Callable[[np.ndarray], float]) -
     [0.5, 0.5, 0.0]
     """
     counts, total = np.zeros(len(outputs)), np.zeros(outputs[0].shape)
-    for picked in range(ROUNDS):
-        losses = [loss((total + output) / (picked + 1)) for output in outputs]
-        best = int(np.argmin(losses))
-        counts[best] += 1
-        total = total + outputs[best]
-    return counts / ROUNDS
+    best, least = counts, np.inf
+    for picked in range(1, ROUNDS + 1):
+        losses = [loss((total + output) / picked) for output in outputs]
+        member = int(np.argmin(losses))
+        counts[member] += 1
+        total = total + outputs[member]
+        if losses[member] < least:
+            best, least = counts / picked, losses[member]
+    return best

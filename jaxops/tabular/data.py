@@ -7,7 +7,7 @@ all that a finished model has to know of its input.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,10 +19,19 @@ from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
 from jaxops.task import recorded
 
-__all__ = ["Classes", "Encoder", "TableReader", "Values", "encode", "fit_encoder", "read"]
+__all__ = [
+    "Classes",
+    "Encoder",
+    "Quantiles",
+    "TableReader",
+    "Values",
+    "encode",
+    "fit_encoder",
+    "read",
+]
 
+TARGETS = ("classes", "number", "counts", "quantiles", "zero_inflated")
 FEW = 20  # as many whole numbers as a label may have and still name classes; or rows
-BINS = 32  # of the piecewise linear encoding of a number
 
 
 class Values(NamedTuple):
@@ -44,6 +53,29 @@ class Values(NamedTuple):
         return frame({"id": self.ids, "value": self.values})
 
 
+class Quantiles(NamedTuple):
+    """The predicted quantiles of N rows.
+
+    Attributes:
+        ids: (N,), the user's ids, or the numbers of the rows.
+        values: float32 (N, Q), in the unit of the target, rising.
+        levels: the Q levels of the quantiles, such as 0.9.
+
+    >>> one = Quantiles(np.arange(1), np.array([[1.0, 2.0]]), (0.1, 0.9))
+    >>> one.frame().columns.tolist()
+    ['id', 'q(0.1)', 'q(0.9)']
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+    levels: tuple[float, ...]
+
+    def frame(self) -> Any:
+        """One row each: id, and the quantile of each level."""
+        of_level = {f"q({level:g})": self.values[:, i] for i, level in enumerate(self.levels)}
+        return frame({"id": self.ids, **of_level})
+
+
 @recorded(before={"dates": None})
 @dataclass(frozen=True, eq=False)
 class TableReader:
@@ -53,6 +85,10 @@ class TableReader:
         encoder: makes the features.
         id: the column of the user's ids; None numbers the rows.
         dates: the columns of dates; None, as in older files, takes those among numbers as days.
+        target: what a label without classes is: "number", "counts", "quantiles" (a number whose
+            quantiles are predicted) or "zero_inflated".
+        levels: of the quantiles.
+        since: the column of dates since which the days of the others are features; None for none.
 
     >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
     >>> ids, columns = reader.columns({"plan": ["b"]})
@@ -65,15 +101,18 @@ class TableReader:
     encoder: Encoder
     id: str | None = None
     dates: tuple[str, ...] | None = ()
+    target: str = "number"
+    levels: tuple[float, ...] = ()
+    since: str | None = None
 
-    def columns(
+    def table(
         self, source: Source, label: bool = False
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The ids, and the columns that the task takes.
+        """The ids, and the columns of the table that the encoder knows, as `read` gives them.
 
         Args:
             source: see `read`.
-            label: whether the label is read too.
+            label: whether the label is read too: names of classes, or numbers.
 
         Raises:
             ValueError: a column that is missing or cannot be read, with its row.
@@ -82,7 +121,8 @@ class TableReader:
             UserWarning: a column of text has in 20 rows or more no value of the train rows.
         """
         encoder, dates = self.encoder, self.dates or ()
-        parts, texts = of_dates(dates), encoder.values
+        parts = self.derived
+        texts = {n: [*known, *encoder.rare.get(n, ())] for n, known in encoder.values.items()}
         known = [*encoder.mean, *encoder.values]
         wanted = [*dates, *(name for name in known if name not in (*parts, *dates))]
         target = [encoder.label] if label and encoder.label is not None else []
@@ -90,17 +130,31 @@ class TableReader:
         names = [*dict.fromkeys([*wanted, *target, *own])]
         exact = [*own, *target]
         table, _ = read_with_dates(source, names, encoder.mean, exact, texts, self.dates, self.id)
+        table |= days_since(table, dates, self.since)
         _warn_of_unknown(texts, table)
         for name in target:
-            table[name] = label_of(name, table[name], bool(encoder.classes))
+            table[name] = label_of(name, table[name], bool(encoder.classes), self.target)
         count = len(next(iter(table.values())))
         ids = table[self.id] if self.id is not None else np.arange(count)
-        return ids, encode_target(encoder, {name: table[name] for name in [*known, *target]})
+        return ids, {name: table[name] for name in [*known, *target]}
+
+    @property
+    def derived(self) -> list[str]:
+        """The names of the columns that are made of dates, beside these themselves."""
+        dates = self.dates or ()
+        return [*of_dates(dates), *names_since(dates, self.since).values()]
+
+    def columns(
+        self, source: Source, label: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The ids, and the columns that the task takes; see `table`."""
+        ids, table = self.table(source, label)
+        return ids, encode_target(self.encoder, table)
 
     def predict(
         self, model: Model, data: Source, batch_size: int = 4096, first: int = 0
-    ) -> Classes | Values:
-        """Classes with their probabilities, or values, for the rows of a table.
+    ) -> Classes | Values | Quantiles:
+        """Classes with their probabilities, values or quantiles, for the rows of a table.
 
         Args:
             model: the model.
@@ -109,7 +163,7 @@ class TableReader:
             first: the number of the first row, where rows have no ids.
         """
         self.check(model)
-        ids, columns = self.columns(data)
+        ids, columns = (self.table if reads_table(model.task) else self.columns)(data)
         ids = ids + first if self.id is None else ids
         return self.answer(model.task, ids, model.outputs(columns, batch_size))
 
@@ -126,16 +180,22 @@ class TableReader:
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
         encoder, dates = self.encoder, self.dates or ()
+        target = {} if encoder.classes else {"target": self.target}
         return {
             "label": str(encoder.label),
-            "numbers": ", ".join(n for n in encoder.mean if n not in of_dates(dates)),
+            **target,
+            "numbers": ", ".join(n for n in encoder.mean if n not in self.derived),
             "dates": ", ".join(dates),
             "texts": ", ".join(encoder.values),
             "ids": self.id or "",
         }
 
-    def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Classes | Values:
+    def answer(
+        self, task: Any, ids: np.ndarray, outputs: np.ndarray
+    ) -> Classes | Values | Quantiles:
         """What the task predicts, as the user reads it."""
+        if self.target == "quantiles":
+            return Quantiles(ids, outputs, self.levels)
         if not task.classes:
             return Values(ids, outputs)
         probabilities = of_classes(outputs)
@@ -178,17 +238,18 @@ def names_classes(column: np.ndarray) -> bool:
     return len(values) <= FEW and all(number.is_integer() for number in numbers)
 
 
-def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
+def label_of(name: str, column: np.ndarray, classes: bool, target: str = "number") -> np.ndarray:
     """A label as `read` keeps it, as names of classes, or as numbers, float64.
 
     Args:
         name: the column's.
         column: `str` objects (N,).
         classes: whether it names classes.
+        target: what it is else, see `TableReader`.
 
     Raises:
         ValueError: a missing value, also one written as "NA" or "null"; or text where numbers are
-            wanted.
+            wanted, or numbers that the target cannot have.
 
     >>> label_of("left", np.array(["0", "1"], object), classes=False).tolist()
     [0.0, 1.0]
@@ -210,7 +271,62 @@ def label_of(name: str, column: np.ndarray, classes: bool) -> np.ndarray:
             number = np.nan
         if not abs(number) <= LARGEST:
             raise ValueError(f"{name} must be finite float32 numbers, got {value!r} in row {row}")
-    return column.astype(np.float64)
+    numbers = column.astype(np.float64)
+    odd, wanted = np.zeros(len(numbers), bool), ""
+    if target == "counts":
+        odd, wanted = (numbers < 0) | (numbers % 1 > 0), "counts (whole numbers from 0)"
+    elif target == "zero_inflated":
+        odd, wanted = numbers < 0, "numbers from 0"
+    if odd.any():
+        row = int(odd.argmax())
+        raise ValueError(
+            f"{name} must be {wanted}, got {column[row]} in row {row} ({odd.sum():,} such rows)"
+        )
+    return numbers
+
+
+def names_since(dates: Collection[str], since: str | None) -> dict[str, str]:
+    """A column of dates -> the name of the days since another one.
+
+    >>> names_since(("joined", "left"), "joined")
+    {'left': 'left since joined'}
+    """
+    others = () if since is None else [name for name in dates if name != since]
+    return {name: f"{name} since {since}" for name in others}
+
+
+def days_since(
+    table: Mapping[str, np.ndarray], dates: Collection[str], since: str | None
+) -> dict[str, np.ndarray]:
+    """The days of each column of dates since another one; see `names_since`.
+
+    >>> days_since({"a": np.array([1.0]), "b": np.array([3.5])}, ("a", "b"), "a")
+    {'b since a': array([2.5])}
+    """
+    if since is None:
+        return {}
+    return {new: table[name] - table[since] for name, new in names_since(dates, since).items()}
+
+
+def reads_table(task: Any) -> bool:
+    """Whether what a model holds reads the table itself, as trees do, and not features."""
+    return getattr(task, "reads_table", False)
+
+
+def target_of(encoder: Encoder, column: np.ndarray) -> np.ndarray:
+    """A label as `TableReader.table` has it as numbers of classes, int32, or as numbers, float32.
+
+    Raises:
+        ValueError: a label that is none of the classes, with its row.
+
+    >>> encoder = fit_encoder({"age": [1, 2], "left": ["no", "yes"]}, label="left")
+    >>> target_of(encoder, np.array(["yes"], object)).tolist()
+    [1]
+    """
+    if not encoder.classes:
+        return column.astype(np.float32)
+    label = str(encoder.label)
+    return encode(Encoder({}, {}, [], {}, label, encoder.classes), {label: column})["label"]
 
 
 def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,42 +1,27 @@
 """One call a job: `fit` a finished model to a table, `evaluate` it, `update` it with new rows."""
 
-import re
-import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from time import monotonic
+from typing import Any
 
 import numpy as np
 
-from jaxops import optim
-from jaxops.data.checks import check_lists
-from jaxops.data.columns import of_dates, read_with_dates
-from jaxops.data.dataset import take
-from jaxops.data.encoders import fit_encoder, order
-from jaxops.data.splits import held_out
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import best_of, check_methods, trained_further
-from jaxops.optim import averaged
-from jaxops.tabular.data import (
-    BINS,
-    FEW,
-    TableReader,
-    encode_target,
-    label_of,
-    names_classes,
-    of_classes,
-)
+from jaxops.model.selection import check_methods, trained_further
+from jaxops.tabular.data import encode_target, reads_table, target_of
+from jaxops.tabular.ensembles import members_further, selected
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
-from jaxops.tabular.tasks import classifier, regressor
-from jaxops.train.loop import fit as train
-from jaxops.train.settings import EarlyStopping, chosen
+from jaxops.tabular.parts import SHARE, Parts, Roles, parts_of
+from jaxops.tabular.prepared import encoder_of, kind_of, learned, target_kind
+from jaxops.tabular.recipes import recipe
+from jaxops.tabular.scores import scores_of
+from jaxops.tabular.train_rows import with_places
+from jaxops.tabular.trees import Trees, grown
+from jaxops.train.settings import chosen
 from jaxops.trust.evaluation import Evaluation
-from jaxops.trust.evaluation import of_classes as scores_of_classes
-
-NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def fit(
@@ -47,9 +32,15 @@ def fit(
     id: str | None = None,
     drop: Sequence[str] = (),
     groups: str | None = None,
+    time: str | None = None,
+    since: str | None = None,
+    weights: str | None = None,
     text: Sequence[str] = (),
-    validation: Source | float = 0.15,
+    validation: Source | float = SHARE,
+    folds: int | None = None,
     classes: bool | None = None,
+    target: str | None = None,
+    levels: Sequence[float] = (),
     budget: str | float = "10min",
     seed: int = 0,
     progress: bool = True,
@@ -59,23 +50,39 @@ def fit(
 
     The default method is `TabM` over numbers that are encoded piecewise linearly, and indicators of
     text values. Dates become numbers, see `read`. Rows are held out for validation,
-    which decides when to stop; the reader is learned from the other rows alone. A text column in
-    which nearly every row has another value is left out, and printed.
+    which decides when to stop; the reader is learned from the other rows alone. What nothing can be
+    learned from is left out, printed, and kept in `about`: columns that are constant, empty, equal
+    to another, or texts of which more than every second row has another.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
-        method: a Flax module, features (B, d) float32 to outputs (B, outputs), such as `MLP()`.
-            An attribute `outputs` is set to what the label needs. Of a list each is trained in
-            turn; the result is the one with the best validation loss, or a blend of them.
+        method: a Flax module, features (B, d) float32 to outputs (B, outputs), such as `MLP()`,
+            whose attribute `outputs` is set to what the label needs, and whose attribute `reads`
+            says how numbers and texts are encoded, see `Reads`; or trees, such as
+            `HistGradientBoosting()`. Of a list, such as `short_list()`, each is trained in turn;
+            the result is the one with the best validation loss, or a blend of them.
         label: the column to predict.
         id: the column of the rows' ids, which answers repeat; it is no feature.
         drop: columns to leave out.
         groups: a column, such as the customer; no group is in training and validation. It is no
             feature.
+        time: a column of dates or numbers; the validation rows are later than the train rows, and
+            later rows of a group that is in training are on no side. It is no feature.
+        since: a column of dates; the days of each other date since this one are features too.
+        weights: a column of the rows' weights, numbers of at least 0, which count in training and
+            in the validation loss that stops it; the figures are of the rows as they are. It is no
+            feature.
         text: columns of text, though their values may be numbers, such as zip codes.
         validation: the share of rows to hold out (with classes, of each class), or a table.
+        folds: train each method once for each of so many folds, whose rows validate it, and answer
+            with the mean of these models. The figures, the choice among methods and the weights of
+            a blend are by every row as the model that has not seen it predicts it.
         classes: whether the label names classes; by default if it is text, boolean or at most 20
             whole numbers.
+        target: what the label is, if no class: "number", "counts" (whole numbers from 0, Poisson
+            distributed), "quantiles" (a number of which `levels` are predicted) or "zero_inflated"
+            (0 or a log-normal value above 0, of which the mean is predicted). Or "classes".
+        levels: the levels of the quantiles, such as (0.1, 0.5, 0.9).
         budget: time after which training stops, such as "10min", or seconds.
         seed: of the split and of training.
         progress: print a progress bar, what was left out and the validation figures.
@@ -83,14 +90,16 @@ def fit(
             `epochs`, `early_stopping`, `plan` and so on.
 
     Returns:
-        A model; `model.predict(table)` gives `Classes` or `Values`.
+        A model; `model.predict(table)` gives `Classes`, `Values` or `Quantiles`.
 
     Raises:
         ValueError: a table that cannot be read, with column and row; a label of one class, or
             missing in a row; as `jaxops.fit`.
 
     Warns:
-        UserWarning: a column is text for a few values beside many numbers, such as "?".
+        UserWarning: a column is text for a few values beside many numbers, such as "?"; in 500
+            train rows or more, it tells the label almost perfectly by itself, or is a whole number
+            that is another in every row; rows of a validation table stand among the train rows.
 
     >>> from jaxops import tabular
     >>> rng = np.random.default_rng(0)
@@ -102,119 +111,66 @@ def fit(
     >>> tabular.evaluate(model, table).figures()["auc"] > 0.99
     True
     """
-    start, budget = time.monotonic(), seconds(budget)
-    check_methods(method, options)
-    check_lists(text=text, drop=drop)
-    exact = [name for name in (label, id, groups) if name is not None]
-    table, dates = read_with_dates(data, exact=exact, text=text, unread={*drop} - {*exact})
-    _check_columns(table, label, id, groups, drop, text)
-    _warn_of_numbers({n: c for n, c in table.items() if n not in (*exact, *drop, *text)})
-    parts = _parts(table, dates, label, id, drop, groups, validation, classes, seed)
+    start, budget = monotonic(), seconds(budget)
+    classes, target, levels = target_kind(classes, target, levels)
+    methods = list(method) if isinstance(method, list | tuple) else [method]
+    check_methods(method, options, Trees, folds or 1)
+    _check_trees(methods, options, target)
+    roles = Roles(label, id, drop, groups, time, weights, text, classes, target, levels, since)
+    parts = parts_of(data, roles, validation, folds, seed, progress)
     if progress and parts.left_out:
-        print(f"left out, as they look like identifiers or are empty: {', '.join(parts.left_out)}")
+        print(f"left out: {', '.join(f'{name} ({why})' for name, why in parts.left_out.items())}")
     options = {"seed": seed, "progress": progress, **options}
-    left = budget - (time.monotonic() - start)
-    if isinstance(method, list | tuple):
-        target = parts.validation["label"]
-        return best_of(
-            method,
-            lambda one, left: _trained(one, parts, left, options),
-            "log_loss" if parts.reader.encoder.classes else "mse",
-            lambda outputs: _loss(outputs, target, bool(parts.reader.encoder.classes)),
-            left,
-            progress,
-        )
+    left = budget - (monotonic() - start)
+    if isinstance(method, list | tuple) or folds is not None:
+
+        def trained(one: Any, parts: Parts, left: float) -> tuple[Model, Evaluation]:
+            return _trained(one, parts, left, options)
+
+        return selected(methods, parts, trained, left, progress)
     model, scored = _trained(method, parts, left, options)
     if progress:
         print(f"validation, {len(scored):,} rows\n{scored}")
     return model
 
 
-class Parts(NamedTuple):
-    """A table, ready to train on.
-
-    Attributes:
-        reader: learned from the train rows.
-        train: the columns of the task.
-        validation: the same of the validation rows.
-        left_out: names of columns that look like identifiers or have no value.
-    """
-
-    reader: TableReader
-    train: dict[str, np.ndarray]
-    validation: dict[str, np.ndarray]
-    left_out: list[str]
-
-
-def _parts(
-    table: dict[str, np.ndarray],
-    dates: tuple[str, ...],
-    label: str,
-    id: str | None,
-    drop: Sequence[str],
-    groups: str | None,
-    validation: Any,
-    classes: bool | None,
-    seed: int,
-) -> Parts:
-    classes = names_classes(table[label]) if classes is None else classes
-    table[label] = label_of(label, table[label], classes)
-    names = sorted(set(table[label].tolist()), key=order) if classes else []
-    if len(names) == 1:
-        raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
-    rest, held = _held_out(table, label, groups, classes, validation, seed)
-    dropped = {*drop, *(name for name in (id, groups) if name is not None)}
-    kept = {name: column for name, column in rest.items() if name not in dropped}
-    useless = [*_identifiers(kept, label), *_empty(kept)]
-    left_out = [name for name in useless if name not in of_dates(dates)]
-    dates = tuple(name for name in dates if name not in left_out)
-    parts = [name for name in of_dates(dates) if name in kept]
-    useless += [n for n in parts if np.nanmax(kept[n]) == np.nanmin(kept[n])]
-    kept = {name: column for name, column in kept.items() if name not in useless}
-    if kept.keys() == {label}:
+def _check_trees(methods: Sequence[Any], options: Mapping[str, Any], target: str) -> None:
+    trees = [one for one in methods if isinstance(one, Trees)]
+    for one in trees:
+        one.check()
+    if trees and target == "quantiles":
+        raise ValueError(f"method must be a network for quantiles, got {trees[0]}")
+    if options and len(trees) == len(methods):
         raise ValueError(
-            f"data must have a column to learn from beside {label!r}, got none that is kept"
+            f"{next(iter(options))} must be left out where trees alone are trained, got "
+            f"{next(iter(options.values()))!r}; their settings are those of the method"
         )
-    encoder = _encoder(kept, label)._replace(classes=names)
-    reader = TableReader(encoder, id, dates)
-    if held is None:
-        _, columns = reader.columns(validation, label=True)
-    else:
-        columns = encode_target(encoder, held)
-    return Parts(reader, encode_target(encoder, kept), columns, left_out)
 
 
 def _trained(
     method: Any, parts: Parts, left: float, options: dict[str, Any]
 ) -> tuple[Model, Evaluation]:
     """A model, and its scores on the validation rows."""
-    task = _task(method or TabM(), parts.reader.encoder, parts.train)
-    count = len(parts.train["label"])
-    settings = chosen(recipe(count, left), options)
-    state = averaged(train(task, parts.train, validation=parts.validation, **settings))
+    label, reader, classes = parts.label, parts.reader, parts.reader.encoder.classes
+    count = len(parts.train[label])
     about = {"data": fingerprint(parts.train), "rows": count, "left out": parts.left_out}
-    model = Model(task, state._replace(opt_state=()), parts.reader, about)
-    scored = _scored(model, np.arange(len(parts.validation["label"])), parts.validation)
+    if isinstance(method, Trees):
+        trees = grown(method, parts, options["seed"], left)
+        model = Model(trees, None, reader, about)
+        outputs, target = model.outputs(parts.validation), parts.targets()[1]
+        scored = scores_of(kind_of(reader), np.arange(len(target)), outputs, target)
+    else:
+        method = method or TabM()
+        encoder = encoder_of(method, parts.train, label)._replace(classes=classes)
+        reader = replace(reader, encoder=encoder)
+        train_rows, held = (encode_target(encoder, t) for t in (parts.train, parts.validation))
+        if parts.weights is not None:
+            train_rows["mask"], held["mask"] = parts.weights
+        task, state = learned(method, reader, train_rows, held, left, options)
+        model = Model(task, state, reader, about)
+        scored = _scored(model, np.arange(len(held["label"])), held)
     about["validation"] = scored.figures()
     return model, scored
-
-
-def recipe(count: int, left: float) -> dict[str, Any]:
-    """The default options of `jaxops.fit` for a table of so many train rows.
-
-    Args:
-        count: number of train rows.
-        left: seconds until training stops.
-
-    >>> recipe(20_000, 60.0)["batch_size"]
-    256
-    """
-    return {
-        "optimizer": optim.adamw(2e-3, weight_decay=3e-4),
-        "batch_size": min(count, 32 if count < 2_000 else 256 if count < 100_000 else 1024),
-        "epochs": 200,
-        "early_stopping": EarlyStopping("loss", patience=10, seconds=left),
-    }
 
 
 def evaluate(model: Model, data: Source) -> Evaluation:
@@ -226,14 +182,21 @@ def evaluate(model: Model, data: Source) -> Evaluation:
 
     Returns:
         Of classes "accuracy", "log_loss" and "macro_f1", and for two classes "auc"; of numbers
-        "mae", "mse", "rmse" and "r2". A unit is a row.
+        "mae", "mse", "rmse" and "r2", of counts also "deviance" (Poisson), of zero-inflated values
+        also "spearman" (the correlation of ranks); of quantiles "pinball" (the mean over the
+        levels), and of two levels or more "coverage" and "width" between the first and the last. A
+        unit is a row.
 
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
     """
     reader = reader_of(model)
-    ids, columns = reader.columns(data, label=True)
-    return _scored(model, ids, columns)
+    if not reads_table(model.task):
+        ids, columns = reader.columns(data, label=True)
+        return _scored(model, ids, columns)
+    ids, table = reader.table(data, label=True)
+    target = target_of(reader.encoder, table[str(reader.encoder.label)])
+    return scores_of(kind_of(reader), ids, model.outputs(table), target, reader.levels)
 
 
 def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
@@ -254,119 +217,16 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     >>> tabular.update(model, table, epochs=1, progress=False).reader is model.reader
     True
     """
-    _, columns = reader_of(model).columns(new, label=True)
-    defaults = recipe(len(columns["label"]), np.inf) | {"early_stopping": None, "epochs": epochs}
-    return trained_further(model, columns, chosen(defaults, options))
+    reader, table = reader_of(model), reads_table(model.task)
+    ids, columns = (reader.table if table else reader.columns)(new, label=True)
+    if any(column.name == "row" for column in getattr(model.task, "columns", ())):
+        columns = with_places(columns, None)
+    defaults = recipe(len(ids), np.inf) | {"early_stopping": None, "epochs": epochs}
+    further = members_further if table else trained_further
+    return further(model, columns, chosen(defaults, options))
 
 
 def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> Evaluation:
-    classes, target = model.task.classes, columns["label"]
     output = model.outputs({"features": columns["features"]})
-    if not classes:
-        return _of_numbers(ids, output, target)
-    scored = scores_of_classes("row", ids, of_classes(output), target)
-    return replace(scored, parts=scored.parts | {"outputs": output})
-
-
-def _loss(outputs: np.ndarray, target: np.ndarray, classes: bool) -> float:
-    """What `best_of` compares by: the log loss of probabilities, the squared error of numbers."""
-    if classes:
-        ids = np.arange(len(target))
-        scored = scores_of_classes("row", ids, of_classes(outputs), target)
-        return float(scored.values["log_loss"].mean())
-    return float(((outputs - target) ** 2).mean())
-
-
-def _of_numbers(ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Evaluation:
-    error = output.astype(np.float64) - target
-    mse, mean = error**2, target.mean(dtype=np.float64)
-    wholes = {
-        "rmse": lambda rows: float(mse[rows].mean() ** 0.5),
-        "r2": lambda rows: float(1 - mse[rows].mean() / ((target[rows] - mean) ** 2).mean()),
-    }
-    values = {"mae": np.abs(error), "mse": mse}
-    smaller = frozenset({"mae", "mse", "rmse"})
-    parts = {"outputs": output, "predicted": output, "target": target}
-    return Evaluation("row", ids, values, wholes, smaller, parts=parts)
-
-
-def _held_out(
-    table: dict[str, np.ndarray],
-    label: str,
-    groups: str | None,
-    classes: bool,
-    validation: Any,
-    seed: int,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """The train rows, and those held out; None where `validation` is a table of its own."""
-    if validation is None or isinstance(validation, int):
-        raise ValueError(f"validation must be a share in (0, 1) or a table, got {validation}")
-    if not isinstance(validation, float):
-        return table, None
-    labels = table[label] if classes else None
-    of = None if groups is None else table[groups]
-    rest, held = held_out(len(table[label]), validation, labels, of, seed)
-    return take(table, rest), take(table, held)
-
-
-def _check_columns(
-    table: Mapping[str, Any],
-    label: str,
-    id: str | None,
-    groups: str | None,
-    drop: Sequence[str],
-    text: Sequence[str],
-) -> None:
-    for what, name in (
-        ("label", label),
-        ("id", id),
-        ("groups", groups),
-        *(("drop", d) for d in drop),
-        *(("text", t) for t in text),
-    ):
-        if name is not None and name not in table:
-            raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
-
-
-def _warn_of_numbers(table: Mapping[str, np.ndarray]) -> None:
-    """Warn of columns that are text for a few values beside many different numbers, such as "?"."""
-    for name, column in table.items():
-        if column.dtype.kind != "O":
-            continue
-        texts = [text for text in column[:1000].tolist() if text]
-        odd = [text for text in texts if not re.fullmatch(NUMBER, text)]
-        if odd and len(odd) <= len(texts) / 10 and len(set(texts)) > FEW:
-            warnings.warn(
-                f"{name} should be numbers, but is text, as it has {odd[0]!r} in row "
-                f"{column.tolist().index(odd[0])}; leave such values empty, or say text=[{name!r}]",
-                stacklevel=3,
-            )
-
-
-def _identifiers(table: Mapping[str, np.ndarray], label: str) -> list[str]:
-    """Text columns with so many values that nothing can be learned of them."""
-    few = max(20, len(table[label]) / 2)
-    texts = [n for n, column in table.items() if column.dtype.kind == "O" and n != label]
-    return [name for name in texts if len(set(table[name].tolist())) > few]
-
-
-def _empty(table: Mapping[str, np.ndarray]) -> list[str]:
-    """Columns of numbers that have no value in the train rows."""
-    return [n for n, column in table.items() if column.dtype.kind == "f" and np.isnan(column).all()]
-
-
-def _encoder(table: Mapping[str, np.ndarray], label: str) -> Any:
-    encoder = fit_encoder({k: v for k, v in table.items() if k != label}, bins=BINS)
-    return encoder._replace(label=label)
-
-
-def _task(module: Any, encoder: Any, columns: Mapping[str, np.ndarray]) -> Any:
-    features = len(encoder.names)
-    if hasattr(module, "outputs"):
-        module = module.clone(outputs=len(encoder.classes) if len(encoder.classes) > 2 else 1)
-    if encoder.classes:
-        return classifier(module, features, tuple(encoder.classes))
-    target = columns["label"].astype(np.float64)
-    if np.ptp(target) == 0:
-        raise ValueError(f"{encoder.label} must vary, got {target[0]:g} in every row")
-    return regressor(module, features, float(target.mean()), float(target.std()))
+    reader = reader_of(model)
+    return scores_of(kind_of(reader), ids, output, columns["label"], reader.levels)

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxops import metrics
-from jaxops.losses import over_members
+from jaxops.losses import over_members, smoothed_cross_entropy
 from jaxops.task import Array, Batch, Column, Task, recorded, row_weights, supervised
 
 
 @recorded(formerly={"model": "module"})
-def classifier(module: Any, features: int, classes: Sequence[str] = ("0", "1")) -> Task:
+def classifier(
+    module: Any, features: int, classes: Sequence[str] = ("0", "1"), smoothing: float = 0.0
+) -> Task:
     """Classification, as of churn: a binary cross-entropy for two classes, else a softmax.
 
     A batch holds `features`, float (B, features), and `label`, integers (B,) in [0, classes). The
@@ -27,6 +29,8 @@ def classifier(module: Any, features: int, classes: Sequence[str] = ("0", "1")) 
         features: number of features of a row.
         classes: the names of the classes in the order of their numbers: `encoder.classes` where an
             encoder numbered the labels.
+        smoothing: in training this share of each label is spread evenly over all classes, in
+            [0, 1); see `jaxops.losses.smoothed_cross_entropy`.
 
     Returns:
         A task whose predictions are the probabilities of class 1, (B,), or for more than two
@@ -34,7 +38,8 @@ def classifier(module: Any, features: int, classes: Sequence[str] = ("0", "1")) 
         curve of two classes evaluate with `metrics={"auc": auc}`.
 
     Raises:
-        ValueError: fewer than two classes, or a module with other `outputs`.
+        ValueError: fewer than two classes, a smoothing outside [0, 1), or a module with other
+            `outputs`.
 
     >>> from jaxops import tabular
     >>> tabular.classifier(tabular.MLP(), features=20, classes=("stays", "leaves")).classes
@@ -42,8 +47,10 @@ def classifier(module: Any, features: int, classes: Sequence[str] = ("0", "1")) 
     """
     if len(classes) < 2:
         raise ValueError(f"classes must be at least 2 names, got {len(classes)}: {classes}")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
     outputs = 1 if len(classes) == 2 else len(classes)
-    _check_outputs(module, outputs)
+    check_outputs(module, outputs)
 
     def probabilities(logits: Array) -> Array:
         if outputs == 1:
@@ -51,33 +58,24 @@ def classifier(module: Any, features: int, classes: Sequence[str] = ("0", "1")) 
         return over_members(jax.nn.softmax(logits), rank=2)
 
     def loss(logits: Array, batch: Batch, train: bool) -> Array:
-        label = batch["label"][(slice(None), *[None] * (logits.ndim - 2))]
+        label, share = beside(batch["label"], logits), smoothing if train else 0.0
         if outputs == 1:
-            label = jnp.asarray(label, logits.dtype)
-            return over_members(optax.sigmoid_binary_cross_entropy(logits[..., 0], label), rank=1)
+            label = jnp.asarray(label, logits.dtype) * (1 - share) + share / 2
+            return mean_loss(optax.sigmoid_binary_cross_entropy(logits[..., 0], label), batch)
         label = jnp.broadcast_to(label, logits.shape[:-1])
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        return over_members(entropy, rank=1)
+        return mean_loss(smoothed_cross_entropy(logits, label, share), batch)
 
     def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
+        if of_members(batch):
+            return {}
         p = probabilities(logits)
         if outputs == 1:
             z = logits[:, 0] if logits.ndim == 2 else p - 0.5
             return {"accuracy": metrics.binary_accuracy(z, batch["label"], weights)}
         return {"accuracy": metrics.accuracy(p, batch["label"], weights)}
 
-    return supervised(
-        module,
-        _features,
-        loss,
-        accuracy,
-        probabilities,
-        (
-            Column("features", (features,), "float"),
-            Column("label", (), "int", classes=len(classes), target=True),
-        ),
-        tuple(classes),
-    )
+    label = Column("label", (), "int", classes=len(classes), target=True)
+    return of_rows(module, features, loss, accuracy, probabilities, label, tuple(classes))
 
 
 @recorded
@@ -108,41 +106,92 @@ def regressor(module: Any, features: int, mean: float = 0.0, std: float = 1.0) -
     """
     if not std > 0:
         raise ValueError(f"std must be above 0, got {std}")
-    _check_outputs(module, 1)
+    check_outputs(module, 1)
 
     def predict(outputs: Array) -> Array:
         return mean + std * over_members(outputs[..., 0], rank=1)
 
     def loss(outputs: Array, batch: Batch, train: bool) -> Array:
-        target = (batch["label"] - mean) / std
-        z = outputs[..., 0]
-        target = target[(slice(None), *[None] * (z.ndim - 1))]
-        return over_members(jnp.square(z - target), rank=1)
+        target = beside((batch["label"] - mean) / std, outputs)
+        return mean_loss(jnp.square(outputs[..., 0] - target), batch)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        p, target = predict(outputs), jnp.asarray(batch["label"], jnp.float32)
-        return {
-            "mse": metrics.squared_error(p, target, weights),
-            "mae": metrics.absolute_error(p, target, weights),
-        }
+        return {} if of_members(batch) else squared_and_absolute(predict(outputs), batch, weights)
 
-    return supervised(
-        module,
-        _features,
-        loss,
-        errors,
-        predict,
-        (Column("features", (features,), "float"), Column("label", (), "float", target=True)),
-    )
+    return of_rows(module, features, loss, errors, predict, NUMBER)
 
 
-def _features(batch: Batch, key: Any) -> Array:
-    return jnp.asarray(batch["features"], jnp.float32)
+NUMBER = Column("label", (), "float", target=True)
 
 
-def _check_outputs(module: Any, outputs: int) -> None:
+def of_rows(
+    module: Any,
+    features: int,
+    loss: Any,
+    metrics: Any,
+    predict: Any,
+    label: Column,
+    classes: tuple[str, ...] = (),
+) -> Task:
+    """`supervised` of a module that reads rows of features.
+
+    A module with candidates, such as `ModernNCA`, is also given the place of each row among the
+    train rows: the column "row", -1 for other rows, which prediction does not need.
+    """
+    columns = [Column("features", (features,), "float"), label]
+    places = hasattr(module, "candidates")
+    if places:
+        columns.append(Column("row", (), "int", target=True))
+    if getattr(module, "own_batches", False):
+        raise ValueError(
+            "module.own_batches must be False in a task, got True; tabular.fit trains so"
+        )
+
+    def inputs(batch: Batch, key: Any) -> Any:
+        x = jnp.asarray(batch["features"], jnp.float32)
+        return (x, batch.get("row", jnp.full(len(x), -1))) if places else x
+
+    return supervised(module, inputs, loss, metrics, predict, tuple(columns), classes)
+
+
+def check_outputs(module: Any, outputs: int) -> None:
+    """Raise `ValueError` for a module with another number of outputs, where it names one."""
     if getattr(module, "outputs", outputs) != outputs:
         raise ValueError(f"module.outputs must be {outputs}, got {module.outputs}")
+
+
+def beside(target: Array, outputs: Array) -> Array:
+    """A target (B,), or of each member (B, members), that broadcasts with outputs (..., P)[..., 0].
+
+    >>> beside(jnp.ones(5), jnp.ones((5, 4, 1))).shape
+    (5, 1)
+    """
+    return target.reshape(*target.shape, *[1] * (outputs.ndim - 1 - target.ndim))
+
+
+def of_members(batch: Batch) -> bool:
+    """Whether each member sees other rows, see `own_batches`: then a row has no one prediction."""
+    return batch["label"].ndim > 1
+
+
+def mean_loss(values: Array, batch: Batch) -> Array:
+    """The mean over the members, (B,), where there are any.
+
+    Args:
+        values: (B,) or (B, members).
+        batch: where members see rows of other weights, with these as the column `share`, whose mean
+            over the members is 1.
+    """
+    return over_members(values * batch["share"] if "share" in batch else values, rank=1)
+
+
+def squared_and_absolute(predicted: Array, batch: Batch, weights: Array) -> dict[str, Any]:
+    """The metrics mse and mae of predicted numbers (B,)."""
+    target = jnp.asarray(batch["label"], jnp.float32)
+    return {
+        "mse": metrics.squared_error(predicted, target, weights),
+        "mae": metrics.absolute_error(predicted, target, weights),
+    }
 
 
 def auc(probability: Array, batch: Batch) -> metrics.Scores:

@@ -14,7 +14,7 @@ import pytest
 import jaxops as jo
 from benchmarks import data, figures, jax_side, measure, workloads
 from benchmarks.process import WorkerError
-from benchmarks.workloads import BY_NAME, GPT, WORKLOADS
+from benchmarks.workloads import BY_NAME, GPT, WORKLOADS, TabM
 from jaxops.train import resident
 
 TINY = GPT(depth=2, width=32, heads=4, context=16, vocabulary=11)
@@ -30,7 +30,7 @@ def columns(workload, rows=256):
     found = {}
     for split, n in (("train", rows), ("test", 64)):
         label = random.integers(0, 2, n).astype(np.int32)
-        if workload.data == "churn":
+        if workload.data in ("churn", "adult"):
             x = (random.normal(size=(n, 20)) + label[:, None]).astype(np.float32)
         else:
             x = random.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8)
@@ -41,11 +41,15 @@ def columns(workload, rows=256):
 def workload(name):
     size = 1 if name.endswith("predict-1") else 24 if "predict" in name else 8
     found = dataclasses.replace(BY_NAME[name], batch_size=size)
-    return dataclasses.replace(found, network=TINY) if name.startswith("gpt") else found
+    tiny = {"gpt": TINY, "adult-tabm": TabM(20, width=16, depth=2, members=3)}
+    network = next((n for start, n in tiny.items() if name.startswith(start)), found.network)
+    return dataclasses.replace(found, network=network)
 
 
 def sides(name, folder, form):
     torch_side = pytest.importorskip("torch") and pytest.importorskip("benchmarks.torch_side")
+    if "tabm" in name:
+        pytest.importorskip("tabm")
     written = workloads.write(folder, workload(name), columns(workload(name)), 24)
     ours = jax_side.make("float32", str(folder), 0.0)
     theirs = torch_side.make(form, str(folder), 0.0)
@@ -66,6 +70,8 @@ def sides(name, folder, form):
         ("C08", {}),
         ("gpt-12", {}),
         ("gpt-large", {}),
+        ("adult-mlp", {}),
+        ("adult-tabm", {}),
     ],
 )
 def test_twenty_losses_agree(name, settings, tmp_path):
@@ -173,7 +179,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_the_suite_has_what_the_issue_names():
     names = {w.name for w in workloads.chosen((), gpu=False)[0]}
     assert names == {
-        *("C01", "C02", "C03", "C04", "C08", "gpt-12", "gpt-64"),
+        *("C01", "C02", "C03", "C04", "C08", "gpt-12", "gpt-64", "adult-mlp", "adult-tabm"),
         *(f"C0{i}-1024" for i in (1, 2, 3, 4, 8)),
         *(f"{c}-predict-{n}" for c in ("C01", "C03") for n in (1, 1024)),
         *(f"gpt-generate-{n}" for n in (1, 16)),

@@ -22,9 +22,9 @@ from jaxops.train import clock
 from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
-# movielens runs beauty_sequences'; defaults draws nothing and customer_value logs no training, so
-# that they have tests of their own
-PARTS = {"__init__", "common", "intents", "table", "movielens", "defaults", "customer_value"}
+# movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
+ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value"}
+PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
     {f.stem for f in ROOT.glob("experiments/*.py")} - PARTS,
@@ -94,6 +94,34 @@ def test_defaults_beside_their_rivals(tmp_path):
     assert result["metrics"]["telco_auc"] == result["rows"]["telco: default"]["auc"]
     with pytest.raises(ValueError, match="some of telco, adult, churn"):
         run("defaults", "--only", "nothing", "--out", tmp_path)
+
+
+@pytest.mark.slow
+def test_survival_sets_by_both_protocols(tmp_path):
+    result = run("survival_sets", "--smoke", "--folds", "2", "--out", tmp_path)
+    methods = tuple(importlib.import_module("experiments.survival_sets").METHODS)
+    assert result["rows"].keys() == {
+        f"smoke, {protocol}: {method}" for protocol in ("split", "folds") for method in methods
+    }
+    split = [result["rows"][f"smoke, split: {method}"]["concordance"]["mean"] for method in methods]
+    assert max(split) > 0.7 and result["metrics"]["smoke_c"]["mean"] in split
+    assert (tmp_path / "seed-0" / "smoke.png").exists()
+
+
+@pytest.mark.slow
+def test_tables_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    few = ("--smoke", "--out", tmp_path, "--models", "trees", "mlp", "modern-nca")
+    result = run("tables", *few)
+    assert result["rows"].keys() == {f"telco: {name}" for name in ("trees", "mlp", "modern-nca")}
+    assert {"auc", "validation", "steps"} < result["rows"]["telco: mlp"].keys()
+    best = max(("telco: mlp", "telco: modern-nca"),
+               key=lambda name: result["rows"][name]["validation"]["mean"])  # fmt: skip
+    assert result["metrics"]["telco_auc"] == result["rows"][best]["auc"]
+    seconds = result["rows"]["telco: mlp"]["seconds"]
+    again = run("tables", *few, "tabm-mini-ple", "--resume")
+    assert again["rows"]["telco: mlp"]["seconds"] == seconds and len(again["rows"]) == 4
+    with pytest.raises(ValueError, match="models must name some of default, linear"):
+        run("tables", "--models", "nothing", "--out", tmp_path)
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_what_says_nothing_is_no_feature(model):
     )
     assert [*fitted(month).reader.encoder.mean] == ["age", "since", "since weekday"]
     assert fitted(FRAME, drop=["since"]).reader.dates == ()
-    assert fitted(FRAME.assign(since=pd.NaT)).about["left out"] == ["since"]
+    assert fitted(FRAME.assign(since=pd.NaT)).about["left out"] == {"since": "no value"}
     with pytest.raises(ValueError, match="no column 'since hour' beside a date of that name"):
         fitted(FRAME.assign(**{"since hour": 1}))
     dropped = fitted(FRAME.assign(**{"since hour": [[1]] * 200}), drop=["since hour"])
@@ -134,3 +134,35 @@ def test_dates_as_text_are_the_same_texts_in_prediction():
     assert len(reader.encoder.values["since"]) == 3 and reader.dates == ()
     features = reader.columns(frame)[1]["features"][:, :3]
     np.testing.assert_array_equal(features, np.eye(3)[frame.age % 3])
+
+
+def test_the_days_of_other_dates_since_one(tmp_path):
+    left = DAYS + pd.to_timedelta(np.arange(200) % 30 * 1.5, "D")
+    frame = FRAME.assign(left=left, kind=np.where(np.arange(200) % 30 < 15, "soon", "late"))
+    trees = tabular.HistGradientBoosting(max_iter=10, min_samples_leaf=5, learning_rate=1.0)
+    options = {"label": "kind", "drop": ["age"], "progress": False}
+    model = tabular.fit(frame, trees, since="since", **options)
+    assert "left since since" in model.reader.encoder.mean and model.reader.since == "since"
+    _, table = model.reader.table(frame)
+    np.testing.assert_allclose(table["left since since"], np.arange(200) % 30 * 1.5)
+    jo.save(tmp_path / "m.model", model)
+    later = frame.assign(since=DAYS + pd.Timedelta("900D"), left=left + pd.Timedelta("900D"))
+    later.to_csv(tmp_path / "later.csv", index=False)
+    answer = jo.load(tmp_path / "m.model").predict(tmp_path / "later.csv")
+    assert (answer.labels == frame["kind"]).all()  # the days alone tell it, in other years too
+    assert model.reader.describe()["dates"] == "since, left"
+    same = frame.assign(since=pd.Timestamp("2023-01-01"))  # says nothing, and nothing since it
+    assert tabular.fit(same, trees, since="since", **options).reader.since is None
+    for since, message in (
+        (
+            "age",
+            "since must be a column of dates that is learned from, got 'age' beside since, left",
+        ),
+        ("nothing", "got 'nothing' beside since, left"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fitted(frame, since=since)
+    with pytest.raises(ValueError, match="since must be None where there is one column of dates"):
+        fitted(FRAME, since="since")
+    with pytest.raises(ValueError, match="data must have no column 'left since since' with"):
+        fitted(frame.assign(**{"left since since": 1.0}), since="since")

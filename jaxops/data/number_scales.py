@@ -1,0 +1,106 @@
+"""Numbers of a column to features: bins, quantiles, robust scaling."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.stats import norm
+
+TIE = 1e-7  # as scikit-learn's: so near to the first or last quantile a number is at it
+NOISE = 1e-5  # of a standard deviation, so that equal values do not make equal quantiles
+
+
+def bin_edges(x: np.ndarray, bins: int) -> list[float]:
+    """Edges of bins: one from each value that fills a bin, and of as many of the others.
+
+    Args:
+        x: (N,), without missing values.
+        bins: about how many.
+
+    >>> bin_edges(np.arange(5.0), 2)
+    [0.0, 2.0, 4.0]
+    """
+    values, counts = np.unique(x, return_counts=True)
+    frequent = np.flatnonzero(counts > len(x) / bins)
+    after = np.minimum(frequent + 1, len(values) - 1)
+    edges = [values[[0, -1]], values[frequent], values[after]]
+    others = x[~np.isin(x, values[frequent])]
+    if len(others):
+        shares = np.linspace(0, 1, max(bins - len(frequent), 1) + 1)
+        edges.append(np.quantile(others, shares, method="nearest"))
+    return np.unique(np.concatenate(edges)).tolist()
+
+
+def pieces(x: np.ndarray, edges: Sequence[float]) -> Iterator[np.ndarray]:
+    """The features of the piecewise linear encoding, 0 where the number is missing.
+
+    >>> [piece.tolist() for piece in pieces(np.array([0.5, 3.0]), [0.0, 1.0, 2.0])]
+    [[0.5, 1.0], [0.0, 2.0]]
+    """
+    last = len(edges) - 2
+    for i, (a, b) in enumerate(itertools.pairwise(edges)):
+        low, high = 0 if i else -np.inf, 1 if i < last else np.inf
+        yield np.nan_to_num(np.clip((x - a) / (b - a), low, high))
+
+
+def quantiles(x: np.ndarray) -> list[float]:
+    """Quantiles of a column at equal steps from 0 to 1, for `normal_scores`.
+
+    There is one for 30 rows, at least 10 and at most 1,000. Normal noise of 1e-5 of the standard
+    deviation is added before, so that a value in many rows does not stand for many quantiles
+    (Gorishniy et al. 2021, arXiv:2106.11959, whose noise is in the unit of the column).
+
+    Args:
+        x: (N,), without missing values.
+
+    >>> len(quantiles(np.arange(3_000.0))), len(quantiles(np.arange(5.0)))
+    (100, 5)
+    """
+    count = min(max(min(len(x) // 30, 1000), 10), len(x))
+    noise = np.random.default_rng(0).normal(0, NOISE, len(x)) * x.std()
+    found = np.quantile(x + noise, np.linspace(0, 1, count))
+    return np.maximum.accumulate(found).tolist()
+
+
+def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
+    """The values of a standard normal distribution with the same quantiles; NaN stays.
+
+    Between quantiles it is linear in the probability. What lies beyond the first or the last
+    quantile becomes -5.2 or 5.2. This is scikit-learn's `QuantileTransformer`.
+
+    Args:
+        x: (N,), float64.
+        quantiles: in rising order, at equal steps of the probability from 0 to 1.
+
+    >>> normal_scores(np.array([-9.0, 1.0, 9.0]), [0.0, 1.0, 2.0]).round(2).tolist()
+    [-5.2, 0.0, 5.2]
+    """
+    at, share = np.asarray(quantiles), np.linspace(0, 1, len(quantiles))
+    # of a value that stands for several quantiles, the middle one
+    up, down = np.interp(x, at, share), -np.interp(-x, -at[::-1], -share[::-1])
+    probability = (up + down) / 2
+    probability[x - TIE < at[0]] = 0
+    probability[x + TIE > at[-1]] = 1
+    most = norm.ppf(1 - (TIE - np.spacing(1)))
+    return np.clip(norm.ppf(probability), -most, most)
+
+
+def median_and_spread(x: np.ndarray) -> tuple[float, float]:
+    """The median and the distance between the quartiles, or half the range where that is 0.
+
+    >>> median_and_spread(np.array([0.0, 1.0, 2.0, 3.0, 99.0]))
+    (2.0, 2.0)
+    """
+    low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
+    return float(middle), float(high - low or np.ptp(x) / 2)
+
+
+def smooth_clip(x: np.ndarray) -> np.ndarray:
+    """Numbers bent into (-3, 3): x / sqrt(1 + (x / 3)^2).
+
+    Holzmüller et al. 2024, arXiv:2407.04491.
+
+    >>> smooth_clip(np.array([0.0, 1e9])).round(4).tolist()
+    [0.0, 3.0]
+    """
+    return x / np.sqrt(1 + np.square(x / 3))

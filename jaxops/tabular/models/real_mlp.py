@@ -1,0 +1,163 @@
+"""RealMLP: a perceptron whose parts and training were tuned on many tables."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxops.nn import matmul
+from jaxops.tabular.models.embeddings import (
+    Categories,
+    Reads,
+    along,
+    apart,
+    check_numbers,
+    uniform_of_each,
+    uniform_within,
+)
+
+Array = jax.Array
+ACTIVATIONS = {"selu": nn.selu, "mish": lambda x: x * jnp.tanh(nn.softplus(x))}
+
+
+class RealMLP(nn.Module):
+    """RealMLP: a perceptron with embedded numbers, a scaling layer and parametric activations.
+
+    - A number x becomes (x, W cos(2 pi f x + c) + b), with frequencies f, phases c, W and b of each
+      column (PBLD: periodic, bias, linear, densely connected).
+    - Each input of the first layer is multiplied by a learned factor.
+    - A layer is x W / sqrt(inputs) + b, with W from a standard normal distribution (neural tangent
+      parametrisation).
+    - The activation is x + a (f(x) - x) with a learned factor a of each unit, which begins at 1.
+    - In the second half of `steps` dropout falls to 0 by a cosine.
+
+    `tabular.recipe` has the rest: rates and decays of each kind of parameter, their schedules and
+    label smoothing. Other than in the paper's program, initial weights do not look at the train
+    rows: biases are normal with the spread that those have there (standard deviation 0.58), numbers
+    of two values and indicators are 0 and 1, and predictions are not cut off at the largest target.
+
+    Attributes:
+        widths: units of each hidden layer.
+        outputs: number of outputs.
+        dropout: probability of dropping a hidden unit in training.
+        activation: f, "selu" (in the paper for classes) or "mish" (for numbers).
+        frequencies: number of frequencies of a number.
+        frequency_scale: standard deviation of the initial frequencies.
+        width: of the embedding of a number; 1 of it is the number itself.
+        category_width: of the embedding of a text.
+        compute: of the products, see `jaxops.nn.matmul`.
+        numbers: how many features are numbers, the first ones; `tabular.fit` sets it.
+        categories: how many values each of the last features may have, which are texts by their
+            number; `tabular.fit` sets it.
+        steps: of training; `tabular.fit` sets it. With 0 dropout stays as it is.
+        reads: how it wants a table.
+
+    References:
+        Holzmüller et al. 2024, "Better by default", arXiv:2407.04491.
+
+    >>> module = RealMLP((8,), numbers=2)
+    >>> outputs, _ = module.init_with_output(jax.random.key(0), jnp.ones((3, 5)))
+    >>> outputs.shape
+    (3, 1)
+    """
+
+    widths: tuple[int, ...] = (256, 256, 256)
+    outputs: int = 1
+    dropout: float = 0.15
+    activation: str = "selu"
+    frequencies: int = 16
+    frequency_scale: float = 0.1
+    width: int = 4
+    category_width: int = 8
+    compute: str | None = None
+    numbers: int = 0
+    categories: tuple[int, ...] = ()
+    steps: int = 0
+    reads: Reads = Reads("robust", codes=8)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Outputs (B, outputs) of features (B, d)."""
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation must be one of {known}, got {self.activation!r}")
+        dropout, act = self._dropout(train), ACTIVATIONS[self.activation]
+        x = self._inputs(x)
+        x = x * along(self.param("scale", nn.initializers.ones, x.shape[-1:]), 2)
+        for i, width in enumerate(self.widths):
+            x = self._layer(x, width, f"hidden_{i}")
+            share = self.param(f"hidden_{i}_activation", nn.initializers.ones, (width,))
+            x = x + along(share, 2) * (act(x) - x)
+            if train and self.dropout:
+                kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - dropout, x.shape)
+                x = jnp.where(kept, x / (1 - dropout), 0.0)
+        return self._layer(x, self.outputs, "logits")
+
+    def _inputs(self, x: Array) -> Array:
+        """Features with numbers and texts embedded, (B, D)."""
+        first, last = self.numbers, x.shape[-1] - len(self.categories)
+        parts = [x[:, first:last]]
+        if first:
+            check_numbers("numbers", first, last)
+            parts.append(self._numbers(x[:, :first]))
+        if self.categories:
+            texts = Categories(self.categories, self.category_width, name="texts")(x[:, last:])
+            parts.append(texts.reshape(len(x), -1))
+        return jnp.concatenate(parts, -1)
+
+    def _numbers(self, x: Array) -> Array:
+        """The embeddings of numbers (B, n), (B, n * width)."""
+        shape, outs = (x.shape[-1], self.frequencies), self.width - 1
+        normal, within = nn.initializers.normal(self.frequency_scale), self.frequencies**-0.5
+        frequencies = self.param("numbers_frequencies", normal, shape)
+        phases = self.param("numbers_phases", uniform_within(math.pi), shape)
+        kernel = self.param("numbers_kernel", uniform_of_each, (*shape, outs))
+        bias = self.param("numbers_bias", uniform_within(within), (shape[0], outs))
+        waves = jnp.cos(2 * math.pi * x[..., None] * along(frequencies, 3) + along(phases, 3))
+        y = apart(waves, kernel, self.compute) + along(bias, 3)
+        return jnp.concatenate([x[..., None], y], -1).reshape(len(x), -1)
+
+    def _layer(self, x: Array, width: int, name: str) -> Array:
+        normal = nn.initializers.normal
+        kernel = self.param(f"{name}_kernel", normal(1.0), (x.shape[-1], width))
+        bias = self.param(f"{name}_bias", normal(3**-0.5), (width,))
+        return matmul(x, kernel, self.compute) * x.shape[-1] ** -0.5 + along(bias, 2)
+
+    def _dropout(self, train: bool) -> Any:
+        """The probability at this step; counts the steps."""
+        if not self.steps:
+            return self.dropout
+        step = self.variable("schedule", "step", lambda: jnp.zeros((), jnp.int32))
+        done = step.value / self.steps
+        if train and not self.is_initializing():
+            step.value += 1
+        return self.dropout * flat_cosine(done)
+
+
+def flat_cosine(done: Any) -> Any:
+    """1 in the first half, then down to 0 by a cosine.
+
+    Args:
+        done: the share of the steps that are made.
+
+    >>> [round(float(flat_cosine(done)), 4) for done in (0.0, 0.5, 0.75, 1.0)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    return (1 + jnp.cos(jnp.pi * jnp.clip(2 * done - 1, 0, 1))) / 2
+
+
+def cosines(done: Any, cycles: int = 4) -> Any:
+    """Waves from 0 to 1 and back, each twice as long as the one before it.
+
+    (1 - cos(2 pi log2(1 + (2^cycles - 1) done))) / 2, "coslog4" in the paper.
+
+    Args:
+        done: the share of the steps that are made.
+        cycles: number of waves.
+
+    >>> [round(float(cosines(done)), 4) for done in (0.0, 1 / 15, 3 / 15, 1.0)]
+    [0.0, 0.0, 0.0, 0.0]
+    """
+    return (1 - jnp.cos(2 * jnp.pi * jnp.log2(1 + (2**cycles - 1) * jnp.clip(done, 0, 1)))) / 2

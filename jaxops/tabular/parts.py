@@ -1,0 +1,274 @@
+"""A table to train and validation rows: what each column is for, which rows are held out."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxops.data.checks import check_lists
+from jaxops.data.columns import of_dates, read_with_dates
+from jaxops.data.dataset import take
+from jaxops.data.encoders import fit_encoder, order
+from jaxops.data.splits import folds_of, held_out, held_out_later
+from jaxops.data.tables import Source
+from jaxops.tabular.checks import useless, warn_of_known_rows, warn_of_leaks
+from jaxops.tabular.data import (
+    FEW,
+    TableReader,
+    days_since,
+    label_of,
+    names_classes,
+    names_since,
+    target_of,
+)
+
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+SHARE = 0.15  # of the rows that are held out by default
+Table = dict[str, np.ndarray]
+
+
+class Roles(NamedTuple):
+    """What the columns of a table are for, and what the label is; see `tabular.fit`."""
+
+    label: str
+    id: str | None
+    drop: Sequence[str]
+    groups: str | None
+    time: str | None
+    weights: str | None
+    text: Sequence[str]
+    classes: bool | None = None
+    target: str = "number"
+    levels: tuple[float, ...] = ()
+    since: str | None = None
+
+    def named(self) -> list[tuple[str, str]]:
+        """(role, column) of all columns that are named."""
+        one = [(what, getattr(self, what)) for what in ("label", "id", "groups", "time", "weights")]
+        many = [(what, name) for what in ("drop", "text") for name in getattr(self, what)]
+        return [(what, name) for what, name in [*one, *many] if name is not None]
+
+
+class Parts(NamedTuple):
+    """A table, ready to train on.
+
+    Attributes:
+        reader: knows the columns; its encoder is learned from the train rows.
+        train: the columns to learn from and the label, as `read` gives them.
+        validation: the same of the validation rows; of the train rows, where there are folds.
+        weights: of the train and of the validation rows, float32; or None.
+        left_out: columns that nothing can be learned from -> the reason.
+        folds: the train and the validation rows of each fold; none where rows are held out.
+    """
+
+    reader: TableReader
+    train: Table
+    validation: Table
+    weights: tuple[np.ndarray, np.ndarray] | None
+    left_out: dict[str, str]
+    folds: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def label(self) -> str:
+        """The column to predict."""
+        return str(self.reader.encoder.label)
+
+    def targets(self) -> list[np.ndarray]:
+        """The label of the train and of the validation rows: numbers of classes, or numbers."""
+        labels = self.train[self.label], self.validation[self.label]
+        return [target_of(self.reader.encoder, label) for label in labels]
+
+    def fold(self, rows: np.ndarray, held: np.ndarray) -> "Parts":
+        """The same with other train and validation rows, of the train rows."""
+        train = take(self.train, rows)
+        gone = useless(train, self.label)
+        train = {name: column for name, column in train.items() if name not in gone}
+        weights = None if self.weights is None else (self.weights[0][rows], self.weights[0][held])
+        validation = take(self.train, held)
+        return self._replace(train=train, validation=validation, weights=weights, folds=[])
+
+
+def parts_of(
+    data: Source,
+    roles: Roles,
+    validation: Any,
+    folds: int | None,
+    seed: int,
+    progress: bool,
+) -> Parts:
+    """Read a table, check it and divide its rows; the arguments are those of `tabular.fit`."""
+    check_lists(text=roles.text, drop=roles.drop)
+    _check_split(roles, validation, folds)
+    label, exact = roles.label, [n for n in (roles.label, roles.id, roles.groups) if n is not None]
+    unread = {*roles.drop} - {n for what, n in roles.named() if what not in ("drop", "text")}
+    table, dates = read_with_dates(data, exact=exact, text=roles.text, unread=unread)
+    for what, name in roles.named():
+        if name not in table:
+            raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
+    if label in roles.drop:
+        raise ValueError(f"drop must be columns beside the label, got {label!r} among them")
+    dropped = {name for what, name in roles.named() if what not in ("label", "text")}
+    dropped |= {*of_dates([roles.time])} if roles.time in dates else set()
+    _warn_of_numbers({n: c for n, c in table.items() if n not in (label, *roles.text, *dropped)})
+    table |= _days_since(table, roles.since, [name for name in dates if name not in dropped])
+    classes = names_classes(table[label]) if roles.classes is None else roles.classes
+    table[label] = label_of(label, table[label], classes, roles.target)
+    names = sorted(set(table[label].tolist()), key=order) if classes else []
+    if len(names) == 1:
+        raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
+    rest, held = _rows(table, roles, classes, validation, folds, seed)
+    if progress and held is not None and len(rest) + len(held) < len(table[label]):
+        count = len(table[label]) - len(rest) - len(held)
+        print(f"left out: {count:,} later rows of {roles.groups} that is in training")
+    kept = take({n: c for n, c in table.items() if n not in dropped}, rest)
+    kept, left_out, days, since = _useful(kept, roles, dates)
+    encoder = fit_encoder({n: c for n, c in kept.items() if n != label})
+    encoder = encoder._replace(label=label, classes=names)
+    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels, since)
+    warn_of_leaks(kept, label, target_of(encoder, kept[label]), len(names))
+    if held is not None:
+        other = take({n: table[n] for n in kept}, held)
+    elif folds is None:
+        _, other = reader.table(validation, label=True)
+        warn_of_known_rows(kept, other)
+    else:
+        other = kept
+    weights = _weights(roles.weights, table, rest, held, None if folds else validation)
+    label_of_rows = kept[label] if classes else None
+    groups = None if roles.groups is None else table[roles.groups]
+    drawn = folds_of(len(rest), folds, label_of_rows, groups, seed) if folds is not None else []
+    return Parts(reader, kept, other, weights, left_out, drawn)
+
+
+def _useful(
+    table: Table, roles: Roles, dates: Sequence[str]
+) -> tuple[Table, dict[str, str], tuple[str, ...], str | None]:
+    """The columns to learn from, what is left out and why, and the dates and `since` that stay.
+
+    What is made of a date goes with it, and what is the same in every row goes without a word.
+    """
+    left_out = useless(table, roles.label)
+    days = tuple(name for name in dates if name in table and name not in left_out)
+    since = roles.since if roles.since in days else None
+    made = [*of_dates(dates), *names_since(dates, roles.since).values()]
+    stay = [*of_dates(days), *names_since(days, since).values()]
+    gone = {n for n in made if n in table and (n not in stay or _is_constant(table[n]))}
+    kept = {n: column for n, column in table.items() if n not in left_out and n not in gone}
+    if kept.keys() == {roles.label}:
+        raise ValueError(
+            f"data must have a column to learn from beside {roles.label!r}, got none that is kept"
+        )
+    return kept, {n: why for n, why in left_out.items() if n not in made}, days, since
+
+
+def _is_constant(column: np.ndarray) -> bool:
+    return len(np.unique(column[~np.isnan(column)])) < 2
+
+
+def _days_since(table: Table, since: str | None, dates: Sequence[str]) -> Table:
+    if since is None:
+        return {}
+    if since not in dates:
+        raise ValueError(
+            f"since must be a column of dates that is learned from, got {since!r} beside "
+            f"{', '.join(dates) or 'no such column'}"
+        )
+    made = days_since(table, dates, since)
+    if not made:
+        raise ValueError(f"since must be None where there is one column of dates, got {since!r}")
+    clash = next((name for name in made if name in table), None)
+    if clash is not None:
+        raise ValueError(f"data must have no column {clash!r} with since={since!r}, got one")
+    return made
+
+
+def _check_split(roles: Roles, validation: Any, folds: int | None) -> None:
+    if validation is None or isinstance(validation, int):
+        raise ValueError(f"validation must be a share in (0, 1) or a table, got {validation}")
+    share = isinstance(validation, float)
+    if folds is not None and not (share and validation == SHARE):
+        raise ValueError("validation must be left out where folds validate, got one")
+    if roles.time is not None and (folds is not None or not share):
+        what = f"{folds} folds" if folds is not None else "a table of its own"
+        raise ValueError(f"time must be None where validation is {what}, got {roles.time!r}")
+    if roles.groups is not None and not share:
+        raise ValueError(
+            f"groups must be None where validation is a table of its own, got {roles.groups!r}; "
+            f"drop=[{roles.groups!r}] leaves the column out"
+        )
+
+
+def _rows(
+    table: Mapping[str, np.ndarray],
+    roles: Roles,
+    classes: bool,
+    validation: Any,
+    folds: int | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The train rows, and those held out; None where a table or folds validate."""
+    label = table[roles.label]
+    groups = None if roles.groups is None else table[roles.groups]
+    if folds is not None or not isinstance(validation, float):
+        return np.arange(len(label)), None
+    if roles.time is None:
+        return held_out(len(label), validation, label if classes else None, groups, seed)
+    times = table[roles.time]
+    if times.dtype.kind == "O":
+        raise ValueError(f"{roles.time} must be dates or numbers, got {times[0]!r} in row 0")
+    missing = np.isnan(times)
+    if missing.any():
+        raise ValueError(
+            f"{roles.time} must have a value in every row, got none in row {missing.argmax()} "
+            f"({missing.sum():,} such rows)"
+        )
+    return held_out_later(times, validation, groups)
+
+
+def _weights(
+    name: str | None,
+    table: Mapping[str, np.ndarray],
+    rest: np.ndarray,
+    held: np.ndarray | None,
+    validation: Any,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The weights of the train and of the validation rows."""
+    if name is None:
+        return None
+    weights = _checked_weights(name, table[name])
+    if held is not None or validation is None:
+        return weights[rest], weights[rest if held is None else held]
+    other = read_with_dates(validation, [name])[0][name]
+    return weights[rest], _checked_weights(name, other)
+
+
+def _checked_weights(name: str, weights: np.ndarray) -> np.ndarray:
+    if weights.dtype.kind == "O":
+        raise ValueError(f"{name} must be numbers of at least 0, got {weights[0]!r} in row 0")
+    wrong = ~(weights >= 0)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{name} must be numbers of at least 0, got {weights[row]:g} in row {row} "
+            f"({wrong.sum():,} such rows)"
+        )
+    if not weights.any():
+        raise ValueError(f"{name} must be above 0 in some row, got 0 in every row")
+    return weights.astype(np.float32)
+
+
+def _warn_of_numbers(table: Mapping[str, np.ndarray]) -> None:
+    """Warn of columns that are text for a few values beside many different numbers, such as "?"."""
+    for name, column in table.items():
+        if column.dtype.kind != "O":
+            continue
+        texts = [text for text in column[:1000].tolist() if text]
+        odd = [text for text in texts if not re.fullmatch(NUMBER, text)]
+        if odd and len(odd) <= len(texts) / 10 and len(set(texts)) > FEW:
+            warnings.warn(
+                f"{name} should be numbers, but is text, as it has {odd[0]!r} in row "
+                f"{column.tolist().index(odd[0])}; leave such values empty, or say text=[{name!r}]",
+                stacklevel=4,
+            )

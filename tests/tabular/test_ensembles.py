@@ -1,0 +1,196 @@
+"""Folds, blends of networks and trees, and what they know of the rows that score them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxops as jo
+from jaxops import tabular
+from jaxops.model.selection import Blend
+from jaxops.tabular import ensembles
+from jaxops.tabular.parts import Roles, parts_of
+from jaxops.tabular.prepared import encoder_of
+from jaxops.trust.evaluation import Evaluation
+
+RNG = np.random.default_rng(0)
+N = 300
+AGE = RNG.uniform(20, 60, N)
+PLAN = RNG.choice(["a", "b", "c"], N).astype(object)
+TABLE = {
+    "age": np.where(np.arange(N) % 50 == 3, np.nan, AGE),
+    "plan": PLAN,
+    "group": (np.arange(N) // 3).astype(float),
+    "left": np.where(AGE + 9 * (PLAN == "c") + RNG.normal(0, 6, N) > 42, "yes", "no").astype(
+        object
+    ),
+}
+SMALL = tabular.MLP((8,))
+TREES = tabular.HistGradientBoosting(max_iter=20, learning_rate=0.2)
+ROLES = Roles("left", None, (), None, None, None, ())
+
+
+@pytest.fixture(scope="module")
+def both():
+    """Networks and trees in three folds."""
+    return tabular.fit(
+        TABLE, [SMALL, TREES], label="left", drop=["group"], folds=3, epochs=15, progress=False
+    )
+
+
+def test_no_model_has_seen_the_rows_of_its_fold():
+    row = {**TABLE, "row": np.arange(N) + 0.5}
+    parts = parts_of(row, ROLES, 0.15, 4, 0, False)
+    sides = []
+
+    def trained(method, fold, left):
+        train, held = fold.train["row"], fold.validation["row"]
+        sides.append((train, held))
+        seen = np.isin(held, train).astype(np.float32) + held.astype(np.float32)
+        return jo.Model(SMALL), Evaluation("row", held, {}, parts={"outputs": seen})
+
+    model, scored = ensembles.bagged("any", parts, trained, 60.0)
+    np.testing.assert_array_equal(scored.parts["outputs"], row["row"])  # each row its own
+    assert model.task.weights == (0.25,) * 4
+    for train, held in sides:
+        assert not set(train) & set(held) and len(train) + len(held) == N
+    assert sorted(np.concatenate([held for _, held in sides])) == sorted(row["row"])
+
+
+def test_labels_that_only_a_leak_could_tell():
+    noise = RNG.choice(["yes", "no"], N).astype(object)
+    table = {"x": RNG.permutation(N) + 0.5, "y": noise}
+    memory = tabular.HistGradientBoosting(
+        max_iter=1, learning_rate=1.0, min_samples_leaf=1, max_leaf_nodes=None, max_bins=255
+    )
+    model = tabular.fit(table, memory, label="y", folds=3, progress=False)
+    known = tabular.evaluate(model, table).figures()["accuracy"]
+    assert known > 0.8 and abs(model.about["validation"]["accuracy"] - 0.5) < 0.12
+
+
+def test_the_encoder_of_a_fold_knows_nothing_of_its_rows():
+    parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, 3, 0, False)
+    held = parts.folds[0][1]
+    parts.train["age"][held] += 1000
+    parts.train["plan"][held] = "of these rows"
+    first, other = (encoder_of(SMALL, parts.fold(*fold).train, "left") for fold in parts.folds[:2])
+    assert first.values == {"plan": ["a", "b", "c"]} and first.mean["age"] < 100
+    assert "of these rows" in other.values["plan"] and other.mean["age"] > 100
+
+
+def test_the_blend_is_better_than_its_members_on_validation(both, capsys):
+    losses = both.about["methods"]
+    assert [name.split()[1] for name in losses] == ["MLP", "HistGradientBoosting"]
+    assert both.about["folds"] == 3 and isinstance(both.task, Blend)
+    assert both.about["validation"]["log_loss"] <= min(losses.values())
+    assert tabular.evaluate(both, TABLE).figures()["auc"] > 0.85
+    held = tabular.fit(TABLE, [SMALL, TREES], label="left", groups="group", epochs=15)
+    out = capsys.readouterr().out
+    assert "2: HistGradientBoosting" in out
+    assert min(held.about["methods"].values()) >= held.about["validation"]["log_loss"]
+
+
+def test_the_figures_of_folds_are_those_of_a_loop_over_them():
+    model = tabular.fit(TABLE, TREES, label="left", drop=["group"], folds=3, progress=False)
+    metrics = pytest.importorskip("sklearn.metrics")
+    parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, 3, 0, False)
+    p, members = np.zeros(N), model.task.models()
+    for member, (_, held) in zip(members, parts.folds, strict=True):
+        rows = {name: column[held] for name, column in TABLE.items()}
+        p[held] = member.outputs(rows)
+    figures = model.about["validation"]
+    assert figures["log_loss"] == pytest.approx(metrics.log_loss(TABLE["left"] == "yes", p), 1e-5)
+    means = np.mean([member.outputs(TABLE) for member in members], 0)
+    np.testing.assert_allclose(model.predict(TABLE).probabilities[:, 1], means, atol=1e-6)
+
+
+CHILD = """
+import sys, numpy as np, jaxops as jo
+np.save(sys.argv[3], jo.load(sys.argv[1]).predict(sys.argv[2]).probabilities)
+"""
+
+
+@pytest.mark.slow
+def test_the_file_answers_the_same_in_a_new_process(both, tmp_path):
+    pd = pytest.importorskip("pandas")
+    jo.save(tmp_path / "m.safetensors", both)
+    pd.DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
+    arguments = [tmp_path / "m.safetensors", tmp_path / "t.csv", tmp_path / "p.npy"]
+    subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
+    wanted = both.predict(TABLE).probabilities
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), wanted, atol=1e-6)
+
+
+def test_new_rows_train_networks_further_and_not_trees(both):
+    nets = tabular.fit(
+        TABLE, SMALL, label="left", drop=["group"], folds=2, epochs=10, progress=False
+    )
+    turned = {**TABLE, "left": np.where(TABLE["left"] == "yes", "no", "yes").astype(object)}
+    after = tabular.update(nets, turned, epochs=40, progress=False)
+    scored = [tabular.evaluate(model, turned) for model in (after, nets)]
+    assert scored[0].paired(scored[1], "accuracy").low > 0 and after.reader is nets.reader
+    if any(isinstance(task, type(TREES)) for task in both.task.tasks):
+        with pytest.raises(ValueError, match="model must be of networks alone"):
+            tabular.update(both, turned, progress=False)
+
+
+def test_groups_stay_together_in_folds_and_checkpoints_are_of_one_training(tmp_path):
+    parts = parts_of(TABLE, ROLES._replace(groups="group"), 0.15, 4, 0, False)
+    for train, held in parts.folds:
+        assert not {*TABLE["group"][train]} & {*TABLE["group"][held]}
+    with pytest.raises(ValueError, match="checkpoints must be None where 3 trainings follow"):
+        tabular.fit(TABLE, SMALL, label="left", folds=3, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, r"folds must be in \[2, 300\] \(the number of rows\), got 1"),
+        ({"folds": 3, "validation": 0.2}, "validation must be left out where folds validate"),
+        ({"folds": 3, "time": "age"}, "time must be None where validation is 3 folds, got 'age'"),
+    ],
+)
+def test_arguments_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        tabular.fit(TABLE, SMALL, label="left", progress=False, **options)
+
+
+@pytest.mark.slow
+def test_the_short_list_is_tried_within_the_budget(capsys):
+    methods = tabular.short_list()
+    names = [type(one).__name__ for one in methods]
+    assert names[0] == "HistGradientBoosting" and names[-3:] == ["TabM", "RealMLP", "MLP"]
+    model = tabular.fit(TABLE, methods, label="left", drop=["group"], budget="3s", epochs=2)
+    out = capsys.readouterr().out
+    for place, name in enumerate(model.about["methods"]):
+        assert name in out and name == f"{place + 1}: {names[place]}"
+
+
+def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
+    cli = pytest.importorskip("jaxops.cli")
+    pd = pytest.importorskip("pandas")
+    pd.DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
+    command = ["fit", "tabular", str(tmp_path / "t.csv"), "--label", "left", "--out"]
+    folds = ["--folds", "2", "--groups", "group", "--method", "HistGradientBoosting(max_iter=3)"]
+    assert cli.main([*command, str(tmp_path / "m"), *folds]) == 0
+    assert jo.load(tmp_path / "m").about["folds"] == 2
+    assert cli.main(["show", str(tmp_path / "m")]) == 0
+    assert "Blend" in capsys.readouterr().out
+    later = ["--time", "group", "--weights", "age", "--method", "HistGradientBoosting(max_iter=3)"]
+    assert cli.main([*command, str(tmp_path / "m"), *later]) == 1  # of the gaps among the ages
+    assert "age must be numbers of at least 0, got nan in row 3" in capsys.readouterr().err
+    assert [type(one) for one in cli.method(tabular, "short_list(trees=False)")] == [
+        tabular.TabM,
+        tabular.RealMLP,
+        tabular.MLP,
+    ]
+
+
+def test_validation_rows_without_an_error_do_not_make_certain():
+    table = {"age": AGE, "young": np.where(AGE < 40, "yes", "no").astype(object)}
+    trees = tabular.HistGradientBoosting(max_iter=5, learning_rate=0.2)
+    model = tabular.fit(table, [trees], label="young", progress=False)
+    assert model.task.temperature == 0.5
+    p = model.predict(table).probabilities
+    assert 0.8 < p.max() < 0.999

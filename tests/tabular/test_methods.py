@@ -1,0 +1,220 @@
+"""Every module and every kind of target through `tabular.fit`, and back from a file."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxops as jo
+from jaxops import tabular
+from jaxops.tabular.models.real_mlp import cosines, flat_cosine
+from jaxops.tabular.recipes import is_decayed, real_mlp, recipe
+
+RNG = np.random.default_rng(0)
+N = 240
+AGE = RNG.uniform(20, 60, N)
+CITY = RNG.choice([f"c{i}" for i in range(12)], N).astype(object)
+TABLE = {
+    "age": np.where(np.arange(N) % 40 == 3, np.nan, AGE),
+    "spent": RNG.lognormal(3, 1, N),
+    "member": (RNG.random(N) < 0.5).astype(float),
+    "city": CITY,
+    "plan": RNG.choice(["a", "b"], N).astype(object),
+    "left": np.where((AGE < 40) ^ (CITY < "c3"), "yes", "no").astype(object),
+}
+SMALL = {
+    "linear": tabular.MLP(()),
+    "plr": tabular.MLP((8,), embedding=tabular.Periodic(4, 4, 0.1)),
+    "resnet": tabular.ResNet(8, 8, 1),
+    "ft": tabular.FTTransformer(8, 1, 2),
+    "real": tabular.RealMLP((8,)),
+    "full": tabular.TabM((8,), members=2, form="full", embedding=tabular.PiecewiseLinear(4, 4)),
+    "nca": tabular.ModernNCA(8, embedding=None, depth=1, hidden=8),
+}
+CHILD = """
+import sys, numpy as np, jaxops as jo
+for path in sys.argv[2:]:
+    np.save(path + ".npy", jo.load(path).predict(sys.argv[1]).probabilities)
+"""
+
+
+@pytest.fixture(scope="module")
+def models():
+    options = {"label": "left", "progress": False, "batch_size": 64, "epochs": 2}
+    return {name: tabular.fit(TABLE, module, **options) for name, module in SMALL.items()}
+
+
+@pytest.mark.slow
+def test_every_module_answers_the_same_in_a_new_process(models, tmp_path):
+    pytest.importorskip("pandas").DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
+    for name, model in models.items():
+        jo.save(tmp_path / name, model)
+    paths = [str(tmp_path / name) for name in models]
+    child = [sys.executable, "-c", CHILD, str(tmp_path / "t.csv"), *paths]
+    subprocess.run(child, check=True, timeout=240)
+    for path, model in zip(paths, models.values(), strict=True):
+        wanted = model.predict(TABLE).probabilities
+        np.testing.assert_allclose(np.load(f"{path}.npy"), wanted, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_each_module_reads_the_table_in_its_way(models):
+    encoders = {name: model.reader.encoder for name, model in models.items()}
+    assert encoders["linear"].edges.keys() == {"age", "spent", "member"}
+    for name in ("plr", "resnet", "full", "nca", "ft"):
+        assert encoders[name].quantiles.keys() == {"age", "spent"}
+        assert encoders[name].edges == {"member": [0.0, 1.0]}
+    assert encoders["real"].robust and encoders["real"].codes == ["city"]
+    assert encoders["ft"].codes == ["city", "plan"]
+    modules = {name: dict(model.task.recipe[1])["module"] for name, model in models.items()}
+    assert modules["plr"].numbers == modules["real"].numbers == modules["full"].numbers == 2
+    assert modules["ft"].categories == (13, 3) and modules["real"].categories == (13,)
+    assert modules["nca"].rows == 204 and modules["real"].steps == 2 * 4
+    age, spent = modules["full"].embedding.edges
+    features = models["full"].reader.columns(TABLE)[1]["features"]
+    assert len(age) == len(spent) == 5 and abs(features[:, :2]).max() < 5.3
+    state = models["real"].state.extra["schedule"]["step"]
+    assert int(state) == int(models["real"].state.step) in (4, 8)
+
+
+def test_a_module_of_the_user_is_given_what_it_was_given():
+    """An attribute `reads` alone asks for more."""
+    options = {"label": "left", "progress": False, "epochs": 1}
+    plain = tabular.fit(TABLE, tabular.MLP((4,)), **options).reader.encoder
+    asked = tabular.MLP((4,), reads=tabular.Reads("standard"))
+    standard = tabular.fit(TABLE, asked, **options).reader.encoder
+    assert len(plain.edges) == 3 and standard.numbers == ["age", "spent", "member"]
+
+
+def test_a_table_without_numbers_has_nothing_to_embed():
+    table = {name: TABLE[name] for name in ("city", "plan", "left")}
+    options = {"label": "left", "progress": False, "epochs": 1}
+    model = tabular.fit(table, SMALL["plr"], **options)
+    assert dict(model.task.recipe[1])["module"].embedding is None
+    assert len(model.predict(table).labels) == N
+
+
+@pytest.mark.slow
+def test_methods_that_read_the_table_in_other_ways_are_blended(tmp_path):
+    methods = [tabular.MLP((8,)), SMALL["resnet"], SMALL["real"]]
+    best = tabular.fit(TABLE, methods, label="left", epochs=2, progress=False)
+    assert best.about["validation"]["log_loss"] <= min(best.about["methods"].values()) + 1e-9
+    jo.save(tmp_path / "m.model", best)
+    told = [jo.load(tmp_path / "m.model").predict(TABLE), best.predict(TABLE)]
+    np.testing.assert_allclose(told[0].probabilities, told[1].probabilities, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_counts_quantiles_and_values_that_are_often_zero(tmp_path):
+    rate = np.exp(1 + (AGE - 40) / 15)
+    table = {
+        "age": AGE,
+        "visits": RNG.poisson(rate),
+        "value": np.where(RNG.random(N) < 0.4, 0, RNG.lognormal(AGE / 20, 0.3)),
+    }
+    options = {"progress": False, "batch_size": 32, "optimizer": jo.optim.adam(3e-3)}
+    module = tabular.TabM((16,), members=4, dropout=0.0)
+
+    def fitted(label, epochs=60, **more):
+        columns = {"age": table["age"], label: table[label]}
+        model = tabular.fit(columns, module, label=label, epochs=epochs, **more, **options)
+        jo.save(tmp_path / label, model)
+        return jo.load(tmp_path / label), tabular.evaluate(model, columns).figures()
+
+    model, figures = fitted("visits", target="counts")
+    assert np.corrcoef(np.log(model.predict(table).values), np.log(rate))[0, 1] > 0.97
+    assert figures["deviance"] < 1.6 and model.about["validation"].keys() == figures.keys()
+    assert tabular.evaluate(model, table).figures() == pytest.approx(figures, rel=1e-4)
+    model, figures = fitted("value", target="quantiles", levels=(0.2, 0.8))
+    told = model.predict(table)
+    assert told.levels == (0.2, 0.8) and (told.values[:, 0] <= told.values[:, 1]).all()
+    assert told.frame().columns.tolist() == ["id", "q(0.2)", "q(0.8)"]
+    assert 0.4 < figures["coverage"] < 0.85 and figures["pinball"] < 1.5
+    model, figures = fitted("value", target="zero_inflated", epochs=40)
+    assert figures["spearman"] > 0.25
+    expected = 0.6 * np.exp(AGE / 20 + 0.3**2 / 2)
+    assert np.corrcoef(model.predict(table).values, expected)[0, 1] > 0.95
+    assert model.reader.describe()["target"] == "zero_inflated"
+    both = tabular.fit(
+        {"age": AGE, "visits": table["visits"]}, [tabular.MLP(()), module], label="visits",
+        target="counts", epochs=3, **options,
+    )  # fmt: skip
+    assert both.about["validation"]["deviance"] <= min(both.about["methods"].values()) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("label", "change", "message"),
+    [
+        ([1, -2], {"target": "counts"}, r"y must be counts .*, got -2 in row 1 \(120 such rows\)"),
+        ([1, 0.5], {"target": "counts"}, r"y must be counts \(whole numbers from 0\), got 0.5 in"),
+        ([0, -1], {"target": "zero_inflated"}, "y must be numbers from 0, got -1 in row 1"),
+        ([0, 3], {"target": "zero_inflated"}, "y must have different values above 0, got 3 alone"),
+        ([2, 2], {"target": "counts"}, "y must vary, got 2 in every row"),
+        ([1, 2], {"target": "count"}, "target must be one of classes, number, counts, .* 'count'"),
+        ([1, 2], {"target": "quantiles"}, 'levels must be given for target="quantiles"'),
+        ([1, 2], {"levels": (0.5,)}, r"levels must be given .* got \(0.5,\) for None"),
+        ([1, 2], {"target": "quantiles", "levels": (1.5,)}, "levels must be rising numbers betwe"),
+        ([1, 2], {"target": "counts", "classes": True}, "classes must be left out for target='cou"),
+        (
+            [1, 2],
+            {"target": "counts", "method": SMALL["nca"]},
+            "method must be another than ModernNCA for counts",
+        ),
+    ],
+)
+def test_targets_that_cannot_be(label, change, message):
+    table = {"age": AGE, "y": np.resize(np.array(label, float), N)}
+    options = {"method": tabular.MLP(()), "label": "y", "progress": False, "epochs": 1, **change}
+    with pytest.raises(ValueError, match=message):
+        tabular.fit(table, **options)
+
+
+def test_the_recipe_of_real_mlp():
+    given = recipe(1000, 60.0, tabular.RealMLP(), classes=True, epochs=3)
+    assert given["batch_size"] == 256 and given["optimizer"] is real_mlp(0.04, 12)
+    assert recipe(1000, 60.0, tabular.RealMLP(), classes=False)["optimizer"] is real_mlp(0.2, 1024)
+    params = {
+        "scale": np.ones(2), "hidden_0_kernel": np.ones((2, 2)), "hidden_0_bias": np.ones(2),
+        "numbers_kernel": np.ones((1, 2, 3)), "hidden_0_activation": np.ones(2),
+    }  # fmt: skip
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    tx, steps = real_mlp(0.04, 12), 12
+    state, moments = tx.init(params), {name: np.zeros(2) for name in params}
+    wanted = dict.fromkeys(params, 1.0)
+    factors = {"scale": 6, "hidden_0_kernel": 1}
+    for step in range(5):
+        gradient = 0.1 * (step + 1)
+        grads = jax.tree.map(lambda x, g=gradient: np.full_like(x, g), params)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        rate = 0.04 * float(cosines(step / steps))
+        decay = 0.02 * float(flat_cosine(step / steps))
+        for name, (m, v) in moments.items():
+            m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+            moments[name] = np.array([m, v])
+            adam = m / (1 - 0.9 ** (step + 1)) / np.sqrt(v / (1 - 0.95 ** (step + 1)))
+            less = 0 if name.endswith("bias") else decay * wanted[name]
+            wanted[name] -= rate * factors.get(name, 0.1) * (adam + less)
+    for name, value in params.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_schedules_of_real_mlp_end_within_the_time():
+    options = {"label": "left", "progress": False, "batch_size": 64}
+    model = tabular.fit(TABLE, tabular.RealMLP((8,)), budget="1s", **options)
+    steps = dict(model.task.recipe[1])["module"].steps
+    assert steps % 4 == 0 and 4 <= steps < 256 * 4
+
+
+@pytest.mark.slow
+def test_what_is_decayed(models):
+    flat = jax.tree_util.tree_leaves_with_path(is_decayed(models["full"].state.params))
+    names = {"/".join(str(k.key) for k in path): decays for path, decays in flat}
+    assert {name for name, decays in names.items() if not decays} == {
+        "bias", "hidden_0_bias", "embedding/bias", "embedding/weight",
+    }  # fmt: skip
+    assert names["hidden_0/kernel"] and names["kernel"] and names["embedding/kernel"]

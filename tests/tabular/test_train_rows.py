@@ -1,0 +1,134 @@
+"""Training that has the train rows in its state."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from small import compilations
+
+import jaxops as jo
+from jaxops import tabular
+from jaxops.optim import sgd
+from jaxops.tabular.train_rows import own_batches, start_own
+
+RNG = np.random.default_rng(0)
+ROWS, MEMBERS = 12, 3
+TRAIN = {
+    "features": RNG.normal(size=(ROWS, 2)).astype(np.float32),
+    "label": RNG.normal(size=ROWS).astype(np.float32),
+}
+
+
+class Slopes(nn.Module):
+    """A linear function for each member."""
+
+    @nn.compact
+    def __call__(self, x):
+        """(B, 2) or (B, members, 2) to (B, members, 1)."""
+        slopes = self.param("slopes", nn.initializers.normal(1.0), (MEMBERS, 2))
+        x = x if x.ndim == 3 else x[:, None]
+        return (x * slopes[None]).sum(-1, keepdims=True)
+
+
+TASK = tabular.regressor(Slopes(), features=2)
+
+
+def run(weights=None):
+    """Loss and gradient of a batch of rows 1, 7, 11 and padding, and the same by loops."""
+    train = TRAIN if weights is None else {**TRAIN, "mask": weights}
+    task = own_batches(TASK, MEMBERS, ROWS, weights is not None)
+    state, columns = start_own(task, sgd(0.1), train, seed=0)
+    batch = {name: value[[1, 7, 11, 0]] for name, value in columns.items()}
+    batch["mask"] = np.array([1, 1, 1, 0], np.float32)
+
+    def mean(params):
+        total, out = task.loss(params, state.extra, batch, jax.random.key(0), True)
+        return total / out.weight
+
+    found = jax.jit(jax.value_and_grad(mean))(state.params)
+    slopes = np.asarray(state.params["slopes"], np.float64)
+    total, weight, grads = 0.0, 0.0, np.zeros_like(slopes)
+    for m in range(MEMBERS):
+        for row in (1, 7, 11):
+            place = (row + m * ROWS // MEMBERS) % ROWS
+            x, y = TRAIN["features"][place].astype(float), TRAIN["label"][place]
+            w = 1.0 if weights is None else weights[place]
+            error = x @ slopes[m] - y
+            total, weight = total + w * error**2, weight + w
+            grads[m] += 2 * w * error * x
+    return found, (total / weight, grads / weight), (task, state, columns)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_each_member_sees_rows_of_its_own(weighted):
+    weights = RNG.uniform(0, 2, ROWS).astype(np.float32) if weighted else None
+    if weighted:
+        weights[[1, 5]] = 0
+    (loss, grads), wanted, (task, state, columns) = run(weights)
+    assert float(loss) == pytest.approx(wanted[0], rel=1e-5)
+    np.testing.assert_allclose(grads["slopes"], wanted[1], rtol=1e-5, atol=1e-6)
+    # evaluation and prediction are the task's own
+    plain = TASK.loss(state.params, {}, TRAIN, jax.random.key(0), False)
+    outer = task.loss(state.params, state.extra, columns, jax.random.key(0), False)
+    assert float(plain[0]) == float(outer[0]) and plain[1].metrics == outer[1].metrics
+    np.testing.assert_array_equal(
+        task.predict(state.params, state.extra, TRAIN), TASK.predict(state.params, {}, TRAIN)
+    )
+
+
+def test_each_member_sees_each_row_once_an_epoch():
+    seen = [(np.arange(ROWS) + m * ROWS // MEMBERS) % ROWS for m in range(MEMBERS)]
+    assert all(sorted(rows.tolist()) == list(range(ROWS)) for rows in seen)
+
+
+@pytest.fixture(scope="module")
+def table():
+    x = RNG.normal(size=(150, 2))
+    return {"a": x[:, 0], "b": x[:, 1], "y": x[:, 0] ** 2 + x[:, 1]}
+
+
+OPTIONS = {"label": "y", "progress": False, "batch_size": 16, "optimizer": jo.optim.adam(1e-2)}
+
+
+def test_own_batches_learn_as_well_and_leave_a_plain_model(table, tmp_path):
+    module = tabular.TabM((16,), members=4, own_batches=True)
+    with compilations() as first:
+        model = tabular.fit(table, module, epochs=40, **OPTIONS)
+    assert model.about["validation"]["r2"] > 0.9
+    assert model.state.extra == {} and not dict(model.task.recipe[1])["module"].own_batches
+    jo.save(tmp_path / "m.model", model)
+    again = jo.load(tmp_path / "m.model").predict(table)
+    np.testing.assert_allclose(again.values, model.predict(table).values, rtol=1e-5)
+    assert tabular.update(model, table, epochs=1, progress=False).task is model.task
+    with compilations() as second:  # the same set-up: nothing is compiled again
+        tabular.fit(table, module, epochs=40, **OPTIONS)
+    assert any("step" in name for name in first)
+    assert not [name for name in second if "step" in name], second
+    with pytest.raises(ValueError, match="state must be None for TabM with the train rows in"):
+        tabular.fit(table, module, epochs=1, state=model.state, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "label", ["y", *(pytest.param(label, marks=pytest.mark.slow) for label in ("kind", "two"))]
+)
+def test_candidates_are_in_the_file(table, label, tmp_path):
+    table = {k: v for k, v in table.items() if k != "y" or label == "y"}
+    if label != "y":
+        names = {"two": ["no", "yes"], "kind": ["low", "middle", "high"]}[label]
+        place = np.digitize(table["a"], [0.0] if label == "two" else [-0.5, 0.5])
+        table[label] = np.array(names, object)[place]
+    module = tabular.ModernNCA(8, embedding=tabular.Periodic(4, 4, 0.1, lite=True))
+    model = tabular.fit(table, module, epochs=30, **{**OPTIONS, "label": label})
+    figures = tabular.evaluate(model, table).figures()
+    assert figures["r2" if label == "y" else "accuracy"] > 0.8
+    known = model.state.extra["candidates"]
+    assert known["features"].shape == (127, 2) and known["targets"].shape[0] == 127
+    jo.save(tmp_path / "m.model", model)
+    told = [jo.load(tmp_path / "m.model").predict(table), model.predict(table)]
+    of = "values" if label == "y" else "probabilities"
+    np.testing.assert_allclose(getattr(told[0], of), getattr(told[1], of), atol=1e-5)
+    further = tabular.update(model, table, epochs=1, progress=False)
+    np.testing.assert_array_equal(further.state.extra["candidates"]["targets"], known["targets"])
+    assert not np.array_equal(
+        further.state.params["first"]["kernel"], model.state.params["first"]["kernel"]
+    )
