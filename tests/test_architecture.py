@@ -34,6 +34,7 @@ LAYERS = (
     ("trust", "nnx"),
     ("model",),
     ROOMS,
+    ("cli_rooms",),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it
