@@ -81,6 +81,8 @@ class Predict:
     """what to predict; see the room's `predict`"""
     out: Path
     """the file to write, .parquet or .csv"""
+    cutoff: str | None = None
+    """of customers: the last day that is seen, by default that of training"""
 
     def run(self) -> None:
         """Predict in parts where rows are independent, and write as it goes."""
@@ -88,9 +90,12 @@ class Predict:
             raise ValueError(f"out must end in .parquet or .csv, got {self.out}")
         model = load(self.model)
         room_of(model, self.model)
+        options = {} if self.cutoff is None else {"cutoff": self.cutoff}
+        if options and model.room != "customers":
+            raise ValueError(f"cutoff must be left out for {model.room}, got {self.cutoff}")
         beside = self.out.with_name(f".{self.out.name}")
         try:
-            rows = write(beside, answers(model, self.data))
+            rows = write(beside, answers(model, self.data, **options))
             beside.replace(self.out)
         finally:
             beside.unlink(missing_ok=True)
@@ -213,10 +218,10 @@ def room_of(model: Model, path: Any) -> Any:
     return importlib.import_module(f"jaxops.{model.room}")
 
 
-def answers(model: Model, data: str) -> Iterator[Any]:
+def answers(model: Model, data: str, **options: Any) -> Iterator[Any]:
     """The frames of a model's answers; in parts where its reader says that rows are independent."""
     if not getattr(model.reader, "streams", False) or Path(data).is_dir():
-        yield model.predict(data).frame()
+        yield model.predict(data, **options).frame()
         return
     first = 0
     for part in tables.parts(data, ROWS):

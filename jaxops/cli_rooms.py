@@ -13,7 +13,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Common:
+class Given:
     """What every room's fit takes."""
 
     data: tyro.conf.Positional[str]
@@ -23,6 +23,12 @@ class Common:
     method: str = ""
     """the model and its settings, such as "TabM(members=8)", or what gives several, such as
     "short_list()" of tables; by default the room's recipe"""
+
+
+@dataclass(frozen=True)
+class Common(Given):
+    """What every room's training takes."""
+
     budget: str = "10min"
     """time after which training stops"""
     seed: int = 0
@@ -117,27 +123,23 @@ class Forecast(Common):
 
 
 @dataclass(frozen=True)
-class Customers:
+class Customers(Given):
     """Tell who is still a customer, how often each will buy and what they bring, from a log."""
 
-    data: tyro.conf.Positional[str]
-    """a log of events; see `customers.purchases`"""
-    out: Path
-    """the model file to write"""
-    horizon: float
+    horizon: float = tyro.MISSING
     """units of time ahead"""
-    customer: str
+    customer: str = tyro.MISSING
     """the column of customers"""
-    time: str
+    time: str = tyro.MISSING
     """the column of times"""
-    method: str = ""
-    """the model of purchases, such as "ParetoNBD"; by default BGNBD"""
     amount: str | None = None
     """the column of amounts"""
     cutoff: str | None = None
-    """the last day to learn from, such as 2024-12-31"""
+    """the last day to learn from, such as 2024-12-31, or a number where times are numbers"""
     unit: Literal["hour", "day", "week", "month", "year"] | None = None
     """of time, by default days"""
+    period: Literal["hour", "day", "week", "month", "year"] | None = None
+    """within which a customer's rows are one purchase, by default a day"""
     refunds: Literal["error", "drop", "net"] = "error"
     """what to do with negative amounts"""
 

@@ -164,6 +164,7 @@ def test_an_error_is_one_line(folder, capsys, arguments, message):
         cli.Recommend,
         cli.Forecast,
         cli.Language,
+        cli.Customers,
     ],
 )
 def test_the_options_of_a_room_are_those_of_its_fit(kind):

@@ -78,7 +78,8 @@ def summary(log: Purchases, cutoff: Any = None, unit: Period | None = None) -> S
 
     Args:
         log: see `purchases`.
-        cutoff: the last period that is seen, as a date; by default that of the last purchase.
+        cutoff: the last period that is seen, as a date (of a week, month or year its last day); by
+            default that of the last purchase.
         unit: of recency and T, by default days.
 
     Raises:
@@ -157,7 +158,9 @@ def snapshots(
 
     A row is a customer known at a cut-off. All columns but the label are of purchases up to the
     cut-off. With several cut-offs a customer has several rows: keep them together in validation,
-    as with `tabular.fit(table, label="value", groups="customer", drop=["cutoff"])`.
+    as with `tabular.fit(table, label="value", groups="customer", drop=["cutoff"])`. What is learned
+    is tested honestly on a cut-off at or after the last one of training plus gap and horizon; on an
+    earlier one, labels of training are of the time that is told.
 
     Args:
         log: see `purchases`.
@@ -167,7 +170,7 @@ def snapshots(
             (whether there was one; a customer who did not return has churned).
         gap: units between the cut-off and the time of the label, in which an action takes effect.
         windows: lengths of time before the cut-off whose purchases are counted on their own, by
-            default a quarter of the horizon, a half, and the horizon.
+            default a quarter of the horizon, a half, and the horizon; distinct and above 0.
         unit: of all times, by default days.
         end: the last period that the log covers; by default that of its last purchase.
 
@@ -176,7 +179,7 @@ def snapshots(
 
     Raises:
         ValueError: a cut-off with no customer before it, or whose time of the label is not in the
-            log; a label that needs amounts.
+            log; cut-offs or windows that are repeated; a label that needs amounts.
 
     >>> from jaxops import customers
     >>> log = customers.purchases({"customer": list("aaab"), "time": [0.0, 2.0, 11.0, 5.0]})
@@ -192,11 +195,14 @@ def snapshots(
         raise ValueError(f"cutoffs must be a list of at least 1 date, got {cutoffs!r}")
     per = log.per_unit(unit)
     lengths = [horizon / 4, horizon / 2, horizon] if windows is None else list(windows)
-    last = log.at(end, "end")
-    tables = [
-        _snapshot(log, log.at(c, "cutoffs"), horizon, label, gap, lengths, per, last)
-        for c in cutoffs
-    ]
+    names = [f"{length:g}" for length in lengths]
+    fine = all(0 < x < np.inf for x in lengths) and len(set(names)) == len(names)
+    if windows is not None and not fine:
+        raise ValueError(f"windows must be finite, above 0 and distinct, got {', '.join(names)}")
+    last, times = log.at(end, "end"), [log.at(c, "cutoffs") for c in cutoffs]
+    if len(set(times)) < len(times):
+        raise ValueError(f"cutoffs must be distinct, got {', '.join(map(log.date, times))}")
+    tables = [_snapshot(log, time, horizon, label, gap, lengths, per, last) for time in times]
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 

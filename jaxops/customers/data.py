@@ -14,6 +14,7 @@ import numpy as np
 from jaxops._optional import require
 from jaxops.data.columns import DATE, read_with_dates
 from jaxops.data.tables import Source
+from jaxops.data.text_numbers import as_numbers
 
 Period = Literal["hour", "day", "week", "month", "year"]
 Refunds = Literal["error", "drop", "net"]
@@ -28,11 +29,14 @@ class Report(NamedTuple):
         rows: rows of the source.
         refunds: rows of negative amount.
         merged: rows of a customer and period that an earlier row has.
+        unmatched: the amount of refunds that was taken from no purchase: the total of the purchases
+            less that of the rows.
     """
 
     rows: int
     refunds: int
     merged: int
+    unmatched: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,8 @@ class Purchases:
         amount: (P,) float64 of money, or None.
         period: within which purchases count as one; None where times are numbers.
         report: counts from reading.
+        names: the columns of customers, times and amounts (or None) that were read.
+        refunds: what was done with negative amounts.
 
     >>> log = purchases({"customer": ["b", "a", "a"], "time": ["2024-01-01"] * 2 + ["2024-01-09"]})
     >>> log.customers.tolist(), log.starts.tolist(), log.date(log.time[1])
@@ -58,37 +64,45 @@ class Purchases:
     amount: np.ndarray | None
     period: Period | None
     report: Report
+    names: tuple[str, str, str | None]
+    refunds: Refunds
 
     def date(self, time: Any) -> str:
-        """A time as text: the first day (or hour) of a period, or the number."""
+        """A time as text: an hour, day, month or year, the last day of a week, or the number."""
         if self.period is None:
             return f"{time:g}"
         if self.period == "week":
-            return str(np.datetime64(int(time) * 7 - 3, "D"))
+            return str(np.datetime64(int(time) * 7 + 3, "D"))
         letter = self.period[0] if self.period == "hour" else self.period[0].upper()
         return str(np.array(int(time)).astype(f"datetime64[{letter}]"))
 
     def at(self, cutoff: Any, name: str = "cutoff") -> Any:
         """A date (or number) as a time of this log; None is the last.
 
+        A day, month or year stands for all of it, also where hours are periods.
+
         Raises:
-            ValueError: a date for numbers, a number for dates, or neither.
+            ValueError: a date for numbers, a number for dates, neither, or a date within a week,
+                month or year that is a period.
         """
         if cutoff is None:
             return self.time.max()
         number = isinstance(cutoff, int | float | np.integer | np.floating)
         if self.period is None:
-            if not number or not np.isfinite(cutoff):
+            try:
+                value = float(cutoff) if number or isinstance(cutoff, str) else np.nan
+            except ValueError:
+                value = np.nan
+            if not np.isfinite(value):
                 raise ValueError(f"{name} must be a number, as the log's times are, got {cutoff!r}")
-            return float(cutoff)
+            return value
         try:
-            moment = None if number else np.datetime64(cutoff, "us")
+            moment = None if number else np.datetime64(cutoff)
         except ValueError:
             moment = None
         if moment is None or np.isnat(moment):
             raise ValueError(f"{name} must be a date such as 2024-12-31, got {cutoff!r}")
-        days = (moment - np.datetime64(0, "us")) / np.timedelta64(1, "D")
-        return _periods(np.array([days]), self.period)[0]
+        return _last_period(moment, self.period, f"{name} must be the last day of a", cutoff)
 
     def per_unit(self, unit: Period | None) -> float:
         """The number of periods in a unit of time; None is a day, or 1 where times are numbers.
@@ -143,7 +157,8 @@ def purchases(
     refund whose sum is not above 0 has no purchase. Neither takes money from earlier periods.
 
     Args:
-        source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
+        source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name; or
+            `Purchases`, which stay as they are, without other settings.
         customer: the column of ids.
         time: the column of times: dates, texts of them such as 2024-12-31T18:30:00Z, or numbers,
             which stay as they are. Dates are in UTC.
@@ -154,7 +169,8 @@ def purchases(
 
     Raises:
         ValueError: no rows; a missing column; a missing customer, time or amount, a time that is no
-            date, or a negative amount, with its row; nothing but refunds.
+            date, or a negative amount, with its row; whole numbers such as 20241231 for dates;
+            nothing but refunds; a setting beside `Purchases`.
 
     >>> table = {"who": [7, 7, 7], "day": ["2024-05-01", "2024-05-01", "2024-05-03"]}
     >>> table["paid"] = [5.0, 2.5, 4.0]
@@ -165,6 +181,17 @@ def purchases(
     pd = require("pandas", extra="data")
 
     if isinstance(source, Purchases):
+        for name, value, default in (
+            ("customer", customer, "customer"),
+            ("time", time, "time"),
+            ("amount", amount, None),
+            ("period", period, None),
+            ("refunds", refunds, "error"),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"{name} must be left out for Purchases, which are read already, got {value!r}"
+                )
         return source
     names = [name for name in (customer, time, amount) if name is not None]
     if len(set(names)) < len(names):
@@ -188,7 +215,7 @@ def purchases(
     if amount is not None:
         paid = _amounts(columns[amount], f"{where} {amount!r}", refunds)
         refund = paid < 0
-    report = Report(len(ids), int(refund.sum()), 0)
+    report, total = Report(len(ids), int(refund.sum()), 0, 0.0), paid.sum()
     if refunds == "drop" and refund.any():
         ids, times, paid, refund = (column[~refund] for column in (ids, times, paid, refund))
     if len(ids) == 0:
@@ -204,11 +231,12 @@ def purchases(
     if not kept.any():
         raise ValueError(f"source must have a purchase, got {report.rows:,} rows that refunds undo")
     codes, times, paid = codes[place][kept], times[place][kept], paid[kept]
+    report = report._replace(unmatched=float(paid.sum() - total) if report.refunds else 0.0)
     some, counts = np.unique(codes, return_counts=True)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return Purchases(
-        np.asarray(known)[some], starts, times, paid if amount else None, period, report
-    )
+    spent = paid if amount else None
+    read = (customer, time, amount)
+    return Purchases(np.asarray(known)[some], starts, times, spent, period, report, read, refunds)
 
 
 def covariates_of(source: Source, customer: str, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -220,14 +248,19 @@ def covariates_of(source: Source, customer: str, ids: np.ndarray) -> dict[str, n
         ids: (C,) the customers.
 
     Raises:
-        ValueError: a customer without a row, or with two; a column that is not of finite numbers.
+        ValueError: a customer without a row, or with two; a column that is not of finite numbers,
+            such as one of dates.
 
     >>> covariates_of({"id": ["b", "a"], "age": [30, 40]}, "id", np.array(["a"]))["age"]
     array([40.])
     """
     pd = require("pandas", extra="data")
 
-    table, _ = read_with_dates(source, exact=(customer,), id=customer)
+    table, dates = read_with_dates(source, exact=(customer,), id=customer)
+    if dates:
+        raise ValueError(
+            f"column {dates[0]!r} must be numbers, got dates; give the time since one date instead"
+        )
     if customer not in table:
         raise ValueError(f"covariates must have a column {customer!r}, got {', '.join(table)}")
     known = pd.Index(np.asarray(table.pop(customer)).astype(str))
@@ -259,10 +292,22 @@ def _times(values: np.ndarray, what: str, dated: bool, period: Period | None) ->
     if values.dtype.kind == "O":
         bad = np.array([not re.match(DATE, text) for text in values.tolist()])
         none_such(bad, values, f"{what} must be dates such as 2024-12-31, or numbers")
+        raise ValueError(f"{what} must be dates or numbers, got categories; make it dates first")
     none_such(~np.isfinite(values), values, f"{what} must have a time in every row")
     if not dated:
         if period is not None:
-            raise ValueError(f"period must be None where times are numbers, got {period!r}")
+            raise ValueError(f"{what} must be dates, as period is {period!r}, got numbers")
+        year, month, day = values // 10_000, values // 100 % 100, values % 100
+        parts = ((year, 1900, 2200), (month, 1, 12), (day, 1, 31))
+        digits = (values == np.round(values)) & np.all(
+            [(a <= x) & (x <= b) for x, a, b in parts], 0
+        )
+        if digits.all():
+            raise ValueError(
+                f"{what} must be dates such as 2024-12-31, or numbers of some unit of time, got "
+                f"{values[0]:.0f} in row 0 (counted from 0), a date as a number; read it by "
+                'pandas.to_datetime(column, format="%Y%m%d")'
+            )
         return values
     return _periods(values, period or "day")
 
@@ -276,20 +321,32 @@ def _periods(days: np.ndarray, period: Period) -> np.ndarray:
     return np.floor((days + shift) * (24 / HOURS[period]) + 1e-9).astype(np.int64)
 
 
+def _last_period(moment: np.datetime64, period: Period, wanted: str, given: Any) -> Any:
+    """The number of the period that a date ends; hours and days may be cut off within."""
+    unit, short = np.datetime_data(moment)[0], np.timedelta64(1, "ms")
+    last = moment.astype("datetime64[us]")
+    if unit in ("Y", "M", "W", "D"):
+        last = (moment + 1).astype("datetime64[us]") - short
+    elif last == last.astype("datetime64[D]") and period != "hour":
+        last = last + np.timedelta64(1, "D") - short
+    times = np.array([last, last + short]) - np.datetime64(0, "us")
+    this, following = _periods(times / np.timedelta64(1, "D"), period)
+    if this == following and period not in ("hour", "day"):
+        raise ValueError(f"{wanted} {period} (the log's period), got {given!r}")
+    return this
+
+
 def _amounts(values: np.ndarray, what: str, refunds: Refunds) -> np.ndarray:
     if values.dtype.kind == "O":
-        numbers = np.array([_number(text) for text in values.tolist()])
-        none_such(np.isnan(numbers), values, f"{what} must be numbers")
-        values = numbers
+        pa = require("pyarrow", extra="data")
+        numbers = as_numbers(pa.array(values))
+        if numbers is None:
+            bad = np.array([as_numbers(pa.array([text])) is None for text in values.tolist()])
+            none_such(bad, values, f"{what} must be numbers")
+            raise ValueError(f"{what} must be numbers")
+        values = numbers.to_numpy(zero_copy_only=False).astype(np.float64)
     none_such(~np.isfinite(values), values, f"{what} must have a number in every row")
     if refunds == "error":
         hint = '; say refunds="drop" or refunds="net"'
         none_such(values < 0, values, f"{what} must be at least 0", hint)
     return values
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return np.nan

@@ -131,9 +131,9 @@ def outlook(
 ) -> Outlook:
     """P(alive), P(buys again), expected purchases and value of any customers, in training or not.
 
-    The value is the expected number of purchases times the expected amount of one. With a discount
-    and an infinite horizon it is the discounted expected residual lifetime value. Customers are
-    computed in blocks, so that millions fit.
+    The value is the expected number of purchases times the expected amount of one; repeat purchases
+    of amount 0 count as such. With a discount and an infinite horizon it is the discounted expected
+    residual lifetime value. Customers are computed in blocks, so that millions fit.
 
     Args:
         model: of `fit`.
@@ -160,15 +160,18 @@ def outlook(
     known.check()
     columns = (np.asarray(x, np.float64) for x in (known.frequency, known.recency, known.T))
     x, recency, T = columns
-    pace = base.pace(covariates)
+    pace, params = base.pace(covariates), base.of_purchases
+    usual = np.exp(np.log(pace).mean())  # no covariate need be near 0; clocks are near 1 then
+    params |= {name: params[name] / usual for name in base.method.scaled}
+    pace = pace / usual
     times = recency * pace, T * pace, horizon * pace, discount / pace
-    alive, again, bought = base.method.outlook(base.of_purchases, x, *times)
+    alive, again, bought = base.method.outlook(params, x, *times)
     value = None
     if base.spend is not None:
         if known.monetary_value is None:
             raise ValueError("monetary_value must be given, as the model has amounts, got None")
         mean = np.asarray(known.monetary_value, np.float64)
-        value = bought * base.spend.mean(base.of_spend, np.where(mean > 0, x, 0), mean)
+        value = bought * base.spend.mean(base.of_spend, x, mean)
     return Outlook(np.asarray(known.ids), alive, again, bought, value)
 
 

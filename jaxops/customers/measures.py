@@ -1,6 +1,6 @@
 """How good values and churn scores of customers are: order, deciles, calibration, profit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import beta as beta_distribution
 from scipy.stats import rankdata
 
+from jaxops.customers.data import none_such
 from jaxops.model.finished import frame
 from jaxops.trust._figures import (
     BLUE,
@@ -20,12 +21,12 @@ from jaxops.trust._figures import (
     save_figure,
 )
 from jaxops.trust.evaluation import Evaluation
-from jaxops.trust.intervals import interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 20  # of a profit curve
+RESAMPLES = 500  # of the customers
 
 
 def normalized_gini(expected: Any, actual: Any) -> float:
@@ -50,7 +51,7 @@ def normalized_gini(expected: Any, actual: Any) -> float:
     >>> normalized_gini([1, 2, 3, 4], [0, 5, 0, 9])
     0.6875
     """
-    expected, actual = _pair(expected, actual)
+    expected, actual = _pair(expected=expected, actual=actual)
     best = (rankdata(actual) - (len(actual) + 1) / 2) @ actual
     got = (rankdata(expected) - (len(actual) + 1) / 2) @ actual
     return float(got / best) if best > 0 else np.nan
@@ -69,7 +70,7 @@ def spearman(expected: Any, actual: Any) -> float:
     >>> round(spearman([1, 2, 3, 4], [0, 5, 0, 9]), 4)
     0.6325
     """
-    a, b = (rankdata(x) for x in _pair(expected, actual))
+    a, b = (rankdata(x) for x in _pair(expected=expected, actual=actual))
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size > 0 else np.nan
@@ -94,7 +95,7 @@ def value_scores(ids: Any, expected: Any, actual: Any) -> Evaluation:
     >>> {name: round(value, 3) for name, value in scored.figures().items()}
     {'mae': 1.0, 'spearman': 0.866, 'gini': 1.0, 'total_error': 3.0, 'total_ratio': 1.333}
     """
-    expected, actual = _pair(expected, actual)
+    expected, actual = _pair(expected=expected, actual=actual)
     return Evaluation(
         "customer",
         np.asarray(ids),
@@ -141,7 +142,12 @@ class Deciles(NamedTuple):
     share: np.ndarray
 
     def mape(self) -> float:
-        """The mean of |expected - actual| / actual over the groups: the error of calibration."""
+        """The mean of |expected - actual| / actual over the groups: the error of calibration.
+
+        NaN where nothing came of a group.
+        """
+        if (self.actual == 0).any():
+            return np.nan
         return float(np.mean(np.abs(self.expected - self.actual) / self.actual))
 
     def frame(self) -> Any:
@@ -151,6 +157,8 @@ class Deciles(NamedTuple):
 
 def deciles(expected: Any, actual: Any, groups: int = 10) -> Deciles:
     """What came of the customers of whom most was expected, and so on: gain and calibration.
+
+    Customers of equal expectation count with their mean, so that their order is no matter.
 
     Args:
         expected: (N,), such as values or probabilities.
@@ -163,21 +171,44 @@ def deciles(expected: Any, actual: Any, groups: int = 10) -> Deciles:
     >>> deciles([1.0, 9.0, 2.0, 8.0], [0.0, 7.0, 2.0, 9.0], groups=2).actual.tolist()
     [8.0, 1.0]
     """
-    expected, actual = _pair(expected, actual)
+    expected, actual = _pair(expected=expected, actual=actual)
     if not 1 <= groups <= len(actual):
         raise ValueError(f"groups must be 1 to {len(actual):,} (the customers), got {groups}")
-    parts = np.array_split(np.argsort(-expected, kind="stable"), groups)
-    bounds = [interval(actual[p])[1:] if len(p) > 1 else (np.nan, np.nan) for p in parts]
-    low, high = np.array(bounds).T
-    sums = np.array([actual[part].sum() for part in parts])
-    return Deciles(
-        np.array([len(part) for part in parts]),
-        np.array([expected[part].mean() for part in parts]),
-        np.array([actual[part].mean() for part in parts]),
-        low,
-        high,
-        sums / sums.sum() if sums.sum() else np.full(groups, np.nan),
-    )
+    rows = np.array([len(part) for part in np.array_split(actual, groups)])
+    places = np.append(0, rows.cumsum())
+    order, ends = _by_score(expected)
+    told, came = (_up_to(places, ends, x[order]) for x in (expected, actual))
+    means = []
+    for drawn in _drawn(len(actual)):
+        number, total = (_up_to(places, ends, x) for x in (drawn, drawn * actual[order]))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means.append(np.diff(total) / np.diff(number))
+    low, high = np.full((2, groups), np.nan)
+    for i in np.flatnonzero(rows > 1):
+        low[i], high[i] = np.nanquantile([mean[i] for mean in means], (0.025, 0.975))
+    sums = np.diff(came)
+    share = sums / sums.sum() if sums.sum() else np.full(groups, np.nan)
+    return Deciles(rows, np.diff(told) / rows, sums / rows, low, high, share)
+
+
+def _by_score(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows by decreasing score, and where those of equal scores end, counted from 0 before."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.diff(score[order]) != 0, True)
+    return order, np.append(0, np.flatnonzero(last) + 1)
+
+
+def _up_to(places: np.ndarray, ends: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The totals of the first rows up to some places; of equal scores each has the mean."""
+    totals = np.append(0.0, np.cumsum(values))[ends]
+    return np.interp(places, ends, totals)
+
+
+def _drawn(count: int) -> Iterator[np.ndarray]:
+    """How often each row is in a bootstrap sample, (N,), sample by sample."""
+    rng = np.random.default_rng(0)
+    for _ in range(RESAMPLES):
+        yield np.bincount(rng.integers(0, count, count), minlength=count)
 
 
 def plot_deciles(
@@ -223,8 +254,12 @@ class ProfitCurve(NamedTuple):
         best: the number of contacts of the highest profit, of all numbers.
         best_profit: the profit there. Chosen on the same customers, it promises too much: decide
             the number on other customers, or by `worth_contacting`.
+        best_low: bound of the 95 % bootstrap interval of the highest profit, at the best number of
+            each sample.
+        best_high: likewise.
 
-    >>> ProfitCurve(np.arange(2), np.array([0, 5]), np.zeros(2), np.full(2, 9), 1, 5).frame().shape
+    >>> curve = ProfitCurve(np.arange(2), np.array([0, 5]), np.zeros(2), np.full(2, 9), 1, 5, 0, 9)
+    >>> curve.frame().shape
     (2, 4)
     """
 
@@ -234,6 +269,8 @@ class ProfitCurve(NamedTuple):
     high: np.ndarray
     best: int
     best_profit: float
+    best_low: float
+    best_high: float
 
     def frame(self) -> Any:
         """One row a number of contacts."""
@@ -245,7 +282,9 @@ def profit_curve(score: Any, outcome: Any, benefit: Any, cost: Any) -> ProfitCur
     """The profit of a campaign against the number of customers that it contacts.
 
     Contacting a customer costs `cost`, and brings `benefit` if the outcome is 1, such as a customer
-    who would leave and is kept.
+    who would leave and is kept. Customers of equal scores count with their mean, so that their
+    order is no matter, and `best` is no number that would part them. Intervals are of 500 samples
+    of the customers, about 20 seconds for a million.
 
     Args:
         score: (N,), the customers of the highest are contacted first.
@@ -261,23 +300,23 @@ def profit_curve(score: Any, outcome: Any, benefit: Any, cost: Any) -> ProfitCur
     >>> curve.best, curve.best_profit
     (2, 16.0)
     """
-    score, outcome = _pair(score, outcome)
-    if not ((outcome >= 0) & (outcome <= 1)).all():
-        raise ValueError(f"outcome must be in [0, 1], got {outcome.min():g} to {outcome.max():g}")
+    score, outcome = _pair(score=score, outcome=outcome)
+    _within("outcome", outcome)
     benefit, cost = _money(benefit, cost, len(score))
-    order = np.argsort(-score, kind="stable")
+    order, ends = _by_score(score)
     gain = (outcome * benefit - cost)[order]
-    total = np.concatenate([[0.0], np.cumsum(gain)])
-    count = len(gain)
-    places = np.unique(np.round(np.linspace(0, count, POINTS + 1)).astype(int))
-    bounds = np.zeros((len(places), 2))
-    for row, place in enumerate(places):
-        if place and count > 1:
-            each = np.where(np.arange(count) < place, gain, 0.0)
-            bounds[row] = np.array(interval(each)[1:]) * count
+    total = np.append(0.0, np.cumsum(gain))[ends]
+    places = np.unique(np.round(np.linspace(0, len(gain), POINTS + 1)).astype(int))
+    curves, highest = [], []
+    for drawn in _drawn(len(gain)):
+        each = drawn * gain
+        curves.append(_up_to(places, ends, each))
+        highest.append(np.append(0.0, np.cumsum(each))[ends].max())
+    low, high = np.quantile(curves, (0.025, 0.975), axis=0)
+    bounds = np.quantile(highest, (0.025, 0.975)).tolist()
     best = int(total.argmax())
-    low, high = bounds.T
-    return ProfitCurve(places, total[places], low, high, best, float(total[best]))
+    profit = _up_to(places, ends, gain)
+    return ProfitCurve(places, profit, low, high, int(ends[best]), float(total[best]), *bounds)
 
 
 def worth_contacting(probability: Any, benefit: Any, cost: Any) -> np.ndarray:
@@ -295,8 +334,9 @@ def worth_contacting(probability: Any, benefit: Any, cost: Any) -> np.ndarray:
     [True, False]
     """
     p = np.asarray(probability, np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"probability must be (N,) in [0, 1], got shape {p.shape}")
+    if p.ndim != 1:
+        raise ValueError(f"probability must have shape (N,), got {p.shape}")
+    _within("probability", p)
     benefit, cost = _money(benefit, cost, len(p))
     return np.asarray(p * benefit > cost)
 
@@ -379,7 +419,7 @@ def expected_maximum_profit(
     >>> round(best.profit, 2), round(best.contacted, 2)
     (28.0, 0.5)
     """
-    score, churned = _pair(score, churned)
+    score, churned = _pair(score=score, churned=churned)
     if not np.isin(churned, (0, 1)).all() or np.ptp(churned) == 0:
         raise ValueError(
             "churned must be 0 and 1, both, got " + str(np.unique(churned)[:5].tolist())
@@ -409,24 +449,28 @@ def expected_maximum_profit(
     return MaximumProfit(float(profit.sum()), float(((left + stayed) * chance).sum()))
 
 
-def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+def _pair(**named: Any) -> tuple[np.ndarray, np.ndarray]:
+    (one, a), (other, b) = ((name, np.asarray(x, np.float64)) for name, x in named.items())
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
-        raise ValueError(f"shapes must be (N,), N at least 1, got {a.shape} and {b.shape}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(
-            f"values must be finite, got {(~np.isfinite(a)).sum()} and {(~np.isfinite(b)).sum()} "
-            "that are not"
+            f"{one} and {other} must have shape (N,), N at least 1, got {a.shape} and {b.shape}"
         )
+    for name, x in ((one, a), (other, b)):
+        none_such(~np.isfinite(x), x, f"{name} must be finite")
     return a, b
+
+
+def _within(name: str, values: np.ndarray) -> None:
+    none_such(~((values >= 0) & (values <= 1)), values, f"{name} must be in [0, 1]")
 
 
 def _money(benefit: Any, cost: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     found = []
     for name, value in (("benefit", benefit), ("cost", cost)):
         array = np.asarray(value, np.float64)
-        if array.shape not in ((), (count,)) or not np.isfinite(array).all():
-            raise ValueError(f"{name} must be finite, one number or ({count},), got {value!r}")
+        if array.shape not in ((), (count,)):
+            raise ValueError(f"{name} must be one number or ({count},), got shape {array.shape}")
+        none_such(~np.isfinite(array).ravel(), array.ravel(), f"{name} must be finite")
         found.append(np.broadcast_to(array, (count,)))
     if (found[1] < 0).any():
         raise ValueError(f"cost must be at least 0, got {found[1].min():g}")

@@ -22,13 +22,13 @@ class LogReader:
         customer: the column of ids.
         time: the column of times.
         amount: the column of amounts, or None.
-        period: within which a customer's rows are one purchase; see `purchases`.
+        period: within which a customer's rows are one purchase; None where times are numbers.
         refunds: what to do with negative amounts; see `purchases`.
         unit: of time; see `summary`.
         cutoff: the last period that training saw, a date or a number.
         horizon: units ahead that `predict` and `evaluate` tell by default.
 
-    >>> reader = LogReader(customer="who", time="day", unit="week")
+    >>> reader = LogReader(customer="who", time="day", period="day", unit="week")
     >>> log = reader.purchases({"who": ["a", "a"], "day": ["2024-01-01", "2024-01-15"]})
     >>> reader.summary(log).recency.tolist()
     [2.0]
@@ -45,27 +45,47 @@ class LogReader:
     horizon: float = 1.0
 
     def purchases(self, source: Source | Purchases) -> Purchases:
-        """A log; see `purchases`."""
-        return purchases(
-            source,
-            customer=self.customer,
-            time=self.time,
-            amount=self.amount,
-            period=self.period,
-            refunds=self.refunds,
-        )
-
-    def summary(self, source: Source | Purchases | Summary, cutoff: Any = None) -> Summary:
-        """The customers of a log at a cut-off, by default its last purchase.
+        """A log; see `purchases`.
 
         Raises:
-            ValueError: a cut-off for a `Summary`, which has its own.
+            ValueError: a log of another period than that of training.
         """
-        if not isinstance(source, Summary):
-            return summary(self.purchases(source), cutoff, self.unit)
-        if cutoff is not None:
-            raise ValueError(f"cutoff must be None for a Summary, got {cutoff!r}")
-        return source
+        if isinstance(source, Purchases):
+            log = source
+        else:
+            log = purchases(
+                source,
+                customer=self.customer,
+                time=self.time,
+                amount=self.amount,
+                period=self.period,
+                refunds=self.refunds,
+            )
+        if log.period != self.period:
+            raise ValueError(
+                f"log must have the period {self.period!r}, as in training, got {log.period!r}"
+            )
+        return log
+
+    def summary(self, source: Source | Purchases | Summary, cutoff: Any = None) -> Summary:
+        """The customers of a log at a cut-off, by default that of training.
+
+        Raises:
+            ValueError: a cut-off for a `Summary`, which has its own; no cut-off for a log that goes
+                on after that of training.
+        """
+        if isinstance(source, Summary):
+            if cutoff is not None:
+                raise ValueError(f"cutoff must be None for a Summary, got {cutoff!r}")
+            return source
+        log = self.purchases(source)
+        last = log.time.max()
+        if cutoff is None and self.cutoff is not None and last > log.at(self.cutoff):
+            raise ValueError(
+                f"cutoff must be given, as the log goes on to {log.date(last)}, after that of "
+                f"training ({self.cutoff}), got None"
+            )
+        return summary(log, self.cutoff if cutoff is None else cutoff, self.unit)
 
     def predict(
         self,
@@ -83,7 +103,8 @@ class LogReader:
             data: a log, see `purchases`; or a `Summary` in the unit of training.
             horizon: units ahead; by default that of training.
             discount: see `outlook`.
-            cutoff: the last period that is seen; by default that of the log's last purchase.
+            cutoff: the last period that is seen, by default that of training; a log that goes on
+                after that needs one.
             covariates: a table of the customers, where the model has covariates.
         """
         ahead = self.horizon if horizon is None else horizon

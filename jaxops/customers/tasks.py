@@ -86,7 +86,11 @@ def estimate(
             number of purchases and their mean amount.
         covariates: columns of numbers by name, (N,) each, that do not change with time. Each has a
             parameter, the factor by which one more of it multiplies the pace of a customer's
-            clock: the rate of purchases, and for `ParetoNBD` that of leaving as well.
+            clock: the rate of purchases, and for `ParetoNBD` that of leaving as well. They are
+            standardised inside; the factor is that of one more in the unit given.
+
+    Raises:
+        ValueError: a covariate that is the same for all customers.
 
     Warns:
         UserWarning: a parameter grows or shrinks without bound, or there is no maximum after 100
@@ -108,15 +112,22 @@ def estimate(
         scale = float(given[-1].mean()) or 1.0
         given = [given[0], *(column / scale for column in given[1:])]
     added = _of_scale(method, given, scale)
+    centre = spread = np.empty(0)
     if covariates:
+        table = np.stack([np.asarray(column, np.float64) for column in covariates.values()])
+        centre, spread = table.mean(1), table.std(1)
+        for one, column in zip(covariates, table, strict=True):
+            if np.ptp(column) == 0:
+                raise ValueError(f"covariates must vary, got {column[0]:g} in all rows of {one!r}")
         method = _Paced(method, tuple(covariates))
-        given += [np.asarray(column, np.float64) for column in covariates.values()]
+        given += list((table - centre[:, None]) / spread[:, None])
     start = np.zeros(len(method.names))
     if len(given[0]) > 4 * SAMPLE:
         rows = np.random.default_rng(0).choice(len(given[0]), SAMPLE, replace=False)
         start, *_ = _climb(method, [column[np.sort(rows)] for column in given], start)
     theta, value, curvature, steps = _climb(method, given, start)
-    values = np.exp(theta)
+    back = _in_units(method, centre, spread)
+    values = np.exp(back @ theta)
     far = np.abs(theta) > FAR - 1
     if far.any() or steps > STEPS:
         what = " and ".join(f"{n} is {v:.3g}" for n, v in zip(method.names, values, strict=True))
@@ -127,7 +138,7 @@ def estimate(
         )
     covariance = np.full_like(curvature, np.nan)
     if (np.linalg.eigvalsh(curvature) < 0).all():
-        covariance = np.linalg.inv(-curvature)
+        covariance = back @ np.linalg.inv(-curvature) @ back.T
     values[[name in method.scaled for name in method.names]] *= scale
     return Estimate(method.names, values, covariance, value - added, min(steps, STEPS))
 
@@ -156,6 +167,19 @@ class _Paced:
             else (_first(function, count), columns, weights)
             for function, columns, weights in self.method.parts(x, recency, T)
         ]
+
+
+def _in_units(method: Any, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """The matrix that makes logarithms of parameters for standardised covariates those for given.
+
+    A clock whose pace is at another level shows times in another unit.
+    """
+    back = np.eye(len(method.names))
+    for i, place in enumerate(range(len(back) - len(centre), len(back))):
+        back[place, place] = 1 / spread[i]
+        for name in method.scaled:
+            back[method.names.index(name), place] = centre[i] / spread[i]
+    return back
 
 
 @functools.cache
@@ -245,7 +269,11 @@ def _sums(function: Callable[..., Array], theta: Array, *rows: Array) -> tuple[A
         def total(theta: Array) -> Array:
             return (weights * function(jnp.exp(theta), *columns)).sum()
 
-        value, slope = jax.value_and_grad(total)(theta)
-        return value, slope, jax.hessian(total)(theta)
+        def slope(theta: Array) -> tuple[Array, tuple[Array, Array]]:
+            value, slope = jax.value_and_grad(total)(theta)
+            return slope, (value, slope)
+
+        curvature, (value, found) = jax.jacfwd(slope, has_aux=True)(theta)
+        return value, found, curvature
 
     return jax.vmap(one)(*rows)

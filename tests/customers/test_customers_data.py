@@ -99,15 +99,21 @@ def test_periods():
     days = ["2024-01-07", "2024-01-08", "2024-01-31", "2024-02-01"]  # a Sunday, and a Monday
     table = {"customer": ["a"] * 4, "time": days}
     weeks = customers.purchases(table, period="week")
-    assert np.diff(weeks.time).tolist() == [1, 3] and weeks.date(weeks.time[1]) == "2024-01-08"
+    assert np.diff(weeks.time).tolist() == [1, 3] and weeks.date(weeks.time[0]) == "2024-01-07"
     months = customers.purchases(table, period="month")
     assert months.time.tolist() == [54 * 12, 54 * 12 + 1]
-    assert customers.summary(months, "2024-06-30").T.tolist() == [5]
+    for end in ("2024-06-30", "2024-06", pd.Timestamp("2024-06-30"), datetime.date(2024, 6, 30)):
+        assert customers.summary(months, end).T.tolist() == [5]
+    for log, within in ((months, "2024-06-15"), (weeks, "2024-06-15"), (months, "2024-06-30T12")):
+        with pytest.raises(ValueError, match=r"cutoff must be the last day of a (month|week)"):
+            customers.summary(log, within)
+    assert weeks.at("2024-01-14") == weeks.at(weeks.date(weeks.time[1])) == weeks.time[1]
     hours = customers.purchases(
         {"customer": ["a"] * 3, "time": [f"2024-01-01T{x}" for x in ("23:59", "23:00", "22:59")]},
         period="hour",
     )
     assert np.diff(hours.time).tolist() == [1] and hours.date(hours.time[1]) == "2024-01-01T23"
+    assert hours.at("2024-01-01") == hours.at("2024-01-01T23:30") == hours.time[1]
 
 
 REFUND = {
@@ -127,6 +133,9 @@ def test_refunds():
     net = customers.purchases(REFUND, refunds="net", **read)
     assert net.customers.tolist() == ["a", "d"] and net.amount.tolist() == [6, 5, 0]
     assert net.starts.tolist() == [0, 2, 3]
+    assert dropped.report.unmatched == pytest.approx(
+        17.1
+    ) and net.report.unmatched == pytest.approx(3)
     alone = {"customer": ["a"], "time": [1], "amount": [-1.0]}
     for refunds in ("drop", "net"):
         with pytest.raises(ValueError, match="must have a purchase, got 1"):
@@ -149,6 +158,8 @@ READ = customers.purchases({name: GOOD[name] for name in ("customer", "time")})
             "'time' must have a time in every row.* row 1",
         ),
         ({"time": [1.0, 2.0, np.inf]}, "in row 2"),
+        ({"time": [19970101, 19970131, 19981231]}, "'time' must be dates .* got 19970101 in row 0"),
+        ({"time": pd.Categorical(["2024-01-01"] * 3)}, "'time' must be dates .* got categories"),
         (
             {"customer": ["a", None, "c"]},
             "'customer' must have an id in every row, got '' in row 1",
@@ -178,7 +189,7 @@ def test_what_cannot_be_read_is_named_with_column_and_row(change, message):
         ),
         (
             lambda: customers.purchases({"customer": [1], "time": [1]}, period="day"),
-            "period must be None",
+            "'time' must be dates, as period is 'day', got numbers",
         ),
         (
             lambda: customers.summary(READ, "2023-12-31"),
@@ -190,6 +201,22 @@ def test_what_cannot_be_read_is_named_with_column_and_row(change, message):
         (lambda: customers.summary(READ, unit="month"), "unit must be the period"),
         (lambda: customers.snapshots(READ, ["2024-01-01"], 1), "without amounts"),
         (lambda: customers.snapshots(READ, [], 1, label="returned"), "at least 1 date"),
+        (
+            lambda: customers.snapshots(READ, ["2024-01-01"] * 2, 1, label="returned"),
+            "cutoffs must be distinct, got 2024-01-01, 2024-01-01",
+        ),
+        (
+            lambda: customers.snapshots(READ, ["2024-01-01"], 1, label="returned", windows=[-5]),
+            "windows must be finite, above 0 and distinct, got -5",
+        ),
+        (
+            lambda: customers.snapshots(READ, ["2024-01-01"], 1, label="returned", windows=[5, 5]),
+            "windows must be finite, above 0 and distinct, got 5, 5",
+        ),
+        (
+            lambda: customers.purchases(READ, period="month"),
+            "period must be left out for Purchases, .* got 'month'",
+        ),
         (
             lambda: customers.snapshots(READ, ["2024-01-01"], 0, label="returned"),
             "horizon must be finite and above 0",

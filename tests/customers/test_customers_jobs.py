@@ -30,6 +30,7 @@ def simulated(count=COUNT, days=240):
 
 
 LOG = simulated()
+SEEN = LOG[LOG["day"] <= "2023-05-31"]
 NAMES = {"time": "day", "amount": "paid", "unit": "week", "horizon": 12, "cutoff": "2023-05-31"}
 
 
@@ -40,8 +41,7 @@ def model():
 
 def test_what_it_tells(model):
     answer = model.predict(LOG, cutoff="2023-05-31")
-    seen = LOG[LOG["day"] <= "2023-05-31"]
-    assert answer.ids.tolist() == sorted(seen["customer"].unique())
+    assert answer.ids.tolist() == sorted(SEEN["customer"].unique())
     assert answer.frame().columns.tolist() == ["id", "alive", "returns", "purchases", "value"]
     assert ((answer.alive > 0) & (answer.alive <= 1)).all()
     assert (answer.purchases > 0).all() and (answer.value > 0).all()
@@ -49,7 +49,7 @@ def test_what_it_tells(model):
     known = customers.summary(
         customers.purchases(LOG, time="day", amount="paid"), "2023-05-31", "week"
     )
-    for given in (known, seen):  # by default the cut-off is the log's last purchase
+    for given in (known, SEEN):  # by default the cut-off is that of training
         again = model.predict(given)
         np.testing.assert_allclose(again.purchases, answer.purchases, rtol=1e-5)
     base = model.task
@@ -61,6 +61,32 @@ def test_what_it_tells(model):
     less = model.predict(known, horizon=24, discount=0.05)
     assert (less.value < longer.value).all()
     assert (model.predict(known, horizon=np.inf, discount=0.05).value > less.value).all()
+
+
+def test_one_customer_alone_is_told_as_among_all(model):
+    whole = model.predict(SEEN)
+    who = whole.ids[whole.alive.argmin()]
+    one = model.predict(SEEN[SEEN["customer"] == who])
+    assert one.alive[0] == pytest.approx(whole.alive.min(), rel=1e-4) and one.alive[0] < 0.5
+    with pytest.raises(
+        ValueError, match=r"cutoff must be given, as the log goes on to 2023-08-\d\d, .*2023-05-31"
+    ):
+        model.predict(LOG)
+
+
+def test_a_log_that_is_read_already():
+    table = LOG.rename(columns={"customer": "who"})
+    log = customers.purchases(table, customer="who", time="day", period="month")
+    months = customers.fit(log, horizon=2, cutoff="2023-05-31")
+    assert (months.reader.customer, months.reader.time) == ("who", "day")
+    assert months.reader.period == "month" and months.reader.unit is None
+    answer = months.predict(table, cutoff="2023-05-31")
+    np.testing.assert_allclose(answer.alive, months.predict(log, cutoff="2023-05-31").alive)
+    days = customers.purchases(table, customer="who", time="day")
+    with pytest.raises(ValueError, match=r"log must have the period 'month', .* got 'day'"):
+        months.predict(days)
+    with pytest.raises(ValueError, match="refunds must be left out for Purchases"):
+        customers.fit(log, horizon=2, refunds="drop")
 
 
 def test_its_facts(model):
@@ -113,10 +139,10 @@ def test_the_file_answers_the_same_in_a_new_process(method, model, tmp_path):
     if method == "ParetoNBD":
         model = customers.fit(LOG, customers.ParetoNBD(), **NAMES)
     jo.save(tmp_path / "m.safetensors", model)
-    LOG.to_parquet(tmp_path / "log.parquet")
+    SEEN.to_parquet(tmp_path / "log.parquet")
     arguments = [tmp_path / "m.safetensors", tmp_path / "log.parquet", tmp_path / "a.npz"]
     subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
-    wanted, got = model.predict(LOG), np.load(tmp_path / "a.npz")
+    wanted, got = model.predict(SEEN), np.load(tmp_path / "a.npz")
     assert got["ids"].tolist() == wanted.ids.tolist()
     for name in ("alive", "returns", "purchases", "value"):
         np.testing.assert_allclose(got[name], getattr(wanted, name), rtol=1e-5)
@@ -133,18 +159,22 @@ def test_covariates(model, tmp_path):
     assert paced.task.covariates == ("old", "income")
     assert paced.task.estimates()["name"].tolist()[4:6] == ["old", "income"]
     assert paced.about["log_likelihood"] >= model.about["log_likelihood"] - 1e-2
-    answer = paced.predict(LOG, covariates=table.sample(frac=1, random_state=0))
+    answer = paced.predict(SEEN, covariates=table.sample(frac=1, random_state=0))
     jo.save(tmp_path / "m.safetensors", paced)
-    again = jo.load(tmp_path / "m.safetensors").predict(LOG, covariates=table)
+    again = jo.load(tmp_path / "m.safetensors").predict(SEEN, covariates=table)
     np.testing.assert_allclose(again.value, answer.value, rtol=1e-6)
     figures = customers.evaluate(paced, LOG, covariates=table).figures()
     assert figures["total_ratio"] == pytest.approx(1, abs=0.5)
     for call, message in [
-        (lambda: paced.predict(LOG), "covariates must be old, income, as in training, got None"),
-        (lambda: model.predict(LOG, covariates=table), "covariates must be None, as in training"),
-        (lambda: paced.predict(LOG, covariates=table[3:]), "a row for every customer, got 1000"),
-        (lambda: paced.predict(LOG, covariates=table.assign(old="x")), "'old' must be numbers"),
-        (lambda: paced.predict(LOG, covariates=pd.concat([table, table])), "must be distinct"),
+        (lambda: paced.predict(SEEN), "covariates must be old, income, as in training, got None"),
+        (lambda: model.predict(SEEN, covariates=table), "covariates must be None, as in training"),
+        (lambda: paced.predict(SEEN, covariates=table[3:]), "a row for every customer, got 1000"),
+        (lambda: paced.predict(SEEN, covariates=table.assign(old="x")), "'old' must be numbers"),
+        (lambda: paced.predict(SEEN, covariates=pd.concat([table, table])), "must be distinct"),
+        (
+            lambda: paced.predict(SEEN, covariates=table.assign(old="2020-01-01")),
+            "column 'old' must be numbers, got dates",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -164,7 +194,7 @@ def test_opportunities():
     answer = months.predict(LOG, cutoff="2023-05-31")
     assert answer.value is None and (answer.purchases <= 2).all()
     with pytest.raises(ValueError, match=r"horizon must be a whole number for BGBB, got 1\.5"):
-        months.predict(LOG, horizon=1.5)
+        months.predict(LOG, horizon=1.5, cutoff="2023-05-31")
     with pytest.raises(
         ValueError, match=r"recency must be whole numbers .* read the log with period"
     ):
@@ -177,7 +207,8 @@ def test_the_command_line(tmp_path, capsys):
     own = ["--customer", "customer", "--time", "day", "--amount", "paid", "--unit", "week"]
     own += ["--horizon", "12", "--cutoff", "2023-05-31"]
     assert cli.main(["fit", "customers", data, *own, "--out", file]) == 0
-    assert cli.main(["predict", file, data, "--out", out]) == 0
+    assert cli.main(["predict", file, data, "--out", out]) == 1  # the log goes on
+    assert cli.main(["predict", file, data, "--out", out, "--cutoff", "2023-08-31"]) == 0
     told = pd.read_csv(out)
     assert told.columns.tolist() == ["id", "alive", "returns", "purchases", "value"]
     assert len(told) == LOG["customer"].nunique()
@@ -189,7 +220,8 @@ def test_the_command_line(tmp_path, capsys):
 
 def test_a_snapshot_is_a_table_for_the_tabular_room():
     log = customers.purchases(LOG, time="day", amount="paid")
-    table = customers.snapshots(log, ["2023-03-31", "2023-05-15"], 8, unit="week", label="returned")
+    # the labels of training end before the cut-off of the test
+    table = customers.snapshots(log, ["2023-03-15", "2023-05-01"], 8, unit="week", label="returned")
     later = customers.snapshots(log, ["2023-06-30"], 8, unit="week", label="returned")
     model = tabular.fit(
         table, tabular.MLP((8,)), label="returned", groups="customer", drop=["cutoff"],
@@ -223,7 +255,7 @@ def test_what_cannot_be(call, message):
 
 
 def test_an_outlook_that_cannot_be(model):
-    known = model.reader.summary(LOG)
+    known = model.reader.summary(SEEN)
     for options, message in [
         ({"horizon": np.inf}, "finite without a discount, got inf"),
         ({"horizon": -1}, "horizon must be above 0"),

@@ -1,6 +1,7 @@
 """Closed forms held to independent likelihoods, mpmath, published parameters and simulations."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,7 +19,6 @@ from jaxops.customers.inference import CustomerBase
 from jaxops.customers.models import numeric
 from jaxops.customers.models.pareto_nbd import _log_odds
 
-RNG = np.random.default_rng(0)
 BG = {"r": 0.243, "alpha": 4.414, "a": 0.793, "b": 2.426}
 PARETO = {"r": 0.553, "alpha": 10.578, "s": 0.606, "beta": 11.669}
 
@@ -27,8 +27,9 @@ PARETO = {"r": 0.553, "alpha": 10.578, "s": 0.606, "beta": 11.669}
 
 
 def test_log_rising_and_its_derivatives():
-    u = np.exp(RNG.uniform(np.log(1e-3), np.log(1e4), 500))
-    n = RNG.choice([0, 1, 2, 5, 40, 700], 500)
+    rng = np.random.default_rng(0)
+    u = np.exp(rng.uniform(np.log(1e-3), np.log(1e4), 500))
+    n = rng.choice([0, 1, 2, 5, 40, 700], 500)
     wanted = gammaln(u + n) - gammaln(u)
     got = numeric.log_rising(jnp.asarray(u, jnp.float32), jnp.asarray(n, jnp.float32))
     np.testing.assert_allclose(got, wanted, rtol=3e-6, atol=3e-6)
@@ -38,7 +39,8 @@ def test_log_rising_and_its_derivatives():
 
 
 def test_distinct_rows_and_how_often_they_are_there():
-    x, T = RNG.integers(0, 4, 400).astype(float), np.ceil(7 * RNG.uniform(1, 5, 400)) / 7
+    rng = np.random.default_rng(1)
+    x, T = rng.integers(0, 4, 400).astype(float), np.ceil(7 * rng.uniform(1, 5, 400)) / 7
     wanted, number = np.unique(np.stack([x, T]), axis=1, return_counts=True)
     (one, two), counts = numeric.tally(x, T)
     np.testing.assert_allclose(np.stack([one, two]), wanted, rtol=1e-12)
@@ -46,7 +48,7 @@ def test_distinct_rows_and_how_often_they_are_there():
     rows, kind = numeric.distinct(x, T, np.broadcast_to(np.inf, 400))
     assert len(rows) == len(number)
     assert (x[rows][kind] == x).all() and (T[rows][kind] == T).all()
-    for column in (RNG.uniform(size=400), np.append(0.0, RNG.uniform(1e6, 2e6, 399))):  # no grid
+    for column in (rng.uniform(size=400), np.append(0.0, rng.uniform(1e6, 2e6, 399))):  # no grid
         rows, kind = numeric.distinct(x, column)
         assert (column[rows][kind] == column).all()
         kept, counts = numeric.tally(x, column)
@@ -54,8 +56,8 @@ def test_distinct_rows_and_how_often_they_are_there():
 
 
 def test_means_over_beta_distributions():
-    for a in (0.07, 0.793, 30.0, 7e4):
-        b = np.array([0.3, 2.426, 900.0, 3.6e5])
+    for a in (0.07, 0.793, 30.0, 7e4, 1e6):
+        b = np.array([0.3, 2.426, 900.0, 3.6e5, 1e7])
         p, weight = numeric.beta_nodes(a, b, 1e-12)
         np.testing.assert_allclose(weight.sum(1), 1, rtol=2e-5)
         np.testing.assert_allclose((weight * p).sum(1), a / (a + b), rtol=2e-5)
@@ -417,14 +419,21 @@ def test_bg_bb_against_simulation():
         customers.purchase_probability(base, np.arange(7), 6), shares, atol=0.01
     )
     assert customers.expected_purchases(base, [6])[0] == pytest.approx(x.mean(), rel=0.02)
+    for call in (
+        customers.expected_purchases,
+        lambda *a: customers.purchase_probability(a[0], 1, 2.7),
+    ):
+        with pytest.raises(ValueError, match=r"must be a whole number for BGBB, got 2\.7"):
+            call(base, [2.7])
     *_, less = customers.BGBB().outlook(params, x[:3], recency[:3], n[:3], 6, 0.1)
     assert (less < told[:3]).all()
 
 
 def test_blocks_change_nothing(monkeypatch):
-    x = RNG.integers(0, 9, 700).astype(float)
-    T = RNG.uniform(5, 40, 700)
-    recency = np.where(x > 0, T * RNG.uniform(size=700), 0)
+    rng = np.random.default_rng(5)
+    x = rng.integers(0, 9, 700).astype(float)
+    T = rng.uniform(5, 40, 700)
+    recency = np.where(x > 0, T * rng.uniform(size=700), 0)
     whole = customers.ParetoNBD().outlook(PARETO, x, recency, T, 10.0)
     monkeypatch.setattr(numeric, "ROWS", 256)
     parts = customers.ParetoNBD().outlook(PARETO, x, recency, T, 10.0)
@@ -441,7 +450,8 @@ def test_a_likelihood_without_maximum_warns():
 def test_a_warm_start_gives_the_same(monkeypatch):
     from jaxops.customers import tasks
 
-    rows = RNG.integers(1, 9, 3000).astype(float), RNG.gamma(3, 9, 3000)
+    rng = np.random.default_rng(6)
+    rows = rng.integers(1, 9, 3000).astype(float), rng.gamma(3, 9, 3000)
     cold = customers.estimate(customers.GammaGamma(), *rows)
     monkeypatch.setattr(tasks, "SAMPLE", 600)
     warm = customers.estimate(customers.GammaGamma(), *rows)
@@ -454,6 +464,7 @@ def test_covariates():
     """Factors of the pace, held to SciPy on likelihoods with a rate of each customer's own."""
     rng, count = np.random.default_rng(4), 2400
     z = {"old": rng.integers(0, 2, count).astype(float), "income": rng.normal(size=count)}
+    pounds = z | {"income": 50_000 + 15_000 * z["income"]}
     pace = 3 ** z["old"] * 0.7 ** z["income"]
     T, params = rng.uniform(10, 60, count), {"r": 0.8, "alpha": 12.0, "a": 0.8, "b": 2.5}
     # a clock that is faster by the pace
@@ -481,6 +492,20 @@ def test_covariates():
     )
     known = customers.Summary(np.arange(count), x, recency, T, None)
     told = customers.outlook(base, known, 20.0, covariates=z)
+    # the same with income in pounds
+    other = customers.estimate(customers.BGNBD(), x, recency, T, covariates=pounds)
+    assert other.log_likelihood == pytest.approx(found.log_likelihood, abs=0.01)
+    np.testing.assert_allclose(15_000 * np.log(other.values[5]), np.log(found.values[5]), rtol=1e-3)
+    np.testing.assert_allclose(other.values[[0, 2, 3, 4]], found.values[[0, 2, 3, 4]], rtol=5e-3)
+    level = other.values[1] * other.values[5] ** -50_000.0
+    assert level == pytest.approx(found.values[1], rel=5e-3)
+    error = 15_000 * np.sqrt(other.covariance[5, 5])
+    assert error == pytest.approx(np.sqrt(found.covariance[5, 5]), rel=1e-2)
+    of_pounds = replace(base, params=other.values, covariance=other.covariance)
+    again = customers.outlook(of_pounds, known, 20.0, covariates=pounds)
+    np.testing.assert_allclose(again.purchases, told.purchases, rtol=1e-2)
+    with pytest.raises(ValueError, match="covariates must vary, got 1 in all rows of 'same'"):
+        customers.estimate(customers.BGNBD(), x, recency, T, covariates={"same": np.ones(count)})
     for row in (0, 1, 2):  # as a customer of another rate
         own = dict(zip(found.names[:4], found.values[:4], strict=True))
         own["alpha"] *= found.values[4] ** -z["old"][row] * found.values[5] ** -z["income"][row]

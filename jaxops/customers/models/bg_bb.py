@@ -97,8 +97,7 @@ class BGBB:
         """
         if discount:
             horizon = min(horizon, np.ceil(25 / discount))
-        if horizon != round(horizon):
-            raise ValueError(f"horizon must be a whole number for BGBB, got {horizon}")
+        _whole("horizon", horizon)
         shared = {**params, "horizon": np.int32(horizon), "discount": discount}
         function = _expected(_longest(recency, T))
         rows, kind = distinct(x, recency, T)
@@ -107,7 +106,12 @@ class BGBB:
         return alive, again, bought
 
     def population(self, params: dict[str, float], times: np.ndarray) -> np.ndarray:
-        """The expected purchases of a new customer at the first opportunities, (M,) float64."""
+        """The expected purchases of a new customer at the first opportunities, (M,) float64.
+
+        Raises:
+            ValueError: times that are not whole numbers.
+        """
+        _whole("times", times)
         alpha, beta, gamma, delta = (params[name] for name in self.names)
         i = np.arange(int(np.max(times)))
         alive = np.cumprod((delta + i) / (gamma + delta + i))
@@ -115,7 +119,12 @@ class BGBB:
         return bought[np.asarray(times, int)]
 
     def probability(self, params: dict[str, float], n: np.ndarray, time: float) -> np.ndarray:
-        """P(a new customer buys at n of the first opportunities), (M,) float64."""
+        """P(a new customer buys at n of the first opportunities), (M,) float64.
+
+        Raises:
+            ValueError: a time that is not a whole number.
+        """
+        _whole("time", time)
         alpha, beta, gamma, delta = (params[name] for name in self.names)
         n, m = np.asarray(n, np.float64)[:, None], np.arange(int(time) + 1.0)
         ways = gammaln(m + 1) - gammaln(n + 1) - gammaln(np.maximum(m - n, 0) + 1)
@@ -123,6 +132,12 @@ class BGBB:
         left = betaln(gamma + 1, delta + m) - betaln(gamma, delta)
         left[-1] = betaln(gamma, delta + time) - betaln(gamma, delta)
         return np.asarray(np.where(m >= n, np.exp(ways + bought + left), 0).sum(1))
+
+
+def _whole(name: str, value: Any) -> None:
+    bad = np.asarray(value)[value != np.round(value)]
+    if bad.size:
+        raise ValueError(f"{name} must be a whole number for BGBB, got {bad.flat[0]}")
 
 
 def _longest(recency: np.ndarray, T: np.ndarray) -> int:

@@ -41,13 +41,8 @@ def log_rising(u: Array, n: Array) -> Array:
         return (1 / 12 - (1 / 360 - 1 / 1260 / v**2) / v**2) / v
 
     stirling = (v - 0.5) * jnp.log1p(n / v) + n * jnp.log(v + n) - n + rest(v + n) - rest(v)
-    for first in (0, 4):  # log1p of a product less 1: fewer logarithms, none of a number near 1
-        less = n / (u + first)
-        for j in range(first + 1, first + 4):
-            ratio = n / (u + j)
-            less = less + ratio + less * ratio
-        stirling -= jnp.log1p(less)
-    return stirling
+    # of one array: logarithms one by one, and their derivatives, compile for long
+    return stirling - jnp.log1p(jnp.stack([n / (u + j) for j in range(8)])).sum(0)
 
 
 def decayed(rate: Array, time: Array) -> Array:
