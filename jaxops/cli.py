@@ -26,6 +26,16 @@ import jax
 
 from jaxops import _table
 from jaxops._optional import require
+from jaxops.cli_rooms import (
+    Customers,
+    Forecast,
+    Language,
+    Recommend,
+    Survival,
+    Tabular,
+    Text,
+    Vision,
+)
 from jaxops.data import tables
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
@@ -44,119 +54,10 @@ ROWS = 50_000  # read and predicted at a time
 
 
 @dataclass(frozen=True)
-class Common:
-    """What every room's fit takes."""
-
-    data: tyro.conf.Positional[str]
-    """what to learn from; see the room's `fit`"""
-    out: Path
-    """the model file to write"""
-    method: str = ""
-    """the model and its settings, such as "TabM(members=8)", or what gives several, such as
-    "short_list()" of tables; by default the room's recipe"""
-    budget: str = "10min"
-    """time after which training stops"""
-    seed: int = 0
-    """of the validation rows and of training"""
-
-
-@dataclass(frozen=True)
-class Tabular(Common):
-    """Predict a column of a table: two classes, many, or a number."""
-
-    label: str = tyro.MISSING
-    """the column to predict"""
-    id: str | None = None
-    """the column of the rows' ids"""
-    drop: tuple[str, ...] = ()
-    """columns to leave out"""
-    groups: str | None = None
-    """a column, such as the customer, whose rows stay together"""
-    time: str | None = None
-    """a column of dates or numbers; the validation rows are the latest"""
-    since: str | None = None
-    """a column of dates; the days of other dates since this one are features too"""
-    weights: str | None = None
-    """the column of the rows' weights"""
-    folds: int | None = None
-    """train once for each of so many folds, and answer with the mean"""
-    text: tuple[str, ...] = ()
-    """columns of text, though their values may be numbers or dates"""
-    target: str | None = None
-    """what the label is: classes, number, counts, quantiles or zero_inflated"""
-    levels: tuple[float, ...] = ()
-    """of the quantiles"""
-
-
-@dataclass(frozen=True)
-class Survival(Common):
-    """Predict when rows have an event that many have not had yet."""
-
-    time: str = tyro.MISSING
-    """the column of times until the event, or until a row was last seen"""
-    event: str = tyro.MISSING
-    """the column that says whether the event was seen: 0 or 1, or the number of a cause"""
-    entry: str | None = None
-    """the column of times from which on a row was watched"""
-    id: str | None = None
-    """the column of the rows' ids"""
-    drop: tuple[str, ...] = ()
-    """columns to leave out"""
-    text: tuple[str, ...] = ()
-    """columns of text, though their values may be numbers or dates"""
-
-
-@dataclass(frozen=True)
-class Text(Common):
-    """Predict the label of a text."""
-
-    text: str = tyro.MISSING
-    """the column of texts"""
-    label: str = tyro.MISSING
-    """the column to predict"""
-
-
-@dataclass(frozen=True)
-class Vision(Common):
-    """Predict the class of an image, from a folder of images for each class."""
-
-
-@dataclass(frozen=True)
-class Recommend(Common):
-    """Recommend items to users, from a log of events."""
-
-    user: str = tyro.MISSING
-    """the column of users"""
-    item: str = tyro.MISSING
-    """the column of items"""
-    time: str = tyro.MISSING
-    """the column of times"""
-
-
-@dataclass(frozen=True)
-class Forecast(Common):
-    """Forecast series."""
-
-    id: str = tyro.MISSING
-    """the column of the series' ids"""
-    time: str = tyro.MISSING
-    """the column of times"""
-    value: str = tyro.MISSING
-    """the column of values"""
-    horizon: int = tyro.MISSING
-    """number of steps to forecast"""
-
-
-@dataclass(frozen=True)
-class Language(Common):
-    """Write text as the given files do."""
-
-
-@dataclass(frozen=True)
 class Fit:
     """Train a model and write its file."""
 
-    room: Tabular | Survival | Text | Vision | Recommend | Forecast | Language
+    room: Tabular | Survival | Customers | Text | Vision | Recommend | Forecast | Language
 
     def run(self) -> None:
         """Train, and say where the model is."""
@@ -180,6 +81,8 @@ class Predict:
     """what to predict; see the room's `predict`"""
     out: Path
     """the file to write, .parquet or .csv"""
+    cutoff: str | None = None
+    """of customers: the last day that is seen, by default that of training"""
 
     def run(self) -> None:
         """Predict in parts where rows are independent, and write as it goes."""
@@ -187,9 +90,12 @@ class Predict:
             raise ValueError(f"out must end in .parquet or .csv, got {self.out}")
         model = load(self.model)
         room_of(model, self.model)
+        options = {} if self.cutoff is None else {"cutoff": self.cutoff}
+        if options and model.room != "customers":
+            raise ValueError(f"cutoff must be left out for {model.room}, got {self.cutoff}")
         beside = self.out.with_name(f".{self.out.name}")
         try:
-            rows = write(beside, answers(model, self.data))
+            rows = write(beside, answers(model, self.data, **options))
             beside.replace(self.out)
         finally:
             beside.unlink(missing_ok=True)
@@ -312,10 +218,10 @@ def room_of(model: Model, path: Any) -> Any:
     return importlib.import_module(f"jaxops.{model.room}")
 
 
-def answers(model: Model, data: str) -> Iterator[Any]:
+def answers(model: Model, data: str, **options: Any) -> Iterator[Any]:
     """The frames of a model's answers; in parts where its reader says that rows are independent."""
     if not getattr(model.reader, "streams", False) or Path(data).is_dir():
-        yield model.predict(data).frame()
+        yield model.predict(data, **options).frame()
         return
     first = 0
     for part in tables.parts(data, ROWS):

@@ -14,7 +14,10 @@ import pytest
 import jaxops
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("vision", "text", "language", "recommend", "forecast", "tabular", "decide", "survival")
+ROOMS = (
+    *("vision", "text", "language", "recommend", "forecast"),
+    *("tabular", "decide", "survival", "customers"),
+)
 # From the lowest to the highest; a module imports what is in lower layers, or in its own package.
 # The longest name that fits says to which layer a module belongs.
 LAYERS = (
@@ -31,6 +34,7 @@ LAYERS = (
     ("trust", "nnx"),
     ("model",),
     ROOMS,
+    ("cli_rooms",),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it
@@ -52,6 +56,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "implicit": "benchmarks/recommend_als.py",
     "threadpoolctl": "benchmarks/recommend_als.py",
     "stockpyl": "benchmarks/stockpyl_loop.py",
+    "lifetimes": "benchmarks/customers.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",

@@ -171,6 +171,7 @@ def test_a_class_says_itself_what_it_refuses():
         cli.Recommend,
         cli.Forecast,
         cli.Language,
+        cli.Customers,
     ],
 )
 def test_the_options_of_a_room_are_those_of_its_fit(kind):

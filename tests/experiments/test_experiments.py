@@ -23,7 +23,7 @@ from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
 # movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
-ALONE = {"movielens", "defaults", "tables", "survival_sets"}
+ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
@@ -122,6 +122,21 @@ def test_tables_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert again["rows"]["telco: mlp"]["seconds"] == seconds and len(again["rows"]) == 4
     with pytest.raises(ValueError, match="models must name some of default, linear"):
         run("tables", "--models", "nothing", "--out", tmp_path)
+
+
+@pytest.mark.slow
+def test_customer_value_beside_trees(tmp_path):
+    result = run("customer_value", "--smoke", "--out", tmp_path)
+    told = ("BG/NBD", "trees", "trees, Poisson", "before")
+    names = ["cdnow: BG/NBD", "churn: BG/NBD", "churn: trees", "churn: before"]
+    names += [f"{part}: {name}" for part in ("year", "quarter") for name in told]
+    assert result["rows"].keys() == set(names)
+    assert result["published"].keys() <= result["metrics"].keys()
+    assert result["metrics"]["year_gini"] == result["rows"]["year: BG/NBD"]["gini"]
+    pictures = sorted(path.name for path in (tmp_path / "seed-0").glob("*.png"))
+    assert pictures == [
+        "cdnow_by_frequency.png", "profit.png", "quarter_deciles.png", "year_deciles.png"
+    ]  # fmt: skip
 
 
 def test_a_smoke_test_is_not_recorded(tmp_path):
