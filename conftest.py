@@ -33,13 +33,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # CPU seconds, which depend less than minutes do on what else the machine does. A folder's budget is
 # at most 1.4 times what it was measured to take, and that of all folders 1.2 times (1,127 seconds,
 # ten minutes on two cores; 720 seconds, six minutes, are the aim).
-TOTAL = 1300
+TOTAL = 1600
 BUDGET = {
     "README.md": 10,
-    "docs": 105,
-    "jaxops": 130,
+    "docs": 140,
+    "jaxops": 160,
     "tests": 97,
     "tests/benchmarks": 20,
+    "tests/customers": 55,
     "tests/data": 71,
     "tests/decide": 70,
     "tests/devices": 65,
@@ -50,7 +51,8 @@ BUDGET = {
     "tests/model": 40,
     "tests/nn": 86,
     "tests/recommend": 133,
-    "tests/tabular": 42,
+    "tests/survival": 55,
+    "tests/tabular": 80,
     "tests/text": 92,
     "tests/train": 160,
     "tests/trust": 30,
