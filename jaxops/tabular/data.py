@@ -6,7 +6,7 @@ deviation of numbers, the known values of text. `encode` applies it to any rows.
 all that a finished model has to know of its input.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -31,6 +31,7 @@ __all__ = [
 
 TARGETS = ("classes", "number", "counts", "quantiles", "zero_inflated")
 FEW = 20  # as many whole numbers as a label may have and still name classes
+ENCODED = 2**16  # rows whose features are in memory at once
 
 
 class Values(NamedTuple):
@@ -162,9 +163,11 @@ class TableReader:
             first: the number of the first row, where rows have no ids.
         """
         self.check(model)
-        ids, columns = (self.table if reads_table(model.task) else self.columns)(data)
+        ids, table = self.table(data)
         ids = ids + first if self.id is None else ids
-        return self.answer(model.task, ids, model.outputs(columns, batch_size))
+        parts = [table] if reads_table(model.task) else encoded_parts(self.encoder, table)
+        outputs = np.concatenate([model.outputs(part, batch_size) for part in parts])
+        return self.answer(model.task, ids, outputs)
 
     def check(self, model: Model) -> None:
         """Check that a model numbers its classes as the encoder numbers the labels.
@@ -323,3 +326,15 @@ def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str,
     target = columns[encoder.label]
     rest = {name: value for name, value in columns.items() if name != encoder.label}
     return {**encode(encoder, rest), "label": target.astype(np.float32)}
+
+
+def encoded_parts(encoder: Encoder, table: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """`encode_target` of 65,536 rows at a time, so that few features are in memory at once.
+
+    >>> from jaxops.tabular import fit_encoder
+    >>> table = {"age": np.arange(70_000.0)}
+    >>> [len(part["features"]) for part in encoded_parts(fit_encoder(table), table)]
+    [65536, 4464]
+    """
+    for first in range(0, len(next(iter(table.values()))), ENCODED):
+        yield encode_target(encoder, {n: v[first : first + ENCODED] for n, v in table.items()})

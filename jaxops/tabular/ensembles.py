@@ -20,7 +20,7 @@ from jaxops.model.finished import Model, fingerprint
 from jaxops.model.selection import Blend, best_of, tempered, trained_further
 from jaxops.state import TrainState
 from jaxops.tabular.boosters import CatBoost, LightGBM, XGBoost
-from jaxops.tabular.data import TableReader, encode_target, of_classes
+from jaxops.tabular.data import TableReader, encode_target, encoded_parts, of_classes
 from jaxops.tabular.models import MLP, Periodic, RealMLP, TabM
 from jaxops.tabular.parts import Parts, Table
 from jaxops.tabular.prepared import kind_of
@@ -33,7 +33,6 @@ from jaxops.trust.calibration import temperature
 from jaxops.trust.evaluation import Evaluation
 
 COLDEST = 0.5  # temperature that validation rows may ask for
-ENCODED = 2**16  # rows whose features are in memory at once
 Trained = Callable[[Any, Parts, float], tuple[Model, Evaluation]]
 
 
@@ -67,11 +66,7 @@ class Member:
 
     def outputs(self, columns: Table, batch_size: int) -> np.ndarray:
         """What the task predicts for rows of a table, see `TableReader.table`."""
-        model, count = self.model(), len(next(iter(columns.values())))
-        parts = (
-            encode_target(self.encoder, {n: v[i : i + ENCODED] for n, v in columns.items()})
-            for i in range(0, count, ENCODED)
-        )
+        model, parts = self.model(), encoded_parts(self.encoder, columns)
         return np.concatenate([model.outputs(part, batch_size) for part in parts])
 
 

@@ -16,7 +16,13 @@ from jaxops.tabular.models import ModernNCA, Reads, RealMLP
 from jaxops.tabular.recipes import SMOOTHING, recipe, steps_of
 from jaxops.tabular.targets import check_levels, counts, quantiles, zero_inflated
 from jaxops.tabular.tasks import classifier, regressor
-from jaxops.tabular.train_rows import own_batches, start_candidates, start_own, with_places
+from jaxops.tabular.train_rows import (
+    own_batches,
+    start_among,
+    start_candidates,
+    start_own,
+    with_places,
+)
 from jaxops.task import Task
 from jaxops.train.loop import fit as train
 
@@ -139,7 +145,11 @@ def learned(
     module = fitted(method, reader, rows, steps_of(len(rows["label"]), settings))
     task = task_of(module, reader, rows)
     own, near = getattr(method, "own_batches", False), isinstance(module, ModernNCA)
+    start = settings["optimizer"], rows
+    seed, plan = settings["seed"], settings.get("plan")
     if not own and not near:
+        if isinstance(module, RealMLP) and settings.get("state") is None:
+            settings["state"] = start_among(task, *start, seed, plan)
         state = averaged(train(task, rows, validation=held, **settings))
         return task, state._replace(opt_state=())
     if settings.get("state") is not None:
@@ -147,8 +157,6 @@ def learned(
             f"state must be None for {type(method).__name__} with the train rows in its state, "
             "got one; update a model instead"
         )
-    start = settings["optimizer"], rows
-    seed, plan = settings["seed"], settings.get("plan")
     if own:
         outer = own_batches(task, module.members, len(rows["label"]), "mask" in rows)
         first, rows = start_own(outer, *start, seed, plan)

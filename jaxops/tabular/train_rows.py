@@ -4,11 +4,14 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxops.state import TrainState, init_state
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
+
+SEEN = 4096  # rows that a module looks at when it starts
 
 Columns = dict[str, np.ndarray]
 
@@ -117,6 +120,27 @@ def start_candidates(
         "weights": jnp.asarray(train.get("mask", np.ones(len(targets))), jnp.float32),
     }
     return state._replace(extra={**state.extra, "candidates": known}), columns
+
+
+def start_among(
+    task: Task, optimizer: Any, train: Columns, seed: int, plan: Any = None
+) -> TrainState:
+    """The first state of a task whose module, such as `RealMLP`, looks at rows when it starts.
+
+    Args:
+        task: of the module.
+        optimizer: that trains it.
+        train: the columns of the task, of which 4,096 rows are drawn.
+        seed: of the first state.
+        plan: where it lies, see `jaxops.fit`.
+    """
+    state = init_state(task, optimizer, seed, {k: v[:1] for k, v in train.items()}, plan)
+    count = len(train["label"])
+    places = np.random.default_rng(seed).permutation(count)[:SEEN]
+    seen = {name: column[places] for name, column in train.items()}
+    params, _ = jax.jit(task.init)(jax.random.split(jax.random.key(seed))[0], seen)
+    put = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
+    return state._replace(params=put)
 
 
 def with_places(columns: Columns, first: int | None = 0) -> Columns:

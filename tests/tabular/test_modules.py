@@ -253,6 +253,31 @@ def test_real_mlp(activation, f):
     close(applied(module, variables, rows), wanted)
 
 
+def test_real_mlp_starts_among_the_rows_that_it_is_given():
+    module = tabular.RealMLP((50,), frequencies=3, numbers=2)
+    rows = np.random.default_rng(0).normal(3, 4, (300, 5)).astype(np.float32)
+    init = jax.jit(module.init)
+    p = jax.device_get(init(jax.random.key(0), rows))["params"]
+    waves = [
+        np.cos(
+            2 * np.pi * rows[:, i : i + 1] * p["numbers_frequencies"][i] + p["numbers_phases"][i]
+        )
+        @ p["numbers_kernel"][i]
+        + p["numbers_bias"][i]
+        for i in range(2)
+    ]
+    x = np.concatenate([rows[:, 2:], rows[:, :1], waves[0], rows[:, 1:2], waves[1]], 1)
+    x = x @ p["hidden_0_kernel"] / np.sqrt(x.shape[1])
+    np.testing.assert_allclose(x.std(0), 1, rtol=1e-3)
+    x = x + p["hidden_0_bias"]
+    assert (x.min(0) < 0).all() and (x.max(0) > 0).all()
+    # the mean of five values with random shares has a variance of 1/3 of theirs
+    assert 0.4 < x.mean(0).std() < 0.75 and abs(x.mean()) < 0.3
+    equal = init(jax.random.key(0), rows[:1])["params"]
+    assert 0.9 < np.std(equal["hidden_0_kernel"]) < 1.1
+    assert 0.4 < np.std(equal["hidden_0_bias"]) < 0.75
+
+
 def test_the_dropout_of_real_mlp_ends():
     module = tabular.RealMLP((400,), dropout=0.5, steps=4, numbers=5)
     variables = jax.jit(module.init)(jax.random.key(0), X)

@@ -19,6 +19,7 @@ from jaxops.tabular.models.embeddings import (
 )
 
 Array = jax.Array
+EQUAL = 1e-5  # standard deviation below which rows are equal
 ACTIVATIONS = {"selu": nn.selu, "mish": lambda x: x * jnp.tanh(nn.softplus(x))}
 
 
@@ -32,11 +33,14 @@ class RealMLP(nn.Module):
       parametrisation).
     - The activation is x + a (f(x) - x) with a learned factor a of each unit, which begins at 1.
     - In the second half of `steps` dropout falls to 0 by a cosine.
+    - Initial weights look at the rows that `init` is given (`tabular.fit` gives train rows): W is
+      divided by the standard deviation of x W / sqrt(inputs), so that this is 1 in each unit, and b
+      is minus a random mean of the values of five rows, so that each unit bends among the rows.
+      Where all rows are equal W stays as it is, and b is normal with standard deviation 0.58.
 
     `tabular.recipe` has the rest: rates and decays of each kind of parameter, their schedules and
-    label smoothing. Other than in the paper's program, initial weights do not look at the train
-    rows: biases are normal with the spread that those have there (standard deviation 0.58), numbers
-    of two values and indicators are 0 and 1, and predictions are not cut off at the largest target.
+    label smoothing. Other than in the paper's program, numbers of two values and indicators are 0
+    and 1, and predictions are not cut off at the largest target.
 
     Attributes:
         widths: units of each hidden layer.
@@ -122,10 +126,9 @@ class RealMLP(nn.Module):
         return jnp.concatenate([x[..., None], y], -1).reshape(len(x), -1)
 
     def _layer(self, x: Array, width: int, name: str) -> Array:
-        normal = nn.initializers.normal
-        kernel = self.param(f"{name}_kernel", normal(1.0), (x.shape[-1], width))
-        bias = self.param(f"{name}_bias", normal(3**-0.5), (width,))
-        return matmul(x, kernel, self.compute) * x.shape[-1] ** -0.5 + along(bias, 2)
+        kernel = self.param(f"{name}_kernel", _of_spread_one, x, width)
+        x = matmul(x, kernel, self.compute) * x.shape[-1] ** -0.5
+        return x + along(self.param(f"{name}_bias", _among, x), 2)
 
     def _dropout(self, train: bool) -> Any:
         """The probability at this step; counts the steps."""
@@ -136,6 +139,24 @@ class RealMLP(nn.Module):
         if train and not self.is_initializing():
             step.value += 1
         return self.dropout * flat_cosine(done)
+
+
+def _of_spread_one(key: Array, x: Array, width: int) -> Array:
+    """A kernel of which x W / sqrt(inputs) has a standard deviation of 1 over the rows."""
+    kernel = jax.random.normal(key, (x.shape[-1], width))
+    spread = jnp.matmul(x, kernel, precision="highest").std(0) * x.shape[-1] ** -0.5
+    return kernel / jnp.where(spread > EQUAL, spread, 1.0)[None]
+
+
+def _among(key: Array, x: Array) -> Array:
+    """Biases that are minus a random mean of five values of each unit."""
+    count, width = x.shape
+    rows, shares, other = jax.random.split(key, 3)
+    places = jax.random.randint(rows, (5, width), 0, count)
+    share = jax.random.dirichlet(shares, jnp.ones(5), (width,))
+    mean = (x[places, jnp.arange(width)[None]] * share.T).sum(0)
+    normal = jax.random.normal(other, (width,)) * 3**-0.5
+    return jnp.where(x.std(0) > EQUAL, -mean, normal)
 
 
 def flat_cosine(done: Any) -> Any:
