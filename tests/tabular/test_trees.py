@@ -28,7 +28,7 @@ LABELS = ("two", "three", "score")
 
 
 @pytest.fixture(autouse=True)
-def one_thread_of_each():
+def one_thread_of_each(one_thread):
     """Anew for each test, as it loads a library; see `one_thread`."""
     with pytest.importorskip("threadpoolctl").threadpool_limits(1):
         yield
