@@ -70,6 +70,7 @@ np.save(sys.argv[3], jo.load(sys.argv[1]).predict(sys.argv[2]).probabilities)
 """
 
 
+@pytest.mark.slow
 def test_the_file_answers_the_same_in_a_new_process(model, csv, tmp_path):
     jo.save(tmp_path / "m.safetensors", model)
     arguments = [tmp_path / "m.safetensors", csv, tmp_path / "p.npy"]
@@ -78,7 +79,7 @@ def test_the_file_answers_the_same_in_a_new_process(model, csv, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), wanted, atol=1e-6)
 
 
-def test_many_classes_and_numbers():
+def test_many_classes():
     kind = np.array(["low", "middle", "high"], object)[np.digitize(AGE, [33, 47])]
     table = {"age": AGE, "kind": kind}
     model = tabular.fit(table, SMALL, label="kind", progress=False, epochs=60)
@@ -87,6 +88,9 @@ def test_many_classes_and_numbers():
     assert (answer.labels == kind).mean() > 0.9
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=1e-5)
 
+
+@pytest.mark.slow
+def test_numbers():
     table = {"age": AGE, "spent": 1000 + 10 * AGE + RNG.normal(size=N)}
     model = tabular.fit(
         table, tabular.TabM((16,), members=4), label="spent", progress=False, epochs=80
@@ -97,6 +101,7 @@ def test_many_classes_and_numbers():
     assert figures["rmse"] == pytest.approx(figures["mse"] ** 0.5) and figures["r2"] > 0.99
 
 
+@pytest.mark.slow
 def test_several_methods(model, tmp_path, capsys):
     methods = [SMALL, tabular.TabM((8,), members=2)]
     best = tabular.fit(TABLE, methods, label="left", id="customer", epochs=6)

@@ -10,7 +10,6 @@ import jaxops as jo
 from jaxops import tabular
 from jaxops.tabular import hist_trees
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 400
 AGE = np.where(RNG.random(N) < 0.1, np.nan, RNG.uniform(20, 60, N).astype(np.float32))
@@ -26,6 +25,13 @@ TABLE = {
     "score": 1e4 + 100 * SCORE,
 }
 LABELS = ("two", "three", "score")
+
+
+@pytest.fixture(autouse=True)
+def one_thread_of_each(one_thread):
+    """Anew for each test, as it loads a library; see `one_thread`."""
+    with pytest.importorskip("threadpoolctl").threadpool_limits(1):
+        yield
 
 
 TRAIN, HELD = ({n: c[rows] for n, c in TABLE.items()} for rows in (slice(300), slice(300, N)))
@@ -191,7 +197,7 @@ def test_the_libraries_themselves_predict_the_same(name, label, tmp_path):
 @pytest.mark.parametrize("name", [*BOOSTERS, "HistGradientBoosting"])
 def test_defaults_learn_and_stop_by_the_validation_rows(name):
     pytest.importorskip(name if name in METHODS else "sklearn")
-    small = {"lightgbm": {"min_child_samples": 5}}.get(name, {})
+    small = {"lightgbm": {"min_child_samples": 5, "n_jobs": 1}}.get(name, {})
     model = fitted(getattr(tabular, METHODS.get(name, name))(**small), "two")
     scored = tabular.evaluate(model, of("two", HELD))
     assert scored.figures()["auc"] > 0.9
@@ -253,7 +259,7 @@ def test_weights_of_rows_count():
 
 
 COUNTS = {
-    "lightgbm": {"n_estimators": 60, "num_leaves": 8, "min_child_samples": 20},
+    "lightgbm": {"n_estimators": 60, "num_leaves": 8, "min_child_samples": 20, "n_jobs": 1},
     "xgboost": {"n_estimators": 60, "max_depth": 3, "min_child_weight": 20.0},
     "catboost": {"iterations": 60, "depth": 3},
     "HistGradientBoosting": {"max_iter": 60, "max_leaf_nodes": 8},
