@@ -12,22 +12,24 @@ from jaxops.customers.inference import (
 from jaxops.customers.jobs import evaluate, fit
 from jaxops.customers.measures import (
     Deciles,
-    MaximumProfit,
-    ProfitCurve,
     deciles,
-    expected_maximum_profit,
     normalized_gini,
     plot_deciles,
-    plot_profit,
-    profit_curve,
     spearman,
     value_scores,
-    worth_contacting,
 )
 from jaxops.customers.models.beta_geometric import BGNBD, MBGNBD
 from jaxops.customers.models.bg_bb import BGBB
 from jaxops.customers.models.gamma_gamma import GammaGamma
 from jaxops.customers.models.pareto_nbd import ParetoNBD
+from jaxops.customers.profit import (
+    MaximumProfit,
+    ProfitCurve,
+    expected_maximum_profit,
+    plot_profit,
+    profit_curve,
+    worth_contacting,
+)
 from jaxops.customers.reader import LogReader
 from jaxops.customers.tasks import Estimate, estimate
 

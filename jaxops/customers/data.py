@@ -181,17 +181,7 @@ def purchases(
     pd = require("pandas", extra="data")
 
     if isinstance(source, Purchases):
-        for name, value, default in (
-            ("customer", customer, "customer"),
-            ("time", time, "time"),
-            ("amount", amount, None),
-            ("period", period, None),
-            ("refunds", refunds, "error"),
-        ):
-            if value != default:
-                raise ValueError(
-                    f"{name} must be left out for Purchases, which are read already, got {value!r}"
-                )
+        _no_settings(customer=customer, time=time, amount=amount, period=period, refunds=refunds)
         return source
     names = [name for name in (customer, time, amount) if name is not None]
     if len(set(names)) < len(names):
@@ -237,6 +227,15 @@ def purchases(
     spent = paid if amount else None
     read = (customer, time, amount)
     return Purchases(np.asarray(known)[some], starts, times, spent, period, report, read, refunds)
+
+
+def _no_settings(**settings: Any) -> None:
+    defaults = {"customer": "customer", "time": "time", "refunds": "error"}
+    for name, value in settings.items():
+        if value != defaults.get(name):
+            raise ValueError(
+                f"{name} must be left out for Purchases, which are read already, got {value!r}"
+            )
 
 
 def covariates_of(source: Source, customer: str, ids: np.ndarray) -> dict[str, np.ndarray]:

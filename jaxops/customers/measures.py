@@ -1,18 +1,15 @@
-"""How good values and churn scores of customers are: order, deciles, calibration, profit."""
+"""How good values and churn scores of customers are: order, deciles and calibration."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import isotonic_regression
-from scipy.stats import beta as beta_distribution
 from scipy.stats import rankdata
 
 from jaxops.customers.data import none_such
 from jaxops.model.finished import frame
 from jaxops.trust._figures import (
     BLUE,
-    GREEN,
     GREY,
     ORANGE,
     PathLike,
@@ -25,7 +22,6 @@ from jaxops.trust.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS = 20  # of a profit curve
 RESAMPLES = 500  # of the customers
 
 
@@ -51,7 +47,7 @@ def normalized_gini(expected: Any, actual: Any) -> float:
     >>> normalized_gini([1, 2, 3, 4], [0, 5, 0, 9])
     0.6875
     """
-    expected, actual = _pair(expected=expected, actual=actual)
+    expected, actual = pair(expected=expected, actual=actual)
     best = (rankdata(actual) - (len(actual) + 1) / 2) @ actual
     got = (rankdata(expected) - (len(actual) + 1) / 2) @ actual
     return float(got / best) if best > 0 else np.nan
@@ -70,7 +66,7 @@ def spearman(expected: Any, actual: Any) -> float:
     >>> round(spearman([1, 2, 3, 4], [0, 5, 0, 9]), 4)
     0.6325
     """
-    a, b = (rankdata(x) for x in _pair(expected=expected, actual=actual))
+    a, b = (rankdata(x) for x in pair(expected=expected, actual=actual))
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size > 0 else np.nan
@@ -95,7 +91,7 @@ def value_scores(ids: Any, expected: Any, actual: Any) -> Evaluation:
     >>> {name: round(value, 3) for name, value in scored.figures().items()}
     {'mae': 1.0, 'spearman': 0.866, 'gini': 1.0, 'total_error': 3.0, 'total_ratio': 1.333}
     """
-    expected, actual = _pair(expected=expected, actual=actual)
+    expected, actual = pair(expected=expected, actual=actual)
     return Evaluation(
         "customer",
         np.asarray(ids),
@@ -171,16 +167,16 @@ def deciles(expected: Any, actual: Any, groups: int = 10) -> Deciles:
     >>> deciles([1.0, 9.0, 2.0, 8.0], [0.0, 7.0, 2.0, 9.0], groups=2).actual.tolist()
     [8.0, 1.0]
     """
-    expected, actual = _pair(expected=expected, actual=actual)
+    expected, actual = pair(expected=expected, actual=actual)
     if not 1 <= groups <= len(actual):
         raise ValueError(f"groups must be 1 to {len(actual):,} (the customers), got {groups}")
     rows = np.array([len(part) for part in np.array_split(actual, groups)])
     places = np.append(0, rows.cumsum())
-    order, ends = _by_score(expected)
-    told, came = (_up_to(places, ends, x[order]) for x in (expected, actual))
+    order, ends = by_score(expected)
+    told, came = (up_to(places, ends, x[order]) for x in (expected, actual))
     means = []
-    for drawn in _drawn(len(actual)):
-        number, total = (_up_to(places, ends, x) for x in (drawn, drawn * actual[order]))
+    for drawn in samples(len(actual)):
+        number, total = (up_to(places, ends, x) for x in (drawn, drawn * actual[order]))
         with np.errstate(invalid="ignore", divide="ignore"):
             means.append(np.diff(total) / np.diff(number))
     low, high = np.full((2, groups), np.nan)
@@ -191,20 +187,20 @@ def deciles(expected: Any, actual: Any, groups: int = 10) -> Deciles:
     return Deciles(rows, np.diff(told) / rows, sums / rows, low, high, share)
 
 
-def _by_score(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def by_score(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows by decreasing score, and where those of equal scores end, counted from 0 before."""
     order = np.argsort(-score, kind="stable")
     last = np.append(np.diff(score[order]) != 0, True)
     return order, np.append(0, np.flatnonzero(last) + 1)
 
 
-def _up_to(places: np.ndarray, ends: np.ndarray, values: np.ndarray) -> np.ndarray:
+def up_to(places: np.ndarray, ends: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The totals of the first rows up to some places; of equal scores each has the mean."""
     totals = np.append(0.0, np.cumsum(values))[ends]
     return np.interp(places, ends, totals)
 
 
-def _drawn(count: int) -> Iterator[np.ndarray]:
+def samples(count: int) -> Iterator[np.ndarray]:
     """How often each row is in a bootstrap sample, (N,), sample by sample."""
     rng = np.random.default_rng(0)
     for _ in range(RESAMPLES):
@@ -243,213 +239,12 @@ def plot_deciles(
     return save_figure(figure, path)
 
 
-class ProfitCurve(NamedTuple):
-    """The profit of contacting the customers of the highest scores.
-
-    Attributes:
-        contacted: (M,) numbers of customers.
-        profit: (M,) money.
-        low: (M,) bound of its 95 % bootstrap interval.
-        high: (M,) likewise.
-        best: the number of contacts of the highest profit, of all numbers.
-        best_profit: the profit there. Chosen on the same customers, it promises too much: decide
-            the number on other customers, or by `worth_contacting`.
-        best_low: bound of the 95 % bootstrap interval of the highest profit, at the best number of
-            each sample.
-        best_high: likewise.
-
-    >>> curve = ProfitCurve(np.arange(2), np.array([0, 5]), np.zeros(2), np.full(2, 9), 1, 5, 0, 9)
-    >>> curve.frame().shape
-    (2, 4)
-    """
-
-    contacted: np.ndarray
-    profit: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    best: int
-    best_profit: float
-    best_low: float
-    best_high: float
-
-    def frame(self) -> Any:
-        """One row a number of contacts."""
-        names = ("contacted", "profit", "low", "high")
-        return frame({name: getattr(self, name) for name in names})
-
-
-def profit_curve(score: Any, outcome: Any, benefit: Any, cost: Any) -> ProfitCurve:
-    """The profit of a campaign against the number of customers that it contacts.
-
-    Contacting a customer costs `cost`, and brings `benefit` if the outcome is 1, such as a customer
-    who would leave and is kept. Customers of equal scores count with their mean, so that their
-    order is no matter, and `best` is no number that would part them. Intervals are of 500 samples
-    of the customers, about 20 seconds for a million.
-
-    Args:
-        score: (N,), the customers of the highest are contacted first.
-        outcome: (N,) of 0 and 1, or shares between.
-        benefit: money, one number or (N,).
-        cost: money of a contact, one number or (N,).
+def pair(**named: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Two arguments as (N,) float64, finite, at least 1.
 
     Raises:
-        ValueError: other shapes, values that are not finite, outcomes outside [0, 1], or a cost
-            below 0.
-
-    >>> curve = profit_curve([0.9, 0.8, 0.3, 0.1], [1, 1, 0, 0], benefit=10, cost=2)
-    >>> curve.best, curve.best_profit
-    (2, 16.0)
+        ValueError: other shapes or values; names the argument and the row.
     """
-    score, outcome = _pair(score=score, outcome=outcome)
-    _within("outcome", outcome)
-    benefit, cost = _money(benefit, cost, len(score))
-    order, ends = _by_score(score)
-    gain = (outcome * benefit - cost)[order]
-    total = np.append(0.0, np.cumsum(gain))[ends]
-    places = np.unique(np.round(np.linspace(0, len(gain), POINTS + 1)).astype(int))
-    curves, highest = [], []
-    for drawn in _drawn(len(gain)):
-        each = drawn * gain
-        curves.append(_up_to(places, ends, each))
-        highest.append(np.append(0.0, np.cumsum(each))[ends].max())
-    low, high = np.quantile(curves, (0.025, 0.975), axis=0)
-    bounds = np.quantile(highest, (0.025, 0.975)).tolist()
-    best = int(total.argmax())
-    profit = _up_to(places, ends, gain)
-    return ProfitCurve(places, profit, low, high, int(ends[best]), float(total[best]), *bounds)
-
-
-def worth_contacting(probability: Any, benefit: Any, cost: Any) -> np.ndarray:
-    """The customers whose expected benefit is above the cost of a contact, (N,) bool.
-
-    Args:
-        probability: (N,) calibrated probabilities of the outcome that brings the benefit.
-        benefit: money, one number or (N,).
-        cost: money of a contact, one number or (N,).
-
-    Raises:
-        ValueError: probabilities outside [0, 1], or a cost below 0.
-
-    >>> worth_contacting([0.9, 0.1], benefit=10, cost=2).tolist()
-    [True, False]
-    """
-    p = np.asarray(probability, np.float64)
-    if p.ndim != 1:
-        raise ValueError(f"probability must have shape (N,), got {p.shape}")
-    _within("probability", p)
-    benefit, cost = _money(benefit, cost, len(p))
-    return np.asarray(p * benefit > cost)
-
-
-def plot_profit(
-    curves: ProfitCurve | Mapping[str, ProfitCurve], path: PathLike | None = None
-) -> "Figure":
-    """Profit against the number of contacts, with 95 % bands.
-
-    Args:
-        curves: of `profit_curve`; or several by name, at most 3.
-        path: where to write the picture; None writes nothing.
-
-    >>> curve = profit_curve(np.arange(50), np.arange(50) > 30, benefit=10, cost=2)
-    >>> len(plot_profit(curve).axes[0].lines)
-    2
-    """
-    named = curves if isinstance(curves, Mapping) else {"": curves}
-    figure = new_figure(5, 3.2)
-    axes = figure.subplots()
-    for (name, one), color in zip(named.items(), (BLUE, ORANGE, GREEN), strict=False):
-        axes.plot(one.contacted, one.profit, color=color, label=name)
-        axes.fill_between(one.contacted, one.low, one.high, color=color, alpha=0.2, linewidth=0)
-    axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set_xlabel("customers contacted")
-    axes.set_ylabel("profit")
-    if "" not in named:
-        axes.legend()
-    open_frame(axes)
-    return save_figure(figure, path)
-
-
-class MaximumProfit(NamedTuple):
-    """The expected maximum profit of a campaign against churn, for each customer of the base.
-
-    Attributes:
-        profit: money for each customer of the base, contacted or not.
-        contacted: the share of customers to contact, in the mean over who accepts.
-
-    >>> MaximumProfit(1.2, 0.1).profit
-    1.2
-    """
-
-    profit: float
-    contacted: float
-
-
-def expected_maximum_profit(
-    score: Any,
-    churned: Any,
-    *,
-    value: float = 200.0,
-    offer: float = 10.0,
-    contact: float = 1.0,
-    accepts: tuple[float, float] = (6.0, 14.0),
-) -> MaximumProfit:
-    """EMPC: the profit of a campaign against churn at its best number of contacts.
-
-    Contacting a customer costs `contact`. Customers who would leave accept the offer with
-    probability γ and stay, which is worth `value` less `offer`. Those who would stay take the offer
-    for certain. The best number of contacts depends on γ; the profit is its mean over
-    γ ~ Beta(*accepts).
-
-    Args:
-        score: (N,), higher for customers who will leave.
-        churned: (N,) of 0 and 1.
-        value: of a customer who stays.
-        offer: its cost.
-        contact: the cost of a contact.
-        accepts: of the beta distribution of γ.
-
-    Raises:
-        ValueError: other shapes; churners or stayers alone; costs out of range.
-
-    References:
-        Verbraken, Verbeke and Baesens 2013, A novel profit maximizing metric for measuring
-        classification performance of customer churn prediction models, IEEE TKDE 25.
-
-    >>> best = expected_maximum_profit([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0])
-    >>> round(best.profit, 2), round(best.contacted, 2)
-    (28.0, 0.5)
-    """
-    score, churned = _pair(score=score, churned=churned)
-    if not np.isin(churned, (0, 1)).all() or np.ptp(churned) == 0:
-        raise ValueError(
-            "churned must be 0 and 1, both, got " + str(np.unique(churned)[:5].tolist())
-        )
-    if not (value > offer >= 0 and contact >= 0 and min(accepts) > 0):
-        raise ValueError(
-            "value must be above offer, offer and contact at least 0 and accepts above 0, got "
-            f"{value}, {offer}, {contact} and {accepts}"
-        )
-    _, group = np.unique(-score, return_inverse=True)
-    size = np.bincount(group).astype(np.float64)
-    rate = np.bincount(group, churned) / size
-    # the convex hull of the ROC curve: its slopes are those of the best decreasing fit
-    hull = isotonic_regression(rate, weights=size, increasing=False).blocks
-    ends = np.concatenate([[0], np.cumsum(size)])[hull]
-    hits = np.concatenate([[0.0], np.cumsum(size * rate)])[hull]
-    left, stayed = hits / len(score), (ends - hits) / len(score)  # shares of all customers
-    with np.errstate(divide="ignore"):
-        ratio = np.diff(stayed) / np.diff(left)
-    gamma = ((offer + contact) * ratio + contact) / (value - offer)  # where to go on to the next
-    edges = np.concatenate([[0.0], np.clip(gamma, 0, 1), [1.0]])
-    a, b = accepts
-    chance = np.diff(beta_distribution.cdf(edges, a, b))
-    mean = np.diff(beta_distribution.cdf(edges, a + 1, b)) * a / (a + b)
-    cost = contact * left + (offer + contact) * stayed
-    profit = (value - offer) * left * mean - cost * chance
-    return MaximumProfit(float(profit.sum()), float(((left + stayed) * chance).sum()))
-
-
-def _pair(**named: Any) -> tuple[np.ndarray, np.ndarray]:
     (one, a), (other, b) = ((name, np.asarray(x, np.float64)) for name, x in named.items())
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(
@@ -458,20 +253,3 @@ def _pair(**named: Any) -> tuple[np.ndarray, np.ndarray]:
     for name, x in ((one, a), (other, b)):
         none_such(~np.isfinite(x), x, f"{name} must be finite")
     return a, b
-
-
-def _within(name: str, values: np.ndarray) -> None:
-    none_such(~((values >= 0) & (values <= 1)), values, f"{name} must be in [0, 1]")
-
-
-def _money(benefit: Any, cost: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    found = []
-    for name, value in (("benefit", benefit), ("cost", cost)):
-        array = np.asarray(value, np.float64)
-        if array.shape not in ((), (count,)):
-            raise ValueError(f"{name} must be one number or ({count},), got shape {array.shape}")
-        none_such(~np.isfinite(array).ravel(), array.ravel(), f"{name} must be finite")
-        found.append(np.broadcast_to(array, (count,)))
-    if (found[1] < 0).any():
-        raise ValueError(f"cost must be at least 0, got {found[1].min():g}")
-    return found[0], found[1]
