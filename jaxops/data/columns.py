@@ -153,7 +153,7 @@ def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
             f"{where} must be {wanted}, got {texts[row].as_py()!r} in row {row} (counted from 0)"
         )
     present = texts.drop_null().to_pandas()
-    moments = np.full(len(texts), np.datetime64("NaT"), "datetime64[us]")
+    moments = np.full(len(texts), "NaT", "datetime64[us]")
     if len(present):
         hint = "dates such as 2024-12-31, or a column of text=[...]"
         moments[texts.is_valid().to_numpy(zero_copy_only=False)] = utc(present, where, hint)
