@@ -325,7 +325,7 @@ def _last_period(moment: np.datetime64, period: Period, wanted: str, given: Any)
     unit, short = np.datetime_data(moment)[0], np.timedelta64(1, "ms")
     last = moment.astype("datetime64[us]")
     if unit in ("Y", "M", "W", "D"):
-        last = (moment + 1).astype("datetime64[us]") - short
+        last = (moment + np.timedelta64(1, unit)).astype("datetime64[us]") - short
     elif last == last.astype("datetime64[D]") and period != "hour":
         last = last + np.timedelta64(1, "D") - short
     times = np.array([last, last + short]) - np.datetime64(0, "us")
