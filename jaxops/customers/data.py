@@ -322,7 +322,8 @@ def _periods(days: np.ndarray, period: Period) -> np.ndarray:
 
 def _last_period(moment: np.datetime64, period: Period, wanted: str, given: Any) -> Any:
     """The number of the period that a date ends; hours and days may be cut off within."""
-    unit, short = np.datetime_data(moment)[0], np.timedelta64(1, "ms")
+    unit: Any = np.datetime_data(moment)[0]
+    short = np.timedelta64(1, "ms")
     last = moment.astype("datetime64[us]")
     if unit in ("Y", "M", "W", "D"):
         last = (moment + np.timedelta64(1, unit)).astype("datetime64[us]") - short
