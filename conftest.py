@@ -31,9 +31,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # CPU seconds, which depend less than minutes do on what else the machine does. A folder's budget is
-# at most 1.4 times what it was measured to take, and that of all folders 1.2 times (1,127 seconds,
-# ten minutes on two cores; 720 seconds, six minutes, are the aim).
-TOTAL = 1600
+# at most 1.4 times what it was measured to take, and that of all folders 1.2 times (1,345 seconds,
+# twelve minutes on two cores; 720 seconds, six minutes, are the aim).
+TOTAL = 1650
 BUDGET = {
     "README.md": 10,
     "docs": 140,
@@ -52,7 +52,7 @@ BUDGET = {
     "tests/nn": 86,
     "tests/recommend": 133,
     "tests/survival": 55,
-    "tests/tabular": 80,
+    "tests/tabular": 118,
     "tests/text": 92,
     "tests/train": 160,
     "tests/trust": 30,
