@@ -123,7 +123,8 @@ def experiment(
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
     print(f"\n{name}: {settings.seeds} seed(s), {result['seconds']:.1f} s")
-    print(report.table(_rows(result)))
+    if result["metrics"]:  # tables of trees alone have none
+        print(report.table(_rows(result)))
     if result["rows"]:
         print(report.table(_models(result["rows"])))
     written = [*files, *sorted((out / f"seed-{settings.seeds - 1}").iterdir())]

@@ -120,11 +120,11 @@ def linear(train: pd.DataFrame, test: pd.DataFrame, label: str) -> dict[str, flo
     return {"auc": float(auc), "accuracy": float(right.mean()), "seconds": seconds}
 
 
-def telco(settings: Settings, seed: int, folder: Path) -> Rows:
-    """Customers who left, in five folds."""
+def telco_folds(seed: int, smoke: bool) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Customers who left: train and test rows of five folds, drawn anew for each seed."""
     from sklearn.model_selection import StratifiedKFold
 
-    if settings.smoke:
+    if smoke:
         rng = np.random.default_rng(0)
         table = pd.DataFrame({"tenure": rng.integers(0, 72, 400), "Contract": ["a", "b"] * 200})
         table["Churn"] = np.where(table["tenure"] < 36, "Yes", "No")
@@ -132,11 +132,16 @@ def telco(settings: Settings, seed: int, folder: Path) -> Rows:
         (file,) = folder_of("telco_churn").glob("*.csv")
         table = pd.read_csv(file).drop(columns="customerID")
         table["TotalCharges"] = pd.to_numeric(table["TotalCharges"], errors="coerce").fillna(0)
+    folds = StratifiedKFold(2 if smoke else 5, shuffle=True, random_state=seed)
+    rows = folds.split(table, table["Churn"])
+    return [(table.iloc[train], table.iloc[test]) for train, test in rows]
+
+
+def telco(settings: Settings, seed: int, folder: Path) -> Rows:
+    """Customers who left, in five folds."""
     found: dict[str, list[dict[str, float]]] = {}
-    folds = StratifiedKFold(2 if settings.smoke else 5, shuffle=True, random_state=seed)
     options = {"budget": "2s"} if settings.smoke else {}
-    for train, test in folds.split(table, table["Churn"]):
-        both = table.iloc[train], table.iloc[test]
+    for both in telco_folds(seed, settings.smoke):
         for name, row in two_classes(settings, seed, *both, "Churn", **options).items():
             found.setdefault(name, []).append(row)
     return {name: {k: float(np.mean([x[k] for x in v])) for k in v[0]} for name, v in found.items()}
@@ -182,16 +187,20 @@ def adult(settings: Settings, seed: int, folder: Path) -> Rows:
     return two_classes(settings, seed, train, test, "income")
 
 
+def churn_frames() -> list[pd.DataFrame]:
+    """Customers of a bank who left: train, validation and test rows."""
+    table = pd.read_csv(folder_of("churn") / "Churn_Modelling.csv.gz")
+    return parts(table.drop(columns=["RowNumber", "CustomerId", "Surname"]), "churn")
+
+
 def churn(settings: Settings, seed: int, folder: Path) -> Rows:
     """Customers of a bank who left."""
-    table = pd.read_csv(folder_of("churn") / "Churn_Modelling.csv.gz")
-    table = table.drop(columns=["RowNumber", "CustomerId", "Surname"])
-    train, validation, test = parts(table, "churn")
+    train, validation, test = churn_frames()
     return two_classes(settings, seed, train, test, "Exited", validation=validation)
 
 
-def california(settings: Settings, seed: int, folder: Path) -> Rows:
-    """Values of houses."""
+def california_frames() -> list[pd.DataFrame]:
+    """Values of houses in 100,000 dollars: train, validation and test rows."""
     names = ["longitude", "latitude", "age", "rooms", "bedrooms", "people", "homes", "income"]
     file = folder_of("california") / "cal_housing.data.gz"
     table = pd.read_csv(file, names=[*names, "value"])
@@ -199,7 +208,12 @@ def california(settings: Settings, seed: int, folder: Path) -> Rows:
     for name in ("rooms", "bedrooms"):
         table[name] /= table["homes"]
     table["homes"] = table["people"] / table["homes"]
-    train, validation, test = parts(table, "california")
+    return parts(table, "california")
+
+
+def california(settings: Settings, seed: int, folder: Path) -> Rows:
+    """Values of houses."""
+    train, validation, test = california_frames()
     options = {"label": "value", "validation": validation, "seed": seed}
     model, seconds = timed(tabular.fit, train, **options)
     rmse = tabular.evaluate(model, test).figures()["rmse"]

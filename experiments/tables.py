@@ -29,7 +29,15 @@ import numpy as np
 import pandas as pd
 
 from experiments import common
-from experiments.defaults import ADULT, folder_of, linear, parts, trees
+from experiments.defaults import (
+    adult_frames,
+    california_frames,
+    churn_frames,
+    folder_of,
+    linear,
+    telco_folds,
+    trees,
+)
 from jaxops import tabular
 from jaxops.tabular.recipes import clipped, decayed
 from jaxops.train.settings import EarlyStopping
@@ -215,17 +223,7 @@ SMOKE: dict[str, Any] = {
 
 def adult(seed: int, smoke: bool) -> Table:
     """Incomes of the census."""
-    train, test = (
-        pd.read_csv(
-            folder_of("adult") / f"adult-{split}.csv.gz",
-            names=ADULT,
-            skipinitialspace=True,
-            comment="|",
-        )
-        for split in ("train", "test")
-    )
-    for part in (train, test):
-        part["income"] = part["income"].str.rstrip(".")
+    train, test = adult_frames()
     split = np.load(folder_of("adult") / "split.npz")
     rest, held = (train.iloc[split[part]] for part in ("train", "val"))
     return Table([Split(rest, held, test)], "income", "accuracy")
@@ -233,40 +231,17 @@ def adult(seed: int, smoke: bool) -> Table:
 
 def churn(seed: int, smoke: bool) -> Table:
     """Customers of a bank who left."""
-    table = pd.read_csv(folder_of("churn") / "Churn_Modelling.csv.gz")
-    table = table.drop(columns=["RowNumber", "CustomerId", "Surname"])
-    return Table([Split(*parts(table, "churn"))], "Exited", "accuracy")
+    return Table([Split(*churn_frames())], "Exited", "accuracy")
 
 
 def california(seed: int, smoke: bool) -> Table:
     """Values of houses."""
-    names = ["longitude", "latitude", "age", "rooms", "bedrooms", "people", "homes", "income"]
-    file = folder_of("california") / "cal_housing.data.gz"
-    table = pd.read_csv(file, names=[*names, "value"])
-    table["value"] /= 100_000
-    for name in ("rooms", "bedrooms"):
-        table[name] /= table["homes"]
-    table["homes"] = table["people"] / table["homes"]
-    return Table([Split(*parts(table, "california"))], "value", "rmse")
+    return Table([Split(*california_frames())], "value", "rmse")
 
 
 def telco(seed: int, smoke: bool) -> Table:
     """Customers who left, in five folds."""
-    from sklearn.model_selection import StratifiedKFold
-
-    if smoke:
-        rng = np.random.default_rng(0)
-        table = pd.DataFrame({"tenure": rng.integers(0, 72, 400), "Contract": ["a", "b"] * 200})
-        table["Churn"] = np.where(table["tenure"] < 36, "Yes", "No")
-    else:
-        (file,) = folder_of("telco_churn").glob("*.csv")
-        table = pd.read_csv(file).drop(columns="customerID")
-        table["TotalCharges"] = pd.to_numeric(table["TotalCharges"], errors="coerce").fillna(0)
-    folds = StratifiedKFold(2 if smoke else 5, shuffle=True, random_state=seed)
-    splits = [
-        Split(table.iloc[train], None, table.iloc[test])
-        for train, test in folds.split(table, table["Churn"])
-    ]
+    splits = [Split(train, None, test) for train, test in telco_folds(seed, smoke)]
     return Table(splits, "Churn", "auc")
 
 

@@ -4,6 +4,7 @@ A model file holds them in the library's own format, which has no code in it; to
 library has to be installed.
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -263,12 +264,10 @@ class Boosted:
         outputs = _PREDICT[self.library](self._model, rows, self.texts, kind)
         return of_classes(outputs) if kind == "classes" else outputs
 
-    @property
+    @functools.cached_property
     def _model(self) -> Any:
         """The library's own model, read when it is first needed."""
-        if "model" not in self.__dict__:
-            self.__dict__["model"] = _READ[self.library](self.data.tobytes())
-        return self.__dict__["model"]
+        return _READ[self.library](self.data.tobytes())
 
 
 def _read_lightgbm(data: bytes) -> Any:

@@ -75,13 +75,10 @@ class HistTrees:
             outputs = jax.nn.softmax(margins)
         return np.asarray(outputs)[:count]
 
-    @property
+    @functools.cached_property
     def _arrays(self) -> dict[str, jax.Array]:
         """The arrays on the device, placed when they are first needed."""
-        if "arrays" not in self.__dict__:
-            named = {name: v for name, v in self.__dict__.items() if isinstance(v, np.ndarray)}
-            self.__dict__["arrays"] = {name: jnp.asarray(v) for name, v in named.items()}
-        return self.__dict__["arrays"]
+        return {n: jnp.asarray(v) for n, v in vars(self).items() if isinstance(v, np.ndarray)}
 
 
 @functools.partial(jax.jit, static_argnames="depth")

@@ -176,7 +176,7 @@ def bg_bb(log_params, x, recency, n, weights):
     return total
 
 
-def held_to(found, likelihood, rows, error=2e-3):
+def assert_held_to(found, likelihood, rows, error=2e-3):
     """Value, parameters and standard errors are those of SciPy on the independent likelihood."""
 
     def loss(theta):
@@ -217,7 +217,7 @@ def test_bg_nbd_on_cdnow(known):
     # Fader, Hardie and Lee 2005, table 2
     np.testing.assert_allclose(found.values, [0.243, 4.414, 0.793, 2.426], atol=1e-3)
     assert found.log_likelihood == pytest.approx(-9582.4, abs=0.05)
-    held_to(found, bg_nbd, (known.frequency, known.recency, known.T), 2e-4)
+    assert_held_to(found, bg_nbd, (known.frequency, known.recency, known.T), 2e-4)
     assert found.frame()["name"].tolist() == ["r", "alpha", "a", "b"]
 
 
@@ -229,7 +229,7 @@ def test_gamma_gamma_on_cdnow(known):
     assert some.sum() == 946
     # Fader and Hardie 2013
     np.testing.assert_allclose(found.values, [6.25, 3.74, 15.45], atol=0.01)
-    held_to(found, gamma_gamma, rows, 1e-3)
+    assert_held_to(found, gamma_gamma, rows, 1e-3)
 
 
 @pytest.mark.data("cdnow")
@@ -238,14 +238,14 @@ def test_pareto_nbd_on_cdnow(known):
     # Fader, Hardie and Lee 2005, table 2
     np.testing.assert_allclose(found.values, [0.553, 10.578, 0.606, 11.669], atol=1e-3)
     assert found.log_likelihood == pytest.approx(-9595.0, abs=0.05)
-    held_to(found, pareto_nbd, (known.frequency, known.recency, known.T))
+    assert_held_to(found, pareto_nbd, (known.frequency, known.recency, known.T))
 
 
 @pytest.mark.slow
 @pytest.mark.data("cdnow")
 def test_mbg_nbd_on_cdnow(known):
     rows = known.frequency, known.recency, known.T
-    held_to(customers.estimate(customers.MBGNBD(), *rows), mbg_nbd, rows, 5e-4)
+    assert_held_to(customers.estimate(customers.MBGNBD(), *rows), mbg_nbd, rows, 5e-4)
 
 
 # Fader, Hardie and Shang 2010, table 1: gifts in 1996 to 2001, the last of them, and donors
@@ -283,7 +283,7 @@ def test_bg_bb_on_donors():
     found = customers.estimate(customers.BGBB(), *rows)
     np.testing.assert_allclose(found.values, [1.204, 0.750, 0.657, 2.783], atol=1e-3)
     assert found.log_likelihood == pytest.approx(-33225.6, abs=0.05)
-    held_to(found, bg_bb, (x, recency, np.full(22, 6), weights), 5e-4)
+    assert_held_to(found, bg_bb, (x, recency, np.full(22, 6), weights), 5e-4)
     params = dict(zip(found.names, found.values, strict=True))
     every = (np.array([v], float) for v in (6, 6, 6))
     *_, bought = customers.BGBB().outlook(params, *every, 5)
@@ -486,7 +486,7 @@ def test_covariates():
         both = np.where(x > 0, np.logaddexp(stay, left), stay) - betaln(a, b)
         return (gammaln(r + x) - gammaln(r) + r * np.log(own) + both).sum()
 
-    held_to(found, likelihood, (x, recency, T), 2e-3)
+    assert_held_to(found, likelihood, (x, recency, T), 2e-3)
     base = CustomerBase(
         customers.BGNBD(), found.values, found.covariance, covariates=("old", "income")
     )

@@ -120,6 +120,8 @@ def test_tables_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     seconds = result["rows"]["telco: mlp"]["seconds"]
     again = run("tables", *few, "tabm-mini-ple", "--resume")
     assert again["rows"]["telco: mlp"]["seconds"] == seconds and len(again["rows"]) == 4
+    alone = run("tables", "--smoke", "--out", tmp_path / "trees", "--models", "trees")
+    assert alone["metrics"] == {} and alone["rows"].keys() == {"telco: trees"}
     with pytest.raises(ValueError, match="models must name some of default, linear"):
         run("tables", "--models", "nothing", "--out", tmp_path)
 

@@ -36,7 +36,7 @@ def dense(p, x):
     return x @ p["kernel"] + p.get("bias", 0)
 
 
-def close(found, wanted, tolerance=2e-5):
+def assert_near(found, wanted, tolerance=2e-5):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=tolerance)
 
 
@@ -55,7 +55,7 @@ def test_periodic_embeddings(lite):
         dense(p["dense"], y[:, i]) if lite else y[:, i] @ p["kernel"][i] + p["bias"][i]
         for i in range(2)
     ]
-    close(applied(module, variables, X[:, :2]), relu(np.concatenate(each, 1)))
+    assert_near(applied(module, variables, X[:, :2]), relu(np.concatenate(each, 1)))
 
 
 def test_the_initial_frequencies():
@@ -80,11 +80,13 @@ def test_piecewise_linear_embeddings():
             bins.append(np.minimum(share, 1) if b < last else share)
         own = np.stack(bins, 1) @ p["kernel"][i, : len(bins)]
         wanted.append(x[:, None] * p["weight"][i] + p["bias"][i] + own)
-    close(applied(module, variables, X[:, :2]), np.concatenate(wanted, 1))
+    assert_near(applied(module, variables, X[:, :2]), np.concatenate(wanted, 1))
     plain = jax.jit(module.init)(jax.random.key(0), X[:, :2])
     y = applied(module, plain, X[:, :2]).reshape(7, 2, 4)
     q = plain["params"]
-    close(y, X[:, :2, None] * np.asarray(q["weight"]) + np.asarray(q["bias"]))  # at first linear
+    assert_near(
+        y, X[:, :2, None] * np.asarray(q["weight"]) + np.asarray(q["bias"])
+    )  # at first linear
 
 
 def test_an_embedding_has_to_know_the_numbers():
@@ -104,7 +106,7 @@ def test_mlp_with_an_embedding():
     numbers = applied(module.embedding, {"params": p["embedding"]}, X[:, :2])
     x = np.concatenate([numbers, X[:, 2:]], 1)
     wanted = dense(p["logits"], relu(dense(p["hidden_0"], x)))
-    close(applied(module, variables, X), wanted)
+    assert_near(applied(module, variables, X), wanted)
 
 
 def members_of_tabm(p, form, x, member):
@@ -135,8 +137,8 @@ def test_tabm_is_an_ensemble_of_perceptrons(form):
     of_members = applied(module, variables, own)
     assert found.shape == of_members.shape == (7, 3, 2)
     for m in range(3):
-        close(found[:, m], members_of_tabm(variables["params"], form, X, m))
-        close(of_members[:, m], members_of_tabm(variables["params"], form, own[:, m], m))
+        assert_near(found[:, m], members_of_tabm(variables["params"], form, X, m))
+        assert_near(of_members[:, m], members_of_tabm(variables["params"], form, own[:, m], m))
 
 
 def test_how_the_members_of_tabm_begin():
@@ -170,7 +172,7 @@ def test_resnet():
         y = batch_norm(p[f"block_{i}_norm"], stats[f"block_{i}_norm"], x)
         x = x + dense(p[f"block_{i}_out"], relu(dense(p[f"block_{i}_hidden"], y)))
     wanted = dense(p["logits"], relu(batch_norm(p["norm"], stats["norm"], x)))
-    close(applied(module, {"params": p, "batch_stats": stats}, X), wanted)
+    assert_near(applied(module, {"params": p, "batch_stats": stats}, X), wanted)
 
 
 def layer_norm(p, x):
@@ -215,7 +217,7 @@ def test_ft_transformer():
         x = x + attention(p, f"block_{i}", seen, seen, heads=2)
         hidden = dense(p[f"block_{i}_hidden"], layer_norm(p[f"block_{i}_norm"], x))
         x = x + dense(p[f"block_{i}_out"], hidden[..., :10] * relu(hidden[..., 10:]))
-    close(
+    assert_near(
         applied(module, variables, rows), dense(p["logits"], relu(layer_norm(p["norm"], x[:, 0])))
     )
     with pytest.raises(ValueError, match=r"width must be a multiple of 3 \(heads\), got 8"):
@@ -250,7 +252,7 @@ def test_real_mlp(activation, f):
     x = x @ p["hidden_0_kernel"] / np.sqrt(x.shape[1]) + p["hidden_0_bias"]
     x = x + p["hidden_0_activation"] * (f(x) - x)
     wanted = x @ p["logits_kernel"] / np.sqrt(6) + p["logits_bias"]
-    close(applied(module, variables, rows), wanted)
+    assert_near(applied(module, variables, rows), wanted)
 
 
 def test_real_mlp_starts_among_the_rows_that_it_is_given():
@@ -296,8 +298,8 @@ def test_the_dropout_of_real_mlp_ends():
     assert int(variables["schedule"]["step"]) == 5
     done = np.linspace(0, 1, 9)
     wanted = np.where(done < 0.5, 1, 0.5 + 0.5 * np.cos(np.pi * (2 * done - 1)))
-    close(flat_cosine(done), wanted)
-    close(cosines(done), 0.5 * (1 - np.cos(2 * np.pi * np.log2(1 + 15 * done))), 1e-4)
+    assert_near(flat_cosine(done), wanted)
+    assert_near(cosines(done), 0.5 * (1 - np.cos(2 * np.pi * np.log2(1 + 15 * done))), 1e-4)
 
 
 def neighbours_of(module, rows=11, outputs=1):
@@ -335,11 +337,11 @@ def test_modern_nca_is_a_softmax_over_distances(outputs, monkeypatch):
         mean = near / near.sum(1, keepdims=True) @ known["targets"]
         found = applied(module, {**variables, "batch_stats": stats}, X, np.full(7, -1))
         if not probabilities:
-            close(found, mean)
+            assert_near(found, mean)
         elif outputs == 1:
-            close(1 / (1 + np.exp(-found)), mean)
+            assert_near(1 / (1 + np.exp(-found)), mean)
         else:
-            close(np.exp(found) / np.exp(found).sum(1, keepdims=True), mean)
+            assert_near(np.exp(found) / np.exp(found).sum(1, keepdims=True), mean)
 
 
 def test_a_row_does_not_see_its_own_target_while_it_trains():
