@@ -11,6 +11,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -67,12 +68,13 @@ class BM25(NamedTuple):
 
 
 @recorded
-class Index(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Index:
     """Documents, ready to be searched.
 
     Attributes:
         words: the inverted index, see `BM25`.
-        vectors: (N, D) float32 on the device, or `None` without an encoder.
+        vectors: (N, D) float32, placed on the device once; or `None` without an encoder.
 
     >>> documents = index(["my card"])
     >>> isinstance(documents, Index), documents.vectors
@@ -81,6 +83,10 @@ class Index(NamedTuple):
 
     words: BM25
     vectors: jax.Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.vectors is not None:  # of a model file they are NumPy's
+            object.__setattr__(self, "vectors", jnp.asarray(self.vectors))
 
 
 class Found(NamedTuple):

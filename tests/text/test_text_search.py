@@ -1,8 +1,10 @@
 import math
 
+import jax
 import numpy as np
 import pytest
 
+import jaxops as jo
 from jaxops import text
 from jaxops.data.words import words
 
@@ -87,6 +89,14 @@ def test_documents_added_are_as_all_at_once():
     before = dict(first.words.vocabulary)
     text.add(first, DOCUMENTS[2:])
     assert first.words.vocabulary == before  # an index stays as it is
+
+
+def test_vectors_of_a_saved_index_are_placed_once(tmp_path):
+    index = text.index(DOCUMENTS, encode)
+    jo.save(tmp_path / "index.safetensors", jo.Model(index))
+    loaded = jo.load(tmp_path / "index.safetensors").task
+    assert isinstance(loaded.vectors, jax.Array)
+    np.testing.assert_array_equal(loaded.vectors, encode(DOCUMENTS))
 
 
 def test_by_vectors_is_the_product():
