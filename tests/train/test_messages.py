@@ -89,7 +89,7 @@ FIT = [
         {"optimizer": language.frozen(optim.chain(ADAM, optim.ema(0.9)), "hidden")},
         r"optim.ema must average all parameters, .*chain\(language.frozen\(...\), optim.ema",
     ),
-    ({"optimizer": optim.chain(optim.ema(0.9), ADAM)}, "optim.ema must go last in its chain"),
+    ({"optimizer": optim.chain(optim.ema(0.9), ADAM)}, "optim.ema must be last in its chain"),
     ({"optimizer": optax.lbfgs()}, "optimizer must need only the gradient .* 'value_fn'"),
 ]
 
