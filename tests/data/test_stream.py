@@ -504,7 +504,7 @@ def test_parquet_errors_name_the_file_and_the_column(tmp_path):
         first({"x": pa.array([1, None])})
     with pytest.raises(
         ValueError,
-        match=r"0\.parquet: .*column 'x' must have lists of one length, got 1 to 2 values",
+        match=r"0\.parquet: .*column 'x' must have lists of equal length, got 1 to 2 values",
     ):
         first({"x": [[1], [2, 3]]})
     with pytest.raises(ValueError, match=r"1\.parquet: column 'x' must be int64, .*, got string"):

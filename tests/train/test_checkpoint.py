@@ -248,7 +248,7 @@ def test_a_directory_that_becomes_read_only_keeps_its_checkpoint(readable):
                 directory.chmod(0o555)
             checkpoints.save(2, tree(2), {})
 
-    with nobody(), pytest.raises(OSError, match="of step 2 could not be written; .* of step 1"):
+    with nobody(), pytest.raises(OSError, match=r"of step 2 could not be written; .* of step 1"):
         save()
     directory.chmod(0o777)
     with jo.Checkpointer(directory) as checkpoints:
