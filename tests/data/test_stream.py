@@ -449,7 +449,7 @@ def test_npy_errors_name_the_file_and_the_column(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} must hold .npy, .parquet")):
         stream()
     with pytest.raises(
-        ValueError, match=r"shard '0' must have a file of column 'x', got .*y-0\.npy alone"
+        ValueError, match=r"shard '0' must have a file of column 'x', got only .*y-0\.npy"
     ):
         stream(y_0=x, x_1=x, y_1=x)
     with pytest.raises(ValueError, match=r"4 in .*x-0\.npy, 3 in .*y-0\.npy"):
