@@ -65,7 +65,7 @@ class Tabular(Common):
 
 @dataclass(frozen=True)
 class Survival(Common):
-    """Predict when each row has an event, from rows of which many have not had it yet."""
+    """Predict when each row has an event, from rows many of which have not had it yet."""
 
     time: str = tyro.MISSING
     """the column of times until the event, or until a row was last seen"""

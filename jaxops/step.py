@@ -43,7 +43,7 @@ def train_step(
     Args:
         task: the task.
         tx: the optimizer.
-        state: of the task; donate it when jitting.
+        state: the task's state; donate it when you jit the step.
         batch: columns with one leading axis.
         accumulate: number of parts in which the batch is computed.
 
@@ -161,7 +161,7 @@ def eval_step(task: Task, metrics: MetricFunctions, state: TrainState, batch: Ba
     Args:
         task: the task.
         metrics: `(name, function)` pairs, the function `(predictions, batch) -> metric state`.
-        state: of the task.
+        state: the task's state.
         batch: columns with one leading axis.
 
     >>> import numpy as np

@@ -55,8 +55,8 @@ class Affine:
 
     Attributes:
         degrees: the angle is uniform in [-degrees, degrees].
-        shift: in pixels; the shift along each axis is uniform in [-shift, shift], and need not be
-            a whole number.
+        shift: number of pixels; the shift along each axis is uniform in [-shift, shift] and need
+            not be a whole number.
         scale: the factor is uniform in [1 - scale, 1 + scale].
 
     >>> augment = jax.jit(Affine(15.0, shift=2.0, scale=0.1))

@@ -136,7 +136,8 @@ def fit_serial(
         lead_times: N whole numbers of periods, at least 1.
         penalty: cost per period of a unit of back-orders, above 0.
         steps: number of steps of Adam, each over all demand.
-        learning_rate: that of the first step, in standard deviations of one period's demand.
+        learning_rate: learning rate of the first step, in standard deviations of one period's
+            demand.
 
     Returns:
         (N,) float32 levels.

@@ -324,8 +324,8 @@ def forecaster(module: Any, state: TrainState, series: Series, scaling: Scaling)
     Args:
         module: the Flax module, as given to `direct`.
         state: the trained state of the task of `direct`.
-        series: as given to `direct`.
-        scaling: as given to `direct`.
+        series: the series given to `direct`.
+        scaling: the scaling given to `direct`.
 
     Returns:
         A model for `forecast`; `jaxops.save(path, jaxops.Model(model))` writes it to a file.

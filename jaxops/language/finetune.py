@@ -84,7 +84,7 @@ def layerwise(
 
     Args:
         optimizer: the optimizer whose updates, with weight decay, are scaled.
-        decay: in (0, 1]; 1 / 2.6 in ULMFiT, about 0.9 for BERT.
+        decay: a factor in (0, 1]; 1 / 2.6 in ULMFiT, about 0.9 for BERT.
 
     Raises:
         ValueError: a decay outside (0, 1]; when a state is made, if there are no blocks.

@@ -309,7 +309,7 @@ def exact_match(answers: Array, batch: Batch) -> metrics.Mean:
 
     Args:
         answers: (B, T), the predictions of `sequence_to_sequence`.
-        batch: with `target` (B, T), and a `mask` if rows are padded.
+        batch: columns, with `target` (B, T), and a `mask` if rows are padded.
 
     >>> batch = {"target": jnp.array([[5, 1], [6, 1]])}
     >>> exact_match(jnp.array([[5, 1], [7, 1]]), batch).compute()

@@ -117,7 +117,7 @@ def answer(model: Model, question: str, passages: Sequence[str], longest: int = 
     """The part of the passages that best answers a question.
 
     Args:
-        model: of `text.spans`, with a `PassageReader`.
+        model: a model from `text.spans` with a `PassageReader`.
         question: a text.
         passages: texts, such as `search` finds.
         longest: largest number of tokens in an answer.

@@ -61,9 +61,9 @@ def evaluate(
             reads its own share of a stream, until all shares have ended.
         plan: the devices; by default the first device, or with several processes all devices.
         metrics: additional metrics by name. Each is a function `(predictions, batch)` that returns
-            one value for each row, of which the mean is reported, or a metric state. It sees only
-            the real rows, without padding. Its batch has a column `mask` only if the data have one;
-            these are the weights of the rows, and the mean is weighted by them.
+            one value for each row, whose mean is reported, or a metric state. It sees only the real
+            rows, without padding. Its batch has a column `mask` only if the data have one; these
+            are the weights of the rows, and the mean is weighted by them.
 
     Returns:
         The values by name: "loss", the task's own metrics and `metrics`. A value is a float, or an

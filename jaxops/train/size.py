@@ -188,9 +188,9 @@ def size(
         task: the task.
         batch: columns, or their shapes (`jax.ShapeDtypeStruct`), of all devices together.
         plan: how the state and the batch are placed; one device by default.
-        optimizer: as for `fit`.
+        optimizer: the optimizer, see `fit`.
         accumulate: number of microbatches in a step.
-        compute: as for `fit`.
+        compute: the compute dtype, see `fit`.
         hardware: a name in `jaxops.devices.hardware.HARDWARE`, or a `Hardware`.
         mesh: sizes of the plan's axes, which replace those of the plan's own devices. So you can
             compute the size for more devices than there are.

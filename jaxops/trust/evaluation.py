@@ -293,9 +293,9 @@ def table(
     """The rows of `compare` as an aligned Markdown table.
 
     Args:
-        evaluations: as in `compare`.
-        metrics: as in `compare`.
-        coverage: as in `compare`.
+        evaluations: the evaluations, see `compare`.
+        metrics: the metrics, see `compare`.
+        coverage: the coverage, see `compare`.
 
     >>> print(table({"good": Evaluation("row", np.arange(40), {"hit": np.ones(40)})}))
     | model | hit                     |

@@ -64,7 +64,7 @@ class Blend:
 
 
 def members_of(blended: Recommender) -> list[Recommender]:
-    """The recommenders of which a blend is made.
+    """The recommenders that a blend combines.
 
     >>> from jaxops import recommend as r
     >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)

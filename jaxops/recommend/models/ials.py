@@ -362,7 +362,7 @@ def conjugate_gradients(
     """The result of `solve`, by Jacobi-preconditioned conjugate gradients from x (B, D).
 
     Args:
-        rows: as in `solve`, like the next three.
+        rows: see `solve`, also for `weight`, `diagonal` and `right`.
         weight: (B, L).
         diagonal: (B, D).
         right: (B, D).

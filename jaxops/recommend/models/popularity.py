@@ -24,8 +24,8 @@ class Popularity:
     last event. `fit` with parameters adds new events and lowers the weight of older ones.
 
     Attributes:
-        half_life: in the unit of the log's times, which is seconds for dates; None counts all
-            events equally.
+        half_life: the time after which an event counts half, in the unit of the log's times, which
+            is seconds for dates. None counts all events equally.
         context: 1, the smallest value, because the history does not matter.
 
     >>> log = Events(np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([0, 0, 7]),
