@@ -183,7 +183,7 @@ def test_the_same_data_in_another_dtype_go_on(finished, capfd):
 def test_a_call_that_makes_no_step_says_so(finished, capfd):
     finished(optimizer=optim.adam(1e-5))
     said = capfd.readouterr()
-    assert re.match(r"no step was made: .* holds the end of this run, step 10, and its", said.err)
+    assert re.match(r"no step was made: .* holds the end of this run, step 10, and fit", said.err)
     assert said.out == ""
     finished(epochs=3)
     assert capfd.readouterr().err == ""
