@@ -442,7 +442,7 @@ def test_counts_are_not_scaled(series):
         ({"levels": (0.5, 1.0)}, "rising numbers between 0 and 1"),
         (
             {"levels": (0.5,)},
-            r"levels must be \(\) .*, a point without quantiles, got \(0.5,\); `calibrated`",
+            r"levels must be \(\) .*, a point without quantiles, got \(0.5,\); use `calibrated`",
         ),
     ],
 )
