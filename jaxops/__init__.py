@@ -1,6 +1,6 @@
-"""The models a product team runs on, in JAX: pure steps, exact resume, numbers to trust.
+"""A JAX library of the models that a product team runs on: pure steps, exact resume, checked data.
 
-Everything here is imported when it is first used, also the rooms, such as `jaxops.vision`.
+Every name is imported when it is first used. This includes the rooms, such as `jaxops.vision`.
 """
 
 import importlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxops.transforms import ensemble, gathered, monte_carlo, remat, stack
     from jaxops.trust import report
 
-# The same again, for the interpreter: the names of each module, and modules by another path.
+# The same names for the interpreter: those of each module, and modules that have another path.
 _NAMES = {
     "devices.plans": ("Plan",),
     "model.files": ("load", "save"),
@@ -100,7 +100,7 @@ __all__ = [
     "tune",
 ]
 
-if not TYPE_CHECKING:  # to a type checker every name would exist
+if not TYPE_CHECKING:  # with __getattr__ a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
         if name in _MODULE_OF:
@@ -111,7 +111,7 @@ if not TYPE_CHECKING:  # to a type checker every name would exist
         try:
             return globals().setdefault(name, importlib.import_module(module))
         except ModuleNotFoundError as error:
-            if error.name != module:  # something that the module needs
+            if error.name != module:  # the module exists, and a package that it needs does not
                 raise
         raise AttributeError(f"module 'jaxops' has no attribute {name!r}")
 

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Run one command; without the extra `cli` say in one line what is missing."""
+    """Run one command. Without the extra `cli`, print in one line which extra is missing."""
     try:
         from jaxops.cli import main as command
     except ImportError as error:

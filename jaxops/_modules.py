@@ -1,4 +1,4 @@
-"""How a user's module is called: its flags, its mask, and whether they reach its layers."""
+"""How a user's module is called with its flags and its mask, and whether its layers get them."""
 
 import inspect
 import warnings
@@ -15,24 +15,24 @@ FLAGS = {
     "deterministic": False,
     "use_running_average": False,
 }
-"""Arguments of a module that say whether it trains, and their values where it does."""
+"""Arguments that tell a module whether it trains, with their values in training."""
 
 
 def flags(parameters: Mapping[str, Any]) -> list[str]:
-    """Those of `FLAGS` that a signature names."""
+    """The names in `FLAGS` that a signature has."""
     return [name for name in FLAGS if name in parameters]
 
 
 class Called:
-    """A module as `supervised` calls it: with those of `FLAGS` and `mask` that it names.
+    """A module as `supervised` calls it: with `mask` and the flags of `FLAGS` that it names.
 
-    What follows the inputs directly is given by its place, so that the `static_argnums` of
-    `flax.linen.remat` reach it.
+    Arguments that follow the inputs directly are passed by position, so that the `static_argnums`
+    of `flax.linen.remat` apply to them.
 
     Attributes:
         module: the module.
-        flags: those of `FLAGS` that it names.
-        masked: whether it names `mask`.
+        flags: the flags of `FLAGS` that its `__call__` names.
+        masked: whether its `__call__` names `mask`.
     """
 
     def __init__(self, module: Any) -> None:
@@ -44,8 +44,8 @@ class Called:
         """The variables of the module.
 
         Raises:
-            ValueError: it has dropout or batch statistics, and names no flag that turns them on;
-                or a flag becomes an array on its way.
+            ValueError: the module has dropout or batch statistics and names no flag that turns them
+                on; or a flag becomes an array before it reaches a layer.
         """
         several, named = self._arguments(x, weights, False)
         seen = _Layers()
@@ -55,8 +55,8 @@ class Called:
         except jax.errors.TracerBoolConversionError as error:
             raise ValueError(
                 f"{' or '.join(self.flags) or 'a flag'} must stay a Python bool in the module, got "
-                "an array; nn.remat and nn.jit want its place in static_argnums, such as "
-                "nn.remat(Module, static_argnums=(2,)); or jaxops.remat(task) wraps the whole task"
+                "an array; give nn.remat or nn.jit its position in static_argnums, such as "
+                "nn.remat(Module, static_argnums=(2,)), or use jaxops.remat(task) instead"
             ) from error
         layers = seen.random + ["/".join(p) for p in _layers(variables.get("batch_stats", {}))]
         layers = [name for name in layers if name not in seen.meant]
@@ -74,12 +74,13 @@ class Called:
         return self.module.apply(variables, *several, **named, **kwargs)
 
     def train(self, variables: Any, x: Any, weights: Any, key: Any) -> tuple[Any, dict[str, Any]]:
-        """The outputs in training, and the new variables beside the parameters.
+        """The outputs in training, and the new variables that are not parameters.
 
-        Warns once where something stays off that training turns on.
+        Warns once if dropout or batch statistics stay off in training.
 
         Raises:
-            ValueError: a variance of single values, or variables that grow from step to step.
+            ValueError: batch norm over a single value for each channel, or variables that grow from
+                step to step.
         """
         extra, seen = {k: v for k, v in variables.items() if k != "params"}, _Layers()
         options = {"rngs": {"dropout": key}, "mutable": list(extra)}
@@ -89,9 +90,9 @@ class Called:
             before: Any = jax.tree.structure(extra[name])
             if before != jax.tree.structure(tree):
                 raise ValueError(
-                    f"variables {name!r} must have the same structure after a step, got another, "
-                    "as by sow, which appends; return such values with the outputs, and add them "
-                    'in `loss`; or sow them into "intermediates", which is not kept'
+                    f"variables {name!r} must have the same structure after a step, got another; "
+                    "sow appends a value in each step: return such values with the outputs and "
+                    'add them in `loss`, or sow them into "intermediates", which is not kept'
                 )
         self._warn(seen, extra, new)
         return outputs, {**extra, **new}
@@ -122,20 +123,20 @@ class Called:
             self._warned = True
             given = ", ".join(f"{name}={FLAGS[name]}" for name in self.flags)
             warnings.warn(
-                f"in training ({given}) {'; '.join(sorted(problems))}: hand the argument on to the "
-                "layers, unless it is meant",
+                f"in training ({given}) {'; '.join(sorted(problems))}: pass the argument on to the "
+                "layers, unless this is intended",
                 stacklevel=2,
             )
 
 
 class _Layers:
-    """What is seen of layers while a module is traced, each by its path.
+    """The paths of layers that matter for the flags, recorded while a module is traced.
 
     Attributes:
         random: layers with dropout.
-        off: those of them that were called with dropout off.
-        meant: layers that no flag can reach, in a module which takes none: they are as written.
-        unmasked: batch norms that took the statistics of a batch without a mask.
+        off: layers with dropout that were called with dropout off.
+        meant: layers inside a module that takes no flag, so that they are off or on on purpose.
+        unmasked: batch norms that computed the statistics of a batch without a mask.
     """
 
     def __init__(self) -> None:
@@ -145,7 +146,7 @@ class _Layers:
         self.unmasked: list[str] = []
 
     def watch(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        """Look at a call, for `flax.linen.intercept_methods`."""
+        """Record a call; an interceptor for `flax.linen.intercept_methods`."""
         layer = context.module
         if context.method_name == "__call__":
             name = "/".join(layer.path) or type(layer).__name__
@@ -174,7 +175,7 @@ class _Layers:
 
 
 def _takes_no_flag(parent: Any) -> bool:
-    """Whether the module around a layer has no way to be told that it trains."""
+    """Whether the module around a layer takes no flag that says whether it trains."""
     if not isinstance(parent, nn.Module):
         return False
     parameters = inspect.signature(type(parent).__call__).parameters
@@ -183,7 +184,7 @@ def _takes_no_flag(parent: Any) -> bool:
 
 
 def _rate(layer: Any) -> float:
-    """The rate of a layer of Flax with dropout; what holds such layers is not asked."""
+    """The dropout rate of a Flax layer, 0 for others; layers inside it are not looked at."""
     if isinstance(layer, nn.Dropout):
         return float(layer.rate)
     return float(layer.dropout_rate) if isinstance(layer, nn.MultiHeadDotProductAttention) else 0.0
@@ -197,7 +198,7 @@ def _given(layer: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """The leaves of nested dictionaries, each with the names on the way to it."""
+    """The leaves of nested dictionaries, each with its path as names."""
     return [
         (tuple(str(getattr(key, "key", key)) for key in path), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -22,7 +22,7 @@ def require(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
-        if error.name != package:  # something that the package itself needs
+        if error.name != package:  # the package is there, and a package that it needs is not
             raise
         raise ImportError(
             f'{package} must be installed; pip install "jaxops[{extra}]" installs it', name=package

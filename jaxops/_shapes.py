@@ -1,4 +1,4 @@
-"""Shapes that few compilations serve."""
+"""Lengths rounded up to one of a few, so that few programs are compiled."""
 
 
 def next_power_of_two(count: int, least: int = 1) -> int:
@@ -11,7 +11,7 @@ def next_power_of_two(count: int, least: int = 1) -> int:
 
 
 def few_lengths(count: int) -> int:
-    """A number that is at least `count` and at most an eighth above: one of eight in each octave.
+    """`count` rounded up by at most an eighth, to one of eight numbers between powers of two.
 
     >>> [few_lengths(n) for n in (5, 16, 17, 200, 208, 209, 257)]
     [5, 16, 18, 208, 208, 224, 288]

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Rows as an aligned Markdown table; floats with four digits, numbers to the right.
+    """Rows as an aligned Markdown table; floats have four digits, and numbers are right-aligned.
 
     >>> print(table([{"name": "mlp", "accuracy": 0.97512}, {"name": "cnn", "steps": 10}]))
     | name | accuracy | steps |

@@ -7,8 +7,8 @@
     jaxops bench churn.safetensors new.csv
     jaxops size churn.safetensors --hardware H100
 
-An error is one line on stderr, with exit code 1; `--debug` shows where it comes from. Exit code 2
-is a command that cannot be read, and 130 one that was interrupted.
+An error is printed as one line on stderr, and the exit code is 1; `--debug` adds the traceback.
+Exit code 2 means that the command line could not be parsed, and 130 that it was interrupted.
 """
 
 import ast
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 else:
     tyro = require("tyro", extra="cli")
 
-ROWS = 50_000  # read and predicted at a time
+ROWS = 50_000  # rows that are read and predicted at a time
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Fit:
     room: Tabular | Survival | Customers | Text | Vision | Recommend | Forecast | Language
 
     def run(self) -> None:
-        """Train, and say where the model is."""
+        """Train, and print where the model file is."""
         module = importlib.import_module(f"jaxops.{type(self.room).__name__.lower()}")
         arguments = {f.name: getattr(self.room, f.name) for f in dataclasses.fields(self.room)}
         data, out = arguments.pop("data"), arguments.pop("out")
@@ -78,14 +78,14 @@ class Predict:
     model: tyro.conf.Positional[Path]
     """the model file"""
     data: tyro.conf.Positional[str]
-    """what to predict; see the room's `predict`"""
+    """the data to predict for; see the room's `predict`"""
     out: Path
     """the file to write, .parquet or .csv"""
     cutoff: str | None = None
-    """of customers: the last day that is seen, by default that of training"""
+    """for models of customers: the last day of events to use, by default that of training"""
 
     def run(self) -> None:
-        """Predict in parts where rows are independent, and write as it goes."""
+        """Predict and write part by part if rows are independent, and all at once if not."""
         if self.out.suffix not in (".parquet", ".csv"):
             raise ValueError(f"out must end in .parquet or .csv, got {self.out}")
         model = load(self.model)
@@ -104,12 +104,12 @@ class Predict:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a model on data that have the truth: each figure with its interval."""
+    """Score a model on data with known labels; each figure has its interval."""
 
     model: tyro.conf.Positional[Path]
     """the model file"""
     data: tyro.conf.Positional[str]
-    """what to score on; see the room's `evaluate`"""
+    """the data to score on; see the room's `evaluate`"""
 
     def run(self) -> None:
         """Print the figures."""
@@ -120,17 +120,17 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Show:
-    """Say what a model file holds: inputs, classes, figures, versions."""
+    """Print what a model file holds: inputs, classes, validation figures, versions."""
 
     model: tyro.conf.Positional[Path]
     """the model file"""
     html: Path | None = None
-    """write an HTML page, too"""
+    """also write an HTML page to this file"""
     data: str | None = None
-    """what to score on; the page then has figures and pictures of it"""
+    """data to score on; the page then has figures and pictures of them"""
 
     def run(self) -> None:
-        """Print a table, and the figures of the validation; write the page."""
+        """Print what the model is and its validation figures, and write the page."""
         if self.data is not None and self.html is None:
             raise ValueError(f"data must be left out without --html, got {self.data}")
         model = load(self.model)
@@ -154,12 +154,12 @@ class Bench:
     model: tyro.conf.Positional[Path]
     """the model file"""
     data: tyro.conf.Positional[str]
-    """what to predict"""
+    """the data to predict for"""
     rounds: int = 5
-    """how often, after the first call, which compiles"""
+    """number of calls that are timed after the first call, which compiles"""
 
     def run(self) -> None:
-        """Print seconds of the first call, the median of the next and the memory."""
+        """Print the seconds of the first call, the median of the later calls, and the memory."""
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         model, seconds = load(self.model), []
@@ -182,19 +182,19 @@ class Bench:
 
 @dataclass(frozen=True)
 class Size:
-    """Say what training a model's task further needs of a machine: memory, and seconds a step."""
+    """Compute how much memory and how many seconds a training step of the model needs."""
 
     model: tyro.conf.Positional[Path]
     """the model file"""
     batch_size: int = 256
-    """rows of a step"""
+    """number of rows in a step"""
     hardware: str = "H100"
-    """a name in `jaxops.devices.hardware.HARDWARE`"""
+    """the hardware: a name in `jaxops.devices.hardware.HARDWARE`"""
     compute: str = "float32"
-    """float32, bfloat16 or float16"""
+    """the dtype of matrix products: float32, bfloat16 or float16"""
 
     def run(self) -> None:
-        """Trace one step with Adam; nothing is run."""
+        """Trace one step with Adam, without running it, and print the figures."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         task, _ = load(self.model).trained()
@@ -206,20 +206,20 @@ class Size:
 
 
 def room_of(model: Model, path: Any) -> Any:
-    """The module of the room that a model is of.
+    """The module of the room that a model belongs to.
 
     Raises:
         ValueError: a model without a reader.
     """
     if not model.room:
         raise ValueError(
-            f"model must have a reader, as ROOM.fit gives it, got {path}, which reads arrays"
+            f"model must have a reader, as models from ROOM.fit do, got {path}, which reads arrays"
         )
     return importlib.import_module(f"jaxops.{model.room}")
 
 
 def answers(model: Model, data: str, **options: Any) -> Iterator[Any]:
-    """The frames of a model's answers; in parts where its reader says that rows are independent."""
+    """The frames of a model's answers: several if its reader says that rows are independent."""
     if not getattr(model.reader, "streams", False) or Path(data).is_dir():
         yield model.predict(data, **options).frame()
         return
@@ -237,7 +237,7 @@ def answers(model: Model, data: str, **options: Any) -> Iterator[Any]:
 
 
 def write(path: Path, frames: Iterator[Any]) -> int:
-    """Write frames one after the other to a Parquet or CSV file; the number of rows."""
+    """Write frames one after the other to a Parquet or CSV file, and return the number of rows."""
     pa, pq = require("pyarrow", extra="data"), require("pyarrow.parquet", extra="data")
 
     rows, writer = 0, None
@@ -256,7 +256,7 @@ def write(path: Path, frames: Iterator[Any]) -> int:
 
 
 def described(model: Model) -> dict[str, list[dict[str, Any]]]:
-    """Rows of tables, by heading: what a model is, and the figures of its validation."""
+    """The rows of two tables, by heading: what a model is, and its validation figures."""
     task = model.task
     facts: dict[str, Any] = {"room": model.room or "none (reads arrays)"}
     if model.state is not None:
@@ -281,7 +281,7 @@ def described(model: Model) -> dict[str, list[dict[str, Any]]]:
 
 
 def method(room: Any, text: str) -> Any:
-    """What a text such as "EASE(l2=100)" names: a public name of the room, called.
+    """The object that a text such as "EASE(l2=100)" describes: a call of a public name of the room.
 
     Args:
         room: the module of a room.
@@ -290,7 +290,7 @@ def method(room: Any, text: str) -> Any:
 
     Raises:
         ValueError: any other text, a name that the room does not have, or arguments that the named
-            class or function refuses, with its own words.
+            class or function refuses; the message repeats its own error.
 
     >>> from jaxops import tabular
     >>> method(tabular, "MLP((8, 4), dropout=0.1)").widths
@@ -313,7 +313,7 @@ def method(room: Any, text: str) -> Any:
 
 
 def _parsed(room: Any, tree: Any) -> Callable[[], Any]:
-    """A public name of a room, or a call of one: what calls it.
+    """A function that makes the object which an expression describes: a public name, or its call.
 
     Raises:
         ValueError: another expression.
@@ -336,7 +336,7 @@ def _parsed(room: Any, tree: Any) -> Callable[[], Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code.
+    """Run one command and return the exit code.
 
     >>> main(["show", "nothing.safetensors"])
     1

@@ -1,4 +1,4 @@
-"""What the command line's `fit` takes, room by room."""
+"""The arguments of `jaxops fit` for each room."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +14,25 @@ else:
 
 @dataclass(frozen=True)
 class Given:
-    """What every room's fit takes."""
+    """The arguments that `fit` takes in every room."""
 
     data: tyro.conf.Positional[str]
-    """what to learn from; see the room's `fit`"""
+    """the training data; see the room's `fit`"""
     out: Path
     """the model file to write"""
     method: str = ""
-    """the model and its settings, such as "TabM(members=8)", or what gives several, such as
-    "short_list()" of tables; by default the room's recipe"""
+    """the model and its settings, such as "TabM(members=8)", or a function that returns several
+    models, such as "short_list()" for tables; by default the room's `fit` chooses"""
 
 
 @dataclass(frozen=True)
 class Common(Given):
-    """What every room's training takes."""
+    """The arguments of all rooms that train networks."""
 
     budget: str = "10min"
     """time after which training stops"""
     seed: int = 0
-    """of the validation rows and of training"""
+    """the seed of the choice of validation rows and of training"""
 
 
 @dataclass(frozen=True)
@@ -54,31 +54,31 @@ class Tabular(Common):
     weights: str | None = None
     """the column of the rows' weights"""
     folds: int | None = None
-    """train once for each of so many folds, and answer with the mean"""
+    """number of folds; one model is trained for each, and their mean is the answer"""
     text: tuple[str, ...] = ()
-    """columns of text, though their values may be numbers or dates"""
+    """columns to read as text, also if their values look like numbers or dates"""
     target: str | None = None
     """what the label is: classes, number, counts, quantiles or zero_inflated"""
     levels: tuple[float, ...] = ()
-    """of the quantiles"""
+    """the levels of the quantiles"""
 
 
 @dataclass(frozen=True)
 class Survival(Common):
-    """Predict when rows have an event that many have not had yet."""
+    """Predict when each row has an event, from rows many of which have not had it yet."""
 
     time: str = tyro.MISSING
     """the column of times until the event, or until a row was last seen"""
     event: str = tyro.MISSING
     """the column that says whether the event was seen: 0 or 1, or the number of a cause"""
     entry: str | None = None
-    """the column of times from which on a row was watched"""
+    """the column of the times at which the observation of a row began"""
     id: str | None = None
     """the column of the rows' ids"""
     drop: tuple[str, ...] = ()
     """columns to leave out"""
     text: tuple[str, ...] = ()
-    """columns of text, though their values may be numbers or dates"""
+    """columns to read as text, also if their values look like numbers or dates"""
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class Forecast(Common):
 
 @dataclass(frozen=True)
 class Customers(Given):
-    """Tell who is still a customer, how often each will buy and what they bring, from a log."""
+    """Predict from a log who is still a customer, how often each will buy and for how much."""
 
     horizon: float = tyro.MISSING
-    """units of time ahead"""
+    """number of time units to predict ahead"""
     customer: str = tyro.MISSING
     """the column of customers"""
     time: str = tyro.MISSING
@@ -137,9 +137,9 @@ class Customers(Given):
     cutoff: str | None = None
     """the last day to learn from, such as 2024-12-31, or a number where times are numbers"""
     unit: Literal["hour", "day", "week", "month", "year"] | None = None
-    """of time, by default days"""
+    """the unit of time, by default days"""
     period: Literal["hour", "day", "week", "month", "year"] | None = None
-    """within which a customer's rows are one purchase, by default a day"""
+    """the period within which a customer's rows count as one purchase, by default a day"""
     refunds: Literal["error", "drop", "net"] = "error"
     """what to do with negative amounts"""
 

@@ -1,10 +1,10 @@
-"""Losses of a whole row, which optax has only element by element.
+"""Losses that reduce a whole row to one value; those of optax are elementwise.
 
-Cross-entropy, binary or over classes, is optax's own: `optax.sigmoid_binary_cross_entropy`,
+For cross-entropy, binary or over classes, use optax: `optax.sigmoid_binary_cross_entropy`,
 `optax.softmax_cross_entropy`, `optax.softmax_cross_entropy_with_integer_labels`.
 
-"The squared error" may mean two losses, the mean or half the sum over a row. Their gradients differ
-by the factor n/2 for rows of n values, and so do suitable learning rates; so each has a name here.
+"Squared error" can mean two losses, the mean or half the sum over a row. For rows of n values their
+gradients differ by the factor n/2, and so do suitable learning rates. Each has its own name here.
 """
 
 import jax
@@ -66,7 +66,7 @@ def half_sum_squares(predictions: Array, targets: Array) -> Array:
 
 
 def smoothed_cross_entropy(logits: Array, label: Array, smoothing: float) -> Array:
-    """Cross-entropy with integer labels, a share of each label spread evenly over all classes.
+    """Cross-entropy with integer labels, where a share of each label is spread over all classes.
 
     The target is (1 - smoothing) * onehot(label) + smoothing / C; with smoothing 0 it is the plain
     cross-entropy.
@@ -94,11 +94,11 @@ def smoothed_cross_entropy(logits: Array, label: Array, smoothing: float) -> Arr
 
 
 def over_members(values: Array, rank: int) -> Array:
-    """The mean over the members of an ensemble in one module, where there are any.
+    """The mean over the members of an ensemble in one module; without members, the values.
 
     Args:
-        values: of that rank, without members; or (B, members, ...), of one rank more.
-        rank: 1 for (B,), 2 for (B, C).
+        values: with `rank` axes, if there are no members; or (B, members, ...), with one axis more.
+        rank: number of axes without members: 1 for (B,), 2 for (B, C).
 
     >>> import jax.numpy as jnp
     >>> over_members(jnp.array([[1.0, 3.0]]), rank=1).tolist()

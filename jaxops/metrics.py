@@ -7,9 +7,10 @@ A state is a NamedTuple of arrays, made inside a jitted step and read once at th
     total = merge(total, states)                               # over calls
     summarize(total)                                           # {"accuracy": 0.97}
 
-Inside a step numbers are float32, so counts are exact below 2**24 (16.7 million) rows a step;
-moved `to_host` before they are folded and merged, sums over steps are float64. `weights` are (B,),
-one a row; a row of weight 0 (padding) may hold anything, NaN included, and changes nothing.
+Inside a step numbers are float32, so counts are exact below 2**24 (16.7 million) rows in a step.
+Move the states `to_host` before you fold and merge them; the sums over steps are then float64.
+`weights` are (B,), one for each row. A row of weight 0 (padding) may hold any value, also NaN, and
+changes nothing.
 """
 
 from typing import Any, NamedTuple, Protocol, Self
@@ -45,17 +46,17 @@ class Metric(Protocol):
     """The methods of every state."""
 
     def merge(self, other: Self) -> Self:
-        """The state of both sets of rows; either both are NumPy or both are jax."""
+        """The state of both sets of rows; both states must be NumPy, or both jax arrays."""
 
     def fold(self) -> Self:
-        """Collapse K states, stacked by `many_steps` along a new leading axis, to one."""
+        """Merge K states, which `many_steps` stacked along a new leading axis, into one."""
 
     def compute(self) -> Any:
         """The value, on the host: a float, or a dict of name -> float or array."""
 
 
 class Mean(NamedTuple):
-    """A weighted mean; NaN where nothing was counted.
+    """A weighted mean; NaN if the sum of the weights is 0.
 
     Attributes:
         total: (), the sum of weight * value.
@@ -83,10 +84,10 @@ class Mean(NamedTuple):
 
 
 class Count(NamedTuple):
-    """How often something happened, such as an update that was clipped.
+    """The number of times that something happened, such as an update that was clipped.
 
     Attributes:
-        total: (), how often.
+        total: (), the number.
 
     >>> Count(np.array(3.0)).merge(Count(np.array(1.0))).compute()
     4
@@ -95,7 +96,7 @@ class Count(NamedTuple):
     total: Array
 
     def merge(self, other: "Count") -> "Count":
-        """The events of both."""
+        """The sum of both numbers."""
         return Count(self.total + other.total)
 
     def fold(self) -> "Count":
@@ -116,7 +117,7 @@ class Confusion(NamedTuple):
     """Weighted counts of (true, predicted) labels.
 
     Averages are scikit-learn's defaults: a ratio 0 / 0 is 0, and "macro" is the plain mean over
-    the classes that occur in truth or prediction. Of an empty set every average is NaN.
+    the classes that occur in truth or prediction. If there are no rows, every average is NaN.
 
     Attributes:
         counts: (C, C), rows true, columns predicted.
@@ -137,28 +138,28 @@ class Confusion(NamedTuple):
         return Confusion(self.counts.sum(0))
 
     def precision(self, average: str | None = "macro") -> Any:
-        """Of the rows predicted as a class, the share that is of it: see `_score`."""
+        """The share of the rows predicted as a class that belong to it; see `_score`."""
         return self._score(average, predicted=1, true=0)
 
     def recall(self, average: str | None = "macro") -> Any:
-        """Of the rows of a class, the share that is predicted as it: see `_score`."""
+        """The share of the rows of a class that are predicted as it; see `_score`."""
         return self._score(average, predicted=0, true=1)
 
     def f1(self, average: str | None = "macro") -> Any:
-        """The harmonic mean of precision and recall, 2 hits / (predicted + true): see `_score`."""
+        """The harmonic mean of precision and recall, 2 hits / (predicted + true); see `_score`."""
         return self._score(average, predicted=0.5, true=0.5)
 
     def _score(self, average: str | None, predicted: float, true: float) -> Any:
         """hits / (predicted * rows predicted + true * rows true), averaged.
 
         Args:
-            average: None gives an array (C,), one value a class; "macro" the mean over the
+            average: None gives an array (C,), one value for each class; "macro" the mean over the
                 classes that occur; "micro" the ratio of the sums; "binary" the value of class 1.
-            predicted: the share of the rows predicted as the class in the denominator.
-            true: the share of the rows of the class in it.
+            predicted: factor of the number of rows predicted as the class, in the denominator.
+            true: factor of the number of rows of the class, in the denominator.
 
         Raises:
-            ValueError: another average, or "binary" where there are not two classes.
+            ValueError: another average, or "binary" if there are not two classes.
         """
         counts = np.asarray(self.counts, np.float64)
         hits, columns, rows = counts.diagonal(), counts.sum(0), counts.sum(1)
@@ -179,8 +180,8 @@ class Confusion(NamedTuple):
     def compute(self) -> dict[str, Any]:
         """The matrix as `confusion`, `accuracy`, and the averages by name.
 
-        `precision_macro`, `recall_macro`, `f1_macro` and the three of `_micro`; with two classes
-        also `precision`, `recall` and `f1` of class 1.
+        The averages are `precision_macro`, `recall_macro`, `f1_macro`, and the same with `_micro`.
+        With two classes there are also `precision`, `recall` and `f1` of class 1.
         """
         # every row has one true and one predicted class: micro recall is the accuracy
         values = {"confusion": np.asarray(self.counts), "accuracy": self.recall("micro")}
@@ -194,9 +195,9 @@ class Confusion(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Every score with its label and weight, for what needs them all: the ROC curve, exactly.
+    """The score, label and weight of every row, which the exact ROC curve needs.
 
-    12 bytes a row until moved to the host, 24 there.
+    A row takes 12 bytes on the device and 24 on the host.
 
     Attributes:
         score: (N,), higher means more likely of class 1.
@@ -222,14 +223,14 @@ class Scores(NamedTuple):
         return Scores(*(x.reshape(-1) for x in self))
 
     def roc_curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """False and true positive rates at every threshold, as scikit-learn's `roc_curve`.
+        """False and true positive rates at every threshold.
 
-        Equal to `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: the first threshold
-        is infinity, and rows of equal score enter together.
+        They equal `sklearn.metrics.roc_curve(..., drop_intermediate=False)`: the first threshold
+        is infinity, and rows of equal score pass a threshold together.
 
         Returns:
             fpr, tpr, thresholds: one value for each distinct score, and one more. A rate is NaN
-            where its class is absent, both are where a score is NaN.
+            if its class is absent. Both rates are NaN if a score is NaN.
         """
         score, label, weight = (np.asarray(x, np.float64) for x in self)
         order = np.flatnonzero(weight > 0)
@@ -246,7 +247,7 @@ class Scores(NamedTuple):
     def auc(self) -> float:
         """The area under the ROC curve: P(score of class 1 > score of class 0) + P(equal) / 2.
 
-        The Mann-Whitney statistic, exact with ties; NaN where a class is absent.
+        This is the Mann-Whitney statistic, exact with ties. It is NaN if a class is absent.
         """
         fpr, tpr, _ = self.roc_curve()
         return float(np.trapezoid(tpr, fpr)) if len(fpr) > 1 else float("nan")
@@ -257,9 +258,9 @@ class Scores(NamedTuple):
 
 
 def mean(values: jax.Array, weights: jax.Array) -> Mean:
-    """The weighted mean of values (B, ...) over rows; extra axes are averaged.
+    """The weighted mean of values (B, ...) over rows; other axes are averaged first.
 
-    With weights (B, T) the value of a token counts by itself.
+    With weights (B, T), each token is weighted by itself.
 
     >>> mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([1.0, 1.0, 0.0])).compute()
     1.5
@@ -275,16 +276,17 @@ def mean(values: jax.Array, weights: jax.Array) -> Mean:
 
 
 def top_k(logits: jax.Array, labels: jax.Array, k: int, weights: jax.Array) -> Mean:
-    """How often the label is among the k largest logits.
+    """The share of rows whose label is among the k largest logits.
 
-    Equal logits rank in the order of their classes, as `argmax` does, so that `k=1` is the
-    accuracy and equal logits for all classes earn k / C, not 1 (scikit-learn breaks ties the
-    other way round, the last class first). A label whose logit is NaN is never among them.
+    Of equal logits that of the first class ranks first, as with `argmax`. Therefore `k=1` is the
+    accuracy, and a model with equal logits for all classes has k / C, not 1. (scikit-learn breaks
+    ties the other way round, the last class first.) A label whose logit is NaN is never among the
+    k largest.
 
     Args:
         logits: (B, C), or (..., C).
         labels: (B,) integers, or (...).
-        k: how many classes may be named.
+        k: number of largest logits.
         weights: (B,).
 
     >>> logits = jnp.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]])
@@ -299,9 +301,9 @@ def top_k(logits: jax.Array, labels: jax.Array, k: int, weights: jax.Array) -> M
 
 
 def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Mean:
-    """How often the largest logit is the label's: logits (B, C), labels (B,) integers.
+    """The share of rows whose largest logit is that of the label.
 
-    Of equal logits the first class counts as predicted.
+    Logits are (B, C) and labels (B,) integers. Of equal logits the first class is predicted.
 
     >>> logits = jnp.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]])
     >>> accuracy(logits, jnp.array([1, 2]), jnp.ones(2)).compute()
@@ -311,7 +313,7 @@ def accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Mean:
 
 
 def binary_accuracy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Mean:
-    """How often a logit is positive where the label is 1, and not where it is 0.
+    """The share of rows whose logit is above 0 if the label is 1, and not above 0 if it is 0.
 
     Args:
         logits: (B,), log-odds of class 1; above 0 (probability above 1/2) predicts 1.
@@ -346,7 +348,7 @@ def absolute_error(pred: jax.Array, target: jax.Array, weights: jax.Array) -> Me
 def confusion(
     predicted_labels: jax.Array, labels: jax.Array, classes: int, weights: jax.Array
 ) -> Confusion:
-    """Count (true, predicted) labels, both (B,) integers in [0, classes); others do not count.
+    """Count (true, predicted) labels, both (B,) integers; those outside [0, classes) do not count.
 
     >>> confusion(jnp.array([0, 1, 1]), jnp.array([0, 0, 1]), 2, jnp.ones(3)).counts.tolist()
     [[1.0, 1.0], [0.0, 1.0]]
@@ -391,7 +393,7 @@ def to_host(states: Any) -> Any:
 
 
 def fold(states: dict[str, Any]) -> dict[str, Any]:
-    """Collapse the leading axis of each state, along which `many_steps` stacked the steps.
+    """Merge the steps of each state, which `many_steps` stacked along the leading axis.
 
     >>> fold({"loss": Mean(np.array([1.0, 2.0]), np.array([2.0, 2.0]))})["loss"].compute()
     0.75
@@ -400,7 +402,7 @@ def fold(states: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The states of both sets of rows, name by name.
+    """Merge the states of two sets of rows, name by name.
 
     >>> half = {"x": Mean(np.array(1.0), np.array(2.0))}
     >>> summarize(merge(half, half))
@@ -412,7 +414,8 @@ def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def summarize(states: dict[str, Any]) -> dict[str, Any]:
     """Read every state: name -> float or array.
 
-    A state of one value goes by its name; one that computes several adds them under their own.
+    A state that computes one value is reported by its own name. A state that computes several
+    values adds each under the name that it gives it.
 
     >>> states = {"loss": Mean(np.array(1.0), np.array(4.0)), "counts": Confusion(np.eye(2))}
     >>> list(summarize(states))[:4]

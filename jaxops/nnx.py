@@ -15,27 +15,28 @@ STATE = "state"
 
 
 def from_nnx(module: nnx.Module) -> Any:
-    """A Flax NNX module as `jaxops.supervised`, and every task of a room, takes a module.
+    """Adapt a Flax NNX module, so that `jaxops.supervised` and the tasks of the rooms can take it.
 
     The module is split once, into its structure and plain dictionaries of arrays. Training changes
-    copies of the dictionaries; the module itself is left as it is. Its `nnx.Param` variables are
-    `params`; all others (such as batch statistics) are carried in `extra`. It receives `train`, as
-    a linen module does: the adapter does what `module.train()` and `module.eval()` do. Its
-    `__call__` may also name `mask`, and `train` or another flag that `supervised` knows, itself.
+    copies of these dictionaries, and the module itself does not change. Its `nnx.Param` variables
+    are `params`; all others (such as batch statistics) are in `extra`. The adapter switches between
+    training and evaluation as `module.train()` and `module.eval()` do. The module's `__call__` may
+    also name `mask`, and `train` or another flag that `supervised` knows.
 
-    Two things differ from a linen module. Training starts from the values that the module has, so
-    `seed` does not change them; it does change dropout, the order of the rows and everything else.
-    And a model file cannot name it: load with `jaxops.load(path, task=...)`.
+    Two things differ from a linen module. Training starts from the parameters that the module
+    already has, so `seed` does not change them; `seed` still changes dropout, the order of the rows
+    and everything else. A model file cannot name the module, so load the file with
+    `jaxops.load(path, task=...)`.
 
     Args:
-        module: any module that is called with the inputs.
+        module: any module whose `__call__` takes the inputs.
 
     Returns:
-        An object with the `init` and `apply` of a linen module. Random streams draw from the key
-        of the "dropout" stream, each of them from a key of its own.
+        An object with the `init` and `apply` of a linen module. Each random stream gets its own
+        key, derived from that of the "dropout" stream.
 
     Raises:
-        TypeError: `module` is no NNX module.
+        TypeError: `module` is not an NNX module.
 
     >>> import jaxops as jo
     >>> from jaxops import tabular
@@ -75,7 +76,7 @@ class _Adapter:
         self.statistics = (STATE,) if kept else ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Outputs with the module's original values."""
+        """The outputs with the module's original parameters."""
         return self.apply(self.init(None), *args, **kwargs)
 
     def init(self, key: Key | None, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class _Adapter:
         mutable: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The outputs; with `mutable` also the new variables that are no parameters."""
+        """The outputs; with `mutable` also the new variables that are not parameters."""
         kwargs |= {name: train is FLAGS[name] for name in self._flags}
         module: Any = nnx.merge(
             self._structures[train],
@@ -109,7 +110,7 @@ class _Adapter:
 
 
 def _paths(state: Any) -> list[tuple[str, ...]]:
-    """The names on the way to each leaf, in the order in which JAX flattens a state."""
+    """The path of each leaf as names, in the order in which JAX flattens a state."""
     return [tuple(map(str, path)) for path, _ in nnx.to_flat_state(state)]
 
 

@@ -1,8 +1,8 @@
 """Optimizers and schedules: optax's own, and the few that optax lacks.
 
-Everything here returns a plain `optax.GradientTransformation` or schedule, and any other one can
-be given to `jaxops.fit` as well. Those here are made once per set of arguments, so that two equal
-set-ups share one compilation. `optax.chain` puts them together:
+Every function here returns a plain `optax.GradientTransformation` or schedule. `jaxops.fit` takes
+any other of optax as well. The functions here return the same object for equal arguments, so that
+two equal set-ups share one compilation. `optax.chain` combines them:
 
 >>> tx = optax.chain(clip_by_global_norm(1.0), l2(1e-4), adam(cosine(1e-3, 1000)), ema(0.999))
 """
@@ -62,7 +62,7 @@ def _once(make: F) -> F:
 
     @functools.wraps(make)
     def once(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)  # by name or by place: the same call
+        bound = signature.bind(*args, **kwargs)  # positional and keyword arguments: the same call
         bound.apply_defaults()
         rate = bound.arguments.get("learning_rate")
         if isinstance(rate, int | float) and not rate >= 0:
@@ -97,14 +97,15 @@ def adam(
 
     `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, and after t steps
     `w -= learning_rate * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)`. optax computes
-    `1 - b2^t` as it stands, and loses five of seven digits at t = 1: its first steps are off by
-    1e-5. Here it is `-expm1(t log b2)`, and multiplying by its inverse is a little faster, too.
+    `1 - b2^t` directly, which loses five of seven digits at t = 1, so its first steps are wrong by
+    1e-5. Here it is computed as `-expm1(t log b2)`. Multiplying by the inverse is also a little
+    faster.
 
     Args:
         learning_rate: a number, or a schedule of the step.
         b1: decay of the mean of the gradients.
         b2: decay of the mean of their squares.
-        eps: added to the root.
+        eps: added to the square root.
 
     References:
         Kingma and Ba 2015, arXiv:1412.6980.
@@ -142,7 +143,7 @@ def step_decay(rate: float, every: int, factor: float) -> optax.Schedule:
 
 @_once
 def exponential(rate: float, every: int, factor: float) -> optax.Schedule:
-    """`rate * factor ** (step / every)`, without stairs.
+    """`rate * factor ** (step / every)`, which falls at every step.
 
     >>> round(float(exponential(0.1, every=10, factor=0.25)(5)), 4)
     0.05
@@ -152,7 +153,7 @@ def exponential(rate: float, every: int, factor: float) -> optax.Schedule:
 
 @_once
 def cosine(rate: float, steps: int, warmup: int = 0, end: float = 0.0) -> optax.Schedule:
-    """From 0 up to `rate` in a straight line over `warmup` steps, then down to `end` by a cosine.
+    """A rate that rises linearly from 0 to `rate` in `warmup` steps and falls to `end` by a cosine.
 
     `end` is reached at `steps`, warm-up included (Loshchilov & Hutter 2017).
 
@@ -169,8 +170,8 @@ def cosine(rate: float, steps: int, warmup: int = 0, end: float = 0.0) -> optax.
 def phases(*parts: tuple[int, float]) -> optax.Schedule:
     """A piecewise constant schedule: `(steps, value)` pairs; the last value stays.
 
-    To train at 1e-3 and then tune at 1e-4 with a second optimizer loses Adam's moments. A schedule
-    changes the rate, or the weight decay, and keeps them.
+    Training at 1e-3 and then at 1e-4 with a second optimizer would lose Adam's moments. A schedule
+    changes the rate, or the weight decay, and keeps the moments.
 
     >>> rate = phases((100, 1e-3), (50, 1e-4))
     >>> decay = phases((100, 0.0), (50, 1e-3))
@@ -190,11 +191,11 @@ def phases(*parts: tuple[int, float]) -> optax.Schedule:
 
 @_once
 def plateau(factor: float, patience: int, every: int, min_delta: float = 1e-4) -> Any:
-    """Multiply the updates by `factor` when the training loss stops falling; goes last in a chain.
+    """Multiply the updates by `factor` when the training loss stops falling; last in a chain.
 
-    The loss is averaged over `every` steps (such as an epoch); after `patience` averages without a
-    relative fall of `min_delta` the updates are reduced. This depends on the optimizer's state
-    alone, so a resumed run reduces them where an uninterrupted run does.
+    The loss is averaged over `every` steps (such as an epoch). After `patience` averages without a
+    relative fall of `min_delta` the updates are reduced. This depends only on the optimizer's
+    state, so a resumed run reduces them at the same step as an uninterrupted run.
 
     Args:
         factor: multiplies the updates, again at each plateau.
@@ -226,7 +227,7 @@ def decay_mask(params: Params) -> Any:
 
 @_once
 def l1(strength: float) -> optax.GradientTransformation:
-    """Add the gradient of `strength * sum(|w|)` over `decay_mask`; goes before the optimizer.
+    """Add the gradient of `strength * sum(|w|)` over `decay_mask`; put it before the optimizer.
 
     >>> params = {"kernel": jnp.array([[2.0, -3.0]])}
     >>> tx = chain(l1(0.1), sgd(1.0))
@@ -245,10 +246,10 @@ def l1(strength: float) -> optax.GradientTransformation:
 
 @_once
 def l2(strength: float) -> optax.GradientTransformation:
-    """Add the gradient of `strength / 2 * sum(w ** 2)` over `decay_mask`; before the optimizer.
+    """Add the gradient of `strength / 2 * sum(w ** 2)` over `decay_mask`, before the optimizer.
 
-    This is what `torch.optim.Adam(weight_decay=strength)` does, to all parameters: with Adam the
-    penalty is rescaled by the second moments. Decoupled decay is
+    `torch.optim.Adam(weight_decay=strength)` does the same to all parameters. With Adam, the second
+    moments rescale the penalty. For decoupled decay use
     `adamw(rate, weight_decay=strength, mask=decay_mask)` (Loshchilov & Hutter 2019).
 
     >>> params = {"kernel": jnp.array([[2.0, -3.0]])}
@@ -261,7 +262,7 @@ def l2(strength: float) -> optax.GradientTransformation:
 
 
 class EmaState(NamedTuple):
-    """The averaged parameters, and how many updates they have seen."""
+    """The averaged parameters, and the number of updates that are averaged."""
 
     updates: jax.Array
     params: Params
@@ -269,11 +270,11 @@ class EmaState(NamedTuple):
 
 @_once
 def ema(decay: float) -> optax.GradientTransformation:
-    """Keep an exponential moving average of the parameters; goes last in a chain.
+    """Keep an exponential moving average of the parameters; put it last in a chain.
 
     `average = d * average + (1 - d) * params` after each update, with
     `d = min(decay, (1 + updates) / (10 + updates))`, so that the initial parameters are forgotten
-    quickly (the warm-up of TensorFlow's ExponentialMovingAverage). `averaged` gives the result.
+    quickly (the warm-up of TensorFlow's ExponentialMovingAverage). `averaged` returns the result.
 
     >>> tx = chain(sgd(1.0), ema(0.999))
     >>> params = jnp.zeros(1)
@@ -297,8 +298,8 @@ def ema(decay: float) -> optax.GradientTransformation:
 def averaged(state: "TrainState") -> "TrainState":
     """The state with the averaged parameters in place of the last ones, if `ema` kept any.
 
-    `evaluate`, `predict`, `predictor`, `stack` and `Model` do this to a state themselves, so that
-    what was validated is what is used. The last parameters are those of
+    `evaluate`, `predict`, `predictor`, `stack` and `Model` do this to a state themselves, because
+    validation uses the averaged parameters too. To use the last parameters instead, give them
     `state._replace(opt_state=())`.
 
     >>> from jaxops.state import TrainState
@@ -313,7 +314,7 @@ def averaged(state: "TrainState") -> "TrainState":
 
 
 class ClipState(NamedTuple):
-    """How many updates were clipped."""
+    """The number of updates that were clipped."""
 
     clipped: jax.Array
 
@@ -322,8 +323,8 @@ class ClipState(NamedTuple):
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Scale gradients whose norm over all leaves is above `max_norm` down to it, and count them.
 
-    optax's own (Pascanu et al. 2012, arXiv:1211.5063) with a count, which a step reports as
-    "clipped". Goes first in a chain.
+    This is optax's `clip_by_global_norm` (Pascanu et al. 2012, arXiv:1211.5063) with a count, which
+    a step reports as "clipped". Put it first in a chain.
 
     >>> tx = clip_by_global_norm(1.0)
     >>> updates, state = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
@@ -334,7 +335,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     def update(updates: Any, state: ClipState, params: Any = None) -> tuple[Any, ClipState]:
         norm = optax.tree.norm(updates)
-        clipped = (norm > max_norm) & jnp.isfinite(norm)  # what is not finite stays so
+        clipped = (norm > max_norm) & jnp.isfinite(norm)  # gradients that are not finite stay so
         return clip.update(updates, clip.init(params))[0], ClipState(state.clipped + clipped)
 
     return optax.GradientTransformation(lambda _: ClipState(jnp.zeros((), jnp.int32)), update)
@@ -344,10 +345,11 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def skip_not_finite(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Skip the updates whose loss or gradients are not finite, and count them.
 
-    Wraps the whole optimizer. A skipped step changes neither the parameters, nor the state of
-    `tx`, nor the model's other variables (batch statistics); only the step number advances, so
-    that the next batch is another one. It is reported as "skipped"; if its loss is not finite, it
-    counts in no other metric. Without this wrapper the first such loss ends a run of `fit`.
+    Put it around the whole optimizer. A skipped step changes neither the parameters, nor the state
+    of `tx`, nor the model's other variables (batch statistics). Only the step number advances, so
+    that the next step has another batch. Skipped steps are reported as "skipped"; if the loss of a
+    step is not finite, the step counts in no other metric. Without this wrapper `fit` stops at the
+    first loss that is not finite.
 
     This is `optax.apply_if_finite` without a limit, and it checks the loss (`value=`) as well.
 
@@ -367,7 +369,7 @@ def skip_not_finite(tx: optax.GradientTransformation) -> optax.GradientTransform
 
 
 class LossScaleState(NamedTuple):
-    """The factor of the loss, the number of finite steps in a row, and the guarded state."""
+    """The factor of the loss, the number of finite steps in a row, and the optimizer's state."""
 
     scale: jax.Array
     good_steps: jax.Array
@@ -384,12 +386,13 @@ def loss_scale(
     """Scale the loss dynamically, so that small gradients do not vanish in float16.
 
     A step multiplies the loss by the scale and divides the gradients by it, so `tx` sees unscaled
-    gradients. Updates that are not finite are skipped as by `skip_not_finite` and halve the scale,
-    to 1 at least; `every` finite steps in a row double it. A step reports it as "loss_scale".
+    gradients. Updates that are not finite are skipped as by `skip_not_finite`, and each halves the
+    scale, which stays at least 1. After `every` finite steps in a row the scale is doubled. A step
+    reports the scale as "loss_scale".
 
     Args:
         tx: the whole optimizer.
-        initial: the scale to begin with; a power of two loses no digit.
+        initial: the first scale; scaling by a power of two is exact.
         every: number of finite steps in a row that double the scale.
 
     References:
@@ -422,7 +425,7 @@ def loss_scale(
 
 
 def states_of(opt_state: Any, kind: type) -> list[Any]:
-    """The states of one kind in an optimizer's state, such as `LossScaleState`.
+    """All states of one type in an optimizer's state, such as `LossScaleState`.
 
     >>> tx = chain(clip_by_global_norm(1.0), sgd(0.1))
     >>> [int(state.clipped) for state in states_of(tx.init(jnp.zeros(2)), ClipState)]

@@ -1,4 +1,4 @@
-"""What training changes: `TrainState`, born on its devices."""
+"""The state that training changes: `TrainState`, which is created on its devices."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Stays:
-    """In an optimizer's state: which parameters it leaves as they are.
+    """A part of an optimizer's state that says which parameters the optimizer does not change.
 
     Attributes:
         pattern: a regular expression that is searched for in paths such as "trunk/norm/scale".
@@ -44,7 +44,7 @@ class Stays:
     pattern: str
 
     def of(self, params: Params, before: Extra, after: Extra) -> Extra:
-        """The new `extra`, without changes in layers whose parameters all stay."""
+        """The new `extra`; layers whose parameters all stay keep their old variables."""
         layers: dict[str, bool] = {}
         for path, _ in jax.tree_util.tree_leaves_with_path(params):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -71,7 +71,7 @@ def init_state(
     Args:
         task: the task.
         tx: the optimizer.
-        seed: of the parameters and of all later randomness.
+        seed: the seed of the parameters and of all later random numbers.
         batch: any batch; only its shapes and dtypes matter.
         plan: how the state is placed on the devices; one device by default.
 
@@ -89,7 +89,7 @@ def init_state(
 def state_shapes(
     task: Task, tx: optax.GradientTransformation, batch: Batch, plan: Plan | None = None
 ) -> TrainState:
-    """Shapes and dtypes of the state that `init_state` makes; cached, does not retrace."""
+    """Shapes and dtypes of the state that `init_state` makes; the result is cached."""
     return _init_program(task, tx, plan or default(), _shapes(batch))[0]
 
 

@@ -27,29 +27,29 @@ def train_step(
     batch: Batch,
     accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One update: gradient of the summed loss, divided once by the batch's weight.
+    """One update by the gradient of the summed loss, divided once by the batch's weight.
 
-    Pure; meant for `jax.jit(partial(train_step, task, tx), donate_argnums=0)`. The metrics are
-    mergeable states; "loss" is among them, and "skipped", "clipped" and "loss_scale" where the
-    optimizer reports them (see `jaxops.optim`). An optimizer that takes the loss (`value=`), such
-    as `optax.contrib.reduce_on_plateau`, gets it.
+    This function is pure. Use it as `jax.jit(partial(train_step, task, tx), donate_argnums=0)`. The
+    metrics are mergeable states. They contain "loss", and also "skipped", "clipped" and
+    "loss_scale" if the optimizer reports them (see `jaxops.optim`). An optimizer that takes the
+    loss (`value=`), such as `optax.contrib.reduce_on_plateau`, gets it.
 
-    With `accumulate=k` the batch is taken in k parts, one after the other, in the memory of one
-    part. Part j has the rows j, j + k, j + 2k, ..., so that on many devices each row stays where it
-    is; what a plan exchanges (gradients, gathered parameters) is exchanged for each part. Sums and
-    weights are added up and divided once: the update is that of the whole batch, except for what
-    couples its rows (batch norm uses the statistics of a part).
+    With `accumulate=k` the batch is computed in k parts, one after the other, so it needs the
+    memory of one part. Part j has the rows j, j + k, j + 2k, ..., so that on many devices each row
+    stays on its device. The communication of a plan (gradients, gathered parameters) happens for
+    each part. Sums and weights are added up and divided once. Therefore the update is that of the
+    whole batch, unless something couples its rows: batch norm uses the statistics of a part.
 
     Args:
         task: the task.
         tx: the optimizer.
-        state: of the task; donate it when jitting.
+        state: the task's state; donate it when you jit the step.
         batch: columns with one leading axis.
-        accumulate: number of parts that the batch is taken in.
+        accumulate: number of parts in which the batch is computed.
 
     Raises:
-        ValueError: while tracing, for a batch that does not divide, or a task whose loss couples
-            the rows.
+        ValueError: while tracing, for a batch that `accumulate` does not divide evenly, or for a
+            task whose loss couples the rows.
 
     >>> import numpy as np
     >>> from jaxops import init_state, tabular
@@ -70,7 +70,8 @@ def gradients(
 ) -> tuple[Array, Out, Params]:
     """The summed loss of a batch, its `Out`, and the gradient of the sum.
 
-    With `optim.loss_scale` in the optimizer the gradient is that of the scaled loss, divided again.
+    With `optim.loss_scale` in the optimizer, the gradient is computed from the scaled loss and then
+    divided by the scale.
     """
     scales = optim.states_of(state.opt_state, optim.LossScaleState)
 
@@ -110,10 +111,10 @@ def update(
         if not re.search(
             "required (keyword-only|positional) argument|unexpected keyword", str(error)
         ):
-            raise  # of the optimizer's own
+            raise  # an error inside the optimizer
         raise ValueError(
-            "optimizer must update by the gradient (and value=, the loss) alone, got one that "
-            f"takes other arguments: {error}"
+            "optimizer must need only the gradient (and value=, the loss) to update, got one that "
+            f"needs other arguments: {error}"
         ) from error
     params = optax.apply_updates(state.params, updates)
     metrics, extra = {**out.metrics, "loss": Mean(total, out.weight)}, out.extra
@@ -124,7 +125,7 @@ def update(
         good = counted["skipped"].total == 0
         extra = _where(good, extra, state.extra)
         zeros = jax.tree.map(jnp.zeros_like, metrics)
-        metrics = _where(good | jnp.isfinite(total), metrics, zeros)  # no NaN enters a sum
+        metrics = _where(good | jnp.isfinite(total), metrics, zeros)  # a NaN must not enter a sum
     state = TrainState(state.step + 1, params, opt_state, extra, state.key)
     return state, metrics | counted
 
@@ -132,8 +133,8 @@ def update(
 def _counters(before: Any, after: Any) -> dict[str, Any]:
     """Metrics of one update, from the optimizer's state before and after it.
 
-    "skipped" and "clipped" are counts, where `skip_not_finite`, `loss_scale` or
-    `clip_by_global_norm` are in the optimizer; "loss_scale" is what the loss was multiplied by.
+    "skipped" and "clipped" are counts; they exist if `skip_not_finite`, `loss_scale` or
+    `clip_by_global_norm` is in the optimizer. "loss_scale" is the factor of the loss.
     """
     totals = {
         "skipped": (optax.ApplyIfFiniteState, "total_notfinite"),
@@ -160,7 +161,7 @@ def eval_step(task: Task, metrics: MetricFunctions, state: TrainState, batch: Ba
     Args:
         task: the task.
         metrics: `(name, function)` pairs, the function `(predictions, batch) -> metric state`.
-        state: of the task.
+        state: the task's state.
         batch: columns with one leading axis.
 
     >>> import numpy as np
@@ -188,8 +189,8 @@ def many_steps(
     the first `count` (an int32 scalar) are used. It returns the state and the metrics of each
     step, stacked along a leading axis of length K; rows from `count` on are zero.
 
-    Unlike `lax.scan`, a loop with a count can stop early: one compilation serves every count.
-    K = 1 is compiled without a loop, in which some operations are slow on a CPU.
+    Unlike `lax.scan`, this loop can stop early, so one compilation serves every count. K = 1 is
+    compiled without a loop, because some operations are slow in a loop on a CPU.
 
     Args:
         step: `(state, batch) -> (state, metrics)`, such as a partial `train_step`.
@@ -229,13 +230,13 @@ def pmap_train_step(
     devices: Sequence[jax.Device] | None = None,
     accumulate: int = 1,
 ) -> Callable[[Any, Batch], tuple[Any, Any]]:
-    """`train_step` by `jax.pmap`, provided for code that still uses pmap.
+    """`train_step` by `jax.pmap`, for code that still uses pmap.
 
-    The state has to be placed as by `init_state(..., plan=data_parallel(devices))`, and is donated.
-    Each device takes its rows of the batch; sums, weights and gradients are added up over the
-    devices and divided once, so the update is that of `train_step`. Two things differ from a plan:
-    batch norm uses the statistics of one device's rows, with running statistics that are the mean
-    over the devices; and each device draws its own dropout.
+    The state must be placed as `init_state(..., plan=data_parallel(devices))` places it, and it is
+    donated. Each device takes its rows of the batch. Sums, weights and gradients are added up over
+    the devices and divided once, so the update is that of `train_step`. Two things differ from a
+    plan. Batch norm uses the statistics of one device's rows, and its running statistics are the
+    mean over the devices. Each device draws its own dropout masks.
 
     Args:
         task: the task.
@@ -248,7 +249,7 @@ def pmap_train_step(
 
     Raises:
         ValueError: a task whose loss couples the rows of a batch, or several processes. The step
-            raises for a batch that does not divide over the devices.
+            raises it for a batch that does not divide evenly over the devices.
 
     >>> import numpy as np
     >>> from jaxops import init_state, tabular

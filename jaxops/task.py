@@ -27,7 +27,7 @@ class Column(NamedTuple):
         shape: the shape of one row; `None` stands for any length.
         dtype: NumPy's name of the dtype, such as "uint8"; "float" and "int" take any width.
         classes: integer labels lie in [0, classes); `None` does not check.
-        target: the column is what is learned; prediction does not need it.
+        target: whether the column is a target; prediction does not need targets.
 
     >>> Column("label", dtype="int", classes=10, target=True).shape
     ()
@@ -65,14 +65,14 @@ class Task(NamedTuple):
         classes: the classes' names in order, or empty.
         recipe: how the task was made, `(function, arguments)`, which `jaxops.save` writes; `None`
             for a task made by hand.
-        coupled: whether the loss of a row depends on the other rows of its batch, as with negatives
-            taken from the batch; then a batch must not be taken in parts.
+        coupled: whether the loss of a row depends on the other rows of its batch, as with in-batch
+            negatives. A batch of such a task cannot be computed in parts.
         sample: `(params, extra, batch, key) -> outputs`, as `predict` but with dropout on, for
-            `jaxops.monte_carlo`; `None` where the model has none.
-        check: `columns -> None`, called on the host before anything compiles: raises `ValueError`
-            for rows that `columns` accepts and the task does not.
-        statistics: the collections in `extra` that hold statistics of a batch's rows, where rows of
-            padding would count: `fit` then pads no batch, see there.
+            `jaxops.monte_carlo`; `None` if the model has no dropout.
+        check: `columns -> None`, called on the host before anything compiles. It raises
+            `ValueError` for rows that fit `columns` but that the task cannot use.
+        statistics: the collections in `extra` that hold statistics of a batch's rows, in which
+            padding would count. If there are any, `fit` does not pad batches; see `fit`.
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -119,7 +119,7 @@ def recorded(
     Args:
         make: the function, or the class.
         formerly: old argument name -> its name now, so that older model files still load.
-        before: argument -> what it is where an older file lacks it, if not its default.
+        before: argument -> its value for older files that lack it, if that is not the default.
 
     >>> from jaxops import vision
     >>> vision.classifier(vision.MLP()) is vision.classifier(vision.MLP())
@@ -151,7 +151,7 @@ def recorded(
 
 
 def example(columns: tuple[Column, ...]) -> dict[str, np.ndarray]:
-    """One row of zeros that fits the columns; free lengths are 1.
+    """One row of zeros that fits the columns; a length of `None` becomes 1.
 
     >>> example((Column("image", (28, 28, 1), "uint8"),))["image"].shape
     (1, 28, 28, 1)
@@ -175,7 +175,7 @@ def row_weights(batch: Batch) -> Array:
 
 
 def masked_sum(values: Array, weights: Array) -> Array:
-    """The weighted sum of `values`, without those of weight 0, which may be NaN.
+    """The weighted sum of `values`; those of weight 0 do not count, also if they are NaN.
 
     Args:
         values: any shape.
@@ -189,7 +189,7 @@ def masked_sum(values: Array, weights: Array) -> Array:
 
 
 def _clean(batch: Batch, real: Array) -> Batch:
-    """The batch with zeros in its padding rows, which may hold anything.
+    """The batch with zeros in its padding rows, which may hold any values.
 
     Masking the losses is not enough: the gradient of a masked NaN is NaN as well.
     """
@@ -202,15 +202,15 @@ def _clean(batch: Batch, real: Array) -> Batch:
 
 
 def check_function(name: str, function: Any, *arguments: str) -> None:
-    """Check that a function can be called with so many arguments.
+    """Check that a function can be called with as many positional arguments as are named.
 
     Args:
-        name: what messages call it.
-        function: what was given.
+        name: the name of the function in messages.
+        function: the object to check.
         *arguments: the names of the arguments, for messages.
 
     Raises:
-        ValueError: it is no function, or takes others.
+        ValueError: the object is not a function, or it takes other arguments.
 
     >>> check_function("predict", lambda outputs, batch: outputs, "outputs")
     Traceback (most recent call last):
@@ -221,7 +221,7 @@ def check_function(name: str, function: Any, *arguments: str) -> None:
         raise ValueError(f"{wanted} {function!r}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some that are written in C have none
+    except ValueError:  # some functions that are written in C have no signature
         return
     try:
         signature.bind(*arguments)
@@ -230,11 +230,11 @@ def check_function(name: str, function: Any, *arguments: str) -> None:
 
 
 def check_module(name: str, module: Any) -> None:
-    """Check that something is a Flax module, or has its `apply`.
+    """Check that an object is a Flax module, or has the `apply` of one.
 
     Args:
-        name: what messages call it.
-        module: what was given.
+        name: the name of the module in messages.
+        module: the object to check.
 
     Raises:
         ValueError: anything else.
@@ -262,7 +262,7 @@ def _check_parts(module: Any, columns: tuple[Column, ...], **functions: Any) -> 
 
 
 def _check_losses(losses: Any, weights: Array) -> None:
-    if jnp.shape(losses) != weights.shape:  # it would broadcast, to another sum
+    if jnp.shape(losses) != weights.shape:  # broadcasting would give a different sum
         raise ValueError(
             f"loss must have shape {weights.shape} (one value a row), got {jnp.shape(losses)}"
         )
@@ -271,7 +271,7 @@ def _check_losses(losses: Any, weights: Array) -> None:
 
 
 def _check_states(states: Any) -> None:
-    """Raise `ValueError` where a task's metrics are no states by name."""
+    """Raise `ValueError` if a task's metrics are not a dict of states."""
     if not isinstance(states, Mapping):
         raise ValueError(f"metrics must return states by name, got {type(states).__name__}")
     if "loss" in states:

@@ -224,7 +224,7 @@ def monte_carlo(task: Task, samples: int = 30, seed: int = 0) -> Task:
         task: a task whose predictions are arrays, made by `supervised` or `language.next_token`
             from a module that takes `train` and has no batch statistics.
         samples: number of samples, at least 2; the error of the mean is std / sqrt(samples).
-        seed: of the samples.
+        seed: seed of the samples.
 
     Raises:
         ValueError: fewer than 2 samples, or a task without dropout.

@@ -1,4 +1,4 @@
-"""Named columns from anywhere: known data sets, arrays, files, folders of images, TFDS."""
+"""Readers of named columns: known data sets, arrays, files, folders of images, TFDS."""
 
 from jaxops.data import augment
 from jaxops.data.checks import check, rows

@@ -1,8 +1,8 @@
 """Augmentation on the device: callables `(key, images) -> images`, for use inside a jitted step.
 
-Images are float (B, H, W, C). Each is changed by a random draw, and the same key gives the same
-draws. Pixels outside an image are 0. A transformation is a frozen dataclass, so that it can be one
-of the arguments that `jaxops.task.recorded` remembers.
+Images are float (B, H, W, C). Each image is changed at random, and the same key gives the same
+changes. Pixels outside an image are 0. A transformation is a frozen dataclass, so that it can be an
+argument of a task and stand in a model file (see `jaxops.task.recorded`).
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Flip:
     """Mirror images left to right.
 
     Attributes:
-        probability: of mirroring an image, in [0, 1].
+        probability: the probability that an image is mirrored, in [0, 1].
 
     >>> Flip(1.0)(jax.random.key(0), jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
     [2.0, 1.0, 0.0]
@@ -55,8 +55,8 @@ class Affine:
 
     Attributes:
         degrees: the angle is uniform in [-degrees, degrees].
-        shift: in pixels; the shift along each axis is uniform in [-shift, shift], and need not be
-            a whole number.
+        shift: number of pixels; the shift along each axis is uniform in [-shift, shift] and need
+            not be a whole number.
         scale: the factor is uniform in [1 - scale, 1 + scale].
 
     >>> augment = jax.jit(Affine(15.0, shift=2.0, scale=0.1))
@@ -84,7 +84,7 @@ def _resample(image: Array, draw: Array) -> Array:
     x = jnp.arange(width)[None, :] - middle[1] - right
     cos, sin = jnp.cos(angle) / (1 + scale), jnp.sin(angle) / (1 + scale)
     source = [sin * x + cos * y + middle[0], cos * x - sin * y + middle[1]]
-    # faster on a CPU than three shears or products with interpolation matrices
+    # on a CPU this is faster than three shears, or products with interpolation matrices
     return jax.vmap(lambda plane: map_coordinates(plane, source, order=1), -1, -1)(image)
 
 
@@ -111,7 +111,7 @@ class Rotate:
 @recorded
 @dataclass(frozen=True)
 class Shift:
-    """Move images by whole pixels; what moves in is 0.
+    """Move images by whole pixels; new pixels at the edge are 0.
 
     Attributes:
         pixels: the shift along each axis is uniform in -pixels, ..., pixels.
@@ -132,10 +132,10 @@ class Shift:
 class RandomCrop:
     """Pad each side with pixels mirrored at the edge, and crop to the original size.
 
-    For photographs, whose edges are not black; `Shift` pads with zeros.
+    Use this for photographs, whose edges are not black. `Shift` pads with zeros instead.
 
     Attributes:
-        padding: pixels on each side.
+        padding: number of pixels that are added on each side.
 
     >>> jax.jit(RandomCrop(2))(jax.random.key(0), jnp.ones((4, 8, 8, 3))).shape
     (4, 8, 8, 3)

@@ -48,7 +48,7 @@ def _check_named(columns: Any) -> None:
 
 
 def check_lists(**lists: Any) -> None:
-    """Raise `ValueError` for a text in place of a list of names, whose letters would be names.
+    """Raise `ValueError` for a text where a list of names is wanted; each letter would be a name.
 
     >>> check_lists(drop="age", text=None)
     Traceback (most recent call last):
@@ -62,9 +62,10 @@ def check_lists(**lists: Any) -> None:
 
 
 def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool = True) -> None:
-    """Check that columns are what a task reads. Columns that it does not name are ignored.
+    """Check that columns fit a task. Columns that the task does not name are ignored.
 
-    A column `mask` (N,), where there is one, weighs the rows: finite numbers of 0 or more.
+    A column `mask` (N,), if there is one, holds the weights of the rows: finite numbers of at
+    least 0.
 
     Args:
         columns: name -> array (N, ...).
@@ -89,8 +90,8 @@ def check(columns: Mapping[str, Any], wanted: tuple[Column, ...], targets: bool 
     chosen = {c.name: _unmasked(c.name, columns[c.name]) for c in wanted}
     if targets and wanted and "sample_weight" in set(columns) - set(chosen):
         raise ValueError(
-            "sample_weight must be named mask, the column that weighs rows, got a column that the "
-            "task does not read"
+            "sample_weight must be named mask, the column of row weights, got a column that "
+            "the task does not read"
         )
     if chosen and rows(chosen) == 0:
         raise ValueError(f"{', '.join(chosen)} must have at least 1 row, got 0")
@@ -153,17 +154,17 @@ def _check_dtype(column: Column, value: np.ndarray) -> None:
         hint = f"{bad} in row {odd[0]} is not a whole number"
     elif wanted == "uint8" and flat.size and (flat.min() < 0 or flat.max() > 255):
         hint = (
-            f"scale it to bytes first, as {flat.min()} to {flat.max()} does not fit; of 16 bits: "
-            f"({name} // 257).astype(np.uint8)"
+            f"scale it to bytes first, because {flat.min()} to {flat.max()} does not fit; if it "
+            f"has 16 bits: ({name} // 257).astype(np.uint8)"
         )
     raise ValueError(f"{name} must have dtype {wanted}, got {given}; {hint}")
 
 
 def _check_finite(name: str, value: np.ndarray) -> None:
-    # NaN and infinity show in min and max, which need no array of flags as large as the data;
-    # the limit is that of the dtype on the device, which narrows float64
+    # min and max show NaN and infinity without an array of flags as large as the data; the limit
+    # is that of the dtype on the device, where float64 becomes float32
     most = float(jnp.finfo(jax.dtypes.canonicalize_dtype(value.dtype)).max)
-    with np.errstate(invalid="ignore"):  # bfloat16 warns of NaN here
+    with np.errstate(invalid="ignore"):  # with NaN, bfloat16 warns here
         if value.size == 0 or (value.min() >= -most and value.max() <= most):
             return
         bad = np.flatnonzero(~(np.abs(value.reshape(len(value), -1)) <= most).all(1))
@@ -193,10 +194,10 @@ def _check_labels(name: str, value: np.ndarray, classes: int) -> None:
 
 
 def class_names(classes: Any) -> tuple[str, ...]:
-    """The names of classes, given as their number or as names in order; whole numbers are names.
+    """The names of classes, from their number or from names in order; a name may be an integer.
 
     Raises:
-        ValueError: names that are neither texts nor whole numbers, or one given twice.
+        ValueError: a name is neither a text nor a whole number, or is given twice.
 
     >>> class_names(2), class_names(("cat", "dog"))
     (('0', '1'), ('cat', 'dog'))
@@ -232,10 +233,10 @@ def _such(count: int) -> str:
 
 
 def named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the columns that a task names, as arrays; others stay off the device.
+    """Return the columns that a task names, as arrays; the others are not put on the device.
 
     Args:
-        task: one without `columns` takes all.
+        task: the task; without `columns` it takes all.
         columns: name -> array (N, ...).
     """
     wanted = {"mask", *(column.name for column in task.columns)}
@@ -243,7 +244,7 @@ def named(task: Task, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _unmasked(name: str, column: Any) -> np.ndarray:
-    """The column as an array; `ValueError` for a masked value, which NumPy would fill in."""
+    """The column as an array; `ValueError` for a masked value, which NumPy would replace."""
     if np.ma.is_masked(column):
         row = np.argwhere(np.ma.getmaskarray(column))[0][0]
         raise ValueError(f"{name} must have no masked values, got one in row {row}; fill them in")
@@ -251,7 +252,7 @@ def _unmasked(name: str, column: Any) -> np.ndarray:
 
 
 def _native(name: str, column: Any) -> np.ndarray:
-    """The column as a device takes it: numbers in the machine's own byte order."""
+    """The column as a device needs it: numbers in the machine's own byte order."""
     value = _unmasked(name, column)
     if value.dtype.kind in "OSUTMm":
         raise ValueError(f"{name} must be numbers, got {value.dtype}; encode it, or leave it out")
@@ -271,7 +272,7 @@ def prepare(
             processes.
 
     Raises:
-        ValueError: see `check`; or what `task.check` raises.
+        ValueError: see `check`; or `task.check` raises it.
     """
     if not empty or rows(columns) > 0:
         check(columns, task.columns, targets=targets)

@@ -1,4 +1,4 @@
-"""A table to columns of numbers and texts: what each column is, and what dates become."""
+"""A table as columns of numbers and texts: the type of each column, and the features of dates."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -14,29 +14,30 @@ from jaxops.data.text_numbers import as_numbers, comma
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?([zZ]|[+-]\d{2}(:?\d{2})?)?)?$"
-PARTS = ("month", "weekday", "hour")  # of a date, beside its day
-JUDGED = 20  # rows of which a column of text should have a known value
+PARTS = ("month", "weekday", "hour")  # features of a date, in addition to its day
+JUDGED = 20  # least number of rows to warn that no value of a column of text is known
 
 
 def read(source: Source, text: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The columns of a table: numbers as float64 with NaN where missing, all else as text.
+    """The columns of a table: numbers as float64 with NaN where missing, all others as text.
 
-    A column is of numbers if every value that is not missing is one, without leading zeros; text is
-    stripped of blanks around it. Booleans are the texts True and False, and the categories of a
-    frame are text. Durations are days.
+    A column contains numbers if every value that is not missing is a number without leading zeros.
+    Spaces around a text are removed. Booleans become the texts True and False, and the categories
+    of a frame become text. Durations become days.
 
-    A column of dates, or of texts such as 2024-12-31 or 2024-12-31T18:30:00Z, is days since
-    1970-01-01 in UTC, and gives three more columns: its month (1 to 12), weekday (0 is Monday) and
-    hour, such as "since month" of "since". Dates without an offset are taken as UTC: the
-    tables of training and of prediction must have offsets alike.
+    A column of dates, or of texts such as 2024-12-31 or 2024-12-31T18:30:00Z, becomes days since
+    1970-01-01 in UTC. It also gives three more columns: its month (1 to 12), weekday (0 is Monday)
+    and hour, such as "since month" for "since". Dates without an offset are taken as UTC, so the
+    tables of training and of prediction must either both have offsets or both have none.
 
     Args:
         source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
-        text: the columns that are text, though their values may be numbers, such as zip codes.
+        text: the columns to read as text, also if their values look like numbers, such as zip
+            codes.
 
     Raises:
-        ValueError: no rows; numbers that float32 cannot hold, or with decimal commas, with their
-            row.
+        ValueError: no rows; numbers that float32 cannot hold or that have decimal commas (the
+            message names the row).
 
     >>> table = {"age": ["20", " 40", ""], "plan": ["a", "b ", "a"], "zip": ["01234", "90210", "1"]}
     >>> {name: column.tolist() for name, column in read(table).items()}
@@ -60,17 +61,17 @@ def read_with_dates(
     Args:
         source: see `read`.
         wanted: the columns to read; all by default.
-        numbers: the columns that must be numbers, of which those of dates are days alone if `dates`
-            is None; by default each column decides by its values.
+        numbers: the columns that must be numbers. If `dates` is None, dates among them become only
+            days. By default the values of a column decide its type.
         exact: the columns that are kept as text, with "" where missing, such as ids and labels.
         text: see `read`.
-        dates: the columns that must be dates; by default each column decides by its values.
-        id: a column in which whole numbers stay such.
-        unread: the columns that stay as they are.
+        dates: the columns that must be dates; by default the values of a column decide.
+        id: a column in which whole numbers stay whole numbers.
+        unread: the columns that are not changed.
 
     Raises:
-        ValueError: see `read`; a missing column; text in a column of `numbers`; what is no date in
-            a column of dates.
+        ValueError: see `read`; a missing column; text in a column of `numbers`; a value that is not
+            a date in a column of dates.
     """
     name, table = source_frame(
         source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
@@ -117,15 +118,15 @@ def _check_objects(where: str, series: Any) -> None:
 
 
 def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
-    """A column of dates, or of texts of them, as datetime64 in UTC with NaT; None of another.
+    """A column of dates, or of dates as text, as datetime64 in UTC with NaT; None for others.
 
     Args:
         where: the column, for messages.
-        series: of pandas.
-        date: whether it must be such a column, or must not; None finds out.
+        series: a pandas column.
+        date: True if it must hold dates, False if it must not; None finds out.
 
     Raises:
-        ValueError: it must be and is not, or the other way round.
+        ValueError: the column must hold dates and does not, or must not and does.
     """
     pc = require("pyarrow.compute", extra="data")
 
@@ -140,7 +141,7 @@ def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
         if date:
             raise ValueError(f"{where} must be {wanted}, got {series.dtype}")
         return None
-    few = series.head(256)  # which tell most columns of numbers and texts
+    few = series.head(256)  # enough to recognise most columns of numbers and texts
     if date is None and not pc.all(_are_dates(_without_missing(few))).as_py():
         return None
     texts = _without_missing(series)
@@ -167,7 +168,7 @@ def _are_dates(texts: Any) -> Any:
 
 
 def _calendar(name: str, moments: np.ndarray) -> dict[str, np.ndarray]:
-    """Days since 1970, and what in the calendar may matter, float64 with NaN."""
+    """Days since 1970, and month, weekday and hour, as float64 with NaN."""
     epoch, day = np.datetime64(0, "D"), moments.astype("datetime64[D]")
     months = (moments.astype("datetime64[M]") - np.datetime64(0, "M")) / np.timedelta64(1, "M")
     parts = {
@@ -180,7 +181,7 @@ def _calendar(name: str, moments: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _without_missing(series: Any) -> Any:
-    """A column as an Arrow column of texts, null where they stand for a missing value."""
+    """A column as an Arrow column of texts, null where a text stands for a missing value."""
     pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
 
     texts = as_texts(series)
@@ -223,7 +224,7 @@ def _objects(texts: Any) -> np.ndarray:
 
 
 def _forced(where: str, texts: list[str | None]) -> np.ndarray:
-    """Texts as numbers, with leading zeros too."""
+    """Texts as numbers; leading zeros are allowed."""
     values = np.full(len(texts), np.nan)
     for row, text in enumerate(texts):
         try:
@@ -247,7 +248,7 @@ def _finite(where: str, values: np.ndarray) -> np.ndarray:
 
 
 def of_dates(dates: Collection[str]) -> list[str]:
-    """The names of columns that `read` makes of columns of dates, beside these themselves.
+    """The names of the additional columns that `read` makes from columns of dates.
 
     >>> of_dates(["since"])
     ['since month', 'since weekday', 'since hour']
@@ -256,15 +257,15 @@ def of_dates(dates: Collection[str]) -> list[str]:
 
 
 def warn_of_unknown(values: Mapping[str, list[str]], table: Mapping[str, np.ndarray]) -> None:
-    """Warn where a column of text has in many rows no value of the train rows at all.
+    """Warn if a column of text has many rows, and none of them has a value of the train rows.
 
     Args:
         values: column -> its known values, at least one.
-        table: of at least these columns, text.
+        table: a table with at least these columns, as text.
 
     Warns:
-        UserWarning: a column of 20 rows or more in which no value is known; for the caller of the
-            caller's caller.
+        UserWarning: a column has 20 rows or more, and no value in it is known. The warning names
+            the line of the caller three levels up.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True, action="always") as caught:

@@ -1,4 +1,4 @@
-"""CSV files to Arrow tables: one parser for every room, which keeps each text as it is."""
+"""CSV files as Arrow tables, read by the same parser for every room."""
 
 import codecs
 import contextlib
@@ -17,9 +17,9 @@ from jaxops.data.checks import check_lists
 from jaxops.data.text_numbers import inferred, without
 
 LONGEST = 2**31 - 1  # characters of a field
-BLOCK = 1 << 26  # bytes that Arrow reads at once, in which a row must fit
-UNIT = "\x1f"  # the unit separator, which is between fields that several characters separated
-MARKS = (  # the mark of UTF-32 begins with that of UTF-16
+BLOCK = 1 << 26  # bytes that Arrow reads at once; a row must fit into them
+UNIT = "\x1f"  # the unit separator, which replaces a separator of several characters
+MARKS = (  # byte-order marks; that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -32,11 +32,12 @@ class Form(NamedTuple):
     """The form of a CSV file.
 
     Attributes:
-        encoding: of the text. A file with the mark of UTF-8, UTF-16 or UTF-32 is read by it.
-        separator: of the fields: one character; " " for any number of blanks; or several
-            characters, where quotes mean nothing. By default a comma, or a semicolon or a tab where
-            the first line has it and no comma.
-        header: the names of the columns of a file without a header line.
+        encoding: the encoding of the text. If the file has the byte-order mark of UTF-8, UTF-16 or
+            UTF-32, the mark decides.
+        separator: the separator of the fields: one character; " " for any number of spaces; or
+            several characters, and then quotes have no meaning. By default a comma; or a semicolon
+            or a tab, if the first line has it and no comma.
+        header: the names of the columns, for a file without a header line.
     """
 
     encoding: str = "utf-8"
@@ -51,24 +52,24 @@ def read(
     missing: Sequence[str] = ("",),
     text: Sequence[str] | None = (),
 ) -> Any:
-    """A CSV file (.gz too) as an Arrow table of int64, float64, bool and text, null where missing.
+    """A CSV file (also .gz) as an Arrow table of int64, float64, bool and text, null where missing.
 
-    A column is of whole numbers, numbers or booleans if every value that is not missing is one.
-    Whole numbers with leading zeros are text. A blank line is a row of a file with one column, and
-    no row otherwise. Columns without a name are left out.
+    A column has whole numbers, numbers or booleans if every value that is not missing is one. Whole
+    numbers with leading zeros are text. A blank line is a row in a file with one column, and is
+    ignored in others. Columns without a name are left out.
 
     Args:
         path: the file.
         columns: the names of the columns to read; None for all.
-        form: of the file.
+        form: the form of the file.
         missing: the texts that stand for a missing value.
-        text: columns that are text, in which "" alone is missing; None for all.
+        text: columns to read as text, in which only "" is missing; None for all.
 
     Raises:
         ValueError: an empty or broken file; a missing column, or one that is there twice; a line
             with more or fewer fields than the header; bytes that are not in the encoding; a quote
-            that is not closed; whole numbers that int64 (with a gap: float64) cannot hold; numbers
-            with decimal commas.
+            that is not closed; whole numbers that int64 (or with missing values float64) cannot
+            hold; numbers with decimal commas.
     """
     pa, pacsv = require("pyarrow", extra="data"), require("pyarrow.csv", extra="data")
 
@@ -84,7 +85,7 @@ def read(
     except pa.ArrowInvalid as error:
         check(path, form)  # names the line
         raise ValueError(f"{path} must be a CSV file, got an error: {error}") from None
-    # Arrow takes quotes that are not closed
+    # Arrow accepts quotes that are not closed
     if not _regular(path, raw, arguments["parse_options"]):
         rows = check(path, form)
         if rows != len(table):
@@ -100,10 +101,10 @@ def read(
 
 
 def batches(path: Path, rows: int) -> Iterator[Any]:
-    """The rows of a checked CSV file as Arrow tables of text, each of at most so many rows.
+    """The rows of a checked CSV file as Arrow tables of text, each of at most `rows` rows.
 
     Raises:
-        ValueError: see `read`, but for numbers.
+        ValueError: see `read`; numbers are not checked.
     """
     pa, pacsv = require("pyarrow", extra="data"), require("pyarrow.csv", extra="data")
 
@@ -123,9 +124,9 @@ def check(path: Path, form: Form) -> int:
     """The number of rows of a file whose encoding and separator are known.
 
     Raises:
-        ValueError: see `read`, with the line's number.
+        ValueError: see `read`; the message names the line.
     """
-    last = count = 0  # the last line of the record before, and the number of rows
+    last = count = 0  # the last line of the previous record, and the number of rows
     with _reading(path, form.encoding), _open(path, form.encoding) as file:
         reader = _lines(file, form.separator)
         try:
@@ -149,7 +150,7 @@ def check(path: Path, form: Form) -> int:
 def _arguments(
     path: Path, columns: Sequence[str] | None, form: Form
 ) -> tuple[list[str], dict[str, Any]]:
-    """The names of the columns to read, and how Arrow reads them, as text."""
+    """The names of the columns to read, and the options by which Arrow reads them as text."""
     pa, pacsv = require("pyarrow", extra="data"), require("pyarrow.csv", extra="data")
 
     blank, first = _first(path, form.encoding, form.separator)
@@ -207,7 +208,7 @@ def _wanted(path: Path, names: list[str], columns: Sequence[str] | None) -> list
 
 
 class _Split:
-    """The fields of lines without quotes; as `csv.reader`."""
+    """The fields of lines without quotes, with the interface of `csv.reader`."""
 
     def __init__(self, lines: Iterator[str], separator: str | None) -> None:
         self.lines, self.separator, self.line_num = lines, separator, 0
@@ -232,7 +233,7 @@ def _lines(file: Any, separator: str | None) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path, encoding: str) -> Iterator[None]:
-    """Name the file in errors of its bytes."""
+    """Name the file in errors about its bytes."""
     try:
         yield
     except UnicodeDecodeError:
@@ -267,10 +268,12 @@ def _bytes(path: Path, form: Form) -> Any:
 def _regular(path: Path, raw: Any, options: Any) -> bool:
     """Whether each quote of a file opens a field, closes it, or is doubled within it.
 
-    Quotes in the middle of other fields make it False, and files that are too large to tell.
+    The result is False if there are quotes in the middle of other fields, or if the file is too
+    large to check.
 
     Raises:
-        ValueError: lines that end in a carriage return alone, beside others; it may be of a field.
+        ValueError: some lines, but not all, end with only a carriage return, which may belong to a
+            field.
     """
     if not options.quote_char:
         return True
@@ -304,7 +307,7 @@ def _regular(path: Path, raw: Any, options: Any) -> bool:
 
 
 def _recognised(path: Path, form: Form) -> Form:
-    """The form with its encoding and separator, as the file's first line has them."""
+    """The form, with the encoding and the separator that the file's first line shows."""
     if path.is_dir():
         raise ValueError(f"{path} must be a file, got a folder")
     if path.suffix in (".json", ".jsonl", ".ndjson"):
@@ -339,9 +342,9 @@ def _recognised(path: Path, form: Form) -> Form:
 
 
 def _first(path: Path, encoding: str, separator: str | None) -> tuple[int, list[str]]:
-    """How many blank lines a file begins with, and the fields of the line after them.
+    """The number of blank lines at the start of a file, and the fields of the line after them.
 
-    There are none where the quotes are not those of the separator.
+    There are no fields if the quotes do not fit the separator.
     """
     with _reading(path, encoding), _open(path, encoding) as file:
         reader, blank = _lines(file, separator), 0
@@ -360,7 +363,7 @@ def _uneven(path: Path, width: int, form: Form, line: list[str], number: int) ->
     if form.separator != ",":
         hint = f", separated by {form.separator!r}"
     elif other := [s for s in ";\t" if any(s in field for field in line)]:
-        hint = f"; if another character separates them, say so: separator={other[0]!r}"
+        hint = f"; if another character separates the fields, give it: separator={other[0]!r}"
     return f"{path}: line {number} must have {width} fields, as the header, got {len(line)}{hint}"
 
 

@@ -26,8 +26,8 @@ class Dataset:
     Attributes:
         splits: split -> column -> array with a leading axis of rows.
         classes: names of the classes in the order of their numbers, or empty.
-        source: where the data came from, one line.
-        scaling: column -> (mean, std), what `standardize` subtracted and divided by.
+        source: one line that says where the data came from.
+        scaling: column -> (mean, std), by which `standardize` scaled it.
 
     >>> data = Dataset.from_arrays(x=np.arange(10.0), label=np.arange(10) % 2)
     >>> data = data.split(test=0.2, seed=0, stratify="label").standardize("x")
@@ -61,8 +61,8 @@ class Dataset:
     def from_arrays(cls, **columns: Any) -> Self:
         """From arrays by name, or `**frame` of pandas or polars: one split, "train".
 
-        Arrays and columns of NumPy's dtypes stay as they are. Other columns of a frame become
-        arrays as in `from_parquet`: categories are text, also those that are numbers.
+        Arrays and columns of NumPy's dtypes are not changed. Other columns of a frame become arrays
+        as in `from_parquet`: categories become text, also if they are numbers.
 
         Raises:
             ValueError: no columns, columns of unequal length, or masked values that have no NaN.
@@ -84,19 +84,20 @@ class Dataset:
     ) -> Self:
         """From a CSV file, plain or gzipped (.gz): one split, "train".
 
-        Whole numbers and booleans become int64, other numbers and those with missing values float64
-        with NaN, everything else an object array of `str`, empty where missing. Whole numbers with
-        leading zeros are text. Columns without a name, such as pandas' index, are left out.
+        Whole numbers and booleans become int64. Other numbers, and columns with missing values,
+        become float64 with NaN. Everything else becomes an object array of `str`, with "" where
+        missing. Whole numbers with leading zeros are text. Columns without a name, such as the
+        index of pandas, are left out.
 
         Args:
             path: the file.
             columns: the columns to read, all by default.
-            encoding: the text encoding; UTF-16 and UTF-32 are recognised by their mark.
+            encoding: the text encoding; UTF-16 and UTF-32 are recognised by their byte-order mark.
             missing: the texts that stand for a missing value.
             text: columns to keep as text, such as zip codes; in them only "" is missing.
-            separator: of the fields; by default a comma, or a semicolon or a tab where the header
-                has it and no comma. " " is any number of blanks.
-            header: the names of the columns of a file without a header line.
+            separator: the separator of the fields; by default a comma, or a semicolon or a tab if
+                the header has it and no comma. " " stands for any number of spaces.
+            header: the names of the columns, for a file without a header line.
 
         Raises:
             ValueError: an empty file; a column that is not there; a line with more or fewer fields
@@ -114,22 +115,22 @@ class Dataset:
     def from_parquet(cls, path: str | Path, columns: Sequence[str] | None = None) -> Self:
         """From a Parquet file, with the dtypes of `from_csv`: one split, "train".
 
-        float32 stays, categories are text, and times become datetime64 in UTC.
+        float32 stays float32, categories become text, and times become datetime64 in UTC.
 
         Raises:
-            ValueError: a broken file; no rows; a column that is not there; or numbers that int64,
-                with missing ones float64, cannot hold.
+            ValueError: a broken file; no rows; a column that is not there; or whole numbers that
+                int64 (or with missing values float64) cannot hold.
         """
         frame = tables.parquet_frame(path, columns)
         return cls({"train": tables.from_frame(path, frame)}, source=str(path))
 
     @classmethod
     def from_npy(cls, path: str | Path, label: int | None = None) -> Self:
-        """From NumPy's .npy or .npz, never unpickling: one split, "train".
+        """From a NumPy file, .npy or .npz, without unpickling: one split, "train".
 
         An .npz and a structured array give a column for each name. A plain 2-D table gives
-        `features` float32 (N, d) and, where `label` is the index of a column (-1 is the last),
-        `label` (N,): int64 if all are whole numbers.
+        `features` float32 (N, d). If `label` is the index of a column (-1 is the last), it also
+        gives `label` (N,), which is int64 if all values are whole numbers.
 
         Args:
             path: the file.
@@ -145,14 +146,14 @@ class Dataset:
 
     @classmethod
     def from_tfds(cls, name: str | Path, data_dir: str | Path | None = None) -> Self:
-        """From a prepared TFDS set, with its own splits; TensorFlow is not needed.
+        """From a prepared TFDS data set, with its own splits; TensorFlow is not needed.
 
         Args:
             name: the set's name, or the directory of one version of it.
             data_dir: where TFDS sets are kept; by default `TFDS_DATA_DIR` or TFDS's own folder.
 
         Raises:
-            FileNotFoundError: no version of it that can be read by row.
+            FileNotFoundError: there is no version of it that can be read by row.
             ValueError: a column whose rows have several shapes.
         """
         directory: Path | None = Path(name)
@@ -172,20 +173,21 @@ class Dataset:
     def from_image_folder(cls, path: str | Path, size: tuple[int, int], channels: int = 3) -> Self:
         """From one folder of images for each class, in `path` or in `path/train`, `path/test`.
 
-        Gives `image` uint8 (N, height, width, channels) and `label` int32 (N,), the place of the
-        folder's name among the sorted names. Images are turned upright and resized.
+        The columns are `image` uint8 (N, height, width, channels) and `label` int32 (N,), the index
+        of the folder's name among the sorted names. Images are turned upright and resized.
 
         Args:
-            path: the folder, which holds the class folders; or train/ and perhaps test/ and
-                validation/ (or val/, valid/), which hold them: these are the splits.
+            path: the folder that holds the class folders; or a folder with train/ and perhaps test/
+                and validation/ (or val/, valid/), which hold the class folders and become the
+                splits.
             size: (height, width) in pixels.
             channels: 3 for colour, 1 for grey.
 
         Raises:
             FileNotFoundError: no such folder.
-            ValueError: no class folders, or one without images or of folders alone; a broken image,
-                which is named; a class of another split that train has not; other folders beside
-                the splits; or `size` or `channels` that no image can have.
+            ValueError: no class folders; a class folder without images, or with only folders; a
+                broken image, which the message names; a class that is not in train; other folders
+                next to the splits; or `size` or `channels` that no image can have.
         """
         path = Path(path)
         images.check_shape(size, channels)
@@ -200,23 +202,23 @@ class Dataset:
     def split(self, *, seed: int = 0, stratify: str | None = None, **fractions: float) -> Self:
         """Cut new splits off the train split: `split(validation=0.1, test=0.2, seed=42)`.
 
-        A fraction is of the train split as it was before. One fraction gives the very rows of
-        scikit-learn's `train_test_split(test_size=fraction, random_state=seed)`.
+        A fraction refers to the train split before the call. With one fraction, the rows are the
+        same as in scikit-learn's `train_test_split(test_size=fraction, random_state=seed)`.
 
         Args:
-            seed: of the shuffling.
+            seed: the seed of the shuffling.
             stratify: a column whose values keep their proportions in every split.
-            **fractions: new split -> fraction of the rows; the rest stays train.
+            **fractions: new split -> fraction of the rows; the other rows stay in train.
 
         Raises:
-            ValueError: a split that would be empty or is there already, a class with too few
-                rows to stratify, or columns standardised already.
+            ValueError: a split that would be empty or that exists, a class with too few rows to
+                stratify, or columns that are already standardised.
         """
         selection = require("sklearn.model_selection", extra="data")
 
         if self.scaling:
             raise ValueError(
-                "split must come before standardize, whose statistics are of the train rows alone"
+                "split must be called before standardize, which uses only the train rows"
             )
         count = rows(self.train)
         sizes = {name: math.ceil(fraction * count) for name, fraction in fractions.items()}
@@ -243,16 +245,17 @@ class Dataset:
         return replace(self, splits={**splits, "train": take(self.train, rest)})
 
     def standardize(self, *columns: str) -> Self:
-        """Replace x by (x - mean) / std in all splits; both are taken of the train rows.
+        """Replace x by (x - mean) / std in all splits; mean and std are those of the train rows.
 
-        Each entry of a row has its own mean and standard deviation, which `scaling` keeps. That of
-        a constant counts as 1.
+        Each entry of a row has its own mean and standard deviation, which `scaling` keeps. The
+        standard deviation of a constant is replaced by 1.
 
         Args:
             *columns: names of columns of numbers; they become float32.
 
         Raises:
-            ValueError: a column that is not there, not of finite numbers, or standardised already.
+            ValueError: a column that is not there, that does not have finite numbers, or that is
+                already standardised.
         """
         splits = {name: dict(split) for name, split in self.splits.items()}
         scaling = dict(self.scaling)
@@ -289,7 +292,7 @@ def _statistics(name: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, std = value.mean(0, dtype=np.float64), value.std(0, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ValueError(f"{name} must be finite in the train rows, got NaN or infinity")
-    # compared as values: the rounded std of equal numbers is not always 0
+    # the values are compared, because the rounded std of equal numbers is not always 0
     constant = value.max(0) == value.min(0)
     return np.where(constant, value[0], mean), np.where(constant, 1.0, std)
 
@@ -303,13 +306,14 @@ def k_fold(
         labels_or_count: the number of rows, or an array of labels (N,). Labels that are text,
             booleans or integers keep their proportions in every fold.
         folds: number of folds.
-        seed: of the shuffling.
+        seed: the seed of the shuffling.
 
     Returns:
         (train index, validation index) for each fold, int64.
 
     Raises:
-        ValueError: fewer than two folds, or fewer rows, in all or of one class, than folds.
+        ValueError: there are fewer than two folds, fewer rows than folds, or fewer rows of a class
+            than folds.
 
     >>> [validation.tolist() for _, validation in k_fold(np.array([0, 0, 1, 1]), folds=2)]
     [[1, 2], [0, 3]]

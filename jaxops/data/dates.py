@@ -13,16 +13,16 @@ OFFSET = r"[T ].*(?:[zZ]|[+-]\d{2}(?::?\d{2})?)$"
 def utc(column: Any, what: str, wanted: str) -> np.ndarray:
     """A pandas column of dates, or of texts of dates in ISO 8601, as datetime64 (N,) in UTC.
 
-    Dates without an offset are taken as UTC, if no other date of the column has one. Years are 1 to
-    9999, to the microsecond; nanoseconds are kept where all dates are from 1678 to 2261.
+    Dates without an offset are taken as UTC, if no date of the column has an offset. Years may be 1
+    to 9999, with microseconds. Nanoseconds are kept if all dates are from 1678 to 2261.
 
     Args:
-        column: without missing values.
+        column: a pandas column without missing values.
         what: the column, for messages.
         wanted: what it must be, for messages.
 
     Raises:
-        ValueError: a text that is no date; dates with and without an offset in one column.
+        ValueError: a text that is not a date; dates with and without an offset in one column.
 
     >>> import pandas as pd
     >>> utc(pd.Series(["2024-01-01T02:00:00+02:00", "9999-12-31T00:00:00Z"]), "time", "dates")
@@ -44,7 +44,7 @@ def utc(column: Any, what: str, wanted: str) -> np.ndarray:
     parsed = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
     late = np.flatnonzero(parsed.isna())
     dates = np.asarray(parsed.dt.tz_convert(None).to_numpy())
-    if len(late):  # years that nanoseconds cannot hold, or no dates
+    if len(late):  # years that nanoseconds cannot hold, or texts that are not dates
         dates = dates.astype("datetime64[us]")
     odd = []
     for row in late:

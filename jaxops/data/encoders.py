@@ -1,4 +1,4 @@
-"""Raw columns of a table to features, by statistics of the train rows alone."""
+"""Raw columns of a table as features, by statistics of the train rows only."""
 
 import itertools
 from collections import Counter
@@ -27,22 +27,22 @@ SCALES = ("standard", "quantile", "robust")
 class Encoder(NamedTuple):
     """How raw columns become features; see `fit_encoder`.
 
-    It holds plain values alone, so it can be kept as JSON:
+    It holds only plain values, so it can be stored as JSON:
     `Encoder(**json.loads(json.dumps(encoder._asdict())))` is equal to `encoder`.
 
     Attributes:
         mean: numeric column -> mean of its train values, or with `robust` their median.
-        std: numeric column -> their standard deviation, 1 where it is 0; or with `robust` the
-            distance between their quartiles.
-        missing: the numeric columns with values missing in train; each has an indicator.
+        std: numeric column -> standard deviation of its train values, or 1 if that is 0; with
+            `robust` the distance between their quartiles.
+        missing: the numeric columns with missing values in train; each has an indicator.
         values: text column -> its sorted train values, without rare ones; each has an indicator.
         label: the target column, or `None`.
         classes: the label's sorted train values, as text; a label's number is its index here.
         edges: numeric column -> the edges of its bins, for a piecewise linear encoding.
-        quantiles: numeric column -> its quantiles, by which it becomes normal.
-        robust: whether scaled numbers are bent into (-3, 3).
+        quantiles: numeric column -> its quantiles, which map it to a normal distribution.
+        robust: whether scaled numbers are clipped smoothly to (-3, 3).
         rare: text column -> its rare train values, which share one indicator.
-        codes: the text columns that are one feature each, the number of the value.
+        codes: the text columns that become one feature each, the number of the value.
 
     >>> encoder = fit_encoder({"age": [20.0, 40.0], "left": ["no", "yes"]}, label="left")
     >>> encoder.names, encoder.mean, encoder.classes
@@ -63,10 +63,10 @@ class Encoder(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The features' names in order.
+        """The names of the features in order.
 
-        Numbers, indicators of missing ones, indicators of texts, pieces of numbers in bins, and
-        texts by their number.
+        The order is: numbers, indicators of missing numbers, indicators of texts, pieces of numbers
+        in bins, and the numbers of texts.
         """
         return [
             *self.numbers,
@@ -79,15 +79,15 @@ class Encoder(NamedTuple):
 
     @property
     def numbers(self) -> list[str]:
-        """The columns of numbers that are one feature each: the first features."""
+        """The columns of numbers that become one feature each; these are the first features."""
         return [name for name in self.mean if name not in self.edges]
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """How many numbers there are for the values of each column in `codes`: the last features.
+        """How many different numbers each column in `codes` has; these are the last features.
 
-        0 is of values that did not occur in training, then follow the known values and, where there
-        are some, one number for all rare ones.
+        0 stands for a value that did not occur in training. Then follow the known values, and one
+        number for all rare values if there are any.
         """
         return tuple(1 + len(self._indicators(name)) for name in self.codes)
 
@@ -112,25 +112,26 @@ def fit_encoder(
         columns: name -> (N,), numbers (NaN is a missing value) or text ("" or None is one).
         drop: columns to leave out, such as identifiers.
         label: the target column, text or whole numbers; no value may be missing.
-        bins: encode each number piecewise linearly, in about so many bins with as many train rows
-            in each (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than a
-            bin has one of its own, and the other values share the rest. 0 does without.
-        scale: of numbers without bins. "standard" subtracts the mean and divides by the standard
-            deviation. "quantile" makes them normal, see `number_scales.normal_scores`. "robust"
-            subtracts the median, divides by the distance between the quartiles and bends into
-            (-3, 3), see `number_scales.smooth_clip`. With the last two a column of two values
-            becomes 0 and 1.
-        codes: columns of more texts than so many become one feature, the number of the text, for an
-            embedding; by default none.
-        least: texts in fewer train rows are rare: those of a column share one indicator or number.
-        most: texts of a column that are not among so many most frequent ones are rare too; by
-            default none.
+        bins: encode each number piecewise linearly, in about this number of bins with equally many
+            train rows (PLE; Gorishniy et al. 2022, arXiv:2203.05556). A value that fills more than
+            one bin gets its own bin, and the other values share the rest. 0 makes no bins.
+        scale: how numbers without bins are scaled. "standard" subtracts the mean and divides by the
+            standard deviation. "quantile" maps them to a normal distribution, see
+            `number_scales.normal_scores`. "robust" subtracts the median, divides by the distance
+            between the quartiles and clips smoothly to (-3, 3), see `number_scales.smooth_clip`.
+            With the last two, a column of two values becomes 0 and 1.
+        codes: a column with more different texts than this becomes one feature, the number of the
+            text, for an embedding; by default no column does.
+        least: texts in fewer train rows are rare. The rare texts of a column share one indicator or
+            number.
+        most: only this number of the most frequent texts of a column are not rare; by default there
+            is no such limit.
 
     Raises:
-        ValueError: another scale; a missing column, one that is not one-dimensional, has no value,
-            is infinite or neither numbers nor text, a text column that looks like an identifier, or
-            whole numbers as label that do not look like classes (more different values than 20 and
-            half the rows); a missing label.
+        ValueError: another scale; a missing column; a column that is not one-dimensional, has no
+            value, has an infinite value, or has neither numbers nor text; a text column that looks
+            like an identifier; a label of whole numbers that do not look like classes (more than 20
+            different values, and more than half the rows); a missing label.
 
     >>> table = {"age": np.array([20.0, 40.0, np.nan]), "plan": np.array(["a", "b", "a"])}
     >>> encoder = fit_encoder(table)
@@ -166,7 +167,7 @@ def fit_encoder(
 
 
 def _learn_numbers(encoder: Encoder, name: str, value: np.ndarray, bins: int, scale: str) -> None:
-    """Put what is to be known of a column of numbers into the encoder."""
+    """Put the statistics of a column of numbers into the encoder."""
     present = value[~np.isnan(value)]
     if len(present) == 0:
         raise ValueError(f"{name} must have a value in some row, got none; drop the column")
@@ -207,25 +208,25 @@ def _learn_texts(
 
 
 def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Turn raw columns into features, as an encoder learned from the train rows.
+    """Turn raw columns into features by an encoder that was learned from the train rows.
 
-    A number becomes (x - mean) / std, or what `scale` says, and 0 where it is missing. A text has
-    one indicator for each train value and one for all rare ones, all 0 for a value that is new;
-    or, where the column is in `codes`, a number, which is 0 for a value that is new. With `bins`, a
-    number x has instead one feature for each bin from a to b: min(max((x - a) / (b - a), 0), 1),
-    where the first bin has no lower and the last no upper bound. Columns that the encoder does not
-    know are ignored.
+    A number becomes (x - mean) / std, or is scaled as `scale` says; a missing number becomes 0. A
+    text has one indicator for each train value and one for all rare values; all are 0 for a new
+    value. If the column is in `codes`, a text becomes a number instead, which is 0 for a new value.
+    With `bins`, a number x has one feature for each bin from a to b:
+    min(max((x - a) / (b - a), 0), 1), where the first bin has no lower and the last no upper bound.
+    Columns that the encoder does not know are ignored.
 
     Args:
         encoder: see `fit_encoder`.
         columns: name -> (N,), as in training; the label may be absent, as in prediction.
 
     Returns:
-        `features` float32 (N, len(encoder.names)), and `label` int32 (N,) where there is one.
+        `features` float32 (N, len(encoder.names)), and `label` int32 (N,) if there is a label.
 
     Raises:
-        ValueError: a missing column, numbers for text or text for numbers, infinity, or a label
-            that is none of the classes.
+        ValueError: a missing column, numbers instead of text or text instead of numbers, infinity,
+            or a label that is not one of the classes.
 
     >>> encoder = fit_encoder({"plan": ["a", "b"]})
     >>> encode(encoder, {"plan": ["b", "new"]})["features"].tolist()
@@ -240,7 +241,7 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     numbers = {name: _column(name, columns[name], "numbers") for name in encoder.mean}
     scaled = (_scaled(encoder, name, numbers[name]) for name in encoder.numbers)
     absent = (np.isnan(numbers[name]) for name in encoder.missing)
-    bins = (  # one at a time, for all of them are twice as large as the features
+    bins = (  # one column at a time, because all of them would be twice as large as the features
         piece for name, edges in encoder.edges.items() for piece in pieces(numbers[name], edges)
     )
     features = np.zeros((count, len(encoder.names)), np.float32)
@@ -254,14 +255,14 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
         present = np.flatnonzero(coded)
         features[present, first + coded[present] - 1] = 1
         first += len(encoder._indicators(name))
-    with np.errstate(over="ignore"):  # what is infinite is refused
+    with np.errstate(over="ignore"):  # infinite features are refused below
         for place, feature in itertools.chain(enumerate(dense), enumerate(bins, first)):
             features[:, place] = feature
     if not np.isfinite(features).all():
         row, place = np.argwhere(~np.isfinite(features))[0]
         raise ValueError(
             f"{encoder.names[place]} must be finite when it is encoded, got {features[row, place]} "
-            f"in row {row}; its value is too far from those of the train rows"
+            f"in row {row}; its value is too far from the values of the train rows"
         )
     encoded = {"features": features}
     for name in targets:
@@ -277,7 +278,7 @@ def _classes(name: str, column: Any) -> list[str]:
     if len(classes) > most and order(classes[-1])[0] is False:
         raise ValueError(
             f"{name} must have at most {most:,} different whole numbers to name classes, got "
-            f"{len(classes):,} in {len(labels):,} rows; a number to predict is no label"
+            f"{len(classes):,} in {len(labels):,} rows; a label must be a class, not a number"
         )
     return classes
 
@@ -291,7 +292,7 @@ def _scaled(encoder: Encoder, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _number(encoder: Encoder, name: str, column: Any) -> np.ndarray:
-    """The numbers of texts, int64: 0 of new ones, then the known ones, and one for all rare."""
+    """The numbers of texts, int64: 0 for new texts, then known texts, then one for all rare."""
     known = encoder.values[name]
     number = dict.fromkeys(encoder.rare.get(name, ()), len(known) + 1)
     number |= {value: i for i, value in enumerate(known, 1)}
@@ -306,7 +307,7 @@ def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:
         raise ValueError(f"{name} must be one value a row, got rows of shape {value.shape[1:]}")
     if value.dtype.kind in "mM":
         raise ValueError(
-            f"{name} must be text or numbers, got {value.dtype}; make days of dates: "
+            f"{name} must be text or numbers, got {value.dtype}; turn dates into days: "
             f"({name} - np.datetime64(0, 's')) / np.timedelta64(1, 'D')"
         )
     kind = "text"
@@ -344,11 +345,11 @@ def label_texts(name: str, column: Any) -> list[str]:
     """The labels of rows as text.
 
     Args:
-        name: the column's.
+        name: the name of the column.
         column: (N,), text, whole numbers or booleans.
 
     Raises:
-        ValueError: a missing label, with its row; or labels of another kind.
+        ValueError: a missing label, or a label of another type; the message names the row.
 
     >>> label_texts("left", [True, False])
     ['True', 'False']
@@ -367,7 +368,7 @@ def label_texts(name: str, column: Any) -> list[str]:
         )
     odd = next((row for row, v in enumerate(labels) if not isinstance(v, str | int)), None)
     if odd is not None:
-        hint = "a number to predict is no label"
+        hint = "a label must be a class, not a number"
         if value.dtype.kind == "f" and (value == np.floor(value)).all():
             hint = f"convert it: {name}.astype(int)"
         raise ValueError(
@@ -377,7 +378,7 @@ def label_texts(name: str, column: Any) -> list[str]:
 
 
 def order(label: str) -> tuple[bool, int, str]:
-    """Whole numbers by size, so that "10" comes after "9"; then text."""
+    """A sort key: whole numbers by size, so that "10" comes after "9", and then text."""
     number = label.removeprefix("-").isdecimal()
     return (not number, int(label) if number else 0, label)
 

@@ -1,4 +1,4 @@
-"""Image files and folders of images to columns."""
+"""Image files and folders of images as columns."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from jaxops._optional import require
 SUFFIXES = {
     *(".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 }
-SPLITS = {  # folders of this name that hold folders are splits
+SPLITS = {  # folders with these names that hold folders are splits
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -20,12 +20,13 @@ SPLITS = {  # folders of this name that hold folders are splits
 
 
 def split_folders(path: Path) -> dict[str, Path]:
-    """The folder of each split, which holds the class folders: `path` itself as "train", or those
-    in it whose names say so, such as train/ and val/.
+    """The folder of each split, which holds the class folders: `path` itself as "train", or the
+    folders in it that are named like splits, such as train/ and val/.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no split for training, two folders of one split, or other folders beside them.
+        ValueError: there is no split for training, there are two folders for one split, or there
+            are other folders.
     """
     folders = _folders(path)
     found = [f for f in folders if f.name.lower() in SPLITS and not _images(f) and _folders(f)]
@@ -34,8 +35,8 @@ def split_folders(path: Path) -> dict[str, Path]:
     flat = [f for f in folders if f.name.lower() in SPLITS and _images(f)]
     if flat:
         raise ValueError(
-            f"{flat[0]} must hold one folder of images for each class, as {found[0]}, got images "
-            f"without a class; give {found[0]} to learn from, and {flat[0]} to predict"
+            f"{flat[0]} must hold one folder of images for each class, like {found[0]}, got images "
+            f"without a class; give {found[0]} for training, and {flat[0]} for prediction"
         )
     splits = {SPLITS[folder.name.lower()]: folder for folder in found}
     if len(found) < len(folders) or len(splits) < len(found) or "train" not in splits:
@@ -51,7 +52,8 @@ def class_names(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no class folders, one that holds folders alone or no images, or images beside.
+        ValueError: there are no class folders; one has only folders or no images; or there are
+            images next to the class folders.
     """
     folders = _folders(path)
     if not folders:
@@ -78,7 +80,7 @@ def class_names(path: Path) -> tuple[str, ...]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, in order of their paths; none is hidden.
+    """The image files in a folder and its subfolders, in order of their paths, no hidden ones.
 
     Raises:
         ValueError: no image.
@@ -134,7 +136,8 @@ def read_folder(
 def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     """One image file as uint8 (height, width, channels), upright and resized.
 
-    What is transparent shows white, as on a page; without it a black sign on nothing is all black.
+    Transparent pixels become white; otherwise a black sign on a transparent ground would be all
+    black.
     """
     Image = require("PIL.Image", extra="data")
     ImageOps = require("PIL.ImageOps", extra="data")
@@ -142,8 +145,8 @@ def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     with opened(file) as image:
         if image.mode.startswith("I") or image.mode == "F":
             raise ValueError(
-                f"it must have 8 bits a channel, got mode {image.mode}; scale it: of 16 bits "
-                "np.asarray(image) // 257 as uint8, of fewer used bits by the largest value"
+                f"it must have 8 bits a channel, got mode {image.mode}; scale it: with 16 bits by "
+                "np.asarray(image) // 257 as uint8, with fewer used bits by the largest value"
             )
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:
@@ -157,11 +160,12 @@ def read_image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """A file as an image of Pillow; whatever goes wrong with it names the file.
+    """A file as a Pillow image; every error in reading it names the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an image, a broken one, or one of so many pixels that Pillow refuses it.
+        ValueError: the file is not an image, is broken, or has so many pixels that Pillow refuses
+            it.
     """
     Image = require("PIL.Image", extra="data")
 
@@ -170,5 +174,5 @@ def opened(file: Path) -> Iterator[Any]:
             yield image
     except FileNotFoundError:
         raise
-    except Exception as error:  # the readers of formats raise what they like
+    except Exception as error:  # the readers of formats raise errors of any type
         raise ValueError(f"{file} must be a readable image, got an error: {error}") from None

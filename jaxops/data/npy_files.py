@@ -1,4 +1,4 @@
-"""NPY and NPZ files to columns."""
+"""NPY and NPZ files as columns."""
 
 import zlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Numbers of a column to features: bins, quantiles, robust scaling."""
+"""Features of a column of numbers: bins, quantiles, robust scaling."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.stats import norm
 
-ENDS = 1e-7  # the least probability, and 1 less the highest one, as scikit-learn's
-NOISE = 1e-5  # of a standard deviation, so that equal values do not make equal quantiles
+ENDS = 1e-7  # the smallest probability, and 1 minus the largest one, as in scikit-learn
+NOISE = 1e-5  # in standard deviations, so that equal values do not make equal quantiles
 
 
 def bin_edges(x: np.ndarray, bins: int) -> list[float]:
-    """Edges of bins: one from each value that fills a bin, and of as many of the others.
+    """Edges of bins: each value that fills a bin is an edge; the others share the rest equally.
 
     Args:
         x: (N,), without missing values.
-        bins: about how many.
+        bins: about how many bins to make.
 
     >>> bin_edges(np.arange(5.0), 2)
     [0.0, 2.0, 4.0]
@@ -46,9 +46,10 @@ def pieces(x: np.ndarray, edges: Sequence[float]) -> Iterator[np.ndarray]:
 def quantiles(x: np.ndarray) -> list[float]:
     """Quantiles of a column at equal steps from 0 to 1, for `normal_scores`.
 
-    There is one for 30 rows, at least 10 and at most 1,000. Normal noise of 1e-5 of the standard
-    deviation is added before, so that a value in many rows does not stand for many quantiles
-    (Gorishniy et al. 2021, arXiv:2106.11959, whose noise is in the unit of the column).
+    There is one quantile for 30 rows, but at least 10 and at most 1,000. Before, normal noise of
+    1e-5 standard deviations is added, so that a value in many rows does not make many equal
+    quantiles (Gorishniy et al. 2021, arXiv:2106.11959, where the noise is in the unit of the
+    column).
 
     Args:
         x: (N,), without missing values.
@@ -63,11 +64,11 @@ def quantiles(x: np.ndarray) -> list[float]:
 
 
 def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
-    """The values of a standard normal distribution with the same quantiles; NaN stays.
+    """The values of a standard normal distribution at the same probabilities; NaN stays NaN.
 
-    Between quantiles it is linear in the probability. What lies beyond the first or the last
-    quantile becomes -5.2 or 5.2. This is scikit-learn's `QuantileTransformer`, without its
-    tolerance of 1e-7 at both, which is in the unit of the column.
+    Between quantiles the probability is interpolated linearly. Numbers beyond the first or the last
+    quantile become -5.2 or 5.2. This is scikit-learn's `QuantileTransformer` without its tolerance
+    of 1e-7 at both ends, which is in the unit of the column.
 
     Args:
         x: (N,), float64.
@@ -77,7 +78,7 @@ def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     [-5.2, 0.0, 5.2]
     """
     at, share = np.asarray(quantiles), np.linspace(0, 1, len(quantiles))
-    # of a value that stands for several quantiles, the middle one
+    # if a value stands for several quantiles, the middle one
     up, down = np.interp(x, at, share), -np.interp(-x, -at[::-1], -share[::-1])
     probability = (up + down) / 2
     probability[x <= at[0]] = 0
@@ -87,7 +88,7 @@ def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
 
 
 def median_and_spread(x: np.ndarray) -> tuple[float, float]:
-    """The median and the distance between the quartiles, or half the range where that is 0.
+    """The median and the distance between the quartiles, or half the range if that is 0.
 
     >>> median_and_spread(np.array([0.0, 1.0, 2.0, 3.0, 99.0]))
     (2.0, 2.0)
@@ -97,7 +98,7 @@ def median_and_spread(x: np.ndarray) -> tuple[float, float]:
 
 
 def smooth_clip(x: np.ndarray) -> np.ndarray:
-    """Numbers bent into (-3, 3): x / sqrt(1 + (x / 3)^2).
+    """Numbers clipped smoothly to (-3, 3): x / sqrt(1 + (x / 3)^2).
 
     Holzmüller et al. 2024, arXiv:2407.04491.
 

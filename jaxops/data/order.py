@@ -1,4 +1,4 @@
-"""The rows of each batch, by process: functions of the batch's number alone."""
+"""The rows of each batch in each process, which depend only on the batch's number."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxops.data.shards import Columns, Group, Parquet, Rows
 
-LANES = 4  # positions in an epoch at which Parquet is read in turn; see `Grouped`
+LANES = 4  # number of positions in an epoch at which Parquet is read in turn; see `Grouped`
 
 
 class Share(NamedTuple):
@@ -38,7 +38,7 @@ class Permuted:
         local = self.batch_size // self.share.processes
         start = batch * self.batch_size + self.share.process * local
         index = np.arange(start, min(start + local, self.reader.rows))
-        if len(index) == 0:  # the last rows are those of other processes
+        if len(index) == 0:  # the last rows belong to other processes
             return _none(self.reader.take(np.zeros(1, np.int64)))
         if self.shuffle:
             index = permuted(index, self.reader.rows, (self.seed, epoch))
@@ -46,7 +46,7 @@ class Permuted:
 
 
 def _none(columns: Columns) -> Columns:
-    """A batch of no rows, so that every process has as many batches."""
+    """A batch without rows, so that every process has equally many batches."""
     return {name: value[:0] for name, value in columns.items()}
 
 
@@ -60,10 +60,10 @@ def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray
     Args:
         index: integers (B,) in [0, count).
         count: at most 2**62.
-        seed: of the permutation.
+        seed: the seed of the permutation.
 
     Returns:
-        int64 (B,), distinct where `index` is.
+        int64 (B,), distinct if the values of `index` are.
 
     References:
         Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains".
@@ -78,7 +78,7 @@ def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray
     def mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
         x = (x ^ key) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-        return x >> np.uint64(8)  # so that the sums below do not overflow
+        return x >> np.uint64(8)  # shifted, so that the sums below do not overflow
 
     def once(x: np.ndarray) -> np.ndarray:
         left, right = x // b, x % b
@@ -143,7 +143,7 @@ class Grouped:
         most = max(sum(group.rows for group in part) for part in parts)
         self.per_epoch = -(-most // self.local)
         self._held: dict[int, tuple[tuple[int, int], Columns]] = {}  # lane -> window
-        self._cut: tuple[int, list[_Window]] = (-1, [])  # of an epoch
+        self._cut: tuple[int, list[_Window]] = (-1, [])  # an epoch and its windows
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": {}}
@@ -154,7 +154,7 @@ class Grouped:
         before = [-(-(self.per_epoch - i) // self.lanes) for i in range(lane)]
         start = (sum(before) + turn) * self.local
         stop = min(start + self.local, self.rows)
-        if start >= self.rows:  # only other processes have rows left
+        if start >= self.rows:  # only other processes still have rows
             return _none(self._read(lane, epoch, 0))
         parts = []
         for i, window in enumerate(self._windows(epoch)):
@@ -186,7 +186,7 @@ class Grouped:
         return windows
 
     def _read(self, lane: int, epoch: int, number: int) -> Columns:
-        """The columns of a window. Each lane holds one window, or shares that of another lane."""
+        """The columns of a window. A lane holds one window, or shares that of another lane."""
         columns = next((c for key, c in self._held.values() if key == (epoch, number)), None)
         if columns is None:
             self._held.pop(lane, None)  # freed first, so that a lane never holds two windows

@@ -22,11 +22,11 @@ class Packed(NamedTuple):
 def pack(documents: Sequence[Any], length: int) -> Packed:
     """Pack documents into rows of `length` tokens, with little padding.
 
-    Best fit decreasing: the documents are taken by falling length, and each goes to the row with
-    the least room that suffices. No document is cut.
+    The method is best fit decreasing: the documents are sorted by falling length, and each goes to
+    the row with the least free space in which it fits. No document is cut.
 
     Args:
-        documents: token ids of each, integers (n,) with 1 <= n <= `length`.
+        documents: the token ids of each document, integers (n,) with 1 <= n <= `length`.
         length: tokens of a row: the model's context, and one more for `next_token`, because
             nothing is predicted from a row's last token.
 
@@ -34,8 +34,8 @@ def pack(documents: Sequence[Any], length: int) -> Packed:
         `Packed`.
 
     Raises:
-        ValueError: no documents, or one that is empty, too long or not made of token ids; the
-            message names the first such document.
+        ValueError: there are no documents, or one is empty, too long or does not consist of token
+            ids; the message names the first such document.
 
     References:
         Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination",
@@ -61,10 +61,10 @@ def pack(documents: Sequence[Any], length: int) -> Packed:
 
 
 def _best_fit(sizes: list[int], length: int) -> list[list[int]]:
-    """Which documents each row holds."""
+    """The documents of each row, by their numbers."""
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(length + 1)]  # numbers of rows
-    rooms = 0  # bit r is set where `by_room[r]` has a row, to find the least room at once
+    rooms = 0  # bit r is set if `by_room[r]` has a row, to find the least free space at once
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         size = sizes[i]
         if fitting := rooms >> size:
@@ -86,12 +86,13 @@ def token_ids(name: str, text: Any, length: int | None = None) -> np.ndarray:
     """Check the token ids of one text, and return them as an array.
 
     Args:
-        name: of the text, for messages.
+        name: the name of the text in messages.
         text: integers (n,).
         length: the largest n that is allowed; any by default.
 
     Raises:
-        ValueError: no tokens, too many, or other than integers of 0 or more along one axis.
+        ValueError: there are no tokens or too many, or they are not integers of at least 0 along
+            one axis.
 
     >>> token_ids("document 0", [5, -1])
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Readers of shards on a disk: rows of NPY files and of records, row groups of Parquet.
+"""Readers of shards on disk: rows of NPY files and of records, and row groups of Parquet.
 
 A reader is small, can be pickled for a worker process, and opens its files when rows are read.
 """
@@ -17,7 +17,7 @@ Columns = dict[str, np.ndarray]
 
 
 class Rows(Protocol):
-    """A reader that can take any rows at little cost."""
+    """A reader that can read single rows quickly, in any order."""
 
     rows: int
 
@@ -35,11 +35,11 @@ class Array(NamedTuple):
     offset: int
 
     def open(self) -> np.ndarray:
-        """Map the file into memory: the system may drop its pages, and no file stays open."""
+        """Map the file into memory; the system may drop its pages, and the file is closed."""
         pa = require("pyarrow", extra="data")
 
         with pa.memory_map(self.path) as file:
-            buffer = file.read_buffer(file.size())  # stays mapped as long as it is used
+            buffer = file.read_buffer(file.size())  # mapped as long as the buffer is used
         if buffer.size < self.offset + self.dtype.itemsize * int(np.prod(self.shape)):
             raise ValueError(
                 f"{self.path} must not be changed while it is read, got a shorter file"
@@ -64,7 +64,7 @@ class Npy:
                 if name not in files:
                     beside = next(iter(files.values()))
                     raise ValueError(
-                        f"shard {number!r} must have a file of column {name!r}, got {beside} alone"
+                        f"shard {number!r} must have a file of column {name!r}, got only {beside}"
                     )
             self.shards.append({name: _header(files[name]) for name in self.columns})
             _check_shard(self.shards[-1], self.shards[0])
@@ -73,7 +73,7 @@ class Npy:
         self._open: dict[tuple[int, str], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a worker maps the files by itself
+        return {**self.__dict__, "_open": {}}  # a worker maps the files itself
 
     def take(self, index: np.ndarray) -> Columns:
         """The rows at `index` of every column, gathered shard by shard."""
@@ -154,7 +154,7 @@ class Records:
         self.rows = len(source)
 
     def take(self, index: np.ndarray) -> Columns:
-        """The records at `index`, read together where the source can, decoded and stacked."""
+        """The records at `index`, decoded and stacked; read in one call if the source can."""
         numbers = index.tolist()
         together = getattr(self.source, "__getitems__", None)
         records = together(numbers) if together else [self.source[i] for i in numbers]
@@ -199,7 +199,7 @@ def array_records(
         decode = _TfdsDecode(str(paths[0].parent), decode)
     try:
         source = reading.ArrayRecordDataSource([str(path) for path in paths])
-    except Exception as error:  # a RuntimeError or ValueError of C++, by the damage
+    except Exception as error:  # a RuntimeError or ValueError of C++, depending on the damage
         raise ValueError(
             f"{paths[0]} must be a whole ArrayRecord file, got an error: {error}"
         ) from None
@@ -235,7 +235,7 @@ class Group(NamedTuple):
 
 
 class Parquet:
-    """Row groups of Parquet files. Each is read whole, and no file stays open."""
+    """Row groups of Parquet files. A group is read whole, and no file stays open."""
 
     def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None) -> None:
         pa = require("pyarrow", extra="data")
@@ -271,18 +271,18 @@ class Parquet:
         pq = require("pyarrow.parquet", extra="data")
 
         with pq.ParquetFile(group.path) as file:
-            # without threads: the stream has its own, and each thread's stack costs memory
+            # without threads, because the stream has its own, and the stack of each takes memory
             table = file.read_row_group(group.number, columns=self.columns, use_threads=False)
         where = f"{group.path}: row group {group.number}"
         return {name: _arrow(f"{where}: column {name!r}", table[name]) for name in self.columns}
 
 
 def _arrow(where: str, column: Any) -> np.ndarray:
-    """An Arrow column as an array; (nested) lists of one length become axes."""
+    """An Arrow column as an array; (nested) lists of equal length become axes."""
     pa = require("pyarrow", extra="data")
 
     array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # of no chunks, or too large for one
+    if isinstance(array, pa.ChunkedArray):  # it has no chunks, or is too large for one
         array = pa.concat_arrays(array.chunks)
     shape = [len(array)]
     while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
@@ -293,7 +293,7 @@ def _arrow(where: str, column: Any) -> np.ndarray:
             lengths = np.unique(array.value_lengths().to_numpy(zero_copy_only=False))
             if len(lengths) > 1:
                 raise ValueError(
-                    f"{where} must have lists of one length, got {lengths[0]} to {lengths[-1]} "
+                    f"{where} must have lists of equal length, got {lengths[0]} to {lengths[-1]} "
                     "values; pad them"
                 )
         shape.append(len(flat) // max(1, len(array)))

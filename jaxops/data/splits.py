@@ -1,4 +1,4 @@
-"""Which rows are held out for validation."""
+"""Splits of rows into training and validation."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ def held_out(
 
     Args:
         count: number of rows.
-        share: of the rows (or groups) that are held out, in (0, 1).
-        labels: (count,), whose classes keep their shares in both; a class of one row is for
-            training.
-        groups: (count,), such as a customer's id; no group is on both sides.
-        seed: of the draw.
+        share: the share of the rows (or groups) that are held out, in (0, 1).
+        labels: (count,), whose classes keep their shares in both parts; a class with one row goes
+            to training.
+        groups: (count,), such as a customer's id; no group is in both parts.
+        seed: the seed of the draw.
 
     Returns:
         Train and validation, int64, both sorted.
 
     Raises:
-        ValueError: a share outside (0, 1), or one that leaves a side empty; a seed that is none.
+        ValueError: a share outside (0, 1), or one that leaves a part empty; an invalid seed.
 
     >>> train, validation = held_out(8, 0.25, labels=[0, 0, 0, 0, 1, 1, 1, 1])
     >>> len(train), (validation < 4).sum()
@@ -42,7 +42,7 @@ def held_out(
         try:
             train, validation = next(splitter.split(rows, groups=np.asarray(groups)))
         except ValueError as error:
-            raise ValueError(f"groups must leave some for both sides: {error}") from None
+            raise ValueError(f"groups must leave some for both parts: {error}") from None
         return train, validation
     alone = np.zeros(0, np.int64)
     if labels is not None:
@@ -50,7 +50,7 @@ def held_out(
         labels = place
         alone, rows = rows[number[place] == 1], rows[number[place] > 1]
         classes = (number > 1).sum()
-        if min(share, 1 - share) * len(rows) < classes:  # too few to have each class on both sides
+        if min(share, 1 - share) * len(rows) < classes:  # too few to have each class in both parts
             labels = None
     if len(rows) < 2:
         more = f" and {len(alone)} that are alone in their class" if len(alone) else ""
@@ -66,19 +66,19 @@ def held_out_later(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of train and validation rows: validation is later than training.
 
-    About the last `share` of the rows are held out; rows of one time stay on one side. With groups
-    the later rows of a group that is in training are on no side.
+    About the last `share` of the rows are held out. Rows of equal time are in the same part. With
+    groups, the later rows of a group that is in training are in neither part.
 
     Args:
         times: (N,) numbers.
-        share: of the rows that are held out, in (0, 1).
-        groups: (N,), such as a customer's id; no group is on both sides.
+        share: the share of the rows that are held out, in (0, 1).
+        groups: (N,), such as a customer's id; no group is in both parts.
 
     Returns:
         Train and validation, int64, both sorted.
 
     Raises:
-        ValueError: a share outside (0, 1); times or groups that leave a side empty.
+        ValueError: a share outside (0, 1); times or groups that leave a part empty.
 
     >>> train, validation = held_out_later(np.array([5, 1, 2, 3]), 0.25)
     >>> train.tolist(), validation.tolist()
@@ -100,7 +100,7 @@ def held_out_later(
         of = np.asarray(groups)
         validation = validation[~np.isin(of[validation], of[train])]
     if not len(validation):
-        raise ValueError("groups must leave some for later rows alone, got all in earlier rows")
+        raise ValueError("groups must include some with only later rows, got all in earlier rows")
     return train, validation
 
 
@@ -112,14 +112,14 @@ def folds_of(
     Args:
         count: number of rows.
         folds: number of folds.
-        labels: (count,), whose classes keep their shares in every fold as well as their number
-            allows.
-        groups: (count,), such as a customer's id; no group is in two folds, which get about
-            equally many rows, and the labels are not looked at.
-        seed: of the draw; with groups it draws among those of equally many rows.
+        labels: (count,), whose classes keep their shares in every fold, as far as their number of
+            rows allows.
+        groups: (count,), such as a customer's id; no group is in two folds. The folds get about
+            equally many rows, and `labels` are not used.
+        seed: the seed of the draw; with groups it orders groups with equally many rows.
 
     Raises:
-        ValueError: fewer than two folds, or more than rows or groups.
+        ValueError: there are fewer than two folds, or more folds than rows or groups.
 
     >>> [held.tolist() for _, held in folds_of(4, 2, groups=["a", "a", "b", "b"])]
     [[2, 3], [0, 1]]
@@ -134,7 +134,7 @@ def folds_of(
     if groups is not None:
         selection = require("sklearn.model_selection", extra="data")
 
-        units = np.random.default_rng(seed).permutation(most)[units]  # which decides among equals
+        units = np.random.default_rng(seed).permutation(most)[units]  # orders groups of equal size
         splitter = selection.GroupKFold(folds)
         return [(train, held) for train, held in splitter.split(units, groups=units)]
     drawn = np.random.default_rng(seed).permutation(count)

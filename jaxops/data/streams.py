@@ -1,7 +1,7 @@
-"""Data sets larger than memory: shards on a disk, streamed by Grain, resumed exactly.
+"""Data sets larger than memory: shards on disk, streamed by Grain, resumed exactly.
 
-Batch i of a stream is a function of i, so the state of an iterator is one number, the same
-whatever reads ahead: this process, a thread, or worker processes.
+Batch i of a stream depends only on i. Therefore the state of an iterator is one number, which is
+the same whether this process, a thread or worker processes read ahead.
 """
 
 import functools
@@ -18,8 +18,8 @@ from jaxops.data.order import Grouped, Permuted, Share
 from jaxops.data.shards import Columns, Npy, Parquet, Records, array_records
 from jaxops.devices import hosts
 
-BATCHES_AHEAD = 4  # held in memory ready to use, by this process and by each worker
-ENDLESS = 1 << 40  # batches
+BATCHES_AHEAD = 4  # batches ready in memory, in this process and in each worker
+ENDLESS = 1 << 40  # number of batches
 
 
 def stream(
@@ -35,27 +35,27 @@ def stream(
 ) -> "Streamed":
     """Stream batches of a data set that need not fit into memory.
 
-    The result goes into `fit`, `evaluate` and `predict`. Every row comes once an epoch; the last
-    batch may be shorter. With several processes each reads its own share of the rows, and all read
-    the same number of batches. Rows are shuffled anew each epoch: NPY and ArrayRecord over the
+    Give the result to `fit`, `evaluate` and `predict`. Every row occurs once in an epoch; the last
+    batch may be shorter. With several processes, each reads its own share of the rows, and all read
+    the same number of batches. Rows are shuffled anew in each epoch: NPY and ArrayRecord over the
     whole set, by a permutation that is computed and not stored; Parquet by row groups, and by rows
-    within a window. The order depends on the arguments alone, not on `workers`.
+    within a window. The order depends on the arguments, but not on `workers`.
 
     Args:
         source: a directory, a file or a glob pattern of shards, all of one kind: .npy files named
             COLUMN-SHARD.npy (image-00000.npy, label-00000.npy) or COLUMN.npy, rows first; .parquet
-            files, where lists of one length are rows of numbers; .array_record files, of TFDS or
-            with `decode`. Or a data source of TFDS or Grain: `len`, and a record for each number.
-        batch_size: rows in one update, over all devices and processes; that of `fit`.
-        seed: of the order.
-        shuffle: without it rows come in their stored order, as for `predict`.
-        workers: number of processes that read ahead, for records that are costly to decode. They
-            are spawned when the second batch is read, so a script needs the guard
+            files, where lists of equal length become arrays; .array_record files, of TFDS or with
+            `decode`. Or a data source of TFDS or Grain, with `len` and a record for each number.
+        batch_size: rows in one update, over all devices and processes; the same as in `fit`.
+        seed: the seed of the order.
+        shuffle: whether to shuffle; without it rows come in their stored order, as `predict` needs.
+        workers: number of processes that read ahead, for records that are slow to decode. They are
+            spawned when the second batch is read, so a script needs the guard
             `if __name__ == "__main__"`.
         columns: names of the columns to read, all by default.
         decode: makes named arrays of one record of `.array_record` files or of a data source.
-        window: number of Parquet rows held in memory to be shuffled, in whole row groups, at least
-            four of them.
+        window: number of Parquet rows in memory that are shuffled together, in whole row groups, at
+            least four of them.
 
     Returns:
         A `Streamed`: an iterable of batches, dicts of arrays (B, ...).
@@ -117,10 +117,10 @@ def _reader(
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """Batches of a data set on a disk; see `stream`.
+    """Batches of a data set on disk; see `stream`.
 
-    Iterating gives the batches of the first epoch, `endless` those of all epochs. With several
-    processes a batch holds the rows of this process alone.
+    Iterating gives the batches of the first epoch, and `endless` gives those of all epochs. With
+    several processes a batch holds only the rows of this process.
     """
 
     reader: Any
@@ -146,7 +146,7 @@ class Streamed:
         return Batches(self.batches(), ENDLESS, self.workers)
 
     def batches(self, share: Share | None = None) -> "Permuted | Grouped":
-        """Return what makes the batch of each number, for this process or another `share`."""
+        """Return the object that makes each batch, for this process or for another `share`."""
         share = share or Share(hosts.index(), hosts.count())
         if self.batch_size % share.processes:
             raise ValueError(
@@ -160,7 +160,7 @@ class Streamed:
         return Permuted(self.reader, self.batch_size, self.seed, self.shuffle, share)
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one that was interrupted."""
+        """The settings that must be the same in a resumed run and in the interrupted one."""
         settings = {"rows": self.reader.rows, "seed": self.seed, "shuffle": self.shuffle}
         if not isinstance(self.reader, Parquet):
             return settings
@@ -198,7 +198,7 @@ class Batches:
         if self._next >= self._stop:
             self.close()
             raise StopIteration
-        if not self._begun:  # read here, so that reading a single batch starts no workers
+        if not self._begun:  # the first batch is read here, so that it starts no workers
             self._begun, batch = True, self._batches[self._next]
         else:
             if self._ahead is None:
@@ -212,7 +212,7 @@ class Batches:
         return {"next": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continue with the batch of that number; nothing before it is read."""
+        """Continue with the batch of that number; the batches before it are not read."""
         self.close()
         self._next, self._begun = state["next"], False
 
@@ -241,7 +241,7 @@ def _ahead(source: _From, workers: int) -> Any:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """In a worker: end when the main process does, also when that is killed."""
+    """In a worker: end when the main process ends, also if it is killed."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

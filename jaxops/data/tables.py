@@ -1,7 +1,7 @@
-"""Tables to columns: files of CSV and Parquet, frames, and arrays by name.
+"""Tables as columns: CSV and Parquet files, frames, and arrays by name.
 
-Every source becomes a pandas frame without loss, CSV and Parquet by way of Arrow; `array` makes an
-array of each column.
+Every source becomes a pandas frame without loss, CSV and Parquet by way of Arrow. `array` turns
+each column into an array.
 """
 
 import base64
@@ -20,7 +20,7 @@ from jaxops.data.checks import check_lists
 
 Columns = dict[str, np.ndarray]
 Source = Any
-"""A file of CSV (.gz too) or Parquet; a frame of pandas, polars or PyArrow, or another that
+"""A CSV (also .gz) or Parquet file; a frame of pandas, polars or PyArrow, or another frame that
 narwhals reads; or arrays by name."""
 PARQUET = (".parquet", ".pq")
 
@@ -33,14 +33,14 @@ def source_frame(
 ) -> tuple[str, Any]:
     """The source's name for messages, and the wanted columns (or all) as a pandas frame.
 
-    Whole numbers and booleans with missing values have pandas' nullable dtypes, also where the
-    source has them as objects.
+    Whole numbers and booleans with missing values get pandas' nullable dtypes, also if the source
+    has them as objects.
 
     Args:
         source: a file, a frame or arrays.
-        wanted: names of columns, or None for all; then
-        needed: those that have to be there.
-        read_csv: of a file that is not Parquet.
+        wanted: names of the columns to read, or None for all.
+        needed: names of columns that must be there, if `wanted` is None.
+        read_csv: reads a file that is not Parquet.
 
     Raises:
         ValueError: no rows, a missing column or one that is there twice, or arrays of unequal
@@ -106,22 +106,22 @@ def _series(value: Any) -> Any:
         return value.array
     if isinstance(value, pd.api.extensions.ExtensionArray):
         return value
-    if hasattr(value, "to_arrow"):  # of polars
+    if hasattr(value, "to_arrow"):  # a polars column
         value = value.to_arrow()
     if isinstance(value, pa.Array | pa.ChunkedArray):
         return _of_arrow(pa.table({"": value}))[""].array
     array = np.asarray(value)
     if array.ndim != 1 or array.dtype.kind not in "OUf" or isinstance(value, np.ndarray):
         return array
-    # a list that NumPy makes text of could hold numbers, or NaN for missing text
+    # a list that NumPy would turn into text may hold numbers, or NaN for missing text
     column = typed(pd.Series([*value], dtype=object))
     return array if array.dtype.kind == "f" and column.dtype == object else column.array
 
 
 def typed(column: Any) -> Any:
-    """A pandas column of objects as one of whole numbers, numbers, booleans or dates, if all are.
+    """A pandas column of objects with the dtype of whole numbers, numbers, booleans or dates.
 
-    Missing values do not matter.
+    The dtype is changed only if all values that are not missing are of that type.
 
     >>> import pandas as pd
     >>> typed(pd.Series([1, None], dtype=object)).dtype, typed(pd.Series(["a", None])).dtype.kind
@@ -147,7 +147,7 @@ def typed(column: Any) -> Any:
 
 
 def _is_float(value: Decimal) -> bool:
-    """Whether a float64 is written as this number."""
+    """Whether a float64 is written in the same way as this number."""
     return Decimal(repr(float(value))) == value
 
 
@@ -167,7 +167,7 @@ def _to_arrow(source: Any) -> Any:
 
 
 def _of_arrow(table: Any) -> Any:
-    """An Arrow table as a pandas frame, of nullable dtypes where others would lose values."""
+    """An Arrow table as a pandas frame, with nullable dtypes where others would lose values."""
     pd = require("pandas", extra="data")
     pa = require("pyarrow", extra="data")
 
@@ -187,13 +187,13 @@ def _of_arrow(table: Any) -> Any:
 
 
 def parts(path: str | Path, rows: int) -> Iterator[Any]:
-    """The rows of a CSV (.gz too) or Parquet file, as frames of at most so many rows.
+    """The rows of a CSV (also .gz) or Parquet file, as frames of at most `rows` rows.
 
-    CSV gives text alone, so that a column has one type in all parts.
+    All columns of a CSV file are text, so that a column has one type in all parts.
 
     Args:
         path: the file.
-        rows: of a part.
+        rows: the largest number of rows in a part.
 
     Raises:
         ValueError: a broken file, or a line with more or fewer fields than the header.
@@ -211,7 +211,7 @@ def parts(path: str | Path, rows: int) -> Iterator[Any]:
 
 
 def none_missing(column: Any, what: str, requirement: str) -> None:
-    """Raise ValueError where a frame's column has no value in a row."""
+    """Raise ValueError if a frame's column has a missing value."""
     absent = column.isna().to_numpy()
     if absent.any():
         raise ValueError(
@@ -221,7 +221,7 @@ def none_missing(column: Any, what: str, requirement: str) -> None:
 
 
 def plain_id(value: Any) -> Any:
-    """An id with a UUID as its text and bytes as the text in UTF-8; any other as it is.
+    """An id: a UUID or bytes in UTF-8 as text, and any other id unchanged.
 
     >>> plain_id(b"tea"), plain_id(7)
     ('tea', 7)
@@ -245,7 +245,7 @@ def ids(column: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
         detail = f" ({wrong[0]!r})" if wrong else ""
         raise ValueError(f"{what} must be text or integers, got {column.dtype}{detail}")
     if len({isinstance(value, str) for value in values}) > 1:
-        raise ValueError(f"{what} must be all text or all integers, got both; make all text of it")
+        raise ValueError(f"{what} must be all text or all integers, got both; convert all to text")
     if len(set(values)) < len(values):
         kinds = ", ".join(sorted({type(value).__name__ for value in given}))
         raise ValueError(f"{what} must hold ids of one type, got {kinds}")
@@ -261,7 +261,7 @@ def csv_frame(
     separator: str | None = None,
     header: Sequence[str] | None = None,
 ) -> Any:
-    """A CSV file as a pandas frame; see `csv_files.read`, of which these are the arguments."""
+    """A CSV file as a pandas frame; the arguments are those of `csv_files.read`."""
     form = csv_files.Form(encoding, separator, header)
     return _of_arrow(csv_files.read(path, columns, form, missing, text))
 
@@ -282,7 +282,7 @@ def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
 
 
 def _declared(file: Any, table: Any) -> Any:
-    """A table with the categories that its file declares; Arrow reads those of texts alone."""
+    """A table with the categories that its file declares; Arrow itself reads only text ones."""
     pa = require("pyarrow", extra="data")
 
     stored = (file.metadata.metadata or {}).get(b"ARROW:schema")
@@ -298,7 +298,7 @@ def _declared(file: Any, table: Any) -> Any:
 
 
 def _parquet_names(path: str | Path, columns: Sequence[str] | None) -> list[str]:
-    """The columns to read: those wanted, or all but an unnamed index of pandas."""
+    """The columns to read: the wanted ones, or all but an unnamed index of pandas."""
     pa = require("pyarrow", extra="data")
     pq = require("pyarrow.parquet", extra="data")
 
@@ -326,18 +326,19 @@ def from_frame(path: str | Path, frame: Any) -> Columns:
 
 
 def array(where: str, series: Any) -> np.ndarray:
-    """A column of pandas as an array that holds it exactly.
+    """A pandas column as an array that holds it exactly.
 
-    Whole numbers and booleans become int64, or float64 with NaN for missing; float32 stays, other
-    numbers become float64; dates become datetime64 of their own unit, in UTC; categories and text
-    become an object array of `str`, "" for missing.
+    Whole numbers and booleans become int64, or float64 with NaN if some are missing. float32 stays
+    float32, and other numbers become float64. Dates become datetime64 of their own unit, in UTC.
+    Categories and text become an object array of `str`, "" where missing.
 
     Args:
         where: the column, for messages.
-        series: (N,), of pandas.
+        series: (N,), a pandas column.
 
     Raises:
-        ValueError: whole numbers that the dtype cannot hold, or neither numbers, dates nor text.
+        ValueError: whole numbers that the dtype cannot hold; or the values are neither numbers,
+            dates nor text.
 
     >>> import pandas as pd
     >>> array("store", pd.Series([101, 202], dtype="category")).tolist()
@@ -369,10 +370,10 @@ def array(where: str, series: Any) -> np.ndarray:
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """Rows by which a user gives a column: an array as it is, columns of frames without loss.
+    """A column that a user gives, as an array: an array unchanged, a frame's column without loss.
 
     Args:
-        name: the column's, for messages.
+        name: the name of the column, for messages.
         value: an array of any shape, a list, or a column of pandas, polars or PyArrow.
 
     Raises:
@@ -390,7 +391,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
     elif type(value).__module__.partition(".")[0] not in ("pandas", "polars", "pyarrow"):
         plain = np.asarray(value)
         texts = plain.dtype.kind == "U" and plain.ndim == 1 and isinstance(value, list | tuple)
-        # NumPy makes the text "nan" of a missing value in a list of texts
+        # NumPy would turn a missing value in a list of texts into the text "nan"
         if texts and not all(isinstance(v, str) for v in value):
             return np.array(value, object)
         return plain
@@ -401,9 +402,9 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 
 def as_texts(series: Any) -> Any:
-    """A pandas column as an Arrow column of text without blanks around it, null where missing.
+    """A pandas column as an Arrow column of text without surrounding spaces, null where missing.
 
-    1.0 is "1".
+    1.0 becomes "1".
     """
     pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
 
@@ -416,7 +417,7 @@ def as_texts(series: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A value as text: "1" for 1.0, as which whole numbers with gaps come; "" for none or NaN.
+    """A value as text: "1" for 1.0, because whole numbers may come as floats; "" for None or NaN.
 
     >>> [as_text(value) for value in ("a", 1.0, 2.5, True, None, float("nan"))]
     ['a', '1', '2.5', 'True', '', '']

@@ -1,4 +1,4 @@
-"""Columns of texts to numbers, where they are such and can be held exactly."""
+"""Columns of texts as numbers, if all are numbers and can be held exactly."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ COMMA = r"^\s*[+-]?[0-9][0-9.]*(,[0-9]+)?\s*$"  # a number with a decimal comma
 
 
 def without(column: Any, missing: Sequence[str]) -> Any:
-    """A column of texts with null for those that stand for a missing value."""
+    """A column of texts, with null for the texts that stand for a missing value."""
     pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
 
     absent = pc.is_in(column, value_set=pa.array(missing, pa.string()))
@@ -26,10 +26,10 @@ def inferred(column: Any, missing: Sequence[str], where: str, decimal_commas: bo
     """A column of texts as int64, float64, bool or text, null where missing.
 
     Args:
-        column: of Arrow.
+        column: an Arrow column.
         missing: the texts that stand for a missing value.
-        where: names the column in messages.
-        decimal_commas: refuse numbers with decimal commas, which otherwise are text.
+        where: the name of the column in messages.
+        decimal_commas: whether to refuse numbers with decimal commas; otherwise they are text.
 
     Raises:
         ValueError: numbers that int64 and float64 cannot hold, or with decimal commas.
@@ -61,7 +61,7 @@ def inferred(column: Any, missing: Sequence[str], where: str, decimal_commas: bo
 
 
 def comma(texts: Any) -> int | None:
-    """The first row with a decimal comma, if all texts of an Arrow column are numbers with such."""
+    """The first row with a decimal comma, if all texts of an Arrow column are such numbers."""
     pc = require("pyarrow.compute", extra="data")
 
     if not pc.all(pc.match_substring_regex(texts, COMMA), min_count=0).as_py():
@@ -73,18 +73,18 @@ def comma(texts: Any) -> int | None:
 def as_numbers(texts: Any, where: str | None = None, exact: bool = True) -> Any:
     """An Arrow column of texts as int64 or float64 with the same nulls, or None.
 
-    It is None if some text is no number or has leading zeros. So it is with `exact` if a whole
-    number cannot be held exactly, which is an error where `where` names the column; without, the
-    nearest float64 stands for it.
+    The result is None if some text is not a number or has leading zeros. With `exact`, it is also
+    None if a whole number cannot be held exactly; if `where` names the column, this is an error
+    instead. Without `exact`, the nearest float64 is used.
     """
     pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
 
     numbers = _cast(texts)
-    if numbers is None:  # of texts most often; else the blanks are cut off
+    if numbers is None:  # most often these are texts; if not, remove the spaces and try again
         numbers = _cast(texts := pc.utf8_trim_whitespace(texts))
     if numbers is None:
         return None
-    if pc.any(pc.starts_with(texts, "+")).as_py():  # which Arrow takes in floats alone
+    if pc.any(pc.starts_with(texts, "+")).as_py():  # Arrow accepts a plus only in floats
         texts = pc.replace_substring_regex(texts, r"^\+([0-9])", r"\1")
         numbers = _cast(texts)
     if pa.types.is_integer(numbers.type):
@@ -107,7 +107,7 @@ def as_numbers(texts: Any, where: str | None = None, exact: bool = True) -> Any:
 
 
 def _zeros(texts: Any) -> bool:
-    """Whether some text is as "007", or "0x10", which Arrow takes for 16."""
+    """Whether some text is like "007", or like "0x10", which Arrow reads as 16."""
     pc = require("pyarrow.compute", extra="data")
 
     return bool(pc.any(pc.match_substring_regex(texts, "^[+-]?0[0-9xX]")).as_py())
@@ -118,13 +118,13 @@ def _cast(texts: Any) -> Any:
 
     for dtype in (pa.int64(), pa.float64()):
         with contextlib.suppress(pa.ArrowInvalid):
-            texts.slice(0, 256).cast(dtype)  # Arrow writes an error for every row that is wrong
+            texts.slice(0, 256).cast(dtype)  # first a few: Arrow writes an error for each bad row
             return texts.cast(dtype)
     return None
 
 
 def _inexact(texts: Any, numbers: Any) -> str | None:
-    """A whole number that is another one as float64, or a number that is infinite as float64."""
+    """A whole number that float64 would change, or a number that is infinite as float64."""
     pc = require("pyarrow.compute", extra="data")
 
     large = texts.filter(pc.greater_equal(pc.abs(numbers), 2.0**53)).to_pylist()

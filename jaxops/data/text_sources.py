@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxops.data.dataset import Columns, Dataset
 
-FILES = {  # name -> the files, and where they are to be had
+FILES = {  # name -> the files, and where to get them
     "banking77": (
         ("train.csv", "test.csv", "categories.json"),
         "https://github.com/PolyAI-LDN/task-specific-datasets (folder banking_data)",
@@ -33,8 +33,8 @@ def load_texts(name: str, folder: Path | None) -> Dataset:
     """Load one of `FILES`; see `jaxops.data.load`.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is damaged, or not what it should be.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged or has other contents.
     """
     files, home = FILES[name]
     paths = [(folder or Path(name)) / file for file in files]
@@ -93,7 +93,7 @@ def _banking77(train: Path, test: Path, names: Path) -> tuple[dict[str, Columns]
 def _clinc150(path: Path) -> tuple[dict[str, Columns], tuple[str, ...]]:
     questions = _json(path)
     splits: dict[str, Columns] = {}
-    classes = tuple(dict.fromkeys(label for _, label in questions["train"]))  # by domain
+    classes = tuple(dict.fromkeys(label for _, label in questions["train"]))  # ordered by domain
     for split, key in (("train", "train"), ("validation", "val"), ("test", "test")):
         splits[split] = _labelled(path, questions[key], classes)
         outside = np.array([text for text, _ in questions[f"oos_{key}"]], object)

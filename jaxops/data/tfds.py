@@ -1,4 +1,4 @@
-"""TensorFlow Datasets without TensorFlow: prepared sets are read once, into arrays."""
+"""TensorFlow Datasets without TensorFlow: prepared data sets are read into arrays."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ def _version(name: str) -> list[int]:
 
 
 def readable(directory: Path) -> bool:
-    """Whether the set is in a format with random access: tfrecord needs TensorFlow."""
+    """Whether the set is in a format with random access; tfrecord is not, and needs TensorFlow."""
     return any(
         ".array_record" in file.name or ".parquet" in file.name for file in directory.iterdir()
     )
 
 
 def default_dirs() -> list[str]:
-    """Where TFDS keeps its sets: `TFDS_DATA_DIR`, or ~/tensorflow_datasets."""
+    """The directories of TFDS's data sets: `TFDS_DATA_DIR`, or ~/tensorflow_datasets."""
     tfds = require("tensorflow_datasets", extra="data")
 
     return [tfds.core.constants.DATA_DIR]
@@ -46,7 +46,7 @@ def read_tfds(directory: Path) -> tuple[dict[str, dict[str, np.ndarray]], tuple[
     splits = {}
     for split in builder.info.splits:
         source = builder.as_data_source(split=split)
-        # all at once: reading record by record is several times slower
+        # all records in one call, because reading them one by one is several times slower
         records = source.__getitems__(range(len(source)))
         if not records:
             raise ValueError(f"{directory}: split {split} must have at least 1 row, got 0")

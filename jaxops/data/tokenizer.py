@@ -1,4 +1,4 @@
-"""Texts to tokens and back: tokenizers trained on a user's own texts, kept as one JSON text."""
+"""Tokenizers: texts to tokens and back, trained on a user's texts, stored as one JSON text."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
 PAD, UNKNOWN, BOS, EOS, MASK = range(len(SPECIAL))
-# names in files of BERT, T5 and Llama, GPT-2; the first that the vocabulary has counts
+# names in files of BERT, T5 and Llama, GPT-2; the first that is in the vocabulary is used
 OTHER_NAMES = {
     "[PAD]": ("[PAD]", "<pad>"),
     "[UNK]": ("[UNK]", "<unk>"),
@@ -47,14 +47,15 @@ class Encoded(NamedTuple):
 class Tokenizer:
     """A trained tokenizer: texts to tokens and back. Equal `text` means equal tokenizers.
 
-    The first tokens of every vocabulary that is trained here are special: 0 padding, 1 unknown, 2
-    and 3 the beginning and the end of a text, 4 a mask; then those of `special`. In a Hugging Face
-    file they are known by name: [UNK] or <unk>; [CLS], <s> or <|endoftext|> for the beginning;
-    [SEP], </s> or <|endoftext|> for the end. `encode_batch` requires that token 0 is padding, [PAD]
-    or <pad>, because models ignore it. A special token's name in a text is read as plain text.
+    The first tokens of every vocabulary that is trained here are special: 0 is padding, 1 is
+    unknown, 2 and 3 are the beginning and the end of a text, and 4 is a mask; then follow those of
+    `special`. In a Hugging Face file they are found by name: [UNK] or <unk>; [CLS], <s> or
+    <|endoftext|> for the beginning; [SEP], </s> or <|endoftext|> for the end. `encode_batch`
+    requires that token 0 is padding, [PAD] or <pad>, because models ignore it. If the name of a
+    special token occurs in a text, it is read as plain text.
 
     Attributes:
-        text: what `to_json` gives: the JSON of the `tokenizers` library.
+        text: the JSON of the `tokenizers` library, which `to_json` returns.
 
     >>> tokenizer = Tokenizer.train(["my card is lost", "my card arrived"], kind="word")
     >>> tokenizer.encode_batch(["my card", "lost it"], length=3)
@@ -82,16 +83,16 @@ class Tokenizer:
             texts: training texts, without those of validation and test.
             kind: "bpe" merges frequent pairs of characters within words (Sennrich et al. 2016,
                 arXiv:1508.07909). "byte" merges bytes, so that nothing is unknown and `decode`
-                restores every text exactly (GPT-2). "wordpiece" is BERT's. "character" and "word"
-                take characters and words as tokens; words are those of Unicode's rules (UAX #29),
-                and characters where a script has no blanks between words. "wordpiece" and "word"
-                separate words from punctuation, so `decode` gives other spaces; "bpe" loses a
-                leading space.
-            vocabulary: largest number of tokens, special ones included; the most frequent are kept.
-                Where it is less than all characters need, rare characters are unknown, of
-                "wordpiece" perhaps more than would have to be.
+                restores every text exactly (GPT-2). "wordpiece" is BERT's kind. "character" and
+                "word" take characters and words as tokens. Words follow Unicode's rules (UAX #29);
+                in scripts without spaces between words, each character is a word. "wordpiece" and
+                "word" separate words from punctuation, so `decode` gives other spaces; "bpe" loses
+                a leading space.
+            vocabulary: largest number of tokens, with the special ones; the most frequent are kept.
+                If it is too small for all characters, rare characters are unknown; "wordpiece" may
+                leave out more of them than necessary.
             lowercase: convert texts to lower case, also those that are encoded later.
-            special: more special tokens, numbered from 5, such as the sentinels of T5.
+            special: additional special tokens, numbered from 5, such as the sentinels of T5.
 
         Raises:
             ValueError: another kind, no texts, a text that is empty or not a `str`, or a vocabulary
@@ -108,17 +109,17 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """Make a tokenizer of what `to_json` returned, or of a Hugging Face `tokenizer.json`.
+        """Make a tokenizer from the result of `to_json`, or from a Hugging Face `tokenizer.json`.
 
         Settings of the file that add tokens, pad or truncate are ignored.
 
         Raises:
-            ValueError: not the JSON of a tokenizer.
+            ValueError: the text is not the JSON of a tokenizer.
         """
         Rust = require("tokenizers", extra="text").Tokenizer
 
         try:
-            # its own order, so that equal tokenizers are equal texts
+            # written again by the library, so that equal tokenizers have equal texts
             return cls(json.dumps(json.loads(Rust.from_str(text).to_str()), sort_keys=True))
         except Exception as error:  # the library raises nothing more special
             raise ValueError(
@@ -138,17 +139,17 @@ class Tokenizer:
         return next((number for number in numbers if number is not None), None)
 
     def check_padding(self) -> None:
-        """Raise `ValueError` where token 0 is not padding."""
+        """Raise `ValueError` if token 0 is not padding."""
         if self._special("[PAD]") != PAD:
             raise ValueError(
                 "tokenizer must have padding ([PAD] or <pad>) as token 0, got "
                 f"{self._rust.id_to_token(0)!r}, and padding as {self._special('[PAD]')}; `encode` "
-                "needs no padding"
+                "works without padding"
             )
 
     @cached_property
     def unknown(self) -> int | None:
-        """The token for what the vocabulary lacks, if it has one."""
+        """The token for texts that are not in the vocabulary, if there is one."""
         return self._special("[UNK]")
 
     @cached_property
@@ -177,7 +178,7 @@ class Tokenizer:
 
     @cached_property
     def _by_character(self) -> bool:
-        """Tokens are characters or runs of them, as of the kinds "character", "bpe" and "byte"."""
+        """Whether tokens are characters or runs of them, as in "character", "bpe" and "byte"."""
         about = json.loads(self.text)
         before = about["pre_tokenizer"] or {}
         return about["model"].get("type") == "BPE" or before.get("type") == "Split"
@@ -198,7 +199,7 @@ class Tokenizer:
         """The number of one token, special or not.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is no token of that name.
         """
         number = self._rust.token_to_id(token)
         if number is None:
@@ -208,18 +209,18 @@ class Tokenizer:
         return number
 
     def encode(self, text: str, special: bool = False, row: int = 0) -> list[int]:
-        """Encode one text: all of its tokens.
+        """Encode one text, and return all of its tokens.
 
         Warns of unknown tokens as `encode_batch` does.
 
         Args:
             text: the text.
             special: put the special tokens around it that a Hugging Face file asks for, such as
-                [CLS] and [SEP], or <s>. A tokenizer trained here asks for none.
-            row: what messages call the text.
+                [CLS] and [SEP], or <s>. A tokenizer that was trained here asks for none.
+            row: the number of the text in messages.
 
         Raises:
-            ValueError: an empty text (white space is none), or not a `str`.
+            ValueError: the text is empty (white space is not empty), or not a `str`.
         """
         (text,) = check_texts([text], blank=True, first=row)
         encoding = self._rust.encode(text, add_special_tokens=False)
@@ -238,22 +239,22 @@ class Tokenizer:
     ) -> Encoded:
         """Encode texts as rows of `length` tokens. A longer text is truncated, with a warning.
 
-        There is also a warning where a text has unknown tokens alone and, for tokens that are
-        characters or runs of them, where a single one is unknown. New words are common, so they are
-        only counted in `Encoded.unknown`.
+        There is also a warning if all tokens of a text are unknown. If tokens are characters or
+        runs of them, there is a warning for a single unknown token. New words are common, so they
+        are only counted in `Encoded.unknown`.
 
         Args:
-            texts: N of them.
+            texts: N texts.
             length: tokens of a row, the model's context.
             bos: begin each row with the token `bos`.
-            eos: end each text with the token `eos`, also where it was truncated.
+            eos: end each text with the token `eos`, also if it was truncated.
             special: put the special tokens of a Hugging Face file around each text, as `encode`
-                does, also where it was truncated; in place of `bos` and `eos`.
+                does, also if it was truncated. Use this instead of `bos` and `eos`.
 
         Raises:
-            ValueError: no texts, one that is empty or not a `str`, a `length` too small for one
-                token, a vocabulary in which 0 is not padding, one without `bos` or `eos`, or
-                `special` with either.
+            ValueError: no texts; a text that is empty or not a `str`; a `length` too small for one
+                token; a vocabulary in which 0 is not padding, or without the wanted `bos` or `eos`;
+                or `special` together with either.
         """
         self.check_padding()
         if special and (bos or eos):
@@ -281,15 +282,15 @@ class Tokenizer:
         return Encoded(tokens, lengths, unknown)
 
     def first(self, texts: Iterable[str], length: int) -> np.ndarray:
-        """The first tokens of each text, (N, length) int32, without a word on what is left out.
+        """The first tokens of each text, (N, length) int32; cut texts cause no warning.
 
         Args:
-            texts: N of them.
+            texts: N texts.
             length: tokens of a row; 0 is padding.
 
         Raises:
-            ValueError: no texts, one that is empty or not a `str`, or a vocabulary in which 0 is
-                not padding.
+            ValueError: no texts; a text that is empty or not a `str`; or a vocabulary in which 0
+                is not padding.
         """
         self.check_padding()
         encodings = self._rust.encode_batch_fast(check_texts(texts), add_special_tokens=False)
@@ -316,12 +317,12 @@ class Tokenizer:
 
 @functools.lru_cache(maxsize=16)
 def opened(text: str) -> "Rust":
-    """The tokenizer of the `tokenizers` library, which neither pads nor cuts off."""
+    """The tokenizer of the `tokenizers` library, set so that it neither pads nor truncates."""
     Rust = require("tokenizers", extra="text").Tokenizer
 
     rust = Rust.from_str(text)
     rust.encode_special_tokens = True  # "[MASK]" in a text is six characters, not the mask
-    rust.no_padding()  # which a file may ask for
+    rust.no_padding()  # a file may ask for padding
     rust.no_truncation()
     return rust
 
@@ -331,12 +332,13 @@ def check_texts(texts: Any, blank: bool = False, first: int = 0) -> list[str]:
 
     Args:
         texts: an iterable of `str`.
-        blank: allow texts of white space alone.
+        blank: allow texts that are only white space.
         first: the number of the first text.
 
     Raises:
-        ValueError: one `str` instead of several, none, one that is empty or blank, not a `str`
-            (such as bytes, or NaN for a missing value), or not Unicode (lone surrogates).
+        ValueError: one `str` instead of several texts; no texts; a text that is empty or blank,
+            not a `str` (such as bytes, or NaN for a missing value), or not Unicode (lone
+            surrogates).
 
     >>> check_texts(["a", b"b"])
     Traceback (most recent call last):
@@ -364,7 +366,7 @@ def _check_unicode(text: str, row: int) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"texts must be Unicode, got U+{ord(text[error.start]):04X} in row {row} at character "
-            f"{error.start}; its file has another encoding than it was read with"
+            f"{error.start}; its file was read with a wrong encoding"
         ) from None
 
 
@@ -380,7 +382,7 @@ def warn_cut(count: int, row: int, tokens: int, length: int) -> None:
 def warn_unknown(count: int, row: int, text: str) -> None:
     """Warn once for all texts with too many unknown tokens."""
     warnings.warn(
-        f"texts must be of the vocabulary, got {count:,} with unknown characters, or of unknown "
-        f"words alone, the first in row {row}: {text[:40]!r}",
+        f"texts must be of the vocabulary, got {count:,} with unknown characters, or with only "
+        f"unknown words, the first in row {row}: {text[:40]!r}",
         stacklevel=3,
     )

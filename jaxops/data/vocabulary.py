@@ -1,4 +1,4 @@
-"""How the vocabulary of a tokenizer is learned, by the `tokenizers` library."""
+"""Training of a tokenizer's vocabulary by the `tokenizers` library."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ def trained(
     """A tokenizer of the library, see `Tokenizer.train`.
 
     Args:
-        texts: of training.
+        texts: the training texts.
         kind: one of `KINDS`.
         vocabulary: the largest number of tokens.
         lowercase: whether texts are read in lower case.
@@ -29,7 +29,7 @@ def trained(
     normal = [library.normalizers.NFC()] * (kind == "word")
     normal += [library.normalizers.Lowercase()] * lowercase
     room = vocabulary - len(special)
-    # of a character "wordpiece" may keep two forms, at the start of a word and within
+    # "wordpiece" may keep two forms of a character, one at the start of a word and one inside
     for characters in (room, room // 2):
         alphabet = _frequent(kind, texts, lowercase, characters)
         model, trainer, before, rejoin = _parts(kind, vocabulary, special, alphabet)
@@ -44,7 +44,7 @@ def trained(
 
 
 def _frequent(kind: str, texts: list[str], lowercase: bool, most: int) -> list[str]:
-    """The most frequent characters; the library's own choice among equals varies."""
+    """The most frequent characters, in a fixed order; the library's own choice may vary."""
     counts: Counter[str] = Counter()
     for text in texts if kind in ("bpe", "wordpiece") else []:
         text = text.lower() if lowercase else text
@@ -55,7 +55,7 @@ def _frequent(kind: str, texts: list[str], lowercase: bool, most: int) -> list[s
 def _parts(
     kind: str, vocabulary: int, special: list[str], alphabet: list[str]
 ) -> tuple[Any, Any, Any, Any]:
-    """Model, trainer, what parts a text into words, and what puts tokens together again."""
+    """The model, the trainer, the splitter of texts into words, and the decoder."""
     tokenizers = require("tokenizers", extra="text")
     decoders, models = tokenizers.decoders, tokenizers.models
     pre_tokenizers, trainers = tokenizers.pre_tokenizers, tokenizers.trainers
@@ -93,7 +93,7 @@ def _parts(
         case "character":
             parted: Any = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
             joined: Any = decoders.Fuse()
-        case _:  # as `words` does
+        case _:  # splits as `words` does
             alone = (rf"[{TOGETHER}]\p{{M}}*", "isolated"), (r"(?y{w})\X", "isolated")
             parts = [(r"\s+", "removed"), *alone]
             splits = [pre_tokenizers.Split(tokenizers.Regex(p), how) for p, how in parts]

@@ -1,9 +1,10 @@
 """The words of a text in any script, by Unicode's rules (UAX #29), with one tailoring.
 
-Marks belong to the letter before them, "don't" and "3.14" are words, an emoji is one, and so is
-each sign. Where a script has no blanks between words, each character is one, as UAX #29 has it for
-Han, Hiragana, Thai, Lao and Khmer. So is each of Katakana and Hangul, the tailoring: particles and
-compounds are written without blanks, and a search for the bare word has to find it.
+Combining marks belong to the letter before them; "don't" and "3.14" are words; an emoji is a word,
+and so is each punctuation sign. In a script without spaces between words each character is a word,
+as UAX #29 says for Han, Hiragana, Thai, Lao and Khmer. The tailoring is that each character of
+Katakana and Hangul is a word too. There particles and compounds are written without spaces, and a
+search for the word alone must find them.
 """
 
 import functools
@@ -13,18 +14,19 @@ from typing import Any
 from jaxops._optional import require
 
 TOGETHER = r"\p{Hangul}\p{Katakana}ー"
-"""The scripts whose characters are words, although UAX #29 has them in runs."""
+"""The scripts whose characters are words here, although UAX #29 joins them to longer words."""
 
 
 def words(text: str, signs: bool = True) -> list[str]:
-    """The words and signs of a text, without blanks, as equal texts where a reader sees the same.
+    """The words and signs of a text, without spaces, normalised so that equal words are equal.
 
-    They are normalised (NFKC) and case-folded, with straight apostrophes; what is invisible, such
-    as soft hyphens and the selectors behind emoji, is left out.
+    They are normalised (NFKC) and case-folded, with straight apostrophes. Invisible characters,
+    such as soft hyphens and the variation selectors after emoji, are left out.
 
     Args:
         text: any text.
-        signs: whether signs count; without them words have a letter, a digit or an emoji.
+        signs: whether punctuation signs count as words; without them each word has a letter, a
+            digit or an emoji.
 
     >>> words("Don't you? हिन्दी 卡在哪 👍🏽")
     ["don't", 'you', '?', 'हिन्दी', '卡', '在', '哪', '👍🏽']
@@ -48,7 +50,7 @@ def runs(text: str) -> list[str]:
 
 
 def _parts(edges: str, text: str) -> list[str]:
-    """What a split of the normalised text leaves, without blanks."""
+    """The parts of the normalised text between the edges, without spaces."""
     if text.isascii():
         parts = _compiled(edges).split(text.lower())
     else:

@@ -1,4 +1,4 @@
-"""Decisions taken from forecasts and logs: order quantities, stock policies, offers."""
+"""Decisions from forecasts and logs: order quantities, ordering policies, offers and prices."""
 
 from jaxops.decide.bandits import Bandit, Choice, beta_thompson, explore, linucb, thompson
 from jaxops.decide.data import Costs

@@ -1,4 +1,4 @@
-"""Checks of arguments, made outside of compiled programs."""
+"""Checks of arguments, outside of compiled programs."""
 
 from typing import Any
 
@@ -59,25 +59,25 @@ def arms(arm: np.ndarray, count: int) -> None:
 
 
 def known(**values: Any) -> None:
-    """Raise ValueError where one is traced: shapes of the result depend on it."""
+    """Raise ValueError if a value is traced, because shapes of the result depend on it."""
     for name, value in values.items():
         if traced(value):
-            raise ValueError(f"{name} must be known, got a traced value; call outside of jit")
+            raise ValueError(f"{name} must be known, got a traced value; call this outside of jit")
 
 
 def together(**values: Any) -> list[Array]:
-    """The values as float32, broadcast to one shape; raises ValueError where there is none."""
+    """The values as float32, broadcast to one shape; raises ValueError if there is none."""
     shapes = [np.shape(value) for value in values.values()]
     try:
         shape = np.broadcast_shapes(*shapes)
     except ValueError:
         given = ", ".join(f"{name} {shape}" for name, shape in zip(values, shapes, strict=True))
-        raise ValueError(f"shapes must be one, or (), got those of {given}") from None
+        raise ValueError(f"shapes must be equal, or (), got those of {given}") from None
     return [jnp.broadcast_to(jnp.asarray(v, jnp.float32), shape) for v in values.values()]
 
 
 def traced(value: Any) -> bool:
-    """Whether the value is that of a program which is being traced."""
+    """Whether the value belongs to a program that is being traced."""
     return isinstance(value, jax.core.Tracer)
 
 

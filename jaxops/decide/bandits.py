@@ -1,19 +1,20 @@
-"""Contextual bandits: which arm to show, learned while showing; pure functions over arrays.
+"""Contextual bandits, which learn which arm to show while they show arms; pure functions.
 
-A bandit computes the probability of taking each arm, and draws from exactly these; so the logged
-`Choice.propensity` is exact, and `jaxops.decide.off_policy` can evaluate other policies with it.
+A bandit computes the probability of taking each arm, and draws from exactly these probabilities.
+So the logged `Choice.propensity` is exact, and `jaxops.decide.off_policy` can use it to evaluate
+other policies.
 
     bandit = thompson(arms=4, features=8)
     state = bandit.init()
     arm, propensity = bandit.choose(state, context, key)      # a batch of decisions at once
     state = bandit.update(state, context, arm, reward)        # now, or when the feedback arrives
 
-All functions may be jitted, scanned over and mapped (`vmap` over states: a thousand bandits in one
-program). A linear state holds sums over rows, so late feedback in any order and in any batches
-gives the same posterior, and an update is one matrix product. A choice factors the sums, once for a
-batch of decisions. In float32 this is as exact as Sherman-Morrison updates of the inverse, one row
-at a time: after 20,000 rows of 8 correlated features both are off by 1 % of a weight's standard
-deviation, for independent features by 0.1 %.
+All functions may be jitted, scanned over and mapped (`vmap` over states runs a thousand bandits in
+one program). A linear state holds sums over rows, so feedback that arrives late, in any order and
+in any batches, gives the same posterior, and an update is one matrix product. A choice factorises
+the sums, once for a batch of decisions. In float32 this is as exact as Sherman-Morrison updates of
+the inverse, one row at a time. After 20,000 rows of 8 correlated features, both are wrong by 1 % of
+a weight's standard deviation; with independent features, by 0.1 %.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ NODES = np.linspace(-6, 6, 33)  # standard deviations about each arm's mean
 
 
 class Choice(NamedTuple):
-    """Decisions of B rows.
+    """The decisions for B rows.
 
     Attributes:
         arm: int32 (B,), the arm to take.
@@ -50,13 +51,13 @@ class Bandit(NamedTuple):
 
     Attributes:
         init: `() -> state`.
-        probabilities: `(state, context, allowed=None) -> (B, A)`, of taking each arm; `context` is
-            float (B, D), a row for each decision. A bandit without features reads only B of it.
-            `allowed` is bool (A,) or (B, A), the arms on offer; an arm that is not has 0.
+        probabilities: `(state, context, allowed=None) -> (B, A)`, the probability of taking each
+            arm. `context` is float (B, D), a row for each decision; a bandit without features uses
+            only B. `allowed` is bool (A,) or (B, A), the arms on offer; other arms get 0.
         update: `(state, context, arm, reward, mask=None) -> state`, from rows whose reward is
-            known: `arm` int (B,), `reward` float (B,); `mask` (B,), 0 where a row is padding, or
-            its reward is not yet known. Outside of jit it raises ValueError for an arm outside
-            [0, A) and a reward or context that is not finite.
+            known. `arm` is int (B,) and `reward` is float (B,); `mask` (B,) is 0 for a row that is
+            padding or whose reward is not yet known. Outside of jit it raises ValueError for an arm
+            outside [0, A), and for a reward or context that is not finite.
     """
 
     init: Callable[[], State]
@@ -69,15 +70,15 @@ class Bandit(NamedTuple):
         """Draw an arm from `probabilities` for each row of a context.
 
         Args:
-            state: of the bandit.
+            state: the state of the bandit.
             context: float (B, D).
-            key: of `jax.random`.
-            allowed: bool (A,) or (B, A), the arms on offer, at least one a row; None for all. Make
-                a bandit with arms to spare, and allow those that are in use.
+            key: a key of `jax.random`.
+            allowed: bool (A,) or (B, A), the arms on offer, at least one in each row; None for all.
+                If arms come and go, make a bandit with spare arms, and allow those that are in use.
 
         Raises:
-            ValueError: a row without an arm on offer, or numbers that are not bool; a context that
-                is not finite, outside of jit.
+            ValueError: `allowed` is not bool, or has a row without an arm; outside of jit also a
+                context that is not finite.
         """
         checks.finite(context=context)
         if allowed is None:
@@ -93,7 +94,7 @@ class Bandit(NamedTuple):
 
 
 def offers(allowed: Array | None, count: int, arms: int) -> Array:
-    """Bool (count, arms) of the arms on offer, all for None."""
+    """Bool (count, arms), the arms on offer; None allows all."""
     return jnp.broadcast_to(True if allowed is None else jnp.asarray(allowed), (count, arms))
 
 
@@ -104,7 +105,7 @@ def _drawn(p: Array, key: Array) -> Choice:
 
 
 class Linear(NamedTuple):
-    """Sums over rows x with rewards r, of the regression r ~ x . weights of each arm.
+    """Sums over rows x with rewards r, for the regression r ~ x . weights of each arm.
 
     Attributes:
         precision: (A, D, D), ridge I + sum x x'.
@@ -120,7 +121,7 @@ class Linear(NamedTuple):
 
 
 def start(arms: int, features: int, ridge: float) -> Linear:
-    """The state before any row."""
+    """The state before the first row."""
     eye = jnp.broadcast_to(ridge * jnp.eye(features), (arms, features, features))
     return Linear(eye, jnp.zeros((arms, features)), jnp.zeros(()), jnp.zeros(()))
 
@@ -174,17 +175,17 @@ def _learn(state: Linear, context: Array, arm: Array, reward: Array, weight: Arr
 
 @lru_cache(maxsize=64)
 def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> Bandit:
-    """LinUCB: the arm of the greatest upper bound, x . weights_a + alpha sqrt(x' A_a^-1 x).
+    """LinUCB: the arm with the largest upper bound, x . weights_a + alpha sqrt(x' A_a^-1 x).
 
     A_a = ridge I + sum x x' over the rows of arm a.
 
-    Its propensities are 1 (1 / T where T arms are tied, as at the start), so its log cannot
-    evaluate other policies; for that, randomise it with `explore`. With alpha 0 it is greedy, and
-    with `explore` epsilon-greedy.
+    Its propensities are 1 (or 1 / T if T arms are tied, as at the start), so other policies cannot
+    be evaluated from its log. To make this possible, randomise it with `explore`. With alpha 0 it
+    is greedy, and together with `explore` epsilon-greedy.
 
     Args:
         arms: A, each with its own weights.
-        features: D, one of them constant (ones) where rewards have a mean other than 0.
+        features: D. If the mean of the rewards is not 0, one feature must be constant (ones).
         alpha: weight of the uncertainty; about the standard deviation of a reward.
         ridge: penalty of the regression.
 
@@ -205,8 +206,8 @@ def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> 
     def probabilities(state: Linear, context: Array, allowed: Array | None = None) -> Array:
         mean, spread = values(state, _context(features, context))
         bound = jnp.where(offers(allowed, *mean.shape), mean + alpha * spread, -jnp.inf)
-        # A sort keeps its numbers. The compiler may compute `upper` itself once for the maximum and
-        # again for the comparison, with another rounding, and then no arm would be the best.
+        # A sort does not change its numbers. Without it the compiler may compute `upper` once for
+        # the maximum and again, with other rounding, for the comparison; then no arm would be best.
         upper, arm = jax.lax.top_k(bound, arms)
         best = (upper == upper[:, :1]).astype(jnp.float32)
         p = best / best.sum(1, keepdims=True)
@@ -219,18 +220,20 @@ def linucb(arms: int, features: int, alpha: float = 1.0, ridge: float = 1.0) -> 
 def thompson(arms: int, features: int, noise: float | None = None, ridge: float = 1.0) -> Bandit:
     """Thompson sampling: each arm with the posterior probability that it is the best.
 
-    Rewards are x . weights_a + noise; weights_a has the prior N(0, noise^2 / ridge I), so a row's
-    values are independent N(m_a, s_a^2), and arm a is the best with probability
+    Rewards are x . weights_a + noise. weights_a has the prior N(0, noise^2 / ridge I), so the
+    values of the arms for a row are independent N(m_a, s_a^2), and arm a is the best with
+    probability
 
-        integral prod_{b != a} F_b(v) dF_a(v),
+        integral prod_{b != a} F_b(v) dF_a(v).
 
-    which is computed, to about 0.001, instead of drawing weights, so that propensities are known.
+    This integral is computed, to about 0.001, instead of drawing weights, so that propensities are
+    known.
 
     Args:
         arms: A, each with its own weights.
-        features: D, one of them constant (ones) where rewards have a mean other than 0.
-        noise: standard deviation of a reward; learned by default, from an initial value of 1 that
-            has the weight of one row, so scale rewards to about that size.
+        features: D. If the mean of the rewards is not 0, one feature must be constant (ones).
+        noise: standard deviation of a reward. By default it is learned, from an initial value of 1
+            that has the weight of one row; so scale rewards to about that size.
         ridge: precision of the prior, relative to that of a row.
 
     References:
@@ -274,7 +277,7 @@ def beta_thompson(arms: int) -> Bandit:
     as a fraction of a success.
 
     Args:
-        arms: A.
+        arms: A, the number of arms.
 
     References:
         Chapelle and Li 2011, An empirical evaluation of Thompson sampling, NIPS 24.
@@ -323,12 +326,12 @@ def _count(state: Counts, arm: Array, reward: Array, weight: Array) -> Counts:
 
 @lru_cache(maxsize=64)
 def explore(bandit: Bandit, epsilon: float) -> Bandit:
-    """The bandit, but with probability epsilon a uniformly random arm.
+    """The bandit, which with probability epsilon takes a uniformly random arm instead.
 
     So every propensity is at least epsilon / A, and every off-policy weight at most A / epsilon.
 
     Args:
-        bandit: any.
+        bandit: any bandit.
         epsilon: in [0, 1].
 
     Raises:
@@ -357,7 +360,7 @@ def explore(bandit: Bandit, epsilon: float) -> Bandit:
 
 def _best(log_cdf: Array, allowed: Array | None = None) -> Array:
     """The probability that each arm is the best, (B, A), from log F_a at sorted nodes (B, A, J)."""
-    if allowed is not None:  # an arm that is not on offer is below all others for certain
+    if allowed is not None:  # an arm that is not on offer is always below all others
         log_cdf = jnp.where(allowed[..., None], log_cdf, 0)
     others = jnp.exp(log_cdf.sum(1, keepdims=True) - log_cdf)
     steps = jnp.diff(jnp.exp(log_cdf))

@@ -1,4 +1,4 @@
-"""Inputs of a simulation: costs, and demand and features as checked arrays."""
+"""Inputs of a simulation: costs, demand and features, as checked arrays."""
 
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ class Costs(NamedTuple):
     """Costs in money, each one number for all items or (B,), one for each item.
 
     Attributes:
-        holding: of a unit in stock at the end of a period, above 0.
-        shortage: of a unit of lost demand; or, with back-orders, of a unit that waits, a period.
-            Above 0.
-        fixed: of an order, whatever its size, at least 0.
-        price: revenue of a unit sold, at least 0.
+        holding: cost of a unit in stock at the end of a period, above 0.
+        shortage: cost of a unit of lost demand; or, with back-orders, cost per period of a unit
+            that waits. Above 0.
+        fixed: cost of an order of any size, at least 0.
+        price: revenue for a unit sold, at least 0.
 
     >>> Costs(holding=1, shortage=[4, 9]).columns(2)["shortage"].tolist()
     [4.0, 9.0]

@@ -2,18 +2,18 @@
 
 In each period, for every item:
 
-1. what was ordered `lead_time` periods ago arrives;
-2. the policy sees the stock and what is on order, and orders; without a lead time the order arrives
-   at once;
-3. demand arrives: it is sold as far as there is stock, and the rest is lost or back-ordered;
-4. a unit in stock at the end costs `holding`, a unit of lost demand or of back-orders `shortage`,
-   an order `fixed`, whatever its size; a unit sold earns `price`.
+1. the order of `lead_time` periods ago arrives;
+2. the policy sees the stock and the orders on the way, and orders; without a lead time the order
+   arrives at once;
+3. demand arrives: it is met as far as there is stock, and the rest is lost or back-ordered;
+4. a unit in stock at the end costs `holding`, a unit of lost demand or of back-orders costs
+   `shortage`, and an order of any size costs `fixed`; a unit sold earns `price`.
 
 The stock is piecewise linear in the orders, so its gradient is exact almost everywhere, and the
 mean of the gradient over random demand is that of the expected cost (infinitesimal perturbation
 analysis: Glasserman and Tayur 1995). The fixed cost is a step function of the order: its value is
 exact, and its gradient is that of `fixed (1 - exp(-order / softness))`, which pulls small orders to
-0 and leaves large ones as they are.
+0 and has almost no effect on large ones.
 """
 
 from collections.abc import Callable
@@ -30,13 +30,13 @@ Array = jax.Array
 
 
 class Observation(NamedTuple):
-    """What a policy knows of B items when it orders.
+    """What a policy knows about B items when it orders.
 
     Attributes:
-        stock: float32 (B,), after the arrival; back-orders are negative stock.
-        pipeline: float32 (B, lead_time - 1), on order, the next arrival first.
-        position: float32 (B,), stock and all that is on order.
-        features: float32 (B, F), of this period, as given to `simulate`.
+        stock: float32 (B,), the stock after the arrival; back-orders are negative stock.
+        pipeline: float32 (B, lead_time - 1), the orders on the way, the next arrival first.
+        position: float32 (B,), the stock and all orders on the way.
+        features: float32 (B, F), the features of this period, as given to `simulate`.
     """
 
     stock: Array
@@ -53,14 +53,14 @@ class Trajectory(NamedTuple):
     """A simulation, each field float32 (B, T).
 
     Attributes:
-        stock: at the end of the period; back-orders are negative stock.
-        orders: placed in the period.
-        sales: units delivered in the period, those of back-orders too.
-        unmet: demand lost in the period; or back-orders at its end.
+        stock: the stock at the end of the period; back-orders are negative stock.
+        orders: the order placed in the period.
+        sales: units delivered in the period, also for back-orders.
+        unmet: demand lost in the period; or with back-orders, the back-orders at its end.
         holding: cost of the stock.
         shortage: cost of unmet demand.
-        fixed: cost of the orders.
-        revenue: of the sales.
+        fixed: fixed cost of the order.
+        revenue: revenue of the sales.
     """
 
     stock: Array
@@ -74,7 +74,7 @@ class Trajectory(NamedTuple):
 
     @property
     def cost(self) -> Array:
-        """All costs less the revenue, (B, T)."""
+        """All costs minus the revenue, (B, T)."""
         return self.holding + self.shortage + self.fixed - self.revenue
 
 
@@ -98,15 +98,17 @@ def simulate(
 
     Args:
         policy: see `Policy`; such as `decide.base_stock`.
-        params: parameters of the policy, which gradients are taken of.
+        params: parameters of the policy, with respect to which gradients can be taken.
         demand: (B, T), at least 0.
         features: (B, T, F), known to the policy at the start of each period; None for none.
-        costs: of a unit and of an order.
+        costs: the costs of a unit and of an order.
         lead_time: periods until an order arrives, a whole number: an order of period t serves
             demand from period t + lead_time on.
         back_orders: whether unmet demand is back-ordered; else it is lost.
-        stock: () or (B,), at the start; below 0 for customers who wait, with `back_orders`.
-        pipeline: (B, lead_time), on order at the start, the next arrival first; None for nothing.
+        stock: () or (B,), the stock at the start; with `back_orders` it may be below 0, for
+            customers who are waiting.
+        pipeline: (B, lead_time), the orders on the way at the start, the next arrival first; None
+            if there are none.
         softness: () or (B,), in units: the fixed cost acts on the gradient of orders up to about
             this size.
 

@@ -15,8 +15,8 @@ class LevelNetwork(nn.Module):
 
     Attributes:
         widths: units of each hidden layer; () for a linear function of the features.
-        reorder: whether to give (..., 2) instead: the level S to order up to, and S - s, where an
-            order is placed at s or below; for orders with a fixed cost.
+        reorder: for orders with a fixed cost: return (..., 2) instead, the level S to order up to,
+            and S - s, where an order is placed at s or below.
 
     >>> make = LevelNetwork().init_with_output
     >>> jax.eval_shape(make, jax.random.key(0), jnp.zeros((4, 52, 3)))[0].shape
@@ -32,7 +32,7 @@ class LevelNetwork(nn.Module):
         x = features
         for i, width in enumerate(self.widths):
             x = nn.gelu(nn.Dense(width, name=f"hidden_{i}")(x))
-        # starts at twice the scale: a level at which nothing is ordered has no gradient
+        # starts at twice the scale, because a level at which nothing is ordered has no gradient
         level = nn.Dense(1, name="level", bias_init=nn.initializers.constant(2.0))(x)
         if not self.reorder:
             return nn.softplus(level[..., 0])

@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class Order(NamedTuple):
-    """The best order, or base-stock level, and its expected cost a period.
+    """The best order, or base-stock level, and its expected cost per period.
 
     Attributes:
         quantity: float32 (...), in units of demand.
@@ -37,12 +37,13 @@ class Order(NamedTuple):
 def newsvendor_normal(mean: Any, sd: Any, holding: Any, shortage: Any, lead_time: int = 0) -> Order:
     """The best order for normal demand: mean + sd z, at a cost of (holding + shortage) sd pdf(z).
 
-    z is the standard normal quantile at shortage / (holding + shortage). Differentiable, and may be
-    called inside a compiled program. The order is below 0 where that quantile of the demand is.
+    z is the standard normal quantile at shortage / (holding + shortage). The function is
+    differentiable, and may be called inside a compiled program. The order is below 0 if that
+    quantile of the demand is below 0.
 
     Args:
-        mean: of one period's demand, at least 0; all arguments broadcast.
-        sd: standard deviation of one period's demand, 0 for one that is certain; periods are
+        mean: mean of one period's demand, at least 0; all arguments broadcast.
+        sd: standard deviation of one period's demand, 0 for certain demand; periods are
             independent.
         holding: cost of a unit too many.
         shortage: cost of a unit too few.
@@ -67,7 +68,7 @@ def newsvendor_normal(mean: Any, sd: Any, holding: Any, shortage: Any, lead_time
 @jax.jit
 def _normal(mean: Array, sd: Array, holding: Array, shortage: Array, periods: int) -> Order:
     sd = sd * jnp.sqrt(periods)
-    # of the smaller tail: 1 - x loses the digits of a float32 x close to 1
+    # computed from the smaller tail, because 1 - x loses the digits of a float32 x close to 1
     z = -ndtri(jnp.minimum(holding, shortage) / (holding + shortage))
     quantity = mean * periods + sd * z * jnp.sign(shortage - holding)
     return Order(quantity, (holding + shortage) * sd * norm.pdf(z))
@@ -77,12 +78,13 @@ def newsvendor_poisson(mean: Any, holding: Any, shortage: Any, lead_time: int = 
     """The exact best order for Poisson demand.
 
     It is the smallest q with P(demand <= q) >= shortage / (holding + shortage).
-    Probabilities are float32, each with about six correct digits; where two orders cost the same to
-    that many digits, either may be returned.
+    Probabilities are float32, each with about six correct digits. If the costs of two orders agree
+    to that many digits, either may be returned.
 
     Args:
-        mean: of one period's demand, at least 0. All arguments broadcast; none may be traced, since
-            the item with the widest distribution decides how many values of demand are summed over.
+        mean: mean of one period's demand, at least 0. All arguments broadcast. None may be traced,
+            because the item with the widest distribution decides the number of demand values in a
+            sum.
         holding: cost of a unit too many.
         shortage: cost of a unit too few.
         lead_time: periods until an order arrives, a whole number.
@@ -117,7 +119,8 @@ def reach(mean: Any, chance: float = 1e-12) -> int:
 def poisson(mean: Array, first: Array, count: int) -> Array:
     """P(demand = first + 0 .. count - 1) of each mean, (count, ...), renormalised over this range.
 
-    From ratios of neighbours: log-gamma of large counts loses most digits in float32.
+    They are computed from ratios of neighbours, because log-gamma of large counts loses most digits
+    in float32.
     """
     start = jnp.zeros_like(mean)
 
@@ -134,11 +137,11 @@ def _poisson(mean: Array, holding: Array, shortage: Array, reach: int) -> Order:
     first = jnp.maximum(jnp.floor(mean) - reach, 0)
     allowed = holding / (holding + shortage)
 
-    # from the largest value of demand down: sums of small probabilities keep their digits
+    # from the largest value of demand down, so that sums of small probabilities keep their digits
     def lower(state: Any, p: Array) -> tuple[Any, None]:
-        more, place, cost = state  # P(demand > value); values at which that is too large
+        more, place, cost = state  # P(demand > value); number of values where that is too large
         short = more > allowed
-        # a unit above the order is short with probability `more`; one below is held with 1 - more
+        # a unit above the order is short with probability `more`; below, it is held with 1 - more
         cost = cost + jnp.where(short, holding * jnp.maximum(1 - more, 0), shortage * more)
         return (more + p, place + short, cost), None
 
@@ -156,7 +159,8 @@ def newsvendor_samples(samples: Any, holding: Any, shortage: Any) -> Order:
     1 / n.
 
     Args:
-        samples: (..., n) of demand; with a lead time of L periods, of the sum over L + 1 periods.
+        samples: (..., n), samples of demand; with a lead time of L periods, samples of the sum over
+            L + 1 periods.
         holding: (...) or one, cost of a unit too many.
         shortage: (...) or one, cost of a unit too few.
 
@@ -181,7 +185,7 @@ def _costs(rows: Array, *costs: Any) -> list[Array]:
 @jax.jit
 def _samples(samples: Array, holding: Array, shortage: Array) -> Order:
     count = samples.shape[-1]
-    rank = jnp.ceil(count * shortage / (holding + shortage) * (1 - 1e-6))  # 10 x .9 is 9, not 9.01
+    rank = jnp.ceil(count * shortage / (holding + shortage) * (1 - 1e-6))  # 10 x .9 must give 9
     place = jnp.clip(rank.astype(jnp.int32) - 1, 0, count - 1)[..., None]
     quantity = jnp.take_along_axis(jnp.sort(samples, -1), place, -1)
     short = samples - quantity
@@ -246,7 +250,7 @@ def _quantiles(t: Array, q: Array, holding: Array, shortage: Array) -> Order:
         none = jnp.minimum(t[0] * jnp.exp(-q[..., 0] / jnp.where(lower > 0, lower, 1)), u)
         return u * at - jnp.where(lower > 0, lower * (u - none), 0)
 
-    def above(u: Array, at: Array) -> Array:  # of the upper tail, which is memoryless
+    def above(u: Array, at: Array) -> Array:  # the same of the upper tail, which is memoryless
         return (1 - u) * (at + upper)
 
     grid = jnp.broadcast_to(t[(None,) * u.ndim], q.shape)
@@ -256,7 +260,7 @@ def _quantiles(t: Array, q: Array, holding: Array, shortage: Array) -> Order:
     over = above(t[-1], q[..., -1]) + jnp.trapezoid(right_q, right, axis=-1)
     over = jnp.where(u < t[0], mean - below(u, quantity), over)
     over = jnp.where(u > t[-1], above(u, quantity), over)
-    # shortage times the integral of Q above u, less holding times that below
+    # shortage times the integral of Q above u, minus holding times that below
     return Order(quantity, (holding + shortage) * over - holding * mean)
 
 
@@ -270,22 +274,22 @@ def _interpolated(u: Array, t: Array, q: Array) -> Array:
 def total_quantiles(levels: Any, quantiles: Any, correlation: Any = 0.0) -> Array:
     """Quantiles of the demand over several periods, from the quantiles of each period.
 
-    Quantiles do not add up. With m the interpolated median of each period and d = q - m, those of
-    the sum are sum m + sign(sum d) sqrt((1 - c) sum d^2 + c (sum d)^2). This is exact for normal
-    demand with correlation c between any two periods, and with c = 1 for any demand whose periods
-    rise and fall together.
+    Quantiles cannot be added. With m the interpolated median of each period and d = q - m, the
+    quantiles of the sum are sum m + sign(sum d) sqrt((1 - c) sum d^2 + c (sum d)^2). This is exact
+    for normal demand with correlation c between any two periods, and with c = 1 for any demand
+    whose periods rise and fall together.
 
     Args:
         levels: (Q,), rising in (0, 1), from at most 0.5 to at least 0.5.
         quantiles: (..., periods, Q).
-        correlation: between the errors of two periods, in [0, 1].
+        correlation: correlation of the errors of two periods, in [0, 1].
 
     Returns:
         (..., Q) float32.
 
     Raises:
-        ValueError: as `newsvendor_quantiles`; levels all below or all above 0.5; quantiles of less
-            than two axes; a correlation outside [0, 1].
+        ValueError: see `newsvendor_quantiles`; also for levels all below or all above 0.5,
+            quantiles with less than two axes, or a correlation outside [0, 1].
 
     >>> print(total_quantiles([0.1, 0.5, 0.9], [[7, 10, 14], [6, 10, 13]]))
     [15. 20. 25.]

@@ -1,8 +1,9 @@
-"""Off-policy evaluation: the value of another policy, from the log of the one that ran.
+"""Off-policy evaluation: the value of another policy, from the log of the policy that ran.
 
 A log has, for each of N decisions, the arm taken, its reward, and the probability with which the
 logging policy took it (the propensity). The policy to evaluate is given by the probabilities with
-which it would take each of the A arms in the same situations, (N, A). All is NumPy in float64.
+which it would take each of the A arms in the same situations, (N, A). All computation is NumPy in
+float64.
 
     ips             unbiased if the propensities are right; a large variance where policies differ
     snips           ips divided by the mean weight: slightly biased, mostly less variance
@@ -10,13 +11,14 @@ which it would take each of the A arms in the same situations, (N, A). All is Nu
     doubly_robust   direct_method, with the model's errors on the log corrected by ips: unbiased if
                     the propensities or the model are right, and mostly of the least variance
 
-With few effective rows the intervals are somewhat narrow: in simulation with 110 effective rows of
-400, 95 % intervals covered the truth in 91 to 93 % of cases. Below 10 they are infinite: a row or
-two decide the estimate, and the others do not tell how far off it is. Rows are assumed independent;
-several decisions about one customer are not, and make the intervals too narrow. To evaluate the
-best of many policies, chosen by their values, use another log.
+With few effective rows the intervals are somewhat too narrow: in a simulation with 110 effective
+rows of 400, 95 % intervals covered the truth in 91 to 93 % of cases. With fewer than 10 effective
+rows they are infinite, because one or two rows decide the estimate, and the others do not show how
+wrong it is. Rows are assumed to be independent. Several decisions about one customer are not, and
+make the intervals too narrow. If you choose the best of many policies by these values, evaluate it
+on another log.
 
-Where the log has no propensities, `estimated_propensity` estimates them.
+If the log has no propensities, `estimated_propensity` estimates them.
 """
 
 from typing import NamedTuple
@@ -29,21 +31,21 @@ from jaxops.decide import _checks as checks
 from jaxops.trust.intervals import interval
 
 FEWEST = 10
-"""Effective rows from which an estimate has an interval."""
+"""The smallest number of effective rows for which an estimate has an interval."""
 
 
 class Value(NamedTuple):
-    """A policy's value: its mean reward a decision.
+    """A policy's value: its mean reward per decision.
 
     Attributes:
         mean: the estimate.
         low: lower bound of its 95 % interval, by BCa bootstrap over rows; see
             `jaxops.trust.intervals.interval`; minus infinity below 10 effective rows.
         high: the upper bound.
-        effective: the effective number of rows, (sum w)^2 / sum w^2; N for `direct_method`. Far
-            below N, a few rows decide the estimate.
-        mean_weight: mean of w = policy / propensity, before clipping. It is 1 but for sampling
-            error where the propensities are right and the logging policy takes every arm that the
+        effective: the effective number of rows, (sum w)^2 / sum w^2; N for `direct_method`. If it
+            is far below N, a few rows decide the estimate.
+        mean_weight: mean of w = policy / propensity, before clipping. Except for sampling error it
+            is 1, if the propensities are right and the logging policy takes every arm that the
             policy takes.
         clipped: the share of rows whose weight was clipped.
     """
@@ -69,15 +71,15 @@ def ips(
     propensity: np.ndarray,
     clip: float = np.inf,
 ) -> Value:
-    """Inverse propensity scoring: the mean of w r, w = policy[arm] / propensity.
+    """Inverse propensity scoring: the mean of w r, with w = policy[arm] / propensity.
 
     Args:
         policy: (N, A), probabilities of the policy to evaluate; each row has sum 1.
-        arm: int (N,), taken by the logging policy.
-        reward: (N,) of the arm taken.
-        propensity: (N,), the probability with which it was taken; or (N, A), of every arm.
-        clip: greatest weight. Clipping lowers the variance and biases the estimate: downwards, for
-            rewards of at least 0.
+        arm: int (N,), the arm that the logging policy took.
+        reward: (N,), the reward of that arm.
+        propensity: (N,), the probability with which it was taken; or (N, A), that of every arm.
+        clip: the largest weight. Clipping lowers the variance and biases the estimate, downwards if
+            rewards are at least 0.
 
     Raises:
         ValueError: shapes that do not fit; values that are not finite; rows of `policy` that are
@@ -113,10 +115,10 @@ def snips(
         arm: int (N,), see `ips`.
         reward: (N,), see `ips`.
         propensity: (N,) or (N, A), see `ips`.
-        clip: greatest weight, see `ips`.
+        clip: the largest weight, see `ips`.
 
     Raises:
-        ValueError: as `ips`.
+        ValueError: see `ips`.
 
     References:
         Swaminathan and Joachims 2015, The self-normalized estimator for counterfactual learning,
@@ -133,17 +135,17 @@ def snips(
 
 
 def direct_method(policy: np.ndarray, predicted: np.ndarray) -> Value:
-    """The direct method: the mean of the rewards predicted for the policy's arms.
+    """The direct method: the mean of the rewards that a model predicts for the policy's arms.
 
-    Its interval covers the sampling of rows, not the error of the reward model, which does not
-    shrink with more rows.
+    Its interval describes the sampling of rows, but not the error of the reward model, which does
+    not shrink with more rows.
 
     Args:
         policy: (N, A), see `ips`.
         predicted: (N, A), the reward of each arm, by a model that was not fitted to these rows.
 
     Raises:
-        ValueError: as `ips`.
+        ValueError: see `ips`.
     """
     policy, predicted = _policy(policy), _predicted(predicted, policy)
     return Value(*interval((policy * predicted).sum(1)), len(policy), 1.0, 0.0)
@@ -165,12 +167,12 @@ def doubly_robust(
         reward: (N,), see `ips`.
         propensity: (N,) or (N, A), see `ips`.
         predicted: (N, A), the reward of each arm, by a model that was not fitted to these rows:
-            from another log, or by cross-fitting in folds. A model fitted to these rows has fitted
-            their noise, which biases the estimate.
-        clip: greatest weight; with clipping part of the model's errors remains.
+            from another log, or by cross-fitting in folds. A model fitted to these rows has also
+            fitted their noise, which biases the estimate.
+        clip: the largest weight; with clipping, a part of the model's errors remains.
 
     Raises:
-        ValueError: as `ips`.
+        ValueError: see `ips`.
 
     References:
         Dudik, Langford and Li 2011, arXiv:1103.4601.
@@ -190,32 +192,33 @@ def doubly_robust(
 def estimated_propensity(
     context: np.ndarray, arm: np.ndarray, arms: int, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """Estimate the propensities that a log lacks: multinomial logistic regression, cross-fitted.
+    """Estimate missing propensities of a log by cross-fitted multinomial logistic regression.
 
-    The probabilities of a row are those of a model fitted to the other folds, which has not seen
-    its arm (Chernozhukov et al. 2018). The columns are standardised, and their weights have the
-    penalty |w|^2 / 2, as scikit-learn's with C = 1.
+    The probabilities of a row come from a model that was fitted to the other folds and has not seen
+    the row's arm (Chernozhukov et al. 2018). The columns are standardised, and their weights have
+    the penalty |w|^2 / 2, as in scikit-learn with C = 1.
 
-    The estimate's error enters the value: a propensity that is half of the true one doubles the
-    row's weight in `ips` and `snips`, and the mean of `ips` is only as right as the model. In
-    `doubly_robust` the errors of propensities and of predicted rewards are multiplied, so that two
-    fair models suffice. No estimator sees what the logging policy knew and `context` lacks: if that
-    also moves the reward, the value is biased, and nothing in the log tells. The intervals do not
-    hold the error of the estimate. A `mean_weight` far from 1 tells of a wrong model.
+    The error of the estimate affects the value. A propensity that is half of the true one doubles
+    the row's weight in `ips` and `snips`, and the mean of `ips` is only as right as the model. In
+    `doubly_robust` the errors of propensities and of predicted rewards are multiplied, so two
+    fairly good models are enough. No estimator can correct for information that the logging policy
+    used and that is not in `context`: if it also affects the reward, the value is biased, and
+    nothing in the log shows this. The intervals do not include the error of the estimate. A
+    `mean_weight` far from 1 is a sign of a wrong model.
 
     Args:
-        context: float (N, D), all that the logging policy may have looked at.
-        arm: int (N,), taken by it. Each that occurs does so at least twice.
-        arms: A, their number.
-        folds: parts of the log, each with its share of every arm's rows; at least 2.
-        seed: of the folds.
+        context: float (N, D), everything that the logging policy may have used.
+        arm: int (N,), the arm that it took. Each arm that occurs must occur at least twice.
+        arms: A, the number of arms.
+        folds: number of parts of the log, each with its share of every arm's rows; at least 2.
+        seed: the seed of the folds.
 
     Returns:
-        float64 (N, A), of sum 1; 0 for arms that never occur.
+        float64 (N, A), rows with sum 1; 0 for arms that never occur.
 
     Raises:
         ValueError: shapes that do not fit; a context that is not finite; arms that are not integers
-            in [0, A), or occur once; fewer than 2 folds, or than 2 arms in the log.
+            in [0, A), or occur only once; fewer than 2 folds, or fewer than 2 arms in the log.
 
     References:
         Rosenbaum and Rubin 1983, The central role of the propensity score in observational studies
@@ -244,7 +247,7 @@ def estimated_propensity(
             "arm must have at least 2 arms, each in at least 2 rows, got "
             f"{len(seen)} arms, and arm {seen[count.argmin()]} in {count.min()} rows"
         )
-    # the rows of each arm in random order, dealt to the folds in turn
+    # the rows of each arm in random order, given to the folds in turn
     order = np.random.default_rng(seed).permutation(len(arm))
     order = order[np.argsort(place[order], kind="stable")]
     fold = np.empty(len(arm), int)
@@ -261,7 +264,7 @@ def estimated_propensity(
 
 
 def _logistic(x: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Weights (D, classes) of multinomial logistic regression; the first of x is not penalised."""
+    """Weights (D, classes) of multinomial logistic regression; no penalty for the first column."""
     shape, one = (x.shape[1], classes), np.eye(classes)[label]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -309,7 +312,7 @@ def _log(
     if propensity.ndim == 2:
         _overlap(policy, propensity)
         propensity = propensity[np.arange(rows), arm]
-    odd = (propensity <= 0) | (propensity > 1 + 1e-6)  # float32 sums of probabilities
+    odd = (propensity <= 0) | (propensity > 1 + 1e-6)  # rounding of float32 sums is allowed
     if odd.any():
         row = int(odd.argmax())
         raise ValueError(
@@ -320,12 +323,12 @@ def _log(
         share = policy[:, never[0]].mean()
         raise ValueError(
             f"policy must take arms of the log only, got arm {never[0]} ({share:.2%} of the time), "
-            "which the log never has; its reward is unknown (no overlap)"
+            "which is never in the log; its reward is unknown (no overlap)"
         )
     whole = policy[np.arange(rows), arm] / propensity
     if not whole.any():
         raise ValueError(
-            "policy must take the arm taken in some row, got none such row (no overlap)"
+            "policy must take the logged arm in some row, got no such row (no overlap)"
         )
     return _Log(reward, whole, np.minimum(whole, clip), policy, clip)
 

@@ -1,4 +1,4 @@
-"""Ordering policies for `simulate`, and the least cost that perfect knowledge allows."""
+"""Ordering policies for `simulate`, and the lowest cost with perfect knowledge of demand."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 def base_stock(level: Any, observation: Observation) -> Array:
-    """Order up to `level`: () or (B,), less the stock and what is on order.
+    """Order up to `level`, () or (B,): the order is the level minus the inventory position.
 
     >>> seen = Observation(*map(jnp.array, ([2.0], [[3.0]], [5.0], [[]])))
     >>> print(base_stock(9.0, seen))
@@ -25,7 +25,7 @@ def base_stock(level: Any, observation: Observation) -> Array:
 
 
 def order_up_to(params: Any, observation: Observation) -> Array:
-    """Order up to a level for each period, which is the first feature; `params` are not used.
+    """Order up to the level of each period, which is the first feature; `params` are not used.
 
     >>> seen = Observation(*map(jnp.array, ([2.0], [[]], [2.0], [[9.0]])))
     >>> print(order_up_to(None, seen))
@@ -39,7 +39,7 @@ def reorder(params: Any, observation: Observation) -> Array:
 
     `params` is (s, S), or (s, S, softness) to learn them, each () or (B,). Whether to order is a
     step function, which has no gradient. With a softness w it gets the gradient of sigmoid((s -
-    position) / w), which is biased but lets s be learned; the orders are the same.
+    position) / w), which is biased but makes it possible to learn s; the orders do not change.
 
     >>> seen = Observation(*map(jnp.array, ([2.0, 3.0], [[], []], [2.0, 3.0], [[], []])))
     >>> print(reorder((2.0, 9.0), seen))
@@ -58,22 +58,24 @@ def quantile_rule(
 ) -> Array:
     """Levels to order up to, from a forecast's quantiles over lead time and review period.
 
-    Each is the newsvendor's quantile of demand over the lead_time + 1 periods that an order covers.
-    It is optimal with back-orders where the forecast is right; with lost sales and a lead time it
-    is somewhat high.
+    Each level is the newsvendor's quantile of demand over the lead_time + 1 periods that an order
+    covers. It is optimal with back-orders if the forecast is right. With lost sales and a lead time
+    it is somewhat too high.
 
     Args:
-        levels: (Q,) of the quantiles, rising in (0, 1), from at most 0.5 to at least 0.5.
-        quantiles: (..., lead_time + 1, Q), forecast before each period for it and the next ones.
-        holding: () or (...), cost of a unit in stock a period.
+        levels: (Q,), the levels of the quantiles, rising in (0, 1), from at most 0.5 to at least
+            0.5.
+        quantiles: (..., lead_time + 1, Q), forecast before each period, for this period and the
+            next ones.
+        holding: () or (...), cost per period of a unit in stock.
         shortage: () or (...), cost of a unit of unmet demand.
-        correlation: between the errors of two periods, see `total_quantiles`.
+        correlation: correlation of the errors of two periods, see `total_quantiles`.
 
     Returns:
         (...) float32, such as (B, T): the first feature of `order_up_to`.
 
     Raises:
-        ValueError: as `total_quantiles` and `newsvendor_quantiles`.
+        ValueError: see `total_quantiles` and `newsvendor_quantiles`.
 
     >>> print(quantile_rule([0.1, 0.5, 0.9], [[[7, 10, 14], [6, 10, 13]]], 1, 9))
     [25.]
@@ -101,26 +103,26 @@ def hindsight(
     back_orders: bool = False,
     stock: Any = 0.0,
 ) -> Array:
-    """The least cost of any orders over all periods, had all demand been known in advance.
+    """The lowest possible cost over all periods if all demand were known in advance.
 
-    Exact, also with fixed costs, by dynamic programming over which order serves which demand
-    (Wagner and Whitin 1958, Dynamic Version of the Economic Lot Size Model; Zangwill 1966 for
-    back-orders): the initial stock serves first; every later demand waits, is lost, or is served
-    from one order, and each order serves consecutive periods. A lower bound of the cost of every
-    policy in `simulate`, in time O(B T^2).
+    The cost is exact, also with fixed costs. It is found by dynamic programming over the orders
+    that serve each demand (Wagner and Whitin 1958, Dynamic Version of the Economic Lot Size Model;
+    Zangwill 1966 for back-orders). The initial stock serves first. Every later demand waits, is
+    lost, or is served from one order, and each order serves consecutive periods. The result is a
+    lower bound for the cost of every policy in `simulate`. The time is O(B T^2).
 
     Args:
         demand: (B, T), at least 0.
-        costs: of a unit and of an order.
+        costs: the costs of a unit and of an order.
         lead_time: periods until an order arrives, a whole number.
         back_orders: whether unmet demand is back-ordered; else it is lost.
-        stock: () or (B,), at the start.
+        stock: () or (B,), the stock at the start.
 
     Returns:
-        float32 (B,), all costs less the revenue.
+        float32 (B,), all costs minus the revenue.
 
     Raises:
-        ValueError: as `simulate`.
+        ValueError: see `simulate`.
 
     >>> costs = Costs(holding=1, shortage=20, fixed=5)
     >>> print(hindsight([[4.0, 3.0, 0.0, 9.0]], costs=costs))
@@ -141,16 +143,16 @@ def _hindsight(
     left = jnp.maximum(stock[:, None] - jnp.cumsum(demand, 1), 0)
     before = jnp.concatenate([stock[:, None], left[:, :-1]], 1)
     net = demand - (before - left)
-    # until[a]: demand of the periods before a
+    # until[a]: total demand of the periods before a
     until = jnp.concatenate([jnp.zeros_like(stock)[:, None], jnp.cumsum(net, 1)], 1)
     place = jnp.arange(count + 1)[None]
     served = jnp.broadcast_to(jnp.where(place == 0, 0.0, jnp.inf), until.shape)
     lost = shortage + (
         0.0 if back_orders else price
-    )  # of a unit of back-orders a period, or of lost demand
+    )  # cost per period of a unit of back-orders, or cost of a unit of lost demand
 
-    # served[:, a]: least cost of the periods before a, if all their demand is served or lost;
-    # unmet[:, a]: the cost of demand of periods a .. j - 1 that waits until j, or is lost
+    # served[:, a]: lowest cost of the periods before a, if all their demand is served or lost;
+    # unmet[:, a]: cost of the demand of periods a .. j - 1 that waits until j, or is lost
     def arrival(state: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], None]:
         served, unmet = state
         best = jnp.min(served + unmet, 1, keepdims=True) + fixed
@@ -169,7 +171,7 @@ def _hindsight(
         return jnp.where(place <= j, cost, jnp.inf)
 
     (served, unmet), _ = jax.lax.scan(arrival, (served, served), jnp.arange(count))
-    if back_orders:  # back-orders at the end have not paid
+    if back_orders:  # back-orders at the end have not been paid for
         unmet = unmet + price * (until[:, -1:] - until)
     best = (served + unmet).min(1)
     return best + (holding * left).sum(1) - (price * demand).sum(1)

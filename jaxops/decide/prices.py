@@ -1,4 +1,4 @@
-"""Pricing: a bandit whose arms are prices, and which learns one demand curve for all of them."""
+"""Pricing: a bandit whose arms are prices, and that learns one demand curve for all prices."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -35,15 +35,15 @@ def demand_curve(
     """Thompson sampling of prices with linear demand: units = a - b price + noise, b >= 0.
 
     The reward of a row is its margin in money, (price - cost) units. All prices share one demand
-    curve, so sales at one price inform all others. a is a constant plus a linear function of the
-    context. The posterior of (a, b) is represented by 512 fixed points, scaled and rotated to it;
-    the probability of a price is the share of points at which its margin is the greatest. Where a
-    point has b below 0 it counts as 0, and so does demand below 0.
+    curve, so sales at one price give information about all others. a is a constant plus a linear
+    function of the context. The posterior of (a, b) is represented by 512 fixed points, which are
+    scaled and rotated to it. The probability of a price is the share of points at which its margin
+    is the largest. If b is below 0 at a point, it is replaced by 0, and so is demand below 0.
 
     Args:
         prices: (A,), the arms, at least two, rising, above cost.
-        cost: of a unit.
-        features: D, columns of the context; 0 for none.
+        cost: cost of a unit.
+        features: D, number of columns of the context; 0 for none.
         noise: standard deviation of the units; learned by default, see `thompson`.
         ridge: penalty of the regression on 1, context and price / mean(prices).
 
@@ -98,7 +98,7 @@ def _demand_curve(
             [jnp.ones((len(context), 1)), context, jnp.zeros((len(context), 1))], 1
         )
         slope = jnp.zeros_like(level).at[:, -1].set(1)
-        # the rows of L^-1 of slope and level, whose products are variances and covariance
+        # the rows of L^-1 for slope and level; their products are the variances and the covariance
         half = [
             jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T for x in (slope, level)
         ]

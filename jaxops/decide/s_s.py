@@ -1,16 +1,16 @@
 """(s, S) policies: when the inventory position is at s or below, order up to S.
 
-The inventory position is the stock and what is on order, less back-orders.
+The inventory position is the stock plus the orders on the way, minus back-orders.
 
-They are optimal where an order has a fixed cost, demand is discrete and independent from period to
-period, and unmet demand is back-ordered. The expected cost of a period is (Zheng and Federgruen
-1991, Finding Optimal (s, S) Policies Is About as Simple as Evaluating a Single Policy)
+These policies are optimal if an order has a fixed cost, demand is discrete and independent from
+period to period, and unmet demand is back-ordered. The expected cost of a period is (Zheng and
+Federgruen 1991, Finding Optimal (s, S) Policies Is About as Simple as Evaluating a Single Policy)
 
     c(s, S) = (K + sum_{d < S - s} m(d) G(S - d)) / sum_{d < S - s} m(d),
 
-with K the fixed cost of an order, G(y) the expected holding and shortage cost of a period that
-begins at y, and m the renewal density of demand: m(0) = 1 / (1 - p(0)), m(d) = sum_{0 < k <= d}
-p(k) m(d - k) / (1 - p(0)).
+where K is the fixed cost of an order, G(y) is the expected holding and shortage cost of a period
+that begins at y, and m is the renewal density of demand: m(0) = 1 / (1 - p(0)), m(d) =
+sum_{0 < k <= d} p(k) m(d - k) / (1 - p(0)).
 """
 
 from functools import partial
@@ -26,17 +26,17 @@ from jaxops.decide import _checks as checks
 from jaxops.decide.newsvendor import reach
 
 Array = jax.Array
-AT_ONCE = 1 << 22  # levels S of all items that are searched in one call
-WIDEST = 1 << 15  # levels S of an item: with more the search takes minutes
+AT_ONCE = 1 << 22  # number of levels S, over all items, that are searched in one call
+WIDEST = 1 << 15  # largest number of levels S of an item; with more the search takes minutes
 
 
 class Levels(NamedTuple):
-    """The best (s, S) policy of B items; -1, 0 and 0 of an item without demand.
+    """The best (s, S) policy of B items; -1, 0 and 0 for an item without demand.
 
     Attributes:
         reorder: float32 (B,), s: an order is placed at this inventory position or below.
-        up_to: float32 (B,), S: the position that the order brings the item to.
-        cost: float32 (B,), expected, a period.
+        up_to: float32 (B,), S: the inventory position after the order.
+        cost: float32 (B,), the expected cost per period.
     """
 
     reorder: Array
@@ -48,10 +48,10 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
     """The best (s, S) for Poisson demand, for B items at once; see `s_s_discrete`.
 
     Args:
-        mean: (B,) or one, of a period's demand, at least 0.
-        holding: (B,) or one, of a unit in stock at the end of a period.
-        shortage: (B,) or one, of a unit that waits at the end of a period.
-        fixed: (B,) or one, of an order, at least 0.
+        mean: (B,) or one, mean of a period's demand, at least 0.
+        holding: (B,) or one, cost of a unit in stock at the end of a period.
+        shortage: (B,) or one, cost of a unit that waits at the end of a period.
+        fixed: (B,) or one, fixed cost of an order, at least 0.
         lead_time: periods until an order arrives, a whole number.
 
     Raises:
@@ -71,7 +71,7 @@ def s_s_poisson(mean: Any, holding: Any, shortage: Any, fixed: Any, lead_time: i
 
     def probabilities(total: np.ndarray) -> np.ndarray:
         k = np.arange(int(total.max()) + reach(total.max()) + 1)
-        # in float64: logs of thousands in float32 would be off by percents
+        # in float64, because in float32 logs of thousands would give errors of percents
         logs = xlogy(k, total[:, None]) - total[:, None] - gammaln(k + 1)
         return np.exp(logs)
 
@@ -84,16 +84,17 @@ def s_s_discrete(
 ) -> Levels:
     """The best (s, S) for any demand in whole units, for B items at once.
 
-    Exact: all pairs in a window of levels are compared, and the window grows until G at both ends
-    is above the best cost, since no optimum lies beyond. Time grows with the square of the window,
-    which is a few times S - s plus a few standard deviations of the demand over the lead time.
-    Costs are float32: where several pairs cost the same to five digits, any may be returned.
+    The result is exact: all pairs in a window of levels are compared, and the window grows until G
+    at both ends is above the best cost, because no optimum lies beyond. The time grows with the
+    square of the window, which is a few times S - s plus a few standard deviations of the demand
+    over the lead time. Costs are float32: if the costs of several pairs agree to five digits, any
+    of them may be returned.
 
     Args:
-        probabilities: (B, n) of a demand of 0, 1, ... n - 1 units in one period.
-        holding: (B,) or one, of a unit in stock at the end of a period.
-        shortage: (B,) or one, of a unit that waits at the end of a period.
-        fixed: (B,) or one, of an order, at least 0.
+        probabilities: (B, n), of a demand of 0, 1, ... n - 1 units in one period.
+        holding: (B,) or one, cost of a unit in stock at the end of a period.
+        shortage: (B,) or one, cost of a unit that waits at the end of a period.
+        fixed: (B,) or one, fixed cost of an order, at least 0.
         lead_time: periods until an order arrives, a whole number.
 
     Raises:
@@ -122,7 +123,7 @@ def s_s_discrete(
 
 
 def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: Any) -> Levels:
-    """The best levels from probabilities of demand: (B, n) of one period, (B, m) of all."""
+    """The best levels from probabilities of demand: (B, n) of one period, (B, m) of the sum."""
     checks.positive(holding=holding, shortage=shortage)
     checks.not_negative(fixed=fixed)
     for name, value in {"holding": holding, "shortage": shortage, "fixed": fixed}.items():
@@ -135,7 +136,7 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
     mean = p @ np.arange(p.shape[1])
     units = np.arange(total.shape[1])
     sd = np.sqrt(np.maximum(total @ units**2.0 - (total @ units) ** 2, 0))
-    # the rise of G that pays for a fixed cost, by the economic order quantity; see `_search`
+    # the rise of G that equals the fixed cost, by the economic order quantity; see `_search`
     rise = np.sqrt(2 * k * mean * h * b / (h + b))
     least = np.maximum(rise / h + 3 * sd, 2 * (rise / b + 3 * sd)) + 8
     _narrow(least)
@@ -145,13 +146,13 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
         for x in (p, total)
     )
     levels = np.tile(np.array([-1, 0, 0], np.float32), (len(p), 1))
-    left = np.flatnonzero(p[:, 0] < 1 - 1e-6)  # those with a demand
+    left = np.flatnonzero(p[:, 0] < 1 - 1e-6)  # the items that have demand
     while len(left):
         failed = []
         for size in np.unique(width[left]):
             alike = left[width[left] == size]
             for rows in np.split(alike, range(AT_ONCE // size, len(alike), AT_ONCE // size)):
-                # a power of two of them, so that few programs are compiled
+                # a power of two of items, so that few programs are compiled
                 more = np.resize(rows, next_power_of_two(len(rows)))
                 best, enough = _search(*(x[more] for x in (p, total, h, b, k)), int(size))
                 levels[rows] = np.stack(best, 1)[: len(rows)]
@@ -163,12 +164,12 @@ def _best(p: np.ndarray, total: np.ndarray, holding: Any, shortage: Any, fixed: 
 
 
 def _narrow(width: np.ndarray) -> None:
-    """Raise ValueError where a window is too wide."""
+    """Raise ValueError if a window is too wide."""
     wide = np.flatnonzero(width > WIDEST)
     if len(wide):
         raise ValueError(
             f"an item must have at most {WIDEST:,} levels to compare, got "
-            f"{width[wide[0]]:,.0f} for item {wide[0]} ({len(wide):,} such items); count its "
+            f"{width[wide[0]]:,.0f} for item {wide[0]} ({len(wide):,} such items); measure its "
             "demand in larger units, such as boxes, and check its shortage and holding cost"
         )
 
@@ -177,7 +178,8 @@ def _narrow(width: np.ndarray) -> None:
 def _search(
     p: Array, total: Array, holding: Array, shortage: Array, fixed: Array, above: int
 ) -> tuple[Levels, Array]:
-    """The best of s + 1 down to above / 2 below the newsvendor's order, S up to `above` above it.
+    """The best pair with s + 1 at most above / 2 below the newsvendor's order, S at most `above`
+    above it.
 
     The optimum has s < the newsvendor's order <= S, and G(s + 1) and G(S) at most its cost.
     """
@@ -193,7 +195,7 @@ def _search(
     some = 1 - p[:, 0]
 
     def longer(state: Any, d: Array) -> tuple[Any, None]:
-        """From S - s = d to d + 1, for all S."""
+        """The step from S - s = d to d + 1, for all S."""
         m, sums, mass, least, distance = state
         before = jax.lax.dynamic_slice_in_dim(turned, count - 1 - d, count, 1)  # p(d - i), 0 < i
         new = jnp.where(d == 0, 1.0, (m * before).sum(1)) / some
@@ -228,7 +230,7 @@ def _search(
 def _expected(
     order: Array, total: Array, cdf: Array, h: Array, b: Array, below: int, count: int
 ) -> Array:
-    """G (B, count) from order - below up, by G(y + 1) - G(y) = (h + b) P(demand <= y) - b."""
+    """G (B, count) from order - below on, by G(y + 1) - G(y) = (h + b) P(demand <= y) - b."""
     short = jnp.arange(total.shape[1])[None] - order[:, None]
     first = (total * jnp.where(short > 0, b[:, None] * short, -h[:, None] * short)).sum(1)
     y = order[:, None] + jnp.arange(-below, count - below)[None]

@@ -1,22 +1,22 @@
 """A serial supply chain of N stages: stage 0 sells to customers, N - 1 buys from outside supply.
 
-The outside supplier always delivers. The echelon stock of stage i is all stock at stage i, below it
-and in transit between these, less the customers' back-orders. In every period each stage orders up
-to its level: what brings its echelon stock and the transit to it to that level. `holding` are
-echelon holding costs, what a unit costs more at a stage than one stage up: a unit at stage i, or in
-transit from it to i - 1, costs holding[i] + ... + holding[N - 1] a period. A unit of back-orders
-costs `penalty` a period.
+The outside supplier always delivers. The echelon stock of stage i is all stock at stage i, at the
+stages below it and in transit between these, minus the customers' back-orders. In every period each
+stage orders as much as brings its echelon stock plus the units in transit to it up to its level.
+`holding` are echelon holding costs, the additional cost of a unit at a stage compared with one
+stage up: a unit at stage i, or in transit from it to i - 1, costs holding[i] + ... + holding[N - 1]
+per period. A unit of back-orders costs `penalty` per period.
 
-In a period, demand arrives; orders are placed, and shipped at once where there is stock; what was
-shipped lead_times[i] periods ago arrives; and costs are counted. So with D the demand of
-lead_times[i] periods
+In a period, demand arrives; orders are placed, and shipped at once if there is stock; the shipments
+of lead_times[i] periods ago arrive; and costs are counted. So with D the demand of lead_times[i]
+periods
 
     echelon stock of i = min(level of i, echelon stock of i + 1 a lead time ago) - D
 
 (Snyder and Shen 2019, Fundamentals of Supply Chain Theory, section 6.2). This needs no loop over
-periods. It is piecewise linear in the levels, and the mean of its gradient is that of the expected
-cost (Glasserman and Tayur 1995, Sensitivity Analysis for Base-Stock Levels in Multiechelon
-Production- Inventory Systems).
+periods. The cost is piecewise linear in the levels, and the mean of its gradient is the gradient of
+the expected cost (Glasserman and Tayur 1995, Sensitivity Analysis for Base-Stock Levels in
+Multiechelon Production- Inventory Systems).
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,12 @@ Array = jax.Array
 
 
 class SerialTrajectory(NamedTuple):
-    """A simulation, without the first sum(lead_times) periods, in which the chain fills.
+    """A simulation, without the first sum(lead_times) periods, in which the chain is filled.
 
     Attributes:
         echelon: float32 (B, periods, N), echelon stock of each stage at the end of the period.
         unmet: float32 (B, periods), the customers' back-orders.
-        cost: float32 (B, periods), of holding and back-orders.
+        cost: float32 (B, periods), the cost of holding and back-orders.
     """
 
     echelon: Array
@@ -54,7 +54,7 @@ class SerialOptimum(NamedTuple):
 
     Attributes:
         levels: float64 (N,), echelon base-stock levels.
-        cost: expected, a period.
+        cost: the expected cost per period.
     """
 
     levels: np.ndarray
@@ -64,14 +64,14 @@ class SerialOptimum(NamedTuple):
 def simulate_serial(
     levels: Any, demand: Any, *, holding: Any, lead_times: Sequence[int], penalty: Any
 ) -> SerialTrajectory:
-    """Simulate a serial chain under echelon base-stock levels; differentiable in the levels.
+    """Simulate a serial chain with echelon base-stock levels; differentiable in the levels.
 
     Args:
         levels: (N,), stage 0 first, which is next to the customers.
-        demand: (B, T), of B paths, T above sum(lead_times).
+        demand: (B, T), for B paths, T above sum(lead_times).
         holding: (N,), echelon holding costs, above 0.
         lead_times: N whole numbers of periods, at least 1.
-        penalty: of a unit of back-orders a period, above 0.
+        penalty: cost per period of a unit of back-orders, above 0.
 
     Raises:
         ValueError: other shapes; too few periods; a cost that is not above 0; a lead time that is
@@ -103,7 +103,7 @@ def _simulate(
 ) -> SerialTrajectory:
     stages, supply = [], jnp.full_like(demand, jnp.inf)
     for level, lead in reversed(list(zip(levels, lead_times, strict=True))):
-        # columns are the ends of periods; the first `lead` of them are still filling
+        # columns are the ends of periods; in the first `lead` of them the chain is still filling
         demanded = sum(demand[:, i : demand.shape[1] - lead + i] for i in range(1, lead + 1))
         demand = demand[:, lead:]
         supply = jnp.minimum(level, supply[:, :-lead]) - demanded
@@ -127,22 +127,23 @@ def fit_serial(
     """Fit echelon base-stock levels by gradient descent on the mean cost of given demand.
 
     Adam, with a cosine schedule to 0, starts from the mean demand over the lead times of each stage
-    and those below. No distribution is assumed. With many more periods than levels, the cost for
-    other demand of the same kind is nearly the same.
+    and of the stages below it. No distribution is assumed. If there are many more periods than
+    levels, the cost for other demand of the same kind is nearly the same.
 
     Args:
-        demand: (B, T), of B paths, T above sum(lead_times).
+        demand: (B, T), for B paths, T above sum(lead_times).
         holding: (N,), echelon holding costs, above 0.
         lead_times: N whole numbers of periods, at least 1.
-        penalty: of a unit of back-orders a period, above 0.
-        steps: of Adam, each over all demand.
-        learning_rate: of the first step, in standard deviations of one period's demand.
+        penalty: cost per period of a unit of back-orders, above 0.
+        steps: number of steps of Adam, each over all demand.
+        learning_rate: learning rate of the first step, in standard deviations of one period's
+            demand.
 
     Returns:
         (N,) float32 levels.
 
     Raises:
-        ValueError: as `simulate_serial`.
+        ValueError: see `simulate_serial`.
 
     >>> demand = np.random.default_rng(0).poisson(5, (4, 500))
     >>> print(fit_serial(demand, holding=[1], lead_times=[2], penalty=9).round(0))
@@ -151,7 +152,7 @@ def fit_serial(
     checks.finite(demand=demand)
     demand = jnp.asarray(demand, jnp.float32)
     first = jnp.asarray(np.cumsum(lead_times), jnp.float32) * demand.mean()
-    # checks the arguments
+    # this call checks the arguments
     simulate_serial(first, demand, holding=holding, lead_times=lead_times, penalty=penalty)
     h, lead_times = _checked(holding, lead_times, penalty)
     costs = jnp.asarray(h, jnp.float32), penalty
@@ -204,15 +205,15 @@ def optimal_serial(
     trapezoid sums in float64, on a grid beyond whose ends each g is linear.
 
     Args:
-        mean: of a period's demand.
+        mean: mean of a period's demand.
         sd: standard deviation of a period's demand, above 0.
         holding: (N,), echelon holding costs, stage 0 first, which is next to the customers.
         lead_times: N whole numbers of periods, at least 1.
-        penalty: above 0.
-        points: of the grid on each side of the mean.
+        penalty: cost per period of a unit of back-orders, above 0.
+        points: number of grid points on each side of the mean.
 
     Raises:
-        ValueError: as `simulate_serial`.
+        ValueError: see `simulate_serial`.
 
     >>> best = optimal_serial(10, 2, holding=[4, 3, 1], lead_times=[1, 1, 2], penalty=40)
     >>> print(best.levels.round(2), round(best.cost, 4))
@@ -221,7 +222,7 @@ def optimal_serial(
     h, lead_times = _checked(holding, lead_times, penalty)
     checks.not_negative(mean=mean)
     checks.positive(sd=sd)
-    # for stage i, y = x + the mean demand over its lead time and those of the stages below
+    # for stage i, y is x plus the mean demand over its lead time and those of the stages below
     reach = 10 * sd * np.sqrt(sum(lead_times))
     x = np.linspace(-reach, reach, 2 * points + 1)
     step = x[1] - x[0]
@@ -237,7 +238,7 @@ def optimal_serial(
             held = np.interp(np.minimum(x, levels[-1] - below), x, g) + rate * (x + below)
             side = int(8 * spread / step) + 1
             weights = np.exp(-((np.arange(-side, side + 1) * step / spread) ** 2) / 2)
-            # beyond its ends g is a straight line, as odd reflection makes it
+            # beyond its ends g is a straight line, which odd reflection continues
             wide = np.pad(held, side, mode="reflect", reflect_type="odd")
             g = np.convolve(wide, weights / weights.sum(), "valid")
         below += lead * mean

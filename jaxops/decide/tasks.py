@@ -1,4 +1,4 @@
-"""The task of learning an ordering policy from the cost of its orders."""
+"""A task that learns an ordering policy from the cost of its orders."""
 
 from typing import Any
 
@@ -29,19 +29,21 @@ Array = jax.Array
 def ordering(module: Any, lead_time: int = 0, back_orders: bool = False) -> Task:
     """Learn levels to order up to from features, end to end: the loss is the cost of the orders.
 
-    The loss of an item is its mean cost a period in `simulate` under `order_up_to` with the levels
-    scale * module(features); the gradient goes through all periods. Train it with `jo.fit`;
-    `predict` gives the levels (B, T). Where an order has a fixed cost, ordering in every period is
-    not optimal: `LevelNetwork(reorder=True)` learns S and S - s, (B, T, 2), for `reorder_each`.
-    Whether to order then has the gradient of sigmoid((s - position) / w), w a quarter of `scale`.
+    The loss of an item is its mean cost per period in `simulate` with the policy `order_up_to` and
+    the levels scale * module(features). The gradient goes through all periods. Train the task with
+    `jo.fit`; `predict` returns the levels (B, T).
+
+    If an order has a fixed cost, ordering in every period is not optimal. Use
+    `LevelNetwork(reorder=True)`, which learns S and S - s, (B, T, 2), for `reorder_each`. Whether
+    to order then has the gradient of sigmoid((s - position) / w), where w is a quarter of `scale`.
     These gradients have a large variance: clip them (`optax.clip_by_global_norm(0.1)`) and let the
     learning rate decay. With a constant rate of 0.02 and no clipping, two seeds of three ended with
     hardly any orders, at 7 and 12 times the cost of the best (s, S); with clipping, five seeds of
     five came within 4.3 % of it.
 
-    Columns: `demand` (T,); `features` (T, F), known at the start of each period; `scale`, the unit
-    of the levels, such as the item's mean demand over lead_time + 1 periods; `stock` at the start;
-    and `holding`, `shortage`, `fixed` and `price`, as `Costs.columns` gives them.
+    The columns are `demand` (T,); `features` (T, F), known at the start of each period; `scale`,
+    the unit of the levels, such as the item's mean demand over lead_time + 1 periods; `stock` at
+    the start; and `holding`, `shortage`, `fixed` and `price`, which `Costs.columns` makes.
 
     Args:
         module: a Flax module, features (B, T, F) -> (B, T) or (B, T, 2), such as `LevelNetwork()`.
@@ -89,7 +91,7 @@ def ordering(module: Any, lead_time: int = 0, back_orders: bool = False) -> Task
 
 
 def _cost(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Array:
-    """Cost of each period, (B, T), differentiable in `levels`, (B, T) or (B, T, 2)."""
+    """The cost of each period, (B, T), differentiable in `levels`, (B, T) or (B, T, 2)."""
     softness = jnp.where(batch["scale"] > 0, batch["scale"] / 4, 1)  # padding has a scale of 0
     played = simulate(
         order_up_to if levels.ndim == 2 else reorder_each,
@@ -104,7 +106,7 @@ def _cost(levels: Array, batch: Batch, lead_time: int, back_orders: bool) -> Arr
     )
     if levels.ndim == 2:
         return played.cost
-    # the gradient of whether to order, not of how much, as in `reorder`
+    # as in `reorder`, the gradient of whether to order, not of how much
     left = batch["demand"] if back_orders else played.sales
     change = jnp.cumsum(played.orders - left, 1) - played.orders + left
     position = batch["stock"][:, None] + change

@@ -1,4 +1,4 @@
-"""Peak rates of accelerators, from their makers' pages, and of this machine, measured."""
+"""Peak rates of accelerators, from the manufacturers' pages, and measured rates of this machine."""
 
 import functools
 import os
@@ -26,11 +26,11 @@ class Hardware(NamedTuple):
         bfloat16: FLOP/s of dense matrix products with bfloat16 or float16 factors.
         float32: FLOP/s of JAX's float32 products at their default precision: TF32 on NVIDIA's
             tensor cores, one pass of bfloat16 factors on a TPU.
-        memory: its size in bytes.
-        bandwidth: of the memory.
-        interconnect: what it can send to the devices of the same island, over all links together.
+        memory: size of the memory in bytes.
+        bandwidth: bandwidth of the memory.
+        interconnect: bytes/s it can send to the devices of its island, over all links together.
         island: number of devices that the fast interconnect joins.
-        network: what it can send to other islands.
+        network: bytes/s it can send to other islands.
 
     >>> HARDWARE["H100"].memory, HARDWARE["H100"].island
     (80000000000.0, 8)
@@ -47,10 +47,10 @@ class Hardware(NamedTuple):
     network: float
 
 
-# NVIDIA's data sheets give products with sparsity, twice the dense rate, and NVLink's two
-# directions together; the network is a DGX's: one adapter a GPU.
-# Google's pages give the interconnect of all links in both directions together, and the data centre
-# network of a pod, here divided by its chips.
+# NVIDIA's data sheets give the rate of sparse products, which is twice the dense rate, and the sum
+# of both directions of NVLink. The network is that of a DGX, with one adapter for each GPU.
+# Google's pages give the interconnect as the sum of all links in both directions, and the data
+# centre network of a whole pod, which is divided here by the number of chips.
 HARDWARE = {
     device.name: device
     for device in (
@@ -82,7 +82,7 @@ HARDWARE = {
 def this_machine() -> Hardware:
     """The first device of this process, with measured FLOP/s and memory bandwidth.
 
-    Several CPU devices share one memory, through which they also exchange data.
+    Several CPU devices share one memory, and they also communicate through it.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
@@ -102,7 +102,7 @@ def this_machine() -> Hardware:
 
 
 def _bandwidth(count: int = 2**25) -> float:
-    """Bytes/s of reading and writing arrays that no cache holds: the best of ten additions."""
+    """Bytes/s of reading and writing arrays larger than any cache: the best of ten additions."""
     add = jax.jit(lambda x: x + 1)
     x = jnp.ones(count, jnp.float32)
     add(x).block_until_ready()

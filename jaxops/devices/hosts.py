@@ -1,8 +1,9 @@
-"""Runs of several processes: how they start, and how they stay in step.
+"""Runs of several processes: how they start, and how they stay synchronised.
 
 Every process runs the same script, makes the same calls in the same order, and holds a part of
-each array that spans them. Whatever decides which call comes next (a clock, a signal, a file) is
-therefore agreed on first. In a single process all of this does nothing and costs nothing.
+each array that spans the processes. If a clock, a signal or a file decides which call comes next,
+the processes must therefore agree on it first. In a single process all of this does nothing and
+costs nothing.
 """
 
 import builtins
@@ -17,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-# variable of the environment -> who sets it, in the order in which JAX looks
+# environment variable -> the cluster software that sets it, in the order in which JAX looks
 _CLUSTERS = {"OMPI_MCA_orte_hnp_uri": "Open MPI", "SLURM_JOB_ID": "SLURM"}
 
 
@@ -28,19 +29,20 @@ def start(
     *,
     timeout: int = 60,
 ) -> None:
-    """Connect the processes of this run; call it first, in each of them.
+    """Connect the processes of this run. Call it in each process, before any other use of JAX.
 
-    On Cloud TPU, under SLURM (`srun`) and under Open MPI (`mpirun`) JAX detects the processes.
-    Elsewhere give the arguments, here or in the environment. If nothing is detected and nothing
-    given, the run has one process and this does nothing: the same script runs on a laptop.
+    On Cloud TPU, under SLURM (`srun`) and under Open MPI (`mpirun`), JAX detects the processes.
+    Elsewhere give the arguments, here or in the environment. If no cluster is detected and no
+    argument is given, the run has one process and this function does nothing, so the same script
+    also runs on a laptop.
 
     Args:
         coordinator: "host:port" of process 0, which every process can reach; by default the
             environment variable JAX_COORDINATOR_ADDRESS.
         processes: number of processes; by default JAX_NUM_PROCESSES.
         process: number of this process, from 0; by default JAX_PROCESS_ID.
-        timeout: seconds without a heartbeat after which a process counts as dead, and the others
-            end with an error. Processes wait five minutes for each other to start.
+        timeout: seconds without a heartbeat after which a process counts as dead and the others
+            end with an error. At the start, processes wait five minutes for each other.
 
     Raises:
         ValueError: JAX's devices are in use already, or only some of the arguments are given.
@@ -69,7 +71,7 @@ def start(
         )
     except ValueError as error:
         if set(arguments.values()) == {None} and "coordinator_address" in str(error):
-            return  # no cluster
+            return  # there is no cluster
         raise ValueError(
             "coordinator, processes and process (in 0 to processes - 1) must all be given, or the "
             f"cluster must be one that JAX knows, got {named or 'none of them'} ({error})"
@@ -78,7 +80,7 @@ def start(
         if "must be called before" in str(error):
             raise ValueError(
                 "devices.start must be called before anything uses JAX's devices, got a process "
-                "that uses them already; make it the first call of the script"
+                "that already uses them; make it the first call of the script"
             ) from error
         raise
     if first():
@@ -98,7 +100,7 @@ def _number(value: int | None, variable: str) -> int | None:
 
 
 def count() -> int:
-    """Number of processes; initialises no device before `start`."""
+    """Number of processes; before `start` it initialises no device."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -113,7 +115,7 @@ def first() -> bool:
 
 
 def every(value: Any) -> list[Any]:
-    """The small JSON-like values of all processes, in their order; every process must call it."""
+    """A small JSON-like value from each process, in their order; every process must call this."""
     if count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -129,7 +131,7 @@ def agreed(value: Any) -> Any:
 
 
 def by_first(call: Callable[[], Any]) -> None:
-    """Call it in process 0 alone; an exception there is raised in every process."""
+    """Call a function in process 0 only; an exception there is raised in every process."""
     error: Exception | None = None
     if first():
         try:
@@ -146,7 +148,7 @@ def by_first(call: Callable[[], Any]) -> None:
 
 
 def check_same(**values: Any) -> None:
-    """Raise `ValueError`, in every process, if one of them has another value than process 0."""
+    """Raise `ValueError` in every process if any process has another value than process 0."""
     all_values = every(values)
     for process, theirs in enumerate(all_values):
         for name, value in theirs.items():
@@ -158,7 +160,7 @@ def check_same(**values: Any) -> None:
                 )
 
 
-_first_process: int | None = None  # the one that used JAX first
+_first_process: int | None = None  # the id of the process that first used JAX
 
 
 def check_fork() -> None:
@@ -168,7 +170,7 @@ def check_fork() -> None:
     if _first_process != os.getpid():
         raise RuntimeError(
             f"JAX must not be used in a process that is forked from one that uses it, got a fork "
-            f"of process {_first_process}, where each call would wait for ever; start processes by "
+            f"of process {_first_process}, in which calls would wait forever; start processes by "
             'multiprocessing\'s "spawn", and load models after a fork (gunicorn without --preload)'
         )
 
@@ -177,7 +179,7 @@ def check_started() -> None:
     """Raise `ValueError` if there are several processes, as on a TPU pod, without `start`."""
     if not jax.distributed.is_initialized() and jax.process_count() > 1:
         raise ValueError(
-            f"the {jax.process_count()} processes must know each other; "
+            f"the {jax.process_count()} processes must be connected; "
             "call devices.start() first in each of them"
         )
 
@@ -193,7 +195,7 @@ def check_mesh(mesh: Mesh) -> None:
     if len(processes) < count():
         raise ValueError(
             f"plan must have devices of all {count()} processes, got devices of {len(processes)}; "
-            "such a plan is devices.data_parallel()"
+            "devices.data_parallel() is such a plan"
         )
 
 
@@ -201,7 +203,7 @@ def put(tree: Any, shardings: Any) -> Any:
     """Place arrays that every process holds in full on the devices of all processes.
 
     Args:
-        tree: arrays of NumPy, of this process, or that span the processes already.
+        tree: NumPy arrays, JAX arrays of this process, or arrays that already span the processes.
         shardings: one for all leaves, or a tree of them.
     """
     if count() == 1:
@@ -224,7 +226,7 @@ def _put(leaf: Any, sharding: Sharding) -> jax.Array:
 
 @functools.lru_cache(maxsize=256)
 def _moved(sharding: Sharding) -> Any:
-    """A program that moves arrays to another plan over the processes; `device_put` refuses to."""
+    """A program that moves arrays to another sharding over the processes; `device_put` cannot."""
     return jax.jit(lambda leaf: leaf, out_shardings=sharding)
 
 
@@ -237,11 +239,11 @@ def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
 
 
 def put_shares(tree: Any, sharding: NamedSharding, size: int, axis: int = 0) -> Any:
-    """Global arrays, of which each process gives its share.
+    """Global arrays, for which each process gives its share of the rows.
 
     Args:
         tree: NumPy arrays whose `axis` has the `rows_here` of this process.
-        sharding: of the global arrays.
+        sharding: the sharding of the global arrays.
         size: length of the global arrays along `axis`.
         axis: the axis of the rows.
     """
@@ -256,7 +258,7 @@ def put_shares(tree: Any, sharding: NamedSharding, size: int, axis: int = 0) -> 
 
 
 def gathered(tree: Any) -> Any:
-    """Arrays that span the processes as whole NumPy arrays; every process must call it."""
+    """Arrays that span the processes, as whole NumPy arrays; every process must call this."""
 
     def whole(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -271,8 +273,8 @@ def gathered(tree: Any) -> Any:
 def preempted(steps: range) -> bool:
     """Whether every process has to stop now, because one of them received SIGTERM.
 
-    JAX's preemption service picks a step that no process has passed; so every process calls this
-    for each step once, in order.
+    JAX's preemption service picks a step that no process has passed. Therefore every process must
+    call this for each step once, in order.
     """
     reached = multihost_utils.reached_preemption_sync_point
     return count() > 1 and any(reached(step) for step in steps)

@@ -1,4 +1,4 @@
-"""How a state and a batch lie on the devices: `Plan`. No model mentions a mesh."""
+"""Plans: how a state and a batch lie on the devices. A module never mentions a mesh."""
 
 import math
 import re
@@ -24,11 +24,11 @@ def replicated(path: str, leaf: Any) -> PartitionSpec:
 
 
 class Rules(NamedTuple):
-    """The rule of `plan`: first the splits given by name, then those of "fsdp".
+    """The rule of `plan`: first the splits of the user's rules, then those of "fsdp".
 
     Attributes:
         named: (regular expression, PartitionSpec) pairs; the first that matches a path applies.
-        shards: number of devices along "fsdp"; 1 splits nothing more.
+        shards: number of devices along "fsdp"; with 1, "fsdp" splits nothing.
         min_size: leaves of fewer elements are not split by "fsdp".
 
     >>> tuple(Rules(shards=8)("params/hidden/kernel", jax.ShapeDtypeStruct((784, 512), "float32")))
@@ -40,12 +40,12 @@ class Rules(NamedTuple):
     min_size: int = MIN_SIZE
 
     def __call__(self, path: str, leaf: Any) -> PartitionSpec:
-        """The axes of a leaf: the largest free one that divides goes to "fsdp"."""
+        """The mesh axes of a leaf; "fsdp" gets its largest free axis that divides evenly."""
         spec = next((spec for pattern, spec in self.named if re.search(pattern, path)), ())
-        # an optimizer may keep a leaf of another rank by a parameter's name (Adafactor does)
+        # an optimizer may keep a leaf of another rank under a parameter's name, as Adafactor does
         axes = [*spec, *[None] * (leaf.ndim - len(spec))] if len(spec) <= leaf.ndim else []
         free = [i for i, axis in enumerate(axes) if not axis and not leaf.shape[i] % self.shards]
-        # what is not trained, such as the series of a forecast, is read anywhere by any device
+        # any device may read any part of an array that is not trained, such as a forecast's series
         trained = not path.startswith("extra/")
         sharded = trained and self.shards > 1 and leaf.size >= self.min_size
         if sharded and free and "fsdp" not in jax.tree.leaves(axes):
@@ -56,7 +56,7 @@ class Rules(NamedTuple):
 class Plan(NamedTuple):
     """A mesh, the axes that split a batch, and a rule that places each leaf of a state.
 
-    Equal plans share their compiled programs; so define a rule of your own at the top of a module.
+    Equal plans share their compiled programs, so define your own rule at the top level of a module.
 
     Attributes:
         mesh: the devices by named axes.
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
         return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
 
     def padded(self, rows: int, accumulate: int = 1) -> int:
-        """The smallest number, at least `rows`, that divides over devices and microbatches."""
+        """`rows`, rounded up to a multiple of devices times microbatches."""
         parts = self.batch_shards * accumulate
         return -(-rows // parts) * parts
 
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
             names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
             shards = math.prod(self.mesh.shape[name] for name in names)
             if leaf.shape[i] % shards and not path.startswith("params/"):
-                return PartitionSpec()  # what an optimizer keeps may have another shape
+                return PartitionSpec()  # an optimizer's array may have another shape
             if leaf.shape[i] % shards:
                 raise ValueError(
                     f"{path}: axis {i} must be a multiple of {shards} for the rule {spec}, got "
@@ -109,16 +109,16 @@ class Plan(NamedTuple):
         return spec
 
     def batch_sharding(self, leading: int = 0) -> NamedSharding:
-        """Rows split over the batch axes, behind `leading` axes that stay whole."""
+        """Rows split over the batch axes; `leading` axes before them stay whole."""
         return NamedSharding(self.mesh, PartitionSpec(*[None] * leading, self.batch_axes))
 
     def whole(self) -> NamedSharding:
-        """On every device, unsplit."""
+        """The sharding of an array that is whole on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
 
 def _check_names(named: tuple[tuple[str, PartitionSpec], ...], leaves: Any) -> None:
-    """Each expression has to match a parameter with as many axes as it names."""
+    """Check that each expression matches a parameter with as many axes as the rule names."""
     params = [(path, leaf) for path, leaf in leaves if path.startswith("params/")]
     for pattern, spec in named if params else ():
         matches = [(path, leaf) for path, leaf in params if re.search(pattern, path)]
@@ -148,14 +148,15 @@ def plan(
 
     "data" and "fsdp" split the rows of a batch. "fsdp" also splits large parameters and their
     optimizer state (stage 3 of Rajbhandari et al.): each parameter is gathered when it is used,
-    and not kept (`gathered`). "tensor" splits nothing by itself: rules name the axes of the
-    parameters to split, and XLA splits the matrix products that use them (Shoeybi et al.).
+    and the gathered copy is not kept (`gathered`). "tensor" splits nothing by itself: rules name
+    the axes of the parameters to split, and XLA splits the matrix products that use them (Shoeybi
+    et al.).
     Results match single-device training to 1e-5.
 
     Args:
         data: number of devices along the axis "data"; None leaves the axis out.
-        fsdp: number of devices along "fsdp"; of each large parameter the largest axis that divides
-            and that no rule takes is split.
+        fsdp: number of devices along "fsdp". It splits the largest axis of each large parameter
+            that divides evenly and that no rule splits.
         tensor: number of devices along "tensor".
         min_size: leaves of fewer elements stay whole on each device along "fsdp".
         rules: (regular expression, axes) pairs, such as `(r"hidden/kernel", (None, "tensor"))` for
@@ -164,9 +165,9 @@ def plan(
         devices: the devices; all by default.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or a rule names an axis
-            that the plan lacks. A rule that does not fit a model's parameters raises when a state
-            is made.
+        ValueError: the product of the sizes is not the number of devices, or a rule names an axis
+            that the plan does not have. A rule that does not fit the parameters raises it when a
+            state is made.
 
     References:
         Rajbhandari et al. 2020, arXiv:1910.02054; Shoeybi et al. 2019, arXiv:1909.08053.
@@ -256,5 +257,5 @@ def tensor(
 
 
 def default() -> Plan:
-    """One device where there is one process, else data parallelism over all processes."""
+    """One device if there is one process, else data parallelism over all processes."""
     return single() if hosts.count() == 1 else data_parallel()

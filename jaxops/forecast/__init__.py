@@ -1,4 +1,4 @@
-"""Forecasting: from a table of series to quantiles, for any series."""
+"""Forecasting: quantiles of the future of any series, from a table of series."""
 
 from jaxops.forecast.adaptive_backtests import AdaptiveBacktest, adaptive_backtest
 from jaxops.forecast.backtests import Backtest, historical_forecasts, history

@@ -15,7 +15,7 @@ class AdaptiveBacktest(NamedTuple):
     """Adaptive intervals of W windows, in their order.
 
     Attributes:
-        bounds: low and high, (W, H, C) each; infinite where the nominal coverage left [0, 1].
+        bounds: low and high, (W, H, C) each; infinite where the nominal coverage is outside [0, 1].
         target: float32 (W, H, C).
         coverage: (H,), the share of targets inside, for each step ahead.
     """
@@ -37,24 +37,24 @@ def adaptive_backtest(
 ) -> AdaptiveBacktest:
     """Put `adaptive` intervals around a model's forecasts at each origin of a backtest.
 
-    Each series, channel and step ahead has its own margins, from the errors of that series alone.
-    At an origin only errors are used whose targets lie before it: for h steps ahead, those of
-    windows at least h / stride origins back.
+    Each series, channel and step ahead has its own margins, from the errors of that series only. At
+    an origin only errors are used whose targets lie before it: for h steps ahead, those of windows
+    at least h / stride origins before.
 
     Args:
-        model: any, see `forecast`.
+        model: any model, see `forecast`.
         series: all rows, with the targets.
-        calibration: windows whose targets are known at the first origin of test, the same number
-            for each series; at least coverage / (1 - coverage) for finite bounds.
+        calibration: windows whose targets are known at the first origin of test. Each series must
+            have the same number; for finite bounds at least coverage / (1 - coverage).
         test: windows of the same series, the same number for each, at a constant stride.
-        horizon: H, steps.
+        horizon: H, number of steps.
         coverage: in (0, 1).
         rate: see `adaptive`.
         quantiles: levels of the low and the high quantile to move, such as (0.05, 0.95); None for
             bounds around the mean.
 
     Raises:
-        ValueError: windows that are not as described; else as `historical_forecasts` and
+        ValueError: windows that do not fit this description; see also `historical_forecasts` and
             `adaptive`.
 
     >>> from jaxops.forecast import Baseline, from_arrays, origins
@@ -82,7 +82,7 @@ def adaptive_backtest(
     low, high, target = base[1]
     size = np.empty_like(low)
     size[orders[1]] = margins.swapaxes(0, 1).reshape(low.shape)
-    middle = (low + high) / 2  # bounds that would move past each other meet here
+    middle = (low + high) / 2  # bounds that would move past each other meet in the middle
     bounds = Bounds(np.minimum(low - size, middle), np.maximum(high + size, middle))
     return AdaptiveBacktest(bounds, target, metrics.coverage(*bounds, target, per="step"))
 

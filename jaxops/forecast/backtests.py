@@ -1,4 +1,4 @@
-"""Forecasts that a model would have made at each origin of a backtest."""
+"""Backtests: the forecasts that a model would have made at each origin."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jaxops.forecast.data.windows import Windows, check_windows
 from jaxops.forecast.inference import answering, forecast
 
 AT_ONCE = 2**25
-"""Numbers of histories that are copied in one go."""
+"""Number of values of histories that are copied at a time."""
 
 
 def history(series: Series, windows: Windows, context: int | None = None) -> Series:
@@ -18,8 +18,8 @@ def history(series: Series, windows: Windows, context: int | None = None) -> Ser
 
     Args:
         series: all rows.
-        windows: W of them, as `origins` makes them.
-        context: rows before the origin; all by default.
+        windows: W windows, such as `origins` makes.
+        context: number of rows before the origin; all by default.
 
     >>> from jaxops.forecast import from_arrays
     >>> windows = {"series": np.array([0, 0]), "origin": np.array([2, 3])}
@@ -54,21 +54,21 @@ def historical_forecasts(
     levels: Sequence[float] = (),
     context: int | None = None,
 ) -> Backtest:
-    """Forecast with any model at each window's origin, from the values before it only.
+    """Forecast with any model at each window's origin, only from the values before it.
 
-    For a module in a task `jaxops.predict(task, state, windows)` is faster.
+    For a module in a task, `jaxops.predict(task, state, windows)` is faster.
 
     Args:
         model: see `forecast`.
         series: all rows, with the targets.
-        windows: W of them, as `origins` or `backtest` makes them for this horizon.
-        horizon: H, steps.
-        levels: of the Q quantiles.
-        context: rows before the origin that the model gets; all by default.
+        windows: W windows, such as `origins` or `backtest` makes for this horizon.
+        horizon: H, number of steps.
+        levels: levels of the Q quantiles.
+        context: number of rows before the origin that the model gets; all by default.
 
     Raises:
-        ValueError: a window whose target, or whose row before the origin, is not in its series,
-            which is named; no windows; else as `forecast`.
+        ValueError: there are no windows; or the target of a window, or the row before its origin,
+            is not in its series, which the message names; see also `forecast`.
 
     >>> from jaxops.forecast import Baseline, from_arrays
     >>> windows = {"series": np.array([0, 0]), "origin": np.array([2, 3])}
@@ -93,7 +93,7 @@ def targets(series: Series, windows: Windows, horizon: int) -> np.ndarray:
 def histories(
     model: Any, series: Series, windows: Windows, horizon: int, context: int | None
 ) -> Iterator[tuple[Series, np.ndarray]]:
-    """The windows' histories and known covariates to come, in parts that fit into memory.
+    """The windows' histories and future known covariates, in parts that fit into memory.
 
     A module needs the covariates of its whole horizon, also to forecast fewer steps.
     """
@@ -106,8 +106,8 @@ def histories(
         if steps == horizon:
             raise
         raise ValueError(
-            f"windows must be of horizon {steps}, since the model needs the known covariates of so "
-            f"many steps, got horizon {horizon}: {error}"
+            f"windows must be of horizon {steps}, because the model needs the known covariates of "
+            f"that many steps, got horizon {horizon}: {error}"
         ) from None
     rows = windows["origin"] - series.offsets[windows["series"]]
     longest = int(min(rows.max(), context or rows.max()))
@@ -120,7 +120,7 @@ def histories(
 
 
 def reach(model: Any) -> int:
-    """Steps that a model needs known covariates of: the longest horizon of its modules, or 0."""
+    """Number of steps for which a model needs known covariates: its longest horizon, or 0."""
     module = getattr(model, "module", None)
     within = (*getattr(model, "members", ()), *([model.model] if hasattr(model, "model") else []))
     return max([0 if module is None else module.horizon, *map(reach, within)])

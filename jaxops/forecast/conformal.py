@@ -1,8 +1,8 @@
 """Conformal quantiles around any forecaster, for series of all sizes.
 
-`calibrated` makes a model for `forecast`. Margins for predictions in arrays, which know nothing of
-series, are in `jaxops.trust.conformal`; `adaptive_backtest` follows the windows of any model with
-them. `metrics.coverage` and `metrics.width` report the result.
+`calibrated` makes a model for `forecast`. `jaxops.trust.conformal` has margins for predictions in
+arrays, without series. `adaptive_backtest` applies them to the windows of any model.
+`metrics.coverage` and `metrics.width` report the result.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ class Conformal:
     """A model with calibrated quantiles; see `calibrated`.
 
     Attributes:
-        model: any, see `forecast`.
-        levels: of the Q quantiles.
+        model: any model, see `forecast`.
+        levels: levels of the Q quantiles.
         offsets: (H, C, Q), how far each quantile is moved at each step, in units of the series.
-        context: rows of a history that its unit is computed from.
+        context: number of rows of a history from which its unit is computed.
         season: steps of one season, see `calibrated`.
-        left_out: share of the calibration windows that were left out, since their history does not
-            vary, or is too short for the model's quantiles.
-        counts: whether quantiles are kept at 0 or above, as those of counts.
+        left_out: share of the calibration windows that were left out, because their history does
+            not vary, or is too short for the model's quantiles.
+        counts: whether quantiles are kept at 0 or above, because the values are counts.
     """
 
     model: Any
@@ -59,7 +59,7 @@ class Conformal:
             raise ValueError(f"horizon must be at most {len(self.offsets)}, got {horizon}")
         mean, base = _base(self.model, history, horizon, future, self.levels)
         unit = units(history, self.context, self.season)
-        unit[history.lengths <= self.season] = np.nan  # there is none
+        unit[history.lengths <= self.season] = np.nan  # these have no unit
         unit = unit[:, None, :, None]
         # quantiles moved by different amounts may cross
         moved = np.sort(base + self.offsets[None, :horizon] * unit, axis=-1)
@@ -76,34 +76,35 @@ def calibrated(
     context: int = 100,
     season: int = 1,
 ) -> Conformal:
-    """Put conformal quantiles around a model, calibrated on windows it has not learned from.
+    """Put conformal quantiles around a model, calibrated on windows it was not trained on.
 
     The result is a model for `forecast`, for any series. For forecasts in arrays,
     `split_conformal` and `conformal_quantiles` give two bounds with one margin, in the values' own
     units; here each quantile has its own margin.
 
-    At each step ahead, each quantile is moved so far that it would have covered its share of the
-    calibration windows (split conformal prediction). Errors are measured in a unit of each series,
-    so that series of all sizes count alike and new series can be forecast: the mean absolute
-    difference of values one season apart in the last `context` rows, as in MASE. A history that
-    does not vary gets intervals of width 0, and one of a season or less, which has no such unit,
-    quantiles of NaN. For series of counts (whole numbers from 0 up) quantiles are kept at 0 or
+    At each step ahead, each quantile is moved so that it would have covered its share of the
+    calibration windows (split conformal prediction). Errors are measured in a unit of each series:
+    the mean absolute difference of values one season apart in the last `context` rows, as in MASE.
+    So series of all sizes count equally, and new series can be forecast. A history that does not
+    vary gets intervals of width 0. A history of one season or less has no such unit, and gets
+    quantiles of NaN. For series of counts (whole numbers from 0 on) quantiles are kept at 0 or
     above.
 
     Args:
-        model: any, see `forecast`; where it has no quantiles they are put around its mean.
-        series: with the rows of calibration.
-        windows: of calibration, at least (1 - a) / a where the outermost level is a or 1 - a.
-            Windows whose unit is 0, or that the model has no quantiles for, are left out, as
-            `Conformal.left_out` reports; nothing is guaranteed for such series.
-        horizon: H, steps.
-        levels: of the Q quantiles.
-        context: rows before each origin that the unit is computed from, more than the season.
+        model: any model, see `forecast`; if it has no quantiles, they are put around its mean.
+        series: the series, with the rows of calibration.
+        windows: the calibration windows, at least (1 - a) / a if the outermost level is a or 1 - a.
+            Windows whose unit is 0, or for which the model has no quantiles, are left out.
+            `Conformal.left_out` reports their share; nothing is guaranteed for such series.
+        horizon: H, number of steps.
+        levels: levels of the Q quantiles.
+        context: number of rows before each origin from which the unit is computed; more than the
+            season.
         season: steps of one season.
 
     Raises:
-        ValueError: too few windows; a context that is not longer than the season; else as
-            `historical_forecasts`.
+        ValueError: there are too few windows, or the context is not longer than the season; see
+            also `historical_forecasts`.
 
     References:
         Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World; Romano, Patterson
@@ -138,7 +139,7 @@ def calibrated(
 
 
 def check_enough(used: np.ndarray, levels: Sequence[float]) -> None:
-    """Raise `ValueError` where too few of the windows, bool (W,), are used for the levels."""
+    """Raise `ValueError` if too few of the windows, bool (W,), can be used for the levels."""
     found = int(used.sum())
     for level in levels:
         share = max(level, 1 - level)
@@ -151,7 +152,7 @@ def check_enough(used: np.ndarray, levels: Sequence[float]) -> None:
 
 
 def units(history: Series, context: int, season: int) -> np.ndarray:
-    """Mean |y_t - y_(t - season)| over the last `context` rows, (S, C); 0 for series that short."""
+    """Mean |y_t - y_(t - season)| over the last `context` rows, (S, C); 0 for too short series."""
     place = history.offsets[1:, None] - np.arange(context, 0, -1)
     exists = place >= history.offsets[:-1, None]
     rows = history.values[np.maximum(place, 0)].astype(np.float64)
@@ -162,7 +163,7 @@ def units(history: Series, context: int, season: int) -> np.ndarray:
 def _base(
     model: Any, history: Series, horizon: int, future: Any, levels: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The model's mean and quantiles; the mean for each quantile where it has none."""
+    """The model's mean and quantiles; if it has no quantiles, the mean for each level."""
     if getattr(model, "has_quantiles", True):
         return model.answer(history, horizon, future, levels)
     mean, _ = model.answer(history, horizon, future, ())

@@ -1,4 +1,4 @@
-"""Models around models: weighted averages, with weights by validation, and a log scale."""
+"""Models that contain models: weighted means, with weights by validation, and a log scale."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +20,8 @@ class Ensemble:
         weights: M numbers of at least 0 with sum 1; equal by default.
 
     Raises:
-        ValueError: no members, or other weights; in `forecast` without a horizon, members of
-            different horizons.
+        ValueError: there are no members, or the weights are invalid; in `forecast` without a
+            horizon, if the members have different horizons.
 
     >>> from jaxops.forecast import Baseline, forecast, from_arrays
     >>> both = Ensemble((Baseline("repeat_last"), Baseline("drift")))
@@ -66,8 +66,8 @@ class Ensemble:
         steps = sorted({part[0].shape[1] for part in parts})
         if len(steps) > 1:
             raise ValueError(
-                f"horizon must be a number of at most {steps[0]}, as the members' horizons are "
-                f"{steps}, got None"
+                f"horizon must be a number of at most {steps[0]}, because the members' horizons "
+                f"are {steps}, got None"
             )
         mean, quantiles = (sum(part) for part in zip(*parts, strict=True))
         return mean, quantiles
@@ -78,11 +78,12 @@ class Ensemble:
 class LogScale:
     """A model that sees log(1 + y) of values y of at least 0; its forecasts are in units of y.
 
-    So series of all sizes become alike, and an absolute error of the logarithms is close to a
-    relative one of the values. The mean of the logarithms becomes about the median of the values.
+    This makes series of all sizes similar. An absolute error of the logarithms is approximately a
+    relative error of the values. The mean of the logarithms becomes approximately the median of the
+    values.
 
     Attributes:
-        model: any, see `forecast`. As a method of `forecast.fit`, a Flax module to train.
+        model: any model, see `forecast`. As a method of `forecast.fit`, a Flax module to train.
 
     Raises:
         ValueError: in `forecast`, for a negative value.
@@ -130,20 +131,20 @@ def logarithms(series: Series) -> Series:
 
 
 def stacking(forecasts: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
-    """The ensemble weights of the least squared error: at least 0, with sum 1.
+    """The ensemble weights with the smallest squared error: at least 0, with sum 1.
 
-    On the rows that chose the weights the ensemble is at least as good as its best member. So
-    choose them on rows that no member has learned from, and evaluate the ensemble on others.
+    On the rows that chose the weights the ensemble is always at least as good as its best member.
+    So choose them on rows on which no member was trained, and evaluate the ensemble on other rows.
 
     Args:
-        forecasts: (M, ...), of M models for the validation windows.
+        forecasts: (M, ...), forecasts of M models for the validation windows.
         target: (...), the values that were observed.
 
     Returns:
         M weights, for `Ensemble`.
 
     Raises:
-        ValueError: other shapes, or numbers that are not finite.
+        ValueError: the shapes do not fit, or a number is not finite.
 
     References:
         Breiman 1996, Stacked regressions, doi:10.1007/BF00117832.
@@ -162,7 +163,7 @@ def stacking(forecasts: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
         )
     errors = (forecasts - target[None]).reshape(len(forecasts), -1).astype(np.float64)
     gram = errors @ errors.T / errors.shape[1]
-    # min w' G w with sum w = 1 and w >= 0: non-negative least squares, with a heavy row for the sum
+    # min w' G w with sum w = 1 and w >= 0: non-negative least squares; a heavy row fixes the sum
     values, vectors = np.linalg.eigh(gram)
     root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
     heavy = 1e4 * max(float(np.sqrt(np.trace(gram))), 1e-30)

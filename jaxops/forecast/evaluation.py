@@ -12,7 +12,7 @@ from jaxops.trust.intervals import Interval, block_interval, interval
 
 POINT = {"mse": mse, "mae": mae, "smape": smape}
 SMALLER = frozenset({"mse", "rmse", "mae", "smape", "mase", "pinball", "crps"})
-NEUTRAL = frozenset({"coverage", "width"})  # neither is good without the other
+NEUTRAL = frozenset({"coverage", "width"})  # neither alone says whether a model is better
 
 
 def score(
@@ -25,27 +25,27 @@ def score(
     block: int = 1,
     ids: np.ndarray | None = None,
 ) -> Evaluation:
-    """All metrics of forecasts: of points, and of quantiles and intervals where given.
+    """All metrics of forecasts: of points, and of quantiles and intervals if they are given.
 
     Args:
         forecast: (W, H, C).
         target: (W, H, C).
         scale: (W,) or (W, C), for "mase"; see `mase`.
         quantiles: (W, H, C, Q), for "pinball" and "crps".
-        levels: of the Q quantiles.
+        levels: levels of the Q quantiles.
         bounds: low and high, (W, H, C) each, for "coverage" and "width", such as `Bounds`.
-        block: number of consecutive windows that are correlated: the horizon divided by the stride,
-            or more, where windows of one series overlap; see `block_interval`. 1 for one window a
-            series.
-        ids: (W,), of the windows; their numbers by default.
+        block: number of consecutive windows that are correlated. If windows of a series overlap, it
+            is the horizon divided by the stride, or more; see `block_interval`. With one window for
+            each series it is 1.
+        ids: (W,), the ids of the windows; their numbers by default.
 
     Returns:
         An `Evaluation` whose units are the windows. Its values are (W, H), means over channels;
-        "rmse" is the root of the mean of "mse" over all windows. `compare` and `table` put several
-        side by side.
+        "rmse" is the root of the mean of "mse" over all windows. `compare` and `table` compare
+        several evaluations.
 
     Raises:
-        ValueError: as the metrics.
+        ValueError: see the metrics.
 
     >>> score(np.zeros((1, 2, 1)), np.array([[[1.0], [3.0]]])).figures()["mae"]
     2.0
@@ -72,12 +72,12 @@ def owa_interval(one: Evaluation, naive2: Evaluation, coverage: float = 0.95) ->
     these are (a_i - b_i a / b) / b (the infinitesimal jackknife; Efron 1982).
 
     Args:
-        one: by `score`, with `scale`.
-        naive2: the same of `naive2` for the same windows.
-        coverage: of the interval.
+        one: an evaluation from `score`, with `scale`.
+        naive2: the evaluation of `naive2` for the same windows.
+        coverage: coverage of the interval.
 
     Raises:
-        ValueError: an evaluation without "mase", or of other windows.
+        ValueError: an evaluation has no "mase", or the windows differ.
 
     >>> target = np.random.default_rng(0).uniform(1, 2, (40, 3, 1))
     >>> half, whole = (score(target + error, target, np.ones(40)) for error in (0.01, 0.02))
@@ -87,7 +87,7 @@ def owa_interval(one: Evaluation, naive2: Evaluation, coverage: float = 0.95) ->
     if "mase" not in one.values or "mase" not in naive2.values:
         raise ValueError(
             f"both evaluations must have mase, got {list(one.values)} and {list(naive2.values)}; "
-            "`score` computes it where `scale` is given"
+            "`score` computes it if `scale` is given"
         )
     if not same_units([one, naive2]):
         raise ValueError(f"naive2 must be of the same {len(one)} windows, got {len(naive2)}")

@@ -24,7 +24,7 @@ from jaxops.task import Array, recorded
 from jaxops.train.settings import whole
 
 AT_ONCE = 2**22
-"""About how many numbers go into one call of the device and come out of it."""
+"""About how many values go into one call and come out of it."""
 NAMED = ("channels", "known_names", "past_names", "static_names")
 
 
@@ -32,10 +32,10 @@ class Forecast(NamedTuple):
     """A forecast of S series.
 
     Attributes:
-        ids: (S,), of the series.
-        times: (S, H), of the steps; datetime64[s], or int64 where time is a count.
-        mean: float32 (S, H, C), in the series' own units, as are the quantiles.
-        levels: of the Q quantiles.
+        ids: (S,), the ids of the series.
+        times: (S, H), the times of the steps; datetime64[s], or int64 if times are counts.
+        mean: float32 (S, H, C), in the units of the series, like the quantiles.
+        levels: levels of the Q quantiles.
         quantiles: float32 (S, H, C, Q).
         channels: names of the C channels.
 
@@ -69,7 +69,7 @@ class Forecast(NamedTuple):
 class Method(Protocol):
     """Anything that can forecast: `Forecaster`, `Baseline`, `Conformal`, `Ensemble`, `LogScale`.
 
-    A class of your own that is marked by `jaxops.recorded` can be saved in a `jaxops.Model`.
+    If you mark your own class by `jaxops.recorded`, it can be saved in a `jaxops.Model`.
     """
 
     def answer(
@@ -83,20 +83,20 @@ class Method(Protocol):
 
 
 def answering(model: Any) -> Any:
-    """What forecasts: the argument itself, or what is in a `jaxops.Model`.
+    """The object that forecasts: the argument itself, or the content of a `jaxops.Model`.
 
     Raises:
-        ValueError: a model of another room.
+        ValueError: the model belongs to another room.
     """
 
     def answers(part: Any) -> bool:
-        return hasattr(part, "answer") and not hasattr(part, "room")  # and no room's reader
+        return hasattr(part, "answer") and not hasattr(part, "room")  # readers have a room
 
     return inside(model, answers, "a model that forecasts")
 
 
 def levels_of(method: Any) -> tuple[float, ...]:
-    """The levels of the quantiles that a model was calibrated for, or else has."""
+    """The levels for which a model was calibrated, or else those of its own quantiles."""
     has = (0.1, 0.5, 0.9) if getattr(method, "has_quantiles", True) else ()
     return tuple(getattr(method, "levels", has))
 
@@ -121,27 +121,27 @@ def forecast(
     future: np.ndarray | None = None,
     levels: Sequence[float] | None = None,
 ) -> Forecast:
-    """Forecast the steps after the end of each series, whether it was in training or not.
+    """Forecast the steps after the end of each series, also of series not seen in training.
 
     Args:
-        model: a `jaxops.Model` of this room; or a `Forecaster` or any other with the method
+        model: a `jaxops.Model` of this room; or a `Forecaster`, or any other object with the method
             `answer`, see `Method`.
         history: S series, as they are known at the moment of the forecast.
-        horizon: H, the number of steps, at most the model's; the model's by default.
-        future: float (S, H, K), the known covariates of the steps to come, for a history that has
-            some. It covers the whole horizon of the model, even where fewer steps are forecast. See
-            `future_covariates`.
-        levels: of the quantiles, rising in (0, 1); () for none. By default those that the model was
-            calibrated for, or else 0.1, 0.5 and 0.9; none of a model of points, until `calibrated`
-            puts some around it.
+        horizon: H, the number of steps; by default, and at most, the model's horizon.
+        future: float (S, H, K), the known covariates of the future steps, for a history that has
+            such covariates. It must cover the whole horizon of the model, also if fewer steps are
+            forecast. See `future_covariates`.
+        levels: levels of the quantiles, rising in (0, 1); () for none. By default those for which
+            the model was calibrated, or else 0.1, 0.5 and 0.9. A model of points has no quantiles
+            until `calibrated` puts some around it.
 
     Returns:
         A `Forecast` of S series and H steps.
 
     Raises:
-        ValueError: a horizon beyond the model's or beyond `future`; a series shorter than the
-            model's context; covariates other than in training; levels that do not rise in (0, 1);
-            a model of another room.
+        ValueError: the horizon is longer than the model's or than `future`; a series is shorter
+            than the model's context; the covariates differ from those in training; the levels do
+            not rise in (0, 1); or the model belongs to another room.
 
     >>> from jaxops.forecast import Baseline, from_arrays
     >>> week = from_arrays(["shop"], [[5, 9, 7, 5, 9, 7]], start="2024-01-01", frequency="D")
@@ -163,16 +163,16 @@ class Forecaster:
 
     Attributes:
         module: the Flax module, with its settings.
-        variables: its parameters, and batch statistics if any.
+        variables: its parameters, and batch statistics if it has any.
         scaling: the scaling that it was trained with.
         channels: names of the channels, in order.
         known_names: names of the covariates whose future is known, in order.
-        past_names: names of the covariates known up to now only, in order.
-        static_names: names of the covariates of a series, in order.
-        frequency: of the series.
-        lengthens: whether a history shorter than the module's context is lengthened by repeats of
-            its first row, as by `padded`; an error otherwise.
-        zone: of the series, see there; None where it is not known.
+        past_names: names of the covariates that are known only up to now, in order.
+        static_names: names of the covariates of a whole series, in order.
+        frequency: frequency of the series.
+        lengthens: whether a history shorter than the module's context is lengthened by repeating
+            its first row, as `padded` does; otherwise it is an error.
+        zone: zone of the series, see `Series`; None if it is not known.
     """
 
     module: Any
@@ -229,18 +229,18 @@ class Forecaster:
             )
             answers = _answer(module, levels, variables, *part)
             parts.append(jax.tree.map(lambda x, n=count: x[:n], answers))
-            if len(parts) > 2:  # the device has work while the host cuts the next windows out
+            if len(parts) > 2:  # the device computes while the host cuts out the next windows
                 parts[-3] = jax.device_get(parts[-3])
         mean, quantiles = (np.concatenate(x) for x in zip(*jax.device_get(parts), strict=True))
         return mean[:, :horizon], quantiles[:, :horizon]
 
     def check(self, history: Series) -> None:
-        """Raise `ValueError` for series of other columns or another frequency."""
+        """Raise `ValueError` if series have other columns or another frequency."""
         for name in (*NAMED, "frequency", "zone"):
             trained, given = getattr(self, name), getattr(history, name)
             if name == "frequency":
                 equal = grid.same(trained, given)
-            elif name == "zone":  # files of before do not know it, nor does it matter without
+            elif name == "zone":  # unknown in old files; matters only for features of the clock
                 equal = trained is None or not any(map(computed, self.known_names))
                 equal |= trained == given
             else:
@@ -262,7 +262,7 @@ class Forecaster:
         if levels and not self.has_quantiles:
             raise ValueError(
                 f"levels must be () for {module.output}, a point without quantiles, got {levels}; "
-                "`calibrated` puts quantiles around it"
+                "use `calibrated` to put quantiles around it"
             )
         check_counts(module.output, history)
         if horizon > module.horizon:
@@ -279,7 +279,7 @@ class Forecaster:
         if future is None and not width:
             return np.zeros((count, module.horizon, 0), np.float32)
         if future is None:
-            raise ValueError(f"future must have {self.known_names} of the steps to come, got None")
+            raise ValueError(f"future must have {self.known_names} of the future steps, got None")
         if not isinstance(future, np.ndarray):
             raise ValueError(
                 f"future must be an array ({count}, {module.horizon}, {width}), got "
@@ -319,13 +319,13 @@ def _answer(
 
 
 def forecaster(module: Any, state: TrainState, series: Series, scaling: Scaling) -> Forecaster:
-    """Make a trained module ready to forecast; the series themselves are not kept.
+    """Make a forecaster of a trained module; it does not keep the series.
 
     Args:
         module: the Flax module, as given to `direct`.
-        state: of the task of `direct`, after training.
-        series: as given to `direct`.
-        scaling: as given to `direct`.
+        state: the trained state of the task of `direct`.
+        series: the series given to `direct`.
+        scaling: the scaling given to `direct`.
 
     Returns:
         A model for `forecast`; `jaxops.save(path, jaxops.Model(model))` writes it to a file.

@@ -1,4 +1,4 @@
-"""One call a job: `fit` a finished model to series, `evaluate` it, `update` it with new rows."""
+"""One function for each job on series: `fit` a finished model, `evaluate` it, `update` it."""
 
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -68,59 +68,60 @@ def fit(
 ) -> Model:
     """Train a model that forecasts series.
 
-    Several methods are weighed by their absolute errors on the last rows of each series, which none
-    of them has learned from, in units of the seasonal naive error (as MASE). Those that help are
-    averaged, and conformal quantiles with margins from the same rows are put around the mean. Then
-    the networks are trained again on all rows, with as many updates for each window, as far as the
-    budget allows. Windows whose target is known in part count as far as it is.
+    The last rows of each series are held out, and no method is trained on them. The methods get
+    weights by their absolute errors on these rows, in units of the seasonal naive error (as in
+    MASE); methods that do not help get none. Conformal quantiles around the weighted mean get their
+    margins from the same rows. Then the networks are trained again on all rows, with equally many
+    updates for each window, if the budget allows. If the target of a window is known only in part,
+    that part counts.
 
-    So the figures of validation, printed and in `about`, are of rows that also stopped training,
-    chose the weights and set the margins: they are optimistic, more so with few windows and many
-    methods. For a figure to report, fit without the last rows, and `evaluate` on all.
+    So the validation figures, which are printed and in `about`, are from rows that also stopped
+    training, chose the weights and set the margins. They are optimistic, more so with few windows
+    and many methods. For a figure to report, fit without the last rows, and `evaluate` on all rows.
 
-    By default these are tried: the seasonal naive forecast; exponential smoothing, where it is not
-    too slow; `NLinear`; and three `NHiTS` with contexts of about 3.5, 7 and 10.5 horizons, of whole
-    seasons, which see log(1 + y) where no value is negative. Series with covariates have one `TiDE`
-    in place of these networks. Series too short for a network have the first two methods alone.
+    By default these methods are tried: the seasonal naive forecast; exponential smoothing, if it is
+    not too slow; `NLinear`; and three `NHiTS` with contexts of about 3.5, 7 and 10.5 horizons, in
+    whole seasons, which see log(1 + y) if no value is negative. If there are covariates, one `TiDE`
+    replaces these networks. If series are too short for a network, only the first two are tried.
 
     Args:
         data: a table of any layout, see `jaxops.forecast.series`: a CSV or Parquet file, a frame of
-            pandas, polars or PyArrow, or arrays by name. Or `Series`, as `from_arrays` makes them.
+            pandas, polars or PyArrow, or arrays by name. Or `Series`, such as `from_arrays` makes.
         method: a Flax module with that horizon, such as `PatchTST(336, 96)`, or `LogScale` of one;
-            a `Baseline`, or anything else that can forecast; or a list of several.
-        horizon: H, steps to forecast.
-        id: the column of the series' id, as all up to `duplicates` see `jaxops.forecast.series`.
+            a `Baseline`, or any other object that can forecast; or a list of several.
+        horizon: H, number of steps to forecast.
+        id: the column of the series' id; for this up to `duplicates` see `jaxops.forecast.series`.
         time: the column of times.
         value: the columns of values.
         known: covariates whose future is known. Features of the calendar (see `calendar`), such as
-            "day_of_week", are computed where the table lacks them.
-        past: covariates that are known up to now only.
+            "day_of_week", are computed if the table does not have them.
+        past: covariates that are known only up to now.
         static: covariates with one number for each series.
         layout: "long", "series" or "channels".
-        frequency: inferred by default.
-        zone: whose dates and clock are meant; that of the column of times by default.
+        frequency: the frequency of the times; inferred by default.
+        zone: the time zone of dates and clock; by default that of the column of times.
         fill: how gaps are filled; an error by default.
-        duplicates: what is done with them; an error by default.
-        end: "latest" fills all series up to the last row, such as items without a recent sale.
-        season: steps of one season; by default a day of hours, a week of days, a year of weeks,
-            months or quarters; 1 where times are counts, or the series have fewer than 3 seasons.
-        levels: of the quantiles; () for none.
-        validation: rows at the end of each series to hold out; by default one horizon of many
-            series, and a fifth of few.
-        budget: time for all training, such as "10min", or seconds. A network that has no time left
-            to be trained again stays as it was.
-        seed: of training.
+        duplicates: what is done with duplicates; an error by default.
+        end: "latest" fills all series up to the last row, for example items without a recent sale.
+        season: steps of one season; by default a day for hours, a week for days, and a year for
+            weeks, months or quarters; 1 if times are counts or series have less than 3 seasons.
+        levels: levels of the quantiles; () for none.
+        validation: number of rows at the end of each series to hold out; by default one horizon if
+            there are many series, and a fifth if there are few.
+        budget: time for all training, such as "10min", or seconds. If no time is left to train a
+            network again, it stays as it was.
+        seed: the seed of training.
         progress: print progress bars, what was tried and the validation figures.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Returns:
         A model; `model.predict(table)` gives a `Forecast`. Series shorter than a network's context
-        are lengthened as by `padded`.
+        are lengthened as `padded` does.
 
     Raises:
         ValueError: a table that cannot be read, see `jaxops.forecast.series`; series that are too
-            short for a window of validation; too few of these, or too few that vary, for the
-            levels; options of training for methods without any; as `jaxops.fit`.
+            short for a validation window; too few of these, or too few that vary, for the levels;
+            training options for methods that are not trained; see also `jaxops.fit`.
 
     >>> from jaxops import forecast
     >>> days = np.arange("2024-01-01", "2024-04-01", dtype="datetime64[D]")
@@ -168,7 +169,7 @@ def fit(
 
 
 def _print(told: dict[str, dict[str, float]], scored: Evaluation) -> None:
-    """What was tried, and the figures of what was made of it."""
+    """Print what was tried, and the figures of the resulting model."""
     for name, one in told.items():
         print(f"{name}: validation mase {one['mase']:.3f}, weight {one['weight']:.1f}")
     print(f"validation, {len(scored):,} windows; optimistic, as they chose the model too\n{scored}")
@@ -180,20 +181,21 @@ def evaluate(
     """Score a model on the last rows of each series, which it forecasts from the rows before.
 
     Args:
-        model: of `fit`.
-        data: series with the rows to be forecast at their ends, and enough before these; see `fit`.
+        model: a model from `fit`.
+        data: series that end with the rows to be forecast, and have enough rows before; see `fit`.
         rows: number of rows at the end of each series to be forecast; one horizon by default.
-        stride: rows between two windows of a series, counted from its end; the horizon by default,
-            so that windows do not overlap.
+        stride: number of rows between two windows of a series, counted from its end; by default the
+            horizon, so that windows do not overlap.
 
     Returns:
-        A unit is a window, named after its series and the time of its first step. Values are of
-        each window and step ahead: "mse", "mae", "smape", "mase" (in units of the seasonal naive
-        error before the window; NaN where that is 0), and with quantiles "pinball", "crps", and
-        "coverage" and "width" of the interval between the outermost; "rmse" is of all windows.
+        The units are the windows, named after the series and the time of the first step. Each
+        window and step ahead has "mse", "mae", "smape", "mase" (in units of the seasonal naive
+        error before the window; NaN if that is 0), and with quantiles "pinball", "crps", and the
+        "coverage" and "width" of the interval between the outermost quantiles. "rmse" is that of
+        all windows.
 
     Raises:
-        ValueError: series that the model cannot read, or that are too short, as `origins`.
+        ValueError: series that the model cannot read, or that are too short, see `origins`.
 
     >>> from jaxops import forecast
     >>> model = forecast.fit(forecast.from_arrays(["a"], [range(60)]), forecast.Baseline("drift"),
@@ -213,15 +215,15 @@ def evaluate(
 def update(model: Model, new: Source, epochs: int = 1, **options: Any) -> Model:
     """Train the networks of a model further on new rows, from their present parameters.
 
-    Methods without training need no update: they see each history whole. Weights and conformal
-    margins stay as they are.
+    Methods without training need no update, because they read each history whole. The weights and
+    the conformal margins do not change.
 
     Args:
-        model: of `fit`.
-        new: series to learn from, see `fit`: all their windows are, so give the new rows with a
-            context before them. Series may be new ones.
+        model: a model from `fit`.
+        new: the series to train on, see `fit`. All their windows are used, so give only the new
+            rows and one context before them. The series may be new ones.
         epochs: passes over the windows.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Raises:
         ValueError: series that the model cannot read, or that are all too short for a window.
@@ -243,7 +245,7 @@ def update(model: Model, new: Source, epochs: int = 1, **options: Any) -> Model:
 
 
 def _settled(reader: SeriesReader, data: Any, series: Series, season: int | None) -> SeriesReader:
-    """The reader with what the series of training tell; of series read before, the columns too."""
+    """The reader with the settings of the training series; for a `Series`, its columns as well."""
     typical = int(np.median(series.lengths))
     found: dict[str, Any] = {
         "frequency": series.frequency,
@@ -259,7 +261,7 @@ def _settled(reader: SeriesReader, data: Any, series: Series, season: int | None
 
 
 def _held(series: Series, horizon: int, validation: int | None) -> int:
-    """Rows at the end of each series for validation."""
+    """Number of rows at the end of each series for validation."""
     if validation is None:
         return held_rows(series.lengths, horizon)
     return whole("validation", validation, horizon)
@@ -268,7 +270,7 @@ def _held(series: Series, horizon: int, validation: int | None) -> int:
 def _check_levels(
     series: Series, windows: Windows, levels: tuple[float, ...], context: int, season: int
 ) -> None:
-    """Raise `ValueError` where `calibrated` would, before any training."""
+    """Before any training, raise the `ValueError` that `calibrated` would raise."""
     if levels:
         unit = units(history(series, windows, context), context, season)
         check_enough(np.asarray((unit > 0).all(1)), levels)
@@ -279,7 +281,7 @@ def _listed(method: Any) -> list[Any]:
 
 
 def _to_compare(series: Series, method: Any, season: int, horizon: int, held: Rows) -> Windows:
-    """Windows of validation with more history than a season, that of the series or of a method."""
+    """Validation windows whose history is longer than a season of the series or of a method."""
     longest = max([season, *(getattr(unwrapped(x), "season", 1) for x in _listed(method))])
     least = longest + 1 + horizon
     if (series.lengths < least).all():
@@ -294,7 +296,7 @@ def _to_compare(series: Series, method: Any, season: int, horizon: int, held: Ro
 def _checked(
     method: Any, horizon: int, options: dict[str, Any], covariates: Sequence[Sequence[str]]
 ) -> list[Any]:
-    """The methods as a list; `covariates` are those that were asked for."""
+    """The methods as a list, checked; `covariates` are those that the user gave."""
     several = _listed(method)
     if not several:
         raise ValueError("method must be at least 1, got none")
@@ -315,7 +317,7 @@ def _checked(
 
 
 def _check_trained(several: list[Any], options: dict[str, Any], why: str) -> None:
-    """Raise `ValueError` for options of training that have no effect, or one directory for all."""
+    """Raise `ValueError` for training options without effect, or one directory for several runs."""
     networks = sum(isinstance(unwrapped(one), nn.Module) for one in several)
     if options and not networks:
         raise ValueError(f"options must be none for {why}, got {', '.join(options)}")
@@ -323,7 +325,7 @@ def _check_trained(several: list[Any], options: dict[str, Any], why: str) -> Non
 
 
 def _parts(series: Series, held: int) -> tuple[Rows, Rows]:
-    """The rows of each series but its last `held`, at least one, and these."""
+    """The rows of each series without its last `held` (at least one row), and these last rows."""
     begin, end = series.offsets[:-1], series.offsets[1:]
     middle = np.minimum(np.maximum(end - held, begin + 1), end)
     return np.stack([begin, middle], 1), np.stack([middle, end], 1)
@@ -335,7 +337,7 @@ def _scored(
     horizon, levels = reader.horizon, levels_of(answering(model))
     test = historical_forecasts(model, series, windows, horizon, levels)
     finite = np.isfinite(test.mean).all((1, 2)) & np.isfinite(test.quantiles).all((1, 2, 3))
-    if stride is None:  # of `fit`, whose windows need no quantiles to be compared
+    if stride is None:  # called by `fit`, whose windows need no quantiles to be compared
         windows = {name: column[finite] for name, column in windows.items()}
         test, finite = Backtest(*(part[finite] for part in test)), finite[finite]
         again = np.diff(windows["series"]) == 0
@@ -349,7 +351,7 @@ def _scored(
     ids = np.array([f"{name} {when}" for name, when in names], object)
     if not finite.all():
         raise ValueError(
-            "rows must leave each window a history that the model can forecast from, got too few "
+            "rows must leave each window a history that is long enough for the model, got too few "
             f"before {ids[finite.argmin()]!r} ({(~finite).sum():,} of {len(finite):,} windows)"
         )
     scored = score(
@@ -368,7 +370,7 @@ def _scored(
 
 
 def _continued(method: Any, series: Series, options: dict[str, Any]) -> Any:
-    """A finished method after more training of the networks in it."""
+    """A finished method after further training of the networks in it."""
     if isinstance(method, LogScale):
         return LogScale(_continued(method.model, logarithms(series), options))
     if isinstance(method, Conformal):
@@ -396,7 +398,7 @@ def _continued(method: Any, series: Series, options: dict[str, Any]) -> Any:
 
 
 def _widened(scales: Scaling, series: Series) -> Scaling:
-    """A scaling with the series that it lacks, each by its own rows."""
+    """A scaling with new series added, each scaled by its own rows."""
     new = ~np.isin(series.ids.astype(str), scales.ids.astype(str))
     if scales.kind != "series" or not new.any():
         return scales

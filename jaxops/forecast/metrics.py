@@ -1,10 +1,10 @@
 """Metrics of forecasts, for each window and for each step ahead, with confidence intervals.
 
-Forecast and target are (W, H, C): windows, steps ahead, channels; where each series has one window,
-as in M4, the windows are the series. A metric takes the mean over steps and channels and gives
-(W,); with `per="step"` the mean over windows and channels, (H,); with `per="both"` the mean over
-channels only, (W, H). All are computed in float64 on the host. Every metric raises `ValueError` for
-shapes that differ and for values that are not finite; nothing is left out in silence.
+Forecast and target are (W, H, C): windows, steps ahead, channels. If each series has one window, as
+in M4, the windows are the series. A metric is the mean over steps and channels, (W,); with
+`per="step"` the mean over windows and channels, (H,); with `per="both"` the mean over only the
+channels, (W, H). All are computed in float64 on the host. Every metric raises `ValueError` for
+shapes that differ and for values that are not finite; no value is left out silently.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def mae(forecast: np.ndarray, target: np.ndarray, per: Per = "window") -> np.nda
 
 
 def rmse(forecast: np.ndarray, target: np.ndarray, per: Per = "window") -> np.ndarray:
-    """Root of `mse`. Its mean over windows is not the root of the mean over all.
+    """Root of `mse`. Its mean over windows is not the root of the mean of `mse`.
 
     Args:
         forecast: (W, H, C).
@@ -93,7 +93,7 @@ def mase(
 
     Raises:
         ValueError: shapes that differ, values that are not finite, or a scale that is not above 0.
-            A series that repeats itself exactly has scale 0: leave it out, and report that.
+            A series that repeats itself exactly has scale 0; leave it out and report this.
 
     References:
         Hyndman and Koehler 2006, Another look at measures of forecast accuracy, IJF 22.
@@ -144,10 +144,10 @@ def owa(smape: float, mase: float, smape_naive2: float, mase_naive2: float) -> f
     """The overall weighted average of M4: mean of both errors relative to those of `naive2`.
 
     Args:
-        smape: of the forecasts.
-        mase: of the forecasts.
-        smape_naive2: of `naive2` for the same series.
-        mase_naive2: of `naive2` for the same series.
+        smape: sMAPE of the forecasts.
+        mase: MASE of the forecasts.
+        smape_naive2: sMAPE of `naive2` for the same series.
+        mase_naive2: MASE of `naive2` for the same series.
 
     >>> owa(smape=9.0, mase=1.0, smape_naive2=18.0, mase_naive2=2.0)
     0.5
@@ -185,8 +185,8 @@ def crps_quantiles(
     """Continuous ranked probability score from quantiles: twice `pinball`.
 
     CRPS is the integral of twice the quantile loss over all levels (Laio and Tamea 2007), estimated
-    by the mean over the levels given. It is accurate for many evenly spread levels, (i - 1/2) / Q;
-    with few levels compare only results for the same levels.
+    here by the mean over the given levels. It is accurate for many evenly spaced levels,
+    (i - 1/2) / Q. With few levels, compare only results for the same levels.
 
     Args:
         quantiles: (W, H, C, Q).
@@ -268,7 +268,7 @@ def coverage(
 
 
 def width(low: np.ndarray, high: np.ndarray, per: Per = "window") -> np.ndarray:
-    """Mean of high - low; infinite where a bound is. Empty intervals (low above high) count as 0.
+    """Mean of high - low; infinite if a bound is. Empty intervals (low above high) count as 0.
 
     Args:
         low: (W, H, C).

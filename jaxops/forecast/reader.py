@@ -1,4 +1,4 @@
-"""What a finished forecasting model knows of its input: which columns of a table are what."""
+"""The reader of a finished forecasting model: the meaning of a table's columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,21 +27,21 @@ class SeriesReader:
     """How series are read from a table, for training and for every forecast after it.
 
     Attributes:
-        horizon: H, steps that the model forecasts.
-        frequency: of the series; None infers it, until the series of training are read.
-        id: see `series`, as all that follow.
+        horizon: H, number of steps that the model forecasts.
+        frequency: frequency of the series; None infers it when the training series are read.
+        id: the column of ids; for this and all that follow see `series`.
         time: the column of times.
         value: the columns of values; None for those of the layout.
-        known: covariates whose future is known. Features of the calendar (see `calendar`) that the
-            table lacks are computed.
-        past: covariates known up to now only.
+        known: covariates whose future is known. Features of the calendar (see `calendar`) that are
+            not in the table are computed.
+        past: covariates that are known only up to now.
         static: covariates with one number for each series.
         layout: "long", "series" or "channels".
         fill: how gaps are filled.
-        duplicates: what is done with them.
-        season: steps of one season, the unit of "mase".
-        zone: whose dates and clock are meant.
-        end: "latest" or a time, where all series end.
+        duplicates: what is done with duplicates.
+        season: steps of one season, for the unit of "mase".
+        zone: the time zone of dates and clock.
+        end: "latest" or a time at which all series end.
 
     >>> reader = SeriesReader(2, "D", id="shop", value="sold", known=("day_of_week",))
     >>> table = {"shop": ["a", "a"], "time": ["2024-01-01", "2024-01-02"], "sold": [5, 9]}
@@ -66,11 +66,11 @@ class SeriesReader:
     end: str | int | None = None
 
     def series(self, source: Source) -> Series:
-        """Series of a table.
+        """The series of a table.
 
         Args:
             source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name,
-                see `jaxops.forecast.series`; or a `Series`, which is taken as it is.
+                see `jaxops.forecast.series`; or a `Series`, which is returned unchanged.
 
         Raises:
             ValueError: see `jaxops.forecast.series`.
@@ -80,7 +80,7 @@ class SeriesReader:
         known = reading.names(self.known)
         made: list[str] = []
         if any(map(computed, known)):
-            # read once, to see which features of the calendar the table has itself
+            # read once, to see which features of the calendar are in the table
             keys = (self.id, self.time) if self.layout == "long" else (self.time,)
             _, source = reading.frame(source, None, keys, "utf-8", self.id)
             made = [name for name in known if computed(name) and name not in source.columns]
@@ -107,7 +107,7 @@ class SeriesReader:
         return replace(series, known=both[:, order], known_names=tuple(known))
 
     def describe(self) -> dict[str, str]:
-        """What it reads and what it forecasts, for people."""
+        """A description of what it reads and what it forecasts."""
         columns = [*([self.id] if self.layout == "long" else []), self.time]
         for names in (self.value or (), self.known, self.past, self.static):
             columns += reading.names(names)
@@ -127,11 +127,11 @@ class SeriesReader:
         Args:
             model: the model.
             data: see `series`: the series as they are known now, in training or new.
-            future: for a model with known covariates a table with their rows of the H steps to
-                come (that of `data` may hold them too), or float (S, H, K). Not needed where all of
-                them are features of the calendar.
-            horizon: steps, at most H; H by default.
-            levels: of the quantiles; by default those that the model was calibrated for.
+            future: for a model with known covariates, a table with their rows for the H future
+                steps (the table of `data` may hold them too), or float (S, H, K). It is not needed
+                if all known covariates are features of the calendar.
+            horizon: number of steps, at most H; H by default.
+            levels: levels of the quantiles; by default those for which the model was calibrated.
 
         Raises:
             ValueError: see `series` and `jaxops.forecast.forecast`.
@@ -150,7 +150,7 @@ def reader_of(model: Any) -> SeriesReader:
     """The reader of a model of this room.
 
     Raises:
-        ValueError: a model of another room, or one without a reader.
+        ValueError: the model belongs to another room, or has no reader.
     """
     reader: SeriesReader = inside(
         model, lambda part: isinstance(part, SeriesReader), "of the forecasting room"
@@ -172,14 +172,14 @@ def _stored(
         return flax.traverse_util.unflatten_dict(flat, sep="/"), {}
 
     def unused(*_: Any) -> Any:
-        raise ValueError("task must be made by forecast.direct, got that of a forecaster's file")
+        raise ValueError("task must be made by forecast.direct, got one from a forecaster's file")
 
     column = Column("values", (module.context, len(dict(named)["channels"])))
     return Task(init, unused, unused, (column,))
 
 
 def _finished(model: Model) -> Model:
-    """The forecaster of such a file, and a reader of tables with columns "id" and "time"."""
+    """The forecaster of a file of format 1, with a reader of columns "id" and "time"."""
     task, state = model.trained()
     assert task.recipe is not None
     made = dict(task.recipe[1])

@@ -1,4 +1,4 @@
-"""What `forecast.fit` tries where no method is given, how it trains, and its unit of errors."""
+"""The default methods of `forecast.fit`, their training, and the unit of their errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,19 +21,20 @@ from jaxops.train.settings import EarlyStopping
 
 SEASONS = {"W": 52, "M": 12, "Q": 4}
 ETS_VALUES = 1_000_000
-"""Numbers of all histories that exponential smoothing is fitted to in validation, at most."""
+"""Exponential smoothing is tried up to this number of values in all validation histories."""
 STEPS, RATE = 5_000, 1e-3
 
 
 def season_of(frequency: str, rows: int) -> int:
-    """Steps of one season: a day of hours or minutes, a week of days, a year of what is longer.
+    """Steps of one season: a day for hours or minutes, a week for days, else a year.
 
     Args:
-        frequency: of the series.
-        rows: of a typical series.
+        frequency: frequency of the series.
+        rows: number of rows of a typical series.
 
     Returns:
-        1 for counts, for what has no season, and where there are fewer than three seasons.
+        The number of steps; 1 for counts, for a frequency without a season, and if there are fewer
+        than three seasons.
 
     >>> season_of("h", 900), season_of("15min", 900), season_of("D", 900), season_of("MS", 30)
     (24, 96, 7, 1)
@@ -51,10 +52,10 @@ def season_of(frequency: str, rows: int) -> int:
 
 
 def held_rows(lengths: np.ndarray, horizon: int) -> int:
-    """Rows at the end of each series for validation.
+    """Number of rows at the end of each series for validation.
 
-    At least one horizon, and 20 windows of all series; of fewer than 100 series at least a fifth
-    of the series of median length.
+    It is at least one horizon, and enough for 20 windows over all series. With fewer than 100
+    series it is also at least a fifth of the median length.
 
     Args:
         lengths: (S,), rows of each series.
@@ -69,14 +70,14 @@ def held_rows(lengths: np.ndarray, horizon: int) -> int:
 
 
 def methods(series: Series, horizon: int, season: int, held: int, windows: int) -> list[Any]:
-    """What `fit` tries by default: baselines and networks, see there.
+    """The default methods of `fit`: baselines and networks; see `fit`.
 
     Args:
-        series: of training.
-        horizon: H, steps.
+        series: the training series.
+        horizon: H, number of steps.
         season: steps of one season.
-        held: rows of each series for validation.
-        windows: number of windows of validation.
+        held: number of rows of each series for validation.
+        windows: number of validation windows.
 
     >>> from jaxops.forecast import from_arrays
     >>> hours = from_arrays(["a"], [range(900)], start="2024-01-01", frequency="h")
@@ -87,7 +88,7 @@ def methods(series: Series, horizon: int, season: int, held: int, windows: int) 
     found: list[Any] = [Baseline("seasonal_naive", season)]
     if windows * typical * len(series.channels) <= ETS_VALUES:
         found.append(Baseline("ets", season))
-    rows = typical - held - horizon  # of context, so that there are windows to learn from
+    rows = typical - held - horizon  # largest context for which there are training windows
     first = season * -(-max(7 * horizon, 2 * season) // (2 * season))
     contexts = [k * first for k in (1, 2, 3) if k * first <= rows]
     if not contexts and rows >= max(2, season):
@@ -109,14 +110,14 @@ def recipe(
     epochs: int | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """The default options of `jaxops.fit` for so many windows: about 5,000 updates.
+    """The default options of `jaxops.fit` for a number of windows: about 5,000 updates.
 
     Args:
-        windows: number of windows to learn from.
+        windows: number of training windows.
         left: seconds until training stops.
-        batch_size: the user's, in place of 32, or 256 from 20,000 windows on.
-        epochs: the user's.
-        steps: the user's, in place of epochs.
+        batch_size: replaces the default of 32, or 256 from 20,000 windows on.
+        epochs: replaces the default.
+        steps: replaces `epochs`.
 
     >>> recipe(250_000, 60.0)["epochs"]
     5
@@ -139,8 +140,8 @@ def seasonal_errors(series: Series, windows: Windows, season: int) -> np.ndarray
     """Mean |y_t - y_(t - season)| of each window's series before its origin, the unit of MASE.
 
     Args:
-        series: S of them.
-        windows: W of them.
+        series: S series.
+        windows: W windows.
         season: steps of one season.
 
     Returns:
@@ -162,7 +163,7 @@ def seasonal_errors(series: Series, windows: Windows, season: int) -> np.ndarray
 
 
 def names_of(methods: Sequence[Any]) -> list[str]:
-    """What the methods are called, numbered where two would be called alike."""
+    """The names of the methods, with numbers if two would have the same name."""
     names = [name_of(one) for one in methods]
     if len(set(names)) == len(names):
         return names
@@ -170,7 +171,7 @@ def names_of(methods: Sequence[Any]) -> list[str]:
 
 
 def name_of(method: Any) -> str:
-    """What a method is called in tables.
+    """The name of a method in tables.
 
     >>> name_of(Baseline("seasonal_naive", 7))
     'seasonal_naive, season 7'

@@ -1,4 +1,4 @@
-"""What to learn from series: all steps of the horizon at once."""
+"""The task of forecasting: all steps of the horizon at once."""
 
 import functools
 import hashlib
@@ -33,32 +33,32 @@ from jaxops.task import (
 def direct(module: Any, series: Series, scaling: Scaling, partial: bool = False) -> Task:
     """Forecast the `horizon` steps after an origin from the `context` steps before it, all at once.
 
-    A batch holds windows as `origins` makes them: a series and an origin each. Their rows are cut
-    out inside the step, from the series, which are in the state's `extra`: whole on every device,
-    and in every checkpoint. Calls with an equal module and with series and scalings of equal
-    content return the same task, which compiles once.
+    A batch holds windows such as `origins` makes: a series and an origin each. The step cuts their
+    rows out of the series, which are in the state's `extra`, whole on every device and in every
+    checkpoint. Calls with an equal module and with series and scalings of equal content return the
+    same task, which compiles once.
 
     Args:
         module: a Flax module such as `NLinear`, with `context`, `horizon` and `output`.
-        series: all rows, those of validation and test too; the origins say which of them are
-            learned from.
-        scaling: of the training rows, by `jaxops.forecast.scaling`. The loss is that of scaled
-            values.
-        partial: whether targets may be partly unknown: the task then reads a third column,
-            `steps`, how many steps of a window's target count, see `origins`.
+        series: all rows, also those of validation and test; the origins say which of them are used
+            for training.
+        scaling: a scaling by the training rows, from `jaxops.forecast.scaling`. The loss is that of
+            scaled values.
+        partial: whether targets may be partly unknown. The task then reads a third column, `steps`,
+            the number of steps of a window's target that count, see `origins`.
 
     Returns:
-        A task with the metrics loss, mse and mae, the last two in evaluations alone and of scaled
-        values, over all steps and channels. It predicts the parameters of the output, in the
-        series' own units, (B, H, C, P). `jaxops.monte_carlo` gives mean and standard deviation of
-        its predictions. A task that `jaxops.load` reads from a file predicts with the series of the
-        file's state; to train further, make the task with `direct` again.
+        A task with the metrics loss, mse and mae. The last two are only in evaluations, and are of
+        scaled values, over all steps and channels. The task predicts the parameters of the output,
+        in the series' own units, (B, H, C, P). `jaxops.monte_carlo` gives mean and standard
+        deviation of its predictions. A task that `jaxops.load` reads from a file predicts with the
+        series of the file's state; to train further, make the task by `direct` again.
 
     Raises:
-        ValueError: a scaling of other series; an output for counts with scaled, negative or
-            fractional values. A module that cannot take the series' covariates raises when it is
-            initialised; windows that reach beyond their series raise in `fit`, `evaluate` and
-            `predict`.
+        ValueError: the scaling is of other series; or the output is for counts, and values are
+            scaled, negative or fractional. A module that cannot take the series' covariates raises
+            it when it is initialised. Windows that extend beyond their series raise it in `fit`,
+            `evaluate` and `predict`.
 
     >>> from jaxops.forecast import NLinear, from_arrays
     >>> from jaxops.forecast import scaling as scaled
@@ -76,12 +76,12 @@ def direct(module: Any, series: Series, scaling: Scaling, partial: bool = False)
 
 @dataclass(frozen=True)
 class _Content:
-    """What a task holds of its series; equal where the fingerprint is.
+    """The series of a task; two are equal if their fingerprints are.
 
     Attributes:
-        fingerprint: of all that follows.
-        ids: S of them.
-        offsets: S + 1, the rows of series s are offsets[s] to offsets[s + 1].
+        fingerprint: a fingerprint of all other attributes.
+        ids: S ids.
+        offsets: S + 1 numbers; the rows of series s are offsets[s] to offsets[s + 1].
         arrays: float32: values (R, C), past (R, P), known (R, K), static (S, Q), all scaled, and
             loc and scale of the values (S, C).
     """
@@ -101,7 +101,7 @@ def _content(series: Series, scaling: Scaling) -> _Content:
     group = series.index()
     arrays = {
         "values": (series.values - loc[group]) / scale[group],
-        # copies: a task does not change with the user's arrays
+        # copies, so that a task does not change with the user's arrays
         "past": scaling.covariates("past", series.past.copy()),
         "known": scaling.covariates("known", series.known.copy()),
         "static": scaling.covariates("static", series.static.copy()),
@@ -141,7 +141,7 @@ def _direct(
     widths: tuple[tuple[str, int], ...],
     partial: bool = False,
 ) -> Task:
-    """The task of series of this form; their numbers are in the state, and NaN in a new one."""
+    """The task for series of these sizes; their values are in the state, and NaN in a new state."""
     windows = _Windows(module, np.array(ids), np.array(offsets), dict(widths), partial)
     least = 1 if partial else module.horizon
     columns = (
@@ -165,9 +165,9 @@ class _Windows:
 
     Attributes:
         module: as given to `direct`.
-        ids: (S,) of the series.
-        offsets: (S + 1,) of their rows.
-        widths: columns of the values, and of each kind of covariates.
+        ids: (S,) ids of the series.
+        offsets: (S + 1,) offsets of their rows.
+        widths: number of columns of the values, and of each kind of covariates.
         partial: see `direct`.
     """
 
@@ -178,7 +178,7 @@ class _Windows:
     partial: bool = False
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Of the arrays in the state, and of those that are empty, which checkpoints refuse."""
+        """Shapes of the arrays in the state, and of empty ones, which checkpoints cannot hold."""
         rows, count = int(self.offsets[-1]), len(self.ids)
         lengths = {"values": rows, "past": rows, "known": rows, "static": count}
         shapes = {name: (lengths[name], width) for name, width in self.widths.items()}
@@ -232,7 +232,7 @@ class _Windows:
         return self.outputs(params, extra, batch, train=False)
 
     def sample(self, params: Params, extra: Extra, batch: Batch, key: Key) -> Array:
-        if extra["network"]:  # statistics of the batch would be noise of another kind
+        if extra["network"]:  # the statistics of the batch would add another kind of noise
             raise ValueError(f"module must have no batch norm for samples, got {self.module}")
         return self.outputs(params, extra, batch, train=True, rngs={"dropout": key})
 
@@ -249,12 +249,12 @@ class _Windows:
         """Which steps of each target count, (B, H, 1) of 0 and 1, and their share (B,)."""
         if not self.partial:
             return 1.0, 1.0
-        steps = jnp.maximum(batch["steps"], 1)  # a row of padding may hold anything
+        steps = jnp.maximum(batch["steps"], 1)  # a row of padding may hold any value
         counted = jnp.arange(self.module.horizon)[None] < steps[:, None]
         return counted[:, :, None].astype(jnp.float32), counted.mean(1)
 
     def outputs(self, params: Params, extra: Extra, batch: Batch, **options: Any) -> Array:
-        """What the module gives, in the series' own units."""
+        """The outputs of the module, in the series' own units."""
         weights, output = row_weights(batch), self.module.output
         inputs, _ = self.read(extra["series"], batch, weights)
         outputs = self.module.apply({"params": params, **extra["network"]}, inputs, **options)
@@ -269,12 +269,12 @@ class _Windows:
         back, ahead = self.module.context, self.module.horizon
         empty = {name: jnp.zeros(s) for name, s in self.shapes().items() if not np.prod(s)}
         arrays = {**arrays, **empty}
-        # a row of padding may hold anything
+        # a row of padding may hold any values
         origin = jnp.where(weights > 0, batch["origin"], back)
         number = jnp.where(weights > 0, batch["series"], 0)
         values = gather(arrays["values"], origin, -back, 0 if self.partial else ahead)
         target = values[:, back:]
-        if self.partial:  # beyond what counts the last value that does
+        if self.partial:  # steps that do not count repeat the last value that does
             steps = jnp.where(weights > 0, batch["steps"], 1)
             rows = jnp.minimum(jnp.arange(ahead)[None], steps[:, None] - 1)
             target = arrays["values"][origin[:, None] + rows]
@@ -288,13 +288,13 @@ def _check_output(output: Any, series: Series, scaling: Scaling) -> None:
     if output.scale_only and scaling.kind != "none":
         raise ValueError(
             f"scaling must be of kind 'none' for {output}, which cannot be shifted, got "
-            f'{scaling.kind!r}; instance_norm="mean" of the module brings series to one size'
+            f'{scaling.kind!r}; use instance_norm="mean" of the module to scale series'
         )
     check_counts(output, series)
 
 
 def check_counts(output: Any, series: Series) -> None:
-    """Raise `ValueError` where an output for counts meets other numbers."""
+    """Raise `ValueError` if an output is for counts and the values are not counts."""
     if not isinstance(getattr(output, "of", output), NegativeBinomial):
         return
     bad = (series.values < 0) | (series.values != np.round(series.values))

@@ -1,4 +1,4 @@
-"""The methods of `fit`, trained one after the other, weighed by validation, and trained again."""
+"""The methods of `fit`: trained in turn, weighted by validation, and trained again on all rows."""
 
 import time as clock
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from jaxops.forecast.tasks import direct
 from jaxops.model.selection import greedy
 from jaxops.train.loop import fit as train
 
-WINDOWS = 500  # about as many windows of validation as there are at most, beside one a series
+WINDOWS = 500  # about the largest number of validation windows; each series has at least one
 
 
 def windows_of(series: Series, context: int, horizon: int, rows: Rows) -> Windows:
-    """Windows of validation, so far apart that there are not many more than needed."""
+    """Validation windows, with a stride so that there are not many more than needed."""
     dense = int(np.maximum(rows[:, 1] - rows[:, 0] - horizon + 1, 0).sum())
     stride = min(horizon, max(1, dense // WINDOWS))
     return origins(series, context, horizon, rows, stride=stride, short="skip")
@@ -38,9 +38,9 @@ class Learned(NamedTuple):
     """A method after training.
 
     Attributes:
-        model: what forecasts.
-        again: with what to train it again; empty for methods without training.
-        seconds: that it took.
+        model: the trained model.
+        again: settings to train it again; empty for methods without training.
+        seconds: time that the training took.
     """
 
     model: Any
@@ -51,14 +51,14 @@ class Learned(NamedTuple):
 def try_all(
     several: list[Any], series: Series, rows: Rows, held: Rows, run: dict[str, Any], end: float
 ) -> list[Learned]:
-    """`trained` of each method, with an equal share of the time until `end` for each network."""
+    """`trained` for each method, with an equal share of the time until `end` for each network."""
     learned = []
     for place, one in enumerate(several):
         if run["progress"]:
             print(f"method {place + 1} of {len(several)}: {name_of(one)}")
         to_come = sum(isinstance(unwrapped(x), nn.Module) for x in several[place:])
         begin = clock.monotonic()
-        left = (end - begin) / (2 * max(1, to_come))  # each is trained twice
+        left = (end - begin) / (2 * max(1, to_come))  # each network is trained twice
         done = trained(one, series, rows, held, run, left)
         learned.append(done._replace(seconds=clock.monotonic() - begin))
     return learned
@@ -72,7 +72,7 @@ def retrained(
     run: dict[str, Any],
     end: float,
 ) -> list[Any]:
-    """The methods that have a weight after training on all rows, as far as the time allows."""
+    """The methods with a weight, trained again on all rows as far as the time allows."""
     rows = np.stack([series.offsets[:-1], series.offsets[1:]], 1)
     models = []
     for one, weight, done in zip(several, weights, learned, strict=True):
@@ -82,7 +82,7 @@ def retrained(
         if clock.monotonic() + done.seconds < end:
             models[-1] = trained(one, series, rows, None, run | done.again).model
         elif run["progress"]:
-            print(f"{name_of(one)}: not trained again on all rows, as the time is over")
+            print(f"{name_of(one)}: not trained again on all rows, because no time was left")
     return models
 
 
@@ -94,10 +94,10 @@ def trained(
     run: dict[str, Any],
     left: float = np.inf,
 ) -> Learned:
-    """The method after training on the windows in `rows`, and with what to train it again.
+    """The method after training on the windows in `rows`, and the settings to train it again.
 
-    Methods without training come back as they are. With `held` training ends at the best epoch;
-    without, after the share of all updates in `run`.
+    Methods without training are returned unchanged. With `held`, training ends at the best epoch;
+    without it, after the share of all updates that `run` gives.
     """
     if isinstance(method, LogScale):
         inner = trained(method.model, logarithms(series), rows, held, run, left)
@@ -132,7 +132,7 @@ def trained(
 def weighed(
     models: list[Any], series: Series, windows: Windows, horizon: int, season: int
 ) -> tuple[tuple[float, ...], list[float]]:
-    """The weight of each model, and its mean absolute scaled error, on windows of validation."""
+    """The weight of each model, and its mean absolute scaled error, on validation windows."""
     unit = seasonal_errors(series, windows, season)
     used = (unit > 0).all(1)
     if not used.any():
@@ -144,7 +144,7 @@ def weighed(
         if lost := int((~np.isfinite(test.mean)).any((1, 2)).sum()):
             raise ValueError(
                 f"method must forecast finite numbers, got NaN or infinity of {name_of(model)} in "
-                f"{lost:,} of {len(test.mean):,} windows of validation"
+                f"{lost:,} of {len(test.mean):,} validation windows"
             )
         forecasts.append(test.mean[used] / unit[used])
     target = test.target[used] / unit[used]
@@ -154,7 +154,7 @@ def weighed(
 
 
 def joined(models: Sequence[Any], weights: tuple[float, ...]) -> Any:
-    """The models with a weight, as one."""
+    """The models that have a weight, as one model."""
     pairs = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight > 0]
     if len(pairs) == 1:
         return pairs[0][0]

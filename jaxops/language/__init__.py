@@ -1,8 +1,8 @@
 """Language models: pre-training and fine-tuning of transformers, and generation of text.
 
-`jobs` has one call a job: `fit`, `evaluate`, `update`. `data` makes rows of tokens, `models` holds
-Flax modules, `tasks` says what to learn, and `inference` generates text. `finetune` freezes
-parameters or adapts them (LoRA), and `pretrained` reads published weights.
+`jobs` has one function for each job: `fit`, `evaluate`, `update`. `data` makes rows of tokens,
+`models` has the Flax modules, `tasks` says what to learn, and `inference` generates text.
+`finetune` freezes or adapts parameters (LoRA), and `pretrained` reads published weights.
 """
 
 from jaxops.data.packing import Packed, pack

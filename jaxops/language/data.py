@@ -1,6 +1,6 @@
-"""Texts as rows of equal length: windows of one long text, or short texts with padding; the reader.
+"""Texts as rows of equal length: windows of one long text, or padded short texts; the reader.
 
-Documents of different lengths go into rows with `jaxops.data.packing.pack`, also `language.pack`.
+`jaxops.data.packing.pack`, also called `language.pack`, packs documents of different lengths.
 """
 
 import glob
@@ -20,7 +20,7 @@ from jaxops.task import recorded
 from jaxops.train.evaluation import predict
 
 TABLES = (".csv", ".gz", ".parquet", ".pq")
-AT_ONCE = 64  # windows in one call: their logits may be large
+AT_ONCE = 64  # number of windows in one call, because their logits may be large
 Texts = Any
 """Text files by a pattern, a folder or a list of paths; a list of texts; or a table of texts."""
 
@@ -28,19 +28,19 @@ Texts = Any
 def windows(tokens: Any, context: int) -> dict[str, np.ndarray]:
     """One long text as rows, from which each step draws windows of `context` tokens at random.
 
-    Row r holds the 2 * context tokens from place r * context on. In training a task reads from each
-    row one window that begins at a random place among the first `context`, drawn anew in each step,
-    on the device. So all places of the text are equally likely, as in nanoGPT, and every part of it
-    is visited once an epoch. An evaluation reads the window at the beginning of each row, so every
-    token of the text counts once, except the first, which has no context.
+    Row r holds 2 * context tokens, from position r * context on. In training a task reads one
+    window from each row. It begins at a random position among the first `context`, drawn anew in
+    each step, on the device. So all positions of the text are equally likely, as in nanoGPT, and
+    every part of the text is read once in an epoch. An evaluation reads the window at the beginning
+    of each row, so every token of the text counts once, except the first, which has no context.
 
     Args:
         tokens: (M,) integers, the whole text; a narrow dtype such as uint8 is kept.
         context: number of tokens in a window, as in the task: by default the module's context.
 
     Returns:
-        `tokens` (N, 2 * context), and `segments` of the same shape: 1 where there is text, 0 behind
-        its end. Both are views that take no memory of their own.
+        `tokens` (N, 2 * context), and `segments` of the same shape: 1 where there is text, 0 after
+        its end. Both are views, which need no additional memory.
 
     Raises:
         ValueError: a context below 1, fewer than two tokens, or values that are not token ids.
@@ -64,7 +64,7 @@ def windows(tokens: Any, context: int) -> dict[str, np.ndarray]:
 
 
 def padded(texts: Sequence[Any], length: int, padding: int = 0) -> np.ndarray:
-    """Texts as rows of `length` tokens with padding behind each, int32 (N, length).
+    """Texts as rows of `length` tokens, with padding after each, int32 (N, length).
 
     Args:
         texts: the token ids of each text, at least one and at most `length`.
@@ -89,13 +89,13 @@ def padded(texts: Sequence[Any], length: int, padding: int = 0) -> np.ndarray:
 
 
 class Likelihoods(NamedTuple):
-    """How likely N texts are.
+    """The log-probabilities of N texts.
 
     Attributes:
         ids: (N,), the paths as `str` objects, or the numbers of the texts.
         log_probabilities: float64 (N,), in nats, of all tokens of a text and of its end.
-        tokens: int (N,), their number.
-        characters: int (N,), without the end.
+        tokens: int (N,), the number of these tokens.
+        characters: int (N,), the number of characters, without the end.
 
     >>> Likelihoods(*[np.arange(1)] * 4).frame().columns.tolist()
     ['id', 'log_probability', 'tokens', 'characters']
@@ -107,13 +107,13 @@ class Likelihoods(NamedTuple):
     characters: np.ndarray
 
     def frame(self) -> Any:
-        """One row each."""
+        """A pandas frame with one row for each text."""
         names = ("id", "log_probability", "tokens", "characters")
         return frame(dict(zip(names, self, strict=True)))
 
 
 class Windows(NamedTuple):
-    """Texts as R windows, each with its text, and how many tokens and characters it predicts."""
+    """R windows of texts, with the text of each and its numbers of predicted tokens, characters."""
 
     columns: dict[str, np.ndarray]
     text: np.ndarray
@@ -124,15 +124,15 @@ class Windows(NamedTuple):
 @recorded(before={"special": False})
 @dataclass(frozen=True)
 class TokenReader:
-    """What a finished language model knows of its input.
+    """The reader of a finished language model.
 
     Attributes:
         tokenizer: texts to tokens and back.
         context: number of tokens in a window.
-        text: the column of the texts, where they stand in a table.
+        text: the column of the texts, if they are in a table.
         special: whether prompts get the special tokens that a Hugging Face file asks for, see
-            `generate`; False for models of `language.fit`, which learn from texts without them,
-            and in readers of earlier versions.
+            `generate`. It is False in models of `language.fit`, which are trained on texts without
+            them, and in readers of earlier versions.
 
     >>> reader = TokenReader(Tokenizer.train(["my card"], kind="character"), context=4)
     >>> ids, texts = reader.texts(["my card", "a"])
@@ -151,14 +151,14 @@ class TokenReader:
         return texts_of(source, self.text)
 
     def stream(self, texts: Sequence[str]) -> np.ndarray:
-        """All tokens of the texts in a row, each text between two tokens of the end."""
+        """All tokens of the texts one after another, with an end token before and after each."""
         end = [self.tokenizer.eos]
         kind = np.min_scalar_type(self.tokenizer.vocabulary - 1)
         parts = [np.array([*self.tokenizer.encode(text), *end], kind) for text in texts]
         return np.concatenate([np.array(end, kind), *parts])
 
     def windows(self, texts: Sequence[str]) -> Windows:
-        """Each text as windows of its own, in which every token is predicted once."""
+        """The windows of each text, in which every token is predicted once."""
         found = []
         for number, text in enumerate(texts):
             tokens = self.stream([text])
@@ -167,9 +167,7 @@ class TokenReader:
             ends = opened(self.tokenizer.text).encode(text, add_special_tokens=False).offsets
             reached = np.maximum.accumulate([0, *(end for _, end in ends)])
             reached[-1] = len(text)
-            count = np.zeros(
-                (2, rows), int
-            )  # token i > 0 is predicted in window (i - 1) // context
+            count = np.zeros((2, rows), int)  # window (i - 1) // context predicts token i > 0
             place = np.arange(len(tokens) - 1) // self.context
             np.add.at(count[0], place, 1)
             np.add.at(count[1], place, np.append(np.diff(reached), 0))
@@ -206,8 +204,8 @@ def texts_of(source: Texts, text: str = "text") -> tuple[np.ndarray, list[str]]:
 
     Args:
         source: a pattern such as "letters/*.txt", a file, a folder with .txt files, or a list of
-            paths, whose ids are the paths; a list of texts; or a CSV or Parquet file, a frame or
-            arrays by name, with a column of texts.
+            paths (then the ids are the paths); a list of texts; or a CSV or Parquet file, a frame
+            or arrays by name, with a column of texts.
         text: the name of the column.
 
     Raises:
@@ -240,7 +238,7 @@ def texts_of(source: Texts, text: str = "text") -> tuple[np.ndarray, list[str]]:
     named = all(re.fullmatch(r"\S+\.txt", text) for text in texts)
     if named or all(len(t) < 250 and "\n" not in t and Path(t).is_file() for t in texts):
         raise ValueError(
-            "data must be paths of pathlib.Path, or texts, got the name of a file as text: "
+            "data must be paths (pathlib.Path), or texts, got the name of a file as text: "
             f"{texts[0]!r}"
         )
     return np.arange(len(texts)), texts

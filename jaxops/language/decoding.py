@@ -1,8 +1,8 @@
-"""The programs behind `generate`: prompts into a cache, then token after token on the device.
+"""The programs of `generate`: they read prompts into a cache, then make one token after another.
 
-Prompt lengths, numbers of rows and the cache's slots are rounded up to powers of two, so that few
-compilations serve all requests; the slots double when they are used up. The number of new tokens,
-the seed and the numbers of `Sampling` are arguments and compile nothing.
+Prompt lengths, numbers of rows and the slots of the cache are rounded up to powers of two, so that
+few compilations serve all requests. The number of slots doubles when all are used. The number of
+new tokens, the seed and the numbers in `Sampling` are arguments and need no new compilation.
 """
 
 import functools
@@ -27,18 +27,18 @@ CHUNK = 64
 """The largest number of tokens that one call makes before the host reads them."""
 LEAST_PROMPT, LEAST_SLOTS = 16, 64
 NONE = -1
-"""Stands for the token of a row that has ended."""
+"""The value in place of a token for a row that has ended."""
 
 
 class Prompts(NamedTuple):
     """Prompts as arrays, aligned at their ends.
 
     Attributes:
-        tokens: int32 (B, T), all tokens of each prompt but the last, padding first.
-        start: int32 (B,), the place in `tokens` at which a prompt begins.
+        tokens: int32 (B, T), all tokens of each prompt but the last, with padding before them.
+        start: int32 (B,), the position in `tokens` at which a prompt begins.
         last: int32 (B,), the last token of each prompt.
         row: int32 (B,), the number of the prompt in the request; `NONE` for padding.
-        source: int32 (B, S), what an encoder reads, padding last.
+        source: int32 (B, S), the input of an encoder, with padding after it.
         segments: int32 (B, S), 1 where `source` is not padding.
     """
 
@@ -57,8 +57,8 @@ class Run(NamedTuple):
         cache: keys and values of all tokens but the last.
         token: int32 (B,), the last token.
         done: bool (B,), whether the answer has ended.
-        log_probability: (B,), of the answer so far.
-        seen: bool (B, V), tokens that occurred; `None` without a repetition penalty.
+        log_probability: (B,), the log-probability of the answer so far.
+        seen: bool (B, V), tokens that have occurred; `None` without a repetition penalty.
         keys: (B,), random keys of the rows.
         made: int32 (), number of tokens so far.
     """
@@ -73,17 +73,17 @@ class Run(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """The state of beam search: the W best open answers of each prompt, and the best ended one.
+    """The state of beam search: the W best unfinished answers and the best finished of each prompt.
 
     Attributes:
-        cache: of B * W rows.
-        token: int32 (B * W,).
-        done: bool (B,), whether no open answer can become better than `best`.
+        cache: the cache of B * W rows.
+        token: int32 (B * W,), the last tokens.
+        done: bool (B,), whether no unfinished answer can become better than `best`.
         log_probability: (B, W); -inf for an empty beam.
-        best: (B,), the score of the best answer that has ended: its log-probability divided by its
-            length to the power of the length penalty.
+        best: (B,), the score of the best finished answer: its log-probability divided by its length
+            to the power of the length penalty.
         best_at: int32 (B,), the step at which it ended.
-        best_beam: int32 (B,), the beam it was in.
+        best_beam: int32 (B,), the beam in which it ended.
         made: int32 (), number of steps so far.
     """
 
@@ -151,14 +151,14 @@ def aligned(
 
 
 def first_slots(prompts: Prompts) -> int:
-    """The number of slots of the cache into which the prompts are read."""
+    """The first number of slots of the cache, into which the prompts are read."""
     return next_power_of_two(prompts.tokens.shape[1] + 1, LEAST_SLOTS)
 
 
 def chunks(program: Callable[..., Any], run: Any, most: int, chunk: int) -> Iterator[Any]:
-    """Make up to `most` tokens; yield `(run, NumPy outputs)` after every `chunk` of them at most.
+    """Make up to `most` tokens; yield `(run, NumPy outputs)` after at most `chunk` tokens.
 
-    A full cache is doubled. `run` is donated to the next call.
+    If the cache is full, it is doubled. `run` is donated to the next call.
 
     Args:
         program: `(run, steps) -> (run, outputs)`, outputs (CHUNK, ...).
@@ -168,7 +168,7 @@ def chunks(program: Callable[..., Any], run: Any, most: int, chunk: int) -> Iter
     """
     length = int(run.cache.length)
     while most:
-        slots = jax.tree.leaves(run.cache.layers)[0].shape[-1]  # of keys
+        slots = jax.tree.leaves(run.cache.layers)[0].shape[-1]  # the first leaf has the keys
         if length == slots:
             run, slots = run._replace(cache=_grown(run.cache)), 2 * slots
         steps = min(most, chunk, slots - length)
@@ -197,8 +197,8 @@ def _begin(
     beams: int | None = None,
     penalty: bool = False,
 ) -> Run | Beams:
-    """Read the prompts into a cache. Their last tokens are left to the first step of the loop."""
-    # positions count a row's own tokens, so there may be more slots than the context
+    """Read the prompts into a cache. The first step of the loop reads their last tokens."""
+    # positions count only a row's own tokens, so there may be more slots than the context
     config = replace(module.config, context=slots)
     cache: Any = empty_cache(config, slots, jnp.asarray(prompts.start))
     if isinstance(module, EncoderDecoder):
@@ -233,7 +233,7 @@ def _begin(
 
 
 def _taken(cache: Cache, index: Array, scan: bool, everything: bool = False) -> Cache:
-    """The rows `index` of a cache; with `everything` also of what beams of a prompt share."""
+    """The rows `index` of a cache; with `everything` also of arrays that a prompt's beams share."""
 
     def take(tree: Any, axis: int) -> Any:
         return jax.tree.map(lambda leaf: leaf.take(index, axis), tree)
@@ -295,15 +295,15 @@ def _sample(
 def greedy(
     module: Any, variables: Variables, source: Array, length: int, end: int, padding: int
 ) -> Array:
-    """Greedy decoding up to `end`, int32 (B, length), with padding behind.
+    """Greedy decoding up to `end`, int32 (B, length), with padding after it.
 
     Args:
         module: an `EncoderDecoder`, whose decoder starts with padding.
-        variables: of the module.
-        source: int (B, S), with padding behind each text.
-        length: number of tokens in the longest answer, `end` included.
+        variables: the variables of the module.
+        source: int (B, S), with padding after each text.
+        length: number of tokens in the longest answer, with `end`.
         end: the token that ends an answer.
-        padding: the token behind the end.
+        padding: the token after the end.
     """
     rows, segments = len(source), (source != padding).astype(jnp.int32)
     nothing, start = jnp.full((rows, 1), padding, jnp.int32), jnp.ones(rows, jnp.int32)
@@ -337,12 +337,12 @@ def _beam(
         logits, cache = module.apply(variables, run.token[:, None], run.cache, method="advance")
         added = jax.nn.log_softmax(logits[:, 0].astype(jnp.float32))
         scores = run.log_probability[..., None] + added.reshape(rows, beams, -1)
-        # enough candidates that W of them do not end, whatever they are
+        # enough candidates that at least W of them do not end
         count = min(beams * (1 + len(stop)), beams * vocabulary)
         scores, index = lax.top_k(scores.reshape(rows, -1), count)
         parent, token = index // vocabulary, index % vocabulary
         stopped = _among(token, stop)
-        # an answer ends where its stop token is among the W best; length penalty: see `generate`
+        # an answer ends if its stop token is among the W best; for the penalty see `generate`
         length = (run.made + 1).astype(jnp.float32)
         ended = jnp.where(stopped & (jnp.arange(count)[None] < beams), scores, -jnp.inf)
         ended /= length**length_penalty
@@ -350,7 +350,7 @@ def _beam(
         score, beam = (jnp.take_along_axis(x, which, -1)[:, 0] for x in (ended, parent))
         better = score > run.best
         best = jnp.where(better, score, run.best)
-        # the W best that do not end
+        # the W best candidates that do not end
         on = jnp.argsort(stopped, stable=True)[:, :beams]
         scores = jnp.where(stopped, -jnp.inf, scores)
         scores, parent, token = (jnp.take_along_axis(x, on, -1) for x in (scores, parent, token))
@@ -358,7 +358,7 @@ def _beam(
         run = Beams(
             _taken(cache, row, module.config.scan),
             token.reshape(-1),
-            # a bound on all open answers: their log-probabilities only fall, lengths are <= longest
+            # a bound for all unfinished answers: log-probabilities only fall, length is <= longest
             run.done | (best >= scores.max(-1) / longest.astype(jnp.float32) ** length_penalty),
             scores,
             best,

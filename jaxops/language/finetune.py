@@ -34,20 +34,20 @@ def _some(names: list[str]) -> str:
 def frozen(
     optimizer: optax.GradientTransformation, pattern: str
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer that leaves parameters unchanged whose path matches `pattern`.
+    """An optimizer that does not change parameters whose path matches `pattern`.
 
-    It keeps no state for frozen parameters, leaves them out of a norm by which it clips, and XLA
-    does not compute their gradients. The running statistics of a batch norm whose parameters are
-    frozen stay too; in training it still normalises by those of the batch. Put `optim.ema` around
-    it: `optim.chain(frozen(...), optim.ema(...))`.
+    It keeps no state for frozen parameters, and does not count them in a norm for clipping. XLA
+    does not compute their gradients. If the parameters of a batch norm are frozen, its running
+    statistics do not change either; in training it still normalises by the statistics of the batch.
+    Put `optim.ema` after it: `optim.chain(frozen(...), optim.ema(...))`.
 
     Args:
-        optimizer: of the other parameters.
+        optimizer: the optimizer of the other parameters.
         pattern: a regular expression that is searched for in paths such as
             "stack/block_0/attention/qkv/kernel".
 
     Raises:
-        ValueError: when a state is made, if the pattern matches no parameter, or all.
+        ValueError: when a state is made, if the pattern matches no parameter or all parameters.
 
     >>> tx = frozen(optax.sgd(1.0), "^embedding/")
     >>> params = {"embedding": {"tokens": jnp.ones(2)}, "head": jnp.ones(2)}
@@ -76,14 +76,15 @@ def layerwise(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer whose learning rate decreases by the factor `decay` from layer to layer.
 
-    Parameters behind the blocks of a transformer (a head) have the optimizer's own rate, the last
-    block `decay` times it, the block before it `decay ** 2` times it, and the embeddings the
-    smallest. Blocks are recognised by their names, `block_3` or, stacked (`scan=True`), `blocks`;
-    blocks of an encoder and a decoder with equal numbers have equal rates.
+    Parameters after the blocks of a transformer (a head) have the optimizer's own rate. The last
+    block has `decay` times this rate, the block before it `decay ** 2` times, and so on; the
+    embeddings have the smallest rate. Blocks are recognised by their names, `block_3` or, if they
+    are stacked (`scan=True`), `blocks`. Blocks of an encoder and a decoder with equal numbers have
+    equal rates.
 
     Args:
-        optimizer: its updates are scaled, weight decay included.
-        decay: in (0, 1]; 1 / 2.6 in ULMFiT, about 0.9 for BERT.
+        optimizer: the optimizer whose updates, with weight decay, are scaled.
+        decay: a factor in (0, 1]; 1 / 2.6 in ULMFiT, about 0.9 for BERT.
 
     Raises:
         ValueError: a decay outside (0, 1]; when a state is made, if there are no blocks.
@@ -135,7 +136,7 @@ def _rate(path: str, leaf: Array, layers: int, decay: float) -> Any:
     if re.search(r"\bblocks/", path):
         rates = decay ** (layers - jnp.arange(layers, dtype=leaf.dtype))
         return rates.reshape(-1, *[1] * (leaf.ndim - 1))
-    # BERT's head for masked tokens is among the embeddings, and belongs to the end
+    # BERT's head for masked tokens stands among the embeddings, but is the last layer
     return decay ** (layers + 1) if re.search(r"\bembedding/(?!head)|\brelative/", path) else 1.0
 
 
@@ -144,7 +145,7 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
     """The task with frozen parameters and a trained low-rank change of some kernels (LoRA).
 
     A kernel W (inputs, outputs) becomes `W + alpha / rank * A @ B` with A (inputs, rank) and B
-    (rank, outputs). Only A and B are parameters, and the optimizer keeps state for them alone. B
+    (rank, outputs). Only A and B are parameters, and the optimizer keeps state only for them. B
     starts at zero, so training starts from W. The parameters of `task` are in `extra["base"]` and
     do not change. Kernels stacked by a scan, (depth, inputs, outputs), have `depth` such pairs.
 
@@ -152,12 +153,12 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
         state = jo.fit(small, data, state=adapt(small, state), ...)
         jo.save("model", jo.Model(task, merge(small, state)))
 
-    `jo.save(path, jo.Model(small, state))` keeps base and factors apart.
+    `jo.save(path, jo.Model(small, state))` saves the base and the factors separately.
 
     Args:
         task: the task that the base was trained for.
-        rank: of the change.
-        alpha: scale of the change, `alpha / rank`; by default `rank`, a scale of 1.
+        rank: the rank of the change.
+        alpha: determines the scale of the change, `alpha / rank`; by default the scale is 1.
         targets: a regular expression that is searched for in the paths of kernels. By default it
             matches the kernels of queries, keys and values.
 
@@ -165,8 +166,8 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
         A task that predicts what `task` predicts, for `adapt`, `jaxops.fit` and `merge`.
 
     Raises:
-        ValueError: a rank below 1; when a state is made, if `targets` match no parameter, one that
-            is not a matrix, or a matrix smaller than `rank`.
+        ValueError: a rank below 1. When a state is made: `targets` matches no parameter, a
+            parameter that is not a matrix, or a matrix smaller than `rank`.
 
     References:
         Hu et al. 2021, arXiv:2106.09685.
@@ -240,12 +241,12 @@ def _applied(base: Params, factors: Any, scale: float) -> Params:
 
 
 def adapt(task: Task, state: TrainState, seed: int = 0) -> TrainState:
-    """A state of a `lora` task that starts from the trained `state` of the task inside it.
+    """A state of a `lora` task that starts from the trained `state` of its inner task.
 
     Args:
-        task: made by `lora`.
-        state: of the task inside; it is copied.
-        seed: of the factors, and of the random draws in training.
+        task: a task from `lora`.
+        state: a state of the inner task; it is copied.
+        seed: the seed of the factors, and of the random draws in training.
 
     Raises:
         ValueError: the task was not made by `lora`.
@@ -259,11 +260,11 @@ def adapt(task: Task, state: TrainState, seed: int = 0) -> TrainState:
 
 
 def merge(task: Task, state: TrainState) -> TrainState:
-    """The state of the task inside, with the low-rank change added to its kernels.
+    """The state of the inner task, with the low-rank change added to its kernels.
 
     Args:
-        task: made by `lora`.
-        state: of that task.
+        task: a task from `lora`.
+        state: a state of that task.
 
     Raises:
         ValueError: the task was not made by `lora`.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 
-Settings = dict[str, Any]  # of a config.json
+Settings = dict[str, Any]  # the contents of a config.json
 
 # name of an activation in config.json -> `TransformerConfig.activation`
 ACTIVATIONS = {
@@ -132,7 +132,7 @@ def _bert(settings: Settings) -> TransformerConfig:
 
 def _t5(settings: Settings) -> TransformerConfig:
     layers, width = settings["num_layers"], settings["d_model"]
-    # a missing or null field means as many decoder layers
+    # a missing or null field means that there are equally many decoder layers
     _only(settings, num_decoder_layers=layers, relative_attention_num_buckets=32)
     _only(settings, relative_attention_max_distance=128)
     tied = settings.get("tie_word_embeddings", True)
@@ -204,7 +204,7 @@ class Family(NamedTuple):
     Attributes:
         config: makes the config from the settings in config.json.
         names: see `Names`.
-        spare: a pattern of tensors that are not needed: masks, copies of tied embeddings, heads
+        spare: a pattern for tensors that are not needed: masks, copies of tied embeddings, heads
             for other tasks.
         module: makes the Flax module from the config.
         transposed: whether kernels are (out, in), as in PyTorch's `Linear`.
@@ -218,7 +218,7 @@ class Family(NamedTuple):
 
 
 def _t5_encoder(settings: Settings) -> TransformerConfig:
-    """Of a file without a decoder; what it is tied to or not is the decoder's."""
+    """The config for a file without a decoder; whether embeddings are tied concerns the decoder."""
     return replace(_t5(settings), causal=False, tied=True)
 
 
@@ -231,7 +231,7 @@ FAMILIES = {
     "bert": Family(
         _bert,
         BERT,
-        # the head for masked tokens is read where the config has one
+        # the head for masked tokens is read if the config has one
         rf"embeddings\.position_ids|pooler\..*|cls\..*|{HEADS}",
     ),
     "t5": Family(

@@ -31,10 +31,10 @@ class Answer(NamedTuple):
 
     Attributes:
         tokens: int32 (n,), without the prompt and without the stop token.
-        log_probability: of the answer, its stop token included, in the model's own distribution:
-            without temperature, filters and penalty.
-        stopped: whether a stop token ended it, rather than its length.
-        text: the decoded tokens, with a tokenizer; else `None`.
+        log_probability: the log-probability of the answer with its stop token, in the model's own
+            distribution: without temperature, filters and penalty.
+        stopped: whether a stop token ended the answer; if not, it reached its largest length.
+        text: the decoded tokens; `None` without a tokenizer.
 
     >>> answer = Answer(np.array([3, 1]), log_probability=-0.7, stopped=True)
     >>> answer.tokens.tolist(), answer.text
@@ -68,38 +68,38 @@ def generate(
 ) -> list[Answer]:
     """Answers to prompts, by greedy decoding, sampling or beam search.
 
-    Keys and values of earlier tokens are cached, and prompts of different lengths are answered
-    together; an answer does not depend on the other prompts, except for rounding. Compilations are
-    shared by all requests whose prompt lengths, numbers of prompts and total lengths round up to
-    the same powers of two. `nn.computing("bfloat16")` around the call computes in 16 bits.
+    Keys and values of earlier tokens are cached. Prompts of different lengths are answered
+    together; an answer does not depend on the other prompts, except for rounding. Requests whose
+    prompt lengths, numbers of prompts and total lengths round up to the same powers of two share
+    their compilation. `nn.computing("bfloat16")` around the call computes in 16 bits.
 
-    A token is drawn after `repetition_penalty`, `temperature`, `top_k`, `top_p` and `min_p`, in
-    that order: see `jaxops.language.sampling`.
+    Before a token is drawn, `repetition_penalty`, `temperature`, `top_k`, `top_p` and `min_p` are
+    applied in this order: see `jaxops.language.sampling`.
 
     Args:
-        model: of `language.fit`; or `jaxops.Model(task, state)` of a task that was made with an
-            `nn.Transformer`, or with an `nn.EncoderDecoder`, which reads the prompt as its source.
+        model: a model from `language.fit`; or `jaxops.Model(task, state)` with a task of an
+            `nn.Transformer`, or of an `nn.EncoderDecoder`, which reads the prompt as its source.
         prompts: N prompts, each a sequence of tokens or, with a tokenizer, a text; or one text.
-        new_tokens: largest number of tokens in an answer; by default 100, or as many as the context
-            of a model of `language.fit` has room for.
+        new_tokens: largest number of tokens in an answer; by default 100, or fewer if only fewer
+            fit into the context of a model from `language.fit`.
         temperature: 0 takes the most probable token; 1 draws from the model's distribution.
         top_k: draw from the k most probable tokens.
         top_p: draw from the smallest set of tokens that together have this probability.
         min_p: draw from tokens with at least this share of the largest probability.
         repetition_penalty: above 1 makes tokens of the prompt and the answer less probable.
-        beams: number of open answers that beam search keeps; 1 is no beam search. An answer ends
-            where its stop token is among the best `beams` continuations.
+        beams: number of unfinished answers that beam search keeps; 1 means no beam search. An
+            answer ends if its stop token is among the best `beams` continuations.
         length_penalty: beam search takes the answer with the largest log-probability divided by
-            (number of tokens, stop token included) ** length_penalty. 0 favours short answers, 1
-            compares means over tokens.
-        stop: tokens that end an answer; by default the task's `end`, if it has one, and the end of
-            a text for a model of `language.fit`.
-        seed: of the draws; they also depend on the row and the prompt.
+            (number of tokens, with the stop token) ** length_penalty. 0 favours short answers, and
+            1 compares means over tokens.
+        stop: tokens that end an answer; by default the task's `end`, if it has one, or for a model
+            from `language.fit` the end of a text.
+        seed: the seed of the draws; they also depend on the row and the prompt.
         tokenizer: encodes prompts that are texts, and decodes answers (without their prompts); by
             default that of the model's reader.
         special: put the special tokens around a prompt that a Hugging Face file asks for, such as
             <s> of Llama; a `jaxops.data.Tokenizer` that was trained here asks for none. By default
-            yes, unless the model's reader says no.
+            True, unless the model's reader says False.
         begin: the token with which an encoder-decoder starts an answer; by default the task's
             `padding`.
         batch_size: number of prompts that are answered at once.
@@ -108,9 +108,10 @@ def generate(
         N answers.
 
     Raises:
-        ValueError: no prompts, an empty prompt, a prompt that is longer than the context with
-            `new_tokens`, tokens outside the vocabulary, a tokenizer of another vocabulary, a number
-            out of its range, sampling with beams, or a task whose module cannot generate.
+        ValueError: there are no prompts, or one is empty; a prompt and `new_tokens` together are
+            longer than the context; a token is outside the vocabulary; the tokenizer has another
+            vocabulary; a number is out of its range; sampling and beams are combined; or the task's
+            module cannot generate.
 
     >>> from jaxops import Model, Task, TrainState, nn
     >>> module = nn.Transformer(nn.TransformerConfig(9, context=8, depth=1, heads=1, width=4))
@@ -156,7 +157,7 @@ def stream(
     special: bool | None = None,
     begin: int | None = None,
 ) -> Iterator[Any]:
-    """The tokens that `generate` would give, without beams, one after the other as they are made.
+    """The tokens of `generate` without beams, yielded one after the other while they are made.
 
     All prompts are answered at once. The arguments are those of `generate`.
 
@@ -170,15 +171,15 @@ def stream(
         min_p: draw from tokens with at least this share of the largest probability.
         repetition_penalty: above 1 makes tokens that occurred less probable.
         stop: tokens that end an answer.
-        seed: of the draws.
+        seed: the seed of the draws.
         tokenizer: encodes and decodes texts.
         special: put the special tokens of a Hugging Face file around prompts.
         begin: the token with which an encoder-decoder starts.
 
     Returns:
-        An iterator of int32 (N,): one token of each answer, -1 for answers that have ended. With a
-        tokenizer, an iterator of lists of N texts: what is added to each answer; an added text may
-        be empty, since a character may need several tokens.
+        An iterator of int32 (N,): one token of each answer, or -1 for an answer that has ended.
+        With a tokenizer, an iterator of lists of N texts, which are added to the answers. An added
+        text may be empty, because a character may need several tokens.
 
     Raises:
         ValueError: see `generate`.
@@ -210,7 +211,7 @@ def _asked(
     prompts: Any,
     new_tokens: int | None,
 ) -> tuple[Codec | None, Any, Sequence[Any], int]:
-    """Tokenizer, stop tokens, prompts as tokens and length, by default those of the reader."""
+    """Tokenizer, stop tokens, prompts as tokens, and length; the reader has the defaults."""
     reader = model.reader if isinstance(model.reader, TokenReader) else None
     if reader is not None:
         tokenizer = tokenizer or reader.tokenizer
@@ -224,7 +225,7 @@ def _asked(
 
 
 def _texts(each: Iterator[np.ndarray], tokenizer: Codec, count: int) -> Iterator[list[str]]:
-    """What each step adds to the texts of the tokens so far."""
+    """The texts that each step adds to the answers."""
     tokens: list[list[int]] = [[] for _ in range(count)]
     shown = [""] * count
 
@@ -232,7 +233,7 @@ def _texts(each: Iterator[np.ndarray], tokenizer: Codec, count: int) -> Iterator
         new = []
         for i, so_far in enumerate(tokens):
             text = tokenizer.decode(so_far) if so_far else ""
-            if not end:  # the first bytes of a character are U+FFFD until the last one comes
+            if not end:  # an incomplete character is U+FFFD until its last byte comes
                 text = text.rstrip("\ufffd")
             new.append(text[len(shown[i]) :])
             shown[i] += new[-1]

@@ -1,4 +1,4 @@
-"""One call a job: `fit` a language model to texts, `evaluate` it, `update` it with new texts."""
+"""One function for each job on a language model: `fit` it to texts, `evaluate` it, `update` it."""
 
 import time
 from dataclasses import replace
@@ -22,9 +22,9 @@ from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, chosen
 from jaxops.trust.evaluation import Evaluation
 
-BYTES = 261  # a vocabulary of bytes and special tokens alone
-LARGE = 4_000_000  # characters from which on frequent runs of bytes become tokens
-FEW = 10  # texts, below which each is cut in two for validation
+BYTES = 261  # size of a vocabulary with only bytes and special tokens
+LARGE = 4_000_000  # from this number of characters on, frequent runs of bytes become tokens
+FEW = 10  # with fewer texts than this, each is cut in two for validation
 
 
 def fit(
@@ -39,32 +39,32 @@ def fit(
     progress: bool = True,
     **options: Any,
 ) -> Model:
-    """Train a model to write texts as the given ones.
+    """Train a model that generates texts like the given ones.
 
-    The default method is a small GPT with rotary positions, trained by Muon: the better one of the
-    experiment `shakespeare_gpt`. Texts are held out for validation; of fewer than 10 texts the end
-    of each.
+    The default method is a small GPT with rotary positions, trained by Muon: the better network of
+    the experiment `shakespeare_gpt`. Some texts are held out for validation; if there are fewer
+    than 10 texts, the end of each is held out instead.
 
     Args:
         data: a pattern such as "letters/*.txt", a folder with .txt files, a list of paths or of
             texts, or a table.
         method: a causal `nn.Transformer`, such as `language.nanogpt()`. Its vocabulary is set to
-            that of the tokenizer. Of a list each is trained in turn, and the one with the best
-            validation loss is kept.
-        text: the column of the texts, where data is a table.
-        tokenizer: by default one of bytes; from 4 million characters on with up to 4,096 tokens for
-            frequent runs of bytes.
+            that of the tokenizer. If this is a list, each method is trained in turn, and the one
+            with the best validation loss is kept.
+        text: the column of the texts, if data is a table.
+        tokenizer: by default a tokenizer of bytes; from 4 million characters on it has up to 4,096
+            tokens for frequent runs of bytes.
         validation: the share to hold out, or texts.
         budget: time after which training stops, such as "10min", or seconds.
-        seed: of the split and of training.
+        seed: the seed of the split and of training.
         progress: print a progress bar and the validation figures.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Returns:
-        A model, for `language.generate`; `model.predict(texts)` gives `Likelihoods`.
+        A model for `language.generate`; `model.predict(texts)` gives `Likelihoods`.
 
     Raises:
-        ValueError: texts that cannot be read; a module that is not causal; as `jaxops.fit`.
+        ValueError: texts that cannot be read; a module that is not causal; see also `jaxops.fit`.
         FileNotFoundError: no such files.
 
     >>> from jaxops import language
@@ -122,15 +122,15 @@ def recipe(
     epochs: int | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """The options of `jaxops.fit` for so many windows: Muon under one cosine cycle.
+    """The options of `jaxops.fit` for a number of windows: Muon with one cosine cycle.
 
     Args:
         count: number of train windows.
         left: seconds until training stops.
         rate: factor of the learning rates.
-        batch_size: at most, windows of a step.
+        batch_size: the largest number of windows in a step.
         epochs: passes over the windows; by default about three.
-        steps: number of steps, in place of `epochs`.
+        steps: number of steps; replaces `epochs`.
 
     >>> recipe(17_000, 60.0)["steps"]
     2127
@@ -162,12 +162,12 @@ def evaluate(model: Model, data: Texts) -> Evaluation:
     """Score a model on texts.
 
     Args:
-        model: of `fit`.
+        model: a model from `fit`.
         data: see `fit`.
 
     Returns:
-        "nats_per_token" and "nats_per_character", sums over all windows divided by the number of
-        all tokens (the end of each text is one) or characters. A unit is a window.
+        "nats_per_token" and "nats_per_character": the sum over all windows, divided by the number
+        of all tokens (the end of a text is a token) or characters. The units are the windows.
 
     Raises:
         ValueError: texts that the model cannot read.
@@ -182,7 +182,7 @@ def evaluate(model: Model, data: Texts) -> Evaluation:
     def whole(count: np.ndarray) -> Any:
         return lambda some: float(nats[some].sum() / count[some].sum())
 
-    # a window may hold the end of a text alone
+    # a window may hold only the end of a text
     values = {name: nats / np.where(count > 0, count, np.nan) for name, count in counts.items()}
     wholes = {name: whole(count) for name, count in counts.items()}
     return Evaluation("window", names, values, wholes, frozenset(values))
@@ -192,9 +192,10 @@ def update(model: Model, new: Texts, **options: Any) -> Model:
     """Train a model further on new texts, from its present parameters, with the same tokenizer.
 
     Args:
-        model: of `fit`.
+        model: a model from `fit`.
         new: see `fit`.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe` at a quarter of its rates.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`; its learning
+            rates are divided by four.
 
     Raises:
         ValueError: texts that the model cannot read.
@@ -209,7 +210,7 @@ def update(model: Model, new: Texts, **options: Any) -> Model:
 
 
 def _length(options: dict[str, Any]) -> dict[str, Any]:
-    """Of the options of `jaxops.fit` those on which the learning rates depend."""
+    """Those options of `jaxops.fit` on which the learning rates depend."""
     return {name: options[name] for name in ("batch_size", "epochs", "steps") if name in options}
 
 
@@ -221,7 +222,7 @@ def _reader_of(model: Model) -> TokenReader:
 
 
 def _matrices(params: Any) -> Any:
-    """Muon is for the blocks' matrices; embeddings and norms are left to Adam."""
+    """Which parameters Muon updates: the matrices of blocks; Adam updates embeddings and norms."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             optax.contrib.MuonDimensionNumbers()

@@ -90,7 +90,7 @@ def nanogpt(**changes: Any) -> Transformer:
     """nanoGPT's character model, in its setting for a GPU: 10,745,088 parameters.
 
     Its setting for a CPU is `nanogpt(context=64, depth=4, heads=4, width=128, dropout=0.0)`. The
-    published count, 10.65M, leaves the positions out.
+    published count, 10.65M, is without the positions.
 
     Args:
         changes: fields of `TransformerConfig` to replace.
@@ -107,7 +107,7 @@ def nanogpt(**changes: Any) -> Transformer:
 def bert_base(**changes: Any) -> Transformer:
     """BERT base, uncased, with the head for masked tokens: 109,514,298 parameters.
 
-    The published count, 110M, is with a pooler in place of the head.
+    The published count, 110M, is with a pooler instead of the head.
 
     Args:
         changes: fields of `TransformerConfig` to replace.
@@ -157,7 +157,7 @@ def llama_style(**changes: Any) -> Transformer:
 class Recurrent(nn.Module):
     """A recurrent language model: embedding, LSTM or GRU, and logits of each next token.
 
-    Dropout is variational: each kind has one mask for a row and all of its steps.
+    Dropout is variational: each kind of dropout has one mask for all steps of a row.
 
     Attributes:
         vocabulary: number of tokens.
@@ -165,7 +165,7 @@ class Recurrent(nn.Module):
         depth: number of recurrent layers.
         cell: "lstm" or "gru".
         tied: whether the logits use the table of embeddings.
-        dropout: probability of dropping a feature of a layer's input, the logits' included.
+        dropout: probability of dropping a feature of a layer's input, also that of the logits.
         recurrent_dropout: probability of dropping a feature of a state that enters the gates.
         word_dropout: probability of dropping a token of the vocabulary from a row.
         compute: dtype of matrix products, see `jaxops.nn.matmul`.
@@ -192,7 +192,7 @@ class Recurrent(nn.Module):
     compute: str | None = None
 
     def setup(self) -> None:
-        """The layers."""
+        """Make the layers."""
         self.embedding = Embed(self.vocabulary, self.width, self.word_dropout, self.compute)
         self.recurrence = recurrence(self.cell)(
             self.width,
@@ -219,7 +219,7 @@ class Recurrent(nn.Module):
             tokens: int (B, T).
             segments: int (B, T); each segment is read on its own, 0 is padding. By default a row is
                 one segment.
-            positions: accepted as by transformers, and ignored.
+            positions: ignored; accepted because transformers take them.
             train: whether dropout is on.
 
         Returns:
@@ -228,9 +228,9 @@ class Recurrent(nn.Module):
         return self._read(tokens, segments, None, train)[0]
 
     def advance(self, tokens: Array, state: State | None = None) -> tuple[Array, State]:
-        """Logits (B, T, vocabulary) of tokens that follow those of `state`, and the new state.
+        """Logits (B, T, vocabulary) of tokens that continue `state`, and the new state.
 
-        The state is that of `jaxops.nn.LSTM` or `GRU`; a text begins with `None`.
+        The state is that of `jaxops.nn.LSTM` or `GRU`. At the beginning of a text it is `None`.
         """
         return self._read(tokens, None, state, False)
 

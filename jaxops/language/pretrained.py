@@ -20,17 +20,17 @@ def load_pretrained(
 ) -> tuple[Transformer | EncoderDecoder, Any]:
     """A GPT-2, BERT, T5 or Llama with its weights, in float32.
 
-    Reads the safetensors files that `save_pretrained` writes, or that a model's page at Hugging
-    Face offers. Nothing is downloaded, and PyTorch is not needed. A BERT without its head for
-    masked tokens (`BertModel`) and an encoder of T5 alone (`T5EncoderModel`) offer only the method
-    `hidden`. Give `masked_head=False` to leave
-    out the head of a file that has one, as for the encoder of a classifier. Poolers are left out,
-    and so are the heads of fine-tuned models (`BertForSequenceClassification` and the like).
+    This function reads the safetensors files that `save_pretrained` writes, or that a model's page
+    at Hugging Face offers. It downloads nothing and does not need PyTorch. A BERT without its head
+    for masked tokens (`BertModel`) and a T5 encoder without a decoder (`T5EncoderModel`) have only
+    the method `hidden`. Give `masked_head=False` to leave out the head of a file that has one, for
+    example to use the encoder in a classifier. Poolers are left out, and so are the heads of
+    fine-tuned models (`BertForSequenceClassification` and similar).
 
     Args:
         path: a folder with config.json and model.safetensors, or with several safetensors files
             and model.safetensors.index.json; or one safetensors file, together with `config`.
-        config: of the module; by default made from config.json.
+        config: the config of the module; by default made from config.json.
         changes: fields of the config to replace, such as `scan=True, dropout=0.0`.
 
     Returns:
@@ -73,7 +73,7 @@ def load_pretrained(
 
 
 def _tensors(path: Path, files: contextlib.ExitStack) -> dict[str, tuple[Any, str]]:
-    """For each tensor, by its name without the model's prefix, the open file and its name there."""
+    """The open file and the name in it of each tensor, by its name without the model's prefix."""
     from safetensors import safe_open
 
     paths = [path]
@@ -89,7 +89,7 @@ def _tensors(path: Path, files: contextlib.ExitStack) -> dict[str, tuple[Any, st
         file = files.enter_context(safe_open(one, framework="flax"))
         for name in file.keys():  # noqa: SIM118
             short = re.sub(r"^(transformer|bert|model)\.", "", name)
-            # the names in files of the first BERTs
+            # the old names, in files of the first BERTs
             short = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", short))
             tensors[short] = file, name
     return tensors
@@ -124,7 +124,7 @@ def _family(
 
 
 def _params(family: Family, config: TransformerConfig, tensors: dict[str, tuple[Any, str]]) -> Any:
-    """All parameters, read after names and shapes are checked."""
+    """All parameters; names and shapes are checked before any is read."""
     module = family.module(replace(config, scan=False))
     row = jnp.zeros((1, 1), jnp.int32)
     rows = (row, row) if isinstance(module, EncoderDecoder) else (row,)

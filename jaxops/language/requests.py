@@ -32,7 +32,7 @@ class Request(NamedTuple):
 
     Attributes:
         module: a `Transformer` or an `EncoderDecoder`.
-        variables: of the module, on the first device.
+        variables: the variables of the module, on the first device.
         rows: the tokens of each prompt, int32 (n,).
         new_tokens: largest number of tokens in an answer.
         stops: int32 (n,), the tokens that end an answer.
@@ -56,15 +56,16 @@ class Request(NamedTuple):
 
 
 def encoded(prompts: str | Sequence[Any], tokenizer: Codec | None, special: bool) -> Sequence[Any]:
-    """The prompts, those that are texts as tokens.
+    """The prompts, with texts encoded as tokens.
 
     Args:
         prompts: see `generate`.
         tokenizer: encodes texts.
-        special: see `Tokenizer.encode`; of another tokenizer it is its own affair.
+        special: see `Tokenizer.encode`; tokenizers of other classes do not get it.
 
     Raises:
-        ValueError: no prompts, a single one that is no text, or a text that cannot be encoded.
+        ValueError: there are no prompts; there is a single prompt that is not a text; or a text
+            cannot be encoded.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if any(np.ndim(p) == 0 and not isinstance(p, str) for p in prompts):
@@ -109,7 +110,7 @@ def checked_request(
         raise ValueError(f"stop must be numbers of tokens in a list, got {stop!r}")
     if any(isinstance(token, str) for token in stop):
         raise ValueError(
-            f"stop must be numbers of tokens, got {[*stop]!r}; of a text that is one token: "
+            f"stop must be numbers of tokens, got {[*stop]!r}; for a text that is one token give "
             "tokenizer.id(text)"
         )
     stops = np.array(stop, np.int32).reshape(-1)
@@ -149,7 +150,7 @@ def _tokens(prompts: Sequence[Any], module: Any, new_tokens: int) -> list[np.nda
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"{name} must be int (n,), got {row.dtype}{row.shape}")
         check_tokens(name, row, config)
-        separate = isinstance(module, EncoderDecoder)  # the answer has a context of its own
+        separate = isinstance(module, EncoderDecoder)  # the answer has its own context
         longest = max(len(row), new_tokens) if separate else len(row) + new_tokens
         if longest > config.context:
             raise ValueError(
@@ -170,7 +171,7 @@ def check_vocabulary(tokenizer: Codec | None, config: TransformerConfig) -> None
     if more and not (0 < more < 128 and config.vocabulary % 64 == 0):
         raise ValueError(
             f"tokenizer must have a vocabulary of {config.vocabulary:,} (the module's), got "
-            f"{vocabulary:,}; it is the tokenizer of another model"
+            f"{vocabulary:,}; this tokenizer belongs to another model"
         )
 
 
@@ -191,7 +192,7 @@ def check_at_least(least: int, **numbers: Any) -> None:
 
 
 def check_beams(beams: int, length_penalty: float, sampling: Sampling) -> None:
-    """Raise `ValueError` for settings that beam search does not take."""
+    """Raise `ValueError` for settings that beam search cannot use."""
     check_at_least(1, beams=beams)
     if not (math.isfinite(length_penalty) and length_penalty >= 0):
         raise ValueError(f"length_penalty must be at least 0, got {length_penalty}")
@@ -207,7 +208,7 @@ def checked_sampling(
     min_p: float | None,
     repetition_penalty: float,
 ) -> Sampling:
-    """The settings, checked; `None` where a number changes nothing."""
+    """The settings, checked; a setting that changes nothing becomes `None`."""
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
     if not (math.isfinite(repetition_penalty) and repetition_penalty > 0):

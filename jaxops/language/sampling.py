@@ -1,4 +1,4 @@
-"""From logits to the next token: filters of a distribution, and a draw from it."""
+"""The choice of the next token from logits: filters of a distribution, and a draw from it."""
 
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class Sampling(NamedTuple):
 
 
 def penalised(logits: Array, seen: Array, penalty: Array | float) -> Array:
-    """Logits with those of tokens that occurred divided by `penalty`, or multiplied if negative.
+    """Logits in which those of tokens that occurred are divided, or if negative multiplied.
 
     The paper divides all of them, which would make a token with a negative logit more probable.
 
@@ -54,8 +54,8 @@ def penalised(logits: Array, seen: Array, penalty: Array | float) -> Array:
 def filtered(logits: Array, sampling: Sampling, most: int | None = None) -> Array:
     """Logits with -inf for the tokens that top-k, top-p and min-p remove.
 
-    The most probable token always stays. Each filter keeps all tokens above a threshold, so tokens
-    of equal probability stay or go together.
+    The most probable token always stays. Each filter keeps all tokens above a threshold, so of
+    tokens with equal probability either all stay or none.
 
     Args:
         logits: (B, V), divided by the temperature.
@@ -73,7 +73,7 @@ def filtered(logits: Array, sampling: Sampling, most: int | None = None) -> Arra
         last = jnp.minimum(sampling.top_k, best.shape[-1]) - 1
         logits = _at_least(logits, lax.dynamic_index_in_dim(best, last, -1))
     if sampling.top_p is not None:
-        # probabilities are renormalised after top-k; a token stays if those before it sum to < p
+        # probabilities are renormalised after top-k; a token stays if the sum before it is < p
         share = jnp.exp(best - jax.nn.logsumexp(logits, -1, keepdims=True))
         needed = jnp.cumsum(share, -1) - share < sampling.top_p
         least = jnp.where(needed, best, jnp.inf).min(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""T5's span corruption: which tokens are cut out of a text, on the device, in fixed shapes."""
+"""T5's span corruption: cuts spans out of a text, on the device, in fixed shapes."""
 
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ class Spans(NamedTuple):
     Attributes:
         cut: int32 (length + 1,), number of tokens that are cut out of a text of 0, 1, ... tokens.
         spans: int32 (length + 1,), number of spans in which they are cut out.
-        source_length: number of tokens in a row of sources, `end` included.
-        target_length: number of tokens in a row of targets, `end` included.
+        source_length: number of tokens in a row of sources, with `end`.
+        target_length: number of tokens in a row of targets, with `end`.
         first_sentinel: sentinel k is the token `first_sentinel - k`.
         end: the token at the end of sources and targets.
-        padding: the token behind the end.
+        padding: the token after the end.
     """
 
     cut: np.ndarray
@@ -45,7 +45,7 @@ class Spans(NamedTuple):
         """Source (source_length,) and target (target_length,) of one text.
 
         Args:
-            key: of the random draws.
+            key: the key of the random draws.
             tokens: int (T,), T <= length.
             count: int (), number of tokens of the text; the rest is padding.
         """
@@ -54,7 +54,7 @@ class Spans(NamedTuple):
         first, second = jax.random.split(key)
         kept_lengths = self._parts(first, count - cut, spans, len(tokens))
         cut_lengths = self._parts(second, cut, spans, len(tokens))
-        # parts of the text are kept, cut, kept, cut, ...: where each ends, and which has each token
+        # parts of the text are kept, cut, kept, ...: find where each ends, and each token's part
         ends = jnp.stack([kept_lengths, cut_lengths], 1).reshape(-1).cumsum()
         part = jnp.searchsorted(ends, place, side="right", method="compare_all")
         span, is_cut, is_text = part // 2, part % 2 == 1, place < count
@@ -74,14 +74,14 @@ class Spans(NamedTuple):
         return source, target.at[at].set(sentinel, mode="drop")
 
     def _row(self, length: int, used: Array, count: Array) -> Array:
-        """A row of padding with the end token at `used`; only padding where there is no text."""
+        """A row of padding with the end token at `used`; only padding if there is no text."""
         end = jnp.where(count > 0, self.end, self.padding)
         return jnp.full(length, self.padding, jnp.int32).at[used].set(end)
 
     def _parts(self, key: Key, count: Array, parts: Array, length: int) -> Array:
-        """Lengths (sentinels,) of `parts` parts of `count` tokens, each at least 1, equally likely.
+        """Random lengths (sentinels,) of `parts` parts of `count` tokens, each at least 1.
 
-        Of the count - 1 places between two tokens, parts - 1 are chosen at random to cut at.
+        Among the count - 1 positions between two tokens, parts - 1 are chosen at random for cuts.
         """
         place = jnp.arange(length)
         draw = jnp.where(place < count - 1, jax.random.uniform(key, (length,)), -1.0)

@@ -28,27 +28,29 @@ from jaxops.task import Array, Batch, Column, Extra, Key, Params, Task, recorded
 def next_token(module: Any, context: int | None = None, packed: bool = True) -> Task:
     """Causal language modelling: predict each token from those before it (GPT).
 
-    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them. The
+    A batch holds `tokens` and `segments`, integers (B, T), which `pack` and `windows` make. The
     first token of a document is not a prediction target. The loss of a target token y with logits z
     is `logsumexp(z) - z_y`, in nats; a step divides by the number of target tokens.
 
     Args:
         module: a causal `nn.Transformer`, or a module with the same call: `(tokens, segments,
             positions, train=)` to logits (B, T, vocabulary).
-        context: number of tokens that are read at once, at most and by default the module's.
-        packed: whether a row may hold several documents, or begin with padding; the module is then
-            given segments and positions. False, for rows of one text each as from `windows`, saves
-            the attention mask: a causal module does not see padding behind a text.
+        context: number of tokens that are read at once; by default, and at most, the module's
+            context.
+        packed: whether a row may hold several documents, or begin with padding; the module then
+            gets segments and positions. Set it to False for rows of one text each, such as those of
+            `windows`; this saves the attention mask, because a causal module does not see padding
+            after a text.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the
-        log-probability of each token but the first given those before it in its document, (B,
-        T - 1), with 0 where there is no target. `jaxops.monte_carlo` makes mean and spread of it,
-        over dropout masks.
+        log-probability of each token except the first, given the tokens before it in its document,
+        (B, T - 1), with 0 where there is no target. `jaxops.monte_carlo` turns this into mean and
+        standard deviation over dropout masks.
 
     Raises:
-        ValueError: a module that is not causal, or a context above the module's; when traced, rows
-            that are too long.
+        ValueError: the module is not causal, or the context is larger than the module's; in
+            tracing, rows that are too long.
 
     References:
         Radford et al. 2018, "Improving language understanding by generative pre-training".
@@ -89,29 +91,30 @@ def masked_tokens(
     share: float = 0.15,
     context: int | None = None,
 ) -> Task:
-    """Masked language modelling: restore tokens that were chosen at random and hidden (BERT).
+    """Masked language modelling: predict tokens that were chosen at random and masked (BERT).
 
-    Each token is chosen with probability `share`. Of the chosen, 80 % become `mask`, 10 % a token
-    drawn from the whole vocabulary, and 10 % stay as they are; the chosen tokens are the targets.
-    The draws are made inside the step, anew each time; an evaluation always hides the same tokens
-    of a row.
+    Each token is chosen with probability `share`. Of the chosen tokens, 80 % become `mask`, 10 %
+    become a token drawn from the whole vocabulary, and 10 % are not changed; the chosen tokens are
+    the targets. Each step draws anew, on the device; an evaluation always masks the same tokens of
+    a row.
 
-    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them.
+    A batch holds `tokens` and `segments`, integers (B, T), which `pack` and `windows` make.
 
     Args:
         module: an `nn.Transformer` with `causal=False`, or a module with the same call.
-        mask: the token that replaces a hidden one.
+        mask: the token that replaces a masked one.
         special: tokens that are never chosen, such as those that begin and end a text.
         share: expected share of tokens that are chosen.
-        context: number of tokens that are read at once, at most and by default the module's.
+        context: number of tokens that are read at once; by default, and at most, the module's
+            context.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts the tokens,
-        int (B, T), with the likeliest token in each place of `mask`.
+        int (B, T), where each `mask` is replaced by the likeliest token.
 
     Raises:
-        ValueError: a causal module, `mask` or a special token outside its vocabulary, or a share
-            outside (0, 1).
+        ValueError: the module is causal; `mask` or a special token is outside its vocabulary; or
+            the share is outside (0, 1).
 
     References:
         Devlin et al. 2018, arXiv:1810.04805, section 3.1.
@@ -170,34 +173,34 @@ def span_corruption(
     """Restore spans that were cut out at random, each marked by a sentinel token (T5).
 
     From a row of n tokens, round(n * share) are cut out in round(n * share / mean_span) spans of
-    random lengths at random places. They are drawn inside the step, anew each time; an evaluation
-    always cuts the same spans out of a row. The source is the row with a sentinel in place of each
-    span; the target is each sentinel followed by its span; both end with `end`. Sentinel k is the
-    token `first_sentinel - k`. The data must not contain sentinels or tokens above them.
+    random lengths at random positions. Each step draws anew, on the device; an evaluation always
+    cuts the same spans out of a row. The source is the row with a sentinel in place of each span.
+    The target is each sentinel followed by its span. Both end with `end`. Sentinel k is the token
+    `first_sentinel - k`. The data must not contain sentinels or tokens above them.
 
-    A batch holds `tokens` and `segments`, integers (B, T), as `pack` and `windows` make them; the
+    A batch holds `tokens` and `segments`, integers (B, T), which `pack` and `windows` make; the
     documents of a row are treated as one text, as in T5.
 
     Args:
         module: an `nn.EncoderDecoder`.
-        length: largest number of tokens in a row before spans are cut out. By default as many as
-            leave a source that fits the module's context: 568 for a context of 512, as in T5.
-        share: share of the tokens that is cut out.
+        length: largest number of tokens in a row before spans are cut out. By default the largest
+            number whose source fits the module's context: 568 for a context of 512, as in T5.
+        share: share of the tokens that are cut out.
         mean_span: mean number of tokens in a span.
         end: the token that ends a source and a target.
-        padding: the token behind the end, with which the decoder starts.
+        padding: the token after the end, with which the decoder also starts.
         first_sentinel: by default the last token of the vocabulary. T5's is 32_099: the last tokens
             of its vocabulary of 32_128 are unused.
 
     Returns:
-        A task with the metrics loss, accuracy and perplexity, by token. It predicts the target of
-        the source that an evaluation makes of a row, by greedy decoding, int (B, longest target).
-        To fill in texts with sentinels of your own, use `sequence_to_sequence` with the same
+        A task with the metrics loss, accuracy and perplexity, by token. It cuts the same spans out
+        of a row as an evaluation, and predicts the target by greedy decoding, int (B, longest
+        target). To fill in texts with your own sentinels, use `sequence_to_sequence` with the same
         parameters.
 
     Raises:
-        ValueError: a length whose sources or targets exceed the context, a share outside (0, 1), a
-            mean span below 1, or sentinels outside the vocabulary.
+        ValueError: sources or targets of this length exceed the context; the share is outside (0,
+            1); the mean span is below 1; or sentinels are outside the vocabulary.
 
     References:
         Raffel et al. 2020, arXiv:1910.10683, section 3.1.4.
@@ -236,24 +239,24 @@ def sequence_to_sequence(module: Any, target_length: int, end: int = 1, padding:
     """Answer a text with a text (T5): predict each target token from source and earlier targets.
 
     A batch holds `source`, integers (B, S), and `target`, integers (B, target_length), with
-    `padding` behind each text, as `padded` makes them; the last token of a target is `end`. The
+    `padding` after each text; `padded` makes such rows. The last token of a target is `end`. The
     decoder starts with `padding`, as in T5.
 
     Args:
         module: an `nn.EncoderDecoder`.
         target_length: number of tokens in a row of targets.
         end: the token that ends an answer.
-        padding: the token behind the end.
+        padding: the token after the end.
 
     Returns:
         A task with the metrics loss, accuracy and perplexity, by token. It predicts answers by
-        greedy decoding, int (B, target_length), with padding behind the end; `language.generate`
-        offers sampling and beam search. `evaluate(..., metrics={"exact_match": exact_match})`
-        counts answers that are right as a whole.
+        greedy decoding, int (B, target_length), with padding after the end; `language.generate` has
+        sampling and beam search. `evaluate(..., metrics={"exact_match": exact_match})` gives the
+        share of answers that are completely right.
 
     Raises:
-        ValueError: targets longer than the context, or tokens outside the vocabulary; when traced,
-            sources longer than the context.
+        ValueError: targets are longer than the context, or tokens are outside the vocabulary; in
+            tracing, sources are longer than the context.
 
     >>> from jaxops import nn
     >>> config = nn.TransformerConfig(100, context=32, depth=1, heads=2, width=8)
@@ -293,7 +296,7 @@ def sequence_to_sequence(module: Any, target_length: int, end: int = 1, padding:
 
 
 def _decoder_targets(source: Array, target: Array, padding: int) -> TokenTargets:
-    """The decoder reads the target shifted by one place, behind the padding it starts with."""
+    """The decoder reads the target shifted by one position, after the padding it starts with."""
     shifted = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=padding)
     segments = (source != padding).astype(jnp.int32)
     return TokenTargets(
@@ -302,11 +305,11 @@ def _decoder_targets(source: Array, target: Array, padding: int) -> TokenTargets
 
 
 def exact_match(answers: Array, batch: Batch) -> metrics.Mean:
-    """The share of answers that are right as a whole, as a metric for `jaxops.evaluate` and `fit`.
+    """The share of answers that are completely right, a metric for `jaxops.evaluate` and `fit`.
 
     Args:
-        answers: (B, T), as `sequence_to_sequence` predicts them.
-        batch: with `target` (B, T), and a `mask` if rows are padded.
+        answers: (B, T), the predictions of `sequence_to_sequence`.
+        batch: columns, with `target` (B, T), and a `mask` if rows are padded.
 
     >>> batch = {"target": jnp.array([[5, 1], [6, 1]])}
     >>> exact_match(jnp.array([[5, 1], [7, 1]]), batch).compute()

@@ -1,4 +1,4 @@
-"""What the language tasks share: rows of tokens, targets with weights, and a loss by token."""
+"""Parts of all language tasks: rows of tokens, targets with weights, and a loss by token."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ from jax import lax
 from jaxops import metrics
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, masked_sum, row_weights
 
-START = (np.zeros((1, 2), np.int32),)  # a row of tokens, whose shape a module is initialised with
+START = (np.zeros((1, 2), np.int32),)  # a row of tokens, to initialise a module by its shape
 
 
 class TokenTargets(NamedTuple):
-    """What a module is given for a batch, and the tokens it should predict.
+    """The arguments of a module for a batch, and the tokens that it should predict.
 
     Attributes:
         arguments: the positional arguments of the module.
-        targets: int (B, T), the target token at each place.
-        weights: (B, T), 0 where a place is not a target.
+        targets: int (B, T), the target token at each position.
+        weights: (B, T), 0 where a position is not a target.
     """
 
     arguments: tuple[Any, ...]
@@ -30,7 +30,7 @@ class TokenTargets(NamedTuple):
 
 
 class Perplexity(NamedTuple):
-    """exp(mean loss of a token): the effective number of equally likely tokens.
+    """exp(mean loss of a token), which is the effective number of equally likely tokens.
 
     Attributes:
         total: (), the sum of the losses in nats.
@@ -75,7 +75,7 @@ def token_task(
     """
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        if all(np.shape(batch[c.name])[1] > 1 for c in columns):  # not `task.example`
+        if all(np.shape(batch[c.name])[1] > 1 for c in columns):  # the batch is not `task.example`
             jax.eval_shape(lambda b: make_targets(b, None), dict(batch))  # refuses rows too long
         variables = dict(module.init(key, *start))
         return variables.pop("params", {}), variables
@@ -108,7 +108,7 @@ def config_of(module: Any, causal: bool | None) -> Any:
     """The object with the module's `vocabulary` and `context`: its config, or the module itself.
 
     Raises:
-        ValueError: the module is an encoder where `causal` is True, or a decoder where it is False.
+        ValueError: the module is an encoder and `causal` is True, or a decoder and it is False.
     """
     config = getattr(module, "config", module)
     if causal is not None and getattr(config, "causal", causal) != causal:
@@ -128,7 +128,7 @@ def context_of(config: Any, context: int | None) -> int:
     """The number of tokens that a task reads at once: by default the module's context.
 
     Raises:
-        ValueError: more tokens than the module's context, or `None` where the module has none.
+        ValueError: more tokens than the module's context, or `None` and the module has no context.
     """
     largest = getattr(config, "context", None)
     context = context or largest
@@ -144,11 +144,11 @@ def context_of(config: Any, context: int | None) -> int:
 def read_rows(batch: Batch, context: int, more: int, key: Key | None) -> tuple[Array, Array]:
     """Tokens and segments of a batch, int32 (B, T), T <= context + more.
 
-    From rows as `windows` makes them, one window each: at a random place with a key, else at the
-    beginning.
+    From each row of `windows` one window is read: at a random position if there is a key, and at
+    the beginning if not.
 
     Raises:
-        ValueError: when traced, for rows that are too long or segments of another shape.
+        ValueError: in tracing, for rows that are too long or segments of another shape.
     """
     tokens, segments = (jnp.asarray(batch[name], jnp.int32) for name in ("tokens", "segments"))
     length, longest = tokens.shape[1], context + more
@@ -170,7 +170,7 @@ def read_rows(batch: Batch, context: int, more: int, key: Key | None) -> tuple[A
 
 
 def read_rows_with_keys(batch: Batch, context: int, key: Key | None) -> tuple[Array, Array, Array]:
-    """As `read_rows`, and a key for each row, (B,), independent of where its window begins."""
+    """The result of `read_rows`, and a key for each row, (B,), independent of where it begins."""
     place, draw = (None, None) if key is None else jax.random.split(key)
     tokens, segments = read_rows(batch, context, 0, place)
     return tokens, segments, row_keys(draw, tokens)
@@ -179,7 +179,7 @@ def read_rows_with_keys(batch: Batch, context: int, key: Key | None) -> tuple[Ar
 def row_keys(key: Key | None, tokens: Array) -> Array:
     """A key for each row: in training from the step's key, else from a hash of the row's tokens.
 
-    So an evaluation draws the same for a row in any batch, on any number of devices.
+    Therefore an evaluation draws the same for a row in any batch, on any number of devices.
     """
     if key is not None:
         return jax.random.split(key, len(tokens))

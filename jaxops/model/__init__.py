@@ -1,1 +1,1 @@
-"""A finished model: its file, its compiled predictor, exact top-k."""
+"""Finished models: their files, compiled predictors, and exact top-k."""

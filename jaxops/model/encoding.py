@@ -1,9 +1,10 @@
-"""Python values as JSON and arrays, without code: what a model file says of how a model was made.
+"""Python values as JSON and arrays, without code: how a model file says how its model was made.
 
-A file names Flax modules and what is marked as `recorded`, of jaxops, of `flax.linen` and of the
-user's own modules that are imported already, and the functions of `jax.nn` and
-`jax.nn.initializers` and float dtypes. Everything else is numbers, texts, arrays, and tuples, lists
-and dicts of them. `encode` refuses what `decode` would.
+A file may name Flax modules, and functions and classes marked as `recorded`. They may be those of
+jaxops, of `flax.linen`, and of the user's own modules if these are imported already. It may also
+name functions of `jax.nn` and `jax.nn.initializers`, and float dtypes. Everything else is numbers,
+texts, arrays, and tuples, lists and dicts of them. `encode` refuses every value that `decode` would
+refuse.
 """
 
 import contextlib
@@ -37,12 +38,12 @@ def encode(value: Any, arrays: Arrays, where: str = "task") -> Any:
     """A value as JSON.
 
     Args:
-        value: made of what the module's text names.
-        arrays: gets the arrays of the value, by name.
-        where: what messages call the value.
+        value: a value of the kinds that the module's docstring names.
+        arrays: a dict to which the arrays of the value are added, by name.
+        where: the name of the value in messages.
 
     Raises:
-        ValueError: a value that a file cannot hold; names its place.
+        ValueError: a value that a file cannot hold; the message names where it is.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -70,17 +71,17 @@ def encode(value: Any, arrays: Arrays, where: str = "task") -> Any:
 
 
 def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The value that `encode` made JSON of.
+    """The value that `encode` turned into JSON.
 
     Raises:
-        ValueError: JSON that names what a file may not name.
+        ValueError: the JSON names something that a file may not name.
     """
     if not isinstance(value, dict):
         return value
     if "make" in value:
         make = maker(value["make"])
         arguments = value["arguments"]
-        # a name may have come to mean something else, so all are read as old ones or none
+        # an old name may mean something else now, so either all names are old ones or none is
         old = arguments.keys() - inspect.signature(make).parameters
         names = getattr(make, "formerly", {}) if old else {}
         given = {names.get(k, k): decode(v, arrays) for k, v in arguments.items()}
@@ -106,7 +107,7 @@ def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def maker(name: str) -> Any:
-    """The Flax module, or what is marked as `recorded`, of that name in a file.
+    """The Flax module, or the `recorded` function or class, that a name in a file stands for.
 
     Raises:
         ValueError: any other name, or one of a module that is not imported.
@@ -130,10 +131,11 @@ def maker(name: str) -> Any:
         allowed = issubclass(found, nn.Module) or marked
     else:
         allowed = inspect.isfunction(found) and hasattr(found, "makes_task")
-    # by its own name, not where it happens to be imported; of Flax what is public
+    # the name must be the object's own, not one under which another module imports it; for Flax
+    # it must be public
     if not allowed or name != _name(found) or (root == "flax" and module != nn.__name__):
         raise ValueError(
-            f"what a file names must be a Flax module or recorded, of this jaxops, got {name}"
+            f"a name in a file must be a Flax module or recorded, in this jaxops, got {name}"
         )
     return found
 
@@ -147,7 +149,7 @@ def _fields(value: Any) -> dict[str, Any]:
     arguments = {}
     for field in dataclasses.fields(value):
         argument = getattr(value, field.name)
-        # Flax's initializers are functions made in functions: as defaults they go without
+        # Flax's initializers are functions made in functions, so as defaults they are not written
         nameless = callable(argument) and not isinstance(argument, nn.Module)
         nameless = (nameless and not _function(argument)) or field.name == "name"
         default = nameless and argument is field.default
@@ -171,7 +173,7 @@ def _call(make: Any, arguments: dict[str, Any], arrays: Arrays, where: str) -> A
 
 
 def _array(value: np.ndarray, arrays: Arrays, where: str) -> Any:
-    """An array by its name among the arrays; texts as JSON, times as int64."""
+    """The JSON of an array: its name among the arrays; texts become JSON, and times int64."""
     if value.dtype.kind in "OU":
         odd = next((x for x in value.ravel().tolist() if not isinstance(x, str)), None)
         if odd is not None or value.ndim != 1:
@@ -185,9 +187,9 @@ def _array(value: np.ndarray, arrays: Arrays, where: str) -> Any:
 def _refusal(where: str, value: Any) -> str:
     return (
         f"{where} must be made of numbers, strings, arrays, tuples, lists, dicts, Flax modules at "
-        "the top of their files, what is marked by jaxops.recorded, functions of jax.nn or "
+        "the top level of their files, objects marked by jaxops.recorded, functions of jax.nn or "
         f"jax.nn.initializers and float dtypes of jax.numpy, got {value!r}; or save a model whose "
-        "task is task._replace(recipe=None) and load(path, task=...)"
+        "task is task._replace(recipe=None), and load it by load(path, task=...)"
     )
 
 
@@ -196,7 +198,7 @@ def _function(value: Any) -> str | None:
 
 
 def _name(make: Any) -> str:
-    """Where it is looked up: for Flax's own modules the public place."""
+    """The name under which an object is looked up; for Flax's own modules the public name."""
     public = vars(nn).get(make.__qualname__) is make
     return f"{nn.__name__ if public else make.__module__}:{make.__qualname__}"
 
@@ -207,9 +209,9 @@ def _attribute(module: str, name: str) -> Any:
 
 
 def _moved(module: str, qualname: str) -> str:
-    """The present name of a class that an older jaxops had in another module of the package."""
+    """The present name of a class that an older jaxops had in another of its modules."""
     package = module.rpartition(".")[0]
-    if package == "jaxops":  # what its own modules had, and no room's
+    if package == "jaxops":  # of the modules outside the rooms
         package = "jaxops.transforms"
     with contextlib.suppress(ImportError):
         importlib.import_module(package)

@@ -1,9 +1,9 @@
 """A finished model in one file: `save` and `load`.
 
-The file is a safetensors file: arrays, and a JSON text that says how the task was made, what its
-inputs look like, how raw input is read, and which versions wrote it. There is no code in it, but
-names of code that is here; see `jaxops.model.encoding`. `load` calls what is named, with the
-arguments written down, and traces the task's `init`.
+The file is a safetensors file. It holds arrays, and a JSON text that says how the task was made,
+what its inputs look like, how raw input is read, and which versions wrote it. It has no code, only
+names of code in installed packages; see `jaxops.model.encoding`. `load` calls the named functions
+with the recorded arguments, and traces the task's `init`.
 """
 
 import importlib.metadata
@@ -37,16 +37,16 @@ DTYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
 def save(path: str | Path, model: Model) -> None:
     """Write a finished model to one file; an interrupted write leaves no partial file.
 
-    With several processes all of them call this, and the first writes.
+    With several processes all of them must call this, and the first writes the file.
 
     Args:
-        path: the file; an existing one is replaced.
+        path: the file; an existing file is replaced.
         model: the model; `Model(task, state)` after `jaxops.fit`. If a function of jaxops made the
             task (or one marked by `jaxops.recorded`), the file alone is enough to load the model.
 
     Raises:
-        ValueError: what is not a `Model`; or the task or the reader has an argument that a file
-            cannot hold.
+        ValueError: the argument is not a `Model`; or the task or the reader has an argument that a
+            file cannot hold.
         OSError: the file could not be written; an existing file is left unchanged.
     """
     from safetensors import SafetensorError
@@ -54,8 +54,8 @@ def save(path: str | Path, model: Model) -> None:
 
     if not isinstance(model, Model):
         raise ValueError(
-            f"model must be a jo.Model, got {type(model).__name__}; jo.Model(task, state), or "
-            "jo.Model(closed_form)"
+            f"model must be a jo.Model, got {type(model).__name__}; make one by "
+            "jo.Model(task, state) or jo.Model(closed_form)"
         )
     arrays: dict[str, Any] = {}
     task, state = model.task, model.state
@@ -74,13 +74,13 @@ def save(path: str | Path, model: Model) -> None:
         named = _named(*hosts.gathered((state.params, state.extra)))
     if not hosts.first():
         return
-    path = Path(os.path.realpath(path))  # of a link, what it leads to is replaced
+    path = Path(os.path.realpath(path))  # if it is a link, its target is replaced
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {k: np.asarray(v, order="C") for k, v in jax.device_get(named | arrays).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
-        mode = beside.stat().st_mode  # the umask's; safetensors writes for the user alone
+        mode = beside.stat().st_mode  # that of the umask; safetensors allows only the user to read
         save_file(tensors, beside, {"jaxops": json.dumps(header, default=_plain)})
         beside.chmod(mode)
         os.replace(beside, path)
@@ -99,9 +99,9 @@ def load(path: str | Path, task: Task | None = None) -> Model:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder; the file is truncated, not a model of jaxops or of a newer format; it
-            names a module that is not imported; it contradicts itself; or it does not fit the task
-            given.
+        ValueError: the path is a folder; the file is truncated, is not a model of jaxops, has a
+            newer format, names a module that is not imported, contradicts itself, or does not fit
+            the given task.
 
     >>> import tempfile
     >>> from jaxops import tabular
@@ -132,9 +132,10 @@ def load(path: str | Path, task: Task | None = None) -> Model:
             return _read((file.metadata() or {}).get("jaxops", "null"), _Tensors(file), task)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except Exception as error:  # a text that was tampered with may fail anywhere
+    except Exception as error:  # a text that somebody changed may fail anywhere
         raise ValueError(
-            f"path must be a model file, got {path}, whose text describes no model: {error!r}"
+            f"path must be a model file, got {path}, whose text does not describe a model: "
+            f"{error!r}"
         ) from error
 
 
@@ -154,7 +155,7 @@ class _Tensors(Mapping[str, np.ndarray]):
         return len(self._names)
 
     def kind(self, name: str) -> str:
-        """Dtype and shape by the header; the array is not read."""
+        """Dtype and shape, from the header; the array is not read."""
         part = self._file.get_slice(name)
         return f"{DTYPES.get(part.get_dtype(), part.get_dtype())}{part.get_shape()}"
 
@@ -183,7 +184,7 @@ def _read(text: str, tensors: _Tensors, task: Task | None) -> Model:
         state = _restore(task, header, tensors)
     model = Model(task, state, reader, header["about"], header["versions"])
     make: Any = task.recipe[0] if isinstance(task, Task) and task.recipe else None
-    # rooms had files of their own before they had readers
+    # before there were readers, the rooms had file formats of their own
     return make.finished(model) if hasattr(make, "finished") else model
 
 
@@ -195,7 +196,7 @@ def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
     expected = _named(params, extra)
     kept = {name for name in tensors if name.startswith(("params", "extra"))}
     wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in expected.items()}
-    for name in sorted(wanted.keys() | kept):  # before any is read, which may be too large
+    for name in sorted(wanted.keys() | kept):  # check all before reading, which takes memory
         have = tensors.kind(name) if name in kept else "nothing"
         want = wanted.get(name, "nothing")
         if have != want:
@@ -206,14 +207,14 @@ def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
 
 
 def _check_same(what: str, given: Sequence[Any], wanted: Sequence[Any]) -> None:
-    """Raise `ValueError` where the file says otherwise than the task; names what differs first."""
+    """Raise `ValueError` if the file and the task differ, with the first difference."""
     for have, want in itertools.zip_longest(given, wanted, fillvalue="nothing"):
-        if json.dumps(have) != json.dumps(want):  # a file has lists for tuples
+        if json.dumps(have) != json.dumps(want):  # a file has lists instead of tuples
             raise ValueError(f"{what} must be as the task has them, {want}, got {have} in the file")
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of NumPy or JAX in `about` as a number of Python."""
+    """A NumPy or JAX scalar in `about` as a Python number."""
     if hasattr(value, "item") and np.ndim(value) == 0:
         return value.item()
     raise ValueError(f"about must be JSON-like data, got {value!r} of {type(value).__name__} in it")

@@ -1,4 +1,4 @@
-"""A finished model: what computes, what reads a user's raw input, and what is to be told of it."""
+"""A finished model: its task or closed form, the reader of raw input, and its description."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ from jaxops.task import Batch, Task
 
 
 class Reader(Protocol):
-    """What turns a user's raw input into what a model computes on, and its outputs into answers.
+    """Turns a user's raw input into the columns of a model, and its outputs into answers.
 
     A reader is a dataclass marked by `jaxops.recorded`, so that a model file can hold it.
 
@@ -28,9 +28,9 @@ class Reader(Protocol):
     """
 
     room: str
-    """The name of the room that the model is of, such as "tabular". A reader whose rows are
-    independent has also `streams = True` and takes the option `first`, the number of the first row;
-    one that has `describe()` tells people what it reads."""
+    """The name of the model's room, such as "tabular". A reader whose rows are independent also has
+    `streams = True` and takes the option `first`, the number of the first row. A reader may have a
+    method `describe()` that says what it reads."""
 
     def predict(self, model: "Model", data: Any, **options: Any) -> Any:
         """The answer for raw data: a NamedTuple of arrays with the user's ids and a `frame()`."""
@@ -38,17 +38,17 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A finished model, as `ROOM.fit` returns it and `jaxops.save` and `jaxops.load` keep it.
+    """A finished model, which `ROOM.fit` returns, and which `jaxops.save` and `jaxops.load` use.
 
     Attributes:
-        task: the task; or a closed form, such as a `recommend.Recommender`, which has its arrays
-            inside.
-        state: the task's trained parameters and extra; None for a closed form. Where `optim.ema`
-            has kept averaged parameters it holds those.
-        reader: reads the user's raw input; without one `predict` takes the task's columns.
-        about: JSON-like data about the model: the units, the figures of its validation, the
-            fingerprint of its data.
-        versions: package -> version, of the program that wrote its file.
+        task: the task; or a closed form, such as a `recommend.Recommender`, which holds its own
+            arrays.
+        state: the task's trained parameters and extra; None for a closed form. If `optim.ema` has
+            kept averaged parameters, it holds those.
+        reader: reads the user's raw input; without a reader, `predict` takes the task's columns.
+        about: JSON-like data about the model: its units, its validation figures, the fingerprint
+            of its training data.
+        versions: package -> version, of the process that wrote the model's file.
 
     >>> import jax, jaxops as jo
     >>> from jaxops import tabular
@@ -73,13 +73,14 @@ class Model:
         """The predictions for raw data, in order.
 
         Args:
-            data: what the reader reads: a file, a frame, texts. Without a reader, the task's
-                columns by name, or the array of a single column.
-            **options: of the reader's `predict`; without a reader `batch_size`, see `outputs`.
+            data: raw input that the reader can read, such as a file, a frame or texts. Without a
+                reader, the task's columns by name, or the array of its only column.
+            **options: options of the reader's `predict`; without a reader `batch_size`, see
+                `outputs`.
 
         Returns:
             A NamedTuple of arrays with the user's ids, and a method `frame()`. Without a reader,
-            what the task predicts.
+            the predictions of the task.
 
         Raises:
             ValueError: data that the reader cannot read.
@@ -96,14 +97,14 @@ class Model:
         return self.outputs(data, **options)
 
     def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
-        """What the task (or a `Blend` of several) predicts for encoded columns, in order.
+        """The predictions of the task (or of a `Blend` of several) for encoded columns, in order.
 
         Args:
             columns: arrays (N, ...) by name, as `task.columns` says, or a stream of batches.
-            batch_size: rows in one call of the device.
+            batch_size: number of rows that are computed in one call.
 
         Raises:
-            ValueError: another closed form.
+            ValueError: the model is a closed form other than a `Blend`.
         """
         from jaxops.train.evaluation import predict
 
@@ -113,13 +114,13 @@ class Model:
         return predict(task, state, columns, batch_size=batch_size)
 
     def apply(self, columns: Batch) -> Any:
-        """What the task predicts for encoded columns; a pure function, for `jax.jit`.
+        """The predictions of the task for encoded columns; a pure function, for `jax.jit`.
 
         Args:
             columns: arrays (B, ...) by name, as `task.columns` says.
 
         Raises:
-            ValueError: a closed form, which has functions of its own.
+            ValueError: the model is a closed form, which has its own functions.
         """
         task, state = self.trained()
         return task.predict(state.params, state.extra, columns)
@@ -128,7 +129,7 @@ class Model:
         """The task and its state.
 
         Raises:
-            ValueError: a closed form.
+            ValueError: the model is a closed form.
         """
         if not isinstance(self.task, Task) or self.state is None:
             raise ValueError(
@@ -138,7 +139,7 @@ class Model:
 
     @property
     def room(self) -> str:
-        """The room that the model is of, such as "tabular"; "" without a reader."""
+        """The name of the model's room, such as "tabular"; "" without a reader."""
         return "" if self.reader is None else self.reader.room
 
 
@@ -147,8 +148,8 @@ class Classes(NamedTuple):
 
     Attributes:
         ids: (N,), the user's ids, such as paths; or the numbers of the rows.
-        labels: `str` objects (N,), names of classes.
-        probabilities: float32 (N, K), of each class.
+        labels: `str` objects (N,), names of the predicted classes.
+        probabilities: float32 (N, K), the probability of each class.
         classes: the K names, in the order of the probabilities.
 
     >>> one = Classes(np.arange(1), np.array(["no"], object), np.array([[0.9, 0.1]]), ("no", "yes"))
@@ -162,21 +163,21 @@ class Classes(NamedTuple):
     classes: tuple[str, ...]
 
     def frame(self) -> Any:
-        """One row each: id, label, and the probability of each class."""
+        """A pandas frame: id, label and the probability of each class in each row."""
         of_class = {f"p({c})": self.probabilities[:, i] for i, c in enumerate(self.classes)}
         return frame({"id": self.ids, "label": self.labels, **of_class})
 
 
 def inside(model: Any, wanted: Callable[[Any], bool], what: str) -> Any:
-    """The closed form or the reader that is wanted: the argument itself, or what is in a `Model`.
+    """The closed form or reader of the wanted kind: the argument itself, or a part of a `Model`.
 
     Args:
-        model: a `Model`, or what it would hold.
-        wanted: whether a thing is what is wanted.
-        what: what messages call it, such as "a recommender".
+        model: a `Model`, or its closed form or reader.
+        wanted: a function that says whether an object is of the wanted kind.
+        what: the name of the kind in messages, such as "a recommender".
 
     Raises:
-        ValueError: another thing, or a model that has none.
+        ValueError: the argument is not of that kind and has no such part.
 
     >>> inside(Model(task="a closed form"), lambda part: isinstance(part, str), "a text")
     'a closed form'
@@ -212,7 +213,7 @@ def frame(columns: Mapping[str, Any]) -> Any:
 
 
 def fingerprint(columns: Mapping[str, np.ndarray]) -> str:
-    """A hash of columns, by which the data of a model can be told from others: 16 digits.
+    """A hash of columns with 16 digits, by which a model's data can be recognised.
 
     Args:
         columns: name -> array.

@@ -1,4 +1,4 @@
-"""One program for one shape, with the parameters inside: `predictor`."""
+"""A program compiled for one batch shape, with the parameters inside: `predictor`."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -36,10 +36,11 @@ def predictor(
 ) -> Callable[[Mapping[str, Any]], Any]:
     """A compiled function that predicts as many rows as `inputs` has, with the least latency.
 
-    The parameters are constants of the program, which XLA may lay out for the processor. On a CPU
-    two programs are compiled, which agree to rounding, and the faster one for these `inputs` is
-    kept. For single rows on a CPU, `jax.config.update("jax_cpu_enable_async_dispatch", False)`
-    before JAX is first used saves another microsecond or two; for many rows it is slower.
+    The parameters are constants of the program, so XLA can choose their memory layout. On a CPU two
+    programs are compiled, whose results agree up to rounding, and the one that is faster for these
+    `inputs` is kept. For single rows on a CPU,
+    `jax.config.update("jax_cpu_enable_async_dispatch", False)` before JAX is first used saves
+    another microsecond or two; for many rows it is slower.
 
     Args:
         task: the task.
@@ -47,11 +48,13 @@ def predictor(
         inputs: columns of the shapes and dtypes that will be predicted; targets can be left out.
 
     Returns:
-        A function from columns of these shapes and dtypes to predictions. Values are not checked.
+        A function from columns of these shapes and dtypes to predictions. It does not check values.
 
     Raises:
-        ValueError: also by the function, for columns of other shapes or dtypes.
-        RuntimeError: also by the function, in a process that is forked from one that uses JAX.
+        ValueError: columns of other shapes or dtypes than the task needs. The returned function
+            raises it for columns of other shapes or dtypes than `inputs`.
+        RuntimeError: in a process that is forked from one that uses JAX, also from the returned
+            function.
 
     >>> from jaxops import init_state, optim, vision
     >>> task = vision.classifier(vision.MLP())
@@ -87,7 +90,7 @@ def predictor(
 
 
 def _fastest(lowered: Any, inputs: Mapping[str, Any]) -> Any:
-    """Compiled with the options of `PREDICTOR_OPTIONS` that make it fastest, by trial."""
+    """The fastest of the programs compiled with each of the options in `PREDICTOR_OPTIONS`."""
     options = PREDICTOR_OPTIONS.get(jax.default_backend(), ({},))
     programs = [lowered.compile(compiler_options=option) for option in options]
 
@@ -98,7 +101,7 @@ def _fastest(lowered: Any, inputs: Mapping[str, Any]) -> Any:
 
     if len(programs) == 1:
         return programs[0]
-    times = [[seconds(program) for program in programs] for _ in range(10)]  # in turns
+    times = [[seconds(program) for program in programs] for _ in range(10)]  # taking turns
     return programs[int(np.median(times, axis=0).argmin())]
 
 

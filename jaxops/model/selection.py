@@ -1,4 +1,4 @@
-"""What the rooms' jobs share: the best of several methods, how long to train, and updates."""
+"""Functions that `fit` and `update` of all rooms use: choice of methods, training time, updates."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,20 +20,20 @@ from jaxops.train.settings import check_one_directory
 from jaxops.trust.calibration import scaled
 from jaxops.trust.evaluation import Evaluation, table
 
-ROUNDS = 20  # of the greedy selection
-TIMED = 8  # steps by which the speed is measured
+ROUNDS = 20  # rounds of the greedy selection
+TIMED = 8  # number of steps to measure the speed
 
 
 @recorded
 class Blend(NamedTuple):
-    """The weighted mean of what several tasks predict of the same columns.
+    """The weighted mean of the predictions of several tasks for the same columns.
 
     Attributes:
         tasks: M tasks, or closed forms with `outputs` and `classes`.
-        params: their parameters; {} of a closed form.
+        params: their parameters; {} for a closed form.
         extras: their extra.
         weights: M numbers of at least 0 with sum 1.
-        temperature: of the mean probabilities, see `trust.calibration.scaled`.
+        temperature: the temperature of the mean probabilities, see `trust.calibration.scaled`.
 
     >>> from jaxops import tabular
     >>> Blend((tabular.classifier(tabular.MLP(), 3),), ({},), ({},), (1.0,)).classes
@@ -53,7 +53,7 @@ class Blend(NamedTuple):
 
     @property
     def reads_table(self) -> bool:
-        """Whether the members read the table that the reader read, and not what it encoded."""
+        """Whether the members take the reader's table itself, and not its encoded columns."""
         return getattr(self.tasks[0], "reads_table", False)
 
     def models(self) -> list[Model]:
@@ -67,7 +67,7 @@ class Blend(NamedTuple):
         ]
 
     def outputs(self, columns: Any, batch_size: int) -> np.ndarray:
-        """What the members predict, weighted."""
+        """The weighted mean of the members' predictions."""
         parts = [model.outputs(columns, batch_size) for model in self.models()]
         mean = np.sum([w * part for w, part in zip(self.weights, parts, strict=True)], axis=0)
         return tempered(mean, self.temperature)
@@ -76,7 +76,7 @@ class Blend(NamedTuple):
     def of(
         cls, models: Sequence[Model], weights: Sequence[float], temperature: float = 1.0
     ) -> "Blend":
-        """The blend of models; the members of one that is a blend itself become its own."""
+        """The blend of models; if a model is itself a blend, its members are taken instead."""
         parts = [
             (part, weight * share)
             for model, weight in zip(models, weights, strict=True)
@@ -97,7 +97,7 @@ class Blend(NamedTuple):
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (N, C), or of class 1 (N,), at another temperature; see `calibration.scaled`.
+    """Probabilities (N, C), or (N,) for class 1, at a temperature; see `calibration.scaled`.
 
     >>> tempered(np.array([0.9]), 2.0).round(3).tolist()
     [0.75]
@@ -113,13 +113,13 @@ def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 def check_methods(
     method: Any, options: Mapping[str, Any], others: type | tuple[type, ...] = (), folds: int = 1
 ) -> None:
-    """Raise `ValueError` for a method that is no module, and for several in one checkpoint folder.
+    """Raise `ValueError` for a method of a wrong type, or several in one checkpoint directory.
 
     Args:
         method: a Flax module, a list of them, or None for a room's default.
-        options: of `jaxops.fit`.
-        others: kinds of methods that are no modules.
-        folds: how often each is trained.
+        options: options of `jaxops.fit`.
+        others: types of methods that are not modules.
+        folds: how often each method is trained.
     """
     several = list(method) if isinstance(method, list | tuple) else [method]
     for one in several:
@@ -138,27 +138,28 @@ def best_of(
     warmth: Callable[[np.ndarray], float] | None = None,
     figures: Callable[[np.ndarray], dict[str, float]] | None = None,
 ) -> Model:
-    """Fit each method in turn; the one with the best validation, or their blend if it is better.
+    """Fit each method in turn; return the best by validation, or their blend if that is better.
 
-    The weights of the blend are chosen by greedy selection with replacement: the member that
-    lowers the validation loss of the mean most is added, 20 times; the best of these means is kept.
+    The weights of the blend are chosen by greedy selection with replacement: in each of 20 rounds
+    the member that lowers the validation loss of the mean most is added. The best of these means is
+    kept.
 
     Args:
-        methods: M of them.
+        methods: M methods.
         fit: `(method, seconds) -> model, evaluation` of the validation rows, with the task's
             outputs among its `parts`.
-        metric: the figure of the evaluation to compare by, of which smaller is better.
-        loss: outputs (N, ...) of the validation rows -> that figure. None for no blend, as of
-            methods that read other columns; then the parts need not have the outputs.
-        budget: seconds for all of them; what is left is divided among those still to come, and a
-            method for which nothing is left is not tried.
+        metric: the figure of the evaluation that is compared; smaller is better.
+        loss: outputs (N, ...) of the validation rows -> that figure. None makes no blend, for
+            methods that read different columns; then the parts need not have the outputs.
+        budget: seconds for all methods. The remaining time is divided among the methods that are
+            not trained yet; if no time is left for a method, it is not tried.
         progress: print the figure of each method when it is trained, and their table.
         warmth: outputs of the validation rows -> the temperature that they need, 1 for none.
-        figures: outputs of the validation rows -> all figures, for `about`; by default `metric`
-            alone.
+        figures: outputs of the validation rows -> all figures, for `about`; by default only
+            `metric`.
 
     Raises:
-        ValueError: no methods.
+        ValueError: there are no methods.
 
     References:
         Caruana et al. 2004, Ensemble selection from libraries of models.
@@ -176,7 +177,7 @@ def best_of(
         models.append(model)
         name = f"{place + 1}: {type(method).__name__}"
         scored[name] = one
-        if progress:  # intervals take their time, so the table follows at the end
+        if progress:  # intervals take time, so the table with them is printed at the end
             took = time.monotonic() - start
             print(f"{name}: {metric} {one.figures()[metric]:.4f} in {took:.0f} s", flush=True)
     if progress:
@@ -186,7 +187,7 @@ def best_of(
     about = {"methods": dict(zip(scored, losses, strict=True))}
     single = replace(models[best], about=models[best].about | about)
     if progress and len(models) < len(methods):
-        print(f"not tried, as the time was over: {len(methods) - len(models)} methods")
+        print(f"not tried, because no time was left: {len(methods) - len(models)} methods")
     if loss is None:
         return single
     outputs = [one.parts["outputs"] for one in scored.values()]
@@ -213,9 +214,9 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
     """The model after more training from its present parameters, with the same reader.
 
     Args:
-        model: with a task and its state, or with a `Blend`, each of whose members is trained.
-        columns: of the task.
-        settings: of `jaxops.fit`.
+        model: a model with a task and its state, or with a `Blend`, whose members are all trained.
+        columns: the columns of the task.
+        settings: settings of `jaxops.fit`.
     """
     if isinstance(model.task, Blend):
         check_one_directory(dict(settings), len(model.task.tasks))
@@ -224,7 +225,7 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
         blend = Blend.of(further, model.task.weights, model.task.temperature)
         return replace(model, task=blend, about=about)
     task, state = model.trained()
-    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
+    state = jax.tree.map(jnp.copy, state)  # training donates the arrays of its first state
     state = averaged(loop.fit(task, columns, state=state, **settings))
     about = {**model.about, "updated with": fingerprint(columns)}
     return replace(model, state=state._replace(opt_state=()), about=about)
@@ -237,16 +238,16 @@ def settings_within(
     recipe: Callable[..., dict[str, Any]],
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The settings of a recipe, with no more epochs than this machine makes in a time.
+    """The settings of a recipe, with no more epochs than this machine can make in the given time.
 
-    The speed is measured by a few steps, which start anew and are thrown away. The number of epochs
-    stays as it is where the user gives it, where a resumed run would have to measure the same once
-    more (checkpoints), and with several processes.
+    The speed is measured by a few steps from a new state, whose result is not used. The number of
+    epochs is not changed if the user gives it, with `checkpoints` (a resumed run would measure
+    another speed), and with several processes.
 
     Args:
-        seconds: the time; a seventh of it is left for compilation and validation.
+        seconds: the time; a seventh of it is reserved for compilation and validation.
         task: what to learn.
-        columns: the train rows.
+        columns: the training rows.
         recipe: `(rows, seconds, **given) -> settings` of `jaxops.fit`, with `epochs`.
         given: the user's options.
     """
@@ -269,8 +270,8 @@ def greedy(outputs: Sequence[np.ndarray], loss: Callable[[np.ndarray], float]) -
     """The weights of greedy selection with replacement, (M,): the best mean of at most 20 picks.
 
     Args:
-        outputs: of M members, (N, ...) each.
-        loss: of a mean of them.
+        outputs: the outputs of M members, each (N, ...).
+        loss: the loss of a mean of these outputs.
 
     >>> target = np.array([0.0, 1.0])
     >>> members = [target + 1, target - 1, target + 5]

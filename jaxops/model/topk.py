@@ -1,4 +1,4 @@
-"""Exact top-k: the largest inner products over items of any number, block by block."""
+"""Exact top-k: the largest inner products over any number of items, block by block."""
 
 import functools
 
@@ -23,19 +23,21 @@ def top_k(
 ) -> tuple[Array, Array]:
     """The `k` items with the largest inner products, exactly, for each query.
 
-    Items are scored a block at a time and the best `k` kept, so no more than (B, block + k) scores
-    are ever held. Of equal scores the lower index comes first, as in `jnp.argsort(stable=True)`.
-    Products are float32 sums, in full precision also where a device would round its factors.
+    Items are scored one block at a time and the best `k` are kept, so at most (B, block + k) scores
+    are in memory at a time. Of equal scores that with the lower index comes first, as in
+    `jnp.argsort(stable=True)`. Products are float32 sums in full precision, also on a device that
+    by default rounds the factors.
 
     Args:
         queries: (B, D), float.
-        items: (N, D), float; or None where the queries are the scores themselves, (B, N).
+        items: (N, D), float; or None if the queries are the scores themselves, (B, N).
         k: 1 to N.
         block: number of items scored at once; `k` if that is larger.
         seen: (B, M) int, items to leave out for each query; values outside [0, N) are ignored.
         allowed: (N,) bool, the items to choose among; all by default.
-        mesh: a mesh of one axis, over which the items are split: each device finds its best.
-        count: N, if `items` are laid out by `split_items`, with padding at the end.
+        mesh: a mesh with one axis, over which the items are split; each device finds its own best
+            items.
+        count: N, if `split_items` laid out `items`, with padding at the end.
 
     Returns:
         scores (B, k) float32, largest first, and indices (B, k) int32. NaN counts as the largest.
@@ -108,8 +110,8 @@ def _top_k(
         return scores
 
     def merge(best: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
-        # the last block reaches back over items that were seen, so that nothing is padded; the
-        # best k come first, and so win against these and against later items of equal score
+        # the last block overlaps the one before, so that nothing is padded; the best k come first,
+        # so they win against the same items and against later items of equal score
         start = jnp.minimum(first, count - block)
         index = jnp.broadcast_to(start + jnp.arange(block), (len(queries), block))
         scores = jnp.where(index >= first, score(start), -jnp.inf)
@@ -153,12 +155,12 @@ def _sharded(
         scores, index = (
             lax.all_gather(x, axis, axis=1, tiled=True) for x in (scores, index + first)
         )
-        # padding is at the end, and so of all that is left out it is last
+        # padding is at the end, so of all items that are left out it comes last
         scores, place = lax.top_k(scores, k)
         return scores, jnp.take_along_axis(index, place, axis=1)
 
     split = P(None, axis) if items is None else P()
-    # the same on every device, which the gathering hides from the check
+    # the result is the same on every device, but JAX's check cannot see this after the gather
     return jax.shard_map(
         best_of_device,
         mesh=mesh,

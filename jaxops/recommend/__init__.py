@@ -1,4 +1,4 @@
-"""Recommendation: one call a job, and below it the event log, models, tasks and exact lists."""
+"""Recommendation: one function for each job, and its parts: event logs, models, tasks, lists."""
 
 from jaxops.recommend.data.events import Events, Histories, Report
 from jaxops.recommend.data.features import Features

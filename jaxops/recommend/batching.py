@@ -1,4 +1,4 @@
-"""Batches of users: what a batch holds is bounded, whatever the longest history in it."""
+"""Batches of users, whose memory is bounded for any length of history."""
 
 import math
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ import numpy as np
 from jaxops._shapes import next_power_of_two
 from jaxops.recommend.recommenders import Recommender, queries
 
-CELLS_AT_ONCE = 2**24  # numbers in the largest array of a batch: 64 MiB of float32
-PLACE = 64  # a place of a history counts as so many numbers, which bounds also the time of a batch
+CELLS_AT_ONCE = 2**24  # values in the largest array of a batch: 64 MiB of float32
+PLACE = 64  # a position of a history counts as at least 64 values, which also bounds the time
 
 
 def padded(lengths: np.ndarray, least: int = 16, base: int = 2) -> np.ndarray:
-    """The next of a few lengths, `least` times a power of `base`, so that few programs compile.
+    """Lengths rounded up to `least` times a power of `base`, so that few programs compile.
 
     >>> padded(np.array([0, 16, 17, 100])).tolist()
     [16, 16, 32, 128]
@@ -30,17 +30,17 @@ def padded(lengths: np.ndarray, least: int = 16, base: int = 2) -> np.ndarray:
 def batches(
     users: np.ndarray, lengths: np.ndarray, held: Any, most: int
 ) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
-    """Users of similar lengths together, the longest first.
+    """Batches of users with similar lengths, the longest first.
 
     Args:
         users: (R,) indices of users.
-        lengths: (S, U) padded lengths, of each of the S things that a user has.
-        held: for S lengths, the numbers that are held for one user.
-        most: most users in a batch.
+        lengths: (S, U) padded lengths, of each of the S lists that a user has.
+        held: a function of S lengths: the number of values in memory for one user.
+        most: the largest number of users in a batch.
 
     Yields:
-        (B,) users, where B is a power of two: the last batch is filled with its last user; and the
-        S lengths of its longest.
+        (B,) users, where B is a power of two (the last batch is filled up with its last user), and
+        the largest S lengths of the batch.
 
     >>> for batch in batches(np.arange(5), np.array([[1, 1, 64, 1, 1]]), lambda n: n * 2**18, 4):
     ...     print(batch)
@@ -63,10 +63,10 @@ def batches(
 
 
 def cells(recommender: Recommender, length: int, features: Any, most: int) -> int:
-    """The numbers that the model's queries hold for one user with a history of that length.
+    """The number of values in memory for the query of one user with a history of that length.
 
-    It is the largest array of the program for `most` users, such as (B, L, D) for factors. The
-    answer is kept with the recommender.
+    It is the size of the largest array of the program for `most` users, such as (B, L, D) for
+    factors, divided by `most`. The result is cached with the recommender.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
@@ -87,7 +87,7 @@ def cells(recommender: Recommender, length: int, features: Any, most: int) -> in
 
 
 def _largest(jaxpr: Any) -> int:
-    """The size of the largest array that a program computes, also in the programs inside it."""
+    """The size of the largest array that a program computes, with the programs inside it."""
     sizes = [math.prod(v.aval.shape) for e in jaxpr.eqns for v in e.outvars]
     inner = [getattr(p, "jaxpr", p) for e in jaxpr.eqns for p in jax.tree.leaves(e.params)]
     return max([0, *sizes, *(_largest(one) for one in inner if hasattr(one, "eqns"))])

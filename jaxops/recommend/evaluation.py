@@ -25,14 +25,14 @@ def evaluated(
     user_features: Mapping[str, Any] | None = None,
     outside: np.ndarray | None = None,
 ) -> Evaluation:
-    """All metrics of a recommender, over the full catalogue, for any users, in training or not.
+    """All metrics of a recommender over the full catalogue, also for users not seen in training.
 
-    `recommend.evaluate` does so for a log.
+    `recommend.evaluate` does the same for a log.
 
     Args:
-        model: of `recommend.fit`, or a recommender.
-        histories: of U users, before the targets.
-        targets: of the same U users, the items they took next; users without any are left out.
+        model: a model from `recommend.fit`, or a recommender.
+        histories: the histories of U users, before the targets.
+        targets: the items that the same U users took next; users without any are left out.
         k: length of a list, 1 to N.
         exclude_seen: leave the items of a user's history out of the ranking and of the lists. A
             target that is one of them is a miss.
@@ -42,20 +42,21 @@ def evaluated(
         outside: (U,) number of targets that are not in the catalogue; see `ranks_and_lists`.
 
     Returns:
-        For k = 10 the metrics "hr@10", "recall@10", "ndcg@10", "mrr@10", "map@10", "novelty@10" and
-        "popularity_bias@10" of R users, and of all lists "coverage@10" and "gini@10". The ids are
-        the indices of the users. The parts are "users" (R,) int64, these indices; "ranks" (R, M)
-        float64, exact ranks, inf where a user has fewer than M targets; "ties" (R, M) int32, of
-        which each metric is the expectation; "never_shown" (R,) int64, the number of the user's
-        targets that no list can show: items seen before, or not in the catalogue; and "lists"
-        (R, k) int32, the recommended items, N where fewer than k are left.
+        An evaluation. For k = 10 its metrics are "hr@10", "recall@10", "ndcg@10", "mrr@10",
+        "map@10", "novelty@10" and "popularity_bias@10" of R users, and "coverage@10" and "gini@10"
+        of all lists. The ids are the indices of the users. The parts are "users" (R,) int64, these
+        indices; "ranks" (R, M) float64, exact ranks, inf where a user has fewer than M targets;
+        "ties" (R, M) int32, the numbers of tied items, over whose orders each metric is the mean;
+        "never_shown" (R,) int64, the number of the user's targets that no list can show, because
+        they were seen before or are not in the catalogue; and "lists" (R, k) int32, the recommended
+        items, N where fewer than k are left.
 
     Warns:
-        UserWarning: some targets were seen before and are left out. Where items are taken again,
-            such as groceries, use `exclude_seen=False`.
+        UserWarning: some targets were seen before and count as misses. If users take the same items
+            again, as with groceries, use `exclude_seen=False`.
 
     Raises:
-        ValueError: k outside 1 to N, counts of another shape, and as in `ranks`.
+        ValueError: k is outside 1 to N, or counts have another shape; see also `ranks`.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aaabbb"), "item": list("xyzxyz")}, time=None)
@@ -78,7 +79,7 @@ def evaluated(
     if again and exclude_seen:
         warnings.warn(
             f"{again:,} of {np.isfinite(ranks.ranks).sum():,} targets are items of their user's "
-            "history: exclude_seen=True never shows them, so they count as misses",
+            "history: with exclude_seen=True no list shows them, so they count as misses",
             stacklevel=2,
         )
     values = {f"{name}@{k}": metric(ranks.ranks, k, ranks.ties) for name, metric in METRICS.items()}
@@ -111,15 +112,15 @@ def segments(evaluation: Evaluation, labels: Sequence[Any] | np.ndarray) -> dict
     """A separate evaluation for each group of users.
 
     Args:
-        evaluation: of all users, as `evaluate` or `evaluated` returns it.
+        evaluation: the evaluation of all users, from `evaluate` or `evaluated`.
         labels: (U,) the group of each user of the histories, such as a range of their lengths.
 
     Returns:
-        label -> the evaluation of its users, sorted by label. Labels of which no user has a target
+        label -> the evaluation of its users, sorted by label. Groups in which no user has a target
         are left out.
 
     Raises:
-        ValueError: fewer labels than users.
+        ValueError: there are fewer labels than users.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aaabbb"), "item": list("xyzxzy")}, time=None)

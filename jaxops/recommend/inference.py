@@ -35,7 +35,7 @@ class Recommendations(NamedTuple):
     Attributes:
         places: (U, k) int32, indices into `items`; N where fewer than k items are left.
         scores: (U, k) float32, the model's scores; -inf where there is no item.
-        items: (N,) the items' ids, as the log had them: text or integers.
+        items: (N,) the items' ids, text or integers as in the log.
         users: (U,) the users' ids, or the numbers of the histories; see also `similar_items`.
         unknown: number of ids in the histories that are not in the catalogue; they were skipped.
         empty: number of users without a known item in their history. Unless the model handles empty
@@ -87,32 +87,33 @@ def recommend(
     user_features: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Recommendations:
-    """The exact `k` best items for each history, whether or not the user was in training.
+    """The exact `k` best items for each history, also for users not seen in training.
 
-    Users are scored in batches of at most 512, grouped by length of history and fewer where that is
-    long, and items in blocks, so the memory needed does not grow with the number of users. The
-    first call puts the parameters on the device, where they stay as long as the recommender exists.
+    Users are scored in batches of at most 512, grouped by the length of their history; batches of
+    long histories are smaller. Items are scored in blocks. So the memory does not grow with the
+    number of users. The first call puts the parameters on the device, where they stay as long as
+    the recommender exists.
 
     Args:
-        model: of `recommend.fit`, or a recommender.
-        histories: a log, for the history of each of its users; or the items' ids for each user,
+        model: a model from `recommend.fit`, or a recommender.
+        histories: a log with the history of each of its users; or for each user the items' ids,
             oldest first; or `Histories` of their indices. An id that is not in the catalogue is
             skipped and counted. `model.predict` also reads a table.
         k: number of items.
         exclude_seen: leave out the items of the history.
-        allow: ids to choose among; by default all. One list for everybody, or a list of lists, one
+        allow: ids to choose among; by default all. One list for all users, or a list of lists, one
             for each user of the answer.
-        deny: ids to leave out, likewise.
+        deny: ids to leave out, in the same form.
         users: ids of users of the log to answer for, in that order; by default all.
-        user_features: columns of a row for each user of the answer, for a model that reads features
-            of users (`TwoTower`); by default those of the log.
+        user_features: columns with a row for each user of the answer, for a model that reads
+            features of users (`TwoTower`); by default those of the log.
         devices: the devices over which the items are split for the search; by default only the
             first. The model is replicated on each of them.
 
     Raises:
-        ValueError: `k` larger than the catalogue, an id in `allow` or `deny` or an index in
-            `histories` that is not in the catalogue, users that the log lacks, or columns of users
-            that the model does not read.
+        ValueError: `k` is larger than the catalogue; an id in `allow` or `deny`, or an index in
+            `histories`, is not in the catalogue; a user is not in the log; or the model does not
+            read features of users.
         FloatingPointError: a score is NaN.
 
     >>> from jaxops import recommend as r
@@ -144,15 +145,15 @@ def recommend(
 
 
 class _Wanted(NamedTuple):
-    """What is known of U users, and what they may be shown; None where it does not matter.
+    """The histories of U users, and the items that they may be shown; None means no restriction.
 
     Attributes:
-        histories: what they took.
+        histories: the items that they took.
         features: their features.
-        allowed: (N,) bool, the items that anybody may be shown.
+        allowed: (N,) bool, the items that may be shown to any user.
         seen: the items of their histories, if these are left out.
         denied: further items to leave out.
-        candidates: the only items to choose among, in ascending order.
+        candidates: for each user, the only items to choose among, in ascending order.
     """
 
     histories: Histories
@@ -181,7 +182,7 @@ def _search(
     sizes = np.stack([padded(x.lengths) for x in (wanted.histories, *own)])
 
     def start(batch: np.ndarray, sizes: tuple[int, ...], known: bool) -> None:
-        """Have the device find the lists of a batch, and write those of an earlier one."""
+        """Start the search for the lists of a batch, and write those of an earlier batch."""
         length, last = sizes[0], sizes[-1]
         history = wanted.histories.rows(batch, min(length, method.context or length), count)
         rows = wanted.features and {name: x[batch] for name, x in wanted.features.items()}
@@ -213,7 +214,7 @@ def _search(
 
     answers = (lengths > 0) | getattr(method, "answers_empty", False)
     without = np.flatnonzero(~answers)
-    alike = without[:1] if not own else without  # one list for all who have no history
+    alike = without[:1] if not own else without  # all users without a history share one list
     for users, known in ((np.flatnonzero(answers), True), (alike, False)):
         for batch, longest in batches(users, sizes, held, USERS_AT_ONCE):
             start(batch, longest, known)
@@ -250,18 +251,18 @@ def _read(
 
 
 def similar_items(model: Model | Recommender, items: Iterable[Any], k: int = 10) -> Recommendations:
-    """The k items most like each of some items.
+    """The k most similar items for each of the given items.
 
-    Of a model with vectors of items it is the cosine of these; of another, such as `EASE` or
-    `ItemKNN`, the score after a history of this item alone.
+    If the model has vectors of items, the similarity is their cosine. Otherwise, as with `EASE` or
+    `ItemKNN`, it is the score after a history with only this item.
 
     Args:
-        model: of `recommend.fit`, or a recommender.
+        model: a model from `recommend.fit`, or a recommender.
         items: ids in the catalogue.
         k: number of items.
 
     Returns:
-        Lists as of `recommend`, without the item itself; `users` are the items asked about.
+        Lists like those of `recommend`, without the item itself; `users` holds the given items.
 
     Raises:
         ValueError: `k` larger than the catalogue, or an id that is not in it.
@@ -332,7 +333,7 @@ def _best_of(
     left_out: Array | None,
     allowed: Array | None,
 ) -> tuple[Array, Array]:
-    """As `top_k`, among (B, A) candidates of each user, in ascending order, N for padding."""
+    """The result of `top_k` among (B, A) candidates, in ascending order, with N for padding."""
     if table is None:
         scores = jnp.take_along_axis(query, candidates, 1, mode="clip")
     else:
@@ -356,7 +357,7 @@ def _best_of(
 def _limits(
     recommender: Recommender, allow: Any, deny: Any, users: int
 ) -> tuple[Array | None, Histories | None, Histories | None]:
-    """The items allowed for everybody, those denied to each user, and the candidates of each."""
+    """The items allowed for all users, those denied to each user, and each user's candidates."""
     own: dict[str, Histories] = {}
     allowed = np.ones(len(recommender.items), bool)
     for name, given in (("allow", allow), ("deny", deny)):

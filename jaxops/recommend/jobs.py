@@ -1,4 +1,4 @@
-"""One call a job: `fit` a finished model to a log, `evaluate` it, `update` it with new events."""
+"""One function for each job on a log: `fit` a finished model, `evaluate` it, `update` it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,9 +40,9 @@ from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen, whole
 from jaxops.trust.evaluation import Evaluation, table
 
-VALIDATED = 10_000  # users, of whom the last item is held out
-SOLVED = 10_000  # items for which EASE is tried by default: 1.6 GB
-PAIRED = 30_000_000  # pairs of items for which ItemKNN is tried by default: about 1 GB
+VALIDATED = 10_000  # largest number of users whose last item is held out
+SOLVED = 10_000  # largest number of items of EASE by default: 1.6 GB
+PAIRED = 30_000_000  # largest number of pairs of items of ItemKNN by default: about 1 GB
 PRINTED = ("hr", "ndcg", "coverage")
 
 
@@ -64,22 +64,22 @@ def fit(
 ) -> Model:
     """Train a recommender on a log of events: which user took which item, and when.
 
-    By default `EASE`, `ItemKNN` and `sasrec` are trained; the one with the largest NDCG of the
-    validation items is kept, or a blend. How much more recent events weigh in `EASE` and `ItemKNN`
-    (`decay`) is then chosen by validation as well, see `about`. `EASE` is of at most 10,000 items
-    here, and `ItemKNN` is left out of a log with more than 30 million pairs of items.
+    By default `EASE`, `ItemKNN` and `sasrec` are trained, and the one with the largest NDCG on the
+    validation items is kept, or a blend. Validation also chooses `decay` for `EASE` and `ItemKNN`,
+    how quickly the weight of older events falls; see `about`. Here `EASE` has at most 10,000 items,
+    and `ItemKNN` is not tried if the log has more than 30 million pairs of items.
 
-    The last item of each user, of at most 10,000 users with three events or more, is held out for
-    validation. A closed form is then fitted again to all events; a network is not.
+    The last item of each user is held out for validation, for at most 10,000 users with three
+    events or more. A closed form is then fitted again to all events; a network is not.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, arrays by name, or
-            `Events`, as `recommend.events` reads them from other files.
+            `Events`, which `recommend.events` reads from other files.
         method: a closed form such as `EASE(l2=100.0)`, `IALS()`, `BPR()`, `ItemKNN()` or
             `Popularity()`; a sequence module such as `sasrec()`, `gru4rec()` or `bert4rec()`, whose
-            number of items is set; `TwoTower()`, whose features are set; or a list, of which the
-            best by validation is kept, or a blend of the best sequence module and the better of
-            `EASE` and `ItemKNN`.
+            number of items is set; `TwoTower()`, whose features are set; or a list. Of a list the
+            best method by validation is kept, or a blend of the best sequence module and the better
+            of `EASE` and `ItemKNN`.
         user: the column of user ids, text or integers.
         item: the column of item ids, text or integers.
         time: the column of times, numbers or dates in ISO 8601; None uses the row number.
@@ -88,20 +88,20 @@ def fit(
         item_features: for `TwoTower`, a table with the item column and a row for every item.
         validation: instead of each user's last item, the share of the events, the last ones by
             time; or a log of later events.
-        budget: time after which training stops, such as "10min", or seconds; what is left is
-            divided among the methods still to come, and one for which nothing is left is not tried.
-        seed: of the users held out and of training.
+        budget: time after which training stops, such as "10min", or seconds. The remaining time is
+            divided among the remaining methods; a method for which none is left is not tried.
+        seed: the seed of the held-out users and of training.
         progress: print a progress bar and the validation figures.
-        **options: of `jaxops.fit`, in place of those of `recipe`: `optimizer`, `batch_size`,
-            `epochs`, `early_stopping`, `plan` and so on; for the methods that it trains.
+        **options: arguments of `jaxops.fit`, which replace those of `recipe`: `optimizer`,
+            `batch_size`, `epochs`, `early_stopping`, `plan` and so on, for methods that it trains.
 
     Returns:
         A model; `model.predict(log)` or `model.predict(histories)` gives `Recommendations`.
 
     Raises:
-        ValueError: a log that cannot be read, with column and row; a method of another kind, or of
-            another number of items; options or features that no method reads; no user to validate
-            by; as `jaxops.fit`.
+        ValueError: a log that cannot be read (the message names column and row); a method of
+            another kind, or with another number of items; options or features that no method uses;
+            no user for validation; see also `jaxops.fit`.
 
     >>> from jaxops import recommend
     >>> user, step = np.divmod(np.arange(240), 6)
@@ -113,7 +113,7 @@ def fit(
     >>> model.predict(log, k=2).frame()["user"].tolist()[:3]
     [0, 0, 1]
     """
-    until = monotonic() + 0.9 * seconds(budget)  # the rest is for validation and a blend
+    until = monotonic() + 0.9 * seconds(budget)  # a tenth is for validation and a blend
     reader = LogReader(user, item, time, weight)
     log = reader.events(data, item_features=item_features)
     if user_features is not None:
@@ -133,7 +133,7 @@ def fit(
     found: dict[str, Recommender] = {}
     scores: dict[str, Evaluation] = {}
     for place, (name, one) in enumerate(methods.items()):
-        left = (until - monotonic()) / (len(methods) - place)  # for this one
+        left = (until - monotonic()) / (len(methods) - place)  # for this method
         if found and left <= 0:
             break
         made = _trained(one, rest, held, left, given)
@@ -161,9 +161,9 @@ def fit(
 def _print(
     methods: dict[str, Any], scores: dict[str, Evaluation], decay: dict[str, float], k: int
 ) -> None:
-    """What was tried, what was chosen, and the scores."""
+    """Print what was tried, what was chosen, and the scores."""
     for name in [name for name in methods if name not in scores]:
-        print(f"not tried, as the time was over: {name}")
+        print(f"not tried, because no time was left: {name}")
     for name, value in decay.items():
         print(f"{name}: decay {value}, chosen by validation")
     print(f"validation, {len(next(iter(scores.values()))):,} users")
@@ -171,10 +171,10 @@ def _print(
 
 
 def recipe(count: int, left: float) -> dict[str, Any]:
-    """The default options of `jaxops.fit` for a sequence module, as chosen on Beauty.
+    """The default options of `jaxops.fit` for a sequence module, chosen on Beauty.
 
-    Batches of 4 packed rows, of some 30 users, learn more in an epoch than larger ones. Where a
-    device is not busy with so few, give `batch_size`.
+    Batches of 4 packed rows, about 30 users, learn more in an epoch than larger batches. If they
+    are too small to keep your device busy, give a larger `batch_size`.
 
     Args:
         count: number of packed rows; see `rows`.
@@ -201,21 +201,21 @@ def evaluate(
     exclude_seen: bool = True,
     user_features: Source | None = None,
 ) -> Evaluation:
-    """Score a model on a log: where it ranks what users took next, among all items.
+    """Score a model on a log by the ranks of the items that users took next, among all items.
 
     Args:
-        model: of `fit`.
+        model: a model from `fit`.
         data: a log; see `fit`. The last item of each user with several is the target, and the items
             before it are the history. A target that is not in the catalogue counts as missed.
-        known: a log of the earlier events. Then all items of `data` are targets, and the items of
-            `known` the histories.
+        known: a log of the earlier events. If it is given, all items of `data` are targets, and the
+            items of `known` are the histories.
         k: length of a list.
         exclude_seen: leave the items of a user's history out of the ranking.
         user_features: for `TwoTower`, a table with the user column and a row for every user.
 
     Returns:
-        Of each user "hr@10", "recall@10", "ndcg@10", "mrr@10", "map@10" and so on; see
-        `recommend.evaluated`. A unit is a user with a target.
+        "hr@10", "recall@10", "ndcg@10", "mrr@10", "map@10" and so on of each user; see
+        `recommend.evaluated`. The units are the users with a target.
 
     Raises:
         ValueError: a log that the model cannot read, or without a target.
@@ -238,14 +238,14 @@ def update(
     """Continue a model with new events; the indices of known items do not change.
 
     A closed form is updated as its class says. A sequence module is trained further on the new
-    events alone, for 5 epochs by default. Two towers take new items by their features, without
-    training. Of a blend each model is updated.
+    events only, for 5 epochs by default. Two towers take new items by their features, without
+    training. In a blend each model is updated.
 
     Args:
-        model: of `fit`.
-        new: a log of the new events alone; see `fit`.
+        model: a model from `fit`.
+        new: a log of only the new events; see `fit`.
         item_features: for `TwoTower`, a table with a row for every new item.
-        **options: of `jaxops.fit`, in place of those of `recipe`; for sequence modules.
+        **options: arguments of `jaxops.fit`, which replace those of `recipe`, for sequence modules.
 
     Raises:
         ValueError: a log that the model cannot read, or a model or arguments that do not fit.
@@ -304,7 +304,7 @@ def reader_of(model: Model) -> LogReader:
     """The reader of a model.
 
     Raises:
-        ValueError: a model of another room, or without a reader.
+        ValueError: the model belongs to another room, or has no reader.
     """
     reader: LogReader = inside(
         model, lambda part: isinstance(part, LogReader), "of recommend.fit, with a reader"
@@ -343,7 +343,7 @@ def _named(method: Any, log: Events) -> dict[str, Any]:
 def _held_out(
     reader: LogReader, log: Events, validation: Any, user_features: Source | None, seed: int
 ) -> tuple[Events, Held]:
-    """The events to train on, and what to score by."""
+    """The events to train on, and the held-out targets."""
     if validation is None:
         later = _last(log, seed)
     elif isinstance(validation, int | float | np.floating):
@@ -381,7 +381,7 @@ def _last(log: Events, seed: int) -> np.ndarray:
 def _trained(
     method: Any, log: Events, held: Held, left: float, options: Mapping[str, Any]
 ) -> Recommender:
-    """The recommender of a method in the seconds left; `options` are those of `jaxops.fit`."""
+    """The recommender of a method, trained in the seconds left with `options` of `jaxops.fit`."""
     if isinstance(method, TwoTower):
         return _two_towers(method, log, held, left, options)
     if hasattr(method, "fit"):
@@ -389,7 +389,7 @@ def _trained(
     items = len(log.items)
     if method.config.vocabulary - 1 not in (0, items):
         raise ValueError(
-            f"method must have {items:,} items, as the log, or 0, which sets it, got "
+            f"method must have {items:,} items, as the log, or 0 for automatic, got "
             f"{method.config.vocabulary - 1:,}"
         )
     module = method.clone(config=replace(method.config, vocabulary=items + 1))
@@ -435,14 +435,14 @@ def _two_towers(
 
 
 def _stopping(metric: str, mode: str, steps: int, left: float) -> EarlyStopping:
-    """Early stopping for epochs of so many steps, after 1,000 steps without an improvement."""
+    """Early stopping after 1,000 steps without an improvement, in epochs of `steps` steps."""
     return EarlyStopping(metric, max(3, 1000 // steps), mode, seconds=left)
 
 
 def _trained_further(old: Recommender, log: Events, options: Mapping[str, Any]) -> Recommender:
     module, state = sequence_with_items(old, len(log.items))
     task, columns, _ = _sequences(module, log)
-    state = jax.tree.map(jnp.copy, state)  # training donates the arrays that it starts from
+    state = jax.tree.map(jnp.copy, state)  # training donates the arrays of its first state
     defaults = recipe(len(columns["items"]), np.inf) | {"early_stopping": None, "epochs": 5}
     state = train(task, columns, state=state, **chosen(defaults, dict(options)))
     return sequence_recommender(module, state, log, old)

@@ -25,7 +25,8 @@ def coverage(lists: np.ndarray, items: int) -> float:
 def gini(lists: np.ndarray, items: int) -> float:
     """The Gini coefficient of how often each item is on a list, including items never shown.
 
-    0 if all items are shown equally often or none is, 1 - 1 / N if only one item is shown.
+    It is 0 if all items are shown equally often or none is shown, and 1 - 1 / N if only one item is
+    shown.
 
     Args:
         lists: (U, k).
@@ -66,7 +67,7 @@ def mean_popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The popularity of each user's list: the mean percentile of its items, 0 to 1.
 
     An item's percentile is the share of items with fewer events, plus half the share of items with
-    as many, so items shown at random give 0.5.
+    equally many, so a list of random items has 0.5.
 
     Args:
         lists: (U, k).
@@ -97,7 +98,7 @@ def popularity_bias(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     >>> popularity_bias(np.array([[0], [2]]), np.array([2, 1, 1]))
     array([ 0.25, -0.25])
     """
-    weights = counts if np.any(counts) else None  # without any event all items are equally popular
+    weights = counts if np.any(counts) else None  # without events all items are equally popular
     taken = np.average(_percentiles(counts), weights=weights)
     return mean_popularity(lists, counts) - taken
 

@@ -16,7 +16,7 @@ from jaxops.nn.product import matmul
 from jaxops.task import recorded
 
 Array = jax.Array
-AT_ONCE = 2**23  # scores in a chunk, 32 MB: near the size of a CPU's cache, twice as fast
+AT_ONCE = 2**23  # scores in a chunk, 32 MB: about the size of a CPU's cache, and twice as fast
 
 
 def cross_entropy(
@@ -26,9 +26,9 @@ def cross_entropy(
 
     Only one chunk of scores is in memory at a time, in the gradient too: the gradient is computed
     in the same pass as the loss, because softmax(z) - onehot(target) follows from a chunk's scores.
-    This takes three matrix products and one exponential per score, where a second pass over the
-    chunks would take four and two. Positions of weight 0 are moved to the end of their rows, and
-    chunks without any other are skipped. There is no derivative with respect to `weights`.
+    This takes three matrix products and one exponential per score; a second pass over the chunks
+    would take four and two. Positions of weight 0 are moved to the end of their rows, and chunks
+    with only such positions are skipped. There is no derivative with respect to `weights`.
 
     Args:
         hidden: (B, T, D) float.
@@ -45,8 +45,8 @@ def cross_entropy(
     True
     """
     rows, length, _ = hidden.shape
-    # in parts if one position of each row is too much at once; the rows of a part are far apart, so
-    # that each device holds its share of every part
+    # in parts if one position of each row is too much at once; the rows of a part are far apart,
+    # so that each device has its share of every part
     parts = next(p for p in range(1, rows + 1) if fits(rows, p, len(table)))
     if parts > 1:
 
@@ -127,7 +127,7 @@ def _by_chunks(
     start = (jnp.zeros(()), jnp.zeros_like(x), jnp.zeros_like(wide))
     chunks = -(-count // chunk)
     total, into_x, into_table = lax.fori_loop(0, chunks, body, start)
-    if gradient:  # the part from the targets' scores
+    if gradient:  # add the part that comes from the targets' scores
         into_x -= w[..., None] * wide[y]
         into_table = into_table.at[y.reshape(-1)].add(-(w[..., None] * x).reshape(-1, width))
     back = jnp.argsort(first, axis=1)[..., None]
@@ -189,7 +189,7 @@ def in_batch_softmax(scores: Array, item: Array, log_q: Array, weights: Array) -
         loss_i = log(exp(s_ii) + 1/(B-1) sum over j with y_j != y_i of exp(s_ij) / q(y_j)) - s_ii
 
     The argument of the logarithm has the mean `sum over all items n of exp(s_in)`. The row's own
-    item is counted once and without correction, as it was not drawn from q (Khrylchenko et al.
+    item is counted once and without correction, because it was not drawn from q (Khrylchenko et al.
     2025).
 
     Args:
@@ -244,8 +244,8 @@ class CrossEntropy:
 class SampledSoftmax:
     """Cross-entropy with negatives drawn in each step, uniformly and from the batch's targets.
 
-    The batch's targets are a draw by popularity, and uniform draws rarely hit popular items. The
-    correction uses the probability of the mixture. See `sampled_softmax`.
+    The batch's targets are draws by popularity, which uniform draws lack, because these rarely hit
+    popular items. The correction uses the probability of the mixture. See `sampled_softmax`.
 
     Attributes:
         negatives: M, shared by all positions of the batch.
@@ -315,8 +315,8 @@ class BinaryCrossEntropy:
 
     With one negative it is the loss of SASRec, whose authors draw from the items that the user
     never took; here only the target is excluded. With `calibration` t above 0 it is gBCE: beta =
-    a (t (1 - 1 / a) + 1 / a), where a = K / (N - 1) is the share of negatives drawn. It corrects
-    the probabilities, which few negatives would overestimate.
+    a (t (1 - 1 / a) + 1 / a), where a = K / (N - 1) is the share of negatives drawn. With few
+    negatives the probabilities would be too high; gBCE corrects this.
 
     Attributes:
         negatives: K, drawn for each position uniformly from the other items.

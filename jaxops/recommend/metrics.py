@@ -1,9 +1,9 @@
-"""Metrics of the ranks of the items that users took next; under ties each is its expectation.
+"""Metrics of the ranks of the items that users took next; with ties, the mean over all orders.
 
 Every metric takes ranks (U, M), inf where a user has fewer than M targets, and returns one value
-per user, (U,); see `jaxops.trust.intervals` for the uncertainty of their mean. Items that tie are
-in random order: the value is the mean over all orders, in closed form, so that a model that scores
-all items alike gets what chance gets, at every k.
+per user, (U,); see `jaxops.trust.intervals` for the uncertainty of their mean. Items with equal
+scores count as randomly ordered: the value is the mean over all orders, in closed form. So a model
+that gives all items the same score has the value of random lists, for every k.
 
 References:
     McSherry and Najork 2008, Computing information retrieval performance measures efficiently in
@@ -22,8 +22,8 @@ def hr(ranks: np.ndarray, k: int, ties: np.ndarray | None = None) -> np.ndarray:
     Args:
         ranks: (U, M) from 1, the mean rank among the items that tie; inf where there is no target.
         k: at least 1.
-        ties: (U, M) number of items that share the target's score, with the target; see `Ranks`.
-            By default 1, or as many of the user's targets as share a rank.
+        ties: (U, M) number of items with the target's score, with the target itself; see `Ranks`.
+            By default 1, or the number of the user's targets that have the same rank.
 
     >>> hr(np.array([[1.0, np.inf], [10.5, 12.0]]), 10)
     array([1. , 0.5])
@@ -31,7 +31,7 @@ def hr(ranks: np.ndarray, k: int, ties: np.ndarray | None = None) -> np.ndarray:
     array([0.6])
     """
     at = _groups(ranks, k, ties)
-    # of a group's places beyond k, the targets take one after the other
+    # the targets take the group's positions beyond k one after the other
     missed = np.maximum(at.ties - at.inside - at.before, 0) / (at.ties - at.before)
     return 1 - missed.prod(1)
 
@@ -64,18 +64,18 @@ def ndcg(ranks: np.ndarray, k: int, ties: np.ndarray | None = None) -> np.ndarra
 
 
 def mrr(ranks: np.ndarray, k: int, ties: np.ndarray | None = None) -> np.ndarray:
-    """Reciprocal rank @k: 1 / (rank of the first target), 0 where that is above k.
+    """Reciprocal rank @k: 1 / (rank of the first target), 0 if that rank is above k.
 
     >>> mrr(np.array([[4.0, 2.0], [11.0, np.inf]]), 10)
     array([0.5, 0. ])
     """
     at = _groups(ranks, k, ties)
     found = at.summed(lambda rank: 1 / rank)[:, 0] / at.ties[:, 0]
-    several = np.flatnonzero(at.size[:, 0] > 1)  # of which any may be the first
+    several = np.flatnonzero(at.size[:, 0] > 1)  # several targets tie, and any may be the first
     above, alike, size = (x[several, 0] for x in (at.above, at.ties, at.size))
     left, total = np.ones(len(several)), np.zeros(len(several))
     for step in range(int(min(k, (alike - size).max(initial=-1) + 1))):
-        chance = size / np.maximum(alike - step, size)  # of the next place, if none was before
+        chance = size / np.maximum(alike - step, size)  # for the next position, if none was before
         total += np.where(above + step < k, left * chance / (above + 1 + step), 0)
         left *= 1 - chance
     found[several] = total
@@ -93,8 +93,8 @@ def average_precision(ranks: np.ndarray, k: int, ties: np.ndarray | None = None)
     """
     at = _groups(ranks, k, ties)
     harmonic = at.summed(lambda rank: 1 / rank)
-    # a place of the group holds the share size / ties of a target, and the places of the group
-    # before it hold of the other targets what their number makes likely
+    # a position in the group holds a target with probability size / ties; the positions before it
+    # in the group hold their expected number of the other targets
     later = at.inside - np.where(at.inside > 0, at.above + 1, 0) * harmonic
     others = (at.size - 1) / np.maximum(at.ties - 1, 1)
     total = (((at.earlier + 1) * harmonic + others * later) / at.ties).sum(1)
@@ -111,16 +111,16 @@ METRICS: dict[str, Callable[..., np.ndarray]] = {
 
 
 class _Groups(NamedTuple):
-    """The targets of each user by rank, with the group of tied items that each is in, (U, M).
+    """The targets of each user by rank, and the group of tied items of each target, (U, M).
 
     Attributes:
         k: length of the list.
         targets: (U,) number of targets.
         above: number of items above the group.
         ties: number of items in the group.
-        inside: number of the group's places among the first k.
+        inside: number of the group's positions among the first k.
         size: number of the user's targets in the group.
-        before: number of these that stand before this one in the row.
+        before: number of these that come before this one in the row.
         earlier: number of the user's targets in better groups.
     """
 
@@ -134,7 +134,7 @@ class _Groups(NamedTuple):
     earlier: np.ndarray
 
     def summed(self, gain: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """The gains of ranks 1 to k, summed over the places of each target's group, (U, M)."""
+        """The gains of ranks 1 to k, summed over the positions of each target's group, (U, M)."""
         ends = np.arange(self.k + 1)
         total = np.concatenate([[0.0], np.cumsum(gain(ends[1:].astype(float)))])
         upper, lower = (np.interp(x, ends, total) for x in (self.above + self.ties, self.above))

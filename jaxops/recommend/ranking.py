@@ -1,8 +1,8 @@
 """Exact ranks of the items that users took next, over the whole catalogue.
 
 Ranks count from 1, and tied items share their mean rank, so that a model that gives all items the
-same score gains nothing from the order of the catalogue. `Ranks.ties` has the number of those that
-tie, from which the metrics are their exact expectation.
+same score gains nothing from the order of the catalogue. `Ranks.ties` has the number of tied items,
+from which the metrics compute the exact mean over all orders.
 """
 
 import functools
@@ -30,8 +30,8 @@ from jaxops.recommend.recommenders import (
 
 Array = jax.Array
 
-USERS_AT_ONCE = 1024  # for a small catalogue
-COMPARED = 64  # so many comparisons of a target's score count as one number that is held
+USERS_AT_ONCE = 1024  # largest number of users in a batch, for a small catalogue
+COMPARED = 64  # this many comparisons of a target's score count as one value in memory
 
 
 class Ranks(NamedTuple):
@@ -39,8 +39,8 @@ class Ranks(NamedTuple):
 
     Attributes:
         users: (R,) int64, the users that have a target.
-        ranks: (R, M) float64, from 1; after the catalogue, at N + 1, N + 2 and so on, for targets
-            that no list can show; inf where a user has fewer than M targets.
+        ranks: (R, M) float64, from 1; targets that no list can show rank after the catalogue, at
+            N + 1, N + 2 and so on; inf where a user has fewer than M targets.
         ties: (R, M) int32, the number of items with the target's score, with the target.
         candidates: (R,) int64, the number of items ranked.
     """
@@ -60,18 +60,18 @@ def ranks(
 ) -> Ranks:
     """The exact rank of each target among all items except those its user has seen.
 
-    rank = 1 + (number of items that score higher) + 1/2 (number of others that score the same).
+    rank = 1 + (number of items with a higher score) + 1/2 (number of others with the same score).
 
-    A target that its user has seen is ranked after the catalogue, as `recommend` does not show it,
-    and so is one of score -inf. A target that occurs twice counts once. Users are scored in batches
-    of at most 1,024, and fewer where a history or the catalogue is long: no array of a batch has
-    more than 2**24 numbers, unless one user alone needs it.
+    A target that its user has seen is ranked after the catalogue, because `recommend` does not show
+    it, and so is a target with the score -inf. A target that occurs twice counts once. Users are
+    scored in batches of at most 1,024; batches are smaller if a history or the catalogue is long,
+    so that no array of a batch has more than 2**24 values, unless a single user needs more.
 
     Args:
-        model: of `recommend.fit`, or a recommender. It reads the last `context` items of a history,
-            while all items of the history are left out.
-        histories: of U users, before the targets; may be empty.
-        targets: of the same U users, the items they took next. Users without any are left out.
+        model: a model from `recommend.fit`, or a recommender. It reads the last `context` items of
+            a history, but all items of the history are left out of the ranking.
+        histories: the histories of U users, before the targets; they may be empty.
+        targets: the items that the same U users took next. Users without any are left out.
         exclude_seen: if False, the ranks are among all N items.
         user_features: columns of U rows, for a model that reads features of users.
 
@@ -101,18 +101,18 @@ def ranks_and_lists(
     """The result of `ranks`, and each user's k best items by the same scores.
 
     Args:
-        model: as in `ranks`, like the other arguments.
-        histories: of U users.
-        targets: of the same U users.
+        model: see `ranks`.
+        histories: the histories of U users.
+        targets: the targets of the same U users.
         k: 1 to N.
-        exclude_seen: as in `ranks`.
-        user_features: as in `ranks`.
-        outside: (U,) number of further targets that are not in the catalogue: they rank after it,
+        exclude_seen: see `ranks`.
+        user_features: see `ranks`.
+        outside: (U,) number of further targets that are not in the catalogue. They rank after it,
             so that they count as missed.
 
     Returns:
-        The ranks, and (R, k) int32: indices of items, best first, the lower index
-        first among equal scores; N where fewer than k items are left, or score more than -inf.
+        The ranks, and (R, k) int32: indices of items, best first; of equal scores that with the
+        lower index comes first. N where fewer than k items are left whose score is above -inf.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
@@ -178,7 +178,7 @@ def _ranked(
         rows = features and {name: values[batch] for name, values in features.items()}
         result = _score(model, k, params, table, share, history, rows, hidden, target)
         waiting.append((batch, *result))
-        if len(waiting) > 1:  # the host prepares a batch while the device computes the previous one
+        if len(waiting) > 1:  # the host prepares a batch while the device computes the one before
             write(*waiting.pop(0))
     write(*waiting.pop())
     return Ranks(with_target, places, ties, count - seen.lengths[with_target]), lists
@@ -197,7 +197,7 @@ def _score(
     targets: Array,
 ) -> tuple[tuple[Array, Array], Array]:
     """`above_and_alike`, with -1 where a score is NaN; and the k best items, (B, k)."""
-    # computed once: two fused computations of one score may differ in their last bit
+    # scores are computed once, because two fused computations may differ in the last bit
     every = lax.optimization_barrier(scores(model, params, table, share, history, users))
     left = every.at[jnp.arange(len(every))[:, None], seen].set(-jnp.inf, mode="drop")
     above, alike = above_and_alike(left, targets)
@@ -209,15 +209,15 @@ def _score(
 
 
 def above_and_alike(scores: Array, targets: Array) -> tuple[Array, Array]:
-    """The number of items above each target, and of those that share its score, with itself.
+    """The number of items above each target, and of items with its score, with the target itself.
 
     Args:
         scores: (B, N) float; -inf for an item that is not shown.
-        targets: (B, M) int, N for padding, whose numbers mean nothing.
+        targets: (B, M) int, N for padding; the results for padding have no meaning.
 
     Returns:
-        Two (B, M) int32. Of a target that is not shown N items are above, which no other target
-        has.
+        Two (B, M) int32. For a target that is not shown the number of items above is N, which no
+        other target has.
 
     >>> above, alike = above_and_alike(jnp.array([[5.0, 3.0, 3.0, -jnp.inf]]), jnp.array([[2, 3]]))
     >>> above.tolist(), alike.tolist()
@@ -225,7 +225,7 @@ def above_and_alike(scores: Array, targets: Array) -> tuple[Array, Array]:
     """
     own = jnp.take_along_axis(scores, targets, axis=1, mode="clip")
     found = scores[:, None] > own[:, :, None], scores[:, None] == own[:, :, None]
-    above, alike = lax.reduce(  # both in one pass, which is many times as fast as two sums
+    above, alike = lax.reduce(  # both in one pass, which is many times faster than two sums
         tuple(x.astype(jnp.int32) for x in found),
         (jnp.int32(0), jnp.int32(0)),
         lambda x, y: (x[0] + y[0], x[1] + y[1]),
@@ -276,10 +276,10 @@ def sampled_metrics(
 ) -> dict[str, np.ndarray]:
     """The metrics among a sample of the items, only for comparison with older papers.
 
-    Each target is ranked among itself and `negatives` others, drawn uniformly without replacement
-    from the items of its exact ranking. The number of those above it is hypergeometric, so nothing
-    is scored again. Half of the items with the target's score count as above it. A
-    target that no list can show is missed.
+    Each target is ranked among itself and `negatives` others, which are drawn uniformly without
+    replacement from the items of its exact ranking. The number of drawn items above it is
+    hypergeometric, so no scores are computed again. Half of the items with the target's score count
+    as above it. A target that no list can show is a miss.
 
     Args:
         ranks: exact ranks.
@@ -310,7 +310,7 @@ def sampled_metrics(
         stacklevel=2,
     )
     others = np.broadcast_to(ranks.candidates[:, None] - 1, ranks.ranks.shape)
-    shown = ranks.ranks <= others + 1  # the other targets stay behind all that is drawn
+    shown = ranks.ranks <= others + 1  # the other targets rank after all drawn items
     fewest = others.min(initial=np.iinfo(np.int64).max, where=shown)
     if not 1 <= negatives <= fewest:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The reader that a file of a finished recommender keeps: how a user's log is read."""
+"""The reader of a finished recommender: how a user's log is read."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, rec
 
 
 class Held(NamedTuple):
-    """What U users took before, and what they took next.
+    """The items that U users took before, and the items that they took next.
 
     Attributes:
         users: (U,) their ids.
-        histories: of the U users, before the targets.
-        targets: of the U users, the items of the catalogue that they took next.
-        outside: (U,) int64, number of other items that they took next.
+        histories: the histories of the U users, before the targets.
+        targets: the items of the catalogue that the U users took next.
+        outside: (U,) int64, number of items that they took next and that the catalogue lacks.
         features: columns of U rows, or None.
     """
 
@@ -39,10 +39,10 @@ class Held(NamedTuple):
 @recorded
 @dataclass(frozen=True)
 class LogReader:
-    """What a finished recommender knows of its logs: the names of their columns.
+    """The reader of a finished recommender: the names of a log's columns.
 
-    The catalogue is in the `Recommender`. A method takes a log as `recommend.events` reads it, or
-    `Events`, for a file that needs more settings to be read.
+    The catalogue is in the `Recommender`. Its methods read a log as `recommend.events` does. If a
+    file needs more settings, read it by `recommend.events`, and give them the `Events`.
 
     Attributes:
         user: the column of user ids.
@@ -73,7 +73,7 @@ class LogReader:
         Args:
             source: a CSV or Parquet file, a frame of pandas, polars or PyArrow, arrays by name, or
                 `Events`.
-            items: (N,) ids of a known catalogue, with which that of the log then begins.
+            items: (N,) ids of a known catalogue; the catalogue of the log then begins with them.
             item_features: a table with the item column and a row for every item.
 
         Raises:
@@ -94,7 +94,7 @@ class LogReader:
         return source if items is None else in_catalogue(source, items)
 
     def describe(self) -> dict[str, str]:
-        """What it reads, for people."""
+        """A description of what it reads."""
         return {"user": self.user, "item": self.item, "time": self.time or "the row number"}
 
     def held(
@@ -109,8 +109,8 @@ class LogReader:
         Args:
             source: the log. Its items are the targets.
             items: (N,) the catalogue.
-            known: a log of the earlier items. Without it the last item of each user with several is
-                the target.
+            known: a log of the earlier items. Without it, the target is the last item of each user
+                with several items.
             user_features: a table with the user column and a row for every user.
 
         Raises:
@@ -154,7 +154,7 @@ class LogReader:
             model: the model.
             data: a log, see `events`; or a list or a series of histories: the items' ids for each
                 user, oldest first.
-            k: number of items, as the other options see `recommend.recommend`.
+            k: number of items; for this and the other options see `recommend.recommend`.
             exclude_seen: leave out the items of the history.
             allow: ids to choose among.
             deny: ids to leave out.
@@ -163,7 +163,7 @@ class LogReader:
                 the answer; for a list of histories, columns of as many rows.
 
         Raises:
-            ValueError: a log that cannot be read, and as `recommend.recommend`.
+            ValueError: a log that cannot be read; see also `recommend.recommend`.
         """
         options: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny}
         lists: Any = data.to_list() if hasattr(data, "to_list") else data
@@ -179,7 +179,7 @@ class LogReader:
 
 @recorded
 def _stored(model: Any, arrays: tuple[tuple[str, tuple[int, ...], str], ...]) -> Task:
-    """What a file of format 1 holds of a recommender: its model, and the shapes of its arrays."""
+    """A recommender as a file of format 1 holds it: its model, and the shapes of its arrays."""
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         flat = {name: jnp.zeros(shape, dtype) for name, shape, dtype in arrays}

@@ -20,7 +20,7 @@ class Method(Protocol):
     """The interface of every kind of model: a frozen dataclass of settings with pure functions.
 
     An item's score is the inner product of the user's query with the item's row of the table;
-    without a table, the queries are the scores. The query depends on the history alone, so a user
+    without a table, the queries are the scores. The query depends only on the history, so a user
     who was not in training is scored like any other.
 
     A model may also have: `fit(events, params=None)`, see `recommend.fitted`; `user_features`,
@@ -52,7 +52,7 @@ class Method(Protocol):
         """
 
     def table(self, params: Params) -> Array | None:
-        """The items' vectors (N, D), or None where the queries are the scores."""
+        """The items' vectors (N, D), or None if the queries are the scores."""
 
 
 @recorded
@@ -63,9 +63,9 @@ class Recommender:
     Attributes:
         model: the kind of model and its settings; see `Method`.
         params: its parameters.
-        items: (N,) the items' ids, str, or int64 where the log has integers.
-        counts: (N,) float, number of training events of each item; a user without history gets the
-            items with the most.
+        items: (N,) the items' ids, str, or int64 if the log has integers.
+        counts: (N,) float, number of training events of each item; a user without a history gets
+            the items with the largest counts.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aab"), "item": list("xyx")}, time=None)
@@ -89,7 +89,7 @@ class Recommender:
 
     @cached_property
     def cells(self) -> dict[int, int]:
-        """What `batching.cells` has found so far, by length of history."""
+        """The cached results of `batching.cells`, by length of history."""
         return {}
 
     @cached_property
@@ -115,7 +115,7 @@ class Recommender:
         return Histories(np.array(items, np.int32), starts), unknown
 
     def indices(self, ids: Iterable[Any], name: str) -> list[int]:
-        """The indices of ids in the catalogue; `name` is the argument's.
+        """The indices of ids in the catalogue; `name` is the name of the argument in messages.
 
         Raises:
             ValueError: an id that is not in the catalogue.
@@ -131,7 +131,7 @@ def recommender_of(model: Model | Recommender) -> Recommender:
     """The recommender itself, or the one in a finished model.
 
     Raises:
-        ValueError: a model of another room.
+        ValueError: the model belongs to another room.
     """
     found: Recommender = inside(
         model, lambda part: isinstance(part, Recommender), "of the recommend room"
@@ -140,7 +140,7 @@ def recommender_of(model: Model | Recommender) -> Recommender:
 
 
 def in_place_of(model: Model | Recommender, recommender: Recommender) -> Any:
-    """The recommender, within a finished model if that is what was given."""
+    """The recommender, put into the finished model if one was given."""
     return replace(model, task=recommender) if isinstance(model, Model) else recommender
 
 
@@ -186,7 +186,7 @@ def last_items(history: Array, context: int | None, padding: int) -> Array:
 
 
 def check_k(k: Any, count: int) -> None:
-    """Raise `ValueError` for a length of lists that is no whole number from 1 to `count`."""
+    """Raise `ValueError` if the length of lists is not a whole number from 1 to `count`."""
     whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
     if not whole or not 1 <= k <= count:
         raise ValueError(f"k must be 1 to {count:,} (the number of items), got {k!r}")
@@ -202,7 +202,7 @@ def read_users(model: Any, users: Mapping[str, Any] | None, count: int) -> Any:
     """The features of `count` users as the model reads them, or None without columns.
 
     Raises:
-        ValueError: a model that reads no features of users, or columns that it cannot read.
+        ValueError: the model reads no features of users, or cannot read the columns.
     """
     if users is None:
         return None
@@ -216,8 +216,8 @@ def read_users(model: Any, users: Mapping[str, Any] | None, count: int) -> Any:
 def fitted(model: Any, events: Events) -> Recommender:
     """Fit `EASE`, `IALS`, `BPR`, `ItemKNN` or `Popularity` to all events of a log.
 
-    `recommend.fit` does so and more. Sequence models and two towers are trained by `jaxops.fit`;
-    see `next_item` and `retrieval`.
+    `recommend.fit` does this and more. `jaxops.fit` trains sequence models and two towers; see
+    `next_item` and `retrieval`.
 
     Args:
         model: the kind of model and its settings.
@@ -237,9 +237,9 @@ def updated(recommender: Recommender, events: Events) -> Recommender:
     """Update a recommender with new events; the indices of known items do not change.
 
     Args:
-        recommender: one that `fitted` made.
-        events: only the new events. Their `items` begin with the known items, and new items follow;
-            see `events(items=)`.
+        recommender: a recommender from `fitted`.
+        events: only the new events. Their `items` must begin with the known items, and new items
+            follow; see `events(items=)`.
 
     Raises:
         ValueError: `items` that do not begin with the known items, or a model without `fit`.
@@ -253,7 +253,7 @@ def updated(recommender: Recommender, events: Events) -> Recommender:
     """
     if not hasattr(recommender.model, "fit"):
         raise ValueError(
-            "recommender must be of a model with a fit method, such as EASE, got "
+            "recommender must have a model with a fit method, such as EASE, got "
             f"{type(recommender.model).__name__}; sequence models are trained further by "
             "jaxops.fit after recommend.sequence_with_items, and two towers take new items by "
             "recommend.two_tower_with_items"
@@ -262,7 +262,7 @@ def updated(recommender: Recommender, events: Events) -> Recommender:
     if not same_ids(events.items[: len(known)], known):
         raise ValueError(
             f"events must have a catalogue that begins with the {len(known):,} known items, got "
-            "other items; make it with events(..., items=recommender.items)"
+            "other items; make it by events(..., items=recommender.items)"
         )
     params = recommender.model.fit(events, recommender.params)
     counts = event_counts(events)

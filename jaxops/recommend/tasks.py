@@ -1,4 +1,4 @@
-"""Tasks on event logs: predict the next item, restore hidden items, or retrieve items."""
+"""Tasks on event logs: predict the next item, predict masked items, or retrieve items."""
 
 import functools
 from collections.abc import Callable
@@ -45,9 +45,9 @@ def rows(histories: Histories, length: int, overlap: int = 1) -> dict[str, np.nd
     share a row as segments 1, 2, ... (see `jaxops.data.packing.pack`); 0 is padding.
 
     Args:
-        histories: of the training events.
-        length: length of a row: the model's context + 1 for `next_item`, the context for
-            `masked_item`.
+        histories: the histories of the training events.
+        length: length of a row: for `next_item` the model's context + 1, for `masked_item` the
+            context.
         overlap: 1 for `next_item`, 0 for `masked_item`.
 
     Raises:
@@ -74,11 +74,13 @@ def rows(histories: Histories, length: int, overlap: int = 1) -> dict[str, np.nd
 
 
 def held_out(histories: Histories, targets: Histories, length: int) -> dict[str, np.ndarray]:
-    """Evaluation rows: one history each, with its target last; columns as in `rows`.
+    """Evaluation rows: one history each, with its target last; the columns are those of `rows`.
 
     Args:
-        histories: of U users, before the targets. Users with an empty history are left out.
-        targets: of the same users; the first of each counts. Users without one are left out.
+        histories: the histories of U users, before the targets. Users with an empty history are
+            left out.
+        targets: the targets of the same users; only the first of each user counts. Users without
+            one are left out.
         length: length of a row, which holds the history's last items and the target; see `rows`.
 
     >>> before = Histories(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
@@ -117,7 +119,7 @@ def next_item(module: Any, loss: Loss = CrossEntropy()) -> Task:  # noqa: B008
     ['items', 'segments']
     """
     if not module.config.causal:
-        raise ValueError("module must be causal, got one that attends to later items as well")
+        raise ValueError("module must be causal, got one that also attends to later items")
 
     def split(items: Array, segments: Array, key: Key) -> tuple[Array, Array, Array, Array]:
         following = segments[:, 1:]
@@ -129,12 +131,12 @@ def next_item(module: Any, loss: Loss = CrossEntropy()) -> Task:  # noqa: B008
 
 @recorded
 def masked_item(module: Any, loss: Loss = CrossEntropy(), share: float = 0.2) -> Task:  # noqa: B008
-    """Restore items masked at random from the items on both sides (BERT4Rec).
+    """Predict items that are masked at random from the items on both sides (BERT4Rec).
 
     In training a batch holds `rows(..., overlap=0)`. In each step `share` of the items of each row,
-    and at least one, are masked at random. Evaluation is that of `next_item`: only the last item of
-    a history is masked. The original draws for each history and adds copies of the histories with
-    only the last item masked; here the histories of a row share one draw.
+    and at least one, are masked at random. The evaluation is that of `next_item`: only the last
+    item of a history is masked. The original draws for each history, and adds copies of the
+    histories in which only the last item is masked; here the histories of a row share one draw.
 
     Args:
         module: a bidirectional Flax module, as made by `bert4rec`.
@@ -178,13 +180,13 @@ def _sequence_task(module: Any, loss: Loss, split: Any, ahead: int) -> Task:
         module: the Flax module.
         loss: the training loss.
         split: `(items, segments, key) -> (inputs, their segments, targets, 1 where one counts)`.
-        ahead: how many items a row may hold beyond the module's context.
+        ahead: number of items by which a row may be longer than the module's context.
     """
     items, model = module.config.vocabulary - 1, SequenceModel(module)
     read = functools.partial(_read, module.config.context + ahead)
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
-        if np.shape(batch["items"])[1] > 1:  # not `task.example`
+        if np.shape(batch["items"])[1] > 1:  # the batch is not `task.example`
             jax.eval_shape(read, dict(batch))
         start = jnp.zeros((1, 2), jnp.int32)
         params = module.init(key, start, start + 1, start, method="hidden")["params"]
@@ -251,8 +253,8 @@ def _held_out_metrics(
     last = jnp.maximum((segments > 0).sum(1, keepdims=True) - 1, 0)
     target = jnp.take_along_axis(row, last, 1)
     history = jnp.where(jnp.arange(row.shape[1])[None] < last, row, items)[:, :-1]
-    # in parts, which bounds the scores in memory; the rows of a part are far apart, so that each
-    # device holds its share of every part
+    # in parts, to bound the memory of the scores; the rows of a part are far apart, so that each
+    # device has its share of every part
     parts = next(p for p in range(1, len(row) + 1) if fits(len(row), p, items))
 
     def part(x: tuple[Array, Array]) -> tuple[Array, Array, Array]:
@@ -268,10 +270,11 @@ def _held_out_metrics(
 def _held_out_ranks(
     model: SequenceModel, params: Params, history: Array, target: Array
 ) -> tuple[Array, Array, Array]:
-    """The cross-entropy of `target` (B, 1) after `history` (B, L), and its place, all (B,).
+    """The cross-entropy of `target` (B, 1) after `history` (B, L), and its rank, all (B,).
 
-    The place is the number of items above it, of all except those of the history, and the number of
-    those that share its score; 2**30 are above where a score is NaN or the target was seen before.
+    The rank is given by two numbers, over all items except those of the history: the number of
+    items above the target, and the number of items with its score. If a score is NaN or the target
+    was seen before, the first number is 2**30.
     """
     scores = jnp.matmul(
         model.queries(params, history),
@@ -288,7 +291,7 @@ def _held_out_ranks(
 
 
 def _expected(gain: Array, above: Array, alike: Array) -> Array:
-    """The mean gain (B,) over the places from `above` to `above` + `alike`, from 0."""
+    """The mean gain (B,) over the positions from `above` to `above` + `alike`, counted from 0."""
     place = jnp.arange(len(gain))[None]
     inside = (above[:, None] <= place) & (place < (above + alike)[:, None])
     return jnp.where(inside, gain, 0).sum(1) / alike
@@ -299,11 +302,11 @@ def retrieval(towers: TwoTower, events: Events) -> Task:
 
     A batch holds `towers.rows(events)`. The items' features are in the state's `extra`, which is
     not trained. The loss of a row depends on the other rows of its batch, so larger batches give
-    more negatives, and `accumulate` is refused. Calls with equal arguments return one task, so
-    that equal calls compile once.
+    more negatives, and `accumulate` is refused. Calls with equal arguments return the same task, so
+    that they compile once.
 
-    A task that `jaxops.load` reads has its catalogue in the model's state: go on with
-    `fit(..., state=model.state)`. Training it without a state stops with a loss of NaN.
+    A task that `jaxops.load` reads has its catalogue in the model's state. To train it further, use
+    `fit(..., state=model.state)`; without a state, `fit` raises an error.
 
     Args:
         towers: the settings, usually `TwoTower.fitted(events)`.
@@ -343,7 +346,7 @@ def _retrieval(towers: TwoTower, catalogue: Catalogue) -> Task:
         extra = catalogue.arrays(towers.item_features)
         first = {name: values[:1] for name, values in extra["items"].items()}
         users = None
-        if towers.user_features.names:  # not the batch's: `task.example` makes no width of 0
+        if towers.user_features.names:  # not from the batch: `task.example` has no width of 0
             users = {
                 "categories": jnp.zeros((1, categories), jnp.int32),
                 "numbers": jnp.zeros((1, numbers), jnp.float32),
@@ -353,7 +356,7 @@ def _retrieval(towers: TwoTower, catalogue: Catalogue) -> Task:
 
     def loss(params: Params, extra: Any, batch: Batch, key: Key, train: bool) -> tuple[Array, Out]:
         weights = row_weights(batch)
-        # a row of padding may hold anything: it takes the first item after an empty history
+        # a row of padding may hold any values, so it is replaced by the first item, no history
         item = jnp.where(weights > 0, batch["item"], 0)
         history = jnp.where((weights > 0)[:, None], batch["history"], count)
         users = jax.tree.map(lambda x: jnp.where((weights > 0)[:, None], x, 0), _users(batch))

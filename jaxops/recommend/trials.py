@@ -1,4 +1,4 @@
-"""Which of several methods is the best by validation, or which blend of two."""
+"""The choice of the best method by validation, or of a blend of two methods."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from jaxops.recommend.reader import Held
 from jaxops.recommend.recommenders import Recommender, fitted
 from jaxops.trust.evaluation import Evaluation
 
-USERS = 2_000  # by which a weight or a decay is chosen
+USERS = 2_000  # number of users by which a weight or a decay is chosen
 WEIGHTS = (0.1, 0.3, 0.6, 0.85, 0.95)
 DECAYS = (1.0, 0.8, 0.6, 0.4, 0.2)
 
@@ -30,26 +30,26 @@ def best_of(scores: Mapping[str, Evaluation], k: int) -> str:
 def pair_of(
     methods: Mapping[str, Any], scores: Mapping[str, Evaluation], k: int
 ) -> tuple[str, ...]:
-    """The best network and the best model of similar items; nothing where one kind is missing."""
+    """The best network and the best of `EASE` and `ItemKNN`; () if one kind is missing."""
     networks = {name: one for name, one in scores.items() if hasattr(methods[name], "config")}
     similar = {n: one for n, one in scores.items() if isinstance(methods[n], EASE | ItemKNN)}
     return (best_of(networks, k), best_of(similar, k)) if networks and similar else ()
 
 
 def blended(pair: list[Recommender], weight: float) -> Recommender:
-    """A network and a model of similar items, whose scores are no log-probabilities."""
+    """The blend of a network and `EASE` or `ItemKNN`, whose scores are not log-probabilities."""
     together: Recommender = blend(pair, [1 - weight, weight], [1.0, 0.1])
     return together
 
 
 def weight_of(pair: list[Recommender], held: Held) -> float:
     """The second model's weight with the best NDCG@10 of some users."""
-    pair = [replace(one, params=one.on_device[0]) for one in pair]  # moved once for all weights
+    pair = [replace(one, params=one.on_device[0]) for one in pair]  # moved to the device only once
     return _best(WEIGHTS, lambda weight: blended(pair, weight), held)
 
 
 def with_decay(recommender: Recommender, held: Held) -> Recommender:
-    """A model that has a decay with that of the best NDCG@10 of some users; any other as it is."""
+    """The model with the decay of the best NDCG@10 of some users; unchanged if it has no decay."""
     if not hasattr(recommender.model, "decay"):
         return recommender
     here = replace(recommender, params=recommender.on_device[0])
@@ -80,14 +80,14 @@ def chosen_of(
     log: Events | None,
     blends: bool,
 ) -> tuple[str, Recommender]:
-    """The name and the recommender of the best method, or of a blend, whose scores are added.
+    """The name and the recommender of the best method, or of a blend; adds a blend's scores.
 
     Args:
         methods: name -> method.
-        found: name -> recommender, for those that were tried.
-        scores: name -> scores on the users held out.
-        held: these users.
-        log: all events, to which closed forms are fitted again; None where there are no others.
+        found: name -> recommender, for the methods that were tried.
+        scores: name -> scores on the held-out users.
+        held: the held-out users.
+        log: all events, to fit closed forms again; None if there are no events but those used.
         blends: whether a blend is tried.
     """
     k = min(10, len(next(iter(found.values())).items))
@@ -107,7 +107,7 @@ def chosen_of(
 
 
 def scored(recommender: Recommender, held: Held, k: int, exclude_seen: bool = True) -> Evaluation:
-    """The scores of a recommender on the users held out."""
+    """The scores of a recommender on the held-out users."""
     of_users = evaluated(
         recommender,
         held.histories,

@@ -1,9 +1,9 @@
 """Texts: classification, sentence vectors, search among documents, and answers from them.
 
-`jobs` has one call a job: `fit`, `evaluate`, `update`. `data` turns texts into columns, `readers` a
-user's tables of texts; `models` holds Flax modules, `tasks` says what to learn, `inference` and
-`answers` have what users ask of a finished model: `classify`, `search` and `answer`. `retrieval` is
-the index behind `search`, with its metrics.
+`jobs` has one function for each job: `fit`, `evaluate`, `update`. `data` turns texts into columns,
+and `readers` reads a user's tables of texts. `models` has the Flax modules, and `tasks` says what
+to learn. `inference` and `answers` have the functions for a finished model: `classify`, `search`
+and `answer`. `retrieval` has the index of `search`, and its metrics.
 """
 
 from jaxops.text.answers import Answer, Answers, PassageReader, answer, best_span

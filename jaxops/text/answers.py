@@ -28,10 +28,10 @@ class Answer(NamedTuple):
         text: the part of the passage.
         passage: the number of the passage.
         start: the character at which the answer begins in the passage.
-        end: the character behind its last one.
+        end: the character after its last one.
         score: log-probability of its start plus that of its end, at most 0.
         no_answer: the smallest log-probability of "no answer" over all rows, minus `score`. Above 0
-            no answer is the likelier; choose the limit on a validation set.
+            it is likelier that there is no answer; choose the threshold on a validation set.
 
     >>> Answer("Ada", passage=0, start=6, end=9, score=-0.1, no_answer=-5.0).text
     'Ada'
@@ -46,13 +46,13 @@ class Answer(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answers to N questions, each in a passage of its own.
+    """The answers to N questions, each from its own passage.
 
     Attributes:
         ids: (N,), the user's ids, or the numbers of the rows.
         texts: `str` objects (N,), the parts of the passages.
         starts: (N,), the character at which an answer begins.
-        ends: (N,), the character behind its last one.
+        ends: (N,), the character after its last one.
         scores: (N,), see `Answer`.
         no_answer: (N,), see `Answer`.
 
@@ -69,7 +69,7 @@ class Answers(NamedTuple):
     no_answer: np.ndarray
 
     def frame(self) -> Any:
-        """One row each."""
+        """A pandas frame with one row for each answer."""
         return frame(
             dict(zip(("id", "text", "start", "end", "score", "no_answer"), self, strict=True))
         )
@@ -78,7 +78,7 @@ class Answers(NamedTuple):
 @recorded
 @dataclass(frozen=True)
 class PassageReader:
-    """What a finished model of `text.spans` knows of its input.
+    """The reader of a finished model of `text.spans`.
 
     Attributes:
         read: turns questions and passages into tokens, as in training.
@@ -114,17 +114,17 @@ class PassageReader:
 
 
 def answer(model: Model, question: str, passages: Sequence[str], longest: int = 30) -> Answer:
-    """The part of the passages that answers a question best.
+    """The part of the passages that best answers a question.
 
     Args:
-        model: of `text.spans`, with a `PassageReader`.
+        model: a model from `text.spans` with a `PassageReader`.
         question: a text.
         passages: texts, such as `search` finds.
         longest: largest number of tokens in an answer.
 
     Raises:
-        ValueError: `longest` below 1, no passages, texts that `Passages` refuses, or a model of
-            another kind.
+        ValueError: `longest` is below 1; there are no passages; `Passages` refuses a text; or the
+            model is of another kind.
 
     >>> import jaxops as jo
     >>> from jaxops import nn, text
@@ -165,7 +165,7 @@ def _answers(
         row = own[score[own].argmax()]
         start = int(rows["characters"][row, first[row], 0])
         end = int(rows["characters"][row, last[row], 1])
-        part = passage[start:end]  # a token may hold a blank
+        part = passage[start:end]  # a token may contain a space
         start, end = end - len(part.lstrip()), start + len(part.rstrip())
         least = float(none[own].min()) - float(score[row])
         found.append(Answer(part.strip(), pair, start, end, float(score[row]), least))
@@ -177,13 +177,13 @@ def best_span(start: Array, end: Array, longest: int) -> tuple[Array, Array, Arr
     """The span i to j with the largest `start[i] + end[j]`, by exhaustive search.
 
     Args:
-        start: (B, T), log-probabilities or logits; the first place is "no answer" and left out.
+        start: (B, T), log-probabilities or logits; the first token is "no answer" and not used.
         end: (B, T).
         longest: i <= j < i + longest.
 
     Returns:
-        i and j, int32 (B,), and the sum (B,). Of equal sums the first start, then the
-        shortest span.
+        i and j, int32 (B,), and the sum (B,). Of spans with equal sums the one that starts first is
+        taken, and of these the shortest.
 
     >>> start, end = jnp.array([[9.0, 1.0, 2.0, 0.0]]), jnp.array([[9.0, 5.0, 0.0, 2.0]])
     >>> [x.tolist() for x in best_span(start, end, longest=2)]

@@ -17,7 +17,7 @@ from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, opened, warn_cut
 from jaxops.data.words import runs, words
 from jaxops.task import recorded
 
-BEFORE = re.compile(r"\w+|[^\w\s]")  # the words of files that were saved without `uax29`
+BEFORE = re.compile(r"\w+|[^\w\s]")  # words in model files that were saved without `uax29`
 
 
 @recorded(before={"special": False})
@@ -28,9 +28,9 @@ class Tokens:
     Attributes:
         tokenizer: encodes a text; token 0 is padding.
         context: number of tokens in a row; longer texts are cut with a warning.
-        special: put the special tokens around a text that a Hugging Face file asks for, as [CLS]
-            and [SEP] of BERT; a tokenizer that was trained here asks for none. False in readers of
-            earlier versions.
+        special: put the special tokens around a text that a Hugging Face file asks for, such as
+            [CLS] and [SEP] of BERT; a tokenizer that was trained here asks for none. False in
+            readers of earlier versions.
 
     >>> read = Tokens(Tokenizer.train(["my card is lost", "my card"], kind="word"), context=3)
     >>> read(["my card"])["tokens"].tolist()
@@ -57,20 +57,21 @@ class Tokens:
 class NGrams:
     """A reader that turns a text into the set of its n-grams, numbered by a hash.
 
-    There is no vocabulary to train. N-grams are taken of words, without the signs between them,
-    and, within each run of letters and the blanks around it, of characters; signs count alone.
-    Words are those of Unicode's rules (UAX #29), normalised and case-folded; where a script has no
-    blanks between words, its characters are words. Words have the numbers of the lower half of the
-    table, characters those of the upper half. Different n-grams may receive the same number; a
-    model cannot distinguish them.
+    There is no vocabulary to train. There are n-grams of words, without the punctuation between
+    them, and n-grams of characters within each run of letters with the spaces around it; a
+    punctuation sign is an n-gram by itself. Words follow Unicode's rules (UAX #29), normalised and
+    case-folded; in a script without spaces between words, each character is a word. N-grams of
+    words have numbers in the lower half of the table, and n-grams of characters in the upper half.
+    Different n-grams may get the same number; a model cannot distinguish them.
 
     Attributes:
         context: number of n-grams in a row; a text's word n-grams come first.
         vocabulary: size of the hash table; numbers are in [1, vocabulary), 0 is padding.
-        words: shortest and longest word n-gram.
-        characters: shortest and longest character n-gram; (0, 0) for none.
-        uax29: False in readers of earlier versions, which tore words of Indic scripts, Thai and
-            vocalised Arabic and Hebrew to pieces, and read as their models were trained.
+        words: the shortest and the longest length of word n-grams.
+        characters: the shortest and the longest length of character n-grams; (0, 0) for none.
+        uax29: False in readers of earlier versions, which split words of Indic scripts, Thai and
+            vocalised Arabic and Hebrew wrongly. They still do so, because their models were trained
+            in this way.
 
     Raises:
         ValueError: a vocabulary below 4.
@@ -140,8 +141,8 @@ class WordsAndNGrams:
     """A reader for `BagAndCNN`: in each row the first tokens of a text, then its n-grams.
 
     Attributes:
-        words: encodes the text; later tokens than the first `words.context` are left out, without
-            a warning, as the n-grams are those of the whole text.
+        words: encodes the text. Only the first `words.context` tokens are used; there is no
+            warning, because the n-grams are those of the whole text.
         grams: finds the n-grams.
 
     >>> words = Tokens(Tokenizer.train(["my card is lost", "my card"], kind="word"), context=3)
@@ -171,7 +172,7 @@ class WordsAndNGrams:
 
 
 Reader = Tokens | NGrams | WordsAndNGrams
-"""What reads single texts."""
+"""A reader of single texts."""
 
 
 def _number(gram: str, vocabulary: int) -> int:
@@ -201,8 +202,8 @@ def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> 
         (N,) int32; with `many` (N, classes) int32 of 0 and 1.
 
     Raises:
-        ValueError: a name that is not among `classes`, a class given twice, or with `many` one name
-            where a list of them is wanted.
+        ValueError: a name is not among `classes`; a class is given twice; or with `many` there is a
+            single name instead of a list.
 
     >>> labels(["lost", "found"], ("found", "lost")).tolist()
     [1, 0]
@@ -240,7 +241,7 @@ def partners(label: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.n
     Args:
         label: (N,) int.
         count: number of pairs for each row.
-        seed: of the random draws.
+        seed: the seed of the random draws.
 
     Returns:
         Row numbers of anchors and of positives, int (M,) each. M is `count` times the number of
@@ -274,7 +275,7 @@ def partners(label: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.n
 @recorded
 @dataclass(frozen=True)
 class Passages:
-    """A reader of question-passage pairs: begin, question, end, passage, end, padding in each row.
+    """A reader of pairs. Each row is: begin, question, end, passage, end, padding.
 
     The first token, `tokenizer.bos`, stands for "no answer"; `tokenizer.eos` ends the question and
     the passage. For BERT's tokenizer these are [CLS] and [SEP].
@@ -308,19 +309,19 @@ class Passages:
         Args:
             questions: N texts.
             passages: N texts.
-            answers: for each pair the characters `(start, end)` of the answer, so that it reads
-                `passage[start:end]`, or `None` where the passage has no answer. A row of a long
-                passage that does not hold the whole answer has none.
+            answers: for each pair the characters `(start, end)` of the answer, which is
+                `passage[start:end]`, or `None` if the passage has no answer. A row of a long
+                passage that does not contain the whole answer counts as one without an answer.
 
         Returns:
-            `tokens` and `types` (R, context) int32; with answers `start` and `end` (R,) int32.
-            For turning tokens back into text also `pair` (R,), the pair that a row belongs to, and
-            `characters` (R, context, 2), where each token begins and ends in its passage.
+            `tokens` and `types` (R, context) int32; with answers also `start` and `end` (R,) int32.
+            To turn tokens back into text there are also `pair` (R,), the pair that a row belongs
+            to, and `characters` (R, context, 2), where each token begins and ends in its passage.
 
         Raises:
-            ValueError: unequal numbers of questions, passages and answers, an empty text, a
-                question that leaves no room for a passage, an answer that is empty or outside its
-                passage, or a tokenizer without the special tokens.
+            ValueError: unequal numbers of questions, passages and answers; an empty text; a
+                question so long that the passage does not fit; an answer that is empty or outside
+                its passage; or a tokenizer without the special tokens.
         """
         questions, passages = check_texts(questions), check_texts(passages)
         places = [None] * len(questions) if answers is None else answers

@@ -1,4 +1,4 @@
-"""What users ask of a finished model: `classify` texts, `search` documents.
+"""Functions for a finished model: `classify` texts, `search` documents.
 
 model = text.fit("tickets.csv", text="message", label="team")
 text.classify(model, ["where is my card?"])[0].label
@@ -23,7 +23,7 @@ from jaxops.trust.calibration import in_parts, scaled, temperature
 
 FUSED = 100
 """The smallest number of documents that `search` takes from each ranking to fuse them."""
-LEAST = 0.25  # temperature; where all validation texts are right the likelihood is largest at 0
+LEAST = 0.25  # smallest temperature; if all validation texts are right, the best one would be 0
 
 
 class Decision(NamedTuple):
@@ -33,8 +33,8 @@ class Decision(NamedTuple):
         label: the likeliest class.
         probability: the calibrated probability of the label.
         in_scope: whether the probability reaches the threshold.
-        words: each word of the text with its evidence for the label: by how much the log-odds of
-            the label fall, in nats, when the word is left out. Empty with `words=False`.
+        words: each word of the text with its evidence for the label: the fall of the label's
+            log-odds, in nats, when the word is left out. Empty with `words=False`.
 
     >>> Decision("lost", 0.9, in_scope=True, words=(("lost", 2.2),)).label
     'lost'
@@ -51,11 +51,11 @@ def calibrate(
 ) -> Model:
     """Fit the temperature and the threshold on validation texts.
 
-    The temperature minimises the validation loss; the threshold is the quantile of the largest
-    probabilities that leaves a share `keep` of the texts in scope.
+    The temperature minimises the validation loss. The threshold is a quantile of the texts' largest
+    probabilities, so that a share `keep` of the texts is in scope.
 
     Args:
-        model: of `text.classifier`, with one label a text, and a `TextReader`.
+        model: a model of `text.classifier` with one label for each text, and a `TextReader`.
         texts: N validation texts, all in scope; see `TextReader.texts`.
         labels: (N,) integers, their classes.
         keep: share of these texts that the threshold leaves in scope.
@@ -64,8 +64,8 @@ def calibrate(
         The model whose reader has the temperature and the threshold.
 
     Raises:
-        ValueError: no texts, an empty text, labels that are not classes, a reader of another
-            vocabulary, a task with many labels, or `keep` outside (0, 1].
+        ValueError: there are no texts, or one is empty; a label is not a class; the reader has
+            another vocabulary; the task has many labels; or `keep` is outside (0, 1].
 
     >>> import jaxops as jo
     >>> from jaxops import text
@@ -85,7 +85,7 @@ def calibrate(
 def calibrated(
     reader: TextReader, probabilities: np.ndarray, labels: np.ndarray, keep: float
 ) -> TextReader:
-    """The reader with temperature and threshold of validation texts, see `calibrate`."""
+    """The reader with temperature and threshold fitted on validation texts, see `calibrate`."""
     t = max(temperature(probabilities, labels), LEAST)
     largest = np.concatenate([scaled(part, t).max(1) for part in in_parts(probabilities)])
     threshold = np.quantile(largest, 1 - keep)
@@ -117,12 +117,12 @@ def reader_of_one(model: Model) -> TextReader:
 def classify(model: Model, texts: Source | Sequence[str], words: bool = True) -> list[Decision]:
     """Label, calibrated probability, scope, and the evidence of each word.
 
-    The evidence of a word is measured by leaving it out: the text is classified once more for each
-    of its words. It is exact for that word alone; of two words with the same meaning neither has
-    much. A text of one word is compared with equal probabilities for all classes.
+    The evidence of a word is measured by leaving it out, so the text is classified once more for
+    each of its words. It measures each word alone; if two words have the same meaning, neither has
+    much evidence. A text of one word is compared with equal probabilities for all classes.
 
     Args:
-        model: of `text.fit`, with one label a text.
+        model: a model from `text.fit`, with one label for each text.
         texts: N texts, or a table of them; see `TextReader.texts`.
         words: whether to compute the evidence of each word.
 
@@ -130,8 +130,8 @@ def classify(model: Model, texts: Source | Sequence[str], words: bool = True) ->
         N decisions.
 
     Raises:
-        ValueError: no texts, an empty text, a text that is not a `str`, a reader of another
-            vocabulary, or a model with many labels.
+        ValueError: there are no texts; a text is empty or not a `str`; the reader has another
+            vocabulary; or the model has many labels.
 
     >>> from jaxops import text
     >>> table = {"text": ["my card is lost", "a new pin"] * 20, "label": ["card", "pin"] * 20}
@@ -164,7 +164,7 @@ def classify(model: Model, texts: Source | Sequence[str], words: bool = True) ->
 
 
 def _without_each_word(model: Model, parts: list[list[str]], best: np.ndarray) -> np.ndarray:
-    """The probability of a text's best class without each of its words; texts of one have none."""
+    """The probability of a text's best class without each word; not for texts of one word."""
     shorter = [
         (i, " ".join([*row[:j], *row[j + 1 :]]))
         for i, row in enumerate(parts)
@@ -174,7 +174,7 @@ def _without_each_word(model: Model, parts: list[list[str]], best: np.ndarray) -
     if not shorter:
         return np.zeros(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the full texts have given it already
+        warnings.simplefilter("ignore", UserWarning)  # the whole texts have already warned
         probabilities = model.predict([text for _, text in shorter]).probabilities
     found: np.ndarray = probabilities[np.arange(len(shorter)), best[[i for i, _ in shorter]]]
     return found
@@ -191,7 +191,7 @@ def search(
     k: int = 10,
     encode: Encode | None = None,
 ) -> Found:
-    """The best documents for each query: by words, or with `encode` by words and vectors fused.
+    """The best documents for each query, by words, or with `encode` by words and vectors.
 
     With `encode` the best 100 documents (or k, if larger) of `text.by_words` and of
     `text.by_vectors` are fused, see `text.fuse`.
@@ -200,11 +200,11 @@ def search(
         queries: texts, or one text.
         index: made by `text.index`; or a `jaxops.Model` of it.
         k: number of documents for each query, at most the number of all documents.
-        encode: the one the index was made with; without it only words count.
+        encode: the encoder that the index was made with; without it only words count.
 
     Raises:
-        ValueError: no query, an empty query, `k` outside 1 to N, or `encode` for an index without
-            vectors.
+        ValueError: there is no query, or one is empty; `k` is outside 1 to N; or `encode` is given
+            for an index without vectors.
 
     >>> from jaxops import text
     >>> found = search("a red card", text.index(["my card", "red card", "a bank"]), k=2)
@@ -239,7 +239,7 @@ class Hits(NamedTuple):
     scores: np.ndarray
 
     def frame(self) -> Any:
-        """One row for each document found: id of the query, rank from 1, document, score."""
+        """A row for each found document: id of the query, rank from 1, document, score."""
         row, rank = np.nonzero(np.isfinite(self.scores))
         found = {"document": self.documents[row, rank], "score": self.scores[row, rank]}
         return frame({"id": self.ids[row], "rank": rank + 1, **found})
@@ -248,10 +248,10 @@ class Hits(NamedTuple):
 @recorded
 @dataclass(frozen=True, eq=False)
 class DocumentReader:
-    """What a finished index knows of its documents and its queries: `jo.Model(index, None, this)`.
+    """The reader of an index of documents, for `jo.Model(index, None, reader)`.
 
     Attributes:
-        ids: (N,), the user's ids of the documents; None numbers them.
+        ids: (N,), the user's ids of the documents; with None, their numbers are used.
         text: the column of the queries, in a file, a frame or arrays by name.
         id: the column of the queries' ids; None numbers them.
 
@@ -279,9 +279,9 @@ class DocumentReader:
 
         Args:
             model: the model.
-            data: queries: a list of texts, or a table of them; see `TextReader.texts`.
+            data: the queries: a list of texts, or a table of them; see `TextReader.texts`.
             k: number of documents for each query.
-            encode: the one the index was made with; without it only words count.
+            encode: the encoder that the index was made with; without it only words count.
         """
         ids, table = columns_of(data, self.id, self.text)
         found = search(table[self.text], model, k, encode)

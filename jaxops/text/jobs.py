@@ -1,4 +1,4 @@
-"""One call a job: `fit` a classifier to texts, `evaluate` it, `update` it with new texts."""
+"""One function for each job on texts: `fit` a classifier, `evaluate` it, `update` it."""
 
 import time
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping
 from jaxops.trust.evaluation import Evaluation, of_classes
 
-GRAMS, WORDS = 1024, 256  # the most n-grams and words of a text that are read by default
-FEW, FIRST = 20_000, 32  # texts that are few enough for a CNN as well, which reads the first words
-SAMPLE = 2000  # texts, of which the lengths are looked at
+GRAMS, WORDS = 1024, 256  # the largest numbers of n-grams and words of a text, by default
+FEW, FIRST = 20_000, 32  # up to this many texts a CNN is trained too, on this many first words
+SAMPLE = 2000  # number of texts whose lengths are measured
 
 
 def fit(
@@ -50,35 +50,34 @@ def fit(
 ) -> Model:
     """Train a model to tell the class of a text, or the several labels of a text.
 
-    The default method is `BagAndCNN` for at most 20,000 train texts: hashed n-grams of words and
-    characters, and the first words in order; where a text has one label, beside a linear SVM of the
-    n-grams (`LinearBag`), which counts as much as is best on the validation texts. For more texts
-    it is `NGramBag`, of the n-grams alone. Texts
-    are held out for validation (of each class the same share), on which the number of steps is
-    chosen (by accuracy; with many labels by the loss), the temperature and the threshold are fitted
-    and the figures are measured. Then the model is trained once more on all texts, as far as it was
-    best, if the budget allows.
+    For at most 20,000 train texts the default method is `BagAndCNN`, which reads hashed n-grams of
+    words and characters, and the first words in order. If each text has one label, a linear SVM of
+    the n-grams (`LinearBag`) is added, with the weight that is best on the validation texts. For
+    more texts the default is `NGramBag`. The same share of the texts of each class is held out for
+    validation. On these the number of steps is chosen (by accuracy; with many labels by the loss),
+    temperature and threshold are fitted, and the figures are measured. Then, if the budget allows,
+    the model is trained once more, on all texts, for the number of epochs that was best.
 
     Args:
         data: a CSV or Parquet file, a frame of pandas, polars or PyArrow, or arrays by name.
         method: a Flax module, tokens (B, T) int32 to logits (B, classes), such as
             `TextCNN(8192, 1)`. Its `classes`, and the `vocabulary` of a module that reads words,
-            are set to what the data needs. Of a list each is trained in turn, and the one with the
-            best validation loss is kept.
+            are set for the data. If this is a list, each method is trained in turn, and the one
+            with the best validation loss is kept.
         text: the column of the texts.
         label: the column of the labels: names, or lists of names.
         id: the column of the texts' ids, which answers repeat.
-        separator: between the labels in a text, such as ", ", where a text may have many.
-        groups: a column, such as the author; no group is in training and validation.
+        separator: the separator of the labels of a text, such as ", ", if a text may have several.
+        groups: a column, such as the author; no group is in both training and validation.
         read: turns texts into tokens; by default `NGrams` for an `NGramBag`, `WordsAndNGrams` for
             a `BagAndCNN`, else `Tokens` of the words of the train texts.
         validation: the share of texts to hold out, or a table.
-        keep: share of the validation texts that the threshold leaves in scope. With many labels the
+        keep: share of the validation texts that is in scope at the threshold. With many labels the
             threshold is that of the best F1 over all labels.
         budget: time after which training stops, such as "10min", or seconds.
-        seed: of the split and of training.
+        seed: the seed of the split and of training.
         progress: print a progress bar and the validation figures.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Returns:
         A model; `model.predict(texts)` gives `Classes`.
@@ -133,7 +132,7 @@ def fit(
         model, scored = trained(method, left)
         if progress:
             print(f"validation, {len(scored):,} texts\n{scored}")
-    # as long as the first training, and a quarter more: there are more texts
+    # the second training takes a quarter longer than the first, because it has more texts
     over = time.monotonic() - start + 1.25 * model.about["seconds"] > seconds(budget)
     once = {"early_stopping", "checkpoints", "state"} & options.keys()
     if isinstance(validation, int | float) and not over and not once:
@@ -145,13 +144,13 @@ class Parts(NamedTuple):
     """N texts with their labels, and which of them are for validation.
 
     Attributes:
-        ids: (N,).
-        texts: N.
-        label: the column of the task.
-        classes: their names.
+        ids: (N,), the ids.
+        texts: the N texts.
+        label: the label column of the task.
+        classes: the names of the classes.
         many: whether a text may have several labels.
-        rows: of training.
-        held: of validation.
+        rows: the rows for training.
+        held: the rows for validation.
     """
 
     ids: np.ndarray
@@ -195,14 +194,14 @@ def recipe(
     epochs: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The options of `jaxops.fit` for so many train texts: AdamW under one cosine cycle.
+    """The options of `jaxops.fit` for a number of train texts: AdamW with one cosine cycle.
 
     Args:
         count: number of train texts.
         left: seconds until training stops.
-        batch_size: in place of the default.
-        epochs: in place of the default.
-        **options: further ones of `jaxops.fit`.
+        batch_size: replaces the default.
+        epochs: replaces the default.
+        **options: further arguments of `jaxops.fit`.
 
     >>> recipe(10_000, 60.0)["epochs"], recipe(500, 60.0)["batch_size"]
     (12, 32)
@@ -227,12 +226,12 @@ def evaluate(model: Model, data: Source) -> Evaluation:
     """Score a model on texts that have labels.
 
     Args:
-        model: of `fit`.
+        model: a model from `fit`.
         data: see `fit`.
 
     Returns:
         "accuracy" (with many labels: all of them right), "log_loss" and "macro_f1"; for two classes
-        also "auc", with many labels also "micro_f1". A unit is a text.
+        also "auc", and with many labels also "micro_f1". The units are the texts.
 
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
@@ -246,10 +245,10 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new texts, from its present parameters, with the same reader.
 
     Args:
-        model: of `fit`.
+        model: a model from `fit`.
         new: a table with the labels; see `fit`.
         epochs: passes over the new texts.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
@@ -272,7 +271,7 @@ def _is_list(cell: Any) -> bool:
 
 
 def _default(texts: Sequence[str], read: Reader | None) -> Any:
-    """The method for the train texts; what depends on their reader is set in `_task`."""
+    """The default method for the train texts; `_task` sets what depends on the reader."""
     if isinstance(read, WordsAndNGrams) or (read is None and len(texts) <= FEW):
         size = NGrams.vocabulary if read else _table_size(texts)
         return BagAndCNN(size, 2, words=FIRST, word_vocabulary=8192)
@@ -280,7 +279,7 @@ def _default(texts: Sequence[str], read: Reader | None) -> Any:
 
 
 def _table_size(texts: Sequence[str]) -> int:
-    """Of the hash table: the power of 2 from the number of distinct n-grams on, at most 2**17."""
+    """The size of the hash table: the number of distinct n-grams, rounded up to a power of 2."""
     grams, distinct = NGrams(vocabulary=2**24), set[int]()
     for text in texts:
         distinct.update(grams._numbers(text))
@@ -290,7 +289,7 @@ def _table_size(texts: Sequence[str]) -> int:
 
 
 def _reader(method: Any, texts: Sequence[str]) -> Reader:
-    """N-grams, words or both, and as many of them in a row as nearly all texts have."""
+    """A reader of n-grams, words or both, with rows long enough for nearly all texts."""
     some = texts[:: -(-len(texts) // SAMPLE)]
     if isinstance(method, NGramBag):
         return _grams(method.vocabulary, some)
@@ -332,7 +331,7 @@ def _task(method: Any, read: Reader, classes: tuple[str, ...], many: bool) -> An
 
 
 def _calibrated(model: Model, columns: dict[str, np.ndarray], keep: float) -> Model:
-    """The model with temperature and threshold of encoded validation texts."""
+    """The model with temperature and threshold fitted on encoded validation texts."""
     p, target = predict(*model.trained(), {"tokens": columns["tokens"]}), columns["label"]
     if not has_many(model.task):
         return replace(model, reader=calibrated(model.reader, p, target, keep))
@@ -371,8 +370,8 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
 def _settings(
     left: float, task: Any, columns: dict[str, np.ndarray], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Those of the recipe. With one label a text the steps are those of the best accuracy, which
-    rises for longer than the loss falls; of equal ones the last."""
+    """The settings of the recipe. With one label for each text, accuracy chooses the number of
+    steps, because it rises for longer than the loss falls; of equal values the last is taken."""
     settings = settings_within(left, task, columns, recipe, given)
     if not has_many(task) and "early_stopping" not in given:
         by = {"metric": "accuracy", "mode": "max", "min_delta": -1e-6}
@@ -388,7 +387,7 @@ def _with_linear(
     state, classes = model.trained()[1], len(task.classes)
     if has_many(task) or not isinstance(_module(task), BagAndCNN):
         return model
-    if len(np.unique(first["label"])) < 2:  # of a group's labels all may be held out
+    if len(np.unique(first["label"])) < 2:  # with groups, all texts of a label may be held out
         return model
     if 3 * linear.cost(first["tokens"], classes) > end - time.monotonic():  # once more on all texts
         return model
@@ -433,8 +432,8 @@ def _steps(settings: dict[str, Any], count: int) -> int:
 
 
 def _on_all(model: Model, columns: dict[str, np.ndarray], given: dict[str, Any]) -> Model:
-    """The model after the same training on the texts of train and validation, as far as it was
-    best there."""
+    """The model after the same training on the texts of train and validation together, for the
+    share of the steps that was best."""
     length = {"epochs": model.about["epochs"]} if "steps" not in given else {}
     settings = recipe(len(columns["label"]), np.inf, **given | length)
     settings |= {"early_stopping": None, "metrics": None}

@@ -1,4 +1,4 @@
-"""A linear model of texts beside the networks: fitted by liblinear, counted by validation."""
+"""A linear model of texts that joins the networks: fitted by liblinear, weighted by validation."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -10,18 +10,18 @@ from jaxops.state import TrainState
 from jaxops.task import Task
 from jaxops.trust.calibration import scaled, temperature
 
-WEIGHTS = (0, 1, 2, 6, 18)  # how much it may count, where each of the two networks counts 1
-CHARACTERS = (0.5, 1.0)  # how much n-grams of characters may count, where those of words count 1
-COST = 4e-8  # seconds for an n-gram of a text and a class, measured on one core
+WEIGHTS = (0, 1, 2, 6, 18)  # possible weights of the model; each of the two networks has weight 1
+CHARACTERS = (0.5, 1.0)  # possible weights of n-grams of characters; those of words have weight 1
+COST = 4e-8  # seconds for each n-gram of a text and each class, measured on one core
 
 
 class Fitted(NamedTuple):
     """The linear member of a model.
 
     Attributes:
-        weight: how much it counts.
-        scale: by which its scores are multiplied, to become logits.
-        characters: how much n-grams of characters count, where those of words count 1.
+        weight: its weight; each of the two networks has weight 1.
+        scale: factor that turns its scores into logits.
+        characters: weight of n-grams of characters; those of words have weight 1.
     """
 
     weight: int = 0
@@ -30,7 +30,7 @@ class Fitted(NamedTuple):
 
 
 def cost(tokens: np.ndarray, classes: int) -> float:
-    """The seconds that a fit takes, about.
+    """About how many seconds a fit takes.
 
     >>> round(cost(np.ones((10_000, 200), np.int32), 77), 1)
     6.2
@@ -41,17 +41,18 @@ def cost(tokens: np.ndarray, classes: int) -> float:
 def parameters(
     tokens: np.ndarray, label: np.ndarray, vocabulary: int, classes: int, characters: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """The parameters of `LinearBag`: a linear SVM on the tf-idf of n-grams, one class against all.
+    """The parameters of `LinearBag`: a linear SVM on the tf-idf of n-grams, one class versus rest.
 
     Args:
         tokens: (N, T) integers, the numbers of distinct n-grams; 0 is padding.
         label: (N,) integers in [0, classes).
-        vocabulary: every number is below.
+        vocabulary: the upper limit of the numbers.
         classes: number of classes.
         characters: see `Fitted`.
 
     Returns:
-        `idf` (V,), `kernel` (V, C) and `bias` (C,), float32. A class without texts is never told.
+        `idf` (V,), `kernel` (V, C) and `bias` (C,), float32. A class without texts is never
+        predicted.
     """
     from scipy import sparse
 
@@ -66,13 +67,13 @@ def parameters(
     value = value / norm[2 * row + upper] * np.where(upper, characters, 1.0)
     features = sparse.csr_matrix((value, (row, number)), (len(tokens), vocabulary))
     machine = svm.LinearSVC(random_state=0)
-    with warnings.catch_warnings():  # scores that have not converged are scores
+    with warnings.catch_warnings():  # scores are usable also if the fit has not converged
         warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
         machine.fit(features, label)
     kernel = np.zeros((vocabulary, classes), np.float32)
     bias = np.full(classes, -10.0, np.float32)
     coefficients, intercept = machine.coef_, machine.intercept_
-    if len(coefficients) == 1:  # of two classes the score of the second alone
+    if len(coefficients) == 1:  # with two classes there is only the score of the second
         coefficients, intercept = np.r_[-coefficients, coefficients], np.r_[-intercept, intercept]
     kernel[:, machine.classes_], bias[machine.classes_] = coefficients.T, intercept
     kernel[vocabulary // 2 :] *= characters
@@ -80,7 +81,7 @@ def parameters(
 
 
 def chosen(networks: np.ndarray, linear: dict[float, np.ndarray], label: np.ndarray) -> Fitted:
-    """How much the linear model counts: the best accuracy, then log loss, on validation texts.
+    """The weights of the linear model with the best validation accuracy, then log loss.
 
     Args:
         networks: (N, C), the mean probabilities of the two networks.
@@ -114,9 +115,9 @@ def joined(
 
 
 def weighted(task: Task, weight: int) -> Task:
-    """The task of a `BagAndCNN` in which the linear model has that weight; 0 is without it."""
+    """The task of a `BagAndCNN` in which the linear model has this weight; 0 leaves it out."""
     if task.recipe is None:
-        raise ValueError("task must be of text.classifier, got one made by hand")
+        raise ValueError("task must be made by text.classifier, got one made by hand")
     make, arguments = task.recipe
     given: dict[str, Any] = dict(arguments)
     return make(**{**given, "module": given["module"].clone(linear=weight)})

@@ -14,7 +14,7 @@ from jaxops.task import recorded
 
 Array = jax.Array
 POOLING = ("last", "mean", "max")
-PART = 64  # n-grams of each text that a linear model adds up at once
+PART = 64  # number of n-grams of each text that a linear model adds up at once
 
 
 class TextCNN(nn.Module):
@@ -65,11 +65,11 @@ class TextCNN(nn.Module):
         for k in self.widths:
             padded = jnp.pad(x, ((0, 0), (0, k - 1), (0, 0)))
             runs = jnp.concatenate([padded[:, i : i + count] for i in range(k)], -1)
-            # a dense product: the gradient of a convolution inside a loop is slow on a CPU
+            # a dense product, because the gradient of a convolution in a loop is slow on a CPU
             y = nn.relu(Dense(self.filters, compute=self.compute, name=f"conv_{k}")(runs))
             last = jnp.maximum(lengths - k, 0)  # where the last run begins
             inside = jnp.arange(count)[None] <= last
-            pooled.append(jnp.where(inside[..., None], y, 0).max(1))  # 0 is relu's least value
+            pooled.append(jnp.where(inside[..., None], y, 0).max(1))  # 0 is the smallest relu value
         x = jnp.concatenate(pooled, -1)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return Dense(self.classes, compute=self.compute, name="logits")(x)
@@ -79,7 +79,7 @@ class NGramBag(nn.Module):
     """A weighted sum of n-gram embeddings, and a dense layer, as in fastText.
 
     For the n-grams i of a text, `x = Σ g_i E_i / sqrt(Σ g_i²)`. The weights g = exp(gate) are
-    learned; they play the part of tf-idf weights in a linear model. For orthogonal embeddings of
+    learned; they correspond to the tf-idf weights of a linear model. For orthogonal embeddings of
     unit length, x has unit length. Embeddings start at zero, so n-grams that do not occur in
     training have no influence.
 
@@ -121,10 +121,10 @@ class NGramBag(nn.Module):
 class LinearBag(nn.Module):
     """A linear model of the tf-idf weights of n-grams.
 
-    For the n-grams i of a text `logits = Σ w_i K_i + b` with `w_i = idf_i / sqrt(Σ idf²)`, where
-    the sum is over the n-grams of words or of characters, as i is (see `text.NGrams`). The weights
-    idf are given (ones at the start) and do not learn; `text.fit` fits kernel K and bias b as those
-    of a linear SVM.
+    For the n-grams i of a text, `logits = Σ w_i K_i + b` with `w_i = idf_i / sqrt(Σ idf²)`. The
+    last sum is over the n-grams of the same kind as i, words or characters (see `text.NGrams`). The
+    weights idf are ones at the start and are not trained by gradient; `text.fit` computes them, and
+    fits kernel K and bias b as a linear SVM.
 
     Attributes:
         vocabulary: number of n-gram ids, see `text.NGrams`.
@@ -154,7 +154,7 @@ class LinearBag(nn.Module):
         def add(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
             return total + jnp.einsum("bl,blc->bc", part[0], kernel[part[1]]), None
 
-        # part by part: (B, T, classes) numbers at once would fill the memory
+        # part by part, because an array (B, T, classes) would need too much memory
         room = ((0, 0), (0, -tokens.shape[1] % PART))
         parts = [
             jnp.moveaxis(jnp.pad(x, room).reshape(len(x), -1, PART), 1, 0) for x in (weight, tokens)
@@ -164,9 +164,9 @@ class LinearBag(nn.Module):
 
 
 class BagAndCNN(nn.Module):
-    """An `NGramBag` and a `TextCNN`, trained side by side; a task averages their probabilities.
+    """An `NGramBag` and a `TextCNN`, trained together; a task averages their probabilities.
 
-    With `linear`, a `LinearBag` is a third member, which counts so many times.
+    With `linear` above 0, a `LinearBag` is a third member, with this weight.
 
     Attributes:
         vocabulary: number of n-gram ids, see `text.NGrams`.
@@ -175,9 +175,9 @@ class BagAndCNN(nn.Module):
         word_vocabulary: number of tokens.
         width: size of a token's embedding, in the CNN.
         filters: number of filters of each width, in the CNN.
-        dropout: probability of dropping an n-gram, a token, or a value of the bag in training; of
-            the CNN's pooled values half are dropped, see `TextCNN`.
-        linear: how much a linear model counts, where each of the two networks counts 1.
+        dropout: probability of dropping an n-gram, a token, or a value of the bag in training. The
+            CNN's pooled values are dropped with probability 0.5, see `TextCNN`.
+        linear: the weight of the linear model; each of the two networks has weight 1.
 
     >>> model = BagAndCNN(vocabulary=1000, classes=3, words=4, word_vocabulary=50)
     >>> tokens = jnp.ones((1, 12), jnp.int32)
@@ -225,7 +225,7 @@ class TransformerClassifier(nn.Module):
     """A transformer encoder, pooling over its outputs, and a dense layer.
 
     Attributes:
-        config: of the encoder; with `causal=False` tokens see those that follow them.
+        config: the configuration of the encoder; with `causal=False` a token sees later tokens too.
         classes: number of logits.
         pooling: "mean" over all tokens, or "first" for the output of the first token.
         dropout: probability of dropping a pooled value in training.
@@ -245,7 +245,7 @@ class TransformerClassifier(nn.Module):
     word_dropout: float = 0.0
 
     def setup(self) -> None:
-        """Encoder, dropout and the last layer."""
+        """Make the encoder, the dropout and the last layer."""
         if self.pooling not in ("mean", "first"):
             raise ValueError(f"pooling must be 'mean' or 'first', got {self.pooling!r}")
         self.encoder = Transformer(self.config)
@@ -276,8 +276,8 @@ class TransformerClassifier(nn.Module):
 class Recurrent(nn.Module):
     """Embedding, LSTM or GRU layers, pooling over their outputs, and a dense layer.
 
-    Dropout is variational: one mask for a text and all of its tokens. `jaxops.monte_carlo` gives
-    predictions with their spread over such masks.
+    Dropout is variational: all tokens of a text have the same mask. `jaxops.monte_carlo` gives
+    predictions with their standard deviation over such masks.
 
     Attributes:
         vocabulary: number of tokens.
@@ -285,7 +285,7 @@ class Recurrent(nn.Module):
         width: size of the embeddings, and of the states in each direction.
         depth: number of recurrent layers.
         cell: "lstm" or "gru".
-        bidirectional: whether a second recurrence reads from the end.
+        bidirectional: whether a second recurrent layer reads from the end.
         pooling: "last" state of each direction, or "mean" or "max" over the tokens.
         dropout: probability of dropping a feature of a layer's input, the dense layer included.
         recurrent_dropout: probability of dropping a feature of a state that enters the gates.
@@ -318,7 +318,7 @@ class Recurrent(nn.Module):
         """Logits (B, classes).
 
         Raises:
-            ValueError: when traced, for an unknown `cell` or `pooling`.
+            ValueError: in tracing, for an unknown `cell` or `pooling`.
         """
         if self.pooling not in POOLING:
             raise ValueError(f"pooling must be one of {POOLING}, got {self.pooling!r}")
@@ -334,11 +334,11 @@ class Recurrent(nn.Module):
             name="recurrence",
         )(embed(tokens, train=train), real, train=train)
         if self.pooling == "last":
-            top = jax.tree.leaves(state)[0][-1 - self.bidirectional :]  # (B, width) a direction
+            top = jax.tree.leaves(state)[0][-1 - self.bidirectional :]  # (B, width) per direction
             x = jnp.concatenate(list(top), -1)
         elif self.pooling == "mean":
             x = outputs.sum(1) / jnp.maximum(real.sum(1, keepdims=True), 1)
-        else:  # states are above -1; a row of padding gets 0
+        else:  # -1 is below all states; a row of padding gets 0
             x = jnp.where(real[..., None], outputs, -1).max(1)
             x = jnp.where(real.any(1, keepdims=True), x, 0)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
@@ -349,9 +349,9 @@ class BagEncoder(nn.Module):
     """A sentence encoder: a weighted sum of the embeddings of n-grams or words.
 
     For ids i of a text, `Σ g_i E_i / sqrt(Σ g_i²)` with learned weights g = exp(gate); the result
-    has unit length where the embeddings are orthogonal and of unit length. Embeddings start at
-    random and so nearly orthogonal: texts that share words have similar vectors from the start.
-    (`NGramBag` starts at zero, where all texts would be equally similar for good.)
+    has unit length if the embeddings are orthogonal and of unit length. Embeddings start at random
+    and are therefore nearly orthogonal, so texts that share words have similar vectors from the
+    start. (With zeros, as in `NGramBag`, all texts would stay equally similar.)
 
     Attributes:
         vocabulary: number of n-gram ids or tokens; 0 is padding.
@@ -382,11 +382,11 @@ class BagEncoder(nn.Module):
 class SpanReader(nn.Module):
     """A transformer encoder with a logit of answer start and answer end for each token.
 
-    Only tokens of the passage, and the first token, which stands for "no answer", are possible:
-    all others have the logit -1e9.
+    An answer can only start and end at tokens of the passage, or at the first token, which stands
+    for "no answer"; all other tokens have the logit -1e9.
 
     Attributes:
-        config: of the encoder, with `causal=False` and `segment_types=2`.
+        config: the configuration of the encoder, with `causal=False` and `segment_types=2`.
 
     References:
         Devlin et al. 2019, arXiv:1810.04805, section 4.2.
@@ -401,7 +401,7 @@ class SpanReader(nn.Module):
     config: TransformerConfig
 
     def setup(self) -> None:
-        """The encoder and its head."""
+        """Make the encoder and its head."""
         config = self.config
         if config.causal or config.segment_types != 2:
             raise ValueError(
@@ -420,7 +420,7 @@ class SpanReader(nn.Module):
         """Logits (B, T, 2) of start and end from tokens (B, T) and types (B, T), 1 in the passage.
 
         Raises:
-            ValueError: when traced, for a causal encoder or one without two segment types.
+            ValueError: in tracing, for a causal encoder or one without two segment types.
         """
         segments = (tokens != PAD).astype(jnp.int32)
         x = self.encoder.hidden(tokens, segments, None, types, train=train)

@@ -1,4 +1,4 @@
-"""What a finished classifier or encoder knows of its input: texts of a list, a frame or a file."""
+"""The reader of a finished classifier or encoder: texts from a list, a frame or a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Classes(NamedTuple):
 
     Attributes:
         ids: (N,), the user's ids, or the numbers of the texts.
-        labels: (N,) objects: the name of the likeliest class; of a model with many labels the tuple
-            of the names whose probability reaches the threshold.
-        probabilities: float64 (N, K), of each class.
+        labels: (N,) objects: the name of the likeliest class; with many labels, a tuple of the
+            names whose probability reaches the threshold.
+        probabilities: float64 (N, K), the probability of each class.
         in_scope: bool (N,), whether the largest probability reaches the threshold.
         classes: the K names, in the order of the probabilities.
 
@@ -43,7 +43,7 @@ class Classes(NamedTuple):
     classes: tuple[str, ...]
 
     def frame(self) -> Any:
-        """One row each: id, label (many as one text), scope, and each class's probability."""
+        """A row for each text: id, label (several as one string), scope, class probabilities."""
         names = [one if isinstance(one, str) else "; ".join(one) for one in self.labels]
         of_class = {f"p({c})": self.probabilities[:, i] for i, c in enumerate(self.classes)}
         told = {"id": self.ids, "label": np.array(names, object), "in_scope": self.in_scope}
@@ -65,24 +65,24 @@ class Vectors(NamedTuple):
     vectors: np.ndarray
 
     def frame(self) -> Any:
-        """One row each: id, and the vector's numbers."""
+        """A row for each text: id, and the numbers of the vector."""
         return frame({"id": self.ids, "vector": self.vectors})
 
 
 @recorded
 @dataclass(frozen=True)
 class TextReader:
-    """What a finished model of `text.classifier` or `text.contrastive` knows of its input.
+    """The reader of a finished model of `text.classifier` or `text.contrastive`.
 
     Attributes:
         read: turns texts into tokens, as in training.
         text: the column of the texts, in a file, a frame or arrays by name.
         label: the column of the labels.
-        id: the column of the user's ids; None numbers the texts.
-        separator: between the labels of a text, where it may have many.
+        id: the column of the user's ids; with None, the numbers of the texts are used.
+        separator: the separator of the labels of a text, if it may have several.
         temperature: divides the log-probabilities; see `calibrate`.
-        threshold: a text whose largest probability is below it is out of scope. Of many labels
-            those are given that reach it.
+        threshold: a text whose largest probability is below it is out of scope. With many labels,
+            the answer has those that reach it.
 
     >>> reader = TextReader(NGrams(context=8), text="message")
     >>> ids, texts = reader.texts({"message": ["my card", "lost"]})
@@ -108,7 +108,7 @@ class TextReader:
                 or arrays by name.
 
         Raises:
-            ValueError: a missing column, no texts, or an empty one, with its row.
+            ValueError: a missing column, no texts, or an empty text; the message names the row.
         """
         ids, table = columns_of(source, self.id, self.text)
         return ids, check_texts(table[self.text])
@@ -116,15 +116,16 @@ class TextReader:
     def columns(
         self, source: Source, classes: tuple[str, ...], many: bool
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The ids, and the columns that the task takes, labels included.
+        """The ids, and the columns of the task, with labels.
 
         Args:
             source: a table, see `texts`.
-            classes: of the task.
+            classes: the classes of the task.
             many: whether a text may have several labels.
 
         Raises:
-            ValueError: as `texts`; a label that is missing, or none of the classes, with its row.
+            ValueError: see `texts`; or a label is missing or is not a class; the message names the
+                row.
         """
         ids, table = columns_of(source, self.id, self.text, self.label)
         names = names_of(self.label, table[self.label], self.separator, many)
@@ -138,17 +139,17 @@ class TextReader:
         Args:
             model: the model.
             data: see `texts`.
-            first: the number of the first text, where texts have no ids.
+            first: the number of the first text, if texts have no ids.
 
         Raises:
-            ValueError: as `texts`, or a reader of another vocabulary than the module's.
+            ValueError: see `texts`; or the reader and the module have different vocabularies.
         """
         task, state = model.trained()
         vocabulary = task.columns[0].classes
         if vocabulary not in (None, self.read.vocabulary):
             raise ValueError(
                 f"read must have a vocabulary of {vocabulary:,} (the module's), got "
-                f"{self.read.vocabulary:,}; it is the reader of another model"
+                f"{self.read.vocabulary:,}; this reader belongs to another model"
             )
         ids, texts = self.texts(data)
         ids = ids + first if ids.dtype.kind == "i" else ids
@@ -156,7 +157,7 @@ class TextReader:
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
 
     def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Classes:
-        """What the task predicts, calibrated, as the user reads it."""
+        """The predictions of the task, calibrated, as an answer for the user."""
         if has_many(task):
             p = outputs.astype(np.float64)
             names = np.empty(len(p), object)
@@ -182,10 +183,11 @@ def columns_of(
         source: see `TextReader.texts`.
         id: the column of the ids, or None.
         *wanted: names of columns.
-        groups: one more column.
+        groups: the name of one more column.
 
     Raises:
-        ValueError: not a table where more than texts are wanted, or a missing column.
+        ValueError: a column is missing, or the source is only a list of texts and more columns are
+            wanted.
 
     >>> columns_of({"text": ["my card"], "label": [["lost", "card"]]}, None, "text", "label")
     (array([0]), {'text': ['my card'], 'label': [['lost', 'card']]})
@@ -215,7 +217,7 @@ def _csv(path: Any) -> Any:
 
 
 def _cells(column: Any) -> np.ndarray:
-    """A column whose cells may be lists; NumPy would make a matrix of them."""
+    """A column whose cells may be lists, from which NumPy would make a matrix."""
     column = list(column)
     cells = np.empty(len(column), object)
     for row, cell in enumerate(column):
@@ -231,9 +233,9 @@ def names_of(label: str, cells: Sequence[Any], separator: str | None, many: bool
     """The names of each text's class, or of its classes.
 
     Args:
-        label: what messages call the column.
+        label: the name of the column in messages.
         cells: N texts, numbers, or lists of them; None is missing.
-        separator: of the labels in a text.
+        separator: the separator of the labels in a text.
         many: whether a text may have several labels, or none.
 
     Raises:
@@ -267,11 +269,11 @@ def _name(cell: Any) -> str:
 
 
 def _of_0_1(model: Model) -> Model:
-    """A classifier whose file of format 1 has its reader among what is told of it."""
+    """A classifier from a file of format 1, which has its reader in `about`."""
     about = model.about
     if model.reader is not None or not ({"ngrams", "tokenizer"} & about.keys()):
         return model
-    length = {"length": "context"}  # as jaxops 0.1 called it
+    length = {"length": "context"}  # the name in jaxops 0.1
     read: Reader
     if "ngrams" in about:
         settings: dict[str, Any] = {

@@ -24,11 +24,11 @@ from jaxops.model.topk import top_k
 from jaxops.task import recorded
 
 Encode = Callable[[Sequence[str]], Any] | Model
-"""Texts to vectors (B, D), or a model of `text.contrastive` with a `text.TextReader`; the larger
-the product of two vectors, the better the texts match."""
+"""A function from texts to vectors (B, D), or a model of `text.contrastive` with a
+`text.TextReader`. The larger the product of two vectors, the better the texts match."""
 
 RANK_CONSTANT = 60
-"""The constant of reciprocal rank fusion, as its authors chose it."""
+"""The constant of reciprocal rank fusion, with its authors' value."""
 # the words of an index that was saved without `uax29`
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 BEFORE = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
@@ -43,13 +43,13 @@ class BM25(NamedTuple):
         starts: (V + 1,) int64; the entries of word v are `starts[v]:starts[v + 1]`.
         documents: (E,) int32, the documents of each entry, ascending for each word.
         counts: (E,) int32, how often the document contains the word.
-        weights: (E,) float32, what the word adds to the document's score for each time that a query
-            contains it.
+        weights: (E,) float32, added to the document's score for each time that a query contains the
+            word.
         lengths: (N,) int32, number of words of each document.
         k1: saturation of repeated words; 0 counts each word once.
         b: normalisation by document length, from 0 (none) to 1 (full).
-        uax29: whether words are those of Unicode's rules; False in an index of an earlier version,
-            which has other words.
+        uax29: whether words follow Unicode's rules; False in an index of an earlier version, which
+            splits texts into other words.
 
     >>> inverted = index(["my card"]).words
     >>> isinstance(inverted, BM25), inverted.vocabulary
@@ -70,7 +70,7 @@ class BM25(NamedTuple):
 @recorded
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Documents, ready to be searched.
+    """Documents that can be searched.
 
     Attributes:
         words: the inverted index, see `BM25`.
@@ -114,13 +114,13 @@ def index(
 ) -> Index:
     """Index documents for a search by words (Okapi BM25) and, with `encode`, by vectors.
 
-    Words are those of Unicode's rules (UAX #29), normalised and case-folded, and emoji. In scripts
-    without blanks between words each character is a word.
+    Words follow Unicode's rules (UAX #29) and are normalised and case-folded; emoji are words too.
+    In scripts without spaces between words each character is a word.
 
     A document d that contains a word w f times adds, for each w in a query,
     `idf(w) f (k1 + 1) / (f + k1 (1 - b + b |d| / mean |d|))` to its score, where
-    `idf(w) = log(1 + (N - n + 0.5) / (n + 0.5))` and n of the N documents contain w. This idf is
-    that of Lucene, which is never negative.
+    `idf(w) = log(1 + (N - n + 0.5) / (n + 0.5))` and n of the N documents contain w. This is the
+    idf of Lucene, which is never negative.
 
     Args:
         documents: texts, each with at least one word.
@@ -147,7 +147,7 @@ def index(
 
 
 def add(index: Index, documents: Sequence[str], encode: Encode | None = None) -> Index:
-    """A new index with more documents behind the existing ones, equal to one made of all at once.
+    """A new index with more documents after the existing ones; equal to an index of all of them.
 
     Document frequencies and the mean document length are counted anew.
 
@@ -157,8 +157,8 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
         encode: the encoder the index was made with, if any.
 
     Raises:
-        ValueError: no documents, one without a word, an encoder for an index without vectors, none
-            for an index with vectors, or one with vectors of another size.
+        ValueError: there are no documents, or one has no word; an encoder is given for an index
+            without vectors, or none for an index with vectors; or its vectors have another size.
 
     >>> more = add(index(["my card"]), ["red card"])
     >>> by_words(["red card"], more, k=2).documents.tolist()
@@ -187,7 +187,7 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
         new = jnp.asarray(_vectors("documents", encode, documents))
         if vectors.size and vectors.shape[1] != new.shape[1]:
             raise ValueError(
-                f"encode must give vectors of {vectors.shape[1]} numbers (those of the index), got "
+                f"encode must give vectors of {vectors.shape[1]} numbers (as in the index), got "
                 f"{new.shape[1]}"
             )
         vectors = jnp.concatenate([vectors.reshape(-1, new.shape[1]), new])
@@ -197,7 +197,7 @@ def add(index: Index, documents: Sequence[str], encode: Encode | None = None) ->
 def _bm25(
     old: BM25, vocabulary: dict[str, int], terms: np.ndarray, rows: np.ndarray, lengths: np.ndarray
 ) -> BM25:
-    """The index of all occurrences of words, `terms` their numbers and `rows` their documents."""
+    """The index of all occurrences of words: `terms` are their numbers, `rows` their documents."""
     count, k1, b = len(lengths), old.k1, old.b
     keys, counts = np.unique(terms * count + rows, return_counts=True)
     term, document = np.divmod(keys, count)
@@ -236,7 +236,7 @@ def bm25(query: str, words_index: BM25) -> np.ndarray:
 
 
 def by_words(queries: str | Sequence[str], index: Index, k: int = 10) -> Found:
-    """The documents with the largest BM25 scores; those that share no word are not found.
+    """The documents with the largest BM25 scores; documents without a common word are not found.
 
     Args:
         queries: texts, or one text.
@@ -274,8 +274,8 @@ def by_vectors(
         at_once: number of queries that are scored in one call.
 
     Raises:
-        ValueError: no query, an empty query, `k` outside 1 to N, an index without vectors, or an
-            encoder that does not give one finite vector for each text.
+        ValueError: there is no query, or one is empty; `k` is outside 1 to N; the index has no
+            vectors; or the encoder does not give one finite vector for each text.
 
     >>> encode = lambda texts: np.array([[len(text), 1.0] for text in texts])
     >>> by_vectors("card", index(["a", "long"], encode), encode, k=2).documents.tolist()
@@ -284,7 +284,7 @@ def by_vectors(
     queries = check_queries(queries, index, k)
     if index.vectors is None:
         raise ValueError(
-            "index must have vectors, got one without; make it with index(documents, encode)"
+            "index must have vectors, got one without; make it by index(documents, encode)"
         )
     vectors = _vectors("queries", encode, queries)
     parts = [
@@ -305,7 +305,7 @@ def fuse(rankings: Sequence[np.ndarray], k: int = 10) -> Found:
     comes first.
 
     Args:
-        rankings: (B, K_i) int each, documents best first, each at most once; -1 is none.
+        rankings: (B, K_i) int each, documents best first, each at most once; -1 is no document.
         k: number of documents in the result.
 
     Raises:
@@ -334,9 +334,9 @@ def fuse(rankings: Sequence[np.ndarray], k: int = 10) -> Found:
 
 
 def hit_rate(hits: np.ndarray, k: int) -> float:
-    """The share of queries with a relevant document among the first `k`; at k = 1 the precision.
+    """The share of queries with a relevant document among the first `k`; with k = 1 the precision.
 
-    Where each query has one relevant document this is the recall at k.
+    If each query has one relevant document, this is the recall at k.
 
     Args:
         hits: bool (B, K), whether the document at this rank is relevant.
@@ -357,7 +357,8 @@ def recall(hits: np.ndarray, good: np.ndarray, k: int) -> float:
         k: number of ranks that count, at most K.
 
     Raises:
-        ValueError: `k` outside 1 to K, another shape of `good`, or a query without one.
+        ValueError: `k` is outside 1 to K; `good` has another shape; or a query has no relevant
+            document.
 
     >>> recall(np.array([[0, 1, 1], [1, 0, 0]], bool), np.array([4, 1]), k=3)
     0.75

@@ -1,4 +1,4 @@
-"""What to learn from texts: classes, sentence vectors, and where the answer to a question is."""
+"""Tasks on texts: classes, sentence vectors, and the part of a passage that answers a question."""
 
 import inspect
 from typing import Any
@@ -28,8 +28,8 @@ def classifier(
     `text.Tokens` and `text.NGrams`), and `label`: integers (B,) in [0, classes), or with `many`
     (B, classes) of 0 and 1.
 
-    A module with members, such as `BagAndCNN`, gives logits (B, members, classes): the loss is the
-    mean over the members, and the prediction the mean of their probabilities.
+    A module with members, such as `BagAndCNN`, gives logits (B, members, classes). The loss is then
+    the mean over the members, and the prediction is the mean of their probabilities.
 
     Args:
         module: a Flax module, tokens to logits (B, classes).
@@ -41,11 +41,11 @@ def classifier(
 
     Returns:
         A task that predicts probabilities (B, classes), which sum to one unless `many` is set. Its
-        metrics are loss and accuracy; a row counts as right where its label is right, or with
-        `many` where all of its labels are (predicted are those with a probability above 0.5).
+        metrics are loss and accuracy. A row counts as correct if its label is, or with `many` if
+        all of its labels are (those with a probability above 0.5 are predicted).
 
     Raises:
-        ValueError: the module has another number of classes, or names that are no names or are not
+        ValueError: the module has another number of classes, or the names are invalid or not
             distinct.
 
     >>> from jaxops import text
@@ -56,7 +56,7 @@ def classifier(
     names = class_names(classes)
     if getattr(module, "classes", len(names)) != len(names):
         raise ValueError(
-            f"classes must be {module.classes} (those of the module), got {len(names)}: {names}"
+            f"classes must be {module.classes} (module.classes), got {len(names)}: {names}"
         )
 
     def one_label(logits: Array, batch: Batch, train: bool) -> Array:
@@ -97,21 +97,21 @@ def classifier(
 
 
 class Pair(nn.Module):
-    """Vectors of unit length for the several texts of a row, by one encoder.
+    """Vectors of unit length for the texts of a row, all by one encoder.
 
     Attributes:
-        encoder: a Flax module, tokens (B, T) int32 to vectors (B, D); may take `train`.
+        encoder: a Flax module, tokens (B, T) int32 to vectors (B, D); it may take `train`.
     """
 
     encoder: Any
 
     @nn.compact
     def __call__(self, tokens: Array, *, train: bool = False) -> Array:
-        """(B, V, T) int32, V texts a row, to (B, V, D) float32."""
+        """Vectors (B, V, D) float32 of tokens (B, V, T) int32, for V texts in a row."""
         rows, views, length = tokens.shape
         parameters = inspect.signature(type(self.encoder).__call__).parameters
         named = {"train": train} if "train" in parameters else {}
-        # the texts of a row stay side by side, and so on one device
+        # the texts of a row stay next to each other, and so on one device
         x = self.encoder(tokens.reshape(rows * views, length), **named).astype(jnp.float32)
         x *= jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
         return x.reshape(rows, views, -1)
@@ -124,10 +124,10 @@ def info_nce(
     temperature: float,
     label: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The contrastive loss of each row, and whether the nearest candidate is a positive of it.
+    """The contrastive loss of each row, and whether its nearest candidate is one of its positives.
 
     With s_ij = anchor_i . positive_j / temperature, the loss of row i is -log softmax_j(s_i)[i]:
-    the positives of the other rows are its negatives. With labels, rows of the same label are
+    the positives of the other rows are its negatives. With labels, rows with the same label are
     positives as well, and the loss is the mean of -log softmax_j(s_i)[p] over all positives p.
 
     Args:
@@ -152,7 +152,7 @@ def info_nce(
     """
     real = (weights > 0)[None]
     scores = jnp.matmul(anchors, positives.T, precision="highest") / temperature
-    # finite, so that a batch of padding alone has no NaN in its gradient
+    # finite, so that a batch that is all padding has no NaN in its gradient
     scores = jnp.where(real, scores, -1e9)
     matches = jnp.eye(len(anchors), dtype=bool) if label is None else label[:, None] == label[None]
     matches &= real
@@ -168,24 +168,26 @@ def contrastive(
 ) -> Task:
     """Learn sentence vectors from pairs of texts; the other rows of a batch are the negatives.
 
-    A batch holds `tokens` and `positive`, integers (B, context) with 0 for padding: two texts of
-    the same meaning, a question and its answer, or the same text twice, which dropout makes
-    different (Gao et al. 2021, arXiv:2104.08821). Where several rows of a batch may have the same
-    meaning, set `labelled`: the batch then holds `label`, integers (B,), and rows of one label are
-    positives of each other. See `info_nce` for the loss and `partners` for pairs from labels. The
-    loss couples the rows of a batch: more rows are more negatives, loss and accuracy of an
-    evaluation depend on its `batch_size`, and a batch of one row and `accumulate` are refused.
+    A batch holds `tokens` and `positive`, integers (B, context) with 0 for padding. They are two
+    texts with the same meaning, a question and its answer, or the same text twice, which dropout
+    makes different (Gao et al. 2021, arXiv:2104.08821). If several rows of a batch may have the
+    same meaning, set `labelled`: the batch then also holds `label`, integers (B,), and rows with
+    the same label are positives of each other. See `info_nce` for the loss and `partners` for pairs
+    from labels. The loss couples the rows of a batch. Therefore more rows give more negatives, the
+    loss and accuracy of an evaluation depend on its `batch_size`, and a batch of one row and
+    `accumulate` are refused.
 
     Args:
         module: a Flax module, tokens (B, context) to vectors (B, D), which the task scales to unit
             length: `BagEncoder`, or `TextCNN` and `TransformerClassifier` with D classes.
         context: number of tokens in a row.
-        temperature: divides the products of vectors; a small one weighs the nearest negatives most.
+        temperature: divides the products of vectors; a small value gives the nearest negatives more
+            weight.
         labelled: whether rows with equal labels are positives.
 
     Returns:
         A task that predicts the vectors (B, D) of `tokens`, of unit length. Its metrics are loss
-        and accuracy: how often the nearest candidate of the batch is a positive of the row.
+        and accuracy, the share of rows whose nearest candidate in the batch is a positive.
 
     Raises:
         ValueError: a temperature that is not positive.
@@ -203,8 +205,8 @@ def contrastive(
     def pairs(vectors: Array, batch: Batch) -> tuple[Array, Array]:
         if len(vectors) < 2:  # known when the step is traced, before it is compiled
             raise ValueError(
-                "batch_size must be at least 2 for a contrastive task, whose negatives are the "
-                "other rows of a batch, got 1"
+                "batch_size must be at least 2 for a contrastive task, where the other rows of a "
+                "batch are the negatives, got 1"
             )
         label = batch["label"] if labelled else None
         return info_nce(vectors[:, 0], vectors[:, 1], row_weights(batch), temperature, label)
@@ -230,10 +232,10 @@ def contrastive(
 def spans(module: Any, context: int) -> Task:
     """Extractive question answering: learn where in a passage the answer starts and ends.
 
-    A batch holds, as `text.Passages` makes them, `tokens`, integers (B, context): the question and
-    a passage; `types` (B, context), 1 for tokens of the passage; and `start` and `end` (B,), the
-    first and the last token of the answer, both 0 where the passage has none. The loss of a row is
-    the mean of the cross-entropies of start and end, each over all tokens of the row.
+    `text.Passages` makes the columns. `tokens`, integers (B, context), are the question and a
+    passage. `types` (B, context) is 1 for tokens of the passage. `start` and `end` (B,) are the
+    first and the last token of the answer, both 0 if the passage has none. The loss of a row is the
+    mean of the cross-entropies of start and end, each over all tokens of the row.
 
     Args:
         module: a Flax module, (tokens, types) to logits (B, context, 2), such as `SpanReader`.
@@ -241,7 +243,7 @@ def spans(module: Any, context: int) -> Task:
 
     Returns:
         A task that predicts log-probabilities (B, context, 2) of start and end. Its metrics are
-        loss and accuracy: how often the likeliest start and the likeliest end are both right.
+        loss and accuracy, the share of rows whose likeliest start and likeliest end are both right.
 
     >>> from jaxops import nn, text
     >>> config = nn.TransformerConfig(

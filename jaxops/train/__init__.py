@@ -1,1 +1,1 @@
-"""Training, evaluation and prediction: the loop, its checkpoints and what it measures."""
+"""Training, evaluation and prediction: the loop, its checkpoints and its measurements."""

@@ -16,10 +16,11 @@ MOST_BYTES = 1 << 30
 def compilation_cache(directory: str | Path | None = None) -> Path:
     """From now on, read compiled programs from `directory`, and write new ones to it.
 
-    Results are the same to the bit. Without a `directory`, a cache that is already configured, as
-    by the environment variable JAX_COMPILATION_CACHE_DIR, is kept; otherwise it is a folder in
-    ~/.cache/jaxops (or $XDG_CACHE_HOME/jaxops) for this processor and this jaxlib, since code for
-    another processor may crash (jax issue 38445). Beyond 1 GiB the oldest programs are deleted.
+    Results are the same to the bit. Without a `directory`, a cache that is already configured, for
+    example by the environment variable JAX_COMPILATION_CACHE_DIR, is used. If there is none, the
+    cache is a folder in ~/.cache/jaxops (or $XDG_CACHE_HOME/jaxops). The folder is for this
+    processor and this jaxlib, because code for another processor may crash (jax issue 38445). If
+    the cache grows beyond 1 GiB, the oldest programs are deleted.
 
     Args:
         directory: made if it does not exist.
@@ -42,15 +43,15 @@ def compilation_cache(directory: str | Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _prune(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # the defaults leave out what compiles within a second: on a CPU, nearly everything
+    # by default JAX keeps no program that compiles within a second: on a CPU, nearly all do
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax_cache.reset_cache()  # an earlier compilation has decided that there is no cache
+    jax_cache.reset_cache()  # JAX may have decided at an earlier compilation to use no cache
     return folder
 
 
 def _processor() -> str:
-    """A name for what code is compiled for; two processors of one model may differ in features."""
+    """A name for this processor and its features; these may differ between equal models."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     kinds = {x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))}
@@ -59,9 +60,9 @@ def _processor() -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Jax itself limits the size only where the package filelock is installed."""
+    """Delete the oldest programs; JAX itself does so only if the package filelock is installed."""
     total = 0
-    with contextlib.suppress(FileNotFoundError):  # another process prunes at the same time
+    with contextlib.suppress(FileNotFoundError):  # another process may prune at the same time
         for file in sorted(folder.glob("*-cache"), key=os.path.getmtime, reverse=True):
             total += file.stat().st_size
             if total > MOST_BYTES:

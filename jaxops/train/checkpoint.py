@@ -24,20 +24,20 @@ class Checkpointer:
     it saves leaves the previous one as the newest. Saving is asynchronous: the arrays are copied to
     the host before `save` returns, and written while training continues.
 
-    Every file's checksum is stored in the checkpoint and compared when the directory is opened. A
-    newest checkpoint that is damaged is renamed to "STEP.damaged", which is printed, and the
-    previous one becomes the newest. Only one `Checkpointer` at a time can use a directory, by a
-    lock that the system releases when its process ends.
+    Every file's checksum is stored in the checkpoint and compared when the directory is opened. If
+    the newest checkpoint is damaged, it is renamed to "STEP.damaged", a message is printed, and the
+    previous one becomes the newest. A lock allows only one `Checkpointer` at a time to use a
+    directory; the system releases it when the process ends.
 
     Args:
-        directory: made if it does not exist.
+        directory: the directory; it is made if it does not exist.
         keep: number of checkpoints that are kept.
 
     Raises:
-        OSError: the directory cannot be written to, or another run uses it; or, from the next call
-            on, the disk refused a write. Checkpoints that were complete before stay readable.
-        ValueError: every checkpoint is damaged (names the files), or `devices.start` was not
-            called.
+        OSError: the directory cannot be written to, or another run uses it. If writing fails while
+            training continues, the next call raises it. Complete checkpoints stay readable.
+        ValueError: every checkpoint is damaged (the message names the files), or there are several
+            processes and `devices.start` was not called.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -64,10 +64,10 @@ class Checkpointer:
         try:
             hosts.by_first(self._open)
             policies, context = ocp.training, ocp.Context()
-            # Called by process 0 when all is written and not yet in its place. A lambda, for
-            # Orbax copies its options, and a copied method is one of a copied object.
+            # Process 0 calls this when all files are written, before they are moved into place. It
+            # is a lambda because Orbax copies its options, and would copy a method's object too.
             context.asynchronous.post_finalization_callback = lambda: self._seal()
-            # otherwise a folder that cannot be made is noticed only after five minutes
+            # without this, Orbax reports a folder that cannot be made only after five minutes
             context.asynchronous.create_directories_asynchronously = False
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
@@ -85,8 +85,8 @@ class Checkpointer:
             self.directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise NotADirectoryError(
-                f"checkpoints must name a directory, got {self.directory}, which is or lies in a "
-                "file or a link to nothing"
+                f"checkpoints must name a directory, got {self.directory}, which is a file, is "
+                "below a file, or is a broken link"
             ) from None
         self._lock = _lock(self.directory)
         _set_damaged_aside(self.directory)
@@ -122,7 +122,7 @@ class Checkpointer:
             raise self._refused(error) from None
 
     def wait(self) -> None:
-        """Return when the last save is on disk; raise the error that stopped it, if any."""
+        """Wait until the last save is on disk; if it failed, raise its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
@@ -131,7 +131,7 @@ class Checkpointer:
                 raise self._refused(error) from None
 
     def _try_folder(self) -> None:
-        """Raise here if no folder can be made: Orbax's other processes would wait for process 0."""
+        """Raise if no folder can be made; in Orbax other processes would wait for process 0."""
         try:
             os.rmdir(tempfile.mkdtemp(dir=self.directory))
         except OSError as error:
@@ -145,13 +145,13 @@ class Checkpointer:
         """The newest checkpoint's trees.
 
         Args:
-            trees: name -> tree of `jax.ShapeDtypeStruct` with shardings: shapes, dtypes and where
-                the arrays are to lie.
+            trees: name -> tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings of
+                the arrays.
 
         Raises:
             FileNotFoundError: there is no complete checkpoint.
-            ValueError: the checkpoint is of another model or optimizer (names what differs), or it
-                cannot be read.
+            ValueError: the checkpoint is of another model or optimizer (the message names what
+                differs), or it cannot be read.
         """
         saved, expected = self._record()["leaves"], leaves(trees)
         step = self.latest_step()
@@ -160,7 +160,7 @@ class Checkpointer:
             if have != want:
                 raise ValueError(
                     f"{leaf} must be {have}, as in checkpoint {step} of {self.directory}, got "
-                    f"{want}; the checkpoint is of another model or optimizer"
+                    f"{want}; another model or optimizer wrote the checkpoint"
                 )
         try:
             return self._orbax.load_checkpointables(step, trees)
@@ -173,12 +173,12 @@ class Checkpointer:
         if step is None:
             raise FileNotFoundError(f"{self.directory}: no complete checkpoint in it")
         record = checksums.read(self.directory / str(step))
-        if record is None:  # an older one
+        if record is None:  # an older version wrote it
             record = self._orbax.checkpointables_metadata(step).custom_metadata
         if not record or "leaves" not in record:
             raise ValueError(
                 f"directory must hold checkpoints that jaxops wrote, got {self.directory}, whose "
-                f"checkpoint {step} has no record of it"
+                f"checkpoint {step} has no record of jaxops"
             )
         return record
 
@@ -189,17 +189,17 @@ class Checkpointer:
         finally:
             try:
                 self._orbax.close()
-            except Exception as error:  # it raises once more what stopped the save
+            except Exception as error:  # Orbax raises the error of the save a second time
                 raise self._refused(error) from None
             finally:
                 self._unlock()
 
     def _refused(self, error: Exception) -> OSError:
-        """What the user reads in place of Orbax's error, which has hundreds of lines."""
+        """A short error to raise instead of Orbax's, which has hundreds of lines."""
         newest = self.latest_step()
-        kept = "none is complete, so the same call starts anew"
+        kept = "no checkpoint is complete, so the same call starts from the beginning"
         if newest is not None and (self.directory / str(newest)).is_dir():
-            kept = f"that of step {newest} is complete, and the same call continues from it"
+            kept = f"the checkpoint of step {newest} is complete, and the same call continues there"
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         self._told = OSError(
             f"{self.directory}: the checkpoint of step {self._saving[0]} could not be written; "
@@ -222,12 +222,12 @@ class Checkpointer:
 
 
 def _told_by_us(record: logging.LogRecord) -> bool:
-    """Leaves out the tracebacks that Orbax's threads log: the same error is raised."""
+    """A filter for the tracebacks that Orbax's threads log; the same error is also raised."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _directory(given: str | Path) -> Path:
-    """The absolute path of a directory; `ValueError` for what Orbax could write and not read."""
+    """The absolute path of a directory; `ValueError` for a path that Orbax cannot read again."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(given), re.I):
         raise ValueError(
             f"checkpoints must name a directory of a mounted file system, got the URL {given}"
@@ -242,10 +242,10 @@ def _directory(given: str | Path) -> Path:
 
 
 def _lock(directory: Path) -> int:
-    """A lock on the directory itself; it ends with its descriptor, however the process ends."""
+    """A lock on the directory itself; the system releases it in any case when the process ends."""
     as_effective = os.access in os.supports_effective_ids
     if not os.access(directory, os.W_OK | os.X_OK, effective_ids=as_effective):
-        raise PermissionError(f"{directory}: no checkpoint can be written there; it is read-only")
+        raise PermissionError(f"{directory}: no checkpoint can be written; it is read-only")
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         # there is no such lock on Windows and on some network drives
@@ -256,8 +256,8 @@ def _lock(directory: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise BlockingIOError(
-            f"{directory}: another run that is alive writes its checkpoints there; "
-            "wait for its end, or name another directory"
+            f"{directory}: another run is writing its checkpoints there; "
+            "wait until it ends, or use another directory"
         ) from error
     except OSError:
         pass
@@ -265,7 +265,7 @@ def _lock(directory: Path) -> int:
 
 
 def _set_damaged_aside(directory: Path) -> None:
-    """Leave a good checkpoint as the newest, if there is any."""
+    """Rename damaged checkpoints until the newest one is intact, if there is any."""
     steps = sorted(
         (p for p in directory.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)
     )

@@ -1,7 +1,7 @@
-"""What jaxops adds to an Orbax checkpoint: a record, and a checksum of every file.
+"""The file `jaxops.json` of a checkpoint: a record, and a checksum of every file.
 
-Orbax itself checks only some files. Both are in one file, `jaxops.json`, which is written before
-the checkpoint is moved into its place.
+Orbax itself checks only some files. `jaxops.json` is written before the checkpoint is moved into
+its place.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ METADATA = "_CHECKPOINT_METADATA"  # Orbax still writes to it after the checksum
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record, path -> SHA-256 of every file in `folder`, and the checksum of both."""
+    """Write the record, the SHA-256 of every file in `folder` by path, and a checksum of both."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != METADATA)
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
     content = {"record": record, "files": digests}
@@ -22,13 +22,13 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record; `None` for a checkpoint of an earlier version, which has none."""
+    """The record; `None` for a checkpoint of an earlier version, which has no record."""
     path = folder / NAME
     return json.loads(path.read_text())["record"] if path.exists() else None
 
 
 def damage(folder: Path) -> str | None:
-    """Which file of a checkpoint is damaged, and how; `None` if all are as they were written.
+    """A message that says which file of a checkpoint is damaged; `None` if all files are intact.
 
     A checkpoint of an earlier version, without checksums, is not checked.
     """

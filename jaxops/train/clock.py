@@ -22,8 +22,8 @@ class Clock:
     """Measures examples per second, from the end of the first call on.
 
     Attributes:
-        first_step_seconds: from the creation of the clock to the end of the first call: tracing,
-            compilation and the call itself; `None` until then.
+        first_step_seconds: the time from the creation of the clock to the end of the first call,
+            which includes tracing and compilation; `None` until then.
 
     >>> clock = Clock()
     >>> clock.tick(64), clock.examples_per_second  # the first call is not speed
@@ -39,10 +39,10 @@ class Clock:
         self._seconds = self._examples = 0.0
 
     def tick(self, examples: int) -> float | None:
-        """Record the end of a call; its seconds, or `None` for the first one.
+        """Record the end of a call, and return its seconds, or `None` for the first call.
 
         Args:
-            examples: number of rows it used, without padding.
+            examples: number of rows that the call used, without padding.
         """
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
@@ -81,10 +81,10 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
 
 @functools.cache
 def peak_flops(dtype: str = "float32", size: int = 2048) -> float:
-    """FLOP/s of this device's matrix product, measured: the best of ten (size, size) products.
+    """FLOP/s of this device's matrix product: the fastest of ten (size, size) products.
 
-    A measured peak is lower than the data sheet's, and the most that a program can reach here.
-    Inputs of fewer bits than float32 are summed in float32.
+    This measured peak is lower than that of the data sheet. It is the most that a program can reach
+    on this machine. Products of factors with fewer bits than float32 are summed in float32.
 
     >>> peak_flops(size=128) > 1e6
     True
@@ -101,7 +101,7 @@ def peak_flops(dtype: str = "float32", size: int = 2048) -> float:
 
 
 def peak_memory() -> int:
-    """Peak memory in bytes: the device's own count, or this process's where it has none.
+    """Peak memory in bytes, as the device counts it; if it does not, that of this process.
 
     >>> peak_memory() > 2**20
     True
@@ -109,7 +109,7 @@ def peak_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
-    import resource  # not on Windows, whose users have no peak to read
+    import resource  # does not exist on Windows, so there no peak can be read
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

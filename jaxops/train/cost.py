@@ -1,7 +1,7 @@
 """The cost of a traced function on one device: FLOPs, bytes moved, bytes alive. Nothing is run.
 
-The trace is read as a compiler would lay it out: matrix products, reductions and the like write
-their results to memory; cheap elementwise operations between them are computed where they are used.
+The model of the compiler is: matrix products, reductions and similar operations write their results
+to memory; cheap elementwise operations between them are computed where they are used.
 """
 
 import math
@@ -24,9 +24,9 @@ class Cost(NamedTuple):
         products: dtype of the factors -> operations in matrix products and convolutions on one
             device; the rest of `flops` is elementwise.
         moved: bytes read from and written to memory.
-        alive: the peak of the bytes in use, besides the arguments.
-        activations: the same without the results of `shares`.
-        reduced: bytes of the results that devices which share a product have to sum.
+        alive: the peak of the bytes in use, without those of the arguments.
+        activations: the same peak without the results that `shares` names.
+        reduced: bytes of the results that devices must sum, because they share a product.
     """
 
     flops: float
@@ -57,7 +57,7 @@ _OPAQUE = _PRODUCTS | {"concatenate", "sort", "top_k", "fft", "scan", "while", "
 }  # fmt: skip
 _OPAQUE_PREFIXES = ("reduce_window", "scatter", "cum")
 _WRITES_PREFIXES = ("reduce_", "arg", "gather")  # fuse what they read, not what they write
-# computed once and kept where they are used twice; others are computed again
+# kept if they are used twice; others are computed again
 _COSTLY = {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "rsqrt", "sqrt"} | {
     "pow", "div", "sin", "cos"
 }  # fmt: skip
@@ -71,16 +71,16 @@ def cost(
     parts: int = 1,
     shares: Sequence[float | None] = (),
 ) -> Cost:
-    """The cost of a jaxpr, as `jax.make_jaxpr` gives it.
+    """The cost of a jaxpr, such as `jax.make_jaxpr` returns.
 
-    A `while` without a known number of iterations counts once, a `cond` as its most expensive
-    branch.
+    A `while` loop without a known number of iterations counts once, and a `cond` counts as its most
+    expensive branch.
 
     Args:
         closed: the jaxpr.
         platform: "cpu", "cuda" or "tpu", which decides `jax.lax.platform_dependent`.
-        splits: for each argument, which axes are split into `parts`; products with it are divided
-            accordingly, and so is what follows from their results.
+        splits: for each argument, which of its axes are split into `parts`; products with it are
+            divided accordingly, and so are the operations on their results.
         parts: size of the mesh's axis "tensor".
         shares: for each result, the share of it that one device keeps; `None` for all of it.
 
@@ -106,7 +106,7 @@ def _bytes(aval: Any) -> int:
 
 
 class _Program:
-    """The operations of a jaxpr in a row, with all calls inlined; values are numbers."""
+    """The operations of a jaxpr in order, with all calls inlined; each value has a number."""
 
     def __init__(self, platform: str, parts: int) -> None:
         self.platform, self.over = platform, parts
@@ -162,7 +162,7 @@ class _Program:
         return results
 
     def _broadcast(self, value: int | None, like: Any) -> int | None:
-        """XLA:CPU keeps a broadcast that is used twice; those in operands are implicit."""
+        """Broadcast an operand, which JAX does implicitly; XLA:CPU keeps one that is used twice."""
         if value is None or self.avals[value].shape == like.shape or not self.avals[value].shape:
             return value
         key = (value, like.shape)
@@ -173,7 +173,7 @@ class _Program:
         return self.broadcasts[key]
 
     def cost(self, inputs: list[int], outputs: list[Any], shares: Sequence[float | None]) -> Cost:
-        """Of the operations that the results need."""
+        """The cost of the operations that the results need."""
         self.ops = list(self._needed(outputs))
         kept = {self.root[v] for v in outputs if v is not None}
         leaves = self._leaves({self.root[v] for v in inputs}, kept)
@@ -216,7 +216,7 @@ class _Program:
         return reversed(ops)
 
     def _leaves(self, inputs: set[int], kept: set[int]) -> dict[int, set[int]]:
-        """Of each value the stored ones that it is computed from: itself, if it is stored."""
+        """For each value, the stored values that it is computed from; a stored one is its own."""
         users = defaultdict(list)
         for op in self.ops:
             for value in {self.root[v] for v in op.inputs if v is not None}:
@@ -263,7 +263,7 @@ class _Program:
         )
 
     def _divide(self, op: _Op) -> int:
-        """Over how many devices the work is divided; its results are likewise, unless summed."""
+        """The number of devices that share the work; they share the results too, unless summed."""
         parts = (self.parts.get(self.root[v], 1) for v in op.inputs if v is not None)
         over = max(parts, default=1)
         summed = self._summed(op)
@@ -283,7 +283,7 @@ class _Program:
         return float(out) if op.name in _ELEMENTWISE or op.name in ("neg", "square") else 0.0
 
     def _inner(self, op: _Op) -> tuple[int, Cost] | None:
-        """How often the body of a loop or branch runs, and what once costs."""
+        """How often the body of a loop or branch runs, and the cost of one run."""
         if op.name not in ("scan", "while", "cond"):
             return None
         bodies = op.params.get("branches") or [op.params.get("jaxpr") or op.params["body_jaxpr"]]
@@ -293,7 +293,7 @@ class _Program:
             splits = []
             for value, var in zip(operands, body.jaxpr.invars, strict=True):
                 split = self.split.get(value) if value is not None else None
-                # a loop's slices have an axis less
+                # the slices of a loop have one axis less
                 splits.append(split[-len(var.aval.shape) :] if split and var.aval.shape else None)
             costs.append(cost(body, self.platform, splits, self.over))
         return op.params.get("length", 1), max(costs, key=lambda c: c.flops)
@@ -319,7 +319,7 @@ class _Program:
                 if not _opaque(op.name) and any(
                     v in sizes and self.avals[v].shape == self.avals[out].shape for v in freed[i]
                 ):
-                    reused = sizes[out]  # written over what it is made of
+                    reused = sizes[out]  # the result is written over its input
             most = max(most, now - reused + within[i])
             ended = [v for v in op.outputs if v not in last and v not in kept]
             now -= sum(sizes.pop(v, 0.0) for v in freed[i] + ended)
@@ -331,14 +331,14 @@ def _opaque(name: str) -> bool:
 
 
 def _contracted(op: _Op) -> Any:
-    """The axes of each operand that a product sums over; of rows split, a gather finds a few."""
+    """The axes of each operand that a product, or a gather of split rows, sums over."""
     if op.name == "gather":
         return ((0,), ())
     return op.params["dimension_numbers"][0] if op.name == "dot_general" else ((), ())
 
 
 def _convolution(params: Any, x: Any, kernel: Any, out: Any) -> float:
-    """Two for each product of a kernel's value and an image's; zeros of padding do not count."""
+    """Two FLOPs for each product of a kernel's value and an image's; padding does not count."""
     numbers = params["dimension_numbers"]
     pairs = 1.0
     for i, (low, _) in enumerate(params["padding"]):

@@ -1,4 +1,4 @@
-"""Evaluation and prediction over whole data sets: every row once, on any number of devices."""
+"""Evaluation and prediction over whole data sets: each row counts once, on all plans."""
 
 import functools
 import itertools
@@ -37,7 +37,7 @@ from jaxops.train.resident import Columns, pad
 from jaxops.train.settings import whole
 
 EVALUATED_AT_ONCE = 1024
-BATCHES_IN_FLIGHT = 8  # each is a call, or two where there are metrics of the user's
+BATCHES_IN_FLIGHT = 8  # each batch is one call, or two calls if the user gives metrics
 
 
 def evaluate(
@@ -53,24 +53,25 @@ def evaluate(
 
     Args:
         task: the trained task.
-        state: its state; where `optim.ema` has kept averaged parameters they are used, as in the
+        state: its state. If `optim.ema` has kept averaged parameters, they are used, as in the
             validation of `fit`.
         data: columns in memory, or an iterable of batches.
-        batch_size: maximum rows at a time, for columns; a stream's batches are taken as they come.
-            The last batch is padded and masked. With several processes each reads its own share
-            of a stream, until all shares have ended.
-        plan: the devices; by default the first, or with several processes all of them.
-        metrics: additional ones, name -> `(predictions, batch) -> one value a row`, of which the
-            mean is reported, or a metric state. The function sees the real rows alone, without
-            padding. Its batch has a column `mask` only where the data have one: the weights of the
-            rows, by which the mean is weighted.
+        batch_size: the largest number of rows at a time, for columns; the batches of a stream are
+            taken as they are. The last batch is padded and masked. With several processes, each
+            reads its own share of a stream, until all shares have ended.
+        plan: the devices; by default the first device, or with several processes all devices.
+        metrics: additional metrics by name. Each is a function `(predictions, batch)` that returns
+            one value for each row, whose mean is reported, or a metric state. It sees only the real
+            rows, without padding. Its batch has a column `mask` only if the data have one; these
+            are the weights of the rows, and the mean is weighted by them.
 
     Returns:
-        name -> float, or an array for a confusion matrix: "loss" and those of the task.
+        The values by name: "loss", the task's own metrics and `metrics`. A value is a float, or an
+        array for a confusion matrix.
 
     Raises:
-        ValueError: the data are not what the task needs; a metric has the name of one of the
-            task's, or returns something else.
+        ValueError: the data do not fit the task; or a metric has the name of one of the task's
+            metrics, or returns neither one value for each row nor a state.
 
     >>> import jaxops as jo
     >>> from jaxops import tabular
@@ -94,11 +95,11 @@ def predict(
     batch_size: int = EVALUATED_AT_ONCE,
     plan: Plan | None = None,
 ) -> Any:
-    """What the task predicts for every row, in order, as NumPy: (N, ...).
+    """The task's predictions for every row, in order, as NumPy arrays (N, ...).
 
-    Target columns are not needed, and a `mask` changes nothing. A classifier gives probabilities.
-    The arguments are those of `evaluate`. With several processes each one gets the predictions
-    of all rows of columns in memory, but of a stream only those of its own share.
+    Target columns are not needed, and a `mask` changes nothing. A classifier predicts
+    probabilities. The arguments are those of `evaluate`. With several processes, each gets the
+    predictions for all rows of columns in memory; of a stream it gets only those of its own share.
 
     >>> import jaxops as jo
     >>> from jaxops import tabular
@@ -120,15 +121,15 @@ def predict(
 class Evaluation:
     """Evaluates successive states on one data set.
 
-    Columns in memory are checked once, when it is made; a stream's batches each time they are
-    read.
+    Columns in memory are checked once, when the object is made. The batches of a stream are checked
+    each time they are read.
 
     Args:
-        task: what was learned.
+        task: the trained task.
         data: columns in memory, or an iterable of batches.
         plan: the devices.
-        metrics: additional ones, by name.
-        batch_size: maximum rows at a time, for columns.
+        metrics: additional metrics by name, see `evaluate`.
+        batch_size: the largest number of rows at a time, for columns.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Evaluation:
         return m.summarize(total)
 
     def names(self, shapes: TrainState) -> list[str]:
-        """The names of metrics that are numbers, for such a state, without compiling anything.
+        """The names of the metrics that are numbers, found without compiling anything.
 
         The evaluation itself reuses this trace.
         """
@@ -170,7 +171,7 @@ class Evaluation:
 
 
 def _all_states(program: Any, own: Any, state: TrainState, placed: "Placed") -> dict[str, Any]:
-    """The task's metrics by `program`, and the user's by `own` on what it predicts."""
+    """The task's metrics by `program`, and the user's metrics of its predictions by `own`."""
     states, predictions = program(state, placed.batch)
     if own is None:
         return states
@@ -187,8 +188,8 @@ class Placed(NamedTuple):
 
     Attributes:
         batch: its columns, with `mask`.
-        kept: which rows of it, as they are read here, are wanted here.
-        real: int32, the rows that are no padding.
+        kept: the rows of the batch that this process returns, as it reads them.
+        real: int32, the rows that are not padding.
         weighed: whether the data themselves have a `mask`.
     """
 
@@ -206,8 +207,8 @@ class InOrder:
         data: columns in memory, which are checked here, or an iterable of batches.
         batch_size: maximum rows at a time, for columns.
         plan: the devices.
-        targets: whether target columns are needed too.
-        name: what messages call the data.
+        targets: whether target columns are needed as well.
+        name: the name of the data in messages.
     """
 
     def __init__(
@@ -254,14 +255,14 @@ class InOrder:
         yield from pending
 
     def shapes(self, state: TrainState) -> tuple[TrainState, Placed]:
-        """Shapes of what `outputs` gives to a program; reads and checks a stream's first batch."""
+        """Shapes of a program's arguments in `outputs`; reads and checks a stream's first batch."""
         if self.stream is None:
             batch = {name: value[: self.most] for name, value in self.columns.items()}
         else:
             batch = self.checked(first(iterate(self.stream, self.name), self.name))
             batch = batch if rows(batch) else one_row(batch)
         padded = self._padded(rows(batch))
-        whole = padded // self.shards * self.plan.batch_shards  # with the rows of other processes
+        whole = padded // self.shards * self.plan.batch_shards  # the rows of all processes
         sharding = self.plan.batch_sharding()
         columns = {
             name: jax.ShapeDtypeStruct(
@@ -283,7 +284,7 @@ class InOrder:
             padded = max(padded, self._padded(max(counts)))
             kept: Any = slice(0, rows(batch))
             weighed, batch = "mask" in batch, pad(batch, padded)
-            # the rows of a stream lie one process's after another's
+            # the rows of a stream are in the order of the processes
             starts = padded * np.arange(len(counts))
             parts = [start + np.arange(n) for start, n in zip(starts, counts, strict=True)]
             real = np.concatenate(parts).astype(np.int32)
@@ -295,7 +296,7 @@ class InOrder:
                 yield Placed(hosts.put_shares(batch, sharding, whole), kept, real, weighed)
 
     def _batches(self) -> Iterator[tuple[Columns, list[int]]]:
-        """Each batch, and the number of rows in it, of a stream in the batch of each process."""
+        """Each batch and its number of rows; for a stream, the number in each process's batch."""
         if self.stream is not None:
             yield from self._in_step(self.checked(batch) for batch in self.stream)
             return
@@ -306,7 +307,7 @@ class InOrder:
     def _in_step(self, batches: Iterable[Columns]) -> Iterator[tuple[Columns, list[int]]]:
         """The batches of a stream, until the streams of all processes have ended.
 
-        A process whose stream has ended before the others' gives empty batches.
+        A process whose stream has ended before those of the others gives empty batches.
         """
         last: Columns | None = None
         for batch in itertools.chain(batches, itertools.repeat(None)):
@@ -324,7 +325,8 @@ class InOrder:
     def _padded(self, count: int) -> int:
         """The rows of a padded batch: a power of two up to `most`, so that few sizes compile.
 
-        For a stream, one of few that is at most an eighth above; always a multiple of the shards.
+        For a stream the number is rounded up by at most an eighth. It is always a multiple of the
+        number of shards.
         """
         size = min(next_power_of_two(count), self.most) if self.most else few_lengths(count)
         return -(-size // self.shards) * self.shards

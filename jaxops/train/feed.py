@@ -1,4 +1,4 @@
-"""How batches reach a step: from columns kept on the device, or from a stream."""
+"""The source of a step's batches: columns kept on the device, or a stream."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +29,7 @@ Data = Any
 def source(
     task: Task, data: Data, batch_size: int, seed: int, plan: Plan, accumulate: int = 1
 ) -> "Resident | Stream":
-    """The source of a run's batches: the one place where data are read, checked and placed.
+    """The source of a run's batches. Data are read, checked and placed only here.
 
     Args:
         task: names the columns that are needed and what they must look like.
@@ -40,8 +40,8 @@ def source(
         accumulate: number of microbatches in a batch.
 
     Raises:
-        ValueError: the columns, or a stream's first batch, are not what the task needs; or the
-            batch size does not fit.
+        ValueError: the columns, or a stream's first batch, do not fit the task; or the batch size
+            does not fit.
     """
     check_kind(data, "data")
     if not isinstance(data, Mapping):
@@ -57,23 +57,23 @@ def source(
 
 
 class Stream:
-    """Batches of `data.stream`, or of an iterable of dicts of arrays: a `grain.IterDataset`, say.
+    """Batches of `data.stream`, or of an iterable of dicts of arrays such as `grain.IterDataset`.
 
-    The next batch is fetched, checked and sent while the devices still work on those before it.
-    The first one is read when the stream is made, checked, and used in the first step.
-    The iterator's own `get_state` and `set_state` are used for a checkpoint where it has them;
-    where it has not, a resumed run skips as many batches as were used, so the iterable must
-    give the same batches each time it is iterated. It starts over when it ends.
+    The next batch is fetched, checked and sent while the devices still work on the batches before
+    it. The first batch is read and checked when the stream is made, and used in the first step. A
+    checkpoint uses the iterator's own `get_state` and `set_state` if it has them. If not, a resumed
+    run skips as many batches as were used, so the iterable must give the same batches each time it
+    is iterated. When the iterator ends, the stream starts over.
 
-    With several processes each reads its own share of every batch, and the global batch is made
-    of the shares, in the order of the processes: batch_size / processes rows each. So the plan
-    must split a batch over all of them. An epoch must have the same number of batches in each.
+    With several processes, each reads its own share of every batch, and the global batch consists
+    of the shares in the order of the processes, with batch_size / processes rows each. So the plan
+    must split a batch over all processes. An epoch must have equally many batches in each process.
 
     Attributes:
         example: the first row, whose shapes and dtypes are those of every batch.
         fingerprint: the checksums of the first batch, to notice that a resumed run has other data.
-        share: number of rows of a batch that this process reads, at most.
-        room: the same, with the padding that makes a batch divide over the devices.
+        share: the largest number of rows of a batch that this process reads.
+        room: the same, with the padding that makes a batch divide evenly over the devices.
     """
 
     many_steps = False
@@ -104,23 +104,24 @@ class Stream:
         except TypeError:
             self.steps_per_epoch = None
         self._iterator, self._whole = self._start(), False
-        self._first: dict[str, np.ndarray] | None = self._next()  # until the first step uses it
+        self._first: dict[str, np.ndarray] | None = self._next()  # None after the first step
         self.example = one_row(self._first)
-        # each of several processes reads other rows, and on their number it depends which
+        # with several processes each reads other rows, which depend on the number of processes
         self.fingerprint = checksums(self._first) if hosts.count() == 1 else {}
 
     def _start(self) -> Iterator[Any]:
-        if isinstance(self.batches, Streamed):  # it has an order for each epoch
+        if isinstance(self.batches, Streamed):  # it has another order in each epoch
             return self.batches.endless()
         return iterate(self.batches, "data")
 
     def without_padding(self) -> None:
-        """Give whole batches alone; one with fewer rows than `share` is dropped.
+        """Give only whole batches, and drop those with fewer rows than `share`.
 
-        An epoch of a stream of which only the length is known still has as many steps as batches.
+        If only the length of a stream is known, its epoch still has as many steps as batches.
 
         Raises:
-            ValueError: the batches need padding to divide over the devices, or none is whole.
+            ValueError: the batches need padding to divide evenly over the devices, or no batch is
+                whole.
         """
         check_divides(self.batch_size, self.parts)
         self._whole = True
@@ -138,12 +139,12 @@ class Stream:
             )
 
     def _is_short(self, batch: Any) -> bool:
-        """Whether a batch is to be dropped: all processes drop theirs, where one's is short."""
+        """Whether to drop a batch: if it is short in one process, all processes drop theirs."""
         return self._whole and min(hosts.every(rows(batch))) < self.share
 
     def _read(self) -> Any:
         """The next batch as it comes; the stream starts over when it ends."""
-        for _ in range(2):  # once to its end, and once through
+        for _ in range(2):  # to the end of the stream, and then once through all of it
             while (batch := next(self._iterator, None)) is not None:
                 if not self._is_short(batch):
                     return batch
@@ -151,7 +152,7 @@ class Stream:
         if self._whole:
             raise ValueError(
                 f"data must have a batch of {self.share} rows (batch_size) for a module with batch "
-                "statistics that takes no `mask`, got shorter ones alone"
+                "statistics that takes no `mask`, got only shorter batches"
             )
         return first(self._iterator, "data")
 
@@ -174,7 +175,7 @@ class Stream:
         return hosts.put_shares(columns, self.plan.batch_sharding(1), self.padded, axis=1)
 
     def identity(self) -> dict[str, Any]:
-        """The settings in which a resumed run must agree with its checkpoint."""
+        """The settings that must be the same in a resumed run and in its checkpoint."""
         known = self.batches.identity() if isinstance(self.batches, Streamed) else {}
         return {
             "batch_size": self.batch_size,
@@ -183,24 +184,26 @@ class Stream:
         }
 
     def sample(self) -> None:
-        """Nothing: each process reads other rows."""
+        """Nothing to compare, because each process reads other rows."""
 
     def state(self) -> Any:
-        """The iterator's state as JSON-like data, or `None` where it has none.
+        """The iterator's state as JSON-like data, or `None` if it has no state.
 
-        With several processes it is that of all their iterators, and all of them call this.
+        With several processes it contains the states of all iterators, and all processes must call
+        this.
         """
         state = self._iterator.get_state() if hasattr(self._iterator, "get_state") else None
         state = {"bytes": state.decode("latin-1")} if isinstance(state, bytes) else state
         if state is None or hosts.count() == 1 or isinstance(self.batches, Streamed):
-            return state  # of a `Streamed` it is the same in any number of processes
+            return state  # the state of a `Streamed` is the same in all processes
         return {"processes": hosts.every(state)}
 
     def restore(self, state: Any, step: int) -> None:
         """Continue after the first `step` batches.
 
         Raises:
-            ValueError: another number of processes saved the state, which has a position for each.
+            ValueError: another number of processes saved the state, which holds one position for
+                each process.
         """
         if state is None:
             for _ in range(step):
@@ -213,7 +216,7 @@ class Stream:
         if len(states) != hosts.count():
             raise ValueError(
                 f"data must be read by {len(states)} processes, got {hosts.count()}: the "
-                "checkpoint holds the position of each in a stream of its own"
+                "checkpoint holds the position of each of them in its own stream"
             )
         state = states[hosts.index()]
         state = state["bytes"].encode("latin-1") if state.keys() == {"bytes"} else state
@@ -222,16 +225,16 @@ class Stream:
 
 
 def check_task(task: Any) -> None:
-    """Raise `ValueError` for a module, say, in place of a task."""
+    """Raise `ValueError` if a task is something else, such as a module."""
     if not isinstance(task, Task):
         raise ValueError(
-            f"task must be a jo.Task, as jo.supervised and the rooms make it, got "
+            f"task must be a jo.Task, such as jo.supervised and the rooms make, got "
             f"{type(task).__name__}"
         )
 
 
 def check_weights(columns: Columns, name: str) -> None:
-    """Raise `ValueError` where no row of columns in memory counts."""
+    """Raise `ValueError` if all rows of columns in memory have weight 0."""
     if "mask" in columns and not np.any(columns["mask"]):
         raise ValueError(f"mask of {name} must be above 0 in some row, got 0 in all")
 
@@ -259,14 +262,14 @@ def iterate(batches: Any, name: str) -> Iterator[Any]:
     iterator = iter(batches)
     if iterator is batches:
         raise ValueError(
-            f"{name} must give its batches again each time it is iterated, such as a list or a "
-            "grain data set, got a generator or iterator"
+            f"{name} must give the same batches each time it is iterated, as a list or a "
+            "grain data set does, got a generator or iterator"
         )
     return iterator
 
 
 def first(batches: Iterator[Any], name: str) -> Any:
-    """The first batch of a stream; `ValueError` where there is none."""
+    """The first batch of a stream; `ValueError` if it is empty."""
     batch = next(batches, None)
     if batch is None:
         raise ValueError(f"{name} must have at least one batch, got an empty stream")
@@ -276,9 +279,9 @@ def first(batches: Iterator[Any], name: str) -> Any:
 def checker(
     task: Task, batches: Any, targets: bool = True
 ) -> Callable[[Columns], dict[str, np.ndarray]]:
-    """Return a function that checks a stream's batch and keeps the columns the task names.
+    """Return a function that checks a stream's batch and keeps the columns that the task names.
 
-    A batch of `data.stream` may be empty, where all its rows lie in other processes.
+    A batch of `data.stream` may be empty, if all its rows are read by other processes.
     """
     empty = isinstance(batches, Streamed)
 
@@ -294,7 +297,7 @@ def checker(
 
 
 def one_row(columns: Columns) -> dict[str, np.ndarray]:
-    """The first row of a batch, or a row of zeros where it has none."""
+    """The first row of a batch, or a row of zeros if the batch is empty."""
     if rows(columns) > 0:
         return {name: value[:1] for name, value in columns.items()}
     return {name: np.zeros((1, *value.shape[1:]), value.dtype) for name, value in columns.items()}
@@ -303,7 +306,7 @@ def one_row(columns: Columns) -> dict[str, np.ndarray]:
 def fits(columns: Columns, plan: Plan) -> bool:
     """Whether the columns take at most half of the device's free memory."""
     stats = plan.mesh.local_devices[0].memory_stats() or {}
-    if "bytes_limit" not in stats:  # a CPU: its memory is where the columns are already
+    if "bytes_limit" not in stats:  # a CPU: the columns are already in its memory
         return True
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     needed = 2 * sum(value.nbytes for value in columns.values())
@@ -311,9 +314,9 @@ def fits(columns: Columns, plan: Plan) -> bool:
 
 
 def check_split(plan: Plan) -> None:
-    """Raise `ValueError` where processes do not hold equal parts of a batch, one after the other.
+    """Raise `ValueError` unless the processes hold equal parts of a batch, in their order.
 
-    A share of a stream depends on its process's number alone, not on the plan.
+    The share of a stream depends only on the process's number, not on the plan.
     """
     parts, processes = plan.batch_shards, hosts.count()
     held: list[set[int]] = [set() for _ in range(processes)]
@@ -331,7 +334,7 @@ def check_split(plan: Plan) -> None:
 
 
 def share(batch_size: int, plan: Plan) -> int:
-    """Number of rows of a global batch that this process reads, in proportion to its devices."""
+    """Number of rows of a global batch that this process reads, proportional to its devices."""
     padded = plan.padded(batch_size)
     count = batch_size * len(hosts.rows_here(plan.batch_sharding(), padded))
     if count % padded:

@@ -1,4 +1,4 @@
-"""What a resumed run is compared by: how its task was made, its functions, where it starts."""
+"""Fingerprints that compare a resumed run with its checkpoint: task, functions, first state."""
 
 import contextlib
 import dataclasses
@@ -19,14 +19,14 @@ from jaxops.state import TrainState
 from jaxops.task import Task
 from jaxops.train.own_metrics import NUMBERS, names_in, of_a_library
 
-SAMPLE = 1000  # values of an array of the first state
-LONGEST = 10_000  # values of a list that are compared
+SAMPLE = 1000  # number of values of each array of the first state that are compared
+LONGEST = 10_000  # longer lists are compared by their type and length
 
 
 def described(task: Task) -> dict[str, str]:
-    """How the task was made, or of one made by hand what is known of it, as texts by name.
+    """How the task was made, as texts by name; for a task made by hand, its own fields.
 
-    A long text becomes its checksum.
+    A long text is replaced by its checksum.
 
     >>> from jaxops import tabular
     >>> described(tabular.classifier(tabular.MLP((8,)), features=4))["features"]
@@ -41,11 +41,10 @@ def described(task: Task) -> dict[str, str]:
 
 
 def functions(task: Task) -> dict[str, str]:
-    """Checksums of the parts of a task that was made by hand, by name; empty where a recipe is.
+    """Checksums of the parts of a task that was made by hand, by name; empty for other tasks.
 
-    That of a function is of its code and of the values that it names.
-
-    Code differs from one Python to another, so its version is a part.
+    The checksum of a function covers its code and the values that it names. The same function has
+    other code in another version of Python, so that version is one of the parts.
 
     >>> by_hand = Task(lambda key, batch: ({}, {}), lambda *_: 0.0, lambda *_: 0.0)
     >>> sorted(functions(by_hand))
@@ -55,7 +54,7 @@ def functions(task: Task) -> dict[str, str]:
         return {}
     parts: dict[str, Any] = {"init": task.init, "loss": task.loss, "predict": task.predict}
     cells = _cells(task.loss)
-    if isinstance(cells.get("called"), Called):  # what `supervised` was given
+    if isinstance(cells.get("called"), Called):  # the arguments of `supervised`
         parts = {**_cells(task.predict), **cells}
         parts["module"] = parts.pop("called").module
     checksums = {name: _checksum(_key(part)) for name, part in parts.items()}
@@ -63,7 +62,7 @@ def functions(task: Task) -> dict[str, str]:
 
 
 def start(state: TrainState | None) -> str:
-    """A checksum of the first values of each array of a state that a run starts from; "" of none.
+    """A checksum of the first values of each array of a run's first state; "" if none is given.
 
     >>> start(None)
     ''
@@ -75,9 +74,9 @@ def start(state: TrainState | None) -> str:
 
 
 def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
-    """Nested lists of texts that are the same in every process in which the value is the same.
+    """Nested lists of texts, which are equal in two processes if the value is.
 
-    Of an object that may be anything it is the type alone: a false alarm would be worse.
+    Of an object of unknown type only the type is compared, because a false alarm would be worse.
     """
     if any(value is one for one in inside):
         return "itself"
@@ -116,11 +115,11 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
 
 
 def _cells(function: Any) -> dict[str, Any]:
-    """What a function has from the one around it, by name; nothing of what is no function."""
+    """The variables of a function's closure by name; {} if the object is not a function."""
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
     cells = {}
     for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
-        with contextlib.suppress(ValueError):  # it has no value yet
+        with contextlib.suppress(ValueError):  # the variable has no value yet
             cells[name] = cell.cell_contents
     return cells
 

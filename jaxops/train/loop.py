@@ -1,4 +1,4 @@
-"""Training over whole data sets: `fit`, the only place with side effects."""
+"""Training over whole data sets: `fit`. All side effects of training begin here."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -47,64 +47,63 @@ def fit(
     reports: Reports | Logs = (),
     progress: bool = True,
 ) -> TrainState:
-    """Train, and return the last state, or with early stopping the best.
+    """Train, and return the last state, or with early stopping the best state.
 
-    Columns in memory are put on the devices once, if they fit, and shuffled anew each epoch; every
-    example is seen once an epoch, and the last batch is padded (but see `batch_size`). Many steps
-    run in one call. The result depends on the arguments alone, not on how the steps were split into
-    calls or interrupted.
+    Columns in memory are put on the devices once, if they fit, and shuffled anew each epoch. Every
+    example is seen once in an epoch, and the last batch is padded (but see `batch_size`). Many
+    steps run in one call. The result depends only on the arguments, not on how the steps were split
+    into calls or interrupted.
 
     Args:
         task: what to learn.
-        data: columns in memory, where a column `mask` (N,) weighs the rows; or a stream: an
-            iterable of batches, such as a batched `grain.IterDataset`, that gives the same batches
-            each time it is iterated. A stream without a length is validated and reported every
-            `reports.every` steps (100 by default).
+        data: columns in memory, where a column `mask` (N,) holds the weights of the rows; or a
+            stream: an iterable of batches, such as a batched `grain.IterDataset`, that gives the
+            same batches each time it is iterated. A stream without a length is validated and
+            reported every `reports.every` steps (100 by default).
         optimizer: any optax transformation; see `jaxops.optim`.
-        batch_size: rows in one update, over all devices; padded where it does not divide over
-            them. A module with batch statistics that takes no `mask` never sees padding: the rows
-            that are left over by whole batches wait for another epoch, rows of weight 0 are left
-            out, and of a stream a batch with fewer rows is dropped.
+        batch_size: rows in one update, over all devices. A batch is padded if it does not divide
+            evenly over them. A module with batch statistics that takes no `mask` never sees
+            padding: rows that do not fill a batch at the end of an epoch are not used in that
+            epoch, rows of weight 0 are left out, and a shorter batch of a stream is dropped.
         epochs: number of passes over the data; give this or `steps`.
         steps: number of updates.
-        validation: columns or a stream, evaluated at the end of each epoch, with the averaged
-            parameters where the optimizer keeps some (`optim.ema`).
-        metrics: additional validation metrics, name -> `(predictions, batch) -> one value a row`,
-            or a metric state; the function sees the real rows alone, see `evaluate`.
+        validation: columns or a stream. They are evaluated at the end of each epoch, with the
+            averaged parameters if the optimizer keeps some (`optim.ema`).
+        metrics: additional validation metrics by name: functions `(predictions, batch)` that return
+            one value for each row, or a metric state. They see only the real rows; see `evaluate`.
         early_stopping: when to stop, by a validation metric.
         seed: determines the initial parameters, the order of the rows and the noise.
-        plan: how state and batches lie on the devices; by default the first device alone, or all
-            devices of all processes where there are several (`devices.start`).
+        plan: how state and batches lie on the devices; by default everything is on the first
+            device, or with several processes (`devices.start`) rows are split over all devices.
         compute: "bfloat16" multiplies matrices in bfloat16 with float32 sums while training, in
-            the layers of `jaxops.nn` that name no dtype of their own; see `jaxops.nn.matmul`.
-            "float16" does so with float16, and needs an optimizer in `optim.loss_scale`.
+            those layers of `jaxops.nn` whose `dtype` is not set; see `jaxops.nn.matmul`. "float16"
+            does the same with float16, and needs an optimizer in `optim.loss_scale`.
         accumulate: number of microbatches that are processed one after the other in a step;
             see `train_step`.
-        state: start from a copy of this one; a fresh one by default. Without
-            optimizer state, as `load` returns it, the optimizer starts afresh. The run counts its
-            own steps from 0, so the order of the rows starts over; another seed gives another
-            order.
-        checkpoints: a directory, which gets a checkpoint at the end of each epoch and from which
-            the same call continues; or `Checkpoints`, which has more settings. A call with another
-            task, other data or fewer steps than the newest checkpoint is refused. Another
-            function in a task of `supervised`, and another `state` to start from, are warned of
-            where they are noticed. Another optimizer is not noticed, except that a call which
-            makes no step says so.
+        state: start from a copy of this state; by default from a new one. If it has no optimizer
+            state, like that of a loaded model, the optimizer starts anew. The run counts its own
+            steps from 0, so the order of the rows starts over; another seed gives another order.
+        checkpoints: a directory, or `Checkpoints`, which has more settings. `fit` writes a
+            checkpoint at the end of each epoch, and the same call continues from it. A call with
+            another task, other data or fewer steps than the newest checkpoint is an error. If
+            another function in a task of `supervised` or another `state` to start from is noticed,
+            `fit` warns. Another optimizer is not noticed; but a call that makes no step says so.
         reports: a function or several, called with each `Record`; or `Reports`, which has more
             settings.
-        progress: show a progress bar and print a line an epoch.
+        progress: show a progress bar and print a line for each epoch.
 
     Raises:
         ValueError: before anything compiles, for invalid data or arguments.
-        FloatingPointError: the loss or a parameter is not finite; names the step. The last
-            checkpoint was saved before it.
-        KeyboardInterrupt: after the calls in flight have ended and a checkpoint is written.
-        SystemExit: the same on SIGTERM, with code `jaxops.PREEMPTED` (75); of several processes all
-            stop at the same step.
+        FloatingPointError: the loss or a parameter is not finite; the message names the step. The
+            newest checkpoint is from before that step.
+        KeyboardInterrupt: on Ctrl-C, after the calls in flight have ended and a checkpoint is
+            written.
+        SystemExit: on SIGTERM, in the same way, with code `jaxops.PREEMPTED` (75). Several
+            processes all stop at the same step.
 
-    With several processes every one calls `fit` with the same arguments: columns in memory are the
-    same in each, while of a stream each reads its own share (see `train.feed.Stream`), and
-    `checkpoints` is a directory that all of them see.
+    With several processes, each of them calls `fit` with the same arguments. Columns in memory must
+    be the same in each; of a stream each reads its own share (see `train.feed.Stream`).
+    `checkpoints` must be a directory that all of them see.
 
     >>> import numpy as np
     >>> import jaxops as jo
@@ -177,7 +176,7 @@ def _shapes(
     source: feed.Resident | feed.Stream,
     plan: Plan,
 ) -> TrainState:
-    """The shapes of the state; the source then gives no padding to a task that it would harm."""
+    """The shapes of the state; tells the source to give no padding if it would harm the task."""
     shapes = state_shapes(task, optimizer, source.example, plan)
     if any(jax.tree.leaves(shapes.extra.get(name)) for name in task.statistics):
         source.without_padding()
@@ -196,7 +195,7 @@ def _length(epochs: int | None, steps: int | None) -> tuple[int | None, int | No
 def _check_same(
     seed: int, accumulate: int, compute: str, checkpoints: Checkpoints | None, reports: Reports
 ) -> None:
-    """That all processes were given the same; a stream has a seed of its own."""
+    """Check that all processes have equal arguments; a stream has a seed of its own."""
     every = {
         "reports.every": reports.every,
         "checkpoints": checkpoints is not None,
@@ -226,9 +225,9 @@ def _check_validation(validation: Data, rule: EarlyStopping | None, metrics: Any
         raise ValueError("validation must be given for early_stopping, got None")
     if rule.mode not in ("min", "max"):
         raise ValueError(f'early_stopping.mode must be "min" or "max", got {rule.mode!r}')
-    if rule.patience != math.inf:  # with infinity the best state is kept, and all steps are made
+    if rule.patience != math.inf:  # with infinity all steps are made, and the best state is kept
         whole("early_stopping.patience", rule.patience, 0)
-    if rule.seconds != rule.seconds:  # of a time that is over there may be less than 0 left
+    if rule.seconds != rule.seconds:  # NaN; a negative number means that no time is left
         raise ValueError(f"early_stopping.seconds must be a number, got {rule.seconds}")
 
 
@@ -245,15 +244,15 @@ def _check_loss_scale(compute: str, shapes: TrainState) -> None:
 
 
 def _check_ema(shapes: TrainState) -> None:
-    """Raise `ValueError` where `optim.ema` does not average the parameters that a step leaves."""
+    """Raise `ValueError` if `optim.ema` does not average the parameters after the whole update."""
     for kept in states_of(shapes.opt_state, EmaState):
         if jax.tree.map(jnp.shape, kept.params) != jax.tree.map(jnp.shape, shapes.params):
             raise ValueError(
-                "optim.ema must average all parameters, got it inside of what masks some of them; "
-                "put it around: optim.chain(language.frozen(...), optim.ema(...))"
+                "optim.ema must average all parameters, got it inside a transformation that masks "
+                "some of them; put it last: optim.chain(language.frozen(...), optim.ema(...))"
             )
     if _ema_before_others(shapes.opt_state):
-        raise ValueError("optim.ema must go last in its chain, got other parts behind it")
+        raise ValueError("optim.ema must be last in its chain, got other parts after it")
 
 
 def _ema_before_others(state: Any) -> bool:
@@ -267,12 +266,12 @@ def _ema_before_others(state: Any) -> bool:
 def _checked_state(
     state: TrainState | None, shapes: TrainState, optimizer: optax.GradientTransformation
 ) -> TrainState | None:
-    """The state, if one is given and its leaves are those of the task and the optimizer."""
+    """The given state, checked: its leaves must fit the task and the optimizer."""
     if state is None:
         return None
     if not isinstance(state, TrainState):
         raise ValueError(
-            f"state must be a TrainState, such as that of jo.fit or model.state, got "
+            f"state must be a TrainState, such as jo.fit returns or model.state, got "
             f"{type(state).__name__}"
         )
     if not jax.tree.leaves(state.opt_state):
@@ -292,7 +291,7 @@ def _checked_state(
 def _first_state(
     run: Run, shapes: TrainState, saved: Checkpointer | None, state: TrainState | None, seed: int
 ) -> TrainState:
-    """The newest checkpoint's state, else the one given, else a fresh one."""
+    """The newest checkpoint's state; without one the given state; without either a new state."""
     settings = run.settings
     if settings.checkpoints and saved and _continues(settings.checkpoints, saved):
         return run.restore(shapes, saved)
@@ -302,17 +301,17 @@ def _first_state(
         _check_extra(state)
         return state
     placed = hosts.put(state, settings.plan.state_shardings(state))
-    return jax.tree.map(jnp.copy, placed)  # the run donates what it starts from
+    return jax.tree.map(jnp.copy, placed)  # the run donates its first state
 
 
 def _check_extra(state: TrainState) -> None:
-    """Raise `ValueError` where the task's own arrays, such as a forecast's series, are missing."""
+    """Raise `ValueError` if the task's own arrays, such as a forecast's series, are missing."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.extra):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(leaf.addressable_data(0)).any():
             raise ValueError(
                 "state must be given for a task that was read from a file without its arrays, got "
                 f"none: extra{jax.tree_util.keystr(path)} of a new state is NaN; "
-                "fit(..., state=model.state)"
+                "use fit(..., state=model.state)"
             )
 
 

@@ -11,7 +11,7 @@ import jax
 from jaxops import metrics as m
 from jaxops.task import Batch, check_function, row_weights
 
-LIBRARIES = ("builtins", "jax", "jaxops", "math", "numpy", "optax")  # which do not change
+LIBRARIES = ("builtins", "jax", "jaxops", "math", "numpy", "optax")  # their code does not change
 NUMBERS = bool | int | float | complex | str | bytes | None
 
 Metrics = Mapping[str, Callable[[Any, Any], Any]]
@@ -19,7 +19,7 @@ Metrics = Mapping[str, Callable[[Any, Any], Any]]
 
 
 def check(metrics: Metrics | None) -> Metrics:
-    """The metrics; raise `ValueError` for names that are taken, and for what is no function."""
+    """The metrics; raise `ValueError` for a name that is taken or what is not a function."""
     if not isinstance(metrics or {}, Mapping):
         raise ValueError(f"metrics must be functions by name, got {type(metrics).__name__}")
     for name, function in (metrics or {}).items():
@@ -30,10 +30,10 @@ def check(metrics: Metrics | None) -> Metrics:
 
 
 def program(metrics: Metrics) -> Callable[[Any, Batch, Any], dict[str, Any]]:
-    """A jitted `(predictions, batch, index) -> states`: the functions, on the rows of `index`.
+    """A jitted `(predictions, batch, index) -> states`, which calls them on the rows of `index`.
 
-    Functions of the same code and the same values share one, so that a lambda which is written in
-    a loop compiles once.
+    Functions with the same code and the same values share one program, so that a lambda which is
+    written in a loop compiles once.
     """
     return _program(tuple(_Function(name, function) for name, function in metrics.items()))
 
@@ -46,7 +46,7 @@ class _Function:
         try:
             self.key: Any = (name, _key(function))
             hash(self.key)
-        except (TypeError, ValueError):  # what cannot be compared, or a cell without a value yet
+        except (TypeError, ValueError):  # a value that cannot be compared, or has no value yet
             self.key = (name, id(function))
 
     def __eq__(self, other: object) -> bool:
@@ -57,10 +57,10 @@ class _Function:
 
 
 def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
-    """What the result of a function depends on: its code, and the values that it names.
+    """A key of everything that a function's result depends on: its code and the values it names.
 
     Raises:
-        TypeError: a value that can change, and with it the result.
+        TypeError: a value that can change, so that the result can change too.
     """
     if isinstance(value, types.FunctionType):
         if value in inside or of_a_library(value):
@@ -74,21 +74,21 @@ def _key(value: Any, inside: tuple[Any, ...] = ()) -> Any:
     if type(value) is tuple:
         return tuple(_key(one, inside) for one in value)
     if isinstance(value, NUMBERS):
-        return type(value), repr(value)  # 1, 1.0 and True differ, as they do to a trace
+        return type(value), repr(value)  # 1, 1.0 and True give different traces
     if of_a_library(value):
         return id(value)
     raise TypeError(f"{value!r} can change")
 
 
 def of_a_library(value: Any) -> bool:
-    """Whether it is a module, a class or a function of `LIBRARIES`."""
+    """Whether a value is a module, a class or a function of one of `LIBRARIES`."""
     module = isinstance(value, types.ModuleType)
     name = getattr(value, "__name__" if module else "__module__", None) or ""
     return (module or callable(value)) and name.split(".")[0] in LIBRARIES
 
 
 def names_in(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:
-    """The names of `known` that the code reads, and the code of functions inside of it."""
+    """The names of `known` that the code, or the code of functions inside it, reads."""
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
     reads = [i for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
     names = [name for name in dict.fromkeys(i.argval for i in reads) if name in known]
@@ -109,16 +109,16 @@ def _state(one: _Function, predictions: Any, batch: Batch, rows: int) -> Any:
         state = one.function(predictions, batch)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise ValueError(
-            f"metrics[{one.name!r}] must compute with jax.numpy, as it is compiled, got a function "
-            "that needs the numbers themselves; for NumPy or scikit-learn, score what jo.predict "
-            "gives"
+            f"metrics[{one.name!r}] must compute with jax.numpy, because it is compiled, got a "
+            "function that needs NumPy values; to use NumPy or scikit-learn, call them on the "
+            "result of jo.predict"
         ) from error
     except KeyError as error:
         if error.args != ("mask",):
             raise
         raise ValueError(
             f"metrics[{one.name!r}] must take the weights of the rows from jo.row_weights(batch), "
-            "got a batch without mask, as the data have none"
+            "got a batch without mask, because the data have none"
         ) from error
     if hasattr(state, "merge"):
         return state
@@ -126,6 +126,6 @@ def _state(one: _Function, predictions: Any, batch: Batch, rows: int) -> Any:
         return m.mean(state, row_weights(batch))
     given = f"shape {state.shape}" if hasattr(state, "shape") else type(state).__name__
     raise ValueError(
-        f"metrics[{one.name!r}] must return one value a row, ({rows},), or a state such as that of "
-        f"jaxops.metrics.mean, got {given}"
+        f"metrics[{one.name!r}] must return one value a row, ({rows},), or a state such as "
+        f"jaxops.metrics.mean returns, got {given}"
     )

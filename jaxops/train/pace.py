@@ -1,4 +1,4 @@
-"""How many steps a call makes, and how many calls are in flight: by the seconds they take."""
+"""The number of steps in a call, and of calls in flight, chosen by the seconds they take."""
 
 from dataclasses import dataclass, field
 
@@ -6,13 +6,13 @@ from jaxops.devices import hosts
 from jaxops.train.clock import Clock
 
 # Several CPU devices deadlock beyond 32 executions in flight; two are enough to hide the host's
-# work behind a call of many steps; more are needed where a call is one step.
+# work behind a call of many steps; more are needed if a call is one step.
 CALLS_IN_FLIGHT = {True: 2, False: 16}
 SECONDS_PER_CALL = 0.5
-# Every call has space for the row indices and metrics of this many steps. The limit applies where a
-# step takes less than 2 ms; the fixed price of a call (0.1 to 0.3 ms) is then about 1 us a step.
+# Every call has space for the row indices and metrics of this many steps. The limit applies if a
+# step takes less than 2 ms; the fixed time of a call (0.1 to 0.3 ms) is then about 1 us a step.
 MAX_STEPS_PER_CALL = 256
-# A run that is to stop can save only after the calls in flight have ended.
+# A run that has to stop can save only after the calls in flight have ended.
 SECONDS_IN_FLIGHT = 2.0
 # Several processes agree on the length of a call while it grows; later that would only cost time.
 CALLS_AGREED = 12
@@ -20,13 +20,13 @@ CALLS_AGREED = 12
 
 @dataclass
 class Pace:
-    """Calls long enough to hide the host's work, and short enough to interrupt.
+    """Chooses calls that are long enough to hide the host's work, and short enough to interrupt.
 
     Attributes:
-        steps: steps in the next call, at most.
-        in_flight: calls that may be in flight.
+        steps: the largest number of steps in the next call.
+        in_flight: number of calls that may be in flight.
         ended: number of calls that have ended.
-        clock: counts training alone.
+        clock: counts only the time of training.
     """
 
     steps: int = 1
@@ -35,7 +35,7 @@ class Pace:
     clock: Clock = field(default_factory=Clock)
 
     def tick(self, steps: int, examples: int, looped: bool) -> None:
-        """A call of so many steps and examples has ended; `looped` if many steps are one call."""
+        """Record the end of a call with these numbers; `looped`: a call makes many steps."""
         seconds = self.clock.tick(examples)
         self.ended += 1
         if not seconds:  # the first call compiles

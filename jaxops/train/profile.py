@@ -1,4 +1,4 @@
-"""Where the time of a step goes: `fit(..., reports=Reports(profile=DIR))`."""
+"""The time of the parts of a step, for `fit(..., reports=Reports(profile=DIR))`."""
 
 import time
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from jaxops.train.clock import Clock
 from jaxops.train.feed import Stream
 from jaxops.train.resident import Resident
 
-# The first calls compile, and find out how many steps a call should have.
+# In the first calls the programs compile, and `Pace` finds the number of steps of a call.
 WARM_CALLS, TIMED_CALLS, TRACED_CALLS = 8, 4, 2
 
 
 class Profile:
     """Makes the first calls of a run one at a time, measures their parts, and traces two of them.
 
-    The parts are: "input", until the batches are on the devices; "dispatch", until the call
-    returns (on a CPU, XLA computes small programs in there); "compute", until the devices are
-    done; "fetch", until the metrics are on the host. Without a profile these parts overlap, so
-    their sum is more than a step takes. The calls are those that the run makes anyway, so the
-    parameters are the same to the bit.
+    The parts are "input", the time until the batches are on the devices; "dispatch", until the call
+    returns (on a CPU, XLA already computes small programs in this time); "compute", until the
+    devices are done; and "fetch", until the metrics are on the host. Without a profile these parts
+    overlap, so their sum is longer than a step. The run makes the same calls as without a profile,
+    so the parameters are the same to the bit.
 
     Args:
-        directory: where the traces go: `tensorboard --logdir DIRECTORY`, or the file
-            perfetto_trace.json.gz in https://ui.perfetto.dev.
+        directory: the directory of the traces. Read them by `tensorboard --logdir DIRECTORY`, or
+            open the file perfetto_trace.json.gz in https://ui.perfetto.dev.
     """
 
     def __init__(self, directory: str | Path) -> None:

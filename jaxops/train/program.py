@@ -1,4 +1,4 @@
-"""The program that `fit` runs: many steps in one call, or one where a loop would be slow."""
+"""The program that `fit` runs: many steps in one call, or one step if a loop would be slow."""
 
 import functools
 import time
@@ -17,16 +17,16 @@ from jaxops.step import many_steps, train_step
 from jaxops.task import Task
 from jaxops.transforms import gathered
 
-# Steps are called singly where a step in a loop takes this many times as long as alone: 1.0 to 1.3
-# is usual on a CPU, 7 to 100 where XLA uses its naive code for a convolution.
+# A call makes one step if a step in a loop takes more than this many times as long as alone. 1.0 to
+# 1.3 is usual on a CPU; 7 to 100 occurs when XLA uses its naive code for a convolution.
 SLOW_IN_LOOPS = 3.0
 
 # Options of XLA for the train program, by platform. By default LLVM uses half of an AVX-512
 # register; whole ones make steps 0 to 8 % faster (docs/performance.md).
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
-# For "fsdp" on a CPU, to save memory as on an accelerator. By default XLA's CPU compiler is a bit
-# faster, but joins all gradients in one sum, gathers parameters before a loop, and schedules for
-# threads.
+# For "fsdp" on a CPU, so that it saves memory as on an accelerator. With its defaults XLA's CPU
+# compiler is a bit faster, but it joins all gradients in one sum, gathers parameters before a loop,
+# and schedules for threads.
 LITTLE_MEMORY = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_disable_hlo_passes": "cpu-all-reduce-combiner,while-loop-invariant-code-motion",
@@ -45,8 +45,8 @@ def train_program(
     take: Callable[[Any, Any], Any],
     accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Any]]:
-    """Many steps in one call; equal arguments give the same function, compiled once."""
-    # traced once, for its shapes, for the loop's body and for the form without a loop
+    """Many steps in one call; equal arguments give the same function, which compiles once."""
+    # one trace serves for the shapes, for the loop's body and for the form without a loop
     step = functools.partial(train_step, gathered(task, plan), tx, accumulate=accumulate)
     update = jax.jit(step, inline=True)
 
@@ -57,7 +57,7 @@ def train_program(
                 return update(state, batch)
 
         state, metrics = many_steps(step)(state, fed, count)
-        metrics = jax.lax.with_sharding_constraint(metrics, plan.whole())  # each process reads them
+        metrics = jax.lax.with_sharding_constraint(metrics, plan.whole())  # all processes read them
         return jax.lax.with_sharding_constraint(state, plan.state_shardings(state)), metrics
 
     platform = plan.mesh.devices.flat[0].platform
@@ -70,14 +70,15 @@ def train_program(
 def loops_well(program: Any, state: TrainState, plain: Any, looped: Any) -> bool:
     """Whether a step on a CPU takes about as long in a loop as alone; measured for convolutions.
 
-    Other operations, and the convolutions of `jaxops.nn`, are as fast in a loop. The steps are made
-    on a copy of the state. A process measures once for all equal runs, and a resumed run does not
-    measure again, since the two forms may round differently.
+    Other operations, and the convolutions of `jaxops.nn`, are as fast in a loop as alone, so
+    nothing is measured for them. The steps are made on a copy of the state. A process measures once
+    for all equal runs. A resumed run does not measure again, because the two forms may round
+    differently.
 
     Args:
-        program: as `train_program` makes it.
-        state: is not changed.
-        plain: the program's arguments for one step without a loop, beside the state.
+        program: the result of `train_program`.
+        state: the state, which is not changed.
+        plain: the program's arguments for one step without a loop, without the state.
         looped: the same for two steps in a loop.
     """
     if not _convolves(program.trace(state, *looped).jaxpr.jaxpr):
@@ -108,7 +109,7 @@ def _convolves(jaxpr: Any) -> bool:
         if equation.primitive.name == "conv_general_dilated":
             return True
         if equation.params.get("branches_platforms"):
-            continue  # made by `jax.lax.platform_dependent`: another form is used on a CPU
+            continue  # a branch of `jax.lax.platform_dependent` that is not used on a CPU
         for inner in jax.tree.leaves(tuple(equation.params.values())):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns") and _convolves(inner):

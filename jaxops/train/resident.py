@@ -1,4 +1,4 @@
-"""Batches from columns in memory, kept on the devices where they fit."""
+"""Batches from columns in memory, which are kept on the devices if they fit."""
 
 import zlib
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ from jaxops.task import Array, Batch
 Columns = Mapping[str, np.ndarray]
 
 
-# Columns up to so many bytes get rows of zeros up to one of few lengths, which no batch takes, so
-# that data of about the same number of rows share a program: an eighth more memory, and one copy.
+# Columns of up to this many bytes are lengthened by rows of zeros, which no batch uses, to one of a
+# few lengths. So data with about the same number of rows share a program. This costs up to an
+# eighth more memory, and one copy.
 LENGTHENED = 64 << 20
 
 
@@ -43,11 +44,11 @@ class Take(NamedTuple):
 
 
 class Order:
-    """Which rows make the batch of a step: every row once an epoch, each epoch in another order.
+    """The rows of a step's batch: every row once in an epoch, in another order in each epoch.
 
-    The permutation of an epoch is made on the host, where it is cheap, from the seed and the
-    number of the epoch alone. With `whole`, the rows that are left over by whole batches wait for
-    another epoch.
+    The permutation of an epoch is made on the host, where it is cheap, and depends only on the seed
+    and the number of the epoch. With `whole`, the rows that do not fill a batch at the end of an
+    epoch are not used in it.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, whole: bool = False) -> None:
@@ -67,13 +68,14 @@ class Order:
 class Resident:
     """Columns kept on the devices as they came; a batch is a function of the step number.
 
-    Rows are stored flat: gathering rows of one axis is several times faster than of more.
+    Rows are stored flat, because gathering rows with one axis is several times faster than with
+    more.
 
     Attributes:
         example: the first row, whose shapes and dtypes are those of every batch.
-        fixed: the argument that all calls share: the columns.
-        take: makes a batch of `fixed` and a row of what `feed` returns.
-        steps_per_epoch: the last batch may be partly padding.
+        fixed: the columns, an argument that all calls share.
+        take: makes a batch from `fixed` and one row of the result of `feed`.
+        steps_per_epoch: number of steps in an epoch; the last batch may be partly padding.
         examples: number of rows that the last `feed` returned, without padding.
     """
 
@@ -95,10 +97,11 @@ class Resident:
         self._place(columns)
 
     def without_padding(self) -> None:
-        """Give whole batches alone, of rows whose weight is not zero.
+        """Give only whole batches, of rows whose weight is not zero.
 
         Raises:
-            ValueError: the batches need padding to divide over the devices, or there is none.
+            ValueError: the batches need padding to divide evenly over the devices, or there are too
+                few rows for one batch.
         """
         check_divides(self.batch_size, self.parts)
         weights = self._columns.get("mask", np.ones(self.rows))
@@ -129,7 +132,7 @@ class Resident:
     def feed(self, step: int, count: int, length: int) -> Any:
         """(length, B) int32 on the devices: the rows of steps `step` to `step + count - 1`.
 
-        B is the batch size, or the next number that divides over the devices.
+        B is the batch size, rounded up to a number that divides evenly over the devices.
         """
         index = np.full((length, self.padded), -1, np.int32)
         self.examples = 0
@@ -140,12 +143,12 @@ class Resident:
         return hosts.put(index, self.plan.batch_sharding(1))
 
     def identity(self) -> dict[str, Any]:
-        """The settings in which a resumed run must agree with its checkpoint."""
+        """The settings that must be the same in a resumed run and in its checkpoint."""
         whole = {} if self._real is None else {"whole_batches": True}
         return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows, **whole}
 
     def sample(self) -> Any:
-        """Shapes and checksums of some rows, to notice that another process holds other ones."""
+        """Shapes and checksums of some rows, to notice that another process has other data."""
         stride = -(-self.rows // 64)
         some = {name: value[::stride] for name, value in self._columns.items()}
         shapes = {name: value.shape for name, value in self._columns.items()}
@@ -157,7 +160,7 @@ class Resident:
         return checksums(self._columns)
 
     def state(self) -> None:
-        """Nothing to save: the step number determines the batches."""
+        """None: nothing has to be saved, because the step number determines the batches."""
 
     def restore(self, state: Any, step: int) -> None:
         """Nothing to do."""
@@ -186,11 +189,11 @@ def _lengthened(value: np.ndarray, room: int) -> np.ndarray:
 
 
 def check_divides(batch_size: int, parts: int) -> None:
-    """Raise `ValueError` where a batch needs padding to divide into its parts."""
+    """Raise `ValueError` if a batch needs padding to divide evenly into its parts."""
     if batch_size % parts:
         raise ValueError(
             f"batch_size must be a multiple of {parts} (devices x accumulate) for a module with "
-            f"batch statistics that takes no `mask`, since padding would count, got {batch_size}"
+            f"batch statistics that takes no `mask` (padding would count), got {batch_size}"
         )
 
 
@@ -214,7 +217,7 @@ def _bytes(value: np.ndarray) -> Any:
 
 
 def as_is(fixed: dict[str, Array], batch: Batch) -> Batch:
-    """The batch itself: that of a stream needs no gathering."""
+    """The batch itself, because the batch of a stream needs no gathering."""
     return batch
 
 

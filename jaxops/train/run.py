@@ -1,4 +1,4 @@
-"""One run of `fit`: calls of many steps, and what happens between them."""
+"""One run of `fit`: its calls of many steps, and the reports and checkpoints between them."""
 
 import functools
 import math
@@ -50,11 +50,11 @@ class RunSettings(NamedTuple):
         accumulate: number of microbatches in a batch.
         source: the training batches.
         period: steps in an epoch.
-        total: steps in all.
-        validate: gives the validation metrics of a state.
+        total: total number of steps.
+        validate: computes the validation metrics of a state.
         early_stopping: when to stop.
         checkpoints: where and how often the run is saved.
-        reports: what is reported.
+        reports: the functions that get reports, and how often.
         progress: whether a progress bar is shown.
     """
 
@@ -79,7 +79,7 @@ class RunSettings(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The room for steps in a call that loops: a power of two, so that few programs compile."""
+        """The largest number of steps in a call: a power of two, so that few programs compile."""
         return min(pace.MAX_STEPS_PER_CALL, next_power_of_two(self.total))
 
     @property
@@ -89,14 +89,14 @@ class RunSettings(NamedTuple):
 
     @property
     def form(self) -> str:
-        """Key under which a checkpoint stores whether steps are looped.
+        """The key under which a checkpoint stores whether a call loops over many steps.
 
-        It is the platform, plus "fsdp" for such a plan.
+        It is the platform, with "fsdp" added for a plan that has this axis.
         """
         return self.platform + " fsdp" * ("fsdp" in self.plan.mesh.axis_names)
 
     def identity(self) -> dict[str, Any]:
-        """The settings in which a resumed run must agree with its checkpoint."""
+        """The settings that must be the same in a resumed run and in its checkpoint."""
         rule = self.early_stopping
         by = {} if rule is None else {"early_stopping": [rule.metric, rule.mode]}
         how = {"compute": self.compute, "accumulate": self.accumulate}
@@ -108,8 +108,8 @@ class Run:
 
     Attributes:
         step: number of steps made.
-        looped: whether many steps are one call; `None` until that is chosen.
-        pace: how many steps a call makes.
+        looped: whether a call makes many steps; `None` until that is chosen.
+        pace: chooses how many steps a call makes.
         tally: the metrics of the calls.
         logs: functions that are called with each record, in the first process.
         best: the best state so far, or `None`.
@@ -117,8 +117,8 @@ class Run:
         worse: number of validations since the best one.
         averages: whether the optimizer keeps averaged parameters, which are then validated.
         start: a checksum of the state that was given to start from, or "".
-        functions: what is known of the functions of a task that was made by hand, before training.
-        started: when it was made, in seconds of the monotonic clock.
+        functions: checksums of the functions of a task that was made by hand, before training.
+        started: when the run began, in seconds of the monotonic clock.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Run:
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, dict[str, str]]:
-        """What a resumed run must have in common with its checkpoint: the task and the data."""
+        """The task and the data, which a resumed run must have in common with its checkpoint."""
         return {"task": described(self.settings.task), "data": self.settings.source.fingerprint}
 
     @property
@@ -148,7 +148,7 @@ class Run:
         return self.step >= self.settings.total or bool(rule and self.worse > rule.patience)
 
     def train(self, state: TrainState, checkpoints: Checkpointer | None = None) -> TrainState:
-        """Train to the end; the last state, or with early stopping the best."""
+        """Train to the end; return the last state, or with early stopping the best state."""
         self.averages = bool(states_of(state.opt_state, EmaState))
         if not self.done:
             settings = self.settings
@@ -163,7 +163,7 @@ class Run:
             arguments, directory = self._arguments, settings.reports.profile
             profile = Profile(directory) if directory is not None and hosts.first() else None
             with signals() as received, self._bar() as bar, profile or nullcontext():
-                if self.looped is None:  # this compiles, so a signal meanwhile has to be heard
+                if self.looped is None:  # this compiles, so signals must be caught meanwhile
                     looped = settings.source.many_steps and self._loops_well(program, state)
                     self.looped = hosts.agreed(looped)
                 if profile:
@@ -185,11 +185,11 @@ class Run:
         bar: Any,
         checkpoints: Checkpointer | None,
     ) -> TrainState:
-        """Make calls to the end; none passes a step at which something is reported or saved."""
+        """Make calls to the end; a call ends at each step where something is reported or saved."""
         settings, in_flight = self.settings, deque[Call]()
         length = settings.length if self.looped else 1
         self.tally.read_at = time.monotonic()
-        # without jit each operation moves its constants
+        # without jit each operation would move its constants to the device
         guard = "allow" if jax.config.values["jax_disable_jit"] else "disallow"
         while not self.done:
             count = min(self.pace.steps, length, self._until_due())
@@ -211,7 +211,7 @@ class Run:
                 self._show(self.tally.read(), bar)
                 with self.pace.clock.paused():
                     told = self._end_epoch(state) if epoch_ends else []
-                    try:  # what a logger raises must not cost the epoch
+                    try:  # if a logger raises an error, the epoch must still be saved
                         self._tell(told, bar)
                     finally:
                         if saves or self.done:
@@ -231,7 +231,7 @@ class Run:
         if settings.platform != "cpu" or settings.length == 1:
             return True
         if "fsdp" in settings.plan.mesh.axis_names:
-            return False  # in a loop, XLA's CPU puts all parameters together before it uses one
+            return False  # in a loop, XLA's CPU gathers all parameters before it uses one
         plain, looped = self._arguments(1, 1), self._arguments(2, settings.length)
         return loops_well(program, state, plain, looped)
 
@@ -248,7 +248,7 @@ class Run:
 
     def _signal(self, received: list[int], count: int) -> int | None:
         """The signal that ends the run after the `count` steps just made, if there is one."""
-        numbers = list(received)  # read once: what stops is also saved
+        numbers = list(received)  # read once, so that the signal that stops the run is saved too
         if hosts.count() > 1:
             reached = hosts.preempted(range(self.step - count + 1, self.step + 1))
             numbers = (numbers or [signal.SIGTERM]) if reached else []
@@ -273,7 +273,7 @@ class Run:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
     def _end_epoch(self, state: TrainState) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Validate, keep the best state, and return what is to be told: split, values, speed."""
+        """Validate, keep the best state, and return the reports: split, values, speed."""
         settings, clock = self.settings, self.pace.clock
         rate = clock.examples_per_second
         speed = {"examples_per_second": rate, "first_step_seconds": clock.first_step_seconds}
@@ -301,7 +301,7 @@ class Run:
 
     def _compare(self, state: TrainState, value: float, rule: EarlyStopping) -> None:
         if rule.better(value, self.best_value):
-            # a copy: the state itself is donated to the next call
+            # a copy, because the state itself is donated to the next call
             self.best, self.best_value, self.worse = jax.tree.map(jnp.copy, state), value, 0
         else:
             self.worse += 1
@@ -309,7 +309,7 @@ class Run:
             self.worse = rule.patience + 1
 
     def _late(self) -> bool:
-        """Whether the time of early stopping is over: then this is the last validation."""
+        """Whether the time of early stopping is used up, so that this is the last validation."""
         rule = self.settings.early_stopping
         if rule is None or rule.seconds == math.inf:
             return False
@@ -318,7 +318,7 @@ class Run:
     def _log(
         self, split: str, step: int, values: dict[str, Any], speed: dict[str, Any] | None = None
     ) -> str:
-        """Give a record to the loggers; the same in a line to print."""
+        """Give a record to the loggers, and return it as a line to print."""
         record = {"split": split, "step": step, "epoch": step / self.settings.period, **values}
         for log in self.logs:
             log(record | (speed or {}))
@@ -333,7 +333,7 @@ class Run:
         from tqdm.auto import tqdm
 
         settings = self.settings
-        quiet = {} if sys.stderr.isatty() else {"mininterval": 10.0}  # a log file wants few lines
+        quiet = {} if sys.stderr.isatty() else {"mininterval": 10.0}  # fewer lines in a log file
         return tqdm(
             total=settings.total,
             initial=self.step,
@@ -343,7 +343,7 @@ class Run:
         )
 
     def _save(self, state: TrainState, checkpoints: Checkpointer | None) -> None:
-        """Save the state, if it is finite, and all else that the run continues from."""
+        """Save the state, if it is finite, and everything else that a resumed run needs."""
         if not _finite(state.params):
             raise FloatingPointError(f"a parameter is not finite after step {self.step}")
         if checkpoints is None:
@@ -365,10 +365,10 @@ class Run:
         checkpoints.save(self.step, trees, meta)
 
     def restore(self, shapes: TrainState, checkpoints: Checkpointer) -> TrainState:
-        """The state of the newest checkpoint; everything else continues from it too.
+        """Continue from the newest checkpoint, and return its state.
 
         Raises:
-            ValueError: the checkpoint is of another run.
+            ValueError: another run wrote the checkpoint.
         """
         settings, meta, newest = self.settings, checkpoints.meta(), checkpoints.latest_step() or 0
         self._check_same(checkpoints, meta)
@@ -391,20 +391,20 @@ class Run:
             self.best = loaded.get("best")
             self.best_value, self.worse = meta["best_value"], meta["worse"]
         self.tally.restore(meta)
-        if settings.source.many_steps:  # the two forms round differently
+        if settings.source.many_steps:  # a loop and single steps may round differently
             self.looped = meta.get("looped", {}).get(settings.form)
         settings.source.restore(meta["stream"], self.step)
         if self.done and hosts.first():
             print(
-                f"no step was made: {checkpoints.directory} has the end of this run, step "
-                f"{newest:,}, and its state is returned; for another run, such as one with another "
-                "optimizer, use another directory",
+                f"no step was made: {checkpoints.directory} holds the end of this run, step "
+                f"{newest:,}, and fit returns that state; for another run, such as one with "
+                "another optimizer, use another directory",
                 file=sys.stderr,
             )
         return loaded["state"]
 
     def _check_same(self, checkpoints: Checkpointer, meta: dict[str, Any]) -> None:
-        """Raise `ValueError`, naming what differs, where a checkpoint is of another run."""
+        """Raise `ValueError` if another run wrote the checkpoint, and name what differs."""
         settings = self.settings
         saved, given = OLDER | meta["identity"], settings.identity()
         words = {"task": "task argument", "data": "checksum of data column"}
@@ -413,7 +413,7 @@ class Run:
         for part, before in meta.get("fingerprint", {}).items():
             now = self.fingerprint[part]
             names = sorted(before.keys() | now.keys()) if before and now else ()
-            for name in names:  # none of a stream in several processes
+            for name in names:  # there are none for a stream in several processes
                 saved[f"{words[part]} {name!r}"] = before.get(name, "nothing")
                 given[f"{words[part]} {name!r}"] = now.get(name, "nothing")
         for name, value in given.items():
@@ -425,7 +425,7 @@ class Run:
                 )
 
     def _warn_of_others(self, checkpoints: Checkpointer, meta: dict[str, Any]) -> None:
-        """Warn where parts of a task made by hand, or the state to start from, are others."""
+        """Warn if the parts of a task made by hand, or the state to start from, differ."""
         before, now, others = meta.get("functions", {}), self.functions, []
         if before.get("python") == now.get("python"):
             others = [f"`{n}`" for n in sorted(before.keys() & now) if before[n] != now[n]]
@@ -435,7 +435,7 @@ class Run:
         if others:
             warnings.warn(
                 f"{' and '.join(others)} should be as in the run that wrote the checkpoints in "
-                f"{checkpoints.directory}, which goes on; for another run, use another directory",
+                f"{checkpoints.directory}, which continues; for another run, use another directory",
                 stacklevel=4,
             )
 

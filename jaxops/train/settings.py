@@ -17,12 +17,13 @@ class EarlyStopping(NamedTuple):
     """Stop when a validation metric no longer improves, and return the best state.
 
     Attributes:
-        metric: its name in the validation record.
+        metric: the name of the metric in the validation record.
         patience: number of validations without improvement before stopping.
         mode: "min" or "max": the direction of improvement.
         min_delta: smallest difference that counts as an improvement.
-        seconds: validate after this much time and stop, within an epoch where there is one process;
-            the result then depends on the speed of the machine. By default never.
+        seconds: after this time, validate and stop. With one process this happens also within an
+            epoch. The result then depends on the speed of the machine. By default there is no
+            limit.
 
     >>> EarlyStopping("auc", mode="max").better(0.9, best=0.8)
     True
@@ -44,7 +45,7 @@ class Checkpoints(NamedTuple):
     """Where and how often `fit` saves, for `fit(..., checkpoints=...)`.
 
     Attributes:
-        directory: one directory per run. With several processes, all of them must see it.
+        directory: one directory for each run. With several processes, all of them must see it.
         every: steps between checkpoints; by default one at the end of each epoch.
         resume: continue from the newest checkpoint in the directory, if there is one. With False
             a directory that already has checkpoints is an error.
@@ -68,15 +69,15 @@ class Checkpoints(NamedTuple):
 
 
 class Reports(NamedTuple):
-    """What `fit` reports beside its progress bar, for `fit(..., reports=...)`.
+    """What `fit` reports in addition to its progress bar, for `fit(..., reports=...)`.
 
     Attributes:
         on_log: a function or several, called with each `Record`, in the first process only. With
-            checkpoints, if a function has a method `resume` (as `report.JsonLines` has), it is
-            first called with the step from which the run continues.
-        every: report the mean over every `every` steps as well as each epoch.
-        profile: directory for traces of a few steps, to be read by TensorBoard and Perfetto; also
-            prints where the time of a step goes; see `jaxops.train.profile`.
+            checkpoints, if the object has a method `resume` (as `report.JsonLines` has), that is
+            called first, with the step from which the run continues.
+        every: report the mean over every `every` steps, in addition to each epoch.
+        profile: directory for traces of a few steps, which TensorBoard and Perfetto can read. `fit`
+            then also prints the time of the parts of a step; see `jaxops.train.profile`.
 
     >>> records = []
     >>> Reports(records.append, every=100).every
@@ -105,10 +106,10 @@ class Reports(NamedTuple):
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """The argument as an `int`, also where it is one of NumPy's.
+    """The argument as an `int`, also if it is a NumPy integer.
 
     Raises:
-        ValueError: it is no whole number, or less than `least`.
+        ValueError: the argument is not a whole number, or less than `least`.
 
     >>> whole("batch_size", 0, 1)
     Traceback (most recent call last):
@@ -126,7 +127,7 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `fit` in place of defaults; of `epochs` and `steps` the one that is given.
+    """Defaults of `fit` with options that replace them; `epochs` and `steps` replace each other.
 
     >>> chosen({"epochs": 5, "seed": 0}, {"steps": 3})
     {'seed': 0, 'steps': 3}
@@ -137,7 +138,7 @@ def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_one_directory(options: dict[str, Any], trainings: int) -> None:
-    """Raise `ValueError` where several trainings would write checkpoints into one directory."""
+    """Raise `ValueError` if several trainings would write checkpoints into one directory."""
     if trainings > 1 and options.get("checkpoints") is not None:
         raise ValueError(
             f"checkpoints must be None where {trainings} trainings follow each other, got "

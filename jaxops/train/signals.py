@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: noticed at once, acted on between two calls."""
+"""Ctrl-C and SIGTERM during a run are noticed at once and acted on between two calls."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ from typing import Any
 from jaxops.devices import hosts
 
 PREEMPTED = 75
-"""Exit code of a run that was stopped by SIGTERM and has saved: EX_TEMPFAIL, try again."""
+"""Exit code of a run that was stopped by SIGTERM and has saved: EX_TEMPFAIL, "try again"."""
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list to which Ctrl-C and SIGTERM add, so that no call is torn; a second Ctrl-C raises."""
+    """A list to which Ctrl-C and SIGTERM add, so that calls are not cut; a second Ctrl-C raises."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-    if hosts.count() > 1:  # JAX's preemption service waits for SIGTERM
+    if hosts.count() > 1:  # JAX's preemption service handles SIGTERM
         numbers = (signal.SIGINT,)
     before = {number: signal.getsignal(number) for number in numbers}
 

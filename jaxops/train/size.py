@@ -1,4 +1,4 @@
-"""The memory, FLOPs and seconds that a training step needs on a given machine, by its trace."""
+"""The memory, FLOPs and seconds that a training step needs on a given machine, from its trace."""
 
 import functools
 import math
@@ -22,15 +22,15 @@ from jaxops.transforms import check_accumulate
 
 
 class Collective(NamedTuple):
-    """One kind of exchange between the devices in a step.
+    """One kind of communication between the devices in a step.
 
     Attributes:
         kind: "all-reduce", "all-gather" or "reduce-scatter".
-        axes: the mesh axes it goes over.
-        content: what is exchanged, such as "gradients".
+        axes: the mesh axes of the communicating devices.
+        content: what is sent, such as "gradients".
         sent: bytes that each device sends, in rings: (n - 1) / n of the whole for a gather or a
             scatter over n devices, twice that for an all-reduce.
-        seconds: at the full bandwidth, without latency.
+        seconds: the time at the full bandwidth, without latency.
     """
 
     kind: str
@@ -44,27 +44,27 @@ class Size(NamedTuple):
     """The size of a training step; bytes are those of one device. `print` shows it as tables.
 
     Attributes:
-        hardware: the device it is computed for.
+        hardware: the kind of device.
         mesh: (axis, size) pairs.
         rows: rows of one microbatch on one device.
         accumulate: number of microbatches in a step.
         parameters: number of trained parameters.
-        parameter_bytes: of the parameters.
-        gradient_bytes: of the gradients.
-        optimizer_bytes: of the optimizer's state.
-        other_bytes: of the module's other variables and of the batch.
+        parameter_bytes: bytes of the parameters.
+        gradient_bytes: bytes of the gradients.
+        optimizer_bytes: bytes of the optimizer's state.
+        other_bytes: bytes of the module's other variables and of the batch.
         activation_bytes: the peak of the activations in the forward and backward pass.
-        exchanged_bytes: of the largest parameter and its gradient when gathered, if a plan splits
-            them; on a CPU also of the summed gradients, which XLA writes into other memory.
-        total_bytes: the peak of all of these together; less than their sum, as activations are
-            freed while gradients are computed.
-        flops: of the step, on all devices together.
-        device_flops: of matrix products and convolutions on one device.
-        moved_bytes: read from and written to the memory of one device.
-        collectives: the exchanges between the devices.
-        compute_seconds: of the products at the peak rate.
-        memory_seconds: of the moved bytes at the full bandwidth.
-        interconnect_seconds: of all collectives.
+        exchanged_bytes: bytes of the largest parameter and its gradient when gathered, if a plan
+            splits them; on a CPU also of the summed gradients, which XLA writes to other memory.
+        total_bytes: the peak of all of these together. It is less than their sum, because
+            activations are freed while gradients are computed.
+        flops: FLOPs of the step, on all devices together.
+        device_flops: FLOPs of matrix products and convolutions on one device.
+        moved_bytes: bytes read from and written to the memory of one device.
+        collectives: the communication between the devices.
+        compute_seconds: time of the products at the peak rate.
+        memory_seconds: time of the moved bytes at the full bandwidth.
+        interconnect_seconds: time of all collectives.
     """
 
     hardware: Hardware
@@ -94,7 +94,7 @@ class Size(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the memory of a device is enough."""
+        """Whether the step fits into the memory of a device."""
         return self.total_bytes <= self.hardware.memory
 
     @property
@@ -107,16 +107,16 @@ class Size(NamedTuple):
 
     @property
     def binds(self) -> str:
-        """Which of "compute", "memory" and "interconnect" takes longest."""
+        """The limit of the step: which of "compute", "memory" and "interconnect" takes longest."""
         return max(self._seconds, key=lambda name: self._seconds[name])
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Lower bounds for a step: all three overlapping, and one after the other."""
+        """Lower bounds of a step's seconds: if all three overlap, and if none do."""
         return max(self._seconds.values()), sum(self._seconds.values())
 
     def __str__(self) -> str:
-        """Tables."""
+        """The size as tables."""
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh)
         memory = {
             "parameters": self.parameter_bytes,
@@ -153,7 +153,7 @@ class Size(NamedTuple):
 
 
 def _short(value: float, unit: str) -> str:
-    """Four digits and a prefix.
+    """A number with four digits and a unit prefix.
 
     >>> _short(12_345_678, "B"), _short(0.00042, "s"), _short(0.0, "s")
     ('12.35 MB', '420 us', '0 s')
@@ -176,10 +176,11 @@ def size(
 ) -> Size:
     """The memory and time that one `train_step` needs; nothing is allocated, compiled or run.
 
-    Memory is what the traced gradient stores, assuming that cheap elementwise results are computed
-    where they are used and that results are freed after their last use. Seconds are lower bounds:
-    peak rates, full bandwidths, no latency (though a cache may be faster than the memory).
-    Statistics of batch norm, metrics and the exchange of rows are not among the collectives.
+    The memory is that of the values which the traced gradient stores. It is assumed that cheap
+    elementwise results are computed where they are used, and that results are freed after their
+    last use. Seconds are lower bounds, with peak rates, full bandwidths and no latency (but caches
+    may be faster than the memory). The collectives do not include the statistics of batch norm,
+    the metrics and the communication of rows.
     Blocks in `flax.linen.remat` count as recomputed, although `fit` stores their activations under
     "fsdp" (`jo.gathered`).
 
@@ -187,20 +188,19 @@ def size(
         task: the task.
         batch: columns, or their shapes (`jax.ShapeDtypeStruct`), of all devices together.
         plan: how the state and the batch are placed; one device by default.
-        optimizer: as for `fit`.
+        optimizer: the optimizer, see `fit`.
         accumulate: number of microbatches in a step.
-        compute: as for `fit`.
+        compute: the compute dtype, see `fit`.
         hardware: a name in `jaxops.devices.hardware.HARDWARE`, or a `Hardware`.
-        mesh: sizes of the plan's axes that replace those of the plan's own devices; so a machine
-            with fewer devices can size a plan for more.
+        mesh: sizes of the plan's axes, which replace those of the plan's own devices. So you can
+            compute the size for more devices than there are.
 
     Raises:
         ValueError: unknown hardware, or a mesh that lacks an axis of the plan.
 
     References:
-        Rings: Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002. Splitting all state:
-        Rajbhandari et al. 2020, arXiv:1910.02054. Splitting products: Shoeybi et al. 2019,
-        arXiv:1909.08053.
+        Rings: Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002. Fsdp: Rajbhandari et al.
+        2020, arXiv:1910.02054. Tensor parallelism: Shoeybi et al. 2019, arXiv:1909.08053.
 
     >>> from jaxops import optim, vision
     >>> images = {"image": jax.ShapeDtypeStruct((64, 28, 28, 1), "uint8"),
@@ -233,7 +233,7 @@ def size(
     largest, summed = _exchanged(state.params, placed.params, plan, device)
     other = held["extra"] + accumulate * _bytes(micro)
     total = held["params"] + held["opt_state"] + other + largest
-    total += max(one.alive, held["params"] + summed)  # gradients are summed when all are there
+    total += max(one.alive, held["params"] + summed)  # gradients are summed when all are computed
     moved = accumulate * one.moved + 3 * held["params"] + 2 * held["opt_state"]
     if accumulate > 1:  # the sum of the gradients so far
         total += held["params"]
@@ -263,7 +263,7 @@ def _hardware(hardware: str | Hardware) -> Hardware:
 
 
 def _over(plan: Plan, mesh: Mapping[str, int]) -> Plan:
-    """The plan over a mesh of other sizes, whose devices need not exist."""
+    """The plan with a mesh of other sizes, whose devices need not exist."""
     if set(plan.mesh.axis_names) != set(mesh):
         raise ValueError(f"mesh must have the axes {[*plan.mesh.axis_names]}, got {[*mesh]}")
     sizes = tuple(mesh[axis] for axis in plan.mesh.axis_names)
@@ -318,13 +318,13 @@ def _product(plan: Plan, axes: Any) -> int:
 
 
 def _update(task: Task, tx: optax.GradientTransformation, state: TrainState, batch: Any) -> Cost:
-    """The cost of the optimizer on whole parameters."""
+    """The cost of the optimizer, computed as if it updated whole parameters."""
     total, out, grads = jax.eval_shape(lambda s, b: gradients(task, s, b, s.key), state, batch)
     return cost(jax.make_jaxpr(functools.partial(update, tx))(state, total, out, grads))
 
 
 def _exchanged(params: Any, placed: Any, plan: Plan, device: Hardware) -> tuple[float, float]:
-    """Bytes of the largest of the parameters that a batch's axes split, and of all sums."""
+    """Bytes of the largest parameter that a batch's axes split, and of all summed gradients."""
     largest = summed = 0.0
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True):
         axes = [axis for axes in _axes(place) for axis in axes]
@@ -339,14 +339,14 @@ def _exchanged(params: Any, placed: Any, plan: Plan, device: Hardware) -> tuple[
 def _collectives(
     params: Any, placed: Any, plan: Plan, one: Cost, accumulate: int, device: Hardware
 ) -> tuple[Collective, ...]:
-    """What a step of `accumulate` microbatches exchanges."""
+    """The communication of a step with `accumulate` microbatches."""
     sizes: dict[tuple[str, tuple[str, ...], str], float] = defaultdict(float)
     for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True):
         splits = [axis for axes in _axes(place) for axis in axes]
         size = leaf.size * leaf.dtype.itemsize
         size /= _product(plan, (a for a in splits if a not in plan.batch_axes))
         over = tuple(a for a in plan.batch_axes if a in splits)
-        if over:  # put together for the forward pass, and again for the backward pass
+        if over:  # gathered for the forward pass, and again for the backward pass
             sizes["all-gather", over, "parameters"] += 2 * size
             sizes["reduce-scatter", over, "gradients"] += size
         rest = tuple(a for a in plan.batch_axes if a not in splits)
@@ -357,7 +357,7 @@ def _collectives(
 
 
 def _rings(sizes: Any, plan: Plan, device: Hardware) -> Iterator[Collective]:
-    """Each exchange in rings within an island, and of its parts in rings between islands."""
+    """Each collective as rings within an island, and as rings of its parts between islands."""
     names = list(plan.mesh.axis_names)
     for (kind, axes, of), size in sizes.items():
         count = _product(plan, axes)
@@ -373,6 +373,6 @@ def _rings(sizes: Any, plan: Plan, device: Hardware) -> Iterator[Collective]:
 
 
 def _rate(device: Hardware, dtype: str, compute: str) -> float:
-    """FLOP/s; a host without bfloat16 traces float32 for it."""
+    """FLOP/s for a dtype; on a host without bfloat16, such products are traced as float32."""
     narrow = compute != "float32" and not has_bfloat16()
     return device.bfloat16 if narrow or dtype in ("bfloat16", "float16") else device.float32

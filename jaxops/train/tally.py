@@ -1,4 +1,4 @@
-"""The metrics of a run's calls: kept on the devices, read together, added up by epoch."""
+"""The metrics of a run's calls: kept on the devices, read together, and added up by epoch."""
 
 import time
 from collections.abc import Callable
@@ -12,11 +12,13 @@ from jaxops import metrics as m
 from jaxops.devices import hosts
 from jaxops.train import pace
 
-# Metrics stay on the devices until something is reported; but a loss that is not finite has to be
-# found within some seconds, and the metrics of many small calls take memory.
+# Metrics stay on the devices until something is reported. They are read earlier after this time,
+# this number of calls or these bytes, so that a loss that is not finite is found soon, and memory
+# stays small.
 SECONDS_UNREAD = 10.0
 CALLS_UNREAD, BYTES_UNREAD = 256, 64 << 20
-# Skipping is for a bad batch now and then; where every step is bad, the run is.
+# `skip_not_finite` is for a bad batch now and then. After so many skipped steps in a row, the run
+# ends with an error.
 MAX_SKIPPED_IN_A_ROW = 100
 
 
@@ -25,9 +27,9 @@ class Call(NamedTuple):
 
     Attributes:
         step: the step at which it ended.
-        steps: how many steps it made.
-        examples: how many rows it used, without padding.
-        metrics: the metric states of its steps, stacked; on the devices.
+        steps: number of steps it made.
+        examples: number of rows it used, without padding.
+        metrics: the metric states of its steps, stacked, on the devices.
     """
 
     step: int
@@ -38,7 +40,7 @@ class Call(NamedTuple):
 
 @dataclass
 class Tally:
-    """Metrics of the calls that have ended, added up since an epoch and since a window began.
+    """Metrics of the calls that have ended, added up over the present epoch and window.
 
     Attributes:
         period: steps in an epoch.
@@ -61,18 +63,18 @@ class Tally:
     read_at: float = field(default_factory=time.monotonic)
 
     def add(self, call: Call) -> float | None:
-        """Take the metrics of a call that has ended; `read` them where that is due."""
+        """Take the metrics of a call that has ended, and `read` them if that is due."""
         self.unread.append(call)
         window_ends = self.every and call.step % self.period % self.every == 0
         long_ago = time.monotonic() - self.read_at > SECONDS_UNREAD
-        if hosts.count() > 1:  # all find a bad loss at the same call, so not by the clock
+        if hosts.count() > 1:  # not by the clock, so that all find a bad loss at the same call
             long_ago = len(self.unread) * pace.SECONDS_PER_CALL > SECONDS_UNREAD
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(call.metrics))
         many = len(self.unread) >= min(CALLS_UNREAD, BYTES_UNREAD // size)
         return self.read() if window_ends or long_ago or many else None
 
     def read(self) -> float | None:
-        """Fetch the metrics of all unread calls in one transfer; the mean loss of the last."""
+        """Fetch the metrics of all unread calls at once; return the mean loss of the last call."""
         calls, self.unread, self.read_at = self.unread, [], time.monotonic()
         loss = None
         if calls:
@@ -107,7 +109,7 @@ class Tally:
                 )
 
     def end_epoch(self) -> dict[str, Any]:
-        """The epoch's values; the next epoch begins."""
+        """Return the epoch's values, and begin the next epoch."""
         values = m.summarize(self.epoch)
         self.epoch, self.window = {}, {}
         return values
@@ -144,7 +146,7 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """The states of both; `total` may be empty, or as `_plain` left it in a checkpoint."""
+    """Both states merged; `total` may be empty, or in the form that `_plain` gives it."""
     if not total:
         return part
     total = {

@@ -1,9 +1,9 @@
 """Hyper-parameter search: random search and successive halving.
 
-Both take the user's own `train(config, budget, state) -> (value, state)`: train a configuration
-until it has had `budget` in all (epochs, steps, rows), from the state that the previous call
-returned, or `None` at first, and return a validation value, the lower the better, and whatever
-the next call needs to continue. With `jaxops.fit` that is
+Both take a function of the user, `train(config, budget, state) -> (value, state)`. It trains a
+configuration until it has had `budget` in total (epochs, steps or rows). `state` is what the
+previous call for this configuration returned, or `None` at the first call. The function returns a
+validation value (lower is better) and the state that the next call needs. With `jaxops.fit`:
 
     def train(config, epochs, state):
         done, state = state or (0, None)
@@ -11,9 +11,9 @@ the next call needs to continue. With `jaxops.fit` that is
                        batch_size=64, epochs=epochs - done, seed=done, state=state)
         return 1 - jo.evaluate(task, state, validation_rows)["accuracy"], (epochs, state)
 
-which keeps parameters, moments and schedules; a new seed gives the new epochs an order of their
-own. (For the results of an uninterrupted run, bit for bit, let `fit` resume from `checkpoints` of
-the configuration, with `epochs=budget`.)
+This keeps parameters, moments and schedules, and the new seed gives the new epochs another order of
+the rows. (To get the results of an uninterrupted run, bit for bit, give each configuration its own
+`checkpoints`, and call `fit` with `epochs=budget`, which then resumes.)
 """
 
 import math
@@ -36,11 +36,11 @@ Train = Callable[[Config, int, Any], tuple[float, Any]]
 
 
 class LogUniform(NamedTuple):
-    """A number between `low` and `high` whose logarithm is uniform: for learning rates.
+    """A number between `low` and `high` whose logarithm is uniform, such as a learning rate.
 
     Attributes:
         low: the smallest value, above 0.
-        high: the largest.
+        high: the largest value.
 
     >>> sample({"rate": LogUniform(1e-4, 1e-2)}, 1)[0]["rate"] < 1e-2
     True
@@ -60,7 +60,7 @@ class Trial(NamedTuple):
     Attributes:
         config: name -> value.
         budget: the configuration's total budget so far.
-        value: the lower the better; NaN where training diverged.
+        value: the validation value, lower is better; NaN if training diverged.
     """
 
     config: Config
@@ -69,7 +69,7 @@ class Trial(NamedTuple):
 
 
 def sample(space: Space, count: int, seed: int = 0) -> list[Config]:
-    """`count` configurations, each value drawn independently; a longer list begins like a shorter.
+    """`count` configurations with independent values; a longer list begins with the shorter one.
 
     Raises:
         ValueError: the space is empty, a name has no values, or a range is not 0 < low < high.
@@ -103,8 +103,8 @@ def random_search(
 ) -> list[Trial]:
     """Train `trials` configurations drawn from `space`, each for the whole `budget`.
 
-    A grid of equal size repeats the few values of the parameters that matter; random draws do not
-    (Bergstra & Bengio 2012, JMLR 13). A trial that raises FloatingPointError, as `fit`
+    A grid of equal size tries only a few values of each parameter; random draws try a new value
+    each time (Bergstra & Bengio 2012, JMLR 13). A trial that raises FloatingPointError, as `fit`
     does when the loss is not finite, has the value NaN.
 
     >>> space = {"x": (1, 2, 3)}
@@ -118,19 +118,19 @@ def random_search(
 def successive_halving(
     configs: Sequence[Config], train: Train, *, budget: int = 1, eta: int = 2
 ) -> list[Trial]:
-    """Train all configurations a little, then repeatedly the best `1 / eta` `eta` times as long.
+    """Train all configurations a little, then repeatedly the best `1 / eta` for `eta` times longer.
 
-    Rung k takes the best `n // eta**k` configurations from their states on to `budget * eta**k`,
-    as long as there are two to compare (Jamieson & Talwalkar 2016, arXiv:1502.07943; a bracket of
-    Hyperband, Li et al. 2018, arXiv:1603.06560). The states of the others are released. A rung
-    costs `n * budget` at most, so 16 configurations cost 40 budgets, and the last two get 8 each.
-    A trial that raises FloatingPointError counts as the worst value.
+    Rung k continues the best `n // eta**k` configurations from their states up to a budget of
+    `budget * eta**k`, as long as there are two to compare (Jamieson & Talwalkar 2016,
+    arXiv:1502.07943; a bracket of Hyperband, Li et al. 2018, arXiv:1603.06560). The states of the
+    others are released. A rung costs at most `n * budget`, so 16 configurations cost 40 budgets,
+    and the last two get 8 each. A trial that raises FloatingPointError counts as the worst value.
 
     Args:
-        configs: what to compare; see `sample`.
-        train: see the module.
-        budget: of each configuration in the first rung.
-        eta: one in `eta` continues.
+        configs: the configurations to compare; see `sample`.
+        train: the user's function; see the module.
+        budget: the budget of each configuration in the first rung.
+        eta: one of `eta` configurations continues.
 
     Returns:
         The trials of all rungs in order; see `best`.
@@ -151,7 +151,7 @@ def successive_halving(
     alive: list[tuple[Config, Any]] = [(config, None) for config in configs]
     kept = len(configs)
     while len(alive) > 1:
-        # popped, so that each state is held once: `fit` gives up the one it starts from
+        # popped, so that no second reference keeps the old state in memory
         rung = [_trial(train, *alive.pop(0), budget) for _ in range(len(alive))]
         trials += [trial for trial, _ in rung]
         rung = [pair for pair in rung if not math.isnan(pair[0].value)]
@@ -162,10 +162,12 @@ def successive_halving(
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The trial of the lowest value among those of the largest budget; others are not comparable.
+    """The trial with the lowest value among those with the largest budget.
+
+    Trials with smaller budgets are not comparable.
 
     Raises:
-        ValueError: no trials, or none of them with a value.
+        ValueError: there are no trials, or none has a value that is not NaN.
 
     >>> best([Trial({"x": 1}, 1, 0.1), Trial({"x": 2}, 4, 0.3)]).config
     {'x': 2}

@@ -1,1 +1,1 @@
-"""Numbers to trust: intervals, comparisons, calibration, and the report of a run."""
+"""Trustworthy figures: intervals, comparisons, calibration, and the report of a run."""

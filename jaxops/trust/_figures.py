@@ -1,4 +1,4 @@
-"""What every picture of a report shares: size, colours, frame and how it is saved."""
+"""Functions for all figures of a report: size, colours, frame and saving."""
 
 import os
 from pathlib import Path
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart
+# the colours of Okabe and Ito, which colour-blind readers can tell apart
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches."""
-    # not pyplot: no global state, no display
+    """An empty figure with this width and height in inches."""
+    # without pyplot, because that has global state and may need a display
     figures = require("matplotlib.figure", extra="plots")
     return figures.Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def save_figure(figure: "Figure", path: PathLike | None) -> "Figure":
-    """Write the figure, from the first process alone, with its folder where it is missing."""
+    """Write the figure, only in the first process; its folder is made if it is missing."""
     if path is not None and hosts.first():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -33,7 +33,7 @@ def save_figure(figure: "Figure", path: PathLike | None) -> "Figure":
 
 
 def open_frame(axes: "Axes") -> None:
-    """Axes with a light grid and without the frame's top and right."""
+    """Give axes a light grid, and remove the top and the right side of the frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

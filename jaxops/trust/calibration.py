@@ -1,4 +1,4 @@
-"""Calibration of a classifier's probabilities, and refusal of what is out of scope."""
+"""Calibration of a classifier's probabilities, and refusal of rows that are out of scope."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-PART = 2**20  # numbers of which a copy in float64 is made at once
+PART = 2**20  # number of values that are copied to float64 at a time
 
 
 class Reliability(NamedTuple):
@@ -38,12 +38,12 @@ class Reliability(NamedTuple):
 def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature T for which softmax(log p / T) has the highest likelihood on validation rows.
 
-    The mean loss is convex in β = 1/T, with the derivative E_β[z] - z_y for z = log p, so its only
-    zero is found by bisection. A constant added to z changes nothing, so the mean probabilities of
-    an ensemble can be given as well.
+    The mean loss is convex in β = 1/T, with the derivative E_β[z] - z_y for z = log p, whose only
+    zero is found by bisection. A constant added to z changes nothing, so the function also takes
+    the mean probabilities of an ensemble.
 
     Args:
-        probabilities: (N, C) of validation rows.
+        probabilities: (N, C) for validation rows.
         labels: (N,) integers in [0, C).
 
     Returns:
@@ -66,7 +66,7 @@ def temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
         return float(sum(means) - own)
 
     low, high = np.log(1e-2), np.log(1e2)
-    for _ in range(35):  # to 3e-10
+    for _ in range(35):  # to a precision of 3e-10
         middle = (low + high) / 2
         low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
     return float(np.exp(-low))
@@ -116,7 +116,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     right = probabilities.argmax(1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins).astype(float)
-    with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
         sure, share = (np.bincount(place, value, bins) / count for value in (confidence, right))
     return Reliability(sure, share, count)
 
@@ -144,20 +144,20 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
 def refusal(
     in_scope: np.ndarray, right: np.ndarray, out_of_scope: np.ndarray, accuracy: float = 0.9
 ) -> tuple[float, float]:
-    """The share of out-of-scope rows that is refused at a required accuracy on rows in scope.
+    """The share of out-of-scope rows that are refused at a required accuracy on rows in scope.
 
     A row is answered if its score is at least the threshold. The threshold is the highest at which
-    the share `accuracy` of the rows in scope is still answered, and answered correctly.
+    the share `accuracy` of the rows in scope is still answered correctly.
 
     Args:
         in_scope: (N,) scores of rows in scope, such as the largest probability.
         right: (N,) bool, whether the answer to the row is correct.
         out_of_scope: (M,) scores of rows out of scope.
-        accuracy: the required share of the rows in scope that is answered correctly.
+        accuracy: the required share of the rows in scope that are answered correctly.
 
     Returns:
-        recall, the share of `out_of_scope` that is refused, and the threshold; 0 and -infinity if
-        too few answers are correct even without refusal.
+        The recall (the share of `out_of_scope` that is refused) and the threshold; 0 and -infinity
+        if too few answers are correct even without refusal.
 
     >>> refusal(np.array([0.9, 0.8, 0.3]), np.array([1, 1, 0]), np.array([0.5, 0.85]), accuracy=0.6)
     (0.5, 0.8)
@@ -178,7 +178,7 @@ def plot_reliability(
     Args:
         probabilities: (N, C).
         labels: (N,) integers.
-        path: the PNG; None writes none.
+        path: the PNG file; with None no file is written.
         bins: number of bins of equal width.
 
     Raises:

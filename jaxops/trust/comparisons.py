@@ -1,4 +1,4 @@
-"""Several models side by side: each metric with its interval, and the best of a column in bold."""
+"""Tables of several models: each metric with its interval, and the best of a column in bold."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ def side_by_side(
     best: Callable[[str], int | None],
     bounds: Callable[[Any, str], str],
 ) -> list[dict[str, str]]:
-    """Rows for `jaxops.report.table`, one a model.
+    """Rows for `jaxops.report.table`, one for each model.
 
     Args:
         figures: the model's name -> metric -> its value.
-        metrics: which columns; by default those of the first model.
-        best: metric -> the place of the model to print in bold, or None.
+        metrics: the columns; by default the metrics of the first model.
+        best: metric -> the index of the model to print in bold, or None.
         bounds: `(name, metric) -> text` that follows the value, such as " [0.1000, 0.2000]".
 
     Raises:
-        ValueError: a metric that one of the models lacks.
+        ValueError: a metric that one of the models does not have.
 
     >>> side_by_side({"a": {"mae": 2.0}, "b": {"mae": 1.0}}, None, lambda _: 1, lambda *_: "")
     [{'model': 'a', 'mae': '2.0000'}, {'model': 'b', 'mae': '**1.0000**'}]

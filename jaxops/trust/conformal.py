@@ -1,14 +1,13 @@
-"""Conformal prediction: margins that make intervals cover their share, around any prediction.
+"""Conformal prediction: intervals with a given coverage around any prediction.
 
-A score says how far a target was from its prediction; a margin is what must be added to a
-prediction to cover the next target. Arrays are (N, ...), N rows of calibration that the model was
-neither trained nor chosen on; each of the other axes, such as step ahead and channel, has its own
-margin.
+A score says how far a target was from its prediction. A margin is added to a prediction to cover
+the next target. Arrays are (N, ...), with N calibration rows on which the model was neither trained
+nor chosen. Each position along the other axes, such as step ahead and channel, has its own margin.
 
-Split margins cover at least the coverage asked for on average, where rows of calibration and of
-test are exchangeable. Windows of a time series are not quite: overlapping windows carry less
-information than as many independent ones, and where the series changes coverage is lost. `adaptive`
-corrects its margins as targets come in.
+Split margins have on average at least the given coverage if calibration rows and test rows are
+exchangeable. Windows of a time series are not quite exchangeable: overlapping windows carry less
+information than the same number of independent ones, and if the series changes, the coverage falls.
+`adaptive` corrects its margins when targets become known.
 """
 
 from functools import partial
@@ -23,8 +22,8 @@ class Bounds(NamedTuple):
     """Bounds of intervals.
 
     Attributes:
-        low: (W, ...), as the predictions.
-        high: (W, ...).
+        low: (W, ...), the lower bounds, in the shape of the predictions.
+        high: (W, ...), the upper bounds.
     """
 
     low: np.ndarray
@@ -32,21 +31,21 @@ class Bounds(NamedTuple):
 
 
 def margin(scores: np.ndarray, coverage: float = 0.9) -> np.ndarray:
-    """The ceil((N + 1) coverage)-th smallest score of each column; infinite where that exceeds N.
+    """The ceil((N + 1) coverage)-th smallest score of each column; infinite if that exceeds N.
 
-    The next score is at most the margin with at least the probability `coverage`, and at most
-    1 / (N + 1) more where no two scores are equal. The margin is finite from N =
-    coverage / (1 - coverage) on: 9 for a coverage of 0.9.
+    The probability that the next score is at most the margin is at least `coverage`, and, if no two
+    scores are equal, at most `coverage + 1 / (N + 1)`. The margin is finite if N is at least
+    coverage / (1 - coverage), which is 9 for a coverage of 0.9.
 
     Args:
-        scores: (N, ...), of calibration.
+        scores: (N, ...), the scores of the calibration rows.
         coverage: in (0, 1).
 
     Returns:
         float64 (...).
 
     Raises:
-        ValueError: no scores, one that is not finite, or a coverage outside (0, 1).
+        ValueError: there are no scores, one is not finite, or the coverage is outside (0, 1).
 
     References:
         Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World; Lei et al. 2018,
@@ -77,10 +76,10 @@ def split_conformal(
         coverage: in (0, 1).
 
     Returns:
-        Bounds, (W, ...) each, with a margin for each of the other axes.
+        Bounds, (W, ...) each; each position along the other axes has its own margin.
 
     Raises:
-        ValueError: shapes that do not agree; else as `margin`.
+        ValueError: the shapes do not agree; see also `margin`.
 
     >>> bounds = split_conformal(np.zeros((1, 1)), np.zeros((19, 1)), np.arange(1.0, 20.0)[:, None])
     >>> bounds.low, bounds.high
@@ -98,11 +97,11 @@ def conformal_quantiles(
     calibration_target: np.ndarray,
     coverage: float = 0.9,
 ) -> Bounds:
-    """Conformalised quantile regression: two quantiles moved by the margin of their errors.
+    """Conformalised quantile regression: two quantiles, moved by the margin of their errors.
 
-    They are moved apart, or together where they covered too much, by the margin of
-    max(low - target, target - high); so the intervals stay wide where the model's are wide.
-    Quantiles that cross are swapped; bounds that would move past each other meet in their middle.
+    They are moved apart, or together if they covered too much, by the margin of
+    max(low - target, target - high). So the intervals are wide where the model's own are wide.
+    Quantiles that cross are swapped. Bounds that would move past each other meet in the middle.
 
     Args:
         quantiles: low and high, (W, ...) each, such as levels 0.05 and 0.95 for a coverage of 0.9.
@@ -114,7 +113,7 @@ def conformal_quantiles(
         Bounds, (W, ...) each.
 
     Raises:
-        ValueError: shapes that do not agree; else as `margin`.
+        ValueError: the shapes do not agree; see also `margin`.
 
     References:
         Romano, Patterson and Candes 2019, arXiv:1905.03222, theorem 1.
@@ -136,10 +135,10 @@ def conformal_quantiles(
 def quantile_scores(
     quantiles: Bounds | tuple[np.ndarray, np.ndarray], target: np.ndarray
 ) -> np.ndarray:
-    """max(low - target, target - high): how far a target is outside, negative inside.
+    """max(low - target, target - high): how far a target is outside; negative if it is inside.
 
     Args:
-        quantiles: low and high, (N, ...) each; where they cross they are swapped.
+        quantiles: low and high, (N, ...) each; if they cross, they are swapped.
         target: (N, ...).
 
     Raises:
@@ -153,13 +152,13 @@ def quantile_scores(
 
 
 class Adaptive(NamedTuple):
-    """Margins that adapt.
+    """Margins that adapt to the observed coverage.
 
     Attributes:
-        margins: float32 (T, ...), of each window, known before its target; infinite or -infinite
-            where `nominal` has left [0, 1].
-        nominal: float32 (T, ...), the coverage that each margin was taken at, which moves so that
-            the share covered is as asked for.
+        margins: float32 (T, ...), the margin of each window, known before its target; infinite or
+            -infinite where `nominal` is outside [0, 1].
+        nominal: float32 (T, ...), the coverage at which each margin was taken. It moves so that the
+            share of covered targets approaches `coverage`.
     """
 
     margins: jax.Array
@@ -175,26 +174,26 @@ def adaptive(
 ) -> Adaptive:
     """Adaptive conformal inference over windows in the order of time.
 
-    The margin of a window is that of the last N known scores, at a nominal coverage of its own:
-    after a target that was missed it rises by rate * coverage, after one that was covered it falls
-    by rate * (1 - coverage). So over T windows the share covered is within (1 + rate) / (rate T) of
-    `coverage`, whatever the data (proposition 4.1, with max(coverage, 1 - coverage) bounded by 1;
-    with a delay the bound is slightly larger).
+    The margin of a window is that of the last N known scores, at a nominal coverage that changes:
+    it rises by rate * coverage after a missed target, and falls by rate * (1 - coverage) after a
+    covered one. So over T windows the share of covered targets is within (1 + rate) / (rate T) of
+    `coverage`, for any data (proposition 4.1, with max(coverage, 1 - coverage) bounded by 1; with a
+    delay the bound is slightly larger).
 
     Args:
         calibration: (N, ...), scores that are known at the start, the newest last.
         scores: (T, ...), such as |target - forecast| or `quantile_scores`.
         coverage: in (0, 1).
-        rate: of the correction, at least 0; 0 keeps the nominal coverage.
-        delay: the number of windows after which a score is known, at least 1: the step ahead where
-            windows have a stride of 1. An int, or of the shape of the other axes (broadcast).
+        rate: the rate of the correction, at least 0; with 0 the nominal coverage stays constant.
+        delay: the number of windows after which a score is known, at least 1. For windows with a
+            stride of 1 it is the step ahead. An int, or an array that broadcasts to the other axes.
 
     Returns:
-        `Adaptive`, margins for each window and each of the other axes.
+        `Adaptive`, with a margin for each window and each position along the other axes.
 
     Raises:
-        ValueError: axes that differ, scores that are not finite, a coverage outside (0, 1), a rate
-            below 0, or a delay below 1.
+        ValueError: the axes differ, a score is not finite, the coverage is outside (0, 1), the rate
+            is below 0, or the delay is below 1.
 
     References:
         Gibbs and Candes 2021, arXiv:2106.00170.
@@ -239,7 +238,7 @@ def _follow(
 
     def window(carry: tuple[jax.Array, ...], t: jax.Array) -> tuple[tuple, jax.Array]:
         ordered, current, margins = carry
-        known = t - delay  # the window whose target has just become known, if any
+        known = t - delay  # the window whose target has just become known; negative if none
         newest = history[N + known]
         moved = current + rate * jnp.where(newest > margins[known], coverage, coverage - 1)
         renewed = _insert(_remove(ordered, history[known]), newest)
@@ -260,7 +259,7 @@ def _remove(ordered: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _insert(ordered: jax.Array, value: jax.Array) -> jax.Array:
-    """N - 1 sorted values with `value`: each place has the median of it and two neighbours."""
+    """N - 1 sorted values with `value`: each entry is the median of `value` and two neighbours."""
     end = jnp.array([jnp.inf])
     below, above = jnp.concatenate([-end, ordered]), jnp.concatenate([ordered, end])
     return jnp.clip(value, below, above)
@@ -269,7 +268,7 @@ def _insert(ordered: jax.Array, value: jax.Array) -> jax.Array:
 def _sorted(quantiles: Bounds | tuple[np.ndarray, np.ndarray]) -> Bounds:
     low, high = (np.asarray(x) for x in quantiles)
     if low.shape != high.shape:
-        raise ValueError(f"quantiles must have one shape, got {low.shape} and {high.shape}")
+        raise ValueError(f"quantiles must have equal shapes, got {low.shape} and {high.shape}")
     return Bounds(np.minimum(low, high), np.maximum(low, high))
 
 

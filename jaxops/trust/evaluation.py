@@ -1,7 +1,7 @@
-"""What a model scored on a test set: one value for each unit, so that every figure has an interval.
+"""The scores of a model on a test set: a value for each unit, so that each figure has an interval.
 
-A unit is what was sampled: a row, a user, a window of a series. `Evaluation` is the same in all
-rooms; `table` compares several of the same units.
+A unit is the thing that was sampled: a row, a user, or a window of a series. All rooms use the same
+`Evaluation`. `table` compares several models on the same units.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +15,8 @@ from jaxops._optional import require
 from jaxops.trust.comparisons import side_by_side
 from jaxops.trust.intervals import Interval, Paired, block_interval, interval, paired
 
-BLOCKS = 20  # the least number of independent units for an interval
-RESAMPLES = 500  # of the units, for a figure that is not a mean
+BLOCKS = 20  # the smallest number of independent units for an interval
+RESAMPLES = 500  # number of resamples of the units, for a figure that is not a mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +24,17 @@ class Evaluation:
     """The scores of a model on N units.
 
     Attributes:
-        unit: what a unit is: "row", "user" or "window".
+        unit: the kind of unit: "row", "user" or "window".
         ids: (N,) the units' ids.
         values: metric -> (N,), or (N, H) for H steps ahead; NaN where it is not defined for a unit.
-        wholes: metric -> a function of indices of units that gives the figure of these units, for
-            a figure that is no mean, such as the area under the ROC curve.
-        smaller: the metrics of which a smaller value is better.
-        neutral: the metrics of which neither direction is better in itself, such as coverage.
-        bare: the wholes that have no interval, as they grow with the number of units, such as the
-            share of a catalogue that is shown.
+        wholes: metric -> a function that computes the figure from indices of units, for a figure
+            that is not a mean over units, such as the area under the ROC curve.
+        smaller: the metrics for which a smaller value is better.
+        neutral: the metrics for which neither direction is better, such as coverage.
+        bare: those of `wholes` that have no interval because they grow with the number of units,
+            such as the share of a catalogue that is shown.
         block: number of consecutive units that are correlated; 1 for independent units.
-        parts: more arrays of N rows, such as the predictions.
+        parts: additional arrays of N rows, such as the predictions.
 
     >>> one = Evaluation("row", np.arange(40), {"accuracy": np.arange(40) % 4 > 0})
     >>> print(one)
@@ -60,23 +60,23 @@ class Evaluation:
         return len(self.ids)
 
     def figures(self) -> dict[str, float]:
-        """Metric -> the mean over the units, or the figure of all units."""
+        """Metric -> the mean over the units, or the figure computed from all units."""
         everything = np.arange(len(self))
         known = {name: values[~np.isnan(values)] for name, values in self.values.items()}
         means = {name: float(x.mean()) if x.size else np.nan for name, x in known.items()}
         return means | {name: whole(everything) for name, whole in self.wholes.items()}
 
     def interval(self, metric: str, coverage: float = 0.95, step: int | None = None) -> Interval:
-        """A figure with its bootstrap interval, which describes the draw of the units.
+        """A figure with its bootstrap interval, which describes the sampling of the units.
 
         Args:
             metric: a name in `figures`.
-            coverage: of the interval.
-            step: which step ahead, from 0, for a metric with steps; None for the mean over steps.
+            coverage: coverage of the interval.
+            step: the step ahead, from 0, for a metric with steps; None for the mean over steps.
 
         Returns:
-            The bounds are NaN for a metric in `bare`, and where there are fewer than 20 independent
-            units or blocks.
+            The interval. Its bounds are NaN for a metric in `bare`, and if there are fewer than 20
+            independent units or blocks.
 
         Raises:
             ValueError: a metric or a step that is not there.
@@ -101,15 +101,15 @@ class Evaluation:
         Args:
             other: an evaluation of the same units.
             metric: a name in `figures` of both.
-            coverage: of the interval.
+            coverage: coverage of the interval.
 
         Raises:
-            ValueError: other units, a metric that one of them lacks, or fewer than 20 independent
-                units or blocks.
+            ValueError: the units differ, one model does not have the metric, or there are fewer
+                than 20 independent units or blocks.
         """
         if not same_units([self, other]):
             raise ValueError(
-                f"other must be of the same {len(self):,} units, got {len(other):,} units"
+                f"other must have the same {len(self):,} units, got {len(other):,} units"
             )
         if len(self) // self.block < BLOCKS:
             raise ValueError(f"units must be at least {BLOCKS}, got {len(self) // self.block}")
@@ -130,7 +130,7 @@ class Evaluation:
         return Paired(mean, low, high, np.nan)
 
     def part(self, units: np.ndarray) -> "Evaluation":
-        """The evaluation of some of the units, given by a mask (N,) or by their indices."""
+        """The evaluation of some of the units, which a mask (N,) or their indices select."""
         rows = np.arange(len(self))[units]
         wholes: dict[str, Callable[[np.ndarray], float]] = {
             name: lambda some, whole=whole: whole(rows[some])  # type: ignore[misc]
@@ -145,7 +145,7 @@ class Evaluation:
         )
 
     def frame(self) -> Any:
-        """A pandas frame of one row a unit: its id, and each metric's value, mean over steps."""
+        """A pandas frame: for each unit its id, and each metric's value or mean over steps."""
         pd = require("pandas", extra="data")
 
         columns = {name: self._units(name) for name in self.values}
@@ -175,10 +175,10 @@ class Evaluation:
 def of_classes(
     unit: str, ids: np.ndarray, probabilities: np.ndarray, target: np.ndarray
 ) -> Evaluation:
-    """The scores of a classifier: accuracy, log loss, F1 in the mean, of two classes also AUC.
+    """The scores of a classifier: accuracy, log loss, macro F1, and for two classes AUC.
 
     Args:
-        unit: what a unit is.
+        unit: the kind of unit.
         ids: (N,) the units' ids.
         probabilities: (N, C).
         target: (N,) integers in [0, C).
@@ -197,14 +197,14 @@ def of_classes(
         hits, have, said = (
             np.bincount(x, minlength=count) for x in (right, target[rows], told[rows])
         )
-        there = have + said > 0  # as scikit-learn: the classes that occur
+        there = have + said > 0  # only classes that occur, as in scikit-learn
         return float((2 * hits[there] / (have + said)[there]).mean())
 
-    # sorted once, so that a resample takes no sorting
+    # sorted once, so that a resample needs no sorting
     levels, level = np.unique(p[:, -1], return_inverse=True)
 
     def auc(rows: np.ndarray) -> float:
-        """The share of (negative, positive) pairs in the right order, equal ones counted half."""
+        """The share of (negative, positive) pairs in the right order; ties count by half."""
         negative, positive = (
             np.bincount(level[rows][target[rows] == label], minlength=len(levels))
             for label in (0, 1)
@@ -233,18 +233,18 @@ def compare(
 ) -> list[dict[str, str]]:
     """Evaluations side by side, as rows for `jaxops.report.table`.
 
-    Each figure is followed by its interval, or by [-] where there are too few units for one. The
-    best value of a metric is in bold if the interval of its paired difference from every other row
-    excludes 0; overlapping intervals are not a test, as the rows share their units. If the rows
-    are of different units the table gives their numbers, and nothing is in bold.
+    Each figure is followed by its interval, or by [-] if there are too few units for one. The best
+    value of a metric is in bold if the interval of its paired difference from every other row
+    excludes 0. (Whether two intervals overlap is not a test, because the rows share their units.)
+    If the rows have different units, the table shows the numbers of units, and nothing is in bold.
 
     Args:
         evaluations: name -> evaluation.
-        metrics: names of `Evaluation.figures`; by default all of the first.
-        coverage: of the intervals.
+        metrics: names of `Evaluation.figures`; by default all of the first evaluation.
+        coverage: coverage of the intervals.
 
     Raises:
-        ValueError: no evaluation, or a metric that one of them lacks.
+        ValueError: there is no evaluation, or one does not have a metric.
 
     >>> ids, hit = np.arange(40), np.ones(40)
     >>> both = {"good": Evaluation("row", ids, {"hit": hit})}
@@ -293,9 +293,9 @@ def table(
     """The rows of `compare` as an aligned Markdown table.
 
     Args:
-        evaluations: as in `compare`.
-        metrics: as in `compare`.
-        coverage: as in `compare`.
+        evaluations: the evaluations, see `compare`.
+        metrics: the metrics, see `compare`.
+        coverage: the coverage, see `compare`.
 
     >>> print(table({"good": Evaluation("row", np.arange(40), {"hit": np.ones(40)})}))
     | model | hit                     |
@@ -313,14 +313,14 @@ def _interval(values: np.ndarray, block: int, coverage: float) -> Interval:
 
 def _bounds(drawn: np.ndarray, coverage: float) -> tuple[float, float]:
     drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) == 0:  # such as the area under the ROC curve of one class
+    if len(drawn) == 0:  # never defined, such as the area under the ROC curve of one class
         return np.nan, np.nan
     low, high = np.quantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
 
 
 def _samples(count: int, block: int) -> Any:
-    """Samples of the units with replacement, in blocks on a circle, the same for every model."""
+    """Samples of the units with replacement, in circular blocks, the same for every model."""
     rng = np.random.default_rng(0)
     for _ in range(RESAMPLES):
         starts = rng.integers(0, count, -(-count // block))

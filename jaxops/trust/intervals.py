@@ -1,7 +1,8 @@
 """Confidence intervals of a metric's mean over users (or series), and of two models' difference.
 
-They describe the sampling of the users: another draw of as many from the same population. The
-randomness of training (another seed) is not part of them; to measure it, train several times.
+They describe the sampling of the users: how much the figure would change with as many other users
+from the same population. They do not include the randomness of training (another seed); to measure
+that, train several times.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-AT_ONCE = 2**16  # numbers drawn together
+AT_ONCE = 2**16  # number of values that are drawn at a time
 
 
 class Interval(NamedTuple):
@@ -46,18 +47,19 @@ def interval(
 ) -> Interval:
     """The bootstrap interval of a mean, bias-corrected and accelerated (BCa).
 
-    BCa accounts for the skewness of a metric that is 0 for most users: simulated 95 % intervals of
-    a hit rate of 0.05 over 2,000 users miss the truth equally often on both sides. If all values
-    are equal the interval has no width.
+    BCa accounts for the skewness of a metric that is 0 for most users. In a simulation, 95 %
+    intervals of a hit rate of 0.05 over 2,000 users miss the truth equally often on both sides. If
+    all values are equal, the interval has no width.
 
     Args:
-        values: (U,) one value a user, such as `ndcg(ranks, 10)`.
+        values: (U,) one value for each user, such as `ndcg(ranks, 10)`.
         resamples: number of samples of U users, drawn with replacement.
-        coverage: of the interval, such as 0.95.
-        seed: of the samples.
+        coverage: coverage of the interval, such as 0.95.
+        seed: the seed of the samples.
 
     Raises:
-        ValueError: fewer than two values, one that is not finite, or a coverage outside 0 to 1.
+        ValueError: there are fewer than two values, one is not finite, or the coverage is outside 0
+            to 1.
 
     References:
         Efron 1987, Better bootstrap confidence intervals.
@@ -77,8 +79,8 @@ def interval(
         return Interval(float(mean), float(mean), float(mean))
     means = _means(values, resamples, np.random.default_rng(seed))
     skewness = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
-    # of a mean the bias correction is the acceleration too: to the order of the method the same
-    # as counting samples below the mean, without that count's noise
+    # for a mean, the bias correction equals the acceleration; to the order of the method this is
+    # the same as counting the samples below the mean, without the noise of that count
     z = skewness + ndtri([(1 - coverage) / 2, (1 + coverage) / 2])
     low, high = np.quantile(means, ndtr(skewness + z / (1 - skewness * z)))
     return Interval(float(mean), float(low), float(high))
@@ -90,18 +92,18 @@ def paired(
     """Compare two models on the same users.
 
     The bounds are those of `interval` for the differences a - b. The two-sided p-value is that of
-    Fisher's randomisation test: if the models were equally good, each user's difference could have
-    the other sign as well. It is at least 1 / (resamples + 1).
+    Fisher's randomisation test: if the models were equally good, each user's difference could just
+    as well have the other sign. The p-value is at least 1 / (resamples + 1).
 
     Args:
         a: (U,) values of a metric for the first model.
         b: (U,) values for the second model, of the same users in the same order.
         resamples: number of samples of users, and of flips of the signs.
-        coverage: of the interval, such as 0.95.
-        seed: of both.
+        coverage: coverage of the interval, such as 0.95.
+        seed: the seed of both.
 
     Raises:
-        ValueError: different shapes; else as `interval`.
+        ValueError: the shapes differ; see also `interval`.
 
     >>> a = np.arange(1000) % 10 == 0
     >>> paired(a, a & (np.arange(1000) % 20 == 0)).p < 0.001
@@ -113,7 +115,7 @@ def paired(
     d = a - b
     total = abs(d.sum())
     flipped = np.abs(_flipped(d, resamples, np.random.default_rng([seed, 1])))
-    # a sum that differs by rounding alone is as far out
+    # a sum that is smaller only by rounding counts as equally large
     far = (flipped >= total - 1e-9 * np.abs(d).sum()).sum()
     return Paired(*interval(d, resamples, coverage, seed), float((1 + far) / (1 + resamples)))
 
@@ -123,21 +125,21 @@ def block_interval(
 ) -> Interval:
     """The bootstrap interval of a mean over time, for values that resemble their neighbours.
 
-    Overlapping windows share targets and so errors: resampled one by one (`interval`), their mean
-    looks far more certain than it is. Here blocks of consecutive windows are drawn from a circle,
-    so that each value is equally likely, and the bounds are percentiles of the means. With fewer
-    than about twenty blocks the bounds are still too narrow, and they say nothing of a period that
-    differs from this one.
+    Overlapping windows share targets and therefore errors. If they were resampled one by one, as
+    `interval` does, their mean would look far more certain than it is. Here blocks of consecutive
+    windows are drawn, where the first window follows the last, so that each value is equally
+    likely. The bounds are percentiles of the means. With fewer than about twenty blocks the bounds
+    are still too narrow, and they do not describe a period that differs from this one.
 
     Args:
-        values: (W,) one value a window (or day), in the order of time.
-        block: windows in a block: the horizon in windows, or more.
+        values: (W,) one value for each window (or day), in the order of time.
+        block: number of windows in a block: the horizon in windows, or more.
         resamples: number of samples.
-        coverage: of the interval, such as 0.95.
-        seed: of the samples.
+        coverage: coverage of the interval, such as 0.95.
+        seed: the seed of the samples.
 
     Raises:
-        ValueError: not (W,) finite values, or a block outside 1 to half of them.
+        ValueError: the values are not (W,) and finite, or the block is outside 1 to W / 2.
 
     References:
         Politis and Romano 1992, A circular block-resampling procedure for stationary data.
@@ -166,13 +168,13 @@ def _means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.n
     """Means of samples with replacement, (resamples,)."""
     n = len(values)
     distinct, counts = np.unique(values, return_counts=True)
-    if _few(distinct, values):  # how often each value is drawn: the same law, and much faster
+    if _few(distinct, values):  # draw counts of the distinct values: same distribution, but faster
         return rng.multinomial(n, counts / n, resamples) @ distinct / n
     return _repeat(lambda k: values[rng.integers(0, n, (k, n))].mean(1), resamples, n)
 
 
 def _flipped(d: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums with every sign drawn anew, (resamples,)."""
+    """Sums with random signs of all values, (resamples,)."""
     sizes, counts = np.unique(np.abs(d), return_counts=True)
     if _few(sizes, d):
         return (2 * rng.binomial(counts, 0.5, (resamples, len(sizes))) - counts[None]) @ sizes
@@ -186,7 +188,7 @@ def _few(distinct: np.ndarray, values: np.ndarray) -> bool:
 
 
 def _repeat(draw: Callable[[int], np.ndarray], times: int, size: int) -> np.ndarray:
-    """What draw(k) gives for k samples of so many numbers, in turns that stay small."""
+    """The results of draw(k) for `times` samples of `size` values, in parts of little memory."""
     at_once = max(1, AT_ONCE // size)
     return np.concatenate([draw(min(at_once, times - done)) for done in range(0, times, at_once)])
 

@@ -1,4 +1,4 @@
-"""A finished model as one HTML page: what it is, its figures, and pictures of a test set."""
+"""A finished model as one HTML page: its description, figures, and pictures of a test set."""
 
 import base64
 import html
@@ -17,7 +17,7 @@ from jaxops.trust.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 3  # windows of forecasts that are drawn
+SHOWN = 3  # number of forecast windows that are drawn
 MATRIX = 100  # the largest number of classes of a confusion matrix that is drawn
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -32,12 +32,12 @@ def page(
     scored: Evaluation | None = None,
     classes: Sequence[str] = (),
 ) -> str:
-    """An HTML page that needs no other file; the pictures are inside.
+    """An HTML page that contains its pictures and needs no other file.
 
     Args:
-        title: its heading.
-        tables: heading -> rows, as `report.table` takes them.
-        scored: of a test set, whose figures and pictures are shown.
+        title: the heading of the page.
+        tables: heading -> rows for `report.table`.
+        scored: the evaluation on a test set, whose figures and pictures are shown.
         classes: the names of the classes.
 
     >>> one = Evaluation("row", np.arange(40), {"mse": np.arange(40) % 4 / 4})
@@ -60,12 +60,12 @@ def page(
 def pictures(scored: Evaluation, classes: Sequence[str] = ()) -> "dict[str, Figure]":
     """The pictures of an evaluation, by their headings.
 
-    Of all: the values of the units. Of classes: the reliability, of at most 100 the confusion
-    matrix, of two the ROC curve. Of numbers: predicted against true values. Of
-    forecasts: some windows, and each error by the step ahead.
+    Every evaluation has the values of the units. A classifier also has the reliability, for at most
+    100 classes the confusion matrix, and for two classes the ROC curve. Predicted numbers have a
+    plot against the true values. Forecasts have some windows, and each error by the step ahead.
 
     Args:
-        scored: of a room's `evaluate`.
+        scored: the result of a room's `evaluate`.
         classes: the names of the classes.
 
     >>> from jaxops.trust.evaluation import of_classes

@@ -1,8 +1,8 @@
-"""What a run leaves behind: logs, pictures and tables.
+"""The report of a run: logs, pictures and tables.
 
-A record is a flat dict such as `{"step": 100, "epoch": 0.1, "split": "train", "loss": 0.5}`; a
-logger is called with records. Pictures need no display, and every `plot_*` returns its Figure.
-Of several processes only the first writes files.
+A record is a flat dict such as `{"step": 100, "epoch": 0.1, "split": "train", "loss": 0.5}`. A
+logger is an object that `fit` calls with each record. Pictures need no display, and every `plot_*`
+returns its Figure. With several processes, only the first writes files.
 """
 
 import json
@@ -50,7 +50,7 @@ COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 
 
 def _plain(value: Any) -> Any:
-    """What strict JSON can hold: lists for arrays, null for NaN and infinity."""
+    """A value for strict JSON: arrays become lists, NaN and infinity become null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
-    """The records of a file of `JsonLines`, without a last line that is only half written.
+    """The records in a file of `JsonLines`; a last line that is only half written is left out.
 
     Raises:
         ValueError: another line is not JSON.
@@ -86,16 +86,17 @@ def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """A logger that writes one JSON object a line and closes the file after each, so none is lost.
+    """A logger that writes one JSON object per line and closes the file after each.
 
-    Earlier records are kept, except a last line that a killed process left half written, and,
-    when `fit` resumes from a checkpoint, the records of later steps, which it writes again: no
-    record is missing or doubled. The file is for one run: a run with checkpoints that starts at
-    step 0 moves an existing file to NAME.old, replacing an older one.
+    Earlier records are kept, with two exceptions. A last line that a killed process left half
+    written is removed. When `fit` resumes from a checkpoint, records of later steps are removed,
+    because `fit` writes them again. So no record is missing or doubled. A file belongs to one run:
+    a run with checkpoints that starts at step 0 moves an existing file to NAME.old, and replaces an
+    older file of that name.
 
     Args:
-        path: the file, created with its folder if missing.
-        resume_step: drop records of later steps at once.
+        path: the file, which is created with its folder if it is missing.
+        resume_step: if given, records of later steps are removed at once.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -114,9 +115,10 @@ class JsonLines:
         self.resume(math.inf if resume_step is None else resume_step)
 
     def resume(self, step: float) -> None:
-        """Drop records of steps after `step`, unless this logger wrote them.
+        """Remove records of steps after `step`, unless this logger wrote them.
 
-        A run that starts at step 0 may be a new one: then the file is moved to NAME.old first.
+        If a run starts at step 0, the file is moved to NAME.old first, because it may belong to
+        another run.
         """
         if self._written or not self.path.exists():
             return
@@ -126,13 +128,13 @@ class JsonLines:
             old = self.path.with_name(self.path.name + ".old")
             self.path.replace(old)
             print(f"{self.path}: of an earlier run, moved to {old}", file=sys.stderr)
-        # replaced in one move: killed here, the old file is still whole
+        # replaced in one step, so that the old file stays whole if the process is killed here
         new = self.path.with_name(self.path.name + ".new")
         new.write_text("".join(json.dumps(r) + "\n" for r in records))
         new.replace(self.path)
 
     def __call__(self, record: Record) -> None:
-        """Append a record; arrays become lists, NaN and infinity null."""
+        """Append a record; arrays become lists, NaN and infinity become null."""
         if not hosts.first():
             return
         line = json.dumps(_plain(record), allow_nan=False)
@@ -149,7 +151,7 @@ class TensorBoard:
 
     Args:
         directory: where the event files are written.
-        resume_step: hide events of later steps, which a resumed run writes again.
+        resume_step: if given, events of later steps are hidden; a resumed run writes them again.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -166,8 +168,9 @@ class TensorBoard:
             return
         SummaryWriter = require("tensorboardX", extra="plots").SummaryWriter
 
-        # TensorBoard drops the events at purge_step and after it. The suffix: two runs begun
-        # within a second would else share a file name, and the second erase the first
+        # TensorBoard drops the events at purge_step and after it. The suffix is needed because two
+        # runs that begin within a second would share a file name, and the second would erase the
+        # first
         purge = None if resume_step is None else resume_step + 1
         self.writer = SummaryWriter(
             str(directory),
@@ -185,7 +188,7 @@ class TensorBoard:
                 self.writer.add_scalar(tag, float(value), int(record["step"]))
 
     def close(self) -> None:
-        """Write what is still waiting."""
+        """Write the events that are still buffered, and close the file."""
         if self.writer:
             self.writer.close()
 
@@ -195,12 +198,12 @@ def plot_curves(
     path: PathLike,
     metrics: Sequence[str] = ("loss", "accuracy"),
 ) -> "Figure":
-    """Metrics against epochs, one panel a metric and one line a split.
+    """Metrics against epochs, with a panel for each metric and a line for each split.
 
     Args:
-        records: what a logger got; without "epoch" the axis is "step".
-        path: the PNG.
-        metrics: which to draw; those that no record has are left out.
+        records: the records that a logger got; without "epoch" the axis is "step".
+        path: the PNG file.
+        metrics: the metrics to draw; those that no record has are left out.
 
     Raises:
         ValueError: no record has any of the metrics.
@@ -215,7 +218,7 @@ def plot_curves(
     names = [name for name in metrics if any(name in r for r in records)]
     if not names:
         raise ValueError(
-            f"records must have one of {list(metrics)}, got {len(records)} without any"
+            f"records must have one of {list(metrics)}, got {len(records)} that have none"
         )
     x = "epoch" if any("epoch" in r for r in records) else "step"
     figure = new_figure(4.6 * len(names), 3.4)
@@ -223,7 +226,7 @@ def plot_curves(
         rows = [r for r in records if name in r]
         for split in dict.fromkeys(r.get("split", "train") for r in rows):
             line = [(r[x], r[name]) for r in rows if r.get("split", "train") == split and x in r]
-            points = np.array(line, float).reshape(-1, 2)  # None, a NaN read back, is NaN again
+            points = np.array(line, float).reshape(-1, 2)  # None, as a file has it, becomes NaN
             style = {"marker": "o", "markersize": 3.5} if len(points) <= 30 else {}
             axes.plot(*points.T, label=split, color=COLORS.get(split, GREY), linewidth=1.6, **style)
         open_frame(axes)
@@ -239,8 +242,9 @@ def plot_confusion(
 
     Args:
         matrix: (C, C), rows true, columns predicted; such as `metrics.Confusion.counts`.
-        classes: the classes' names, or empty for their numbers; beyond 20 only shades are drawn.
-        path: the PNG; None writes none.
+        classes: the classes' names, or empty for their numbers. With more than 20 classes only the
+            shades are drawn.
+        path: the PNG file; with None no file is written.
 
     Raises:
         ValueError: the matrix does not fit the names.
@@ -290,7 +294,7 @@ def plot_roc(
 
     Args:
         scores: `metrics.Scores`, or the tuple (false positive rates, true positive rates, area).
-        path: the PNG; None writes none.
+        path: the PNG file; with None no file is written.
 
     >>> import tempfile
     >>> scores = Scores(np.array([0.1, 0.4, 0.8]), np.array([0, 1, 1]), np.ones(3))
@@ -335,11 +339,11 @@ def _same_rows(images: Any, labels: Any, probabilities: Any) -> tuple[np.ndarray
 
 
 def _draw(axes: "Axes", image: np.ndarray, title: str, color: str) -> None:
-    """One picture: (H, W), (H, W, 1) or (H, W, 3); floats of any range."""
+    """Draw one picture: (H, W), (H, W, 1) or (H, W, 3); floats may have any range."""
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
-    if image.dtype != np.uint8 and (image.min() < 0 or image.max() > 1):  # was normalised
+    if image.dtype != np.uint8 and (image.min() < 0 or image.max() > 1):  # the image was normalised
         image = (image - image.min()) / max(np.ptp(image), 1e-12)
     axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
     axes.set_title(title, fontsize=9, color=color, pad=4)
@@ -360,7 +364,7 @@ def plot_mistakes(
         labels: (N,) integers.
         probabilities: (N, C).
         classes: the classes' names, or empty for their numbers.
-        path: the PNG.
+        path: the PNG file.
         count: the largest number of pictures.
 
     Raises:
@@ -401,7 +405,7 @@ def plot_predictions(
     path: PathLike,
     count: int = 10,
 ) -> "Figure":
-    """Plot the first predictions: each picture above its three most probable classes.
+    """Plot the first predictions: each picture, and below it its three most probable classes.
 
     Correct predictions are blue, wrong ones orange. The arguments are those of `plot_mistakes`.
 

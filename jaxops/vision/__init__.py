@@ -1,4 +1,4 @@
-"""Images: one call a job, and below it data, modules, tasks, and what a trained model says."""
+"""Images: one function for each job, and its parts: data, modules, tasks, inference."""
 
 from jaxops.vision.data import Classes, ImageReader, read_images
 from jaxops.vision.inference import Labelled, classify

@@ -1,4 +1,4 @@
-"""A user's own images as the rows that a vision task reads, and the reader of a finished model."""
+"""A user's own images as columns of a vision task, and the reader of a finished model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from jaxops.model.finished import Classes, Model
 from jaxops.task import Column, recorded
 
 Images = Any
-"""A folder, a list of files, an array uint8 (N, H, W, C), or one of these by name, `image`."""
+"""A folder, a list of files, an array uint8 (N, H, W, C), or one of these in a dict as `image`."""
 
 
 def files_of(source: Images) -> list[Path] | None:
-    """The files that are the source, or are in its folder; None of an array of pixels.
+    """The files that the source lists, or that are in its folder; None for an array of pixels.
 
     Raises:
-        ValueError: neither files nor an array.
+        ValueError: the source is neither files nor an array.
     """
     if isinstance(source, Mapping):
         if "image" not in source:
@@ -37,7 +37,7 @@ def files_of(source: Images) -> list[Path] | None:
     if wrong:
         raise ValueError(
             "images must be a folder, a list of files, one uint8 array (N, H, W, C), or one of "
-            f"these by name, image, got {wrong}"
+            f"these in a dict as image, got {wrong}"
         )
     return [Path(path) for path in source]
 
@@ -45,7 +45,8 @@ def files_of(source: Images) -> list[Path] | None:
 def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) -> np.ndarray:
     """Read image files as a column `image`, upright and resized to one shape.
 
-    For a folder for each class see `jaxops.data.Dataset.from_image_folder`.
+    To read a folder with a subfolder for each class, use
+    `jaxops.data.Dataset.from_image_folder`.
 
     Args:
         paths: the files, in any format that Pillow reads with 8 bits a channel.
@@ -55,8 +56,8 @@ def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) 
         uint8 (N, H, W, C), in the order of `paths`.
 
     Raises:
-        ValueError: one path instead of several, no paths, C other than 1 or 3, or a file that is
-            not an image, which the message names.
+        ValueError: one path instead of a list, no paths, C other than 1 or 3, or a file that is not
+            an image (the message names it).
         FileNotFoundError: no such file.
 
     >>> import tempfile
@@ -81,7 +82,7 @@ def read_images(paths: Sequence[str | Path], image_shape: tuple[int, int, int]) 
 @recorded
 @dataclass(frozen=True)
 class ImageReader:
-    """What a finished vision model knows of its input.
+    """The reader of a finished vision model.
 
     Attributes:
         size: (height, width) to which files are resized.
@@ -100,12 +101,13 @@ class ImageReader:
         """The ids and the images, uint8 (N, H, W, C).
 
         Args:
-            source: a folder, whose images are read in order of their paths, subfolders too; a list
-                or column of files, or one file; an array (N, H, W, C) or, for grey images,
-                (N, H, W); or files or an array by name, `image`.
+            source: a folder, whose images (also in subfolders) are read in order of their paths; a
+                list or column of files, or one file; an array (N, H, W, C) or, for grey images,
+                (N, H, W); or a dict with files or an array as `image`.
 
         Raises:
-            ValueError: no images, a file that is no image, or an array of another shape or dtype.
+            ValueError: no images, a file that is not an image, or an array of another shape or
+                dtype.
             FileNotFoundError: no such file.
         """
         shape, files = (*self.size, self.channels), files_of(source)
@@ -119,15 +121,15 @@ class ImageReader:
     def columns(
         self, source: Images, classes: tuple[str, ...]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The ids, and the columns that the task takes.
+        """The ids, and the columns of the task.
 
         Args:
-            source: a folder that holds a folder for each class; or `image`, an array or files, and
-                `label` by name.
+            source: a folder that holds a folder for each class; or a dict with `image`, an array or
+                files, and `label`.
             classes: the names of the classes.
 
         Raises:
-            ValueError: as `images`; or a label that is not one of the classes.
+            ValueError: see `images`; or a label that is not one of the classes.
         """
         ids, images = self.images(source)
         names = labels_of(source, ids)
@@ -161,7 +163,7 @@ def _name(row: int, label: Any) -> str:
 
 
 def labels_of(source: Images, ids: np.ndarray) -> list[str]:
-    """The name of each image's class: of its folder in the folder, or of the column `label`."""
+    """The name of each image's class: its subfolder in the folder, or its value in `label`."""
     if isinstance(source, Mapping):
         if "label" not in source:
             raise ValueError(f"data must have a column 'label', got {', '.join(source)}")
@@ -171,8 +173,8 @@ def labels_of(source: Images, ids: np.ndarray) -> list[str]:
         return [_name(row, one) for row, one in enumerate(label.tolist())]
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         raise ValueError(
-            "data must be a folder with a folder for each class, or arrays (or files) by name, "
-            f"image and label, got {type(source).__name__}"
+            "data must be a folder with a folder for each class, or a dict with image (an array or "
+            f"files) and label, got {type(source).__name__}"
         )
     class_names(Path(source))
     return [Path(path).relative_to(source).parts[0] for path in ids]

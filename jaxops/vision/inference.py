@@ -1,4 +1,4 @@
-"""What a finished classifier says of images: the likeliest classes and their probabilities."""
+"""Functions for a finished classifier: the likeliest classes of images, with probabilities."""
 
 from typing import NamedTuple
 
@@ -21,10 +21,10 @@ class Labelled(NamedTuple):
 
 
 def reader_of(model: Model) -> ImageReader:
-    """The reader of a vision model; of a task alone that of its images.
+    """The reader of a vision model; for a model without one, a reader for its image shape.
 
     Raises:
-        ValueError: a model of another room.
+        ValueError: the model belongs to another room.
     """
     columns = getattr(model.task, "columns", ())
     if model.reader is None and columns and columns[0].name == "image":
@@ -40,12 +40,12 @@ def classify(model: Model, data: Images, k: int = 1) -> Labelled:
     """Name the `k` likeliest classes of each image.
 
     Args:
-        model: of `vision.fit`; or `jaxops.Model(task, state)`.
+        model: a model from `vision.fit`, or `jaxops.Model(task, state)`.
         data: a folder, files, or an array; see `ImageReader.images`.
         k: number of classes for each image, 1 to all of them.
 
     Returns:
-        `Labelled`. Of classes with equal probability the one with the lower number comes first.
+        `Labelled`. Of classes with equal probability, the one with the lower index comes first.
 
     Raises:
         ValueError: `k` out of range, or images that cannot be read.

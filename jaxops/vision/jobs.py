@@ -1,4 +1,4 @@
-"""One call a job: `fit` a classifier to images, `evaluate` it, `update` it with new images."""
+"""One function for each job on images: `fit` a classifier, `evaluate` it, `update` it."""
 
 import functools
 import time
@@ -28,10 +28,10 @@ from jaxops.vision.inference import reader_of
 from jaxops.vision.models import ConvNet
 from jaxops.vision.tasks import classifier
 
-LARGEST = 64  # side in pixels to which images are reduced by default
-SAMPLE = 100  # files, of which size and colour are looked at
-ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are exchanged
-TRIED = 500  # images, on which augmentation is tried, or a third of the images
+LARGEST = 64  # by default larger images are reduced to this side, in pixels
+SAMPLE = 100  # number of files whose size and colour are looked at
+ORIENTATION = 0x0112  # the EXIF tag; values from 5 on mean that width and height are exchanged
+TRIED = 500  # least number of images on which augmentation is tried; or a third of the images
 NONE, AFFINE, FLIP = "none", "rotate, shift and scale", "flip"  # names of augmentations
 
 
@@ -49,35 +49,35 @@ def fit(
 ) -> Model:
     """Train a model to tell the class of an image.
 
-    The default method is `ConvNet`, with the moving average of the parameters. Images are held out
-    for validation, of each class the same share. The validation loss chooses whether images are
-    rotated, shifted and scaled in training, and whether they are mirrored.
+    The default method is `ConvNet`, with the moving average of the parameters. The same share of
+    the images of each class is held out for validation. The validation loss decides whether images
+    are rotated, shifted and scaled in training, and whether they are mirrored.
 
     Args:
-        data: a folder that holds a folder of images for each class; or by name `image`, uint8
+        data: a folder that holds a folder of images for each class; or a dict with `image`, uint8
             (N, H, W, C) or N files, and `label` (N,).
         method: a Flax module, images (B, H, W, C) float32 to logits (B, classes), such as `CNN()`.
-            Its `classes` are set to what the data needs. Of a list each is trained in turn; the
-            result is the one with the best validation loss, or a blend of them.
+            Its `classes` are set for the data. If this is a list, each method is trained in turn,
+            and the result is the one with the best validation loss, or a blend of them.
         size: (height, width) to which files are resized; by default their median size, at most 64
             pixels a side.
         channels: 3 for colour, 1 for grey; by default 1 if all files are grey.
         validation: the share of images to hold out, or a folder or arrays.
         budget: time after which training stops, such as "10min", or seconds.
-        seed: of the split and of training.
+        seed: the seed of the split and of training.
         progress: print a progress bar and the validation figures.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Returns:
-        A model; `model.predict(images)` gives `Classes`. Its `about["augmentations"]` has the
-        validation loss of each augmentation after a training (of the first method) on a third of
-        the train images, or 500; together they take at most a third of the budget, unless
-        `early_stopping`, `epochs` or `steps` say otherwise.
-        `about["augmentation"]` is the one that was kept. With `checkpoints`, from which a run is
-        resumed, or in too short a budget, nothing is tried: images are rotated, shifted and scaled.
+        A model; `model.predict(images)` gives `Classes`. To choose the augmentation, the first
+        method is trained with each on a third of the train images, or on 500 if that is more. These
+        trainings take at most a third of the budget, unless `early_stopping`, `epochs` or `steps`
+        are given. `about["augmentations"]` has their validation losses, and `about["augmentation"]`
+        the choice. With `checkpoints`, or if the budget is too short, nothing is tried, and images
+        are rotated, shifted and scaled.
 
     Raises:
-        ValueError: images that cannot be read; fewer than 2 classes; as `jaxops.fit`.
+        ValueError: images that cannot be read; fewer than 2 classes; see also `jaxops.fit`.
         FileNotFoundError: no such folder.
 
     >>> from jaxops import vision
@@ -148,14 +148,14 @@ def recipe(
     epochs: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The options of `jaxops.fit` for so many train images: one cosine cycle, averaged parameters.
+    """The options of `jaxops.fit` for a number of images: one cosine cycle, averaged parameters.
 
     Args:
         count: number of train images.
         left: seconds until training stops.
-        batch_size: in place of the default.
-        epochs: in place of the default.
-        **options: further ones of `jaxops.fit`.
+        batch_size: replaces the default.
+        epochs: replaces the default.
+        **options: further arguments of `jaxops.fit`.
 
     >>> recipe(50_000, 60.0)["epochs"], recipe(500, 60.0)["batch_size"]
     (12, 32)
@@ -180,11 +180,11 @@ def evaluate(model: Model, data: Images) -> Evaluation:
     """Score a model on images whose classes are known.
 
     Args:
-        model: of `fit`.
+        model: a model from `fit`.
         data: see `fit`.
 
     Returns:
-        "accuracy", "log_loss" and "macro_f1", and for two classes "auc". A unit is an image.
+        "accuracy", "log_loss" and "macro_f1", and for two classes "auc". The units are the images.
 
     Raises:
         ValueError: images that the model cannot read, or a label that is not one of its classes.
@@ -196,13 +196,13 @@ def evaluate(model: Model, data: Images) -> Evaluation:
 def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new images, from its present parameters, with the same reader.
 
-    Of a blend each model is trained, and the weights stay.
+    In a blend each model is trained, and the weights stay.
 
     Args:
-        model: of `fit`.
+        model: a model from `fit`.
         new: see `fit`.
         epochs: passes over the new images.
-        **options: of `jaxops.fit`, in place of the defaults of `recipe`.
+        **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Raises:
         ValueError: images that the model cannot read, or a label that is not one of its classes.
@@ -219,7 +219,7 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
 
 
 def _reader(data: Images, size: tuple[int, int] | None, channels: int | None) -> ImageReader:
-    """The reader for images of the size and the channels that the data has."""
+    """The reader for images of the size and the channels of the data."""
     found = files_of(data)
     if found is None:
         shape = np.shape(data["image"])
@@ -245,7 +245,7 @@ def _classes(data: Images) -> tuple[str, ...]:
     if isinstance(data, str | Path) and not Path(data).is_dir():
         raise FileNotFoundError(f"{data}: no such folder")
     names = labels_of(data, np.array([str(path) for path in files_of(data) or ()], object))
-    # the order of numbers, where all names are numbers
+    # if all names are numbers, they are in the order of the numbers
     number = all(name.isdecimal() for name in names)
     classes = tuple(sorted(set(names), key=int if number else str))
     if len(classes) < 2:
@@ -260,7 +260,7 @@ def _task(
     images: np.ndarray,
     augmentation: str,
 ) -> Task:
-    """The task, with mean and deviation of each channel of the train images."""
+    """The task, with the mean and the standard deviation of each channel of the train images."""
     shape = (*reader.size, reader.channels)
     module = _network(reader.size) if method is None else method
     if hasattr(module, "classes"):
@@ -288,10 +288,11 @@ def _augmentations(
     left: float,
     given: dict[str, Any],
 ) -> dict[str, float]:
-    """The validation loss with each augmentation that there is time for, trained on some images.
+    """The validation loss with each augmentation for which there is time, trained on some images.
 
-    Fewer images, rather than fewer epochs: what augmentation is good for shows only after images
-    have been seen several times. Mirroring is tried on top of the better of the other two.
+    The number of images is reduced instead of the number of epochs, because the effect of
+    augmentation shows only after images have been seen several times. Mirroring is added to the
+    better of the other two.
     """
     if hosts.agreed(left <= 0):
         return {}
@@ -304,7 +305,7 @@ def _augmentations(
         given["steps"] = -(-given["steps"] // 3)
     if given.get("batch_size"):
         given["batch_size"] = min(given["batch_size"], size)
-    # the slowest sets the number of epochs, so that all have the same
+    # the slowest augmentation determines the number of epochs, so that all have the same
     settings = settings_within(left / 3, task_of(f"{FLIP} and {AFFINE}"), few, recipe, given)
     for name in (NONE, AFFINE, FLIP):
         if hosts.agreed(time.monotonic() > end):
@@ -314,4 +315,4 @@ def _augmentations(
         task = task_of(name)
         state = averaged(train(task, few, validation=other, **settings))
         losses[name] = evaluation.evaluate(task, state, other)["loss"]
-    return losses if len(losses) > 1 else {}  # of one alone there is nothing to choose
+    return losses if len(losses) > 1 else {}  # with only one there is nothing to choose

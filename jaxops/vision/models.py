@@ -58,7 +58,7 @@ class MLP(nn.Module):
         dropout: probability of dropping a hidden unit in training.
         batch_norm: normalise before each ReLU.
         initializer: see `initializers`.
-        compute: of the dense layers' products, see `jaxops.nn.matmul`.
+        compute: dtype of the dense layers' products, see `jaxops.nn.matmul`.
 
     >>> shapes = jax.eval_shape(MLP().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
     >>> shapes["params"]["hidden_0"]["kernel"].shape
@@ -93,9 +93,9 @@ class CNN(nn.Module):
         classes: number of logits.
         features: channels of the convolution.
         hidden: units of the dense layer.
-        dropout: probability of dropping one of them in training.
+        dropout: probability of dropping a unit of the dense layer in training.
         initializer: see `initializers`.
-        compute: of the dense layers' products, see `jaxops.nn.matmul`.
+        compute: dtype of the dense layers' products, see `jaxops.nn.matmul`.
 
     >>> shapes = jax.eval_shape(CNN().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
     >>> shapes["params"]["hidden"]["kernel"].shape
@@ -123,15 +123,15 @@ class CNN(nn.Module):
 class ConvNet(nn.Module):
     """Stages of convolution 3x3, max-pool 2x2, batch norm and ReLU, then one dense layer.
 
-    A stage pools before it normalises, which makes normalisation and ReLU four times cheaper. Only
-    the first convolution, which has the most pixels, is not padded.
+    A stage pools before it normalises, so that normalisation and ReLU take a quarter of the time.
+    The first convolution, which has the most pixels, is not padded; the others are.
 
     Attributes:
         widths: channels of each stage.
         classes: number of logits.
         dropout: probability of dropping a feature before the dense layer in training.
         initializer: see `initializers`.
-        compute: of the dense layers' products, see `jaxops.nn.matmul`.
+        compute: dtype of the dense layer's product, see `jaxops.nn.matmul`.
 
     >>> shapes = jax.eval_shape(ConvNet().init, jax.random.key(0), jax.numpy.ones((1, 28, 28, 1)))
     >>> shapes["params"]["logits"]["kernel"].shape

@@ -36,18 +36,18 @@ def classifier(
         module: a Flax module, images (B, H, W, C) float32 to logits (B, classes).
         image_shape: (H, W, C).
         classes: number of classes, or their names in order.
-        mean: what is subtracted from an image in [0, 1]; one number or one for each channel.
-        std: what the difference is divided by; one number or one for each channel.
+        mean: is subtracted from an image in [0, 1]; one number or one for each channel.
+        std: divides the difference; one number or one for each channel.
         augment: changes training images before mean and std are applied, `(key, images in
             [0, 1]) -> images`; see `jaxops.data.augment`.
-        label_smoothing: s in training; the loss of an evaluation has none.
+        label_smoothing: s, in training; an evaluation has no label smoothing.
 
     Returns:
         A task whose predictions are probabilities (B, classes), with the metrics loss and accuracy.
 
     Raises:
-        ValueError: the module's `classes` differ from the task's, or names that are no names or
-            are not distinct.
+        ValueError: the module's `classes` differ from the task's, or the names are invalid or not
+            distinct.
 
     References:
         Szegedy et al. 2015, "Rethinking the Inception Architecture", arXiv:1512.00567 (label

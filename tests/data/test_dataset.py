@@ -95,7 +95,7 @@ def test_split_refuses(arguments, message):
 
 
 def test_split_comes_before_standardize():
-    with pytest.raises(ValueError, match="split must come before standardize"):
+    with pytest.raises(ValueError, match="split must be called before standardize"):
         numbered().standardize("x").split(test=0.2)
 
 

@@ -449,7 +449,7 @@ def test_npy_errors_name_the_file_and_the_column(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} must hold .npy, .parquet")):
         stream()
     with pytest.raises(
-        ValueError, match=r"shard '0' must have a file of column 'x', got .*y-0\.npy alone"
+        ValueError, match=r"shard '0' must have a file of column 'x', got only .*y-0\.npy"
     ):
         stream(y_0=x, x_1=x, y_1=x)
     with pytest.raises(ValueError, match=r"4 in .*x-0\.npy, 3 in .*y-0\.npy"):
@@ -504,7 +504,7 @@ def test_parquet_errors_name_the_file_and_the_column(tmp_path):
         first({"x": pa.array([1, None])})
     with pytest.raises(
         ValueError,
-        match=r"0\.parquet: .*column 'x' must have lists of one length, got 1 to 2 values",
+        match=r"0\.parquet: .*column 'x' must have lists of equal length, got 1 to 2 values",
     ):
         first({"x": [[1], [2, 3]]})
     with pytest.raises(ValueError, match=r"1\.parquet: column 'x' must be int64, .*, got string"):

@@ -98,7 +98,7 @@ def test_parquet(tmp_path, columns, words):
         (lambda: tabular.fit_encoder(pd.DataFrame({"a": [1]})), r"got DataFrame; .*dict\(frame\)"),
         (
             lambda: tabular.fit_encoder({"when": np.array(["2024-01-01"], "M8[ns]")}),
-            "when must be text or numbers, got datetime64.*make days of dates",
+            "when must be text or numbers, got datetime64.*turn dates into days",
         ),
         (lambda: tabular.fit_encoder({"a": [1, 2]}, drop="a"), r"drop must be a list of names"),
         (
@@ -153,7 +153,7 @@ LABELS = [
     (["no", "yes", float("nan"), "no"], "y must have a value .*, got none in row 2"),
     ([0.0, float("nan"), 1.0, 0.0], "y must have a value .*, got none in row 1"),
     ([0.0, 1.0, 1.0, 0.0], r"y must be text or whole numbers, got 0.0 .*y.astype\(int\)"),
-    ([0.5, 1.0, 1.0, 0.0], "got 0.5 in row 0; a number to predict is no label"),
+    ([0.5, 1.0, 1.0, 0.0], "got 0.5 in row 0; a label must be a class, not a number"),
     (pd.array(["a", None, "b", "a"], "string"), "y must have a value .*, got none in row 1"),
 ]
 

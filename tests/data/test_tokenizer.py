@@ -86,7 +86,7 @@ def test_what_the_vocabulary_lacks():
 @pytest.mark.parametrize("kind", ["word", "wordpiece"])
 def test_a_text_of_nothing_but_new_words_is_told(kind):
     with pytest.warns(
-        UserWarning, match=r"got 2 with .* or of unknown words alone, the first in row 1: 'Ж"
+        UserWarning, match=r"got 2 with .* or with only unknown words, the first in row 1: 'Ж"
     ):
         rows = TRAINED[kind].encode_batch(["my Ж", "Ж Ж", "Ж"], 4)
     assert rows.unknown.tolist() == [1, 2, 1]
@@ -150,7 +150,7 @@ def test_a_vocabulary_of_many_characters_keeps_the_frequent_ones():
         (["card", None], "texts must be str, got NoneType in row 1"),
         (
             [b"caf\xe9".decode("utf-8", "surrogateescape")],
-            r"texts must be Unicode, got U\+DCE9 in row 0 at character 3; its file has another",
+            r"texts must be Unicode, got U\+DCE9 in row 0 at character 3; its file was read",
         ),
     ],
 )

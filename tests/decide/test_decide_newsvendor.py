@@ -274,7 +274,7 @@ def test_problems_of_like_size_share_programs():
         (lambda: s_s_discrete([[0.5, 0.2]], 1, 2, 3), "a sum of 1 in each row"),
         (
             lambda: newsvendor_normal([1, 2, 3], [1, 2], 1, 9),
-            r"shapes must be one, or \(\), got those of mean \(3,\), sd \(2,\), holding",
+            r"shapes must be equal, or \(\), got those of mean \(3,\), sd \(2,\), holding",
         ),
         (
             lambda: s_s_discrete([[1.5, -0.5]], 1, 2, 3),

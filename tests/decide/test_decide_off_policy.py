@@ -243,11 +243,11 @@ WHOLE = np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0], [0.5, 0.5]])
         ({"reward": list("abcd")}, "reward must be numbers, got "),
         (
             {"arm": ARM * 0},
-            r"policy must .*, got arm 1 \(50.00% of the time\), which the log never has",
+            r"policy must .*, got arm 1 \(50.00% of the time\), which is never in the log",
         ),
         (
             {"policy": np.array([[0, 1.0], [1, 0]] * 2)},
-            "policy must take the arm taken in some row",
+            "policy must take the logged arm in some row",
         ),
         (
             {"policy": POLICY * 2},

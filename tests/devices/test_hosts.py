@@ -122,7 +122,7 @@ def test_two_processes_train_as_one(start, tmp_path):
         own = np.arange(101) // 8 % 2 == process  # eight rows of each batch; none of the last
         np.testing.assert_allclose(streamed["predicted"], want["predicted"][own], atol=1e-5)
     for job, wanted in (
-        ("locked", "BlockingIOError: .*another run that is alive"),
+        ("locked", "BlockingIOError: .*another run is writing"),
         ("unwritten", "OSError: .*could not be written.* step 1 .*: the disk is full"),
     ):
         said = [(tmp_path / f"{job}.{i}").read_text() for i in range(2)]
@@ -350,7 +350,7 @@ def test_processes_that_have_not_met_are_told_to(monkeypatch, tmp_path):
         lambda: jo.Checkpointer(tmp_path),
     ):
         with pytest.raises(
-            ValueError, match=r"4 processes must know each other; call devices.start\(\) first"
+            ValueError, match=r"4 processes must be connected; call devices.start\(\) first"
         ):
             call()
 

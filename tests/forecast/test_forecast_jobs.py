@@ -243,7 +243,8 @@ def test_what_is_tried_by_default():
 def test_when_the_time_is_over_networks_stay_as_they_are(capsys):
     model = f.fit(TABLE, SMALL, **{**QUIET, "progress": True, "budget": 1e-6})
     assert (
-        "context 14: not trained again on all rows, as the time is over" in capsys.readouterr().out
+        "context 14: not trained again on all rows, because no time was left"
+        in capsys.readouterr().out
     )
     own = model.task.model.scaling.loc  # of the rows before those held out, a fifth
     seen = SOLD[:, : N - recipes.held_rows(np.full(S, N), H)]

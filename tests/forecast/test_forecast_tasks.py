@@ -431,7 +431,7 @@ def test_counts_are_not_scaled(series):
     [
         ({"horizon": 5}, "horizon must be at most 4, got 5"),
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
-        ({"future": None}, r"future must have \('k1', 'k2', 'k3'\) of the steps to come, got None"),
+        ({"future": None}, r"future must have \('k1', 'k2', 'k3'\) of the future steps, got None"),
         ({"future": np.zeros((3, 3, 3))}, "future must have 4 steps of .*, got 3"),
         ({"future": np.zeros((3, 4, 2))}, r"future must have shape \(3, 4, 3\), got \(3, 4, 2\)"),
         (
@@ -442,7 +442,7 @@ def test_counts_are_not_scaled(series):
         ({"levels": (0.5, 1.0)}, "rising numbers between 0 and 1"),
         (
             {"levels": (0.5,)},
-            r"levels must be \(\) .*, a point without quantiles, got \(0.5,\); `calibrated`",
+            r"levels must be \(\) .*, a point without quantiles, got \(0.5,\); use `calibrated`",
         ),
     ],
 )

@@ -226,7 +226,7 @@ WRONG = {
     "local midnights": (
         {"time": ["2024-10-26T22:00Z", "2024-10-27T23:00Z", "2024-10-28T23:00Z"]},
         {},
-        "or zone= where these are dates of a local clock",
+        "or zone= if these are dates of a local clock",
     ),
     "offset without a name": (
         {},

@@ -153,7 +153,7 @@ def test_what_is_refused(model, tmp_path):
 
 def test_names_of_files_are_not_taken_for_texts(tmp_path):
     (tmp_path / "a.txt").write_text("a letter")
-    with pytest.raises(ValueError, match=r"data must be paths of pathlib\.Path, or texts"):
+    with pytest.raises(ValueError, match=r"data must be paths \(pathlib\.Path\), or texts"):
         language.fit([str(tmp_path / "a.txt")])
     with pytest.raises(ValueError, match=r"got the name of a file as text: 'absent\.txt'"):
         language.fit(["absent.txt"])

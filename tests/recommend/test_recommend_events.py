@@ -220,7 +220,7 @@ def test_a_known_catalogue_comes_first():
         ),
         (
             {"time": ["1", "2", "3"]},
-            "column 'time' must be numbers or dates .*, got '1'; make numbers of",
+            "column 'time' must be numbers or dates .*, got '1'; convert the text",
         ),
         (
             {"time": [True, False, True]},

@@ -198,7 +198,7 @@ def test_several_methods_and_the_best_is_kept(capsys):
     assert "validation, 60 users" in printed and "| Popularity |" in printed
     hurried = recommend.fit(columns, methods, time=None, budget=1e-9)
     assert hurried.about["method"] == "Popularity"
-    assert "not tried, as the time was over: ItemKNN" in capsys.readouterr().out
+    assert "not tried, because no time was left: ItemKNN" in capsys.readouterr().out
     log = recommend.events(columns, time=None)
     assert [*_named(None, log)] == ["EASE", "ItemKNN", "SASRec"]
     assert [*_named([SMALL, SMALL], log)] == ["Transformer 1", "Transformer 2"]
@@ -366,7 +366,7 @@ def test_features_of_users(towers, model):
         ("ease", {"user_features": AGES}, "user_features must be None for EASE, got a table"),
         ("ease", {"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
         ("ease", {"validation": 0.99}, "validation must leave events to train on, got 0.99 of 180"),
-        ("other", {}, "method must have 12 items, as the log, or 0, which sets it, got 7"),
+        ("other", {}, "method must have 12 items, as the log, or 0 for automatic, got 7"),
         ("text", {}, r"method must be a closed form such as EASE\(\), .*, got 'EASE'"),
         ("none", {}, "method must be at least 1, got an empty list"),
         ("class", {}, r"method must be a closed form such as .*, got the class EASE"),

@@ -300,7 +300,7 @@ def test_new_items_leave_the_known_where_they_are(name):
     with pytest.raises(ValueError, match=r"items must be at least 20 \(the known items\), got 5"):
         r.sequence_with_items(before, 5)
     with pytest.raises(
-        ValueError, match=r"must be of a model with a fit method, .*got SequenceModel"
+        ValueError, match=r"must have a model with a fit method, .*got SequenceModel"
     ):
         r.updated(before, None)
 

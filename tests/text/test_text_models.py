@@ -308,7 +308,7 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             jo.evaluate(task, state, {**columns, **change})
-    with pytest.raises(ValueError, match=r"classes must be 3 \(those of the module\), got 4"):
+    with pytest.raises(ValueError, match=r"classes must be 3 \(module.classes\), got 4"):
         text.classifier(model, context=12, classes=4)
     with pytest.raises(ValueError, match="pooling must be 'mean' or 'first', got 'max'"):
         text.TransformerClassifier(CONFIG, 3, pooling="max").init(jax.random.key(0), some())

@@ -170,7 +170,7 @@ except OSError as error:
     os.kill(os.getpid(), 9)
 """
     with jo.Checkpointer(taken):
-        with pytest.raises(OSError, match=f"{taken}: another run that is alive"):
+        with pytest.raises(OSError, match=f"{taken}: another run is writing"):
             jo.Checkpointer(taken)
         child = subprocess.run(
             [sys.executable, "-c", code],
@@ -179,7 +179,7 @@ except OSError as error:
             text=True,
         )
         assert child.returncode == -9, child.stderr
-        assert f"{taken}: another run that is alive" in child.stdout
+        assert f"{taken}: another run is writing" in child.stdout
     for directory in (taken, free):
         jo.Checkpointer(directory).close()
 
@@ -194,7 +194,7 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path):
         fit(batch_size=20)
     with pytest.raises(ValueError, match=f"seed must be 0, .*{tmp_path}, got 1"):
         fit(seed=1)
-    with pytest.raises(ValueError, match="of another model or optimizer"):
+    with pytest.raises(ValueError, match="another model or optimizer"):
         fit(optimizer=jo.optim.sgd(0.1))
     assert_equal(fit(), first)
 
@@ -226,7 +226,7 @@ def test_a_read_only_directory_is_refused_before_the_run(readable):
     written(directory, (1,))
     directory.chmod(0o555)
     with nobody():
-        with pytest.raises(OSError, match=f"{directory}: no checkpoint can be written there"):
+        with pytest.raises(OSError, match=f"{directory}: no checkpoint can be written"):
             jo.Checkpointer(directory)
         with pytest.raises(OSError, match=str(directory / "new")):
             jo.Checkpointer(directory / "new")
@@ -248,7 +248,7 @@ def test_a_directory_that_becomes_read_only_keeps_its_checkpoint(readable):
                 directory.chmod(0o555)
             checkpoints.save(2, tree(2), {})
 
-    with nobody(), pytest.raises(OSError, match=r"of step 2 could not be written; that of step 1"):
+    with nobody(), pytest.raises(OSError, match=r"of step 2 could not be written; .* of step 1"):
         save()
     directory.chmod(0o777)
     with jo.Checkpointer(directory) as checkpoints:
@@ -269,7 +269,7 @@ def test_what_stops_a_run_is_not_hidden_by_a_save_that_fails(tmp_path, capsys):
             checkpoints._pending = Refused()
             raise KeyboardInterrupt("mine")
     said = capsys.readouterr().err
-    assert said.endswith("none is complete, so the same call starts anew: no space left\n")
+    assert said.endswith("the same call starts from the beginning: no space left\n")
 
 
 @contextlib.contextmanager

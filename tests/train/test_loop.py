@@ -489,13 +489,13 @@ REFUSED = {
         TASK,
         iter(Batches(images(20), 10)),
         {"steps": 1},
-        "data must give its batches again.*got a generator",
+        "data must give the same batches.*got a generator",
     ),
     "validation used up by one pass": (
         TASK,
         None,
         {"epochs": 1, "validation": iter(Batches(images(20), 10))},
-        "validation must give its batches again.*got a generator",
+        "validation must give the same batches.*got a generator",
     ),
     "bad stream": (
         TASK,

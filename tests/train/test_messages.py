@@ -89,8 +89,8 @@ FIT = [
         {"optimizer": language.frozen(optim.chain(ADAM, optim.ema(0.9)), "hidden")},
         r"optim.ema must average all parameters, .*chain\(language.frozen\(...\), optim.ema",
     ),
-    ({"optimizer": optim.chain(optim.ema(0.9), ADAM)}, "optim.ema must go last in its chain"),
-    ({"optimizer": optax.lbfgs()}, "optimizer must update by the gradient .* 'value_fn'"),
+    ({"optimizer": optim.chain(optim.ema(0.9), ADAM)}, "optim.ema must be last in its chain"),
+    ({"optimizer": optax.lbfgs()}, "optimizer must need only the gradient .* 'value_fn'"),
 ]
 
 

@@ -183,7 +183,7 @@ def test_the_same_data_in_another_dtype_go_on(finished, capfd):
 def test_a_call_that_makes_no_step_says_so(finished, capfd):
     finished(optimizer=optim.adam(1e-5))
     said = capfd.readouterr()
-    assert re.match(r"no step was made: .* has the end of this run, step 10, and its", said.err)
+    assert re.match(r"no step was made: .* holds the end of this run, step 10, and fit", said.err)
     assert said.out == ""
     finished(epochs=3)
     assert capfd.readouterr().err == ""
@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, caplog):
         )
 
     before = host(fit(4))
-    said = f"{tmp_path}: .* of step 8 could not be written; that of step 4 is complete"
+    said = f"{tmp_path}: .* of step 8 could not be written; the checkpoint of step 4 is complete"
     with full_disk(), pytest.raises(OSError, match=said) as caught:
         fit(12)
     assert len(traceback.format_exception(caught.value)) < 20  # and not Orbax's hundreds

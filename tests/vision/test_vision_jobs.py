@@ -225,7 +225,7 @@ def test_whole_numbers_are_names_without_a_fraction():
         ((IMAGES, LABEL), {}, "images must be a folder, a list of files, .*, got ndarray"),
         ({"image": [*IMAGES], "label": LABEL}, {}, "images must be a .*, got ndarray"),
         ({"image": IMAGES[0, ..., 0], "label": LABEL[:12]}, {}, r"\(N, H, W\), got \(12, 12\)"),
-        (["a.png"], {}, "a folder for each class, or arrays .* image and label, got list"),
+        (["a.png"], {}, "a folder for each class, or a dict .* and label, got list"),
         (ROWS, {"validation": 0}, r"validation must be a share in \(0, 1\), got 0"),
         (ROWS, {"validation": None}, "images must be a folder, .*, got NoneType"),
         (

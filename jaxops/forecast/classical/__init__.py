@@ -1,1 +1,1 @@
-"""Classical methods and naive baselines, all series in one call."""
+"""Classical methods and naive baselines. Each forecasts all series in one call."""

@@ -34,11 +34,12 @@ class Baseline:
         method: "repeat_last", "seasonal_naive", "drift", "naive2", "theta" or "ets"; see
             `repeat_last`, `seasonal_naive`, `drift`, `naive2` (which has no quantiles),
             `theta_method` and `exponential_smoothing`.
-        season: steps of one season; 1 for none.
-        forms: of "ets", to choose from, see `exponential_smoothing`; `FORMS` has straight trends.
+        season: number of steps in one season; 1 for no season.
+        forms: the forms that "ets" chooses from, see `exponential_smoothing`. By default all
+            trends are damped; `FORMS` has straight trends too.
 
     Raises:
-        ValueError: another method, a season below 1, or an unknown form.
+        ValueError: the method or a form is unknown, or the season is below 1.
 
     >>> from jaxops.forecast import forecast, from_arrays
     >>> history = from_arrays(["a"], [[1, 2, 3, 4, 5, 6]])
@@ -60,7 +61,7 @@ class Baseline:
 
     @property
     def has_quantiles(self) -> bool:
-        """Whether it forecasts more than a point."""
+        """Whether the method has quantiles besides the point forecast."""
         return self.method != "naive2"
 
     def answer(
@@ -81,8 +82,9 @@ class Baseline:
         shape = len(history), horizon, len(history.channels)
         mean = np.empty(shape, np.float32)
         quantiles = np.empty((*shape, len(levels)), np.float32)
-        # series of similar length together, in columns of a power of two: a long series does not
-        # widen all others, and a series that has grown by a row needs no new program
+        # Series of similar length are forecast together, padded to a power of two of columns. So a
+        # long series does not widen all others, and a series that grows by a row needs no new
+        # compilation.
         columns = np.maximum(64, 2 ** np.ceil(np.log2(history.lengths)).astype(int))
         for width in np.unique(columns):
             rows = np.flatnonzero(columns == width)
@@ -100,7 +102,7 @@ class Baseline:
 def _answer(
     model: Baseline, horizon: int, levels: tuple[float, ...], values: Any, lengths: Any
 ) -> tuple[Any, Any]:
-    """Mean (B, H) and quantiles (B, H, Q), or None, of one fit."""
+    """Mean (B, H) and quantiles (B, H, Q) from one fit; the quantiles are None without levels."""
     if model.method == "ets":
         forms = model.forms
         fit = fit_smoothing(values, model.season, lengths, forms)
@@ -113,7 +115,7 @@ def _answer(
 def _compiled(
     model: Baseline, horizon: int, levels: tuple[float, ...], values: Any, lengths: Any
 ) -> tuple[Any, Any]:
-    """`_answer` of all methods but "ets", whose fit has programs of its own."""
+    """`_answer` for all methods except "ets", whose fit is compiled by itself."""
     season = model.season
     if model.method == "theta":
         mean, sd = theta_normal(values, lengths, horizon, season)

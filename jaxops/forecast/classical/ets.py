@@ -1,4 +1,4 @@
-"""Exponential smoothing in state space form (ETS), fitted to many series in one program.
+"""Exponential smoothing in state space form (ETS), fitted to many series in one compiled program.
 
 Hyndman, Koehler, Ord and Snyder 2008, Forecasting with Exponential Smoothing. A form is named by
 its error (A additive, M multiplicative), trend (N none, A, Ad damped) and season (N, A, M): ANN is
@@ -20,26 +20,28 @@ from jaxops.forecast.classical.naive import checked, checked_levels, inside
 from jaxops.forecast.classical.recursions import DAMPED, Form, State, Weights, paths, run
 
 SLOW, QUICK = (-3.0, -1.0), (1.0, 3.0)  # logits of beta / alpha
-STARTS = tuple(  # logits of alpha, beta, gamma and damping; the best of each group is a start
+# Logits of (alpha, beta, gamma, damping). The fit starts from the best point of each group.
+STARTS = tuple(
     tuple(product((-2.0, 0.0, 2.0), betas, gammas, (1.0,)))
     for betas, gammas in ((SLOW, (-6.0,)), (QUICK, (-3.0, 0.0, 3.0)))
 )
-WILD = 0.5  # a relative error's sigma from which normal errors cross 0
-CHUNK = 1 << 24  # numbers in the Jacobians of one chunk
+WILD = 0.5  # with a larger sigma of a relative error, normal errors would make paths cross 0
+CHUNK = 1 << 24  # largest number of elements in the Jacobians of one chunk of series
 
 
 class Fit(NamedTuple):
-    """Exponential smoothing of B series, each of its own form.
+    """Fitted exponential smoothing of B series. Each series has its own form.
 
     Attributes:
-        form: int (B,), index into the `forms` that were given.
-        weights: (B,) each.
-        state: after the last value, (B,), (B,) and (B, m).
-        sigma: (B,), standard deviation of the error, relative where the form's error is; NaN of
-            fewer values than parameters.
-        log_likelihood: (B,), at its maximum.
-        aicc: (B, F), of all forms, inf where a form does not fit the series: a multiplicative one
-            with values at or below 0, a seasonal one with less than two seasons.
+        form: int (B,), the index of each series' form in the given `forms`.
+        weights: the smoothing weights, (B,) each.
+        state: level (B,), slope (B,) and season (B, m) after the last value.
+        sigma: (B,), standard deviation of the error. It is relative if the form's error is
+            multiplicative, and NaN for a series with fewer values than parameters.
+        log_likelihood: (B,), the maximum of the log-likelihood.
+        aicc: (B, F), the AICc of each form. It is inf where a form does not suit a series: values
+            at or below 0 with a multiplicative form, less than two seasons with a seasonal form,
+            or too few values for the number of parameters.
     """
 
     form: jax.Array
@@ -60,26 +62,27 @@ def exponential_smoothing(
     samples: int = 1000,
     seed: int = 0,
 ) -> jax.Array:
-    """Exponential smoothing (ETS) of the form with the least AICc, for each series.
+    """Forecast each series by exponential smoothing (ETS) with the form of the lowest AICc.
 
-    Trends are damped unless `forms` are given: over long horizons a linear trend overshoots, even
-    where its likelihood is greater. M4 hourly has sMAPE 17.1 with these, 20.8 with all `FORMS`.
+    By default all trends are damped: over long horizons a linear trend overshoots, even where its
+    likelihood is greater. On M4 hourly the sMAPE is 17.1 with the damped forms and 20.8 with all
+    `FORMS`.
 
     Args:
         values: (B, L), right-aligned.
         horizon: H.
-        season: steps of one season; 1 for none.
-        lengths: int (B,), by default all L.
-        levels: of Q quantiles, estimated from sampled paths.
-        forms: to choose from; one form fixes it.
-        samples: number of paths, for levels.
-        seed: of the paths.
+        season: number of steps in one season; 1 for no season.
+        lengths: int (B,), the length of each series; L for all by default.
+        levels: levels of the Q quantiles, which are estimated from sampled paths.
+        forms: the forms to choose from; a single form is used for all series.
+        samples: number of sampled paths; used with `levels` only.
+        seed: seed of the sampled paths.
 
     Returns:
-        (B, H), the path with errors of 0, or (B, H, Q) with levels.
+        (B, H), the path whose errors are all 0, or quantiles (B, H, Q) with `levels`.
 
     Raises:
-        ValueError: as `fit_smoothing`, or levels outside (0, 1).
+        ValueError: see `fit_smoothing`; or a level is not between 0 and 1.
 
     >>> x = jnp.array([[2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0]])
     >>> exponential_smoothing(x, 2, forms=["AAN"]).round(1)
@@ -94,7 +97,7 @@ def exponential_smoothing(
 
 
 def mean_path(fit: Fit, horizon: int, forms: Sequence[str] = DAMPED) -> jax.Array:
-    """The path of each series with errors of 0, (B, H); `forms` as they were fitted."""
+    """The path of each series whose errors are all 0, (B, H). Give the `forms` of the fit."""
     return _mean_path(fit, Form.of(forms), horizon)
 
 
@@ -114,7 +117,7 @@ def path_quantiles(
     samples: int = 1000,
     seed: int = 0,
 ) -> jax.Array:
-    """Quantiles of sampled paths of each series, (B, H, Q); `forms` as they were fitted."""
+    """Quantiles of sampled paths of each series, (B, H, Q). Give the `forms` of the fit."""
     key = jax.random.key(seed)
     return _path_quantiles(fit, Form.of(forms), key, checked_levels(levels), horizon, samples)
 
@@ -142,23 +145,24 @@ def fit_smoothing(
 ) -> Fit:
     """Fit weights and first states by maximum likelihood, for all series and forms at once.
 
-    The likelihood of each form is a function of a sum of squares (with a relative error, of the
-    errors times the geometric mean of the expected values), which the Levenberg-Marquardt method
-    minimises in 12 steps from two starts: the best of some weights with a slowly changing slope and
-    a fixed season, and of some that change more quickly. The Jacobian is by forward
-    differentiation. A form with a relative error whose sigma is above 0.5 is chosen only where
-    there is no other: its paths would cross 0.
+    The likelihood of each form is a function of a sum of squared errors. With a relative error,
+    each error is multiplied by the geometric mean of the expected values. The Levenberg-Marquardt
+    method minimises the sum in 12 steps from two starting points: the best of some weights with a
+    slowly changing slope and a fixed season, and the best of some weights that change more quickly.
+    The Jacobian is computed in forward mode. A form with a relative error whose sigma is above 0.5
+    is chosen only if no other form suits the series, because its paths would cross 0.
 
     Args:
         values: (B, L), right-aligned.
-        season: m, steps of one season; 1 leaves the seasonal forms out.
-        lengths: int (B,), by default all L.
-        forms: some of `FORMS`, to choose from by AICc.
+        season: m, the number of steps in one season; 1 leaves the seasonal forms out.
+        lengths: int (B,), the length of each series; L for all by default.
+        forms: the forms of `FORMS` to choose from by AICc. With "ANN" among them, a series that is
+            too short for all forms gets simple smoothing.
 
     Raises:
-        ValueError: not (B, L) with (B,) lengths, a season below 1, an unknown form, forms that are
-            all seasonal with a season of 1, or none of which fits some series. "ANN" among them
-            takes what is too short for all.
+        ValueError: the values are not (B, L) or the lengths not (B,); the season is below 1; a form
+            is unknown; all forms are seasonal and the season is 1; or no form suits some series and
+            "ANN" is not among them.
 
     >>> fit = fit_smoothing(2.0 * jnp.arange(1, 9)[None], forms=["AAN"])
     >>> isinstance(fit, Fit), fit.form.tolist(), fit.weights.alpha.shape
@@ -170,17 +174,17 @@ def fit_smoothing(
     seasonal = tuple(name for name in forms if name[-1] != "N") if season > 1 else ()
     if not plain + seasonal:
         raise ValueError(
-            f"forms must suit season={season}, got only {tuple(forms)}, none of which does"
+            f"forms must include one without a season for season={season}, got {tuple(forms)}"
         )
     fit = _fit(values, lengths, season, tuple(forms), plain, seasonal)
     if "ANN" not in forms and not isinstance(fit.aicc, jax.core.Tracer):
         none = np.isinf(np.asarray(fit.aicc)).all(1)
         if none.any():
             raise ValueError(
-                f"forms must have one that fits each series, or ANN, got {tuple(forms)}, of which "
-                f"none fits series {none.argmax()} ({none.sum()} of {len(none)}): multiplicative "
-                "ones need values above 0, seasonal ones two seasons, and all more values than "
-                "parameters"
+                f"forms must include 'ANN' or one that fits each series, got {tuple(forms)}: "
+                f"none fits series {none.argmax()} ({none.sum()} of {len(none)} series); "
+                "multiplicative forms need values above 0, seasonal forms need two seasons, and "
+                "all forms need more values than parameters"
             )
     return fit
 
@@ -207,7 +211,7 @@ def _fit(
     wild = jnp.array([[name[0] == "M" for name in names]]) & (joined[2] > WILD)
     tame = jnp.where(wild, jnp.inf, aicc)
     best = jnp.where(jnp.isfinite(tame).any(1), tame.argmin(1), aicc.argmin(1))
-    # too short for any form: simple smoothing, of which the last value is left
+    # a series too short for every form gets simple smoothing
     none = jnp.isinf(aicc).all(1)
     best = jnp.where(none, names.index("ANN") if "ANN" in names else 0, best)
     rows = jnp.arange(len(best))
@@ -222,13 +226,13 @@ def _every(values: jax.Array, lengths: jax.Array, m: int, forms: Form) -> tuple:
     B, L = values.shape
     values = jnp.pad(
         values, ((0, 0), (-L % m, 0))
-    )  # whole seasons, so that the next step has phase 0
+    )  # padded to whole seasons, so that the next step has phase 0
     F, T = len(forms.trend), values.shape[1]
     chunk = max(1, min(B, CHUNK // (F * T * (5 + m) * len(STARTS))))
     real = inside(values, lengths)
     scale = jnp.where(real, jnp.abs(values), 0).sum(1) / lengths
     scale = jnp.where(scale > 0, scale, 1)
-    more = -B % chunk  # repeated series, so that all chunks have one size
+    more = -B % chunk  # some series are repeated, so that all chunks have the same size
     batch = (values / scale[:, None], real, lengths, scale)
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:more]]), batch)
     batch = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), batch)
@@ -241,7 +245,7 @@ def _every(values: jax.Array, lengths: jax.Array, m: int, forms: Form) -> tuple:
 def _one(
     form: Form, values: jax.Array, real: jax.Array, n: jax.Array, scale: jax.Array, m: int
 ) -> tuple:
-    """One form for one series of mean size 1, (T,)."""
+    """Fit one form to one series (T,) that is scaled to a mean absolute value of 1."""
     residuals = partial(scaled_errors, form=form, values=values, real=real, n=n, m=m)
     first = first_guess(form, values, n, m)
     cost = lambda u: jnp.sum(residuals(u) ** 2)  # noqa: E731
@@ -265,12 +269,12 @@ def _one(
         weights, state = unpack(u, form, m)
         return weights, *run(form, weights, state, values, real)
 
-    every = jax.vmap(end)(ends)  # once, for the costs and for what the best one leaves
+    every = jax.vmap(end)(ends)  # run once: for the costs and for the best fit's final state
     square = lambda means: jnp.sum(errors_of(means, form, values, real, n) ** 2)  # noqa: E731
     best = least(jax.vmap(square)(every[2]))
     weights, state, means = jax.tree.map(lambda x: x[best], every)
     total = jnp.maximum(square(means), 1e-12)
-    # log|mean| of a relative error is part of the residuals; back to the units of the values
+    # The residuals of a relative error include log|mean|; log(scale) restores the values' units.
     likelihood = -n / 2 * (jnp.log(2 * jnp.pi * total / n) + 1) - n * jnp.log(scale)
     k = free.sum() + 1
     aicc = -2 * likelihood + 2 * k + 2 * k * (k + 1) / (n - k - 1)
@@ -297,14 +301,17 @@ def scaled_errors(
 def errors_of(
     means: jax.Array, form: Form, values: jax.Array, real: jax.Array, n: jax.Array
 ) -> jax.Array:
-    """The errors of `scaled_errors` where `means` (T,) were expected."""
+    """The errors of `scaled_errors`, from the expected values `means` (T,)."""
     error = jnp.where(real, values - means, 0)
     safe = jnp.where(real & form.relative, means, 1)
     return error / safe * jnp.exp(jnp.log(jnp.abs(safe)).sum() / n)
 
 
 def unpack(u: jax.Array, form: Form, m: int) -> tuple[Weights, State]:
-    """Weights and first state from (5 + m,) numbers: 4, level, slope, and m - 1 of the season."""
+    """Weights and first state from (5 + m,) numbers.
+
+    They are 4 logits, the level, the slope and m - 1 values of the season.
+    """
     alpha = 1e-4 + (1 - 2e-4) * jax.nn.sigmoid(u[0])
     weights = Weights(
         alpha,
@@ -318,7 +325,10 @@ def unpack(u: jax.Array, form: Form, m: int) -> tuple[Weights, State]:
 
 
 def first_guess(form: Form, values: jax.Array, n: jax.Array, m: int) -> jax.Array:
-    """Level, slope and season, (1 + m,), from the first two seasons, or the first ten values."""
+    """A first guess of level, slope and season, (1 + m,).
+
+    It uses the first two seasons, or without a season the first ten values.
+    """
     T = len(values)
     start = T - n
     if m == 1:

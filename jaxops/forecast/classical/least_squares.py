@@ -11,14 +11,14 @@ ITERATIONS = 12
 def least_squares(
     residuals: Callable[[jax.Array], jax.Array], u: jax.Array, free: jax.Array
 ) -> jax.Array:
-    """A local minimum u of the sum of squares of residuals(u).
+    """Find a local minimum u of the sum of squares of residuals(u).
 
-    Each step tries four damping factors and keeps the best if it improves.
+    Each step tries four damping factors. It keeps the best result if that lowers the sum.
 
     Args:
-        residuals: (P,) -> (T,), differentiated in forward mode.
-        u: (P,), the start; the first four are logits, kept within [-9, 9].
-        free: bool (P,), which of u may change.
+        residuals: a function (P,) -> (T,), which is differentiated in forward mode.
+        u: (P,), the starting point. Its first four elements are logits, which stay in [-9, 9].
+        free: bool (P,), True for the elements of u that may change.
     """
     tries = jnp.array([0.1, 1.0, 10.0, 100.0])
 
@@ -30,7 +30,7 @@ def least_squares(
         u, damping = carry
         J, r = jax.jacfwd(both, has_aux=True)(u)
         J = jnp.where(free[None], J, 0)
-        # the default precision of GPUs would lose a small damping
+        # a small damping would be lost at the default precision of GPUs
         H, g = (jnp.matmul(J.T, x, precision="highest") for x in (J, r))
         size = jnp.diagonal(H)
         ridge = size + 1e-7 * size.max() + 1e-20
@@ -54,5 +54,5 @@ def least_squares(
 
 
 def least(costs: jax.Array) -> jax.Array:
-    """The index of the least finite cost."""
+    """The index of the lowest finite cost."""
     return jnp.where(jnp.isfinite(costs), costs, jnp.inf).argmin()

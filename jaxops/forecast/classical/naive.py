@@ -1,11 +1,11 @@
 """Naive forecasts: baselines for every comparison.
 
-Series lie right-aligned in (B, L), so that all of them end in the last column: a series of n < L
-values has L - n columns of padding before it, which may hold anything finite. The functions are
-pure, and NaN inside a series gives NaN for that series. With `levels` they give quantiles instead,
-of normal errors with the variance of the one-step errors in the series (Hyndman and
-Athanasopoulos, Forecasting: Principles and Practice, 3rd ed., 5.5); where a series has no such
-error these are NaN.
+Series are right-aligned in (B, L): all of them end in the last column, and a series of n < L values
+has L - n columns of padding before it. The padding may be any finite numbers. The functions are
+pure. NaN inside a series results in NaN for that series. With `levels` the functions return
+quantiles instead of the point forecast. These assume normal errors whose variance is that of the
+one-step errors in the series (Hyndman and Athanasopoulos, Forecasting: Principles and Practice,
+3rd ed., 5.5). They are NaN for a series that is too short to have such errors.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,18 @@ from jax.typing import ArrayLike
 
 
 def right_aligned(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Series stored end to end, as a right-aligned matrix.
+    """Put series that are stored end to end into a right-aligned matrix.
 
     Args:
-        values: (R,), of one channel.
-        offsets: (S + 1,), as in `Series`.
+        values: (R,), the rows of one channel.
+        offsets: (S + 1,), see `Series`.
 
     Returns:
-        (S, L) with the longest series' L, zeros before the shorter ones; and int32 (S,) lengths.
+        The matrix (S, L), where L is the length of the longest series and shorter series have
+        zeros before them; and the lengths, int32 (S,).
 
     Raises:
-        ValueError: offsets that are not those of R rows, or an empty series.
+        ValueError: the offsets do not run from 0 to R, or a series is empty.
 
     >>> right_aligned(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 3, 4]))[0]
     array([[1., 2., 3.],
@@ -58,15 +59,17 @@ def repeat_last(
     Args:
         values: (B, L).
         horizon: H.
-        lengths: int (B,), by default all L; used for `levels` only.
-        levels: of Q quantiles, of a random walk: the variance at step h is h times that of one
-            step.
+        lengths: int (B,), the length of each series; L for all by default. It is used with
+            `levels` only.
+        levels: levels of the Q quantiles of a random walk: the variance at step h is h times that
+            of one step.
 
     Returns:
-        (B, H), or (B, H, Q) with levels.
+        (B, H), or quantiles (B, H, Q) with `levels`.
 
     Raises:
-        ValueError: not (B, L) with (B,) lengths, a horizon below 1, or levels outside (0, 1).
+        ValueError: the values are not (B, L) or the lengths not (B,), the horizon is below 1, or a
+            level is not between 0 and 1.
 
     >>> repeat_last(jnp.array([[1.0, 2.0, 4.0]]), 2)
     Array([[4., 4.]], dtype=float32)
@@ -86,21 +89,21 @@ def seasonal_naive(
     lengths: ArrayLike | None = None,
     levels: Sequence[float] | None = None,
 ) -> jax.Array:
-    """The last season, repeated; for a series shorter than a season, its last value.
+    """The last season, repeated. A series shorter than a season repeats its last value.
 
     Args:
         values: (B, L).
         horizon: H.
-        season: steps of one season, such as 24 for hours.
-        lengths: int (B,), by default all L.
-        levels: of Q quantiles, of a random walk for each step of the season: the variance is that
-            of the error one season ahead, times the number of seasons started.
+        season: number of steps in one season, such as 24 for hours.
+        lengths: int (B,), the length of each series; L for all by default.
+        levels: levels of the Q quantiles of a random walk for each step of the season: the variance
+            is that of the error one season ahead, times the number of seasons that have begun.
 
     Returns:
-        (B, H), or (B, H, Q) with levels.
+        (B, H), or quantiles (B, H, Q) with `levels`.
 
     Raises:
-        ValueError: as `repeat_last`, or a season below 1.
+        ValueError: see `repeat_last`; or the season is below 1.
 
     >>> seasonal_naive(jnp.array([[1.0, 2.0, 4.0]]), 3, season=2)
     Array([[2., 4., 2.]], dtype=float32)
@@ -129,15 +132,15 @@ def drift(
     Args:
         values: (B, L).
         horizon: H.
-        lengths: int (B,), by default all L.
-        levels: of Q quantiles, of a random walk with drift: of n values, the variance at step h is
-            h (1 + h / (n - 1)) times that of one step.
+        lengths: int (B,), the length of each series; L for all by default.
+        levels: levels of the Q quantiles of a random walk with drift: for a series of n values, the
+            variance at step h is h (1 + h / (n - 1)) times that of one step.
 
     Returns:
-        (B, H), or (B, H, Q) with levels.
+        (B, H), or quantiles (B, H, Q) with `levels`.
 
     Raises:
-        ValueError: as `repeat_last`.
+        ValueError: see `repeat_last`.
 
     >>> drift(jnp.array([[1.0, 2.0, 5.0]]), 2)
     Array([[7., 9.]], dtype=float32)
@@ -156,31 +159,31 @@ def drift(
 
 
 def steps(horizon: int) -> jax.Array:
-    """1 to H as float32 (1, H)."""
+    """The numbers 1 to H as float32 (1, H)."""
     return jnp.arange(1, horizon + 1, dtype=jnp.float32)[None]
 
 
 def inside(values: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Bool (B, L), which columns are not padding."""
+    """Bool (B, L), True for values and False for padding."""
     L = values.shape[1]
     return jnp.arange(L)[None] >= (L - lengths)[:, None]
 
 
 def residual_variance(errors: jax.Array, count: jax.Array, estimated: int = 0) -> jax.Array:
-    """(B,) mean square of the last `count` errors of each row, NaN where there is none."""
+    """The mean square of the last `count` errors of each row, (B,); NaN where there are none."""
     square = jnp.where(inside(errors, count), errors**2, 0).sum(1)
     free = count - estimated
     return jnp.where(free > 0, square / jnp.maximum(free, 1), jnp.nan)
 
 
 def normal_quantiles(mean: jax.Array, sd: jax.Array, levels: Sequence[float]) -> jax.Array:
-    """(B, H, Q) from (B, H) each."""
+    """Quantiles (B, H, Q) of normal distributions with means and deviations (B, H)."""
     z = ndtri(checked_levels(levels).astype(mean.dtype))
     return mean[..., None] + sd[..., None] * z[None, None]
 
 
 def checked_levels(levels: Sequence[float]) -> jax.Array:
-    """(Q,), where all lie between 0 and 1."""
+    """The levels as an array (Q,), after a check that all are between 0 and 1."""
     if not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels must be between 0 and 1, got {tuple(levels)}")
     return jnp.asarray(levels, jnp.float32)
@@ -189,7 +192,7 @@ def checked_levels(levels: Sequence[float]) -> jax.Array:
 def checked(
     values: ArrayLike, lengths: ArrayLike | None, horizon: int, season: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """The arrays, where their shapes are right: what a jitted function can check."""
+    """The arrays, after the checks of their shapes, which work inside jit too."""
     values = jnp.asarray(values)
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(f"values must have shape (B, L), L at least 1, got {values.shape}")

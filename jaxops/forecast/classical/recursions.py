@@ -1,12 +1,12 @@
 """The recursions of exponential smoothing in state space form; see `ets`.
 
-With base = level + damping * slope and season s of a cycle before, the mean is base + s or
-base * s, the error e = value - mean, and
+Let base = level + damping * slope, and let s be the season's value one cycle before. Then the mean
+is base + s or base * s, the error is e = value - mean, and
 
     level' = base + alpha e / w,  slope' = damping slope + beta e / w,  s' = s + gamma e / v
 
-with w = s and v = base for a multiplicative season, else 1. A multiplicative error changes only the
-likelihood: e / mean instead of e is normal with variance sigma^2.
+where w = s and v = base for a multiplicative season, and both are 1 otherwise. A multiplicative
+error changes only the likelihood: e / mean, instead of e, is normal with variance sigma^2.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Form":
-        """The forms of F names, (F,) each."""
+        """The forms with these F names, (F,) each."""
         if unknown := [name for name in names if name not in FORMS] or not names:
             raise ValueError(f"forms must be among {FORMS}, got {unknown or names}")
         rows = [(n[0] == "M", n[1] == "A", "d" in n, n[-1] == "M", n[-1] != "N") for n in names]
@@ -44,7 +44,10 @@ class Form(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """alpha, beta < alpha, gamma < 1 - alpha; damping in [0.8, 0.98], or 1 for none; () each."""
+    """Smoothing weights, () each: alpha, beta < alpha, gamma < 1 - alpha, and the damping.
+
+    The damping is in [0.8, 0.98], or 1 for a trend that is not damped.
+    """
 
     alpha: jax.Array
     beta: jax.Array
@@ -53,7 +56,7 @@ class Weights(NamedTuple):
 
 
 class State(NamedTuple):
-    """Level () and slope (), and season (m,), that of the next step first."""
+    """Level (), slope () and season (m,), whose first element is that of the next step."""
 
     level: jax.Array
     slope: jax.Array
@@ -63,14 +66,14 @@ class State(NamedTuple):
 def run(
     form: Form, weights: Weights, state: State, values: jax.Array, real: jax.Array
 ) -> tuple[State, jax.Array]:
-    """The state after T values and the expected value of each, (T,); T is whole seasons.
+    """The state after T values, and the expected value of each, (T,).
 
     Args:
         form: () each.
         weights: () each.
-        state: before the first value.
-        values: (T,).
-        real: bool (T,), False for padding, which changes nothing.
+        state: the state before the first value.
+        values: (T,); T is a multiple of the season.
+        real: bool (T,), False for padding, which does not change the state.
     """
     m = len(state.season)
 
@@ -85,7 +88,7 @@ def run(
         after, (season, means) = jax.lax.scan(step, carry[:2], (*x, carry.season))
         return State(*after, season), means
 
-    if m == 1:  # one loop instead of two, which compiles faster
+    if m == 1:  # one loop instead of two compiles faster
         return _without_season(step, state, values, real)
     state, means = jax.lax.scan(cycle, state, (values.reshape(-1, m), real.reshape(-1, m)))
     return state, means.reshape(-1)
@@ -104,7 +107,7 @@ def _without_season(
 
 
 def expected(form: Form, w: Weights, level: jax.Array, slope: jax.Array, s: jax.Array) -> tuple:
-    """(base, damped slope) and the mean."""
+    """The base and the damped slope, and the mean."""
     moved = w.damping * slope
     base = level + moved
     return (base, moved), jnp.where(form.product, base * s, base + s)
@@ -113,14 +116,14 @@ def expected(form: Form, w: Weights, level: jax.Array, slope: jax.Array, s: jax.
 def updated(
     form: Form, w: Weights, base: jax.Array, moved: jax.Array, s: jax.Array, error: jax.Array
 ) -> tuple:
-    """(level, slope) and the season after an error."""
+    """The level and slope, and the season's value, after an error."""
     scaled = error / jnp.where(form.product, s, 1)
     season = s + w.gamma * error / jnp.where(form.product, base, 1)
     return (base + w.alpha * scaled, moved + w.beta * scaled), season
 
 
 def paths(form: Form, w: Weights, state: State, sigma: jax.Array, noise: jax.Array) -> jax.Array:
-    """Paths from a state, (n, H), for standard normal noise (n, H)."""
+    """Paths (n, H) that start from a state, for standard normal noise (n, H)."""
     n, m = len(noise), len(state.season)
 
     def step(carry: tuple, x: jax.Array) -> tuple:

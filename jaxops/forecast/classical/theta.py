@@ -1,4 +1,4 @@
-"""The theta method as in the M competitions, for many series in one program."""
+"""The theta method as in the M competitions, for many series in one compiled program."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from scipy.fft import next_fast_len
 
 from jaxops.forecast.classical.naive import checked, checked_levels, inside, normal_quantiles, steps
 
-CRITICAL = 1.645  # of the seasonality test: two-sided, 90 %
+CRITICAL = 1.645  # critical value of the seasonality test: two-sided, 90 %
 
 
 def theta_method(
@@ -23,26 +23,27 @@ def theta_method(
 ) -> jax.Array:
     """The theta method (Assimakopoulos and Nikolopoulos 2000), with lines 0 and 2 weighted equally.
 
-    A series whose season passes the test is divided by its indices (`seasonal_indices`). The
-    forecast is the mean of the straight line by least squares (theta 0) and of simple exponential
-    smoothing of 2 x - line (theta 2), its smoothing and first level by least squares; then times
-    the indices. That is SES with half the line's slope as drift (Hyndman and Billah 2003). As the
-    benchmark of M4, but forecasts below zero are left as they are.
+    A series whose season passes the test is first divided by its indices (`seasonal_indices`).
+    Theta 0 is the straight line fitted by least squares. Theta 2 is simple exponential smoothing
+    (SES) of 2 x - line, whose alpha and first level are fitted by least squares. The forecast is
+    the mean of both, times the indices. It equals SES with half the line's slope as drift (Hyndman
+    and Billah 2003). It is the benchmark of M4, except that forecasts below zero are kept.
 
     Args:
         values: (B, L), right-aligned.
         horizon: H.
-        season: steps of one season; 1 for none.
-        lengths: int (B,), by default all L.
-        levels: of Q quantiles, of SES with normal errors: variance 1 + (h - 1) alpha^2 times that
-            of one step, times the index squared. NaN of a series of one or two values.
+        season: number of steps in one season; 1 for no season.
+        lengths: int (B,), the length of each series; L for all by default.
+        levels: levels of the Q quantiles of SES with normal errors. The variance at step h is
+            1 + (h - 1) alpha^2 times that of one step, times the index squared. The quantiles are
+            NaN for a series of one or two values.
 
     Returns:
-        (B, H), or (B, H, Q) with levels.
+        (B, H), or quantiles (B, H, Q) with `levels`.
 
     Raises:
-        ValueError: not (B, L) with (B,) lengths, a horizon or season below 1, or levels outside
-            (0, 1).
+        ValueError: the values are not (B, L) or the lengths not (B,), the horizon or the season is
+            below 1, or a level is not between 0 and 1.
 
     >>> theta_method(jnp.array([[2.0, 4.0, 6.0, 8.0]]), 2).round(2)
     Array([[ 9., 10.]], dtype=float32)
@@ -65,7 +66,7 @@ def theta_normal(
     smooth = simple_smoothing(2 * adjusted - line, lengths)
     end = (smooth.level + line[:, -1])[:, None] / 2
     mean = (end + slope[:, None] / 2 * steps(horizon)) * ahead
-    # the errors of the theta forecast are half those of line 2: the line itself has none
+    # the errors of the theta forecast are half those of theta 2, since the line has no errors
     variance = smooth.sse / 4 / jnp.where(lengths > 2, lengths - 2, jnp.nan)
     spread = 1 + (steps(horizon) - 1) * (smooth.alpha**2)[:, None]
     return mean, jnp.sqrt(variance[:, None] * spread) * ahead
@@ -74,19 +75,19 @@ def theta_normal(
 def naive2(
     values: ArrayLike, horizon: int, season: int, lengths: ArrayLike | None = None
 ) -> jax.Array:
-    """The last seasonally adjusted value, times the indices: the reference of `owa`.
+    """The last seasonally adjusted value, times the indices. It is the reference of `owa`.
 
     Args:
         values: (B, L), right-aligned.
         horizon: H.
-        season: steps of one season; 1 for none.
-        lengths: int (B,), by default all L.
+        season: number of steps in one season; 1 for no season.
+        lengths: int (B,), the length of each series; L for all by default.
 
     Returns:
         (B, H).
 
     Raises:
-        ValueError: as `theta_method`.
+        ValueError: see `theta_method`.
 
     >>> naive2(jnp.array([[2.0, 4.0, 6.0, 8.0]]), 2, season=1)
     Array([[8., 8.]], dtype=float32)
@@ -97,7 +98,10 @@ def naive2(
 
 
 def by_column(indices: jax.Array, columns: int, after: bool = False) -> jax.Array:
-    """(B, columns) of (B, m) indices in the order in which a season ends with the series."""
+    """Indices (B, m) repeated to (B, columns), so that the last index belongs to the last column.
+
+    With `after` they are those of the columns that follow the series instead.
+    """
     m = indices.shape[1]
     first = 0 if after else -columns
     return indices[:, (jnp.arange(columns) + first) % m]
@@ -105,11 +109,12 @@ def by_column(indices: jax.Array, columns: int, after: bool = False) -> jax.Arra
 
 @partial(jax.jit, static_argnums=1)
 def seasonal_indices(values: jax.Array, season: int, lengths: jax.Array) -> jax.Array:
-    """Multiplicative indices of mean 1, by the classical decomposition; 1 where there is no season.
+    """Multiplicative seasonal indices with mean 1, by the classical decomposition.
 
-    There is one if the autocorrelation r at lag m is beyond its 90 % limit, 1.645 sqrt((1 + 2 sum
-    of r_k^2, k < m) / n), n >= 3 m; and if all values are above 0. The trend is a centred moving
-    average over a season; an index is the mean of value / trend over all seasons.
+    The trend is a centred moving average over a season. An index is the mean of value / trend over
+    all seasons. A series has a season if all its values are above 0, it has n >= 3 m values, and
+    the size of its autocorrelation r at lag m is above the 90 % limit, 1.645 sqrt((1 + 2 sum of
+    r_k^2, k < m) / n). The indices of other series are 1.
 
     Args:
         values: (B, L), right-aligned.
@@ -117,7 +122,7 @@ def seasonal_indices(values: jax.Array, season: int, lengths: jax.Array) -> jax.
         lengths: int (B,).
 
     Returns:
-        (B, m), the last that of the last column.
+        (B, m); the last index is that of the last column.
     """
     (B, L), m = values.shape, season
     if m == 1 or 3 * m > L:
@@ -147,7 +152,8 @@ def seasonal(values: jax.Array, real: jax.Array, lengths: jax.Array, season: int
     mean = jnp.where(real, values, 0).sum(1) / n
     x = jnp.where(real, values - mean[:, None], 0)
     x = x / jnp.maximum(jnp.abs(x).max(1, keepdims=True), 1e-30)  # squares stay within float32
-    # sums of x_t x_(t - k) for all k at once, by Wiener and Khinchin; zeros separate the ends
+    # sums of x_t x_(t - k) for all k at once, by the Wiener-Khinchin theorem; zeros separate the
+    # ends
     size = next_fast_len(x.shape[1] + season)
     power = jnp.abs(jnp.fft.rfft(x, size)) ** 2
     products = jnp.fft.irfft(power, size)[:, : season + 1]
@@ -157,7 +163,7 @@ def seasonal(values: jax.Array, real: jax.Array, lengths: jax.Array, season: int
 
 
 def straight_line(values: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(B, L) of the line by least squares, and its slope (B,); of one value, that value."""
+    """The line of least squares (B, L) and its slope (B,); a single value gives a flat line."""
     real = inside(values, lengths)
     n = lengths.astype(values.dtype)[:, None]
     time = jnp.arange(values.shape[1], dtype=values.dtype)[None] - values.shape[1] + (n + 1) / 2
@@ -171,10 +177,10 @@ class Smoothing(NamedTuple):
     """Simple exponential smoothing of B series.
 
     Attributes:
-        alpha: (B,), weight of the newest value.
+        alpha: (B,), the weight of the newest value.
         first: (B,), the level before the first value.
-        level: (B,), after the last, which is the forecast.
-        sse: (B,), sum of squared one-step errors.
+        level: (B,), the level after the last value, which is the forecast.
+        sse: (B,), the sum of squared one-step errors.
     """
 
     alpha: jax.Array
@@ -185,16 +191,16 @@ class Smoothing(NamedTuple):
 
 @partial(jax.jit, static_argnames="points")
 def simple_smoothing(values: jax.Array, lengths: jax.Array, points: int = 32) -> Smoothing:
-    """The alpha and first level of least squares: level += alpha (value - level).
+    """Fit alpha and the first level by least squares: level += alpha (value - level).
 
-    For one alpha the errors are linear in the first level, which is solved for; alpha is searched
-    on a grid from 0.0001 to 0.9999, which is then refined four times between the best point's
-    neighbours.
+    For a given alpha the errors are linear in the first level, so it is solved for. Alpha is
+    searched on a grid from 0.0001 to 0.9999. The grid is then refined four times, each time between
+    the neighbours of the best point.
 
     Args:
         values: (B, L), right-aligned.
         lengths: int (B,).
-        points: of each grid.
+        points: number of points of each grid.
     """
     low, high = jnp.full(len(values), 1e-4), jnp.full(len(values), 0.9999)
     share = jnp.linspace(0, 1, points)[None]
@@ -213,11 +219,12 @@ def simple_smoothing(values: jax.Array, lengths: jax.Array, points: int = 32) ->
 
 
 def smoothed(values: jax.Array, lengths: jax.Array, alpha: jax.Array) -> Smoothing:
-    """Smoothing with A alphas for each series, all (B, A)."""
+    """The smoothing of each series with A values of alpha; all results are (B, A)."""
     start = jnp.take_along_axis(values, (values.shape[1] - lengths)[:, None], axis=1)
 
     def step(carry: tuple[jax.Array, ...], column: tuple[jax.Array, jax.Array]) -> tuple:
-        level, share, ee, ed, dd = carry  # with the first value as first level; share (1 - alpha)^t
+        # the level starts at the first value; share is (1 - alpha)^t
+        level, share, ee, ed, dd = carry
         value, real = column[0][:, None], column[1][:, None]
         error = value - level
         sums = ee + error**2, ed + error * share, dd + share**2
@@ -228,5 +235,5 @@ def smoothed(values: jax.Array, lengths: jax.Array, alpha: jax.Array) -> Smoothi
     carry = (zero + start, zero + 1, zero, zero, zero)
     columns = values.T, inside(values, lengths).T
     (level, share, ee, ed, dd), _ = jax.lax.scan(step, carry, columns)
-    move = ed / dd  # of the first level, from the first value
+    move = ed / dd  # the best first level minus the first value
     return Smoothing(alpha, start + move, level + share * move, jnp.maximum(ee - ed * move, 0))

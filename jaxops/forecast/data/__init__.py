@@ -1,1 +1,1 @@
-"""From a table of series to windows, calendars and scales."""
+"""Reads series from tables and makes windows, calendar covariates and scales from them."""

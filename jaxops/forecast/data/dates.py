@@ -35,20 +35,22 @@ def calendar(
     """Add covariates of the calendar to series, as covariates whose future is known.
 
     Args:
-        series: whose times are dates; features and days are those of the clock of its `zone`.
-        features: of "minute_of_hour", "hour_of_day", "day_of_week" (Monday first),
+        series: series whose times are dates. Features and days are read on the clock of the series'
+            `zone`.
+        features: any of "minute_of_hour", "hour_of_day", "day_of_week" (Monday first),
             "day_of_month", "day_of_year", "week_of_year" (ISO 8601) and "month_of_year".
-        encoding: "centred" gives a column x / (n - 1) - 0.5 for each feature, where x counts its n
-            values from 0; "cyclic" two columns, sin and cos of 2 pi x / n, named `_sin`, `_cos`.
-        dates: column name -> days on which the column is 1, and 0 on others, such as
-            `{"holiday": ["2024-12-25", ...]}`. With "h" and finer all rows of such a day are
-            marked. Where a row stands for more than a day, it is marked when such a day lies in
-            [its time, the next row's time); with "ME", "QE" and "YE", in (the time of the row
+        encoding: "centred" makes one column x / (n - 1) - 0.5 for each feature, where x counts its
+            n values from 0. "cyclic" makes two columns, sin and cos of 2 pi x / n, whose names end
+            in `_sin` and `_cos`.
+        dates: for each column name the days on which the column is 1; on other days it is 0. For
+            example `{"holiday": ["2024-12-25", ...]}`. With steps of "h" or shorter, all rows of
+            such a day are 1. A row that stands for more than a day is 1 if such a day lies in [its
+            time, the next row's time); with "ME", "QE" and "YE", if it lies in (the time of the row
             before, its time].
 
     Raises:
-        ValueError: an unknown feature; times that are counts; an invalid date; a name that the
-            series already have.
+        ValueError: a feature is unknown; the times are counts; a date is invalid; or the series
+            already have a column of that name.
 
     >>> from jaxops.forecast import from_arrays
     >>> one = from_arrays(["a"], [[5, 6]], start="2024-12-24T23:00", frequency="h")
@@ -85,12 +87,12 @@ def calendar_columns(
     dates: Dates | None = None,
     zone: str = "",
 ) -> np.ndarray:
-    """Columns that `calendar` makes, by name, for any times.
+    """The columns that `calendar` makes, by name, for any times.
 
     Args:
-        times: datetime64[s] (N,), each of the frequency.
+        times: datetime64[s] (N,), times of the frequency.
         frequency: see `Series`.
-        names: of features, with `_sin` or `_cos` if cyclic, or of `dates`.
+        names: names of features, which end in `_sin` or `_cos` if cyclic, or names of `dates`.
         dates: see `calendar`.
         zone: see `Series`.
 
@@ -120,7 +122,7 @@ def calendar_columns(
 
 
 def _values(index: Any, feature: str) -> np.ndarray:
-    """The feature counted from 0."""
+    """The values of the feature at each time, counted from 0."""
     if feature == "week_of_year":
         return np.asarray(index.isocalendar().week.to_numpy(np.int64) - 1)
     attribute = {

@@ -1,4 +1,4 @@
-"""Known covariates of the steps to forecast."""
+"""Known covariates for the steps to forecast."""
 
 from typing import Any
 
@@ -24,25 +24,25 @@ def future_covariates(
 ) -> np.ndarray:
     """The known covariates of the steps after each series' end, in the order of `known_names`.
 
-    Columns of `dates`, and features of the calendar that the table lacks, are computed; all
-    others are read from the table. It may hold other rows and other series as well, so the table
-    that the series were read from can be used where it reaches far enough.
+    Columns of `dates` are computed, and so are features of the calendar that the table does not
+    have. All other columns are read from the table. The table may have more rows and series than
+    needed, so you can use the table that the series were read from if it reaches far enough.
 
     Args:
-        series: whose ends the steps follow.
-        horizon: H, steps.
-        source: a table, as in `series`, with a row for each series and step.
-        id: the column of the series' id; None where the rows are the same for all series.
+        series: the series to forecast.
+        horizon: H, the number of steps after the end of each series.
+        source: a table, see `series`, with a row for each series and step.
+        id: the column of the series' id; None if the rows apply to all series.
         time: the column of times.
-        dates: those given to `calendar`, the future ones too.
-        encoding: of a CSV file.
+        dates: the dates given to `calendar`, including the future ones.
+        encoding: encoding of a CSV file.
 
     Returns:
         float32 (S, H, K).
 
     Raises:
-        ValueError: a table without a row for some series and step, which are named; duplicate
-            rows; a missing number; a missing column.
+        ValueError: the table has no row for some series and step, which are named; it has
+            duplicate rows; or a number or a column is missing.
 
     >>> from jaxops import forecast
     >>> table = {"id": ["a"] * 2, "time": [7, 8], "value": [1, 2], "price": [3, 3]}
@@ -99,7 +99,7 @@ def _read(
     rows = np.flatnonzero((number >= 0) & (when >= end) & (when <= steps.max()))
     data = reading.numbers(table[read].iloc[rows], name)
 
-    # a key for each series and time, to look rows up by
+    # one integer key for each series and time, by which the rows are looked up
     low, span = steps.min().astype(np.int64), np.ptp(steps).astype(np.int64) + 1
     key = number[rows] * span + when[rows].astype(np.int64) - low
     order = np.argsort(key, kind="stable")

@@ -16,21 +16,22 @@ DAY = 86_400
 
 OLD = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE", "BM": "BME"}
 OLD |= {"AS": "YS", "BQ": "BQE", "BA": "BYE", "BY": "BYE", "BAS": "BYS"}
-"""Names of pandas before 2.2, which files may hold, and those that it has now."""
+"""Aliases of pandas before 2.2, which saved files may contain, and the present aliases."""
 OPEN = "C:"
-"""How the name of days of one's own begins: a digit for each day from Monday, 1 where it is open,
-and, after another colon, the closed dates: "C:1111110:2024-12-25,2024-12-26"."""
+"""How the name of custom business days begins. A digit follows for each day from Monday, 1 for an
+open day, and after another colon the closed dates: "C:1111110:2024-12-25,2024-12-26"."""
 
 
 def canonical(frequency: Any) -> str:
-    """The one name of a frequency.
+    """The unique name of a frequency, which may have several aliases.
 
     Args:
-        frequency: an alias of pandas, of any version; an offset of pandas, `CustomBusinessDay` with
-            days and holidays of one's own too; or a whole number as text, of counts.
+        frequency: an alias of any version of pandas; an offset of pandas, which may be a
+            `CustomBusinessDay` with its own days and holidays; or, for counts, a whole number as
+            text.
 
     Raises:
-        ValueError: a frequency that pandas does not know, or one that goes backwards.
+        ValueError: pandas does not know the frequency, or it goes backwards.
 
     >>> [canonical(name) for name in ("W", "60min", "24h", "T", "QS", "007")]
     ['W-SUN', 'h', 'D', 'min', 'QS-JAN', '7']
@@ -54,7 +55,7 @@ def _canonical(frequency: str) -> str:
 
 
 def _named(frequency: Any) -> str:
-    """The name of an offset of pandas, from which it can be made again."""
+    """The name of a pandas offset, from which the offset can be made again."""
     pd = require("pandas", extra="data")
 
     text = getattr(frequency, "freqstr", None)
@@ -75,10 +76,10 @@ def _named(frequency: Any) -> str:
 
 @lru_cache(maxsize=64)
 def offset(frequency: str) -> Any:
-    """The offset of pandas of a name.
+    """The pandas offset with a given name.
 
     Raises:
-        ValueError: a name that pandas does not know, or an offset that goes backwards.
+        ValueError: pandas does not know the name, or the offset goes backwards.
     """
     pd = require("pandas", extra="data")
     to_offset = require("pandas.tseries.frequencies", extra="data").to_offset
@@ -103,10 +104,10 @@ def offset(frequency: str) -> Any:
 
 @lru_cache(maxsize=64)
 def step(frequency: str) -> int | None:
-    """Seconds of a step, or its size where times are counts; None for steps of unequal length.
+    """The length of a step in seconds, or in counts. None if the steps differ in length.
 
     Raises:
-        ValueError: a frequency that pandas does not know, or one that goes backwards.
+        ValueError: pandas does not know the frequency, or it goes backwards.
     """
     pd = require("pandas", extra="data")
 
@@ -134,13 +135,13 @@ def same(one: str, other: str) -> bool:
 
 
 def long(frequency: str) -> bool:
-    """Whether steps are of a day or more."""
+    """Whether a step is a day or longer."""
     fixed = None if frequency.isdecimal() else step(frequency)
     return not frequency.isdecimal() and (fixed is None or fixed >= DAY)
 
 
 def name_of(zone: Any) -> str:
-    """The name by which a zone of a column is known again; "" where it has none."""
+    """The name by which a column's time zone can be found again; "" if it has none."""
     if zone is None:
         return ""
     try:
@@ -151,10 +152,10 @@ def name_of(zone: Any) -> str:
 
 
 def on_the_clock(times: np.ndarray, zone: str) -> np.ndarray:
-    """Times of UTC as they are on the clock of a zone, datetime64[s]; "" leaves them.
+    """Convert times in UTC to the local clock of a zone, datetime64[s]. "" leaves them in UTC.
 
     Raises:
-        ValueError: a zone that is not known.
+        ValueError: the zone is unknown.
 
     >>> on_the_clock(np.array(["2024-07-01T04"], "datetime64[s]"), "America/New_York")
     array(['2024-07-01T00:00:00'], dtype='datetime64[s]')
@@ -173,7 +174,7 @@ def on_the_clock(times: np.ndarray, zone: str) -> np.ndarray:
 
 
 def check(frequency: str, times: np.ndarray) -> None:
-    """Raise `ValueError` for a frequency of dates where times are counts, or the reverse."""
+    """Raise `ValueError` for counts with a frequency of dates, or for dates with one of counts."""
     step(frequency)
     counts = times.dtype.kind != "M"
     if frequency.isdecimal() != counts:
@@ -193,12 +194,13 @@ def places(times: np.ndarray, since: np.ndarray, frequency: str) -> tuple[np.nda
     """The number of steps between times.
 
     Args:
-        times: datetime64[s] or int64 (N,), none before `since`.
+        times: datetime64[s] or int64 (N,), not before `since`.
         since: (N,), the times to count from.
-        frequency: of the steps.
+        frequency: the frequency of the steps.
 
     Returns:
-        The steps, int64 (N,), and whether they are whole, bool (N,).
+        The number of steps, int64 (N,), and whether both times are times of the frequency, bool
+        (N,).
 
     >>> days = np.array(["2024-01-01", "2024-03-01", "2024-03-05"], "datetime64[s]")
     >>> places(days, days[[0, 0, 0]], "MS")
@@ -217,12 +219,12 @@ def places(times: np.ndarray, since: np.ndarray, frequency: str) -> tuple[np.nda
 
 
 def moved(times: np.ndarray, steps: np.ndarray | int, frequency: str) -> np.ndarray:
-    """Times that are a number of steps later, or earlier where it is negative.
+    """Move times by a number of steps; a negative number moves them to earlier times.
 
     Args:
         times: datetime64[s] or int64, times of the frequency.
-        steps: int64, that broadcasts with `times`.
-        frequency: of the steps.
+        steps: int64, which must broadcast with `times`.
+        frequency: the frequency of the steps.
 
     >>> moved(np.array(["2024-01-31"], "datetime64[s]"), np.array([1, -2]), "ME").astype("M8[D]")
     array(['2024-02-29', '2023-11-30'], dtype='datetime64[D]')
@@ -247,16 +249,20 @@ def _difference(times: np.ndarray) -> str:
 
 
 def inferred(times: np.ndarray, same: np.ndarray) -> str:
-    """The most frequent step within the series, as an alias of pandas; the smallest of ties.
+    """Infer the frequency: the most frequent step within the series, or the smallest of ties.
 
-    Days of which some weekdays never occur, over three weeks, are days of opening.
+    Daily times that cover three calendar weeks and never fall on some weekdays have a frequency
+    without these weekdays.
 
     Args:
-        times: (N,) datetime64[s] or int64, series by series, sorted within them.
-        same: bool (N - 1,), the next row is of the same series.
+        times: (N,) datetime64[s] or int64, series by series, sorted within each series.
+        same: bool (N - 1,), whether the next row belongs to the same series.
+
+    Returns:
+        The frequency, in the form of `canonical`.
 
     Raises:
-        ValueError: no step, or none with an alias in pandas.
+        ValueError: no series has two times, or the most frequent step has no alias in pandas.
 
     >>> inferred(np.array(["2024-01-04", "2024-01-05", "2024-01-08"], "datetime64[s]"),
     ...          np.array([True, True]))
@@ -276,7 +282,7 @@ def inferred(times: np.ndarray, same: np.ndarray) -> str:
         return _months(times, same, steps, common)
     weeks, weekday = np.divmod(times.astype("datetime64[D]").astype(np.int64) + 3, 7)
     weekdays = np.unique(weekday)
-    later = (np.diff(weeks)[same] > 0).any()  # the days that are not there were passed by
+    later = (np.diff(weeks)[same] > 0).any()  # a series goes on in a later week
     if common == DAY and weekdays.max() < 5 and later:
         return "B"
     if common == DAY and len(weekdays) < 7 and later and np.ptp(weeks) > 1:
@@ -306,7 +312,7 @@ def _months(times: np.ndarray, same: np.ndarray, steps: np.ndarray, common: int)
         if (steps % common).any():
             raise ValueError(
                 "frequency must be given, got None and times that are neither all first nor all "
-                f"last days of a month, at steps of {steps.min() / DAY:g} to "
+                f"last days of a month and have steps of {steps.min() / DAY:g} to "
                 f"{steps.max() / DAY:g} days"
             )
         return _alias(common)

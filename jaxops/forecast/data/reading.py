@@ -1,4 +1,4 @@
-"""Tables, long or wide, to series of one regular frequency."""
+"""Reads long or wide tables as series of one regular frequency."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,52 +37,57 @@ def series(
 ) -> Series:
     """Read series from a table.
 
-    A "long" table has a row for each series and time; a wide one a row for each time, and its
+    A "long" table has a row for each series and time. A wide table has a row for each time. Its
     columns are one series each ("series"), or the channels of one series ("channels"). Rows may
-    come in any order; ids are kept as text, in the order of first appearance. Counts of unsorted
-    rows, duplicates, gaps and missing numbers are in `report` of the series.
+    come in any order. Ids are kept as text, in the order of their first appearance. `report` of the
+    result counts the unsorted rows, duplicates, gaps and missing numbers.
 
     Args:
-        source: a file of CSV (.gz too) or Parquet, a frame of pandas (with its times as a column or
-            as its index), polars or PyArrow, or arrays by name.
-        id: the column of the series' id, text or integers, of a long table.
-        time: the column of times: integers, which are counts (20240131 too); dates or periods, or
-            their text in ISO 8601, or quarters such as "2024Q1". With a zone or an offset from UTC,
-            those of steps of a day and more are the local dates, and others become UTC.
-        value: the columns of values: the channels, or with layout "series" the series. By default
-            "value" of a long table, and of a wide one all columns not named otherwise.
-        known: columns of covariates that are known for the future too, such as promotions; of
-            layout "series" the same for all.
-        past: columns of covariates that are known up to now only; not of layout "series".
-        static: columns with one number for each series, in all of its rows; not of layout "series".
+        source: a CSV file (also .gz) or a Parquet file; a pandas frame, whose times are a column or
+            its index; a frame of polars or PyArrow; or a mapping from names to arrays.
+        id: the column of the series' id, text or integers, in a long table.
+        time: the column of times. It contains dates or periods, their text in ISO 8601, quarters
+            such as "2024Q1", or integers, which are read as counts (20240131 is not a date). Times
+            with a zone or an offset from UTC become local dates if steps are a day or longer, and
+            times in UTC otherwise.
+        value: the columns of values: the channels, or with layout "series" the series. The default
+            is "value" for a long table, and for a wide table all columns that no other argument
+            names.
+        known: columns of covariates whose future is known, such as promotions. With layout "series"
+            they apply to all series.
+        past: columns of covariates whose future is not known; not with layout "series".
+        static: columns with one number for each series, repeated in all its rows; not with layout
+            "series".
         layout: "long", "series" or "channels". A column of layout "series" may begin late and
             end early: missing numbers at its ends are not part of the series.
-        frequency: a pandas alias ("15min", "h", "D", "B", "W-MON", "MS", "QE-DEC") or offset, such
-            as `CustomBusinessDay` with holidays, or of counts a whole number such as "1"; inferred
-            as the most frequent step by default. Days of which some weekdays never occur, over
-            three weeks, have a frequency without these.
-        zone: such as "Europe/Berlin", whose local dates are meant, and whose clock `calendar` reads
-            for shorter steps, which stay of UTC. Needed for text with offsets, and for times of UTC
-            without any; by default that of the column's own type.
-        fill: how to fill gaps, and numbers missing in given rows: "zero", "previous" (of the same
-            series) or "linear" (between the two beside it); one for all columns, or by column.
-            By default both are errors. For backtests use "previous": with "linear" a context that
-            ends in a gap would contain information from after it.
-        duplicates: of rows of the same series and time: "error"; "sum" or "mean" of the values,
-            with the mean of the covariates; or the "last" row.
-        end: "latest", or a time: each series is filled up to the last row of all, or to that time,
-            as `fill` says, such as sales with zeros. By default each ends with its own last row,
-            and is forecast from there; `report` counts those that end early.
-        encoding: of a CSV file.
+        frequency: a pandas alias ("15min", "h", "D", "B", "W-MON", "MS", "QE-DEC"); an offset, such
+            as `CustomBusinessDay` with holidays; or for counts a whole number such as "1". By
+            default it is inferred as the most frequent step. Daily times that cover three weeks and
+            never fall on some weekdays have a frequency without these weekdays.
+        zone: a time zone such as "Europe/Berlin"; by default the zone of the column's own type. If
+            steps are a day or longer, times with an offset from UTC become dates of this zone.
+            Shorter steps stay in UTC, and `calendar` reads the clock of this zone. Give the zone
+            for text with offsets, and for times in UTC that are written without an offset.
+        fill: how to fill gaps, and missing numbers in given rows: "zero", "previous" (the number
+            before, in the same series) or "linear" (interpolated between the numbers before and
+            after). Give one for all columns, or one by column. By default gaps and missing numbers
+            are errors. For backtests use "previous": with "linear" a context that ends in a gap
+            would contain information from after it.
+        duplicates: what to do with several rows of the same series and time: "error"; "sum" or
+            "mean" of their values, with the mean of their covariates; or keep the "last" row.
+        end: "latest" fills each series up to the latest time of the table, and a time fills it up
+            to that time. `fill` says how, such as zeros for sales. By default each series ends with
+            its own last row and is forecast from there; `report` counts the series that end early.
+        encoding: encoding of a CSV file.
 
     Returns:
-        The series, values and covariates as float32.
+        The series. Values and covariates are float32.
 
     Raises:
-        ValueError: a column that is missing or not numeric; a missing time or id; a time off the
-            frequency; a gap, a duplicate or a missing number, unless `fill` or `duplicates` says
-            what to do; a static column that changes; an infinite number; a column whose numbers
-            differ by less than float32 can tell; no rows.
+        ValueError: a column is missing or not numeric; a time or an id is missing; a time is not
+            one of the frequency; there is a gap, a duplicate or a missing number, and `fill` or
+            `duplicates` does not say what to do; a static column changes; a number is infinite; the
+            numbers of a column differ by less than float32 can tell; or there are no rows.
 
     >>> table = series({"id": ["a", "a", "b", "a"], "time": ["2024-01-02", "2024-01-01",
     ...                 "2024-01-02", "2024-01-04"], "value": [2, 1, 7, 4]}, fill="linear")
@@ -116,7 +121,7 @@ def series(
 
 
 class Time(NamedTuple):
-    """The column of times, and how it is read."""
+    """The column of times and how to read it."""
 
     column: str
     frequency: str | None
@@ -134,7 +139,7 @@ def _word(argument: str, value: Any, words: Sequence[str]) -> None:
 
 
 def names(columns: str | Sequence[str]) -> tuple[str, ...]:
-    """One name or several, as several."""
+    """One name, or several, as a tuple."""
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
@@ -150,9 +155,9 @@ def frame(
     Args:
         source: see `series`.
         chosen: names of columns; None for all.
-        needed: names that have to exist, where all are read.
-        encoding: of a CSV file.
-        id: the column whose text is left as it is, such as "007" and "NA".
+        needed: names that must exist when all columns are read.
+        encoding: encoding of a CSV file.
+        id: the column whose text is kept as it is, such as "007" and "NA".
     """
     text = [id] if id is not None and id in needed else []
 
@@ -168,7 +173,7 @@ def frame(
 
 
 def _with_times(source: Any, time: str) -> Any:
-    """The source; of pandas, with the times of the index as a column."""
+    """The source. A pandas source whose times are in its index gets them as a column."""
     pd = require("pandas", extra="data")
 
     if isinstance(source, pd.Series):
@@ -185,8 +190,8 @@ def times(
 ) -> tuple[np.ndarray, str]:
     """Times as int64 or datetime64[s] (N,), and the zone of their clock, see `Series`.
 
-    Times with a zone or an offset are of UTC; but local where steps are of a day or more, which
-    without a frequency is where all have one time of the day.
+    Times with a zone or an offset become times in UTC, or local dates if steps are a day or longer.
+    Without a frequency, steps count as a day or longer if all times have the same time of day.
     """
     pd = require("pandas", extra="data")
 
@@ -196,7 +201,7 @@ def times(
         return np.asarray(column.to_numpy(np.int64)), ""
     if column.dtype.kind in "fb":
         raise ValueError(f"{what} must be whole numbers or dates, got {column.dtype}")
-    # a date is in many rows: each is parsed once
+    # a date occurs in many rows, so each distinct one is parsed once
     place, unique = pd.factorize(column)
     if isinstance(unique, pd.DatetimeIndex):
         utc = unique.tz_convert(None) if unique.tz is not None else unique
@@ -208,23 +213,26 @@ def times(
     seconds = exact.astype("datetime64[s]")
     if (seconds != exact).any():
         raise ValueError(f"{what} must be whole seconds, got {exact[(seconds != exact).argmax()]}")
-    clock = seconds  # without a zone they are what a clock shows
+    clock = seconds  # times without a zone are what a clock shows
     if local is not utc and asked != "UTC":
         clock = grid.on_the_clock(seconds, zone) if zone else local.to_numpy().astype("M8[s]")
-    # days of UTC in a column of another zone have one time of the day there alone
+    # Days in UTC, stored with another zone, may have the same time of day in UTC only.
     clock = clock if _daily(clock) or not _daily(seconds) else seconds
     days = _daily(clock) if frequency is None else grid.long(frequency)
     return (clock[place], "") if days else (seconds[place], zone)
 
 
 def _daily(times: np.ndarray) -> bool:
-    """Whether all of several times have one time of the day."""
+    """Whether there are several times and all have the same time of day."""
     of_day = times - times.astype("datetime64[D]")
     return len(times) > 1 and bool((of_day == of_day[0]).all())
 
 
 def _parsed(unique: np.ndarray, what: str) -> tuple[Any, Any]:
-    """Text of dates: of UTC, and as written with an offset; the same object without any."""
+    """Dates from text: in UTC, and as written before the offset.
+
+    If no text has an offset, both are the same object.
+    """
     pd = require("pandas", extra="data")
 
     texts = pd.Series(unique).astype(str)
@@ -242,7 +250,7 @@ def _parsed(unique: np.ndarray, what: str) -> tuple[Any, Any]:
 def numbers(
     columns: Any, what: str, ids: np.ndarray | None = None, code: np.ndarray | None = None
 ) -> np.ndarray:
-    """Columns of a frame as float32 (N, W), NaN for missing; see `check_rounding`."""
+    """Columns of a frame as float32 (N, W), with NaN for missing numbers; see `check_rounding`."""
     table = np.empty((len(columns), columns.shape[1]), np.float32)
     for j, (name, column) in enumerate(columns.items()):
         if column.dtype.kind not in "biuf":
@@ -266,7 +274,7 @@ def numbers(
 
 
 def _long(name: str, columns: Any, id: str, time: Time, groups: Groups, layout: Layout) -> Table:
-    """A long table; or one series, its columns the channels."""
+    """Read a long table, or a table of one series whose columns are its channels."""
     if layout == "long":
         code, names = tables.ids(columns[id], f"{name}: column {id!r}")
         ids = names.astype(str)
@@ -280,7 +288,10 @@ def _long(name: str, columns: Any, id: str, time: Time, groups: Groups, layout: 
 
 
 def _wide(name: str, columns: Any, id: str, time: Time, groups: Groups, layout: Layout) -> Table:
-    """A wide table, with a series in each column, as a long one without its missing ends."""
+    """Read a wide table with a series in each column, as a long table.
+
+    Missing numbers at the ends of a column get no row.
+    """
     when, zone = time.of(name, columns)
     unsorted = int((np.diff(when).astype(np.int64) < 0).sum())
     if unsorted:

@@ -1,4 +1,4 @@
-"""Rows in any order to series of one regular frequency; gaps are errors, or filled."""
+"""Turns rows in any order into series of one regular frequency; fills gaps or reports them."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ Duplicates = Literal["error", "sum", "mean", "last"]
 
 
 class Groups(NamedTuple):
-    """The names of the columns, by what they are."""
+    """The names of the columns of each kind."""
 
     values: tuple[str, ...]
     known: tuple[str, ...]
@@ -22,16 +22,16 @@ class Groups(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of a table as given: N rows of W columns, of S series.
+    """The rows of a table: N rows and W columns of S series.
 
     Attributes:
-        name: of the source, for messages.
+        name: the source's name, for messages.
         ids: str (S,).
         code: int (N,), the series of each row.
         times: int64 or datetime64[s] (N,).
-        data: float32 (N, W), NaN for missing; the columns in the order of `groups`.
-        groups: the columns' names.
-        report: of the steps so far.
+        data: float32 (N, W), NaN for missing numbers; the columns have the order of `groups`.
+        groups: the names of the columns.
+        report: the counts so far.
         zone: see `Series`.
     """
 
@@ -45,7 +45,7 @@ class Table(NamedTuple):
     zone: str = ""
 
     def part(self, rows: np.ndarray) -> "Table":
-        """Some of the rows, or all in another order."""
+        """Some of the rows, or all rows in another order."""
         return self._replace(code=self.code[rows], times=self.times[rows], data=self.data[rows])
 
     def place(self, row: int) -> str:
@@ -64,7 +64,7 @@ def regular(
     duplicates: Duplicates,
     end: object = None,
 ) -> Series:
-    """Series of the rows of a table; see `reading.series`."""
+    """Make series from the rows of a table; see `reading.series`."""
     table = _sorted(table)
     frequency, place = _places(table, frequency)
     table, place = _distinct(table, place, duplicates)
@@ -87,7 +87,7 @@ def regular(
         data[offsets[table.code] + place] = table.data
     missing = int(np.isnan(data).sum())
     if missing:
-        data = data.copy()  # may share memory with the user's own frame
+        data = data.copy()  # it may share memory with the user's own frame
         for j, name in enumerate(names):
             _fill(data, j, how[name], table, offsets, f"{table.name}: column {name!r}")
     borders = len(groups.values), len(groups.values) + len(groups.known)
@@ -111,7 +111,7 @@ def regular(
 
 
 def _sorted(table: Table) -> Table:
-    """The rows by series and time; of equal times, as they came."""
+    """Sort the rows by series and time. Rows of equal times keep their order."""
     if (np.diff(table.code) < 0).any():
         table = table.part(np.argsort(table.code, kind="stable"))
     falls = (np.diff(table.times).astype(np.int64) < 0) & (np.diff(table.code) == 0)
@@ -123,7 +123,7 @@ def _sorted(table: Table) -> Table:
 
 
 def _places(table: Table, frequency: str | None) -> tuple[str, np.ndarray]:
-    """The frequency, and each row's number of steps since its series' first."""
+    """The frequency, and for each row the number of steps since the first row of its series."""
     same = np.diff(table.code) == 0
     origin = ""
     if frequency is None:
@@ -138,7 +138,7 @@ def _places(table: Table, frequency: str | None) -> tuple[str, np.ndarray]:
         raise ValueError(
             f"times must be of frequency {frequency!r}{origin} from {since[row]} on, got "
             f"{table.place(row)} ({(~whole).sum():,} such rows); give another frequency="
-            + (", or zone= where these are dates of a local clock" if grid.long(frequency) else "")
+            + (", or zone= if these are dates of a local clock" if grid.long(frequency) else "")
         )
     return frequency, place
 
@@ -171,7 +171,7 @@ def _distinct(table: Table, place: np.ndarray, duplicates: Duplicates) -> tuple[
 def _lengths(
     table: Table, begin: np.ndarray, last: np.ndarray, frequency: str, end: object
 ) -> np.ndarray:
-    """Rows of each series up to an end that is the same for all."""
+    """The number of rows of each series up to an end that is the same for all series."""
     times = table.times[last]
     latest = isinstance(end, str) and end == "latest"
     until = times.max() if latest else as_time(end, "end", frequency)
@@ -183,17 +183,17 @@ def _lengths(
         )
     steps, whole = grid.places(np.full_like(times, until), table.times[begin], frequency)
     if grid.step(frequency) is None:
-        steps = steps - ~whole  # where the end lies between two steps, the first of these
+        steps = steps - ~whole  # an end between two steps counts as the first of them
     return np.asarray(steps + 1)
 
 
 def _static(table: Table) -> np.ndarray:
-    """The static columns, a row for each series."""
+    """The static columns, with a row for each series."""
     names = table.groups.static
     columns = table.data[:, table.data.shape[1] - len(names) :]
     begin = np.append(True, np.diff(table.code) != 0)
     static = columns[begin]
-    other = columns != static[np.cumsum(begin) - 1]  # of NaN too
+    other = columns != static[np.cumsum(begin) - 1]  # True for NaN too
     if other.any():
         row, j = np.argwhere(other)[0]
         raise ValueError(
@@ -204,7 +204,7 @@ def _static(table: Table) -> np.ndarray:
 
 
 def _how(fill: Fill | Mapping[str, Fill] | None, names: tuple[str, ...]) -> dict[str, Fill | None]:
-    """How to fill each column; None for not at all."""
+    """How to fill each column; None for a column that is not filled."""
     chosen: dict[str, Fill | None] = dict.fromkeys(names)
     chosen |= fill if isinstance(fill, Mapping) else dict.fromkeys(names, fill)
     for name, how in chosen.items():
@@ -222,7 +222,7 @@ def _gaps(
     how: dict[str, Fill | None],
     names: tuple[str, ...],
 ) -> Table:
-    """The table with its gaps counted, up to the end of each series."""
+    """Count the gaps of the table, up to the end of each series."""
     ends = np.append(np.diff(table.code) != 0, True)
     missing = np.append(np.diff(place), 1) - 1
     missing[ends] = lengths - 1 - place[ends]
@@ -235,7 +235,7 @@ def _gaps(
         raise ValueError(
             f"{table.name} must have no gaps, got {missing[row]} missing rows "
             f"after {table.at(row)}, up {until} ({gaps:,} in {among:,} series); "
-            f'fill="zero", "previous" or "linear" fills columns {", ".join(unfilled)}'
+            f'fill="zero", "previous" or "linear" fills the columns {", ".join(unfilled)}'
         )
     if rows >= 2**31:
         raise ValueError(
@@ -245,7 +245,7 @@ def _gaps(
 
 
 def _given(table: Table, how: dict[str, Fill | None], names: tuple[str, ...]) -> Table:
-    """The table with its missing numbers counted; raises where one is not to be filled."""
+    """Count the missing numbers of the table; raise if one is in a column that is not filled."""
     missing = np.isnan(table.data)
     if not missing.any():
         return table
@@ -284,7 +284,7 @@ def _fill(
         raise ValueError(
             f"{what} must have a number {side} each gap for fill={how!r}, got none for row "
             f"{empty[lost.argmax()] - offsets[series]} of series {str(table.ids[series])!r}; "
-            "without such rows at its ends a series is shorter"
+            "leave such rows at the ends of a series out, or choose another fill="
         )
     if how == "previous":
         column[empty] = column[before]

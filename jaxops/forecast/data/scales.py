@@ -1,4 +1,4 @@
-"""Scaling: what is subtracted and divided by before a module sees the values."""
+"""Scaling: shifts and scales values and covariates before a module reads them."""
 
 from typing import Any, NamedTuple
 
@@ -14,16 +14,17 @@ KINDS = ("none", "global", "series")
 
 @recorded
 class Scaling(NamedTuple):
-    """(values - loc) / scale, and the same of each column of covariates, for all series.
+    """(values - loc) / scale for the values, and the same for each column of covariates.
 
     Attributes:
-        kind: of the values: "none"; "global", one for all series; or "series", one for each.
+        kind: how values are scaled: "none"; "global", the same for all series; or "series", one loc
+            and scale for each series. Covariates have one loc and scale for all series.
         loc: float32 (S, C) for "series", else (1, C).
         scale: the same shape, positive.
-        ids: (S,), of the series that it was computed from.
-        past: float32 (2, P), loc and scale of the past covariates; None leaves them as they are.
-        known: float32 (2, K), of the known covariates.
-        static: float32 (2, Q), of the static covariates.
+        ids: (S,), ids of the series that the scaling was computed from.
+        past: float32 (2, P), loc and scale of the past covariates; None does not scale them.
+        known: float32 (2, K), the same for the known covariates.
+        static: float32 (2, Q), the same for the static covariates.
     """
 
     kind: str
@@ -35,11 +36,11 @@ class Scaling(NamedTuple):
     static: np.ndarray | None = None
 
     def of(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
-        """Loc and scale of each series, both (S, C), by its id.
+        """Loc and scale of each series, both (S, C), found by its id.
 
         Args:
-            series: any, in any order. A series whose id is not among `ids` is scaled by all its
-            rows.
+            series: any series, in any order. A series whose id is not among `ids` is scaled by the
+                mean and standard deviation of all its rows.
         """
         shape = (len(series), series.values.shape[1])
         if self.kind != "series":
@@ -55,14 +56,14 @@ class Scaling(NamedTuple):
         return loc, scale
 
     def covariates(self, kind: str, x: np.ndarray) -> np.ndarray:
-        """Past, known or static covariates, scaled.
+        """Scale past, known or static covariates.
 
         Args:
             kind: "past", "known" or "static".
             x: float32 (..., width).
 
         Raises:
-            ValueError: another number of columns than the scaling was computed from.
+            ValueError: the number of columns differs from that of the scaling.
         """
         pair = getattr(self, kind)
         if pair is None:
@@ -76,25 +77,26 @@ class Scaling(NamedTuple):
 
 
 def scaling(series: Series, kind: str = "series", rows: Rows | None = None) -> Scaling:
-    """A scaling by means and standard deviations of the training rows.
+    """Compute a scaling from the means and standard deviations of the training rows.
 
-    A column that does not vary has scale 1, so that nothing is divided by 0. Covariates are scaled
-    by column, with one mean and one standard deviation for all series, so that differences between
-    series stay. Flags, columns of only 0 and 1, and the features of `calendar`, which have a size
-    of 1 already, stay as they are.
+    A column that does not vary gets scale 1, so that nothing is divided by 0. Each covariate has
+    one mean and one standard deviation for all series, so that differences between series remain.
+    Two kinds of covariates are not scaled: columns that contain only 0 and 1, and the features of
+    `calendar`, whose size is about 1 already.
 
     Args:
-        series: to be scaled.
-        kind: see `Scaling`; "none" leaves the values as they are.
+        series: the series to scale.
+        kind: see `Scaling`; "none" does not scale the values.
         rows: int (S, 2), the range of each series' training rows, such as `split(...).train`. No
-            other rows are used. Needed unless kind is "none", which without rows leaves the
-            covariates as they are too.
+            other rows are used. It may be left out if kind is "none"; covariates are then not
+            scaled either.
 
     Returns:
         A `Scaling`, (values - loc) / scale.
 
     Raises:
-        ValueError: another kind; no ranges, ranges of other series, or a range without a row.
+        ValueError: the kind is unknown; no ranges are given, they are those of other series, or one
+            is empty.
 
     >>> from jaxops.forecast import from_arrays, split
     >>> two = from_arrays(["a", "b"], [[0, 2, 9], [5, 5, 7]])
@@ -146,7 +148,7 @@ def _moments(values: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     loc = mean(values)
     scale = np.sqrt(mean((values - loc[group]) ** 2))
-    # a constant channel may leave rounding errors only, which are no scale
+    # the deviation of a constant channel may be a rounding error, which must not be used as a scale
     scale = np.where(scale > 1e-9 * np.abs(loc), scale, 1.0)
     return loc.astype(np.float32), scale.astype(np.float32)
 

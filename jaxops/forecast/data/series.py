@@ -10,22 +10,22 @@ import numpy as np
 from jaxops.forecast.data import grid
 
 Columns = Sequence[np.ndarray | Sequence[float]] | np.ndarray
-"""S arrays, one a series."""
+"""S arrays, one for each series."""
 
 
 class Report(NamedTuple):
-    """Counts of what was found and filled while reading a table.
+    """Counts of what was found and filled while a table was read.
 
     Attributes:
         rows: rows of the table.
-        unsorted: rows earlier than the row before them of the same series.
-        duplicates: rows with the series and the time of an earlier row.
-        gaps: rows missing between the first and the last of their series, or `end`.
+        unsorted: rows that are earlier than the row before them in the same series.
+        duplicates: rows that have the series and the time of an earlier row.
+        gaps: rows that are missing between the first and the last row of a series, or its `end`.
         with_gaps: series that have gaps.
-        missing: numbers missing in the rows of the table.
-        filled: numbers that were filled in, those of gaps included.
+        missing: numbers that are missing in the rows of the table.
+        filled: numbers that were filled in, including those in gaps.
         trimmed: rows of a wide table before a series' first number and after its last.
-        early: series whose last row is before the last of the table.
+        early: series that end before the latest time of the table.
     """
 
     rows: int
@@ -49,27 +49,29 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """S series end to end, R rows in all, C channels each.
+    """S series of C channels each, stored end to end in R rows.
 
     Attributes:
         ids: str (S,), the names of the series.
-        start: datetime64[s] (S,), or int64 (S,) where time is a count; the time of the first row.
-        frequency: a pandas offset alias such as "h", "D", "MS", or an offset, kept as its canonical
-            alias ("60min" is "h"); or "1" steps where time is a count.
-        offsets: int64 (S + 1,); the rows of series s are offsets[s] to offsets[s + 1].
+        start: the time of each series' first row, datetime64[s] (S,), or int64 (S,) if times are
+            counts.
+        frequency: a pandas offset alias such as "h", "D", "MS", or an offset, which is stored as
+            its canonical alias ("60min" is "h"); or a whole number such as "1" if times are counts.
+        offsets: int64 (S + 1,); the rows of series s are offsets[s] to offsets[s + 1] - 1.
         values: float32 (R, C).
         channels: names of the C channels.
         known: float32 (R, K), covariates whose future is known, such as holidays; K may be 0.
-        past: float32 (R, P), covariates that are known up to now only.
-        static: float32 (S, Q), one row a series.
-        known_names, past_names, static_names: of the covariates' columns.
-        report: of reading them; None for series that were not read from a table.
-        zone: such as "Europe/Berlin", whose clock the calendar reads, for steps shorter than a day,
-            whose times are of UTC; "" for UTC. Longer steps have local dates, and no zone.
+        past: float32 (R, P), covariates whose future is not known.
+        static: float32 (S, Q), one row for each series.
+        known_names, past_names, static_names: names of the covariates' columns.
+        report: the counts from reading the table; None for series that were not read from a table.
+        zone: for steps shorter than a day, a time zone such as "Europe/Berlin" whose clock the
+            calendar reads, while the times are in UTC; "" for the clock of UTC. Steps of a day or
+            longer have local dates and no zone.
 
     Raises:
-        ValueError: arrays whose shapes do not fit together; values or covariates that are not
-            finite float32; an unknown frequency, or a start that is off it.
+        ValueError: the shapes of the arrays do not fit together; values or covariates are not
+            finite float32; the frequency is unknown; or a start is not one of its times.
     """
 
     ids: np.ndarray
@@ -95,7 +97,7 @@ class Series:
                 f"zone must be '' for steps of {self.frequency!r}, whose times are local dates or "
                 f"counts, got {self.zone!r}"
             )
-        grid.on_the_clock(self.start, self.zone)  # a zone that is known
+        grid.on_the_clock(self.start, self.zone)  # raises if the zone is unknown
         count, rows = len(self.ids), len(self.values)
         shapes = {
             "start": (count,),
@@ -176,11 +178,11 @@ class Series:
         return np.diff(self.offsets)
 
     def index(self) -> np.ndarray:
-        """The number of the series of each row, int32 (R,)."""
+        """The index of each row's series, int32 (R,)."""
         return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
 
     def times(self) -> np.ndarray:
-        """The time of each row, (R,), of the dtype of `start`.
+        """The time of each row, (R,), in the dtype of `start`.
 
         >>> months = from_arrays(["a"], [[5, 6]], start="2024-01-31", frequency="ME")
         >>> months.times().astype("datetime64[D]")
@@ -210,15 +212,15 @@ class Series:
 def check_rounding(
     numbers: np.ndarray, what: str, ids: np.ndarray | None = None, code: np.ndarray | None = None
 ) -> None:
-    """Raise `ValueError` where float32 rounds numbers by over a hundredth of their range.
+    """Raise `ValueError` if float32 rounds numbers by more than a hundredth of their range.
 
-    Ranges of the order of float64's own rounding are those of a constant.
+    A range that is not larger than the rounding of float64 is taken for a constant, and passes.
 
     Args:
-        numbers: (N,), of one series, or each of series `ids[code]`.
-        what: they are, for the message.
-        ids: (S,).
-        code: int (N,).
+        numbers: (N,), the numbers of one series, or of several with `ids` and `code`.
+        what: what the numbers are, for the message.
+        ids: (S,), the ids of several series.
+        code: int (N,), the index in `ids` of each number's series.
 
     >>> check_rounding(np.array([167772161.0, 167772163.0]), "meter")
     Traceback (most recent call last):
@@ -249,10 +251,10 @@ def check_rounding(
 
 
 def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranges of rows, first to last - 1, end to end.
+    """Put N ranges of rows, each from first to last - 1, end to end.
 
     Returns:
-        The offsets of the N ranges, int64 (N + 1,), and all their rows, int64.
+        The offsets of the ranges, int64 (N + 1,), and all their rows, int64.
 
     >>> ranges(np.array([5, 1]), np.array([7, 4]))
     (array([0, 2, 5]), array([5, 6, 1, 2, 3]))
@@ -262,7 +264,7 @@ def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def taken(series: Series, number: np.ndarray, first: np.ndarray, last: np.ndarray) -> Series:
-    """Rows first to last - 1 of the series of these numbers, (N,) each, as N series."""
+    """N series from the rows first to last - 1 of the series with these indices; all are (N,)."""
     offsets, rows = ranges(first, last)
     return replace(
         series,
@@ -288,24 +290,24 @@ def from_arrays(
     past: Mapping[str, Columns] | None = None,
     static: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> Series:
-    """Series from a list of arrays of any lengths, such as the rows of M4, which has no dates.
+    """Make series from a list of arrays of any lengths, such as the rows of M4, without dates.
 
     Args:
         ids: (S,), all different.
         values: S arrays of shape (T,) or (T, C), of any lengths.
-        start: the time of the first row, one for all series or (S,): integers or dates.
-        frequency: "1" where time is a count, else a pandas alias such as "h", or an offset.
+        start: the time of the first row, an integer or a date; one for all series, or (S,).
+        frequency: "1" if times are counts, else a pandas alias such as "h", or an offset.
         channels: names of the C channels.
-        known: covariates by name, S arrays of shape (T,) each, as long as the values: those whose
-            future is known.
-        past: covariates known up to now only, in the same form.
-        static: by name, (S,) numbers.
+        known: covariates whose future is known, by name: S arrays of shape (T,) each, as long as
+            the values.
+        past: covariates whose future is not known, in the same form.
+        static: static covariates by name, (S,) numbers each.
 
     Raises:
-        ValueError: an id that occurs twice, another shape, a number that is not finite, or numbers
-            that differ by less than float32 can tell.
+        ValueError: an id occurs twice, a shape is wrong, a number is not finite, or numbers differ
+            by less than float32 can tell.
 
-    M4 has one series in each row, with blanks after its end:
+    M4's table has one series in each row, with blanks after the end of the series:
 
         frame = pandas.read_csv("Hourly-train.csv.gz", index_col=0)
         series = from_arrays(frame.index, [row[~np.isnan(row)] for row in frame.to_numpy()])
@@ -362,7 +364,7 @@ def from_arrays(
 def _covariates(
     kind: str, given: Mapping[str, Columns], ids: np.ndarray, offsets: np.ndarray | None = None
 ) -> np.ndarray:
-    """Columns of S arrays each as a table (R, K); without offsets one row for each series."""
+    """Make a table (R, K) from K columns of S arrays; without offsets, each series has one row."""
     offsets = np.arange(len(ids) + 1) if offsets is None else offsets
     table = np.empty((offsets[-1], len(given)), np.float32)
     for j, (name, arrays) in enumerate(given.items()):
@@ -380,9 +382,9 @@ def _covariates(
 
 
 def as_time(time: object, name: str, frequency: str) -> np.ndarray:
-    """Integers as int64, and dates as datetime64[s], of any shape.
+    """Convert integers to int64 and dates to datetime64[s], in any shape.
 
-    Those with a zone are local for steps of a day and more, and of UTC for others.
+    Dates with a zone become local dates if steps are a day or longer, and times in UTC otherwise.
     """
     array = np.asarray(time)
     if array.dtype == object:

@@ -1,4 +1,4 @@
-"""Windows of series: origins, splits for training and evaluation, and the rows of a window."""
+"""Windows of series: their origins, splits for training and evaluation, and a window's rows."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -11,8 +11,8 @@ from jaxops.forecast.data import grid
 from jaxops.forecast.data.series import Series, as_time, taken
 
 Windows = dict[str, np.ndarray]
-"""Columns `series` and `origin`, int32 (W,): the number of the series, and the row of the
-first step to forecast; where targets are partial, `steps` too: how many of theirs are known."""
+"""Columns `series` and `origin`, int32 (W,): the index of the series, and the row of the first step
+to forecast. Windows with partial targets also have `steps`, the number of known target steps."""
 Rows = np.ndarray
 """int64 (S, 2): for each series the first row of a range, and the row after its last."""
 Count = int | float | None
@@ -21,14 +21,16 @@ Count = int | float | None
 def gather(values: jax.Array, origin: jax.Array, start: int, stop: int) -> jax.Array:
     """The rows origin + start to origin + stop - 1 of each window.
 
-    Pure and traceable. The rows have to exist, as they do for windows of `origins`: a window that
-    reaches beyond the first or the last row of `values` is moved inwards, without an error.
+    The function is pure and can be traced. The rows must exist, as they do for windows of
+    `origins`: a window that reaches beyond the first or the last row of `values` is moved inwards,
+    without an error.
 
     Args:
         values: (R, C), C may be 0.
         origin: int32 (B,).
-        start: of the window, relative to its origin: -L for a context of L rows.
-        stop: its end, relative too: 0 for the context, H for a target of H rows.
+        start: the window's first row relative to its origin: -L for a context of L rows.
+        stop: the end of the window relative to its origin: 0 for the context, H for a target of H
+            rows.
 
     Returns:
         (B, stop - start, C).
@@ -38,17 +40,17 @@ def gather(values: jax.Array, origin: jax.Array, start: int, stop: int) -> jax.A
     Array([[1., 2., 3.],
            [3., 4., 5.]], dtype=float32)
     """
-    # the fastest of nine ways on a CPU; jnp.take takes up to 1.4x (clip) or 1.9x (fill) the time
+    # the fastest of nine ways on a CPU; jnp.take needs up to 1.4x (clip) or 1.9x (fill) the time
     return jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(values, i + start, stop - start))(origin)
 
 
 class Split(NamedTuple):
-    """Ranges of rows of each series that may be forecast; a window's context may lie before them.
+    """Ranges of each series' rows that are targets. A window's context may lie before its range.
 
     Attributes:
-        train: int64 (S, 2), to learn from.
-        validation: to choose models and settings.
-        test: to evaluate, once.
+        train: int64 (S, 2), the rows to train on.
+        validation: the rows to choose models and settings with.
+        test: the rows to evaluate on, once.
     """
 
     train: Rows
@@ -57,21 +59,21 @@ class Split(NamedTuple):
 
 
 def split(series: Series, train: Count, validation: Count, test: Count) -> Split:
-    """Split each series: the first rows to learn from, the next for validation, the next for test.
+    """Split each series: its first rows are for training, the next for validation, then for test.
 
     Args:
-        series: S of them.
-        train: a number of rows; a share of the series' rows (a float below 1, rounded down); or
-            None, for one of the three, which gets the rows that the other two leave.
-        validation: as `train`.
-        test: as `train`.
+        series: S series.
+        train: a number of rows, or a share of the series' rows (a float below 1, rounded down). One
+            of the three may be None; it gets the rows that the other two leave.
+        validation: a number, a share or None, see `train`.
+        test: a number, a share or None, see `train`.
 
     Raises:
-        ValueError: another number, or a series that is too short, which is named.
+        ValueError: a number or share is not valid, or a series, which is named, is too short.
 
-    ETT's 12, 4 and 4 months are `split(series, 8640, 2880, 2880)`; the shares common for
-    electricity and traffic `split(series, 0.7, None, 0.2)`; M4's hourly series, with the test rows
-    appended, `split(series, None, 48, 48)`.
+    Examples: ETT's 12, 4 and 4 months are `split(series, 8640, 2880, 2880)`. The usual shares for
+    electricity and traffic are `split(series, 0.7, None, 0.2)`. M4's hourly series, with the test
+    rows appended, need `split(series, None, 48, 48)`.
 
     >>> from jaxops.forecast import from_arrays
     >>> split(from_arrays(["a", "b"], [range(10), range(7)]), None, 2, 2).validation.tolist()
@@ -111,13 +113,15 @@ def split_by_time(series: Series, validation: object, test: object, end: object 
     """Split all series at the same times, so that no training row is later than a test row.
 
     Args:
-        series: S of them; a series may have no rows in a range.
-        validation: the first time of validation, a date or an integer as the series' times are.
-        test: the first time of test.
-        end: the time after test; the end of each series by default.
+        series: S series; a series may have no rows in a range.
+        validation: the first time of the validation rows, a date or an integer like the times of
+            the series.
+        test: the first time of the test rows.
+        end: the first time after the test rows; by default test lasts to the end of each series.
 
     Raises:
-        ValueError: times that do not rise, or are not of the kind of the series' times.
+        ValueError: the times do not rise, or they are dates and the series' times are counts, or
+            the reverse.
 
     >>> from jaxops.forecast import from_arrays
     >>> late = from_arrays(["a", "b"], [range(4), range(4)], start=[0, 2])
@@ -141,7 +145,7 @@ def split_by_time(series: Series, validation: object, test: object, end: object 
 def _first_last(
     series: Series, context: int, horizon: int, rows: Rows | None, partial: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last origin of each series; none where the last is before the first."""
+    """The first and last origin of each series. There is none if the last is below the first."""
     if context < 0 or horizon < 1:
         raise ValueError(
             "context must be at least 0 and horizon at least 1, got "
@@ -149,13 +153,13 @@ def _first_last(
         )
     rows = checked_rows(series, rows)
     last = rows[:, 1] - (1 if partial else horizon)
-    if series.known_names:  # those of all steps exist
+    if series.known_names:  # known covariates must exist for all steps
         last = np.minimum(last, series.offsets[1:] - horizon)
     return np.maximum(rows[:, 0], series.offsets[:-1] + context), last
 
 
 def checked_rows(series: Series, rows: Rows | None) -> Rows:
-    """Ranges of rows within each series, (S, 2); all rows for None."""
+    """Check ranges of rows within each series, (S, 2). None stands for all rows."""
     ends = np.stack([series.offsets[:-1], series.offsets[1:]], axis=1)
     rows = ends if rows is None else np.asarray(rows)
     if rows.shape != ends.shape or (rows < ends[:, :1]).any() or (rows > ends[:, 1:]).any():
@@ -167,10 +171,10 @@ def checked_rows(series: Series, rows: Rows | None) -> Rows:
 
 
 def too_short(series: Series, context: int, horizon: int, rows: Rows | None = None) -> np.ndarray:
-    """Which series have no window; see `origins`.
+    """Find the series that have no window; see `origins`.
 
     Returns:
-        bool (S,).
+        bool (S,), True for a series without a window.
     """
     first, last = _first_last(series, context, horizon, rows)
     return np.asarray(last < first)
@@ -186,26 +190,27 @@ def origins(
     short: Literal["error", "skip"] = "error",
     partial: bool = False,
 ) -> Windows:
-    """All windows whose target lies in a range of rows; their context may lie before it.
+    """All windows whose target lies in a range of rows. Their context may lie before the range.
 
     Args:
-        series: S of them.
-        context: L, rows before the origin, of the same series.
-        horizon: H, rows from the origin on.
+        series: S series.
+        context: L, the number of rows before the origin, in the same series.
+        horizon: H, the number of rows from the origin on.
         rows: the range of each series, such as `split(...).test`; all rows by default.
-        stride: rows between two origins of a series, counted from its last, which is always
-            included.
-        short: what to do with series without a window: "error", or "skip" them. To keep them,
-            lengthen them first (`padded`). `too_short` tells which they are.
-        partial: also windows whose target reaches beyond the range, of which at least one step
-            lies in it, for `direct(..., partial=True)`: the newest rows are learned from at each
-            step ahead, which short series need. With known covariates only where these are known.
+        stride: rows from one origin of a series to the next. They are counted back from the last
+            possible origin, which is always included.
+        short: what to do with series that have no window: "error", or "skip" to leave them out. To
+            keep them, lengthen them first with `padded`. `too_short` tells which they are.
+        partial: also return windows whose target begins in the range and ends beyond it. Use them
+            with `direct(..., partial=True)`: then the newest rows are targets at every step ahead,
+            which helps short series. If there are known covariates, they must exist for all steps
+            of a window.
 
     Returns:
-        The windows, series by series, in the order of time: columns for `jaxops.fit`.
+        The windows, series by series and in the order of time, as columns for `jaxops.fit`.
 
     Raises:
-        ValueError: a series without a window, which is named; or no windows at all.
+        ValueError: a series, which is named, has no window; or there are no windows at all.
 
     >>> from jaxops.forecast import from_arrays
     >>> two = from_arrays(["a", "b"], [range(5), range(4)])
@@ -243,18 +248,19 @@ def origins(
 def check_windows(
     ids: np.ndarray, offsets: np.ndarray, windows: Windows, context: int, horizon: int
 ) -> None:
-    """Check that the rows of each window lie within its series, as `gather` wants them.
+    """Check that the rows of each window lie within its series, as `gather` requires.
 
     Args:
-        ids: (S,), of the series.
-        offsets: (S + 1,), of their rows.
-        windows: W of them, from anywhere.
-        context: L, rows before each origin that will be read.
-        horizon: H, rows from the origin on; of partial windows their `steps`.
+        ids: (S,), the ids of the series.
+        offsets: (S + 1,), the offsets of their rows.
+        windows: W windows.
+        context: L, the number of rows that are read before each origin.
+        horizon: H, the number of rows from the origin on. Partial windows use their `steps`
+            instead.
 
     Raises:
-        ValueError: the number of a series that does not exist, or a window that reaches beyond its
-            series' first or last row; series and origin are named.
+        ValueError: the index of a series does not exist, or a window reaches beyond the first or
+            last row of its series; the message names the series and the origin.
 
     >>> from jaxops.forecast import from_arrays
     >>> two = from_arrays(["a", "b"], [range(5), range(4)])
@@ -282,15 +288,15 @@ def check_windows(
 
 
 def padded(series: Series, rows: int) -> Series:
-    """Lengthen short series at their beginning by repeats of the first row.
+    """Lengthen short series by repeating their first row at the beginning.
 
-    So series shorter than a model's context L can be used: `padded(series, L)` to forecast them,
-    `padded(series, L + H)` to train or evaluate on them. Add covariates of the calendar afterwards,
-    since the time of the first row moves.
+    With it you can use series that are shorter than a model's context L: `padded(series, L)` to
+    forecast them, and `padded(series, L + H)` to train or evaluate on them. Add covariates of the
+    calendar afterwards, because the time of the first row changes.
 
     Args:
-        series: S of them; those long enough stay as they are.
-        rows: the least number of rows of each.
+        series: S series. A series that is long enough does not change.
+        rows: the least number of rows of each series.
 
     >>> from jaxops.forecast import from_arrays
     >>> long = padded(from_arrays(["a", "b"], [[5, 6], [7, 8, 9]]), 3)
@@ -314,11 +320,11 @@ def padded(series: Series, rows: int) -> Series:
 
 
 def cut(series: Series, rows: Rows) -> Series:
-    """The series with a range of their rows each, such as the history up to an earlier origin.
+    """Keep a range of rows of each series, such as the history up to an earlier origin.
 
     Args:
-        series: S of them.
-        rows: the range of each, at least one row, such as `backtest(...)[0].train`.
+        series: S series.
+        rows: the range of each series, with at least one row, such as `backtest(...)[0].train`.
 
     >>> from jaxops.forecast import from_arrays
     >>> past = cut(from_arrays(["a", "b"], [range(4), range(3)]), np.array([[1, 3], [4, 6]]))
@@ -334,12 +340,12 @@ def cut(series: Series, rows: Rows) -> Series:
 
 
 class Fold(NamedTuple):
-    """One fit of a backtest.
+    """The rows and windows of one fit of a backtest.
 
     Attributes:
-        train: int64 (S, 2), rows to learn from: all before validation.
-        validation: int64 (S, 2), rows for validation: the last before the first origin.
-        test: windows to forecast with this fit, columns `series` and `origin`.
+        train: int64 (S, 2), the rows to train on: all rows before validation.
+        validation: int64 (S, 2), the rows for validation: the last rows before the first origin.
+        test: the windows to forecast with this fit, columns `series` and `origin`.
     """
 
     train: Rows
@@ -358,29 +364,31 @@ def backtest(
     validation: int = 0,
     short: Literal["error", "skip"] = "error",
 ) -> tuple[Fold, ...]:
-    """Windows at the last origins of each series, with the rows that were known at each.
+    """Make windows at the last origins of each series, with the rows that precede each fit.
 
-    One origin a series is a fixed origin, as in M4; more are a rolling origin (Tashman 2000). The
-    last target ends where its series does. Series that end at different times have different
-    origins; where a model must not learn one series' future from another, use `split_by_time`.
+    With one origin for each series this is a fixed-origin evaluation, as in M4; with more it is a
+    rolling-origin evaluation (Tashman 2000). The last target ends where its series ends. Series
+    that end at different times have different origins. If a model must not learn one series' future
+    from another series, use `split_by_time`.
 
     Args:
-        series: S of them.
-        context: L, rows before each origin.
-        horizon: H, rows from the origin on.
-        count: origins a series.
+        series: S series.
+        context: L, the number of rows before each origin.
+        horizon: H, the number of rows from the origin on.
+        count: number of origins of each series.
         step: rows from one origin to the next; H by default, so that targets do not overlap.
-        refit: origins for each fit; the next fold learns from all rows up to its own first
-            origin. One fit for all by default.
-        validation: rows before a fold's first origin that are kept for validation.
-        short: what to do with series that lack the rows: "error", or "skip", which leaves them
-            out of all folds' test.
+        refit: number of origins forecast with one fit. The next fold trains on all rows up to its
+            own first origin. By default one fit forecasts all origins.
+        validation: number of rows before a fold's first origin that are kept for validation.
+        short: what to do with series that are too short: "error", or "skip", which leaves them out
+            of the test windows of all folds.
 
     Returns:
-        The folds, the earliest first. Their windows together are S * count.
+        The folds, the earliest first. Together they have S * count windows, less those of skipped
+        series.
 
     Raises:
-        ValueError: a series that is too short, which is named; numbers that do not fit together.
+        ValueError: a series, which is named, is too short; or a number is out of its range.
 
     References:
         Tashman 2000, Out-of-sample tests of forecasting accuracy, IJF 16.

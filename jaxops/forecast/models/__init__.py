@@ -1,1 +1,1 @@
-"""Flax modules that forecast, their inputs and their outputs."""
+"""Flax modules for forecasting, their inputs and their outputs."""

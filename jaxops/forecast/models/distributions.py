@@ -12,7 +12,7 @@ from jaxops.forecast.models.outputs import Output, shifted
 from jaxops.task import recorded
 
 Array = jax.Array
-LEAST = 1e-4  # of a scale, in the units that the module sees
+LEAST = 1e-4  # the least scale, in the normalised units of the module
 
 
 class Distribution(Output):
@@ -34,7 +34,7 @@ class Distribution(Output):
 
     @abstractmethod
     def inverse(self, parameters: Array, u: Array) -> Array:
-        """The least x whose `cdf` is at least u; u and parameters (..., P) broadcast."""
+        """The smallest x whose `cdf` is at least u; u and parameters (..., P) broadcast."""
 
     def loss(self, parameters: Array, target: Array) -> Array:
         """The negative log likelihood, (...)."""
@@ -44,7 +44,7 @@ class Distribution(Output):
         """The quantile of each level, (..., Q).
 
         Raises:
-            ValueError: a level that is not between 0 and 1.
+            ValueError: a level is not between 0 and 1.
         """
         if not all(0 < level < 1 for level in levels):
             raise ValueError(f"levels must be numbers between 0 and 1, got {tuple(levels)}")
@@ -56,7 +56,7 @@ class Distribution(Output):
 @recorded
 @dataclass(frozen=True)
 class Gaussian(Distribution):
-    """A normal distribution. Parameters: mean and standard deviation, by softplus.
+    """A normal distribution. Parameters: mean, and standard deviation by softplus.
 
     >>> Gaussian().quantiles(jnp.array([3.0, 2.0]), (0.5,)).tolist()
     [3.0]
@@ -146,7 +146,7 @@ class StudentT(Distribution):
         between = abs(2 * u - 1)
 
         def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends  # of z / (1 + z)
+            low, high = ends  # bounds of z / (1 + z)
             middle = (low + high) / 2
             enough = _between(df, middle / (1 - middle)) >= between
             return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
@@ -175,8 +175,8 @@ def _between(df: Array, z: Array) -> Array:
 class NegativeBinomial(Distribution):
     """Counts. Parameters: mean m and dispersion a; the variance is m + a m^2.
 
-    Salinas et al. 2020, arXiv:1704.04110. Scaling multiplies m and leaves a. The dispersion is at
-    least 0.001, close to Poisson, which has 0.
+    Salinas et al. 2020, arXiv:1704.04110. Scaling multiplies m and does not change a. The
+    dispersion is at least 0.001. Its limit 0 is a Poisson distribution.
 
     >>> NegativeBinomial().quantiles(jnp.array([3.0, 0.5]), (0.1, 0.5, 0.9)).tolist()
     [0.0, 2.0, 7.0]
@@ -205,7 +205,7 @@ class NegativeBinomial(Distribution):
         """See `Distribution`; a density where x is not a whole number."""
         mean, a = parameters[..., 0], parameters[..., 1]
         more = jnp.log1p(a * mean)
-        # avoids a difference of large log-gammas
+        # this form avoids a difference of large log-gammas
         ways = -special.betaln(1 / a, x + 1) - jnp.log(1 / a + x)
         return ways - more / a + x * (jnp.log(a * mean) - more)
 
@@ -222,7 +222,7 @@ class NegativeBinomial(Distribution):
         most = mean + jnp.sqrt((mean + a * mean**2) * u / (1 - u))
 
         def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends  # too low, and high enough
+            low, high = ends  # low is too low, high is high enough
             middle = jnp.floor((low + high) / 2)
             enough = self.cdf(parameters, middle) >= u
             return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
@@ -235,7 +235,7 @@ class NegativeBinomial(Distribution):
         return parameters[..., 0]
 
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
-        """Draws (n, ...), Poisson with gamma distributed means."""
+        """Draws (n, ...) from Poisson distributions whose means are gamma distributed."""
         mean, a = jnp.moveaxis(parameters[None], -1, 0)
         rate, count = jax.random.split(key)
         rates = mean * a * jax.random.gamma(rate, 1 / a, (n, *mean.shape[1:]))
@@ -245,9 +245,10 @@ class NegativeBinomial(Distribution):
 @recorded(formerly={"of": "base"})
 @dataclass(frozen=True)
 class ZeroInflated(Distribution):
-    """Zero with an additional probability, else a draw of `base`: for intermittent demand.
+    """Zero with an additional probability, else a draw from `base`: for intermittent demand.
 
-    Parameters: that probability, then those of `base`. Lambert 1992, Technometrics 34.
+    Parameters: the additional probability of a zero, then the parameters of `base`. Lambert 1992,
+    Technometrics 34.
 
     Attributes:
         base: the distribution of the other values.
@@ -262,11 +263,11 @@ class ZeroInflated(Distribution):
 
     @property
     def size(self) -> int:
-        """One more than that of `base`."""
+        """One more than the size of `base`."""
         return 1 + self.base.size
 
     def parameters(self, raw: Array) -> Array:
-        """Probability of a zero, then those of `base`."""
+        """The additional probability of a zero, then the parameters of `base`."""
         zero = jnp.clip(jax.nn.sigmoid(raw[..., :1]), 1e-6, 1 - 1e-6)
         return jnp.concatenate([zero, self.base.parameters(raw[..., 1:])], -1)
 
@@ -277,7 +278,7 @@ class ZeroInflated(Distribution):
         return jnp.concatenate([parameters[..., :1], rest], -1)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
-        """See `Distribution`; at 0 the log probability of a zero, else a log density."""
+        """See `Distribution`: the log probability of a zero at 0, a log density elsewhere."""
         zero = parameters[..., 0]
         other = jnp.log1p(-zero) + self.base.log_prob(parameters[..., 1:], x)
         at_zero = jnp.log(zero)
@@ -291,7 +292,7 @@ class ZeroInflated(Distribution):
         return jnp.where(x < 0, 0, zero) + (1 - zero) * self.base.cdf(parameters[..., 1:], x)
 
     def inverse(self, parameters: Array, u: Array) -> Array:
-        """See `Distribution`; that of `base`, with a step at zero."""
+        """See `Distribution`. It is the inverse of `base` with a step at zero."""
         zero, rest = parameters[..., 0], parameters[..., 1:]
         below = jnp.zeros_like(u)
         if not self.base.discrete:

@@ -9,13 +9,13 @@ Array = jax.Array
 
 
 class Inputs(NamedTuple):
-    """The context of B windows of C channels, with covariates; their widths may be 0.
+    """The context of B windows of C channels, with covariates. The covariates' widths may be 0.
 
     Attributes:
         values: float32 (B, L, C).
-        past: float32 (B, L, P), covariates known up to the forecast's origin.
-        known: float32 (B, L + H, K), covariates whose future is known too.
-        static: float32 (B, Q), of the series.
+        past: float32 (B, L, P), covariates whose future is not known.
+        known: float32 (B, L + H, K), covariates whose future is known.
+        static: float32 (B, Q), static covariates of the series.
     """
 
     values: Array
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
         known: Array | None = None,
         static: Array | None = None,
     ) -> "Inputs":
-        """Inputs with covariates of width 0 where they are not given.
+        """Make inputs; covariates that are not given get width 0.
 
         Args:
             values: (B, L, C).
@@ -61,7 +61,7 @@ COVARIATES = ("past", "known", "static")
 
 
 def check(module: Any, inputs: Inputs, uses: tuple[str, ...] = ()) -> None:
-    """Raise `ValueError` unless the inputs fit the module; `uses` names its covariates."""
+    """Raise `ValueError` if the inputs do not fit the module; `uses` names its covariates."""
     name, length, horizon = type(module).__name__, module.context, module.horizon
     for field in ("context", "horizon"):
         if getattr(module, field) < 1:

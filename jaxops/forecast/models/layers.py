@@ -13,13 +13,13 @@ Array = jax.Array
 
 
 def kernel_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Kernels (..., inputs, outputs) uniform within 1 / sqrt(inputs)."""
+    """Initialise kernels (..., inputs, outputs) uniformly within 1 / sqrt(inputs)."""
     bound = shape[-2] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def bias_init(inputs: int) -> Any:
-    """Uniform within 1 / sqrt(inputs)."""
+    """An initialiser of biases, uniform within 1 / sqrt(inputs)."""
 
     bound = inputs**-0.5
 
@@ -30,12 +30,12 @@ def bias_init(inputs: int) -> Any:
 
 
 def linear(features: int, inputs: int, name: str) -> Dense:
-    """A dense layer with PyTorch's initial weights, which the authors of the modules used."""
+    """A dense layer with PyTorch's initial weights, as in the code of the modules' authors."""
     return Dense(features, kernel_init=kernel_init, bias_init=bias_init(inputs), name=name)
 
 
 def forecast_of(module: Any, raw: Array, loc: Array | None, scale: Array | None) -> Array:
-    """The output's parameters (B, H, C, P) in the values' own units, from raw (B, C, H * P)."""
+    """The output's parameters (B, H, C, P) in the units of the values, from raw (B, C, H * P)."""
     raw = raw.reshape(*raw.shape[:2], module.horizon, module.output.size).swapaxes(1, 2)
     return module.output.scaled(module.output.parameters(raw), loc, scale)
 
@@ -43,10 +43,10 @@ def forecast_of(module: Any, raw: Array, loc: Array | None, scale: Array | None)
 class Dropout(nn.Module):
     """Dropout whose mask is a hash of each element's position.
 
-    Like `flax.linen.Dropout`, except for the random numbers, which in these small modules would
-    take longer than the matrix products: a hash needs a few integer operations, fused with the
-    dropping. Two words of the "dropout" stream select the mask. It is the same on any number of
-    devices.
+    It works like `flax.linen.Dropout`, except that a hash replaces the random numbers. In these
+    small modules random numbers would take longer than the matrix products; the hash needs a few
+    integer operations, which are fused with the dropout. Two words of the "dropout" stream select
+    the mask. The mask is the same on any number of devices.
 
     Attributes:
         rate: probability of dropping an element, at least 0 and below 1.
@@ -59,7 +59,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """x; in training 0 where it is dropped, else x / (1 - rate)."""
+        """Return x. In training, dropped elements are 0 and the others are x / (1 - rate)."""
         if not 0 <= self.rate < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.rate}")
         if not train or self.rate == 0:

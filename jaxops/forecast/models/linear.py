@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 def moving_average(x: Array, kernel: int) -> Array:
-    """Centred means of `kernel` steps along axis -2, with the ends repeated beyond the edges.
+    """Centred means of `kernel` steps along axis -2; the edge values are repeated beyond the ends.
 
     >>> moving_average(jnp.array([[0.0], [3.0], [6.0]]), 3).ravel().tolist()
     [1.0, 3.0, 5.0]
@@ -28,7 +28,7 @@ def moving_average(x: Array, kernel: int) -> Array:
     total, taken, rest = jnp.zeros_like(x), 0, kernel
     while (
         rest
-    ):  # sums of 1, 2, 4, ... steps: log2(kernel) additions, and less rounding than a cumsum
+    ):  # sums of 1, 2, 4, ... steps need log2(kernel) additions and round less than a cumsum
         if rest % 2:
             total, taken = total + block[..., taken : taken + length, :], taken + width
         block, width = block[..., :-width, :] + block[..., width:, :], 2 * width
@@ -45,7 +45,7 @@ def _over_time(values: Array, kernel: Array) -> Array:
 
 @recorded(formerly={"look_back": "context"})
 class NLinear(nn.Module):
-    """The last value plus one linear map of the differences from it.
+    """The last value plus a linear map of the differences from it.
 
     Zeng et al. 2023, arXiv:2205.13504. Kernel and bias are initialised uniformly within
     1 / sqrt(context), as in PyTorch and in the authors' code.
@@ -54,7 +54,7 @@ class NLinear(nn.Module):
         context: L, steps that the module reads.
         horizon: H, steps to forecast.
         output: a point, quantiles or a distribution, see `outputs`.
-        instance_norm: "last", as in the paper; "mean_std", "mean", "none": see `normalize`.
+        instance_norm: "last", as in the paper, or "mean_std", "mean" or "none"; see `normalize`.
         individual: whether each channel has its own map.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
@@ -73,7 +73,7 @@ class NLinear(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, or covariates.
+            ValueError: the inputs do not fit, or covariates are given.
         """
         check(self, inputs)
         x, loc, scale = normalize(inputs.values, self.instance_norm)
@@ -87,22 +87,22 @@ class NLinear(nn.Module):
 
 @recorded(formerly={"look_back": "context"})
 class DLinear(nn.Module):
-    """One linear map each of trend and remainder; the trend is a centred moving average.
+    """One linear map of the trend and one of the remainder; the trend is a centred moving average.
 
     Zeng et al. 2023, arXiv:2205.13504. Kernels and biases are initialised uniformly within
     1 / sqrt(context), as in PyTorch and in the authors' code.
 
-    The average is linear, so both maps are one product: with trend = A x and remainder x - A x, the
-    forecast is (S + A^T (T - S))^T x, and the average is applied to the kernels, which are smaller
-    than a batch.
+    The average is linear, so both maps are computed as one product. With trend = A x and remainder
+    x - A x, the forecast is (S + A^T (T - S))^T x. The average is applied to the kernels, which are
+    smaller than a batch.
 
     Attributes:
         context: L, steps that the module reads.
         horizon: H, steps to forecast.
         output: a point, quantiles or a distribution, see `outputs`.
-        instance_norm: "none", as in the paper; "mean_std", "last", "mean": see `normalize`.
+        instance_norm: "none", as in the paper, or "mean_std", "last" or "mean"; see `normalize`.
         individual: whether each channel has its own maps.
-        kernel: steps of the moving average, odd.
+        kernel: number of steps of the moving average, an odd number.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
     >>> jax.eval_shape(DLinear(8, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -121,7 +121,7 @@ class DLinear(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, covariates, or a kernel that is not odd.
+            ValueError: the inputs do not fit, covariates are given, or the kernel is not odd.
         """
         check(self, inputs)
         if self.kernel < 1 or self.kernel % 2 == 0:

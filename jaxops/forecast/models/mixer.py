@@ -25,14 +25,17 @@ class TimeMixing(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """(B, T, F) to the same shape."""
+        """Map (B, T, F) to the same shape."""
         steps = x.shape[1]
         y = linear(steps, steps, "time")(_norm(x, "norm").swapaxes(1, 2)).swapaxes(1, 2)
         return x + Dropout(self.dropout)(nn.relu(y), train)
 
 
 class FeatureMixing(nn.Module):
-    """A perceptron over features, with a residual connection, projected where widths differ."""
+    """A multi-layer perceptron over features, with a residual connection.
+
+    The residual is projected if the widths differ.
+    """
 
     features: int
     hidden: int
@@ -40,7 +43,7 @@ class FeatureMixing(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """(B, T, F) to (B, T, features)."""
+        """Map (B, T, F) to (B, T, features)."""
 
         def drop(x: Array) -> Array:
             return Dropout(self.dropout)(x, train)
@@ -54,7 +57,7 @@ class FeatureMixing(nn.Module):
 
 @recorded(formerly={"look_back": "context"})
 class TSMixer(nn.Module):
-    """Perceptrons over time and channels in turn, then a dense layer from context to horizon.
+    """Multi-layer perceptrons over time and channels in turn, then a dense layer to the horizon.
 
     Chen et al. 2023, arXiv:2303.06053. It mixes channels; see `TSMixerExt` for covariates.
 
@@ -63,9 +66,9 @@ class TSMixer(nn.Module):
         horizon: H, steps to forecast.
         output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        blocks: number of blocks, each a time mixing and a feature mixing.
+        blocks: number of blocks, each with a time mixing and a feature mixing.
         hidden: width of the hidden layer of the perceptrons over channels.
-        dropout: after each activation and each branch.
+        dropout: rate of the dropout after each activation and each branch.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
     >>> jax.eval_shape(TSMixer(8, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -85,7 +88,7 @@ class TSMixer(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, or covariates.
+            ValueError: the inputs do not fit, or covariates are given.
         """
         check(self, inputs)
         x, loc, scale = normalize(inputs.values, self.instance_norm)
@@ -100,20 +103,20 @@ class TSMixer(nn.Module):
 
 @recorded(formerly={"look_back": "context"})
 class TSMixerExt(nn.Module):
-    """TSMixer with covariates: the past is mapped to the steps of the horizon, then all is mixed.
+    """TSMixer with covariates: the past is mapped to the horizon's steps and mixed with the rest.
 
-    Chen et al. 2023, arXiv:2303.06053, section 4: past, known and static covariates. It mixes
-    channels.
+    Chen et al. 2023, arXiv:2303.06053, section 4. It takes past, known and static covariates. It
+    mixes channels.
 
     Attributes:
         context: L, steps that the module reads.
         horizon: H, steps to forecast.
         output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        blocks: number of blocks, each a time mixing and a feature mixing.
-        width: of the features that are mixed.
+        blocks: number of blocks, each with a time mixing and a feature mixing.
+        width: number of features that are mixed.
         hidden: width of the hidden layer of the perceptrons over features.
-        dropout: after each activation and each branch.
+        dropout: rate of the dropout after each activation and each branch.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), 4, known=jnp.ones((2, 12, 5)), static=jnp.ones((2, 1)))
     >>> jax.eval_shape(TSMixerExt(8, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -134,7 +137,7 @@ class TSMixerExt(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit.
+            ValueError: the inputs do not fit.
         """
         check(self, inputs, uses=COVARIATES)
         values, loc, scale = normalize(inputs.values, self.instance_norm)
@@ -161,7 +164,7 @@ class TSMixerExt(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A perceptron plus a dense layer, then layer norm."""
+    """The sum of a perceptron with one hidden layer and of a dense layer, then layer norm."""
 
     features: int
     hidden: int
@@ -170,7 +173,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """(..., inputs) to (..., features)."""
+        """Map (..., inputs) to (..., features)."""
         inputs = x.shape[-1]
         y = nn.relu(linear(self.hidden, inputs, "up")(x))
         y = linear(self.features, self.hidden, "down")(y)
@@ -181,23 +184,23 @@ class ResidualBlock(nn.Module):
 
 @recorded(formerly={"look_back": "context"})
 class TiDE(nn.Module):
-    """TiDE: a perceptron of the window and all covariates, then one of each step.
+    """TiDE: a multi-layer perceptron over the window and all covariates, then one for each step.
 
-    Das et al. 2023, arXiv:2304.08424; also with past covariates, which the paper leaves out. Every
-    channel is treated as a series of its own, with the same covariates.
+    Das et al. 2023, arXiv:2304.08424. It takes past covariates too, which the paper leaves out.
+    Every channel is treated as a series of its own, with the same covariates.
 
     Attributes:
         context: L, steps that the module reads.
         horizon: H, steps to forecast.
         output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        width: of hidden layers.
+        width: width of the hidden layers.
         encoder: number of blocks of the encoder.
         decoder: number of blocks of the decoder.
         per_step: width of the decoder's output for each step.
         projected: width that the covariates of a step are projected to.
-        temporal: width of the hidden layer of the perceptron of a step.
-        dropout: of every block.
+        temporal: width of the hidden layer of the perceptron for each step.
+        dropout: rate of the dropout in every block.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), 4, known=jnp.ones((2, 12, 5)), static=jnp.ones((2, 1)))
     >>> jax.eval_shape(TiDE(8, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -221,7 +224,7 @@ class TiDE(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit.
+            ValueError: the inputs do not fit.
         """
         check(self, inputs, uses=COVARIATES)
 
@@ -253,7 +256,7 @@ class TiDE(nn.Module):
         x = block(x, self.horizon * self.per_step, self.width, f"decoder_{self.decoder - 1}")
         steps = x.reshape(batch, channels, self.horizon, self.per_step)
         steps = jnp.concatenate([steps, future], -1)
-        # layer norm of a single number would be 0
+        # no layer norm here: that of a single number would be 0
         last = ResidualBlock(self.output.size, self.temporal, self.dropout, False, name="temporal")
         raw = last(steps, train).reshape(batch, channels, -1)
         raw += linear(self.horizon * self.output.size, self.context, "direct")(values)

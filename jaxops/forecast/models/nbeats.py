@@ -25,7 +25,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(..., inputs) to (..., features)."""
+        """Map (..., inputs) to (..., features)."""
         for i in range(self.depth):
             x = nn.relu(linear(self.width, x.shape[-1], f"dense_{i}")(x))
         return linear(self.features, x.shape[-1], "theta")(x)
@@ -34,11 +34,11 @@ class Perceptron(nn.Module):
 def basis(kind: str, context: int, horizon: int, degree: int) -> np.ndarray:
     """The basis functions of a block's coefficients, (N, context + horizon).
 
-    "trend" has the powers 0 to `degree` of time; "seasonality" cosines and sines of 0 to H / 2 - 1
-    cycles per horizon.
+    "trend" has the powers 0 to `degree` of time. "seasonality" has cosines and sines of 0 to
+    H / 2 - 1 cycles per horizon.
     """
     time = np.arange(-context, horizon) / horizon
-    if kind == "trend":  # within [-1, 1], so that high powers stay small
+    if kind == "trend":  # time is scaled into [-1, 1], so that high powers stay small
         return (time * horizon / max(context, horizon)) ** np.arange(degree + 1)[:, None]
     angle = 2 * np.pi * np.arange(max(1, horizon // 2))[:, None] * time
     return np.concatenate([np.cos(angle), np.sin(angle)])
@@ -48,7 +48,7 @@ def basis(kind: str, context: int, horizon: int, degree: int) -> np.ndarray:
 class NBEATS(nn.Module):
     """N-BEATS: each block subtracts its backcast from the window and adds its forecast.
 
-    Oreshkin et al. 2020, arXiv:1905.10437. Stacks of "generic" blocks can form any curve; with
+    Oreshkin et al. 2020, arXiv:1905.10437. Stacks of "generic" blocks can form any curve. With
     `stacks=("trend", "seasonality")` the model is interpretable, and the blocks of a stack share
     their weights. Every channel is treated as a series of its own. With `instance_norm="last"`
     forecasts start at the last value, as in the authors' code.
@@ -61,8 +61,9 @@ class NBEATS(nn.Module):
         stacks: the kind of each stack, "generic", "trend" or "seasonality".
         blocks: number of blocks of a stack.
         depth: number of hidden layers of a block.
-        width: of a hidden layer; the paper has 512, and 256 and 2048 for trend and seasonality.
-        degree: of the trend's polynomial.
+        width: width of a hidden layer. The paper has 512, and 256 for trend and 2048 for
+            seasonality.
+        degree: degree of the trend's polynomial.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), horizon=4)
     >>> model = NBEATS(8, 4, stacks=("trend", "seasonality"))
@@ -85,7 +86,7 @@ class NBEATS(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, covariates, or a stack of another kind.
+            ValueError: the inputs do not fit, covariates are given, or a stack has an unknown kind.
         """
         check(self, inputs)
         if not self.stacks or not set(self.stacks) <= set(STACKS):
@@ -121,7 +122,7 @@ class NBEATS(nn.Module):
 
 
 def interpolation(knots: int, steps: int) -> np.ndarray:
-    """Weights (knots, steps) of linear interpolation between knots spread over the steps.
+    """Weights (knots, steps) of linear interpolation between knots that are spread over the steps.
 
     >>> interpolation(2, 4)[1].tolist()
     [0.0, 0.25, 0.75, 1.0]
@@ -134,20 +135,20 @@ def interpolation(knots: int, steps: int) -> np.ndarray:
 class NHiTS(nn.Module):
     """N-HiTS: N-BEATS whose stacks work at different resolutions.
 
-    A stack sees maxima of `pool` steps and forecasts every `downsample`-th step, with linear
-    interpolation between, so that a long horizon takes few numbers. Challu et al. 2023,
-    arXiv:2201.12886. Every channel is treated as a series of its own.
+    Challu et al. 2023, arXiv:2201.12886. A stack reads the maxima of `pool` steps. It forecasts
+    every `downsample`-th step and interpolates linearly between them, so that a long horizon needs
+    few numbers. Every channel is treated as a series of its own.
 
     Attributes:
         context: L, steps that the module reads.
         horizon: H, steps to forecast.
         output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        pool: for each stack, the number of steps that it sees the maximum of.
-        downsample: for each stack, the steps from one forecast knot to the next.
+        pool: for each stack, the number of steps whose maximum it reads.
+        downsample: for each stack, the number of steps from one forecast knot to the next.
         blocks: number of blocks of a stack.
         depth: number of hidden layers of a block.
-        width: of a hidden layer.
+        width: width of a hidden layer.
 
     >>> x = Inputs.of(jnp.ones((2, 9, 3)), horizon=4)
     >>> jax.eval_shape(NHiTS(9, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -169,7 +170,8 @@ class NHiTS(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, covariates, or numbers of stacks that differ.
+            ValueError: the inputs do not fit, covariates are given, or `pool` and `downsample` are
+                for different numbers of stacks.
         """
         check(self, inputs)
         if len(self.pool) != len(self.downsample) or min((*self.pool, *self.downsample)) < 1:

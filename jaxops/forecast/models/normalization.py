@@ -1,4 +1,4 @@
-"""Normalisation of each window, undone in the forecast."""
+"""Normalisation of each window, which the forecast undoes."""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ def normalize(
 ) -> tuple[Array, Array | None, Array | None]:
     """Normalise each window and channel by itself: `(values - loc) / scale`.
 
-    "mean_std" uses the mean and sqrt(variance + epsilon), so that a constant window becomes zeros:
-    reversible instance normalisation (Kim et al. 2022, ICLR), without a learned affine map. "last"
-    subtracts the last value, as NLinear does. "mean" divides by the mean absolute value, or by 1
-    where all values are 0; it does not shift, as counts need (Salinas et al. 2020,
+    "mean_std" uses the mean and sqrt(variance + epsilon), so that a constant window becomes zeros.
+    This is reversible instance normalisation (Kim et al. 2022, ICLR) without a learned affine map.
+    "last" subtracts the last value, as NLinear does. "mean" divides by the mean absolute value, or
+    by 1 if all values are 0. It does not shift the values, which suits counts (Salinas et al. 2020,
     arXiv:1704.04110).
 
     Args:
@@ -27,7 +27,7 @@ def normalize(
         The normalised values (B, L, C); loc and scale, (B, 1, C), or `None` for 0 and 1.
 
     Raises:
-        ValueError: another `instance_norm`.
+        ValueError: `instance_norm` is unknown.
 
     >>> normalize(jnp.array([[[1.0], [3.0]]]), "last")[0].ravel().tolist()
     [-2.0, 0.0]

@@ -1,4 +1,4 @@
-"""What a module forecasts for each step: a point or quantiles; see also `distributions`."""
+"""Outputs of a module for each step: a point or quantiles; see also `distributions`."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ class Output(ABC):
     """Base class of outputs; parameters are (..., P) with P = `size`, targets (...).
 
     Attributes:
-        scale_only: whether it can be scaled but not shifted, as 0 has a meaning.
+        scale_only: whether the output can be scaled but not shifted, because 0 has a meaning.
     """
 
     scale_only: ClassVar[bool] = False
@@ -27,28 +27,29 @@ class Output(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """P, the numbers that a module gives for each step and channel."""
+        """P, the number of parameters that a module computes for each step and channel."""
 
     @abstractmethod
     def parameters(self, raw: Array) -> Array:
-        """Valid parameters from any numbers (..., P), such as a positive scale."""
+        """Turn any numbers (..., P) into valid parameters, such as a positive scale."""
 
     @abstractmethod
     def scaled(self, parameters: Array, loc: Array | None, scale: Array | None) -> Array:
-        """The parameters of `loc + scale * y`, from those of y.
+        """The parameters of `loc + scale * y`, from the parameters of y.
 
         Args:
             parameters: (..., P).
-            loc: broadcasts with parameters without their last axis, with as many axes; `None` is 0.
-            scale: of the same form, positive; `None` is 1.
+            loc: an array that broadcasts with (...), the shape of the parameters without their last
+                axis, and has as many axes; `None` is 0.
+            scale: a positive array of the same form; `None` is 1.
 
         Raises:
-            ValueError: a loc for an output that is `scale_only`.
+            ValueError: loc is given for an output that is `scale_only`.
         """
 
     @abstractmethod
     def loss(self, parameters: Array, target: Array) -> Array:
-        """The loss to minimise, (...): for a distribution the negative log likelihood."""
+        """The loss to minimise, (...). For a distribution it is the negative log likelihood."""
 
     @abstractmethod
     def mean(self, parameters: Array) -> Array:
@@ -121,12 +122,12 @@ class Point(Output):
 @recorded
 @dataclass(frozen=True)
 class Quantiles(Output):
-    """Quantiles that cannot cross: the middle one, and differences up and down from it.
+    """Quantiles that cannot cross: the middle one, and the differences up and down from it.
 
-    Differences are softplus of what the module gives.
+    The differences are the softplus of the module's numbers, so they are never negative.
 
     Attributes:
-        levels: of the quantiles, rising, between 0 and 1.
+        levels: levels of the quantiles, rising numbers between 0 and 1.
 
     References:
         Wen et al. 2017, arXiv:1711.11053, for the direct forecast of quantiles.
@@ -144,7 +145,7 @@ class Quantiles(Output):
         ends = (0.0, *levels, 1.0)
         if not levels or any(b <= a for a, b in itertools.pairwise(ends)):
             raise ValueError(f"levels must be rising numbers between 0 and 1, got {levels}")
-        object.__setattr__(self, "levels", levels)  # a list is not hashable, as jit needs
+        object.__setattr__(self, "levels", levels)  # jit needs a hashable value; a list is not
 
     @property
     def size(self) -> int:
@@ -157,7 +158,7 @@ class Quantiles(Output):
         quantiles = [raw[..., middle]]
         for i in range(
             middle + 1, self.size
-        ):  # a cumsum may add in another order, and the quantiles cross
+        ):  # a cumsum may add in another order, and then quantiles can cross
             quantiles.append(quantiles[-1] + steps[..., i])
         for i in reversed(range(middle)):
             quantiles.insert(0, quantiles[0] - steps[..., i])
@@ -173,16 +174,16 @@ class Quantiles(Output):
         return jnp.maximum(level * error, (level - 1) * error).sum(-1)
 
     def mean(self, parameters: Array) -> Array:
-        """The mean of a distribution with these quantiles, linear between them, with no tails."""
+        """The mean of a distribution that is linear between these quantiles and has no tails."""
         ends = np.array([-self.levels[0], *self.levels, 2 - self.levels[-1]])
         weights = (ends[2:] - ends[:-2]) / 2
         return (parameters * self._along(parameters, weights)).sum(-1)
 
     def quantiles(self, parameters: Array, levels: tuple[float, ...]) -> Array:
-        """Quantiles of other levels, linear between the trained ones.
+        """Quantiles of other levels, interpolated linearly between the trained quantiles.
 
         Raises:
-            ValueError: a level below the first or above the last.
+            ValueError: a level is below the first trained level or above the last.
         """
         trained, other = np.array(self.levels), np.array(levels, float)
         if len(other) and (other.min() < trained[0] or other.max() > trained[-1]):
@@ -195,7 +196,7 @@ class Quantiles(Output):
         share = (other - trained[below]) / gap
         low, high = parameters[..., below], parameters[..., above]
         between = low + self._along(low, share) * (high - low)
-        # exactly, since the formula may round
+        # trained levels are taken exactly, since the formula may round
         return jnp.where(self._along(low, share) == 1, high, between)
 
     def sample(self, parameters: Array, key: Array, n: int) -> Array:
@@ -209,12 +210,15 @@ class Quantiles(Output):
         return draws
 
     def _along(self, parameters: Array, numbers: Any = None) -> Array:
-        """Levels, or other numbers, along the last of as many axes as parameters have."""
+        """The levels, or other numbers, as an array with as many axes as the parameters.
+
+        They lie along the last axis.
+        """
         numbers = self.levels if numbers is None else numbers
         return jnp.asarray(numbers, jnp.float32).reshape(*[1] * (parameters.ndim - 1), -1)
 
 
 def shifted(x: Array, loc: Array | None, scale: Array | None) -> Array:
-    """loc + scale * x, x (..., P)."""
+    """loc + scale * x for x (..., P)."""
     x = x if scale is None else x * scale[..., None]
     return x if loc is None else x + loc[..., None]

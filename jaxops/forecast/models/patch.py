@@ -37,7 +37,7 @@ def patches(x: Array, patch: int, stride: int) -> Array:
 
 
 class PatchBlock(nn.Module):
-    """Attention and a perceptron, each with a residual connection and batch norm.
+    """Attention and a multi-layer perceptron, each with a residual connection and batch norm.
 
     Attention scores are added to those of the block before (He et al. 2020, arXiv:2012.11747), as
     in PatchTST's code.
@@ -51,7 +51,7 @@ class PatchBlock(nn.Module):
     def __call__(
         self, x: Array, before: Array | None, train: bool, mask: Array | None
     ) -> tuple[Array, Array]:
-        """x (B, N, D) to the same shape, and its scores (B, heads, N, N)."""
+        """Map x (B, N, D) to the same shape; also return the scores (B, heads, N, N)."""
         (batch, length, width), per_head = x.shape, x.shape[2] // self.heads
 
         def drop(x: Array, rate: float) -> Array:
@@ -78,23 +78,25 @@ class PatchBlock(nn.Module):
 class PatchTST(nn.Module):
     """A transformer over patches of one channel, the same for all channels.
 
-    Nie et al. 2023, arXiv:2211.14730, as in its code: the last value repeated `stride` times at the
-    end, learned positions, batch norm, and attention scores added up over the blocks.
-    A context of 336 makes PatchTST/42, and 512 PatchTST/64. The defaults are those for ETTh1 and
-    ETTh2; for larger data the paper has width 128, 16 heads, hidden 256, dropout 0.2.
+    Nie et al. 2023, arXiv:2211.14730. As in the paper's code, the last value is repeated `stride`
+    times at the end, positions are learned, normalisation is batch norm, and attention scores are
+    added up over the blocks. A context of 336 makes PatchTST/42, and 512 makes PatchTST/64. The
+    defaults are those for ETTh1 and ETTh2; for larger data the paper has width 128, 16 heads,
+    hidden 256, dropout 0.2.
 
     Attributes:
         context: L, steps that the module reads.
         horizon: H, steps to forecast.
         output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
-        patch: steps of a patch.
-        stride: steps from one patch to the next.
+        patch: number of steps of a patch.
+        stride: number of steps from one patch to the next.
         depth: number of blocks.
         heads: number of attention heads.
-        width: of a patch's vector.
+        width: width of a patch's vector.
         hidden: width of the perceptrons' hidden layer.
-        dropout: of patches' vectors, of each branch and inside the perceptrons.
+        dropout: rate of the dropout on the patches' vectors, on each branch and inside the
+            perceptrons.
 
     >>> x = Inputs.of(jnp.ones((2, 32, 3)), horizon=4)
     >>> jax.eval_shape(PatchTST(32, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -118,7 +120,8 @@ class PatchTST(nn.Module):
         """The output's parameters (B, H, C, P); rows where mask (B,) is False do not count.
 
         Raises:
-            ValueError: inputs that do not fit, covariates, or a patch longer than the context.
+            ValueError: the inputs do not fit, covariates are given, the width is not a multiple of
+                heads, or patch and stride do not fit the context.
         """
         check(self, inputs)
         if not 1 <= self.stride <= self.patch <= self.context:
@@ -149,8 +152,8 @@ class PatchTST(nn.Module):
 class ITransformer(nn.Module):
     """A transformer whose tokens are channels, each with its whole window.
 
-    Liu et al. 2024, arXiv:2310.06625. Past covariates are tokens too, and so are known ones with
-    their future, of which the paper's code uses the context only. It mixes channels.
+    Liu et al. 2024, arXiv:2310.06625. Past covariates are tokens too. Known covariates are tokens
+    with their future; the paper's code uses only their context. It mixes channels.
 
     Attributes:
         context: L, steps that the module reads.
@@ -159,9 +162,9 @@ class ITransformer(nn.Module):
         instance_norm: see `normalize`.
         depth: number of blocks.
         heads: number of attention heads.
-        width: of a token.
+        width: width of a token.
         hidden: width of the perceptrons' hidden layer.
-        dropout: of tokens and of each branch.
+        dropout: rate of the dropout on tokens and on each branch.
 
     >>> x = Inputs.of(jnp.ones((2, 32, 3)), 4, known=jnp.ones((2, 36, 2)))
     >>> jax.eval_shape(ITransformer(32, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -183,12 +186,12 @@ class ITransformer(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, static covariates, or a width that is not a multiple
-                of heads.
+            ValueError: the inputs do not fit, static covariates are given, or the width is not a
+                multiple of heads.
         """
         check(self, inputs, uses=("past", "known"))
         config = TransformerConfig(
-            vocabulary=1,  # tokens are given as vectors
+            vocabulary=1,  # unused: tokens are given as vectors
             context=1,
             depth=self.depth,
             heads=self.heads,

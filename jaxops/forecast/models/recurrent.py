@@ -16,12 +16,13 @@ Array = jax.Array
 
 @recorded(formerly={"look_back": "context", "layers": "depth", "context": "step_width"})
 class Recurrent(nn.Module):
-    """LSTM or GRU over the window and its covariates, then one perceptron for every step.
+    """LSTM or GRU over the window and its covariates, then one perceptron shared by all steps.
 
-    The last state is mapped to `step_width` numbers for each step of the horizon, and a perceptron
-    maps these and the step's known covariates to the forecast: the direct forecast of MQ-RNN (Wen
-    et al. 2017, arXiv:1711.11053). It mixes channels. Dropout is variational (Gal and Ghahramani
-    2016, arXiv:1512.05287), so `jaxops.monte_carlo` gives the mean and spread of forecasts.
+    The last state is mapped to `step_width` numbers for each step of the horizon. The perceptron
+    maps these numbers and the step's known covariates to the forecast. This is the direct forecast
+    of MQ-RNN (Wen et al. 2017, arXiv:1711.11053). It mixes channels. Dropout is variational (Gal
+    and Ghahramani 2016, arXiv:1512.05287), so `jaxops.monte_carlo` computes the mean and spread of
+    forecasts.
 
     Attributes:
         context: L, steps that the module reads.
@@ -29,11 +30,11 @@ class Recurrent(nn.Module):
         output: a point, quantiles or a distribution, see `outputs`.
         instance_norm: see `normalize`.
         cell: "lstm" or "gru".
-        width: of a state, and of the perceptron's hidden layer.
+        width: width of a state and of the perceptron's hidden layer.
         depth: number of recurrent layers.
         step_width: width of the vector for each step.
-        dropout: of the inputs of a layer, one mask for all steps.
-        recurrent_dropout: of the state that enters the gates.
+        dropout: rate of the dropout on the inputs of a layer, with one mask for all steps.
+        recurrent_dropout: rate of the dropout on the state that enters the gates.
 
     >>> x = Inputs.of(jnp.ones((2, 8, 3)), 4, known=jnp.ones((2, 12, 5)), static=jnp.ones((2, 1)))
     >>> jax.eval_shape(Recurrent(8, 4).init_with_output, jax.random.key(0), x)[0].shape
@@ -56,7 +57,7 @@ class Recurrent(nn.Module):
         """The output's parameters (B, H, C, P).
 
         Raises:
-            ValueError: inputs that do not fit, or another `cell`.
+            ValueError: the inputs do not fit, or `cell` is unknown.
         """
         check(self, inputs, uses=COVARIATES)
         values, loc, scale = normalize(inputs.values, self.instance_norm)

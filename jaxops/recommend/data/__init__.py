@@ -1,1 +1,1 @@
-"""From an event log to histories, splits and features."""
+"""Event logs: reading, histories, splits and features."""

@@ -1,4 +1,4 @@
-"""Ids and their places: what an id may be, and a log in the numbers of a known catalogue."""
+"""Ids and their indices in the catalogue; logs whose items are indices in a known catalogue."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,10 +11,10 @@ from jaxops.recommend.data.events import Events, Histories
 
 
 def as_text(ids: Iterable[Any], name: str, where: str = "") -> list[str]:
-    """Ids as text; `name` is the argument's, and `where` says which part of it.
+    """Ids as text; in messages `name` is the name of the argument, and `where` a part of it.
 
     Raises:
-        ValueError: ids that are neither text nor integers, or one text in place of a list.
+        ValueError: an id is neither text nor an integer, or a single text is given, not a list.
 
     >>> as_text(["007", 7], "allow")
     ['007', '7']
@@ -29,7 +29,7 @@ def as_text(ids: Iterable[Any], name: str, where: str = "") -> list[str]:
 
 
 def of_type(ids: Any, integers: bool) -> np.ndarray:
-    """Ids as int64 if these were integers and all of them can be, and as text otherwise.
+    """Ids as int64 if they were integers before and all of them can be, and as text otherwise.
 
     >>> of_type(["7", "10"], integers=True).tolist(), of_type(["7", "x"], integers=True).tolist()
     ([7, 10], ['7', 'x'])
@@ -46,7 +46,7 @@ def of_type(ids: Any, integers: bool) -> np.ndarray:
 
 
 def places(ids: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each id is among the known ids and then the new ones; and all of these.
+    """The index of each id among the known ids followed by the new ones; and all these ids.
 
     >>> places(np.array(["b", "c"]), np.array(["a", "b"]))
     (array([1, 2], dtype=int32), array(['a', 'b', 'c'], dtype='<U1'))
@@ -77,10 +77,10 @@ def same_ids(some: np.ndarray, others: np.ndarray) -> bool:
 
 
 def of_users(log: Events, users: Iterable[Any]) -> Events:
-    """The events of some users, by their ids, who are then all users of the log, in that order.
+    """A log with only the events of some users, given by their ids, in that order.
 
     Raises:
-        ValueError: ids that the log lacks, or twice the same.
+        ValueError: an id is not in the log, or is given twice.
 
     >>> log = Events(np.array([0, 1]), np.array([0, 0]), np.arange(2), np.ones(2, np.float32),
     ...              np.array(["ann", "bob"]), np.array(["tea"]))
@@ -104,7 +104,7 @@ def of_users(log: Events, users: Iterable[Any]) -> Events:
 
 
 def within(log: Events, count: int) -> tuple[Histories, np.ndarray]:
-    """The histories within a catalogue of `count`; how many other items each user took, (U,)."""
+    """The histories within a catalogue of `count`, and each user's number of other items, (U,)."""
     inside = log.item < count
     pairs = np.unique(np.stack([log.user[~inside], log.item[~inside]]), axis=1)
     return log.part(inside).histories(), np.bincount(pairs[0], minlength=len(log.users))

@@ -1,4 +1,4 @@
-"""From an event log to counts: of users and items, and of items of the same users."""
+"""Counts from an event log: of users and items, and of pairs of items of the same users."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def check_log(events: Events, known: int = 0) -> None:
 
     Args:
         events: the log.
-        known: number of items that the model knows already.
+        known: number of items that the model already knows.
 
     Raises:
         ValueError: no events, a weight that is negative or not finite, no weight above 0, or fewer
@@ -54,10 +54,10 @@ def interactions(events: Events) -> Any:
 def together(events: Events, backward: float = 1.0) -> Any:
     """The counts of pairs of items of the same users, (N, N) float32, a SciPy CSR array.
 
-    Element (i, j) is the number of pairs of events of one user in which j is taken after i, and
-    `backward` times the number of those in which it is taken before. A pair counts as the product
-    of its weights. The diagonal is that of X'X; with `backward` = 1 all of it is X'X, of which X
-    are the `interactions`.
+    Element (i, j) is the number of pairs of events of one user in which j is taken after i, plus
+    `backward` times the number of pairs in which j is taken before i. A pair counts as the product
+    of its weights. With X the `interactions`, the diagonal is that of X'X, and with `backward` = 1
+    the whole matrix is X'X.
 
     >>> log = Events(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.arange(4),
     ...              np.ones(4, np.float32), np.array(["ann", "bob"]), np.array(["tea", "jam"]))
@@ -75,15 +75,15 @@ def together(events: Events, backward: float = 1.0) -> Any:
 
 
 def _following(events: Events) -> Any:
-    """The part of X'X, diagonal included, of pairs whose second event is the later one.
+    """The part of X'X, with the diagonal, that comes from pairs whose second event is later.
 
-    The places of two events within a user differ first in one binary digit, where the earlier has 0
-    and the later has 1. So for each digit the pairs are a product of two sparse matrices, with a
-    row for each user and value of the digits above.
+    Compare the positions of two events of a user as binary numbers. In the first digit in which
+    they differ, the earlier event has 0 and the later has 1. So for each digit the pairs are a
+    product of two sparse matrices, with a row for each user and value of the higher digits.
     """
     from scipy import sparse
 
-    order = np.argsort(events.user, kind="stable")  # by user, and the order of time
+    order = np.argsort(events.user, kind="stable")  # by user, and then by time
     user, item = events.user[order].astype(np.int64), events.item[order]
     weight = np.asarray(events.weight, np.float32)[order]
     place = np.arange(len(user)) - np.searchsorted(user, user)
@@ -106,15 +106,15 @@ def recency(history: Array, padding: int, decay: float) -> Array:
 
     Args:
         history: (B, L) int32, oldest first.
-        padding: the number that stands for padding, which comes last, or a larger one.
-        decay: the weight of an event relative to the next.
+        padding: the number that stands for padding, which comes last; larger numbers do too.
+        decay: the weight of an event relative to the next one.
 
     Returns:
         (B, L) float32.
 
     References:
         Garg et al. 2019, Sequence and time aware neighborhood for session-based recommendations:
-        STAN, which weighs by the distance from the last event as well.
+        STAN, which also weighs by the distance from the last event.
 
     >>> recency(jnp.array([[4, 7, 9], [5, 9, 9]]), padding=9, decay=0.5).tolist()
     [[0.5, 1.0, 0.0], [1.0, 0.0, 0.0]]
@@ -125,7 +125,7 @@ def recency(history: Array, padding: int, decay: float) -> Array:
 
 
 def check_context(context: int | None) -> None:
-    """Raise `ValueError` for a number of last items that is neither None nor at least 1."""
+    """Raise `ValueError` if the number of last items is neither None nor at least 1."""
     if context is not None:
         whole("context", context, 1)
 

@@ -1,4 +1,4 @@
-"""An event log: which user took which item, and when."""
+"""Event logs: which user took which item, and when."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -51,7 +51,7 @@ class Histories(NamedTuple):
         return Histories(self.items[np.arange(starts[-1]) + moved], starts)
 
     def check(self, name: str, count: int) -> None:
-        """Raise `ValueError` for items outside a catalogue of `count`; `name` is the argument's."""
+        """Raise `ValueError` for items outside a catalogue of `count`; messages use `name`."""
         outside = np.flatnonzero((self.items < 0) | (self.items >= count))
         if len(outside):
             raise ValueError(
@@ -60,7 +60,7 @@ class Histories(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Counts that reading a log gives.
+    """Counts from the reading of a log.
 
     Attributes:
         rows: rows of the source.
@@ -90,9 +90,9 @@ class Events:
         user: (E,) int32, indices into `users`.
         item: (E,) int32, indices into `items`.
         time: (E,) float64 or int64, not decreasing.
-        weight: (E,) float32, how much an event counts.
-        users: (U,) the users' ids, str, or int64 where the source has integers.
-        items: (N,) the items' ids, likewise: the catalogue.
+        weight: (E,) float32, the weight of each event.
+        users: (U,) the users' ids, str, or int64 if the source has integers.
+        items: (N,) the items' ids, of the same types: the catalogue.
         user_features: columns of U rows.
         item_features: columns of N rows.
         report: counts from reading the log; None for a part of a log.

@@ -1,4 +1,4 @@
-"""Features of items and users: columns as numbers, read as in training."""
+"""Features of items and users: columns as numbers, read in the same way as in training."""
 
 import hashlib
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ class Features:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """How many columns `read` returns: C of `categories`, F of `numbers`."""
+        """The number of columns that `read` returns: C of `categories`, F of `numbers`."""
         return len(self.categories), len(self.numbers) + sum(n[3] for n in self.numbers)
 
     def read(self, columns: Columns, count: int) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ class Features:
             float32, standardised, 0 for a missing value.
 
         Raises:
-            ValueError: a missing column, another number of rows, or numbers in place of text.
+            ValueError: a missing column, another number of rows, or numbers instead of text.
         """
         columns = {name: columns[name] for name in self.names if name in columns}
         for name, column in columns.items():
@@ -103,16 +103,17 @@ class Features:
 @recorded
 @dataclass(frozen=True)
 class Catalogue:
-    """The items that `retrieval` scores: how many, their features, and how often each was taken.
+    """The items that `retrieval` scores: their number, features, and how often each was taken.
 
-    Catalogues with the same contents are equal. A model file names the size only, as the arrays are
-    in the state's `extra`.
+    Catalogues with the same contents are equal. A model file holds only the size, because the
+    arrays are in the state's `extra`.
 
     Attributes:
         size: N, the number of items.
         digest: a checksum of the arrays; empty in a task that was read from a file.
-        items: name -> (N, ...), what `TwoTower` reads of each item; None in a task from a file.
-        log_q: (N,) float32, the logarithm of each item's share of the training rows; likewise.
+        items: name -> (N, ...), the features of each item for `TwoTower`; None in a task that was
+            read from a file.
+        log_q: (N,) float32, the logarithm of each item's share of the training rows; None likewise.
     """
 
     size: int
@@ -127,7 +128,7 @@ class Catalogue:
         Args:
             events: the training log.
             features: how the items' columns are read.
-            known: how many items have an embedding of their own: those with events, or 0.
+            known: number of items that have their own embedding: those with events, or 0.
 
         Raises:
             ValueError: no events, a missing column, or another number of items with events.
@@ -155,8 +156,8 @@ class Catalogue:
     def arrays(self, features: Features) -> dict[str, Any]:
         """The state's `extra`: `items` and `log_q`.
 
-        In a task from a file they have the right shapes for the file's arrays, and `log_q` is NaN,
-        so that training that does not start from the file's state stops at its first step.
+        In a task that was read from a file they have the shapes of the file's arrays, and `log_q`
+        is NaN, so that training cannot start without the file's state.
         """
         if self.items is not None:
             return jax.tree.map(jnp.asarray, {"items": self.items, "log_q": self.log_q})

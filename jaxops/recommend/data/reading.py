@@ -1,4 +1,4 @@
-"""Files, frames and arrays to an event log."""
+"""Reading an event log from files, frames and arrays."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,11 +35,11 @@ def events(
 ) -> Events:
     """Read an event log.
 
-    Ids of a CSV file are text, so "007" stays "007"; integers of a frame, of arrays or of a Parquet
-    file stay integers, and "7" and 7 are one id of a known catalogue. The catalogue is in the order
-    of first appearance: first `items`, then the items of the log, then items that only
-    `item_features` has; users likewise. Events are sorted by time; events at equal times keep the
-    order of the source.
+    Ids of a CSV file are text, so "007" stays "007". Integers of a frame, of arrays or of a Parquet
+    file stay integers; "7" and 7 are the same id of a known catalogue. The catalogue begins with
+    `items`, then come the items of the log in the order of their first appearance, then items that
+    are only in `item_features`. The order of users is made in the same way. Events are sorted by
+    time; events at equal times keep the order of the source.
 
     Args:
         source: a CSV file (also .gz) or Parquet file, a pandas frame, or arrays by name.
@@ -54,11 +54,11 @@ def events(
             int64, or float64 with NaN for missing; text becomes an object array, "" for missing.
         repeats: which rows with the same user and item to keep: "keep" all, "distinct" one for
             each time, the "first" or the "last".
-        items: ids of a known catalogue, such as that of a trained recommender, whose type the ids
-            then have.
+        items: ids of a known catalogue, such as that of a trained recommender; the ids of the log
+            then get their type.
         header: names of the columns of a CSV file without a header line.
         separator: separator of the columns of a CSV file, by default a comma, or a semicolon or a
-            tab where the first line has it and no comma; " " is any number of blanks.
+            tab if the first line has it and no comma; " " stands for any number of spaces.
         encoding: encoding of a CSV file.
 
     Returns:
@@ -113,7 +113,7 @@ def features_of(source: Source, column: str, ids: np.ndarray) -> dict[str, np.nd
         ids: (N,) str; other rows of the table are left out.
 
     Raises:
-        ValueError: an id without a row, or with two.
+        ValueError: an id has no row, or has two.
 
     >>> features_of({"item": ["x", "y"], "price": [1, 2]}, "item", np.array(["y"]))["price"]
     array([2])
@@ -192,7 +192,7 @@ def _times(column: Any, what: str) -> np.ndarray:
         number = pd.to_numeric(column, errors="coerce").notna()
         if number.all():  # digits as text may be a date or a number
             first = column.iloc[0]
-            hint = "; make numbers of the text" if isinstance(first, str) else ""
+            hint = "; convert the text to numbers" if isinstance(first, str) else ""
             raise ValueError(f"{what} must be {wanted}, got {first!r}{hint}")
     dates = utc(column, what, wanted)
     unit = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[np.datetime_data(dates.dtype)[0]]

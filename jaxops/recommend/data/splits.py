@@ -12,10 +12,10 @@ class Split(NamedTuple):
     """Parts of one log, with the same ids.
 
     Attributes:
-        train: the events to train on.
-        validation: the events to predict when choosing a model.
+        train: the events for training.
+        validation: the events to predict in order to choose a model.
         test: the events to predict in the final test.
-        known: the earlier events of validation and test users who are not in train.
+        known: the earlier events of those validation and test users who are not in train.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aaab"), "item": list("xyzx")}, time=None)
@@ -72,10 +72,11 @@ def _same_ids(one: Events, other: Events) -> None:
 
 
 def k_core(events: Events, k: int) -> Events:
-    """The events of users and items that have at least k events each in the result.
+    """The events of users and items that each have at least k events in the result.
 
-    Users and items with fewer events are removed in turns until none is left; the others keep
-    their order and get new indices. Repeats count: a user who took one item k times has k events.
+    Users and items with fewer events are removed in turns until there are no such users and items.
+    The others keep their order and get new indices. Repeats count: a user who took one item k times
+    has k events.
 
     Args:
         events: the log.
@@ -117,9 +118,8 @@ def k_core(events: Events, k: int) -> Events:
 def leave_one_out(events: Events) -> Split:
     """Split off the last event of each user for test, and the one before it for validation.
 
-    A user with fewer than three events is only in train. Training holds events of some users that
-    are later than the test events of others; use `split_by_time` for a model that must not see the
-    future.
+    A user with fewer than three events is only in train. Some users have training events that are
+    later than the test events of others. If a model must not see the future, use `split_by_time`.
 
     Args:
         events: the log.
@@ -149,7 +149,7 @@ def split_by_time(
 ) -> Split:
     """Split by time, the same for all users: train, then validation, then test.
 
-    Validation and test also hold users and items that are not in train.
+    Validation and test may also have users and items that are not in train.
 
     Args:
         events: the log.
@@ -159,7 +159,8 @@ def split_by_time(
             `share`.
 
     Raises:
-        ValueError: a part without events, fewer than three events, or a share outside (0, 1/2).
+        ValueError: a part has no events, there are fewer than three events, or the share is outside
+            (0, 1/2).
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("abab"), "item": list("xyzx")}, time=None)
@@ -244,8 +245,8 @@ def check_leakage(
             event. "by_user": train has no event of the users of test.
 
     Raises:
-        ValueError: an event leaks, of which the message names user, item and time; or different
-            ids, or no events.
+        ValueError: an event leaks (the message names user, item and time); the ids differ; or there
+            are no events.
 
     >>> from jaxops import recommend
     >>> log = recommend.events({"user": list("aaab"), "item": list("xyzx")}, time=None)
@@ -280,10 +281,10 @@ def check_leakage(
 
 
 def _later_than_own(train: Events, test: Events) -> tuple[np.ndarray, np.ndarray]:
-    """Which events of train are later than their user's first event of test, or are that event."""
+    """Which train events are later than their user's first test event, or are that event."""
     none = len(test)
     first = np.full(len(test.users), none)
-    first[test.user[::-1]] = np.arange(none)[::-1]  # the last assignment, the earliest event, stays
+    first[test.user[::-1]] = np.arange(none)[::-1]  # the last assignment wins: the earliest event
     of_train = first[train.user]
     limit = test.time[np.minimum(of_train, none - 1)]
     has = of_train < none
@@ -296,7 +297,7 @@ def _later_than_own(train: Events, test: Events) -> tuple[np.ndarray, np.ndarray
 
 
 def _from_end(events: Events) -> tuple[np.ndarray, np.ndarray]:
-    """The number of events of each user, and the place of each event from its user's last (1)."""
+    """Each user's number of events, and each event's position counted from the user's last (1)."""
     order = np.argsort(events.user, kind="stable")
     count = np.bincount(events.user, minlength=len(events.users))
     place = np.empty(len(events), np.int64)

@@ -64,7 +64,7 @@ class Blend:
 
 
 def members_of(blended: Recommender) -> list[Recommender]:
-    """The recommenders of which a blend is made.
+    """The recommenders that a blend combines.
 
     >>> from jaxops import recommend as r
     >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)
@@ -88,11 +88,11 @@ def blend(
         temperatures: the temperature of each recommender; by default 1.
 
     Returns:
-        A model with the reader of the first; a `Recommender` where that is one.
+        A model with the reader of the first model; or a `Recommender`, if the first is one.
 
     Raises:
-        ValueError: no recommender, another number of weights or temperatures, a weight below 0 or
-            a temperature that is not above it, no weight above 0, or different items.
+        ValueError: there is no recommender; the number of weights or temperatures differs; a weight
+            is below 0; a temperature is not above 0; no weight is above 0; or the items differ.
 
     >>> from jaxops import recommend as r
     >>> log = r.events({"user": ["a", "a", "b"], "item": ["x", "y", "x"]}, time=None)

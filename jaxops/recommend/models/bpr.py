@@ -26,15 +26,16 @@ class BPR:
 
         w softplus(x_uj - x_ui) + l2 / 2 (|p_u|^2 + |q_i|^2 + |q_j|^2),  x_ui = p_u . q_i + b_i,
 
-    with AdaGrad on the rows touched; a negative is drawn on the device for each event of a step.
+    with AdaGrad on the rows of each step; for each event a negative is drawn on the device.
 
-    A query is the p that minimises this same loss for the history given, the items held fixed and
-    averaged over 128 negatives that are the same for all: a convex problem of D unknowns, solved
-    with the Hessian's upper bound, so that no step can fail. Known users are scored in that way
-    too: the same history gives the same list. An empty history is ranked by the biases.
+    A query is the vector p that minimises the same loss for the given history, with fixed items and
+    the mean over 128 negatives, which are the same for all users. This is a convex problem with D
+    unknowns; it is solved with an upper bound of the Hessian, so that no step can fail. Known users
+    are scored in the same way, so equal histories give equal lists. For an empty history the biases
+    rank the items.
 
-    `fit` with parameters goes on from the item factors, on the new events alone, with the users'
-    factors folded in from these.
+    `fit` with parameters continues from the item factors on the new events only; the users' factors
+    are computed from these events.
 
     Attributes:
         factors: D, size of a vector.
@@ -124,7 +125,7 @@ class BPR:
         return jnp.concatenate(parts)[: len(events.users)]
 
     def queries(self, params: Any, history: Array) -> Array:
-        """The users' factors and a 1 for the bias, (B, D + 1) float32, of histories (B, L)."""
+        """The users' factors and a 1 for the bias, (B, D + 1) float32, for histories (B, L)."""
         table = self.table(params)
         size, width = len(table), table.shape[1] - 1
         taken = history < size

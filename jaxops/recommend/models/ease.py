@@ -132,7 +132,7 @@ class EASE:
 
 @jax.jit
 def _weights(gram: Array, l2: Array) -> Array:
-    """B from X'X, scaled to a unit diagonal first: float32 loses rare items beside popular ones."""
+    """B from X'X, scaled to a unit diagonal first, so that float32 keeps rare items exact."""
     identity = jnp.eye(len(gram), dtype=jnp.float32)
     scale = jnp.sqrt(jnp.diagonal(gram) + l2)
     with jax.default_matmul_precision("highest"):
@@ -142,7 +142,7 @@ def _weights(gram: Array, l2: Array) -> Array:
 
 
 def _inverse(a: Array) -> Array:
-    """The inverse of a positive definite matrix, by halves and the Schur complement.
+    """The inverse of a positive definite matrix, by halves with the Schur complement.
 
     Nearly all work is in matrix products, which on a CPU is six times as fast as solving with one
     Cholesky factor of the whole matrix.

@@ -34,7 +34,7 @@ class IALS:
     `fit` with parameters starts from the item factors and uses the new events only. The old events
     enter the loss as the quadratic (y_i - old)' A_i (y_i - old) around the old factor, where A_i is
     the old users' Gram matrix plus, for each of item i's own events, their mean square. So an item
-    without new events hardly moves. New events of a known user count as those of a new user.
+    without new events hardly changes. New events of a known user count as those of a new user.
 
     Attributes:
         factors: D, size of a vector.
@@ -133,7 +133,7 @@ class IALS:
     def sweep(
         self, users: Array, items: Array, by_user: "Blocks", by_item: "Blocks", prior: "Prior"
     ) -> tuple[Array, Array]:
-        """New user factors (U, D) given the items', then item factors (N, D) given the users'."""
+        """New user factors (U, D) from the items', then item factors (N, D) from the users'."""
         users = self._half(users, items, by_user, self.nothing(), by_item.size)
         return users, self._half(items, users, by_item, prior, prior.users + by_user.size)
 
@@ -182,7 +182,7 @@ class Prior(NamedTuple):
 
 
 def by_length(log: Any) -> tuple[Any, np.ndarray]:
-    """The log with rows and columns sorted by length and no empty rows; and the columns' order.
+    """The log without empty rows, its rows and columns sorted by length; and the columns' order.
 
     Rows of similar length are then a slice of the factors, which is faster than a scatter.
     """
@@ -210,7 +210,7 @@ class Blocks(NamedTuple):
     def of(cls, matrix: Any) -> "Blocks":
         """The blocks of a SciPy CSR array whose rows are sorted by length."""
         lengths = np.diff(matrix.indptr)
-        # few programs for a small log
+        # a small log needs only few programs
         chosen = least_padding(lengths, min(PROGRAMS, 1 + 8 * matrix.nnz // EVENTS_AT_ONCE))
         stops = np.searchsorted(lengths, chosen, side="right")
         cuts = zip(chosen, [0, *stops[:-1]], stops, strict=True)
@@ -235,7 +235,7 @@ class Blocks(NamedTuple):
 def least_padding(lengths: np.ndarray, most: int) -> np.ndarray:
     """At most `most` lengths, ascending, that rows of all `lengths` fit in with the least padding.
 
-    They are chosen among candidates 15 % apart by dynamic programming; each is one more program.
+    Dynamic programming chooses them among candidates that are 15 % apart. Each needs one program.
 
     >>> least_padding(np.array([2, 2, 2, 2, 9, 9, 10]), most=2).tolist()
     [2, 10]
@@ -260,13 +260,13 @@ def least_padding(lengths: np.ndarray, most: int) -> np.ndarray:
 
 
 class Held(NamedTuple):
-    """What is fixed while one side is solved, in the basis where the other's Gram is diagonal.
+    """The values that are fixed while one side is solved, in the basis of a diagonal Gram matrix.
 
     Attributes:
         table: (S, D), the factors of the other side.
         spectrum: (D,), the diagonal, times `unobserved`.
-        prior: (R or 1,), what the old events add to a row's diagonal.
-        right: (R or 1, D), what the old events add to its right-hand side.
+        prior: (R or 1,), is added to a row's diagonal for the old events.
+        right: (R or 1, D), is added to its right-hand side for the old events.
         counts: (R or 1,), summed weights of the old events.
         others: (), the number of rows that the other side has ever had.
     """
@@ -359,14 +359,14 @@ def _cholesky_solve(a: Array, b: Array) -> Array:
 def conjugate_gradients(
     rows: Array, weight: Array, diagonal: Array, right: Array, x: Array, steps: int
 ) -> Array:
-    """As `solve`, by Jacobi-preconditioned conjugate gradients from x (B, D).
+    """The result of `solve`, by Jacobi-preconditioned conjugate gradients from x (B, D).
 
     Args:
-        rows: as in `solve`, like the next three.
+        rows: see `solve`, also for `weight`, `diagonal` and `right`.
         weight: (B, L).
         diagonal: (B, D).
         right: (B, D).
-        x: (B, D), where to start.
+        x: (B, D), the start.
         steps: number of steps.
     """
     root = jnp.sqrt(weight)

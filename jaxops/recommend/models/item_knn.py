@@ -1,4 +1,4 @@
-"""Item-based k nearest neighbours: items that the same users took as those in the history."""
+"""Item-based k nearest neighbours: items that users took together with those in the history."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -115,7 +115,7 @@ class ItemKNN:
         other = row != column
         row, column, value = row[other], column[other], gram.data[other]
         value = value / (norm[row] * norm[column] + self.shrink)
-        order = np.lexsort((column, -value, row))  # equal values in the order of the catalogue
+        order = np.lexsort((column, -value, row))  # equal values stay in the catalogue's order
         row, column, value = row[order], column[order], value[order]
         rank = np.arange(len(row)) - np.searchsorted(row, row)
         near = rank < self.neighbours

@@ -21,12 +21,12 @@ class Popularity:
     """An item's score is the summed weight of its events, the same for every user.
 
     With a `half_life` an event counts 2^(-age / half_life), where the age is measured at the log's
-    last event. `fit` with parameters adds new events and ages the older ones accordingly.
+    last event. `fit` with parameters adds new events and lowers the weight of older ones.
 
     Attributes:
-        half_life: in the unit of the log's times: of dates, in seconds; None counts all events
-            equally.
-        context: 1, the smallest value, as the history does not matter.
+        half_life: the time after which an event counts half, in the unit of the log's times, which
+            is seconds for dates. None counts all events equally.
+        context: 1, the smallest value, because the history does not matter.
 
     >>> log = Events(np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([0, 0, 7]),
     ...              np.ones(3, np.float32), np.array(["ann", "bob"]), np.array(["tea", "jam"]))
@@ -59,8 +59,8 @@ class Popularity:
             ValueError: see `check_log`.
 
         Warns:
-            UserWarning: a half-life of less than 400 seconds, where the times are dates: it may be
-                meant in days.
+            UserWarning: the times are dates and the half-life is less than 400 seconds; perhaps it
+                is meant in days.
         """
         old: Any = np.zeros(0) if params is None else np.asarray(params["score"])
         check_log(events, len(old))
@@ -71,8 +71,8 @@ class Popularity:
         weight = events.weight * self._share(last - np.asarray(events.time, np.float64))
         if self.half_life and self.half_life < 400 and 1e8 < last < 1e10:
             warnings.warn(
-                f"half_life={self.half_life} is in seconds, as the times are seconds since 1970; a "
-                "day has 86,400",
+                f"half_life={self.half_life} is in seconds, because the times are seconds since "
+                "1970; a day has 86,400",
                 stacklevel=2,
             )
         score = np.bincount(events.item, weight, minlength=len(events.items))

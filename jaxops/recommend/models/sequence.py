@@ -37,7 +37,7 @@ def sasrec(
     """SASRec: a causal transformer over the items (Kang and McAuley 2018, arXiv:1808.09781).
 
     As in the original, embeddings are scaled by sqrt(width) and normalised, blocks are post-norm,
-    and the feed-forward network is as wide as the model. On the validation split of Beauty, a
+    and the feed-forward network has the width of the model. On the validation split of Beauty, a
     pre-norm transformer of the same size took twice as many epochs and learned little from a single
     negative. Unlike in the original, keys and values are normalised as well.
 
@@ -77,11 +77,11 @@ def bert4rec(
     heads: int = 2,
     dropout: float = 0.2,
 ) -> Transformer:
-    """BERT4Rec: an encoder that restores masked items (Sun et al. 2019, arXiv:1904.06690).
+    """BERT4Rec: an encoder that predicts masked items (Sun et al. 2019, arXiv:1904.06690).
 
     Args:
         items: N, the number of items; `recommend.fit` sets it to that of the log.
-        context: number of tokens read, of which one is the mask.
+        context: number of tokens read; one of them is the mask.
         width: D, size of a hidden vector.
         depth: number of blocks.
         heads: number of attention heads.
@@ -148,7 +148,7 @@ class GRU4Rec(nn.Module):
     """GRU4Rec: a GRU over the items (Hidasi et al. 2016, arXiv:1511.06939).
 
     Attributes:
-        config: of which it uses vocabulary, context, depth, width and dropout.
+        config: the configuration; vocabulary, context, depth, width and dropout are used.
     """
 
     config: TransformerConfig
@@ -193,13 +193,13 @@ def gru4rec(
 
 
 class HSTUBlock(nn.Module):
-    """One layer of HSTU: attention without softmax, and a gate in place of a feed-forward network.
+    """One layer of HSTU: attention without softmax, and a gate instead of a feed-forward network.
 
     u, v, q, k = silu(W norm(x)); a = silu(q k^T + bias) / T; x + W' (norm(a v) * u), where T is the
     number of positions attended to.
 
     Attributes:
-        config: of which it uses heads, width and dropout.
+        config: the configuration; heads, width and dropout are used.
     """
 
     config: TransformerConfig
@@ -221,7 +221,7 @@ class HSTUBlock(nn.Module):
         u, v, q, k = jnp.split(y.reshape(*x.shape[:2], heads, -1), 4, axis=-1)
         bias = nn.Embed(32, heads, embedding_init=init, name="relative")(bucket)
         scores = jnp.einsum("bthc,bshc->bhts", q, k) + bias.transpose(0, 3, 1, 2)
-        # T counts the visible positions, so that padding and other segments change nothing
+        # T counts only visible positions, so that padding and other segments change nothing
         seen = jnp.maximum(mask.sum(-1, keepdims=True), 1)
         a = jnp.where(mask, nn.silu(scores), 0.0) / seen
         y = jnp.einsum("bhts,bshc->bthc", a, v)
@@ -236,7 +236,7 @@ class HSTU(nn.Module):
     Distances are between positions in the history; times of events are not used.
 
     Attributes:
-        config: of which it uses vocabulary, context, depth, heads, width and dropout.
+        config: the configuration; vocabulary, context, depth, heads, width and dropout are used.
     """
 
     config: TransformerConfig
@@ -317,7 +317,7 @@ class SequenceModel:
         items = self.module.config.vocabulary - 1
         if self.masked:
             history = jnp.pad(history, ((0, 0), (0, 1)), constant_values=items)
-        length = (history < items).sum(1)  # without the mask
+        length = (history < items).sum(1)  # does not count the mask
         filled = jnp.arange(history.shape[1])[None] < (length + self.masked)[:, None]
         hidden = self.module.apply(
             {"params": params}, history, filled.astype(jnp.int32), method="hidden"
@@ -339,11 +339,11 @@ def sequence_recommender(
         module: the Flax module that was trained.
         state: the trained state.
         events: the training log, for the items' ids and counts.
-        known: the recommender that training went on from, after `sequence_with_items`; its counts
-            are added.
+        known: if training continued from a recommender by `sequence_with_items`, that recommender;
+            its counts are added.
 
     Raises:
-        ValueError: a module for another number of items.
+        ValueError: the module has another number of items.
 
     >>> import jaxops as jo
     >>> from jaxops import recommend as r
@@ -380,18 +380,18 @@ def sequence_with_items(
     pass the result to `sequence_recommender`.
 
     Args:
-        recommender: a model of `recommend.fit`, or a `sequence_recommender`.
+        recommender: a model from `recommend.fit`, or a `sequence_recommender`.
         items: the new number of items, at least as many as before.
         seed: seed of the new vectors.
 
     Raises:
-        ValueError: fewer items, or a recommender of another kind.
+        ValueError: there are fewer items, or the recommender is of another kind.
     """
     recommender = recommender_of(recommender)
     model = recommender.model
     if not isinstance(model, SequenceModel):
         raise ValueError(
-            f"recommender must be of a SequenceModel, got one of {type(model).__name__}"
+            f"recommender must have a SequenceModel, got one with {type(model).__name__}"
         )
     before = len(recommender.items)
     if items < before:

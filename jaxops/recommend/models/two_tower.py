@@ -1,4 +1,4 @@
-"""Two towers: items by their features, so that an item without any event is scored as well."""
+"""Two towers: items are represented by features, so that items without events can be scored."""
 
 import functools
 from collections.abc import Mapping
@@ -35,21 +35,21 @@ NO_FEATURES = Features()
 class TwoTower:
     """A model that represents items by their features and users by the items they took.
 
-    An item's vector is computed from its features and an embedding of its own. A user's vector is
+    An item's vector is computed from its features and its own embedding. A user's vector is
     computed from the vectors of the items taken, weighted by attention and by recency, and from
     the user's features. Both have length 1; a score is their inner product divided by the
     temperature, as in Yi et al. 2019. In training, the item's own embedding and the user's features
     are left out at random, so that the towers also work for an item or a user with less data
     (Volkovs et al. 2017).
 
-    `recommend.fit(log, TwoTower(width=32), item_features=...)` reads the features of its log. For a
-    loop of your own `TwoTower.fitted(events)` is the usual way to make one; `retrieval` is the task
-    that trains it.
+    `recommend.fit(log, TwoTower(width=32), item_features=...)` reads the features of its log. For
+    your own training loop, `TwoTower.fitted(events)` is the usual way to make one; `retrieval` is
+    the task that trains it.
 
     Attributes:
         item_features: how the items' columns are read.
         user_features: how the users' columns are read.
-        known: number of items with an embedding of their own; 0 uses the features alone.
+        known: number of items with their own embedding; with 0 only the features are used.
         context: number of a user's last items that are read.
         width: D, size of a vector.
         widths: units of each tower's hidden layers.
@@ -80,8 +80,8 @@ class TwoTower:
         """The settings for a training log: how its features are read, and which items are known.
 
         Args:
-            events: the training log; an item without events gets no embedding of its own.
-            ids: whether items have an embedding of their own.
+            events: the training log; an item without events gets no own embedding.
+            ids: whether items have their own embeddings.
             settings: the other attributes.
         """
         items, users = (Features.fitted(c) for c in (events.item_features, events.user_features))
@@ -96,7 +96,8 @@ class TwoTower:
         Args:
             params: the parameters of a `two_tower_recommender`.
             history: (B, L) int32, oldest first, N for padding, which comes last; may be empty.
-            users: features of the B users, as `user_features.read` returns; unknown by default.
+            users: features of the B users, as `user_features.read` returns them; unknown by
+                default.
 
         Returns:
             (B, D) float32.
@@ -112,8 +113,8 @@ class TwoTower:
         """Training rows, one for each event: the item taken and the items taken before it.
 
         Returns:
-            `item` (E,) int32; `history` (E, context) int32; `categories` and `numbers` where there
-            are user features; and `mask` (E,) float32, the events' weights.
+            `item` (E,) int32; `history` (E, context) int32; `categories` and `numbers` if there are
+            user features; and `mask` (E,) float32, the events' weights.
         """
         histories = events.histories()
         row = np.arange(len(events))
@@ -135,14 +136,14 @@ class TwoTower:
     def user_vectors(
         self, params: Params, items: Any, history: Array, users: Any, key: Key | None = None
     ) -> Array:
-        """As `queries`, from the parameters of the `TwoTowerModule` and the catalogue's items.
+        """The result of `queries`, from parameters of the `TwoTowerModule` and the items.
 
         Args:
             params: parameters of the module.
             items: `own`, `categories` and `numbers` of the N items.
-            history: as in `queries`.
-            users: as in `queries`.
-            key: in training, for what is left out at random.
+            history: see `queries`.
+            users: see `queries`.
+            key: in training, the key for the features that are left out at random.
         """
         item_key, user_key = (None, None) if key is None else jax.random.split(key)
         taken = jax.tree.map(lambda x: x.at[history].get(mode="fill", fill_value=0), items)
@@ -161,7 +162,7 @@ class TwoTower:
         Args:
             params: parameters of the `TwoTowerModule`.
             items: `own` (...), `categories` (..., C) and `numbers` (..., F).
-            key: in training, for the embeddings that are left out at random.
+            key: in training, the key for the embeddings that are left out at random.
         """
         if key is not None and self.known:
             left_out = jax.random.bernoulli(key, self.unknown, items["own"].shape)
@@ -181,7 +182,7 @@ class TwoTowerModule(nn.Module):
     settings: TwoTower
 
     def setup(self) -> None:
-        """Each tower: a sum of the features' vectors, then an MLP."""
+        """Make the towers, each a sum of the features' vectors and then an MLP."""
         s = self.settings
         normal = nn.initializers.normal(s.width**-0.5)
         self.own = self.param("own", normal, (s.known + 1, s.width))
@@ -194,7 +195,7 @@ class TwoTowerModule(nn.Module):
         self.user_tower = Tower(s.widths, s.width)
 
     def __call__(self, own: Array, categories: Array, numbers: Array, users: Any) -> Array:
-        """Vectors of users (B, ...) who each took one item (B, ...); makes all parameters."""
+        """Vectors of users (B, ...) who each took one item (B, ...); it makes all parameters."""
         vectors = self.item(own, categories, numbers)
         return self.user(vectors[:, None], jnp.ones((len(vectors), 1), bool), users)
 
@@ -212,7 +213,7 @@ class TwoTowerModule(nn.Module):
         """Users' vectors (B, D).
 
         Args:
-            vectors: (B, L, D), of the items taken.
+            vectors: (B, L, D), vectors of the items taken.
             filled: (B, L) bool, False for padding.
             users: `categories` and `numbers` of the users, or None.
         """
@@ -301,19 +302,19 @@ def two_tower_recommender(towers: TwoTower, state: TrainState, events: Events) -
 
 
 def two_tower_with_items(recommender: Model | Recommender, items: Any, columns: Columns) -> Any:
-    """The recommender, or model, with more items, scored by their features alone, without training.
+    """The recommender, or model, with more items, scored only by their features, without training.
 
     The indices of known items do not change. The padding of histories is the number of items, as
-    everywhere, and so changes with it.
+    everywhere, so it changes too.
 
     Args:
-        recommender: a model of `recommend.fit`, or a `two_tower_recommender`.
-        items: the M new items' ids.
-        columns: the new items' features, (M,) each, as in training.
+        recommender: a model from `recommend.fit`, or a `two_tower_recommender`.
+        items: the ids of the M new items.
+        columns: the features of the new items, (M,) each, as in training.
 
     Raises:
-        ValueError: an id that is known already or occurs twice, a missing column, or another
-            number of rows.
+        ValueError: an id is already known or occurs twice, a column is missing, or the number of
+            rows differs.
     """
     given, recommender = recommender, recommender_of(recommender)
     items = as_text(items, "items")
