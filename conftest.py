@@ -7,7 +7,6 @@ import itertools
 import os
 import resource
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,18 +22,10 @@ os.environ["XLA_FLAGS"] += (
     if importlib.metadata.version("jaxlib").startswith("0.10.")
     else ""
 )
-# Every operation of a program carries the calls that led to it: through pytest, a hundred of them.
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-# What is compiled lies on disk for the other processes, and for this one when it has dropped it.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
-from jax._src import compiler, lru_cache
+from jax._src import compiler
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -164,16 +155,6 @@ def options_of(make):
 
 if EMITTERS in os.environ["XLA_FLAGS"]:
     compiler.get_compile_options = options_of(compiler.get_compile_options)
-
-
-def put(cache, key, program):
-    """Keep a program under its name at once: another process may read what is half written."""
-    part = cache.path / f"{key}.{os.getpid()}"
-    part.write_bytes(program)
-    os.replace(part, cache.path / f"{key}-cache")
-
-
-lru_cache.LRUCache.put = put
 
 
 def is_optimized(item):
