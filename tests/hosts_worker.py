@@ -98,8 +98,8 @@ def fsdp(folder):
     return hosts.gathered(state.params), np.float32(loss), jo.predict(TASK, state, HELD)
 
 
-def every_plan(folder, processes=None):
-    """Models of `tests/plans.py` under plans that lie across the processes; fewer over four."""
+def every_plan(folder):
+    """Models of `tests/plans.py` under plans that lie across the processes."""
     cases = [
         ("MLP", "tensor", 4),
         (plans.BATCH_NORM, "data", 4),
@@ -108,8 +108,7 @@ def every_plan(folder, processes=None):
         ("transformer", "fsdp", 4),
         ("transformer", "tensor", 1),
     ]
-    fewer = (processes or hosts.count()) == 4
-    return [across(*case) for case in (cases[2::2] if fewer else cases)]
+    return [across(*case) for case in cases]
 
 
 def across(model, axis, accumulate):
