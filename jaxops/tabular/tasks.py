@@ -47,8 +47,7 @@ def classifier(
     """
     if len(classes) < 2:
         raise ValueError(f"classes must be at least 2 names, got {len(classes)}: {classes}")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+    check_smoothing(smoothing)
     outputs = 1 if len(classes) == 2 else len(classes)
     check_outputs(module, outputs)
 
@@ -160,6 +159,12 @@ def check_outputs(module: Any, outputs: int) -> None:
         raise ValueError(f"module.outputs must be {outputs}, got {module.outputs}")
 
 
+def check_smoothing(smoothing: float) -> None:
+    """Raise `ValueError` for a share of labels outside [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+
+
 def beside(target: Array, outputs: Array) -> Array:
     """A target (B,), or of each member (B, members), that broadcasts with outputs (..., P)[..., 0].
 
@@ -171,7 +176,7 @@ def beside(target: Array, outputs: Array) -> Array:
 
 def of_members(batch: Batch) -> bool:
     """Whether each member sees other rows, see `own_batches`: then a row has no one prediction."""
-    return batch["label"].ndim > 1
+    return batch["features"].ndim > 2
 
 
 def mean_loss(values: Array, batch: Batch) -> Array:
