@@ -189,7 +189,7 @@ def members_further(
 
 
 def short_list(trees: bool = True) -> list[Any]:
-    """Methods worth trying on a table, for `tabular.fit(data, tabular.short_list(), ...)`.
+    """Methods worth trying on a table: what `tabular.fit` does with a budget and no method.
 
     `TabM`, `RealMLP` and a perceptron with periodic embeddings of numbers (MLP-PLR).
 
