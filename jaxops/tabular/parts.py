@@ -210,7 +210,9 @@ def _class_weights(given: Any, label: str, classes: Sequence[str]) -> np.ndarray
     if given is None:
         return None
     if not classes:
-        raise ValueError(f"class_weights must be None where {label} is no class, got {given!r}")
+        raise ValueError(
+            f"class_weights must be None where the label ({label}) is not one class, got {given!r}"
+        )
     if isinstance(given, str) and given == "balanced":
         return given
     if not isinstance(given, Mapping):

@@ -171,7 +171,7 @@ def test_the_short_list_is_tried_within_the_budget(capsys):
     methods = tabular.short_list()
     names = [type(one).__name__ for one in methods]
     assert names[0] == "HistGradientBoosting" and names[-3:] == ["TabM", "RealMLP", "MLP"]
-    model = tabular.fit(TABLE, methods, label="left", drop=["group"], budget="3s", epochs=2)
+    model = tabular.fit(TABLE, label="left", drop=["group"], budget="3s", epochs=2)
     out = capsys.readouterr().out
     for place, name in enumerate(model.about["methods"]):
         assert name in out and name == f"{place + 1}: {names[place]}"
@@ -183,6 +183,7 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
     pd.DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
     command = ["fit", "tabular", str(tmp_path / "t.csv"), "--label", "left", "--out"]
     folds = ["--folds", "2", "--groups", "group", "--method", "HistGradientBoosting(max_iter=3)"]
+    folds += ["--class-weights", "yes", "5"]
     assert cli.main([*command, str(tmp_path / "m"), *folds]) == 0
     assert jo.load(tmp_path / "m").about["folds"] == 2
     assert cli.main(["show", str(tmp_path / "m")]) == 0
@@ -190,6 +191,12 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
     later = ["--time", "group", "--weights", "age", "--method", "HistGradientBoosting(max_iter=3)"]
     assert cli.main([*command, str(tmp_path / "m"), *later]) == 1  # of the gaps among the ages
     assert "age must be numbers of at least 0, got nan in row 3" in capsys.readouterr().err
+    several = ["tabular", "t.csv", "--out", "m", "--label", "left", "plan"]
+    room = pytest.importorskip("tyro").cli(cli.Fit, args=several).room
+    assert room.label == ("left", "plan") and room.budget is None and room.class_weights is None
+    one = [*command[1:], "m", "--class-weights", "balanced", "--budget", "30min"]
+    room = pytest.importorskip("tyro").cli(cli.Fit, args=one).room
+    assert (room.label, room.class_weights, room.budget) == ("left", "balanced", "30min")
     assert [type(one) for one in cli.method(tabular, "short_list(trees=False)")] == [
         tabular.TabM,
         tabular.RealMLP,

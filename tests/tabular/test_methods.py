@@ -48,7 +48,9 @@ for path in sys.argv[2:]:
 @pytest.fixture(scope="module")
 def models():
     options = {"label": "left", "progress": False, "batch_size": 64, "epochs": 2}
-    return {name: tabular.fit(TABLE, module, **options) for name, module in SMALL.items()}
+    found = {name: tabular.fit(TABLE, module, **options) for name, module in SMALL.items()}
+    several = options | {"label": ["left", "plan"]}
+    return found | {"several": tabular.fit(TABLE, tabular.MLP((8,)), **several)}
 
 
 @pytest.mark.slow
@@ -117,11 +119,14 @@ def test_real_mlp_has_the_activation_of_its_target():
     reader = tabular.TableReader(tabular.fit_encoder({"age": AGE}))
     numbers = fitted(tabular.RealMLP(), reader, {"label": AGE}, 1)
     assert numbers.activation == "mish"
+    ends = np.array([AGE.min(), AGE.max()])  # its authors' program cuts predictions off there
+    np.testing.assert_allclose(numbers.limits, (ends - AGE.mean()) / AGE.std(), rtol=1e-9)
     assert fitted(tabular.RealMLP(activation="selu"), reader, {"label": AGE}, 1) == numbers.clone(
         activation="selu"
     )
     classes = dataclasses.replace(reader, encoder=reader.encoder._replace(classes=["a", "b"]))
-    assert fitted(tabular.RealMLP(), classes, {"label": AGE}, 1).activation == "selu"
+    told = fitted(tabular.RealMLP(), classes, {"label": AGE}, 1)
+    assert told.activation == "selu" and told.limits is None
 
 
 def test_a_table_without_numbers_has_nothing_to_embed():

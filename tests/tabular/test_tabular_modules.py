@@ -253,6 +253,11 @@ def test_real_mlp(activation, f):
     x = x + p["hidden_0_activation"] * (f(x) - x)
     wanted = x @ p["logits_kernel"] / np.sqrt(6) + p["logits_bias"]
     assert_near(applied(module, variables, rows), wanted)
+    low, high = np.quantile(wanted, [0.3, 0.6])
+    bounded = module.clone(limits=(low, high), dropout=0.0)
+    training = jax.jit(lambda variables, x: bounded.apply(variables, x, train=True))
+    assert_near(applied(bounded, variables, rows), np.clip(wanted, low, high))
+    assert_near(training(variables, rows), wanted)
 
 
 def test_real_mlp_starts_among_the_rows_that_it_is_given():
@@ -382,7 +387,9 @@ def test_the_rows_of_a_batch_are_candidates_too():
     )
     row, mask = np.array([2, 7, 4, 2, -1]), np.array([1, 1, 1, 0, 1], bool)
     x = np.array(known["features"])[row]
-    found = module.apply(variables, x, row, mask=mask, **options)
+    found = jax.jit(lambda variables: module.apply(variables, x, row, mask=mask, **options))(
+        variables
+    )
     e = dense(variables["params"]["first"], x)
     near = np.exp(-np.sqrt(((e[:, None] - e[None]) ** 2).sum(-1))) * known["weights"][row]
     own = near[:2, :2]

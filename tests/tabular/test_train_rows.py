@@ -1,5 +1,7 @@
 """Training that has the train rows in its state."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from small import compilations
 import jaxops as jo
 from jaxops import tabular
 from jaxops.optim import sgd
-from jaxops.tabular.train_rows import own_batches, start_own
+from jaxops.tabular.train_rows import own_batches, represented, start_own
 from jaxops.task import Out
 
 RNG = np.random.default_rng(0)
@@ -137,10 +139,18 @@ def test_candidates_are_in_the_file(table, label, tmp_path):
     known = model.state.extra["candidates"]
     assert known["features"].shape == (127, 2) and known["targets"].shape[0] == 127
     assert (np.asarray(known["weights"]) == 1).all()
+    features = {"features": model.reader.columns(table)[1]["features"]}
+    once = represented(model)  # for a whole prediction; a task alone does it for each batch
+    of_once, of_each = (one.outputs(features, 64) for one in (once, model))
+    np.testing.assert_allclose(of_once, of_each, rtol=1e-6, atol=1e-6)
+    far = {**once.state.extra["candidates"]}
+    far["features"] = np.full_like(far["features"], np.nan)  # is not looked at any more
+    far = once.state._replace(extra={**once.state.extra, "candidates": far})
+    np.testing.assert_array_equal(replace(once, state=far).outputs(features, 64), of_once)
     jo.save(tmp_path / "m.model", model)
-    told = [jo.load(tmp_path / "m.model").predict(table), model.predict(table)]
-    of = "values" if label == "y" else "probabilities"
-    np.testing.assert_allclose(getattr(told[0], of), getattr(told[1], of), atol=1e-5)
+    told = jo.load(tmp_path / "m.model").predict(table)
+    told = told.values if label == "y" else told.probabilities
+    np.testing.assert_allclose(told[:, 1] if label == "two" else told, of_each, atol=1e-5)
     further = tabular.update(model, table, epochs=1, progress=False)
     np.testing.assert_array_equal(further.state.extra["candidates"]["targets"], known["targets"])
     assert not np.array_equal(

@@ -247,17 +247,6 @@ def test_a_class_that_the_train_rows_lack_has_probability_zero():
         pytest.fail("no seed held the class out")
 
 
-def test_weights_of_rows_count():
-    weights = np.where(TABLE["two"] == "yes", 20.0, 1.0)
-    table = {**of("two", TABLE), "w": weights}
-    plain, heavy = (
-        tabular.fit({**table, "w": w}, tabular.HistGradientBoosting(max_iter=10), label="two",
-                    weights="w", progress=False).predict(TABLE).probabilities[:, 1].mean()
-        for w in (np.ones(N), weights)
-    )  # fmt: skip
-    assert heavy > plain + 0.1
-
-
 COUNTS = {
     "lightgbm": {"n_estimators": 60, "num_leaves": 8, "min_child_samples": 20, "n_jobs": 1},
     "xgboost": {"n_estimators": 60, "max_depth": 3, "min_child_weight": 20.0},
