@@ -8,6 +8,7 @@ import pytest
 
 import jaxops as jo
 from jaxops import tabular
+from jaxops.tabular import data
 
 RNG = np.random.default_rng(0)
 N = 300
@@ -51,7 +52,7 @@ def test_every_kind_of_source_gives_the_same_answer(model, csv, tmp_path):
     assert columns.columns.tolist() == ["id", "label", "p(no)", "p(yes)"] and len(columns) == N
 
 
-def test_what_it_learns_and_its_scores(model):
+def test_what_it_learns_and_its_scores(model, monkeypatch):
     scored = tabular.evaluate(model, TABLE)
     p, target = model.predict(TABLE).probabilities, TABLE["left"] == "yes"
     metrics = pytest.importorskip("sklearn.metrics")
@@ -62,6 +63,11 @@ def test_what_it_learns_and_its_scores(model):
     low, high = scored.interval("auc")[1:]
     assert low < figures["auc"] < high
     assert model.about["validation"]["auc"] > 0.85
+    encoded, rows = data.encode, []
+    monkeypatch.setattr(data, "ENCODED", 256)  # so few features are in memory at once
+    monkeypatch.setattr(data, "encode", lambda by, table: rows.append(table) or encoded(by, table))
+    assert tabular.evaluate(model, TABLE).figures() == pytest.approx(figures)
+    assert [len(part["age"]) for part in rows if "age" in part] == [256, 44]
 
 
 CHILD = """
