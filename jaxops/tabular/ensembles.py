@@ -176,9 +176,7 @@ def members_further(
                 "model must be of networks alone to be trained further, got "
                 f"{type(part.task).__name__}; fit trees anew, with all rows"
             )
-        columns = encode_target(part.task.encoder, table)
-        if any(column.name == "row" for column in part.task.task.columns):
-            columns = with_places(columns, None)
+        columns = with_places(encode_target(part.task.encoder, table), None)
         own = settings(part.task.task)
         check_one_directory(dict(own), len(members))
         more = trained_further(part.task.model(), columns, own)

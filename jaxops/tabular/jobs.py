@@ -246,16 +246,14 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     >>> tabular.update(model, table, epochs=1, progress=False).reader is model.reader
     True
     """
-    reader, table = reader_of(model), reads_table(model.task)
-    ids, columns = (reader.table if table else reader.columns)(new, label=True)
-    if any(column.name == "row" for column in getattr(model.task, "columns", ())):
-        columns = with_places(columns, None)
-    given = chosen({"early_stopping": None, "epochs": epochs}, options)
+    reader, given = reader_of(model), chosen({"early_stopping": None, "epochs": epochs}, options)
+    ids, table = reader.table(new, label=True)
 
     def settings(task: Any) -> dict[str, Any]:
         return recipe(len(ids), np.inf, module_of(task), bool(task.classes), **given)
 
-    if table:
-        return members_further(model, columns, settings)
+    if reads_table(model.task):
+        return members_further(model, table, settings)
+    columns = with_places(encode_target(reader.encoder, table), None)
     task = model.task.tasks[0] if isinstance(model.task, Blend) else model.task
     return trained_further(model, columns, settings(task))

@@ -19,7 +19,6 @@ from jaxops.tabular.tasks import (
     check_outputs,
     check_smoothing,
     mean_loss,
-    of_members,
     of_rows,
     squared_and_absolute,
 )
@@ -71,8 +70,6 @@ def multilabel(module: Any, features: int, labels: Sequence[str], smoothing: flo
         return mean_loss(optax.sigmoid_binary_cross_entropy(logits, label).mean(-1), batch)
 
     def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        if of_members(batch):
-            return {}
         right = (probabilities(logits) > 0.5) == (batch["label"] > 0)
         return {"accuracy": metrics.mean(right.all(-1), weights)}
 
@@ -118,8 +115,6 @@ def counts(module: Any, features: int, mean: float = 1.0) -> Task:
         return mean_loss(mean * jnp.exp(z) - beside(y, outputs) * z + constant, batch)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        if of_members(batch):
-            return {}
         rate, y = predict(outputs), jnp.asarray(batch["label"], jnp.float32)
         deviance = 2 * (xlogy(y, y / rate) - y + rate)
         found = {"deviance": metrics.mean(deviance, weights)}
@@ -184,7 +179,7 @@ def quantiles(
         return mean_loss(jnp.maximum(level * error, (level - 1) * error).mean(-1), batch)
 
     def covered(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        if of_members(batch) or len(levels) < 2:
+        if len(levels) < 2:
             return {}
         found, y = predict(outputs), batch["label"]
         return {"coverage": metrics.mean((found[:, 0] <= y) & (y <= found[:, -1]), weights)}
@@ -262,6 +257,6 @@ def zero_inflated(module: Any, features: int, mean: float = 0.0, std: float = 1.
         return mean_loss(-jnp.where(some, value, jax.nn.log_sigmoid(-logit)), batch)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        return {} if of_members(batch) else squared_and_absolute(predict(outputs), batch, weights)
+        return squared_and_absolute(predict(outputs), batch, weights)
 
     return of_rows(module, features, loss, errors, predict, NUMBER)

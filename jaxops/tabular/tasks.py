@@ -65,8 +65,6 @@ def classifier(
         return mean_loss(smoothed_cross_entropy(logits, label, share), batch)
 
     def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        if of_members(batch):
-            return {}
         p = probabilities(logits)
         if outputs == 1:
             z = logits[:, 0] if logits.ndim == 2 else p - 0.5
@@ -115,7 +113,7 @@ def regressor(module: Any, features: int, mean: float = 0.0, std: float = 1.0) -
         return mean_loss(jnp.square(outputs[..., 0] - target), batch)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        return {} if of_members(batch) else squared_and_absolute(predict(outputs), batch, weights)
+        return squared_and_absolute(predict(outputs), batch, weights)
 
     return of_rows(module, features, loss, errors, predict, NUMBER)
 
@@ -135,7 +133,8 @@ def of_rows(
     """`supervised` of a module that reads rows of features.
 
     A module with candidates, such as `ModernNCA`, is also given the place of each row among the
-    train rows: the column "row", -1 for other rows, which prediction does not need.
+    train rows: the column "row", -1 for other rows, which prediction does not need. Where each
+    member sees other rows, see `own_batches`, a row has no one prediction, and so no metrics.
     """
     columns = [Column("features", (features,), "float"), label]
     places = hasattr(module, "candidates")
@@ -150,7 +149,10 @@ def of_rows(
         x = jnp.asarray(batch["features"], jnp.float32)
         return (x, batch.get("row", jnp.full(len(x), -1))) if places else x
 
-    return supervised(module, inputs, loss, metrics, predict, tuple(columns), classes)
+    def of_one(outputs: Any, batch: Batch, weights: Array) -> dict[str, Any]:
+        return {} if batch["features"].ndim > 2 else metrics(outputs, batch, weights)
+
+    return supervised(module, inputs, loss, of_one, predict, tuple(columns), classes)
 
 
 def check_outputs(module: Any, outputs: int) -> None:
@@ -172,11 +174,6 @@ def beside(target: Array, outputs: Array) -> Array:
     (5, 1)
     """
     return target.reshape(*target.shape, *[1] * (outputs.ndim - 1 - target.ndim))
-
-
-def of_members(batch: Batch) -> bool:
-    """Whether each member sees other rows, see `own_batches`: then a row has no one prediction."""
-    return batch["features"].ndim > 2
 
 
 def mean_loss(values: Array, batch: Batch) -> Array:

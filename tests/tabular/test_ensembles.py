@@ -1,7 +1,5 @@
 """Folds, blends of networks and trees, and what they know of the rows that score them."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -110,23 +108,6 @@ def test_the_figures_of_folds_are_those_of_a_loop_over_them():
     np.testing.assert_allclose(model.predict(TABLE).probabilities[:, 1], means, atol=1e-6)
 
 
-CHILD = """
-import sys, numpy as np, jaxops as jo
-np.save(sys.argv[3], jo.load(sys.argv[1]).predict(sys.argv[2]).probabilities)
-"""
-
-
-@pytest.mark.slow
-def test_the_file_answers_the_same_in_a_new_process(both, tmp_path):
-    pd = pytest.importorskip("pandas")
-    jo.save(tmp_path / "m.safetensors", both)
-    pd.DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
-    arguments = [tmp_path / "m.safetensors", tmp_path / "t.csv", tmp_path / "p.npy"]
-    subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
-    wanted = both.predict(TABLE).probabilities
-    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), wanted, atol=1e-6)
-
-
 def test_new_rows_train_networks_further_and_not_trees(both):
     nets = tabular.fit(
         TABLE, SMALL, label="left", drop=["group"], folds=2, epochs=10, progress=False
@@ -191,12 +172,16 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
     later = ["--time", "group", "--weights", "age", "--method", "HistGradientBoosting(max_iter=3)"]
     assert cli.main([*command, str(tmp_path / "m"), *later]) == 1  # of the gaps among the ages
     assert "age must be numbers of at least 0, got nan in row 3" in capsys.readouterr().err
-    several = ["tabular", "t.csv", "--out", "m", "--label", "left", "plan"]
-    room = pytest.importorskip("tyro").cli(cli.Fit, args=several).room
-    assert room.label == ("left", "plan") and room.budget is None and room.class_weights is None
-    one = [*command[1:], "m", "--class-weights", "balanced", "--budget", "30min"]
-    room = pytest.importorskip("tyro").cli(cli.Fit, args=one).room
-    assert (room.label, room.class_weights, room.budget) == ("left", "balanced", "30min")
+    tyro = pytest.importorskip("tyro")
+
+    def parsed(*arguments):
+        given = ["tabular", "t.csv", "--out", "m", *arguments]
+        return tyro.cli(cli.Fit, args=given, config=(tyro.conf.OmitSubcommandPrefixes,)).room
+
+    several = parsed("--label", "left", "plan", "--class-weights", "balanced")
+    assert several.label == ("left", "plan") and several.class_weights == "balanced"
+    one = parsed("--label", "left", "--class-weights", "yes", "5", "no", "1")
+    assert (one.label, one.class_weights, one.budget) == ("left", {"yes": 5, "no": 1}, None)
     assert [type(one) for one in cli.method(tabular, "short_list(trees=False)")] == [
         tabular.TabM,
         tabular.RealMLP,

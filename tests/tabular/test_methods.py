@@ -17,6 +17,7 @@ from jaxops.tabular.models.real_mlp import cosines, flat_cosine
 from jaxops.tabular.prepared import fitted
 from jaxops.tabular.recipes import decayed, is_decayed, real_mlp, recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 240
 AGE = RNG.uniform(20, 60, N)
@@ -38,10 +39,12 @@ SMALL = {
     "full": tabular.TabM((8,), members=2, form="full", embedding=tabular.PiecewiseLinear(4, 4)),
     "nca": tabular.ModernNCA(8, embedding=None, depth=1, hidden=8),
 }
+TREES = tabular.HistGradientBoosting(max_iter=4)
 CHILD = """
 import sys, numpy as np, jaxops as jo
 for path in sys.argv[2:]:
     np.save(path + ".npy", jo.load(path).predict(sys.argv[1]).probabilities)
+assert "sklearn.ensemble" not in sys.modules
 """
 
 
@@ -49,12 +52,16 @@ for path in sys.argv[2:]:
 def models():
     options = {"label": "left", "progress": False, "batch_size": 64, "epochs": 2}
     found = {name: tabular.fit(TABLE, module, **options) for name, module in SMALL.items()}
-    several = options | {"label": ["left", "plan"]}
-    return found | {"several": tabular.fit(TABLE, tabular.MLP((8,)), **several)}
+    more = {
+        "several": tabular.fit(TABLE, SMALL["linear"], **options | {"label": ["left", "plan"]}),
+        "folds": tabular.fit(TABLE, [SMALL["linear"], TREES], folds=2, **options),
+        "trees": tabular.fit(TABLE, TREES, label="city", progress=False),
+    }
+    return found | more
 
 
 @pytest.mark.slow
-def test_every_module_answers_the_same_in_a_new_process(models, tmp_path):
+def test_every_model_answers_the_same_in_a_new_process(models, tmp_path):
     pytest.importorskip("pandas").DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
     for name, model in models.items():
         jo.save(tmp_path / name, model)
@@ -75,7 +82,7 @@ def test_each_module_reads_the_table_in_its_way(models):
         assert encoders[name].edges == {"member": [0.0, 1.0]}
     assert encoders["real"].robust and encoders["real"].codes == ["city"]
     assert encoders["ft"].codes == ["city", "plan"]
-    modules = {name: dict(model.task.recipe[1])["module"] for name, model in models.items()}
+    modules = {name: dict(models[name].task.recipe[1])["module"] for name in SMALL}
     assert modules["plr"].numbers == modules["real"].numbers == modules["full"].numbers == 2
     assert modules["ft"].categories == (13, 3) and modules["real"].categories == (13,)
     assert modules["nca"].rows == 204 and modules["real"].steps == 2 * 4

@@ -1,8 +1,5 @@
 """One call a job on tables: what is read, what is learned, what comes back from the file."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -68,21 +65,6 @@ def test_what_it_learns_and_its_scores(model, monkeypatch):
     monkeypatch.setattr(data, "encode", lambda by, table: rows.append(table) or encoded(by, table))
     assert tabular.evaluate(model, TABLE).figures() == pytest.approx(figures)
     assert [len(part["age"]) for part in rows if "age" in part] == [256, 44]
-
-
-CHILD = """
-import sys, numpy as np, jaxops as jo
-np.save(sys.argv[3], jo.load(sys.argv[1]).predict(sys.argv[2]).probabilities)
-"""
-
-
-@pytest.mark.slow
-def test_the_file_answers_the_same_in_a_new_process(model, csv, tmp_path):
-    jo.save(tmp_path / "m.safetensors", model)
-    arguments = [tmp_path / "m.safetensors", csv, tmp_path / "p.npy"]
-    subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
-    wanted = model.predict(csv).probabilities
-    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), wanted, atol=1e-6)
 
 
 def test_many_classes():

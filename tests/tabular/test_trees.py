@@ -1,8 +1,5 @@
 """Trees: each library's own predictions, categories and missing values, and what a file keeps."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -205,26 +202,6 @@ def test_defaults_learn_and_stop_by_the_validation_rows(name):
     new = {"age": [np.nan, 30.0], "plan": ["never seen", ""], "spent": [1.0, np.nan]}
     p = model.predict(new).probabilities
     assert p.shape == (2, 2) and np.isfinite(p).all()
-
-
-CHILD = """
-import sys, numpy as np, jaxops as jo, pandas as pd
-answer = jo.load(sys.argv[1]).predict(sys.argv[2])
-np.save(sys.argv[3], answer.probabilities)
-assert "sklearn.ensemble" not in sys.modules
-"""
-
-
-@pytest.mark.slow
-def test_the_file_answers_the_same_in_a_new_process_without_the_library(tmp_path):
-    pd = pytest.importorskip("pandas")
-    model = fitted(tabular.HistGradientBoosting(max_iter=8), "three")
-    jo.save(tmp_path / "m.safetensors", model)
-    pd.DataFrame(HELD).to_csv(tmp_path / "held.csv", index=False)
-    arguments = [tmp_path / "m.safetensors", tmp_path / "held.csv", tmp_path / "p.npy"]
-    subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
-    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), answered(model, HELD), atol=1e-6)
-    assert model.predict(HELD).classes == ("high", "low", "middle")
 
 
 def test_a_class_that_the_train_rows_lack_has_probability_zero():
