@@ -169,13 +169,14 @@ def members_further(
         ValueError: a member that is no network; one folder of checkpoints for several members.
     """
     members = model.task.models() if isinstance(model.task, Blend) else [model]
+    odd = next((part.task for part in members if not isinstance(part.task, Member)), None)
+    if odd is not None:
+        raise ValueError(
+            "model must be of networks alone to be trained further, got "
+            f"{type(odd).__name__}; fit trees anew, with all rows"
+        )
     further = []
     for part in members:
-        if not isinstance(part.task, Member):
-            raise ValueError(
-                "model must be of networks alone to be trained further, got "
-                f"{type(part.task).__name__}; fit trees anew, with all rows"
-            )
         columns = with_places(encode_target(part.task.encoder, table), None)
         own = settings(part.task.task)
         check_one_directory(dict(own), len(members))

@@ -14,7 +14,7 @@ from jaxops import tabular
 from jaxops.model.selection import Blend
 from jaxops.tabular import jobs
 from jaxops.tabular.models.real_mlp import cosines, flat_cosine
-from jaxops.tabular.prepared import fitted
+from jaxops.tabular.prepared import encoder_of, fitted
 from jaxops.tabular.recipes import decayed, is_decayed, real_mlp, recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,10 +95,8 @@ def test_each_module_reads_the_table_in_its_way(models):
 
 def test_a_module_of_the_user_is_given_what_it_was_given():
     """An attribute `reads` alone asks for more."""
-    options = {"label": "left", "progress": False, "epochs": 1}
-    plain = tabular.fit(TABLE, tabular.MLP((4,)), **options).reader.encoder
     asked = tabular.MLP((4,), reads=tabular.Reads("standard"))
-    standard = tabular.fit(TABLE, asked, **options).reader.encoder
+    plain, standard = (encoder_of(one, TABLE, "left") for one in (tabular.MLP((4,)), asked))
     assert len(plain.edges) == 3 and standard.numbers == ["age", "spent", "member"]
 
 
@@ -138,10 +136,9 @@ def test_real_mlp_has_the_activation_of_its_target():
 
 def test_a_table_without_numbers_has_nothing_to_embed():
     table = {name: TABLE[name] for name in ("city", "plan", "left")}
-    options = {"label": "left", "progress": False, "epochs": 1}
-    model = tabular.fit(table, SMALL["plr"], **options)
-    assert dict(model.task.recipe[1])["module"].embedding is None
-    assert len(model.predict(table).labels) == N
+    reader = tabular.TableReader(encoder_of(SMALL["plr"], table, "left"))
+    columns = {"label": AGE, "features": np.zeros((N, 14))}
+    assert fitted(SMALL["plr"], reader, columns, 1).embedding is None
 
 
 @pytest.mark.slow
@@ -257,7 +254,7 @@ def test_the_budget_ends_early_stopping_of_the_user_too():
     assert found[0] == rules[0]._replace(seconds=60.0) and found[1] == rules[1]
     assert found[2].seconds == 60.0 and found[2].metric == "loss"
     assert recipe(1000, np.inf, early_stopping=None)["early_stopping"] is None
-    endless = {"epochs": 10**6, "early_stopping": None, "budget": "1s"}
+    endless = {"epochs": 10**6, "early_stopping": None, "budget": 0.3}
     model = tabular.fit(TABLE, tabular.MLP(()), label="left", progress=False, **endless)
     assert int(model.state.step) < 10**6
 

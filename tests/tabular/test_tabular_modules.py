@@ -12,16 +12,17 @@ from jaxops.tabular.models import neighbours
 from jaxops.tabular.models.real_mlp import cosines, flat_cosine
 
 X = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+KEY = jax.random.key(0)
 
 
 def initial(module, *inputs, seed=0):
-    """Variables of a module, with every parameter moved away from constants."""
-    variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), *inputs))
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(
-        lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), variables["params"]
-    )
-    return {**variables, "params": params}
+    """Variables of a module, of which nothing is constant; batch statistics are above 0."""
+    rng, shapes = np.random.default_rng(seed), jax.eval_shape(module.init, KEY, *inputs)
+    drawn = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+    return {
+        name: drawn[name] if name == "params" else jax.tree.map(lambda x: abs(x) + 0.1, drawn[name])
+        for name in drawn
+    }
 
 
 def applied(module, variables, *inputs):
@@ -165,14 +166,13 @@ def batch_norm(p, stats, x):
 def test_resnet():
     module = tabular.ResNet(width=6, hidden=8, depth=2, outputs=2)
     variables = initial(module, X)
-    stats = jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])
-    p = variables["params"]
+    stats, p = variables["batch_stats"], variables["params"]
     x = dense(p["first"], X)
     for i in range(2):
         y = batch_norm(p[f"block_{i}_norm"], stats[f"block_{i}_norm"], x)
         x = x + dense(p[f"block_{i}_out"], relu(dense(p[f"block_{i}_hidden"], y)))
     wanted = dense(p["logits"], relu(batch_norm(p["norm"], stats["norm"], x)))
-    assert_near(applied(module, {"params": p, "batch_stats": stats}, X), wanted)
+    assert_near(applied(module, variables, X), wanted)
 
 
 def layer_norm(p, x):
@@ -330,7 +330,7 @@ def test_modern_nca_is_a_softmax_over_distances(outputs, monkeypatch):
         )  # fmt: skip
         variables = neighbours_of(module, outputs=outputs)
         p, known = variables["params"], variables["candidates"]
-        stats = jax.tree.map(lambda x: x + 0.1, variables["batch_stats"])
+        stats = variables["batch_stats"]
 
         def represent(x, p=p, stats=stats):
             x = batch_norm(p["norms_0"], stats["norms_0"], dense(p["first"], x))
@@ -340,7 +340,7 @@ def test_modern_nca_is_a_softmax_over_distances(outputs, monkeypatch):
         e, of = represent(X), represent(known["features"])
         near = np.exp(-np.sqrt(((e[:, None] - of[None]) ** 2).sum(-1))) * known["weights"]
         mean = near / near.sum(1, keepdims=True) @ known["targets"]
-        found = applied(module, {**variables, "batch_stats": stats}, X, np.full(7, -1))
+        found = applied(module, variables, X, np.full(7, -1))
         if not probabilities:
             assert_near(found, mean)
         elif outputs == 1:

@@ -1,9 +1,8 @@
 """Counts, quantiles and values that are often zero, against SciPy and scikit-learn."""
 
-import functools
-
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -134,20 +133,22 @@ def test_members_are_averaged(make, outputs):
     y = np.stack([y, 1 - y], 1) if make.__code__.co_names[-1] == "multilabel" else y
     dtype = np.int32 if make.__code__.co_names[-1] == "classifier" else np.float32
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def both(task, batch):
-        return *task.loss({}, {}, batch, jax.random.key(0), True), task.predict({}, {}, batch)
+    one, several = make(Given(), outputs), make(Given(4), 4 * outputs)
 
-    def run(task, features, label):
-        batch = {"features": features.astype(np.float32), "label": label.astype(dtype)}
-        total, out, predicted = both(task, batch)
-        return float(total), np.asarray(predicted), out.metrics
+    @jax.jit
+    def run(z, y):
+        def of(task, features, label):
+            batch = {"features": features, "label": label}
+            total, out = task.loss({}, {}, batch, jax.random.key(0), True)
+            return total, task.predict({}, {}, batch), out.metrics
 
-    alone = [run(make(Given(), outputs), z[:, m], y) for m in range(4)]
-    together = run(make(Given(4), 4 * outputs), z.reshape(5, -1), y)
+        alone = [of(one, z[:, m], y) for m in range(4)]
+        own = of(several, z, jnp.stack([y] * 4, 1))
+        return alone, of(several, z.reshape(5, -1), y), own
+
+    alone, together, own = jax.device_get(run(z.astype(np.float32), y.astype(dtype)))
     assert together[0] == pytest.approx(np.mean([one[0] for one in alone]), rel=1e-5)
     np.testing.assert_allclose(together[1], np.mean([one[1] for one in alone], 0), rtol=1e-5)
-    own = run(make(Given(4), 4 * outputs), z, np.stack([y] * 4, 1))
     assert own[0] == pytest.approx(together[0], rel=1e-6) and own[2] == {}
 
 

@@ -70,13 +70,15 @@ def test_each_member_sees_rows_of_its_own(weighted):
     (loss, grads), wanted, (task, state, columns) = run(weights)
     assert float(loss) == pytest.approx(wanted[0], rel=1e-5)
     np.testing.assert_allclose(grads["slopes"], wanted[1], rtol=1e-5, atol=1e-6)
+
     # evaluation and prediction are the task's own
-    plain = TASK.loss(state.params, {}, TRAIN, jax.random.key(0), False)
-    outer = task.loss(state.params, state.extra, columns, jax.random.key(0), False)
-    assert float(plain[0]) == float(outer[0]) and plain[1].metrics == outer[1].metrics
-    np.testing.assert_array_equal(
-        task.predict(state.params, state.extra, TRAIN), TASK.predict(state.params, {}, TRAIN)
-    )
+    def evaluated(task, extra, rows):
+        total, out = task.loss(state.params, extra, rows, jax.random.key(0), False)
+        return total, out.metrics, task.predict(state.params, extra, rows)
+
+    run_both = jax.jit(lambda: (evaluated(TASK, {}, TRAIN), evaluated(task, state.extra, columns)))
+    for plain, outer in zip(*map(jax.tree.leaves, run_both()), strict=True):
+        np.testing.assert_array_equal(plain, outer)
 
 
 def test_each_member_sees_each_row_once_an_epoch():
@@ -114,7 +116,6 @@ def test_own_batches_learn_as_well_and_leave_a_plain_model(table, tmp_path):
     jo.save(tmp_path / "m.model", model)
     again = jo.load(tmp_path / "m.model").predict(table)
     np.testing.assert_allclose(again.values, model.predict(table).values, rtol=1e-5)
-    assert tabular.update(model, table, epochs=1, progress=False).task is model.task
     with compilations() as second:  # the same set-up: nothing is compiled again
         tabular.fit(table, module, epochs=40, **OPTIONS)
     assert any("step" in name for name in first)
@@ -151,8 +152,8 @@ def test_candidates_are_in_the_file(table, label, tmp_path):
     told = jo.load(tmp_path / "m.model").predict(table)
     told = told.values if label == "y" else told.probabilities
     np.testing.assert_allclose(told[:, 1] if label == "two" else told, of_each, atol=1e-5)
-    further = tabular.update(model, table, epochs=1, progress=False)
-    np.testing.assert_array_equal(further.state.extra["candidates"]["targets"], known["targets"])
-    assert not np.array_equal(
-        further.state.params["first"]["kernel"], model.state.params["first"]["kernel"]
-    )
+    if label == "two":
+        further = tabular.update(model, table, epochs=1, progress=False).state
+        np.testing.assert_array_equal(further.extra["candidates"]["targets"], known["targets"])
+        kernels = (state.params["first"]["kernel"] for state in (further, model.state))
+        assert not np.array_equal(*kernels)

@@ -295,9 +295,3 @@ def test_the_time_ends_it():
 def test_settings_that_cannot_be(method, options, message):
     with pytest.raises(ValueError, match=message):
         fitted(method, "two", **options)
-
-
-def test_trees_are_not_trained_further():
-    model = fitted(tabular.HistGradientBoosting(max_iter=3), "two")
-    with pytest.raises(ValueError, match=r"model must be of networks alone .* got TreeModel; fit"):
-        tabular.update(model, of("two", HELD))
