@@ -166,8 +166,8 @@ class TableReader:
         texts = {n: [*known, *encoder.rare.get(n, ())] for n, known in encoder.values.items()}
         known = [*encoder.mean, *encoder.values]
         wanted = [*dates, *(name for name in known if name not in (*parts, *dates))]
-        target = [*self.labels] or ([encoder.label] if encoder.label is not None else [])
-        target = target if label else []
+        target = [*self.labels] or [str(encoder.label)]
+        target = target if label and encoder.label is not None else []
         own = [] if self.id is None else [self.id]
         names = [*dict.fromkeys([*wanted, *target, *own])]
         exact = [*own, *target]
@@ -179,12 +179,10 @@ class TableReader:
             table[name] = label_of(name, table[name], classes, self.target)
         count = len(next(iter(table.values())))
         ids = table[self.id] if self.id is not None else np.arange(count)
-        columns = {name: table[name] for name in known}
-        if target:
-            columns[str(encoder.label)] = (
-                numbered(self.labels, table) if self.labels else table[target[0]]
-            )
-        return ids, columns
+        if target and self.labels:
+            table[str(encoder.label)] = numbered(self.labels, table)
+        last = [str(encoder.label)] if target else []
+        return ids, {name: table[name] for name in [*known, *last]}
 
     @property
     def derived(self) -> list[str]:

@@ -48,8 +48,8 @@ def target_kind(
         levels: see `tabular.fit`.
 
     Raises:
-        ValueError: a label that is neither a name nor different names; an unknown target; one that
-            contradicts `classes`, or for several labels any; quantiles without levels, or levels of
+        ValueError: a label that is neither a name nor different names; an unknown target, one that
+            contradicts `classes`, or one for several labels; quantiles without levels, or levels of
             another target.
 
     >>> target_kind("spent", None, "quantiles", [0.1, 0.9])
@@ -57,16 +57,15 @@ def target_kind(
     """
     several = isinstance(label, list | tuple)
     names = [*label] if several else [label]
-    if not all(isinstance(one, str) for one in names) or len({*names}) < 1 + several:
+    named = all(isinstance(one, str) for one in names)
+    if not named or len({*names}) < max(len(names), 1 + several):
         raise ValueError(
-            f"label must be the name of a column, or a list of 2 names or more, got {label!r}"
+            f"label must be a column's name, or a list of at least 2 different ones, got {label!r}"
         )
-    if len({*names}) < len(names):
-        raise ValueError(f"label must be different names, got {label!r}")
-    if several:
-        for name, given in (("target", target), ("classes", classes)):
-            if given is not None:
-                raise ValueError(f"{name} must be left out for several labels, got {given!r}")
+    if several and (target, classes) != (None, None):
+        raise ValueError(
+            f"target and classes must be left out for several labels, got {target!r} and {classes}"
+        )
     if target is not None and target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if target is not None and classes is not None and classes != (target == "classes"):

@@ -82,13 +82,12 @@ def test_networks_in_folds_are_blended_and_trained_further(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": ["left"]}, r"label must be .* a list of 2 names or more, got \['left'\]"),
-        ({"label": 3}, "label must be the name of a column, or a list of 2 names or more, got 3"),
-        ({"label": ["left", "left", "plan"]}, "label must be different names"),
+        ({"label": ["left"]}, r"label must be .* at least 2 different ones, got \['left'\]"),
+        ({"label": 3}, "label must be a column's name, or a list of at least 2 .*, got 3"),
+        ({"label": ["left", "left", "plan"]}, r"at least 2 different ones, got \['left', 'left', "),
         ({"label": ["left", "gone"]}, "label must be one of .*, got 'gone'"),
         ({"label": ["left", "age"]}, r"age must have 2 classes, .* several labels, got 240: "),
-        ({"target": "counts"}, "target must be left out for several labels, got 'counts'"),
-        ({"classes": True}, "classes must be left out for several labels, got True"),
+        ({"target": "counts"}, "target and classes must be left out for several .*, got 'counts'"),
         ({"drop": ["left"]}, "drop must be columns beside the label, got 'left' among them"),
         ({"method": tabular.HistGradientBoosting()}, "method must be a network for labels, got"),
         ({"method": tabular.ModernNCA()}, "method must be another than ModernNCA for labels"),
