@@ -98,12 +98,12 @@ class Labels(NamedTuple):
     classes: dict[str, list[str]]
 
     def frame(self) -> Any:
-        """One row each: id, and of each label the class and the probability of its second one."""
-        columns = {"id": self.ids}
-        for place, (name, (_, second)) in enumerate(self.classes.items()):
-            columns[name] = self.labels[:, place]
-            columns[f"p({name}={second})"] = self.probabilities[:, place]
-        return frame(columns)
+        """One row each: id, the class of each label, and the probabilities of the second ones."""
+        second = [f"p({name}={classes[1]})" for name, classes in self.classes.items()]
+        labels = dict(zip(self.classes, self.labels.T, strict=True))
+        return frame(
+            {"id": self.ids, **labels, **dict(zip(second, self.probabilities.T, strict=True))}
+        )
 
 
 Answer = Classes | Labels | Values | Quantiles

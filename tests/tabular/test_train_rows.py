@@ -142,12 +142,12 @@ def test_candidates_are_in_the_file(table, label, tmp_path):
     assert (np.asarray(known["weights"]) == 1).all()
     features = {"features": model.reader.columns(table)[1]["features"]}
     once = represented(model)  # for a whole prediction; a task alone does it for each batch
-    of_once, of_each = (one.outputs(features, 64) for one in (once, model))
+    of_once, of_each = (one.outputs(features, 4096) for one in (once, model))
     np.testing.assert_allclose(of_once, of_each, rtol=1e-6, atol=1e-6)
     far = {**once.state.extra["candidates"]}
     far["features"] = np.full_like(far["features"], np.nan)  # is not looked at any more
     far = once.state._replace(extra={**once.state.extra, "candidates": far})
-    np.testing.assert_array_equal(replace(once, state=far).outputs(features, 64), of_once)
+    np.testing.assert_array_equal(replace(once, state=far).outputs(features, 4096), of_once)
     jo.save(tmp_path / "m.model", model)
     told = jo.load(tmp_path / "m.model").predict(table)
     told = told.values if label == "y" else told.probabilities

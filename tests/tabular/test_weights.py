@@ -32,7 +32,12 @@ def of(label, part):
 @pytest.mark.parametrize(("label", "given"), [("two", "balanced"), ("three", UNEVEN)])
 def test_a_linear_model_is_the_logistic_regression_of_these_weights(label, given):
     train, held = of(label, TRAIN), of(label, HELD)
-    whole = {"optimizer": optax.sgd(2.0), "batch_size": 200, "epochs": 100, "early_stopping": None}
+    whole = {
+        "optimizer": optax.sgd(1.0, 0.8),
+        "batch_size": 200,
+        "epochs": 100,
+        "early_stopping": None,
+    }
     model = tabular.fit(
         train, tabular.MLP((), reads=tabular.Reads("standard")), label=label, validation=held,
         class_weights=given, budget=np.inf, progress=False, **whole,
@@ -52,7 +57,10 @@ def test_a_linear_model_is_the_logistic_regression_of_these_weights(label, given
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [(tabular.MLP((4,)), {"epochs": 2}), (tabular.HistGradientBoosting(max_iter=5), {})],
+    [
+        (tabular.MLP((4,)), {"epochs": 2, "optimizer": optax.adam(0.05)}),
+        (tabular.HistGradientBoosting(max_iter=5), {}),
+    ],
 )
 def test_weights_of_rows_and_classes_multiply_in_training_alone(method, options):
     weights = RNG.uniform(0.2, 2, 200)
