@@ -141,9 +141,9 @@ def test_a_table_without_numbers_has_nothing_to_embed():
 
 
 @pytest.mark.slow
-def test_methods_that_read_the_table_in_other_ways_are_blended(tmp_path):
-    methods = [tabular.MLP((8,)), SMALL["resnet"], SMALL["real"]]
-    best = tabular.fit(TABLE, methods, label="left", epochs=2, progress=False)
+def test_methods_that_read_the_table_in_other_ways_are_blended(models, tmp_path):
+    methods = [SMALL["linear"], SMALL["resnet"], SMALL["real"]]  # what `models` has compiled
+    best = tabular.fit(TABLE, methods, label="left", epochs=2, batch_size=64, progress=False)
     assert isinstance(best.task, Blend) and len({*best.task.tasks}) > 1
     assert best.about["validation"]["log_loss"] < min(best.about["methods"].values())
     jo.save(tmp_path / "m.model", best)

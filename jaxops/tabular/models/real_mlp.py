@@ -157,8 +157,8 @@ def _among(key: Array, x: Array) -> Array:
     count, width = x.shape
     rows, shares, other = jax.random.split(key, 3)
     places = jax.random.randint(rows, (5, width), 0, count)
-    share = jax.random.dirichlet(shares, jnp.ones(5), (width,))
-    mean = (x[places, jnp.arange(width)[None]] * share.T).sum(0)
+    share = jax.random.exponential(shares, (5, width))  # over their sum: a flat Dirichlet's draw
+    mean = (x[places, jnp.arange(width)[None]] * share).sum(0) / share.sum(0)
     normal = jax.random.normal(other, (width,)) * 3**-0.5
     return jnp.where(x.std(0) > EQUAL, -mean, normal)
 
