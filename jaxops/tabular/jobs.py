@@ -190,10 +190,10 @@ def _trained(
     else:
         encoder = encoder_of(method, parts.train, label)._replace(classes=reader.encoder.classes)
         reader = replace(reader, encoder=encoder)
-        sides = [encode_target(encoder, part) for part in (parts.train, parts.validation)]
-        for columns, weights in zip(sides, parts.row_weights(), strict=True):
+        train, held = (encode_target(encoder, part) for part in (parts.train, parts.validation))
+        for columns, weights in zip((train, held), parts.row_weights(), strict=True):
             columns |= {} if weights is None else {"mask": weights}
-        model = Model(*learned(method, reader, *sides, left, options), reader, about)
+        model = Model(*learned(method, reader, train, held, left, options), reader, about)
     outputs = outputs_of(model, reader.encoder, parts.validation)
     scored = scores_of(reader, outputs, parts.targets()[1])
     about["validation"] = scored.figures()

@@ -294,7 +294,7 @@ def _rows(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The train rows, and those held out; None where a table or folds validate."""
-    label = table[roles.label]
+    label = table[str(roles.label)]
     groups = None if roles.groups is None else table[roles.groups]
     if folds is not None or not isinstance(validation, float):
         return np.arange(len(label)), None

@@ -53,7 +53,7 @@ class ModernNCA(nn.Module):
 
     >>> module = ModernNCA(width=4, rows=5, embedding=None)
     >>> rows = jnp.ones((2, 3)), jnp.array([-1, -1])
-    >>> outputs, variables = module.init_with_output(jax.random.key(0), *rows)
+    >>> outputs, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), *rows)
     >>> outputs.shape, variables["candidates"]["features"].shape
     ((2, 1), (5, 3))
     """
@@ -110,7 +110,9 @@ class ModernNCA(nn.Module):
             self.represent(x)
             return jnp.zeros((len(x), self.outputs))
         if not train:
-            known = self.get_variable("candidates", "represented")  # see `train_rows.represented`
+            known: Any = self.get_variable(
+                "candidates", "represented"
+            )  # see `train_rows.represented`
             rows = features if known is None else known
             mean = self._mean_of_all(self.represent(x), rows, targets, extra, known is not None)
             return self._answer(mean)
@@ -137,7 +139,7 @@ class ModernNCA(nn.Module):
 
     def represent_candidates(self) -> Array:
         """The representations (rows, width) of all candidates, in blocks."""
-        features = self.get_variable("candidates", "features")
+        features: Any = self.get_variable("candidates", "features")
 
         def one(module: Any, carry: Any, rows: Array) -> Any:
             return carry, module.represent(rows)

@@ -65,7 +65,7 @@ class RealMLP(nn.Module):
         Holzmüller et al. 2024, "Better by default", arXiv:2407.04491.
 
     >>> module = RealMLP((8,), numbers=2)
-    >>> outputs, _ = module.init_with_output(jax.random.key(0), jnp.ones((3, 5)))
+    >>> outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.ones((3, 5)))
     >>> outputs.shape
     (3, 1)
     """
