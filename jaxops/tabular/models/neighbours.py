@@ -110,9 +110,7 @@ class ModernNCA(nn.Module):
             self.represent(x)
             return jnp.zeros((len(x), self.outputs))
         if not train:
-            known: Any = self.get_variable(
-                "candidates", "represented"
-            )  # see `train_rows.represented`
+            known: Any = self.get_variable("candidates", "represented")  # by `represented`
             rows = features if known is None else known
             mean = self._mean_of_all(self.represent(x), rows, targets, extra, known is not None)
             return self._answer(mean)
