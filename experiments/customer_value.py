@@ -221,8 +221,8 @@ def trees(loss: str) -> Callable[[Table, Table], np.ndarray]:
 def tabular_default(train: Table, test: Table) -> np.ndarray:
     """The same by the default of the tabular room."""
     model = tabular.fit(
-        train, label="value", groups="customer", drop=["cutoff"], classes=False, budget="60s",
-        progress=False,
+        train, tabular.TabM(), label="value", groups="customer", drop=["cutoff"], classes=False,
+        budget="60s", progress=False,
     )  # fmt: skip
     return np.maximum(model.predict(test).values, 0)
 
@@ -230,8 +230,8 @@ def tabular_default(train: Table, test: Table) -> np.ndarray:
 def zero_inflated(train: Table, test: Table) -> np.ndarray:
     """The same by a zero-inflated lognormal distribution of the value."""
     model = tabular.fit(
-        train, label="value", groups="customer", drop=["cutoff"], target="zero_inflated",
-        budget="60s", progress=False,
+        train, tabular.TabM(), label="value", groups="customer", drop=["cutoff"],
+        target="zero_inflated", budget="60s", progress=False,
     )  # fmt: skip
     return np.asarray(model.predict(test).values, np.float64)
 

@@ -140,7 +140,7 @@ def telco_folds(seed: int, smoke: bool) -> list[tuple[pd.DataFrame, pd.DataFrame
 def telco(settings: Settings, seed: int, folder: Path) -> Rows:
     """Customers who left, in five folds."""
     found: dict[str, list[dict[str, float]]] = {}
-    options = {"budget": "2s"} if settings.smoke else {}
+    options = {"budget": "2s", "method": tabular.TabM()} if settings.smoke else {}
     for both in telco_folds(seed, settings.smoke):
         for name, row in two_classes(settings, seed, *both, "Churn", **options).items():
             found.setdefault(name, []).append(row)

@@ -161,10 +161,7 @@ def default(module: Callable[[Table], Any]) -> Callable[[str, Table], Any]:
     """A method with the room's recipe, but for what ends the training."""
 
     def method(name: str, table: Table) -> tuple[Any, dict[str, Any]]:
-        made = module(table)
-        if made is None:
-            return None, {}
-        rule = stopping(table)
+        made, rule = module(table), stopping(table)
         if isinstance(made, tabular.RealMLP):
             rule = rule._replace(patience=256)
         return made, {"early_stopping": rule}
@@ -183,7 +180,7 @@ def alone(make: Callable[[], Any]) -> Callable[[str, Table], Any]:
 
 
 METHODS: dict[str, Callable[[str, Table], Any]] = {
-    "default": default(lambda table: None),
+    "default": alone(tabular.TabM),
     "linear": default(lambda table: tabular.MLP(())),
     "mlp": tuned(perceptron, MLP),
     "mlp-plr": tuned(perceptron, MLP_PLR),
@@ -202,7 +199,7 @@ METHODS: dict[str, Callable[[str, Table], Any]] = {
 }
 RIVALS = ("logistic", "boosting")  # of scikit-learn, without the room; of the first seed
 SMOKE: dict[str, Any] = {
-    "default": None,
+    "default": tabular.TabM(),
     "linear": tabular.MLP(()),
     "mlp": tabular.MLP((8,), reads=QUANTILE),
     "mlp-plr": tabular.MLP((8,), embedding=tabular.Periodic(4, 4, 0.1)),

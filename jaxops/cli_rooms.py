@@ -29,18 +29,19 @@ class Given:
 class Common(Given):
     """The arguments of all rooms that train networks."""
 
-    budget: str = "10min"
-    """time after which training stops"""
+    budget: str | None = None
+    """time after which training stops, by default 10min; of tables without a method it is spent on
+    `short_list()`"""
     seed: int = 0
     """the seed of the choice of validation rows and of training"""
 
 
 @dataclass(frozen=True)
 class Tabular(Common):
-    """Predict a column of a table: two classes, many, or a number."""
+    """Predict a column of a table: two classes, many, or a number; or several of two classes."""
 
-    label: str = tyro.MISSING
-    """the column to predict"""
+    label: str | tuple[str, ...] = tyro.MISSING
+    """the column to predict, or several"""
     id: str | None = None
     """the column of the rows' ids"""
     drop: tuple[str, ...] = ()
@@ -53,6 +54,8 @@ class Tabular(Common):
     """a column of dates; the days of other dates since this one are features too"""
     weights: str | None = None
     """the column of the rows' weights"""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """what classes count in training: balanced, or names and weights such as yes 5 no 1"""
     folds: int | None = None
     """number of folds; one model is trained for each, and their mean is the answer"""
     text: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from jaxops.tabular.boosters import CatBoost, LightGBM, XGBoost
 from jaxops.tabular.data import (
     Classes,
     Encoder,
+    Labels,
     Quantiles,
     TableReader,
     Values,
@@ -25,7 +26,7 @@ from jaxops.tabular.models import (
     ResNet,
     TabM,
 )
-from jaxops.tabular.targets import counts, quantiles, zero_inflated
+from jaxops.tabular.targets import counts, multilabel, quantiles, zero_inflated
 from jaxops.tabular.tasks import auc, classifier, regressor
 from jaxops.tabular.trees import HistGradientBoosting
 
@@ -36,6 +37,7 @@ __all__ = [
     "Encoder",
     "FTTransformer",
     "HistGradientBoosting",
+    "Labels",
     "LightGBM",
     "ModernNCA",
     "Periodic",
@@ -56,6 +58,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_encoder",
+    "multilabel",
     "quantiles",
     "read",
     "recipe",

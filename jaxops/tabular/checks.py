@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def warn_of_leaks(
     """Warn of columns that tell the label by themselves, and of identifiers.
 
     Args:
-        table: the train rows without what is left out, as `read` gives them.
+        table: the columns to learn from of the train rows, as `read` gives them.
         label: the column to predict.
         target: (N,), whole numbers, or numbers.
         classes: number of classes; 0 for a number.
@@ -74,8 +75,6 @@ def warn_of_leaks(
         return
     rows = np.random.default_rng(0).permutation(count)[:SAMPLE]
     for name, column in table.items():
-        if name == label:
-            continue
         score = told(column[rows], target[rows], classes)
         if score > FOUND:
             what = "AUC" if classes else "R²"
@@ -153,10 +152,11 @@ def warn_of_known_rows(
     """
     pd = require("pandas", extra="data")
 
-    known, own = (
-        pd.util.hash_pandas_object(pd.DataFrame({n: part[n] for n in train}), index=False)
-        for part in (train, validation)
-    )
+    def hashes(part: Mapping[str, np.ndarray]) -> Any:
+        columns = (one for name in train for one in np.atleast_2d(part[name].T))  # of labels L
+        return pd.util.hash_pandas_object(pd.DataFrame(dict(enumerate(columns))), index=False)
+
+    known, own = hashes(train), hashes(validation)
     twice = known.duplicated(keep=False).mean()
     there = own.isin(known).to_numpy()
     if there.mean() > DUPLICATES + 2 * twice:

@@ -6,8 +6,8 @@ deviation of numbers, the known values of text. `encode` applies it to any rows.
 all that a finished model has to know of its input.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,11 +16,13 @@ from jaxops.data.columns import MISSING, of_dates, read, read_with_dates, warn_o
 from jaxops.data.encoders import LARGEST, Encoder, encode, fit_encoder
 from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
+from jaxops.tabular.train_rows import represented
 from jaxops.task import recorded
 
 __all__ = [
     "Classes",
     "Encoder",
+    "Labels",
     "Quantiles",
     "TableReader",
     "Values",
@@ -76,6 +78,37 @@ class Quantiles(NamedTuple):
         return frame({"id": self.ids, **of_level})
 
 
+class Labels(NamedTuple):
+    """The several labels of N rows, each of two classes.
+
+    Attributes:
+        ids: (N,), the user's ids, or the numbers of the rows.
+        labels: `str` objects (N, L), the likelier class of each label.
+        probabilities: float32 (N, L), of the second class of each label.
+        classes: label -> its two classes, in the order of the labels.
+
+    >>> one = Labels(np.arange(1), np.array([["no"]]), np.array([[0.1]]), {"left": ["no", "yes"]})
+    >>> one.frame().columns.tolist()
+    ['id', 'left', 'p(left=yes)']
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: dict[str, list[str]]
+
+    def frame(self) -> Any:
+        """One row each: id, the class of each label, and the probabilities of the second ones."""
+        second = [f"p({name}={classes[1]})" for name, classes in self.classes.items()]
+        labels = dict(zip(self.classes, self.labels.T, strict=True))
+        return frame(
+            {"id": self.ids, **labels, **dict(zip(second, self.probabilities.T, strict=True))}
+        )
+
+
+Answer = Classes | Labels | Values | Quantiles
+
+
 @recorded(before={"dates": None})
 @dataclass(frozen=True, eq=False)
 class TableReader:
@@ -86,9 +119,10 @@ class TableReader:
         id: the column of the user's ids; None numbers the rows.
         dates: the columns of dates; None, as in older files, takes those among numbers as days.
         target: what a label without classes is: "number", "counts", "quantiles" (a number whose
-            quantiles are predicted) or "zero_inflated".
+            quantiles are predicted) or "zero_inflated"; or "labels", of which there are several.
         levels: of the quantiles.
         since: the column of dates since which the days of the others are features; None for none.
+        labels: of several labels each with its two classes; together they are the encoder's label.
 
     >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
     >>> ids, columns = reader.columns({"plan": ["b"]})
@@ -104,6 +138,12 @@ class TableReader:
     target: str = "number"
     levels: tuple[float, ...] = ()
     since: str | None = None
+    labels: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What the label is: "classes", or the `target`."""
+        return "classes" if self.encoder.classes else self.target
 
     def table(
         self, source: Source, label: bool = False
@@ -112,7 +152,8 @@ class TableReader:
 
         Args:
             source: see `read`.
-            label: whether the label is read too: names of classes, or numbers.
+            label: whether the label is read too: names of classes, numbers, or of several labels
+                the numbers of their classes, int32 (N, L).
 
         Raises:
             ValueError: a column that is missing or cannot be read, with its row.
@@ -125,18 +166,23 @@ class TableReader:
         texts = {n: [*known, *encoder.rare.get(n, ())] for n, known in encoder.values.items()}
         known = [*encoder.mean, *encoder.values]
         wanted = [*dates, *(name for name in known if name not in (*parts, *dates))]
-        target = [encoder.label] if label and encoder.label is not None else []
+        target = [*self.labels] or [str(encoder.label)]
+        target = target if label and encoder.label is not None else []
         own = [] if self.id is None else [self.id]
         names = [*dict.fromkeys([*wanted, *target, *own])]
         exact = [*own, *target]
         table, _ = read_with_dates(source, names, encoder.mean, exact, texts, self.dates, self.id)
         table |= days_since(table, dates, self.since)
         warn_of_unknown(texts, table)
+        classes = self.kind in ("classes", "labels")
         for name in target:
-            table[name] = label_of(name, table[name], bool(encoder.classes), self.target)
+            table[name] = label_of(name, table[name], classes, self.target)
         count = len(next(iter(table.values())))
         ids = table[self.id] if self.id is not None else np.arange(count)
-        return ids, {name: table[name] for name in [*known, *target]}
+        if target and self.labels:
+            table[str(encoder.label)] = numbered(self.labels, table)
+        last = [str(encoder.label)] if target else []
+        return ids, {name: table[name] for name in [*known, *last]}
 
     @property
     def derived(self) -> list[str]:
@@ -151,10 +197,8 @@ class TableReader:
         ids, table = self.table(source, label)
         return ids, encode_target(self.encoder, table)
 
-    def predict(
-        self, model: Model, data: Source, batch_size: int = 4096, first: int = 0
-    ) -> Classes | Values | Quantiles:
-        """Classes with their probabilities, values or quantiles, for the rows of a table.
+    def predict(self, model: Model, data: Source, batch_size: int = 4096, first: int = 0) -> Answer:
+        """Classes or labels with their probabilities, values or quantiles, for rows of a table.
 
         Args:
             model: the model.
@@ -165,8 +209,7 @@ class TableReader:
         self.check(model)
         ids, table = self.table(data)
         ids = ids + first if self.id is None else ids
-        parts = [table] if reads_table(model.task) else encoded_parts(self.encoder, table)
-        outputs = np.concatenate([model.outputs(part, batch_size) for part in parts])
+        outputs = outputs_of(model, self.encoder, table, batch_size)
         return self.answer(model.task, ids, outputs)
 
     def check(self, model: Model) -> None:
@@ -192,12 +235,15 @@ class TableReader:
             "ids": self.id or "",
         }
 
-    def answer(
-        self, task: Any, ids: np.ndarray, outputs: np.ndarray
-    ) -> Classes | Values | Quantiles:
+    def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Answer:
         """What the task predicts, as the user reads it."""
         if self.target == "quantiles":
             return Quantiles(ids, outputs, self.levels)
+        if self.labels:
+            told = outputs >= 0.5
+            pairs = zip(self.labels.values(), told.T, strict=True)
+            names = [np.array(pair, object)[one.astype(int)] for pair, one in pairs]
+            return Labels(ids, np.stack(names, -1), outputs, self.labels)
         if not task.classes:
             return Values(ids, outputs)
         probabilities = of_classes(outputs)
@@ -306,6 +352,8 @@ def reads_table(task: Any) -> bool:
 def target_of(encoder: Encoder, column: np.ndarray) -> np.ndarray:
     """A label as `TableReader.table` has it as numbers of classes, int32, or as numbers, float32.
 
+    Several labels are numbers of classes already.
+
     Raises:
         ValueError: a label that is none of the classes, with its row.
 
@@ -313,28 +361,55 @@ def target_of(encoder: Encoder, column: np.ndarray) -> np.ndarray:
     >>> target_of(encoder, np.array(["yes"], object)).tolist()
     [1]
     """
-    if not encoder.classes:
-        return column.astype(np.float32)
-    label = str(encoder.label)
-    return encode(Encoder({}, {}, [], {}, label, encoder.classes), {label: column})["label"]
+    if encoder.classes:
+        return numbered({str(encoder.label): encoder.classes}, {str(encoder.label): column})[:, 0]
+    return column if column.ndim == 2 else column.astype(np.float32)
+
+
+def numbered(labels: Mapping[str, list[str]], table: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The numbers of the classes of L labels, int32 (N, L).
+
+    Args:
+        labels: the classes of each label.
+        table: the columns of the labels, as `label_of` gives them.
+
+    Raises:
+        ValueError: a label that is none of its classes, with its row.
+
+    >>> numbered({"left": ["no", "yes"]}, {"left": np.array(["yes"], object)}).tolist()
+    [[1]]
+    """
+    made = [
+        encode(Encoder({}, {}, [], {}, name, classes), {name: table[name]})["label"]
+        for name, classes in labels.items()
+    ]
+    return np.stack(made, -1)
 
 
 def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`encode`, where a label without classes is a number, float32."""
-    if encoder.classes or encoder.label not in columns:
-        return encode(encoder, columns)
-    target = columns[encoder.label]
-    rest = {name: value for name, value in columns.items() if name != encoder.label}
-    return {**encode(encoder, rest), "label": target.astype(np.float32)}
+    """The features, and the label as `target_of` has it."""
+    encoded, name = encode(encoder._replace(label=None), columns), str(encoder.label)
+    return {**encoded, "label": target_of(encoder, columns[name])} if name in columns else encoded
 
 
-def encoded_parts(encoder: Encoder, table: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """`encode_target` of 65,536 rows at a time, so that few features are in memory at once.
+def outputs_of(
+    model: Model, encoder: Encoder, table: Mapping[str, np.ndarray], batch_size: int = 4096
+) -> np.ndarray:
+    """What a model predicts for the rows of a table.
 
-    >>> from jaxops.tabular import fit_encoder
-    >>> table = {"age": np.arange(70_000.0)}
-    >>> [len(part["features"]) for part in encoded_parts(fit_encoder(table), table)]
-    [65536, 4464]
+    65,536 rows are encoded at a time, so that few features are in memory at once.
+
+    Args:
+        model: of features, or one that reads the table itself.
+        encoder: makes the features.
+        table: see `TableReader.table`.
+        batch_size: rows in one call of the device.
     """
-    for first in range(0, len(next(iter(table.values()))), ENCODED):
-        yield encode_target(encoder, {n: v[first : first + ENCODED] for n, v in table.items()})
+    if reads_table(model.task):
+        return np.asarray(model.outputs(table, batch_size))
+    model, features = represented(model), encoder._replace(label=None)
+    parts = (
+        {name: column[first : first + ENCODED] for name, column in table.items()}
+        for first in range(0, len(next(iter(table.values()))), ENCODED)
+    )
+    return np.concatenate([model.outputs(encode(features, part), batch_size) for part in parts])

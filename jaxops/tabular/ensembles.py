@@ -20,10 +20,9 @@ from jaxops.model.finished import Model, fingerprint
 from jaxops.model.selection import Blend, best_of, tempered, trained_further
 from jaxops.state import TrainState
 from jaxops.tabular.boosters import CatBoost, LightGBM, XGBoost
-from jaxops.tabular.data import TableReader, encode_target, encoded_parts, of_classes
+from jaxops.tabular.data import TableReader, encode_target, of_classes, outputs_of
 from jaxops.tabular.models import MLP, Periodic, RealMLP, TabM
 from jaxops.tabular.parts import Parts, Table
-from jaxops.tabular.prepared import kind_of
 from jaxops.tabular.scores import METRICS, loss_of, scores_of
 from jaxops.tabular.train_rows import with_places
 from jaxops.tabular.trees import HistGradientBoosting
@@ -66,8 +65,7 @@ class Member:
 
     def outputs(self, columns: Table, batch_size: int) -> np.ndarray:
         """What the task predicts for rows of a table, see `TableReader.table`."""
-        model, parts = self.model(), encoded_parts(self.encoder, columns)
-        return np.concatenate([model.outputs(part, batch_size) for part in parts])
+        return outputs_of(self.model(), self.encoder, columns, batch_size)
 
 
 def selected(
@@ -88,19 +86,19 @@ def selected(
         left: seconds for all.
         progress: print the figure of each method when it is trained, and their table.
     """
-    kind, levels, target = kind_of(parts.reader), parts.reader.levels, parts.targets()[1]
+    reader, target = parts.reader, parts.targets()[1]
 
     def loss(outputs: np.ndarray) -> float:
-        return loss_of(kind, outputs, target, levels)
+        return loss_of(reader, outputs, target)
 
     def figures(outputs: np.ndarray) -> dict[str, float]:
-        return scores_of(kind, np.arange(len(target)), outputs, target, levels).figures()
+        return scores_of(reader, outputs, target).figures()
 
     def one(method: Any, left: float) -> tuple[Model, Evaluation]:
         if parts.folds:
             return bagged(method, parts, trained, left)
         model, scored = trained(method, parts, left)
-        return as_member(model, parts.reader), scored
+        return as_member(model, reader), scored
 
     def warmth(outputs: np.ndarray) -> float:
         # where no row is told wrong the likelihood grows without end, and says nothing of others
@@ -108,9 +106,9 @@ def selected(
         gain = loss(outputs) - loss(tempered(outputs, found))
         return found if gain * len(target) > 1 else 1.0
 
-    warms = warmth if kind == "classes" else None
+    warms = warmth if reader.kind == "classes" else None
     options = left, progress, warms, figures
-    return unwrapped(best_of(methods, one, METRICS[kind], loss, *options))
+    return unwrapped(best_of(methods, one, METRICS[reader.kind], loss, *options))
 
 
 def bagged(method: Any, parts: Parts, trained: Trained, left: float) -> tuple[Model, Evaluation]:
@@ -133,11 +131,10 @@ def bagged(method: Any, parts: Parts, trained: Trained, left: float) -> tuple[Mo
         outputs[held] = own
         models.append(as_member(model, parts.reader))
     blend = Blend.of(models, [1 / len(models)] * len(models))
-    reader = parts.reader
-    scored = scores_of(kind_of(reader), np.arange(len(target)), outputs, target, reader.levels)
+    scored = scores_of(parts.reader, outputs, target)
     about = {"data": fingerprint(parts.train), "rows": len(outputs), "left out": parts.left_out}
     about |= {"folds": len(models), "validation": scored.figures()}
-    return Model(blend, None, reader, about), scored
+    return Model(blend, None, parts.reader, about), scored
 
 
 def as_member(model: Model, reader: TableReader) -> Model:
@@ -172,16 +169,15 @@ def members_further(
         ValueError: a member that is no network; one folder of checkpoints for several members.
     """
     members = model.task.models() if isinstance(model.task, Blend) else [model]
+    odd = next((part.task for part in members if not isinstance(part.task, Member)), None)
+    if odd is not None:
+        raise ValueError(
+            "model must be of networks alone to be trained further, got "
+            f"{type(odd).__name__}; fit trees anew, with all rows"
+        )
     further = []
     for part in members:
-        if not isinstance(part.task, Member):
-            raise ValueError(
-                "model must be of networks alone to be trained further, got "
-                f"{type(part.task).__name__}; fit trees anew, with all rows"
-            )
-        columns = encode_target(part.task.encoder, table)
-        if any(column.name == "row" for column in part.task.task.columns):
-            columns = with_places(columns, None)
+        columns = with_places(encode_target(part.task.encoder, table), None)
         own = settings(part.task.task)
         check_one_directory(dict(own), len(members))
         more = trained_further(part.task.model(), columns, own)
@@ -192,7 +188,7 @@ def members_further(
 
 
 def short_list(trees: bool = True) -> list[Any]:
-    """Methods worth trying on a table, for `tabular.fit(data, tabular.short_list(), ...)`.
+    """Methods worth trying on a table: what `tabular.fit` does with a budget and no method.
 
     `TabM`, `RealMLP` and a perceptron with periodic embeddings of numbers (MLP-PLR).
 

@@ -34,8 +34,8 @@ def classify(model: Model, data: Source, threshold: float = 0.5) -> Classes:
         `Classes`, in the order of the rows.
 
     Raises:
-        ValueError: a threshold outside [0, 1], a model of more classes or of numbers, or a table
-            that it cannot read.
+        ValueError: a threshold outside [0, 1], a model of more classes, of several labels or of
+            numbers, or a table that it cannot read.
 
     >>> from jaxops import tabular
     >>> table = {"age": np.arange(40.0), "left": np.arange(40) % 2}
@@ -45,7 +45,9 @@ def classify(model: Model, data: Source, threshold: float = 0.5) -> Classes:
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    reader_of(model)
+    several = reader_of(model).labels
+    if several:
+        raise ValueError(f"model must be of one label for a threshold, got {', '.join(several)}")
     classes = model.task.classes
     if len(classes) != 2:
         raise ValueError(f"model must have 2 classes for a threshold, got {len(classes)}")

@@ -11,38 +11,41 @@ from jaxops.data.encoders import SCALES
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import Blend, check_methods, trained_further
-from jaxops.tabular.data import encode_target, reads_table, target_of
-from jaxops.tabular.ensembles import members_further, selected
+from jaxops.tabular.data import encode_target, outputs_of, reads_table, target_of
+from jaxops.tabular.ensembles import members_further, selected, short_list
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
 from jaxops.tabular.parts import SHARE, Parts, Roles, parts_of
-from jaxops.tabular.prepared import encoder_of, kind_of, learned, reads_of, target_kind
+from jaxops.tabular.prepared import encoder_of, learned, reads_of, target_kind
 from jaxops.tabular.recipes import recipe
 from jaxops.tabular.scores import scores_of
-from jaxops.tabular.train_rows import with_places
+from jaxops.tabular.train_rows import module_of, with_places
 from jaxops.tabular.trees import Trees, grown
 from jaxops.train.settings import chosen
 from jaxops.trust.evaluation import Evaluation
+
+NETWORKS = ("quantiles", "labels")  # kinds of targets that trees do not learn
 
 
 def fit(
     data: Source,
     method: Any = None,
     *,
-    label: str,
+    label: str | Sequence[str],
     id: str | None = None,
     drop: Sequence[str] = (),
     groups: str | None = None,
     time: str | None = None,
     since: str | None = None,
     weights: str | None = None,
+    class_weights: str | Mapping[Any, float] | None = None,
     text: Sequence[str] = (),
     validation: Source | float = SHARE,
     folds: int | None = None,
     classes: bool | None = None,
     target: str | None = None,
     levels: Sequence[float] = (),
-    budget: str | float = "10min",
+    budget: str | float | None = None,
     seed: int = 0,
     progress: bool = True,
     **options: Any,
@@ -50,7 +53,8 @@ def fit(
     """Train a model on a table, to predict one of its columns.
 
     The default method is `TabM` over numbers that are encoded piecewise linearly, and indicators of
-    text values. Dates become numbers, see `read`. Rows are held out for validation,
+    text values; with a `budget` and no method it is `short_list()`, of which the blend that
+    validation prefers is kept. Dates become numbers, see `read`. Rows are held out for validation,
     which decides when to stop; the reader is learned from the other rows alone. What nothing can be
     learned from is left out, printed, and kept in `about`: columns that are constant, empty, equal
     to another, or texts of which more than every second row has another.
@@ -62,8 +66,8 @@ def fit(
             says how numbers and texts are encoded, see `Reads`; or trees, such as
             `HistGradientBoosting()`. Of a list, such as `short_list()`, each is trained in turn;
             the result is the one with the best validation loss, or a blend of them.
-        label: the column to predict: one class, or one number, in each row. For several labels fit
-            a model for each, and drop the columns of the others.
+        label: the column to predict: one class, or one number, in each row. Or a list of columns of
+            two classes each, such as ["left", "complained"], which networks learn together.
         id: the column of the rows' ids, which answers repeat; it is no feature.
         drop: columns to leave out.
         groups: a column, such as the customer; no group is in training and validation. It is no
@@ -73,8 +77,12 @@ def fit(
         since: a column of dates; the days of each other date since this one are features too.
         weights: a column of the rows' weights, numbers of at least 0, which count in training and
             in the validation loss that stops it; the figures are of the rows as they are. It is no
-            feature. Class weights are such a column too: see "Weight classes and rows" among the
-            how-to guides; there is no argument of their own.
+            feature.
+        class_weights: what the rows of a class count in training, beside `weights`: numbers above 0
+            by the names of the classes, 1 of those that are not named; or "balanced", N / (K n) for
+            n of the N train rows that are of one of K classes. They change nothing in validation,
+            so that the loss that stops training, the choice among methods and the figures are of
+            the rows as they are; the probabilities are no longer those of the rows.
         text: columns of text, though their values may be numbers, such as zip codes.
         validation: the share of rows to hold out (with classes, of each class), or a table.
         folds: train each method once for each of so many folds, whose rows validate it, and answer
@@ -89,18 +97,21 @@ def fit(
             distributed), "quantiles" (a number of which `levels` are predicted) or "zero_inflated"
             (0 or a log-normal value above 0, of which the mean is predicted). Or "classes".
         levels: the levels of the quantiles, such as (0.1, 0.5, 0.9).
-        budget: time after which training stops, such as "10min", or seconds.
+        budget: time after which training stops, such as "10min", or seconds; ten minutes by
+            default. Without a method it is spent on `short_list()` (for quantiles and several
+            labels on its networks).
         seed: of the split and of training.
         progress: print a progress bar, what was left out and the validation figures.
         **options: of `jaxops.fit`, in place of the defaults here: `optimizer`, `batch_size`,
             `epochs`, `early_stopping`, `plan` and so on. `budget` bounds them all, see `recipe`.
 
     Returns:
-        A model; `model.predict(table)` gives `Classes`, `Values` or `Quantiles`.
+        A model; `model.predict(table)` gives `Classes`, `Labels`, `Values` or `Quantiles`.
 
     Raises:
         ValueError: a table that cannot be read, with column and row; a label of one class, or
-            missing in a row; as `jaxops.fit`.
+            missing in a row, or one of several that has more than two classes; weights of what is
+            no class, or not above 0; as `jaxops.fit`.
 
     Warns:
         UserWarning: a column is text for a few values beside many numbers, such as "?"; in 500
@@ -117,19 +128,22 @@ def fit(
     >>> tabular.evaluate(model, table).figures()["auc"] > 0.99
     True
     """
-    start, budget = monotonic(), seconds(budget)
-    classes, target, levels = target_kind(classes, target, tuple(levels))
+    start, limit = monotonic(), seconds("10min" if budget is None else budget)
+    classes, target, levels = target_kind(label, classes, target, tuple(levels))
+    if method is None and budget is not None:
+        method = short_list(trees=target not in NETWORKS)
     several = isinstance(method, list | tuple)
     methods = [TabM() if one is None else one for one in (method if several else [method])]
     check_methods(methods, options, Trees, folds or 1)
     _check_trees(methods, options, target)
     _check_reads(methods)
-    roles = Roles(label, id, drop, groups, time, weights, text, classes, target, levels, since)
+    names = id, drop, groups, time, weights, text
+    roles = Roles(label, *names, classes, target, levels, since, class_weights)
     parts = parts_of(data, roles, validation, folds, seed, progress)
     if progress and parts.left_out:
         print(f"left out: {', '.join(f'{name} ({why})' for name, why in parts.left_out.items())}")
     options = {"seed": seed, "progress": progress, **options}
-    left = budget - (monotonic() - start)
+    left = limit - (monotonic() - start)
     if several or folds is not None:
 
         def trained(one: Any, parts: Parts, left: float) -> tuple[Model, Evaluation]:
@@ -146,8 +160,8 @@ def _check_trees(methods: Sequence[Any], options: Mapping[str, Any], target: str
     trees = [one for one in methods if isinstance(one, Trees)]
     for one in trees:
         one.check()
-    if trees and target == "quantiles":
-        raise ValueError(f"method must be a network for quantiles, got {trees[0]}")
+    if trees and target in NETWORKS:
+        raise ValueError(f"method must be a network for {target}, got {trees[0]}")
     if options and trees and len(trees) == len(methods):
         raise ValueError(
             f"{next(iter(options))} must be left out where trees alone are trained, got "
@@ -168,23 +182,20 @@ def _trained(
     method: Any, parts: Parts, left: float, options: dict[str, Any]
 ) -> tuple[Model, Evaluation]:
     """A model, and its scores on the validation rows."""
-    label, reader, classes = parts.label, parts.reader, parts.reader.encoder.classes
+    label, reader = parts.label, parts.reader
     count = len(parts.train[label])
     about = {"data": fingerprint(parts.train), "rows": count, "left out": parts.left_out}
     if isinstance(method, Trees):
-        trees = grown(method, parts, options["seed"], left)
-        model = Model(trees, None, reader, about)
-        outputs, target = model.outputs(parts.validation), parts.targets()[1]
-        scored = scores_of(kind_of(reader), np.arange(len(target)), outputs, target)
+        model = Model(grown(method, parts, options["seed"], left), None, reader, about)
     else:
-        encoder = encoder_of(method, parts.train, label)._replace(classes=classes)
+        encoder = encoder_of(method, parts.train, label)._replace(classes=reader.encoder.classes)
         reader = replace(reader, encoder=encoder)
-        train_rows, held = (encode_target(encoder, t) for t in (parts.train, parts.validation))
-        if parts.weights is not None:
-            train_rows["mask"], held["mask"] = parts.weights
-        task, state = learned(method, reader, train_rows, held, left, options)
-        model = Model(task, state, reader, about)
-        scored = _scored(model, np.arange(len(held["label"])), held)
+        train, held = (encode_target(encoder, part) for part in (parts.train, parts.validation))
+        for columns, weights in zip((train, held), parts.row_weights(), strict=True):
+            columns |= {} if weights is None else {"mask": weights}
+        model = Model(*learned(method, reader, train, held, left, options), reader, about)
+    outputs = outputs_of(model, reader.encoder, parts.validation)
+    scored = scores_of(reader, outputs, parts.targets()[1])
     about["validation"] = scored.figures()
     return model, scored
 
@@ -194,25 +205,23 @@ def evaluate(model: Model, data: Source) -> Evaluation:
 
     Args:
         model: of `fit`.
-        data: see `fit`.
+        data: see `fit`. All rows count alike.
 
     Returns:
-        Of classes "accuracy", "log_loss" and "macro_f1", and for two classes "auc"; of numbers
-        "mae", "mse", "rmse" and "r2", of counts also "deviance" (Poisson), of zero-inflated values
-        also "spearman" (the correlation of ranks); of quantiles "pinball" (the mean over the
-        levels), and of two levels or more "coverage" and "width" between the first and the last. A
-        unit is a row.
+        Of classes "accuracy", "log_loss" and "macro_f1", and for two classes "auc"; of several
+        labels "accuracy" (every label right), "log_loss", "macro_f1", "micro_f1", that of each,
+        such as "auc(left)", and their mean, "auc"; of numbers "mae", "mse", "rmse" and "r2", of
+        counts also "deviance" (Poisson), of zero-inflated values also "spearman" (the correlation
+        of ranks); of quantiles "pinball" (the mean over the levels), and of two levels or more
+        "coverage" and "width" between the first and the last. A unit is a row.
 
     Raises:
         ValueError: a table that the model cannot read, or a label that is not one of its classes.
     """
     reader = reader_of(model)
-    if not reads_table(model.task):
-        ids, columns = reader.columns(data, label=True)
-        return _scored(model, ids, columns)
     ids, table = reader.table(data, label=True)
-    target = target_of(reader.encoder, table[str(reader.encoder.label)])
-    return scores_of(kind_of(reader), ids, model.outputs(table), target, reader.levels)
+    target = target_of(reader.encoder, table.pop(str(reader.encoder.label)))
+    return scores_of(reader, outputs_of(model, reader.encoder, table), target, ids)
 
 
 def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
@@ -237,23 +246,14 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     >>> tabular.update(model, table, epochs=1, progress=False).reader is model.reader
     True
     """
-    reader, table = reader_of(model), reads_table(model.task)
-    ids, columns = (reader.table if table else reader.columns)(new, label=True)
-    if any(column.name == "row" for column in getattr(model.task, "columns", ())):
-        columns = with_places(columns, None)
-    given = chosen({"early_stopping": None, "epochs": epochs}, options)
+    reader, given = reader_of(model), chosen({"early_stopping": None, "epochs": epochs}, options)
+    ids, table = reader.table(new, label=True)
 
     def settings(task: Any) -> dict[str, Any]:
-        module = dict(task.recipe[1]).get("module") if task.recipe else None
-        return recipe(len(ids), np.inf, module, bool(task.classes), **given)
+        return recipe(len(ids), np.inf, module_of(task), bool(task.classes), **given)
 
-    if table:
-        return members_further(model, columns, settings)
+    if reads_table(model.task):
+        return members_further(model, table, settings)
+    columns = with_places(encode_target(reader.encoder, table), None)
     task = model.task.tasks[0] if isinstance(model.task, Blend) else model.task
     return trained_further(model, columns, settings(task))
-
-
-def _scored(model: Model, ids: np.ndarray, columns: Mapping[str, np.ndarray]) -> Evaluation:
-    output = model.outputs({"features": columns["features"]})
-    reader = reader_of(model)
-    return scores_of(kind_of(reader), ids, output, columns["label"], reader.levels)

@@ -21,6 +21,7 @@ from jaxops.tabular.data import (
     label_of,
     names_classes,
     names_since,
+    numbered,
     target_of,
 )
 
@@ -32,7 +33,7 @@ Table = dict[str, np.ndarray]
 class Roles(NamedTuple):
     """What the columns of a table are for, and what the label is; see `tabular.fit`."""
 
-    label: str
+    label: str | Sequence[str]
     id: str | None
     drop: Sequence[str]
     groups: str | None
@@ -43,12 +44,19 @@ class Roles(NamedTuple):
     target: str = "number"
     levels: tuple[float, ...] = ()
     since: str | None = None
+    class_weights: str | Mapping[Any, float] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return (self.label,) if isinstance(self.label, str) else tuple(self.label)
 
     def named(self) -> list[tuple[str, str]]:
         """(role, column) of all columns that are named."""
-        one = [(what, getattr(self, what)) for what in ("label", "id", "groups", "time", "weights")]
+        one = [(what, getattr(self, what)) for what in ("id", "groups", "time", "weights")]
         many = [(what, name) for what in ("drop", "text") for name in getattr(self, what)]
-        return [(what, name) for what, name in [*one, *many] if name is not None]
+        labels = [("label", name) for name in self.labels]
+        return [(what, name) for what, name in [*labels, *one, *many] if name is not None]
 
 
 class Parts(NamedTuple):
@@ -59,6 +67,7 @@ class Parts(NamedTuple):
         train: the columns to learn from and the label, as `read` gives them.
         validation: the same of the validation rows; of the train rows, where there are folds.
         weights: of the train and of the validation rows, float32; or None.
+        class_weights: the weight of each class in training, float32; "balanced"; or None.
         left_out: columns that nothing can be learned from -> the reason.
         folds: the train and the validation rows of each fold; none where rows are held out.
     """
@@ -67,6 +76,7 @@ class Parts(NamedTuple):
     train: Table
     validation: Table
     weights: tuple[np.ndarray, np.ndarray] | None
+    class_weights: np.ndarray | str | None
     left_out: dict[str, str]
     folds: list[tuple[np.ndarray, np.ndarray]]
 
@@ -79,6 +89,20 @@ class Parts(NamedTuple):
         """The label of the train and of the validation rows: numbers of classes, or numbers."""
         labels = self.train[self.label], self.validation[self.label]
         return [target_of(self.reader.encoder, label) for label in labels]
+
+    def row_weights(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Weights of the train rows, times those of their classes, and of the validation rows."""
+        own, held = self.weights or (None, None)
+        if self.class_weights is None:
+            return own, held
+        label = self.targets()[0]
+        if isinstance(self.class_weights, str):  # as scikit-learn has it
+            counts = np.bincount(label)
+            each = len(label) / ((counts > 0).sum() * np.maximum(counts, 1))
+        else:
+            each = self.class_weights
+        weights = each[label].astype(np.float32)
+        return weights if own is None else weights * own, held
 
     def fold(self, rows: np.ndarray, held: np.ndarray) -> "Parts":
         """The same with other train and validation rows, of the train rows."""
@@ -101,38 +125,27 @@ def parts_of(
     """Read a table, check it and divide its rows; the arguments are those of `tabular.fit`."""
     check_lists(text=roles.text, drop=roles.drop)
     _check_split(roles, validation, folds)
-    if not isinstance(roles.label, str):
-        raise ValueError(
-            f"label must be the name of one column, got {roles.label!r}; for several labels fit a "
-            "model for each, and drop the columns of the others"
-        )
-    label, exact = roles.label, [n for n in (roles.label, roles.id, roles.groups) if n is not None]
-    unread = {*roles.drop} - {n for what, n in roles.named() if what not in ("drop", "text")}
-    table, dates = read_with_dates(data, exact=exact, text=roles.text, unread=unread)
-    for what, name in roles.named():
-        if name not in table:
-            raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
-    if label in roles.drop:
-        raise ValueError(f"drop must be columns beside the label, got {label!r} among them")
+    table, dates = _read(data, roles)
     dropped = {name for what, name in roles.named() if what not in ("label", "text")}
     dropped |= {*of_dates([roles.time])} if roles.time in dates else set()
-    _warn_of_numbers({n: c for n, c in table.items() if n not in (label, *roles.text, *dropped)})
+    known = (*roles.labels, *roles.text, *dropped)
+    _warn_of_numbers({n: c for n, c in table.items() if n not in known})
     table |= _days_since(table, roles.since, [name for name in dates if name not in dropped])
-    classes = names_classes(table[label]) if roles.classes is None else roles.classes
-    table[label] = label_of(label, table[label], classes, roles.target)
-    names = sorted(set(table[label].tolist()), key=order) if classes else []
-    if len(names) == 1:
-        raise ValueError(f"{label} must have at least 2 classes, got {names[0]!r} alone")
-    rest, held = _rows(table, roles, classes, validation, folds, seed)
+    label, names, labels = _label(table, roles)
+    class_weights = _class_weights(roles.class_weights, label, names)
+    roles = roles._replace(label=label)
+    rest, held = _rows(table, roles, bool(names), validation, folds, seed)
     if progress and held is not None and len(rest) + len(held) < len(table[label]):
         count = len(table[label]) - len(rest) - len(held)
         print(f"left out: {count:,} later rows of {roles.groups} that is in training")
     kept = take({n: c for n, c in table.items() if n not in dropped}, rest)
-    kept, left_out, days, since = _useful(kept, roles, dates)
-    encoder = fit_encoder({n: c for n, c in kept.items() if n != label})
-    encoder = encoder._replace(label=label, classes=names)
-    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels, since)
-    warn_of_leaks(kept, label, target_of(encoder, kept[label]), len(names))
+    kept, left_out, days, since = _useful(kept, label, roles.since, dates)
+    features = {n: c for n, c in kept.items() if n != label}
+    encoder = fit_encoder(features)._replace(label=label, classes=names)
+    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels, since, labels)
+    target = target_of(encoder, kept[label])
+    for one, y in zip(labels or [label], target.T if labels else [target], strict=True):
+        warn_of_leaks(features, one, y, 2 if labels else len(names))
     if held is not None:
         other = take({n: table[n] for n in kept}, held)
     elif folds is None:
@@ -141,32 +154,96 @@ def parts_of(
     else:
         other = kept
     weights = _weights(roles.weights, table, rest, held, None if folds else validation)
-    label_of_rows = kept[label] if classes else None
+    label_of_rows = kept[label] if names else None
     groups = None if roles.groups is None else table[roles.groups]
     drawn = folds_of(len(rest), folds, label_of_rows, groups, seed) if folds is not None else []
     if weights is not None:
         fold_weights = [(weights[0][rows], weights[0][held]) for rows, held in drawn]
         _check_sides(str(roles.weights), fold_weights or [weights])
-    return Parts(reader, kept, other, weights, left_out, drawn)
+    return Parts(reader, kept, other, weights, class_weights, left_out, drawn)
+
+
+def _read(data: Source, roles: Roles) -> tuple[Table, tuple[str, ...]]:
+    """The columns of the table, and which of them are dates."""
+    exact = [*roles.labels, *(name for name in (roles.id, roles.groups) if name is not None)]
+    unread = {*roles.drop} - {n for what, n in roles.named() if what not in ("drop", "text")}
+    table, dates = read_with_dates(data, exact=exact, text=roles.text, unread=unread)
+    for what, name in roles.named():
+        if name not in table:
+            raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
+    for name in roles.labels:
+        if name in roles.drop:
+            raise ValueError(f"drop must be columns beside the label, got {name!r} among them")
+    return table, dates
+
+
+def _label(table: Table, roles: Roles) -> tuple[str, list[str], dict[str, list[str]]]:
+    """The label's name, its classes, and those of each of several labels.
+
+    The label is made in the table. Several become one column, int32 (N, L).
+    """
+    found: dict[str, list[str]] = {}
+    for name in roles.labels:
+        classes = names_classes(table[name]) if roles.classes is None else roles.classes
+        table[name] = label_of(name, table[name], classes, roles.target)
+        found[name] = sorted(set(table[name].tolist()), key=order) if classes else []
+        if len(found[name]) == 1:
+            raise ValueError(f"{name} must have at least 2 classes, got {found[name][0]!r} alone")
+        if len(found[name]) > 2 and not isinstance(roles.label, str):
+            raise ValueError(
+                f"{name} must have 2 classes, as it is one of several labels, got "
+                f"{len(found[name]):,}: {', '.join(found[name][:5])}"
+            )
+    if isinstance(roles.label, str):
+        return roles.label, found[roles.label], {}
+    label, column = ", ".join(found), numbered(found, table)
+    for name in found:
+        del table[name]
+    if label in table:
+        raise ValueError(f"data must have no column {label!r} beside the labels, got one")
+    table[label] = column
+    return label, [], found
+
+
+def _class_weights(given: Any, label: str, classes: Sequence[str]) -> np.ndarray | str | None:
+    """The weight of each class, 1 where none is given; or "balanced", for the train rows to say."""
+    if given is None:
+        return None
+    if not classes:
+        raise ValueError(
+            f"class_weights must be None where the label ({label}) is not one class, got {given!r}"
+        )
+    if isinstance(given, str) and given == "balanced":
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f'class_weights must be "balanced" or weights by class, got {given!r}')
+    weights = dict.fromkeys(classes, 1.0)
+    for name, weight in given.items():
+        if str(name) not in weights:
+            raise ValueError(f"class_weights must be of {', '.join(classes)}, got {name!r}")
+        if not isinstance(weight, int | float | np.number) or not 0 < weight < np.inf:
+            raise ValueError(f"class_weights must be numbers above 0, got {weight!r} for {name!r}")
+        weights[str(name)] = float(weight)
+    return np.array([*weights.values()], np.float32)
 
 
 def _useful(
-    table: Table, roles: Roles, dates: Sequence[str]
+    table: Table, label: str, since: str | None, dates: Sequence[str]
 ) -> tuple[Table, dict[str, str], tuple[str, ...], str | None]:
     """The columns to learn from, what is left out and why, and the dates and `since` that stay.
 
     What is made of a date goes with it, and what is the same in every row goes without a word.
     """
-    left_out = useless(table, roles.label)
+    left_out = useless(table, label)
     days = tuple(name for name in dates if name in table and name not in left_out)
-    since = roles.since if roles.since in days else None
-    made = [*of_dates(dates), *names_since(dates, roles.since).values()]
+    made = [*of_dates(dates), *names_since(dates, since).values()]
+    since = since if since in days else None
     stay = [*of_dates(days), *names_since(days, since).values()]
     gone = {n for n in made if n in table and (n not in stay or _is_constant(table[n]))}
     kept = {n: column for n, column in table.items() if n not in left_out and n not in gone}
-    if kept.keys() == {roles.label}:
+    if kept.keys() == {label}:
         raise ValueError(
-            f"data must have a column to learn from beside {roles.label!r}, got none that is kept"
+            f"data must have a column to learn from beside {label!r}, got none that is kept"
         )
     return kept, {n: why for n, why in left_out.items() if n not in made}, days, since
 
@@ -217,7 +294,7 @@ def _rows(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The train rows, and those held out; None where a table or folds validate."""
-    label = table[roles.label]
+    label = table[str(roles.label)]
     groups = None if roles.groups is None else table[roles.groups]
     if folds is not None or not isinstance(validation, float):
         return np.arange(len(label)), None

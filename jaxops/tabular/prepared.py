@@ -14,7 +14,7 @@ from jaxops.state import TrainState
 from jaxops.tabular.data import TARGETS, TableReader
 from jaxops.tabular.models import ModernNCA, Reads, RealMLP
 from jaxops.tabular.recipes import SMOOTHING, recipe, steps_of
-from jaxops.tabular.targets import check_levels, counts, quantiles, zero_inflated
+from jaxops.tabular.targets import check_levels, counts, multilabel, quantiles, zero_inflated
 from jaxops.tabular.tasks import classifier, regressor
 from jaxops.tabular.train_rows import (
     own_batches,
@@ -34,22 +34,38 @@ Columns = dict[str, np.ndarray]
 
 
 def target_kind(
-    classes: bool | None, target: str | None, levels: Sequence[float]
+    label: str | Sequence[str],
+    classes: bool | None,
+    target: str | None,
+    levels: Sequence[float],
 ) -> tuple[bool | None, str, tuple[float, ...]]:
     """What a user says of the label: whether it names classes, what it is else, and levels.
 
     Args:
+        label: see `tabular.fit`.
         classes: see `tabular.fit`.
         target: see `tabular.fit`.
         levels: see `tabular.fit`.
 
     Raises:
-        ValueError: an unknown target; one that contradicts `classes`; quantiles without levels, or
-            levels of another target.
+        ValueError: a label that is neither a name nor different names; an unknown target, one that
+            contradicts `classes`, or one for several labels; quantiles without levels, or levels of
+            another target.
 
-    >>> target_kind(None, "quantiles", [0.1, 0.9])
+    >>> target_kind("spent", None, "quantiles", [0.1, 0.9])
     (False, 'quantiles', (0.1, 0.9))
     """
+    several = isinstance(label, list | tuple)
+    names = [*label] if several else [label]
+    named = all(isinstance(one, str) for one in names)
+    if not named or len({*names}) < max(len(names), 1 + several):
+        raise ValueError(
+            f"label must be a column's name, or a list of at least 2 different ones, got {label!r}"
+        )
+    if several and (target, classes) != (None, None):
+        raise ValueError(
+            f"target and classes must be left out for several labels, got {target!r} and {classes}"
+        )
     if target is not None and target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if target is not None and classes is not None and classes != (target == "classes"):
@@ -60,14 +76,16 @@ def target_kind(
             f"{tuple(levels)} for {target!r}"
         )
     levels = check_levels(levels) if levels else ()
+    if several:
+        return True, "labels", ()
     if target is None:
         return classes, "number", levels
     return target == "classes", "number" if target == "classes" else target, levels
 
 
-def kind_of(reader: TableReader) -> str:
-    """The kind of target of a reader, "classes" or its `target`."""
-    return "classes" if reader.encoder.classes else reader.target
+def classifies(reader: TableReader) -> bool:
+    """Whether the label names classes, or is several labels."""
+    return reader.kind in ("classes", "labels")
 
 
 def reads_of(module: Any) -> Reads:
@@ -185,7 +203,7 @@ def settings_of(
         left: seconds until training stops.
         options: the user's.
     """
-    make = functools.partial(recipe, method=method, classes=bool(reader.encoder.classes))
+    make = functools.partial(recipe, method=method, classes=classifies(reader))
     if not isinstance(method, RealMLP):
         return make(len(rows["label"]), left, **options)
     task = task_of(fitted(method, reader, rows, 1), reader, rows)
@@ -201,8 +219,9 @@ def fitted(module: Any, reader: TableReader, columns: Columns, total: int) -> An
         columns: of the train rows.
         total: the number of steps.
     """
-    encoder = reader.encoder
-    outputs = {"quantiles": len(reader.levels), "zero_inflated": 3}.get(reader.target, 1)
+    encoder, label = reader.encoder, columns["label"]
+    several = {"quantiles": len(reader.levels), "zero_inflated": 3, "labels": len(reader.labels)}
+    outputs = several.get(reader.kind, 1)
     if encoder.classes:
         outputs = len(encoder.classes) if len(encoder.classes) > 2 else 1
     values: dict[str, Any] = {"outputs": outputs}
@@ -210,14 +229,17 @@ def fitted(module: Any, reader: TableReader, columns: Columns, total: int) -> An
         values |= {
             "numbers": len(encoder.numbers),
             "categories": encoder.categories,
-            "rows": len(columns["label"]),
+            "rows": len(label),
             "steps": total,
-            "probabilities": bool(encoder.classes),
+            "probabilities": classifies(reader),
             "own_batches": False,
             "embedding": _embedding(module, encoder, columns),
         }
-    if isinstance(module, RealMLP) and module.activation is None:
-        values["activation"] = "selu" if encoder.classes else "mish"
+    if isinstance(module, RealMLP):
+        values["activation"] = module.activation or ("selu" if classifies(reader) else "mish")
+        if reader.kind == "number" and np.ptp(label):
+            scaled = standardised(label)
+            values["limits"] = float(scaled.min()), float(scaled.max())
     values = {name: value for name, value in values.items() if name in _fields(module)}
     return module.clone(**values) if values else module
 
@@ -259,14 +281,16 @@ def task_of(module: Any, reader: TableReader, columns: Columns) -> Task:
         ValueError: a label that does not vary, or a module that cannot learn this kind of target.
     """
     encoder, features = reader.encoder, len(reader.encoder.names)
+    smoothing = SMOOTHING if isinstance(module, RealMLP) else 0.0
     if encoder.classes:
-        smoothing = SMOOTHING if isinstance(module, RealMLP) else 0.0
         return classifier(module, features, tuple(encoder.classes), smoothing)
-    if isinstance(module, ModernNCA) and reader.target != "number":
+    if isinstance(module, ModernNCA) and reader.kind != "number":
         raise ValueError(
-            f"method must be another than ModernNCA for {reader.target}, got {type(module)}; its "
-            "predictions are means of targets"
+            f"method must be another than ModernNCA for {reader.kind}, got {type(module)}; its "
+            "predictions are means of the targets of one label"
         )
+    if reader.labels:
+        return multilabel(module, features, tuple(reader.labels), smoothing)
     target = columns["label"].astype(np.float64)
     if np.ptp(target) == 0:
         raise ValueError(f"{encoder.label} must vary, got {target[0]:g} in every row")
@@ -297,5 +321,14 @@ def candidate_targets(reader: TableReader, columns: Columns) -> np.ndarray:
         return np.eye(classes, dtype=np.float32)[label]
     if classes:
         return label[:, None].astype(np.float32)
+    return standardised(label)[:, None].astype(np.float32)
+
+
+def standardised(label: np.ndarray) -> np.ndarray:
+    """Numbers that vary, less their mean, in units of their standard deviation, float64.
+
+    >>> standardised(np.array([1.0, 3.0])).tolist()
+    [-1.0, 1.0]
+    """
     label = label.astype(np.float64)
-    return ((label - label.mean()) / label.std())[:, None].astype(np.float32)
+    return np.asarray((label - label.mean()) / label.std())

@@ -1,64 +1,58 @@
 """What is measured of predictions, for each kind of target."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.special import xlogy
 from scipy.stats import rankdata
 
-from jaxops.tabular.data import of_classes
-from jaxops.trust.evaluation import Evaluation
+from jaxops.tabular.data import TableReader, of_classes
+from jaxops.trust.evaluation import Evaluation, auc_of, of_labels
 from jaxops.trust.evaluation import of_classes as scores_of_classes
 
 METRICS = {
     "classes": "log_loss",
+    "labels": "log_loss",
     "number": "mse",
     "counts": "deviance",
     "quantiles": "pinball",
     "zero_inflated": "mse",
 }
-"""Kind of target -> the figure that methods are compared by."""
+"""Kind of target, see `TableReader.kind` -> the figure that methods are compared by."""
 
 
 def scores_of(
-    kind: str,
-    ids: np.ndarray,
-    outputs: np.ndarray,
-    target: np.ndarray,
-    levels: Sequence[float] = (),
+    reader: TableReader, outputs: np.ndarray, target: np.ndarray, ids: np.ndarray | None = None
 ) -> Evaluation:
     """The scores of predictions of N rows.
 
     Args:
-        kind: of the target, see `METRICS`.
-        ids: (N,) of the rows.
+        reader: of the table; says what the label is.
         outputs: what a task predicts.
-        target: (N,), numbers of classes, or numbers.
-        levels: of predicted quantiles.
+        target: (N,), numbers of classes, or numbers; of L labels (N, L).
+        ids: (N,) of the rows; their numbers by default.
 
-    >>> scored = scores_of("number", np.arange(2), np.array([1.0, 2.0]), np.array([1.0, 4.0]))
-    >>> scored.figures()["mse"]
+    >>> from jaxops import tabular
+    >>> reader = tabular.TableReader(tabular.fit_encoder({"x": [1, 2]}))
+    >>> scores_of(reader, np.array([1.0, 2.0]), np.array([1.0, 4.0])).figures()["mse"]
     2.0
     """
-    if kind == "classes":
+    ids = np.arange(len(target)) if ids is None else ids
+    if reader.kind == "quantiles":
+        return _of_quantiles(ids, outputs, target, reader.levels)
+    if reader.kind not in ("classes", "labels"):
+        return _of_numbers(reader.kind, ids, outputs, target)
+    if reader.kind == "classes":
         scored = scores_of_classes("row", ids, of_classes(outputs), target)
-        return replace(scored, parts=scored.parts | {"outputs": outputs})
-    if kind == "quantiles":
-        return _of_quantiles(ids, outputs, target, levels)
-    return _of_numbers(kind, ids, outputs, target)
+    else:
+        scored = _of_labels([*reader.labels], ids, outputs, target)
+    return replace(scored, parts=scored.parts | {"outputs": outputs})
 
 
-def loss_of(
-    kind: str, outputs: np.ndarray, target: np.ndarray, levels: Sequence[float] = ()
-) -> float:
-    """The figure of `METRICS` for predictions.
-
-    >>> loss_of("number", np.array([1.0, 2.0]), np.array([1.0, 4.0]))
-    2.0
-    """
-    scored = scores_of(kind, np.arange(len(target)), outputs, target, levels)
-    return float(scored.values[METRICS[kind]].mean())
+def loss_of(reader: TableReader, outputs: np.ndarray, target: np.ndarray) -> float:
+    """The figure of `METRICS` for predictions; see `scores_of`."""
+    return float(scores_of(reader, outputs, target).values[METRICS[reader.kind]].mean())
 
 
 def deviances(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -73,6 +67,22 @@ def deviances(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     m, y = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     return np.asarray(2 * (xlogy(y, y / m) - y + m))
+
+
+def _of_labels(
+    names: Sequence[str], ids: np.ndarray, p: np.ndarray, target: np.ndarray
+) -> Evaluation:
+    """Those of `of_labels`, the AUC of each label, and their mean over the labels that have one."""
+    scored = of_labels("row", ids, p, target)
+    each = [auc_of(p[:, i], target[:, i]) for i in range(len(names))]
+
+    def mean(rows: np.ndarray) -> float:
+        known = [x for x in (auc(rows) for auc in each) if not np.isnan(x)]
+        return float(np.mean(known)) if known else np.nan
+
+    wholes: dict[str, Callable[[np.ndarray], float]] = {"auc": mean}
+    wholes |= {f"auc({name})": auc for name, auc in zip(names, each, strict=True)}
+    return replace(scored, wholes=scored.wholes | wholes)
 
 
 def _of_numbers(kind: str, ids: np.ndarray, output: np.ndarray, target: np.ndarray) -> Evaluation:

@@ -1,4 +1,4 @@
-"""Tasks whose target is a count, a distribution's quantiles, or a value that is often zero."""
+"""Tasks whose target is several labels, a count, quantiles, or a value that is often zero."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.scipy.special import gammaln, xlogy
 from jax.scipy.stats import norm
 
@@ -16,14 +17,64 @@ from jaxops.tabular.tasks import (
     NUMBER,
     beside,
     check_outputs,
+    check_smoothing,
     mean_loss,
-    of_members,
     of_rows,
     squared_and_absolute,
 )
-from jaxops.task import Array, Batch, Task, recorded
+from jaxops.task import Array, Batch, Column, Task, recorded
 
 LEAST = 1e-3  # of the standard deviation of a logarithm, in the unit of that of the train rows
+
+
+@recorded
+def multilabel(module: Any, features: int, labels: Sequence[str], smoothing: float = 0.0) -> Task:
+    """Several labels of a row, such as what a customer complains of: each is 0 or 1.
+
+    A batch holds `features`, float (B, features), and `label`, integers (B, L) of 0 and 1. With
+    logits z and labels y the loss of a row is the mean over its L labels of
+    -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z)). A module with members gives logits
+    (B, members, L): the loss is the mean over the members, and the prediction the mean of their
+    probabilities.
+
+    Args:
+        module: a Flax module, (B, features) float32 to logits (B, L).
+        features: number of features of a row.
+        labels: the names of the L labels.
+        smoothing: in training this share of each label is spread evenly over 0 and 1, in [0, 1).
+
+    Returns:
+        A task whose predictions are the probabilities of 1, (B, L), and whose `classes` are the
+        labels; with the metrics loss and accuracy, the share of rows with every label right.
+
+    Raises:
+        ValueError: no labels, a smoothing outside [0, 1), or a module whose `outputs` is not L.
+
+    >>> from jaxops import tabular
+    >>> task = tabular.multilabel(tabular.MLP(outputs=2), features=20, labels=("slow", "rude"))
+    >>> task.classes, task.columns[1].shape
+    (('slow', 'rude'), (2,))
+    """
+    names = tuple(labels)
+    if not names:
+        raise ValueError("labels must be at least 1 name, got none")
+    check_smoothing(smoothing)
+    check_outputs(module, len(names))
+
+    def probabilities(logits: Array) -> Array:
+        return over_members(jax.nn.sigmoid(logits), rank=2)
+
+    def loss(logits: Array, batch: Batch, train: bool) -> Array:
+        label, share = jnp.asarray(batch["label"], logits.dtype), smoothing if train else 0.0
+        label = (label if label.ndim == logits.ndim else label[:, None]) * (1 - share) + share / 2
+        return mean_loss(optax.sigmoid_binary_cross_entropy(logits, label).mean(-1), batch)
+
+    def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
+        right = (probabilities(logits) > 0.5) == (batch["label"] > 0)
+        return {"accuracy": metrics.mean(right.all(-1), weights)}
+
+    label = Column("label", (len(names),), "int", classes=2, target=True)
+    return of_rows(module, features, loss, accuracy, probabilities, label, names)
 
 
 @recorded
@@ -64,8 +115,6 @@ def counts(module: Any, features: int, mean: float = 1.0) -> Task:
         return mean_loss(mean * jnp.exp(z) - beside(y, outputs) * z + constant, batch)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        if of_members(batch):
-            return {}
         rate, y = predict(outputs), jnp.asarray(batch["label"], jnp.float32)
         deviance = 2 * (xlogy(y, y / rate) - y + rate)
         found = {"deviance": metrics.mean(deviance, weights)}
@@ -130,7 +179,7 @@ def quantiles(
         return mean_loss(jnp.maximum(level * error, (level - 1) * error).mean(-1), batch)
 
     def covered(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        if of_members(batch) or len(levels) < 2:
+        if len(levels) < 2:
             return {}
         found, y = predict(outputs), batch["label"]
         return {"coverage": metrics.mean((found[:, 0] <= y) & (y <= found[:, -1]), weights)}
@@ -208,6 +257,6 @@ def zero_inflated(module: Any, features: int, mean: float = 0.0, std: float = 1.
         return mean_loss(-jnp.where(some, value, jax.nn.log_sigmoid(-logit)), batch)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        return {} if of_members(batch) else squared_and_absolute(predict(outputs), batch, weights)
+        return squared_and_absolute(predict(outputs), batch, weights)
 
     return of_rows(module, features, loss, errors, predict, NUMBER)

@@ -47,8 +47,7 @@ def classifier(
     """
     if len(classes) < 2:
         raise ValueError(f"classes must be at least 2 names, got {len(classes)}: {classes}")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+    check_smoothing(smoothing)
     outputs = 1 if len(classes) == 2 else len(classes)
     check_outputs(module, outputs)
 
@@ -66,8 +65,6 @@ def classifier(
         return mean_loss(smoothed_cross_entropy(logits, label, share), batch)
 
     def accuracy(logits: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        if of_members(batch):
-            return {}
         p = probabilities(logits)
         if outputs == 1:
             z = logits[:, 0] if logits.ndim == 2 else p - 0.5
@@ -116,7 +113,7 @@ def regressor(module: Any, features: int, mean: float = 0.0, std: float = 1.0) -
         return mean_loss(jnp.square(outputs[..., 0] - target), batch)
 
     def errors(outputs: Array, batch: Batch, weights: Array) -> dict[str, Any]:
-        return {} if of_members(batch) else squared_and_absolute(predict(outputs), batch, weights)
+        return squared_and_absolute(predict(outputs), batch, weights)
 
     return of_rows(module, features, loss, errors, predict, NUMBER)
 
@@ -136,7 +133,8 @@ def of_rows(
     """`supervised` of a module that reads rows of features.
 
     A module with candidates, such as `ModernNCA`, is also given the place of each row among the
-    train rows: the column "row", -1 for other rows, which prediction does not need.
+    train rows: the column "row", -1 for other rows, which prediction does not need. Where each
+    member sees other rows, see `own_batches`, a row has no one prediction, and so no metrics.
     """
     columns = [Column("features", (features,), "float"), label]
     places = hasattr(module, "candidates")
@@ -151,13 +149,22 @@ def of_rows(
         x = jnp.asarray(batch["features"], jnp.float32)
         return (x, batch.get("row", jnp.full(len(x), -1))) if places else x
 
-    return supervised(module, inputs, loss, metrics, predict, tuple(columns), classes)
+    def of_one(outputs: Any, batch: Batch, weights: Array) -> dict[str, Any]:
+        return {} if batch["features"].ndim > 2 else metrics(outputs, batch, weights)
+
+    return supervised(module, inputs, loss, of_one, predict, tuple(columns), classes)
 
 
 def check_outputs(module: Any, outputs: int) -> None:
     """Raise `ValueError` for a module with another number of outputs, where it names one."""
     if getattr(module, "outputs", outputs) != outputs:
         raise ValueError(f"module.outputs must be {outputs}, got {module.outputs}")
+
+
+def check_smoothing(smoothing: float) -> None:
+    """Raise `ValueError` for a share of labels outside [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
 
 
 def beside(target: Array, outputs: Array) -> Array:
@@ -167,11 +174,6 @@ def beside(target: Array, outputs: Array) -> Array:
     (5, 1)
     """
     return target.reshape(*target.shape, *[1] * (outputs.ndim - 1 - target.ndim))
-
-
-def of_members(batch: Batch) -> bool:
-    """Whether each member sees other rows, see `own_batches`: then a row has no one prediction."""
-    return batch["label"].ndim > 1
 
 
 def mean_loss(values: Array, batch: Batch) -> Array:

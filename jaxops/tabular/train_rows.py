@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops.model.finished import Model
 from jaxops.state import TrainState, init_state
+from jaxops.tabular.models import ModernNCA
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, row_weights
 
 SEEN = 4096  # rows that a module looks at when it starts
@@ -44,7 +47,8 @@ def own_batches(task: Task, members: int, rows: int, weighted: bool = False) -> 
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:
         params, extra = task.init(key, batch)
-        label = jnp.zeros(rows, jnp.asarray(batch["label"]).dtype)
+        label = jnp.asarray(batch["label"])
+        label = jnp.zeros((rows, *label.shape[1:]), label.dtype)
         known = {"features": jnp.zeros((rows, width)), "label": label}
         if weighted:
             known["mask"] = jnp.ones(rows)
@@ -68,7 +72,7 @@ def own_batches(task: Task, members: int, rows: int, weighted: bool = False) -> 
 
 
 def _of_members(known: Mapping[str, Array], batch: Batch, shifts: np.ndarray, rows: int) -> Batch:
-    """The rows of each member: features (B, members, d) and label (B, members), with weights."""
+    """The rows of each member: features (B, members, d) and label (B, members, ...), weights."""
     places = (batch["row"][:, None] + shifts[None]) % rows
     real = jnp.asarray(row_weights(batch) > 0, jnp.float32)
     own = {name: known[name][places] for name in ("features", "label")} | {"mask": real}
@@ -120,6 +124,32 @@ def start_candidates(
         "weights": jnp.asarray(train.get("mask", np.ones(len(targets))), jnp.float32),
     }
     return state._replace(extra={**state.extra, "candidates": known}), columns
+
+
+def represented(model: Model) -> Model:
+    """A model whose candidates are represented, once, for all that it will predict.
+
+    Any other model than one of `ModernNCA` is returned as it is.
+    """
+    module = module_of(model.task)
+    if not isinstance(module, ModernNCA):
+        return model
+    _, state = model.trained()
+    found = _representing(module)({"params": state.params, **state.extra})
+    known = {**state.extra["candidates"], "represented": found}
+    extra = {**state.extra, "candidates": known}
+    return replace(model, state=state._replace(extra=extra))
+
+
+def module_of(task: Any) -> Any:
+    """The module that a task was made of; None of a task made by hand."""
+    made = getattr(task, "recipe", None)
+    return dict(made[1]).get("module") if made else None
+
+
+@functools.lru_cache(maxsize=16)
+def _representing(module: ModernNCA) -> Any:
+    return jax.jit(functools.partial(module.apply, method="represent_candidates"))
 
 
 def start_among(

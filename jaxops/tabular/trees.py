@@ -267,7 +267,7 @@ def grown(method: Trees, parts: Parts, seed: int, seconds: float) -> TreeModel:
     numbers = {n: offset_of(column) for n, column in table.items() if n not in texts}
     sizes = [len(values) for values in texts.values()]
     of_rows = zip(
-        (parts.train, parts.validation), parts.targets(), parts.weights or (None, None), strict=True
+        (parts.train, parts.validation), parts.targets(), parts.row_weights(), strict=True
     )
     train, held = (Rows(matrix(texts, numbers, part), y, w) for part, y, w in of_rows)
     if np.ptp(train.y) == 0:

@@ -24,7 +24,7 @@ from jaxops.text.tasks import classifier
 from jaxops.train.evaluation import predict
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping
-from jaxops.trust.evaluation import Evaluation, of_classes
+from jaxops.trust.evaluation import Evaluation, of_classes, of_labels
 
 GRAMS, WORDS = 1024, 256  # the largest numbers of n-grams and words of a text, by default
 FEW, FIRST = 20_000, 32  # up to this many texts a CNN is trained too, on this many first words
@@ -347,24 +347,7 @@ def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Ev
     answer = reader.answer(task, ids, predict(task, state, {"tokens": columns["tokens"]}))
     if not has_many(task):
         return of_classes("text", ids, answer.probabilities, columns["label"])
-    p, target = answer.probabilities, columns["label"] > 0
-    told = p >= reader.threshold
-
-    def f1(rows: np.ndarray, axis: int | None) -> Any:
-        both = (told[rows].astype(int) + target[rows]).sum(axis)
-        return 2 * (told[rows] & target[rows]).sum(axis) / np.maximum(both, 1)
-
-    wholes = {
-        "macro_f1": lambda rows: float(f1(rows, 0).mean()),
-        "micro_f1": lambda rows: float(f1(rows, None)),
-    }
-    own = np.clip(np.where(target, p, 1 - p), 1e-15, None)
-    values = {
-        "accuracy": (told == target).all(1).astype(float),
-        "log_loss": -np.log(own).mean(1),
-    }
-    smaller = frozenset({"log_loss"})
-    return Evaluation("text", ids, values, wholes, smaller, parts={"probabilities": p})
+    return of_labels("text", ids, answer.probabilities, columns["label"], reader.threshold)
 
 
 def _settings(

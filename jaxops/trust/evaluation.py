@@ -200,11 +200,69 @@ def of_classes(
         there = have + said > 0  # only classes that occur, as in scikit-learn
         return float((2 * hits[there] / (have + said)[there]).mean())
 
-    # sorted once, so that a resample needs no sorting
-    levels, level = np.unique(p[:, -1], return_inverse=True)
+    values = {"accuracy": (told == target).astype(float), "log_loss": -np.log(own)}
+    wholes: dict[str, Callable[[np.ndarray], float]] = {"macro_f1": macro_f1}
+    wholes |= {"auc": auc_of(p[:, -1], target)} if count == 2 else {}
+    parts = {"probabilities": p, "target": target}
+    return Evaluation(unit, ids, values, wholes, frozenset({"log_loss"}), parts=parts)
+
+
+def of_labels(
+    unit: str,
+    ids: np.ndarray,
+    probabilities: np.ndarray,
+    target: np.ndarray,
+    threshold: float = 0.5,
+) -> Evaluation:
+    """The scores of a classifier that gives each unit several labels, or none.
+
+    "accuracy" counts the units of which every label is right, "log_loss" is the mean over the
+    labels, "macro_f1" that of the labels' F1, and "micro_f1" the F1 of all labels together.
+
+    Args:
+        unit: what a unit is.
+        ids: (N,) the units' ids.
+        probabilities: (N, L), of each label.
+        target: (N, L) of 0 and 1.
+        threshold: the probability from which a unit is given a label.
+
+    >>> p, target = np.array([[0.9, 0.5], [0.2, 0.4]]), np.array([[1, 1], [0, 1]])
+    >>> one = of_labels("row", np.arange(2), p, target)
+    >>> {name: round(value, 4) for name, value in one.figures().items()}
+    {'accuracy': 0.5, 'log_loss': 0.4845, 'macro_f1': 0.8333, 'micro_f1': 0.8}
+    """
+    p, target = np.asarray(probabilities, np.float64), np.asarray(target) > 0
+    told = p >= threshold
+
+    def f1(rows: np.ndarray, axis: int | None) -> Any:
+        both = (told[rows].astype(int) + target[rows]).sum(axis)
+        return 2 * (told[rows] & target[rows]).sum(axis) / np.maximum(both, 1)
+
+    own = np.clip(np.where(target, p, 1 - p), 1e-15, None)
+    values = {"accuracy": (told == target).all(1).astype(float), "log_loss": -np.log(own).mean(1)}
+    wholes: dict[str, Callable[[np.ndarray], float]] = {
+        "macro_f1": lambda rows: float(f1(rows, 0).mean()),
+        "micro_f1": lambda rows: float(f1(rows, None)),
+    }
+    smaller = frozenset({"log_loss"})
+    return Evaluation(unit, ids, values, wholes, smaller, parts={"probabilities": p})
+
+
+def auc_of(p: np.ndarray, target: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The area under the ROC curve of some units, as one of `Evaluation.wholes`.
+
+    It is the share of (negative, positive) pairs in the right order, equal ones counted half.
+
+    Args:
+        p: (N,) scores, sorted here once, so that a resample takes no sorting.
+        target: (N,) of 0 and 1.
+
+    >>> auc_of(np.array([0.2, 0.9, 0.4]), np.array([0, 1, 1]))(np.arange(3))
+    1.0
+    """
+    levels, level = np.unique(p, return_inverse=True)
 
     def auc(rows: np.ndarray) -> float:
-        """The share of (negative, positive) pairs in the right order; ties count by half."""
         negative, positive = (
             np.bincount(level[rows][target[rows] == label], minlength=len(levels))
             for label in (0, 1)
@@ -213,11 +271,7 @@ def of_classes(
         pairs = float(negative.sum()) * positive.sum()
         return float(right / pairs) if pairs else np.nan
 
-    values = {"accuracy": (told == target).astype(float), "log_loss": -np.log(own)}
-    wholes: dict[str, Callable[[np.ndarray], float]] = {"macro_f1": macro_f1}
-    wholes |= {"auc": auc} if count == 2 else {}
-    parts = {"probabilities": p, "target": target}
-    return Evaluation(unit, ids, values, wholes, frozenset({"log_loss"}), parts=parts)
+    return auc
 
 
 def same_units(evaluations: Sequence[Evaluation]) -> bool:

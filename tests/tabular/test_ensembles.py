@@ -1,21 +1,18 @@
 """Folds, blends of networks and trees, and what they know of the rows that score them."""
 
-import subprocess
-import sys
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 import jaxops as jo
 from jaxops import tabular
 from jaxops.data.splits import folds_of
-from jaxops.model.selection import Blend
+from jaxops.model.selection import Blend, tempered
 from jaxops.tabular import ensembles
 from jaxops.tabular.parts import Roles, parts_of
 from jaxops.tabular.prepared import encoder_of
 from jaxops.trust.evaluation import Evaluation
 
+pytest.importorskip("lightgbm")
 pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 300
@@ -33,6 +30,7 @@ FIRST = np.zeros(N)  # weights of the first fold's rows alone
 FIRST[folds_of(N, 3, TABLE["left"], None, 0)[0][1]] = 1
 SMALL = tabular.MLP((8,))
 TREES = tabular.HistGradientBoosting(max_iter=20, learning_rate=0.2)
+QUICK = tabular.LightGBM(n_estimators=20, n_jobs=1)  # as nothing is compiled for it
 ROLES = Roles("left", None, (), None, None, None, ())
 
 
@@ -66,12 +64,12 @@ def test_no_model_has_seen_the_rows_of_its_fold():
 def test_labels_that_only_a_leak_could_tell():
     noise = RNG.choice(["yes", "no"], N).astype(object)
     table = {"x": RNG.permutation(N) + 0.5, "y": noise}
-    memory = tabular.HistGradientBoosting(
-        max_iter=1, learning_rate=1.0, min_samples_leaf=1, max_leaf_nodes=None, max_bins=255
+    memory = tabular.LightGBM(
+        n_estimators=1, learning_rate=1.0, min_child_samples=1, num_leaves=500, n_jobs=1
     )
     model = tabular.fit(table, memory, label="y", folds=3, progress=False)
     known = tabular.evaluate(model, table).figures()["accuracy"]
-    assert known > 0.8 and abs(model.about["validation"]["accuracy"] - 0.5) < 0.12
+    assert known > 0.65 and abs(model.about["validation"]["accuracy"] - 0.5) < 0.12
 
 
 def test_the_encoder_of_a_fold_knows_nothing_of_its_rows():
@@ -90,41 +88,27 @@ def test_the_blend_is_better_than_its_members_on_validation(both, capsys):
     assert both.about["folds"] == 3 and isinstance(both.task, Blend)
     assert both.about["validation"]["log_loss"] <= min(losses.values())
     assert tabular.evaluate(both, TABLE).figures()["auc"] > 0.85
-    held = tabular.fit(TABLE, [SMALL, TREES], label="left", groups="group", epochs=15)
+    held = tabular.fit(TABLE, [QUICK, TREES], label="left", groups="group")
     out = capsys.readouterr().out
     assert "2: HistGradientBoosting" in out
     assert min(held.about["methods"].values()) >= held.about["validation"]["log_loss"]
 
 
 def test_the_figures_of_folds_are_those_of_a_loop_over_them():
-    model = tabular.fit(TABLE, TREES, label="left", drop=["group"], folds=3, progress=False)
+    model = tabular.fit(TABLE, QUICK, label="left", drop=["group"], folds=3, progress=False)
     metrics = pytest.importorskip("sklearn.metrics")
     parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, 3, 0, False)
     p, members = np.zeros(N), model.task.models()
     for member, (_, held) in zip(members, parts.folds, strict=True):
         rows = {name: column[held] for name, column in TABLE.items()}
         p[held] = member.outputs(rows)
+    assert model.task.temperature != 1
+    p = tempered(p, model.task.temperature)
     figures = model.about["validation"]
     assert figures["log_loss"] == pytest.approx(metrics.log_loss(TABLE["left"] == "yes", p), 1e-5)
     means = np.mean([member.outputs(TABLE) for member in members], 0)
-    np.testing.assert_allclose(model.predict(TABLE).probabilities[:, 1], means, atol=1e-6)
-
-
-CHILD = """
-import sys, numpy as np, jaxops as jo
-np.save(sys.argv[3], jo.load(sys.argv[1]).predict(sys.argv[2]).probabilities)
-"""
-
-
-@pytest.mark.slow
-def test_the_file_answers_the_same_in_a_new_process(both, tmp_path):
-    pd = pytest.importorskip("pandas")
-    jo.save(tmp_path / "m.safetensors", both)
-    pd.DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
-    arguments = [tmp_path / "m.safetensors", tmp_path / "t.csv", tmp_path / "p.npy"]
-    subprocess.run([sys.executable, "-c", CHILD, *map(str, arguments)], check=True, timeout=120)
-    wanted = both.predict(TABLE).probabilities
-    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), wanted, atol=1e-6)
+    wanted = tempered(means, model.task.temperature)
+    np.testing.assert_allclose(model.predict(TABLE).probabilities[:, 1], wanted, atol=1e-6)
 
 
 def test_new_rows_train_networks_further_and_not_trees(both):
@@ -135,10 +119,8 @@ def test_new_rows_train_networks_further_and_not_trees(both):
     after = tabular.update(nets, turned, epochs=40, progress=False)
     scored = [tabular.evaluate(model, turned) for model in (after, nets)]
     assert scored[0].paired(scored[1], "accuracy").low > 0 and after.reader is nets.reader
-    trees = tabular.fit(TABLE, TREES, label="left", drop=["group"], progress=False)
-    mixed = replace(nets, task=Blend.of([nets, trees], [0.5, 0.5]))
-    with pytest.raises(ValueError, match=r"model must be of networks alone .* got TreeModel"):
-        tabular.update(mixed, turned, progress=False)
+    with pytest.raises(ValueError, match=r"model must be of networks alone .* got TreeModel; fit"):
+        tabular.update(both, turned, progress=False)
 
 
 def test_groups_stay_together_in_folds_and_checkpoints_are_of_one_training(tmp_path):
@@ -171,7 +153,7 @@ def test_the_short_list_is_tried_within_the_budget(capsys):
     methods = tabular.short_list()
     names = [type(one).__name__ for one in methods]
     assert names[0] == "HistGradientBoosting" and names[-3:] == ["TabM", "RealMLP", "MLP"]
-    model = tabular.fit(TABLE, methods, label="left", drop=["group"], budget="3s", epochs=2)
+    model = tabular.fit(TABLE, label="left", drop=["group"], budget="3s", epochs=2)
     out = capsys.readouterr().out
     for place, name in enumerate(model.about["methods"]):
         assert name in out and name == f"{place + 1}: {names[place]}"
@@ -183,6 +165,7 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
     pd.DataFrame(TABLE).to_csv(tmp_path / "t.csv", index=False)
     command = ["fit", "tabular", str(tmp_path / "t.csv"), "--label", "left", "--out"]
     folds = ["--folds", "2", "--groups", "group", "--method", "HistGradientBoosting(max_iter=3)"]
+    folds += ["--class-weights", "yes", "5"]
     assert cli.main([*command, str(tmp_path / "m"), *folds]) == 0
     assert jo.load(tmp_path / "m").about["folds"] == 2
     assert cli.main(["show", str(tmp_path / "m")]) == 0
@@ -190,6 +173,16 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
     later = ["--time", "group", "--weights", "age", "--method", "HistGradientBoosting(max_iter=3)"]
     assert cli.main([*command, str(tmp_path / "m"), *later]) == 1  # of the gaps among the ages
     assert "age must be numbers of at least 0, got nan in row 3" in capsys.readouterr().err
+    tyro = pytest.importorskip("tyro")
+
+    def parsed(*arguments):
+        given = ["tabular", "t.csv", "--out", "m", *arguments]
+        return tyro.cli(cli.Fit, args=given, config=(tyro.conf.OmitSubcommandPrefixes,)).room
+
+    several = parsed("--label", "left", "plan", "--class-weights", "balanced")
+    assert several.label == ("left", "plan") and several.class_weights == "balanced"
+    one = parsed("--label", "left", "--class-weights", "yes", "5", "no", "1")
+    assert (one.label, one.class_weights, one.budget) == ("left", {"yes": 5, "no": 1}, None)
     assert [type(one) for one in cli.method(tabular, "short_list(trees=False)")] == [
         tabular.TabM,
         tabular.RealMLP,
@@ -199,7 +192,7 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
 
 def test_validation_rows_without_an_error_do_not_make_certain():
     table = {"age": AGE, "young": np.where(AGE < 40, "yes", "no").astype(object)}
-    trees = tabular.HistGradientBoosting(max_iter=5, learning_rate=0.2)
+    trees = tabular.LightGBM(n_estimators=5, learning_rate=0.2, n_jobs=1)
     model = tabular.fit(table, [trees], label="young", progress=False)
     assert model.task.temperature == 0.5
     p = model.predict(table).probabilities

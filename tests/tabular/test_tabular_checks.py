@@ -17,12 +17,12 @@ AGE = RNG.uniform(20, 60, N)
 PLAN = RNG.choice(["a", "b"], N).astype(object)
 LEFT = np.where(AGE + RNG.normal(0, 9, N) > 40, "yes", "no").astype(object)
 TABLE = {"age": AGE, "plan": PLAN, "left": LEFT}
-SMALL = tabular.MLP((4,))
-QUICK = {"label": "left", "steps": 1, "progress": False}
+QUICK = tabular.LightGBM(n_estimators=3, n_jobs=1)  # as nothing is compiled for it
 
 
-def fitted(table=None, method=SMALL, **options):
-    return tabular.fit(TABLE if table is None else table, method, **{**QUICK, **options})
+def fitted(table, method=QUICK, **options):
+    pytest.importorskip("lightgbm")
+    return tabular.fit(table, method, **{"label": "left", "progress": False, **options})
 
 
 def parted(table, validation=0.15, label="left", **roles):
@@ -158,8 +158,6 @@ def test_validation_is_later_than_training():
          "reads.numbers must be one of bins, standard, quantile, robust, got 'bin'"),
         ({}, {"method": []}, "method must be at least 1, got an empty list"),
         ({}, {"target": "quantiles", "levels": np.array([0.9, 0.1])}, "levels must be rising"),
-        ({}, {"label": ["left", "plan"]},
-         r"label must be the name of one column, got \['left', 'plan'\]; for several labels fit"),
         ({}, {"drop": ["left"]}, "drop must be columns beside the label, got 'left' among them"),
         ({"left": np.where(np.arange(N) == 3, np.inf, AGE)}, {"classes": False},
          "left must be finite float32 numbers, got 'inf' in row 3"),
@@ -171,28 +169,9 @@ def test_what_cannot_be(change, options, message):
 
 
 def test_classes_that_were_not_in_training():
-    model = fitted()
     odd = {**TABLE, "left": np.where(np.arange(N) == 9, "perhaps", LEFT).astype(object)}
-    trees = tabular.HistGradientBoosting(max_iter=1)
-    for one in (model, tabular.fit(TABLE, trees, label="left", progress=False)):
-        with pytest.raises(
-            ValueError, match=r"left must be one of \['no', 'yes'\], got 'perhaps' in"
-        ):
-            tabular.evaluate(one, odd)
-
-
-def test_weights_of_rows_count_in_training():
-    weights = np.where(LEFT == "yes", 20.0, 1.0)
-    plain, heavy = (
-        fitted({**TABLE, "w": w}, weights="w", steps=200).predict(TABLE).probabilities[:, 1].mean()
-        for w in (np.ones(N), weights)
-    )
-    assert heavy > plain + 0.2
-    held = {n: c[:100] for n, c in {**TABLE, "w": weights}.items()}
-    model = fitted(
-        {**TABLE, "w": weights}, weights="w", validation={**held, "age": held["age"] + 1}
-    )
-    assert "w" not in model.reader.encoder.mean
+    with pytest.raises(ValueError, match=r"left must be one of \['no', 'yes'\], got 'perhaps' in"):
+        tabular.evaluate(fitted(TABLE), odd)
 
 
 def test_folds_keep_the_shares_of_classes_and_hold_groups_together():
@@ -212,9 +191,23 @@ def test_a_label_of_several_values_says_what_to_do():
     pd = pytest.importorskip("pandas")
     tags = pd.DataFrame({"age": AGE[:2], "tags": [["a"], ["a", "b"]]})
     with pytest.raises(ValueError, match=r"got \['a'\] in row 0 .*; make a column of each value"):
-        tabular.fit(tags, SMALL, label="tags", progress=False)
+        fitted(tags, label="tags")
 
 
-def test_the_default_in_a_list_has_its_name(monkeypatch):
-    monkeypatch.setattr(jobs, "TabM", lambda: SMALL)
-    assert [*fitted(method=[None]).about["methods"]] == ["1: MLP"]
+def test_what_is_trained_without_a_method(monkeypatch):
+    tried = {}
+    monkeypatch.setattr(jobs, "selected", lambda methods, *rest: tried.update(methods=methods))
+    monkeypatch.setattr(jobs, "_trained", lambda method, *rest: (method, None))
+    plain = {"label": "left", "progress": False}
+    assert tabular.fit(TABLE, **plain) == tabular.TabM()
+    tabular.fit(TABLE, [None], **plain)
+    assert tried["methods"] == [tabular.TabM()]
+    tabular.fit(TABLE, budget="30min", **plain)
+    names = [type(one).__name__ for one in tried["methods"]]
+    assert names[0] == "HistGradientBoosting" and names[-3:] == ["TabM", "RealMLP", "MLP"]
+    for more in (
+        {"label": ["left", "plan"]},
+        {"label": "age", "target": "quantiles", "levels": [0.5]},
+    ):
+        tabular.fit(TABLE, **{**plain, "budget": 60, **more})
+        assert [type(one).__name__ for one in tried["methods"]] == names[-3:]

@@ -18,13 +18,15 @@ FRAME = pd.DataFrame({"age": np.arange(200) % 40, "since": DAYS, "kind": WORK})
 
 
 def fitted(frame, **options):
-    settings = {"label": "kind", "progress": False, "steps": 1, **options}
-    return tabular.fit(frame, tabular.MLP((16,)), **settings)
+    """Trees, as nothing is compiled for them."""
+    pytest.importorskip("lightgbm")
+    trees = tabular.LightGBM(n_estimators=3, min_child_samples=5, learning_rate=1.0, n_jobs=1)
+    return tabular.fit(frame, trees, **{"label": "kind", "progress": False, **options})
 
 
 @pytest.fixture(scope="module")
 def model():
-    return fitted(FRAME, steps=None, epochs=60)
+    return tabular.fit(FRAME, tabular.MLP((16,)), label="kind", progress=False, epochs=60)
 
 
 def test_a_date_is_days_and_what_the_calendar_says_of_it():
@@ -133,16 +135,14 @@ def test_dates_as_text_are_the_same_texts_in_prediction():
     frame = FRAME.assign(since=pd.to_datetime("2024-01-01") + pd.to_timedelta(FRAME.age % 3, "D"))
     reader = fitted(frame, text=["since"]).reader
     assert len(reader.encoder.values["since"]) == 3 and reader.dates == ()
-    features = reader.columns(frame)[1]["features"][:, :3]
+    features = reader.columns(frame)[1]["features"][:, 1:4]
     np.testing.assert_array_equal(features, np.eye(3)[frame.age % 3])
 
 
 def test_the_days_of_other_dates_since_one(tmp_path):
     left = DAYS + pd.to_timedelta(np.arange(200) % 30 * 1.5, "D")
     frame = FRAME.assign(left=left, kind=np.where(np.arange(200) % 30 < 15, "soon", "late"))
-    trees = tabular.HistGradientBoosting(max_iter=10, min_samples_leaf=5, learning_rate=1.0)
-    options = {"label": "kind", "drop": ["age"], "progress": False}
-    model = tabular.fit(frame, trees, since="since", **options)
+    model = fitted(frame, since="since", drop=["age"])
     assert "left since since" in model.reader.encoder.mean and model.reader.since == "since"
     _, table = model.reader.table(frame)
     np.testing.assert_allclose(table["left since since"], np.arange(200) % 30 * 1.5)
@@ -153,7 +153,7 @@ def test_the_days_of_other_dates_since_one(tmp_path):
     assert (answer.labels == frame["kind"]).all()  # the days alone tell it, in other years too
     assert model.reader.describe()["dates"] == "since, left"
     same = frame.assign(since=pd.Timestamp("2023-01-01"))  # says nothing, and nothing since it
-    assert tabular.fit(same, trees, since="since", **options).reader.since is None
+    assert fitted(same, since="since", drop=["age"]).reader.since is None
     for since, message in (
         (
             "age",

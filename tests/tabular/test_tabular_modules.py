@@ -12,16 +12,17 @@ from jaxops.tabular.models import neighbours
 from jaxops.tabular.models.real_mlp import cosines, flat_cosine
 
 X = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+KEY = jax.random.key(0)
 
 
 def initial(module, *inputs, seed=0):
-    """Variables of a module, with every parameter moved away from constants."""
-    variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), *inputs))
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(
-        lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), variables["params"]
-    )
-    return {**variables, "params": params}
+    """Variables of a module, of which nothing is constant; batch statistics are above 0."""
+    rng, shapes = np.random.default_rng(seed), jax.eval_shape(module.init, KEY, *inputs)
+    drawn = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+    return {
+        name: drawn[name] if name == "params" else jax.tree.map(lambda x: abs(x) + 0.1, drawn[name])
+        for name in drawn
+    }
 
 
 def applied(module, variables, *inputs):
@@ -165,14 +166,13 @@ def batch_norm(p, stats, x):
 def test_resnet():
     module = tabular.ResNet(width=6, hidden=8, depth=2, outputs=2)
     variables = initial(module, X)
-    stats = jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])
-    p = variables["params"]
+    stats, p = variables["batch_stats"], variables["params"]
     x = dense(p["first"], X)
     for i in range(2):
         y = batch_norm(p[f"block_{i}_norm"], stats[f"block_{i}_norm"], x)
         x = x + dense(p[f"block_{i}_out"], relu(dense(p[f"block_{i}_hidden"], y)))
     wanted = dense(p["logits"], relu(batch_norm(p["norm"], stats["norm"], x)))
-    assert_near(applied(module, {"params": p, "batch_stats": stats}, X), wanted)
+    assert_near(applied(module, variables, X), wanted)
 
 
 def layer_norm(p, x):
@@ -253,6 +253,11 @@ def test_real_mlp(activation, f):
     x = x + p["hidden_0_activation"] * (f(x) - x)
     wanted = x @ p["logits_kernel"] / np.sqrt(6) + p["logits_bias"]
     assert_near(applied(module, variables, rows), wanted)
+    low, high = np.quantile(wanted, [0.3, 0.6])
+    bounded = module.clone(limits=(low, high), dropout=0.0)
+    training = jax.jit(lambda variables, x: bounded.apply(variables, x, train=True))
+    assert_near(applied(bounded, variables, rows), np.clip(wanted, low, high))
+    assert_near(training(variables, rows), wanted)
 
 
 def test_real_mlp_starts_among_the_rows_that_it_is_given():
@@ -275,14 +280,14 @@ def test_real_mlp_starts_among_the_rows_that_it_is_given():
     assert (x.min(0) < 0).all() and (x.max(0) > 0).all()
     # the mean of five values with random shares has a variance of 1/3 of theirs
     assert 0.4 < x.mean(0).std() < 0.75 and abs(x.mean()) < 0.3
-    equal = init(jax.random.key(0), rows[:1])["params"]
+    equal = init(jax.random.key(0), np.repeat(rows[:1], 300, 0))["params"]
     assert 0.9 < np.std(equal["hidden_0_kernel"]) < 1.1
     assert 0.4 < np.std(equal["hidden_0_bias"]) < 0.75
 
 
 def test_the_dropout_of_real_mlp_ends():
     module = tabular.RealMLP((400,), dropout=0.5, steps=4, numbers=5)
-    variables = jax.jit(module.init)(jax.random.key(0), X)
+    variables = {**initial(module, X), "schedule": {"step": np.int32(0)}}
     plain = applied(module, variables, X)
 
     @jax.jit
@@ -325,7 +330,7 @@ def test_modern_nca_is_a_softmax_over_distances(outputs, monkeypatch):
         )  # fmt: skip
         variables = neighbours_of(module, outputs=outputs)
         p, known = variables["params"], variables["candidates"]
-        stats = jax.tree.map(lambda x: x + 0.1, variables["batch_stats"])
+        stats = variables["batch_stats"]
 
         def represent(x, p=p, stats=stats):
             x = batch_norm(p["norms_0"], stats["norms_0"], dense(p["first"], x))
@@ -335,7 +340,7 @@ def test_modern_nca_is_a_softmax_over_distances(outputs, monkeypatch):
         e, of = represent(X), represent(known["features"])
         near = np.exp(-np.sqrt(((e[:, None] - of[None]) ** 2).sum(-1))) * known["weights"]
         mean = near / near.sum(1, keepdims=True) @ known["targets"]
-        found = applied(module, {**variables, "batch_stats": stats}, X, np.full(7, -1))
+        found = applied(module, variables, X, np.full(7, -1))
         if not probabilities:
             assert_near(found, mean)
         elif outputs == 1:
@@ -382,7 +387,9 @@ def test_the_rows_of_a_batch_are_candidates_too():
     )
     row, mask = np.array([2, 7, 4, 2, -1]), np.array([1, 1, 1, 0, 1], bool)
     x = np.array(known["features"])[row]
-    found = module.apply(variables, x, row, mask=mask, **options)
+    found = jax.jit(lambda variables: module.apply(variables, x, row, mask=mask, **options))(
+        variables
+    )
     e = dense(variables["params"]["first"], x)
     near = np.exp(-np.sqrt(((e[:, None] - e[None]) ** 2).sum(-1))) * known["weights"][row]
     own = near[:2, :2]

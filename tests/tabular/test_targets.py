@@ -1,22 +1,22 @@
 """Counts, quantiles and values that are often zero, against SciPy and scikit-learn."""
 
-import functools
-
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import mean_pinball_loss, mean_poisson_deviance
+from sklearn.metrics import log_loss, mean_pinball_loss, mean_poisson_deviance
 
 from jaxops import tabular
 from jaxops.optim import sgd
 from jaxops.state import init_state
-from jaxops.tabular.scores import loss_of, scores_of
+from jaxops.tabular.scores import METRICS, loss_of, scores_of
 from jaxops.train.evaluation import evaluate
 
 RNG = np.random.default_rng(0)
 N = 60
+ENCODER = tabular.fit_encoder({"x": [1.0, 2.0]})
 
 
 class Given(nn.Module):
@@ -30,15 +30,25 @@ class Given(nn.Module):
         return x.reshape(len(x), self.members, -1) if self.members else x
 
 
-def losses(task, outputs, label, **more):
+def losses(task, outputs, label):
     """The loss of each row, and what is predicted."""
-    total = jax.jit(lambda batch: task.loss({}, {}, batch, jax.random.key(0), True)[0])
+
+    @jax.jit
+    def both(batch):
+        one = {name: value[:, None] for name, value in batch.items()}
+        total = jax.vmap(lambda row: task.loss({}, {}, row, jax.random.key(0), True)[0])
+        return total(one), task.predict({}, {}, batch)
+
     batch = {"features": np.asarray(outputs, np.float32), "label": np.asarray(label, np.float32)}
-    rows = [
-        float(total({**{k: v[i : i + 1] for k, v in {**batch, **more}.items()}}))
-        for i in range(len(label))
-    ]
-    return np.array(rows), np.asarray(task.predict({}, {}, batch))
+    return [np.asarray(found) for found in both(batch)]
+
+
+def figures_of(target, predicted, y, levels=()):
+    reader = tabular.TableReader(ENCODER, target=target, levels=levels)
+    assert loss_of(reader, predicted, y) == pytest.approx(
+        scores_of(reader, predicted, y).figures()[METRICS[target]]
+    )
+    return scores_of(reader, predicted, y).figures()
 
 
 def test_counts_are_poisson():
@@ -48,10 +58,8 @@ def test_counts_are_poisson():
     rate = 1.7 * np.exp(z[:, 0])
     np.testing.assert_allclose(found, -stats.poisson.logpmf(y, rate), rtol=2e-5)
     np.testing.assert_allclose(predicted, rate, rtol=1e-5)
-    figures = scores_of("counts", np.arange(N), predicted, y).figures()
     wanted = mean_poisson_deviance(y, predicted)
-    assert figures["deviance"] == pytest.approx(wanted, rel=1e-6)
-    assert loss_of("counts", predicted, y) == pytest.approx(wanted, rel=1e-6)
+    assert figures_of("counts", predicted, y)["deviance"] == pytest.approx(wanted, rel=1e-6)
     rows = {"features": z.astype(np.float32), "label": y.astype(np.float32)}
     told = evaluate(task, init_state(task, sgd(0.1), 0, rows), rows)
     assert told["deviance"] == pytest.approx(wanted, rel=1e-5)
@@ -65,7 +73,6 @@ def test_quantiles_have_the_pinball_loss_and_do_not_cross():
     each = [mean_pinball_loss((y - 5) / 2, z[:, i], alpha=level) for i, level in enumerate(levels)]
     assert found.mean() == pytest.approx(np.mean(each), rel=1e-5)
     np.testing.assert_allclose(predicted, 5 + 2 * np.sort(z, 1), rtol=1e-5)
-    scored = scores_of("quantiles", np.arange(N), predicted, y, levels)
     each = [mean_pinball_loss(y, predicted[:, i], alpha=a) for i, a in enumerate(levels)]
     inside = (predicted[:, 0] <= y) & (y <= predicted[:, 2])
     wanted = {
@@ -73,10 +80,8 @@ def test_quantiles_have_the_pinball_loss_and_do_not_cross():
         "coverage": inside.mean(),
         "width": (predicted[:, 2] - predicted[:, 0]).mean(),
     }
-    assert scored.figures() == pytest.approx(wanted, rel=1e-6)
-    assert list(scores_of("quantiles", np.arange(N), predicted[:, :1], y, (0.1,)).figures()) == [
-        "pinball"
-    ]
+    assert figures_of("quantiles", predicted, y, levels) == pytest.approx(wanted, rel=1e-6)
+    assert list(figures_of("quantiles", predicted[:, :1], y, (0.1,))) == ["pinball"]
 
 
 def test_zero_inflated_values_are_log_normal():
@@ -90,8 +95,25 @@ def test_zero_inflated_values_are_log_normal():
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-5)
     mean = p * stats.lognorm.mean(s, scale=np.exp(m))
     np.testing.assert_allclose(predicted, mean, rtol=1e-4)
-    figures = scores_of("zero_inflated", np.arange(N), predicted, y).figures()
+    figures = figures_of("zero_inflated", predicted, y)
     assert figures["spearman"] == pytest.approx(stats.spearmanr(predicted, y)[0], rel=1e-9)
+
+
+def test_several_labels_have_the_mean_binary_cross_entropy():
+    z, y = RNG.normal(size=(N, 3)), RNG.integers(0, 2, (N, 3))
+    p, share = 1 / (1 + np.exp(-z)), 0.1
+    for smoothing in (0.0, share):
+        target = y * (1 - smoothing) + smoothing / 2
+        wanted = -(target * np.log(p) + (1 - target) * np.log1p(-p)).mean(1)
+        task = tabular.multilabel(Given(), 3, ("a", "b", "c"), smoothing)
+        found, predicted = losses(task, z, y)
+        np.testing.assert_allclose(found, wanted, rtol=2e-5)
+        np.testing.assert_allclose(predicted, p, rtol=1e-5)
+    rows = {"features": z.astype(np.float32), "label": y.astype(np.int32)}
+    told = evaluate(task, init_state(task, sgd(0.1), 0, rows), rows)
+    right = ((p > 0.5) == (y > 0)).all(1).mean()
+    plain = np.mean([log_loss(y[:, i], p[:, i]) for i in range(3)])
+    assert told == pytest.approx({"accuracy": right, "loss": plain}, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -103,26 +125,30 @@ def test_zero_inflated_values_are_log_normal():
         (lambda m, d: tabular.regressor(m, d), 1),
         (lambda m, d: tabular.classifier(m, d), 1),
         (lambda m, d: tabular.classifier(m, d, ("a", "b", "c")), 3),
+        (lambda m, d: tabular.multilabel(m, d, ("a", "b")), 2),
     ],
 )
 def test_members_are_averaged(make, outputs):
     z, y = RNG.normal(size=(5, 4, outputs)), np.array([0, 1, 1, 0, 1])
+    y = np.stack([y, 1 - y], 1) if make.__code__.co_names[-1] == "multilabel" else y
     dtype = np.int32 if make.__code__.co_names[-1] == "classifier" else np.float32
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def both(task, batch):
-        return *task.loss({}, {}, batch, jax.random.key(0), True), task.predict({}, {}, batch)
+    one, several = make(Given(), outputs), make(Given(4), 4 * outputs)
 
-    def run(task, features, label):
-        batch = {"features": features.astype(np.float32), "label": label.astype(dtype)}
-        total, out, predicted = both(task, batch)
-        return float(total), np.asarray(predicted), out.metrics
+    @jax.jit
+    def run(z, y):
+        def of(task, features, label):
+            batch = {"features": features, "label": label}
+            total, out = task.loss({}, {}, batch, jax.random.key(0), True)
+            return total, task.predict({}, {}, batch), out.metrics
 
-    alone = [run(make(Given(), outputs), z[:, m], y) for m in range(4)]
-    together = run(make(Given(4), 4 * outputs), z.reshape(5, -1), y)
+        alone = [of(one, z[:, m], y) for m in range(4)]
+        own = of(several, z, jnp.stack([y] * 4, 1))
+        return alone, of(several, z.reshape(5, -1), y), own
+
+    alone, together, own = jax.device_get(run(z.astype(np.float32), y.astype(dtype)))
     assert together[0] == pytest.approx(np.mean([one[0] for one in alone]), rel=1e-5)
     np.testing.assert_allclose(together[1], np.mean([one[1] for one in alone], 0), rtol=1e-5)
-    own = run(make(Given(4), 4 * outputs), z.reshape(5, -1), np.stack([y] * 4, 1))
     assert own[0] == pytest.approx(together[0], rel=1e-6) and own[2] == {}
 
 
@@ -133,16 +159,15 @@ def test_smoothed_labels_in_training_alone():
     log = z - np.log(np.exp(z).sum(1, keepdims=True))
     own = log[np.arange(5), y]
     three = tabular.classifier(Given(), 3, ("a", "b", "c"), smoothing=share)
+    loss = jax.jit(lambda task, batch, train: task.loss({}, {}, batch, jax.random.key(0), train)[0],
+                   static_argnums=(0, 2))  # fmt: skip
     for train, wanted in ((False, -own), (True, -(1 - share) * own - share * log.mean(1))):
-        total, _ = three.loss({}, {}, batch, jax.random.key(0), train)
-        assert float(total) == pytest.approx(wanted.sum(), rel=1e-5)
+        assert float(loss(three, batch, train)) == pytest.approx(wanted.sum(), rel=1e-5)
     batch = {"features": batch["features"][:, :1], "label": np.minimum(y, 1).astype(np.int32)}
     p = 1 / (1 + np.exp(-z[:, 0]))
     target = np.minimum(y, 1) * (1 - share) + share / 2
     wanted = -(target * np.log(p) + (1 - target) * np.log1p(-p)).sum()
-    total, _ = tabular.classifier(Given(), 1, smoothing=share).loss(
-        {}, {}, batch, jax.random.key(0), True
-    )
+    total = loss(tabular.classifier(Given(), 1, smoothing=share), batch, True)
     assert float(total) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -156,6 +181,8 @@ def test_smoothed_labels_in_training_alone():
         (lambda: tabular.zero_inflated(Given(), 1, std=0.0), "std must be above 0, got 0"),
         (lambda: tabular.zero_inflated(tabular.MLP(), 1), r"module.outputs must be 3, got 1"),
         (lambda: tabular.classifier(Given(), 1, smoothing=1.0), r"smoothing must be in \[0, 1\)"),
+        (lambda: tabular.multilabel(Given(), 1, ()), "labels must be at least 1 name, got none"),
+        (lambda: tabular.multilabel(tabular.MLP(), 1, ("a", "b")), "module.outputs must be 2, got"),
     ],
 )
 def test_refuses(make, message):

@@ -80,7 +80,8 @@ class Periodic(nn.Module):
     References:
         Gorishniy et al. 2022, arXiv:2203.05556 (PLR); 2023, arXiv:2307.14338 (PLR-lite).
 
-    >>> outputs, _ = Periodic(width=4).init_with_output(jax.random.key(0), jnp.ones((2, 3)))
+    >>> module, x = Periodic(width=4), jnp.ones((2, 3))
+    >>> outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
     >>> outputs.shape
     (2, 12)
     """
@@ -134,7 +135,7 @@ class PiecewiseLinear(nn.Module):
         Gorishniy et al. 2022, arXiv:2203.05556; 2024, arXiv:2410.24210 (the linear part).
 
     >>> module = PiecewiseLinear(width=4, edges=((0.0, 1.0, 2.0), (0.0, 5.0)))
-    >>> outputs, _ = module.init_with_output(jax.random.key(0), jnp.ones((3, 2)))
+    >>> outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.ones((3, 2)))
     >>> outputs.shape
     (3, 8)
     """

@@ -24,8 +24,8 @@ class ModernNCA(nn.Module):
     softmax_j(log w_j - |e(x) - e(x_j)|) y_j, where y is a number or the indicators of classes, and
     w the weights of rows, 1 by default. In training a row does not see its own target; the other
     rows of the batch and a share of the train rows, drawn anew in each step, stand for all. In
-    prediction all are compared, in blocks, so that the memory does not grow with them; each batch
-    represents them anew.
+    prediction all are compared, in blocks, so that the memory does not grow with them. A model of
+    `tabular.fit` represents them once for each call of `predict`; a task alone, for each batch.
 
     The train rows, their targets and weights are variables of the module (collection "candidates"),
     so they are in the model file: a model of personal data holds these. `tabular.fit` fills them
@@ -53,7 +53,7 @@ class ModernNCA(nn.Module):
 
     >>> module = ModernNCA(width=4, rows=5, embedding=None)
     >>> rows = jnp.ones((2, 3)), jnp.array([-1, -1])
-    >>> outputs, variables = module.init_with_output(jax.random.key(0), *rows)
+    >>> outputs, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), *rows)
     >>> outputs.shape, variables["candidates"]["features"].shape
     ((2, 1), (5, 3))
     """
@@ -110,7 +110,10 @@ class ModernNCA(nn.Module):
             self.represent(x)
             return jnp.zeros((len(x), self.outputs))
         if not train:
-            return self._answer(self._mean_of_all(self.represent(x), features, targets, extra))
+            known: Any = self.get_variable("candidates", "represented")  # by `represented`
+            rows = features if known is None else known
+            mean = self._mean_of_all(self.represent(x), rows, targets, extra, known is not None)
+            return self._answer(mean)
         count = min(max(1, round(self.candidates * self.rows)), MOST)
         drawn = jax.random.permutation(self.make_rng("dropout"), self.rows)[:count]
         own = row if mask is None else jnp.where(mask, row, -1)
@@ -132,22 +135,28 @@ class ModernNCA(nn.Module):
             x = self.outs[i](self.drop(y, deterministic=not train))
         return self.norms[-1](x, train=train, mask=mask) if self.depth else x
 
-    def _mean_of_all(self, x: Array, features: Array, targets: Array, extra: Array) -> Array:
+    def represent_candidates(self) -> Array:
+        """The representations (rows, width) of all candidates, in blocks."""
+        features: Any = self.get_variable("candidates", "features")
+
+        def one(module: Any, carry: Any, rows: Array) -> Any:
+            return carry, module.represent(rows)
+
+        over = nn.scan(one, variable_broadcast=("params", "batch_stats"), split_rngs={})
+        _, found = over(self, (), _in_blocks(features))
+        return found.reshape(-1, self.width)[: len(features)]
+
+    def _mean_of_all(
+        self, x: Array, rows: Array, targets: Array, extra: Array, represented: bool
+    ) -> Array:
         """The mean of all targets, weighted by a softmax over blocks of candidates."""
-        count = len(features)
-        blocks = -(-count // BLOCK)
-        size = -(-count // blocks)
-        pad = 0, blocks * size - count
-        features, targets = (
-            jnp.pad(a, (pad, (0, 0))).reshape(blocks, size, -1) for a in (features, targets)
-        )
-        extra = jnp.pad(extra, pad, constant_values=jnp.inf).reshape(blocks, size)
 
         def add(module: Any, carry: Any, block: Any) -> Any:
             """A softmax of which the largest logit so far is known: its sums are scaled by it."""
             most, total, mean = carry
             rows, values, extra = block
-            near = -distances(x, module.represent(rows)) - extra[None]
+            known = rows if represented else module.represent(rows)
+            near = -distances(x, known) - extra[None]
             higher = jnp.maximum(most, near.max(1))
             scale, weights = jnp.exp(most - higher), jnp.exp(near - higher[:, None])
             mean = mean * scale[:, None] + jnp.matmul(weights, values, precision="highest")
@@ -155,7 +164,8 @@ class ModernNCA(nn.Module):
 
         over = nn.scan(add, variable_broadcast=("params", "batch_stats"), split_rngs={})
         start = jnp.full(len(x), -jnp.inf), jnp.zeros(len(x)), jnp.zeros((len(x), self.outputs))
-        (_, total, mean), _ = over(self, start, (features, targets, extra))
+        blocks = _in_blocks(rows), _in_blocks(targets), _in_blocks(extra, jnp.inf)
+        (_, total, mean), _ = over(self, start, blocks)
         return mean / total[:, None]
 
     def _answer(self, mean: Array) -> Array:
@@ -165,6 +175,14 @@ class ModernNCA(nn.Module):
         mean = jnp.clip(mean, 0, 1)  # a sum of weights may round to more
         log = jnp.log(mean + LEAST)
         return log - jnp.log(1 - mean + LEAST) if self.outputs == 1 else log
+
+
+def _in_blocks(x: Array, padding: float = 0.0) -> Array:
+    """Rows (N, ...) in blocks of at most 4,096, (blocks, size, ...); the last one is padded."""
+    blocks = -(-len(x) // BLOCK)
+    size = -(-len(x) // blocks)
+    pad = [(0, blocks * size - len(x)), *[(0, 0)] * (x.ndim - 1)]
+    return jnp.pad(x, pad, constant_values=padding).reshape(blocks, size, *x.shape[1:])
 
 
 def distances(x: Array, y: Array) -> Array:

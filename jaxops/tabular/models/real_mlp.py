@@ -33,6 +33,7 @@ class RealMLP(nn.Module):
       parametrisation).
     - The activation is x + a (f(x) - x) with a learned factor a of each unit, which begins at 1.
     - In the second half of `steps` dropout falls to 0 by a cosine.
+    - Outside training a predicted number is cut off at the least and the largest train target.
     - Initial weights look at the rows that `init` is given (`tabular.fit` gives train rows): W is
       divided by the standard deviation of x W / sqrt(inputs), so that this is 1 in each unit, and b
       is minus a random mean of the values of five rows, so that each unit bends among the rows.
@@ -40,7 +41,7 @@ class RealMLP(nn.Module):
 
     `tabular.recipe` has the rest: rates and decays of each kind of parameter, their schedules and
     label smoothing. Other than in the paper's program, numbers of two values and indicators are 0
-    and 1, and predictions are not cut off at the largest target.
+    and 1.
 
     Attributes:
         widths: units of each hidden layer.
@@ -57,13 +58,14 @@ class RealMLP(nn.Module):
         categories: how many values each of the last features may have, which are texts by their
             number; `tabular.fit` sets it.
         steps: of training; `tabular.fit` sets it. With 0 dropout stays as it is.
+        limits: of the outputs outside training; `tabular.fit` sets it where the label is a number.
         reads: how it wants a table.
 
     References:
         Holzmüller et al. 2024, "Better by default", arXiv:2407.04491.
 
     >>> module = RealMLP((8,), numbers=2)
-    >>> outputs, _ = module.init_with_output(jax.random.key(0), jnp.ones((3, 5)))
+    >>> outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.ones((3, 5)))
     >>> outputs.shape
     (3, 1)
     """
@@ -80,6 +82,7 @@ class RealMLP(nn.Module):
     numbers: int = 0
     categories: tuple[int, ...] = ()
     steps: int = 0
+    limits: tuple[float, float] | None = None
     reads: Reads = Reads("robust", codes=8)
 
     @nn.compact
@@ -99,7 +102,8 @@ class RealMLP(nn.Module):
             if train and self.dropout:
                 kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - dropout, x.shape)
                 x = jnp.where(kept, x / (1 - dropout), 0.0)
-        return self._layer(x, self.outputs, "logits")
+        x = self._layer(x, self.outputs, "logits")
+        return x if train or self.limits is None else jnp.clip(x, *self.limits)
 
     def _inputs(self, x: Array) -> Array:
         """Features with numbers and texts embedded, (B, D)."""
@@ -153,8 +157,8 @@ def _among(key: Array, x: Array) -> Array:
     count, width = x.shape
     rows, shares, other = jax.random.split(key, 3)
     places = jax.random.randint(rows, (5, width), 0, count)
-    share = jax.random.dirichlet(shares, jnp.ones(5), (width,))
-    mean = (x[places, jnp.arange(width)[None]] * share.T).sum(0)
+    share = jax.random.exponential(shares, (5, width))  # over their sum: a flat Dirichlet's draw
+    mean = (x[places, jnp.arange(width)[None]] * share).sum(0) / share.sum(0)
     normal = jax.random.normal(other, (width,)) * 3**-0.5
     return jnp.where(x.std(0) > EQUAL, -mean, normal)
 

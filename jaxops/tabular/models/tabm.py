@@ -54,7 +54,7 @@ class TabM(nn.Module):
         Gorishniy et al. 2024, arXiv:2410.24210; Wen et al. 2020, arXiv:2002.06715 (BatchEnsemble).
 
     >>> module = TabM((8,), outputs=1, members=4)
-    >>> outputs, _ = module.init_with_output(jax.random.key(0), jnp.ones((2, 3)))
+    >>> outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.ones((2, 3)))
     >>> outputs.shape
     (2, 4, 1)
     """

@@ -40,7 +40,7 @@ class FTTransformer(nn.Module):
         Gorishniy et al. 2021, arXiv:2106.11959.
 
     >>> module = FTTransformer(width=8, depth=1, heads=2, categories=(3,))
-    >>> outputs, _ = module.init_with_output(jax.random.key(0), jnp.ones((2, 5)))
+    >>> outputs, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.ones((2, 5)))
     >>> outputs.shape
     (2, 1)
     """
