@@ -247,10 +247,7 @@ def test_an_updated_regression_is_that_of_all_rows(method, tmp_path):
         and one.times.tolist() == two.times.tolist()
     )
     assert (after.about["rows"], after.about["events"]) == (N, int(TABLE["left"].sum()))
-    assert (
-        after.reader.encoder is before.reader.encoder
-        or after.reader.encoder.mean == before.reader.encoder.mean
-    )
+    assert after.reader.encoder.mean == before.reader.encoder.mean
 
 
 @pytest.mark.slow
@@ -274,7 +271,9 @@ def test_an_updated_network_begins_where_it_is():
 
 
 def test_what_cannot_be_updated(model):
-    with pytest.raises(ValueError, match="epochs must be left out for Cox, .* got 3"):
+    with pytest.raises(
+        ValueError, match="epochs must be left out for Cox, which has no training, got 3"
+    ):
         survival.update(model, TABLE, epochs=3)
     with pytest.raises(ValueError, match="customer must be different in every row"):
         survival.update(model, {name: np.append(x, x[:1]) for name, x in TABLE.items()})
