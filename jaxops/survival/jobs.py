@@ -185,10 +185,10 @@ def update(model: Model, new: Source, epochs: int | None = None, **options: Any)
 
     >>> from jaxops import survival
     >>> rows = {"age": np.arange(8.0), "months": [9, 7, 8, 5, 6, 3, 4, 2], "left": np.ones(8)}
-    >>> first = {name: column[:6] for name, column in rows.items()}
-    >>> model = survival.fit(first, time="months", event="left", progress=False)
-    >>> survival.update(model, rows).task.fit.rows
-    8
+    >>> model = survival.fit(rows, time="months", event="left", progress=False)
+    >>> newer = survival.update(model, rows | {"months": [2, 4, 3, 6, 5, 8, 7, 9]})
+    >>> [float(survival.coefficients(one)["coefficient"][0]) > 0 for one in (model, newer)]
+    [True, False]
     """
     reader = reader_of(model)
     if isinstance(model.task, Regression):

@@ -224,7 +224,7 @@ FIRST = {name: column[: N // 2] for name, column in TABLE.items()}
     "method",
     [
         survival.Cox(strata=("plan",), cluster="shop"),
-        survival.Cox(l1=5.0, l2=5.0, ties="breslow"),
+        pytest.param(survival.Cox(l1=5.0, l2=5.0, ties="breslow"), marks=pytest.mark.slow),
         pytest.param(survival.LogNormalAFT(), marks=pytest.mark.slow),
     ],
 )
