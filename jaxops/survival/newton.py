@@ -80,13 +80,14 @@ def newton(
 
     def more(state: Any) -> Array:
         count, at, _, step, _ = state
-        return (count < STEPS) & (jnp.abs(step) > CLOSE * (1 + jnp.abs(at))).any()
+        small = (jnp.abs(step) <= CLOSE * (1 + jnp.abs(at))).all()
+        return (count == 0) | ((count < STEPS) & ~small & ~jnp.isnan(step).any())
 
     def advance(state: Any) -> Any:
         count, at, value, step, known = state
         new, gradient, information = evaluate(at + step)
         # float32 sums are not exact: what is smaller by their rounding is not worse
-        better = new >= value - 1e-5 * jnp.abs(value)
+        better = (count == 0) | (new >= value - 1e-5 * jnp.abs(value))
         further = direction(at + step, gradient, information)
         return (
             count + 1,
@@ -96,8 +97,10 @@ def newton(
             jnp.where(better, information, known),
         )
 
-    value, gradient, information = evaluate(start)
-    state = jnp.int32(0), start, value, direction(start, gradient, information), information
+    # the first round only evaluates, so that `evaluate` is compiled once
+    zero = jnp.zeros((), start.dtype)
+    nothing = jnp.zeros((len(start), len(start)), start.dtype)
+    state = jnp.int32(0), start, zero, jnp.zeros_like(start), nothing
     _, at, _, step, information = jax.lax.while_loop(more, advance, state)
     return at, step, information
 
