@@ -16,12 +16,11 @@ import numpy as np
 from scipy.special import betaln, log_expit
 
 Array = jax.Array
-ROWS = 2**15  # of one call of the device
+ROWS = 2**15  # the most of one call of the device
 NODES = 48
 TAIL = 18.0  # what is left out has less than e**-18 of the largest density
 RIGHT = 16.0  # of y; 1 - p is then less than float32's precision
 PIECE, POWERS = 0.25, 6  # length of the pieces of a curve, and coefficients of each polynomial
-LEAST = 512  # rows of a call, so that few programs are compiled
 FEW = 2**12  # rows of which the step of a grid is guessed
 
 
@@ -277,6 +276,15 @@ def _codes(column: np.ndarray) -> tuple[float, float, np.ndarray | None] | None:
     return None
 
 
+def call_size(count: int) -> int:
+    """The rows of one call of the device, of few sizes so that few programs are compiled.
+
+    >>> call_size(3), call_size(600), call_size(10**6)
+    (512, 4096, 32768)
+    """
+    return min(ROWS, next((size for size in (2**9, 2**12) if count <= size), ROWS))
+
+
 def in_blocks(function: Callable[..., Any], shared: Any, *columns: np.ndarray) -> list[np.ndarray]:
     """What `function(shared, *columns)` gives for N rows, computed for a block of rows at a time.
 
@@ -291,7 +299,7 @@ def in_blocks(function: Callable[..., Any], shared: Any, *columns: np.ndarray) -
     [0.0, 2.0, 4.0]
     """
     count = len(columns[0])
-    size = min(ROWS, max(LEAST, 2 ** (count - 1).bit_length()))
+    size = call_size(count)
     shared = jax.device_put(jax.tree.map(_single, shared))
     found = []
     for first in range(0, count, size):
