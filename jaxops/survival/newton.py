@@ -48,13 +48,14 @@ def shrinking(l1: Array) -> Callable[[Array, Array, Array], Array]:
         def sweep(state: Any) -> Any:
             count, to, slope, _ = state
             new, slope = jax.lax.fori_loop(0, len(at), one, (to, slope))
-            return count + 1, new, slope, jnp.abs(new - to).max()
+            far = jnp.abs(new - to) > CLOSE / 10 * (1 + jnp.abs(new))
+            return count + 1, new, slope, far.any()
 
         def more(state: Any) -> Array:
-            count, _, _, change = state
-            return (count < SWEEPS) & (change > CLOSE / 10)
+            count, _, _, moved = state
+            return (count < SWEEPS) & moved
 
-        start = jnp.int32(0), at, gradient, jnp.asarray(jnp.inf, at.dtype)
+        start = jnp.int32(0), at, gradient, jnp.bool_(True)
         return jax.lax.while_loop(more, sweep, start)[1] - at
 
     return direction

@@ -126,7 +126,7 @@ def test_expected_maximum_profit_against_quadrature():
     assert got.profit == pytest.approx(profit.max(1) @ weight, rel=1e-4)
     assert got.contacted == pytest.approx((hit + missed)[profit.argmax(1)] @ weight, abs=2e-3)
 
-    def best(score, churned, axis):
+    def best(score, churned):
         """Of a sample that SciPy draws."""
         gone = [((cut <= score) * churned).sum() / N for cut in [*cuts, 9.0]]
         every = [(cut <= score).sum() / N for cut in [*cuts, 9.0]]
