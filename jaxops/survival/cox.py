@@ -236,6 +236,8 @@ def _polished(
         part = information[np.ix_(free, free)]
         # with an l1 penalty features may determine each other
         step[free] = np.linalg.lstsq(part, slope[free], rcond=FLAT if l1 else 0)[0]
+        if l1:  # none goes beyond 0
+            step = np.where((b + step) * pull < 0, -b, step)
         b = b + step
         if np.abs(step).max() <= EXACT:
             break
