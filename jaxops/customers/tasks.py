@@ -219,18 +219,18 @@ def _climb(
         along = direction.T @ slope / np.maximum(np.abs(size), 1e-6 * np.abs(size).max() + 1e-12)
         step = direction @ along
         step *= min(1.0, 2 / np.abs(step).max())
-        last = step @ slope / 2 < GAIN
+        gain = step @ slope / 2
+        if gain < GAIN:  # nothing is to be seen of it
+            return np.clip(theta + step, -FAR, FAR), value + gain, curvature, steps
         for _ in range(20):
             to = np.clip(theta + step, -FAR, FAR)
             found = _totals(placed, to)
-            if found[0] > value - 1e-6 * abs(value) or last:  # as exact as float32 is
+            if found[0] > value - 1e-6 * abs(value):  # as exact as float32 is
                 break
             step = step / 2
         else:
             break
         theta, (value, slope, curvature) = to, found
-        if last:
-            return theta, value, curvature, steps
     return theta, value, curvature, STEPS + 1
 
 

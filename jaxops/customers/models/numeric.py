@@ -20,7 +20,7 @@ ROWS = 2**15  # the most of one call of the device
 NODES = 48
 TAIL = 18.0  # what is left out has less than e**-18 of the largest density
 RIGHT = 16.0  # of y; 1 - p is then less than float32's precision
-PIECE, POWERS = 0.25, 6  # length of the pieces of a curve, and coefficients of each polynomial
+PIECE, POWERS = 0.5, 7  # length of the pieces of a curve, and coefficients of each polynomial
 FEW = 2**12  # rows of which the step of a grid is guessed
 
 
@@ -122,9 +122,9 @@ def in_pieces(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Curves by polynomials, of which one is fitted for many rows: function(place, at) of N rows.
 
-    Each curve is cut into pieces of length 0.25 that begin at the least `at`. In a piece with rows
-    it is interpolated at six nodes of Chebyshev, to 1e-8 of a curve that bends no more than powers
-    and exponentials of `at`.
+    Each curve is cut into pieces of length 0.5 that begin at the least `at`. Where a piece has rows
+    it is interpolated at seven nodes of Chebyshev, to 1e-8 of a curve that bends no more than
+    powers and exponentials of `at`.
 
     Args:
         function: `(place, at) -> values`, (C,) each, C the number of pieces with rows.
@@ -132,7 +132,7 @@ def in_pieces(
         at: (N,).
 
     Returns:
-        The coefficients (C, 6), highest power first, with rows of 0 up to a power of 2, so that few
+        The coefficients (C, 7), highest power first, with rows of 0 up to a power of 2, so that few
         programs are compiled; the piece of each row (N,) int; and where the row is in it (N,), in
         [-1, 1].
 
@@ -141,13 +141,14 @@ def in_pieces(
 
     >>> at = np.linspace(0, 3, 100)
     >>> c, piece, z = in_pieces(lambda place, at: np.exp(at) + place, np.zeros(100, int), at)
-    >>> told = (c[piece] * z[:, None] ** np.arange(5, -1, -1)).sum(1)
+    >>> told = (c[piece] * z[:, None] ** np.arange(6, -1, -1)).sum(1)
     >>> len(c), bool(np.abs(told / np.exp(at) - 1).max() < 1e-8)
-    (16, True)
+    (8, True)
     """
     least = at.min()
-    far = (at - least) / PIECE
-    number = far.astype(np.int64)
+    far = at - least
+    far /= PIECE
+    number = far.astype(np.int32)
     count = int(number.max()) + 1
     key = place * count + number
     there = np.bincount(key) > 0
@@ -157,7 +158,10 @@ def in_pieces(
     coefficients = np.stack(values, 1) @ np.linalg.inv(np.vander(nodes)).T
     more = 2 ** len(curve).bit_length() - len(curve)
     coefficients = np.pad(coefficients, ((0, more), (0, 0)))
-    return coefficients, (np.cumsum(there) - 1)[key], 2 * (far - number) - 1
+    far -= number
+    far *= 2
+    far -= 1
+    return coefficients, (np.cumsum(there) - 1)[key], far
 
 
 def counts_above(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,13 +178,15 @@ def counts_above(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> counts_above(np.array([0.0, 2.0, 1.0, 2.0]))
     (array([0., 1., 2.]), array([3, 2, 0]))
     """
-    bad = (x < 0) | (x != np.round(x))
-    if bad.any():
+    whole = x.astype(np.int64)
+    bad = whole != x
+    if bad.any() or whole.min() < 0:
+        row = int((bad | (whole < 0)).argmax())
         raise ValueError(
-            f"frequency must be whole numbers of at least 0, got {x[bad.argmax()]:g} in row "
-            f"{bad.argmax()} (counted from 0)"
+            f"frequency must be whole numbers of at least 0, got {x[row]:g} in row {row} (counted "
+            "from 0)"
         )
-    counts = np.bincount(x.astype(np.int64))
+    counts = np.bincount(whole)
     return np.arange(len(counts), dtype=float), len(x) - np.cumsum(counts)
 
 
@@ -224,7 +230,10 @@ def tally(*columns: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     key = grid.key.astype(np.int32) if grid.size < 2**31 else grid.key  # sorted faster
     keys, counts = np.unique(key, return_counts=True)
     codes = np.unravel_index(keys, grid.sizes)
-    rows = (low + step * code for low, step, code in zip(grid.low, grid.step, codes, strict=True))
+    rows = (
+        np.asarray(low + step * code)
+        for low, step, code in zip(grid.low, grid.step, codes, strict=True)
+    )
     return tuple(rows), counts
 
 
@@ -251,7 +260,8 @@ def _on_grid(columns: tuple[np.ndarray, ...]) -> _Grid | None:
         low, step, code = found
         size = 1 if code is None else int(code.max()) + 1
         if code is not None:
-            grid.key[:] = grid.key * size + code
+            grid.key[:] *= size
+            grid.key[:] += code
         grid.low.append(low)
         grid.step.append(step)
         grid.sizes.append(size)
@@ -270,9 +280,14 @@ def _codes(column: np.ndarray) -> tuple[float, float, np.ndarray | None] | None:
         step = float(np.diff(np.unique(column[rows])).min(initial=high - low))
         if (high - low) / step > 2**20:
             return None
-        code = np.rint((column - low) / step)
-        if np.abs(low + step * code - column).max() <= 1e-6 * step:
-            return low, step, code.astype(np.int64)
+        code = column - low
+        code /= step
+        np.rint(code, out=code)
+        off = step * code
+        off += low
+        off -= column
+        if max(off.max(), -off.min()) <= 1e-6 * step:
+            return low, step, code.astype(np.int32)
     return None
 
 
