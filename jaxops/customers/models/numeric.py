@@ -319,7 +319,8 @@ def in_blocks(function: Callable[..., Any], shared: Any, *columns: np.ndarray) -
     found = []
     for first in range(0, count, size):
         part = [_single(column[first : first + size]) for column in columns]
-        part = [np.pad(column, (0, size - len(column)), mode="edge") for column in part]
+        if first + size > count:
+            part = [np.pad(column, (0, first + size - count), mode="edge") for column in part]
         found.append(_called(function, shared, *part))
     return [np.concatenate(parts)[:count] for parts in zip(*jax.device_get(found), strict=True)]
 
