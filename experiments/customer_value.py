@@ -12,7 +12,8 @@ above 0; those of the first file from 2010-12-01 on are in the second as well):
   (five folds, so a customer's value is told by models that did not see it). They have labels of
   the very year that is told, which the closed forms have not.
 - quarter: the value within 90 days, and whether a customer comes back. Learned models are trained
-  on earlier snapshots, whose labels end by the cut-off, as one would have to on that day.
+  on earlier snapshots, whose labels end by the cut-off, as one would have to on that day; survival
+  models (Cox, DeepSurv) on these and on later ones, censored at the cut-off.
 
 `mae`, `total_error` and so on are those of `customers.value_scores`, in pounds (CDNOW: purchases);
 differences from BG/NBD are paired, with 95 % bootstrap intervals over customers. `before` is the
@@ -39,10 +40,10 @@ import numpy as np
 import pandas as pd
 
 from experiments import common
-from jaxops import customers, tabular
+from jaxops import customers, survival, tabular
 from jaxops.trust import report
 from jaxops.trust._figures import BLUE, ORANGE, new_figure, open_frame, save_figure
-from jaxops.trust.evaluation import Evaluation
+from jaxops.trust.evaluation import Evaluation, of_classes
 
 PUBLISHED = {
     "cdnow_r": "0.243 (Fader, Hardie and Lee 2005)",
@@ -60,6 +61,11 @@ METHODS = {
 }
 CUTOFF = "2010-11-30"
 EARLIER = ["2010-06-30", "2010-07-31", "2010-08-31"]  # + 90 days is up to the cut-off
+LATE = ["2010-09-30", "2010-10-31"]  # whose 90 days are not over at the cut-off
+SURVIVAL = {  # rows of one customer are dependent
+    "Cox": survival.Cox(l2=10.0, cluster="customer"),
+    "DeepSurv": survival.DeepSurv(),
+}
 FIGURES = ("mae", "spearman", "gini", "total_error", "total_ratio")
 Table = dict[str, np.ndarray]
 
@@ -314,10 +320,32 @@ def value_rows(scored: dict[str, Evaluation]) -> list[dict[str, str]]:
     return table
 
 
+def staying_away(method: Any) -> Callable[[customers.Purchases, Table], np.ndarray]:
+    """The probability of no purchase within 90 days, by a survival model of earlier snapshots.
+
+    Snapshots of the last months before the cut-off are in training too, censored there.
+    """
+
+    def told(log: customers.Purchases, test: Table) -> np.ndarray:
+        train = customers.snapshots(log, [*EARLIER, *LATE], 90, label="time", end=CUTOFF)
+        model = survival.fit(
+            logarithms(train), method, time="time", event="returned", drop=["customer", "cutoff"],
+            progress=False,
+        )  # fmt: skip
+        return 1 - survival.probability_before(model, logarithms(test), [90.0])[:, 0]
+
+    return told
+
+
+def logarithms(table: Table) -> Table:
+    """The table with its features as log(1 + feature)."""
+    as_they_are = ("customer", "cutoff", "time", "returned")
+    return {k: v if k in as_they_are else np.log1p(v) for k, v in table.items()}
+
+
 def churn(log: customers.Purchases, settings: Settings, folder: Path) -> dict[str, Any]:
     """Who does not come back within 90 days: AUC, log loss, and the profit of a campaign."""
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.metrics import log_loss, roc_auc_score
 
     train, test = (
         customers.snapshots(log, cutoffs, 90, label="returned") for cutoffs in (EARLIER, [CUTOFF])
@@ -330,19 +358,16 @@ def churn(log: customers.Purchases, settings: Settings, folder: Path) -> dict[st
     model = HistGradientBoostingClassifier(random_state=0)
     model.fit(features(train, "returned"), train["returned"])
     told["trees"] = 1 - model.predict_proba(features(test, "returned"))[:, 1]
-    rows: dict[str, Any] = {}
-    for name, p in told.items():
-        best = customers.expected_maximum_profit(p, left)
-        rows[f"churn: {name}"] = {
-            "auc": float(roc_auc_score(left, p)),
-            "log_loss": float(log_loss(left, np.clip(p, 1e-6, 1 - 1e-6))),
-            "empc": best.profit,
-            "contacted": best.contacted,
-        }
-    score = -test["frequency"].astype(float)
-    best = customers.expected_maximum_profit(score, left)
-    auc = float(roc_auc_score(left, score))
-    rows["churn: before"] = {"auc": auc, "empc": best.profit, "contacted": best.contacted}
+    for name, method in SURVIVAL.items():
+        if not settings.smoke or name == "Cox":
+            told[name] = staying_away(method)(log, test)
+    told["before"] = 1 / (1.0 + test["frequency"])
+    scored = {
+        name: of_classes("customer", test["customer"], np.stack([1 - p, p], 1), left.astype(int))
+        for name, p in told.items()
+    }
+    rows = {f"churn: {name}": churn_row(one, scored["BG/NBD"]) for name, one in scored.items()}
+    del rows["churn: before"]["log_loss"]  # no probability
     common.say(report.table([{"model": k} | v for k, v in rows.items()]))
     curves = {
         name: customers.profit_curve(told[name], left, benefit=0.3 * 190, cost=11.0)
@@ -350,6 +375,26 @@ def churn(log: customers.Purchases, settings: Settings, folder: Path) -> dict[st
     }
     customers.plot_profit(curves, folder / "profit.png")
     return rows
+
+
+def churn_row(scored: Evaluation, first: Evaluation) -> dict[str, float]:
+    """The figures of a churn score with intervals, and the AUC less that of the first, paired."""
+    auc, less = scored.interval("auc"), scored.paired(first, "auc")
+    p, left = scored.parts["probabilities"][:, 1], scored.parts["target"]
+    best = customers.expected_maximum_profit(p, left)
+    return {
+        "auc": auc.mean,
+        "auc_low": auc.low,
+        "auc_high": auc.high,
+        "auc_less_bgnbd": less.difference,
+        "auc_less_bgnbd_low": less.low,
+        "auc_less_bgnbd_high": less.high,
+        "log_loss": scored.figures()["log_loss"],
+        "empc": best.profit,
+        "empc_low": best.low,
+        "empc_high": best.high,
+        "contacted": best.contacted,
+    }
 
 
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:

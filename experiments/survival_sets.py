@@ -25,6 +25,7 @@ import pandas as pd
 from experiments import common
 from jaxops import survival
 from jaxops.trust import report
+from jaxops.trust.evaluation import Evaluation
 
 PUBLISHED = {
     "metabric_c": "0.643 (DeepSurv), Cox 0.631, forest 0.624 (Katzman et al. 2018)",
@@ -79,8 +80,12 @@ def made_up() -> pd.DataFrame:
 def scored(
     train: pd.DataFrame, test: pd.DataFrame, seed: int, figure: str, options: dict[str, Any]
 ) -> tuple[Rows, str]:
-    """The figures of each method on test rows, and the method that validation prefers by one."""
+    """The figures of each method on test rows, and the method that validation prefers by one.
+
+    Of Harrell's concordance also the bounds of its interval, and the difference from Cox with its.
+    """
     rows: Rows = {}
+    evaluated: dict[str, Evaluation] = {}
     preferred: dict[str, float] = {}
     for name, method in METHODS.items():
         network = name not in CLOSED
@@ -94,8 +99,14 @@ def scored(
         seconds = time.perf_counter() - start
         judged = model if network else survival.fit(learned, method, validation=0.15, **given)
         preferred[name] = judged.about["validation"][figure]
-        figures = survival.evaluate(model, test).figures()
+        evaluated[name] = one = survival.evaluate(model, test)
+        figures = one.figures()
         rows[name] = {key: figures[key] for key in FIGURES} | {"seconds": seconds}
+        if figure == "concordance":
+            within, less = one.interval(figure), one.paired(evaluated["Cox"], figure)
+            rows[name] |= {"concordance_low": within.low, "concordance_high": within.high}
+            rows[name] |= {"less_cox": less.difference, "less_cox_low": less.low}
+            rows[name] |= {"less_cox_high": less.high}
     return rows, max(preferred, key=lambda name: preferred[name])
 
 

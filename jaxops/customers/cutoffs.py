@@ -11,7 +11,7 @@ import numpy as np
 from jaxops.customers.data import Period, Purchases, none_such
 from jaxops.model.finished import frame
 
-Label = Literal["value", "purchases", "returned"]
+Label = Literal["value", "purchases", "returned", "time"]
 
 
 class Summary(NamedTuple):
@@ -130,17 +130,22 @@ def outcome(
     Raises:
         ValueError: a time that the log does not cover.
     """
-    for name, value, least in (("horizon", horizon, "above 0"), ("gap", gap, "at least 0")):
-        if not (value > 0 or (name == "gap" and value == 0)) or not np.isfinite(value):
-            raise ValueError(f"{name} must be finite and {least}, got {value}")
-    low = until + gap * per
-    high = low + horizon * per
+    low, high = _ahead(until, horizon, gap, per)
     if high > end:
         raise ValueError(
             f"cutoff must be at most {log.date(end - (gap + horizon) * per)} (gap and horizon "
             f"before {log.date(end)}, the log's end), got {log.date(until)}"
         )
     return log.counts(low), log.counts(high)
+
+
+def _ahead(until: Any, horizon: float, gap: float, per: float) -> tuple[Any, Any]:
+    """When the time after a cut-off begins, and when it ends."""
+    for name, value, least in (("horizon", horizon, "above 0"), ("gap", gap, "at least 0")):
+        if not (value > 0 or (name == "gap" and value == 0)) or not np.isfinite(value):
+            raise ValueError(f"{name} must be finite and {least}, got {value}")
+    low = until + gap * per
+    return low, low + horizon * per
 
 
 def snapshots(
@@ -162,12 +167,20 @@ def snapshots(
     is tested honestly on a cut-off at or after the last one of training plus gap and horizon; on an
     earlier one, labels of training are of the time that is told.
 
+    The label "time" makes a table for `survival.fit(table, time="time", event="returned")`: the
+    time until the first purchase after the cut-off, and whether it was seen. A customer who did not
+    come back within the horizon, or by the end of the log, is censored there. So late cut-offs
+    serve as well, whose time is not over yet; with the cut-off of the test as `end` nothing of what
+    is told is in training. The survival curve at t is the probability that a customer stays away
+    for t: that of churn, where leaving is not seen.
+
     Args:
         log: see `purchases`.
         cutoffs: the last periods that are seen, as dates.
         horizon: the time over which the label is counted, in units.
-        label: "value" (the amount of the purchases), "purchases" (their number), or "returned"
-            (whether there was one; a customer who did not return has churned).
+        label: "value" (the amount of the purchases), "purchases" (their number), "returned"
+            (whether there was one; a customer who did not return has churned), or "time", of which
+            there are two columns, "time" and "returned".
         gap: units between the cut-off and the time of the label, in which an action takes effect.
         windows: lengths of time before the cut-off whose purchases are counted on their own, by
             default a quarter of the horizon, a half, and the horizon; distinct and above 0.
@@ -179,18 +192,22 @@ def snapshots(
 
     Raises:
         ValueError: a cut-off with no customer before it, or whose time of the label is not in the
-            log; cut-offs or windows that are repeated; a label that needs amounts.
+            log (of "time" no part of it); cut-offs or windows that are repeated; a label that needs
+            amounts.
 
     >>> from jaxops import customers
     >>> log = customers.purchases({"customer": list("aaab"), "time": [0.0, 2.0, 11.0, 5.0]})
     >>> table = snapshots(log, [4, 6], horizon=5, label="returned", windows=[3])
     >>> table["customer"].tolist(), table["purchases in 3"].tolist(), table["returned"].tolist()
     (['a', 'a', 'b'], [1, 0, 1], [False, True, False])
+    >>> spells = snapshots(log, [4, 6, 9], horizon=5, label="time")
+    >>> spells["time"].tolist(), spells["returned"].tolist()
+    ([5.0, 5.0, 5.0, 2.0, 2.0], [False, True, False, True, False])
     """
-    if label not in ("value", "purchases", "returned"):
-        raise ValueError(f'label must be "value", "purchases" or "returned", got {label!r}')
+    if label not in ("value", "purchases", "returned", "time"):
+        raise ValueError(f'label must be "value", "purchases", "returned" or "time", got {label!r}')
     if label == "value" and log.amount is None:
-        raise ValueError('label must be "purchases" or "returned" without amounts, got "value"')
+        raise ValueError('label must be another without amounts, got "value"')
     if isinstance(cutoffs, str) or len(cutoffs) == 0:
         raise ValueError(f"cutoffs must be a list of at least 1 date, got {cutoffs!r}")
     per = log.per_unit(unit)
@@ -235,6 +252,8 @@ def _snapshot(
         table[f"purchases in {length:g}"] = (counts - before)[known]
         if log.amount is not None:
             table[f"amount in {length:g}"] = log.money(before, counts)[known]
+    if label == "time":
+        return table | _until_next(log, known, until, horizon, gap, per, end)
     low, high = outcome(log, until, horizon, gap, per, end)
     if label == "value":
         table["value"] = log.money(low, high)[known]
@@ -242,6 +261,23 @@ def _snapshot(
         number = (high - low)[known]
         table[label] = number if label == "purchases" else number > 0
     return table
+
+
+def _until_next(
+    log: Purchases, known: np.ndarray, until: Any, horizon: float, gap: float, per: float, end: Any
+) -> dict[str, np.ndarray]:
+    """The time until each customer's first purchase in the time after a cut-off, censored."""
+    low, high = _ahead(until, horizon, gap, per)
+    if low >= end:
+        raise ValueError(
+            f"cutoffs must be before {log.date(end - gap * per)} (gap before {log.date(end)}, the "
+            f"log's end), got {log.date(until)}"
+        )
+    following = (log.starts[:-1] + log.counts(low))[known]
+    there = following < log.starts[1:][known]
+    last = min(high, end)
+    when = np.where(there, np.append(log.time, last)[following], np.inf)
+    return {"time": (np.minimum(when, last) - low) / per, "returned": when <= last}
 
 
 class Histories(NamedTuple):

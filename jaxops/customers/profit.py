@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.stats import beta as beta_distribution
+from scipy.special import betainc
 
 from jaxops.customers.data import none_such
 from jaxops.customers.measures import by_score, pair, samples, up_to
@@ -159,13 +159,17 @@ class MaximumProfit(NamedTuple):
     Attributes:
         profit: money for each customer of the base, contacted or not.
         contacted: the share of customers to contact, in the mean over who accepts.
+        low: bound of the 95 % bootstrap interval of the profit, each sample at its own best.
+        high: likewise.
 
-    >>> MaximumProfit(1.2, 0.1).profit
+    >>> MaximumProfit(1.2, 0.1, 1.0, 1.4).profit
     1.2
     """
 
     profit: float
     contacted: float
+    low: float
+    high: float
 
 
 def expected_maximum_profit(
@@ -182,7 +186,8 @@ def expected_maximum_profit(
     Contacting a customer costs `contact`. Customers who would leave accept the offer with
     probability γ and stay, which is worth `value` less `offer`. Those who would stay take the offer
     for certain. The best number of contacts depends on γ; the profit is its mean over
-    γ ~ Beta(*accepts).
+    γ ~ Beta(*accepts). The interval is of 500 samples of the customers, about 20 seconds for a
+    million.
 
     Args:
         score: (N,), higher for customers who will leave.
@@ -214,23 +219,39 @@ def expected_maximum_profit(
             f"{value}, {offer}, {contact} and {accepts}"
         )
     _, group = np.unique(-score, return_inverse=True)
-    size = np.bincount(group).astype(np.float64)
-    rate = np.bincount(group, churned) / size
+
+    def best(times: np.ndarray) -> tuple[float, float]:
+        """Profit and share of contacts, with each customer so many times."""
+        size = np.bincount(group, times)
+        hits = np.bincount(group, times * churned)[size > 0]
+        return _at_best(size[size > 0], hits, value - offer, offer, contact, accepts)
+
+    low, high = np.quantile([best(times)[0] for times in samples(len(score))], (0.025, 0.975))
+    return MaximumProfit(*best(np.ones(len(score))), float(low), float(high))
+
+
+def _at_best(
+    size: np.ndarray,
+    hits: np.ndarray,
+    gain: float,
+    offer: float,
+    contact: float,
+    accepts: tuple[float, float],
+) -> tuple[float, float]:
+    """Profit and share of contacts of groups by decreasing score, with the churners in each."""
     # the convex hull of the ROC curve: its slopes are those of the best decreasing fit
-    hull = isotonic_regression(rate, weights=size, increasing=False).blocks
-    ends = np.concatenate([[0], np.cumsum(size)])[hull]
-    hits = np.concatenate([[0.0], np.cumsum(size * rate)])[hull]
-    left, stayed = hits / len(score), (ends - hits) / len(score)  # shares of all customers
+    hull = isotonic_regression(hits / size, weights=size, increasing=False).blocks
+    ends, gone = (np.append(0.0, np.cumsum(x))[hull] / size.sum() for x in (size, hits))
+    stayed = ends - gone  # shares of all customers
     with np.errstate(divide="ignore"):
-        ratio = np.diff(stayed) / np.diff(left)
-    gamma = ((offer + contact) * ratio + contact) / (value - offer)  # where to go on to the next
+        ratio = np.diff(stayed) / np.diff(gone)
+    gamma = ((offer + contact) * ratio + contact) / gain  # where to go on to the next
     edges = np.concatenate([[0.0], np.clip(gamma, 0, 1), [1.0]])
     a, b = accepts
-    chance = np.diff(beta_distribution.cdf(edges, a, b))
-    mean = np.diff(beta_distribution.cdf(edges, a + 1, b)) * a / (a + b)
-    cost = contact * left + (offer + contact) * stayed
-    profit = (value - offer) * left * mean - cost * chance
-    return MaximumProfit(float(profit.sum()), float(((left + stayed) * chance).sum()))
+    chance = np.diff(betainc(a, b, edges))
+    mean = np.diff(betainc(a + 1, b, edges)) * a / (a + b)
+    profit = gain * gone * mean - (contact * gone + (offer + contact) * stayed) * chance
+    return float(profit.sum()), float((ends * chance).sum())
 
 
 def _within(name: str, values: np.ndarray) -> None:

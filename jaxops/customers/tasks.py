@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxops.customers.models.numeric import call_size
 from jaxops.model.finished import frame
 
 Array = jax.Array
 Part = tuple[Callable[..., Array], tuple[np.ndarray, ...], np.ndarray]
-GROUP, CALL = 512, 2**15  # rows whose sum is float32, and of one call of the device
+GROUP = 512  # rows whose sum is float32
 STEPS = 100
 GAIN = 1e-5  # the step is the last where it would raise the log-likelihood by less
 FAR = 15.0  # from the start, as a logarithm: a parameter without a bound
@@ -218,18 +219,18 @@ def _climb(
         along = direction.T @ slope / np.maximum(np.abs(size), 1e-6 * np.abs(size).max() + 1e-12)
         step = direction @ along
         step *= min(1.0, 2 / np.abs(step).max())
-        last = step @ slope / 2 < GAIN
+        gain = step @ slope / 2
+        if gain < GAIN:  # nothing is to be seen of it
+            return np.clip(theta + step, -FAR, FAR), value + gain, curvature, steps
         for _ in range(20):
             to = np.clip(theta + step, -FAR, FAR)
             found = _totals(placed, to)
-            if found[0] > value - 1e-6 * abs(value) or last:  # as exact as float32 is
+            if found[0] > value - 1e-6 * abs(value):  # as exact as float32 is
                 break
             step = step / 2
         else:
             break
         theta, (value, slope, curvature) = to, found
-        if last:
-            return theta, value, curvature, steps
     return theta, value, curvature, STEPS + 1
 
 
@@ -237,7 +238,7 @@ def _placed(part: Part) -> tuple[Callable[..., Array], list[tuple[Array, ...]]]:
     """A part with its rows on the device, in groups, in pieces of one call each."""
     function, columns, weights = part
     count = len(weights)
-    size = min(CALL, max(GROUP, 2 ** max(count - 1, 1).bit_length()))
+    size = call_size(count)
     pieces = []
     for first in range(0, count, size):
         rows = slice(first, first + size)

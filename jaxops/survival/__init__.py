@@ -14,7 +14,7 @@ from jaxops.survival.data import Curves, SurvivalReader
 from jaxops.survival.evaluation import brier_interval, score
 from jaxops.survival.families import Baseline, Grid, Law
 from jaxops.survival.inference import coefficients, probability_before
-from jaxops.survival.jobs import evaluate, fit, recipe
+from jaxops.survival.jobs import evaluate, fit, recipe, update
 from jaxops.survival.methods import (
     Cox,
     DeepHit,
@@ -89,4 +89,5 @@ __all__ = [
     "proportionality_test",
     "recipe",
     "score",
+    "update",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.special
 
 from jaxops.survival.families import Law
-from jaxops.survival.newton import check_converged, coefficient_table, newton, scaled
+from jaxops.survival.newton import check_converged, coefficient_table, newton, scaled, started
 from jaxops.survival.outcomes import outcome
 from jaxops.task import recorded
 
@@ -178,6 +178,7 @@ def aft_regression(
     entry: Any = None,
     law: str = "weibull",
     names: Sequence[str] | None = None,
+    start: Any = None,
 ) -> AFTFit:
     """Accelerated failure time: log t = a + x b + scale * e, by maximum likelihood.
 
@@ -192,6 +193,8 @@ def aft_regression(
         entry: (N,), or None.
         law: "weibull", "log-normal" or "log-logistic".
         names: of the features; x0 and so on by default.
+        start: (P + 2,), coefficients to begin with, such as those of an earlier fit. The result
+            does not depend on them.
 
     Raises:
         ValueError: as `survival.outcome`; no event, a time of 0; features that are not finite, do
@@ -218,20 +221,24 @@ def aft_regression(
     centre = log_time.mean()
     entry = np.zeros(len(x)) if rows.entry is None else rows.entry
     log_entry = np.log(np.where(entry > 0, entry, rows.time))  # of no entry any number
-    start = np.zeros(x.shape[1] + 2)
-    start[-1] = np.log(max(log_time.std(), 1e-3))
+    # of features as they are: the intercept is at x = 0, not at the mean
+    change = np.eye(x.shape[1] + 2)
+    change[1:-1, 1:-1] /= std[:, None]
+    change[0, 1:-1] = -mean / std
+    first = started("start", start, len(change))
+    if start is None:
+        first[-1] = np.log(max(log_time.std(), 1e-3))
+    else:
+        first[0] -= centre
+        first = np.linalg.solve(change, first)
     seen, late = rows.event > 0, entry > 0
     columns = (log_time - centre, seen, log_entry - centre, late)
     device = [
-        jnp.asarray(c, jnp.float32 if c.dtype == float else bool) for c in (x, start, *columns)
+        jnp.asarray(c, jnp.float32 if c.dtype == float else bool) for c in (x, first, *columns)
     ]
     near = _near(law, *device)
     every = ["intercept", *names, "log(scale)"]
     b, at = _polished(law, x, columns, np.asarray(near, np.float64), every)
-    # of features as they are: the intercept is at x = 0, not at the mean
-    change = np.eye(len(b))
-    change[1:-1, 1:-1] /= std[:, None]
-    change[0, 1:-1] = -mean / std
     coefficients = change @ b
     coefficients[0] += centre
     covariance = change @ np.linalg.inv(at.information) @ change.T

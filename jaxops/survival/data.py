@@ -95,13 +95,14 @@ class SurvivalReader:
     causes: int = 1
 
     def columns(
-        self, source: Source, seen: bool = False
+        self, source: Source, seen: bool = False, cluster: str | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray], Any]:
         """The ids; the features and strata; and with `seen` the times and events.
 
         Args:
             source: see `survival.fit`.
             seen: whether times and events are read too.
+            cluster: a column of labels that becomes the column "cluster".
 
         Raises:
             ValueError: a column that is missing or cannot be read, with its row; a stratum that was
@@ -116,13 +117,17 @@ class SurvivalReader:
         own = [] if self.id is None else [self.id]
         times = [name for name in (self.time, self.entry) if name is not None and seen]
         exact = [*own, *self.strata, *([self.event] if seen else [])]
+        exact += [] if cluster is None else [cluster]
         names = [*dict.fromkeys([*wanted, *exact, *times])]
         numbers = {*encoder.mean, *times}
         table, _ = read_with_dates(
             source, names, numbers, exact, encoder.values, self.dates, self.id
         )
         warn_of_unknown(encoder.values, table)
-        return self.of_table(table, seen)
+        ids, columns, rows = self.of_table(table, seen)
+        if cluster is not None:
+            columns["cluster"] = table[cluster]
+        return ids, columns, rows
 
     def of_table(
         self, table: dict[str, np.ndarray], seen: bool

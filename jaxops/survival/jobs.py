@@ -1,4 +1,4 @@
-"""One call a job: `fit` a finished model to a table of times, and `evaluate` it."""
+"""One call a job: `fit` a finished model to a table of times, `evaluate` it, `update` it."""
 
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,26 @@ from jaxops import optim
 from jaxops.data.checks import check_lists
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
-from jaxops.model.selection import best_of
+from jaxops.model.selection import best_of, trained_further
 from jaxops.optim import averaged
-from jaxops.survival.aft import aft_regression
-from jaxops.survival.cox import breslow, cox_regression
-from jaxops.survival.data import strata_of
+from jaxops.survival.aft import AFTFit, aft_regression
+from jaxops.survival.cox import CoxFit, breslow, cox_regression
+from jaxops.survival.data import SurvivalReader, strata_of
 from jaxops.survival.evaluation import score
+from jaxops.survival.families import Baseline, Law
 from jaxops.survival.inference import reader_of
-from jaxops.survival.methods import CLOSED, NETWORKS, Cox
+from jaxops.survival.methods import CLOSED, NETWORKS, Cox, DeepSurv
 from jaxops.survival.models import Regression
 from jaxops.survival.outcomes import Outcome
-from jaxops.survival.preparation import Parts, Roles, design_places, prepared, times_of
+from jaxops.survival.preparation import (
+    Parts,
+    Roles,
+    check_rows,
+    design_places,
+    of_rows,
+    prepared,
+    times_of,
+)
 from jaxops.task import check_module
 from jaxops.train.loop import fit as train
 from jaxops.train.settings import EarlyStopping, check_one_directory, chosen
@@ -63,14 +72,15 @@ def fit(
             durations (as days), at least 0.
         event: the column that says whether the event was seen: 0 or 1, True or False; for `DeepHit`
             also the number of a cause.
-        entry: the column of times from which on a row was watched; for regressions. With `id`,
-            several rows of one id are one whose features change, for `Cox`.
+        entry: the column of times from which on a row was watched; for regressions and `DeepSurv`.
+            With `id`, several rows of one id are one whose features change, for `Cox`. Models with
+            entry times are not scored.
         id: the column of the rows' ids, which answers repeat; it is no feature.
         drop: columns to leave out.
         text: columns of text, though their values may be numbers.
         validation: the share of rows to hold out, or a table. By default nothing for one
             regression, which has nothing to choose, and 0.15 for networks (where it decides when to
-            stop) and for a list.
+            stop) and for a list. For a regression with entry times there is none.
         budget: time after which training stops, such as "10min", or seconds.
         seed: of the split and of training.
         progress: print a progress bar, what was left out and the validation figures.
@@ -83,10 +93,11 @@ def fit(
 
     Raises:
         ValueError: a table that cannot be read, with column and row; see `survival.outcome`; causes
-            for a method of one; a time of 0 for accelerated failure times; entry times for a
-            network or a list; rows of one id that overlap in time; in a list a column that is a
-            feature of one method and strata or cluster of another, unless it is in `drop`; options
-            for a regression; as `cox_regression`, `aft_regression` and `jaxops.fit`.
+            for a method of one; a time of 0 for accelerated failure times; entry times for a list
+            or a network but `DeepSurv`; rows of one id that overlap in time; in a list a column
+            that is a feature of one method and strata or cluster of another, unless it is in
+            `drop`; options for a regression; as `cox_regression`, `aft_regression` and
+            `jaxops.fit`.
 
     >>> from jaxops import survival
     >>> rng = np.random.default_rng(0)
@@ -119,7 +130,7 @@ def fit(
             left,
             progress,
         )
-    if parts.held is None:
+    if parts.held is None or entry is not None:
         return _fitted(methods[0], parts, left, settings)
     model, scored = _judged(methods[0], parts, left, settings)
     if progress:
@@ -149,6 +160,89 @@ def evaluate(model: Model, data: Source) -> Evaluation:
     return _scored(model, ids, columns, rows)
 
 
+def update(model: Model, new: Source, epochs: int | None = None, **options: Any) -> Model:
+    """Learn a model anew from more rows, beginning where it is, with the same features.
+
+    A regression keeps no rows: it is fitted to the rows of `new` alone, so that `new` must have all
+    rows that are to count, the old ones as well, with their times and events as they are known now.
+    It begins at the present coefficients, and has the method, features, units and strata of `fit`.
+    A network is trained further from its present parameters, on what is in `new`: new rows alone,
+    or a mixture with old ones. The baseline of `DeepSurv`, as that of `Cox`, is made from the rows
+    of `new`; for both and for accelerated failure times `horizon` and the default times of an
+    answer are theirs too. The intervals of `LogisticHazard` and `DeepHit` stay as they are.
+
+    Args:
+        model: of `fit`.
+        new: a table with the columns that `fit` read, times and events among them, and of `Cox`
+            with a `cluster` that column; see `fit`.
+        epochs: passes over the rows, for networks; 5 by default.
+        **options: of `jaxops.fit`, for networks, in place of the defaults of `recipe`.
+
+    Raises:
+        ValueError: a table that the model cannot read; a stratum or cause that it does not know; no
+            event; a feature that no longer varies; as `fit`. A regression of a file of an older
+            jaxops, which does not tell its method.
+
+    >>> from jaxops import survival
+    >>> rows = {"age": np.arange(8.0), "months": [9, 7, 8, 5, 6, 3, 4, 2], "left": np.ones(8)}
+    >>> model = survival.fit(rows, time="months", event="left", progress=False)
+    >>> newer = survival.update(model, rows | {"months": [2, 4, 3, 6, 5, 8, 7, 9]})
+    >>> [float(survival.coefficients(one)["coefficient"][0]) > 0 for one in (model, newer)]
+    [True, False]
+    """
+    reader = reader_of(model)
+    if isinstance(model.task, Regression):
+        given = options if epochs is None else {"epochs": epochs, **options}
+        return _refitted(model, model.task, reader, new, given)
+    ids, columns, rows = reader.columns(new, seen=True)
+    check_rows((), None if reader.id is None else ids, rows, reader)
+    defaults = recipe(len(ids), np.inf) | {"early_stopping": None}
+    defaults["epochs"] = 5 if epochs is None else epochs
+    train_columns = _columns(columns["features"], rows)
+    made = trained_further(model, train_columns, chosen(defaults, options))
+    if isinstance(reader.family, Baseline):
+        made = replace(made, reader=_with_baseline(made, columns["features"], rows))
+    return made
+
+
+def _refitted(
+    model: Model,
+    closed: Regression,
+    reader: SurvivalReader,
+    new: Source,
+    options: Mapping[str, Any],
+) -> Model:
+    method = closed.method
+    if method is None:
+        raise ValueError("model must tell its method, got one of an older jaxops; fit it anew")
+    _check_no_options(options, type(method).__name__)
+    cluster = getattr(method, "cluster", None)
+    ids, columns, rows = reader.columns(new, seen=True, cluster=cluster)
+    check_rows((method,), None if reader.id is None else ids, rows, reader)
+    strata = None
+    if isinstance(reader.family, Baseline) and reader.strata:
+        strata = np.array(reader.family.labels, object)[columns["stratum"]]
+    fitted, family = _regressed(
+        method, closed.design(columns["features"]), closed.names, rows, strata,
+        columns.get("cluster"), closed.fit.coefficients,
+    )  # fmt: skip
+    known = fingerprint({"features": columns["features"], "time": rows.time})
+    about = {"rows": len(ids), "events": rows.events, "updated with": known}
+    return replace(
+        model,
+        task=closed._replace(fit=fitted),
+        reader=replace(reader, family=family, **of_rows(rows)),
+        about=model.about | about,
+    )
+
+
+def _with_baseline(model: Model, features: np.ndarray, rows: Outcome) -> SurvivalReader:
+    """The reader of a network for log hazards, with the baseline of some rows."""
+    log_hazard = np.asarray(model.outputs({"features": features}))
+    family = breslow(rows, log_hazard).thinned()
+    return replace(reader_of(model), family=family, **of_rows(rows))
+
+
 def _check_methods(methods: list[Any], options: Mapping[str, Any], entry: str | None) -> None:
     if not methods:
         raise ValueError("method must be at least 1, got an empty list")
@@ -159,15 +253,18 @@ def _check_methods(methods: list[Any], options: Mapping[str, Any], entry: str | 
         if isinstance(one, NETWORKS):
             if one.module is not None:
                 check_module("module", one.module)
-            if entry is not None:
+            if entry is not None and not isinstance(one, DeepSurv):
                 raise ValueError(f"entry must be None for {type(one).__name__}, got {entry!r}")
-    if options and not any(isinstance(one, NETWORKS) for one in methods):
-        name, value = next(iter(options.items()))
-        raise ValueError(
-            f"{name} must be left out for {type(methods[0]).__name__}, which has no training, got "
-            f"{value!r}"
-        )
+    if not any(isinstance(one, NETWORKS) for one in methods):
+        _check_no_options(options, type(methods[0]).__name__)
     check_one_directory(dict(options), len(methods))
+
+
+def _check_no_options(options: Mapping[str, Any], method: str) -> None:
+    for name, value in options.items():
+        raise ValueError(
+            f"{name} must be left out for {method}, which has no training, got {value!r}"
+        )
 
 
 def _groups(methods: Sequence[Any], drop: Sequence[str]) -> tuple[str, ...]:
@@ -222,23 +319,34 @@ def _closed(method: Any, parts: Parts, progress: bool, about: dict[str, Any]) ->
     scale = np.array([encoder.std.get(name, 1.0) for name in names])
     centre = np.array([encoder.mean.get(name, 0.0) for name in names])
     x = features[:, places].astype(np.float64) * scale + centre
-    given: dict[str, Any] = {"entry": rows.entry, "names": names}
-    if isinstance(method, Cox):
-        strata = strata_of(parts.train, method.strata) if method.strata else None
-        cluster = None if method.cluster is None else parts.train[method.cluster]
-        made = cox_regression(
-            x, rows.time, rows.event, **given, strata=strata, cluster=cluster,
-            robust=method.robust, ties=method.ties, l2=method.l2,
-        )  # fmt: skip
-        assert made.baseline is not None
-        family: Any = made.baseline.thinned()
-        reader = replace(reader, family=family, strata=tuple(method.strata))
-        closed = Regression(made._replace(baseline=None), places, scale, centre)
-    else:
+    groups, cluster = tuple(getattr(method, "strata", ())), getattr(method, "cluster", None)
+    strata = strata_of(parts.train, groups) if groups else None
+    labels = parts.train[cluster] if cluster else None
+    fitted, family = _regressed(method, x, names, rows, strata, labels)
+    reader = replace(reader, family=family, strata=groups)
+    return Model(Regression(fitted, places, scale, centre, method), None, reader, about)
+
+
+def _regressed(
+    method: Any,
+    x: np.ndarray,
+    names: list[str],
+    rows: Outcome,
+    strata: Any,
+    cluster: Any,
+    start: np.ndarray | None = None,
+) -> tuple[CoxFit | AFTFit, Baseline | Law]:
+    """A regression on features in the user's units, and what makes curves of it."""
+    given: dict[str, Any] = {"entry": rows.entry, "names": names, "start": start}
+    if not isinstance(method, Cox):
         found = aft_regression(x, rows.time, rows.event, **given, law=method.law)
-        reader = replace(reader, family=found.law)
-        closed = Regression(found, places, scale, centre)
-    return Model(closed, None, reader, about)
+        return found, found.law
+    made = cox_regression(
+        x, rows.time, rows.event, **given, strata=strata, cluster=cluster, robust=method.robust,
+        ties=method.ties, l1=method.l1, l2=method.l2,
+    )  # fmt: skip
+    assert made.baseline is not None
+    return made._replace(baseline=None), made.baseline.thinned()
 
 
 def _network(
@@ -254,17 +362,17 @@ def _network(
     state = averaged(train(task, columns, validation=validation, **options))
     model = Model(task, state._replace(opt_state=()), reader, about)
     if family is None:
-        log_hazard = model.outputs({"features": columns["features"]})
-        family = breslow(rows, np.asarray(log_hazard)).thinned()
-    return Model(task, model.state, replace(reader, family=family), about)
+        return replace(model, reader=_with_baseline(model, columns["features"], rows))
+    return replace(model, reader=replace(reader, family=family))
 
 
 def _columns(features: np.ndarray, rows: Outcome) -> dict[str, np.ndarray]:
+    entry = {} if rows.entry is None else {"entry": rows.entry.astype(np.float32)}
     return {
         "features": features,
         "time": rows.time.astype(np.float32),
         "event": rows.event.astype(np.int32),
-    }
+    } | entry
 
 
 def recipe(count: int, left: float) -> dict[str, Any]:

@@ -7,16 +7,19 @@ from jaxops.survival.families import Grid
 from jaxops.survival.models import MLP
 from jaxops.survival.outcomes import Outcome
 from jaxops.survival.tasks import cut_times, deep_hit, deep_surv, logistic_hazard
-from jaxops.task import Task
+from jaxops.task import Task, recorded
 
 
+@recorded
 @dataclass(frozen=True)
 class Cox:
     """Cox's proportional hazards; see `survival.cox_regression`.
 
     Attributes:
         ties: "efron" or "breslow".
-        l2: the weight of the penalty on the coefficients of standardised features.
+        l1: the weight of the sum of the absolute coefficients of standardised features, which makes
+            many of them 0; there are no standard errors then.
+        l2: the weight of half the sum of their squares.
         strata: columns; each combination of their values has a baseline of its own.
         cluster: a column whose equal values tell dependent rows; the errors are then robust.
         robust: robust errors, with each row a cluster.
@@ -26,12 +29,14 @@ class Cox:
     """
 
     ties: str = "efron"
+    l1: float = 0.0
     l2: float = 0.0
     strata: tuple[str, ...] = ()
     cluster: str | None = None
     robust: bool = False
 
 
+@recorded
 @dataclass(frozen=True)
 class WeibullAFT:
     """Accelerated failure times of a Weibull law; see `survival.aft_regression`.
@@ -43,6 +48,7 @@ class WeibullAFT:
     law: ClassVar[str] = "weibull"
 
 
+@recorded
 @dataclass(frozen=True)
 class LogNormalAFT:
     """Accelerated failure times of a log-normal law; see `survival.aft_regression`.
@@ -54,6 +60,7 @@ class LogNormalAFT:
     law: ClassVar[str] = "log-normal"
 
 
+@recorded
 @dataclass(frozen=True)
 class LogLogisticAFT:
     """Accelerated failure times of a log-logistic law; see `survival.aft_regression`.
@@ -81,7 +88,7 @@ class DeepSurv:
 
     def task(self, features: int, rows: Outcome) -> tuple[Task, None]:
         """The task; its curves take a baseline, which is known after training."""
-        return deep_surv(_sized(self.module, 1), features), None
+        return deep_surv(_sized(self.module, 1), features, rows.entry is not None), None
 
 
 @dataclass(frozen=True)

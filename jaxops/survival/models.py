@@ -49,6 +49,7 @@ class Regression(NamedTuple):
         places: (P,), which of the encoded features it has.
         scale: (P,), the unit of each encoded feature.
         centre: (P,), what the encoder took off, in the user's units.
+        method: such as `Cox()`, by which `survival.update` fits it again; None in older files.
 
     >>> fit = CoxFit(["age"], np.array([0.5]), np.eye(1), np.array([3.0]), 0.0, 0.0, 9, 9, None)
     >>> one = Regression(fit, np.array([1]), np.array([2.0]), np.array([3.0]))
@@ -60,6 +61,13 @@ class Regression(NamedTuple):
     places: np.ndarray
     scale: np.ndarray
     centre: np.ndarray
+    method: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the P features."""
+        own = self.fit.names
+        return own if isinstance(self.fit, CoxFit) else own[1:-1]
 
     def design(self, features: Any) -> np.ndarray:
         """The regression's features (N, P), float64, in the user's units."""

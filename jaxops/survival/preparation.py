@@ -71,9 +71,7 @@ def prepared(
     _check_columns(table, roles, dates, drop, text)
     rows = outcome_of(table, time, event, entry, None)
     ids = None if id is None else table[id]
-    _check_events(methods, rows, time, event)
-    if ids is not None:
-        _check_spells(methods, ids, rows, str(id))
+    check_rows(methods, ids, rows, roles)
     kept_rows, held = _held_out(methods, validation, table, rows, seed)
     used = {time, event, entry, id, *groups, *drop}
     kept = {name: column[kept_rows] for name, column in table.items() if name not in used}
@@ -91,9 +89,8 @@ def prepared(
         tuple(name for name in dates if name in kept),
         (),
         Grid(np.ones(1)),
-        times_of(seen, ANSWERED),
-        float(seen.time[seen.event > 0].max(initial=0)),
-        int(rows.event.max()),
+        **of_rows(seen),
+        causes=int(rows.event.max()),
     )
     columns = encode(encoder, kept) | {name: table[name][kept_rows] for name in groups}
     left_out = [name for name in useless if name not in of_dates(dates)]
@@ -120,7 +117,24 @@ def _check_columns(
             )
 
 
-def _check_events(methods: Sequence[Any], rows: Outcome, time: str, event: str) -> None:
+def check_rows(
+    methods: Sequence[Any],
+    ids: np.ndarray | None,
+    rows: Outcome,
+    roles: Roles | SurvivalReader,
+) -> None:
+    """Check that methods can learn from times and events.
+
+    Args:
+        methods: of `survival.fit`; none for a network that is trained further.
+        ids: (N,), or None where rows have no ids.
+        rows: N of them.
+        roles: names of columns, for messages.
+
+    Raises:
+        ValueError: no event; times or causes that a method cannot take, or ids that are repeated.
+    """
+    time, event = roles.time, roles.event
     if rows.events == 0:
         raise ValueError(
             f"{event} must be an event in some row, got {len(rows.time):,} censored rows alone"
@@ -137,6 +151,8 @@ def _check_events(methods: Sequence[Any], rows: Outcome, time: str, event: str) 
                 f"{event} must be 0 or 1 for {type(one).__name__}, got {rows.event[several[0]]} in "
                 f"row {several[0]}; DeepHit takes several causes"
             )
+    if ids is not None:
+        _check_spells(methods, ids, rows, str(roles.id))
 
 
 def _check_spells(methods: Sequence[Any], ids: np.ndarray, rows: Outcome, id: str) -> None:
@@ -148,7 +164,7 @@ def _check_spells(methods: Sequence[Any], ids: np.ndarray, rows: Outcome, id: st
     one, then = order[:-1], order[1:]
     same = number[one] == number[then]
     entry = rows.entry
-    if entry is None or not all(isinstance(method, Cox) for method in methods):
+    if entry is None or not methods or not all(isinstance(method, Cox) for method in methods):
         place = int(np.argmax(same))
         raise ValueError(
             f"{id} must be different in every row, but for Cox with entry times, got "
@@ -180,7 +196,7 @@ def _held_out(
             "method must be one with entry times, as rows that enter late are not scored, got a "
             f"list of {len(methods)}"
         )
-    if rows.entry is not None:
+    if rows.entry is not None and isinstance(methods[0], CLOSED):
         raise ValueError(
             "validation must be None with entry times, as rows that enter late are not scored, got "
             f"{validation if isinstance(validation, float) else 'a table'}"
@@ -202,6 +218,14 @@ def _useless(table: Mapping[str, np.ndarray]) -> list[str]:
             useless = bool(np.isnan(column).all())
         found += [name] * useless
     return found
+
+
+def of_rows(rows: Outcome) -> dict[str, Any]:
+    """What a reader knows of the times of its train rows: `grid` and `horizon`."""
+    return {
+        "grid": times_of(rows, ANSWERED),
+        "horizon": float(rows.time[rows.event > 0].max(initial=0)),
+    }
 
 
 def times_of(rows: Outcome, count: int) -> np.ndarray:

@@ -20,17 +20,20 @@ NEVER = -1e9  # the log hazard of a row of padding
 
 
 @recorded
-def deep_surv(module: Any, features: int) -> Task:
+def deep_surv(module: Any, features: int, entry: bool = False) -> Task:
     """Cox's regression with a network for the log hazard.
 
     The loss of a row with an event is -(s - log sum over the rows at risk in the batch of exp(s)),
     ties by Breslow's method; that of a censored row is 0. The loss couples the rows of a batch, so
     a batch should be large: all rows, or several hundred. A batch holds `features`, `time` and
-    `event`.
+    `event`, and with entry times `entry`: a row is at risk at t if entry < t <= time. The sums over
+    the rows at risk are then those of B x B matrices, as running sums that rows leave as well would
+    lose the digits of small ones.
 
     Args:
         module: a Flax module, (B, features) float32 to (B, 1).
         features: number of features of a row.
+        entry: whether rows are watched from times of their own on (left truncation).
 
     Returns:
         A task that predicts log hazards (B,), up to a constant; see `survival.breslow` for curves.
@@ -48,12 +51,14 @@ def deep_surv(module: Any, features: int) -> Task:
     _check_outputs(module, 1)
 
     def loss(outputs: Array, batch: Batch, train: bool) -> Array:
-        return _of_members(lambda out: _partial_likelihood(out[:, 0], batch), outputs)
+        one = _truncated_likelihood if entry else _partial_likelihood
+        return _of_members(lambda out: one(out[:, 0], batch), outputs)
 
     def predict(outputs: Array) -> Array:
         return over_members(outputs[..., 0], rank=1)
 
     columns = _columns(features, 1)
+    columns += (Column("entry", (), "float", target=True),) * entry
     return supervised(module, _inputs, loss, _no_metrics, predict, columns, coupled=True)
 
 
@@ -66,6 +71,16 @@ def _partial_likelihood(score: Array, batch: Batch) -> Array:
     at_risk = jax.lax.cumlogsumexp(score)[last]
     losses = jnp.where(batch["event"][order] > 0, at_risk - score, 0.0)
     return jnp.zeros_like(losses).at[order].set(losses)
+
+
+def _truncated_likelihood(score: Array, batch: Batch) -> Array:
+    """The loss (B,) of log hazards (B,) of rows that enter at times of their own."""
+    time, entry = (jnp.asarray(batch[name], jnp.float32) for name in ("time", "entry"))
+    score = jnp.where(row_weights(batch) > 0, score, NEVER)
+    at_risk = (entry[None] < time[:, None]) & (time[:, None] <= time[None])
+    at_risk |= jnp.eye(len(time), dtype=bool)  # float32 may round entry and time to one number
+    total = jax.nn.logsumexp(jnp.where(at_risk, score[None], NEVER), axis=1)
+    return jnp.where(batch["event"] > 0, total - score, 0.0)
 
 
 @recorded

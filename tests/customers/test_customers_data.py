@@ -202,6 +202,10 @@ def test_what_cannot_be_read_is_named_with_column_and_row(change, message):
         (lambda: customers.snapshots(READ, ["2024-01-01"], 1), "without amounts"),
         (lambda: customers.snapshots(READ, [], 1, label="returned"), "at least 1 date"),
         (
+            lambda: customers.snapshots(READ, ["2024-01-01"], 1, label="time"),
+            r"cutoffs must be before 2024-01-01 .*got 2024-01-01",
+        ),
+        (
             lambda: customers.snapshots(READ, ["2024-01-01"] * 2, 1, label="returned"),
             "cutoffs must be distinct, got 2024-01-01, 2024-01-01",
         ),
@@ -238,6 +242,12 @@ def test_snapshots_are_those_of_a_loop(log):
     value = customers.snapshots(log, cutoffs, 30, **options)
     returned = customers.snapshots(log, cutoffs, 30, label="returned", **options)
     number = customers.snapshots(log, cutoffs, 30, label="purchases", **options)
+    end = datetime.date(2024, 5, 1)  # 9 days into the time after the second cut-off
+    spells = customers.snapshots(log, cutoffs, 30, label="time", end=end, **options)
+    seen = customers.purchases(TABLE[TABLE["day"] < "2024-05-02"], **NAMES)
+    same = customers.snapshots(seen, cutoffs, 30, label="time", end=end, **options)
+    for name in spells:  # what comes after the end is not there
+        np.testing.assert_array_equal(spells[name], same[name], err_msg=name)
     whole, row = loop(TABLE, datetime.date(2025, 1, 1)), 0
     for text in cutoffs:
         cutoff = datetime.date.fromisoformat(text)
@@ -257,9 +267,16 @@ def test_snapshots_are_those_of_a_loop(log):
             assert number["purchases"][row] == len(later) and returned["returned"][row] == bool(
                 later
             )
+            until = min(37, (end - cutoff) / DAY)
+            gaps = [(day - cutoff) / DAY - 7 for day, _ in whole[who]]
+            gaps = [gap for gap in gaps if 0 < gap <= until - 7]
+            assert spells["returned"][row] == bool(gaps)
+            assert spells["time"][row] == min([*gaps, until - 7])
             row += 1
-    assert row == len(value["customer"])
-    assert {"value", "purchases", "returned"} & value.keys() == {"value"}  # one label, no other
+    assert row == len(value["customer"]) == len(spells["time"])
+    assert 0 < spells["returned"].sum() < row
+    labels = {"value", "purchases", "returned", "time"}  # one label, no other
+    assert labels & value.keys() == {"value"} and labels & spells.keys() == {"time", "returned"}
 
 
 def test_nothing_after_the_cutoff_is_in_the_features(log):

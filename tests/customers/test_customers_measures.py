@@ -125,6 +125,21 @@ def test_expected_maximum_profit_against_quadrature():
     weight = beta.pdf(gamma, 5, 9) / 20_000
     assert got.profit == pytest.approx(profit.max(1) @ weight, rel=1e-4)
     assert got.contacted == pytest.approx((hit + missed)[profit.argmax(1)] @ weight, abs=2e-3)
+
+    def best(score, churned):
+        """Of a sample that SciPy draws."""
+        gone = [((cut <= score) * churned).sum() / N for cut in [*cuts, 9.0]]
+        every = [(cut <= score).sum() / N for cut in [*cuts, 9.0]]
+        profit = np.outer(gamma[::100], 168 * np.array(gone)) - 14 * np.array(every)
+        return (profit + 12 * np.array(gone)).max(1) @ weight[::100] * 100
+
+    sampled = bootstrap(
+        (SCORE, CHURNED), best, n_resamples=300, paired=True, vectorized=False, rng=1,
+        method="percentile",
+    ).confidence_interval  # fmt: skip
+    width = sampled.high - sampled.low
+    assert got.low == pytest.approx(sampled.low, abs=0.2 * width)
+    assert got.high == pytest.approx(sampled.high, abs=0.2 * width)
     random = customers.expected_maximum_profit(np.zeros(N), CHURNED)
     assert customers.expected_maximum_profit(CHURNED, CHURNED).profit > random.profit
 

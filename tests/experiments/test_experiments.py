@@ -130,11 +130,15 @@ def test_tables_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 def test_customer_value_beside_trees(tmp_path):
     result = run("customer_value", "--smoke", "--out", tmp_path)
     told = ("BG/NBD", "trees", "trees, Poisson", "before")
-    names = ["cdnow: BG/NBD", "churn: BG/NBD", "churn: trees", "churn: before"]
+    names = [f"churn: {name}" for name in ("BG/NBD", "trees", "Cox", "before")]
+    names += ["cdnow: BG/NBD"]
     names += [f"{part}: {name}" for part in ("year", "quarter") for name in told]
     assert result["rows"].keys() == set(names)
     assert result["published"].keys() <= result["metrics"].keys()
     assert result["metrics"]["year_gini"] == result["rows"]["year: BG/NBD"]["gini"]
+    row = {key: value["mean"] for key, value in result["rows"]["churn: Cox"].items()}
+    assert row["auc_low"] < row["auc"] < row["auc_high"] and row["auc"] > 0.6
+    assert row["empc_low"] < row["empc"] < row["empc_high"]
     pictures = sorted(path.name for path in (tmp_path / "seed-0").glob("*.png"))
     assert pictures == [
         "cdnow_by_frequency.png", "profit.png", "quarter_deciles.png", "year_deciles.png"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxops import survival
-from jaxops.survival.cox import means, risk_sets, slopes
 from jaxops.survival.outcomes import outcome
+from jaxops.survival.risk_sets import means, risk_sets, slopes
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(lifelines|autograd|pandas|formulaic)")
 
@@ -111,7 +111,7 @@ def test_proportionality_is_that_of_lifelines(rossi, fit):
     summary = statistics.proportional_hazard_test(theirs, rossi, time_transform="km").summary
     x = rossi[fit.names].to_numpy()
     own = survival.proportionality_test(fit, x, rossi["week"], rossi["arrest"])
-    with pytest.raises(ValueError, match="fit must have no robust errors"):
+    with pytest.raises(ValueError, match="fit must have errors that are not robust"):
         survival.proportionality_test(fit._replace(robust=True), x, rossi["week"], rossi["arrest"])
     np.testing.assert_allclose(own["chi2"], summary.loc[fit.names, "test_statistic"], rtol=1e-3)
     np.testing.assert_allclose(own["p"], summary.loc[fit.names, "p"], rtol=1e-3)
@@ -176,18 +176,63 @@ def test_rows_that_change_over_time_are_those_of_lifelines():
     assert made.log_likelihood == pytest.approx(theirs.log_likelihood_, rel=1e-6)
 
 
-def test_a_ridge_is_that_of_scikit_survival():
-    datasets = pytest.importorskip("sksurv.datasets")
-    linear = pytest.importorskip("sksurv.linear_model")
-    x, y = datasets.load_whas500()
+@pytest.fixture(scope="module")
+def whas():
+    """Features with standard deviation 1, and times and events, of scikit-survival."""
+    x, y = pytest.importorskip("sksurv.datasets").load_whas500()
     x = x.astype(float)
-    x = (x - x.mean()) / x.std(ddof=0)
+    return (x - x.mean()) / x.std(ddof=0), y
+
+
+def test_a_ridge_is_that_of_scikit_survival(whas):
+    linear = pytest.importorskip("sksurv.linear_model")
+    x, y = whas
     theirs = linear.CoxPHSurvivalAnalysis(alpha=30.0, ties="efron").fit(x, y)
     made = survival.cox_regression(x.to_numpy(), y["lenfol"], y["fstat"], l2=30.0)
     np.testing.assert_allclose(made.coefficients, theirs.coef_, rtol=1e-4, atol=1e-6)
     curves = theirs.predict_survival_function(x[:5])
     own = made.baseline.survival(made.log_hazard(x[:5].to_numpy()), curves[0].x)
     np.testing.assert_allclose(own, [curve.y for curve in curves], atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.6])
+def test_an_elastic_net_is_that_of_scikit_survival(whas, ratio):
+    """In other units here: the penalty is that of standardised features."""
+    linear = pytest.importorskip("sksurv.linear_model")
+    x, y = whas
+    alphas, unit = [0.1, 0.03, 0.005], np.arange(1.0, x.shape[1] + 1)
+    theirs = linear.CoxnetSurvivalAnalysis(alphas=alphas, l1_ratio=ratio, tol=1e-14).fit(x, y)
+    start = None
+    for alpha, wanted in zip(alphas, theirs.coef_.T, strict=True):
+        penalty = {"l1": len(x) * alpha * ratio, "l2": len(x) * alpha * (1 - ratio)}
+        made = survival.cox_regression(
+            3 + x.to_numpy() * unit, y["lenfol"], y["fstat"], ties="breslow", start=start, **penalty
+        )
+        np.testing.assert_allclose(made.coefficients * unit, wanted, rtol=1e-4, atol=1e-6)
+        assert (made.coefficients != 0).tolist() == (wanted != 0).tolist()
+        start = made.coefficients
+    assert 0 < (theirs.coef_ == 0).sum(0)[0] < x.shape[1] and np.isnan(made.frame()["error"]).all()
+    with pytest.raises(ValueError, match="got a fit with an l1 penalty, which has none"):
+        survival.proportionality_test(made, x.to_numpy(), y["lenfol"], y["fstat"])
+
+
+def test_a_lasso_of_more_features_than_rows_is_the_best():
+    """By the conditions of a maximum: slopes of l1 where a coefficient is not 0, else at most."""
+    rng = np.random.default_rng(0)
+    n, features, l1 = 40, 60, 4.0
+    x, stratum = rng.normal(size=(n, features)), rng.integers(0, 2, n)
+    x[:, 1] = x[:, 0]  # the best is not one alone
+    time, event = rng.exponential(np.exp(-x[:, 0] - x[:, 5])).round(1) + 0.1, rng.random(n) < 0.8
+    made = survival.cox_regression(x, time, event, l1=l1, strata=stratum)
+    z = (x - x.mean(0)) / x.std(0)
+    b, sets = made.coefficients * x.std(0), risk_sets(outcome(time, event), stratum, True)
+    gradient = slopes(np, z, sets, b).gradient
+    some = b != 0
+    np.testing.assert_allclose(gradient[some], l1 * np.sign(b[some]), atol=1e-5)
+    assert np.abs(gradient).max() <= l1 + 1e-5 and 2 <= some.sum() < 30
+    highest = np.abs(slopes(np, z, sets, 0 * b).gradient).max()
+    none = survival.cox_regression(x, time, event, l1=1.001 * highest, strata=stratum)
+    assert not none.coefficients.any() and none.log_likelihood == none.null_log_likelihood
 
 
 @pytest.mark.slow
@@ -297,6 +342,8 @@ def test_a_small_stratum_behind_a_large_one_is_exact():
         ([[1.0], [np.inf], [1.0], [2.0]], {}, "age must be finite, got inf in row 1"),
         ([[1.0], [2.0], [1.0], [2.0]], {"ties": "exact"}, 'ties must be "efron" or "breslow"'),
         ([[1.0], [2.0], [1.0], [2.0]], {"l2": -1}, "l2 must be finite and at least 0, got -1"),
+        ([[1.0], [2.0], [1.0], [2.0]], {"l1": 1, "robust": True}, "l1 must be 0 with robust"),
+        ([[1.0], [2.0], [1.0], [2.0]], {"start": [0, 1]}, "start must be 1 finite numbers"),
         ([[4.0], [3.0], [2.0], [1.0]], {}, "the coefficient of age must be finite, got .* growing"),
         ([[4.0], [3.0]], {}, r"features must have shape \(4, P\), P at least 1, got \(2, 1\)"),
         ([[1.0], [2.0], [1.0], [2.0]], {"strata": [1, 2]}, r"strata must have shape \(4,\)"),

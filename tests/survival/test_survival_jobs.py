@@ -217,6 +217,91 @@ def test_rows_of_one_id_that_change_over_time():
         survival.fit(table, time="stop", event="event", id="id", drop=["start"], progress=False)
 
 
+FIRST = {name: column[: N // 2] for name, column in TABLE.items()}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        survival.Cox(strata=("plan",), cluster="shop"),
+        pytest.param(survival.Cox(l1=5.0, l2=5.0, ties="breslow"), marks=pytest.mark.slow),
+        pytest.param(survival.LogNormalAFT(), marks=pytest.mark.slow),
+    ],
+)
+def test_an_updated_regression_is_that_of_all_rows(method, tmp_path):
+    shop = np.array([f"s{i % 40}" for i in range(N)], object)
+    whole = {**TABLE, "age": AGE, "shop": shop}
+    half = {name: column[: N // 2] for name, column in whole.items()}  # and seen for less long
+    half |= {"left": half["left"] & (half["months"] < 20), "months": np.minimum(half["months"], 20)}
+    given = {**ROLES, "id": "customer", "drop": [] if getattr(method, "cluster", 0) else ["shop"]}
+    before = survival.fit(half, method, **given)
+    jo.save(tmp_path / "m.safetensors", before)
+    after = survival.update(jo.load(tmp_path / "m.safetensors"), whole)
+    wanted = survival.fit(whole, method, **given)
+    for name in ("coefficient", "error"):
+        own, theirs = (survival.coefficients(one)[name] for one in (after, wanted))
+        np.testing.assert_allclose(own, theirs, rtol=1e-5)
+    one, two = after.predict(NEW), wanted.predict(NEW)
+    np.testing.assert_allclose(one.survival, two.survival, atol=1e-6)
+    assert one.horizon == two.horizon > before.reader.horizon
+    assert one.times.tolist() == two.times.tolist()
+    assert (after.about["rows"], after.about["events"]) == (N, int(TABLE["left"].sum()))
+    assert after.reader.encoder.mean == before.reader.encoder.mean
+
+
+@pytest.mark.slow
+def test_an_updated_network_begins_where_it_is():
+    for name in ("LogisticHazard", "DeepSurv"):
+        made = network(name)
+        same = survival.update(made, FIRST, epochs=1, optimizer=jo.optim.sgd(1e-9), progress=False)
+        risk = made.predict(NEW).risk
+        further = survival.update(made, FIRST, epochs=20, progress=False)
+        if name == "LogisticHazard":
+            np.testing.assert_allclose(same.predict(NEW).risk, risk, atol=1e-4)
+            assert further.reader is made.reader
+        else:  # the baseline is that of the rows given
+            rows = survival.outcome(FIRST["months"], FIRST["left"])
+            base = survival.breslow(rows, made.predict(FIRST).risk)
+            np.testing.assert_allclose(same.reader.family.hazards[0], base.hazards[0], rtol=1e-4)
+        losses = [
+            survival.evaluate(one, FIRST).figures()["integrated_brier"] for one in (made, further)
+        ]
+        assert losses[1] < losses[0] + 1e-3
+
+
+def test_what_cannot_be_updated(model):
+    with pytest.raises(
+        ValueError, match="epochs must be left out for Cox, which has no training, got 3"
+    ):
+        survival.update(model, TABLE, epochs=3)
+    with pytest.raises(ValueError, match="customer must be different in every row"):
+        survival.update(model, {name: np.append(x, x[:1]) for name, x in TABLE.items()})
+    with pytest.raises(ValueError, match="left must be an event in some row, got 300 censored"):
+        survival.update(model, {**TABLE, "left": np.zeros(N)})
+    old = model.task._replace(method=None)
+    with pytest.raises(ValueError, match="model must tell its method, got one of an older jaxops"):
+        survival.update(jo.Model(old, None, model.reader), TABLE)
+
+
+@pytest.mark.slow
+def test_deep_surv_learns_from_rows_that_enter_late():
+    """Rows that were there before they were watched: without their entry the curve is too high."""
+    rng = np.random.default_rng(1)
+    count = 3000
+    x = rng.normal(size=count)
+    until = rng.exponential(np.exp(2 - x))
+    entry = rng.uniform(0, 10, count)
+    seen = until > entry
+    table = {"x": x[seen], "from": entry[seen], "months": np.minimum(until, entry + 8)[seen]}
+    table["left"] = (until < entry + 8)[seen]
+    made = survival.fit(
+        table, survival.DeepSurv(NETWORK), entry="from", **ROLES, **{**QUICK, "epochs": 20}
+    )
+    assert "validation" not in made.about
+    told = made.predict({"x": [-1.0, 0.0, 1.0]}, times=[4.0]).survival[:, 0]
+    np.testing.assert_allclose(told, np.exp(-4 / np.exp([3.0, 2.0, 1.0])), atol=0.06)
+
+
 def changed(name, row, value):
     column = TABLE[name].astype(object).copy()
     column[row] = value
@@ -244,7 +329,7 @@ def changed(name, row, value):
         (TABLE, {"entry": "months"}, "time, event, entry and id must be different"),
         (TABLE, {"epochs": 3}, "epochs must be left out for Cox, which has no training, got 3"),
         (TABLE, {"method": NETWORK}, "method must be one of Cox, WeibullAFT"),
-        (TABLE, {"method": survival.DeepSurv(), "entry": "age"}, "entry must be None for DeepSurv"),
+        (TABLE, {"method": survival.DeepHit(), "entry": "age"}, "entry must be None for DeepHit"),
         (TABLE, {"method": survival.Cox(strata=("shop",))}, "method must be one of .*, got 'shop'"),
         (
             changed("months", 7, 0.0),

@@ -78,6 +78,33 @@ def test_deep_surv_is_the_partial_likelihood():
     assert float(loss(best, batch_of(EVENT))) * B == pytest.approx(-made.log_likelihood, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:::(lifelines|autograd|pandas|formulaic)")
+def test_deep_surv_with_entry_times_is_the_partial_likelihood():
+    """Of rows that are at risk from their entry on; times differ, where all methods are one."""
+    pd, lifelines = pytest.importorskip("pandas"), pytest.importorskip("lifelines")
+    time = TIME + np.arange(B, dtype=np.float32) / 64
+    entry = np.where(np.arange(B) % 3 == 0, 0, time * np.linspace(0.1, 0.9, B)).astype(np.float32)
+    batch = batch_of(EVENT, time=time, entry=entry)
+    task = survival.deep_surv(Table(1), D, entry=True)
+    assert [column.name for column in task.columns] == ["features", "time", "event", "entry"]
+    params, loss = started(task, batch)
+    value, _ = check_padding(task, params, loss, batch)
+    score = np.asarray(X @ params["kernel"], np.float64)[:, 0]
+    wanted = sum(
+        np.log(np.exp(score[(entry < time[i]) & (time[i] <= time)]).sum()) - score[i]
+        for i in np.flatnonzero(EVENT)
+    )
+    assert value * B == pytest.approx(wanted, rel=1e-5)
+    made = survival.cox_regression(X, time, EVENT, entry=entry)
+    best = {"kernel": jnp.asarray(made.coefficients, jnp.float32)[:, None]}
+    slope = jax.jit(jax.grad(loss))(best, batch)["kernel"]
+    np.testing.assert_allclose(slope, 0, atol=1e-5)
+    assert float(loss(best, batch)) * B == pytest.approx(-made.log_likelihood, rel=1e-5)
+    frame = pd.DataFrame(X, columns=["a", "b", "c"]).assign(time=time, event=EVENT, entry=entry)
+    theirs = lifelines.CoxPHFitter().fit(frame, "time", "event", entry_col="entry")
+    assert float(loss(best, batch)) * B == pytest.approx(-theirs.log_likelihood_, rel=1e-5)
+
+
 def intervals():
     """(outlived, hit) of each row by the definition: interval k is (c_k-1, c_k]."""
     edges = [0.0, *CUTS]

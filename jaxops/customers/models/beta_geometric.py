@@ -21,10 +21,11 @@ from scipy.special import betainc, betaln, gammaln
 
 from jaxops.customers.models.numeric import (
     beta_nodes,
+    counts_above,
     distinct,
     in_blocks,
+    in_pieces,
     legendre,
-    log_rising,
     tally,
 )
 from jaxops.task import recorded
@@ -66,10 +67,10 @@ class BGNBD:
         Returns:
             (function, columns, weights) each; `function(params, *columns)` gives (B,).
         """
-        numbers, counts = np.unique(x, return_counts=True)
+        number, above = counts_above(x + self.early)
         rows, weights = tally(x, recency, T)
         return [
-            (_by_count(self.early), (numbers,), counts),
+            (_by_count(self.early), (number,), above),
             (_by_customer(self.early), rows, weights),
         ]
 
@@ -89,7 +90,8 @@ class BGNBD:
         E[(1 - (1 + p t / (α + T))^-(r+x)) / p]. This mean over p is the formula with
         (1 - F) / (a - 1), F a hypergeometric function, without its cancellation: within 3e-6 of its
         value by mpmath in 60 digits, for a from 0.07 to 30, b from 0.3 to 40, up to 800 purchases
-        and horizons of 0.05 to 2,000.
+        and horizons of 0.05 to 2,000. For each x it is a curve of log(t / (α + T)): see
+        `in_pieces`.
 
         Args:
             params: the fitted parameters by name.
@@ -105,27 +107,29 @@ class BGNBD:
         """
         r, alpha, a, b = (params[name] for name in self.names)
         place = x.astype(np.int32)
-        k = np.arange(place.max() + 1.0) + self.early
+        # rounded up, so that few programs are compiled
+        k = np.arange(2.0 ** int(place.max()).bit_length()) + self.early
         horizon, discount = np.broadcast_to(horizon, x.shape), np.broadcast_to(discount, x.shape)
         discounted = bool((discount > 0).any())
-        time = np.minimum(horizon, 25 / discount) if discounted else horizon
-        largest = ((r + x + 1) * time / (alpha + T)).max()
-        p, weight = beta_nodes(a, b + k, 1e-7 / (1 + largest))
-        with np.errstate(divide="ignore"):
-            left = np.where(k > 0, np.log(a) - np.log(np.maximum(b + k - 1, 1e-30)), -np.inf)
-        shared = {
-            "r": r,
-            "alpha": alpha,
-            "p": p,
-            "weight": weight if discounted else weight / p,
-            "left": left,
-        }
-        (alive,) = in_blocks(_alive, shared, place, x, recency, T)
-        rows, kind = distinct(x, T, horizon, discount)
-        function = _discounted if discounted else _expected
-        columns = (column[rows] for column in (place, x, T, horizon, discount))
-        again, bought = in_blocks(function, shared, *columns)
-        return alive, alive * again[kind], alive * bought[kind]
+        ratio = (np.minimum(horizon, 25 / discount) if discounted else horizon) / (alpha + T)
+        p, weight = beta_nodes(a, b + k, 1e-7 / (1 + ((r + x + 1) * ratio).max()))
+        shared: dict[str, Any] = {"params": np.array([r, alpha, a, b]), "early": self.early}
+        if discounted:
+            alive, again = in_blocks(_alive_and_again, shared, x, recency, T, horizon)
+            rows, kind = distinct(x, T, horizon, discount)
+            columns = (column[rows] for column in (place, T, horizon, discount))
+            (bought,) = in_blocks(_discounted, shared | {"p": p, "weight": weight}, *columns)
+            return alive, again, alive * bought[kind]
+
+        def expected(x: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+            """Of customers who are alive."""
+            bought = -np.expm1(-(r + x)[:, None] * np.log1p(p[x] * np.exp(log_ratio)[:, None]))
+            return np.asarray((bought / p[x] * weight[x]).sum(1))
+
+        curve, piece, z = in_pieces(expected, place, np.log(ratio))
+        shared["curve"] = curve
+        alive, again, bought = in_blocks(_outlook, shared, x, recency, T, horizon, piece, z)
+        return alive, again, bought
 
     def population(self, params: dict[str, float], times: np.ndarray) -> np.ndarray:
         """The expected purchases of a new customer within times after the first, (M,) float64."""
@@ -167,12 +171,12 @@ class MBGNBD(BGNBD):
 
 @functools.cache
 def _by_count(early: int) -> Any:
-    def function(params: Array, x: Array) -> Array:
+    """The terms of log Γ(r + x) / Γ(r) and log B(a, b + k) / B(a, b); see `counts_above`."""
+
+    def function(params: Array, number: Array) -> Array:
         r, _, a, b = params
-        k = x + early
-        # in one call, which compiles faster
-        rising = log_rising(jnp.stack([r, b, a + b])[:, None], jnp.stack([x, k, k]))
-        return rising[0] + rising[1] - rising[2]
+        of_rate = jnp.log(r + jnp.maximum(number - early, 0))
+        return jnp.where(number >= early, of_rate, 0) - jnp.log1p(a / (b + number))
 
     return function
 
@@ -180,42 +184,52 @@ def _by_count(early: int) -> Any:
 @functools.cache
 def _by_customer(early: int) -> Any:
     def function(params: Array, x: Array, recency: Array, T: Array) -> Array:
-        r, alpha, a, b = params
-        k = x + early
+        r, alpha, _, _ = params
         stayed = -r * jnp.log1p(T / alpha) - x * jnp.log(alpha + T)
-        odds = jnp.log(a) - jnp.log(b + jnp.maximum(k, 1) - 1)
-        odds += (r + x) * jnp.log1p((T - recency) / (alpha + recency))
-        return stayed + jnp.where(k > 0, jax.nn.softplus(odds), 0)
+        return stayed + jax.nn.softplus(_log_odds(params, early, x, recency, T))
 
     return function
 
 
-def _alive(
-    shared: dict[str, Array], place: Array, x: Array, recency: Array, T: Array
-) -> tuple[Array]:
-    alpha = shared["alpha"]
-    longer = (shared["r"] + x) * jnp.log1p((T - recency) / (alpha + recency))
-    return (jax.nn.sigmoid(-shared["left"][place] - longer),)
+def _log_odds(params: Array, early: Any, x: Array, recency: Array, T: Array) -> Array:
+    """log of P(left) / P(alive) given the history; -1e9 without a chance to leave."""
+    r, alpha, a, b = params
+    k = x + early
+    odds = jnp.log(a) - jnp.log(b + jnp.maximum(k, 1) - 1)
+    odds += (r + x) * jnp.log1p((T - recency) / (alpha + recency))
+    return jnp.where(k > 0, odds, -1e9)
 
 
-def _again(shared: dict[str, Array], x: Array, T: Array, horizon: Array) -> Array:
-    return -jnp.expm1(-(shared["r"] + x) * jnp.log1p(horizon / (shared["alpha"] + T)))
-
-
-def _expected(
-    shared: dict[str, Array], place: Array, x: Array, T: Array, horizon: Array, discount: Array
+def _alive_and_again(
+    shared: dict[str, Array], x: Array, recency: Array, T: Array, horizon: Array
 ) -> tuple[Array, Array]:
-    """P(buys again) and expected purchases of customers who are alive."""
-    chance = shared["p"][place] * (horizon / (shared["alpha"] + T))[:, None]
-    bought = -jnp.expm1(-(shared["r"] + x)[:, None] * jnp.log1p(chance))
-    return _again(shared, x, T, horizon), (bought * shared["weight"][place]).sum(1)
+    """P(alive), and P(alive and buys again)."""
+    r, alpha, _, _ = shared["params"]
+    alive = jax.nn.sigmoid(-_log_odds(shared["params"], shared["early"], x, recency, T))
+    return alive, -alive * jnp.expm1(-(r + x) * jnp.log1p(horizon / (alpha + T)))
+
+
+def _outlook(
+    shared: dict[str, Array],
+    x: Array,
+    recency: Array,
+    T: Array,
+    horizon: Array,
+    piece: Array,
+    z: Array,
+) -> tuple[Array, Array, Array]:
+    """P(alive), P(alive and buys again), and expected purchases by `in_pieces`."""
+    alive, again = _alive_and_again(shared, x, recency, T, horizon)
+    bought = functools.reduce(lambda total, one: total * z + one, shared["curve"][piece].T)
+    return alive, again, alive * bought
 
 
 def _discounted(
-    shared: dict[str, Array], place: Array, x: Array, T: Array, horizon: Array, discount: Array
-) -> tuple[Array, Array]:
+    shared: dict[str, Array], place: Array, T: Array, horizon: Array, discount: Array
+) -> tuple[Array]:
     """The rate (r + x) / (α + T) E[(1 + p u / (α + T))^-(r+x+1)] at u, integrated with e^(-d u)."""
-    size, scale = shared["r"] + x, shared["alpha"] + T
+    r, alpha, _, _ = shared["params"]
+    size, scale = r + place, alpha + T
     p, weight = shared["p"][place], shared["weight"][place]
     length = jnp.log1p(jnp.minimum(horizon, 25 / discount) / scale)
 
@@ -228,4 +242,4 @@ def _discounted(
 
     rule = jnp.asarray(np.stack(legendre(32), 1), jnp.float32)
     total, _ = jax.lax.scan(add, jnp.zeros_like(scale), rule)
-    return _again(shared, x, T, horizon), total
+    return (total,)

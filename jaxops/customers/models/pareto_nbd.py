@@ -21,11 +21,11 @@ import numpy as np
 from scipy.special import gammaln
 
 from jaxops.customers.models.numeric import (
+    counts_above,
     decayed,
     distinct,
     in_blocks,
     legendre,
-    log_rising,
     tally,
 )
 from jaxops.task import recorded
@@ -53,12 +53,9 @@ class ParetoNBD:
 
     def parts(self, x: np.ndarray, recency: np.ndarray, T: np.ndarray) -> Any:
         """See `BGNBD.parts`."""
-        numbers, counts = np.unique(x, return_counts=True)
+        number, above = counts_above(x)
         rows, weights = tally(x, recency, T)
-        return [
-            (_by_count, (numbers,), counts),
-            (_by_customer, rows, weights),
-        ]
+        return [(_by_count, (number,), above), (_by_customer, rows, weights)]
 
     def outlook(
         self,
@@ -107,8 +104,8 @@ class ParetoNBD:
         return np.asarray((np.exp(count) * share).sum(1))
 
 
-def _by_count(params: Array, x: Array) -> Array:
-    return log_rising(params[0], x)
+def _by_count(params: Array, number: Array) -> Array:
+    return jnp.log(params[0] + number)
 
 
 def _by_customer(params: Array, x: Array, recency: Array, T: Array) -> Array:
