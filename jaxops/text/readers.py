@@ -155,6 +155,20 @@ class TextReader:
         outputs = predict(task, state, self.read(texts))
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
 
+    def exported(self, model: Model) -> dict[str, Any]:
+        """What it knows, as plain data for `jaxops.export`."""
+        task, _ = model.trained()
+        return {
+            "kind": "texts",
+            "text": self.text,
+            "id": self.id,
+            "read": self.read.exported(),
+            "classes": [*task.classes],
+            "many": has_many(task),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+        }
+
     def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Classes:
         """What the task predicts, calibrated, as the user reads it."""
         if has_many(task):
