@@ -227,7 +227,7 @@ class Export:
         platforms = self.platforms.split(",")
         export(load(self.model), self.out, self.batch, platforms, compile_for=self.compile_for)
         size = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
-        print(f"written: {self.out}, {size / 1e6:.1f} MB")
+        print(f"written: {self.out}, {size / 1e3:,.0f} kB")
 
 
 def room_of(model: Model, path: Any) -> Any:

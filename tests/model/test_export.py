@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +71,18 @@ def rows_of(count, seed):
 def encoder_of(seed=0, **options):
     """What `fit_encoder` learns of such a table, with a rare text, and the reader of it."""
     table = rows_of(200, seed)
+    table["visits"] = np.where(np.arange(200) % 3, np.arange(200) % 7 / 2, np.nan)
     read, dates = read_with_dates(
         {n: c for n, c in table.items() if n != "id"}, text=("code", "member")
     )
     read |= days_since(read, dates, "joined")
     encoder = tabular.fit_encoder(read, **options)._replace(label="y", classes=["no", "so", "yes"])
     return tabular.TableReader(encoder, "id", dates, since="joined")
+
+
+def plain_of(reader):
+    task = SimpleNamespace(classes=tuple(reader.encoder.classes))
+    return json.loads(json.dumps(reader.exported(jo.Model(task, reader=reader))))
 
 
 def table_model(**options):
@@ -89,14 +96,14 @@ def table_model(**options):
     "options",
     [
         {"bins": 6},
-        {"scale": "quantile", "codes": 3, "least": 12},
+        {"scale": "quantile", "codes": 3, "least": 20},
         {"scale": "robust", "most": 3},
         {},
     ],
 )
 def test_rows_become_the_same_features(options):
     reader = encoder_of(**options)
-    plain = json.loads(json.dumps(reader.exported(jo.Model("no task", reader=reader))))
+    plain = plain_of(reader)
     for seed in range(1, 6):
         rows = rows_of(40, seed)
         ids, columns = reader.columns(rows)
@@ -108,7 +115,7 @@ def test_rows_become_the_same_features(options):
 
 def test_columns_as_arrays_of_numpy():
     reader = encoder_of()
-    plain = reader.exported(jo.Model("no task", reader=reader))
+    plain = plain_of(reader)
     rows = rows_of(30, 9)
     rows["age"] = np.ma.array(rows["age"].astype(np.float32), mask=np.arange(30) % 5 == 0)
     rows["visits"] = np.arange(30, dtype=np.uint8)
@@ -142,14 +149,14 @@ def test_columns_as_arrays_of_numpy():
 )
 def test_cells_that_are_refused(name, cells, message):
     reader = encoder_of()
-    plain = reader.exported(jo.Model("no task", reader=reader))
+    plain = plain_of(reader)
     with pytest.raises(ValueError, match=message):
         read_table(plain, rows_of(2, 3) | {name: cells})
 
 
 def test_a_column_that_is_not_there():
     reader = encoder_of()
-    plain = reader.exported(jo.Model("no task", reader=reader))
+    plain = plain_of(reader)
     rows = rows_of(2, 3)
     del rows["plan"]
     with pytest.raises(ValueError, match="raw must have a column 'plan', got id, age"):
@@ -256,7 +263,7 @@ def forecaster(output, kind="series", covariates=True, **settings):
         if covariates
         else forecast.NLinear(8, 4, output=output)
     )
-    windows = Inputs.of(*(jnp.ones(s) for s in [(1, 8, 2)]), 4)
+    windows = Inputs.of(jnp.ones((1, 8, 2)), 4)
     if covariates:
         shapes = (1, 8, 2), (1, 8, 1), (1, 12, 2), (1, 1)
         windows = Inputs(*map(jnp.ones, shapes))
@@ -388,7 +395,7 @@ def test_items_for_histories(tmp_path, model, exclude_seen):
 def test_items_of_a_blend(tmp_path):
     parts = recommend.SequenceModel(recommend.sasrec(ITEMS, 6, 8, 1, 2, 0.0)), recommend.ItemKNN()
     models = [recommender(part) for part in parts]
-    models[1] = models[1].__class__(parts[1], models[1].params, models[0].items, models[0].counts)
+    models[1] = recommend.Recommender(parts[1], models[1].params, models[0].items, models[0].counts)
     made = recommend.blend(models, (0.4, 0.6))
     found = exported(jo.Model(made), tmp_path / "out", k=4).predict(HISTORIES)
     wanted = recommend.recommend(made, HISTORIES, 4)
@@ -442,6 +449,7 @@ def test_tokens_of_a_fixed_length(tmp_path):
     config = nn.TransformerConfig(vocabulary=11, context=8, depth=1, heads=2, width=8)
     model = untrained(language.next_token(nn.Transformer(config)))
     tokens = np.random.default_rng(0).integers(1, 11, (3, 9))
+    tokens[1, 0] = 10
     rows = {"tokens": tokens.astype(np.int32), "segments": np.ones((3, 9), np.int32)}
     found = exported(model, tmp_path / "out", length=9)
     np.testing.assert_allclose(found.predict(rows), model.predict(rows), atol=1e-6)
@@ -480,6 +488,7 @@ pickle.dump(out, open(sys.argv[2], "wb"))
 """
 
 
+@pytest.mark.filterwarnings("ignore:texts must")
 def test_a_process_without_jaxops_answers_the_same(tmp_path):
     _, method = forecaster(forecast.Quantiles((0.1, 0.9)), "series", covariates=False)
     made = recommender(recommend.SequenceModel(recommend.sasrec(ITEMS, 6, 8, 1, 2, 0.0)))
@@ -600,13 +609,12 @@ def test_what_is_no_export(small, tmp_path):
         run.load(folder)
 
 
-@pytest.mark.parametrize(("version", "days"), [("99.0.0", 180), ("0.0.1", 21)])
+@pytest.mark.parametrize(("version", "days"), [("0.0.1", 180), ("99.0.0", 21)])
 def test_an_old_export_is_told_of(small, tmp_path, caplog, version, days):
-    other = {"99.0.0": "0.0.1", "0.0.1": "99.0.0"}[version]  # of the export
     with caplog.at_level(logging.WARNING, "jaxops.exported"):
-        run.load(spoiled(small, tmp_path / "a", jax=other))
+        run.load(spoiled(small, tmp_path / "a", jax=version))
         assert not caplog.records
-        run.load(spoiled(small, tmp_path / "b", jax=other, written="2001-01-01"))
+        run.load(spoiled(small, tmp_path / "b", jax=version, written="2001-01-01"))
     assert f"is promised to read it for {days} days" in caplog.text
 
 

@@ -82,10 +82,9 @@ def read_windows(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     if reader["unit"] is not None:
         columns["unit"] = np.stack([_unit(x, **reader["unit"]) for x in rows])
     seen = [_logarithms(x) for x in rows] if reader["log"] else rows
-    pairs = [_scale(reader["scaling"], one, x) for one, x in zip(ids, seen, strict=True)]
-    columns["loc"], columns["scale"] = (np.stack(x) for x in zip(*pairs, strict=True))
+    columns["loc"], columns["scale"] = loc, scale = _scales(reader["scaling"], ids, seen)
     last = np.stack([_last(reader, x, context) for x in seen])
-    columns["values"] = (last - columns["loc"][:, None]) / columns["scale"][:, None]
+    columns["values"] = (last - loc[:, None]) / scale[:, None]
     for name, more in (("past", 0), ("known", horizon)):
         if reader[name]:
             given = _series(reader, raw, name, reader[name], [len(x) + more for x in rows])
@@ -127,6 +126,8 @@ def _series(
                 f"values must be whole numbers from 0 up, got others in series {place}"
             )
         found.append(rows)
+    if not found:
+        raise ValueError(f"{name} must have at least 1 series, got none")
     return found
 
 
@@ -144,18 +145,22 @@ def _logarithms(rows: np.ndarray) -> np.ndarray:
     return np.log1p(rows)
 
 
-def _scale(scaling: Columns, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is subtracted and divided by; for a new series by the moments of all its rows."""
-    loc, scale = (np.array(scaling[part], np.float32) for part in ("loc", "scale"))
+def _scales(
+    scaling: Columns, ids: np.ndarray, series: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is subtracted and divided by; of a new series the moments of all its rows."""
+    loc, scale = (np.array(scaling[name], np.float32) for name in ("loc", "scale"))
     if scaling["kind"] != "series":
-        return loc[0], scale[0]
-    if name in scaling["ids"]:
-        place = scaling["ids"].index(name)
-        return loc[place], scale[place]
-    values = rows.astype(np.float64)
-    mean, std = values.mean(0), values.std(0)
-    std = np.where(std > 1e-9 * np.abs(mean), std, 1.0)
-    return mean.astype(np.float32), std.astype(np.float32)
+        shape = len(series), loc.shape[1]
+        return np.broadcast_to(loc, shape), np.broadcast_to(scale, shape)
+    place = {name: i for i, name in enumerate(scaling["ids"])}
+    known = np.array([place.get(name, -1) for name in ids])
+    loc, scale = loc[known], scale[known]
+    for row in np.flatnonzero(known < 0):
+        values = series[row].astype(np.float64)
+        mean, std = values.mean(0), values.std(0)
+        loc[row], scale[row] = mean, np.where(std > 1e-9 * np.abs(mean), std, 1.0)
+    return loc, scale
 
 
 def _covariates(pair: Any, x: np.ndarray) -> np.ndarray:
