@@ -206,18 +206,19 @@ def test_texts_become_the_same_tokens(more):
 
 
 def test_texts_that_need_a_package_say_so(monkeypatch):
-    named = readers()
-    for name, package, texts in (
-        ("n-grams", "regex", ["ça va"]),
-        ("words", "tokenizers", ["ça va"]),
-        ("byte", "tokenizers", ["ca va"]),
+    named = {name: plain_text(read) for name, read in readers().items()}
+    monkeypatch.setitem(sys.modules, "regex", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for name, package, given in (
+        ("n-grams", "regex", "ça va"),
+        ("words", "tokenizers", "ça va"),
+        ("byte", "tokenizers", "ca va"),
     ):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ImportError, match=f"{package} must be installed .* '.a va'"):
-            read_texts(plain_text(named[name]), texts)
-    assert read_texts(plain_text(named["words"]), ["it's lost"])[1]["tokens"].any()
+        with pytest.raises(ImportError, match=f"{package} must be installed .* '{given}'"):
+            read_texts(named[name], [given])
+    assert read_texts(named["words"], ["it's lost"])[1]["tokens"].any()
     with pytest.raises(ValueError, match="texts must be str and not empty, got ' ' in row 1"):
-        read_texts(plain_text(named["words"]), ["a", " "])
+        read_texts(named["words"], ["a", " "])
 
 
 # -- a model of each kind, in this process
@@ -360,7 +361,7 @@ def test_labels_of_texts(tmp_path, many):
 
 def test_vectors_of_texts(tmp_path):
     read = readers()["words"]
-    task = text.contrastive(text.BagEncoder(read.vocabulary, width=4), read.context)
+    task = text.contrastive(text.BagEncoder(read.vocabulary, 4), read.context)
     model = untrained(task, text.TextReader(read))
     close(exported(model, tmp_path / "out").predict(["lost card"]), model.predict(["lost card"]))
 
@@ -429,7 +430,7 @@ def test_steps_of_series(tmp_path, output, kind, covariates):
     history = forecast.from_arrays([*lengths], values, channels=("x", "y"), **more)
     wanted = forecast.forecast(method, history, future=future)
     close(found.predict(raw), wanted)
-    with pytest.raises(ValueError, match=r"values must have shape \('T', 2\) for series 0"):
+    with pytest.raises(ValueError, match=r"values must have shape \(T, 2\) for series 0"):
         found.predict({"values": [[[1.0]]]})
 
 
@@ -658,7 +659,7 @@ def test_models_and_folders_that_are_refused(tmp_path, small):
     with pytest.raises(ValueError, match=r"model must be a Forecaster, .* got Baseline"):
         jo.export(jo.Model(both), tmp_path / "out")
     unread = jo.Model(model.task, model.state, text.PassageReader(None))
-    with pytest.raises(ValueError, match=r"reader must be one of tables, .* jo.Model\(model.task"):
+    with pytest.raises(ValueError, match=r"reader must be one of tables, .*jo.Model\(model.task"):
         jo.export(unread, tmp_path / "out")
     with pytest.raises(ValueError, match=r"options must be of the answers, got \{'levels'"):
         jo.export(jo.Model(recommender(recommend.Popularity())), tmp_path / "out", levels=(0.5,))

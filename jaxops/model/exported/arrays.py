@@ -116,8 +116,8 @@ def _series(
         length = len(rows) if lengths is None else lengths[place]
         if rows.shape != (length, len(columns)) or length == 0:
             raise ValueError(
-                f"{name} must have shape {(length or 'T', len(columns))} for series {place}, got "
-                f"{rows.shape}"
+                f"{name} must have shape ({'T' if lengths is None else length}, {len(columns)}) "
+                f"for series {place}, got {rows.shape}"
             )
         if not np.isfinite(rows).all():
             raise ValueError(f"{name} must be finite, got another number in series {place}")
