@@ -179,7 +179,9 @@ def _program(model: Model, options: dict[str, Any]) -> Program:
     task, state = model.trained()
     columns = tuple(column for column in task.columns if not column.target)
     return Program(
-        lambda params, batch: task.predict(*params, batch), (state.params, state.extra), columns
+        lambda params, batch: task.predict(params[0], params[1], batch),
+        (state.params, state.extra),
+        columns,
     )
 
 

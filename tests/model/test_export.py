@@ -119,9 +119,11 @@ def test_columns_as_arrays_of_numpy():
     rows = rows_of(30, 9)
     rows["age"] = np.ma.array(rows["age"].astype(np.float32), mask=np.arange(30) % 5 == 0)
     rows["visits"] = np.arange(30, dtype=np.uint8)
-    rows["member"] = np.arange(30) % 2 == 0
+    rows["member"] = np.ma.array(np.arange(30) % 2 == 0, mask=np.arange(30) % 4 == 1)
+    rows["plan"] = np.ma.array(np.resize(["a", "b ", "?"], 30), mask=np.arange(30) % 7 == 0)
     rows["code"] = np.arange(30) / 2
-    rows["joined"] = np.datetime64("2021-01-01", "ns") + np.arange(30) * np.timedelta64(7, "h")
+    joined = np.datetime64("2021-01-01", "ns") + np.arange(30) * np.timedelta64(7, "h")
+    rows["joined"] = np.ma.array(joined, mask=np.arange(30) % 6 == 0)
     rows["id"] = np.arange(30)
     ids, columns = reader.columns(rows)
     found_ids, found = read_table(plain, rows)

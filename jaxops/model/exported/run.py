@@ -237,9 +237,9 @@ def _checked(wanted: Columns, columns: Mapping[str, Any]) -> np.ndarray:
     """One encoded column, with the dtype of the program."""
     name, shape, dtype = wanted["name"], wanted["shape"][1:], np.dtype(wanted["dtype"])
     if not isinstance(columns, Mapping) or name not in columns:
-        given = ", ".join(columns) if isinstance(columns, Mapping) else type(columns).__name__
-        raise ValueError(f"columns must include {name!r}, got {given}")
-    value = np.asarray(columns[name])
+        names = ", ".join(columns) if isinstance(columns, Mapping) else type(columns).__name__
+        raise ValueError(f"columns must include {name!r}, got {names}")
+    value: Any = np.asarray(columns[name])
     given = value.shape[1:]
     if len(shape) != len(given) or any(
         w not in ("length", g) for w, g in zip(shape, given, strict=True)
@@ -247,16 +247,17 @@ def _checked(wanted: Columns, columns: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"{name} must have rows of shape {tuple(shape)}, got {given}")
     if value.dtype.kind not in {"f": "fiu", "i": "iu"}.get(dtype.kind, dtype.kind):
         raise ValueError(f"{name} must be {dtype}, got {value.dtype}")
-    if dtype.kind == "f":
-        right, range_of = np.isfinite(value), "finite"
+    if dtype.kind in "fb":
+        right, told = np.isfinite(value), "finite"
     else:
-        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        ends: Any = np.iinfo(dtype.name)
+        low, high = ends.min, ends.max
         if wanted["classes"] is not None:
             low, high = 0, wanted["classes"] - 1
-        right, range_of = (value >= low) & (value <= high), f"in {low} to {high}"
+        right, told = (value >= low) & (value <= high), f"in {low} to {high}"
     if not right.all():
         row = np.argwhere(~right)[0]
-        raise ValueError(f"{name} must be {range_of}, got {value[tuple(row)]} in row {row[0]}")
+        raise ValueError(f"{name} must be {told}, got {value[tuple(row)]} in row {row[0]}")
     return value.astype(dtype)
 
 
@@ -278,8 +279,8 @@ def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[in
     """The compiled programs of the export that are for this machine, by rows and length."""
     here, found = machine(), {}
     inputs = {column["name"]: 0 for column in manifest["inputs"]}
-    outputs = {output["name"]: 0 for output in manifest["outputs"]}
-    trees = [jax.tree.structure(tree) for tree in (((parameters, inputs), {}), outputs)]
+    taken: Any = jax.tree.structure(((parameters, inputs), {}))
+    given: Any = jax.tree.structure({output["name"]: 0 for output in manifest["outputs"]})
     for one in manifest["compiled"]:
         other = [f"{name} {one[name]}" for name in here if one[name] != here[name]]
         if other:
@@ -287,7 +288,10 @@ def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[in
             continue
         try:
             found[one["rows"], one["length"]] = serialize_executable.deserialize_and_load(
-                (folder / one["file"]).read_bytes(), *trees, execution_devices=jax.devices()[:1]
+                (folder / one["file"]).read_bytes(),
+                taken,
+                given,
+                execution_devices=jax.devices()[:1],
             )
         except Exception as error:  # XLA raises nothing narrower
             log.warning("%s cannot be used, and is compiled here: %s", one["file"], error)

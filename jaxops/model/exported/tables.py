@@ -90,7 +90,8 @@ def _refuse(name: str, wanted: str, value: Any, row: int) -> None:
 def _cells(name: str, cells: Any, wanted: str, odd: tuple[type, ...]) -> Iterator[tuple[int, Any]]:
     """The number and the value of each row; None where it is masked."""
     if isinstance(cells, np.ma.MaskedArray):
-        cells = cells.astype(object).filled(None)
+        masks = np.ma.getmaskarray(cells)
+        cells = [None if mask else cell for cell, mask in zip(cells.data, masks, strict=True)]
     for row, value in enumerate(cells):
         if isinstance(value, odd):
             _refuse(name, wanted, value, row)
@@ -134,7 +135,7 @@ def _numbers(name: str, cells: Any) -> np.ndarray:
 def _moments(name: str, cells: Any) -> np.ndarray:
     """Dates, datetime64 (N,) in UTC, with NaT where they are missing."""
     if isinstance(cells, np.ndarray) and cells.dtype.kind == "M":
-        return cells.astype("datetime64[us]")
+        return np.ma.filled(cells.astype("datetime64[us]"), np.datetime64("NaT"))
     found, wanted = np.full(len(cells), "NaT", "datetime64[us]"), "dates such as 2024-12-31"
     zoned: bool | None = None
     for row, cell in _cells(name, cells, wanted, NO_CELLS):
