@@ -11,6 +11,7 @@ from jaxops._version import __version__ as __version__
 if TYPE_CHECKING:
     from jaxops import data, devices, losses, metrics, nn, optim
     from jaxops.devices.plans import Plan
+    from jaxops.model.export import export
     from jaxops.model.files import load, save
     from jaxops.model.finished import Model
     from jaxops.model.predictors import predictor
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # The same names for the interpreter: those of each module, and modules that have another path.
 _NAMES = {
     "devices.plans": ("Plan",),
+    "model.export": ("export",),
     "model.files": ("load", "save"),
     "model.finished": ("Model",),
     "model.predictors": ("predictor",),
@@ -74,6 +76,7 @@ __all__ = [
     "ensemble",
     "eval_step",
     "evaluate",
+    "export",
     "fit",
     "from_nnx",
     "gathered",

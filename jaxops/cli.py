@@ -1,4 +1,4 @@
-"""The command line: fit, predict, evaluate, show, bench and size finished models.
+"""The command line: fit, predict, evaluate, show, bench, size and export finished models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
@@ -6,6 +6,7 @@
     jaxops show churn.safetensors
     jaxops bench churn.safetensors new.csv
     jaxops size churn.safetensors --hardware H100
+    jaxops export churn.safetensors out/ --platforms cpu,cuda,tpu
 
 An error is printed as one line on stderr, and the exit code is 1; `--debug` adds the traceback.
 Exit code 2 means that the command line could not be parsed, and 130 that it was interrupted.
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
@@ -37,6 +38,7 @@ from jaxops.cli_rooms import (
     Vision,
 )
 from jaxops.data import tables
+from jaxops.model.export import export
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 from jaxops.optim import adam
@@ -205,6 +207,29 @@ class Size:
         print(size(task, rows, optimizer=adam(1e-3), compute=self.compute, hardware=self.hardware))
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a model as a program that needs JAX alone, with a `run.py` that loads it."""
+
+    model: tyro.conf.Positional[Path]
+    """the model file"""
+    out: tyro.conf.Positional[Path]
+    """the folder to write"""
+    batch: int | Literal["any"] = "any"
+    """rows of a call"""
+    platforms: str = "cpu"
+    """what it is for, such as cpu,cuda,tpu"""
+    compile_for: tuple[int, ...] = ()
+    """numbers of rows for which compiled programs are kept beside, for machines like this one"""
+
+    def run(self) -> None:
+        """Write the folder, and say how large it is."""
+        platforms = self.platforms.split(",")
+        export(load(self.model), self.out, self.batch, platforms, compile_for=self.compile_for)
+        size = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
+        print(f"written: {self.out}, {size / 1e3:,.0f} kB")
+
+
 def room_of(model: Model, path: Any) -> Any:
     """The module of the room that a model belongs to.
 
@@ -344,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [word for word in given if word != "--debug"]
     command: Any = tyro.cli(
-        Fit | Predict | Evaluate | Show | Bench | Size,
+        Fit | Predict | Evaluate | Show | Bench | Size | Export,
         args=arguments,
         prog="jaxops",
         description=__doc__,

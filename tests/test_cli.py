@@ -15,6 +15,7 @@ from PIL import Image
 
 import jaxops as jo
 from jaxops import __main__, cli, recommend, tabular
+from jaxops.model.exported import run as exported
 
 N = 120
 AGE = np.arange(N) % 40 + 20
@@ -120,9 +121,22 @@ def test_evaluate_show_bench(folder, capsys):
     assert "A100" in capsys.readouterr().out
 
 
+def test_export_writes_a_program(folder, tmp_path, capsys):
+    pytest.importorskip("flatbuffers")
+    command = ["export", model_file(folder), f"{tmp_path}/out", "--platforms", "cpu,cuda,tpu"]
+    assert cli.main([*command, "--batch", "2"]) == 0
+    assert f"written: {tmp_path}/out, " in capsys.readouterr().out
+    found = exported.load(tmp_path / "out")
+    assert found.manifest["platforms"] == ["cpu", "cuda", "tpu"] and found.manifest["batch"] == 2
+    rows = {name: TABLE[name][:5] for name in ("age", "plan")}
+    wanted = jo.load(model_file(folder)).predict(rows).probabilities
+    np.testing.assert_allclose(found.predict(rows)["probabilities"], wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["export", "MODEL", "x", "--platforms", "gpu"], "platforms must be some of cpu, cuda,"),
         (["predict", "MODEL", "none.csv", "--out", "x.csv"], "none.csv"),
         (
             ["predict", "MODEL", "CSV", "--out", "x.txt"],

@@ -1,6 +1,7 @@
 """Tokenizers: texts to tokens and back, trained on a user's texts, stored as one JSON text."""
 
 import functools
+import itertools
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -129,6 +130,24 @@ class Tokenizer:
     def to_json(self) -> str:
         """Return the tokenizer as JSON."""
         return self.text
+
+    def plain(self) -> tuple[str | None, bool]:
+        """Its kind, where Python alone can part texts of ASCII so; and whether it reads lower case.
+
+        The kind is "word" or "character", or None of others and of a Hugging Face file.
+
+        >>> Tokenizer.train(["my card"], kind="word", lowercase=True).plain()
+        ('word', True)
+        """
+        parts = ("normalizer", "pre_tokenizer", "post_processor")
+        own = json.loads(self.text)
+        if own["model"].get("type") != "WordLevel" or own["model"]["unk_token"] != SPECIAL[UNKNOWN]:
+            return None, False
+        for kind, lowercase in itertools.product(("word", "character"), (False, True)):
+            other = json.loads(Tokenizer.train(["a"], kind, lowercase=lowercase).text)
+            if all(own[part] == other[part] for part in parts):
+                return kind, lowercase
+        return None, False
 
     @cached_property
     def _rust(self) -> "Rust":

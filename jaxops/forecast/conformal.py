@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxops.forecast.backtests import histories, targets
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import Windows
-from jaxops.forecast.inference import answering, rising
-from jaxops.task import recorded
+from jaxops.forecast.inference import answering, program_of, rising
+from jaxops.model.finished import Program
+from jaxops.task import Array, Batch, Column, recorded
 from jaxops.trust.conformal import margin
 
 
@@ -65,6 +67,28 @@ class Conformal:
         moved = np.sort(base + self.offsets[None, :horizon] * unit, axis=-1)
         moved = np.maximum(moved, 0) if self.counts else moved
         return mean, moved[..., [self.levels.index(level) for level in levels]]
+
+    def exported(self) -> Program:
+        """See `Forecaster.exported`; the quantiles are those that were calibrated.
+
+        Raises:
+            ValueError: a model that is no `Forecaster`, nor `LogScale` of one.
+        """
+        own = getattr(self.model, "has_quantiles", True)
+        inner = program_of(self.model, self.levels if own else ())
+
+        def function(params: Any, columns: Batch) -> dict[str, Array]:
+            answer = inner.function(params["model"], columns)
+            base = answer["quantiles"] if own else answer["mean"][..., None]
+            moved = jnp.sort(base + params["offsets"] * columns["unit"][:, None, :, None], axis=-1)
+            moved = jnp.maximum(moved, 0) if self.counts else moved
+            return {"mean": answer["mean"], "quantiles": moved}
+
+        columns = (*inner.columns, Column("unit", (len(inner.reader["channels"]),)))
+        unit = {"context": self.context, "season": self.season}
+        reader = inner.reader | {"levels": [*self.levels], "unit": unit}
+        params = {"model": inner.params, "offsets": self.offsets[None]}
+        return Program(function, params, columns, reader)
 
 
 def calibrated(

@@ -3,11 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import nnls
 
 from jaxops.forecast.data.series import Series
-from jaxops.task import recorded
+from jaxops.forecast.inference import program_of
+from jaxops.model.finished import Program
+from jaxops.task import Batch, recorded
 
 
 @recorded
@@ -112,6 +116,23 @@ class LogScale:
         answer = self.model.answer(logarithms(history), horizon, future, levels)
         mean, quantiles = (np.maximum(np.expm1(x), 0) for x in answer)
         return mean, quantiles
+
+    def exported(self, levels: tuple[float, ...] | None = None) -> Program:
+        """See `Forecaster.exported`.
+
+        Raises:
+            ValueError: also for a model that is no `Forecaster`.
+        """
+        inner = program_of(self.model, levels)
+        if inner.reader["log"] or inner.reader["unit"] is not None:
+            raise ValueError(f"model must be a Forecaster, got {type(self.model).__name__}")
+
+        def function(params: Any, columns: Batch) -> Any:
+            return jax.tree.map(
+                lambda x: jnp.maximum(jnp.expm1(x), 0), inner.function(params, columns)
+            )
+
+        return inner._replace(function=function, reader=inner.reader | {"log": True})
 
 
 def logarithms(series: Series) -> Series:

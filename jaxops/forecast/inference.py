@@ -15,12 +15,13 @@ from jaxops.forecast.data.dates import computed
 from jaxops.forecast.data.scales import Scaling
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.data.windows import padded
+from jaxops.forecast.models.distributions import NegativeBinomial
 from jaxops.forecast.models.inputs import Inputs
 from jaxops.forecast.models.outputs import Point
 from jaxops.forecast.tasks import check_counts
-from jaxops.model.finished import frame, inside
+from jaxops.model.finished import Program, frame, inside
 from jaxops.state import TrainState
-from jaxops.task import Array, recorded
+from jaxops.task import Array, Batch, Column, recorded
 from jaxops.train.settings import whole
 
 AT_ONCE = 2**22
@@ -93,6 +94,25 @@ def answering(model: Any) -> Any:
         return hasattr(part, "answer") and not hasattr(part, "room")  # readers have a room
 
     return inside(model, answers, "a model that forecasts")
+
+
+def program_of(model: Any, levels: tuple[float, ...] | None) -> Program:
+    """What is exported of a model inside another one.
+
+    Args:
+        model: a `Forecaster`, or `LogScale` of one.
+        levels: of the quantiles, see `Forecaster.exported`.
+
+    Raises:
+        ValueError: another model.
+    """
+    if not hasattr(model, "exported"):
+        raise ValueError(
+            f"model must be a Forecaster, or LogScale of one, got {type(model).__name__}, which is "
+            "no program of JAX"
+        )
+    program: Program = model.exported(levels)
+    return program
 
 
 def levels_of(method: Any) -> tuple[float, ...]:
@@ -234,6 +254,52 @@ class Forecaster:
         mean, quantiles = (np.concatenate(x) for x in zip(*jax.device_get(parts), strict=True))
         return mean[:, :horizon], quantiles[:, :horizon]
 
+    def exported(self, levels: tuple[float, ...] | None = None) -> Program:
+        """Mean and quantiles for the last rows of series, for `jaxops.export`.
+
+        Args:
+            levels: of the quantiles; by default 0.1, 0.5 and 0.9 where the model has any.
+
+        Raises:
+            ValueError: levels of a model of points.
+        """
+        levels = levels_of(self) if levels is None else rising(levels)
+        self._check_levels(levels)
+        module, scaling, channels = self.module, self.scaling, len(self.channels)
+        names = {"past": self.past_names, "known": self.known_names, "static": self.static_names}
+        steps = module.context + module.horizon
+        shapes = {"past": (module.context,), "known": (steps,), "static": ()}
+
+        def function(variables: Any, columns: Batch) -> dict[str, Array]:
+            rows = columns["values"].shape[0]
+            none = {name: jnp.zeros((rows, *shape, 0)) for name, shape in shapes.items()}
+            inputs = {n: columns.get(n, none[n]) for n in none} | {"values": columns["values"]}
+            mean, quantiles = _answer(
+                module, levels, variables, Inputs(**inputs), columns["loc"], columns["scale"]
+            )
+            return {"mean": mean, "quantiles": quantiles} if levels else {"mean": mean}
+
+        columns = [Column("values", (module.context, channels))]
+        columns += [Column(n, (*shapes[n], len(names[n]))) for n in names if names[n]]
+        columns += [Column("loc", (channels,)), Column("scale", (channels,))]
+        plain = {name: None if x is None else np.asarray(x).tolist()
+                 for name, x in scaling._asdict().items() if name != "kind"}  # fmt: skip
+        counts = isinstance(getattr(module.output, "of", module.output), NegativeBinomial)
+        reader = {
+            "kind": "windows",
+            "context": module.context,
+            "horizon": module.horizon,
+            "lengthens": self.lengthens,
+            "log": False,
+            "unit": None,
+            "counts": counts,
+            "levels": [*levels],
+            "channels": [*self.channels],
+            **{name: [*of] for name, of in names.items()},
+            "scaling": {"kind": scaling.kind, **plain},
+        }
+        return Program(function, self.variables, tuple(columns), reader)
+
     def check(self, history: Series) -> None:
         """Raise `ValueError` if series have other columns or another frequency."""
         for name in (*NAMED, "frequency", "zone"):
@@ -250,6 +316,13 @@ class Forecaster:
                     f"history.{name} must be {trained!r}, as in training, got {given!r}"
                 )
 
+    def _check_levels(self, levels: tuple[float, ...]) -> None:
+        if levels and not self.has_quantiles:
+            raise ValueError(
+                f"levels must be () for {self.module.output}, a point without quantiles, got "
+                f"{levels}; use `calibrated` to put quantiles around it"
+            )
+
     def _checked(
         self,
         history: Series,
@@ -259,11 +332,7 @@ class Forecaster:
     ) -> np.ndarray:
         """The known covariates of the module's whole horizon, (S, H, K)."""
         module = self.module
-        if levels and not self.has_quantiles:
-            raise ValueError(
-                f"levels must be () for {module.output}, a point without quantiles, got {levels}; "
-                "use `calibrated` to put quantiles around it"
-            )
+        self._check_levels(levels)
         check_counts(module.output, history)
         if horizon > module.horizon:
             raise ValueError(f"horizon must be at most {module.horizon}, got {horizon}")

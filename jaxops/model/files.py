@@ -81,7 +81,7 @@ def save(path: str | Path, model: Model) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
         mode = beside.stat().st_mode  # that of the umask; safetensors allows only the user to read
-        save_file(tensors, beside, {"jaxops": json.dumps(header, default=_plain)})
+        save_file(tensors, beside, {"jaxops": json.dumps(header, default=plain)})
         beside.chmod(mode)
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
@@ -213,8 +213,15 @@ def _check_same(what: str, given: Sequence[Any], wanted: Sequence[Any]) -> None:
             raise ValueError(f"{what} must be as the task has them, {want}, got {have} in the file")
 
 
-def _plain(value: Any) -> Any:
-    """A NumPy or JAX scalar in `about` as a Python number."""
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or JAX in `about` as a number of Python, for `json.dumps(default=)`.
+
+    Raises:
+        ValueError: another object.
+
+    >>> json.dumps({"rows": np.int64(3)}, default=plain)
+    '{"rows": 3}'
+    """
     if hasattr(value, "item") and np.ndim(value) == 0:
         return value.item()
     raise ValueError(f"about must be JSON-like data, got {value!r} of {type(value).__name__} in it")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxops._optional import require
 from jaxops.optim import averaged
 from jaxops.state import TrainState
-from jaxops.task import Batch, Task
+from jaxops.task import Batch, Column, Task
 
 
 class Reader(Protocol):
@@ -30,7 +30,8 @@ class Reader(Protocol):
     room: str
     """The name of the model's room, such as "tabular". A reader whose rows are independent also has
     `streams = True` and takes the option `first`, the number of the first row. A reader may have a
-    method `describe()` that says what it reads."""
+    method `describe()` that says what it reads, and a method `exported(model)` that describes it as
+    plain data for `jaxops.export`."""
 
     def predict(self, model: "Model", data: Any, **options: Any) -> Any:
         """The answer for raw data: a NamedTuple of arrays with the user's ids and a `frame()`."""
@@ -141,6 +142,28 @@ class Model:
     def room(self) -> str:
         """The name of the model's room, such as "tabular"; "" without a reader."""
         return "" if self.reader is None else self.reader.room
+
+
+class Program(NamedTuple):
+    """What is exported of a closed form: its method `exported(**options)` returns it.
+
+    Attributes:
+        function: `(params, columns) -> outputs` of B rows, which are independent of each other: an
+            array (B, ...) or a tree of them.
+        params: its arrays.
+        columns: what it takes.
+        reader: how raw input is read and answers are made, as JSON-like data with the `kind` of
+            reader, see `jaxops.model.exported.run.KINDS`; {} takes it from the model's reader.
+
+    >>> one = Program(lambda params, columns: columns["x"] * params, 2.0, (Column("x"),))
+    >>> one.reader
+    {}
+    """
+
+    function: Callable[[Any, Mapping[str, Any]], Any]
+    params: Any
+    columns: tuple[Column, ...]
+    reader: dict[str, Any] = {}  # noqa: RUF012  # a default, never changed
 
 
 class Classes(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxops.data.checks import rows
 from jaxops.devices import hosts
-from jaxops.model.finished import Model, fingerprint
+from jaxops.model.finished import Model, Program, fingerprint
 from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.task import Batch, Extra, Params, Task, check_module, recorded
@@ -71,6 +71,35 @@ class Blend(NamedTuple):
         parts = [model.outputs(columns, batch_size) for model in self.models()]
         mean = np.sum([w * part for w, part in zip(self.weights, parts, strict=True)], axis=0)
         return tempered(mean, self.temperature)
+
+    def exported(self) -> Program:
+        """What the members predict, weighted, for `jaxops.export`.
+
+        Raises:
+            ValueError: a member that is no task, such as trees, or one that reads a table itself.
+        """
+        other = next((task for task in self.tasks if not isinstance(task, Task)), None)
+        if other is not None:
+            raise ValueError(
+                "model must be a blend of tasks of one encoder, each of which is a program of JAX, "
+                f"got a member {type(other).__name__}; export one network, of fit without folds"
+            )
+
+        def function(params: Any, columns: Batch) -> jax.Array:
+            parts = [
+                w * task.predict(*own, columns)
+                for w, task, own in zip(self.weights, self.tasks, params, strict=True)
+            ]
+            mean = sum(parts[1:], parts[0])
+            if self.temperature == 1:
+                return mean
+            both = jnp.stack([1 - mean, mean], -1) if mean.ndim == 1 else mean
+            both = jax.nn.softmax(jnp.log(jnp.maximum(both, 1e-30)) / self.temperature)
+            return both[:, 1] if mean.ndim == 1 else both
+
+        columns = tuple(column for column in self.tasks[0].columns if not column.target)
+        params = tuple(zip(self.params, self.extras, strict=True))
+        return Program(function, params, columns)
 
     @classmethod
     def of(

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.model.finished import Model, inside
+from jaxops.model.finished import Model, Program, inside
+from jaxops.model.topk import top_k
 from jaxops.recommend.data.catalogue import as_text, same_ids
 from jaxops.recommend.data.events import Events, Histories
-from jaxops.task import Array, Params, recorded
+from jaxops.task import Array, Batch, Column, Params, recorded
+
+EXPORTED = 64  # the least number of items to which a program that is exported lengthens a history
 
 
 class Method(Protocol):
@@ -126,6 +129,44 @@ class Recommender:
             raise ValueError(f"{name} must hold ids of the catalogue, got {unknown[0]!r}")
         return [self.place_of[one] for one in text]
 
+    def exported(self, k: int = 10, exclude_seen: bool = True) -> Program:
+        """The k best items for histories, as `recommend.recommend` finds them, for `jaxops.export`.
+
+        Features of users are not read.
+
+        Args:
+            k: number of items.
+            exclude_seen: leave out the items of the history.
+
+        Raises:
+            ValueError: `k` larger than the catalogue.
+        """
+        check_k(k, len(self.items))
+        model, count = self.model, len(self.items)
+        answers_empty = getattr(model, "answers_empty", False)
+
+        def function(arrays: Any, columns: Batch) -> dict[str, Array]:
+            params, table, share = arrays
+            history = columns["history"]
+            query = queries(model, params, history, None)
+            best, index = top_k(query, table, k, seen=columns.get("seen"))
+            if not answers_empty:
+                popular, places = top_k(share[None], None, k)
+                known = (history < count).any(1, keepdims=True)
+                best, index = jnp.where(known, best, popular), jnp.where(known, index, places)
+            return {"places": jnp.where(best == -jnp.inf, count, index), "scores": best}
+
+        columns = [Column("history", (model.context,), "int", count + 1)]
+        columns += [Column("seen", (None,), "int", count + 1)] if exclude_seen else []
+        reader = {
+            "kind": "histories",
+            "items": self.items.tolist(),
+            "context": model.context,
+            "length": EXPORTED,
+            "exclude_seen": exclude_seen,
+        }
+        return Program(function, self.on_device, tuple(columns), reader)
+
 
 def recommender_of(model: Model | Recommender) -> Recommender:
     """The recommender itself, or the one in a finished model.
@@ -179,10 +220,12 @@ def scores(
 
 def last_items(history: Array, context: int | None, padding: int) -> Array:
     """The last `context` items of each row, and the padding after them."""
-    if context is None or context >= history.shape[1]:
+    length = history.shape[1]  # any, where a program is exported
+    if context is None or (isinstance(length, int) and context >= length):
         return history
-    first = jnp.maximum((history < padding).sum(1, keepdims=True) - context, 0)
-    return jnp.take_along_axis(history, first + jnp.arange(context)[None], axis=1)
+    place = jnp.maximum((history < padding).sum(1, keepdims=True) - context, 0)
+    place = place + jnp.arange(context)[None]
+    return jnp.take_along_axis(history, place, axis=1, mode="fill", fill_value=padding)
 
 
 def check_k(k: Any, count: int) -> None:

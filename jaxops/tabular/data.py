@@ -222,6 +222,19 @@ class TableReader:
         if wanted and tuple(given) != wanted:
             raise ValueError(f"classes must be {wanted}, as the encoder has them, got {given}")
 
+    def exported(self, model: Model) -> dict[str, Any]:
+        """What it knows, as plain data for `jaxops.export`."""
+        self.check(model)
+        return {
+            "kind": "table",
+            "id": self.id,
+            "dates": [*(self.dates or ())],
+            "since": self.since,
+            "encoder": self.encoder._asdict(),
+            "classes": [*self.encoder.classes],
+            "levels": [*self.levels],
+        }
+
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
         encoder, dates = self.encoder, self.dates or ()

@@ -4,6 +4,7 @@ A reader is a callable that turns texts into the columns a task expects. `Tokens
 `WordsAndNGrams` read single texts, `Passages` reads a question together with a passage.
 """
 
+import dataclasses
 import functools
 import re
 import zlib
@@ -50,6 +51,21 @@ class Tokens:
         """`tokens` (N, context) int32; raises and warns as `Tokenizer.encode_batch` does."""
         rows = self.tokenizer.encode_batch(texts, self.context, special=self.special)
         return {"tokens": rows.tokens}
+
+    def exported(self) -> list[dict[str, Any]]:
+        """What it knows, as plain data for `jaxops.export`."""
+        kind, lowercase = self.tokenizer.plain()
+        return [
+            {
+                "kind": "tokens",
+                "tokenizer": self.tokenizer.to_json(),
+                "plain": kind,
+                "lowercase": lowercase,
+                "context": self.context,
+                "special": self.special,
+                "warn": True,
+            }
+        ]
 
 
 @recorded(before={"uax29": False})
@@ -110,6 +126,10 @@ class NGrams:
             row[: len(numbers)] = numbers[: self.context]
         return {"tokens": rows}
 
+    def exported(self) -> list[dict[str, Any]]:
+        """What it knows, as plain data for `jaxops.export`."""
+        return [{"kind": "ngrams", **dataclasses.asdict(self)}]
+
     def _numbers(self, text: str) -> list[int]:
         """The number of each distinct n-gram, in order of first occurrence."""
         if not self.uax29:
@@ -169,6 +189,11 @@ class WordsAndNGrams:
         texts = check_texts(texts)
         first = self.words.tokenizer.first(texts, self.words.context)
         return {"tokens": np.concatenate([first, self.grams(texts)["tokens"]], axis=1)}
+
+    def exported(self) -> list[dict[str, Any]]:
+        """What it knows, as plain data for `jaxops.export`."""
+        (words,) = self.words.exported()
+        return [{**words, "special": False, "warn": False}, *self.grams.exported()]
 
 
 Reader = Tokens | NGrams | WordsAndNGrams

@@ -156,6 +156,20 @@ class TextReader:
         outputs = predict(task, state, self.read(texts))
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
 
+    def exported(self, model: Model) -> dict[str, Any]:
+        """What it knows, as plain data for `jaxops.export`."""
+        task, _ = model.trained()
+        return {
+            "kind": "texts",
+            "text": self.text,
+            "id": self.id,
+            "read": self.read.exported(),
+            "classes": [*task.classes],
+            "many": has_many(task),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+        }
+
     def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Classes:
         """The predictions of the task, calibrated, as an answer for the user."""
         if has_many(task):

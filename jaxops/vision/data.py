@@ -155,6 +155,10 @@ class ImageReader:
         p, classes = model.outputs({"image": images}), model.task.classes
         return Classes(ids, np.array(classes, object)[p.argmax(1)], p, classes)
 
+    def exported(self, model: Model) -> dict[str, Any]:
+        """What it knows, as plain data for `jaxops.export`; files are not read there."""
+        return {"kind": "images", "channels": self.channels, "classes": [*model.task.classes]}
+
 
 def _name(row: int, label: Any) -> str:
     if label is None or label == "" or label != label:
