@@ -1,4 +1,4 @@
-"""The command line: fit, predict, evaluate, show, bench and size finished models.
+"""The command line: fit, predict, evaluate, show, bench, size and serve finished models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
@@ -6,6 +6,7 @@
     jaxops show churn.safetensors
     jaxops bench churn.safetensors new.csv
     jaxops size churn.safetensors --hardware H100
+    jaxops serve churn.safetensors --port 8000
 
 An error is one line on stderr, with exit code 1; `--debug` shows where it comes from. Exit code 2
 is a command that cannot be read, and 130 one that was interrupted.
@@ -36,6 +37,7 @@ from jaxops.cli_rooms import (
     Text,
     Vision,
 )
+from jaxops.cli_serve import Key, Serve
 from jaxops.data import tables
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
@@ -344,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [word for word in given if word != "--debug"]
     command: Any = tyro.cli(
-        Fit | Predict | Evaluate | Show | Bench | Size,
+        Fit | Predict | Evaluate | Show | Bench | Size | Serve | Key,
         args=arguments,
         prog="jaxops",
         description=__doc__,
