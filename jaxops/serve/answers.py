@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 SHARED = ("times", "items")  # arrays of an answer that have no axis of rows
+BEST = ("places", "documents", "scores")  # those that hold the best of each row
 
 
-def cut(answer: Any, start: int, stop: int, count: int, numbered: bool) -> Any:
+def cut(answer: Any, start: int, stop: int, count: int, numbered: bool, first: int = 0) -> Any:
     """The part of an answer that belongs to rows `start` to `stop` of `count`.
 
     Args:
@@ -18,6 +19,7 @@ def cut(answer: Any, start: int, stop: int, count: int, numbered: bool) -> Any:
         stop: the row behind the last.
         count: N.
         numbered: whether ids are the numbers of rows, which then begin at 0.
+        first: how many of the best of each row are kept; 0 for all.
 
     >>> from jaxops.model.finished import Classes
     >>> two = Classes(np.arange(2), np.array(["a", "b"], object), np.eye(2), ("a", "b"))
@@ -34,6 +36,9 @@ def cut(answer: Any, start: int, stop: int, count: int, numbered: bool) -> Any:
     }
     if numbered:
         parts |= {name: np.arange(stop - start) for name in ("ids", "users") if name in parts}
+    if first:
+        best = {name: parts[name][:, :first] for name in BEST if name in parts}
+        parts |= best
     return answer._replace(**parts)
 
 

@@ -78,9 +78,8 @@ class Field:
             return float(value)
         if name == "text" and kind in (bool, int):
             return str(value)  # as a table's whole numbers and booleans are read
-        if name == "id" and kind is int and abs(value) < 2**63:
-            return value
-        if name == "time" and finite:
+        counted = (name == "id" and kind is int) or (name == "time" and finite)
+        if counted and abs(value) < 2**63:
             return value
         dated = name == "date" and kind is str and re.fullmatch(DATE, value)
         if dated or (name in ("text", "id", "time") and kind is str and is_text(value)):
@@ -166,12 +165,14 @@ def table_of(
         Refused: a column that is unknown or missing, a value of another kind, with its row.
     """
     rows: Any = [given] if isinstance(given, dict) else list_of(name, given, most)
+    first = rows[0] if isinstance(rows[0], dict) else {}
+    fields = tuple(f for f in fields if f.needed or f.name in first)
+    names = dict.fromkeys(f.name for f in fields)
     for row, one in enumerate(rows):
         if not isinstance(one, dict):
             raise Refused(400, f"{name} must be objects, got {short(one)} in row {row}")
-        fields = tuple(f for f in fields if f.needed or row or f.name in one)
-        where = "" if one is given else f" in row {row}"
-        _same_names(name, one, [f.name for f in fields], where)
+        if one.keys() != names.keys():
+            raise _other_names(name, one, [*names], "" if one is given else f" in row {row}")
     if isinstance(given, dict):
         lists = {f.name: list_of(f.name, given[f.name], most) for f in fields}
     else:
@@ -179,20 +180,19 @@ def table_of(
     count = len(lists[fields[0].name])
     for one, values in lists.items():
         if len(values) != count:
-            first = fields[0].name
-            raise Refused(400, f"{one} must have {count:,} rows, as {first}, got {len(values):,}")
+            wanted = f"{count:,} rows, as {fields[0].name}"
+            raise Refused(400, f"{one} must have {wanted}, got {len(values):,}")
     return {f.name: f.column(lists[f.name]) for f in fields}, count
 
 
-def _same_names(name: str, given: Mapping[str, Any], wanted: list[str], where: str) -> None:
+def _other_names(name: str, given: Mapping[str, Any], wanted: list[str], where: str) -> Refused:
     odd = next((one for one in given if one not in wanted), None)
     if odd is not None:
         columns = ", ".join(wanted)
-        raise Refused(400, f"{name} must have the columns {columns}, got {short(odd)}{where}")
-    gone = next((one for one in wanted if one not in given), None)
-    if gone is not None:
-        hint = "null stands for a missing value"
-        raise Refused(400, f"{name} must have the column {gone!r} ({hint}), got none{where}")
+        return Refused(400, f"{name} must have the columns {columns}, got {short(odd)}{where}")
+    gone = next(one for one in wanted if one not in given)
+    hint = "null stands for a missing value"
+    return Refused(400, f"{name} must have the column {gone!r} ({hint}), got none{where}")
 
 
 def table_schema(fields: Sequence[Field]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxops._shapes import next_power_of_two
 from jaxops.data.checks import check
 from jaxops.data.images import opened, read_image
 from jaxops.serve.fields import (
@@ -30,6 +31,7 @@ from jaxops.task import Column, example
 
 PIXELS = 2**24  # of an image file, which may be far larger than its bytes
 IDS = {"type": "array", "items": {"type": ["string", "integer"]}}
+K = {"k": {"type": "integer", "minimum": 1}}
 
 
 class Given(NamedTuple):
@@ -41,6 +43,7 @@ class Given(NamedTuple):
         options: of `Model.predict`.
         bucket: requests of an equal one may be joined; None for what stands alone.
         beside: what the answer says beside that of the model.
+        first: how many of the best of each row are wanted; 0 for all.
     """
 
     data: Any
@@ -48,6 +51,7 @@ class Given(NamedTuple):
     options: dict[str, Any]
     bucket: Hashable
     beside: Mapping[str, Any] = {}  # never changed
+    first: int = 0
 
 
 class Inputs(Protocol):
@@ -66,8 +70,8 @@ class Inputs(Protocol):
     def join(self, parts: Sequence[Any]) -> Any:
         """The data of several requests, one behind the other."""
 
-    def example(self, rows: int) -> Any:
-        """Data of so many rows to compile for; None where there is none."""
+    def example(self, rows: int) -> Given | None:
+        """An example of so many rows to compile for; None where there is none."""
 
     def schema(self) -> dict[str, Any]:
         """The JSON schema of a body."""
@@ -112,11 +116,12 @@ class Table:
         """See `Inputs`."""
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def example(self, rows: int) -> Any:
+    def example(self, rows: int) -> Given | None:
         """See `Inputs`."""
         if not self.joins or any(one.example is None for one in self.fields):
             return None
-        return {one.name: one.column([one.example] * rows) for one in self.fields}
+        columns = {one.name: one.column([one.example] * rows) for one in self.fields}
+        return Given(columns, rows, {}, None)
 
     def schema(self) -> dict[str, Any]:
         """See `Inputs`."""
@@ -132,25 +137,26 @@ class Texts:
 
     Attributes:
         column: the name by which the reader gets them; None gives it the list.
-        options: name -> JSON schema of the options.
+        most: the number of documents, where the best k of them are wanted.
 
     >>> Texts().read({"texts": ["my card"]}, most=10).data
     ['my card']
     """
 
     column: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    most: int = 0
     numbered: ClassVar[bool] = True
 
     def read(self, body: Mapping[str, Any], most: int) -> Given:
         """See `Inputs`."""
-        options = opened_body(body, ("texts",), self.options)
+        options = opened_body(body, ("texts",), K if self.most else {})
+        first = best(options, self.most) if self.most else 0
         texts = list_of("texts", body["texts"], most)
         for row, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip() or not is_text(text):
                 wanted = "texts that are not blank"
                 raise Refused(400, f"texts must be {wanted}, got {short(text)} in row {row}")
-        return Given(self._named(texts), len(texts), options, repr(options))
+        return Given(self._named(texts), len(texts), options, repr(options), first=first)
 
     def _named(self, texts: list[str]) -> Any:
         # a language model takes a list of names of files for files
@@ -161,14 +167,14 @@ class Texts:
         lists = parts if self.column is None else [part[self.column] for part in parts]
         return self._named([text for part in lists for text in part])
 
-    def example(self, rows: int) -> Any:
+    def example(self, rows: int) -> Given:
         """See `Inputs`."""
-        return self._named(["a text"] * rows)
+        return self.read({"texts": ["a text"] * rows}, rows)
 
     def schema(self) -> dict[str, Any]:
         """See `Inputs`."""
         texts = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-        return body_schema({"texts": texts}, ["texts"], self.options)
+        return body_schema({"texts": texts}, ["texts"], K if self.most else {})
 
 
 @dataclass(frozen=True)
@@ -177,19 +183,24 @@ class Histories:
 
     Attributes:
         known: the ids of the catalogue, as texts.
-        options: name -> JSON schema of the options.
 
     >>> Histories({"tea": 0}).read({"histories": [["tea", "jam"]]}, most=10).beside
     {'unknown': 1, 'empty': 0}
     """
 
     known: Mapping[str, int]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: ClassVar[Mapping[str, Any]] = {
+        **K,
+        "exclude_seen": {"type": "boolean"},
+        "allow": IDS,
+        "deny": IDS,
+    }
     numbered: ClassVar[bool] = True
 
     def read(self, body: Mapping[str, Any], most: int) -> Given:
         """See `Inputs`."""
         options = opened_body(body, ("histories",), self.options)
+        first = best(options, len(self.known))
         histories = list_of("histories", body["histories"], most)
         unknown = empty = 0
         for row, ids in enumerate(histories):
@@ -203,15 +214,15 @@ class Histories:
             found = sum(str(one) in self.known for one in ids)
             unknown, empty = unknown + len(ids) - found, empty + (found == 0)
         beside = {"unknown": unknown, "empty": empty}
-        return Given(histories, len(histories), options, repr(options), beside)
+        return Given(histories, len(histories), options, repr(options), beside, first)
 
     def join(self, parts: Sequence[Any]) -> Any:
         """See `Inputs`."""
         return [history for part in parts for history in part]
 
-    def example(self, rows: int) -> Any:
+    def example(self, rows: int) -> Given:
         """See `Inputs`."""
-        return [[next(iter(self.known))] for _ in range(rows)]
+        return self.read({"histories": [[next(iter(self.known))]] * rows}, rows)
 
     def schema(self) -> dict[str, Any]:
         """See `Inputs`."""
@@ -252,8 +263,8 @@ class Images:
             raise Refused(400, f"images must have shape {wanted}, got {shape} in row {row}")
         try:
             return array_of("images", flat, "uint8").reshape(wanted)
-        except Refused as error:
-            raise Refused(400, f"{error} of image {row}") from None
+        except Refused:
+            raise Refused(400, f"images must be bytes, 0 to 255, got others in row {row}") from None
 
     def _file(self, text: str, row: int) -> np.ndarray:
         try:
@@ -273,9 +284,9 @@ class Images:
         """See `Inputs`."""
         return np.concatenate(parts)
 
-    def example(self, rows: int) -> Any:
+    def example(self, rows: int) -> Given:
         """See `Inputs`."""
-        return np.zeros((rows, *self.size, self.channels), np.uint8)
+        return Given(np.zeros((rows, *self.size, self.channels), np.uint8), rows, {}, None)
 
     def schema(self) -> dict[str, Any]:
         """See `Inputs`."""
@@ -316,9 +327,10 @@ class Arrays:
         """See `Inputs`."""
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def example(self, rows: int) -> Any:
+    def example(self, rows: int) -> Given:
         """See `Inputs`."""
-        return {name: np.repeat(x, rows, 0) for name, x in example(self.columns).items()}
+        arrays = {name: np.repeat(x, rows, 0) for name, x in example(self.columns).items()}
+        return Given(arrays, rows, {}, None)
 
     def schema(self) -> dict[str, Any]:
         """See `Inputs`."""
@@ -327,12 +339,33 @@ class Arrays:
         return body_schema({"columns": columns}, ["columns"], {})
 
 
+def best(options: dict[str, Any], count: int) -> int:
+    """How many of `count` things a request wants; its options ask for a power of two of them.
+
+    So few programs compile, and what is beyond is cut off the answer.
+
+    >>> options = {"k": 5}
+    >>> best(options, 100), options
+    (5, {'k': 8})
+    """
+    k: int = options.get("k", min(10, count))
+    if k > count:
+        raise Refused(400, f"k must be at most {count:,} (the number of all), got {k}")
+    options["k"] = min(next_power_of_two(k), count)
+    return k
+
+
 def encoded(arrays: dict[str, np.ndarray], columns: tuple[Column, ...], most: int) -> Given:
     """Encoded columns, checked by what the task says of them.
 
     Raises:
         Refused: 400 for columns that the task does not read, 413 for too many rows.
     """
+    for column in columns:
+        given, kinds = arrays[column.name].dtype, {"float": "f", "int": "iu"}
+        wanted = kinds.get(column.dtype)
+        if not (given.kind in wanted if wanted else given == np.dtype(column.dtype)):
+            raise Refused(400, f"{column.name} must have dtype {column.dtype}, got {given}")
     try:
         check(arrays, columns, targets=False)
     except ValueError as error:

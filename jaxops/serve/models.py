@@ -54,12 +54,14 @@ class Served:
         return [answers.tensors(answer) for answer in self._cut(outputs, parts)]
 
     def _cut(self, answer: Any, parts: Sequence[Given]) -> list[Any]:
-        if len(parts) == 1:
+        if parts[0].bucket is None:  # it stands alone; its answers may be of other things than rows
             return [answer]
-        ends = [0, *itertools.accumulate(part.rows for part in parts)]
+        ends = [*itertools.accumulate(part.rows for part in parts)]
         numbered = self.inputs.numbered
-        pairs = itertools.pairwise(ends)
-        return [answers.cut(answer, start, stop, ends[-1], numbered) for start, stop in pairs]
+        return [
+            answers.cut(answer, stop - part.rows, stop, ends[-1], numbered, part.first)
+            for part, stop in zip(parts, ends, strict=True)
+        ]
 
     def tensors(self, arrays: dict[str, np.ndarray], most: int) -> Given:
         """The checked input tensors of a request.
@@ -89,10 +91,12 @@ class Served:
     def warm(self, batch_size: int) -> "Served":
         """Compile for every power of two of rows up to `batch_size`; the same, ready."""
         sizes = [1 << power for power in range(batch_size.bit_length())]
-        for call, inputs in ((self.predict, self.inputs), (self.infer, self.encoded)):
-            if inputs is not None and inputs.example(1) is not None:
-                for rows in sizes:
-                    call([Given(inputs.example(rows), rows, {}, None)])
+        for rows in sizes:
+            example = self.inputs.example(rows)
+            if example is not None:
+                self.predict([example])
+            if self.encoded is not None:
+                self.infer([self.encoded.example(rows)])
         self.metadata = self._described()
         return self
 
@@ -103,9 +107,9 @@ class Served:
         example = raw if self.encoded is None else self.encoded.example(1)
         if example is None:
             return head
-        (outputs,) = self.infer([Given(example, 1, {}, None)])
-        if isinstance(example, list):
-            example = {"texts": np.array(example, object)}
+        (outputs,) = self.infer([example])
+        given = example.data
+        given = {"texts": np.array(given, object)} if isinstance(given, list) else given
         columns = () if self.encoded is None else self.encoded.columns
         shapes = {column.name: column.shape for column in columns}
         free = any(None in shape for shape in shapes.values())
@@ -115,7 +119,7 @@ class Served:
             rows = [-1, *(-1 if size is None else size for size in shape)]
             return {"name": name, "datatype": datatype(value.dtype), "shape": rows}
 
-        inputs = [told(name, value) for name, value in example.items()]
+        inputs = [told(name, value) for name, value in given.items()]
         return {**head, "inputs": inputs, "outputs": [told(*item) for item in outputs.items()]}
 
 

@@ -6,10 +6,10 @@ from typing import Any
 from jaxops.data.columns import of_dates
 from jaxops.model.finished import Model
 from jaxops.serve.fields import Field
-from jaxops.serve.inputs import IDS, Arrays, Histories, Images, Inputs, Table, Texts
+from jaxops.serve.inputs import Arrays, Histories, Images, Inputs, Table, Texts
 from jaxops.task import Column, Task
 
-COUNT = {"type": "integer", "minimum": 1, "maximum": 1000}
+COUNT = {"type": "integer", "minimum": 1}
 AMOUNT = {"type": "number", "minimum": 0}
 NUMBERS = {"type": "array", "items": {"type": "number"}}
 DAY = "2024-01-01"
@@ -39,16 +39,15 @@ def inputs_of(model: Model) -> Inputs:
             Field(reader.question, "text", "who", False),
             Field(reader.passage, "text", "I", False),
         )
-        return Table((*_ids(reader.id), *fields), {"longest": COUNT})
+        return Table((*_ids(reader.id), *fields))
     if room == "text":
-        return Texts(None, {} if isinstance(model.task, Task) else {"k": COUNT})
+        return Texts(most=0 if isinstance(model.task, Task) else len(model.task.words.lengths))
     if room == "language":
         return Texts(reader.text)
     if room == "vision":
         return Images(tuple(reader.size), reader.channels)
     if room == "recommend":
-        options = {"k": COUNT, "exclude_seen": {"type": "boolean"}, "allow": IDS, "deny": IDS}
-        return Histories(model.task.place_of, options)
+        return Histories(model.task.place_of)
     if room == "forecast":
         return _of_series(reader)
     if room == "customers":
@@ -108,8 +107,7 @@ def _of_series(reader: Any) -> Table:
     # those of the calendar are computed where they are not given
     known = tuple(Field(name, "number", null=False, needed=False) for name in names(reader.known))
     fields = (*keys, *(Field(name, "number") for name in numbers), *known)
-    options = {"horizon": COUNT, "levels": NUMBERS}
-    return Table(fields, options, False, (*keys, *known) if known else ())
+    return Table(fields, {"horizon": COUNT}, False, (*keys, *known) if known else ())
 
 
 def _ids(name: str | None) -> tuple[Field, ...]:

@@ -112,16 +112,21 @@ def array_of(name: str, flat: Sequence[Any], dtype: Any, shape: tuple[int, ...] 
     """
     dtype = np.dtype(dtype)
     kinds = {"b": (bool,), "f": (int, float), "O": (str,)}.get(dtype.kind, (int,))
-    limits: Any = np.finfo(dtype) if dtype.kind == "f" else None
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else limits
+    low, high = _limits(dtype)
     for place, value in enumerate(flat):
-        fits = type(value) in kinds
-        if not fits or (limits is not None and not limits.min <= value <= limits.max):
+        if type(value) not in kinds or (dtype.kind in "iuf" and not low <= value <= high):
             row = place // max(1, math.prod(shape[1:]))
             raise Refused(400, f"{name} must be {dtype}, got {short(value)} in row {row}")
     if dtype.kind == "O":
         return np.array([*flat, None], object)[:-1]
     return np.array(flat, dtype)
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The least and the largest number of a dtype, as numbers of Python."""
+    if dtype.kind == "f":
+        return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    return (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (None, None)
 
 
 def read(data: bytes, header_length: str | None) -> Inference:
@@ -187,8 +192,10 @@ def _input(one: Any, rest: memoryview) -> tuple[str, np.ndarray, memoryview]:
     parameters = _object(one, "parameters")
     _only("parameters of an input", parameters, ("binary_data_size",))
     whole = isinstance(shape, list) and 1 <= len(shape) <= 8
-    if not whole or any(type(n) is not int or not 0 <= n < LARGEST_DIMENSION for n in shape):
-        raise Refused(400, f"shape of {name} must be 1 to 8 whole numbers, got {short(shape)}")
+    if not whole or any(type(n) is not int or not 1 <= n < LARGEST_DIMENSION for n in shape):
+        raise Refused(
+            400, f"shape of {name} must be 1 to 8 whole numbers from 1, got {short(shape)}"
+        )
     if not isinstance(kind, str) or kind not in DTYPES:
         raise Refused(
             400, f"datatype of {name} must be among {', '.join(DTYPES)}, got {short(kind)}"

@@ -154,8 +154,8 @@ def test_images_are_lists_or_files():
     assert reader.images(given.data)[1].shape == (3, 2, 3, 1)
     for wrong, sentence in (
         ([[0, 1], [2, 3]], r"shape \(2, 3, 1\), got \(2, 2\) in row 0"),
-        ([[0, 1, 256], [1, 2, 3]], "images must be uint8, got 256 in row 2 of image 0"),
-        ([[0, 1, 1.5], [1, 2, 3]], "uint8, got 1.5"),
+        ([[0, 1, 256], [1, 2, 3]], "images must be bytes, 0 to 255, got others in row 0"),
+        ([[0, 1, 1.5], [1, 2, 3]], "0 to 255, got others in row 0"),
         ([[0, 1, 2], [1, 2]], "nested lists of equal lengths"),
         ("/etc/hostname", "image files in base64, got neither in row 0"),
         (base64.b64encode(b"no image").decode(), "got neither in row 0"),
