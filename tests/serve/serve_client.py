@@ -9,11 +9,11 @@ import numpy as np
 
 from jaxops import serve, tabular, text
 
-AGE = np.arange(60.0) % 37 + 20
+RATE = (np.arange(60.0) % 37 + 20) / 1000
 TABLE = {
-    "age": np.where(AGE > 50, np.nan, AGE),
+    "rate": np.where(RATE > 0.05, np.nan, RATE),
     "plan": np.array(["basic", "plus", "gold"], object)[np.arange(60) % 3],
-    "left": np.where(AGE < 35, "yes", "no"),
+    "left": np.where(RATE < 0.035, "yes", "no"),
 }
 TEXTS = {"text": ["my card is lost", "a new pin", "the card fell"] * 8,
          "label": ["card", "pin", "card"] * 8}  # fmt: skip

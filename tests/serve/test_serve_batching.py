@@ -21,13 +21,13 @@ def some_request(rng):
     rows = int(rng.integers(1, 12))  # a few of more rows than a batch
     kind = rng.integers(3)
     if kind == 0:
-        texts = [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(rows)]
+        texts = [" ".join(rng.choice(WORDS, rng.integers(1, 4))) for _ in range(rows)]
         return ("/models/router/predict", {"texts": texts}), router().predict(texts)
-    ages = [float(age) if age > 25 else None for age in rng.integers(20, 60, rows)]
+    rates = [float(x) if x > 0.025 else None for x in rng.uniform(0.02, 0.06, rows)]
     plans = rng.choice(["basic", "plus", "gold", "none"], rows).tolist()
-    table = {"age": np.array(ages, float), "plan": plans}
+    table = {"rate": np.array(rates, float), "plan": plans}
     if kind == 1:
-        body = {"rows": {"age": ages, "plan": plans}}
+        body = {"rows": {"rate": rates, "plan": plans}}
         return ("/models/churn/predict", body), churn().predict(table)
     _, columns = churn().reader.columns(table)
     one = {"name": "features", "shape": [*columns["features"].shape], "datatype": "FP32",
@@ -59,17 +59,17 @@ def test_many_requests_at_once_are_answered_as_each_alone():
 
 
 def test_nothing_compiles_after_the_start():
-    together(app(), *([("/models/churn/predict", {"rows": [{"age": 1, "plan": "a"}]})] * 3))
+    together(app(), *([("/models/churn/predict", {"rows": [{"rate": 1, "plan": "a"}]})] * 3))
     before = sample("jaxops_compilations_total", get(app(), "/metrics").body.decode())
-    rows = [{"age": 20 + i, "plan": "plus"} for i in range(8)]
+    rows = [{"rate": 0.02 + i / 1000, "plan": "plus"} for i in range(8)]
     requests = [("/models/churn/predict", {"rows": rows[:n]}) for n in (1, 2, 3, 5, 8)]
     assert {one.status for one in together(app(), *requests)} == {200}
     assert sample("jaxops_compilations_total", get(app(), "/metrics").body.decode()) == before
 
 
 def test_a_wrong_request_does_not_harm_those_that_it_was_joined_with():
-    right = {"rows": [{"age": 30, "plan": "plus"}]}
-    far = {"rows": [{"age": 1, "plan": "plus"}, {"age": 3e38, "plan": "a"}]}  # the reader refuses
+    right = {"rows": [{"rate": 0.03, "plan": "plus"}]}
+    far = {"rows": [{"rate": 1, "plan": "plus"}, {"rate": 3e38, "plan": "a"}]}  # the reader refuses
     path = "/models/churn/predict"
     told = together(app(), (path, right), (path, far), (path, right))
     assert [one.status for one in told] == [200, 400, 200] and "in row 1" in told[1].error
@@ -148,7 +148,7 @@ def held(monkeypatch):
     return service, event
 
 
-PATH, BODY = "/models/churn/predict", {"rows": [{"age": 30, "plan": "plus"}]}
+PATH, BODY = "/models/churn/predict", {"rows": [{"rate": 0.03, "plan": "plus"}]}
 
 
 def test_status_429_and_504_and_a_client_that_goes(held):

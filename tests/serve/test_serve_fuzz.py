@@ -25,8 +25,8 @@ BYTES = [
 
 def seeds():
     """(path, headers, body) of requests that are right."""
-    rows = [{"age": 31, "plan": "plus"}, {"age": None, "plan": "gold"}]
-    _, columns = churn().reader.columns({name: TABLE[name][:3] for name in ("age", "plan")})
+    rows = [{"rate": 0.031, "plan": "plus"}, {"rate": None, "plan": "gold"}]
+    _, columns = churn().reader.columns({name: TABLE[name][:3] for name in ("rate", "plan")})
     value = columns["features"]
     tensor = {"name": "features", "shape": [*value.shape], "datatype": "FP32"}
     data = {"id": "1", "inputs": [{**tensor, "data": value.tolist()}],
@@ -36,7 +36,7 @@ def seeds():
     length = {"inference_header_content_length": len(head)}
     return [
         ("/models/churn/predict", {}, {"rows": rows}),
-        ("/models/churn/predict", {}, {"rows": {"age": [31, None], "plan": ["plus", "gold"]}}),
+        ("/models/churn/predict", {}, {"rows": {"rate": [0.031, None], "plan": ["plus", "gold"]}}),
         ("/models/router/predict", {}, {"texts": ["my card", "a pin"]}),
         ("/v2/models/churn/infer", {}, data),
         ("/v2/models/churn/infer", length, head.encode() + value.tobytes()),
@@ -113,4 +113,4 @@ def test_no_mutated_request_fails_the_server(count):
             assert told.status in (200, 400, 413), (path, headers, body, told)
             assert told.status == 200 or 0 < len(told.error) < 1000
     assert statuses[200] > count / 50 and statuses[400] > count / 4, statuses
-    assert post(app(), "/models/churn/predict", {"rows": [{"age": 1, "plan": "a"}]}).status == 200
+    assert post(app(), "/models/churn/predict", {"rows": [{"rate": 1, "plan": "a"}]}).status == 200

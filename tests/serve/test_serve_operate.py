@@ -20,7 +20,7 @@ from jaxops import cli, serve
 from jaxops.serve.access import Keys, is_loopback
 from jaxops.serve.refused import Refused
 
-PATH, BODY = "/models/churn/predict", {"rows": [{"age": 30, "plan": "plus"}]}
+PATH, BODY = "/models/churn/predict", {"rows": [{"rate": 0.03, "plan": "plus"}]}
 SETTINGS = serve.Settings(batch_size=1, delay=0.0)
 
 
@@ -160,7 +160,7 @@ def test_versions_are_swapped_and_taken_back_without_a_dropped_request(held, cap
         first.predict = predict
         assert loaded.json == {"model": "churn", "version": "2", "versions": ["1", "2"]}
         assert (running.json["version"], later.json["version"]) == ("1", "2")
-        row = {"age": [30.0], "plan": ["plus"]}
+        row = {"rate": [0.03], "plan": ["plus"]}
         for told, model in ((running, churn()), (later, churn(seed=1))):
             found = told.json["answer"]["probabilities"]
             np.testing.assert_allclose(found, model.predict(row).probabilities, atol=1e-6)
@@ -207,11 +207,11 @@ def test_a_file_that_is_no_model_changes_nothing(held):
 
 
 def test_a_log_line_is_json_and_holds_nothing_of_the_request(caplog):
-    row = {"rows": [{"age": 30, "plan": "ann@example.com"}]}
+    row = {"rows": [{"rate": 0.03, "plan": "ann@example.com"}]}
     with caplog.at_level(logging.INFO, "jaxops.serve"):
         told = post(app(), PATH, row, x_request_id="abc-1")
         wrong = post(
-            app(), PATH, {"rows": [{"age": "ann@example.com", "plan": "a"}]}, x_request_id="a b"
+            app(), PATH, {"rows": [{"rate": "ann@example.com", "plan": "a"}]}, x_request_id="a b"
         )
     assert told.headers["x-request-id"] == "abc-1"
     first, second = [json.loads(one.message) for one in caplog.records]
@@ -289,7 +289,7 @@ def test_the_program_answers_and_ends_with_0(tmp_path, number):
             _, errors = server.communicate(timeout=30)
         finally:
             server.kill()
-    wanted = churn().predict({"age": [30.0], "plan": ["plus"]})
+    wanted = churn().predict({"rate": [0.03], "plan": ["plus"]})
     np.testing.assert_allclose(answer["probabilities"], wanted.probabilities, atol=1e-5)
     assert server.returncode == 0, errors
     (line,) = map(json.loads, errors.splitlines())
