@@ -68,7 +68,9 @@ def _listed(value: np.ndarray) -> Any:
     if value.dtype.kind == "M":
         return np.datetime_as_string(value).tolist()
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        return np.where(np.isfinite(value), value.astype(object), None).tolist()
+        found = value.astype(object)
+        found[~np.isfinite(value)] = None
+        return found.tolist()
     return plain(value.tolist()) if value.dtype.kind == "O" else value.tolist()
 
 

@@ -19,7 +19,7 @@ Call = Callable[[Sequence[Given]], list[Any]]
 class Waiting:
     """A request in the queue: those with an equal key may be answered together."""
 
-    key: Hashable
+    key: Any
     call: Call
     given: Given
     future: asyncio.Future[Any]

@@ -57,8 +57,9 @@ class Given(NamedTuple):
 class Inputs(Protocol):
     """What reads the body of a request for a kind of model."""
 
-    numbered: bool
-    """Whether the answers' ids are the numbers of the rows."""
+    @property
+    def numbered(self) -> bool:
+        """Whether the answers' ids are the numbers of the rows."""
 
     def read(self, body: Mapping[str, Any], most: int) -> Given:
         """The checked content of a body of at most so many rows.

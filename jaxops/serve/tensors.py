@@ -264,7 +264,8 @@ def write(
         if name not in outputs:
             raise Refused(400, f"outputs must be among {', '.join(outputs)}, got {short(name)}")
         value = outputs[name]
-        one = {"name": name, "datatype": datatype(value.dtype), "shape": [*value.shape]}
+        one: dict[str, Any] = {"name": name, "datatype": datatype(value.dtype)}
+        one["shape"] = [*value.shape]
         if binary:
             parts.append(_bytes(value))
             one["parameters"] = {"binary_data_size": len(parts[-1])}

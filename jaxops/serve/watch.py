@@ -43,9 +43,9 @@ def compilations() -> Callable[[], int]:
     """What counts the programs that XLA has compiled in this process since the first call."""
     seen: list[float] = []
 
-    def on_event(name: str, seconds: float, **_: Any) -> None:
-        if name == COMPILED:
-            seen.append(seconds)
+    def on_event(event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILED:
+            seen.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(on_event)
     return lambda: len(seen)

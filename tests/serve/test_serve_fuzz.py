@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_no_mutated_request_fails_the_server(count):
     async def some(part):
         return await asyncio.gather(*(ask(app(), "POST", p, b, **h) for p, h, b in part))
 
-    statuses = {}
+    statuses, sizes = {}, []
     waiting = [*requests(count)]
     for start in range(0, count, 50):  # fewer than the queue holds
         part = waiting[start : start + 50]
@@ -112,5 +113,7 @@ def test_no_mutated_request_fails_the_server(count):
             statuses[told.status] = statuses.get(told.status, 0) + 1
             assert told.status in (200, 400, 413), (path, headers, body, told)
             assert told.status == 200 or 0 < len(told.error) < 1000
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+    assert sizes[-1] - sizes[len(sizes) // 2] < 30e6, "memory grows"
     assert statuses[200] > count / 50 and statuses[400] > count / 4, statuses
     assert post(app(), "/models/churn/predict", {"rows": [{"rate": 1, "plan": "a"}]}).status == 200

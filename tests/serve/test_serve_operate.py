@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
+import time
+from http.client import HTTPConnection
 
 import numpy as np
 import pytest
@@ -270,11 +271,12 @@ def test_the_program_makes_keys(tmp_path, capsys):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_the_program_answers_and_ends_with_0(tmp_path, number):
+def test_the_program_answers_what_runs_refuses_the_rest_and_ends_with_0(tmp_path, number):
     jo.save(tmp_path / "churn.safetensors", churn())
     command = [sys.executable, "-m", "jaxops", "serve", f"{tmp_path}/churn.safetensors"]
     command += ["--port", "0", "--batch-size", "1"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    body = json.dumps(BODY).encode()
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
@@ -282,15 +284,29 @@ def test_the_program_answers_and_ends_with_0(tmp_path, number):
             said = server.stdout.readline()
             match = re.fullmatch(r"serving on 127\.0\.0\.1 port (\d+)\n", said)
             assert match, said + server.stderr.read()
-            url = f"http://127.0.0.1:{match[1]}{PATH}"
-            with urllib.request.urlopen(url, json.dumps(BODY).encode(), timeout=20) as told:
-                answer = json.load(told)["answer"]
+            first, later = (HTTPConnection("127.0.0.1", int(match[1]), timeout=20) for _ in "ab")
+            first.putrequest("POST", PATH)
+            first.putheader("Content-Length", str(len(body)))
+            first.endheaders(body[:5])  # this request runs, as its body has begun
+            time.sleep(0.2)
             server.send_signal(number)
+            time.sleep(0.2)
+            later.request("POST", PATH, body)
+            refused = later.getresponse()
+            assert refused.status == 503, refused.read()
+            first.send(body[5:])
+            told = first.getresponse()
+            answer = json.load(told)["answer"]
+            for part in (refused, told, first, later):
+                part.close()
             _, errors = server.communicate(timeout=30)
         finally:
             server.kill()
     wanted = churn().predict({"rate": [0.03], "plan": ["plus"]})
     np.testing.assert_allclose(answer["probabilities"], wanted.probabilities, atol=1e-5)
     assert server.returncode == 0, errors
-    (line,) = map(json.loads, errors.splitlines())
-    assert (line["route"], line["status"]) == ("predict", 200)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert [(line["route"], line["status"]) for line in lines] == [
+        ("predict", 503),
+        ("predict", 200),
+    ]
