@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxops.model.finished import Model
 from jaxops.serve import answers
+from jaxops.serve.compiled import compiled, powers
 from jaxops.serve.inputs import Arrays, Given, Inputs, Table, Texts, encoded
 from jaxops.serve.readers import encoded_columns, inputs_of
 from jaxops.serve.refused import Refused, short
@@ -90,8 +91,8 @@ class Served:
 
     def warm(self, batch_size: int) -> "Served":
         """Compile for every power of two of rows up to `batch_size`; the same, ready."""
-        sizes = [1 << power for power in range(batch_size.bit_length())]
-        for rows in sizes:
+        self.model = compiled(self.model, batch_size)
+        for rows in powers(batch_size):
             example = self.inputs.example(rows)
             if example is not None:
                 self.predict([example])

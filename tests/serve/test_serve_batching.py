@@ -10,6 +10,7 @@ from serve_client import SETTINGS, app, ask, churn, get, post, router, together
 
 from jaxops import serve
 from jaxops.serve.batching import Batcher
+from jaxops.serve.compiled import compiled
 from jaxops.serve.inputs import Given
 from jaxops.serve.refused import Refused
 
@@ -208,3 +209,21 @@ def test_limits_must_be_positive():
     ):
         serve.application({"a/b": churn()}, settings=SETTINGS)
     assert post(app(), PATH, BODY).status == 200
+
+
+def test_programs_of_powers_of_two_answer_as_the_model_does():
+    model = churn()
+    fast = compiled(model, 5)
+    assert sorted(fast.programs) == [1, 2, 4, 8] and fast.room == "tabular"
+    rates = np.linspace(0.02, 0.06, 19)
+    table = {"rate": rates, "plan": ["plus"] * 19}
+    _, columns = model.reader.columns(table)
+    for rows in (1, 3, 8, 19):  # of the last, parts of 8, 8 and 3
+        part = {name: x[:rows].astype(np.float64) for name, x in columns.items()}
+        np.testing.assert_allclose(fast.outputs(part), model.outputs(part), atol=1e-6)
+    np.testing.assert_allclose(
+        fast.predict(table).probabilities, model.predict(table).probabilities, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="features must be finite, got NaN in row 1"):
+        fast.outputs({"features": columns["features"][:2] * [[1], [np.nan]]})
+    assert compiled(model, 1).predict(table).ids.tolist() == [*range(19)]
