@@ -1,4 +1,4 @@
-"""The command line: fit, predict, evaluate, show, bench, size and export finished models.
+"""The command line: fit, predict, evaluate, show, bench, size, export and serve finished models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
@@ -7,6 +7,7 @@
     jaxops bench churn.safetensors new.csv
     jaxops size churn.safetensors --hardware H100
     jaxops export churn.safetensors out/ --platforms cpu,cuda,tpu
+    jaxops serve churn.safetensors --port 8000
 
 An error is printed as one line on stderr, and the exit code is 1; `--debug` adds the traceback.
 Exit code 2 means that the command line could not be parsed, and 130 that it was interrupted.
@@ -37,6 +38,7 @@ from jaxops.cli_rooms import (
     Text,
     Vision,
 )
+from jaxops.cli_serve import Key, Serve
 from jaxops.data import tables
 from jaxops.model.export import export
 from jaxops.model.files import load, save
@@ -369,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [word for word in given if word != "--debug"]
     command: Any = tyro.cli(
-        Fit | Predict | Evaluate | Show | Bench | Size | Export,
+        Fit | Predict | Evaluate | Show | Bench | Size | Export | Serve | Key,
         args=arguments,
         prog="jaxops",
         description=__doc__,

@@ -34,7 +34,8 @@ LAYERS = (
     ("trust", "nnx"),
     ("model",),
     ROOMS,
-    ("cli_rooms",),
+    ("serve",),
+    ("cli_rooms", "cli_serve"),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it

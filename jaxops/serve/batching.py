@@ -1,0 +1,147 @@
+"""Requests that wait for the device, and those of one bucket that are answered together."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from jaxops.serve.inputs import Given
+from jaxops.serve.refused import Refused
+
+Call = Callable[[Sequence[Given]], list[Any]]
+"""What answers several requests of one bucket together, in order."""
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A request in the queue: those with an equal key may be answered together."""
+
+    key: Any
+    call: Call
+    given: Given
+    future: asyncio.Future[Any]
+    arrived: float
+    end: float
+
+
+class Batcher:
+    """A bounded queue, and one thread that answers from it: the oldest request first.
+
+    A request waits at most `delay` for others of its bucket, or until they have `batch_size` rows;
+    while the device is busy more of them come together by themselves.
+
+    Args:
+        batch_size: the most rows that are joined; a request of more rows is answered alone.
+        delay: seconds.
+        queue: the most requests that wait.
+        on_batch: called with the requests of each batch, in the thread of the loop.
+
+    >>> async def both():
+    ...     batcher = Batcher(batch_size=8, delay=0.01, queue=8)
+    ...     given = [Given([text], 1, {}, "texts") for text in ("a", "b")]
+    ...     call = lambda parts: [f"{part.data[0]} of {len(parts)}" for part in parts]
+    ...     return await asyncio.gather(*(batcher.put("key", call, one, 1.0) for one in given))
+    >>> asyncio.run(both())
+    ['a of 2', 'b of 2']
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        delay: float,
+        queue: int,
+        on_batch: Callable[[list[Waiting]], None] = lambda batch: None,
+    ) -> None:
+        self.waiting: deque[Waiting] = deque()
+        self._most, self._delay, self._queue = batch_size, delay, queue
+        self._on_batch = on_batch
+        self._worker = ThreadPoolExecutor(1, "jaxops-device")
+        self._loop: Any = None
+
+    def put(self, key: Hashable, call: Call, given: Given, timeout: float) -> "asyncio.Future[Any]":
+        """The future of the answer to a request; who cancels it takes the request back.
+
+        Raises:
+            Refused: 429 where the queue is full; the future, 504 where the time is over.
+        """
+        if len(self.waiting) >= self._queue:
+            sentence = f"the queue must have room, got {len(self.waiting)} requests that wait"
+            raise Refused(429, sentence, retry_after=1)
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # the first request, or a loop after another
+            self._loop, self._arrived = loop, asyncio.Event()
+            self.waiting.clear()
+            self._task = loop.create_task(self._work())
+        now = time.monotonic()
+        future: asyncio.Future[Any] = loop.create_future()
+        self.waiting.append(Waiting(key, call, given, future, now, now + timeout))
+        self._arrived.set()
+        return future
+
+    async def _work(self) -> None:
+        while True:
+            while not self.waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._gather(self.waiting[0])
+            batch = self._take()
+            if batch:
+                self._on_batch(batch)
+                parts = [one.given for one in batch]
+                found = await self._loop.run_in_executor(
+                    self._worker, answers, batch[0].call, parts
+                )
+                for one, answer in zip(batch, found, strict=True):
+                    _answer(one.future, answer)
+
+    async def _gather(self, first: Waiting) -> None:
+        """Wait until the first request's batch is full, or its delay is over."""
+        while (left := first.arrived + self._delay - time.monotonic()) > 0:
+            if sum(one.given.rows for one in self.waiting if one.key == first.key) >= self._most:
+                return
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[Waiting]:
+        """The oldest request and those that join it; the others stay, in order."""
+        batch: list[Waiting] = []
+        rows, now, left = 0, time.monotonic(), deque[Waiting]()
+        for one in self.waiting:
+            if one.future.done():  # its client has gone
+                continue
+            if one.end < now:
+                _answer(one.future, Refused(504, "the answer must come in time, got no turn"))
+            elif not batch or (one.key == batch[0].key and rows + one.given.rows <= self._most):
+                batch.append(one)
+                rows += one.given.rows
+            else:
+                left.append(one)
+        self.waiting = left
+        return batch
+
+
+def _answer(future: "asyncio.Future[Any]", answer: Any) -> None:
+    if not future.done():
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+
+def answers(call: Call, parts: Sequence[Given]) -> list[Any]:
+    """The answer to each request, or the exception that answers it.
+
+    Where a batch fails each of its requests is tried alone, so that a wrong one harms no other.
+    """
+    try:
+        return call(parts)
+    except Exception as error:
+        if len(parts) == 1:
+            return [error]
+        return [answer for part in parts for answer in answers(call, [part])]

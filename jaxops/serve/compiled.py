@@ -1,0 +1,89 @@
+"""A finished model whose small programs are compiled ahead, with the parameters inside."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxops._shapes import next_power_of_two
+from jaxops.data.checks import prepare, rows
+from jaxops.model.finished import Model
+from jaxops.model.predictors import predictor
+from jaxops.task import Task, example
+from jaxops.train.resident import pad
+
+SMALL = 2**20  # parameters, of which every program holds a copy
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled(Model):
+    """A model that predicts by one program for each power of two of rows.
+
+    `Model.outputs` hands all parameters to a program that takes any; for a small network that is
+    most of the time. More rows than the largest program takes are given to it in parts.
+
+    Attributes:
+        programs: rows -> program, see `jaxops.predictor`.
+    """
+
+    programs: Mapping[int, Callable[[Any], Any]] = field(default_factory=dict)
+
+    def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
+        """See `Model.outputs`; the sizes of batches are those of the programs."""
+        given, shapes = prepare(self.task, columns, targets=False), inputs_of(self.task)
+        arrays = {name: given[name].astype(x.dtype, copy=False) for name, x in shapes.items()}
+        count, most, parts = rows(arrays), max(self.programs), []
+        for start in range(0, count, most):
+            part = {name: x[start : start + most] for name, x in arrays.items()}
+            kept = slice(rows(part))
+            padded = pad(part, next_power_of_two(rows(part)))
+            found = self.programs[len(padded.pop("mask"))](padded)
+            parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], found))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def inputs_of(task: Task) -> dict[str, np.ndarray]:
+    """One row of what a task reads to predict; free lengths are 1."""
+    return example(tuple(column for column in task.columns if not column.target))
+
+
+def powers(batch_size: int) -> list[int]:
+    """The powers of two up to the first that is at least `batch_size`.
+
+    >>> powers(1), powers(5)
+    ([1], [1, 2, 4, 8])
+    """
+    return [1 << power for power in range((batch_size - 1).bit_length() + 1)]
+
+
+def compiled(model: Model, batch_size: int) -> Model:
+    """A model with programs for up to `batch_size` rows, where that is of use.
+
+    A large network, one that reads rows of free length, and a closed form stay as they are.
+
+    >>> from jaxops import init_state, optim, tabular
+    >>> task = tabular.classifier(tabular.MLP((4,)), features=3)
+    >>> x = {"features": np.eye(3, dtype=np.float32)}
+    >>> model = Model(task, init_state(task, optim.sgd(0.1), seed=0, batch=x))
+    >>> fast = compiled(model, batch_size=2)
+    >>> sorted(fast.programs), np.allclose(fast.predict(x), model.predict(x), atol=1e-6)
+    ([1, 2], True)
+    """
+    if not isinstance(model.task, Task) or model.state is None:
+        return model
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.state.params))
+    free = any(None in column.shape for column in model.task.columns if not column.target)
+    if size > SMALL or free:
+        return model
+    one = inputs_of(model.task)
+    programs = {
+        count: predictor(
+            model.task, model.state, {name: np.repeat(x, count, 0) for name, x in one.items()}
+        )
+        for count in powers(batch_size)
+    }
+    about = model.reader, model.about, model.versions
+    return Compiled(model.task, model.state, *about, programs=programs)

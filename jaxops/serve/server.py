@@ -1,0 +1,90 @@
+"""An application on uvicorn: where it may listen, and how it ends."""
+
+import asyncio
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jaxops._optional import require
+from jaxops.serve.access import is_loopback
+from jaxops.serve.app import Service
+
+GRACE = 30.0  # seconds for requests that are running at the end
+TICK = 0.05  # seconds between two looks at what the server does
+
+
+def run(
+    service: Service,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    certificate: str | Path | None = None,
+    certificate_key: str | Path | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Then new requests are refused with 503 until those that are running have their answers, for 30
+    seconds at most; a second signal ends at once. Lines of JSON go to stderr.
+
+    Args:
+        service: of `application`.
+        host: the address to listen on; beyond this machine it needs keys.
+        port: to listen on; 0 takes one that is free.
+        certificate: a file of PEM, for HTTPS.
+        certificate_key: the file of its key.
+
+    Raises:
+        ValueError: an address beyond this machine without keys.
+
+    >>> from jaxops import serve
+    >>> serve.run(serve.Service(serve.Settings(), None, None), host="0.0.0.0")
+    Traceback (most recent call last):
+    ValueError: keys must be given to listen on 0.0.0.0, got none
+    """
+    if service.keys is None and not is_loopback(host):
+        raise ValueError(f"keys must be given to listen on {host}, got none")
+    uvicorn = require("uvicorn", extra="serve")
+    handler = logging.StreamHandler(sys.stderr)
+    log = logging.getLogger("jaxops.serve")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    # a warning about the values of a table would print them
+    warnings.simplefilter("ignore", UserWarning)
+    config = uvicorn.Config(
+        service,
+        host=host,
+        port=port,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=int(GRACE),
+        ssl_certfile=certificate,
+        ssl_keyfile=certificate_key,
+    )
+    server = uvicorn.Server(config)
+
+    def on_signal(*_: Any) -> None:
+        server.force_exit = server.should_exit = service.draining
+        service.draining = True
+
+    async def serve() -> None:
+        server.handle_exit = on_signal
+        serving, told, left = asyncio.create_task(server.serve()), False, GRACE
+        while not serving.done():
+            if server.started and not told:
+                told = _tell(server)
+            left -= TICK * service.draining
+            if service.draining and (not service.running or left < 0):
+                server.should_exit = True
+            await asyncio.wait((serving,), timeout=TICK)
+        await serving
+
+    asyncio.run(serve())
+
+
+def _tell(server: Any) -> bool:
+    """Print where the server listens."""
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    print(f"serving on {host} port {port}", flush=True)
+    return True

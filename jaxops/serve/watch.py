@@ -1,0 +1,115 @@
+"""What a server tells of itself: metrics for Prometheus, and a line of JSON for each request.
+
+No line and no metric holds what a request sent or was answered, nor an address.
+"""
+
+import datetime
+import functools
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from jaxops._optional import require
+
+LOG = logging.getLogger("jaxops.serve")
+AUDIT = logging.getLogger("jaxops.serve.audit")
+COMPILED = "/jax/core/compile/backend_compile_duration"
+SECONDS = (*(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), float("inf"))
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
+
+
+@dataclass
+class Record:
+    """What is told of a request, besides its time and status."""
+
+    id: str
+    method: str
+    key: str = ""
+    model: str = ""
+    version: str = ""
+    rows: int = 0
+    status: int = 499  # the client went before there was an answer
+    start: float = field(default_factory=time.perf_counter)
+
+
+@functools.cache
+def compilations() -> Callable[[], int]:
+    """What counts the programs that XLA has compiled in this process since the first call."""
+    seen: list[float] = []
+
+    def on_event(event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILED:
+            seen.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+    return lambda: len(seen)
+
+
+class Watch:
+    """The metrics and logs of one application.
+
+    Args:
+        queued: gives the number of requests that wait.
+    """
+
+    def __init__(self, queued: Callable[[], int]) -> None:
+        self._prometheus = require("prometheus_client", extra="serve")
+        self._families = require("prometheus_client.core", extra="serve")
+        self._registry = self._prometheus.CollectorRegistry()
+        self._queued, self._compiled = queued, compilations()
+        counter, histogram = self._prometheus.Counter, self._prometheus.Histogram
+        own = {"registry": self._registry}
+        labels = ["model", "route", "status"]
+        self._requests = counter("jaxops_requests", "Requests", labels, **own)
+        told = "Seconds from a request to its answer"
+        self._seconds = histogram(
+            "jaxops_request_seconds", told, labels[:2], buckets=SECONDS, **own
+        )
+        self._rows = histogram(
+            "jaxops_batch_rows", "Rows of a batch", ["model"], buckets=ROWS, **own
+        )
+        self._registry.register(self)
+
+    def collect(self) -> Iterator[Any]:
+        """The metrics that are read when they are asked for."""
+        gauge, counter = self._families.GaugeMetricFamily, self._families.CounterMetricFamily
+        yield gauge("jaxops_queue", "Requests that wait", self._queued())
+        yield counter("jaxops_compilations", "Programs compiled by XLA", self._compiled())
+
+    def text(self) -> tuple[bytes, str]:
+        """All metrics in Prometheus' text format, and its content type."""
+        text: bytes = self._prometheus.generate_latest(self._registry)
+        return text, self._prometheus.CONTENT_TYPE_LATEST
+
+    def batch(self, model: str, rows: int) -> None:
+        """Count a batch."""
+        self._rows.labels(model).observe(rows)
+
+    def done(self, record: Record, route: str) -> None:
+        """Count and log a request that has ended."""
+        seconds = time.perf_counter() - record.start
+        self._requests.labels(record.model, route, str(record.status)).inc()
+        self._seconds.labels(record.model, route).observe(seconds)
+        told = {name: value for name, value in vars(record).items() if name != "start" and value}
+        LOG.info(_line(route=route, milliseconds=round(1000 * seconds, 3), **told))
+
+    def failed(self, record: Record, error: BaseException) -> None:
+        """Log where an error that nobody expected came from, without its message."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename}:{frame.lineno}"
+        LOG.error(_line(id=record.id, error=type(error).__name__, place=place))
+
+    def audit(self, record: Record, act: str, **told: Any) -> None:
+        """Log an act of an administrator."""
+        AUDIT.info(_line(id=record.id, key=record.key, act=act, **told))
+
+
+def _line(**told: Any) -> str:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, **told})
