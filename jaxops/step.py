@@ -99,7 +99,7 @@ def gradients(
 def update(
     tx: optax.GradientTransformation, state: TrainState, total: Array, out: Out, grads: Params
 ) -> tuple[TrainState, Metrics]:
-    """The state after one update by the sums that `gradients` gives, and the metrics."""
+    """The state after one update with the sums from `gradients`, and the metrics."""
     weight = jnp.where(out.weight > 0, out.weight, 1.0)
     # a product, which XLA fuses with the optimizer; a division took another pass over memory
     grads = jax.tree.map(lambda g: g * (1 / weight).astype(g.dtype), grads)

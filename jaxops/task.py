@@ -41,7 +41,7 @@ class Column(NamedTuple):
 
 
 class Out(NamedTuple):
-    """What a loss returns besides its sum.
+    """The results of a loss besides its sum.
 
     Attributes:
         weight: (), the sum of the rows' weights, by which the loss is divided once.

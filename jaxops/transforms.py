@@ -1,4 +1,4 @@
-"""What wraps a task or its gradient: remat, gathered, accumulate, ensemble, monte_carlo."""
+"""Wrappers of a task or its gradient: remat, gathered, accumulate, ensemble, monte_carlo."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -89,7 +89,9 @@ def read(
     if not _regular(path, raw, arguments["parse_options"]):
         rows = check(path, form)
         if rows != len(table):
-            raise ValueError(f"{path} must have {rows:,} rows, as its lines, got {len(table):,}")
+            raise ValueError(
+                f"{path} must have {rows:,} rows, one for each line, got {len(table):,}"
+            )
     columns_read = {}
     for name, column in zip(wanted, table.columns, strict=True):
         if text is None or name in text:

@@ -370,7 +370,7 @@ def array(where: str, series: Any) -> np.ndarray:
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """A column that a user gives, as an array: an array unchanged, a frame's column without loss.
+    """Convert a user's column to an array without loss. An array stays as it is.
 
     Args:
         name: the name of the column, for messages.

@@ -87,8 +87,8 @@ class Tokenizer:
                 restores every text exactly (GPT-2). "wordpiece" is BERT's kind. "character" and
                 "word" take characters and words as tokens. Words follow Unicode's rules (UAX #29);
                 in scripts without spaces between words, each character is a word. "wordpiece" and
-                "word" separate words from punctuation, so `decode` gives other spaces; "bpe" loses
-                a leading space.
+                "word" separate words from punctuation, so `decode` does not restore all spaces;
+                "bpe" loses a leading space.
             vocabulary: largest number of tokens, with the special ones; the most frequent are kept.
                 If it is too small for all characters, rare characters are unknown; "wordpiece" may
                 leave out more of them than necessary.

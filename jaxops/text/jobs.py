@@ -178,7 +178,7 @@ def _parts(
     names = names_of(label, table[label], separator, many)
     classes = tuple(sorted({name for row in names for name in (row if many else [row])}))
     if len(classes) < 2:
-        raise ValueError(f"{label} must have at least 2 classes, got {', '.join(classes)} alone")
+        raise ValueError(f"{label} must have at least 2 classes, got only {', '.join(classes)}")
     target = labels(names, classes, many)
     rows = held = np.arange(len(texts))
     if isinstance(validation, int | float):

@@ -60,7 +60,7 @@ def _processor() -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Delete the oldest programs; JAX itself does so only if the package filelock is installed."""
+    """Delete the oldest programs. JAX itself deletes them only if the filelock package is there."""
     total = 0
     with contextlib.suppress(FileNotFoundError):  # another process may prune at the same time
         for file in sorted(folder.glob("*-cache"), key=os.path.getmtime, reverse=True):

@@ -68,12 +68,12 @@ def train_program(
 
 
 def loops_well(program: Any, state: TrainState, plain: Any, looped: Any) -> bool:
-    """Whether a step on a CPU takes about as long in a loop as alone; measured for convolutions.
+    """Whether a step on a CPU takes about as long inside a loop as outside one.
 
-    Other operations, and the convolutions of `jaxops.nn`, are as fast in a loop as alone, so
-    nothing is measured for them. The steps are made on a copy of the state. A process measures once
-    for all equal runs. A resumed run does not measure again, because the two forms may round
-    differently.
+    This is measured for convolutions. Other operations, and the convolutions of `jaxops.nn`, are as
+    fast inside a loop as outside, so nothing is measured for them. The steps are made on a copy of
+    the state. A process measures once for all equal runs. A resumed run does not measure again,
+    because the two forms may round differently.
 
     Args:
         program: the result of `train_program`.

@@ -163,7 +163,7 @@ class Resident:
         """None: nothing has to be saved, because the step number determines the batches."""
 
     def restore(self, state: Any, step: int) -> None:
-        """Nothing to do."""
+        """There is nothing to do."""
 
 
 class Gathered(Resident):

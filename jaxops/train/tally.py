@@ -146,7 +146,7 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(total: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """Both states merged; `total` may be empty, or in the form that `_plain` gives it."""
+    """Merge two states; `total` may be empty, or in the form that `_plain` returns."""
     if not total:
         return part
     total = {

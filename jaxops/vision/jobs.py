@@ -249,7 +249,7 @@ def _classes(data: Images) -> tuple[str, ...]:
     number = all(name.isdecimal() for name in names)
     classes = tuple(sorted(set(names), key=int if number else str))
     if len(classes) < 2:
-        raise ValueError(f"data must have at least 2 classes, got {', '.join(classes)} alone")
+        raise ValueError(f"data must have at least 2 classes, got only {', '.join(classes)}")
     return classes
 
 

@@ -282,7 +282,7 @@ def test_classes_may_have_the_names_of_splits(tmp_path):
         (["2019/cat/1.png"], [], (2, 2), 3, "got folders of folders .2019.; give .*2019$"),
         (["val/a/1.png", "test/a/1.png"], [], (2, 2), 3, "must hold train .* got test, val"),
         (["train/a/1.png", "val/a/1.png", "valid/a/1.png"], [], (2, 2), 3, "got train, val, valid"),
-        (["train/a/1.png", "test/1.png"], [], (2, 2), 3, "test must .* as .*train, .* to predict$"),
+        (["train/a/1.png", "test/1.png"], [], (2, 2), 3, "test must .*train, .* for prediction$"),
         (
             ["train/cat.0.png", "test/1.png"],
             [],

@@ -525,7 +525,7 @@ def test_one_compilation_for_each_bucket_of_lengths():
         ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty must be above 0, got 0.0"),
         ([[1], "a", ""], {"tokenizer": Bytes()}, r"prompts\[2\] must .* token, got an empty text"),
         ([[1]], {"stop": 3}, "stop must be numbers of tokens in a list, got 3"),
-        ([[1]], {"stop": ["that is"]}, r"stop must be numbers of tokens, got \['that is'\]; of a"),
+        ([[1]], {"stop": ["that is"]}, r"stop must be numbers of tokens, got \['that is'\]; for a"),
         ([[1]], {"stop": [99]}, r"stop must be tokens in \[0, 23\) .*, got 99"),
         ([[1]], {"beams": 0}, "beams must be a whole number of at least 1, got 0"),
         ([[1]], {"beams": 2, "temperature": 1.0}, "beams must be 1 with temperature, got 2"),

@@ -473,5 +473,5 @@ def test_an_ensemble_of_a_task_made_by_hand(tmp_path):
 
 
 def test_what_is_no_finished_model(state, tmp_path):
-    with pytest.raises(ValueError, match=r"model must be a jo\.Model, got Task; jo\.Model\(task"):
+    with pytest.raises(ValueError, match=r"must be a jo\.Model, got Task; make one by jo\.Model"):
         jo.save(tmp_path / "m", TASK)

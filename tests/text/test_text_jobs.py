@@ -227,7 +227,7 @@ def test_texts_and_labels_that_cannot_be(model):
     def fitted(**columns):
         return text.fit({**TABLE, **columns}, SMALL, **NAMES, read=READ, progress=False)
 
-    with pytest.raises(ValueError, match="team must have at least 2 classes, got pin alone"):
+    with pytest.raises(ValueError, match="team must have at least 2 classes, got only pin"):
         fitted(team=["pin"] * N)
     with pytest.raises(ValueError, match=f"hold some out, got 0 and {N} that are alone in their"):
         fitted(team=[f"team {i}" for i in range(N)])

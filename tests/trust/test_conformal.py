@@ -135,7 +135,7 @@ def test_what_is_wrong_is_said():
     ):
         conformal.split_conformal(np.ones((3, 5)), scores, scores)
     with pytest.raises(
-        ValueError, match=r"quantiles must have one shape, got \(20, 2\) and \(3, 2\)"
+        ValueError, match=r"quantiles must have equal shapes, got \(20, 2\) and \(3, 2\)"
     ):
         conformal.quantile_scores((scores, scores[:3]), scores)
     with pytest.raises(ValueError, match="calibration and scores must have the same axes"):

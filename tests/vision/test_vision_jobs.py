@@ -202,7 +202,7 @@ def test_whole_numbers_are_names_without_a_fraction():
         (ROWS, {"validation": 1.5}, r"validation must be a share in \(0, 1\), got 1.5"),
         ({"image": IMAGES}, {}, "data must have a column 'label', got image"),
         ({"label": LABEL}, {}, "data must have a column 'image', got label"),
-        ({**ROWS, "label": 0 * LABEL}, {}, "data must have at least 2 classes, got 0 alone"),
+        ({**ROWS, "label": 0 * LABEL}, {}, "data must have at least 2 classes, got only 0"),
         ({**ROWS, "label": LABEL[:3]}, {}, "label must have 96 rows, as image, got 3"),
         ({**ROWS, "image": IMAGES / 255}, {}, r"image must have dtype uint8, got f.* \* 255"),
         (
