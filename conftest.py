@@ -52,7 +52,7 @@ BUDGET = {
     "tests/nn": 86,
     "tests/recommend": 133,
     "tests/survival": 55,
-    "tests/tabular": 118,
+    "tests/tabular": 62,
     "tests/text": 92,
     "tests/train": 160,
     "tests/trust": 30,
