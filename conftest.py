@@ -53,7 +53,7 @@ BUDGET = {
     "tests/recommend": 133,
     "tests/serve": 28,
     "tests/survival": 55,
-    "tests/tabular": 118,
+    "tests/tabular": 62,
     "tests/text": 92,
     "tests/train": 160,
     "tests/trust": 30,

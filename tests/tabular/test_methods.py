@@ -12,8 +12,9 @@ import jaxops as jo
 from jaxops import tabular
 from jaxops.model.selection import Blend
 from jaxops.tabular import jobs
+from jaxops.tabular.data import encode_target
 from jaxops.tabular.models.real_mlp import cosines, flat_cosine
-from jaxops.tabular.prepared import encoder_of, fitted
+from jaxops.tabular.prepared import encoder_of, fitted, settings_of, task_of
 from jaxops.tabular.recipes import decayed, is_decayed, real_mlp, recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,8 +130,12 @@ def test_real_mlp_has_the_activation_of_its_target():
         activation="selu"
     )
     classes = dataclasses.replace(reader, encoder=reader.encoder._replace(classes=["a", "b"]))
-    told = fitted(tabular.RealMLP(), classes, {"label": AGE}, 1)
-    assert told.activation == "selu" and told.limits is None
+    labels = {"left": ["no", "yes"], "plan": ["a", "b"]}
+    several = dataclasses.replace(reader, target="labels", labels=labels)
+    for one, outputs in ((classes, 1), (several, 2)):
+        told = fitted(tabular.RealMLP(), one, {"label": AGE}, 1)
+        assert (told.activation, told.limits, told.outputs) == ("selu", None, outputs)
+        assert dict(task_of(told, one, {"label": AGE}).recipe[1])["smoothing"] == 0.1
 
 
 def test_a_table_without_numbers_has_nothing_to_embed():
@@ -182,10 +187,9 @@ def test_counts_quantiles_and_values_that_are_often_zero(tmp_path):
     expected = 0.6 * np.exp(AGE / 20 + 0.3**2 / 2)
     assert np.corrcoef(model.predict(table).values, expected)[0, 1] > 0.95
     assert model.reader.describe()["target"] == "zero_inflated"
-    both = tabular.fit(
-        {"age": AGE, "visits": table["visits"]}, [tabular.MLP(()), module], label="visits",
-        target="counts", epochs=3, **options,
-    )  # fmt: skip
+    columns = {"age": AGE, "visits": table["visits"]}
+    methods = [TREES, tabular.HistGradientBoosting(max_iter=9)]
+    both = tabular.fit(columns, methods, label="visits", target="counts", progress=False)
     assert both.about["validation"]["deviance"] <= min(both.about["methods"].values()) + 1e-9
 
 
@@ -280,10 +284,12 @@ def test_new_rows_are_learned_at_the_rate_of_the_module(module, optimizer, monke
 
 @pytest.mark.slow
 def test_the_schedules_of_real_mlp_end_within_the_time():
-    options = {"label": "left", "progress": False, "batch_size": 64}
-    model = tabular.fit(TABLE, tabular.RealMLP((8,)), budget="1s", **options)
-    steps = dict(model.task.recipe[1])["module"].steps
-    assert steps % 4 == 0 and 4 <= steps < 256 * 4
+    module, options = tabular.RealMLP((8,)), {"seed": 0, "progress": False, "batch_size": 64}
+    encoder = encoder_of(module, TABLE, "left")._replace(classes=["no", "yes"])
+    rows = encode_target(encoder, TABLE)
+    settings = settings_of(module, tabular.TableReader(encoder), rows, 1.0, options)
+    assert 1 <= settings["epochs"] < 256  # what the machine makes in the time
+    assert settings["optimizer"] is real_mlp(0.04, 4 * settings["epochs"])
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_its_figures_are_those_of_scikit_learn(model):
 
 @pytest.mark.slow
 def test_networks_in_folds_are_blended_and_trained_further(model):
-    methods = [tabular.MLP((8,)), tabular.RealMLP((8,))]
+    methods = [tabular.MLP(()), tabular.MLP((8,))]
     both = tabular.fit(TABLE, methods, folds=2, epochs=4, **OPTIONS)
     assert both.about["validation"]["log_loss"] <= min(both.about["methods"].values()) + 1e-9
     assert both.predict(TABLE).probabilities.shape == (N, 2)
