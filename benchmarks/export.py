@@ -3,9 +3,10 @@
     python -m benchmarks.export [--rounds 30]
 
 The networks are untrained, which changes none of these figures. A start is loading and the first
-answer for one row, in a fresh process after `import jax`, with files that are in the disk's cache. The calls of an export and of jaxops take
-turns in one process. Both begin with what is called raw here: encoded columns, but lists of items
-for SASRec. The load of the machine is printed: read the medians of a loaded machine with care.
+answer for one row, in a fresh process after `import jax`, with files that are in the disk's cache.
+The calls of an export and of jaxops take turns in one process. They begin with encoded columns, and
+with lists of items for SASRec. The load of the machine is printed: read the medians of a loaded
+machine with care.
 """
 
 import functools
