@@ -395,7 +395,7 @@ def test_items_for_histories(tmp_path, model, exclude_seen):
 
 
 def test_items_of_a_blend_that_reads_fewer_of_them(tmp_path):
-    parts = [recommender(model) for model in (recommend.ItemKNN(context=2), recommend.Popularity())]
+    parts = [recommender(model) for model in (recommend.ItemKNN(context=2), recommend.ItemKNN())]
     made = recommend.blend(parts, (0.4, 0.6))
     assert made.model.context is None  # so the length of histories is free
     found = exported(jo.Model(made), tmp_path / "out", k=4).predict(HISTORIES)
