@@ -524,6 +524,7 @@ def _imports(path):
     return "\n".join(line for line in lines if line.startswith(("import ", "from ")))
 
 
+@pytest.mark.slow
 def test_a_csv_file_in_a_process_of_its_own(tmp_path):
     model = table_model()
     jo.export(model, tmp_path / "out")
