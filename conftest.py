@@ -48,7 +48,7 @@ BUDGET = {
     "tests/experiments": 20,
     "tests/forecast": 147,
     "tests/language": 130,
-    "tests/model": 40,
+    "tests/model": 60,
     "tests/nn": 86,
     "tests/recommend": 133,
     "tests/serve": 28,

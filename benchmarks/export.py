@@ -3,9 +3,10 @@
     python -m benchmarks.export [--rounds 30]
 
 The networks are untrained, which changes none of these figures. A start is loading and the first
-answer for one row, in a fresh process after `import jax`, with files that are in the disk's cache. The calls of an export and of jaxops take
-turns in one process. Both begin with what is called raw here: encoded columns, but lists of items
-for SASRec. The load of the machine is printed: read the medians of a loaded machine with care.
+answer for one row, in a fresh process after `import jax`, with files that are in the disk's cache.
+The calls of an export and of jaxops take turns in one process. They begin with encoded columns, and
+with lists of items for SASRec. The load of the machine is printed: read the medians of a loaded
+machine with care.
 """
 
 import functools
@@ -63,6 +64,7 @@ class Case(NamedTuple):
     raw: Callable[[int], Any]
     own: Callable[[Any], Callable[[], Any]]
     options: dict[str, Any] = {}  # noqa: RUF012
+    rows: tuple[int, int] = (1, 64)  # of a call
 
 
 def main(settings: Settings) -> list[dict[str, str]]:
@@ -80,7 +82,7 @@ def main(settings: Settings) -> list[dict[str, str]]:
 def measured(case: Case, folder: Path, settings: Settings) -> list[dict[str, str]]:
     """Export a model twice, start both, and call it beside jaxops."""
     plain = jo.export(case.model, folder / "plain", **case.options)
-    kept = jo.export(case.model, folder / "kept", compile_for=(1, 64), **case.options)
+    kept = jo.export(case.model, folder / "kept", compile_for=case.rows, **case.options)
     starts = [
         statistics.median(started(path) for _ in range(settings.starts)) for path in (plain, kept)
     ]
@@ -88,7 +90,7 @@ def measured(case: Case, folder: Path, settings: Settings) -> list[dict[str, str
         (plain / name).stat().st_size for name in ("program.bin", "parameters.npz")
     )
     model, found = run.load(kept), []
-    for count in (1, 64):
+    for count in case.rows:
         raw = case.raw(count)
         ours, own = functools.partial(model.predict, raw), case.own(raw)
         times: dict[Any, list[float]] = {ours: [], own: []}
@@ -135,7 +137,7 @@ def cases() -> list[Case]:
             language.next_token(gpt),
             lambda count: tokens(count) | {"segments": np.ones((count, 129), np.int32)},
             length=129,
-        ),
+        )._replace(rows=(1, 8)),
         of_task(
             "TabM, 30 features",
             tabular.classifier(tabular.TabM(), 30),
