@@ -51,7 +51,7 @@ BUDGET = {
     "tests/model": 40,
     "tests/nn": 86,
     "tests/recommend": 133,
-    "tests/serve": 28,
+    "tests/serve": 36,
     "tests/survival": 55,
     "tests/tabular": 118,
     "tests/text": 92,
