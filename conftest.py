@@ -51,7 +51,7 @@ BUDGET = {
     "tests/model": 60,
     "tests/nn": 86,
     "tests/recommend": 133,
-    "tests/serve": 28,
+    "tests/serve": 36,
     "tests/survival": 48,
     "tests/tabular": 62,
     "tests/text": 92,

@@ -43,8 +43,9 @@ class Serve:
     def run(self) -> None:
         """Load, compile, and serve until SIGTERM or Ctrl-C."""
         from jaxops.serve.app import Settings, application  # their packages are of another extra
-        from jaxops.serve.server import run
+        from jaxops.serve.server import check_host, run
 
+        check_host(self.host, self.keys)  # before anything compiles
         names = [path.stem for path in self.models]
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:

@@ -23,6 +23,7 @@ from jaxops.serve.models import Models, Served, check_name
 from jaxops.serve.refused import Refused, short
 from jaxops.serve.watch import Record, Watch
 
+SENTENCE = 500  # characters
 LENGTH = "inference-header-content-length"
 
 
@@ -135,7 +136,8 @@ class Service:
     def _refusal(self, error: Exception, record: Record) -> Any:
         """The response to a request that ended with an exception."""
         if isinstance(error, Refused):
-            return self._json({"error": str(error)}, error.status, error.headers)
+            sentence = " ".join(str(error).split())[:SENTENCE]  # a reader's may hold a long value
+            return self._json({"error": sentence}, error.status, error.headers)
         if isinstance(error, self._http):
             sentence = f"the request must be for a path and a method that exist: {error.detail}"
             return self._json({"error": sentence}, error.status_code, error.headers)

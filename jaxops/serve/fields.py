@@ -132,7 +132,9 @@ def opened_body(
         if name not in wanted:
             raise Refused(400, f"options must be among {', '.join(wanted)}, got {short(name)}")
         _check_option(name, value, wanted[name])
-    return dict(options)
+        if type(value) is int and "number" in wanted[name]["type"]:
+            options = {**options, name: float(value)}  # NumPy has no numbers of any length
+    return options
 
 
 def _check_option(name: str, value: Any, schema: Mapping[str, Any]) -> None:

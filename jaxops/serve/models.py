@@ -92,6 +92,7 @@ class Served:
     def warm(self, batch_size: int) -> "Served":
         """Compile for every power of two of rows up to `batch_size`; the same, ready."""
         self.model = compiled(self.model, batch_size)
+        self.encoded = self.encoded if self._takes_encoded() else None
         for rows in powers(batch_size):
             example = self.inputs.example(rows)
             if example is not None:
@@ -100,6 +101,15 @@ class Served:
                 self.infer([self.encoded.example(rows)])
         self.metadata = self._described()
         return self
+
+    def _takes_encoded(self) -> bool:
+        """Whether `infer` takes an example; rows of free length may have to be of some length."""
+        try:
+            if self.encoded is not None:
+                self.infer([self.encoded.example(1)])
+        except ValueError:
+            return False
+        return True
 
     def _described(self) -> dict[str, Any]:
         """Name, platform, and the tensors that go in and come out, by the protocol."""
@@ -110,7 +120,9 @@ class Served:
             return head
         (outputs,) = self.infer([example])
         given = example.data
-        given = {"texts": np.array(given, object)} if isinstance(given, list) else given
+        if isinstance(self.inputs, Texts) and self.encoded is None:
+            column = self.inputs.column
+            given = {"texts": np.array(given if column is None else given[column], object)}
         columns = () if self.encoded is None else self.encoded.columns
         shapes = {column.name: column.shape for column in columns}
         free = any(None in shape for shape in shapes.values())

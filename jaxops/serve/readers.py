@@ -9,7 +9,7 @@ from jaxops.serve.fields import Field
 from jaxops.serve.inputs import Arrays, Histories, Images, Inputs, Table, Texts
 from jaxops.task import Column, Task
 
-COUNT = {"type": "integer", "minimum": 1}
+COUNT = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
 AMOUNT = {"type": "number", "minimum": 0}
 NUMBERS = {"type": "array", "items": {"type": "number"}}
 DAY = "2024-01-01"

@@ -42,8 +42,7 @@ def run(
     Traceback (most recent call last):
     ValueError: keys must be given to listen on 0.0.0.0, got none
     """
-    if service.keys is None and not is_loopback(host):
-        raise ValueError(f"keys must be given to listen on {host}, got none")
+    check_host(host, service.keys)
     uvicorn = require("uvicorn", extra="serve")
     handler = logging.StreamHandler(sys.stderr)
     log = logging.getLogger("jaxops.serve")
@@ -81,6 +80,12 @@ def run(
         await serving
 
     asyncio.run(serve())
+
+
+def check_host(host: str, keys: Any) -> None:
+    """Raise `ValueError` for an address beyond this machine without keys."""
+    if keys is None and not is_loopback(host):
+        raise ValueError(f"keys must be given to listen on {host}, got none")
 
 
 def _tell(server: Any) -> bool:

@@ -264,6 +264,8 @@ def test_the_program_makes_keys(tmp_path, capsys):
     assert cli.main(command) == 0
     holder = Keys(tmp_path / "keys").holder(f"Bearer {capsys.readouterr().out.strip()}")
     assert (holder.name, holder.role, holder.quota) == ("shop", "metrics", 9)
+    assert cli.main(["serve", f"{tmp_path}/none", "--host", "0.0.0.0"]) == 1
+    assert "keys must be given to listen on 0.0.0.0, got none" in capsys.readouterr().err
     assert cli.main(["serve", f"{tmp_path}/a.x", f"{tmp_path}/b/a.x"]) == 1
     assert "models must be files of different names, got 'a' twice" in capsys.readouterr().err
 

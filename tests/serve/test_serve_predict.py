@@ -13,7 +13,7 @@ from jaxops.data import Tokenizer
 from jaxops.model.finished import Classes, Model
 from jaxops.serve import inputs
 from jaxops.serve.answers import cut, plain
-from jaxops.serve.fields import Field
+from jaxops.serve.fields import Field, opened_body
 from jaxops.serve.readers import inputs_of
 from jaxops.serve.refused import Refused
 from jaxops.task import Column
@@ -256,6 +256,15 @@ def test_kinds_of_cells():
                         ("id", 2**63), ("text", [1]), ("time", float("inf"))):  # fmt: skip
         with pytest.raises(Refused, match="x must be "):
             Field("x", kind).column([value])
+
+
+def test_numbers_among_the_options_are_floats_of_any_size():
+    wanted = {"horizon": {"type": "number", "minimum": 0}}
+    body = {"rows": [], "options": {"horizon": 2**64}}
+    horizon = opened_body(body, ("rows",), wanted)["horizon"]
+    assert horizon == 2.0**64 and isinstance(horizon, float)
+    with pytest.raises(Refused, match="horizon must be of type number, minimum 0, got -1"):
+        opened_body({"rows": [], "options": {"horizon": -1}}, ("rows",), wanted)
 
 
 def test_a_language_model_never_takes_texts_for_names_of_files():

@@ -4,7 +4,9 @@ import json
 import struct
 import threading
 import time
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from serve_client import TABLE, app, churn, get, post, router
@@ -13,6 +15,7 @@ from jaxops import serve, tabular
 from jaxops.model.finished import Model
 from jaxops.serve import tensors
 from jaxops.serve.refused import Refused
+from jaxops.task import Column, Task
 
 INFER = "/v2/models/churn/infer"
 
@@ -223,11 +226,36 @@ def test_the_client_of_triton_works_unchanged(port):
     client.close()
 
 
+class Lengths(NamedTuple):
+    ids: np.ndarray
+    lengths: np.ndarray
+
+
+class Reader:
+    room, text = "language", "words"
+
+    def predict(self, model, data):
+        return Lengths(np.arange(len(data["words"])), np.array([*map(len, data["words"])]))
+
+
+def test_rows_that_must_have_some_length_are_asked_as_texts():
+    def predict(params, extra, batch):
+        if batch["x"].shape[1] < 8:
+            raise ValueError("x must have at least 8 columns")
+
+    task = Task(lambda key, batch: ({}, {}), None, predict, (Column("x", (None,), "int"),))
+    model = Model(task, churn().state._replace(params={}, extra={}), Reader())
+    app = serve.application({"words": model}, settings=serve.Settings(batch_size=1))
+    told = get(app, "/v2/models/words").json
+    assert told["inputs"] == [{"name": "texts", "datatype": "BYTES", "shape": [-1]}]
+    one = {"name": "texts", "shape": [2], "datatype": "BYTES", "data": ["a", "/etc/hostname"]}
+    ids, lengths = post(app, "/v2/models/words/infer", {"inputs": [one]}).json["outputs"]
+    assert (ids["data"], lengths["data"], lengths["datatype"]) == ([0, 1], [1, 13], "INT64")
+    answer = post(app, "/models/words/predict", {"texts": ["a card"]}).json["answer"]
+    assert answer == {"ids": [0], "lengths": [6]}
+
+
 def test_outputs_with_names_and_free_lengths():
-    import jax.numpy as jnp
-
-    from jaxops.task import Column, Task
-
     def predict(params, extra, batch):
         x = batch["x"].astype(jnp.float32)
         return {"mean": x.mean(1), "each": x}
