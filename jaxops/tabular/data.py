@@ -232,6 +232,7 @@ class TableReader:
             "since": self.since,
             "encoder": self.encoder._asdict(),
             "classes": [*self.encoder.classes],
+            "labels": self.labels,
             "levels": [*self.levels],
         }
 

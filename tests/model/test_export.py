@@ -1,5 +1,6 @@
 """Exports: what runs without jaxops answers as jaxops does, and nothing wrong is run."""
 
+import dataclasses
 import datetime
 import json
 import logging
@@ -287,6 +288,20 @@ def close(found, wanted, **names):
             np.testing.assert_allclose(value, want, rtol=2e-6, atol=1e-6, err_msg=name)
         else:
             assert np.asarray(value, object).tolist() == np.asarray(want, object).tolist(), name
+
+
+def test_a_table_of_several_labels(tmp_path):
+    reader = encoder_of()
+    pairs = {"left": ["no", "yes"], "angry": ["calm", "furious"]}
+    encoder = reader.encoder._replace(classes=[])
+    reader = dataclasses.replace(reader, encoder=encoder, target="labels", labels=pairs)
+    task = tabular.multilabel(tabular.MLP((8,), outputs=2), len(encoder.names), tuple(pairs))
+    model = untrained(task, reader)
+    rows, wanted = rows_of(20, 1), model.predict(rows_of(20, 1))
+    found = run.load(jo.export(model, tmp_path / "labels")).predict(rows)
+    np.testing.assert_allclose(found["probabilities"], wanted.probabilities, atol=1e-6)
+    assert found["labels"].tolist() == wanted.labels.tolist()
+    assert found["classes"] == pairs
 
 
 def test_a_table(tmp_path):

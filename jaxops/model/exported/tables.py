@@ -65,7 +65,12 @@ def read_table(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
 
 
 def of_table(reader: Columns, ids: np.ndarray, outputs: np.ndarray) -> Columns:
-    """The answers for rows: classes, numbers or quantiles."""
+    """The answers for rows: classes, several labels, numbers or quantiles."""
+    if reader["labels"]:
+        pairs = zip(reader["labels"].values(), (outputs >= 0.5).T, strict=True)
+        labels = [np.array(pair, object)[told.astype(int)] for pair, told in pairs]
+        named = {"labels": np.stack(labels, -1), "classes": reader["labels"]}
+        return {"ids": ids, "probabilities": outputs, **named}
     if reader["classes"]:
         both = np.stack([1 - outputs, outputs], -1) if outputs.ndim == 1 else outputs
         return of_classes(reader, ids, both)
