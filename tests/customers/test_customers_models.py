@@ -30,9 +30,9 @@ def test_log_rising_and_its_derivatives():
     u = np.exp(rng.uniform(np.log(1e-3), np.log(1e4), 500))
     n = rng.choice([0, 1, 2, 5, 40, 700], 500)
     wanted = gammaln(u + n) - gammaln(u)
-    got = numeric.log_rising(jnp.asarray(u, jnp.float32), jnp.asarray(n, jnp.float32))
+    got = jax.jit(numeric.log_rising)(jnp.asarray(u, jnp.float32), jnp.asarray(n, jnp.float32))
     np.testing.assert_allclose(got, wanted, rtol=3e-6, atol=3e-6)
-    slope = jax.vmap(jax.grad(numeric.log_rising))
+    slope = jax.jit(jax.vmap(jax.grad(numeric.log_rising)))
     got = slope(jnp.asarray(u, jnp.float32), jnp.asarray(n, jnp.float32))
     np.testing.assert_allclose(got, digamma(u + n) - digamma(u), rtol=3e-6, atol=1e-9)
 
@@ -66,7 +66,7 @@ def test_means_over_beta_distributions():
 
 def test_decayed():
     rate = np.array([-0.5, -1e-4, 0, 1e-5, 2e-3, 3])
-    got = numeric.decayed(jnp.asarray(rate), jnp.full(6, 2.0))
+    got = jax.jit(numeric.decayed)(jnp.asarray(rate), jnp.full(6, 2.0))
     wanted = [2.0 if r == 0 else -np.expm1(-2 * r) / r for r in rate]
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
@@ -98,6 +98,7 @@ def test_expected_purchases_against_mpmath_over_the_range_that_occurs():
 
 
 def test_the_odds_of_pareto_nbd_against_adaptive_quadrature():
+    log_odds = jax.jit(_log_odds)
     with mpmath.mp.workdps(17):
         for r, alpha, s, beta in (
             (0.553, 10.578, 0.606, 11.669),
@@ -106,7 +107,7 @@ def test_the_odds_of_pareto_nbd_against_adaptive_quadrature():
         ):
             x, T = np.array([0, 1, 7, 400.0]), np.array([30, 38, 200, 365.0])
             recency = np.array([0, 0.3, 0.5, 300])
-            got = _log_odds(
+            got = log_odds(
                 r, alpha, s, beta, *(jnp.asarray(v, jnp.float32) for v in (x, recency, T))
             )
             for i in range(4):
