@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -22,10 +21,6 @@ def processes(monkeypatch):
     monkeypatch.setattr(conftest, "TOTAL", 60)
 
 
-def config(expression):
-    return SimpleNamespace(option=SimpleNamespace(markexpr=expression))
-
-
 def test_time_of_all_processes_is_added_up_by_folder(processes):
     assert conftest.taken() == {"docs": [1, 2.0, 4.0], "tests/vision": [5, 10.0, 55.0]}
     assert conftest.total() == 70
@@ -35,8 +30,7 @@ def test_what_exceeds_its_budget_is_named(processes):
     memory = "process gw1 must take at most 2 GB, got 2.50"
     vision = "tests/vision must take at most 50 CPU seconds, got 55"
     total = "all must take at most 60 CPU seconds, got 70"
-    assert conftest.exceeded(config("not slow")) == [memory, vision, total]
-    assert conftest.exceeded(config("slow or data")) == [memory]
+    assert conftest.exceeded() == [memory, vision, total]
 
 
 @pytest.mark.parametrize(
@@ -70,20 +64,34 @@ def test_processor_time_counts_this_process_and_its_children():
     assert conftest.cpu_seconds() - before >= 0.3
 
 
+class Item:
+    """A test of a file, with marks."""
+
+    def __init__(self, file="test_a.py", **marks):
+        self.path, self.marks, self.skipped = conftest.ROOT / file, marks, []
+
+    def iter_markers(self, name):
+        return [pytest.mark.data(*self.marks[name]).mark] if name in self.marks else []
+
+    def get_closest_marker(self, name):
+        return self.marks.get(name)
+
+    def add_marker(self, marker):
+        self.skipped.append(marker.mark.kwargs["reason"])
+
+
 def test_a_test_that_needs_absent_data_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXOPS_DATA_DIR", str(tmp_path))
     (tmp_path / "adult").mkdir()
-
-    class Item:
-        def __init__(self, *names):
-            self.names, self.markers = names, []
-
-        def iter_markers(self, name):
-            return [pytest.mark.data(*self.names).mark] if name == "data" else []
-
-        def add_marker(self, marker):
-            self.markers.append(marker.mark.kwargs["reason"])
-
-    items = Item("adult"), Item("adult", "mnist"), Item()
+    items = [Item(data=["adult"]), Item(data=["adult", "mnist"]), Item()]
     conftest.pytest_collection_modifyitems(items)
-    assert [item.markers for item in items] == [[], ["no mnist in JAXOPS_DATA_DIR"], []]
+    assert [item.skipped for item in items] == [[], ["no mnist in JAXOPS_DATA_DIR"], []]
+
+
+def test_what_is_optimised_comes_last_in_its_file():
+    first, last, plain = Item(optimized=True), Item(slow=True), Item()
+    killed = Item("tests/train/test_survival.py", slow=True)
+    signalled = Item("tests/train/test_survival.py")
+    items = [first, last, plain, killed, signalled]
+    conftest.pytest_collection_modifyitems(items)
+    assert items == [last, plain, first, signalled, killed]
