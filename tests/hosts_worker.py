@@ -98,18 +98,10 @@ def fsdp(folder):
     return hosts.gathered(state.params), np.float32(loss), jo.predict(TASK, state, HELD)
 
 
-def every_plan(folder, processes=None):
-    """Models of `tests/plans.py` under plans that lie across the processes; fewer over four."""
-    cases = [
-        ("MLP", "tensor", 4),
-        (plans.BATCH_NORM, "data", 4),
-        (plans.BATCH_NORM, "fsdp", 1),
-        ("transformer", "data", 4),
-        ("transformer", "fsdp", 4),
-        ("transformer", "tensor", 1),
-    ]
-    fewer = (processes or hosts.count()) == 4
-    return [across(*case) for case in (cases[2::2] if fewer else cases)]
+def every_plan(folder):
+    """Each axis, and each model of `tests/plans.py`, across the processes."""
+    cases = [("MLP", "tensor", 4), (plans.BATCH_NORM, "fsdp", 1), ("transformer", "data", 4)]
+    return [across(*case) for case in cases]
 
 
 def across(model, axis, accumulate):

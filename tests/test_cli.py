@@ -214,4 +214,3 @@ def test_each_command_as_a_process(tmp_path, folder):
     assert "rows/s" in run("bench", model, data, "--rounds", 1)
     assert "H200" in run("size", model, "--hardware", "H200")
     assert run("show", data, code=1).startswith("jaxops: error: path must be a model file")
-    run("fit", "tabular", code=2)

@@ -116,8 +116,12 @@ def test_a_file_of_0_1_loads_and_can_be_saved_again(name, tmp_path):
         chex.assert_trees_all_equal(again.state.params, model.state.params)
 
 
+# of models of histories, the files of recommenders hold the same modules
+ANSWERED = [name for name in NAMES if not name.startswith("task_") or name == "task_sasrec"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANSWERED)
 def test_a_file_of_0_1_gives_its_answers(name):
     if name.endswith("bfloat16") and not has_bfloat16():
         pytest.skip("this processor multiplies in float32, the file's answers are of bfloat16")

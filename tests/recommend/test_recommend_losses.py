@@ -48,7 +48,7 @@ def by_chunks(factors, targets, weights, chunk=None):
 
 @pytest.mark.parametrize(
     "chunk",
-    [None, 2, 7, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 3, 100))],
+    [None, 2, 7, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 100))],
 )
 def test_chunks_are_the_whole_in_value_and_gradient(batch, chunk):
     hidden, table, targets, weights = batch

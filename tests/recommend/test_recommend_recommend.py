@@ -222,12 +222,8 @@ def test_a_blend_is_the_weighted_sum(recommender):
         (None, True, 7),
         (8, False, 7),
         (8, True, 7),
-        pytest.param(None, True, 3, marks=pytest.mark.slow),
-        pytest.param(None, True, 100, marks=pytest.mark.slow),
-        pytest.param(8, False, 3, marks=pytest.mark.slow),
         pytest.param(8, False, 100, marks=pytest.mark.slow),
         pytest.param(8, True, 3, marks=pytest.mark.slow),
-        pytest.param(8, True, 100, marks=pytest.mark.slow),
     ],
 )
 def test_top_k_with_masks_is_a_stable_sort(block, direct, mesh):

@@ -178,7 +178,7 @@ def parted(histories):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "sasrec"])  # it learns below
 def test_it_learns_where_histories_go(name):
     module, masked = MODULES[name], name == "bert4rec"
     make = r.masked_item if masked else r.next_item

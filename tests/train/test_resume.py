@@ -64,17 +64,11 @@ def unbroken(kind):
         return train(kind, directory, records.append), records
 
 
-@pytest.mark.parametrize(
-    ("kind", "kills", "trial"),
-    [
-        pytest.param("resident", 1, 0, marks=pytest.mark.slow),
-        pytest.param("grain", 2, 4, marks=pytest.mark.slow),
-        pytest.param("plain", 2, 5, marks=pytest.mark.slow),
-    ],
-)
-def test_killed_runs_go_on_exactly(forks, tmp_path, kind, kills, trial):
+@pytest.mark.slow  # of columns that lie on the device, test_survival.py shows it
+@pytest.mark.parametrize(("kind", "trial"), [("grain", 4), ("plain", 5)])
+def test_killed_runs_go_on_exactly(forks, tmp_path, kind, trial):
     path, rng = tmp_path / "records.jsonl", random.Random(trial)
-    for _ in range(kills):
+    for _ in range(2):
         seen = path.read_text().count("\n") if path.exists() else 0
         child = start(forks, tmp_path, kind, pause=0.05)
         wait_for_records(child, tmp_path, seen + 1)
@@ -93,15 +87,7 @@ class Stop(Exception):
     """The test's own end of a run."""
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "grain",
-        pytest.param("resident", marks=pytest.mark.slow),
-        pytest.param("plain", marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path, kind):
+def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path):
     records = []
 
     def broken(record):
@@ -111,9 +97,9 @@ def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path, kind):
 
     for limit in (19, 39):
         with pytest.raises(Stop):
-            train(kind, tmp_path / "broken", broken)
-    state = train(kind, tmp_path / "broken", records.append)
-    want, wanted = unbroken(kind)
+            train("grain", tmp_path / "broken", broken)
+    state = train("grain", tmp_path / "broken", records.append)
+    want, wanted = unbroken("grain")
     assert_equal(state, want)
     assert plain(records) == plain(wanted)
     validations = [r for r in wanted if r["split"] == "validation"]
@@ -196,14 +182,6 @@ def test_another_stream_is_refused(tmp_path):
         jo.fit(TASK, Batches(images(40, seed=1), 8), checkpoints=tmp_path, **common)
 
 
-@pytest.mark.slow  # checkpoints of shorter runs are continued in other tests of this file
-def test_a_longer_run_goes_on(tmp_path):
-    common = {"optimizer": ADAM, "batch_size": 10, "progress": False}
-    for epochs in (2, 5):
-        found = jo.fit(TASK, images(43), epochs=epochs, checkpoints=tmp_path, **common)
-    assert_equal(found, jo.fit(TASK, images(43), epochs=5, **common))
-
-
 def test_metrics_of_a_user_survive_in_the_middle_of_an_epoch(tmp_path):
     records = []
 
@@ -240,19 +218,9 @@ def test_early_stopping_is_left_out_on_the_way(tmp_path):
     assert found.step == 30
 
 
-@pytest.mark.slow  # test_survival_plans.py shows it for a smaller run
-def test_on_eight_devices_and_then_on_one(tmp_path):
-    eight = {"batch_size": 16, "plan": jo.devices.data_parallel(), "early_stopping": None}
-    eight["validation"] = None
-    train("resident", tmp_path, lambda record: None, **eight, steps=20)
-    one = {**eight, "plan": None}
-    found = train("resident", tmp_path, lambda record: None, **one, steps=30)
-    assert found.step == 30 and len(found.params["logits"]["bias"].devices()) == 1
-
-
-def interrupted(forks, directory, kind, number):
+def interrupted(forks, directory, number):
     """Start a long run, or continue it, and send it a signal; its exit code, its last words."""
-    child = start(forks, directory, kind, pause=0.0, **LONG)
+    child = start(forks, directory, "grain", pause=0.0, **LONG)
     path = directory / "records.jsonl"
     wait_for_records(child, directory, 3 + (path.read_text().count("\n") if path.exists() else 0))
     sent = time.monotonic()
@@ -267,21 +235,20 @@ LONG |= {"save_every": 10**5, "log_every": 50}
 
 
 @pytest.mark.slow  # test_survival.py sends both signals to its own process
-@pytest.mark.parametrize("kind", ["resident", "grain"])
-def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(forks, tmp_path, kind):
-    code, errors = interrupted(forks, tmp_path, kind, signal.SIGTERM)
+def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(forks, tmp_path):
+    code, errors = interrupted(forks, tmp_path, signal.SIGTERM)
     assert code == jo.PREEMPTED == 75
     with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         first = checkpoints.latest_step()
     assert f"preempted: stopped after step {first}" in errors
-    code, errors = interrupted(forks, tmp_path, kind, signal.SIGINT)
+    code, errors = interrupted(forks, tmp_path, signal.SIGINT)
     assert code in (-signal.SIGINT, 130)
     with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
     assert step > first and f"KeyboardInterrupt: stopped after step {step}" in errors
     more = {**LONG, "steps": step + 9}
-    found = train(kind, tmp_path / "checkpoints", lambda record: None, **more)
-    assert_equal(found, train(kind, tmp_path / "unbroken", lambda record: None, **more))
+    found = train("grain", tmp_path / "checkpoints", lambda record: None, **more)
+    assert_equal(found, train("grain", tmp_path / "unbroken", lambda record: None, **more))
 
 
 @contextmanager

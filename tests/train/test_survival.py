@@ -39,8 +39,8 @@ def killed(tmp_path, seed, devices, kills):
 
 
 @pytest.mark.slow
-def test_twelve_kills_on_one_device_change_no_bit(tmp_path, capsys):
-    found = killed(tmp_path, seed=0, devices=1, kills=12)
+def test_eight_kills_on_one_device_change_no_bit(tmp_path, capsys):
+    found = killed(tmp_path, seed=0, devices=1, kills=8)
     with capsys.disabled():
         print("\nkilled on one device:", found)
     assert found["difference"] == 0

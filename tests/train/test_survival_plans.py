@@ -73,20 +73,12 @@ def saved(directory):
     "plans",
     [
         pytest.param(
-            [data_parallel(jax.local_devices()[:n]) for n in (8, 1, 4)],
-            id="8-1-4",
+            [data_parallel(jax.local_devices()[:4]), None, sharded(8), both(2, 2)],
+            id="4-1-sharded-both",
         ),
         pytest.param(
-            [sharded(4), data_parallel(), sharded(2), None],
-            id="sharded-8-sharded-1",
-        ),
-        pytest.param(
-            [sharded(8), both(2, 2), data_parallel()],
-            id="sharded-both-8",
-        ),
-        pytest.param(
-            [None, sharded(8), data_parallel(jax.local_devices()[:2])],
-            id="1-sharded-2",
+            [both(2, 2), data_parallel(), sharded(2), None],
+            id="both-8-sharded-1",
         ),
     ],
 )
