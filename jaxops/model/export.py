@@ -93,7 +93,8 @@ def export(
     folder = Path(os.path.realpath(folder))
     _check(model, folder, {"batch": batch, "length": length}, platforms, compile_for)
     program = _program(model, options)
-    reader = program.reader or _reader(model)
+    described = not program.reader or hasattr(model.reader, "exported")
+    reader = (_reader(model) if described else {}) | program.reader
     params = hosts.gathered(program.params)
     if not hosts.first():
         return folder
@@ -120,12 +121,39 @@ def export(
         (beside / "manifest.json").write_text(
             json.dumps(manifest, indent=1, default=plain), encoding="utf-8"
         )
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
+        _put(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Rename a folder to where an earlier one may be, which is deleted when this has worked."""
+    aside = made.with_name(f"{made.name}.before")
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        made.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_earlier(folder: Path) -> bool:
+    """Whether a folder has what an export wrote, and no other file."""
+    try:
+        own = {
+            "manifest.json",
+            *run.manifest_of((folder / "manifest.json").read_bytes(), folder)["files"],
+        }
+    except (OSError, ValueError, TypeError):
+        return False
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    cached = re.compile(r"__pycache__/run\.[^/]*\.pyc")  # of an import of run.py
+    return all(name in own or cached.fullmatch(name) for name in names)
 
 
 def _check(
@@ -136,8 +164,10 @@ def _check(
         raise ValueError(f"model must be a jo.Model, got {type(model).__name__}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must be a folder, got the file {folder}")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
-        raise ValueError(f"folder must be new, empty or an earlier export, got {folder}")
+    if folder.exists() and any(folder.iterdir()) and not _is_earlier(folder):
+        raise ValueError(
+            f"folder must be new, empty, or an earlier export without other files, got {folder}"
+        )
     for name, size in sizes.items():
         if size != "any" and not _is_count(size):
             raise ValueError(f'{name} must be "any" or a number of at least 1, got {size!r}')

@@ -11,6 +11,7 @@ texts to the standard output, as CSV. JAX reads a program by the package `flatbu
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import platform
@@ -70,19 +71,25 @@ def load(folder: str | Path) -> "Exported":
         ValueError: a file that was changed or cut off; an export of a newer format, of a version of
             JAX that this one does not read, or for other platforms.
     """
-    folder = Path(folder)
-    manifest = _manifest(folder / "manifest.json")
-    for name in {*FILES, *manifest["files"]}:
-        _check_file(folder, name, manifest["files"].get(name))
-    _check_versions(folder, manifest)
-    return Exported(folder, manifest)
-
-
-def _manifest(path: Path) -> Columns:
+    folder, path = Path(folder), Path(folder) / "manifest.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: folder must be an export of jaxops, got none")
+    manifest = manifest_of(path.read_bytes(), path)
+    names = {*FILES, *manifest["files"], *(one["file"] for one in manifest["compiled"])}
+    # each is read once, so that what is run is what was checked
+    contents = {name: _content(folder, name, manifest["files"].get(name)) for name in names}
+    _check_versions(folder, manifest)
+    return Exported(manifest, contents)
+
+
+def manifest_of(content: bytes, path: Path) -> Columns:
+    """The manifest of an export, from its bytes.
+
+    Raises:
+        ValueError: another text, or a newer format.
+    """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(content)
         newer = manifest["format"] > FORMAT
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} must describe an export of jaxops, got another text") from None
@@ -97,22 +104,25 @@ def _manifest(path: Path) -> Columns:
     return dict(manifest)
 
 
-def _check_file(folder: Path, name: str, known: Any) -> None:
+def _content(folder: Path, name: str, known: Any) -> bytes:
+    """The bytes of a file, which are those of the export."""
     path = folder / name
     if known is None or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{folder}/manifest.json must list the files of the export, got {name!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the export lacks this file")
-    size = path.stat().st_size
-    if size != known["bytes"]:
-        raise ValueError(f"{path} must have {known['bytes']:,} bytes, got {size:,}; copy it again")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    content = path.read_bytes()
+    if len(content) != known["bytes"]:
+        raise ValueError(
+            f"{path} must have {known['bytes']:,} bytes, got {len(content):,}; copy it again"
+        )
+    found = hashlib.sha256(content).hexdigest()
     if found != known["sha256"]:
         raise ValueError(
             f"{path} must have the SHA-256 {known['sha256'][:12]}..., got {found[:12]}...; it was "
             "changed after the export"
         )
+    return content
 
 
 def _check_versions(folder: Path, manifest: Columns) -> None:
@@ -149,14 +159,14 @@ class Exported:
         reader: `reader.json`: what is to be known of raw input, and of answers.
     """
 
-    def __init__(self, folder: Path, manifest: Columns) -> None:
-        self.manifest, self._folder = manifest, folder
-        self.reader = json.loads((folder / "reader.json").read_bytes())
-        with np.load(folder / "parameters.npz", allow_pickle=False) as stored:
+    def __init__(self, manifest: Columns, contents: dict[str, bytes]) -> None:
+        self.manifest, self._program = manifest, contents["program.bin"]
+        self.reader = json.loads(contents["reader.json"])
+        with np.load(io.BytesIO(contents["parameters.npz"]), allow_pickle=False) as stored:
             arrays = [(stored[one["name"]], one["dtype"]) for one in manifest["parameters"]]
         # NumPy keeps the bits of bfloat16 alone
         self._parameters = [jax.device_put(x.view(jax.numpy.dtype(dtype))) for x, dtype in arrays]
-        self._programs = _compiled(folder, manifest, self._parameters)
+        self._programs = _compiled(manifest, contents, self._parameters)
         self._sizes = sorted({rows for rows, _ in self._programs}) or SIZES
         if manifest["batch"] != "any":
             self._sizes = [manifest["batch"]]
@@ -225,8 +235,8 @@ class Exported:
         key = rows, lengths[0] if lengths else 0
         if key not in self._programs:
             if self._traced is None:
-                program = bytearray((self._folder / "program.bin").read_bytes())
-                self._traced = jax.jit(jax_export.deserialize(program).call)
+                program = jax_export.deserialize(bytearray(self._program))
+                self._traced = jax.jit(program.call)
             log.info("compiled here for %d rows%s", rows, f" of {key[1]}" if lengths else "")
             self._programs[key] = self._traced
         outputs: Columns = self._programs[key](self._parameters, columns)
@@ -275,7 +285,9 @@ def machine() -> dict[str, str]:
     }
 
 
-def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[int, int], Any]:
+def _compiled(
+    manifest: Columns, contents: dict[str, bytes], parameters: Any
+) -> dict[tuple[int, int], Any]:
     """The compiled programs of the export that are for this machine, by rows and length."""
     here, found = machine(), {}
     inputs = {column["name"]: 0 for column in manifest["inputs"]}
@@ -288,7 +300,7 @@ def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[in
             continue
         try:
             found[one["rows"], one["length"]] = serialize_executable.deserialize_and_load(
-                (folder / one["file"]).read_bytes(),
+                contents[one["file"]],
                 taken,
                 given,
                 execution_devices=jax.devices()[:1],
@@ -298,10 +310,33 @@ def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[in
     return found
 
 
-def main(path: str) -> None:
-    """Write the answers for the rows of a CSV file to the standard output."""
+def _read_csv(path: str) -> dict[str, list[str]]:
+    """The columns of a CSV file, whose rows have as many cells as its header."""
     with open(path, newline="", encoding="utf-8-sig") as file:
-        answer = load(Path(__file__).parent).predict(list(csv.DictReader(file)))
+        rows = csv.reader(file, strict=True)
+        names = next(rows, [])
+        if not names or len({*names}) < len(names):
+            raise ValueError(f"{path} must begin with the names of columns, got {names}")
+        found: dict[str, list[str]] = {name: [] for name in names}
+        for row in rows:
+            if len(row) != len(names):
+                raise ValueError(
+                    f"{path} must have {len(names)} cells in each line, got {len(row)} in line "
+                    f"{rows.line_num}"
+                )
+            for name, cell in zip(names, row, strict=True):
+                found[name].append(cell)
+    return found
+
+
+def main(path: str) -> None:
+    """Write the answers for a CSV file, a table or texts, to the standard output."""
+    exported = load(Path(__file__).parent)
+    if exported.reader["kind"] not in ("table", "texts"):
+        raise ValueError(
+            f"a CSV file must be of a table or of texts, got {exported.reader['kind']}"
+        )
+    answer = exported.predict(_read_csv(path))
     columns: Columns = {}
     for name, value in answer.items():
         if isinstance(value, np.ndarray) and value.ndim == 2:

@@ -25,10 +25,18 @@ def by_name(raw: Any) -> tuple[Columns, int]:
     if not isinstance(raw, Mapping) or not raw:
         given = type(raw).__name__
         raise ValueError(f"raw must be columns by name, or a list of rows by name, got {given}")
-    counts = {name: len(column) for name, column in raw.items()}
+    counts = {name: count_of(f"column {name!r}", column) for name, column in raw.items()}
     if len({*counts.values()}) > 1 or 0 in counts.values():
         raise ValueError(f"raw must have as many rows in each column, at least 1, got {counts}")
     return dict(raw), max(counts.values())
+
+
+def count_of(name: str, given: Any) -> int:
+    """The length of a list or an array; not of one text, which has letters."""
+    one = isinstance(given, str | bytes | Mapping | set) or getattr(given, "ndim", 1) == 0
+    if one or not hasattr(given, "__len__"):
+        raise ValueError(f"{name} must be a list or an array, got {given!r}")
+    return len(given)
 
 
 def column(raw: Columns, name: str) -> Any:

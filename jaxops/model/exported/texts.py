@@ -19,18 +19,20 @@ import numpy as np
 from jaxops.model.exported.tables import Columns, by_name, column, of_classes
 
 # words by Unicode's rules (UAX #29), and signs one by one
-WORDS = re.compile(
-    r"(?:\w|(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=\d)[,;.'](?=\d))+|[^\w\t-\r ]", re.ASCII
-)
+PARTS = r"(?:\w|(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=\d)[,;.'](?=\d))+|[^\w\t-\r ]"
+WORDS = re.compile(PARTS, re.ASCII)
+# of versions of `regex` in which an apostrophe belongs to a vowel behind it
+QUOTED = re.compile(f"(?:'(?=[AEIOUaeiou]))?{PARTS}", re.ASCII)
 TOGETHER = r"\p{Hangul}\p{Katakana}ー"
 
 
 def read_texts(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     """The ids and the tokens of texts: a list, or a table that has them in a column."""
-    if isinstance(raw, str) or not hasattr(raw, "__len__"):
-        raise ValueError(f"raw must be a list of texts, got one {type(raw).__name__}")
+    raw = raw.tolist() if hasattr(raw, "tolist") else raw  # an array, or a column of pandas
+    if not isinstance(raw, Mapping | list | tuple):
+        raise ValueError(f"raw must be texts or columns by name, got {type(raw).__name__}")
     texts, ids = raw, np.arange(len(raw))
-    if isinstance(raw, Mapping) or (len(raw) > 0 and isinstance(raw[0], Mapping)):
+    if isinstance(raw, Mapping) or (raw and isinstance(raw[0], Mapping)):
         table, count = by_name(raw)
         texts, ids = column(table, reader["text"]), np.arange(count)
         if reader["id"] is not None:
@@ -127,7 +129,7 @@ def _grams(read: Columns, texts: list[str]) -> np.ndarray:
     half = vocabulary // 2 if read["uax29"] else 0
     size = half or vocabulary
     for text in texts:
-        words, heard, runs = _parted(text, read["uax29"])
+        words, heard, runs = _parted(text, read["uax29"], read["quoted"])
         grams = words if low == 1 else []
         for n in range(max(low, 2), high + 1):
             grams = grams + [" ".join(heard[i : i + n]) for i in range(len(heard) - n + 1)]
@@ -138,14 +140,14 @@ def _grams(read: Columns, texts: list[str]) -> np.ndarray:
     return _rows(rows, read["context"], True)
 
 
-def _parted(text: str, uax29: bool) -> tuple[list[str], list[str], list[str]]:
+def _parted(text: str, uax29: bool, quoted: bool) -> tuple[list[str], list[str], list[str]]:
     """Words and signs, words alone, and runs of letters and digits; see `jaxops.data.words`."""
     if not uax29 or text.isascii():
         text = text.lower()
         runs = re.findall(r"\w+|[^\w\s]", text)
         if not uax29:
             return runs, runs, runs
-        words = [word for word in WORDS.findall(text) if not word.isspace()]
+        words = [w for w in (QUOTED if quoted else WORDS).findall(text) if not w.isspace()]
         return words, [word for word in words if re.search("[a-z0-9]", word)], runs
     regex = _asked("regex", text)
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
