@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax import export as jax_export
 from jax.experimental import serialize_executable
@@ -32,9 +33,6 @@ from jaxops.model.files import plain
 from jaxops.model.finished import Model, Program
 from jaxops.task import Column, Task, example
 
-# the compatibility that JAX promises, see "Compatibility guarantees" in the documentation of
-# jax.export: an exported program is read by JAX of so many days later, or earlier
-WINDOW = {"newer_days": 180, "older_days": 21}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 PARTS = ("tables", "texts", "arrays", "run")  # of `run.py`
 OWN_IMPORTS = re.compile(r"^from jaxops\.[^\n(]*(\([^)]*\))?\n", re.MULTILINE)
@@ -51,9 +49,14 @@ def export(
 ) -> Path:
     """Write a finished model as a program that runs without jaxops, with JAX alone.
 
-    The folder's `run.py` loads it: `load(folder).predict(raw)` answers as `model.predict` does, and
-    `apply(columns)` takes encoded columns. It needs the packages jax and flatbuffers. JAX promises
-    to read the program for 180 days in newer versions, and for 21 days in older ones.
+    The folder's `run.py` loads it: `load(folder).predict(raw)` answers as `model.predict` does for
+    tables, texts and arrays of images, as `recommend.recommend` for lists of items, and as
+    `forecast.forecast` for arrays of series; `apply(columns)` takes encoded columns, as a model of
+    language does. It needs the packages jax and flatbuffers. JAX promises to read the program in
+    versions that are built up to 180 days later, or 21 days earlier, than those here.
+
+    Not exported are models of survival and of customers, trees, ensembles of forecasts, and the
+    generation of texts.
 
     Args:
         model: a task with its parameters, or a `Blend` of such; a `Recommender`; a
@@ -65,7 +68,8 @@ def export(
         length: the length of the columns that have a free one, or "any", which not every model can
             be traced for.
         compile_for: numbers of rows for which compiled programs are kept beside, so that a start on
-            this kind of machine, with these versions of JAX, compiles nothing.
+            this kind of machine, with these versions of JAX, compiles nothing for as many rows. A
+            call of fewer is filled up to the next of them.
         **options: of the answers, which are fixed by the export: of a recommender `k` (10) and
             `exclude_seen` (True), of a forecast `levels`.
 
@@ -294,8 +298,8 @@ def _described(
         "written": datetime.now(UTC).date().isoformat(),
         "jaxops": __version__,
         "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
         "calling_convention": made.calling_convention_version,
-        "window": WINDOW,
         "platforms": list(made.platforms),
         "inputs": [{**one(name, x), "classes": classes[name]} for name, x in taken.items()],
         "outputs": [one(name, x) for name, x in given.items()],

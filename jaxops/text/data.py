@@ -54,13 +54,11 @@ class Tokens:
 
     def exported(self) -> list[dict[str, Any]]:
         """What it knows, as plain data for `jaxops.export`."""
-        kind, lowercase = self.tokenizer.plain()
         return [
             {
                 "kind": "tokens",
                 "tokenizer": self.tokenizer.to_json(),
-                "plain": kind,
-                "lowercase": lowercase,
+                **self.tokenizer.plain(),
                 "context": self.context,
                 "special": self.special,
                 "warn": True,

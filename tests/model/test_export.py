@@ -1,6 +1,7 @@
 """Exports: what runs without jaxops answers as jaxops does, and nothing wrong is run."""
 
 import datetime
+import hashlib
 import json
 import logging
 import os
@@ -8,12 +9,14 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from small import TASK, compilations, filled, images
@@ -179,6 +182,16 @@ def test_rules_that_are_copies():
     assert texts.TOGETHER == words.TOGETHER
 
 
+def test_values_that_the_train_rows_never_had():
+    reader = encoder_of()
+    rows = rows_of(20, 3) | {"plan": ["never"] * 20}
+    with pytest.warns(UserWarning, match="plan should have values") as wanted:
+        reader.columns(rows)
+    with pytest.warns(UserWarning, match="plan should have values") as found:
+        read_table(plain_of(reader), rows)
+    assert [str(one.message) for one in found] == [str(one.message) for one in wanted]
+
+
 # -- texts
 
 
@@ -227,6 +240,18 @@ def test_every_sign_before_every_letter():
     np.testing.assert_array_equal(found["tokens"], read(given)["tokens"])
 
 
+@pytest.mark.parametrize("name", ["words", "characters", "n-grams", "words and n-grams"])
+@pytest.mark.parametrize("said", ["Zebra yak", "Zebra ÿ"])
+def test_texts_of_unknown_words(name, said):
+    read = readers()[name]
+    with warnings.catch_warnings(record=True, action="always") as wanted:
+        read(["card", said, "99"])
+    with warnings.catch_warnings(record=True, action="always") as found:
+        read_texts(plain_text(read), ["card", said, "99"])
+    assert [str(one.message) for one in found] == [str(one.message) for one in wanted]
+    assert len(wanted) == (name in ("words", "characters"))
+
+
 def test_an_apostrophe_before_a_vowel_in_older_versions_of_regex():
     # what `words` gives with regex 2024.5.10
     said = "is it 'open' or ''a 1'a a'e 'you"
@@ -266,7 +291,7 @@ def test_texts_that_need_a_package_say_so(monkeypatch):
     ):
         with pytest.raises(ImportError, match=f"{package} must be installed .* '{given}'"):
             read_texts(named[name], [given])
-    assert read_texts(named["words"], ["it's lost"])[1]["tokens"].any()
+    assert read_texts(named["words"], ["card lost"])[1]["tokens"].any()
     with pytest.raises(ValueError, match="texts must be str and not empty, got ' ' in row 1"):
         read_texts(named["words"], ["a", " "])
 
@@ -348,7 +373,11 @@ def test_a_table(tmp_path):
     for wrong, message in (
         ({}, "columns must include 'features', got $"),
         ({"features": columns["features"][:, 1:]}, r"features must have rows of shape \("),
-        ({"features": columns["features"] * np.nan}, "features must be finite, got nan in row 0"),
+        ({"features": columns["features"] * np.nan}, "features must be finite in float32, got nan"),
+        (
+            {"features": np.full((2, *columns["features"].shape[1:]), 1e39)},
+            "features must be finite in float32, got",
+        ),
         ({"features": columns["features"].astype(str)}, "features must be float32, got <U"),
         ({"features": columns["features"][:0]}, "columns must have equal numbers of rows, at lea"),
     ):
@@ -502,7 +531,9 @@ def test_steps_with_calibrated_quantiles_of_a_log_scale(tmp_path):
     close(found.predict({"id": ["b", "new"], "values": values}), forecast.forecast(method, history))
     with pytest.raises(ValueError, match="id must be a list or an array, got 'bc'"):
         found.predict({"id": "bc", "values": values})
-    with pytest.raises(ValueError, match="values must have more than 3 rows"):
+    with pytest.raises(
+        ValueError, match="values must have more than 3 rows, a season, for series 0"
+    ):
         found.predict({"values": [values[0][:3]]})
 
 
@@ -521,12 +552,13 @@ def test_fewer_steps_were_calibrated_than_the_model_has(tmp_path, output, steps)
 
 def test_tokens_of_a_fixed_length(tmp_path):
     config = nn.TransformerConfig(vocabulary=11, context=8, depth=1, heads=2, width=8)
-    model = untrained(language.next_token(nn.Transformer(config)))
+    reader = language.TokenReader(Tokenizer.train(["my card"], kind="character"), context=8)
+    model = untrained(language.next_token(nn.Transformer(config)), reader)
     tokens = np.random.default_rng(0).integers(1, 11, (3, 9))
     tokens[1, 0] = 10
     rows = {"tokens": tokens.astype(np.int32), "segments": np.ones((3, 9), np.int32)}
     found = exported(model, tmp_path / "out", length=9)
-    np.testing.assert_allclose(found.predict(rows), model.predict(rows), atol=1e-6)
+    np.testing.assert_allclose(found.predict(rows), model.outputs(rows), atol=1e-6)
     with pytest.raises(ValueError, match="tokens must be in 0 to 10, got 11 in row 1"):
         found.predict(rows | {"tokens": tokens + (np.arange(3) == 1)[:, None]})
     with pytest.raises(ValueError, match="numbers in place of 'any' may help"):
@@ -683,13 +715,47 @@ def test_what_is_no_export(small, tmp_path):
         run.load(folder)
 
 
-@pytest.mark.parametrize(("version", "days"), [("0.0.1", 180), ("99.0.0", 21)])
-def test_an_old_export_is_told_of(small, tmp_path, caplog, version, days):
+def test_other_versions_are_told_of(small, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "jaxops.exported"):
-        run.load(spoiled(small, tmp_path / "a", jax=version))
+        run.load(small)
         assert not caplog.records
-        run.load(spoiled(small, tmp_path / "b", jax=version, written="2001-01-01"))
-    assert f"is promised to read it for {days} days" in caplog.text
+        run.load(spoiled(small, tmp_path, jax="0.0.1", jaxlib="0.0.2"))
+    assert "jax 0.0.1 and jaxlib 0.0.2 wrote it" in caplog.text
+    assert f"jax {jax.__version__} and jaxlib {jaxlib.__version__} read it" in caplog.text
+
+
+def test_a_manifest_that_was_changed(small, tmp_path):
+    digest = hashlib.sha256((small / "manifest.json").read_bytes()).hexdigest()
+    run.load(small, digest.upper())
+    folder = spoiled(small, tmp_path, batch=3)
+    run.load(folder)  # it has no checksum of its own
+    with pytest.raises(ValueError, match=f"manifest.json must have the SHA-256 {digest}, got"):
+        run.load(folder, digest)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n3\n", "must have 2 cells in each line, got 1 in line 3"),
+        ("a,b\n1,2,3\n", "must have 2 cells in each line, got 3 in line 2"),
+        ("a,b\n1,2\n\n3,4\n", "must have 2 cells in each line, got 0 in line 3"),
+        ("a,a\n1,2\n", "must begin with the names of columns, got .'a', 'a'"),
+        ("", "must begin with the names of columns, got "),
+    ],
+)
+def test_csv_files_that_are_refused(tmp_path, text, message):
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run.read_csv(f"{tmp_path}/rows.csv")
+
+
+def test_csv_files_of_tables_and_texts_alone(small, tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text('\ufeffa,b\n1,"x, ""y"""\n2,\n', "utf-8")
+    found = run.read_csv(f"{tmp_path}/rows.csv")
+    assert found == {"a": ["1", "2"], "b": ['x, "y"', ""]}
+    monkeypatch.setattr(run, "__file__", f"{small}/run.py")
+    with pytest.raises(ValueError, match="a CSV file must be of a table or of texts, got columns"):
+        run.main(f"{tmp_path}/rows.csv")
 
 
 def test_platforms_are_those_of_the_program(small):
@@ -801,6 +867,7 @@ def test_a_compiled_program_starts_without_compiling(tmp_path, caplog, monkeypat
     with compilations() as names, caplog.at_level(logging.INFO, "jaxops.exported"):
         answer = run.load(folder).predict(HISTORIES[:2])
     assert not names and not caplog.records
+    assert run.load(folder)._sizes == [1, 4, *(2**power for power in range(3, 11))]
     assert answer["items"] == wanted["items"]
     np.testing.assert_allclose(answer["scores"], wanted["scores"], rtol=2e-6, atol=1e-6)
     monkeypatch.setattr(run, "machine", lambda here=run.machine(): here | {"cpu": "another"})

@@ -85,7 +85,7 @@ def read_windows(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     ids = np.array([str(one) for one in given], object)
     columns: Columns = {}
     if reader["unit"] is not None:
-        columns["unit"] = np.stack([_unit(x, **reader["unit"]) for x in rows])
+        columns["unit"] = np.stack([_unit(i, x, **reader["unit"]) for i, x in enumerate(rows)])
     seen = [_logarithms(x) for x in rows] if reader["log"] else rows
     columns["loc"], columns["scale"] = loc, scale = _scales(reader["scaling"], ids, seen)
     last = np.stack([_last(reader, x, context) for x in seen])
@@ -173,9 +173,12 @@ def _covariates(pair: Any, x: np.ndarray) -> np.ndarray:
     return x if pair is None else (x - np.float32(pair[0])) / np.float32(pair[1])
 
 
-def _unit(rows: np.ndarray, context: int, season: int) -> np.ndarray:
-    """The mean absolute difference of values one season apart; NaN without any."""
+def _unit(series: int, rows: np.ndarray, context: int, season: int) -> np.ndarray:
+    """The mean absolute difference of values one season apart."""
     rows = rows[-context:].astype(np.float64)
     if len(rows) <= season:
-        raise ValueError(f"values must have more than {season} rows, a season, got {len(rows)}")
+        raise ValueError(
+            f"values must have more than {season} rows, a season, for series {series}, got "
+            f"{len(rows)}"
+        )
     return np.asarray(np.abs(rows[season:] - rows[:-season]).mean(0), np.float32)

@@ -15,10 +15,8 @@ import io
 import json
 import logging
 import platform
-import re
 import sys
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,7 @@ from jaxops.model.exported.texts import of_texts, read_texts
 
 FORMAT = 1
 KEYS = (
-    *("written", "jax", "calling_convention", "window", "platforms", "batch"),
+    *("jax", "jaxlib", "calling_convention", "platforms", "batch"),
     *("inputs", "outputs", "parameters", "compiled", "files"),
 )
 FILES = ("program.bin", "parameters.npz", "reader.json")
@@ -59,22 +57,29 @@ KINDS: dict[str, tuple[Any, Any]] = {
 log = logging.getLogger("jaxops.exported")
 
 
-def load(folder: str | Path) -> "Exported":
-    """Read an export, after a check of all its files: nothing of a wrong one is run.
+def load(folder: str | Path, sha256: str | None = None) -> "Exported":
+    """Read an export, after a check of the files that its manifest lists.
 
     Args:
-        folder: what `jaxops.export` wrote. The checks find files that were cut off, mixed up or
-            changed. Who can change all files can change the checksums too, so load what you trust.
+        folder: what `jaxops.export` wrote. A file that was cut off, lost or mixed up is found, and
+            so is one that was changed. A changed `manifest.json` is not, without `sha256`.
+        sha256: of `manifest.json`, kept elsewhere: then a change of any of the files is found but
+            one of `run.py` itself, which does the checks and has run by then.
 
     Raises:
         FileNotFoundError: no export, or one that lacks a file.
-        ValueError: a file that was changed or cut off; an export of a newer format, of a version of
-            JAX that this one does not read, or for other platforms.
+        ValueError: a file that was changed or cut off; another `sha256`; an export of a newer
+            format, of a version of JAX that this one does not read, or for other platforms.
     """
     folder, path = Path(folder), Path(folder) / "manifest.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: folder must be an export of jaxops, got none")
-    manifest = manifest_of(path.read_bytes(), path)
+    content = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256.lower():
+        raise ValueError(
+            f"{path} must have the SHA-256 {sha256}, got {hashlib.sha256(content).hexdigest()}"
+        )
+    manifest = manifest_of(content, path)
     names = {*FILES, *manifest["files"], *(one["file"] for one in manifest["compiled"])}
     # each is read once, so that what is run is what was checked
     contents = {name: _content(folder, name, manifest["files"].get(name)) for name in names}
@@ -135,19 +140,19 @@ def _check_versions(folder: Path, manifest: Columns) -> None:
             f"got {version}, of jax {made}; install that jax, or export the model again"
         )
     backend, given = jax.default_backend(), manifest["platforms"]
-    if not {"gpu": {"cuda", "rocm"}}.get(backend, {backend}) & {*given}:
+    wanted = {"gpu": ("cuda", "rocm")}.get(backend, (backend,))
+    if not {*wanted} & {*given}:
         raise ValueError(
-            f"{folder}: platforms must include that of this machine, {backend}, got "
+            f"{folder}: platforms must include that of this machine, {' or '.join(wanted)}, got "
             f"{', '.join(given)}; export the model again for it"
         )
-    older, here = (tuple(map(int, re.findall(r"\d+", v)[:3])) for v in (made, jax.__version__))
-    days = manifest["window"]["newer_days" if here > older else "older_days"]
-    age = (date.today() - date.fromisoformat(manifest["written"])).days
-    if here != older and age > days:
+    here = f"jax {jax.__version__} and jaxlib {jaxlib.__version__}"
+    wrote = f"jax {made} and jaxlib {manifest['jaxlib']}"
+    if here != wrote:
         log.warning(
-            "%s: jax %s wrote it %d days ago, and jax %s is promised to read it for %d days; "
-            "export the model again",
-            *(folder, made, age, jax.__version__, days),
+            "%s: %s wrote it, and %s read it; JAX promises so for versions built up to 180 days "
+            "later, or 21 days earlier",
+            *(folder, wrote, here),
         )
 
 
@@ -167,7 +172,8 @@ class Exported:
         # NumPy keeps the bits of bfloat16 alone
         self._parameters = [jax.device_put(x.view(jax.numpy.dtype(dtype))) for x, dtype in arrays]
         self._programs = _compiled(manifest, contents, self._parameters)
-        self._sizes = sorted({rows for rows, _ in self._programs}) or SIZES
+        compiled = sorted({rows for rows, _ in self._programs})
+        self._sizes = [*compiled, *(size for size in SIZES if size > max(compiled, default=0))]
         if manifest["batch"] != "any":
             self._sizes = [manifest["batch"]]
         self._traced: Any = None
@@ -258,7 +264,8 @@ def _checked(wanted: Columns, columns: Mapping[str, Any]) -> np.ndarray:
     if value.dtype.kind not in {"f": "fiu", "i": "iu"}.get(dtype.kind, dtype.kind):
         raise ValueError(f"{name} must be {dtype}, got {value.dtype}")
     if dtype.kind in "fb":
-        right, told = np.isfinite(value), "finite"
+        with np.errstate(over="ignore"):
+            right, told = np.isfinite(value.astype(dtype)), f"finite in {dtype}"
     else:
         ends: Any = np.iinfo(dtype.name)
         low, high = ends.min, ends.max
@@ -310,8 +317,12 @@ def _compiled(
     return found
 
 
-def _read_csv(path: str) -> dict[str, list[str]]:
-    """The columns of a CSV file, whose rows have as many cells as its header."""
+def read_csv(path: str) -> dict[str, list[str]]:
+    """The columns of a CSV file.
+
+    Raises:
+        ValueError: no header, or a line with more or fewer cells.
+    """
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file, strict=True)
         names = next(rows, [])
@@ -336,7 +347,7 @@ def main(path: str) -> None:
         raise ValueError(
             f"a CSV file must be of a table or of texts, got {exported.reader['kind']}"
         )
-    answer = exported.predict(_read_csv(path))
+    answer = exported.predict(read_csv(path))
     columns: Columns = {}
     for name, value in answer.items():
         if isinstance(value, np.ndarray) and value.ndim == 2:

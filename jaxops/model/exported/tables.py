@@ -1,6 +1,7 @@
 """Rows of a table to features: as `jaxops.data.columns` and `jaxops.data.encoders` make them."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from numbers import Real
@@ -13,6 +14,7 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 DATE = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?([zZ]|[+-]\d{2}(:?\d{2})?)?)?"
 NO_CELLS = (list, tuple, set, dict, bytes, np.ndarray, np.timedelta64)
 DATES = (date, np.datetime64)
+JUDGED = 20  # rows of which a column of text should have a known value
 LARGEST = float(np.finfo(np.float32).max)
 Columns = dict[str, Any]
 
@@ -61,6 +63,13 @@ def read_table(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
             table[name] = _numbers(name, column(raw, name))
     for name in encoder["values"]:
         table[name] = _texts(name, column(raw, name))
+        known = [*encoder["values"][name], *encoder["rare"].get(name, ())]
+        if count >= JUDGED and set(known).isdisjoint(table[name]):
+            warnings.warn(
+                f"{name} should have values of the train rows, such as {known[0]!r}, got none in "
+                f"{count:,} rows, such as {table[name][0]!r}",
+                stacklevel=3,
+            )
     ids = np.arange(count)
     if reader["id"] is not None:
         given = column(raw, reader["id"])

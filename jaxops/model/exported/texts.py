@@ -93,13 +93,15 @@ def _tokens(read: Columns, texts: list[str]) -> np.ndarray:
     kind, context, special = read["plain"], read["context"], read["special"]
     odd = next((text for text in texts if kind is None or not text.isascii()), None)
     if odd is None:
-        texts = [text.lower() for text in texts] if read["lowercase"] else texts
+        given = [text.lower() for text in texts] if read["lowercase"] else texts
         vocabulary = _vocabulary(read["tokenizer"])
-        parted = [WORDS.findall(text) if kind == "word" else list(text) for text in texts]
+        parted = [WORDS.findall(text) if kind == "word" else list(text) for text in given]
         numbers = [[vocabulary.get(w, vocabulary["[UNK]"]) for w in words] for words in parted]
+        _warn_unknown(read, texts, numbers)
         return _rows(numbers, context, read["warn"])
     rust = _tokenizer(_asked("tokenizers", odd), read["tokenizer"])
     encodings = rust.encode_batch(texts, add_special_tokens=False)
+    _warn_unknown(read, texts, [encoding.ids for encoding in encodings])
     room = context - special * rust.num_special_tokens_to_add(False)
     rows = _rows([encoding.ids for encoding in encodings], room, read["warn"])
     if not special:
@@ -107,6 +109,22 @@ def _tokens(read: Columns, texts: list[str]) -> np.ndarray:
     for encoding in encodings:
         encoding.truncate(room)
     return _rows([rust.post_process(encoding).ids for encoding in encodings], context, False)
+
+
+def _warn_unknown(read: Columns, texts: list[str], numbers: list[list[int]]) -> None:
+    """Warn of unknown characters, and of texts of unknown words alone."""
+    counts = [ids.count(read["unknown"]) for ids in numbers]
+    odd = [
+        row
+        for row, (count, ids) in enumerate(zip(counts, numbers, strict=True))
+        if count and (read["by_character"] or count == len(ids))
+    ]
+    if odd and read["warn"]:
+        warnings.warn(
+            f"texts must be of the vocabulary, got {len(odd):,} with unknown characters, or of "
+            f"unknown words alone, the first in row {odd[0]}: {texts[odd[0]][:40]!r}",
+            stacklevel=2,
+        )
 
 
 @functools.cache
