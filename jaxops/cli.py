@@ -234,10 +234,17 @@ class Export:
     def run(self) -> None:
         """Write the folder, and say how large it is."""
         platforms = [one.strip() for one in self.platforms.split(",")]
-        sizes = {"batch": self.batch, "length": self.length, "compile_for": self.compile_for}
         given = {"k": self.k, "exclude_seen": self.exclude_seen, "levels": self.levels}
         options: Any = {name: one for name, one in given.items() if one is not None}
-        export(load(self.model), self.out, platforms=platforms, **sizes, **options)
+        export(
+            load(self.model),
+            self.out,
+            self.batch,
+            platforms,
+            self.length,
+            self.compile_for,
+            **options,
+        )
         size = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
         print(f"written: {self.out}, {size / 1e3:,.0f} kB")
         digest = hashlib.sha256((self.out / "manifest.json").read_bytes()).hexdigest()

@@ -470,7 +470,9 @@ def test_items_for_histories(tmp_path, model, exclude_seen):
     named = found.predict(dict(zip("vwxyz", HISTORIES)))
     assert named["items"] == wanted.ids() and named["users"].tolist() == [*"vwxyz"]
     assert found.predict([iter(row) for row in HISTORIES])["items"] == wanted.ids()
+    frame = SimpleNamespace(columns=["user", "item"])
     for raw, message in (
+        (frame, "by user, got a log with user and item"),
         (["item 1"], "histories must be lists of ids, got 'item 1' in row 0"),
         ([{"user": "v", "item": "item 1"}], r"histories must be lists of ids, got \{'user'"),
         ({"user": ["v"], "item": ["item 1"]}, "by user, got a log with user and item"),
@@ -736,10 +738,11 @@ def test_a_manifest_that_was_changed(small, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3\n", "must have 2 cells in each line, got 1 in line 3"),
-        ("a,b\n1,2,3\n", "must have 2 cells in each line, got 3 in line 2"),
-        ("a,b\n1,2\n\n3,4\n", "must have 2 cells in each line, got 0 in line 3"),
+        ("a,b\n1,2\n3\n", "must have 2 cells a line, got 1 in line 3"),
+        ("a,b\n1,2,3\n", "must have 2 cells a line, got 3 in line 2"),
+        ("a,b\n1,2\n\n3,4\n", "must have 2 cells a line, got 0 in line 3"),
         ("a,a\n1,2\n", "must begin with the names of columns, got .'a', 'a'"),
+        ('a\n"1"2\n', "must be CSV, got line 2: "),
         ("", "must begin with the names of columns, got "),
     ],
 )

@@ -33,8 +33,8 @@ def read_images(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
 def read_histories(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     """The users, and the places of their items in the catalogue, filled up with their number."""
     named = isinstance(raw, Mapping)
-    log = reader.get("log", ())
-    if named and log and {*log} <= {*raw}:
+    log = reader.get("log", ("user", "item"))
+    if hasattr(raw, "columns") or (named and {*log} <= {*raw}):
         raise ValueError(f"raw must be lists of ids by user, got a log with {' and '.join(log)}")
     if not named:
         count_of("raw", raw)

@@ -321,23 +321,23 @@ def read_csv(path: str) -> dict[str, list[str]]:
     """The columns of a CSV file.
 
     Raises:
-        ValueError: no header, or a line with more or fewer cells.
+        ValueError: no header, a line with more or fewer cells, or wrong quotes.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file, strict=True)
-        names = next(rows, [])
-        if not names or len({*names}) < len(names):
-            raise ValueError(f"{path} must begin with the names of columns, got {names}")
-        found: dict[str, list[str]] = {name: [] for name in names}
-        for row in rows:
-            if len(row) != len(names):
-                raise ValueError(
-                    f"{path} must have {len(names)} cells in each line, got {len(row)} in line "
-                    f"{rows.line_num}"
-                )
-            for name, cell in zip(names, row, strict=True):
-                found[name].append(cell)
-    return found
+        try:
+            (names, _), *lines = [(row, rows.line_num) for row in rows] or [([], 0)]
+        except csv.Error as error:
+            raise ValueError(f"{path} must be CSV, got line {rows.line_num}: {error}") from None
+    if not names or len({*names}) < len(names):
+        raise ValueError(f"{path} must begin with the names of columns, got {names}")
+    count = len(names)
+    for row, line in lines:
+        if len(row) != count:
+            raise ValueError(
+                f"{path} must have {count} cells a line, got {len(row)} in line {line}"
+            )
+    return {name: [row[i] for row, _ in lines] for i, name in enumerate(names)}
 
 
 def main(path: str) -> None:
