@@ -179,6 +179,7 @@ def test_columns_that_are_no_lists(cells):
 
 def test_rules_that_are_copies():
     assert (tables.MISSING, f"^{tables.DATE}$") == (columns.MISSING, columns.DATE)
+    assert tables.JUDGED == columns.JUDGED
     assert texts.TOGETHER == words.TOGETHER
 
 

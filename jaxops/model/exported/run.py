@@ -263,9 +263,10 @@ def _checked(wanted: Columns, columns: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"{name} must have rows of shape {tuple(shape)}, got {given}")
     if value.dtype.kind not in {"f": "fiu", "i": "iu"}.get(dtype.kind, dtype.kind):
         raise ValueError(f"{name} must be {dtype}, got {value.dtype}")
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
     if dtype.kind in "fb":
-        with np.errstate(over="ignore"):
-            right, told = np.isfinite(value.astype(dtype)), f"finite in {dtype}"
+        right, told = np.isfinite(cast), f"finite in {dtype}"
     else:
         ends: Any = np.iinfo(dtype.name)
         low, high = ends.min, ends.max
@@ -275,7 +276,7 @@ def _checked(wanted: Columns, columns: Mapping[str, Any]) -> np.ndarray:
     if not right.all():
         row = np.argwhere(~right)[0]
         raise ValueError(f"{name} must be {told}, got {value[tuple(row)]} in row {row[0]}")
-    return value.astype(dtype)
+    return cast
 
 
 def machine() -> dict[str, str]:
