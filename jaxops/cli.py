@@ -15,6 +15,7 @@ Exit code 2 means that the command line could not be parsed, and 130 that it was
 
 import ast
 import dataclasses
+import hashlib
 import importlib
 import statistics
 import sys
@@ -223,13 +224,33 @@ class Export:
     """what it is for, such as cpu,cuda,tpu"""
     compile_for: tuple[int, ...] = ()
     """numbers of rows for which compiled programs are kept beside, for machines like this one"""
+    length: int | Literal["any"] = "any"
+    """length of the columns that have a free one; a language model needs a number"""
+    k: int | None = None
+    """of a recommender: how many items"""
+    exclude_seen: bool | None = None
+    """of a recommender: leave out the items of the history"""
+    levels: tuple[float, ...] | None = None
+    """of a forecast: the levels of its quantiles"""
 
     def run(self) -> None:
         """Write the folder, and say how large it is."""
-        platforms = self.platforms.split(",")
-        export(load(self.model), self.out, self.batch, platforms, compile_for=self.compile_for)
+        platforms = [one.strip() for one in self.platforms.split(",")]
+        given = {"k": self.k, "exclude_seen": self.exclude_seen, "levels": self.levels}
+        options: Any = {name: one for name, one in given.items() if one is not None}
+        export(
+            load(self.model),
+            self.out,
+            self.batch,
+            platforms,
+            self.length,
+            self.compile_for,
+            **options,
+        )
         size = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
         print(f"written: {self.out}, {size / 1e3:,.0f} kB")
+        digest = hashlib.sha256((self.out / "manifest.json").read_bytes()).hexdigest()
+        print(f"SHA-256 of manifest.json, for load(folder, sha256): {digest}")
 
 
 def room_of(model: Model, path: Any) -> Any:

@@ -123,10 +123,11 @@ def test_evaluate_show_bench(folder, capsys):
 
 def test_export_writes_a_program(folder, tmp_path, capsys):
     pytest.importorskip("flatbuffers")
-    command = ["export", model_file(folder), f"{tmp_path}/out", "--platforms", "cpu,cuda,tpu"]
+    command = ["export", model_file(folder), f"{tmp_path}/out", "--platforms", "cpu, cuda,tpu"]
     assert cli.main([*command, "--batch", "2"]) == 0
-    assert f"written: {tmp_path}/out, " in capsys.readouterr().out
-    found = exported.load(tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert f"written: {tmp_path}/out, " in printed
+    found = exported.load(tmp_path / "out", printed.split()[-1])
     assert found.manifest["platforms"] == ["cpu", "cuda", "tpu"] and found.manifest["batch"] == 2
     rows = {name: TABLE[name][:5] for name in ("age", "plan")}
     wanted = jo.load(model_file(folder)).predict(rows).probabilities
@@ -137,6 +138,9 @@ def test_export_writes_a_program(folder, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["export", "MODEL", "x", "--platforms", "gpu"], "platforms must be some of cpu, cuda,"),
+        (["export", "MODEL", "x", "--length", "0"], 'length must be "any" or a number of at'),
+        (["export", "MODEL", "x", "--k", "3"], "options must be none for this model, got k"),
+        (["export", "MODEL", "x", "--levels", "0.5"], "options must be none for this model, got l"),
         (["predict", "MODEL", "none.csv", "--out", "x.csv"], "none.csv"),
         (
             ["predict", "MODEL", "CSV", "--out", "x.txt"],

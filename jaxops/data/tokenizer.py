@@ -131,14 +131,22 @@ class Tokenizer:
         """Return the tokenizer as JSON."""
         return self.text
 
-    def plain(self) -> tuple[str | None, bool]:
-        """Its kind, where Python alone can part texts of ASCII so; and whether it reads lower case.
+    def plain(self) -> dict[str, Any]:
+        """What `jaxops.export` has to know of it beside its JSON.
 
-        The kind is "word" or "character", or None of others and of a Hugging Face file.
+        Returns:
+            `plain`: "word" or "character", where Python alone can part texts of ASCII so, or None
+            of other kinds and of a Hugging Face file; `lowercase`, whether it reads lower case;
+            `unknown`, the number of the unknown token or None; `by_character`, whether tokens are
+            characters or runs of them.
 
         >>> Tokenizer.train(["my card"], kind="word", lowercase=True).plain()
-        ('word', True)
+        {'unknown': 1, 'by_character': False, 'plain': 'word', 'lowercase': True}
         """
+        told = {"unknown": self.unknown, "by_character": self._by_character}
+        return told | dict(zip(("plain", "lowercase"), self._parted(), strict=True))
+
+    def _parted(self) -> tuple[str | None, bool]:
         parts = ("normalizer", "pre_tokenizer", "post_processor")
         own = json.loads(self.text)
         if own["model"].get("type") != "WordLevel" or own["model"]["unk_token"] != SPECIAL[UNKNOWN]:

@@ -76,13 +76,15 @@ class Conformal:
         """
         own = getattr(self.model, "has_quantiles", True)
         inner = program_of(self.model, self.levels if own else ())
+        steps = len(self.offsets)  # those of the model may be more
 
         def function(params: Any, columns: Batch) -> dict[str, Array]:
             answer = inner.function(params["model"], columns)
-            base = answer["quantiles"] if own else answer["mean"][..., None]
+            mean = answer["mean"][:, :steps]
+            base = answer["quantiles"][:, :steps] if own else mean[..., None]
             moved = jnp.sort(base + params["offsets"] * columns["unit"][:, None, :, None], axis=-1)
             moved = jnp.maximum(moved, 0) if self.counts else moved
-            return {"mean": answer["mean"], "quantiles": moved}
+            return {"mean": mean, "quantiles": moved}
 
         columns = (*inner.columns, Column("unit", (len(inner.reader["channels"]),)))
         unit = {"context": self.context, "season": self.season}

@@ -157,6 +157,10 @@ class TokenReader:
         parts = [np.array([*self.tokenizer.encode(text), *end], kind) for text in texts]
         return np.concatenate([np.array(end, kind), *parts])
 
+    def exported(self, model: Model) -> dict[str, Any]:
+        """For `jaxops.export`: the program takes encoded columns."""
+        return {"kind": "columns"}
+
     def windows(self, texts: Sequence[str]) -> Windows:
         """The windows of each text, in which every token is predicted once."""
         found = []

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax import export as jax_export
 from jax.experimental import serialize_executable
@@ -32,9 +33,6 @@ from jaxops.model.files import plain
 from jaxops.model.finished import Model, Program
 from jaxops.task import Column, Task, example
 
-# the compatibility that JAX promises, see "Compatibility guarantees" in the documentation of
-# jax.export: an exported program is read by JAX of so many days later, or earlier
-WINDOW = {"newer_days": 180, "older_days": 21}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 PARTS = ("tables", "texts", "arrays", "run")  # of `run.py`
 OWN_IMPORTS = re.compile(r"^from jaxops\.[^\n(]*(\([^)]*\))?\n", re.MULTILINE)
@@ -51,9 +49,14 @@ def export(
 ) -> Path:
     """Write a finished model as a program that runs without jaxops, with JAX alone.
 
-    The folder's `run.py` loads it: `load(folder).predict(raw)` answers as `model.predict` does, and
-    `apply(columns)` takes encoded columns. It needs the packages jax and flatbuffers. JAX promises
-    to read the program for 180 days in newer versions, and for 21 days in older ones.
+    The folder's `run.py` loads it: `load(folder).predict(raw)` answers as `model.predict` does for
+    tables, texts and arrays of images, as `recommend.recommend` for lists of items, and as
+    `forecast.forecast` for arrays of series; `apply(columns)` takes encoded columns, as a model of
+    language does. It needs the packages jax and flatbuffers. JAX promises to read the program in
+    versions that are built up to 180 days later, or 21 days earlier, than those here.
+
+    Not exported are models of survival and of customers, trees, ensembles of forecasts, and the
+    generation of texts.
 
     Args:
         model: a task with its parameters, or a `Blend` of such; a `Recommender`; a
@@ -65,7 +68,8 @@ def export(
         length: the length of the columns that have a free one, or "any", which not every model can
             be traced for.
         compile_for: numbers of rows for which compiled programs are kept beside, so that a start on
-            this kind of machine, with these versions of JAX, compiles nothing.
+            this kind of machine, with these versions of JAX, compiles nothing for as many rows. A
+            call of fewer is filled up to the next of them.
         **options: of the answers, which are fixed by the export: of a recommender `k` (10) and
             `exclude_seen` (True), of a forecast `levels`.
 
@@ -93,7 +97,8 @@ def export(
     folder = Path(os.path.realpath(folder))
     _check(model, folder, {"batch": batch, "length": length}, platforms, compile_for)
     program = _program(model, options)
-    reader = program.reader or _reader(model)
+    described = not program.reader or hasattr(model.reader, "exported")
+    reader = (_reader(model) if described else {}) | program.reader
     params = hosts.gathered(program.params)
     if not hosts.first():
         return folder
@@ -120,12 +125,39 @@ def export(
         (beside / "manifest.json").write_text(
             json.dumps(manifest, indent=1, default=plain), encoding="utf-8"
         )
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
+        _put(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Rename a folder to where an earlier one may be, which is deleted when this has worked."""
+    aside = made.with_name(f"{made.name}.before")
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        made.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_earlier(folder: Path) -> bool:
+    """Whether a folder has what an export wrote, and no other file."""
+    try:
+        own = {
+            "manifest.json",
+            *run.manifest_of((folder / "manifest.json").read_bytes(), folder)["files"],
+        }
+    except (OSError, ValueError, TypeError):
+        return False
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    cached = re.compile(r"__pycache__/run\.[^/]*\.pyc")  # of an import of run.py
+    return all(name in own or cached.fullmatch(name) for name in names)
 
 
 def _check(
@@ -136,8 +168,10 @@ def _check(
         raise ValueError(f"model must be a jo.Model, got {type(model).__name__}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must be a folder, got the file {folder}")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
-        raise ValueError(f"folder must be new, empty or an earlier export, got {folder}")
+    if folder.exists() and any(folder.iterdir()) and not _is_earlier(folder):
+        raise ValueError(
+            f"folder must be new, empty, or an earlier export without other files, got {folder}"
+        )
     for name, size in sizes.items():
         if size != "any" and not _is_count(size):
             raise ValueError(f'{name} must be "any" or a number of at least 1, got {size!r}')
@@ -264,8 +298,8 @@ def _described(
         "written": datetime.now(UTC).date().isoformat(),
         "jaxops": __version__,
         "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
         "calling_convention": made.calling_convention_version,
-        "window": WINDOW,
         "platforms": list(made.platforms),
         "inputs": [{**one(name, x), "classes": classes[name]} for name, x in taken.items()],
         "outputs": [one(name, x) for name, x in given.items()],

@@ -62,6 +62,10 @@ class LogReader:
     time: str | None = "time"
     weight: str | None = None
 
+    def exported(self, model: Model) -> dict[str, Any]:
+        """What it knows, as plain data for `jaxops.export`: the columns that are no histories."""
+        return {"log": [self.user, self.item]}
+
     def events(
         self,
         source: Source | Events,

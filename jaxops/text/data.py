@@ -54,13 +54,11 @@ class Tokens:
 
     def exported(self) -> list[dict[str, Any]]:
         """What it knows, as plain data for `jaxops.export`."""
-        kind, lowercase = self.tokenizer.plain()
         return [
             {
                 "kind": "tokens",
                 "tokenizer": self.tokenizer.to_json(),
-                "plain": kind,
-                "lowercase": lowercase,
+                **self.tokenizer.plain(),
                 "context": self.context,
                 "special": self.special,
                 "warn": True,
@@ -128,7 +126,9 @@ class NGrams:
 
     def exported(self) -> list[dict[str, Any]]:
         """What it knows, as plain data for `jaxops.export`."""
-        return [{"kind": "ngrams", **dataclasses.asdict(self)}]
+        # versions of regex differ in whether an apostrophe belongs to the vowel behind it
+        quoted = self.uax29 and words("'a") == ["'a"]
+        return [{"kind": "ngrams", **dataclasses.asdict(self), "quoted": quoted}]
 
     def _numbers(self, text: str) -> list[int]:
         """The number of each distinct n-gram, in order of first occurrence."""

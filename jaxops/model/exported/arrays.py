@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxops.model.exported.tables import Columns
+from jaxops.model.exported.tables import Columns, column, count_of
 
 
 def read_columns(reader: Columns, raw: Any) -> tuple[None, Any]:
@@ -20,7 +20,7 @@ def of_columns(reader: Columns, ids: None, outputs: Any) -> Any:
 
 def read_images(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     """The numbers of images, and their bytes."""
-    images = np.asarray(raw["image"] if isinstance(raw, Mapping) else raw)
+    images = np.asarray(column(dict(raw), "image") if isinstance(raw, Mapping) else raw)
     if images.dtype != np.uint8:
         raise ValueError(
             f"images must be an array uint8 (N, H, W, C), got {images.dtype} {images.shape}; files "
@@ -33,14 +33,18 @@ def read_images(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
 def read_histories(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     """The users, and the places of their items in the catalogue, filled up with their number."""
     named = isinstance(raw, Mapping)
-    if not named and (isinstance(raw, str) or not hasattr(raw, "__len__")):
-        raise ValueError(f"raw must be lists of ids, or these by user, got {type(raw).__name__}")
+    log = reader.get("log", ("user", "item"))
+    if hasattr(raw, "columns") or (named and {*log} <= {*raw}):
+        raise ValueError(f"raw must be lists of ids by user, got a log with {' and '.join(log)}")
+    if not named:
+        count_of("raw", raw)
     users = np.array([*raw], object) if named else np.arange(len(raw))
     place = reader.setdefault("place", {str(item): i for i, item in enumerate(reader["items"])})
     rows: list[list[int]] = []
     for row, history in enumerate(raw.values() if named else raw):
-        if isinstance(history, str | bytes) or not hasattr(history, "__iter__"):
+        if isinstance(history, str | bytes | Mapping) or not hasattr(history, "__iter__"):
             raise ValueError(f"histories must be lists of ids, got {history!r} in row {row}")
+        history = [*history]
         for item in history:
             if not isinstance(item, str | int | np.integer) or isinstance(item, bool):
                 raise ValueError(f"ids must be text or integers, got {item!r} in row {row}")
@@ -75,12 +79,13 @@ def read_windows(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     """The ids of series, and their last rows, scaled, with what else the program takes."""
     context, horizon = reader["context"], reader["horizon"]
     rows = _series(reader, raw, "values", reader["channels"], None)
-    ids = np.array([str(one) for one in raw.get("id", range(len(rows)))], object)
-    if len(ids) != len(rows):
-        raise ValueError(f"id must have {len(rows)} rows, as values, got {len(ids)}")
+    given = raw.get("id", range(len(rows)))
+    if count_of("id", given) != len(rows):
+        raise ValueError(f"id must have {len(rows)} rows, as values, got {len(given)}")
+    ids = np.array([str(one) for one in given], object)
     columns: Columns = {}
     if reader["unit"] is not None:
-        columns["unit"] = np.stack([_unit(x, **reader["unit"]) for x in rows])
+        columns["unit"] = np.stack([_unit(i, x, **reader["unit"]) for i, x in enumerate(rows)])
     seen = [_logarithms(x) for x in rows] if reader["log"] else rows
     columns["loc"], columns["scale"] = loc, scale = _scales(reader["scaling"], ids, seen)
     last = np.stack([_last(reader, x, context) for x in seen])
@@ -109,7 +114,8 @@ def _series(
     if not isinstance(raw, Mapping) or name not in raw:
         wanted = f"{name} ({', '.join(columns)}) of each series"
         raise ValueError(f"raw must have {wanted}, got {type(raw).__name__}")
-    found = []
+    found: list[np.ndarray] = []
+    count_of(name, raw[name])
     for place, given in enumerate(raw[name]):
         rows = np.asarray(given, np.float32)
         rows = rows[None] if name == "static" else rows[:, None] if rows.ndim == 1 else rows
@@ -167,9 +173,12 @@ def _covariates(pair: Any, x: np.ndarray) -> np.ndarray:
     return x if pair is None else (x - np.float32(pair[0])) / np.float32(pair[1])
 
 
-def _unit(rows: np.ndarray, context: int, season: int) -> np.ndarray:
-    """The mean absolute difference of values one season apart; NaN without any."""
+def _unit(series: int, rows: np.ndarray, context: int, season: int) -> np.ndarray:
+    """The mean absolute difference of values one season apart."""
     rows = rows[-context:].astype(np.float64)
     if len(rows) <= season:
-        raise ValueError(f"values must have more than {season} rows, a season, got {len(rows)}")
+        raise ValueError(
+            f"values must have more than {season} rows, a season, for series {series}, got "
+            f"{len(rows)}"
+        )
     return np.asarray(np.abs(rows[season:] - rows[:-season]).mean(0), np.float32)

@@ -11,13 +11,12 @@ texts to the standard output, as CSV. JAX reads a program by the package `flatbu
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import platform
-import re
 import sys
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from jaxops.model.exported.texts import of_texts, read_texts
 
 FORMAT = 1
 KEYS = (
-    *("written", "jax", "calling_convention", "window", "platforms", "batch"),
+    *("jax", "jaxlib", "calling_convention", "platforms", "batch"),
     *("inputs", "outputs", "parameters", "compiled", "files"),
 )
 FILES = ("program.bin", "parameters.npz", "reader.json")
@@ -58,31 +57,44 @@ KINDS: dict[str, tuple[Any, Any]] = {
 log = logging.getLogger("jaxops.exported")
 
 
-def load(folder: str | Path) -> "Exported":
-    """Read an export, after a check of all its files: nothing of a wrong one is run.
+def load(folder: str | Path, sha256: str | None = None) -> "Exported":
+    """Read an export, after a check of the files that its manifest lists.
 
     Args:
-        folder: what `jaxops.export` wrote. The checks find files that were cut off, mixed up or
-            changed. Who can change all files can change the checksums too, so load what you trust.
+        folder: what `jaxops.export` wrote. A file that was cut off, lost or mixed up is found, and
+            so is one that was changed. A changed `manifest.json` is not, without `sha256`.
+        sha256: of `manifest.json`, kept elsewhere: then a change of any of the files is found but
+            one of `run.py` itself, which does the checks and has run by then.
 
     Raises:
         FileNotFoundError: no export, or one that lacks a file.
-        ValueError: a file that was changed or cut off; an export of a newer format, of a version of
-            JAX that this one does not read, or for other platforms.
+        ValueError: a file that was changed or cut off; another `sha256`; an export of a newer
+            format, of a version of JAX that this one does not read, or for other platforms.
     """
-    folder = Path(folder)
-    manifest = _manifest(folder / "manifest.json")
-    for name in {*FILES, *manifest["files"]}:
-        _check_file(folder, name, manifest["files"].get(name))
-    _check_versions(folder, manifest)
-    return Exported(folder, manifest)
-
-
-def _manifest(path: Path) -> Columns:
+    folder, path = Path(folder), Path(folder) / "manifest.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: folder must be an export of jaxops, got none")
+    content = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256.lower():
+        raise ValueError(
+            f"{path} must have the SHA-256 {sha256}, got {hashlib.sha256(content).hexdigest()}"
+        )
+    manifest = manifest_of(content, path)
+    names = {*FILES, *manifest["files"], *(one["file"] for one in manifest["compiled"])}
+    # each is read once, so that what is run is what was checked
+    contents = {name: _content(folder, name, manifest["files"].get(name)) for name in names}
+    _check_versions(folder, manifest)
+    return Exported(manifest, contents)
+
+
+def manifest_of(content: bytes, path: Path) -> Columns:
+    """The manifest of an export, from its bytes.
+
+    Raises:
+        ValueError: another text, or a newer format.
+    """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(content)
         newer = manifest["format"] > FORMAT
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} must describe an export of jaxops, got another text") from None
@@ -97,22 +109,25 @@ def _manifest(path: Path) -> Columns:
     return dict(manifest)
 
 
-def _check_file(folder: Path, name: str, known: Any) -> None:
+def _content(folder: Path, name: str, known: Any) -> bytes:
+    """The bytes of a file, which are those of the export."""
     path = folder / name
     if known is None or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{folder}/manifest.json must list the files of the export, got {name!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the export lacks this file")
-    size = path.stat().st_size
-    if size != known["bytes"]:
-        raise ValueError(f"{path} must have {known['bytes']:,} bytes, got {size:,}; copy it again")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    content = path.read_bytes()
+    if len(content) != known["bytes"]:
+        raise ValueError(
+            f"{path} must have {known['bytes']:,} bytes, got {len(content):,}; copy it again"
+        )
+    found = hashlib.sha256(content).hexdigest()
     if found != known["sha256"]:
         raise ValueError(
             f"{path} must have the SHA-256 {known['sha256'][:12]}..., got {found[:12]}...; it was "
             "changed after the export"
         )
+    return content
 
 
 def _check_versions(folder: Path, manifest: Columns) -> None:
@@ -125,19 +140,19 @@ def _check_versions(folder: Path, manifest: Columns) -> None:
             f"got {version}, of jax {made}; install that jax, or export the model again"
         )
     backend, given = jax.default_backend(), manifest["platforms"]
-    if not {"gpu": {"cuda", "rocm"}}.get(backend, {backend}) & {*given}:
+    wanted = {"gpu": ("cuda", "rocm")}.get(backend, (backend,))
+    if not {*wanted} & {*given}:
         raise ValueError(
-            f"{folder}: platforms must include that of this machine, {backend}, got "
+            f"{folder}: platforms must include that of this machine, {' or '.join(wanted)}, got "
             f"{', '.join(given)}; export the model again for it"
         )
-    older, here = (tuple(map(int, re.findall(r"\d+", v)[:3])) for v in (made, jax.__version__))
-    days = manifest["window"]["newer_days" if here > older else "older_days"]
-    age = (date.today() - date.fromisoformat(manifest["written"])).days
-    if here != older and age > days:
+    here = f"jax {jax.__version__} and jaxlib {jaxlib.__version__}"
+    wrote = f"jax {made} and jaxlib {manifest['jaxlib']}"
+    if here != wrote:
         log.warning(
-            "%s: jax %s wrote it %d days ago, and jax %s is promised to read it for %d days; "
-            "export the model again",
-            *(folder, made, age, jax.__version__, days),
+            "%s: %s wrote it, and %s read it; JAX promises so for versions built up to 180 days "
+            "later, or 21 days earlier",
+            *(folder, wrote, here),
         )
 
 
@@ -149,15 +164,16 @@ class Exported:
         reader: `reader.json`: what is to be known of raw input, and of answers.
     """
 
-    def __init__(self, folder: Path, manifest: Columns) -> None:
-        self.manifest, self._folder = manifest, folder
-        self.reader = json.loads((folder / "reader.json").read_bytes())
-        with np.load(folder / "parameters.npz", allow_pickle=False) as stored:
+    def __init__(self, manifest: Columns, contents: dict[str, bytes]) -> None:
+        self.manifest, self._program = manifest, contents["program.bin"]
+        self.reader = json.loads(contents["reader.json"])
+        with np.load(io.BytesIO(contents["parameters.npz"]), allow_pickle=False) as stored:
             arrays = [(stored[one["name"]], one["dtype"]) for one in manifest["parameters"]]
         # NumPy keeps the bits of bfloat16 alone
         self._parameters = [jax.device_put(x.view(jax.numpy.dtype(dtype))) for x, dtype in arrays]
-        self._programs = _compiled(folder, manifest, self._parameters)
-        self._sizes = sorted({rows for rows, _ in self._programs}) or SIZES
+        self._programs = _compiled(manifest, contents, self._parameters)
+        compiled = sorted({rows for rows, _ in self._programs})
+        self._sizes = [*compiled, *(size for size in SIZES if size > max(compiled, default=0))]
         if manifest["batch"] != "any":
             self._sizes = [manifest["batch"]]
         self._traced: Any = None
@@ -225,8 +241,8 @@ class Exported:
         key = rows, lengths[0] if lengths else 0
         if key not in self._programs:
             if self._traced is None:
-                program = bytearray((self._folder / "program.bin").read_bytes())
-                self._traced = jax.jit(jax_export.deserialize(program).call)
+                program = jax_export.deserialize(bytearray(self._program))
+                self._traced = jax.jit(program.call)
             log.info("compiled here for %d rows%s", rows, f" of {key[1]}" if lengths else "")
             self._programs[key] = self._traced
         outputs: Columns = self._programs[key](self._parameters, columns)
@@ -247,8 +263,10 @@ def _checked(wanted: Columns, columns: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"{name} must have rows of shape {tuple(shape)}, got {given}")
     if value.dtype.kind not in {"f": "fiu", "i": "iu"}.get(dtype.kind, dtype.kind):
         raise ValueError(f"{name} must be {dtype}, got {value.dtype}")
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
     if dtype.kind in "fb":
-        right, told = np.isfinite(value), "finite"
+        right, told = np.isfinite(cast), f"finite in {dtype}"
     else:
         ends: Any = np.iinfo(dtype.name)
         low, high = ends.min, ends.max
@@ -258,7 +276,7 @@ def _checked(wanted: Columns, columns: Mapping[str, Any]) -> np.ndarray:
     if not right.all():
         row = np.argwhere(~right)[0]
         raise ValueError(f"{name} must be {told}, got {value[tuple(row)]} in row {row[0]}")
-    return value.astype(dtype)
+    return cast
 
 
 def machine() -> dict[str, str]:
@@ -275,7 +293,9 @@ def machine() -> dict[str, str]:
     }
 
 
-def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[int, int], Any]:
+def _compiled(
+    manifest: Columns, contents: dict[str, bytes], parameters: Any
+) -> dict[tuple[int, int], Any]:
     """The compiled programs of the export that are for this machine, by rows and length."""
     here, found = machine(), {}
     inputs = {column["name"]: 0 for column in manifest["inputs"]}
@@ -288,7 +308,7 @@ def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[in
             continue
         try:
             found[one["rows"], one["length"]] = serialize_executable.deserialize_and_load(
-                (folder / one["file"]).read_bytes(),
+                contents[one["file"]],
                 taken,
                 given,
                 execution_devices=jax.devices()[:1],
@@ -298,10 +318,37 @@ def _compiled(folder: Path, manifest: Columns, parameters: Any) -> dict[tuple[in
     return found
 
 
-def main(path: str) -> None:
-    """Write the answers for the rows of a CSV file to the standard output."""
+def read_csv(path: str) -> dict[str, list[str]]:
+    """The columns of a CSV file.
+
+    Raises:
+        ValueError: no header, a line with more or fewer cells, or wrong quotes.
+    """
     with open(path, newline="", encoding="utf-8-sig") as file:
-        answer = load(Path(__file__).parent).predict(list(csv.DictReader(file)))
+        rows = csv.reader(file, strict=True)
+        try:
+            (names, _), *lines = [(row, rows.line_num) for row in rows] or [([], 0)]
+        except csv.Error as error:
+            raise ValueError(f"{path} must be CSV, got line {rows.line_num}: {error}") from None
+    if not names or len({*names}) < len(names):
+        raise ValueError(f"{path} must begin with the names of columns, got {names}")
+    count = len(names)
+    for row, line in lines:
+        if len(row) != count:
+            raise ValueError(
+                f"{path} must have {count} cells a line, got {len(row)} in line {line}"
+            )
+    return {name: [row[i] for row, _ in lines] for i, name in enumerate(names)}
+
+
+def main(path: str) -> None:
+    """Write the answers for a CSV file, a table or texts, to the standard output."""
+    exported = load(Path(__file__).parent)
+    if exported.reader["kind"] not in ("table", "texts"):
+        raise ValueError(
+            f"a CSV file must be of a table or of texts, got {exported.reader['kind']}"
+        )
+    answer = exported.predict(read_csv(path))
     columns: Columns = {}
     for name, value in answer.items():
         if isinstance(value, np.ndarray) and value.ndim == 2:

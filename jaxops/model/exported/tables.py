@@ -1,6 +1,7 @@
 """Rows of a table to features: as `jaxops.data.columns` and `jaxops.data.encoders` make them."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from numbers import Real
@@ -13,6 +14,7 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 DATE = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?([zZ]|[+-]\d{2}(:?\d{2})?)?)?"
 NO_CELLS = (list, tuple, set, dict, bytes, np.ndarray, np.timedelta64)
 DATES = (date, np.datetime64)
+JUDGED = 20  # rows of which a column of text should have a known value
 LARGEST = float(np.finfo(np.float32).max)
 Columns = dict[str, Any]
 
@@ -25,10 +27,18 @@ def by_name(raw: Any) -> tuple[Columns, int]:
     if not isinstance(raw, Mapping) or not raw:
         given = type(raw).__name__
         raise ValueError(f"raw must be columns by name, or a list of rows by name, got {given}")
-    counts = {name: len(column) for name, column in raw.items()}
+    counts = {name: count_of(f"column {name!r}", column) for name, column in raw.items()}
     if len({*counts.values()}) > 1 or 0 in counts.values():
         raise ValueError(f"raw must have as many rows in each column, at least 1, got {counts}")
     return dict(raw), max(counts.values())
+
+
+def count_of(name: str, given: Any) -> int:
+    """The length of a list or an array; not of one text, which has letters."""
+    one = isinstance(given, str | bytes | Mapping | set) or getattr(given, "ndim", 1) == 0
+    if one or not hasattr(given, "__len__"):
+        raise ValueError(f"{name} must be a list or an array, got {given!r}")
+    return len(given)
 
 
 def column(raw: Columns, name: str) -> Any:
@@ -53,6 +63,13 @@ def read_table(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
             table[name] = _numbers(name, column(raw, name))
     for name in encoder["values"]:
         table[name] = _texts(name, column(raw, name))
+        known = [*encoder["values"][name], *encoder["rare"].get(name, ())]
+        if count >= JUDGED and set(known).isdisjoint(table[name]):
+            warnings.warn(
+                f"{name} should have values of the train rows, such as {known[0]!r}, got none in "
+                f"{count:,} rows, such as {table[name][0]!r}",
+                stacklevel=3,
+            )
     ids = np.arange(count)
     if reader["id"] is not None:
         given = column(raw, reader["id"])

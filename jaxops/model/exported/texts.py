@@ -19,18 +19,20 @@ import numpy as np
 from jaxops.model.exported.tables import Columns, by_name, column, of_classes
 
 # words by Unicode's rules (UAX #29), and signs one by one
-WORDS = re.compile(
-    r"(?:\w|(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=\d)[,;.'](?=\d))+|[^\w\t-\r ]", re.ASCII
-)
+PARTS = r"(?:\w|(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=\d)[,;.'](?=\d))+|[^\w\t-\r ]"
+WORDS = re.compile(PARTS, re.ASCII)
+# of versions of `regex` in which an apostrophe belongs to a vowel behind it
+QUOTED = re.compile(f"(?:'(?=[AEIOUaeiou]))?{PARTS}", re.ASCII)
 TOGETHER = r"\p{Hangul}\p{Katakana}ー"
 
 
 def read_texts(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     """The ids and the tokens of texts: a list, or a table that has them in a column."""
-    if isinstance(raw, str) or not hasattr(raw, "__len__"):
-        raise ValueError(f"raw must be a list of texts, got one {type(raw).__name__}")
+    raw = raw.tolist() if hasattr(raw, "tolist") else raw  # an array, or a column of pandas
+    if not isinstance(raw, Mapping | list | tuple):
+        raise ValueError(f"raw must be texts or columns by name, got {type(raw).__name__}")
     texts, ids = raw, np.arange(len(raw))
-    if isinstance(raw, Mapping) or (len(raw) > 0 and isinstance(raw[0], Mapping)):
+    if isinstance(raw, Mapping) or (raw and isinstance(raw[0], Mapping)):
         table, count = by_name(raw)
         texts, ids = column(table, reader["text"]), np.arange(count)
         if reader["id"] is not None:
@@ -91,13 +93,15 @@ def _tokens(read: Columns, texts: list[str]) -> np.ndarray:
     kind, context, special = read["plain"], read["context"], read["special"]
     odd = next((text for text in texts if kind is None or not text.isascii()), None)
     if odd is None:
-        texts = [text.lower() for text in texts] if read["lowercase"] else texts
+        given = [text.lower() for text in texts] if read["lowercase"] else texts
         vocabulary = _vocabulary(read["tokenizer"])
-        parted = [WORDS.findall(text) if kind == "word" else list(text) for text in texts]
+        parted = [WORDS.findall(text) if kind == "word" else list(text) for text in given]
         numbers = [[vocabulary.get(w, vocabulary["[UNK]"]) for w in words] for words in parted]
+        _warn_unknown(read, texts, numbers)
         return _rows(numbers, context, read["warn"])
     rust = _tokenizer(_asked("tokenizers", odd), read["tokenizer"])
     encodings = rust.encode_batch(texts, add_special_tokens=False)
+    _warn_unknown(read, texts, [encoding.ids for encoding in encodings])
     room = context - special * rust.num_special_tokens_to_add(False)
     rows = _rows([encoding.ids for encoding in encodings], room, read["warn"])
     if not special:
@@ -105,6 +109,22 @@ def _tokens(read: Columns, texts: list[str]) -> np.ndarray:
     for encoding in encodings:
         encoding.truncate(room)
     return _rows([rust.post_process(encoding).ids for encoding in encodings], context, False)
+
+
+def _warn_unknown(read: Columns, texts: list[str], numbers: list[list[int]]) -> None:
+    """Warn of unknown characters, and of texts of unknown words alone."""
+    counts = [ids.count(read["unknown"]) for ids in numbers]
+    odd = [
+        row
+        for row, (count, ids) in enumerate(zip(counts, numbers, strict=True))
+        if count and (read["by_character"] or count == len(ids))
+    ]
+    if odd and read["warn"]:
+        warnings.warn(
+            f"texts must be of the vocabulary, got {len(odd):,} with unknown characters, or of "
+            f"unknown words alone, the first in row {odd[0]}: {texts[odd[0]][:40]!r}",
+            stacklevel=2,
+        )
 
 
 @functools.cache
@@ -127,7 +147,7 @@ def _grams(read: Columns, texts: list[str]) -> np.ndarray:
     half = vocabulary // 2 if read["uax29"] else 0
     size = half or vocabulary
     for text in texts:
-        words, heard, runs = _parted(text, read["uax29"])
+        words, heard, runs = _parted(text, read["uax29"], read["quoted"])
         grams = words if low == 1 else []
         for n in range(max(low, 2), high + 1):
             grams = grams + [" ".join(heard[i : i + n]) for i in range(len(heard) - n + 1)]
@@ -138,14 +158,14 @@ def _grams(read: Columns, texts: list[str]) -> np.ndarray:
     return _rows(rows, read["context"], True)
 
 
-def _parted(text: str, uax29: bool) -> tuple[list[str], list[str], list[str]]:
+def _parted(text: str, uax29: bool, quoted: bool) -> tuple[list[str], list[str], list[str]]:
     """Words and signs, words alone, and runs of letters and digits; see `jaxops.data.words`."""
     if not uax29 or text.isascii():
         text = text.lower()
         runs = re.findall(r"\w+|[^\w\s]", text)
         if not uax29:
             return runs, runs, runs
-        words = [word for word in WORDS.findall(text) if not word.isspace()]
+        words = [w for w in (QUOTED if quoted else WORDS).findall(text) if not w.isspace()]
         return words, [word for word in words if re.search("[a-z0-9]", word)], runs
     regex = _asked("regex", text)
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
