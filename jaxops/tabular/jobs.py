@@ -15,8 +15,8 @@ from jaxops.tabular.data import encode_target, outputs_of, reads_table, target_o
 from jaxops.tabular.ensembles import members_further, selected, short_list
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
-from jaxops.tabular.parts import SHARE, Parts, Roles, parts_of
-from jaxops.tabular.prepared import encoder_of, learned, reads_of, target_kind
+from jaxops.tabular.parts import SHARE, Parts, Roles, mask_of, parts_of
+from jaxops.tabular.prepared import encoder_of, learned, reads_of, target_kind, widened
 from jaxops.tabular.recipes import recipe
 from jaxops.tabular.scores import scores_of
 from jaxops.tabular.train_rows import module_of, with_places
@@ -227,7 +227,10 @@ def evaluate(model: Model, data: Source) -> Evaluation:
 def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new rows, from its present parameters, with the same reader.
 
-    Each network trains with the optimizer and batches of its own module, see `recipe`. The
+    Each network trains with the optimizer and batches of its own module, see `recipe`. The rows
+    have the weights of `fit`: those of its column `weights`, which the new table has too, times
+    those of their classes (balanced ones as the train rows of `fit` had them). The range in which
+    `RealMLP` predicts numbers grows to that of the new ones too. The
     candidates of `ModernNCA` stay the train rows of `fit`: new rows change how they are compared,
     and never answer themselves; fit it anew for that.
 
@@ -238,7 +241,8 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
 
     Raises:
-        ValueError: a table that the model cannot read; trees, which are not trained further.
+        ValueError: a table that the model cannot read, or without the column of weights; trees,
+            which are not trained further.
 
     >>> from jaxops import tabular
     >>> table = {"age": np.arange(40.0), "left": np.arange(40) % 2}
@@ -248,12 +252,15 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     """
     reader, given = reader_of(model), chosen({"early_stopping": None, "epochs": epochs}, options)
     ids, table = reader.table(new, label=True)
+    mask = mask_of(reader, new, table)
 
     def settings(task: Any) -> dict[str, Any]:
         return recipe(len(ids), np.inf, module_of(task), bool(task.classes), **given)
 
     if reads_table(model.task):
-        return members_further(model, table, settings)
-    columns = with_places(encode_target(reader.encoder, table), None)
-    task = model.task.tasks[0] if isinstance(model.task, Blend) else model.task
-    return trained_further(model, columns, settings(task))
+        return members_further(model, table, mask, settings)
+    columns = with_places(encode_target(reader.encoder, table) | mask, None)
+    if isinstance(model.task, Blend):
+        return trained_further(model, columns, settings(model.task.tasks[0]))
+    task = widened(model.task, columns["label"])
+    return trained_further(replace(model, task=task), columns, settings(task))

@@ -96,12 +96,8 @@ class Parts(NamedTuple):
         if self.class_weights is None:
             return own, held
         label = self.targets()[0]
-        if isinstance(self.class_weights, str):  # as scikit-learn has it
-            counts = np.bincount(label)
-            each = len(label) / ((counts > 0).sum() * np.maximum(counts, 1))
-        else:
-            each = self.class_weights
-        weights = each[label].astype(np.float32)
+        classes = len(self.reader.encoder.classes)
+        weights = _of_each_class(self.class_weights, label, classes)[label]
         return weights if own is None else weights * own, held
 
     def fold(self, rows: np.ndarray, held: np.ndarray) -> "Parts":
@@ -142,8 +138,10 @@ def parts_of(
     kept, left_out, days, since = _useful(kept, label, roles.since, dates)
     features = {n: c for n, c in kept.items() if n != label}
     encoder = fit_encoder(features)._replace(label=label, classes=names)
-    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels, since, labels)
     target = target_of(encoder, kept[label])
+    each = [] if class_weights is None else _of_each_class(class_weights, target, len(names))
+    what = roles.id, days, roles.target, roles.levels, since, labels, roles.weights
+    reader = TableReader(encoder, *what, tuple(map(float, each)))
     for one, y in zip(labels or [label], target.T if labels else [target], strict=True):
         warn_of_leaks(features, one, y, 2 if labels else len(names))
     if held is not None:
@@ -225,6 +223,15 @@ def _class_weights(given: Any, label: str, classes: Sequence[str]) -> np.ndarray
             raise ValueError(f"class_weights must be numbers above 0, got {weight!r} for {name!r}")
         weights[str(name)] = float(weight)
     return np.array([*weights.values()], np.float32)
+
+
+def _of_each_class(given: np.ndarray | str, label: np.ndarray, classes: int) -> np.ndarray:
+    """The weight of each class, float32; balanced ones by these rows, 1 of a class without any."""
+    if not isinstance(given, str):
+        return given
+    counts = np.bincount(label, minlength=classes)
+    balanced = len(label) / ((counts > 0).sum() * np.maximum(counts, 1))  # as scikit-learn has it
+    return np.where(counts > 0, balanced, 1).astype(np.float32)
 
 
 def _useful(
@@ -327,6 +334,27 @@ def _weights(
         return weights[rest], weights[rest if held is None else held]
     other = read_with_dates(validation, [name])[0][name]
     return weights[rest], _checked_weights(name, other)
+
+
+def mask_of(reader: TableReader, data: Source, table: Table) -> Table:
+    """The column `mask` of new rows that a model is trained further on; none if all count alike.
+
+    Args:
+        reader: knows the column of weights, and the weights of the classes.
+        data: the new rows.
+        table: the same as the reader has read them, with the label.
+
+    Raises:
+        ValueError: the column of weights is missing, or they are not numbers of at least 0.
+    """
+    encoder, name = reader.encoder, reader.weights
+    each, mask = np.array(reader.class_weights, np.float32), {}
+    if name is not None:
+        mask["mask"] = _checked_weights(name, read_with_dates(data, [name])[0][name])
+    if reader.class_weights:
+        weights = each[target_of(encoder, table[str(encoder.label)])]
+        mask["mask"] = weights * mask.get("mask", 1)
+    return mask
 
 
 def _checked_weights(name: str, weights: np.ndarray) -> np.ndarray:
