@@ -27,6 +27,7 @@ from jaxops.tabular.data import (
 
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 SHARE = 0.15  # of the rows that are held out by default
+ALONE = 10  # rows of a combination of labels whose share is kept on both sides
 Table = dict[str, np.ndarray]
 
 
@@ -130,7 +131,8 @@ def parts_of(
     label, names, labels = _label(table, roles)
     class_weights = _class_weights(roles.class_weights, label, names)
     roles = roles._replace(label=label)
-    rest, held = _rows(table, roles, bool(names), validation, folds, seed)
+    strata = table[label] if names else _combinations(table[label]) if labels else None
+    rest, held = _rows(table, roles, strata, validation, folds, seed)
     if progress and held is not None and len(rest) + len(held) < len(table[label]):
         count = len(table[label]) - len(rest) - len(held)
         print(f"left out: {count:,} later rows of {roles.groups} that is in training")
@@ -139,6 +141,7 @@ def parts_of(
     features = {n: c for n, c in kept.items() if n != label}
     encoder = fit_encoder(features)._replace(label=label, classes=names)
     target = target_of(encoder, kept[label])
+    _check_labels(labels, target)
     each = [] if class_weights is None else _of_each_class(class_weights, target, len(names))
     what = roles.id, days, roles.target, roles.levels, since, labels, roles.weights
     reader = TableReader(encoder, *what, tuple(map(float, each)))
@@ -152,9 +155,10 @@ def parts_of(
     else:
         other = kept
     weights = _weights(roles.weights, table, rest, held, None if folds else validation)
-    label_of_rows = kept[label] if names else None
     groups = None if roles.groups is None else table[roles.groups]
-    drawn = folds_of(len(rest), folds, label_of_rows, groups, seed) if folds is not None else []
+    drawn = folds_of(len(rest), folds, strata, groups, seed) if folds is not None else []
+    for rows, _ in drawn:
+        _check_labels(labels, target[rows])
     if weights is not None:
         fold_weights = [(weights[0][rows], weights[0][held]) for rows, held in drawn]
         _check_sides(str(roles.weights), fold_weights or [weights])
@@ -201,6 +205,21 @@ def _label(table: Table, roles: Roles) -> tuple[str, list[str], dict[str, list[s
         raise ValueError(f"data must have no column {label!r} beside the labels, got one")
     table[label] = column
     return label, [], found
+
+
+def _combinations(label: np.ndarray) -> np.ndarray:
+    """The number of each row's combination of labels (N, L), 0 of all that have under 10 rows."""
+    _, place, count = np.unique(label, axis=0, return_inverse=True, return_counts=True)
+    return np.where(count < ALONE, 0, np.arange(len(count)) + 1)[place.reshape(-1)]
+
+
+def _check_labels(labels: Mapping[str, list[str]], target: np.ndarray) -> None:
+    for i, (name, classes) in enumerate(labels.items()):
+        if np.ptp(target[:, i]) == 0:
+            raise ValueError(
+                f"{name} must vary in the train rows, got {classes[target[0, i]]!r} in all "
+                f"{len(target):,}"
+            )
 
 
 def _class_weights(given: Any, label: str, classes: Sequence[str]) -> np.ndarray | str | None:
@@ -295,18 +314,18 @@ def _check_split(roles: Roles, validation: Any, folds: int | None) -> None:
 def _rows(
     table: Mapping[str, np.ndarray],
     roles: Roles,
-    classes: bool,
+    strata: np.ndarray | None,
     validation: Any,
     folds: int | None,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The train rows, and those held out; None where a table or folds validate."""
-    label = table[str(roles.label)]
+    count = len(table[str(roles.label)])
     groups = None if roles.groups is None else table[roles.groups]
     if folds is not None or not isinstance(validation, float):
-        return np.arange(len(label)), None
+        return np.arange(count), None
     if roles.time is None:
-        return held_out(len(label), validation, label if classes else None, groups, seed)
+        return held_out(count, validation, strata, groups, seed)
     times = table[roles.time]
     if times.dtype.kind == "O":
         raise ValueError(f"{roles.time} must be dates or numbers, got {times[0]!r} in row 0")

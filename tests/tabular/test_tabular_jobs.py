@@ -128,6 +128,14 @@ def test_new_rows(model):
             "data must have at least 2 rows .* got 0 and 300 that are alone in their class",
         ),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        (
+            {"method": None, "budget": "1min", "checkpoints": "runs"},
+            r"checkpoints must be None where a budget tries .* method=TabM\(\)",
+        ),
+        (
+            {"method": None, "budget": "1min", "state": 3},
+            "state must be None where a budget tries every method of .*, got 3; give one",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(change, message):

@@ -105,6 +105,25 @@ def test_new_rows_have_the_weights_of_fit(tmp_path):
         tabular.update(model, new, **options)
 
 
+def test_classes_weigh_nothing_in_validation():
+    roles = Roles("two", None, (), None, None, "w", (), class_weights={"yes": 5})
+    w, w_held = RNG.uniform(0.2, 2, 200), RNG.uniform(0.2, 2, 40)
+    held = {**of("two", HELD), "w": w_held}
+    train, other = parts_of({**of("two", TRAIN), "w": w}, roles, held, None, 0, False).row_weights()
+    np.testing.assert_allclose(train, np.where(TRAIN["two"] == "yes", 5 * w, w), rtol=1e-6)
+    np.testing.assert_allclose(other, w_held, rtol=1e-6)
+
+
+def test_recall_rises_where_plain_validation_stops_training():
+    options = {"label": "two", "validation": of("two", HELD), "progress": False, "epochs": 12}
+    rare, (plain, weighted) = TABLE["two"] == "yes", (
+        tabular.fit(of("two", TRAIN), tabular.MLP((4,)), class_weights=given, **options)
+        .predict(TABLE).labels == "yes"
+        for given in (None, {"yes": 8})
+    )  # fmt: skip
+    assert weighted[rare].mean() > plain[rare].mean() + 0.2
+
+
 def test_balanced_weights_of_a_fold_are_of_its_train_rows():
     roles = Roles("three", None, (), None, None, None, (), class_weights="balanced")
     parts = parts_of(of("three", TABLE), roles, 0.15, 3, 0, False)
