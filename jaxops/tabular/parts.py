@@ -142,9 +142,10 @@ def parts_of(
     encoder = fit_encoder(features)._replace(label=label, classes=names)
     target = target_of(encoder, kept[label])
     _check_labels(labels, target)
-    each = [] if class_weights is None else _of_each_class(class_weights, target, len(names))
+    count = len(names)
+    each = [] if class_weights is None else _of_each_class(class_weights, target, count).tolist()
     what = roles.id, days, roles.target, roles.levels, since, labels, roles.weights
-    reader = TableReader(encoder, *what, tuple(map(float, each)))
+    reader = TableReader(encoder, *what, tuple(each))
     for one, y in zip(labels or [label], target.T if labels else [target], strict=True):
         warn_of_leaks(features, one, y, 2 if labels else len(names))
     if held is not None:
