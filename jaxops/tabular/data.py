@@ -123,6 +123,8 @@ class TableReader:
         levels: of the quantiles.
         since: the column of dates since which the days of the others are features; None for none.
         labels: of several labels each with its two classes; together they are the encoder's label.
+        weights: the column of the rows' weights in training; None for none.
+        class_weights: the weight of each class in training; none if they count alike.
 
     >>> reader = TableReader(fit_encoder({"plan": ["a", "b"]}))
     >>> ids, columns = reader.columns({"plan": ["b"]})
@@ -139,6 +141,8 @@ class TableReader:
     levels: tuple[float, ...] = ()
     since: str | None = None
     labels: dict[str, list[str]] = field(default_factory=dict)
+    weights: str | None = None
+    class_weights: tuple[float, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -23,6 +23,7 @@ from jaxops.tabular.boosters import CatBoost, LightGBM, XGBoost
 from jaxops.tabular.data import TableReader, encode_target, of_classes, outputs_of
 from jaxops.tabular.models import MLP, Periodic, RealMLP, TabM
 from jaxops.tabular.parts import Parts, Table
+from jaxops.tabular.prepared import widened
 from jaxops.tabular.scores import METRICS, loss_of, scores_of
 from jaxops.tabular.train_rows import with_places
 from jaxops.tabular.trees import HistGradientBoosting
@@ -156,13 +157,14 @@ def unwrapped(model: Model) -> Model:
 
 
 def members_further(
-    model: Model, table: Table, settings: Callable[[Task], Mapping[str, Any]]
+    model: Model, table: Table, mask: Table, settings: Callable[[Task], Mapping[str, Any]]
 ) -> Model:
     """A blend whose members are trained on new rows from their present parameters.
 
     Args:
         model: whose task is a `Blend` of `Member`s.
         table: the new rows with their label, see `TableReader.table`.
+        mask: their weights, see `mask_of`.
         settings: of `jaxops.fit`, for the task of a member.
 
     Raises:
@@ -177,11 +179,12 @@ def members_further(
         )
     further = []
     for part in members:
-        columns = with_places(encode_target(part.task.encoder, table), None)
-        own = settings(part.task.task)
+        columns = with_places(encode_target(part.task.encoder, table) | mask, None)
+        task = widened(part.task.task, columns["label"])
+        own = settings(task)
         check_one_directory(dict(own), len(members))
-        more = trained_further(part.task.model(), columns, own)
-        member = replace(part.task, params=more.state.params, extra=more.state.extra)
+        more = trained_further(replace(part.task, task=task).model(), columns, own)
+        member = replace(part.task, task=task, params=more.state.params, extra=more.state.extra)
         further.append(Model(member))
     blend = Blend.of(further, model.task.weights, model.task.temperature)
     return replace(model, task=blend, about={**model.about, "updated with": fingerprint(table)})

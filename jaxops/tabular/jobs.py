@@ -15,8 +15,8 @@ from jaxops.tabular.data import encode_target, outputs_of, reads_table, target_o
 from jaxops.tabular.ensembles import members_further, selected, short_list
 from jaxops.tabular.inference import reader_of
 from jaxops.tabular.models import TabM
-from jaxops.tabular.parts import SHARE, Parts, Roles, parts_of
-from jaxops.tabular.prepared import encoder_of, learned, reads_of, target_kind
+from jaxops.tabular.parts import SHARE, Parts, Roles, mask_of, parts_of
+from jaxops.tabular.prepared import encoder_of, learned, reads_of, target_kind, widened
 from jaxops.tabular.recipes import recipe
 from jaxops.tabular.scores import scores_of
 from jaxops.tabular.train_rows import module_of, with_places
@@ -67,7 +67,8 @@ def fit(
             `HistGradientBoosting()`. Of a list, such as `short_list()`, each is trained in turn;
             the result is the one with the best validation loss, or a blend of them.
         label: the column to predict: one class, or one number, in each row. Or a list of columns of
-            two classes each, such as ["left", "complained"], which networks learn together.
+            two classes each, such as ["left", "complained"], which networks learn together; each
+            has to vary in the train rows.
         id: the column of the rows' ids, which answers repeat; it is no feature.
         drop: columns to leave out.
         groups: a column, such as the customer; no group is in training and validation. It is no
@@ -84,7 +85,8 @@ def fit(
             so that the loss that stops training, the choice among methods and the figures are of
             the rows as they are; the probabilities are no longer those of the rows.
         text: columns of text, though their values may be numbers, such as zip codes.
-        validation: the share of rows to hold out (with classes, of each class), or a table.
+        validation: the share of rows to hold out (with classes, of each class; with several labels,
+            of each combination of theirs), or a table.
         folds: train each method once for each of so many folds, whose rows validate it, and answer
             with the mean of these models. The figures, the choice among methods and the weights of
             a blend are by every row as the model that has not seen it predicts it. So they, and the
@@ -131,6 +133,7 @@ def fit(
     start, limit = monotonic(), seconds("10min" if budget is None else budget)
     classes, target, levels = target_kind(label, classes, target, tuple(levels))
     if method is None and budget is not None:
+        _check_lists(options)
         method = short_list(trees=target not in NETWORKS)
     several = isinstance(method, list | tuple)
     methods = [TabM() if one is None else one for one in (method if several else [method])]
@@ -154,6 +157,16 @@ def fit(
     if progress:
         print(f"validation, {len(scored):,} rows\n{scored}")
     return model
+
+
+def _check_lists(options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for options of one training, where a budget tries several methods."""
+    for name in ("checkpoints", "state"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name} must be None where a budget tries every method of short_list(), got "
+                f"{options[name]!r}; give one method, such as method=TabM()"
+            )
 
 
 def _check_trees(methods: Sequence[Any], options: Mapping[str, Any], target: str) -> None:
@@ -210,7 +223,8 @@ def evaluate(model: Model, data: Source) -> Evaluation:
     Returns:
         Of classes "accuracy", "log_loss" and "macro_f1", and for two classes "auc"; of several
         labels "accuracy" (every label right), "log_loss", "macro_f1", "micro_f1", that of each,
-        such as "auc(left)", and their mean, "auc"; of numbers "mae", "mse", "rmse" and "r2", of
+        such as "auc(left)", and their mean, "auc", without those that do not vary in these rows,
+        whose own is NaN; of numbers "mae", "mse", "rmse" and "r2", of
         counts also "deviance" (Poisson), of zero-inflated values also "spearman" (the correlation
         of ranks); of quantiles "pinball" (the mean over the levels), and of two levels or more
         "coverage" and "width" between the first and the last. A unit is a row.
@@ -227,7 +241,10 @@ def evaluate(model: Model, data: Source) -> Evaluation:
 def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new rows, from its present parameters, with the same reader.
 
-    Each network trains with the optimizer and batches of its own module, see `recipe`. The
+    Each network trains with the optimizer and batches of its own module, see `recipe`. The rows
+    have the weights of `fit`: those of its column `weights`, which the new table has too, times
+    those of their classes (balanced ones as the train rows of `fit` had them). The range in which
+    `RealMLP` predicts numbers grows to that of the new ones too. The
     candidates of `ModernNCA` stay the train rows of `fit`: new rows change how they are compared,
     and never answer themselves; fit it anew for that.
 
@@ -238,7 +255,8 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
         **options: of `jaxops.fit`, in place of the defaults of `recipe`.
 
     Raises:
-        ValueError: a table that the model cannot read; trees, which are not trained further.
+        ValueError: a table that the model cannot read, or without the column of weights; trees,
+            which are not trained further.
 
     >>> from jaxops import tabular
     >>> table = {"age": np.arange(40.0), "left": np.arange(40) % 2}
@@ -248,12 +266,15 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     """
     reader, given = reader_of(model), chosen({"early_stopping": None, "epochs": epochs}, options)
     ids, table = reader.table(new, label=True)
+    mask = mask_of(reader, new, table)
 
     def settings(task: Any) -> dict[str, Any]:
         return recipe(len(ids), np.inf, module_of(task), bool(task.classes), **given)
 
     if reads_table(model.task):
-        return members_further(model, table, settings)
-    columns = with_places(encode_target(reader.encoder, table), None)
-    task = model.task.tasks[0] if isinstance(model.task, Blend) else model.task
-    return trained_further(model, columns, settings(task))
+        return members_further(model, table, mask, settings)
+    columns = with_places(encode_target(reader.encoder, table) | mask, None)
+    if isinstance(model.task, Blend):
+        return trained_further(model, columns, settings(model.task.tasks[0]))
+    task = widened(model.task, columns["label"])
+    return trained_further(replace(model, task=task), columns, settings(task))

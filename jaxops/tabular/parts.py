@@ -27,6 +27,7 @@ from jaxops.tabular.data import (
 
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 SHARE = 0.15  # of the rows that are held out by default
+ALONE = 10  # rows of a combination of labels whose share is kept on both sides
 Table = dict[str, np.ndarray]
 
 
@@ -96,12 +97,8 @@ class Parts(NamedTuple):
         if self.class_weights is None:
             return own, held
         label = self.targets()[0]
-        if isinstance(self.class_weights, str):  # as scikit-learn has it
-            counts = np.bincount(label)
-            each = len(label) / ((counts > 0).sum() * np.maximum(counts, 1))
-        else:
-            each = self.class_weights
-        weights = each[label].astype(np.float32)
+        classes = len(self.reader.encoder.classes)
+        weights = _of_each_class(self.class_weights, label, classes)[label]
         return weights if own is None else weights * own, held
 
     def fold(self, rows: np.ndarray, held: np.ndarray) -> "Parts":
@@ -134,7 +131,8 @@ def parts_of(
     label, names, labels = _label(table, roles)
     class_weights = _class_weights(roles.class_weights, label, names)
     roles = roles._replace(label=label)
-    rest, held = _rows(table, roles, bool(names), validation, folds, seed)
+    strata = table[label] if names else _combinations(table[label]) if labels else None
+    rest, held = _rows(table, roles, strata, validation, folds, seed)
     if progress and held is not None and len(rest) + len(held) < len(table[label]):
         count = len(table[label]) - len(rest) - len(held)
         print(f"left out: {count:,} later rows of {roles.groups} that is in training")
@@ -142,8 +140,12 @@ def parts_of(
     kept, left_out, days, since = _useful(kept, label, roles.since, dates)
     features = {n: c for n, c in kept.items() if n != label}
     encoder = fit_encoder(features)._replace(label=label, classes=names)
-    reader = TableReader(encoder, roles.id, days, roles.target, roles.levels, since, labels)
     target = target_of(encoder, kept[label])
+    _check_labels(labels, target)
+    count = len(names)
+    each = [] if class_weights is None else _of_each_class(class_weights, target, count).tolist()
+    what = roles.id, days, roles.target, roles.levels, since, labels, roles.weights
+    reader = TableReader(encoder, *what, tuple(each))
     for one, y in zip(labels or [label], target.T if labels else [target], strict=True):
         warn_of_leaks(features, one, y, 2 if labels else len(names))
     if held is not None:
@@ -154,9 +156,10 @@ def parts_of(
     else:
         other = kept
     weights = _weights(roles.weights, table, rest, held, None if folds else validation)
-    label_of_rows = kept[label] if names else None
     groups = None if roles.groups is None else table[roles.groups]
-    drawn = folds_of(len(rest), folds, label_of_rows, groups, seed) if folds is not None else []
+    drawn = folds_of(len(rest), folds, strata, groups, seed) if folds is not None else []
+    for rows, _ in drawn:
+        _check_labels(labels, target[rows])
     if weights is not None:
         fold_weights = [(weights[0][rows], weights[0][held]) for rows, held in drawn]
         _check_sides(str(roles.weights), fold_weights or [weights])
@@ -205,6 +208,21 @@ def _label(table: Table, roles: Roles) -> tuple[str, list[str], dict[str, list[s
     return label, [], found
 
 
+def _combinations(label: np.ndarray) -> np.ndarray:
+    """The number of each row's combination of labels (N, L), 0 of all that have under 10 rows."""
+    _, place, count = np.unique(label, axis=0, return_inverse=True, return_counts=True)
+    return np.where(count < ALONE, 0, np.arange(len(count)) + 1)[place.reshape(-1)]
+
+
+def _check_labels(labels: Mapping[str, list[str]], target: np.ndarray) -> None:
+    for i, (name, classes) in enumerate(labels.items()):
+        if np.ptp(target[:, i]) == 0:
+            raise ValueError(
+                f"{name} must vary in the train rows, got {classes[target[0, i]]!r} in all "
+                f"{len(target):,}"
+            )
+
+
 def _class_weights(given: Any, label: str, classes: Sequence[str]) -> np.ndarray | str | None:
     """The weight of each class, 1 where none is given; or "balanced", for the train rows to say."""
     if given is None:
@@ -225,6 +243,15 @@ def _class_weights(given: Any, label: str, classes: Sequence[str]) -> np.ndarray
             raise ValueError(f"class_weights must be numbers above 0, got {weight!r} for {name!r}")
         weights[str(name)] = float(weight)
     return np.array([*weights.values()], np.float32)
+
+
+def _of_each_class(given: np.ndarray | str, label: np.ndarray, classes: int) -> np.ndarray:
+    """The weight of each class, float32; balanced ones by these rows, 1 of a class without any."""
+    if not isinstance(given, str):
+        return given
+    counts = np.bincount(label, minlength=classes)
+    balanced = len(label) / ((counts > 0).sum() * np.maximum(counts, 1))  # as scikit-learn has it
+    return np.where(counts > 0, balanced, 1).astype(np.float32)
 
 
 def _useful(
@@ -288,18 +315,18 @@ def _check_split(roles: Roles, validation: Any, folds: int | None) -> None:
 def _rows(
     table: Mapping[str, np.ndarray],
     roles: Roles,
-    classes: bool,
+    strata: np.ndarray | None,
     validation: Any,
     folds: int | None,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The train rows, and those held out; None where a table or folds validate."""
-    label = table[str(roles.label)]
+    count = len(table[str(roles.label)])
     groups = None if roles.groups is None else table[roles.groups]
     if folds is not None or not isinstance(validation, float):
-        return np.arange(len(label)), None
+        return np.arange(count), None
     if roles.time is None:
-        return held_out(len(label), validation, label if classes else None, groups, seed)
+        return held_out(count, validation, strata, groups, seed)
     times = table[roles.time]
     if times.dtype.kind == "O":
         raise ValueError(f"{roles.time} must be dates or numbers, got {times[0]!r} in row 0")
@@ -327,6 +354,27 @@ def _weights(
         return weights[rest], weights[rest if held is None else held]
     other = read_with_dates(validation, [name])[0][name]
     return weights[rest], _checked_weights(name, other)
+
+
+def mask_of(reader: TableReader, data: Source, table: Table) -> Table:
+    """The column `mask` of new rows that a model is trained further on; none if all count alike.
+
+    Args:
+        reader: knows the column of weights, and the weights of the classes.
+        data: the new rows.
+        table: the same as the reader has read them, with the label.
+
+    Raises:
+        ValueError: the column of weights is missing, or they are not numbers of at least 0.
+    """
+    encoder, name = reader.encoder, reader.weights
+    each, mask = np.array(reader.class_weights, np.float32), {}
+    if name is not None:
+        mask["mask"] = _checked_weights(name, read_with_dates(data, [name])[0][name])
+    if reader.class_weights:
+        weights = each[target_of(encoder, table[str(encoder.label)])]
+        mask["mask"] = weights * mask.get("mask", 1)
+    return mask
 
 
 def _checked_weights(name: str, weights: np.ndarray) -> np.ndarray:

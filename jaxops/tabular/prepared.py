@@ -17,6 +17,7 @@ from jaxops.tabular.recipes import SMOOTHING, recipe, steps_of
 from jaxops.tabular.targets import check_levels, counts, multilabel, quantiles, zero_inflated
 from jaxops.tabular.tasks import classifier, regressor
 from jaxops.tabular.train_rows import (
+    module_of,
     own_batches,
     start_among,
     start_candidates,
@@ -307,6 +308,27 @@ def task_of(module: Any, reader: TableReader, columns: Columns) -> Task:
     if reader.target == "quantiles":
         return quantiles(module, features, reader.levels, mean, std)
     return regressor(module, features, mean, std)
+
+
+def widened(task: Any, label: np.ndarray) -> Any:
+    """The task with the limits of `RealMLP` moved out as far as the targets of new rows need it.
+
+    Any other task is returned as it is.
+
+    >>> from jaxops import tabular
+    >>> module = tabular.RealMLP((8,), limits=(-1.0, 1.0))
+    >>> task = widened(tabular.regressor(module, 2, mean=5.0, std=2.0), np.array([4.0, 11.0]))
+    >>> dict(task.recipe[1])["module"].limits
+    (-1.0, 3.0)
+    """
+    module = module_of(task)
+    if getattr(module, "limits", None) is None:
+        return task
+    make, given = task.recipe[0], dict(task.recipe[1])
+    new = (np.array([label.min(), label.max()], np.float64) - given["mean"]) / given["std"]
+    low, high = module.limits
+    limits = min(low, float(new[0])), max(high, float(new[1]))
+    return make(**given | {"module": module.clone(limits=limits)})
 
 
 def candidate_targets(reader: TableReader, columns: Columns) -> np.ndarray:

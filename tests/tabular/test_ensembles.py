@@ -12,7 +12,6 @@ from jaxops.tabular.parts import Roles, parts_of
 from jaxops.tabular.prepared import encoder_of
 from jaxops.trust.evaluation import Evaluation
 
-pytest.importorskip("lightgbm")
 pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 300
@@ -30,8 +29,14 @@ FIRST = np.zeros(N)  # weights of the first fold's rows alone
 FIRST[folds_of(N, 3, TABLE["left"], None, 0)[0][1]] = 1
 SMALL = tabular.MLP((8,))
 TREES = tabular.HistGradientBoosting(max_iter=20, learning_rate=0.2)
-QUICK = tabular.LightGBM(n_estimators=20, n_jobs=1)  # as nothing is compiled for it
 ROLES = Roles("left", None, (), None, None, None, ())
+
+
+@pytest.fixture
+def quick():
+    """Trees, as nothing is compiled for them."""
+    pytest.importorskip("lightgbm")
+    return tabular.LightGBM(n_estimators=20, n_jobs=1)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,7 @@ def test_no_model_has_seen_the_rows_of_its_fold():
 
 
 def test_labels_that_only_a_leak_could_tell():
+    pytest.importorskip("lightgbm")
     noise = RNG.choice(["yes", "no"], N).astype(object)
     table = {"x": RNG.permutation(N) + 0.5, "y": noise}
     memory = tabular.LightGBM(
@@ -82,20 +88,20 @@ def test_the_encoder_of_a_fold_knows_nothing_of_its_rows():
     assert "of these rows" in other.values["plan"] and other.mean["age"] > 100
 
 
-def test_the_blend_is_better_than_its_members_on_validation(both, capsys):
+def test_the_blend_is_better_than_its_members_on_validation(both, capsys, quick):
     losses = both.about["methods"]
     assert [name.split()[1] for name in losses] == ["MLP", "HistGradientBoosting"]
     assert both.about["folds"] == 3 and isinstance(both.task, Blend)
     assert both.about["validation"]["log_loss"] <= min(losses.values())
     assert tabular.evaluate(both, TABLE).figures()["auc"] > 0.85
-    held = tabular.fit(TABLE, [QUICK, TREES], label="left", groups="group")
+    held = tabular.fit(TABLE, [quick, TREES], label="left", groups="group")
     out = capsys.readouterr().out
     assert "2: HistGradientBoosting" in out
     assert min(held.about["methods"].values()) >= held.about["validation"]["log_loss"]
 
 
-def test_the_figures_of_folds_are_those_of_a_loop_over_them():
-    model = tabular.fit(TABLE, QUICK, label="left", drop=["group"], folds=3, progress=False)
+def test_the_figures_of_folds_are_those_of_a_loop_over_them(quick):
+    model = tabular.fit(TABLE, quick, label="left", drop=["group"], folds=3, progress=False)
     metrics = pytest.importorskip("sklearn.metrics")
     parts = parts_of({n: c for n, c in TABLE.items() if n != "group"}, ROLES, 0.15, 3, 0, False)
     p, members = np.zeros(N), model.task.models()
@@ -191,6 +197,7 @@ def test_the_command_line_names_folds_and_lists(tmp_path, capsys):
 
 
 def test_validation_rows_without_an_error_do_not_make_certain():
+    pytest.importorskip("lightgbm")
     table = {"age": AGE, "young": np.where(AGE < 40, "yes", "no").astype(object)}
     trees = tabular.LightGBM(n_estimators=5, learning_rate=0.2, n_jobs=1)
     model = tabular.fit(table, [trees], label="young", progress=False)

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import jaxops as jo
@@ -118,6 +119,16 @@ def test_a_module_of_the_user_is_given_what_it_was_given():
 def test_a_module_is_not_given_what_it_cannot_read(method, message):
     with pytest.raises(ValueError, match=message):
         tabular.fit(TABLE, method, label="left", progress=False)
+
+
+def test_new_rows_move_the_limits_of_real_mlp():
+    table = {"age": AGE[:64], "y": AGE[:64] / 10}
+    options = {"epochs": 1, "optimizer": optax.adam(0.2), "progress": False}
+    model = tabular.fit(table, tabular.RealMLP((1,), frequencies=1), label="y", **options)
+    new = {**table, "y": table["y"] + 5}
+    after = tabular.update(model, new, **options | {"epochs": 40}).predict(table).values
+    assert after.min() > table["y"].max() >= model.predict(table).values.max() - 1e-5
+    assert after.max() <= new["y"].max() + 1e-4
 
 
 def test_real_mlp_has_the_activation_of_its_target():

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from jaxops import tabular
+from jaxops.tabular.parts import Roles, parts_of
 
 RNG = np.random.default_rng(0)
 N = 240
@@ -96,6 +97,24 @@ def test_networks_in_folds_are_blended_and_trained_further(model):
 def test_what_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
         tabular.fit(TABLE, **{"method": tabular.MLP(()), **OPTIONS, **change})
+
+
+def test_rows_are_held_out_of_each_combination():
+    left, complained = np.arange(400) % 10 == 0, np.arange(400) % 8 == 0  # 10 rows of 400 are both
+    table = {"age": RNG.uniform(20, 60, 400), "left": left, "complained": complained}
+    table["moved"] = np.arange(400) == 31  # one row, which has to be trained on or refused
+    roles = Roles(("left", "complained"), None, ("moved",), None, None, None, ())
+    for seed in range(4):
+        held = parts_of(table, roles, 0.2, None, seed, False).targets()[1]
+        assert [len(held), *held.sum(0), held.all(1).sum()] == [80, 8, 10, 2]
+        folds = parts_of(table, roles, 0.15, 5, seed, False)
+        for _, rows in folds.folds:
+            assert folds.targets()[0][rows].all(1).sum() == 2
+    rare = roles._replace(label=("left", "moved"), drop=("complained",))
+    message = "moved must vary in the train rows, got 'False' in all 320"
+    with pytest.raises(ValueError, match=message):
+        parts_of(table, rare, 0.15, 5, 0, False)
+    assert parts_of(table, rare, 0.15, None, 0, False).targets()[0][:, 1].sum() == 1
 
 
 def test_labels_that_cannot_be(model):

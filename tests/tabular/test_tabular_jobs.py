@@ -7,7 +7,6 @@ import jaxops as jo
 from jaxops import tabular
 from jaxops.tabular import data
 
-pytest.importorskip("lightgbm")
 pytestmark = pytest.mark.usefixtures("one_thread")
 RNG = np.random.default_rng(0)
 N = 300
@@ -20,7 +19,13 @@ TABLE = {
     "left": np.where((AGE < 40) ^ (PLAN == "c"), "yes", "no").astype(object),
 }
 SMALL = tabular.MLP((16,))
-QUICK = tabular.LightGBM(n_estimators=3, n_jobs=1)  # as nothing is compiled for it
+
+
+@pytest.fixture
+def quick():
+    """Trees, as nothing is compiled for them."""
+    pytest.importorskip("lightgbm")
+    return tabular.LightGBM(n_estimators=3, n_jobs=1)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,12 @@ def test_new_rows(model):
     assert turned.reader is model.reader
 
 
+def test_trees_alone_are_not_trained_further(quick):
+    trees = tabular.fit(TABLE, quick, label="left", drop=["customer"], progress=False)
+    with pytest.raises(ValueError, match=r"model must be of networks alone .* got TreeModel; fit"):
+        tabular.update(trees, TABLE, progress=False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -128,6 +139,14 @@ def test_new_rows(model):
             "data must have at least 2 rows .* got 0 and 300 that are alone in their class",
         ),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        (
+            {"method": None, "budget": "1min", "checkpoints": "runs"},
+            r"checkpoints must be None where a budget tries .* method=TabM\(\)",
+        ),
+        (
+            {"method": None, "budget": "1min", "state": 3},
+            "state must be None where a budget tries every method of .*, got 3; give one",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(change, message):
@@ -159,42 +178,42 @@ def test_columns_that_say_something_else_than_in_training(model):
         )
 
 
-def test_numbers_beside_a_few_texts_are_warned_of():
+def test_numbers_beside_a_few_texts_are_warned_of(quick):
     power = np.where(np.arange(N) % 50 == 3, "?", np.arange(N).astype(str)).astype(object)
     options = {"label": "left", "drop": ["customer"], "progress": False}
     with pytest.warns(UserWarning, match=r"power should be numbers, .*'\?' in row 3; leave such"):
-        tabular.fit({**TABLE, "power": power}, QUICK, **options)
+        tabular.fit({**TABLE, "power": power}, quick, **options)
     codes = np.array([f"{i % 30:02d}" for i in range(N)], object)  # text, but for leading zeros
-    tabular.fit({**TABLE, "power": power, "code": codes}, QUICK, text=["power"], **options)
+    tabular.fit({**TABLE, "power": power, "code": codes}, quick, text=["power"], **options)
 
 
-def test_whole_numbers_as_ids_stay_such_and_dropped_columns_are_not_read():
+def test_whole_numbers_as_ids_stay_such_and_dropped_columns_are_not_read(quick):
     table = {**TABLE, "customer": np.arange(N) + 7, "odd": np.full(N, np.inf)}
     options = {"label": "left", "id": "customer", "drop": ["odd"], "progress": False}
-    answer = tabular.fit(table, QUICK, **options).predict(table)
+    answer = tabular.fit(table, quick, **options).predict(table)
     assert answer.ids.dtype == np.int64 and answer.ids[:2].tolist() == [7, 8]
 
 
-def test_identifiers_are_left_out_and_groups_kept_together(capsys):
-    model = tabular.fit(TABLE, QUICK, label="left")
+def test_identifiers_are_left_out_and_groups_kept_together(capsys, quick):
+    model = tabular.fit(TABLE, quick, label="left")
     assert [*model.about["left out"]] == ["customer"]
     told = "left out: customer (255 texts in 255 rows: an identifier, or text for jaxops.text; "
     assert told in capsys.readouterr().out
     groups = (np.arange(N) // 10).astype(float)
     grouped = tabular.fit(
-        {**TABLE, "group": groups}, QUICK, label="left", groups="group", progress=False
+        {**TABLE, "group": groups}, quick, label="left", groups="group", progress=False
     )
     assert "group" not in grouped.reader.encoder.mean
 
 
-def test_names_of_classes_and_columns_are_kept_as_they_are():
+def test_names_of_classes_and_columns_are_kept_as_they_are(quick):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({0: AGE, 1: PLAN, 2: np.where(AGE < 40, "01", "None")})
-    model = tabular.fit(frame, QUICK, label="2", progress=False)
+    model = tabular.fit(frame, quick, label="2", progress=False)
     assert model.task.classes == ("01", "None")
     assert tabular.evaluate(model, frame).figures()["accuracy"] > 0.5
     table = {"age": AGE, "left": (AGE < 40) * 1.0}
-    whole = tabular.fit(table, QUICK, label="left", progress=False)
+    whole = tabular.fit(table, quick, label="left", progress=False)
     assert whole.task.classes == ("0", "1")
 
 

@@ -1,5 +1,7 @@
 """Weights of rows and of classes, held to scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import optax
 import pytest
@@ -7,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 
+import jaxops as jo
 from jaxops import tabular
 from jaxops.tabular.parts import Roles, parts_of
 
@@ -76,6 +79,49 @@ def test_weights_of_rows_and_classes_multiply_in_training_alone(method, options)
     )  # fmt: skip
     np.testing.assert_allclose(both, column, atol=1e-5)
     assert np.abs(both - plain).max() > 0.02
+
+
+def test_new_rows_have_the_weights_of_fit(tmp_path):
+    w = RNG.uniform(0.2, 2, 200)
+    options = {"epochs": 1, "optimizer": optax.adam(0.05), "progress": False}
+    held = {**of("two", HELD), "w": np.ones(40)}
+    model = tabular.fit(
+        {**of("two", TRAIN), "w": w}, tabular.MLP((4,)), label="two", weights="w",
+        class_weights="balanced", validation=held, **options,
+    )  # fmt: skip
+    jo.save(tmp_path / "m", model)
+    model = jo.load(tmp_path / "m")
+    of_class = compute_sample_weight("balanced", TRAIN["two"])[:32]
+    np.testing.assert_allclose(sorted(model.reader.class_weights), np.unique(of_class), rtol=1e-6)
+    alone = replace(model, reader=replace(model.reader, class_weights=()))
+    new = {name: column[:32] for name, column in of("two", TRAIN).items()}
+    own, product, plain = (
+        tabular.update(one, {**new, "w": w}, **options | {"epochs": 9}).predict(HELD).probabilities
+        for one, w in ((model, w[:32]), (alone, w[:32] * of_class), (alone, np.ones(32)))
+    )
+    np.testing.assert_allclose(own, product, atol=1e-5)
+    assert np.abs(own - plain).max() > 0.02
+    with pytest.raises(ValueError, match="must have a column 'w'"):
+        tabular.update(model, new, **options)
+
+
+def test_classes_weigh_nothing_in_validation():
+    roles = Roles("two", None, (), None, None, "w", (), class_weights={"yes": 5})
+    w, w_held = RNG.uniform(0.2, 2, 200), RNG.uniform(0.2, 2, 40)
+    held = {**of("two", HELD), "w": w_held}
+    train, other = parts_of({**of("two", TRAIN), "w": w}, roles, held, None, 0, False).row_weights()
+    np.testing.assert_allclose(train, np.where(TRAIN["two"] == "yes", 5 * w, w), rtol=1e-6)
+    np.testing.assert_allclose(other, w_held, rtol=1e-6)
+
+
+def test_recall_rises_where_plain_validation_stops_training():
+    options = {"label": "two", "validation": of("two", HELD), "progress": False, "epochs": 12}
+    rare, (plain, weighted) = TABLE["two"] == "yes", (
+        tabular.fit(of("two", TRAIN), tabular.MLP((4,)), class_weights=given, **options)
+        .predict(TABLE).labels == "yes"
+        for given in (None, {"yes": 8})
+    )  # fmt: skip
+    assert weighted[rare].mean() > plain[rare].mean() + 0.2
 
 
 def test_balanced_weights_of_a_fold_are_of_its_train_rows():
