@@ -1,5 +1,6 @@
 """One call a job: what is read, what is learned, what comes back from the file."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -247,6 +248,11 @@ def test_an_updated_regression_is_that_of_all_rows(method, tmp_path):
     assert one.times.tolist() == two.times.tolist()
     assert (after.about["rows"], after.about["events"]) == (N, int(TABLE["left"].sum()))
     assert after.reader.encoder.mean == before.reader.encoder.mean
+
+
+def test_an_updated_model_has_no_figures_of_the_one_before(model):
+    old = dataclasses.replace(model, about={**model.about, "validation": {}, "methods": {}})
+    assert survival.update(old, TABLE).about.keys() == {*model.about, "updated with"}
 
 
 @pytest.mark.slow
