@@ -68,7 +68,7 @@ def profit_curve(score: Any, outcome: Any, benefit: Any, cost: Any) -> ProfitCur
     Contacting a customer costs `cost`, and brings `benefit` if the outcome is 1, such as a customer
     who would leave and is kept. Customers of equal scores count with their mean, so that their
     order is no matter, and `best` is no number that would part them. Intervals are of 500 samples
-    of the customers, about 20 seconds for a million.
+    of the customers.
 
     Args:
         score: (N,), the customers of the highest are contacted first.
@@ -186,8 +186,7 @@ def expected_maximum_profit(
     Contacting a customer costs `contact`. Customers who would leave accept the offer with
     probability γ and stay, which is worth `value` less `offer`. Those who would stay take the offer
     for certain. The best number of contacts depends on γ; the profit is its mean over
-    γ ~ Beta(*accepts). The interval is of 500 samples of the customers, about 20 seconds for a
-    million.
+    γ ~ Beta(*accepts). The interval is of 500 samples of the customers.
 
     Args:
         score: (N,), higher for customers who will leave.
@@ -243,9 +242,11 @@ def _at_best(
     hull = isotonic_regression(hits / size, weights=size, increasing=False).blocks
     ends, gone = (np.append(0.0, np.cumsum(x))[hull] / size.sum() for x in (size, hits))
     stayed = ends - gone  # shares of all customers
-    with np.errstate(divide="ignore"):
-        ratio = np.diff(stayed) / np.diff(gone)
-    gamma = ((offer + contact) * ratio + contact) / gain  # where to go on to the next
+    cost = (offer + contact) * np.diff(stayed) + contact * np.diff(gone)
+    gained = gain * np.diff(gone)
+    # the γ from which on it pays to go on to the next: never where none left, 0 where that is free
+    never = np.where(cost > 0, 1.0, 0.0)
+    gamma = np.divide(cost, gained, out=never, where=gained > 0)
     edges = np.concatenate([[0.0], np.clip(gamma, 0, 1), [1.0]])
     a, b = accepts
     chance = np.diff(betainc(a, b, edges))

@@ -10,7 +10,14 @@ import numpy as np
 import scipy.special
 
 from jaxops.survival.families import Law
-from jaxops.survival.newton import check_converged, coefficient_table, newton, scaled, started
+from jaxops.survival.newton import (
+    check_converged,
+    coefficient_table,
+    from_start,
+    newton,
+    scaled,
+    started,
+)
 from jaxops.survival.outcomes import outcome
 from jaxops.task import recorded
 
@@ -115,7 +122,9 @@ def _polished(
     Raises:
         ValueError: there is none, or features that determine each other.
     """
-    at, step = _slopes(np, law, x, rows, b), np.zeros(len(b))
+    with np.errstate(over="ignore", invalid="ignore"):
+        at = _slopes(np, law, x, rows, b)
+    step = np.full(len(b), np.nan if np.isnan(at.value) else 0.0)
     for _ in range(POLISHED):
         with np.errstate(over="ignore", invalid="ignore"):
             new = _slopes(np, law, x, rows, b + step)
@@ -225,20 +234,25 @@ def aft_regression(
     change = np.eye(x.shape[1] + 2)
     change[1:-1, 1:-1] /= std[:, None]
     change[0, 1:-1] = -mean / std
-    first = started("start", start, len(change))
-    if start is None:
-        first[-1] = np.log(max(log_time.std(), 1e-3))
-    else:
-        first[0] -= centre
-        first = np.linalg.solve(change, first)
+    usual = np.zeros(len(change))
+    usual[-1] = np.log(max(log_time.std(), 1e-3))
+    given = None
+    if start is not None:
+        given = started("start", start, len(change))
+        given[0] -= centre
+        given = np.linalg.solve(change, given)
     seen, late = rows.event > 0, entry > 0
     columns = (log_time - centre, seen, log_entry - centre, late)
-    device = [
-        jnp.asarray(c, jnp.float32 if c.dtype == float else bool) for c in (x, first, *columns)
-    ]
-    near = _near(law, *device)
     every = ["intercept", *names, "log(scale)"]
-    b, at = _polished(law, x, columns, np.asarray(near, np.float64), every)
+
+    def maximum(first: np.ndarray) -> tuple[np.ndarray, Slopes]:
+        device = [
+            jnp.asarray(c, jnp.float32 if c.dtype == float else bool) for c in (x, first, *columns)
+        ]
+        near = _near(law, *device)
+        return _polished(law, x, columns, np.asarray(near, np.float64), every)
+
+    b, at = from_start(maximum, given, usual)
     coefficients = change @ b
     coefficients[0] += centre
     covariance = change @ np.linalg.inv(at.information) @ change.T

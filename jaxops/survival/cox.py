@@ -16,6 +16,7 @@ from jaxops.survival.newton import (
     CLOSE,
     check_converged,
     coefficient_table,
+    from_start,
     newton,
     scaled,
     shrinking,
@@ -174,10 +175,14 @@ def cox_regression(
     sets = risk_sets(rows, stratum, ties == "efron")
     # within strata the likelihood has no constant, and small differences no large one to lose
     on_device = jnp.asarray(x - _mean_of_strata(x, stratum), jnp.float32)
-    first = started("start", start, len(std)) * std
-    given = (jnp.float32(value) for value in (first, l1, l2))
-    near, step, information = map(np.asarray, _maximum(on_device, sets, *given, sparse=l1 > 0))
-    b, at = _polished(x, sets, l1, l2, near, step, information, names)
+
+    def maximum(first: np.ndarray) -> tuple[np.ndarray, Slopes, np.ndarray]:
+        given = (jnp.float32(value) for value in (first, l1, l2))
+        near, step, information = map(np.asarray, _maximum(on_device, sets, *given, sparse=l1 > 0))
+        return *_polished(x, sets, l1, l2, near, step, information, names), information
+
+    given = None if start is None else started("start", start, len(std)) * std
+    b, at, information = from_start(maximum, given, np.zeros(len(std)))
     covariance = np.full(information.shape, np.nan)
     if l1 == 0:
         covariance = np.linalg.inv(information.astype(np.float64))

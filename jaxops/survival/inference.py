@@ -31,7 +31,8 @@ def probability_before(
     Args:
         model: see `survival.fit`.
         data: a table; times and events may be absent.
-        times: T of them, sorted, at least 0, in the unit of the train rows.
+        times: T of them, sorted, at least 0, in the unit of the train rows. Behind the last event
+            of these all curves are level, but those of accelerated failure times, which go on.
         cause: of a model of several causes one; None for any.
 
     Returns:

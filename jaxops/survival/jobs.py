@@ -169,7 +169,8 @@ def update(model: Model, new: Source, epochs: int | None = None, **options: Any)
     A network is trained further from its present parameters, on what is in `new`: new rows alone,
     or a mixture with old ones. The baseline of `DeepSurv`, as that of `Cox`, is made from the rows
     of `new`; for both and for accelerated failure times `horizon` and the default times of an
-    answer are theirs too. The intervals of `LogisticHazard` and `DeepHit` stay as they are.
+    answer are theirs too. The intervals of `LogisticHazard` and `DeepHit` stay as they are. The
+    validation figures of `fit` are of the model before and not kept.
 
     Args:
         model: of `fit`.
@@ -193,7 +194,7 @@ def update(model: Model, new: Source, epochs: int | None = None, **options: Any)
     reader = reader_of(model)
     if isinstance(model.task, Regression):
         given = options if epochs is None else {"epochs": epochs, **options}
-        return _refitted(model, model.task, reader, new, given)
+        return _without_figures(_refitted(model, model.task, reader, new, given))
     ids, columns, rows = reader.columns(new, seen=True)
     check_rows((), None if reader.id is None else ids, rows, reader)
     defaults = recipe(len(ids), np.inf) | {"early_stopping": None}
@@ -202,7 +203,13 @@ def update(model: Model, new: Source, epochs: int | None = None, **options: Any)
     made = trained_further(model, train_columns, chosen(defaults, options))
     if isinstance(reader.family, Baseline):
         made = replace(made, reader=_with_baseline(made, columns["features"], rows))
-    return made
+    return _without_figures(made)
+
+
+def _without_figures(model: Model) -> Model:
+    """An updated model, without the figures of the one before."""
+    kept = {k: v for k, v in model.about.items() if k not in ("validation", "methods")}
+    return replace(model, about=kept)
 
 
 def _refitted(

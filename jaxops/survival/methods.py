@@ -17,23 +17,23 @@ class Cox:
 
     Attributes:
         ties: "efron" or "breslow".
-        l1: the weight of the sum of the absolute coefficients of standardised features, which makes
-            many of them 0; there are no standard errors then.
-        l2: the weight of half the sum of their squares.
+        l2: the weight of half the sum of the squared coefficients of standardised features.
         strata: columns; each combination of their values has a baseline of its own.
         cluster: a column whose equal values tell dependent rows; the errors are then robust.
         robust: robust errors, with each row a cluster.
+        l1: the weight of the sum of their absolute values, which makes many of the coefficients 0;
+            there are no standard errors then.
 
     >>> Cox(l2=1.0).ties
     'efron'
     """
 
     ties: str = "efron"
-    l1: float = 0.0
     l2: float = 0.0
     strata: tuple[str, ...] = ()
     cluster: str | None = None
     robust: bool = False
+    l1: float = 0.0
 
 
 @recorded

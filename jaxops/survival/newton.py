@@ -1,7 +1,8 @@
 """Newton's method on the device, and what regressions share: scaling, and the table of results."""
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from scipy.special import ndtr, ndtri
 from jaxops.model.finished import frame
 
 Array = jax.Array
+T = TypeVar("T")
 STEPS = 60  # of Newton's method; ten are many
 SWEEPS = 1000  # of coordinate descent in one of them
 CLOSE = 1e-5  # of a step on standardised features: the next one is of the order of its square
@@ -107,20 +109,35 @@ def newton(
 
 
 def started(name: str, start: Any, count: int) -> np.ndarray:
-    """Parameters to begin with, (count,) float64; 0 for None.
+    """Parameters to begin with, (count,) float64.
 
     Raises:
         ValueError: another shape, or values that are not finite.
 
-    >>> started("start", None, 2)
-    array([0., 0.])
+    >>> started("start", [1, 2], 2)
+    array([1., 2.])
     """
-    if start is None:
-        return np.zeros(count)
     first = np.asarray(start, np.float64)
     if first.shape != (count,) or not np.isfinite(first).all():
         raise ValueError(f"{name} must be {count} finite numbers, one a parameter, got {start}")
     return first
+
+
+def from_start(find: Callable[[np.ndarray], T], given: np.ndarray | None, usual: np.ndarray) -> T:
+    """What is found from the start given, or, where there is none or it leads nowhere, the usual.
+
+    Args:
+        find: start (P,) -> a maximum; raises `ValueError` where there is none.
+        given: (P,), or None.
+        usual: (P,).
+
+    >>> from_start(lambda start: start.sum(), None, np.ones(2))
+    np.float64(2.0)
+    """
+    if given is not None:
+        with contextlib.suppress(ValueError):
+            return find(given)
+    return find(usual)
 
 
 class Scaled(NamedTuple):

@@ -144,6 +144,12 @@ def test_expected_maximum_profit_against_quadrature():
     assert customers.expected_maximum_profit(CHURNED, CHURNED).profit > random.profit
 
 
+def test_a_campaign_that_costs_nothing_contacts_all():
+    got = customers.expected_maximum_profit([3, 2, 1, 0], [1, 0, 0, 0], offer=0.0, contact=0.0)
+    assert got.profit == pytest.approx(200 * 0.3 / 4) and got.contacted == pytest.approx(1)
+    assert 0 <= got.low < got.profit < got.high
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -101,6 +101,16 @@ def test_the_restricted_mean_is_the_integral():
         assert law.mean(np.ones(1), 7.0)[0] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_a_start_too_far_away_is_not_taken():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2))  # of the shape of another test
+    rows = x, np.exp(x[:, 0]) * rng.weibull(2.0, 200), np.arange(200) % 5 > 0
+    wanted = survival.aft_regression(*rows)
+    for start in ([0.0, 50.0, 0.0, 0.0], [0.0, 0.0, 0.0, -20.0], [0.0, 0.0, 0.0, 30.0]):
+        made = survival.aft_regression(*rows, start=start)
+        np.testing.assert_allclose(made.coefficients, wanted.coefficients, rtol=1e-6)
+
+
 def test_wrong_laws():
     with pytest.raises(ValueError, match="law must be one of weibull, log-normal, log-logistic"):
         survival.aft_regression([[1.0], [2.0]], [1, 2], [1, 1], law="gamma")

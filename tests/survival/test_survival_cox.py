@@ -188,6 +188,7 @@ def test_a_ridge_is_that_of_scikit_survival(whas):
     linear = pytest.importorskip("sksurv.linear_model")
     x, y = whas
     theirs = linear.CoxPHSurvivalAnalysis(alpha=30.0, ties="efron").fit(x, y)
+    assert survival.Cox("efron", 30.0) == survival.Cox(l2=30.0)
     made = survival.cox_regression(x.to_numpy(), y["lenfol"], y["fstat"], l2=30.0)
     np.testing.assert_allclose(made.coefficients, theirs.coef_, rtol=1e-4, atol=1e-6)
     curves = theirs.predict_survival_function(x[:5])
@@ -352,6 +353,14 @@ def test_a_small_stratum_behind_a_large_one_is_exact():
 def test_wrong_regressions(x, options, message):
     with pytest.raises(ValueError, match=message):
         survival.cox_regression(x, [1, 2, 3, 4], [1, 1, 1, 1], names=["age"], **options)
+
+
+def test_a_start_too_far_away_is_not_taken():
+    rows = [[0.0], [1.0], [0.0], [1.0]], [4, 2, 3, 5], [1, 1, 1, 0]
+    wanted = survival.cox_regression(*rows)
+    made = survival.cox_regression(*rows, start=[1000.0])
+    np.testing.assert_allclose(made.coefficients, wanted.coefficients, rtol=1e-6)
+    assert made.log_likelihood == pytest.approx(wanted.log_likelihood, rel=1e-12)
 
 
 def test_features_that_determine_each_other():
