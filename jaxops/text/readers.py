@@ -13,7 +13,6 @@ from jaxops.model.finished import Model, frame
 from jaxops.task import recorded
 from jaxops.text.data import NGrams, Reader, Tokens, labels
 from jaxops.text.tasks import classifier
-from jaxops.train.evaluation import predict
 from jaxops.trust.calibration import scaled
 
 FILES = (".csv", ".gz", ".parquet", ".pq")
@@ -143,7 +142,7 @@ class TextReader:
         Raises:
             ValueError: as `texts`, or a reader of another vocabulary than the module's.
         """
-        task, state = model.trained()
+        task, _ = model.trained()
         vocabulary = task.columns[0].classes
         if vocabulary not in (None, self.read.vocabulary):
             raise ValueError(
@@ -152,7 +151,7 @@ class TextReader:
             )
         ids, texts = self.texts(data)
         ids = ids + first if ids.dtype.kind == "i" else ids
-        outputs = predict(task, state, self.read(texts))
+        outputs = model.outputs(self.read(texts))
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
 
     def answer(self, task: Any, ids: np.ndarray, outputs: np.ndarray) -> Classes:
