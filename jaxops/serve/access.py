@@ -15,7 +15,7 @@ from jaxops.serve.refused import Refused
 
 ROLES = ("predict", "metrics", "admin")
 MINUTE = 60.0
-SCRYPT = {"n": 2**12, "r": 8, "p": 1}  # 4 MB and about 10 ms, once for each key that is new
+SCRYPT = {"n": 2**12, "r": 8, "p": 1}  # 4 MB, once for each key that is new
 
 
 class Holder(NamedTuple):
@@ -59,7 +59,7 @@ class Keys:
     def holder(self, header: str | None) -> Holder:
         """The holder of the key in the header `Authorization: Bearer KEY`.
 
-        It takes 10 ms for a key that is new, right or wrong, whether or not its name is known.
+        A key that is new is hashed, right or wrong, whether or not its name is known.
 
         Raises:
             Refused: 401 for no key or a wrong one.

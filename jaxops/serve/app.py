@@ -212,12 +212,16 @@ class Service:
 
     async def page(self, request: Any) -> Any:
         """A plain page of the routes."""
-        paths = openapi.document(self.models.current, self.keys is not None)["paths"]
-        return self._response(openapi.page(paths), 200, None, "text/html")
+        return self._response(openapi.page(self._document()["paths"]), 200, None, "text/html")
 
     async def document(self, request: Any) -> Any:
         """The OpenAPI document."""
-        return self._json(openapi.document(self.models.current, self.keys is not None))
+        return self._json(self._document())
+
+    def _document(self) -> dict[str, Any]:
+        current = self.models.current
+        versions = {name: self.models.versions(name) for name in current}
+        return openapi.document(current, versions, self.keys is not None)
 
     async def metrics(self, request: Any) -> Any:
         """The metrics for Prometheus."""

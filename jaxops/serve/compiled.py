@@ -22,8 +22,8 @@ SMALL = 2**20  # parameters, of which every program holds a copy
 class Compiled(Model):
     """A model that predicts in parts of at most `most` rows, so that few programs compile.
 
-    `Model.outputs` hands all parameters to a program that takes any; for a small network, where
-    that is most of the time, there is one program for each power of two of rows.
+    `Model.outputs` hands all parameters to a program that takes any; a small network has instead
+    one program for each power of two of rows, with the parameters inside.
 
     Attributes:
         programs: rows -> program, see `jaxops.predictor`; none of a large network.

@@ -58,6 +58,7 @@ def run(
         host=host,
         port=port,
         access_log=False,
+        limit_concurrency=64 + 4 * service.settings.queue,  # connections
         log_level="warning",
         server_header=False,
         ssl_certfile=certificate,

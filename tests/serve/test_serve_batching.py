@@ -236,6 +236,37 @@ def test_warnings_are_told_to_the_client_that_caused_them_alone(monkeypatch):
     assert [one.json.get("warnings") for one in told] == [None, ["row 2 was cut"], None]
 
 
+def test_a_long_body_is_read_beside_the_loop_and_in_time(held, monkeypatch):
+    service, _ = held
+    event, threads = threading.Event(), []
+
+    class Slow:
+        numbered = True
+
+        def read(self, body, most):
+            threads.append(threading.current_thread())
+            assert event.wait(10)
+            raise Refused(400, "too late")
+
+    monkeypatch.setattr(service.models.get("churn"), "inputs", Slow())
+    long = {"rows": [{"rate": 0.03, "plan": "a" * 100_000}]}
+    told = post(service, PATH, long, x_request_timeout=0.3)
+    event.set()
+    assert (told.status, told.error) == (504, "the answer must come within 0.3 s, got none")
+    assert threads == [] or threads[0] is not threading.main_thread()
+
+
+def test_more_requests_than_twice_the_queue_are_refused_before_they_are_read(held):
+    service, event = held
+    event.set()
+    service.running = 4
+    told = post(service, PATH, b"not read")
+    assert told.status == 429 and "the server must have room, got 5 requests" in told.error
+    assert get(service, "/v2/health/ready").status == 200
+    service.running = 0
+    assert post(service, PATH, BODY).status == 200
+
+
 def test_a_server_that_drains_ends_what_runs_and_refuses_the_rest(held):
     service, event = held
 

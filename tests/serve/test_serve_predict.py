@@ -132,6 +132,7 @@ def test_the_openapi_document_is_of_the_models():
     row = schema["application/json"]["schema"]["properties"]["rows"]["oneOf"][0]["items"]
     assert row["properties"]["rate"] == {"type": ["number", "null"]}
     assert row["required"] == ["rate", "plan"] and row["additionalProperties"] is False
+    assert {"/admin/models/churn", "/v2/models/router/versions/1/infer"} <= document["paths"].keys()
     assert document["openapi"] == "3.1.0" and "security" not in document
     page = get(app(), "/")
     assert page.headers["content-type"].startswith("text/html")
