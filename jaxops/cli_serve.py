@@ -34,7 +34,11 @@ class Serve:
     queue: int = 256
     """the most requests that wait"""
     timeout: float = 10.0
-    """seconds for a request"""
+    """seconds for a request, from its arrival"""
+    rows: int = 10_000
+    """the most rows of a request"""
+    body: int = 2**24
+    """the most bytes of a request"""
     certificate: Path | None = None
     """a file of PEM, for HTTPS"""
     certificate_key: Path | None = None
@@ -50,11 +54,12 @@ class Serve:
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
             raise ValueError(f"models must be files of different names, got {twice!r} twice")
+        limits = (self.batch_size, self.delay, self.queue, self.timeout, self.rows, self.body)
         app = application(
             {path.stem: load(path) for path in self.models},
             keys=self.keys,
             folder=self.folder,
-            settings=Settings(self.batch_size, self.delay, self.queue, self.timeout),
+            settings=Settings(*limits),
         )
         run(app, self.host, self.port, self.certificate, self.certificate_key)
 

@@ -1,5 +1,6 @@
 """Who may ask what: keys of an API, kept hashed in a file of lines, with roles and quotas."""
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -14,7 +15,7 @@ from jaxops.serve.refused import Refused
 
 ROLES = ("predict", "metrics", "admin")
 MINUTE = 60.0
-SCRYPT = {"n": 2**12, "r": 8, "p": 1}  # 4 MB and about 10 ms, once for each key that is new
+SCRYPT = {"n": 2**12, "r": 8, "p": 1}  # 4 MB, once for each key that is new
 
 
 class Holder(NamedTuple):
@@ -58,7 +59,7 @@ class Keys:
     def holder(self, header: str | None) -> Holder:
         """The holder of the key in the header `Authorization: Bearer KEY`.
 
-        It takes 10 ms for a key that is new, right or wrong, whether or not its name is known.
+        A key that is new is hashed, right or wrong, whether or not its name is known.
 
         Raises:
             Refused: 401 for no key or a wrong one.
@@ -73,13 +74,15 @@ class Keys:
         return holder
 
     def admit(self, holder: Holder, role: str) -> None:
-        """Count a use of a key for what needs a role; "" is any, and an administrator has all.
+        """Count a use of a key for what needs a role; "" is none, and not counted.
 
         Raises:
             Refused: 403 for a key of another role, 429 for one used too often in this minute.
         """
         if role not in ("", holder.role) and holder.role != "admin":
             raise Refused(403, f"the key must have the role {role}, got {holder.role}")
+        if not role:
+            return
         now = time.monotonic()
         begin, count = self._used.get(holder.name, (now, 0))
         begin, count = (begin, count) if now - begin < MINUTE else (now, 0)
@@ -120,15 +123,17 @@ def add_key(path: str | Path, name: str, role: str, quota: int = 0) -> str:
         raise ValueError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
     if quota < 0:
         raise ValueError(f"quota must be at least 0, got {quota}")
-    if path.exists() and any(one.name == name for one in _read(path)):
-        raise ValueError(f"name must be new in {path}, got {name!r}")
     key, salt = f"{name}.{secrets.token_urlsafe(32)}", secrets.token_bytes(16)
     line = f"{name} {role} {quota} {salt.hex()} {_hash(key, salt).hex()}\n"
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+") as file:
+        with contextlib.suppress(ImportError):  # Windows has none
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # two at once would find the same names
+        if any(one.name == name for one in _read(path)):
+            raise ValueError(f"name must be new in {path}, got {name!r}")
+        begun = path.read_text()
+        file.write(line if begun == "" or begun.endswith("\n") else f"\n{line}")
     return key
 
 

@@ -4,8 +4,10 @@ import asyncio
 import json
 import math
 import re
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ from jaxops.serve.access import Keys, is_loopback
 from jaxops.serve.answers import plain
 from jaxops.serve.batching import Batcher, Call, Waiting
 from jaxops.serve.inputs import Given
-from jaxops.serve.models import Models, Served, check_name
+from jaxops.serve.models import Models, Served, Told, check_name, file_below
 from jaxops.serve.refused import Refused, short
 from jaxops.serve.watch import Record, Watch
 
 SENTENCE = 500  # characters
+LONG = 100_000  # bytes of a body that is not read in the thread of the loop
+UNKNOWN = 4  # keys that are hashed at once
+ROLES = {"metrics": "metrics", "change": "admin", "live": "", "ready": ""}  # others: predict
 LENGTH = "inference-header-content-length"
 
 
@@ -35,7 +40,8 @@ class Settings:
         batch_size: the most rows that requests are joined to.
         delay: seconds that a request waits for others, at most.
         queue: the most requests that wait; further ones are refused with 429.
-        timeout: seconds for a request, which may ask for fewer; then it is answered by 504.
+        timeout: seconds from the arrival of a request, which may ask for fewer; then it is answered
+            by 504.
         rows: the most rows of a request.
         body: the most bytes of a request.
 
@@ -70,8 +76,10 @@ class Service:
         self.batcher = Batcher(
             settings.batch_size, settings.delay, settings.queue, self._count_batch
         )
-        self.watch = Watch(lambda: len(self.batcher.waiting))
+        self.watch = Watch(self.batcher.queued)
         self._changes = asyncio.Lock()
+        self._readers = ThreadPoolExecutor(2, "jaxops-reader")
+        self._hashing = 0
         self._http = require("starlette.exceptions", extra="serve").HTTPException
         self._gone = require("starlette.requests", extra="serve").ClientDisconnect
         self._response = require("starlette.responses", extra="serve").Response
@@ -149,21 +157,49 @@ class Service:
 
         A page of another site that a browser on this machine shows would name its own host.
         """
-        path = scope["path"]
+        role = self._role(scope)
         if self.keys is None:
+            client = scope.get("client")  # None where there is no network, as of a test
+            if client and not is_loopback(client[0]):
+                raise Refused(
+                    403, "without keys a request must come from this machine, got another"
+                )
             host = headers.get("host", "localhost")
             name = host if host.endswith("]") else re.sub(r":\d*$", "", host)
             if not is_loopback(name):
                 raise Refused(403, f"without keys the host must be this machine, got {short(host)}")
-            return
-        given = headers.get("authorization")
-        holder = self.keys.known(given)
+        else:
+            await self._known(self.keys, headers.get("authorization"), role, record)
+        if role == "predict" and self.running > 2 * self.settings.queue:
+            sentence = f"the server must have room, got {self.running} requests that run"
+            raise Refused(429, sentence, retry_after=1)
+
+    async def _known(self, keys: Keys, given: str | None, role: str, record: Record) -> None:
+        """Find the holder of a key, and whether it may do what needs the role."""
+        holder = keys.known(given)
         if holder is None:  # it takes its time
-            holder = await asyncio.to_thread(self.keys.holder, given)
+            if self._hashing >= UNKNOWN:
+                raise Refused(429, "keys must come one after the other, got many", retry_after=1)
+            self._hashing += 1
+            try:
+                holder = await asyncio.to_thread(keys.holder, given)
+            finally:
+                self._hashing -= 1
         record.key = holder.name
-        role = "metrics" if path == "/metrics" else "admin" if path.startswith("/admin") else ""
-        health = path.startswith("/v2/health")
-        self.keys.admit(holder, role or ("" if health else "predict"))
+        try:
+            keys.admit(holder, role)
+        except Refused as error:
+            if role == "admin":
+                self.watch.audit(record, "refused", outcome=str(error))
+            raise
+
+    def _role(self, scope: Any) -> str:
+        """The role that the route of a request needs, wherever the application is mounted."""
+        for route in self._router.routes:
+            found = route.matches(scope)[1]
+            if found:
+                return ROLES.get(found["endpoint"].__name__, "predict")
+        return "predict"
 
     def _json(self, value: Any, status: int = 200, headers: Any = None) -> Any:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -176,12 +212,16 @@ class Service:
 
     async def page(self, request: Any) -> Any:
         """A plain page of the routes."""
-        paths = openapi.document(self.models.current, self.keys is not None)["paths"]
-        return self._response(openapi.page(paths), 200, None, "text/html")
+        return self._response(openapi.page(self._document()["paths"]), 200, None, "text/html")
 
     async def document(self, request: Any) -> Any:
         """The OpenAPI document."""
-        return self._json(openapi.document(self.models.current, self.keys is not None))
+        return self._json(self._document())
+
+    def _document(self) -> dict[str, Any]:
+        current = self.models.current
+        versions = {name: self.models.versions(name) for name in current}
+        return openapi.document(current, versions, self.keys is not None)
 
     async def metrics(self, request: Any) -> Any:
         """The metrics for Prometheus."""
@@ -207,9 +247,9 @@ class Service:
 
     async def ready(self, request: Any) -> Any:
         """Whether the server, or a model, takes requests."""
-        if "model" in request.path_params:
-            self._served(request)
-        return self._json({"ready": not self.draining}, 503 if self.draining else 200)
+        named = {"name": self._served(request).name} if "model" in request.path_params else {}
+        ready = not self.draining and self.batcher.works
+        return self._json({**named, "ready": ready}, 200 if ready else 503)
 
     async def model(self, request: Any) -> Any:
         """The tensors of a model."""
@@ -221,24 +261,30 @@ class Service:
     async def predict(self, request: Any) -> Any:
         """Raw input to answers with names."""
         served = self._served(request)
-        body = tensors.parsed(await self._body(request))
-        limit = self.settings.rows
-        if getattr(served.inputs, "slow", False):
-            given = await asyncio.to_thread(served.inputs.read, body, limit)
-        else:
-            given = served.inputs.read(body, limit)
-        answer = await self._answer(request, (served, "predict"), served.predict, given)
+
+        def read(data: bytes) -> Given:
+            return served.inputs.read(tensors.parsed(data), self.settings.rows)
+
+        given = await self._read(request, read, getattr(served.inputs, "slow", False))
+        found = await self._answer(request, (served, "predict"), served.predict, given)
         head = {"model": served.name, "version": served.version}
-        return self._json({**head, "answer": {**_named(answer), **given.beside}})
+        told = {"warnings": found.warnings} if found.warnings else {}
+        return self._json({**head, "answer": {**_named(found.answer), **given.beside}, **told})
 
     async def infer(self, request: Any) -> Any:
         """Tensors to tensors."""
         served = self._served(request)
-        asked = tensors.read(await self._body(request), request.headers.get(LENGTH))
-        given = served.tensors(asked.arrays, self.settings.rows)
+
+        def read(data: bytes) -> tuple[tensors.Inference, Given]:
+            asked = tensors.read(data, request.headers.get(LENGTH))
+            return asked, served.tensors(asked.arrays, self.settings.rows)
+
+        asked, given = await self._read(request, read)
         found = await self._answer(request, (served, "infer"), served.infer, given, asked.timeout)
-        head = {"model_name": served.name, "model_version": served.version}
-        data, length = tensors.write(head, found, asked)
+        head: dict[str, Any] = {"model_name": served.name, "model_version": served.version}
+        if found.warnings:
+            head["parameters"] = {"warnings": "; ".join(found.warnings)}
+        data, length = tensors.write(head, found.answer, asked)
         headers = None if length is None else {"Inference-Header-Content-Length": str(length)}
         kind = "application/json" if length is None else "application/octet-stream"
         return self._response(data, 200, headers, kind)
@@ -265,7 +311,7 @@ class Service:
             raise Refused(415, "the body must not be compressed, got a Content-Encoding")
         most, data = self.settings.body, bytearray()
         try:
-            async with asyncio.timeout(self.settings.timeout):
+            async with asyncio.timeout(self._left(request)):
                 async for part in request.stream():
                     data += part
                     if len(data) > most:
@@ -274,25 +320,36 @@ class Service:
             raise Refused(408, "the body must come in time, got a part of it") from None
         return bytes(data)
 
+    async def _read(self, request: Any, read: Callable[[bytes], Any], slow: bool = False) -> Any:
+        """What `read` makes of the body, in time; beside the loop where that takes long."""
+        data = await self._body(request)
+        if not slow and len(data) < LONG:
+            return read(data)
+        running = asyncio.get_running_loop().run_in_executor(self._readers, read, data)
+        try:
+            return await asyncio.wait_for(running, self._left(request))
+        except TimeoutError:
+            seconds = self._timeout(request, None)
+            raise Refused(504, f"the answer must come within {seconds:g} s, got none") from None
+
     async def _answer(
         self, request: Any, key: Any, call: Call, given: Given, timeout: float | None = None
-    ) -> Any:
+    ) -> Told:
         """The answer that the batcher gives, unless time is over or the client has gone."""
         request.scope["jaxops"].rows = given.rows
-        seconds = self._timeout(request, timeout)
+        seconds, left = self._timeout(request, timeout), self._left(request, timeout)
         bucket = object() if given.bucket is None else given.bucket
-        future = self.batcher.put((*key, bucket), call, given, seconds)
+        future = self.batcher.put((*key, bucket), call, given, left)
         gone = asyncio.ensure_future(request.receive())
         try:
             first = asyncio.FIRST_COMPLETED
-            await asyncio.wait((future, gone), timeout=seconds, return_when=first)
+            await asyncio.wait((future, gone), timeout=left, return_when=first)
             if future.done():
-                return future.result()
+                found: Told = future.result()
+                return found
             if gone.done():
                 raise self._gone
             raise Refused(504, f"the answer must come within {seconds:g} s, got none")
-        except ValueError as error:  # of the reader, which names column and row
-            raise Refused(400, str(error)) from None
         finally:
             future.cancel()
             gone.cancel()
@@ -305,6 +362,11 @@ class Service:
                 raise Refused(400, f"X-Request-Timeout must be seconds, got {short(header)}")
             asked = min(float(header), asked or math.inf)
         return min(self.settings.timeout, math.inf if asked is None else asked)
+
+    def _left(self, request: Any, asked: float | None = None) -> float:
+        """The seconds that are left of those for a request."""
+        passed = time.perf_counter() - request.scope["jaxops"].start
+        return max(0.0, self._timeout(request, asked) - passed)
 
     # what an administrator does
 
@@ -322,7 +384,7 @@ class Service:
                 served = self.models.back(name, body["version"])
             elif [*body] == ["path"] and isinstance(body["path"], str):
                 act, told = "load", {**told, "path": body["path"][:200]}
-                file = self._file(body["path"])
+                file = file_below(self.folder, body["path"])
                 async with self._changes:
                     served = await asyncio.to_thread(self._load, name, file)
             else:
@@ -336,20 +398,6 @@ class Service:
         self.watch.audit(record, act, **told, outcome=f"version {served.version}")
         versions = self.models.versions(name)
         return self._json({"model": name, "version": served.version, "versions": versions})
-
-    def _file(self, path: str) -> Path:
-        """A file below the folder of models; not one that a link or `..` leads to outside."""
-        if self.folder is None:
-            raise Refused(403, "the server must have a folder of models to load from, got none")
-        folder = self.folder.resolve()
-        try:
-            file = (folder / path).resolve()
-            inside = file.is_relative_to(folder) and file.is_file()
-        except (OSError, ValueError):  # too long, or with a zero byte
-            inside = False
-        if not inside:
-            raise Refused(404, f"path must be a file below the folder of models, got {short(path)}")
-        return file
 
     def _load(self, name: str, file: Path) -> Served:
         check_name(name)
@@ -374,7 +422,8 @@ def application(
 
     Args:
         models: name -> model.
-        keys: a file of `jaxops key`; without one, requests must name this machine as their host.
+        keys: a file of `jaxops key`; without one, requests must come from this machine and name it
+            as their host.
         folder: of model files that an administrator may load.
         settings: limits, by default those of `Settings`.
 

@@ -60,6 +60,7 @@ class Batcher:
         self._on_batch = on_batch
         self._worker = ThreadPoolExecutor(1, "jaxops-device")
         self._loop: Any = None
+        self.busy = False  # whether the device answers a batch
 
     def put(self, key: Hashable, call: Call, given: Given, timeout: float) -> "asyncio.Future[Any]":
         """The future of the answer to a request; who cancels it takes the request back.
@@ -67,8 +68,8 @@ class Batcher:
         Raises:
             Refused: 429 where the queue is full; the future, 504 where the time is over.
         """
-        if len(self.waiting) >= self._queue:
-            sentence = f"the queue must have room, got {len(self.waiting)} requests that wait"
+        if (queued := self.queued()) >= self._queue:
+            sentence = f"the queue must have room, got {queued} requests that wait"
             raise Refused(429, sentence, retry_after=1)
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # the first request, or a loop after another
@@ -81,21 +82,37 @@ class Batcher:
         self._arrived.set()
         return future
 
+    def queued(self) -> int:
+        """The number of requests that wait; those whose clients have gone are dropped."""
+        self.waiting = deque(one for one in self.waiting if not one.future.done())
+        return len(self.waiting)
+
+    @property
+    def works(self) -> bool:
+        """Whether requests of the running loop get their turns."""
+        return self._loop is not asyncio.get_running_loop() or not self._task.done()
+
     async def _work(self) -> None:
         while True:
-            while not self.waiting:
+            while not self.queued():
                 self._arrived.clear()
                 await self._arrived.wait()
             await self._gather(self.waiting[0])
             batch = self._take()
             if batch:
-                self._on_batch(batch)
+                self.busy = True
                 parts = [one.given for one in batch]
-                found = await self._loop.run_in_executor(
-                    self._worker, answers, batch[0].call, parts
-                )
-                for one, answer in zip(batch, found, strict=True):
-                    _answer(one.future, answer)
+                try:
+                    self._on_batch(batch)
+                    found = await self._loop.run_in_executor(
+                        self._worker, answers, batch[0].call, parts
+                    )
+                    for one, answer in zip(batch, found, strict=True):
+                        _answer(one.future, answer)
+                except Exception as error:  # of this batch alone: the next ones get their turns
+                    for one in batch:
+                        _answer(one.future, error)
+                self.busy = False
 
     async def _gather(self, first: Waiting) -> None:
         """Wait until the first request's batch is full, or its delay is over."""
@@ -137,11 +154,12 @@ def _answer(future: "asyncio.Future[Any]", answer: Any) -> None:
 def answers(call: Call, parts: Sequence[Given]) -> list[Any]:
     """The answer to each request, or the exception that answers it.
 
-    Where a batch fails each of its requests is tried alone, so that a wrong one harms no other.
+    Where a batch fails its halves are tried, so that a wrong request harms no other.
     """
     try:
         return call(parts)
     except Exception as error:
         if len(parts) == 1:
             return [error]
-        return [answer for part in parts for answer in answers(call, [part])]
+        half = len(parts) // 2
+        return [*answers(call, parts[:half]), *answers(call, parts[half:])]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -20,24 +20,28 @@ SMALL = 2**20  # parameters, of which every program holds a copy
 
 @dataclass(frozen=True, eq=False)
 class Compiled(Model):
-    """A model that predicts by one program for each power of two of rows.
+    """A model that predicts in parts of at most `most` rows, so that few programs compile.
 
-    `Model.outputs` hands all parameters to a program that takes any; for a small network that is
-    most of the time. More rows than the largest program takes are given to it in parts.
+    `Model.outputs` hands all parameters to a program that takes any; a small network has instead
+    one program for each power of two of rows, with the parameters inside.
 
     Attributes:
-        programs: rows -> program, see `jaxops.predictor`.
+        programs: rows -> program, see `jaxops.predictor`; none of a large network.
+        most: the most rows of a program.
     """
 
     programs: Mapping[int, Callable[[Any], Any]] = field(default_factory=dict)
+    most: int = 1
 
     def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
         """See `Model.outputs`; the sizes of batches are those of the programs."""
+        if not self.programs:
+            return super().outputs(columns, self.most)
         given, shapes = prepare(self.task, columns, targets=False), inputs_of(self.task)
         arrays = {name: given[name].astype(x.dtype, copy=False) for name, x in shapes.items()}
-        count, most, parts = rows(arrays), max(self.programs), []
-        for start in range(0, count, most):
-            part = {name: x[start : start + most] for name, x in arrays.items()}
+        count, parts = rows(arrays), []
+        for start in range(0, count, self.most):
+            part = {name: x[start : start + self.most] for name, x in arrays.items()}
             kept = slice(rows(part))
             padded = pad(part, next_power_of_two(rows(part)))
             found = self.programs[len(padded.pop("mask"))](padded)
@@ -60,9 +64,9 @@ def powers(batch_size: int) -> list[int]:
 
 
 def compiled(model: Model, batch_size: int) -> Model:
-    """A model with programs for up to `batch_size` rows, where that is of use.
+    """A model that is given up to `batch_size` rows at once, with programs where they are of use.
 
-    A large network, one that reads rows of free length, and a closed form stay as they are.
+    They are of none to a large network, one that reads rows of free length, and a closed form.
 
     >>> from jaxops import init_state, optim, tabular
     >>> task = tabular.classifier(tabular.MLP((4,)), features=3)
@@ -72,12 +76,14 @@ def compiled(model: Model, batch_size: int) -> Model:
     >>> sorted(fast.programs), np.allclose(fast.predict(x), model.predict(x), atol=1e-6)
     ([1, 2], True)
     """
+    about = model.reader, model.about, model.versions
+    plain = Compiled(model.task, model.state, *about, most=powers(batch_size)[-1])
     if not isinstance(model.task, Task) or model.state is None:
-        return model
+        return plain
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.state.params))
     free = any(None in column.shape for column in model.task.columns if not column.target)
     if size > SMALL or free:
-        return model
+        return plain
     one = inputs_of(model.task)
     programs = {
         count: predictor(
@@ -85,5 +91,4 @@ def compiled(model: Model, batch_size: int) -> Model:
         )
         for count in powers(batch_size)
     }
-    about = model.reader, model.about, model.versions
-    return Compiled(model.task, model.state, *about, programs=programs)
+    return replace(plain, programs=programs)

@@ -144,6 +144,9 @@ def _check_option(name: str, value: Any, schema: Mapping[str, Any]) -> None:
     if fits and type(value) in (int, float):
         low, high = schema.get("minimum", -LARGEST), schema.get("maximum", LARGEST)
         fits = low <= value <= high
+    most = schema.get("maxItems", LARGEST)
+    if fits and isinstance(value, list) and len(value) > most:
+        raise Refused(400, f"{name} must have at most {most} items, got {len(value):,}")
     if not fits:
         bounds = [f"{end} {schema[end]}" for end in ("minimum", "maximum") if end in schema]
         wanted = ", ".join([" or ".join(kinds), *bounds])

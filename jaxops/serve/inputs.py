@@ -29,7 +29,9 @@ from jaxops.serve.refused import Refused, short
 from jaxops.serve.tensors import array_of, nested
 from jaxops.task import Column, example
 
-PIXELS = 2**24  # of an image file, which may be far larger than its bytes
+PIXELS = 2**24  # of a request's image files, which may be far larger than their bytes
+CELLS = 2**21  # rows of a request, times what is wanted for each
+LENGTH = 2**12  # of rows whose length is free
 IDS = {"type": "array", "items": {"type": ["string", "integer"]}}
 K = {"k": {"type": "integer", "minimum": 1}}
 
@@ -109,6 +111,9 @@ class Table:
         data, count = table_of("rows", body["rows"], self.fields, most)
         if "future" in body:
             options["future"] = table_of("future", body["future"], self.future, most)[0]
+        steps = options.get("horizon", 1)
+        steps = steps if isinstance(steps, int) else 1  # of customers it is a time
+        at_most(count, max(len(options.get("times", ())), steps))
         # texts and numbers as ids would become all texts
         kinds = tuple(data[one.name].dtype.kind for one in self.fields if one.kind == "id")
         return Given(data, count, options, (kinds, repr(options)) if self.joins else None)
@@ -153,6 +158,7 @@ class Texts:
         options = opened_body(body, ("texts",), K if self.most else {})
         first = best(options, self.most) if self.most else 0
         texts = list_of("texts", body["texts"], most)
+        at_most(len(texts), options.get("k", 1))
         for row, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip() or not is_text(text):
                 wanted = "texts that are not blank"
@@ -203,6 +209,7 @@ class Histories:
         options = opened_body(body, ("histories",), self.options)
         first = best(options, len(self.known))
         histories = list_of("histories", body["histories"], most)
+        at_most(len(histories), options["k"])
         unknown = empty = 0
         for row, ids in enumerate(histories):
             if not isinstance(ids, list):
@@ -252,12 +259,13 @@ class Images:
         """See `Inputs`."""
         opened_body(body, ("images",), {})
         images = list_of("images", body["images"], most)
-        pixels = np.stack([self._image(image, row) for row, image in enumerate(images)])
+        left = [PIXELS]
+        pixels = np.stack([self._image(image, row, left) for row, image in enumerate(images)])
         return Given(pixels, len(images), {}, "images")
 
-    def _image(self, image: Any, row: int) -> np.ndarray:
+    def _image(self, image: Any, row: int, left: list[int]) -> np.ndarray:
         if isinstance(image, str):
-            return self._file(image, row)
+            return self._file(image, row, left)
         wanted = (*self.size, self.channels)
         flat, shape = nested("images", image)
         if shape != wanted and not (self.channels == 1 and shape == self.size):
@@ -267,18 +275,20 @@ class Images:
         except Refused:
             raise Refused(400, f"images must be bytes, 0 to 255, got others in row {row}") from None
 
-    def _file(self, text: str, row: int) -> np.ndarray:
+    def _file(self, text: str, row: int, left: list[int]) -> np.ndarray:
         try:
             file: Any = io.BytesIO(base64.b64decode(text, validate=True))
             with opened(file) as image:
-                pixels = image.width * image.height
-            found = None if pixels > PIXELS else read_image(file, self.size, self.channels)
+                left[0] -= image.width * image.height
+            found = None if left[0] < 0 else read_image(file, self.size, self.channels)
         except ValueError:
             raise Refused(
                 400, f"images must be lists, or image files in base64, got neither in row {row}"
             ) from None
         if found is None:
-            raise Refused(413, f"images must have at most {PIXELS:,} pixels, got more in row {row}")
+            raise Refused(
+                413, f"images must have at most {PIXELS:,} pixels in all, got more in row {row}"
+            )
         return found
 
     def join(self, parts: Sequence[Any]) -> Any:
@@ -356,6 +366,17 @@ def best(options: dict[str, Any], count: int) -> int:
     return k
 
 
+def at_most(rows: int, each: int) -> None:
+    """Raise `Refused` for a request that asks for more than the memory of a server should hold."""
+    if rows * each > CELLS:
+        raise Refused(413, f"rows times what each asks for must be at most {CELLS:,}, got more")
+
+
+def is_free(columns: Sequence[Column]) -> bool:
+    """Whether rows may have several lengths."""
+    return any(None in column.shape for column in columns)
+
+
 def encoded(arrays: dict[str, np.ndarray], columns: tuple[Column, ...], most: int) -> Given:
     """Encoded columns, checked by what the task says of them.
 
@@ -371,6 +392,13 @@ def encoded(arrays: dict[str, np.ndarray], columns: tuple[Column, ...], most: in
         check(arrays, columns, targets=False)
     except ValueError as error:
         raise Refused(400, str(error)) from None
+    for column in columns:
+        for size, axis in zip(arrays[column.name].shape[1:], column.shape, strict=True):
+            if axis is None and (size > LENGTH or size != next_power_of_two(size)):
+                wanted = f"a power of two, at most {LENGTH:,}"  # so few programs compile
+                raise Refused(
+                    400, f"a row of {column.name} must have as length {wanted}, got {size}"
+                )
     count = len(arrays[columns[0].name])
     list_of(columns[0].name, arrays[columns[0].name], most)
     bucket = tuple((n, x.dtype.str, x.shape[1:]) for n, x in sorted(arrays.items()))

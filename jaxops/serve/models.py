@@ -2,22 +2,33 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxops.model.finished import Model
 from jaxops.serve import answers
 from jaxops.serve.compiled import compiled, powers
-from jaxops.serve.inputs import Arrays, Given, Inputs, Table, Texts, encoded
+from jaxops.serve.inputs import Arrays, Given, Inputs, Table, Texts, encoded, is_free
 from jaxops.serve.readers import encoded_columns, inputs_of
 from jaxops.serve.refused import Refused, short
 from jaxops.serve.tensors import datatype
 
+PACKAGE = Path(__file__).parents[1]
 KEPT = 3  # versions of a model, of which the oldest is dropped
 NAME = r"[A-Za-z0-9][\w.-]{0,99}"
+
+
+class Told(NamedTuple):
+    """What a model says to a request: its answer, and sentences of what it warns of."""
+
+    answer: Any
+    warnings: list[str]
 
 
 @dataclass(eq=False)
@@ -41,18 +52,43 @@ class Served:
         self.inputs: Inputs = inputs_of(self.model)
         columns = encoded_columns(self.model.task)
         self.encoded: Arrays | None = None if columns is None else Arrays(columns)
+        if columns and isinstance(self.inputs, Texts) and is_free(columns):
+            self.encoded = None  # the reader knows which lengths the model takes
 
-    def predict(self, parts: Sequence[Given]) -> list[Any]:
+    def predict(self, parts: Sequence[Given]) -> list[Told]:
         """What `Model.predict` answers to each of several requests with the same options."""
         joined = self.inputs.join([part.data for part in parts])
-        return self._cut(self.model.predict(joined, **parts[0].options), parts)
+        return self._told(lambda: self.model.predict(joined, **parts[0].options), parts)
 
-    def infer(self, parts: Sequence[Given]) -> list[dict[str, np.ndarray]]:
+    def infer(self, parts: Sequence[Given]) -> list[Told]:
         """The tensors that answer each of several requests; see `tensors`."""
         if self.encoded is None:
-            return [answers.tensors(answer) for answer in self.predict(parts)]
-        outputs = self.model.outputs(self.encoded.join([part.data for part in parts]))
-        return [answers.tensors(answer) for answer in self._cut(outputs, parts)]
+            found = self.predict(parts)
+        else:
+            joined = self.encoded.join([part.data for part in parts])
+            found = self._told(lambda: self.model.outputs(joined), parts)
+        return [told._replace(answer=answers.tensors(told.answer)) for told in found]
+
+    def _told(self, call: Callable[[], Any], parts: Sequence[Given]) -> list[Told]:
+        """The answer to each request of a batch, with what was warned of.
+
+        Raises:
+            Refused: 400 with the sentence of the reader.
+            ValueError: an error of the model; a warning that may be of any of several requests,
+                which are then to be asked apart: it may hold a value of another client.
+        """
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                answer = call()
+            except ValueError as error:
+                if _is_of_reading(error):
+                    raise Refused(400, str(error)) from None
+                raise
+        sentences = [str(one.message) for one in seen if issubclass(one.category, UserWarning)]
+        if sentences and len(parts) > 1:
+            raise ValueError("requests must be asked apart, got a warning for several")
+        return [Told(one, [*dict.fromkeys(sentences)]) for one in self._cut(answer, parts)]
 
     def _cut(self, answer: Any, parts: Sequence[Given]) -> list[Any]:
         if parts[0].bucket is None:  # it stands alone; its answers may be of other things than rows
@@ -92,7 +128,6 @@ class Served:
     def warm(self, batch_size: int) -> "Served":
         """Compile for every power of two of rows up to `batch_size`; the same, ready."""
         self.model = compiled(self.model, batch_size)
-        self.encoded = self.encoded if self._takes_encoded() else None
         for rows in powers(batch_size):
             example = self.inputs.example(rows)
             if example is not None:
@@ -102,15 +137,6 @@ class Served:
         self.metadata = self._described()
         return self
 
-    def _takes_encoded(self) -> bool:
-        """Whether `infer` takes an example; rows of free length may have to be of some length."""
-        try:
-            if self.encoded is not None:
-                self.infer([self.encoded.example(1)])
-        except ValueError:
-            return False
-        return True
-
     def _described(self) -> dict[str, Any]:
         """Name, platform, and the tensors that go in and come out, by the protocol."""
         head = {"name": self.name, "platform": "jaxops", "inputs": [], "outputs": []}
@@ -118,14 +144,14 @@ class Served:
         example = raw if self.encoded is None else self.encoded.example(1)
         if example is None:
             return head
-        (outputs,) = self.infer([example])
+        outputs = self.infer([example])[0].answer
         given = example.data
         if isinstance(self.inputs, Texts) and self.encoded is None:
             column = self.inputs.column
             given = {"texts": np.array(given if column is None else given[column], object)}
         columns = () if self.encoded is None else self.encoded.columns
         shapes = {column.name: column.shape for column in columns}
-        free = any(None in shape for shape in shapes.values())
+        free = is_free(columns)
 
         def told(name: str, value: np.ndarray) -> dict[str, Any]:
             shape = shapes.get(name, [None] * (value.ndim - 1) if free else value.shape[1:])
@@ -197,6 +223,29 @@ class Models:
         """
         self._current[name] = self.get(name, version)
         return self._current[name]
+
+
+def _is_of_reading(error: ValueError) -> bool:
+    """Whether an error is a sentence of a reader; not one of what computes, or of a dependency."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = Path(frames[-1].filename).is_relative_to(PACKAGE)
+    computes = any(frame.name == "outputs" for frame in frames)
+    return inside and " must " in str(error) and not computes
+
+
+def file_below(folder: Path | None, path: str) -> Path:
+    """A file below the folder of models; not one that a link or `..` leads to outside."""
+    if folder is None:
+        raise Refused(403, "the server must have a folder of models to load from, got none")
+    folder = folder.resolve()
+    try:
+        file = (folder / path).resolve()
+        inside = file.is_relative_to(folder) and file.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        inside = False
+    if not inside:
+        raise Refused(404, f"path must be a file below the folder of models, got {short(path)}")
+    return file
 
 
 def check_name(name: str) -> None:

@@ -11,18 +11,25 @@ ERRORS = {
     "401": "no key, or a wrong one",
     "403": "a key of another role",
     "404": "no such model or version",
+    "405": "another method",
+    "408": "the body did not come in time",
     "413": "too many bytes or rows",
+    "415": "a compressed body",
     "429": "the queue is full, or the key is used too often",
+    "500": "the server failed; its log has the request id",
     "503": "the server is shutting down",
     "504": "no answer in time",
 }
 
 
-def document(models: dict[str, Served], keys: bool) -> dict[str, Any]:
+def document(
+    models: dict[str, Served], versions: dict[str, list[str]], keys: bool
+) -> dict[str, Any]:
     """The OpenAPI document, version 3.1.
 
     Args:
         models: name -> what answers by default.
+        versions: name -> the versions that are loaded.
         keys: whether requests need a key.
     """
     paths: dict[str, Any] = {
@@ -34,12 +41,20 @@ def document(models: dict[str, Served], keys: bool) -> dict[str, Any]:
     }
     for name, served in models.items():
         tensors = {"type": "object", "required": ["inputs"]}
+        change = {"type": "object", "minProperties": 1, "maxProperties": 1,
+                  "properties": {"path": {"type": "string"}, "version": {"type": "string"}}}  # fmt: skip
+        infer = _post(f"Tensors for tensors of {name}", tensors)
         paths |= {
             f"/models/{name}/predict": _post(f"Answers of {name}", served.inputs.schema()),
             f"/v2/models/{name}": _get(f"The tensors of {name}"),
             f"/v2/models/{name}/ready": _get(f"Whether {name} takes requests"),
-            f"/v2/models/{name}/infer": _post(f"Tensors for tensors of {name}", tensors),
+            f"/v2/models/{name}/infer": infer,
+            f"/admin/models/{name}": _post(f"Load a version of {name}, or go back", change),
         }
+        for version in versions[name]:
+            path = f"/v2/models/{name}/versions/{version}"
+            paths |= {path: paths[f"/v2/models/{name}"], f"{path}/infer": infer}
+            paths[f"{path}/ready"] = paths[f"/v2/models/{name}/ready"]
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "jaxops", "version": __version__},

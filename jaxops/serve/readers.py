@@ -9,9 +9,9 @@ from jaxops.serve.fields import Field
 from jaxops.serve.inputs import Arrays, Histories, Images, Inputs, Table, Texts
 from jaxops.task import Column, Task
 
-COUNT = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
+STEPS = 100  # horizons of a model of series, that a closed form may go beyond
 AMOUNT = {"type": "number", "minimum": 0}
-NUMBERS = {"type": "array", "items": {"type": "number"}}
+NUMBERS = {"type": "array", "items": {"type": "number"}, "maxItems": 1000}
 DAY = "2024-01-01"
 
 
@@ -107,7 +107,8 @@ def _of_series(reader: Any) -> Table:
     # those of the calendar are computed where they are not given
     known = tuple(Field(name, "number", null=False, needed=False) for name in names(reader.known))
     fields = (*keys, *(Field(name, "number") for name in numbers), *known)
-    return Table(fields, {"horizon": COUNT}, False, (*keys, *known) if known else ())
+    count = {"type": "integer", "minimum": 1, "maximum": STEPS * reader.horizon}
+    return Table(fields, {"horizon": count}, False, (*keys, *known) if known else ())
 
 
 def _ids(name: str | None) -> tuple[Field, ...]:

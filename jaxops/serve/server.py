@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import math
+import os
 import sys
-import warnings
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from jaxops.serve.access import is_loopback
 from jaxops.serve.app import Service
 
 GRACE = 30.0  # seconds for requests that are running at the end
+LAST = 2.0  # seconds after them, for the device
 TICK = 0.05  # seconds between two looks at what the server does
 
 
@@ -25,7 +29,8 @@ def run(
     """Serve until SIGTERM or Ctrl-C.
 
     Then new requests are refused with 503 until those that are running have their answers, for 30
-    seconds at most; a second signal ends at once. Lines of JSON go to stderr.
+    seconds at most. The process ends with exit code 1 where the device has no answer soon after, or
+    at once by a second signal. Lines of JSON go to stderr.
 
     Args:
         service: of `application`.
@@ -48,38 +53,45 @@ def run(
     log = logging.getLogger("jaxops.serve")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    # a warning about the values of a table would print them
-    warnings.simplefilter("ignore", UserWarning)
     config = uvicorn.Config(
         service,
         host=host,
         port=port,
         access_log=False,
+        limit_concurrency=64 + 4 * service.settings.queue,  # connections
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=int(GRACE),
         ssl_certfile=certificate,
         ssl_keyfile=certificate_key,
     )
     server = uvicorn.Server(config)
 
+    end = threading.Timer(GRACE + LAST, os._exit, (1,))  # no thread of the device can be stopped
+    end.daemon = True
+
     def on_signal(*_: Any) -> None:
-        server.force_exit = server.should_exit = service.draining
+        if service.draining:
+            os._exit(1)
         service.draining = True
+        end.start()
 
     async def serve() -> None:
         server.handle_exit = on_signal
-        serving, told, left = asyncio.create_task(server.serve()), False, GRACE
+        serving, told, until = asyncio.create_task(server.serve()), False, math.inf
         while not serving.done():
             if server.started and not told:
                 told = _tell(server)
-            left -= TICK * service.draining
-            if service.draining and (not service.running or left < 0):
-                server.should_exit = True
+            if service.draining:
+                until = min(until, time.monotonic() + GRACE)
+                left = until - time.monotonic()
+                config.timeout_graceful_shutdown = max(TICK, left)
+                server.should_exit |= not service.running or left < 0
             await asyncio.wait((serving,), timeout=TICK)
         await serving
 
     asyncio.run(serve())
+    if not service.batcher.busy:
+        end.cancel()
 
 
 def check_host(host: str, keys: Any) -> None:

@@ -10,8 +10,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxops.serve.answers import plain
 from jaxops.serve.refused import Refused, short
 
 DTYPES: dict[str, Any] = {
@@ -19,8 +21,10 @@ DTYPES: dict[str, Any] = {
     **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
     **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    "BF16": np.dtype(jnp.bfloat16),
     "BYTES": np.dtype(object),
 }
+IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority")  # no model has sequences
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_DIMENSION = 2**40
 
@@ -161,7 +165,7 @@ def read(data: bytes, header_length: str | None) -> Inference:
     if len(rest):
         raise Refused(400, f"the tensors' bytes must end with the body, got {len(rest)} more")
     parameters = _object(body, "parameters")
-    _only("parameters", parameters, ("binary_data_output", "timeout"))
+    _only("parameters", parameters, ("binary_data_output", "timeout", *IGNORED))
     binary = _flag(parameters, "binary_data_output", False)
     timeout = parameters.get("timeout")
     if timeout is not None and (type(timeout) is not int or not 0 < timeout < 2**53):
@@ -204,6 +208,8 @@ def _input(one: Any, rest: memoryview) -> tuple[str, np.ndarray, memoryview]:
     if (size is None) == ("data" not in one):
         raise Refused(400, f"{name} must have data or binary_data_size, got both or neither")
     if size is None:
+        if kind == "BF16":
+            raise Refused(400, f"{name} must be given as bytes, as JSON has no BF16, got data")
         flat, _ = nested(name, one["data"])
         if len(flat) != count:
             raise Refused(400, f"{name} must have {count} values for its shape, got {len(flat)}")
@@ -218,6 +224,8 @@ def _input(one: Any, rest: memoryview) -> tuple[str, np.ndarray, memoryview]:
     if size != count * DTYPES[kind].itemsize:
         wanted = count * DTYPES[kind].itemsize
         raise Refused(400, f"{name} must have {wanted} bytes for its shape, got {size}")
+    if kind == "BF16":  # the upper half of a float32
+        return name, (np.frombuffer(part, "<u2").astype("u4") << 16).view("f4").reshape(shape), rest
     return name, np.frombuffer(part, DTYPES[kind].newbyteorder("<")).reshape(shape), rest
 
 
@@ -270,9 +278,7 @@ def write(
             parts.append(_bytes(value))
             one["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise Refused(400, f"{name} must be asked for as bytes, as it is not finite")
-            one["data"] = value.reshape(-1).tolist()
+            one["data"] = plain(value.reshape(-1))  # null for numbers that JSON does not have
         told.append(one)
     identity = {} if asked.id is None else {"id": asked.id}
     text = json.dumps({**head, **identity, "outputs": told}, separators=(",", ":")).encode()

@@ -18,7 +18,6 @@ from jaxops.model.finished import Model, frame, inside
 from jaxops.task import Array, recorded
 from jaxops.text.data import Passages
 from jaxops.text.readers import columns_of
-from jaxops.train.evaluation import predict
 
 
 class Answer(NamedTuple):
@@ -156,7 +155,7 @@ def _answers(
     if longest < 1:
         raise ValueError(f"longest must be at least 1, got {longest}")
     rows = read(questions, passages)
-    log_p = predict(*model.trained(), rows)
+    log_p = model.outputs(rows)
     first, last, score = map(np.asarray, best_span(log_p[..., 0], log_p[..., 1], longest))
     none = log_p[:, 0].sum(-1)
     found = []

@@ -13,7 +13,6 @@ from jaxops.model.finished import Model, frame
 from jaxops.task import recorded
 from jaxops.text.data import NGrams, Reader, Tokens, labels
 from jaxops.text.tasks import classifier
-from jaxops.train.evaluation import predict
 from jaxops.trust.calibration import scaled
 
 FILES = (".csv", ".gz", ".parquet", ".pq")
@@ -144,7 +143,7 @@ class TextReader:
         Raises:
             ValueError: see `texts`; or the reader and the module have different vocabularies.
         """
-        task, state = model.trained()
+        task, _ = model.trained()
         vocabulary = task.columns[0].classes
         if vocabulary not in (None, self.read.vocabulary):
             raise ValueError(
@@ -153,7 +152,7 @@ class TextReader:
             )
         ids, texts = self.texts(data)
         ids = ids + first if ids.dtype.kind == "i" else ids
-        outputs = predict(task, state, self.read(texts))
+        outputs = model.outputs(self.read(texts))
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
 
     def exported(self, model: Model) -> dict[str, Any]:

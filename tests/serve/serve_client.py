@@ -52,7 +52,9 @@ class Answer(NamedTuple):
         return self.json["error"]
 
 
-async def ask(app, method, path, body=None, gone=None, parts=1, **headers):
+async def ask(
+    app, method, path, body=None, gone=None, parts=1, root_path="", client="127.0.0.1", **headers
+):
     """One request; `gone` is an event on which the client goes away."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     sent, told, gone = iter(_parts(data, parts)), [], gone or asyncio.Event()
@@ -77,9 +79,9 @@ async def ask(app, method, path, body=None, gone=None, parts=1, **headers):
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
-        "root_path": "",
+        "root_path": root_path,
         "headers": named,
-        "client": ("127.0.0.1", 1),
+        "client": (client, 1),
         "server": ("127.0.0.1", 80),
     }
     await app(scope, receive, send)

@@ -146,7 +146,6 @@ def requests(right, count):
         yield path, headers, body
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["two", "others"])
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_mutated_request_fails_the_server(kind, count):

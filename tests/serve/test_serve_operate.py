@@ -1,6 +1,7 @@
 """Keys, roles and quotas; versions that are swapped; metrics and logs; the program itself."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from serve_client import app, ask, churn, get, post
 
 import jaxops as jo
 from jaxops import cli, serve
+from jaxops.serve import server
 from jaxops.serve.access import Keys, is_loopback
 from jaxops.serve.refused import Refused
 
@@ -76,6 +78,48 @@ def test_a_role_opens_its_routes(held, role, statuses):
     assert tuple(one.status for one in told) == statuses
 
 
+def test_a_role_opens_its_routes_wherever_the_application_is_mounted(held, caplog):
+    service, made, _ = held
+    key = bearer(made["predict"])
+    change = ("POST", "/ml/admin/models/churn", {"path": "new.safetensors"})
+    with caplog.at_level(logging.INFO, "jaxops.serve.audit"):
+        told = asyncio.run(ask(service, *change, root_path="/ml", **key))
+    assert (told.status, told.error) == (403, "the key must have the role admin, got predict")
+    audit = json.loads(next(r.message for r in caplog.records if r.name.endswith("audit")))
+    assert (audit["key"], audit["act"]) == ("predict", "refused")
+    assert asyncio.run(ask(service, "GET", "/ml/metrics", root_path="/ml", **key)).status == 403
+    assert (
+        asyncio.run(ask(service, "POST", f"/ml{PATH}", BODY, root_path="/ml", **key)).status == 200
+    )
+
+
+def test_few_unknown_keys_are_hashed_at_once(held, monkeypatch):
+    service, _, _ = held
+    event, holder = threading.Event(), service.keys.holder
+
+    def slow(header):
+        assert event.wait(20)
+        return holder(header)
+
+    monkeypatch.setattr(service.keys, "holder", slow)
+
+    async def run():
+        wrong = [asyncio.create_task(ask(service, "GET", "/v2", **bearer("a.b"))) for _ in range(9)]
+        first = await asyncio.wait(wrong, return_when=asyncio.FIRST_COMPLETED)
+        event.set()
+        return len(first[1]), [one.status for one in await asyncio.gather(*wrong)]
+
+    waiting, statuses = asyncio.run(run())
+    assert waiting >= 4 and statuses == [401] * 4 + [429] * 5
+
+
+def test_a_key_after_a_line_without_an_end_has_a_line_of_its_own(tmp_path):
+    serve.add_key(tmp_path / "keys", "a", "predict")
+    (tmp_path / "keys").write_text((tmp_path / "keys").read_text().rstrip())
+    key = serve.add_key(tmp_path / "keys", "b", "admin")
+    assert Keys(tmp_path / "keys").holder(f"Bearer {key}").name == "b"
+
+
 def test_keys_are_kept_hashed_and_readable_by_the_owner_alone(held):
     _, made, folder = held
     file = folder / "keys"
@@ -112,6 +156,7 @@ def test_a_quota_counts_the_uses_of_a_minute(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("jaxops.serve.access.time.monotonic", lambda: now[0])
     keys.admit(holder, "predict")
+    keys.admit(holder, "predict")
     keys.admit(holder, "")
     now[0] += 20
     with pytest.raises(Refused, match="at most 2 times a minute") as caught:
@@ -125,6 +170,9 @@ def test_without_keys_only_this_machine_is_answered_and_nothing_is_changed():
     for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("127.0.0.1", 200),
                          ("shop.example", 403), ("10.0.0.1:8000", 403), ("", 403)):  # fmt: skip
         assert get(app(), "/v2", host=host).status == status
+    for client, status in (("10.0.0.1", 403), ("::1", 200)):
+        told = asyncio.run(ask(app(), "GET", "/v2", client=client, host="localhost"))
+        assert told.status == status
     told = post(app(), "/admin/models/churn", {"path": "x"})
     assert told.status == 403 and "key of an administrator" in told.error
     with pytest.raises(ValueError, match=r"keys must be given to listen on 0\.0\.0\.0, got none"):
@@ -225,20 +273,20 @@ def test_a_log_line_is_json_and_holds_nothing_of_the_request(caplog):
     assert "ann" not in caplog.text and wrong.status == second["status"] == 400
 
 
-def test_a_failure_is_a_500_whose_message_stays_here(monkeypatch, caplog):
+@pytest.mark.parametrize("error", [KeyError, ValueError])
+def test_a_failure_is_a_500_whose_message_stays_here(error, monkeypatch, caplog):
     served = app().models.get("churn")
 
-    def fails(parts):
-        raise KeyError("ann@example.com")
+    def fails(*_):
+        raise error("ann@example.com must not be told")
 
-    monkeypatch.setattr(served, "predict", fails)
+    monkeypatch.setattr(type(served.model), "outputs", fails)
     with caplog.at_level(logging.INFO, "jaxops.serve"):
         told = post(app(), PATH, BODY)
     assert (told.status, told.error) == (500, "the server failed; its log has the request id")
     failure = json.loads(next(one.message for one in caplog.records if one.levelname == "ERROR"))
-    assert failure["error"] == "KeyError" and failure["place"].endswith(
-        ".py:" + failure["place"].split(":")[-1]
-    )
+    assert failure["error"] == error.__name__
+    assert re.search(r"test_serve_operate\.py:\d+$", failure["place"])
     assert "ann" not in caplog.text
 
 
@@ -289,14 +337,20 @@ def test_the_program_answers_what_runs_refuses_the_rest_and_ends_with_0(tmp_path
             first, later = (HTTPConnection("127.0.0.1", int(match[1]), timeout=20) for _ in "ab")
             first.putrequest("POST", PATH)
             first.putheader("Content-Length", str(len(body)))
-            first.endheaders(body[:5])  # this request runs, as its body has begun
-            time.sleep(0.2)
+            first.putheader("Expect", "100-continue")
+            first.endheaders()
+            assert b" 100 " in first.sock.recv(1000)  # this request runs, as its body is wanted
             server.send_signal(number)
-            time.sleep(0.2)
+            ready = 200
+            while ready == 200:
+                later.request("GET", "/v2/health/ready")
+                with later.getresponse() as told:
+                    ready = told.status
+                    told.read()
             later.request("POST", PATH, body)
             refused = later.getresponse()
             assert refused.status == 503, refused.read()
-            first.send(body[5:])
+            first.send(body)
             told = first.getresponse()
             answer = json.load(told)["answer"]
             for part in (refused, told, first, later):
@@ -308,7 +362,44 @@ def test_the_program_answers_what_runs_refuses_the_rest_and_ends_with_0(tmp_path
     np.testing.assert_allclose(answer["probabilities"], wanted.probabilities, atol=1e-5)
     assert server.returncode == 0, errors
     lines = [json.loads(line) for line in errors.splitlines()]
-    assert [(line["route"], line["status"]) for line in lines] == [
-        ("predict", 503),
-        ("predict", 200),
-    ]
+    assert [one["status"] for one in lines if one["route"] == "predict"] == [503, 200]
+
+
+def test_a_device_that_does_not_answer_does_not_keep_the_process(monkeypatch):
+    service = serve.application({"churn": churn()}, settings=SETTINGS)
+    event, ended, begun = threading.Event(), [], threading.Event()
+    served = service.models.get("churn")
+
+    def held(parts):
+        begun.set()
+        assert event.wait(60)
+        return []
+
+    def client():
+        while not port:
+            time.sleep(0.01)
+        connection = HTTPConnection("127.0.0.1", port[0], timeout=60)
+        connection.request("POST", PATH, json.dumps(BODY))
+        begun.wait(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with contextlib.suppress(OSError, HTTPException):
+            connection.getresponse()
+        connection.close()
+
+    def end(code):
+        ended.append(code)
+        event.set()
+
+    port, tell = [], server._tell
+    monkeypatch.setattr(served, "predict", held)
+    monkeypatch.setattr(
+        server, "_tell", lambda u: port.append(u.servers[0].sockets[0].getsockname()[1]) or tell(u)
+    )
+    monkeypatch.setattr(server, "GRACE", 0.1)
+    monkeypatch.setattr(server, "LAST", 0.2)
+    monkeypatch.setattr(server.os, "_exit", end)
+    thread = threading.Thread(target=client)
+    thread.start()
+    serve.run(service, port=0)
+    assert event.wait(60) and ended == [1]
+    thread.join()

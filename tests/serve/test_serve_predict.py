@@ -132,6 +132,7 @@ def test_the_openapi_document_is_of_the_models():
     row = schema["application/json"]["schema"]["properties"]["rows"]["oneOf"][0]["items"]
     assert row["properties"]["rate"] == {"type": ["number", "null"]}
     assert row["required"] == ["rate", "plan"] and row["additionalProperties"] is False
+    assert {"/admin/models/churn", "/v2/models/router/versions/1/infer"} <= document["paths"].keys()
     assert document["openapi"] == "3.1.0" and "security" not in document
     page = get(app(), "/")
     assert page.headers["content-type"].startswith("text/html")
@@ -172,6 +173,11 @@ def test_images_are_lists_or_files():
             read(reader, {"images": [wrong]})
     large = io.BytesIO()
     Image.new("1", (5000, 5000)).save(large, "png")
+    half = io.BytesIO()
+    Image.new("1", (3000, 3000)).save(half, "png")
+    half = base64.b64encode(half.getvalue()).decode()
+    with pytest.raises(Refused, match="pixels in all, got more in row 1"):
+        read(reader, {"images": [half, half]})
     with pytest.raises(Refused, match="at most 16,777,216 pixels") as caught:
         read(reader, {"images": [base64.b64encode(large.getvalue()).decode()]})
     assert caught.value.status == 413
@@ -216,6 +222,8 @@ def test_series_are_answered_each_request_alone():
     assert told.status == 200, told.error
     assert np.ravel(told.json["answer"]["mean"]).tolist() == [5, 9]
     assert told.json["answer"]["times"][0] == [f"2024-01-0{day}T00:00:00" for day in (7, 8)]
+    told = post(app, "/models/sales/predict", {"rows": table, "options": {"horizon": 301}})
+    assert told.status == 400 and "minimum 1, maximum 300, got 301" in told.error
     table["day"][2] = "soon"
     assert post(app, "/models/sales/predict", {"rows": table}).status == 400
     table["shop"][2] = "a"
@@ -282,6 +290,12 @@ def test_survival_has_times_among_its_options():
     wanted = model.predict({"age": [33.0]}, times=[1, 2.5])
     np.testing.assert_allclose(told["survival"], wanted.survival, atol=1e-6)
     assert told["times"] == [1.0, 2.5] and told["horizon"] == 4.0
+    body["options"]["times"] = [1] * 1001
+    told = post(app, "/models/leave/predict", body)
+    assert (told.status, told.error) == (400, "times must have at most 1000 items, got 1,001")
+    body = {"rows": [{"age": 33}] * 2500, "options": {"times": [1] * 1000}}
+    told = post(app, "/models/leave/predict", body)
+    assert told.status == 413 and "must be at most 2,097,152" in told.error
 
 
 def test_answers_are_cut_by_rows_and_numbers_that_json_lacks_are_null():

@@ -40,7 +40,7 @@ def with_bytes(head, *parts):
 def test_health_and_metadata():
     assert get(app(), "/v2").json["extensions"] == ["binary_tensor_data"]
     assert get(app(), "/v2/health/live").status == get(app(), "/v2/health/ready").status == 200
-    assert get(app(), "/v2/models/churn/ready").status == 200
+    assert get(app(), "/v2/models/churn/ready").json == {"name": "churn", "ready": True}
     assert get(app(), "/v2/models/churn/versions/1/ready").status == 200
     assert get(app(), "/v2/models/churn/versions/2/ready").status == 404
     width = features(1).shape[1]
@@ -155,7 +155,8 @@ def test_wrong_heads_and_bytes_are_refused():
             {},
             "outputs must be among output",
         ),
-        ({"inputs": [tensor(value)], "parameters": {"priority": 1}}, {}, "parameters must have"),
+        ({"inputs": [tensor(value)], "parameters": {"x": 1}}, {}, "parameters must have"),
+        ({"inputs": [tensor(value, datatype="BF16")]}, {}, "must be given as bytes, as JSON has"),
         ({"inputs": [tensor(value)], "parameters": {"timeout": 0}}, {}, "microseconds above 0"),
         ({"inputs": [tensor(value)], "id": 3}, {}, "id must be a text, got 3"),
         ({"inputs": [tensor(value)], "x": 3}, {}, "the body must have id, parameters, inputs"),
@@ -168,6 +169,19 @@ def test_wrong_heads_and_bytes_are_refused():
     many = np.zeros((101, value.shape[1]), np.float32)
     told = post(app(), INFER, {"inputs": [tensor(many)]})
     assert (told.status, told.error) == (413, "features must have at most 100 rows, got 101")
+
+
+def test_bf16_parameters_of_sequences_and_outputs_that_are_not_finite():
+    value = np.array([[0.5, -2.0, 3.0]], np.float32)  # exact in BF16
+    halves = (value.view("<u4") >> 16).astype("<u2").tobytes()
+    one = tensor(value, datatype="BF16", parameters={"binary_data_size": 6})
+    data, headers = with_bytes(
+        {"inputs": [one], "parameters": {"priority": 1, "sequence_id": 3}}, halves
+    )
+    asked = tensors.read(data, str(headers["inference_header_content_length"]))
+    assert asked.arrays["features"].tolist() == value.tolist()
+    text, _ = tensors.write({}, {"p": np.array([0.5, np.nan])}, asked)
+    assert json.loads(text)["outputs"][0]["data"] == [0.5, None]
 
 
 @pytest.mark.parametrize("data", [b"\x01\0\0\0", b"\x09\0\0\0a", b"\x01\0\0\0\xff", b"\x01\0", b""])
@@ -269,6 +283,12 @@ def test_outputs_with_names_and_free_lengths():
         "each": [-1, -1],
         "mean": [-1],
     }
-    x = {"name": "x", "shape": [2, 3], "datatype": "INT32", "data": [1, 2, 3, 4, 5, 6]}
+    odd = {"name": "x", "shape": [2, 3], "datatype": "INT32", "data": [1, 2, 3, 4, 5, 6]}
+    told = post(free, "/v2/models/free/infer", {"inputs": [odd]})
+    assert (
+        told.status == 400
+        and "must have as length a power of two, at most 4,096, got 3" in told.error
+    )
+    x = {"name": "x", "shape": [2, 2], "datatype": "INT32", "data": [1, 3, 4, 6]}
     each, mean = post(free, "/v2/models/free/infer", {"inputs": [x]}).json["outputs"]
-    assert (mean["data"], each["shape"]) == ([2.0, 5.0], [2, 3])
+    assert (mean["data"], each["shape"]) == ([2.0, 5.0], [2, 2])
