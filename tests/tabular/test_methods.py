@@ -130,7 +130,7 @@ def test_new_rows_move_the_limits_of_real_mlp():
     model = jo.Model(task, jo.init_state(task, options["optimizer"], 0, columns), reader)
     new = {**table, "y": table["y"] + 5}
     after = tabular.update(model, new, 40, **options, progress=False).predict(table).values
-    assert after.min() > table["y"].max()  # at which it would be cut off
+    assert after.min() > table["y"].max() + 0.5  # at which it would be cut off
     assert after.max() <= new["y"].max() + 1e-4
 
 
