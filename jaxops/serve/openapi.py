@@ -41,8 +41,8 @@ def document(
     }
     for name, served in models.items():
         tensors = {"type": "object", "required": ["inputs"]}
-        change = {"type": "object", "minProperties": 1, "maxProperties": 1,
-                  "properties": {"path": {"type": "string"}, "version": {"type": "string"}}}  # fmt: skip
+        one = {"path": {"type": "string"}, "version": {"type": "string"}}
+        change = {"type": "object", "properties": one, "minProperties": 1, "maxProperties": 1}
         infer = _post(f"Tensors for tensors of {name}", tensors)
         paths |= {
             f"/models/{name}/predict": _post(f"Answers of {name}", served.inputs.schema()),
