@@ -98,7 +98,7 @@ def test_a_wrong_body_is_refused_in_one_sentence(body, status, sentence):
 
 def test_an_error_of_the_reader_is_a_sentence_too():
     told = post(app(), "/models/churn/predict", {"rows": [{"rate": 3e38, "plan": "a"}]})
-    assert told.status == 400 and "too far from those of the train rows" in told.error, told
+    assert told.status == 400 and "too far from the values of the train rows" in told.error, told
     told = post(app(), "/models/router/predict", {"texts": ["a card", " "]})
     assert told.status == 400 and told.error.endswith("not blank, got ' ' in row 1")
 

@@ -212,7 +212,7 @@ def _features(encoder: Columns, table: Columns) -> np.ndarray:
     for row, place in np.argwhere(~np.isfinite(features))[:1]:
         raise ValueError(
             f"feature {place} must be finite when it is encoded, got {features[row, place]} in row "
-            f"{row}; its value is too far from those of the train rows"
+            f"{row}; its value is too far from the values of the train rows"
         )
     return features
 
