@@ -33,7 +33,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # CPU seconds, which depend less than minutes do on what else the machine does. A folder's budget is
 # at most 1.4 times what its tests that are not slow were measured to take, and that of everything,
 # the slow tests too, 1.2 times.
-TOTAL = 2700
+TOTAL = 3200
 BUDGET = {
     "README.md": 10,
     "docs": 140,
@@ -43,7 +43,7 @@ BUDGET = {
     "tests/customers": 40,
     "tests/data": 71,
     "tests/decide": 70,
-    "tests/devices": 65,
+    "tests/devices": 190,  # also the processes of its slow tests, which end with the file
     "tests/docs": 10,
     "tests/experiments": 20,
     "tests/forecast": 147,
@@ -53,8 +53,8 @@ BUDGET = {
     "tests/recommend": 133,
     "tests/serve": 36,
     "tests/survival": 48,
-    "tests/tabular": 62,
-    "tests/text": 92,
+    "tests/tabular": 71,
+    "tests/text": 100,
     "tests/train": 160,
     "tests/trust": 30,
     "tests/vision": 52,

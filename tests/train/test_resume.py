@@ -87,6 +87,7 @@ class Stop(Exception):
     """The test's own end of a run."""
 
 
+@pytest.mark.slow  # compiled as the others that compare with `unbroken`
 def test_a_run_that_broke_off_in_a_window_goes_on_exactly(tmp_path):
     records = []
 

@@ -112,7 +112,7 @@ def _tokens(read: Columns, texts: list[str]) -> np.ndarray:
 
 
 def _warn_unknown(read: Columns, texts: list[str], numbers: list[list[int]]) -> None:
-    """Warn of unknown characters, and of texts of unknown words alone."""
+    """Warn of unknown characters, and of texts with only unknown words."""
     counts = [ids.count(read["unknown"]) for ids in numbers]
     odd = [
         row
@@ -121,8 +121,8 @@ def _warn_unknown(read: Columns, texts: list[str], numbers: list[list[int]]) -> 
     ]
     if odd and read["warn"]:
         warnings.warn(
-            f"texts must be of the vocabulary, got {len(odd):,} with unknown characters, or of "
-            f"unknown words alone, the first in row {odd[0]}: {texts[odd[0]][:40]!r}",
+            f"texts must be of the vocabulary, got {len(odd):,} with unknown characters, or with "
+            f"only unknown words, the first in row {odd[0]}: {texts[odd[0]][:40]!r}",
             stacklevel=2,
         )
 
