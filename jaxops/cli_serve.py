@@ -1,11 +1,14 @@
 """The commands of the command line that serve models and make keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jaxops._optional import require
 from jaxops.model.files import load
+from jaxops.serve.access import add_key
+from jaxops.serve.app import Settings, application
+from jaxops.serve.server import check_host, run
 
 if TYPE_CHECKING:
     import tyro
@@ -27,39 +30,24 @@ class Serve:
     """a file of `jaxops key`"""
     folder: Path | None = None
     """of model files that an administrator may load"""
-    batch_size: int = 64
-    """the most rows that requests are joined to"""
-    delay: float = 0.001
-    """seconds that a request waits for others, at most"""
-    queue: int = 256
-    """the most requests that wait"""
-    timeout: float = 10.0
-    """seconds for a request, from its arrival"""
-    rows: int = 10_000
-    """the most rows of a request"""
-    body: int = 2**24
-    """the most bytes of a request"""
     certificate: Path | None = None
     """a file of PEM, for HTTPS"""
     certificate_key: Path | None = None
     """the file of its key"""
+    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
         """Load, compile, and serve until SIGTERM or Ctrl-C."""
-        from jaxops.serve.app import Settings, application  # their packages are of another extra
-        from jaxops.serve.server import check_host, run
-
         check_host(self.host, self.keys)  # before anything compiles
         names = [path.stem for path in self.models]
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
             raise ValueError(f"models must be files of different names, got {twice!r} twice")
-        limits = (self.batch_size, self.delay, self.queue, self.timeout, self.rows, self.body)
         app = application(
             {path.stem: load(path) for path in self.models},
             keys=self.keys,
             folder=self.folder,
-            settings=Settings(*limits),
+            settings=self.settings,
         )
         run(app, self.host, self.port, self.certificate, self.certificate_key)
 
@@ -79,6 +67,4 @@ class Key:
 
     def run(self) -> None:
         """Print the key, which is kept nowhere."""
-        from jaxops.serve.access import add_key  # see `Serve.run`
-
         print(add_key(self.file, self.name, self.role, self.quota))

@@ -5,9 +5,7 @@ A reader is a callable that turns texts into the columns a task expects. `Tokens
 """
 
 import dataclasses
-import functools
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 
 from jaxops.data.tokenizer import PAD, Tokenizer, check_texts, opened, warn_cut
 from jaxops.data.words import runs, words
+from jaxops.model.exported.texts import character_grams, gram_number
 from jaxops.task import recorded
 
 BEFORE = re.compile(r"\w+|[^\w\s]")  # words in model files that were saved without `uax29`
@@ -139,9 +138,9 @@ class NGrams:
         grams = words(text) if low == 1 else []
         for n in range(max(low, 2), high + 1):
             grams += [" ".join(heard[i : i + n]) for i in range(len(heard) - n + 1)]
-        numbers = [_number(f"w{gram}", half) for gram in grams]
+        numbers = [gram_number(f"w{gram}", half) for gram in grams]
         for run in runs(text):
-            numbers += [half + n for n in _character_ngrams(run, *self.characters, half)]
+            numbers += [half + n for n in character_grams(run, *self.characters, half)]
         return list(dict.fromkeys(numbers))
 
     def _numbers_before(self, text: str) -> list[int]:
@@ -149,9 +148,9 @@ class NGrams:
         grams = (
             " ".join(own[i : i + n]) for n in range(low, high + 1) for i in range(len(own) - n + 1)
         )
-        numbers = [_number(f"w{gram}", self.vocabulary) for gram in grams]
+        numbers = [gram_number(f"w{gram}", self.vocabulary) for gram in grams]
         for run in own:
-            numbers += _character_ngrams(run, *self.characters, self.vocabulary)
+            numbers += character_grams(run, *self.characters, self.vocabulary)
         return list(dict.fromkeys(numbers))
 
 
@@ -198,21 +197,6 @@ class WordsAndNGrams:
 
 Reader = Tokens | NGrams | WordsAndNGrams
 """A reader of single texts."""
-
-
-def _number(gram: str, vocabulary: int) -> int:
-    # Python's hash of a string differs between processes
-    return 1 + zlib.crc32(gram.encode()) % (vocabulary - 1)
-
-
-@functools.lru_cache(maxsize=2**16)
-def _character_ngrams(word: str, low: int, high: int, vocabulary: int) -> tuple[int, ...]:
-    padded = f" {word} "
-    return tuple(
-        _number(f"c{padded[i : i + n]}", vocabulary)
-        for n in range(max(low, 1), high + 1)
-        for i in range(len(padded) - n + 1)
-    )
 
 
 def labels(names: Sequence[Any], classes: Sequence[str], many: bool = False) -> np.ndarray:

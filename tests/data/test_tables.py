@@ -21,7 +21,7 @@ def kinds(columns):
     return {name: (column.dtype.kind, column.tolist()) for name, column in columns.items()}
 
 
-def same(found, wanted):
+def assert_same(found, wanted):
     assert found.keys() == wanted.keys()
     for name, (kind, values) in wanted.items():
         assert found[name][0] == kind
@@ -61,7 +61,7 @@ CSV = [
 def test_csv_is_read_exactly(tmp_path, text, options, wanted):
     path = tmp_path / "t.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    same(kinds(Dataset.from_csv(path, **options).train), wanted)
+    assert_same(kinds(Dataset.from_csv(path, **options).train), wanted)
 
 
 def test_long_fields_and_the_index_of_pandas(tmp_path):
@@ -122,12 +122,12 @@ def test_frames_and_masked_arrays_keep_their_kinds_and_gaps():
         "whole": ("f", [2**53, NAN, 1]),
         "text": ("O", ["a", "", "b"]),
     }
-    same(kinds(Dataset.from_arrays(**frame).train), wanted)
+    assert_same(kinds(Dataset.from_arrays(**frame).train), wanted)
     assert fit_encoder(Dataset.from_arrays(**frame).train).values["store"] == ["101", "202"]
     masked = np.ma.array([1.0, 5.0], mask=[False, True])
     np.testing.assert_array_equal(Dataset.from_arrays(x=masked).train["x"], [1, NAN])
     columns = read({"x": masked, "n": np.ma.array([1, 5], mask=[True, False]), "t": ["a", NAN]})
-    same(kinds(columns), {"x": ("f", [1, NAN]), "n": ("f", [NAN, 5]), "t": ("O", ["a", ""])})
+    assert_same(kinds(columns), {"x": ("f", [1, NAN]), "n": ("f", [NAN, 5]), "t": ("O", ["a", ""])})
 
 
 def test_columns_of_text_that_look_like_numbers():

@@ -354,7 +354,7 @@ def exported(model, folder, **options):
     return run.load(jo.export(model, folder, **options))
 
 
-def close(found, wanted, **names):
+def assert_close(found, wanted, **names):
     """The answers by name, against a NamedTuple of jaxops with these other names."""
     for name, value in found.items():
         want = getattr(wanted, names.get(name, name))
@@ -383,7 +383,7 @@ def test_a_table(tmp_path):
     found = exported(model, tmp_path / "out")
     assert found.manifest["room"] == "tabular" and found.manifest["platforms"] == ["cpu"]
     rows = rows_of(37, 4)
-    close(found.predict(rows), model.predict(rows))
+    assert_close(found.predict(rows), model.predict(rows))
     columns = found.columns(rows)
     np.testing.assert_allclose(found.apply(columns), model.outputs(columns), atol=1e-6)
     for wrong, message in (
@@ -411,7 +411,9 @@ def test_numbers_of_a_table(tmp_path, target):
     if target == "quantiles":
         task = tabular.quantiles(tabular.MLP((4,), outputs=2), features, (0.1, 0.9), 3.0, 2.0)
     model = untrained(task, reader)
-    close(exported(model, tmp_path / "out").predict(rows_of(9, 1)), model.predict(rows_of(9, 1)))
+    assert_close(
+        exported(model, tmp_path / "out").predict(rows_of(9, 1)), model.predict(rows_of(9, 1))
+    )
 
 
 def test_a_blend_of_two_classes(tmp_path):
@@ -423,7 +425,9 @@ def test_a_blend_of_two_classes(tmp_path):
     models = [untrained(task) for task in tasks]
     blend = Blend.of(models, (0.25, 0.75), temperature=1.5)
     model = jo.Model(blend, None, reader)
-    close(exported(model, tmp_path / "out").predict(rows_of(9, 1)), model.predict(rows_of(9, 1)))
+    assert_close(
+        exported(model, tmp_path / "out").predict(rows_of(9, 1)), model.predict(rows_of(9, 1))
+    )
 
 
 def test_images_of_any_number_and_of_four(tmp_path):
@@ -433,8 +437,8 @@ def test_images_of_any_number_and_of_four(tmp_path):
     for batch in ("any", 4):
         found = exported(model, tmp_path / "out", batch=batch)
         assert found.manifest["inputs"][0]["shape"][0] == ("batch" if batch == "any" else 4)
-        close(found.predict(image), wanted)
-        close(found.predict({"image": image[..., 0]}), wanted)
+        assert_close(found.predict(image), wanted)
+        assert_close(found.predict({"image": image[..., 0]}), wanted)
     with pytest.raises(ValueError, match="raw must have a column 'image', got picture"):
         found.predict({"picture": image})
     with pytest.raises(ValueError, match=r"images must be an array uint8 .* got <U"):
@@ -452,15 +456,19 @@ def test_labels_of_texts(tmp_path, many):
     )
     found = exported(model, tmp_path / "out")
     table = {"no": [5, 6, 7], "t": ["It's lost", "my card", "x:y 99"]}
-    close(found.predict(table), model.predict(table))
-    close(found.predict(table["t"]) | {"ids": model.predict(table).ids}, model.predict(table))
+    assert_close(found.predict(table), model.predict(table))
+    assert_close(
+        found.predict(table["t"]) | {"ids": model.predict(table).ids}, model.predict(table)
+    )
 
 
 def test_vectors_of_texts(tmp_path):
     read = readers()["words"]
     task = text.contrastive(text.BagEncoder(read.vocabulary, 4), read.context)
     model = untrained(task, text.TextReader(read))
-    close(exported(model, tmp_path / "out").predict(["lost card"]), model.predict(["lost card"]))
+    assert_close(
+        exported(model, tmp_path / "out").predict(["lost card"]), model.predict(["lost card"])
+    )
 
 
 HISTORIES = [["item 3", "item 4", "never"], [], ["item 9"] * 70, ["never"], ["item 1"]]
@@ -534,7 +542,7 @@ def test_steps_of_series(tmp_path, output, kind, covariates):
         future = np.stack([x[-4:] for x in known])
     history = forecast.from_arrays([*lengths], values, channels=("x", "y"), **more)
     wanted = forecast.forecast(method, history, future=future)
-    close(found.predict(raw), wanted)
+    assert_close(found.predict(raw), wanted)
     with pytest.raises(ValueError, match=r"values must have shape \(T, 2\) for series 0"):
         found.predict({"values": [[[1.0]]]})
 
@@ -546,7 +554,9 @@ def test_steps_with_calibrated_quantiles_of_a_log_scale(tmp_path):
     values = [np.random.default_rng(2).gamma(2.0, size=(n, 2)) for n in (12, 30)]
     history = forecast.from_arrays(["b", "new"], values, channels=("x", "y"))
     found = exported(jo.Model(method), tmp_path / "out")
-    close(found.predict({"id": ["b", "new"], "values": values}), forecast.forecast(method, history))
+    assert_close(
+        found.predict({"id": ["b", "new"], "values": values}), forecast.forecast(method, history)
+    )
     with pytest.raises(ValueError, match="id must be a list or an array, got 'bc'"):
         found.predict({"id": "bc", "values": values})
     with pytest.raises(
@@ -565,7 +575,7 @@ def test_fewer_steps_were_calibrated_than_the_model_has(tmp_path, output, steps)
     history = forecast.from_arrays(["b"], values, channels=("x", "y"))
     found = exported(jo.Model(method), tmp_path / "out").predict({"id": ["b"], "values": values})
     assert found["mean"].shape == (1, steps, 2)
-    close(found, forecast.forecast(method, history, horizon=steps))
+    assert_close(found, forecast.forecast(method, history, horizon=steps))
 
 
 def test_tokens_of_a_fixed_length(tmp_path):
@@ -633,12 +643,12 @@ def test_a_process_without_jaxops_answers_the_same(tmp_path):
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
     found = pickle.loads((tmp_path / "found").read_bytes())
     for name in ("table", "text", "vision"):
-        close(found[str(tmp_path / name)], cases[name][0].predict(cases[name][1]))
+        assert_close(found[str(tmp_path / name)], cases[name][0].predict(cases[name][1]))
     wanted = recommend.recommend(made, HISTORIES, 10)
     assert found[f"{tmp_path}/recommend"]["items"] == wanted.ids()
     history = forecast.from_arrays(["a"], values, channels=("x", "y"))
     levels = (0.1, 0.5, 0.9)
-    close(found[f"{tmp_path}/forecast"], forecast.forecast(method, history, levels=levels))
+    assert_close(found[f"{tmp_path}/forecast"], forecast.forecast(method, history, levels=levels))
 
 
 def _imports(path):

@@ -151,9 +151,9 @@ def _grams(read: Columns, texts: list[str]) -> np.ndarray:
         grams = words if low == 1 else []
         for n in range(max(low, 2), high + 1):
             grams = grams + [" ".join(heard[i : i + n]) for i in range(len(heard) - n + 1)]
-        numbers = [_number(f"w{gram}", size) for gram in grams]
+        numbers = [gram_number(f"w{gram}", size) for gram in grams]
         for run in runs:
-            numbers += [half + n for n in _characters(run, *read["characters"], size)]
+            numbers += [half + n for n in character_grams(run, *read["characters"], size)]
         rows.append(list(dict.fromkeys(numbers)))
     return _rows(rows, read["context"], True)
 
@@ -183,15 +183,17 @@ def _parted(text: str, uax29: bool, quoted: bool) -> tuple[list[str], list[str],
     return words, [word for word in words if letters.search(word)], parts(r"(\w+|[^\w\s])")
 
 
-def _number(gram: str, size: int) -> int:
+def gram_number(gram: str, size: int) -> int:
+    """The number of an n-gram, 1 to `size - 1`; Python's own hash differs between processes."""
     return 1 + zlib.crc32(gram.encode()) % (size - 1)
 
 
 @functools.lru_cache(maxsize=2**16)
-def _characters(word: str, low: int, high: int, size: int) -> tuple[int, ...]:
+def character_grams(word: str, low: int, high: int, size: int) -> tuple[int, ...]:
+    """The numbers of the n-grams of the characters of a word between two blanks."""
     padded = f" {word} "
     return tuple(
-        _number(f"c{padded[i : i + n]}", size)
+        gram_number(f"c{padded[i : i + n]}", size)
         for n in range(max(low, 1), high + 1)
         for i in range(len(padded) - n + 1)
     )
