@@ -6,7 +6,8 @@ folders paper/exp/MODEL/SET/0-evaluation); for telco those of churn. The others 
 defaults. Training ends when the validation score (accuracy, RMSE; for telco the log loss) has not
 improved for 16 epochs, as there. The test rows are scored once. The metric of a set is the test
 figure of the single network with the best validation figure; trees and ensembles are rows beside
-it.
+it. An ensemble's row has the figures of the member that has the smallest test loss (log loss, mean
+squared error), and how far the ensemble's loss is below it, with the paired 95 % interval.
 
 - adult: official test rows, validation rows of TabM (`split.npz`); accuracy.
 - churn, california: the split of TabM; accuracy, and RMSE in 100,000 dollars.
@@ -21,7 +22,7 @@ Rows are written to `seed-N/rows.json` after each model, and `--resume` goes on 
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +40,13 @@ from experiments.defaults import (
     trees,
 )
 from jaxops import tabular
+from jaxops.model.finished import Model
+from jaxops.model.selection import Blend
 from jaxops.tabular.recipes import clipped, decayed
 from jaxops.train.settings import EarlyStopping
 from jaxops.trust import report
+from jaxops.trust.evaluation import Evaluation
+from jaxops.trust.intervals import paired
 
 PUBLISHED = {
     "adult_accuracy": "0.8700 (TabM-mini with piecewise linear embeddings), 0.8727 (CatBoost)",
@@ -50,6 +55,7 @@ PUBLISHED = {
     "telco_auc": "0.8454 (logistic regression, measured on these files)",
 }
 KEPT = ("accuracy", "auc", "log_loss", "rmse")
+LOSSES = ("log_loss", "mse")  # that have a value for each row
 TREES = ("trees", "lightgbm", "xgboost", "catboost")
 ENSEMBLES = ("ensemble", "ensemble without trees")
 Rows = dict[str, dict[str, float]]
@@ -81,6 +87,13 @@ class Table(NamedTuple):
     splits: list[Split]
     label: str
     metric: str
+
+
+class Member(NamedTuple):
+    """A member of a blend: its test figures; the losses (2, N) of it and of the blend by row."""
+
+    figures: dict[str, float]
+    losses: np.ndarray
 
 
 class Tuned(NamedTuple):
@@ -254,21 +267,44 @@ def trained(settings: Settings, seed: int, name: str, model: str, table: Table) 
     if settings.compute != "float32" and not grown:
         options["compute"] = settings.compute
     options = {"budget": "24h", "seed": seed, "progress": False, **options}
-    rows = []
+    rows, pairs = [], []
     for split in table.splits:
         if split.validation is not None:
             options["validation"] = split.validation
         start = time.perf_counter()
         made = tabular.fit(split.train, method, label=table.label, **options)
         row = {"seconds": time.perf_counter() - start}
-        figures = tabular.evaluate(made, split.test).figures()
+        scored = tabular.evaluate(made, split.test)
+        figures = scored.figures()
+        if isinstance(made.task, Blend):
+            found = beside_best(made, scored, split.test)
+            row |= found.figures
+            pairs.append(found.losses)
         row |= {key: figures[key] for key in KEPT if key in figures}
         if table.metric in made.about["validation"]:  # a blend has the figure that made it alone
             row["validation"] = made.about["validation"][table.metric]
         if made.state is not None:
             row["steps"] = float(made.state.step)
         rows.append(row)
-    return mean(rows)
+    return mean(rows) | gain(pairs)
+
+
+def beside_best(made: Model, scored: Evaluation, test: pd.DataFrame) -> Member:
+    """The member of a blend with the smallest loss on the test rows."""
+    members = [replace(made, task=one.task, state=one.state) for one in made.task.models()]
+    loss = next(name for name in LOSSES if name in scored.values)
+    others = [tabular.evaluate(one, test) for one in members]
+    other = min(others, key=lambda one: one.figures()[loss])
+    figures = {f"member {key}": value for key, value in other.figures().items() if key in KEPT}
+    losses = np.stack([other.values[loss], scored.values[loss]])
+    return Member({"members": float(len(members))} | figures, losses)
+
+
+def gain(pairs: list[np.ndarray]) -> dict[str, float]:
+    """How far a blend's loss is below that of its best member, with the paired 95 % interval."""
+    if not pairs:
+        return {}
+    return dict(zip(("gain", "gain low", "gain high"), paired(*np.hstack(pairs)), strict=False))
 
 
 def mean(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -171,8 +171,8 @@ def evaluate(
     Raises:
         ValueError: a log that cannot be read, that ends too early, or of another period.
 
-    Printing the evaluation draws 500 samples for each figure and orders them, minutes for a
-    million customers; `figures()` is without intervals, and fast.
+    Printing the evaluation draws 500 samples of the customers for each interval. `figures()` draws
+    none, and is much faster for many customers.
     """
     reader = reader_of(model)
     log = reader.purchases(data)
