@@ -21,8 +21,8 @@ def columns(workload: Workload) -> tuple[Columns, str]:
         table = binary_mlp.read(None)
         parts = binary_mlp.encode(table, table.data.split(test=0.2, seed=42), SEED)
         return _xy({"train": parts.train, "test": parts.test}, "features"), table.data.source
-    if workload.data == "adult":
-        return _adult()
+    if workload.data.startswith("adult"):
+        return _adult({} if "standard" in workload.data else {"bins": 32})
     assert isinstance(workload.network, GPT)
     text, source = _text()
     letters, tokens = np.unique(text, return_inverse=True)
@@ -36,10 +36,10 @@ def columns(workload: Workload) -> tuple[Columns, str]:
     return {"train_x": train, "test_x": test[:: max(1, len(test) // 200)]}, source
 
 
-def _adult() -> tuple[Columns, str]:
-    """Adult as `tabular.fit` encodes it, numbers piecewise linearly; 4,000 rows are the test."""
+def _adult(options: dict[str, int]) -> tuple[Columns, str]:
+    """Adult as `tabular.fit_encoder` encodes it with these options; 4,000 rows are the test."""
     train, test = (tabular.read(frame) for frame in defaults.adult_frames())
-    encoder = tabular.fit_encoder(train, label="income", bins=32)
+    encoder = tabular.fit_encoder(train, label="income", **options)
     splits = {"train": train, "test": {name: column[:4000] for name, column in test.items()}}
     encoded = {split: tabular.encode(encoder, part) for split, part in splits.items()}
     return _xy(encoded, "features"), "Adult, official split"

@@ -70,9 +70,11 @@ def task_of(network: Any) -> jo.Task:
         return tabular.classifier(module, network.features)
     features, *hidden, outputs = network.widths
     if outputs == 1:
-        return tabular.classifier(tabular.MLP(tuple(hidden)), features)
-    mlp = vision.MLP(tuple(hidden), outputs)
-    return vision.classifier(mlp, mean=network.mean, std=network.std)
+        embedding = tabular.Periodic() if network.numbers else None
+        mlp = tabular.MLP(tuple(hidden), embedding=embedding, numbers=network.numbers)
+        return tabular.classifier(mlp, features)
+    plain = vision.MLP(tuple(hidden), outputs)
+    return vision.classifier(plain, mean=network.mean, std=network.std)
 
 
 def named(task: jo.Task, columns: workloads.Columns, split: str) -> dict[str, np.ndarray]:

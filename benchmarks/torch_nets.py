@@ -1,5 +1,6 @@
 """The same networks in PyTorch, with the weights that jaxops began with."""
 
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -80,6 +81,17 @@ def tabm(size: workloads.TabM) -> nn.Module:
     )
 
 
+def plr(numbers: int) -> nn.Module:
+    """Features with periodic embeddings of the first numbers, by the authors' package."""
+    from rtdl_num_embeddings import PeriodicEmbeddings
+
+    class Embedding(PeriodicEmbeddings):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x[:, :numbers]).flatten(1), x[:, numbers:]], 1)
+
+    return Embedding(numbers, lite=False)
+
+
 def network(size: workloads.Network, channels_last: bool) -> nn.Module:
     """The module; its parameters are named as the Flax modules' are, or see `_name`."""
     if isinstance(size, workloads.GPT):
@@ -95,7 +107,11 @@ def network(size: workloads.Network, channels_last: bool) -> nn.Module:
         layers["logits"] = nn.Linear(size.hidden, 10)
         module: Any = nn.Sequential(layers)
         return module.to(memory_format=torch.channels_last) if channels_last else module
-    for i, (a, b) in enumerate(zip(size.widths[:-2], size.widths[1:-1], strict=True)):
+    widths = size.widths
+    if size.numbers:
+        layers["embedding"] = plr(size.numbers)
+        widths = (widths[0] + 23 * size.numbers, *widths[1:])
+    for i, (a, b) in enumerate(itertools.pairwise(widths[:-1])):
         layers[f"hidden_{i}"], layers[f"relu_{i}"] = nn.Linear(a, b), nn.ReLU()
     layers["logits"] = nn.Linear(size.widths[-2], size.widths[-1])
     return nn.Sequential(layers)
@@ -142,13 +158,24 @@ def _name_in_tabm(path: str) -> str:
     return known.get(path) or re.sub(r"^hidden_(\d+)", r"backbone/blocks/\1/0", path)
 
 
+def _name_in_plr(path: str) -> str:
+    """What the authors' embeddings call a parameter of the Flax ones.
+
+    >>> _name_in_plr("embedding/kernel"), _name_in_plr("hidden_0/bias")
+    ('embedding/linear/kernel', 'hidden_0/bias')
+    """
+    path = path.replace("embedding/frequency", "embedding/periodic/scale")
+    return re.sub("^embedding/(kernel|bias)", r"embedding/linear/\1", path)
+
+
 def load_weights(module: nn.Module, file: Path, size: Any, channels_last: bool) -> None:
     """Copy the parameters in place.
 
     Raises:
         KeyError: the file lacks one; all of both must be used.
     """
-    name_of = _name_in_tabm if isinstance(size, workloads.TabM) else _name
+    names_in = {workloads.TabM: _name_in_tabm, workloads.MLP: _name_in_plr}
+    name_of = names_in.get(type(size), _name)
     flat = {name_of(path): value for path, value in np.load(file).items()}
     renamed = {"weight": ("kernel", "scale", "embedding")}
     with torch.no_grad():

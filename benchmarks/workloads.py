@@ -1,5 +1,6 @@
 """What is measured, as plain values: both sides read this file (NumPy and the standard library)."""
 
+import itertools
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,16 +28,23 @@ TORCH_FORMS = ("article", "careful", "compiled")
 
 @dataclass(frozen=True)
 class MLP:
-    """Dense layers with ReLU; one output is a yes/no network with binary cross-entropy."""
+    """Dense layers with ReLU; one output is a yes/no network with binary cross-entropy.
+
+    The first `numbers` features get periodic embeddings (PLR) with the defaults of
+    `tabular.Periodic` and of rtdl_num_embeddings: 24 values from 48 frequencies.
+    """
 
     widths: tuple[int, ...]
     mean: float = 0.0
     std: float = 1.0
+    numbers: int = 0
 
     @property
     def parameters(self) -> int:
-        """Kernels and biases."""
-        return sum((a + 1) * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
+        """Of the embeddings; kernels and biases."""
+        widths = (self.widths[0] + 23 * self.numbers, *self.widths[1:])
+        dense = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        return dense + self.numbers * (48 + 96 * 24 + 24)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Workload:
     Attributes:
         name: as the command line has it.
         network: what is trained or asked.
-        data: "mnist", "churn", "adult" or "shakespeare".
+        data: "mnist", "churn", "adult" (numbers in bins), "adult, standard" or "shakespeare".
         batch_size: rows in one update, or in one question.
         kind: "train", "predict" (NumPy in, NumPy out), "generate" (prompts of `PROMPT` tokens in,
             the `NEW_TOKENS` most probable ones out; an example is a token) or "sweep" (32 seeds at
@@ -132,6 +140,7 @@ LARGE_GPT = GPT(depth=6, width=384, heads=6, context=256)
 CHURN = MLP((46, 128, 64, 1))
 """C04; how many features it has, the data say, as of those on Adult"""
 ADULT = MLP((227, 512, 512, 1))
+ADULT_PLR = MLP((100, 512, 512, 1), numbers=6)
 ADULT_TABM = TabM(227)
 
 _ARTICLE = (("article", 8.0), ("best", 3.0))
@@ -165,6 +174,7 @@ WORKLOADS = (
         gpu_targets=(("fastest", 1.1),), gpu=True, bfloat16=True,
     ),
     Workload("adult-mlp", ADULT, "adult", 256, targets=(("best", 2.5),), bfloat16=True),
+    Workload("adult-plr", ADULT_PLR, "adult, standard", 256, targets=(("best", 2.5),)),
     Workload(
         "adult-tabm", ADULT_TABM, "adult", 256, check_steps=24,
         targets=(("article", 2.5), ("best", 1.5), ("fastest", 1.9)), bfloat16=True,
@@ -229,7 +239,7 @@ def write(folder: Path, workload: Workload, columns: Columns, steps: int) -> Wor
         The workload as written.
     """
     network, shape = workload.network, columns["train_x"].shape
-    if workload.data in ("churn", "adult") and isinstance(network, MLP):
+    if workload.data.startswith(("churn", "adult")) and isinstance(network, MLP):
         network = replace(network, widths=(shape[1], *network.widths[1:]))
     elif isinstance(network, TabM):
         network = replace(network, features=shape[1])

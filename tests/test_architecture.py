@@ -58,6 +58,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "threadpoolctl": "benchmarks/recommend_als.py",
     "stockpyl": "benchmarks/stockpyl_loop.py",
     "lifetimes": "benchmarks/customers.py",
+    "pytabkit": "benchmarks/tabular_peers_side.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",

@@ -30,7 +30,7 @@ def columns(workload, rows=256):
     found = {}
     for split, n in (("train", rows), ("test", 64)):
         label = random.integers(0, 2, n).astype(np.int32)
-        if workload.data in ("churn", "adult"):
+        if workload.data.startswith(("churn", "adult")):
             x = (random.normal(size=(n, 20)) + label[:, None]).astype(np.float32)
         else:
             x = random.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8)
@@ -48,8 +48,9 @@ def workload(name):
 
 def sides(name, folder, form):
     torch_side = pytest.importorskip("torch") and pytest.importorskip("benchmarks.torch_side")
-    if "tabm" in name:
-        pytest.importorskip("tabm")
+    needed = {"adult-tabm": "tabm", "adult-plr": "rtdl_num_embeddings"}
+    if name in needed:
+        pytest.importorskip(needed[name])
     written = workloads.write(folder, workload(name), columns(workload(name)), 24)
     ours = jax_side.make("float32", str(folder), 0.0)
     theirs = torch_side.make(form, str(folder), 0.0)
@@ -71,6 +72,7 @@ def sides(name, folder, form):
         ("gpt-12", {}),
         ("gpt-large", {}),
         ("adult-mlp", {}),
+        ("adult-plr", {}),
         ("adult-tabm", {}),
     ],
 )
