@@ -20,7 +20,6 @@ import pytest
 
 import jaxops as jo
 from jaxops import cli, tabular
-from jaxops.data import fit_encoder
 from jaxops.model import scoring
 
 HERE = Path(__file__).parent
@@ -37,8 +36,8 @@ def saved(path, seed):
     """A model with the parameters of a seed, in a file."""
     rows = {**TABLE, "left": np.array(["no", "yes"], object)[(AGE > 40) * 1]}
     del rows["customer"]
-    encoder = fit_encoder(rows, label="left")
-    features = jo.data.encode(encoder, rows)["features"]
+    encoder = tabular.fit_encoder(rows, label="left")
+    features = tabular.encode(encoder, rows)["features"]
     task = tabular.classifier(tabular.MLP((4,)), features.shape[1], classes=("no", "yes"))
     state = jo.init_state(task, jo.optim.sgd(0.1), seed, {"features": features[:1]})
     jo.save(path, jo.Model(task, state, tabular.TableReader(encoder, id="customer")))
@@ -191,6 +190,16 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(
     (other / "a.jpg").touch()
     assert_refused(capsys, f"a folder of parts or empty, got {other}/a.jpg", folder, other)
     assert_refused(capsys, "out must be a folder, or end in", folder, other / "a.jpg")
+
+
+def test_a_folder_without_a_part_takes_other_data(folder, wanted, tmp_path, capsys):
+    out = tmp_path / "scores"
+    pd.DataFrame({"age": AGE}).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    assert_refused(capsys, "must have a column 'plan', got age", tmp_path, out)
+    (out / "part-000099.parquet").touch()  # of a run that was killed before it recorded a part
+    assert command(folder, out) == 0
+    assert_whole(out, wanted)
 
 
 def test_what_cannot_be_made_is_refused_before_the_folder(folder, tmp_path, capsys):

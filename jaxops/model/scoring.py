@@ -219,6 +219,11 @@ class Folder:
             raise ValueError(f"{file} must be a manifest of parts, got another text") from error
         if known != FORMAT:
             raise ValueError(f"{file} must have the format {FORMAT}, got {known}")
+        if not parts:  # what begun without one may have been of something else
+            for left in self.path.glob("part-*.parquet"):
+                left.unlink()
+            self._write()
+            return
         for what, value in self._made.items():
             if was.get(what) != value:
                 raise ValueError(
