@@ -57,8 +57,9 @@ def model(path: Path) -> jo.Model:
     """A network of the default sizes, not trained."""
     some = next(frames(10_000)).drop(columns="id")
     some["left"] = np.where(some["x0"] > 0, "yes", "no")
-    encoder = tabular.fit_encoder(some, label="left")
-    features = tabular.encode(encoder, tabular.read(some.drop(columns="left")))["features"]
+    table = tabular.read(some)
+    encoder = tabular.fit_encoder(table, label="left")
+    features = tabular.encode(encoder, table)["features"]
     task = tabular.classifier(tabular.MLP(), features.shape[1], classes=("no", "yes"))
     state = jo.init_state(task, jo.optim.adam(1e-3), 0, {"features": features[:1]})
     made = jo.Model(task, state, tabular.TableReader(encoder, id="id"))

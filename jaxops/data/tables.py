@@ -7,7 +7,6 @@ each column into an array.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -200,11 +199,13 @@ def parts(path: str | Path, rows: int, first: int = 0) -> Iterator[Any]:
     """
     pa = require("pyarrow", extra="data")
 
-    parquet = Path(path).suffix in PARQUET
-    read = partial(parquet_files.batches, rows=rows) if parquet else csv_files.batches
+    if Path(path).suffix in PARQUET:
+        found = parquet_files.batches(path, rows, first)
+    else:
+        found = csv_files.batches(Path(path), first)
     waiting: list[Any] = []
     count = 0
-    for table in read(Path(path), first=first):
+    for table in found:
         waiting.append(table)
         count += len(table)
         while count >= rows:

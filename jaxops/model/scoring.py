@@ -314,7 +314,8 @@ def _state(data: str) -> tuple[int, int]:
 def _here(model: Model, data: str, folder: Folder) -> Iterator[tuple[int, dict[str, Any]]]:
     """Make the parts that are missing, in order, in this process."""
     rows = min(ROWS, PART)
-    position, frames = -1, iter(())
+    position = -1
+    frames: Iterator[Any] = iter(())
     for number in itertools.count():
         if number in folder.parts:
             continue
