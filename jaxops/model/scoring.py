@@ -252,7 +252,11 @@ class Folder:
 
     def _write(self) -> None:
         with whole(self.path / MANIFEST) as beside:
-            kept = {"made": self._made, "columns": self._columns, "parts": self.parts}
+            kept = {
+                "made": self._made,
+                "columns": self._columns,
+                "parts": dict(sorted(self.parts.items())),
+            }
             text = json.dumps({"format": FORMAT, **kept, "finished": self.finished}, indent=1)
             beside.write_text(text)
         os.fsync(self._lock)
