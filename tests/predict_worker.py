@@ -22,7 +22,4 @@ if __name__ == "__main__":
     cluster = utilities.Cluster(initialize_head=True, head_node_args=machine)
     cluster.add_node(**machine)
     os.environ["RAY_ADDRESS"] = cluster.address
-    try:
-        main(int(sys.argv[1]), sys.argv[2:])
-    finally:
-        cluster.shutdown()
+    main(int(sys.argv[1]), sys.argv[2:])

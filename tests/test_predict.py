@@ -320,8 +320,8 @@ def wait_for(out, parts, running):
 
 @pytest.fixture
 def many(folder, tmp_path):
-    """The rows 26 times with ids of their own, 299 parts, and what the model answers."""
-    frame = pd.concat([pd.DataFrame(TABLE)] * 26, ignore_index=True)
+    """The rows ten times with ids of their own, 115 parts, and what the model answers."""
+    frame = pd.concat([pd.DataFrame(TABLE)] * 10, ignore_index=True)
     frame["customer"] = [f"c{i * 37 % len(frame)}" for i in range(len(frame))]
     frame.to_parquet(tmp_path / "rows.parquet", row_group_size=1000)
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
@@ -329,19 +329,19 @@ def many(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_five_kills_lose_and_double_no_row(many, tmp_path, forks):
+def test_three_kills_lose_and_double_no_row(many, tmp_path, forks):
     out, rng = tmp_path / "scores", random.Random(0)
     words = ["predict", f"{tmp_path}/model.safetensors", f"{tmp_path}/rows.parquet"]
     files = {"out": os.devnull, "err": tmp_path / "errors"}
-    for _ in range(5):
+    for _ in range(3):
         child = forks.start("predict_worker", 20, [*words, "--out", f"{out}/"], **files)
-        wait_for(out, recorded(out) + rng.randrange(1, 50), lambda: child.poll() is None)
+        wait_for(out, recorded(out) + rng.randrange(1, 30), lambda: child.poll() is None)
         time.sleep(rng.uniform(0, 0.02))
         child.kill()
         assert child.wait() == -signal.SIGKILL
         for path in out.glob("part-*"):
             assert pq.read_metadata(path).num_rows == 20
-    assert recorded(out) < 299
+    assert recorded(out) < 115
     child = forks.start("predict_worker", 20, [*words, "--out", f"{out}/"], **files)
     assert child.wait() == 0, (tmp_path / "errors").read_text()
     assert_whole(out, many)
@@ -372,12 +372,10 @@ def test_a_killed_actor_of_ray_loses_and_doubles_no_row(many, tmp_path):
     )
     try:
         wait_for(out, 20, lambda: child.poll() is None)
-        two = [*actors(str(tmp_path).encode())]
-        assert len(two) == 2
-        os.kill(two[0], signal.SIGKILL)
+        os.kill(next(actors(str(tmp_path).encode())), signal.SIGKILL)
         printed, _ = child.communicate(timeout=240)
     finally:
         child.kill()
     assert child.returncode == 0, printed
-    assert f"written: {out}, 5,980 rows in 299 parts" in printed
+    assert f"written: {out}, 2,300 rows in 115 parts" in printed
     assert_whole(out, many)

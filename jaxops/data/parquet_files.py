@@ -11,7 +11,7 @@ import numpy as np
 from jaxops._optional import require
 from jaxops.data.checks import check_lists
 
-BUFFER = 1 << 20  # bytes of each column that are read at once; else the column of a row group is
+BUFFER = 1 << 18  # bytes of each column that are read at once; else the column of a row group is
 
 
 def read(path: str | Path, columns: Sequence[str] | None = None) -> Any:
@@ -26,7 +26,7 @@ def read(path: str | Path, columns: Sequence[str] | None = None) -> Any:
     """
     check_lists(columns=columns)
     names = _names(path, columns)
-    with _whole(path, 0) as file:
+    with _whole(path) as file:
         return _declared(file, file.read(columns=names).select(names))
 
 
@@ -41,7 +41,8 @@ def batches(path: str | Path, rows: int, first: int = 0) -> Iterator[Any]:
     pa = require("pyarrow", extra="data")
 
     names = _names(path, None)
-    with _whole(path, BUFFER) as file:
+    # what Arrow buffers in advance is the whole file, which it keeps to its end
+    with _whole(path, buffer_size=BUFFER, pre_buffer=False) as file:
         metadata = file.metadata
         groups = range(metadata.num_row_groups)
         ends = np.cumsum([metadata.row_group(group).num_rows for group in groups], dtype=np.int64)
@@ -61,18 +62,18 @@ def count(path: str | Path) -> int:
     Raises:
         ValueError: a broken file.
     """
-    with _whole(path, 0) as file:
+    with _whole(path) as file:
         return int(file.metadata.num_rows)
 
 
 @contextlib.contextmanager
-def _whole(path: str | Path, buffer: int) -> Iterator[Any]:
-    """The opened file; an error says that it is broken."""
+def _whole(path: str | Path, **options: Any) -> Iterator[Any]:
+    """The file, opened with options of Arrow; an error says that it is broken."""
     pa = require("pyarrow", extra="data")
     pq = require("pyarrow.parquet", extra="data")
 
     try:
-        with pq.ParquetFile(path, buffer_size=buffer) as file:
+        with pq.ParquetFile(path, **options) as file:
             yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} must be a whole Parquet file, got an error: {error}") from None
