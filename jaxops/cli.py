@@ -104,7 +104,7 @@ class Predict:
             jax.config.update("jax_platforms", "cpu")  # the actors need the accelerators
         model = load(self.model)
         room_of(model, self.model)
-        options = {} if self.cutoff is None else {"cutoff": self.cutoff}
+        options: dict[str, Any] = {} if self.cutoff is None else {"cutoff": self.cutoff}
         if options and model.room != "customers":
             raise ValueError(f"cutoff must be left out for {model.room}, got {self.cutoff}")
         if folder:

@@ -22,4 +22,7 @@ if __name__ == "__main__":
     cluster = utilities.Cluster(initialize_head=True, head_node_args=machine)
     cluster.add_node(**machine)
     os.environ["RAY_ADDRESS"] = cluster.address
-    main(int(sys.argv[1]), sys.argv[2:])
+    try:
+        main(int(sys.argv[1]), sys.argv[2:])
+    finally:
+        cluster.shutdown()

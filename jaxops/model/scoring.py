@@ -343,21 +343,20 @@ def _on_ray(
     missing = [{"number": number} for number in numbers if number not in folder.parts]
     if not missing:
         return
-    if not ray.is_initialized():
-        ray.init()
     files = [str(Path(name).absolute()) for name in (path, data, folder.path)]
-    scored = ray_data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-        _Scorer,
-        fn_constructor_args=(*files, min(ROWS, PART), PART),
-        batch_size=1,
-        compute=ray_data.ActorPoolStrategy(size=actors),
-        num_gpus=min(1, ray.cluster_resources().get("GPU", 0)),
-    )
-    for row in scored.iter_rows():
-        part = json.loads(row["part"])
-        if "error" in part:
-            raise (OSError if part["disk"] else ValueError)(part["error"])
-        yield int(row["number"]), part
+    with contextlib.nullcontext() if ray.is_initialized() else ray.init():
+        scored = ray_data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+            _Scorer,
+            fn_constructor_args=(*files, min(ROWS, PART), PART),
+            batch_size=1,
+            compute=ray_data.ActorPoolStrategy(size=actors),
+            num_gpus=min(1, ray.cluster_resources().get("GPU", 0)),
+        )
+        for row in scored.iter_rows():
+            part = json.loads(row["part"])
+            if "error" in part:
+                raise (OSError if part["disk"] else ValueError)(part["error"])
+            yield int(row["number"]), part
 
 
 class _Scorer:
