@@ -2,6 +2,7 @@
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
+    jaxops predict churn.safetensors big.parquet --out scores/
     jaxops evaluate churn.safetensors test.csv
     jaxops show churn.safetensors
     jaxops bench churn.safetensors new.csv
@@ -20,7 +21,7 @@ import importlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,10 +41,10 @@ from jaxops.cli_rooms import (
     Vision,
 )
 from jaxops.cli_serve import Key, Serve
-from jaxops.data import tables
 from jaxops.model.export import export
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
+from jaxops.model.scoring import answers, score, whole, write
 from jaxops.optim import adam
 from jaxops.task import example
 from jaxops.train.clock import peak_memory
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     import tyro
 else:
     tyro = require("tyro", extra="cli")
-
-ROWS = 50_000  # rows that are read and predicted at a time
 
 
 @dataclass(frozen=True)
@@ -84,27 +83,36 @@ class Predict:
     """the model file"""
     data: tyro.conf.Positional[str]
     """the data to predict for; see the room's `predict`"""
-    out: Path
-    """the file to write, .parquet or .csv"""
+    out: str
+    """the file to write, .parquet or .csv; or a folder (end it with /), which survives a kill"""
     cutoff: str | None = None
     """for models of customers: the last day of events to use, by default that of training"""
+    ray: int | None = None
+    """on a Ray cluster, into a folder: number of actors, each with a model"""
 
     def run(self) -> None:
         """Predict and write part by part if rows are independent, and all at once if not."""
-        if self.out.suffix not in (".parquet", ".csv"):
-            raise ValueError(f"out must end in .parquet or .csv, got {self.out}")
+        out = Path(self.out)
+        folder = self.out.endswith("/") or not out.suffix
+        if not folder and out.suffix not in (".parquet", ".csv"):
+            raise ValueError(f"out must end in .parquet, .csv or / (a folder), got {out}")
+        if self.ray is not None:
+            if not folder:
+                raise ValueError(f"ray must be left out for one file, {out}, got {self.ray}")
+            if self.ray < 1:
+                raise ValueError(f"ray must be at least 1, got {self.ray}")
+            jax.config.update("jax_platforms", "cpu")  # the actors need the accelerators
         model = load(self.model)
         room_of(model, self.model)
-        options = {} if self.cutoff is None else {"cutoff": self.cutoff}
+        options: dict[str, Any] = {} if self.cutoff is None else {"cutoff": self.cutoff}
         if options and model.room != "customers":
             raise ValueError(f"cutoff must be left out for {model.room}, got {self.cutoff}")
-        beside = self.out.with_name(f".{self.out.name}")
-        try:
+        if folder:
+            print(score(self.model, self.data, out, self.ray))
+            return
+        with whole(out) as beside:
             rows = write(beside, answers(model, self.data, **options))
-            beside.replace(self.out)
-        finally:
-            beside.unlink(missing_ok=True)
-        print(f"written: {self.out}, {rows:,} rows")
+        print(f"written: {out}, {rows:,} rows")
 
 
 @dataclass(frozen=True)
@@ -264,43 +272,6 @@ def room_of(model: Model, path: Any) -> Any:
             f"model must have a reader, as models from ROOM.fit do, got {path}, which reads arrays"
         )
     return importlib.import_module(f"jaxops.{model.room}")
-
-
-def answers(model: Model, data: str, **options: Any) -> Iterator[Any]:
-    """The frames of a model's answers: several if its reader says that rows are independent."""
-    if not getattr(model.reader, "streams", False) or Path(data).is_dir():
-        yield model.predict(data, **options).frame()
-        return
-    first = 0
-    for part in tables.parts(data, ROWS):
-        try:
-            answer = model.predict(part, first=first)
-        except ValueError as error:
-            last = first + len(part) - 1
-            raise ValueError(f"{data}, of rows {first:,} to {last:,}: {error}") from error
-        yield answer.frame()
-        first += len(part)
-    if first == 0:
-        raise ValueError(f"{data} must have at least 1 row, got 0")
-
-
-def write(path: Path, frames: Iterator[Any]) -> int:
-    """Write frames one after the other to a Parquet or CSV file, and return the number of rows."""
-    pa, pq = require("pyarrow", extra="data"), require("pyarrow.parquet", extra="data")
-
-    rows, writer = 0, None
-    with open(path, "wb") as file:
-        for frame in frames:
-            if path.suffix == ".csv":
-                frame.to_csv(file, index=False, header=rows == 0)
-            else:
-                arrow = pa.Table.from_pandas(frame, preserve_index=False)
-                writer = writer or pq.ParquetWriter(file, arrow.schema)
-                writer.write_table(arrow)
-            rows += len(frame)
-        if writer:
-            writer.close()
-    return rows
 
 
 def described(model: Model) -> dict[str, list[dict[str, Any]]]:

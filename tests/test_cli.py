@@ -15,6 +15,7 @@ from PIL import Image
 
 import jaxops as jo
 from jaxops import __main__, cli, recommend, tabular
+from jaxops.model import scoring
 from jaxops.model.exported import run as exported
 
 N = 120
@@ -56,7 +57,7 @@ def model_file(folder):
 def test_predict_writes_what_the_model_answers(folder, kind, monkeypatch, capsys):
     import pandas as pd
 
-    monkeypatch.setattr(cli, "ROWS", 50)  # three parts
+    monkeypatch.setattr(scoring, "ROWS", 50)  # three parts
     out = folder / f"scores.{kind}"
     assert (
         cli.main(["predict", model_file(folder), f"{folder}/customers.csv", "--out", str(out)]) == 0
@@ -77,7 +78,7 @@ def test_an_error_in_a_part_names_the_rows_of_the_file(folder, tmp_path, monkeyp
     fields = lines[1 + 73].split(",")
     lines[1 + 73] = ",".join([*fields[:place], "old", *fields[place + 1 :]])
     (tmp_path / "odd.csv").write_text("\n".join(lines))
-    monkeypatch.setattr(cli, "ROWS", 50)
+    monkeypatch.setattr(scoring, "ROWS", 50)
     command = ["predict", model_file(folder), f"{tmp_path}/odd.csv", "--out", f"{tmp_path}/o.csv"]
     assert cli.main(command) == 1
     said = capsys.readouterr().err
@@ -144,7 +145,7 @@ def test_export_writes_a_program(folder, tmp_path, capsys):
         (["predict", "MODEL", "none.csv", "--out", "x.csv"], "none.csv"),
         (
             ["predict", "MODEL", "CSV", "--out", "x.txt"],
-            "out must end in .parquet or .csv, got x.txt",
+            "out must end in .parquet, .csv or / (a folder), got x.txt",
         ),
         (["evaluate", "MODEL", "PARQUET"], "must have a column 'left', got age, plan"),
         (["show", "CSV"], "path must be a model file"),

@@ -102,8 +102,8 @@ def read(
     return pa.table(columns_read)
 
 
-def batches(path: Path, rows: int) -> Iterator[Any]:
-    """The rows of a checked CSV file as Arrow tables of text, each of at most `rows` rows.
+def batches(path: Path, first: int = 0) -> Iterator[Any]:
+    """The rows of a checked CSV file from row `first`, as Arrow tables of text.
 
     Raises:
         ValueError: see `read`; numbers are not checked.
@@ -112,14 +112,17 @@ def batches(path: Path, rows: int) -> Iterator[Any]:
 
     form = _recognised(path, Form())
     wanted, arguments = _arguments(path, None, form)
-    if check(path, form) == 0:
+    rows = check(path, form)
+    if rows == 0:
         return
-    source = pa.BufferReader(_bytes(path, form))
-    with pacsv.open_csv(source, **arguments) as reader:
+    found = 0
+    with _stream(path, form.encoding) as stream, pacsv.open_csv(stream, **arguments) as reader:
         for block in reader:
             table = pa.Table.from_batches([block]).rename_columns(wanted)
-            for first in range(0, len(table), rows):
-                yield table.slice(first, rows)
+            yield table.slice(min(max(first - found, 0), len(table)))
+            found += len(table)
+    if found != rows:
+        raise ValueError(f"{path} must have {rows:,} rows, one for each line, got {found:,}")
 
 
 def check(path: Path, form: Form) -> int:
@@ -265,6 +268,16 @@ def _bytes(path: Path, form: Form) -> Any:
         with _reading(path, form.encoding):
             return gzip.decompress(path.read_bytes())
     return np.memmap(path, np.uint8, "r")
+
+
+def _stream(path: Path, encoding: str) -> Any:
+    """The file in UTF-8 as an Arrow stream, of which little is in memory at once."""
+    pa = require("pyarrow", extra="data")
+
+    stream = pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None)
+    if encoding in ("utf-8", "utf-8-sig"):
+        return stream
+    return pa.transcoding_input_stream(stream, encoding, "utf-8")
 
 
 def _regular(path: Path, raw: Any, options: Any) -> bool:

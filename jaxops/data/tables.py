@@ -4,7 +4,6 @@ Every source becomes a pandas frame without loss, CSV and Parquet by way of Arro
 each column into an array.
 """
 
-import base64
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -15,8 +14,7 @@ from uuid import UUID
 import numpy as np
 
 from jaxops._optional import require
-from jaxops.data import csv_files
-from jaxops.data.checks import check_lists
+from jaxops.data import csv_files, parquet_files
 
 Columns = dict[str, np.ndarray]
 Source = Any
@@ -186,28 +184,36 @@ def _of_arrow(table: Any) -> Any:
     return frame
 
 
-def parts(path: str | Path, rows: int) -> Iterator[Any]:
-    """The rows of a CSV (also .gz) or Parquet file, as frames of at most `rows` rows.
+def parts(path: str | Path, rows: int, first: int = 0) -> Iterator[Any]:
+    """The rows of a CSV (also .gz) or Parquet file, as frames of `rows` rows, the last of fewer.
 
     All columns of a CSV file are text, so that a column has one type in all parts.
 
     Args:
         path: the file.
-        rows: the largest number of rows in a part.
+        rows: the number of rows in a part.
+        first: the row to begin with, counted from 0.
 
     Raises:
         ValueError: a broken file, or a line with more or fewer fields than the header.
     """
     pa = require("pyarrow", extra="data")
-    pq = require("pyarrow.parquet", extra="data")
 
     if Path(path).suffix in PARQUET:
-        names = _parquet_names(path, None)
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(rows, columns=names):
-                yield _of_arrow(_declared(file, pa.Table.from_batches([batch])))
-        return
-    yield from map(_of_arrow, csv_files.batches(Path(path), rows))
+        found = parquet_files.batches(path, rows, first)
+    else:
+        found = csv_files.batches(Path(path), first)
+    waiting: list[Any] = []
+    count = 0
+    for table in found:
+        waiting.append(table)
+        count += len(table)
+        while count >= rows:
+            table = pa.concat_tables(waiting)
+            yield _of_arrow(table.slice(0, rows))
+            waiting, count = [table.slice(rows)], count - rows
+    if count:
+        yield _of_arrow(pa.concat_tables(waiting))
 
 
 def none_missing(column: Any, what: str, requirement: str) -> None:
@@ -267,55 +273,8 @@ def csv_frame(
 
 
 def parquet_frame(path: str | Path, columns: Sequence[str] | None) -> Any:
-    """A Parquet file as a pandas frame. A named index of pandas is a column."""
-    pa = require("pyarrow", extra="data")
-    pq = require("pyarrow.parquet", extra="data")
-
-    check_lists(columns=columns)
-    names = _parquet_names(path, columns)
-    try:
-        with pq.ParquetFile(path) as file:
-            table = _declared(file, file.read(columns=names).select(names))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} must be a whole Parquet file, got an error: {error}") from None
-    return _of_arrow(table)
-
-
-def _declared(file: Any, table: Any) -> Any:
-    """A table with the categories that its file declares; Arrow itself reads only text ones."""
-    pa = require("pyarrow", extra="data")
-
-    stored = (file.metadata.metadata or {}).get(b"ARROW:schema")
-    if stored is None:
-        return table
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
-    for place, name in enumerate(table.column_names):
-        column = table.column(place)
-        declared = pa.types.is_dictionary(schema.field(name).type)
-        if declared and not pa.types.is_dictionary(column.type):
-            table = table.set_column(place, name, column.dictionary_encode())
-    return table
-
-
-def _parquet_names(path: str | Path, columns: Sequence[str] | None) -> list[str]:
-    """The columns to read: the wanted ones, or all but an unnamed index of pandas."""
-    pa = require("pyarrow", extra="data")
-    pq = require("pyarrow.parquet", extra="data")
-
-    if Path(path).is_dir():
-        raise ValueError(f"{path} must be a file, got a folder; read its files one by one")
-    try:
-        present = pq.read_schema(path).names
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} must be a whole Parquet file, got an error: {error}") from None
-    for name in columns or ():
-        if name not in present:
-            raise ValueError(f"{path} must have a column {name!r}, got {', '.join(present)}")
-    names = list(columns or (n for n in present if not n.startswith("__index_level_")))
-    twice = next((name for name in names if present.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{path} must have each column once, got {twice!r} twice")
-    return names
+    """A Parquet file as a pandas frame; see `parquet_files.read`."""
+    return _of_arrow(parquet_files.read(path, columns))
 
 
 def from_frame(path: str | Path, frame: Any) -> Columns:

@@ -88,7 +88,7 @@ class Checkpointer:
                 f"checkpoints must name a directory, got {self.directory}, which is a file, is "
                 "below a file, or is a broken link"
             ) from None
-        self._lock = _lock(self.directory)
+        self._lock = lock(self.directory, "checkpoint")
         _set_damaged_aside(self.directory)
 
     def _seal(self) -> None:
@@ -241,11 +241,22 @@ def _directory(given: str | Path) -> Path:
     return directory
 
 
-def _lock(directory: Path) -> int:
-    """A lock on the directory itself; the system releases it in any case when the process ends."""
+def lock(directory: Path, what: str) -> int:
+    """A lock on the directory itself; the system releases it in any case when the process ends.
+
+    Args:
+        directory: the directory.
+        what: what is written there, for messages.
+
+    Returns:
+        The descriptor of the directory, whose closing releases the lock.
+
+    Raises:
+        OSError: another process has the lock, or the directory cannot be written to.
+    """
     as_effective = os.access in os.supports_effective_ids
     if not os.access(directory, os.W_OK | os.X_OK, effective_ids=as_effective):
-        raise PermissionError(f"{directory}: no checkpoint can be written; it is read-only")
+        raise PermissionError(f"{directory}: no {what} can be written; it is read-only")
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         # there is no such lock on Windows and on some network drives
@@ -256,7 +267,7 @@ def _lock(directory: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise BlockingIOError(
-            f"{directory}: another run is writing its checkpoints there; "
+            f"{directory}: another run is writing its {what}s there; "
             "wait until it ends, or use another directory"
         ) from error
     except OSError:

@@ -16,7 +16,7 @@ METADATA = "_CHECKPOINT_METADATA"  # Orbax still writes to it after the checksum
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write the record, the SHA-256 of every file in `folder` by path, and a checksum of both."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != METADATA)
-    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     content = {"record": record, "files": digests}
     (folder / NAME).write_text(json.dumps({**content, "own": _digest_of(content)}))
 
@@ -45,7 +45,7 @@ def damage(folder: Path) -> str | None:
             return f"{path}: damaged: its checksum differs"
         for name, digest in content["files"].items():
             path = folder / name
-            if _digest(path) != digest:
+            if sha256(path) != digest:
                 return f"{path}: damaged: its checksum differs from that in {NAME}"
         path = folder / METADATA  # all others are intact, so an error of Orbax concerns this one
         ocp.checkpointables_metadata(folder)
@@ -54,7 +54,8 @@ def damage(folder: Path) -> str | None:
         return f"{path}: damaged: {error!r}"
 
 
-def _digest(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,6 +1,7 @@
 """Tables of every kind are read exactly: what was wrong in silence, or could not be read."""
 
 import datetime as dt
+import gzip
 from decimal import Decimal
 
 import numpy as np
@@ -80,12 +81,25 @@ def test_many_columns_take_little_time(tmp_path):
     assert [*Dataset.from_csv(path).train] == names
 
 
-def test_parts_of_a_file_are_its_rows(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text("a;b\n" + "".join(f"{i:03};x\n" for i in range(25)))
-    frames = [*parts(path, 10)]
-    assert [len(frame) for frame in frames] == [10, 10, 5]
-    assert pd.concat(frames)["a"].tolist() == [f"{i:03}" for i in range(25)]
+@pytest.mark.parametrize("kind", ["csv", "gz", "utf-16", "parquet"])
+def test_parts_of_a_file_are_its_rows(tmp_path, kind):
+    names = [f"{i:03}" for i in range(25)]
+    text = "a;b\n" + "".join(f"{name};ü\n" for name in names)
+    path = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        table = pa.table({"a": names, "b": pa.array(names).dictionary_encode()})
+        pq.write_table(table, path, row_group_size=7)
+    elif kind == "gz":
+        path.write_bytes(b"".join(gzip.compress(half.encode()) for half in (text[:50], text[50:])))
+    else:
+        path.write_text(text, encoding="utf-8" if kind == "csv" else kind)
+    for first, sizes in ((0, [10, 10, 5]), (7, [10, 8]), (15, [10]), (25, []), (30, [])):
+        frames = [*parts(path, 10, first)]
+        assert [len(frame) for frame in frames] == sizes
+        for place, frame in zip(range(first, 25, 10), frames, strict=True):
+            assert frame["a"].tolist() == names[place : place + 10]
+            wanted = names[place : place + 10] if kind == "parquet" else ["ü"] * len(frame)
+            assert frame["b"].tolist() == wanted
 
 
 def test_parquet_keeps_what_it_declares(tmp_path):
