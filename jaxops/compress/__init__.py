@@ -1,0 +1,18 @@
+"""Finished models in fewer or smaller arrays: `prune`, `structured`, `low_rank`, `distil`."""
+
+from jaxops.compress.distil import distil
+from jaxops.compress.low_rank import Factored, low_rank
+from jaxops.compress.pruning import SparseState, cubic, gradual, keep_zeros, prune
+from jaxops.compress.structured import structured
+
+__all__ = [
+    "Factored",
+    "SparseState",
+    "cubic",
+    "distil",
+    "gradual",
+    "keep_zeros",
+    "low_rank",
+    "prune",
+    "structured",
+]
