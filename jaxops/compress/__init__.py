@@ -2,12 +2,11 @@
 
 from jaxops.compress.distil import distil
 from jaxops.compress.low_rank import Factored, low_rank
-from jaxops.compress.pruning import SparseState, cubic, gradual, keep_zeros, prune
+from jaxops.compress.pruning import cubic, gradual, keep_zeros, prune
 from jaxops.compress.structured import structured
 
 __all__ = [
     "Factored",
-    "SparseState",
     "cubic",
     "distil",
     "gradual",

@@ -13,7 +13,6 @@ import numpy as np
 from jaxops.compress.low_rank import Factored
 from jaxops.compress.networks import Network, changed, path_of, tuning, with_module
 from jaxops.data.checks import prepare, rows
-from jaxops.data.dataset import take
 from jaxops.model.finished import Model
 from jaxops.model.selection import trained_further
 from jaxops.nn.blocks import TransformerConfig
@@ -110,7 +109,7 @@ def structured(
     new = changed(model, smaller, done)
     done["parameters"] = counts
     chosen = None if data is None else tuning(data, settings)
-    if chosen is None or (chosen.get("epochs") or chosen.get("steps")) == 0:
+    if chosen is None or 0 in (chosen.get("epochs"), chosen.get("steps")):
         return new
     return trained_further(new, data or {}, chosen)
 
@@ -171,7 +170,13 @@ def _axes(arrays: Mapping[str, Array], units: Units) -> dict[str, int]:
 def _by_unit(array: Array, axis: int, units: Units) -> np.ndarray:
     """The array with axes (parts, count, width) in place of the axis, as the last ones."""
     moved = np.moveaxis(np.asarray(array, np.float64), axis, -1)
-    return moved.reshape(*moved.shape[:-1], -1, units.count, units.width)
+    return moved.reshape(*moved.shape[:-1], *_parts(moved.shape[-1], units))
+
+
+def _parts(size: int, units: Units) -> tuple[int, int, int]:
+    """The axes (parts, count, width) of an axis; one of `count` entries has one for each unit."""
+    width = 1 if size == units.count else units.width
+    return size // (units.count * width), units.count, width
 
 
 def _sum(by_unit: np.ndarray) -> np.ndarray:
@@ -188,11 +193,11 @@ def _magnitude(arrays: Mapping[str, Array], units: Units) -> np.ndarray:
 def _taylor(part: Network, groups: list[Units], data: Mapping[str, Any]) -> list[np.ndarray]:
     if part.task is None:
         raise ValueError('by must be "magnitude" for a closed form, got "taylor"')
-    columns = prepare(part.task, data)
+    columns = prepare(part.task, data, targets=True)
     gradients, scores = _gradients(part.task), [np.zeros(one.count) for one in groups]
     arrays, batches = _flat(part), math.ceil(rows(columns) / AT_ONCE)
     for first in range(0, rows(columns), AT_ONCE):
-        some = take(columns, slice(first, first + AT_ONCE))
+        some = {name: column[first : first + AT_ONCE] for name, column in columns.items()}
         grads = gradients(part.params, part.extra, some)
         slopes = _flat(Network(None, grads, {}))
         for one, score in zip(groups, scores, strict=True):
@@ -218,7 +223,7 @@ def _gradients(task: Task) -> Any:
 
 def _cut(array: Array, axis: int, kept: np.ndarray, units: Units) -> Array:
     size = array.shape[axis]
-    places = np.arange(size).reshape(-1, units.count, units.width)[:, kept].ravel()
+    places = np.arange(size).reshape(_parts(size, units))[:, kept].ravel()
     return jnp.take(jnp.asarray(array), places, axis)
 
 

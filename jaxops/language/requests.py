@@ -12,7 +12,7 @@ from jaxops.devices import hosts
 from jaxops.devices.plans import single
 from jaxops.language import decoding
 from jaxops.language.sampling import Sampling
-from jaxops.nn import TransformerConfig
+from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig
 from jaxops.state import TrainState
 from jaxops.task import Task
 
@@ -125,7 +125,8 @@ def checked_request(
 
 def _module(settings: dict[str, Any]) -> Any:
     """The transformer among the arguments that a task was made with."""
-    module = next((value for value in settings.values() if hasattr(value, "advance")), None)
+    kinds = (Transformer, EncoderDecoder)  # or a module of low rank that stands in for one
+    module = next((v for v in settings.values() if isinstance(getattr(v, "inner", v), kinds)), None)
     if module is None:
         origin = f"one made with {', '.join(settings)}" if settings else "one made by hand"
         raise ValueError(

@@ -23,7 +23,7 @@ class Units(NamedTuple):
         read: a regular expression of the kernels that read a unit: their last axis but one has the
             units.
         resized: `(module, count) -> module` with so many units.
-        width: number of entries of a unit that lie side by side.
+        width: number of entries of a unit that lie side by side; 1 in an axis of `count` entries.
 
     >>> import flax.linen as nn
     >>> class Small(nn.Module):

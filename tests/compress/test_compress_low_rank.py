@@ -108,7 +108,7 @@ def test_dense_layers_of_flax_and_of_transformers_run_their_factors():
     answers = language.generate(less, [[1, 2, 3]], new_tokens=3, temperature=0.0)
     module = dict(less.task.recipe[1])["module"]
     logits = module.apply({"params": less.state.params}, jnp.array([[1, 2, 3]]))
-    assert answers.tokens[0][0] == np.asarray(logits)[0, -1].argmax()
+    assert answers[0].tokens[0] == np.asarray(logits)[0, -1].argmax()
 
 
 @pytest.mark.parametrize(

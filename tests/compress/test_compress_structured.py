@@ -10,6 +10,7 @@ from small import filled
 
 import jaxops as jo
 from jaxops import cli, compress, language, recommend, tabular, text, vision
+from jaxops.model.exported import run
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig, Units
 from jaxops.nn.units import units_of_transformer
 from jaxops.recommend.models.sequence import SequenceModel
@@ -78,7 +79,8 @@ def changed(params, units, gone, factors):
             return leaf
         axis, factor = (-1, factors[0]) if own else (-2, factors[1])
         parts = np.array(np.moveaxis(np.asarray(leaf), axis, -1))
-        cells = parts.reshape(*parts.shape[:-1], -1, units.count, units.width)
+        width = 1 if parts.shape[-1] == units.count else units.width
+        cells = parts.reshape(*parts.shape[:-1], -1, units.count, width)
         cells[..., gone, :] *= factor
         return np.moveaxis(cells.reshape(parts.shape), -1, axis)
 
@@ -212,9 +214,10 @@ def test_half_the_units_are_a_smaller_file_that_trains_and_is_exported(tmp_path)
     read = jo.load(tmp_path / "after")
     np.testing.assert_array_equal(read.predict(data["image"]), tuned.predict(data["image"]))
     folder = jo.export(read, tmp_path / "exported")
-    run = jo.model.exported.run.load(folder)
     np.testing.assert_allclose(
-        run.predict(data["image"][:7])["outputs"], tuned.predict(data["image"][:7]), atol=1e-6
+        run.load(folder).apply({"image": data["image"][:7]}),
+        tuned.predict(data["image"][:7]),
+        atol=1e-6,
     )
 
 
@@ -226,13 +229,13 @@ def test_a_recommender_and_a_generator_answer_with_fewer_heads():
     less = compress.structured(shop, 0.5)
     new = less.task.model.module.config
     assert (new.heads, new.head_width, new.hidden) == (2, 4, 6)
-    assert recommend.recommend(less, [[1, 2]], k=3).items.shape == (1, 3)
+    assert recommend.recommend(less, [[1, 2]], k=3).places.shape == (1, 3)
     task = language.next_token(module)
     less = compress.structured(model_of(task, params, {}), 0.75, kinds=["heads"])
     answer = language.generate(less, [[1, 2, 3]], new_tokens=2, temperature=0.0)
-    logits = np.asarray(less.task.recipe and dict(less.task.recipe[1])["module"].apply(
-        {"params": less.state.params}, jnp.array([[1, 2, 3]])))  # fmt: skip
-    assert np.asarray(answer.tokens[0])[0] == logits[0, -1].argmax()
+    module = dict(less.task.recipe[1])["module"]
+    logits = module.apply({"params": less.state.params}, jnp.array([[1, 2, 3]]))
+    assert answer[0].tokens[0] == np.asarray(logits)[0, -1].argmax()
 
 
 class Own(nn.Module):
