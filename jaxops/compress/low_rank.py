@@ -75,7 +75,7 @@ def low_rank(model: Model, rank: int | None = None, energy: float | None = None)
         known = before.ranks if isinstance(before, Factored) else ()
         inner = before.inner if isinstance(before, Factored) else before
         module = Factored(inner, (*known, *ranks.items()))
-        params = _factored(part.params, tuple(ranks.items()))
+        params = jax.device_put(_factored(part.params, tuple(ranks.items()), np))
         counts[0] += sum(leaf.size for leaf in jax.tree.leaves(part.params))
         counts[1] += sum(leaf.size for leaf in jax.tree.leaves(params))
         return part._replace(module=module, params=params)
@@ -126,7 +126,7 @@ class Factored:
     def init(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Variables of the module, with the factors of its initial kernels."""
         variables = dict(self.inner.init(*args, **kwargs))
-        return variables | {"params": _factored(variables["params"], self.ranks)}
+        return variables | {"params": _factored(variables["params"], self.ranks, jnp)}
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's own `apply` returns."""
@@ -189,15 +189,21 @@ def _rank_of(kernel: np.ndarray, energy: float) -> int:
     return int(np.searchsorted(np.cumsum(squares) / squares.sum(), energy)) + 1
 
 
-def _factored(params: Params, ranks: tuple[tuple[str, int], ...]) -> Params:
-    """The parameters with factors in place of the kernels of these layers."""
+def _factored(params: Params, ranks: tuple[tuple[str, int], ...], numpy: Any) -> Params:
+    """The parameters with factors in place of the kernels of these layers.
+
+    Args:
+        params: the parameters.
+        ranks: (path of a layer, its rank) pairs.
+        numpy: `numpy`, which compiles nothing, or `jax.numpy`.
+    """
 
     def put(tree: Any, names: list[str], rank: int) -> Any:
         if names:
             return {**tree, names[0]: put(tree[names[0]], names[1:], rank)}
         tree = dict(tree)
-        left, values, right = jnp.linalg.svd(tree.pop("kernel"), full_matrices=False)
-        root = jnp.sqrt(values[:rank])
+        left, values, right = numpy.linalg.svd(tree.pop("kernel"), full_matrices=False)
+        root = numpy.sqrt(values[:rank])
         return {**tree, FIRST: left[:, :rank] * root[None], SECOND: root[:, None] * right[:rank]}
 
     for path, rank in ranks:

@@ -1,5 +1,6 @@
 """Pruning by magnitude: the smallest entries of kernels become zero, and stay so in training."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -81,13 +82,19 @@ def prune(
     dense: list[str] = []
 
     def sparse(part: Network) -> Network:
-        masks = masks_of(part.params, sparsity, by, pattern, kernels)
         found = matched(part.params, kernels)
-        _check_more(found, sparsity, pattern)
-        dense.extend(name for name in found if jnp.ndim(masks[name]) == 0)
-        params = _masked(part.params, masks)
+        if pattern is None:
+            _check_more(found, sparsity)
+        elif all(leaf.shape[-2] % 4 for leaf in found.values()):
+            raise ValueError(
+                "pattern must be None for kernels whose inputs are no multiple of 4, got '2:4' for "
+                f"{', '.join(f'{name} {leaf.shape}' for name, leaf in found.items())}"
+            )
+        else:
+            dense.extend(name for name, leaf in found.items() if leaf.shape[-2] % 4)
+        params = _sparse(part.params, sparsity, by, pattern, kernels)
         new = matched(params, kernels)
-        counts[0] += sum(int((leaf == 0).sum()) for leaf in new.values())
+        counts[0] += _zeros(new)
         counts[1] += sum(leaf.size for leaf in new.values())
         return part._replace(params=params)
 
@@ -227,13 +234,7 @@ def masks_of(
     """
     sizes = {name: abs(jnp.asarray(leaf)) for name, leaf in matched(params, kernels).items()}
     if pattern is not None:
-        masks = {name: _two_of_four(size) for name, size in sizes.items()}
-        if all(mask.ndim == 0 for mask in masks.values()):
-            raise ValueError(
-                "pattern must be None for kernels whose inputs are no multiple of 4, got '2:4' for "
-                f"{', '.join(f'{name} {size.shape}' for name, size in sizes.items())}"
-            )
-        return masks
+        return {name: _two_of_four(size) for name, size in sizes.items()}
     if by == "layer":
         return {name: _but_smallest(size, sparsity) for name, size in sizes.items()}
     flat = _but_smallest(jnp.concatenate([size.ravel() for size in sizes.values()]), sparsity)
@@ -259,6 +260,11 @@ def _two_of_four(sizes: Array) -> Array:
     return (rank < 2).reshape(sizes.shape)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _sparse(params: Params, sparsity: float, by: str, pattern: str | None, kernels: str) -> Params:
+    return _masked(params, masks_of(params, sparsity, by, pattern, kernels))
+
+
 def _masked(params: Params, masks: Mapping[str, Array]) -> Params:
     def one(path: Any, leaf: Array) -> Array:
         name = path_of(path)
@@ -280,11 +286,12 @@ def _grown(
 
     def measure(part: Network) -> Network:
         found = matched(part.params, kernels)
-        _check_more(found, sparsity, None)
-        starts.append(_share(found))
+        _check_more(found, sparsity)
+        starts.append(_zeros(found) / sum(leaf.size for leaf in found.values()))
         return part
 
-    changed(model, measure, {})
+    # which also leaves out the state of an earlier optimizer
+    model = dataclasses.replace(changed(model, measure, {}), about=model.about)
     chosen = tuning(data, settings)
     steps = chosen.get("steps") or chosen["epochs"] * -(-rows(data) // chosen["batch_size"])
     growth = max(steps // 2, 1)
@@ -296,14 +303,14 @@ def _ending_with(tx: optax.GradientTransformation, settings: dict[str, Any]) -> 
     return settings | {"optimizer": optim.chain(settings["optimizer"], tx)}
 
 
-def _share(found: Mapping[str, Array]) -> float:
-    zeros = sum(int((leaf == 0).sum()) for leaf in found.values())
-    return zeros / sum(leaf.size for leaf in found.values())
+def _zeros(found: Mapping[str, Array]) -> int:
+    return sum(int(np.sum(np.asarray(leaf) == 0)) for leaf in found.values())
 
 
-def _check_more(found: Mapping[str, Array], sparsity: float, pattern: str | None) -> None:
-    share, total = _share(found), sum(leaf.size for leaf in found.values())
-    if pattern is None and share > sparsity + len(found) / total:  # one a kernel by rounding
+def _check_more(found: Mapping[str, Array], sparsity: float) -> None:
+    zeros, total = _zeros(found), sum(leaf.size for leaf in found.values())
+    share = zeros / total
+    if zeros > sparsity * total + len(found):  # one a kernel by rounding
         raise ValueError(
             f"sparsity must be at least {share:.4g} (the share that is zero already), got "
             f"{sparsity}"

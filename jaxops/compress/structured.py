@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxops.compress.low_rank import Factored
@@ -98,7 +97,7 @@ def structured(
             module = one.resized(module, stay)
         if module == part.module:
             raise ValueError(f"share must take out at least one unit of a layer, got {share}")
-        params, extra = _unflat(part, new)
+        params, extra = jax.device_put(_unflat(part, new))
         counts[0] += sum(leaf.size for leaf in jax.tree.leaves(part.params))
         counts[1] += sum(leaf.size for leaf in jax.tree.leaves(params))
         if part.task is not None:
@@ -221,10 +220,10 @@ def _gradients(task: Task) -> Any:
     return jax.jit(jax.grad(loss))
 
 
-def _cut(array: Array, axis: int, kept: np.ndarray, units: Units) -> Array:
+def _cut(array: Any, axis: int, kept: np.ndarray, units: Units) -> np.ndarray:
     size = array.shape[axis]
     places = np.arange(size).reshape(_parts(size, units))[:, kept].ravel()
-    return jnp.take(jnp.asarray(array), places, axis)
+    return np.take(np.asarray(array), places, axis)
 
 
 def _check_fits(task: Task, params: Any, extra: Any) -> None:
