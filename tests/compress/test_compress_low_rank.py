@@ -63,6 +63,7 @@ def test_no_product_of_the_whole_kernel_is_left():
     assert (16, 24) not in shapes and (2, 4) in shapes
 
 
+@pytest.mark.slow
 def test_it_is_saved_exported_trained_and_factored_again(tmp_path):
     data = small.images(256)
     less = compress.low_rank(model_of(TASK), rank=6)
@@ -84,6 +85,7 @@ def test_it_is_saved_exported_trained_and_factored_again(tmp_path):
         compress.structured(read)
 
 
+@pytest.mark.slow
 def test_dense_layers_of_flax_and_of_transformers_run_their_factors():
     class Own(nn.Module):
         outputs: int = 1

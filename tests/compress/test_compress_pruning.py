@@ -122,6 +122,7 @@ def test_training_further_recovers_what_pruning_lost(trained):
     assert tuned.about["compressed"][0]["zeros"] == pytest.approx(0.85, abs=1 / total)
 
 
+@pytest.mark.slow
 def test_two_of_four_is_kept_while_it_trains(trained):
     before = compress.prune(trained, pattern="2:4")
     tuned = compress.prune(trained, pattern="2:4", data=small.images(512), epochs=1)
@@ -157,6 +158,7 @@ def test_it_is_saved_and_pruned_again(tmp_path):
         compress.prune(twice, 0.3)
 
 
+@pytest.mark.slow
 def test_a_blend_and_a_recommender_are_pruned():
     models = [model_of(TASK, seed=seed) for seed in (0, 1)]
     blend = jo.Model(Blend.of(models, [0.5, 0.5]))

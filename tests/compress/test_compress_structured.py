@@ -96,7 +96,12 @@ def units_of(task, params):
     return units_of_transformer(module.config, paths)
 
 
-@pytest.mark.parametrize("name", TASKS)
+SLOW = ("decoder", "encoder and decoder", "encoder", "ResNet", "TabM, full", "TabM, packed")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TASKS]
+)
 def test_taking_out_what_nothing_reads_changes_no_prediction(name):
     task = TASKS[name]
     model = model_of(task)
@@ -161,6 +166,7 @@ def test_the_least_units_by_their_norm_go():
     )
 
 
+@pytest.mark.slow
 def test_importance_by_taylor_is_the_derivative_by_a_gate():
     """By finite differences: the mean loss with a unit times 1 + e and times 1 - e."""
     task = TASKS["decoder"]
@@ -199,6 +205,7 @@ def test_importance_by_taylor_is_the_derivative_by_a_gate():
         assert kept == sorted(np.argsort(-found[kind])[: count // 2])
 
 
+@pytest.mark.slow
 def test_half_the_units_are_a_smaller_file_that_trains_and_is_exported(tmp_path):
     data = small.images(512)
     task = vision.classifier(vision.MLP((32,), classes=3), **small.SETTINGS)
@@ -223,6 +230,7 @@ def test_half_the_units_are_a_smaller_file_that_trains_and_is_exported(tmp_path)
     )
 
 
+@pytest.mark.slow
 def test_a_recommender_and_a_generator_answer_with_fewer_heads():
     config = TransformerConfig(**SIZES)
     module = Transformer(config)
