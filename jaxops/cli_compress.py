@@ -1,5 +1,6 @@
 """The command of the command line that makes a model smaller."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,9 @@ import jax
 
 from jaxops import _table
 from jaxops._optional import require
-from jaxops.compress.low_rank import low_rank
+from jaxops.compress.factors import low_rank
 from jaxops.compress.pruning import prune
-from jaxops.compress.structured import structured
+from jaxops.compress.structure import structured
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 
@@ -37,7 +38,7 @@ class Compress:
 
     def run(self) -> None:
         """Compress, write, and print the sizes before and after."""
-        steps = {
+        steps: dict[str, tuple[Callable[[Model, Any], Model], Any]] = {
             "structured": (structured, self.structured),
             "low_rank": (low_rank, self.rank),
             "prune": (prune, self.prune),

@@ -1,9 +1,9 @@
 """Finished models in fewer or smaller arrays: `prune`, `structured`, `low_rank`, `distil`."""
 
-from jaxops.compress.distil import distil
-from jaxops.compress.low_rank import Factored, low_rank
+from jaxops.compress.distillation import distil
+from jaxops.compress.factors import Factored, low_rank
 from jaxops.compress.pruning import cubic, gradual, keep_zeros, prune
-from jaxops.compress.structured import structured
+from jaxops.compress.structure import structured
 
 __all__ = [
     "Factored",

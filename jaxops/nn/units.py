@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxops.nn.blocks import TransformerConfig
 
 
-class Units(NamedTuple):
+@dataclass(frozen=True)
+class Units:
     """Units of a module that `jaxops.compress.structured` can take out.
 
     A module names its units by a method `units()`, which returns a list of these. An axis that has

@@ -8,7 +8,7 @@ from small import filled
 
 import jaxops as jo
 from jaxops import compress, recommend, tabular, text, vision
-from jaxops.compress.distil import _soft
+from jaxops.compress.distillation import _soft
 from jaxops.model.selection import Blend
 from jaxops.task import example
 

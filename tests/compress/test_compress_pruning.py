@@ -22,19 +22,6 @@ def model_of(task, seed=0, **about):
     return jo.Model(task, state, about=about)
 
 
-@pytest.fixture(scope="module")
-def trained():
-    state = jo.fit(
-        TASK,
-        small.images(512),
-        optimizer=optim.adam(1e-2),
-        batch_size=64,
-        epochs=12,
-        progress=False,
-    )
-    return jo.Model(TASK, state)
-
-
 def kernels(model):
     return [np.asarray(layer["kernel"]) for _, layer in sorted(model.state.params.items())]
 
@@ -111,8 +98,10 @@ def test_the_share_of_zeros_grows_by_the_schedule_and_zeros_stay():
     assert np.allclose(params["bias"], 1 - 12 * 0.1)
 
 
-def test_training_further_recovers_what_pruning_lost(trained):
+def test_training_further_recovers_what_pruning_lost():
     data = small.images(512)
+    settings = {"optimizer": optim.adam(1e-2), "batch_size": 64, "epochs": 12, "progress": False}
+    trained = jo.Model(TASK, jo.fit(TASK, data, **settings))
     once = compress.prune(trained, 0.85)
     tuned = compress.prune(trained, 0.85, data=data, epochs=12, batch_size=64)
     losses = [jo.evaluate(m.task, m.state, data)["loss"] for m in (once, tuned)]
@@ -123,17 +112,17 @@ def test_training_further_recovers_what_pruning_lost(trained):
 
 
 @pytest.mark.slow
-def test_two_of_four_is_kept_while_it_trains(trained):
-    before = compress.prune(trained, pattern="2:4")
-    tuned = compress.prune(trained, pattern="2:4", data=small.images(512), epochs=1)
+def test_two_of_four_is_kept_while_it_trains():
+    before = compress.prune(model_of(TASK), pattern="2:4")
+    tuned = compress.prune(model_of(TASK), pattern="2:4", data=small.images(64), epochs=1)
     for old, new, empty in zip(kernels(before), kernels(tuned), zeros(before)):
         assert np.array_equal(np.flatnonzero(new == 0), empty)
         assert not np.array_equal(old, new)
 
 
-def test_zeros_stay_in_an_update_with_raw_data(trained):
+def test_zeros_stay_in_an_update_with_raw_data():
     reader = vision.data.ImageReader((4, 4), 1)
-    pruned = compress.prune(jo.Model(trained.task, trained.state, reader), 0.6)
+    pruned = compress.prune(jo.Model(TASK, model_of(TASK).state, reader), 0.6)
     tx = optim.chain(optim.adam(1e-3), compress.keep_zeros())
     images = small.images(64)
     raw = {**images, "label": images["label"].astype(str)}

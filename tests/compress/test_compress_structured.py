@@ -10,7 +10,6 @@ from small import filled
 
 import jaxops as jo
 from jaxops import cli, compress, language, recommend, tabular, text, vision
-from jaxops.model.exported import run
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig, Units
 from jaxops.nn.units import units_of_transformer
 from jaxops.recommend.models.sequence import SequenceModel
@@ -206,7 +205,7 @@ def test_importance_by_taylor_is_the_derivative_by_a_gate():
 
 
 @pytest.mark.slow
-def test_half_the_units_are_a_smaller_file_that_trains_and_is_exported(tmp_path):
+def test_half_the_units_are_a_smaller_file_that_trains(tmp_path):
     data = small.images(512)
     task = vision.classifier(vision.MLP((32,), classes=3), **small.SETTINGS)
     settings = {"optimizer": jo.optim.adam(1e-2), "batch_size": 64, "progress": False}
@@ -222,16 +221,10 @@ def test_half_the_units_are_a_smaller_file_that_trains_and_is_exported(tmp_path)
     assert sizes[1] < 0.55 * sizes[0]
     read = jo.load(tmp_path / "after")
     np.testing.assert_array_equal(read.predict(data["image"]), tuned.predict(data["image"]))
-    folder = jo.export(read, tmp_path / "exported")
-    np.testing.assert_allclose(
-        run.load(folder).apply({"image": data["image"][:7]}),
-        tuned.predict(data["image"][:7]),
-        atol=1e-6,
-    )
 
 
 @pytest.mark.slow
-def test_a_recommender_and_a_generator_answer_with_fewer_heads():
+def test_a_recommender_answers_with_fewer_heads():
     config = TransformerConfig(**SIZES)
     module = Transformer(config)
     params = filled(module.init, jax.ShapeDtypeStruct((1, 4), jnp.int32))["params"]
@@ -240,12 +233,6 @@ def test_a_recommender_and_a_generator_answer_with_fewer_heads():
     new = less.task.model.module.config
     assert (new.heads, new.head_width, new.hidden) == (2, 4, 6)
     assert recommend.recommend(less, [[1, 2]], k=3).places.shape == (1, 3)
-    task = language.next_token(module)
-    less = compress.structured(model_of(task, params, {}), 0.75, kinds=["heads"])
-    answer = language.generate(less, [[1, 2, 3]], new_tokens=2, temperature=0.0)
-    module = dict(less.task.recipe[1])["module"]
-    logits = module.apply({"params": less.state.params}, jnp.array([[1, 2, 3]]))
-    assert answer[0].tokens[0] == np.asarray(logits)[0, -1].argmax()
 
 
 class Own(nn.Module):

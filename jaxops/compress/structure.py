@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxops.compress.low_rank import Factored
+from jaxops.compress.factors import Factored
 from jaxops.compress.networks import Network, changed, path_of, tuning, with_module
 from jaxops.data.checks import prepare, rows
 from jaxops.model.finished import Model
@@ -87,7 +87,8 @@ def structured(
             scores = _taylor(part, groups, data or {})
         else:
             scores = [_magnitude(arrays, one) for one in groups]
-        new, module = dict(arrays), part.module
+        new: dict[str, Any] = dict(arrays)
+        module = part.module
         for one, score in zip(groups, scores, strict=True):
             stay = max(one.count - round(share * one.count), 1)
             kept = np.sort(np.argsort(-score, kind="stable")[:stay])
