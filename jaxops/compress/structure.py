@@ -32,8 +32,9 @@ def structured(
 ) -> Model:
     """Take whole units out of a model: hidden units, channels of convolutions, attention heads.
 
-    The new model has a module with smaller widths, so its file is smaller and it computes less. The
-    same share of each layer goes; of the blocks of a transformer, as many in each.
+    The new model has a module with smaller widths, so its file is smaller and it computes less.
+    Whether it is faster depends on the programs that XLA has for the new widths. The same share of
+    each layer goes; of the blocks of a transformer, as many in each.
 
     A unit's importance is
 
