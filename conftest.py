@@ -40,6 +40,7 @@ BUDGET = {
     "jaxops": 160,
     "tests": 97,
     "tests/benchmarks": 20,
+    "tests/compress": 16,
     "tests/customers": 40,
     "tests/data": 71,
     "tests/decide": 70,

@@ -1,4 +1,4 @@
-"""The command line: fit, predict, evaluate, show, bench, size, export and serve finished models.
+"""The command line: fit, predict, evaluate, show, bench, size, export, compress, serve models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
@@ -8,6 +8,7 @@
     jaxops bench churn.safetensors new.csv
     jaxops size churn.safetensors --hardware H100
     jaxops export churn.safetensors out/ --platforms cpu,cuda,tpu
+    jaxops compress churn.safetensors small.safetensors --structured 0.5
     jaxops serve churn.safetensors --port 8000
 
 An error is printed as one line on stderr, and the exit code is 1; `--debug` adds the traceback.
@@ -30,6 +31,7 @@ import jax
 
 from jaxops import _table
 from jaxops._optional import require
+from jaxops.cli_compress import Compress
 from jaxops.cli_rooms import (
     Customers,
     Forecast,
@@ -363,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [word for word in given if word != "--debug"]
     command: Any = tyro.cli(
-        Fit | Predict | Evaluate | Show | Bench | Size | Export | Serve | Key,
+        Fit | Predict | Evaluate | Show | Bench | Size | Export | Compress | Serve | Key,
         args=arguments,
         prog="jaxops",
         description=__doc__,

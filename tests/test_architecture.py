@@ -33,9 +33,10 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
+    ("compress",),
     ROOMS,
     ("serve",),
-    ("cli_rooms", "cli_serve"),
+    ("cli_rooms", "cli_serve", "cli_compress"),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxops._shapes import next_power_of_two
 from jaxops.language.sampling import Sampling, choose
-from jaxops.nn import Cache, EncoderDecoder, empty_cache
+from jaxops.nn import Cache, empty_cache
 from jaxops.train.program import COMPILER_OPTIONS
 
 Array = jax.Array
@@ -201,7 +201,7 @@ def _begin(
     # positions count only a row's own tokens, so there may be more slots than the context
     config = replace(module.config, context=slots)
     cache: Any = empty_cache(config, slots, jnp.asarray(prompts.start))
-    if isinstance(module, EncoderDecoder):
+    if hasattr(module, "begin"):  # an encoder-decoder
         arguments = (prompts.source, prompts.segments, prompts.tokens, cache)
         _, cache = module.apply(variables, *arguments, method="begin")
     else:

@@ -49,7 +49,7 @@ class Request(NamedTuple):
     def part(self, first: int, size: int) -> decoding.Prompts:
         """The `size` prompts from `first` on, as arrays."""
         rows, context = self.rows[first : first + size], self.module.config.context
-        if isinstance(self.module, EncoderDecoder):
+        if hasattr(self.module, "begin"):  # an encoder-decoder
             starts = [np.array([self.begin], np.int32)] * len(rows)
             return decoding.aligned(starts, first, rows, context)
         return decoding.aligned(rows, first, None, context)
@@ -125,15 +125,15 @@ def checked_request(
 
 def _module(settings: dict[str, Any]) -> Any:
     """The transformer among the arguments that a task was made with."""
-    kinds = (Transformer, EncoderDecoder)
-    module = next((value for value in settings.values() if isinstance(value, kinds)), None)
+    kinds = (Transformer, EncoderDecoder)  # or a module of low rank that stands in for one
+    module = next((v for v in settings.values() if isinstance(getattr(v, "inner", v), kinds)), None)
     if module is None:
         origin = f"one made with {', '.join(settings)}" if settings else "one made by hand"
         raise ValueError(
             f"task must be made with a Transformer or an EncoderDecoder, got {origin}; for LoRA "
             "give the inner task with the merged state"
         )
-    if isinstance(module, Transformer) and not module.config.causal:
+    if not hasattr(module, "begin") and not module.config.causal:
         raise ValueError("task must have a decoder (causal=True), got an encoder")
     return module
 
@@ -150,7 +150,7 @@ def _tokens(prompts: Sequence[Any], module: Any, new_tokens: int) -> list[np.nda
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"{name} must be int (n,), got {row.dtype}{row.shape}")
         check_tokens(name, row, config)
-        separate = isinstance(module, EncoderDecoder)  # the answer has its own context
+        separate = hasattr(module, "begin")  # an encoder-decoder's answer has its own context
         longest = max(len(row), new_tokens) if separate else len(row) + new_tokens
         if longest > config.context:
             raise ValueError(

@@ -8,6 +8,7 @@ from jaxops.nn.normalization import BatchNorm
 from jaxops.nn.product import Dense, computing, matmul
 from jaxops.nn.recurrence import GRU, LSTM
 from jaxops.nn.transformer import Cache, EncoderDecoder, Transformer, empty_cache
+from jaxops.nn.units import Units
 
 __all__ = [
     "GRU",
@@ -22,6 +23,7 @@ __all__ = [
     "EncoderDecoder",
     "Transformer",
     "TransformerConfig",
+    "Units",
     "attention_mask",
     "computing",
     "conv2d",

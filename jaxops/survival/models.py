@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxops.nn import Dense
+from jaxops.nn import Dense, Units
+from jaxops.nn.units import units_of_widths
 from jaxops.survival.aft import AFTFit
 from jaxops.survival.cox import CoxFit
 from jaxops.task import recorded
@@ -38,6 +39,10 @@ class MLP(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{i}")(x)
         # curves start as equal for all rows
         return Dense(self.outputs, kernel_init=nn.initializers.zeros, name="outputs")(x)
+
+    def units(self) -> list[Units]:
+        """The hidden units."""
+        return units_of_widths(self.widths, last="outputs")
 
 
 @recorded

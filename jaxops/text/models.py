@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxops.data.tokenizer import PAD, UNKNOWN
-from jaxops.nn import Dense, Embed, Transformer, TransformerConfig
+from jaxops.nn import Dense, Embed, Transformer, TransformerConfig, Units
 from jaxops.nn.recurrence import recurrence
 from jaxops.task import recorded
 
@@ -73,6 +73,14 @@ class TextCNN(nn.Module):
         x = jnp.concatenate(pooled, -1)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return Dense(self.classes, compute=self.compute, name="logits")(x)
+
+    def units(self) -> list[Units]:
+        """The filters: filter n of all widths is one unit, since they have one number."""
+        return [Units("channels", self.filters, r"^conv_\d+/", "^logits/kernel$", _with_filters)]
+
+
+def _with_filters(module: TextCNN, count: int) -> TextCNN:
+    return module.clone(filters=count)
 
 
 class NGramBag(nn.Module):

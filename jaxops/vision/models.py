@@ -5,7 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxops.nn import BatchNorm, Conv, Dense, max_pool
+from jaxops.nn import BatchNorm, Conv, Dense, Units, max_pool
+from jaxops.nn.units import units_of_widths
 
 Array = jax.Array
 
@@ -83,6 +84,10 @@ class MLP(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{i}")(nn.relu(x))
         return _dense(x, self.classes, self.initializer, self.compute, "logits")
 
+    def units(self) -> list[Units]:
+        """The hidden units."""
+        return units_of_widths(self.widths)
+
 
 class CNN(nn.Module):
     """A small convolutional network with one convolution.
@@ -119,6 +124,21 @@ class CNN(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return _dense(x, self.classes, self.initializer, self.compute, "logits")
 
+    def units(self) -> list[Units]:
+        """The channels of the convolution and the units of the dense layer."""
+        return [
+            Units("channels", self.features, "^conv/", "^hidden/kernel$", _with_features),
+            Units("units", self.hidden, "^hidden/", "^logits/kernel$", _with_hidden),
+        ]
+
+
+def _with_features(module: CNN, count: int) -> CNN:
+    return module.clone(features=count)
+
+
+def _with_hidden(module: CNN, count: int) -> CNN:
+    return module.clone(hidden=count)
+
 
 class ConvNet(nn.Module):
     """Stages of convolution 3x3, max-pool 2x2, batch norm and ReLU, then one dense layer.
@@ -153,3 +173,7 @@ class ConvNet(nn.Module):
             x = nn.relu(BatchNorm(name=f"norm_{i}")(x, train=train, mask=mask))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x.reshape(len(x), -1))
         return _dense(x, self.classes, self.initializer, self.compute, "logits")
+
+    def units(self) -> list[Units]:
+        """The channels of each stage."""
+        return units_of_widths(self.widths, "conv", kind="channels")

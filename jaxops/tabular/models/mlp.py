@@ -6,7 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxops.nn import Dense
+from jaxops.nn import Dense, Units
+from jaxops.nn.units import units_of_widths
 from jaxops.tabular.models.embeddings import Reads, embedded
 
 
@@ -48,3 +49,7 @@ class MLP(nn.Module):
             x = nn.relu(dense(width, name=f"hidden_{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{i}")(x)
         return dense(self.outputs, name="logits")(x)
+
+    def units(self) -> list[Units]:
+        """The hidden units."""
+        return units_of_widths(self.widths)

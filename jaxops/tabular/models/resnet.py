@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxops.nn import BatchNorm, Dense
+from jaxops.nn import BatchNorm, Dense, Units
 from jaxops.tabular.models.embeddings import Reads, embedded, uniform
 
 
@@ -62,3 +62,14 @@ class ResNet(nn.Module):
             x = x + nn.Dropout(self.dropout, deterministic=not train)(y)
         x = nn.relu(BatchNorm(name="norm")(x, train=train, mask=mask))
         return dense(self.outputs, name="logits")(x)
+
+    def units(self) -> list[Units]:
+        """The units of the blocks' hidden layers."""
+        return [
+            Units("units", self.hidden, f"^block_{i}_hidden/", f"^block_{i}_out/kernel$", _hidden)
+            for i in range(self.depth)
+        ]
+
+
+def _hidden(module: ResNet, count: int) -> ResNet:
+    return module.clone(hidden=count)

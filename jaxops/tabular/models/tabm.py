@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxops.nn import Dense, matmul
+from jaxops.nn import Dense, Units, matmul
+from jaxops.nn.units import in_widths
 from jaxops.tabular.models.embeddings import (
     Reads,
     along,
@@ -87,6 +88,17 @@ class TabM(nn.Module):
         kernel = self.param("kernel", uniform_of_each, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.members, self.outputs))
         return self._of_members(x, kernel) + bias[None]
+
+    def units(self) -> list[Units]:
+        """The hidden units, each of all members."""
+
+        def one(i: int) -> Units:
+            last = i + 1 == len(self.widths)
+            own = rf"^hidden_{i}(/|_)(kernel|bias|s)$|^hidden_{i + 1}_r$"
+            read = "^kernel$" if last else rf"^hidden_{i + 1}(/|_)kernel$"
+            return Units("units", self.widths[i], own, read, in_widths(i))
+
+        return [one(i) for i in range(len(self.widths))]
 
     def _hidden(self, x: jax.Array, width: int, i: int) -> jax.Array:
         """A hidden layer of all members, before its activation: (B, members or 1, width)."""
