@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -312,7 +313,7 @@ def recorded(out):
 
 
 def wait_for(out, parts, running):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while recorded(out) < parts:
         assert running() and time.monotonic() < deadline, f"{recorded(out)} parts"
         time.sleep(0.002)
@@ -360,12 +361,14 @@ def actors(mark):
 def test_a_killed_actor_of_ray_loses_and_doubles_no_row(many, tmp_path):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     out = tmp_path / "scores"
+    place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # a socket's path is short
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     words = ["predict", f"{tmp_path}/model.safetensors", f"{tmp_path}/rows.parquet"]
     words += ["--out", f"{out}/", "--ray", "2"]
     child = subprocess.Popen(
         [sys.executable, HERE / "predict_worker.py", "20", *words],
-        env={**os.environ, "PYTHONPATH": path, "JAXOPS_MARK": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": path, "JAXOPS_MARK": str(tmp_path)}
+        | {"RAY_TMPDIR": place.name, "RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -376,6 +379,7 @@ def test_a_killed_actor_of_ray_loses_and_doubles_no_row(many, tmp_path):
         printed, _ = child.communicate(timeout=240)
     finally:
         child.kill()
+        place.cleanup()
     assert child.returncode == 0, printed
     assert f"written: {out}, 2,300 rows in 115 parts" in printed
     assert_whole(out, many)
