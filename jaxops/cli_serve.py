@@ -25,7 +25,7 @@ else:
 
 @dataclass(frozen=True)
 class Limits(Settings):
-    """Limits of a server; a wrong one ends the program with a sentence."""
+    """Limits of a server."""
 
     def __post_init__(self) -> None:
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxops._optional import require
+from jaxops.serve.access import Keys
 from jaxops.serve.app import Service
 from jaxops.serve.server import listen, log_to_stderr, tell
 from jaxops.serve.watch import LOG, SHARED, line
@@ -167,15 +168,20 @@ def _work(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         service = make()
-        limited = [] if service.keys is None else service.keys.limited
-        if limited:
-            sentence = "keys must have no quota with several workers, which would count apart"
-            raise ValueError(f"{sentence}, got that of {limited[0]}")
+        check_quotas(service.keys)
         service.workers = workers
         listen(service, *options, sockets=[listening], ready=lambda _: saying.send(None))
     except Exception as error:
         saying.send(str(error) or type(error).__name__)
         sys.exit(1)
+
+
+def check_quotas(keys: Keys | None) -> None:
+    """Raise `ValueError` for keys with a quota, of which each worker would count for itself."""
+    limited = [] if keys is None else keys.limited
+    if limited:
+        sentence = "keys must have no quota with several workers, which would count apart"
+        raise ValueError(f"{sentence}, got that of {limited[0]}")
 
 
 def _end_with_parent() -> None:

@@ -20,9 +20,10 @@ from serve_client import app, ask, churn, get, post
 
 import jaxops as jo
 from jaxops import cli, serve
+from jaxops.serve.access import Keys
 from jaxops.serve.refused import Refused
 from jaxops.serve.rollout import compared
-from jaxops.serve.workers import run_workers
+from jaxops.serve.workers import check_quotas, run_workers
 
 PATH, ADMIN, BODY = (
     "/models/churn/predict",
@@ -372,6 +373,10 @@ def test_with_several_workers_nothing_is_changed_and_quotas_are_refused(held, tm
     assert "folder must be left out with several workers" in capsys.readouterr().err
     with pytest.raises(ValueError, match="workers must be at least 2, got 1"):
         run_workers(app, workers=1)
+    check_quotas(service.keys)
+    serve.add_key(tmp_path / "keys", "shop", "predict", quota=5)
+    with pytest.raises(ValueError, match=r"keys must have no quota .*, got that of shop"):
+        check_quotas(Keys(tmp_path / "keys"))
 
 
 def test_a_limit_that_cannot_be_is_one_sentence(capsys):
