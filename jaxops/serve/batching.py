@@ -115,24 +115,20 @@ class Batcher:
                         _answer(one.future, error)
                 self.busy -= 1
 
-    async def idle(self, call: Call, given: Given, pause: float) -> Any:
-        """The answer to what nobody waits for: it has its turn when no request has one.
+    async def idle(self, call: Callable[[], Any], pause: float) -> Any:
+        """What a call returns that nobody waits for: it has its turn when no request has one.
 
         A request that comes meanwhile waits for this one call at most.
 
         Args:
-            call: what answers.
-            given: what it is given.
+            call: without arguments; it raises nothing.
             pause: seconds between two looks.
         """
         while self.busy or self.queued():
             await asyncio.sleep(pause)
         self.busy += 1
-        running = asyncio.get_running_loop().run_in_executor(self._worker, answers, call, [given])
-        (found,) = await running  # who is cancelled here leaves a device that is busy
-        self.busy -= 1
-        if isinstance(found, Exception):
-            raise found
+        found = await asyncio.get_running_loop().run_in_executor(self._worker, call)
+        self.busy -= 1  # not if this is cancelled, as the device is busy then
         return found
 
     async def _gather(self, first: Waiting) -> None:

@@ -136,6 +136,14 @@ class Asked(NamedTuple):
     read: Callable[[Served], Given]
     answer: Any
 
+    def compare(self) -> tuple[str, float | None, Exception | None]:
+        """How the shadow's answer differs, see `compared`; or "failed", with the error."""
+        try:
+            (found,) = getattr(self.shadow, self.method)([self.read(self.shadow)])
+            return *compared(self.answer, found.answer), None
+        except Exception as error:  # of the shadow alone, whatever it is
+            return "failed", None, error
+
 
 class Shadows:
     """Asks versions in shadow what requests were answered, one after the other.
@@ -182,17 +190,12 @@ class Shadows:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
+        watch, batcher = self._service.watch, self._service.batcher
         while self._waiting and not self._service.draining:
             asked, _ = self._waiting.popleft()
-            watch, told = self._service.watch, (asked.record, asked.shadow.version)
-            try:
-                given = await asyncio.to_thread(asked.read, asked.shadow)
-                call = getattr(asked.shadow, asked.method)
-                found = await self._service.batcher.idle(call, given, IDLE)
-                outcome = await asyncio.to_thread(compared, asked.answer, found.answer)
-                watch.shadow(*told, *outcome)
-            except Exception as error:  # of the shadow alone, whatever it is
-                watch.shadow(*told, "failed")
+            outcome, difference, error = await batcher.idle(asked.compare, IDLE)
+            watch.shadow(asked.record, asked.shadow.version, outcome, difference)
+            if error is not None:
                 watch.failed(asked.record, error)
 
 
