@@ -243,6 +243,7 @@ class Service:
 
     async def metrics(self, request: Any) -> Any:
         """The metrics for Prometheus."""
+        self.watch.look()
         text, kind = self.watch.text()
         return self._response(text, 200, None, kind)
 

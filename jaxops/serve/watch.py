@@ -90,7 +90,7 @@ class Watch:
         self._programs = counter("jaxops_compilations", "Programs compiled by XLA", **own)
 
     def look(self) -> None:
-        """Set the metrics that no event tells."""
+        """Set the metrics that no event tells, in the thread of the loop."""
         self._queue.set(self._queued())
         compiled = self._compiled()
         self._programs.inc(compiled - self._seen)
@@ -98,7 +98,6 @@ class Watch:
 
     def text(self) -> tuple[bytes, str]:
         """All metrics in Prometheus' text format, and its content type; those of all workers."""
-        self.look()
         registry = self._registry
         if SHARED in os.environ:
             registry = self._prometheus.CollectorRegistry()
