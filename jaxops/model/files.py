@@ -6,6 +6,7 @@ names of code in installed packages; see `jaxops.model.encoding`. `load` calls t
 with the recorded arguments, and traces the task's `init`.
 """
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -21,6 +22,7 @@ import numpy as np
 
 from jaxops._version import __version__
 from jaxops.devices import hosts
+from jaxops.model import encrypted
 from jaxops.model.encoding import decode, encode
 from jaxops.model.finished import Model
 from jaxops.state import TrainState
@@ -34,7 +36,7 @@ DTYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
 }
 
 
-def save(path: str | Path, model: Model) -> None:
+def save(path: str | Path, model: Model, key: bytes | str | None = None) -> None:
     """Write a finished model to one file; an interrupted write leaves no partial file.
 
     With several processes all of them must call this, and the first writes the file.
@@ -43,20 +45,24 @@ def save(path: str | Path, model: Model) -> None:
         path: the file; an existing file is replaced.
         model: the model; `Model(task, state)` after `jaxops.fit`. If a function of jaxops made the
             task (or one marked by `jaxops.recorded`), the file alone is enough to load the model.
+        key: 32 bytes or their 64 hexadecimal digits, to encrypt the file with AES-256-GCM; needs
+            the extra `encrypt`.
 
     Raises:
         ValueError: the argument is not a `Model`; or the task or the reader has an argument that a
-            file cannot hold.
+            file cannot hold; or another key.
         OSError: the file could not be written; an existing file is left unchanged.
     """
+    import safetensors.numpy
     from safetensors import SafetensorError
-    from safetensors.numpy import save_file
 
     if not isinstance(model, Model):
         raise ValueError(
             f"model must be a jo.Model, got {type(model).__name__}; make one by "
             "jo.Model(task, state) or jo.Model(closed_form)"
         )
+    if key is not None:
+        key = encrypted.key_bytes(key)
     arrays: dict[str, Any] = {}
     task, state = model.task, model.state
     by_hand = isinstance(task, Task) and not task.recipe
@@ -81,7 +87,12 @@ def save(path: str | Path, model: Model) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
         mode = beside.stat().st_mode  # that of the umask; safetensors allows only the user to read
-        save_file(tensors, beside, {"jaxops": json.dumps(header, default=plain)})
+        text = {"jaxops": json.dumps(header, default=plain)}
+        if key is None:
+            safetensors.numpy.save_file(tensors, beside, text)
+        else:
+            with open(beside, "wb") as file:
+                encrypted.write(file, safetensors.numpy.save(tensors, text), key)
         beside.chmod(mode)
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
@@ -90,18 +101,23 @@ def save(path: str | Path, model: Model) -> None:
         beside.unlink(missing_ok=True)
 
 
-def load(path: str | Path, task: Task | None = None) -> Model:
+def load(path: str | Path, task: Task | None = None, key: bytes | str | None = None) -> Model:
     """Read a model that `save` wrote.
+
+    An encrypted file is decrypted in memory; no copy of it is written.
 
     Args:
         path: the file.
         task: the task, if the file cannot name how it was made.
+        key: the key of an encrypted file; by default that in the environment variable
+            `JAXOPS_MODEL_KEY`, if the file is encrypted.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the path is a folder; the file is truncated, is not a model of jaxops, has a
             newer format, names a module that is not imported, contradicts itself, or does not fit
-            the given task.
+            the given task. Or it is encrypted, and there is no key or another one, or it was
+            changed; or there is a `key`, and it is not encrypted.
 
     >>> import tempfile
     >>> from jaxops import tabular
@@ -115,11 +131,35 @@ def load(path: str | Path, task: Task | None = None) -> Model:
     >>> model.task.classes, model.predict(np.zeros((2, 3), np.float32)).shape
     (('stays', 'leaves'), (2,))
     """
-    from safetensors import SafetensorError, safe_open
-
     hosts.check_fork()
     if os.path.isdir(path):
         raise ValueError(f"path must be a model file, got the folder {path}")
+    with _opened(path, key) as (text, tensors):
+        try:
+            return _read(text, tensors, task)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        except Exception as error:  # a text that somebody changed may fail anywhere
+            raise ValueError(
+                f"path must be a model file, got {path}, whose text does not describe a model: "
+                f"{error!r}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, key: bytes | str | None) -> Iterator[tuple[str, Any]]:
+    """The text of a file, and its arrays by name."""
+    from safetensors import SafetensorError, safe_open
+
+    if encrypted.is_encrypted(path):
+        key = os.environ.get(encrypted.KEY) if key is None else key
+        if key is None:
+            raise ValueError(f"key must be given for {path}, which is encrypted, got None")
+        arrays = encrypted.Arrays(encrypted.read(path, key), DTYPES)
+        yield arrays.metadata.get("jaxops", "null"), arrays
+        return
+    if key is not None:
+        raise ValueError(f"path must be an encrypted file, as there is a key, got {path}")
     try:
         opened = safe_open(path, framework="numpy")
     except SafetensorError as error:
@@ -127,16 +167,8 @@ def load(path: str | Path, task: Task | None = None) -> Model:
             f"path must be a model file, got {path}, which is truncated or of another format: "
             f"{error}"
         ) from error
-    try:
-        with opened as file:
-            return _read((file.metadata() or {}).get("jaxops", "null"), _Tensors(file), task)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except Exception as error:  # a text that somebody changed may fail anywhere
-        raise ValueError(
-            f"path must be a model file, got {path}, whose text does not describe a model: "
-            f"{error!r}"
-        ) from error
+    with opened as file:
+        yield (file.metadata() or {}).get("jaxops", "null"), _Tensors(file)
 
 
 class _Tensors(Mapping[str, np.ndarray]):
@@ -160,7 +192,7 @@ class _Tensors(Mapping[str, np.ndarray]):
         return f"{DTYPES.get(part.get_dtype(), part.get_dtype())}{part.get_shape()}"
 
 
-def _read(text: str, tensors: _Tensors, task: Task | None) -> Model:
+def _read(text: str, tensors: Any, task: Task | None) -> Model:
     header = json.loads(text)
     if not isinstance(header, dict) or "format" not in header:
         raise ValueError("must be a model that jaxops saved, got another safetensors file")
@@ -188,7 +220,7 @@ def _read(text: str, tensors: _Tensors, task: Task | None) -> Model:
     return make.finished(model) if hasattr(make, "finished") else model
 
 
-def _restore(task: Task, header: Any, tensors: _Tensors) -> TrainState:
+def _restore(task: Task, header: Any, tensors: Any) -> TrainState:
     columns = tuple(Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"])
     _check_same("inputs", columns, task.columns)
     _check_same("classes", header["classes"], task.classes)

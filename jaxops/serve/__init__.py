@@ -11,5 +11,7 @@ model by its reader. The extra `serve` installs what it needs.
 from jaxops.serve.access import add_key
 from jaxops.serve.app import Service, Settings, application
 from jaxops.serve.server import run
+from jaxops.serve.versions import Models
+from jaxops.serve.workers import run_workers
 
-__all__ = ["Service", "Settings", "add_key", "application", "run"]
+__all__ = ["Models", "Service", "Settings", "add_key", "application", "run", "run_workers"]

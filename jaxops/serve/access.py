@@ -52,6 +52,11 @@ class Keys:
         if not self._holders:
             raise ValueError(f"keys must have at least 1 line, got none in {path}")
 
+    @property
+    def limited(self) -> list[str]:
+        """The names of the holders with a quota."""
+        return [name for name, one in self._holders.items() if one.quota]
+
     def known(self, header: str | None) -> Holder | None:
         """The holder of a key that was right before; see `holder`."""
         return self._known.get(_digest(_key(header)))

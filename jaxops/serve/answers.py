@@ -64,6 +64,16 @@ def plain(answer: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_object(answer: Any) -> dict[str, Any]:
+    """An answer as a JSON object; a single array or number is its `output`.
+
+    >>> as_object(np.ones(2))
+    {'output': [1.0, 1.0]}
+    """
+    found = plain(answer)
+    return found if isinstance(found, dict) else {"output": found}
+
+
 def _listed(value: np.ndarray) -> Any:
     if value.dtype.kind == "M":
         return np.datetime_as_string(value).tolist()

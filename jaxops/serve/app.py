@@ -14,21 +14,23 @@ from typing import Any
 
 from jaxops._optional import require
 from jaxops._version import __version__
-from jaxops.model.files import load
 from jaxops.model.finished import Model
 from jaxops.serve import openapi, tensors
 from jaxops.serve.access import Keys, is_loopback
-from jaxops.serve.answers import plain
+from jaxops.serve.answers import as_object
 from jaxops.serve.batching import Batcher, Call, Waiting
 from jaxops.serve.inputs import Given
-from jaxops.serve.models import Models, Served, Told, check_name, file_below
+from jaxops.serve.models import Served, Told
 from jaxops.serve.refused import Refused, short
+from jaxops.serve.rollout import Administration, Shadows
+from jaxops.serve.versions import Models
 from jaxops.serve.watch import Record, Watch
 
 SENTENCE = 500  # characters
 LONG = 100_000  # bytes of a body that is not read in the thread of the loop
 UNKNOWN = 4  # keys that are hashed at once
-ROLES = {"metrics": "metrics", "change": "admin", "live": "", "ready": ""}  # others: predict
+# of routes, where it is not "predict"
+ROLES = {"metrics": "metrics", "change": "admin", "unload": "admin", "live": "", "ready": ""}
 LENGTH = "inference-header-content-length"
 
 
@@ -66,25 +68,37 @@ class Settings:
 
 
 class Service:
-    """An ASGI application that answers for models; `application` makes one."""
+    """An ASGI application that answers for models; `application` makes one.
 
-    def __init__(self, settings: Settings, keys: Keys | None, folder: Path | None) -> None:
-        self.settings, self.keys, self.folder = settings, keys, folder
-        self.models = Models()
+    Attributes:
+        models: the `Models` that answer.
+        workers: processes that answer on the same port.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys | None,
+        folder: Path | None,
+        model_key: bytes | str | None = None,
+    ) -> None:
+        self.settings, self.keys, self.folder, self.model_key = settings, keys, folder, model_key
+        self.models = Models(settings.batch_size)
+        self.workers = 1
         self.draining = False
         self.running = 0  # requests that have no answer yet
         self.batcher = Batcher(
             settings.batch_size, settings.delay, settings.queue, self._count_batch
         )
         self.watch = Watch(self.batcher.queued)
-        self._changes = asyncio.Lock()
+        self.shadows, administration = Shadows(self), Administration(self)
         self._readers = ThreadPoolExecutor(2, "jaxops-reader")
         self._hashing = 0
         self._http = require("starlette.exceptions", extra="serve").HTTPException
         self._gone = require("starlette.requests", extra="serve").ClientDisconnect
         self._response = require("starlette.responses", extra="serve").Response
         routing = require("starlette.routing", extra="serve")
-        of_model, post = "/v2/models/{model}", ["POST"]
+        of_model, changed, post = "/v2/models/{model}", "/admin/models/{model}", ["POST"]
         both = (of_model, of_model + "/versions/{version}")
         self._router = routing.Router(
             [
@@ -99,7 +113,11 @@ class Service:
                 *(routing.Route(path, self.model) for path in both),
                 *(routing.Route(f"{path}/ready", self.ready) for path in both),
                 *(routing.Route(f"{path}/infer", self.infer, methods=post) for path in both),
-                routing.Route("/admin/models/{model}", self.change, methods=post),
+                routing.Route(changed, administration.change, methods=post),
+                *(
+                    routing.Route(path, administration.unload, methods=["DELETE"])
+                    for path in (changed, changed + "/versions/{version}")
+                ),
             ],
             redirect_slashes=False,
         )
@@ -225,15 +243,13 @@ class Service:
 
     async def metrics(self, request: Any) -> Any:
         """The metrics for Prometheus."""
+        self.watch.look()
         text, kind = self.watch.text()
         return self._response(text, 200, None, kind)
 
     async def listed(self, request: Any) -> Any:
         """The models, their versions, and the one that answers by default."""
-        told = [
-            {"name": name, "version": one.version, "versions": self.models.versions(name)}
-            for name, one in self.models.current.items()
-        ]
+        told = [{"name": name, **self.models.told(name)} for name in self.models.current]
         return self._json({"models": told})
 
     async def server(self, request: Any) -> Any:
@@ -260,27 +276,33 @@ class Service:
 
     async def predict(self, request: Any) -> Any:
         """Raw input to answers with names."""
-        served = self._served(request)
+        served, data = self._served(request), await self._body(request)
 
-        def read(data: bytes) -> Given:
-            return served.inputs.read(tensors.parsed(data), self.settings.rows)
+        def read(one: Served) -> Given:
+            return one.inputs.read(tensors.parsed(data), self.settings.rows)
 
-        given = await self._read(request, read, getattr(served.inputs, "slow", False))
+        slow = len(data) >= LONG or getattr(served.inputs, "slow", False)
+        given = await self._read(request, lambda: read(served), slow)
         found = await self._answer(request, (served, "predict"), served.predict, given)
+        self._shadow(request, "predict", read, found, len(data))
         head = {"model": served.name, "version": served.version}
         told = {"warnings": found.warnings} if found.warnings else {}
-        return self._json({**head, "answer": {**_named(found.answer), **given.beside}, **told})
+        return self._json({**head, "answer": {**as_object(found.answer), **given.beside}, **told})
 
     async def infer(self, request: Any) -> Any:
         """Tensors to tensors."""
-        served = self._served(request)
+        served, data = self._served(request), await self._body(request)
 
-        def read(data: bytes) -> tuple[tensors.Inference, Given]:
+        def read() -> tuple[tensors.Inference, Given]:
             asked = tensors.read(data, request.headers.get(LENGTH))
             return asked, served.tensors(asked.arrays, self.settings.rows)
 
-        asked, given = await self._read(request, read)
+        def again(one: Served) -> Given:
+            return one.tensors(asked.arrays, self.settings.rows)
+
+        asked, given = await self._read(request, read, len(data) >= LONG)
         found = await self._answer(request, (served, "infer"), served.infer, given, asked.timeout)
+        self._shadow(request, "infer", again, found, len(data))
         head: dict[str, Any] = {"model_name": served.name, "model_version": served.version}
         if found.warnings:
             head["parameters"] = {"warnings": "; ".join(found.warnings)}
@@ -289,11 +311,18 @@ class Service:
         kind = "application/json" if length is None else "application/octet-stream"
         return self._response(data, 200, headers, kind)
 
+    def _shadow(
+        self, request: Any, method: str, read: Callable[[Served], Given], found: Told, size: int
+    ) -> None:
+        """Have the shadow of a model asked too, unless the path names a version."""
+        if "version" not in request.path_params:
+            self.shadows.ask(request.scope["jaxops"], method, read, found.answer, size)
+
     def _served(self, request: Any) -> Served:
-        """The model of a path."""
-        names = request.path_params
-        served = self.models.get(names["model"], names.get("version"))
-        record = request.scope["jaxops"]
+        """The version of a path, or the one that its model has for the request."""
+        names, record = request.path_params, request.scope["jaxops"]
+        asks = request.method == "POST"  # others are told of the version that answers by default
+        served = self.models.get(names["model"], names.get("version"), record.id if asks else None)
         record.model, record.version = served.name, served.version
         return served
 
@@ -320,12 +349,11 @@ class Service:
             raise Refused(408, "the body must come in time, got a part of it") from None
         return bytes(data)
 
-    async def _read(self, request: Any, read: Callable[[bytes], Any], slow: bool = False) -> Any:
-        """What `read` makes of the body, in time; beside the loop where that takes long."""
-        data = await self._body(request)
-        if not slow and len(data) < LONG:
-            return read(data)
-        running = asyncio.get_running_loop().run_in_executor(self._readers, read, data)
+    async def _read(self, request: Any, read: Callable[[], Any], slow: bool) -> Any:
+        """What `read` makes of a body, in time; beside the loop where that takes long."""
+        if not slow:
+            return read()
+        running = asyncio.get_running_loop().run_in_executor(self._readers, read)
         try:
             return await asyncio.wait_for(running, self._left(request))
         except TimeoutError:
@@ -368,46 +396,6 @@ class Service:
         passed = time.perf_counter() - request.scope["jaxops"].start
         return max(0.0, self._timeout(request, asked) - passed)
 
-    # what an administrator does
-
-    async def change(self, request: Any) -> Any:
-        """Load a version of a model from a file, or take a loaded version back into service."""
-        name, record = request.path_params["model"], request.scope["jaxops"]
-        body = tensors.parsed(await self._body(request))
-        act, told = "refused", {"model": name[:100]}
-        try:
-            if self.keys is None:
-                sentence = "models must be changed with a key of an administrator, got none"
-                raise Refused(403, sentence)
-            if [*body] == ["version"] and isinstance(body["version"], str):
-                act, told = "roll back", {**told, "version": body["version"][:20]}
-                served = self.models.back(name, body["version"])
-            elif [*body] == ["path"] and isinstance(body["path"], str):
-                act, told = "load", {**told, "path": body["path"][:200]}
-                file = file_below(self.folder, body["path"])
-                async with self._changes:
-                    served = await asyncio.to_thread(self._load, name, file)
-            else:
-                raise Refused(400, 'the body must be {"path": file} or {"version": number}')
-        except Exception as error:
-            self.watch.audit(record, act, **told, outcome=type(error).__name__)
-            if isinstance(error, ValueError):  # of a file that holds no model
-                raise Refused(400, str(error)) from None
-            raise
-        record.model, record.version = served.name, served.version
-        self.watch.audit(record, act, **told, outcome=f"version {served.version}")
-        versions = self.models.versions(name)
-        return self._json({"model": name, "version": served.version, "versions": versions})
-
-    def _load(self, name: str, file: Path) -> Served:
-        check_name(name)
-        return self.models.add(name, load(file), file.name, self.settings.batch_size)
-
-
-def _named(answer: Any) -> dict[str, Any]:
-    found = plain(answer)
-    return found if isinstance(found, dict) else {"output": found}
-
 
 def application(
     models: Mapping[str, Model],
@@ -415,6 +403,7 @@ def application(
     keys: str | Path | None = None,
     folder: str | Path | None = None,
     settings: Settings | None = None,
+    model_key: bytes | str | None = None,
 ) -> Service:
     """An ASGI application that serves finished models; `jaxops serve` runs it on uvicorn.
 
@@ -426,6 +415,7 @@ def application(
             as their host.
         folder: of model files that an administrator may load.
         settings: limits, by default those of `Settings`.
+        model_key: of the files in the folder, if they are encrypted; see `jaxops.load`.
 
     Raises:
         ValueError: no models, a name that an address cannot hold, a model that cannot be served,
@@ -443,7 +433,7 @@ def application(
         raise ValueError("models must be at least 1, got none")
     settings = settings or Settings()
     held = None if keys is None else Keys(keys)
-    service = Service(settings, held, None if folder is None else Path(folder))
+    service = Service(settings, held, None if folder is None else Path(folder), model_key)
     for name, model in models.items():
-        service.models.add(name, model, "", settings.batch_size)
+        service.models.add(name, model)
     return service

@@ -60,7 +60,7 @@ class Batcher:
         self._on_batch = on_batch
         self._worker = ThreadPoolExecutor(1, "jaxops-device")
         self._loop: Any = None
-        self.busy = False  # whether the device answers a batch
+        self.busy = 0  # batches that the device answers, with that of a shadow
 
     def put(self, key: Hashable, call: Call, given: Given, timeout: float) -> "asyncio.Future[Any]":
         """The future of the answer to a request; who cancels it takes the request back.
@@ -75,6 +75,7 @@ class Batcher:
         if self._loop is not loop:  # the first request, or a loop after another
             self._loop, self._arrived = loop, asyncio.Event()
             self.waiting.clear()
+            self.busy = 0
             self._task = loop.create_task(self._work())
         now = time.monotonic()
         future: asyncio.Future[Any] = loop.create_future()
@@ -100,7 +101,7 @@ class Batcher:
             await self._gather(self.waiting[0])
             batch = self._take()
             if batch:
-                self.busy = True
+                self.busy += 1
                 parts = [one.given for one in batch]
                 try:
                     self._on_batch(batch)
@@ -112,7 +113,23 @@ class Batcher:
                 except Exception as error:  # of this batch alone: the next ones get their turns
                     for one in batch:
                         _answer(one.future, error)
-                self.busy = False
+                self.busy -= 1
+
+    async def idle(self, call: Callable[[], Any], pause: float) -> Any:
+        """What a call returns that nobody waits for: it has its turn when no request has one.
+
+        A request that comes meanwhile waits for this one call at most.
+
+        Args:
+            call: without arguments; it raises nothing.
+            pause: seconds between two looks.
+        """
+        while self.busy or self.queued():
+            await asyncio.sleep(pause)
+        self.busy += 1
+        found = await asyncio.get_running_loop().run_in_executor(self._worker, call)
+        self.busy -= 1  # not if this is cancelled, as the device is busy then
+        return found
 
     async def _gather(self, first: Waiting) -> None:
         """Wait until the first request's batch is full, or its delay is over."""

@@ -1,7 +1,6 @@
-"""The served models with their versions: loaded, compiled ahead, swapped and taken back."""
+"""A version of a model that answers requests: read, joined, compiled ahead, described."""
 
 import itertools
-import re
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,8 +19,6 @@ from jaxops.serve.refused import Refused, short
 from jaxops.serve.tensors import datatype
 
 PACKAGE = Path(__file__).parents[1]
-KEPT = 3  # versions of a model, of which the oldest is dropped
-NAME = r"[A-Za-z0-9][\w.-]{0,99}"
 
 
 class Told(NamedTuple):
@@ -49,6 +46,7 @@ class Served:
 
     def __post_init__(self) -> None:
         self.metadata: dict[str, Any] = {}
+        self.answer: Any = None  # to an example of raw input, if there is one
         self.inputs: Inputs = inputs_of(self.model)
         columns = encoded_columns(self.model.task)
         self.encoded: Arrays | None = None if columns is None else Arrays(columns)
@@ -131,7 +129,7 @@ class Served:
         for rows in powers(batch_size):
             example = self.inputs.example(rows)
             if example is not None:
-                self.predict([example])
+                self.answer = self.predict([example])[0].answer
             if self.encoded is not None:
                 self.infer([self.encoded.example(rows)])
         self.metadata = self._described()
@@ -162,93 +160,9 @@ class Served:
         return {**head, "inputs": inputs, "outputs": [told(*item) for item in outputs.items()]}
 
 
-class Models:
-    """The served models by name, each with its versions and the one that answers by default."""
-
-    def __init__(self) -> None:
-        self._versions: dict[str, dict[str, Served]] = {}
-        self._current: dict[str, Served] = {}
-
-    @property
-    def current(self) -> dict[str, Served]:
-        """Name -> the version that answers by default."""
-        return dict(self._current)
-
-    def versions(self, name: str) -> list[str]:
-        """The versions of a model, from the oldest."""
-        return [*self._versions[name]]
-
-    def get(self, name: str, version: str | None = None) -> Served:
-        """A version of a model; by default the current one.
-
-        Raises:
-            Refused: 404.
-        """
-        if name not in self._current:
-            raise Refused(
-                404, f"model must be one of {', '.join(self._current)}, got {short(name)}"
-            )
-        if version is None:
-            return self._current[name]
-        if version not in self._versions[name]:
-            versions = ", ".join(self._versions[name])
-            raise Refused(404, f"version must be one of {versions}, got {short(version)}")
-        return self._versions[name][version]
-
-    def add(self, name: str, model: Model, file: str, batch_size: int) -> Served:
-        """Compile a model for requests, and let it answer those that come from now on.
-
-        Requests that an earlier version has begun are answered by that one. The last versions stay
-        loaded, to take a step back.
-
-        Raises:
-            ValueError: a name that an address cannot hold, or a model that cannot be served.
-        """
-        check_name(name)
-        versions = self._versions.get(name, {})
-        number = 1 + max(map(int, versions), default=0)
-        served = Served(name, str(number), model, file).warm(batch_size)
-        kept = {**versions, served.version: served}
-        while len(kept) > KEPT:
-            oldest = next(v for v in kept if kept[v] is not self._current[name])
-            del kept[oldest]
-        self._versions[name], self._current[name] = kept, served
-        return served
-
-    def back(self, name: str, version: str) -> Served:
-        """Let a version that is still loaded answer by default.
-
-        Raises:
-            Refused: 404.
-        """
-        self._current[name] = self.get(name, version)
-        return self._current[name]
-
-
 def _is_of_reading(error: ValueError) -> bool:
     """Whether an error is a sentence of a reader; not one of what computes, or of a dependency."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = Path(frames[-1].filename).is_relative_to(PACKAGE)
     computes = any(frame.name == "outputs" for frame in frames)
     return inside and " must " in str(error) and not computes
-
-
-def file_below(folder: Path | None, path: str) -> Path:
-    """A file below the folder of models; not one that a link or `..` leads to outside."""
-    if folder is None:
-        raise Refused(403, "the server must have a folder of models to load from, got none")
-    folder = folder.resolve()
-    try:
-        file = (folder / path).resolve()
-        inside = file.is_relative_to(folder) and file.is_file()
-    except (OSError, ValueError):  # too long, or with a zero byte
-        inside = False
-    if not inside:
-        raise Refused(404, f"path must be a file below the folder of models, got {short(path)}")
-    return file
-
-
-def check_name(name: str) -> None:
-    """Raise `ValueError` for a name that is none of letters, digits, `_`, `.` and `-`."""
-    if not re.fullmatch(NAME, name, re.ASCII):
-        raise ValueError(f"name must be of letters, digits, _, . and -, got {name!r}")

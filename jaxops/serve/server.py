@@ -4,9 +4,11 @@ import asyncio
 import logging
 import math
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,33 @@ def run(
     Traceback (most recent call last):
     ValueError: keys must be given to listen on 0.0.0.0, got none
     """
+    listen(service, host, port, certificate, certificate_key)
+
+
+def listen(
+    service: Service,
+    host: str,
+    port: int,
+    certificate: str | Path | None,
+    certificate_key: str | Path | None,
+    sockets: list[socket.socket] | None = None,
+    ready: Callable[[socket.socket], None] | None = None,
+) -> None:
+    """See `run`.
+
+    Args:
+        service: what `run` takes, as the next ones.
+        host: the address.
+        port: the port.
+        certificate: a file of PEM.
+        certificate_key: the file of its key.
+        sockets: to listen on instead, which other processes may have too.
+        ready: called with a socket as soon as the server listens; by default its address is
+            printed.
+    """
     check_host(host, service.keys)
     uvicorn = require("uvicorn", extra="serve")
-    handler = logging.StreamHandler(sys.stderr)
-    log = logging.getLogger("jaxops.serve")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log_to_stderr()
     config = uvicorn.Config(
         service,
         host=host,
@@ -77,15 +100,18 @@ def run(
 
     async def serve() -> None:
         server.handle_exit = on_signal
-        serving, told, until = asyncio.create_task(server.serve()), False, math.inf
+        serving, told, until = asyncio.create_task(server.serve(sockets)), False, math.inf
         while not serving.done():
             if server.started and not told:
-                told = _tell(server)
+                (ready or tell)(server.servers[0].sockets[0])
+                told = True
             if service.draining:
                 until = min(until, time.monotonic() + GRACE)
                 left = until - time.monotonic()
                 config.timeout_graceful_shutdown = max(TICK, left)
                 server.should_exit |= not service.running or left < 0
+            if sockets:
+                service.watch.look()  # another process may be asked for the metrics
             await asyncio.wait((serving,), timeout=TICK)
         await serving
 
@@ -94,14 +120,20 @@ def run(
         end.cancel()
 
 
+def log_to_stderr() -> None:
+    """Write the lines of the log to stderr."""
+    log = logging.getLogger("jaxops.serve")
+    log.addHandler(logging.StreamHandler(sys.stderr))
+    log.setLevel(logging.INFO)
+
+
 def check_host(host: str, keys: Any) -> None:
     """Raise `ValueError` for an address beyond this machine without keys."""
     if keys is None and not is_loopback(host):
         raise ValueError(f"keys must be given to listen on {host}, got none")
 
 
-def _tell(server: Any) -> bool:
-    """Print where the server listens."""
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
+def tell(listening: socket.socket) -> None:
+    """Print where a server listens."""
+    host, port = listening.getsockname()[:2]
     print(f"serving on {host} port {port}", flush=True)
-    return True

@@ -7,9 +7,10 @@ import datetime
 import functools
 import json
 import logging
+import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ LOG = logging.getLogger("jaxops.serve")
 AUDIT = logging.getLogger("jaxops.serve.audit")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SECONDS = (*(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), float("inf"))
+DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, float("inf"))
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # set before the start where several workers count together
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
 
 
@@ -60,31 +63,47 @@ class Watch:
 
     def __init__(self, queued: Callable[[], int]) -> None:
         self._prometheus = require("prometheus_client", extra="serve")
-        self._families = require("prometheus_client.core", extra="serve")
         self._registry = self._prometheus.CollectorRegistry()
-        self._queued, self._compiled = queued, compilations()
+        self._queued, self._compiled, self._seen = queued, compilations(), 0
         counter, histogram = self._prometheus.Counter, self._prometheus.Histogram
         own = {"registry": self._registry}
-        labels = ["model", "route", "status"]
+        labels = ["model", "version", "route", "status"]
         self._requests = counter("jaxops_requests", "Requests", labels, **own)
         told = "Seconds from a request to its answer"
         self._seconds = histogram(
-            "jaxops_request_seconds", told, labels[:2], buckets=SECONDS, **own
+            "jaxops_request_seconds", told, labels[:3], buckets=SECONDS, **own
         )
         self._rows = histogram(
             "jaxops_batch_rows", "Rows of a batch", ["model"], buckets=ROWS, **own
         )
-        self._registry.register(self)
+        told = "Answers of a version in shadow, by how they differ"
+        labels = ["model", "version", "shadow", "outcome"]
+        self._shadows = counter("jaxops_shadow_answers", told, labels, **own)
+        told = "Largest difference of the fractions of two answers"
+        self._difference = histogram(
+            "jaxops_shadow_difference", told, labels[:3], buckets=DIFFERENCES, **own
+        )
+        told = "Requests that wait"
+        self._queue = self._prometheus.Gauge(
+            "jaxops_queue", told, multiprocess_mode="livesum", **own
+        )
+        self._programs = counter("jaxops_compilations", "Programs compiled by XLA", **own)
 
-    def collect(self) -> Iterator[Any]:
-        """The metrics that are read when they are asked for."""
-        gauge, counter = self._families.GaugeMetricFamily, self._families.CounterMetricFamily
-        yield gauge("jaxops_queue", "Requests that wait", self._queued())
-        yield counter("jaxops_compilations", "Programs compiled by XLA", self._compiled())
+    def look(self) -> None:
+        """Set the metrics that no event tells, in the thread of the loop."""
+        self._queue.set(self._queued())
+        compiled = self._compiled()
+        self._programs.inc(compiled - self._seen)
+        self._seen = compiled
 
     def text(self) -> tuple[bytes, str]:
-        """All metrics in Prometheus' text format, and its content type."""
-        text: bytes = self._prometheus.generate_latest(self._registry)
+        """All metrics in Prometheus' text format, and its content type; those of all workers."""
+        registry = self._registry
+        if SHARED in os.environ:
+            registry = self._prometheus.CollectorRegistry()
+            multiprocess = require("prometheus_client.multiprocess", extra="serve")
+            multiprocess.MultiProcessCollector(registry)
+        text: bytes = self._prometheus.generate_latest(registry)
         return text, self._prometheus.CONTENT_TYPE_LATEST
 
     def batch(self, model: str, rows: int) -> None:
@@ -94,22 +113,37 @@ class Watch:
     def done(self, record: Record, route: str) -> None:
         """Count and log a request that has ended."""
         seconds = time.perf_counter() - record.start
-        self._requests.labels(record.model, route, str(record.status)).inc()
-        self._seconds.labels(record.model, route).observe(seconds)
+        labels = record.model, record.version, route
+        self._requests.labels(*labels, str(record.status)).inc()
+        self._seconds.labels(*labels).observe(seconds)
         told = {name: value for name, value in vars(record).items() if name != "start" and value}
-        LOG.info(_line(route=route, milliseconds=round(1000 * seconds, 3), **told))
+        LOG.info(line(route=route, milliseconds=round(1000 * seconds, 3), **told))
+
+    def shadow(
+        self, record: Record, version: str, outcome: str, difference: float | None = None
+    ) -> None:
+        """Count what a version told in shadow of the one that answered a request."""
+        labels = record.model, record.version, version
+        self._shadows.labels(*labels, outcome).inc()
+        if difference is not None:
+            self._difference.labels(*labels).observe(difference)
 
     def failed(self, record: Record, error: BaseException) -> None:
         """Log where an error that nobody expected came from, without its message."""
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"
-        LOG.error(_line(id=record.id, error=type(error).__name__, place=place))
+        LOG.error(line(id=record.id, error=type(error).__name__, place=place))
 
     def audit(self, record: Record, act: str, **told: Any) -> None:
         """Log an act of an administrator."""
-        AUDIT.info(_line(id=record.id, key=record.key, act=act, **told))
+        AUDIT.info(line(id=record.id, key=record.key, act=act, **told))
 
 
-def _line(**told: Any) -> str:
+def line(**told: Any) -> str:
+    """A line of the log, with the time.
+
+    >>> json.loads(line(act="load"))["act"]
+    'load'
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     return json.dumps({"time": now, **told})

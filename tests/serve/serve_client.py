@@ -56,6 +56,7 @@ async def ask(
     app, method, path, body=None, gone=None, parts=1, root_path="", client="127.0.0.1", **headers
 ):
     """One request; `gone` is an event on which the client goes away."""
+    path, _, query = path.partition("?")
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     sent, told, gone = iter(_parts(data, parts)), [], gone or asyncio.Event()
 
@@ -78,7 +79,7 @@ async def ask(
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": root_path,
         "headers": named,
         "client": (client, 1),

@@ -190,7 +190,7 @@ def test_status_429_and_504_and_a_client_that_goes(held):
     assert first.status == 200 and first.json["answer"]["ids"] == [0]
     text = get(service, "/metrics").body.decode()
     for status in ("200", "429", "499", "504"):
-        labels = f'{{model="churn",route="predict",status="{status}"}}'
+        labels = f'{{model="churn",route="predict",status="{status}",version="1"}}'
         assert sample(f"jaxops_requests_total{labels}", text) == 1
     assert sample("jaxops_queue", text) == 0
 

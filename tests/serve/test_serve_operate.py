@@ -226,12 +226,12 @@ def test_versions_are_swapped_and_taken_back_without_a_dropped_request(held, cap
         ("admin", "roll back", "churn", "Refused"),
     ]
     assert audit[0]["path"] == "new.safetensors"
-    third = service.models.add("churn", churn(seed=1), "", 1)
+    third = service.models.add("churn", churn(seed=1))
     assert third.version == "3" and service.models.versions("churn") == ["1", "2", "3"]
-    service.models.back("churn", "1")
-    service.models.add("churn", churn(seed=1), "", 1)
+    service.models.use("churn", "1")
+    service.models.add("churn", churn(seed=1))
     assert service.models.versions("churn") == ["1", "3", "4"]
-    service.models.back("churn", "1")
+    service.models.use("churn", "1")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,8 @@ def test_metrics_are_what_prometheus_reads():
     counts = {
         s.value
         for s in families["jaxops_request_seconds"].samples
-        if s.name.endswith("_count") and s.labels == {"model": "churn", "route": "predict"}
+        if s.name.endswith("_count")
+        and s.labels == {"model": "churn", "version": "1", "route": "predict"}
     }
     assert len(counts) == 1 and counts.pop() >= 3
     assert {"jaxops_batch_rows", "jaxops_queue", "jaxops_compilations"} <= families.keys()
@@ -390,10 +391,10 @@ def test_a_device_that_does_not_answer_does_not_keep_the_process(monkeypatch):
         ended.append(code)
         event.set()
 
-    port, tell = [], server._tell
+    port, tell = [], server.tell
     monkeypatch.setattr(served, "predict", held)
     monkeypatch.setattr(
-        server, "_tell", lambda u: port.append(u.servers[0].sockets[0].getsockname()[1]) or tell(u)
+        server, "tell", lambda listening: port.append(listening.getsockname()[1]) or tell(listening)
     )
     monkeypatch.setattr(server, "GRACE", 0.1)
     monkeypatch.setattr(server, "LAST", 0.2)

@@ -144,6 +144,47 @@ def test_the_openapi_document_is_of_the_models():
     ]
 
 
+def resolved(operation, status="200"):
+    (content,) = operation["responses"][status]["content"].values()
+    return content["schema"]
+
+
+def test_answers_are_as_the_document_says():
+    jsonschema = pytest.importorskip("jsonschema")
+    document = get(app(), "/openapi.json").json
+    assert document["openapi"] == "3.1.0"
+
+    def check(schema, value):
+        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.validate(value, schema, jsonschema.Draft202012Validator)
+
+    paths = document["paths"]
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/models", "/v2/models/churn",
+                 "/v2/models/router/ready"):  # fmt: skip
+        check(resolved(paths[path]["get"]), get(app(), path).json)
+    for name, body in (
+        ("churn", {"rows": [{"rate": 0.03, "plan": "plus"}]}),
+        ("router", {"texts": ["my card", "a pin"]}),
+    ):
+        operation = paths[f"/models/{name}/predict"]["post"]
+        check(resolved(operation), post(app(), f"/models/{name}/predict", body).json)
+        wrong = post(app(), f"/models/{name}/predict", {})
+        check(resolved(operation, str(wrong.status)), wrong.json)
+        with pytest.raises(jsonschema.ValidationError):
+            check(resolved(operation), {"model": name, "version": "1", "answer": {}})
+    value = churn().reader.columns({"rate": [0.03], "plan": ["plus"]})[1]["features"]
+    tensor = {"name": "features", "shape": [*value.shape], "datatype": "FP32",
+              "data": value.ravel().tolist()}  # fmt: skip
+    infer = paths["/v2/models/churn/infer"]["post"]
+    check(resolved(infer), post(app(), "/v2/models/churn/infer", {"inputs": [tensor]}).json)
+    change = paths["/admin/models/churn"]["post"]["requestBody"]["content"]["application/json"]
+    for body in ({"path": "a"}, {"version": "1", "canary": 0.5}, {"version": "1"}):
+        check(change["schema"], body)
+    for body in ({}, {"path": "a", "version": "1"}, {"version": "1", "canary": 1, "shadow": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            check(change["schema"], body)
+
+
 # what other rooms read: the answer of `read` is what their `predict` takes
 
 
