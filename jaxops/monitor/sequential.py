@@ -51,7 +51,7 @@ def categories_changed(reference: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
     >>> looks = np.cumsum([[60, 40], [61, 39], [20, 80], [20, 80]], 0)
     >>> anytime_p(categories_changed(np.array([600, 400]), looks)).round(3).tolist()
-    [1.0, 1.0, 0.0, 0.0]
+    [1.0, 1.0, 0.981, 0.0]
     """
     r, c = _checked(reference, counts)
     r = r[..., None, :]

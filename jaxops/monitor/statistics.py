@@ -74,7 +74,7 @@ def ks(reference: np.ndarray, current: np.ndarray) -> Comparison:
         ValueError: the bins differ, a count is negative or not finite, or a column has no rows.
 
     >>> ks(np.array([10, 10, 0]), np.array([0, 10, 10])).statistic
-    array(0.5)
+    np.float64(0.5)
     """
     a, b = _pair(reference, current)
     gap = np.cumsum(a, -1) / a.sum(-1, keepdims=True) - np.cumsum(b, -1) / b.sum(-1, keepdims=True)
@@ -186,7 +186,7 @@ def wasserstein(
         ValueError: `values` do not increase, or a count is not a whole number; see also `ks`.
 
     >>> wasserstein(np.array([9, 0]), np.array([0, 9]), np.array([1.0, 3.0])).statistic
-    array(2.)
+    np.float64(2.0)
     """
     a, b = np.broadcast_arrays(*_pair(reference, current))
     steps = np.diff(np.asarray(values, np.float64), axis=-1)

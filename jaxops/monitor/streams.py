@@ -28,7 +28,7 @@ class Alarms(NamedTuple):
         state: for the next part.
 
     >>> np.flatnonzero(ddm(np.repeat([0, 1, 0, 1], [40, 10, 40, 10])).drift).tolist()
-    [40, 90]
+    [40, 97]
     """
 
     drift: np.ndarray
@@ -193,7 +193,7 @@ class Window:
         squares: the sum of squares about their mean.
         seen: number of values of the whole stream.
 
-    >>> window = adwin(np.ones(100)).state
+    >>> window = adwin(np.ones(100), Window()).state
     >>> window.width, window.total, [len(size) for size in window.buckets]
     (100, 100.0, [4, 4, 4, 5, 2])
     """
@@ -221,9 +221,8 @@ def adwin(
         ε = √(2 σ² ln(2 ln n / δ) / m) + 2 ln(2 ln n / δ) / (3 m)
 
     for the variance σ² of W and 1 / m = 1 / (n₀ - least + 1) + 1 / (n₁ - least + 1). Then the
-    oldest bucket is dropped until no cut differs. The window takes memory for log n buckets. The
-    algorithm is the paper's ADWIN2, in which every border is a cut; river leaves the newest bucket
-    of each size out of the first part.
+    oldest bucket is dropped until no cut differs. The window takes memory for log n buckets. This
+    is the paper's ADWIN2, with the corrected lengths of its authors' program.
 
     Args:
         values: (T,) numbers, such as errors; the bound supposes a range of about 1.

@@ -89,7 +89,7 @@ def noisy(rng, rows, low):
 
 
 @pytest.mark.parametrize("loss", ["absolute", "squared"])
-def test_a_regression_s_loss_under_a_shift(loss, one_thread):
+def test_a_regression_s_loss_under_a_shift(loss):
     rng = np.random.default_rng(0)
     known = noisy(rng, 3000, 0.0)
     direct = monitor.DirectLoss(loss).fit(*known)
@@ -103,7 +103,7 @@ def test_a_regression_s_loss_under_a_shift(loss, one_thread):
     assert not told.low < before < told.high
 
 
-def test_bounds_of_a_loss_hold_it_as_often_as_they_say(one_thread):
+def test_bounds_of_a_loss_hold_it_as_often_as_they_say():
     direct = monitor.DirectLoss().fit(*noisy(np.random.default_rng(0), 4000, 0.0))
     inside = 0
     for seed in range(1, 61):
