@@ -41,6 +41,7 @@ def test_a_classifier_s_figures_under_a_shift(middle):
     np.testing.assert_allclose(told.confusion, confusion_matrix(truth, now.argmax(1)), atol=60)
 
 
+@pytest.mark.slow
 def test_bounds_hold_the_truth_as_often_as_they_say():
     inside = 0
     for seed in range(40):
@@ -103,6 +104,7 @@ def test_a_regression_s_loss_under_a_shift(loss):
     assert not told.low < before < told.high
 
 
+@pytest.mark.slow
 def test_bounds_of_a_loss_hold_it_as_often_as_they_say():
     direct = monitor.DirectLoss().fit(*noisy(np.random.default_rng(0), 4000, 0.0))
     inside = 0
