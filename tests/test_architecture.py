@@ -33,7 +33,7 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
-    ("compress",),
+    ("compress", "monitor"),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress"),

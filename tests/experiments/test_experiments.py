@@ -23,7 +23,7 @@ from jaxops.trust import report
 
 ROOT = Path(__file__).parents[2]
 # movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
-ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value"}
+ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
@@ -143,6 +143,19 @@ def test_customer_value_beside_trees(tmp_path):
     assert pictures == [
         "cdnow_by_frequency.png", "profit.png", "quarter_deciles.png", "year_deciles.png"
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_drift_of_simulated_streams(tmp_path):
+    result = run("drift", "--smoke", "--out", tmp_path)
+    kernels, others = {"MMD", "LSDD"}, {"ADWIN", "DDM", "chi-squared", "e-process of means"}
+    assert kernels | others < result["rows"].keys()
+    for name, row in result["rows"].items():
+        assert ("ever" in row) != (name in kernels)
+        assert 1 <= row["mean_delay"]["mean"] <= 5 and 0 <= row["once"]["mean"] <= 1
+    metrics = {name: value["mean"] for name, value in result["metrics"].items()}
+    assert metrics["elec2_adwin_alarms"] >= 1
+    assert metrics["elec2_adwin"] > metrics["elec2_none"]  # the made-up classes change half-way
 
 
 def test_a_smoke_test_is_not_recorded(tmp_path):
