@@ -197,7 +197,7 @@ def _sizes_of(model: Model) -> dict[str, int]:
     return {
         "bytes on disk": size,
         "bytes in memory": sum(np.asarray(x).nbytes for x in held),
-        "parameters": sum(math.prod(x.shape) for x in leaves),
+        "parameters": sum(x.size for x in leaves),
         "parameters that are not 0": sum(int(np.count_nonzero(unpacked(x))) for x in leaves),
     }
 

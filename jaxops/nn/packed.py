@@ -1,5 +1,6 @@
 """Parameters stored in 4, 8 or 16 bits, which Flax modules read as float32: `Packed`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,11 @@ class Packed(meta.AxisMetadata[Any]):
     def ndim(self) -> int:
         """The number of axes."""
         return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements of the array."""
+        return math.prod(self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -1,4 +1,4 @@
-"""Rounded parameters: how far they move, where they lie, and that each way to predict reads them."""
+"""Rounded parameters: how far they move, where they lie, and that each prediction reads them."""
 
 import asyncio
 import functools
