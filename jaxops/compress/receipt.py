@@ -151,8 +151,9 @@ def _call_of(model: Model, data: Any) -> Callable[[Model, int], Any]:
         if not isinstance(model.task, Task):
             return model.outputs(taken[rows])
         task, state = model.trained()
-        program = programs.setdefault(id(task), jax.jit(task.predict))
-        return program(state.params, state.extra, taken[rows])
+        if id(task) not in programs:
+            programs[id(task)] = jax.jit(task.predict)
+        return programs[id(task)](state.params, state.extra, taken[rows])
 
     return call
 

@@ -1,7 +1,7 @@
 """Parameters stored in 4, 8 or 16 bits, which Flax modules read as float32: `Packed`."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -73,8 +73,11 @@ class Packed(meta.AxisMetadata[Any]):
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> "Packed":
-        """Some rows of a table whose rows have scales of their own."""
-        return jax.tree.map(lambda x: x[rows], self)
+        """The rows of a slice, or of integers of any shape, with their own or the shared scales."""
+        scale = self.scale
+        if scale is not None and len(scale) == len(self.values):
+            scale = scale[rows]
+        return replace(self, values=self.values[rows], scale=scale)
 
     def unbox(self) -> Array:
         """The array, float32."""
@@ -85,7 +88,10 @@ class Packed(meta.AxisMetadata[Any]):
             low = jnp.right_shift(jnp.left_shift(x, 4), 4)  # with the sign
             x = jnp.concatenate([low, jnp.right_shift(x, 4)], -1)[..., : self.length]
         x = x.astype(jnp.float32)
-        return x if self.scale is None else x * self.scale
+        if self.scale is None:
+            return x
+        scale = jnp.asarray(self.scale)
+        return x * scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
 
     def __jax_array__(self) -> Array:
         return self.unbox()
@@ -156,7 +162,6 @@ def int8_product(x: Array, kernel: Packed) -> Array:
         x: float (..., k).
         kernel: (k, n), "int8" with `inputs`.
 
-    >>> from dataclasses import replace
     >>> kernel = pack(jnp.array([[2.0], [4.0]]), "int8", scale=jnp.full((1, 1), 0.5))
     >>> int8_product(jnp.array([[1.0, 0.5]]), replace(kernel, inputs=jnp.float32(0.5))).tolist()
     [[4.0]]
