@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import meta
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -175,12 +174,12 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., inputs) to (..., features)."""
-        shape = (x.shape[-1], self.features)
-        kernel: Any = self.param("kernel", self.kernel_init, shape, unbox=False)
-        if isinstance(kernel, Packed) and kernel.inputs is not None:
-            y = int8_product(x, kernel)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        stored: Any = self.get_variable("params", "kernel")
+        if isinstance(stored, Packed) and stored.inputs is not None:
+            y = int8_product(x, stored)
         else:
-            y = matmul(x, meta.unbox(kernel), self.compute)
+            y = matmul(x, kernel, self.compute)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             y += bias.reshape(*[1] * (y.ndim - 1), -1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxops.data.tokenizer import PAD, UNKNOWN
 from jaxops.nn import Dense, Embed, Transformer, TransformerConfig
-from jaxops.nn.packed import unpacked
+from jaxops.nn.packed import is_packed, unpacked
 from jaxops.nn.recurrence import recurrence
 from jaxops.task import recorded
 
@@ -146,9 +146,10 @@ class LinearBag(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         """Logits (B, classes)."""
         idf = self.param("idf", nn.initializers.ones, (self.vocabulary,))
-        shape = (self.vocabulary, self.classes)
+        kernel: Any = self.param("kernel", nn.initializers.zeros, (self.vocabulary, self.classes))
+        stored = self.get_variable("params", "kernel")
         # of a packed kernel only the rows that are read become float
-        kernel: Any = self.param("kernel", nn.initializers.zeros, shape, unbox=False)
+        kernel = stored if is_packed(stored) else kernel
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
         weight = jnp.where(tokens != PAD, jax.lax.stop_gradient(idf)[tokens], 0)
         words, square = tokens < self.vocabulary // 2, jnp.square(weight)

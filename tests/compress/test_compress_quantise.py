@@ -16,7 +16,7 @@ from small import SETTINGS, images
 import jaxops as jo
 from jaxops import compress, forecast, language, recommend, serve, tabular, vision
 from jaxops.compress.parts import with_params
-from jaxops.compress.quantise import SHARES, packed
+from jaxops.compress.quantisation import SHARES, packed
 from jaxops.model.exported import run
 from jaxops.model.selection import Blend
 from jaxops.model.topk import split_items, top_k
@@ -73,17 +73,15 @@ def test_two_numbers_of_four_bits_lie_in_a_byte(length):
 
 
 def test_the_scale_with_the_least_squared_error_is_taken():
-    w = WEIGHTS.copy()
-    w[0, 0] = 20.0  # which a scale by the largest number has to reach
-    made = packed(jnp.asarray(w), "int4", (0,), "mse")
-    largest = rounded(w, 7)[0]
-    errors = [
-        np.square(np.clip(np.round(w / (largest * share)), -7, 7) * largest * share - w).sum(0)
-        for share in SHARES
-    ]
-    found = np.square(np.asarray(made.unbox()) - w).sum(0)
+    made = packed(jnp.asarray(WEIGHTS), "int4", (0,), "mse")
+    largest, errors = rounded(WEIGHTS, 7)[0], []
+    for share in SHARES:
+        unit = largest * share
+        wrong = np.clip(np.round(WEIGHTS / unit), -7, 7) * unit - WEIGHTS
+        errors.append(np.square(wrong).sum(0))
+    found = np.square(np.asarray(made.unbox()) - WEIGHTS).sum(0)
     np.testing.assert_allclose(found, np.min(errors, 0), rtol=1e-4)
-    assert made.scale[0, 0] < 0.7 * largest[0, 0]
+    assert (np.asarray(made.scale) < largest).mean() > 0.5  # most columns are cut off
 
 
 def test_a_percentile_cuts_off_the_largest_numbers():
@@ -165,10 +163,10 @@ def test_an_export_holds_the_bits_and_answers_alike(bits, tmp_path):
 def test_a_quantised_model_is_served():
     app = serve.application({"shapes": quantised()}, settings=serve.Settings(batch_size=4))
     body = json.dumps({"columns": {"image": ROWS["image"][:3].tolist()}}).encode()
-    told = []
+    told, sent = [], [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
+        return sent.pop() if sent else await asyncio.Event().wait()
 
     async def send(message):
         told.append(message)
@@ -180,7 +178,7 @@ def test_a_quantised_model_is_served():
     assert told[0]["status"] == 200, told
     answer = json.loads(b"".join(part.get("body", b"") for part in told))["answer"]
     wanted = quantised().predict({"image": ROWS["image"][:3]})
-    np.testing.assert_allclose(np.array(answer["outputs"]), wanted, atol=1e-6)
+    np.testing.assert_allclose(np.array(answer["probabilities"]), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
@@ -222,6 +220,7 @@ def test_the_gradient_passes_the_rounding():
     )
 
 
+@pytest.mark.slow
 def test_training_that_knows_of_the_rounding_makes_better_rounded_models():
     known = compress.aware(model(), bits=4, scales="max")
     further = jo.fit(known.task, ROWS, optimizer=jo.optim.adam(3e-3), batch_size=64, steps=80,
@@ -238,7 +237,8 @@ def test_training_that_knows_of_the_rounding_makes_better_rounded_models():
 
 def test_products_of_int8_are_those_of_whole_numbers():
     small = compress.quantise(model(), activations=ROWS, scales="max", product="int8")
-    kernel, bias = (small.state.params["hidden_0"][name] for name in ("kernel", "bias"))
+    kernel = small.state.params["hidden_0"]["kernel"]
+    bias = np.asarray(small.state.params["hidden_0"]["bias"])
     x = ROWS["image"].reshape(-1, 16).astype(np.float32) / 255
     assert float(kernel.inputs) == pytest.approx(x.max() / 127, rel=1e-6)
     q = np.round(x / np.asarray(kernel.inputs)).astype(np.int64)
