@@ -53,7 +53,9 @@ class Settings(common.Settings):
     """models; all by default"""
     budget: str = "5min"
     """of `text.fit` and `tabular.fit`"""
-    epochs: int = 4
+    epochs: int = 5
+    """passes over MNIST"""
+    passes: int = 4
     """passes over the log of SASRec, of the 12 that it takes to the best validation figure"""
 
 
@@ -84,7 +86,7 @@ def digits_evaluated(model: jo.Model, test: dict[str, Any]) -> Evaluation:
 def trained(task: jo.Task, settings: Settings, seed: int, folder: Path, **options: Any) -> Any:
     """MNIST, and a network that learned it."""
     digits = common.mnist(settings.smoke)
-    options = {"epochs": 1 if settings.smoke else 5, "seed": seed, **options}
+    options = {"epochs": 1 if settings.smoke else settings.epochs, "seed": seed, **options}
     state = jo.fit(task, digits.train, reports=common.Log(folder, False), **options)
     return digits, jo.Model(task, state)
 
@@ -157,7 +159,7 @@ def beauty(settings: Settings, seed: int, folder: Path) -> Job:
         r.rows(split.train.histories(), 51, overlap=1),
         optimizer=jo.optim.adam(1e-3),
         batch_size=16,
-        epochs=1 if settings.smoke else settings.epochs,
+        epochs=1 if settings.smoke else settings.passes,
         seed=seed,
     )
     recommender = r.sequence_recommender(module, state, split.train)
