@@ -209,7 +209,8 @@ def _times(
     """The percentiles of calls for so many rows, the models by turns, after two calls of each."""
     for model in models * 2:
         jax.block_until_ready(call(model, rows))
-    end, taken = time.monotonic() + SECONDS, ([], [])  # type: tuple[list[float], list[float]]
+    end = time.monotonic() + SECONDS
+    taken: tuple[list[float], list[float]] = ([], [])
     while len(taken[1]) < LEAST or (len(taken[1]) < TURNS and time.monotonic() < end):
         for model, times in zip(models, taken, strict=True):
             start = time.perf_counter()

@@ -147,7 +147,7 @@ class LinearBag(nn.Module):
         """Logits (B, classes)."""
         idf = self.param("idf", nn.initializers.ones, (self.vocabulary,))
         kernel: Any = self.param("kernel", nn.initializers.zeros, (self.vocabulary, self.classes))
-        stored = self.get_variable("params", "kernel")
+        stored: Any = self.get_variable("params", "kernel")
         # of a packed kernel only the rows that are read become float
         kernel = stored if is_packed(stored) else kernel
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
