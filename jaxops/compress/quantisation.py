@@ -83,7 +83,7 @@ def quantise(
     >>> rows = {"age": np.arange(80.0) % 40, "left": np.arange(80) % 40 < 20}
     >>> model = tabular.fit(rows, tabular.MLP((64,)), label="left", epochs=3, progress=False)
     >>> small = compress.quantise(model)
-    >>> np.abs(small.predict(rows).probabilities - model.predict(rows).probabilities).max() < 0.01
+    >>> np.allclose(small.predict(rows).probabilities, model.predict(rows).probabilities, atol=0.01)
     True
     >>> kernel = small.state.params["hidden_0"]["kernel"]
     >>> type(kernel).__name__, str(kernel.values.dtype)

@@ -65,7 +65,7 @@ def test_no_number_moves_by_more_than_half_a_scale(form, limit):
 @pytest.mark.parametrize("length", [14, 15])
 def test_two_numbers_of_four_bits_lie_in_a_byte(length):
     numbers = np.resize(np.arange(-7, 8), (3, length)).astype(np.float32)
-    made = pack(jnp.asarray(numbers), "int4", jnp.ones((3, 1)))
+    made = jax.jit(pack, static_argnums=1)(numbers, "int4", np.ones((3, 1), np.float32))
     assert made.values.dtype == jnp.int8 and made.values.shape == (3, (length + 1) // 2)
     assert made.shape == (3, length) and len(made) == 3 and made.ndim == 2
     np.testing.assert_array_equal(made.unbox(), numbers)
@@ -152,8 +152,8 @@ def test_a_file_whose_task_has_another_shape_is_refused(tmp_path):
 def test_an_export_holds_the_bits_and_answers_alike(bits, tmp_path):
     pytest.importorskip("flatbuffers")
     folder = jo.export(quantised(bits), tmp_path / "out")
-    names = np.load(folder / "parameters.npz")
-    (stored,) = (names[name] for name in names if name.endswith(".values"))
+    with np.load(folder / "parameters.npz") as arrays:
+        (stored,) = (arrays[name] for name in arrays if name.endswith(".values"))
     assert stored.dtype == np.int8 and stored.shape == (16, 64 if bits == 8 else 32)
     answer = run.load(folder).apply({"image": ROWS["image"][:5]})
     wanted = quantised(bits).predict({"image": ROWS["image"][:5]})
