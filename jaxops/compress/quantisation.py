@@ -21,7 +21,10 @@ from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
 FORMS = {8: "int8", 4: "int4", "bf16": "bf16", "fp8": "fp8"}
 SCALES = ("max", "percentile", "mse")
 PRODUCTS = ("fastest", "int8")
-TABLES = ("embedding", "tokens", "positions", "types", "table", "categories", "own", "items")
+TABLES = (
+    *("embedding", "tokens", "positions", "types", "table", "categories", "own", "items"),
+    "signs",  # of the members of TabM
+)
 SMALL = 256  # elements below which a parameter stays as it is
 PERCENTILE = 99.9
 SHARES = np.linspace(1.0, 0.3, 36, dtype=np.float32)  # of the largest value, which "mse" tries

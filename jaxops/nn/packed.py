@@ -44,8 +44,8 @@ class Packed(meta.AxisMetadata[Any]):
         length: the length of the last axis of the array.
 
     >>> half = pack(jnp.array([[1.0, -2.0, 0.5]]), "int4", scale=jnp.full((1, 1), 0.25))
-    >>> half.values.shape, half.shape, half.unbox().tolist()
-    ((1, 2), (1, 3), [[1.0, -1.75, 0.5]])
+    >>> isinstance(half, Packed), half.values.shape, half.shape, half.unbox().tolist()
+    (True, (1, 2), (1, 3), [[1.0, -1.75, 0.5]])
     """
 
     values: Any
