@@ -152,7 +152,9 @@ def adult(settings: Settings, seed: int, folder: Path) -> Job:
 def beauty(settings: Settings, seed: int, folder: Path) -> Job:
     """The next of 54,542 items."""
     split = beauty_sequences.read(beauty_sequences.Settings(smoke=settings.smoke))
-    sizes = {"width": 16, "depth": 1, "dropout": 0.0} if settings.smoke else {"dropout": 0.4}
+    sizes: dict[str, Any] = {"dropout": 0.4}
+    if settings.smoke:
+        sizes = {"width": 16, "depth": 1, "dropout": 0.0}
     module = r.sasrec(len(split.train.items), 50, **sizes)
     state = jo.fit(
         r.next_item(module, r.CrossEntropy()),
