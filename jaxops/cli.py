@@ -47,6 +47,7 @@ from jaxops.model.export import export
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 from jaxops.model.scoring import answers, score, whole, write
+from jaxops.nn.packed import is_packed
 from jaxops.optim import adam
 from jaxops.task import example
 from jaxops.train.clock import peak_memory
@@ -282,7 +283,7 @@ def described(model: Model) -> dict[str, list[dict[str, Any]]]:
     facts: dict[str, Any] = {"room": model.room or "none (reads arrays)"}
     if model.state is not None:
         make, arguments = task.recipe or (None, ())
-        leaves = jax.tree.leaves(model.state.params)
+        leaves = jax.tree.leaves(model.state.params, is_leaf=is_packed)
         facts["task"] = f"{make.__module__}.{make.__qualname__}" if make else "made by hand"
         facts |= {name: str(value) for name, value in arguments if name in ("module", "model")}
         facts["parameters"] = f"{sum(leaf.size for leaf in leaves):,}"

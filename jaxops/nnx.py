@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
+from flax.core import meta
 
 from jaxops._modules import FLAGS, flags
 from jaxops.task import Key
@@ -97,7 +98,7 @@ class _Adapter:
         kwargs |= {name: train is FLAGS[name] for name in self._flags}
         module: Any = nnx.merge(
             self._structures[train],
-            _state(self._params, variables.get("params", {})),
+            _state(self._params, meta.unbox(variables.get("params", {}))),
             self._streams if rngs is None else _seeded(self._streams, rngs["dropout"]),
             _state(self._others, variables.get(STATE, {})),
             copy=True,  # else batch norm changes a variable of the trace outside the gradient's

@@ -25,6 +25,7 @@ from jaxops.devices import hosts
 from jaxops.model import encrypted
 from jaxops.model.encoding import decode, encode
 from jaxops.model.finished import Model
+from jaxops.nn.packed import STORED, Packed, is_packed
 from jaxops.state import TrainState
 from jaxops.task import Column, Task, example
 
@@ -77,6 +78,7 @@ def save(path: str | Path, model: Model, key: bytes | str | None = None) -> None
     if state is not None:
         columns = [column._asdict() for column in task.columns]
         header |= {"inputs": columns, "classes": task.classes, "step": int(state.step)}
+        header["packed"] = _packed((state.params, state.extra))
         named = _named(*hosts.gathered((state.params, state.extra)))
     if not hosts.first():
         return
@@ -224,7 +226,8 @@ def _restore(task: Task, header: Any, tensors: Any) -> TrainState:
     columns = tuple(Column(**{**c, "shape": tuple(c["shape"])}) for c in header["inputs"])
     _check_same("inputs", columns, task.columns)
     _check_same("classes", header["classes"], task.classes)
-    params, extra = jax.eval_shape(task.init, jax.random.key(0), example(columns))
+    shapes = jax.eval_shape(task.init, jax.random.key(0), example(columns))
+    params, extra = _packed_shapes(shapes, header.get("packed", {}))
     expected = _named(params, extra)
     kept = {name for name in tensors if name.startswith(("params", "extra"))}
     wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in expected.items()}
@@ -261,8 +264,43 @@ def plain(value: Any) -> Any:
 
 def _named(params: Any, extra: Any) -> dict[str, Any]:
     flat = jax.tree_util.tree_flatten_with_path((params, extra))[0]
-    kinds = ("params", "extra")
-    return {kinds[path[0].idx] + jax.tree_util.keystr(path[1:]): leaf for path, leaf in flat}
+    return {_name(path): leaf for path, leaf in flat}
+
+
+def _name(path: Any) -> str:
+    """The name of an array in the file, by its path in (params, extra)."""
+    return ("params", "extra")[path[0].idx] + jax.tree_util.keystr(path[1:])
+
+
+def _packed(variables: Any) -> dict[str, dict[str, Any]]:
+    """What a file says of the packed arrays in (params, extra), by name."""
+    flat = jax.tree_util.tree_flatten_with_path(variables, is_leaf=is_packed)[0]
+    return {
+        _name(path): {
+            "form": leaf.form,
+            "scale": None if leaf.scale is None else list(leaf.scale.shape),
+            "inputs": leaf.inputs is not None,
+        }
+        for path, leaf in flat
+        if is_packed(leaf)
+    }
+
+
+def _packed_shapes(shapes: Any, packed: dict[str, dict[str, Any]]) -> Any:
+    """The shapes of (params, extra) in a file in which some arrays are packed."""
+
+    def one(path: Any, leaf: Any) -> Any:
+        if _name(path) not in packed:
+            return leaf
+        how, float32 = packed[_name(path)], jnp.dtype("float32")
+        *rows, length = leaf.shape
+        stored = -(-length // 2) if how["form"] == "int4" else length
+        values = jax.ShapeDtypeStruct((*rows, stored), STORED[how["form"]])
+        scale = how["scale"] and jax.ShapeDtypeStruct(tuple(how["scale"]), float32)
+        inputs = jax.ShapeDtypeStruct((), float32) if how["inputs"] else None
+        return Packed(values, scale, inputs, how["form"], length)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def _versions() -> dict[str, str]:

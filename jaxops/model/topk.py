@@ -1,6 +1,7 @@
 """Exact top-k: the largest inner products over any number of items, block by block."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxops.nn.packed import Packed, is_packed, unpacked
+
 Array = jax.Array
 
 
 def top_k(
     queries: Array,
-    items: Array | None,
+    items: Array | Packed | None,
     k: int,
     block: int = 8192,
     seen: Array | None = None,
@@ -30,7 +33,8 @@ def top_k(
 
     Args:
         queries: (B, D), float.
-        items: (N, D), float; or None if the queries are the scores themselves, (B, N).
+        items: (N, D), float, or `Packed` with a scale for each row, of which one block at a time is
+            made float32; or None if the queries are the scores themselves, (B, N).
         k: 1 to N.
         block: number of items scored at once; `k` if that is larger.
         seen: (B, M) int, items to leave out for each query; values outside [0, N) are ignored.
@@ -51,7 +55,7 @@ def top_k(
     ([[1, 0], [2, 1]], [[3.0, 1.0], [5.0, 2.0]])
     """
     queries = jnp.asarray(queries)
-    items = None if items is None else jnp.asarray(items)
+    items = items if items is None or is_packed(items) else jnp.asarray(items)
     if queries.ndim != 2 or (
         items is not None and (items.ndim != 2 or queries.shape[1] != items.shape[1])
     ):
@@ -74,17 +78,22 @@ def top_k(
     return _sharded(queries, items, seen, allowed, k, block, mesh, count)
 
 
-def split_items(items: Array, mesh: Mesh) -> Array:
+def split_items(items: Array | Packed, mesh: Mesh) -> Any:
     """The rows of `items` (N, D) split over the one axis of `mesh`, padded by zeros."""
     (axis,) = mesh.axis_names
-    padded = jnp.pad(items, ((0, -len(items) % mesh.size), (0, 0)))
+    padded = _padded(items, -len(items) % mesh.size)
     return jax.device_put(padded, NamedSharding(mesh, P(axis)))
+
+
+def _padded(items: Array | Packed, rows: int) -> Any:
+    """The rows and so many more of zeros."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, rows), (0, 0))), items)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _top_k(
     queries: Array,
-    items: Array | None,
+    items: Array | Packed | None,
     seen: Array | None,
     allowed: Array | None,
     k: int,
@@ -97,9 +106,9 @@ def _top_k(
         if items is None:
             scores = lax.dynamic_slice_in_dim(queries, start, block, 1).astype(jnp.float32)
         else:
-            some = lax.dynamic_slice_in_dim(items, start, block)
+            some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, block), items)
             scores = jnp.matmul(
-                queries, some.T, precision="highest", preferred_element_type=jnp.float32
+                queries, unpacked(some).T, precision="highest", preferred_element_type=jnp.float32
             )
         if allowed is not None:
             candidates = lax.dynamic_slice_in_dim(allowed, start, block)
@@ -127,7 +136,7 @@ def _top_k(
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _sharded(
     queries: Array,
-    items: Array | None,
+    items: Array | Packed | None,
     seen: Array | None,
     allowed: Array | None,
     k: int,
@@ -143,10 +152,10 @@ def _sharded(
     if items is None:
         queries = jnp.pad(queries, ((0, 0), (0, room)))
     elif len(items) == count:
-        items = jnp.pad(items, ((0, room), (0, 0)))
+        items = _padded(items, room)
 
     def best_of_device(
-        queries: Array, items: Array | None, seen: Array | None, eligible: Array
+        queries: Array, items: Array | Packed | None, seen: Array | None, eligible: Array
     ) -> tuple[Array, Array]:
         first = lax.axis_index(axis) * size
         if seen is not None:

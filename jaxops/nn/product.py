@@ -4,12 +4,15 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
+
+from jaxops.nn.packed import Packed, int8_product
 
 Array = jax.Array
 Initializer = Callable[..., Array]
@@ -172,7 +175,11 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(..., inputs) to (..., features)."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = matmul(x, kernel, self.compute)
+        stored: Any = self.get_variable("params", "kernel")
+        if isinstance(stored, Packed) and stored.inputs is not None:
+            y = int8_product(x, stored)
+        else:
+            y = matmul(x, kernel, self.compute)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             y += bias.reshape(*[1] * (y.ndim - 1), -1)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxops.model.finished import Model, frame
 from jaxops.model.topk import split_items, top_k
+from jaxops.nn.packed import unpacked
 from jaxops.recommend.batching import batches, cells, padded
 from jaxops.recommend.data.catalogue import in_catalogue, of_users, within
 from jaxops.recommend.data.events import Events, Histories
@@ -279,6 +280,7 @@ def similar_items(model: Model | Recommender, items: Iterable[Any], k: int = 10)
     if table is None:
         alone = Histories(index, np.arange(len(index) + 1))
         return recommend(recommender, alone, k)._replace(users=recommender.items[index])
+    table = unpacked(table)
     vectors = table / jnp.maximum(jnp.linalg.norm(table, axis=1, keepdims=True), 1e-30)
     places = np.zeros((len(index), k), np.int32)
     scores = np.zeros((len(index), k), np.float32)
@@ -337,7 +339,7 @@ def _best_of(
     if table is None:
         scores = jnp.take_along_axis(query, candidates, 1, mode="clip")
     else:
-        rows = table.at[candidates].get(mode="clip")
+        rows = unpacked(jax.tree.map(lambda x: x.at[candidates].get(mode="clip"), table))
         scores = jnp.einsum("bd,bad->ba", query, rows, precision="highest")
     inside = candidates < (query.shape[1] if table is None else len(table))
     if allowed is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxops.model.finished import Model, Program, inside
 from jaxops.model.topk import top_k
+from jaxops.nn.packed import unpacked
 from jaxops.recommend.data.catalogue import as_text, same_ids
 from jaxops.recommend.data.events import Events, Histories
 from jaxops.task import Array, Batch, Column, Params, recorded
@@ -212,7 +213,8 @@ def scores(
     """
     every = queries(model, params, history, users)
     if table is not None:
-        every = jnp.matmul(every, table.T, precision="highest", preferred_element_type=jnp.float32)
+        columns = unpacked(table).T
+        every = jnp.matmul(every, columns, precision="highest", preferred_element_type=jnp.float32)
     if getattr(model, "answers_empty", False):
         return every
     return jnp.where((history < len(share)).any(1, keepdims=True), every, share[None])

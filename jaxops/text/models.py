@@ -3,12 +3,15 @@
 All take tokens (B, T) int32 in which 0 is padding; padding never changes an output.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxops.data.tokenizer import PAD, UNKNOWN
 from jaxops.nn import Dense, Embed, Transformer, TransformerConfig, Units
+from jaxops.nn.packed import is_packed, unpacked
 from jaxops.nn.recurrence import recurrence
 from jaxops.task import recorded
 
@@ -151,7 +154,10 @@ class LinearBag(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         """Logits (B, classes)."""
         idf = self.param("idf", nn.initializers.ones, (self.vocabulary,))
-        kernel = self.param("kernel", nn.initializers.zeros, (self.vocabulary, self.classes))
+        kernel: Any = self.param("kernel", nn.initializers.zeros, (self.vocabulary, self.classes))
+        stored: Any = self.get_variable("params", "kernel")
+        # of a packed kernel only the rows that are read become float
+        kernel = stored if is_packed(stored) else kernel
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
         weight = jnp.where(tokens != PAD, jax.lax.stop_gradient(idf)[tokens], 0)
         words, square = tokens < self.vocabulary // 2, jnp.square(weight)
@@ -160,7 +166,8 @@ class LinearBag(nn.Module):
         weight *= jax.lax.rsqrt(jnp.where(words, of_words, of_characters) + 1e-9)
 
         def add(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
-            return total + jnp.einsum("bl,blc->bc", part[0], kernel[part[1]]), None
+            rows = unpacked(kernel[part[1]])
+            return total + jnp.einsum("bl,blc->bc", part[0], rows), None
 
         # part by part, because an array (B, T, classes) would need too much memory
         room = ((0, 0), (0, -tokens.shape[1] % PART))

@@ -13,6 +13,7 @@ import optax
 
 from jaxops.devices import hosts
 from jaxops.devices.plans import Plan, default
+from jaxops.nn.packed import is_packed
 from jaxops.nn.product import check_compute
 from jaxops.optim import EmaState, LossScaleState, states_of
 from jaxops.state import TrainState, init_state, state_shapes
@@ -273,6 +274,11 @@ def _checked_state(
         raise ValueError(
             f"state must be a TrainState, such as jo.fit returns or model.state, got "
             f"{type(state).__name__}"
+        )
+    if any(map(is_packed, jax.tree.leaves(state.params, is_leaf=is_packed))):
+        raise ValueError(
+            "state must have float parameters to be trained, got those of compress.quantise; train "
+            "the model from which it was made, see compress.aware"
         )
     if not jax.tree.leaves(state.opt_state):
         state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))

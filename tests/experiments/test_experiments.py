@@ -35,6 +35,7 @@ MAIN = {
     "binary_mlp": "auc",
     "beauty_sequences": "ndcg@10",
     "cold_items": "recall@10",
+    "compress": "c03_int8",
     "demand_to_orders": "cost_learned",
     "etth": "etth1_96_mse",
     "m4_hourly": "smape",
