@@ -34,6 +34,10 @@ class Serve:
     """a file of PEM, for HTTPS"""
     certificate_key: Path | None = None
     """the file of its key"""
+    sketches: Path | None = None
+    """a folder for sketches of what the models are given, for a report of drift"""
+    interval: float = 60.0
+    """seconds between two sketches of a model"""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
@@ -49,7 +53,8 @@ class Serve:
             folder=self.folder,
             settings=self.settings,
         )
-        run(app, self.host, self.port, self.certificate, self.certificate_key)
+        certificate = self.certificate, self.certificate_key
+        run(app, self.host, self.port, *certificate, self.sketches, self.interval)
 
 
 @dataclass(frozen=True)

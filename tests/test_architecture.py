@@ -33,6 +33,7 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
+    ("monitor",),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve"),

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 
 from jaxops._optional import require
+from jaxops.serve.models import Models
+from jaxops.serve.sketching import families
 
 LOG = logging.getLogger("jaxops.serve")
 AUDIT = logging.getLogger("jaxops.serve.audit")
@@ -56,13 +58,14 @@ class Watch:
 
     Args:
         queued: gives the number of requests that wait.
+        models: whose drift is told.
     """
 
-    def __init__(self, queued: Callable[[], int]) -> None:
+    def __init__(self, queued: Callable[[], int], models: Models) -> None:
         self._prometheus = require("prometheus_client", extra="serve")
         self._families = require("prometheus_client.core", extra="serve")
         self._registry = self._prometheus.CollectorRegistry()
-        self._queued, self._compiled = queued, compilations()
+        self._queued, self._models, self._compiled = queued, models, compilations()
         counter, histogram = self._prometheus.Counter, self._prometheus.Histogram
         own = {"registry": self._registry}
         labels = ["model", "route", "status"]
@@ -81,6 +84,7 @@ class Watch:
         gauge, counter = self._families.GaugeMetricFamily, self._families.CounterMetricFamily
         yield gauge("jaxops_queue", "Requests that wait", self._queued())
         yield counter("jaxops_compilations", "Programs compiled by XLA", self._compiled())
+        yield from families(self._models, self._families)
 
     def text(self) -> tuple[bytes, str]:
         """All metrics in Prometheus' text format, and its content type."""
@@ -104,6 +108,10 @@ class Watch:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"
         LOG.error(_line(id=record.id, error=type(error).__name__, place=place))
+
+    def unwritten(self, error: OSError) -> None:
+        """Log that a sketch could not be written."""
+        LOG.error(_line(error=type(error).__name__, reason=error.strerror or "", sketch="lost"))
 
     def audit(self, record: Record, act: str, **told: Any) -> None:
         """Log an act of an administrator."""
