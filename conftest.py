@@ -49,6 +49,7 @@ BUDGET = {
     "tests/forecast": 147,
     "tests/language": 130,
     "tests/model": 60,
+    "tests/monitor": 20,
     "tests/nn": 86,
     "tests/recommend": 133,
     "tests/serve": 36,

@@ -11,8 +11,8 @@ categories, of what goes in and what comes out. It holds no row.
 
 from jaxops.monitor.observing import Observed, Observer, observed, reference_of, with_reference
 from jaxops.monitor.reading import Categories, Numbers, missing_rates, psi_of, told, vector_mean
-from jaxops.monitor.sketches import Reference, Sketch, across, empty, learned, merge, update
-from jaxops.monitor.snapshots import read_snapshots, write_snapshot
+from jaxops.monitor.sketches import Reference, Sketch, across, empty, merge, update
+from jaxops.monitor.snapshots import Snapshot, read_snapshots, write_snapshot
 
 __all__ = [
     "Categories",
@@ -21,9 +21,9 @@ __all__ = [
     "Observer",
     "Reference",
     "Sketch",
+    "Snapshot",
     "across",
     "empty",
-    "learned",
     "merge",
     "missing_rates",
     "observed",
