@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxops._shapes import next_power_of_two
-from jaxops.devices.plans import default, single
+from jaxops.devices.plans import default
 from jaxops.model.finished import Model
 from jaxops.monitor import sketches
 from jaxops.monitor.sketches import Reference, Sketch, merge, on_host
@@ -120,9 +120,8 @@ class Observer:
         self.clear()
 
     def empty(self) -> Sketch:
-        """The sketch of no rows, on the first device."""
-        placed: Sketch = jax.device_put(sketches.empty(self.reference), single().whole())
-        return placed
+        """The sketch of no rows, for a device."""
+        return sketches.empty(self.reference)
 
     def update(self, sketch: Sketch, columns: Batch, outputs: Any, mask: Any) -> Sketch:
         """See `monitor.update`."""
@@ -136,6 +135,20 @@ class Observer:
             if self._calls >= KEPT:
                 self._take()
         return outputs
+
+    def lacking(self, table: Mapping[str, np.ndarray]) -> None:
+        """Count as missing what raw columns lack and their encoding does not show.
+
+        Args:
+            table: the columns of rows that `run` has counted, with NaN where a number is missing.
+        """
+        names = {name for part in self.reference.parts for name in part.filled}
+        lost = {name: int(np.isnan(table[name]).sum()) for name in names & table.keys()}
+        if any(lost.values()):
+            correction = sketches.withdrawn(self.reference, lost)
+            with self._lock:
+                self._total = merge(self._total, correction)
+                self._window = merge(self._window, correction)
 
     def sketch(self) -> Sketch:
         """The sketch of all rows since `clear`, on the host."""

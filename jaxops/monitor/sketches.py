@@ -212,6 +212,40 @@ def merge(one: Sketch, other: Sketch) -> Sketch:
     )
 
 
+def withdrawn(reference: Reference, missing: Mapping[str, int]) -> Sketch:
+    """What to merge with a sketch whose rows lack numbers that their encoding does not show.
+
+    A number that is missing, in a column which had none missing in training, is encoded as a value
+    that the sketch has counted; this takes it back, all but from the extremes.
+
+    Args:
+        reference: of the model.
+        missing: column -> how many rows lack it; columns whose encoding shows it are left out.
+
+    >>> from jaxops.data.encoders import encode, fit_encoder
+    >>> from jaxops.monitor.views import TablePart
+    >>> encoder = fit_encoder({"age": [20.0, 30.0]})
+    >>> reference = learned((TablePart(encoder),), encode(encoder, {"age": [20.0, 30.0]}), None)
+    >>> rows = encode(encoder, {"age": [30.0, np.nan]})
+    >>> found = update(reference, None, rows, None, np.ones(2), np)
+    >>> merge(found, withdrawn(reference, {"age": 1})).counts[:2].tolist()  # rows, rows with an age
+    [2, 1]
+    """
+    counts, sums = (np.zeros_like(part) for part in reference.sketch[:2])
+    n, edges = reference.edges.shape
+    filled = {name: value for part in reference.parts for name, value in part.filled.items()}
+    for place, name in enumerate(reference.numbers):
+        count = missing.get(name, 0) if name in filled else 0
+        if count:
+            z = (filled[name] - reference.shift[place]) / reference.scale[place]
+            first = 1 + n + place * edges
+            counts[1 + place] -= count
+            counts[first : first + edges] -= count * (reference.edges[place] <= z)
+            sums[place] -= count * z
+            sums[n + place] -= count * z**2
+    return Sketch(counts, sums, np.full_like(reference.sketch.extremes, -np.inf))
+
+
 def across(sketch: Sketch, axis: str) -> Sketch:
     """The sketch of the rows of all devices of a mesh axis, inside `jax.shard_map`.
 

@@ -6,7 +6,7 @@ host, where nothing has to compile, or `jax.numpy` inside a program.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -43,6 +43,11 @@ class Part:
     def units(self) -> tuple[np.ndarray, np.ndarray]:
         """(n,) and (n,): a number times the second plus the first is in the user's unit."""
         return np.zeros(len(self.numbers)), np.ones(len(self.numbers))
+
+    @property
+    def filled(self) -> dict[str, float]:
+        """What a number is when it is missing, of those whose missing values it cannot see."""
+        return {}
 
     def look(self, columns: Batch, outputs: Any, xp: Any) -> tuple[Any, Any]:
         """Its numbers, float (B, n) with NaN where one is missing, and categories, (B, c).
@@ -107,6 +112,13 @@ class TablePart(Part):
             units.append((0.0, 1.0) if bent else (encoder.mean[name], encoder.std[name]))
         first, unit = np.array(units, np.float64).reshape(-1, 2).T
         return first, unit
+
+    @property
+    def filled(self) -> dict[str, float]:
+        """See `Part`: the mean, or of a number in bins the first edge."""
+        encoder = self.encoder
+        bins = {n: (e[0] - encoder.mean[n]) / encoder.std[n] for n, e in encoder.edges.items()}
+        return {n: bins.get(n, 0.0) for n in self.numbers if n not in encoder.missing}
 
     def look(self, columns: Batch, outputs: Any, xp: Any) -> tuple[Any, Any]:
         """See `Part`."""
@@ -279,6 +291,7 @@ class OutputPart(Part):
     Attributes:
         classes: the names of the K classes of probabilities (B, K); empty for others.
         count: how many numbers a row has; None for one without an axis.
+        prefix: of the names, where a column has such a name.
 
     >>> p = np.array([[0.25, 0.75]], np.float32)
     >>> numbers, likeliest = OutputPart(("no", "yes")).look({}, p, np)
@@ -288,18 +301,20 @@ class OutputPart(Part):
 
     classes: tuple[str, ...] = ()
     count: int | None = None
+    prefix: str = ""
 
     @property
     def numbers(self) -> tuple[str, ...]:
         """See `Part`."""
         if self.classes:
-            return ("largest probability",)
-        return NumberPart("prediction", self.count).numbers
+            return (f"{self.prefix}largest probability",)
+        return NumberPart(f"{self.prefix}prediction", self.count).numbers
 
     @property
     def categories(self) -> dict[str, tuple[str, ...]]:
         """See `Part`."""
-        return {"predicted class": self.classes} if 0 < len(self.classes) <= MOST else {}
+        few = 0 < len(self.classes) <= MOST
+        return {f"{self.prefix}predicted class": self.classes} if few else {}
 
     def look(self, columns: Batch, outputs: Any, xp: Any) -> tuple[Any, Any]:
         """See `Part`."""
@@ -357,7 +372,7 @@ def parts_of(task: Task, reader: Any, outputs: Any) -> tuple[Part, ...]:
     encoder = getattr(reader, "encoder", None)
     parts: list[Part] = []
     for column in columns:
-        if isinstance(encoder, Encoder) and column.name == "features":
+        if isinstance(encoder, Encoder) and column[:2] == ("features", (len(encoder.names),)):
             # the rare texts are not needed, and may be many
             rare: dict[str, list[str]] = {name: [] for name in encoder.rare}
             parts.append(TablePart(encoder._replace(rare=rare, classes=[])))
@@ -368,10 +383,15 @@ def parts_of(task: Task, reader: Any, outputs: Any) -> tuple[Part, ...]:
     many = any(column.target and column.shape for column in task.columns)
     width = int(np.prod(outputs.shape[1:]))
     if task.classes and outputs.ndim == 2 and not many:
-        return (*parts, OutputPart(tuple(task.classes)))
-    if width > FEW:
+        last = OutputPart(tuple(task.classes))
+    elif width > FEW:
         return (*parts, VectorPart(width))
-    return (*parts, OutputPart((), None if outputs.ndim == 1 else width))
+    else:
+        last = OutputPart((), None if outputs.ndim == 1 else width)
+    taken = {name for part in parts for name in (*part.numbers, *part.categories)}
+    while taken & {*last.numbers, *last.categories}:
+        last = replace(last, prefix=f"model's {last.prefix}")
+    return (*parts, last)
 
 
 def _part_of(column: Column) -> Part:

@@ -104,6 +104,30 @@ def test_what_a_program_counts_of_other_rows_is_what_numpy_counts(model, monkeyp
     assert watched.observer.sketch().counts.sum() == 0
 
 
+def test_what_training_never_lacked_is_counted_where_it_is_missing(model, table):
+    given = {name: column[:100].copy() for name, column in table.items()}
+    given["age"][:7], given["income"][3:6] = np.nan, np.nan
+    watched = monitor.observed(model)
+    watched.predict(given)
+    for found in (watched.observer.sketch(), watched.observer.window()[1]):
+        found = monitor.told(model.reference, found)
+        for name, count in {"age": 7, "income": 3}.items():
+            known = given[name][~np.isnan(given[name])]
+            edges = np.concatenate([[-np.inf], found[name].edges, [np.inf]])
+            np.testing.assert_array_equal(found[name].counts, np.histogram(known, edges)[0])
+            assert found[name].missing == count and found[name].rows == 100
+            assert found[name].mean == pytest.approx(known.mean(), rel=1e-6)
+            assert found[name].std == pytest.approx(known.std(), rel=1e-5)
+    assert watched.observer.window()[1].counts.sum() == 0  # nothing since
+
+
+def test_names_of_predictions_give_way_to_columns():
+    task = tabular.classifier(tabular.MLP((2,)), features=3)
+    column = task.columns[0]._replace(name="prediction", shape=())
+    parts = parts_of(task._replace(columns=(column,)), None, np.ones(2))
+    assert [part.numbers for part in parts] == [("prediction",), ("model's prediction",)]
+
+
 def features(model, table):
     return encode(model.reader.encoder._replace(label=None), table)
 
