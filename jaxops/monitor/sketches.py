@@ -18,7 +18,7 @@ from jaxops.monitor.views import Part, all_of, dot
 from jaxops.task import Array, Batch, recorded
 
 BINS = 10  # between the quantiles of the reference
-NEAR = 1e-5  # standard deviations: numbers that lie nearer are one value, and share a bin
+NEAR = 1e-5  # standard deviations: no edge lies between numbers that are nearer
 
 
 @recorded
@@ -121,14 +121,17 @@ def learned(parts: tuple[Part, ...], columns: Mapping[str, Any], outputs: Any) -
 
 
 def _edges(x: np.ndarray) -> np.ndarray:
-    """The edges of at most 10 bins with about equally many of some numbers."""
-    values = np.unique(np.round(x / NEAR)) * NEAR
-    inner = np.sort(x)[np.arange(1, BINS) * len(x) // BINS]
-    places = np.unique(np.abs(values[None] - inner[:, None]).argmin(1))
-    places = places[places > 0]
-    between = (values[places - 1] + values[places]) / 2
+    """The edges of at most 10 bins with about equally many of some numbers.
+
+    None is nearer to one of the numbers than float32 can tell.
+    """
+    values = np.unique(x)
+    between = ((values[:-1] + values[1:]) / 2)[np.diff(values) > NEAR]
+    tenths = np.sort(x)[np.arange(1, BINS) * len(x) // BINS]  # each is to begin a bin
+    places = np.unique(np.searchsorted(between, tenths) - 1)
     outside = NEAR * (1 + values[-1] - values[0])
-    return np.array([values[0] - outside, *between, values[-1] + outside], np.float32)
+    inner = between[places[places >= 0]]
+    return np.array([values[0] - outside, *inner, values[-1] + outside], np.float32)
 
 
 def empty(reference: Reference) -> Sketch:

@@ -70,7 +70,7 @@ def write_snapshot(folder: str | Path, reference: Reference, snapshot: Snapshot)
     from safetensors.numpy import save_file
 
     sketch = on_host(snapshot.sketch)
-    if not sketch.counts[0]:
+    if not sketch.counts.any():
         return None
     told = {
         "model": snapshot.model,

