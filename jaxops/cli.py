@@ -44,6 +44,8 @@ from jaxops.data import tables
 from jaxops.model.export import export
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
+from jaxops.monitor.observing import observed
+from jaxops.monitor.snapshots import write_snapshot
 from jaxops.optim import adam
 from jaxops.task import example
 from jaxops.train.clock import peak_memory
@@ -88,6 +90,8 @@ class Predict:
     """the file to write, .parquet or .csv"""
     cutoff: str | None = None
     """for models of customers: the last day of events to use, by default that of training"""
+    sketches: Path | None = None
+    """a folder for the sketch of the rows, for a report of drift"""
 
     def run(self) -> None:
         """Predict and write part by part if rows are independent, and all at once if not."""
@@ -98,12 +102,15 @@ class Predict:
         options = {} if self.cutoff is None else {"cutoff": self.cutoff}
         if options and model.room != "customers":
             raise ValueError(f"cutoff must be left out for {model.room}, got {self.cutoff}")
+        watched: Any = model if self.sketches is None else observed(model)
         beside = self.out.with_name(f".{self.out.name}")
         try:
-            rows = write(beside, answers(model, self.data, **options))
+            rows = write(beside, answers(watched, self.data, **options))
             beside.replace(self.out)
         finally:
             beside.unlink(missing_ok=True)
+        if self.sketches is not None:
+            write_snapshot(self.sketches, watched.observer, self.model.stem)
         print(f"written: {self.out}, {rows:,} rows")
 
 

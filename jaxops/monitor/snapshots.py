@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxops.monitor.sketches import Reference, Sketch, merge, on_host
+from jaxops.monitor.observing import Observer
+from jaxops.monitor.sketches import Reference, Sketch, merge
 
 SUFFIX = ".sketch"
 
@@ -41,55 +42,57 @@ class Snapshot(NamedTuple):
     sketch: Sketch
 
 
-def write_snapshot(folder: str | Path, reference: Reference, snapshot: Snapshot) -> Path | None:
-    """Write a sketch to a folder, for `read_snapshots`; an interrupted write leaves no file.
+def write_snapshot(
+    folder: str | Path, observer: Observer, model: str, version: str = ""
+) -> Path | None:
+    """Write what an observer has counted since the last time to a folder, for `read_snapshots`.
+
+    An interrupted write leaves no file.
 
     Args:
         folder: is made if it does not exist.
-        reference: of the model.
-        snapshot: of what this process has counted; one without rows is not written.
+        observer: of the model.
+        model: the name of the model.
+        version: of the model.
 
     Returns:
-        The file, or None.
+        The file; None where there were no rows.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; the rows are in no file then.
 
     >>> import tempfile
     >>> from jaxops.monitor.sketches import learned
     >>> from jaxops.monitor.views import NumberPart
-    >>> one = learned((NumberPart("x"),), {"x": np.arange(3.0)}, None)
-    >>> start, end = (datetime.datetime(2026, 1, day, tzinfo=datetime.UTC) for day in (1, 2))
+    >>> observer = Observer(learned((NumberPart("x"),), {"x": np.arange(3.0)}, None))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for _ in range(2):
-    ...         _ = write_snapshot(folder, one, Snapshot("churn", "1", start, end, one.sketch))
-    ...     [merged] = read_snapshots(folder, one, whole=True)
-    >>> int(merged.sketch.counts[0]), merged.end.day
-    (6, 2)
+    ...     print(write_snapshot(folder, observer, "churn"))
+    None
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    sketch = on_host(snapshot.sketch)
+    start, sketch = observer.window()
     if not sketch.counts.any():
         return None
+    end = datetime.datetime.now(datetime.UTC)
     told = {
-        "model": snapshot.model,
-        "version": snapshot.version,
-        "start": snapshot.start.isoformat(),
-        "end": snapshot.end.isoformat(),
-        "reference": reference.id,
+        "model": model,
+        "version": version,
+        "start": start.isoformat(),
+        "end": end.isoformat(),
+        "reference": observer.reference.id,
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{snapshot.model}-{snapshot.end:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}"
-    path, number = folder / f"{stem}{SUFFIX}", 0
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}{SUFFIX}"
+    stem = f"{model}-{end:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}-{version}"
+    path = folder / f"{stem}{SUFFIX}"
     beside = path.with_name(f".{path.name}")
     try:
         save_file(sketch._asdict(), beside, {"jaxops": json.dumps(told)})
         os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path}: the sketch could not be written: {error}") from error
     finally:
         beside.unlink(missing_ok=True)
     return path
@@ -101,7 +104,7 @@ def read_snapshots(
     """The sketches in a folder that belong to a reference, in the order of their ends.
 
     Args:
-        folder: that `jaxops serve --sketches` or `write_snapshot` has written to.
+        folder: of the option `--sketches` of `jaxops serve` and `predict`, or of `write_snapshot`.
         reference: of the model; files of other references, as of other models, are left out.
         model: the name of the model; by default any.
         whole: merge all of them into one, of the last version.

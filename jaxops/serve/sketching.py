@@ -1,6 +1,5 @@
 """What a server tells of drift: metrics of each model's sketch, and sketches in a folder."""
 
-import datetime
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from jaxops.monitor.observing import Observer
 from jaxops.monitor.reading import missing_rates, psi_of, told
-from jaxops.monitor.snapshots import Snapshot, write_snapshot
+from jaxops.monitor.snapshots import write_snapshot
 from jaxops.serve.models import Models
 
 
@@ -85,13 +84,9 @@ class Snapshots:
         """Write the rows of each version since its last snapshot."""
         for served in self._models.loaded():
             observer = observer_of(served)
-            if observer is None:
-                continue
-            start, sketch = observer.window()
-            now = datetime.datetime.now(datetime.UTC)
-            one = Snapshot(served.name, served.version, start, now, sketch)
             try:
-                write_snapshot(self._folder, observer.reference, one)
+                if observer is not None:
+                    write_snapshot(self._folder, observer, served.name, served.version)
             except OSError as error:
                 self._failed(error)
 

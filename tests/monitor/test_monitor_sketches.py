@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import jaxops as jo
-from jaxops import monitor, tabular, text, vision
+from jaxops import cli, monitor, tabular, text, vision
 from jaxops.data.encoders import encode
 from jaxops.model import predictors
 from jaxops.model.selection import Blend
@@ -188,6 +188,16 @@ def test_a_reference_is_in_the_file_and_older_files_have_none(model, table, tmp_
     watched = monitor.observed(again)
     watched.predict(table)
     np.testing.assert_array_equal(watched.observer.sketch().counts, model.reference.sketch.counts)
+    lines = [
+        ",".join(table),
+        *(",".join(map(str, row)) for row in zip(*table.values(), strict=True)),
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(lines).replace("nan", ""))
+    cli.Predict(tmp_path / "new", str(tmp_path / "rows.csv"), tmp_path / "p.csv",
+                sketches=tmp_path / "sketches").run()  # fmt: skip
+    [one] = monitor.read_snapshots(tmp_path / "sketches", model.reference)
+    assert (one.model, one.version) == ("new", "")
+    np.testing.assert_array_equal(one.sketch.counts, model.reference.sketch.counts)
     jo.save(tmp_path / "bare", jo.Model(model.task, model.state, model.reader))
     bare = jo.load(tmp_path / "bare")
     assert bare.reference is None
