@@ -46,15 +46,25 @@ def reference_of(model: Model, columns: Mapping[str, Any]) -> Reference:
     >>> reference_of(model, rows).numbers
     ['features 0', 'features 1', 'features 2', 'prediction']
     """
+    some = _some(model, columns)
+    return _learned(model, some, model.outputs(some))
+
+
+def _some(model: Model, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """At most 20,000 rows of the columns that a model reads."""
     task = _task_of(model)
     if task is None:
         kind = type(model.task).__name__
         raise ValueError(f"model must have a task, whose columns can be counted, got a {kind}")
     names = [column.name for column in task.columns if not column.target]
     count = len(columns[names[0]])
-    some = {name: np.asarray(columns[name])[:: -(-count // LARGEST)] for name in names}
-    outputs = model.outputs(some)
-    return sketches.learned(parts_of(task, model.reader, outputs), some, outputs)
+    return {name: np.asarray(columns[name])[:: -(-count // LARGEST)] for name in names}
+
+
+def _learned(model: Model, columns: Mapping[str, Any], outputs: Any) -> Reference:
+    task = _task_of(model)
+    assert task is not None  # `_some` has said so
+    return sketches.learned(parts_of(task, model.reader, outputs), columns, outputs)
 
 
 def with_reference(model: Model, data: Any) -> Model:
@@ -75,27 +85,30 @@ def with_reference(model: Model, data: Any) -> Model:
     >>> with_reference(model, table).reference.numbers
     ['age', 'prediction']
     """
-    seen: list[Mapping[str, Any]] = []
+    seen: list[tuple[Mapping[str, Any], Any]] = []
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(Model)}
     _Seeing(**fields, seen=seen).predict(data)
     if not seen:
         kind = type(model.task).__name__
         raise ValueError(f"model must predict by the columns of a task, got a {kind}")
-    columns = {name: np.concatenate([part[name] for part in seen]) for name in seen[0]}
-    return dataclasses.replace(model, reference=reference_of(model, columns))
+    columns = {name: np.concatenate([part[name] for part, _ in seen]) for name in seen[0][0]}
+    outputs = np.concatenate([part for _, part in seen])
+    some = outputs[:: -(-len(outputs) // LARGEST)]
+    return dataclasses.replace(model, reference=_learned(model, _some(model, columns), some))
 
 
 @dataclass(frozen=True, eq=False)
 class _Seeing(Model):
-    """A model that keeps the columns that its reader makes."""
+    """A model that keeps the columns that its reader makes, and what it predicts for them."""
 
-    seen: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
+    seen: list[tuple[Mapping[str, Any], Any]] = dataclasses.field(default_factory=list)
 
     def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
         """See `Model.outputs`."""
+        outputs = super().outputs(columns, batch_size)
         if _task_of(self) is not None:
-            self.seen.append(dict(columns))
-        return super().outputs(columns, batch_size)
+            self.seen.append((columns, outputs))
+        return outputs
 
 
 class Observer:
@@ -117,7 +130,10 @@ class Observer:
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
         self._lock = threading.Lock()
-        self.clear()
+        self._device, self._calls = self.empty(), 0
+        self._nothing = on_host(self._device)
+        self._total = self._window = self._nothing
+        self._since = datetime.datetime.now(datetime.UTC)
 
     def empty(self) -> Sketch:
         """The sketch of no rows, for a device."""
@@ -156,19 +172,19 @@ class Observer:
             self._take()
             return self._total
 
-    def window(self) -> tuple[datetime.datetime, Sketch]:
-        """When `window` was last called (or `clear`), UTC, and the sketch of the rows since."""
+    def window(self) -> tuple[datetime.datetime, datetime.datetime, Sketch]:
+        """When `window` was last called (or `clear`), and now, UTC, and the sketch of the rows."""
         with self._lock:
             self._take()
-            found = self._since, self._window
-            self._since, self._window = datetime.datetime.now(datetime.UTC), self._nothing
+            now = datetime.datetime.now(datetime.UTC)
+            found = self._since, now, self._window
+            self._since, self._window = now, self._nothing
             return found
 
     def clear(self) -> None:
         """Forget all rows."""
         with self._lock:
             self._device, self._calls = self.empty(), 0
-            self._nothing = on_host(self._device)
             self._total = self._window = self._nothing
             self._since = datetime.datetime.now(datetime.UTC)
 

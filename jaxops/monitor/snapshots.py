@@ -72,10 +72,9 @@ def write_snapshot(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    start, sketch = observer.window()
+    start, end, sketch = observer.window()
     if not sketch.counts.any():
         return None
-    end = datetime.datetime.now(datetime.UTC)
     told = {
         "model": model,
         "version": version,

@@ -14,7 +14,7 @@ from jaxops.data.tables import Source
 from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, fingerprint, inside, seconds
 from jaxops.model.selection import best_of, check_methods, settings_within, trained_further
-from jaxops.monitor.observing import reference_of
+from jaxops.monitor.observing import reference_of, with_reference
 from jaxops.optim import averaged
 from jaxops.text import linear
 from jaxops.text.data import NGrams, Reader, Tokens, WordsAndNGrams, labels
@@ -139,10 +139,8 @@ def fit(
     once = {"early_stopping", "checkpoints", "state"} & options.keys()
     if isinstance(validation, int | float) and not over and not once:
         model = _on_all(model, {**model.reader.read(texts), "label": target}, given)
-    seen = [texts[i] for i in held]
-    if not isinstance(validation, int | float):
-        _, seen = model.reader.texts(validation)
-    return replace(model, reference=reference_of(model, model.reader.read(seen)))
+    seen = [texts[i] for i in held] if isinstance(validation, int | float) else validation
+    return with_reference(model, seen)
 
 
 class Parts(NamedTuple):

@@ -106,7 +106,7 @@ def test_what_training_never_lacked_is_counted_where_it_is_missing(model, table)
     given["age"][:7], given["income"][3:6] = np.nan, np.nan
     watched = monitor.observed(model)
     watched.predict(given)
-    for found in (watched.observer.sketch(), watched.observer.window()[1]):
+    for found in (watched.observer.sketch(), watched.observer.window()[2]):
         found = monitor.told(model.reference, found)
         for name, count in {"age": 7, "income": 3}.items():
             known = given[name][~np.isnan(given[name])]
@@ -115,7 +115,7 @@ def test_what_training_never_lacked_is_counted_where_it_is_missing(model, table)
             assert found[name].missing == count and found[name].rows == 100
             assert found[name].mean == pytest.approx(known.mean(), rel=1e-6)
             assert found[name].std == pytest.approx(known.std(), rel=1e-5)
-    assert watched.observer.window()[1].counts.sum() == 0  # nothing since
+    assert watched.observer.window()[2].counts.sum() == 0  # nothing since
 
 
 def test_names_of_predictions_give_way_to_columns():
