@@ -113,7 +113,7 @@ def c01() -> tuple[Model, dict[str, np.ndarray]]:
 
 
 def tabm() -> tuple[Model, dict[str, np.ndarray]]:
-    """`tabular.fit` by its default, of one epoch: of Adult, or of a table of its kind."""
+    """`tabular.fit` by its default, of a few steps: of Adult, or of a table of its kind."""
     label, folder = "income", os.environ.get("JAXOPS_DATA_DIR")
     if folder and os.path.isdir(os.path.join(folder, "adult")):
         train, test = defaults.adult_frames()
@@ -125,19 +125,21 @@ def tabm() -> tuple[Model, dict[str, np.ndarray]]:
         train, test = (
             {n: x[part] for n, x in table.items()} for part in (slice(6000, None), slice(6000))
         )
-    model = tabular.fit(train, label=label, epochs=1, progress=False)
+    model = tabular.fit(train, label=label, steps=5, progress=False)
     _, columns = model.reader.columns(test)
     return model, {"features": columns["features"][:4800]}  # as many as are for validation
 
 
 def texts() -> tuple[Model, dict[str, np.ndarray]]:
-    """`text.fit` by its default, of one epoch, on random words."""
+    """`text.NGramBag` of 77 classes for texts of 12 random words, with new parameters."""
     rng = np.random.default_rng(0)
     words = np.array([f"word{i}" for i in range(2000)])
     lines = [" ".join(words[rng.integers(0, 2000, 12)]) for _ in range(2000)]
-    labels = [str(i) for i in rng.integers(0, 20, 2000)]
-    model = text.fit({"text": lines, "label": labels}, epochs=1, progress=False)
-    return model, model.reader.read(lines)
+    read = text.NGrams(context=256, vocabulary=2**15)
+    task = text.classifier(text.NGramBag(read.vocabulary, 77), read.context, 77)
+    columns = read(lines)
+    state = jo.init_state(task, jo.optim.adam(1e-3), 0, {"tokens": columns["tokens"][:1]})
+    return Model(task, state), columns
 
 
 CASES: dict[str, Callable[[], tuple[Model, dict[str, np.ndarray]]]] = {

@@ -102,7 +102,7 @@ def learned(parts: tuple[Part, ...], columns: Mapping[str, Any], outputs: Any) -
     >>> (reference.edges[0, 1:-1] * reference.scale + reference.shift).round(2).tolist()
     [9.5, 19.5, 29.5, 39.5, 49.5, 59.5, 69.5, 79.5, 89.5]
     """
-    numbers, _, _ = all_of(parts, columns, outputs, np)
+    numbers, _, vectors = all_of(parts, columns, outputs, np)
     n = numbers.shape[1]
     shift, scale = np.zeros(n), np.ones(n)
     edges = np.full((n, BINS + 1), np.inf, np.float32)
@@ -114,7 +114,7 @@ def learned(parts: tuple[Part, ...], columns: Mapping[str, Any], outputs: Any) -
             scale[place] = spread if spread > NEAR * max(1.0, abs(shift[place])) else 1.0
             found = _edges((known - shift[place]) / scale[place])
             edges[place, : len(found)] = found
-    some = Sketch(np.zeros(0), np.zeros(0), np.zeros(0))
+    some = Sketch(np.zeros(0), np.zeros(2 * n + vectors.shape[1]), np.zeros(0))
     reference = Reference(parts, edges, shift, scale, some)
     sketch = update(reference, None, columns, outputs, np.ones(len(numbers), np.float32), np)
     return Reference(parts, edges, shift, scale, sketch)
@@ -182,20 +182,17 @@ def update(
     known = real & ~xp.isnan(z)
     z = xp.where(known, z, wide(np.nan))
     above = (z[:, :, None] >= reference.edges[None]).reshape(len(z), -1)
-    counted = xp.concatenate(
-        [real, known, above, xp.where(real, categories, np.float32(0))], 1, dtype=wide
-    )
     present, some = xp.where(known, z, wide(0)), xp.where(real, vectors, np.float32(0))
-    summed = xp.concatenate([present, xp.square(present), some], 1, dtype=wide)
-    ones = xp.ones((1, len(z)), wide)
+    parts = [real, known, above, xp.where(real, categories, np.float32(0))]
+    parts += [present, xp.square(present), some]
+    # one product sums all of it: the fewer the steps of a program, the less each batch costs
+    total = dot(xp.ones((1, len(z)), wide), xp.concatenate(parts, 1, dtype=wide), xp)[0]
+    counts, sums = xp.split(total, [len(total) - len(reference.sketch.sums)])
     least = wide(-np.inf)
     both = xp.concatenate([xp.where(known, z, least), xp.where(known, -z, least)], 1)
-    new = Sketch(
-        # below 2^24 rows a float32 holds every whole number
-        xp.round(dot(ones, counted, xp)[0]).astype(np.int64 if xp is np else np.int32),
-        dot(ones, summed, xp)[0],
-        both.max(0),
-    )
+    # below 2^24 rows a float32 holds every whole number
+    counts = xp.round(counts).astype(np.int64 if xp is np else np.int32)
+    new = Sketch(counts, sums, both.max(0))
     return new if sketch is None else merge(sketch, new)
 
 

@@ -1,8 +1,7 @@
 """How encoded columns and outputs become the few numbers and categories that a sketch counts.
 
-Each part looks at one column, or at the outputs. It names its numbers and its categories, and its
-`look` makes them of a batch. `look` computes with the module `xp` that it is given: `numpy` on the
-host, where nothing has to compile, or `jax.numpy` inside a program.
+Each part looks at one column, or at the outputs; its `look` makes its numbers and categories of a
+batch, by the `xp` it is given: `numpy` on the host, or `jax.numpy` inside a program.
 """
 
 from collections.abc import Mapping
@@ -234,8 +233,7 @@ class GridPart(Part):
     Attributes:
         column: its name.
 
-    >>> image = np.array([[[0], [255]]], np.uint8)
-    >>> GridPart("image").look({"image": image}, None, np)[0].tolist()
+    >>> GridPart("image").look({"image": np.array([[[0], [255]]], np.uint8)}, None, np)[0].tolist()
     [[127.5, 127.5]]
     """
 
@@ -255,10 +253,12 @@ class GridPart(Part):
             starts = [place * width + (width - run) // 2 for place in range(RUNS)]
             flat = xp.concatenate([flat[:, start : start + run] for start in starts], 1)
         some = flat.astype(np.float32)
-        share = np.full((some.shape[1], 1), 1 / some.shape[1], np.float32)
-        mean = dot(some, share, xp)
-        spread = dot(xp.square(some - mean), share, xp)
-        return xp.concatenate([mean, xp.sqrt(spread)], 1), _none(x, xp)
+        first = some[:, :1]  # less which the squares of close numbers keep their digits
+        both = xp.concatenate([some - first, xp.square(some - first)], 1)
+        share = np.full((some.shape[1], 1), 1 / some.shape[1])
+        means = dot(both, np.kron(np.eye(2), share).astype(np.float32), xp)
+        spread = xp.maximum(means[:, 1:] - xp.square(means[:, :1]), np.float32(0))
+        return xp.concatenate([first + means[:, :1], xp.sqrt(spread)], 1), _none(x, xp)
 
 
 @recorded

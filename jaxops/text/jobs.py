@@ -139,6 +139,13 @@ def fit(
     once = {"early_stopping", "checkpoints", "state"} & options.keys()
     if isinstance(validation, int | float) and not over and not once:
         model = _on_all(model, {**model.reader.read(texts), "label": target}, given)
+    return _with_reference(model, texts, held, validation)
+
+
+def _with_reference(
+    model: Model, texts: list[str], held: np.ndarray, validation: Source | float
+) -> Model:
+    """The model with the sketch of the validation texts."""
     seen = [texts[i] for i in held] if isinstance(validation, int | float) else validation
     return with_reference(model, seen)
 
