@@ -56,6 +56,10 @@ class Reference:
         shift: float64 (n,).
         scale: float64 (n,).
         sketch: of the rows of the reference, int64 and float64.
+
+    >>> none = Sketch(np.zeros(1, int), np.zeros(0), np.zeros(0))
+    >>> Reference((), np.zeros((0, 11)), np.zeros(0), np.zeros(0), none).numbers
+    []
     """
 
     parts: tuple[Part, ...]

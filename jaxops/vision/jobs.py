@@ -136,11 +136,11 @@ def fit(
             scored = of_classes("image", ids, p, other["label"])
             return float(scored.values["log_loss"].mean())
 
-        model = best_of(method, trained, "log_loss", loss, left, progress)
-    else:
-        model, scored = trained(method, left)
-        if progress:
-            print(f"validation, {len(scored):,} images\n{scored}")
+        best = best_of(method, trained, "log_loss", loss, left, progress)
+        return replace(best, reference=reference_of(best, other))
+    model, scored = trained(method, left)
+    if progress:
+        print(f"validation, {len(scored):,} images\n{scored}")
     return replace(model, reference=reference_of(model, other))
 
 
