@@ -136,12 +136,11 @@ def fit(
             scored = of_classes("image", ids, p, other["label"])
             return float(scored.values["log_loss"].mean())
 
-        best = best_of(method, trained, "log_loss", loss, left, progress)
-        return replace(best, reference=reference_of(best, other))
+        return _with_reference(best_of(method, trained, "log_loss", loss, left, progress), other)
     model, scored = trained(method, left)
     if progress:
         print(f"validation, {len(scored):,} images\n{scored}")
-    return replace(model, reference=reference_of(model, other))
+    return _with_reference(model, other)
 
 
 def recipe(
@@ -214,6 +213,11 @@ def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     _, columns = reader_of(model).columns(new, model.task.classes)
     settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
     model = trained_further(model, columns, settings | {"early_stopping": None})
+    return _with_reference(model, columns)
+
+
+def _with_reference(model: Model, columns: dict[str, np.ndarray]) -> Model:
+    """The model with the sketch of images."""
     return replace(model, reference=reference_of(model, columns))
 
 
