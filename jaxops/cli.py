@@ -47,6 +47,8 @@ from jaxops.model.export import export
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 from jaxops.model.scoring import answers, score, whole, write
+from jaxops.monitor.observing import observed
+from jaxops.monitor.snapshots import write_snapshot
 from jaxops.nn.packed import is_packed
 from jaxops.optim import adam
 from jaxops.task import example
@@ -92,6 +94,8 @@ class Predict:
     """for models of customers: the last day of events to use, by default that of training"""
     ray: int | None = None
     """on a Ray cluster, into a folder: number of actors, each with a model"""
+    sketches: Path | None = None
+    """a folder for the sketch of the rows, for a report of drift"""
 
     def run(self) -> None:
         """Predict and write part by part if rows are independent, and all at once if not."""
@@ -111,10 +115,15 @@ class Predict:
         if options and model.room != "customers":
             raise ValueError(f"cutoff must be left out for {model.room}, got {self.cutoff}")
         if folder:
+            if self.sketches is not None:
+                raise ValueError(f"sketches must be left out for a folder, got {self.sketches}")
             print(score(self.model, self.data, out, self.ray))
             return
+        watched: Any = model if self.sketches is None else observed(model)
         with whole(out) as beside:
-            rows = write(beside, answers(model, self.data, **options))
+            rows = write(beside, answers(watched, self.data, **options))
+        if self.sketches is not None:
+            write_snapshot(self.sketches, watched.observer, self.model.stem)
         print(f"written: {out}, {rows:,} rows")
 
 

@@ -58,6 +58,10 @@ class Serve:
     taken from the environment variable JAXOPS_MODEL_KEY"""
     workers: int = 1
     """processes that answer; with several, models cannot be changed while they are served"""
+    sketches: Path | None = None
+    """a folder for sketches of what the models are given, for a report of drift"""
+    interval: float = 60.0
+    """seconds between two sketches of a model"""
     settings: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def run(self) -> None:
@@ -74,7 +78,8 @@ class Serve:
         file = self.model_key
         key = (os.environ.get(KEY) or None) if file is None else file.read_text().strip()
         make = functools.partial(_made, self.models, self.keys, self.folder, self.settings, key)
-        listening = self.host, self.port, self.certificate, self.certificate_key
+        certificate = self.certificate, self.certificate_key
+        listening = self.host, self.port, *certificate, self.sketches, self.interval
         if self.workers == 1:
             run(make(), *listening)
         else:

@@ -71,6 +71,7 @@ def save(path: str | Path, model: Model, key: bytes | str | None = None) -> None
         "format": FORMAT,
         "task": None if by_hand else encode(task, arrays, "task"),
         "reader": encode(model.reader, arrays, "reader"),
+        "reference": encode(model.reference, arrays, "reference"),
         "about": model.about,
         "versions": _versions(),
     }
@@ -216,7 +217,8 @@ def _read(text: str, tensors: Any, task: Task | None) -> Model:
     state = None
     if "step" in header:
         state = _restore(task, header, tensors)
-    model = Model(task, state, reader, header["about"], header["versions"])
+    reference = decode(header.get("reference"), tensors)
+    model = Model(task, state, reader, header["about"], header["versions"], reference)
     make: Any = task.recipe[0] if isinstance(task, Task) and task.recipe else None
     # before there were readers, the rooms had file formats of their own
     return make.finished(model) if hasattr(make, "finished") else model

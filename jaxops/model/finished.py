@@ -50,6 +50,8 @@ class Model:
         about: JSON-like data about the model: its units, its validation figures, the fingerprint
             of its training data.
         versions: package -> version, of the process that wrote the model's file.
+        reference: what its later input is compared with, see `jaxops.monitor`; None without one, as
+            in older files.
 
     >>> import jax, jaxops as jo
     >>> from jaxops import tabular
@@ -65,6 +67,7 @@ class Model:
     reader: Any = None
     about: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    reference: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.state, TrainState):

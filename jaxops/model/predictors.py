@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxops.data.checks import prepare
+from jaxops.data.checks import prepare, rows
 from jaxops.devices import hosts
 from jaxops.devices.plans import single
 from jaxops.optim import averaged
 from jaxops.state import TrainState
-from jaxops.task import Task
+from jaxops.task import Batch, Task
 from jaxops.train.feed import check_kind, check_task
 
 # XLA's CPU backend may fuse a whole small network into one loop, with the conversion of its bytes
@@ -31,9 +32,22 @@ PREDICTOR_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 
 
+class Observes(Protocol):
+    """What counts the rows that a program predicts; see `jaxops.monitor.Observer`."""
+
+    def empty(self) -> Any:
+        """The sketch of no rows, on the device: a tree of arrays."""
+
+    def update(self, sketch: Any, columns: Batch, outputs: Any, mask: Any) -> Any:
+        """The sketch with more rows; a pure function."""
+
+    def run(self, program: Callable[..., tuple[Any, Any]], *arguments: Any) -> Any:
+        """The outputs of `program(sketch, *arguments)`, whose second result is the next sketch."""
+
+
 def predictor(
-    task: Task, state: TrainState, inputs: Mapping[str, Any]
-) -> Callable[[Mapping[str, Any]], Any]:
+    task: Task, state: TrainState, inputs: Mapping[str, Any], observer: Observes | None = None
+) -> Callable[..., Any]:
     """A compiled function that predicts as many rows as `inputs` has, with the least latency.
 
     The parameters are constants of the program, so XLA can choose their memory layout. On a CPU two
@@ -46,9 +60,13 @@ def predictor(
         task: the task.
         state: its state, which is copied to the first device.
         inputs: columns of the shapes and dtypes that will be predicted; targets can be left out.
+        observer: of `jaxops.monitor`, whose sketch goes through the program as a donated argument
+            and counts the rows there; the predictions are the same.
 
     Returns:
         A function from columns of these shapes and dtypes to predictions. It does not check values.
+        With an observer its second argument is the number of rows to count, by default all of them;
+        the others are padding.
 
     Raises:
         ValueError: columns of other shapes or dtypes than the task needs. The returned function
@@ -73,13 +91,24 @@ def predictor(
     state = averaged(state)
     variables = hosts.gathered((state.params, state.extra))
     params, extra = jax.device_put(variables, single().whole())
-    program = jax.jit(lambda batch: task.predict(params, extra, batch))
-    compiled = _fastest(program.lower(inputs), inputs)
+    if observer is None:
+        program = jax.jit(lambda batch: task.predict(params, extra, batch))
+        compiled = _fastest(program.lower(inputs), lambda: (inputs,))
+    else:
+        counting = _observed(lambda batch: task.predict(params, extra, batch), observer)
+        every = np.int32(rows(inputs))
+        first: Any = observer.empty()
+        lowered = counting.lower(first, inputs, every)
+        compiled = _fastest(lowered, lambda: (observer.empty(), inputs, every))
 
-    def call(columns: Mapping[str, Any]) -> Any:
+    def call(columns: Mapping[str, Any], count: int | None = None) -> Any:
         hosts.check_fork()
         try:
-            outputs = compiled(columns)
+            if observer is None:
+                outputs = compiled(columns)
+            else:
+                real = every if count is None else np.int32(count)
+                outputs = observer.run(compiled, columns, real)
         except TypeError as error:
             raise ValueError(
                 f"columns must be {_shapes(inputs)}, got {_shapes(columns)}"
@@ -89,14 +118,28 @@ def predictor(
     return call
 
 
-def _fastest(lowered: Any, inputs: Mapping[str, Any]) -> Any:
+def _observed(predict: Callable[[Batch], Any], observer: Observes) -> Any:
+    """`(sketch, batch, rows) -> (outputs, sketch)`, jitted; the first sketch is donated."""
+
+    def function(sketch: Any, batch: Batch, count: Any) -> tuple[Any, Any]:
+        outputs = predict(batch)
+        # behind the barrier nothing is fused with what predicts, whose bits then stay as they are
+        seen, told = jax.lax.optimization_barrier((batch, outputs))
+        real = jnp.arange(rows(batch), dtype=jnp.int32) < count
+        return outputs, observer.update(sketch, seen, told, real)
+
+    return jax.jit(function, donate_argnums=0)
+
+
+def _fastest(lowered: Any, arguments: Callable[[], tuple[Any, ...]]) -> Any:
     """The fastest of the programs compiled with each of the options in `PREDICTOR_OPTIONS`."""
     options = PREDICTOR_OPTIONS.get(jax.default_backend(), ({},))
     programs = [lowered.compile(compiler_options=option) for option in options]
 
     def seconds(program: Any) -> float:
+        given = arguments()
         start = time.perf_counter()
-        jax.block_until_ready(program(inputs))
+        jax.block_until_ready(program(*given))
         return time.perf_counter() - start
 
     if len(programs) == 1:

@@ -242,6 +242,8 @@ def best_of(
 def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -> Model:
     """The model after more training from its present parameters, with the same reader.
 
+    Its predictions are others now, so it has no `reference`.
+
     Args:
         model: a model with a task and its state, or with a `Blend`, whose members are all trained.
         columns: the columns of the task.
@@ -252,12 +254,12 @@ def trained_further(model: Model, columns: Batch, settings: Mapping[str, Any]) -
         further = [trained_further(part, columns, settings) for part in model.task.models()]
         about = {**model.about, "updated with": fingerprint(columns)}
         blend = Blend.of(further, model.task.weights, model.task.temperature)
-        return replace(model, task=blend, about=about)
+        return replace(model, task=blend, about=about, reference=None)
     task, state = model.trained()
     state = jax.tree.map(jnp.copy, state)  # training donates the arrays of its first state
     state = averaged(loop.fit(task, columns, state=state, **settings))
     about = {**model.about, "updated with": fingerprint(columns)}
-    return replace(model, state=state._replace(opt_state=()), about=about)
+    return replace(model, state=state._replace(opt_state=()), about=about, reference=None)
 
 
 def settings_within(

@@ -1,4 +1,13 @@
-"""Monitoring: whether what a model sees and says is still what it was."""
+"""Whether what a model sees and says is still what it was: sketches, and tests of them.
+
+    model = jaxops.monitor.with_reference(model, validation_rows)  # `tabular.fit` has done so
+    model = jaxops.monitor.observed(model)
+    model.predict(rows)  # counts these rows inside the program that predicts
+    jaxops.monitor.psi_of(model.reference, model.observer.sketch())
+
+A sketch has a histogram and the moments of each column of numbers, and the counts of each column of
+categories, of what goes in and what comes out. It holds no row.
+"""
 
 from jaxops.monitor.embeddings import lsdd, mmd
 from jaxops.monitor.estimated import (
@@ -8,7 +17,11 @@ from jaxops.monitor.estimated import (
     confidence_based,
     with_labels,
 )
+from jaxops.monitor.observing import Observed, Observer, observed, reference_of, with_reference
+from jaxops.monitor.reading import Categories, Numbers, missing_rates, psi_of, told, vector_mean
 from jaxops.monitor.sequential import anytime_p, categories_changed, mean_changed
+from jaxops.monitor.sketches import Reference, Sketch, across, empty, merge, update
+from jaxops.monitor.snapshots import Snapshot, read_snapshots, write_snapshot
 from jaxops.monitor.statistics import (
     Comparison,
     chi_squared,
@@ -23,26 +36,46 @@ from jaxops.monitor.streams import Alarms, Window, adwin, ddm, page_hinkley
 
 __all__ = [
     "Alarms",
+    "Categories",
     "Comparison",
     "DirectLoss",
     "Estimated",
     "Labelled",
+    "Numbers",
+    "Observed",
+    "Observer",
+    "Reference",
+    "Sketch",
+    "Snapshot",
     "Window",
+    "across",
     "adwin",
     "anytime_p",
     "categories_changed",
     "chi_squared",
     "confidence_based",
     "ddm",
+    "empty",
     "jensen_shannon",
     "ks",
     "lsdd",
     "mean_changed",
+    "merge",
+    "missing_rates",
     "mmd",
+    "observed",
     "page_hinkley",
     "pooled",
     "psi",
+    "psi_of",
     "rate_changed",
+    "read_snapshots",
+    "reference_of",
+    "told",
+    "update",
+    "vector_mean",
     "wasserstein",
     "with_labels",
+    "with_reference",
+    "write_snapshot",
 ]

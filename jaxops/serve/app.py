@@ -90,7 +90,7 @@ class Service:
         self.batcher = Batcher(
             settings.batch_size, settings.delay, settings.queue, self._count_batch
         )
-        self.watch = Watch(self.batcher.queued)
+        self.watch = Watch(self.batcher.queued, self.models)
         self.shadows, administration = Shadows(self), Administration(self)
         self._readers = ThreadPoolExecutor(2, "jaxops-reader")
         self._hashing = 0
@@ -244,7 +244,7 @@ class Service:
     async def metrics(self, request: Any) -> Any:
         """The metrics for Prometheus."""
         self.watch.look()
-        text, kind = self.watch.text()
+        text, kind = await asyncio.to_thread(self.watch.text)  # it may wait for the device
         return self._response(text, 200, None, kind)
 
     async def listed(self, request: Any) -> Any:

@@ -12,6 +12,7 @@ from jaxops._shapes import next_power_of_two
 from jaxops.data.checks import prepare, rows
 from jaxops.model.finished import Model
 from jaxops.model.predictors import predictor
+from jaxops.monitor.observing import Observed, Observer
 from jaxops.task import Task, example
 from jaxops.train.resident import pad
 
@@ -19,7 +20,7 @@ SMALL = 2**20  # parameters, of which every program holds a copy
 
 
 @dataclass(frozen=True, eq=False)
-class Compiled(Model):
+class Compiled(Observed):
     """A model that predicts in parts of at most `most` rows, so that few programs compile.
 
     `Model.outputs` hands all parameters to a program that takes any; a small network has instead
@@ -30,7 +31,7 @@ class Compiled(Model):
         most: the most rows of a program.
     """
 
-    programs: Mapping[int, Callable[[Any], Any]] = field(default_factory=dict)
+    programs: Mapping[int, Callable[..., Any]] = field(default_factory=dict)
     most: int = 1
 
     def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
@@ -44,7 +45,8 @@ class Compiled(Model):
             part = {name: x[start : start + self.most] for name, x in arrays.items()}
             kept = slice(rows(part))
             padded = pad(part, next_power_of_two(rows(part)))
-            found = self.programs[len(padded.pop("mask"))](padded)
+            program = self.programs[len(padded.pop("mask"))]
+            found = program(padded) if self.observer is None else program(padded, rows(part))
             parts.append(jax.tree.map(lambda leaf, kept=kept: leaf[kept], found))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -66,7 +68,8 @@ def powers(batch_size: int) -> list[int]:
 def compiled(model: Model, batch_size: int) -> Model:
     """A model that is given up to `batch_size` rows at once, with programs where they are of use.
 
-    They are of none to a large network, one that reads rows of free length, and a closed form.
+    They are of none to a large network, one that reads rows of free length, and a closed form. A
+    model with a reference counts its rows, see `monitor.Observed`.
 
     >>> from jaxops import init_state, optim, tabular
     >>> task = tabular.classifier(tabular.MLP((4,)), features=3)
@@ -76,8 +79,11 @@ def compiled(model: Model, batch_size: int) -> Model:
     >>> sorted(fast.programs), np.allclose(fast.predict(x), model.predict(x), atol=1e-6)
     ([1, 2], True)
     """
-    about = model.reader, model.about, model.versions
-    plain = Compiled(model.task, model.state, *about, most=powers(batch_size)[-1])
+    about = model.reader, model.about, model.versions, model.reference
+    observer = None if model.reference is None else Observer(model.reference)
+    plain = Compiled(
+        model.task, model.state, *about, observer=observer, most=powers(batch_size)[-1]
+    )
     if not isinstance(model.task, Task) or model.state is None:
         return plain
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.state.params))
@@ -87,7 +93,10 @@ def compiled(model: Model, batch_size: int) -> Model:
     one = inputs_of(model.task)
     programs = {
         count: predictor(
-            model.task, model.state, {name: np.repeat(x, count, 0) for name, x in one.items()}
+            model.task,
+            model.state,
+            {name: np.repeat(x, count, 0) for name, x in one.items()},
+            observer,
         )
         for count in powers(batch_size)
     }

@@ -76,16 +76,19 @@ class Served:
                 which are then to be asked apart: it may hold a value of another client.
         """
         with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always", UserWarning)
+            # of several requests it comes before the rows are predicted, and so counted
+            warnings.simplefilter("always" if len(parts) == 1 else "error", UserWarning)
             try:
                 answer = call()
+            except UserWarning:
+                raise ValueError(
+                    "requests must be asked apart, got a warning for several"
+                ) from None
             except ValueError as error:
                 if _is_of_reading(error):
                     raise Refused(400, str(error)) from None
                 raise
         sentences = [str(one.message) for one in seen if issubclass(one.category, UserWarning)]
-        if sentences and len(parts) > 1:
-            raise ValueError("requests must be asked apart, got a warning for several")
         return [Told(one, [*dict.fromkeys(sentences)]) for one in self._cut(answer, parts)]
 
     def _cut(self, answer: Any, parts: Sequence[Given]) -> list[Any]:
@@ -133,6 +136,8 @@ class Served:
             if self.encoded is not None:
                 self.infer([self.encoded.example(rows)])
         self.metadata = self._described()
+        if (observer := getattr(self.model, "observer", None)) is not None:
+            observer.clear()  # of the examples
         return self
 
     def _described(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An application on uvicorn: where it may listen, and how it ends."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -8,13 +9,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxops._optional import require
 from jaxops.serve.access import is_loopback
 from jaxops.serve.app import Service
+from jaxops.serve.sketching import Snapshots
 
 GRACE = 30.0  # seconds for requests that are running at the end
 LAST = 2.0  # seconds after them, for the device
@@ -27,6 +29,8 @@ def run(
     port: int = 8000,
     certificate: str | Path | None = None,
     certificate_key: str | Path | None = None,
+    sketches: str | Path | None = None,
+    interval: float = 60.0,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
@@ -40,16 +44,21 @@ def run(
         port: to listen on; 0 takes one that is free.
         certificate: a file of PEM, for HTTPS.
         certificate_key: the file of its key.
+        sketches: a folder for the sketches of what models with a reference were given, see
+            `monitor.read_snapshots`; several servers may share one.
+        interval: seconds between two sketches of a model.
 
     Raises:
-        ValueError: an address beyond this machine without keys.
+        ValueError: an address beyond this machine without keys, or an interval that is not
+            positive.
+        OSError: a folder of sketches that cannot be made.
 
     >>> from jaxops import serve
     >>> serve.run(serve.Service(serve.Settings(), None, None), host="0.0.0.0")
     Traceback (most recent call last):
     ValueError: keys must be given to listen on 0.0.0.0, got none
     """
-    listen(service, host, port, certificate, certificate_key)
+    listen(service, host, port, certificate, certificate_key, sketches, interval)
 
 
 def listen(
@@ -58,6 +67,8 @@ def listen(
     port: int,
     certificate: str | Path | None,
     certificate_key: str | Path | None,
+    sketches: str | Path | None,
+    interval: float,
     sockets: list[socket.socket] | None = None,
     ready: Callable[[socket.socket], None] | None = None,
 ) -> None:
@@ -69,11 +80,18 @@ def listen(
         port: the port.
         certificate: a file of PEM.
         certificate_key: the file of its key.
+        sketches: a folder.
+        interval: seconds.
         sockets: to listen on instead, which other processes may have too.
         ready: called with a socket as soon as the server listens; by default its address is
             printed.
     """
     check_host(host, service.keys)
+    if not 0 < interval < math.inf:
+        raise ValueError(f"interval must be above 0 seconds, got {interval}")
+    folder = (
+        contextlib.nullcontext() if sketches is None else _sketching(service, sketches, interval)
+    )
     uvicorn = require("uvicorn", extra="serve")
     log_to_stderr()
     config = uvicorn.Config(
@@ -115,7 +133,8 @@ def listen(
             await asyncio.wait((serving,), timeout=TICK)
         await serving
 
-    asyncio.run(serve())
+    with folder:
+        asyncio.run(serve())
     if not service.batcher.busy:
         end.cancel()
 
@@ -125,6 +144,17 @@ def log_to_stderr() -> None:
     log = logging.getLogger("jaxops.serve")
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def _sketching(service: Service, folder: str | Path, interval: float) -> Iterator[None]:
+    """Sketches are written to a folder at intervals, and at the end."""
+    writer = Snapshots(service.models, Path(folder), interval, service.watch.unwritten)
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.close()
 
 
 def check_host(host: str, keys: Any) -> None:

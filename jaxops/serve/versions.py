@@ -80,6 +80,11 @@ class Models:
         """Name -> the version that answers by default."""
         return {name: line.versions[line.current] for name, line in [*self._lines.items()]}
 
+    def loaded(self) -> list[Served]:
+        """All versions of all models."""
+        lines = [*self._lines.values()]
+        return [one for line in lines for one in line.versions.values()]
+
     def versions(self, name: str) -> list[str]:
         """The versions of a model, from the oldest."""
         return [*self._line(name).versions]

@@ -10,13 +10,15 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from jaxops._optional import require
+from jaxops.serve.sketching import families
+from jaxops.serve.versions import Models
 
 LOG = logging.getLogger("jaxops.serve")
 AUDIT = logging.getLogger("jaxops.serve.audit")
@@ -59,12 +61,14 @@ class Watch:
 
     Args:
         queued: gives the number of requests that wait.
+        models: whose drift is told.
     """
 
-    def __init__(self, queued: Callable[[], int]) -> None:
+    def __init__(self, queued: Callable[[], int], models: Models) -> None:
         self._prometheus = require("prometheus_client", extra="serve")
         self._registry = self._prometheus.CollectorRegistry()
-        self._queued, self._compiled, self._seen = queued, compilations(), 0
+        self._queued, self._models, self._seen = queued, models, 0
+        self._compiled = compilations()
         counter, histogram = self._prometheus.Counter, self._prometheus.Histogram
         own = {"registry": self._registry}
         labels = ["model", "version", "route", "status"]
@@ -88,6 +92,7 @@ class Watch:
             "jaxops_queue", told, multiprocess_mode="livesum", **own
         )
         self._programs = counter("jaxops_compilations", "Programs compiled by XLA", **own)
+        self._registry.register(self)
 
     def look(self) -> None:
         """Set the metrics that no event tells, in the thread of the loop."""
@@ -95,6 +100,10 @@ class Watch:
         compiled = self._compiled()
         self._programs.inc(compiled - self._seen)
         self._seen = compiled
+
+    def collect(self) -> Iterator[Any]:
+        """The drift of the models, which is read when it is asked for."""
+        yield from families(self._models, require("prometheus_client.core", extra="serve"))
 
     def text(self) -> tuple[bytes, str]:
         """All metrics in Prometheus' text format, and its content type; those of all workers."""
@@ -133,6 +142,10 @@ class Watch:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"
         LOG.error(line(id=record.id, error=type(error).__name__, place=place))
+
+    def unwritten(self, error: OSError) -> None:
+        """Log that a sketch could not be written."""
+        LOG.error(line(error=type(error).__name__, reason=error.strerror or "", sketch="lost"))
 
     def audit(self, record: Record, act: str, **told: Any) -> None:
         """Log an act of an administrator."""

@@ -31,6 +31,8 @@ def run_workers(
     port: int = 8000,
     certificate: str | Path | None = None,
     certificate_key: str | Path | None = None,
+    sketches: str | Path | None = None,
+    interval: float = 60.0,
 ) -> None:
     """Serve by several processes on one port until SIGTERM or Ctrl-C; see `run`.
 
@@ -48,6 +50,8 @@ def run_workers(
         port: see `run`.
         certificate: see `run`.
         certificate_key: see `run`.
+        sketches: see `run`; each process writes its own.
+        interval: see `run`.
 
     Raises:
         ValueError: fewer than 2 workers; or what a worker raised at the start, as for an address
@@ -68,7 +72,7 @@ def run_workers(
         before = os.environ.get(SHARED)
         os.environ[SHARED] = folder
         try:
-            options = host, port, certificate, certificate_key
+            options = host, port, certificate, certificate_key, sketches, interval
             _Workers(workers, (make, workers, listening, options)).run(listening)
         finally:
             os.environ.pop(SHARED)

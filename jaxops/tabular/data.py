@@ -16,6 +16,7 @@ from jaxops.data.columns import MISSING, of_dates, read, read_with_dates, warn_o
 from jaxops.data.encoders import LARGEST, Encoder, encode, fit_encoder
 from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
+from jaxops.monitor.observing import Observed
 from jaxops.tabular.train_rows import represented
 from jaxops.task import recorded
 
@@ -214,6 +215,8 @@ class TableReader:
         ids, table = self.table(data)
         ids = ids + first if self.id is None else ids
         outputs = outputs_of(model, self.encoder, table, batch_size)
+        if isinstance(model, Observed) and model.observer is not None:
+            model.observer.lacking(table)
         return self.answer(model.task, ids, outputs)
 
     def check(self, model: Model) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxops.data.encoders import SCALES
+from jaxops.data.encoders import SCALES, encode
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import Blend, check_methods, trained_further
+from jaxops.monitor.observing import LARGEST, reference_of
 from jaxops.tabular.data import encode_target, outputs_of, reads_table, target_of
 from jaxops.tabular.ensembles import members_further, selected, short_list
 from jaxops.tabular.inference import reader_of
@@ -19,7 +20,7 @@ from jaxops.tabular.parts import SHARE, Parts, Roles, mask_of, parts_of
 from jaxops.tabular.prepared import encoder_of, learned, reads_of, target_kind, widened
 from jaxops.tabular.recipes import recipe
 from jaxops.tabular.scores import scores_of
-from jaxops.tabular.train_rows import module_of, with_places
+from jaxops.tabular.train_rows import module_of, represented, with_places
 from jaxops.tabular.trees import Trees, grown
 from jaxops.train.settings import chosen
 from jaxops.trust.evaluation import Evaluation
@@ -108,7 +109,8 @@ def fit(
             `epochs`, `early_stopping`, `plan` and so on. `budget` bounds them all, see `recipe`.
 
     Returns:
-        A model; `model.predict(table)` gives `Classes`, `Labels`, `Values` or `Quantiles`.
+        A model; `model.predict(table)` gives `Classes`, `Labels`, `Values` or `Quantiles`. One of
+        networks and one encoder has a `reference` of the validation rows, see `jaxops.monitor`.
 
     Raises:
         ValueError: a table that cannot be read, with column and row; a label of one class, or
@@ -152,11 +154,12 @@ def fit(
         def trained(one: Any, parts: Parts, left: float) -> tuple[Model, Evaluation]:
             return _trained(one, parts, left, options)
 
-        return selected(methods, parts, trained, left, progress)
+        model = selected(methods, parts, trained, left, progress)
+        return _with_reference(model, parts.validation)
     model, scored = _trained(methods[0], parts, left, options)
     if progress:
         print(f"validation, {len(scored):,} rows\n{scored}")
-    return model
+    return _with_reference(model, parts.validation)
 
 
 def _check_lists(options: Mapping[str, Any]) -> None:
@@ -213,6 +216,21 @@ def _trained(
     return model, scored
 
 
+def _with_reference(model: Model, table: Mapping[str, np.ndarray]) -> Model:
+    """The model with the sketch of rows, unless it reads the table itself, as trees do.
+
+    Args:
+        model: to be used.
+        table: of the rows, see `TableReader.table`.
+    """
+    if reads_table(model.task):
+        return model
+    encoder, count = model.reader.encoder._replace(label=None), len(next(iter(table.values())))
+    some = {name: column[:: -(-count // LARGEST)] for name, column in table.items()}
+    reference = reference_of(represented(model), encode(encoder, some))
+    return replace(model, reference=reference)
+
+
 def evaluate(model: Model, data: Source) -> Evaluation:
     """Score a model on the rows of a table that has the label.
 
@@ -246,7 +264,8 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     those of their classes (balanced ones as the train rows of `fit` had them). The range in which
     `RealMLP` predicts numbers grows to that of the new ones too. The
     candidates of `ModernNCA` stay the train rows of `fit`: new rows change how they are compared,
-    and never answer themselves; fit it anew for that.
+    and never answer themselves; fit it anew for that. The new rows are also what later ones are
+    compared with, see `jaxops.monitor`.
 
     Args:
         model: of `fit`, of networks alone.
@@ -275,6 +294,8 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
         return members_further(model, table, mask, settings)
     columns = with_places(encode_target(reader.encoder, table) | mask, None)
     if isinstance(model.task, Blend):
-        return trained_further(model, columns, settings(model.task.tasks[0]))
-    task = widened(model.task, columns["label"])
-    return trained_further(replace(model, task=task), columns, settings(task))
+        model = trained_further(model, columns, settings(model.task.tasks[0]))
+    else:
+        task = widened(model.task, columns["label"])
+        model = trained_further(replace(model, task=task), columns, settings(task))
+    return _with_reference(model, table)

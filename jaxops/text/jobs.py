@@ -14,6 +14,7 @@ from jaxops.data.tables import Source
 from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, fingerprint, inside, seconds
 from jaxops.model.selection import best_of, check_methods, settings_within, trained_further
+from jaxops.monitor.observing import reference_of, with_reference
 from jaxops.optim import averaged
 from jaxops.text import linear
 from jaxops.text.data import NGrams, Reader, Tokens, WordsAndNGrams, labels
@@ -80,7 +81,8 @@ def fit(
         **options: arguments of `jaxops.fit`, which replace the defaults of `recipe`.
 
     Returns:
-        A model; `model.predict(texts)` gives `Classes`.
+        A model; `model.predict(texts)` gives `Classes`. Its `reference` is of the validation texts,
+        see `jaxops.monitor`.
 
     Raises:
         ValueError: a table that cannot be read; an empty text or a missing label, with its row;
@@ -137,7 +139,15 @@ def fit(
     once = {"early_stopping", "checkpoints", "state"} & options.keys()
     if isinstance(validation, int | float) and not over and not once:
         model = _on_all(model, {**model.reader.read(texts), "label": target}, given)
-    return model
+    return _with_reference(model, texts, held, validation)
+
+
+def _with_reference(
+    model: Model, texts: list[str], held: np.ndarray, validation: Source | float
+) -> Model:
+    """The model with the sketch of the validation texts."""
+    seen = [texts[i] for i in held] if isinstance(validation, int | float) else validation
+    return with_reference(model, seen)
 
 
 class Parts(NamedTuple):
@@ -244,6 +254,8 @@ def evaluate(model: Model, data: Source) -> Evaluation:
 def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new texts, from its present parameters, with the same reader.
 
+    The new texts are also what later ones are compared with, see `jaxops.monitor`.
+
     Args:
         model: a model from `fit`.
         new: a table with the labels; see `fit`.
@@ -256,7 +268,8 @@ def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
     task, _ = model.trained()
     _, columns = _reader_of(model).columns(new, task.classes, has_many(task))
     settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
-    return trained_further(model, columns, settings | {"early_stopping": None})
+    model = trained_further(model, columns, settings | {"early_stopping": None})
+    return replace(model, reference=reference_of(model, columns))
 
 
 def _reader_of(model: Model) -> TextReader:

@@ -110,12 +110,7 @@ def predict(
     (3,)
     """
     in_order = InOrder(task, data, batch_size, plan or default(), targets=False)
-    program = _predict_program(task)
-    parts = [
-        jax.tree.map(lambda leaf: leaf[kept], jax.device_get(hosts.gathered(outputs)))  # noqa: B023
-        for outputs, kept in in_order.outputs(lambda s, placed: program(s, placed.batch), state)
-    ]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return in_order.predictions(_predict_program(task), state)
 
 
 class Evaluation:
@@ -253,6 +248,14 @@ class InOrder:
             if len(pending) > BATCHES_IN_FLIGHT:
                 yield pending.popleft()
         yield from pending
+
+    def predictions(self, program: Callable[[TrainState, Any], Any], state: TrainState) -> Any:
+        """What `program(state, batch)` gives for every row, in order, as NumPy arrays (N, ...)."""
+        parts = [
+            jax.tree.map(lambda leaf: leaf[kept], jax.device_get(hosts.gathered(outputs)))  # noqa: B023
+            for outputs, kept in self.outputs(lambda s, placed: program(s, placed.batch), state)
+        ]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def shapes(self, state: TrainState) -> tuple[TrainState, Placed]:
         """Shapes of a program's arguments in `outputs`; reads and checks a stream's first batch."""

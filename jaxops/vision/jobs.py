@@ -17,6 +17,7 @@ from jaxops.data.splits import held_out
 from jaxops.devices import hosts
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, check_methods, settings_within, trained_further
+from jaxops.monitor.observing import reference_of
 from jaxops.optim import averaged
 from jaxops.task import Task
 from jaxops.train import evaluation
@@ -74,7 +75,8 @@ def fit(
         trainings take at most a third of the budget, unless `early_stopping`, `epochs` or `steps`
         are given. `about["augmentations"]` has their validation losses, and `about["augmentation"]`
         the choice. With `checkpoints`, or if the budget is too short, nothing is tried, and images
-        are rotated, shifted and scaled.
+        are rotated, shifted and scaled. The `reference` is of the validation images, see
+        `jaxops.monitor`.
 
     Raises:
         ValueError: images that cannot be read; fewer than 2 classes; see also `jaxops.fit`.
@@ -134,11 +136,11 @@ def fit(
             scored = of_classes("image", ids, p, other["label"])
             return float(scored.values["log_loss"].mean())
 
-        return best_of(method, trained, "log_loss", loss, left, progress)
+        return _with_reference(best_of(method, trained, "log_loss", loss, left, progress), other)
     model, scored = trained(method, left)
     if progress:
         print(f"validation, {len(scored):,} images\n{scored}")
-    return model
+    return _with_reference(model, other)
 
 
 def recipe(
@@ -196,7 +198,8 @@ def evaluate(model: Model, data: Images) -> Evaluation:
 def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     """Train a model further on new images, from its present parameters, with the same reader.
 
-    In a blend each model is trained, and the weights stay.
+    In a blend each model is trained, and the weights stay. The new images are also what later ones
+    are compared with, see `jaxops.monitor`.
 
     Args:
         model: a model from `fit`.
@@ -209,7 +212,13 @@ def update(model: Model, new: Images, epochs: int = 5, **options: Any) -> Model:
     """
     _, columns = reader_of(model).columns(new, model.task.classes)
     settings = recipe(len(columns["label"]), np.inf, epochs=epochs, **options)
-    return trained_further(model, columns, settings | {"early_stopping": None})
+    model = trained_further(model, columns, settings | {"early_stopping": None})
+    return _with_reference(model, columns)
+
+
+def _with_reference(model: Model, columns: dict[str, np.ndarray]) -> Model:
+    """The model with the sketch of images."""
+    return replace(model, reference=reference_of(model, columns))
 
 
 def _scored(model: Model, ids: np.ndarray, columns: dict[str, np.ndarray]) -> Evaluation:

@@ -1,0 +1,129 @@
+"""The drift that a server tells in its metrics, and the sketches that it leaves in a folder."""
+
+import datetime
+import re
+
+import numpy as np
+import pytest
+from serve_client import TABLE, churn, get, post
+
+from jaxops import monitor, serve
+from jaxops.data.encoders import encode
+from jaxops.serve.sketching import Snapshots
+
+PATH = "/models/churn/predict"
+
+
+RATE = TABLE["rate"] + 0.0002  # on no edge, which are half-way between whole thousandths
+
+
+def body(rows):
+    plans = [*TABLE["plan"][: rows - 1], "silver"]  # the last one is new
+    rates = [None if x != x else x for x in RATE[:rows].tolist()]
+    return {"rows": {"rate": rates, "plan": plans}}
+
+
+@pytest.fixture(scope="module")
+def service():
+    settings = serve.Settings(batch_size=8, delay=0.0)
+    return serve.application({"churn": churn()}, settings=settings)
+
+
+def counted(rows):
+    """The sketch of a body, by NumPy."""
+    model = churn()
+    given = {"rate": RATE[:rows], "plan": np.array(body(rows)["rows"]["plan"], object)}
+    columns = encode(model.reader.encoder._replace(label=None), given)
+    p = model.outputs(columns)
+    return monitor.update(model.reference, None, columns, p, np.ones(rows), np)
+
+
+def test_metrics_have_the_drift_of_each_column(service):
+    model, fresh = churn(), get(service, "/metrics").body.decode()
+    assert 'jaxops_observed_rows_total{model="churn",version="1"} 0.0' in fresh
+    assert "jaxops_drift_psi{" not in fresh  # of no rows
+    assert post(service, PATH, body(40)).status == 200
+    told = get(service, "/metrics").body.decode()
+
+    def metric(name, column):
+        line = rf'jaxops_{name}{{column="{column}",model="churn",version="1"}} (\S+)'
+        return float(re.search(line, told)[1])
+
+    assert 'jaxops_observed_rows_total{model="churn",version="1"} 40.0' in told
+    drift = monitor.psi_of(model.reference, counted(40))
+    assert drift.keys() == {"rate", "prediction", "plan"}
+    for name, value in drift.items():
+        assert metric("drift_psi", name) == pytest.approx(value)
+    assert metric("missing_rate", "rate") == np.isnan(TABLE["rate"][:40]).mean() > 0
+
+
+def test_sketches_in_a_folder_are_those_of_the_rows_since_the_last(service, tmp_path):
+    reference, failures = churn().reference, []
+    served = service.models.get("churn")
+    served.model.observer.clear()
+    begin = datetime.datetime.now(datetime.UTC)
+    first = Snapshots(service.models, tmp_path / "all", 60.0, failures.append)
+    assert post(service, PATH, body(20)).status == 200
+    first.write()
+    assert post(service, PATH, body(30)).status == 200
+    first.start()
+    first.close()
+    first.write()  # no rows since, and so no file
+    two = monitor.read_snapshots(tmp_path / "all", reference)
+    assert [int(one.sketch.counts[0]) for one in two] == [20, 30] and not failures
+    assert two[0].start <= begin <= two[0].end <= two[1].start <= two[1].end
+    [merged] = monitor.read_snapshots(tmp_path / "all", reference, model="churn", whole=True)
+    wanted = monitor.merge(counted(20), counted(30))
+    np.testing.assert_array_equal(merged.sketch.counts, wanted.counts)
+    other = churn(seed=1).reference
+    assert monitor.read_snapshots(tmp_path / "all", other) == []
+    (tmp_path / "all" / "odd.sketch").write_bytes(b"no sketch")
+    with pytest.raises(ValueError, match=r"odd\.sketch must be a sketch of jaxops, got another"):
+        monitor.read_snapshots(tmp_path / "all", reference)
+    assert post(service, PATH, body(2)).status == 200
+    full = Snapshots(service.models, tmp_path / "gone", 60.0, failures.append)
+    (tmp_path / "gone").rmdir()
+    (tmp_path / "gone").write_text("a file where the folder was")
+    full.write()  # is told, and the server goes on
+    assert len(failures) == 1 and isinstance(failures[0], OSError)
+
+
+def test_a_warned_batch_that_is_asked_again_is_counted_once(service):
+    """Texts that the reader warns of make it answer joined requests apart."""
+    served = service.models.get("churn")
+    served.model.observer.clear()
+    new = {"rows": {"rate": [0.03] * 20, "plan": ["silver"] * 20}}
+    parts = [served.inputs.read(new, 100) for _ in range(2)]
+    with pytest.raises(ValueError, match="requests must be asked apart"):
+        served.predict(parts)
+    for part in parts:
+        [told] = served.predict([part])
+        assert "plan" in told.warnings[0]
+    assert served.model.observer.sketch().counts[0] == 40
+
+
+def test_a_server_with_a_folder_writes_at_the_end(service, tmp_path, monkeypatch):
+    from jaxops.serve import server
+
+    served = service.models.get("churn")
+    served.model.observer.clear()
+    with pytest.raises(ValueError, match="interval must be above 0 seconds, got 0"):
+        serve.run(service, sketches=tmp_path, interval=0.0)
+
+    class Once:
+        """What uvicorn gives to `run`, that ends at once."""
+
+        started, servers, should_exit = False, (), False
+
+        def __init__(self, config):
+            pass
+
+        async def serve(self):
+            served.predict([served.inputs.read(body(3), 100)])
+
+    import uvicorn
+
+    monkeypatch.setattr(uvicorn, "Server", Once)
+    server.run(service, sketches=tmp_path / "s", interval=60.0)
+    [one] = monitor.read_snapshots(tmp_path / "s", churn().reference)
+    assert one.sketch.counts[0] == 3 and one.version == "1"
