@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from jaxops._optional import require
 from jaxops.model.files import load
 from jaxops.serve.access import add_key
-from jaxops.serve.app import Settings, application
+from jaxops.serve.app import application
 from jaxops.serve.server import check_host, run
+from jaxops.serve.settings import Settings
 
 if TYPE_CHECKING:
     import tyro

@@ -9,7 +9,8 @@ model by its reader. The extra `serve` installs what it needs.
 """
 
 from jaxops.serve.access import add_key
-from jaxops.serve.app import Service, Settings, application
+from jaxops.serve.app import Service, application
 from jaxops.serve.server import run
+from jaxops.serve.settings import Settings
 
 __all__ = ["Service", "Settings", "add_key", "application", "run"]

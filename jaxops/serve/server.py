@@ -90,7 +90,7 @@ def run(
         await serving
 
     asyncio.run(serve())
-    if not service.batcher.busy:
+    if not (service.batcher.busy or service.generation.busy):
         end.cancel()
 
 
