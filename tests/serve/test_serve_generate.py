@@ -27,7 +27,7 @@ CONFIG = TransformerConfig(
 )
 CYCLE = "añ€😀b"  # bytes that all differ
 PATH = "/models/gpt/generate"
-SETTINGS = serve.Settings(batch_size=1, delay=0.0, timeout=200.0, slots=3)
+SETTINGS = serve.Settings(batch_size=1, delay=0.0, timeout=100.0, slots=3)
 GREEDY = {"stop": []}
 DRAWN = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "seed": 7, "stop": []}
 SHUNNED = {"temperature": 1.0, "repetition_penalty": 3.0, "seed": 3, "stop": []}
@@ -111,7 +111,7 @@ def events(answer):
 
 
 async def until(is_so):
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(100):
         while not is_so():
             await asyncio.sleep(0.001)
 
@@ -123,7 +123,7 @@ def held(service, name="gpt"):
     turn, gate, rows = decoder.turn, threading.Semaphore(0), []
 
     def slow(kept, new):
-        assert gate.acquire(timeout=200)
+        assert gate.acquire(timeout=100)
         rows.append(len(kept) + len(new))
         return turn(kept, new)
 
@@ -398,8 +398,8 @@ def test_a_swap_lets_the_old_version_end_its_texts(tmp_path):
         await until(lambda: len(told) == 3)
         change = {"path": "new.safetensors"}
         loaded = await ask(service, "POST", "/admin/models/gpt", change, **admin)
-        later = await ask(service, "POST", PATH, body(new_tokens=6), **bearer["predict"])
         gate.release(4)
+        later = await ask(service, "POST", PATH, body(new_tokens=6), **bearer["predict"])
         return loaded, later, await running
 
     with held(service) as (gate, rows):
