@@ -51,7 +51,7 @@ BUDGET = {
     "tests/model": 60,
     "tests/nn": 86,
     "tests/recommend": 133,
-    "tests/serve": 36,
+    "tests/serve": 48,
     "tests/survival": 48,
     "tests/tabular": 71,
     "tests/text": 100,

@@ -270,10 +270,11 @@ def _join(
         one = jnp.roll(one, -prompts.start[0], -1 if path[-1].idx == 0 else -2)
         return lax.dynamic_update_slice_in_dim(many, one, row, int(module.config.scan))
 
-    layers = jax.tree_util.tree_map_with_path(put_layer, rows.run.cache.layers, new.cache.layers)
-    length = put(rows.run.cache.length, new.cache.length - prompts.start[0])
-    run = jax.tree.map(put, rows.run._replace(cache=None), new._replace(cache=None))
-    cache = rows.run.cache._replace(layers=layers, length=length)
+    run: Any = rows.run
+    layers = jax.tree_util.tree_map_with_path(put_layer, run.cache.layers, new.cache.layers)
+    length = put(run.cache.length, new.cache.length - prompts.start[0])
+    cache = run.cache._replace(layers=layers, length=length)
+    run = jax.tree.map(put, run._replace(cache=None), new._replace(cache=None))
     return Rows(run._replace(cache=cache), jax.tree.map(put, rows.sampling, sampling))
 
 
