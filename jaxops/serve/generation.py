@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,15 +53,17 @@ class Text:
 class Writer:
     """A bounded queue, and the texts of one decoder that are made together.
 
+    The decoder has a thread of its own, which does not wait for the clients' tokens to be sent.
+
     Args:
         decoder: see the module.
-        worker: the thread of the decoder.
         used: the gauge of the rows in use.
     """
 
-    def __init__(self, decoder: Any, worker: Executor, used: Any) -> None:
-        self.busy = False  # whether a turn is being made
-        self._decoder, self._worker, self._used = decoder, worker, used
+    def __init__(self, decoder: Any, used: Any) -> None:
+        self.busy = False  # whether turns are being made
+        self._decoder, self._used = decoder, used
+        self._worker = ThreadPoolExecutor(1, "jaxops-decoder")
         self._waiting: deque[Text] = deque()
         self._running = 0
         self._task: asyncio.Task[None] | None = None
@@ -88,8 +90,8 @@ class Writer:
         return len(self._waiting)
 
     async def _work(self) -> None:
-        """Make turns until there are no texts."""
-        texts: dict[int, Text] = {}
+        """Have turns made until there are no texts."""
+        loop, texts = asyncio.get_running_loop(), dict[int, Text]()
         try:
             while True:
                 texts = {row: text for row, text in texts.items() if not text.gone}
@@ -99,32 +101,39 @@ class Writer:
                 if not self._running:
                     return
                 try:
-                    asked = [text.asked for text in new]
-                    rows, parts = await asyncio.get_running_loop().run_in_executor(
-                        self._worker, self._turn, [*texts], asked
-                    )
+                    texts = await loop.run_in_executor(self._worker, self._turns, loop, texts, new)
                 except Exception as error:  # of these texts alone
                     for text in (*texts.values(), *new):
                         text.parts.put_nowait(error)
                     texts = {}
-                    continue
-                texts |= dict(zip(rows, new, strict=True))
-                for row, part in parts.items():
-                    texts[row].parts.put_nowait(part)
-                texts = {row: text for row, text in texts.items() if parts[row].end is None}
         finally:
             self._count(0)
 
-    def _turn(self, kept: list[int], new: list[Any]) -> Any:
+    def _turns(
+        self, loop: asyncio.AbstractEventLoop, texts: dict[int, Text], new: list[Text]
+    ) -> dict[int, Text]:
+        """In the thread of the decoder: turns until a text ends or has gone, or one can come."""
         self.busy = True
         try:
-            return self._decoder.turn(kept, new)
+            while True:
+                rows, parts = self._decoder.turn([*texts], [text.asked for text in new])
+                texts, new = texts | dict(zip(rows, new, strict=True)), []
+                loop.call_soon_threadsafe(_put, [(texts[row], parts[row]) for row in parts])
+                going = {row: text for row, text in texts.items() if parts[row].end is None}
+                comes = self._waiting and len(going) < self._decoder.rows
+                if len(going) < len(texts) or comes or any(text.gone for text in going.values()):
+                    return going
         finally:
             self.busy = False
 
     def _count(self, running: int) -> None:
         self._used.inc(running - self._running)
         self._running = running
+
+
+def _put(parts: list[tuple[Text, Any]]) -> None:
+    for text, part in parts:
+        text.parts.put_nowait(part)
 
 
 class Generation:
@@ -136,7 +145,6 @@ class Generation:
 
     def __init__(self, service: Any) -> None:
         self._service = service
-        self._worker = ThreadPoolExecutor(1, "jaxops-decoder")
         self._writers: weakref.WeakKeyDictionary[Any, Writer] = weakref.WeakKeyDictionary()
         metric = service.watch.metric
         self._tokens = metric("Counter", "jaxops_tokens", "Tokens of generated texts")
@@ -166,7 +174,7 @@ class Generation:
         told = {"warnings": found.warnings} if found.warnings else {}
         if served not in self._writers:
             used = self._used.labels(served.name)
-            self._writers[served] = Writer(served.decoder, self._worker, used)
+            self._writers[served] = Writer(served.decoder, used)
         text = self._writers[served].put(asked, service.settings.queue)
         events = self._events(request, text, streams)
         if streams:
