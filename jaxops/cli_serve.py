@@ -13,8 +13,9 @@ from jaxops._optional import require
 from jaxops.model.encrypted import KEY
 from jaxops.model.files import load
 from jaxops.serve.access import add_key
-from jaxops.serve.app import Service, Settings, application
+from jaxops.serve.app import Service, application
 from jaxops.serve.server import check_host, run
+from jaxops.serve.settings import Settings
 from jaxops.serve.workers import run_workers
 
 if TYPE_CHECKING:

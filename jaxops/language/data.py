@@ -15,6 +15,7 @@ import numpy as np
 from jaxops.data.packing import token_ids
 from jaxops.data.tables import csv_frame, source_frame
 from jaxops.data.tokenizer import Tokenizer, check_texts, opened
+from jaxops.language.decoder import Decoder
 from jaxops.model.finished import Model, frame
 from jaxops.task import recorded
 from jaxops.train.evaluation import predict
@@ -160,6 +161,10 @@ class TokenReader:
     def exported(self, model: Model) -> dict[str, Any]:
         """For `jaxops.export`: the program takes encoded columns."""
         return {"kind": "columns"}
+
+    def decoder(self, model: Model, rows: int) -> Decoder:
+        """What makes up to `rows` texts together, for `jaxops serve`."""
+        return Decoder(model, rows, self.tokenizer, self.special)
 
     def windows(self, texts: Sequence[str]) -> Windows:
         """The windows of each text, in which every token is predicted once."""

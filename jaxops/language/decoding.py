@@ -60,7 +60,7 @@ class Run(NamedTuple):
         log_probability: (B,), the log-probability of the answer so far.
         seen: bool (B, V), tokens that have occurred; `None` without a repetition penalty.
         keys: (B,), random keys of the rows.
-        made: int32 (), number of tokens so far.
+        made: int32 (), number of tokens so far; of a `Decoder` (B,), as the cache's `length`.
     """
 
     cache: Cache
@@ -115,16 +115,17 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=32)
 def programs(module: Any) -> Programs:
     """The jitted functions for a transformer; equal modules share them."""
-    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
-
-    def jit(program: Callable[..., Any], **how: Any) -> Callable[..., Any]:
-        return jax.jit(functools.partial(program, module), compiler_options=options, **how)
-
     return Programs(
-        jit(_begin, static_argnames=("slots", "beams", "penalty")),
-        jit(_sample, static_argnames="most", donate_argnums=1),
-        jit(_beam, donate_argnums=1),
+        jitted(begin, module, static_argnames=("slots", "beams", "penalty")),
+        jitted(_sample, module, static_argnames="most", donate_argnums=1),
+        jitted(_beam, module, donate_argnums=1),
     )
+
+
+def jitted(program: Callable[..., Any], module: Any, **how: Any) -> Callable[..., Any]:
+    """A jitted function for one module, its first argument, as training is compiled."""
+    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
+    return jax.jit(functools.partial(program, module), compiler_options=options, **how)
 
 
 def aligned(
@@ -188,7 +189,7 @@ def _grown(cache: Cache) -> Cache:
     return cache._replace(layers=jax.tree_util.tree_map_with_path(double, cache.layers))
 
 
-def _begin(
+def begin(
     module: Any,
     variables: Variables,
     prompts: Prompts,
@@ -252,6 +253,27 @@ def _among(token: Array, stop: Array) -> Array:
     return (token[..., None] == stop.reshape(*[1] * token.ndim, -1)).any(-1)
 
 
+def advanced(
+    module: Any, variables: Variables, run: Run, stop: Array, choice: Callable[..., Array]
+) -> Run:
+    """A run with one more token of each row, `choice(logits (B, V), keys (B,), run)`."""
+    logits, cache = module.apply(variables, run.token[:, None], run.cache, method="advance")
+    logits = logits[:, 0].astype(jnp.float32)
+    made = jnp.broadcast_to(run.made, run.token.shape)
+    token = choice(logits, jax.vmap(jax.random.fold_in)(run.keys, made), run)
+    each = jnp.arange(len(token))
+    added = jax.nn.log_softmax(logits)[each, token]
+    return Run(
+        cache,
+        token,
+        run.done | _among(token, stop),
+        run.log_probability + jnp.where(run.done, 0.0, added),
+        None if run.seen is None else run.seen.at[each, token].set(True),
+        run.keys,
+        run.made + 1,
+    )
+
+
 def _sample(
     module: Any,
     variables: Variables,
@@ -262,30 +284,17 @@ def _sample(
     most: int | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Run, Array]:
-    each = jnp.arange(len(run.token))
-
     def more(carry: Any) -> Array:
         i, run, _ = carry
         return (i < steps) & ~run.done.all()
 
+    def choice(logits: Array, keys: Array, run: Run) -> Array:
+        return choose(logits, keys, sampling, most, run.seen)
+
     def step(carry: Any) -> Any:
         i, run, tokens = carry
-        logits, cache = module.apply(variables, run.token[:, None], run.cache, method="advance")
-        logits = logits[:, 0].astype(jnp.float32)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(run.keys, run.made)
-        token = choose(logits, keys, sampling, most, run.seen)
-        added = jax.nn.log_softmax(logits)[each, token]
-        done = run.done | _among(token, stop)
-        run = Run(
-            cache,
-            token,
-            done,
-            run.log_probability + jnp.where(run.done, 0.0, added),
-            None if run.seen is None else run.seen.at[each, token].set(True),
-            run.keys,
-            run.made + 1,
-        )
-        return i + 1, run, tokens.at[i].set(jnp.where(done, NONE, token))
+        run = advanced(module, variables, run, stop, choice)
+        return i + 1, run, tokens.at[i].set(jnp.where(run.done, NONE, run.token))
 
     tokens = jnp.full((chunk, len(run.token)), NONE, jnp.int32)
     _, run, tokens = lax.while_loop(more, step, (jnp.int32(0), run, tokens))
@@ -308,7 +317,7 @@ def greedy(
     rows, segments = len(source), (source != padding).astype(jnp.int32)
     nothing, start = jnp.full((rows, 1), padding, jnp.int32), jnp.ones(rows, jnp.int32)
     prompts = Prompts(nothing, start, nothing[:, 0], jnp.arange(rows), source, segments)
-    run: Any = _begin(module, variables, prompts, jax.random.key(0), slots=length + 1)
+    run: Any = begin(module, variables, prompts, jax.random.key(0), slots=length + 1)
     stop, steps = jnp.array([end]), jnp.int32(length)
     tokens = _sample(module, variables, run, steps, stop, Sampling(), chunk=length)[1].T
     ended = tokens == NONE

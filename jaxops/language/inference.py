@@ -10,6 +10,7 @@ from jaxops._shapes import next_power_of_two
 from jaxops.language import decoding
 from jaxops.language.data import TokenReader
 from jaxops.language.decoding import CHUNK, NONE, Beams, Prompts, Run
+from jaxops.language.pieces import Pieces
 from jaxops.language.requests import (
     Codec,
     Request,
@@ -17,6 +18,7 @@ from jaxops.language.requests import (
     check_beams,
     checked_request,
     checked_sampling,
+    default_length,
     encoded,
 )
 from jaxops.language.sampling import Sampling
@@ -219,31 +221,18 @@ def _asked(
         special = reader.special if special is None else special
     rows = encoded(prompts, tokenizer, special is not False)
     if new_tokens is None:
-        room = 100 if reader is None else reader.context - max(map(len, rows))
-        new_tokens = max(1, min(100, room))
+        context = None if reader is None else reader.context
+        new_tokens = default_length(context, max(map(len, rows)))
     return tokenizer, stop, rows, new_tokens
 
 
 def _texts(each: Iterator[np.ndarray], tokenizer: Codec, count: int) -> Iterator[list[str]]:
     """The texts that each step adds to the answers."""
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    shown = [""] * count
-
-    def added(end: bool) -> list[str]:
-        new = []
-        for i, so_far in enumerate(tokens):
-            text = tokenizer.decode(so_far) if so_far else ""
-            if not end:  # an incomplete character is U+FFFD until its last byte comes
-                text = text.rstrip("\ufffd")
-            new.append(text[len(shown[i]) :])
-            shown[i] += new[-1]
-        return new
-
+    texts = [Pieces(tokenizer.decode) for _ in range(count)]
     for row in each:
-        for so_far, token in zip(tokens, row.tolist(), strict=True):
-            so_far += [token] * (token != NONE)
-        yield added(end=False)
-    rest = added(end=True)
+        tokens = zip(texts, row.tolist(), strict=True)
+        yield ["" if token == NONE else pieces.added(token) for pieces, token in tokens]
+    rest = [pieces.rest() for pieces in texts]
     if any(rest):
         yield rest
 

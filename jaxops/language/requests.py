@@ -106,18 +106,13 @@ def checked_request(
         stop = [settings["end"]] if "end" in settings else []
     if begin is None:
         begin = settings.get("padding", 0)
-    if not hasattr(stop, "__iter__"):
-        raise ValueError(f"stop must be numbers of tokens in a list, got {stop!r}")
-    if any(isinstance(token, str) for token in stop):
-        raise ValueError(
-            f"stop must be numbers of tokens, got {[*stop]!r}; for a text that is one token give "
-            "tokenizer.id(text)"
-        )
-    stops = np.array(stop, np.int32).reshape(-1)
-    check_tokens("stop", stops, module.config)
+    stops = checked_stops(stop, module.config)
     check_tokens("begin", np.array([begin]), module.config)
     check_vocabulary(tokenizer, module.config)
-    rows = _tokens(prompts, module, new_tokens)
+    rows = [
+        checked_prompt(f"prompts[{i}]", prompt, module, new_tokens)
+        for i, prompt in enumerate(prompts)
+    ]
     params, extra = hosts.gathered((state.params, state.extra))
     variables = jax.device_put({"params": params, **extra}, single().whole())
     return Request(module, variables, rows, new_tokens, stops, begin)
@@ -138,27 +133,41 @@ def _module(settings: dict[str, Any]) -> Any:
     return module
 
 
-def _tokens(prompts: Sequence[Any], module: Any, new_tokens: int) -> list[np.ndarray]:
-    """Each prompt's tokens, checked."""
-    config = module.config
-    rows = []
-    for i, prompt in enumerate(prompts):
-        name = f"prompts[{i}]"
-        row = np.asarray(prompt)
-        if row.size == 0:
-            raise ValueError(f"{name} must have at least one token, got none")
-        if row.ndim != 1 or row.dtype.kind not in "iu":
-            raise ValueError(f"{name} must be int (n,), got {row.dtype}{row.shape}")
-        check_tokens(name, row, config)
-        separate = hasattr(module, "begin")  # an encoder-decoder's answer has its own context
-        longest = max(len(row), new_tokens) if separate else len(row) + new_tokens
-        if longest > config.context:
-            raise ValueError(
-                f"{name} and new_tokens must have at most {config.context} tokens (the context) "
-                f"{'each' if separate else 'together'}, got {len(row)} and {new_tokens}"
-            )
-        rows.append(row.astype(np.int32))
-    return rows
+def default_length(context: int | None, longest: int) -> int:
+    """The largest number of new tokens where none is asked for: 100, or fewer that fit."""
+    return 100 if context is None else max(1, min(100, context - longest))
+
+
+def checked_stops(stop: Sequence[int], config: TransformerConfig) -> np.ndarray:
+    """The tokens that end an answer, int32 (n,), checked."""
+    if not hasattr(stop, "__iter__"):
+        raise ValueError(f"stop must be numbers of tokens in a list, got {stop!r}")
+    if any(isinstance(token, str) for token in stop):
+        raise ValueError(
+            f"stop must be numbers of tokens, got {[*stop]!r}; for a text that is one token give "
+            "tokenizer.id(text)"
+        )
+    stops = np.array(stop, np.int32).reshape(-1)
+    check_tokens("stop", stops, config)
+    return stops
+
+
+def checked_prompt(name: str, prompt: Any, module: Any, new_tokens: int) -> np.ndarray:
+    """A prompt's tokens, int32 (n,), checked."""
+    config, row = module.config, np.asarray(prompt)
+    if row.size == 0:
+        raise ValueError(f"{name} must have at least one token, got none")
+    if row.ndim != 1 or row.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be int (n,), got {row.dtype}{row.shape}")
+    check_tokens(name, row, config)
+    separate = hasattr(module, "begin")  # the answer has its own context
+    longest = max(len(row), new_tokens) if separate else len(row) + new_tokens
+    if longest > config.context:
+        raise ValueError(
+            f"{name} and new_tokens must have at most {config.context} tokens (the context) "
+            f"{'each' if separate else 'together'}, got {len(row)} and {new_tokens}"
+        )
+    return row.astype(np.int32)
 
 
 def check_vocabulary(tokenizer: Codec | None, config: TransformerConfig) -> None:

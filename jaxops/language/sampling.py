@@ -4,13 +4,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
+ALL = 2**31 - 1  # as `top_k`, all tokens
 
 
 class Sampling(NamedTuple):
     """How a token is chosen. A field that is `None` is left out of the program.
+
+    A field is one number, or an array (B, 1) with one for each row, see `choose_each`.
 
     Attributes:
         temperature: divides the logits; `None` takes the most probable token.
@@ -71,7 +75,8 @@ def filtered(logits: Array, sampling: Sampling, most: int | None = None) -> Arra
         best = lax.top_k(logits, vocabulary if most is None else min(most, vocabulary))[0]
     if sampling.top_k is not None:
         last = jnp.minimum(sampling.top_k, best.shape[-1]) - 1
-        logits = _at_least(logits, lax.dynamic_index_in_dim(best, last, -1))
+        last = jnp.broadcast_to(last, (len(best), 1))
+        logits = _at_least(logits, jnp.take_along_axis(best, last, -1))
     if sampling.top_p is not None:
         # probabilities are renormalised after top-k; a token stays if the sum before it is < p
         share = jnp.exp(best - jax.nn.logsumexp(logits, -1, keepdims=True))
@@ -110,3 +115,48 @@ def choose(
         return logits.argmax(-1).astype(jnp.int32)
     logits = filtered(logits / sampling.temperature, sampling, most)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def each(sampling: Sampling) -> Sampling:
+    """The settings of a row in `choose_each`: a field that is `None` becomes one without effect.
+
+    >>> each(Sampling(top_p=0.5)).top_p
+    0.5
+    """
+    off = (np.float32(0), np.int32(ALL), np.float32(2), np.float32(0), np.float32(1))
+    pairs = zip(sampling, off, strict=True)
+    return Sampling(*(unused if given is None else given for given, unused in pairs))
+
+
+def choose_each(logits: Array, keys: Array, sampling: Sampling, seen: Array, live: Array) -> Array:
+    """The next token of each row, as `choose` gives it with the settings of the row alone.
+
+    What no row asks for is not computed: draws, and the filters that sort the vocabulary.
+
+    Args:
+        logits: (B, V).
+        keys: (B,).
+        sampling: arrays (B, 1) of what `each` returns; a temperature of 0 takes the most probable.
+        seen: bool (B, V).
+        live: bool (B,), rows whose tokens are wanted.
+
+    >>> rows = jax.tree.map(lambda x: jnp.full((2, 1), x), each(Sampling()))
+    >>> logits, seen = jnp.array([[0.1, 2.0], [3.0, 2.0]]), jnp.zeros((2, 2), bool)
+    >>> choose_each(logits, jax.random.split(jax.random.key(0)), rows, seen, seen[0]).tolist()
+    [1, 0]
+    """
+    logits = penalised(logits, seen, sampling.repetition_penalty)
+    draws = live[:, None] & (sampling.temperature > 0)
+    # a temperature is divided by also where nothing is drawn
+    some = Sampling(jnp.where(draws, sampling.temperature, 1.0), *sampling[1:4])
+    filters = (some.top_k < logits.shape[-1]) | (some.top_p < 1) | (some.min_p > 0)
+
+    def drawn() -> Array:
+        return lax.cond(
+            (draws & filters).any(),
+            lambda: choose(logits, keys, some),
+            lambda: choose(logits, keys, Sampling(some.temperature)),
+        )
+
+    best = choose(logits, keys, Sampling())
+    return jnp.where(draws[:, 0], lax.cond(draws.any(), drawn, lambda: best), best)

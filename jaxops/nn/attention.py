@@ -4,6 +4,7 @@ On GPU and TPU attention is `jax.nn.dot_product_attention`, which on a GPU in 16
 kernel; on a CPU it is computed with `jaxops.nn.matmul`, which has a fast path for bfloat16.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -330,7 +331,7 @@ class Attention(nn.Module):
             bias: see `dot_product_attention`.
             cache: keys (B, K, H, S) and values (B, K, S, H) so far, in the layout that the products
                 of a single query read: with another, a CPU would copy the cache for every token.
-            slot: index in the cache where x begins.
+            slot: index in the cache where x begins; int (), or (B,) where each row has its own.
 
         Returns:
             (B, T, D), and the cache with x in it, or without one the keys and values of x, each
@@ -349,8 +350,13 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache
             k, v = k.transpose(0, 2, 3, 1).astype(keys.dtype), v.swapaxes(1, 2).astype(values.dtype)
-            keys = lax.dynamic_update_slice(keys, k, (0, 0, 0, slot))
-            values = lax.dynamic_update_slice(values, v, (0, 0, slot, 0))
+            if jnp.ndim(slot):
+                put = lax.dynamic_update_slice_in_dim
+                keys = jax.vmap(functools.partial(put, axis=2))(keys, k, slot)
+                values = jax.vmap(functools.partial(put, axis=1))(values, v, slot)
+            else:
+                keys = lax.dynamic_update_slice(keys, k, (0, 0, 0, slot))
+                values = lax.dynamic_update_slice(values, v, (0, 0, slot, 0))
             kept, k, v = (keys, values), keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
         causal = self.causal and mask is None
         y = dot_product_attention(

@@ -245,7 +245,7 @@ class Block(nn.Module):
             mask: see `Attention`.
             bias: see `Attention`.
             memory_mask: bool (B or 1, 1, T or 1, S), or `None`.
-            slot: index in the cache where x begins.
+            slot: see `Attention`.
 
         Returns:
             (B, T, D); and the keys and values of x (or the cache with them) and of the memory.
@@ -301,7 +301,7 @@ class Stack(nn.Module):
             places = key_places = arange(length) if positions is None else positions
         else:
             slot = cache.length
-            places = arange(length) + slot - cache.start[:, None]
+            places = arange(length) + (jnp.reshape(slot, (-1, 1)) - cache.start[:, None])
             slots = jax.tree.leaves(cache.layers)[0].shape[-1]  # of keys
             key_places = arange(slots) - cache.start[:, None]
         mask = None

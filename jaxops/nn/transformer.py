@@ -17,12 +17,13 @@ from jaxops.nn.product import Array, Dense, matmul
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, so that they are computed once; see `empty_cache`.
 
-    Rows are aligned at their ends: the first slots of a row with a shorter prompt are padding.
+    Rows are aligned at their ends: the first slots of a row with a shorter prompt are padding. Or
+    each row has a length of its own, and what is in the slots behind it is not read.
 
     Attributes:
         layers: keys (B, K, H, S) and values (B, K, S, H) of each block; stacked with `scan`.
         start: int (B,), the slot of a row's first token.
-        length: int (), number of slots in use.
+        length: int (), number of slots in use; or (B,), that of each row.
         memory: of an encoder-decoder, keys and values (B, S, K, H) of the source for each block.
         memory_mask: bool (B, 1, 1, S), False where the source is padding.
     """
@@ -178,7 +179,7 @@ def _advance(
     module: Any, tokens: Array, cache: Cache, memory: Array | None = None
 ) -> tuple[Array, Cache]:
     length = tokens.shape[1]
-    positions = arange(length) + cache.length - cache.start[:, None]
+    positions = arange(length) + (jnp.reshape(cache.length, (-1, 1)) - cache.start[:, None])
     x = module.embedding(tokens, positions)
     x, (layers, remembered) = module.stack(
         x, cache=cache, memory=memory, memory_mask=cache.memory_mask

@@ -9,8 +9,9 @@ model by its reader. The extra `serve` installs what it needs.
 """
 
 from jaxops.serve.access import add_key
-from jaxops.serve.app import Service, Settings, application
+from jaxops.serve.app import Service, application
 from jaxops.serve.server import run
+from jaxops.serve.settings import Settings
 from jaxops.serve.versions import Models
 from jaxops.serve.workers import run_workers
 

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ from jaxops.serve import openapi, tensors
 from jaxops.serve.access import Keys, is_loopback
 from jaxops.serve.answers import as_object
 from jaxops.serve.batching import Batcher, Call, Waiting
+from jaxops.serve.generation import Generation
 from jaxops.serve.inputs import Given
 from jaxops.serve.models import Served, Told
 from jaxops.serve.refused import Refused, short
 from jaxops.serve.rollout import Administration, Shadows
+from jaxops.serve.settings import Settings
 from jaxops.serve.versions import Models
 from jaxops.serve.watch import Record, Watch
 
@@ -32,39 +33,6 @@ UNKNOWN = 4  # keys that are hashed at once
 # of routes, where it is not "predict"
 ROLES = {"metrics": "metrics", "change": "admin", "unload": "admin", "live": "", "ready": ""}
 LENGTH = "inference-header-content-length"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Limits of a server.
-
-    Attributes:
-        batch_size: the most rows that requests are joined to.
-        delay: seconds that a request waits for others, at most.
-        queue: the most requests that wait; further ones are refused with 429.
-        timeout: seconds from the arrival of a request, which may ask for fewer; then it is answered
-            by 504.
-        rows: the most rows of a request.
-        body: the most bytes of a request.
-
-    Raises:
-        ValueError: a limit that is not positive.
-
-    >>> Settings(batch_size=16).queue
-    256
-    """
-
-    batch_size: int = 64
-    delay: float = 0.001
-    queue: int = 256
-    timeout: float = 10.0
-    rows: int = 10_000
-    body: int = 2**24
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (value > 0 or (name == "delay" and value == 0)) or not math.isfinite(value):
-                raise ValueError(f"{name} must be above 0, got {value}")
 
 
 class Service:
@@ -83,14 +51,15 @@ class Service:
         model_key: bytes | str | None = None,
     ) -> None:
         self.settings, self.keys, self.folder, self.model_key = settings, keys, folder, model_key
-        self.models = Models(settings.batch_size)
+        self.models = Models(settings.batch_size, settings.slots)
         self.workers = 1
         self.draining = False
         self.running = 0  # requests that have no answer yet
         self.batcher = Batcher(
             settings.batch_size, settings.delay, settings.queue, self._count_batch
         )
-        self.watch = Watch(self.batcher.queued, self.models)
+        self.watch = Watch(lambda: self.batcher.queued() + self.generation.queued(), self.models)
+        self.generation = Generation(self)
         self.shadows, administration = Shadows(self), Administration(self)
         self._readers = ThreadPoolExecutor(2, "jaxops-reader")
         self._hashing = 0
@@ -107,6 +76,7 @@ class Service:
                 routing.Route("/metrics", self.metrics),
                 routing.Route("/models", self.listed),
                 routing.Route("/models/{model}/predict", self.predict, methods=post),
+                routing.Route("/models/{model}/generate", self.generation.generate, methods=post),
                 routing.Route("/v2", self.server),
                 routing.Route("/v2/health/live", self.live),
                 routing.Route("/v2/health/ready", self.ready),
@@ -148,7 +118,7 @@ class Service:
             await self._enter(scope, headers, record)
             await self._router(scope, receive, sending)
         except self._gone:
-            pass
+            record.status = 499  # also where a part was sent
         except Exception as error:
             if began:
                 raise

@@ -13,6 +13,7 @@ import numpy as np
 from jaxops.model.finished import Model
 from jaxops.serve import answers
 from jaxops.serve.compiled import compiled, powers
+from jaxops.serve.generation import read
 from jaxops.serve.inputs import Arrays, Given, Inputs, Table, Texts, encoded, is_free
 from jaxops.serve.readers import encoded_columns, inputs_of
 from jaxops.serve.refused import Refused, short
@@ -47,6 +48,8 @@ class Served:
     def __post_init__(self) -> None:
         self.metadata: dict[str, Any] = {}
         self.answer: Any = None  # to an example of raw input, if there is one
+        self.decoder: Any = None  # of a model that generates text, see `generation`
+        self._lacks = "its reader has no decoder"
         self.inputs: Inputs = inputs_of(self.model)
         columns = encoded_columns(self.model.task)
         self.encoded: Arrays | None = None if columns is None else Arrays(columns)
@@ -66,6 +69,14 @@ class Served:
             joined = self.encoded.join([part.data for part in parts])
             found = self._told(lambda: self.model.outputs(joined), parts)
         return [told._replace(answer=answers.tensors(told.answer)) for told in found]
+
+    def asked(self, parts: Sequence[Given]) -> list[Told]:
+        """What the decoder takes of a request, and whether it asks for events."""
+        (part,) = parts
+        prompt, options, streams = read(part.data)
+        if self.decoder is None:
+            raise Refused(400, f"{self.name} must generate text to be asked for it: {self._lacks}")
+        return self._told(lambda: (self.decoder.asked(prompt, **options), streams), parts)
 
     def _told(self, call: Callable[[], Any], parts: Sequence[Given]) -> list[Told]:
         """The answer to each request of a batch, with what was warned of.
@@ -126,8 +137,12 @@ class Served:
         body = {"texts": lists["texts"]} if isinstance(self.inputs, Texts) else {"rows": lists}
         return self.inputs.read(body, most)
 
-    def warm(self, batch_size: int) -> "Served":
-        """Compile for every power of two of rows up to `batch_size`; the same, ready."""
+    def warm(self, batch_size: int, slots: int) -> "Served":
+        """Compile for `slots` texts, and for every power of two of rows up to `batch_size`.
+
+        Returns:
+            The same, ready.
+        """
         self.model = compiled(self.model, batch_size)
         for rows in powers(batch_size):
             example = self.inputs.example(rows)
@@ -138,6 +153,11 @@ class Served:
         self.metadata = self._described()
         if (observer := getattr(self.model, "observer", None)) is not None:
             observer.clear()  # of the examples
+        if hasattr(self.model.reader, "decoder"):
+            try:
+                self.decoder = self.model.reader.decoder(self.model, slots)
+            except ValueError as error:  # its network reads and does not write, such as BERT
+                self._lacks = str(error)
         return self
 
     def _described(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import html
 from typing import Any
 
 from jaxops._version import __version__
+from jaxops.serve import generation
 from jaxops.serve.answers import as_object
 from jaxops.serve.models import Served
 
@@ -126,6 +127,9 @@ def document(
             f"/v2/models/{name}/infer": infer,
             f"/admin/models/{name}": change | unload,
         }
+        if served.decoder is not None:
+            summary = f"Text by {name}, whole or in server-sent events"
+            paths[f"/models/{name}/generate"] = _post(summary, generation.schema())
         for version in versions[name]:
             path = f"/v2/models/{name}/versions/{version}"
             paths |= {path: paths[f"/v2/models/{name}"], f"{path}/infer": infer}

@@ -135,7 +135,7 @@ def listen(
 
     with folder:
         asyncio.run(serve())
-    if not service.batcher.busy:
+    if not (service.batcher.busy or service.generation.busy):
         end.cancel()
 
 

@@ -56,6 +56,7 @@ class Models:
 
     Args:
         batch_size: rows up to which a model is compiled ahead.
+        slots: texts that a model generates at once.
 
     >>> from jaxops import tabular
     >>> table = {"age": list(range(40)), "left": [0, 1] * 20}
@@ -69,8 +70,8 @@ class Models:
     ('2', ['1'])
     """
 
-    def __init__(self, batch_size: int = 64) -> None:
-        self._batch_size = batch_size
+    def __init__(self, batch_size: int = 64, slots: int = 8) -> None:
+        self._batch_size, self._slots = batch_size, slots
         self._lines: dict[str, Line] = {}
         self._numbers: dict[str, int] = {}  # the last one of each name, which is not used again
         self._lock = threading.RLock()
@@ -164,7 +165,7 @@ class Models:
             self._line(name)
         with self._lock:
             number = self._numbers[name] = 1 + self._numbers.get(name, 0)
-        served = Served(name, str(number), model, file).warm(self._batch_size)
+        served = Served(name, str(number), model, file).warm(self._batch_size, self._slots)
         with self._lock:
             line = self._line(name) if given else self._lines.get(name, Line({}, served.version))
             before = line.current

@@ -39,6 +39,7 @@ class Record:
     model: str = ""
     version: str = ""
     rows: int = 0
+    tokens: int = 0  # of a generated text
     status: int = 499  # the client went before there was an answer
     start: float = field(default_factory=time.perf_counter)
 
@@ -114,6 +115,11 @@ class Watch:
             multiprocess.MultiProcessCollector(registry)
         text: bytes = self._prometheus.generate_latest(registry)
         return text, self._prometheus.CONTENT_TYPE_LATEST
+
+    def metric(self, kind: str, name: str, told: str, **how: Any) -> Any:
+        """One more metric with a value for each model: a "Counter", "Gauge" or "Histogram"."""
+        make = getattr(self._prometheus, kind)
+        return make(name, told, ["model"], registry=self._registry, **how)
 
     def batch(self, model: str, rows: int) -> None:
         """Count a batch."""

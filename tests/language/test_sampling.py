@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxops.language.sampling import Sampling, choose, filtered, penalised
+from jaxops.language.sampling import Sampling, choose, choose_each, each, filtered, penalised
 
 ROWS = np.random.default_rng(0).normal(0, 2, (40, 12)).astype(np.float32)
 
@@ -115,3 +115,22 @@ def test_without_a_temperature_the_most_probable_is_taken():
     assert choose(jnp.array(ROWS), None, Sampling()).tolist() == ROWS.argmax(1).tolist()
     shunned = choose(jnp.array(ROWS), None, Sampling(repetition_penalty=1e9), seen=seen)
     assert not (shunned == ROWS.argmax(1)).any()
+
+
+def test_rows_with_settings_of_their_own_are_chosen_as_alone():
+    some = [
+        Sampling(),
+        Sampling(np.float32(0.7)),
+        Sampling(np.float32(1.5), top_k=np.int32(3)),
+        Sampling(np.float32(2.0), top_p=np.float32(0.6), min_p=np.float32(0.1)),
+        Sampling(repetition_penalty=np.float32(3.0)),
+        Sampling(np.float32(1.0), repetition_penalty=np.float32(2.0)),
+    ]
+    logits, keys = jnp.array(ROWS[:6]), jax.random.split(jax.random.key(3), 6)
+    seen = logits > 1
+    rows = jax.tree.map(lambda *x: np.array(x)[:, None], *map(each, some))
+    for live in (np.ones(6, bool), np.arange(6) == 0):  # all, and one that is greedy
+        found = np.asarray(jax.jit(choose_each)(logits, keys, rows, seen, live))
+        for i in np.flatnonzero(live):
+            row = slice(i, i + 1)
+            assert found[i] == choose(logits[row], keys[row], some[i], seen=seen[row])[0]

@@ -236,6 +236,35 @@ def test_a_cache_gives_the_same_logits(kind, scan):
 
 
 @pytest.mark.parametrize(
+    "kind, scan", [("llama", True), pytest.param("gpt2", False, marks=pytest.mark.slow)]
+)
+def test_rows_of_a_cache_have_lengths_of_their_own(kind, scan):
+    """Row 0 begins at once, row 1 three tokens later, over what was written there before."""
+    config = config_of(kind)
+    params = jax.tree.map(jnp.asarray, params_of(config))
+    tokens = np.random.default_rng(4).integers(0, 11, (2, 10), np.int32)
+    want = logits_of(config, tokens, np.ones((2, 10), np.int32))
+    if scan:
+        config = dataclasses.replace(config, scan=True)
+        params = stacked(params, config.depth)
+    model, nothing = Transformer(config), jnp.zeros(2, jnp.int32)
+    empty = empty_cache(config, 10, nothing)._replace(length=nothing)
+    rows = np.stack([tokens[0], [7, 7, 7, *tokens[1, :7]]])
+
+    def step(cache, given):
+        token, begins = given
+        cache = cache._replace(length=jnp.where(begins, 0, cache.length))
+        return model.apply({"params": params}, token[:, None], cache, method="advance")[::-1]
+
+    begins = np.zeros((10, 2), bool)
+    begins[3, 1] = True
+    cache, got = jax.jit(lambda *given: jax.lax.scan(step, empty, given))(rows.T, begins)
+    assert cache.length.tolist() == [10, 7]
+    np.testing.assert_allclose(got[:, 0, 0], want[0], atol=1e-5)
+    np.testing.assert_allclose(got[3:, 1, 0], want[1, :7], atol=1e-5)
+
+
+@pytest.mark.parametrize(
     "kind, scan",
     [("t5 decoder", False), ("llama", True), pytest.param("gpt2", False, marks=pytest.mark.slow)],
 )

@@ -53,12 +53,22 @@ class Answer(NamedTuple):
 
 
 async def ask(
-    app, method, path, body=None, gone=None, parts=1, root_path="", client="127.0.0.1", **headers
+    app,
+    method,
+    path,
+    body=None,
+    gone=None,
+    parts=1,
+    root_path="",
+    client="127.0.0.1",
+    told=None,
+    **headers,
 ):
-    """One request; `gone` is an event on which the client goes away."""
+    """One request; `gone` is an event on which the client goes away, `told` gets the messages."""
     path, _, query = path.partition("?")
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    sent, told, gone = iter(_parts(data, parts)), [], gone or asyncio.Event()
+    sent, gone = iter(_parts(data, parts)), gone or asyncio.Event()
+    told = [] if told is None else told
 
     async def receive():
         part = next(sent, None)
