@@ -112,10 +112,11 @@ def of_columns(reference: np.ndarray, rows: np.ndarray) -> Alarms:
 def of_kernels(reference: np.ndarray, rows: np.ndarray) -> Alarms:
     """MMD and LSDD on each batch, until an alarm."""
     found: Alarms = {}
+    own = int(np.abs(reference[0, 0]) * 2**30)  # streams with the same permutations are alike
     for name, test in (("MMD", monitor.mmd), ("LSDD", monitor.lsdd)):
         found[name] = np.zeros(len(rows), bool)
         for i, batch in enumerate(rows):
-            if test(reference, batch, permutations=99, seed=i).p <= LEVEL:
+            if test(reference, batch, permutations=99, seed=own + i).p <= LEVEL:
                 found[name][i:] = True  # what comes after the first is not asked for
                 break
     return found
