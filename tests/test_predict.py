@@ -147,6 +147,14 @@ def test_a_run_that_ends_anywhere_goes_on(
     assert_whole(out, wanted)
 
 
+def test_what_a_killed_actor_has_begun_is_removed_at_the_end(tmp_path):
+    with scoring.Folder(tmp_path) as parts:
+        parts.begin({})
+        (tmp_path / f".{'0' * 32}.part-000001.parquet").touch()
+        parts.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["_manifest.json"]
+
+
 def test_parts_that_are_lost_are_made_again(folder, wanted, tmp_path, written, capsys):
     out = tmp_path / "scores"
     assert command(folder, out) == 0

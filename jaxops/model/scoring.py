@@ -202,8 +202,7 @@ class Folder:
             ValueError: parts of something else, or other files.
         """
         self._made = {**made, "rows": PART}
-        for left in self.path.glob(f".{'[0-9a-f]' * 32}.*"):  # of a process that was killed
-            left.unlink(missing_ok=True)
+        self._clear()
         file = self.path / MANIFEST
         if not file.exists():
             other = next(self.path.iterdir(), None)
@@ -247,8 +246,14 @@ class Folder:
 
     def finish(self) -> None:
         """Record that there are no further rows."""
+        self._clear()
         self.finished = True
         self._write()
+
+    def _clear(self) -> None:
+        """Remove what a killed process, or a killed actor of Ray, has begun."""
+        for left in self.path.glob(f".{'[0-9a-f]' * 32}.*"):
+            left.unlink(missing_ok=True)
 
     def _write(self) -> None:
         with whole(self.path / MANIFEST) as beside:
