@@ -58,6 +58,11 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "threadpoolctl": "benchmarks/recommend_als.py",
     "stockpyl": "benchmarks/stockpyl_loop.py",
     "lifetimes": "benchmarks/customers.py",
+    "fastapi": "benchmarks/serve_peers.py",
+    "orjson": "benchmarks/serve_peers.py",
+    "litserve": "benchmarks/serve_peers.py",
+    "mlflow": "benchmarks/serve_peers.py",
+    "bentoml": "benchmarks/serve_bento.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",

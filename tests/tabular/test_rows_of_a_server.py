@@ -1,6 +1,7 @@
 """Arrays as a server gives them, read without a frame: the same values, and the same refusals."""
 
 import functools
+import itertools
 import sys
 
 import numpy as np
@@ -78,7 +79,7 @@ READERS = [
 
 
 def drawn(rng):
-    """Arrays as `jaxops.serve` makes them of a request: any cells, in one of three tables bad ones."""
+    """Arrays as `jaxops.serve` makes them of requests: any cells, in a third of tables bad ones."""
     count = int(rng.integers(1, 65))
 
     def objects(values):
@@ -197,7 +198,7 @@ def test_features_are_what_the_definition_says_column_by_column(reader, monkeypa
             wanted |= {f"{name}={value}": table[name] == value for value in known}
             wanted |= {f"{name} rare": np.isin(table[name], rare)} if rare else {}
     for name, edges in encoder.edges.items():
-        for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for i, (a, b) in enumerate(itertools.pairwise(edges)):
             share = (table[name] - a) / (b - a)
             share = np.where(i > 0, np.maximum(share, 0), share)
             share = np.where(i < len(edges) - 2, np.minimum(share, 1), share)
