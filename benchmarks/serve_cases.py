@@ -169,9 +169,9 @@ class Body(NamedTuple):
 
 
 def post(path: str, body: bytes, **headers: str) -> bytes:
-    """The bytes of a request.
+    r"""The bytes of a request; an underscore in a header's name stands for its hyphen.
 
-    >>> post("/predict", b"{}").partition(b"\\r\\n")[0]
+    >>> post("/predict", b"{}").partition(b"\r\n")[0]
     b'POST /predict HTTP/1.1'
     """
     told = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **headers}

@@ -51,11 +51,11 @@ class Connection(asyncio.Protocol):
 
 
 def is_whole(data: bytes | bytearray) -> bool:
-    """Whether the bytes of an answer have come, by its length or by its last chunk.
+    r"""Whether the bytes of an answer have come, by its length or by its last chunk.
 
     >>> is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
     False
-    >>> is_whole(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+    >>> is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     True
     """
     end = data.find(b"\r\n\r\n")
