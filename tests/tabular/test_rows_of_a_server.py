@@ -149,7 +149,8 @@ def test_a_table_to_learn_from_is_read_as_a_frame_is(options):
     rng, read = np.random.default_rng(2), functools.partial(read_with_dates, **options)
     for texts in (WORDS, DATES, ZONED, ["1", "007", "2"], ["1", "2.5", " 3"], ["1,5", "2,5"], [""]):
         cells = np.array([*rng.choice(texts, 40), None], object)
-        table = {"n": rng.normal(size=41).astype("f4"), "t": cells}
+        whole = rng.integers(0, 9, 41).astype("u1")
+        table = {"n": rng.normal(size=41).astype("f4"), "i": whole, "t": cells}
         frame = functools.partial(read, pd.DataFrame(table))
         assert_same(told(frame), told(functools.partial(read, table)))
 
