@@ -165,8 +165,6 @@ def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
     Raises:
         ValueError: the column must hold dates and does not, or must not and does.
     """
-    pc = require("pyarrow.compute", extra="data")
-
     wanted = "dates such as 2024-12-31, as in the train rows"
     if series.dtype.kind == "M":
         if date is False:
@@ -174,35 +172,33 @@ def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
         return array(where, series)
     if date is False or (date is None and hasattr(series.dtype, "categories")):
         return None
-    series = require("pandas", extra="data").Series(series)
-    if series.dtype.kind in "iufb" and not series.isna().all():
+    if series.dtype.kind in "iufb" and not require("pandas", extra="data").isna(series).all():
         if date:
             raise ValueError(f"{where} must be {wanted}, got {series.dtype}")
         return None
-    few = series.head(256)  # enough to recognise most columns of numbers and texts
-    if date is None and not pc.all(_are_dates(_without_missing(few))).as_py():
+    few = 256  # enough to recognise most columns of numbers and texts
+    first = series[:few] if isinstance(series, np.ndarray) else series.head(few)
+    if date is None and _no_date(_as_objects(first, MISSING)) is not None:
         return None
-    texts = _without_missing(series)
-    right = _are_dates(texts)
-    if not pc.all(right).as_py() or (date is None and texts.null_count == len(texts)):
+    texts = _as_objects(series, MISSING)
+    row, present = _no_date(texts), texts != ""
+    if row is not None or (date is None and not present.any()):
         if not date:
             return None
-        row = pc.index(right, False).as_py()
         raise ValueError(
-            f"{where} must be {wanted}, got {texts[row].as_py()!r} in row {row} (counted from 0)"
+            f"{where} must be {wanted}, got {texts[row]!r} in row {row} (counted from 0)"
         )
-    present = texts.drop_null().to_numpy(zero_copy_only=False)
     moments = np.full(len(texts), "NaT", "datetime64[us]")
-    if len(present):
+    if present.any():
         hint = "dates such as 2024-12-31, or a column of text=[...]"
-        moments[texts.is_valid().to_numpy(zero_copy_only=False)] = utc(present, where, hint)
+        moments[present] = utc(texts[present], where, hint)
     return moments
 
 
-def _are_dates(texts: Any) -> Any:
-    pc = require("pyarrow.compute", extra="data")
-
-    return pc.fill_null(pc.match_substring_regex(texts, DATE), True)
+def _no_date(texts: np.ndarray) -> int | None:
+    """The first row with a text that is no date; None where there is none."""
+    date = re.compile(DATE, re.ASCII)
+    return next((i for i, text in enumerate(texts) if text and not date.fullmatch(text)), None)
 
 
 def _calendar(name: str, moments: np.ndarray) -> dict[str, np.ndarray]:
