@@ -75,6 +75,8 @@ class Load:
         self.latency = np.full(len(intended), np.inf)
         self.free: deque[Connection] = deque()  # in turns, so that none is idle for long
         self.waiting: deque[int] = deque()
+        self.held: list[Connection] = []
+        self.opening: set[asyncio.Future[None]] = set()
         self.left, self.bad, self.start = len(intended), 0, time.perf_counter()
         self.ended = asyncio.Event()
 
@@ -90,23 +92,32 @@ class Load:
                 self.ended.set()
         if not connection.open:
             self.free = deque(one for one in self.free if one is not connection)
+            self.opening.add(asyncio.ensure_future(self._reopen()))
         elif self.waiting:
             self._send(connection, self.waiting.popleft())
         else:
             self.free.append(connection)
 
-    async def _connect(self, port: int) -> Connection:
-        loop = asyncio.get_running_loop()
+    async def _open(self) -> None:
         make = functools.partial(Connection, self.done)
-        return (await loop.create_connection(make, "127.0.0.1", port))[1]
+        loop = asyncio.get_running_loop()
+        connection = (await loop.create_connection(make, "127.0.0.1", self.port))[1]
+        self.held.append(connection)
+        self.done(connection, None, True)
+
+    async def _reopen(self) -> None:
+        """Open a connection in place of one that is lost, unless the server is gone."""
+        with contextlib.suppress(OSError):
+            await self._open()
 
     def _send(self, connection: Connection, place: int) -> None:
         connection.send(place, self.requests[place % len(self.requests)])
 
     async def run(self, port: int, connections: int, most_bad: float) -> np.ndarray:
         """The latencies; infinite of what was not answered, or not sent as too many were late."""
-        held = [await self._connect(port) for _ in range(min(connections, len(self.intended)))]
-        self.free.extend(held)
+        self.port = port
+        for _ in range(min(connections, len(self.intended))):
+            await self._open()
         self.start = time.perf_counter()
         for place, moment in enumerate(self.intended):
             if self.bad > most_bad:
@@ -118,14 +129,12 @@ class Load:
                 self._send(self.free.popleft(), place)
             else:
                 self.waiting.append(place)
-                lost = next((i for i, one in enumerate(held) if not one.open), None)
-                if lost is not None:
-                    held[lost] = await self._connect(port)
-                    self.done(held[lost], None, True)
         if self.left and self.bad <= most_bad:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), WAIT)
-        for one in held:
+        for opening in self.opening:
+            opening.cancel()
+        for one in self.held:
             one.done = lambda *_: None
             one.transport.close()
         return self.latency
