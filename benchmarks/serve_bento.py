@@ -15,7 +15,7 @@ class Bento:
     def __init__(self) -> None:
         self.case = make(os.environ["SERVE_CASE"], os.environ["SERVE_FOLDER"])
 
-    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=20)
+    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=100)
     def predict(self, rows: list[Any]) -> list[Any]:
         """One answer for each row."""
         return self.case(rows)

@@ -187,7 +187,7 @@ def bodies(case: Case, server: str) -> list[Body]:
         "fastapi": ("/predict", "rows", lambda told: told["answer"][0]),
         "litserve": ("/predict", "rows", lambda told: told["answer"][0]),
         "bentoml": ("/predict", "rows", lambda told: told[0]),
-        "mlflow": ("/invocations", "instances", lambda told: told["predictions"][0]),
+        "mlflow": ("/invocations", "inputs", lambda told: told["predictions"][0]),
     }[server]
     kind = {"Content_Type": "application/json"}
     asked = [post(path, json.dumps({key: [row]}).encode(), **kind) for row in case.rows]

@@ -40,32 +40,11 @@ def fastapi(case: str, folder: str, port: int) -> None:
 
 def litserve(case: str, folder: str, port: int) -> None:
     """One worker beside the server, which joins requests."""
-    import litserve as ls
+    from litserve import LitServer
 
-    class API(ls.LitAPI):  # type: ignore[misc]
-        """Rows of JSON, one a request."""
+    from benchmarks.serve_lit import API
 
-        def setup(self, device: str) -> None:
-            self.case = make(case, folder)
-
-        def decode_request(self, request: Any) -> Any:
-            return request["rows"][0]
-
-        def batch(self, inputs: list[Any]) -> list[Any]:
-            return inputs
-
-        def predict(self, x: list[Any]) -> list[Any]:
-            return self.case(x)
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def encode_response(self, output: Any) -> Any:
-            return {"answer": [output]}
-
-    server = ls.LitServer(
-        API(max_batch_size=BATCH, batch_timeout=DELAY), accelerator="cpu", workers_per_device=1
-    )
+    server = LitServer(API(case, folder, BATCH, DELAY), accelerator="cpu", workers_per_device=1)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
 
 
@@ -82,20 +61,16 @@ def mlflow(case: str, folder: str, port: int) -> None:
     from mlflow.pyfunc import PythonModel
 
     class Network(PythonModel):  # type: ignore[misc]
-        """Rows of JSON; of rows by name it gets arrays by name."""
+        """Rows of JSON to answers."""
 
         def load_context(self, context: Any) -> None:
             self.case = make(case, folder)
 
         def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-            rows = model_input
-            if isinstance(rows, dict):
-                rows = [
-                    dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)
-                ]
-            return self.case(rows)
+            return self.case(model_input)
 
     path = Path(folder) / f"mlflow-{port}"
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     mlflow.pyfunc.save_model(path, python_model=Network())
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(path)]
     more = ["-h", "127.0.0.1", "-p", str(port), "--env-manager", "local", "--workers", "1"]

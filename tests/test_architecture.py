@@ -60,7 +60,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "lifetimes": "benchmarks/customers.py",
     "fastapi": "benchmarks/serve_peers.py",
     "orjson": "benchmarks/serve_peers.py",
-    "litserve": "benchmarks/serve_peers.py",
+    "litserve": "benchmarks/serve_lit.py",
     "mlflow": "benchmarks/serve_peers.py",
     "bentoml": "benchmarks/serve_bento.py",
 }
