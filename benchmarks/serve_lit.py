@@ -8,7 +8,7 @@ from fastapi import Request
 from benchmarks.serve_torch import make
 
 
-class API(litserve.LitAPI):  # type: ignore[misc]
+class API(litserve.LitAPI):
     """Rows of JSON, one a request, which are answered together."""
 
     def __init__(self, case: str, folder: str, batch: int, delay: float) -> None:

@@ -60,7 +60,7 @@ def mlflow(case: str, folder: str, port: int) -> None:
     import mlflow.pyfunc
     from mlflow.pyfunc import PythonModel
 
-    class Network(PythonModel):  # type: ignore[misc]
+    class Network(PythonModel):
         """Rows of JSON to answers."""
 
         def load_context(self, context: Any) -> None:
