@@ -67,11 +67,14 @@ def mlflow(case: str, folder: str, port: int) -> None:
             self.case = make(case, folder)
 
         def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-            return self.case(model_input)
+            rows = list(model_input)
+            if isinstance(rows[0], dict):  # whose values are arrays of no axis
+                rows = [{name: value.item() for name, value in row.items()} for row in rows]
+            return self.case(rows)
 
     path = Path(folder) / f"mlflow-{port}"
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    mlflow.pyfunc.save_model(path, python_model=Network())
+    mlflow.pyfunc.save_model(path, python_model=Network(), pip_requirements=[])  # none inferred
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(path)]
     more = ["-h", "127.0.0.1", "-p", str(port), "--env-manager", "local", "--workers", "1"]
     os.execv(sys.executable, [*command, *more])
