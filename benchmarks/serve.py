@@ -1,169 +1,277 @@
-"""Latency of `jaxops serve` by rate, on loopback, with an open loop of requests.
+"""The highest rate of `jaxops serve` with p99 under 20 ms, beside four servers of PyTorch.
 
-    python -m benchmarks.serve [--seconds 5 --rates 50 100 200 400 800]
+    python -m benchmarks.serve [--cases C01 TabM] [--peers-python PEERS/bin/python]
+    python -m benchmarks.serve --cases C01 --soak 600 --soak-rate 1000
 
-Requests are sent at random times of a given mean rate, whether or not earlier ones are answered,
-and a latency counts from the time at which a request was to be sent: a server that falls behind
-cannot hide it. Every run is bounded in requests and time, and goes to 127.0.0.1 alone. The server
-is a process of its own; this one, which sends, needs a core for itself.
+The peers serve the same network with the same weights: a FastAPI route by hand, LitServe and
+BentoML with their batching, and MLflow's pyfunc server. They run by an interpreter of their own:
+
+    python3.11 -m venv PEERS
+    PEERS/bin/pip install torch tabm "uvicorn[standard]" fastapi orjson litserve bentoml mlflow
+
+Answers are compared first. Then the servers take turns, one of them running at a time, and for each
+the highest rate is searched that an open loop of requests of one row holds: 99 of 100 answers
+within 20 ms of the time at which the request was to be sent, and none wrong. The process that sends
+needs a core for itself. A server that does not start is a row that says why. With `--soak` jaxops
+alone is asked for so many seconds, at 70 % of a rate.
 """
 
-import asyncio
-import json
+import math
 import os
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import tyro
 
-import jaxops as jo
-from jaxops import tabular, vision
+from benchmarks import serve_cases, serve_load
+from benchmarks.serve_cases import CASES, Body, Case
+from benchmarks.serve_load import Try
+from benchmarks.serve_process import Server, ServerError
 from jaxops._table import table
-from jaxops.serve.compiled import compiled
 
-MOST = 20_000  # requests of one run
-LATE = 0.02  # seconds that the 99th percentile may take
+SHARE = 0.7  # of the rate, in a soak
+Peer = Literal["fastapi", "litserve", "bentoml", "mlflow"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is measured."""
 
-    rates: tuple[float, ...] = (50, 100, 200, 400, 800, 1600)
-    """requests a second, rising; a kind ends with the first whose p99 is above 20 ms"""
-    seconds: float = 5.0
-    """of each rate"""
+    cases: tuple[Literal["C01", "TabM", "SASRec", "text"], ...] = ("C01", "TabM", "SASRec", "text")
+    peers: tuple[Peer, ...] = ("fastapi", "litserve", "bentoml", "mlflow")
+    peers_python: str = ""
+    """interpreter of the peers; without one jaxops is measured alone"""
+    rounds: int = 2
+    """turns of each server; the rate is the median"""
+    seconds: float = 4.0
+    """of each run of a search, of which a server has about 8 a round"""
+    first: float = 200
+    """requests a second of the first run"""
+    lowest: float = 25
+    highest: float = 10_000
     connections: int = 64
     """that are kept open"""
+    soak: float = 0
+    """seconds; jaxops alone, one case"""
+    soak_rate: float = 0
+    """requests a second, of which a soak sends 70 %"""
     seed: int = 0
-    """of the times and of the data"""
+    """of the times"""
+
+    def __post_init__(self) -> None:
+        if (self.soak > 0) != (self.soak_rate > 0) or (self.soak and len(self.cases) > 1):
+            raise ValueError(
+                f"soak must come with soak_rate and one case, got {self.soak:g}, "
+                f"{self.soak_rate:g} and {', '.join(self.cases)}"
+            )
 
 
-def models(folder: Path, seed: int) -> dict[str, jo.Model]:
-    """A network of images and one of tables; latency does not depend on what they learned."""
-    task = vision.classifier(vision.MLP())
-    image = {"image": np.zeros((1, 28, 28, 1), np.uint8)}
-    state = jo.init_state(task, jo.optim.adam(1e-3), seed, image)
-    rng = np.random.default_rng(seed)
-    numbers = {f"x{i}": rng.normal(size=400) for i in range(20)}
-    plans = rng.choice(["basic", "plus", "gold"], 400)
-    given = {**numbers, "plan": plans, "left": (numbers["x0"] > 0).astype(int)}
-    method = tabular.TabM()
-    found = {
-        "digits": jo.Model(task, state, vision.ImageReader((28, 28), 1)),
-        "churn": tabular.fit(given, method, label="left", epochs=1, progress=False),
-    }
-    for name, model in found.items():
-        jo.save(folder / f"{name}.safetensors", model)
+def command(server: str, case: Case, folder: Path, python: str) -> list[str]:
+    """The command of a server; "PORT" stands for its port."""
+    if server == "jaxops":
+        file = str(folder / f"{case.name}.safetensors")
+        return [sys.executable, "-m", "jaxops", "serve", file, "--port", "PORT"]
+    return [python, "-m", "benchmarks.serve_peers", server, case.name, str(folder), "PORT"]
+
+
+def compared(server: Server, body: Body, wanted: Sequence[Any]) -> float:
+    """The largest difference of a server's answers to those of `Model.predict`.
+
+    Raises:
+        ServerError: it is too large.
+    """
+    found = [body.read(*server.answer(request)) for request in body.requests]
+    largest = max(map(serve_cases.difference, wanted, found))
+    if not largest <= serve_cases.TOLERANCE:
+        raise ServerError(f"answers differ by {largest:.2g} from those of jaxops")
+    return largest
+
+
+def attempt(server: Server, body: Body, rate: float, settings: Settings) -> Try:
+    """One run at a rate, with the CPU time that the server took for a request."""
+    before, _ = server.used()
+    latency = serve_load.run(
+        serve_load.load(
+            server.port, body.requests, rate, seconds=settings.seconds, seed=settings.seed,
+            connections=settings.connections, give_up=0.05,
+        )
+    )  # fmt: skip
+    after, _ = server.used()
+    return serve_load.tried(rate, latency, after - before if before and after else None)
+
+
+def turn(
+    name: str, case: Case, folder: Path, wanted: Sequence[Any], settings: Settings,
+    before: dict[str, list[Try]],
+) -> None:  # fmt: skip
+    """Start a server, compare its answers, and search its highest rate for each kind of body.
+
+    Args:
+        name: of the server.
+        case: what is asked.
+        folder: of the case.
+        wanted: answers.
+        settings: of the search.
+        before: body -> what was found in earlier turns, to which this one is added.
+
+    Raises:
+        ServerError: it does not start, or its answers differ.
+    """
+    log = folder / f"{name}.log"
+    with Server(command(name, case, folder, settings.peers_python), log) as server:
+        ways = serve_cases.bodies(case, name)
+        server.wait(ways[0].requests[0])
+        for body in ways:
+            compared(server, body, wanted)
+            attempt(server, body, settings.lowest, settings)  # warms up
+            known = before.setdefault(body.name, [])
+            again = known and known[-1].rate
+            start, factor = (again, 1.25) if again else (settings.first, 2.0)
+            found = serve_load.highest(
+                lambda rate, body=body: attempt(server, body, rate, settings),
+                start, settings.lowest, settings.highest, factor,
+            )  # fmt: skip
+            found = found or Try(0.0, math.inf, math.inf, math.inf, 0)  # not even the lowest
+            known.append(found)
+            print(f"{case.name}, {name}, {body.name}: {found.rate:.0f} a second", flush=True)
+
+
+def rows_of(case: str, server: str, found: dict[str, list[Try]]) -> list[dict[str, Any]]:
+    """The rows of a server: the median of its rates, with the latency of the run next to it.
+
+    The rate is 0 where not even the lowest one is held.
+
+    >>> runs = [Try(100.0, 0.001, 0.002, 0.003, 0, 0.004), Try(300.0, 0.001, 0.01, 0.02, 0)]
+    >>> rows_of("C01", "jaxops", {"JSON": runs})[0]["rate"], rows_of("", "", {})
+    (200, [])
+    """
+    rows = []
+    for body, runs in found.items():
+        rate = statistics.median(one.rate for one in runs)
+        one = min(runs, key=lambda one: abs(one.rate - rate))
+        milliseconds = {"p50 ms": one.p50, "p99 ms": one.p99, "p99.9 ms": one.p999}
+        rows.append(
+            {
+                "case": case,
+                "server": server,
+                "body": body,
+                "rate": round(rate),
+                "of rounds": " ".join(f"{one.rate:.0f}" for one in runs),
+                **{name: round(1000 * value, 2) for name, value in milliseconds.items()},
+                "CPU ms": None if one.cpu is None else round(1000 * one.cpu, 3),
+            }
+        )
+    return rows
+
+
+def shares(case: Case) -> list[dict[str, Any]]:
+    """What of a request to jaxops is reading, the model, and writing, in this process."""
+    found = []
+    for body in serve_cases.bodies(case, "jaxops"):
+        parts = {f"{n}, ms": round(x, 3) for n, x in serve_cases.parts(case, body).items()}
+        found.append({"case": case.name, "body": body.name, **parts})
     return found
 
 
-def requests(found: dict[str, jo.Model], seed: int) -> dict[str, tuple[bytes, Any]]:
-    """Kind -> the bytes of a request of one row, and the call that answers it in this process."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (1, 28, 28, 1), np.uint8)
-    tensor = {"name": "image", "shape": [1, 28, 28, 1], "datatype": "UINT8"}
-    size = {"parameters": {"binary_data_size": image.nbytes}}
-    head = {"inputs": [tensor | size], "parameters": {"binary_data_output": True}}
-    text = json.dumps(head).encode()
-    row = {**{f"x{i}": [float(rng.normal())] for i in range(20)}, "plan": ["plus"]}
-    digits, churn = compiled(found["digits"], 1), compiled(found["churn"], 1)  # as the server
+def with_rest(parts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shares of a request's CPU time: what is not in the parts is HTTP and the queue.
+
+    >>> parts = [{"case": "C01", "body": "JSON", "read, ms": 0.1, "model, ms": 0.2}]
+    >>> rows = [{"case": "C01", "server": "jaxops", "body": "JSON", "CPU ms": 1.0}]
+    >>> with_rest(parts, rows)[0]["HTTP and queue, ms"], with_rest(parts, rows)[0]["theirs, %"]
+    (0.7, 70)
+    """
+    told = []
+    for part in parts:
+        ours = sum(value for name, value in part.items() if name.endswith(", ms"))
+        one = {"case": part["case"], "server": "jaxops", "body": part["body"]}
+        cpu = next((row["CPU ms"] for row in rows if one.items() <= row.items()), None)
+        rest = {}
+        if cpu:
+            left = max(0.0, cpu - ours)
+            rest = {"HTTP and queue, ms": round(left, 3), "theirs, %": round(100 * left / cpu)}
+        told.append({**part, **rest})
+    return told
+
+
+def measure(case: Case, folder: Path, settings: Settings) -> list[dict[str, Any]]:
+    """One case: the rows of all servers, each of which takes its turns."""
+    wanted = serve_cases.wanted(case)
+    names = ["jaxops", *(settings.peers if settings.peers_python else ())]
+    found: dict[str, dict[str, list[Try]]] = {name: {} for name in names}
+    failed: dict[str, str] = {}
+    for _ in range(settings.rounds):
+        for name in names:
+            if name in failed:
+                continue
+            try:
+                turn(name, case, folder, wanted, settings, found[name])
+            except (ServerError, OSError, ValueError, KeyError) as error:
+                failed[name] = f"failed: {error}"
+                print(f"{case.name}, {name}: {failed[name]}", flush=True)
+    rows = []
+    for name in names:
+        rows += rows_of(case.name, name, found[name])
+        if name in failed:
+            rows.append({"case": case.name, "server": name, "of rounds": failed[name]})
+    return rows
+
+
+def soak(case: Case, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Ask jaxops for a long time at 70 % of a rate: errors, latency, memory before and after."""
+    rate = SHARE * settings.soak_rate
+    with Server(command("jaxops", case, folder, ""), folder / "jaxops.log") as server:
+        body = serve_cases.bodies(case, "jaxops")[0]
+        server.wait(body.requests[0])
+        attempt(server, body, rate, settings)  # warms up
+        _, before = server.used()
+        latency = serve_load.run(
+            serve_load.load(
+                server.port, body.requests, rate, seconds=settings.soak, seed=settings.seed,
+                connections=settings.connections, most=int(rate * settings.soak) + 1,
+            )
+        )  # fmt: skip
+        time.sleep(1.0)
+        _, after = server.used()
+    told = serve_load.tried(rate, latency)
+    megabytes = [None if x is None else round(x / 2**20, 1) for x in (before, after)]
     return {
-        "image, bytes": (
-            _post("/v2/models/digits/infer", text + image.tobytes(), len(text)),
-            lambda: digits.outputs({"image": image}),
-        ),
-        "image, JSON": (
-            _post("/models/digits/predict", json.dumps({"images": image.tolist()}).encode()),
-            lambda: digits.predict(image),
-        ),
-        "row of 21 columns, JSON": (
-            _post("/models/churn/predict", json.dumps({"rows": row}).encode()),
-            lambda: churn.predict(row),
-        ),
+        "case": case.name,
+        "body": body.name,
+        "rate": round(rate),
+        "requests": len(latency),
+        "errors": told.wrong,
+        "p50 ms": round(1000 * told.p50, 2),
+        "p99 ms": round(1000 * told.p99, 2),
+        "p99.9 ms": round(1000 * told.p999, 2),
+        "MB at the start": megabytes[0],
+        "MB at the end": megabytes[1],
     }
 
 
-def _post(path: str, body: bytes, head: int | None = None) -> bytes:
-    extra = "" if head is None else f"Inference-Header-Content-Length: {head}\r\n"
-    text = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
-    return text.encode() + body
-
-
-async def load(port: int, request: bytes, rate: float, settings: Settings) -> np.ndarray:
-    """The latency of each request in seconds; infinite where the status is not 200."""
-    rng = np.random.default_rng(settings.seed)
-    count = min(MOST, int(rate * settings.seconds))
-    intended = np.cumsum(rng.exponential(1 / rate, count))
-    free: asyncio.Queue[Any] = asyncio.Queue()
-    for _ in range(min(settings.connections, count)):
-        free.put_nowait(await asyncio.open_connection("127.0.0.1", port))
-    start, latency = time.perf_counter(), np.full(count, np.inf)
-
-    async def one(place: int) -> None:
-        reader, writer = await free.get()
-        writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        await reader.readexactly(int(length))
-        if b" 200 " in head.partition(b"\r\n")[0]:
-            latency[place] = time.perf_counter() - start - intended[place]
-        free.put_nowait((reader, writer))
-
-    async with asyncio.timeout(4 * settings.seconds + 30), asyncio.TaskGroup() as running:
-        for place, moment in enumerate(intended):
-            await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
-            running.create_task(one(place))
-    while not free.empty():
-        free.get_nowait()[1].close()
-    return latency
-
-
-def alone(call: Any) -> float:
-    """The median seconds of a call in this process, without HTTP, JSON and batches."""
-    seconds = []
-    for _ in range(200):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[20:]))
-
-
 def main(settings: Settings) -> list[dict[str, Any]]:
-    """Print, for each kind of request and rate, quantiles of the latency in milliseconds."""
+    """Print the tables, each case's as soon as it is measured."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        found = models(Path(folder), settings.seed)
-        files = [f"{folder}/{name}.safetensors" for name in found]
-        command = [sys.executable, "-m", "jaxops", "serve", *files, "--port", "0"]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as server:
-            try:
-                assert server.stdout is not None
-                port = int(server.stdout.readline().split()[-1])
-                for kind, (request, call) in requests(found, settings.seed).items():
-                    own = 1000 * alone(call)
-                    asyncio.run(load(port, request, 20, settings))  # to warm up
-                    for rate in settings.rates:
-                        latency = asyncio.run(load(port, request, rate, settings))
-                        p50, p99, p999 = np.quantile(latency, [0.5, 0.99, 0.999], method="higher")
-                        named = {"p50 ms": p50, "p99 ms": p99, "p99.9 ms": p999}
-                        told = {name: round(1000 * float(x), 2) for name, x in named.items()}
-                        lost = int(np.isinf(latency).sum())
-                        rows.append({"request": kind, "model alone, ms": round(own, 2),
-                                     "rate": rate, **told, "not 200": lost})  # fmt: skip
-                        if p99 > LATE:
-                            break
-            finally:
-                server.terminate()
+    parts: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        for name in settings.cases:
+            case, folder = CASES[name](), Path(place, name)
+            serve_cases.write(case, folder)
+            if settings.soak:
+                rows.append(soak(case, folder, settings))
+                break
+            parts += shares(case)
+            rows += measure(case, folder, settings)
+            print(table([row for row in rows if row["case"] == name]), flush=True)
     print(f"load of the machine {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores\n{table(rows)}")
+    if parts:
+        print(f"\nCPU time of a request to jaxops\n{table(with_rest(parts, rows))}")
     return rows
 
 

@@ -60,6 +60,11 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "stockpyl": "benchmarks/stockpyl_loop.py",
     "lifetimes": "benchmarks/customers.py",
     "pytabkit": "benchmarks/tabular_peers_side.py",
+    "fastapi": "benchmarks/serve_peers.py",
+    "orjson": "benchmarks/serve_peers.py",
+    "litserve": "benchmarks/serve_lit.py",
+    "mlflow": "benchmarks/serve_peers.py",
+    "bentoml": "benchmarks/serve_bento.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",

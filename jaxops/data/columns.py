@@ -1,5 +1,6 @@
 """A table as columns of numbers and texts: the type of each column, and the features of dates."""
 
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from jaxops.data.text_numbers import as_numbers, comma
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?([zZ]|[+-]\d{2}(:?\d{2})?)?)?$"
 PARTS = ("month", "weekday", "hour")  # features of a date, in addition to its day
+PLAIN = {np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)}
+PLAIN |= {np.dtype("f4"), np.dtype("f8")}  # of arrays that are read as they are
 JUDGED = 20  # least number of rows to warn that no value of a column of text is known
 
 
@@ -73,38 +76,72 @@ def read_with_dates(
         ValueError: see `read`; a missing column; text in a column of `numbers`; a value that is not
             a date in a column of dates.
     """
-    name, table = source_frame(
+    name, table = _as_it_is(source, wanted) or source_frame(
         source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
     )
     columns: dict[str, np.ndarray] = {}
-    found = []
+    found, as_text = [], {*exact, *text}
     for column, series in table.items():
         where = f"{name}: column {column!r}"
         if column in unread:
-            columns[column] = series.to_numpy()
+            columns[column] = np.asarray(series)
             continue
-        if series.dtype == object:
+        if series.dtype == object and not isinstance(series, np.ndarray):
             _check_objects(where, series)
         number = None if numbers is None else column in numbers
         moments = None
-        if column not in (*exact, *text) and not (dates is None and number):
+        if column not in as_text and not (dates is None and number):
             moments = _moments(where, series, None if dates is None else column in dates)
         if moments is not None:
             columns |= _calendar(column, moments)
             found.append(column)
-        elif column == id and series.dtype.kind in "iu" and not series.isna().any():
-            columns[column] = series.to_numpy(f"{series.dtype.kind}8")
+        elif column == id and series.dtype.kind in "iu" and not _has_missing(series):
+            columns[column] = np.array(series, f"{series.dtype.kind}8")
         elif column in exact:
-            columns[column] = _objects(as_texts(series))
+            columns[column] = _as_objects(series, missing=())
         else:
             columns[column] = _column(where, series, False if column in text else number)
-    given = {*table.columns} - {*unread}
+    given = {*table} - {*unread}
     clash = next((part for part in of_dates(found) if part in given), None)
     if clash is not None:
         raise ValueError(
             f"{name} must have no column {clash!r} beside a date of that name, got one"
         )
     return columns, tuple(found)
+
+
+def _as_it_is(source: Source, wanted: Sequence[str] | None) -> tuple[str, Any] | None:
+    """The wanted columns of a source whose arrays say by themselves what they hold, else None.
+
+    These are arrays of numbers, and of texts and None, all of the same length, as a server gives
+    them. A frame would hold the same values, and takes longer to make than to read.
+    """
+    if not isinstance(source, Mapping) or not all(map(_is_plain, source.values())):
+        return None
+    names = wanted or [*source]
+    lengths = {len(column) for column in source.values()}
+    named = all(isinstance(name, str) for name in source) and source.keys() >= {*names}
+    if not named or len({*names}) < len(names) or len(lengths) != 1 or lengths == {0}:
+        return None
+    return "arrays", {name: source[name] for name in names}
+
+
+def _is_plain(column: Any) -> bool:
+    """Whether a column is an array of numbers, or one of texts and None."""
+    if type(column) is not np.ndarray or column.ndim != 1:
+        return False
+    if column.dtype != object:
+        return column.dtype in PLAIN
+    values = column.tolist()
+    return {*map(type, values)} <= {str, type(None)} and all(map(_is_unicode, {*values}))
+
+
+def _is_unicode(value: str | None) -> bool:
+    return value is None or value.isascii() or not re.search("[\ud800-\udfff]", value)
+
+
+def _has_missing(series: Any) -> bool:
+    return not isinstance(series, np.ndarray) and bool(series.isna().any())
 
 
 def _check_objects(where: str, series: Any) -> None:
@@ -122,14 +159,12 @@ def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
 
     Args:
         where: the column, for messages.
-        series: a pandas column.
+        series: a pandas column, or an array, see `_as_it_is`.
         date: True if it must hold dates, False if it must not; None finds out.
 
     Raises:
         ValueError: the column must hold dates and does not, or must not and does.
     """
-    pc = require("pyarrow.compute", extra="data")
-
     wanted = "dates such as 2024-12-31, as in the train rows"
     if series.dtype.kind == "M":
         if date is False:
@@ -137,34 +172,33 @@ def _moments(where: str, series: Any, date: bool | None) -> np.ndarray | None:
         return array(where, series)
     if date is False or (date is None and hasattr(series.dtype, "categories")):
         return None
-    if series.dtype.kind in "iufb" and not series.isna().all():
+    if series.dtype.kind in "iufb" and not require("pandas", extra="data").isna(series).all():
         if date:
             raise ValueError(f"{where} must be {wanted}, got {series.dtype}")
         return None
-    few = series.head(256)  # enough to recognise most columns of numbers and texts
-    if date is None and not pc.all(_are_dates(_without_missing(few))).as_py():
+    few = 256  # enough to recognise most columns of numbers and texts
+    first = series[:few] if isinstance(series, np.ndarray) else series.head(few)
+    if date is None and _no_date(_as_objects(first, MISSING)) is not None:
         return None
-    texts = _without_missing(series)
-    right = _are_dates(texts)
-    if not pc.all(right).as_py() or (date is None and texts.null_count == len(texts)):
+    texts = _as_objects(series, MISSING)
+    row, present = _no_date(texts), texts != ""
+    if row is not None or (date is None and not present.any()):
         if not date:
             return None
-        row = pc.index(right, False).as_py()
         raise ValueError(
-            f"{where} must be {wanted}, got {texts[row].as_py()!r} in row {row} (counted from 0)"
+            f"{where} must be {wanted}, got {texts[row]!r} in row {row} (counted from 0)"
         )
-    present = texts.drop_null().to_pandas()
     moments = np.full(len(texts), "NaT", "datetime64[us]")
-    if len(present):
+    if present.any():
         hint = "dates such as 2024-12-31, or a column of text=[...]"
-        moments[texts.is_valid().to_numpy(zero_copy_only=False)] = utc(present, where, hint)
+        moments[present] = utc(texts[present], where, hint)
     return moments
 
 
-def _are_dates(texts: Any) -> Any:
-    pc = require("pyarrow.compute", extra="data")
-
-    return pc.fill_null(pc.match_substring_regex(texts, DATE), True)
+def _no_date(texts: np.ndarray) -> int | None:
+    """The first row with a text that is no date; None where there is none."""
+    date = re.compile(DATE, re.ASCII)
+    return next((i for i, text in enumerate(texts) if text and not date.fullmatch(text)), None)
 
 
 def _calendar(name: str, moments: np.ndarray) -> dict[str, np.ndarray]:
@@ -189,7 +223,7 @@ def _without_missing(series: Any) -> Any:
 
 
 def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
-    """A column of a frame as float64 with NaN, or as an object array of `str`."""
+    """A column of a table as float64 with NaN, or as an object array of `str`."""
     pa = require("pyarrow", extra="data")
 
     kind = series.dtype.kind
@@ -198,7 +232,11 @@ def _column(where: str, series: Any, number: bool | None) -> np.ndarray:
     if kind == "m":
         return np.asarray(series.to_numpy() / np.timedelta64(1, "D"))
     if kind in "iuf" and number is not False:
-        return _finite(where, series.to_numpy(np.float64, na_value=np.nan))
+        plain = isinstance(series, np.ndarray)
+        values = series if plain else series.to_numpy(np.float64, na_value=np.nan)
+        return _finite(where, values.astype(np.float64, copy=plain))
+    if number is False:
+        return _as_objects(series, MISSING)
     texts = _without_missing(series)
     category = hasattr(series.dtype, "categories")
     if number or (number is None and texts.null_count < len(texts) and not category):
@@ -223,6 +261,16 @@ def _objects(texts: Any) -> np.ndarray:
     return np.asarray(texts.fill_null("").to_numpy(zero_copy_only=False), object)
 
 
+def _as_objects(series: Any, missing: Collection[str]) -> np.ndarray:
+    """A column as an object array of `str`, "" where missing or where one of these texts stands."""
+    if not isinstance(series, np.ndarray) or series.dtype != object:
+        return _objects(_without_missing(series) if missing else as_texts(series))
+    values = series.tolist()
+    texts = {value: "" if value is None else value.strip() for value in {*values}}
+    texts = {value: "" if text in missing else text for value, text in texts.items()}
+    return np.array([*map(texts.__getitem__, values), None], object)[:-1]
+
+
 def _forced(where: str, texts: list[str | None]) -> np.ndarray:
     """Texts as numbers; leading zeros are allowed."""
     values = np.full(len(texts), np.nan)
@@ -238,11 +286,12 @@ def _forced(where: str, texts: list[str | None]) -> np.ndarray:
 
 
 def _finite(where: str, values: np.ndarray) -> np.ndarray:
-    large = np.flatnonzero(np.abs(values) > LARGEST)
-    if len(large):
+    large = np.abs(values) > LARGEST
+    if large.any():
+        row = int(large.argmax())
         raise ValueError(
-            f"{where} must be finite numbers that float32 holds, got {values[large[0]]:g} in row "
-            f"{large[0]} (counted from 0)"
+            f"{where} must be finite numbers that float32 holds, got {values[row]:g} in row {row} "
+            "(counted from 0)"
         )
     return values
 
@@ -275,7 +324,7 @@ def warn_of_unknown(values: Mapping[str, list[str]], table: Mapping[str, np.ndar
     """
     for name, known in values.items():
         column = table[name]
-        if len(column) >= JUDGED and set(known).isdisjoint(column.tolist()):
+        if len(column) >= JUDGED and {*column.tolist()}.isdisjoint(known):
             warnings.warn(
                 f"{name} should have values of the train rows, such as {known[0]!r}, got none in "
                 f"{len(column):,} rows, such as {column[0]!r}",

@@ -1,5 +1,6 @@
 """Columns of dates to UTC."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,13 +12,13 @@ OFFSET = r"[T ].*(?:[zZ]|[+-]\d{2}(?::?\d{2})?)$"
 
 
 def utc(column: Any, what: str, wanted: str) -> np.ndarray:
-    """A pandas column of dates, or of texts of dates in ISO 8601, as datetime64 (N,) in UTC.
+    """A column of dates, or of texts of dates in ISO 8601, as datetime64 (N,) in UTC.
 
     Dates without an offset are taken as UTC, if no date of the column has an offset. Years may be 1
     to 9999, with microseconds. Nanoseconds are kept if all dates are from 1678 to 2261.
 
     Args:
-        column: a pandas column without missing values.
+        column: a pandas column, or an array of texts, without missing values.
         what: the column, for messages.
         wanted: what it must be, for messages.
 
@@ -34,8 +35,9 @@ def utc(column: Any, what: str, wanted: str) -> np.ndarray:
     if column.dtype.kind == "M":
         zone = getattr(column.dt, "tz", None)
         return np.asarray((column.dt.tz_convert(None) if zone else column).to_numpy())
-    texts = column.astype(str).reset_index(drop=True)
-    zoned = texts.str.contains(OFFSET).to_numpy(bool)
+    plain = isinstance(column, np.ndarray)
+    texts = column if plain else np.asarray(column.astype(str), object)
+    zoned = np.array([re.search(OFFSET, text) is not None for text in texts])
     if zoned.any() and not zoned.all():
         raise ValueError(
             f"{what} must have an offset from UTC in every row or in none, got "
@@ -43,7 +45,7 @@ def utc(column: Any, what: str, wanted: str) -> np.ndarray:
         )
     parsed = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
     late = np.flatnonzero(parsed.isna())
-    dates = np.asarray(parsed.dt.tz_convert(None).to_numpy())
+    dates = np.array(parsed.tz_convert(None))
     if len(late):  # years that nanoseconds cannot hold, or texts that are not dates
         dates = dates.astype("datetime64[us]")
     odd = []
@@ -53,7 +55,7 @@ def utc(column: Any, what: str, wanted: str) -> np.ndarray:
             zone = date.tzinfo
             dates[row] = date.astimezone(UTC).replace(tzinfo=None) if zone else date
         except (ValueError, OverflowError):
-            odd.append(column.iloc[row])
+            odd.append(np.asarray(column)[row])
     if odd:
         first = next((text for text in odd if not str(text).isdecimal()), odd[0])
         raise ValueError(f"{what} must be {wanted}, got {first!r}")

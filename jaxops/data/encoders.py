@@ -1,8 +1,7 @@
 """Raw columns of a table as features, by statistics of the train rows only."""
 
-import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,6 @@ from jaxops.data.number_scales import (
     bin_edges,
     median_and_spread,
     normal_scores,
-    pieces,
     quantiles,
     smooth_clip,
 )
@@ -21,6 +19,7 @@ from jaxops.task import recorded
 
 LARGEST = float(np.finfo(np.float32).max)
 SCALES = ("standard", "quantile", "robust")
+BLOCK = 2**18  # features of a block of rows, so that few float64 are in memory at once
 
 
 @recorded
@@ -232,42 +231,103 @@ def encode(encoder: Encoder, columns: Mapping[str, Any]) -> dict[str, np.ndarray
     >>> encode(encoder, {"plan": ["b", "new"]})["features"].tolist()
     [[0.0, 1.0], [0.0, 0.0]]
     """
-    known = [*encoder.mean, *encoder.values]
-    for name in known:
-        if name not in columns:
-            raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
-    targets = [name for name in (encoder.label,) if name is not None and name in columns]
-    count = rows({name: columns[name] for name in [*known, *targets]})
-    numbers = {name: _column(name, columns[name], "numbers") for name in encoder.mean}
-    scaled = (_scaled(encoder, name, numbers[name]) for name in encoder.numbers)
-    absent = (np.isnan(numbers[name]) for name in encoder.missing)
-    bins = (  # one column at a time, because all of them would be twice as large as the features
-        piece for name, edges in encoder.edges.items() for piece in pieces(numbers[name], edges)
-    )
-    features = np.zeros((count, len(encoder.names)), np.float32)
-    dense = itertools.chain(scaled, absent)
-    first = len(encoder.numbers) + len(encoder.missing)
-    for name in encoder.values:
-        coded = _number(encoder, name, columns[name])
-        if name in encoder.codes:
-            features[:, len(encoder.names) - len(encoder.codes) + encoder.codes.index(name)] = coded
-            continue
-        present = np.flatnonzero(coded)
-        features[present, first + coded[present] - 1] = 1
-        first += len(encoder._indicators(name))
-    with np.errstate(over="ignore"):  # infinite features are refused below
-        for place, feature in itertools.chain(enumerate(dense), enumerate(bins, first)):
-            features[:, place] = feature
-    if not np.isfinite(features).all():
-        row, place = np.argwhere(~np.isfinite(features))[0]
-        raise ValueError(
-            f"{encoder.names[place]} must be finite when it is encoded, got {features[row, place]} "
-            f"in row {row}; its value is too far from the values of the train rows"
-        )
-    encoded = {"features": features}
-    for name in targets:
-        encoded["label"] = _numbered(name, encoder.classes, columns[name])
+    label, encoded = encoder.label, {"features": Encoding(encoder)(columns)}
+    if label is not None and label in columns:
+        rows({name: columns[name] for name in (*encoder.mean, *encoder.values, label)})
+        encoded["label"] = _numbered(label, encoder.classes, columns[label])
     return encoded
+
+
+class Encoding:
+    """The features of `encode`, for many tables: what is looked up is laid out once.
+
+    Args:
+        encoder: see `fit_encoder`.
+
+    >>> encoding = Encoding(fit_encoder({"plan": ["a", "b"]}))
+    >>> encoding({"plan": ["b", "new"]}).tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        numbers, texts, edges = encoder.numbers, [*encoder.values], encoder.edges
+        place = {name: place for place, name in enumerate(encoder.mean)}
+        self._scaled = _integers(place[name] for name in numbers)
+        self._mean = _floats(encoder.mean[name] for name in numbers)
+        self._std = _floats(encoder.std[name] for name in numbers)
+        ranked = [name for name in numbers if name in encoder.quantiles]
+        self._ranked = _integers(numbers.index(name) for name in ranked)
+        self._quantiles = [np.array(encoder.quantiles[name]) for name in ranked]
+        self._missing = _integers(place[name] for name in encoder.missing)
+        self._binned = _integers(place[name] for name in edges for _ in edges[name][1:])
+        self._low = _floats(low for bounds in edges.values() for low in bounds[:-1])
+        self._width = _floats(high for bounds in edges.values() for high in bounds[1:]) - self._low
+        inner = [len(bounds) - 2 for bounds in edges.values()]  # edges that bound two bins
+        self._least = _floats(least for n in inner for least in (-np.inf, *[0.0] * n))
+        self._most = _floats(most for n in inner for most in (*[1.0] * n, np.inf))
+        self._number = [_number(encoder, name) for name in texts]
+        self._indicated = _integers(i for i, name in enumerate(texts) if name not in encoder.codes)
+        counts = [len(encoder._indicators(texts[i])) for i in self._indicated]
+        self._first = len(numbers) + len(encoder.missing) + np.cumsum([0, *counts])
+        self._codes = _integers(texts.index(name) for name in encoder.codes)
+        self._count = int(self._first[-1]) + len(self._binned) + len(self._codes)
+
+    def __call__(self, columns: Mapping[str, Any]) -> np.ndarray:
+        """The features, float32 (N, D); see `encode`."""
+        encoder = self.encoder
+        known = [*encoder.mean, *encoder.values]
+        for name in known:
+            if name not in columns:
+                raise ValueError(f"columns must include {name!r}, got {', '.join(columns)}")
+        count = rows({name: columns[name] for name in known or columns})
+        numbers = [_column(name, columns[name], "numbers") for name in encoder.mean]
+        texts = [_column(name, columns[name], "text") for name in encoder.values]
+        features = np.zeros((count, self._count), np.float32)
+        step = max(1, BLOCK // max(1, self._count))
+        with np.errstate(over="ignore"):  # infinite features are refused below
+            for first in range(0, count, step):
+                part = slice(first, first + step)
+                self._fill(features[part], [x[part] for x in numbers], [x[part] for x in texts])
+        if not np.isfinite(features).all():
+            row, place = np.argwhere(~np.isfinite(features))[0]
+            raise ValueError(
+                f"{encoder.names[place]} must be finite when it is encoded, got "
+                f"{features[row, place]} in row {row}; its value is too far from the values of the "
+                "train rows"
+            )
+        return features
+
+    def _fill(
+        self, features: np.ndarray, numbers: list[np.ndarray], texts: list[np.ndarray]
+    ) -> None:
+        """The features of a block of rows; arrays in here have a row for each column or bin."""
+        count, first = len(features), self._first
+        x = np.array(numbers).reshape(-1, count)
+        scaled = np.nan_to_num((x[self._scaled] - self._mean) / self._std)
+        if self.encoder.robust:
+            scaled = smooth_clip(scaled)
+        if len(self._ranked):
+            scores = normal_scores(x[self._scaled[self._ranked]], self._quantiles)
+            scaled[self._ranked] = np.nan_to_num(scores)
+        features[:, : len(scaled)] = scaled.T
+        features[:, len(scaled) : first[0]] = np.isnan(x[self._missing]).T
+        share = np.clip((x[self._binned] - self._low) / self._width, self._least, self._most)
+        features[:, first[-1] : first[-1] + len(share)] = np.nan_to_num(share).T
+        lists = zip(self._number, (column.tolist() for column in texts), strict=True)
+        numbered = [[number.get(text, 0) for text in column] for number, column in lists]
+        coded = np.array(numbered, np.intp).reshape(-1, count)
+        column, row = np.nonzero(coded[self._indicated])
+        features[row, first[column] + coded[self._indicated[column], row] - 1] = 1
+        features[:, self._count - len(self._codes) :] = coded[self._codes].T
+
+
+def _integers(values: Iterable[int]) -> np.ndarray:
+    return np.array([*values], np.intp)
+
+
+def _floats(values: Iterable[float]) -> np.ndarray:
+    return np.array([*values], np.float64)[:, None]
 
 
 def _classes(name: str, column: Any) -> list[str]:
@@ -283,21 +343,11 @@ def _classes(name: str, column: Any) -> list[str]:
     return classes
 
 
-def _scaled(encoder: Encoder, name: str, value: np.ndarray) -> np.ndarray:
-    """A column of numbers as one feature, 0 where it is missing."""
-    if name in encoder.quantiles:
-        return np.nan_to_num(normal_scores(value, encoder.quantiles[name]))
-    scaled = np.nan_to_num((value - encoder.mean[name]) / encoder.std[name])
-    return smooth_clip(scaled) if encoder.robust else scaled
-
-
-def _number(encoder: Encoder, name: str, column: Any) -> np.ndarray:
-    """The numbers of texts, int64: 0 for new texts, then known texts, then one for all rare."""
+def _number(encoder: Encoder, name: str) -> dict[str, int]:
+    """The numbers of texts: known texts from 1, then one for all rare; new texts have 0."""
     known = encoder.values[name]
     number = dict.fromkeys(encoder.rare.get(name, ()), len(known) + 1)
-    number |= {value: i for i, value in enumerate(known, 1)}
-    texts = _column(name, column, "text").tolist()
-    return np.array([number.get(text, 0) for text in texts], np.int64)
+    return number | {value: i for i, value in enumerate(known, 1)}
 
 
 def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:
@@ -312,7 +362,8 @@ def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:
         )
     kind = "text"
     if value.dtype.kind not in "biuf":
-        value = value.astype(object)
+        value = value.astype(object, copy=False)
+    if value.dtype.kind == "O" and {*map(type, value.tolist())} != {str}:
         absent = np.array([_is_missing(v) for v in value.tolist()])
         if all(isinstance(v, float | int | np.number) for v in value[~absent]):
             value = np.array(np.where(absent, np.nan, value), np.float64)
@@ -322,9 +373,10 @@ def _column(name: str, column: Any, wanted: str | None = None) -> np.ndarray:
             if odd is not None:
                 raise ValueError(f"{name} must be text or numbers, got {value[odd]!r} in row {odd}")
     if value.dtype.kind in "biuf":
-        kind, value = "numbers", value.astype(np.float64)
-        large = np.flatnonzero(np.abs(value) > LARGEST)
-        if len(large):
+        kind, value = "numbers", value.astype(np.float64, copy=False)
+        beyond = np.abs(value) > LARGEST
+        if beyond.any():
+            large = np.flatnonzero(beyond)
             given = value[large[0]]
             given = "infinity" if np.isinf(given) else f"{given:g}, which float32 cannot hold,"
             raise ValueError(

@@ -1,12 +1,13 @@
 """Features of a column of numbers: bins, quantiles, robust scaling."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri  # the inverse of the normal distribution
 
 ENDS = 1e-7  # the smallest probability, and 1 minus the largest one, as in scikit-learn
+MOST = float(ndtri(1 - (ENDS - np.spacing(1))))
 NOISE = 1e-5  # in standard deviations, so that equal values do not make equal quantiles
 
 
@@ -31,18 +32,6 @@ def bin_edges(x: np.ndarray, bins: int) -> list[float]:
     return np.unique(np.concatenate(edges)).tolist()
 
 
-def pieces(x: np.ndarray, edges: Sequence[float]) -> Iterator[np.ndarray]:
-    """The features of the piecewise linear encoding, 0 where the number is missing.
-
-    >>> [piece.tolist() for piece in pieces(np.array([0.5, 3.0]), [0.0, 1.0, 2.0])]
-    [[0.5, 1.0], [0.0, 2.0]]
-    """
-    last = len(edges) - 2
-    for i, (a, b) in enumerate(itertools.pairwise(edges)):
-        low, high = 0 if i else -np.inf, 1 if i < last else np.inf
-        yield np.nan_to_num(np.clip((x - a) / (b - a), low, high))
-
-
 def quantiles(x: np.ndarray) -> list[float]:
     """Quantiles of a column at equal steps from 0 to 1, for `normal_scores`.
 
@@ -63,7 +52,7 @@ def quantiles(x: np.ndarray) -> list[float]:
     return np.maximum.accumulate(found).tolist()
 
 
-def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
+def normal_scores(x: np.ndarray, quantiles: Sequence[Sequence[float]]) -> np.ndarray:
     """The values of a standard normal distribution at the same probabilities; NaN stays NaN.
 
     Between quantiles the probability is interpolated linearly. Numbers beyond the first or the last
@@ -71,20 +60,27 @@ def normal_scores(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     of 1e-7 at both ends, which is in the unit of the column.
 
     Args:
-        x: (N,), float64.
-        quantiles: in rising order, at equal steps of the probability from 0 to 1.
+        x: (C, N), float64, the numbers of C columns.
+        quantiles: of each column, in rising order, at equal steps of the probability from 0 to 1.
 
-    >>> normal_scores(np.array([-9.0, 1.0, 9.0]), [0.0, 1.0, 2.0]).round(2).tolist()
-    [-5.2, 0.0, 5.2]
+    >>> normal_scores(np.array([[-9.0, 1.0, 9.0]]), [[0.0, 1.0, 2.0]]).round(2).tolist()
+    [[-5.2, 0.0, 5.2]]
     """
-    at, share = np.asarray(quantiles), np.linspace(0, 1, len(quantiles))
-    # if a value stands for several quantiles, the middle one
-    up, down = np.interp(x, at, share), -np.interp(-x, -at[::-1], -share[::-1])
-    probability = (up + down) / 2
-    probability[x <= at[0]] = 0
-    probability[x >= at[-1]] = 1
-    most = norm.ppf(1 - (ENDS - np.spacing(1)))
-    return np.clip(norm.ppf(probability), -most, most)
+    probability = np.empty_like(x)
+    for row, values, given in zip(probability, x, quantiles, strict=True):
+        at, share = np.asarray(given), _steps(len(given))
+        # if a value stands for several quantiles, the middle one
+        row[:] = np.interp(values, at, share) - np.interp(-values, -at[::-1], -share[::-1])
+    probability /= 2
+    first, last = (np.array([given[end] for given in quantiles])[:, None] for end in (0, -1))
+    probability[x <= first] = 0
+    probability[x >= last] = 1
+    return np.asarray(np.clip(ndtri(probability), -MOST, MOST))
+
+
+@functools.cache
+def _steps(count: int) -> np.ndarray:
+    return np.linspace(0, 1, count)
 
 
 def median_and_spread(x: np.ndarray) -> tuple[float, float]:

@@ -361,15 +361,16 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 
 def as_texts(series: Any) -> Any:
-    """A pandas column as an Arrow column of text without surrounding spaces, null where missing.
+    """A column, or an array, as an Arrow column of text without surrounding spaces.
 
-    1.0 becomes "1".
+    It is null where a value is missing, and 1.0 becomes "1".
     """
     pa, pc = require("pyarrow", extra="data"), require("pyarrow.compute", extra="data")
 
     try:
         texts = pa.array(series, pa.string(), from_pandas=True)
     except (TypeError, pa.ArrowInvalid):
+        series = require("pandas", extra="data").Series(series)
         present = series.astype(object).where(series.notna(), None).tolist()
         texts = pa.array([None if v is None else as_text(v) for v in present], pa.string())
     return pc.utf8_trim_whitespace(texts)

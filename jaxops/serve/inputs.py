@@ -120,7 +120,7 @@ class Table:
 
     def join(self, parts: Sequence[Any]) -> Any:
         """See `Inputs`."""
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def example(self, rows: int) -> Given | None:
         """See `Inputs`."""
@@ -336,7 +336,7 @@ class Arrays:
 
     def join(self, parts: Sequence[Any]) -> Any:
         """See `Inputs`."""
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def example(self, rows: int) -> Given:
         """See `Inputs`."""
@@ -364,6 +364,17 @@ def best(options: dict[str, Any], count: int) -> int:
         raise Refused(400, f"k must be at most {count:,} (the number of all), got {k}")
     options["k"] = min(next_power_of_two(k), count)
     return k
+
+
+def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Columns of several requests, one behind the other.
+
+    >>> joined([{"x": np.array([1])}, {"x": np.array([2])}])
+    {'x': array([1, 2])}
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def at_most(rows: int, each: int) -> None:

@@ -1,5 +1,6 @@
 """Rows of a table to features, times and events; the reader that a model file keeps; answers."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from jaxops.data.columns import of_dates, read_with_dates, warn_of_unknown
-from jaxops.data.encoders import Encoder, encode
+from jaxops.data.encoders import Encoder, Encoding
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model, frame
 from jaxops.survival.families import Baseline, Grid, Law
@@ -94,6 +95,10 @@ class SurvivalReader:
     horizon: float
     causes: int = 1
 
+    @functools.cached_property
+    def _encoding(self) -> Encoding:
+        return Encoding(self.encoder)
+
     def columns(
         self, source: Source, seen: bool = False, cluster: str | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray], Any]:
@@ -133,10 +138,10 @@ class SurvivalReader:
         self, table: dict[str, np.ndarray], seen: bool
     ) -> tuple[np.ndarray, dict[str, np.ndarray], Any]:
         """`columns` of a table that is read already, see `jaxops.data.columns.read_with_dates`."""
-        encoder, count = self.encoder, len(next(iter(table.values())))
+        count = len(next(iter(table.values())))
         rows = outcome_of(table, self.time, self.event, self.entry, self.causes) if seen else None
         ids = np.arange(count) if self.id is None else table[self.id]
-        columns = encode(encoder, {name: table[name] for name in (*encoder.mean, *encoder.values)})
+        columns = {"features": self._encoding(table)}
         if self.strata and isinstance(self.family, Baseline):
             columns["stratum"] = _numbered(strata_of(table, self.strata), self.family.labels)
         return ids, columns, rows

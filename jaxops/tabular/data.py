@@ -6,6 +6,7 @@ deviation of numbers, the known values of text. `encode` applies it to any rows.
 all that a finished model has to know of its input.
 """
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from jaxops.data.columns import MISSING, of_dates, read, read_with_dates, warn_of_unknown
-from jaxops.data.encoders import LARGEST, Encoder, encode, fit_encoder
+from jaxops.data.encoders import LARGEST, Encoder, Encoding, encode, fit_encoder
 from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
 from jaxops.monitor.observing import Observed
@@ -167,10 +168,9 @@ class TableReader:
             UserWarning: a column of text has in 20 rows or more no value of the train rows.
         """
         encoder, dates = self.encoder, self.dates or ()
-        parts = self.derived
-        texts = {n: [*known, *encoder.rare.get(n, ())] for n, known in encoder.values.items()}
+        made, texts = {*self.derived, *dates}, self._texts
         known = [*encoder.mean, *encoder.values]
-        wanted = [*dates, *(name for name in known if name not in (*parts, *dates))]
+        wanted = [*dates, *(name for name in known if name not in made)]
         target = [*self.labels] or [str(encoder.label)]
         target = target if label and encoder.label is not None else []
         own = [] if self.id is None else [self.id]
@@ -188,6 +188,17 @@ class TableReader:
             table[str(encoder.label)] = numbered(self.labels, table)
         last = [str(encoder.label)] if target else []
         return ids, {name: table[name] for name in [*known, *last]}
+
+    @functools.cached_property
+    def encoding(self) -> Encoding:
+        """What makes the features."""
+        return Encoding(self.encoder)
+
+    @functools.cached_property
+    def _texts(self) -> dict[str, list[str]]:
+        """Column of text -> its values in the train rows."""
+        rare = self.encoder.rare
+        return {n: [*known, *rare.get(n, ())] for n, known in self.encoder.values.items()}
 
     @property
     def derived(self) -> list[str]:
@@ -214,7 +225,7 @@ class TableReader:
         self.check(model)
         ids, table = self.table(data)
         ids = ids + first if self.id is None else ids
-        outputs = outputs_of(model, self.encoder, table, batch_size)
+        outputs = outputs_of(model, self.encoding, table, batch_size)
         if isinstance(model, Observed) and model.observer is not None:
             model.observer.lacking(table)
         return self.answer(model.task, ids, outputs)
@@ -414,7 +425,7 @@ def encode_target(encoder: Encoder, columns: dict[str, np.ndarray]) -> dict[str,
 
 
 def outputs_of(
-    model: Model, encoder: Encoder, table: Mapping[str, np.ndarray], batch_size: int = 4096
+    model: Model, encoding: Encoding, table: Mapping[str, np.ndarray], batch_size: int = 4096
 ) -> np.ndarray:
     """What a model predicts for the rows of a table.
 
@@ -422,15 +433,16 @@ def outputs_of(
 
     Args:
         model: of features, or one that reads the table itself.
-        encoder: makes the features.
+        encoding: makes the features.
         table: see `TableReader.table`.
         batch_size: rows in one call of the device.
     """
     if reads_table(model.task):
         return np.asarray(model.outputs(table, batch_size))
-    model, features = represented(model), encoder._replace(label=None)
+    model = represented(model)
     parts = (
         {name: column[first : first + ENCODED] for name, column in table.items()}
         for first in range(0, len(next(iter(table.values()))), ENCODED)
     )
-    return np.concatenate([model.outputs(encode(features, part), batch_size) for part in parts])
+    outputs = [model.outputs({"features": encoding(part)}, batch_size) for part in parts]
+    return np.concatenate(outputs)

@@ -5,6 +5,7 @@ members may encode numbers in different ways, and no fold knows anything of the 
 scored on.
 """
 
+import functools
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.data.encoders import Encoder
+from jaxops.data.encoders import Encoder, Encoding
 from jaxops.model.finished import Model, fingerprint
 from jaxops.model.selection import Blend, best_of, tempered, trained_further
 from jaxops.state import TrainState
@@ -59,6 +60,10 @@ class Member:
         """The names of the classes."""
         return self.task.classes
 
+    @functools.cached_property
+    def _encoding(self) -> Encoding:
+        return Encoding(self.encoder)
+
     def model(self) -> Model:
         """The task and its state, as a model of features."""
         state = TrainState(jnp.int32(0), self.params, (), self.extra, jax.random.key(0))
@@ -66,7 +71,7 @@ class Member:
 
     def outputs(self, columns: Table, batch_size: int) -> np.ndarray:
         """What the task predicts for rows of a table, see `TableReader.table`."""
-        return outputs_of(self.model(), self.encoder, columns, batch_size)
+        return outputs_of(self.model(), self._encoding, columns, batch_size)
 
 
 def selected(

@@ -210,7 +210,7 @@ def _trained(
         for columns, weights in zip((train, held), parts.row_weights(), strict=True):
             columns |= {} if weights is None else {"mask": weights}
         model = Model(*learned(method, reader, train, held, left, options), reader, about)
-    outputs = outputs_of(model, reader.encoder, parts.validation)
+    outputs = outputs_of(model, reader.encoding, parts.validation)
     scored = scores_of(reader, outputs, parts.targets()[1])
     about["validation"] = scored.figures()
     return model, scored
@@ -253,7 +253,7 @@ def evaluate(model: Model, data: Source) -> Evaluation:
     reader = reader_of(model)
     ids, table = reader.table(data, label=True)
     target = target_of(reader.encoder, table.pop(str(reader.encoder.label)))
-    return scores_of(reader, outputs_of(model, reader.encoder, table), target, ids)
+    return scores_of(reader, outputs_of(model, reader.encoding, table), target, ids)
 
 
 def update(model: Model, new: Source, epochs: int = 5, **options: Any) -> Model:
