@@ -24,6 +24,7 @@ from jaxops.serve.models import Served, Told
 from jaxops.serve.refused import Refused, short
 from jaxops.serve.rollout import Administration, Shadows
 from jaxops.serve.settings import Settings
+from jaxops.serve.sketching import families
 from jaxops.serve.versions import Models
 from jaxops.serve.watch import Record, Watch
 
@@ -58,7 +59,9 @@ class Service:
         self.batcher = Batcher(
             settings.batch_size, settings.delay, settings.queue, self._count_batch
         )
-        self.watch = Watch(lambda: self.batcher.queued() + self.generation.queued(), self.models)
+        self.watch = Watch(
+            lambda: self.batcher.queued() + self.generation.queued(), lambda: families(self.models)
+        )
         self.generation = Generation(self)
         self.shadows, administration = Shadows(self), Administration(self)
         self._readers = ThreadPoolExecutor(2, "jaxops-reader")

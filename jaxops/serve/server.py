@@ -87,11 +87,6 @@ def listen(
             printed.
     """
     check_host(host, service.keys)
-    if not 0 < interval < math.inf:
-        raise ValueError(f"interval must be above 0 seconds, got {interval}")
-    folder = (
-        contextlib.nullcontext() if sketches is None else _sketching(service, sketches, interval)
-    )
     uvicorn = require("uvicorn", extra="serve")
     log_to_stderr()
     config = uvicorn.Config(
@@ -133,7 +128,7 @@ def listen(
             await asyncio.wait((serving,), timeout=TICK)
         await serving
 
-    with folder:
+    with _sketching(service, sketches, interval):
         asyncio.run(serve())
     if not (service.batcher.busy or service.generation.busy):
         end.cancel()
@@ -147,8 +142,13 @@ def log_to_stderr() -> None:
 
 
 @contextlib.contextmanager
-def _sketching(service: Service, folder: str | Path, interval: float) -> Iterator[None]:
-    """Sketches are written to a folder at intervals, and at the end."""
+def _sketching(service: Service, folder: str | Path | None, interval: float) -> Iterator[None]:
+    """Sketches are written to a folder, if there is one, at intervals and at the end."""
+    if not 0 < interval < math.inf:
+        raise ValueError(f"interval must be above 0 seconds, got {interval}")
+    if folder is None:
+        yield
+        return
     writer = Snapshots(service.models, Path(folder), interval, service.watch.unwritten)
     writer.start()
     try:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxops._optional import require
 from jaxops.monitor.observing import Observer
 from jaxops.monitor.reading import missing_rates, psi_of, told
 from jaxops.monitor.snapshots import write_snapshot
@@ -17,13 +18,13 @@ def observer_of(served: Any) -> Observer | None:
     return found
 
 
-def families(models: Models, make: Any) -> Iterator[Any]:
+def families(models: Models) -> Iterator[Any]:
     """The drift of each model and column since the version was loaded, for Prometheus.
 
     Args:
         models: the served models.
-        make: `prometheus_client.core`.
     """
+    make = require("prometheus_client.core", extra="serve")
     labels = ["model", "version", "column"]
     psi = make.GaugeMetricFamily(
         "jaxops_drift_psi", "Population stability index since the version was loaded", labels=labels

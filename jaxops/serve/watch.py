@@ -10,15 +10,13 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from jaxops._optional import require
-from jaxops.serve.sketching import families
-from jaxops.serve.versions import Models
 
 LOG = logging.getLogger("jaxops.serve")
 AUDIT = logging.getLogger("jaxops.serve.audit")
@@ -62,13 +60,13 @@ class Watch:
 
     Args:
         queued: gives the number of requests that wait.
-        models: whose drift is told.
+        drift: gives the metrics of the models' drift.
     """
 
-    def __init__(self, queued: Callable[[], int], models: Models) -> None:
+    def __init__(self, queued: Callable[[], int], drift: Callable[[], Iterable[Any]]) -> None:
         self._prometheus = require("prometheus_client", extra="serve")
         self._registry = self._prometheus.CollectorRegistry()
-        self._queued, self._models, self._seen = queued, models, 0
+        self._queued, self._drift, self._seen = queued, drift, 0
         self._compiled = compilations()
         counter, histogram = self._prometheus.Counter, self._prometheus.Histogram
         own = {"registry": self._registry}
@@ -102,9 +100,9 @@ class Watch:
         self._programs.inc(compiled - self._seen)
         self._seen = compiled
 
-    def collect(self) -> Iterator[Any]:
+    def collect(self) -> Iterable[Any]:
         """The drift of the models, which is read when it is asked for."""
-        yield from families(self._models, require("prometheus_client.core", extra="serve"))
+        return self._drift()
 
     def text(self) -> tuple[bytes, str]:
         """All metrics in Prometheus' text format, and its content type; those of all workers."""
