@@ -118,7 +118,7 @@ def test_a_server_with_a_folder_writes_at_the_end(service, tmp_path, monkeypatch
         def __init__(self, config):
             pass
 
-        async def serve(self):
+        async def serve(self, sockets=None):
             served.predict([served.inputs.read(body(3), 100)])
 
     import uvicorn
