@@ -83,8 +83,6 @@ class Retrain:
     """share of the new rows that both models are compared on"""
     time: str | None = None
     """a column of dates or numbers, of which the latest rows are held back; else they are drawn"""
-    seed: int = 0
-    """of the draw, and of training"""
 
     def run(self) -> int:
         """Train, print how both models do, and write the new one where it is promoted."""
@@ -94,8 +92,6 @@ class Retrain:
             self.old,
             held=self.held,
             time=self.time,
-            seed=self.seed,
-            progress=False,
         )
         mean, low, high, _ = found.difference
         print(f"{len(found.champion):,} rows held back, {found.left_out:,} of their ids left out")

@@ -59,7 +59,6 @@ def retrain(
     *,
     held: float = 0.2,
     time: str | None = None,
-    seed: int = 0,
     **options: Any,
 ) -> Retrained:
     """Train a serving model further on old and new rows, and compare it with what it was.
@@ -78,8 +77,7 @@ def retrain(
         held: share of the new rows that is held back, drawn at random; of at least 20 rows.
         time: a column of dates or numbers; then the latest rows are held back, which comes nearest
             to what the model will be asked.
-        seed: of the draw, and of training.
-        **options: of the room's `update`, such as `epochs`.
+        **options: of the room's `update`, such as `epochs` and `seed`.
 
     Raises:
         ValueError: a model of another room; fewer than 20 rows held back; none to train on; as the
@@ -100,7 +98,7 @@ def retrain(
             f"{model.room or 'none'}"
         )
     name, new = frame_of(data)
-    train, later = _split(name, new, held, time, seed)
+    train, later = _split(name, new, held, time)
     train, later = new.iloc[train].reset_index(drop=True), new.iloc[later].reset_index(drop=True)
     if old is not None:
         _, before = frame_of(old)
@@ -113,7 +111,7 @@ def retrain(
     champion = room.evaluate(model, later)
     if len(champion) < 20:
         raise ValueError(f"held must leave at least 20 rows, got {len(champion)}")
-    challenger = room.update(model, train, seed=seed, **options)
+    challenger = room.update(model, train, **options)
     scored = room.evaluate(challenger, later)
     metric = next(name for name in LOSSES if name in scored.values)
     difference = scored.paired(champion, metric)
@@ -121,14 +119,12 @@ def retrain(
     return Retrained(challenger, promoted, metric, difference, scored, champion, left_out)
 
 
-def _split(
-    name: str, frame: Any, held: float, time: str | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _split(name: str, frame: Any, held: float, time: str | None) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the rows to train on, and of those held back."""
     if not 0 < held < 1:
         raise ValueError(f"held must be a share in (0, 1), got {held}")
     if time is None:
-        return held_out(len(frame), held, seed=seed)
+        return held_out(len(frame), held)
     if time not in frame.columns:
         raise ValueError(f"{name} must have the column {time!r}, got {', '.join(frame.columns)}")
     times = read_with_dates(frame[[time]])[0][time]

@@ -206,6 +206,7 @@ def hook(monkeypatch):
         thread.join()
 
 
+@pytest.mark.slow
 def test_the_command_writes_posts_and_returns_3(model, rows, snapshots, hook, tmp_path, capsys):
     jo.save(tmp_path / "churn.safetensors", model)
     address, kept = hook(2)
@@ -242,6 +243,7 @@ def parquet(folder, table):
     return str(folder / "new.parquet")
 
 
+@pytest.mark.slow
 def test_a_challenger_of_a_new_world_is_promoted(model, rows, tmp_path, capsys):
     """The plan means the opposite now: who learns it from new rows is better."""
     rng, new = np.random.default_rng(5), rows["new"]
@@ -279,7 +281,7 @@ def test_a_challenger_is_the_rooms_update_on_old_and_new_rows(model, rows):
     later = new.iloc[800:]
     assert found.left_out == 100  # of the old rows, which have ids of the later ones
     old = pd.concat([both.iloc[:-100], new.iloc[:800]], join="inner")
-    wanted = tabular.update(model, old, epochs=1, seed=0, progress=False)
+    wanted = tabular.update(model, old, epochs=1, progress=False)
     assert found.challenger.figures() == tabular.evaluate(wanted, later).figures()
     assert found.champion.figures() == tabular.evaluate(model, later).figures()
     paired = found.challenger.paired(found.champion, "log_loss")
