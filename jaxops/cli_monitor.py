@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxops import _table
 from jaxops._optional import require
 from jaxops.model.files import load, save
-from jaxops.monitor.report import ALPHA, report
+from jaxops.monitor.reporting import ALPHA, report
 from jaxops.monitor.retraining import retrain
 from jaxops.monitor.snapshots import read_snapshots
 from jaxops.monitor.webhook import check_webhook, post

@@ -19,7 +19,7 @@ from jaxops.monitor.estimated import (
 )
 from jaxops.monitor.observing import Observed, Observer, observed, reference_of, with_reference
 from jaxops.monitor.reading import Categories, Numbers, missing_rates, psi_of, told, vector_mean
-from jaxops.monitor.report import Report, compared, report
+from jaxops.monitor.reporting import Report, compared, report
 from jaxops.monitor.retraining import Retrained, retrain
 from jaxops.monitor.sequential import anytime_p, categories_changed, mean_changed
 from jaxops.monitor.sketches import Reference, Sketch, across, empty, merge, update

@@ -46,7 +46,7 @@ def rows():
 @pytest.fixture(scope="module")
 def model(rows):
     fitted = tabular.fit(
-        rows["train"], tabular.MLP((8,)), label="left", id="customer", epochs=15, progress=False
+        rows["train"], tabular.MLP((8,)), label="left", id="customer", epochs=10, progress=False
     )
     return monitor.with_reference(fitted, rows["train"])
 
@@ -274,6 +274,7 @@ def test_the_champion_stays_where_labels_are_corrupted(model, rows, tmp_path, ca
     assert "300 rows held back" in capsys.readouterr().out and not out.exists()
 
 
+@pytest.mark.slow
 def test_a_challenger_is_the_rooms_update_on_old_and_new_rows(model, rows):
     new = pd.DataFrame(rows["same"]).assign(day=np.arange(1000))
     both = pd.concat([pd.DataFrame(rows["train"]), new.iloc[700:900]], join="inner")
