@@ -1,4 +1,4 @@
-"""The command line: fit, predict, evaluate, show, bench, size, export, compress, serve models.
+"""The command line: fit, predict, evaluate, show, export, compress, serve, monitor models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
@@ -10,9 +10,12 @@
     jaxops export churn.safetensors out/ --platforms cpu,cuda,tpu
     jaxops compress churn.safetensors small.safetensors --structured 0.5
     jaxops serve churn.safetensors --port 8000
+    jaxops monitor churn.safetensors --sketches sketches/ --out report/
+    jaxops retrain churn.safetensors --data new.parquet --out better.safetensors
 
 An error is printed as one line on stderr, and the exit code is 1; `--debug` adds the traceback.
-Exit code 2 means that the command line could not be parsed, and 130 that it was interrupted.
+Exit code 2 means that the command line could not be parsed, 3 that `monitor` has an alert or that
+`retrain` keeps the model, and 130 that it was interrupted.
 """
 
 import ast
@@ -32,6 +35,7 @@ import jax
 from jaxops import _table
 from jaxops._optional import require
 from jaxops.cli_compress import Compress
+from jaxops.cli_monitor import Monitor, Retrain
 from jaxops.cli_rooms import (
     Customers,
     Forecast,
@@ -375,14 +379,25 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [word for word in given if word != "--debug"]
     command: Any = tyro.cli(
-        Fit | Predict | Evaluate | Show | Bench | Size | Export | Compress | Serve | Key,
+        Fit
+        | Predict
+        | Evaluate
+        | Show
+        | Bench
+        | Size
+        | Export
+        | Compress
+        | Serve
+        | Key
+        | Monitor
+        | Retrain,
         args=arguments,
         prog="jaxops",
         description=__doc__,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
     try:
-        command.run()
+        code: int | None = command.run()
     except Exception as error:
         if len(arguments) < len(given):
             raise
@@ -391,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxops: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

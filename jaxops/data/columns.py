@@ -76,9 +76,7 @@ def read_with_dates(
         ValueError: see `read`; a missing column; text in a column of `numbers`; a value that is not
             a date in a column of dates.
     """
-    name, table = _as_it_is(source, wanted) or source_frame(
-        source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
-    )
+    name, table = _as_it_is(source, wanted) or frame_of(source, wanted)
     columns: dict[str, np.ndarray] = {}
     found, as_text = [], {*exact, *text}
     for column, series in table.items():
@@ -108,6 +106,24 @@ def read_with_dates(
             f"{name} must have no column {clash!r} beside a date of that name, got one"
         )
     return columns, tuple(found)
+
+
+def frame_of(source: Source, wanted: Sequence[str] | None = None) -> tuple[str, Any]:
+    """The source's name for messages, and its columns as a pandas frame, for `read_with_dates`.
+
+    Args:
+        source: see `read`.
+        wanted: the columns to read; all by default.
+
+    Raises:
+        ValueError: see `tables.source_frame`.
+
+    >>> frame_of({"plan": ["a", "b"]})[1].columns.tolist()
+    ['plan']
+    """
+    return source_frame(
+        source, wanted, (), lambda path: csv_frame(path, wanted, "utf-8", (), text=None)
+    )
 
 
 def _as_it_is(source: Source, wanted: Sequence[str] | None) -> tuple[str, Any] | None:

@@ -19,6 +19,8 @@ from jaxops.monitor.estimated import (
 )
 from jaxops.monitor.observing import Observed, Observer, observed, reference_of, with_reference
 from jaxops.monitor.reading import Categories, Numbers, missing_rates, psi_of, told, vector_mean
+from jaxops.monitor.reporting import Report, compared, report
+from jaxops.monitor.retraining import Retrained, retrain
 from jaxops.monitor.sequential import anytime_p, categories_changed, mean_changed
 from jaxops.monitor.sketches import Reference, Sketch, across, empty, merge, update
 from jaxops.monitor.snapshots import Snapshot, read_snapshots, write_snapshot
@@ -33,6 +35,7 @@ from jaxops.monitor.statistics import (
     wasserstein,
 )
 from jaxops.monitor.streams import Alarms, Window, adwin, ddm, page_hinkley
+from jaxops.monitor.webhook import post
 
 __all__ = [
     "Alarms",
@@ -45,6 +48,8 @@ __all__ = [
     "Observed",
     "Observer",
     "Reference",
+    "Report",
+    "Retrained",
     "Sketch",
     "Snapshot",
     "Window",
@@ -53,6 +58,7 @@ __all__ = [
     "anytime_p",
     "categories_changed",
     "chi_squared",
+    "compared",
     "confidence_based",
     "ddm",
     "empty",
@@ -66,11 +72,14 @@ __all__ = [
     "observed",
     "page_hinkley",
     "pooled",
+    "post",
     "psi",
     "psi_of",
     "rate_changed",
     "read_snapshots",
     "reference_of",
+    "report",
+    "retrain",
     "told",
     "update",
     "vector_mean",

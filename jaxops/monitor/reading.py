@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxops.monitor.sketches import Reference, Sketch
+from jaxops.monitor.statistics import psi
 
 
 class Numbers(NamedTuple):
@@ -168,14 +169,7 @@ def psi_of(reference: Reference, sketch: Sketch) -> dict[str, float]:
     (0.0, True)
     """
     before, after = told(reference, reference.sketch), told(reference, sketch)
-    return {name: _psi(before[name].cells, one.cells) for name, one in after.items()}
-
-
-def _psi(before: np.ndarray, after: np.ndarray) -> float:
-    kept = (before > 0) | (after > 0)
-    p, q = (np.maximum(cells[kept], 0.5) for cells in (before, after))
-    p, q = p / p.sum(), q / q.sum()
-    return float(((q - p) * np.log(q / p)).sum())
+    return {n: float(psi(before[n].cells, one.cells).statistic) for n, one in after.items()}
 
 
 def vector_mean(reference: Reference, sketch: Sketch) -> np.ndarray:

@@ -31,6 +31,7 @@ def page(
     tables: Mapping[str, Sequence[Mapping[str, Any]]],
     scored: Evaluation | None = None,
     classes: Sequence[str] = (),
+    figures: "Mapping[str, Figure] | None" = None,
 ) -> str:
     """An HTML page that contains its pictures and needs no other file.
 
@@ -39,6 +40,7 @@ def page(
         tables: heading -> rows for `report.table`.
         scored: the evaluation on a test set, whose figures and pictures are shown.
         classes: the names of the classes.
+        figures: heading -> a further picture.
 
     >>> one = Evaluation("row", np.arange(40), {"mse": np.arange(40) % 4 / 4})
     >>> text = page("shop", {"model": [{"what": "room", "value": "tabular"}]}, one)
@@ -51,8 +53,9 @@ def page(
     if scored is not None:
         rows = [{"metric": name, **scored.interval(name)._asdict()} for name in scored.figures()]
         parts += [f"<h2>{len(scored):,} {scored.unit}s</h2>", _table(rows)]
-        for name, figure in pictures(scored, classes).items():
-            parts += [f"<h2>{html.escape(name)}</h2>", _image(figure, name)]
+    drawn = {} if scored is None else pictures(scored, classes)
+    for name, figure in (drawn | dict(figures or {})).items():
+        parts += [f"<h2>{html.escape(name)}</h2>", _image(figure, name)]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
 
@@ -92,14 +95,14 @@ def pictures(scored: Evaluation, classes: Sequence[str] = ()) -> "dict[str, Figu
     steps = {name: v for name, v in scored.values.items() if v.ndim == 2 and v.shape[1] > 1}
     if steps:
         ahead = {name: np.nanmean(values, axis=0) for name, values in steps.items()}
-        found["by step ahead"] = _grid(
+        found["by step ahead"] = grid(
             ahead, lambda axes, y: axes.plot(1 + np.arange(len(y)), y, color=BLUE)
         )
     means = {
         name: np.asarray(values, np.float64).reshape(len(scored), -1).mean(1)
         for name, values in scored.values.items()
     }
-    found[f"values of the {scored.unit}s"] = _grid(
+    found[f"values of the {scored.unit}s"] = grid(
         means, lambda axes, x: axes.hist(x[np.isfinite(x)], bins=30, color=BLUE)
     )
     return found
@@ -133,8 +136,16 @@ def _windows(scored: Evaluation) -> "Figure":
     return figure
 
 
-def _grid(values: Mapping[str, np.ndarray], draw: Callable[..., Any]) -> "Figure":
-    """A panel for each name, three in a row."""
+def grid(values: Mapping[str, Any], draw: Callable[..., Any]) -> "Figure":
+    """A panel for each name, three in a row.
+
+    Args:
+        values: heading of the panel -> what is drawn in it.
+        draw: `draw(axes, value)`.
+
+    >>> len(grid({"a": [1, 2], "b": [2, 1]}, lambda axes, y: axes.plot(y)).axes)
+    2
+    """
     across, down = min(3, len(values)), -(-len(values) // 3)
     figure = new_figure(3.2 * across, 2.4 * down)
     panels = figure.subplots(down, across, squeeze=False).ravel()
