@@ -60,7 +60,7 @@ def test_what_another_function_made_is_quantised(name, tmp_path):
         zero = np.asarray(before.state.params["hidden_0"]["kernel"]) == 0
         assert (np.asarray(after.state.params["hidden_0"]["kernel"].unbox())[zero] == 0).all()
     for again in FIRST.values():
-        with pytest.raises(ValueError, match="so quantise it last, got hidden_0/.*kernel in int8"):
+        with pytest.raises(ValueError, match=r"so quantise it last, got hidden_0/.*kernel in int8"):
             again(after)
 
 
@@ -141,7 +141,7 @@ def test_conformal_margins_of_other_forecasts_are_refused():
     one = forecast.fit(series, forecast.NLinear(16, 4), horizon=4, epochs=1, progress=False)
     assert isinstance(one.task, Conformal)
     with pytest.raises(
-        ValueError, match="conformal margins, .* got Conformal; replace the task by"
+        ValueError, match=r"conformal margins, .* got Conformal; replace the task by"
     ):
         compress.prune(one)
     bare = compress.prune(replace(one, task=one.task.model), 0.5)
