@@ -149,15 +149,13 @@ def with_module(task: Task, module: Any) -> Task:
             f"{'one made by hand' if task.recipe is None else task.recipe[0].__name__}"
         )
     make, arguments = task.recipe
-    given = {
-        name: with_module(value, module)
-        if isinstance(value, Task)
-        else module
-        if value is before
-        else value
-        for name, value in arguments
-    }
-    new: Task = make(**given)
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Task):
+            return with_module(value, module)
+        return module if value is before else value
+
+    new: Task = make(**{name: one(value) for name, value in arguments})
     return new
 
 
@@ -186,9 +184,8 @@ def _of_form(form: Any, change: Change) -> Any:
         ]
         tasks, params, extras = zip(*members, strict=True)
         return form._replace(tasks=tasks, params=params, extras=extras)
-    if not dataclasses.is_dataclass(form):
-        return form
-    fields: dict[str, Any] = {f.name: getattr(form, f.name) for f in dataclasses.fields(form)}
+    names = [f.name for f in dataclasses.fields(form)] if dataclasses.is_dataclass(form) else []
+    fields = {name: getattr(form, name) for name in names}
     if {"task", "params", "extra"} <= fields.keys():  # a member that reads a table
         task, params, extra = _of_task(form.task, form.params, form.extra, change)
         return dataclasses.replace(form, task=task, params=params, extra=extra)
@@ -198,7 +195,7 @@ def _of_form(form: Any, change: Change) -> Any:
         variables = {"params": new.params, **new.extra}
         return dataclasses.replace(form, module=new.module, variables=variables)
     if "params" in fields:  # a recommender
-        method = fields.get("model")
+        method: Any = fields.get("model")
         module = getattr(method, "module", None)
         new = change(Network(module, fields["params"], {}))
         if new.module == module:
