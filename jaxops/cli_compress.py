@@ -1,17 +1,19 @@
 """The command of the command line that makes a model smaller."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import jax
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxops import _table
 from jaxops._optional import require
 from jaxops.compress.factors import low_rank
 from jaxops.compress.pruning import prune
+from jaxops.compress.quantisation import quantise
+from jaxops.compress.receipts import sizes
 from jaxops.compress.structure import structured
+from jaxops.model import encrypted
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 
@@ -35,34 +37,24 @@ class Compress:
     """of the factors of dense layers"""
     prune: float | None = None
     """share of the entries of all kernels to set to zero; by itself it makes no file smaller"""
+    quantise: Literal["8", "4", "bf16", "fp8"] | None = None
+    """bits of each number of kernels and tables"""
 
     def run(self) -> None:
         """Compress, write, and print the sizes before and after."""
+        bits = int(self.quantise) if self.quantise in ("8", "4") else self.quantise
         steps: dict[str, tuple[Callable[[Model, Any], Model], Any]] = {
             "structured": (structured, self.structured),
             "low_rank": (low_rank, self.rank),
             "prune": (prune, self.prune),
+            "quantise": (quantise, bits),
         }
         chosen = {name: step for name, step in steps.items() if step[1] is not None}
         if not chosen:
-            raise ValueError("one of structured, rank and prune must be given, got none")
-        model = load(self.model)
-        rows = [_row("as it was", model, self.model)]
+            raise ValueError("one of structured, rank, prune and quantise must be given, got none")
+        original = model = load(self.model)
         for step, value in chosen.values():
             model = step(model, value)
-        save(self.out, model)
-        rows.append(_row(", ".join(chosen), model, self.out))
-        print(f"{_table.table(rows)}\nwritten: {self.out}")
-
-
-def _row(what: str, model: Model, path: Path) -> dict[str, Any]:
-    """What is told of a model and its file."""
-    arrays = jax.tree.leaves(model.state.params) if model.state is not None else []
-    numbers = f"{sum(array.size for array in arrays):,}" if arrays else ""
-    zeros = sum(int((array == 0).sum()) for array in arrays)
-    return {
-        "model": what,
-        "parameters": numbers,
-        "zeros": f"{zeros:,}",
-        "file, kB": f"{path.stat().st_size / 1e3:,.1f}",
-    }
+        locked = encrypted.is_encrypted(self.model)  # then `load` has taken the key from there
+        save(self.out, model, os.environ[encrypted.KEY] if locked else None)
+        print(f"{_table.table(sizes(original, model))}\n{', '.join(chosen)}; written: {self.out}")

@@ -1,19 +1,20 @@
 """The networks in a finished model of any room, each with its arrays."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.core import meta
+import numpy as np
 
 from jaxops import optim
 from jaxops.data.checks import rows
 from jaxops.model.finished import Model
 from jaxops.model.selection import Blend
+from jaxops.nn.packed import is_packed
 from jaxops.task import Extra, Params, Task
 
 
@@ -34,46 +35,87 @@ class Network(NamedTuple):
 
 
 Change = Callable[[Network], Network]
+PARTS = ("model", "models", "members")  # of closed forms, which have networks of their own
 
 
-def changed(model: Model, change: Change, done: dict[str, Any]) -> Model:
-    """The model with each of its networks changed.
+def walked(model: Model, change: Change) -> Model:
+    """The model with each of its networks changed; one without networks stays as it is.
 
     Args:
-        model: a task with its parameters, a `Blend`, or a closed form that has a module and its
-            parameters, such as a recommender or a forecaster.
+        model: a task with its parameters, a `Blend`, or another closed form of a room that has
+            parameters, or parts with parameters.
         change: takes a network and returns it with another module, parameters or variables.
+
+    >>> from jaxops import init_state, optim, tabular
+    >>> task, x = tabular.classifier(tabular.MLP((4,)), features=3), {"features": jnp.ones((2, 3))}
+    >>> model = Model(task, init_state(task, optim.sgd(0.1), seed=0, batch=x))
+    >>> more = walked(model, lambda part: part._replace(params={"only": 0, **part.params}))
+    >>> sorted(more.state.params)
+    ['hidden_0', 'logits', 'only']
+    """
+    if not isinstance(model.task, Task):
+        return dataclasses.replace(model, task=_of_form(model.task, change))
+    task, state = model.trained()
+    task, params, extra = _of_task(task, state.params, state.extra, change)
+    state = state._replace(params=params, extra=extra, opt_state=())
+    return dataclasses.replace(model, task=task, state=state)
+
+
+def changed(model: Model, change: Change, done: dict[str, Any], alike: bool = False) -> Model:
+    """The model with each of its networks changed, and what `about` then says.
+
+    Args:
+        model: see `walked`.
+        change: see `walked`.
         done: JSON-like data about the change, put at the end of the list `about["compressed"]`. The
             validation figures of `about` are left out, since they are of the model before.
+        alike: whether the new model answers nearly as before. Otherwise its `reference` is left
+            out, and conformal margins are refused, since they are of the answers before.
 
     Raises:
-        ValueError: a closed form without a network.
+        ValueError: a closed form without a network; a quantised model.
     """
     if not isinstance(model, Model):
         raise ValueError(f"model must be a jo.Model, got {type(model).__name__}")
-    task, state = model.task, model.state
-    change = functools.partial(_of_arrays, change)
-    if isinstance(task, Task):
-        task, state = model.trained()
-        task, params, extra = _of_task(task, state.params, state.extra, change)
-        state = state._replace(params=params, extra=extra, opt_state=())
-    else:
-        task = _of_form(task, change)
-    about = {name: value for name, value in model.about.items() if name != "validation"}
-    about["compressed"] = [*about.get("compressed", []), done]
-    return dataclasses.replace(model, task=task, state=state, about=about)
-
-
-def _of_arrays(change: Change, network: Network) -> Network:
-    """What a change makes of a network whose parameters are arrays."""
-    leaves = jax.tree.leaves(network.params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
-    packed = next((leaf for leaf in leaves if isinstance(leaf, meta.AxisMetadata)), None)
-    if packed is not None:
+    if not alike and hasattr(model.task, "offsets"):
         raise ValueError(
-            "model must have float parameters, so quantise it last, got parameters in a "
-            f"{type(packed).__name__}"
+            "model must have no conformal margins, which are of its forecasts before, got "
+            f"{type(model.task).__name__}; replace the task by its `model`, and calibrate it anew"
         )
-    return change(network)
+    found = []
+
+    def one(part: Network) -> Network:
+        if not jax.tree.leaves(part.params):
+            return part
+        found.append(part)
+        check_floats(part.params)
+        return change(part)
+
+    new = walked(model, one)
+    if not found:
+        raise ValueError(
+            "model must have a network, or a closed form with parameters that JAX reads, got "
+            f"{type(model.task).__name__}"
+        )
+    return dataclasses.replace(
+        new, about=about_of(model, done), reference=model.reference if alike else None
+    )
+
+
+def about_of(model: Model, done: dict[str, Any]) -> dict[str, Any]:
+    """What `about` says of a model after another step, without the figures of the model before."""
+    about = {name: value for name, value in model.about.items() if name != "validation"}
+    return about | {"compressed": [*about.get("compressed", []), done]}
+
+
+def check_floats(params: Params) -> None:
+    """Raise `ValueError` if there are quantised arrays among the parameters."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_packed):
+        if is_packed(leaf):
+            raise ValueError(
+                f"model must have float parameters, so quantise it last, got {path_of(path)} in "
+                f"{leaf.form}"
+            )
 
 
 def module_of(task: Task) -> Any:
@@ -83,8 +125,10 @@ def module_of(task: Task) -> Any:
     >>> module_of(vision.classifier(vision.MLP((8,)))).widths
     (8,)
     """
-    arguments = task.recipe[1] if task.recipe else ()
-    return next((value for _, value in arguments if hasattr(value, "apply")), None)
+    arguments = dict(task.recipe[1]) if task.recipe else {}
+    if isinstance(arguments.get("task"), Task):  # of `aware`
+        return module_of(arguments["task"])
+    return next((value for value in arguments.values() if hasattr(value, "apply")), None)
 
 
 def with_module(task: Task, module: Any) -> Task:
@@ -105,8 +149,13 @@ def with_module(task: Task, module: Any) -> Task:
             f"{'one made by hand' if task.recipe is None else task.recipe[0].__name__}"
         )
     make, arguments = task.recipe
-    given = {name: module if value is before else value for name, value in arguments}
-    new: Task = make(**given)
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Task):
+            return with_module(value, module)
+        return module if value is before else value
+
+    new: Task = make(**{name: one(value) for name, value in arguments})
     return new
 
 
@@ -122,6 +171,10 @@ def _of_task(
 
 def _of_form(form: Any, change: Change) -> Any:
     """A closed form whose networks are changed."""
+    if isinstance(form, Task | type):
+        return form
+    if type(form) in (tuple, list):
+        return type(form)(_of_form(one, change) for one in form)
     if isinstance(form, Blend):
         members = [
             _of_task(task, params, extra, change)
@@ -131,25 +184,71 @@ def _of_form(form: Any, change: Change) -> Any:
         ]
         tasks, params, extras = zip(*members, strict=True)
         return form._replace(tasks=tasks, params=params, extras=extras)
-    fields = {f.name: getattr(form, f.name) for f in dataclasses.fields(form)} if (
-        dataclasses.is_dataclass(form)
-    ) else {}  # fmt: skip
+    names = [f.name for f in dataclasses.fields(form)] if dataclasses.is_dataclass(form) else []
+    fields = {name: getattr(form, name) for name in names}
+    if {"task", "params", "extra"} <= fields.keys():  # a member that reads a table
+        task, params, extra = _of_task(form.task, form.params, form.extra, change)
+        return dataclasses.replace(form, task=task, params=params, extra=extra)
     if {"module", "variables"} <= fields.keys():  # a forecaster
         extra = dict(fields["variables"])
-        new = change(Network(fields["module"], extra.pop("params"), extra))
+        new = change(Network(fields["module"], extra.pop("params", {}), extra))
         variables = {"params": new.params, **new.extra}
         return dataclasses.replace(form, module=new.module, variables=variables)
-    if "params" in fields and hasattr(fields.get("model"), "module"):  # a recommender
-        method = fields["model"]
-        new = change(Network(method.module, fields["params"], {}))
+    if "params" in fields:  # a recommender
+        method: Any = fields.get("model")
+        module = getattr(method, "module", None)
+        new = change(Network(module, fields["params"], {}))
+        if new.module == module:
+            return dataclasses.replace(form, params=new.params)
         method = dataclasses.replace(method, module=new.module)
         return dataclasses.replace(form, model=method, params=new.params)
-    if fields.keys() == {"model"}:  # a forecaster on a scale of its own
-        return dataclasses.replace(form, model=_of_form(fields["model"], change))
-    raise ValueError(
-        "model must have a network: a task, a blend of such, a recommender of a sequence model or "
-        f"a forecaster, without conformal margins, got {type(form).__name__}"
-    )
+    parts = {name: _of_form(fields[name], change) for name in PARTS if name in fields}
+    return dataclasses.replace(form, **parts) if parts else form
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Model):
+    """A model that keeps the encoded columns from which it predicts.
+
+    Attributes:
+        seen: the columns of each call of `outputs`.
+    """
+
+    seen: list[Any] = field(default_factory=list)
+
+    def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
+        """See `Model.outputs`."""
+        self.seen.append(columns)
+        return super().outputs(columns, batch_size)
+
+
+def columns_of(model: Model, data: Any) -> dict[str, np.ndarray]:
+    """The encoded columns from which a model predicts raw data.
+
+    Args:
+        model: a model whose reader calls `Model.outputs`, or without a reader.
+        data: what `model.predict` takes.
+
+    Raises:
+        ValueError: the model does not predict by `outputs`.
+
+    >>> from jaxops import init_state, optim, tabular
+    >>> task, x = tabular.classifier(tabular.MLP((4,)), features=3), np.ones((2, 3), np.float32)
+    >>> state = init_state(task, optim.sgd(0.1), seed=0, batch={"features": x})
+    >>> columns_of(Model(task, state), x)["features"].shape
+    (2, 3)
+    """
+    watched = Watched(model.task, model.state, model.reader, model.about, model.versions)
+    watched.predict(data)
+    if not watched.seen:
+        raise ValueError(
+            f"model must predict from encoded columns, got one of the room {model.room!r}, which "
+            "reads its data in another way"
+        )
+    return {
+        name: np.concatenate([np.asarray(part[name]) for part in watched.seen])
+        for name in watched.seen[0]
+    }
 
 
 def tuning(data: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import functools
 import re
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.compress.parts import columns_of, with_params
+from jaxops.compress.networks import Network, changed, check_floats, columns_of, path_of
 from jaxops.model.finished import Model
-from jaxops.nn.packed import LIMITS, Packed, int8_product, is_packed, pack
+from jaxops.nn.packed import LIMITS, Packed, int8_product, pack
 from jaxops.nn.product import Dense
-from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
+from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, recorded
 
 FORMS = {8: "int8", 4: "int4", "bf16": "bf16", "fp8": "fp8"}
 SCALES = ("max", "percentile", "mse")
@@ -107,18 +107,18 @@ def quantise(
         made = packed(jnp.asarray(leaf), form, axes, scales)
         return replace(made, inputs=chosen.get(name))
 
-    plain = replace(model, task=_without_rounding(model.task))
-    made = with_params(plain, lambda params: _changed(params, keep, one))
+    def rounded(part: Network) -> Network:
+        return part._replace(params=_changed(part.params, keep, one))
+
+    step: dict[str, Any] = {"method": "quantise", "bits": bits, "scales": scales, "arrays": done}
+    step |= {"layers": layers} if layers else {}
+    small = changed(replace(model, task=_without_rounding(model.task)), rounded, step, alike=True)
     if not done:
         raise ValueError(
             f"model must have kernels or tables of float32 with {SMALL} numbers or more, other "
             f"than keep={keep!r}, got none in {type(model.task).__name__}"
         )
-    step: dict[str, Any] = {"method": "quantise", "bits": bits, "scales": scales, "arrays": done}
-    step |= {"layers": layers} if layers else {}
-    about = {name: value for name, value in model.about.items() if name != "validation"}
-    about["compressed"] = [*about.get("compressed", []), step]
-    return replace(made, about=about)
+    return small
 
 
 def aware(model: Model, bits: int | str = 8, *, scales: str = "mse", keep: str = "") -> Model:
@@ -152,57 +152,47 @@ def aware(model: Model, bits: int | str = 8, *, scales: str = "mse", keep: str =
     """
     form = _checked(bits, scales, None, None)
     task, state = model.trained()
-    task = _without_rounding(task)
-    _changed(state.params, keep, lambda name, leaf, axes: leaf)  # checks them
-    return replace(model, task=_aware(task, form, scales, keep))
+    check_floats(state.params)
+    about = {name: value for name, value in model.about.items() if name != "validation"}
+    return replace(model, task=rounding(_without_rounding(task), form, scales, keep), about=about)
 
 
-@functools.lru_cache(maxsize=64)
-def _aware(task: Task, form: str, scales: str, keep: str) -> Task:
-    loss = Rounded(task, form, scales, keep)
+@recorded
+def rounding(task: Task, form: str, scales: str, keep: str) -> Task:
+    """A task at rounded parameters, whose gradient passes the rounding; see `aware`.
+
+    Args:
+        task: the task itself, made by a function of jaxops.
+        form: see `Packed`.
+        scales: see `quantise`.
+        keep: see `quantise`.
+
+    >>> from jaxops import tabular
+    >>> task = rounding(tabular.classifier(tabular.MLP((8,)), features=4), "int8", "max", "")
+    >>> task.recipe[0].__name__, task.classes
+    ('rounding', ('0', '1'))
+    """
+
+    def one(name: str, leaf: Array, axes: tuple[int, ...]) -> Array:
+        still = jax.lax.stop_gradient(leaf)
+        return leaf + (packed(still, form, axes, scales).unbox() - still)
+
+    def loss(
+        params: Params, extra: Extra, batch: Batch, key: Key, train: bool
+    ) -> tuple[Array, Out]:
+        return task.loss(_changed(params, keep, one), extra, batch, key, train)
 
     def predict(params: Params, extra: Extra, batch: Batch) -> Any:
-        return task.predict(loss.params(params), extra, batch)
+        return task.predict(_changed(params, keep, one), extra, batch)
 
     return task._replace(loss=loss, predict=predict, sample=None)
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """The loss of a task at rounded parameters, whose gradient passes the rounding.
-
-    Attributes:
-        task: the task itself.
-        form: see `Packed`.
-        scales: see `quantise`.
-        keep: see `quantise`.
-    """
-
-    task: Task
-    form: str
-    scales: str
-    keep: str
-
-    def params(self, params: Params) -> Params:
-        """The rounded parameters, whose derivative is the identity."""
-
-        def one(name: str, leaf: Array, axes: tuple[int, ...]) -> Array:
-            still = jax.lax.stop_gradient(leaf)
-            return leaf + (packed(still, self.form, axes, self.scales).unbox() - still)
-
-        return _changed(params, self.keep, one)
-
-    def __call__(
-        self, params: Params, extra: Extra, batch: Batch, key: Key, train: bool
-    ) -> tuple[Array, Out]:
-        """The loss."""
-        return self.task.loss(self.params(params), extra, batch, key, train)
-
-
 def _without_rounding(task: Any) -> Any:
     """The task of which `aware` made another; anything else as it is."""
-    loss = getattr(task, "loss", None)
-    return loss.task if isinstance(loss, Rounded) else task
+    if not isinstance(task, Task) or not task.recipe or task.recipe[0] is not rounding:
+        return task
+    return dict(task.recipe[1])["task"]
 
 
 def axes_of(name: str, leaf: Any, keep: str = "") -> tuple[int, ...] | None:
@@ -237,16 +227,11 @@ def _changed(params: Params, keep: str, change: Any) -> Params:
     """The parameters with `change(name, leaf, axes)` in place of those that are quantised."""
 
     def one(path: Any, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if is_packed(leaf):
-            raise ValueError(
-                f"model must have float parameters, got {name} in {leaf.form}; quantise the model "
-                "from which it was made"
-            )
+        name = path_of(path)
         axes = axes_of(name, leaf, keep)
         return leaf if axes is None else change(name, leaf, axes)
 
-    return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_packed)
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxops import _table
-from jaxops.compress.parts import columns_of, with_params
+from jaxops.compress.networks import Network, columns_of, walked
 from jaxops.model.encoding import encode
 from jaxops.model.exported.run import machine
 from jaxops.model.files import plain, save
@@ -121,7 +121,7 @@ def receipt(
     times = [_times((original, compressed), call, rows) for rows in ROWS]
     return Receipt(
         _figures(*scored),
-        _sizes(original, compressed),
+        sizes(original, compressed),
         times,
         list(compressed.about.get("compressed", [])),
         machine() | {"cores": os.cpu_count(), "load": load},
@@ -171,7 +171,8 @@ def _figures(original: Evaluation, compressed: Evaluation) -> list[dict[str, Any
     return rows
 
 
-def _sizes(original: Model, compressed: Model) -> list[dict[str, Any]]:
+def sizes(original: Model, compressed: Model) -> list[dict[str, Any]]:
+    """The rows `Receipt.sizes` of two models."""
     both = [_sizes_of(model) for model in (original, compressed)]
     return [
         {"what": what, "original": one, "compressed": two, "share": two / max(one, 1)}
@@ -182,11 +183,11 @@ def _sizes(original: Model, compressed: Model) -> list[dict[str, Any]]:
 def _sizes_of(model: Model) -> dict[str, int]:
     trees: list[Any] = []
 
-    def keep(params: Any) -> Any:
-        trees.append(params)
-        return params
+    def keep(part: Network) -> Network:
+        trees.append(part.params)
+        return part
 
-    with_params(model, keep)
+    walked(model, keep)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model", model)
         size = (Path(folder) / "model").stat().st_size

@@ -325,6 +325,8 @@ def widened(task: Any, label: np.ndarray) -> Any:
     if getattr(module, "limits", None) is None:
         return task
     make, given = task.recipe[0], dict(task.recipe[1])
+    if "task" in given:  # a task around another one, as `compress.aware` makes
+        return make(**given | {"task": widened(given["task"], label)})
     new = (np.array([label.min(), label.max()], np.float64) - given["mean"]) / given["std"]
     low, high = module.limits
     limits = min(low, float(new[0])), max(high, float(new[1]))

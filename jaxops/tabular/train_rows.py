@@ -143,8 +143,8 @@ def represented(model: Model) -> Model:
 
 def module_of(task: Any) -> Any:
     """The module that a task was made of; None of a task made by hand."""
-    made = getattr(task, "recipe", None)
-    return dict(made[1]).get("module") if made else None
+    made = dict(task.recipe[1]) if getattr(task, "recipe", None) else {}
+    return module_of(made["task"]) if "task" in made else made.get("module")
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,7 +15,7 @@ from small import SETTINGS, images
 
 import jaxops as jo
 from jaxops import compress, forecast, language, recommend, serve, tabular, vision
-from jaxops.compress.parts import with_params
+from jaxops.compress.networks import walked
 from jaxops.compress.quantisation import SHARES, packed
 from jaxops.model.exported import run
 from jaxops.model.selection import Blend
@@ -43,7 +43,11 @@ def quantised(bits=8):
 
 def floats(one):
     """The same model with float32 arrays of the same numbers."""
-    return with_params(one, lambda params: jax.tree.map(unpacked, params, is_leaf=is_packed))
+
+    def plain(part):
+        return part._replace(params=jax.tree.map(unpacked, part.params, is_leaf=is_packed))
+
+    return walked(one, plain)
 
 
 def rounded(w, limit):
@@ -285,7 +289,7 @@ def test_other_arguments_are_refused(options, sentence):
 
 
 def test_a_quantised_model_is_neither_quantised_nor_trained():
-    with pytest.raises(ValueError, match="got hidden_0/kernel in int8; quantise the model from"):
+    with pytest.raises(ValueError, match="so quantise it last, got hidden_0/kernel in int8"):
         compress.quantise(quantised(), 4)
     with pytest.raises(ValueError, match="got hidden_0/kernel in int8"):
         compress.aware(quantised())

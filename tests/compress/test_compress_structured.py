@@ -286,11 +286,11 @@ def test_the_command_writes_a_smaller_file(tmp_path, capsys):
     command = ["compress", str(tmp_path / "model.safetensors"), str(out)]
     assert cli.main([*command, "--structured", "0.5", "--prune", "0.25"]) == 0
     printed = capsys.readouterr().out
-    assert "structured, prune" in printed and f"written: {out}" in printed
+    assert f"structured, prune; written: {out}" in printed and "| bytes on disk" in printed
     model = jo.load(out)
     assert [step["method"] for step in model.about["compressed"]] == ["structured", "prune"]
     kernels = [layer["kernel"] for layer in model.state.params.values()]
     total = sum(kernel.size for kernel in kernels)
     assert sum(int((kernel == 0).sum()) for kernel in kernels) == round(total / 4)
     assert cli.main(command) == 1
-    assert "one of structured, rank and prune must be given" in capsys.readouterr().err
+    assert "one of structured, rank, prune and quantise must be given" in capsys.readouterr().err
