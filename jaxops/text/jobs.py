@@ -137,9 +137,11 @@ def fit(
     # the second training takes a quarter longer than the first, because it has more texts
     over = time.monotonic() - start + 1.25 * model.about["seconds"] > seconds(budget)
     once = {"early_stopping", "checkpoints", "state"} & options.keys()
+    model = _with_reference(model, texts, held, validation)
     if isinstance(validation, int | float) and not over and not once:
+        # which keeps the reference: of texts that it has learned a model is surer than of others
         model = _on_all(model, {**model.reader.read(texts), "label": target}, given)
-    return _with_reference(model, texts, held, validation)
+    return model
 
 
 def _with_reference(
