@@ -39,6 +39,11 @@ class Numbers(NamedTuple):
         return int(self.counts.sum()) + self.missing
 
     @property
+    def outside(self) -> int:
+        """How many rows are below the first edge, or from the last one on."""
+        return int(self.counts[0] + self.counts[-1])
+
+    @property
     def cells(self) -> np.ndarray:
         """The counts of the cells by which two sketches are compared: bins, and missing rows."""
         return np.append(self.counts, self.missing)
@@ -69,6 +74,11 @@ class Categories(NamedTuple):
     def missing(self) -> int:
         """How many rows have no value: the empty text, where training had it; else it is unseen."""
         return int(self.counts[self.names.index("")]) if "" in self.names else 0
+
+    @property
+    def outside(self) -> int:
+        """How many rows have a new category."""
+        return self.unseen
 
     @property
     def cells(self) -> np.ndarray:
@@ -193,7 +203,10 @@ def vector_mean(reference: Reference, sketch: Sketch) -> np.ndarray:
 
 
 def missing_rates(found: Mapping[str, Numbers | Categories]) -> dict[str, float]:
-    """The share of rows without a value, or of a new category, by name.
+    """The share of rows without a value, by name.
+
+    A text that is missing in a column which had none missing in training is a new category, see
+    `out_of_range_rates`.
 
     Args:
         found: of `told`, of at least one row.
@@ -202,3 +215,15 @@ def missing_rates(found: Mapping[str, Numbers | Categories]) -> dict[str, float]
     {'plan': 0.25}
     """
     return {name: one.missing / one.rows for name, one in found.items()}
+
+
+def out_of_range_rates(found: Mapping[str, Numbers | Categories]) -> dict[str, float]:
+    """The share of rows below or above all of the reference, or of a new category, by name.
+
+    Args:
+        found: of `told`, of at least one row.
+
+    >>> out_of_range_rates({"plan": Categories(("a", ""), np.array([2, 0]), 2)})
+    {'plan': 0.5}
+    """
+    return {name: one.outside / one.rows for name, one in found.items()}
