@@ -60,6 +60,16 @@ INFERRED = _object(
     model_version=TEXT,
     outputs=_list(OUTPUT),
 )
+WRITTEN = _object(
+    {"warnings": _list(TEXT)},
+    model=TEXT,
+    version=TEXT,
+    text=TEXT,
+    end=TEXT,
+    prompt_tokens=WHOLE,
+    new_tokens=WHOLE,
+    log_probability={"type": "number"},
+)
 CHANGED = _object(GIVEN, model=TEXT, **TOLD)
 UNLOADED = _object(
     {**GIVEN, "version": TEXT}, model=TEXT, unloaded=_list(TEXT), versions=TOLD["versions"]
@@ -129,7 +139,7 @@ def document(
         }
         if served.decoder is not None:
             summary = f"Text by {name}, whole or in server-sent events"
-            paths[f"/models/{name}/generate"] = _post(summary, generation.schema())
+            paths[f"/models/{name}/generate"] = _post(summary, generation.schema(), WRITTEN)
         for version in versions[name]:
             path = f"/v2/models/{name}/versions/{version}"
             paths |= {path: paths[f"/v2/models/{name}"], f"{path}/infer": infer}

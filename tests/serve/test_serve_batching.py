@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def test_programs_of_powers_of_two_answer_as_the_model_does(monkeypatch):
         fast.outputs({"features": columns["features"][:2] * [[1], [np.nan]]})
     assert compiled(model, 1).predict(table).ids.tolist() == [*range(19)]
     monkeypatch.setattr("jaxops.serve.compiled.SMALL", 0)
-    large, sizes = compiled(model, 5), []
+    large, sizes = compiled(replace(model, reference=None), 5), []
     monkeypatch.setattr(Model, "outputs", lambda self, columns, most: sizes.append(most))
     large.outputs(columns)
     assert not large.programs and sizes == [8]
