@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.model.finished import fingerprint
-from jaxops.monitor.views import Part, TablePart, all_of, dot
+from jaxops.monitor.views import Part, TablePart, all_of, dot, settled
 from jaxops.task import Array, Batch, recorded
 
 BINS = 10  # between the quantiles of the reference
@@ -189,23 +189,25 @@ def update(
     """
     numbers, categories, vectors = all_of(reference.parts, columns, outputs, xp)
     real = (mask > 0)[:, None]
-    wide = np.float64 if xp is np else np.float32
+    wide, whole = (np.float64, np.int64) if xp is np else (np.float32, np.int32)
     shift, scale = reference.shift[None].astype(wide), reference.scale[None].astype(wide)
     z = (numbers - shift) / scale
     known = real & ~xp.isnan(z)
     z = xp.where(known, z, wide(np.nan))
-    above = (z[:, :, None] >= reference.edges[None]).reshape(len(z), -1)
+    # the rows of a number lie side by side, so that a step of a CPU compares several
+    above = settled(z.T, xp)[:, None] >= reference.edges[:, :, None]
     present, some = xp.where(known, z, wide(0)), xp.where(real, vectors, np.float32(0))
-    parts = [real, known, above, xp.where(real, categories, np.float32(0))]
+    parts = [real, known, xp.where(real, categories, np.float32(0))]
     parts += [present, xp.square(present), some]
-    # one product sums all of it: the fewer the steps of a program, the less each batch costs
+    # one product sums the rest: the fewer the steps of a program, the less each batch costs
     total = dot(xp.ones((1, len(z)), wide), xp.concatenate(parts, 1, dtype=wide), xp)[0]
-    counts, sums = xp.split(total, [len(total) - len(reference.sketch.sums)])
+    first, last = 1 + z.shape[1], len(total) - len(reference.sketch.sums)
     least = wide(-np.inf)
     both = xp.concatenate([xp.where(known, z, least), xp.where(known, -z, least)], 1)
     # below 2^24 rows a float32 holds every whole number
-    counts = xp.round(counts).astype(np.int64 if xp is np else np.int32)
-    new = Sketch(counts, sums, both.max(0))
+    told = xp.round(total[:last]).astype(whole)
+    counts = [told[:first], above.sum(-1, dtype=whole).reshape(-1), told[first:]]
+    new = Sketch(xp.concatenate(counts), total[last:], both.max(0))
     return new if sketch is None else merge(sketch, new)
 
 
