@@ -115,9 +115,10 @@ def told(reference: Reference, sketch: Sketch) -> dict[str, Numbers | Categories
     first, unit = units(reference)
     found: dict[str, Numbers | Categories] = {}
     for i, name in enumerate(reference.numbers):
-        present, kept = int(counts[1 + i]), np.isfinite(reference.edges[i])
+        # a window that ends between rows and what they lack has less than no rows of a number
+        present, kept = max(int(counts[1 + i]), 0), np.isfinite(reference.edges[i])
         limits = reference.edges[i][kept].astype(np.float64)
-        cells = -np.diff(np.concatenate([[present], above[i][kept], [0]]))
+        cells = np.maximum(-np.diff(np.concatenate([[present], above[i][kept], [0]])), 0)
         mean = sums[i] / present if present else np.nan
         variance = max(sums[n + i] / present - mean**2, 0.0) if present else np.nan
         low, high = (-extremes[n + i], extremes[i]) if present else (np.nan, np.nan)

@@ -331,3 +331,9 @@ def test_what_cannot_be_counted_is_refused(model, table):
     other = monitor.Sketch(np.zeros(3, int), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match="sketch must have shapes"):
         monitor.told(model.reference, other)
+
+
+def test_a_window_between_rows_and_what_they_lack_has_no_negative_counts(model):
+    """The rows are in the window before; merged, both are right."""
+    late = monitor.told(model.reference, withdrawn(model.reference, {"age": 2}))["age"]
+    assert late.counts.min() == 0 and late.missing == 0 and np.isnan(late.mean)
