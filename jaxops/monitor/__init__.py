@@ -18,7 +18,15 @@ from jaxops.monitor.estimated import (
     with_labels,
 )
 from jaxops.monitor.observing import Observed, Observer, observed, reference_of, with_reference
-from jaxops.monitor.reading import Categories, Numbers, missing_rates, psi_of, told, vector_mean
+from jaxops.monitor.reading import (
+    Categories,
+    Numbers,
+    missing_rates,
+    out_of_range_rates,
+    psi_of,
+    told,
+    vector_mean,
+)
 from jaxops.monitor.reporting import Report, compared, report
 from jaxops.monitor.retraining import Retrained, retrain
 from jaxops.monitor.sequential import anytime_p, categories_changed, mean_changed
@@ -70,6 +78,7 @@ __all__ = [
     "missing_rates",
     "mmd",
     "observed",
+    "out_of_range_rates",
     "page_hinkley",
     "pooled",
     "post",

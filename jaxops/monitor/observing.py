@@ -144,9 +144,17 @@ class Observer:
         return sketches.update(self.reference, sketch, columns, outputs, mask)
 
     def run(self, program: Callable[..., tuple[Any, Any]], *arguments: Any) -> Any:
-        """The outputs of `program(sketch, *arguments)`, which returns the next sketch too."""
+        """The outputs of `program(sketch, *arguments)`, which returns the next sketch too.
+
+        Where the program fails on the device, the rows are lost that it held, of the last batches.
+        """
         with self._lock:
-            outputs, self._device = program(self._device, *arguments)
+            try:
+                outputs, self._device = program(self._device, *arguments)
+            except Exception:
+                if self._device.counts.is_deleted():  # the program had it already
+                    self._device, self._calls = self.empty(), 0
+                raise
             self._calls += 1
             if self._calls >= KEPT:
                 self._take()
@@ -180,6 +188,11 @@ class Observer:
             found = self._since, now, self._window
             self._since, self._window = now, self._nothing
             return found
+
+    def give_back(self, start: datetime.datetime, sketch: Sketch) -> None:
+        """Add the rows of a `window` that could not be used to the next one, which starts then."""
+        with self._lock:
+            self._since, self._window = start, merge(self._window, sketch)
 
     def clear(self) -> None:
         """Forget all rows."""

@@ -40,6 +40,11 @@ class Numbers(NamedTuple):
         return int(self.counts.sum()) + self.missing
 
     @property
+    def outside(self) -> int:
+        """How many rows are below the first edge, or from the last one on."""
+        return int(self.counts[0] + self.counts[-1])
+
+    @property
     def cells(self) -> np.ndarray:
         """The counts of the cells by which two sketches are compared: bins, and missing rows."""
         return np.append(self.counts, self.missing)
@@ -70,6 +75,11 @@ class Categories(NamedTuple):
     def missing(self) -> int:
         """How many rows have no value: the empty text, where training had it; else it is unseen."""
         return int(self.counts[self.names.index("")]) if "" in self.names else 0
+
+    @property
+    def outside(self) -> int:
+        """How many rows have a new category."""
+        return self.unseen
 
     @property
     def cells(self) -> np.ndarray:
@@ -106,9 +116,10 @@ def told(reference: Reference, sketch: Sketch) -> dict[str, Numbers | Categories
     first, unit = units(reference)
     found: dict[str, Numbers | Categories] = {}
     for i, name in enumerate(reference.numbers):
-        present, kept = int(counts[1 + i]), np.isfinite(reference.edges[i])
+        # a window that ends between rows and what they lack has less than no rows of a number
+        present, kept = max(int(counts[1 + i]), 0), np.isfinite(reference.edges[i])
         limits = reference.edges[i][kept].astype(np.float64)
-        cells = -np.diff(np.concatenate([[present], above[i][kept], [0]]))
+        cells = np.maximum(-np.diff(np.concatenate([[present], above[i][kept], [0]])), 0)
         mean = sums[i] / present if present else np.nan
         variance = max(sums[n + i] / present - mean**2, 0.0) if present else np.nan
         low, high = (-extremes[n + i], extremes[i]) if present else (np.nan, np.nan)
@@ -187,7 +198,10 @@ def vector_mean(reference: Reference, sketch: Sketch) -> np.ndarray:
 
 
 def missing_rates(found: Mapping[str, Numbers | Categories]) -> dict[str, float]:
-    """The share of rows without a value, or of a new category, by name.
+    """The share of rows without a value, by name.
+
+    A text that is missing in a column which had none missing in training is a new category, see
+    `out_of_range_rates`.
 
     Args:
         found: of `told`, of at least one row.
@@ -196,3 +210,15 @@ def missing_rates(found: Mapping[str, Numbers | Categories]) -> dict[str, float]
     {'plan': 0.25}
     """
     return {name: one.missing / one.rows for name, one in found.items()}
+
+
+def out_of_range_rates(found: Mapping[str, Numbers | Categories]) -> dict[str, float]:
+    """The share of rows below or above all of the reference, or of a new category, by name.
+
+    Args:
+        found: of `told`, of at least one row.
+
+    >>> out_of_range_rates({"plan": Categories(("a", ""), np.array([2, 0]), 2)})
+    {'plan': 0.5}
+    """
+    return {name: one.outside / one.rows for name, one in found.items()}

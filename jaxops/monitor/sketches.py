@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.model.finished import fingerprint
-from jaxops.monitor.views import Part, all_of, dot
+from jaxops.monitor.views import Part, TablePart, all_of, dot, settled
 from jaxops.task import Array, Batch, recorded
 
 BINS = 10  # between the quantiles of the reference
 NEAR = 1e-5  # standard deviations: no edge lies between numbers that are nearer
+LEAST = 1e-25  # numbers that are all smaller are counted as equal
 
 
 @recorded
@@ -47,7 +48,8 @@ class Reference:
     """What sketches are compared with: the rows on which a model was finished, and their sketch.
 
     Numbers are counted less `shift` and in units of `scale`, which are their mean and standard
-    deviation in the reference, so that float32 is exact enough.
+    deviation in the reference, so that float32 is exact enough. Both are rounded to float32, so
+    that a device and the host count a number in the same bin.
 
     Attributes:
         parts: how columns and outputs become numbers and categories, see `monitor.views`.
@@ -107,16 +109,20 @@ def learned(parts: tuple[Part, ...], columns: Mapping[str, Any], outputs: Any) -
     [9.5, 19.5, 29.5, 39.5, 49.5, 59.5, 69.5, 79.5, 89.5]
     """
     numbers, _, vectors = all_of(parts, columns, outputs, np)
+    own = [(name, part) for part in parts for name in part.numbers]
     n = numbers.shape[1]
     shift, scale = np.zeros(n), np.ones(n)
     edges = np.full((n, BINS + 1), np.inf, np.float32)
-    for place, column in enumerate(numbers.T.astype(np.float64)):
-        known = column[~np.isnan(column)]
+    for place, (name, part) in enumerate(own):
+        column = numbers[:, place].astype(np.float64)
+        known = column[np.isfinite(column)]
         if len(known):
-            shift[place] = known.mean()
-            spread = known.std()
-            scale[place] = spread if spread > NEAR * max(1.0, abs(shift[place])) else 1.0
-            found = _edges((known - shift[place]) / scale[place])
+            shift[place] = np.float32(known.mean())
+            # the numbers of an encoder are of the size of 1; what spreads less is rounding
+            size = max(1.0 if isinstance(part, TablePart) else LEAST, abs(shift[place]))
+            scale[place] = np.float32(known.std()) if known.std() > NEAR * size else 1.0
+            filled = (part.filled.get(name, np.nan) - shift[place]) / scale[place]
+            found = _edges((known - shift[place]) / scale[place], filled)
             edges[place, : len(found)] = found
     some = Sketch(np.zeros(0), np.zeros(2 * n + vectors.shape[1]), np.zeros(0))
     reference = Reference(parts, edges, shift, scale, some)
@@ -124,12 +130,15 @@ def learned(parts: tuple[Part, ...], columns: Mapping[str, Any], outputs: Any) -
     return Reference(parts, edges, shift, scale, sketch)
 
 
-def _edges(x: np.ndarray) -> np.ndarray:
+def _edges(x: np.ndarray, filled: float) -> np.ndarray:
     """The edges of at most 10 bins with about equally many of some numbers.
 
-    None is nearer to one of the numbers than float32 can tell.
+    None is nearer to one of the numbers than float32 can tell, nor to what stands for a missing one
+    (NaN for none), which `withdrawn` has to find in its bin.
     """
     values = np.unique(x)
+    if values[0] < filled < values[-1]:
+        values = np.unique([*values, filled])
     between = ((values[:-1] + values[1:]) / 2)[np.diff(values) > NEAR]
     tenths = np.sort(x)[np.arange(1, BINS) * len(x) // BINS]  # each is to begin a bin
     places = np.unique(np.searchsorted(between, tenths) - 1)
@@ -180,23 +189,25 @@ def update(
     """
     numbers, categories, vectors = all_of(reference.parts, columns, outputs, xp)
     real = (mask > 0)[:, None]
-    wide = np.float64 if xp is np else np.float32
+    wide, whole = (np.float64, np.int64) if xp is np else (np.float32, np.int32)
     shift, scale = reference.shift[None].astype(wide), reference.scale[None].astype(wide)
     z = (numbers - shift) / scale
     known = real & ~xp.isnan(z)
     z = xp.where(known, z, wide(np.nan))
-    above = (z[:, :, None] >= reference.edges[None]).reshape(len(z), -1)
+    # the rows of a number lie side by side, so that a step of a CPU compares several
+    above = settled(z.T, xp)[:, None] >= reference.edges[:, :, None]
     present, some = xp.where(known, z, wide(0)), xp.where(real, vectors, np.float32(0))
-    parts = [real, known, above, xp.where(real, categories, np.float32(0))]
+    parts = [real, known, xp.where(real, categories, np.float32(0))]
     parts += [present, xp.square(present), some]
-    # one product sums all of it: the fewer the steps of a program, the less each batch costs
+    # one product sums the rest: the fewer the steps of a program, the less each batch costs
     total = dot(xp.ones((1, len(z)), wide), xp.concatenate(parts, 1, dtype=wide), xp)[0]
-    counts, sums = xp.split(total, [len(total) - len(reference.sketch.sums)])
+    first, last = 1 + z.shape[1], len(total) - len(reference.sketch.sums)
     least = wide(-np.inf)
     both = xp.concatenate([xp.where(known, z, least), xp.where(known, -z, least)], 1)
     # below 2^24 rows a float32 holds every whole number
-    counts = xp.round(counts).astype(np.int64 if xp is np else np.int32)
-    new = Sketch(counts, sums, both.max(0))
+    told = xp.round(total[:last]).astype(whole)
+    counts = [told[:first], above.sum(-1, dtype=whole).reshape(-1), told[first:]]
+    new = Sketch(xp.concatenate(counts), total[last:], both.max(0))
     return new if sketch is None else merge(sketch, new)
 
 

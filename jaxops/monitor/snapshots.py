@@ -4,6 +4,7 @@ Any number of processes and machines may write to one folder. Who reads it merge
 report needs no process that still runs.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -59,7 +60,7 @@ def write_snapshot(
         The file; None where there were no rows.
 
     Raises:
-        OSError: the file cannot be written; the rows are in no file then.
+        OSError: the file cannot be written; the rows are in the file of the next time then.
 
     >>> import tempfile
     >>> from jaxops.monitor.sketches import learned
@@ -83,17 +84,19 @@ def write_snapshot(
         "reference": observer.reference.id,
     }
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     stem = f"{model}-{end:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}-{version}"
     path = folder / f"{stem}{SUFFIX}"
     beside = path.with_name(f".{path.name}")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(sketch._asdict(), beside, {"jaxops": json.dumps(told)})
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
+        observer.give_back(start, sketch)
         raise OSError(f"{path}: the sketch could not be written: {error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
     return path
 
 

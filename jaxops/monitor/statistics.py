@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special, stats
 
+AT_ONCE = 2**22  # numbers held at a time
+
 
 class Comparison(NamedTuple):
     """A statistic of two samples, and its p-value if both were drawn from one distribution.
@@ -207,9 +209,13 @@ def wasserstein(
     p = np.full(found.shape, np.nan)
     for column in np.ndindex(found.shape) if permutations else ():
         both, rng = (a[column] + b[column]).astype(np.int64), np.random.default_rng(seed)
-        drawn = rng.multivariate_hypergeometric(both, int(a[column].sum()), permutations)
-        chance = distance(drawn, both - drawn, steps[column])
-        p[column] = (1 + (chance >= found[column] * (1 - 1e-12)).sum()) / (1 + permutations)
+        size, as_large = max(1, AT_ONCE // len(both)), 1
+        for first in range(0, permutations, size):
+            count = min(size, permutations - first)
+            drawn = rng.multivariate_hypergeometric(both, int(a[column].sum()), count)
+            chance = distance(drawn, both - drawn, steps[column])
+            as_large += int((chance >= found[column] * (1 - 1e-12)).sum())
+        p[column] = as_large / (1 + permutations)
     return Comparison(found, p)
 
 

@@ -18,7 +18,7 @@ from jaxops.task import Batch, Column, Task, recorded
 FEW = 64  # numbers of a row that are counted each by itself
 RUNS = 4  # of numbers of a longer row
 MOST = 256  # categories of a column
-GROUPS = 32  # of the first token of a text
+GROUPS = 32  # of the middle token of a text
 BLOCK = 16  # columns whose bins one product turns back into numbers
 
 
@@ -264,9 +264,9 @@ class GridPart(Part):
 @recorded
 @dataclass(frozen=True)
 class TokenPart(Part):
-    """A column of tokens, 0 for padding: how many a row has, and the group of the first.
+    """A column of tokens, 0 for padding: how many a row has, and the group of the middle one.
 
-    The groups are by the remainder of the token's number by 32.
+    The groups are by the remainder of the token's number by 32. (All texts may begin alike.)
 
     Attributes:
         column: its name.
@@ -285,14 +285,14 @@ class TokenPart(Part):
     @property
     def categories(self) -> dict[str, tuple[str, ...]]:
         """See `Part`."""
-        return {f"first of {self.column}": tuple(map(str, range(GROUPS)))}
+        return {f"middle of {self.column}": tuple(map(str, range(GROUPS)))}
 
     def look(self, columns: Batch, outputs: Any, xp: Any) -> tuple[Any, Any]:
         """See `Part`."""
         x = columns[self.column].reshape(len(columns[self.column]), -1)
-        count = (x != 0).sum(1, keepdims=True).astype(np.float32)
-        group = x[:, :1] % GROUPS == np.arange(GROUPS, dtype=np.int32)[None]
-        return count, group
+        count = (x != 0).sum(1, keepdims=True)
+        group = xp.take_along_axis(x, count // 2, 1) % GROUPS
+        return count.astype(np.float32), group == np.arange(GROUPS, dtype=np.int32)[None]
 
 
 @recorded

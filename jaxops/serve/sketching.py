@@ -7,8 +7,9 @@ from typing import Any
 
 from jaxops._optional import require
 from jaxops.monitor.observing import Observer
-from jaxops.monitor.reading import missing_rates, psi_of, told
+from jaxops.monitor.reading import missing_rates, out_of_range_rates, psi_of, told
 from jaxops.monitor.snapshots import write_snapshot
+from jaxops.serve.models import Served
 from jaxops.serve.versions import Models
 
 
@@ -32,6 +33,11 @@ def families(models: Models) -> Iterator[Any]:
     missing = make.GaugeMetricFamily(
         "jaxops_missing_rate", "Share of rows without a value since then", labels=labels
     )
+    outside = make.GaugeMetricFamily(
+        "jaxops_out_of_range_rate",
+        "Share of rows outside of the reference's range, or of a new category, since then",
+        labels=labels,
+    )
     rows = make.CounterMetricFamily("jaxops_observed_rows", "Rows counted", labels=labels[:2])
     for name, served in models.current.items():
         observer = observer_of(served)
@@ -44,9 +50,12 @@ def families(models: Models) -> Iterator[Any]:
             continue
         for column, value in psi_of(observer.reference, sketch).items():
             psi.add_metric([*own, column], value)
-        for column, value in missing_rates(told(observer.reference, sketch)).items():
+        found = told(observer.reference, sketch)
+        for column, value in missing_rates(found).items():
             missing.add_metric([*own, column], value)
-    yield from (psi, missing, rows)
+        for column, value in out_of_range_rates(found).items():
+            outside.add_metric([*own, column], value)
+    yield from (psi, missing, outside, rows)
 
 
 class Snapshots:
@@ -68,6 +77,7 @@ class Snapshots:
     ) -> None:
         self._models, self._folder, self._interval = models, folder, interval
         self._failed, self._end = failed, threading.Event()
+        self._before: list[Served] = []
         self._thread = threading.Thread(target=self._work, name="jaxops-sketches", daemon=True)
         folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told at the start
 
@@ -82,14 +92,19 @@ class Snapshots:
         self.write()
 
     def write(self) -> None:
-        """Write the rows of each version since its last snapshot."""
-        for served in self._models.loaded():
+        """Write the rows of each version since its last snapshot.
+
+        A version that was unloaded since then is written once more.
+        """
+        loaded = self._models.loaded()
+        for served in [*loaded, *(one for one in self._before if one not in loaded)]:
             observer = observer_of(served)
             try:
                 if observer is not None:
                     write_snapshot(self._folder, observer, served.name, served.version)
             except OSError as error:
                 self._failed(error)
+        self._before = loaded
 
     def _work(self) -> None:
         while not self._end.wait(self._interval):

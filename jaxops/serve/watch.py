@@ -148,8 +148,8 @@ class Watch:
         LOG.error(line(id=record.id, error=type(error).__name__, place=place))
 
     def unwritten(self, error: OSError) -> None:
-        """Log that a sketch could not be written."""
-        LOG.error(line(error=type(error).__name__, reason=error.strerror or "", sketch="lost"))
+        """Log that a sketch could not be written; its rows are in the next one."""
+        LOG.error(line(error=type(error).__name__, reason=error.strerror or "", sketch="late"))
 
     def audit(self, record: Record, act: str, **told: Any) -> None:
         """Log an act of an administrator."""

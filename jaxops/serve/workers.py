@@ -165,7 +165,7 @@ def _work(
     make: Callable[[], Service],
     workers: int,
     listening: socket.socket,
-    options: tuple[str, int, str | Path | None, str | Path | None],
+    options: tuple[str, int, str | Path | None, str | Path | None, str | Path | None, float],
 ) -> None:
     """What a process does."""
     os.setpgrp()  # Ctrl-C is for the process that started this one, which passes it on

@@ -99,7 +99,6 @@ def fit(
     """
     start = time.monotonic()
     check_keep(keep)
-    several = isinstance(method, list | tuple)
     check_methods(method, options)
     ids, texts, target, classes, many, rows, held = _parts(
         data, id, text, label, groups, separator, validation, seed
@@ -128,7 +127,7 @@ def fit(
         return replace(model, about={**model.about, **told}), scored
 
     left = seconds(budget) - (time.monotonic() - start)
-    if several:
+    if isinstance(method, list | tuple):
         model = best_of(method, trained, "log_loss", None, left, progress)
     else:
         model, scored = trained(method, left)
@@ -137,9 +136,10 @@ def fit(
     # the second training takes a quarter longer than the first, because it has more texts
     over = time.monotonic() - start + 1.25 * model.about["seconds"] > seconds(budget)
     once = {"early_stopping", "checkpoints", "state"} & options.keys()
+    model = _with_reference(model, texts, held, validation)
     if isinstance(validation, int | float) and not over and not once:
         model = _on_all(model, {**model.reader.read(texts), "label": target}, given)
-    return _with_reference(model, texts, held, validation)
+    return model
 
 
 def _with_reference(
@@ -429,7 +429,8 @@ def _steps(settings: dict[str, Any], count: int) -> int:
 
 def _on_all(model: Model, columns: dict[str, np.ndarray], given: dict[str, Any]) -> Model:
     """The model after the same training on the texts of train and validation together, for the
-    share of the steps that was best."""
+    share of the steps that was best. It keeps the reference, which is of texts that the model had
+    not learned: of those that it has learned it is surer."""
     length = {"epochs": model.about["epochs"]} if "steps" not in given else {}
     settings = recipe(len(columns["label"]), np.inf, **given | length)
     settings |= {"early_stopping": None, "metrics": None}

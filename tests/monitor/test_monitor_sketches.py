@@ -11,12 +11,13 @@ from jax.sharding import PartitionSpec
 
 import jaxops as jo
 from jaxops import cli, monitor, tabular, text, vision
-from jaxops.data.encoders import encode
+from jaxops.data.encoders import encode, fit_encoder
 from jaxops.model import predictors
 from jaxops.model.selection import Blend
 from jaxops.monitor import observing
-from jaxops.monitor.sketches import learned
-from jaxops.monitor.views import VectorPart, parts_of
+from jaxops.monitor.sketches import learned, withdrawn
+from jaxops.monitor.views import NumberPart, TablePart, VectorPart, parts_of
+from jaxops.text import jobs
 
 ROWS = 1000
 PLANS = np.array(["basic", "gold", "plus"], object)
@@ -92,6 +93,10 @@ def test_what_a_program_counts_of_other_rows_is_what_numpy_counts(model, monkeyp
     assert found["plan"].counts.tolist() == [(given["plan"] == name).sum() for name in PLANS]
     rates = monitor.missing_rates(found)
     assert rates["rate"] == np.isnan(given["rate"]).mean() and rates["age"] == 0
+    outside, high = monitor.out_of_range_rates(found), found["income"].edges[-1]
+    assert outside["plan"] == 19 / 333
+    assert outside["income"] == found["income"].counts[[0, -1]].sum() / 333
+    assert outside["income"] >= (given["income"] > high).mean() > 0
     drift, before = monitor.psi_of(model.reference, sketch), model.reference.sketch
     p, q = (monitor.told(model.reference, s)["plan"] for s in (before, sketch))
     p, q = np.array([*p.counts, 0.5]) / (ROWS + 0.5), np.array([*q.counts, 19]) / 333
@@ -116,6 +121,48 @@ def test_what_training_never_lacked_is_counted_where_it_is_missing(model, table)
             assert found[name].mean == pytest.approx(known.mean(), rel=1e-6)
             assert found[name].std == pytest.approx(known.std(), rel=1e-5)
     assert watched.observer.window()[2].counts.sum() == 0  # nothing since
+
+
+@pytest.mark.parametrize("shift, scale", [(1e6, 50.0), (0.0, 1e-6), (1e-20, 1e-21)])
+def test_numbers_of_any_size_have_ten_bins_and_are_counted_alike(shift, scale):
+    """Large numbers close together, and small ones; by the host and by a device."""
+    x = (shift + scale * np.random.default_rng(0).normal(size=2000)).astype(np.float32)
+    reference = learned((NumberPart("x"),), {"x": x}, None)
+    own = monitor.told(reference, reference.sketch)["x"]
+    assert np.abs(own.counts[1:-1] - 200).max() <= 1 + 40 * (shift > 0)  # of equal numbers
+    program = jax.jit(monitor.update, static_argnums=0)
+    found = program(reference, monitor.empty(reference), {"x": x}, None, np.ones(2000))
+    np.testing.assert_array_equal(found.counts, reference.sketch.counts)
+    told = monitor.told(reference, observing.on_host(found))["x"]
+    assert told.mean == pytest.approx(x.mean(dtype=np.float64), abs=1e-5 * scale)
+    assert told.std == pytest.approx(x.std(dtype=np.float64), rel=1e-5)
+
+
+def test_a_missing_number_whose_stand_in_would_be_an_edge():
+    """The mean of a balanced column of 0 and 1 is half-way between its values."""
+    encoder = fit_encoder({"x": np.repeat([0.0, 1.0], 50)})
+    shares = np.repeat([0.0, 1.0], [40, 70])
+    reference = learned((TablePart(encoder),), encode(encoder, {"x": shares}), None)
+    rows = encode(encoder, {"x": np.array([0.0, 1.0, np.nan, np.nan])})
+    sketch = monitor.update(reference, None, rows, None, np.ones(4), np)
+    sketch = monitor.merge(sketch, withdrawn(reference, {"x": 2}))
+    found = monitor.told(reference, sketch)["x"]
+    assert found.counts.tolist() == [0, 1, 1, 0] and found.missing == 2
+
+
+def test_a_program_that_fails_leaves_an_observer_that_counts():
+    reference = learned((NumberPart("x"),), {"x": np.arange(3.0)}, None)
+    observer = monitor.Observer(reference)
+
+    def fails(sketch):
+        jax.tree.map(lambda leaf: leaf.delete(), sketch)  # it was donated
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        observer.run(fails)
+    new = monitor.update(reference, None, {"x": np.ones(2)}, None, np.ones(2), np)
+    observer.run(lambda sketch: (None, monitor.merge(sketch, new)))
+    assert observer.sketch().counts[0] == 2
 
 
 def test_names_of_predictions_give_way_to_columns():
@@ -193,7 +240,7 @@ def test_a_reference_is_in_the_file_and_older_files_have_none(model, table, tmp_
         *(",".join(map(str, row)) for row in zip(*table.values(), strict=True)),
     ]
     (tmp_path / "rows.csv").write_text("\n".join(lines).replace("nan", ""))
-    cli.Predict(tmp_path / "new", str(tmp_path / "rows.csv"), tmp_path / "p.csv",
+    cli.Predict(tmp_path / "new", str(tmp_path / "rows.csv"), str(tmp_path / "p.csv"),
                 sketches=tmp_path / "sketches").run()  # fmt: skip
     [one] = monitor.read_snapshots(tmp_path / "sketches", model.reference)
     assert (one.model, one.version) == ("new", "")
@@ -235,19 +282,24 @@ def test_a_predictor_answers_bit_for_bit_and_counts(monkeypatch):
 
 
 @pytest.mark.slow
-def test_texts_vectors_and_blends_are_counted():
+def test_texts_vectors_and_blends_are_counted(monkeypatch):
     texts = {"text": ["my card is lost", "a new pin", "the card fell"] * 8,
              "label": ["card", "pin", "card"] * 8}  # fmt: skip
     router = text.fit(texts, text.NGramBag(128, 2, width=4), epochs=1, progress=False)
     tokens = router.reader.read(texts["text"])["tokens"]
+    with monkeypatch.context() as patch:  # the model then learns all texts, and those of validation
+        patch.setattr(jobs, "_on_all", lambda model, *_: model)
+        again = text.fit(texts, text.NGramBag(128, 2, width=4), epochs=1, progress=False)
+    np.testing.assert_array_equal(router.reference.sketch.sums, again.reference.sketch.sums)
     found = monitor.told(router.reference, router.reference.sketch)
     assert 0 < found["tokens in a row"].rows == found["predicted class"].rows < 12
     watched = monitor.observed(router)
     watched.predict(texts["text"])
     found = monitor.told(router.reference, watched.observer.sketch())
     check_numbers(found["tokens in a row"], (tokens != 0).sum(1).astype(float))
-    first = np.bincount(tokens[:, 0] % 32, minlength=32)
-    np.testing.assert_array_equal(found["first of tokens"].counts, first)
+    middle = [row[np.count_nonzero(row) // 2] for row in tokens]
+    middle = np.bincount(np.array(middle) % 32, minlength=32)
+    np.testing.assert_array_equal(found["middle of tokens"].counts, middle)
     rng, task = np.random.default_rng(0), tabular.classifier(tabular.MLP((2,)), features=3)
     rows = {"features": rng.normal(size=(50, 3)).astype(np.float32)}
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, rows)
@@ -279,3 +331,9 @@ def test_what_cannot_be_counted_is_refused(model, table):
     other = monitor.Sketch(np.zeros(3, int), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match="sketch must have shapes"):
         monitor.told(model.reference, other)
+
+
+def test_a_window_between_rows_and_what_they_lack_has_no_negative_counts(model):
+    """The rows are in the window before; merged, both are right."""
+    late = monitor.told(model.reference, withdrawn(model.reference, {"age": 2}))["age"]
+    assert late.counts.min() == 0 and late.missing == 0 and np.isnan(late.mean)

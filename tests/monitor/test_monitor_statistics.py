@@ -6,7 +6,7 @@ from scipy import spatial, stats
 from sklearn.metrics.pairwise import rbf_kernel
 
 from jaxops import monitor
-from jaxops.monitor import embeddings
+from jaxops.monitor import embeddings, statistics
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,16 @@ def test_false_alarms_are_at_the_level():
     assert (few.p <= 0.05).sum() <= stats.binom.ppf(0.999, 300, 0.05)
 
 
-def test_wasserstein_by_permutation_sees_drift_and_nothing_else():
+def test_wasserstein_by_permutation_sees_drift_and_nothing_else(monkeypatch):
     before, now = np.array([50, 30, 20, 0]), np.array([20, 30, 30, 20])
     assert monitor.wasserstein(before, now, np.arange(4)).p == 0.005
     assert monitor.wasserstein(before, before, np.arange(4)).p == 1
     many = monitor.wasserstein(np.stack([before, before]), np.stack([now, before]), np.arange(4))
     assert many.p.tolist() == [0.005, 1]
+    near = np.array([40, 30, 30, 5])
+    p = monitor.wasserstein(before, near, np.arange(4)).p
+    monkeypatch.setattr(statistics, "AT_ONCE", 30)  # a few permutations at a time
+    assert monitor.wasserstein(before, near, np.arange(4)).p == p and 0.01 < p < 0.9
 
 
 def test_rates_are_fisher_s():

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,7 @@ def test_metrics_have_the_drift_of_each_column(service):
     assert drift.keys() == {"rate", "prediction", "plan"}
     for name, value in drift.items():
         assert metric("drift_psi", name) == pytest.approx(value)
+    assert metric("out_of_range_rate", "plan") == 1 / 40
     assert metric("missing_rate", "rate") == np.isnan(TABLE["rate"][:40]).mean() > 0
 
 
@@ -86,6 +88,26 @@ def test_sketches_in_a_folder_are_those_of_the_rows_since_the_last(service, tmp_
     (tmp_path / "gone").write_text("a file where the folder was")
     full.write()  # is told, and the server goes on
     assert len(failures) == 1 and isinstance(failures[0], OSError)
+    (tmp_path / "gone").unlink()
+    assert post(service, PATH, body(3)).status == 200
+    full.write()  # has what could not be written then
+    [late] = monitor.read_snapshots(tmp_path / "gone", reference)
+    assert late.sketch.counts[0] == 5 and late.start < late.end
+
+
+def test_a_version_that_is_unloaded_is_written_once_more(service, tmp_path):
+    served = service.models.get("churn")
+    served.model.observer.clear()
+
+    models = SimpleNamespace(loaded=lambda: [served])
+    writer = Snapshots(models, tmp_path, 60.0, lambda error: None)
+    writer.write()
+    served.predict([served.inputs.read(body(4), 100)])
+    models.loaded = list
+    writer.write()
+    [one] = monitor.read_snapshots(tmp_path, churn().reference)
+    assert one.sketch.counts[0] == 4
+    assert not writer._before  # and is let go
 
 
 def test_a_warned_batch_that_is_asked_again_is_counted_once(service):
