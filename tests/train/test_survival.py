@@ -39,16 +39,16 @@ def killed(tmp_path, seed, devices, kills):
 
 
 @pytest.mark.slow
-def test_eight_kills_on_one_device_change_no_bit(tmp_path, capsys):
-    found = killed(tmp_path, seed=0, devices=1, kills=8)
+def test_four_kills_on_one_device_change_no_bit(tmp_path, capsys):
+    found = killed(tmp_path, seed=0, devices=1, kills=4)
     with capsys.disabled():
         print("\nkilled on one device:", found)
     assert found["difference"] == 0
 
 
 @pytest.mark.slow
-def test_four_kills_on_eight_devices(tmp_path, capsys):
-    found = killed(tmp_path, seed=1, devices=8, kills=4)
+def test_two_kills_on_eight_devices(tmp_path, capsys):
+    found = killed(tmp_path, seed=1, devices=8, kills=2)
     with capsys.disabled():
         print("\nkilled on eight devices:", found)
     assert found["difference"] <= 1e-6
