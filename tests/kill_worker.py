@@ -3,7 +3,8 @@
     python kill_worker.py FOLDER SEED DEVICES KILLS
 
 A run is killed up to four times, during its first save, a step, a restore and a later save, and
-then goes on to its end; then another is, until there were KILLS. All is imported once, before the runs are forked.
+then goes on to its end; then another is, until there were KILLS. All is imported once, before the
+runs are forked.
 """
 
 import json
