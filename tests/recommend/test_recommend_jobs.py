@@ -420,7 +420,6 @@ def test_networks_that_are_trained():
 
 
 @pytest.mark.slow
-@pytest.mark.optimized  # it trains for longer than it compiles
 def test_the_default_learns():
     """Round and round, by one or by two: a network sees which, and the neighbours do not."""
     rng = np.random.default_rng(0)
