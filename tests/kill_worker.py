@@ -2,8 +2,9 @@
 
     python kill_worker.py FOLDER SEED DEVICES KILLS
 
-A run is killed four times, during its first save, a step, a restore and a later save, and then
-goes on to its end; then another is. All is imported once, before the runs are forked.
+A run is killed up to four times, during its first save, a step, a restore and a later save, and
+then goes on to its end; then another is, until there were KILLS. All is imported once, before the
+runs are forked.
 """
 
 import json
@@ -142,6 +143,8 @@ def main(folder, seed, devices, kills):
         later = ["step", "restore", "save"]
         rng.shuffle(later)
         for moment in ["first save", *later]:
+            if moments.total() == int(kills):
+                break
             where = killed(directory, moment, rng, *arguments)
             moments.update([where] if where else [])
         found, records = finished(directory, *arguments)

@@ -93,6 +93,7 @@ def test_evaluate_show_bench(folder, capsys):
     assert cli.main(["show", model_file(folder)]) == 0
     printed = capsys.readouterr().out
     for word in (
+        "parameters",
         "room",
         "tabular",
         "False, True",
@@ -215,7 +216,7 @@ def test_without_its_extra_it_says_so_in_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_each_command_as_a_process(tmp_path, folder):
+def test_commands_as_processes(tmp_path, folder):
     def run(*words, code=0):
         command = [sys.executable, "-m", "jaxops", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -228,8 +229,4 @@ def test_each_command_as_a_process(tmp_path, folder):
     )
     assert "validation, 18 rows" in printed and f"written: {model}" in printed
     assert "120 rows" in run("predict", model, data, "--out", tmp_path / "scores.parquet")
-    assert "accuracy" in run("evaluate", model, data)
-    assert "parameters" in run("show", model)
-    assert "rows/s" in run("bench", model, data, "--rounds", 1)
-    assert "H200" in run("size", model, "--hardware", "H200")
     assert run("show", data, code=1).startswith("jaxops: error: path must be a model file")

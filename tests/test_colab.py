@@ -32,11 +32,11 @@ def write_idx(path, values):
 def write_mnist(folder):
     """Real digits in MNIST's files, so that nothing is downloaded."""
     image, label = digits()
-    order = np.random.default_rng(0).permutation(len(image))
+    order = np.random.default_rng(0).permutation(len(image))[:1000]
     image = image[order].reshape(-1, 28, 28)
     label = label[order].astype(np.uint8)
     folder.mkdir()
-    for stem, rows in (("train", slice(0, 4000)), ("t10k", slice(4000, 5000))):
+    for stem, rows in (("train", slice(0, 800)), ("t10k", slice(800, 1000))):
         write_idx(folder / f"{stem}-images-idx3-ubyte.gz", image[rows])
         write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", label[rows])
 

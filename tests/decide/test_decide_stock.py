@@ -223,8 +223,9 @@ def test_reorder_learns_when():
 @pytest.mark.parametrize(
     ("lead_time", "fixed", "back_orders"),
     [
-        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
-        for case in itertools.product([0, 1], [0.0, 3.0], [False, True])
+        *FAST,
+        pytest.param(0, 0.0, False, marks=pytest.mark.slow),  # so every two of three have met
+        pytest.param(0, 3.0, True, marks=pytest.mark.slow),
     ],
 )
 def test_hindsight_by_trying_all_orders(lead_time, fixed, back_orders):

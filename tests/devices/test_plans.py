@@ -32,10 +32,9 @@ def fit(task, plan, **changes):
     return jo.fit(task, DATA, plan=plan, **{**settings, **changes})
 
 
-@pytest.fixture(scope="module", params=[pytest.param("mlp", marks=pytest.mark.slow), "conv"])
-def both(request):
-    task = {"mlp": TASK, "conv": CNN}[request.param]
-    return task, fit(task, None), fit(task, EIGHT)
+@pytest.fixture(scope="module")
+def both():
+    return CNN, fit(CNN, None), fit(CNN, EIGHT)
 
 
 def test_training_on_eight_is_training_on_one(both):

@@ -57,19 +57,20 @@ def test_tuning_keeps_the_moments_and_switches_the_decay_on():
 
 
 @pytest.mark.slow
-@pytest.mark.optimized  # it trains for longer than it compiles
 def test_flipping_digits_hurts_and_turning_them_a_little_helps():
     images, labels = small.digits()  # 5,000
     digits = jo.data.Dataset.from_arrays(image=images.reshape(-1, 28, 28, 1), label=labels).split(
         test=0.2, seed=0, stratify="label"
     )
 
+    train = {name: column[:2000] for name, column in digits.train.items()}
+
     def scores_with(augmentation):
-        learned = tune_mlp.task(256, augmentation)
+        learned = tune_mlp.task(128, augmentation)
         state = jo.fit(
             learned,
-            digits.train,
-            optimizer=tune_mlp.optimizer(1e-3, 15 * 63, 1e-3),
+            train,
+            optimizer=tune_mlp.optimizer(1e-3, 15 * 32, 1e-3),
             batch_size=64,
             epochs=20,
             progress=False,
@@ -77,8 +78,8 @@ def test_flipping_digits_hurts_and_turning_them_a_little_helps():
         return jo.evaluate(learned, state, digits.test)
 
     plain, flip, turned = map(scores_with, (None, augment.Flip(), augment.Rotate(15.0)))
-    # over seeds 0, 1, 2: accuracies 0.93-0.94, 0.91-0.92, 0.95;
-    # losses 0.19-0.22, 0.27-0.28, 0.16-0.18
+    # over seeds 0, 1, 2: accuracies 0.90, 0.85-0.86, 0.90-0.91;
+    # losses 0.33-0.35, 0.45-0.47, 0.31-0.33: 1.31-1.44 and 0.92-0.95 of the first
     assert flip["accuracy"] < plain["accuracy"] - 0.005
     assert flip["loss"] > 1.15 * plain["loss"]
-    assert turned["loss"] < 0.95 * plain["loss"]
+    assert turned["loss"] < 0.98 * plain["loss"]

@@ -23,8 +23,6 @@ def rossi():
     [
         ("weibull", False),
         ("log-normal", True),
-        pytest.param("log-logistic", False, marks=pytest.mark.slow),
-        pytest.param("log-normal", False, marks=pytest.mark.slow),
         pytest.param("weibull", True, marks=pytest.mark.slow),
         pytest.param("log-logistic", True, marks=pytest.mark.slow),
     ],

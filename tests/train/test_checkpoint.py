@@ -101,9 +101,9 @@ def test_a_damaged_checkpoint_is_never_restored(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_hundred_damaged_checkpoints_are_never_restored(tmp_path, capsys):
-    counts = tries(tmp_path, 200, 1, capsys)
-    assert sum(n for (_, found), n in counts.items() if found != "whole") > 160
+def test_a_hundred_damaged_checkpoints_are_never_restored(tmp_path, capsys):
+    counts = tries(tmp_path, 100, 1, capsys)
+    assert sum(n for (_, found), n in counts.items() if found != "whole") > 70
 
 
 def test_every_file_but_one_is_checked(tmp_path):

@@ -24,7 +24,7 @@ from small import (
 
 import jaxops as jo
 from jaxops import metrics, optim, vision
-from jaxops.train import evaluation, pace, program, run
+from jaxops.train import evaluation, pace, run
 
 QUIET = {"optimizer": ADAM, "batch_size": 10, "progress": False}
 
@@ -207,33 +207,6 @@ def test_early_stopping_by_time_ends_within_an_epoch():
 # What is compiled, and what waits
 
 
-@pytest.mark.slow  # test_compile.py counts the compilations of every kind of run
-def test_one_compilation():
-    jax.clear_caches()
-    program.train_program.cache_clear()
-
-    def run_once():
-        model = vision.MLP((12,), classes=3)
-        task = vision.classifier(model, image_shape=(4, 4, 1), classes=3)
-        jo.fit(
-            task,
-            images(43),
-            optimizer=jo.optim.chain(jo.optim.clip_by_global_norm(1.0), jo.optim.adam(2e-2)),
-            batch_size=10,
-            steps=33,
-            validation=images(20),
-            reports=jo.Reports(every=3),
-            progress=False,
-        )
-
-    with compilations() as names:
-        run_once()
-    assert names.count("jit(run)") == 1, names
-    with compilations() as names:
-        run_once()
-    assert not names
-
-
 def test_evaluation_compiles_once_for_every_batch_and_epoch():
     state = fit(steps=1)
     evaluation._eval_program.cache_clear()
@@ -278,7 +251,7 @@ def test_nothing_moves_implicitly_inside_the_loop(monkeypatch):
 # Evaluation and prediction
 
 
-@pytest.mark.parametrize("batch_size", [7, pytest.param(64, marks=pytest.mark.slow), 4096])
+@pytest.mark.parametrize("batch_size", [7, 4096])
 def test_every_row_is_evaluated_once_and_predicted_in_order(batch_size):
     data = images(103)
     state = fit(data=data, steps=3)

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or refused by the disk, and go on as if they had not been."""
+"""Runs that are killed or refused by the disk, and go on as if they had not been."""
 
 import functools
 import json
@@ -6,7 +6,6 @@ import os
 import random
 import re
 import resource
-import signal
 import tempfile
 import time
 import traceback
@@ -217,39 +216,6 @@ def test_early_stopping_is_left_out_on_the_way(tmp_path):
     train("resident", tmp_path, lambda record: None, **settings)
     found = train("resident", tmp_path, lambda record: None, steps=30, early_stopping=None)
     assert found.step == 30
-
-
-def interrupted(forks, directory, number):
-    """Start a long run, or continue it, and send it a signal; its exit code, its last words."""
-    child = start(forks, directory, "grain", pause=0.0, **LONG)
-    path = directory / "records.jsonl"
-    wait_for_records(child, directory, 3 + (path.read_text().count("\n") if path.exists() else 0))
-    sent = time.monotonic()
-    child.send_signal(number)
-    code = child.wait()
-    assert time.monotonic() - sent < 10
-    return code, (directory / "errors").read_text()
-
-
-LONG = {"steps": 10**6, "early_stopping": None, "validation": None}
-LONG |= {"save_every": 10**5, "log_every": 50}
-
-
-@pytest.mark.slow  # test_survival.py sends both signals to its own process
-def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(forks, tmp_path):
-    code, errors = interrupted(forks, tmp_path, signal.SIGTERM)
-    assert code == jo.PREEMPTED == 75
-    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
-        first = checkpoints.latest_step()
-    assert f"preempted: stopped after step {first}" in errors
-    code, errors = interrupted(forks, tmp_path, signal.SIGINT)
-    assert code in (-signal.SIGINT, 130)
-    with jo.Checkpointer(tmp_path / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-    assert step > first and f"KeyboardInterrupt: stopped after step {step}" in errors
-    more = {**LONG, "steps": step + 9}
-    found = train("grain", tmp_path / "checkpoints", lambda record: None, **more)
-    assert_equal(found, train("grain", tmp_path / "unbroken", lambda record: None, **more))
 
 
 @contextmanager
