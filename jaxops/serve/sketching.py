@@ -19,7 +19,7 @@ def observer_of(served: Any) -> Observer | None:
 
 
 def families(models: Models) -> Iterator[Any]:
-    """The drift of each model and column since the version was loaded, for Prometheus.
+    """The drift of each used version and column since it was loaded, for Prometheus.
 
     Args:
         models: the served models.
@@ -33,11 +33,11 @@ def families(models: Models) -> Iterator[Any]:
         "jaxops_missing_rate", "Share of rows without a value since then", labels=labels
     )
     rows = make.CounterMetricFamily("jaxops_observed_rows", "Rows counted", labels=labels[:2])
-    for name, served in models.current.items():
+    for served in models.used():
         observer = observer_of(served)
         if observer is None:
             continue
-        sketch, own = observer.sketch(), [name, served.version]
+        sketch, own = observer.sketch(), [served.name, served.version]
         count = int(sketch.counts[0])
         rows.add_metric(own, count)
         if not count:  # no share of nothing
@@ -68,6 +68,7 @@ class Snapshots:
     ) -> None:
         self._models, self._folder, self._interval = models, folder, interval
         self._failed, self._end = failed, threading.Event()
+        self._before = models.loaded()
         self._thread = threading.Thread(target=self._work, name="jaxops-sketches", daemon=True)
         folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told at the start
 
@@ -82,8 +83,9 @@ class Snapshots:
         self.write()
 
     def write(self) -> None:
-        """Write the rows of each version since its last snapshot."""
-        for served in self._models.loaded():
+        """Write the rows of each version since its last snapshot, also of one unloaded since."""
+        before, self._before = self._before, self._models.loaded()
+        for served in dict.fromkeys([*before, *self._before]):
             observer = observer_of(served)
             try:
                 if observer is not None:

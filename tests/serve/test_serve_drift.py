@@ -9,7 +9,7 @@ from serve_client import TABLE, churn, get, post
 
 from jaxops import monitor, serve
 from jaxops.data.encoders import encode
-from jaxops.serve.sketching import Snapshots
+from jaxops.serve.sketching import Snapshots, families
 
 PATH = "/models/churn/predict"
 
@@ -86,6 +86,28 @@ def test_sketches_in_a_folder_are_those_of_the_rows_since_the_last(service, tmp_
     (tmp_path / "gone").write_text("a file where the folder was")
     full.write()  # is told, and the server goes on
     assert len(failures) == 1 and isinstance(failures[0], OSError)
+
+
+def observed(models):
+    """Version -> rows counted, as the metrics tell."""
+    *_, rows = families(models)
+    return {one.labels["version"]: one.value for one in rows.samples}
+
+
+def test_the_rows_of_a_version_that_is_unloaded_are_written_too(tmp_path):
+    models, failures = serve.Models(batch_size=1), []
+    old = models.add("churn", churn())
+    writer = Snapshots(models, tmp_path, 60.0, failures.append)
+    models.add("churn", churn(), canary=0.5)
+    old.predict([old.inputs.read(body(3), 100)])
+    assert observed(models) == {"1": 3, "2": 0}
+    models.use("churn", "2")
+    assert observed(models) == {"2": 0}, "a version that has no requests has no drift"
+    models.unload("churn", "1")
+    writer.write()
+    writer.write()
+    [one] = monitor.read_snapshots(tmp_path, churn().reference)
+    assert (one.version, one.sketch.counts[0], failures) == ("1", 3, [])
 
 
 def test_a_warned_batch_that_is_asked_again_is_counted_once(service):
