@@ -16,7 +16,7 @@ from jaxops._version import __version__
 from jaxops.model.finished import Model
 from jaxops.serve import openapi, tensors
 from jaxops.serve.access import Keys, is_loopback
-from jaxops.serve.answers import as_object
+from jaxops.serve.answers import as_object, size
 from jaxops.serve.batching import Batcher, Call, Waiting
 from jaxops.serve.generation import Generation
 from jaxops.serve.inputs import Given
@@ -30,6 +30,7 @@ from jaxops.serve.watch import Record, Watch
 
 SENTENCE = 500  # characters
 LONG = 100_000  # bytes of a body that is not read in the thread of the loop
+MANY = 10_000  # values of an answer that is not written there
 UNKNOWN = 4  # keys that are hashed at once
 # of routes, where it is not "predict"
 ROLES = {"metrics": "metrics", "change": "admin", "unload": "admin", "live": "", "ready": ""}
@@ -258,9 +259,14 @@ class Service:
         given = await self._read(request, lambda: read(served), slow)
         found = await self._answer(request, (served, "predict"), served.predict, given)
         self._shadow(request, "predict", read, found, len(data))
-        head = {"model": served.name, "version": served.version}
-        told = {"warnings": found.warnings} if found.warnings else {}
-        return self._json({**head, "answer": {**as_object(found.answer), **given.beside}, **told})
+
+        def write() -> Any:
+            head = {"model": served.name, "version": served.version}
+            told = {"warnings": found.warnings} if found.warnings else {}
+            answer = {**as_object(found.answer), **given.beside}
+            return self._json({**head, "answer": answer, **told})
+
+        return await self._written(found, write)
 
     async def infer(self, request: Any) -> Any:
         """Tensors to tensors."""
@@ -279,10 +285,14 @@ class Service:
         head: dict[str, Any] = {"model_name": served.name, "model_version": served.version}
         if found.warnings:
             head["parameters"] = {"warnings": "; ".join(found.warnings)}
-        data, length = tensors.write(head, found.answer, asked)
-        headers = None if length is None else {"Inference-Header-Content-Length": str(length)}
-        kind = "application/json" if length is None else "application/octet-stream"
-        return self._response(data, 200, headers, kind)
+
+        def write() -> Any:
+            data, length = tensors.write(head, found.answer, asked)
+            headers = None if length is None else {"Inference-Header-Content-Length": str(length)}
+            kind = "application/json" if length is None else "application/octet-stream"
+            return self._response(data, 200, headers, kind)
+
+        return await self._written(found, write)
 
     def _shadow(
         self, request: Any, method: str, read: Callable[[Served], Given], found: Told, size: int
@@ -332,6 +342,12 @@ class Service:
         except TimeoutError:
             seconds = self._timeout(request, None)
             raise Refused(504, f"the answer must come within {seconds:g} s, got none") from None
+
+    async def _written(self, found: Told, write: Callable[[], Any]) -> Any:
+        """The response that `write` makes; beside the loop where that takes long."""
+        if size(found.answer) < MANY:
+            return write()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, write)
 
     async def _answer(
         self, request: Any, key: Any, call: Call, given: Given, timeout: float | None = None
