@@ -1,5 +1,6 @@
 """The command of the command line that makes a model smaller."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxops._optional import require
 from jaxops.compress.factors import low_rank
 from jaxops.compress.pruning import prune
 from jaxops.compress.structure import structured
+from jaxops.model.encrypted import KEY, is_encrypted
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 
@@ -28,7 +30,7 @@ class Compress:
     model: tyro.conf.Positional[Path]
     """the model file"""
     out: tyro.conf.Positional[Path]
-    """the file to write"""
+    """the file to write; it is encrypted if the model file is"""
     structured: float | None = None
     """share of the units, channels and heads of each layer to take out"""
     rank: int | None = None
@@ -50,7 +52,8 @@ class Compress:
         rows = [_row("as it was", model, self.model)]
         for step, value in chosen.values():
             model = step(model, value)
-        save(self.out, model)
+        key = os.environ.get(KEY) if is_encrypted(self.model) else None
+        save(self.out, model, key=key)
         rows.append(_row(", ".join(chosen), model, self.out))
         print(f"{_table.table(rows)}\nwritten: {self.out}")
 

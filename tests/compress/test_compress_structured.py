@@ -10,6 +10,7 @@ from small import filled
 
 import jaxops as jo
 from jaxops import cli, compress, language, recommend, tabular, text, vision
+from jaxops.model.encrypted import is_encrypted
 from jaxops.nn import EncoderDecoder, Transformer, TransformerConfig, Units
 from jaxops.nn.units import units_of_transformer
 from jaxops.recommend.models.sequence import SequenceModel
@@ -294,3 +295,13 @@ def test_the_command_writes_a_smaller_file(tmp_path, capsys):
     assert sum(int((kernel == 0).sum()) for kernel in kernels) == round(total / 4)
     assert cli.main(command) == 1
     assert "one of structured, rank and prune must be given" in capsys.readouterr().err
+
+
+def test_what_comes_of_an_encrypted_file_is_encrypted(tmp_path, monkeypatch):
+    pytest.importorskip("cryptography")
+    file, out, key = tmp_path / "model.safetensors", tmp_path / "small.safetensors", "5a" * 32
+    monkeypatch.setenv("JAXOPS_MODEL_KEY", key)
+    jo.save(file, model_of(TASKS["MLP of tables"]), key=key)
+    assert cli.main(["compress", str(file), str(out), "--prune", "0.5"]) == 0
+    assert is_encrypted(out)
+    assert jo.load(out, key=key).about["compressed"][-1]["method"] == "prune"
