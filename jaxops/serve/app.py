@@ -15,7 +15,7 @@ from jaxops._optional import require
 from jaxops._version import __version__
 from jaxops.model.finished import Model
 from jaxops.serve import openapi, tensors
-from jaxops.serve.access import Keys, is_loopback
+from jaxops.serve.access import Holder, Keys, is_loopback
 from jaxops.serve.answers import as_object, size
 from jaxops.serve.batching import Batcher, Call, Waiting
 from jaxops.serve.generation import Generation
@@ -168,28 +168,31 @@ class Service:
 
     async def _known(self, keys: Keys, given: str | None, role: str, record: Record) -> None:
         """Find the holder of a key, and whether it may do what needs the role."""
-        holder = keys.known(given)
-        if holder is None:  # it takes its time
-            if self._hashing >= UNKNOWN:
-                raise Refused(429, "keys must come one after the other, got many", retry_after=1)
-            self._hashing += 1
-            try:
-                holder = await asyncio.to_thread(keys.holder, given)
-            finally:
-                self._hashing -= 1
-        record.key = holder.name
         try:
+            holder = keys.known(given) or await self._hashed(keys, given)
+            record.key = holder.name
             keys.admit(holder, role)
         except Refused as error:
             if role == "admin":
                 self.watch.audit(record, "refused", outcome=str(error))
             raise
 
+    async def _hashed(self, keys: Keys, given: str | None) -> Holder:
+        """The holder of a key that is new, which takes its time to be hashed."""
+        if self._hashing >= UNKNOWN:
+            raise Refused(429, "keys must come one after the other, got many", retry_after=1)
+        self._hashing += 1
+        try:
+            return await asyncio.to_thread(keys.holder, given)
+        finally:
+            self._hashing -= 1
+
     def _role(self, scope: Any) -> str:
         """The role that the route of a request needs, wherever the application is mounted."""
         for route in self._router.routes:
             found = route.matches(scope)[1]
             if found:
+                scope["endpoint"] = found["endpoint"]  # named in the log also where it is refused
                 return ROLES.get(found["endpoint"].__name__, "predict")
         return "predict"
 

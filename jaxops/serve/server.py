@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -49,8 +50,8 @@ def run(
         interval: seconds between two sketches of a model.
 
     Raises:
-        ValueError: an address beyond this machine without keys, or an interval that is not
-            positive.
+        ValueError: an address beyond this machine without keys, files that are no certificate and
+            its key, or an interval that is not positive.
         OSError: a folder of sketches that cannot be made.
 
     >>> from jaxops import serve
@@ -87,6 +88,7 @@ def listen(
             printed.
     """
     check_host(host, service.keys)
+    check_certificate(certificate, certificate_key)
     uvicorn = require("uvicorn", extra="serve")
     log_to_stderr()
     config = uvicorn.Config(
@@ -161,6 +163,21 @@ def check_host(host: str, keys: Any) -> None:
     """Raise `ValueError` for an address beyond this machine without keys."""
     if keys is None and not is_loopback(host):
         raise ValueError(f"keys must be given to listen on {host}, got none")
+
+
+def check_certificate(certificate: str | Path | None, key: str | Path | None) -> None:
+    """Raise `ValueError` for files that are no certificate and its key, or a key alone."""
+    if certificate is None:
+        if key is not None:
+            raise ValueError(f"certificate must be given with certificate_key, {key}, got None")
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # also one of SSL
+        raise ValueError(
+            f"certificate and certificate_key must be files of PEM that belong together, got "
+            f"{certificate} and {key}: {error}"
+        ) from error
 
 
 def tell(listening: socket.socket) -> None:
