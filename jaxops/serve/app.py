@@ -32,6 +32,7 @@ SENTENCE = 500  # characters
 LONG = 100_000  # bytes of a body that is not read in the thread of the loop
 MANY = 10_000  # values of an answer that is not written there
 UNKNOWN = 4  # keys that are hashed at once
+BODIES = 16  # of the most bytes that requests without an answer may have together
 # of routes, where it is not "predict"
 ROLES = {"metrics": "metrics", "change": "admin", "unload": "admin", "live": "", "ready": ""}
 LENGTH = "inference-header-content-length"
@@ -57,6 +58,7 @@ class Service:
         self.workers = 1
         self.draining = False
         self.running = 0  # requests that have no answer yet
+        self.held = 0  # bytes of their bodies
         self.batcher = Batcher(
             settings.batch_size, settings.delay, settings.queue, self._count_batch
         )
@@ -130,6 +132,7 @@ class Service:
             await response(scope, receive, sending)
         finally:
             self.running -= 1
+            self.held -= record.bytes
             route = getattr(scope.get("endpoint"), "__name__", "none")
             self.watch.done(record, route)
 
@@ -316,7 +319,8 @@ class Service:
         """The body of a request that comes in time and is not too long.
 
         Raises:
-            Refused: 503 while the server shuts down, 408 or 413.
+            Refused: 503 while the server shuts down, 408, 413, or 429 where those of all requests
+                take too much memory.
         """
         if self.draining:
             raise Refused(
@@ -324,13 +328,18 @@ class Service:
             )
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refused(415, "the body must not be compressed, got a Content-Encoding")
-        most, data = self.settings.body, bytearray()
+        most, data, record = self.settings.body, bytearray(), request.scope["jaxops"]
         try:
             async with asyncio.timeout(self._left(request)):
                 async for part in request.stream():
                     data += part
                     if len(data) > most:
                         raise Refused(413, f"the body must have at most {most:,} bytes, got more")
+                    self.held += len(part)
+                    record.bytes += len(part)
+                    if self.held > BODIES * most:
+                        sentence = f"the server must have room, got {self.held:,} bytes of requests"
+                        raise Refused(429, sentence, retry_after=1)
         except TimeoutError:
             raise Refused(408, "the body must come in time, got a part of it") from None
         return bytes(data)

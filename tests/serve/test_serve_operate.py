@@ -270,7 +270,8 @@ def test_a_log_line_is_json_and_holds_nothing_of_the_request(caplog):
     first, second = [json.loads(one.message) for one in caplog.records]
     assert first.pop("milliseconds") > 0 and first.pop("time").endswith("+00:00")
     assert first == {"id": "abc-1", "method": "POST", "route": "predict", "model": "churn",
-                     "version": "1", "rows": 1, "status": 200}  # fmt: skip
+                     "version": "1", "rows": 1, "status": 200,
+                     "bytes": len(json.dumps(row))}  # fmt: skip
     assert (
         re.fullmatch("[0-9a-f]{32}", second["id"]) and second["id"] == wrong.headers["x-request-id"]
     )

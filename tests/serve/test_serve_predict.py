@@ -334,6 +334,19 @@ def test_the_texts_of_a_request_have_a_limit_together():
     assert one.value.status == 413
 
 
+def test_the_bodies_of_all_requests_have_a_limit_together():
+    """Else each of hundreds of requests that wait might have the most bytes of one."""
+    service, body = app(), {"rows": [{"rate": 0.03, "plan": "plus"}]}
+    assert service.held == 0
+    service.held = 16 * service.settings.body - 10
+    told = post(service, "/models/churn/predict", body)
+    assert (told.status, told.headers["retry-after"]) == (429, "1")
+    assert "the server must have room, got 800,0" in told.error
+    assert service.held == 16 * service.settings.body - 10
+    service.held = 0
+    assert post(service, "/models/churn/predict", body).status == 200 and service.held == 0
+
+
 def test_a_long_answer_is_not_written_in_the_thread_of_the_loop(monkeypatch):
     rows, seen = 90, []
     plan = {"rows": [{"rate": 0.03, "plan": "plus"}] * rows}
