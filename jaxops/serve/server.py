@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from jaxops._optional import require
 from jaxops.serve.access import is_loopback
 from jaxops.serve.app import Service
 from jaxops.serve.sketching import Snapshots
+from jaxops.serve.watch import LOG
 
 GRACE = 30.0  # seconds for requests that are running at the end
 LAST = 2.0  # seconds after them, for the device
@@ -136,11 +138,11 @@ def listen(
         end.cancel()
 
 
+@functools.cache
 def log_to_stderr() -> None:
-    """Write the lines of the log to stderr."""
-    log = logging.getLogger("jaxops.serve")
-    log.addHandler(logging.StreamHandler(sys.stderr))
-    log.setLevel(logging.INFO)
+    """Write the lines of the log to stderr; once, however many servers a process runs."""
+    LOG.addHandler(logging.StreamHandler(sys.stderr))
+    LOG.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager

@@ -146,6 +146,8 @@ def test_a_server_with_a_folder_writes_at_the_end(service, tmp_path, monkeypatch
     import uvicorn
 
     monkeypatch.setattr(uvicorn, "Server", Once)
-    server.run(service, sketches=tmp_path / "s", interval=60.0)
-    [one] = monitor.read_snapshots(tmp_path / "s", churn().reference)
-    assert one.sketch.counts[0] == 3 and one.version == "1"
+    for _ in range(2):
+        server.run(service, sketches=tmp_path / "s", interval=60.0)
+    assert len(server.LOG.handlers) == 1
+    both = monitor.read_snapshots(tmp_path / "s", churn().reference)
+    assert [(one.sketch.counts[0], one.version) for one in both] == [(3, "1")] * 2
