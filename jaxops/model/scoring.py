@@ -72,7 +72,7 @@ def score(path: Path, data: str, out: Path, actors: int | None = None) -> str:
             if actors is not None:
                 parts = _on_ray(path, data, folder, actors)
             for number, part in parts:
-                _check_unchanged(before)  # or the part would stand for what the manifest names
+                _check_unchanged(before)  # else a part of another file would be recorded
                 folder.add(number, part)
             _check_unchanged(before)
             folder.finish()
