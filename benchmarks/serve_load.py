@@ -57,11 +57,14 @@ def is_whole(data: bytes | bytearray) -> bool:
     False
     >>> is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     True
+    >>> tensors = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: 1\r\nContent-Length: 2"
+    >>> is_whole(tensors + b"\r\n\r\no")
+    False
     """
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return False
-    length = data[:end].lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+    length = data[:end].lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
     if length:
         return len(data) >= end + 4 + int(length)
     return data.endswith(b"\r\n0\r\n\r\n")

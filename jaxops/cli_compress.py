@@ -30,7 +30,7 @@ class Compress:
     model: tyro.conf.Positional[Path]
     """the model file"""
     out: tyro.conf.Positional[Path]
-    """the file to write"""
+    """the file to write; it is encrypted if the model file is"""
     structured: float | None = None
     """share of the units, channels and heads of each layer to take out"""
     rank: int | None = None

@@ -14,7 +14,7 @@ from jaxops.model.encrypted import KEY
 from jaxops.model.files import load
 from jaxops.serve.access import add_key
 from jaxops.serve.app import Service, application
-from jaxops.serve.server import check_host, run
+from jaxops.serve.server import check_certificate, check_host, run
 from jaxops.serve.settings import Settings
 from jaxops.serve.workers import run_workers
 
@@ -68,6 +68,7 @@ class Serve:
     def run(self) -> None:
         """Load, compile, and serve until SIGTERM or Ctrl-C."""
         check_host(self.host, self.keys)  # before anything compiles
+        check_certificate(self.certificate, self.certificate_key)
         names = [path.stem for path in self.models]
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
@@ -77,7 +78,9 @@ class Serve:
         if self.workers > 1 and self.folder is not None:
             raise ValueError(f"folder must be left out with several workers, got {self.folder}")
         file = self.model_key
-        key = (os.environ.get(KEY) or None) if file is None else file.read_text().strip()
+        key = os.environ.get(KEY) or None
+        if file is not None:
+            key = file.read_text(errors="replace").strip()  # no error repeats a part of it
         make = functools.partial(_made, self.models, self.keys, self.folder, self.settings, key)
         certificate = self.certificate, self.certificate_key
         listening = self.host, self.port, *certificate, self.sketches, self.interval

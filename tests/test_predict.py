@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -259,6 +260,29 @@ def test_data_that_change_while_they_are_read_are_no_finished_folder(
         capsys, "must stay as it is while it is read", tmp_path, tmp_path / "s", data.name
     )
     assert not json.loads((tmp_path / "s" / "_manifest.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "model.safetensors"])
+def test_a_part_of_a_file_that_changed_is_not_recorded(
+    folder, wanted, tmp_path, monkeypatch, capsys, name
+):
+    """Else the file of before, put back, would go on after a part that is not of it."""
+    for one in ("rows.csv", "model.safetensors"):
+        shutil.copy(folder / one, tmp_path)
+    write_part = scoring.write_part
+
+    def touched(path, number, frames):
+        if number == 1:
+            os.utime(tmp_path / name, ns=(1, 1))
+        return write_part(path, number, frames)
+
+    monkeypatch.setattr(scoring, "write_part", touched)
+    out = tmp_path / "s"
+    assert_refused(capsys, f"{name} must stay as it is while it is read", tmp_path, out, "rows.csv")
+    assert [*json.loads((out / "_manifest.json").read_text())["parts"]] == ["0"]
+    monkeypatch.setattr(scoring, "write_part", write_part)
+    assert command(tmp_path, out, "rows.csv") == 0
+    assert_whole(out, wanted)
 
 
 @contextlib.contextmanager

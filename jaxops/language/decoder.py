@@ -35,6 +35,7 @@ from jaxops.model.finished import Model
 from jaxops.nn import Transformer, TransformerConfig, empty_cache
 
 Array = jax.Array
+CHARACTERS = 32  # of a prompt for each token of the context; more are not encoded
 
 
 class Rows(NamedTuple):
@@ -165,8 +166,15 @@ class Decoder:
         """A request, checked before anything is computed; see `generate` for the arguments.
 
         Raises:
-            ValueError: see `generate`.
+            ValueError: see `generate`; or a prompt far longer than the context, which would take
+                long to encode.
         """
+        most = CHARACTERS * self._module.config.context
+        if len(prompt) > most:
+            raise ValueError(
+                f"prompt must have at most {most:,} characters ({CHARACTERS} for each token of the "
+                f"context), got {len(prompt):,}"
+            )
         sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         (tokens,) = encoded(prompt, self._tokenizer, self._special)
         if new_tokens is None:

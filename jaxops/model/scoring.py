@@ -42,10 +42,12 @@ def score(path: Path, data: str, out: Path, actors: int | None = None) -> str:
 
     Raises:
         ValueError: a model whose rows are not independent; data that the model cannot read; a
-            folder of another model or of other data, or with other files.
+            folder of another model or of other data, or with other files; a model file or data
+            that change meanwhile, of which no part is recorded.
         OSError: the folder cannot be written to, or another process writes to it. Complete parts
             are kept.
     """
+    before = {str(path): _state(path), data: _state(data)}
     model = load(path)
     if not getattr(model.reader, "streams", False):
         raise ValueError(
@@ -58,7 +60,6 @@ def score(path: Path, data: str, out: Path, actors: int | None = None) -> str:
         raise ValueError(
             f"data must be a Parquet file for Ray, whose actors read in several places, got {data}"
         )
-    before = _state(data)
     with Folder(out) as folder:
         made = {"model": checksums.sha256(path), "data": checksums.sha256(Path(data))}
         try:
@@ -71,9 +72,9 @@ def score(path: Path, data: str, out: Path, actors: int | None = None) -> str:
             if actors is not None:
                 parts = _on_ray(path, data, folder, actors)
             for number, part in parts:
+                _check_unchanged(before)  # else a part of another file would be recorded
                 folder.add(number, part)
-            if _state(data) != before:
-                raise ValueError(f"{data} must stay as it is while it is read, got a change of it")
+            _check_unchanged(before)
             folder.finish()
         except OSError as error:
             raise OSError(
@@ -314,10 +315,16 @@ def _size(folder: Path, number: int) -> int | None:
     return path.stat().st_size if path.exists() else None
 
 
-def _state(data: str) -> tuple[int, int]:
+def _state(file: str | Path) -> tuple[int, int]:
     """What changes when somebody writes to a file."""
-    found = os.stat(data)
+    found = os.stat(file)
     return found.st_size, found.st_mtime_ns
+
+
+def _check_unchanged(before: dict[str, tuple[int, int]]) -> None:
+    for file, state in before.items():
+        if _state(file) != state:
+            raise ValueError(f"{file} must stay as it is while it is read, got a change of it")
 
 
 def _here(model: Model, data: str, folder: Folder) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -64,6 +64,15 @@ def plain(answer: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def size(answer: Any) -> int:
+    """The number of values in an answer.
+
+    >>> size({"mean": np.ones((2, 3)), "horizon": 3})
+    7
+    """
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(answer))
+
+
 def as_object(answer: Any) -> dict[str, Any]:
     """An answer as a JSON object; a single array or number is its `output`.
 

@@ -15,8 +15,8 @@ from jaxops._optional import require
 from jaxops._version import __version__
 from jaxops.model.finished import Model
 from jaxops.serve import openapi, tensors
-from jaxops.serve.access import Keys, is_loopback
-from jaxops.serve.answers import as_object
+from jaxops.serve.access import Holder, Keys, is_loopback
+from jaxops.serve.answers import as_object, size
 from jaxops.serve.batching import Batcher, Call, Waiting
 from jaxops.serve.generation import Generation
 from jaxops.serve.inputs import Given
@@ -30,7 +30,9 @@ from jaxops.serve.watch import Record, Watch
 
 SENTENCE = 500  # characters
 LONG = 100_000  # bytes of a body that is not read in the thread of the loop
+MANY = 10_000  # values of an answer that is not written there
 UNKNOWN = 4  # keys that are hashed at once
+BODIES = 16  # of the most bytes that requests without an answer may have together
 # of routes, where it is not "predict"
 ROLES = {"metrics": "metrics", "change": "admin", "unload": "admin", "live": "", "ready": ""}
 LENGTH = "inference-header-content-length"
@@ -56,6 +58,7 @@ class Service:
         self.workers = 1
         self.draining = False
         self.running = 0  # requests that have no answer yet
+        self.held = 0  # bytes of their bodies
         self.batcher = Batcher(
             settings.batch_size, settings.delay, settings.queue, self._count_batch
         )
@@ -129,6 +132,7 @@ class Service:
             await response(scope, receive, sending)
         finally:
             self.running -= 1
+            self.held -= record.bytes
             route = getattr(scope.get("endpoint"), "__name__", "none")
             self.watch.done(record, route)
 
@@ -167,28 +171,31 @@ class Service:
 
     async def _known(self, keys: Keys, given: str | None, role: str, record: Record) -> None:
         """Find the holder of a key, and whether it may do what needs the role."""
-        holder = keys.known(given)
-        if holder is None:  # it takes its time
-            if self._hashing >= UNKNOWN:
-                raise Refused(429, "keys must come one after the other, got many", retry_after=1)
-            self._hashing += 1
-            try:
-                holder = await asyncio.to_thread(keys.holder, given)
-            finally:
-                self._hashing -= 1
-        record.key = holder.name
         try:
+            holder = keys.known(given) or await self._hashed(keys, given)
+            record.key = holder.name
             keys.admit(holder, role)
         except Refused as error:
             if role == "admin":
                 self.watch.audit(record, "refused", outcome=str(error))
             raise
 
+    async def _hashed(self, keys: Keys, given: str | None) -> Holder:
+        """The holder of a key that is new, which takes its time to be hashed."""
+        if self._hashing >= UNKNOWN:
+            raise Refused(429, "keys must come one after the other, got many", retry_after=1)
+        self._hashing += 1
+        try:
+            return await asyncio.to_thread(keys.holder, given)
+        finally:
+            self._hashing -= 1
+
     def _role(self, scope: Any) -> str:
         """The role that the route of a request needs, wherever the application is mounted."""
         for route in self._router.routes:
             found = route.matches(scope)[1]
             if found:
+                scope["endpoint"] = found["endpoint"]  # named in the log also where it is refused
                 return ROLES.get(found["endpoint"].__name__, "predict")
         return "predict"
 
@@ -258,9 +265,14 @@ class Service:
         given = await self._read(request, lambda: read(served), slow)
         found = await self._answer(request, (served, "predict"), served.predict, given)
         self._shadow(request, "predict", read, found, len(data))
-        head = {"model": served.name, "version": served.version}
-        told = {"warnings": found.warnings} if found.warnings else {}
-        return self._json({**head, "answer": {**as_object(found.answer), **given.beside}, **told})
+
+        def write() -> Any:
+            head = {"model": served.name, "version": served.version}
+            told = {"warnings": found.warnings} if found.warnings else {}
+            answer = {**as_object(found.answer), **given.beside}
+            return self._json({**head, "answer": answer, **told})
+
+        return await self._written(found, write)
 
     async def infer(self, request: Any) -> Any:
         """Tensors to tensors."""
@@ -279,10 +291,14 @@ class Service:
         head: dict[str, Any] = {"model_name": served.name, "model_version": served.version}
         if found.warnings:
             head["parameters"] = {"warnings": "; ".join(found.warnings)}
-        data, length = tensors.write(head, found.answer, asked)
-        headers = None if length is None else {"Inference-Header-Content-Length": str(length)}
-        kind = "application/json" if length is None else "application/octet-stream"
-        return self._response(data, 200, headers, kind)
+
+        def write() -> Any:
+            data, length = tensors.write(head, found.answer, asked)
+            headers = None if length is None else {"Inference-Header-Content-Length": str(length)}
+            kind = "application/json" if length is None else "application/octet-stream"
+            return self._response(data, 200, headers, kind)
+
+        return await self._written(found, write)
 
     def _shadow(
         self, request: Any, method: str, read: Callable[[Served], Given], found: Told, size: int
@@ -303,7 +319,8 @@ class Service:
         """The body of a request that comes in time and is not too long.
 
         Raises:
-            Refused: 503 while the server shuts down, 408 or 413.
+            Refused: 503 while the server shuts down, 408, 413, or 429 where those of all requests
+                take too much memory.
         """
         if self.draining:
             raise Refused(
@@ -311,13 +328,18 @@ class Service:
             )
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refused(415, "the body must not be compressed, got a Content-Encoding")
-        most, data = self.settings.body, bytearray()
+        most, data, record = self.settings.body, bytearray(), request.scope["jaxops"]
         try:
             async with asyncio.timeout(self._left(request)):
                 async for part in request.stream():
                     data += part
                     if len(data) > most:
                         raise Refused(413, f"the body must have at most {most:,} bytes, got more")
+                    self.held += len(part)
+                    record.bytes += len(part)
+                    if self.held > BODIES * most:
+                        sentence = f"the server must have room, got {self.held:,} bytes of requests"
+                        raise Refused(429, sentence, retry_after=1)
         except TimeoutError:
             raise Refused(408, "the body must come in time, got a part of it") from None
         return bytes(data)
@@ -332,6 +354,12 @@ class Service:
         except TimeoutError:
             seconds = self._timeout(request, None)
             raise Refused(504, f"the answer must come within {seconds:g} s, got none") from None
+
+    async def _written(self, found: Told, write: Callable[[], Any]) -> Any:
+        """The response that `write` makes; beside the loop where that takes long."""
+        if size(found.answer) < MANY:
+            return write()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, write)
 
     async def _answer(
         self, request: Any, key: Any, call: Call, given: Given, timeout: float | None = None

@@ -121,15 +121,16 @@ class Batcher:
         A request that comes meanwhile waits for this one call at most.
 
         Args:
-            call: without arguments; it raises nothing.
+            call: without arguments.
             pause: seconds between two looks.
         """
         while self.busy or self.queued():
             await asyncio.sleep(pause)
         self.busy += 1
-        found = await asyncio.get_running_loop().run_in_executor(self._worker, call)
+        found = asyncio.get_running_loop().run_in_executor(self._worker, call)
+        await asyncio.wait((found,))
         self.busy -= 1  # not if this is cancelled, as the device is busy then
-        return found
+        return found.result()
 
     async def _gather(self, first: Waiting) -> None:
         """Wait until the first request's batch is full, or its delay is over."""

@@ -190,7 +190,8 @@ class Generation:
         """What is told of a text: each token, and its end.
 
         Raises:
-            Refused: 504 where time is over, but for a stream that has begun: it ends.
+            Refused: 504 where time is over.
+            Exception: of the decoder. A stream that has begun ends instead, and says why.
         """
         service, record = self._service, request.scope["jaxops"]
         put = text.parts.put_nowait
@@ -203,15 +204,18 @@ class Generation:
                 part = await text.parts.get()
                 if part is GONE:
                     raise service._gone
-                if part is LATE:
-                    if not (streams and record.tokens):
-                        seconds = service._timeout(request, None)
-                        sentence = f"the answer must come within {seconds:g} s, got a part of it"
-                        raise Refused(504, sentence)
-                    yield {"text": "", "end": "timeout", **end}
-                    return
+                late = part is LATE
+                if late:
+                    seconds = service._timeout(request, None)
+                    sentence = f"the answer must come within {seconds:g} s, got a part of it"
+                    part = Refused(504, sentence)
                 if isinstance(part, Exception):
-                    raise part
+                    if not (streams and record.tokens):
+                        raise part
+                    if not late:
+                        service.watch.failed(record, part)
+                    yield {"text": "", "end": "timeout" if late else "error", **end}
+                    return
                 rest, end["log_probability"] = part.text, part.log_probability
                 if part.token is not None:
                     self._count(record)

@@ -30,6 +30,7 @@ from jaxops.serve.tensors import array_of, nested
 from jaxops.task import Column, example
 
 PIXELS = 2**24  # of a request's image files, which may be far larger than their bytes
+CHARACTERS = 2**20  # of a request's texts, which are read where other requests wait
 CELLS = 2**21  # rows of a request, times what is wanted for each
 LENGTH = 2**12  # of rows whose length is free
 IDS = {"type": "array", "items": {"type": ["string", "integer"]}}
@@ -163,6 +164,9 @@ class Texts:
             if not isinstance(text, str) or not text.strip() or not is_text(text):
                 wanted = "texts that are not blank"
                 raise Refused(400, f"texts must be {wanted}, got {short(text)} in row {row}")
+        if (count := sum(map(len, texts))) > CHARACTERS:
+            wanted = f"at most {CHARACTERS:,} characters together"
+            raise Refused(413, f"texts must have {wanted}, got {count:,}")
         return Given(self._named(texts), len(texts), options, repr(options), first=first)
 
     def _named(self, texts: list[str]) -> Any:

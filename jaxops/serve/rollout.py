@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxops.model.files import load
-from jaxops.serve import tensors
-from jaxops.serve.answers import plain
+from jaxops.serve import answers, tensors
 from jaxops.serve.inputs import Given
 from jaxops.serve.models import Served
 from jaxops.serve.refused import Refused
@@ -136,14 +136,6 @@ class Asked(NamedTuple):
     read: Callable[[Served], Given]
     answer: Any
 
-    def compare(self) -> tuple[str, float | None, Exception | None]:
-        """How the shadow's answer differs, see `compared`; or "failed", with the error."""
-        try:
-            (found,) = getattr(self.shadow, self.method)([self.read(self.shadow)])
-            return *compared(self.answer, found.answer), None
-        except Exception as error:  # of the shadow alone, whatever it is
-            return "failed", None, error
-
 
 class Shadows:
     """Asks versions in shadow what requests were answered, one after the other.
@@ -175,12 +167,13 @@ class Shadows:
             method: "predict" or "infer", of `Served`.
             read: makes what a version is given.
             answer: what the request was answered.
-            size: bytes of the body, which is kept until then.
+            size: bytes of the body, which is kept until then, as the answer is.
         """
         shadow = self._service.models.shadow_of(record.model, record.id)
         if shadow is None or shadow.version == record.version or self._service.draining:
             return
         asked = Asked(record, shadow, method, read, answer)
+        size += 8 * answers.size(answer)
         held = size + sum(size for _, size in self._waiting)
         if len(self._waiting) >= WAITING or held > self._service.settings.body:
             self._service.watch.shadow(record, shadow.version, "dropped")
@@ -193,10 +186,16 @@ class Shadows:
         watch, batcher = self._service.watch, self._service.batcher
         while self._waiting and not self._service.draining:
             asked, _ = self._waiting.popleft()
-            outcome, difference, error = await batcher.idle(asked.compare, IDLE)
-            watch.shadow(asked.record, asked.shadow.version, outcome, difference)
-            if error is not None:
+            outcome, difference = "failed", None
+            try:  # what needs no device is done beside its thread, for which requests wait
+                given = await asyncio.to_thread(asked.read, asked.shadow)
+                call = functools.partial(getattr(asked.shadow, asked.method), [given])
+                (found,) = await batcher.idle(call, IDLE)
+                both = asked.answer, found.answer
+                outcome, difference = await asyncio.to_thread(compared, *both)
+            except Exception as error:  # of the shadow alone, whatever it is
                 watch.failed(asked.record, error)
+            watch.shadow(asked.record, asked.shadow.version, outcome, difference)
 
 
 def compared(first: Any, second: Any) -> tuple[str, float | None]:
@@ -212,8 +211,8 @@ def compared(first: Any, second: Any) -> tuple[str, float | None]:
     >>> compared({"labels": ["a"], "p": [0.5]}, {"labels": ["b"], "p": [0.25]})
     ('other', 0.25)
     """
-    old, form = jax.tree.flatten(plain(first), is_leaf=lambda leaf: leaf is None)
-    new, other = jax.tree.flatten(plain(second), is_leaf=lambda leaf: leaf is None)
+    old, form = jax.tree.flatten(answers.plain(first), is_leaf=lambda leaf: leaf is None)
+    new, other = jax.tree.flatten(answers.plain(second), is_leaf=lambda leaf: leaf is None)
     if form != other:  # type: ignore[operator]
         return "other", None
     pairs = [*zip(old, new, strict=True)]

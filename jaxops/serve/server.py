@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from jaxops._optional import require
 from jaxops.serve.access import is_loopback
 from jaxops.serve.app import Service
 from jaxops.serve.sketching import Snapshots
+from jaxops.serve.watch import LOG
 
 GRACE = 30.0  # seconds for requests that are running at the end
 LAST = 2.0  # seconds after them, for the device
@@ -49,8 +52,8 @@ def run(
         interval: seconds between two sketches of a model.
 
     Raises:
-        ValueError: an address beyond this machine without keys, or an interval that is not
-            positive.
+        ValueError: an address beyond this machine without keys, files that are no certificate and
+            its key, or an interval that is not positive.
         OSError: a folder of sketches that cannot be made.
 
     >>> from jaxops import serve
@@ -87,6 +90,7 @@ def listen(
             printed.
     """
     check_host(host, service.keys)
+    check_certificate(certificate, certificate_key)
     uvicorn = require("uvicorn", extra="serve")
     log_to_stderr()
     config = uvicorn.Config(
@@ -134,11 +138,11 @@ def listen(
         end.cancel()
 
 
+@functools.cache
 def log_to_stderr() -> None:
-    """Write the lines of the log to stderr."""
-    log = logging.getLogger("jaxops.serve")
-    log.addHandler(logging.StreamHandler(sys.stderr))
-    log.setLevel(logging.INFO)
+    """Write the lines of the log to stderr; once, however many servers a process runs."""
+    LOG.addHandler(logging.StreamHandler(sys.stderr))
+    LOG.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
@@ -161,6 +165,21 @@ def check_host(host: str, keys: Any) -> None:
     """Raise `ValueError` for an address beyond this machine without keys."""
     if keys is None and not is_loopback(host):
         raise ValueError(f"keys must be given to listen on {host}, got none")
+
+
+def check_certificate(certificate: str | Path | None, key: str | Path | None) -> None:
+    """Raise `ValueError` for files that are no certificate and its key, or a key alone."""
+    if certificate is None:
+        if key is not None:
+            raise ValueError(f"certificate must be given with certificate_key, {key}, got None")
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # also one of SSL
+        raise ValueError(
+            f"certificate and certificate_key must be files of PEM that belong together, got "
+            f"{certificate} and {key}: {error}"
+        ) from error
 
 
 def tell(listening: socket.socket) -> None:

@@ -9,7 +9,6 @@ from jaxops._optional import require
 from jaxops.monitor.observing import Observer
 from jaxops.monitor.reading import missing_rates, out_of_range_rates, psi_of, told
 from jaxops.monitor.snapshots import write_snapshot
-from jaxops.serve.models import Served
 from jaxops.serve.versions import Models
 
 
@@ -20,7 +19,7 @@ def observer_of(served: Any) -> Observer | None:
 
 
 def families(models: Models) -> Iterator[Any]:
-    """The drift of each model and column since the version was loaded, for Prometheus.
+    """The drift of each used version and column since it was loaded, for Prometheus.
 
     Args:
         models: the served models.
@@ -39,11 +38,11 @@ def families(models: Models) -> Iterator[Any]:
         labels=labels,
     )
     rows = make.CounterMetricFamily("jaxops_observed_rows", "Rows counted", labels=labels[:2])
-    for name, served in models.current.items():
+    for served in models.used():
         observer = observer_of(served)
         if observer is None:
             continue
-        sketch, own = observer.sketch(), [name, served.version]
+        sketch, own = observer.sketch(), [served.name, served.version]
         count = int(sketch.counts[0])
         rows.add_metric(own, count)
         if not count:  # no share of nothing
@@ -77,7 +76,7 @@ class Snapshots:
     ) -> None:
         self._models, self._folder, self._interval = models, folder, interval
         self._failed, self._end = failed, threading.Event()
-        self._before: list[Served] = []
+        self._before = models.loaded()
         self._thread = threading.Thread(target=self._work, name="jaxops-sketches", daemon=True)
         folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told at the start
 
@@ -92,19 +91,15 @@ class Snapshots:
         self.write()
 
     def write(self) -> None:
-        """Write the rows of each version since its last snapshot.
-
-        A version that was unloaded since then is written once more.
-        """
-        loaded = self._models.loaded()
-        for served in [*loaded, *(one for one in self._before if one not in loaded)]:
+        """Write the rows of each version since its last snapshot, also of one unloaded since."""
+        before, self._before = self._before, self._models.loaded()
+        for served in dict.fromkeys([*before, *self._before]):
             observer = observer_of(served)
             try:
                 if observer is not None:
                     write_snapshot(self._folder, observer, served.name, served.version)
             except OSError as error:
                 self._failed(error)
-        self._before = loaded
 
     def _work(self) -> None:
         while not self._end.wait(self._interval):

@@ -86,6 +86,14 @@ class Models:
         lines = [*self._lines.values()]
         return [one for line in lines for one in line.versions.values()]
 
+    def used(self) -> list[Served]:
+        """The versions that answer by default, or have a share of the requests."""
+        found = []
+        for line in [*self._lines.values()]:
+            shares = (one.version for one in (line.canary, line.shadow) if one)
+            found += [line.versions[one] for one in dict.fromkeys((line.current, *shares))]
+        return found
+
     def versions(self, name: str) -> list[str]:
         """The versions of a model, from the oldest."""
         return [*self._line(name).versions]

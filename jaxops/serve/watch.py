@@ -37,6 +37,7 @@ class Record:
     model: str = ""
     version: str = ""
     rows: int = 0
+    bytes: int = 0  # of the body
     tokens: int = 0  # of a generated text
     status: int = 499  # the client went before there was an answer
     start: float = field(default_factory=time.perf_counter)

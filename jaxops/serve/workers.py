@@ -20,6 +20,7 @@ from jaxops.serve.app import Service
 from jaxops.serve.server import listen, log_to_stderr, tell
 from jaxops.serve.watch import LOG, SHARED, line
 
+File = str | Path | None
 LOOK = 0.1  # seconds between two looks at whether a signal came
 PAUSE = 1.0  # seconds before a worker that could not start is started again
 
@@ -165,7 +166,7 @@ def _work(
     make: Callable[[], Service],
     workers: int,
     listening: socket.socket,
-    options: tuple[str, int, str | Path | None, str | Path | None, str | Path | None, float],
+    options: tuple[str, int, File, File, File, float],
 ) -> None:
     """What a process does."""
     os.setpgrp()  # Ctrl-C is for the process that started this one, which passes it on

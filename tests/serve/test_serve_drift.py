@@ -10,7 +10,7 @@ from serve_client import TABLE, churn, get, post
 
 from jaxops import monitor, serve
 from jaxops.data.encoders import encode
-from jaxops.serve.sketching import Snapshots
+from jaxops.serve.sketching import Snapshots, families
 
 PATH = "/models/churn/predict"
 
@@ -110,6 +110,28 @@ def test_a_version_that_is_unloaded_is_written_once_more(service, tmp_path):
     assert not writer._before  # and is let go
 
 
+def observed(models):
+    """Version -> rows counted, as the metrics tell."""
+    *_, rows = families(models)
+    return {one.labels["version"]: one.value for one in rows.samples}
+
+
+def test_the_rows_of_a_version_that_is_unloaded_are_written_too(tmp_path):
+    models, failures = serve.Models(batch_size=1), []
+    old = models.add("churn", churn())
+    writer = Snapshots(models, tmp_path, 60.0, failures.append)
+    models.add("churn", churn(), canary=0.5)
+    old.predict([old.inputs.read(body(3), 100)])
+    assert observed(models) == {"1": 3, "2": 0}
+    models.use("churn", "2")
+    assert observed(models) == {"2": 0}, "a version that has no requests has no drift"
+    models.unload("churn", "1")
+    writer.write()
+    writer.write()
+    [one] = monitor.read_snapshots(tmp_path, churn().reference)
+    assert (one.version, one.sketch.counts[0], failures) == ("1", 3, [])
+
+
 def test_a_warned_batch_that_is_asked_again_is_counted_once(service):
     """Texts that the reader warns of make it answer joined requests apart."""
     served = service.models.get("churn")
@@ -146,6 +168,8 @@ def test_a_server_with_a_folder_writes_at_the_end(service, tmp_path, monkeypatch
     import uvicorn
 
     monkeypatch.setattr(uvicorn, "Server", Once)
-    server.run(service, sketches=tmp_path / "s", interval=60.0)
-    [one] = monitor.read_snapshots(tmp_path / "s", churn().reference)
-    assert one.sketch.counts[0] == 3 and one.version == "1"
+    for _ in range(2):
+        server.run(service, sketches=tmp_path / "s", interval=60.0)
+    assert len(server.LOG.handlers) == 1
+    both = monitor.read_snapshots(tmp_path / "s", churn().reference)
+    assert [(one.sketch.counts[0], one.version) for one in both] == [(3, "1")] * 2

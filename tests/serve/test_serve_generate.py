@@ -327,6 +327,8 @@ def test_a_stream_ends_when_its_time_is_over():
          "context) together, got 30 and 3"),
         (body("a" * 40, stream=True), "prompt and new_tokens must have at most 32 tokens (the "
          "context) together, got 40 and 1"),
+        (body("a" * 1025), "prompt must have at most 1,024 characters (32 for each token of the "
+         "context), got 1,025"),
         (body(""), "prompt must be a text that is not empty, got ''"),
         ({"prompt": "a", "stream": 1}, "stream must be true or false, got 1"),
         ({"stream": True}, "the body must have 'prompt', got none"),
@@ -376,6 +378,25 @@ def test_a_failure_ends_the_texts_of_its_turn_alone(monkeypatch):
     assert told["tokens"] == wanted("ab", 5, GREEDY).tokens.tolist()
 
 
+def test_a_stream_that_fails_says_so_at_its_end(monkeypatch, caplog):
+    decoder, turns = app().models.get("gpt").decoder, []
+    turn = decoder._turn
+
+    def fails(*arguments):
+        turns.append(arguments)
+        if len(turns) > 2:
+            raise RuntimeError("ann@example.com")
+        return turn(*arguments)
+
+    monkeypatch.setattr(decoder, "_turn", fails)
+    with caplog.at_level("INFO", "jaxops.serve"):
+        *parts, end = events(post(app(), PATH, body(stream=True, new_tokens=5)))
+    assert [part["token"] for part in parts] == wanted("ab", 5, GREEDY).tokens.tolist()[:2]
+    assert (end["end"], end["new_tokens"], end["version"]) == ("error", 2, "1")
+    failure = json.loads(next(one.message for one in caplog.records if one.levelname == "ERROR"))
+    assert failure["error"] == "RuntimeError" and "ann@" not in caplog.text
+
+
 def test_a_swap_lets_the_old_version_end_its_texts(tmp_path):
     jo.save(tmp_path / "new.safetensors", gpt(seed=1))
     keys = {role: serve.add_key(tmp_path / "keys", role, role) for role in ("predict", "metrics")}
@@ -413,7 +434,9 @@ def test_a_swap_lets_the_old_version_end_its_texts(tmp_path):
 
 
 def test_tokens_are_counted_and_logged(caplog):
+    post(app(), PATH, body(new_tokens=1))  # before the first text there is no metric of it
     before = sample('jaxops_tokens_total{model="gpt"}', app())
+    caplog.clear()  # a server that ran in this process before has set the level of the log
     with caplog.at_level("INFO", "jaxops.serve"):
         post(app(), PATH, body("ann@example.com", new_tokens=4))
         post(app(), PATH, body("a", stream=True, new_tokens=3))

@@ -82,11 +82,15 @@ def test_a_role_opens_its_routes_wherever_the_application_is_mounted(held, caplo
     service, made, _ = held
     key = bearer(made["predict"])
     change = ("POST", "/ml/admin/models/churn", {"path": "new.safetensors"})
-    with caplog.at_level(logging.INFO, "jaxops.serve.audit"):
+    with caplog.at_level(logging.INFO, "jaxops.serve"):
         told = asyncio.run(ask(service, *change, root_path="/ml", **key))
+        wrong = asyncio.run(ask(service, *change, root_path="/ml", **bearer("admin.wrong")))
     assert (told.status, told.error) == (403, "the key must have the role admin, got predict")
-    audit = json.loads(next(r.message for r in caplog.records if r.name.endswith("audit")))
-    assert (audit["key"], audit["act"]) == ("predict", "refused")
+    assert wrong.status == 401
+    audit = [json.loads(r.message) for r in caplog.records if r.name.endswith("audit")]
+    assert [(one["key"], one["act"]) for one in audit] == [("predict", "refused"), ("", "refused")]
+    lines = [json.loads(r.message) for r in caplog.records if r.name == "jaxops.serve"]
+    assert [(one["route"], one["status"]) for one in lines] == [("change", 403), ("change", 401)]
     assert asyncio.run(ask(service, "GET", "/ml/metrics", root_path="/ml", **key)).status == 403
     assert (
         asyncio.run(ask(service, "POST", f"/ml{PATH}", BODY, root_path="/ml", **key)).status == 200
@@ -266,7 +270,8 @@ def test_a_log_line_is_json_and_holds_nothing_of_the_request(caplog):
     first, second = [json.loads(one.message) for one in caplog.records]
     assert first.pop("milliseconds") > 0 and first.pop("time").endswith("+00:00")
     assert first == {"id": "abc-1", "method": "POST", "route": "predict", "model": "churn",
-                     "version": "1", "rows": 1, "status": 200}  # fmt: skip
+                     "version": "1", "rows": 1, "status": 200,
+                     "bytes": len(json.dumps(row))}  # fmt: skip
     assert (
         re.fullmatch("[0-9a-f]{32}", second["id"]) and second["id"] == wrong.headers["x-request-id"]
     )
@@ -315,6 +320,12 @@ def test_the_program_makes_keys(tmp_path, capsys):
     assert (holder.name, holder.role, holder.quota) == ("shop", "metrics", 9)
     assert cli.main(["serve", f"{tmp_path}/none", "--host", "0.0.0.0"]) == 1
     assert "keys must be given to listen on 0.0.0.0, got none" in capsys.readouterr().err
+    for words, got in (
+        (["--certificate-key", "k.pem"], "certificate must be given with certificate_key, k.pem"),
+        (["--certificate", "c.pem"], "must be files of PEM that belong together, got c.pem and"),
+    ):
+        assert cli.main(["serve", f"{tmp_path}/none", *words]) == 1
+        assert got in capsys.readouterr().err
     assert cli.main(["serve", f"{tmp_path}/a.x", f"{tmp_path}/b/a.x"]) == 1
     assert "models must be files of different names, got 'a' twice" in capsys.readouterr().err
 

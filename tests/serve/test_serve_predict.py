@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from jaxops import forecast, language, recommend, serve, survival, vision
 from jaxops.data import Tokenizer
 from jaxops.model.finished import Classes, Model
 from jaxops.serve import inputs
-from jaxops.serve.answers import cut, plain
+from jaxops.serve.answers import as_object, cut, plain
 from jaxops.serve.fields import Field, opened_body
 from jaxops.serve.readers import inputs_of
 from jaxops.serve.refused import Refused
@@ -320,6 +321,43 @@ def test_a_language_model_never_takes_texts_for_names_of_files():
     reader = language.TokenReader(Tokenizer.train(["my card"], kind="character"), context=4)
     given = read(reader, {"texts": ["/etc/hostname"]})
     assert reader.texts(given.data)[1] == ["/etc/hostname"]
+
+
+def test_the_texts_of_a_request_have_a_limit_together():
+    """They are read where other requests wait, so a long one would hold all of them."""
+    half, texts = "a" * (inputs.CHARACTERS // 2), inputs.Texts()
+    assert texts.read({"texts": [half, half]}, 9).rows == 2
+    with pytest.raises(
+        Refused, match="at most 1,048,576 characters together, got 1,048,577"
+    ) as one:
+        texts.read({"texts": [half, half, "b"]}, 9)
+    assert one.value.status == 413
+
+
+def test_the_bodies_of_all_requests_have_a_limit_together():
+    """Else each of hundreds of requests that wait might have the most bytes of one."""
+    service, body = app(), {"rows": [{"rate": 0.03, "plan": "plus"}]}
+    assert service.held == 0
+    service.held = 16 * service.settings.body - 10
+    told = post(service, "/models/churn/predict", body)
+    assert (told.status, told.headers["retry-after"]) == (429, "1")
+    assert "the server must have room, got 800,0" in told.error
+    assert service.held == 16 * service.settings.body - 10
+    service.held = 0
+    assert post(service, "/models/churn/predict", body).status == 200 and service.held == 0
+
+
+def test_a_long_answer_is_not_written_in_the_thread_of_the_loop(monkeypatch):
+    rows, seen = 90, []
+    plan = {"rows": [{"rate": 0.03, "plan": "plus"}] * rows}
+    short = post(app(), "/models/churn/predict", plan).json["answer"]
+    monkeypatch.setattr("jaxops.serve.app.MANY", rows)
+    monkeypatch.setattr(
+        "jaxops.serve.app.as_object",
+        lambda answer: seen.append(threading.current_thread().name) or as_object(answer),
+    )
+    assert post(app(), "/models/churn/predict", plan).json["answer"] == short
+    assert seen[0].startswith("jaxops-reader")
 
 
 def test_survival_has_times_among_its_options():

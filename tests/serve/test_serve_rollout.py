@@ -23,6 +23,7 @@ from jaxops import cli, serve
 from jaxops.serve.access import Keys
 from jaxops.serve.refused import Refused
 from jaxops.serve.rollout import compared
+from jaxops.serve.watch import Record
 from jaxops.serve.workers import check_quotas, run_workers
 
 PATH, ADMIN, BODY = (
@@ -207,8 +208,15 @@ def test_no_request_is_dropped_while_versions_and_shares_change(held):
     assert service.models.versions("churn") == ["3"]
 
 
-def test_a_shadow_is_asked_and_counted_and_never_answers(held):
+def test_a_shadow_is_asked_and_counted_and_never_answers(held, monkeypatch):
     service, key = held
+    threads = set()
+
+    def seen(*answers):
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        return compared(*answers)
+
+    monkeypatch.setattr("jaxops.serve.rollout.compared", seen)
     count = {"model": "churn", "version": "1", "shadow": "2"}
 
     def answers(outcome):
@@ -236,6 +244,11 @@ def test_a_shadow_is_asked_and_counted_and_never_answers(held):
     largest = samples(service, "jaxops_shadow_difference_sum", **count)
     old, new = (churn(seed).predict(ROW).probabilities for seed in (0, 1))
     assert largest == pytest.approx(3 * np.abs(old - new).max(), abs=1e-5)
+    assert threads == {"asyncio"}, "a comparison takes no time of the device"
+    large, asked = np.zeros(service.settings.body // 8 + 1), Record("id", "POST")
+    asked.model, asked.version = "churn", "1"
+    service.shadows.ask(asked, "predict", None, large, 0)
+    assert answers("dropped") == 1, "a large answer is not kept"
     service.models.shadow("churn", "3", 0)
     asyncio.run(ask(service, "POST", PATH, BODY, **key))
     assert service.models.shadow_of("churn", "any") is None
@@ -341,7 +354,7 @@ def test_the_query_of_unloading_is_checked(held):
     assert told.json == {"model": "churn", "unloaded": ["1"], "versions": []}
 
 
-def test_an_encrypted_version_is_loaded_by_the_key_of_the_server(tmp_path):
+def test_an_encrypted_version_is_loaded_by_the_key_of_the_server(tmp_path, capsys):
     pytest.importorskip("cryptography")
     key, admin = "ab" * 32, serve.add_key(tmp_path / "keys", "ann", "admin")
     jo.save(tmp_path / "new.safetensors", churn(seed=1), key=key)
@@ -356,6 +369,11 @@ def test_an_encrypted_version_is_loaded_by_the_key_of_the_server(tmp_path):
     other = serve.application({"churn": churn()}, **made)
     told = post(other, ADMIN, {"path": "new.safetensors"}, **head)
     assert told.status == 400 and "key must be given for" in told.error
+    (tmp_path / "raw").write_bytes(b"\xff" * 32)
+    command = ["serve", f"{tmp_path}/new.safetensors", "--model-key", f"{tmp_path}/raw"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert "key must be 32 bytes or 64 hexadecimal digits" in said and "ff" not in said
 
 
 def test_with_several_workers_nothing_is_changed_and_quotas_are_refused(held, tmp_path, capsys):
