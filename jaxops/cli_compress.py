@@ -1,6 +1,5 @@
 """The command of the command line that makes a model smaller."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxops._optional import require
 from jaxops.compress.factors import low_rank
 from jaxops.compress.pruning import prune
 from jaxops.compress.structure import structured
-from jaxops.model.encrypted import KEY, is_encrypted
+from jaxops.model.encrypted import key_of
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 
@@ -52,8 +51,7 @@ class Compress:
         rows = [_row("as it was", model, self.model)]
         for step, value in chosen.values():
             model = step(model, value)
-        key = os.environ.get(KEY) if is_encrypted(self.model) else None
-        save(self.out, model, key=key)
+        save(self.out, model, key=key_of(self.model))
         rows.append(_row(", ".join(chosen), model, self.out))
         print(f"{_table.table(rows)}\nwritten: {self.out}")
 
