@@ -22,7 +22,7 @@ def columns(workload: Workload) -> tuple[Columns, str]:
         parts = binary_mlp.encode(table, table.data.split(test=0.2, seed=42), SEED)
         return _xy({"train": parts.train, "test": parts.test}, "features"), table.data.source
     if workload.data.startswith("adult"):
-        return _adult({} if "standard" in workload.data else {"bins": 32})
+        return _adult(bins=0 if "standard" in workload.data else 32)
     assert isinstance(workload.network, GPT)
     text, source = _text()
     letters, tokens = np.unique(text, return_inverse=True)
@@ -36,10 +36,10 @@ def columns(workload: Workload) -> tuple[Columns, str]:
     return {"train_x": train, "test_x": test[:: max(1, len(test) // 200)]}, source
 
 
-def _adult(options: dict[str, int]) -> tuple[Columns, str]:
-    """Adult as `tabular.fit_encoder` encodes it with these options; 4,000 rows are the test."""
+def _adult(bins: int) -> tuple[Columns, str]:
+    """Adult as `tabular.fit` encodes it, with or without bins; 4,000 rows are the test."""
     train, test = (tabular.read(frame) for frame in defaults.adult_frames())
-    encoder = tabular.fit_encoder(train, label="income", **options)
+    encoder = tabular.fit_encoder(train, label="income", bins=bins)
     splits = {"train": train, "test": {name: column[:4000] for name, column in test.items()}}
     encoded = {split: tabular.encode(encoder, part) for split, part in splits.items()}
     return _xy(encoded, "features"), "Adult, official split"

@@ -16,6 +16,7 @@ needs a core for itself. A server that does not start is a row that says why. Wi
 alone is asked for so many seconds, at 70 % of a rate.
 """
 
+import functools
 import math
 import os
 import statistics
@@ -134,7 +135,7 @@ def turn(
             again = known and known[-1].rate
             start, factor = (again, 1.25) if again else (settings.first, 2.0)
             found = serve_load.highest(
-                lambda rate, body=body: attempt(server, body, rate, settings),
+                functools.partial(attempt, server, body, settings=settings),
                 start, settings.lowest, settings.highest, factor,
             )  # fmt: skip
             found = found or Try(0.0, math.inf, math.inf, math.inf, 0)  # not even the lowest

@@ -260,7 +260,7 @@ def parts(case: Case, body: Body) -> dict[str, float]:
     They are those of the reading of its body, of the answer of the model (with its reader, where
     rows are raw), and of the writing; the rest of the server's time is HTTP and the queue.
     """
-    served = Served(case.name, "1", case.model).warm(1)
+    served = Served(case.name, "1", case.model).warm(1, slots=1)
     head, _, data = body.requests[0].partition(b"\r\n\r\n")
     if body.name == "JSON":
 

@@ -1,6 +1,5 @@
 """The command of the command line that makes a model smaller."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxops.compress.pruning import prune
 from jaxops.compress.quantisation import quantise
 from jaxops.compress.receipts import sizes
 from jaxops.compress.structure import structured
-from jaxops.model import encrypted
+from jaxops.model.encrypted import key_of
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 
@@ -55,6 +54,5 @@ class Compress:
         original = model = load(self.model)
         for step, value in chosen.values():
             model = step(model, value)
-        locked = encrypted.is_encrypted(self.model)  # then `load` has taken the key from there
-        save(self.out, model, os.environ[encrypted.KEY] if locked else None)
+        save(self.out, model, key=key_of(self.model))
         print(f"{_table.table(sizes(original, model))}\n{', '.join(chosen)}; written: {self.out}")

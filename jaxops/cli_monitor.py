@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxops import _table
 from jaxops._optional import require
+from jaxops.model.encrypted import key_of
 from jaxops.model.files import load, save
 from jaxops.monitor.reporting import ALPHA, report
 from jaxops.monitor.retraining import retrain
@@ -76,7 +77,7 @@ class Retrain:
     data: str
     """new rows with labels"""
     out: Path
-    """the model file to write"""
+    """the model file to write; it is encrypted if the model file is"""
     old: str | None = None
     """earlier rows with labels, to be learned from as well"""
     held: float = 0.2
@@ -101,6 +102,6 @@ class Retrain:
             print("the champion stays")
             return ATTENTION
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        save(self.out, found.model)
+        save(self.out, found.model, key=key_of(self.model))
         print(f"written: {self.out}")
         return 0

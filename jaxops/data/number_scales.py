@@ -52,7 +52,7 @@ def quantiles(x: np.ndarray) -> list[float]:
     return np.maximum.accumulate(found).tolist()
 
 
-def normal_scores(x: np.ndarray, quantiles: Sequence[Sequence[float]]) -> np.ndarray:
+def normal_scores(x: np.ndarray, quantiles: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
     """The values of a standard normal distribution at the same probabilities; NaN stays NaN.
 
     Between quantiles the probability is interpolated linearly. Numbers beyond the first or the last

@@ -26,6 +26,11 @@ def is_encrypted(path: str | os.PathLike[str]) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+def key_of(path: str | os.PathLike[str]) -> str | None:
+    """The key in the environment for what comes of a file; None if the file is not encrypted."""
+    return os.environ.get(KEY) if is_encrypted(path) else None
+
+
 def key_bytes(key: bytes | str) -> bytes:
     """The 32 bytes of a key.
 
