@@ -114,7 +114,7 @@ def test_a_task_that_knows_of_the_rounding_is_saved_and_stays_one(tmp_path):
 def test_an_update_of_numbers_beyond_the_limits_keeps_the_rounding():
     x = np.linspace(0, 1, 64)
     rows = {"x": x, "y": np.sin(6 * x)}
-    module = tabular.RealMLP((32,))
+    module = tabular.RealMLP((16, 16))
     first = tabular.fit(rows, module, label="y", epochs=1, progress=False)
     known = compress.aware(first, 4, scales="max")
     further = tabular.update(known, {"x": x, "y": rows["y"] * 9}, epochs=1, progress=False)
