@@ -68,9 +68,11 @@ def test_what_it_learns_and_its_scores(model, monkeypatch):
     low, high = scored.interval("auc")[1:]
     assert low < figures["auc"] < high
     assert model.about["validation"]["auc"] > 0.85
-    encoded, rows = data.encode, []
+    encoded, rows = data.Encoding.__call__, []
     monkeypatch.setattr(data, "ENCODED", 256)  # so few features are in memory at once
-    monkeypatch.setattr(data, "encode", lambda by, table: rows.append(table) or encoded(by, table))
+    monkeypatch.setattr(
+        data.Encoding, "__call__", lambda by, table: rows.append(table) or encoded(by, table)
+    )
     assert tabular.evaluate(model, TABLE).figures() == pytest.approx(figures)
     assert [len(part["age"]) for part in rows if "age" in part] == [256, 44]
 
