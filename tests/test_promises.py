@@ -69,7 +69,7 @@ def test_a_predictor_keeps_the_faster_of_two_programs(monkeypatch):
             made.append(program)
             return program
 
-    assert _fastest(Lowered(), {"x": np.ones(3)}) is made[1]
+    assert _fastest(Lowered(), lambda: ({"x": np.ones(3)},)) is made[1]
 
 
 def test_a_predictor_gives_what_predict_gives(state):

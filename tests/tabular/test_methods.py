@@ -293,6 +293,7 @@ def test_the_budget_ends_early_stopping_of_the_user_too():
 )
 def test_new_rows_are_learned_at_the_rate_of_the_module(module, optimizer, monkeypatch):
     monkeypatch.setattr(jobs, "trained_further", lambda model, columns, settings: settings)
+    monkeypatch.setattr(jobs, "_with_reference", lambda model, table: model)
     encoder = tabular.fit_encoder({"age": AGE})._replace(label="left", classes=["no", "yes"])
     task = tabular.classifier(module, features=1, classes=("no", "yes"))
     few = {name: TABLE[name][:20] for name in ("age", "left")}

@@ -198,6 +198,7 @@ def test_what_is_trained_without_a_method(monkeypatch):
     tried = {}
     monkeypatch.setattr(jobs, "selected", lambda methods, *rest: tried.update(methods=methods))
     monkeypatch.setattr(jobs, "_trained", lambda method, *rest: (method, None))
+    monkeypatch.setattr(jobs, "_with_reference", lambda model, table: model)
     plain = {"label": "left", "progress": False}
     assert tabular.fit(TABLE, **plain) == tabular.TabM()
     tabular.fit(TABLE, [None], **plain)
