@@ -76,6 +76,7 @@ NOT_IMPORTED = {
     "mypy": "a command",
     "nbclient": "imported by pytest.importorskip",
     "ipykernel": "runs the notebook",
+    "httptools": "uvicorn reads HTTP by it, in half of the CPU time",
     "ipywidgets": "the notebook's progress bar",
 }
 LONGEST_FUNCTION, LONGEST_FILE = 60, 450
