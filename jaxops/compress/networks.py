@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 
 from jaxops import optim
 from jaxops.data.checks import rows
-from jaxops.model.finished import Model
+from jaxops.model.finished import Model, watched
 from jaxops.model.selection import Blend
 from jaxops.nn.packed import is_packed
 from jaxops.task import Extra, Params, Task
@@ -206,22 +205,6 @@ def _of_form(form: Any, change: Change) -> Any:
     return dataclasses.replace(form, **parts) if parts else form
 
 
-@dataclass(frozen=True, eq=False)
-class Watched(Model):
-    """A model that keeps the encoded columns from which it predicts.
-
-    Attributes:
-        seen: the columns of each call of `outputs`.
-    """
-
-    seen: list[Any] = field(default_factory=list)
-
-    def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
-        """See `Model.outputs`."""
-        self.seen.append(columns)
-        return super().outputs(columns, batch_size)
-
-
 def columns_of(model: Model, data: Any) -> dict[str, np.ndarray]:
     """The encoded columns from which a model predicts raw data.
 
@@ -238,16 +221,16 @@ def columns_of(model: Model, data: Any) -> dict[str, np.ndarray]:
     >>> columns_of(Model(task, state), x)["features"].shape
     (2, 3)
     """
-    watched = Watched(model.task, model.state, model.reader, model.about, model.versions)
-    watched.predict(data)
-    if not watched.seen:
+    seeing = watched(model)
+    seeing.predict(data)
+    if not seeing.seen:
         raise ValueError(
             f"model must predict from encoded columns, got one of the room {model.room!r}, which "
             "reads its data in another way"
         )
     return {
-        name: np.concatenate([np.asarray(part[name]) for part in watched.seen])
-        for name in watched.seen[0]
+        name: np.concatenate([np.asarray(part[name]) for part, _ in seeing.seen])
+        for name in seeing.seen[0][0]
     }
 
 

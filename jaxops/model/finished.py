@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -145,6 +145,28 @@ class Model:
     def room(self) -> str:
         """The name of the model's room, such as "tabular"; "" without a reader."""
         return "" if self.reader is None else self.reader.room
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Model):
+    """A model that keeps the columns from which it predicts, and what it predicts; of `watched`.
+
+    Attributes:
+        seen: (columns, outputs) of each call of `outputs`.
+    """
+
+    seen: list[tuple[Mapping[str, Any], Any]] = field(default_factory=list)
+
+    def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
+        """See `Model.outputs`."""
+        outputs = super().outputs(columns, batch_size)
+        self.seen.append((columns, outputs))
+        return outputs
+
+
+def watched(model: Model) -> Watched:
+    """The same model, which keeps what it predicts, and from which columns."""
+    return Watched(**{one.name: getattr(model, one.name) for one in fields(Model)})
 
 
 class Program(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxops._shapes import next_power_of_two
 from jaxops.devices.plans import default
-from jaxops.model.finished import Model
+from jaxops.model.finished import Model, watched
 from jaxops.monitor import sketches
 from jaxops.monitor.sketches import Reference, Sketch, merge, on_host
 from jaxops.monitor.views import parts_of
@@ -85,9 +85,10 @@ def with_reference(model: Model, data: Any) -> Model:
     >>> with_reference(model, table).reference.numbers
     ['age', 'prediction']
     """
-    seen: list[tuple[Mapping[str, Any], Any]] = []
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(Model)}
-    _Seeing(**fields, seen=seen).predict(data)
+    seeing = watched(model)
+    if _task_of(model) is not None:
+        seeing.predict(data)
+    seen = seeing.seen
     if not seen:
         kind = type(model.task).__name__
         raise ValueError(f"model must predict by the columns of a task, got a {kind}")
@@ -95,20 +96,6 @@ def with_reference(model: Model, data: Any) -> Model:
     outputs = np.concatenate([part for _, part in seen])
     some = outputs[:: -(-len(outputs) // LARGEST)]
     return dataclasses.replace(model, reference=_learned(model, _some(model, columns), some))
-
-
-@dataclass(frozen=True, eq=False)
-class _Seeing(Model):
-    """A model that keeps the columns that its reader makes, and what it predicts for them."""
-
-    seen: list[tuple[Mapping[str, Any], Any]] = dataclasses.field(default_factory=list)
-
-    def outputs(self, columns: Any, batch_size: int = 1024) -> Any:
-        """See `Model.outputs`."""
-        outputs = super().outputs(columns, batch_size)
-        if _task_of(self) is not None:
-            self.seen.append((columns, outputs))
-        return outputs
 
 
 class Observer:

@@ -225,7 +225,7 @@ def _tests(before: Numbers | Categories, now: Numbers | Categories) -> dict[str,
     }
     rates = {
         "missing": (before.missing, now.missing),
-        "outside": (_outside(before), _outside(now)),
+        "outside": (before.outside, now.outside),
     }
     for name, (was, is_) in rates.items():
         counts = map(np.asarray, (was, before.rows, is_, now.rows))
@@ -239,11 +239,6 @@ def _tests(before: Numbers | Categories, now: Numbers | Categories) -> dict[str,
         found["ks"] = ks(before.counts, now.counts)._asdict()
     moments = {"mean": now.mean, "std": now.std, "low": now.low, "high": now.high}
     return {"kind": "numbers", "edges": now.edges, **found, **moments}
-
-
-def _outside(one: Numbers | Categories) -> int:
-    """The rows beyond the smallest and the largest value, or in no category, of the reference."""
-    return int(one.counts[0] + one.counts[-1]) if isinstance(one, Numbers) else one.unseen
 
 
 def _over_time(reference: Reference, snapshots: Sequence[Snapshot]) -> list[dict[str, Any]]:
