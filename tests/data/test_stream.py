@@ -627,7 +627,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def large(tmp_path):
-    """2 GB of rows of 8 KB in 32 links to one file, removed after the test: pytest keeps folders."""
+    """2 GB of rows of 8 KB, 32 links to one file; removed after the test: pytest keeps folders."""
     import shutil
 
     folder = tmp_path / "large"
