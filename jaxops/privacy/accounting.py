@@ -24,6 +24,9 @@ class Updates(NamedTuple):
         rate: probability with which each row enters an update, batch_size / rows.
         steps: number of updates.
         rows_per_user: most rows of one user; 1 where every row is protected for itself.
+
+    >>> Updates(noise_multiplier=1.1, rate=0.01, steps=100, rows_per_user=1).steps
+    100
     """
 
     noise_multiplier: float

@@ -96,8 +96,8 @@ def test_quantile_is_permute_and_flip():
     values, level, candidates, epsilon = [1, 2, 2, 3, 7, 8, 8, 9], 0.25, [0, 2.5, 5, 10], 1.0
     unit = 2 * 0.75 / epsilon
     wanted = permute_and_flip(scores(values, level, candidates), unit)
-    drawn = [privacy.quantile(values, level, candidates=candidates, epsilon=epsilon, seed=seed).value
-             for seed in range(1500)]  # fmt: skip
+    settings = {"candidates": candidates, "epsilon": epsilon}
+    drawn = [privacy.quantile(values, level, **settings, seed=i).value for i in range(1500)]
     seen = np.array([drawn.count(c) for c in candidates])
     assert stats.chisquare(seen, wanted * 1500).pvalue > 0.01
     # and that is private: no neighbour makes a candidate exp(epsilon) times as likely
@@ -118,9 +118,7 @@ def test_quantiles_are_near_the_right_ones():
 
 
 def test_bounded_keeps_rows_of_users_by_chance():
-    log = pd.DataFrame(
-        {"user": ["a"] * 5 + ["b"] * 2 + ["c"], "item": range(8)}, index=range(10, 18)
-    )
+    log = pd.DataFrame({"user": [*"aaaaabbc"], "item": range(8)}, index=range(10, 18))
     kept = [privacy.bounded(log, user="user", at_most=2, seed=seed) for seed in range(200)]
     for one in kept:
         assert one["user"].value_counts().to_dict() == {"a": 2, "b": 2, "c": 1}
