@@ -13,12 +13,12 @@ from jaxops.train.settings import whole
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The mean of clipped vectors with noise: (sum + clip * noise_multiplier * N(0, 1)) / batch_size.
+    """The mean of clipped vectors with noise: (sum + noise_multiplier * clip * z) / batch_size.
 
-    A vector is a tree of arrays, such as the gradient of a row or the update of a client. One
-    vector more or less changes the sum by at most `clip` in the norm over all its arrays, which the
-    noise hides. The sum is divided by the expected number of vectors, not by the number of those
-    that were drawn, which is private.
+    Here z is standard normal. A vector is a tree of arrays, such as the gradient of a row or the
+    update of a client. One vector more or less changes the sum by at most `clip` in the norm over
+    all its arrays, which the noise hides. The sum is divided by the expected number of vectors,
+    not by the number of those that were drawn, which is private.
 
     Attributes:
         clip: the bound of each vector's norm.

@@ -1,4 +1,4 @@
-"""A function of parameters and of one row as a list of operations: where parameters meet the row."""
+"""A function of parameters and one row as a list of operations: where the two meet."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

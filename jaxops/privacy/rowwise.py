@@ -92,20 +92,21 @@ def traced(loss: Loss, params: Params, extra: Extra, rows: Rows) -> Traced:
 
 def by_norms(one: Traced, params: Params, extra: Extra, rows: Rows, clip: float) -> Sums:
     """The sums of a batch by two backward passes: for the norms, and with clipped rows."""
-    norms, pull, totals, (out, _) = _norms(one, params, extra, rows)
-    factors = jnp.where(rows.columns["mask"] > 0, clip_factors(norms, clip), 0)
+    squares, pull, totals, out = _first_pass(one, params, extra, rows)
+    factors = clip_factors(jnp.sqrt(squares.sum(1)), clip)
+    factors = jnp.where(rows.columns["mask"] > 0, factors, 0)
     leaves, _ = pull(factors.astype(totals.dtype))
     grads = jax.tree.unflatten(jax.tree.structure(params), leaves)
     return totals.sum(), Out(out.weight.sum(), fold(out.metrics), extra), grads
 
 
-def norms_of(one: Traced, params: Params, extra: Extra, rows: Rows) -> Array:
-    """The norms of the rows' gradients (B,)."""
-    return _norms(one, params, extra, rows)[0]
+def squared(one: Traced, params: Params, extra: Extra, rows: Rows) -> Array:
+    """The squared norms of the rows' gradients, (B, number of parameters)."""
+    return _first_pass(one, params, extra, rows)[0]
 
 
-def _norms(one: Traced, params: Params, extra: Extra, rows: Rows) -> Any:
-    """The norms (B,), how cotangents of the losses are pulled back, the losses, and `Out`."""
+def _first_pass(one: Traced, params: Params, extra: Extra, rows: Rows) -> Any:
+    """The squared norms, what pulls cotangents of the losses back, the losses (B,), and `Out`."""
     program, leaves = one.program, jax.tree.leaves(params)
     fixed, count = jax.tree.leaves(extra), len(rows.columns["mask"])
     read = {n for use in program.uses for n in use.arguments} & program.of_row
@@ -129,12 +130,11 @@ def _norms(one: Traced, params: Params, extra: Extra, rows: Rows) -> Any:
     _, gradients = pull(jnp.ones_like(totals))
     own = program.values(leaves, fixed)
 
-    def squared(seen: Any, gradients: Any) -> Array:
-        return squared_norms(program, one.rules, leaves, own | seen, gradients).sum()
+    def norms(seen: dict[int, Array], gradients: dict[int, Array]) -> Array:
+        return squared_norms(program, one.rules, leaves, own | seen, gradients)
 
-    norms = jnp.sqrt(jax.vmap(squared)(seen, gradients))
     _, out = jax.tree.unflatten(one.outputs, results)
-    return norms, pull, totals, (out, seen)
+    return jax.vmap(norms)(seen, gradients), pull, totals, out
 
 
 def by_rows(
