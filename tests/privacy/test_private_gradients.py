@@ -201,11 +201,6 @@ ROOMS = {
     ),
     "CNN": (vision.classifier(vision.CNN(features=3, hidden=5)), PICTURES, ("hidden/kernel",)),
     "GPT": (GPT, TEXTS, ()),
-    "GPT, scanned": (
-        language.next_token(layers.Transformer(replace(CONFIG, scan=True))),
-        TEXTS,
-        (),
-    ),
     "SASRec": (
         recommend.next_item(recommend.sasrec(items=WORDS, context=6, width=8, depth=1)),
         HISTORIES,
@@ -224,3 +219,20 @@ ROOMS = {
 )
 def test_models_of_the_rooms(name):
     check(*ROOMS[name])
+
+
+def test_how_the_norms_of_models_are_computed():
+    row = "gradient of the row"
+    cnn = privacy.how(vision.classifier(vision.CNN()), PICTURES)
+    assert (cnn["conv/kernel"], cnn["hidden/kernel"]) == (norms.REPLAY, norms.GRAM)
+    config = replace(CONFIG, width=64, vocabulary=5000, context=32)
+    tokens = {name: np.zeros((1, 33), np.int32) for name in TEXTS}
+    gpt = privacy.how(language.next_token(layers.Transformer(config)), tokens)
+    kernels = [name for name in gpt if name.endswith("kernel")]
+    assert {gpt[name] for name in (*kernels, "embedding/tokens")} == {norms.GRAM}
+    scanned = language.next_token(layers.Transformer(replace(config, scan=True, vocabulary=50)))
+    assert set(privacy.how(scanned, tokens).values()) == {row}
+    forced = privacy.private(
+        vision.classifier(vision.CNN()), clip=1, noise_multiplier=1, batch_size=8, method="vmap"
+    )
+    assert set(privacy.how(forced, PICTURES).values()) == {row}
