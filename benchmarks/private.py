@@ -3,7 +3,7 @@
     python -m benchmarks.private --opacus path/to/python --jax-privacy path/to/python
 
 The other interpreters have Opacus 1.6 (with PyTorch 2.13; its fast gradient clipping,
-`grad_sample_mode="ghost"`) and JAX-Privacy 1.0; neither is a dependency of jaxops. The batches are
+`grad_sample_mode="ghost"`) and JAX-Privacy 2.0; neither is a dependency of jaxops. The batches are
 random numbers, all rows are real, and every form clips to norm 1, adds noise and makes a step of
 SGD. The forms take turns, after a warm-up. "plain" is jaxops's step without privacy. Memory is what
 XLA plans for a step besides the batch.

@@ -28,25 +28,28 @@ class Step:
         task = jax_side.task_of(case["network"])
         with np.load(folder / "batch.npz") as stored:
             self.batch = {name: jnp.asarray(stored[name]) for name in stored.files}
-        rows = len(self.batch["mask"])
-        if form != "plain":
-            noise = {"clip": 1.0, "noise_multiplier": 1.0, "batch_size": rows}
-            task = privacy.private(task, **noise, method=form)
-        optimizer = jo.optim.sgd(0.1)
+        self.form, optimizer = form, jo.optim.sgd(0.1)
         self.state: Any = jo.init_state(task, optimizer, 0, self.batch)
+        self.parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state.params))
+        self.step = self.compiled(task, optimizer)
+
+    def compiled(self, task: jo.Task, optimizer: Any) -> Any:
+        """The step of a form."""
+        if self.form != "plain":
+            rows = len(self.batch["mask"])
+            noise = {"clip": 1.0, "noise_multiplier": 1.0, "batch_size": rows}
+            task = privacy.private(task, **noise, method=self.form)
         step = jax.jit(functools.partial(jo.train_step, task, optimizer), donate_argnums=0)
-        self.step = step.lower(self.state, self.batch).compile()
+        return step.lower(self.state, self.batch).compile()
 
     def memory(self) -> int:
         """Bytes that the step needs besides the batch: XLA's plan of its memory."""
-        sizes = self.step.memory_analysis()
-        state = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state.params))
-        return int(sizes.temp_size_in_bytes) + state
+        return int(self.step.memory_analysis().temp_size_in_bytes) + self.parameters
 
     def seconds(self, steps: int) -> float:
         """Of so many steps."""
         begin = time.perf_counter()
         for _ in range(steps):
-            self.state, told = self.step(self.state, self.batch)
-        jax.block_until_ready(told)
+            self.state, _ = self.step(self.state, self.batch)
+        jax.block_until_ready(self.state)
         return time.perf_counter() - begin

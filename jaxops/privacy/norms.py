@@ -141,8 +141,9 @@ def _replayed(
         changed = dict(zip(leaves, some, strict=True))
         whole = [changed.get(i, p) for i, p in enumerate(parameters)]
         again = values | program.values(whole, fixed)
-        program.run(uses, again)
-        return [again[n] for use in uses for n in program.floats(use)]
+        # each from the row's recorded values, also where it reads the result of another use
+        results = [zip(use.results, program.compute(use, again), strict=True) for use in uses]
+        return [x for pairs in results for n, x in pairs if program.is_float(n)]
 
     _, pull = jax.vjp(run, [parameters[i] for i in leaves])
     (grads,) = pull([gradients[n] for use in uses for n in program.floats(use)])

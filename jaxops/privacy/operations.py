@@ -131,7 +131,7 @@ class Program:
             else:
                 operands = [None if hasattr(a, "val") else known[a] for a in equation.invars]
                 results = [self._new(v.aval) for v in equation.outvars]
-                self._append(_operation(equation, operands, results))
+                self._append(_operation(jaxpr, equation, operands, results))
             known |= dict(zip(equation.outvars, results, strict=True))
         return [number(atom) for atom in jaxpr.outvars]
 
@@ -182,6 +182,10 @@ class Program:
         self.run(self.own, values)
         return values
 
+    def compute(self, operation: Operation, values: dict[int, Any]) -> Sequence[Any]:
+        """The results of one operation on the values."""
+        return operation.call(*(values[n] for n in operation.arguments))
+
     def run(
         self, operations: Iterable[Operation], values: dict[int, Any], probes: Any = None
     ) -> None:
@@ -193,22 +197,23 @@ class Program:
             probes: number of a result -> what is added to it; nothing by default.
         """
         for operation in operations:
-            results = operation.call(*(values[n] for n in operation.arguments))
+            results = self.compute(operation, values)
             for number, result in zip(operation.results, results, strict=True):
                 added = (probes or {}).get(number)
                 values[number] = result if added is None else result + added
 
 
-def _operation(equation: Any, operands: list[int | None], results: list[int]) -> Operation:
+def _operation(
+    jaxpr: Jaxpr, equation: Any, operands: list[int | None], results: list[int]
+) -> Operation:
+    """An equation of a jaxpr as an operation."""
     variables = list(dict.fromkeys(a for a in equation.invars if not hasattr(a, "val")))
-    jaxpr = Jaxpr([], variables, equation.outvars, [equation], equation.effects)
-    return Operation(
-        equation.primitive.name,
-        equation.params,
-        tuple(operands),
-        tuple(results),
-        jaxpr_as_fun(ClosedJaxpr(jaxpr, [])),
+    alone = jaxpr.replace(
+        constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation]
     )
+    name, params = equation.primitive.name, equation.params
+    call = jaxpr_as_fun(ClosedJaxpr(alone, []))
+    return Operation(name, params, tuple(operands), tuple(results), call)
 
 
 def _reshaped(
