@@ -3,8 +3,8 @@
 - `--network scattering` (the default): fixed wavelets, two layers of them, whose 81 averages of 7x7
   places are normalised for each image by itself (group norm), and a linear classifier that learns
   with privacy (39,700 parameters).
-- `--network cnn`: the network of Tramèr and Boneh (26,010 parameters), all of which learns. It takes
-  more epochs: `--epochs 40 20 --batch-size 512 --learning-rate 0.5`.
+- `--network cnn`: the network of Tramèr and Boneh (26,010 parameters), all of which learns. It
+  takes more epochs: `--epochs 40 20 --batch-size 512 --learning-rate 0.5`.
 
 Each row's gradient is clipped, Gaussian noise is added once per update, and rows are drawn by
 Poisson sampling. Epsilon is that of one training, by PLD, which needs less noise than the Rényi

@@ -216,7 +216,7 @@ def _spent_on(ledger: Ledger, accountant: str) -> Any:
     """An accountant of dp-accounting that has composed the ledger."""
     if accountant not in ACCOUNTANTS:
         raise ValueError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, got {accountant!r}")
-    dp = require("dp_accounting", extra="privacy")
+    dp = require("dp_accounting.dp_event", extra="privacy")
     events = [_event(dp, entry) for entry in ledger.spent]
     if accountant == "pld":
         made = require("dp_accounting.pld", extra="privacy").PLDAccountant()
@@ -232,7 +232,8 @@ def _spent_on(ledger: Ledger, accountant: str) -> Any:
 def _event(dp: Any, entry: Updates | Pure) -> Any:
     """An entry as dp-accounting names it."""
     if isinstance(entry, Pure):
-        return dp.EpsilonDeltaDpEvent(entry.epsilon, 0.0)
+        # of all mechanisms with this epsilon the one with the greatest loss: exactly ±epsilon
+        return dp.DiscreteLaplaceDpEvent(entry.epsilon, 1)
     noise, rate, steps, most = entry
     if most == 1:
         step = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise))
