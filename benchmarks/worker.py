@@ -49,6 +49,9 @@ SIDES = {
     "torch SASRec": "torch_sasrec",
     "jaxops forecasting": "jax_forecasting",
     "torch forecasting": "torch_forecasting",
+    "jaxops private": "private_jax",
+    "Opacus": "private_opacus",
+    "JAX-Privacy": "private_jax_privacy",
 }
 
 

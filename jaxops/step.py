@@ -18,6 +18,8 @@ from jaxops.transforms import accumulated, check_accumulate
 
 Metrics = dict[str, Any]
 MetricFunctions = tuple[tuple[str, Callable[[Any, Batch], Any]], ...]
+RELEASE = 2**31 - 1
+"""Folded into a step's key for `Task.release`; parts, devices and rows have smaller numbers."""
 
 
 def train_step(
@@ -62,7 +64,7 @@ def train_step(
     """
     check_accumulate(task, accumulate)
     key = jax.random.fold_in(state.key, state.step)
-    return update(tx, state, *gradients(task, state, batch, key, accumulate))
+    return update(tx, state, *gradients(task, state, batch, key, accumulate), task.release)
 
 
 def gradients(
@@ -97,23 +99,37 @@ def gradients(
 
 
 def update(
-    tx: optax.GradientTransformation, state: TrainState, total: Array, out: Out, grads: Params
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    total: Array,
+    out: Out,
+    grads: Params,
+    release: Callable[[Params, Key], Params] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """The state after one update with the sums from `gradients`, and the metrics."""
+    """The state after one update with the sums from `gradients`, and the metrics.
+
+    With `release` (see `Task`) the optimizer gets what that makes of the gradient, and no loss.
+    """
     weight = jnp.where(out.weight > 0, out.weight, 1.0)
-    # a product, which XLA fuses with the optimizer; a division took another pass over memory
-    grads = jax.tree.map(lambda g: g * (1 / weight).astype(g.dtype), grads)
+    if release is None:
+        # a product, which XLA fuses with the optimizer; a division took another pass over memory
+        grads = jax.tree.map(lambda g: g * (1 / weight).astype(g.dtype), grads)
+        known = {"value": total / weight}
+    else:
+        key = jax.random.fold_in(state.key, state.step)
+        grads, known = release(grads, jax.random.fold_in(key, RELEASE)), {}
     try:
         updates, opt_state = optax.with_extra_args_support(tx).update(
-            grads, state.opt_state, state.params, value=total / weight
+            grads, state.opt_state, state.params, **known
         )
     except TypeError as error:
         if not re.search(
             "required (keyword-only|positional) argument|unexpected keyword", str(error)
         ):
             raise  # an error inside the optimizer
+        loss = " (and value=, the loss)" if known else " (the loss is private)"
         raise ValueError(
-            "optimizer must need only the gradient (and value=, the loss) to update, got one that "
+            f"optimizer must need only the gradient{loss} to update, got one that "
             f"needs other arguments: {error}"
         ) from error
     params = optax.apply_updates(state.params, updates)
@@ -289,7 +305,7 @@ def pmap_train_step(
         total, weight, grads = jax.lax.psum((total, out.weight, grads), "data")
         extra = jax.lax.pmean(out.extra, "data")
         metrics = fold(jax.lax.all_gather(out.metrics, "data"))
-        return update(tx, state, total, Out(weight, metrics, extra), grads)
+        return update(tx, state, total, Out(weight, metrics, extra), grads, task.release)
 
     def call(state: Any, batch: Batch) -> Any:
         rows = len(next(iter(batch.values())))

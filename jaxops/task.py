@@ -73,6 +73,11 @@ class Task(NamedTuple):
             `ValueError` for rows that fit `columns` but that the task cannot use.
         statistics: the collections in `extra` that hold statistics of a batch's rows, in which
             padding would count. If there are any, `fit` does not pad batches; see `fit`.
+        expected: if given, `fit` draws each row with probability `expected` / rows in each step
+            (Poisson sampling), so that a batch has this number of rows on average. See
+            `jaxops.privacy.private`.
+        release: `(summed gradient, key) -> gradient for the optimizer`, called once per update, for
+            the whole batch, instead of the division by its weight. It may add noise.
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -85,6 +90,8 @@ class Task(NamedTuple):
     sample: Callable[[Params, Extra, Batch, Key], Any] | None = None
     check: Callable[[Batch], None] | None = None
     statistics: tuple[str, ...] = ()
+    expected: int | None = None
+    release: Callable[[Params, Key], Params] | None = None
 
 
 def _hashable(value: Any) -> Any:

@@ -41,9 +41,11 @@ def source(
 
     Raises:
         ValueError: the columns, or a stream's first batch, do not fit the task; or the batch size
-            does not fit.
+            does not fit; or a stream for a task whose rows are to be drawn (`Task.expected`).
     """
     check_kind(data, "data")
+    if task.expected is not None:
+        _check_drawn(task.expected, data, batch_size)
     if not isinstance(data, Mapping):
         return Stream(data, batch_size, plan, checker(task, data), accumulate)
     columns = prepare(task, data, targets=True)
@@ -53,7 +55,21 @@ def source(
         )
     check_weights(columns, "data")
     kind = Resident if fits(columns, plan) else Gathered
-    return kind(columns, batch_size, seed, plan, accumulate)
+    return kind(columns, batch_size, seed, plan, accumulate, task.expected is not None)
+
+
+def _check_drawn(expected: int, data: Data, batch_size: int) -> None:
+    """Raise `ValueError` where the batches of a private task cannot be drawn."""
+    if batch_size != expected:
+        raise ValueError(
+            f"batch_size must be {expected}, the expected number of rows of the private task, got "
+            f"{batch_size}"
+        )
+    if not isinstance(data, Mapping):
+        raise ValueError(
+            "data must be columns in memory for a private task, got a stream, of which no step can "
+            "draw each row with the same probability"
+        )
 
 
 class Stream:

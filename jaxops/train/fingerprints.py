@@ -35,6 +35,8 @@ def described(task: Task) -> dict[str, str]:
     make, arguments = task.recipe or (None, task._asdict().items())
     texts = {name: _plain(value) for name, value in arguments}
     made = {"function": f"{make.__module__}.{make.__qualname__}"} if make else {}
+    if task.release is not None:  # a private task has the recipe of the task that it was made of
+        made["release"] = _plain(task.release)
     return made | {
         name: text if len(text) < 1000 else f"{_checksum(text)}" for name, text in texts.items()
     }

@@ -62,7 +62,8 @@ def fit(
             same batches each time it is iterated. A stream without a length is validated and
             reported every `reports.every` steps (100 by default).
         optimizer: any optax transformation; see `jaxops.optim`.
-        batch_size: rows in one update, over all devices. A batch is padded if it does not divide
+        batch_size: rows in one update, over all devices; of a private task the expected number
+            (see `privacy.private`). A batch is padded if it does not divide
             evenly over them. A module with batch statistics that takes no `mask` never sees
             padding: rows that do not fill a batch at the end of an epoch are not used in that
             epoch, rows of weight 0 are left out, and a shorter batch of a stream is dropped.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import bdtrc
 
 from jaxops._shapes import few_lengths
 from jaxops.data.checks import rows
@@ -21,6 +22,8 @@ Columns = Mapping[str, np.ndarray]
 # few lengths. So data with about the same number of rows share a program. This costs up to an
 # eighth more memory, and one copy.
 LENGTHENED = 64 << 20
+# The probability of a draw that a batch has no room for; in a million steps it is below 1e-9.
+RARE = 1e-15
 
 
 class Take(NamedTuple):
@@ -53,6 +56,7 @@ class Order:
 
     def __init__(self, rows: int, batch_size: int, seed: int, whole: bool = False) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.capacity = batch_size
         self.steps_per_epoch = rows // batch_size if whole else -(-rows // batch_size)
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
@@ -63,6 +67,34 @@ class Order:
             random = np.random.default_rng((self.seed, epoch))
             self._epoch, self._permutation = epoch, random.permutation(self.rows)
         return self._permutation[batch * self.batch_size :][: self.batch_size]
+
+
+class Drawn:
+    """The rows of a step's batch: each row with the same probability, in every step anew.
+
+    This is Poisson sampling with probability `batch_size` / rows, a function of the seed and the
+    step. An epoch has as many steps as that of an `Order`.
+
+    Attributes:
+        capacity: the room of a batch; a draw of more rows has a probability below `RARE`.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self.rows, self.seed, self.rate = rows, seed, batch_size / rows
+        self.steps_per_epoch = -(-rows // batch_size)
+        sizes = np.arange(batch_size, rows + 1)[: 100 + 20 * batch_size]
+        self.capacity = int(sizes[bdtrc(sizes, rows, self.rate) < RARE][0])
+
+    def rows_of(self, step: int) -> np.ndarray:
+        """The row numbers of a step's batch, in ascending order."""
+        random = np.random.default_rng((self.seed, step))
+        count = random.binomial(self.rows, self.rate)
+        if count > self.capacity:
+            raise ValueError(
+                f"seed must be another one: step {step} draws {count} rows, which are more than "
+                f"the {self.capacity} that a batch has room for"
+            )
+        return np.sort(random.choice(self.rows, count, replace=False, shuffle=False))
 
 
 class Resident:
@@ -83,14 +115,20 @@ class Resident:
     examples = 0
 
     def __init__(
-        self, columns: Columns, batch_size: int, seed: int, plan: Plan, accumulate: int = 1
+        self,
+        columns: Columns,
+        batch_size: int,
+        seed: int,
+        plan: Plan,
+        accumulate: int = 1,
+        drawn: bool = False,
     ) -> None:
-        self.batch_size, self.seed, self.plan = batch_size, seed, plan
-        self.padded = plan.padded(batch_size, accumulate)
+        self.batch_size, self.seed, self.plan, self.drawn = batch_size, seed, plan, drawn
         self.parts = plan.batch_shards * accumulate
         self.rows = rows(columns)
         self.example = {name: value[:1] for name, value in columns.items()}
-        self._order = Order(self.rows, batch_size, seed)
+        self._order = (Drawn if drawn else Order)(self.rows, batch_size, seed)
+        self.padded = plan.padded(self._order.capacity, accumulate)
         self.steps_per_epoch: int | None = self._order.steps_per_epoch
         self._columns = columns
         self._real: np.ndarray | None = None
@@ -145,6 +183,7 @@ class Resident:
     def identity(self) -> dict[str, Any]:
         """The settings that must be the same in a resumed run and in its checkpoint."""
         whole = {} if self._real is None else {"whole_batches": True}
+        whole |= {"drawn": True} if self.drawn else {}
         return {"batch_size": self.batch_size, "seed": self.seed, "rows": self.rows, **whole}
 
     def sample(self) -> Any:

@@ -42,6 +42,7 @@ MAIN = {
     "demand_to_orders": "cost_learned",
     "etth": "etth1_96_mse",
     "m4_hourly": "smape",
+    "private_mnist": "accuracy_eps3",
     "sales_with_promotions": "coverage",
 }
 

@@ -1,0 +1,116 @@
+"""`fit` with the noise that a target epsilon needs."""
+
+import secrets
+from typing import Any, NamedTuple
+
+import optax
+
+from jaxops.data.checks import rows
+from jaxops.privacy.accounting import epsilon as spent
+from jaxops.privacy.accounting import noise_multiplier as needed
+from jaxops.privacy.tasks import private
+from jaxops.state import TrainState
+from jaxops.task import Task
+from jaxops.train import loop
+from jaxops.train.settings import whole
+
+
+class Guarantee(NamedTuple):
+    """What a training promises to each row of its data: (epsilon, delta)-differential privacy.
+
+    The probability of any outcome is at most exp(epsilon) times what it would be without a row,
+    plus delta, whatever is known of the other rows.
+
+    Attributes:
+        epsilon: of all steps together.
+        delta: as it was given.
+        noise_multiplier: see `private`.
+        rate: the probability with which a step draws a row.
+        steps: number of updates.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    rate: float
+    steps: int
+
+
+def fit(
+    task: Task,
+    data: Any,
+    *,
+    epsilon: float,
+    delta: float,
+    clip: float,
+    batch_size: int,
+    optimizer: optax.GradientTransformation,
+    epochs: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    method: str = "auto",
+    **settings: Any,
+) -> tuple[TrainState, Guarantee]:
+    """Train with (epsilon, delta)-differential privacy: `jaxops.fit` on a `private` task.
+
+    The noise is the least that keeps all steps together within epsilon.
+
+    Args:
+        task: see `private`.
+        data: columns in memory.
+        epsilon: the bound, above 0.
+        delta: the probability with which the bound may fail, well below 1 / rows.
+        clip: see `private`.
+        batch_size: the expected number of rows in a batch. Larger batches take less noise for the
+            same accuracy.
+        optimizer: see `jaxops.fit`.
+        epochs: expected number of passes over the data; give this or `steps`.
+        steps: number of updates.
+        seed: determines the draws and the noise: who knows it can subtract the noise. By default a
+            new one is drawn and not kept; with `checkpoints`, give one, so that the run can resume.
+        method: see `private`.
+        **settings: further arguments of `jaxops.fit`. Early stopping has no part in the guarantee:
+            it holds if validation rows are not rows of the data.
+
+    Returns:
+        The last state, and the guarantee with the epsilon that was spent.
+
+    Raises:
+        ValueError: see `private`, `jaxops.fit` and `noise_multiplier`.
+
+    >>> import pytest; _ = pytest.importorskip("dp_accounting")
+    >>> import numpy as np
+    >>> import jaxops as jo
+    >>> from jaxops import tabular
+    >>> x = np.random.default_rng(0).normal(size=(512, 2)).astype(np.float32)
+    >>> rows = {"features": x, "label": (x[:, 0] > 0).astype(np.int32)}
+    >>> task = tabular.classifier(tabular.MLP(()), features=2)
+    >>> state, promise = fit(task, rows, epsilon=3.0, delta=1e-4, clip=1.0, batch_size=128,
+    ...                      optimizer=jo.optim.sgd(2.0), steps=30, progress=False)
+    >>> promise.epsilon <= 3.0, jo.evaluate(task, state, rows)["accuracy"] > 0.8
+    (True, True)
+    """
+    if seed is None and settings.get("checkpoints") is not None:
+        raise ValueError("seed must be given for checkpoints, so that the run can resume, got None")
+    count, batch_size = rows(data), whole("batch_size", batch_size, 1)
+    if batch_size > count:
+        raise ValueError(
+            f"batch_size must be at most {count} (the number of rows), got {batch_size}"
+        )
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"one of epochs and steps must be given, got {epochs=} and {steps=}")
+    made = steps if epochs is None else epochs * -(-count // batch_size)
+    rate, made = batch_size / count, whole("steps or epochs", made, 1)
+    noise = needed(epsilon=epsilon, delta=delta, rate=rate, steps=made)
+    hidden = private(task, clip=clip, noise_multiplier=noise, batch_size=batch_size, method=method)
+    state = loop.fit(
+        hidden,
+        data,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        steps=made,
+        seed=secrets.randbits(31) if seed is None else seed,
+        **settings,
+    )
+    used = spent(noise_multiplier=noise, delta=delta, rate=rate, steps=made)
+    return state, Guarantee(used, delta, noise, rate, made)
