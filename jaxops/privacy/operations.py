@@ -124,8 +124,8 @@ class Program:
             return self._constant(atom.val) if hasattr(atom, "val") else known[atom]
 
         for equation in jaxpr.eqns:
-            inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
             if equation.primitive.name in CALLS:
+                inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
                 given = [number(atom) for atom in equation.invars]
                 results = self._inline(inner.jaxpr, inner.consts, given)
             else:
@@ -208,9 +208,7 @@ def _operation(
 ) -> Operation:
     """An equation of a jaxpr as an operation."""
     variables = list(dict.fromkeys(a for a in equation.invars if not hasattr(a, "val")))
-    alone = jaxpr.replace(
-        constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation]
-    )
+    alone = jaxpr.replace(constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation])
     name, params = equation.primitive.name, equation.params
     call = jaxpr_as_fun(ClosedJaxpr(alone, []))
     return Operation(name, params, tuple(operands), tuple(results), call)
