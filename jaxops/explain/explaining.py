@@ -16,6 +16,7 @@ from jaxops.explain.gradients import (
     smooth_grad,
 )
 from jaxops.explain.results import Attributions, Explanation
+from jaxops.explain.shapley import exact_shapley, kernel_shap
 from jaxops.model.finished import Model
 
 
@@ -57,6 +58,8 @@ METHODS: dict[str, Callable[..., Attributions]] = {
     "smooth_grad": smooth_grad,
     "occlusion": occlusion,
     "grad_cam": grad_cam,
+    "shapley": exact_shapley,
+    "kernel_shap": kernel_shap,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from jaxops.explain.games import Form, Game
 from jaxops.explain.results import Attributions
 
