@@ -1,0 +1,55 @@
+"""Why a model predicts what it does, in the user's terms, with tests of the explanation.
+
+    told = jaxops.explain.explain(model, rows)  # of any room: words, pixels, cells, events, lags
+    told.frame(), told.gap  # a value for each, and how far their sum is off
+    told.plot(row=0)
+    jaxops.explain.checked(model, rows).summary()  # deletion, insertion, random parameters, ...
+
+A method sees a model only as a function of its rows, so that it works for every room.
+"""
+
+from jaxops.explain.activations import Maps, feature_maps, grad_cam
+from jaxops.explain.checking import (
+    Curve,
+    Randomisation,
+    Sensitivity,
+    checked,
+    curve,
+    max_sensitivity,
+    randomisation,
+)
+from jaxops.explain.explaining import METHODS, explain, occlusion
+from jaxops.explain.games import Game, game
+from jaxops.explain.gradients import (
+    expected_gradients,
+    gradient,
+    input_x_gradient,
+    integrated_gradients,
+    smooth_grad,
+)
+from jaxops.explain.results import Attributions, Explanation
+
+__all__ = [
+    "METHODS",
+    "Attributions",
+    "Curve",
+    "Explanation",
+    "Game",
+    "Maps",
+    "Randomisation",
+    "Sensitivity",
+    "checked",
+    "curve",
+    "expected_gradients",
+    "explain",
+    "feature_maps",
+    "game",
+    "grad_cam",
+    "gradient",
+    "input_x_gradient",
+    "integrated_gradients",
+    "max_sensitivity",
+    "occlusion",
+    "randomisation",
+    "smooth_grad",
+]
