@@ -36,7 +36,7 @@ LAYERS = (
     ("compress", "monitor", "explain"),
     ROOMS,
     ("serve",),
-    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor"),
+    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain"),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it
