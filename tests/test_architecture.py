@@ -36,7 +36,7 @@ LAYERS = (
     ("compress", "monitor", "explain"),
     ROOMS,
     ("serve",),
-    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor"),
+    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain"),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it
@@ -65,6 +65,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "litserve": "benchmarks/serve_lit.py",
     "mlflow": "benchmarks/serve_peers.py",
     "bentoml": "benchmarks/serve_bento.py",
+    "captum": "benchmarks/explain_side.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",
