@@ -171,11 +171,11 @@ def counterfactuals(
     >>> says_yes = lambda frame: 0.02 * frame["age"] + 0.2 * (frame["plan"] == "b")
     >>> row = {"age": [20], "plan": ["a"]}
     >>> print(counterfactuals(says_yes, row, rows, least=0.55))
-    | change                   | prediction |  cost |
-    |--------------------------|-----------:|------:|
-    | none                     |        0.4 |     0 |
-    | age 20 -> 28             |       0.56 |   1.8 |
-    | plan a -> b              |        0.6 |     2 |
+    | change       | prediction | cost |
+    |--------------|-----------:|-----:|
+    | none         |        0.4 |    0 |
+    | age 20 -> 28 |       0.56 |  1.8 |
+    | plan a -> b  |        0.6 |    2 |
     """
     one, known = frame_of(row, "row"), frame_of(rows)
     if len(one) != 1 or count < 1:

@@ -15,6 +15,7 @@ from jaxops.explain.results import Attributions
 
 MOST = 12  # players whose 4,096 coalitions are all computed
 
+MANY = 2**14  # coalitions of a size, of which all are listed to draw different ones
 AT_ONCE = 2**19  # numbers of columns that are made at a time
 Array = jax.Array
 
@@ -86,10 +87,10 @@ def kernel_shap_values(
 
     They minimise sum_S w_S (v(S) - v(nobody) - sum of phi_i over S)^2 with the sum of all phi_i
     held at v(everybody) - v(nobody), where w_S is (M - 1) / (C(M, s) s (M - s)) for s of M players.
-    Sizes of coalitions with few members, or lacking few, are computed completely. Of the others
-    pairs are drawn, a coalition and all players that are not in it, which halves the variance or
-    better. If `samples` reach for all 2^M - 2 coalitions, the result is exact. The same coalitions
-    serve all further axes of `value`.
+    Sizes of coalitions with few members, or lacking few, are computed completely. Of each other
+    size pairs are drawn, a coalition and all players that are not in it, as many as its weight is
+    of the rest. If `samples` reach for all 2^M - 2 coalitions, the result is exact. The same
+    coalitions serve all further axes of `value`.
 
     Args:
         value: see `Value`.
@@ -114,63 +115,65 @@ def kernel_shap_values(
         return _of_all(value, players)
     if samples < 4 * players:
         raise ValueError(f"samples must be at least {4 * players} (4 a player), got {samples}")
-    whole, weights, drawn, mass = _coalitions(players, samples, np.random.default_rng(seed))
+    masks, weights, drawn = _coalitions(players, samples, np.random.default_rng(seed))
     ends = np.array([[False] * players, [True] * players])
-    masks, place = np.unique(np.concatenate([ends, whole, drawn]), axis=0, return_inverse=True)
-    worth, shape = _worth(value, masks)
-    worth = worth[place]
-    nobody, everybody, gain = worth[0], worth[1], worth[2:] - worth[0]
-    z = np.concatenate([whole, drawn]).astype(np.float64)
-    weights = np.concatenate([weights, np.full(len(drawn), mass / max(len(drawn), 1))])
+    each, place = np.unique(np.concatenate([ends, masks]), axis=0, return_inverse=True)
+    worth, shape = _worth(value, each)
+    nobody, everybody = worth[place[:2]]
+    gain = worth[place[2:]] - nobody
+    z = masks.astype(np.float64)
     inverse = np.linalg.inv((weights[:, None] * z).T @ z)
     ones = inverse.sum(1)
     # takes what would change the sum of the values out of a change of them
     project = inverse - np.outer(ones, ones) / ones.sum()
     values = project @ ((weights[:, None] * z).T @ gain)
     values += ones[:, None] / ones.sum() * (everybody - nobody)[None]
-    errors = np.zeros_like(values)
-    if len(drawn):
-        pairs, first = len(drawn) // 2, len(whole)
-        left = gain[first:] - z[first:] @ values
-        one, two = (project @ z[first + i * pairs : first + (i + 1) * pairs].T for i in (0, 1))
-        for output, rest in enumerate(left.T):
-            score = mass * (one * rest[:pairs] + two * rest[pairs:]) / 2
-            errors[:, output] = score.std(1, ddof=1) / math.sqrt(pairs)
+    left, squares = gain - z @ values, np.zeros_like(values)
+    for first, pairs, missing in drawn:
+        one, two = slice(first, first + pairs), slice(first + pairs, first + 2 * pairs)
+        pull, half = project @ z[one].T, (left[one] - left[two]) / 2  # of `two` it is the opposite
+        spread = np.square(pull) @ np.square(half) - np.square(pull @ half) / pairs
+        mass = weights[one].sum() * 2
+        squares += missing * mass**2 * np.maximum(spread, 0) / (pairs * (pairs - 1))
     return Shares(
         values.reshape(players, *shape),
-        errors.reshape(players, *shape),
+        np.sqrt(squares).reshape(players, *shape),
         nobody.reshape(shape),
         everybody.reshape(shape),
-        len(masks),
+        len(each),
     )
 
 
 def _coalitions(
     players: int, samples: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Coalitions of complete sizes and their weights; drawn ones, in pairs, and their weight.
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, float]]]:
+    """Coalitions and their weights, whose sum is 1; and where those of each drawn size are.
 
-    The weights of all coalitions but the two ends have the sum 1.
+    Of a drawn size there are the first of its pairs, how many pairs follow before their
+    complements, and the share of all pairs that is not drawn.
     """
     sizes = np.arange(1, players // 2 + 1)
     mass = (players - 1) / (sizes * (players - sizes)) * np.where(2 * sizes == players, 1, 2)
     mass /= mass.sum()
-    whole, weights, left, done = [np.zeros((0, players), bool)], [np.zeros(0)], samples, 0
-    for size in sizes.tolist():
-        count = math.comb(players, size) * (1 if 2 * size == players else 2)
-        if count > left or (size > 1 and count > left * mass[done] / mass[done:].sum()):
-            break
-        masks = _all_of(players, size)
-        masks = masks if 2 * size == players else np.concatenate([masks, ~masks])
-        whole.append(masks)
-        weights.append(np.full(count, mass[done] / count))
-        left, done = left - count, done + 1
-    drawn, rest = np.zeros((0, players), bool), float(mass[done:].sum())
-    if done < len(sizes):
-        size = rng.choice(sizes[done:], max(left // 2, 2), p=mass[done:] / rest)
-        first = rng.random((len(size), players)).argsort(1) < size[:, None]
-        drawn = np.concatenate([first, ~first])
-    return np.concatenate(whole), np.concatenate(weights), drawn, rest
+    masks, weights, drawn = [], [], []
+    left, first, whole = samples, 0, True
+    for place, size in enumerate(sizes.tolist()):
+        pairs = math.comb(players, size) // (2 if 2 * size == players else 1)
+        share = left // 2 if size == 1 else math.floor(left / 2 * mass[place] / mass[place:].sum())
+        whole = whole and pairs <= share
+        count = pairs if whole else max(2, min(pairs, share))
+        if pairs <= MANY:
+            some = _all_of(players, size)
+            some = some[some[:, 0]] if 2 * size == players else some
+            some = some if whole else some[rng.permutation(pairs)[:count]]
+        else:
+            some = rng.random((count, players)).argsort(1) < size
+        masks += [some, ~some]
+        weights.append(np.full(2 * count, mass[place] / (2 * count)))
+        if not whole:
+            drawn.append((first, count, 1 - count / pairs))
+        left, first = left - 2 * count, first + 2 * count
+    return np.concatenate(masks), np.concatenate(weights), drawn
 
 
 def _all_of(players: int, size: int) -> np.ndarray:

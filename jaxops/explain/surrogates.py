@@ -93,8 +93,8 @@ def surrogate(
     >>> print(surrogate(model, rows, depth=1))
     R2 1.000 of the model's predictions in 30 held-out rows
     <BLANKLINE>
-    age <= 40.5: prediction 0 (29 rows)
-    age > 40.5: prediction 1 (41 rows)
+    age <= 40.5: prediction 0 (26 rows)
+    age > 40.5: prediction 1 (44 rows)
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
