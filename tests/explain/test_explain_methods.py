@@ -147,6 +147,7 @@ def test_categories_that_are_embedded_have_values(table):
     assert not out.values[:, 2].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", [tabular.RealMLP((4,), numbers=2), tabular.FTTransformer(depth=1, width=8, heads=1)]
 )
@@ -161,6 +162,7 @@ def test_networks_of_jaxops_embed_texts_by_look_ups(table, module):
     assert found.call[0] == ("texts",) and found.places.tolist() == [len(encoder.names) - 1]
 
 
+@pytest.mark.slow
 def test_trees_are_explained_without_gradients(table):
     model = tabular.fit(
         {n: table[n] for n in ("age", "income", "plan", "left")},
@@ -334,6 +336,7 @@ def test_too_few_steps_are_told(digits, monkeypatch):
     assert told.gap.max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cells", "words", "pixels"])
 def test_each_kind_has_its_picture(kind, churn, table, router, digits, tmp_path):
     told = {
@@ -353,6 +356,7 @@ def test_each_kind_has_its_picture(kind, churn, table, router, digits, tmp_path)
         told.plot(row=9)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_with_pictures_and_tests(churn, table, tmp_path, capsys):
     import pandas as pd
 

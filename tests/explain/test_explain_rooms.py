@@ -21,6 +21,7 @@ def sasrec():
     return jo.Model(closed, None, recommend.LogReader())
 
 
+@pytest.mark.slow
 def test_events_left_out_change_the_score_as_recommend_says(sasrec):
     histories = [["item 3", "item 7", "item 1"], ["item 2"]]
     told = explain.explain(sasrec, histories, "occlusion")
@@ -39,6 +40,7 @@ def test_events_left_out_change_the_score_as_recommend_says(sasrec):
         np.testing.assert_allclose(told.values[0, i], fall, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_events_by_gradients_are_complete_and_may_have_any_target(sasrec):
     histories = [["item 3", "item 7", "item 1"], ["item 2"]]
     told = explain.explain(sasrec, histories, target="item 9")
