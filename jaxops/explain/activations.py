@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxops.explain import pictures
 from jaxops.explain.games import Form, Game, game, padded
+from jaxops.explain.points import traced
 from jaxops.explain.results import Attributions
 from jaxops.model.finished import Model, frame
 from jaxops.trust._figures import PathLike
@@ -80,8 +81,7 @@ def _layer(game: Game, layer: str | None, method: str) -> str:
     shapes = {
         n: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for n, x in game.players.columns.items()
     }
-    with nn.intercept_methods(watch):
-        jax.eval_shape(program.function, program.params, shapes)
+    traced(program, shapes, watch)
     names = [name for name, x in watch.outputs.items() if x.shape[0] == 1]
     if not names:
         raise ValueError(

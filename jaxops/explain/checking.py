@@ -1,10 +1,8 @@
 """Tests of explanations: curves of deletion and insertion, random parameters, small changes."""
 
 import inspect
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from scipy.stats import spearmanr
 from jaxops.explain.explaining import METHODS, check_settings, of_game
 from jaxops.explain.games import Game, game
 from jaxops.explain.gradients import has_gradient
+from jaxops.explain.points import traced
 from jaxops.explain.results import Explanation
 from jaxops.model.finished import Model
 
@@ -176,7 +175,7 @@ def randomisation(
         if number in at:
             other = program._replace(params=jax.tree.unflatten(tree, leaves))
             players = game.players._replace(program=other)
-            found = METHODS[explanation.method](replace(game, players=players), **settings)
+            found = METHODS[explanation.method](game.but(players=players), **settings)
             correlations.append(
                 rank_correlation(explanation.values, found.values, explanation.real)
             )
@@ -221,8 +220,7 @@ def layers_of(game: Game) -> dict[str, list[int]]:
         return call(*args, **kwargs)
 
     some = {name: x[:1] for name, x in game.players.columns.items()}
-    with nn.intercept_methods(watch):
-        jax.eval_shape(program.function, program.params, some)
+    traced(program, some, watch)
     order = {name: i for i, name in reversed([*enumerate(called)])}
     groups: dict[str, list[int]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(program.params)
@@ -292,7 +290,7 @@ def changed(game: Game, method: str, radius: float, rng: np.random.Generator) ->
             f"method must be one of {', '.join(GRADIENTS)} to change {players.kind} a little, got "
             f"{method!r}"
         )
-    return replace(game, players=players._replace(columns=columns), noise=noise)
+    return game.but(players=players._replace(columns=columns), noise=noise)
 
 
 def _near(x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:

@@ -146,6 +146,13 @@ class Game:
         """The look-ups of the model."""
         return look_ups(self.program, self.players.columns)
 
+    def but(self, **changes: Any) -> "Game":
+        """The game with other values of some attributes, and the same look-ups."""
+        other = replace(self, **changes)
+        if "look_ups" in self.__dict__:  # they are costly to find
+            other.__dict__["look_ups"] = self.look_ups
+        return other
+
     @property
     def program(self) -> Program:
         """The model for JAX; see `Players`.

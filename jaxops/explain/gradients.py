@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.explain.games import AT_ONCE, Form, Game, padded
-from jaxops.explain.points import starts
+from jaxops.explain.points import sized, starts
 from jaxops.explain.results import Attributions
 
 Array = jax.Array
@@ -90,7 +90,7 @@ class Gradients:
             )
         self.form = game.form(tuple(one.call for one in game.look_ups))
         self.params = players.program.params
-        self._starts = jax.jit(starts(players.program, players.columns, game.look_ups))
+        self._calls = sized(players.program, game.look_ups)
 
     @cached_property
     def size(self) -> int:
@@ -119,7 +119,9 @@ class Gradients:
         columns |= {"rows": rows, "target": self.game.target[rows]}
         for part, count in padded(columns, self.size):
             own = {name: part[name] for name in players.columns}
-            full, none = self._starts(self.params, own) if self.game.look_ups else ([], [])
+            full, none = ([], [])
+            if self._calls:
+                full, none = starts(self.form.function, self._calls, self.params, own)
             if self.game.noise is not None:
                 full = [x + part[f"noise {i}"] * _range(x) for i, x in enumerate(full)]
             numbers = {n: np.asarray(part[n], np.float32) for n in self.numbers}

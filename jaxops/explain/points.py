@@ -5,7 +5,8 @@ a module has looked it up, as the input, by Flax's `intercept_methods`; no model
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +17,6 @@ import numpy as np
 from jaxops.model.finished import Program
 from jaxops.model.players import Columns, column_of
 
-Array = jax.Array
 Call = tuple[tuple[str, ...], str, int]
 """Which call of a module: its path, the method, and how many such calls were before."""
 
@@ -95,9 +95,8 @@ def look_ups(program: Program, columns: Columns) -> list[LookUp]:
     """
     sizes: list[dict[Call, Any]] = []
     for rows in (2, 3):  # what has another leading axis than the rows belongs to no row
-        watch, shapes = Watch(), {n: _shape(x, rows) for n, x in columns.items()}
-        with nn.intercept_methods(watch):
-            jax.eval_shape(program.function, program.params, shapes)
+        watch = Watch()
+        traced(program, {n: _shape(x, rows) for n, x in columns.items()}, watch)
         sizes.append({k: x.shape[1:] for k, x in watch.outputs.items() if x.shape[0] == rows})
     calls = [call for call in sizes[0] if call in sizes[1]]
     found = []
@@ -107,6 +106,13 @@ def look_ups(program: Program, columns: Columns) -> list[LookUp]:
             if (places >= 0).any():
                 found.append(LookUp(call, name, places, sizes[0][call]))
     return found
+
+
+def traced(program: Program, columns: Any, watch: Any) -> None:
+    """Let an interceptor of Flax see all calls of a model, without computing anything."""
+    with nn.intercept_methods(watch):
+        # a function of its own, since JAX does not call one again that it has traced before
+        jax.eval_shape(lambda params, x: program.function(params, x), program.params, columns)
 
 
 def _shape(column: Any, rows: int) -> jax.ShapeDtypeStruct:
@@ -122,20 +128,14 @@ def _places(
     base = max(2, elements if known is None or known.classes is None else known.classes - 2)
     empty = {n: np.zeros((1, *x.shape[1:]), x.dtype) for n, x in columns.items()}
 
-    @jax.jit
-    def looked_up(params: Any, columns: Any) -> dict[int, Array]:
-        watch = Watch()
-        with nn.intercept_methods(watch):
-            program.function(params, columns)
-        return {i: watch.inputs[call][0] for i, call in enumerate(calls) if call in watch.inputs}
-
     places: dict[int, Any] = {}
     weight = 1
     while True:
         digits = 1 + np.arange(elements) // weight % base
         probe = digits.reshape(1, *columns[name].shape[1:]).astype(columns[name].dtype)
-        for i, given in looked_up(program.params, empty | {name: probe}).items():
-            digit = np.asarray(given).astype(int) - 1
+        given = _looked_up(program.function, tuple(calls), program.params, empty | {name: probe})
+        for i, x in given.items():
+            digit = np.asarray(x).astype(int) - 1
             none = (digit < 0) | (digit >= base)
             places[i] = np.where(
                 none | (places.get(i, 0) < 0), -1, places.get(i, 0) + weight * digit
@@ -145,50 +145,65 @@ def _places(
             return {calls[i]: np.where(p < elements, p, -1) for i, p in places.items()}
 
 
-def starts(program: Program, columns: Columns, found: list[LookUp]) -> Callable[..., Any]:
-    """A function `(params, columns) -> (vectors, vectors of nothing)` of the look-ups.
+@partial(jax.jit, static_argnums=(0, 1))
+def _looked_up(function: Any, calls: tuple[Call, ...], params: Any, columns: Any) -> dict[int, Any]:
+    """What each call looks up for the first row."""
+    watch = _watched(function, params, columns)
+    return {i: watch.inputs[call][0] for i, call in enumerate(calls) if call in watch.inputs}
+
+
+def _watched(function: Any, params: Any, columns: Any) -> Watch:
+    watch = Watch()
+    with nn.intercept_methods(watch):
+        function(params, columns)
+    return watch
+
+
+Sized = tuple[tuple[Call, int | None], ...]
+"""Look-ups, each with the number of rows of its table, where it is known."""
+
+
+def sized(program: Program, found: list[LookUp]) -> Sized:
+    """The calls of look-ups, each with the number of classes of its column."""
+    columns = (column_of(program, one.column) for one in found)
+    return tuple(
+        (one.call, None if column is None else column.classes)
+        for one, column in zip(found, columns, strict=True)
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def starts(function: Any, calls: Sized, params: Any, columns: Any) -> tuple[Any, Any]:
+    """The vectors of the look-ups, and those of nothing, two lists.
 
     The vectors of nothing are what a look-up gives where its table is 0, so that an embedding of
     positions, for example, stays.
 
     Args:
-        program: of the model.
-        columns: its columns.
-        found: its look-ups.
+        function: of the program.
+        calls: its look-ups, see `sized`.
+        params: of the program.
+        columns: of B rows.
     """
-
-    def watched(params: Any, columns: Any) -> dict[Call, Any]:
-        watch = Watch()
-        with nn.intercept_methods(watch):
-            program.function(params, columns)
-        return watch.outputs
-
-    def function(params: Any, columns: Any) -> tuple[list[Array], list[Array]]:
-        zeroed, emptied = _without_tables(program, params, found)
-        full, empty = watched(params, columns), watched(zeroed, columns)
-        none = [
-            empty[one.call] if one.call in emptied else jnp.zeros_like(full[one.call])
-            for one in found
-        ]
-        return [full[one.call] for one in found], none
-
-    return function
+    zeroed, emptied = _without_tables(calls, params)
+    full = _watched(function, params, columns).outputs
+    empty = _watched(function, zeroed, columns).outputs
+    none = [empty[call] if call in emptied else jnp.zeros_like(full[call]) for call, _ in calls]
+    return [full[call] for call, _ in calls], none
 
 
-def _without_tables(program: Program, params: Any, found: list[LookUp]) -> tuple[Any, set[Call]]:
+def _without_tables(calls: Sized, params: Any) -> tuple[Any, set[Call]]:
     """The parameters with zeros for the tables of look-ups, and the look-ups that have any."""
     emptied: set[Call] = set()
 
     def one(path: Any, leaf: Any) -> Any:
         names = tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
-        for look_up in found:
-            column, module = column_of(program, look_up.column), look_up.call[0]
-            size = None if column is None else column.classes
-            inside = any(
-                names[i : i + len(module)] == module for i in range(len(names) - len(module))
-            )
+        for call, size in calls:
+            module = call[0]
+            places = range(len(names) - len(module))
+            inside = any(names[i : i + len(module)] == module for i in places)
             if inside and size is not None and jnp.shape(leaf)[:1] == (size,):
-                emptied.add(look_up.call)
+                emptied.add(call)
                 return jnp.zeros_like(leaf)
         return leaf
 

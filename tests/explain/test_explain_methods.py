@@ -1,13 +1,18 @@
 """Explanations of tables, texts and images: exact for linear models, complete for all."""
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxops as jo
 from jaxops import explain, tabular, text, vision
 from jaxops.data import Tokenizer
+from jaxops.data.encoders import encode, fit_encoder
 from jaxops.explain.gradients import _along
 from jaxops.explain.points import look_ups
+from jaxops.tabular.models.embeddings import Categories
 from jaxops.text.word_players import shares
 
 RNG = np.random.default_rng(0)
@@ -15,8 +20,6 @@ RNG = np.random.default_rng(0)
 
 def finished(task, batch, reader=None, seed=0, scale=1.0):
     """A model with random parameters."""
-    import jax
-
     state = jo.init_state(task, jo.optim.sgd(0.1), seed, batch)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
@@ -103,8 +106,8 @@ def test_saturated_probabilities_are_explained_by_their_logits():
 def test_a_cell_has_what_all_of_its_features_have(table, churn):
     rows = {name: column[:5] for name, column in table.items() if name != "left"}
     told = explain.explain(churn, rows, target="1")
-    assert told.names[0].tolist() == ["age", "income", "plan", "joined"]
-    assert told.cells[1].tolist() == [table["age"][1], table["income"][1], "plus", "2024-01-06"]
+    assert told.names[0].tolist() == ["age", "income", "joined", "plan"]
+    assert told.cells[1].tolist() == [table["age"][1], table["income"][1], "2024-01-06", "plus"]
     assert told.gap.max() < 1e-3
     frame = told.frame()
     assert len(frame) == 20 and frame["value"].iloc[:4].tolist() == told.values[0].tolist()
@@ -117,30 +120,53 @@ def test_a_cell_has_what_all_of_its_features_have(table, churn):
     assert len(names) == len(encoder.names) == len({*encoder.names})
 
 
+class Embedded(nn.Module):
+    """Numbers and embedded texts into one dense layer after a tanh."""
+
+    sizes: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        """Logits (B, 1)."""
+        plain = x.shape[1] - len(self.sizes)
+        texts = Categories(self.sizes, 4, name="texts")(x[:, plain:].astype(jnp.int32))
+        x = jnp.concatenate([x[:, :plain], texts.reshape(len(x), -1)], 1)
+        return nn.Dense(1)(jnp.tanh(nn.Dense(4)(x)))
+
+
 def test_categories_that_are_embedded_have_values(table):
     rows = {name: column for name, column in table.items() if name != "joined"}
-    from jaxops.data.encoders import encode, fit_encoder
-
-    encoder = fit_encoder(rows, label="left", scale="robust", codes=0)
-    module = tabular.RealMLP(
-        widths=(8,), numbers=len(encoder.numbers), categories=encoder.categories
-    )
-    task = tabular.classifier(module, len(encoder.names), ("0", "1"))
-    batch = encode(encoder, rows)
-    model = finished(task, batch, tabular.TableReader(encoder))
+    encoder = fit_encoder(rows, label="left", codes=0)
+    task = tabular.classifier(Embedded(encoder.categories), len(encoder.names), ("0", "1"))
+    model = finished(task, encode(encoder, rows), tabular.TableReader(encoder))
     some = {name: column[:3] for name, column in rows.items()}
     told = explain.explain(model, some, target="1")
-    assert [one.shape for one in explain.game(model, some).look_ups] == [(1, 8)]
     assert told.gap.max() < 1e-3 and np.abs(told.values[:, 2]).min() > 1e-3
-    # an unknown text has the embedding 0, so that leaving the cell out is the same as the vector 0
+    # an unknown text has the embedding 0
     out = explain.explain(model, some | {"plan": np.array(["x", "y", "z"], object)}, target="1")
-    np.testing.assert_allclose(out.values[:, 2], 0, atol=1e-6)
+    assert not out.values[:, 2].any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", [tabular.RealMLP((4,), numbers=2), tabular.FTTransformer(depth=1, width=8, heads=1)]
+)
+def test_networks_of_jaxops_embed_texts_by_look_ups(table, module):
+    rows = {name: column for name, column in table.items() if name != "joined"}
+    encoder = fit_encoder(rows, label="left", codes=0)
+    module = module.clone(categories=encoder.categories)
+    task = tabular.classifier(module, len(encoder.names), ("0", "1"))
+    model = finished(task, encode(encoder, rows), tabular.TableReader(encoder))
+    players = model.reader.players(model, {name: column[:1] for name, column in rows.items()})
+    (found,) = look_ups(players.program, players.columns)
+    assert found.call[0] == ("texts",) and found.places.tolist() == [len(encoder.names) - 1]
+
+
+@pytest.mark.slow
 def test_trees_are_explained_without_gradients(table):
     model = tabular.fit(
         {n: table[n] for n in ("age", "income", "plan", "left")},
-        tabular.HistGradientBoosting(),
+        tabular.HistGradientBoosting(max_iter=3),
         label="left",
         progress=False,
     )
@@ -158,12 +184,9 @@ def test_trees_are_explained_without_gradients(table):
 
 @pytest.fixture(scope="module")
 def router():
-    """A classifier of texts by n-grams and tokens, and its reader."""
-    words = text.Tokens(Tokenizer.train(["my card is lost", "a new pin"], kind="word"), context=6)
-    read = text.WordsAndNGrams(words, text.NGrams(context=64, vocabulary=256))
-    module = text.BagAndCNN(
-        256, classes=3, words=6, word_vocabulary=words.vocabulary, width=8, filters=4, linear=1
-    )
+    """A classifier of texts by n-grams, and its reader."""
+    read = text.NGrams(context=32, vocabulary=256, characters=(3, 3))
+    module = text.NGramBag(256, classes=3, width=4)
     task = text.classifier(module, read.context, ("card", "pin", "rate"))
     return finished(task, read(["my card"]), text.TextReader(read, temperature=1.5), scale=2.0)
 
@@ -178,21 +201,34 @@ def test_words_left_out_have_the_evidence_that_classify_tells(router):
         np.testing.assert_allclose(told.values[row][told.real[row]], evidence, atol=1e-4)
 
 
-def test_words_by_gradients_reach_every_look_up(router):
+def test_words_by_gradients_add_up_to_what_the_user_is_told(router):
     texts = ["my card is lost", "a pin"]
-    one = explain.game(router, texts)
-    assert sorted("/".join(found.call[0]) for found in one.look_ups) == [
-        "bag",
-        "cnn/tokens",
-        "linear",
-    ]
     told = explain.explain(router, texts)
     assert told.gap.max() < 1e-3
     assert not told.values[~told.real].any() and told.values[told.real].all()
-    # the log-odds at the calibrated temperature, as the user is told
-    p = router.predict(texts).probabilities
+    p = router.predict(texts).probabilities  # at the calibrated temperature
     odds = np.log(p.max(1)) - np.log(1 - p.max(1))
     np.testing.assert_allclose(told.outputs, odds, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_member_of_a_mixture_is_looked_into():
+    words = text.Tokens(Tokenizer.train(["my card is lost", "a new pin"], kind="word"), context=6)
+    read = text.WordsAndNGrams(words, text.NGrams(context=64, vocabulary=256))
+    module = text.BagAndCNN(
+        256, classes=3, words=6, word_vocabulary=words.vocabulary, width=8, filters=4, linear=1
+    )
+    task = text.classifier(module, read.context, ("card", "pin", "rate"))
+    model = finished(task, read(["my card"]), text.TextReader(read), scale=2.0)
+    one = explain.game(model, ["my card is lost", "a pin"])
+    for found in one.look_ups:
+        first = 0 if found.call[0][0] == "cnn" else 6
+        assert found.places.tolist() == [*range(first, first + len(found.places))]
+        assert found.column == "tokens"
+    calls = sorted("/".join(found.call[0]) for found in one.look_ups)
+    assert calls == ["bag", "cnn/tokens", "linear"]
+    told = explain.explain(model, ["my card is lost", "a pin"])
+    assert told.gap.max() < 1e-3 and told.values[told.real].all()
 
 
 def test_tokens_belong_to_the_words_in_which_they_end():
@@ -235,9 +271,6 @@ def test_pixels_add_up_and_squares_of_them_are_left_out(digits):
 
 
 def test_maps_are_what_the_layer_gives_and_grad_cam_weighs_them(digits):
-    import jax
-    import jax.numpy as jnp
-
     model, images = digits
     maps = explain.feature_maps(model, images)
     params = model.state.params["conv"]
@@ -275,7 +308,7 @@ def test_what_does_not_apply_is_refused(linear, digits, router, churn, table):
         explain.explain(model, x, target=[0, 1, 0])
     with pytest.raises(ValueError, match="scale must be one of log-odds, probability"):
         explain.explain(model, x, scale="logit")
-    with pytest.raises(ValueError, match="features must have shape"):
+    with pytest.raises(ValueError, match=r"features must have rows of shape \(3,\), got \(2,\)"):
         explain.explain(model, x[:, :2])
     with pytest.raises(ValueError, match="another than grad_cam for features"):
         explain.explain(model, x, "grad_cam")
@@ -291,7 +324,7 @@ def test_what_does_not_apply_is_refused(linear, digits, router, churn, table):
         explain.explain(digits[0], digits[1], "grad_cam", layer="pool")
     with pytest.raises(ValueError, match="baseline must be None for words"):
         explain.explain(router, ["my card"], baseline=["a pin"])
-    with pytest.raises(ValueError, match="age"):
+    with pytest.raises(ValueError, match="must have a column 'joined', got plan"):
         explain.explain(churn, {"plan": table["plan"]})
 
 
@@ -303,14 +336,7 @@ def test_too_few_steps_are_told(digits, monkeypatch):
     assert told.gap.max() > 1e-6
 
 
-def test_look_ups_are_found_by_the_places_that_they_read(router):
-    one = explain.game(router, ["my card"])
-    for found in look_ups(one.program, one.players.columns):
-        first = 0 if found.call[0][0] == "cnn" else 6
-        assert found.places.tolist() == [*range(first, first + len(found.places))]
-        assert found.column == "tokens"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cells", "words", "pixels"])
 def test_each_kind_has_its_picture(kind, churn, table, router, digits, tmp_path):
     told = {
@@ -328,3 +354,21 @@ def test_each_kind_has_its_picture(kind, churn, table, router, digits, tmp_path)
         np.testing.assert_allclose(np.sort(widths), np.sort(told.values[0][told.real[0]]))
     with pytest.raises(ValueError, match=r"row must be in \[0, "):
         told.plot(row=9)
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_page_with_pictures_and_tests(churn, table, tmp_path, capsys):
+    import pandas as pd
+
+    from jaxops.cli import main
+
+    jo.save(tmp_path / "churn.safetensors", churn)
+    pd.DataFrame(table).head(2).to_csv(tmp_path / "few.csv", index=False)
+    files = [str(tmp_path / name) for name in ("churn.safetensors", "few.csv", "why/told.html")]
+    assert main(["explain", *files[:2], "--out", files[2], "--target", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "random parameters" in told and f"written: {files[2]}" in told
+    page = (tmp_path / "why" / "told.html").read_text()
+    assert page.count("<img") == 2 and "log-odds of 1" in page
+    assert main(["explain", *files[:2], "--out", files[2], "--method", "magic"]) == 1
+    assert "method must be one of" in capsys.readouterr().err
