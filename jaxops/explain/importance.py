@@ -235,18 +235,19 @@ def _of_group(
     """The importance of a group, its bounds, and that of each repeat."""
     count = len(frame)
     order, shifts = rng.permutation(count), 1 + rng.permutation(count - 1)[:repeats]
-    after, given = [], []
+    after, own, given = [], [], []
     for shift in shifts:
         donors = np.empty(count, np.int64)
         donors[order] = order[(np.arange(count) + shift) % count]
         after.append(loss(taken(frame, dict.fromkeys(group, donors))))
-        if after[-1].each is not None:
-            given.append(after[-1].each[np.argsort(donors)])
+        if (each := after[-1].each) is not None:
+            own.append(each)
+            given.append(each[np.argsort(donors)])
     changes = np.array([one.one - before.one for one in after])
     value = float(changes.mean())
     if before.each is not None:
         # a row counts by its own loss, and by that of the rows which got its value
-        rows = np.mean([one.each for one in after], axis=0) - before.each
+        rows = np.mean(own, axis=0) - before.each
         rows += np.mean(given, axis=0) - np.nanmean(given)
         rows = rows[np.isfinite(rows)]
         enough = len(rows) >= BLOCKS

@@ -111,9 +111,9 @@ class Cell(NamedTuple):
         if self.step and self.own == self.own:
             numbers = self.own + np.round((numbers - self.own) / self.step) * self.step
         numbers = np.unique(numbers)
-        numbers = numbers[(numbers >= self.low) & (numbers <= self.high)].tolist()
-        whole = isinstance(self.own, int)
-        return [int(x) for x in numbers] if whole and self.step % 1 == 0 else numbers
+        inside: list[Any] = numbers[(numbers >= self.low) & (numbers <= self.high)].tolist()
+        whole = isinstance(self.own, int) and self.step % 1 == 0
+        return [int(x) for x in inside] if whole else inside
 
 
 def counterfactuals(

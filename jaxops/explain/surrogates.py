@@ -171,8 +171,8 @@ def _rules(estimator: Any, encoder: Encoder, unit: str) -> list[str]:
 def _rule(name: str, threshold: float, encoder: Encoder, left: bool) -> str:
     """The condition of one side of a split, in the user's terms."""
     if name in encoder.numbers:
-        value = threshold * encoder.std[name] + encoder.mean[name]
-        return f"{name} {'<=' if left else '>'} {value:.6g}"
+        limit = threshold * encoder.std[name] + encoder.mean[name]
+        return f"{name} {'<=' if left else '>'} {limit:.6g}"
     if name in [f"{one} missing" for one in encoder.missing]:
         return f"{name.removesuffix(' missing')} is {'known' if left else 'missing'}"
     column = next(one for one in encoder.values if name.startswith((f"{one}=", f"{one} rare")))
