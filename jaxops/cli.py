@@ -1,4 +1,4 @@
-"""The command line: fit, predict, evaluate, show, export, compress, serve, monitor models.
+"""The command line: fit, predict, evaluate, show, export, compress, serve, monitor, explain models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
@@ -12,6 +12,7 @@
     jaxops serve churn.safetensors --port 8000
     jaxops monitor churn.safetensors --sketches sketches/ --out report/
     jaxops retrain churn.safetensors --data new.parquet --out better.safetensors
+    jaxops explain churn.safetensors few.csv --out why.html
 
 An error is printed as one line on stderr, and the exit code is 1; `--debug` adds the traceback.
 Exit code 2 means that the command line could not be parsed, 3 that `monitor` has an alert or that
@@ -35,6 +36,7 @@ import jax
 from jaxops import _table
 from jaxops._optional import require
 from jaxops.cli_compress import Compress
+from jaxops.cli_explain import Explain
 from jaxops.cli_monitor import Monitor, Retrain
 from jaxops.cli_rooms import (
     Customers,
@@ -390,7 +392,8 @@ def main(argv: list[str] | None = None) -> int:
         | Serve
         | Key
         | Monitor
-        | Retrain,
+        | Retrain
+        | Explain,
         args=arguments,
         prog="jaxops",
         description=__doc__,

@@ -33,10 +33,10 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
-    ("anonymity", "compress", "monitor", "privacy"),
+    ("anonymity", "compress", "explain", "monitor", "privacy"),
     ROOMS,
     ("serve",),
-    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor"),
+    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain"),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it
@@ -67,6 +67,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "litserve": "benchmarks/serve_lit.py",
     "mlflow": "benchmarks/serve_peers.py",
     "bentoml": "benchmarks/serve_bento.py",
+    "captum": "benchmarks/explain_side.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",

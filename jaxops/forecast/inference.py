@@ -1,7 +1,7 @@
 """Forecasts of trained models for any series."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -221,19 +221,47 @@ class Forecaster:
         """See `forecast`."""
         module = self.module
         horizon = module.horizon if horizon is None else horizon
-        known = self._checked(history, horizon, future, levels)
-        loc, scale = self.scaling.of(history)
-        history = padded(history, module.context) if self.lengthens else history
-        past = self.scaling.covariates("past", history.past)
-        static = self.scaling.covariates("static", history.static)
+        cut = self._cutting(history, self._checked(history, horizon, future, levels))
         variables = jax.device_put(self.variables)
         steps = module.context + module.horizon
         wide = steps * (len(self.channels) * max(1, len(levels)) + len(self.known_names))
         size = next_power_of_two(min(AT_ONCE // wide, len(history.ids)))
         parts: list[Any] = []
         for start in range(0, len(history.ids), size):
-            few = slice(start, start + size)
-            rows = history.offsets[1:][few, None] - module.context + np.arange(module.context)
+            part: Any = cut(slice(start, start + size))
+            count = len(part[1])
+            part = jax.tree.map(
+                lambda x, n=size - count: np.concatenate([x, x[:1].repeat(n, 0)]), part
+            )
+            answers = mean_and_quantiles(module, levels, variables, *part)
+            parts.append(jax.tree.map(lambda x, n=count: x[:n], answers))
+            if len(parts) > 2:  # the device computes while the host cuts out the next windows
+                parts[-3] = jax.device_get(parts[-3])
+        mean, quantiles = (np.concatenate(x) for x in zip(*jax.device_get(parts), strict=True))
+        return mean[:, :horizon], quantiles[:, :horizon]
+
+    def windows(self, history: Series, future: np.ndarray | None) -> tuple[Inputs, Any, Any]:
+        """What the module reads of each series, in NumPy, with the (S, C) that it was scaled by.
+
+        Args:
+            history: see `forecast`.
+            future: see `forecast`.
+        """
+        known = self._checked(history, self.module.horizon, future, ())
+        return self._cutting(history, known)(slice(None))
+
+    def _cutting(
+        self, history: Series, known: np.ndarray
+    ) -> Callable[[slice], tuple[Inputs, Any, Any]]:
+        """A function that cuts out the last windows of some series."""
+        context = self.module.context
+        loc, scale = self.scaling.of(history)
+        history = padded(history, context) if self.lengthens else history
+        past = self.scaling.covariates("past", history.past)
+        static = self.scaling.covariates("static", history.static)
+
+        def cut(few: slice) -> tuple[Inputs, Any, Any]:
+            rows = history.offsets[1:][few, None] - context + np.arange(context)
             windows: Any = (
                 (history.values[rows] - loc[few, None]) / scale[few, None],
                 past[rows],
@@ -242,17 +270,9 @@ class Forecaster:
                 ),
                 static[few],
             )
-            part = (Inputs(*windows), loc[few], scale[few])
-            count = len(rows)
-            part = jax.tree.map(
-                lambda x, n=size - count: np.concatenate([x, x[:1].repeat(n, 0)]), part
-            )
-            answers = _answer(module, levels, variables, *part)
-            parts.append(jax.tree.map(lambda x, n=count: x[:n], answers))
-            if len(parts) > 2:  # the device computes while the host cuts out the next windows
-                parts[-3] = jax.device_get(parts[-3])
-        mean, quantiles = (np.concatenate(x) for x in zip(*jax.device_get(parts), strict=True))
-        return mean[:, :horizon], quantiles[:, :horizon]
+            return Inputs(*windows), loc[few], scale[few]
+
+        return cut
 
     def exported(self, levels: tuple[float, ...] | None = None) -> Program:
         """Mean and quantiles for the last rows of series, for `jaxops.export`.
@@ -274,7 +294,7 @@ class Forecaster:
             rows = columns["values"].shape[0]
             none = {name: jnp.zeros((rows, *shape, 0)) for name, shape in shapes.items()}
             inputs = {n: columns.get(n, none[n]) for n in none} | {"values": columns["values"]}
-            mean, quantiles = _answer(
+            mean, quantiles = mean_and_quantiles(
                 module, levels, variables, Inputs(**inputs), columns["loc"], columns["scale"]
             )
             return {"mean": mean, "quantiles": quantiles} if levels else {"mean": mean}
@@ -371,7 +391,7 @@ class Forecaster:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _answer(
+def mean_and_quantiles(
     module: Any,
     levels: tuple[float, ...],
     variables: Any,
@@ -379,6 +399,16 @@ def _answer(
     loc: Array,
     scale: Array,
 ) -> tuple[Array, Array]:
+    """The forecast of windows, (B, H, C) and (B, H, C, Q), in the units of the series.
+
+    Args:
+        module: of a `Forecaster`.
+        levels: of the quantiles.
+        variables: of the module.
+        inputs: the windows.
+        loc: (B, C), which was subtracted from their values.
+        scale: (B, C), by which these were divided.
+    """
     parameters, output = module.apply(variables, inputs, train=False), module.output
     if not output.scale_only:
         parameters = output.scaled(parameters, loc[:, None], scale[:, None])

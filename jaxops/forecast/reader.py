@@ -17,7 +17,9 @@ from jaxops.forecast.data.regular import Duplicates, Fill
 from jaxops.forecast.data.scales import Scaling
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.inference import Forecast, Forecaster, answering, forecast
+from jaxops.forecast.lag_players import lags_of
 from jaxops.model.finished import Model, inside
+from jaxops.model.players import Players
 from jaxops.task import Batch, Column, Extra, Key, Params, Task, recorded
 
 
@@ -114,6 +116,27 @@ class SeriesReader:
         steps = f"{self.horizon} of {self.frequency}"
         return {"steps ahead": steps, "columns": ", ".join(map(str, columns))}
 
+    def players(self, model: Model, data: Source) -> Players:
+        """The last values of series, for `jaxops.explain`.
+
+        Raises:
+            ValueError: a model other than a `Forecaster`, such as a baseline or a conformal one.
+        """
+        found = answering(model)
+        if not isinstance(found, Forecaster):
+            raise ValueError(
+                f"model must be a Forecaster to be explained, got {type(found).__name__}"
+            )
+        history = self.series(data)
+        return lags_of(found, history, self._future(history, None))
+
+    def _future(self, history: Series, future: Any) -> np.ndarray | None:
+        """The known covariates of the future steps, of a table or as they are given."""
+        if not history.known_names or isinstance(future, np.ndarray):
+            return future
+        key = self.id if self.layout == "long" else None
+        return future_covariates(history, self.horizon, future, id=key, time=self.time)
+
     def predict(
         self,
         model: Model,
@@ -139,9 +162,7 @@ class SeriesReader:
         history, method = self.series(data), answering(model)
         if not history.known_names and future is not None:
             raise ValueError("future must be None for a model without known covariates, got some")
-        if history.known_names and not isinstance(future, np.ndarray):
-            key = self.id if self.layout == "long" else None
-            future = future_covariates(history, self.horizon, future, id=key, time=self.time)
+        future = self._future(history, future)
         horizon = self.horizon if horizon is None else horizon
         return forecast(method, history, horizon, future, levels)
 

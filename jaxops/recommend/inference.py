@@ -127,7 +127,7 @@ def recommend(
     """
     recommender = recommender_of(model)
     check_k(k, len(recommender.items))
-    histories, ids, unknown, known_features = _read(recommender, histories, users)
+    histories, ids, unknown, known_features = read_histories(recommender, histories, users)
     user_features = known_features if user_features is None else user_features
     features = read_users(recommender.model, user_features, len(histories.lengths))
     on_device = recommender.on_device
@@ -226,7 +226,7 @@ def _search(
     return places, best
 
 
-def _read(
+def read_histories(
     recommender: Recommender, data: Any, users: Iterable[Any] | None
 ) -> tuple[Histories, np.ndarray, int, Any]:
     """The histories, the users' ids, the number of unknown items, and features of a log."""

@@ -10,10 +10,12 @@ import numpy as np
 
 from jaxops.data.tables import Source
 from jaxops.model.finished import Model
+from jaxops.model.players import Players
 from jaxops.recommend.data.catalogue import in_catalogue, of_users, places, within
 from jaxops.recommend.data.events import Events, Histories
 from jaxops.recommend.data.reading import events, features_of
-from jaxops.recommend.inference import Recommendations, recommend
+from jaxops.recommend.event_players import events_of
+from jaxops.recommend.inference import Recommendations, read_histories, recommend
 from jaxops.recommend.recommenders import Recommender, recommender_of
 from jaxops.task import Array, Batch, Column, Extra, Key, Out, Params, Task, recorded
 
@@ -61,6 +63,15 @@ class LogReader:
     item: str = "item"
     time: str | None = "time"
     weight: str | None = None
+
+    def players(self, model: Model, data: Any) -> Players:
+        """The past events of users, for `jaxops.explain`; see `predict` for the data."""
+        recommender = recommender_of(model)
+        lists: Any = data.to_list() if hasattr(data, "to_list") else data
+        if not isinstance(lists, list | tuple | np.ndarray | Histories):
+            lists = replace(self, weight=None).events(data, recommender.items)
+        histories, ids, _, _ = read_histories(recommender, lists, None)
+        return events_of(recommender, histories, ids)
 
     def exported(self, model: Model) -> dict[str, Any]:
         """What it knows, as plain data for `jaxops.export`: the columns that are no histories."""

@@ -1,10 +1,4 @@
-"""Rows of a table to features and labels, and the reader that a model file keeps.
-
-`fit_encoder` learns from the train rows what the values of each column mean: the mean and standard
-deviation of numbers, the known values of text. `encode` applies it to any rows. Both are defined in
-`jaxops.data.encoders`, below the rooms. `read` gives the columns of any table, and `TableReader`
-all that a finished model has to know of its input.
-"""
+"""Rows of a table to features and labels, and `TableReader`, which a model file keeps."""
 
 import functools
 from collections.abc import Collection, Mapping
@@ -17,7 +11,9 @@ from jaxops.data.columns import MISSING, of_dates, read, read_with_dates, warn_o
 from jaxops.data.encoders import LARGEST, Encoder, Encoding, encode, fit_encoder
 from jaxops.data.tables import Source
 from jaxops.model.finished import Classes, Model, frame
+from jaxops.model.players import Players
 from jaxops.monitor.observing import Observed
+from jaxops.tabular.cells import cells
 from jaxops.tabular.train_rows import represented
 from jaxops.task import recorded
 
@@ -239,6 +235,12 @@ class TableReader:
         given, wanted = getattr(model.task, "classes", ()), tuple(self.encoder.classes)
         if wanted and tuple(given) != wanted:
             raise ValueError(f"classes must be {wanted}, as the encoder has them, got {given}")
+
+    def players(self, model: Model, data: Source) -> Players:
+        """The cells of rows, for `jaxops.explain`."""
+        self.check(model)
+        outputs = functools.partial(outputs_of, model, self.encoding)
+        return cells(self, model, *self.table(data), outputs)
 
     def exported(self, model: Model) -> dict[str, Any]:
         """What it knows, as plain data for `jaxops.export`."""

@@ -124,9 +124,13 @@ class NGramBag(nn.Module):
         weight = jnp.where(tokens != PAD, jnp.exp(gate[tokens]), 0)
         weight = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(weight)
         norm = jax.lax.rsqrt(jnp.square(weight).sum(1, keepdims=True) + 1e-9)
-        x = jnp.einsum("bl,bld->bd", weight * norm, table[tokens])
+        x = jnp.einsum("bl,bld->bd", weight * norm, self.vectors(tokens, table))
         x = nn.Dropout(self.hidden_dropout, deterministic=not train, name="hidden_dropout")(x)
         return Dense(self.classes, name="logits")(x)
+
+    def vectors(self, tokens: Array, table: Array) -> Array:
+        """The embeddings (B, L, width) of n-grams (B, L); a call that explanations look into."""
+        return table[tokens]
 
 
 class LinearBag(nn.Module):
@@ -159,11 +163,7 @@ class LinearBag(nn.Module):
         # of a packed kernel only the rows that are read become float
         kernel = stored if is_packed(stored) else kernel
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
-        weight = jnp.where(tokens != PAD, jax.lax.stop_gradient(idf)[tokens], 0)
-        words, square = tokens < self.vocabulary // 2, jnp.square(weight)
-        of_words = jnp.where(words, square, 0).sum(1, keepdims=True)
-        of_characters = jnp.where(words, 0, square).sum(1, keepdims=True)
-        weight *= jax.lax.rsqrt(jnp.where(words, of_words, of_characters) + 1e-9)
+        weight = self.weights(tokens, jax.lax.stop_gradient(idf))
 
         def add(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
             rows = unpacked(kernel[part[1]])
@@ -176,6 +176,14 @@ class LinearBag(nn.Module):
         ]
         start = jnp.zeros((len(tokens), self.classes))
         return jax.lax.scan(add, start, tuple(parts))[0] + bias[None]
+
+    def weights(self, tokens: Array, idf: Array) -> Array:
+        """The weights (B, L) of n-grams (B, L); a call that explanations look into."""
+        weight = jnp.where(tokens != PAD, idf[tokens], 0)
+        words, square = tokens < self.vocabulary // 2, jnp.square(weight)
+        of_words = jnp.where(words, square, 0).sum(1, keepdims=True)
+        of_characters = jnp.where(words, 0, square).sum(1, keepdims=True)
+        return weight * jax.lax.rsqrt(jnp.where(words, of_words, of_characters) + 1e-9)
 
 
 class BagAndCNN(nn.Module):

@@ -10,9 +10,11 @@ import numpy as np
 from jaxops.data.tables import Source, csv_frame, source_frame
 from jaxops.data.tokenizer import Tokenizer, check_texts
 from jaxops.model.finished import Model, frame
+from jaxops.model.players import Players
 from jaxops.task import recorded
 from jaxops.text.data import NGrams, Reader, Tokens, labels
 from jaxops.text.tasks import classifier
+from jaxops.text.word_players import words_of
 from jaxops.trust.calibration import scaled
 
 FILES = (".csv", ".gz", ".parquet", ".pq")
@@ -154,6 +156,12 @@ class TextReader:
         ids = ids + first if ids.dtype.kind == "i" else ids
         outputs = model.outputs(self.read(texts))
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
+
+    def players(self, model: Model, data: Source | Sequence[str]) -> Players:
+        """The words of texts, for `jaxops.explain`."""
+        ids, texts = self.texts(data)
+        many = has_many(model.task)
+        return words_of(self.read, model, ids, texts, many, self.temperature)
 
     def exported(self, model: Model) -> dict[str, Any]:
         """What it knows, as plain data for `jaxops.export`."""

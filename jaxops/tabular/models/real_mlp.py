@@ -113,7 +113,8 @@ class RealMLP(nn.Module):
             check_numbers("numbers", first, last)
             parts.append(self._numbers(x[:, :first]))
         if self.categories:
-            texts = Categories(self.categories, self.category_width, name="texts")(x[:, last:])
+            embed = Categories(self.categories, self.category_width, name="texts")
+            texts = embed(x[:, last:].astype(jnp.int32))
             parts.append(texts.reshape(len(x), -1))
         return jnp.concatenate(parts, -1)
 

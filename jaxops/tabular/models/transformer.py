@@ -84,9 +84,8 @@ class FTTransformer(nn.Module):
             weight = self.param("weight", within, (plain, self.width))
             parts.append(x[:, :plain, None] * along(weight, 3))
         if texts:
-            parts.append(
-                Categories(self.categories, self.width, within, name="texts")(x[:, plain:])
-            )
+            embed = Categories(self.categories, self.width, within, name="texts")
+            parts.append(embed(x[:, plain:].astype(jnp.int32)))
         bias = self.param("bias", within, (x.shape[-1], self.width))
         tokens = jnp.concatenate(parts, 1)
         return tokens + along(jnp.pad(bias, ((1, 0), (0, 0))), 3)

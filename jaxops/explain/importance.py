@@ -1,0 +1,271 @@
+"""How much worse a model predicts when a column tells it nothing: permutation importance."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxops import _table
+from jaxops.data.tables import Source
+from jaxops.explain.tables import checked_columns, columns_read, frame_of, taken
+from jaxops.model.finished import Model
+from jaxops.model.finished import frame as frame_by_name
+from jaxops.trust._figures import BLUE, PathLike, new_figure, open_frame, save_figure
+from jaxops.trust.evaluation import BLOCKS, Evaluation
+from jaxops.trust.intervals import interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESAMPLES = 200  # of the rows, for a figure that is not a mean
+
+Metric = str | Callable[[Any, Any], Any]
+
+
+class Importance(NamedTuple):
+    """How much worse a metric is without what each of P columns, or groups of them, tells.
+
+    Attributes:
+        metric: its name, with whether larger or smaller values are better.
+        score: the metric of the rows as they are.
+        names: of the columns or groups, the most important first.
+        values: float64 (P,), the mean change of the metric for the worse.
+        low: float64 (P,), the lower bound of the interval; NaN without one.
+        high: float64 (P,), the upper bound.
+        repeats: float64 (P, R), the change of each repeat.
+
+    >>> print(Importance("mse", 1.0, ("age",), *np.array([[2.0], [1.5], [2.5]]), np.ones((1, 1))))
+    | column | worse by | 95 % interval    |
+    |--------|---------:|------------------|
+    | age    |        2 | [1.5000, 2.5000] |
+    """
+
+    metric: str
+    score: float
+    names: tuple[str, ...]
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    repeats: np.ndarray
+
+    def frame(self) -> Any:
+        """A pandas frame: column, importance, low and high."""
+        names, bounds = np.array(self.names, object), {"low": self.low, "high": self.high}
+        return frame_by_name({"column": names, "importance": self.values, **bounds})
+
+    def __str__(self) -> str:
+        rows = [
+            {
+                "column": name,
+                "worse by": value,
+                "95 % interval": f"[{low:.4f}, {high:.4f}]" if np.isfinite(low) else "[-]",
+            }
+            for name, value, low, high in zip(
+                self.names, self.values.tolist(), self.low, self.high, strict=True
+            )
+        ]
+        return _table.table(rows)
+
+    def plot(self, path: PathLike | None = None) -> "Figure":
+        """Bars with their intervals, the most important at the top."""
+        figure = new_figure(6.4, 0.9 + 0.28 * len(self.names))
+        axes = figure.subplots()
+        open_frame(axes)
+        places = np.arange(len(self.names))[::-1]
+        bounds = np.abs(np.stack([self.values - self.low, self.high - self.values]))
+        axes.barh(places, self.values, color=BLUE, xerr=np.nan_to_num(bounds), ecolor="#333333")
+        axes.set_yticks(places, self.names)
+        axes.set_xlabel(f"{self.metric}: worse by, without the column")
+        return save_figure(figure, path)
+
+
+def permutation_importance(
+    model: Any,
+    rows: Source,
+    metric: Metric | None = None,
+    *,
+    columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    repeats: int = 5,
+    evaluate: Callable[[Model, Any], Evaluation] | None = None,
+    seed: int = 0,
+) -> Importance:
+    """How much worse the model predicts when each row has another row's value in a column.
+
+    The rows should be ones that the model has not been trained on. In each repeat each row gets the
+    value of one other row, and no value is used twice. So the mean over many repeats is the model
+    reliance e_switch - e_orig; with N - 1 repeats, where each row has had the value of every other
+    one, it is exactly that. Columns that tell the same, such as an age and a year of birth, hide
+    each other's importance: permute them together, as a group.
+
+    Args:
+        model: a finished model; or with a function as metric a function of a frame of raw rows.
+        rows: N rows with their labels.
+        metric: a figure of the room's `evaluate`, such as "auc"; by default the first with a value
+            for each row where less is better, such as "log_loss". Or a function
+            `(answer, frame) -> loss` of what the model predicts for a frame of rows: one value a
+            row (N,), or one for all; larger is worse.
+        columns: which, or name -> columns of a group; by default all that the model reads.
+        repeats: how often each column is permuted, at most N - 1.
+        evaluate: `(model, rows) -> Evaluation`; by default `evaluate` of the model's room.
+        seed: of the permutations and of the intervals.
+
+    Returns:
+        `Importance`. The 95 % intervals are over the rows where there is a value for each row, or a
+        figure of `Evaluation.wholes` such as AUC; else over the repeats.
+
+    Raises:
+        ValueError: a column that is not there; too many repeats; a metric that is unknown; a model
+            without a table's encoder, and no columns.
+
+    References:
+        Breiman 2001, Random forests; Fisher, Rudin and Dominici 2019, arXiv:1801.01489.
+
+    >>> rng = np.random.default_rng(0)
+    >>> table = {"x": rng.normal(size=200), "noise": rng.normal(size=200)}
+    >>> model = lambda rows: 3 * rows["x"].to_numpy()
+    >>> squared = lambda predicted, rows: (predicted - 3 * rows["x"].to_numpy()) ** 2
+    """
+    frame = frame_of(rows)
+    groups = _groups(columns, model, frame)
+    if not 1 <= repeats < len(frame):
+        raise ValueError(
+            f"repeats must be 1 to {len(frame) - 1} (the number of rows less 1), got {repeats}"
+        )
+    loss, name, score = _loss_of(model, frame, metric, evaluate)
+    before = loss(frame)
+    score = before.one if score is None else score
+    rng = np.random.default_rng(seed)
+    found = [_of_group(loss, before, frame, group, repeats, rng, seed) for group in groups.values()]
+    values, low, high = (np.array([row[i] for row in found]) for i in range(3))
+    order = np.argsort(-values, kind="stable")
+    names = tuple([*groups][place] for place in order)
+    every = np.stack([row[3] for row in found])
+    return Importance(name, score, names, values[order], low[order], high[order], every[order])
+
+
+class _Loss(NamedTuple):
+    """The loss of each row, (N,); or of any choice of them; or one number."""
+
+    each: np.ndarray | None
+    of: Callable[[np.ndarray], float] | None
+    one: float
+
+
+def _loss_of(
+    model: Any, frame: Any, metric: Metric | None, evaluate: Any
+) -> tuple[Callable[[Any], _Loss], str, float | None]:
+    """A function from rows to the loss, its name, and the room's figure of the rows as they are."""
+    if callable(metric):
+        if evaluate is not None:
+            raise ValueError("evaluate must be None where metric is a function, got a function")
+        predict = model.predict if isinstance(model, Model) else model
+        return _own(predict, metric), getattr(metric, "__name__", "loss"), None
+    if not isinstance(model, Model):
+        raise ValueError(f"metric must be a function for a function of rows, got {metric!r}")
+    score = _room_evaluate(model) if evaluate is None else evaluate
+    first: Evaluation = score(model, frame)
+    figures = first.figures()
+    least = [one for one in first.values if one in first.smaller]
+    name = next(iter([*least, *figures])) if metric is None else metric
+    if name not in figures or name in first.neutral:
+        known = [one for one in figures if one not in first.neutral]
+        raise ValueError(f"metric must be one of {', '.join(known)}, got {name!r}")
+    sign = 1 if name in first.smaller else -1
+
+    def loss(rows: Any) -> _Loss:
+        scored = score(model, rows)
+        if name in scored.wholes:
+            of = scored.wholes[name]
+            everybody = np.arange(len(scored))
+            return _Loss(None, lambda some: sign * of(some), sign * of(everybody))
+        each = sign * np.asarray(scored.values[name], np.float64)
+        each = each.mean(1) if each.ndim == 2 else each
+        return _Loss(each, None, float(np.nanmean(each)))
+
+    return loss, name, figures[name]
+
+
+def _own(predict: Callable[[Any], Any], metric: Callable[[Any, Any], Any]) -> Any:
+    """The loss by a user's function."""
+
+    def loss(rows: Any) -> _Loss:
+        value = np.asarray(metric(predict(rows), rows), np.float64)
+        if value.shape not in ((), (len(rows),)) or not np.isfinite(value).all():
+            raise ValueError(
+                f"metric must give one finite loss, or one for each of {len(rows):,} rows, got "
+                f"shape {value.shape}"
+            )
+        return _Loss(value if value.ndim else None, None, float(value.mean()))
+
+    return loss
+
+
+def _room_evaluate(model: Model) -> Any:
+    room = importlib.import_module(f"jaxops.{model.room}") if model.room else None
+    if not hasattr(room, "evaluate"):
+        raise ValueError(
+            "evaluate must be given for a model of no room that evaluates, got None; or give a "
+            "function as metric"
+        )
+    return getattr(room, "evaluate")  # noqa: B009
+
+
+def _groups(columns: Any, model: Any, frame: Any) -> dict[str, list[str]]:
+    """Name -> the columns that are permuted together."""
+    if columns is None:
+        columns = columns_read(model, frame)
+    if not isinstance(columns, Mapping):
+        columns = {column: [column] for column in checked_columns("columns", columns, frame)}
+    groups = {str(n): checked_columns(f"columns[{n!r}]", g, frame) for n, g in columns.items()}
+    if not groups or not all(groups.values()):
+        raise ValueError(f"columns must name at least one column, got {columns}")
+    return groups
+
+
+def _of_group(
+    loss: Callable[[Any], _Loss],
+    before: _Loss,
+    frame: Any,
+    group: list[str],
+    repeats: int,
+    rng: np.random.Generator,
+    seed: int,
+) -> tuple[float, float, float, np.ndarray]:
+    """The importance of a group, its bounds, and that of each repeat."""
+    count = len(frame)
+    order, shifts = rng.permutation(count), 1 + rng.permutation(count - 1)[:repeats]
+    after, own, given = [], [], []
+    for shift in shifts:
+        donors = np.empty(count, np.int64)
+        donors[order] = order[(np.arange(count) + shift) % count]
+        after.append(loss(taken(frame, dict.fromkeys(group, donors))))
+        if (each := after[-1].each) is not None:
+            own.append(each)
+            given.append(each[np.argsort(donors)])
+    changes = np.array([one.one - before.one for one in after])
+    value = float(changes.mean())
+    if before.each is not None:
+        # a row counts by its own loss, and by that of the rows which got its value
+        rows = np.mean(own, axis=0) - before.each
+        rows += np.mean(given, axis=0) - np.nanmean(given)
+        rows = rows[np.isfinite(rows)]
+        enough = len(rows) >= BLOCKS
+        bounds = interval(rows, seed=seed)[1:] if enough else (np.nan, np.nan)
+    elif before.of is not None:
+        bounds = _resampled(before.of, [one.of for one in after], count, seed)
+    else:
+        bounds = interval(changes, seed=seed)[1:] if repeats > 1 else (np.nan, np.nan)
+    return value, *bounds, changes
+
+
+def _resampled(before: Any, after: list[Any], count: int, seed: int) -> tuple[float, float]:
+    """The bounds of a figure's change over samples of the rows."""
+    if count < BLOCKS:
+        return np.nan, np.nan
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(0, count, count)
+        drawn.append(np.mean([one(rows) for one in after]) - before(rows))
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
