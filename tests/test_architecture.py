@@ -33,7 +33,7 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
-    ("compress", "monitor"),
+    ("compress", "monitor", "uncertainty"),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor"),
