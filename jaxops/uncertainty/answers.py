@@ -223,7 +223,7 @@ def column_of(data: Any, name: str, rows: int) -> np.ndarray:
     ['f', 'm']
     """
     if isinstance(data, str | Path):
-        _, data = source_frame(data, [name], (), lambda path: csv_frame(path, None, "utf-8", ()))
+        _, data = source_frame(data, [name], (), lambda path: csv_frame(path, [name], "utf-8", ()))
     if not (isinstance(data, Mapping) or hasattr(data, "columns")) or name not in [
         *(data if isinstance(data, Mapping) else getattr(data, "column_names", data.columns))
     ]:

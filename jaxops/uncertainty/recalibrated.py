@@ -1,5 +1,6 @@
 """Calibrated probabilities as the answers of a finished model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +40,8 @@ class CalibratedReader(Wrapper):
         told = _of_classes(seen(answer, getattr(model.task, "classes", ())))
         p = self.calibrator(told.outputs).astype(told.outputs.dtype)
         if not hasattr(answer, "_replace"):  # of a task without a reader
-            return p[:, 1] if answer.ndim == 1 else p
+            mean = answer["mean"] if isinstance(answer, Mapping) else answer
+            return p[:, 1] if mean.ndim == 1 else p
         return answer._replace(probabilities=p, labels=np.array(told.names, object)[p.argmax(1)])
 
     def describe(self) -> dict[str, str]:
