@@ -93,7 +93,7 @@ class Wrapper:
             raise AttributeError(name)
         return getattr(self.reader, name)
 
-    def before(self, model: Model, data: Any, options: Mapping[str, Any]) -> Any:
+    def answered(self, model: Model, data: Any, options: Mapping[str, Any]) -> Any:
         """What the model answers without this reader."""
         if self.reader is None:
             return replace(model, reader=None).predict(data, **options)

@@ -143,7 +143,7 @@ class CoveredReader(Wrapper):
         Raises:
             ValueError: data that it cannot read, or a group without a margin.
         """
-        told = seen(self.before(model, data, options), getattr(model.task, "classes", ()))
+        told = seen(self.answered(model, data, options), getattr(model.task, "classes", ()))
         margins = self._margins(data, told)
         if told.kind == "labels":
             return _sets(told, told.outputs >= margins, told.outputs)

@@ -36,7 +36,7 @@ class CalibratedReader(Wrapper):
             data: what the reader before reads.
             **options: of the reader before.
         """
-        answer = self.before(model, data, options)
+        answer = self.answered(model, data, options)
         told = _of_classes(seen(answer, getattr(model.task, "classes", ())))
         p = self.calibrator(told.outputs).astype(told.outputs.dtype)
         if not hasattr(answer, "_replace"):  # of a task without a reader

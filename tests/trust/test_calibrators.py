@@ -34,6 +34,9 @@ class Told(ClassifierMixin, BaseEstimator):
     def decision_function(self, X):
         return X[:, 0] if X.shape[1] == 1 else X
 
+    def predict(self, X):
+        raise NotImplementedError  # scikit-learn wants it to be there
+
 
 def by_sklearn(method, scores, label, new):
     told = FrozenEstimator(Told().fit(scores, label))

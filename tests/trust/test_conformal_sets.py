@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedShuffleSplit
 
 from jaxops.trust import conformal as c
 
@@ -190,8 +191,9 @@ def test_cv_plus_and_jackknife_plus():
     for t in range(tests):
         ends = new[t] @ np.stack(models).T
         residual = np.abs(known[1] - held)
-        assert bounds.high[t] == np.sort(ends[folds[i]] + residual)[place - 1]
-        assert bounds.low[t] == np.sort(ends[folds[i]] - residual)[rows - place]
+        high = np.sort(ends[folds[i]] + residual)[place - 1]
+        low = np.sort(ends[folds[i]] - residual)[rows - place]
+        np.testing.assert_allclose([bounds.low[t], bounds.high[t]], [low, high], rtol=1e-12)
     few = c.cv_plus(np.zeros((2, 1)), np.zeros(4), np.ones(4), np.arange(4) % 2)
     assert np.isinf(few.high).all() and np.isinf(few.low).all()
 
@@ -239,11 +241,130 @@ def test_inputs_that_do_not_fit():
         (lambda: c.quantile_offsets(p, (0.5,)), r"errors must have shape \(N, ..., 1\)"),
         (lambda: c.cv_plus(p, np.zeros(3), np.zeros(3), np.array([0, 1, 3])),
          r"folds must be whole numbers in \[0, 3\), got 3"),
-        (lambda: c.split_conformal(p[0], p, p, spreads=(p[0], 0 * p)),
+        (lambda: c.split_conformal(p, p, p, spreads=(p, 0 * p)),
          r"spreads must be finite numbers above 0, got 0.0 at \[0, 0\], 6 such"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
             call()
 
 
-# MAPIE 1.6.0, scikit-learn 1.9.1: see the functions below for the calls
+# Of MAPIE 1.6.0 with scikit-learn 1.9.1, for the inputs below: the sets of each test row by
+# SplitConformalClassifier(told, confidence_level=0.8, prefit=True, random_state=7,
+# conformity_score=LACConformityScore(), APSConformityScore() or RAPSConformityScore()), with
+# conformity_score_params={"include_last_label": True or "randomized"}
+LAC = (
+    "04 23 4 12 04 14 3 2 2 3 0 3 3 13 02 0 0 24 4 04 3 02 0 4 0 4 2 1 1 4 24 14 2 02 12 0 24 1"
+    " 34 2 0 04 2 24 4 3 03 02 1 3"
+)
+APS = (
+    "04 023 4 12 04 14 34 02 24 234 023 03 3 13 02 0 0 24 24 04 3 02 012 4 03 14 24 13 013 4 24"
+    " 14 2 02 012 04 24 14 34 2 01 014 2 234 024 3 023 024 1 3"
+)
+APS_RANDOM = (
+    "0 023 4 12 04 1 3 2 24 23 03 03 3 1 2 0 0 24 24 4 3 02 012 4 03 4 24 13 013 4 2 14 2 02 12"
+    " 04 24 14 3 2 0 014 2 234 24 3 03 024 1 3"
+)
+RAPS_RANDOM = (
+    "0 23 4 12 04 14 3 2 24 23 03 03 3 13 2 0 0 24 24 4 3 02 01 4 03 4 24 13 01 4 2 14 2 02 12 "
+    "04 24 14 3 2 0 04 2 24 24 3 03 02 1 3"
+)
+
+
+def questions():
+    """Probabilities of five classes; 100 rows calibrate, 50 are to be covered."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(150, 5)) * 2
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    return p, np.minimum((p.cumsum(1) < rng.random((150, 1))).sum(1), 4)
+
+
+def told_sets(inside):
+    return " ".join("".join(map(str, np.flatnonzero(row))) for row in inside)
+
+
+def test_sets_of_mapie():
+    p, label = questions()
+    scores = c.lac_scores(p)
+    size = c.margin(c.own_scores(scores[:100], label[:100]), 0.8)
+    assert size == pytest.approx(0.7531585340689539, abs=1e-12)  # its quantiles_
+    assert told_sets(scores[100:] <= size) == LAC
+    # MAPIE draws u from this state anew for calibration and for the sets
+    u, new = (np.random.RandomState(7).uniform(size=n) for n in (100, 50))
+    size = c.margin(c.own_scores(c.aps_scores(p[:100], u), label[:100]), 0.8)
+    assert size == pytest.approx(0.7808792958352578, abs=1e-12)
+    assert told_sets(c.aps_scores(p[100:]) <= size) == APS
+    assert told_sets(c.aps_scores(p[100:], new) <= size) == APS_RANDOM
+    # MAPIE chooses its lambda_star and k_star on a tenth of the rows, and calibrates on the others
+    shuffle = StratifiedShuffleSplit(n_splits=1, test_size=0.1, random_state=7)
+    rows, _ = next(shuffle.split(p[:100], label[:100]))
+    u = np.random.RandomState(7).uniform(size=90)
+    size = c.margin(c.own_scores(c.aps_scores(p[rows], u, 0.2, 2), label[rows]), 0.8)
+    assert size == pytest.approx(0.7939928859768561, abs=1e-12)
+    assert told_sets(c.aps_scores(p[100:], new, 0.2, 2) <= size) == RAPS_RANDOM
+
+
+def test_groups_of_mapie():
+    """It has no Mondrian since version 1, so of each half of the rows by itself."""
+    p, label = questions()
+    own = c.own_scores(c.lac_scores(p), label)[:100]
+    found = c.group_margins(own, np.arange(100) % 2, 0.8)
+    assert found == pytest.approx({"0": 0.7848212, "1": 0.70970906}, abs=1e-7)
+
+
+# of MAPIE 1.6.0: predict_interval of the first three of the test rows by SplitConformalRegressor
+# (absolute, and conformity_score=GammaConformityScore(sym=True), whose spread is the prediction),
+# ConformalizedQuantileRegressor (symmetric_correction=True), and CrossConformalRegressor(
+# LinearRegression(), cv=KFold(5) or LeaveOneOut(), method="plus"); confidence_level=0.8
+INTERVALS = {
+    "split": [
+        [-2.6466959217, 0.1829128947],
+        [-2.2690075959, 0.5606012205],
+        [0.3481828062, 3.1777916226],
+    ],
+    "gamma": [
+        [-4.4365681059, 12.9003511329],
+        [-4.0406127808, 11.7490191563],
+        [-4.9933503959, 14.5193248248],
+    ],
+    "cqr": [
+        [-2.4994489982, 0.5356659712],
+        [-2.1217606725, 0.913354297],
+        [0.4954297297, 3.5305446992],
+    ],
+    "cv": [
+        [-2.7116937355, 0.5015076236],
+        [-2.4125583623, 0.7972212756],
+        [0.4744494539, 3.7179058772],
+    ],
+    "jackknife": [
+        [-2.667872798, 0.461579163],
+        [-2.3925868885, 0.747382389],
+        [0.5348024074, 3.6338952231],
+    ],
+}
+
+
+def test_intervals_of_mapie():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(140, 3))
+    y = x.sum(1) + rng.normal(size=140) * np.exp(x[:, 0] / 2)
+    told, known = x.sum(1), y[:100]
+    spread = np.abs(told) + 3
+    found = {
+        "split": c.split_conformal(told[100:], told[:100], known, 0.8),
+        "gamma": c.split_conformal(
+            spread[100:], spread[:100], known + 10, 0.8, (spread[100:], spread[:100])
+        ),
+        "cqr": c.conformal_quantiles(
+            (told[100:] - 1, told[100:] + 1.5), (told[:100] - 1, told[:100] + 1.5), known, 0.8
+        ),
+    }
+    for name, count in (("cv", 5), ("jackknife", 100)):
+        folds = np.arange(100) // (100 // count)
+        rows = np.c_[x, np.ones(140)]
+        models = [least_squares(rows[:100][folds != k], known[folds != k]) for k in range(count)]
+        held = np.array([rows[i] @ models[folds[i]] for i in range(100)])
+        new = np.stack([rows[100:] @ one for one in models])
+        found[name] = c.cv_plus(new, held, known, folds, 0.8)
+    for name, bounds in found.items():
+        np.testing.assert_allclose(np.stack(bounds, 1)[:3], INTERVALS[name], atol=1e-8)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import warnings
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from jaxops.serve import answers
 from jaxops.serve.readers import inputs_of
 from jaxops.trust import conformal as c
 from jaxops.trust.calibrators import Isotonic
+from jaxops.uncertainty.answers import seen
 
 PLANS = ("basic", "free", "pro")
 
@@ -145,6 +147,7 @@ def test_values_and_monte_carlo():
                                rtol=1e-4)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_texts_and_several_labels():
     rows = [
         ("my card is lost", ["card"]),
@@ -199,7 +202,7 @@ def test_images_without_a_reader(method, tmp_path):
     images = (rng.integers(0, 100, (60, 2, 2, 1)) + 100 * label[:, None, None, None]).astype(
         np.uint8
     )
-    task = vision.classifier(vision.MLP((4,)), (2, 2, 1), ("dark", "bright"))
+    task = vision.classifier(vision.MLP((4,), classes=2), (2, 2, 1), ("dark", "bright"))
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, {"image": images})
     model = jo.Model(task, state)
     names = np.array(["dark", "bright"])[label]
@@ -214,11 +217,11 @@ def test_images_without_a_reader(method, tmp_path):
 def test_layers_and_logits():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(37, 3)).astype(np.float32)
-    task = tabular.classifier(tabular.MLP((6, 5)), features=3, classes=("a", "b", "c"))
+    task = tabular.classifier(tabular.MLP((6, 5), outputs=3), features=3, classes=("a", "b", "c"))
     state = jo.init_state(task, jo.optim.sgd(0.1), 0, {"features": x})
     model = jo.Model(task, state)
     told = uncertainty.hidden(model, x, batch_size=16)
-    params = state.params
+    params = jax.tree.map(np.asarray, state.params)
     inside = np.maximum(x @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"], 0)
     inside = np.maximum(inside @ params["hidden_1"]["kernel"] + params["hidden_1"]["bias"], 0)
     np.testing.assert_allclose(told.features, inside, atol=1e-5)
@@ -241,7 +244,7 @@ def test_models_and_settings_that_do_not_fit(classifier, quantiles, tmp_path):
     plan, spend = rows["plan"], rows["spend"]
     sure = uncertainty.conformal(classifier, rows, plan, 0.8)
     series = forecast.from_arrays(["a"], [np.arange(50.0)])
-    repeat = jo.Model(forecast.Baseline("repeat_last"))
+    ahead = forecast.forecast(forecast.Baseline("repeat_last"), series, 2)
     wrap, calibrate = uncertainty.conformal, uncertainty.calibrated
     cases = (
         (lambda: wrap(classifier, rows[:5], plan[:5]), "rows of data must be at least 9 .* got 5"),
@@ -262,7 +265,7 @@ def test_models_and_settings_that_do_not_fit(classifier, quantiles, tmp_path):
         (lambda: calibrate(sure, rows, plan), "must have no conformal margins"),
         (lambda: calibrate(quantiles, rows, spend), "must answer with one class .* got quantiles"),
         (lambda: calibrate(classifier, rows, plan, "splines"), "method must be one of temperature"),
-        (lambda: wrap(repeat, series, np.zeros(1)), "model must answer with the probabilities"),
+        (lambda: seen(ahead, ()), "model must answer with the probabilities .* got Forecast"),
         (lambda: export(sure, tmp_path / "out"), "model must have its own reader to be exported"),
         (lambda: compress.low_rank(sure, rank=1), "must have no conformal margins, .* reader by"),
         (lambda: tabular.update(sure, rows.drop(columns="spend"), epochs=1), "of the tabular room"),
