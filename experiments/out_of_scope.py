@@ -15,6 +15,7 @@ validation rows: the shares of test rows in scope and out of scope that it refus
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +91,7 @@ def rows_of(
 
 def clinc150(settings: Settings, seed: int) -> tuple[Rows, float]:
     """Questions; and the accuracy in scope."""
+    warnings.filterwarnings("ignore", message="texts must ")  # the longest are truncated
     data = intents.load("clinc150", settings.smoke)
     names = np.array(data.classes, object)
     parts = {

@@ -250,7 +250,7 @@ def ece_interval(
 
     >>> p, label = np.tile([0.75, 0.25], (400, 1)), np.arange(400) % 2
     >>> print(ece_interval(p, label))
-    0.2500 [0.2025, 0.2975]
+    0.2500 [0.2000, 0.2976]
     """
     if not 0 < coverage < 1 or resamples < 1:
         raise ValueError(

@@ -26,7 +26,7 @@ class Detection(NamedTuple):
         fpr95: the share of the rows out of scope that are answered where 95 % of the rows in scope
             are.
 
-    >>> detection(np.arange(10.0) + 5, np.arange(10.0)).fpr95
+    >>> Detection(*detection(np.arange(10.0) + 5, np.arange(10.0))).fpr95
     0.5
     """
 
@@ -97,8 +97,8 @@ class Mahalanobis:
 
     >>> features = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1], [1, 0], [-1, 0], [5, 0], [3, 0]])
     >>> labels = np.array([0, 0, 1, 1, 0, 0, 1, 1])
-    >>> Mahalanobis.fit(features, labels).score(np.array([[0.0, 0], [0, 3]])).round(9).tolist()
-    [0.0, -18.0]
+    >>> Mahalanobis.fit(features, labels).score(np.array([[0.0, 1], [0, 3]])).round(9).tolist()
+    [-2.0, -18.0]
     """
 
     mean: np.ndarray
