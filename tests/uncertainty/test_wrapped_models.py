@@ -231,7 +231,7 @@ def test_layers_and_logits():
     np.testing.assert_allclose(model.predict(x), p, atol=1e-5)
     named = uncertainty.hidden(model, x, layer="logits")
     np.testing.assert_array_equal(named.features, told.logits)
-    with pytest.raises(ValueError, match="layer must be one of hidden_0, .*, logits, got 'last'"):
+    with pytest.raises(ValueError, match=r"layer must be one of hidden_0, .*, logits, got 'last'"):
         uncertainty.hidden(model, x, layer="last")
     members = tabular.classifier(tabular.TabM((4,), members=2), features=3)
     other = jo.Model(members, jo.init_state(members, jo.optim.sgd(0.1), 0, {"features": x}))
