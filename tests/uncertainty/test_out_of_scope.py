@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
 from jaxops.trust.calibration import refusal
-from jaxops.trust.out_of_scope import Mahalanobis, Neighbours, detection, energy
+from jaxops.uncertainty.out_of_scope import Mahalanobis, Neighbours, detection, energy
 
 
 def clusters(rows, seed=0, middle=2.0):
@@ -57,7 +57,7 @@ def test_distance_to_the_neighbours(monkeypatch):
     x, new = clusters(200)[0], clusters(30, seed=1)[0]
     unit, unit_new = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, new))
     wanted = -NearestNeighbors(n_neighbors=7).fit(unit).kneighbors(unit_new)[0][:, -1]
-    monkeypatch.setattr("jaxops.trust.out_of_scope.AT_ONCE", 1000)  # five rows at a time
+    monkeypatch.setattr("jaxops.uncertainty.out_of_scope.AT_ONCE", 1000)  # five rows at a time
     np.testing.assert_allclose(Neighbours.fit(x, 7).score(new), wanted, atol=1e-3)
     with pytest.raises(ValueError, match=r"k must be in \[1, 200\]"):
         Neighbours.fit(x, 201)
