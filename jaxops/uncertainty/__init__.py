@@ -42,9 +42,9 @@ from jaxops.trust.conformal import (
     split_conformal,
     weighted_margins,
 )
-from jaxops.uncertainty.out_of_scope import Detection, Mahalanobis, Neighbours, detection, energy
 from jaxops.uncertainty.covered import CoveredReader, Intervals, Sets, conformal
 from jaxops.uncertainty.layers import Hidden, hidden
+from jaxops.uncertainty.out_of_scope import Detection, Mahalanobis, Neighbours, detection, energy
 from jaxops.uncertainty.recalibrated import CalibratedReader, calibrated
 
 __all__ = [
