@@ -104,12 +104,12 @@ def test_vector_is_the_best_and_finds_what_was_done():
 @pytest.mark.parametrize("method", CALIBRATORS)
 @pytest.mark.parametrize("classes", [2, 5])
 def test_all_of_them_calibrate_rows_that_they_have_not_seen(method, classes):
-    p, label = drawn(3000, classes, slope=3.0)
-    new, truth = drawn(3000, classes, seed=7, slope=3.0)
+    p, label = drawn(2000, classes, slope=3.0)
+    new, truth = drawn(2000, classes, seed=7, slope=3.0)
     told = CALIBRATORS[method].fit(p, label)(new)
     np.testing.assert_allclose(told.sum(1), 1)
     before, after = (calibration.ece(x, truth) for x in (new, told))
-    assert after < 0.045 and before > 4 * after
+    assert after < 0.05 and before > 3 * after
     np.testing.assert_allclose(told, CALIBRATORS[method].fit(p, label)(new))
 
 

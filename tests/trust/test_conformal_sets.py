@@ -48,7 +48,7 @@ def test_the_coverage_is_exactly_that_of_the_rank(coverage):
 
 
 def test_sets_cover():
-    rng, repeats, tests = np.random.default_rng(1), 300, 100
+    rng, repeats, tests = np.random.default_rng(1), 200, 100
     found = {name: [] for name in ("lac", "aps random", "aps", "raps random")}
     sizes = {name: [] for name in found}
     for _ in range(repeats):
@@ -166,7 +166,7 @@ def least_squares(x, y):
 
 
 def test_cv_plus_and_jackknife_plus():
-    rng, rows, tests, features, repeats = np.random.default_rng(5), 30, 20, 10, 200
+    rng, rows, tests, features, repeats = np.random.default_rng(5), 30, 20, 10, 100
     found = {5: [], rows: []}
     naive = []
     for _ in range(repeats):
@@ -200,9 +200,9 @@ def test_cv_plus_and_jackknife_plus():
 
 def test_risk_is_kept():
     """Labels of 5 with probabilities that are right on average."""
-    rng, repeats, rows, tests = np.random.default_rng(6), 300, 80, 100
+    rng, repeats, rows, tests = np.random.default_rng(6), 150, 80, 100
     lost, by_grid = [], []
-    grid = np.linspace(0, 1, 201)[::-1]
+    grid = np.linspace(0, 1, 101)[::-1]
     for _ in range(repeats):
         p = rng.random((rows + tests, 5)) ** 2
         true = rng.random(p.shape) < p
@@ -213,8 +213,8 @@ def test_risk_is_kept():
         place = c.controlled(losses[:rows], 0.1)
         by_grid.append(losses[rows:, place].mean())
         assert grid[place] <= threshold + 1e-12  # the grid is as low or lower
-        assert threshold - grid[place] <= 0.005 + 1e-9 or losses[:rows, place - 1].mean() > 0.05
-    assert 0.1 - 2 / (rows + 1) - 0.005 < np.mean(lost) < 0.1 + 0.005
+        assert threshold - grid[place] < 0.01 + 1e-9  # and by less than a step
+    assert 0.1 - 2 / (rows + 1) - 0.008 < np.mean(lost) < 0.1 + 0.008
     assert np.mean(by_grid) <= np.mean(lost) + 1e-9
 
 
