@@ -61,6 +61,7 @@ BUDGET = {
     "tests/text": 100,
     "tests/train": 160,
     "tests/trust": 30,
+    "tests/uncertainty": 30,
     "tests/vision": 52,
 }
 # Where slow tests run the code that users run: exact resume, runs that are killed, the article's

@@ -33,7 +33,7 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
-    ("anonymity", "compress", "explain", "monitor", "privacy"),
+    ("anonymity", "compress", "explain", "monitor", "privacy", "uncertainty"),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxops.compress.networks import module_of, tuning, with_module
+from jaxops.compress.networks import check_no_margins, module_of, tuning, with_module
 from jaxops.losses import over_members
 from jaxops.model.finished import Model, fingerprint
 from jaxops.model.selection import Blend
@@ -87,6 +87,7 @@ def distil(
     >>> small.predict(rows).shape, small.state.params["hidden_0"]["kernel"].shape
     ((4,), (4, 2))
     """
+    check_no_margins(teacher)
     own = _task_of(teacher)
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")

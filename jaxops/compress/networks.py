@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxops import optim
 from jaxops.data.checks import rows
-from jaxops.model.finished import Model, watched
+from jaxops.model.finished import Model
 from jaxops.model.selection import Blend
 from jaxops.nn.packed import is_packed
 from jaxops.task import Extra, Params, Task
@@ -76,11 +75,8 @@ def changed(model: Model, change: Change, done: dict[str, Any], alike: bool = Fa
     """
     if not isinstance(model, Model):
         raise ValueError(f"model must be a jo.Model, got {type(model).__name__}")
-    if not alike and hasattr(model.task, "offsets"):
-        raise ValueError(
-            "model must have no conformal margins, which are of its forecasts before, got "
-            f"{type(model.task).__name__}; replace the task by its `model`, and calibrate it anew"
-        )
+    if not alike:
+        check_no_margins(model)
     found = []
 
     def one(part: Network) -> Network:
@@ -99,6 +95,21 @@ def changed(model: Model, change: Change, done: dict[str, Any], alike: bool = Fa
     return dataclasses.replace(
         new, about=about_of(model, done), reference=model.reference if alike else None
     )
+
+
+def check_no_margins(model: Model) -> None:
+    """Raise `ValueError` for a model with conformal margins, which are of its answers alone."""
+    wanted = "model must have no conformal margins, which are of its"
+    if hasattr(model.task, "offsets"):
+        raise ValueError(
+            f"{wanted} forecasts before, got {type(model.task).__name__}; replace the task by its "
+            "`model`, and calibrate it anew"
+        )
+    if hasattr(model.reader, "margins"):
+        raise ValueError(
+            f"{wanted} answers before, got {type(model.reader).__name__}; replace the reader by "
+            "its `reader`, and calibrate it anew"
+        )
 
 
 def about_of(model: Model, done: dict[str, Any]) -> dict[str, Any]:
@@ -203,35 +214,6 @@ def _of_form(form: Any, change: Change) -> Any:
         return dataclasses.replace(form, model=method, params=new.params)
     parts = {name: _of_form(fields[name], change) for name in PARTS if name in fields}
     return dataclasses.replace(form, **parts) if parts else form
-
-
-def columns_of(model: Model, data: Any) -> dict[str, np.ndarray]:
-    """The encoded columns from which a model predicts raw data.
-
-    Args:
-        model: a model whose reader calls `Model.outputs`, or without a reader.
-        data: what `model.predict` takes.
-
-    Raises:
-        ValueError: the model does not predict by `outputs`.
-
-    >>> from jaxops import init_state, optim, tabular
-    >>> task, x = tabular.classifier(tabular.MLP((4,)), features=3), np.ones((2, 3), np.float32)
-    >>> state = init_state(task, optim.sgd(0.1), seed=0, batch={"features": x})
-    >>> columns_of(Model(task, state), x)["features"].shape
-    (2, 3)
-    """
-    seeing = watched(model)
-    seeing.predict(data)
-    if not seeing.seen:
-        raise ValueError(
-            f"model must predict from encoded columns, got one of the room {model.room!r}, which "
-            "reads its data in another way"
-        )
-    return {
-        name: np.concatenate([np.asarray(part[name]) for part, _ in seeing.seen])
-        for name in seeing.seen[0][0]
-    }
 
 
 def tuning(data: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

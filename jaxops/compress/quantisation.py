@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.compress.networks import Network, changed, check_floats, columns_of, path_of
-from jaxops.model.finished import Model
+from jaxops.compress.networks import Network, changed, check_floats, path_of
+from jaxops.model.finished import Model, columns_of
 from jaxops.nn.packed import LIMITS, Packed, int8_product, pack
 from jaxops.nn.product import Dense
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, recorded

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from jaxops import _table
-from jaxops.compress.networks import Network, columns_of, walked
+from jaxops.compress.networks import Network, walked
 from jaxops.model.encoding import encode
 from jaxops.model.exported.run import machine
 from jaxops.model.files import plain, save
-from jaxops.model.finished import Model
+from jaxops.model.finished import Model, columns_of
 from jaxops.nn.packed import is_packed, unpacked
 from jaxops.task import Task
 from jaxops.trust.evaluation import BLOCKS, Evaluation

@@ -18,7 +18,7 @@ from jaxops.forecast.data.windows import Windows
 from jaxops.forecast.inference import answering, program_of, rising
 from jaxops.model.finished import Program
 from jaxops.task import Array, Batch, Column, recorded
-from jaxops.trust.conformal import margin
+from jaxops.trust.conformal import quantile_offsets, rows_needed
 
 
 @recorded
@@ -155,21 +155,17 @@ def calibrated(
     check_enough(used, levels)
     target = targets(series, windows, horizon)
     error = (target[..., None] - base)[used] / unit[used][:, None, :, None]
-    offsets = []
-    for i, level in enumerate(levels):
-        sign, share = (1, level) if level >= 0.5 else (-1, 1 - level)
-        offsets.append(sign * margin(sign * error[..., i], share))
     counts = bool((series.values >= 0).all() and (series.values % 1 == 0).all())
     left_out = float(1 - used.mean())
-    return Conformal(model, levels, np.stack(offsets, -1), context, season, left_out, counts)
+    offsets = quantile_offsets(error, levels)
+    return Conformal(model, levels, offsets, context, season, left_out, counts)
 
 
 def check_enough(used: np.ndarray, levels: Sequence[float]) -> None:
     """Raise `ValueError` if too few of the windows, bool (W,), can be used for the levels."""
     found = int(used.sum())
     for level in levels:
-        share = max(level, 1 - level)
-        needed = int(np.ceil(share / (1 - share) - 1e-9))
+        needed = rows_needed(max(level, 1 - level))
         if found < needed:
             raise ValueError(
                 f"windows must be at least {needed} whose histories vary, with finite quantiles, "

@@ -169,6 +169,35 @@ def watched(model: Model) -> Watched:
     return Watched(**{one.name: getattr(model, one.name) for one in fields(Model)})
 
 
+def columns_of(model: Model, data: Any) -> dict[str, np.ndarray]:
+    """The encoded columns from which a model predicts raw data.
+
+    Args:
+        model: a model whose reader calls `Model.outputs`, or without a reader.
+        data: what `model.predict` takes.
+
+    Raises:
+        ValueError: the model does not predict by `outputs`.
+
+    >>> from jaxops import init_state, optim, tabular
+    >>> task, x = tabular.classifier(tabular.MLP((4,)), features=3), np.ones((2, 3), np.float32)
+    >>> state = init_state(task, optim.sgd(0.1), seed=0, batch={"features": x})
+    >>> columns_of(Model(task, state), x)["features"].shape
+    (2, 3)
+    """
+    seeing = watched(model)
+    seeing.predict(data)
+    if not seeing.seen:
+        raise ValueError(
+            f"model must predict from encoded columns, got one of the room {model.room!r}, which "
+            "reads its data in another way"
+        )
+    return {
+        name: np.concatenate([np.asarray(part[name]) for part, _ in seeing.seen])
+        for name in seeing.seen[0][0]
+    }
+
+
 class Program(NamedTuple):
     """What is exported of a closed form: its method `exported(**options)` returns it.
 

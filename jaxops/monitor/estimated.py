@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 from scipy.special import ndtri
 
 from jaxops import metrics
 from jaxops._optional import require
+from jaxops.trust.calibrators import Isotonic
 from jaxops.trust.intervals import Interval
 
 LOSSES = {"absolute": np.abs, "squared": np.square}
@@ -97,37 +97,17 @@ def confidence_based(
         raise ValueError(
             f"coverage must be between 0 and 1 and draws at least 1, got {coverage} and {draws}"
         )
-    calibrated = _calibrated(known, labels, probabilities)
+    calibrated = Isotonic.of_some(known, labels)(probabilities)
     middle, confusion = _figures(probabilities, calibrated)
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(draws):
         rows = rng.integers(0, len(known), len(known))
-        p = _calibrated(known[rows], labels[rows], probabilities)
+        p = Isotonic.of_some(known[rows], labels[rows])(probabilities)
         told = (p.cumsum(1) < rng.random((len(p), 1))).sum(1).clip(max=p.shape[1] - 1)
         drawn.append(_figures(probabilities, np.eye(p.shape[1])[told])[0])
     bounds = np.nanquantile(drawn, [(1 - coverage) / 2, (1 + coverage) / 2], axis=0)
     accuracy, f1, auc = (Interval(*map(float, one)) for one in zip(middle, *bounds, strict=True))
     return Estimated(accuracy, f1, auc, confusion)
-
-
-def _calibrated(known: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The probabilities after isotonic regression of each class, scaled to a sum of 1."""
-    classes = known.shape[1]
-    # of two classes, one has the other's curve
-    curves = [
-        _isotonic(known[:, k], labels == k, probabilities[:, k])
-        for k in range(1 if classes == 2 else 0, classes)
-    ]
-    p = np.stack([1 - curves[0], curves[0]] if classes == 2 else curves, 1)
-    total = p.sum(1, keepdims=True)
-    return np.divide(p, total, out=np.full_like(p, 1 / classes), where=total > 0)
-
-
-def _isotonic(score: np.ndarray, hit: np.ndarray, new: np.ndarray) -> np.ndarray:
-    levels, place = np.unique(score, return_inverse=True)
-    count = np.bincount(place)
-    share = np.bincount(place, hit) / count
-    return np.interp(new, levels, isotonic_regression(share, weights=count).x)
 
 
 def _figures(scores: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 # movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
 ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift"}
+ALONE |= {"coverage", "out_of_scope"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
@@ -345,3 +346,33 @@ def test_support_vectors_of_two_classes():
     rows = {"text": np.array(["good film", "bad film"] * 6, object), "label": np.array([1, 0] * 6)}
     found = intents.support_vectors(intents.Questions(rows, rows, None, {}, ("bad", "good")))
     assert found["held_out"].argmax(1).tolist() == rows["label"].tolist()
+
+
+@pytest.mark.slow
+def test_coverage_of_every_data_set(tmp_path):
+    result = run("coverage", "--smoke", "--out", tmp_path)
+    rows = {
+        name: {key: x["mean"] for key, x in row.items()} for name, row in result["rows"].items()
+    }
+    names = {name.split(": ")[0] for name in rows}
+    assert names == {"california", "adult", "churn", "banking77", "etth1"}
+    for name, row in rows.items():
+        if name.split(": ")[1] not in ("own", "split", "rolling", "adaptive", "CV+"):
+            assert row["coverage"] > 0.8, name
+        assert row["size"] > 0, name
+    assert rows["adult: LAC by group"]["worst"] > rows["adult: LAC"]["worst"]
+    assert result["metrics"]["california_cqr"]["mean"] == rows["california: CQR"]["coverage"]
+    assert (tmp_path / "seed-0" / "coverage.png").exists()
+    with pytest.raises(ValueError, match="only must be some of california"):
+        run("coverage", "--only", "nothing", "--out", tmp_path)
+
+
+@pytest.mark.slow
+def test_out_of_scope_by_four_scores(tmp_path):
+    result = run("out_of_scope", "--smoke", "--out", tmp_path)
+    kinds = {name.split(": ")[0] for name in result["rows"]}
+    assert len(kinds) == 5 and len(result["rows"]) == 20
+    for row in result["rows"].values():
+        assert 0 <= row["fpr95"]["mean"] <= 1 and 0 < row["refused"]["mean"] < 0.4
+    assert result["rows"]["mnist, noise: Mahalanobis"]["auroc"]["mean"] > 0.8
+    assert (tmp_path / "seed-0" / "auroc.png").exists()
