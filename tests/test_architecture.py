@@ -34,9 +34,10 @@ LAYERS = (
     ("trust", "nnx"),
     ("model",),
     ("compress", "monitor"),
+    ("fairness",),
     ROOMS,
     ("serve",),
-    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor"),
+    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_fairness"),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it
