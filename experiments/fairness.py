@@ -26,6 +26,7 @@ false positive rates.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,18 +232,18 @@ def methods(net: Trained, iterations: int, seed: int) -> dict[str, Callable[[], 
         task = fairness.adversarial(net.task, 2, strength, constraint)
         return of_state(fairness.inner_state(net.state(task, group=train.group)))
 
-    found: dict[str, Callable[[], dict[str, float]]] = {"none, -, 0": lambda: of_state(plain)}
+    found: dict[str, Callable[[], dict[str, float]]] = {"none, -, 0": partial(of_state, plain)}
     for s in (0.5, 1.0):
-        found[f"reweighing, -, {s}"] = lambda s=s: weighed(s)
+        found[f"reweighing, -, {s}"] = partial(weighed, s)
     for c, name in ((DP, "dp"), (ODDS, "odds")):
         for s in (0.1, 0.05, 0.0):
-            found[f"thresholds, {name}, {s}"] = lambda c=c, s=s: thresholds(c, s)
+            found[f"thresholds, {name}, {s}"] = partial(thresholds, c, s)
         for s in (0.05, 0.01):
-            found[f"gradient, {name}, {s}"] = lambda c=c, s=s: gradient(c, s)
+            found[f"gradient, {name}, {s}"] = partial(gradient, c, s)
         for s in (1.0, 4.0):
-            found[f"adversarial, {name}, {s}"] = lambda c=c, s=s: adversarial(c, s)
+            found[f"adversarial, {name}, {s}"] = partial(adversarial, c, s)
     for s in (0.01, 0.1):
-        found[f"dro, -, {s}"] = lambda s=s: dro(s)
+        found[f"dro, -, {s}"] = partial(dro, s)
     return found
 
 

@@ -331,7 +331,7 @@ def _by_resampling(
 def _figures(
     everyone: Values, values: Values, groups: Groups, coverage: float
 ) -> dict[str, Figure]:
-    found = {}
+    found: dict[str, Figure] = {}
     for names, one in (((EVERYONE,), everyone), (groups.names, values)):
         columns = (one.value, *one.limits(coverage), one.rows)
         rows = zip(names, *(column.tolist() for column in columns), strict=True)

@@ -25,7 +25,7 @@ class Told(NamedTuple):
     ()
     """
 
-    classes: tuple[str, str] | tuple[()]
+    classes: tuple[str, ...]
     label: np.ndarray
     predicted: np.ndarray
     probabilities: np.ndarray | None
@@ -134,7 +134,7 @@ def answered(
         raise ValueError("model must answer with one class or number a row, as classifiers do, got "
                          f"{type(answer).__name__}")  # fmt: skip
     classes = getattr(answer, "classes", ())
-    if not classes and np.ndim(getattr(answer, "values", None)) == 1:
+    if not classes and np.ndim(getattr(answer, "values", 0.0)) == 1:
         if positive is not None:
             raise ValueError(f"positive must be left out for numbers, got {positive!r}")
         return Told((), told.astype(np.float64), answer.values.astype(np.float64), None, table)
@@ -162,7 +162,7 @@ def positive_of(classes: Sequence[str], positive: str | None) -> int:
     """
     if positive is None and len(classes) == 2:
         return 1
-    if positive not in classes:
+    if positive is None or positive not in classes:
         raise ValueError(f"positive must be one of {', '.join(classes)}, got {positive!r}")
     return list(classes).index(positive)
 

@@ -58,14 +58,14 @@ def test_a_card_without_rows_names_what_is_not_given(model):
     assert 30 < age["mean"] < 50 and age["missing"] == 0
 
 
+@pytest.mark.slow
 def test_a_card_of_rows_has_intervals_and_groups(model, table, tmp_path, capsys):
     pd.DataFrame(table).to_csv(tmp_path / "rows.csv", index=False)
     fair = fairness.thresholds(model, table, protected=["sex"])
-    for name, one in (("plain", model), ("fair", fair)):
-        jo.save(tmp_path / f"{name}.safetensors", one)
-        arguments = [tmp_path / f"{name}.safetensors", tmp_path / "rows.csv", "--protected", "sex",
-                     "--use", "To call customers.", "--out", tmp_path / f"{name}.md"]  # fmt: skip
-        assert cli.main(["card", *map(str, arguments)]) == 0
+    jo.save(tmp_path / "plain.safetensors", model)
+    arguments = [tmp_path / "plain.safetensors", tmp_path / "rows.csv", "--protected", "sex",
+                 "--use", "To call customers.", "--out", tmp_path / "plain.md"]  # fmt: skip
+    assert cli.main(["card", *map(str, arguments)]) == 0
     assert "written:" in capsys.readouterr().out
     text = (tmp_path / "plain.md").read_text()
     assert text.startswith("# Model card: plain.safetensors\n\n## Model details\n")
@@ -77,10 +77,9 @@ def test_a_card_of_rows_has_intervals_and_groups(model, table, tmp_path, capsys)
     assert f"{one.value:.4f} [{one.low:.4f}, {one.high:.4f}]" in text
     assert "To call customers." in text and "x (4 rows)" in text
     assert f"{found.disparities['demographic parity difference'].value:.4f}" in text
-    other = (tmp_path / "fair.md").read_text()
+    card = fairness.model_card(fair, table, protected=["sex"])
+    other, page = card.markdown(), card.html()
     assert "thresholds for" in other and "demographic parity" in other
-    card = fairness.model_card(jo.load(tmp_path / "fair.safetensors"), table, protected=["sex"])
-    page = card.html()
     assert page.count("<img") == len(card.figures) > 1
     assert page.count("<h2>") == len(card.sections) + len(card.figures)
     assert json.loads(json.dumps(card.sections["Factors"])).startswith("Groups by sex: f (")

@@ -136,18 +136,6 @@ def test_the_adversarys_gradient_is_reversed():
 
 
 @pytest.mark.slow
-def test_without_strength_the_task_learns_as_alone():
-    batch = rows(64)
-    options = {"optimizer": optax.sgd(0.1), "batch_size": 32, "epochs": 2, "progress": False}
-    alone = jo.fit(TASK, {k: v for k, v in batch.items() if k != "group"}, **options)
-    state = jo.fit(fairness.adversarial(TASK, 3, strength=0.0), batch, **options)
-    inner = fairness.inner_state(state)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), alone.params,
-                 inner.params)  # fmt: skip
-    assert jo.Model(TASK, inner).predict(batch).shape == (64,)
-
-
-@pytest.mark.slow
 def test_the_adversary_hides_the_group():
     count = 2000
     group = RNG.integers(0, 2, count).astype(np.int32)
@@ -160,7 +148,7 @@ def test_the_adversary_hides_the_group():
     for strength in (0.0, 5.0):
         learned = fairness.adversarial(task, 2, strength=strength)
         state = jo.fit(learned, data, **options)
-        p = np.asarray(jo.predict(learned, state, {"features": x}))
+        p = np.asarray(jo.predict(task, fairness.inner_state(state), {"features": x}))
         apart.append(abs((p > 0.5)[group == 1].mean() - (p > 0.5)[group == 0].mean()))
         accuracy = ((p > 0.5) == label).mean()
     assert apart[0] > 0.3 and apart[1] < 0.5 * apart[0] and accuracy > 0.6
@@ -169,8 +157,9 @@ def test_the_adversary_hides_the_group():
 def test_more_classes_have_their_log_probabilities():
     task = tabular.classifier(tabular.MLP((4,), outputs=3), 3, ("a", "b", "c"))
     for constraint, width in (("demographic parity", 3), ("equalised odds", 12)):
-        state = started(fairness.adversarial(task, 2, constraint=constraint), rows())
-        assert state.params["adversary"]["hidden"]["kernel"].shape == (width, 16)
+        learned = fairness.adversarial(task, 2, constraint=constraint)
+        params, _ = jax.eval_shape(learned.init, jax.random.key(0), rows())
+        assert params["adversary"]["hidden"]["kernel"].shape == (width, 16)
 
 
 def test_errors_before_anything_compiles():
