@@ -134,12 +134,13 @@ def experiment(
 
 def _summaries(results: list[dict[str, float]]) -> dict[str, Any]:
     return {
-        key: _summary([r[key] for r in results if key in r])
+        key: summary([r[key] for r in results if key in r])
         for key in dict.fromkeys(key for r in results for key in r)
     }
 
 
-def _summary(seeds: list[float]) -> dict[str, Any]:
+def summary(seeds: list[float]) -> dict[str, Any]:
+    """Mean and standard deviation of the seeds' figures."""
     std = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0
     return {"mean": float(np.mean(seeds)), "std": std, "seeds": seeds}
 

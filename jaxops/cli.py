@@ -1,10 +1,12 @@
 """The command line: fit, predict, evaluate, show, export, compress, serve, monitor, explain models.
+"""The command line: fit, predict, evaluate, show, card, export, compress, serve, monitor models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
     jaxops predict churn.safetensors big.parquet --out scores/
     jaxops evaluate churn.safetensors test.csv
     jaxops show churn.safetensors
+    jaxops card churn.safetensors test.csv --protected sex --out card.html
     jaxops bench churn.safetensors new.csv
     jaxops size churn.safetensors --hardware H100
     jaxops export churn.safetensors out/ --platforms cpu,cuda,tpu
@@ -37,6 +39,7 @@ from jaxops import _table
 from jaxops._optional import require
 from jaxops.cli_compress import Compress
 from jaxops.cli_explain import Explain
+from jaxops.cli_fairness import Card
 from jaxops.cli_monitor import Monitor, Retrain
 from jaxops.cli_rooms import (
     Customers,
@@ -49,13 +52,13 @@ from jaxops.cli_rooms import (
     Vision,
 )
 from jaxops.cli_serve import Key, Serve
+from jaxops.model.describing import described
 from jaxops.model.export import export
 from jaxops.model.files import load, save
 from jaxops.model.finished import Model
 from jaxops.model.scoring import answers, score, whole, write
 from jaxops.monitor.observing import observed
 from jaxops.monitor.snapshots import write_snapshot
-from jaxops.nn.packed import is_packed
 from jaxops.optim import adam
 from jaxops.task import example
 from jaxops.train.clock import peak_memory
@@ -292,31 +295,6 @@ def room_of(model: Model, path: Any) -> Any:
     return importlib.import_module(f"jaxops.{model.room}")
 
 
-def described(model: Model) -> dict[str, list[dict[str, Any]]]:
-    """The rows of two tables, by heading: what a model is, and its validation figures."""
-    task = model.task
-    facts: dict[str, Any] = {"room": model.room or "none (reads arrays)"}
-    if model.state is not None:
-        make, arguments = task.recipe or (None, ())
-        leaves = jax.tree.leaves(model.state.params, is_leaf=is_packed)
-        facts["task"] = f"{make.__module__}.{make.__qualname__}" if make else "made by hand"
-        facts |= {name: str(value) for name, value in arguments if name in ("module", "model")}
-        facts["parameters"] = f"{sum(leaf.size for leaf in leaves):,}"
-        facts["inputs"] = ", ".join(f"{c.name} {c.dtype}{list(c.shape)}" for c in task.columns)
-        facts["classes"] = ", ".join(task.classes[:20]) + ", ..." * (len(task.classes) > 20)
-    else:
-        facts["kind"] = type(task).__name__
-    if hasattr(model.reader, "describe"):
-        facts |= model.reader.describe()
-    plain = {k: v for k, v in model.about.items() if not isinstance(v, dict | list)}
-    facts |= plain | {f"{name} version": v for name, v in model.versions.items()}
-    tables = {"model": [{"what": k, "value": str(v)} for k, v in facts.items() if v != ""]}
-    figures = model.about.get("validation")
-    if figures:
-        tables["validation"] = [{"validation": k, "value": v} for k, v in figures.items()]
-    return tables
-
-
 def method(room: Any, text: str) -> Any:
     """The object that a text such as "EASE(l2=100)" describes: a call of a public name of the room.
 
@@ -385,6 +363,7 @@ def main(argv: list[str] | None = None) -> int:
         | Predict
         | Evaluate
         | Show
+        | Card
         | Bench
         | Size
         | Export

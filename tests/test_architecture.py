@@ -37,6 +37,9 @@ LAYERS = (
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain"),
+    ("compress", "monitor"),
+    ("fairness",),
+    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_fairness"),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it

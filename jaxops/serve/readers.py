@@ -1,6 +1,7 @@
 """Which kind of input a finished model has, by what its reader tells of itself."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxops.data.columns import of_dates
@@ -32,6 +33,8 @@ def inputs_of(model: Model) -> Inputs:
             kind = type(model.task).__name__
             raise ValueError(f"model must have a reader, as ROOM.fit gives it, got a bare {kind}")
         return Arrays(columns)
+    if hasattr(reader, "rules"):
+        return _of_groups(model)
     if hasattr(reader, "encoder"):
         return _of_encoder(reader)
     if room == "text" and hasattr(reader, "question"):
@@ -87,6 +90,20 @@ def _of_encoder(reader: Any) -> Table:
     fields |= {name: Field(name, "text", None, False) for name in strata}
     options = {"times": NUMBERS} if hasattr(reader, "grid") else {}
     return Table((*_ids(reader.id), *fields.values()), options)
+
+
+def _of_groups(model: Model) -> Table:
+    """The table of a model with thresholds by group, with the protected columns."""
+    inner, protected = inputs_of(replace(model, reader=model.reader.reader)), model.reader.protected
+    if not isinstance(inner, Table):
+        raise ValueError(
+            "model must read tables to be served with thresholds by group, got one that reads "
+            f"{type(inner).__name__}"
+        )
+    fields = {one.name: one for one in inner.fields}
+    # without an example: the value of an unknown group would be refused
+    own = {n: replace(fields.get(n, Field(n, "text")), example=None) for n in protected}
+    return replace(inner, fields=(*(fields | own).values(),))
 
 
 def _of_series(reader: Any) -> Table:

@@ -28,7 +28,7 @@ STYLE = (
 
 def page(
     title: str,
-    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    tables: Mapping[str, Sequence[Mapping[str, Any]] | str],
     scored: Evaluation | None = None,
     classes: Sequence[str] = (),
     figures: "Mapping[str, Figure] | None" = None,
@@ -37,7 +37,7 @@ def page(
 
     Args:
         title: the heading of the page.
-        tables: heading -> rows for `report.table`.
+        tables: heading -> rows for `report.table`, or a text, whose empty lines part paragraphs.
         scored: the evaluation on a test set, whose figures and pictures are shown.
         classes: the names of the classes.
         figures: heading -> a further picture.
@@ -49,7 +49,8 @@ def page(
     """
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for name, rows in tables.items():
-        parts += [f"<h2>{html.escape(name)}</h2>", _table(rows)]
+        told = _text(rows) if isinstance(rows, str) else _table(rows)
+        parts += [f"<h2>{html.escape(name)}</h2>", told]
     if scored is not None:
         rows = [{"metric": name, **scored.interval(name)._asdict()} for name in scored.figures()]
         parts += [f"<h2>{len(scored):,} {scored.unit}s</h2>", _table(rows)]
@@ -156,6 +157,10 @@ def grid(values: Mapping[str, Any], draw: Callable[..., Any]) -> "Figure":
         axes.set_title(name, fontsize=9)
         open_frame(axes)
     return figure
+
+
+def _text(text: str) -> str:
+    return "".join(f"<p>{html.escape(one)}</p>" for one in text.split("\n\n"))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

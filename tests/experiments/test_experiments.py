@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 # movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
 ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift"}
 ALONE |= {"coverage", "out_of_scope"}
+ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift", "fairness"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
@@ -166,6 +167,20 @@ def test_drift_of_simulated_streams(tmp_path):
     metrics = {name: value["mean"] for name, value in result["metrics"].items()}
     assert metrics["elec2_adwin_alarms"] >= 1
     assert metrics["elec2_adwin"] > metrics["elec2_none"]  # the made-up classes change half-way
+
+
+@pytest.mark.slow
+def test_fairness_of_made_up_rows(tmp_path):
+    result = run("fairness", "--smoke", "--out", tmp_path)
+    rows = {name.removeprefix("made up: "): row for name, row in result["rows"].items()}
+    methods = {name.split(",")[0] for name in rows}
+    assert methods == {"none", "reweighing", "thresholds", "gradient", "dro", "adversarial"}
+    figures = {name: {k: v["mean"] for k, v in row.items()} for name, row in rows.items()}
+    assert all(0 <= v <= 1 for row in figures.values() for k, v in row.items() if k != "fits")
+    # groups' base rates differ, and equal rates on validation rows are nearly equal on test rows
+    assert figures["none, -, 0"]["dp"] > 0.1
+    assert figures["thresholds, dp, 0.0"]["dp"] < figures["thresholds, dp, 0.1"]["dp"] + 0.1
+    assert (tmp_path / "seed-0" / "frontier.png").exists()
 
 
 def test_a_smoke_test_is_not_recorded(tmp_path):
