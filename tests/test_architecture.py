@@ -33,7 +33,7 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
-    ("compress", "monitor"),
+    ("compress", "monitor", "federation"),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor"),
@@ -51,6 +51,7 @@ IMPORTED_AS = {
     "absl-py": "absl",
     "tensorflow-datasets": "tensorflow_datasets",
     "pillow": "PIL",
+    "pycryptodome": "Crypto",
     "scikit-learn": "sklearn",
     "scikit-survival": "sksurv",
 }

@@ -43,6 +43,8 @@ def source(
         ValueError: the columns, or a stream's first batch, do not fit the task; or the batch size
             does not fit.
     """
+    if hasattr(data, "as_source"):  # data with batches of their own, such as clients
+        return data.as_source(batch_size, seed, plan)
     check_kind(data, "data")
     if not isinstance(data, Mapping):
         return Stream(data, batch_size, plan, checker(task, data), accumulate)
