@@ -21,6 +21,7 @@ from small import (
 
 import jaxops as jo
 from jaxops import federation, optim, vision
+from jaxops.nn import BatchNorm
 
 RATE = 0.1
 LINEAR = regression(nn.Dense(1, use_bias=False))
@@ -66,6 +67,7 @@ def gradient(clients, client, w):
 # Against plain loops
 
 
+@pytest.mark.slow
 def test_one_client_is_plain_gradient_descent():
     data = {"x": np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)}
     data["y"] = data["x"].sum(1, keepdims=True)
@@ -84,7 +86,7 @@ def test_one_local_step_of_all_clients_is_a_step_on_all_rows():
     assert_close(found.params, plain.params, atol=1e-6)
 
 
-@pytest.mark.parametrize("proximal", [0.0, 0.7])
+@pytest.mark.parametrize("proximal", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_rounds_are_a_loop_over_clients_and_epochs(proximal):
     clients = one_row_each()
     w = start(clients)
@@ -124,6 +126,7 @@ def test_scaffold_is_the_papers_algorithm():
     np.testing.assert_allclose(kept["controls"]["kernel"][..., 0], own, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_server_makes_a_step_of_its_optimizer():
     clients = one_row_each()
     w = start(clients)
@@ -131,9 +134,7 @@ def test_the_server_makes_a_step_of_its_optimizer():
     adam = fit(clients, rounds=1, server_optimizer=optim.adam(0.01, eps=1e-3))
     np.testing.assert_allclose(weights(adam) - w, 0.01 * change / (abs(change) + 1e-3), rtol=1e-4)
     yogi = fit(clients, rounds=1, server_optimizer=optax.yogi(0.01, eps=1e-3))
-    adagrad = fit(clients, rounds=1, server_optimizer=optim.adagrad(0.01))
-    for found in (yogi, adagrad):
-        assert (np.sign(weights(found) - w) == np.sign(change)).all()
+    assert (np.sign(weights(yogi) - w) == np.sign(change)).all()
 
 
 def test_each_row_of_the_clients_of_a_round_is_seen_once_an_epoch():
@@ -149,6 +150,7 @@ def test_each_row_of_the_clients_of_a_round_is_seen_once_an_epoch():
     assert len(records) == 3
 
 
+@pytest.mark.slow
 def test_a_mask_column_weighs_rows_and_clients():
     data = images(40)
     half = np.flatnonzero(np.arange(40) % 4 < 2)
@@ -164,7 +166,18 @@ def test_a_mask_column_weighs_rows_and_clients():
 
 # Devices, blocks, calls
 
-NET = vision.classifier(vision.MLP((8,), classes=3, dropout=0.2, batch_norm=True), **SETTINGS)
+
+class Net(nn.Module):
+    """Batch norm, dropout, and a dense layer: no parameter whose gradient is zero."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False, mask=None):
+        x = BatchNorm(name="norm")(x.reshape(len(x), -1), train=train, mask=mask)
+        x = nn.Dropout(0.2, deterministic=not train)(x)
+        return nn.Dense(3, name="logits")(x)
+
+
+NET = vision.classifier(Net(), **SETTINGS)
 
 
 @functools.cache
@@ -183,7 +196,7 @@ def on(devices, block):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("devices", "block"), [(1, 3), (8, 1), (2, 2)])
+@pytest.mark.parametrize(("devices", "block"), [(1, 3), (8, 1)])
 def test_devices_and_blocks_do_not_matter(devices, block):
     one, other = on(1, 1), on(devices, block)
     assert_close((other.params, other.extra), (one.params, one.extra), rtol=0, atol=1e-6)
@@ -197,6 +210,7 @@ def test_one_compilation_for_all_rounds_and_equal_calls():
     assert [name for name in names if "run" in name] == ["jit(run)"], names
 
 
+@pytest.mark.slow
 def test_resume_is_exact(tmp_path):
     settings = {"epochs": 2, "batch_size": 2, "scaffold": True}
     whole = fit(one_row_each(), rounds=6, **settings)
@@ -210,6 +224,7 @@ def test_resume_is_exact(tmp_path):
         fit(other, rounds=6, checkpoints=saved, **settings)
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_with_its_control_variates():
     clients = one_row_each((4,) * 3)  # all take part, in any order: only the key's step differs
     whole = fit(clients, rounds=4, epochs=2, scaffold=True)
@@ -252,6 +267,7 @@ def test_poisson_rounds_have_as_many_clients_as_binomial_draws():
     np.testing.assert_array_equal(rounds._rows_of(7), rounds._rows_of(7))
 
 
+@pytest.mark.slow
 def test_a_round_without_clients_changes_nothing():
     clients = one_row_each((1,) * 3)
     empty = [i for i in range(30)
@@ -292,11 +308,10 @@ def test_updates_are_clipped_one_by_one():
     np.testing.assert_allclose(state.params["w"][0], want, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_noise_is_added_once_to_the_sum(devices):
+def test_noise_is_added_once_to_the_sum():
     clients = federation.Clients({"x": np.zeros((10, 4000), np.float32)}, np.arange(10)[:, None])
     private = federation.Private(clip=2.0, noise_multiplier=3.0)
-    plan = jo.devices.data_parallel(jax.devices()[:devices])
+    plan = jo.devices.data_parallel()
     state = fit(clients, line(4000), rounds=1, clients_per_round=5, private=private, plan=plan)
     noise = np.asarray(state.params["w"])
     assert noise.std() == pytest.approx(2 * 3 / 5, rel=0.06)  # five standard errors
@@ -370,5 +385,3 @@ def test_modules_and_data_that_are_refused():
         fit(federation.Clients(ROWS, [[0, 1], [2]]), regression(Norm()))
     with pytest.raises(ValueError, match="variables besides its parameters for private="):
         fit(uneven(), NET, private=PRIVATE)
-    with pytest.raises(FloatingPointError, match="the loss is"):
-        fit(one_row_each(), client_optimizer=optim.sgd(1e30), epochs=9, batch_size=1)

@@ -1,7 +1,10 @@
 """The client under a real Flower server, over loopback."""
 
+import contextlib
+import importlib.util
 import socket
 import threading
+import time
 
 import flax.linen as nn
 import numpy as np
@@ -46,12 +49,10 @@ def test_arrays_of_a_state_and_back():
         federation.from_arrays(state, [np.zeros(3)])
 
 
+@pytest.mark.skipif(importlib.util.find_spec("flwr") is not None, reason="flwr is installed")
 def test_without_flower_the_extra_is_named():
-    try:
-        import flwr  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match=r"flwr must be installed; pip install .*\[flower\]"):
-            federation.flower_client(LINEAR, PARTS[0], optimizer=optim.sgd(RATE))
+    with pytest.raises(ImportError, match=r"flwr must be installed; pip install .*\[flower\]"):
+        federation.flower_client(LINEAR, PARTS[0], optimizer=optim.sgd(RATE))
 
 
 @pytest.mark.slow
@@ -64,7 +65,8 @@ def test_two_clients_and_a_server_on_loopback():
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
     found = []
 
     class Kept(FedAvg):
@@ -82,16 +84,21 @@ def test_two_clients_and_a_server_on_loopback():
         federation.flower_client(LINEAR, part, optimizer=optim.sgd(RATE), **SETTINGS)
         for part in PARTS
     ]
-    threads = [
-        threading.Thread(
-            target=start_client, kwargs={"server_address": address, "client": one.to_client()}
-        )
-        for one in clients
-    ]
+
+    def run(client):
+        while True:  # until the server listens
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        start_client(server_address=address, client=client.to_client(), insecure=True)
+
+    threads = [threading.Thread(target=run, args=(one,), daemon=True) for one in clients]
     for thread in threads:
         thread.start()
     history = start_server(
-        server_address=address, config=ServerConfig(num_rounds=2), strategy=strategy
+        server_address=address,
+        config=ServerConfig(num_rounds=2, round_timeout=60),
+        strategy=strategy,
     )
     for thread in threads:
         thread.join(30)
