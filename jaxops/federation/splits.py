@@ -57,7 +57,7 @@ def by_shard(
 
     >>> labels = np.repeat([0, 1, 2, 3], 6)
     >>> [np.unique(labels[part]).tolist() for part in by_shard(labels, clients=4)]
-    [[0, 2], [0, 1], [1, 3], [2, 3]]
+    [[0, 1], [1, 3], [0, 2], [2, 3]]
     """
     labels = np.asarray(labels)
     clients, shards = _clients(clients, len(labels)), whole("shards", shards, 1)
@@ -104,7 +104,7 @@ def dirichlet(
 
     >>> parts = dirichlet(np.repeat([0, 1], 50), clients=4, concentration=1.0)
     >>> [len(part) for part in parts], len(np.unique(np.concatenate(parts)))
-    ([30, 31, 12, 27], 100)
+    ([21, 47, 26, 6], 100)
     """
     labels = np.asarray(labels)
     clients, least = _clients(clients, len(labels)), whole("least", least, 1)
