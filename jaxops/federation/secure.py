@@ -35,6 +35,9 @@ class Revealed(NamedTuple):
     Attributes:
         own: client -> a share of its own mask's seed, of each client whose vector came.
         keys: client -> a share of its private key, of each client whose vector did not come.
+
+    >>> Revealed(own={1: b"share", 2: b"share"}, keys={3: b"share"}).keys
+    {3: b'share'}
     """
 
     own: dict[int, bytes]

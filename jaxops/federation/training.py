@@ -27,7 +27,10 @@ class Carried(NamedTuple):
 
     Attributes:
         optimizer: the state of the server's optimizer.
-        clients: "control", "controls" and "left", see `fit`.
+        clients: "control" and "controls" of SCAFFOLD, each client's "left" of feedback; see `fit`.
+
+    >>> Carried((), {"left": {"w": jax.numpy.zeros((3, 2))}}).clients["left"]["w"].shape
+    (3, 2)
     """
 
     optimizer: optax.OptState

@@ -20,6 +20,14 @@ class Compression(NamedTuple):
         compress: `(key, update) -> what the server gets`, a tree like the update.
         size: update -> bytes of the message; shapes are enough.
         feedback: whether a client adds to its update what its messages have left out so far.
+
+    The signs of an update, times their mean size:
+
+    >>> def signs(key, update):
+    ...     return jax.tree.map(lambda u: jnp.sign(u) * jnp.abs(u).mean(), update)
+    >>> sent = Compression(signs, lambda u: len(u) // 8 + 4, feedback=True).compress
+    >>> sent(None, jnp.array([1.0, -3.0])).tolist()
+    [2.0, -2.0]
     """
 
     compress: Callable[[Key, Params], Params]
