@@ -121,7 +121,7 @@ def crossing(accuracy: list[float], target: float) -> float:
 def cells(settings: Settings) -> Iterator[tuple[str, str, int]]:
     """Each network, split and number of epochs."""
     for model in settings.models:
-        for epochs in settings.epochs:
+        for epochs in settings.epochs[: 1 if settings.smoke else None]:
             for split in settings.splits:
                 yield model, split, epochs
 

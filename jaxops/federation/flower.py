@@ -124,7 +124,7 @@ def flower_client(
     flat["mask"] = jnp.ones(rows(columns), jnp.float32)
     train = _program(task, local, (*shapes, ("mask", ())))
 
-    class Client(flower.NumPyClient):  # type: ignore[misc, name-defined]
+    class Client(flower.NumPyClient):  # type: ignore[name-defined]
         """The client of Flower."""
 
         rounds = 0

@@ -278,5 +278,5 @@ def _client(
         if method.remembers:
             new["left"] = jax.tree.map(jnp.subtract, wanted, update)
     moved = jax.tree.map(jnp.subtract, trained.extra, extra)
-    weighted = jax.tree.map(lambda leaf: weight * leaf, (update, moved))
-    return Sums(*weighted, change, weight, there), new, trained.metrics
+    update, moved = jax.tree.map(lambda leaf: weight * leaf, (update, moved))
+    return Sums(update, moved, change, weight, there), new, trained.metrics

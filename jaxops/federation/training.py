@@ -1,5 +1,6 @@
 """Training over clients: `fit`."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ def fit(
             mean of the client's gradients in the last round it took part in is kept, which for SGD
             at a constant rate is option II of the paper. c is their mean, weighed by the clients'
             rows. The variates of all clients are in the state: the size of the parameters for each.
-        private: clip the update of each client, and add noise once to their sum.
+        private: clip the update of each client, and add noise once to their sum. The server's
+            optimizer is then not told the loss, which has no noise.
         compression: `eight_bits` or `top_k`, applied to each client's update. With feedback, what
             the messages of a client have left out is in the state: the size of the parameters for
             each.
@@ -143,6 +145,7 @@ def fit(
         block = 1 if plan.mesh.devices.flat[0].platform == "cpu" else BLOCK
     block = min(whole("block", block, 1), -(-clients_per_round // plan.batch_shards))
     server = sgd(1.0) if server_optimizer is None else server_optimizer
+    server = _without_loss(server) if private else server
     _check_statistics(task, server, columns)
     if isinstance(validation, Mapping):
         validation = prepare(task, validation, targets=True)
@@ -165,6 +168,16 @@ def fit(
     kept = trained.extra["clients"]
     opt_state = Carried(trained.opt_state, kept) if kept else trained.opt_state
     return trained._replace(opt_state=opt_state, extra=trained.extra["model"])
+
+
+@functools.lru_cache(maxsize=32)
+def _without_loss(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer, which is not told the loss of a round, as that has no noise."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        return optimizer.update(grads, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 class _Feed(NamedTuple):

@@ -318,6 +318,12 @@ def test_noise_is_added_once_to_the_sum():
     assert abs(noise.mean()) < 5 * 1.2 / 4000**0.5
 
 
+def test_the_servers_optimizer_is_not_told_a_loss_without_noise():
+    plateau = optim.chain(optim.sgd(1.0), optim.plateau(0.5, patience=1, every=1))
+    with pytest.raises(ValueError, match="optimizer must need only the gradient"):
+        fit(one_row_each(), private=federation.Private(1.0, 1.0), server_optimizer=plateau)
+
+
 # What is refused
 
 ROWS = {"x": np.ones((4, 3), np.float32), "y": np.ones((4, 1), np.float32)}
