@@ -50,6 +50,7 @@ BUDGET = {
     "tests/docs": 10,
     "tests/experiments": 20,
     "tests/fairness": 20,
+    "tests/federation": 21,
     "tests/forecast": 147,
     "tests/language": 130,
     "tests/model": 60,

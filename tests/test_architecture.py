@@ -33,7 +33,7 @@ LAYERS = (
     ("train",),
     ("trust", "nnx"),
     ("model",),
-    ("anonymity", "compress", "explain", "monitor", "privacy", "uncertainty"),
+    ("anonymity", "compress", "explain", "federation", "monitor", "privacy", "uncertainty"),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain"),
@@ -54,6 +54,7 @@ IMPORTED_AS = {
     "absl-py": "absl",
     "tensorflow-datasets": "tensorflow_datasets",
     "pillow": "PIL",
+    "pycryptodome": "Crypto",
     "scikit-learn": "sklearn",
     "scikit-survival": "sksurv",
 }
@@ -71,6 +72,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "mlflow": "benchmarks/serve_peers.py",
     "bentoml": "benchmarks/serve_bento.py",
     "captum": "benchmarks/explain_side.py",
+    "flwr": "benchmarks/federation.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",

@@ -43,6 +43,8 @@ def source(
         ValueError: the columns, or a stream's first batch, do not fit the task; or the batch size
             does not fit; or a stream for a task whose rows are to be drawn (`Task.expected`).
     """
+    if hasattr(data, "as_source"):  # data with batches of their own, such as clients
+        return data.as_source(batch_size, seed, plan)
     check_kind(data, "data")
     if task.expected is not None:
         _check_drawn(task.expected, data, batch_size)
