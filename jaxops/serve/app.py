@@ -14,7 +14,7 @@ from typing import Any
 from jaxops._optional import require
 from jaxops._version import __version__
 from jaxops.model.finished import Model
-from jaxops.serve import openapi, tensors
+from jaxops.serve import openapi, site, tensors
 from jaxops.serve.access import Holder, Keys, is_loopback
 from jaxops.serve.answers import as_object, size
 from jaxops.serve.batching import Batcher, Call, Waiting
@@ -33,8 +33,11 @@ LONG = 100_000  # bytes of a body that is not read in the thread of the loop
 MANY = 10_000  # values of an answer that is not written there
 UNKNOWN = 4  # keys that are hashed at once
 BODIES = 16  # of the most bytes that requests without an answer may have together
-# of routes, where it is not "predict"
-ROLES = {"metrics": "metrics", "change": "admin", "unload": "admin", "live": "", "ready": ""}
+# of routes, where it is not "predict": "" needs a key of any role, and None needs none
+ROLES = {
+    **{"metrics": "metrics", "change": "admin", "unload": "admin"},
+    **{"live": "", "ready": "", "page": None},
+}
 LENGTH = "inference-header-content-length"
 
 
@@ -77,7 +80,7 @@ class Service:
         both = (of_model, of_model + "/versions/{version}")
         self._router = routing.Router(
             [
-                routing.Route("/", self.page),
+                *(routing.Route(path, site.page) for path in ("/", "/page/{file}")),
                 routing.Route("/openapi.json", self.document),
                 routing.Route("/metrics", self.metrics),
                 routing.Route("/models", self.listed),
@@ -163,7 +166,7 @@ class Service:
             name = host if host.endswith("]") else re.sub(r":\d*$", "", host)
             if not is_loopback(name):
                 raise Refused(403, f"without keys the host must be this machine, got {short(host)}")
-        else:
+        elif role is not None:
             await self._known(self.keys, headers.get("authorization"), role, record)
         if role == "predict" and self.running > 2 * self.settings.queue:
             sentence = f"the server must have room, got {self.running} requests that run"
@@ -190,7 +193,7 @@ class Service:
         finally:
             self._hashing -= 1
 
-    def _role(self, scope: Any) -> str:
+    def _role(self, scope: Any) -> str | None:
         """The role that the route of a request needs, wherever the application is mounted."""
         for route in self._router.routes:
             found = route.matches(scope)[1]
@@ -208,18 +211,11 @@ class Service:
 
     # what is told
 
-    async def page(self, request: Any) -> Any:
-        """A plain page of the routes."""
-        return self._response(openapi.page(self._document()["paths"]), 200, None, "text/html")
-
     async def document(self, request: Any) -> Any:
         """The OpenAPI document."""
-        return self._json(self._document())
-
-    def _document(self) -> dict[str, Any]:
         current = self.models.current
         versions = {name: self.models.versions(name) for name in current}
-        return openapi.document(current, versions, self.keys is not None)
+        return self._json(openapi.document(current, versions, self.keys is not None))
 
     async def metrics(self, request: Any) -> Any:
         """The metrics for Prometheus."""
