@@ -9,7 +9,7 @@ const BEST = 5; // classes of a row
 const MANY = 100; // steps of a row
 
 let key = ""; // nowhere else: it is gone with the page
-let models = "", ways = [], samples = [], ticks = 0, running = null, timer = null;
+let models = "", ways = [], samples = [], ticks = 0, running = null, timer = null, state = "";
 
 const $ = (id) => document.getElementById(id);
 
@@ -48,9 +48,9 @@ async function enter() {
   $("forget").hidden = key === "";
   $("try").hidden = $("models").hidden = $("routes").hidden = found[0].status === "rejected";
   $("traffic").hidden = $("drift").hidden = found[1].status === "rejected";
-  $("state").textContent = ["", "This key may not ask models.", "This key may not read metrics."][
-    1 + found.findIndex((one) => one.status === "rejected")] || "";
-  if (!refused.length) $("state").textContent = "Connected";
+  state = ["Connected", "This key may not ask models.", "This key may not read metrics."][
+    1 + found.findIndex((one) => one.status === "rejected")];
+  $("state").textContent = state;
   draw();
   clearInterval(timer);
   timer = setInterval(tick, TICK);
@@ -65,7 +65,8 @@ function leave() {
   for (const section of document.querySelectorAll("main > section")) section.hidden = true;
   for (const id of ["models-table", "choice", "fields", "answer", "watched", "drift-table", "routes-table"])
     $(id).replaceChildren();
-  $("state").textContent = $("form-error").textContent = "";
+  for (const drawing of document.querySelectorAll("figure svg, figure .legend")) drawing.remove();
+  for (const id of ["state", "form-error", "drift-state"]) $(id).textContent = "";
   $("key-form").reset();
   $("access").hidden = false;
   $("forget").hidden = true;
@@ -81,7 +82,7 @@ async function tick() {
   if (failed && failed.reason.status === 401) {
     leave();
     $("key-error").textContent = "The server does not know this key any more.";
-  } else $("state").textContent = failed ? failed.reason.message : "Connected";
+  } else $("state").textContent = failed ? failed.reason.message : state;
 }
 
 // ---- models
