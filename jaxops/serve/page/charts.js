@@ -52,7 +52,8 @@ function sums(sample, name, model, label) {
 
 // What a counter has gained by label between two samples; null where the server was started anew.
 function gained(first, last, name, model, label) {
-  const before = sums(first, name, model, label), after = sums(last, name, model, label);
+  const before = sums(first, name, model, label),
+    after = sums(last, name, model, label);
   for (const [at, value] of after) after.set(at, value - (before.get(at) || 0));
   return [...after.values()].some((value) => value < 0) ? null : after;
 }
@@ -65,7 +66,10 @@ function pairs(samples) {
 function rates(samples, model) {
   const kind = (status) => (STATUSES.includes(status) ? status : `${status[0]}xx`);
   const points = pairs(samples).map(([first, last]) => [
-    last.time, (last.time - first.time) / 1000, gained(first, last, "jaxops_requests_total", model, "status")]);
+    last.time,
+    (last.time - first.time) / 1000,
+    gained(first, last, "jaxops_requests_total", model, "status"),
+  ]);
   const sum = (count, wanted) =>
     [...count].reduce((total, [status, value]) => total + (kind(status) === wanted ? value : 0), 0);
   const seen = new Set(points.flatMap(([, , count]) => (count ? [...count.keys()].map(kind) : [])));
@@ -78,14 +82,20 @@ function rates(samples, model) {
 
 // The quantile of a histogram {upper bound: count of all up to it}, linear within a bucket.
 function quantile(histogram, share) {
-  const bounds = [...histogram].map(([bound, count]) => [bound === "+Inf" ? Infinity : +bound, count]);
+  const bounds = [...histogram].map(([bound, count]) => [
+    bound === "+Inf" ? Infinity : +bound,
+    count,
+  ]);
   bounds.sort((one, other) => one[0] - other[0]);
   const total = bounds.length ? bounds[bounds.length - 1][1] : 0;
   if (!total) return null;
-  let low = 0, below = 0;
+  let low = 0,
+    below = 0;
   for (const [bound, count] of bounds) {
     if (count >= share * total && count > below)
-      return bound === Infinity ? low : low + (bound - low) * (share * total - below) / (count - below);
+      return bound === Infinity
+        ? low
+        : low + ((bound - low) * (share * total - below)) / (count - below);
     if (bound !== Infinity) [low, below] = [bound, count];
   }
   return low;
@@ -94,8 +104,13 @@ function quantile(histogram, share) {
 // Lines of p50 and p99, in milliseconds.
 function latencies(samples, model) {
   const points = pairs(samples).map(([first, last]) => [
-    last.time, gained(first, last, "jaxops_request_seconds_bucket", model, "le")]);
-  return [["p50", 0.5], ["p99", 0.99]].map(([name, share]) => ({
+    last.time,
+    gained(first, last, "jaxops_request_seconds_bucket", model, "le"),
+  ]);
+  return [
+    ["p50", 0.5],
+    ["p99", 0.99],
+  ].map(([name, share]) => ({
     name,
     points: points.map(([time, histogram]) => {
       const seconds = histogram && quantile(histogram, share);
@@ -120,10 +135,17 @@ function drifts(sample, model) {
 function drifting(samples, model) {
   const all = samples.map((sample) => [sample.time, drifts(sample, model)]);
   const last = all.length ? [...all[all.length - 1][1]] : [];
-  const psi = (one) => (one && one.jaxops_drift_psi_hour !== undefined ? one.jaxops_drift_psi_hour : null);
-  const largest = last.filter(([, one]) => psi(one) !== null).sort((one, other) => psi(other[1]) - psi(one[1]));
+  const psi = (one) =>
+    one && one.jaxops_drift_psi_hour !== undefined ? one.jaxops_drift_psi_hour : null;
+  const largest = last
+    .filter(([, one]) => psi(one) !== null)
+    .sort((one, other) => psi(other[1]) - psi(one[1]));
   return largest.slice(0, LINES).map(([id, one]) => ({
-    name: [...(model ? [] : [one.model]), ...(one.version === "1" ? [] : [`version ${one.version}`]), one.column].join(", "),
+    name: [
+      ...(model ? [] : [one.model]),
+      ...(one.version === "1" ? [] : [`version ${one.version}`]),
+      one.column,
+    ].join(", "),
     points: all.map(([time, found]) => [time, psi(found.get(id))]),
   }));
 }
@@ -140,12 +162,19 @@ function rounded(most) {
 
 // Draw lines [{name, points: [[time, value or null]]}] into a figure.
 function chart(figure, lines, limits = []) {
-  const width = Math.max(figure.clientWidth, 200), height = 192, left = 44, foot = 22, top = 8;
-  const values = lines.flatMap((line) => line.points.map((point) => point[1])).filter((one) => one !== null);
+  const width = Math.max(figure.clientWidth, 200),
+    height = 192,
+    left = 44,
+    foot = 22,
+    top = 8;
+  const values = lines
+    .flatMap((line) => line.points.map((point) => point[1]))
+    .filter((one) => one !== null);
   const times = lines.flatMap((line) => line.points.map((point) => point[0]));
   const most = rounded(Math.max(...values, ...(values.length ? limits : []), 1e-3));
-  const end = Math.max(...times, 0), begin = Math.min(...times, end - 60_000);
-  const x = (time) => left + (width - left - 6) * (time - begin) / (end - begin);
+  const end = Math.max(...times, 0),
+    begin = Math.min(...times, end - 60_000);
+  const x = (time) => left + ((width - left - 6) * (time - begin)) / (end - begin);
   const y = (value) => top + (height - top - foot) * (1 - value / most);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
   for (const share of [0, 0.5, 1]) {
@@ -154,29 +183,60 @@ function chart(figure, lines, limits = []) {
     svg.append(drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, told(share * most)));
   }
   for (const limit of values.length ? limits : [])
-    svg.append(drawn("line", { x1: left, x2: width - 6, y1: y(limit), y2: y(limit), class: "limit" }));
+    svg.append(
+      drawn("line", { x1: left, x2: width - 6, y1: y(limit), y2: y(limit), class: "limit" }),
+    );
   const passed = Math.round((end - begin) / 1000);
-  svg.append(drawn("text", { x: left, y: height - 5 }, passed >= 120 ? `${Math.round(passed / 60)} minutes ago` : `${passed} seconds ago`));
+  svg.append(
+    drawn(
+      "text",
+      { x: left, y: height - 5 },
+      passed >= 120 ? `${Math.round(passed / 60)} minutes ago` : `${passed} seconds ago`,
+    ),
+  );
   svg.append(drawn("text", { x: width - 6, y: height - 5, "text-anchor": "end" }, "now"));
   if (!values.length)
-    svg.append(drawn("text", { x: (left + width) / 2, y: height / 2, "text-anchor": "middle" }, "nothing yet"));
+    svg.append(
+      drawn(
+        "text",
+        { x: (left + width) / 2, y: height / 2, "text-anchor": "middle" },
+        "nothing yet",
+      ),
+    );
   const legend = element("ul", { class: "legend" });
   lines.forEach(({ name, points, place = lines.findIndex((one) => one.name === name) }) => {
-    let path = "", pen = "M", count = 0;
+    let path = "",
+      pen = "M",
+      count = 0;
     for (const [time, value] of points) {
-      if (value === null) { pen = "M"; continue; }
+      if (value === null) {
+        pen = "M";
+        continue;
+      }
       const at = `${x(time).toFixed(1)} ${y(value).toFixed(1)}`;
       path += pen === "M" ? `M${at}L${at}` : `L${at}`; // a single point is a dot
       pen = "L";
       count += 1;
     }
-    svg.append(drawn("path", { d: path, class: `series s${place}`, "stroke-linecap": "round", "data-points": count }));
+    svg.append(
+      drawn("path", {
+        d: path,
+        class: `series s${place}`,
+        "stroke-linecap": "round",
+        "data-points": count,
+      }),
+    );
     const swatch = drawn("svg", { viewBox: "0 0 28 12", "aria-hidden": "true" });
     swatch.append(drawn("line", { x1: 0, x2: 28, y1: 6, y2: 6, class: `series s${place}` }));
     const latest = points.length ? points[points.length - 1][1] : null;
     legend.append(element("li", {}, swatch, ` ${name} `, element("b", {}, told(latest))));
   });
-  const now = lines.map(({ name, points }) => `${name} ${told(points.length ? points[points.length - 1][1] : null)}`);
-  svg.setAttribute("aria-label", `${figure.querySelector("figcaption").textContent}: ${now.join(", ") || "nothing yet"}`);
+  const now = lines.map(
+    ({ name, points }) => `${name} ${told(points.length ? points[points.length - 1][1] : null)}`,
+  );
+  svg.setAttribute(
+    "aria-label",
+    `${figure.querySelector("figcaption").textContent}: ${now.join(", ") || "nothing yet"}`,
+  );
   figure.replaceChildren(figure.querySelector("figcaption"), svg, legend);
 }

@@ -7,9 +7,21 @@ const LOOK = 5; // ticks between two looks at the models
 const ROWS = 20; // of an answer that are shown
 const BEST = 5; // classes of a row
 const MANY = 100; // steps of a row
+const FIGURES = {
+  jaxops_drift_psi_hour: "Index, last hour",
+  jaxops_drift_psi: "Index, since loaded",
+  jaxops_missing_rate_hour: "Missing, last hour",
+  jaxops_out_of_range_rate_hour: "Out of range, last hour",
+};
 
 let key = ""; // nowhere else: it is gone with the page
-let models = "", ways = [], samples = [], ticks = 0, running = null, timer = null, state = "";
+let models = "",
+  ways = [],
+  samples = [],
+  ticks = 0,
+  running = null,
+  timer = null,
+  state = "";
 
 const $ = (id) => document.getElementById(id);
 
@@ -22,7 +34,9 @@ async function call(path, options = {}) {
   let sentence = `the server answered with the status ${response.status}`;
   try {
     sentence = (await response.json()).error;
-  } catch { /* not of this server */ }
+  } catch {
+    /* not of this server */
+  }
   throw Object.assign(new Error(sentence), { status: response.status });
 }
 
@@ -30,7 +44,9 @@ async function call(path, options = {}) {
 
 async function enter() {
   const found = await Promise.allSettled([look(), watch()]);
-  const wrong = found.find((one) => one.status === "rejected" && ![403, 409].includes(one.reason.status));
+  const wrong = found.find(
+    (one) => one.status === "rejected" && ![403, 409].includes(one.reason.status),
+  );
   if (wrong && wrong.reason.status === 401) {
     const given = key !== "";
     leave();
@@ -41,7 +57,10 @@ async function enter() {
   const refused = found.filter((one) => one.status === "rejected").map((one) => one.reason.message);
   if (wrong || refused.length === 2) {
     $("state").textContent = refused.join("; ");
-    if (key) { $("access").hidden = false; $("key-error").textContent = refused.join("; "); }
+    if (key) {
+      $("access").hidden = false;
+      $("key-error").textContent = refused.join("; ");
+    }
     return;
   }
   $("access").hidden = true;
@@ -49,7 +68,8 @@ async function enter() {
   $("try").hidden = $("models").hidden = $("routes").hidden = found[0].status === "rejected";
   $("traffic").hidden = $("drift").hidden = found[1].status === "rejected";
   state = ["Connected", "This key may not ask models.", "This key may not read metrics."][
-    1 + found.findIndex((one) => one.status === "rejected")];
+    1 + found.findIndex((one) => one.status === "rejected")
+  ];
   $("state").textContent = state;
   draw();
   clearInterval(timer);
@@ -63,7 +83,15 @@ function leave() {
   key = models = "";
   [ways, samples, ticks] = [[], [], 0];
   for (const section of document.querySelectorAll("main > section")) section.hidden = true;
-  for (const id of ["models-table", "choice", "fields", "answer", "watched", "drift-table", "routes-table"])
+  for (const id of [
+    "models-table",
+    "choice",
+    "fields",
+    "answer",
+    "watched",
+    "drift-table",
+    "routes-table",
+  ])
     $(id).replaceChildren();
   for (const drawing of document.querySelectorAll("figure svg, figure .legend")) drawing.remove();
   for (const id of ["state", "form-error", "drift-state"]) $(id).textContent = "";
@@ -93,18 +121,50 @@ async function look() {
   const described = await (await call("openapi.json")).json();
   models = found;
   const told = JSON.parse(found).models;
-  $("models-table").replaceChildren(table("", ["Model", "Answers", "Canary", "Shadow", "Loaded"], told.map((one) => [
-    one.name, `version ${one.version}`, share(one.canary), share(one.shadow), one.versions.join(", ")])));
+  $("models-table").replaceChildren(
+    table(
+      "",
+      ["Model", "Answers", "Canary", "Shadow", "Loaded"],
+      told.map((one) => [
+        one.name,
+        `version ${one.version}`,
+        share(one.canary),
+        share(one.shadow),
+        one.versions.join(", "),
+      ]),
+    ),
+  );
   const routes = Object.entries(described.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, what]) => [method.toUpperCase(), path, what.summary]));
+    Object.entries(methods).map(([method, what]) => [method.toUpperCase(), path, what.summary]),
+  );
   $("routes-table").replaceChildren(table("", ["Method", "Path", "What it does"], routes));
-  ways = told.flatMap(({ name }) => ["predict", "generate"].map((verb) => {
-    const path = `/models/${name}/${verb}`, route = described.paths[path];
-    return route && { name, verb, path: path.slice(1), schema: route.post.requestBody.content["application/json"].schema };
-  })).filter(Boolean);
-  const chosen = $("choice").value, generates = new Set(ways.filter((one) => one.verb === "generate").map((one) => one.name));
-  $("choice").replaceChildren(...ways.map(({ name, verb }) =>
-    element("option", { value: `${name} ${verb}` }, generates.has(name) ? `${name}: ${verb}` : name)));
+  ways = told
+    .flatMap(({ name }) =>
+      ["predict", "generate"].map((verb) => {
+        const path = `/models/${name}/${verb}`,
+          route = described.paths[path];
+        return (
+          route && {
+            name,
+            verb,
+            path: path.slice(1),
+            schema: route.post.requestBody.content["application/json"].schema,
+          }
+        );
+      }),
+    )
+    .filter(Boolean);
+  const chosen = $("choice").value,
+    generates = new Set(ways.filter((one) => one.verb === "generate").map((one) => one.name));
+  $("choice").replaceChildren(
+    ...ways.map(({ name, verb }) =>
+      element(
+        "option",
+        { value: `${name} ${verb}` },
+        generates.has(name) ? `${name}: ${verb}` : name,
+      ),
+    ),
+  );
   if (ways.some(({ name, verb }) => `${name} ${verb}` === chosen)) $("choice").value = chosen;
   if ($("choice").value !== chosen || !$("fields").children.length) form();
 }
@@ -114,19 +174,41 @@ function share(given) {
 }
 
 function table(caption, heads, rows) {
-  const numeric = heads.map((_, place) => rows.every((row) => typeof row[place] === "number" || row[place] === null));
+  const numeric = heads.map((_, place) =>
+    rows.every((row) => typeof row[place] === "number" || row[place] === null),
+  );
   const kind = (place) => (numeric[place] ? { class: "number" } : {});
-  const made = element("table", {}, ...(caption ? [element("caption", {}, caption)] : []),
-    element("thead", {}, element("tr", {}, ...heads.map((head, place) => element("th", { scope: "col", ...kind(place) }, head)))));
-  made.append(element("tbody", {}, ...rows.map((row) =>
-    element("tr", {}, ...row.map((cell, place) => element("td", kind(place), plain(cell)))))));
+  const made = element(
+    "table",
+    {},
+    ...(caption ? [element("caption", {}, caption)] : []),
+    element(
+      "thead",
+      {},
+      element(
+        "tr",
+        {},
+        ...heads.map((head, place) => element("th", { scope: "col", ...kind(place) }, head)),
+      ),
+    ),
+  );
+  made.append(
+    element(
+      "tbody",
+      {},
+      ...rows.map((row) =>
+        element("tr", {}, ...row.map((cell, place) => element("td", kind(place), plain(cell)))),
+      ),
+    ),
+  );
   return made;
 }
 
 // A value of JSON for people.
 function plain(value) {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(5)));
+  if (typeof value === "number")
+    return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(5)));
   if (Array.isArray(value)) return value.map(plain).join(", ");
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
@@ -138,19 +220,39 @@ const chosen = () => ways.find(({ name, verb }) => `${name} ${verb}` === $("choi
 let parts = {}; // name -> function that gives the part of the body; undefined leaves it out
 
 function form() {
-  const way = chosen(), fields = $("fields");
+  const way = chosen(),
+    fields = $("fields");
   parts = {};
   fields.replaceChildren();
   $("answer").replaceChildren();
   $("form-error").textContent = "";
   if (!way) return;
-  const { rows, texts, histories, images, columns, prompt, options, future } = way.schema.properties;
+  const { rows, texts, histories, images, columns, prompt, options, future } =
+    way.schema.properties;
   if (rows && options && options.properties.horizon) {
-    parts.rows = lines(fields, "rows", rows, "All rows of the series or customers: a line of names, then a line for each row");
-    if (future) parts.future = lines(fields, "future", future, "Rows to come, of what is known ahead; leave it empty if there are none");
+    parts.rows = lines(
+      fields,
+      "rows",
+      rows,
+      "All rows of the series or customers: a line of names, then a line for each row",
+    );
+    if (future)
+      parts.future = lines(
+        fields,
+        "future",
+        future,
+        "Rows to come, of what is known ahead; leave it empty if there are none",
+      );
   } else if (rows) parts.rows = row(fields, rows.oneOf[0].items.properties);
   if (texts) parts.texts = list(fields, "texts", "Texts, one a line", (line) => line, "");
-  if (histories) parts.histories = list(fields, "histories", "Histories, one a line: items separated by commas, the oldest first", (line) => cells(line), "");
+  if (histories)
+    parts.histories = list(
+      fields,
+      "histories",
+      "Histories, one a line: items separated by commas, the oldest first",
+      (line) => cells(line),
+      "",
+    );
   if (images) parts.images = image(fields);
   for (const name of columns ? Object.keys(columns.properties) : []) {
     const read = area(fields, name, `${name}, nested lists of JSON`, "[[0.1, 0.2]]");
@@ -169,7 +271,12 @@ let numbered = 0; // of fields
 function labelled(place, label, input, hint = "", kind = "") {
   const id = `field-${(numbered += 1)}`;
   input.id = id;
-  const made = element("div", kind ? { class: kind } : {}, element("label", { for: id }, label), input);
+  const made = element(
+    "div",
+    kind ? { class: kind } : {},
+    element("label", { for: id }, label),
+    input,
+  );
   if (hint) {
     made.append(element("p", { class: "hint", id: `${id}-hint` }, hint));
     input.setAttribute("aria-describedby", `${id}-hint`);
@@ -179,7 +286,13 @@ function labelled(place, label, input, hint = "", kind = "") {
 }
 
 function area(place, name, label, value, hint = "") {
-  const input = labelled(place, label, element("textarea", { name, spellcheck: "false" }), hint, "whole");
+  const input = labelled(
+    place,
+    label,
+    element("textarea", { name, spellcheck: "false" }),
+    hint,
+    "whole",
+  );
   input.value = value;
   return () => input.value;
 }
@@ -190,10 +303,18 @@ function row(place, columns) {
     const input = element("input", { type: "text", name, autocomplete: "off" });
     if (schema.type[0] === "number") input.inputMode = "decimal";
     input.value = schema.examples ? String(schema.examples[0]) : "";
-    const missing = schema.type.includes("null") ? "or empty for none" : "";
-    return [name, schema, labelled(place, name, input, [kinds(schema.type), missing].filter(Boolean).join(" "))];
+    const missing = schema.type.includes("null") ? "empty if missing" : "";
+    return [
+      name,
+      schema,
+      labelled(place, name, input, [kinds(schema.type), missing].filter(Boolean).join("; ")),
+    ];
   });
-  return () => [Object.fromEntries(inputs.map(([name, schema, input]) => [name, cell(input.value, schema.type)]))];
+  return () => [
+    Object.fromEntries(
+      inputs.map(([name, schema, input]) => [name, cell(input.value, schema.type)]),
+    ),
+  ];
 }
 
 function kinds(types) {
@@ -210,21 +331,45 @@ function cell(text, types) {
   const number = Number(text);
   const written = text.trim() !== "" && Number.isFinite(number);
   if (types[0] === "number" || types[0] === "integer") return written ? number : text;
-  const counts = types.includes("number") || (types.includes("integer") && !types.includes("boolean"));
+  const counts =
+    types.includes("number") || (types.includes("integer") && !types.includes("boolean"));
   return counts && String(number) === text && Number.isFinite(number) ? number : text;
 }
 
 // Rows of comma-separated values, as many as are typed.
 function lines(place, name, schema, label) {
-  const columns = schema.oneOf[0].items.properties, needed = schema.oneOf[0].items.required;
-  const read = area(place, name, label, name === "rows" ? `${needed.map(quoted).join(",")}\n` : "", Object.entries(columns).map(([one, { type }]) => `${one}: ${kinds(type)}`).join("; "));
+  const columns = schema.oneOf[0].items.properties,
+    needed = schema.oneOf[0].items.required;
+  const read = area(
+    place,
+    name,
+    label,
+    name === "rows" ? `${needed.map(quoted).join(",")}\n` : "",
+    Object.entries(columns)
+      .map(([one, { type }]) => `${one}: ${kinds(type)}`)
+      .join("; "),
+  );
   return () => {
-    const [head, ...rows] = read().split("\n").filter((line) => line.trim() !== "").map(cells);
+    const [head, ...rows] = read()
+      .split("\n")
+      .filter((line) => line.trim() !== "")
+      .map(cells);
     if (!head && name === "future") return undefined;
-    if (!head || !rows.length) throw new Error(`${name} must have a line of names and at least 1 row, got ${head ? "no row" : "nothing"}`);
+    if (!head || !rows.length)
+      throw new Error(
+        `${name} must have a line of names and at least 1 row, got ${head ? "no row" : "nothing"}`,
+      );
     return rows.map((row, number) => {
-      if (row.length !== head.length) throw new Error(`${name} must have ${head.length} cells in a row, got ${row.length} in row ${number}`);
-      return Object.fromEntries(head.map((one, at) => [one, cell(row[at], Object.hasOwn(columns, one) ? columns[one].type : ["string"])]));
+      if (row.length !== head.length)
+        throw new Error(
+          `${name} must have ${head.length} cells in a row, got ${row.length} in row ${number}`,
+        );
+      return Object.fromEntries(
+        head.map((one, at) => [
+          one,
+          cell(row[at], Object.hasOwn(columns, one) ? columns[one].type : ["string"]),
+        ]),
+      );
     });
   };
 }
@@ -243,14 +388,25 @@ function cells(line) {
 
 function list(place, name, label, read, value) {
   const text = area(place, name, label, value);
-  return () => text().split("\n").filter((line) => line.trim() !== "").map(read);
+  return () =>
+    text()
+      .split("\n")
+      .filter((line) => line.trim() !== "")
+      .map(read);
 }
 
 function image(place) {
-  const input = labelled(place, "Image file", element("input", { type: "file", accept: "image/*", name: "images" }), "", "whole");
+  const input = labelled(
+    place,
+    "Image file",
+    element("input", { type: "file", accept: "image/*", name: "images" }),
+    "",
+    "whole",
+  );
   let found = null;
   input.addEventListener("change", () => {
-    const file = input.files[0], reader = new FileReader();
+    const file = input.files[0],
+      reader = new FileReader();
     found = null;
     input.parentElement.querySelectorAll("img").forEach((one) => one.remove());
     if (!file) return;
@@ -258,7 +414,10 @@ function image(place) {
       reader.onload = () => resolve(reader.result);
       reader.onerror = () => reject(new Error("the file could not be read"));
     });
-    found.then((url) => input.after(element("img", { src: url, alt: "The image that was chosen" })), () => {});
+    found.then(
+      (url) => input.after(element("img", { src: url, alt: "The image that was chosen" })),
+      () => {},
+    );
     reader.readAsDataURL(file);
   });
   return async () => {
@@ -281,12 +440,24 @@ function choices(place, schemas) {
   const inputs = Object.entries(schemas).map(([name, schema]) => {
     const types = [schema.type].flat();
     if (types[0] === "boolean") {
-      const select = element("select", { name }, ...["", "true", "false"].map((value) => element("option", { value }, value || "default")));
+      const select = element(
+        "select",
+        { name },
+        ...["", "true", "false"].map((value) => element("option", { value }, value || "default")),
+      );
       return [name, types, schema, labelled(inside, name, select)];
     }
-    const input = element("input", { type: "text", name, autocomplete: "off", placeholder: "default" });
+    const input = element("input", {
+      type: "text",
+      name,
+      autocomplete: "off",
+      placeholder: "default",
+    });
     if (types.some((one) => one === "number" || one === "integer")) input.inputMode = "decimal";
-    const bounds = [schema.minimum === undefined ? "" : `at least ${schema.minimum}`, schema.maximum > 1e6 || schema.maximum === undefined ? "" : `at most ${schema.maximum}`];
+    const bounds = [
+      schema.minimum === undefined ? "" : `at least ${schema.minimum}`,
+      schema.maximum > 1e6 || schema.maximum === undefined ? "" : `at most ${schema.maximum}`,
+    ];
     const hint = types[0] === "array" ? "separated by commas" : bounds.filter(Boolean).join(", ");
     return [name, types, schema, labelled(inside, name, input, hint)];
   });
@@ -295,7 +466,8 @@ function choices(place, schemas) {
     for (const [name, types, schema, { value }] of inputs) {
       if (value.trim() === "") continue;
       if (types[0] === "boolean") found[name] = value === "true";
-      else if (types[0] === "array") found[name] = cells(value).map((one) => cell(one, [schema.items.type].flat()));
+      else if (types[0] === "array")
+        found[name] = cells(value).map((one) => cell(one, [schema.items.type].flat()));
       else found[name] = cell(value, types);
     }
     return Object.keys(found).length ? found : undefined;
@@ -315,7 +487,8 @@ async function body() {
 
 async function ask(event) {
   event.preventDefault();
-  const way = chosen(), began = performance.now();
+  const way = chosen(),
+    began = performance.now();
   if (!way || running) return;
   $("form-error").textContent = "";
   $("answer").replaceChildren();
@@ -325,19 +498,28 @@ async function ask(event) {
   $("stop").hidden = false;
   try {
     const sent = await body();
-    const headers = { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const headers = {
+      "Content-Type": "application/json",
+      ...(key ? { Authorization: `Bearer ${key}` } : {}),
+    };
     const response = await call(way.path, { method: "POST", body: sent, headers, signal });
     const streams = (response.headers.get("content-type") || "").startsWith("text/event-stream");
     const answer = streams ? await stream(response) : await response.json();
     const spent = Math.round(performance.now() - began);
     if (!streams) $("answer").append(...shown(answer.answer));
-    $("answer").prepend(element("p", { class: "hint" }, `Version ${answer.version}, ${spent} ms with the network`),
-      ...(answer.warnings || []).map((one) => element("p", { class: "error" }, one)));
-    $("answer").append(details("The request as JSON", JSON.stringify(JSON.parse(sent), null, 1)),
-      details("The answer as JSON", JSON.stringify(answer, null, 1)));
+    $("answer").prepend(
+      element("p", { class: "hint" }, `Version ${answer.version} answered in ${spent} ms`),
+      ...(answer.warnings || []).map((one) => element("p", { class: "error" }, one)),
+    );
+    $("answer").append(
+      details("The request as JSON", JSON.stringify(JSON.parse(sent), null, 1)),
+      details("The answer as JSON", JSON.stringify(answer, null, 1)),
+    );
   } catch (error) {
-    if (error.status === 401) { leave(); $("key-error").textContent = "The server does not know this key any more."; }
-    else $("form-error").textContent = error.name === "AbortError" ? "Stopped." : error.message;
+    if (error.status === 401) {
+      leave();
+      $("key-error").textContent = "The server does not know this key any more.";
+    } else $("form-error").textContent = error.name === "AbortError" ? "Stopped." : error.message;
   } finally {
     running = null;
     $("ask").disabled = false;
@@ -346,16 +528,23 @@ async function ask(event) {
 }
 
 function details(title, text) {
-  return element("details", {}, element("summary", {}, title), element("pre", { tabindex: "0" }, text));
+  return element(
+    "details",
+    {},
+    element("summary", {}, title),
+    element("pre", { tabindex: "0" }, text),
+  );
 }
 
 // Show a text while it is made; what its last event tells.
 async function stream(response) {
-  const text = element("div", { class: "text" }), state = element("p", { class: "hint" }, "…");
+  const text = element("div", { class: "text" }),
+    state = element("p", { class: "hint" }, "…");
   $("answer").append(text, state);
   $("answer").setAttribute("aria-busy", "true"); // told when it is whole
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "", count = 0;
+  let rest = "",
+    count = 0;
   try {
     for (;;) {
       const { done, value } = await reader.read();
@@ -390,16 +579,42 @@ function shown(answer) {
   const deep = of_rows.filter(([, value]) => !flat.some(([, one]) => one === value));
   if (!deep.length) {
     const shown = [...Array(Math.min(rows, ROWS)).keys()];
-    if (rows) found.push(wide(table("", flat.map(([name]) => name), shown.map((row) => flat.map(([, value]) => value[row])))));
+    if (rows)
+      found.push(
+        wide(
+          table(
+            "",
+            flat.map(([name]) => name),
+            shown.map((row) => flat.map(([, value]) => value[row])),
+          ),
+        ),
+      );
   } else {
     for (let row = 0; row < Math.min(rows, ROWS); row += 1) {
       const lists = deep.map(([name, value]) => [name, [value[row]].flat()]);
       const steps = Math.min(Math.max(...lists.map(([, value]) => value.length)), MANY);
-      found.push(element("h3", {}, flat.map(([name, value]) => `${name} ${plain(value[row])}`).join(", ") || `Row ${row}`));
-      found.push(wide(table("", lists.map(([name]) => name), [...Array(steps).keys()].map((step) => lists.map(([, value]) => value[step])))));
+      found.push(
+        element(
+          "h3",
+          {},
+          flat.map(([name, value]) => `${name} ${plain(value[row])}`).join(", ") || `Row ${row}`,
+        ),
+      );
+      found.push(
+        wide(
+          table(
+            "",
+            lists.map(([name]) => name),
+            [...Array(steps).keys()].map((step) => lists.map(([, value]) => value[step])),
+          ),
+        ),
+      );
     }
   }
-  if (rows > ROWS) found.push(element("p", { class: "hint" }, `The first ${ROWS} of ${rows} rows; the JSON has all.`));
+  if (rows > ROWS)
+    found.push(
+      element("p", { class: "hint" }, `The first ${ROWS} of ${rows} rows; the JSON has all.`),
+    );
   return found;
 }
 
@@ -409,12 +624,18 @@ function wide(inside) {
 
 function classes({ labels, probabilities, classes }) {
   return labels.slice(0, ROWS).flatMap((label, row) => {
-    const best = probabilities[row].map((share, place) => [share, classes[place]]).sort((one, other) => other[0] - one[0]);
+    const best = probabilities[row]
+      .map((share, place) => [share, classes[place]])
+      .sort((one, other) => other[0] - one[0]);
     const bars = element("div", { class: "bars" });
     for (const [share, name] of best.slice(0, BEST)) {
       const bar = element("div", { class: "bar", "aria-hidden": "true" });
       bar.style.width = `${100 * share}%`;
-      bars.append(element("span", {}, plain(name)), element("div", {}, bar), element("span", { class: "share" }, `${(100 * share).toFixed(1)} %`));
+      bars.append(
+        element("span", {}, plain(name)),
+        element("div", {}, bar),
+        element("span", { class: "share" }, `${(100 * share).toFixed(1)} %`),
+      );
     }
     return [element("h3", {}, labels.length > 1 ? `Row ${row}: ${label}` : plain(label)), bars];
   });
@@ -429,34 +650,57 @@ async function watch() {
 
 function draw() {
   if (!samples.length) return;
-  const last = samples[samples.length - 1], select = $("watched"), chosen = select.value;
+  const last = samples[samples.length - 1],
+    select = $("watched"),
+    chosen = select.value;
   const names = [...new Set(last.metrics.map((one) => one.labels.model).filter(Boolean))].sort();
-  if (select.options.length !== names.length + 1 || names.some((name, place) => select.options[place + 1].value !== name)) {
-    select.replaceChildren(...["", ...names].map((value) => element("option", { value }, value || "all")));
+  if (
+    select.options.length !== names.length + 1 ||
+    names.some((name, place) => select.options[place + 1].value !== name)
+  ) {
+    select.replaceChildren(
+      ...["", ...names].map((value) => element("option", { value }, value || "all")),
+    );
     select.value = names.includes(chosen) ? chosen : "";
   }
   chart($("rate"), rates(samples, select.value));
   chart($("latency"), latencies(samples, select.value));
   chart($("psi"), drifting(samples, select.value), LIMITS);
-  const found = [...drifts(last, select.value).values()];
-  const counted = last.metrics.filter((one) => one.name === "jaxops_observed_rows_hour" && (!select.value || one.labels.model === select.value));
-  $("drift-state").textContent = counted.length
-    ? `Rows of the last hour: ${counted.map(({ labels, value }) => `${labels.model} version ${labels.version}, ${value}`).join("; ")}. An index of few rows is large by chance.`
+  const counted = last.metrics.filter(
+    ({ name, labels }) =>
+      name === "jaxops_observed_rows_hour" && (!select.value || labels.model === select.value),
+  );
+  const rows = counted.map(
+    ({ labels, value }) => `${labels.model} version ${labels.version}, ${value}`,
+  );
+  $("drift-state").textContent = rows.length
+    ? `Rows of the last hour: ${rows.join("; ")}. An index of few rows is large by chance.`
     : "No model here keeps a reference to compare rows with.";
-  const figures = ["drift_psi_hour", "drift_psi", "missing_rate_hour", "out_of_range_rate_hour"];
-  $("drift-table").replaceChildren(...(found.length ? [table("", ["Model", "Version", "Column", "Index, last hour", "Index, since loaded", "Missing, last hour", "Out of range, last hour"],
-    found.map((one) => [one.model, one.version, one.column, ...figures.map((name) => (one[`jaxops_${name}`] === undefined ? null : one[`jaxops_${name}`]))]))] : []));
+  const found = [...drifts(last, select.value).values()].map((one) => [
+    one.model,
+    one.version,
+    one.column,
+    ...Object.keys(FIGURES).map((name) => (name in one ? Number(told(one[name])) : null)),
+  ]);
+  found.sort((one, other) => other[3] - one[3]); // by the index of the last hour
+  const heads = ["Model", "Version", "Column", ...Object.values(FIGURES)];
+  $("drift-table").replaceChildren(...(found.length ? [table("", heads, found)] : []));
 }
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = $("key").value.trim();
-  $("key-error").textContent = /^[\x21-\x7e]+$/.test(given) ? "" : "A key has no blanks and only letters, digits and signs of ASCII.";
+  $("key-error").textContent = /^[\x21-\x7e]+$/.test(given)
+    ? ""
+    : "A key has no blanks and only letters, digits and signs of ASCII.";
   if ($("key-error").textContent) return;
   key = given;
   enter();
 });
-$("forget").addEventListener("click", () => { leave(); $("key").focus(); });
+$("forget").addEventListener("click", () => {
+  leave();
+  $("key").focus();
+});
 $("choice").addEventListener("change", form);
 $("watched").addEventListener("change", draw);
 $("form").addEventListener("submit", ask);
