@@ -266,8 +266,9 @@ def test_the_last_hour_is_that_of_the_last_rows(monkeypatch):
         count = int(hour.counts[0])
         assert sum(at - when < 3540 for when, _ in rows) <= count
         assert count <= sum(at - when < 3660 for when, _ in rows)
-        x = np.array([one for _, one in rows][len(rows) - count :], np.float32)
-        wanted = monitor.update(reference, None, {"x": x}, None, np.ones(count), np)
+        x = np.array([0.0, *(one for _, one in rows)], np.float32)
+        last = np.arange(len(x)) >= len(x) - count
+        wanted = monitor.update(reference, None, {"x": x}, None, last, np)
         np.testing.assert_array_equal(hour.counts, wanted.counts)
         np.testing.assert_allclose(hour.sums, wanted.sums, atol=1e-4)
         new = rng.uniform(-1, 9, 4).astype(np.float32)

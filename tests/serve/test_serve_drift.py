@@ -95,11 +95,12 @@ def test_workers_tell_their_drift_together(tmp_path, monkeypatch):
     for number, (models, rows) in enumerate(zip(workers, (20, 30), strict=True)):
         served = models.add("churn", churn())
         served.predict([served.inputs.read(body(rows), 100)])
-        monkeypatch.setattr("os.getpid", lambda number=number: number)
         shared = Shared(models)
-        shared.write()
-        times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npz")}
-        shared.write()  # nothing new
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getpid", lambda number=number: number)
+            shared.write()
+            times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npz")}
+            shared.write()  # nothing new
         assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npz")} == times
     total = monitor.merge(counted(20), counted(30))
     wanted = monitor.psi_of(churn().reference, total)
