@@ -115,7 +115,7 @@ class Shared:
             if self._written.get(served) is history.total:
                 continue
             sketches = zip(history.total, *history.marks, strict=True)
-            arrays = dict(zip(Sketch._fields, map(np.stack, sketches), strict=True))
+            arrays: dict[str, Any] = dict(zip(Sketch._fields, map(np.stack, sketches), strict=True))
             place = _place(self._folder, served)
             place.mkdir(exist_ok=True)
             beside = place / f".{os.getpid()}.npz"
