@@ -32,6 +32,7 @@ SENTENCE = 500  # characters
 LONG = 100_000  # bytes of a body that is not read in the thread of the loop
 MANY = 10_000  # values of an answer that is not written there
 UNKNOWN = 4  # keys that are hashed at once
+FULL = 2  # of Starlette's `Match`: the path and the method
 BODIES = 16  # of the most bytes that requests without an answer may have together
 # of routes, where it is not "predict": "" needs a key of any role, and None needs none
 ROLES = {
@@ -124,8 +125,9 @@ class Service:
 
         self.running += 1
         try:
-            await self._enter(scope, headers, record)
-            await self._router(scope, receive, sending)
+            handle, role = self._route(scope)
+            await self._enter(scope, headers, record, role)
+            await handle(scope, receive, sending)
         except self._gone:
             record.status = 499  # also where a part was sent
         except Exception as error:
@@ -150,12 +152,13 @@ class Service:
         self.watch.failed(record, error)
         return self._json({"error": "the server failed; its log has the request id"}, 500)
 
-    async def _enter(self, scope: Any, headers: Mapping[str, str], record: Record) -> None:
+    async def _enter(
+        self, scope: Any, headers: Mapping[str, str], record: Record, role: str | None
+    ) -> None:
         """Let a request in that has the right key; without keys, one from this machine.
 
         A page of another site that a browser on this machine shows would name its own host.
         """
-        role = self._role(scope)
         if self.keys is None:
             client = scope.get("client")  # None where there is no network, as of a test
             if client and not is_loopback(client[0]):
@@ -193,14 +196,21 @@ class Service:
         finally:
             self._hashing -= 1
 
-    def _role(self, scope: Any) -> str | None:
-        """The role that the route of a request needs, wherever the application is mounted."""
+    def _route(self, scope: Any) -> tuple[Any, str | None]:
+        """What handles a request, and the role that it needs, wherever the application is mounted.
+
+        A path with another method, and one that is not there, are for the router to refuse.
+        """
+        role: str | None = "predict"
         for route in self._router.routes:
-            found = route.matches(scope)[1]
+            match, found = route.matches(scope)
             if found:
                 scope["endpoint"] = found["endpoint"]  # named in the log also where it is refused
-                return ROLES.get(found["endpoint"].__name__, "predict")
-        return "predict"
+                role = ROLES.get(found["endpoint"].__name__, "predict")
+            if match.value == FULL:
+                scope.update(found)
+                return route.handle, role
+        return self._router, role
 
     def _json(self, value: Any, status: int = 200, headers: Any = None) -> Any:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -366,15 +376,18 @@ class Service:
         bucket = object() if given.bucket is None else given.bucket
         future = self.batcher.put((*key, bucket), call, given, left)
         gone = asyncio.ensure_future(request.receive())
+        gone.add_done_callback(lambda _: future.cancel())
         try:
-            first = asyncio.FIRST_COMPLETED
-            await asyncio.wait((future, gone), timeout=left, return_when=first)
-            if future.done():
-                found: Told = future.result()
-                return found
+            async with asyncio.timeout(left):
+                found: Told = await future
+            return found
+        except TimeoutError:
+            sentence = f"the answer must come within {seconds:g} s, got none"
+            raise Refused(504, sentence) from None
+        except asyncio.CancelledError:
             if gone.done():
-                raise self._gone
-            raise Refused(504, f"the answer must come within {seconds:g} s, got none")
+                raise self._gone from None
+            raise
         finally:
             future.cancel()
             gone.cancel()
