@@ -124,9 +124,7 @@ class Predict:
         if options and model.room != "customers":
             raise ValueError(f"cutoff must be left out for {model.room}, got {self.cutoff}")
         if folder:
-            if self.sketches is not None:
-                raise ValueError(f"sketches must be left out for a folder, got {self.sketches}")
-            print(score(self.model, self.data, out, self.ray))
+            print(score(self.model, self.data, out, self.ray, self.sketches))
             return
         watched: Any = model if self.sketches is None else observed(model)
         with whole(out) as beside:

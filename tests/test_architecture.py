@@ -34,6 +34,8 @@ LAYERS = (
     ("trust", "nnx"),
     ("model",),
     ("anonymity", "compress", "explain", "federation", "monitor", "privacy", "uncertainty"),
+    ("compress", "monitor"),
+    ("model.scoring",),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain"),
@@ -85,6 +87,7 @@ NOT_IMPORTED = {
     "nbclient": "imported by pytest.importorskip",
     "ipykernel": "runs the notebook",
     "httptools": "uvicorn reads HTTP by it, in half of the CPU time",
+    "uvloop": "uvicorn's loop, where it is installed",
     "ipywidgets": "the notebook's progress bar",
 }
 LONGEST_FUNCTION, LONGEST_FILE = 60, 450

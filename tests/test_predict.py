@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jaxops as jo
-from jaxops import cli, tabular
+from jaxops import cli, monitor, tabular
 from jaxops.model import scoring
 
 HERE = Path(__file__).parent
@@ -146,6 +146,71 @@ def test_a_run_that_ends_anywhere_goes_on(
     assert command(folder, out) == 0
     assert written == [*range(first, 12)]
     assert_whole(out, wanted)
+
+
+@pytest.fixture(scope="module")
+def watched(folder):
+    """A model with a reference in a folder with the rows, and their sketch."""
+    model = jo.load(folder / "model.safetensors")
+    model = monitor.with_reference(model, folder / "rows.parquet")
+    place = folder / "watched"
+    place.mkdir()
+    jo.save(place / "model.safetensors", model)
+    shutil.copy(folder / "rows.parquet", place)
+    return place, model.reference
+
+
+def assert_counted_once(sketches, reference):
+    merged = monitor.read_snapshots(sketches, reference, model="model", whole=True)
+    np.testing.assert_array_equal(merged[0].sketch.counts, reference.sketch.counts)
+    np.testing.assert_allclose(merged[0].sketch.sums, reference.sketch.sums, atol=1e-3)
+    assert len([*sketches.iterdir()]) == 12
+
+
+# of each part the sketch's file comes second: it is begun, it is there, the part is half recorded
+@pytest.mark.parametrize("at", [14, 15, 16])
+def test_the_sketch_of_a_part_counts_once_wherever_a_run_ends(watched, tmp_path, monkeypatch, at):
+    place, reference = watched
+    calls, fsync, out, sketches = [], os.fsync, tmp_path / "scores", tmp_path / "sketches"
+    words = ("rows.parquet", "model", "--sketches", str(sketches))
+
+    def killed(descriptor):
+        calls.append(descriptor)
+        if len(calls) == at:
+            raise Killed
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "fsync", killed)
+        command(place, out, *words)
+    assert recorded(out) == 2 and len([*sketches.glob("model-*")]) == 2 + (at > 14)
+    assert command(place, out, *words) == 0
+    assert_counted_once(sketches, reference)
+    assert command(place, out, *words) == 0  # finished: nothing is counted again
+    assert_counted_once(sketches, reference)
+    assert command(place, tmp_path / "again", *words) == 0  # other answers are other rows
+    [both] = monitor.read_snapshots(sketches, reference, whole=True)
+    assert both.sketch.counts[0] == 2 * N
+
+
+def test_the_parts_of_a_folder_have_all_their_sketches_in_one_place(
+    watched, folder, tmp_path, capsys
+):
+    place, _ = watched
+    out, to = tmp_path / "scores", f"{tmp_path}/sketches"
+    assert command(place, out) == 0
+    said = f"sketches must be as for the parts in {out}, None, got {to}"
+    assert_refused(capsys, said, place, out, "rows.parquet", "model", "--sketches", to)
+    out = tmp_path / "other"
+    assert command(place, out, "rows.parquet", "model", "--sketches", to) == 0
+    capsys.readouterr()
+    said = f"sketches must be as for the parts in {out}, {to}, got None"
+    assert_refused(capsys, said, place, out)
+    said = "model must have a reference to be observed, got none"
+    assert_refused(
+        capsys, said, folder, tmp_path / "none", "rows.parquet", "model", "--sketches", to
+    )
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_a_killed_actor_has_begun_is_removed_at_the_end(tmp_path):
@@ -352,19 +417,20 @@ def wait_for(out, parts, running):
 
 
 @pytest.fixture
-def many(folder, tmp_path):
+def many(watched, tmp_path):
     """The rows ten times with ids of their own, 115 parts, and what the model answers."""
     frame = pd.concat([pd.DataFrame(TABLE)] * 10, ignore_index=True)
     frame["customer"] = [f"c{i * 37 % len(frame)}" for i in range(len(frame))]
     frame.to_parquet(tmp_path / "rows.parquet", row_group_size=1000)
-    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
-    return jo.load(folder / "model.safetensors").predict(frame).frame()
+    (tmp_path / "model.safetensors").symlink_to(watched[0] / "model.safetensors")
+    return jo.load(watched[0] / "model.safetensors").predict(frame).frame()
 
 
 @pytest.mark.slow
 def test_three_kills_lose_and_double_no_row(many, tmp_path, forks):
     out, rng = tmp_path / "scores", random.Random(0)
     words = ["predict", f"{tmp_path}/model.safetensors", f"{tmp_path}/rows.parquet"]
+    words += ["--sketches", f"{tmp_path}/sketches"]
     files = {"out": os.devnull, "err": tmp_path / "errors"}
     for _ in range(3):
         child = forks.start("predict_worker", 20, [*words, "--out", f"{out}/"], **files)
@@ -378,6 +444,9 @@ def test_three_kills_lose_and_double_no_row(many, tmp_path, forks):
     child = forks.start("predict_worker", 20, [*words, "--out", f"{out}/"], **files)
     assert child.wait() == 0, (tmp_path / "errors").read_text()
     assert_whole(out, many)
+    reference = jo.load(tmp_path / "model.safetensors").reference
+    [whole] = monitor.read_snapshots(tmp_path / "sketches", reference, whole=True)
+    np.testing.assert_array_equal(whole.sketch.counts, 10 * reference.sketch.counts)
 
 
 def actors(mark):
@@ -396,7 +465,7 @@ def test_a_killed_actor_of_ray_loses_and_doubles_no_row(many, tmp_path):
     place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # a socket's path is short
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     words = ["predict", f"{tmp_path}/model.safetensors", f"{tmp_path}/rows.parquet"]
-    words += ["--out", f"{out}/", "--ray", "2"]
+    words += ["--out", f"{out}/", "--ray", "2", "--sketches", f"{tmp_path}/sketches"]
     child = subprocess.Popen(
         [sys.executable, HERE / "predict_worker.py", "20", *words],
         env={**os.environ, "PYTHONPATH": path, "JAXOPS_MARK": str(tmp_path)}
@@ -415,3 +484,6 @@ def test_a_killed_actor_of_ray_loses_and_doubles_no_row(many, tmp_path):
     assert child.returncode == 0, printed
     assert f"written: {out}, 2,300 rows in 115 parts" in printed
     assert_whole(out, many)
+    reference = jo.load(tmp_path / "model.safetensors").reference
+    [whole] = monitor.read_snapshots(tmp_path / "sketches", reference, whole=True)
+    np.testing.assert_array_equal(whole.sketch.counts, 10 * reference.sketch.counts)

@@ -6,6 +6,7 @@ written beside its place, brought to the disk and renamed, and only then is it r
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -13,12 +14,14 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxops._optional import require
 from jaxops.data import parquet_files, tables
 from jaxops.model.files import load
 from jaxops.model.finished import Model
+from jaxops.monitor.observing import observed
+from jaxops.monitor.snapshots import write_snapshot
 from jaxops.train import checksums
 from jaxops.train.checkpoint import lock
 
@@ -28,7 +31,9 @@ MANIFEST = "_manifest.json"  # readers of folders pass over names that begin so
 FORMAT = 1
 
 
-def score(path: Path, data: str, out: Path, actors: int | None = None) -> str:
+def score(
+    path: Path, data: str, out: Path, actors: int | None = None, sketches: Path | None = None
+) -> str:
     """Write a model's answers for a file into a folder of Parquet files, and go on where it ended.
 
     Args:
@@ -36,14 +41,17 @@ def score(path: Path, data: str, out: Path, actors: int | None = None) -> str:
         data: a CSV (also .gz) or Parquet file; with `actors` a Parquet file.
         out: the folder; it is new, or is one of the same model and data.
         actors: number of Ray actors, each with a model; None predicts in this process.
+        sketches: a folder for the sketch of the rows of each part, see `monitor.read_snapshots`. A
+            part that is made again has the same file there, so it counts once.
 
     Returns:
         A line that says what the folder has.
 
     Raises:
         ValueError: a model whose rows are not independent; data that the model cannot read; a
-            folder of another model or of other data, or with other files; a model file or data
-            that change meanwhile, of which no part is recorded.
+            folder of another model or of other data, or with other files, or whose parts have
+            their sketches elsewhere; a model file or data that change meanwhile, of which no part
+            is recorded; sketches of a model without a reference.
         OSError: the folder cannot be written to, or another process writes to it. Complete parts
             are kept.
     """
@@ -60,17 +68,22 @@ def score(path: Path, data: str, out: Path, actors: int | None = None) -> str:
         raise ValueError(
             f"data must be a Parquet file for Ray, whose actors read in several places, got {data}"
         )
+    model = model if sketches is None else observed(model)
     with Folder(out) as folder:
         made = {"model": checksums.sha256(path), "data": checksums.sha256(Path(data))}
+        place = None if sketches is None else str(sketches.resolve())
+        names = json.dumps([str(out.resolve()), PART, *made.values()])
+        stem = f"{path.stem}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        kept = None if place is None else Kept(place, path.stem, stem)
         try:
-            folder.begin(made)
+            folder.begin({**made, "sketches": place})
             if folder.finished:
                 return f"finished before: {folder}"
             if folder.parts:
                 print(f"resumed: {folder}")
-            parts = _here(model, data, folder)
+            parts = _here(model, data, folder, kept)
             if actors is not None:
-                parts = _on_ray(path, data, folder, actors)
+                parts = _on_ray(path, data, folder, actors, kept)
             for number, part in parts:
                 _check_unchanged(before)  # else a part of another file would be recorded
                 folder.add(number, part)
@@ -327,7 +340,31 @@ def _check_unchanged(before: dict[str, tuple[int, int]]) -> None:
             raise ValueError(f"{file} must stay as it is while it is read, got a change of it")
 
 
-def _here(model: Model, data: str, folder: Folder) -> Iterator[tuple[int, dict[str, Any]]]:
+class Kept(NamedTuple):
+    """Where the sketches of parts are kept: one file a part, of one name however often it is made.
+
+    Attributes:
+        folder: of `write_snapshot`.
+        model: the name of the model.
+        stem: what the names of the files begin with.
+
+    >>> Kept("sketches", "churn", "churn-3f").stem
+    'churn-3f'
+    """
+
+    folder: str
+    model: str
+    stem: str
+
+    def write(self, model: Any, number: int) -> None:
+        """Write what an observed model has counted since the part before."""
+        stem = f"{self.stem}-part-{number:06d}"
+        write_snapshot(self.folder, model.observer, self.model, stem=stem)
+
+
+def _here(
+    model: Model, data: str, folder: Folder, kept: Kept | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Make the parts that are missing, in order, in this process."""
     rows = min(ROWS, PART)
     position = -1
@@ -341,12 +378,15 @@ def _here(model: Model, data: str, folder: Folder) -> Iterator[tuple[int, dict[s
         if not part:
             return
         more = itertools.islice(frames, PART // rows - 1)
-        yield number, write_part(folder.path, number, itertools.chain(part, more))
+        record = write_part(folder.path, number, itertools.chain(part, more))
+        if kept is not None:  # before the part is recorded: one that is not is made again
+            kept.write(model, number)
+        yield number, record
         position = number + 1
 
 
 def _on_ray(
-    path: Path, data: str, folder: Folder, actors: int
+    path: Path, data: str, folder: Folder, actors: int, kept: Kept | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Make the parts that are missing, as they come, on a cluster whose machines see the files."""
     ray, ray_data = require("ray", extra="ray"), require("ray.data", extra="ray")
@@ -359,7 +399,7 @@ def _on_ray(
     with contextlib.nullcontext() if ray.is_initialized() else ray.init():
         scored = ray_data.from_items(missing, override_num_blocks=len(missing)).map_batches(
             _Scorer,
-            fn_constructor_args=(*files, min(ROWS, PART), PART),
+            fn_constructor_args=(*files, min(ROWS, PART), PART, kept),
             batch_size=1,
             compute=ray_data.ActorPoolStrategy(size=actors),
             num_gpus=min(1, ray.cluster_resources().get("GPU", 0)),
@@ -377,9 +417,13 @@ class _Scorer:
     A part that an actor makes a second time, because the one before was killed, has the same name.
     """
 
-    def __init__(self, path: str, data: str, folder: str, rows: int, part: int) -> None:
+    def __init__(
+        self, path: str, data: str, folder: str, rows: int, part: int, kept: Kept | None
+    ) -> None:
         self.model, self.data, self.folder = load(path), data, Path(folder)
-        self.rows, self.part = rows, part
+        self.rows, self.part, self.kept = rows, part, kept
+        if kept is not None:
+            self.model = observed(self.model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One part: {"number": (1,)} to that and its record as JSON, or what went wrong."""
@@ -388,6 +432,8 @@ class _Scorer:
         part = itertools.islice(frames, self.part // self.rows)
         try:
             record = write_part(self.folder, number, part)
+            if self.kept is not None:
+                self.kept.write(self.model, number)
         except (ValueError, OSError) as error:  # by Ray itself it would be many lines
             record = {"error": str(error), "disk": isinstance(error, OSError)}
         return {"number": batch["number"], "part": [json.dumps(record)]}

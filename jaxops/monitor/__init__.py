@@ -17,7 +17,14 @@ from jaxops.monitor.estimated import (
     confidence_based,
     with_labels,
 )
-from jaxops.monitor.observing import Observed, Observer, observed, reference_of, with_reference
+from jaxops.monitor.observing import (
+    History,
+    Observed,
+    Observer,
+    observed,
+    reference_of,
+    with_reference,
+)
 from jaxops.monitor.reading import (
     Categories,
     Numbers,
@@ -51,6 +58,7 @@ __all__ = [
     "Comparison",
     "DirectLoss",
     "Estimated",
+    "History",
     "Labelled",
     "Numbers",
     "Observed",

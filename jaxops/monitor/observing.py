@@ -4,9 +4,11 @@ import dataclasses
 import datetime
 import functools
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +26,7 @@ from jaxops.train.resident import pad
 KEPT = 1024  # batches after which the sketch of the device goes to the host, in float64
 LARGEST = 20_000  # rows of a reference
 COUNTED = 4096  # rows at a time of what no program of a task predicts
+HOUR, MINUTE = 3600.0, 60.0  # seconds
 
 
 def reference_of(model: Model, columns: Mapping[str, Any]) -> Reference:
@@ -98,6 +101,35 @@ def with_reference(model: Model, data: Any) -> Model:
     return dataclasses.replace(model, reference=_learned(model, _some(model, columns), some))
 
 
+class History(NamedTuple):
+    """What was counted, and what had been counted at moments of the last hour.
+
+    Attributes:
+        total: the sketch of all rows.
+        times: T times of the monotonic clock, rising, about a minute apart.
+        marks: the T sketches of the rows before them.
+
+    >>> one, two = (Sketch(np.array([n]), np.array([0.0]), np.zeros(0)) for n in (3, 5))
+    >>> History(two, (100.0,), (one,)).last_hour(now=200.0).counts.tolist()
+    [2]
+    """
+
+    total: Sketch
+    times: tuple[float, ...]
+    marks: tuple[Sketch, ...]
+
+    def last_hour(self, now: float) -> Sketch:
+        """The sketch of the rows of the hour before `now`, up to a minute of them more or less.
+
+        Its counts and sums are those of these rows; its extremes are of all rows.
+        """
+        inside = (mark for at, mark in zip(self.times, self.marks, strict=True) if at >= now - HOUR)
+        before = next(inside, self.total)
+        return self.total._replace(
+            counts=self.total.counts - before.counts, sums=self.total.sums - before.sums
+        )
+
+
 class Observer:
     """The sketch of what a model predicts, on the device while it does, and for whoever reads it.
 
@@ -120,6 +152,7 @@ class Observer:
         self._device, self._calls = self.empty(), 0
         self._nothing = on_host(self._device)
         self._total = self._window = self._nothing
+        self._marks: deque[tuple[float, Sketch]] = deque()
         self._since = datetime.datetime.now(datetime.UTC)
 
     def empty(self) -> Sketch:
@@ -136,6 +169,7 @@ class Observer:
         Where the program fails on the device, the rows are lost that it held, of the last batches.
         """
         with self._lock:
+            self._mark()
             try:
                 outputs, self._device = program(self._device, *arguments)
             except Exception:
@@ -167,6 +201,13 @@ class Observer:
             self._take()
             return self._total
 
+    def history(self) -> History:
+        """The sketch of all rows since `clear`, and those of moments of the last hour."""
+        with self._lock:
+            self._take()
+            times, marks = zip(*self._marks, strict=True) if self._marks else ((), ())
+            return History(self._total, times, marks)
+
     def window(self) -> tuple[datetime.datetime, datetime.datetime, Sketch]:
         """When `window` was last called (or `clear`), and now, UTC, and the sketch of the rows."""
         with self._lock:
@@ -186,7 +227,18 @@ class Observer:
         with self._lock:
             self._device, self._calls = self.empty(), 0
             self._total = self._window = self._nothing
+            self._marks.clear()
             self._since = datetime.datetime.now(datetime.UTC)
+
+    def _mark(self) -> None:
+        """Keep what was counted before the first batch of each minute, for an hour."""
+        now = time.monotonic()
+        if self._marks and now - self._marks[-1][0] < MINUTE:
+            return
+        self._take()
+        self._marks.append((now, self._total))
+        while self._marks[0][0] < now - HOUR:
+            self._marks.popleft()
 
     def _take(self) -> None:
         """Add the device's sketch to those of the host."""

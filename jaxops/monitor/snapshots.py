@@ -44,7 +44,7 @@ class Snapshot(NamedTuple):
 
 
 def write_snapshot(
-    folder: str | Path, observer: Observer, model: str, version: str = ""
+    folder: str | Path, observer: Observer, model: str, version: str = "", stem: str = ""
 ) -> Path | None:
     """Write what an observer has counted since the last time to a folder, for `read_snapshots`.
 
@@ -55,6 +55,7 @@ def write_snapshot(
         observer: of the model.
         model: the name of the model.
         version: of the model.
+        stem: the name of the file, which takes the place of one that has it; by default a new one.
 
     Returns:
         The file; None where there were no rows.
@@ -84,12 +85,14 @@ def write_snapshot(
         "reference": observer.reference.id,
     }
     folder = Path(folder)
-    stem = f"{model}-{end:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}-{version}"
-    path = folder / f"{stem}{SUFFIX}"
+    new = f"{model}-{end:%Y%m%dT%H%M%S%f}-{socket.gethostname()}-{os.getpid()}-{version}"
+    path = folder / f"{stem or new}{SUFFIX}"
     beside = path.with_name(f".{path.name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(sketch._asdict(), beside, {"jaxops": json.dumps(told)})
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         observer.give_back(start, sketch)

@@ -14,7 +14,7 @@ from typing import Any
 from jaxops._optional import require
 from jaxops._version import __version__
 from jaxops.model.finished import Model
-from jaxops.serve import openapi, tensors
+from jaxops.serve import openapi, site, tensors
 from jaxops.serve.access import Holder, Keys, is_loopback
 from jaxops.serve.answers import as_object, size
 from jaxops.serve.batching import Batcher, Call, Waiting
@@ -32,9 +32,13 @@ SENTENCE = 500  # characters
 LONG = 100_000  # bytes of a body that is not read in the thread of the loop
 MANY = 10_000  # values of an answer that is not written there
 UNKNOWN = 4  # keys that are hashed at once
+FULL = 2  # of Starlette's `Match`: the path and the method
 BODIES = 16  # of the most bytes that requests without an answer may have together
-# of routes, where it is not "predict"
-ROLES = {"metrics": "metrics", "change": "admin", "unload": "admin", "live": "", "ready": ""}
+# of routes, where it is not "predict": "" needs a key of any role, and None needs none
+ROLES = {
+    **{"metrics": "metrics", "change": "admin", "unload": "admin"},
+    **{"live": "", "ready": "", "page": None},
+}
 LENGTH = "inference-header-content-length"
 
 
@@ -77,7 +81,7 @@ class Service:
         both = (of_model, of_model + "/versions/{version}")
         self._router = routing.Router(
             [
-                routing.Route("/", self.page),
+                *(routing.Route(path, site.page) for path in ("/", "/page/{file}")),
                 routing.Route("/openapi.json", self.document),
                 routing.Route("/metrics", self.metrics),
                 routing.Route("/models", self.listed),
@@ -121,8 +125,9 @@ class Service:
 
         self.running += 1
         try:
-            await self._enter(scope, headers, record)
-            await self._router(scope, receive, sending)
+            handle, role = self._route(scope)
+            await self._enter(scope, headers, record, role)
+            await handle(scope, receive, sending)
         except self._gone:
             record.status = 499  # also where a part was sent
         except Exception as error:
@@ -147,12 +152,13 @@ class Service:
         self.watch.failed(record, error)
         return self._json({"error": "the server failed; its log has the request id"}, 500)
 
-    async def _enter(self, scope: Any, headers: Mapping[str, str], record: Record) -> None:
+    async def _enter(
+        self, scope: Any, headers: Mapping[str, str], record: Record, role: str | None
+    ) -> None:
         """Let a request in that has the right key; without keys, one from this machine.
 
         A page of another site that a browser on this machine shows would name its own host.
         """
-        role = self._role(scope)
         if self.keys is None:
             client = scope.get("client")  # None where there is no network, as of a test
             if client and not is_loopback(client[0]):
@@ -163,7 +169,7 @@ class Service:
             name = host if host.endswith("]") else re.sub(r":\d*$", "", host)
             if not is_loopback(name):
                 raise Refused(403, f"without keys the host must be this machine, got {short(host)}")
-        else:
+        elif role is not None:
             await self._known(self.keys, headers.get("authorization"), role, record)
         if role == "predict" and self.running > 2 * self.settings.queue:
             sentence = f"the server must have room, got {self.running} requests that run"
@@ -190,14 +196,21 @@ class Service:
         finally:
             self._hashing -= 1
 
-    def _role(self, scope: Any) -> str:
-        """The role that the route of a request needs, wherever the application is mounted."""
+    def _route(self, scope: Any) -> tuple[Any, str | None]:
+        """What handles a request, and the role that it needs, wherever the application is mounted.
+
+        A path with another method, and one that is not there, are for the router to refuse.
+        """
+        role: str | None = "predict"
         for route in self._router.routes:
-            found = route.matches(scope)[1]
+            match, found = route.matches(scope)
             if found:
                 scope["endpoint"] = found["endpoint"]  # named in the log also where it is refused
-                return ROLES.get(found["endpoint"].__name__, "predict")
-        return "predict"
+                role = ROLES.get(found["endpoint"].__name__, "predict")
+            if match.value == FULL:
+                scope.update(found)
+                return route.handle, role
+        return self._router, role
 
     def _json(self, value: Any, status: int = 200, headers: Any = None) -> Any:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -208,18 +221,11 @@ class Service:
 
     # what is told
 
-    async def page(self, request: Any) -> Any:
-        """A plain page of the routes."""
-        return self._response(openapi.page(self._document()["paths"]), 200, None, "text/html")
-
     async def document(self, request: Any) -> Any:
         """The OpenAPI document."""
-        return self._json(self._document())
-
-    def _document(self) -> dict[str, Any]:
         current = self.models.current
         versions = {name: self.models.versions(name) for name in current}
-        return openapi.document(current, versions, self.keys is not None)
+        return self._json(openapi.document(current, versions, self.keys is not None))
 
     async def metrics(self, request: Any) -> Any:
         """The metrics for Prometheus."""
@@ -370,15 +376,18 @@ class Service:
         bucket = object() if given.bucket is None else given.bucket
         future = self.batcher.put((*key, bucket), call, given, left)
         gone = asyncio.ensure_future(request.receive())
+        gone.add_done_callback(lambda _: future.cancel())
         try:
-            first = asyncio.FIRST_COMPLETED
-            await asyncio.wait((future, gone), timeout=left, return_when=first)
-            if future.done():
-                found: Told = future.result()
-                return found
+            async with asyncio.timeout(left):
+                found: Told = await future
+            return found
+        except TimeoutError:
+            sentence = f"the answer must come within {seconds:g} s, got none"
+            raise Refused(504, sentence) from None
+        except asyncio.CancelledError:
             if gone.done():
-                raise self._gone
-            raise Refused(504, f"the answer must come within {seconds:g} s, got none")
+                raise self._gone from None
+            raise
         finally:
             future.cancel()
             gone.cancel()

@@ -139,7 +139,8 @@ class Batcher:
                 return
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), left)
+                async with asyncio.timeout(left):  # which needs no task of its own
+                    await self._arrived.wait()
             except TimeoutError:
                 return
 

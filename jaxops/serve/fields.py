@@ -88,8 +88,10 @@ class Field:
         raise Refused(400, f"{self.name} must be {wanted}, got {short(value)} in row {row}")
 
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of a cell."""
-        return {"type": [*WORDS[self.kind][1], *(["null"] if self.null else [])]}
+        """The JSON schema of a cell, with an example of three digits."""
+        kinds, one = [*WORDS[self.kind][1], *(["null"] if self.null else [])], self.example
+        shown = float(f"{one:.3g}") if isinstance(one, float) else one
+        return {"type": kinds} | ({} if shown is None else {"examples": [shown]})
 
 
 def is_text(value: str) -> bool:

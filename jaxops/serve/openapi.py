@@ -1,6 +1,5 @@
-"""The OpenAPI document of what is served, and a plain page of it."""
+"""The OpenAPI document of what is served."""
 
-import html
 from typing import Any
 
 from jaxops._version import __version__
@@ -180,15 +179,3 @@ def _does(method: str, summary: str, answer: Any, more: dict[str, Any]) -> dict[
     refused = {status: {"description": text, **error} for status, text in ERRORS.items()}
     responses = {"200": {"description": "the answer", **content}, **refused}
     return {method: {"summary": summary, **more, "responses": responses}}
-
-
-def page(paths: dict[str, Any]) -> str:
-    """The paths of a document as a plain page."""
-    rows = "".join(
-        f"<tr><td>{method.upper()}<td><code>{html.escape(path)}</code>"
-        f"<td>{html.escape(what['summary'])}"
-        for path, methods in paths.items()
-        for method, what in methods.items()
-    )
-    head = "<!doctype html><meta charset=utf-8><title>jaxops</title><h1>jaxops</h1>"
-    return f'{head}<p><a href="openapi.json">openapi.json</a><table>{rows}</table>'

@@ -18,12 +18,13 @@ from typing import Any
 from jaxops._optional import require
 from jaxops.serve.access import is_loopback
 from jaxops.serve.app import Service
-from jaxops.serve.sketching import Snapshots
-from jaxops.serve.watch import LOG
+from jaxops.serve.sketching import Shared, Snapshots
+from jaxops.serve.watch import LOG, SHARED
 
 GRACE = 30.0  # seconds for requests that are running at the end
 LAST = 2.0  # seconds after them, for the device
 TICK = 0.05  # seconds between two looks at what the server does
+TELL = 2.0  # seconds after which a worker tells the others what it has counted
 
 
 def run(
@@ -117,7 +118,8 @@ def listen(
 
     async def serve() -> None:
         server.handle_exit = on_signal
-        serving, told, until = asyncio.create_task(server.serve(sockets)), False, math.inf
+        tasks = serving, _ = [*map(asyncio.create_task, (server.serve(sockets), _share(service)))]
+        told, until = False, math.inf
         while not serving.done():
             if server.started and not told:
                 (ready or tell)(server.servers[0].sockets[0])
@@ -129,13 +131,25 @@ def listen(
                 server.should_exit |= not service.running or left < 0
             if sockets:
                 service.watch.look()  # another process may be asked for the metrics
-            await asyncio.wait((serving,), timeout=TICK)
+            await asyncio.wait(tasks, timeout=TICK)
         await serving
 
-    with _sketching(service, sketches, interval):
-        asyncio.run(serve())
+    loop = asyncio.Runner(loop_factory=config.get_loop_factory())  # uvloop's, if it is installed
+    with _sketching(service, sketches, interval), loop:
+        loop.run(serve())
     if not (service.batcher.busy or service.generation.busy):
         end.cancel()
+
+
+async def _share(service: Service) -> None:
+    """Keep writing what this process has counted, if it is one of several workers."""
+    shared = Shared(service.models) if SHARED in os.environ else None
+    while shared is not None:
+        try:
+            await asyncio.to_thread(shared.write)
+        except OSError as error:
+            service.watch.unwritten(error)
+        await asyncio.sleep(TELL)
 
 
 @functools.cache

@@ -112,6 +112,7 @@ class Watch:
             registry = self._prometheus.CollectorRegistry()
             multiprocess = require("prometheus_client.multiprocess", extra="serve")
             multiprocess.MultiProcessCollector(registry)
+            registry.register(self)
         text: bytes = self._prometheus.generate_latest(registry)
         return text, self._prometheus.CONTENT_TYPE_LATEST
 

@@ -252,6 +252,34 @@ def test_a_reference_is_in_the_file_and_older_files_have_none(model, table, tmp_
         monitor.observed(bare)
 
 
+def test_the_last_hour_is_that_of_the_last_rows(monkeypatch):
+    """At any time the counts are those of the last rows: of an hour, give or take a minute."""
+    rng = np.random.default_rng(0)
+    reference = learned((NumberPart("x"),), {"x": np.arange(8.0)}, None)
+    observer, now, rows = observing.Observer(reference), [0.0], []
+    monkeypatch.setattr(observing.time, "monotonic", lambda: now[0])
+    program = jax.jit(lambda sketch, x: (None, observer.update(sketch, {"x": x}, None, x > -9)))
+    gaps = [*rng.exponential(200, 60), 3000.0, *rng.exponential(10, 60), 3670.0]
+    for at in np.cumsum(gaps):
+        now[0] = at
+        hour = observer.history().last_hour(at)
+        count = int(hour.counts[0])
+        assert sum(at - when < 3540 for when, _ in rows) <= count
+        assert count <= sum(at - when < 3660 for when, _ in rows)
+        x = np.array([0.0, *(one for _, one in rows)], np.float32)
+        last = np.arange(len(x)) >= len(x) - count
+        wanted = monitor.update(reference, None, {"x": x}, None, last, np)
+        np.testing.assert_array_equal(hour.counts, wanted.counts)
+        np.testing.assert_allclose(hour.sums, wanted.sums, atol=1e-4)
+        new = rng.uniform(-1, 9, 4).astype(np.float32)
+        observer.run(program, new)
+        rows += [(at, one) for one in new]
+    assert count == 0 and int(observer.history().total.counts[0]) == len(rows)
+    assert len(observer.history().times) <= 62
+    observer.clear()
+    assert observer.history().times == ()
+
+
 def test_a_predictor_answers_bit_for_bit_and_counts(monkeypatch):
     monkeypatch.setattr(predictors, "PREDICTOR_OPTIONS", {})  # the same one for both
     rng = np.random.default_rng(0)

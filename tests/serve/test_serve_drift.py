@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from serve_client import TABLE, churn, get, post
 
 from jaxops import monitor, serve
 from jaxops.data.encoders import encode
-from jaxops.serve.sketching import Snapshots, families
+from jaxops.serve.sketching import Shared, Snapshots, families
 
 PATH = "/models/churn/predict"
 
@@ -57,6 +58,60 @@ def test_metrics_have_the_drift_of_each_column(service):
         assert metric("drift_psi", name) == pytest.approx(value)
     assert metric("out_of_range_rate", "plan") == 1 / 40
     assert metric("missing_rate", "rate") == np.isnan(TABLE["rate"][:40]).mean() > 0
+
+
+def values(text, name):
+    """Column -> value of a metric."""
+    line = rf'^jaxops_{name}{{column="(\w+)",model="churn",version="1"}} (\S+)$'
+    return {column: float(value) for column, value in re.findall(line, text, re.MULTILINE)}
+
+
+def test_metrics_have_the_drift_of_the_last_hour(service, monkeypatch):
+    service.models.get("churn").model.observer.clear()
+    real, rows = time.monotonic, 'jaxops_observed_rows_hour{model="churn",version="1"}'
+    post(service, PATH, body(40))
+    told = get(service, "/metrics").body.decode()
+    assert f"{rows} 40.0" in told
+    assert values(told, "drift_psi_hour") == values(told, "drift_psi") != {}
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 3700)
+    told = get(service, "/metrics").body.decode()
+    assert f"{rows} 0.0" in told and len(values(told, "drift_psi")) == 3
+    assert values(told, "drift_psi_hour") == {}  # of no rows
+    post(service, PATH, body(20))
+    told = get(service, "/metrics").body.decode()
+    assert f"{rows} 20.0" in told and values(told, "observed_rows_total") == {}
+    wanted = monitor.psi_of(churn().reference, counted(20))
+    assert values(told, "drift_psi_hour") == pytest.approx(wanted)
+    assert values(told, "out_of_range_rate_hour")["plan"] == 1 / 20
+    missing = np.isnan(TABLE["rate"][:20]).mean()
+    assert values(told, "missing_rate_hour")["rate"] == missing
+    wanted = monitor.psi_of(churn().reference, monitor.merge(counted(40), counted(20)))
+    assert values(told, "drift_psi") == pytest.approx(wanted)
+
+
+def test_workers_tell_their_drift_together(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    workers = [serve.Models(batch_size=1) for _ in range(2)]
+    for number, (models, rows) in enumerate(zip(workers, (20, 30), strict=True)):
+        served = models.add("churn", churn())
+        served.predict([served.inputs.read(body(rows), 100)])
+        shared = Shared(models)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getpid", lambda number=number: number)
+            shared.write()
+            times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npz")}
+            shared.write()  # nothing new
+        assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npz")} == times
+    total = monitor.merge(counted(20), counted(30))
+    wanted = monitor.psi_of(churn().reference, total)
+    for models in workers:  # whichever is asked
+        found = {one.name: one.samples for one in families(models)}
+        assert [one.value for one in found["jaxops_observed_rows"]] == [50]
+        assert [one.value for one in found["jaxops_observed_rows_hour"]] == [50]
+        for name in ("jaxops_drift_psi", "jaxops_drift_psi_hour"):
+            told = {one.labels["column"]: one.value for one in found[name]}
+            assert told == pytest.approx(wanted)
+    assert len([*tmp_path.rglob("*")]) == 3  # a folder, and a file of each worker
 
 
 def test_sketches_in_a_folder_are_those_of_the_rows_since_the_last(service, tmp_path):

@@ -48,7 +48,7 @@ def bearer(key):
 def test_without_a_right_key_nothing_is_answered(held):
     service, made, _ = held
     wrong = made["predict"][:-1] + ("a" if made["predict"][-1] != "a" else "b")
-    for path in ("/", "/v2", "/v2/health/live", "/v2/models/churn", "/metrics", "/models", "/none"):
+    for path in ("/v2", "/v2/health/live", "/v2/models/churn", "/metrics", "/models", "/none"):
         for headers in ({}, bearer(wrong), bearer("predict."), {"authorization": made["predict"]},
                         bearer("nobody.x"), bearer("."), bearer("")):  # fmt: skip
             told = get(service, path, **headers)

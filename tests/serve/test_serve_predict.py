@@ -131,13 +131,10 @@ def test_the_openapi_document_is_of_the_models():
     document = get(app(), "/openapi.json").json
     schema = document["paths"]["/models/churn/predict"]["post"]["requestBody"]["content"]
     row = schema["application/json"]["schema"]["properties"]["rows"]["oneOf"][0]["items"]
-    assert row["properties"]["rate"] == {"type": ["number", "null"]}
+    assert row["properties"]["rate"]["type"] == ["number", "null"]
     assert row["required"] == ["rate", "plan"] and row["additionalProperties"] is False
     assert {"/admin/models/churn", "/v2/models/router/versions/1/infer"} <= document["paths"].keys()
     assert document["openapi"] == "3.1.0" and "security" not in document
-    page = get(app(), "/")
-    assert page.headers["content-type"].startswith("text/html")
-    assert all(f"<code>{path}</code>".encode() in page.body for path in document["paths"])
     listed = get(app(), "/models").json["models"]
     assert [(one["name"], one["versions"]) for one in listed] == [
         ("churn", ["1"]),
