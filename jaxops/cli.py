@@ -1,5 +1,4 @@
-"""The command line: fit, predict, evaluate, show, export, compress, serve, monitor, explain models.
-"""The command line: fit, predict, evaluate, show, card, export, compress, serve, monitor models.
+"""The command line: fit, predict, evaluate, show, export, serve, monitor, explain models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet

@@ -27,8 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 # movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
 ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift"}
-ALONE |= {"coverage", "out_of_scope"}
-ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift", "fairness"}
+ALONE |= {"coverage", "out_of_scope", "fairness"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
