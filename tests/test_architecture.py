@@ -66,6 +66,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "mlflow": "benchmarks/serve_peers.py",
     "bentoml": "benchmarks/serve_bento.py",
     "captum": "benchmarks/explain_side.py",
+    "shap": "benchmarks/explain_shap.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",
