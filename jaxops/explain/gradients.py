@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: int (B,), numbers of rows of the game; the last is repeated.
-        count: how many are no padding.
+        real: how many are no padding.
         points: the numbers of the rows, and the vectors of their look-ups.
         base: the same of absent players.
         columns: all columns.
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     """
 
     rows: np.ndarray
-    count: int
+    real: int
     points: Any
     base: Any
     columns: Any
@@ -154,7 +154,7 @@ class Gradients:
             batch: of B rows.
             elements: a value of each element: columns by name, and the look-ups' vectors.
         """
-        players, count = self.game.players, batch.count
+        players, count = self.game.players, batch.real
         numbers, vectors = jax.device_get(elements)
         values = np.zeros((count, players.real.shape[1]))
         rows = batch.rows[:count]
@@ -196,7 +196,7 @@ class Gradients:
             zero = jax.tree.map(jnp.zeros_like, batch.points)
             _, numbers = _along(self.form, self.params, zero, batch.points, batch.base,
                                 batch.columns, batch.target, at)  # fmt: skip
-            parts.append(np.asarray(numbers[: batch.count], np.float64))
+            parts.append(np.asarray(numbers[: batch.real], np.float64))
         return np.concatenate(parts)
 
 
@@ -372,7 +372,7 @@ def integrated_gradients(
         places, weights = np.polynomial.legendre.leggauss(steps)
         for batch in of.batches(left):
             found = _path(of, batch, (places + 1) / 2, weights / 2)
-            values[batch.rows[: batch.count]] = found
+            values[batch.rows[: batch.real]] = found
         left = left[np.abs(values[left].sum(1) - wanted[left]) > limit]
         if not len(left) or steps >= MOST_NODES:
             break
@@ -427,5 +427,5 @@ def expected_gradients(game: Game, samples: int = 256, seed: int = 0) -> Attribu
         base = {name: game.background[name][[turn]] for name in of.numbers}
         for batch in of.batches(rows, base):
             found = _path(of, batch, np.array([share]), np.array([1 / samples]))
-            values[batch.rows[: batch.count]] += found
+            values[batch.rows[: batch.real]] += found
     return Attributions(values, game.empty, {"samples": samples, "seed": seed})

@@ -50,7 +50,9 @@ def lags_of(model: Forecaster, history: Series, future: np.ndarray | None) -> Pl
         "past": model.past_names,
         "known": model.known_names,
     }
-    names, owners, cells = [], {}, []
+    names: list[str] = []
+    owners: Columns = {}
+    cells: list[np.ndarray] = []
     for column, own in channels.items():
         if not own:
             continue

@@ -22,7 +22,8 @@ class _Scores:
     model: Any
 
     def __call__(self, arrays: Any, columns: Batch) -> Array:
-        return scores(self.model, *arrays, columns["history"])
+        params, table, share = arrays
+        return scores(self.model, params, table, share, columns["history"])
 
 
 def events_of(recommender: Recommender, histories: Histories, ids: np.ndarray) -> Players:

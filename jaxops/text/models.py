@@ -163,7 +163,6 @@ class LinearBag(nn.Module):
         # of a packed kernel only the rows that are read become float
         kernel = stored if is_packed(stored) else kernel
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
-        weight = self.weights(tokens, jax.lax.stop_gradient(idf))
 
         def add(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
             rows = unpacked(kernel[part[1]])
@@ -171,11 +170,10 @@ class LinearBag(nn.Module):
 
         # part by part, because an array (B, T, classes) would need too much memory
         room = ((0, 0), (0, -tokens.shape[1] % PART))
-        parts = [
-            jnp.moveaxis(jnp.pad(x, room).reshape(len(x), -1, PART), 1, 0) for x in (weight, tokens)
-        ]
-        start = jnp.zeros((len(tokens), self.classes))
-        return jax.lax.scan(add, start, tuple(parts))[0] + bias[None]
+        both = self.weights(tokens, jax.lax.stop_gradient(idf)), tokens
+        parts = [jnp.moveaxis(jnp.pad(x, room).reshape(len(x), -1, PART), 1, 0) for x in both]
+        zeros = jnp.zeros((len(tokens), self.classes))
+        return jax.lax.scan(add, zeros, tuple(parts))[0] + bias[None]
 
     def weights(self, tokens: Array, idf: Array) -> Array:
         """The weights (B, L) of n-grams (B, L); a call that explanations look into."""
