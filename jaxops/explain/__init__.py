@@ -20,12 +20,11 @@ from jaxops.explain.checking import (
 )
 from jaxops.explain.explaining import METHODS, explain, occlusion
 from jaxops.explain.games import Game, game
-from jaxops.explain.gradients import (
+from jaxops.explain.gradients import gradient, smooth_grad
+from jaxops.explain.integrals import (
     expected_gradients,
-    gradient,
     input_x_gradient,
     integrated_gradients,
-    smooth_grad,
 )
 from jaxops.explain.results import Attributions, Explanation
 
