@@ -71,6 +71,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "bentoml": "benchmarks/serve_bento.py",
     "captum": "benchmarks/explain_side.py",
     "flwr": "benchmarks/federation.py",
+    "shap": "benchmarks/explain_shap.py",
 }
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it and does not declare it",

@@ -21,14 +21,13 @@ from jaxops.explain.checking import (
 from jaxops.explain.dependence import Dependence, ale, partial_dependence
 from jaxops.explain.explaining import METHODS, explain, occlusion
 from jaxops.explain.games import Game, game
-from jaxops.explain.gradients import (
+from jaxops.explain.gradients import gradient, smooth_grad
+from jaxops.explain.importance import Importance, permutation_importance
+from jaxops.explain.integrals import (
     expected_gradients,
-    gradient,
     input_x_gradient,
     integrated_gradients,
-    smooth_grad,
 )
-from jaxops.explain.importance import Importance, permutation_importance
 from jaxops.explain.recourse import Counterfactuals, counterfactuals
 from jaxops.explain.results import Attributions, Explanation
 from jaxops.explain.shapley import (

@@ -1,6 +1,5 @@
 """Explanations by gradients: of the numbers of rows, and of the embeddings of what is looked up."""
 
-import warnings
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -13,8 +12,6 @@ from jaxops.explain.points import sized, starts
 from jaxops.explain.results import Attributions
 
 Array = jax.Array
-NODES, RAISED, MOST_NODES = 32, 4, 2048  # of an integral: at first, each time, at most
-TOLERANCE = 1e-3
 
 
 @partial(jax.jit, static_argnums=0)
@@ -136,16 +133,24 @@ class Gradients:
 
         Args:
             batch: of B rows.
-            shares: (S,), the places on the line; 1 is at the points.
-            weights: (S,).
+            shares: (S,) or (S, B), the places on the line; 1 is at the points.
+            weights: (S,) or (S, B).
         """
         total = jax.tree.map(jnp.zeros_like, batch.points)
         for share, weight in zip(shares, weights, strict=True):
-            at = (np.full(len(batch.rows), share, np.float32),
-                  np.full(len(batch.rows), weight, np.float32))  # fmt: skip
-            total, _ = _along(self.form, self.params, total, batch.points, batch.base,
-                              batch.columns, batch.target, at)  # fmt: skip
+            total, _ = self._at(batch, total, share, weight)
         return total
+
+    def number(self, batch: Batch, share: Any) -> np.ndarray:
+        """The number of each row at a place on the line, () or (B,), float64 (real,)."""
+        zero = jax.tree.map(jnp.zeros_like, batch.points)
+        return np.asarray(self._at(batch, zero, share, 0.0)[1][: batch.real], np.float64)
+
+    def _at(self, batch: Batch, total: Any, share: Any, weight: Any) -> tuple[Any, Array]:
+        rows = len(batch.rows)
+        at = tuple(np.full(rows, x, np.float32) for x in (share, weight))
+        return _along(self.form, self.params, total, batch.points, batch.base, batch.columns,
+                      batch.target, at)  # fmt: skip
 
     def per_player(self, batch: Batch, elements: Any) -> np.ndarray:
         """Values of the elements, added up for each player, float64 (count, P).
@@ -187,17 +192,8 @@ class Gradients:
         return self._numbers(1.0)
 
     def _numbers(self, share: float) -> np.ndarray:
-        parts = []
-        for batch in self.batches(np.arange(len(self.game.players.ids))):
-            at = (
-                np.full(len(batch.rows), share, np.float32),
-                np.zeros(len(batch.rows), np.float32),
-            )
-            zero = jax.tree.map(jnp.zeros_like, batch.points)
-            _, numbers = _along(self.form, self.params, zero, batch.points, batch.base,
-                                batch.columns, batch.target, at)  # fmt: skip
-            parts.append(np.asarray(numbers[: batch.real], np.float64))
-        return np.concatenate(parts)
+        batches = self.batches(np.arange(len(self.game.players.ids)))
+        return np.concatenate([self.number(batch, share) for batch in batches])
 
 
 def has_gradient(column: np.ndarray) -> bool:
@@ -304,128 +300,3 @@ def _noisy(points: Any, key: Array, noise: Any) -> Any:
         drawn = jax.random.normal(jax.random.fold_in(key, i), x.shape)
         made.append(x + noise * _range(x) * drawn)
     return jax.tree.unflatten(tree, made)
-
-
-def input_x_gradient(game: Game) -> Attributions:
-    """The gradient in each player's elements times what they differ from the baseline.
-
-    With a baseline of 0 it is "input x gradient"; for a linear model it is exact.
-
-    Args:
-        game: of a model that is a function for JAX.
-
-    References:
-        Shrikumar et al. 2017, arXiv:1704.02685.
-    """
-    of, parts = Gradients(game, "input_x_gradient"), []
-    for batch in of.batches(np.arange(len(game.players.ids))):
-        parts.append(_path(of, batch, np.ones(1), np.ones(1)))
-    return Attributions(np.concatenate(parts), of.base)
-
-
-def _path(of: Gradients, batch: Batch, shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    total = of.along(batch, shares, weights)
-    elements = jax.tree.map(lambda t, x, b: t * (x - b), total, batch.points, batch.base)
-    return of.per_player(batch, elements)
-
-
-def integrated_gradients(
-    game: Game, steps: int = NODES, tolerance: float = TOLERANCE
-) -> Attributions:
-    """The gradient's integral on the line from the baseline to the row, times their difference.
-
-    A player with elements x and baseline b has sum over its elements of
-    (x - b) * integral over a from 0 to 1 of dF / dx (b + a (x - b)), by Gauss and Legendre's nodes.
-    The values of a row add up to F(x) - F(b). Where they miss it by more than the tolerance, the
-    row is computed again with four times as many nodes, up to 2,048.
-
-    Args:
-        game: of a model that is a function for JAX.
-        steps: number of nodes at first.
-        tolerance: the largest gap; of numbers that are no log-odds or probabilities it is a share
-            of the largest |F(x) - F(b)| of the rows.
-
-    Raises:
-        ValueError: fewer than 1 step, a tolerance that is not positive, or several baseline rows.
-
-    Warns:
-        UserWarning: a row misses the tolerance with 2,048 nodes too.
-
-    References:
-        Sundararajan et al. 2017, arXiv:1703.01365.
-    """
-    if steps < 1 or not tolerance > 0:
-        raise ValueError(
-            f"steps must be at least 1 and tolerance above 0, got {steps} and {tolerance}"
-        )
-    if game.background is not None:
-        count = len(next(iter(game.background.values())))
-        raise ValueError(
-            f"baseline must be one row for integrated_gradients, got {count}; take "
-            "method='expected_gradients' for several"
-        )
-    of = Gradients(game, "integrated_gradients")
-    left, wanted = np.arange(len(game.players.ids)), of.full - of.base
-    values = np.zeros(game.players.real.shape)
-    limit = tolerance * (1.0 if game.scale else max(np.abs(wanted).max(), 1e-30))
-    while len(left):
-        places, weights = np.polynomial.legendre.leggauss(steps)
-        for batch in of.batches(left):
-            found = _path(of, batch, (places + 1) / 2, weights / 2)
-            values[batch.rows[: batch.real]] = found
-        left = left[np.abs(values[left].sum(1) - wanted[left]) > limit]
-        if not len(left) or steps >= MOST_NODES:
-            break
-        steps = min(RAISED * steps, MOST_NODES)
-    if len(left):
-        gap = np.abs(values[left].sum(1) - wanted[left]).max()
-        warnings.warn(
-            f"the values of {len(left)} rows miss their sum by up to {gap:.2g} with {steps} steps, "
-            f"more than {limit:.2g}; row {left[0]} is the first",
-            stacklevel=2,
-        )
-    return Attributions(values, of.base, {"steps": steps, "tolerance": float(limit)})
-
-
-def expected_gradients(game: Game, samples: int = 256, seed: int = 0) -> Attributions:
-    """Integrated gradients with each row of the background for a baseline, at random places.
-
-    The values of a row add up, up to the error of the draws, to its number less the mean over the
-    background. The draws go through the background in turn, and their places on the line are
-    spread evenly.
-
-    Args:
-        game: of a model that is a function for JAX, with a background: `baseline` of several rows.
-        samples: number of draws.
-        seed: of the draws.
-
-    Raises:
-        ValueError: no samples, no background, or rows with embeddings.
-
-    References:
-        Erion et al. 2021, arXiv:1906.10670.
-    """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    if game.background is None:
-        raise ValueError(
-            "baseline must be several rows for expected_gradients, got none; take "
-            "method='integrated_gradients' for a single one"
-        )
-    of = Gradients(game, "expected_gradients")
-    if game.look_ups:
-        raise ValueError(
-            "method must be another than expected_gradients for rows with embeddings, whose "
-            "baseline is no row"
-        )
-    rows, rng = np.arange(len(game.players.ids)), np.random.default_rng(seed)
-    count = len(next(iter(game.background.values())))
-    shares = rng.permutation((np.arange(samples) + rng.random(samples)) / samples)
-    turns = np.concatenate([rng.permutation(count) for _ in range(-(-samples // count))])[:samples]
-    values = np.zeros(game.players.real.shape)
-    for share, turn in zip(shares, turns, strict=True):
-        base = {name: game.background[name][[turn]] for name in of.numbers}
-        for batch in of.batches(rows, base):
-            found = _path(of, batch, np.array([share]), np.array([1 / samples]))
-            values[batch.rows[: batch.real]] += found
-    return Attributions(values, game.empty, {"samples": samples, "seed": seed})

@@ -241,14 +241,13 @@ def _of_group(
         donors[order] = order[(np.arange(count) + shift) % count]
         after.append(loss(taken(frame, dict.fromkeys(group, donors))))
         if (each := after[-1].each) is not None:
-            own.append(each)
-            given.append(each[np.argsort(donors)])
+            own.append(each - before.each)
+            given.append(own[-1][np.argsort(donors)])
     changes = np.array([one.one - before.one for one in after])
     value = float(changes.mean())
     if before.each is not None:
-        # a row counts by its own loss, and by that of the rows which got its value
-        rows = np.mean(own, axis=0) - before.each
-        rows += np.mean(given, axis=0) - np.nanmean(given)
+        # a row counts by the change of its own loss, and by that of the rows which got its value
+        rows = np.mean(own, axis=0) + np.mean(given, axis=0) - np.nanmean(given)
         rows = rows[np.isfinite(rows)]
         enough = len(rows) >= BLOCKS
         bounds = interval(rows, seed=seed)[1:] if enough else (np.nan, np.nan)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxops._optional import require
 from jaxops.trust._figures import (
     BLUE,
     GREY,
@@ -44,9 +45,9 @@ def heading(explanation: "Explanation", row: int) -> str:
 
     A `$` of the user's text is no formula.
     """
-    told = f"{explanation.ids[row]}: {explanation.unit(row)} {explanation.outputs[row]:.3g}"
+    told = f"row {explanation.ids[row]}: {explanation.unit(row)} = {explanation.outputs[row]:.3g}"
     base = explanation.baseline[row]
-    told += "" if np.isnan(base) else f", {base:.3g} without"
+    told += "" if np.isnan(base) else f" ({base:.3g} at the baseline)"
     return f"{told}\n{explanation.method.replace('_', ' ')}".replace("$", r"\$")
 
 
@@ -138,9 +139,11 @@ def _heat(explanation: "Explanation", row: int) -> "Figure":
     _show(axes[0], image, extent)
     _show(axes[1], image, extent, alpha=0.35)
     most = float(np.abs(heat).max()) or 1.0
+    made = require("matplotlib.colors", extra="plots").LinearSegmentedColormap
+    colors = made.from_list("against and for", [BLUE, "#f7f7f7", ORANGE])
     drawn = axes[1].imshow(
         heat,
-        cmap="PuOr_r" if explanation.signed else "Oranges",
+        cmap=colors if explanation.signed else "Oranges",
         vmin=-most if explanation.signed else 0.0,
         vmax=most,
         extent=extent,

@@ -155,7 +155,7 @@ def counterfactuals(
         immutable: those that stay as they are.
         directions: column -> "up" or "down", for numbers that only rise or only fall.
         ranges: column -> (least, largest) of a number, or the categories that are allowed; by
-            default what `rows` have.
+            default what `rows` have, of categories those that the model has learned.
         steps: column -> what a number changes by multiples of; 1 for columns of whole numbers.
 
     Raises:
@@ -184,7 +184,7 @@ def counterfactuals(
         )
     limits = directions or {}, ranges or {}, steps or {}
     names = _changeable(model, one, known, columns, immutable, limits)
-    cells = {name: _cell(name, one[name], known[name], *limits) for name in names}
+    cells = {name: _cell(name, one[name], _read(model, known[name]), *limits) for name in names}
     cells = {name: cell for name, cell in cells.items() if cell.values}
     if not cells:
         raise ValueError("columns must leave at least one value to change to, got none")
@@ -224,6 +224,15 @@ def _changeable(
     if not columns:
         raise ValueError("immutable must leave a column that may change, got all of them")
     return columns
+
+
+def _read(model: Any, column: Any) -> Any:
+    """The column without texts that the model has not learned, if it is known which it has."""
+    encoder = getattr(getattr(model, "reader", None), "encoder", None)
+    if encoder is None or column.name not in encoder.values:
+        return column
+    texts = {*encoder.values[column.name], *encoder.rare.get(column.name, ())}
+    return column[[str(value).strip() in texts for value in column]]
 
 
 def _cell(name: str, own: Any, known: Any, directions: Any, ranges: Any, steps: Any) -> Cell:

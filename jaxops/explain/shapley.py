@@ -63,7 +63,8 @@ def shapley_values(value: Value, players: int) -> Shares:
     """
     if not 1 <= players <= MOST:
         raise ValueError(
-            f"players must be 1 to {MOST} for exact Shapley values, got {players:,}; use KernelSHAP"
+            f"players must be 1 to {MOST} for exact Shapley values, got {players:,}; use "
+            "kernel_shap"
         )
     return _of_all(value, players)
 

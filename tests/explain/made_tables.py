@@ -1,6 +1,8 @@
 """A table of numbers and texts, and models of it that need no training."""
 
 import functools
+import itertools
+import math
 
 import jax
 import numpy as np
@@ -47,11 +49,12 @@ def some_rows(*numbers):
     return {name: x[list(numbers)] for name, x in table().items() if name != "left"}
 
 
-def by_hand(model, x, background):
-    """Interventional Shapley values of the log-odds by all orders of the players, in NumPy."""
-    import itertools
-    import math
+def log_odds(p):
+    return np.log(p / (1 - p))
 
+
+def by_hand(model, x, background, scale=log_odds):
+    """Interventional Shapley values by all orders of the players, from raw rows, in NumPy."""
     names = [*x]
     count, own = len(names), len(x[names[0]])
     others = len(background[names[0]])
@@ -61,7 +64,7 @@ def by_hand(model, x, background):
             n: np.repeat(x[n], others) if n in there else np.tile(background[n], own) for n in names
         }
         p = model.predict(mixed).probabilities[:, 1].astype(np.float64)
-        return np.log(p / (1 - p)).reshape(own, others).mean(1)
+        return scale(p).reshape(own, others).mean(1)
 
     known = {there: worth(there) for size in range(count + 1)
              for there in map(frozenset, itertools.combinations(names, size))}  # fmt: skip

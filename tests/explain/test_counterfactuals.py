@@ -93,6 +93,14 @@ def test_a_finished_classifier_says_so_itself():
         assert changed["age"] % 1 == 0 and changed["city"] in "xyz"
 
 
+def test_a_category_that_the_model_has_not_learned_is_no_answer():
+    model, row = untrained(), some_rows(0)
+    wanted = "yes" if model.predict(row).labels[0] == "no" else "no"
+    rows = {name: x[:4] for name, x in table().items()} | {"city": ["q", "q", "x", "z"]}
+    found = explain.counterfactuals(model, row, rows, wanted, count=9, ranges={"age": (0, 90)})
+    assert found.changes and not any("q" in change.get("city", ()) for change in found.changes)
+
+
 def test_a_missing_number_may_get_a_value():
     rows = ROWS.assign(pay=ROWS["pay"].where(ROWS.index % 7 > 0))
     known = lambda frame: score(frame.assign(pay=frame["pay"].fillna(0.0)))  # noqa: E731

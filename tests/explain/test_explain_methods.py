@@ -330,7 +330,7 @@ def test_what_does_not_apply_is_refused(linear, digits, router, churn, table):
 
 def test_too_few_steps_are_told(digits, monkeypatch):
     model, images = digits
-    monkeypatch.setattr("jaxops.explain.gradients.MOST_NODES", 1)
+    monkeypatch.setattr("jaxops.explain.integrals.MOST_NODES", 1)
     with pytest.warns(UserWarning, match="rows miss their sum by up to .* with 1 steps"):
         told = explain.explain(model, images, steps=1, tolerance=1e-6)
     assert told.gap.max() > 1e-6

@@ -84,6 +84,7 @@ def test_a_step_on_a_row_lowers_a_query_s_loss_by_its_influence():
         np.testing.assert_allclose(falls, found[:, place], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_wrong_labels_have_the_largest_influence_on_themselves():
     """20 of 200 labels are wrong: self-influence ranks them first, as Pruthi et al. show."""
     train = columns(200)
