@@ -87,9 +87,8 @@ def test_one_local_step_of_all_clients_is_a_step_on_all_rows():
     assert_close(found.params, plain.params, atol=1e-6)
 
 
-@pytest.mark.parametrize("proximal", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
-def test_rounds_are_a_loop_over_clients_and_epochs(proximal):
-    clients = one_row_each()
+def test_rounds_are_a_loop_over_clients_and_epochs():
+    clients, proximal = one_row_each(), 0.7
     w = start(clients)
     for number in range(4):
         total, rows = np.zeros(3), 0
