@@ -81,18 +81,19 @@ class Service:
         both = (of_model, of_model + "/versions/{version}")
         self._router = routing.Router(
             [
+                # first those that ask models, as each request looks for its route from here on
+                routing.Route("/models/{model}/predict", self.predict, methods=post),
+                *(routing.Route(f"{path}/infer", self.infer, methods=post) for path in both),
+                routing.Route("/models/{model}/generate", self.generation.generate, methods=post),
                 *(routing.Route(path, site.page) for path in ("/", "/page/{file}")),
                 routing.Route("/openapi.json", self.document),
                 routing.Route("/metrics", self.metrics),
                 routing.Route("/models", self.listed),
-                routing.Route("/models/{model}/predict", self.predict, methods=post),
-                routing.Route("/models/{model}/generate", self.generation.generate, methods=post),
                 routing.Route("/v2", self.server),
                 routing.Route("/v2/health/live", self.live),
                 routing.Route("/v2/health/ready", self.ready),
                 *(routing.Route(path, self.model) for path in both),
                 *(routing.Route(f"{path}/ready", self.ready) for path in both),
-                *(routing.Route(f"{path}/infer", self.infer, methods=post) for path in both),
                 routing.Route(changed, administration.change, methods=post),
                 *(
                     routing.Route(path, administration.unload, methods=["DELETE"])
