@@ -208,9 +208,7 @@ def _operation(
 ) -> Operation:
     """An equation of a jaxpr as an operation."""
     variables = list(dict.fromkeys(a for a in equation.invars if not hasattr(a, "val")))
-    alone = jaxpr.replace(
-        constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation]
-    )
+    alone = jaxpr.replace(constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation])
     name, params = equation.primitive.name, equation.params
     call = jaxpr_as_fun(ClosedJaxpr(alone, []))
     return Operation(name, params, tuple(operands), tuple(results), call)
