@@ -60,6 +60,8 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "stockpyl": "benchmarks/stockpyl_loop.py",
     "lifetimes": "benchmarks/customers.py",
     "pytabkit": "benchmarks/tabular_peers_side.py",
+    "opacus": "benchmarks/private_opacus.py",
+    "jax_privacy": "benchmarks/private_jax_privacy.py",
     "fastapi": "benchmarks/serve_peers.py",
     "orjson": "benchmarks/serve_peers.py",
     "litserve": "benchmarks/serve_lit.py",

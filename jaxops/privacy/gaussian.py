@@ -32,9 +32,9 @@ class Gaussian:
         Abadi et al. 2016, arXiv:1607.00133.
 
     >>> mechanism = Gaussian(clip=1.0, noise_multiplier=1e-6, batch_size=4)
-    >>> noisy = mechanism({"w": jnp.array([2.0, 0.0])}, jax.random.key(0))
+    >>> noisy = mechanism({"w": jnp.array([2.0, 4.0])}, jax.random.key(0))
     >>> noisy["w"].round(3).tolist()
-    [0.5, 0.0]
+    [0.5, 1.0]
     """
 
     clip: float

@@ -147,7 +147,7 @@ def _replayed(
 
     _, pull = jax.vjp(run, [parameters[i] for i in leaves])
     (grads,) = pull([gradients[n] for use in uses for n in program.floats(use)])
-    return grads  # type: ignore[no-any-return]
+    return grads
 
 
 def _gram_cost(factors: Sequence[Factors]) -> float:
@@ -215,7 +215,11 @@ def _matched(found: list[Factors | None]) -> tuple[Factors, ...]:
 
 def _factors(program: Program, use: Operation, leaf: int) -> Factors | None:
     """The factors of one use of a parameter, if it is a product, a convolution or a look-up."""
-    places = [i for i, n in enumerate(use.operands) if leaf in program.leaves.get(n, ())]
+    none: frozenset[int] = frozenset()
+    places = [
+        i for i, n in enumerate(use.operands)
+        if n is not None and leaf in program.leaves.get(n, none)
+    ]  # fmt: skip
     make = {"dot_general": _of_product, "conv_general_dilated": _of_conv, "gather": _of_lookup}
     if len(places) > 1 or use.name not in make or use.operands[places[0]] not in program.views:
         return None

@@ -124,8 +124,8 @@ class Program:
             return self._constant(atom.val) if hasattr(atom, "val") else known[atom]
 
         for equation in jaxpr.eqns:
-            inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
             if equation.primitive.name in CALLS:
+                inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
                 given = [number(atom) for atom in equation.invars]
                 results = self._inline(inner.jaxpr, inner.consts, given)
             else:

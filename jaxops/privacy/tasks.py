@@ -127,7 +127,7 @@ class ClippedLoss:
     ) -> tuple[Array, Out]:
         """The loss; in training as the sum of the losses of rows with a key each."""
         if not train:
-            return self.loss(params, extra, batch, key, False)  # type: ignore[no-any-return]
+            return self.loss(params, extra, batch, key, False)
         return _clipped(self, params, extra, dict(batch), key)
 
     def sums(self, params: Params, extra: Extra, batch: Batch, key: Key) -> rowwise.Sums:
@@ -217,11 +217,11 @@ def row_norms(task: Task, params: Params, extra: Extra, batch: Batch, key: Key) 
 
     >>> import jax, numpy as np
     >>> from jaxops import tabular
-    >>> task = tabular.regressor(tabular.MLP(()), features=1)
-    >>> batch = {"features": np.array([[3.0], [0.0]], np.float32), "label": np.ones(2, np.float32)}
-    >>> params, extra = task.init(jax.random.key(0), batch)
-    >>> row_norms(task, params, extra, batch, jax.random.key(1)).shape
-    (2,)
+    >>> task, key = tabular.regressor(tabular.MLP(()), features=1), jax.random.key(0)
+    >>> batch = {"features": np.ones((5, 1), np.float32), "label": np.ones(5, np.float32)}
+    >>> params, extra = jax.eval_shape(task.init, key, batch)  # shapes alone
+    >>> jax.eval_shape(functools.partial(row_norms, task), params, extra, batch, key).shape
+    (5,)
     """
     rows = rowwise.split(batch, key)
     one = rowwise.traced(_plain(task), params, extra, rows)
@@ -236,11 +236,12 @@ def row_gradients(task: Task, params: Params, extra: Extra, batch: Batch, key: K
 
     >>> import jax, numpy as np
     >>> from jaxops import tabular
-    >>> task = tabular.regressor(tabular.MLP(()), features=1)
-    >>> batch = {"features": np.array([[3.0], [0.0]], np.float32), "label": np.ones(2, np.float32)}
-    >>> params, extra = task.init(jax.random.key(0), batch)
-    >>> grads = row_gradients(task, params, extra, batch, jax.random.key(1))
+    >>> task, key = tabular.regressor(tabular.MLP(()), features=3), jax.random.key(0)
+    >>> batch = {"features": np.ones((5, 3), np.float32), "label": np.ones(5, np.float32)}
+    >>> params, extra = jax.eval_shape(task.init, key, batch)  # shapes alone
+    >>> grads = jax.eval_shape(
+    ...     functools.partial(row_gradients, task), params, extra, batch, key)
     >>> [leaf.shape for leaf in jax.tree.leaves(grads)]
-    [(2, 1), (2, 1, 1)]
+    [(5, 1), (5, 3, 1)]
     """
     return rowwise.row_gradients(_plain(task), params, extra, rowwise.split(batch, key))[2]

@@ -36,13 +36,8 @@ from jaxops.train.signals import PREEMPTED, signals
 from jaxops.train.tally import Call, Tally
 
 # Settings that checkpoints of earlier versions do not store, and the values they had.
-OLDER = {
-    "compute": "float32",
-    "accumulate": 1,
-    "processes": 1,
-    "whole_batches": False,
-    "drawn": False,
-}
+OLDER = {"compute": "float32", "accumulate": 1, "processes": 1}
+OLDER |= {"whole_batches": False, "drawn": False}
 
 
 class RunSettings(NamedTuple):
