@@ -40,7 +40,7 @@ class Pseudonyms:
 
     >>> of = Pseudonyms({"2025": b"16 secret bytes!"}, current="2025")
     >>> of(["anna", "ben", "anna"]).tolist()[0]
-    '2025:76e49f4f1cfad43d0eb72bb34a0a2dda'
+    '2025:3dbb29bdae3060908c5ffb5c727d7ffd'
     """
 
     def __init__(self, keys: Mapping[str, bytes], current: str) -> None:

@@ -72,8 +72,8 @@ class Risk(NamedTuple):
         rows = [
             {
                 "column": c.name,
-                "unique alone": f"{c.alone:.2%}",
-                "unique without": f"{c.without:.2%}",
+                "alone": f"{c.alone:.2%}",
+                "without": f"{c.without:.2%}",
             }
             for c in self.columns
         ]
