@@ -56,6 +56,7 @@ BUDGET = {
     "tests/model": 60,
     "tests/monitor": 37,
     "tests/nn": 86,
+    "tests/privacy": 60,
     "tests/recommend": 133,
     "tests/serve": 76,
     "tests/survival": 48,

@@ -34,6 +34,11 @@ class Updates(NamedTuple):
     steps: int
     rows_per_user: int
 
+    @property
+    def mixed(self) -> bool:
+        """Whether chance decides how many rows of a user enter an update."""
+        return self.rows_per_user > 1 and self.rate < 1
+
 
 class Pure(NamedTuple):
     """A mechanism that is epsilon-differentially private with delta 0, such as a private count.
@@ -77,7 +82,7 @@ class Ledger(NamedTuple):
             ValueError: delta or the accountant is not one of the above; or the accountant is "rdp"
                 for entries that it has no bound for.
 
-            >>> round(training_ledger(noise_multiplier=4.0, rate=1, steps=1).epsilon(1e-5), 2)
+        >>> round(training_ledger(noise_multiplier=4.0, rate=1, steps=1).epsilon(1e-5), 2)
         1.01
         """
         _check_delta(delta)
@@ -219,7 +224,10 @@ def _spent_on(ledger: Ledger, accountant: str) -> Any:
     dp = require("dp_accounting.dp_event", extra="privacy")
     events = [_event(dp, entry) for entry in ledger.spent]
     if accountant == "pld":
-        made = require("dp_accounting.pld", extra="privacy").PLDAccountant()
+        # a coarse grid makes epsilon a little larger; on a fine one mixtures take minutes
+        mixed = any(isinstance(event, Updates) and event.mixed for event in ledger.spent)
+        pld = require("dp_accounting.pld", extra="privacy")
+        made = pld.PLDAccountant(value_discretization_interval=1e-3 if mixed else 1e-4)
     else:
         made = require("dp_accounting.rdp", extra="privacy").RdpAccountant()
         unknown = next((e for e, x in zip(ledger.spent, events, strict=True)
@@ -235,12 +243,10 @@ def _event(dp: Any, entry: Updates | Pure) -> Any:
         # of all mechanisms with this epsilon the one with the greatest loss: exactly ±epsilon
         return dp.DiscreteLaplaceDpEvent(entry.epsilon, 1)
     noise, rate, steps, most = entry
-    if most == 1:
-        step = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise))
-    elif rate == 1:
-        step = dp.GaussianDpEvent(noise / most)
-    else:
+    if entry.mixed:
         counts = range(most + 1)
         chances = stats.binom.pmf(counts, most, rate).tolist()
         step = dp.MixtureOfGaussiansDpEvent(noise, [float(n) for n in counts], chances)
+    else:
+        step = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise / most))
     return dp.SelfComposedDpEvent(step, steps)

@@ -49,7 +49,9 @@ def private(
         method: "ghost" computes the norms of the rows' gradients in closed form, without these
             gradients (see `jaxops.privacy.norms`), and then the gradient of the clipped sum by
             another backward pass. "vmap" computes each row's gradient. Both give the same up to
-            rounding. "auto" takes "ghost" unless most parameters have no closed form; `how` tells.
+            rounding. "auto" takes "ghost" where a row meets each parameter a few times, as in dense
+            layers and tables of tokens, and "vmap" where it does so often, as in transformers and
+            convolutions, or where most parameters have no closed form; `how` tells.
         microbatch: with "vmap", how many rows are computed at a time; by default as many as have
             gradients of 64 MB together.
 

@@ -27,6 +27,12 @@ class Guarantee(NamedTuple):
         noise_multiplier: see `private`.
         rate: the probability with which a step draws a row.
         steps: number of updates.
+
+    A model file keeps it as `jo.Model(task, state, about={"privacy": promise._asdict()})`.
+
+    >>> promise = Guarantee(2.0, 1e-5, noise_multiplier=1.1, rate=0.01, steps=1000)
+    >>> promise._asdict()["epsilon"]
+    2.0
     """
 
     epsilon: float
