@@ -32,8 +32,8 @@ class Anonymised(NamedTuple):
         losses: that of each quasi-identifier.
 
     >>> told = mondrian({"age": [30, 31, 40, 49]}, ["age"], k=2)
-    >>> told.table["age"].tolist(), round(told.loss, 3)
-    (['[30, 31]', '[30, 31]', '[40, 49]', '[40, 49]'], 0.263)
+    >>> told.table["age"].tolist(), round(told.loss, 3), isinstance(told, Anonymised)
+    (['[30, 31]', '[30, 31]', '[40, 49]', '[40, 49]'], 0.263, True)
     """
 
     table: Any
