@@ -41,6 +41,7 @@ BUDGET = {
     "docs": 140,
     "jaxops": 160,
     "tests": 106,
+    "tests/anonymity": 3,
     "tests/benchmarks": 20,
     "tests/compress": 34,
     "tests/customers": 40,

@@ -8,9 +8,9 @@
 
 Each row's gradient is clipped, Gaussian noise is added once per update, and rows are drawn by
 Poisson sampling. Epsilon is that of one training, by PLD, which needs less noise than the Rényi
-bound of the published figures. The search for the settings was made on 10,000 train rows
-(`--validate`), and is not in epsilon. Seeds are fixed here, so that the figures can be had again;
-who needs the privacy keeps them secret.
+bound of the published figures. The settings were chosen on 10,000 train rows (`--validate`: 97.95 %
+and 97.42 % of them, one seed), and that search is not in epsilon. Seeds are fixed here, so that the
+figures can be had again; who needs the privacy keeps them secret.
 
     JAXOPS_DATA_DIR=DATA python -m experiments.private_mnist --seeds 5
 """
@@ -29,6 +29,7 @@ import jaxops as jo
 from experiments import common
 from jaxops import privacy, vision
 from jaxops.nn import Conv, Dense, max_pool
+from jaxops.trust import report
 
 PUBLISHED = {
     "accuracy_eps3": "0.981 (CNN), 0.987 (scattering; Tramèr and Boneh 2021); 0.9678 (Opacus)",
@@ -95,10 +96,10 @@ def scattered(images: jax.Array) -> jax.Array:
         return jnp.einsum("iy,bcyx,jx->bcij", weights, x, weights)
 
     x = jnp.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD)), mode="reflect")[:, None]
-    fine = jnp.abs(jnp.fft.ifft2(jnp.fft.fft2(x) * WAVES[0]))
-    second = coarse(jnp.fft.fft2(fine)[:, :, None] * WAVES[1])
+    fine = jnp.abs(jnp.fft.ifft2(jnp.fft.fft2(x) * WAVES[0][None]))
+    second = coarse(jnp.fft.fft2(fine)[:, :, None] * WAVES[1][None, None])
     second = second.reshape(len(x), ANGLES**2, WIDE // 2, WIDE // 2)
-    parts = [x, fine, coarse(jnp.fft.fft2(x) * WAVES[1]), second]
+    parts = [x, fine, coarse(jnp.fft.fft2(x) * WAVES[1][None]), second]
     features = jnp.concatenate([averaged(part) for part in parts], axis=1)
     groups = features.reshape(len(x), GROUPS, -1)
     groups = groups - groups.mean(2, keepdims=True)
@@ -111,9 +112,11 @@ def scattered(images: jax.Array) -> jax.Array:
 def read(network: str, smoke: bool, validate: bool) -> Any:
     """Train rows, and those to look at."""
     digits = common.mnist(smoke, validation=1 / 6 if validate else 0.0)
-    held_out = digits.validation if validate else digits.test
+    train, held_out = digits.train, digits.validation if validate else digits.test
+    if smoke:
+        train, held_out = ({k: v[:200] for k, v in rows.items()} for rows in (train, held_out))
     if network == "cnn":
-        return digits.train, held_out
+        return train, held_out
     common.say("computing the scattering coefficients")
 
     def of(rows: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def read(network: str, smoke: bool, validate: bool) -> Any:
         coefficients = [np.asarray(scattered(part.astype(np.float32) / 255)) for part in parts]
         return {"image": np.concatenate(coefficients), "label": rows["label"]}
 
-    return of(digits.train), of(held_out)
+    return of(train), of(held_out)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Settings(common.Settings):
 
     network: str = "scattering"
     """or "cnn" """
-    epochs: tuple[int, int] = (25, 15)
+    epochs: tuple[int, int] = (20, 12)
     """at epsilon 2.91 and at 1.16"""
     batch_size: int = 4096
     learning_rate: float = 4.0
@@ -154,15 +157,17 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     else:
         task = vision.classifier(vision.MLP(()), (7, 7, 81), mean=0.5, std=0.125)
     values: dict[str, float] = {}
-    for i, (epsilon, epochs) in enumerate(zip(settings.epsilons, settings.epochs, strict=True)):
-        name = ("eps3", "eps1")[i]
+    plans = zip(("eps3", "eps1"), settings.epsilons, settings.epochs, strict=True)
+    for name, epsilon, epochs in plans:
         steps = (1 if settings.smoke else epochs) * rows // batch_size
         noise = noise_for(epsilon, batch_size / rows, steps)
         private = privacy.private(
             task, clip=settings.clip, noise_multiplier=noise, batch_size=batch_size
         )
         sgd = jo.optim.sgd(settings.learning_rate, momentum=0.9)
-        log = common.Log(folder, settings.resume and i == 0) if i == 0 else None
+        at = folder / name
+        at.mkdir(exist_ok=True)
+        log = common.Log(at, settings.resume)
         state = jo.fit(
             private,
             train,
@@ -170,14 +175,15 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
             batch_size=batch_size,
             steps=steps,
             seed=seed,
-            checkpoints=folder / f"checkpoints-{name}",
-            reports=jo.Reports(log if log else ()),
+            checkpoints=at / "checkpoints",
+            reports=log,
         )
         state = jo.optim.averaged(state)
         accuracy = jo.evaluate(task, state, held_out)["accuracy"]
         common.say(f"seed {seed}, epsilon {epsilon}: accuracy {accuracy:.4f}, noise {noise:.3f}")
-        if settings.network == "scattering":
-            jo.save(folder / f"{name}.safetensors", jo.Model(task, state))
+        report.plot_curves(log.records, at / "curves.png")
+        if settings.network == "scattering":  # a model file names no module of a program
+            jo.save(at / "model.safetensors", jo.Model(task, state))
         values |= {f"accuracy_{name}": accuracy, f"noise_{name}": noise, f"steps_{name}": steps}
     return values
 

@@ -32,8 +32,8 @@ class Anonymised(NamedTuple):
         losses: that of each quasi-identifier.
 
     >>> told = mondrian({"age": [30, 31, 40, 49]}, ["age"], k=2)
-    >>> told.table["age"].tolist(), round(told.loss, 3)
-    (['[30, 31]', '[30, 31]', '[40, 49]', '[40, 49]'], 0.263)
+    >>> told.table["age"].tolist(), round(told.loss, 3), isinstance(told, Anonymised)
+    (['[30, 31]', '[30, 31]', '[40, 49]', '[40, 49]'], 0.263, True)
     """
 
     table: Any
@@ -299,9 +299,9 @@ class _Rows(NamedTuple):
 def _levels(name: str, column: _Column, given: Sequence[Level]) -> list[_Rows]:
     """All levels of a column, from the values themselves to one for all."""
     every = np.arange(column.count)
-    below, made = every, []
+    below, made = every, list[_Rows]()
     for level in [None, *given, ALL]:
-        texts = [_text(name, column, code, level) for code in every]
+        texts = [_text(name, column, code, level) for code in every.tolist()]
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         codes = np.array([number[text] for text in texts])
         members = [every[codes == i] for i in range(len(number))]

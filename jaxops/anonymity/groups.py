@@ -23,8 +23,8 @@ class Diversity(NamedTuple):
             table is entropy l-diversity for every l up to this. At most `distinct`.
 
     >>> table = {"age": [30, 30, 40, 40], "ill": ["flu", "cold", "flu", "flu"]}
-    >>> l_diversity(table, ["age"], "ill")
-    Diversity(distinct=1, entropy=1.0)
+    >>> l_diversity(table, ["age"], "ill") == Diversity(distinct=1, entropy=1.0)
+    True
     """
 
     distinct: int

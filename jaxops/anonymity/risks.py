@@ -47,8 +47,8 @@ class Risk(NamedTuple):
 
     >>> table = {"age": [30, 30, 41, 52], "sex": ["f", "f", "m", "m"]}
     >>> risk = reidentification(table, ["age", "sex"])
-    >>> risk.unique, risk.prosecutor, risk.columns[0].name
-    (0.5, 1.0, 'age')
+    >>> risk.unique, risk.prosecutor, risk.columns[0].name, isinstance(risk, Risk)
+    (0.5, 1.0, 'age', True)
     """
 
     rows: int

@@ -83,7 +83,7 @@ class Ledger(NamedTuple):
                 for entries that it has no bound for.
 
         >>> round(training_ledger(noise_multiplier=4.0, rate=1, steps=1).epsilon(1e-5), 2)
-        1.01
+        0.93
         """
         _check_delta(delta)
         return float(_spent_on(self, accountant).get_epsilon(delta))
@@ -187,8 +187,8 @@ def noise_multiplier(
     Raises:
         ValueError: see `training_ledger`; epsilon is not above 0, or `beside` alone exceeds it.
 
-    >>> round(noise_multiplier(epsilon=1.0, delta=1e-5, rate=1, steps=1), 1)
-    4.0
+    >>> round(noise_multiplier(epsilon=1.0, delta=1e-5, rate=1, steps=1), 2)
+    3.73
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon must be above 0, got {epsilon}")

@@ -173,7 +173,7 @@ def many_runs_bound(
         arXiv:2006.07709.
 
     >>> round(many_runs_bound(500, 500, 500, 500, delta=1e-5), 2)
-    4.9
+    4.91
     """
     if not (0 <= right_in <= runs_in and 0 <= right_out <= runs_out and runs_in and runs_out):
         raise ValueError(

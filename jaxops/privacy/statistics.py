@@ -33,8 +33,9 @@ class Released(NamedTuple):
         value: the statistic.
         ledger: add it to that of the training.
 
-    >>> counts(["a", "b", "a"], ["a", "b", "c"], epsilon=50.0, seed=0)
-    Released(value={'a': 2, 'b': 1, 'c': 0}, ledger=Ledger(spent=(Pure(epsilon=50.0),)))
+    >>> told = counts(["a", "b", "a"], ["a", "b", "c"], epsilon=50.0, seed=0)
+    >>> told == Released({"a": 2, "b": 1, "c": 0}, Ledger((Pure(50.0),)))
+    True
     """
 
     value: Any

@@ -129,7 +129,7 @@ def test_noise_beside_statistics():
     plan = {"rate": 1, "steps": 1, "delta": 1e-5}
     reader = Ledger((Pure(0.4),))
     noise = privacy.noise_multiplier(epsilon=1.0, beside=reader, **plan)
-    assert noise > 4.0  # what epsilon 1 takes without a reader
+    assert noise > 3.74  # without a reader it is 3.73 (Balle and Wang 2018)
     both = reader + training_ledger(noise_multiplier=noise, rate=1, steps=1)
     assert both.epsilon(1e-5) <= 1.0
     with pytest.raises(ValueError, match=r"beside must cost less than 0\.3 \(epsilon\), got 0\.4"):
