@@ -47,6 +47,7 @@ BUDGET = {
     "tests/devices": 190,  # also the processes of its slow tests, which end with the file
     "tests/docs": 10,
     "tests/experiments": 20,
+    "tests/explain": 29,
     "tests/forecast": 147,
     "tests/language": 130,
     "tests/model": 60,
