@@ -52,6 +52,7 @@ BUDGET = {
     "tests/experiments": 20,
     "tests/fairness": 20,
     "tests/federation": 21,
+    "tests/explain": 29,
     "tests/forecast": 147,
     "tests/language": 130,
     "tests/model": 60,

@@ -109,7 +109,7 @@ def _in_order(explanation: "Explanation", row: int) -> "Figure":
         axes.axhline(0, color=GREY, linewidth=0.8)
         open_frame(axes)
         axes.tick_params(labelsize=8)
-        axes.set_ylabel(channel or "value", fontsize=8)
+        axes.set_ylabel(f"part of {channel or 'the lag'}", fontsize=8)
         if cells is not None:
             other = axes.twinx()
             other.plot(place, cells[row][own].astype(float), color=GREY, linewidth=1)
