@@ -372,7 +372,7 @@ def test_coverage_of_every_data_set(tmp_path):
     assert names == {"california", "adult", "churn", "banking77", "etth1"}
     for name, row in rows.items():
         if name.split(": ")[1] not in ("own", "split", "rolling", "adaptive", "CV+"):
-            assert row["coverage"] > 0.8, name
+            assert row["coverage"] > 0.72, name  # of 100 rows or more, 4 deviations
         assert row["size"] > 0, name
     assert rows["adult: LAC by group"]["worst"] > rows["adult: LAC"]["worst"]
     assert result["metrics"]["california_cqr"]["mean"] == rows["california: CQR"]["coverage"]
