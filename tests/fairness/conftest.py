@@ -13,7 +13,8 @@ def table():
     age = rng.normal(40 + 6 * (sex == "m"), 10, 800)
     left = np.where(age + rng.normal(0, 8, 800) > 44, "yes", "no")
     who = np.arange(800) + 100
-    return {"who": who, "age": age, "sex": sex, "left": left, "paid": 2 * age}
+    paid = 2 * age + rng.normal(0, 10, 800)
+    return {"who": who, "age": age, "sex": sex, "left": left, "paid": paid}
 
 
 @pytest.fixture(scope="session")
