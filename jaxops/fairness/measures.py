@@ -58,6 +58,8 @@ class Report:
     >>> found = of_classes(rows % 2, rows % 4 == 1, {"sex": np.where(rows < 40, "f", "m")})
     >>> found.figures["selection rate"]["f"].value, found.disparities["equal accuracy ratio"].value
     (0.25, 1.0)
+    >>> isinstance(found, Report), found.small
+    (True, {})
     """
 
     groups: Groups

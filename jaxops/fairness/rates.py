@@ -31,8 +31,11 @@ class Values(NamedTuple):
         rows: (G,), of how many rows it is.
         limits: the bounds of its interval for a coverage.
 
-    >>> rate_of(np.array([5]), np.array([10])).value.tolist()
-    [0.5]
+    >>> mean, half = np.array([3.0, 5.0]), np.array([0.5, 0.5])
+    >>> values = Values(mean, np.array([9, 9]), lambda coverage: (mean - half, mean + half))
+    >>> apart = difference([values])
+    >>> apart.value, round(apart.low, 3)
+    (2.0, 1.293)
     """
 
     value: np.ndarray

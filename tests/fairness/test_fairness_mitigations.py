@@ -7,7 +7,7 @@ from scipy.optimize import linprog
 from sklearn.linear_model import LogisticRegression
 
 import jaxops as jo
-from jaxops import cli, fairness, tabular
+from jaxops import cli, fairness
 from jaxops.fairness.thresholding import ByGroup
 from jaxops.serve.compiled import compiled
 from jaxops.serve.readers import inputs_of
@@ -78,24 +78,6 @@ def test_without_a_constraint_it_is_the_best_threshold():
         ((share, threshold),) = rules[str(g)]
         np.testing.assert_allclose(((own > threshold) == y).mean(), best)
         assert share == 1
-
-
-@pytest.fixture(scope="module")
-def table():
-    rng = np.random.default_rng(2)
-    sex = rng.choice(["f", "m"], 800)
-    age = rng.normal(40 + 6 * (sex == "m"), 10, 800)
-    left = np.where(age + rng.normal(0, 8, 800) > 44, "yes", "no")
-    return {"who": np.arange(800) + 100, "age": age, "sex": sex, "left": left}
-
-
-@pytest.fixture(scope="module")
-def model(table):
-    fitted = tabular.fit(
-        table, tabular.MLP((8,)), label="left", id="who", drop=["sex"], epochs=5, progress=False
-    )
-    assert fitted.reference is not None
-    return fitted
 
 
 def test_a_model_with_thresholds_is_saved_scored_and_explained(model, table, tmp_path, capsys):
