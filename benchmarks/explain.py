@@ -46,6 +46,7 @@ class Settings:
 def case(name: str, rows: int) -> tuple[Model, np.ndarray]:
     """A network with random weights, and its rows."""
     rng = np.random.default_rng(0)
+    batch: dict[str, np.ndarray]
     if name == "mnist_cnn":
         images = rng.integers(0, 256, (rows, 28, 28, 1)).astype(np.uint8)
         task, batch = vision.classifier(vision.CNN()), {"image": images}

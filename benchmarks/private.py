@@ -78,7 +78,8 @@ def main(settings: Settings) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
             folder = Path(place)
             (folder / "case.pickle").write_bytes(pickle.dumps({"network": network}, protocol=4))
-            np.savez(folder / "batch.npz", **batch(network, count))
+            columns: dict[str, Any] = batch(network, count)
+            np.savez(folder / "batch.npz", **columns)
             workers = {}
             for side, form, python in sides(settings):
                 workers[side, form] = stack.enter_context(Worker(side, form, folder, python))

@@ -97,7 +97,7 @@ def california(settings: Settings, seed: int) -> Rows:
     calibration, test = halves(held, seed)
     truth = test["value"].to_numpy()
     trees = tabular.HistGradientBoosting()
-    options = {"label": "value", "seed": seed, "progress": False}
+    options: dict[str, Any] = {"label": "value", "seed": seed, "progress": False}
     point = tabular.fit(train, trees, **options)
     network = tabular.MLP((16,) if settings.smoke else (128, 128))
     quantile = tabular.fit(
