@@ -47,7 +47,7 @@ BUDGET = {
     "tests/devices": 190,  # also the processes of its slow tests, which end with the file
     "tests/docs": 10,
     "tests/experiments": 20,
-    "tests/fairness": 20,
+    "tests/fairness": 24,
     "tests/forecast": 147,
     "tests/language": 130,
     "tests/model": 60,
