@@ -53,6 +53,7 @@ BUDGET = {
     "tests/fairness": 20,
     "tests/federation": 21,
     "tests/explain": 29,
+    "tests/fairness": 24,
     "tests/forecast": 147,
     "tests/language": 130,
     "tests/model": 60,
