@@ -13,6 +13,8 @@ from pathlib import Path
 
 # With fewer threads than twice the devices, collectives of several CPU devices can deadlock.
 os.environ.setdefault("NPROC", "16")
+# PyArrow's own allocator keeps what it was given; the system's returns it.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 # Most of the time goes into compiling. Unoptimised code takes a quarter less of it, and the plain
 # emitters of XLA's CPU compiler take half of what those take that users have.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -34,47 +36,46 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # CPU seconds, which depend less than minutes do on what else the machine does. A folder's budget is
 # at most 1.4 times what its tests that are not slow were measured to take, and that of everything,
-# the slow tests too, 1.4 times (2,369 seconds).
-TOTAL = 3200
+# the slow tests too, 1.3 times (3,026 seconds).
+TOTAL = 3900
 BUDGET = {
     "README.md": 10,
-    "docs": 140,
-    "jaxops": 160,
+    "docs": 165,
+    "jaxops": 215,
     "tests": 106,
     "tests/anonymity": 3,
     "tests/benchmarks": 20,
     "tests/compress": 34,
     "tests/customers": 40,
-    "tests/data": 71,
+    "tests/data": 80,
     "tests/decide": 70,
     "tests/devices": 190,  # also the processes of its slow tests, which end with the file
     "tests/docs": 10,
     "tests/experiments": 20,
-    "tests/fairness": 20,
-    "tests/federation": 21,
-    "tests/explain": 29,
-    "tests/fairness": 24,
+    "tests/explain": 39,
+    "tests/fairness": 18,
+    "tests/federation": 17,
     "tests/forecast": 147,
     "tests/language": 130,
-    "tests/model": 60,
+    "tests/model": 66,
     "tests/monitor": 37,
     "tests/nn": 86,
-    "tests/privacy": 60,
+    "tests/privacy": 50,
     "tests/recommend": 133,
     "tests/serve": 76,
-    "tests/survival": 48,
+    "tests/survival": 57,
     "tests/tabular": 80,
     "tests/text": 100,
     "tests/train": 160,
-    "tests/trust": 30,
-    "tests/uncertainty": 30,
+    "tests/trust": 34,
+    "tests/uncertainty": 10,
     "tests/vision": 52,
 }
 # Where slow tests run the code that users run: exact resume, runs that are killed, the article's
 # network against a plain loop. Others are marked `optimized`.
 OPTIMIZED = ("train/test_resume.py", "train/test_survival.py", "vision/test_c03.py")
 EMITTERS = "xla_cpu_use_fusion_emitters"
-MEMORY = 2.0  # GB that a test process may take
+MEMORY = 2.5  # GB that a test process may take; 2.2 were measured
 CLEAR = 1.0  # GB from which compiled programs are dropped
 
 ROOT = Path(__file__).parent
@@ -118,7 +119,7 @@ def bounded_memory():
     """Drop compiled programs when they fill the memory, or nearly use up the memory maps.
 
     XLA's CPU compiler ends the process with a segmentation fault at 65,530 maps. What remains
-    after dropping is no reason to drop again before the process has grown by a quarter. The
+    after dropping is no reason to drop again before the process has grown by a seventh. The
     maps are counted after every tenth test, as this takes 27 ms.
     """
     yield
@@ -136,7 +137,7 @@ def bounded_memory():
         CONTEXTS.clear()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        clear_at = max(CLEAR, 1.25 * resident())
+        clear_at = max(CLEAR, 1.15 * resident())
 
 
 @pytest.fixture(scope="module")
