@@ -41,8 +41,8 @@ def private(
     them. Predictions, evaluations and `save` are those of the task itself. Other wrappers, such as
     `lora`, come first: make their result private.
 
-    A row whose gradient is not finite counts as zero with "vmap". With "ghost" it makes the sum
-    NaN. Its loss is usually NaN too, and then `fit` stops, which tells of the row: keep inputs
+    A row whose gradient is not finite counts as zero with "vmap", and may make the sum NaN with
+    "ghost". Its loss is mostly NaN too, and then `fit` stops, which tells of the row: keep inputs
     within bounds.
 
     Args:
