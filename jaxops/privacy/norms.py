@@ -168,7 +168,7 @@ def _product_cost(factors: Sequence[Factors], size: int) -> float:
 def _by_gram(parts: Sequence[tuple[Factors, Array, Array]]) -> Array:
     total, longest = jnp.zeros(()), jnp.zeros(())
     for i, (first, a, b) in enumerate(parts):
-        lengths = 1 if first.lookup else jnp.linalg.norm(a, axis=1)
+        lengths: Any = 1 if first.lookup else jnp.linalg.norm(a, axis=1)
         longest += (lengths * jnp.linalg.norm(b, axis=1)).sum()  # |G| if no line cancels another
         for j, (second, c, d) in enumerate(parts[i:]):
             if len(b) == len(d) == 1 and not (first.lookup or second.lookup):
