@@ -105,8 +105,13 @@ def clipped_sum(vectors: Params, clip: float, weights: Array | None = None) -> P
     def total(vectors: Params) -> Params:
         return jax.tree.map(lambda x: jnp.tensordot(factors, x, 1).astype(x.dtype), vectors)
 
-    def cleaned(leaf: Array) -> Array:
-        return jnp.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+    def total_of_finite(vectors: Params) -> Params:
+        def summed(leaf: Array) -> Array:
+            scaled = leaf * factors.reshape(-1, *[1] * (leaf.ndim - 1))
+            there = finite.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.where(there, scaled, 0).sum(0).astype(leaf.dtype)
 
-    # 0 * NaN is NaN; the vectors are not written to memory again where all are finite
-    return jax.lax.cond(finite.all(), total, lambda x: total(jax.tree.map(cleaned, x)), vectors)
+        return jax.tree.map(summed, vectors)
+
+    # 0 * NaN is NaN; where all are finite, a product is faster
+    return jax.lax.cond(finite.all(), total, total_of_finite, vectors)
