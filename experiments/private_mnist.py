@@ -8,9 +8,10 @@
 
 Each row's gradient is clipped, Gaussian noise is added once per update, and rows are drawn by
 Poisson sampling. Epsilon is that of one training, by PLD, which needs less noise than the Rényi
-bound of the published figures. The settings were chosen on 10,000 train rows (`--validate`: 97.95 %
-and 97.42 % of them, one seed), and that search is not in epsilon. Seeds are fixed here, so that the
-figures can be had again; who needs the privacy keeps them secret.
+bound of the published figures. The settings were chosen on 10,000 validation rows, split off the
+train rows; those trials were not recorded, and the search is not in epsilon. `--validate` learns
+and tests on such a split. Seeds are fixed here, so that the figures can be had again; who needs the
+privacy keeps them secret.
 
     JAXOPS_DATA_DIR=DATA python -m experiments.private_mnist --seeds 5
 """

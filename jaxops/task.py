@@ -102,6 +102,25 @@ def _hashable(value: Any) -> Any:
     return value
 
 
+def check_not_private(task: Task) -> None:
+    """Raise `ValueError` for a private task, where a function would change its clipped loss.
+
+    Args:
+        task: the task.
+
+    Raises:
+        ValueError: the task has a `release`.
+
+    >>> from jaxops import tabular
+    >>> check_not_private(tabular.regressor(tabular.MLP(), features=3))
+    """
+    if task.release is not None:
+        raise ValueError(
+            "task must not be private already, got one that is: its clipped gradients would be "
+            "changed; give the task itself, and make the result private"
+        )
+
+
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 

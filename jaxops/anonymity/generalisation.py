@@ -105,6 +105,11 @@ class _Wanted:
             )
         self.k, self.diversity, self.closeness = k, diversity, closeness
         column = _Column(frame[sensitive]) if sensitive else None
+        if column and column.number and closeness < 1 and column.count > len(column.values):
+            raise ValueError(
+                f"column {sensitive!r} must have no missing numbers for closeness, got one in row "
+                f"{int(column.codes.argmax())} (counted from 0)"
+            )
         self.codes = column.codes if column else np.zeros(len(frame), np.int64)
         self.count = column.count if column else 1
         self.ordered = bool(column and column.number)
@@ -206,13 +211,13 @@ def ranges(width: float) -> Callable[[Any], str]:
         width: above 0.
 
     Raises:
-        ValueError: `width` is not above 0.
+        ValueError: `width` is not above 0 and finite.
 
     >>> ranges(20)(37), ranges(0.5)(-0.2)
     ('[20, 40)', '[-0.5, 0)')
     """
-    if not width > 0:
-        raise ValueError(f"width must be above 0, got {width}")
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be above 0 and finite, got {width}")
 
     def level(value: Any) -> str:
         low = math.floor(value / width)

@@ -108,7 +108,9 @@ class Pseudonyms:
         new = self(candidates)
         for name in {text.partition(":")[0] for text in given if text is not None}:
             if name not in self._keys:
-                row = next(i for i, t in enumerate(given) if t and t.partition(":")[0] == name)
+                row = next(
+                    i for i, t in enumerate(given) if t is not None and t.partition(":")[0] == name
+                )
                 raise ValueError(
                     f"pseudonyms must be of the keys {', '.join(self._keys)}, got {name!r} in row "
                     f"{row} (counted from 0)"

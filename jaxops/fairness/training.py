@@ -23,6 +23,7 @@ from jaxops.task import (
     Params,
     Task,
     _clean,
+    check_not_private,
     masked_sum,
     row_weights,
 )
@@ -86,7 +87,7 @@ def group_dro(task: Task, shares: Sequence[float], rate: float = 0.01) -> Task:
         `inner_state`.
 
     Raises:
-        ValueError: a coupled task; fewer than two groups, shares or a rate out of range.
+        ValueError: a coupled or private task; fewer than two groups, shares or a rate out of range.
 
     References:
         Sagawa et al. 2020, arXiv:1911.08731.
@@ -104,6 +105,7 @@ def group_dro(task: Task, shares: Sequence[float], rate: float = 0.01) -> Task:
     """
     if task.coupled:
         raise ValueError("task must not couple the rows of a batch, got coupled=True")
+    check_not_private(task)
     known = tuple(float(share) for share in shares)
     if len(known) < 2 or min(known) <= 0 or abs(sum(known) - 1) > 1e-3:
         raise ValueError(f"shares must be 2 or more above 0 with sum 1, got {known}")
@@ -200,7 +202,8 @@ def adversarial(
         made one of `task` by `inner_state`.
 
     Raises:
-        ValueError: a task without classes; a number out of range, or another constraint.
+        ValueError: a task without classes, or a private one; a number out of range, or another
+            constraint.
 
     References:
         Zhang, Lemoine and Mitchell 2018, arXiv:1801.07593; Ganin and Lempitsky 2015,
@@ -213,6 +216,7 @@ def adversarial(
     """
     if not task.classes:
         raise ValueError("task must have classes, got none")
+    check_not_private(task)
     if groups < 2 or strength < 0 or width < 1:
         raise ValueError(
             "groups must be at least 2, strength at least 0 and width at least 1, got "

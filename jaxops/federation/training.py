@@ -205,6 +205,8 @@ def _wrapped(state: TrainState, method: Method, clients: int) -> TrainState:
 def _checked(task: Task, clients: Any, method: Method, plan: Plan) -> dict[str, Any]:
     """The columns that the task names; `ValueError` for settings that do not fit."""
     check_task(task)
+    if task.release is not None:
+        raise ValueError("task must not be private, got one that is; use private=, for clients")
     if not isinstance(clients, Clients):
         raise ValueError(
             f"clients must be federation.Clients(columns, parts), got {type(clients).__name__}"

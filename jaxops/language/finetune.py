@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxops.state import Stays, TrainState
-from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, example, recorded
+from jaxops.task import (
+    Array,
+    Batch,
+    Extra,
+    Key,
+    Out,
+    Params,
+    Task,
+    check_not_private,
+    example,
+    recorded,
+)
 
 ATTENTION = r"(qkv|query|key_value)/kernel$"  # the kernels of queries, keys and values
 
@@ -166,8 +177,8 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
         A task that predicts what `task` predicts, for `adapt`, `jaxops.fit` and `merge`.
 
     Raises:
-        ValueError: a rank below 1. When a state is made: `targets` matches no parameter, a
-            parameter that is not a matrix, or a matrix smaller than `rank`.
+        ValueError: a rank below 1, or a private task. When a state is made: `targets` matches no
+            parameter, a parameter that is not a matrix, or a matrix smaller than `rank`.
 
     References:
         Hu et al. 2021, arXiv:2106.09685.
@@ -182,6 +193,7 @@ def lora(task: Task, rank: int, alpha: float | None = None, targets: str = ATTEN
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+    check_not_private(task)
     scale = (rank if alpha is None else alpha) / rank
 
     def init(key: Key, batch: Batch) -> tuple[Params, Extra]:

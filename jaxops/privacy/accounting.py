@@ -185,13 +185,14 @@ def noise_multiplier(
             statistics of a reader.
 
     Raises:
-        ValueError: see `training_ledger`; epsilon is not above 0, or `beside` alone exceeds it.
+        ValueError: see `training_ledger`; epsilon is not above 0 and finite, or `beside` alone
+            exceeds it.
 
     >>> round(noise_multiplier(epsilon=1.0, delta=1e-5, rate=1, steps=1), 2)
     3.73
     """
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be above 0, got {epsilon}")
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon must be above 0 and finite, got {epsilon}")
     if beside.spent and beside.epsilon(delta, accountant) >= epsilon:
         raise ValueError(
             f"beside must cost less than {epsilon} (epsilon), got "

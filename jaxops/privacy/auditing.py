@@ -86,6 +86,7 @@ def audit(
         )
     if not epsilon > 0:
         raise ValueError(f"epsilon must be above 0, got {epsilon}")
+    _check_chances(delta, confidence)  # before it trains
     rng = np.random.default_rng(seed)
     included = rng.random(canaries) < 0.5
     scores = np.asarray(run(included), np.float64)

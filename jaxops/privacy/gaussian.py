@@ -82,6 +82,9 @@ def clip_factors(norms: Array, clip: float) -> Array:
 def clipped_sum(vectors: Params, clip: float, weights: Array | None = None) -> Params:
     """The sum of vectors, each scaled to a norm of at most `clip`.
 
+    A vector whose norm is not finite, as with a NaN in it, counts as zero: otherwise it alone would
+    decide that the sum is NaN, which no noise hides.
+
     Args:
         vectors: a tree of arrays (B, ...): B vectors.
         clip: the bound of the norm over all arrays.
@@ -94,7 +97,21 @@ def clipped_sum(vectors: Params, clip: float, weights: Array | None = None) -> P
     """
     leaves = jax.tree.leaves(vectors)
     squares = [jnp.square(leaf.reshape(len(leaf), -1)).sum(1) for leaf in leaves]
-    factors = clip_factors(jnp.sqrt(sum(squares[1:], squares[0])), clip)
-    if weights is not None:
-        factors = jnp.where(weights > 0, factors, 0)
-    return jax.tree.map(lambda leaf: jnp.tensordot(factors, leaf, 1).astype(leaf.dtype), vectors)
+    norms = jnp.sqrt(sum(squares[1:], squares[0]))
+    finite = jnp.isfinite(norms)
+    kept = finite if weights is None else finite & (weights > 0)
+    factors = jnp.where(kept, clip_factors(norms, clip), 0)
+
+    def total(vectors: Params) -> Params:
+        return jax.tree.map(lambda x: jnp.tensordot(factors, x, 1).astype(x.dtype), vectors)
+
+    def total_of_finite(vectors: Params) -> Params:
+        def summed(leaf: Array) -> Array:
+            scaled = leaf * factors.reshape(-1, *[1] * (leaf.ndim - 1))
+            there = finite.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.where(there, scaled, 0).sum(0).astype(leaf.dtype)
+
+        return jax.tree.map(summed, vectors)
+
+    # 0 * NaN is NaN; where all are finite, a product is faster
+    return jax.lax.cond(finite.all(), total, total_of_finite, vectors)

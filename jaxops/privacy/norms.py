@@ -32,6 +32,7 @@ from jaxops.privacy.operations import Operation, Program
 
 Array = jax.Array
 GRAM, PRODUCT, REPLAY = "closed form", "gradient of the layer", "gradient of the operation"
+ROUNDING = 1e-6  # of a sum of products in float32
 MEMORY = 4
 """How many operations on numbers in a cache one number that is written to memory and read costs."""
 
@@ -115,8 +116,7 @@ def squared_norms(
         if rule.name == REPLAY:
             continue
         parts = [(f, *f.of(values, gradients)) for f in rule.factors]
-        square = _by_gram(parts) if rule.name == GRAM else _by_product(parts)
-        squares[leaf] = jnp.maximum(square, 0)  # a rounding may be below
+        squares[leaf] = _by_gram(parts) if rule.name == GRAM else _by_product(parts)
     replayed = [leaf for leaf, rule in enumerate(chosen) if rule.name == REPLAY and rule.uses]
     if replayed:
         grads = _replayed(program, chosen, replayed, parameters, values, gradients)
@@ -166,15 +166,19 @@ def _product_cost(factors: Sequence[Factors], size: int) -> float:
 
 
 def _by_gram(parts: Sequence[tuple[Factors, Array, Array]]) -> Array:
-    total = jnp.zeros(())
+    total, longest = jnp.zeros(()), jnp.zeros(())
     for i, (first, a, b) in enumerate(parts):
+        lengths: Any = 1 if first.lookup else jnp.linalg.norm(a, axis=1)
+        longest += (lengths * jnp.linalg.norm(b, axis=1)).sum()  # |G| if no line cancels another
         for j, (second, c, d) in enumerate(parts[i:]):
             if len(b) == len(d) == 1 and not (first.lookup or second.lookup):
                 inner = (a * c).sum() * (b * d).sum()
             else:
                 inner = (_inner(first.lookup, a, second.lookup, c) * _lines(b, d)).sum()
             total += inner * (2 if j else 1)
-    return total
+    # where lines nearly cancel, the sum is of rounding errors; a norm that is told too small would
+    # leave a row unclipped
+    return jnp.maximum(total, ROUNDING * jnp.square(longest))
 
 
 def _lines(a: Array, b: Array) -> Array:

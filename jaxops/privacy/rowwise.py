@@ -108,8 +108,9 @@ def traced(loss: Loss, params: Params, extra: Extra, rows: Rows) -> Traced:
 def by_norms(one: Traced, params: Params, extra: Extra, rows: Rows, clip: float) -> Sums:
     """The sums of a batch by two backward passes: for the norms, and with clipped rows."""
     squares, pull, totals, out = _first_pass(one, params, extra, rows)
-    factors = clip_factors(jnp.sqrt(squares.sum(1)), clip)
-    factors = jnp.where(rows.columns["mask"] > 0, factors, 0)
+    norms = jnp.sqrt(squares.sum(1))
+    kept = jnp.isfinite(norms) & (rows.columns["mask"] > 0)
+    factors = jnp.where(kept, clip_factors(norms, clip), 0)
     leaves, _ = pull(factors.astype(totals.dtype))
     grads = jax.tree.unflatten(jax.tree.structure(params), leaves)
     return totals.sum(), Out(out.weight.sum(), fold(out.metrics), extra), grads

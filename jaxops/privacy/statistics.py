@@ -22,6 +22,7 @@ from jaxops.data.columns import frame_of
 from jaxops.data.tables import Source
 from jaxops.privacy.accounting import Ledger, Pure
 from jaxops.privacy.noise_of_integers import Coins, bernoulli_exp, discrete_laplace
+from jaxops.train.settings import whole
 
 GRID = 2**20  # steps between the bounds of a mean, to which values are rounded
 
@@ -117,7 +118,7 @@ def mean(
     >>> abs(released.value - 30) < 1
     True
     """
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (low < high and 0 < (high - low) / GRID < math.inf):
         raise ValueError(f"low must be below high, both finite, got {low} and {high}")
     coins, scale = _coins(seed), _scale(epsilon, at_most) * 2
     numbers = np.asarray(values, np.float64)
@@ -206,7 +207,8 @@ def bounded(log: Source, *, user: str, at_most: int, seed: int) -> Any:
 
     Then statistics with `at_most` and a training with `rows_per_user` protect users: epsilon speaks
     of two logs of which one has all rows of one user more. Without it, epsilon speaks of one event,
-    and who has a thousand events is hardly protected.
+    and who has a thousand events is hardly protected. Which rows of a user are kept does not depend
+    on other users, so that one user more or less changes no other's rows.
 
     Args:
         log: a CSV or Parquet file, a frame, or arrays by name; one row for each event.
@@ -224,8 +226,7 @@ def bounded(log: Source, *, user: str, at_most: int, seed: int) -> Any:
     >>> bounded(log, user="user", at_most=2, seed=0)["user"].tolist()
     ['a', 'a', 'b']
     """
-    if at_most < 1:
-        raise ValueError(f"at_most must be at least 1, got {at_most}")
+    at_most = whole("at_most", at_most, 1)
     pd = require("pandas", extra="data")
     name, frame = frame_of(log)
     if user not in frame.columns:
@@ -236,9 +237,12 @@ def bounded(log: Source, *, user: str, at_most: int, seed: int) -> Any:
             f"column {user!r} must have a user in every row, got none in row {absent.argmax()} "
             "(counted from 0)"
         )
-    order = np.random.default_rng(seed).permutation(len(frame))
-    users = pd.Series(pd.factorize(frame[user])[0][order])
-    kept = order[users.groupby(users).cumcount().to_numpy() < at_most]
+    users = pd.factorize(frame[user])[0]
+    # a row's lot depends on its user and its place among that user's rows, and on no other user
+    own = pd.DataFrame({"user": frame[user].to_numpy(), "seed": seed})
+    own["place"] = own.groupby(users).cumcount()
+    order = np.argsort(pd.util.hash_pandas_object(own, index=False).to_numpy(), kind="stable")
+    kept = order[own.iloc[order].groupby(users[order]).cumcount().to_numpy() < at_most]
     return frame.iloc[np.sort(kept)]
 
 
@@ -250,6 +254,4 @@ def _scale(epsilon: float, at_most: int) -> Fraction:
     """at_most / epsilon."""
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"epsilon must be above 0, got {epsilon}")
-    if at_most < 1:
-        raise ValueError(f"at_most must be at least 1, got {at_most}")
-    return at_most / Fraction(epsilon)
+    return whole("at_most", at_most, 1) / Fraction(float(epsilon))

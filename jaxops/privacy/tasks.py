@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxops.privacy import rowwise
 from jaxops.privacy.gaussian import Gaussian
-from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
+from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task, check_not_private
 
 METHODS = ("auto", "ghost", "vmap")
 
@@ -38,7 +38,12 @@ def private(
     is not filled is padding, which does not count.
 
     The reported loss and metrics, and the validation, are not private; nor is what you choose by
-    them. Predictions, evaluations and `save` are those of the task itself.
+    them. Predictions, evaluations and `save` are those of the task itself. Other wrappers, such as
+    `lora`, come first: make their result private.
+
+    A row whose gradient is not finite counts as zero with "vmap", and may make the sum NaN with
+    "ghost". Its loss is mostly NaN too, and then `fit` stops, which tells of the row: keep inputs
+    within bounds.
 
     Args:
         task: any task whose loss does not couple rows. A row is what is protected: one image, one
@@ -57,7 +62,8 @@ def private(
 
     Raises:
         ValueError: a number that is not above 0, a task that couples rows, or is private already,
-            or another method. When the state is made: a module with batch norm.
+            or another method. When the state is made: a module with batch norm, or with parameters
+            of 16 bits.
 
     References:
         Abadi et al. 2016, arXiv:1607.00133.
@@ -74,8 +80,7 @@ def private(
     >>> jo.evaluate(task, state, rows)["accuracy"] > 0.9
     True
     """
-    if task.release is not None:
-        raise ValueError("task must not be private already, got one that is")
+    check_not_private(task)
     if task.coupled:
         raise ValueError(
             "task must have a loss of each row alone, got coupled=True: a row's gradient depends "
@@ -104,6 +109,12 @@ def _init(init: Any, key: Key, batch: Batch) -> tuple[Params, Extra]:
         raise ValueError(
             "task must have a module without batch norm, whose statistics mix the rows of a batch, "
             "got one with batch_stats; use group norm or layer norm, which look at one row"
+        )
+    half = [leaf.dtype for leaf in jax.tree.leaves(params) if leaf.dtype.itemsize < 4]
+    if half:
+        raise ValueError(
+            f"task must have parameters in float32, got {half[0]}: sums of clipped gradients would "
+            "be rounded by more than the noise hides"
         )
     return params, extra
 

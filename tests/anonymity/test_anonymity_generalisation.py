@@ -165,7 +165,13 @@ TABLE = {"age": [1, 2, 3, 4], "ill": ["a", "b", "a", "b"]}
             lambda: anonymity.mondrian(TABLE, ["age"], k=2, sensitive="ill", closeness=2.0),
             "closeness in",
         ),
-        (lambda: ranges(0), "width must be above 0, got 0"),
+        (
+            lambda: anonymity.mondrian(
+                {"age": [1, 2], "pay": [1.0, np.nan]}, ["age"], k=2, sensitive="pay", closeness=0.5
+            ),
+            r"'pay' must have no missing numbers for closeness, got one in row 1",
+        ),
+        (lambda: ranges(0), "width must be above 0 and finite, got 0"),
         (lambda: anonymity.generalised(TABLE, {"age": []}, k=2, drop=1.0), r"drop must be in \[0,"),
         (
             lambda: anonymity.generalised(TABLE, {"ill": [{"a": "x"}]}, k=2),

@@ -50,6 +50,8 @@ def test_keys_rotate():
         now.renewed(before(["dora"]), ids)
     with pytest.raises(ValueError, match=r"must be of the keys 2024, got '2025' in row 1"):
         before.renewed([*before(["ben"]), *now(["ben"])], ids)
+    with pytest.raises(ValueError, match=r"must be of the keys 2024, got '' in row 1"):
+        before.renewed([*before(["ben"]), ""], ids)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,15 @@ CARDS = ["4111111111111111", "5555 5555 5555 4444", "3782 822463 10005", "6011-1
 @pytest.mark.parametrize("card", CARDS)
 def test_cards(card):
     assert masked(f"paid by {card}.") == "paid by [CARD]."
+    assert not anonymity.luhn_is_valid("") and not anonymity.luhn_is_valid(card + " ")
     digit = "7" if card[-1] != "7" else "6"
     assert "[CARD]" not in masked(f"paid by {card[:-1]}{digit}.")
+
+
+@pytest.mark.parametrize("card", CARDS[:3])
+def test_cards_beside_other_numbers(card):
+    for text in ("{} 12/27", "{} 123", "2 {} or", "{} {}"):
+        assert masked(text.format(card, card)) == text.format("[CARD]", "[CARD]")
 
 
 # examples of SWIFT's registry
@@ -107,6 +116,18 @@ def test_ibans(iban):
 )  # fmt: skip
 def test_phones(phone):
     assert masked(f"call {phone}, or write") == "call [PHONE], or write"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("+49 30 901820 2024-12-31", "[PHONE] 2024-12-31"),
+        ("0301234567 0307654321", "[PHONE] [PHONE]"),
+        ("01.02.2024 030 901820", "01.02.2024 [PHONE]"),
+    ],
+)
+def test_phones_beside_other_numbers(text, wanted):
+    assert masked(text) == wanted
 
 
 @pytest.mark.parametrize(

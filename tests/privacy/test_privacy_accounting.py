@@ -158,7 +158,7 @@ def test_wrong_settings(change, message):
         privacy.epsilon(**GOOD | change)
 
 
-@pytest.mark.parametrize("epsilon", [0, -1.0, math.nan])
-def test_epsilon_must_be_above_0(epsilon):
-    with pytest.raises(ValueError, match="epsilon must be above 0, got"):
+@pytest.mark.parametrize("epsilon", [0, -1.0, math.nan, math.inf])
+def test_epsilon_must_be_above_0_and_finite(epsilon):
+    with pytest.raises(ValueError, match="epsilon must be above 0 and finite, got"):
         privacy.noise_multiplier(epsilon=epsilon, rate=0.1, steps=10, delta=1e-5)

@@ -130,6 +130,16 @@ def test_bounded_keeps_rows_of_users_by_chance():
     pd.testing.assert_frame_equal(again, kept[7])
 
 
+@pytest.mark.parametrize("users", [[*"abcab" * 9], [7, 8, 9, 7, 8] * 9])
+def test_bounded_keeps_the_same_rows_of_a_user_whatever_others_do(users):
+    """Else one user less would change rows of all others, and the bound would protect nobody."""
+    log = pd.DataFrame({"user": users, "item": range(45)})
+    whole = privacy.bounded(log, user="user", at_most=4, seed=3)
+    without = log[log["user"] != users[1]]
+    told = privacy.bounded(without, user="user", at_most=4, seed=3)
+    pd.testing.assert_frame_equal(told, whole[whole["user"] != users[1]])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -142,6 +152,8 @@ def test_bounded_keeps_rows_of_users_by_chance():
         (lambda: privacy.counts(["a"], ["a"], epsilon=1, at_most=0), "at_most must be at least 1"),
         (lambda: privacy.mean([1], low=1, high=1, epsilon=1), "low must be below high"),
         (lambda: privacy.mean([1], low=0, high=math.inf, epsilon=1), "both finite, got 0 and inf"),
+        (lambda: privacy.mean([1], low=-1e308, high=1e308, epsilon=1), "both finite, got -1e"),
+        (lambda: privacy.counts(["a"], ["a"], epsilon=1, at_most=1.5), "at_most must be a whole"),
         (
             lambda: privacy.quantile([1], 1.0, candidates=[1], epsilon=1),
             r"level must be in \(0, 1\)",

@@ -183,6 +183,31 @@ def test_a_table_with_itself_in_closed_form_is_counted_once():
     np.testing.assert_allclose(found, [np.sqrt(np.square(gradient).sum())], rtol=1e-6)
 
 
+def test_lines_that_cancel_leave_no_row_unclipped():
+    """Each row's gradient is a difference of two that are 100,000 times as large."""
+    task = jo.supervised(
+        nn.Dense(64, use_bias=False),
+        lambda batch, key: batch["x"],
+        lambda y, b, train: 1e5 * (y[:, 0] - y[:, 1]).sum(-1),
+        lambda y, b, w: {},
+        lambda y: y,
+        (),
+    )
+    first = RNG.normal(size=(16, 1, 64))
+    x = np.concatenate([first, first + 1e-5 * RNG.normal(size=(16, 1, 64))], 1).astype(np.float32)
+    assert privacy.how(task, {"x": x}) == {"kernel": "closed form"}
+    params, hidden = {"kernel": jnp.zeros((64, 64))}, private(task, method="ghost")
+
+    @jax.jit
+    def clipped(x, mask):
+        batch, key = {"x": x, "mask": mask}, jax.random.key(0)
+        return jax.grad(lambda p: hidden.loss(p, {}, batch, key, True)[0])(params)["kernel"]
+
+    for row in range(16):
+        norm = float(jnp.linalg.norm(clipped(x, np.eye(16, dtype=np.float32)[row])))
+        assert 0 < norm <= 1.001
+
+
 CONFIG = layers.TransformerConfig(vocabulary=WORDS, context=6, depth=2, heads=2, width=8)
 GPT = language.next_token(layers.Transformer(CONFIG), packed=False)
 TEXTS = {

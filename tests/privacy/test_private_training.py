@@ -14,7 +14,7 @@ from scipy import stats
 from small import SETTINGS, assert_close, assert_equal, images, regression
 
 import jaxops as jo
-from jaxops import devices, optim, privacy, survival, vision
+from jaxops import devices, fairness, federation, language, optim, privacy, survival, vision
 from jaxops.nn import BatchNorm
 from jaxops.state import state_shapes
 from jaxops.step import RELEASE
@@ -89,6 +89,39 @@ def test_parts_devices_and_pmap_make_the_same_update_with_the_same_noise():
     assert_close(stepper(task)(many, split)[0].params, expected.params, atol=1e-6)
     by_pmap, _ = jo.pmap_train_step(task, tx)(many, batch)
     assert_close(by_pmap.params, expected.params, atol=1e-6)
+    plan = devices.fsdp(min_size=1)
+    split = jax.device_put(batch, plan.batch_sharding())
+    one = jo.init_state(task, tx, 0, batch, plan)
+    assert not one.params["logits"]["kernel"].sharding.is_fully_replicated
+    assert_close(stepper(jo.gathered(task, plan))(one, split)[0].params, expected.params, atol=1e-6)
+
+
+def test_a_vector_that_is_not_finite_counts_as_zero():
+    vectors = np.array([[3.0, 4.0], [np.nan, 0.1], [0.3, 0.4], [np.inf, 0.0]], np.float32)
+    given = {"a": jnp.asarray(vectors[:, :1]), "b": jnp.asarray(vectors[:, 1])}
+    total = privacy.clipped_sum(given, clip=1.0)
+    np.testing.assert_allclose([*total["a"], total["b"]], [0.6 + 0.3, 0.8 + 0.4], rtol=1e-6)
+    total = privacy.clipped_sum(given, clip=1.0, weights=np.array([0, 1, 1, 1]))
+    np.testing.assert_allclose([*total["a"], total["b"]], [0.3, 0.4], rtol=1e-6)
+
+
+def test_wrappers_that_would_change_clipped_gradients_are_refused():
+    task, sgd = private(), optim.sgd(0.1)
+    for wrap in (
+        lambda: language.lora(task, rank=1),
+        lambda: fairness.group_dro(task, shares=(0.5, 0.5)),
+        lambda: fairness.adversarial(task, groups=2),
+        lambda: federation.fit(task, None, rounds=1, clients_per_round=1, client_optimizer=sgd),
+    ):
+        with pytest.raises(ValueError, match="task must not be private"):
+            wrap()
+
+
+def test_parameters_of_16_bits_are_refused():
+    task = private(regression(nn.Dense(1, param_dtype=jnp.bfloat16)))
+    batch = {"x": np.ones((8, 3), np.float32), "y": np.ones((8, 1), np.float32)}
+    with pytest.raises(ValueError, match="parameters in float32, got bfloat16"):
+        state_shapes(task, optax.sgd(0.1), batch)
 
 
 def refused(task, tx, batch, message):
