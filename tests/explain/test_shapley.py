@@ -73,6 +73,11 @@ def test_paired_samples_are_exact_for_pairs_of_players():
     assert found.errors.max() < 1e-9 and found.coalitions <= 402
 
 
+def test_a_thousand_players_have_enough_samples_by_default():
+    found = kernel_shap_values(lambda there: there @ np.arange(1030.0), 1030)
+    np.testing.assert_allclose(found.values, np.arange(1030), atol=1e-6)
+
+
 def hard(there):
     """A game of 16 players whose worth is no sum: the product over groups of three, and a limit."""
     z = there.astype(float)
