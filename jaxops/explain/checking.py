@@ -239,12 +239,12 @@ def layers_of(game: Game) -> dict[str, list[int]]:
         names = [str(getattr(key, "key", "")) for key in path[:-1]]
         groups.setdefault("/".join(name for name in names if name), []).append(place)
 
-    def place(name: str) -> int:
+    def called_at(name: str) -> int:
         parts = name.split("/")  # of which the first may be a collection, such as "params"
         tails = ("/".join(parts[i:]) for i in range(len(parts)))
         return next((order[tail] for tail in tails if tail in order), -1)
 
-    return dict(sorted(groups.items(), key=lambda one: place(one[0])))
+    return dict(sorted(groups.items(), key=lambda one: called_at(one[0])))
 
 
 def max_sensitivity(

@@ -127,7 +127,8 @@ def permutation_importance(
     >>> rng = np.random.default_rng(0)
     >>> table = {"x": rng.normal(size=200), "noise": rng.normal(size=200)}
     >>> model = lambda rows: 3 * rows["x"].to_numpy()
-    >>> squared = lambda predicted, rows: (predicted - 3 * rows["x"].to_numpy()) ** 2
+    >>> table["y"] = 3 * table["x"]
+    >>> squared = lambda predicted, rows: (predicted - rows["y"].to_numpy()) ** 2
     >>> permutation_importance(model, table, squared, columns=["noise", "x"]).names
     ('x', 'noise')
     """

@@ -112,6 +112,7 @@ class Cell(NamedTuple):
         if self.step:
             start = self.own if self.own == self.own else 0.0
             numbers = start + np.round((numbers - start) / self.step) * self.step
+        assert self.low is not None and self.high is not None  # of numbers
         rounding = 1e-9 * self.step
         inside = (numbers >= self.low - rounding) & (numbers <= self.high + rounding)
         found: list[Any] = np.unique(numbers[inside].clip(self.low, self.high)).tolist()
