@@ -75,7 +75,7 @@ def test_layers_come_in_the_order_of_their_calls():
     assert [*groups] == ["hidden_0", "hidden_1", "logits"]
     shapes = [leaf.shape for leaf in jax.tree.leaves(one.program.params)]
     assert {shapes[i] for i in groups["hidden_1"]} == {(4, 2), (2,)}
-    told = explain.explain(jo.Model(task, state), x, "input_x_gradient")
+    told = explain.explain(jo.Model(task, state), x, "occlusion")
     assert explain.randomisation(one, told, layers=2).layers == ("logits", "hidden_0")
     # once is where all layers are random, as `told` says
     assert explain.randomisation(one, told, layers=1).layers == ("hidden_0",)
@@ -96,17 +96,23 @@ def test_layers_of_variables_come_in_the_order_of_their_calls():
     """As forecasters have them: the collection "params" is no layer."""
     x, module = np.ones((1, 3), np.float32), Backwards()
     one = explain.game(of([1.0, 2.0, 3.0], x), x)
-    variables = module.init(jax.random.key(0), x)
+    layer = {name: {"kernel": np.ones(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}
+             for name, shape in {"a": (2, 1), "b": (3, 2)}.items()}  # fmt: skip
+    variables = {"params": layer}
     program = Program(lambda params, columns: module.apply(params, columns["features"]), variables,
                       one.program.columns)  # fmt: skip
     other = one.but(players=one.players._replace(program=program))
     assert [*layers_of(other)] == ["params/b", "params/a"]
 
 
-def test_the_seed_is_also_the_method_s():
+def test_the_seed_is_also_the_method_s(monkeypatch):
+    def drawing(game, method, settings):
+        raise InterruptedError(f"{method} {settings['seed']} {settings['samples']}")
+
+    monkeypatch.setattr("jaxops.explain.checking.of_game", drawing)
     x = np.ones((1, 2), np.float32)
-    told = explain.checked(of([1.0, 2.0], x), x, "smooth_grad", seed=5, samples=2)
-    assert told.settings["seed"] == 5
+    with pytest.raises(InterruptedError, match="smooth_grad 5 2"):
+        explain.checked(of([1.0, 2.0], x), x, "smooth_grad", seed=5, samples=2)
 
 
 @pytest.mark.parametrize("given", [{"radius": 0.0}, {"samples": 0}])
