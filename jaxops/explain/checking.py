@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from jaxops.explain.explaining import METHODS, check_settings, of_game
 from jaxops.explain.games import Game, game
-from jaxops.explain.gradients import has_gradient
+from jaxops.explain.gradients import has_gradient, plain, spread
 from jaxops.explain.points import traced
 from jaxops.explain.results import Explanation
 from jaxops.model.finished import Model
@@ -50,7 +50,8 @@ class Randomisation(NamedTuple):
             each stays random.
         correlations: float64 (N, L), Spearman's rank correlation of the absolute values of a row's
             players with those of the model as it is; near 0 where the explanation depends on what
-            was learned.
+            was learned. Chance alone spreads that of P players by 1 / sqrt(P - 1), their standard
+            deviation; NaN of a single player.
 
     >>> Randomisation(("logits",), np.array([[0.1]])).told("random parameters", 0)
     {'random parameters': 0.1}
@@ -151,20 +152,23 @@ def randomisation(
         game: of the rows.
         explanation: of the same game.
         seed: of the shuffles.
-        layers: explain only so many times, after as many layers each; by default after every one.
+        layers: explain only so many times, evenly spaced, the last time after all layers; by
+            default after every one.
 
     Raises:
-        ValueError: a model that is no function for JAX.
+        ValueError: a model that is no function for JAX, or fewer than 1 layer.
 
     References:
         Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
     """
     program, rng = game.program, np.random.default_rng(seed)
+    if layers is not None and layers < 1:
+        raise ValueError(f"layers must be at least 1, or None for every one, got {layers}")
     groups = layers_of(game)
     names = list(reversed(groups))
     at = np.arange(1, len(names) + 1)
     if layers is not None:
-        at = np.unique(np.linspace(1, len(names), layers).round().astype(int))
+        at = np.unique(np.linspace(len(names), 1, layers).round().astype(int))
     leaves, tree = jax.tree.flatten(program.params)
     settings = again(explanation)
     correlations = []
@@ -190,7 +194,9 @@ def again(explanation: Explanation) -> dict[str, Any]:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of absolute values for each row, (N,); 0 where all are equal.
+    """Spearman's correlation of absolute values for each row, (N,).
+
+    It is 0 where all values are equal, and NaN of fewer than 2 players.
 
     >>> rank_correlation(np.eye(1, 3), -np.eye(1, 3), np.ones((1, 3), bool)).tolist()
     [1.0]
@@ -198,7 +204,10 @@ def rank_correlation(one: np.ndarray, other: np.ndarray, real: np.ndarray) -> np
     found = []
     for a, b, there in zip(np.abs(one), np.abs(other), real, strict=True):
         a, b = a[there], b[there]
-        varied = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
+        if len(a) < 2:
+            found.append(np.nan)
+            continue
+        varied = np.ptp(a) > 0 and np.ptp(b) > 0
         found.append(float(spearmanr(a, b).statistic) if varied else 0.0)
     return np.array(found)
 
@@ -229,8 +238,13 @@ def layers_of(game: Game) -> dict[str, list[int]]:
             continue
         names = [str(getattr(key, "key", "")) for key in path[:-1]]
         groups.setdefault("/".join(name for name in names if name), []).append(place)
-    first = -1  # the arrays of no layer come before all of them
-    return dict(sorted(groups.items(), key=lambda one: order.get(one[0], first)))
+
+    def called_at(name: str) -> int:
+        parts = name.split("/")  # of which the first may be a collection, such as "params"
+        tails = ("/".join(parts[i:]) for i in range(len(parts)))
+        return next((order[tail] for tail in tails if tail in order), -1)
+
+    return dict(sorted(groups.items(), key=lambda one: called_at(one[0])))
 
 
 def max_sensitivity(
@@ -253,8 +267,8 @@ def max_sensitivity(
         seed: of the draws.
 
     Raises:
-        ValueError: a radius or samples that are not positive, or rows without numbers for a method
-            that reads no embeddings.
+        ValueError: a radius or samples that are not positive, a model that is no function for JAX,
+            or rows without numbers for a method that reads no embeddings.
 
     References:
         Yeh et al. 2019, arXiv:1901.09392.
@@ -278,7 +292,9 @@ def changed(game: Game, method: str, radius: float, rng: np.random.Generator) ->
     players, columns = game.players, dict(game.players.columns)
     numbers = [name for name in players.owners if has_gradient(columns[name])]
     for name in numbers:
-        columns[name] = _near(np.asarray(columns[name], np.float32), radius, rng)
+        x, some = np.asarray(columns[name], np.float32), plain(game, name)
+        drawn = radius * spread(x, some) * rng.uniform(-1, 1, x.shape)
+        columns[name] = x + np.where(some, drawn, 0).astype(np.float32)
     noise = None
     if method in GRADIENTS and game.look_ups:
         noise = tuple(
@@ -291,12 +307,6 @@ def changed(game: Game, method: str, radius: float, rng: np.random.Generator) ->
             f"{method!r}"
         )
     return game.but(players=players._replace(columns=columns), noise=noise)
-
-
-def _near(x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    axes = tuple(range(1, x.ndim))
-    spread = x.max(axes, keepdims=True) - x.min(axes, keepdims=True)
-    return x + (radius * spread * rng.uniform(-1, 1, x.shape)).astype(np.float32)
 
 
 def checked(
@@ -314,14 +324,14 @@ def checked(
     """`explain`, with all tests of the explanation that apply to the model.
 
     Args:
-        model: see `explain`; so are all others but the seed.
+        model: see `explain`; so are all others but the baseline and the seed.
         rows: N rows.
         method: see `explain`.
         target: see `explain`.
         scale: see `explain`.
-        baseline: see `explain`.
+        baseline: see `explain`; in deletion and insertion every method has one.
         patch: see `explain`.
-        seed: of random orders, parameters and changes.
+        seed: of the method where it draws, and of random orders, parameters and changes.
         **settings: of the method.
 
     Returns:
@@ -341,6 +351,8 @@ def checked(
     """
     check_settings(method, settings)
     one = game(model, rows, target, scale, baseline, patch)
+    if "seed" in inspect.signature(METHODS[method]).parameters:
+        settings["seed"] = seed
     told = of_game(one, method, settings)
     checks: dict[str, Any] = {
         "deletion": curve(one, told.values, seed=seed),

@@ -231,7 +231,8 @@ def _of_categories(
     numbers: Predict, frame: Any, column: str, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     values = values[_similar(frame, column, values)]
-    own = np.array([[*values].index(value) for value in frame[column]])
+    number = {value: place for place, value in enumerate(values)}
+    own = np.array([number[value] for value in frame[column]])
     counts = np.bincount(own, minlength=len(values))
     here = numbers(frame)
     up, down = np.flatnonzero(own < len(values) - 1), np.flatnonzero(own > 0)

@@ -60,6 +60,7 @@ METHODS: dict[str, Callable[..., Attributions]] = {
     "shapley": exact_shapley,
     "kernel_shap": kernel_shap,
 }
+ALONE = ("gradient", "smooth_grad", "grad_cam")  # compare a row with no baseline
 
 
 def explain(
@@ -88,7 +89,8 @@ def explain(
             one for each row. By default the likeliest class of each row, or the first output.
         scale: of classes "log-odds", in nats, or "probability"; see `game`.
         baseline: what an absent player is: one row, or several for the methods that average over
-            them. By default the mean of numbers and no text, black pixels, and no word.
+            them. By default the mean of numbers and no text, black pixels, and no word; see the
+            table in docs/how_to/explain.md.
         patch: of an image, the side of the squares of pixels that are one player.
         **settings: of the method, such as `steps`.
 
@@ -97,7 +99,8 @@ def explain(
 
     Raises:
         ValueError: an unknown method, target, scale or setting; a method that does not apply to the
-            model, with those that do; or rows that the model cannot read.
+            model, with those that do; a baseline for a method that has none; or rows that the model
+            cannot read.
 
     >>> from jaxops import tabular
     >>> table = {"age": np.arange(40.0), "left": np.arange(40) // 20}
@@ -107,6 +110,8 @@ def explain(
     ([['age']], [[30.0]], 'log-odds of 1', True)
     """
     check_settings(method, settings)
+    if baseline is not None and method in ALONE:
+        raise ValueError(f"baseline must be None for {method}, which has none, got one")
     one = game(model, rows, target, scale, baseline, patch)
     return of_game(one, method, settings)
 

@@ -121,6 +121,7 @@ class Game:
         scale: "log-odds", "probability", or "" for numbers as they are.
         logits: see `Form`.
         background: columns of K rows, with which absent players are filled in turn; or None.
+        given: whether the baseline is a row of the user's, from which look-ups take theirs too.
         noise: of each look-up float (N, ...), which is added to its vectors, in units of the range
             of a row's; see `jaxops.explain.max_sensitivity`.
 
@@ -139,6 +140,7 @@ class Game:
     scale: str
     logits: bool = False
     background: Columns | None = None
+    given: bool = False
     noise: tuple[np.ndarray, ...] | None = None
 
     @cached_property
@@ -307,16 +309,17 @@ def game(
     if not players.classes and scale is not None:
         raise ValueError(f"scale must be None for a model without classes, got {scale!r}")
     background = None
+    given = False
     if baseline is not None:
         if players.without is not None:
             raise ValueError(f"baseline must be None for {players.kind}, which are left out")
-        given = players_of(model, baseline).columns
-        several = len(next(iter(given.values()))) > 1
-        background = given if several else None
-        players = players if several else players._replace(baseline=given)
+        absent = players_of(model, baseline).columns
+        given = len(next(iter(absent.values()))) == 1
+        background = None if given else absent
+        players = players._replace(baseline=absent) if given else players
     if patch != 1:
         players = patched(players, patch)
-    one = Game(players, number, scale or "", background=background)
+    one = Game(players, number, scale or "", background=background, given=given)
     if scale != "log-odds" or players.program is None:
         return one
     return replace(one, logits=_gives_logits(players))

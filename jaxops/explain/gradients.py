@@ -88,6 +88,8 @@ class Gradients:
         self.form = game.form(tuple(one.call for one in game.look_ups))
         self.params = players.program.params
         self._calls = sized(players.program, game.look_ups)
+        vectors = [np.ones((), bool) for _ in game.look_ups]
+        self.plain = {name: plain(game, name) for name in self.numbers}, vectors
 
     @cached_property
     def size(self) -> int:
@@ -105,7 +107,7 @@ class Gradients:
         """
         players, made = self.game.players, []
         columns = {name: x[rows] for name, x in players.columns.items()}
-        for name in self.numbers:
+        for name in players.owners:
             b = players.baseline[name] if base is None else base[name]
             per_row = (
                 b[rows] if base is None and len(b) > 1 else np.broadcast_to(b, columns[name].shape)
@@ -116,13 +118,17 @@ class Gradients:
         columns |= {"rows": rows, "target": self.game.target[rows]}
         for part, count in padded(columns, self.size):
             own = {name: part[name] for name in players.columns}
+            absent = {name: part[f"baseline {name}"] for name in players.owners}
             full, none = ([], [])
             if self._calls:
                 full, none = starts(self.form.function, self._calls, self.params, own)
+                if self.game.given:
+                    none, _ = starts(self.form.function, self._calls, self.params, own | absent)
             if self.game.noise is not None:
-                full = [x + part[f"noise {i}"] * _range(x) for i, x in enumerate(full)]
+                every = zip(full, self.plain[1], strict=True)
+                full = [x + part[f"noise {i}"] * spread(x, p) for i, (x, p) in enumerate(every)]
             numbers = {n: np.asarray(part[n], np.float32) for n in self.numbers}
-            bases = {n: np.asarray(part[f"baseline {n}"], np.float32) for n in self.numbers}
+            bases = {n: np.asarray(absent[n], np.float32) for n in self.numbers}
             made.append(
                 Batch(part["rows"], count, (numbers, full), (bases, none), own, part["target"])
             )
@@ -201,10 +207,25 @@ def has_gradient(column: np.ndarray) -> bool:
     return column.dtype.kind == "f" or column.dtype == np.uint8
 
 
-def _range(x: Array) -> Array:
-    """The largest less the smallest element of each row, (B, 1, ...)."""
+def plain(game: Game, name: str) -> np.ndarray:
+    """Which elements of a column are numbers, and no codes of an embedding, bool (1, ...)."""
+    found = np.ones((1, *game.players.columns[name].shape[1:]), bool)
+    for one in game.look_ups:
+        if one.column == name:
+            found.reshape(-1)[one.places[one.places >= 0]] = False
+    return found
+
+
+def spread(x: Any, some: np.ndarray) -> Any:
+    """The largest less the smallest of some elements of each row, (B, 1, ...); 0 without any.
+
+    >>> spread(np.array([[1.0, 3.0, 90.0]]), np.array([[True, True, False]])).tolist()
+    [[2.0]]
+    """
     axes = tuple(range(1, x.ndim))
-    return x.max(axes, keepdims=True) - x.min(axes, keepdims=True)
+    high = x.max(axes, keepdims=True, initial=-np.inf, where=some)
+    low = x.min(axes, keepdims=True, initial=np.inf, where=some)
+    return (high - low).clip(0)
 
 
 def _owner(players: Any, name: str, rows: np.ndarray) -> np.ndarray:
@@ -280,9 +301,8 @@ def _lengths(of: Gradients, samples: int, noise: float, seed: int) -> Attributio
         for draw in range(samples):
             points = batch.points
             if noise:
-                points = _noisy(
-                    points, jax.random.fold_in(jax.random.fold_in(key, number), draw), noise
-                )
+                own = jax.random.fold_in(jax.random.fold_in(key, number), draw)
+                points = _noisy(points, of.plain, own, noise)
             one = of.along(batch._replace(points=points), np.ones(1), np.full(1, 1 / samples))
             total = one if total is None else jax.tree.map(jnp.add, total, one)
         parts.append(np.sqrt(of.per_player(batch, _norms(total))))
@@ -292,11 +312,10 @@ def _lengths(of: Gradients, samples: int, noise: float, seed: int) -> Attributio
 
 
 @jax.jit
-def _noisy(points: Any, key: Array, noise: Any) -> Any:
+def _noisy(points: Any, plain: Any, key: Array, noise: Any) -> Any:
     leaves, tree = jax.tree.flatten(points)
     made = []
-    for i, x in enumerate(leaves):
-        x = jnp.asarray(x)
+    for i, (x, some) in enumerate(zip(leaves, jax.tree.leaves(plain), strict=True)):
         drawn = jax.random.normal(jax.random.fold_in(key, i), x.shape)
-        made.append(x + noise * _range(x) * drawn)
+        made.append(x + jnp.where(some, noise * spread(x, some) * drawn, 0))
     return jax.tree.unflatten(tree, made)

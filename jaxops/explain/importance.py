@@ -27,7 +27,7 @@ class Importance(NamedTuple):
     """How much worse a metric is without what each of P columns, or groups of them, tells.
 
     Attributes:
-        metric: its name, with whether larger or smaller values are better.
+        metric: its name.
         score: the metric of the rows as they are.
         names: of the columns or groups, the most important first.
         values: float64 (P,), the mean change of the metric for the worse.
@@ -111,8 +111,11 @@ def permutation_importance(
         seed: of the permutations and of the intervals.
 
     Returns:
-        `Importance`. The 95 % intervals are over the rows where there is a value for each row, or a
-        figure of `Evaluation.wholes` such as AUC; else over the repeats.
+        `Importance` with 95 % intervals. Where the metric has a value for each row, they are over
+        the rows, also as those whose values are taken. Of a figure of `Evaluation.wholes` such as
+        AUC they leave out the latter, so that they are narrow; both are NaN of fewer than 20 rows.
+        Of a function that gives one number they are over the repeats, and say nothing of other
+        rows.
 
     Raises:
         ValueError: a column that is not there; too many repeats; a metric that is unknown; a model
@@ -124,7 +127,10 @@ def permutation_importance(
     >>> rng = np.random.default_rng(0)
     >>> table = {"x": rng.normal(size=200), "noise": rng.normal(size=200)}
     >>> model = lambda rows: 3 * rows["x"].to_numpy()
-    >>> squared = lambda predicted, rows: (predicted - 3 * rows["x"].to_numpy()) ** 2
+    >>> table["y"] = 3 * table["x"]
+    >>> squared = lambda predicted, rows: (predicted - rows["y"].to_numpy()) ** 2
+    >>> permutation_importance(model, table, squared, columns=["noise", "x"]).names
+    ('x', 'noise')
     """
     frame = frame_of(rows)
     groups = _groups(columns, model, frame)

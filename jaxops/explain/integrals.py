@@ -21,13 +21,26 @@ def input_x_gradient(game: Game) -> Attributions:
     Args:
         game: of a model that is a function for JAX.
 
+    Raises:
+        ValueError: several baseline rows.
+
     References:
         Shrikumar et al. 2017, arXiv:1704.02685.
     """
+    _check_baseline(game, "input_x_gradient")
     of, parts = Gradients(game, "input_x_gradient"), []
     for batch in of.batches(np.arange(len(game.players.ids))):
         parts.append(_path(of, batch, np.ones(1), np.ones(1)))
     return Attributions(np.concatenate(parts), of.base)
+
+
+def _check_baseline(game: Game, method: str) -> None:
+    if game.background is not None:
+        count = len(next(iter(game.background.values())))
+        raise ValueError(
+            f"baseline must be one row for {method}, got {count}; take "
+            "method='expected_gradients' for several"
+        )
 
 
 def _path(of: Gradients, batch: Batch, shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -66,12 +79,7 @@ def integrated_gradients(
         raise ValueError(
             f"steps must be at least 1 and tolerance above 0, got {steps} and {tolerance}"
         )
-    if game.background is not None:
-        count = len(next(iter(game.background.values())))
-        raise ValueError(
-            f"baseline must be one row for integrated_gradients, got {count}; take "
-            "method='expected_gradients' for several"
-        )
+    _check_baseline(game, "integrated_gradients")
     of, count = Gradients(game, "integrated_gradients"), len(game.players.ids)
     limit = tolerance * (1.0 if game.scale else max(np.abs(of.full - of.base).max(), 1e-30))
     row, nodes = np.arange(count), np.full(count, steps)

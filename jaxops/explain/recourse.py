@@ -75,7 +75,8 @@ class Cell(NamedTuple):
         own: its value.
         low: the least allowed number; None for categories.
         high: the largest.
-        step: the numbers differ from the row's own by multiples of it; 0 for none.
+        step: the numbers differ from the row's own by multiples of it, or are multiples of it where
+            the row has none; 0 for any number.
         scale: the unit of a number's distance.
         values: what the search tries first.
     """
@@ -108,12 +109,15 @@ class Cell(NamedTuple):
     def stepped(self, numbers: np.ndarray) -> list[Any]:
         """Numbers as the column holds them, in the allowed range."""
         numbers = np.asarray(numbers, np.float64)
-        if self.step and self.own == self.own:
-            numbers = self.own + np.round((numbers - self.own) / self.step) * self.step
-        numbers = np.unique(numbers)
-        inside: list[Any] = numbers[(numbers >= self.low) & (numbers <= self.high)].tolist()
-        whole = isinstance(self.own, int) and self.step % 1 == 0
-        return [int(x) for x in inside] if whole else inside
+        if self.step:
+            start = self.own if self.own == self.own else 0.0
+            numbers = start + np.round((numbers - start) / self.step) * self.step
+        assert self.low is not None and self.high is not None  # of numbers
+        rounding = 1e-9 * self.step
+        inside = (numbers >= self.low - rounding) & (numbers <= self.high + rounding)
+        found: list[Any] = np.unique(numbers[inside].clip(self.low, self.high)).tolist()
+        whole = isinstance(self.own, int) and self.step and self.step % 1 == 0
+        return [int(x) for x in found] if whole else found
 
 
 def counterfactuals(
@@ -156,7 +160,8 @@ def counterfactuals(
         directions: column -> "up" or "down", for numbers that only rise or only fall.
         ranges: column -> (least, largest) of a number, or the categories that are allowed; by
             default what `rows` have, of categories those that the model has learned.
-        steps: column -> what a number changes by multiples of; 1 for columns of whole numbers.
+        steps: column -> what a number changes by multiples of, 0 for any change; by default 1 for
+            columns of whole numbers.
 
     Raises:
         ValueError: a column that is not there; a setting of a column that may not change or is of
@@ -216,7 +221,9 @@ def _changeable(
         columns = columns_read(model, known) if isinstance(model, Model) else [*one.columns]
     columns = checked_columns("columns", checked_columns("columns", columns, one), known)
     immutable = checked_columns("immutable", immutable, one)
-    columns = [c for c in columns if c not in immutable and known[c].dtype.kind != "M"]
+    dates = getattr(getattr(model, "reader", None), "dates", None) or ()
+    fixed = {*immutable, *dates, *(c for c in columns if known[c].dtype.kind == "M")}
+    columns = [column for column in columns if column not in fixed]
     for name, given in zip(("directions", "ranges", "steps"), limits, strict=True):
         for column in checked_columns(name, [*given], one):
             if column not in columns:
@@ -244,7 +251,9 @@ def _cell(name: str, own: Any, known: Any, directions: Any, ranges: Any, steps: 
         for what, given in (("directions", directions), ("steps", steps)):
             if name in given:
                 raise ValueError(f"{what} must be of numbers, got {name!r}, which has categories")
-        allowed = [*ranges.get(name, known_values(known).tolist())]
+        allowed = ranges.get(name, known_values(known).tolist())
+        if isinstance(allowed, str):
+            raise ValueError(f"ranges[{name!r}] must be a list of categories, got {allowed!r}")
         return Cell(value, None, None, 0.0, 1.0, [one for one in allowed if one != value])
     present = known.dropna().to_numpy(np.float64)
     if not len(present):
@@ -252,7 +261,7 @@ def _cell(name: str, own: Any, known: Any, directions: Any, ranges: Any, steps: 
     low, high = _bounds(name, present, value, directions.get(name), ranges.get(name))
     step = float(steps.get(name, 1.0 if (present % 1 == 0).all() else 0.0))
     if not 0 <= step < np.inf:
-        raise ValueError(f"steps[{name!r}] must be a number above 0, got {step}")
+        raise ValueError(f"steps[{name!r}] must be at least 0, got {step}")
     scale = float(np.median(np.abs(present - np.median(present)))) or float(present.std()) or 1.0
     cell = Cell(value, low, high, step, scale, [])
     tried = np.quantile(present, np.linspace(0, 1, POINTS + 1))

@@ -96,7 +96,8 @@ def kernel_shap_values(
     Args:
         value: see `Value`.
         players: M, at least 1.
-        samples: how many coalitions, drawn or complete, at least 4 M; by default 2,048 + 2 M.
+        samples: how many coalitions, drawn or complete, at least 4 M; by default 2,048 + 2 M, or
+            4 M if that is more.
         seed: of the drawing.
 
     Raises:
@@ -111,7 +112,7 @@ def kernel_shap_values(
     """
     if players < 1:
         raise ValueError(f"players must be at least 1, got {players}")
-    samples = 2048 + 2 * players if samples is None else samples
+    samples = max(2048 + 2 * players, 4 * players) if samples is None else samples
     if players < 64 and samples >= 2**players - 2:
         return _of_all(value, players)
     if samples < 4 * players:
@@ -218,8 +219,7 @@ def kernel_shap(game: Game, samples: int | None = None, seed: int = 0) -> Attrib
 
     Args:
         game: see `exact_shapley`; any number of players.
-        samples: coalitions of each row, at least 4 for each player; by default 2,048 and 2 for each
-            player.
+        samples: coalitions of each row, see `kernel_shap_values`.
         seed: of the drawing.
 
     Raises:

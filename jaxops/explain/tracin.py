@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxops.data.checks import prepare, rows
 from jaxops.data.tables import Source
+from jaxops.explain.games import padded
 from jaxops.model.finished import Model
 from jaxops.optim import averaged
 from jaxops.state import TrainState
@@ -201,12 +202,9 @@ def _columns(model: Any, task: Task, given: Any) -> dict[str, np.ndarray]:
 
 
 def _batches(columns: Mapping[str, Any], size: int) -> Any:
-    """Number of the first row, number of rows, and a batch, whose last is filled with row 0."""
+    """Number of the first row, number of rows, and a batch; see `padded`."""
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, got {size}")
-    count = rows(columns)
-    size = min(size, count)
-    for first in range(0, count, size):
-        places = np.arange(first, first + size)
-        places[places >= count] = 0
-        yield first, min(size, count - first), {n: x[places] for n, x in columns.items()}
+    size = min(size, rows(columns))
+    for number, (batch, count) in enumerate(padded(columns, size)):
+        yield number * size, count, batch

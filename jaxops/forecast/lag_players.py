@@ -30,8 +30,9 @@ class _Means:
 def lags_of(model: Forecaster, history: Series, future: np.ndarray | None) -> Players:
     """The players of series: their last values, and those of covariates, which the model reads.
 
-    An absent value is the mean of its row's window. Covariates of a whole series stay. The outputs
-    are the mean forecasts of the steps; by default the first one is explained.
+    An absent value is the mean of its row's window. Covariates of a whole series stay. Of a series
+    that is shorter than the context, the repeated first values that the model reads are players
+    too. The outputs are the mean forecasts of the steps; by default the first one is explained.
 
     Args:
         model: a forecaster.

@@ -145,20 +145,29 @@ class TextReader:
         Raises:
             ValueError: see `texts`; or the reader and the module have different vocabularies.
         """
+        self.check(model)
         task, _ = model.trained()
-        vocabulary = task.columns[0].classes
-        if vocabulary not in (None, self.read.vocabulary):
-            raise ValueError(
-                f"read must have a vocabulary of {vocabulary:,} (the module's), got "
-                f"{self.read.vocabulary:,}; this reader belongs to another model"
-            )
         ids, texts = self.texts(data)
         ids = ids + first if ids.dtype.kind == "i" else ids
         outputs = model.outputs(self.read(texts))
         return self.answer(task, ids, outputs) if task.classes else Vectors(ids, outputs)
 
+    def check(self, model: Model) -> None:
+        """Check that the module has the reader's vocabulary.
+
+        Raises:
+            ValueError: it has another one.
+        """
+        vocabulary = model.trained()[0].columns[0].classes
+        if vocabulary not in (None, self.read.vocabulary):
+            raise ValueError(
+                f"read must have a vocabulary of {vocabulary:,} (the module's), got "
+                f"{self.read.vocabulary:,}; this reader belongs to another model"
+            )
+
     def players(self, model: Model, data: Source | Sequence[str]) -> Players:
         """The words of texts, for `jaxops.explain`."""
+        self.check(model)
         ids, texts = self.texts(data)
         many = has_many(model.task)
         return words_of(self.read, model, ids, texts, many, self.temperature)

@@ -1,6 +1,7 @@
 """Counterfactuals: allowed, predicted by the model itself, and the cheapest of all there are."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from made_tables import some_rows, table, untrained
 
 from jaxops import explain
+from jaxops.explain.recourse import _cell, _changeable
 
 ROWS = pd.DataFrame(
     {
@@ -110,6 +112,27 @@ def test_a_missing_number_may_get_a_value():
     assert np.isnan(found.changes[0]["pay"][0]) and found.costs[0] == 2.0 and found.after[0] >= 5
 
 
+def test_a_whole_number_in_a_column_of_other_numbers():
+    """3 + 0.8 pay >= 6.4 from 4.25 on."""
+    found = explain.counterfactuals(
+        score, {**ONE, "pay": [1]}, ROWS, least=6.4, columns=["pay"], ranges={"pay": (0.5, 6)}
+    )
+    assert 4.25 <= found.changes[0]["pay"][1] < 4.3
+
+
+def test_what_a_cell_may_become():
+    missing = _cell("age", pd.Series([np.nan], name="age"), ROWS["age"], {}, {}, {})
+    assert len(missing.values) > 4 and all(value % 1 == 0 for value in missing.values)
+    tenths = _cell("pay", pd.Series([0.0]), ROWS["pay"], {}, {"pay": (0, 0.3)}, {"pay": 0.1})
+    assert max(tenths.values) == 0.3  # 3 * 0.1 is more
+
+
+def test_dates_as_text_do_not_change():
+    frame = pd.DataFrame({"joined": ["2024-01-01", "2024-02-01"], "age": [20, 30]})
+    model = SimpleNamespace(reader=SimpleNamespace(dates=["joined"]))
+    assert _changeable(model, frame, frame, ["joined", "age"], (), ({}, {}, {})) == ["age"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -125,7 +148,8 @@ def test_a_missing_number_may_get_a_value():
             "directions must be of numbers, got .plan., which has cat",
         ),
         ({"ranges": {"age": (5, 1)}}, r"ranges\[.age.\] must be \(least, largest\), got"),
-        ({"steps": {"age": -1}}, r"steps\[.age.\] must be a number above 0, got -1"),
+        ({"ranges": {"plan": "bc"}}, r"ranges\[.plan.\] must be a list of categories, got 'bc'"),
+        ({"steps": {"age": -1}}, r"steps\[.age.\] must be at least 0, got -1"),
         ({"least": None}, "least or most must be given"),
         ({"least": 3.0}, "row must not be as wanted already, got prediction 3.8"),
         (

@@ -1,5 +1,6 @@
 """The tests that an explanation carries, by hand and as Quantus computes them."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import jaxops as jo
 from jaxops import explain, tabular
 from jaxops.explain.checking import changed, layers_of, rank_correlation
+from jaxops.model.finished import Program
 
 
 def of(weights, x):
@@ -30,7 +32,7 @@ def test_the_curves_of_a_linear_model_by_hand():
     np.testing.assert_allclose(into.numbers, [[0, 4, 7, 9, 10]], atol=1e-5)
     assert out.area < out.chance < into.area
     worst = explain.curve(one, -values)
-    np.testing.assert_allclose(worst.area, into.area.max() * 0 + [25 / 4], rtol=1e-6)
+    np.testing.assert_allclose(worst.area, [25 / 4], rtol=1e-6)  # (5 + 9 + 7 + 4 + 0) / 4
 
 
 def test_random_parameters_and_small_changes_of_a_linear_model():
@@ -61,6 +63,7 @@ def test_random_parameters_and_small_changes_of_a_linear_model():
 
 def test_an_untrained_constant_has_no_correlation():
     assert rank_correlation(np.ones((1, 3)), np.eye(1, 3), np.ones((1, 3), bool)).tolist() == [0.0]
+    assert np.isnan(rank_correlation(np.ones((1, 3)), np.ones((1, 3)), np.eye(1, 3) > 0)).all()
 
 
 def test_layers_come_in_the_order_of_their_calls():
@@ -72,6 +75,44 @@ def test_layers_come_in_the_order_of_their_calls():
     assert [*groups] == ["hidden_0", "hidden_1", "logits"]
     shapes = [leaf.shape for leaf in jax.tree.leaves(one.program.params)]
     assert {shapes[i] for i in groups["hidden_1"]} == {(4, 2), (2,)}
+    told = explain.explain(jo.Model(task, state), x, "occlusion")
+    assert explain.randomisation(one, told, layers=2).layers == ("logits", "hidden_0")
+    # once is where all layers are random, as `told` says
+    assert explain.randomisation(one, told, layers=1).layers == ("hidden_0",)
+    with pytest.raises(ValueError, match="layers must be at least 1, or None for every one, got 0"):
+        explain.randomisation(one, told, layers=0)
+
+
+class Backwards(nn.Module):
+    """Layers whose names are not in the order of their calls."""
+
+    @nn.compact
+    def __call__(self, x):
+        """Numbers (B, 1)."""
+        return nn.Dense(1, name="a")(nn.Dense(2, name="b")(x))
+
+
+def test_layers_of_variables_come_in_the_order_of_their_calls():
+    """As forecasters have them: the collection "params" is no layer."""
+    x, module = np.ones((1, 3), np.float32), Backwards()
+    one = explain.game(of([1.0, 2.0, 3.0], x), x)
+    layer = {name: {"kernel": np.ones(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}
+             for name, shape in {"a": (2, 1), "b": (3, 2)}.items()}  # fmt: skip
+    variables = {"params": layer}
+    program = Program(lambda params, columns: module.apply(params, columns["features"]), variables,
+                      one.program.columns)  # fmt: skip
+    other = one.but(players=one.players._replace(program=program))
+    assert [*layers_of(other)] == ["params/b", "params/a"]
+
+
+def test_the_seed_is_also_the_method_s(monkeypatch):
+    def drawing(game, method, settings):
+        raise InterruptedError(f"{method} {settings['seed']} {settings['samples']}")
+
+    monkeypatch.setattr("jaxops.explain.checking.of_game", drawing)
+    x = np.ones((1, 2), np.float32)
+    with pytest.raises(InterruptedError, match="smooth_grad 5 2"):
+        explain.checked(of([1.0, 2.0], x), x, "smooth_grad", seed=5, samples=2)
 
 
 @pytest.mark.parametrize("given", [{"radius": 0.0}, {"samples": 0}])

@@ -1,5 +1,7 @@
 """Explanations of tables, texts and images: exact for linear models, complete for all."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ import jaxops as jo
 from jaxops import explain, tabular, text, vision
 from jaxops.data import Tokenizer
 from jaxops.data.encoders import encode, fit_encoder
-from jaxops.explain.gradients import _along
+from jaxops.explain.checking import changed
+from jaxops.explain.gradients import Gradients, _along
 from jaxops.explain.points import look_ups
 from jaxops.tabular.models.embeddings import Categories
 from jaxops.text.word_players import shares
@@ -145,6 +148,23 @@ def test_categories_that_are_embedded_have_values(table):
     # an unknown text has the embedding 0
     out = explain.explain(model, some | {"plan": np.array(["x", "y", "z"], object)}, target="1")
     assert not out.values[:, 2].any()
+    # a row as the baseline says what its text is, too
+    base = {name: column[3:4] for name, column in rows.items()}
+    told = explain.explain(model, some, target="1", baseline=base)
+    p = model.predict(base).probabilities[0, 1].astype(float)
+    np.testing.assert_allclose(told.baseline, np.log(p) - np.log1p(-p), atol=1e-5)
+    assert told.gap.max() < 1e-3 and rows["plan"][0] == base["plan"][0]
+    assert told.values[0, 2] == 0 and np.abs(told.values[1:, 2]).min() > 1e-3
+    # a small change of the numbers is none of the text's number, which is no part of their range
+    one = explain.game(model, some, "1")
+    features, change = one.players.columns["features"], 0.5
+    for method in ("occlusion", "gradient"):
+        moved = changed(one, method, change, np.random.default_rng(0)).players.columns["features"]
+        gaps, numbers = np.abs(moved - features), features[:, :-1]
+        assert (gaps[:, -1] == 0).all() and (gaps[:, :-1] > 0).all()
+        assert (gaps <= change * np.ptp(numbers, axis=1)[:, None] + 1e-6).all()
+    (free,) = Gradients(one, "smooth_grad").plain[0].values()
+    assert free.tolist() == [[True] * (features.shape[1] - 1) + [False]]
 
 
 @pytest.mark.slow
@@ -318,6 +338,13 @@ def test_what_does_not_apply_is_refused(linear, digits, router, churn, table):
         explain.explain(model, x, "expected_gradients")
     with pytest.raises(ValueError, match="baseline must be one row for integrated_gradients"):
         explain.explain(model, x, baseline=x)
+    with pytest.raises(ValueError, match="baseline must be one row for input_x_gradient, got 2"):
+        explain.explain(model, x, "input_x_gradient", baseline=x)
+    with pytest.raises(ValueError, match="baseline must be None for smooth_grad, which has none"):
+        explain.explain(model, x, "smooth_grad", baseline=x[:1])
+    other = text.TextReader(text.NGrams(context=32, vocabulary=128, characters=(3, 3)))
+    with pytest.raises(ValueError, match="read must have a vocabulary of 256"):
+        explain.explain(replace(router, reader=other), ["my card"])
     with pytest.raises(ValueError, match="steps must be at least 1"):
         explain.explain(model, x, steps=0)
     with pytest.raises(ValueError, match="layer must be one of conv, got 'pool'"):

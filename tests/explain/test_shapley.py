@@ -73,6 +73,15 @@ def test_paired_samples_are_exact_for_pairs_of_players():
     assert found.errors.max() < 1e-9 and found.coalitions <= 402
 
 
+def test_thousands_of_players_have_enough_samples_by_default(monkeypatch):
+    def drawing(players, samples, rng):
+        raise InterruptedError(str(samples))
+
+    monkeypatch.setattr("jaxops.explain.shapley._coalitions", drawing)
+    with pytest.raises(InterruptedError, match=r"^12288$"):  # 4 a player; 2,048 + 2 M is fewer
+        kernel_shap_values(lambda there: there.sum(1), 3072)
+
+
 def hard(there):
     """A game of 16 players whose worth is no sum: the product over groups of three, and a limit."""
     z = there.astype(float)
