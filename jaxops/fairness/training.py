@@ -69,7 +69,8 @@ def group_dro(task: Task, shares: Sequence[float], rate: float = 0.01) -> Task:
     the log-weights in the state's `extra`, a step multiplies q_g by exp(rate * L_g) for the mean
     loss L_g of the group in the batch (1 without rows), normalises q, and weighs the loss of each
     row by q_g / share_g. So the loss stays a sum over rows, whose mean is sum_g q_g L_g, in any
-    batch, with padding, and on any number of devices. With `accumulate`, q changes after each part.
+    batch, with padding, and on any number of devices. As q depends on all rows of the batch, the
+    task is a coupled one: `accumulate` and `privacy.private` refuse it.
 
     A row's loss is the derivative of the task's summed loss by the row's weight, which every task
     gives. The metrics are those of the task, and "worst_group_loss". Evaluation has the task's own
@@ -86,7 +87,8 @@ def group_dro(task: Task, shares: Sequence[float], rate: float = 0.01) -> Task:
         `inner_state`.
 
     Raises:
-        ValueError: a coupled task; fewer than two groups, shares or a rate out of range.
+        ValueError: a coupled or a private task; fewer than two groups, shares or a rate out of
+            range.
 
     References:
         Sagawa et al. 2020, arXiv:1911.08731.
@@ -104,6 +106,7 @@ def group_dro(task: Task, shares: Sequence[float], rate: float = 0.01) -> Task:
     """
     if task.coupled:
         raise ValueError("task must not couple the rows of a batch, got coupled=True")
+    _not_private(task)
     known = tuple(float(share) for share in shares)
     if len(known) < 2 or min(known) <= 0 or abs(sum(known) - 1) > 1e-3:
         raise ValueError(f"shares must be 2 or more above 0 with sum 1, got {known}")
@@ -151,7 +154,13 @@ def _group_dro(task: Task, shares: tuple[float, ...], rate: float) -> Task:
 
     columns = (*task.columns, Column(GROUP, (), "int", classes=count, target=True))
     return task._replace(
-        init=init, loss=loss, predict=predict, columns=columns, recipe=None, sample=None
+        init=init,
+        loss=loss,
+        predict=predict,
+        columns=columns,
+        recipe=None,
+        sample=None,
+        coupled=True,
     )
 
 
@@ -200,7 +209,8 @@ def adversarial(
         made one of `task` by `inner_state`.
 
     Raises:
-        ValueError: a task without classes; a number out of range, or another constraint.
+        ValueError: a task without classes, or a private one; a number out of range, or another
+            constraint.
 
     References:
         Zhang, Lemoine and Mitchell 2018, arXiv:1801.07593; Ganin and Lempitsky 2015,
@@ -213,6 +223,7 @@ def adversarial(
     """
     if not task.classes:
         raise ValueError("task must have classes, got none")
+    _not_private(task)
     if groups < 2 or strength < 0 or width < 1:
         raise ValueError(
             "groups must be at least 2, strength at least 0 and width at least 1, got "
@@ -298,6 +309,15 @@ def inner_state(state: TrainState) -> TrainState:
     return state._replace(
         params=params["task"] if of_two else params, extra=_inner(extra) if priced else extra
     )
+
+
+def _not_private(task: Task) -> None:
+    """Raise `ValueError` for a private task, whose clipping does not reach another gradient."""
+    if task.release is not None:
+        raise ValueError(
+            "task must not be private, got one that is: its clipped gradients would not be those "
+            "of the new loss; privacy.private takes the task that adversarial makes"
+        )
 
 
 def _inner(extra: Mapping[str, Any]) -> dict[str, Any]:

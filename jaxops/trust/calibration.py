@@ -367,15 +367,24 @@ def refusal(
         The recall (the share of `out_of_scope` that is refused) and the threshold; 0 and -infinity
         if too few answers are correct even without refusal.
 
+    Raises:
+        ValueError: no score, one that is NaN, or an accuracy outside (0, 1].
+
     >>> refusal(np.array([0.9, 0.8, 0.3]), np.array([1, 1, 0]), np.array([0.5, 0.85]), accuracy=0.6)
     (0.5, 0.8)
     """
+    for name, values in (("in_scope", in_scope), ("out_of_scope", out_of_scope)):
+        if values is not None and (not len(values) or np.isnan(values).any()):
+            given = "NaN" if len(values) else "none"
+            raise ValueError(f"{name} must have at least 1 score and no NaN, got {given}")
+    if not 0 < accuracy <= 1:
+        raise ValueError(f"accuracy must be in (0, 1], got {accuracy}")
     right = np.ones(len(in_scope), bool) if right is None else np.asarray(right, bool)
     scores = np.sort(np.asarray(in_scope)[right])[::-1]
     needed = int(np.ceil(accuracy * len(in_scope) - 1e-9))
     if needed > len(scores):
         return 0.0, -np.inf
-    threshold = float(scores[needed - 1]) if needed else np.inf
+    threshold = float(scores[needed - 1])
     recall = np.nan if out_of_scope is None else (np.asarray(out_of_scope) < threshold).mean()
     return float(recall), threshold
 
@@ -427,7 +436,7 @@ def plot_reliability(
 
 
 def check_pair(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays; raises `ValueError` for other shapes or labels that are no classes."""
+    """Both as arrays; raises `ValueError` for other shapes, no probabilities, or no classes."""
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
         raise ValueError(
@@ -441,4 +450,7 @@ def check_pair(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
             f"labels must be whole numbers in [0, {classes}), the number of classes, got "
             f"{wrong.tolist()[0]!r}"
         )
+    low, high = probabilities.min(), probabilities.max()
+    if not (low >= 0 and high <= 1 + 1e-3):  # a mean in float32 may be a little above 1
+        raise ValueError(f"probabilities must be numbers in [0, 1], got {low} to {high}")
     return probabilities, labels

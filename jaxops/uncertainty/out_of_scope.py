@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import pinvh
 from scipy.special import logsumexp
 
 from jaxops.metrics import Scores
@@ -90,7 +91,8 @@ class Mahalanobis:
 
     Attributes:
         mean: float64 (C, D), the mean of each class.
-        precision: float64 (D, D), the (pseudo-)inverse of the covariance around these means.
+        precision: float64 (D, D), the pseudo-inverse of the covariance around these means, so that
+            directions in which no train row varies do not count.
 
     References:
         Lee, Lee, Lee and Shin 2018, arXiv:1807.03888.
@@ -125,7 +127,8 @@ class Mahalanobis:
         rows = np.bincount(labels)[:, None]
         mean = (np.eye(len(kinds))[labels].T @ x) / rows
         around = x - mean[labels]
-        return cls(mean, np.linalg.pinv(around.T @ around / len(x), hermitian=True))
+        # its cutoff is above rounding, where the variance of dependent features would be noise
+        return cls(mean, pinvh(around.T @ around / len(x)))
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """The negative of the smallest squared distance of each row, (N,)."""
