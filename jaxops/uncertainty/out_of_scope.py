@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import pinvh
 from scipy.special import logsumexp
 
 from jaxops.metrics import Scores
@@ -127,8 +126,7 @@ class Mahalanobis:
         rows = np.bincount(labels)[:, None]
         mean = (np.eye(len(kinds))[labels].T @ x) / rows
         around = x - mean[labels]
-        # its cutoff is above rounding, where the variance of dependent features would be noise
-        return cls(mean, pinvh(around.T @ around / len(x)))
+        return cls(mean, np.linalg.pinv(around.T @ around / len(x), hermitian=True))
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """The negative of the smallest squared distance of each row, (N,)."""

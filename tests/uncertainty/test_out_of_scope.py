@@ -35,8 +35,8 @@ def test_threshold_of_validation_rows_keeps_its_rate():
     assert np.isnan(recall)
     assert (rng.normal(size=50_000) < threshold).mean() == pytest.approx(0.05, abs=0.01)
     for bad, match in (
-        ((np.array([1.0, np.nan]),), "in_scope must have at least 1 score and no NaN"),
-        ((np.ones(2), None, np.array([np.nan])), "out_of_scope must have at least 1 score"),
+        ((np.array([1.0, np.nan]),), "in_scope must have 1 score or more and no NaN"),
+        ((np.ones(2), None, np.array([np.nan])), "out_of_scope must have 1 score or more"),
         ((np.ones(2), None, None, 90), r"accuracy must be in \(0, 1\], got 90"),
     ):
         with pytest.raises(ValueError, match=match):
