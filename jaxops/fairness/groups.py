@@ -111,6 +111,23 @@ def finite(name: str, values: Any) -> np.ndarray:
     return given
 
 
+def probabilities_of(name: str, values: Any) -> np.ndarray:
+    """A column of probabilities, float64 (N,).
+
+    Raises:
+        ValueError: one that is not in [0, 1], with the row.
+
+    >>> probabilities_of("probabilities", [0.5]).tolist()
+    [0.5]
+    """
+    given = finite(name, values)
+    odd = (given < 0) | (given > 1)
+    if odd.any():
+        row = int(odd.argmax())
+        raise ValueError(f"{name} must be in [0, 1], got {given[row]} in row {row}")
+    return given
+
+
 def check_rows(columns: Mapping[str, np.ndarray], groups: Groups) -> None:
     """Check that columns have as many rows as the protected ones.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxops import _table
-from jaxops.fairness.groups import Groups, binary, check_rows, finite, groups_of
+from jaxops.fairness.groups import Groups, binary, check_rows, finite, groups_of, probabilities_of
 from jaxops.fairness.rates import Figure, Values, difference, rate_of, ratio
 from jaxops.trust._figures import BLUE, GREY, PathLike, save_figure
 from jaxops.trust.evaluation import BLOCKS, Evaluation, auc_of
@@ -159,8 +159,8 @@ def of_classes(
         coverage: of the intervals, in (0, 1).
 
     Raises:
-        ValueError: other labels or answers; columns of unequal lengths; fewer than two groups of
-            `least` rows.
+        ValueError: other labels, answers or probabilities; columns of unequal lengths; fewer than
+            two groups of `least` rows; or a coverage outside (0, 1).
 
     References:
         Hardt, Price and Srebro 2016, arXiv:1610.02413; Chouldechova 2017, arXiv:1703.00056.
@@ -191,7 +191,7 @@ def of_classes(
     right, smaller = {"accuracy": (s == y).astype(float)}, frozenset({*wholes, "calibration error"})
     scored = Evaluation("row", np.arange(len(y)), right, wholes, smaller)
     if probabilities is not None:
-        p = finite("probabilities", probabilities)
+        p = probabilities_of("probabilities", probabilities)
         check_rows({"probabilities": p}, groups)
         scored.wholes["auc"] = auc_of(p, y.astype(int))
         scored.wholes["calibration error"] = _calibration_error(p, y)

@@ -150,6 +150,8 @@ def _over_pairs(
     most: Callable[..., float],
 ) -> Figure:
     """The extreme of all pairs of groups, the larger value first, and of their bounds."""
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage must be in (0, 1), got {coverage}")
     known = [np.flatnonzero(~np.isnan(one.value)) for one in several]
     rows = sum(int(one.rows[groups].sum()) for one, groups in zip(several, known, strict=True))
     count = sum(len(groups) * (len(groups) - 1) // 2 for groups in known)

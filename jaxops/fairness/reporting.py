@@ -138,7 +138,8 @@ def answered(
         if positive is not None:
             raise ValueError(f"positive must be left out for numbers, got {positive!r}")
         return Told((), told.astype(np.float64), answer.values.astype(np.float64), None, table)
-    if isinstance(classes, Mapping) or not classes or np.ndim(answer.labels) != 1:
+    several = isinstance(classes, Mapping) or not classes or np.ndim(answer.labels) != 1
+    if several or isinstance(answer.labels[0], tuple):  # a tuple of labels for each text
         raise ValueError(
             "model must answer with one class or one number a row, got several labels or numbers"
         )

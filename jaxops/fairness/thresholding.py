@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linprog
 
-from jaxops.fairness.groups import Groups, binary, check_rows, finite, groups_of
+from jaxops.fairness.groups import Groups, binary, check_rows, groups_of, probabilities_of
 from jaxops.fairness.reporting import answered, columns_of
 from jaxops.model.finished import Model
 from jaxops.task import recorded
@@ -66,9 +66,7 @@ def optimal_thresholds(
         raise ValueError(f"constraint must be one of {', '.join(RATES)}, got {constraint!r}")
     if not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance must be in [0, 1], got {tolerance}")
-    y, p = binary("label", label), finite("probabilities", probabilities)
-    if p.min() < 0 or p.max() > 1:
-        raise ValueError(f"probabilities must be in [0, 1], got {p.min()} to {p.max()}")
+    y, p = binary("label", label), probabilities_of("probabilities", probabilities)
     groups = groups_of(protected)
     check_rows({"label": y, "probabilities": p}, groups)
     curves = [_hull(p[groups.place == g], y[groups.place == g]) for g in range(len(groups.names))]
@@ -211,8 +209,9 @@ class ByGroup:
         """The answer of the model within, with labels by these thresholds.
 
         Its probabilities are those of the model. Where the thresholds of a group are drawn, the
-        draw of a row depends on the seed, its id (or without ids its number) and its probability:
-        the same row with the same id always gets the same label.
+        draw of a row depends on the seed and on its id, so that the same person is always told the
+        same. If the reader within has no column of ids, it depends on the number of the row and on
+        its probability.
 
         Args:
             model: the model.
@@ -222,7 +221,9 @@ class ByGroup:
         groups = groups_of(columns_of(data, self.protected))
         answer = self.reader.predict(model, data, **options)
         p = np.asarray(answer.probabilities[:, self.positive], np.float64)
-        chosen = _drawn(chances(self.rules, groups, p), answer.ids, p, self.seed)
+        # with ids not by the probability too: another batch may round it to other digits
+        other = p if getattr(self.reader, "id", None) is None else None
+        chosen = _drawn(chances(self.rules, groups, p), answer.ids, other, self.seed)
         names = np.array(answer.classes, object)
         return answer._replace(labels=names[np.where(chosen, self.positive, 1 - self.positive)])
 
@@ -252,12 +253,12 @@ class ByGroup:
         )
 
 
-def _drawn(chance: np.ndarray, ids: np.ndarray, p: np.ndarray, seed: int) -> np.ndarray:
+def _drawn(chance: np.ndarray, ids: np.ndarray, other: np.ndarray | None, seed: int) -> np.ndarray:
     """Which rows are of class 1, bool (N,); a row's draw does not depend on other rows."""
     chosen = chance >= 1 - LEAST
     for row in np.flatnonzero((chance > LEAST) & ~chosen):
-        text = f"{seed} {ids[row]} {p[row]:.6g}".encode()
-        digest = hashlib.blake2b(text, digest_size=8).digest()
+        text = f"{seed} {ids[row]}" + ("" if other is None else f" {other[row]:.6g}")
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         chosen[row] = int.from_bytes(digest, "big") / 2**64 < chance[row]
     return chosen
 

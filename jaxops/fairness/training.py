@@ -70,7 +70,8 @@ def group_dro(task: Task, shares: Sequence[float], rate: float = 0.01) -> Task:
     the log-weights in the state's `extra`, a step multiplies q_g by exp(rate * L_g) for the mean
     loss L_g of the group in the batch (1 without rows), normalises q, and weighs the loss of each
     row by q_g / share_g. So the loss stays a sum over rows, whose mean is sum_g q_g L_g, in any
-    batch, with padding, and on any number of devices. With `accumulate`, q changes after each part.
+    batch, with padding, and on any number of devices. As q depends on all rows of the batch, the
+    task is a coupled one: `accumulate` and `privacy.private` refuse it.
 
     A row's loss is the derivative of the task's summed loss by the row's weight, which every task
     gives. The metrics are those of the task, and "worst_group_loss". Evaluation has the task's own
@@ -153,7 +154,13 @@ def _group_dro(task: Task, shares: tuple[float, ...], rate: float) -> Task:
 
     columns = (*task.columns, Column(GROUP, (), "int", classes=count, target=True))
     return task._replace(
-        init=init, loss=loss, predict=predict, columns=columns, recipe=None, sample=None
+        init=init,
+        loss=loss,
+        predict=predict,
+        columns=columns,
+        recipe=None,
+        sample=None,
+        coupled=True,
     )
 
 

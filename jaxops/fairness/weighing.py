@@ -24,7 +24,8 @@ def reweigh(label: Any, protected: Mapping[str, Any]) -> np.ndarray:
         float64 (N,).
 
     Raises:
-        ValueError: a group without rows of a label, of which no weight makes up for.
+        ValueError: a group without rows of a label, for which no weight makes up; a row without a
+            label; or columns of unequal lengths.
 
     References:
         Kamiran and Calders 2012, Data preprocessing techniques for classification without
@@ -35,6 +36,11 @@ def reweigh(label: Any, protected: Mapping[str, Any]) -> np.ndarray:
     """
     groups = groups_of(protected)
     texts = read_with_dates({"label": label}, ["label"], exact=["label"])[0]["label"]
+    missing = texts == ""
+    if missing.any():
+        raise ValueError(
+            f"label must have a value in every row, got none in row {int(missing.argmax())}"
+        )
     names, y = np.unique(texts, return_inverse=True)
     check_rows({"label": y}, groups)
     both = np.zeros((len(groups.names), len(names)))

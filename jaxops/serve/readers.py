@@ -34,7 +34,9 @@ def inputs_of(model: Model) -> Inputs:
             raise ValueError(f"model must have a reader, as ROOM.fit gives it, got a bare {kind}")
         return Arrays(columns)
     if hasattr(reader, "rules"):
-        return _of_groups(model)
+        return _of_groups(model, reader.protected)
+    if hasattr(reader, "margins") and reader.group is not None:
+        return _of_groups(model, (reader.group,))
     if hasattr(reader, "encoder"):
         return _of_encoder(reader)
     if room == "text" and hasattr(reader, "question"):
@@ -92,17 +94,17 @@ def _of_encoder(reader: Any) -> Table:
     return Table((*_ids(reader.id), *fields.values()), options)
 
 
-def _of_groups(model: Model) -> Table:
-    """The table of a model with thresholds by group, with the protected columns."""
-    inner, protected = inputs_of(replace(model, reader=model.reader.reader)), model.reader.protected
+def _of_groups(model: Model, columns: Sequence[str]) -> Table:
+    """The table of a model with thresholds or margins by group, with the columns of the groups."""
+    inner = inputs_of(replace(model, reader=model.reader.reader))
     if not isinstance(inner, Table):
         raise ValueError(
-            "model must read tables to be served with thresholds by group, got one that reads "
-            f"{type(inner).__name__}"
+            "model must read tables to be served with thresholds or margins by group, got one that "
+            f"reads {type(inner).__name__}"
         )
     fields = {one.name: one for one in inner.fields}
     # without an example: the value of an unknown group would be refused
-    own = {n: replace(fields.get(n, Field(n, "text")), example=None) for n in protected}
+    own = {n: replace(fields.get(n, Field(n, "text")), example=None) for n in columns}
     return replace(inner, fields=(*(fields | own).values(),))
 
 

@@ -111,6 +111,19 @@ class Wrapper:
         )
 
 
+def check_no_rules(model: Model) -> None:
+    """Raise `ValueError` for a model of `fairness.thresholds`, whose labels would be lost.
+
+    >>> check_no_rules(Model("a closed form", None))
+    """
+    if hasattr(model.reader, "rules"):
+        raise ValueError(
+            "model must be without thresholds by group, whose labels would give way to the "
+            "likeliest classes, got some; give the model within, and the result to "
+            "fairness.thresholds"
+        )
+
+
 def name_of(cell: Any) -> str:
     """The name of a class or a group: 1, 1.0 and "1" are the same.
 

@@ -22,6 +22,7 @@ from jaxops.trust.conformal.margins import check_spread
 from jaxops.uncertainty.answers import (
     Seen,
     Wrapper,
+    check_no_rules,
     column_of,
     numbers_of,
     seen,
@@ -228,8 +229,9 @@ def conformal(
 
     Raises:
         ValueError: a model that answers with something else, such as forecasts (for these see
-            `jaxops.forecast`); another method; labels that do not fit; too few rows, in all or in a
-            group or class, with the number that is needed; or a setting without effect.
+            `jaxops.forecast`), or that has thresholds by group; another method; labels that do not
+            fit; too few rows, in all or in a group or class, with the number that is needed; or a
+            setting without effect.
 
     References:
         Vovk, Gammerman and Shafer 2005; Romano, Patterson and Candes 2019, arXiv:1905.03222;
@@ -252,6 +254,7 @@ def conformal(
             "model must have no conformal margins yet, got a CoveredReader; calibrate "
             "dataclasses.replace(model, reader=model.reader.reader)"
         )
+    check_no_rules(model)
     told = seen(model.predict(data), getattr(model.task, "classes", ()))
     known = METHODS[told.kind]
     method = known[0] if method is None else method

@@ -90,7 +90,8 @@ class Mahalanobis:
 
     Attributes:
         mean: float64 (C, D), the mean of each class.
-        precision: float64 (D, D), the (pseudo-)inverse of the covariance around these means.
+        precision: float64 (D, D), the pseudo-inverse of the covariance around these means, so that
+            directions in which no train row varies do not count.
 
     References:
         Lee, Lee, Lee and Shin 2018, arXiv:1807.03888.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxops.model.finished import Model
 from jaxops.task import recorded
 from jaxops.trust.calibrators import CALIBRATORS, Calibrator
-from jaxops.uncertainty.answers import Seen, Wrapper, numbers_of, seen
+from jaxops.uncertainty.answers import Seen, Wrapper, check_no_rules, numbers_of, seen
 
 
 @recorded
@@ -65,13 +65,14 @@ def calibrated(model: Model, data: Any, labels: Any, method: str = "temperature"
         method: "temperature", "vector", "platt", "beta" or "isotonic".
 
     Returns:
-        The model with a `CalibratedReader`. Its answers are of the same kind as before; the column
-        `in_scope` of texts stays as the reader before says it. It can be saved, loaded and served
-        like the model before.
+        The model with a `CalibratedReader`. Its answers are of the same kind as before (those of
+        `jaxops.monte_carlo` are the mean alone); the column `in_scope` of texts stays as the reader
+        before says it. It can be saved, loaded and served like the model before.
 
     Raises:
-        ValueError: a model that does not answer with classes; another method; labels that do not
-            fit, or of which a class has no row (except for the temperature).
+        ValueError: a model that does not answer with classes, or has thresholds by group or
+            margins already; another method; labels that do not fit, or of which a
+            class has no row (except for the temperature).
 
     References:
         See `jaxops.uncertainty.Temperature` and its neighbours.
@@ -94,6 +95,7 @@ def calibrated(model: Model, data: Any, labels: Any, method: str = "temperature"
             "model must have no conformal margins, which are of its answers before, got a "
             "CoveredReader; calibrate first"
         )
+    check_no_rules(model)
     told = _of_classes(seen(model.predict(data), getattr(model.task, "classes", ())))
     number = numbers_of(labels, told.names, len(told.ids))
     reader = CalibratedReader(model.reader, CALIBRATORS[method].fit(told.outputs, number))

@@ -14,8 +14,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 import jaxops as jo
 from jaxops import fairness, tabular, vision
 from jaxops.model.finished import Model
-
-RNG = np.random.default_rng(0)
+from jaxops.uncertainty import Sets
 
 
 def folder(name):
@@ -140,7 +139,7 @@ def test_intervals_cover_in_simulation():
     """Of the largest difference and the smallest ratio of three groups, at 95 %."""
     truth, rows = np.array([0.3, 0.35, 0.5]), np.array([60, 400, 90])
     covered = np.zeros(2)
-    for hits in RNG.binomial(rows, truth, (1000, 3)):
+    for hits in np.random.default_rng(0).binomial(rows, truth, (1000, 3)):
         rates = [fairness.rate_of(hits, rows)]
         apart, share = fairness.difference(rates), fairness.ratio(rates)
         covered += (apart.low <= 0.2 <= apart.high, share.low <= 0.6 <= share.high)
@@ -152,7 +151,7 @@ def test_equal_groups_are_not_told_apart():
     """Without any difference the interval holds 0, and that of the ratio 1."""
     rows = np.array([80, 200])
     missed = 0
-    for hits in RNG.binomial(rows, 0.4, (400, 2)):
+    for hits in np.random.default_rng(0).binomial(rows, 0.4, (400, 2)):
         rates = [fairness.rate_of(hits, rows)]
         missed += fairness.difference(rates).low > 0
         assert fairness.ratio(rates).high <= 1
@@ -160,10 +159,11 @@ def test_equal_groups_are_not_told_apart():
 
 
 def labelled(rows=2000):
-    sex = RNG.choice(["f", "m"], rows, p=[0.4, 0.6])
-    race = RNG.choice(["a", "b", "c"], rows)
-    p = 1 / (1 + np.exp(-RNG.normal((sex == "m") * 0.8, 1.5)))
-    return {"sex": sex, "race": race}, RNG.random(rows) < p, p
+    rng = np.random.default_rng(0)
+    sex = rng.choice(["f", "m"], rows, p=[0.4, 0.6])
+    race = rng.choice(["a", "b", "c"], rows)
+    p = 1 / (1 + np.exp(-rng.normal((sex == "m") * 0.8, 1.5)))
+    return {"sex": sex, "race": race}, rng.random(rows) < p, p
 
 
 def test_intersections_and_everyone_by_hand():
@@ -231,8 +231,9 @@ def test_models_are_compared_on_the_same_rows():
 
 
 def test_of_numbers_by_hand():
-    group, y = RNG.choice(["a", "b"], 300), RNG.normal(5, 1, 300)
-    told = y + np.where(group == "a", 1.0, -0.5) + RNG.normal(0, 0.1, 300)
+    rng = np.random.default_rng(0)
+    group, y = rng.choice(["a", "b"], 300), rng.normal(5, 1, 300)
+    told = y + np.where(group == "a", 1.0, -0.5) + rng.normal(0, 0.1, 300)
     found = fairness.of_numbers(y, told, {"g": group})
     a = group == "a"
     values = [found.figures["mean absolute error"][g].value for g in "ab"]
@@ -290,6 +291,18 @@ def test_report_of_images_and_of_numbers(table):
     np.testing.assert_allclose(numbers.figures["mean prediction"]["f"].value, own.mean(), rtol=1e-6)
 
 
+class Several:
+    """A reader that answers with several labels for each row, as one of texts may."""
+
+    room, label = "text", "left"
+
+    def predict(self, model, data):
+        labels = np.empty(len(data["left"]), object)
+        labels.fill(("no",))
+        p = np.zeros((len(labels), 2))
+        return Sets(np.arange(len(labels)), labels, labels, p, ("no", "yes"))
+
+
 def test_errors_say_what_to_do(model, table):
     ones, sex = np.ones(40), np.arange(40) % 2
     cases = [
@@ -311,10 +324,16 @@ def test_errors_say_what_to_do(model, table):
          r"protected must have at least 2 groups of 20 rows, got 0 \(40\); join small groups"),
         (lambda: fairness.of_classes(ones, ones, {"s": sex}, ones * np.nan),
          "probabilities must be finite numbers, got nan in row 0"),
+        (lambda: fairness.of_classes(ones, ones, {"s": sex}, ones * 3.0),
+         r"probabilities must be in \[0, 1\], got 3.0 in row 0"),
+        (lambda: fairness.of_classes(ones, ones, {"s": sex}, coverage=95),
+         r"coverage must be in \(0, 1\), got 95"),
         (lambda: fairness.of_numbers(ones * np.inf, ones, {"s": sex}),
          "label must be finite numbers, got inf in row 0"),
         (lambda: fairness.groups_of({"a": ["x, y", "x"], "b": ["z", "y, z"]}),
          "groups of different names, got 'x, y, z' twice"),
+        (lambda: fairness.report(Model(model.task, model.state, Several()), table,
+                                 protected=["sex"]), "got several labels or numbers"),
         (lambda: fairness.report(Model(model.task, model.state), table, protected=["sex"]),
          "label must be given"),
         (lambda: fairness.evaluate(model, table), "model must have thresholds by group"),
@@ -331,8 +350,9 @@ def test_missing_values_are_a_group():
 
 
 def test_reweigh_makes_label_and_group_independent():
-    sex, race = RNG.choice(["f", "m"], 500), RNG.choice(["a", "b"], 500)
-    label = RNG.choice(["x", "y", "z"], 500)
+    rng = np.random.default_rng(0)
+    sex, race = rng.choice(["f", "m"], 500), rng.choice(["a", "b"], 500)
+    label = rng.choice(["x", "y", "z"], 500)
     weights = fairness.reweigh(label, {"sex": sex, "race": race})
     np.testing.assert_allclose(weights.sum(), 500)
     for s, r in itertools.product("fm", "ab"):
@@ -343,3 +363,5 @@ def test_reweigh_makes_label_and_group_independent():
             np.testing.assert_allclose(share, (label == one).mean())
     with pytest.raises(ValueError, match="got none of '1' in m"):
         fairness.reweigh([1, 0, 0], {"sex": ["f", "f", "m"]})
+    with pytest.raises(ValueError, match="label must have a value in every row, got none in row 1"):
+        fairness.reweigh(["x", None, "y", "x", "y"], {"sex": list("ffmmf")})

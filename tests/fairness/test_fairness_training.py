@@ -7,17 +7,17 @@ import optax
 import pytest
 
 import jaxops as jo
-from jaxops import fairness, tabular
+from jaxops import fairness, privacy, tabular
 from jaxops.state import TrainState
 
-RNG = np.random.default_rng(0)
 TASK = tabular.classifier(tabular.MLP((6,)), features=3)
 SHARES = (0.5, 0.25, 0.25)
 
 
 def rows(count=32):
-    x = RNG.normal(size=(count, 3)).astype(np.float32)
-    group = RNG.integers(0, 3, count).astype(np.int32)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 3)).astype(np.float32)
+    group = rng.integers(0, 3, count).astype(np.int32)
     return {"features": x, "label": (x[:, 0] > 0).astype(np.int32), "group": group}
 
 
@@ -32,7 +32,8 @@ def losses_of(state, batch):
 
 
 def test_a_step_of_group_dro_by_hand():
-    batch = rows() | {"mask": RNG.choice([0.0, 1.0, 2.0], 32).astype(np.float32)}
+    mask = np.random.default_rng(1).choice([0.0, 1.0, 2.0], 32)
+    batch = rows() | {"mask": mask.astype(np.float32)}
     task = fairness.group_dro(TASK, SHARES, rate=0.5)
     state = started(task, batch)
     new, metrics = jax.jit(lambda s, b: jo.train_step(task, optax.sgd(0.1), s, b))(state, batch)
@@ -93,7 +94,7 @@ def test_group_dro_helps_a_rare_group():
     """A linear model cannot fit both groups: the mean prefers the common one, DRO the worse."""
     count = 1000
     group = (np.arange(count) % 10 == 0).astype(np.int32)
-    x = RNG.normal(size=(count, 2)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
     label = (x[np.arange(count), group] > 0).astype(np.int32)
     data = {"features": x, "label": label, "group": group}
     task = tabular.classifier(tabular.MLP(()), features=2)
@@ -138,9 +139,10 @@ def test_the_adversarys_gradient_is_reversed():
 @pytest.mark.slow
 def test_the_adversary_hides_the_group():
     count = 2000
-    group = RNG.integers(0, 2, count).astype(np.int32)
-    x = np.stack([RNG.normal(size=count), RNG.normal(2.0 * group)], 1).astype(np.float32)
-    label = (x.sum(1) + RNG.normal(size=count) > 1).astype(np.int32)
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 2, count).astype(np.int32)
+    x = np.stack([rng.normal(size=count), rng.normal(2.0 * group)], 1).astype(np.float32)
+    label = (x.sum(1) + rng.normal(size=count) > 1).astype(np.int32)
     data = {"features": x, "label": label, "group": group}
     task = tabular.classifier(tabular.MLP((8,)), features=2)
     options = {"optimizer": optax.adam(0.01), "batch_size": 250, "epochs": 20, "progress": False}
@@ -164,11 +166,18 @@ def test_more_classes_have_their_log_probabilities():
 
 def test_errors_before_anything_compiles():
     number = tabular.regressor(tabular.MLP((4,)), features=3)
+    noise = {"clip": 1.0, "noise_multiplier": 1.0, "batch_size": 8}
+    hidden = privacy.private(TASK, **noise)
     cases = [
         (lambda: fairness.group_dro(TASK, (0.5, 0.6)), "shares must be 2 or more above 0 with sum"),
         (lambda: fairness.group_dro(TASK, (1.0,)), "shares must be 2 or more"),
         (lambda: fairness.group_dro(TASK, SHARES, 0), "rate must be above 0, got 0"),
         (lambda: fairness.group_dro(TASK._replace(coupled=True), SHARES), "must not couple"),
+        (lambda: fairness.group_dro(hidden, SHARES), "task must not be private already, got one"),
+        (lambda: fairness.adversarial(hidden, 3), "task must not be private already, got one"),
+        (lambda: privacy.private(fairness.group_dro(TASK, SHARES), **noise), "got coupled=True"),
+        (lambda: jo.fit(fairness.group_dro(TASK, SHARES), rows(), optimizer=optax.sgd(1),
+                        batch_size=8, epochs=1, accumulate=2), "accumulate must be 1 for a task"),
         (lambda: fairness.adversarial(number, 2), "task must have classes"),
         (lambda: fairness.adversarial(TASK, 1), "groups must be at least 2"),
         (lambda: fairness.adversarial(TASK, 2, constraint="x"), "constraint must be demographic"),

@@ -91,6 +91,9 @@ def test_shapes():
     for labels in (["lost", "found"], [0, 2], [-1, 0]):
         with pytest.raises(ValueError, match=r"labels must be whole numbers in \[0, 2\), the"):
             ece(np.ones((2, 2)), np.array(labels))
+    for wrong in (np.nan, -1.0, 7.0):  # such as logits
+        with pytest.raises(ValueError, match=r"probabilities must be numbers in \[0, 1\], got"):
+            temperature(np.array([[0.5, wrong]]), np.array([0]))
 
 
 def test_picture(tmp_path):

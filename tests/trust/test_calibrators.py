@@ -186,6 +186,15 @@ def test_interval_of_the_error_holds_the_true_one():
         assert told.mean == pytest.approx(calibration.ece(p, label))
         inside += told.low <= 0.1 <= told.high
     assert 45 <= inside <= 60  # 54 expected, 4 standard deviations of 2.3
+    # where the probabilities are right, the error is 0, which the interval holds as often
+    inside = 0
+    for seed in range(60):
+        sure = rng.uniform(0.55, 1, 200)
+        p, label = np.stack([sure, 1 - sure], 1), (rng.random(200) >= sure).astype(int)
+        told = calibration.ece_interval(p, label, resamples=100, coverage=0.9, seed=seed)
+        inside += told.low == 0
+        assert told.low <= told.mean <= told.high
+    assert 45 <= inside <= 60
     with pytest.raises(ValueError, match="coverage must be between 0 and 1"):
         calibration.ece_interval(p, label, coverage=1.0)
 

@@ -227,6 +227,8 @@ def test_risks_that_cannot_be_kept():
         c.controlled(np.full((99, 3), 0.5), 0.1)
     with pytest.raises(ValueError, match="with a label in some row"):
         c.label_threshold(np.ones((20, 2)), np.zeros((20, 2)))
+    with pytest.raises(ValueError, match=r"probabilities must be finite, got \[nan\] in row 3"):
+        c.label_threshold(np.where(np.arange(20) == 3, np.nan, 0.5)[:, None], np.ones((20, 1)))
 
 
 def test_inputs_that_do_not_fit():

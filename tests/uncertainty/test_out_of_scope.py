@@ -34,6 +34,13 @@ def test_threshold_of_validation_rows_keeps_its_rate():
     recall, threshold = refusal(rng.normal(size=5000), accuracy=0.95)
     assert np.isnan(recall)
     assert (rng.normal(size=50_000) < threshold).mean() == pytest.approx(0.05, abs=0.01)
+    for bad, match in (
+        ((np.array([1.0, np.nan]),), "in_scope must have 1 score or more and no NaN"),
+        ((np.ones(2), None, np.array([np.nan])), "out_of_scope must have 1 score or more"),
+        ((np.ones(2), None, None, 90), r"accuracy must be in \(0, 1\], got 90"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            refusal(*bad)
 
 
 def test_distance_to_the_nearest_mean():
@@ -47,6 +54,11 @@ def test_distance_to_the_nearest_mean():
     # features that never vary, as of units that are never on, count nothing
     padded = Mahalanobis.fit(np.c_[x, np.zeros(300)], label)
     np.testing.assert_allclose(padded.score(np.c_[new, np.zeros(40)]), wanted, rtol=1e-6)
+    # nor does a direction in which no train row varies, where features depend on each other
+    basis = np.random.default_rng(2).normal(size=(5, 60))
+    wide, across = Mahalanobis.fit(x @ basis, label), np.linalg.svd(basis)[2][-1]
+    np.testing.assert_allclose(wide.score(new @ basis), wanted, rtol=1e-6)
+    np.testing.assert_allclose(wide.score(new @ basis + 3 * across), wanted, rtol=1e-6)
     with pytest.raises(ValueError, match=r"labels must be \(300,\) whole numbers from 0, each"):
         Mahalanobis.fit(x, label + 1)
     with pytest.raises(ValueError, match=r"features must be \(N, 5\) finite numbers"):

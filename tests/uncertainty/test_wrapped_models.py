@@ -11,6 +11,7 @@ import pytest
 
 import jaxops as jo
 from jaxops import compress, forecast, tabular, text, uncertainty, vision
+from jaxops.fairness.thresholding import ByGroup
 from jaxops.model.export import export
 from jaxops.serve import answers
 from jaxops.serve.readers import inputs_of
@@ -95,6 +96,10 @@ def test_groups_and_classes_have_margins_of_their_own(classifier, tmp_path):
     new.to_csv(tmp_path / "new.csv", index=False)
     answer, loaded = told(by_region, tmp_path / "m.safetensors", str(tmp_path / "new.csv"))
     assert answer.sets.tolist() == loaded.sets.tolist() == by_region.predict(new).sets.tolist()
+    # a server asks for the column too
+    asked = {"rows": new[["age", "region"]][:20].to_dict("records")}
+    given = inputs_of(by_region).read(asked, most=100)
+    assert by_region.predict(given.data).sets.tolist() == answer.sets[:20].tolist()
     with pytest.raises(
         ValueError, match=r"groups must be among north, south.* got 'east' in row 0"
     ):
@@ -246,6 +251,7 @@ def test_models_and_settings_that_do_not_fit(classifier, quantiles, tmp_path):
     sure = uncertainty.conformal(classifier, rows, plan, 0.8)
     series = forecast.from_arrays(["a"], [np.arange(50.0)])
     ahead = forecast.forecast(forecast.Baseline("repeat_last"), series, 2)
+    fair = dataclasses.replace(classifier, reader=ByGroup(classifier.reader, ("region",), {}, 1))
     wrap, calibrate = uncertainty.conformal, uncertainty.calibrated
     cases = (
         (lambda: wrap(classifier, rows[:5], plan[:5]), "rows of data must be at least 9 .* got 5"),
@@ -264,6 +270,8 @@ def test_models_and_settings_that_do_not_fit(classifier, quantiles, tmp_path):
         (lambda: wrap(quantiles, rows, spend.where(rows.index != 3)), "got nan in row 3"),
         (lambda: wrap(sure, rows, plan), "must have no conformal margins yet"),
         (lambda: calibrate(sure, rows, plan), "must have no conformal margins"),
+        (lambda: wrap(fair, rows, plan, 0.8), "must be without thresholds by group, whose labels"),
+        (lambda: calibrate(fair, rows, plan), "must be without thresholds by group, whose labels"),
         (lambda: calibrate(quantiles, rows, spend), "must answer with one class .* got quantiles"),
         (lambda: calibrate(classifier, rows, plan, "splines"), "method must be one of temperature"),
         (lambda: seen(ahead, ()), "model must answer with the probabilities .* got Forecast"),

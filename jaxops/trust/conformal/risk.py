@@ -64,7 +64,7 @@ def label_threshold(
         false_negatives: the wanted expected share.
 
     Raises:
-        ValueError: other shapes, no label in any row, or too few rows.
+        ValueError: other shapes, NaN, no label in any row, or too few rows.
 
     >>> p = np.linspace(0.05, 0.95, 19)[:, None]
     >>> round(label_threshold(p, np.ones((19, 1)), false_negatives=0.1), 2)
@@ -76,6 +76,9 @@ def label_threshold(
             "probabilities and target must have shape (N, L), with a label in some row, got "
             f"{p.shape} and {true.shape}, {int(true.sum()):,} labels"
         )
+    if not np.isfinite(p).all():
+        row = int((~np.isfinite(p)).any(1).argmax())
+        raise ValueError(f"probabilities must be finite, got {p[row].tolist()} in row {row}")
     check_rows(len(p), false_negatives)
     missed = (true / np.maximum(true.sum(1, keepdims=True), 1))[true]
     order = np.argsort(p[true])
