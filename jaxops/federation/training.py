@@ -138,17 +138,7 @@ def fit(
     method = Method(local, bool(scaffold), private, compression)
     columns = _checked(task, clients, method, plan)
     rounds = whole("rounds", rounds, 0)
-    clients_per_round = whole("clients_per_round", clients_per_round, 1)
-    if clients_per_round > len(clients):
-        raise ValueError(
-            f"clients_per_round must be at most {len(clients)} (the number of clients), got "
-            f"{clients_per_round}"
-        )
-    if private and not poisson and clients_per_round < len(clients):
-        raise ValueError(
-            "poisson must be True for private=, as the accountants of jaxops.privacy assume, got "
-            f"False and {clients_per_round} of {len(clients)} clients in a round"
-        )
+    clients_per_round = _taking_part(clients, clients_per_round, private, poisson)
     if block is None:
         block = 1 if plan.mesh.devices.flat[0].platform == "cpu" else BLOCK
     block = min(whole("block", block, 1), -(-clients_per_round // plan.batch_shards))
@@ -176,6 +166,22 @@ def fit(
     kept = trained.extra["clients"]
     opt_state = Carried(trained.opt_state, kept) if kept else trained.opt_state
     return trained._replace(opt_state=opt_state, extra=trained.extra["model"])
+
+
+def _taking_part(clients: Clients, per_round: int, private: Private | None, poisson: bool) -> int:
+    """The number of clients in a round; `ValueError` for one that does not fit."""
+    per_round = whole("clients_per_round", per_round, 1)
+    if per_round > len(clients):
+        raise ValueError(
+            f"clients_per_round must be at most {len(clients)} (the number of clients), got "
+            f"{per_round}"
+        )
+    if private and not poisson and per_round < len(clients):
+        raise ValueError(
+            "poisson must be True for private=, as the accountants of jaxops.privacy assume, got "
+            f"False and {per_round} of {len(clients)} clients in a round"
+        )
+    return per_round
 
 
 @functools.lru_cache(maxsize=32)
