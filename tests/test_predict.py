@@ -193,6 +193,28 @@ def test_the_sketch_of_a_part_counts_once_wherever_a_run_ends(watched, tmp_path,
     assert both.sketch.counts[0] == 2 * N
 
 
+def test_what_a_failed_part_has_counted_is_not_in_the_sketch_of_the_next(
+    watched, tmp_path, monkeypatch
+):
+    """An actor of Ray lives on after a part that it could not write."""
+    place, reference = watched
+    kept = scoring.Kept(f"{tmp_path}/sketches", "model", "model-3f")
+    files = f"{place}/model.safetensors", f"{place}/rows.parquet", str(tmp_path)
+    actor = scoring._Scorer(*files, 10, 20, kept)
+
+    def full(folder, number, frames):
+        assert len([*frames]) == 2  # predicted, and counted
+        raise OSError(errno.ENOSPC, "no space is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "write_part", full)
+        [told] = actor({"number": np.array([3])})["part"]
+    assert json.loads(told)["disk"]
+    for number in range(12):
+        actor({"number": np.array([number])})
+    assert_counted_once(tmp_path / "sketches", reference)
+
+
 def test_the_parts_of_a_folder_have_all_their_sketches_in_one_place(
     watched, folder, tmp_path, capsys
 ):

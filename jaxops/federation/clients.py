@@ -42,7 +42,7 @@ class Clients:
     """
 
     def __init__(self, columns: Mapping[str, Any], parts: Sequence[Any]) -> None:
-        self.columns: Columns = {name: np.asarray(value) for name, value in columns.items()}
+        self.columns: Columns = {name: np.asanyarray(value) for name, value in columns.items()}
         count = rows(self.columns)
         self.parts = [_row_numbers(i, part, count) for i, part in enumerate(parts)]
         if not self.parts:

@@ -11,13 +11,11 @@ import optax
 
 from jaxops._optional import require
 from jaxops.data.checks import prepare, rows
-from jaxops.federation.local import Local, train_client
+from jaxops.federation.local import Local, check_local, local_of, train_client
 from jaxops.optim import averaged, sgd
 from jaxops.state import TrainState, init_state
 from jaxops.task import Task
 from jaxops.train.evaluation import Evaluation
-from jaxops.train.feed import check_task
-from jaxops.train.settings import whole
 
 ROUND = "round"
 
@@ -83,8 +81,9 @@ def flower_client(
 
     Its `fit` returns the parameters, the number of rows, and the mean loss over its batches; its
     `evaluate` the loss and the task's metrics that are numbers. A server that sends "round" in the
-    config lets the order of the rows and the dropout differ from round to round; without it the
-    client counts its own rounds.
+    config, as `FedAvg(on_fit_config_fn=lambda number: {"round": number})` does, lets the order of
+    the rows and the dropout differ from round to round. Without it this object counts its own
+    rounds; so a `client_fn` that makes a new one for each message has the same order in each round.
 
     Args:
         task: what to learn.
@@ -97,8 +96,8 @@ def flower_client(
         seed: of the order of the rows, and of dropout; give each client another.
 
     Raises:
-        ValueError: data that do not fit the task, or row weights, which Flower cannot carry: it
-            weighs the clients by their numbers of rows.
+        ValueError: an argument out of range, data that do not fit the task, or row weights, which
+            Flower cannot carry: it weighs the clients by their numbers of rows.
         ImportError: flwr is not installed.
 
     >>> import jaxops as jo
@@ -110,12 +109,13 @@ def flower_client(
     >>> [array.shape for array in arrays], count, round(metrics["loss"], 1)  # doctest: +SKIP
     ([(1,), (3, 1)], 3, 0.7)
     """
-    check_task(task)
-    flower = require("flwr.client", extra="flower")
-    local = Local(optimizer, whole("epochs", epochs, 1), batch_size, float(proximal))
+    local = local_of(task, optimizer, epochs, batch_size, proximal)
     columns = prepare(task, data, targets=True)
-    if "mask" in columns:
-        raise ValueError("data must have no column mask, since Flower weighs by rows, got one")
+    for name, given in (("data", columns), ("validation", validation or {})):
+        if "mask" in given:
+            raise ValueError(f"{name} must have no column mask, as Flower weighs by rows, got one")
+    check_local(task, local, columns)
+    flower = require("flwr.client", extra="flower")
     like = init_state(task, sgd(0.0), seed, {name: v[:1] for name, v in columns.items()})
     evaluation = Evaluation(task, data if validation is None else validation)
     shapes = tuple((name, v.shape[1:]) for name, v in columns.items())

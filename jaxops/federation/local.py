@@ -1,5 +1,6 @@
 """What a client does in a round: some epochs of training over its own rows."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -7,10 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxops.metrics import fold
-from jaxops.state import TrainState
+from jaxops.optim import EmaState, states_of
+from jaxops.state import TrainState, state_shapes
 from jaxops.step import many_steps, train_step
 from jaxops.task import Array, Extra, Key, Params, Task
+from jaxops.train.feed import check_task
 from jaxops.train.resident import Take
+from jaxops.train.settings import whole
 
 
 class Local(NamedTuple):
@@ -27,6 +31,65 @@ class Local(NamedTuple):
     epochs: int = 1
     batch_size: int | None = None
     proximal: float = 0.0
+
+
+def local_of(
+    task: Task,
+    optimizer: Any,
+    epochs: int,
+    batch_size: int | None,
+    proximal: float,
+    name: str = "optimizer",
+) -> Local:
+    """How each client trains, from the arguments of `fit` or `flower_client`.
+
+    Args:
+        task: what to learn.
+        optimizer: see `Local`, as the next ones.
+        epochs: passes.
+        batch_size: rows.
+        proximal: mu.
+        name: of the argument that is the optimizer.
+
+    Raises:
+        ValueError: an argument out of range, or a task of `privacy.private`.
+    """
+    check_task(task)
+    if task.release is not None:
+        raise ValueError(
+            "task must not be one of privacy.private, which draws its batches from all rows, got "
+            "one; federation.Private protects whole clients"
+        )
+    if not callable(getattr(optimizer, "update", None)):
+        raise ValueError(
+            f"{name} must be an optax transformation, such as jo.optim.sgd(0.1), got {optimizer!r}"
+        )
+    if batch_size is not None:
+        batch_size = whole("batch_size", batch_size, 1)
+    if not 0 <= proximal < math.inf:
+        raise ValueError(f"proximal must be at least 0 and finite, got {proximal}")
+    return Local(optimizer, whole("epochs", epochs, 1), batch_size, float(proximal))
+
+
+def check_local(task: Task, local: Local, columns: dict[str, Any]) -> None:
+    """Raise `ValueError` for what clients would silently get wrong, or do without effect.
+
+    Args:
+        task: what to learn.
+        local: how.
+        columns: that the task names.
+    """
+    shapes = state_shapes(task, local.optimizer, {n: v[:1] for n, v in columns.items()})
+    if any(jax.tree.leaves(shapes.extra.get(name)) for name in task.statistics):
+        raise ValueError(
+            "module must take `mask`, so that the padding of clients' batches does not count in "
+            "its batch statistics, got one that does not; see jaxops.nn.BatchNorm"
+        )
+    if states_of(shapes.opt_state, EmaState):
+        raise ValueError(
+            "a client's optimizer must be without optim.ema, whose average is not sent, got one; "
+            "the server's optimizer may have it"
+        )
 
 
 class Trained(NamedTuple):

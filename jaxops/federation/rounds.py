@@ -22,6 +22,7 @@ class Private(NamedTuple):
     With updates u_k of the clients that take part, the server's update is
     (sum_k u_k min(1, clip / |u_k|) + Normal(0, (noise_multiplier * clip)^2)) / m, where m is the
     (expected) number of clients in a round. All clients count equally, however many rows they have.
+    The epsilon of `privacy.epsilon` is about clients that are drawn independently (`poisson`).
 
     Attributes:
         clip: the largest norm of a client's update, over all parameters, above 0.
@@ -161,6 +162,7 @@ def federated(
         own_loss = metrics.pop("loss")
         total = own_loss.total * weight / jnp.where(own_loss.weight > 0, own_loss.weight, 1.0)
         size = method.compression.size(params) if method.compression else plain_size(params)
+        size += plain_size((extra["model"], kept.get("control", ())))
         metrics["sent_megabytes"] = Mean(size / 1e6 * sums.clients, jnp.ones(()))
         return total + _with_gradient(params, update), Out(weight, metrics, new)
 

@@ -4,6 +4,7 @@ The protocol of Bonawitz et al. 2017 for a server and clients that follow it, so
 out. Its messages are values for any transport, such as Flower's; nothing here opens a connection.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ class SecureClient:
         self.threshold = whole("threshold", threshold, 2)
         x25519 = require("cryptography.hazmat.primitives.asymmetric.x25519", extra="federation")
         self._masks, self._shares = (x25519.X25519PrivateKey.generate() for _ in range(2))
-        self._seed = os.urandom(SEED)
+        self._seed, self._masked = os.urandom(SEED), False
         self._keys: dict[int, PublicKeys] = {}
         self._held: dict[int, tuple[bytes, bytes]] = {}
 
@@ -134,7 +135,7 @@ class SecureClient:
                 f"vector must be uint32 (n,), got {vector.dtype}{list(vector.shape)}; "
                 "see to_integers"
             )
-        if self._held:
+        if self._masked:  # two vectors with the same masks would tell their difference
             raise ValueError("mask must be called once a round, got a second vector")
         if len(messages) < self.threshold:
             raise ValueError(
@@ -145,6 +146,7 @@ class SecureClient:
             cipher = self._cipher(number, number, self.number)
             shares = cipher.decrypt(bytes(NONCE), message, None)
             self._held[number] = shares[:SEED], shares[SEED:]
+        self._masked = True
         masked = vector + _stream(self._seed, len(vector))
         for number in messages:
             if number != self.number:
@@ -279,8 +281,8 @@ def to_integers(vector: np.ndarray, limit: float, bits: int = 16, clients: int =
     """
     most = _most(bits, clients)
     vector = np.asarray(vector, np.float64)
-    if not limit > 0:
-        raise ValueError(f"limit must be above 0, got {limit}")
+    if not 0 < limit < math.inf:
+        raise ValueError(f"limit must be above 0 and finite, got {limit}")
     if not (np.abs(vector) <= limit).all():
         bad = int(np.flatnonzero(~(np.abs(vector) <= limit))[0])
         raise ValueError(

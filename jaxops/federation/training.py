@@ -1,23 +1,23 @@
 """Training over clients: `fit`."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from jaxops.data.checks import prepare
 from jaxops.devices.plans import Plan, default, replicated
 from jaxops.federation.clients import Clients, Rounds
-from jaxops.federation.local import Local
+from jaxops.federation.local import check_local, local_of
 from jaxops.federation.rounds import Method, Private, federated
 from jaxops.federation.updates import Compression
 from jaxops.optim import sgd
-from jaxops.state import TrainState, state_shapes
+from jaxops.state import TrainState
 from jaxops.task import Task
 from jaxops.train import loop
-from jaxops.train.feed import Data, check_task
+from jaxops.train.feed import Data
 from jaxops.train.settings import whole
 
 BLOCK = 16  # clients together on an accelerator
@@ -30,7 +30,8 @@ class Carried(NamedTuple):
         optimizer: the state of the server's optimizer.
         clients: "control" and "controls" of SCAFFOLD, each client's "left" of feedback; see `fit`.
 
-    >>> Carried((), {"left": {"w": jax.numpy.zeros((3, 2))}}).clients["left"]["w"].shape
+    >>> import numpy as np
+    >>> Carried((), {"left": {"w": np.zeros((3, 2))}}).clients["left"]["w"].shape
     (3, 2)
     """
 
@@ -88,7 +89,8 @@ def fit(
             at a constant rate is option II of the paper. c is their mean, weighed by the clients'
             rows. The variates of all clients are in the state: the size of the parameters for each.
         private: clip the update of each client, and add noise once to their sum. The server's
-            optimizer is then not told the loss, which has no noise.
+            optimizer is then not told the loss, which has no noise. It needs `poisson`, unless all
+            clients take part in each round.
         compression: `eight_bits` or `top_k`, applied to each client's update. With feedback, what
             the messages of a client have left out is in the state: the size of the parameters for
             each.
@@ -104,7 +106,8 @@ def fit(
             an `opt_state` of (), as that of a loaded model.
         **settings: `checkpoints`, `reports`, `metrics`, `early_stopping`, `compute` and `progress`
             of `jaxops.fit`. Records have, besides the task's metrics over the clients' batches,
-            "sent_megabytes": what the clients sent to the server in a round, on average.
+            "sent_megabytes": what the clients sent to the server in a round, on average: updates,
+            other variables, and the changes of control variates.
 
     Returns:
         The state, for `jaxops.evaluate` and `jaxops.Model`. With `scaffold` or feedback its
@@ -131,22 +134,17 @@ def fit(
     True
     """
     plan = plan or default()
-    local = Local(client_optimizer, whole("epochs", epochs, 1), batch_size, float(proximal))
+    local = local_of(task, client_optimizer, epochs, batch_size, proximal, "client_optimizer")
     method = Method(local, bool(scaffold), private, compression)
     columns = _checked(task, clients, method, plan)
     rounds = whole("rounds", rounds, 0)
-    clients_per_round = whole("clients_per_round", clients_per_round, 1)
-    if clients_per_round > len(clients):
-        raise ValueError(
-            f"clients_per_round must be at most {len(clients)} (the number of clients), got "
-            f"{clients_per_round}"
-        )
+    clients_per_round = _taking_part(clients, clients_per_round, private, poisson)
     if block is None:
         block = 1 if plan.mesh.devices.flat[0].platform == "cpu" else BLOCK
     block = min(whole("block", block, 1), -(-clients_per_round // plan.batch_shards))
     server = sgd(1.0) if server_optimizer is None else server_optimizer
     server = _without_loss(server) if private else server
-    _check_statistics(task, server, columns)
+    check_local(task, local, columns)
     if isinstance(validation, Mapping):
         validation = prepare(task, validation, targets=True)
     shapes = tuple((name, v.shape[1:]) for name, v in columns.items() if name != "mask")
@@ -168,6 +166,22 @@ def fit(
     kept = trained.extra["clients"]
     opt_state = Carried(trained.opt_state, kept) if kept else trained.opt_state
     return trained._replace(opt_state=opt_state, extra=trained.extra["model"])
+
+
+def _taking_part(clients: Clients, per_round: int, private: Private | None, poisson: bool) -> int:
+    """The number of clients in a round; `ValueError` for one that does not fit."""
+    per_round = whole("clients_per_round", per_round, 1)
+    if per_round > len(clients):
+        raise ValueError(
+            f"clients_per_round must be at most {len(clients)} (the number of clients), got "
+            f"{per_round}"
+        )
+    if private and not poisson and per_round < len(clients):
+        raise ValueError(
+            "poisson must be True for private=, as the accountants of jaxops.privacy assume, got "
+            f"False and {per_round} of {len(clients)} clients in a round"
+        )
+    return per_round
 
 
 @functools.lru_cache(maxsize=32)
@@ -204,29 +218,18 @@ def _wrapped(state: TrainState, method: Method, clients: int) -> TrainState:
 
 def _checked(task: Task, clients: Any, method: Method, plan: Plan) -> dict[str, Any]:
     """The columns that the task names; `ValueError` for settings that do not fit."""
-    check_task(task)
-    if task.release is not None:
-        raise ValueError("task must not be private, got one that is; use private=, for clients")
     if not isinstance(clients, Clients):
         raise ValueError(
             f"clients must be federation.Clients(columns, parts), got {type(clients).__name__}"
         )
-    local, private = method.local, method.private
-    if not callable(getattr(local.optimizer, "update", None)):
-        raise ValueError(
-            "client_optimizer must be an optax transformation, such as jo.optim.sgd(0.1), got "
-            f"{local.optimizer!r}"
-        )
-    if local.batch_size is not None:
-        whole("batch_size", local.batch_size, 1)
-    if not local.proximal >= 0:
-        raise ValueError(f"proximal must be at least 0, got {local.proximal}")
-    if private and not private.clip > 0:
-        raise ValueError(f"private.clip must be above 0, got {private.clip}")
-    if private and not private.noise_multiplier > 0:
-        raise ValueError(
-            f"private.noise_multiplier must be above 0, got {private.noise_multiplier}"
-        )
+    private, kinds = method.private, {"private": Private, "compression": Compression}
+    for name, kind in kinds.items():
+        given = getattr(method, name)
+        if given is not None and not isinstance(given, kind):
+            raise ValueError(f"{name} must be a federation.{kind.__name__}, got {given!r}")
+    for name, value in zip(Private._fields, private or (), strict=False):
+        if not 0 < value < math.inf:
+            raise ValueError(f"private.{name} must be above 0 and finite, got {value}")
     if private and (method.scaffold or method.compression):
         other = "scaffold" if method.scaffold else "compression"
         raise ValueError(
@@ -243,14 +246,3 @@ def _checked(task: Task, clients: Any, method: Method, plan: Plan) -> dict[str, 
             f"axes {plan.mesh.axis_names}"
         )
     return prepare(task, clients.columns, targets=True)
-
-
-def _check_statistics(task: Task, server: Any, columns: dict[str, Any]) -> None:
-    """Raise `ValueError` for a module in whose batch statistics padding would count."""
-    row = {name: value[:1] for name, value in columns.items()}
-    extra = state_shapes(task, server, row).extra
-    if any(jax.tree.leaves(extra.get(name)) for name in task.statistics):
-        raise ValueError(
-            "module must take `mask`, so that the padding of clients' batches does not count in "
-            "its batch statistics, got one that does not; see jaxops.nn.BatchNorm"
-        )

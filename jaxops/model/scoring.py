@@ -420,7 +420,8 @@ class _Scorer:
     def __init__(
         self, path: str, data: str, folder: str, rows: int, part: int, kept: Kept | None
     ) -> None:
-        self.model, self.data, self.folder = load(path), data, Path(folder)
+        self.model: Any = load(path)
+        self.data, self.folder = data, Path(folder)
         self.rows, self.part, self.kept = rows, part, kept
         if kept is not None:
             self.model = observed(self.model)
@@ -428,6 +429,8 @@ class _Scorer:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One part: {"number": (1,)} to that and its record as JSON, or what went wrong."""
         (number,) = batch["number"].tolist()
+        if self.kept is not None:  # what a part that failed has counted is counted with its file
+            self.model.observer.clear()
         frames = answers(self.model, self.data, self.rows, number * self.part)
         part = itertools.islice(frames, self.part // self.rows)
         try:

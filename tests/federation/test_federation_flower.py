@@ -49,6 +49,26 @@ def test_arrays_of_a_state_and_back():
         federation.from_arrays(state, [np.zeros(3)])
 
 
+def test_what_a_client_would_get_wrong_is_refused():
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(x))
+
+    weighted = {**PARTS[0], "mask": np.ones(5, np.float32)}
+    for changes, message in (
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"proximal": -0.1}, "proximal must be at least 0"),
+        ({"optimizer": 0.1}, "optimizer must be an optax transformation"),
+        ({"task": regression(Norm())}, "module must take `mask`"),
+        ({"data": weighted}, "data must have no column mask"),
+        ({"validation": weighted}, "validation must have no column mask"),
+    ):
+        given = {"task": LINEAR, "data": PARTS[0], "optimizer": optim.sgd(RATE), **changes}
+        with pytest.raises(ValueError, match=message):
+            federation.flower_client(**given)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("flwr") is not None, reason="flwr is installed")
 def test_without_flower_the_extra_is_named():
     with pytest.raises(ImportError, match=r"flwr must be installed; pip install .*\[flower\]"):

@@ -91,6 +91,8 @@ def test_a_client_reveals_once_and_to_enough():
     assert sorted(shares.own) == [1, 2, 3] and sorted(shares.keys) == [4]  # never both of one
     with pytest.raises(ValueError, match="arrived must be among"):
         made[1].reveal([1, 2, 4])
+    with pytest.raises(ValueError, match="mask must be called once a round"):  # its masks are known
+        masked_by(made, sent, given)
 
 
 def test_messages_that_are_refused():
@@ -124,3 +126,5 @@ def test_updates_in_integers_are_near_their_sum():
         federation.to_integers(np.zeros(1), 0.5, 30, clients=5)
     with pytest.raises(ValueError, match="limit must be above 0"):
         federation.to_integers(np.zeros(1), 0.0)
+    with pytest.raises(ValueError, match="limit must be above 0 and finite"):
+        federation.to_integers(np.zeros(1), np.inf)

@@ -338,9 +338,22 @@ def test_a_key_opens_what_its_role_may_and_is_kept_nowhere(browser, held):
         kept = "return [localStorage.length, sessionStorage.length, document.cookie, location.href]"
         assert browser.run(kept) == [0, 0, "", address]
         assert made["admin"] not in browser.source()
+        browser.run("""
+            const real = window.fetch;
+            window.ended = 0;
+            window.fetch = async (...given) => {
+              await new Promise((go) => setTimeout(go, 200));
+              try { return await real(...given); } finally { window.ended += 1; }
+            };
+            ticks = 4;  // with the next one the models are looked at too
+            tick();
+        """)
         browser.click("#forget")
         browser.until(lambda: browser.shown("#access"))
-        assert "churn" not in browser.source()
+        browser.until(lambda: browser.run("return window.ended") >= 2)
+        time.sleep(0.1)
+        assert "churn" not in browser.source()  # also by what was asked before
+        assert browser.text("#state") == ""
         enter(made["metrics"])
         browser.until(lambda: browser.shown("#traffic"))
         assert browser.text("#state") == "This key may not ask models."

@@ -27,10 +27,10 @@ function drawn(name, attributes, text = "") {
 function parsed(text) {
   const found = [];
   for (const line of text.split("\n")) {
-    const match = /^(\w+)(?:\{(.*)\})? (\S+)/.exec(line);
+    const match = /^(\w+)(?:\{(.*)\})? (\S+)/s.exec(line);
     if (!match) continue;
     const labels = {};
-    for (const [, name, value] of (match[2] || "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g))
+    for (const [, name, value] of (match[2] || "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/gs))
       labels[name] = value.replace(/\\(.)/g, (_, sign) => (sign === "n" ? "\n" : sign));
     const value = match[3] === "+Inf" ? Infinity : Number(match[3]);
     found.push({ name: match[1], labels, value });

@@ -21,14 +21,16 @@ let models = "",
   ticks = 0,
   running = null,
   timer = null,
-  state = "";
+  state = "",
+  session = new AbortController(); // ends where the key is forgotten, and with it what was asked
 
 const $ = (id) => document.getElementById(id);
 
 // What a route answers; an error has the sentence of the server.
 async function call(path, options = {}) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const fixed = { headers, credentials: "omit", cache: "no-store", redirect: "error" };
+  const { signal } = session;
+  const fixed = { headers, credentials: "omit", cache: "no-store", redirect: "error", signal };
   const response = await fetch(path, { ...fixed, ...options });
   if (response.ok) return response;
   let sentence = `the server answered with the status ${response.status}`;
@@ -43,7 +45,9 @@ async function call(path, options = {}) {
 // ---- access
 
 async function enter() {
-  const found = await Promise.allSettled([look(), watch()]);
+  const mine = session,
+    found = await Promise.allSettled([look(), watch()]);
+  if (mine !== session) return;
   const wrong = found.find(
     (one) => one.status === "rejected" && ![403, 409].includes(one.reason.status),
   );
@@ -80,6 +84,8 @@ async function enter() {
 function leave() {
   clearInterval(timer);
   if (running) running.abort();
+  session.abort();
+  session = new AbortController();
   key = models = "";
   [ways, samples, ticks] = [[], [], 0];
   for (const section of document.querySelectorAll("main > section")) section.hidden = true;
@@ -103,10 +109,12 @@ function leave() {
 async function tick() {
   if (document.hidden) return;
   ticks += 1;
-  const asked = [];
+  const mine = session,
+    asked = [];
   if (!$("traffic").hidden) asked.push(watch().then(draw));
   if (!$("models").hidden && ticks % LOOK === 0) asked.push(look());
   const failed = (await Promise.allSettled(asked)).find((one) => one.status === "rejected");
+  if (mine !== session) return;
   if (failed && failed.reason.status === 401) {
     leave();
     $("key-error").textContent = "The server does not know this key any more.";
