@@ -32,8 +32,13 @@ def _neighbour(word: str, place: int, draw: float) -> str:
     return word[:place] + (other.upper() if letter.isupper() else other) + word[place + 1 :]
 
 
+def _swap(word: str, place: int, draw: float) -> str:
+    place = min(place, len(word) - 2)
+    return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+
+
 TYPOS: dict[str, Callable[[str, int, float], str]] = {
-    "swap": lambda word, i, _: word[:i] + word[i + 1] + word[i] + word[i + 2 :],
+    "swap": _swap,
     "drop": lambda word, i, _: word[:i] + word[i + 1 :],
     "double": lambda word, i, _: word[: i + 1] + word[i:],
     "neighbour": _neighbour,
@@ -60,6 +65,6 @@ def mistyped(texts: Sequence[str], kind: str, level: int, seed: int = 0) -> list
             if len(word) > 1 and not word.isspace():
                 chance, place, draw = rng.random(3)
                 if chance < share:
-                    parts[number] = change(word, int(place * (len(word) - 1)), draw)
+                    parts[number] = change(word, int(place * len(word)), draw)
         found.append("".join(parts))
     return found

@@ -16,6 +16,10 @@ X = RNG.normal(size=(7, 3)).astype(np.float32)
 ROWS = {"features": X, "label": np.array([0, 1, 1, 0, 1, 0, 0], np.int32)}
 SIGN = np.where(ROWS["label"] == 1, 1, -1).astype(np.float32)[:, None]
 DEEP = tabular.classifier(tabular.MLP((5,), outputs=3), features=3, classes=("a", "b", "c"))
+WEIGHTS = np.random.default_rng(7)
+K1, B1, K2, B2 = (
+    WEIGHTS.normal(size=size).astype(np.float32) for size in ((3, 5), (5,), (5, 3), (3,))
+)
 
 
 def started(task, rows):
@@ -25,6 +29,14 @@ def started(task, rows):
 def line():
     params = {"logits": {"kernel": jnp.asarray(W[:, None]), "bias": jnp.asarray([B])}}
     return started(LINE, ROWS)._replace(params=params)
+
+
+def deep():
+    """A network with given weights, and rows of its three classes."""
+    rows = {"features": X, "label": np.arange(7, dtype=np.int32) % 3}
+    params = {"hidden_0": {"kernel": K1, "bias": B1}, "logits": {"kernel": K2, "bias": B2}}
+    params = jax.tree.map(jnp.asarray, params)
+    return started(DEEP, rows)._replace(params=params), rows
 
 
 def test_one_step_on_a_line_goes_against_the_sign_of_its_weights():
@@ -38,21 +50,18 @@ def test_one_step_on_a_line_goes_against_the_sign_of_its_weights():
 @pytest.mark.parametrize("norm", ["inf", "2"])
 def test_many_steps_on_a_line_end_at_the_best_place_of_the_ball(norm):
     way = np.sign(W) if norm == "inf" else W / np.linalg.norm(W)
-    found = robustness.pgd(LINE, line(), ROWS, 0.2, norm=norm, steps=100, batch_size=3)["features"]
+    options = {"norm": norm, "steps": 40, "step_size": 0.2}
+    found = robustness.pgd(LINE, line(), ROWS, 0.2, batch_size=3, **options)["features"]
     np.testing.assert_allclose(found, X - 0.2 * SIGN * way, atol=1e-4)
-    toward = robustness.pgd(LINE, line(), ROWS, 0.2, norm=norm, steps=100, target=ROWS["label"])
+    toward = robustness.pgd(LINE, line(), ROWS, 0.2, target=ROWS["label"], **options)
     np.testing.assert_allclose(toward["features"], X + 0.2 * SIGN * way, atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
 def test_steps_are_those_of_a_loop_by_hand(norm):
     """Backward through one hidden layer in NumPy, with projection and bounds."""
-    rows = {"features": X, "label": np.arange(7, dtype=np.int32) % 3}
-    state = started(DEEP, rows)
-    layers = [state.params[name] for name in ("hidden_0", "logits")]
-    (k1, b1), (k2, b2) = [
-        [np.asarray(one[part], np.float64) for part in ("kernel", "bias")] for one in layers
-    ]
+    state, rows = deep()
+    k1, b1, k2, b2 = (one.astype(np.float64) for one in (K1, B1, K2, B2))
     x = X.astype(np.float64)
     for _ in range(6):
         hidden = x @ k1 + b1
@@ -181,8 +190,8 @@ def test_adversarial_training_trades_accuracy_for_robustness(tmp_path):
         held = {"features": x[1000:], "label": label[1000:]}
         attacked = robustness.pgd(task, state, held, 0.5)
         told.append([jo.evaluate(task, state, rows)["accuracy"] for rows in (held, attacked)])
-        jo.save(tmp_path / "model", one, state)  # the task itself
-        assert jo.load(tmp_path / "model").predict(x[:2]).shape == (2,)
+        jo.save(tmp_path / "one.model", one, state)  # the task itself
+        assert jo.load(tmp_path / "one.model").predict(x[:2]).shape == (2,)
     (clean, attacked), (robust_clean, robust_attacked) = told
     assert clean > 0.95 and attacked < 0.3
     assert 0.8 < robust_clean < clean and robust_attacked > 0.75
