@@ -84,7 +84,7 @@ def corrupt(
         Hendrycks and Dietterich 2019, arXiv:1903.12261.
 
     >>> corrupt(["please cancel my transfer"], "drop", 5)
-    ['plese cancel m transfer']
+    ['please cancl my transfer']
     >>> corrupt(np.ones((3, 2, 2, 1), np.uint8), "contrast", 3).shape
     (3, 2, 2, 1)
     """

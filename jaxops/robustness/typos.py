@@ -54,8 +54,8 @@ def mistyped(texts: Sequence[str], kind: str, level: int, seed: int = 0) -> list
         level: 1 to 5; a word that changes at one level changes alike at higher ones.
         seed: of the draws; text number i has its own.
 
-    >>> mistyped(["transfer failed"], "double", 5, seed=1)
-    ['transferr failed']
+    >>> mistyped(["please cancel my transfer"], "double", 5)
+    ['please canceel my transfer']
     """
     change, share, found = TYPOS[kind], WORDS[level - 1], []
     for row, text in enumerate(texts):

@@ -21,6 +21,21 @@ K1, B1, K2, B2 = (
     WEIGHTS.normal(size=size).astype(np.float32) for size in ((3, 5), (5,), (5, 3), (3,))
 )
 
+# Rows 2 and 5 of ART 1.20.1 with PyTorch 2.13.0: FastGradientMethod(classifier, norm, eps=0.4) and
+# ProjectedGradientDescent(classifier, norm, eps=0.4, eps_step=0.15, max_iter=6, num_random_init=0)
+# for a PyTorchClassifier of the same weights with clip_values=(-2.5, 2.5). In row 4, where the
+# bounds and the ball of norm 2 both hold, ART differs: it clips before it projects.
+ART = {
+    "inf": [
+        [[1.7040, 0.5471, -1.1037], [-0.3323, -0.9443, 0.0837]],
+        [[1.6040, 0.6471, -1.0037], [-0.3323, -0.9443, 0.0837]],
+    ],
+    "2": [
+        [[1.3839, 0.5564, -0.7345], [-0.7318, -0.9029, -0.1391]],
+        [[1.3639, 0.6540, -0.7268], [-0.7318, -0.9029, -0.1391]],
+    ],
+}
+
 
 def started(task, rows):
     return jo.init_state(task, jo.optim.sgd(0.1), seed=0, batch=rows)
@@ -68,14 +83,14 @@ def test_steps_are_those_of_a_loop_by_hand(norm):
         logits = np.maximum(hidden, 0) @ k2 + b2
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         g = ((p - np.eye(3)[rows["label"]]) @ k2.T * (hidden > 0)) @ k1.T
-        length = np.linalg.norm(g, axis=1, keepdims=True)
+        length = np.maximum(np.linalg.norm(g, axis=1, keepdims=True), 1e-12)
         x = x + 0.15 * (np.sign(g) if norm == "inf" else g / length)
         change = x - X
         if norm == "inf":
             change = np.clip(change, -0.4, 0.4)
         else:
             far = np.linalg.norm(change, axis=1, keepdims=True)
-            change = change * np.minimum(1, 0.4 / far)
+            change = change * np.minimum(1, 0.4 / np.maximum(far, 1e-12))
         x = np.clip(X + change, -2.5, 2.5)
     options = {"norm": norm, "steps": 6, "step_size": 0.15, "bounds": (-2.5, 2.5)}
     for size in (1024, 4):  # the last batch has padding
@@ -83,6 +98,17 @@ def test_steps_are_those_of_a_loop_by_hand(norm):
             "features"
         ]
         np.testing.assert_allclose(found, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [*ART])
+def test_steps_are_those_of_art(norm):
+    state, rows = deep()
+    options = {"norm": norm, "bounds": (-2.5, 2.5)}
+    one = robustness.fgsm(DEEP, state, rows, 0.4, **options)["features"]
+    several = robustness.pgd(
+        DEEP, state, rows, 0.4, steps=6, step_size=0.15, scattered=False, **options
+    )["features"]
+    np.testing.assert_allclose([one[[2, 5]], several[[2, 5]]], ART[norm], atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
@@ -162,14 +188,16 @@ def test_adversarial_loss_of_a_line_is_its_closed_form():
         return 2 * jax.nn.softplus(-margin).sum()
 
     found = jax.jit(jax.value_and_grad(lambda p: task.loss(p, {}, batch, state.key, True)[0]))
-    wanted = jax.value_and_grad(robust)(state.params)
+    wanted = jax.jit(jax.value_and_grad(robust))(state.params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         found(state.params),
         wanted,
     )
-    plain = LINE.loss(state.params, {}, batch, state.key, False)[0]
-    same = task.loss(state.params, {}, batch, state.key, False)[0]
+    plain, same = (
+        jax.jit(lambda one=one: one.loss(state.params, {}, batch, state.key, False)[0])()
+        for one in (LINE, task)
+    )
     assert float(same) == float(plain)
 
 
@@ -190,7 +218,7 @@ def test_adversarial_training_trades_accuracy_for_robustness(tmp_path):
         held = {"features": x[1000:], "label": label[1000:]}
         attacked = robustness.pgd(task, state, held, 0.5)
         told.append([jo.evaluate(task, state, rows)["accuracy"] for rows in (held, attacked)])
-        jo.save(tmp_path / "one.model", one, state)  # the task itself
+        jo.save(tmp_path / "one.model", jo.Model(one, state))  # the task itself
         assert jo.load(tmp_path / "one.model").predict(x[:2]).shape == (2,)
     (clean, attacked), (robust_clean, robust_attacked) = told
     assert clean > 0.95 and attacked < 0.3

@@ -16,9 +16,9 @@ from jaxops.robustness.corrupting import LEVELS, corrupt, corrupted
 from jaxops.trust.intervals import interval
 
 RNG = np.random.default_rng(0)
-COLOUR = RNG.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
+COLOUR = RNG.integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
 SMOOTH = scipy.ndimage.gaussian_filter(COLOUR, (0, 3, 3, 0)).astype(np.uint8)
-GREY = np.full((24, 32, 32, 3), 128, np.uint8)
+GREY = np.full((12, 32, 32, 3), 128, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,15 @@ GREY = np.full((24, 32, 32, 3), 128, np.uint8)
 )
 def test_noise_has_its_mean_and_spread(kind, std):
     change = corrupt(GREY, kind, 4).astype(float) - 128
-    assert change.std() == pytest.approx(std, rel=0.03)
-    assert abs(change.mean()) < 0.5
+    assert change.std() == pytest.approx(std, rel=0.05)
+    assert abs(change.mean()) < 0.6
     assert len({one.tobytes() for one in change}) == len(change)  # each image has its own
 
 
 def test_impulses_are_black_and_white_alike():
     changed = corrupt(GREY, "impulse_noise", 5)
     for value in (0, 255):
-        assert (changed == value).mean() == pytest.approx(0.035, rel=0.06)
+        assert (changed == value).mean() == pytest.approx(0.035, rel=0.1)
     assert {*np.unique(changed)} == {0, 128, 255}
 
 
@@ -106,18 +106,18 @@ def test_occlusion_is_a_box_inside():
         down, right = np.nonzero(one[:, :, 0] == 0)
         assert len(down) == 16 * 16 and np.ptp(down) == np.ptp(right) == 15
         starts.add((down.min(), right.min()))
-    assert len(starts) > 12
+    assert len(starts) > 8
     assert (corrupt(GREY, "occlusion", 1)[0, :, :, 0] == 0).sum() == 25  # 2 % of 1,024
 
 
 def test_equal_arguments_give_equal_images_by_one_program(monkeypatch):
     grey = COLOUR[..., 0]
-    one = corrupt({"image": grey, "label": np.arange(6)}, "gaussian_noise", 1, seed=3)
-    assert one["image"].shape == grey.shape and one["label"].tolist() == [*range(6)]
+    one = corrupt({"image": grey, "label": np.arange(12)}, "gaussian_noise", 1, seed=3)
+    assert one["image"].shape == grey.shape and one["label"].tolist() == [*range(12)]
     monkeypatch.setattr(images, "AT_ONCE", 4 * 32 * 32)  # four images at a time
-    images._corrupted.clear_cache()
+    before = images._corrupted._cache_size()
     several = [corrupt(grey, "gaussian_noise", level, seed=3) for level in LEVELS]
-    assert images._corrupted._cache_size() == 1
+    assert images._corrupted._cache_size() == before + 1
     np.testing.assert_array_equal(several[0], one["image"])
     spread = [np.std(found.astype(float) - grey) for found in several]
     assert spread == sorted(spread) and (several[0] != corrupt(grey, "gaussian_noise", 1)).any()
@@ -273,9 +273,8 @@ def test_forecasts_of_corrupted_series():
 
 
 def test_images_of_a_model_without_a_reader():
-    task = vision.classifier(vision.MLP((4,), classes=2), (8, 8, 1), classes=("no", "yes"))
-    x = GREY[:4, :8, :8, :1]
-    model = jo.Model(task, jo.init_state(task, jo.optim.sgd(0.1), 0, {"image": x}))
-    found = corrupted(model, x, ["no", "yes", "no", "yes"], levels=[3])
+    task = vision.classifier(vision.MLP((), classes=2), (32, 32, 3), classes=("no", "yes"))
+    model = jo.Model(task, jo.init_state(task, jo.optim.sgd(0.1), 0, {"image": COLOUR}))
+    found = corrupted(model, COLOUR, ["no", "yes"] * 6, levels=[3])
     assert [kind for kind, _ in found.values] == [*images.IMAGES]
     assert {*robustness.KINDS} > {*images.IMAGES}

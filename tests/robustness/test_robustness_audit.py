@@ -23,6 +23,7 @@ def model():
                        progress=False)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_audit_has_the_figures_of_its_parts(model, tmp_path):
     held = rows(300, 1)
     found = robustness.audit(model, held, held["paid"], protected=["sex"], levels=[5], name="loans")
