@@ -102,7 +102,7 @@ def corrupt(
         if name is None:
             raise ValueError(
                 f"rows must be images, uint8 (N, H, W, C) or (N, H, W), for {kind}, got "
-                f"{type(rows).__name__}; `jaxops.vision.read_images` reads files"
+                f"{type(rows).__name__}; read files first"
             )
         changed = corrupted_images(rows[name] if name else np.asarray(rows), kind, level, seed)
         return {**rows, name: changed} if name else changed
