@@ -60,7 +60,7 @@ BUDGET = {
     "tests/nn": 86,
     "tests/privacy": 60,
     "tests/recommend": 133,
-    "tests/robustness": 14,
+    "tests/robustness": 17,
     "tests/serve": 76,
     "tests/survival": 48,
     "tests/tabular": 80,

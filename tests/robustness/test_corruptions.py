@@ -272,6 +272,7 @@ def test_forecasts_of_corrupted_series():
         np.testing.assert_allclose(found.values["spikes", level], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_of_a_model_without_a_reader():
     task = vision.classifier(vision.MLP((), classes=2), (32, 32, 3), classes=("no", "yes"))
     model = jo.Model(task, jo.init_state(task, jo.optim.sgd(0.1), 0, {"image": COLOUR}))
