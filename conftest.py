@@ -62,6 +62,7 @@ BUDGET = {
     "tests/nn": 86,
     "tests/privacy": 50,
     "tests/recommend": 133,
+    "tests/robustness": 17,
     "tests/serve": 76,
     "tests/survival": 57,
     "tests/tabular": 80,

@@ -35,6 +35,7 @@ LAYERS = (
     ("model",),
     ("anonymity", "compress", "explain", "federation", "monitor", "privacy", "uncertainty"),
     ("fairness", "model.scoring"),
+    ("robustness",),
     ROOMS,
     ("serve",),
     ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain", "cli_fairness"),
