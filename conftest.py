@@ -54,7 +54,7 @@ BUDGET = {
     "tests/experiments": 20,
     "tests/explain": 39,
     "tests/fairness": 18,
-    "tests/federation": 17,
+    "tests/federation": 25,
     "tests/forecast": 147,
     "tests/language": 130,
     "tests/model": 66,

@@ -21,7 +21,7 @@ def processes(conftest, monkeypatch):
     first = {"tests/vision": [3, 9.0, 30.0], "docs": [1, 2.0, 4.0]}
     found = {
         "gw0": {"folders": first, "cpu": 40.0, "memory": 1.5},
-        "gw1": {"folders": {"tests/vision": [2, 1.0, 25.0]}, "cpu": 30.0, "memory": 2.5},
+        "gw1": {"folders": {"tests/vision": [2, 1.0, 25.0]}, "cpu": 30.0, "memory": 3.0},
     }
     monkeypatch.setattr(conftest, "PROCESSES", found)
     monkeypatch.setattr(conftest, "BUDGET", {"tests/vision": 50, "docs": 5, "tests/nn": 1})
@@ -34,7 +34,7 @@ def test_time_of_all_processes_is_added_up_by_folder(conftest, processes):
 
 
 def test_what_exceeds_its_budget_is_named(conftest, processes):
-    memory = "process gw1 must take at most 2 GB, got 2.50"
+    memory = "process gw1 must take at most 2.5 GB, got 3.00"
     vision = "tests/vision must take at most 50 CPU seconds, got 55"
     total = "all must take at most 60 CPU seconds, got 70"
     assert conftest.exceeded() == [memory, vision, total]
