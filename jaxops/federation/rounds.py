@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import PartitionSpec
 
 from jaxops.devices.plans import Plan
@@ -13,6 +12,7 @@ from jaxops.federation.clients import Chosen
 from jaxops.federation.local import Local, train_client
 from jaxops.federation.updates import Compression, plain_size
 from jaxops.metrics import Mean, fold
+from jaxops.privacy.gaussian import Gaussian, clipped_sum
 from jaxops.task import Array, Batch, Extra, Key, Out, Params, Task
 
 
@@ -153,7 +153,7 @@ def federated(
         sums, own, metrics = over_devices(given, (batch, own), key)
         update, weight = sums.update, sums.weight
         if method.private:
-            update = _with_noise(update, method.private, noise_key)
+            update = Gaussian(*method.private, batch_size=1)(update, noise_key)
             weight = jnp.float32(expected)
         new = {
             "model": _averaged(extra["model"], sums.extra, sums.weight),
@@ -185,17 +185,6 @@ def _with_gradient(params: Params, update: Params) -> Array:
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(update), strict=True)
     line = -sum((p * jax.lax.stop_gradient(u)).sum() for p, u in pairs)
     return line - jax.lax.stop_gradient(line)
-
-
-def _with_noise(update: Params, private: Private, key: Key) -> Params:
-    leaves, tree = jax.tree.flatten(update)
-    keys = jax.random.split(key, len(leaves))
-    deviation = private.noise_multiplier * private.clip
-    return jax.tree.unflatten(
-        tree,
-        [u + deviation * jax.random.normal(k, u.shape, u.dtype)
-         for k, u in zip(keys, leaves, strict=True)],
-    )  # fmt: skip
 
 
 def _averaged(extra: Extra, sums: Extra, weight: Array) -> Extra:
@@ -271,9 +260,8 @@ def _client(
         moved = jax.tree.map(jnp.subtract, trained.gradient, own["controls"])
         change = jax.tree.map(lambda m: there * mine.share * m, moved)
     if method.private:
-        norm = optax.tree.norm(update)
-        scale = jnp.minimum(1.0, method.private.clip / jnp.maximum(norm, 1e-30))
-        update, weight = jax.tree.map(lambda u: u * scale, update), there
+        one = jax.tree.map(lambda u: u[None], update)  # not finite, it counts as zero
+        update, weight = clipped_sum(one, method.private.clip), there
     if method.compression:
         wanted = jax.tree.map(jnp.add, update, own["left"]) if method.remembers else update
         update = method.compression.compress(key, wanted)

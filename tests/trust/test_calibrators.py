@@ -35,7 +35,8 @@ class Told(ClassifierMixin, BaseEstimator):
         return X[:, 0] if X.shape[1] == 1 else X
 
     def predict(self, X):
-        raise NotImplementedError  # scikit-learn wants it to be there
+        scores = self.decision_function(X)
+        return self.classes_[scores.argmax(1) if scores.ndim == 2 else (scores > 0).astype(int)]
 
 
 def by_sklearn(method, scores, label, new):
