@@ -311,10 +311,12 @@ def game(
     if baseline is not None:
         if players.without is not None:
             raise ValueError(f"baseline must be None for {players.kind}, which are left out")
-        background = players_of(model, baseline).columns
-        given = count_of(background) == 1
-    if given:
-        players, background = players._replace(baseline=background), None
+        absent = players_of(model, baseline).columns
+        given = count_of(absent) == 1
+        if given:
+            players = players._replace(baseline=absent)
+        else:
+            background = absent
     if patch != 1:
         players = patched(players, patch)
     one = Game(players, number, scale or "", background=background, given=given)

@@ -91,8 +91,8 @@ class Gradients:
         self._calls = tuple((one.call, one.size) for one in game.look_ups)
         vectors = [np.ones((), bool) for _ in game.look_ups]
         self.plain = {name: plain(game, name) for name in self.numbers}, vectors
-        # rows of a batch
         looked_up = sum(math.prod(one.shape) for one in game.look_ups)
+        # rows of a batch
         self.size = min(game.batch(len(players.ids)), max(1, AT_ONCE // max(1, looked_up)))
 
     def batches(self, rows: np.ndarray | None = None, base: Any = None) -> list[Batch]:
@@ -106,8 +106,8 @@ class Gradients:
         rows = np.arange(len(players.ids)) if rows is None else rows
         columns = {name: x[rows] for name, x in players.columns.items()}
         for name in players.owners:
-            absent = of_rows((base or players.baseline)[name], rows)
-            columns[f"baseline {name}"] = np.broadcast_to(absent, columns[name].shape)
+            each = of_rows((base or players.baseline)[name], rows)
+            columns[f"baseline {name}"] = np.broadcast_to(each, columns[name].shape)
         for i, noise in enumerate(self.game.noise or ()):
             columns[f"noise {i}"] = noise[rows]
         columns |= {"rows": rows, "target": self.game.target[rows]}

@@ -225,8 +225,8 @@ def kernel_shap(game: Game, samples: int | None = None, seed: int = 0) -> Attrib
     Raises:
         ValueError: too few samples.
     """
-    settings = {"samples": samples, "seed": seed}
-    return _explained(game, partial(kernel_shap_values, **settings), settings)
+    method = partial(kernel_shap_values, samples=samples, seed=seed)
+    return _explained(game, method, {"samples": samples, "seed": seed})
 
 
 def _explained(game: Game, method: Callable[..., Shares], settings: dict[str, Any]) -> Attributions:

@@ -55,7 +55,9 @@ class Importance(NamedTuple):
 
     def __str__(self) -> str:
         rows = []
-        for name, value, low, high in zip(*self[2:6], strict=True):
+        for name, value, low, high in zip(
+            self.names, self.values, self.low, self.high, strict=True
+        ):
             bounds = f"[{low:.4f}, {high:.4f}]" if np.isfinite(low) else "[-]"
             rows.append({"column": name, "worse by": value, "95 % interval": bounds})
         return _table.table(rows)
@@ -138,9 +140,8 @@ def permutation_importance(
     found = [_of_group(loss, before, table, group, repeats, rng, seed) for group in groups.values()]
     order = np.argsort([-value for value, *_ in found], kind="stable")
     names = tuple([*groups][place] for place in order)
-    return Importance(
-        name, score, names, *map(np.array, zip(*(found[i] for i in order), strict=True))
-    )
+    each = (np.array(x) for x in zip(*(found[place] for place in order), strict=True))
+    return Importance(name, score, names, *each)
 
 
 class _Loss(NamedTuple):
