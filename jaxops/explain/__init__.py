@@ -18,17 +18,10 @@ from jaxops.explain.checking import (
     max_sensitivity,
     randomisation,
 )
-from jaxops.explain.dependence import Dependence, ale, partial_dependence
 from jaxops.explain.explaining import METHODS, explain, occlusion
 from jaxops.explain.games import Game, game
 from jaxops.explain.gradients import gradient, smooth_grad
-from jaxops.explain.importance import Importance, permutation_importance
-from jaxops.explain.integrals import (
-    expected_gradients,
-    input_x_gradient,
-    integrated_gradients,
-)
-from jaxops.explain.recourse import Counterfactuals, counterfactuals
+from jaxops.explain.integrals import expected_gradients, input_x_gradient, integrated_gradients
 from jaxops.explain.results import Attributions, Explanation
 from jaxops.explain.shapley import (
     Shares,
@@ -37,7 +30,10 @@ from jaxops.explain.shapley import (
     kernel_shap_values,
     shapley_values,
 )
-from jaxops.explain.surrogates import Surrogate, surrogate
+from jaxops.explain.tables.dependence import Dependence, ale, partial_dependence
+from jaxops.explain.tables.importance import Importance, permutation_importance
+from jaxops.explain.tables.recourse import Counterfactuals, counterfactuals
+from jaxops.explain.tables.surrogates import Surrogate, surrogate
 from jaxops.explain.tracin import influence, self_influence
 
 __all__ = [

@@ -77,11 +77,8 @@ def _layer(game: Game, layer: str | None, method: str) -> str:
             f"method must be another than {method} for {game.players.kind}, such as "
             "integrated_gradients; it is for convolutional networks of images"
         )
-    program, watch = game.program, _Layers()
-    shapes = {
-        n: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for n, x in game.players.columns.items()
-    }
-    traced(program, shapes, watch)
+    watch = _Layers()
+    traced(game.program, {name: x[:1] for name, x in game.players.columns.items()}, watch)
     names = [name for name, x in watch.outputs.items() if x.shape[0] == 1]
     if not names:
         raise ValueError(
@@ -134,10 +131,9 @@ def feature_maps(model: Model, rows: Any, layer: str | None = None) -> Maps:
     """
     one = game(model, rows)
     name, program, players = _layer(one, layer, "feature_maps"), one.program, one.players
-    size = one.batch(len(players.ids))
     parts = [
         np.asarray(_maps(program.function, name, program.params, part)[:count])
-        for part, count in padded(players.columns, size)
+        for part, count in padded(players.columns, one.batch(len(players.ids)))
     ]
     return Maps(name, players.ids, np.concatenate(parts))
 

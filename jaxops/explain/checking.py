@@ -166,9 +166,7 @@ def randomisation(
         raise ValueError(f"layers must be at least 1, or None for every one, got {layers}")
     groups = layers_of(game)
     names = list(reversed(groups))
-    at = np.arange(1, len(names) + 1)
-    if layers is not None:
-        at = np.unique(np.linspace(len(names), 1, layers).round().astype(int))
+    at = np.unique(np.linspace(len(names), 1, layers or len(names)).round().astype(int))
     leaves, tree = jax.tree.flatten(program.params)
     settings = again(explanation)
     correlations = []
@@ -178,11 +176,9 @@ def randomisation(
             leaves[place] = jnp.asarray(rng.permutation(leaf.reshape(-1)).reshape(leaf.shape))
         if number in at:
             other = program._replace(params=jax.tree.unflatten(tree, leaves))
-            players = game.players._replace(program=other)
-            found = METHODS[explanation.method](game.but(players=players), **settings)
-            correlations.append(
-                rank_correlation(explanation.values, found.values, explanation.real)
-            )
+            other_game = game.but(players=game.players._replace(program=other))
+            found = METHODS[explanation.method](other_game, **settings).values
+            correlations.append(rank_correlation(explanation.values, found, explanation.real))
     return Randomisation(tuple(names[i - 1] for i in at), np.stack(correlations, 1))
 
 
@@ -201,15 +197,11 @@ def rank_correlation(one: np.ndarray, other: np.ndarray, real: np.ndarray) -> np
     >>> rank_correlation(np.eye(1, 3), -np.eye(1, 3), np.ones((1, 3), bool)).tolist()
     [1.0]
     """
-    found = []
-    for a, b, there in zip(np.abs(one), np.abs(other), real, strict=True):
-        a, b = a[there], b[there]
-        if len(a) < 2:
-            found.append(np.nan)
-            continue
-        varied = np.ptp(a) > 0 and np.ptp(b) > 0
-        found.append(float(spearmanr(a, b).statistic) if varied else 0.0)
-    return np.array(found)
+    found = np.full(len(real), np.nan)
+    for row in np.flatnonzero(real.sum(1) > 1):
+        a, b = np.abs(one[row, real[row]]), np.abs(other[row, real[row]])
+        found[row] = spearmanr(a, b).statistic if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+    return found
 
 
 def layers_of(game: Game) -> dict[str, list[int]]:
@@ -222,22 +214,19 @@ def layers_of(game: Game) -> dict[str, list[int]]:
     >>> list(layers_of(game(model, x)))
     ['hidden_0', 'logits']
     """
-    program, called = game.program, []
+    order: dict[str, int] = {}
+    groups: dict[str, list[int]] = {}
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        called.append("/".join(context.module.path))
+        order.setdefault("/".join(context.module.path), len(order))
         return call(*args, **kwargs)
 
-    some = {name: x[:1] for name, x in game.players.columns.items()}
-    traced(program, some, watch)
-    order = {name: i for i, name in reversed([*enumerate(called)])}
-    groups: dict[str, list[int]] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(program.params)
+    traced(game.program, {name: x[:1] for name, x in game.players.columns.items()}, watch)
+    leaves = jax.tree_util.tree_leaves_with_path(game.program.params)
     for place, (path, leaf) in enumerate(leaves):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            continue
-        names = [str(getattr(key, "key", "")) for key in path[:-1]]
-        groups.setdefault("/".join(name for name in names if name), []).append(place)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = "/".join(str(key.key) for key in path[:-1] if hasattr(key, "key"))
+            groups.setdefault(name, []).append(place)
 
     def called_at(name: str) -> int:
         parts = name.split("/")  # of which the first may be a collection, such as "params"

@@ -9,11 +9,7 @@ import numpy as np
 from jaxops.explain.activations import grad_cam
 from jaxops.explain.games import Game, game, padded
 from jaxops.explain.gradients import gradient, smooth_grad
-from jaxops.explain.integrals import (
-    expected_gradients,
-    input_x_gradient,
-    integrated_gradients,
-)
+from jaxops.explain.integrals import expected_gradients, input_x_gradient, integrated_gradients
 from jaxops.explain.results import Attributions, Explanation
 from jaxops.explain.shapley import exact_shapley, kernel_shap
 from jaxops.model.finished import Model

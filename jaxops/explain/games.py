@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops._shapes import next_power_of_two
-from jaxops.explain.points import Call, LookUp, Watch, look_ups
+from jaxops.data.checks import rows as count_of
+from jaxops.explain.points import Call, LookUp, Watch, look_ups, watched
 from jaxops.model.finished import Model, Program
 from jaxops.model.players import Columns, Players, players_of
 
@@ -105,9 +106,7 @@ def _numbers(form: Form, params: Any, columns: Any, target: Array) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _given(function: Any, params: Any, columns: Any) -> tuple[Any, Any]:
     """The outputs, and what the outermost module gave; None where there are several."""
-    watch = Watch()
-    with nn.intercept_methods(watch):
-        outputs = function(params, columns)
+    outputs, watch = watched(function, params, columns)
     return outputs, watch.last
 
 
@@ -220,7 +219,7 @@ class Game:
         """
         rows, present = np.asarray(rows), np.asarray(present)
         size, total = self.batch(len(rows)), np.zeros(len(rows))
-        count = 1 if background is None else len(next(iter(background.values())))
+        count = 1 if background is None else count_of(background)
         for first in range(0, len(rows), size):
             part = slice(first, first + size)
             for k in range(count):
@@ -246,13 +245,8 @@ class Game:
             x = made[name] = column[rows]
             if name not in players.owners:
                 continue
-            if other is not None:
-                base = np.asarray(other[name])[None]
-            else:
-                base = players.baseline[name]
-                base = base[rows] if len(base) > 1 else base
-            owner = players.owners[name]
-            owner = owner[rows] if len(owner) > 1 else owner
+            absent = players.baseline if other is None else {name: np.asarray(other[name])[None]}
+            owner, base = of_rows(players.owners[name], rows), of_rows(absent[name], rows)
             if len(owner) == 1:
                 there = present[:, np.maximum(owner[0], 0)] | (owner < 0)
             else:
@@ -262,13 +256,18 @@ class Game:
         return made
 
 
+def of_rows(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What some rows have in an array (N or 1, ...); of a single row it stays as it is."""
+    return x[rows] if len(x) > 1 else x
+
+
 def padded(columns: Mapping[str, Any], size: int) -> Iterator[tuple[dict[str, Any], int]]:
     """Batches of `size` rows, the last one filled by its last row, each with its own rows' number.
 
     >>> [(part["x"].tolist(), count) for part, count in padded({"x": np.arange(3)}, 2)]
     [([0, 1], 2), ([2, 2], 1)]
     """
-    count = len(next(iter(columns.values())))
+    count = count_of(columns)
     for first in range(0, count, size):
         rows = np.minimum(np.arange(first, first + size), count - 1)
         yield {name: x[rows] for name, x in columns.items()}, min(size, count - first)
@@ -308,15 +307,16 @@ def game(
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if not players.classes and scale is not None:
         raise ValueError(f"scale must be None for a model without classes, got {scale!r}")
-    background = None
-    given = False
+    background, given = None, False
     if baseline is not None:
         if players.without is not None:
             raise ValueError(f"baseline must be None for {players.kind}, which are left out")
         absent = players_of(model, baseline).columns
-        given = len(next(iter(absent.values()))) == 1
-        background = None if given else absent
-        players = players._replace(baseline=absent) if given else players
+        given = count_of(absent) == 1
+        if given:
+            players = players._replace(baseline=absent)
+        else:
+            background = absent
     if patch != 1:
         players = patched(players, patch)
     one = Game(players, number, scale or "", background=background, given=given)
@@ -338,10 +338,10 @@ def numbered(players: Players, target: Any) -> np.ndarray:
     given = list(target) if several else [target] * count
     if len(given) != count:
         raise ValueError(f"target must be one output, or {count} of them, got {len(given)}")
-    place = {name: i for i, name in enumerate(map(str, players.outputs))}
-    whole = [isinstance(one, int | np.integer) and 0 <= one < len(place) for one in given]
-    for one, fits in zip(given, whole, strict=True):
-        if str(one) not in place and not fits:
+    place: dict[str, int] = {name: i for i, name in enumerate(map(str, players.outputs))}
+    for one in given:
+        whole = isinstance(one, int | np.integer) and 0 <= one < len(place)
+        if str(one) not in place and not whole:
             some = ", ".join([*place][:10]) + ", ..." * (len(place) > 10)
             raise ValueError(f"target must be one of {some}, got {one!r}")
     return np.array([place.get(str(one), one) for one in given], int)

@@ -1,5 +1,6 @@
 """Explanations by gradients: of the numbers of rows, and of the embeddings of what is looked up."""
 
+import math
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.explain.games import AT_ONCE, Form, Game, padded
-from jaxops.explain.points import sized, starts
+from jaxops.explain.games import AT_ONCE, Form, Game, of_rows, padded
+from jaxops.explain.points import starts
 from jaxops.explain.results import Attributions
 
 Array = jax.Array
@@ -87,39 +88,33 @@ class Gradients:
             )
         self.form = game.form(tuple(one.call for one in game.look_ups))
         self.params = players.program.params
-        self._calls = sized(players.program, game.look_ups)
+        self._calls = tuple((one.call, one.size) for one in game.look_ups)
         vectors = [np.ones((), bool) for _ in game.look_ups]
         self.plain = {name: plain(game, name) for name in self.numbers}, vectors
+        looked_up = sum(math.prod(one.shape) for one in game.look_ups)
+        # rows of a batch
+        self.size = min(game.batch(len(players.ids)), max(1, AT_ONCE // max(1, looked_up)))
 
-    @cached_property
-    def size(self) -> int:
-        """The number of rows of a batch."""
-        vectors = sum(int(np.prod(one.shape)) for one in self.game.look_ups)
-        count = len(self.game.players.ids)
-        return min(self.game.batch(count), max(1, AT_ONCE // max(1, vectors)))
-
-    def batches(self, rows: np.ndarray, base: Any = None) -> list[Batch]:
+    def batches(self, rows: np.ndarray | None = None, base: Any = None) -> list[Batch]:
         """Some rows of the game in batches.
 
         Args:
-            rows: int (M,).
-            base: columns of numbers of M rows in place of the baseline.
+            rows: int (M,); by default all.
+            base: one row of columns of numbers in place of the baseline.
         """
         players, made = self.game.players, []
+        rows = np.arange(len(players.ids)) if rows is None else rows
         columns = {name: x[rows] for name, x in players.columns.items()}
         for name in players.owners:
-            b = players.baseline[name] if base is None else base[name]
-            per_row = (
-                b[rows] if base is None and len(b) > 1 else np.broadcast_to(b, columns[name].shape)
-            )
-            columns[f"baseline {name}"] = per_row
+            each = of_rows((base or players.baseline)[name], rows)
+            columns[f"baseline {name}"] = np.broadcast_to(each, columns[name].shape)
         for i, noise in enumerate(self.game.noise or ()):
             columns[f"noise {i}"] = noise[rows]
         columns |= {"rows": rows, "target": self.game.target[rows]}
         for part, count in padded(columns, self.size):
             own = {name: part[name] for name in players.columns}
             absent = {name: part[f"baseline {name}"] for name in players.owners}
-            full, none = ([], [])
+            full, none = [], []
             if self._calls:
                 full, none = starts(self.form.function, self._calls, self.params, own)
                 if self.game.given:
@@ -168,38 +163,21 @@ class Gradients:
         players, count = self.game.players, batch.real
         numbers, vectors = jax.device_get(elements)
         values = np.zeros((count, players.real.shape[1]))
-        rows = batch.rows[:count]
-        for name, x in numbers.items():
-            _add(values, _owner(players, name, rows), np.asarray(x[:count], np.float64))
+        each = [(name, x[:count].astype(np.float64)) for name, x in numbers.items()]
         for one, x in zip(self.game.look_ups, vectors, strict=True):
-            looked = one.places.ndim
-            x = (
-                np.asarray(x[:count], np.float64)
-                .reshape(*x[:count].shape[: 1 + looked], -1)
-                .sum(-1)
-            )
-            owner = _owner(players, one.column, rows)
-            shared = owner.dtype.kind == "f"
-            flat = owner.reshape(len(owner), -1, *([owner.shape[-1]] if shared else []))
             there = one.places >= 0
-            picked = flat[:, np.maximum(one.places, 0)]
-            none = 0.0 if shared else -1
-            _add(values, np.where(there[..., None] if shared else there, picked, none), x)
+            sums = x[:count].astype(np.float64).reshape(count, there.size, -1).sum(-1)
+            of_column = np.zeros((count, math.prod(players.columns[one.column].shape[1:])))
+            np.add.at(of_column.T, one.places[there], sums[:, there.reshape(-1)].T)
+            each.append((one.column, of_column))
+        for name, x in each:
+            _add(values, of_rows(players.owners[name], batch.rows[:count]), x)
         return values
 
     @cached_property
     def base(self) -> np.ndarray:
         """The number of each row at the base, float64 (N,)."""
-        return self._numbers(0.0)
-
-    @cached_property
-    def full(self) -> np.ndarray:
-        """The number of each row at its points, float64 (N,)."""
-        return self._numbers(1.0)
-
-    def _numbers(self, share: float) -> np.ndarray:
-        batches = self.batches(np.arange(len(self.game.players.ids)))
-        return np.concatenate([self.number(batch, share) for batch in batches])
+        return np.concatenate([self.number(batch, 0.0) for batch in self.batches()])
 
 
 def has_gradient(column: np.ndarray) -> bool:
@@ -228,11 +206,6 @@ def spread(x: Any, some: np.ndarray) -> Any:
     return (high - low).clip(0)
 
 
-def _owner(players: Any, name: str, rows: np.ndarray) -> np.ndarray:
-    owner: np.ndarray = players.owners[name]
-    return owner[rows] if len(owner) > 1 else owner
-
-
 def _add(values: np.ndarray, owner: np.ndarray, elements: np.ndarray) -> None:
     """Add elements (M, ...) to the values (M, P) of their owners, (M or 1, ...) or shares."""
     count, players = values.shape
@@ -244,11 +217,6 @@ def _add(values: np.ndarray, owner: np.ndarray, elements: np.ndarray) -> None:
     place = np.broadcast_to(owner.reshape(len(owner), -1), flat.shape)
     row, element = np.nonzero(place >= 0)
     np.add.at(values, (row, place[row, element]), flat[row, element])
-
-
-def _norms(gradient: Any) -> Any:
-    """The squares of the elements of a gradient."""
-    return jax.tree.map(jnp.square, gradient)
 
 
 def gradient(game: Game) -> Attributions:
@@ -296,16 +264,16 @@ def smooth_grad(game: Game, samples: int = 32, noise: float = 0.15, seed: int = 
 
 def _lengths(of: Gradients, samples: int, noise: float, seed: int) -> Attributions:
     parts, key = [], jax.random.key(seed)
-    for number, batch in enumerate(of.batches(np.arange(len(of.game.players.ids)))):
-        total: Any = None
+    for number, batch in enumerate(of.batches()):
+        total = jax.tree.map(jnp.zeros_like, batch.points)
         for draw in range(samples):
             points = batch.points
             if noise:
                 own = jax.random.fold_in(jax.random.fold_in(key, number), draw)
                 points = _noisy(points, of.plain, own, noise)
             one = of.along(batch._replace(points=points), np.ones(1), np.full(1, 1 / samples))
-            total = one if total is None else jax.tree.map(jnp.add, total, one)
-        parts.append(np.sqrt(of.per_player(batch, _norms(total))))
+            total = jax.tree.map(jnp.add, total, one)
+        parts.append(np.sqrt(of.per_player(batch, jax.tree.map(jnp.square, total))))
     values = np.concatenate(parts)
     settings = {"samples": samples, "noise": noise, "seed": seed} if noise else {}
     return Attributions(values, np.full(len(values), np.nan), settings, signed=False)

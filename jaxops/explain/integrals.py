@@ -5,6 +5,7 @@ import warnings
 import jax
 import numpy as np
 
+from jaxops.data.checks import rows as count_of
 from jaxops.explain.games import Game
 from jaxops.explain.gradients import Batch, Gradients
 from jaxops.explain.results import Attributions
@@ -27,20 +28,18 @@ def input_x_gradient(game: Game) -> Attributions:
     References:
         Shrikumar et al. 2017, arXiv:1704.02685.
     """
-    _check_baseline(game, "input_x_gradient")
-    of, parts = Gradients(game, "input_x_gradient"), []
-    for batch in of.batches(np.arange(len(game.players.ids))):
-        parts.append(_path(of, batch, np.ones(1), np.ones(1)))
+    of = _with_one_baseline(game, "input_x_gradient")
+    parts = [_path(of, batch, np.ones(1), np.ones(1)) for batch in of.batches()]
     return Attributions(np.concatenate(parts), of.base)
 
 
-def _check_baseline(game: Game, method: str) -> None:
+def _with_one_baseline(game: Game, method: str) -> Gradients:
     if game.background is not None:
-        count = len(next(iter(game.background.values())))
         raise ValueError(
-            f"baseline must be one row for {method}, got {count}; take "
+            f"baseline must be one row for {method}, got {count_of(game.background)}; take "
             "method='expected_gradients' for several"
         )
+    return Gradients(game, method)
 
 
 def _path(of: Gradients, batch: Batch, shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -79,9 +78,8 @@ def integrated_gradients(
         raise ValueError(
             f"steps must be at least 1 and tolerance above 0, got {steps} and {tolerance}"
         )
-    _check_baseline(game, "integrated_gradients")
-    of, count = Gradients(game, "integrated_gradients"), len(game.players.ids)
-    limit = tolerance * (1.0 if game.scale else max(np.abs(of.full - of.base).max(), 1e-30))
+    of, count = _with_one_baseline(game, "integrated_gradients"), len(game.players.ids)
+    limit = tolerance * (1.0 if game.scale else max(np.abs(game.full - of.base).max(), 1e-30))
     row, nodes = np.arange(count), np.full(count, steps)
     ends = np.tile([0.0, 1.0], (count, 1))
     parts, gaps = _parts(of, row, ends, steps)
@@ -162,14 +160,13 @@ def expected_gradients(game: Game, samples: int = 256, seed: int = 0) -> Attribu
             "method must be another than expected_gradients for rows with embeddings, whose "
             "baseline is no row"
         )
-    rows, rng = np.arange(len(game.players.ids)), np.random.default_rng(seed)
-    count = len(next(iter(game.background.values())))
+    rng, count = np.random.default_rng(seed), count_of(game.background)
     shares = rng.permutation((np.arange(samples) + rng.random(samples)) / samples)
     turns = np.concatenate([rng.permutation(count) for _ in range(-(-samples // count))])[:samples]
     values = np.zeros(game.players.real.shape)
     for share, turn in zip(shares, turns, strict=True):
         base = {name: game.background[name][[turn]] for name in of.numbers}
-        for batch in of.batches(rows, base):
+        for batch in of.batches(base=base):
             found = _path(of, batch, np.array([share]), np.array([1 / samples]))
             values[batch.rows[: batch.real]] += found
     return Attributions(values, game.empty, {"samples": samples, "seed": seed})

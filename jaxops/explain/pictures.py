@@ -130,8 +130,8 @@ def _step(name: str) -> int:
 def _heat(explanation: "Explanation", row: int) -> "Figure":
     """The image in grey, and the values over it."""
     assert explanation.shape is not None  # of pixels
-    heat = explanation.values[row].reshape(explanation.shape)
     assert explanation.images is not None
+    heat = explanation.values[row].reshape(explanation.shape)
     image = np.asarray(explanation.images[row], float)
     figure = new_figure(6.7, 3.3)
     axes = figure.subplots(1, 2)
@@ -160,11 +160,10 @@ def _heat(explanation: "Explanation", row: int) -> "Figure":
 
 def _show(axes: "Axes", image: np.ndarray, extent: Any, alpha: float = 1.0) -> None:
     """An image (H, W) or (H, W, C) of numbers of any range."""
-    image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    low, high = image.min(), image.max()
-    scaled = (image - low) / max(high - low, 1e-30)
-    grey = scaled.mean(-1) if scaled.ndim == 3 and alpha < 1 else scaled
-    axes.imshow(grey, cmap="gray", extent=extent, alpha=alpha, interpolation="nearest")
+    scaled = (image - image.min()) / max(np.ptp(image), 1e-30)
+    if image.ndim == 3 and (alpha < 1 or image.shape[2] not in (3, 4)):
+        scaled = scaled.mean(-1)
+    axes.imshow(scaled, cmap="gray", extent=extent, alpha=alpha, interpolation="nearest")
     axes.set_axis_off()
 
 

@@ -29,12 +29,14 @@ class LookUp(NamedTuple):
         column: the column whose elements it looks up.
         places: int (...), which element of a row of the column, flat, each of them is; -1 for none.
         shape: of the vectors of one row.
+        size: the number of rows of the table, where it is known.
     """
 
     call: Call
     column: str
     places: np.ndarray
     shape: tuple[int, ...]
+    size: int | None
 
 
 class Watch:
@@ -100,11 +102,12 @@ def look_ups(program: Program, columns: Columns) -> list[LookUp]:
         sizes.append({k: x.shape[1:] for k, x in watch.outputs.items() if x.shape[0] == rows})
     calls = [call for call in sizes[0] if call in sizes[1]]
     found = []
-    for name, column in columns.items() if calls else ():
-        elements = math.prod(column.shape[1:])
-        for call, places in _places(program, columns, name, elements, calls).items():
+    for name in columns if calls else ():
+        column = column_of(program, name)
+        size = None if column is None else column.classes
+        for call, places in _places(program, columns, name, size, calls).items():
             if (places >= 0).any():
-                found.append(LookUp(call, name, places, sizes[0][call]))
+                found.append(LookUp(call, name, places, sizes[0][call], size))
     return found
 
 
@@ -121,13 +124,12 @@ def _shape(column: Any, rows: int) -> jax.ShapeDtypeStruct:
 
 
 def _places(
-    program: Program, columns: Columns, name: str, elements: int, calls: list[Call]
+    program: Program, columns: Columns, name: str, size: int | None, calls: list[Call]
 ) -> dict[Call, np.ndarray]:
     """call -> the places in a row of a column that it looks up; by their digits, 1 and up."""
-    known = column_of(program, name)
-    base = max(2, elements if known is None or known.classes is None else known.classes - 2)
+    elements = math.prod(columns[name].shape[1:])
+    base = max(2, elements if size is None else size - 2)
     empty = {n: np.zeros((1, *x.shape[1:]), x.dtype) for n, x in columns.items()}
-
     places: dict[int, Any] = {}
     weight = 1
     while True:
@@ -136,10 +138,9 @@ def _places(
         given = _looked_up(program.function, tuple(calls), program.params, empty | {name: probe})
         for i, x in given.items():
             digit = np.asarray(x).astype(int) - 1
-            none = (digit < 0) | (digit >= base)
-            places[i] = np.where(
-                none | (places.get(i, 0) < 0), -1, places.get(i, 0) + weight * digit
-            )
+            before = places.get(i, 0)
+            none = (digit < 0) | (digit >= base) | (before < 0)
+            places[i] = np.where(none, -1, before + weight * digit)
         weight *= base
         if weight >= elements:
             return {calls[i]: np.where(p < elements, p, -1) for i, p in places.items()}
@@ -148,28 +149,19 @@ def _places(
 @partial(jax.jit, static_argnums=(0, 1))
 def _looked_up(function: Any, calls: tuple[Call, ...], params: Any, columns: Any) -> dict[int, Any]:
     """What each call looks up for the first row."""
-    watch = _watched(function, params, columns)
-    return {i: watch.inputs[call][0] for i, call in enumerate(calls) if call in watch.inputs}
+    inputs = watched(function, params, columns)[1].inputs
+    return {i: inputs[call][0] for i, call in enumerate(calls) if call in inputs}
 
 
-def _watched(function: Any, params: Any, columns: Any) -> Watch:
+def watched(function: Any, params: Any, columns: Any) -> tuple[Any, Watch]:
+    """The outputs of a program's function, and what was seen on the way."""
     watch = Watch()
     with nn.intercept_methods(watch):
-        function(params, columns)
-    return watch
+        return function(params, columns), watch
 
 
 Sized = tuple[tuple[Call, int | None], ...]
-"""Look-ups, each with the number of rows of its table, where it is known."""
-
-
-def sized(program: Program, found: list[LookUp]) -> Sized:
-    """The calls of look-ups, each with the number of classes of its column."""
-    columns = (column_of(program, one.column) for one in found)
-    return tuple(
-        (one.call, None if column is None else column.classes)
-        for one, column in zip(found, columns, strict=True)
-    )
+"""Calls of look-ups, each with the number of rows of its table, where it is known."""
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -181,13 +173,13 @@ def starts(function: Any, calls: Sized, params: Any, columns: Any) -> tuple[Any,
 
     Args:
         function: of the program.
-        calls: its look-ups, see `sized`.
+        calls: its look-ups.
         params: of the program.
         columns: of B rows.
     """
     zeroed, emptied = _without_tables(calls, params)
-    full = _watched(function, params, columns).outputs
-    empty = _watched(function, zeroed, columns).outputs
+    full = watched(function, params, columns)[1].outputs
+    empty = watched(function, zeroed, columns)[1].outputs
     none = [empty[call] if call in emptied else jnp.zeros_like(full[call]) for call, _ in calls]
     return [full[call] for call, _ in calls], none
 

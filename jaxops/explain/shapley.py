@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxops.explain.games import Form, Game
+from jaxops.explain.games import Form, Game, padded
 from jaxops.explain.results import Attributions
 
 MOST = 12  # players whose 4,096 coalitions are all computed
@@ -225,16 +225,11 @@ def kernel_shap(game: Game, samples: int | None = None, seed: int = 0) -> Attrib
     Raises:
         ValueError: too few samples.
     """
-
-    def estimated(value: Value, players: int) -> Shares:
-        return kernel_shap_values(value, players, samples, seed)
-
-    return _explained(game, estimated, {"samples": samples, "seed": seed})
+    method = partial(kernel_shap_values, samples=samples, seed=seed)
+    return _explained(game, method, {"samples": samples, "seed": seed})
 
 
-def _explained(
-    game: Game, method: Callable[[Value, int], Shares], settings: dict[str, Any]
-) -> Attributions:
+def _explained(game: Game, method: Callable[..., Shares], settings: dict[str, Any]) -> Attributions:
     """What a method gives for all rows, those with equally many players together."""
     real = game.players.real
     values, errors, baseline = np.zeros(real.shape), np.zeros(real.shape), game.full.copy()
@@ -242,14 +237,7 @@ def _explained(
     for count in sorted({*counts.tolist()} - {0}):
         rows = np.flatnonzero(counts == count)
         places = np.nonzero(real[rows])[1].reshape(len(rows), count)
-
-        def value(masks: np.ndarray, rows: Any = rows, places: Any = places) -> np.ndarray:
-            worth = _worth_of_rows(game, rows, places, masks)
-            everybody = masks.all(1)
-            worth[everybody] = game.full[rows]
-            return worth
-
-        shares = method(value, count)
+        shares = method(partial(_worth_of_rows, game, rows, places), count)
         values[rows[:, None], places] = shares.values.T
         errors[rows[:, None], places] = shares.errors.T
         baseline[rows] = shares.nobody
@@ -268,12 +256,15 @@ def _worth_of_rows(
     if game.background is None:
         single = single and all(len(x) == 1 for x in players.baseline.values())
     if players.program is not None and players.without is None and single:
-        return _worth_by_jax(game, rows, places, masks)
-    present = np.zeros((len(masks), len(rows), players.real.shape[1]), bool)
-    present[:, np.arange(len(rows))[:, None], places] = masks[:, None]
-    which = np.tile(rows, len(masks))
-    flat = present.reshape(len(which), -1)
-    return game.value(which, flat, game.background).reshape(len(masks), len(rows))
+        worth = _worth_by_jax(game, rows, places, masks)
+    else:
+        present = np.zeros((len(masks), len(rows), players.real.shape[1]), bool)
+        present[:, np.arange(len(rows))[:, None], places] = masks[:, None]
+        which = np.tile(rows, len(masks))
+        flat = present.reshape(len(which), -1)
+        worth = game.value(which, flat, game.background).reshape(len(masks), len(rows))
+    worth[masks.all(1)] = game.full[rows]  # as it is explained, also where it is computed otherwise
+    return worth
 
 
 def _worth_by_jax(
@@ -282,21 +273,20 @@ def _worth_by_jax(
     """`_worth_of_rows` of columns whose elements have the same players in all rows."""
     players = game.players
     others = players.baseline if game.background is None else game.background
-    own = {name: x for name, x in others.items() if name in players.owners}
-    elements = sum(int(np.prod(x.shape[1:])) for x in players.columns.values())
-    each = max(len(x) for x in own.values()) * elements
+    others = {name: x for name, x in others.items() if name in players.owners}
+    elements = sum(math.prod(x.shape[1:]) for x in players.columns.values())
+    each = max(len(x) for x in others.values()) * elements
     block = min(len(rows), max(1, AT_ONCE // each))
     at_once = min(len(masks), max(1, AT_ONCE // (each * block)))
     present = np.zeros((-(-len(masks) // at_once) * at_once, players.real.shape[1]), bool)
     present[: len(masks), places[0]] = masks
-    parts = []
-    for first in range(0, len(rows), block):
-        some = rows[np.minimum(np.arange(first, first + block), len(rows) - 1)]
-        columns = {name: x[some] for name, x in players.columns.items()}
-        params = game.program.params
-        form, owner = game.form(), players.owners
-        means = _means(form, at_once, params, columns, own, owner, present, game.target[some])
-        parts.append(np.asarray(means, np.float64)[: len(masks), : len(rows) - first])
+    means = partial(
+        _means, game.form(), at_once, game.program.params, others, players.owners, present
+    )
+    parts, columns = [], {name: x[rows] for name, x in players.columns.items()}
+    for part, count in padded({**columns, "": game.target[rows]}, block):
+        target = part.pop("")
+        parts.append(np.asarray(means(part, target), np.float64)[: len(masks), :count])
     return np.concatenate(parts, 1)
 
 
@@ -305,10 +295,10 @@ def _means(
     form: Form,
     at_once: int,
     params: Any,
-    columns: Any,
     others: Any,
     owners: Any,
     present: Array,
+    columns: Any,
     target: Array,
 ) -> Array:
     """The mean number of R rows over K others that fill in for absent players, (C, R)."""

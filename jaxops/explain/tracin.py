@@ -1,9 +1,9 @@
 """Which training rows helped or hurt a prediction: TracIn, by gradients of single rows."""
 
-import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,16 +66,16 @@ def influence(
     >>> found.shape, bool((found.diagonal() > 0).all()), bool(found[0, 1] < 0)
     ((3, 3), True, True)
     """
-    task, program, chosen = _set_up(model, states, rates, params)
+    task, chosen = _set_up(model, states, rates, params)
     train, queries = (_columns(model, task, given) for given in (train, queries))
     found = np.zeros((rows(queries), rows(train)), np.float32)
     for state, rate in chosen:
-        weights, extra = state.params, state.extra
         for first, count, some in _batches(queries, batch_size):
-            asked = program.gradients(weights, extra, some)
+            asked = _gradients(task, params, state.params, state.extra, some)
             for start, more, batch in _batches(train, batch_size):
-                part = np.asarray(program.products(asked, weights, extra, batch))
-                found[first : first + count, start : start + more] += rate * part[:count, :more]
+                own = _gradients(task, params, state.params, state.extra, batch)
+                part = rate * np.asarray(_products(asked, own))[:count, :more]
+                found[first : first + count, start : start + more] += part
     return found
 
 
@@ -104,54 +104,44 @@ def self_influence(
     Raises:
         ValueError: see `influence`.
     """
-    task, program, chosen = _set_up(model, states, rates, params)
+    task, chosen = _set_up(model, states, rates, params)
     train = _columns(model, task, train)
     found = np.zeros(rows(train), np.float32)
     for state, rate in chosen:
         for first, count, batch in _batches(train, batch_size):
-            part = np.asarray(program.squares(state.params, state.extra, batch))
-            found[first : first + count] += rate * part[:count]
+            gradients = _gradients(task, params, state.params, state.extra, batch)
+            found[first : first + count] += rate * np.asarray(_squares(gradients))[:count]
     return found
 
 
-class _Program:
-    """Compiled functions of the gradients of single rows."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradients(task: Task, pattern: str, params: Params, extra: Extra, batch: Batch) -> list[Array]:
+    """The gradients of single rows in the parameters that match, each flat, (B, E)."""
+    leaves, tree = jax.tree.flatten(params)
+    places = _matched(params, pattern)
 
-    def __init__(self, task: Task, pattern: str) -> None:
-        def gradients(params: Params, extra: Extra, batch: Batch) -> list[Array]:
-            leaves, tree = jax.tree.flatten(params)
-            places = _matched(params, pattern)
+    def loss(own: list[Array], row: Batch) -> Array:
+        every = list(leaves)
+        for place, leaf in zip(places, own, strict=True):
+            every[place] = leaf
+        one = {name: value[None] for name, value in row.items()}
+        key = jax.random.key(0)  # which evaluation does not use
+        return task.loss(jax.tree.unflatten(tree, every), extra, one, key, False)[0]
 
-            def loss(own: list[Array], row: Batch) -> Array:
-                every = list(leaves)
-                for place, leaf in zip(places, own, strict=True):
-                    every[place] = leaf
-                one = {name: value[None] for name, value in row.items()}
-                key = jax.random.key(0)  # which evaluation does not use
-                return task.loss(jax.tree.unflatten(tree, every), extra, one, key, False)[0]
-
-            of_rows = jax.vmap(jax.grad(loss), in_axes=(None, 0))
-            found: list[Array] = of_rows([leaves[place] for place in places], batch)
-            return found
-
-        def products(asked: list[Array], params: Params, extra: Extra, batch: Batch) -> Array:
-            pairs = zip(asked, gradients(params, extra, batch), strict=True)
-            return sum(_flat(a) @ _flat(b).T for a, b in pairs)  # type: ignore[return-value]
-
-        def squares(params: Params, extra: Extra, batch: Batch) -> Array:
-            found = gradients(params, extra, batch)
-            return sum(jnp.square(_flat(one)).sum(1) for one in found)  # type: ignore[return-value]
-
-        self.gradients: Callable[..., list[Array]] = jax.jit(gradients)
-        self.products: Callable[..., Array] = jax.jit(products)
-        self.squares: Callable[..., Array] = jax.jit(squares)
+    of_rows = jax.vmap(jax.grad(loss), in_axes=(None, 0))
+    found = of_rows([leaves[place] for place in places], batch)
+    return [one.reshape(len(one), -1) for one in found]
 
 
-_program = functools.lru_cache(maxsize=16)(_Program)
+@jax.jit
+def _products(one: list[Array], other: list[Array]) -> Array:
+    """The products of the gradients of rows with those of others, (B, B')."""
+    return sum(a @ b.T for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
 
 
-def _flat(gradients: Array) -> Array:
-    return gradients.reshape(len(gradients), -1)
+@jax.jit
+def _squares(gradients: list[Array]) -> Array:
+    return sum(jnp.square(one).sum(1) for one in gradients)  # type: ignore[return-value]
 
 
 def _matched(params: Params, pattern: str) -> list[int]:
@@ -166,8 +156,8 @@ def _matched(params: Params, pattern: str) -> list[int]:
 
 def _set_up(
     model: Model | Task, states: States | None, rates: Sequence[float] | None, pattern: str
-) -> tuple[Task, _Program, list[tuple[TrainState, float]]]:
-    """The task, its compiled functions, and each state with its rate."""
+) -> tuple[Task, list[tuple[TrainState, float]]]:
+    """The task, and each state with its rate."""
     if isinstance(model, Model):
         model, state = model.trained()
         states = state if states is None else states
@@ -187,7 +177,7 @@ def _set_up(
         )
     chosen = [averaged(state) for state in several]
     _matched(chosen[0].params, pattern)
-    return model, _program(model, pattern), [*zip(chosen, rates, strict=True)]
+    return model, [*zip(chosen, rates, strict=True)]
 
 
 def _columns(model: Any, task: Task, given: Any) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 from made_tables import some_rows, table, untrained
 
 from jaxops import explain
-from jaxops.explain.recourse import _cell, _changeable
+from jaxops.explain.tables.recourse import _cell, _changeable
 
 ROWS = pd.DataFrame(
     {

@@ -367,3 +367,38 @@ def test_a_key_opens_what_its_role_may_and_is_kept_nowhere(browser, held):
         asked(browser)
         assert browser.text("#answer h3") in ("yes", "no")
         browser.open("about:blank")
+
+
+@pytest.mark.slow
+def test_a_version_with_other_columns_renews_the_form(browser):
+    service = serve.application({"churn": churn()}, settings=serve.Settings(batch_size=1))
+
+    def take(columns, version):
+        """The fields and the new model, once the page has seen the version."""
+        table = {**columns, "plan": TABLE["plan"], "left": TABLE["left"]}
+        model = tabular.fit(table, tabular.MLP((2,)), label="left", epochs=1, progress=False)
+        service.models.add("churn", model)
+        browser.run("ticks = 4; tick();")  # with this one the models are looked at
+        browser.until(lambda: f"version {version}" in browser.text("#models-table"))
+        return browser.attributes("#fields input", "name"), model
+
+    with running(service) as address:
+        browser.open(address)
+        browser.until(lambda: browser.shown("#try"))
+        fill(browser, "rate", "0.25")
+        asked(browser)
+        # the same columns with other examples: what was typed and answered stays
+        fields, _ = take({"rate": 2 * TABLE["rate"]}, 2)
+        assert fields == ["rate", "plan"] and browser.shown("#answer h3")
+        assert browser.run("return document.querySelector('[name=\"rate\"]').value") == "0.25"
+        assert browser.text("#form-error") == ""
+        fields, model = take({"age": np.arange(60.0)}, 3)
+        assert fields == ["age", "plan"] and not browser.shown("#answer h3")
+        assert browser.text("#form-error").startswith("A new version of the model reads other")
+        fill(browser, "age", "41")
+        fill(browser, "plan", "gold")
+        assert "Version 3 answered" in asked(browser)
+        wanted = model.predict({"age": [41.0], "plan": ["gold"]}).probabilities[0]
+        shares = numbers(browser.text("#answer .share"))
+        np.testing.assert_allclose(shares, 100 * np.sort(wanted)[::-1], atol=0.06)
+        browser.open("about:blank")

@@ -162,7 +162,7 @@ async function look() {
       }),
     )
     .filter(Boolean);
-  const chosen = $("choice").value,
+  const before = $("choice").value,
     generates = new Set(ways.filter((one) => one.verb === "generate").map((one) => one.name));
   $("choice").replaceChildren(
     ...ways.map(({ name, verb }) =>
@@ -173,8 +173,12 @@ async function look() {
       ),
     ),
   );
-  if (ways.some(({ name, verb }) => `${name} ${verb}` === chosen)) $("choice").value = chosen;
-  if ($("choice").value !== chosen || !$("fields").children.length) form();
+  if (ways.some(({ name, verb }) => `${name} ${verb}` === before)) $("choice").value = before;
+  const other = $("choice").value !== before;
+  if (!other && wanted() === formed) return;
+  form();
+  if (!other && before)
+    $("form-error").textContent = "A new version of the model reads other fields; here they are.";
 }
 
 function share(given) {
@@ -225,12 +229,22 @@ function plain(value) {
 
 const chosen = () => ways.find(({ name, verb }) => `${name} ${verb}` === $("choice").value);
 
-let parts = {}; // name -> function that gives the part of the body; undefined leaves it out
+let parts = {}, // name -> function that gives the part of the body; undefined leaves it out
+  formed = ""; // what was wanted when the form was made
+
+// What the chosen model asks for, without the examples, which each version has of its own.
+function wanted() {
+  const { schema } = chosen() || {};
+  return JSON.stringify(schema, (name, value) =>
+    name === "examples" && Array.isArray(value) ? undefined : value,
+  );
+}
 
 function form() {
   const way = chosen(),
     fields = $("fields");
   parts = {};
+  formed = wanted();
   fields.replaceChildren();
   $("answer").replaceChildren();
   $("form-error").textContent = "";

@@ -6,17 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxops.data.tables import Source
-from jaxops.explain.tables import (
-    AT_ONCE,
-    Predict,
-    checked_columns,
-    frame_of,
-    is_ordered,
-    known_values,
-    numbers_of,
-)
-from jaxops.model.finished import Model
-from jaxops.model.finished import frame as frame_by_name
+from jaxops.explain.tables import frames
+from jaxops.explain.tables.frames import Predict, is_ordered
+from jaxops.model.finished import Model, frame
 from jaxops.trust._figures import BLUE, GREY, PathLike, new_figure, open_frame, save_figure
 
 if TYPE_CHECKING:
@@ -55,7 +47,7 @@ class Dependence(NamedTuple):
 
     def frame(self) -> Any:
         """A pandas frame: the column's values, the effect, and how many rows there are."""
-        return frame_by_name({self.column: self.grid, "effect": self.effect, "rows": self.counts})
+        return frame({self.column: self.grid, "effect": self.effect, "rows": self.counts})
 
     def plot(self, path: PathLike | None = None) -> "Figure":
         """The effect; of partial dependence with the curves of 50 rows, each less its mean."""
@@ -94,7 +86,8 @@ def partial_dependence(
         model: a finished model, or a function of a frame of raw rows.
         rows: N rows.
         column: its name.
-        target: what is explained, see `tables.number_of`: the class, label or level.
+        target: the class, label or level that is explained; by default the second of two classes,
+            or the only number.
         grid: the values; by default every value of categories, and of numbers and dates at most
             `points` of those that occur, with equally many rows between them.
         points: see `grid`.
@@ -110,58 +103,53 @@ def partial_dependence(
     >>> partial_dependence(model, rows, "x", grid=[0.0, 1.0]).effect.round(4).tolist()
     [0.6667, 2.6667]
     """
-    frame = frame_of(rows)
-    (column,) = checked_columns("column", [column], frame)
-    values = known_values(frame[column])
-    if grid is not None:
-        values = _own_grid(grid, frame[column])
-    elif is_ordered(frame[column]):
-        values = _quantiles(frame[column], points - 1)
+    table = frames.frame_of(rows)
+    (column,) = frames.checked_columns("column", [column], table)
+    values = _values(table[column], points - 1) if grid is None else _own(grid, table[column])
     if len(values) == 0:
         raise ValueError(f"{column} must have a value in some row, got none")
-    numbers, unit = numbers_of(model, frame, target)
-    curves = _varied(numbers, frame, column, values)
-    counts = _nearest(frame[column], values)
+    numbers, unit = frames.numbers_of(model, table, target)
+    curves = _varied(numbers, table, column, values)
+    counts = _nearest(table[column], values)
     kind = "partial dependence"
     return Dependence(kind, column, unit, values, curves.mean(1), curves.T, counts)
 
 
-def _own_grid(grid: Sequence[Any], column: Any) -> np.ndarray:
-    values = np.asarray(grid) if is_ordered(column) else np.array([*grid, None], object)[:-1]
+def _own(grid: Sequence[Any], column: Any) -> np.ndarray:
+    values = np.asarray(grid) if is_ordered(column) else frames.objects(grid)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"grid must be at least one value, got {grid!r}")
     return values
 
 
-def _quantiles(column: Any, bins: int) -> np.ndarray:
-    """The bins' edges: at most bins + 1 values that occur, the least and the largest among them."""
+def _values(column: Any, bins: int) -> np.ndarray:
+    """All categories; or the edges of bins, values that occur, with the least and the largest."""
+    values = frames.known_values(column)
+    if not is_ordered(column) or len(values) == 0:
+        return values
     if bins < 1:
         raise ValueError(f"points must be at least 2 (or bins at least 1), got {bins + 1}")
-    present = np.sort(column[column.notna()].to_numpy())
-    if len(present) == 0:
-        return present
-    places = np.ceil(np.linspace(0, 1, bins + 1) * len(present)).astype(int) - 1
-    return np.unique(present[np.maximum(places, 0)])
+    present, levels = column.dropna().to_numpy(), np.linspace(0, 1, bins + 1)
+    return np.unique(np.quantile(present, levels, method="inverted_cdf"))
 
 
-def _varied(numbers: Predict, frame: Any, column: str, values: np.ndarray) -> np.ndarray:
+def _varied(numbers: Predict, table: Any, column: str, values: np.ndarray) -> np.ndarray:
     """What the model predicts for all rows with each value, float64 (G, N)."""
-    at_once = max(1, AT_ONCE // len(frame))
-    parts = []
+    count, parts = len(table), []
+    at_once = max(1, frames.AT_ONCE // count)
     for start in range(0, len(values), at_once):
         some = values[start : start + at_once]
-        many = frame.iloc[np.tile(np.arange(len(frame)), len(some))].reset_index(drop=True)
-        many = many.assign(**{column: np.repeat(some, len(frame))})
-        parts.append(numbers(many).reshape(len(some), len(frame)))
+        many = table.iloc[np.tile(np.arange(count), len(some))].reset_index(drop=True)
+        many = many.assign(**{column: np.repeat(some, count)})
+        parts.append(numbers(many).reshape(len(some), count))
     return np.concatenate(parts)
 
 
 def _nearest(column: Any, values: np.ndarray) -> np.ndarray:
     """How many rows have each value, or one for which it is the nearest."""
     if not is_ordered(column):
-        counts = column.value_counts()
-        return np.array([int(counts.get(value, 0)) for value in values])
-    present = column[column.notna()].to_numpy()
+        return column.value_counts().reindex(values, fill_value=0).to_numpy()
+    present = column.dropna().to_numpy()
     order = np.argsort(values, kind="stable")
     middles = values[order][:-1] + np.diff(values[order]) / 2
     counts = np.zeros(len(values), np.int64)
@@ -198,28 +186,27 @@ def ale(
     >>> ale(lambda frame: 3 * frame["x"], rows, "x", bins=2).effect.tolist()
     [-4.5, -1.5, 7.5]
     """
-    frame = frame_of(rows)
-    (column,) = checked_columns("column", [column], frame)
-    ordered = is_ordered(frame[column])
-    missing = frame[column].isna() | (False if ordered else frame[column] == "")
-    frame = frame[~missing].reset_index(drop=True)
-    values = _quantiles(frame[column], bins) if ordered else known_values(frame[column])
+    table = frames.frame_of(rows)
+    (column,) = frames.checked_columns("column", [column], table)
+    ordered = is_ordered(table[column])
+    missing = table[column].isna() | (False if ordered else table[column] == "")
+    table = table[~missing].reset_index(drop=True)
+    values = _values(table[column], bins)
     if len(values) < 2:
         raise ValueError(f"{column} must have at least 2 values, got {len(values)}")
-    numbers, unit = numbers_of(model, frame, target)
+    numbers, unit = frames.numbers_of(model, table, target)
     of = _of_ordered if ordered else _of_categories
-    values, effect, counts = of(numbers, frame, column, values)
+    values, effect, counts = of(numbers, table, column, values)
     kind, none = "accumulated local effect", np.zeros((0, len(values)))
     return Dependence(kind, column, unit, values, effect, none, counts)
 
 
 def _of_ordered(
-    numbers: Predict, frame: Any, column: str, edges: np.ndarray
+    numbers: Predict, table: Any, column: str, edges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    present = frame[column].to_numpy()
-    place = np.clip(np.searchsorted(edges, present), 1, len(edges) - 1)
-    change = numbers(frame.assign(**{column: edges[place]}))
-    change -= numbers(frame.assign(**{column: edges[place - 1]}))
+    place = np.clip(np.searchsorted(edges, table[column].to_numpy()), 1, len(edges) - 1)
+    change = numbers(table.assign(**{column: edges[place]}))
+    change -= numbers(table.assign(**{column: edges[place - 1]}))
     counts = np.bincount(place, minlength=len(edges))
     steps = np.bincount(place, change, len(edges)) / np.maximum(counts, 1)
     effect = steps.cumsum()
@@ -228,16 +215,16 @@ def _of_ordered(
 
 
 def _of_categories(
-    numbers: Predict, frame: Any, column: str, values: np.ndarray
+    numbers: Predict, table: Any, column: str, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values = values[_similar(frame, column, values)]
+    values = values[_similar(table, column, values)]
     number = {value: place for place, value in enumerate(values)}
-    own = np.array([number[value] for value in frame[column]])
+    own = np.array([number[value] for value in table[column]])
     counts = np.bincount(own, minlength=len(values))
-    here = numbers(frame)
+    here = numbers(table)
     up, down = np.flatnonzero(own < len(values) - 1), np.flatnonzero(own > 0)
     above, below = (
-        numbers(frame.iloc[some].assign(**{column: values[own[some] + way]}))
+        numbers(table.iloc[some].assign(**{column: values[own[some] + way]}))
         for some, way in ((up, 1), (down, -1))
     )
     places = np.concatenate([own[up], own[down] - 1])
@@ -248,18 +235,17 @@ def _of_categories(
     return values, effect - (counts * effect).sum() / counts.sum(), counts
 
 
-def _similar(frame: Any, column: str, values: np.ndarray) -> np.ndarray:
+def _similar(table: Any, column: str, values: np.ndarray) -> np.ndarray:
     """The order of the categories by the first coordinate of their distances' scaling."""
     count = len(values)
     distances = np.zeros((count, count))
-    inside = [(frame[column] == value).to_numpy() for value in values]
-    for name in frame.columns.drop(column):
-        ordered = is_ordered(frame[name])
-        codes = frame[name].factorize(sort=ordered)[0] + 1  # 0 where missing
+    inside = [(table[column] == value).to_numpy() for value in values]
+    for name in table.columns.drop(column):
+        ordered = is_ordered(table[name])
+        codes = table[name].factorize(sort=ordered)[0] + 1  # 0 where missing
         counts = [np.bincount(codes[rows], minlength=codes.max() + 1) for rows in inside]
         shares = np.stack([one / one.sum() for one in counts])
-        if ordered:
-            shares = shares.cumsum(1)
+        shares = shares.cumsum(1) if ordered else shares
         for place, one in enumerate(shares):
             gaps = np.abs(shares - one[None])
             distances[place] += gaps.max(1) if ordered else gaps.sum(1) / 2

@@ -8,7 +8,13 @@ from jaxops._optional import require
 from jaxops.data.columns import read
 from jaxops.data.encoders import Encoder, encode, fit_encoder
 from jaxops.data.tables import Source
-from jaxops.explain.tables import Predict, checked_columns, columns_read, frame_of, numbers_of
+from jaxops.explain.tables.frames import (
+    Predict,
+    checked_columns,
+    columns_read,
+    frame_of,
+    numbers_of,
+)
 from jaxops.model.finished import Model
 
 KINDS = ("tree", "linear")
@@ -74,7 +80,8 @@ def surrogate(
     Args:
         model: a finished model, or a function of a frame of raw rows.
         rows: N rows; labels are not used.
-        target: what is explained, see `tables.number_of`: the class, label or level.
+        target: the class, label or level that is explained; by default the second of two classes,
+            or the only number.
         kind: "tree", or "linear" (least squares with a small ridge penalty).
         depth: of the tree.
         columns: of which it is made; by default those that the model reads.
@@ -116,9 +123,8 @@ def surrogate(
     encoder = fit_encoder({n: x[train] for n, x in table.items()}, most=VALUES)
     x = encode(encoder, table)["features"]
     estimator = _estimator(kind, depth, seed).fit(x[train], told[train])
-    mine = estimator.predict(x[test])
-    total = float(np.square(told[test] - told[test].mean()).sum())
-    r2 = 1 - float(np.square(told[test] - mine).sum()) / total if total else float("nan")
+    mine, total = estimator.predict(x[test]), float(told[test].var())
+    r2 = 1 - float(np.square(told[test] - mine).mean()) / total if total else float("nan")
     agreement = constant = None
     if unit.startswith("p("):
         side = told[test] >= 0.5

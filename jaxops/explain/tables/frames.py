@@ -25,8 +25,8 @@ def frame_of(rows: Source, name: str = "rows") -> Any:
     """
     if rows is None:
         raise ValueError(f"{name} must be a table, such as a frame, got None")
-    read = source_frame(rows, None, (), lambda path: csv_frame(path, None, "utf-8", MISSING))
-    return read[1].reset_index(drop=True)
+    _, read = source_frame(rows, None, (), lambda path: csv_frame(path, None, "utf-8", MISSING))
+    return read.reset_index(drop=True)
 
 
 def checked_columns(name: str, columns: Sequence[str], frame: Any) -> list[str]:
@@ -47,7 +47,7 @@ def checked_columns(name: str, columns: Sequence[str], frame: Any) -> list[str]:
     return columns
 
 
-def columns_read(model: Any, frame: Any, name: str = "columns") -> list[str]:
+def columns_read(model: Any, frame: Any) -> list[str]:
     """The columns of a frame from which a model predicts, by its encoder.
 
     Raises:
@@ -56,7 +56,7 @@ def columns_read(model: Any, frame: Any, name: str = "columns") -> list[str]:
     reader = getattr(model, "reader", None)
     encoder = getattr(reader, "encoder", None)
     if encoder is None:
-        raise ValueError(f"{name} must be given for a model without a table's encoder, got None")
+        raise ValueError("columns must be given for a model without a table's encoder, got None")
     more = [*(getattr(reader, "dates", None) or ()), *getattr(reader, "strata", ())]
     known = {*encoder.mean, *encoder.values, *more}
     found = [column for column in frame if column in known]
@@ -145,17 +145,13 @@ def _place(names: list[Any], target: Any, classes: bool, answer: Any) -> int:
     return texts.index(str(target))
 
 
-def taken(frame: Any, donors: Mapping[str, np.ndarray]) -> Any:
-    """The frame with some columns' values from other rows of theirs.
+def taken(frame: Any, columns: Sequence[str], donors: np.ndarray) -> Any:
+    """The frame of N rows with the values of some columns from other rows, whose numbers are (N,).
 
-    Args:
-        frame: N rows.
-        donors: column -> (N,) the number of the row whose value each row gets.
-
-    >>> taken(frame_of({"a": [1, 2], "b": [3, 4]}), {"b": np.array([1, 0])}).to_numpy().tolist()
+    >>> taken(frame_of({"a": [1, 2], "b": [3, 4]}), ["b"], np.array([1, 0])).to_numpy().tolist()
     [[1, 4], [2, 3]]
     """
-    return frame.assign(**{name: frame[name].array.take(rows) for name, rows in donors.items()})
+    return frame.assign(**{name: frame[name].array.take(donors) for name in columns})
 
 
 def is_ordered(column: Any) -> bool:
@@ -172,5 +168,9 @@ def known_values(column: Any) -> np.ndarray:
     present = column[column.notna()]
     if is_ordered(column):
         return np.unique(present.to_numpy())
-    values = sorted((value for value in present.unique().tolist() if value != ""), key=str)
+    return objects(sorted((x for x in present.unique().tolist() if x != ""), key=str))
+
+
+def objects(values: Sequence[Any]) -> np.ndarray:
+    """An array (N,) of any values, lists among them."""
     return np.array([*values, None], object)[:-1]

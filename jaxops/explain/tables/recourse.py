@@ -11,16 +11,8 @@ import numpy as np
 
 from jaxops import _table
 from jaxops.data.tables import Source
-from jaxops.explain.tables import (
-    AT_ONCE,
-    Predict,
-    checked_columns,
-    columns_read,
-    frame_of,
-    is_ordered,
-    known_values,
-    numbers_of,
-)
+from jaxops.explain.tables import frames
+from jaxops.explain.tables.frames import Predict, checked_columns, is_ordered
 from jaxops.model.finished import Model
 
 POINTS = 16  # values of a number that the first search tries
@@ -100,11 +92,8 @@ class Cell(NamedTuple):
         """Values from the row's own to another one."""
         if self.low is None or self.own != self.own:
             return [value]
-        if self.step:
-            count = round(abs(value - self.own) / self.step)
-            places = np.unique(np.linspace(1, count, min(count, FINE)).round())
-            return self.stepped(self.own + np.sign(value - self.own) * places * self.step)
-        return self.stepped(np.linspace(self.own, value, FINE + 1)[1:])
+        count = round(abs(value - self.own) / self.step) if self.step else FINE
+        return self.stepped(np.linspace(self.own, value, min(count, FINE) + 1)[1:])
 
     def stepped(self, numbers: np.ndarray) -> list[Any]:
         """Numbers as the column holds them, in the allowed range."""
@@ -151,7 +140,8 @@ def counterfactuals(
         model: a finished model, or a function of a frame of raw rows.
         row: a table of the one row.
         rows: other rows, such as the train rows, from which values and scales are taken.
-        target: the class (label, level) whose probability is meant, see `tables.number_of`.
+        target: the class, label or level that is meant; by default the second of two classes, or
+            the only number.
         least: the least prediction that is wanted; 0.5 for classes if `most` is not given either.
         most: the largest one.
         count: how many answers, at most.
@@ -182,7 +172,7 @@ def counterfactuals(
     | age 20 -> 28 |       0.56 |  1.8 |
     | plan a -> b  |        0.6 |    2 |
     """
-    one, known = frame_of(row, "row"), frame_of(rows)
+    one, known = frames.frame_of(row, "row"), frames.frame_of(rows)
     if len(one) != 1 or count < 1:
         raise ValueError(
             f"row must be a table of 1 row and count at least 1, got {len(one)} and {count}"
@@ -193,7 +183,7 @@ def counterfactuals(
     cells = {name: cell for name, cell in cells.items() if cell.values}
     if not cells:
         raise ValueError("columns must leave at least one value to change to, got none")
-    numbers, unit = numbers_of(model, one, target)
+    numbers, unit = frames.numbers_of(model, one, target)
     if least is None and most is None:
         least = 0.5 if unit.startswith("p(") else None
     search = _Search(numbers, one, cells, least, most)
@@ -218,7 +208,7 @@ def _changeable(
 ) -> list[str]:
     """The columns that may change."""
     if columns is None:
-        columns = columns_read(model, known) if isinstance(model, Model) else [*one.columns]
+        columns = frames.columns_read(model, known) if isinstance(model, Model) else [*one.columns]
     columns = checked_columns("columns", checked_columns("columns", columns, one), known)
     immutable = checked_columns("immutable", immutable, one)
     dates = getattr(getattr(model, "reader", None), "dates", None) or ()
@@ -251,7 +241,7 @@ def _cell(name: str, own: Any, known: Any, directions: Any, ranges: Any, steps: 
         for what, given in (("directions", directions), ("steps", steps)):
             if name in given:
                 raise ValueError(f"{what} must be of numbers, got {name!r}, which has categories")
-        allowed = ranges.get(name, known_values(known).tolist())
+        allowed = ranges.get(name, frames.known_values(known).tolist())
         if isinstance(allowed, str):
             raise ValueError(f"ranges[{name!r}] must be a list of categories, got {allowed!r}")
         return Cell(value, None, None, 0.0, 1.0, [one for one in allowed if one != value])
@@ -290,30 +280,25 @@ class _Search:
     """The search for changes of one row."""
 
     def __init__(
-        self,
-        numbers: Predict,
-        row: Any,
-        cells: dict[str, Cell],
-        least: float | None,
-        most: float | None,
+        self, numbers: Predict, row: Any, cells: dict[str, Cell], least: Any, most: Any
     ) -> None:
         self.numbers, self.row, self.cells = numbers, row, cells
-        self.least = -np.inf if least is None else least
-        self.most = np.inf if most is None else most
+        self.least: float = -np.inf if least is None else least
+        self.most: float = np.inf if most is None else most
         self.before = float(numbers(row)[0])
         self.nearest: tuple[float, Change, float] = (np.inf, {}, self.before)
 
     def check(self, unit: str) -> None:
         """Raise `ValueError` if nothing is wanted, or if it holds already."""
-        if not self.least <= self.most or not np.isfinite([self.least, self.most]).any():
+        least, most = self.least, self.most
+        if not least <= most or not np.isfinite([least, most]).any():
             raise ValueError(
-                f"least or most must be given, and least at most most, got {self.least} and "
-                f"{self.most}"
+                f"least or most must be given, and least at most most, got {least} and {most}"
             )
         if self.short(self.before) <= 0:
             raise ValueError(
                 f"row must not be as wanted already, got {unit} {self.before:.4g}, wanted "
-                f"{self.least:.4g} to {self.most:.4g}"
+                f"{least:.4g} to {most:.4g}"
             )
 
     def failed(self, unit: str) -> str:
@@ -340,13 +325,12 @@ class _Search:
         for name in {name for change in changes for name in change}:
             values = [change.get(name, self.cells[name].own) for change in changes]
             number = self.cells[name].low is not None
-            columns[name] = np.array(values) if number else np.array([*values, None], object)[:-1]
+            columns[name] = np.array(values) if number else frames.objects(values)
         return many.assign(**columns)
 
     def lacking(self, changes: Sequence[Change]) -> np.ndarray:
         """What is lacking after each change, by the model's own predictions."""
-        parts = [changes[i : i + AT_ONCE] for i in range(0, len(changes), AT_ONCE)]
-        numbers = np.concatenate([self.numbers(self.frame(part)) for part in parts])
+        numbers = self.numbers(self.frame(changes))
         lacking: np.ndarray = self.short(numbers)
         best = int(lacking.argmin())
         if lacking[best] < self.nearest[0]:
@@ -358,14 +342,14 @@ class _Search:
         beam: list[Change] = [{}]
         enough: list[Change] = []
         for size in range(1, len(self.cells) + 1):
-            tried = {
-                frozenset({**change, name: value}.items()): {**change, name: value}
+            tried = (
+                {**change, name: value}
                 for change in beam
                 for name, cell in self.cells.items()
                 if name not in change
                 for value in cell.values
-            }
-            changes = [*tried.values()]
+            )
+            changes = [*{frozenset(change.items()): change for change in tried}.values()]
             if not changes:
                 break
             lacking = self.lacking(changes)

@@ -8,9 +8,8 @@ import numpy as np
 
 from jaxops import _table
 from jaxops.data.tables import Source
-from jaxops.explain.tables import checked_columns, columns_read, frame_of, taken
-from jaxops.model.finished import Model
-from jaxops.model.finished import frame as frame_by_name
+from jaxops.explain.tables.frames import checked_columns, columns_read, frame_of, taken
+from jaxops.model.finished import Model, frame
 from jaxops.trust._figures import BLUE, PathLike, new_figure, open_frame, save_figure
 from jaxops.trust.evaluation import BLOCKS, Evaluation
 from jaxops.trust.intervals import interval
@@ -52,19 +51,15 @@ class Importance(NamedTuple):
     def frame(self) -> Any:
         """A pandas frame: column, importance, low and high."""
         names, bounds = np.array(self.names, object), {"low": self.low, "high": self.high}
-        return frame_by_name({"column": names, "importance": self.values, **bounds})
+        return frame({"column": names, "importance": self.values, **bounds})
 
     def __str__(self) -> str:
-        rows = [
-            {
-                "column": name,
-                "worse by": value,
-                "95 % interval": f"[{low:.4f}, {high:.4f}]" if np.isfinite(low) else "[-]",
-            }
-            for name, value, low, high in zip(
-                self.names, self.values.tolist(), self.low, self.high, strict=True
-            )
-        ]
+        rows = []
+        for name, value, low, high in zip(
+            self.names, self.values, self.low, self.high, strict=True
+        ):
+            bounds = f"[{low:.4f}, {high:.4f}]" if np.isfinite(low) else "[-]"
+            rows.append({"column": name, "worse by": value, "95 % interval": bounds})
         return _table.table(rows)
 
     def plot(self, path: PathLike | None = None) -> "Figure":
@@ -132,22 +127,21 @@ def permutation_importance(
     >>> permutation_importance(model, table, squared, columns=["noise", "x"]).names
     ('x', 'noise')
     """
-    frame = frame_of(rows)
-    groups = _groups(columns, model, frame)
-    if not 1 <= repeats < len(frame):
+    table = frame_of(rows)
+    groups = _groups(columns, model, table)
+    if not 1 <= repeats < len(table):
         raise ValueError(
-            f"repeats must be 1 to {len(frame) - 1} (the number of rows less 1), got {repeats}"
+            f"repeats must be 1 to {len(table) - 1} (the number of rows less 1), got {repeats}"
         )
-    loss, name, score = _loss_of(model, frame, metric, evaluate)
-    before = loss(frame)
+    loss, name, score = _loss_of(model, table, metric, evaluate)
+    before = loss(table)
     score = before.one if score is None else score
     rng = np.random.default_rng(seed)
-    found = [_of_group(loss, before, frame, group, repeats, rng, seed) for group in groups.values()]
-    values, low, high = (np.array([row[i] for row in found]) for i in range(3))
-    order = np.argsort(-values, kind="stable")
+    found = [_of_group(loss, before, table, group, repeats, rng, seed) for group in groups.values()]
+    order = np.argsort([-value for value, *_ in found], kind="stable")
     names = tuple([*groups][place] for place in order)
-    every = np.stack([row[3] for row in found])
-    return Importance(name, score, names, values[order], low[order], high[order], every[order])
+    each = (np.array(x) for x in zip(*(found[place] for place in order), strict=True))
+    return Importance(name, score, names, *each)
 
 
 class _Loss(NamedTuple):
@@ -159,7 +153,7 @@ class _Loss(NamedTuple):
 
 
 def _loss_of(
-    model: Any, frame: Any, metric: Metric | None, evaluate: Any
+    model: Any, table: Any, metric: Metric | None, evaluate: Any
 ) -> tuple[Callable[[Any], _Loss], str, float | None]:
     """A function from rows to the loss, its name, and the room's figure of the rows as they are."""
     if callable(metric):
@@ -170,7 +164,7 @@ def _loss_of(
     if not isinstance(model, Model):
         raise ValueError(f"metric must be a function for a function of rows, got {metric!r}")
     score = _room_evaluate(model) if evaluate is None else evaluate
-    first: Evaluation = score(model, frame)
+    first: Evaluation = score(model, table)
     figures = first.figures()
     least = [one for one in first.values if one in first.smaller]
     name = next(iter([*least, *figures])) if metric is None else metric
@@ -183,8 +177,7 @@ def _loss_of(
         scored = score(model, rows)
         if name in scored.wholes:
             of = scored.wholes[name]
-            everybody = np.arange(len(scored))
-            return _Loss(None, lambda some: sign * of(some), sign * of(everybody))
+            return _Loss(None, lambda some: sign * of(some), sign * of(np.arange(len(scored))))
         each = sign * np.asarray(scored.values[name], np.float64)
         each = each.mean(1) if each.ndim == 2 else each
         return _Loss(each, None, float(np.nanmean(each)))
@@ -217,13 +210,13 @@ def _room_evaluate(model: Model) -> Any:
     return getattr(room, "evaluate")  # noqa: B009
 
 
-def _groups(columns: Any, model: Any, frame: Any) -> dict[str, list[str]]:
+def _groups(columns: Any, model: Any, table: Any) -> dict[str, list[str]]:
     """Name -> the columns that are permuted together."""
     if columns is None:
-        columns = columns_read(model, frame)
+        columns = columns_read(model, table)
     if not isinstance(columns, Mapping):
-        columns = {column: [column] for column in checked_columns("columns", columns, frame)}
-    groups = {str(n): checked_columns(f"columns[{n!r}]", g, frame) for n, g in columns.items()}
+        columns = {column: [column] for column in checked_columns("columns", columns, table)}
+    groups = {str(n): checked_columns(f"columns[{n!r}]", g, table) for n, g in columns.items()}
     if not groups or not all(groups.values()):
         raise ValueError(f"columns must name at least one column, got {columns}")
     return groups
@@ -232,20 +225,20 @@ def _groups(columns: Any, model: Any, frame: Any) -> dict[str, list[str]]:
 def _of_group(
     loss: Callable[[Any], _Loss],
     before: _Loss,
-    frame: Any,
+    table: Any,
     group: list[str],
     repeats: int,
     rng: np.random.Generator,
     seed: int,
 ) -> tuple[float, float, float, np.ndarray]:
     """The importance of a group, its bounds, and that of each repeat."""
-    count = len(frame)
+    count = len(table)
     order, shifts = rng.permutation(count), 1 + rng.permutation(count - 1)[:repeats]
     after, own, given = [], [], []
     for shift in shifts:
         donors = np.empty(count, np.int64)
         donors[order] = order[(np.arange(count) + shift) % count]
-        after.append(loss(taken(frame, dict.fromkeys(group, donors))))
+        after.append(loss(taken(table, group, donors)))
         if (each := after[-1].each) is not None:
             own.append(each - before.each)
             given.append(own[-1][np.argsort(donors)])
