@@ -225,7 +225,7 @@ def matrix(
     """
     pd = require("pandas", extra="data")
 
-    codes = [pd.Categorical(table[name], values).codes for name, values in texts.items()]
+    codes = [pd.Index(values).get_indexer(table[name]) for name, values in texts.items()]
     shifted = [table[name] - offset for name, offset in numbers.items()]
     return np.stack([*codes, *shifted], -1).astype(np.float32)
 
