@@ -34,7 +34,7 @@ from jaxops.model.finished import Model, Program
 from jaxops.task import Column, Task, example
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-PARTS = ("tables", "texts", "arrays", "curves", "run")  # of `run.py`
+PARTS = ("tables", "texts", "arrays", "curves", "customers", "run")  # of `run.py`
 OWN_IMPORTS = re.compile(r"^from jaxops\.[^\n(]*(\([^)]*\))?\n", re.MULTILINE)
 
 

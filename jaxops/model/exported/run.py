@@ -36,6 +36,7 @@ from jaxops.model.exported.arrays import (
     read_windows,
 )
 from jaxops.model.exported.curves import of_survival, read_survival
+from jaxops.model.exported.customers import of_customers, read_customers
 from jaxops.model.exported.tables import Columns, of_classes, of_table, read_table
 from jaxops.model.exported.texts import of_texts, read_texts
 
@@ -54,6 +55,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "histories": (read_histories, of_histories),
     "windows": (read_windows, of_windows),
     "survival": (read_survival, of_survival),
+    "customers": (read_customers, of_customers),
 }
 """Kind of reader -> how raw input becomes ids and columns, and outputs become answers."""
 log = logging.getLogger("jaxops.exported")
