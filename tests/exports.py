@@ -78,6 +78,6 @@ def assert_close(found, wanted, **names):
     for name, value in found.items():
         want = getattr(wanted, names.get(name, name))
         if np.asarray(value).dtype.kind == "f":
-            np.testing.assert_allclose(value, want, rtol=2e-6, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-6, err_msg=name)
         else:
             assert np.asarray(value, object).tolist() == np.asarray(want, object).tolist(), name
