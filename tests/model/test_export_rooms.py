@@ -154,13 +154,14 @@ def test_a_customer_of_the_paper(shop):
     known = customers.Summary(np.arange(1), *np.array([[2.0], [30.43], [38.86], [50.0]]))
     longer = base().predict(known, horizon=78.0)
     np.testing.assert_allclose(answer["purchases"][1], longer.purchases[0], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"frequency must be in 0 to 4095, got 5000 in row 0"):
+    with pytest.raises(ValueError, match=r"frequency must be in 0 to 2047, got 5000 in row 0"):
         shop.predict([one | {"frequency": 5000}])
 
 
 @pytest.mark.parametrize(
     ("method", "params"),
     [
+        (customers.BGNBD(), (0.9986, 15.399, 0.5321, 2.1924)),
         (customers.MBGNBD(), (0.525, 6.183, 0.891, 1.614)),
         (customers.ParetoNBD(), (0.553, 10.578, 0.606, 11.669)),
     ],

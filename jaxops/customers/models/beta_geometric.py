@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import betainc, betaln, gammaln
 
 from jaxops.customers.models.numeric import (
+    NODES,
     beta_nodes,
     counts_above,
     distinct,
@@ -31,7 +32,7 @@ from jaxops.customers.models.numeric import (
 from jaxops.task import recorded
 
 Array = jax.Array
-COUNTS = 4096  # frequencies that an exported program takes
+COUNTS = 2048  # frequencies that an exported program takes
 Parts = list[tuple[Any, tuple[np.ndarray, ...], np.ndarray]]
 
 
@@ -135,8 +136,8 @@ class BGNBD:
     def exported(self, params: dict[str, float]) -> tuple[Any, dict[str, Any], int]:
         """What `outlook` tells without a discount, as a function of JAX, for `jaxops.export`.
 
-        The mean over p is a sum of 48 terms for each customer: nodes and weights are laid out for
-        each frequency.
+        The mean over p is a sum for each customer: nodes and weights are laid out for each
+        frequency.
 
         Args:
             params: the fitted parameters by name.
@@ -147,8 +148,8 @@ class BGNBD:
         """
         _, _, a, b = values = [params[name] for name in self.names]
         k = np.arange(COUNTS) + self.early
-        # of a horizon of up to 10,000 times the age; beyond that exactness is lost slowly
-        p, weight = beta_nodes(a, b + k, 1e-7 / (1 + (values[0] + COUNTS) * 1e4))
+        # for horizons of up to 10,000 times alpha + T; beyond that exactness is lost slowly
+        p, weight = beta_nodes(a, b + k, 1e-7 / (1 + (values[0] + COUNTS) * 1e4), 2 * NODES)
         shared = {"params": np.array(values), "p": p, "weight": weight}
         return functools.partial(_expected, self.early), shared, COUNTS
 

@@ -35,7 +35,8 @@ def read_customers(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
 
 def of_customers(reader: Columns, ids: np.ndarray, outputs: Columns) -> Columns:
     """P(alive), P(buys again), and the expected purchases with their value."""
-    return {"ids": ids, **outputs}
+    names = ("alive", "returns", "purchases", "value")
+    return {"ids": ids, **{name: outputs[name] for name in names if name in outputs}}
 
 
 def check_customers(columns: Mapping[str, np.ndarray]) -> None:
