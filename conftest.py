@@ -57,7 +57,7 @@ BUDGET = {
     "tests/federation": 25,
     "tests/forecast": 147,
     "tests/language": 130,
-    "tests/model": 66,
+    "tests/model": 80,
     "tests/monitor": 37,
     "tests/nn": 86,
     "tests/privacy": 50,

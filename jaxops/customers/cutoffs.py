@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxops.customers.data import Period, Purchases, none_such
+from jaxops.customers.data import Period, Purchases
+from jaxops.model.exported.customers import check_customers
 from jaxops.model.finished import frame
 
 Label = Literal["value", "purchases", "returned", "time"]
@@ -47,28 +48,13 @@ class Summary(NamedTuple):
         Raises:
             ValueError: other lengths, or a row that cannot be; names column and row.
         """
-        wanted = {
-            "frequency": (lambda x: (x >= 0) & (x == np.round(x)), "whole numbers of at least 0"),
-            "recency": (lambda x: (x >= 0) & (x <= self.T), "in [0, T]"),
-            "T": (lambda x: x >= 0, "at least 0"),
-            "monetary_value": (lambda x: x >= 0, "at least 0"),
-        }
-        given = {
-            n: np.asarray(x) for n, x in self._asdict().items() if n in wanted and x is not None
-        }
+        given = {n: np.asarray(x) for n, x in self._asdict().items() if x is not None}
         for name, value in given.items():
             if value.shape != np.shape(self.ids):
                 raise ValueError(
                     f"{name} must have shape {np.shape(self.ids)}, as ids, got {value.shape}"
                 )
-        for name, value in given.items():
-            fine, text = wanted[name]
-            none_such(~(np.isfinite(value) & fine(value)), value, f"{name} must be {text}")
-        none_such(
-            (np.asarray(self.frequency) == 0) & (np.asarray(self.recency) > 0),
-            np.asarray(self.recency),
-            "recency must be 0 where frequency is 0",
-        )
+        check_customers({name: value for name, value in given.items() if name != "ids"})
 
 
 def summary(log: Purchases, cutoff: Any = None, unit: Period | None = None) -> Summary:

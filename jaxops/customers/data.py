@@ -15,6 +15,7 @@ from jaxops._optional import require
 from jaxops.data.columns import DATE, read_with_dates
 from jaxops.data.tables import Source
 from jaxops.data.text_numbers import as_numbers
+from jaxops.model.exported.tables import none_such
 
 Period = Literal["hour", "day", "week", "month", "year"]
 Refunds = Literal["error", "drop", "net"]
@@ -274,16 +275,6 @@ def covariates_of(source: Source, customer: str, ids: np.ndarray) -> dict[str, n
         what = f"column {name!r}"
         found[name] = _amounts(column, what, "drop")[place]
     return found
-
-
-def none_such(bad: np.ndarray, values: np.ndarray, wanted: str, hint: str = "") -> None:
-    """Raise `ValueError` with the first row where `bad` is true, and its value."""
-    if bad.any():
-        row = int(bad.argmax())
-        value = values[row].item() if isinstance(values[row], np.generic) else values[row]
-        raise ValueError(
-            f"{wanted}, got {value!r} in row {row} (counted from 0; {bad.sum():,} such rows){hint}"
-        )
 
 
 def _times(values: np.ndarray, what: str, dated: bool, period: Period | None) -> np.ndarray:

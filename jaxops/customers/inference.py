@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxops._optional import require
 from jaxops.customers.cutoffs import Summary
 from jaxops.customers.tasks import Estimate
-from jaxops.model.finished import Model, frame, inside
-from jaxops.task import recorded
+from jaxops.model.finished import Model, Program, frame, inside
+from jaxops.task import Array, Batch, Column, recorded
 
 
 class Outlook(NamedTuple):
@@ -108,6 +109,43 @@ class CustomerBase:
         factors = self.params[len(self.method.names) :]
         named = zip(self.covariates, np.log(factors), strict=True)
         return np.exp(sum(np.asarray((covariates or {})[n], np.float64) * f for n, f in named))
+
+    def exported(self) -> Program:
+        """What is expected of customers within a horizon, without a discount, for `jaxops.export`.
+
+        Raises:
+            ValueError: a method that is no function of each customer.
+        """
+        if not hasattr(self.method, "exported"):
+            raise ValueError(
+                "model must be of BGNBD, MBGNBD or ParetoNBD to be exported, got "
+                f"{type(self.method).__name__}; predict with jaxops, or fit one of these"
+            )
+        function, arrays, counts = self.method.exported(self.of_purchases)
+        params = {"method": arrays}
+        columns = [Column("frequency", (), "int", classes=counts)]
+        columns += [Column(name, ()) for name in ("recency", "T", "horizon")]
+        if self.spend is not None:
+            of_spend = self.of_spend
+            # q - 1 would lose digits in float32
+            params["spend"] = {"p": of_spend["p"], "q - 1": of_spend["q"] - 1, "v": of_spend["v"]}
+            columns.append(Column("monetary_value", ()))
+
+        def outlook(params: Any, columns: Batch) -> dict[str, Array]:
+            x = columns["frequency"].astype(jnp.float32)
+            times = (columns[name] for name in ("recency", "T", "horizon"))
+            alive, again, bought = function(params["method"], x, *times)
+            found = {"alive": alive, "returns": again, "purchases": bought}
+            if "spend" in params:
+                p, q_less_1, v = (params["spend"][name] for name in ("p", "q - 1", "v"))
+                mean = p * (v + x * columns["monetary_value"]) / (p * x + q_less_1)
+                found["value"] = bought * mean
+            return found
+
+        factors = np.log(self.params[len(self.method.names) :]).tolist()
+        covariates = dict(zip(self.covariates, factors, strict=True))
+        reader = {"amounts": self.spend is not None, "covariates": covariates}
+        return Program(outlook, params, tuple(columns), reader)
 
 
 def base_of(model: Model | CustomerBase) -> CustomerBase:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from jaxops.customers.data import none_such
+from jaxops.model.exported.tables import none_such
 from jaxops.model.finished import frame
 from jaxops.trust._figures import (
     BLUE,

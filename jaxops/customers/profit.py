@@ -7,8 +7,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.special import betainc
 
-from jaxops.customers.data import none_such
 from jaxops.customers.measures import by_score, pair, samples, up_to
+from jaxops.model.exported.tables import none_such
 from jaxops.model.finished import frame
 from jaxops.trust._figures import (
     BLUE,

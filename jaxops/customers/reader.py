@@ -116,6 +116,10 @@ class LogReader:
         """The columns of a table of customers, in the order of the ids; see `covariates_of`."""
         return None if source is None else covariates_of(source, self.customer, ids)
 
+    def exported(self, model: Model) -> dict[str, Any]:
+        """What `jaxops.model.exported.customers` is to know: it reads what a `Summary` has."""
+        return {"kind": "customers", "horizon": self.horizon}
+
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
         given = {"customer": self.customer, "time": self.time, "amount": self.amount or ""}

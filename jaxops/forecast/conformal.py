@@ -53,9 +53,7 @@ class Conformal:
         levels: tuple[float, ...],
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `forecast`."""
-        missing = [level for level in levels if level not in self.levels]
-        if missing:
-            raise ValueError(f"levels must be among {self.levels}, as calibrated, got {missing}")
+        places = self._places(levels)
         horizon = len(self.offsets) if horizon is None else horizon
         if horizon > len(self.offsets):
             raise ValueError(f"horizon must be at most {len(self.offsets)}, got {horizon}")
@@ -66,14 +64,24 @@ class Conformal:
         # quantiles moved by different amounts may cross
         moved = np.sort(base + self.offsets[None, :horizon] * unit, axis=-1)
         moved = np.maximum(moved, 0) if self.counts else moved
-        return mean, moved[..., [self.levels.index(level) for level in levels]]
+        return mean, moved[..., places]
 
-    def exported(self) -> Program:
-        """See `Forecaster.exported`; the quantiles are those that were calibrated.
+    def _places(self, levels: Sequence[float]) -> list[int]:
+        """The places of levels among those that were calibrated."""
+        missing = [level for level in levels if level not in self.levels]
+        if missing:
+            raise ValueError(f"levels must be among {self.levels}, as calibrated, got {missing}")
+        return [self.levels.index(level) for level in levels]
+
+    def exported(self, levels: tuple[float, ...] | None = None) -> Program:
+        """See `Forecaster.exported`; the quantiles are of levels that were calibrated.
 
         Raises:
-            ValueError: a model that is no `Forecaster`, nor `LogScale` of one.
+            ValueError: a model that is no `Forecaster`, nor `LogScale` or `Ensemble` of such; other
+                levels.
         """
+        levels = self.levels if levels is None else rising(levels)
+        places = jnp.array(self._places(levels), int)
         own = getattr(self.model, "has_quantiles", True)
         inner = program_of(self.model, self.levels if own else ())
         steps = len(self.offsets)  # those of the model may be more
@@ -84,11 +92,11 @@ class Conformal:
             base = answer["quantiles"][:, :steps] if own else mean[..., None]
             moved = jnp.sort(base + params["offsets"] * columns["unit"][:, None, :, None], axis=-1)
             moved = jnp.maximum(moved, 0) if self.counts else moved
-            return {"mean": mean, "quantiles": moved}
+            return {"mean": mean, "quantiles": moved[..., places]} if levels else {"mean": mean}
 
         columns = (*inner.columns, Column("unit", (len(inner.reader["channels"]),)))
         unit = {"context": self.context, "season": self.season}
-        reader = inner.reader | {"levels": [*self.levels], "unit": unit}
+        reader = inner.reader | {"levels": [*levels], "unit": unit}
         params = {"model": inner.params, "offsets": self.offsets[None]}
         return Program(function, params, columns, reader)
 

@@ -1,5 +1,6 @@
 """Models that contain models: weighted means, with weights by validation, and a log scale."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 from scipy.optimize import nnls
 
 from jaxops.forecast.data.series import Series
-from jaxops.forecast.inference import program_of
+from jaxops.forecast.inference import levels_of, program_of, rising
 from jaxops.model.finished import Program
-from jaxops.task import Batch, recorded
+from jaxops.task import Batch, example, recorded
 
 
 @recorded
@@ -76,6 +77,49 @@ class Ensemble:
         mean, quantiles = (sum(part) for part in zip(*parts, strict=True))
         return mean, quantiles
 
+    def exported(self, levels: tuple[float, ...] | None = None) -> Program:
+        """See `Forecaster.exported`.
+
+        Raises:
+            ValueError: also for a member that is no network, and for members of different series or
+                horizons.
+        """
+        levels = levels_of(self) if levels is None else rising(levels)
+        weights = [w for w in self.weights if w > 0]
+        used = [m for m, w in zip(self.members, self.weights, strict=True) if w > 0]
+        programs = [program_of(member, levels) for member in used]
+        _check_alike(programs)
+
+        def function(params: Any, columns: Batch) -> Any:
+            answers = [
+                program.function(own, {c.name: columns[f"{c.name} {i}"] for c in program.columns})
+                for i, (program, own) in enumerate(zip(programs, params, strict=True))
+            ]
+            return jax.tree.map(
+                lambda *parts: sum(w * x for w, x in zip(weights, parts, strict=True)), *answers
+            )
+
+        columns = tuple(
+            column._replace(name=f"{column.name} {i}")
+            for i, program in enumerate(programs)
+            for column in program.columns
+        )
+        readers = [program.reader for program in programs]
+        reader = readers[0] | {"unit": None, "levels": [*levels], "members": readers}
+        return Program(function, tuple(program.params for program in programs), columns, reader)
+
+
+def _check_alike(programs: Sequence[Program]) -> None:
+    """Check that the members of an ensemble take the same series and forecast the same steps."""
+    for name in ("channels", "known", "past", "static"):
+        given = [program.reader[name] for program in programs]
+        if any(one != given[0] for one in given):
+            raise ValueError(f"members must have the same {name}, got {given}")
+    shapes = [jax.eval_shape(p.function, p.params, example(p.columns)) for p in programs]
+    steps = sorted({shape["mean"].shape[1] for shape in shapes})
+    if len(steps) > 1:
+        raise ValueError(f"members must have one horizon to be exported, got {steps}")
+
 
 @recorded
 @dataclass(frozen=True, eq=False)
@@ -124,8 +168,12 @@ class LogScale:
             ValueError: also for a model that is no `Forecaster`.
         """
         inner = program_of(self.model, levels)
-        if inner.reader["log"] or inner.reader["unit"] is not None:
-            raise ValueError(f"model must be a Forecaster, got {type(self.model).__name__}")
+        log, unit, members = (inner.reader.get(name) for name in ("log", "unit", "members"))
+        if log or members or unit is not None:
+            raise ValueError(
+                "model must be a Forecaster for LogScale to be exported, got "
+                f"{type(self.model).__name__}; put LogScale within it"
+            )
 
         def function(params: Any, columns: Batch) -> Any:
             return jax.tree.map(

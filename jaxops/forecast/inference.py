@@ -100,7 +100,7 @@ def program_of(model: Any, levels: tuple[float, ...] | None) -> Program:
     """What is exported of a model inside another one.
 
     Args:
-        model: a `Forecaster`, or `LogScale` of one.
+        model: a `Forecaster`, or `LogScale`, `Ensemble` or `Conformal` of such.
         levels: of the quantiles, see `Forecaster.exported`.
 
     Raises:
@@ -108,8 +108,8 @@ def program_of(model: Any, levels: tuple[float, ...] | None) -> Program:
     """
     if not hasattr(model, "exported"):
         raise ValueError(
-            f"model must be a Forecaster, or LogScale of one, got {type(model).__name__}, which is "
-            "no program of JAX"
+            "model must be a network (Forecaster), or LogScale, Ensemble or Conformal of such, to "
+            f"be exported, got {type(model).__name__}; forecast it with jaxops, or fit a network"
         )
     program: Program = model.exported(levels)
     return program

@@ -34,7 +34,7 @@ from jaxops.model.finished import Model, Program
 from jaxops.task import Column, Task, example
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-PARTS = ("tables", "texts", "arrays", "run")  # of `run.py`
+PARTS = ("tables", "texts", "arrays", "curves", "customers", "run")  # of `run.py`
 OWN_IMPORTS = re.compile(r"^from jaxops\.[^\n(]*(\([^)]*\))?\n", re.MULTILINE)
 
 
@@ -50,18 +50,20 @@ def export(
     """Write a finished model as a program that runs without jaxops, with JAX alone.
 
     The folder's `run.py` loads it: `load(folder).predict(raw)` answers as `model.predict` does for
-    tables, texts and arrays of images, as `recommend.recommend` for lists of items, and as
+    tables, also of times of events, for texts and arrays of images, and for what
+    `customers.Summary` has of customers; as `recommend.recommend` for lists of items, and as
     `forecast.forecast` for arrays of series; `apply(columns)` takes encoded columns, as a model of
     language does. It needs the packages jax and flatbuffers. JAX promises to read the program in
     versions that are built up to 180 days later, or 21 days earlier, than those here.
 
-    Not exported are models of survival and of customers, trees, ensembles of forecasts, and the
-    generation of texts.
+    Not exported are the trees of other libraries than scikit-learn, classical forecasts, `BGBB`,
+    and the generation of texts.
 
     Args:
-        model: a task with its parameters, or a `Blend` of such; a `Recommender`; a
-            `forecast.Forecaster`, or `LogScale` or `Conformal` of one. The reader of a task has to
-            be one of tables, texts or images; without a reader the program takes encoded columns.
+        model: a task with its parameters; a regression of survival; trees of
+            `HistGradientBoosting`; a `Blend` of networks and such trees; a `CustomerBase`; a
+            `Recommender`; a `forecast.Forecaster`, or `LogScale`, `Ensemble` or `Conformal` of
+            such. Without a reader the program takes encoded columns.
         folder: where to write; what an earlier export wrote there is replaced.
         batch: the number of rows of a call, or "any".
         platforms: what the program is for: "cpu", "cuda", "rocm", "tpu". No such device is needed.
@@ -204,9 +206,8 @@ def _program(model: Model, options: dict[str, Any]) -> Program:
         return program
     if not isinstance(model.task, Task):
         raise ValueError(
-            "model must be a task with its parameters, a Blend of such, a Recommender, or a "
-            "Forecaster, LogScale or Conformal of one, which are programs of JAX, got "
-            f"{type(model.task).__name__}"
+            "model must be a network, or another program of JAX, to be exported, got "
+            f"{type(model.task).__name__}; answer with jaxops, or fit a network"
         )
     if options:
         raise ValueError(f"options must be none for this model, got {', '.join(options)}")
@@ -225,7 +226,8 @@ def _reader(model: Model) -> dict[str, Any]:
         return {"kind": "columns"}
     if not hasattr(model.reader, "exported"):
         raise ValueError(
-            f"reader must be one of tables, texts or images, got {type(model.reader).__name__}; "
+            "reader must be one of tables, texts, images or customers, got "
+            f"{type(model.reader).__name__}; "
             "export(jo.Model(model.task, model.state), ...) exports what takes encoded columns"
         )
     described: dict[str, Any] = model.reader.exported(model)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxops.data.checks import rows
 from jaxops.devices import hosts
 from jaxops.model.finished import Model, Program, fingerprint
+from jaxops.model.players import program_of
 from jaxops.optim import averaged
 from jaxops.state import TrainState
 from jaxops.task import Batch, Extra, Params, Task, check_module, recorded
@@ -76,19 +77,16 @@ class Blend(NamedTuple):
         """What the members predict, weighted, for `jaxops.export`.
 
         Raises:
-            ValueError: a member that is no task, such as trees, or one that reads a table itself.
+            ValueError: a member that is no program of JAX, such as trees of another library.
         """
-        other = next((task for task in self.tasks if not isinstance(task, Task)), None)
-        if other is not None:
-            raise ValueError(
-                "model must be a blend of tasks of one encoder, each of which is a program of JAX, "
-                f"got a member {type(other).__name__}; export one network, of fit without folds"
-            )
+        programs = [_program(model) for model in self.models()]
+        # members that read the table itself have columns of their own, with a number each
+        ends = [f" {place}" if self.reads_table else "" for place in range(len(programs))]
 
         def function(params: Any, columns: Batch) -> jax.Array:
             parts = [
-                w * task.predict(*own, columns)
-                for w, task, own in zip(self.weights, self.tasks, params, strict=True)
+                w * program.function(own, {c.name: columns[c.name + end] for c in program.columns})
+                for w, program, own, end in zip(self.weights, programs, params, ends, strict=True)
             ]
             mean = sum(parts[1:], parts[0])
             if self.temperature == 1:
@@ -97,9 +95,17 @@ class Blend(NamedTuple):
             both = jax.nn.softmax(jnp.log(jnp.maximum(both, 1e-30)) / self.temperature)
             return both[:, 1] if mean.ndim == 1 else both
 
-        columns = tuple(column for column in self.tasks[0].columns if not column.target)
-        params = tuple(zip(self.params, self.extras, strict=True))
-        return Program(function, params, columns)
+        columns = programs[0].columns
+        reader: dict[str, Any] = {}
+        if self.reads_table:
+            pairs = zip(programs, ends, strict=True)
+            columns = tuple(
+                column._replace(name=column.name + end)
+                for program, end in pairs
+                for column in program.columns
+            )
+            reader = {"members": [program.reader for program in programs]}
+        return Program(function, tuple(program.params for program in programs), columns, reader)
 
     @classmethod
     def of(
@@ -123,6 +129,21 @@ class Blend(NamedTuple):
             tuple(weight for _, weight in parts),
             temperature,
         )
+
+
+def _program(member: Model) -> Program:
+    """What a member of a blend computes."""
+    found = program_of(member)
+    if found is not None:
+        return found
+    if not hasattr(member.task, "exported"):
+        raise ValueError(
+            "model must be a blend of networks, and trees of HistGradientBoosting, to be exported, "
+            f"got a member {type(member.task).__name__}; fit without it"
+        )
+    found = member.task.exported()
+    assert found is not None
+    return found
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import chi2
 
+from jaxops.model.exported.curves import step
 from jaxops.model.finished import frame
 from jaxops.survival.outcomes import Outcome, codes, outcome
 
@@ -61,16 +62,6 @@ class Curve(NamedTuple):
     def frame(self) -> Any:
         """One row a time."""
         return frame({name: getattr(self, name) for name in self._fields[:-1]})
-
-
-def step(times: np.ndarray, values: np.ndarray, at: Any, start: float) -> np.ndarray:
-    """The values of a step function, continuous from the right, at any times.
-
-    >>> step(np.array([1.0, 2.0]), np.array([0.5, 0.25]), [0.0, 1.0, 9.0], 1.0).tolist()
-    [1.0, 0.5, 0.25]
-    """
-    place = np.searchsorted(times, np.asarray(at, np.float64), side="right")
-    return np.concatenate([[start], values])[place]
 
 
 def _counts(rows: Outcome, causes: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

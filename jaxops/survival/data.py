@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxops.data.columns import of_dates, read_with_dates, warn_of_unknown
 from jaxops.data.encoders import Encoder, Encoding
 from jaxops.data.tables import Source
+from jaxops.model.exported.curves import curves_of, numbered, strata_of
 from jaxops.model.finished import Model, frame
 from jaxops.survival.families import Baseline, Grid, Law
 from jaxops.survival.outcomes import Outcome, outcome
@@ -143,7 +145,7 @@ class SurvivalReader:
         ids = np.arange(count) if self.id is None else table[self.id]
         columns = {"features": self._encoding(table)}
         if self.strata and isinstance(self.family, Baseline):
-            columns["stratum"] = _numbered(strata_of(table, self.strata), self.family.labels)
+            columns["stratum"] = numbered(strata_of(table, self.strata), self.family.labels)
         return ids, columns, rows
 
     def predict(
@@ -185,28 +187,25 @@ class SurvivalReader:
             raise ValueError(f"times must be sorted numbers of at least 0, each once, got {times}")
         stratum = columns.get("stratum", np.zeros(len(ids), np.int64))
         outputs = np.asarray(model.outputs({"features": columns["features"]}, batch_size))
-        parts = []
-        for start in range(0, len(ids), batch_size):
-            rows = slice(start, start + batch_size)
-            answer = self._answer(outputs[rows], stratum[rows], at)
-            parts.append([part.astype(np.float32) for part in answer])
-        survival, risk, median, mean, incidence = map(np.concatenate, zip(*parts, strict=True))
-        several = incidence if self.causes > 1 else None
-        return Curves(ids, at, survival, risk, median, mean, self.horizon, several)
+        found = curves_of(self.family, outputs, stratum, at, self.horizon, self.causes, batch_size)
+        return Curves(ids, at, horizon=self.horizon, **found)
 
-    def _answer(
-        self, outputs: np.ndarray, stratum: np.ndarray, times: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
-        family = self.family
-        mean = family.mean(outputs, self.horizon, stratum)
-        risk = -outputs if isinstance(family, Law) else outputs
-        if isinstance(family, Grid) or (isinstance(family, Baseline) and len(family.labels) > 1):
-            risk = -mean
-        incidence = np.zeros((len(outputs), 0, 0))
-        if isinstance(family, Grid) and self.causes > 1:
-            incidence = family.incidence(outputs, times)
-        survival = family.survival(outputs, times, stratum)
-        return survival, risk, family.median(outputs, stratum), mean, incidence
+    def exported(self, model: Model) -> dict[str, Any]:
+        """What it knows, as plain data for `jaxops.export`; see `jaxops.model.exported.curves`."""
+        strata = self.strata if isinstance(self.family, Baseline) else ()
+        family = jax.tree.map(lambda x: np.asarray(x).tolist(), vars(self.family))
+        return {
+            "kind": "survival",
+            "id": self.id,
+            "dates": [*self.dates],
+            "since": None,
+            "encoder": self.encoder._asdict(),
+            "strata": [*strata],
+            "family": {"kind": type(self.family).__name__, **family},
+            "times": self.grid.tolist(),
+            "horizon": self.horizon,
+            "causes": self.causes,
+        }
 
     def describe(self) -> dict[str, str]:
         """What it reads, for people."""
@@ -252,21 +251,3 @@ def event_numbers(name: str, column: np.ndarray) -> np.ndarray:
                 f"{value!r} in row {row}"
             ) from None
     return numbers
-
-
-def strata_of(table: dict[str, np.ndarray], strata: Sequence[str]) -> np.ndarray:
-    """The stratum of each row as text, (N,).
-
-    >>> strata_of({"a": np.array(["x"], object), "b": np.array(["y"], object)}, ["a", "b"]).tolist()
-    ['a=x, b=y']
-    """
-    parts = [[f"{name}={value}" for value in table[name].tolist()] for name in strata]
-    return np.array([", ".join(row) for row in zip(*parts, strict=True)], object)
-
-
-def _numbered(labels: np.ndarray, known: Sequence[str]) -> np.ndarray:
-    number = {label: place for place, label in enumerate(known)}
-    for row, label in enumerate(labels.tolist()):
-        if label not in number:
-            raise ValueError(f"strata must be one of {', '.join(known)}, got {label} in row {row}")
-    return np.array([number[label] for label in labels.tolist()], np.int64)

@@ -10,12 +10,13 @@ import numpy as np
 from jaxops import optim
 from jaxops.data.checks import check_lists
 from jaxops.data.tables import Source
+from jaxops.model.exported.curves import strata_of
 from jaxops.model.finished import Model, fingerprint, seconds
 from jaxops.model.selection import best_of, trained_further
 from jaxops.optim import averaged
 from jaxops.survival.aft import AFTFit, aft_regression
 from jaxops.survival.cox import CoxFit, breslow, cox_regression
-from jaxops.survival.data import SurvivalReader, strata_of
+from jaxops.survival.data import SurvivalReader
 from jaxops.survival.evaluation import score
 from jaxops.survival.families import Baseline, Law
 from jaxops.survival.inference import reader_of

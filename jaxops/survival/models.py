@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxops.model.finished import Program
 from jaxops.nn import Dense, Units
 from jaxops.nn.units import units_of_widths
 from jaxops.survival.aft import AFTFit
 from jaxops.survival.cox import CoxFit
-from jaxops.task import recorded
+from jaxops.task import Batch, Column, recorded
 
 
 class MLP(nn.Module):
@@ -82,3 +83,20 @@ class Regression(NamedTuple):
         """The log hazards or locations (N,) of encoded columns."""
         x = self.design(columns["features"])
         return self.fit.log_hazard(x) if isinstance(self.fit, CoxFit) else self.fit.location(x)
+
+    def exported(self) -> Program:
+        """The log hazards or locations of rows (B, P) of its features, for `jaxops.export`."""
+        fit = self.fit
+        if isinstance(fit, CoxFit):
+            slopes, start = fit.coefficients, (self.centre - fit.mean) @ fit.coefficients
+        else:
+            slopes = fit.coefficients[1:-1]
+            start = fit.coefficients[0] + self.centre @ slopes
+
+        def function(params: Any, columns: Batch) -> jax.Array:
+            # no product of matrices, which an accelerator may round
+            return params["start"] + (params["slopes"] * columns["features"]).sum(-1)
+
+        params = {"slopes": (self.scale * slopes)[None], "start": start}
+        columns = (Column("features", (len(slopes),)),)
+        return Program(function, params, columns, {"places": self.places.tolist()})

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxops.data.encoders import Encoder, Encoding
-from jaxops.model.finished import Model, fingerprint
+from jaxops.model.finished import Model, Program, fingerprint
+from jaxops.model.players import program_of
 from jaxops.model.selection import Blend, best_of, tempered, trained_further
 from jaxops.state import TrainState
 from jaxops.tabular.boosters import CatBoost, LightGBM, XGBoost
@@ -72,6 +73,12 @@ class Member:
     def outputs(self, columns: Table, batch_size: int) -> np.ndarray:
         """What the task predicts for rows of a table, see `TableReader.table`."""
         return outputs_of(self.model(), self._encoding, columns, batch_size)
+
+    def exported(self) -> Program:
+        """What the task computes, of features by this encoder, for `jaxops.export`."""
+        program = program_of(self.model())
+        assert program is not None
+        return program._replace(reader={"encoder": self.encoder._asdict()})
 
 
 def selected(

@@ -65,19 +65,29 @@ class HistTrees:
         count = len(x)
         # of few shapes, as each is compiled
         x = np.pad(x, ((0, (1 << (count - 1).bit_length()) - count), (0, 0)))
-        margins = _margins(self._arrays, jnp.asarray(x), self.depth)
+        return np.asarray(self.program(self.arrays, jnp.asarray(x), kind))[:count]
+
+    def program(self, arrays: dict[str, jax.Array], x: jax.Array, kind: str) -> jax.Array:
+        """`predict` as a function of JAX.
+
+        Args:
+            arrays: see `arrays`.
+            x: (B, d), see `trees.matrix`.
+            kind: see `predict`.
+        """
+        margins = _margins(arrays, x, self.depth)
         outputs = margins[:, 0]
         if kind == "counts":
-            outputs = jnp.exp(outputs)
-        elif kind == "classes" and margins.shape[1] == 1:
-            outputs = jnp.stack([jax.nn.sigmoid(-outputs), jax.nn.sigmoid(outputs)], -1)
-        elif kind == "classes":
-            outputs = jax.nn.softmax(margins)
-        return np.asarray(outputs)[:count]
+            return jnp.exp(outputs)
+        if kind == "number":
+            return outputs
+        if margins.shape[1] == 1:
+            return jnp.stack([jax.nn.sigmoid(-outputs), jax.nn.sigmoid(outputs)], -1)
+        return jax.nn.softmax(margins)
 
     @functools.cached_property
-    def _arrays(self) -> dict[str, jax.Array]:
-        """The arrays on the device, placed when they are first needed."""
+    def arrays(self) -> dict[str, jax.Array]:
+        """The arrays by name on the device, placed when they are first needed."""
         return {n: jnp.asarray(v) for n, v in vars(self).items() if isinstance(v, np.ndarray)}
 
 

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxops._optional import require
+from jaxops.model.finished import Program
 from jaxops.tabular.hist_trees import HistTrees, categories_of, of_scikit_learn, ranks_of
 from jaxops.tabular.parts import Parts
-from jaxops.task import recorded
+from jaxops.task import Array, Batch, Column, recorded
 
 PATIENCE = 100  # rounds without a better validation loss
 FIRST = 64  # rounds of scikit-learn's trees before the time is looked at
@@ -205,6 +207,32 @@ class TreeModel:
         p = np.zeros((len(found), len(self.classes)), np.float32)
         p[:, list(self.present)] = found
         return p[:, 1] if len(self.classes) == 2 else p
+
+    def exported(self) -> Program:
+        """What the trees compute of the numbers of a row, for `jaxops.export`.
+
+        Raises:
+            ValueError: trees of another library, which computes them.
+        """
+        trees = self.trees
+        if not isinstance(trees, HistTrees):
+            raise ValueError(
+                "trees must be of HistGradientBoosting to be exported, as those are arrays, got "
+                f"{trees.library}, which its library computes; fit without it"
+            )
+
+        def function(arrays: Any, columns: Batch) -> Array:
+            x = jnp.where(columns["missing"], jnp.nan, columns["cells"])
+            found = trees.program(arrays, x, self.kind)
+            if self.kind != "classes":
+                return self.mean + self.std * found
+            p = jnp.zeros((len(found), len(self.classes))).at[:, jnp.array(self.present)].set(found)
+            return p[:, 1] if len(self.classes) == 2 else p
+
+        width = len(self.texts) + len(self.numbers)
+        columns = Column("cells", (width,)), Column("missing", (width,), "bool")
+        known = {"texts": self.texts, "numbers": self.numbers}
+        return Program(function, trees.arrays, columns, {"trees": known})
 
 
 def matrix(

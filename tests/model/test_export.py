@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -20,14 +19,13 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pytest
+from exports import assert_close, exported, forecaster, in_a_clean_process
 from small import TASK, compilations, filled, images
 
 import jaxops as jo
 from jaxops import forecast, language, nn, recommend, tabular, text, vision
 from jaxops.data import Tokenizer, columns, words
 from jaxops.data.columns import read_with_dates
-from jaxops.forecast.data.scales import scaling
-from jaxops.forecast.models.inputs import Inputs
 from jaxops.model.exported import run, tables, texts
 from jaxops.model.exported.tables import read_table
 from jaxops.model.exported.texts import read_texts
@@ -324,46 +322,6 @@ def recommender(model):
     return recommend.Recommender(model, params, names, np.arange(ITEMS, dtype=float))
 
 
-def forecaster(output, kind="series", covariates=True, **settings):
-    rng = np.random.default_rng(5)
-    values = rng.gamma(2.0, size=(3, 40, 2)).astype(np.float32)
-    more = {}
-    if covariates:
-        more = {
-            "known": {"price": rng.normal(size=(3, 40)), "sale": rng.integers(0, 2, (3, 40))},
-            "past": {"rain": rng.normal(size=(3, 40))},
-            "static": {"size": [1.0, 2.0, 4.0]},
-        }
-    series = forecast.from_arrays(list("abc"), list(values), channels=("x", "y"), **more)
-    made = scaling(series, kind, np.stack([series.offsets[:-1], series.offsets[1:]], 1))
-    module = (
-        forecast.TiDE(8, 4, output=output, width=8, temporal=4, encoder=1, decoder=1)
-        if covariates
-        else forecast.NLinear(8, 4, output=output)
-    )
-    windows = Inputs.of(jnp.ones((1, 8, 2)), 4)
-    if covariates:
-        shapes = (1, 8, 2), (1, 8, 1), (1, 12, 2), (1, 1)
-        windows = Inputs(*map(jnp.ones, shapes))
-    variables = filled(partial(module.init, train=False), windows)
-    names = series.channels, series.known_names, series.past_names, series.static_names
-    return series, forecast.Forecaster(module, variables, made, *names, "1", **settings)
-
-
-def exported(model, folder, **options):
-    return run.load(jo.export(model, folder, **options))
-
-
-def assert_close(found, wanted, **names):
-    """The answers by name, against a NamedTuple of jaxops with these other names."""
-    for name, value in found.items():
-        want = getattr(wanted, names.get(name, name))
-        if np.asarray(value).dtype.kind == "f":
-            np.testing.assert_allclose(value, want, rtol=2e-6, atol=1e-6, err_msg=name)
-        else:
-            assert np.asarray(value, object).tolist() == np.asarray(want, object).tolist(), name
-
-
 def test_a_table_of_several_labels(tmp_path):
     reader = encoder_of()
     pairs = {"left": ["no", "yes"], "angry": ["calm", "furious"]}
@@ -604,23 +562,6 @@ def test_parameters_of_two_bytes(tmp_path):
 
 # -- in a clean process
 
-CLEAN = """
-import pickle, sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"jaxops", "flax", "optax", "regex", "tokenizers", "pandas"}:
-            raise ImportError(name)
-sys.meta_path.insert(0, Blocked())
-out = {}
-for name, raw in pickle.load(open(sys.argv[1], "rb")).items():
-    sys.path.insert(0, name)
-    from run import load
-    out[name] = load(name).predict(raw)
-    del sys.path[0], sys.modules["run"]
-assert not {"jaxops", "flax", "optax"} & sys.modules.keys()
-pickle.dump(out, open(sys.argv[2], "wb"))
-"""
-
 
 @pytest.mark.filterwarnings("ignore:texts must")
 def test_a_process_without_jaxops_answers_the_same(tmp_path):
@@ -637,18 +578,14 @@ def test_a_process_without_jaxops_answers_the_same(tmp_path):
     for name, (model, _) in cases.items():
         jo.export(model, tmp_path / name)
         assert "jaxops." not in _imports(tmp_path / name / "run.py")
-    raw = {str(tmp_path / name): raw for name, (_, raw) in cases.items()}
-    (tmp_path / "raw").write_bytes(pickle.dumps(raw))
-    command = [sys.executable, "-I", "-c", CLEAN, f"{tmp_path}/raw", f"{tmp_path}/found"]
-    subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
-    found = pickle.loads((tmp_path / "found").read_bytes())
+    found = in_a_clean_process(tmp_path, {name: raw for name, (_, raw) in cases.items()})
     for name in ("table", "text", "vision"):
-        assert_close(found[str(tmp_path / name)], cases[name][0].predict(cases[name][1]))
+        assert_close(found[name], cases[name][0].predict(cases[name][1]))
     wanted = recommend.recommend(made, HISTORIES, 10)
-    assert found[f"{tmp_path}/recommend"]["items"] == wanted.ids()
+    assert found["recommend"]["items"] == wanted.ids()
     history = forecast.from_arrays(["a"], values, channels=("x", "y"))
     levels = (0.1, 0.5, 0.9)
-    assert_close(found[f"{tmp_path}/forecast"], forecast.forecast(method, history, levels=levels))
+    assert_close(found["forecast"], forecast.forecast(method, history, levels=levels))
 
 
 def _imports(path):
@@ -821,10 +758,14 @@ def test_models_and_folders_that_are_refused(tmp_path, small):
         jo.export(model, tmp_path / "notes.txt")
     with pytest.raises(ValueError, match=r"model must be a jo.Model, got Task"):
         jo.export(TASK, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"a Recommender, or a Forecaster, .* got Baseline"):
+    with pytest.raises(
+        ValueError, match=r"model must be a network, or another .* got Baseline; answer with"
+    ):
         jo.export(jo.Model(forecast.Baseline("drift")), tmp_path / "out")
     both = forecast.Conformal(forecast.Baseline("drift"), (0.5,), np.zeros((1, 1, 1)), 9, 1)
-    with pytest.raises(ValueError, match=r"model must be a Forecaster, .* got Baseline"):
+    with pytest.raises(
+        ValueError, match=r"model must be a network \(Forecaster\), .* got Baseline; fore"
+    ):
         jo.export(jo.Model(both), tmp_path / "out")
     unread = jo.Model(model.task, model.state, text.PassageReader(None))
     with pytest.raises(ValueError, match=r"reader must be one of tables, .*jo.Model\(model.task"):

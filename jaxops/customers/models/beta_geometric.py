@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import betainc, betaln, gammaln
 
 from jaxops.customers.models.numeric import (
+    NODES,
     beta_nodes,
     counts_above,
     distinct,
@@ -31,6 +32,7 @@ from jaxops.customers.models.numeric import (
 from jaxops.task import recorded
 
 Array = jax.Array
+COUNTS = 2048  # frequencies that an exported program takes
 Parts = list[tuple[Any, tuple[np.ndarray, ...], np.ndarray]]
 
 
@@ -131,6 +133,26 @@ class BGNBD:
         alive, again, bought = in_blocks(_outlook, shared, x, recency, T, horizon, piece, z)
         return alive, again, bought
 
+    def exported(self, params: dict[str, float]) -> tuple[Any, dict[str, Any], int]:
+        """What `outlook` tells without a discount, as a function of JAX, for `jaxops.export`.
+
+        The mean over p is a sum for each customer: nodes and weights are laid out for each
+        frequency.
+
+        Args:
+            params: the fitted parameters by name.
+
+        Returns:
+            A function of arrays and of x, recency, T and horizon, (B,) each; these arrays; and the
+            number of frequencies that it takes, from 0 on.
+        """
+        _, _, a, b = values = [params[name] for name in self.names]
+        k = np.arange(COUNTS) + self.early
+        # for horizons of up to 10,000 times alpha + T; beyond that exactness is lost slowly
+        p, weight = beta_nodes(a, b + k, 1e-7 / (1 + (values[0] + COUNTS) * 1e4), 2 * NODES)
+        shared = {"params": np.array(values), "p": p, "weight": weight}
+        return functools.partial(_expected, self.early), shared, COUNTS
+
     def population(self, params: dict[str, float], times: np.ndarray) -> np.ndarray:
         """The expected purchases of a new customer within times after the first, (M,) float64."""
         r, alpha, a, b = (params[name] for name in self.names)
@@ -222,6 +244,17 @@ def _outlook(
     alive, again = _alive_and_again(shared, x, recency, T, horizon)
     bought = functools.reduce(lambda total, one: total * z + one, shared["curve"][piece].T)
     return alive, again, alive * bought
+
+
+def _expected(
+    early: int, shared: dict[str, Any], x: Array, recency: Array, T: Array, horizon: Array
+) -> tuple[Array, Array, Array]:
+    """P(alive), P(alive and buys again), and expected purchases by the nodes of each frequency."""
+    r, alpha, _, _ = shared["params"]
+    alive, again = _alive_and_again(shared | {"early": early}, x, recency, T, horizon)
+    p, weight = (shared[name][x.astype(jnp.int32)] for name in ("p", "weight"))
+    bought = -jnp.expm1(-(r + x)[:, None] * jnp.log1p(p * (horizon / (alpha + T))[:, None]))
+    return alive, again, alive * (bought / p * weight).sum(1)
 
 
 def _discounted(

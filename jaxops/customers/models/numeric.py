@@ -67,7 +67,9 @@ def legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
     return (nodes + 1) / 2, weights / 2
 
 
-def beta_nodes(a: float, b: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+def beta_nodes(
+    a: float, b: np.ndarray, least: float, nodes: int = NODES
+) -> tuple[np.ndarray, np.ndarray]:
     """Nodes p and weights w of the mean over p ~ Beta(a, b_i): E[g(p)] is sum_k w_ik g(p_ik).
 
     The trapezoidal rule in y = log(p / (1 - p)), whose error falls exponentially with the number of
@@ -78,9 +80,10 @@ def beta_nodes(a: float, b: np.ndarray, least: float) -> tuple[np.ndarray, np.nd
         a: above 0.
         b: (U,), above 0.
         least: g is constant to float32's precision for p below it, above 0.
+        nodes: how many there are for each b; a lower `least` needs more.
 
     Returns:
-        p and w, (U, NODES) float64 each.
+        p and w, (U, nodes) float64 each.
 
     References:
         Trefethen and Weideman 2014, The exponentially convergent trapezoidal rule.
@@ -109,8 +112,8 @@ def beta_nodes(a: float, b: np.ndarray, least: float) -> tuple[np.ndarray, np.nd
     high = edge(np.log(np.expm1(np.minimum(rise + (TAIL + a * np.log1p(b / a)) / b, 500.0))))
     high = np.minimum(high, RIGHT + np.log1p(a))
     low = np.minimum(np.maximum(low, np.log(least / (1 + b))), high - 1e-3)
-    step = (high - low) / (NODES - 1)
-    y = low + step * np.arange(NODES)
+    step = (high - low) / (nodes - 1)
+    y = low + step * np.arange(nodes)
     weight = np.exp(log_density(y) - betaln(a, b)) * step
     weight[:, :1] /= -np.expm1(-a * step)  # geometric series
     weight[:, -1:] /= -np.expm1(-b * step)

@@ -78,6 +78,16 @@ class ParetoNBD:
         alive, again, bought = (part[kind] for part in in_blocks(function, params, *columns))
         return alive, again, bought
 
+    def exported(self, params: dict[str, float]) -> tuple[Any, dict[str, Any], None]:
+        """See `BGNBD.exported`; it takes any frequency."""
+
+        def function(
+            shared: dict[str, Array], x: Array, recency: Array, T: Array, horizon: Array
+        ) -> tuple[Array, Array, Array]:
+            return _expected(shared, x, recency, T, horizon, jnp.zeros_like(x))
+
+        return function, {name: params[name] for name in self.names}, None
+
     def population(self, params: dict[str, float], times: np.ndarray) -> np.ndarray:
         """The expected purchases of a new customer within times after the first, (M,) float64."""
         r, alpha, s, beta = (params[name] for name in self.names)

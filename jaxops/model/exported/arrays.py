@@ -86,6 +86,11 @@ def read_windows(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
     columns: Columns = {}
     if reader["unit"] is not None:
         columns["unit"] = np.stack([_unit(i, x, **reader["unit"]) for i, x in enumerate(rows)])
+    if "members" in reader:  # of an ensemble
+        for place, member in enumerate(reader["members"]):
+            own = read_windows(member, raw)[1]
+            columns |= {f"{name} {place}": value for name, value in own.items()}
+        return ids, columns
     seen = [_logarithms(x) for x in rows] if reader["log"] else rows
     columns["loc"], columns["scale"] = loc, scale = _scales(reader["scaling"], ids, seen)
     last = np.stack([_last(reader, x, context) for x in seen])

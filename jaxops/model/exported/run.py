@@ -1,4 +1,4 @@
-"""Loads and runs an exported model with the standard library, NumPy and JAX alone.
+"""Loads and runs an exported model with the standard library, JAX, and what JAX needs, alone.
 
     from run import load
     model = load("out")
@@ -35,6 +35,8 @@ from jaxops.model.exported.arrays import (
     read_images,
     read_windows,
 )
+from jaxops.model.exported.curves import of_survival, read_survival
+from jaxops.model.exported.customers import of_customers, read_customers
 from jaxops.model.exported.tables import Columns, of_classes, of_table, read_table
 from jaxops.model.exported.texts import of_texts, read_texts
 
@@ -52,6 +54,8 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "images": (read_images, of_classes),
     "histories": (read_histories, of_histories),
     "windows": (read_windows, of_windows),
+    "survival": (read_survival, of_survival),
+    "customers": (read_customers, of_customers),
 }
 """Kind of reader -> how raw input becomes ids and columns, and outputs become answers."""
 log = logging.getLogger("jaxops.exported")
@@ -183,12 +187,14 @@ class Exported:
 
         Args:
             raw: of a table columns by name, or a list of rows by name; of texts also a list of
-                texts. Of images uint8 (N, H, W, C), or (N, H, W) where they are grey. Of histories
-                the items' ids of each user, oldest first, in a list or by the user's id; the answer
-                is `users`, `items` (their ids, best first) and `scores`. Of series by name
-                `values`, arrays (T,) or (T, C), `id`, and the covariates of the model, `past`
-                (T, P), `known` (T + H, K) and `static` (Q,) of each series. Without a reader the
-                columns of `apply`.
+                texts. Of customers `frequency`, `recency`, `T`, with amounts `monetary_value`, and
+                the covariates, as `jaxops.customers.Summary` has them; `id` and `horizon`, which is
+                by default that of training, may be missing. Of images uint8 (N, H, W, C), or
+                (N, H, W) where they are grey. Of histories the items' ids of each user, oldest
+                first, in a list or by the user's id; the answer is `users`, `items` (their ids,
+                best first) and `scores`. Of series by name `values`, arrays (T,) or (T, C), `id`,
+                and the covariates of the model, `past` (T, P), `known` (T + H, K) and `static` (Q,)
+                of each series. Without a reader the columns of `apply`.
 
         Raises:
             ValueError: input that the model cannot read, with column and row.
@@ -342,19 +348,24 @@ def read_csv(path: str) -> dict[str, list[str]]:
 
 
 def main(path: str) -> None:
-    """Write the answers for a CSV file, a table or texts, to the standard output."""
+    """Write the answers for a CSV file, of rows or of texts, to the standard output."""
     exported = load(Path(__file__).parent)
-    if exported.reader["kind"] not in ("table", "texts"):
+    if exported.reader["kind"] not in ("table", "texts", "survival", "customers"):
         raise ValueError(
             f"a CSV file must be of a table or of texts, got {exported.reader['kind']}"
         )
     answer = exported.predict(read_csv(path))
+    arrays = {name: value for name, value in answer.items() if isinstance(value, np.ndarray)}
+    for cause in range(arrays["incidence"].shape[1] if "incidence" in arrays else 0):
+        arrays[f"incidence {cause + 1}"] = arrays["incidence"][:, cause]
+    arrays.pop("incidence", None)
     columns: Columns = {}
-    for name, value in answer.items():
-        if isinstance(value, np.ndarray) and value.ndim == 2:
-            ends = answer.get("classes") or answer.get("levels") or range(value.shape[1])
+    for name, value in arrays.items():
+        if value.ndim == 2:
+            ends = next((answer[n] for n in ("classes", "levels", "times") if answer.get(n)), None)
+            ends = range(value.shape[1]) if ends is None else ends
             columns |= {f"{name} {end}": value[:, i] for i, end in enumerate(ends)}
-        elif isinstance(value, np.ndarray):
+        else:
             columns[name] = value
     writer = csv.writer(sys.stdout)
     writer.writerow(columns)

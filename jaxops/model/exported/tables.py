@@ -60,7 +60,7 @@ def read_table(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
         table |= {f"{name} since {since}": table[name] - table[since] for name in others}
     for name in encoder["mean"]:
         if name not in table:
-            table[name] = _numbers(name, column(raw, name))
+            table[name] = numbers(name, column(raw, name))
     for name in encoder["values"]:
         table[name] = _texts(name, column(raw, name))
         known = [*encoder["values"][name], *encoder["rare"].get(name, ())]
@@ -70,15 +70,28 @@ def read_table(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
                 f"{count:,} rows, such as {table[name][0]!r}",
                 stacklevel=3,
             )
-    ids = np.arange(count)
-    if reader["id"] is not None:
-        given = column(raw, reader["id"])
-        ids = np.asarray(given)
-        if ids.dtype.kind in "iu":
-            ids = ids.astype(f"{ids.dtype.kind}8")
-        else:
-            ids = np.array([_text(cell, ()) or "" for cell in given], object)
-    return ids, {"features": _features(encoder, table)}
+    ids = np.arange(count) if reader["id"] is None else ids_of(column(raw, reader["id"]))
+    if "members" not in reader:
+        return ids, _columns(reader, table)
+    return ids, {
+        f"{name} {place}": value
+        for place, member in enumerate(reader["members"])
+        for name, value in _columns(member, table).items()
+    }
+
+
+def _columns(reader: Columns, table: Columns) -> Columns:
+    """What a network reads of a table, or trees."""
+    if "trees" not in reader:
+        return {"features": _features(reader["encoder"], table)}
+    known, parts = reader["trees"], []
+    for name, values in known["texts"].items():
+        number = {value: place for place, value in enumerate(values)}
+        parts.append(np.array([number.get(text, -1) for text in table[name]]))
+    parts += [table[name] - offset for name, offset in known["numbers"].items()]
+    cells = np.stack(parts, -1).astype(np.float32)
+    missing = np.isnan(cells)
+    return {"cells": np.where(missing, 0, cells), "missing": missing}
 
 
 def of_table(reader: Columns, ids: np.ndarray, outputs: np.ndarray) -> Columns:
@@ -130,11 +143,22 @@ def _text(value: Any, missing: tuple[str, ...] = MISSING) -> str | None:
     return None if text in missing else text
 
 
+def ids_of(cells: Any) -> np.ndarray:
+    """The user's ids, whole numbers or text."""
+    ids = np.asarray(cells)
+    return ids.astype(f"{ids.dtype.kind}8") if ids.dtype.kind in "iu" else as_text(cells)
+
+
+def as_text(cells: Any) -> np.ndarray:
+    """Cells as text that is kept as it is, `str` objects (N,), "" where they are missing."""
+    return np.array([_text(cell, ()) or "" for cell in cells], object)
+
+
 def _texts(name: str, cells: Any) -> list[str]:
     return [_text(cell) or "" for _, cell in _cells(name, cells, "text", NO_CELLS + DATES)]
 
 
-def _numbers(name: str, cells: Any) -> np.ndarray:
+def numbers(name: str, cells: Any) -> np.ndarray:
     """Numbers, float64 (N,), with NaN where they are missing."""
     if isinstance(cells, np.ndarray) and cells.dtype.kind in "iuf":
         found = np.ma.filled(cells.astype(np.float64), np.nan)
@@ -235,3 +259,13 @@ def _normal(x: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
     end = 1e-7 - np.spacing(1)
     scores = np.frompyfunc(NormalDist().inv_cdf, 1, 1)(np.clip(probability, end, 1 - end))
     return np.asarray(scores, np.float64)
+
+
+def none_such(bad: np.ndarray, values: np.ndarray, wanted: str, hint: str = "") -> None:
+    """Raise `ValueError` with the first row where `bad` is true, and its value."""
+    if bad.any():
+        row = int(bad.argmax())
+        value = values[row].item() if isinstance(values[row], np.generic) else values[row]
+        raise ValueError(
+            f"{wanted}, got {value!r} in row {row} (counted from 0; {bad.sum():,} such rows){hint}"
+        )
