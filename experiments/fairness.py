@@ -261,6 +261,8 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
         task = tabular.classifier(tabular.MLP((64, 64)), features=data.train.features.shape[1])
         net = Trained(task, data, settings.epochs, seed)
         for method, figures in methods(net, settings.iterations, seed).items():
+            if settings.smoke and method.endswith((", 4.0", "-, 0.1")):
+                continue  # another strength of a task, which compiles anew
             row = rows[f"{name}: {method}"] = figures()
             told = ", ".join(f"{k} {v:.4f}" for k, v in row.items())
             (folder / "rows.json").write_text(json.dumps(rows))
