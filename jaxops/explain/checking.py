@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from jaxops.explain.explaining import METHODS, check_settings, of_game
 from jaxops.explain.games import Game, game
@@ -208,7 +208,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray, real: np.ndarray) -> np
             found.append(np.nan)
             continue
         varied = np.ptp(a) > 0 and np.ptp(b) > 0
-        found.append(float(spearmanr(a, b).statistic) if varied else 0.0)
+        found.append(float(scipy.stats.spearmanr(a, b).statistic) if varied else 0.0)
     return np.array(found)
 
 

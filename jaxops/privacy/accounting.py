@@ -9,7 +9,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from scipy import optimize, stats
+import scipy
 
 from jaxops._optional import require
 
@@ -216,7 +216,7 @@ def noise_multiplier(
         low, high = high, high + math.log(2)
     while low == high or too_much(low) <= 0:
         low, high = low - math.log(2), low
-    found = optimize.brentq(too_much, low, high, xtol=TOLERANCE / 2 / math.exp(high))
+    found = scipy.optimize.brentq(too_much, low, high, xtol=TOLERANCE / 2 / math.exp(high))
     return math.exp(found) + TOLERANCE / 2
 
 
@@ -253,7 +253,7 @@ def _event(dp: Any, entry: Updates | Pure) -> Any:
     noise, rate, steps, most = entry
     if entry.mixed:
         counts = range(most + 1)
-        chances = stats.binom.pmf(counts, most, rate).tolist()
+        chances = scipy.stats.binom.pmf(counts, most, rate).tolist()
         step = dp.MixtureOfGaussiansDpEvent(noise, [float(n) for n in counts], chances)
     else:
         step = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise / most))

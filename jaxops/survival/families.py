@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from scipy.special import expit
-from scipy.stats import norm
 
 from jaxops.model.finished import frame
 from jaxops.survival.curves import step
@@ -122,7 +122,7 @@ class Law:
         if self.name == "weibull":
             with np.errstate(over="ignore"):
                 return np.exp(-np.exp(z))
-        return norm.sf(z) if self.name == "log-normal" else expit(-z)
+        return scipy.stats.norm.sf(z) if self.name == "log-normal" else expit(-z)
 
     def median(self, outputs: np.ndarray, stratum: Any = 0) -> np.ndarray:
         """(N,)."""
