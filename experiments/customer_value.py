@@ -212,13 +212,13 @@ def features(table: Table, label: str) -> np.ndarray:
     return np.stack([v for k, v in table.items() if k not in ("customer", "cutoff", label)], 1)
 
 
-def trees(loss: str) -> Callable[[Table, Table], np.ndarray]:
+def trees(loss: str, iterations: int) -> Callable[[Table, Table], np.ndarray]:
     """Learns values from a table by gradient-boosted trees, and tells those of another."""
 
     def told(train: Table, test: Table) -> np.ndarray:
         from sklearn.ensemble import HistGradientBoostingRegressor
 
-        model = HistGradientBoostingRegressor(loss=loss, random_state=0)
+        model = HistGradientBoostingRegressor(loss=loss, max_iter=iterations, random_state=0)
         model.fit(features(train, "value"), train["value"])
         return np.maximum(model.predict(features(test, "value")), 0)
 
@@ -244,7 +244,9 @@ def zero_inflated(train: Table, test: Table) -> np.ndarray:
 
 
 def learners(settings: Settings) -> dict[str, Callable[[Table, Table], np.ndarray]]:
-    known = {"trees": trees("squared_error"), "trees, Poisson": trees("poisson")}
+    iterations = 10 if settings.smoke else 100
+    losses = {"trees": "squared_error", "trees, Poisson": "poisson"}
+    known = {name: trees(loss, iterations) for name, loss in losses.items()}
     networks = {"tabular": tabular_default, "tabular, zero-inflated": zero_inflated}
     return known | (networks if settings.tabular else {})
 

@@ -158,6 +158,7 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
     else:
         task = vision.classifier(vision.MLP(()), (7, 7, 81), mean=0.5, std=0.125)
     values: dict[str, float] = {}
+    sgd = jo.optim.sgd(settings.learning_rate, momentum=0.9)
     plans = zip(("eps3", "eps1"), settings.epsilons, settings.epochs, strict=True)
     for name, epsilon, epochs in plans:
         steps = (1 if settings.smoke else epochs) * rows // batch_size
@@ -165,7 +166,6 @@ def run(settings: Settings, seed: int, folder: Path) -> dict[str, float]:
         private = privacy.private(
             task, clip=settings.clip, noise_multiplier=noise, batch_size=batch_size
         )
-        sgd = jo.optim.sgd(settings.learning_rate, momentum=0.9)
         at = folder / name
         at.mkdir(exist_ok=True)
         log = common.Log(at, settings.resume)

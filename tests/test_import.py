@@ -26,7 +26,8 @@ heavy = {"jax", "optax", "flax", "orbax", "grain"} & sys.modules.keys()
 assert not heavy, heavy
 for room in ROOMS:
     importlib.import_module(f"jaxops.{room}")
-assert "orbax" not in sys.modules and "grain" not in sys.modules
+heavy = {"orbax", "grain", "scipy.stats", "scipy.optimize", "pandas"} & sys.modules.keys()
+assert not heavy, heavy
 
 from jaxops import tabular
 x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 from jaxops.model.exported.tables import none_such
 from jaxops.model.finished import frame
@@ -48,8 +48,8 @@ def normalized_gini(expected: Any, actual: Any) -> float:
     0.6875
     """
     expected, actual = pair(expected=expected, actual=actual)
-    best = (rankdata(actual) - (len(actual) + 1) / 2) @ actual
-    got = (rankdata(expected) - (len(actual) + 1) / 2) @ actual
+    best = (scipy.stats.rankdata(actual) - (len(actual) + 1) / 2) @ actual
+    got = (scipy.stats.rankdata(expected) - (len(actual) + 1) / 2) @ actual
     return float(got / best) if best > 0 else np.nan
 
 
@@ -66,7 +66,7 @@ def spearman(expected: Any, actual: Any) -> float:
     >>> round(spearman([1, 2, 3, 4], [0, 5, 0, 9]), 4)
     0.6325
     """
-    a, b = (rankdata(x) for x in pair(expected=expected, actual=actual))
+    a, b = (scipy.stats.rankdata(x) for x in pair(expected=expected, actual=actual))
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size > 0 else np.nan

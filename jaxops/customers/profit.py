@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import isotonic_regression
+import scipy
 from scipy.special import betainc
 
 from jaxops.customers.measures import by_score, pair, samples, up_to
@@ -239,7 +239,7 @@ def _at_best(
 ) -> tuple[float, float]:
     """Profit and share of contacts of groups by decreasing score, with the churners in each."""
     # the convex hull of the ROC curve: its slopes are those of the best decreasing fit
-    hull = isotonic_regression(hits / size, weights=size, increasing=False).blocks
+    hull = scipy.optimize.isotonic_regression(hits / size, weights=size, increasing=False).blocks
     ends, gone = (np.append(0.0, np.cumsum(x))[hull] / size.sum() for x in (size, hits))
     stayed = ends - gone  # shares of all customers
     cost = (offer + contact) * np.diff(stayed) + contact * np.diff(gone)

@@ -24,7 +24,7 @@ If the log has no propensities, `estimated_propensity` estimates them.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
+import scipy
 from scipy.special import log_softmax, softmax
 
 from jaxops.decide import _checks as checks
@@ -274,7 +274,9 @@ def _logistic(x: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
         slope = x.T @ (np.exp(scores) - one) + kept
         return -(scores * one).sum() + (kept**2).sum() / 2, slope.ravel()
 
-    found = minimize(loss, np.zeros(x.shape[1] * classes), jac=True, method="L-BFGS-B")
+    found = scipy.optimize.minimize(
+        loss, np.zeros(x.shape[1] * classes), jac=True, method="L-BFGS-B"
+    )
     return np.asarray(found.x).reshape(shape)
 
 

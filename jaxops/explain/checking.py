@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from jaxops.explain.explaining import METHODS, check_settings, of_game
 from jaxops.explain.games import Game, game
@@ -200,7 +200,8 @@ def rank_correlation(one: np.ndarray, other: np.ndarray, real: np.ndarray) -> np
     found = np.full(len(real), np.nan)
     for row in np.flatnonzero(real.sum(1) > 1):
         a, b = np.abs(one[row, real[row]]), np.abs(other[row, real[row]])
-        found[row] = spearmanr(a, b).statistic if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+        varied = np.ptp(a) > 0 and np.ptp(b) > 0
+        found[row] = scipy.stats.spearmanr(a, b).statistic if varied else 0.0
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy
 
 from jaxops.fairness.groups import Groups, binary, check_rows, groups_of
 
@@ -219,7 +219,7 @@ class _Game:
         """The best mixture of the classifiers so far, and the prices at which it is."""
         count = len(self.errors)
         over = np.array(self.violations).T - self.bound
-        found = linprog(
+        found = scipy.optimize.linprog(
             np.append(self.errors, 1 / self.bound),
             A_ub=np.hstack([over, -np.ones((self.count, 1))]),
             b_ub=np.zeros(self.count),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy
 
 from jaxops.fairness.groups import Groups, binary, check_rows, groups_of, probabilities_of
 from jaxops.fairness.reporting import answered, columns_of
@@ -132,7 +132,7 @@ def _solved(
             above.append(row)
     most = np.array(above)
     limits = np.concatenate([np.full(len(most), tolerance), np.zeros(len(most))])
-    found = linprog(
+    found = scipy.optimize.linprog(
         -gain / max(1.0, float(np.abs(gain).max())),
         A_ub=np.concatenate([most, -most]),
         b_ub=limits,

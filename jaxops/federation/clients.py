@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from jaxops.data.checks import rows
 from jaxops.devices import hosts
@@ -159,7 +159,7 @@ class Rounds(Resident):
         self.rows, self.probability = len(clients), per_round / len(clients)
         self.most = per_round
         if poisson:
-            most = stats.binom.isf(OVERFLOW, len(clients), self.probability)
+            most = scipy.stats.binom.isf(OVERFLOW, len(clients), self.probability)
             self.most = min(int(most) + 1, len(clients))
         parts = plan.batch_shards * block
         self.padded = -(-self.most // parts) * parts

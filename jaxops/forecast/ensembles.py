@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import nnls
+import scipy
 
 from jaxops.forecast.data.series import Series
 from jaxops.forecast.inference import levels_of, program_of, rising
@@ -237,6 +237,6 @@ def stacking(forecasts: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
     root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
     heavy = 1e4 * max(float(np.sqrt(np.trace(gram))), 1e-30)
     rows = np.concatenate([root, np.full((1, len(gram)), heavy)])
-    weights, _ = nnls(rows, np.concatenate([np.zeros(len(root)), [heavy]]))
+    weights, _ = scipy.optimize.nnls(rows, np.concatenate([np.zeros(len(root)), [heavy]]))
     weights = np.round(weights / weights.sum(), 6)
     return tuple(weights.tolist())

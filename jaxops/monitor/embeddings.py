@@ -9,7 +9,7 @@ not depend on which sample a row belongs to.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.spatial.distance import pdist
+import scipy
 
 from jaxops.monitor.statistics import Comparison
 
@@ -199,7 +199,9 @@ def _bandwidth(rows: np.ndarray, given: float | None, rng: np.random.Generator) 
         if not given > 0:
             raise ValueError(f"bandwidth must be above 0, got {given}")
         return given
-    median = float(np.median(pdist(rows[rng.permutation(len(rows))[:SAMPLED]])))
+    median = float(
+        np.median(scipy.spatial.distance.pdist(rows[rng.permutation(len(rows))[:SAMPLED]]))
+    )
     if median == 0:
         raise ValueError("bandwidth must be given where most vectors are equal, got None")
     return median

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 from scipy.special import ndtri
-from scipy.stats import false_discovery_control
 
 from jaxops._optional import require
 from jaxops.data.columns import frame_of, read_with_dates
@@ -209,7 +209,9 @@ def compared(reference: Reference, sketch: Sketch) -> dict[str, dict[str, Any]]:
     }
     for test in TESTS:
         tested = [one[test] for one in columns.values() if test in one]
-        adjusted = false_discovery_control([one["p"] for one in tested]) if tested else []
+        adjusted = (
+            scipy.stats.false_discovery_control([one["p"] for one in tested]) if tested else []
+        )
         for one, p in zip(tested, adjusted, strict=True):
             one["adjusted"] = p
     return columns

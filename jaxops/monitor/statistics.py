@@ -12,7 +12,7 @@ Each test holds its level for one look. A monitor that looks every day needs
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 AT_ONCE = 2**22  # numbers held at a time
 
@@ -81,7 +81,9 @@ def ks(reference: np.ndarray, current: np.ndarray) -> Comparison:
     a, b = _pair(reference, current)
     gap = np.cumsum(a, -1) / a.sum(-1, keepdims=True) - np.cumsum(b, -1) / b.sum(-1, keepdims=True)
     statistic = np.minimum(np.abs(gap).max(-1), 1.0)
-    return Comparison(statistic, stats.kstwo.sf(statistic, np.maximum(np.round(_size(a, b)), 1)))
+    return Comparison(
+        statistic, scipy.stats.kstwo.sf(statistic, np.maximum(np.round(_size(a, b)), 1))
+    )
 
 
 def chi_squared(reference: np.ndarray, current: np.ndarray) -> Comparison:
@@ -132,7 +134,7 @@ def psi(reference: np.ndarray, current: np.ndarray) -> Comparison:
     """
     a, b = _pair(reference, current)
     p, q = _shares(a, b), _shares(b, a)
-    part = special.xlogy(q - p, np.divide(q, p, out=np.ones_like(p), where=p > 0))
+    part = scipy.special.xlogy(q - p, np.divide(q, p, out=np.ones_like(p), where=p > 0))
     statistic = part.sum(-1)
     return Comparison(statistic, _tail(_size(a, b) * statistic, a + b))
 
@@ -160,7 +162,7 @@ def jensen_shannon(reference: np.ndarray, current: np.ndarray) -> Comparison:
     a, b = _pair(reference, current)
     p, q = a / a.sum(-1, keepdims=True), b / b.sum(-1, keepdims=True)
     middle = (p + q) / 2
-    both = special.rel_entr(p, middle).sum(-1) + special.rel_entr(q, middle).sum(-1)
+    both = scipy.special.rel_entr(p, middle).sum(-1) + scipy.special.rel_entr(q, middle).sum(-1)
     nats = np.maximum(both / 2, 0)  # rounding can make it negative
     return Comparison(np.sqrt(nats / np.log(2)), _tail(8 * _size(a, b) * nats, a + b))
 
@@ -252,7 +254,7 @@ def rate_changed(
     p = np.empty(a.shape)
     for column in np.ndindex(a.shape):
         table = [[x[column], y[column] - x[column]] for x, y in ((a, n), (b, m))]
-        p[column] = stats.fisher_exact(np.asarray(table, np.int64)).pvalue
+        p[column] = scipy.stats.fisher_exact(np.asarray(table, np.int64)).pvalue
     return Comparison(b / m - a / n, p)
 
 
@@ -280,7 +282,7 @@ def _size(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _tail(statistic: np.ndarray, both: np.ndarray) -> np.ndarray:
     """The chi-squared p-value over the bins that occur; 1 if there is only one."""
     freedom = (both > 0).sum(-1) - 1
-    return np.where(freedom > 0, special.chdtrc(np.maximum(freedom, 1), statistic), 1.0)
+    return np.where(freedom > 0, scipy.special.chdtrc(np.maximum(freedom, 1), statistic), 1.0)
 
 
 def _shares(counts: np.ndarray, other: np.ndarray) -> np.ndarray:

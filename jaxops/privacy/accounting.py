@@ -5,10 +5,11 @@ Neighbours are two tables of which one has one row more (add or remove one row).
 The figures are those of Google's dp-accounting.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
-from scipy import optimize, stats
+import scipy
 
 from jaxops._optional import require
 
@@ -199,18 +200,24 @@ def noise_multiplier(
             f"{beside.epsilon(delta, accountant):.3f}"
         )
 
-    def too_much(noise: float) -> float:
+    @functools.cache  # an evaluation takes up to seconds
+    def too_much(log_noise: float) -> float:
         trained = training_ledger(
-            noise_multiplier=noise, rate=rate, steps=steps, rows_per_user=rows_per_user
+            noise_multiplier=math.exp(log_noise),
+            rate=rate,
+            steps=steps,
+            rows_per_user=rows_per_user,
         )
         return math.log(max((beside + trained).epsilon(delta, accountant), 1e-9) / epsilon)
 
-    low = high = 1.0
+    # between logarithms the curve is nearly a straight line, which takes half of the evaluations
+    low = high = 0.0
     while too_much(high) > 0:
-        low, high = high, 2 * high
+        low, high = high, high + math.log(2)
     while low == high or too_much(low) <= 0:
-        low, high = low / 2, low
-    return float(optimize.brentq(too_much, low, high, xtol=TOLERANCE / 2)) + TOLERANCE / 2
+        low, high = low - math.log(2), low
+    found = scipy.optimize.brentq(too_much, low, high, xtol=TOLERANCE / 2 / math.exp(high))
+    return math.exp(found) + TOLERANCE / 2
 
 
 def _check_delta(delta: float) -> None:
@@ -246,7 +253,7 @@ def _event(dp: Any, entry: Updates | Pure) -> Any:
     noise, rate, steps, most = entry
     if entry.mixed:
         counts = range(most + 1)
-        chances = stats.binom.pmf(counts, most, rate).tolist()
+        chances = scipy.stats.binom.pmf(counts, most, rate).tolist()
         step = dp.MixtureOfGaussiansDpEvent(noise, [float(n) for n in counts], chances)
     else:
         step = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise / most))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
-from scipy import stats
+import scipy
 
 from jaxops.task import Column, Task, supervised
 
@@ -137,9 +137,9 @@ def one_run_bound(
     def chance(epsilon: float) -> float:
         q = 1 / (1 + np.exp(-epsilon))
         i = np.arange(1, right + 1)
-        between = stats.binom.pmf(right - i, guesses, q).cumsum()
+        between = scipy.stats.binom.pmf(right - i, guesses, q).cumsum()
         more = (between / i).max(initial=0.0)
-        return float(stats.binom.sf(right - 1, guesses, q) + 2 * canaries * delta * more)
+        return float(scipy.stats.binom.sf(right - 1, guesses, q) + 2 * canaries * delta * more)
 
     return _largest_refuted(lambda epsilon: chance(epsilon) < 1 - confidence)
 
@@ -185,7 +185,7 @@ def many_runs_bound(
     alpha = (1 - confidence) / 2  # for each of the two rates
 
     def at_least(right: int, runs: int) -> float:
-        return float(stats.beta.ppf(alpha, right, runs - right + 1)) if right else 0.0
+        return float(scipy.stats.beta.ppf(alpha, right, runs - right + 1)) if right else 0.0
 
     hit, reject = at_least(right_in, runs_in), at_least(right_out, runs_out)
     odds = [(hit - delta) / (1 - reject), (reject - delta) / (1 - hit)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import median_abs_deviation
+import scipy
 
 from jaxops._optional import require
 from jaxops.data.columns import frame_of
@@ -91,7 +91,9 @@ def _moved(column: Any, rng: np.random.Generator, share: float, group: np.ndarra
     for one in range(group.max() + 1):
         own = x[(group == one) & np.isfinite(x)]
         if len(own):
-            spread[group == one] = median_abs_deviation(own, scale="normal") or own.std()
+            spread[group == one] = (
+                scipy.stats.median_abs_deviation(own, scale="normal") or own.std()
+            )
     moved = (rng.random(len(x)) < share) & np.isfinite(x)
     x = np.where(moved, x + rng.choice([-1, 1], len(x)) * DISTANCE * spread, x)
     if column.dtype.kind in "iu":  # counts and numbers of categories stay whole

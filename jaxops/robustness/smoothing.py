@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from scipy.special import ndtri
-from scipy.stats import beta, binom
 
 from jaxops._shapes import few_lengths
 from jaxops.data.checks import prepare
@@ -109,7 +109,7 @@ class Smoothed:
         counts = self.counts(data, draws, seed, batch_size)
         order = np.sort(counts, axis=1)
         first, both = order[:, -1], order[:, -1] + order[:, -2]
-        p = np.minimum(1.0, 2 * binom.sf(first - 1, both, 0.5))
+        p = np.minimum(1.0, 2 * scipy.stats.binom.sf(first - 1, both, 0.5))
         unknown = np.full(len(counts), np.nan)
         return Certified(self._names(counts.argmax(1), p <= alpha), unknown, unknown)
 
@@ -213,7 +213,7 @@ def _counts(
 def _lower(hits: np.ndarray, draws: int, alpha: float) -> np.ndarray:
     """Clopper and Pearson's lower bound of a probability, at the level 1 - alpha; 0 of no hits."""
     some = np.maximum(hits, 1)
-    return np.where(hits > 0, beta.ppf(alpha, some, draws - some + 1), 0.0)
+    return np.where(hits > 0, scipy.stats.beta.ppf(alpha, some, draws - some + 1), 0.0)
 
 
 def _check_level(alpha: float) -> None:

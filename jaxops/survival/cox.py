@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import chi2
+import scipy
 
 from jaxops.model.finished import frame
 from jaxops.survival.curves import kaplan_meier
@@ -357,4 +357,4 @@ def proportionality_test(
     scale = len(sets.event) * np.diagonal(fit.covariance) * (at @ at)
     statistic = (at @ residuals) ** 2 / scale
     names = np.array(fit.names, object)
-    return frame({"name": names, "chi2": statistic, "p": chi2.sf(statistic, 1)})
+    return frame({"name": names, "chi2": statistic, "p": scipy.stats.chi2.sf(statistic, 1)})

@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from scipy.special import ndtri
-from scipy.stats import chi2
 
 from jaxops.model.exported.curves import step
 from jaxops.model.finished import frame
@@ -279,7 +279,7 @@ def log_rank(
     if np.linalg.matrix_rank(covariance, hermitian=True) < G - 1:
         raise ValueError("groups must be at risk together, got some that are not")
     statistic = float(difference[1:] @ inverse @ difference[1:])
-    p = float(chi2.sf(statistic, G - 1))
+    p = float(scipy.stats.chi2.sf(statistic, G - 1))
     return LogRank(statistic, G - 1, p, names, observed, expected)
 
 

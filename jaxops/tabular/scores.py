@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy
 from scipy.special import xlogy
-from scipy.stats import rankdata
 
 from jaxops.tabular.data import TableReader, of_classes
 from jaxops.trust.evaluation import Evaluation, auc_of, of_labels
@@ -104,7 +104,7 @@ def _of_numbers(kind: str, ids: np.ndarray, output: np.ndarray, target: np.ndarr
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     """The correlation of ranks; NaN where all values of one are equal."""
-    x, y = (rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
+    x, y = (scipy.stats.rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
     scale = np.sqrt((x**2).sum() * (y**2).sum())
     return float((x * y).sum() / scale) if scale else np.nan
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.optimize import isotonic_regression, minimize
+import scipy
 from scipy.special import expit, log_softmax, softmax
 
 from jaxops.task import recorded
@@ -236,7 +236,7 @@ class Isotonic:
             levels, place = np.unique(p, return_inverse=True)
             rows = np.bincount(place)
             share = np.bincount(place, hit) / rows
-            curve = isotonic_regression(share, weights=rows).x
+            curve = scipy.optimize.isotonic_regression(share, weights=rows).x
             # what lies on the line between its neighbours is not kept
             kept = np.ones(len(levels), bool)
             kept[1:-1] = (curve[1:-1] != curve[:-2]) | (curve[1:-1] != curve[2:])
@@ -311,7 +311,7 @@ def _logistic(inputs: np.ndarray, targets: np.ndarray, least: float | None = Non
 def _least(loss: Any, start: np.ndarray, bounds: Any = None) -> np.ndarray:
     """Where a convex loss with its gradient is smallest."""
     options = {"maxiter": 5000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 30}
-    found: np.ndarray = minimize(
+    found: np.ndarray = scipy.optimize.minimize(
         loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
     ).x
     return found

@@ -55,6 +55,7 @@ class Evaluation:
     bare: frozenset[str] = frozenset()
     block: int = 1
     parts: dict[str, np.ndarray] = field(default_factory=dict)
+    _drawn: dict[Any, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,8 +88,7 @@ class Evaluation:
             figure = self.wholes[metric](np.arange(len(self)))
             if metric in self.bare or len(self) // self.block < BLOCKS:
                 return Interval(figure, np.nan, np.nan)
-            drawn = [self.wholes[metric](rows) for rows in _samples(len(self), self.block)]
-            return Interval(figure, *_bounds(np.array(drawn), coverage))
+            return Interval(figure, *_bounds(self._resampled(metric, self.block), coverage))
         values = self._units(metric, step)
         values = values[np.isfinite(values)]
         if len(values) // self.block < BLOCKS:
@@ -114,11 +114,9 @@ class Evaluation:
         if len(self) // self.block < BLOCKS:
             raise ValueError(f"units must be at least {BLOCKS}, got {len(self) // self.block}")
         if metric in self.wholes and metric in other.wholes:
-            one, two = self.wholes[metric], other.wholes[metric]
             everything = np.arange(len(self))
-            difference = one(everything) - two(everything)
-            samples = _samples(len(self), self.block)
-            drawn = np.array([one(rows) - two(rows) for rows in samples])
+            difference = self.wholes[metric](everything) - other.wholes[metric](everything)
+            drawn = self._resampled(metric, self.block) - other._resampled(metric, self.block)
             beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
             p = min(1.0, max(2 * beyond, 1 / (RESAMPLES + 1)))
             return Paired(difference, *_bounds(drawn, coverage), float(p))
@@ -158,6 +156,14 @@ class Evaluation:
             bounds = f"[{low:.4f}, {high:.4f}]" if np.isfinite(low) else "[-]"
             rows.append({"metric": metric, "value": f"{value:.4f}", "95 % interval": bounds})
         return _table.table(rows)
+
+    def _resampled(self, metric: str, block: int) -> np.ndarray:
+        """A figure of `wholes` for each sample of the units, computed once: comparing takes it."""
+        whole = self.wholes[metric]
+        if (whole, block) not in self._drawn:
+            samples = _samples(len(self), block)
+            self._drawn[whole, block] = np.array([whole(rows) for rows in samples])
+        return self._drawn[whole, block]
 
     def _units(self, metric: str, step: int | None = None) -> np.ndarray:
         if metric not in self.values:

@@ -52,10 +52,13 @@ MAIN = {
 def offline(monkeypatch):
     monkeypatch.setattr(sources, "reachable", lambda url: False)
     monkeypatch.setattr(clock, "peak_flops", functools.partial(clock.peak_flops, size=256))
-    for name in ("TURNS", "LEAST"):  # of the timed calls
-        monkeypatch.setattr(receipts, name, 3)
-    save = Figure.savefig  # small pictures: drawing took a seventh of the time
+    for name, value in {"TURNS": 3, "LEAST": 3, "ROWS": (64,)}.items():  # of the timed calls
+        monkeypatch.setattr(receipts, name, value)
+    # small pictures, few mistakes: drawing took a seventh of the time
+    save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda *a, **options: save(*a, **options | {"dpi": 40}))
+    few = functools.partial(report.plot_mistakes, count=3)
+    monkeypatch.setattr(report, "plot_mistakes", few)
 
 
 def run(name, *arguments):

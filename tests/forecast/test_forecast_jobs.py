@@ -253,12 +253,13 @@ def test_when_the_time_is_over_networks_stay_as_they_are(capsys):
 
 @pytest.mark.slow
 def test_the_default_is_no_worse_than_its_members(capsys):
-    model = f.fit(until(N - 14), horizon=7, **NAMES, epochs=3)
+    """On 30 test windows, as many as for validation: each method compiles once."""
+    model = f.fit(until(N - 16), horizon=7, **NAMES, epochs=3)
     told = model.about["methods"]
     assert {"seasonal_naive, season 7", "ets, season 7"} < set(told)
     assert model.about["validation"]["mase"] <= min(one["mase"] for one in told.values()) + 1e-6
     assert "weight" in capsys.readouterr().out
-    assert f.evaluate(model, TABLE, rows=14).figures()["mase"] < 1
+    assert f.evaluate(model, TABLE, rows=16, stride=1).figures()["mase"] < 1
 
 
 @pytest.mark.parametrize(

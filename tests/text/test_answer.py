@@ -247,9 +247,9 @@ def test_learns_to_look_up():
     state = jo.fit(
         task,
         rows,
-        optimizer=jo.optim.adam(jo.optim.cosine(3e-3, 300, warmup=30)),
-        batch_size=64,
-        steps=300,
+        optimizer=jo.optim.adam(jo.optim.cosine(3e-3, 400, warmup=40)),
+        batch_size=32,
+        steps=400,
         progress=False,
     )
     log_p = jo.predict(task, state, read(*test[:2]))
