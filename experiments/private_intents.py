@@ -11,6 +11,9 @@ private rows, also without privacy. Features, updates, clips and learning rates 
 fifth of the train rows, as `--validate` does; those trials were not recorded, and the search is not
 in epsilon. Seeds are fixed here, so that the figures can be had again.
 
+Expected over three seeds: accuracy 84.4 % with a standard deviation of 0.3 at epsilon 8, 76.2 (0.3)
+at epsilon 3, 89.8 (0.1) without privacy; SVM 91.2.
+
     JAXOPS_DATA_DIR=DATA python -m experiments.private_intents --seeds 3
 """
 
