@@ -227,23 +227,35 @@ def bounded(log: Source, *, user: str, at_most: int, seed: int) -> Any:
     ['a', 'a', 'b']
     """
     at_most = whole("at_most", at_most, 1)
-    pd = require("pandas", extra="data")
     name, frame = frame_of(log)
     if user not in frame.columns:
         raise ValueError(f"{name} must have a column {user!r}, got {', '.join(frame.columns)}")
-    absent = frame[user].isna().to_numpy()
+    return frame.iloc[kept_rows(frame[user], at_most, seed, f"column {user!r}")]
+
+
+def kept_rows(users: Any, at_most: int, seed: int, name: str) -> np.ndarray:
+    """The numbers of at most so many rows of each user (N,), ascending; see `bounded`.
+
+    `name` is what an error calls the users.
+
+    >>> kept_rows(["a", "a", "b"], at_most=1, seed=0, name="users").tolist()
+    [0, 2]
+    """
+    pd = require("pandas", extra="data")
+    column = pd.Series(users).reset_index(drop=True)
+    absent = column.isna().to_numpy()
     if absent.any():
         raise ValueError(
-            f"column {user!r} must have a user in every row, got none in row {absent.argmax()} "
+            f"{name} must have a user in every row, got none in row {absent.argmax()} "
             "(counted from 0)"
         )
-    users = pd.factorize(frame[user])[0]
+    codes = pd.factorize(column)[0]
     # a row's lot depends on its user and its place among that user's rows, and on no other user
-    own = pd.DataFrame({"user": frame[user].to_numpy(), "seed": seed})
-    own["place"] = own.groupby(users).cumcount()
+    own = pd.DataFrame({"user": column.to_numpy(), "seed": seed})
+    own["place"] = own.groupby(codes).cumcount()
     order = np.argsort(pd.util.hash_pandas_object(own, index=False).to_numpy(), kind="stable")
-    kept = order[own.iloc[order].groupby(users[order]).cumcount().to_numpy() < at_most]
-    return frame.iloc[np.sort(kept)]
+    kept = order[own.iloc[order].groupby(codes[order]).cumcount().to_numpy() < at_most]
+    return np.sort(kept)
 
 
 def _coins(seed: int | None) -> Coins:

@@ -3,11 +3,13 @@
 import secrets
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
 from jaxops.data.checks import rows
 from jaxops.privacy.accounting import epsilon as spent
 from jaxops.privacy.accounting import noise_multiplier as needed
+from jaxops.privacy.statistics import kept_rows
 from jaxops.privacy.tasks import private
 from jaxops.state import TrainState
 from jaxops.task import Task
@@ -16,10 +18,10 @@ from jaxops.train.settings import whole
 
 
 class Guarantee(NamedTuple):
-    """What a training promises to each row of its data: (epsilon, delta)-differential privacy.
+    """What a training promises to each row, or user: (epsilon, delta)-differential privacy.
 
-    The probability of any outcome is at most exp(epsilon) times what it would be without a row,
-    plus delta, whatever is known of the other rows.
+    The probability of any outcome is at most exp(epsilon) times what it would be without a row, or
+    without all rows of a user, plus delta, whatever is known of the other rows.
 
     Attributes:
         epsilon: of all steps together.
@@ -27,6 +29,7 @@ class Guarantee(NamedTuple):
         noise_multiplier: see `private`.
         rate: the probability with which a step draws a row.
         steps: number of updates.
+        rows_per_user: most rows of a user, where users are protected; `None` where rows are.
 
     A model file keeps it as `jo.Model(task, state, about={"privacy": promise._asdict()})`.
 
@@ -40,6 +43,7 @@ class Guarantee(NamedTuple):
     noise_multiplier: float
     rate: float
     steps: int
+    rows_per_user: int | None = None
 
 
 def fit(
@@ -55,6 +59,8 @@ def fit(
     steps: int | None = None,
     seed: int | None = None,
     method: str = "auto",
+    users: Any = None,
+    rows_per_user: int | None = None,
     **settings: Any,
 ) -> tuple[TrainState, Guarantee]:
     """Train with (epsilon, delta)-differential privacy: `jaxops.fit` on a `private` task.
@@ -75,6 +81,12 @@ def fit(
         seed: determines the draws and the noise: who knows it can subtract the noise. By default a
             new one is drawn and not kept; with `checkpoints`, give one, so that the run can resume.
         method: see `private`.
+        users: (N,), the user of each row, such as of the events of a log. Then epsilon speaks of
+            all rows of a user together: neighbours are two logs of which one has one user more.
+        rows_per_user: how many rows are kept of each user at most, chosen by chance as in
+            `bounded`; `batch_size` and `epochs` are about the rows that are kept. A user's rows are
+            clipped one by one, and how many of them a step draws is binomial (see
+            `training_ledger`).
         **settings: further arguments of `jaxops.fit`. Early stopping has no part in the guarantee:
             it holds if validation rows are not rows of the data.
 
@@ -82,7 +94,8 @@ def fit(
         The last state, and the guarantee with the epsilon that was spent.
 
     Raises:
-        ValueError: see `private`, `jaxops.fit` and `noise_multiplier`.
+        ValueError: see `private`, `jaxops.fit`, `noise_multiplier` and `bounded`; one of `users`
+            and `rows_per_user` without the other.
 
     >>> import pytest; _ = pytest.importorskip("dp_accounting")
     >>> import numpy as np
@@ -98,16 +111,21 @@ def fit(
     """
     if seed is None and settings.get("checkpoints") is not None:
         raise ValueError("seed must be given for checkpoints, so that the run can resume, got None")
+    seed = secrets.randbits(31) if seed is None else seed
+    if users is not None or rows_per_user is not None:
+        data = _bounded(data, users, rows_per_user, seed)
     count, batch_size = rows(data), whole("batch_size", batch_size, 1)
     if batch_size > count:
+        kept = "" if users is None else " that are kept"
         raise ValueError(
-            f"batch_size must be at most {count} (the number of rows), got {batch_size}"
+            f"batch_size must be at most {count} (the number of rows{kept}), got {batch_size}"
         )
     if (epochs is None) == (steps is None):
         raise ValueError(f"one of epochs and steps must be given, got {epochs=} and {steps=}")
     made = steps if epochs is None else epochs * -(-count // batch_size)
     rate, made = batch_size / count, whole("steps or epochs", made, 1)
-    noise = needed(epsilon=epsilon, delta=delta, rate=rate, steps=made)
+    plan: dict[str, Any] = {"rate": rate, "steps": made, "rows_per_user": rows_per_user or 1}
+    noise = needed(epsilon=epsilon, delta=delta, **plan)
     hidden = private(task, clip=clip, noise_multiplier=noise, batch_size=batch_size, method=method)
     state = loop.fit(
         hidden,
@@ -115,8 +133,22 @@ def fit(
         optimizer=optimizer,
         batch_size=batch_size,
         steps=made,
-        seed=secrets.randbits(31) if seed is None else seed,
+        seed=seed,
         **settings,
     )
-    used = spent(noise_multiplier=noise, delta=delta, rate=rate, steps=made)
-    return state, Guarantee(used, delta, noise, rate, made)
+    used = spent(noise_multiplier=noise, delta=delta, **plan)
+    return state, Guarantee(used, delta, noise, rate, made, rows_per_user)
+
+
+def _bounded(data: Any, users: Any, rows_per_user: int | None, seed: int) -> dict[str, Any]:
+    """The columns with at most so many rows of each user."""
+    if users is None or rows_per_user is None:
+        got = "rows_per_user=None" if rows_per_user is None else "users=None"
+        raise ValueError(f"users and rows_per_user must be given together, got {got}")
+    most = whole("rows_per_user", rows_per_user, 1)
+    if len(users) != rows(data):
+        raise ValueError(
+            f"users must have one user for each of {rows(data)} rows, got {len(users)}"
+        )
+    kept = kept_rows(users, most, seed, "users")
+    return {name: np.asarray(column)[kept] for name, column in data.items()}

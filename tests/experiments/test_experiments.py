@@ -43,6 +43,7 @@ MAIN = {
     "demand_to_orders": "cost_learned",
     "etth": "etth1_96_mse",
     "m4_hourly": "smape",
+    "private_intents": "accuracy_eps8",
     "private_mnist": "accuracy_eps3",
     "sales_with_promotions": "coverage",
 }
