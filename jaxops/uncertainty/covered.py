@@ -189,7 +189,8 @@ class CoveredReader(Wrapper):
                 f"{'none' if self.weighted is None else 'weights'}, got shape {np.shape(weights)}"
             )
         if self.weighted is not None:
-            return weighted_margins(*self.weighted, np.asarray(weights), self.coverage)[:, None]
+            scores, own = self.weighted
+            return weighted_margins(scores, own, np.asarray(weights), self.coverage)[:, None]
         if self.by_class:
             return margins_of(self.margins, np.array(told.names, object))[None]
         if self.group is None:

@@ -382,11 +382,14 @@ def test_coverage_of_every_data_set(tmp_path):
 
 
 @pytest.mark.slow
-def test_out_of_scope_by_four_scores(tmp_path):
+def test_out_of_scope_by_six_scores(tmp_path):
     result = run("out_of_scope", "--smoke", "--out", tmp_path)
     kinds = {name.split(": ")[0] for name in result["rows"]}
-    assert len(kinds) == 5 and len(result["rows"]) == 20
+    assert len(kinds) == 5 and len(result["rows"]) == 30
     for row in result["rows"].values():
         assert 0 <= row["fpr95"]["mean"] <= 1 and 0 < row["refused"]["mean"] < 0.4
     assert result["rows"]["mnist, noise: Mahalanobis"]["auroc"]["mean"] > 0.8
+    own = [row for name, row in result["rows"].items() if name.startswith("clinc150: ")]
+    chosen = max(own, key=lambda row: row["validation"]["mean"])
+    assert result["metrics"]["clinc150_auroc"]["mean"] == chosen["auroc"]["mean"]
     assert (tmp_path / "seed-0" / "auroc.png").exists()
