@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 # movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
 ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift"}
-ALONE |= {"coverage", "out_of_scope", "fairness"}
+ALONE |= {"coverage", "out_of_scope", "fairness", "robustness"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
@@ -393,3 +393,17 @@ def test_out_of_scope_by_six_scores(tmp_path):
     chosen = max(own, key=lambda row: row["validation"]["mean"])
     assert result["metrics"]["clinc150_auroc"]["mean"] == chosen["auroc"]["mean"]
     assert (tmp_path / "seed-0" / "auroc.png").exists()
+
+
+@pytest.mark.slow
+def test_robustness_of_two_data_sets(tmp_path):
+    result = run("robustness", "--smoke", "--only", "banking77", "etth1", "--out", tmp_path)
+    names = {name.split(": ")[0] for name in result["rows"]}
+    assert names == {"banking77", "etth1"} and len(result["rows"]) == 6
+    rows = {name: {k: v["mean"] for k, v in row.items()} for name, row in result["rows"].items()}
+    assert all([*row] == ["clean", "1", "3", "5"] for row in rows.values())
+    assert rows["banking77: swap"]["5"] < rows["banking77: swap"]["clean"]
+    assert rows["etth1: spikes"]["5"] > rows["etth1: spikes"]["clean"]  # an error
+    assert (tmp_path / "seed-0" / "robustness.png").exists()
+    with pytest.raises(ValueError, match="only must be some of mnist"):
+        run("robustness", "--only", "nothing", "--out", tmp_path)
