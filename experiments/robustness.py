@@ -13,8 +13,8 @@
   others have the accuracy.
 
 The columns are the levels 1, 3 and 5 of `jaxops.robustness.corrupt`, or the three strengths above.
-No model has been chosen or trained by corrupted rows, but for those of mnist that say so. A seed needs
-about seven minutes of one core, half of them to compile.
+No model has been chosen or trained by corrupted rows, but for those of mnist that say so. A seed
+needs about seven minutes of one core.
 
     JAXOPS_DATA_DIR=DATA python -m experiments.robustness [--seeds 3]
 """
