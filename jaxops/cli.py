@@ -1,4 +1,4 @@
-"""The command line: fit, predict, evaluate, show, export, serve, monitor, explain models.
+"""The command line: fit, predict, evaluate, show, export, serve, monitor, explain, audit models.
 
     jaxops fit tabular customers.csv --label left --out churn.safetensors
     jaxops predict churn.safetensors new.csv --out scores.parquet
@@ -14,6 +14,7 @@
     jaxops monitor churn.safetensors --sketches sketches/ --out report/
     jaxops retrain churn.safetensors --data new.parquet --out better.safetensors
     jaxops explain churn.safetensors few.csv --out why.html
+    jaxops audit churn.safetensors test.csv --protected sex --out audit.html
 
 An error is printed as one line on stderr, and the exit code is 1; `--debug` adds the traceback.
 Exit code 2 means that the command line could not be parsed, 3 that `monitor` has an alert or that
@@ -36,6 +37,7 @@ import jax
 
 from jaxops import _table
 from jaxops._optional import require
+from jaxops.cli_audit import Audit
 from jaxops.cli_compress import Compress
 from jaxops.cli_explain import Explain
 from jaxops.cli_fairness import Card
@@ -369,7 +371,8 @@ def main(argv: list[str] | None = None) -> int:
         | Key
         | Monitor
         | Retrain
-        | Explain,
+        | Explain
+        | Audit,
         args=arguments,
         prog="jaxops",
         description=__doc__,

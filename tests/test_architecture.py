@@ -38,7 +38,10 @@ LAYERS = (
     ("robustness",),
     ROOMS,
     ("serve",),
-    ("cli_rooms", "cli_serve", "cli_compress", "cli_monitor", "cli_explain", "cli_fairness"),
+    (
+        *("cli_rooms", "cli_serve", "cli_compress", "cli_monitor"),
+        *("cli_explain", "cli_fairness", "cli_audit"),
+    ),
     ("cli",),
     ("__main__",),
     ("",),  # jaxops itself, which only names what is below it

@@ -123,6 +123,19 @@ def test_evaluate_show_bench(folder, capsys):
     assert "A100" in capsys.readouterr().out
 
 
+def test_audit_writes_a_page(folder, capsys):
+    out = folder / "audit.html"
+    command = ["audit", model_file(folder), f"{folder}/customers.csv", "--levels", "5", "--out"]
+    assert cli.main([*command, f"{folder}/audit.pdf"]) == 1
+    assert "out must end in .html, got " in capsys.readouterr().err
+    assert cli.main([*command, str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"given.\nwritten: {out}\n")  # no protected columns
+    page = out.read_text()
+    accuracy = tabular.evaluate(jo.load(model_file(folder)), TABLE).figures()["accuracy"]
+    assert "<h1>Audit of churn</h1>" in page and f"<td>120</td><td>{accuracy:.4g}</td>" in page
+    assert "<td>outliers</td><td>5</td>" in page and "<h2>Explanations</h2><div" in page
+
+
 def test_export_writes_a_program(folder, tmp_path, capsys):
     pytest.importorskip("flatbuffers")
     command = ["export", model_file(folder), f"{tmp_path}/out", "--platforms", "cpu, cuda,tpu"]

@@ -19,6 +19,7 @@ from jaxops.robustness.corrupting import (
     kinds_of,
     scored,
 )
+from jaxops.robustness.labelled import labelled
 from jaxops.trust.calibration import brier, ece_interval, plot_reliability
 from jaxops.trust.page import page
 from jaxops.uncertainty.answers import Seen, numbers_of, seen, values_of
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXPLAINED = 8  # rows whose explanation is checked
+MEANINGS = {  # of the checks of explanations
+    "gap": "|sum of the values - what they are to sum to|; 0 is best",
+    "deletion": "mean output while what has the largest values leaves; low, below random order",
+    "deletion at random": "the same in a random order",
+    "insertion": "mean output while it comes into an empty row; high, above random order",
+    "insertion at random": "the same in a random order",
+    "random parameters": "rank correlation with the explanation of random parameters; near 0",
+    "sensitivity": "largest relative change by small changes of the row; low",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +78,7 @@ class Audit:
 def audit(
     model: Model,
     rows: Any,
-    labels: Any,
+    labels: Any = None,
     *,
     protected: Sequence[str] = (),
     positive: str | None = None,
@@ -92,7 +102,8 @@ def audit(
     Args:
         model: a finished model of any room.
         rows: N rows that the model has not learned from, see `corrupted`.
-        labels: see `corrupted`.
+        labels: see `corrupted`. None takes them from the rows, which then are what the room's
+            `evaluate` takes, see `labelled`.
         protected: columns of the rows, a table, for the report of groups.
         positive: the class whose selection counts, see `jaxops.fairness.report`.
         levels: of the corruptions.
@@ -115,6 +126,8 @@ def audit(
     ['Accuracy', 'Calibration', 'Conformal coverage', 'Robustness', 'Explanations']
     """
     check_levels(levels)
+    if labels is None:
+        rows, labels = labelled(model, rows)
     metric, clean = scored(model, rows, labels)
     sections: dict[str, Any] = {}
     figures: dict[str, Figure] = {}
@@ -127,7 +140,7 @@ def audit(
         sections |= _fairness(model, rows, labels, protected, positive, figures)
     else:
         sections["Fairness"] = "Not done: no protected columns were given."
-    sections["Robustness"] = _robustness(model, rows, labels, levels, seed, sections, figures)
+    sections |= _robustness(model, rows, labels, levels, seed, figures)
     sections["Explanations"] = _tried(lambda: _explained(model, rows, seed))
     return Audit(f"Audit of {name}", sections, figures)
 
@@ -151,7 +164,7 @@ def _calibration(
         raise ValueError(f"model must answer with one class for each row, got {told.kind}")
     number = numbers_of(labels, told.names, len(told.ids))
     error, score = ece_interval(told.outputs, number), brier(told.outputs, number)
-    figures["reliability"] = plot_reliability(told.outputs, number)
+    figures["Calibration: reliability"] = plot_reliability(told.outputs, number)
     return [
         {"figure": "expected calibration error", "value": error.mean, "low": error.low,
          "high": error.high},
@@ -218,7 +231,7 @@ def _fairness(
     label = label_of(model)
     table = frame_of(rows)[1].assign(**{label: np.asarray(labels)})
     found = report(model, table, label=label, protected=protected, positive=positive)
-    figures["groups"] = found.plot()
+    figures["Fairness: groups"] = found.plot()
     return {f"Fairness: {heading}": told for heading, told in found.tables().items() if told}
 
 
@@ -228,9 +241,8 @@ def _robustness(
     labels: Any,
     levels: Sequence[int],
     seed: int,
-    sections: dict[str, Any],
     figures: "dict[str, Figure]",
-) -> Any:
+) -> dict[str, Any]:
     """The table of all kinds that the model does not refuse; the others are named."""
     parts: list[Corrupted] = []
     refused = {}
@@ -239,29 +251,38 @@ def _robustness(
             lambda: corrupted(model, rows, labels, kinds=[kind], levels=levels, seed=seed)  # noqa: B023
         )
         if isinstance(found, str):
-            refused[kind] = found
+            refused[kind] = found.removeprefix("Not done: ")
         else:
             parts.append(found)
-    if refused:
-        sections["Robustness: not measured"] = "\n\n".join(
-            f"{kind}: {why}" for kind, why in refused.items()
-        )
+    named = "\n\n".join(f"{kind}: {why}" for kind, why in refused.items())
+    others = {"Robustness: not measured": named} if refused else {}
     if not parts:
-        return "Not done: the model refuses all corruptions."
+        return others
     values = {key: value for part in parts for key, value in part.values.items()}
     joined = parts[0]._replace(values=values)
-    figures["robustness"] = joined.plot()
-    return joined.rows()
+    figures["Robustness: by level"] = joined.plot()
+    return {"Robustness": joined.rows(), **others}
 
 
 def _explained(model: Model, rows: Any, seed: int) -> list[dict[str, Any]]:
-    """The means of the checks over the first rows."""
-    some = taken(rows, np.arange(min(EXPLAINED, len(_ids(rows)))))
+    """The means of the checks over the first rows, or of series over the first of them."""
+    reader = model.reader
+    if not hasattr(reader, "series"):
+        some = taken(rows, np.arange(min(EXPLAINED, len(_ids(rows)))))
+    else:
+        some = frame_of(rows)[1]
+        if reader.layout == "long":
+            some = some[some[reader.id].isin(some[reader.id].unique()[:EXPLAINED])]
     told = checked(model, some, seed=seed)
     lines = told.summary()
     names = ["gap", *(name for check, one in told.checks.items() for name in one.told(check, 0))]
     return [
-        {"check": name, "mean": float(np.mean([line[name] for line in lines])), "rows": len(lines)}
+        {
+            "check": name,
+            "mean": float(np.mean([line[name] for line in lines])),
+            "rows": len(lines),
+            "meaning": MEANINGS[name],
+        }
         for name in names
     ]
 

@@ -7,7 +7,7 @@ import numpy as np
 import scipy
 
 from jaxops._optional import require
-from jaxops.data.columns import frame_of
+from jaxops.explain.tables import frame_of
 
 DISTANCE = 10.0  # of an outlier, in robust standard deviations
 TABLES = {  # kind -> the share of cells at each level
@@ -43,7 +43,7 @@ def corrupted_table(
     True
     """
     pd = require("pandas", extra="data")
-    found = frame_of(rows)[1].copy()
+    found = frame_of(rows)
     numbers = [
         name
         for name, column in found.items()

@@ -8,6 +8,7 @@ import numpy as np
 from jaxops import _table
 from jaxops._optional import require
 from jaxops.data.columns import frame_of
+from jaxops.explain import tables
 from jaxops.fairness.rates import wilson
 from jaxops.model.finished import Model, frame
 from jaxops.robustness.cells import SERIES, TABLES, corrupted_table
@@ -182,7 +183,8 @@ class Corrupted(NamedTuple):
 
     def rows(self) -> list[dict[str, Any]]:
         """A line for each kind and level: the metric and its change, with intervals."""
-        lines = [{"kind": "clean", self.metric: self.interval().mean, **_ends(self.interval())}]
+        clean = self.interval()
+        lines = [{"kind": "clean", "level": 0, self.metric: clean.mean, **_ends(clean)}]
         for kind, level in self.values:
             found, change = self.interval(kind, level), self.change(kind, level)
             line = {"kind": kind, "level": level, self.metric: found.mean, **_ends(found)}
@@ -209,7 +211,7 @@ class Corrupted(NamedTuple):
             mean, low, high = np.array(found).T
             ends = np.maximum([mean - low, high - mean], 0)
             axes.errorbar(level, mean, ends, marker=".", capsize=2)
-            axes.set(xlabel="level", ylabel=self.metric)
+            axes.set(xlabel="level", ylabel=self.metric, xticks=level)
 
         return grid(kinds, draw)
 
@@ -340,7 +342,7 @@ def _places(
         encoder = getattr(reader, "encoder", None)
         parts = [(reader, "id"), (reader, "time"), (reader, "label"), (encoder, "label")]
         kept = {getattr(owner, name, None) for owner, name in parts}
-        table = frame_of(rows)[1]
+        table = tables.frame_of(rows)
         columns = [
             name
             for name, column in table.items()

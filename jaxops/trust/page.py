@@ -21,8 +21,8 @@ SHOWN = 3  # number of forecast windows that are drawn
 MATRIX = 100  # the largest number of classes of a confusion matrix that is drawn
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;text-align:left;"
-    "border-bottom:1px solid #ddd;overflow-wrap:anywhere}img{max-width:100%}"
+    "table{border-collapse:collapse;margin-bottom:1rem}td,th{padding:.2rem .8rem;text-align:left;"
+    "border-bottom:1px solid #ddd;vertical-align:top}.wide{overflow-x:auto}img{max-width:100%}"
 )
 
 
@@ -168,7 +168,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["".join(f"<th>{html.escape(name)}</th>" for name in names)]
     for row in rows:
         lines.append("".join(f"<td>{html.escape(_cell(row.get(name)))}</td>" for name in names))
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return f"<div class=wide><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></div>"
 
 
 def _cell(value: Any) -> str:

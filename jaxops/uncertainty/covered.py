@@ -17,6 +17,7 @@ from jaxops.trust.conformal import (
     margins_of,
     own_scores,
     quantile_scores,
+    weighted_margins,
 )
 from jaxops.trust.conformal.margins import check_spread
 from jaxops.uncertainty.answers import (
@@ -117,6 +118,8 @@ class CoveredReader(Wrapper):
         by_class: whether the margins are of classes.
         penalty: of `aps_scores`.
         free: of `aps_scores`.
+        weighted: float64 (2, N), the scores and the weights of the calibration rows, from which
+            each row gets a margin of its own; None without weights.
 
     >>> reader = CoveredReader(None, "residual", 0.9, {"": 2.0})
     >>> task = "a closed form without a reader"
@@ -131,21 +134,26 @@ class CoveredReader(Wrapper):
     by_class: bool = False
     penalty: float = 0.0
     free: int = 0
+    weighted: np.ndarray | None = None
 
-    def predict(self, model: Model, data: Any, **options: Any) -> Sets | Intervals:
+    def predict(
+        self, model: Model, data: Any, weights: Any = None, **options: Any
+    ) -> Sets | Intervals:
         """Sets or intervals for raw data.
 
         Args:
             model: the model.
             data: what the reader before reads; with `group` a file, a frame or arrays by name with
                 that column too.
+            weights: (M,), of the rows, for a model that was calibrated with weights.
             **options: of the reader before.
 
         Raises:
-            ValueError: data that it cannot read, or a group without a margin.
+            ValueError: data that it cannot read, a group without a margin, or weights that are
+                missing or have no effect.
         """
         told = seen(self.answered(model, data, options), getattr(model.task, "classes", ()))
-        margins = self._margins(data, told)
+        margins = self._margins(data, told, weights)
         if told.kind == "labels":
             return _sets(told, told.outputs >= margins, told.outputs)
         if told.kind == "classes":
@@ -167,13 +175,24 @@ class CoveredReader(Wrapper):
         """What it reads and says, for people."""
         inner = self.reader.describe() if hasattr(self.reader, "describe") else {}
         parts = f", by {self.group}" if self.group else ", by class" * self.by_class
+        parts += ", weighted" * (self.weighted is not None)
         return {**inner, "conformal": f"{self.method}, coverage {self.coverage:g}{parts}"}
 
-    def _margins(self, data: Any, told: Seen) -> np.ndarray:
+    def _margins(self, data: Any, told: Seen, weights: Any) -> np.ndarray:
         """The margins of rows or classes, for scores (N, C)."""
+        rows = len(told.ids)
+        wanted = () if self.weighted is None else (rows,)
+        if np.shape(weights) != wanted or (weights is None) != (self.weighted is None):
+            shape = "None" if self.weighted is None else f"({rows},) numbers, one for each row"
+            raise ValueError(
+                f"weights must be {shape}, as the calibration had "
+                f"{'none' if self.weighted is None else 'weights'}, got shape {np.shape(weights)}"
+            )
+        if self.weighted is not None:
+            scores, own = self.weighted
+            return weighted_margins(scores, own, np.asarray(weights), self.coverage)[:, None]
         if self.by_class:
             return margins_of(self.margins, np.array(told.names, object))[None]
-        rows = len(told.ids)
         if self.group is None:
             return np.full((rows, 1), self.margins[""])
         return margins_of(self.margins, column_of(data, self.group, rows))[:, None]
@@ -189,6 +208,7 @@ def conformal(
     by_class: bool = False,
     penalty: float = 0.0,
     free: int = 0,
+    weights: Any = None,
 ) -> Model:
     """A model that answers with sets of classes, or with intervals, that have a given coverage.
 
@@ -222,6 +242,11 @@ def conformal(
         by_class: each class gets a margin of its own, and so the coverage, also rare ones.
         penalty: of "aps", which is RAPS with a penalty; see `aps_scores`.
         free: of "aps" with a penalty.
+        weights: (N,), for new rows whose inputs are distributed in another way: how much likelier
+            each row is among them than among the calibration rows, up to a common factor, such as
+            `shift_weights` of a classifier of new against old rows. `predict(rows, weights=...)`
+            then takes those of the new rows; a row with a large one may have all classes, or an
+            infinite interval.
 
     Returns:
         The model with a `CoveredReader`, whose `predict` gives `Sets` or `Intervals`. It can be
@@ -236,7 +261,7 @@ def conformal(
     References:
         Vovk, Gammerman and Shafer 2005; Romano, Patterson and Candes 2019, arXiv:1905.03222;
         Angelopoulos and Bates 2023, A gentle introduction to conformal prediction,
-        arXiv:2107.07511.
+        arXiv:2107.07511; of weights Tibshirani et al. 2019, arXiv:1904.06019.
 
     >>> import jaxops as jo
     >>> from jaxops import tabular
@@ -259,6 +284,8 @@ def conformal(
     known = METHODS[told.kind]
     method = known[0] if method is None else method
     _check(told.kind, method, known, group, by_class, penalty, free)
+    if weights is not None and (group is not None or by_class or told.kind == "labels"):
+        raise ValueError("weights must be None for groups, by_class or several labels, got some")
     reader = CoveredReader(model.reader, method, coverage, {}, group, by_class, penalty, free)
     rows = len(told.ids)
     if told.kind == "labels":
@@ -275,6 +302,10 @@ def conformal(
         elif by_class:
             own = np.array(told.names, object)[number]
             margins = group_margins(scores, own, coverage, told.names)
+        elif weights is not None:
+            weighted_margins(scores, weights, np.zeros(0), coverage)  # checks them
+            reader = replace(reader, weighted=np.stack([scores, np.asarray(weights)]))
+            margins = {}
         else:
             check_enough(rows, coverage, "rows of data")
             margins = {"": float(margin(scores, coverage))}

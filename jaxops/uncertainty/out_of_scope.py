@@ -88,13 +88,19 @@ def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 class Mahalanobis:
     """The distance to the nearest mean of a class, under one covariance of all classes.
 
+    Rows out of scope that are near to all others in the many directions in which classes do not
+    differ seem to be in scope. `relative` subtracts the distance to the mean of all rows, under
+    their covariance, so that these directions cancel.
+
     Attributes:
         mean: float64 (C, D), the mean of each class.
         precision: float64 (D, D), the pseudo-inverse of the covariance around these means, so that
             directions in which no train row varies do not count.
+        relative: the same of all rows as one class, which is subtracted; None without.
 
     References:
-        Lee, Lee, Lee and Shin 2018, arXiv:1807.03888.
+        Lee, Lee, Lee and Shin 2018, arXiv:1807.03888; of the relative distance Ren et al. 2021,
+        arXiv:2106.09022.
 
     >>> features = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1], [1, 0], [-1, 0], [5, 0], [3, 0]])
     >>> labels = np.array([0, 0, 1, 1, 0, 0, 1, 1])
@@ -104,14 +110,16 @@ class Mahalanobis:
 
     mean: np.ndarray
     precision: np.ndarray
+    relative: "Mahalanobis | None" = None
 
     @classmethod
-    def fit(cls, features: np.ndarray, labels: np.ndarray) -> "Mahalanobis":
+    def fit(cls, features: np.ndarray, labels: np.ndarray, relative: bool = False) -> "Mahalanobis":
         """The means and the covariance of the features of train rows.
 
         Args:
             features: (N, D).
             labels: (N,) integers in [0, C), each of them at least once.
+            relative: whether the distance to the mean of all rows is subtracted.
 
         Raises:
             ValueError: other shapes, a value that is not finite, or a class without rows.
@@ -126,13 +134,17 @@ class Mahalanobis:
         rows = np.bincount(labels)[:, None]
         mean = (np.eye(len(kinds))[labels].T @ x) / rows
         around = x - mean[labels]
-        return cls(mean, np.linalg.pinv(around.T @ around / len(x), hermitian=True))
+        precision = np.linalg.pinv(around.T @ around / len(x), hermitian=True)
+        every = cls.fit(x, np.zeros(len(x), int)) if relative else None
+        return cls(mean, precision, every)
 
     def score(self, features: np.ndarray) -> np.ndarray:
-        """The negative of the smallest squared distance of each row, (N,)."""
+        """The negative of the smallest squared distance of each row, (N,); see `relative`."""
         x = _features(features, self.mean.shape[1])
-        squares = [((x - mean) @ self.precision * (x - mean)).sum(1) for mean in self.mean]
-        return -np.min(squares, axis=0)
+        wide, mean = x @ self.precision, self.mean @ self.precision
+        squares = (wide * x).sum(1)[:, None] - 2 * wide @ self.mean.T + (mean * self.mean).sum(1)
+        found: np.ndarray = -squares.min(1)
+        return found if self.relative is None else found - self.relative.score(x)
 
 
 @recorded

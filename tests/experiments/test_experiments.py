@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 # movielens runs beauty_sequences'; the others have tests of their own, as they draw or log nothing
 ALONE = {"movielens", "defaults", "tables", "survival_sets", "customer_value", "drift"}
-ALONE |= {"coverage", "out_of_scope", "fairness"}
+ALONE |= {"coverage", "out_of_scope", "fairness", "robustness"}
 PARTS = {"__init__", "common", "intents", "table", *ALONE}
 # clinc_intents next to banking_intents, with which it shares compiled programs
 NAMES = sorted(
@@ -386,11 +386,28 @@ def test_coverage_of_every_data_set(tmp_path):
 
 
 @pytest.mark.slow
-def test_out_of_scope_by_four_scores(tmp_path):
+def test_out_of_scope_by_six_scores(tmp_path):
     result = run("out_of_scope", "--smoke", "--out", tmp_path)
     kinds = {name.split(": ")[0] for name in result["rows"]}
-    assert len(kinds) == 5 and len(result["rows"]) == 20
+    assert len(kinds) == 5 and len(result["rows"]) == 30
     for row in result["rows"].values():
         assert 0 <= row["fpr95"]["mean"] <= 1 and 0 < row["refused"]["mean"] < 0.4
     assert result["rows"]["mnist, noise: Mahalanobis"]["auroc"]["mean"] > 0.8
+    own = [row for name, row in result["rows"].items() if name.startswith("clinc150: ")]
+    chosen = max(own, key=lambda row: row["validation"]["mean"])
+    assert result["metrics"]["clinc150_auroc"]["mean"] == chosen["auroc"]["mean"]
     assert (tmp_path / "seed-0" / "auroc.png").exists()
+
+
+@pytest.mark.slow
+def test_robustness_of_two_data_sets(tmp_path):
+    result = run("robustness", "--smoke", "--only", "banking77", "etth1", "--out", tmp_path)
+    names = {name.split(": ")[0] for name in result["rows"]}
+    assert names == {"banking77", "etth1"} and len(result["rows"]) == 6
+    rows = {name: {k: v["mean"] for k, v in row.items()} for name, row in result["rows"].items()}
+    assert all([*row] == ["clean", "1", "3", "5"] for row in rows.values())
+    assert rows["banking77: swap"]["5"] < rows["banking77: swap"]["clean"]
+    assert rows["etth1: spikes"]["5"] > rows["etth1: spikes"]["clean"]  # an error
+    assert (tmp_path / "seed-0" / "robustness.png").exists()
+    with pytest.raises(ValueError, match="only must be some of mnist"):
+        run("robustness", "--only", "nothing", "--out", tmp_path)

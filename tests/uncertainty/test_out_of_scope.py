@@ -51,6 +51,9 @@ def test_distance_to_the_nearest_mean():
     wanted = -np.min([tied.mahalanobis(new - one) for one in mean], axis=0)
     found = Mahalanobis.fit(x, label)
     np.testing.assert_allclose(found.score(new), wanted, rtol=1e-9)
+    every = EmpiricalCovariance().fit(x).mahalanobis(new)
+    relative = Mahalanobis.fit(x, label, relative=True).score(new)
+    np.testing.assert_allclose(relative, wanted + every, rtol=1e-9, atol=1e-9)
     # features that never vary, as of units that are never on, count nothing
     padded = Mahalanobis.fit(np.c_[x, np.zeros(300)], label)
     np.testing.assert_allclose(padded.score(np.c_[new, np.zeros(40)]), wanted, rtol=1e-6)

@@ -286,3 +286,35 @@ def test_models_and_settings_that_do_not_fit(classifier, quantiles, tmp_path):
                 call()
     whole = dataclasses.replace(sure, reader=sure.reader.reader)
     assert whole.predict(rows).labels.tolist() == classifier.predict(rows).labels.tolist()
+
+
+def test_weights_of_a_shift_are_those_of_the_arrays(classifier, quantiles, tmp_path):
+    """New customers are older: their age decides how much likelier they are among the new rows."""
+    rows, new = customers(400, 1), customers(300, 2)
+    w, w_new = (np.exp(table["age"].to_numpy() / 20) for table in (rows, new))
+    for model, label in ((classifier, "plan"), (quantiles, "spend")):
+        sure = uncertainty.conformal(model, rows, rows[label], 0.9, weights=w)
+        jo.save(tmp_path / "m.safetensors", sure)
+        answer = jo.load(tmp_path / "m.safetensors").predict(new, weights=w_new)
+        before, raw = model.predict(rows), model.predict(new)
+        if label == "plan":
+            own = c.own_scores(1 - before.probabilities, np.searchsorted(PLANS, rows[label]))
+            size = c.weighted_margins(own, w, w_new, 0.9)
+            wanted = ((1 - raw.probabilities) <= size[:, None]).sum(1)
+            assert [len(one) for one in answer.sets] == wanted.tolist()
+        else:
+            ends = before.values.min(1), before.values.max(1)
+            own = c.quantile_scores(ends, rows[label].to_numpy())
+            size = c.weighted_margins(own, w, w_new, 0.9)
+            np.testing.assert_allclose(answer.high, raw.values.max(1) + size, rtol=1e-6)
+        with pytest.raises(
+            ValueError, match=r"weights must be \(300,\) numbers, .* got shape \(\)"
+        ):
+            sure.predict(new)
+    plain = uncertainty.conformal(classifier, rows, rows["plan"])
+    with pytest.raises(ValueError, match=r"weights must be None, .* none, got shape \(300,\)"):
+        plain.predict(new, weights=w_new)
+    with pytest.raises(ValueError, match=r"weights must be None for groups"):
+        uncertainty.conformal(classifier, rows, rows["plan"], group="region", weights=w)
+    with pytest.raises(ValueError, match=r"scores, weights and new_weights must have shapes"):
+        uncertainty.conformal(classifier, rows, rows["plan"], weights=w[:5])
