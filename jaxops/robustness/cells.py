@@ -7,7 +7,7 @@ import numpy as np
 import scipy
 
 from jaxops._optional import require
-from jaxops.explain.tables import frame_of
+from jaxops.explain.tables.frames import frame_of
 
 DISTANCE = 10.0  # of an outlier, in robust standard deviations
 TABLES = {  # kind -> the share of cells at each level

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxops.data import columns
-from jaxops.explain.tables import frame_of
+from jaxops.explain.tables.frames import frame_of
 from jaxops.model.finished import Model
 
 
