@@ -8,7 +8,7 @@ import numpy as np
 from jaxops import _table
 from jaxops._optional import require
 from jaxops.data.columns import frame_of
-from jaxops.explain.tables.frames import frame_of
+from jaxops.explain.tables import frames
 from jaxops.fairness.rates import wilson
 from jaxops.model.finished import Model, frame
 from jaxops.robustness.cells import SERIES, TABLES, corrupted_table
@@ -342,7 +342,7 @@ def _places(
         encoder = getattr(reader, "encoder", None)
         parts = [(reader, "id"), (reader, "time"), (reader, "label"), (encoder, "label")]
         kept = {getattr(owner, name, None) for owner, name in parts}
-        table = frame_of(rows)
+        table = frames.frame_of(rows)
         columns = [
             name
             for name, column in table.items()
