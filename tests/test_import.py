@@ -26,7 +26,7 @@ heavy = {"jax", "optax", "flax", "orbax", "grain"} & sys.modules.keys()
 assert not heavy, heavy
 for room in ROOMS:
     importlib.import_module(f"jaxops.{room}")
-heavy = {"orbax", "grain", "scipy.stats", "scipy.optimize", "pandas"} & sys.modules.keys()
+heavy = {"orbax", "grain", "scipy.stats", "scipy.optimize"} & sys.modules.keys()
 assert not heavy, heavy
 
 from jaxops import tabular

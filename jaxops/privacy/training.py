@@ -88,7 +88,7 @@ def fit(
             clipped one by one, and how many of them a step draws is binomial (see
             `training_ledger`).
         **settings: further arguments of `jaxops.fit`. Early stopping has no part in the guarantee:
-            it holds if validation rows are not rows of the data.
+            it holds if validation rows are not rows of the data, or of its users.
 
     Returns:
         The last state, and the guarantee with the epsilon that was spent.

@@ -158,7 +158,7 @@ class Evaluation:
         return _table.table(rows)
 
     def _resampled(self, metric: str, block: int) -> np.ndarray:
-        """A figure of `wholes` for each sample of the units, computed once: comparing takes it."""
+        """A figure of `wholes` for each resample of the units, kept: every comparison needs it."""
         whole = self.wholes[metric]
         if (whole, block) not in self._drawn:
             samples = _samples(len(self), block)
