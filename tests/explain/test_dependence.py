@@ -138,7 +138,8 @@ def test_pictures():
     ("call", "message"),
     [
         (lambda: explain.ale(product, rows(), "w"), "column must be columns of the rows"),
-        (lambda: explain.partial_dependence(product, rows(), "x", points=1), "points must be at"),
+        (lambda: explain.partial_dependence(product, rows(), "x", points=1), "at least 2, got 1"),
+        (lambda: explain.ale(product, rows(), "x", bins=0), "bins must be at least 1, got 0"),
         (
             lambda: explain.partial_dependence(product, rows(), "x", grid=[]),
             "grid must be at least",

@@ -105,6 +105,8 @@ def partial_dependence(
     """
     table = frames.frame_of(rows)
     (column,) = frames.checked_columns("column", [column], table)
+    if points < 2:
+        raise ValueError(f"points must be at least 2, got {points}")
     values = _values(table[column], points - 1) if grid is None else _own(grid, table[column])
     if len(values) == 0:
         raise ValueError(f"{column} must have a value in some row, got none")
@@ -127,8 +129,6 @@ def _values(column: Any, bins: int) -> np.ndarray:
     values = frames.known_values(column)
     if not is_ordered(column) or len(values) == 0:
         return values
-    if bins < 1:
-        raise ValueError(f"points must be at least 2 (or bins at least 1), got {bins + 1}")
     present, levels = column.dropna().to_numpy(), np.linspace(0, 1, bins + 1)
     return np.unique(np.quantile(present, levels, method="inverted_cdf"))
 
@@ -177,7 +177,8 @@ def ale(
         bins: of numbers and dates, with equally many rows as far as equal values allow.
 
     Raises:
-        ValueError: a column that is not there, or has fewer than two values; an unknown target.
+        ValueError: a column that is not there, or has fewer than two values; bins below 1; an
+            unknown target.
 
     References:
         Apley and Zhu 2020, arXiv:1612.08468.
@@ -188,6 +189,8 @@ def ale(
     """
     table = frames.frame_of(rows)
     (column,) = frames.checked_columns("column", [column], table)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
     ordered = is_ordered(table[column])
     missing = table[column].isna() | (False if ordered else table[column] == "")
     table = table[~missing].reset_index(drop=True)
