@@ -421,14 +421,11 @@ def test_networks_that_are_trained():
 
 @pytest.mark.slow
 def test_the_default_learns():
-    """Round and round, by one or by two: a network sees which, and the neighbours do not.
-
-    With three seeds of the events and the training both answers are right after 40 epochs.
-    """
+    """Round and round, by one or by two: a network sees which, and the neighbours do not."""
     rng = np.random.default_rng(0)
     start, step = rng.integers(0, 20, (150, 1)), rng.integers(1, 3, (150, 1))
     item = (start + step * np.arange(8)) % 20
     columns = {"user": np.repeat(np.arange(150), 8), "item": item.ravel()}
-    model = recommend.fit(columns, time=None, epochs=50, progress=False)
+    model = recommend.fit(columns, time=None, progress=False)
     assert model.about["method"].startswith("SASRec") and model.about["validation"]["hr@10"] > 0.99
     assert model.predict([[3, 4, 5], [3, 5, 7]], k=1).ids() == [[6], [9]]
