@@ -121,7 +121,11 @@ class CustomerBase:
                 "model must be of BGNBD, MBGNBD or ParetoNBD to be exported, got "
                 f"{type(self.method).__name__}; predict with jaxops, or fit one of these"
             )
-        function, arrays, counts = self.method.exported(self.of_purchases)
+        own = self.of_purchases
+        # covariates may be far from 0; then alpha and the clocks are out of the range of float32
+        unit = own["alpha"] if self.covariates else 1.0
+        own |= {name: own[name] / unit for name in self.method.scaled}
+        function, arrays, counts = self.method.exported(own)
         params = {"method": arrays}
         columns = [Column("frequency", (), "int", classes=counts)]
         columns += [Column(name, ()) for name in ("recency", "T", "horizon")]
@@ -144,7 +148,11 @@ class CustomerBase:
 
         factors = np.log(self.params[len(self.method.names) :]).tolist()
         covariates = dict(zip(self.covariates, factors, strict=True))
-        reader = {"amounts": self.spend is not None, "covariates": covariates}
+        reader = {
+            "amounts": self.spend is not None,
+            "covariates": covariates,
+            "log_unit": float(np.log(unit)),
+        }
         return Program(outlook, params, tuple(columns), reader)
 
 

@@ -1,6 +1,7 @@
 """`corrupt`: rows with a corruption of a kind and level; `corrupted`: what it costs a model."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxops.fairness.rates import wilson
 from jaxops.model.finished import Model, frame
 from jaxops.robustness.cells import SERIES, TABLES, corrupted_table
 from jaxops.robustness.images import IMAGES, corrupted_images
+from jaxops.robustness.labelled import rows_of
 from jaxops.robustness.typos import TYPOS, mistyped
 from jaxops.trust.intervals import Interval, interval
 from jaxops.trust.page import grid
@@ -273,6 +275,8 @@ def corrupted(
     if not kinds:
         raise ValueError("kinds must name at least one, got none")
     check_levels(levels)
+    if isinstance(rows, str | Path) and {*kinds} <= {*TABLES, *SERIES}:
+        rows = rows_of(model, rows)
     metric, clean = scored(model, rows, labels)
     values = {}
     for kind in kinds:

@@ -16,11 +16,12 @@ def labelled(model: Model, data: Any) -> tuple[Any, Any]:
         model: a finished model of images, texts, tables or forecasts, with a reader.
         data: what the room's `evaluate` takes: a file, a frame or arrays by name with the label; or
             a folder with a folder of images for each class. Of forecasts the last H rows of each
-            series (H is the horizon) are the labels.
+            series (H is the horizon) are the labels; series with at most H rows are left out.
 
     Raises:
         ValueError: a model of another kind; data that it cannot read; rows of series that are not
-            in the order of time, or occur twice.
+            in the order of time, or occur twice; a series without values at the steps of its
+            forecast.
 
     >>> from jaxops import forecast
     >>> series = forecast.from_arrays(["a"], [range(20)])
@@ -33,7 +34,7 @@ def labelled(model: Model, data: Any) -> tuple[Any, Any]:
     """
     reader, classes = model.reader, getattr(model.task, "classes", ())
     if hasattr(reader, "series"):
-        return _forecasts(model, frame_of(data))
+        return _forecasts(model, rows_of(model, data))
     if hasattr(reader, "images"):
         known = reader.columns(data, classes)[1]
         return known["image"], np.array(classes, object)[known["label"]]
@@ -43,11 +44,20 @@ def labelled(model: Model, data: Any) -> tuple[Any, Any]:
         table = columns.frame_of(data)[1]  # texts such as "12" stay texts
         return table, label if many else np.array(classes, object)[label]
     if hasattr(reader, "table"):
-        return frame_of(data), reader.table(data, label=True)[1][str(reader.encoder.label)]
+        label = str(reader.encoder.label)
+        return rows_of(model, data), reader.table(data, label=True)[1][label]
     raise ValueError(
         "labels must be given for a model other than of images, texts, tables or forecasts, got "
         f"None and one of the room {model.room!r}"
     )
+
+
+def rows_of(model: Model, source: Any) -> Any:
+    """The rows of a table as a frame, in which what the model reads as text is text."""
+    text = [*getattr(getattr(model.reader, "encoder", None), "values", ())]
+    if hasattr(model.reader, "series") and model.reader.layout == "long":
+        text = [model.reader.id]
+    return frame_of(source, text=text)
 
 
 def _forecasts(model: Model, table: Any) -> tuple[Any, np.ndarray]:
@@ -73,4 +83,12 @@ def _forecasts(model: Model, table: Any) -> tuple[Any, np.ndarray]:
         [known.get((str(name), time), unknown) for time in times]
         for name, times in zip(answer.ids, answer.times.tolist(), strict=True)
     ]
-    return rows, np.array(labels, np.float64)
+    found = np.array(labels, np.float64)
+    without = np.isnan(found).all((1, 2))
+    if without.any():
+        place = int(without.argmax())
+        raise ValueError(
+            "rows must have values at the steps of the forecast, got none for series "
+            f"{str(answer.ids[place])!r} from {answer.times[place][0]} on"
+        )
+    return rows, found

@@ -140,11 +140,13 @@ class Mahalanobis:
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """The negative of the smallest squared distance of each row, (N,); see `relative`."""
-        x = _features(features, self.mean.shape[1])
-        wide, mean = x @ self.precision, self.mean @ self.precision
-        squares = (wide * x).sum(1)[:, None] - 2 * wide @ self.mean.T + (mean * self.mean).sum(1)
+        features = _features(features, self.mean.shape[1])
+        centre = self.mean.mean(0)  # of features far from 0 the squares would lose their digits
+        x, mean = features - centre, self.mean - centre
+        wide, own = x @ self.precision, mean @ self.precision
+        squares = (wide * x).sum(1)[:, None] - 2 * wide @ mean.T + (own * mean).sum(1)
         found: np.ndarray = -squares.min(1)
-        return found if self.relative is None else found - self.relative.score(x)
+        return found if self.relative is None else found - self.relative.score(features)
 
 
 @recorded

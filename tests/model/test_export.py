@@ -720,7 +720,7 @@ def test_csv_files_of_tables_and_texts_alone(small, tmp_path, monkeypatch):
     found = run.read_csv(f"{tmp_path}/rows.csv")
     assert found == {"a": ["1", "2"], "b": ['x, "y"', ""]}
     monkeypatch.setattr(run, "__file__", f"{small}/run.py")
-    with pytest.raises(ValueError, match="a CSV file must be of a table or of texts, got columns"):
+    with pytest.raises(ValueError, match=r"model must be of a table, .* a CSV file, got columns"):
         run.main(f"{tmp_path}/rows.csv")
 
 

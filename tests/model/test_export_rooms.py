@@ -167,23 +167,26 @@ def test_a_customer_of_the_paper(shop):
     ],
 )
 def test_other_methods_and_covariates(tmp_path, method, params):
-    model = base(method, (*params, 1.3, 0.99), spend=False, covariates=("shop", "age"))
+    # a year is far from 0, so that alpha and the clocks are out of the range of float32
+    own = [x * 0.95**1980 if n in method.scaled else x for n, x in zip(method.names, params)]
+    model = base(method, (*own, 1.3, 0.95), spend=False, covariates=("shop", "born"))
     known, rng = summary()._replace(monetary_value=None), np.random.default_rng(1)
-    more = {"shop": rng.integers(0, 2, 40) * 1.0, "age": rng.uniform(20, 70, 40)}
+    more = {"shop": rng.integers(0, 2, 40) * 1.0, "born": rng.uniform(1965, 1995, 40)}
     wanted = model.predict(known, covariates={"customer": known.ids, **more})
     raw = {name: x for name, x in columns_of(known).items() if x is not None}
     found = exported(model, tmp_path / "out")
     answer = found.predict(raw | more)
     assert answer.keys() == {"ids", "alive", "returns", "purchases"}
     assert_close(answer, wanted)
-    with pytest.raises(ValueError, match="age must be finite, got nan in row 3"):
-        found.predict(raw | more | {"age": [*more["age"][:3], None, *more["age"][4:]]})
+    with pytest.raises(ValueError, match="born must be finite, got nan in row 3"):
+        found.predict(raw | more | {"born": [*more["born"][:3], None, *more["born"][4:]]})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"frequency": [1.5]}, "frequency must be whole numbers of at least 0, got 1.5 in row 0"),
+        ({"T": [None]}, "T must be at least 0, got nan in row 0"),
         ({"recency": [9.0]}, r"recency must be in \[0, T\], got 9.0 in row 0"),
         ({"frequency": [0]}, "recency must be 0 where frequency is 0, got 3.0 in row 0"),
         ({"monetary_value": [None]}, "monetary_value must be at least 0, got nan in row 0"),

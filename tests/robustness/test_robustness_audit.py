@@ -1,5 +1,7 @@
 """The page of an audit: its figures are those of the parts, and what does not apply is named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -112,6 +114,22 @@ def test_rows_of_a_file_have_numbers_that_can_be_corrupted(model, tmp_path):
         np.testing.assert_array_equal(found.values["outliers", 5], own.values["outliers", 5])
 
 
+def test_text_of_a_file_stays_text(tmp_path):
+    """Texts that could be read as booleans are what the model has learned from."""
+    table = {"plan": np.tile(["true", "false"], 40), "left": np.tile(["yes", "no"], 40),
+             "age": np.arange(80) % 7}  # fmt: skip
+    file = tmp_path / "rows.csv"
+    pd.DataFrame(table).to_csv(file, index=False)
+    model = tabular.fit(file, tabular.MLP((4,)), label="left", epochs=1, progress=False)
+    read, labels = labelled(model, file)
+    assert read["plan"].tolist() == table["plan"].tolist() and labels.tolist() == [*table["left"]]
+    own, found = (
+        robustness.corrupted(model, rows, table["left"], kinds=["outliers"], levels=[1])
+        for rows in (table, file)
+    )
+    np.testing.assert_array_equal(found.values["outliers", 1], own.values["outliers", 1])
+
+
 def sales(days):
     """Two series of one week each that repeat, of which the second ends a day earlier."""
     times = pd.date_range("2024-01-01", periods=days).astype(str)
@@ -134,6 +152,9 @@ def test_forecasts_are_audited_on_the_last_rows(tmp_path):
     assert found.sections["Explanations"][0]["rows"] == 2  # of all rows of both series
     with pytest.raises(ValueError, match=r"rows must be in the order of time .*, got 1 earlier"):
         labelled(model, table.iloc[[1, 0, *range(2, len(table))]])
+    ending = replace(model, reader=replace(model.reader, end="2024-02-11", fill="zero"))
+    with pytest.raises(ValueError, match=r"rows must have values at the steps .* series 'a' from"):
+        labelled(ending, table)
 
 
 def test_a_model_of_another_room_is_refused():

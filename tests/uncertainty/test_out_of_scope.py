@@ -54,6 +54,8 @@ def test_distance_to_the_nearest_mean():
     every = EmpiricalCovariance().fit(x).mahalanobis(new)
     relative = Mahalanobis.fit(x, label, relative=True).score(new)
     np.testing.assert_allclose(relative, wanted + every, rtol=1e-9, atol=1e-9)
+    far = Mahalanobis.fit(x + 1e6, label, relative=True)
+    np.testing.assert_allclose(far.score(new + 1e6), wanted + every, rtol=1e-6, atol=1e-6)
     # features that never vary, as of units that are never on, count nothing
     padded = Mahalanobis.fit(np.c_[x, np.zeros(300)], label)
     np.testing.assert_allclose(padded.score(np.c_[new, np.zeros(40)]), wanted, rtol=1e-6)

@@ -14,8 +14,13 @@ Predict = Callable[[Any], Any]
 AT_ONCE = 2**16  # rows in one call of a model
 
 
-def frame_of(rows: Source, name: str = "rows") -> Any:
+def frame_of(rows: Source, name: str = "rows", text: Sequence[str] = ()) -> Any:
     """The rows as a pandas frame, numbered from 0.
+
+    Args:
+        rows: a file, a frame or arrays by name.
+        name: of the rows, for messages.
+        text: columns of a CSV file that stay text, such as "true"; the values decide of others.
 
     Raises:
         ValueError: what is no table, or has no rows.
@@ -25,7 +30,9 @@ def frame_of(rows: Source, name: str = "rows") -> Any:
     """
     if rows is None:
         raise ValueError(f"{name} must be a table, such as a frame, got None")
-    _, read = source_frame(rows, None, (), lambda path: csv_frame(path, None, "utf-8", MISSING))
+    _, read = source_frame(
+        rows, None, (), lambda path: csv_frame(path, None, "utf-8", MISSING, text)
+    )
     return read.reset_index(drop=True)
 
 

@@ -21,7 +21,7 @@ def read_customers(reader: Columns, raw: Any) -> tuple[np.ndarray, Columns]:
         horizon = np.where(np.isnan(given), horizon, given)
     fine = (horizon > 0) & np.isfinite(horizon)
     none_such(~fine, horizon, "horizon must be finite and above 0")
-    log_pace = np.zeros(count)
+    log_pace = np.full(count, -reader["log_unit"])
     for name, log_factor in reader["covariates"].items():
         given = numbers(name, column(raw, name))
         none_such(~np.isfinite(given), given, f"{name} must be finite")
@@ -54,13 +54,14 @@ def check_customers(columns: Mapping[str, np.ndarray]) -> None:
     """
     wanted = {
         "frequency": (lambda x: (x >= 0) & (x == np.round(x)), "whole numbers of at least 0"),
-        "recency": (lambda x: (x >= 0) & (x <= columns["T"]), "in [0, T]"),
         "T": (lambda x: x >= 0, "at least 0"),
+        "recency": (lambda x: (x >= 0) & (x <= columns["T"]), "in [0, T]"),
         "monetary_value": (lambda x: x >= 0, "at least 0"),
     }
-    for name, value in columns.items():
-        fine, text = wanted[name]
-        none_such(~(np.isfinite(value) & fine(value)), value, f"{name} must be {text}")
+    for name, (fine, text) in wanted.items():
+        if name in columns:
+            value = columns[name]
+            none_such(~(np.isfinite(value) & fine(value)), value, f"{name} must be {text}")
     recency = columns["recency"]
     late = (columns["frequency"] == 0) & (recency > 0)
     none_such(late, recency, "recency must be 0 where frequency is 0")

@@ -352,7 +352,8 @@ def main(path: str) -> None:
     exported = load(Path(__file__).parent)
     if exported.reader["kind"] not in ("table", "texts", "survival", "customers"):
         raise ValueError(
-            f"a CSV file must be of a table or of texts, got {exported.reader['kind']}"
+            "model must be of a table, survival, customers or texts to answer a CSV file, got "
+            f"{exported.reader['kind']}"
         )
     answer = exported.predict(read_csv(path))
     arrays = {name: value for name, value in answer.items() if isinstance(value, np.ndarray)}
