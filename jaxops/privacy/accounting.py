@@ -210,7 +210,7 @@ def noise_multiplier(
         )
         return math.log(max((beside + trained).epsilon(delta, accountant), 1e-9) / epsilon)
 
-    # between logarithms the curve is nearly a straight line, which takes half of the evaluations
+    # between logarithms the curve is nearly a straight line, which takes few evaluations
     low = high = 0.0
     while too_much(high) > 0:
         low, high = high, high + math.log(2)

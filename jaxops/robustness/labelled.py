@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxops.data import columns
-from jaxops.explain.tables.frames import frame_of
+from jaxops.explain.tables.frames import frame_of, texts_of
 from jaxops.model.finished import Model
 
 
@@ -54,7 +54,7 @@ def labelled(model: Model, data: Any) -> tuple[Any, Any]:
 
 def rows_of(model: Model, source: Any) -> Any:
     """The rows of a table as a frame, in which what the model reads as text is text."""
-    text = [*getattr(getattr(model.reader, "encoder", None), "values", ())]
+    text = texts_of(model)
     if hasattr(model.reader, "series") and model.reader.layout == "long":
         text = [model.reader.id]
     return frame_of(source, text=text)

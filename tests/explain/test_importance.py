@@ -1,5 +1,7 @@
 """Permutation importance against every pair of rows, scikit-learn, and AUC by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,8 @@ from made_tables import table, untrained
 from sklearn.inspection import permutation_importance as of_sklearn
 from sklearn.metrics import roc_auc_score
 
-from jaxops import explain
+from jaxops import explain, tabular
+from jaxops.data.encoders import fit_encoder
 
 
 def squared(predicted, rows):
@@ -126,3 +129,32 @@ def test_what_cannot_be_permuted_is_refused(options, message):
 def test_a_metric_that_the_room_does_not_have():
     with pytest.raises(ValueError, match="metric must be one of accuracy, log_loss, macro_f1, auc"):
         explain.permutation_importance(untrained(), table(), "rmse")
+
+
+def test_text_of_a_file_that_looks_like_booleans_is_text_as_the_model_reads_it(tmp_path):
+    rows = pd.DataFrame(table())
+    rows["plan"] = np.where(rows["plan"] == "a", "false", "true")
+    encoder = fit_encoder({name: rows[name].to_numpy() for name in rows}, label="left")
+    model = replace(untrained(), reader=tabular.TableReader(encoder))
+    file = tmp_path / "rows.csv"
+    rows.to_csv(file, index=False)
+    each = [
+        lambda source: explain.partial_dependence(model, source, "plan"),
+        lambda source: explain.ale(model, source, "plan"),
+    ]
+    for explained in each:
+        of_file, of_frame = explained(file), explained(rows)
+        assert of_file.grid.tolist() == of_frame.grid.tolist()
+        assert {*of_file.grid} == {"false", "true"}
+        assert of_file.effect.tolist() == of_frame.effect.tolist() and np.ptp(of_file.effect) > 0.01
+    importance = [
+        explain.permutation_importance(model, source, columns=["plan"], evaluate=tabular.evaluate)
+        for source in (file, rows)
+    ]
+    assert importance[0].values.tolist() == importance[1].values.tolist() != [0]
+    surrogates = [explain.surrogate(model, source) for source in (file, rows)]
+    assert surrogates[0].predict(file).tolist() == surrogates[1].predict(rows).tolist()
+    first, least = rows.iloc[:1], float(model.predict(rows).probabilities[0, 1]) + 1e-3
+    first.to_csv(tmp_path / "first.csv", index=False)
+    of_files = explain.counterfactuals(model, tmp_path / "first.csv", file, least=least)
+    assert str(of_files) == str(explain.counterfactuals(model, first, rows, least=least))

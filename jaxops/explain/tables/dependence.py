@@ -103,7 +103,7 @@ def partial_dependence(
     >>> partial_dependence(model, rows, "x", grid=[0.0, 1.0]).effect.round(4).tolist()
     [0.6667, 2.6667]
     """
-    table = frames.frame_of(rows)
+    table = frames.frame_of(rows, text=frames.texts_of(model))
     (column,) = frames.checked_columns("column", [column], table)
     if points < 2:
         raise ValueError(f"points must be at least 2, got {points}")
@@ -187,7 +187,7 @@ def ale(
     >>> ale(lambda frame: 3 * frame["x"], rows, "x", bins=2).effect.tolist()
     [-4.5, -1.5, 7.5]
     """
-    table = frames.frame_of(rows)
+    table = frames.frame_of(rows, text=frames.texts_of(model))
     (column,) = frames.checked_columns("column", [column], table)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")

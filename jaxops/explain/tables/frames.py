@@ -36,6 +36,16 @@ def frame_of(rows: Source, name: str = "rows", text: Sequence[str] = ()) -> Any:
     return read.reset_index(drop=True)
 
 
+def texts_of(model: Any) -> list[str]:
+    """The columns that a finished model reads as text; none of a function.
+
+    >>> texts_of(abs)
+    []
+    """
+    encoder = getattr(getattr(model, "reader", None), "encoder", None)
+    return [*getattr(encoder, "values", ())]
+
+
 def checked_columns(name: str, columns: Sequence[str], frame: Any) -> list[str]:
     """The columns as a list.
 

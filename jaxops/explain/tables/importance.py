@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxops import _table
 from jaxops.data.tables import Source
-from jaxops.explain.tables.frames import checked_columns, columns_read, frame_of, taken
+from jaxops.explain.tables.frames import checked_columns, columns_read, frame_of, taken, texts_of
 from jaxops.model.finished import Model, frame
 from jaxops.trust._figures import BLUE, PathLike, new_figure, open_frame, save_figure
 from jaxops.trust.evaluation import BLOCKS, Evaluation
@@ -127,7 +127,7 @@ def permutation_importance(
     >>> permutation_importance(model, table, squared, columns=["noise", "x"]).names
     ('x', 'noise')
     """
-    table = frame_of(rows)
+    table = frame_of(rows, text=texts_of(model))
     groups = _groups(columns, model, table)
     if not 1 <= repeats < len(table):
         raise ValueError(

@@ -172,7 +172,8 @@ def counterfactuals(
     | age 20 -> 28 |       0.56 |  1.8 |
     | plan a -> b  |        0.6 |    2 |
     """
-    one, known = frames.frame_of(row, "row"), frames.frame_of(rows)
+    text = frames.texts_of(model)
+    one, known = frames.frame_of(row, "row", text), frames.frame_of(rows, text=text)
     if len(one) != 1 or count < 1:
         raise ValueError(
             f"row must be a table of 1 row and count at least 1, got {len(one)} and {count}"

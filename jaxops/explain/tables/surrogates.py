@@ -14,6 +14,7 @@ from jaxops.explain.tables.frames import (
     columns_read,
     frame_of,
     numbers_of,
+    texts_of,
 )
 from jaxops.model.finished import Model
 
@@ -50,7 +51,8 @@ class Surrogate(NamedTuple):
 
     def predict(self, rows: Source) -> np.ndarray:
         """What it predicts for raw rows, float64 (N,)."""
-        features = encode(self.encoder, _columns(frame_of(rows), self.encoder))["features"]
+        table = _columns(frame_of(rows, text=[*self.encoder.values]), self.encoder)
+        features = encode(self.encoder, table)["features"]
         return np.asarray(self.estimator.predict(features), np.float64)
 
     def __str__(self) -> str:
@@ -105,7 +107,7 @@ def surrogate(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    frame = frame_of(rows)
+    frame = frame_of(rows, text=texts_of(model))
     if columns is None:
         columns = columns_read(model, frame) if isinstance(model, Model) else [*frame.columns]
     names = checked_columns("columns", columns, frame)
