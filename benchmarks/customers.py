@@ -1,6 +1,7 @@
 """Seconds of a fit and a million predictions of BG/NBD, beside the package lifetimes.
 
     python -m benchmarks.customers [--customers 1000000] [--rounds 3] [--no-lifetimes]
+    python -m benchmarks.customers --python path/to/python
 
 Customers are simulated with CDNOW's parameters and ages up to two years. Times are whole days, as
 in a log; `--continuous` leaves them as they are, so that no two customers are alike. Both sides get
@@ -9,23 +10,28 @@ P(alive) and the expected purchases within 39 weeks (jaxops tells P(buys again),
 (0.11.3 is what was measured; not a dependency of jaxops) fits once. The parameters, and the
 predictions from the same parameters, are compared. jaxops's first call, with compilation, is
 reported separately. Where lifetimes is not installed, SciPy minimises the same likelihood, written
-in NumPy.
+in NumPy. `--python` names an interpreter with pymc-marketing (0.19.2 is what was measured), whose
+maximum a posteriori is timed last, in a process of its own: the first fit and another.
 """
 
 import importlib.util
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from benchmarks.process import asked
 from jaxops import customers
 from jaxops.trust import report
 
 PARAMS = {"r": 0.243, "alpha": 4.414, "a": 0.793, "b": 2.426}
 HORIZON = 39.0
+SIDE = Path(__file__).with_name("customers_side.py")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Settings:
     """no rounding of times to days"""
     lifetimes: bool = True
     """the package, if it is installed; else SciPy's minimisation"""
+    python: Path | None = None
+    """an interpreter with pymc-marketing"""
 
 
 def simulated(count: int, continuous: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,6 +154,19 @@ def timed(call: Callable[[], Any], rounds: int) -> tuple[Any, list[float]]:
     return result, seconds
 
 
+def beside_pymc(rows: tuple[np.ndarray, ...], python: Path, ours: float) -> None:
+    """Print what pymc-marketing takes, and how many times as fast jaxops is with its seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "rows.npz"))
+        np.savez(file, **dict(zip(("frequency", "recency", "T"), rows, strict=True)))
+        told = asked([str(python), str(SIDE), file, str(HORIZON)])
+    times = (told["fit"] + told["predict"]) / ours
+    print(f"pymc-marketing: fit {told['fit']:.2f} s (the first {told['first']:.2f}), ", end="")
+    print(f"predict {told['predict']:.2f} s; ", end="")
+    print(f"both together: {times:.0f} times as fast")
+    print("its parameters:", *(f"{name} {value:.4f}" for name, value in told["params"].items()))
+
+
 def main(settings: Settings) -> None:
     """Print a line for fit, one for predict, and how far the sides differ."""
     rows = simulated(settings.customers, settings.continuous)
@@ -188,6 +209,8 @@ def main(settings: Settings) -> None:
     for what, one, two in zip(("P(alive)", "purchases"), told, their_told, strict=True):
         far = np.abs(one / np.asarray(two) - 1)
         print(f"{what}: largest relative difference {np.nanmax(far):.1e}")
+    if settings.python:
+        beside_pymc(rows, settings.python, both)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,19 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
+def asked(command: list[str]) -> dict[str, Any]:
+    """What a process that runs a command prints as JSON in its last line.
+
+    Raises:
+        RuntimeError: it ended with an error.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 class WorkerError(RuntimeError):
     """A worker could not do what it was asked; the message ends with its own traceback."""
 

@@ -13,7 +13,6 @@ less on what else the machine does.
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import pandas as pd
 import tyro
 
+from benchmarks.process import asked
 from experiments import tables
 from jaxops import tabular
 from jaxops.trust import report
@@ -62,15 +62,6 @@ def ours(folder: Path, name: str, seed: int) -> dict[str, float]:
     row |= {"validation": model.about["validation"][metric]}
     row |= {"test": tabular.evaluate(model, test).figures()[metric]}
     return row | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def asked(command: list[str]) -> dict[str, float]:
-    """What a process tells in its last line."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def written(folder: Path, name: str) -> None:

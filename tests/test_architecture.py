@@ -65,6 +65,7 @@ BY_HAND = {  # of an environment of its own, which the benchmark names
     "threadpoolctl": "benchmarks/recommend_als.py",
     "stockpyl": "benchmarks/stockpyl_loop.py",
     "lifetimes": "benchmarks/customers.py",
+    "pymc_marketing": "benchmarks/customers_side.py",
     "pytabkit": "benchmarks/tabular_peers_side.py",
     "opacus": "benchmarks/private_opacus.py",
     "jax_privacy": "benchmarks/private_jax_privacy.py",
