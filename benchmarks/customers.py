@@ -158,7 +158,7 @@ def beside_pymc(rows: tuple[np.ndarray, ...], python: Path, ours: float) -> None
     """Print what pymc-marketing takes, and how many times as fast jaxops is with its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "rows.npz"))
-        np.savez(file, **dict(zip(("frequency", "recency", "T"), rows, strict=True)))
+        np.savez(file, frequency=rows[0], recency=rows[1], T=rows[2])
         told = asked([str(python), str(SIDE), file, str(HORIZON)])
     times = (told["fit"] + told["predict"]) / ours
     print(f"pymc-marketing: fit {told['fit']:.2f} s (the first {told['first']:.2f}), ", end="")
