@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,6 +130,26 @@ def experiment(
     written = [*files, *sorted((out / f"seed-{settings.seeds - 1}").iterdir())]
     print("written:", *written, sep="\n  ")
     return result
+
+
+def each_set(
+    sets: Mapping[str, Callable[[Any, int], Any]], settings: Any, seed: int, folder: Path
+) -> Iterator[tuple[str, Any]]:
+    """(name, what its function tells) of the data sets in `settings.only`, or of all.
+
+    What is told is kept as JSON, so that `--resume` goes on.
+
+    Raises:
+        ValueError: `settings.only` names a data set that is not there.
+    """
+    unknown = set(settings.only) - set(sets)
+    if unknown:
+        raise ValueError(f"only must be some of {', '.join(sets)}, got {', '.join(unknown)}")
+    for name in settings.only or sets:
+        done = folder / f"{name}.json"
+        if not (settings.resume and done.exists()):
+            done.write_text(json.dumps(sets[name](settings, seed)))
+        yield name, json.loads(done.read_text())
 
 
 def _summaries(results: list[dict[str, float]]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ an interval in the unit of the target, `worst` the coverage of the group that ha
     JAXOPS_DATA_DIR=DATA python -m experiments.coverage [--seeds 5]
 """
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -267,18 +266,12 @@ SETS: dict[str, Callable[[Settings, int], Rows]] = {
 
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """Every data set; what is done is kept, so that `--resume` goes on."""
-    unknown = set(settings.only) - set(SETS)
-    if unknown:
-        raise ValueError(f"only must be some of {', '.join(SETS)}, got {', '.join(unknown)}")
     if settings.smoke:
         settings = replace(settings, epochs=2, folds=2)
     rows: Rows = {}
-    for name in settings.only or SETS:
-        done = folder / f"{name}.json"
-        if not (settings.resume and done.exists()):
-            done.write_text(json.dumps(SETS[name](settings, seed)))
-            common.say(f"seed {seed}: {name}: {done.read_text()}")
-        rows |= {f"{name}: {how}": row for how, row in json.loads(done.read_text()).items()}
+    for name, found in common.each_set(SETS, settings, seed, folder):
+        common.say(f"seed {seed}: {name}: {found}")
+        rows |= {f"{name}: {how}": row for how, row in found.items()}
     metrics = {}
     if "california: CQR" in rows:
         metrics["california_cqr"] = rows["california: CQR"]["coverage"]

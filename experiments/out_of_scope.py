@@ -17,7 +17,6 @@ validation rows: the shares of test rows in scope and out of scope that it refus
     JAXOPS_DATA_DIR=DATA python -m experiments.out_of_scope [--seeds 3]
 """
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -164,18 +163,12 @@ SETS = {"clinc150": clinc150, "mnist": mnist}
 
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """Both data sets; what is done is kept, so that `--resume` goes on."""
-    unknown = set(settings.only) - set(SETS)
-    if unknown:
-        raise ValueError(f"only must be some of {', '.join(SETS)}, got {', '.join(unknown)}")
     if settings.smoke:
         settings = replace(settings, text_epochs=1, image_epochs=1)
     rows: Rows = {}
     metrics: dict[str, float] = {}
-    for name in settings.only or SETS:
-        done = folder / f"{name}.json"
-        if not (settings.resume and done.exists()):
-            done.write_text(json.dumps(SETS[name](settings, seed)))
-        found, metrics[f"{name}_accuracy"] = json.loads(done.read_text())
+    for name, (found, accuracy) in common.each_set(SETS, settings, seed, folder):
+        metrics[f"{name}_accuracy"] = accuracy
         rows |= found
         common.say(f"seed {seed}: {name} done")
     own = [row for row in rows.values() if "validation" in row]

@@ -20,7 +20,6 @@ needs about seven minutes of one core.
 """
 
 import functools
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -189,18 +188,12 @@ SETS: dict[str, Callable[[Settings, int], Rows]] = {
 
 def run(settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """Every data set; what is done is kept, so that `--resume` goes on."""
-    unknown = set(settings.only) - set(SETS)
-    if unknown:
-        raise ValueError(f"only must be some of {', '.join(SETS)}, got {', '.join(unknown)}")
     if settings.smoke:
         settings = replace(settings, epochs=1)
     rows: Rows = {}
-    for name in settings.only or SETS:
-        done = folder / f"{name}.json"
-        if not (settings.resume and done.exists()):
-            done.write_text(json.dumps(SETS[name](settings, seed)))
-            common.say(f"seed {seed}: {name} done")
-        rows |= json.loads(done.read_text())
+    for name, found in common.each_set(SETS, settings, seed, folder):
+        common.say(f"seed {seed}: {name} done")
+        rows |= found
     metrics = {}
     if "mnist, plain: pgd" in rows:
         metrics["mnist_pgd"] = rows["mnist, adversarial: pgd"]["3"]
